@@ -1,0 +1,108 @@
+//! Why a stage, or a worker under one, ended.
+
+use std::{any::Any, error::Error, fmt, sync::Arc};
+
+/// Why a stage or a worker ended: a closed list, so that supervision can decide on it.
+///
+/// Callbacks end their stage by returning one as the error of their `Result`. Any error converts
+/// with `?`, which is why this type does not implement [`Error`] itself; its cause is in
+/// [`source`](Self::source).
+///
+/// `Normal`, `Shutdown` and `ShutdownWith` are *graceful*: a transient child is not restarted after
+/// one. The reasons and what counts as graceful are GenStage's.
+///
+/// ```
+/// use pipeline_core::ExitReason;
+///
+/// fn parse(text: &str) -> Result<u64, ExitReason> {
+///     Ok(text.parse()?)
+/// }
+/// let reason = parse("twelve").unwrap_err();
+/// assert!(!reason.is_graceful());
+/// assert_eq!(reason.to_string(), "failed: invalid digit found in string");
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ExitReason {
+    /// It had nothing left to do.
+    Normal,
+    /// It was told to stop, or stopped for the good of the whole.
+    Shutdown,
+    /// The same, with a detail.
+    ShutdownWith(Arc<str>),
+    /// It was ended from outside without being asked.
+    Killed,
+    /// The stage it needed does not exist, or no longer does.
+    NoProcess,
+    /// It panicked; this is the panic's message.
+    Panicked(Arc<str>),
+    /// It failed with an error.
+    Failed(Arc<dyn Error + Send + Sync>),
+}
+
+impl ExitReason {
+    /// A failure told in words only.
+    ///
+    /// ```
+    /// # use pipeline_core::ExitReason;
+    /// assert_eq!(ExitReason::failed("no route").to_string(), "failed: no route");
+    /// ```
+    #[must_use]
+    pub fn failed(message: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed(Arc::from(message.into()))
+    }
+
+    /// Whether this is an ending in good order.
+    ///
+    /// ```
+    /// # use pipeline_core::ExitReason;
+    /// assert!(ExitReason::Normal.is_graceful());
+    /// assert!(!ExitReason::Killed.is_graceful());
+    /// ```
+    #[must_use]
+    pub fn is_graceful(&self) -> bool {
+        matches!(self, Self::Normal | Self::Shutdown | Self::ShutdownWith(_))
+    }
+
+    /// The error behind a failure.
+    #[must_use]
+    pub fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Failed(error) => Some(&**error),
+            _ => None,
+        }
+    }
+
+    /// The reason that a caught panic's payload stands for.
+    pub(crate) fn from_panic(payload: &(dyn Any + Send)) -> Self {
+        let message = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("a panic without a message");
+        Self::Panicked(message.into())
+    }
+}
+
+impl fmt::Display for ExitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Normal => f.write_str("normal"),
+            Self::Shutdown => f.write_str("shutdown"),
+            Self::ShutdownWith(detail) => write!(f, "shutdown: {detail}"),
+            Self::Killed => f.write_str("killed"),
+            Self::NoProcess => f.write_str("no such stage"),
+            Self::Panicked(message) => write!(f, "panicked: {message}"),
+            Self::Failed(error) => write!(f, "failed: {error}"),
+        }
+    }
+}
+
+impl<E> From<E> for ExitReason
+where
+    E: Error + Send + Sync + 'static,
+{
+    fn from(error: E) -> Self {
+        Self::Failed(Arc::new(error))
+    }
+}

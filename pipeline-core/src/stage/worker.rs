@@ -1,0 +1,120 @@
+//! What a consumer supervisor runs for each event.
+
+use std::future::Future;
+
+use tokio::sync::watch;
+
+use crate::exit::ExitReason;
+
+/// Handles one event, in a task of its own.
+///
+/// A worker is shared by all its children, so it holds what they have in common: a connection
+/// pool, an endpoint to broadcast with. It borrows its event, which stays with the supervisor: if
+/// the child fails and is restarted, it is given the same event again.
+///
+/// An async closure or function that takes the event by reference is a worker:
+///
+/// ```
+/// use pipeline_core::{ConsumerSupervisor, ExitReason};
+///
+/// let prefix = String::from("got");
+/// let supervisor = ConsumerSupervisor::new(async move |event: &u64| {
+///     println!("{prefix} {event}");
+///     Ok(())
+/// });
+/// # let _: ConsumerSupervisor<u64, _> = supervisor;
+/// ```
+///
+/// Implement the trait for a worker that wants its [`ChildContext`], or that has a name of its own:
+///
+/// ```
+/// use pipeline_core::{ChildContext, ExitReason, Worker};
+///
+/// struct Fetch;
+///
+/// impl Worker<String> for Fetch {
+///     async fn run(&self, url: &String, context: ChildContext) -> Result<(), ExitReason> {
+///         tokio::select! {
+///             () = context.stopping() => Err(ExitReason::Shutdown),
+///             () = async { /* fetch url */ } => Ok(()),
+///         }
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a worker for `{E}`",
+    note = "a worker is an async closure `async move |event: &Event| {{ .. Ok(()) }}` that is `Clone + Send + Sync`, \
+            whose future is `Send` and returns `Result<(), ExitReason>`, or a type that implements `Worker`"
+)]
+pub trait Worker<E>: Send + Sync + 'static {
+    /// Handles the event. The child ends when the future does.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the pipeline runs out of time, the future is dropped at one of its `.await`s, and the
+    /// event is reported as unfinished.
+    fn run(
+        &self,
+        event: &E,
+        context: ChildContext,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send;
+}
+
+/// What a child of a consumer supervisor knows about itself.
+#[derive(Clone, Debug)]
+pub struct ChildContext {
+    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) restarts: u32,
+}
+
+impl ChildContext {
+    /// How often a child has failed with this event before.
+    #[must_use]
+    pub fn restarts(&self) -> u32 {
+        self.restarts
+    }
+
+    /// Completes when the supervisor wants its children to end soon.
+    ///
+    /// A child may ignore it. It is then dropped when its time is up; see
+    /// [`ConsumerSupervisor::shutdown`](crate::ConsumerSupervisor::shutdown).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn stopping(&self) {
+        // An error means that the supervisor itself is gone.
+        let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
+    }
+}
+
+/// A closure whose future may borrow the event. Public only because a public bound names it.
+#[doc(hidden)]
+pub trait Job<'a, E: 'a>: FnOnce(&'a E) -> Self::Future {
+    type Future: Future<Output = Result<(), ExitReason>> + Send + 'a;
+}
+
+impl<'a, E, F, Fut> Job<'a, E> for F
+where
+    E: 'a,
+    F: FnOnce(&'a E) -> Fut,
+    Fut: Future<Output = Result<(), ExitReason>> + Send + 'a,
+{
+    type Future = Fut;
+}
+
+/// Each child gets a clone of the closure, because an async closure lends what it has captured to
+/// its future: capture what is cheap to clone.
+impl<E, F> Worker<E> for F
+where
+    E: Send + Sync + 'static,
+    F: for<'a> Job<'a, E> + Clone + Send + Sync + 'static,
+{
+    fn run(
+        &self,
+        event: &E,
+        _context: ChildContext,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        self.clone()(event)
+    }
+}

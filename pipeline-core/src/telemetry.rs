@@ -1,0 +1,162 @@
+//! What the stages measure, and where it goes.
+
+use std::{fmt, sync::Arc};
+
+use metrics::{Counter, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+
+use crate::stage::StageContext;
+
+/// Where a component records its metrics: the process's recorder, or one given explicitly.
+///
+/// Components register their handles once, when they are started, and record through them from then
+/// on. So a global recorder has to be installed before that.
+#[derive(Clone, Default)]
+pub struct Telemetry {
+    recorder: Option<Arc<dyn Recorder + Send + Sync>>,
+}
+
+impl Telemetry {
+    /// The recorder that is installed for the process, or nowhere.
+    #[must_use]
+    pub fn global() -> Self {
+        Self::default()
+    }
+
+    /// This recorder, whatever is installed for the process.
+    #[must_use]
+    pub fn to(recorder: impl Recorder + Send + Sync + 'static) -> Self {
+        Self {
+            recorder: Some(Arc::new(recorder)),
+        }
+    }
+
+    /// Registers a counter.
+    pub fn counter(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Counter {
+        let key = key(name, labels);
+        self.with(|recorder| {
+            recorder.describe_counter(name.into(), Some(Unit::Count), description.into());
+            recorder.register_counter(&key, &METADATA)
+        })
+    }
+
+    /// Registers a histogram of times, in milliseconds with fractions.
+    pub fn milliseconds(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Histogram {
+        let key = key(name, labels);
+        self.with(|recorder| {
+            recorder.describe_histogram(name.into(), Some(Unit::Milliseconds), description.into());
+            recorder.register_histogram(&key, &METADATA)
+        })
+    }
+
+    fn with<T>(&self, register: impl FnOnce(&dyn Recorder) -> T) -> T {
+        match &self.recorder {
+            Some(recorder) => register(&**recorder),
+            None => metrics::with_recorder(register),
+        }
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.recorder.is_some() {
+            "Telemetry(explicit)"
+        } else {
+            "Telemetry(global)"
+        })
+    }
+}
+
+const METADATA: Metadata<'static> =
+    Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+fn key(name: &'static str, labels: impl IntoIterator<Item = (&'static str, String)>) -> Key {
+    let labels: Vec<Label> = labels
+        .into_iter()
+        .map(|(key, value)| Label::new(key, value))
+        .collect();
+    Key::from_parts(name, labels)
+}
+
+/// Why events were discarded.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Discard {
+    /// More were emitted without demand than the stage's buffer holds.
+    BufferFull,
+    /// More were offered than the queue holds.
+    QueueFull,
+}
+
+/// The handles of one stage.
+#[derive(Clone, Debug)]
+pub(crate) struct StageMetrics {
+    buffer_full: Counter,
+    queue_full: Counter,
+}
+
+impl StageMetrics {
+    pub(crate) fn register(context: &StageContext) -> Self {
+        let discarded = |reason: &str| {
+            context.telemetry.counter(
+                "pipeline.events_discarded",
+                "Events thrown away because there was no room, by reason",
+                context
+                    .labels()
+                    .into_iter()
+                    .chain([("reason", reason.to_owned())]),
+            )
+        };
+        Self {
+            buffer_full: discarded("buffer_full"),
+            queue_full: discarded("queue_full"),
+        }
+    }
+
+    pub(crate) fn discarded(&self, why: Discard, events: u64) {
+        let counter = match why {
+            Discard::BufferFull => &self.buffer_full,
+            Discard::QueueFull => &self.queue_full,
+        };
+        counter.increment(events);
+    }
+}
+
+/// The handles of one consumer supervisor.
+#[derive(Debug)]
+pub(crate) struct WorkerMetrics {
+    /// From the start of a worker to its end, every attempt on its own.
+    pub(crate) process_time: Histogram,
+    pub(crate) failed: Counter,
+    pub(crate) restarted: Counter,
+}
+
+impl WorkerMetrics {
+    pub(crate) fn register(context: &StageContext) -> Self {
+        Self {
+            process_time: context.telemetry.milliseconds(
+                "pipeline.worker.process_time",
+                "From the start of a worker to its end",
+                context.labels(),
+            ),
+            failed: context.telemetry.counter(
+                "pipeline.worker.failed",
+                "Workers that ended with an error or a panic",
+                context.labels(),
+            ),
+            restarted: context.telemetry.counter(
+                "pipeline.worker.restarted",
+                "Workers started again with the same event",
+                context.labels(),
+            ),
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Producers and consumers of one's own: the arithmetic through real tasks, and how they end.
+
+mod support;
+
+use pipeline_core::{
+    Cancel, Consumer, Emitter, ExitReason, Pipeline, Producer, StageContext, StartError,
+    SubscribeOptions, SubscriptionId,
+};
+use tokio::sync::mpsc;
+
+/// Emits as many successive numbers as are asked for, up to an end, and tells what it was asked.
+struct Counter {
+    next: u64,
+    end: u64,
+    asked: mpsc::UnboundedSender<usize>,
+}
+
+impl Producer for Counter {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.asked.send(demand)?;
+        let end = self.end.min(self.next + demand as u64);
+        out.emit_all(self.next..end);
+        self.next = end;
+        if end == self.end {
+            Err(ExitReason::Normal)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Tells what it handles, and fails at one event.
+struct Recorder {
+    batches: mpsc::UnboundedSender<Vec<u64>>,
+    fail_at: Option<u64>,
+}
+
+impl Consumer for Recorder {
+    type Event = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _from: SubscriptionId,
+    ) -> Result<(), ExitReason> {
+        if let Some(at) = self.fail_at.filter(|at| events.contains(at)) {
+            assert!(at % 2 == 0, "an odd event");
+            return Err(ExitReason::failed("an even event"));
+        }
+        self.batches.send(events)?;
+        Ok(())
+    }
+
+    async fn terminate(&mut self, _reason: &ExitReason) {
+        let _ = self.batches.send(Vec::new());
+    }
+}
+
+/// Runs numbers up to `end` through; what was asked, what was handled, and how it ended.
+async fn run(
+    end: u64,
+    fail_at: Option<u64>,
+    options: SubscribeOptions,
+) -> (Vec<usize>, Vec<Vec<u64>>, pipeline_core::PipelineReport) {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "read after the end of a finite run"
+    )]
+    let ((asked, mut asks), (batches, mut handled)) =
+        (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let mut pipeline = Pipeline::builder("test")
+        .producer(Counter {
+            next: 0,
+            end,
+            asked,
+        })
+        .consumer(Recorder { batches, fail_at }, options)
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    asks.close();
+    handled.close();
+    let asks = std::iter::from_fn(|| asks.try_recv().ok()).collect();
+    let handled = std::iter::from_fn(|| handled.try_recv().ok()).collect();
+    (asks, handled, report)
+}
+
+fn batches(sizes: &[u64]) -> Vec<Vec<u64>> {
+    let mut next = 0;
+    let batch = |&size: &u64| {
+        next += size;
+        (next - size..next).collect()
+    };
+    sizes.iter().map(batch).collect()
+}
+
+#[tokio::test]
+async fn events_are_handled_in_chunks_and_demand_is_renewed_after_each() {
+    let (asks, handled, report) = run(2000, None, SubscribeOptions::new()).await;
+    assert_eq!(asks, [1000, 500, 500]);
+    assert_eq!(
+        handled,
+        batches(&[500, 500, 500, 500, 0]),
+        "the empty one is its terminate"
+    );
+    assert_eq!(report.left_undone(), 0);
+
+    let options = SubscribeOptions::new().max_demand(100).min_demand(20);
+    let (asks, handled, _) = run(280, None, options).await;
+    assert_eq!(asks, [100, 80, 100]);
+    assert_eq!(handled, batches(&[80, 20, 80, 80, 20, 0]));
+}
+
+#[tokio::test]
+async fn a_failing_consumer_ends_the_pipeline_and_says_why() {
+    let options = SubscribeOptions::new().max_demand(10).min_demand(8);
+    let (_, handled, report) = run(1000, Some(4), options).await;
+    assert_eq!(handled, batches(&[2, 2, 0]));
+    let failure = report.failure().unwrap();
+    assert_eq!(&*failure.stage, "consumer");
+    assert_eq!(failure.reason.to_string(), "failed: an even event");
+}
+
+#[tokio::test]
+async fn a_panic_in_a_consumer_is_contained_and_told() {
+    let options = SubscribeOptions::new().max_demand(10).min_demand(8);
+    let (_, handled, report) = run(1000, Some(5), options).await;
+    assert_eq!(handled, batches(&[2, 2, 0]));
+    assert_eq!(
+        report.failure().unwrap().reason.to_string(),
+        "panicked: an odd event"
+    );
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_not_permanent_drains_with_the_pipeline() {
+    let options = SubscribeOptions::new()
+        .max_demand(10)
+        .cancel(Cancel::Temporary);
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "read after the end of a finite run"
+    )]
+    let ((asked, _asks), (batches, mut handled)) =
+        (mpsc::unbounded_channel(), mpsc::unbounded_channel());
+    let pipeline = Pipeline::builder("test")
+        .producer(Counter {
+            next: 0,
+            end: 5,
+            asked,
+        })
+        .consumer(
+            Recorder {
+                batches,
+                fail_at: None,
+            },
+            options,
+        )
+        .start()
+        .unwrap();
+    assert_eq!(handled.recv().await, Some(vec![0, 1, 2, 3, 4]));
+    let report = pipeline.drain(std::time::Duration::from_secs(3600)).await;
+    assert!(report.in_time);
+    assert_eq!(report.left_undone(), 0);
+}
+
+/// Never starts.
+struct Refuses;
+
+impl Producer for Refuses {
+    type Event = u64;
+
+    fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
+        Err(ExitReason::failed(format!(
+            "no luck in {}",
+            context.pipeline()
+        )))
+    }
+
+    async fn handle_demand(
+        &mut self,
+        _demand: usize,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_work_does_not_start() {
+    let start = |options| {
+        #[expect(clippy::disallowed_methods, reason = "never used")]
+        let (batches, _) = mpsc::unbounded_channel();
+        Pipeline::builder("test")
+            .producer(Refuses)
+            .consumer(
+                Recorder {
+                    batches,
+                    fail_at: None,
+                },
+                options,
+            )
+            .start()
+            .unwrap_err()
+    };
+    let error = start(SubscribeOptions::new());
+    assert_eq!(
+        error.to_string(),
+        "producer did not start: failed: no luck in test"
+    );
+
+    let error = start(SubscribeOptions::new().max_demand(0));
+    assert!(matches!(error, StartError::Subscribe { .. }), "{error}");
+}
+
+#[test]
+fn a_pipeline_needs_a_runtime() {
+    let (queue, producer) = pipeline_core::queue::<u64>(pipeline_core::QueueOptions::new());
+    let worker = pipeline_core::ConsumerSupervisor::new(async |_: &u64| Ok(()));
+    let error = Pipeline::builder("test")
+        .producer(producer)
+        .consumer_supervisor(worker, SubscribeOptions::new())
+        .start()
+        .unwrap_err();
+    assert!(matches!(error, StartError::NoRuntime));
+    assert!(queue.is_closed());
+}

@@ -1,0 +1,212 @@
+//! How a pipeline ends: in good order, when its time is up, and when it is dropped.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use pipeline_core::{
+    ChildContext, Closed, ConsumerSupervisor, ExitReason, QueueOptions, Worker, queue,
+};
+use support::{gate, supervised};
+use tokio::sync::mpsc;
+
+const LONG: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn draining_hands_on_what_was_accepted_and_takes_nothing_more() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 2, 1);
+    for item in 0..10 {
+        queue.push(item).await.unwrap();
+    }
+    keeper.started(2).await;
+    let draining = tokio::spawn(pipeline.drain(LONG));
+    while !queue.is_closed() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(queue.push(10).await, Err(Closed(10)));
+    keeper.let_go(10);
+    assert_eq!(keeper.started(8).await, Vec::from_iter(2..10));
+    let report = draining.await.unwrap();
+    assert!(report.in_time);
+    assert_eq!(report.left_undone(), 0);
+    assert_eq!(
+        report.to_string().split(';').next(),
+        Some("pipeline test ended, nothing left undone")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_done_when_the_time_is_up_is_reported_to_the_number() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 3, 2);
+    for item in 0..10 {
+        queue.push(item).await.unwrap();
+    }
+    keeper.started(3).await;
+    let report = pipeline.drain(Duration::from_millis(50)).await;
+    assert!(!report.in_time);
+    let producer = report
+        .stages
+        .iter()
+        .find(|stage| &*stage.stage == "producer")
+        .unwrap();
+    let workers = report
+        .stages
+        .iter()
+        .find(|stage| &*stage.stage != "producer")
+        .unwrap();
+    assert_eq!((producer.held, producer.unfinished), (7, 0));
+    assert_eq!((workers.held, workers.unfinished), (0, 3));
+    assert_eq!(report.left_undone(), 10);
+    let text = report.to_string();
+    assert!(
+        text.starts_with("pipeline test ended when its time was up, 10 events left undone"),
+        "{text}"
+    );
+    assert!(
+        text.contains("producer ended (killed), 7 events held"),
+        "{text}"
+    );
+    assert!(text.contains("3 events begun and not finished"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn under_load_everything_accepted_is_done_or_reported() {
+    for round in 0..20 {
+        let (queue, producer) = queue(QueueOptions::new().capacity(50));
+        let done = Arc::new(AtomicUsize::new(0));
+        let counter = done.clone();
+        let worker = async move |_: &u64| {
+            for _ in 0..round {
+                tokio::task::yield_now().await;
+            }
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 10, 5);
+        let (accepted, mut accepting) = mpsc::channel::<()>(1);
+        let pushers: Vec<_> = (0..4)
+            .map(|_| {
+                let (queue, accepted) = (queue.clone(), accepted.clone());
+                tokio::spawn(async move {
+                    let mut count = 0;
+                    while queue.push(1u64).await.is_ok() {
+                        count += 1;
+                        let _ = accepted.try_send(());
+                    }
+                    count
+                })
+            })
+            .collect();
+        accepting.recv().await.unwrap();
+        // Sometimes there is no time at all, sometimes enough for some or all of it.
+        let report = pipeline
+            .drain(Duration::from_micros(round * round * 50))
+            .await;
+        let mut accepted = 0;
+        for pusher in pushers {
+            accepted += pusher.await.unwrap();
+        }
+        assert_eq!(
+            accepted,
+            done.load(Ordering::SeqCst) + report.left_undone(),
+            "{report}"
+        );
+    }
+}
+
+/// Counts the workers alive.
+struct Alive(Arc<AtomicUsize>);
+
+impl Alive {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn dropping_a_pipeline_ends_its_stages_and_workers() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let alive = Arc::new(AtomicUsize::new(0));
+    let (gate, mut keeper) = gate();
+    let counter = alive.clone();
+    let worker = async move |event: &u64| {
+        let _alive = Alive::new(&counter);
+        gate.pass(*event).await
+    };
+    let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 3, 0);
+    for item in 0..10 {
+        queue.push(item).await.unwrap();
+    }
+    keeper.started(3).await;
+    assert_eq!(alive.load(Ordering::SeqCst), 3);
+    drop(pipeline);
+    while alive.load(Ordering::SeqCst) > 0 || !queue.is_closed() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(queue.len(), 7);
+}
+
+/// Ends when it is told to, or never.
+struct Obedient(mpsc::Sender<u64>);
+
+impl Worker<u64> for Obedient {
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        self.0.send(*event).await?;
+        if *event == 0 {
+            return Err(ExitReason::failed("enough"));
+        }
+        context.stopping().await;
+        if *event == 1 {
+            Ok(())
+        } else {
+            std::future::pending().await
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (started, mut starting) = mpsc::channel(9);
+    let supervisor = ConsumerSupervisor::new(Obedient(started))
+        .max_restarts(0, LONG)
+        .shutdown(Duration::from_secs(30));
+    let mut pipeline = supervised(producer, supervisor, 3, 0);
+    queue.push(1).await.unwrap();
+    queue.push(2).await.unwrap();
+    assert_eq!(
+        [starting.recv().await, starting.recv().await],
+        [Some(1), Some(2)]
+    );
+    queue.push(0).await.unwrap();
+    let report = pipeline.ended().await;
+    let workers = report
+        .stages
+        .iter()
+        .find(|stage| stage.unfinished > 0)
+        .unwrap();
+    assert!(matches!(workers.reason, ExitReason::Shutdown));
+    assert_eq!(
+        workers.unfinished, 2,
+        "the one that failed and the one that would not listen"
+    );
+}

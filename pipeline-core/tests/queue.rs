@@ -1,0 +1,177 @@
+//! The queue producer: who waits, who is refused, what is stamped and what is discarded.
+
+mod support;
+
+use std::time::Duration;
+
+use pipeline_core::{
+    BufferKeep, Closed, ConsumerSupervisor, ExitReason, Offer, Pipeline, QueueOptions,
+    SubscribeOptions, Timed, TryPushError, queue,
+};
+use support::{gate, recorder, settle, supervised};
+use tokio::{sync::mpsc, time::Instant};
+
+#[tokio::test]
+async fn push_waits_for_room_and_is_served_in_order() {
+    let (queue, producer) = queue(QueueOptions::new().capacity(2));
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+
+    // One is with the worker, two are in the queue, and the fourth finds no room.
+    queue.push(0).await.unwrap();
+    assert_eq!(keeper.started(1).await, [0]);
+    queue.push(1).await.unwrap();
+    queue.push(2).await.unwrap();
+    let waiting = tokio::spawn(queue.push(3));
+    settle().await;
+    assert!(!waiting.is_finished());
+    assert_eq!(queue.try_push(9).unwrap_err(), TryPushError::Full(9));
+
+    keeper.let_go(1);
+    waiting.await.unwrap().unwrap();
+    keeper.let_go(3);
+    assert_eq!(keeper.started(3).await, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_push_that_is_given_up_leaves_nothing_behind() {
+    let (queue, _producer) = queue(QueueOptions::new().capacity(1));
+    queue.push(1).await.unwrap();
+    let given_up = tokio::spawn(queue.push(2));
+    settle().await;
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    assert_eq!(queue.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn push_timed_stamps_the_moment_of_the_call() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (sender, mut arrived) = mpsc::channel(1);
+    let worker = async move |event: &Timed<u64>| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let called_at = Instant::now();
+    let push = queue.push_timed(7);
+    tokio::time::advance(Duration::from_millis(50)).await;
+    push.await.unwrap();
+    tokio::time::advance(Duration::from_millis(50)).await;
+    let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+
+    let event = arrived.recv().await.unwrap();
+    assert_eq!((event.enqueued_at(), event.into_inner()), (called_at, 7));
+}
+
+#[tokio::test]
+async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
+    let (queue, producer) = queue(QueueOptions::new().capacity(2).keep(BufferKeep::First));
+    let offers: Vec<Offer> = (0..5u64).map(|item| queue.offer(item).unwrap()).collect();
+    assert_eq!(offers[..2], [Offer::Kept; 2]);
+    assert_eq!(offers[2..], [Offer::Discarded; 3]);
+    assert_eq!(queue.discarded(), 3);
+
+    let (telemetry, recorded) = recorder();
+    let (sender, mut arrived) = mpsc::channel(9);
+    let worker = async move |event: &u64| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let report = pipeline.drain(Duration::from_secs(60)).await;
+    assert_eq!(report.left_undone(), 0);
+    assert_eq!(
+        [arrived.recv().await, arrived.recv().await],
+        [Some(0), Some(1)]
+    );
+    assert_eq!(arrived.recv().await, None);
+    assert_eq!(
+        recorded.counter("pipeline.events_discarded", ("reason", "queue_full")),
+        3
+    );
+}
+
+#[tokio::test]
+async fn a_queue_that_keeps_the_last_displaces_the_oldest() {
+    let (queue, _producer) = queue(QueueOptions::new().capacity(1));
+    assert_eq!(queue.offer(1).unwrap(), Offer::Kept);
+    assert_eq!(queue.offer(2).unwrap(), Offer::DisplacedOldest);
+    assert_eq!((queue.len(), queue.discarded()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_closed_queue_gives_every_item_back() {
+    let (queue, producer) = queue(QueueOptions::new().capacity(1));
+    queue.push(1).await.unwrap();
+    let waiting = tokio::spawn(queue.push(2));
+    settle().await;
+    drop(producer);
+    assert_eq!(waiting.await.unwrap(), Err(Closed(2)));
+    assert_eq!(queue.push(3).await, Err(Closed(3)));
+    assert_eq!(queue.try_push(4), Err(TryPushError::Closed(4)));
+    assert_eq!(queue.offer(5), Err(Closed(5)));
+    assert!(queue.is_closed());
+}
+
+#[tokio::test]
+async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (sender, mut arrived) = mpsc::channel(9);
+    let worker = async move |event: &u64| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    let second = queue.clone();
+    drop(queue);
+    for item in 0..3 {
+        second.push(item).await.unwrap();
+    }
+    drop(second);
+    let report = pipeline.ended().await;
+    assert!(
+        report
+            .stages
+            .iter()
+            .all(|stage| matches!(stage.reason, ExitReason::Normal))
+    );
+    assert_eq!(report.left_undone(), 0);
+    for item in 0..3 {
+        assert_eq!(arrived.recv().await, Some(item));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_pushers_lose_nothing_and_keep_their_own_order() {
+    const PUSHERS: usize = 8;
+    const EACH: u64 = 2_000;
+    let (queue, producer) = queue(QueueOptions::new().capacity(16));
+    let (sender, mut arrived) = mpsc::channel(64);
+    let worker = async move |event: &(usize, u64)| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    for pusher in 0..PUSHERS {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for n in 0..EACH {
+                queue.push((pusher, n)).await.unwrap();
+            }
+        });
+    }
+    drop(queue);
+    let mut next = [0; PUSHERS];
+    while let Some((pusher, n)) = arrived.recv().await {
+        assert_eq!(next[pusher], n);
+        next[pusher] += 1;
+    }
+    assert_eq!(next, [EACH; PUSHERS]);
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+}
