@@ -1,1 +1,83 @@
-//! Soon.
+//! A StatsD recorder for the [`metrics`] facade.
+//!
+//! Recording touches an atomic or a short lock and nothing else; a thread of its own turns what
+//! was recorded into StatsD lines once per interval and hands them to any [`cadence`] sink: UDP,
+//! buffered UDP, Unix sockets, a queue, or one of your own. What goes over the wire therefore
+//! grows with the number of series, not with the number of events.
+//!
+//! ```no_run
+//! use metrics::{Unit, counter, describe_histogram, histogram};
+//! use pipeline_statsd::StatsdRecorder;
+//! use std::time::Duration;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?
+//!     .prefix("push")
+//!     .tag("region", "eu")
+//!     .flush_every(Duration::from_secs(1))
+//!     .install()?; // flushes on drop
+//!
+//! describe_histogram!("ws.push_time", Unit::Milliseconds, "enqueue to socket");
+//! counter!("ws.joins", "result" => "ok").increment(1); // push.ws.joins:1|c|#region:eu,result:ok
+//! histogram!("ws.push_time").record(0.75); //             push.ws.push_time:0.75|ms|#region:eu
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What is sent, and when
+//!
+//! | recorded as | line | sent at a flush |
+//! | --- | --- | --- |
+//! | counter | `name:5\|c` | what it grew by since the last flush, if it grew |
+//! | gauge | `name:1.5\|g` | its value, at every flush, from the first time it has one |
+//! | histogram described with a time unit | `name:0.75\|ms` | each sample, in milliseconds |
+//! | any other histogram | `name:512\|h` (`\|ms` in [`Dialect::StatsD`]) | each sample, as it was recorded |
+//!
+//! Gauges are repeated because a receiver of the Datadog kind shows a gap where an interval had no
+//! value, and because a value lost on the way is then only lost until the next flush. Everything
+//! else is sent once: a line that the sink refuses is counted in [`FlushReport::errors`] and gone.
+//!
+//! Values that are not finite are ignored when they are recorded. Numbers are written without
+//! exponents and with at most nine decimals, so that a nanosecond survives in seconds too.
+//!
+//! Time is sent in milliseconds, fractions kept. A histogram described in seconds, microseconds
+//! or nanoseconds is converted.
+//!
+//! # Names and tags
+//!
+//! Labels become tags. No name and no tag can break a line or make a second one: see [`Dialect`]
+//! for which characters stay in which position. A series has one value per tag key, and its tags
+//! are sorted by key; a label wins over a tag given to the builder.
+//!
+//! # What is bounded
+//!
+//! A series takes constant memory, and a histogram at most
+//! [`histogram_samples`](StatsdBuilder::histogram_samples) samples between two flushes: beyond
+//! that a uniform random choice of them is kept, and lines carry a sample rate from which the
+//! receiver recovers the exact count. Series are kept as long as the recorder lives, so label
+//! values must come from a closed set.
+
+mod aggregate;
+mod builder;
+mod error;
+mod flusher;
+mod histogram;
+mod line;
+mod name;
+mod recorder;
+mod series;
+mod udp;
+
+pub use crate::builder::StatsdBuilder;
+pub use crate::error::{BuildError, InstallError, UdpError};
+pub use crate::flusher::{FlushReport, StatsdFlusher};
+pub use crate::line::Dialect;
+pub use crate::recorder::StatsdRecorder;
+
+/// The crate whose sinks this one writes to, in the version it was built with.
+pub use cadence;
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

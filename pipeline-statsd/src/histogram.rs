@@ -1,0 +1,281 @@
+//! One histogram: an exact count, and a bounded uniform sample of the values.
+
+use metrics::HistogramFn;
+use parking_lot::Mutex;
+
+use crate::name::SeriesName;
+
+/// A histogram between two flushes.
+#[derive(Debug)]
+pub(crate) struct HistogramSeries {
+    name: SeriesName,
+    reservoir: Mutex<Reservoir>,
+}
+
+impl HistogramSeries {
+    /// Keeps at most `limit` values between two flushes; `limit` is at least one. The choice of
+    /// values depends on nothing but `seed` and the order they were recorded in.
+    pub(crate) fn new(name: SeriesName, limit: usize, seed: u64) -> Self {
+        let reservoir =
+            Reservoir { values: Vec::new(), count: 0, limit, random: Random { state: seed } };
+        Self { name, reservoir: Mutex::new(reservoir) }
+    }
+
+    pub(crate) fn name(&self) -> &SeriesName {
+        &self.name
+    }
+
+    /// What was recorded since the last call.
+    pub(crate) fn take(&self) -> Samples {
+        self.reservoir.lock().take()
+    }
+}
+
+impl HistogramFn for HistogramSeries {
+    fn record(&self, value: f64) {
+        self.record_many(value, 1);
+    }
+
+    fn record_many(&self, value: f64, count: usize) {
+        if value.is_finite() {
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            self.reservoir.lock().record(value, count);
+        }
+    }
+}
+
+/// Values taken from a histogram, and how many recorded ones they stand for.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Samples {
+    values: Vec<f64>,
+    count: u64,
+}
+
+impl Samples {
+    /// Each value with the number of recorded ones that it stands for.
+    ///
+    /// The weights are whole, because receivers make them so, differ by at most one, and add up to
+    /// the count.
+    pub(crate) fn weighted(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        let kept = self.values.len() as u64;
+        // No values, no items: the divisor is then of no consequence.
+        let each = self.count / kept.max(1);
+        let heavier = self.count % kept.max(1);
+        let weights = (0..kept).map(move |n| if n < heavier { each + 1 } else { each });
+        self.values.iter().copied().zip(weights)
+    }
+}
+
+/// Reservoir sampling: after any number of records, each of them is as likely as any other to be
+/// among the values.
+#[derive(Debug)]
+struct Reservoir {
+    values: Vec<f64>,
+    /// Exact, up to the end of its range.
+    count: u64,
+    limit: usize,
+    random: Random,
+}
+
+impl Reservoir {
+    fn record(&mut self, value: f64, times: u64) {
+        let room = self.limit - self.values.len();
+        let fill = usize::try_from(times).map_or(room, |times| times.min(room));
+        self.values.extend(std::iter::repeat_n(value, fill));
+        self.count = self.count.saturating_add(fill as u64);
+
+        let rest = times - fill as u64;
+        if rest < self.limit as u64 {
+            (0..rest).for_each(|_| self.replace(value));
+        } else {
+            self.merge(value, rest);
+        }
+    }
+
+    /// One more value than there is room for.
+    fn replace(&mut self, value: f64) {
+        self.count = self.count.saturating_add(1);
+        let slot = usize::try_from(self.random.below(self.count)).ok();
+        if let Some(slot) = slot.and_then(|slot| self.values.get_mut(slot)) {
+            *slot = value;
+        }
+    }
+
+    /// As `replace`, `times` over, at the price of one pass over the values: deals the slots from
+    /// the old values and the new ones as if from one pack of cards.
+    fn merge(&mut self, value: f64, times: u64) {
+        let (mut old, mut new) = (self.count, times);
+        for slot in &mut self.values {
+            if self.random.below(old.saturating_add(new)) < new {
+                *slot = value;
+                new -= 1;
+            } else {
+                old -= 1;
+            }
+        }
+        self.count = self.count.saturating_add(times);
+    }
+
+    fn take(&mut self) -> Samples {
+        // The memory goes with the values: a histogram that fell silent holds none.
+        Samples { values: std::mem::take(&mut self.values), count: std::mem::take(&mut self.count) }
+    }
+}
+
+/// `SplitMix64`. Which values are kept must be fair, not unpredictable.
+#[derive(Debug)]
+struct Random {
+    state: u64,
+}
+
+impl Random {
+    /// A number below `bound`, which is at least one.
+    fn below(&mut self, bound: u64) -> u64 {
+        let scaled = (u128::from(self.next()) * u128::from(bound)) >> 64;
+        u64::try_from(scaled).expect("the upper half of 128 bits fits 64")
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::Dialect;
+    use crate::name::Naming;
+    use proptest::prelude::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use std::thread;
+
+    fn histogram(limit: usize) -> HistogramSeries {
+        let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);
+        HistogramSeries::new(name, limit, 7)
+    }
+
+    fn count(samples: &Samples) -> u64 {
+        samples.weighted().map(|(_, weight)| weight).sum()
+    }
+
+    #[test]
+    fn below_the_bound_every_value_is_kept_in_order() {
+        let histogram = histogram(4);
+        [0.25, 3.0, 0.25, -1.0].into_iter().for_each(|value| histogram.record(value));
+        let samples = histogram.take();
+        let kept: Vec<_> = samples.weighted().collect();
+        assert_eq!(kept, [(0.25, 1), (3.0, 1), (0.25, 1), (-1.0, 1)]);
+        assert_eq!(histogram.take().weighted().count(), 0);
+    }
+
+    #[test]
+    fn above_the_bound_whole_weights_add_up_to_the_count() {
+        let histogram = histogram(4);
+        (0..10).for_each(|value| histogram.record(f64::from(value)));
+        let weights: Vec<_> = histogram.take().weighted().map(|(_, weight)| weight).collect();
+        assert_eq!(weights, [3, 3, 2, 2]);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_ignored() {
+        let histogram = histogram(4);
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            histogram.record(value);
+            histogram.record_many(value, 3);
+        }
+        assert_eq!(count(&histogram.take()), 0);
+    }
+
+    #[test]
+    fn a_huge_number_of_equal_values_is_counted_without_being_walked() {
+        let histogram = histogram(8);
+        histogram.record(1.0);
+        histogram.record_many(2.0, usize::MAX);
+        let samples = histogram.take();
+        assert_eq!(samples.values.len(), 8);
+        assert_eq!(samples.count, u64::MAX);
+        histogram.record_many(2.0, 0);
+        assert_eq!(count(&histogram.take()), 0);
+    }
+
+    /// Of the values 0..1000, those below 500 must be kept about as often as the others, however
+    /// they were recorded.
+    #[test]
+    fn every_value_is_as_likely_to_be_kept_as_any_other() {
+        let one_by_one = |histogram: &HistogramSeries| {
+            (0..1000).for_each(|value| histogram.record(f64::from(value)));
+        };
+        let in_two_lots = |histogram: &HistogramSeries| {
+            histogram.record_many(0.0, 500);
+            histogram.record_many(999.0, 500);
+        };
+        let in_lots_smaller_than_the_bound = |histogram: &HistogramSeries| {
+            (0..100).for_each(|n| histogram.record_many(f64::from(n * 10), 10));
+        };
+        let ways: [&dyn Fn(&HistogramSeries); 3] =
+            [&one_by_one, &in_two_lots, &in_lots_smaller_than_the_bound];
+        for (n, record) in ways.into_iter().enumerate() {
+            for limit in [100, 500] {
+                let histogram = histogram(limit);
+                let mut early = 0;
+                for _ in 0..200 {
+                    record(&histogram);
+                    let kept = histogram.take().values;
+                    early += kept.into_iter().filter(|value| *value < 500.0).count();
+                }
+                // Fair draws stray further than this once in a million runs, and the choice is
+                // the same in every run.
+                let half = 100 * limit;
+                assert!(early.abs_diff(half) <= half * 35 / 1000, "way {n}, {limit}: {early}");
+            }
+        }
+    }
+
+    #[test]
+    fn takes_during_recording_lose_no_sample() {
+        const WRITERS: u64 = 3;
+        const EACH: u64 = 20_000;
+        let histogram = histogram(16);
+        let done = AtomicBool::new(false);
+        let taken = AtomicU64::new(0);
+        thread::scope(|scope| {
+            let taker = scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    taken.fetch_add(count(&histogram.take()), Ordering::Relaxed);
+                }
+            });
+            let writers: Vec<_> = (0..WRITERS)
+                .map(|_| scope.spawn(|| (0..EACH).for_each(|_| histogram.record(1.0))))
+                .collect();
+            writers.into_iter().for_each(|writer| writer.join().unwrap());
+            done.store(true, Ordering::Release);
+            taker.join().unwrap();
+        });
+        assert_eq!(taken.into_inner() + count(&histogram.take()), WRITERS * EACH);
+    }
+
+    proptest! {
+        #[test]
+        fn the_count_is_exact_and_the_memory_bounded(
+            limit in 1..20_usize,
+            records in prop::collection::vec((-5.0..5.0_f64, 0..50_usize), 0..40),
+            seed: u64,
+        ) {
+            let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);
+            let histogram = HistogramSeries::new(name, limit, seed);
+            for (value, times) in &records {
+                histogram.record_many(*value, *times);
+            }
+            let recorded: usize = records.iter().map(|(_, times)| times).sum();
+            let samples = histogram.take();
+            prop_assert_eq!(count(&samples), recorded as u64);
+            prop_assert_eq!(samples.values.len(), recorded.min(limit));
+            let known = |value: &f64| records.iter().any(|(v, times)| v == value && *times > 0);
+            prop_assert!(samples.values.iter().all(known));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The face of the crate towards the `metrics` facade.
+
+use std::net::ToSocketAddrs;
+use std::sync::Arc;
+
+use cadence::MetricSink;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+
+use crate::aggregate::Aggregate;
+use crate::builder::StatsdBuilder;
+use crate::error::UdpError;
+use crate::udp;
+
+/// A [`metrics::Recorder`] that aggregates what is recorded until a
+/// [`StatsdFlusher`](crate::StatsdFlusher) sends it.
+///
+/// Clones share their series. Most programs never hold one: they [`install`] it and keep the
+/// flusher. After the flusher is gone a recorder goes on accepting values, in bounded memory, and
+/// nothing sends them.
+///
+/// [`install`]: StatsdBuilder::install
+///
+/// # Examples
+///
+/// A recorder for one thread, as a test would use it:
+///
+/// ```
+/// use metrics::counter;
+/// use pipeline_statsd::{StatsdRecorder, cadence::SpyMetricSink};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (sent, sink) = SpyMetricSink::new();
+/// let (recorder, flusher) = StatsdRecorder::sink(sink).build()?;
+///
+/// metrics::with_local_recorder(&recorder, || counter!("joins", "result" => "ok").increment(2));
+/// flusher.flush();
+/// assert_eq!(sent.recv()?, b"joins:2|c|#result:ok");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct StatsdRecorder {
+    aggregate: Arc<Aggregate>,
+}
+
+impl StatsdRecorder {
+    /// Starts a recorder that sends over UDP to `addr`.
+    ///
+    /// Lines are packed into datagrams of at most 1432 bytes, which pass an Ethernet in one piece;
+    /// only a line longer than that makes a longer one. The socket is bound to an unspecified
+    /// address and never blocks. The name is resolved once, here; where it has addresses of both
+    /// families the IPv4 ones are tried first, because that is where StatsD receivers listen
+    /// unless told otherwise.
+    ///
+    /// # Errors
+    ///
+    /// The address can't be resolved, or no socket can be bound. That nobody listens there is not
+    /// an error: UDP doesn't say.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use pipeline_statsd::StatsdRecorder;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?.prefix("push").install()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn udp(addr: impl ToSocketAddrs) -> Result<StatsdBuilder, UdpError> {
+        udp::buffered_sink(addr).map(Self::sink)
+    }
+
+    /// Starts a recorder that sends through any sink of [`cadence`], or one of your own.
+    ///
+    /// The sink gets one line at a time, without a newline at its end (a negative gauge in
+    /// [`Dialect::StatsD`](crate::Dialect::StatsD) is two lines in one text), and is flushed after
+    /// the last one. It is called by one thread at a time. A sink that blocks holds up the flush,
+    /// and with it the drop of the flusher, but never what is being recorded.
+    ///
+    /// [`cadence::QueuingMetricSink`] is not needed to keep recording fast, since recording never
+    /// meets the sink. It hides errors, and doesn't wait for its queue when it is dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # #[cfg(unix)]
+    /// use pipeline_statsd::{StatsdRecorder, cadence::BufferedUnixMetricSink};
+    /// # #[cfg(unix)]
+    /// use std::os::unix::net::UnixDatagram;
+    ///
+    /// # #[cfg(not(unix))] fn main() {}
+    /// # #[cfg(unix)] fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let socket = UnixDatagram::unbound()?;
+    /// socket.set_nonblocking(true)?;
+    /// let sink = BufferedUnixMetricSink::with_capacity("/run/statsd.socket", socket, 8192);
+    /// let _statsd = StatsdRecorder::sink(sink).install()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sink(sink: impl MetricSink + Send + Sync + 'static) -> StatsdBuilder {
+        StatsdBuilder::new(Box::new(sink))
+    }
+
+    pub(crate) fn new(aggregate: Arc<Aggregate>) -> Self {
+        Self { aggregate }
+    }
+}
+
+impl Recorder for StatsdRecorder {
+    /// Does nothing: StatsD has no place for descriptions.
+    fn describe_counter(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
+
+    /// Does nothing: StatsD has no place for descriptions.
+    fn describe_gauge(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
+
+    /// Notes the unit: a histogram of times is sent as `ms`. It counts from the next flush on, for
+    /// all labels of the name. A description without a unit changes nothing.
+    fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, _description: SharedString) {
+        if let Some(unit) = unit {
+            self.aggregate.describe_histogram(key, unit);
+        }
+    }
+
+    fn register_counter(&self, key: &Key, _metadata: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.aggregate.counter(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _metadata: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.aggregate.gauge(key))
+    }
+
+    fn register_histogram(&self, key: &Key, _metadata: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.aggregate.histogram(key))
+    }
+}

@@ -1,0 +1,68 @@
+use std::time::Duration;
+
+use metrics::{counter, gauge, with_local_recorder};
+use pipeline_statsd::StatsdRecorder;
+
+use crate::support::{Collector, PATIENCE};
+
+#[test]
+fn the_thread_outlives_a_failing_sink_and_sends_again_when_it_recovers() {
+    let (collector, attempts) = Collector::watched();
+    collector.fail(true, true);
+    let (recorder, _flusher) = StatsdRecorder::sink(collector.clone())
+        .flush_every(Duration::from_millis(1))
+        .build()
+        .unwrap();
+    with_local_recorder(&recorder, || gauge!("g").set(1));
+
+    // Several failed flushes: each is an attempt to emit and one to flush.
+    for _ in 0..6 {
+        attempts.recv_timeout(PATIENCE).unwrap();
+    }
+    assert!(collector.take().is_empty());
+
+    collector.fail(false, false);
+    loop {
+        attempts.recv_timeout(PATIENCE).unwrap();
+        if let [line, ..] = collector.take().as_slice() {
+            assert_eq!(line, "g:1|g");
+            break;
+        }
+    }
+}
+
+#[test]
+fn the_report_counts_what_was_taken_and_what_failed() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        StatsdRecorder::sink(collector.clone()).flush_every(Duration::MAX).build().unwrap();
+    let record = || {
+        counter!("a").increment(1);
+        counter!("b").increment(1);
+    };
+
+    with_local_recorder(&recorder, record);
+    collector.fail(true, false);
+    let report = flusher.flush();
+    assert_eq!((report.lines, report.bytes, report.errors), (0, 0, 2));
+
+    // What the sink refused is gone.
+    collector.fail(false, false);
+    assert_eq!(flusher.flush().lines, 0);
+
+    with_local_recorder(&recorder, record);
+    collector.fail(false, true);
+    let report = flusher.flush();
+    assert_eq!((report.lines, report.bytes, report.errors), (2, 10, 1));
+}
+
+#[test]
+fn dropping_the_flusher_returns_though_the_sink_fails() {
+    let collector = Collector::new();
+    collector.fail(true, true);
+    let (recorder, flusher) =
+        StatsdRecorder::sink(collector.clone()).flush_every(Duration::MAX).build().unwrap();
+    with_local_recorder(&recorder, || counter!("c").increment(1));
+    drop(flusher);
+    assert_eq!(collector.handles(), 1);
+}

@@ -1,0 +1,102 @@
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram, with_local_recorder};
+use pipeline_statsd::{BuildError, FlushReport, StatsdRecorder};
+
+use crate::support::{Collector, PATIENCE};
+
+const NEVER: Duration = Duration::MAX;
+
+#[test]
+fn the_thread_flushes_by_itself_again_and_again() {
+    let (collector, attempts) = Collector::watched();
+    let (recorder, _flusher) = StatsdRecorder::sink(collector.clone())
+        .flush_every(Duration::from_millis(1))
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        with_local_recorder(&recorder, || counter!("c").increment(1));
+        loop {
+            attempts.recv_timeout(PATIENCE).unwrap();
+            if collector.take() == ["c:1|c"] {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn dropping_the_flusher_sends_the_rest_and_lets_go_of_the_sink() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        StatsdRecorder::sink(collector.clone()).flush_every(NEVER).build().unwrap();
+    with_local_recorder(&recorder, || {
+        counter!("c").increment(7);
+        histogram!("h").record(1);
+    });
+    drop(flusher);
+    assert_eq!(collector.take(), ["c:7|c", "h:1|h"]);
+    assert_eq!(collector.handles(), 1, "the thread is gone and so is the sink");
+
+    // What comes too late is accepted and goes nowhere.
+    with_local_recorder(&recorder, || counter!("c").increment(1));
+    assert!(collector.take().is_empty());
+}
+
+#[test]
+fn when_nothing_changed_only_gauges_are_sent() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        StatsdRecorder::sink(collector.clone()).flush_every(NEVER).build().unwrap();
+    assert_eq!(flusher.flush(), FlushReport::default());
+
+    with_local_recorder(&recorder, || {
+        counter!("c").increment(1);
+        histogram!("h").record(1);
+    });
+    flusher.flush();
+    collector.take();
+    assert_eq!(flusher.flush(), FlushReport::default());
+
+    with_local_recorder(&recorder, || gauge!("g").set(4));
+    for _ in 0..3 {
+        assert_eq!(flusher.flush().lines, 1);
+        assert_eq!(collector.take(), ["g:4|g"]);
+    }
+}
+
+#[test]
+fn counters_send_what_they_grew_by_however_they_grew() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        StatsdRecorder::sink(collector.clone()).flush_every(NEVER).build().unwrap();
+    let counter = with_local_recorder(&recorder, || counter!("c"));
+    counter.absolute(100);
+    flusher.flush();
+    counter.absolute(130);
+    counter.increment(5);
+    flusher.flush();
+    counter.absolute(90);
+    flusher.flush();
+    assert_eq!(collector.take(), ["c:100|c", "c:35|c"]);
+}
+
+#[test]
+fn clones_of_a_recorder_share_their_series() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        StatsdRecorder::sink(collector.clone()).flush_every(NEVER).build().unwrap();
+    with_local_recorder(&recorder.clone(), || counter!("c").increment(1));
+    with_local_recorder(&recorder, || counter!("c").increment(1));
+    flusher.flush();
+    assert_eq!(collector.take(), ["c:2|c"]);
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let builder = || StatsdRecorder::sink(Collector::new());
+    let error = builder().flush_every(Duration::ZERO).build().unwrap_err();
+    assert!(matches!(error, BuildError::ZeroInterval));
+    let error = builder().histogram_samples(0).build().unwrap_err();
+    assert!(matches!(error, BuildError::ZeroSamples));
+}

@@ -1,0 +1,95 @@
+//! A sink that remembers, and reading back what it was given.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use pipeline_statsd::cadence::MetricSink;
+
+/// How long to wait for something that is sure to come unless it never does.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Collects lines, tells of each, and fails when it is told to.
+#[derive(Clone)]
+pub(crate) struct Collector {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<String>,
+    emit_fails: bool,
+    flush_fails: bool,
+    attempts: Option<Sender<()>>,
+}
+
+impl Collector {
+    pub(crate) fn new() -> Self {
+        Self { state: Arc::default() }
+    }
+
+    /// Also tells of every attempt to emit or flush, good or not.
+    pub(crate) fn watched() -> (Self, Receiver<()>) {
+        let collector = Self::new();
+        let (attempts, watch) = mpsc::channel();
+        collector.state.lock().attempts = Some(attempts);
+        (collector, watch)
+    }
+
+    pub(crate) fn fail(&self, emit: bool, flush: bool) {
+        let mut state = self.state.lock();
+        state.emit_fails = emit;
+        state.flush_fails = flush;
+    }
+
+    /// What came since the last call, sorted: the order of series means nothing.
+    pub(crate) fn take(&self) -> Vec<String> {
+        let mut lines = std::mem::take(&mut self.state.lock().lines);
+        lines.sort();
+        lines
+    }
+
+    /// How many handles to this collector are left; the sink holds one.
+    pub(crate) fn handles(&self) -> usize {
+        Arc::strong_count(&self.state)
+    }
+}
+
+impl State {
+    fn attempt(&self, fails: bool) -> io::Result<()> {
+        if let Some(attempts) = &self.attempts {
+            let _ = attempts.send(()); // nobody has to watch
+        }
+        if fails { Err(io::Error::from(io::ErrorKind::ConnectionRefused)) } else { Ok(()) }
+    }
+}
+
+impl MetricSink for Collector {
+    fn emit(&self, metric: &str) -> io::Result<usize> {
+        let mut state = self.state.lock();
+        state.attempt(state.emit_fails)?;
+        state.lines.extend(metric.split('\n').map(str::to_owned));
+        Ok(metric.len())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let state = self.state.lock();
+        state.attempt(state.flush_fails)
+    }
+}
+
+/// The samples that a line stands for: the integer part of one divided by its rate.
+pub(crate) fn weight(line: &str) -> u64 {
+    let rate = line.split('|').find_map(|field| field.strip_prefix('@'));
+    let Some(rate) = rate else { return 1 };
+    let rate: f64 = rate.parse().expect("a rate is a number");
+    format!("{:.0}", (1.0 / rate).trunc()).parse().expect("a weight is a whole number")
+}
+
+/// The value of a line: what stands between the first `:` and the first `|`.
+pub(crate) fn value(line: &str) -> &str {
+    let (_, rest) = line.split_once(':').expect("a line has a value");
+    rest.split_once('|').expect("a line has a type").0
+}
