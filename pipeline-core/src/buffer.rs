@@ -22,11 +22,7 @@ pub(crate) struct Buffer<E> {
 
 impl<E> Buffer<E> {
     pub(crate) fn new(limit: usize, keep: BufferKeep) -> Self {
-        Self {
-            events: VecDeque::new(),
-            limit,
-            keep,
-        }
+        Self { events: VecDeque::new(), limit, keep }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -85,14 +81,8 @@ mod tests {
     #[test]
     fn a_batch_larger_than_the_buffer_keeps_its_tail_or_its_head() {
         let batch: Vec<u32> = (1..=10).collect();
-        assert_eq!(
-            stored(3, BufferKeep::Last, &[&batch]),
-            (vec![8, 9, 10], vec![7])
-        );
-        assert_eq!(
-            stored(3, BufferKeep::First, &[&batch]),
-            (vec![1, 2, 3], vec![7])
-        );
+        assert_eq!(stored(3, BufferKeep::Last, &[&batch]), (vec![8, 9, 10], vec![7]));
+        assert_eq!(stored(3, BufferKeep::First, &[&batch]), (vec![1, 2, 3], vec![7]));
     }
 
     #[test]

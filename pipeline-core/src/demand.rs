@@ -37,19 +37,12 @@ pub(crate) struct Chunk {
 impl Window {
     pub(crate) fn new(options: &SubscribeOptions) -> Self {
         let (max, min) = (options.max(), options.min());
-        Self {
-            max,
-            min,
-            outstanding: max,
-        }
+        Self { max, min, outstanding: max }
     }
 
     /// Begins a message of `events` events.
     pub(crate) fn receive(&self, events: usize) -> Batch {
-        Batch {
-            remaining: events,
-            countable: self.outstanding,
-        }
+        Batch { remaining: events, countable: self.outstanding }
     }
 
     /// The next chunk of a message, or `None` when it is used up.
@@ -69,11 +62,7 @@ impl Window {
         } else {
             0
         };
-        Some(Chunk {
-            size,
-            excess: size - counted,
-            ask,
-        })
+        Some(Chunk { size, excess: size - counted, ask })
     }
 }
 
@@ -89,20 +78,13 @@ pub(crate) struct Slots {
 
 impl Slots {
     pub(crate) fn new(options: &SubscribeOptions) -> Self {
-        Self {
-            worth_asking: options.max() - options.min(),
-            freed: 0,
-        }
+        Self { worth_asking: options.max() - options.min(), freed: 0 }
     }
 
     /// Frees a slot. Returns how much to ask for now; 0 for nothing yet.
     pub(crate) fn free(&mut self) -> usize {
         self.freed += 1;
-        if self.freed < self.worth_asking {
-            0
-        } else {
-            std::mem::take(&mut self.freed)
-        }
+        if self.freed < self.worth_asking { 0 } else { std::mem::take(&mut self.freed) }
     }
 }
 
@@ -167,18 +149,12 @@ mod tests {
     #[test]
     fn small_pushes_are_topped_up_when_they_cross_the_minimum() {
         let pushes = |max, min, sizes: &[usize]| run(max, min, sizes);
-        assert_eq!(
-            pushes(10, 7, &[4; 4]),
-            (vec![vec![3, 1]; 4], vec![10, 3, 4, 4, 4])
-        );
+        assert_eq!(pushes(10, 7, &[4; 4]), (vec![vec![3, 1]; 4], vec![10, 3, 4, 4, 4]));
         assert_eq!(
             pushes(5, 0, &[2, 2, 1, 3]),
             (vec![vec![2], vec![2], vec![1], vec![3]], vec![5, 5])
         );
-        assert_eq!(
-            pushes(100, 75, &[10; 6]),
-            (vec![vec![10]; 6], vec![100, 30, 30])
-        );
+        assert_eq!(pushes(100, 75, &[10; 6]), (vec![vec![10]; 6], vec![100, 30, 30]));
     }
 
     #[test]
@@ -189,21 +165,9 @@ mod tests {
         assert_eq!(
             chunks,
             [
-                Chunk {
-                    size: 2,
-                    excess: 0,
-                    ask: 2
-                },
-                Chunk {
-                    size: 2,
-                    excess: 1,
-                    ask: 0
-                },
-                Chunk {
-                    size: 1,
-                    excess: 1,
-                    ask: 0
-                },
+                Chunk { size: 2, excess: 0, ask: 2 },
+                Chunk { size: 2, excess: 1, ask: 0 },
+                Chunk { size: 1, excess: 1, ask: 0 },
             ]
         );
     }

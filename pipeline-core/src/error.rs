@@ -34,9 +34,6 @@ pub enum StartError {
 
 impl StartError {
     pub(crate) fn init(context: &StageContext, reason: ExitReason) -> Self {
-        Self::Init {
-            stage: context.stage.clone(),
-            reason,
-        }
+        Self::Init { stage: context.stage.clone(), reason }
     }
 }

@@ -73,8 +73,16 @@ impl ExitReason {
         }
     }
 
-    /// The reason that a caught panic's payload stands for.
-    pub(crate) fn from_panic(payload: &(dyn Any + Send)) -> Self {
+    /// The reason that a panic's payload stands for, as `catch_unwind` and a joined task give it.
+    ///
+    /// ```
+    /// # use pipeline_core::ExitReason;
+    /// # std::panic::set_hook(Box::new(|_| {}));
+    /// let payload = std::panic::catch_unwind(|| panic!("no luck")).unwrap_err();
+    /// assert_eq!(ExitReason::from_panic(&*payload).to_string(), "panicked: no luck");
+    /// ```
+    #[must_use]
+    pub fn from_panic(payload: &(dyn Any + Send)) -> Self {
         let message = payload
             .downcast_ref::<&str>()
             .copied()

@@ -25,11 +25,7 @@ pub(crate) struct Outlet<E, D> {
 
 impl<E, D: Dispatcher<E>> Outlet<E, D> {
     pub(crate) fn new(dispatcher: D, buffer: Buffer<E>) -> Self {
-        Self {
-            dispatcher,
-            buffer,
-            owed: 0,
-        }
+        Self { dispatcher, buffer, owed: 0 }
     }
 
     pub(crate) fn subscribe(&mut self, id: SubscriptionId) {
@@ -51,11 +47,7 @@ impl<E, D: Dispatcher<E>> Outlet<E, D> {
         if self.buffer.is_empty() {
             self.dispatcher.dispatch(events, out);
         }
-        if events.is_empty() {
-            0
-        } else {
-            self.buffer.store(events)
-        }
+        if events.is_empty() { 0 } else { self.buffer.store(events) }
     }
 
     /// Delivers buffered events as far as there is demand. Returns the demand that is new to the
@@ -104,10 +96,7 @@ mod tests {
 
         fn settle(&mut self, mut out: Vec<Delivery<u32>>) -> (Vec<Vec<u32>>, usize) {
             let demand = self.0.settle(&mut out);
-            (
-                out.into_iter().map(|delivery| delivery.events).collect(),
-                demand,
-            )
+            (out.into_iter().map(|delivery| delivery.events).collect(), demand)
         }
 
         fn ask(&mut self, id: SubscriptionId, demand: usize) -> (Vec<Vec<u32>>, usize) {

@@ -93,11 +93,7 @@ impl<S> PipelineBuilder<S> {
         prepare: Prepare,
         state: N,
     ) -> PipelineBuilder<N> {
-        self.stages.push(Planned {
-            stage: stage.into(),
-            role,
-            prepare,
-        });
+        self.stages.push(Planned { stage: stage.into(), role, prepare });
         PipelineBuilder {
             name: self.name,
             telemetry: self.telemetry,
@@ -114,19 +110,10 @@ impl PipelineBuilder<Empty> {
     pub fn producer<P: Producer>(self, mut producer: P) -> PipelineBuilder<Open<P::Event>> {
         let (sender, mailbox) = demand_bounded();
         let prepare: Prepare = Box::new(move |context, phase| {
-            producer
-                .init(context)
-                .map_err(|reason| StartError::init(context, reason))?;
-            Ok(Box::pin(
-                ProducerTask::new(producer, context).run(mailbox, phase),
-            ))
+            producer.init(context).map_err(|reason| StartError::init(context, reason))?;
+            Ok(Box::pin(ProducerTask::new(producer, context).run(mailbox, phase)))
         });
-        self.then(
-            "producer",
-            Role::Producer,
-            prepare,
-            Open { producer: sender },
-        )
+        self.then("producer", Role::Producer, prepare, Open { producer: sender })
     }
 }
 
@@ -147,12 +134,8 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         let subscribe = self.subscribe("consumer_supervisor", options);
         let prepare: Prepare = Box::new(move |context, phase| {
             let (link, mailbox) = subscribe();
-            consumer
-                .init(context)
-                .map_err(|reason| StartError::init(context, reason))?;
-            Ok(Box::pin(
-                ConsumerTask::new(consumer, link, context).run(mailbox, phase),
-            ))
+            consumer.init(context).map_err(|reason| StartError::init(context, reason))?;
+            Ok(Box::pin(ConsumerTask::new(consumer, link, context).run(mailbox, phase)))
         });
         self.then("consumer", Role::Consumer, prepare, Complete(()))
     }
@@ -174,9 +157,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         let subscribe = self.subscribe("consumer_supervisor", options);
         let prepare: Prepare = Box::new(move |context, phase| {
             let (link, mailbox) = subscribe();
-            Ok(Box::pin(
-                SupervisorTask::new(supervisor, link, context).run(mailbox, phase),
-            ))
+            Ok(Box::pin(SupervisorTask::new(supervisor, link, context).run(mailbox, phase)))
         });
         self.then("consumer_supervisor", Role::Consumer, prepare, Complete(()))
     }
@@ -190,10 +171,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         if let Err(source) = options.check()
             && self.refused.is_none()
         {
-            self.refused = Some(StartError::Subscribe {
-                stage: stage.into(),
-                source,
-            });
+            self.refused = Some(StartError::Subscribe { stage: stage.into(), source });
         }
         self.subscriptions += 1;
         let id = SubscriptionId::new(self.subscriptions);
@@ -222,12 +200,7 @@ impl PipelineBuilder<Complete> {
         }
         let phase = watch::Sender::new(Phase::Run);
         let mut prepared = Vec::with_capacity(self.stages.len());
-        for Planned {
-            stage,
-            role,
-            prepare,
-        } in self.stages
-        {
+        for Planned { stage, role, prepare } in self.stages {
             let context = StageContext {
                 pipeline: self.name.clone(),
                 stage: stage.clone(),

@@ -41,12 +41,7 @@ impl Pipeline {
     pub(crate) fn supervise(name: Arc<str>, stages: Stages) -> Self {
         let (commands, receiver) = mpsc::channel(1);
         let supervisor = tokio::spawn(stages.supervise(name.clone(), receiver));
-        Self {
-            name,
-            commands,
-            supervisor,
-            report: None,
-        }
+        Self { name, commands, supervisor, report: None }
     }
 
     /// The pipeline's name.
@@ -65,14 +60,12 @@ impl Pipeline {
         if let Some(report) = &self.report {
             return report.clone();
         }
-        let report = (&mut self.supervisor)
-            .await
-            .unwrap_or_else(|_| PipelineReport {
-                // The runtime is shutting down: nobody is left to say more.
-                pipeline: self.name.clone(),
-                stages: Vec::new(),
-                in_time: false,
-            });
+        let report = (&mut self.supervisor).await.unwrap_or_else(|_| PipelineReport {
+            // The runtime is shutting down: nobody is left to say more.
+            pipeline: self.name.clone(),
+            stages: Vec::new(),
+            in_time: false,
+        });
         self.report = Some(report.clone());
         report
     }
@@ -127,27 +120,11 @@ impl PipelineReport {
 
 impl fmt::Display for PipelineReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_time = if self.in_time {
-            ""
-        } else {
-            " when its time was up"
-        };
+        let in_time = if self.in_time { "" } else { " when its time was up" };
         match self.left_undone() {
-            0 => write!(
-                f,
-                "pipeline {} ended{in_time}, nothing left undone",
-                self.pipeline
-            )?,
-            1 => write!(
-                f,
-                "pipeline {} ended{in_time}, 1 event left undone",
-                self.pipeline
-            )?,
-            n => write!(
-                f,
-                "pipeline {} ended{in_time}, {n} events left undone",
-                self.pipeline
-            )?,
+            0 => write!(f, "pipeline {} ended{in_time}, nothing left undone", self.pipeline)?,
+            1 => write!(f, "pipeline {} ended{in_time}, 1 event left undone", self.pipeline)?,
+            n => write!(f, "pipeline {} ended{in_time}, {n} events left undone", self.pipeline)?,
         }
         for stage in &self.stages {
             write!(f, "; {stage}")?;
@@ -174,11 +151,7 @@ pub(crate) struct Stages {
 
 impl Stages {
     pub(crate) fn new(phase: watch::Sender<Phase>) -> Self {
-        Self {
-            phase,
-            tasks: JoinSet::new(),
-            known: HashMap::new(),
-        }
+        Self { phase, tasks: JoinSet::new(), known: HashMap::new() }
     }
 
     pub(crate) fn spawn(
@@ -197,11 +170,7 @@ impl Stages {
         pipeline: Arc<str>,
         mut commands: mpsc::Receiver<Command>,
     ) -> PipelineReport {
-        let mut report = PipelineReport {
-            pipeline,
-            stages: Vec::new(),
-            in_time: true,
-        };
+        let mut report = PipelineReport { pipeline, stages: Vec::new(), in_time: true };
         let mut deadline = None;
         while !self.tasks.is_empty() {
             tokio::select! {
@@ -256,9 +225,7 @@ impl Stages {
     }
 
     fn name(&self, id: Id) -> Arc<str> {
-        self.known
-            .get(&id)
-            .map_or_else(|| "stage".into(), |(name, _)| name.clone())
+        self.known.get(&id).map_or_else(|| "stage".into(), |(name, _)| name.clone())
     }
 }
 

@@ -64,11 +64,7 @@ pub struct SubscribeOptions {
 
 impl Default for SubscribeOptions {
     fn default() -> Self {
-        Self {
-            max_demand: 1000,
-            min_demand: None,
-            cancel: Cancel::Permanent,
-        }
+        Self { max_demand: 1000, min_demand: None, cancel: Cancel::Permanent }
     }
 }
 

@@ -25,9 +25,7 @@ impl Telemetry {
     /// This recorder, whatever is installed for the process.
     #[must_use]
     pub fn to(recorder: impl Recorder + Send + Sync + 'static) -> Self {
-        Self {
-            recorder: Some(Arc::new(recorder)),
-        }
+        Self { recorder: Some(Arc::new(recorder)) }
     }
 
     /// Registers a counter.
@@ -80,10 +78,8 @@ const METADATA: Metadata<'static> =
     Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
 
 fn key(name: &'static str, labels: impl IntoIterator<Item = (&'static str, String)>) -> Key {
-    let labels: Vec<Label> = labels
-        .into_iter()
-        .map(|(key, value)| Label::new(key, value))
-        .collect();
+    let labels: Vec<Label> =
+        labels.into_iter().map(|(key, value)| Label::new(key, value)).collect();
     Key::from_parts(name, labels)
 }
 
@@ -109,16 +105,10 @@ impl StageMetrics {
             context.telemetry.counter(
                 "pipeline.events_discarded",
                 "Events thrown away because there was no room, by reason",
-                context
-                    .labels()
-                    .into_iter()
-                    .chain([("reason", reason.to_owned())]),
+                context.labels().into_iter().chain([("reason", reason.to_owned())]),
             )
         };
-        Self {
-            buffer_full: discarded("buffer_full"),
-            queue_full: discarded("queue_full"),
-        }
+        Self { buffer_full: discarded("buffer_full"), queue_full: discarded("queue_full") }
     }
 
     pub(crate) fn discarded(&self, why: Discard, events: u64) {

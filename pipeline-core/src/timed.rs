@@ -25,10 +25,7 @@ impl<T> Timed<T> {
     /// Stamps an item with this moment.
     #[must_use]
     pub fn now(item: T) -> Self {
-        Self {
-            item,
-            enqueued_at: Instant::now(),
-        }
+        Self { item, enqueued_at: Instant::now() }
     }
 
     /// When the item was enqueued.

@@ -1,4 +1,5 @@
 //! Producers and consumers of one's own: the arithmetic through real tasks, and how they end.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
 
@@ -27,11 +28,7 @@ impl Producer for Counter {
         let end = self.end.min(self.next + demand as u64);
         out.emit_all(self.next..end);
         self.next = end;
-        if end == self.end {
-            Err(ExitReason::Normal)
-        } else {
-            Ok(())
-        }
+        if end == self.end { Err(ExitReason::Normal) } else { Ok(()) }
     }
 }
 
@@ -68,18 +65,11 @@ async fn run(
     fail_at: Option<u64>,
     options: SubscribeOptions,
 ) -> (Vec<usize>, Vec<Vec<u64>>, pipeline_core::PipelineReport) {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "read after the end of a finite run"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "read after the end of a finite run")]
     let ((asked, mut asks), (batches, mut handled)) =
         (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     let mut pipeline = Pipeline::builder("test")
-        .producer(Counter {
-            next: 0,
-            end,
-            asked,
-        })
+        .producer(Counter { next: 0, end, asked })
         .consumer(Recorder { batches, fail_at }, options)
         .start()
         .unwrap();
@@ -104,11 +94,7 @@ fn batches(sizes: &[u64]) -> Vec<Vec<u64>> {
 async fn events_are_handled_in_chunks_and_demand_is_renewed_after_each() {
     let (asks, handled, report) = run(2000, None, SubscribeOptions::new()).await;
     assert_eq!(asks, [1000, 500, 500]);
-    assert_eq!(
-        handled,
-        batches(&[500, 500, 500, 500, 0]),
-        "the empty one is its terminate"
-    );
+    assert_eq!(handled, batches(&[500, 500, 500, 500, 0]), "the empty one is its terminate");
     assert_eq!(report.left_undone(), 0);
 
     let options = SubscribeOptions::new().max_demand(100).min_demand(20);
@@ -132,36 +118,18 @@ async fn a_panic_in_a_consumer_is_contained_and_told() {
     let options = SubscribeOptions::new().max_demand(10).min_demand(8);
     let (_, handled, report) = run(1000, Some(5), options).await;
     assert_eq!(handled, batches(&[2, 2, 0]));
-    assert_eq!(
-        report.failure().unwrap().reason.to_string(),
-        "panicked: an odd event"
-    );
+    assert_eq!(report.failure().unwrap().reason.to_string(), "panicked: an odd event");
 }
 
 #[tokio::test]
 async fn a_consumer_that_is_not_permanent_drains_with_the_pipeline() {
-    let options = SubscribeOptions::new()
-        .max_demand(10)
-        .cancel(Cancel::Temporary);
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "read after the end of a finite run"
-    )]
+    let options = SubscribeOptions::new().max_demand(10).cancel(Cancel::Temporary);
+    #[expect(clippy::disallowed_methods, reason = "read after the end of a finite run")]
     let ((asked, _asks), (batches, mut handled)) =
         (mpsc::unbounded_channel(), mpsc::unbounded_channel());
     let pipeline = Pipeline::builder("test")
-        .producer(Counter {
-            next: 0,
-            end: 5,
-            asked,
-        })
-        .consumer(
-            Recorder {
-                batches,
-                fail_at: None,
-            },
-            options,
-        )
+        .producer(Counter { next: 0, end: 5, asked })
+        .consumer(Recorder { batches, fail_at: None }, options)
         .start()
         .unwrap();
     assert_eq!(handled.recv().await, Some(vec![0, 1, 2, 3, 4]));
@@ -177,10 +145,7 @@ impl Producer for Refuses {
     type Event = u64;
 
     fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
-        Err(ExitReason::failed(format!(
-            "no luck in {}",
-            context.pipeline()
-        )))
+        Err(ExitReason::failed(format!("no luck in {}", context.pipeline())))
     }
 
     async fn handle_demand(
@@ -199,21 +164,12 @@ async fn what_cannot_work_does_not_start() {
         let (batches, _) = mpsc::unbounded_channel();
         Pipeline::builder("test")
             .producer(Refuses)
-            .consumer(
-                Recorder {
-                    batches,
-                    fail_at: None,
-                },
-                options,
-            )
+            .consumer(Recorder { batches, fail_at: None }, options)
             .start()
             .unwrap_err()
     };
     let error = start(SubscribeOptions::new());
-    assert_eq!(
-        error.to_string(),
-        "producer did not start: failed: no luck in test"
-    );
+    assert_eq!(error.to_string(), "producer did not start: failed: no luck in test");
 
     let error = start(SubscribeOptions::new().max_demand(0));
     assert!(matches!(error, StartError::Subscribe { .. }), "{error}");

@@ -1,4 +1,5 @@
 //! The consumer supervisor: how many workers live at once, and what happens when one fails.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
 
@@ -46,10 +47,7 @@ async fn the_bound_holds_on_many_threads() {
     let (alive, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (alive_now, most_seen) = (alive.clone(), most.clone());
     let worker = async move |_event: &u64| {
-        most_seen.fetch_max(
-            alive_now.fetch_add(1, Ordering::SeqCst) + 1,
-            Ordering::SeqCst,
-        );
+        most_seen.fetch_max(alive_now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         tokio::task::yield_now().await;
         alive_now.fetch_sub(1, Ordering::SeqCst);
         Ok(())
@@ -123,11 +121,8 @@ async fn a_transient_worker_is_started_again_with_the_same_event() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
     let (telemetry, recorded) = recorder();
-    let supervisor = ConsumerSupervisor::new(Flaky {
-        failures: 3,
-        attempts,
-    })
-    .max_restarts(100, Duration::from_secs(60));
+    let supervisor = ConsumerSupervisor::new(Flaky { failures: 3, attempts })
+        .max_restarts(100, Duration::from_secs(60));
     let mut pipeline = Pipeline::builder("test")
         .telemetry(telemetry)
         .producer(producer)
@@ -138,44 +133,27 @@ async fn a_transient_worker_is_started_again_with_the_same_event() {
     queue.push(2).await.unwrap();
     drop(queue);
     let report = pipeline.ended().await;
-    assert_eq!(
-        (report.left_undone(), report.failure().is_none()),
-        (0, true)
-    );
+    assert_eq!((report.left_undone(), report.failure().is_none()), (0, true));
     for event in [1, 2] {
         for restarts in 0..=3 {
-            assert_eq!(
-                seen.recv().await,
-                Some((event, restarts)),
-                "in the same slot"
-            );
+            assert_eq!(seen.recv().await, Some((event, restarts)), "in the same slot");
         }
     }
-    assert_eq!(
-        recorded.samples("pipeline.worker.process_time").len(),
-        8,
-        "one per attempt"
-    );
+    assert_eq!(recorded.samples("pipeline.worker.process_time").len(), 8, "one per attempt");
 }
 
 #[tokio::test]
 async fn a_temporary_worker_is_not_started_again() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
-    let supervisor = ConsumerSupervisor::new(Flaky {
-        failures: 1,
-        attempts,
-    })
-    .restart(Restart::Temporary);
+    let supervisor =
+        ConsumerSupervisor::new(Flaky { failures: 1, attempts }).restart(Restart::Temporary);
     let mut pipeline = supervised(producer, supervisor, 1, 0);
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     drop(queue);
     assert!(pipeline.ended().await.failure().is_none());
-    assert_eq!(
-        [seen.recv().await, seen.recv().await],
-        [Some((1, 0)), Some((2, 0))]
-    );
+    assert_eq!([seen.recv().await, seen.recv().await], [Some((1, 0)), Some((2, 0))]);
     assert_eq!(seen.recv().await, None);
 }
 
@@ -183,21 +161,13 @@ async fn a_temporary_worker_is_not_started_again() {
 async fn too_many_restarts_stop_the_supervisor_and_with_it_the_pipeline() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
-    let supervisor = ConsumerSupervisor::new(Flaky {
-        failures: 9,
-        attempts,
-    })
-    .max_restarts(2, Duration::from_secs(60));
+    let supervisor = ConsumerSupervisor::new(Flaky { failures: 9, attempts })
+        .max_restarts(2, Duration::from_secs(60));
     let mut pipeline = supervised(producer, supervisor, 1, 0);
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     let report = pipeline.ended().await;
-    assert!(
-        report
-            .stages
-            .iter()
-            .all(|stage| matches!(stage.reason, ExitReason::Shutdown))
-    );
+    assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Shutdown)));
     assert_eq!(report.left_undone(), 2, "{report}");
     for restarts in 0..=2 {
         assert_eq!(seen.recv().await, Some((1, restarts)));
@@ -225,8 +195,5 @@ async fn process_time_is_measured_in_milliseconds_with_fractions() {
     drop(queue);
     pipeline.ended().await;
     let samples = recorded.samples("pipeline.worker.process_time");
-    assert!(
-        matches!(samples[..], [ms] if (7250.0..7252.0).contains(&ms)),
-        "{samples:?}"
-    );
+    assert!(matches!(samples[..], [ms] if (7250.0..7252.0).contains(&ms)), "{samples:?}");
 }

@@ -56,16 +56,8 @@ async fn what_is_not_done_when_the_time_is_up_is_reported_to_the_number() {
     keeper.started(3).await;
     let report = pipeline.drain(Duration::from_millis(50)).await;
     assert!(!report.in_time);
-    let producer = report
-        .stages
-        .iter()
-        .find(|stage| &*stage.stage == "producer")
-        .unwrap();
-    let workers = report
-        .stages
-        .iter()
-        .find(|stage| &*stage.stage != "producer")
-        .unwrap();
+    let producer = report.stages.iter().find(|stage| &*stage.stage == "producer").unwrap();
+    let workers = report.stages.iter().find(|stage| &*stage.stage != "producer").unwrap();
     assert_eq!((producer.held, producer.unfinished), (7, 0));
     assert_eq!((workers.held, workers.unfinished), (0, 3));
     assert_eq!(report.left_undone(), 10);
@@ -74,10 +66,7 @@ async fn what_is_not_done_when_the_time_is_up_is_reported_to_the_number() {
         text.starts_with("pipeline test ended when its time was up, 10 events left undone"),
         "{text}"
     );
-    assert!(
-        text.contains("producer ended (killed), 7 events held"),
-        "{text}"
-    );
+    assert!(text.contains("producer ended (killed), 7 events held"), "{text}");
     assert!(text.contains("3 events begun and not finished"), "{text}");
 }
 
@@ -111,18 +100,12 @@ async fn under_load_everything_accepted_is_done_or_reported() {
             .collect();
         accepting.recv().await.unwrap();
         // Sometimes there is no time at all, sometimes enough for some or all of it.
-        let report = pipeline
-            .drain(Duration::from_micros(round * round * 50))
-            .await;
+        let report = pipeline.drain(Duration::from_micros(round * round * 50)).await;
         let mut accepted = 0;
         for pusher in pushers {
             accepted += pusher.await.unwrap();
         }
-        assert_eq!(
-            accepted,
-            done.load(Ordering::SeqCst) + report.left_undone(),
-            "{report}"
-        );
+        assert_eq!(accepted, done.load(Ordering::SeqCst) + report.left_undone(), "{report}");
     }
 }
 
@@ -175,11 +158,7 @@ impl Worker<u64> for Obedient {
             return Err(ExitReason::failed("enough"));
         }
         context.stopping().await;
-        if *event == 1 {
-            Ok(())
-        } else {
-            std::future::pending().await
-        }
+        if *event == 1 { Ok(()) } else { std::future::pending().await }
     }
 }
 
@@ -193,20 +172,10 @@ async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
     let mut pipeline = supervised(producer, supervisor, 3, 0);
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
-    assert_eq!(
-        [starting.recv().await, starting.recv().await],
-        [Some(1), Some(2)]
-    );
+    assert_eq!([starting.recv().await, starting.recv().await], [Some(1), Some(2)]);
     queue.push(0).await.unwrap();
     let report = pipeline.ended().await;
-    let workers = report
-        .stages
-        .iter()
-        .find(|stage| stage.unfinished > 0)
-        .unwrap();
+    let workers = report.stages.iter().find(|stage| stage.unfinished > 0).unwrap();
     assert!(matches!(workers.reason, ExitReason::Shutdown));
-    assert_eq!(
-        workers.unfinished, 2,
-        "the one that failed and the one that would not listen"
-    );
+    assert_eq!(workers.unfinished, 2, "the one that failed and the one that would not listen");
 }

@@ -86,15 +86,9 @@ async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
         .unwrap();
     let report = pipeline.drain(Duration::from_secs(60)).await;
     assert_eq!(report.left_undone(), 0);
-    assert_eq!(
-        [arrived.recv().await, arrived.recv().await],
-        [Some(0), Some(1)]
-    );
+    assert_eq!([arrived.recv().await, arrived.recv().await], [Some(0), Some(1)]);
     assert_eq!(arrived.recv().await, None);
-    assert_eq!(
-        recorded.counter("pipeline.events_discarded", ("reason", "queue_full")),
-        3
-    );
+    assert_eq!(recorded.counter("pipeline.events_discarded", ("reason", "queue_full")), 3);
 }
 
 #[tokio::test]
@@ -135,12 +129,7 @@ async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty()
     }
     drop(second);
     let report = pipeline.ended().await;
-    assert!(
-        report
-            .stages
-            .iter()
-            .all(|stage| matches!(stage.reason, ExitReason::Normal))
-    );
+    assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
     assert_eq!(report.left_undone(), 0);
     for item in 0..3 {
         assert_eq!(arrived.recv().await, Some(item));

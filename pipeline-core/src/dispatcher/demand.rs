@@ -22,17 +22,12 @@ struct Consumer {
 impl DemandDispatcher {
     /// Places a consumer behind all others with as much demand or more.
     fn insert(&mut self, consumer: Consumer) {
-        let place = self
-            .consumers
-            .partition_point(|other| other.demand >= consumer.demand);
+        let place = self.consumers.partition_point(|other| other.demand >= consumer.demand);
         self.consumers.insert(place, consumer);
     }
 
     fn remove(&mut self, id: SubscriptionId) -> Option<Consumer> {
-        let place = self
-            .consumers
-            .iter()
-            .position(|consumer| consumer.id == id)?;
+        let place = self.consumers.iter().position(|consumer| consumer.id == id)?;
         Some(self.consumers.remove(place))
     }
 }
@@ -48,10 +43,7 @@ impl<E: Send + 'static> Dispatcher<E> for DemandDispatcher {
 
     fn ask(&mut self, id: SubscriptionId, demand: usize) {
         if let Some(consumer) = self.remove(id) {
-            self.insert(Consumer {
-                demand: consumer.demand + demand,
-                ..consumer
-            });
+            self.insert(Consumer { demand: consumer.demand + demand, ..consumer });
         }
     }
 
@@ -69,10 +61,7 @@ impl<E: Send + 'static> Dispatcher<E> for DemandDispatcher {
             }
             let taken = take_front(events, demand);
             self.consumers.remove(0);
-            self.insert(Consumer {
-                id: to,
-                demand: demand - taken.len(),
-            });
+            self.insert(Consumer { id: to, demand: demand - taken.len() });
             out.push(Delivery { to, events: taken });
         }
     }
@@ -80,11 +69,7 @@ impl<E: Send + 'static> Dispatcher<E> for DemandDispatcher {
 
 /// Takes up to `count` events from the front; all of them without copying.
 fn take_front<E>(events: &mut VecDeque<E>, count: usize) -> Vec<E> {
-    if count >= events.len() {
-        mem::take(events).into()
-    } else {
-        events.drain(..count).collect()
-    }
+    if count >= events.len() { mem::take(events).into() } else { events.drain(..count).collect() }
 }
 
 #[cfg(test)]
@@ -110,10 +95,7 @@ mod tests {
         for &(id, demand) in asks {
             Dispatcher::<u32>::ask(&mut dispatcher, SubscriptionId::new(id), demand);
         }
-        Case {
-            dispatcher,
-            left: VecDeque::new(),
-        }
+        Case { dispatcher, left: VecDeque::new() }
     }
 
     impl Case {
@@ -123,14 +105,9 @@ mod tests {
             self.left = events.collect();
             self.dispatcher.dispatch(&mut self.left, &mut out);
             let number = |id: SubscriptionId| {
-                [A, B, C]
-                    .into_iter()
-                    .find(|&n| SubscriptionId::new(n) == id)
-                    .unwrap()
+                [A, B, C].into_iter().find(|&n| SubscriptionId::new(n) == id).unwrap()
             };
-            out.into_iter()
-                .map(|delivery| (number(delivery.to), delivery.events))
-                .collect()
+            out.into_iter().map(|delivery| (number(delivery.to), delivery.events)).collect()
         }
 
         fn unmet(&self) -> usize {
@@ -145,10 +122,7 @@ mod tests {
     #[test]
     fn the_largest_demand_is_served_first() {
         let mut case = asked(&[(A, 4), (B, 2), (C, 3), (C, 2), (B, 4)]);
-        assert_eq!(
-            case.emit(1..=15),
-            [(B, range(1..=6)), (C, range(7..=11)), (A, range(12..=15))]
-        );
+        assert_eq!(case.emit(1..=15), [(B, range(1..=6)), (C, range(7..=11)), (A, range(12..=15))]);
         assert_eq!((case.unmet(), case.left.len()), (0, 0));
     }
 

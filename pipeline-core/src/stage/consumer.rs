@@ -82,13 +82,7 @@ impl<C: Consumer> ConsumerTask<C> {
     pub(crate) fn new(consumer: C, link: Link<C::Event>, context: &StageContext) -> Self {
         let window = Window::new(&link.options);
         let report = StageReport::new(context.stage.clone(), ExitReason::Normal);
-        Self {
-            consumer,
-            link,
-            subscribed: true,
-            window,
-            report,
-        }
+        Self { consumer, link, subscribed: true, window, report }
     }
 
     pub(crate) async fn run(

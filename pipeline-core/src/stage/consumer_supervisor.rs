@@ -97,20 +97,12 @@ struct RestartBudget {
 
 impl RestartBudget {
     fn new(restarts: usize, within: Duration) -> Self {
-        Self {
-            restarts,
-            within,
-            spent: VecDeque::new(),
-        }
+        Self { restarts, within, spent: VecDeque::new() }
     }
 
     /// Whether one more restart is within the limit. Counts it if so.
     fn spend(&mut self, now: Instant) -> bool {
-        while self
-            .spent
-            .front()
-            .is_some_and(|&then| now.duration_since(then) > self.within)
-        {
+        while self.spent.front().is_some_and(|&then| now.duration_since(then) > self.within) {
             self.spent.pop_front();
         }
         let allowed = self.spent.len() < self.restarts;
@@ -222,32 +214,19 @@ where
     }
 
     fn start(&mut self, event: E, restarts: u32) {
-        let context = ChildContext {
-            stopping: self.stopping.subscribe(),
-            restarts,
-        };
+        let context = ChildContext { stopping: self.stopping.subscribe(), restarts };
         let (worker, metrics) = (self.worker.clone(), self.metrics.clone());
         self.children.spawn(async move {
             let started = Instant::now();
             let outcome = contained(async { worker.run(&event, context).await }).await;
-            metrics
-                .process_time
-                .record(started.elapsed().as_secs_f64() * 1e3);
-            Child {
-                event,
-                restarts,
-                outcome,
-            }
+            metrics.process_time.record(started.elapsed().as_secs_f64() * 1e3);
+            Child { event, restarts, outcome }
         });
     }
 
     /// Frees the slot of a child that is done, or starts it again.
     fn child_ended(&mut self, ended: Result<Child<E>, JoinError>) -> Result<(), ExitReason> {
-        if let Ok(Child {
-            event,
-            restarts,
-            outcome: Err(reason),
-        }) = ended
+        if let Ok(Child { event, restarts, outcome: Err(reason) }) = ended
             && !reason.is_graceful()
         {
             self.metrics.failed.increment(1);
@@ -314,13 +293,7 @@ where
 
     /// Takes note of a child that ended while the supervisor was stopping.
     fn count_unfinished(&mut self, ended: &Result<Child<E>, JoinError>) {
-        if !matches!(
-            ended,
-            Ok(Child {
-                outcome: Ok(()),
-                ..
-            })
-        ) {
+        if !matches!(ended, Ok(Child { outcome: Ok(()), .. })) {
             self.report.unfinished += 1;
         }
     }

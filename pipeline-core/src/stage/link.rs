@@ -26,29 +26,16 @@ pub(crate) enum Phase {
 /// From a consumer to a producer.
 #[derive(Debug)]
 pub(crate) enum ToProducer<E> {
-    Subscribe {
-        id: SubscriptionId,
-        consumer: mpsc::UnboundedSender<ToConsumer<E>>,
-    },
-    Ask {
-        id: SubscriptionId,
-        demand: usize,
-    },
-    Down {
-        id: SubscriptionId,
-    },
+    Subscribe { id: SubscriptionId, consumer: mpsc::UnboundedSender<ToConsumer<E>> },
+    Ask { id: SubscriptionId, demand: usize },
+    Down { id: SubscriptionId },
 }
 
 /// From a producer to a consumer. The end of a subscription comes after its last event.
 #[derive(Debug)]
 pub(crate) enum ToConsumer<E> {
-    Events {
-        from: SubscriptionId,
-        events: Vec<E>,
-    },
-    Down {
-        reason: ExitReason,
-    },
+    Events { from: SubscriptionId, events: Vec<E> },
+    Down { reason: ExitReason },
 }
 
 /// A consumer's end of a subscription. Dropping it tells the producer that the consumer is gone,
@@ -68,11 +55,7 @@ impl<E> Link<E> {
         producer: mpsc::UnboundedSender<ToProducer<E>>,
         consumer: mpsc::UnboundedSender<ToConsumer<E>>,
     ) -> Self {
-        let link = Self {
-            id,
-            options,
-            producer,
-        };
+        let link = Self { id, options, producer };
         link.tell(ToProducer::Subscribe { id, consumer });
         link.ask(options.max());
         link
@@ -81,10 +64,7 @@ impl<E> Link<E> {
     /// Asks for more; asking for 0 says nothing.
     pub(crate) fn ask(&self, demand: usize) {
         if demand > 0 {
-            self.tell(ToProducer::Ask {
-                id: self.id,
-                demand,
-            });
+            self.tell(ToProducer::Ask { id: self.id, demand });
         }
     }
 

@@ -55,10 +55,7 @@ impl StageContext {
 
     /// The labels of this stage's metrics: names that the program chose, so a closed set.
     pub(crate) fn labels(&self) -> [(&'static str, String); 2] {
-        [
-            ("pipeline", self.pipeline.to_string()),
-            ("stage", self.stage.to_string()),
-        ]
+        [("pipeline", self.pipeline.to_string()), ("stage", self.stage.to_string())]
     }
 }
 

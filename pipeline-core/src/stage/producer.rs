@@ -205,9 +205,7 @@ impl<P: Producer> ProducerTask<P> {
         })
         .await;
         for consumer in self.consumers.values() {
-            let _ = consumer.send(ToConsumer::Down {
-                reason: reason.clone(),
-            });
+            let _ = consumer.send(ToConsumer::Down { reason: reason.clone() });
         }
         self.report.held += self.outlet.buffered() + self.producer.held();
         self.report.reason = reason;
@@ -263,10 +261,7 @@ impl<P: Producer> ProducerTask<P> {
 
     /// Runs a callback and sends off what it emitted, also when it ends the stage.
     async fn call(&mut self, callback: Callback) -> Result<(), ExitReason> {
-        let mut out = Emitter {
-            staged: &mut self.staged,
-            owed: self.outlet.owed(),
-        };
+        let mut out = Emitter { staged: &mut self.staged, owed: self.outlet.owed() };
         let producer = &mut self.producer;
         let outcome = contained(async {
             match callback {
@@ -279,8 +274,7 @@ impl<P: Producer> ProducerTask<P> {
         let discarded = self.outlet.emit(&mut self.staged, &mut self.deliveries);
         if discarded > 0 {
             self.report.discarded += discarded;
-            self.metrics
-                .discarded(Discard::BufferFull, discarded as u64);
+            self.metrics.discarded(Discard::BufferFull, discarded as u64);
             tracing::warn!(stage = %self.report.stage, discarded, "the buffer is full");
         }
         self.deliver();

@@ -22,13 +22,7 @@ pub struct StageReport {
 
 impl StageReport {
     pub(crate) fn new(stage: Arc<str>, reason: ExitReason) -> Self {
-        Self {
-            stage,
-            reason,
-            held: 0,
-            unfinished: 0,
-            discarded: 0,
-        }
+        Self { stage, reason, held: 0, unfinished: 0, discarded: 0 }
     }
 
     /// Events that were accepted and not brought to an end: held and unfinished.
@@ -40,19 +34,11 @@ impl StageReport {
 
 impl fmt::Display for StageReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            stage,
-            reason,
-            held,
-            unfinished,
-            discarded,
-        } = self;
+        let Self { stage, reason, held, unfinished, discarded } = self;
         write!(f, "{stage} ended ({reason})")?;
-        for (count, what) in [
-            (held, "held"),
-            (unfinished, "begun and not finished"),
-            (discarded, "discarded"),
-        ] {
+        for (count, what) in
+            [(held, "held"), (unfinished, "begun and not finished"), (discarded, "discarded")]
+        {
             if *count > 0 {
                 let events = if *count == 1 { "event" } else { "events" };
                 write!(f, ", {count} {events} {what}")?;

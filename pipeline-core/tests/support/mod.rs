@@ -21,9 +21,7 @@ where
     P: Producer<Event: Sync>,
     W: Worker<P::Event>,
 {
-    let options = SubscribeOptions::new()
-        .max_demand(max_demand)
-        .min_demand(min_demand);
+    let options = SubscribeOptions::new().max_demand(max_demand).min_demand(min_demand);
     Pipeline::builder("test")
         .producer(producer)
         .consumer_supervisor(supervisor, options)
@@ -47,13 +45,7 @@ pub struct Keeper {
 pub fn gate() -> (Gate, Keeper) {
     let (sender, started) = mpsc::channel(1000);
     let leave = Arc::new(Semaphore::new(0));
-    (
-        Gate {
-            started: sender,
-            leave: leave.clone(),
-        },
-        Keeper { started, leave },
-    )
+    (Gate { started: sender, leave: leave.clone() }, Keeper { started, leave })
 }
 
 impl Gate {

@@ -63,24 +63,13 @@ const DEFAULT_CAPACITY: usize = 10_000;
 /// ```
 #[must_use]
 pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProducer<T>) {
-    assert!(
-        options.capacity > 0,
-        "a queue needs room for at least one item"
-    );
+    assert!(options.capacity > 0, "a queue needs room for at least one item");
     let shared = Arc::new(Shared {
         state: Mutex::new(State::new(options.capacity, options.keep)),
         discarded: AtomicU64::new(0),
     });
-    let queue = Queue {
-        handle: Arc::new(CloseOnDrop(shared.clone())),
-    };
-    (
-        queue,
-        QueueProducer {
-            handle: CloseOnDrop(shared),
-            metrics: None,
-        },
-    )
+    let queue = Queue { handle: Arc::new(CloseOnDrop(shared.clone())) };
+    (queue, QueueProducer { handle: CloseOnDrop(shared), metrics: None })
 }
 
 /// How much a queue holds, and what happens when it is full.
@@ -94,10 +83,7 @@ pub struct QueueOptions {
 impl QueueOptions {
     /// Room for 10,000 items; keeps the last when more are offered.
     pub fn new() -> Self {
-        Self {
-            capacity: DEFAULT_CAPACITY,
-            keep: BufferKeep::Last,
-        }
+        Self { capacity: DEFAULT_CAPACITY, keep: BufferKeep::Last }
     }
 
     /// How many items the queue holds. Default 10,000.
@@ -257,9 +243,7 @@ impl<T: Send + 'static> Queue<Timed<T>> {
 
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
-        Self {
-            handle: self.handle.clone(),
-        }
+        Self { handle: self.handle.clone() }
     }
 }
 
@@ -297,11 +281,7 @@ impl<T: Send + 'static> QueueProducer<T> {
             tracing::warn!(discarded, "the queue has room again");
         }
         self.count_discarded();
-        if at_end {
-            Err(ExitReason::Normal)
-        } else {
-            Ok(())
-        }
+        if at_end { Err(ExitReason::Normal) } else { Ok(()) }
     }
 
     fn count_discarded(&mut self) {
@@ -320,10 +300,8 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
     type Event = T;
 
     fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
-        self.metrics = Some(DiscardCounter {
-            metrics: StageMetrics::register(context),
-            reported: 0,
-        });
+        self.metrics =
+            Some(DiscardCounter { metrics: StageMetrics::register(context), reported: 0 });
         Ok(())
     }
 

@@ -28,10 +28,7 @@ enum Step<T> {
 
 impl<T> Push<T> {
     pub(super) fn new(shared: Arc<Shared<T>>, item: T) -> Self {
-        Self {
-            shared,
-            step: Step::Start(item),
-        }
+        Self { shared, step: Step::Start(item) }
     }
 }
 

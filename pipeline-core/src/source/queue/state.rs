@@ -112,9 +112,7 @@ impl<T> State<T> {
                     BufferKeep::First => Offered::Refused(item),
                     BufferKeep::Last => {
                         self.items.push_back(item);
-                        self.items
-                            .pop_front()
-                            .map_or(Offered::Kept, Offered::Displaced)
+                        self.items.pop_front().map_or(Offered::Kept, Offered::Displaced)
                     }
                 };
                 Ok((offered, None))
@@ -291,10 +289,7 @@ mod tests {
             let _ = state.offer(1).unwrap();
             state.began_discarding()
         };
-        assert_eq!(
-            [began(&mut state), began(&mut state), began(&mut state)],
-            [false, true, false]
-        );
+        assert_eq!([began(&mut state), began(&mut state), began(&mut state)], [false, true, false]);
         assert_eq!(take(&mut state, 1).1.discarded, 2);
         assert_eq!([began(&mut state), began(&mut state)], [false, true]);
     }

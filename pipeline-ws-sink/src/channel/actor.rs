@@ -1,0 +1,301 @@
+//! The task of one channel, from its join to its end.
+
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::FutureExt;
+use pipeline_core::ExitReason;
+use serde_json::json;
+use tokio::{task::JoinHandle, time};
+
+use super::{
+    Channel, ChannelContext, JoinContext, JoinError, Stop,
+    mailbox::{Intercepted, Letter, Mailbox, Reading},
+    reply::{Refusal, Reply, encode},
+};
+use crate::{
+    payload::Payload,
+    protocol::message::{Address, Ref, topic_json},
+    pubsub::{Subscriber, Subscription},
+    session::{Connection, SessionEvent},
+    socket::Socket,
+    telemetry::Attempts,
+    topic::Topic,
+};
+
+/// How long a channel has for its `terminate`, and a replaced one to be gone.
+const TERMINATE: Duration = Duration::from_secs(5);
+
+/// A client's request to join.
+pub(crate) struct Join<S: Socket> {
+    pub(crate) connection: Arc<Connection<S>>,
+    pub(crate) topic: Topic,
+    /// The join reference as sent. It stands in the answer to the join, and in the frames that tell
+    /// of the channel's end.
+    pub(crate) join_ref: Ref,
+    pub(crate) reference: Ref,
+    pub(crate) payload: Payload,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) life: Life,
+    pub(crate) attempts: Attempts,
+    /// The channel that this one takes the place of.
+    pub(crate) replaces: Option<Replaced>,
+}
+
+/// A channel that is joined again.
+pub(crate) struct Replaced {
+    pub(crate) join_ref: Ref,
+    pub(crate) life: Life,
+    pub(crate) task: JoinHandle<()>,
+}
+
+/// One life of a channel: which one, and whether its end has been told.
+#[derive(Clone, Debug)]
+pub(crate) struct Life {
+    id: u64,
+    told: Arc<AtomicBool>,
+}
+
+impl Life {
+    pub(crate) fn new(id: u64) -> Self {
+        Self { id, told: Arc::default() }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether the caller is the one to tell of the end, which is told once.
+    fn tell(&self) -> bool {
+        !self.told.swap(true, Ordering::AcqRel)
+    }
+}
+
+/// Runs a channel from its join to its end.
+pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: Arc<C::Config>) {
+    let Join { connection, topic, join_ref, reference, payload, mailbox, life, attempts, replaces } =
+        join;
+    let reading = Reading(mailbox);
+    let replaced = match replaces {
+        Some(replaced) => replaced.end().await,
+        None => None,
+    };
+    let mut cx =
+        JoinContext { connection: &*connection, config: &*config, reply: Ok(Payload::empty()) };
+    let joined = contained(C::join(&topic, payload, &mut cx)).await;
+    let response = cx.reply;
+    let joined = match (joined, response) {
+        (Ok(Ok(channel)), Ok(response)) => Ok((channel, response)),
+        (Ok(Ok(_)), Err(error)) => Err(Refusal::Crashed(error.into())),
+        (Ok(Err(JoinError(refusal))), _) => Err(refusal),
+        (Err(panicked), _) => Err(Refusal::Crashed(panicked)),
+    };
+    attempts.count(joined.is_ok());
+
+    let topic_json = topic_json(&topic);
+    let address = Address { join_ref: &join_ref, topic: &topic_json };
+    let tell_replaced = || {
+        if let Some(old) = &replaced {
+            let frame = Address { join_ref: old, ..address }.close();
+            connection.outbox.send(&frame, None);
+        }
+    };
+    let (channel, response) = match joined {
+        Ok(joined) => joined,
+        Err(refusal) => {
+            let response = refusal_payload::<C>(refusal, &topic);
+            // The session first: when the client reads the answer, the topic is free.
+            connection
+                .events
+                .tell(SessionEvent::Ended { topic: topic.shared().clone(), id: life.id() });
+            connection.outbox.send(&address.reply(&reference, "error", &response), None);
+            tell_replaced();
+            return;
+        }
+    };
+    let subscription = connection.pubsub.subscribe(
+        topic.shared(),
+        Subscriber {
+            outbox: connection.outbox.clone(),
+            intercept: C::INTERCEPT,
+            mailbox: reading.0.clone(),
+        },
+    );
+    connection.events.tell(SessionEvent::Joined { topic: topic.shared().clone(), id: life.id() });
+    connection.outbox.send(&address.reply(&reference, "ok", &response), None);
+    tell_replaced();
+
+    // Without a join reference of its own, the channel goes by the one of the message.
+    let context_ref = join_ref.or(&reference);
+    let context = ChannelContext::new(connection, topic, context_ref, subscription.key());
+    let joined = Joined { channel, context, join_ref, life, subscription };
+    joined.live(&reading).await;
+}
+
+impl Replaced {
+    /// Ends the channel at once, without its `terminate`. Returns its join reference if its end is
+    /// still to be told.
+    async fn end(self) -> Option<Ref> {
+        let untold = self.life.tell();
+        self.task.abort();
+        // It is gone at its next await. If it never gets there, it can at least not tell of itself.
+        let _ = time::timeout(TERMINATE, self.task).await;
+        untold.then_some(self.join_ref)
+    }
+}
+
+/// What a client that is not let in is told.
+fn refusal_payload<C: Channel>(refusal: Refusal, topic: &Topic) -> Payload {
+    match refusal {
+        Refusal::Refused(response) => response,
+        Refusal::Crashed(reason) => {
+            tracing::error!(channel = C::name(), %topic, %reason, "a join crashed");
+            encode(json!({ "reason": "join crashed" })).expect("a literal is JSON")
+        }
+    }
+}
+
+/// A channel that was let in.
+struct Joined<C: Channel> {
+    channel: C,
+    context: ChannelContext<C::Socket>,
+    join_ref: Ref,
+    life: Life,
+    subscription: Subscription,
+}
+
+/// Why a channel ends.
+enum End {
+    /// The client left; this is its message's reference.
+    Left(Ref),
+    /// The socket is gone.
+    Closed(ExitReason),
+    Stopped(ExitReason),
+}
+
+/// What the client is told at the end.
+#[derive(Clone, Copy)]
+enum LastWord {
+    Close,
+    Error,
+}
+
+impl<C: Channel> Joined<C> {
+    async fn live(mut self, reading: &Reading) {
+        let end = loop {
+            let Ok(letter) = reading.0.receive().await else {
+                break End::Stopped(ExitReason::failed("too many broadcasts to intercept"));
+            };
+            if let Some(end) = self.handle(letter).await {
+                break end;
+            }
+        };
+        self.end(end).await;
+    }
+
+    async fn handle(&mut self, letter: Letter) -> Option<End> {
+        let Self { channel, context, .. } = self;
+        match letter {
+            Letter::Event { reference, event, payload } => {
+                let outcome = contained(channel.handle_in(&event, payload, context)).await;
+                let (reply, stop) = match outcome {
+                    Ok(Ok(reply)) => (reply, None),
+                    Ok(Err(Stop { reason, reply })) => (reply, Some(reason)),
+                    Err(panicked) => (Reply::none(), Some(panicked)),
+                };
+                let stop = self.answer(&reference, reply).err().or(stop);
+                stop.map(End::Stopped)
+            }
+            Letter::Intercepted(Intercepted { event, payload, since }) => {
+                context.since = since;
+                let outcome = contained(channel.handle_out(&event, payload, context)).await;
+                context.since = None;
+                match outcome {
+                    Ok(Ok(())) => None,
+                    Ok(Err(stop)) => Some(End::Stopped(stop.reason)),
+                    Err(panicked) => Some(End::Stopped(panicked)),
+                }
+            }
+            Letter::Leave { reference } => Some(End::Left(reference)),
+            Letter::Close(reason) => Some(End::Closed(reason)),
+        }
+    }
+
+    fn answer(&self, reference: &Ref, reply: Reply) -> Result<(), ExitReason> {
+        if let Some(answer) = reply.into_answer() {
+            let response = answer.response?;
+            let frame = self.context.address().reply(reference, &answer.status, &response);
+            self.context.connection.outbox.send(&frame, None);
+        }
+        Ok(())
+    }
+
+    /// Ends the channel: tells the client, in the order that it expects, and lets go.
+    async fn end(mut self, end: End) {
+        match end {
+            End::Left(reference) => {
+                let reply = self.answer(&reference, Reply::ok());
+                debug_assert!(reply.is_ok(), "an empty response can be encoded");
+                self.tell(LastWord::Close);
+                self.terminate(&ExitReason::ShutdownWith("left".into())).await;
+            }
+            End::Stopped(reason) if reason.is_graceful() => {
+                self.tell(LastWord::Close);
+                self.terminate(&reason).await;
+            }
+            End::Stopped(reason) => {
+                let topic = &self.context.topic;
+                tracing::error!(channel = C::name(), %topic, %reason, "a channel crashed");
+                self.terminate(&reason).await;
+                self.tell(LastWord::Error);
+            }
+            End::Closed(reason) => self.terminate(&reason).await,
+        }
+    }
+
+    /// Tells the session and then the client that the channel has ended. From here on, the topic is
+    /// free to be joined, and no broadcast reaches the client through this channel.
+    fn tell(&mut self, last_word: LastWord) {
+        self.subscription.cancel();
+        if self.life.tell() {
+            let Connection { events, outbox, .. } = &*self.context.connection;
+            let topic = self.context.topic.shared().clone();
+            events.tell(SessionEvent::Ended { topic, id: self.life.id() });
+            let address = Address { join_ref: &self.join_ref, ..self.context.address() };
+            let frame = match last_word {
+                LastWord::Close => address.close(),
+                LastWord::Error => address.error(),
+            };
+            outbox.send(&frame, None);
+        }
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason) {
+        let Self { channel, context, .. } = self;
+        let terminated =
+            time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
+        let topic = &self.context.topic;
+        match terminated {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => {
+                tracing::error!(channel = C::name(), %topic, %reason, "terminate crashed");
+            }
+            Err(_) => tracing::error!(channel = C::name(), %topic, "terminate took too long"),
+        }
+    }
+}
+
+/// Runs a callback to its end; a panic in it becomes an [`ExitReason`].
+///
+/// After a panic the channel is not called again but for its `terminate`, as in Phoenix.
+async fn contained<T>(callback: impl Future<Output = T>) -> Result<T, ExitReason> {
+    let outcome = AssertUnwindSafe(callback).catch_unwind().await;
+    outcome.map_err(|payload| ExitReason::from_panic(&*payload))
+}

@@ -1,0 +1,153 @@
+//! What waits for one channel.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, Waker},
+};
+
+use parking_lot::Mutex;
+use pipeline_core::ExitReason;
+use tokio::time::Instant;
+
+use crate::{payload::Payload, protocol::message::Ref};
+
+/// How many messages may wait for a channel. A client that sends more has to wait, as TCP makes it;
+/// a channel that is sent more broadcasts than it can intercept has fallen behind for good, and ends.
+const CAPACITY: usize = 256;
+
+/// A channel's messages, handled one after the other. It takes memory only while some wait.
+#[derive(Debug, Default)]
+pub(crate) struct Mailbox {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    letters: VecDeque<Letter>,
+    closed: bool,
+    overflowed: bool,
+    /// The channel, while it waits for a message.
+    receiver: Option<Waker>,
+    /// The socket, while it waits for room.
+    sender: Option<Waker>,
+}
+
+/// A message to a channel.
+#[derive(Debug)]
+pub(crate) enum Letter {
+    /// The client sent an event.
+    Event { reference: Ref, event: Box<str>, payload: Payload },
+    /// The client leaves.
+    Leave { reference: Ref },
+    /// A broadcast that the channel wants to see first.
+    Intercepted(Intercepted),
+    /// The socket is gone.
+    Close(ExitReason),
+}
+
+/// A broadcast on its way through a channel.
+#[derive(Debug)]
+pub(crate) struct Intercepted {
+    pub(crate) event: Box<str>,
+    pub(crate) payload: Payload,
+    pub(crate) since: Option<Instant>,
+}
+
+/// More broadcasts waited for the channel than it may have.
+#[derive(Debug)]
+pub(super) struct Overflow;
+
+impl Mailbox {
+    /// Sends a message of the client, waiting for room. A channel that has ended never reads it.
+    pub(crate) async fn send(&self, letter: Letter) {
+        let mut letter = Some(letter);
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Poll::Ready(());
+            }
+            if state.letters.len() >= CAPACITY {
+                state.sender = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            if let Some(letter) = letter.take() {
+                state.put(letter);
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    /// Sends the last message, room or not.
+    pub(crate) fn close(&self, reason: ExitReason) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.put(Letter::Close(reason));
+        }
+    }
+
+    /// Sends a broadcast. Never waits: one channel that is behind must not delay the others.
+    pub(crate) fn intercepted(&self, broadcast: Intercepted) {
+        let mut state = self.state.lock();
+        if state.closed || state.overflowed {
+            return;
+        }
+        if state.letters.len() >= CAPACITY {
+            state.overflowed = true;
+            if let Some(receiver) = state.receiver.take() {
+                receiver.wake();
+            }
+        } else {
+            state.put(Letter::Intercepted(broadcast));
+        }
+    }
+
+    /// The next message.
+    pub(super) async fn receive(&self) -> Result<Letter, Overflow> {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if state.overflowed {
+                return Poll::Ready(Err(Overflow));
+            }
+            let Some(letter) = state.letters.pop_front() else {
+                state.letters = VecDeque::new();
+                state.receiver = Some(cx.waker().clone());
+                return Poll::Pending;
+            };
+            if let Some(sender) = state.sender.take() {
+                sender.wake();
+            }
+            Poll::Ready(Ok(letter))
+        })
+        .await
+    }
+}
+
+impl State {
+    fn put(&mut self, letter: Letter) {
+        self.letters.push_back(letter);
+        if let Some(receiver) = self.receiver.take() {
+            receiver.wake();
+        }
+    }
+}
+
+/// The channel's end of its mailbox. When the channel ends, however it does, nobody waits for it.
+#[derive(Debug)]
+pub(super) struct Reading(pub(super) Arc<Mailbox>);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.closed = true;
+        let letters = std::mem::take(&mut state.letters);
+        let sender = state.sender.take();
+        drop(state);
+        drop(letters);
+        if let Some(sender) = sender {
+            sender.wake();
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! What a channel's callbacks answer.
+
+use std::{borrow::Cow, error::Error};
+
+use pipeline_core::ExitReason;
+use serde_json::json;
+
+use crate::payload::{IntoPayload, Payload, PayloadError};
+
+/// The answer to a client's event: none, or a status with a response.
+///
+/// ```
+/// use pipeline_ws_sink::Reply;
+/// use serde_json::json;
+///
+/// let nothing = Reply::none();
+/// let done = Reply::ok();
+/// let found = Reply::ok().with(json!({ "name": "Ada" }));
+/// let wrong = Reply::error().with(json!({ "reason": "no such name" }));
+/// let later = Reply::status("later");
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct Reply(Option<Answer>);
+
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: Cow<'static, str>,
+    pub(super) response: Result<Payload, PayloadError>,
+}
+
+impl Reply {
+    /// No answer. The client's push will time out, if it waits for one.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Status `ok`, response `{}`.
+    pub fn ok() -> Self {
+        Self::status("ok")
+    }
+
+    /// Status `error`, response `{}`.
+    pub fn error() -> Self {
+        Self::status("error")
+    }
+
+    /// Any status, which the client can listen for by name; response `{}`.
+    pub fn status(status: impl Into<Cow<'static, str>>) -> Self {
+        Self(Some(Answer { status: status.into(), response: Ok(Payload::empty()) }))
+    }
+
+    /// The same status with this response, which may be any JSON value.
+    ///
+    /// One that cannot be encoded crashes the channel. No effect on [`none`](Self::none).
+    pub fn with(mut self, response: impl IntoPayload) -> Self {
+        if let Some(answer) = &mut self.0 {
+            answer.response = encode(response);
+        }
+        self
+    }
+
+    pub(super) fn into_answer(self) -> Option<Answer> {
+        self.0
+    }
+}
+
+/// Why a channel stops, and what it answers before it does.
+///
+/// After a graceful reason the client is told `phx_close`, and stays away. After any other it is
+/// told `phx_error`, and joins again. Any error converts with `?`.
+#[derive(Debug)]
+#[must_use]
+pub struct Stop {
+    pub(super) reason: ExitReason,
+    pub(super) reply: Reply,
+}
+
+impl Stop {
+    /// For this reason.
+    pub fn because(reason: ExitReason) -> Self {
+        Self { reason, reply: Reply::none() }
+    }
+
+    /// Because it is done.
+    pub fn normal() -> Self {
+        Self::because(ExitReason::Normal)
+    }
+
+    /// Because the client sent an event that the channel does not know.
+    pub fn unknown_event(event: &str) -> Self {
+        Self::because(ExitReason::failed(format!("the channel has no event {event:?}")))
+    }
+
+    /// Answers the event before stopping.
+    pub fn reply(mut self, reply: Reply) -> Self {
+        self.reply = reply;
+        self
+    }
+}
+
+impl<E> From<E> for Stop
+where
+    E: Error + Send + Sync + 'static,
+{
+    fn from(error: E) -> Self {
+        Self::because(error.into())
+    }
+}
+
+/// Why a client is not let into a channel.
+///
+/// Any error converts with `?`. That is not a refusal but a crash: the client is told
+/// `{"reason":"join crashed"}`, and the error is logged.
+#[derive(Debug)]
+pub struct JoinError(pub(super) Refusal);
+
+#[derive(Debug)]
+pub(super) enum Refusal {
+    Refused(Payload),
+    Crashed(ExitReason),
+}
+
+impl JoinError {
+    /// Refuses with `{"reason":"unauthorized"}`.
+    #[must_use]
+    pub fn unauthorized() -> Self {
+        Self::reason("unauthorized")
+    }
+
+    /// Refuses with `{"reason": ..}`.
+    #[must_use]
+    pub fn reason(reason: &str) -> Self {
+        Self::with(json!({ "reason": reason }))
+    }
+
+    /// Refuses with this response.
+    #[must_use]
+    pub fn with(response: impl IntoPayload) -> Self {
+        Self(match encode(response) {
+            Ok(response) => Refusal::Refused(response),
+            Err(error) => Refusal::Crashed(error.into()),
+        })
+    }
+}
+
+impl<E> From<E> for JoinError
+where
+    E: Error + Send + Sync + 'static,
+{
+    fn from(error: E) -> Self {
+        Self(Refusal::Crashed(error.into()))
+    }
+}
+
+pub(super) fn encode(payload: impl IntoPayload) -> Result<Payload, PayloadError> {
+    let mut json = Vec::new();
+    payload.write_json(&mut json)?;
+    Ok(Payload::from_json(json.into()))
+}

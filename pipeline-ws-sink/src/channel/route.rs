@@ -1,0 +1,50 @@
+//! Which channel answers which topics.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use futures::future::BoxFuture;
+use pipeline_core::Telemetry;
+
+use super::{
+    Channel,
+    actor::{self, Join},
+};
+use crate::{socket::Socket, telemetry::Attempts, topic::TopicPattern};
+
+/// A pattern, and what joins the topics that match it.
+pub(crate) struct Route<S> {
+    pub(crate) pattern: TopicPattern,
+    pub(crate) channel: Arc<dyn ErasedChannel<S>>,
+}
+
+/// A kind of channel without its type, so that one table holds many. One box for each join; nothing
+/// is boxed for a message.
+pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
+    /// The life of one channel, from its join to its end.
+    fn run(&self, join: Join<S>) -> BoxFuture<'static, ()>;
+
+    /// Registers the metrics of this kind.
+    fn register(&self, telemetry: &Telemetry) -> Attempts;
+}
+
+/// A kind of channel, and its route's configuration.
+pub(crate) struct ChannelRoute<C: Channel> {
+    config: Arc<C::Config>,
+    channel: PhantomData<fn() -> C>,
+}
+
+impl<C: Channel> ChannelRoute<C> {
+    pub(crate) fn new(config: C::Config) -> Self {
+        Self { config: Arc::new(config), channel: PhantomData }
+    }
+}
+
+impl<C: Channel> ErasedChannel<C::Socket> for ChannelRoute<C> {
+    fn run(&self, join: Join<C::Socket>) -> BoxFuture<'static, ()> {
+        Box::pin(actor::run::<C>(join, self.config.clone()))
+    }
+
+    fn register(&self, telemetry: &Telemetry) -> Attempts {
+        Attempts::joins(telemetry, C::name())
+    }
+}

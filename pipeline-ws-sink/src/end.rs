@@ -1,0 +1,51 @@
+//! How a socket ends.
+
+use pipeline_core::ExitReason;
+
+use crate::protocol::connection::ProtocolError;
+
+/// Why a socket ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SocketEnd {
+    /// The client closed it.
+    Closed,
+    /// The connection broke.
+    Lost,
+    /// Nothing was heard and nothing was said for too long.
+    Idle,
+    /// The client broke the rules of RFC 6455.
+    Protocol(ProtocolError),
+    /// The client sent something that is not a message.
+    BadMessage,
+    /// The client reads more slowly than it is written to.
+    Overflow,
+    /// It was disconnected by its id, or the endpoint is gone.
+    Disconnected,
+    /// The endpoint drains.
+    Draining,
+}
+
+impl SocketEnd {
+    /// The code of the close frame. None makes a client stay away for good: that would be 1000.
+    pub(crate) fn close_code(self) -> Option<u16> {
+        match self {
+            // What a client gets back, whatever code it sent.
+            Self::Closed => Some(1000),
+            Self::Lost => None,
+            Self::Idle => Some(1002),
+            Self::Protocol(error) => Some(error.close_code()),
+            Self::BadMessage | Self::Overflow => Some(1011),
+            Self::Disconnected => Some(1001),
+            Self::Draining => Some(1012),
+        }
+    }
+
+    /// What the socket's channels are told.
+    pub(crate) fn reason(self) -> ExitReason {
+        ExitReason::ShutdownWith(match self {
+            Self::Disconnected => "disconnected".into(),
+            Self::Draining => "draining".into(),
+            _ => "closed".into(),
+        })
+    }
+}

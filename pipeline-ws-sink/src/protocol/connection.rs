@@ -1,0 +1,373 @@
+//! The receiving side of a WebSocket connection: bytes in, messages out.
+//!
+//! RFC 6455 as a server sees it: frames from the client are masked, control frames are short and
+//! whole, a message may come in fragments with control frames between them.
+
+use std::io::Cursor;
+
+use bytes::{Bytes, BytesMut};
+use thiserror::Error;
+use tokio_tungstenite::tungstenite::protocol::frame::{
+    FrameHeader,
+    coding::{CloseCode, Control, Data, OpCode},
+};
+
+/// The longest payload of a control frame.
+const MAX_CONTROL: u64 = 125;
+
+/// How large frames and messages may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of one frame, header and mask included.
+    pub(crate) frame: usize,
+    /// Bytes of one message, all its fragments together.
+    pub(crate) message: usize,
+}
+
+/// Something the client said.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Incoming {
+    /// A text message. The bytes are valid UTF-8.
+    Text(Bytes),
+    Binary(Bytes),
+    Ping(Bytes),
+    Pong,
+    Close,
+}
+
+/// What the client did that ends the connection.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum ProtocolError {
+    #[error("broke the rules of the protocol")]
+    Violation,
+    #[error("sent a text that is not UTF-8")]
+    NotUtf8,
+    #[error("sent more than is allowed")]
+    TooLarge,
+}
+
+impl ProtocolError {
+    /// The code of the close frame that answers it.
+    pub(crate) fn close_code(self) -> u16 {
+        match self {
+            Self::Violation => 1002,
+            Self::NotUtf8 => 1007,
+            Self::TooLarge => 1009,
+        }
+    }
+}
+
+/// Cuts what was received into messages.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    limits: Limits,
+    /// Received and not yet understood.
+    buffer: BytesMut,
+    /// The beginning of a message whose end is still to come.
+    fragments: Option<Fragments>,
+}
+
+#[derive(Debug)]
+struct Fragments {
+    kind: Data,
+    payload: BytesMut,
+}
+
+impl Decoder {
+    /// Begins with what the client sent along with its handshake.
+    pub(crate) fn new(limits: Limits, received: Bytes) -> Self {
+        Self { limits, buffer: BytesMut::from(received), fragments: None }
+    }
+
+    /// Where to put what is received.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Gives back the memory of an empty buffer, so that a quiet connection holds none.
+    pub(crate) fn release(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+
+    /// The next thing the client said, or `None` when more bytes are needed.
+    pub(crate) fn next(&mut self) -> Result<Option<Incoming>, ProtocolError> {
+        while let Some((header, payload)) = self.next_frame()? {
+            if let Some(incoming) = self.accept(&header, payload)? {
+                return Ok(Some(incoming));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The next whole frame, unmasked.
+    fn next_frame(&mut self) -> Result<Option<(FrameHeader, BytesMut)>, ProtocolError> {
+        let mut cursor = Cursor::new(&self.buffer);
+        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| ProtocolError::Violation)?;
+        let Some((header, length)) = parsed else {
+            return Ok(None);
+        };
+        let header_length = header.len(length);
+        let Some(mask) = header.mask else {
+            return Err(ProtocolError::Violation);
+        };
+        if header.rsv1 || header.rsv2 || header.rsv3 {
+            return Err(ProtocolError::Violation);
+        }
+        if matches!(header.opcode, OpCode::Control(_)) && (length > MAX_CONTROL || !header.is_final)
+        {
+            return Err(ProtocolError::Violation);
+        }
+        let whole = usize::try_from(length)
+            .ok()
+            .and_then(|length| length.checked_add(header_length))
+            .filter(|&whole| whole <= self.limits.frame)
+            .ok_or(ProtocolError::TooLarge)?;
+        if self.buffer.len() < whole {
+            // Room for all of it now, instead of doubling until it fits.
+            self.buffer.reserve(whole - self.buffer.len());
+            return Ok(None);
+        }
+        let mut payload = self.buffer.split_to(whole).split_off(header_length);
+        unmask(&mut payload, mask);
+        Ok(Some((header, payload)))
+    }
+
+    /// Takes in a frame; a message if it completes one.
+    fn accept(
+        &mut self,
+        header: &FrameHeader,
+        payload: BytesMut,
+    ) -> Result<Option<Incoming>, ProtocolError> {
+        let (kind, payload) = match header.opcode {
+            OpCode::Control(Control::Ping) => return Ok(Some(Incoming::Ping(payload.freeze()))),
+            OpCode::Control(Control::Pong) => return Ok(Some(Incoming::Pong)),
+            OpCode::Control(Control::Close) => return check_close(&payload).map(Some),
+            OpCode::Data(Data::Continue) => {
+                let Some(mut fragments) = self.fragments.take() else {
+                    return Err(ProtocolError::Violation);
+                };
+                if fragments.payload.len() + payload.len() > self.limits.message {
+                    return Err(ProtocolError::TooLarge);
+                }
+                fragments.payload.extend_from_slice(&payload);
+                if !header.is_final {
+                    self.fragments = Some(fragments);
+                    return Ok(None);
+                }
+                (fragments.kind, fragments.payload)
+            }
+            OpCode::Data(_) if self.fragments.is_some() => return Err(ProtocolError::Violation),
+            OpCode::Data(kind) => {
+                if payload.len() > self.limits.message {
+                    return Err(ProtocolError::TooLarge);
+                }
+                if !header.is_final {
+                    self.fragments = Some(Fragments { kind, payload });
+                    return Ok(None);
+                }
+                (kind, payload)
+            }
+            OpCode::Control(Control::Reserved(_)) => return Err(ProtocolError::Violation),
+        };
+        let payload = payload.freeze();
+        match kind {
+            Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
+            Data::Text => Ok(Some(Incoming::Text(payload))),
+            _ => Ok(Some(Incoming::Binary(payload))),
+        }
+    }
+}
+
+/// Checks a close frame. Its code is of no interest: the answer is the same for all.
+fn check_close(payload: &[u8]) -> Result<Incoming, ProtocolError> {
+    match payload {
+        [] => Ok(Incoming::Close),
+        [high, low, reason @ ..] => {
+            let code = CloseCode::from(u16::from_be_bytes([*high, *low]));
+            if !code.is_allowed() {
+                Err(ProtocolError::Violation)
+            } else if std::str::from_utf8(reason).is_err() {
+                Err(ProtocolError::NotUtf8)
+            } else {
+                Ok(Incoming::Close)
+            }
+        }
+        [_] => Err(ProtocolError::Violation),
+    }
+}
+
+fn unmask(payload: &mut [u8], mask: [u8; 4]) {
+    // Whole words first: the compiler makes wide instructions of it.
+    let (words, rest) = payload.as_chunks_mut::<4>();
+    for word in words {
+        *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
+    }
+    for (byte, key) in rest.iter_mut().zip(mask) {
+        *byte ^= key;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMITS: Limits = Limits { frame: 1024, message: 2048 };
+
+    const TEXT: u8 = 1;
+    const BINARY: u8 = 2;
+    const CONTINUE: u8 = 0;
+    const CLOSE: u8 = 8;
+    const PING: u8 = 9;
+    const PONG: u8 = 10;
+
+    /// A frame as a client sends it.
+    fn frame(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
+        let mask = [0x37, 0xfa, 0x21, 0x3d];
+        let header = FrameHeader {
+            is_final: fin,
+            opcode: OpCode::from(opcode),
+            mask: Some(mask),
+            ..FrameHeader::default()
+        };
+        let mut bytes = Vec::new();
+        header.format(payload.len() as u64, &mut bytes).unwrap();
+        bytes.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, key)| byte ^ key));
+        bytes
+    }
+
+    /// What a decoder makes of these bytes, given piece by piece.
+    fn decode(pieces: &[&[u8]]) -> Result<Vec<Incoming>, ProtocolError> {
+        let mut decoder = Decoder::new(LIMITS, Bytes::new());
+        let mut all = vec![];
+        for piece in pieces {
+            decoder.buffer().extend_from_slice(piece);
+            while let Some(incoming) = decoder.next()? {
+                all.push(incoming);
+            }
+        }
+        Ok(all)
+    }
+
+    fn text(text: &str) -> Incoming {
+        Incoming::Text(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    #[test]
+    fn a_fragmented_message_is_one_message_with_control_frames_in_between() {
+        let frames = [
+            frame(false, TEXT, b"he"),
+            frame(true, PING, b"now"),
+            frame(false, CONTINUE, b"ll"),
+            frame(true, PONG, b""),
+            frame(true, CONTINUE, b"o"),
+            frame(true, BINARY, b"\x00\xff"),
+        ];
+        let ping = Incoming::Ping(Bytes::from_static(b"now"));
+        let binary = Incoming::Binary(Bytes::from_static(b"\x00\xff"));
+        assert_eq!(
+            decode(&[&frames.concat()]),
+            Ok(vec![ping, Incoming::Pong, text("hello"), binary])
+        );
+    }
+
+    #[test]
+    fn a_close_is_a_close_whatever_its_code() {
+        for payload in [&b""[..], b"\x03\xe8", b"\x0f\xa1bye"] {
+            assert_eq!(decode(&[&frame(true, CLOSE, payload)]), Ok(vec![Incoming::Close]));
+        }
+    }
+
+    #[test]
+    fn what_breaks_the_rules_is_an_error() {
+        let unmasked = [0x81, 0x02, b'h', b'i'];
+        let mut reserved_bit = frame(true, TEXT, b"hi");
+        reserved_bit[0] |= 0x40;
+        let mut reserved_opcode = frame(true, TEXT, b"hi");
+        reserved_opcode[0] = 0x83;
+        let cases: [&[u8]; 9] = [
+            &unmasked,
+            &reserved_bit,
+            &reserved_opcode,
+            &frame(true, CONTINUE, b"of what"),
+            &[frame(false, TEXT, b"a"), frame(true, TEXT, b"b")].concat(),
+            &frame(false, PING, b"in pieces"),
+            &frame(true, PING, &[0; 126]),
+            &frame(true, CLOSE, b"\x03"),
+            &frame(true, CLOSE, b"\x03\xed"),
+        ];
+        for (n, case) in cases.into_iter().enumerate() {
+            assert_eq!(decode(&[case]), Err(ProtocolError::Violation), "case {n}");
+        }
+        assert_eq!(decode(&[&frame(true, TEXT, b"\xff")]), Err(ProtocolError::NotUtf8));
+        assert_eq!(decode(&[&frame(true, CLOSE, b"\x03\xe8\xff")]), Err(ProtocolError::NotUtf8));
+    }
+
+    #[test]
+    fn the_frame_limit_counts_header_and_mask() {
+        // 2 + 2 bytes of header, 4 of mask.
+        assert_eq!(decode(&[&frame(true, BINARY, &[0; 1016])]).unwrap().len(), 1);
+        let too_large = frame(true, BINARY, &[0; 1017]);
+        assert_eq!(decode(&[&too_large]), Err(ProtocolError::TooLarge));
+        assert_eq!(decode(&[&too_large[..8]]), Err(ProtocolError::TooLarge), "told by the header");
+    }
+
+    #[test]
+    fn the_message_limit_counts_all_fragments() {
+        let first = frame(false, TEXT, &[b'x'; 1000]);
+        let middle = frame(false, CONTINUE, &[b'x'; 1000]);
+        let (fits, exceeds) =
+            (frame(true, CONTINUE, &[b'x'; 48]), frame(true, CONTINUE, &[b'x'; 49]));
+        assert_eq!(decode(&[&first, &middle, &fits]).unwrap().len(), 1);
+        assert_eq!(decode(&[&first, &middle, &exceeds]), Err(ProtocolError::TooLarge));
+    }
+
+    #[test]
+    fn a_quiet_connection_holds_no_memory() {
+        let mut decoder = Decoder::new(LIMITS, Bytes::new());
+        decoder.buffer().reserve(4096);
+        decoder.buffer().extend_from_slice(&frame(true, TEXT, b"hi"));
+        assert_eq!(decoder.next(), Ok(Some(text("hi"))));
+        decoder.release();
+        assert_eq!(decoder.buffer().capacity(), 0);
+    }
+
+    proptest! {
+        /// However the bytes are cut on their way, the messages are the same.
+        #[test]
+        fn the_cuts_of_the_network_do_not_matter(
+            messages in prop::collection::vec((any::<bool>(), "[a-zé]{0,200}"), 1..6),
+            cuts in prop::collection::vec(1usize..40, 0..200)
+        ) {
+            let mut bytes = vec![];
+            let mut expected = vec![];
+            for (fragmented, message) in &messages {
+                let (head, tail) = message.as_bytes().split_at(message.len() / 2);
+                if *fragmented {
+                    bytes.extend(frame(false, TEXT, head));
+                    bytes.extend(frame(true, CONTINUE, tail));
+                } else {
+                    bytes.extend(frame(true, TEXT, message.as_bytes()));
+                }
+                expected.push(text(message));
+            }
+            let mut rest = &bytes[..];
+            let mut pieces = vec![];
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(decode(&pieces), Ok(expected));
+        }
+
+        /// Garbage is an error or a message, never a panic.
+        #[test]
+        fn garbage_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode(&[&bytes]);
+        }
+    }
+}

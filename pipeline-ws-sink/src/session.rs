@@ -1,0 +1,300 @@
+//! One client: its channels, and the way from its messages to them. It knows no transport.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pipeline_core::ExitReason;
+use serde_json::json;
+use tokio::{task::JoinHandle, time};
+
+use crate::{
+    channel::{Join, Letter, Life, Mailbox, Replaced},
+    mount::Routes,
+    outbox::Outbox,
+    payload::Payload,
+    protocol::message::{Address, ClientMessage, JOIN, LEAVE, Ref},
+    pubsub::PubSub,
+    socket::Socket,
+};
+
+/// How many messages for a topic may wait while it is being joined. A client that sends more has to
+/// wait itself, as TCP makes it.
+const PENDING: usize = 100;
+
+/// How many channels a client may have, unless told otherwise.
+pub(crate) const MAX_CHANNELS: usize = 100;
+
+/// How long channels have to end when their socket is gone.
+const CHANNELS_END: Duration = Duration::from_secs(5);
+
+/// What a client's channels share.
+pub(crate) struct Connection<S: Socket> {
+    pub(crate) socket: Arc<S>,
+    pub(crate) assigns: S::Assigns,
+    pub(crate) id: Option<String>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) pubsub: Arc<PubSub>,
+    pub(crate) events: SessionEvents,
+}
+
+/// The client sent something that is not a message of the protocol.
+#[derive(Debug)]
+pub(crate) struct NotAMessage;
+
+/// One client.
+///
+/// It alone knows which topics are joined. A channel tells it of its fate *before* it tells the
+/// client, so when the client answers, the session has been told too.
+pub(crate) struct Session<S: Socket> {
+    connection: Arc<Connection<S>>,
+    routes: Arc<Routes<S>>,
+    channels: HashMap<Arc<str>, Entry>,
+    lives: u64,
+}
+
+/// A topic that is joined, or about to be.
+struct Entry {
+    join_ref: Ref,
+    life: Life,
+    mailbox: Arc<Mailbox>,
+    task: JoinHandle<()>,
+    /// While the join is running: the messages that wait for it.
+    pending: Option<VecDeque<Bytes>>,
+}
+
+impl<S: Socket> Session<S> {
+    pub(crate) fn new(connection: Arc<Connection<S>>, routes: Arc<Routes<S>>) -> Self {
+        Self { connection, routes, channels: HashMap::new(), lives: 0 }
+    }
+
+    /// Waits until a channel has told something that [`receive`](Self::receive) should know of.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn changed(&self) {
+        self.connection.events.wait().await;
+    }
+
+    /// Takes note of what the channels have told, and hands on what has waited for it.
+    pub(crate) async fn catch_up(&mut self) {
+        while let Some(event) = self.connection.events.take() {
+            let waiting = match event {
+                SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
+                    Some(entry) if entry.life.id() == id => entry.pending.take(),
+                    _ => None,
+                },
+                SessionEvent::Ended { topic, id } => match self.channels.get(&topic) {
+                    Some(entry) if entry.life.id() == id => {
+                        self.channels.remove(&topic).and_then(|entry| entry.pending)
+                    }
+                    _ => None,
+                },
+            };
+            for text in waiting.into_iter().flatten() {
+                if let Some(message) = decode(&text) {
+                    self.route(&message, &text).await;
+                }
+            }
+        }
+    }
+
+    /// Handles a text that the client sent, which is valid UTF-8.
+    ///
+    /// It waits for room where the client has sent more than can be handled, and for nothing else.
+    pub(crate) async fn receive(&mut self, text: Bytes) -> Result<(), NotAMessage> {
+        self.catch_up().await;
+        let message = decode(&text).ok_or(NotAMessage)?;
+        while self.has_too_many_pending(&message) {
+            self.changed().await;
+            self.catch_up().await;
+        }
+        self.route(&message, &text).await;
+        Ok(())
+    }
+
+    fn has_too_many_pending(&self, message: &ClientMessage<'_>) -> bool {
+        let entry = message.topic().and_then(|topic| self.channels.get(&*topic));
+        let pending = entry.and_then(|entry| entry.pending.as_ref());
+        pending.is_some_and(|pending| pending.len() >= PENDING)
+    }
+
+    /// Handles a message by what its topic is: unknown, joining or joined.
+    async fn route(&mut self, message: &ClientMessage<'_>, text: &Bytes) {
+        let (topic, event) = (message.topic(), message.event());
+        if topic.as_deref() == Some("phoenix") && event.as_deref() == Some("heartbeat") {
+            return self.reply(&Ref::NULL, message, "ok", &Payload::empty());
+        }
+        let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
+        match (entry, event.as_deref()) {
+            (Some(Entry { pending: Some(pending), .. }), _) => pending.push_back(text.clone()),
+            (_, Some(JOIN)) => self.join(message, text),
+            (Some(entry), event) => {
+                let join_ref = message.join_ref();
+                if !join_ref.is_null() && join_ref != entry.join_ref {
+                    // It belongs to an earlier join, of whose end the client has been told.
+                    return;
+                }
+                let reference = message.reference();
+                let letter = match event {
+                    Some(LEAVE) => Letter::Leave { reference },
+                    // An event that is not a string has no name that a channel could know.
+                    event => Letter::Event {
+                        reference,
+                        event: event.unwrap_or_default().into(),
+                        payload: message.payload(text),
+                    },
+                };
+                let mailbox = entry.mailbox.clone();
+                mailbox.send(letter).await;
+            }
+            (None, Some(LEAVE)) => {
+                self.reply(&message.join_ref(), message, "ok", &Payload::empty());
+            }
+            (None, _) => self.unmatched(message),
+        }
+    }
+
+    /// Begins to join a topic, in place of the channel that is joined on it, if any.
+    fn join(&mut self, message: &ClientMessage<'_>, text: &Bytes) {
+        let name = message.topic();
+        let found = name.as_deref().and_then(|name| self.routes.find(name));
+        let Some((topic, route)) = found else {
+            return self.unmatched(message);
+        };
+        let replaces = self.channels.remove(topic.as_str()).map(|entry| Replaced {
+            join_ref: entry.join_ref,
+            life: entry.life,
+            task: entry.task,
+        });
+        if self.channels.len() >= self.routes.max_channels() {
+            tracing::warn!(%topic, "refused a join: too many channels");
+            let response = reason("too many channels joined");
+            return self.reply(&message.join_ref(), message, "error", &response);
+        }
+        self.lives += 1;
+        let life = Life::new(self.lives);
+        let mailbox = Arc::new(Mailbox::default());
+        let task = tokio::spawn(route.channel.run(Join {
+            connection: self.connection.clone(),
+            topic: topic.clone(),
+            join_ref: message.join_ref(),
+            reference: message.reference(),
+            payload: message.payload(text),
+            mailbox: mailbox.clone(),
+            life: life.clone(),
+            attempts: route.attempts.clone(),
+            replaces,
+        }));
+        let join_ref = message.join_ref();
+        let entry = Entry { join_ref, life, mailbox, task, pending: Some(VecDeque::new()) };
+        self.channels.insert(topic.shared().clone(), entry);
+    }
+
+    fn unmatched(&self, message: &ClientMessage<'_>) {
+        self.reply(&Ref::NULL, message, "error", &reason("unmatched topic"));
+    }
+
+    /// Answers a message that no channel answers.
+    fn reply(&self, join_ref: &Ref, message: &ClientMessage<'_>, status: &str, response: &Payload) {
+        let address = Address { join_ref, topic: message.topic_json() };
+        let frame = address.reply(&message.reference(), status, response);
+        self.connection.outbox.send(&frame, None);
+    }
+
+    /// Ends all channels, because the socket is gone. Those that do not end in time are aborted.
+    pub(crate) async fn end(mut self, reason: &ExitReason) {
+        for entry in self.channels.values() {
+            entry.mailbox.close(reason.clone());
+        }
+        let _ = time::timeout(CHANNELS_END, async {
+            for entry in self.channels.values_mut() {
+                let _ = (&mut entry.task).await;
+            }
+        })
+        .await;
+    }
+}
+
+impl<S: Socket> Drop for Session<S> {
+    fn drop(&mut self) {
+        // Whoever has not ended by now has had its time, or the socket's task was aborted.
+        for entry in self.channels.values() {
+            entry.task.abort();
+        }
+    }
+}
+
+impl<S: Socket> fmt::Debug for Connection<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn decode(text: &Bytes) -> Option<ClientMessage<'_>> {
+    ClientMessage::decode(std::str::from_utf8(text).ok()?)
+}
+
+fn reason(reason: &str) -> Payload {
+    Payload::new(&json!({ "reason": reason })).expect("a literal is JSON")
+}
+
+/// What channels tell their session. Each tells two things in its life, so the number of channels
+/// bounds it.
+#[derive(Debug, Default)]
+pub(crate) struct SessionEvents {
+    state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
+}
+
+/// The fate of a channel: which topic, and which life of it.
+#[derive(Debug)]
+pub(crate) enum SessionEvent {
+    Joined {
+        topic: Arc<str>,
+        id: u64,
+    },
+    /// It ended, or was not let in.
+    Ended {
+        topic: Arc<str>,
+        id: u64,
+    },
+}
+
+impl SessionEvents {
+    pub(crate) fn tell(&self, event: SessionEvent) {
+        let mut state = self.state.lock();
+        state.0.push_back(event);
+        if let Some(session) = state.1.take() {
+            session.wake();
+        }
+    }
+
+    fn take(&self) -> Option<SessionEvent> {
+        let mut state = self.state.lock();
+        let event = state.0.pop_front();
+        if event.is_none() {
+            state.0 = VecDeque::new();
+        }
+        event
+    }
+
+    async fn wait(&self) {
+        poll_fn(|cx| {
+            let mut state = self.state.lock();
+            if !state.0.is_empty() {
+                return Poll::Ready(());
+            }
+            state.1 = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}

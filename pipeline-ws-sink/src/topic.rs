@@ -1,0 +1,123 @@
+//! Topics, and the patterns that route them to channels.
+
+use std::{fmt, ops::Deref, sync::Arc};
+
+use thiserror::Error;
+
+/// The name of a conversation, such as `user:42`, and what its route's wildcard stands for.
+///
+/// It derefs to the whole topic. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Topic {
+    whole: Arc<str>,
+    rest: usize,
+}
+
+impl Topic {
+    /// The whole topic.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.whole
+    }
+
+    /// What the `*` of the route stands for: `42` in `user:42` routed by `user:*`. Empty for a route
+    /// without a `*`.
+    #[must_use]
+    pub fn rest(&self) -> &str {
+        &self.whole[self.rest..]
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<str> {
+        &self.whole
+    }
+}
+
+impl Deref for Topic {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.whole
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.whole)
+    }
+}
+
+/// A topic, or all topics that begin alike: `room:lobby`, `room:*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TopicPattern {
+    Exact(Box<str>),
+    Prefix(Box<str>),
+}
+
+impl TopicPattern {
+    pub(crate) fn parse(pattern: &str) -> Result<Self, PatternError> {
+        let (prefix, wildcard) = match pattern.strip_suffix('*') {
+            Some(prefix) => (prefix, true),
+            None => (pattern, false),
+        };
+        if prefix.contains('*') {
+            return Err(PatternError { pattern: pattern.into() });
+        }
+        Ok(if wildcard { Self::Prefix(prefix.into()) } else { Self::Exact(prefix.into()) })
+    }
+
+    /// The topic as this pattern sees it, if it matches. Byte by byte, case and all.
+    pub(crate) fn matches(&self, topic: &str) -> Option<Topic> {
+        let rest = match self {
+            Self::Exact(exact) => (**exact == *topic).then_some(topic.len())?,
+            Self::Prefix(prefix) => topic.starts_with(&**prefix).then_some(prefix.len())?,
+        };
+        Some(Topic { whole: topic.into(), rest })
+    }
+}
+
+/// A `*` stands where it has no meaning.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("the topic pattern {pattern:?} has a * that is not its last character")]
+pub struct PatternError {
+    pattern: Box<str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rest(pattern: &str, topic: &str) -> Option<String> {
+        let topic = TopicPattern::parse(pattern).unwrap().matches(topic)?;
+        Some(topic.rest().to_owned())
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_any_rest_even_an_empty_one() {
+        let matches = |pattern, topic, expected: &str| {
+            assert_eq!(rest(pattern, topic).as_deref(), Some(expected), "{pattern} {topic}");
+        };
+        matches("room:*", "room:", "");
+        matches("room:*", "room:a:b:c", "a:b:c");
+        matches("room:*", "room:*", "*");
+        matches("feed*", "feed", "");
+        matches("feed*", "feedback", "back");
+        matches("*", "anything", "anything");
+        matches("plain", "plain", "");
+        for (pattern, topic) in
+            [("room:*", "room"), ("room:*", "ROOM:x"), ("plain", "plainer"), ("plain", "plai")]
+        {
+            assert_eq!(rest(pattern, topic), None, "{pattern} {topic}");
+        }
+    }
+
+    #[test]
+    fn a_wildcard_elsewhere_is_refused_by_name() {
+        for pattern in ["a*b", "*:b", "**"] {
+            let error = TopicPattern::parse(pattern).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("the topic pattern {pattern:?} has a * that is not its last character")
+            );
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! How a client's messages come and go.
+
+pub(crate) mod handshake;
+pub(crate) mod io;
+pub(crate) mod websocket;

@@ -1,0 +1,212 @@
+//! Broadcasts: who gets them, in which form, how often they are encoded, and when they are timed.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod support {
+    pub mod channels;
+    #[path = "mod.rs"]
+    pub mod server;
+}
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::json;
+use support::{
+    channels::{endpoint, endpoint_with},
+    server::{Server, reply},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
+
+const T: &str = "room:lobby";
+
+#[tokio::test]
+async fn a_broadcast_reaches_everyone_on_its_topic_and_nobody_else() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    let mut joe = server.connect("name=joe").await;
+    let mut eve = server.connect("name=eve").await;
+    ada.join("1", T).await;
+    joe.join("2", T).await;
+    eve.join("3", "room:other").await;
+
+    ada.send(json!(["1", "4", T, "shout", {"m": 1}])).await;
+    let shouted = json!([null, null, T, "shouted", {"m": 1}]);
+    ada.expect([shouted.clone(), reply("1", "4", T, "ok", json!({}))]).await;
+    joe.expect([shouted]).await;
+
+    ada.send(json!(["1", "5", T, "others", {"m": 2}])).await;
+    ada.expect([reply("1", "5", T, "ok", json!({}))]).await;
+    joe.expect([json!([null, null, T, "othered", {"m": 2}])]).await;
+
+    server.endpoint.broadcast(T, "news", json!({"m": 3})).unwrap();
+    server.endpoint.broadcast("room:other", "news", json!({"m": 4})).unwrap();
+    server.endpoint.broadcast("room:nobody", "news", json!({"m": 5})).unwrap();
+    let news = |topic: &str, m: u64| json!([null, null, topic, "news", {"m": m}]);
+    ada.expect([news(T, 3)]).await;
+    joe.expect([news(T, 3)]).await;
+    eve.expect([news("room:other", 4)]).await;
+    for client in [&mut ada, &mut joe, &mut eve] {
+        client.expect_nothing_else().await;
+    }
+}
+
+#[tokio::test]
+async fn an_intercepted_broadcast_goes_through_each_channel() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    let mut joe = server.connect("name=joe").await;
+    ada.join("1", T).await;
+    joe.join("2", T).await;
+    ada.send(json!(["1", "3", T, "stamp", {"m": 1}])).await;
+    let stamped = |join_ref: &str, name: &str| json!([join_ref, null, T, "stamped", {"for": name, "was": {"m": 1}}]);
+    ada.expect([reply("1", "3", T, "ok", json!({})), stamped("1", "ada")]).await;
+    joe.expect([stamped("2", "joe")]).await;
+
+    ada.send(json!(["1", "4", T, "private", {"to": "joe"}])).await;
+    joe.expect([json!(["2", null, T, "private", {"to": "joe"}])]).await;
+    // The same channel handles this after the broadcast that it keeps to itself.
+    ada.send(json!(["1", "5", T, "ping", {}])).await;
+    ada.expect([reply("1", "5", T, "ok", json!({}))]).await;
+}
+
+#[tokio::test]
+async fn a_channel_that_crashes_on_a_broadcast_crashes_alone() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    ada.join("0", "room:other").await;
+    ada.join("1", T).await;
+    ada.send(json!(["1", "2", T, "curse", {}])).await;
+    ada.expect([
+        reply("1", "2", T, "ok", json!({})),
+        json!(["1", null, T, "farewell", {"reason": "panicked: told to crash"}]),
+        json!(["1", "1", T, "phx_error", {"reason": "channel_crash"}]),
+    ])
+    .await;
+    ada.send(json!(["0", "3", "room:other", "ping", {}])).await;
+    ada.expect([reply("0", "3", "room:other", "ok", json!({}))]).await;
+}
+
+/// Counts how often it is encoded.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Serialize for Counted<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        serializer.serialize_map(Some(0))?.end()
+    }
+}
+
+#[tokio::test]
+async fn a_timed_broadcast_is_encoded_once_and_timed_for_each_socket() {
+    const SOCKETS: usize = 20;
+    let server = Server::start(endpoint().0).await;
+    let mut clients = Vec::new();
+    for n in 0..SOCKETS {
+        let mut client = server.connect(&format!("name={n}")).await;
+        client.join("1", T).await;
+        clients.push(client);
+    }
+    let encoded = AtomicUsize::new(0);
+    let enqueued_at = Instant::now() - std::time::Duration::from_millis(250);
+    server.endpoint.broadcast_timed(enqueued_at, T, "news", Counted(&encoded)).unwrap();
+    for client in &mut clients {
+        client.expect([json!([null, null, T, "news", {}])]).await;
+    }
+    assert_eq!(encoded.load(Ordering::SeqCst), 1);
+    let samples = server.recorded.samples("pipeline.push_delivered");
+    assert_eq!(samples.len(), SOCKETS);
+    assert!(samples.iter().all(|&ms| ms >= 250.0), "in milliseconds: {samples:?}");
+
+    // What is not timed leaves no sample.
+    server.endpoint.broadcast(T, "news", json!({})).unwrap();
+    clients[0].expect([json!([null, null, T, "news", {}])]).await;
+    assert_eq!(server.recorded.samples("pipeline.push_delivered").len(), 0);
+}
+
+#[tokio::test]
+async fn an_intercepted_broadcast_is_timed_to_its_push() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    server.endpoint.broadcast_timed(Instant::now(), T, "stamped", json!({})).unwrap();
+    ada.expect([json!(["1", null, T, "stamped", {"for": "ada", "was": {}}])]).await;
+    assert_eq!(server.recorded.samples("pipeline.push_delivered").len(), 1);
+}
+
+#[tokio::test]
+async fn a_payload_that_is_no_object_is_an_error_and_nobody_gets_it() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    let error = server.endpoint.broadcast(T, "news", json!([1])).unwrap_err();
+    assert_eq!(error.to_string(), "the payload of a push or a broadcast has to be a JSON object");
+    ada.expect_nothing_else().await;
+}
+
+/// Connects and joins by hand, with as small a window as there is, and reads nothing more.
+async fn lazy_client(server: &Server) -> tokio::net::TcpStream {
+    let mut stream = server.connect_tcp().await;
+    let request = "GET /socket/websocket?vsn=2.0.0&name=lazy HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
+                   Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let join = br#"["1","1","room:lobby","phx_join",{}]"#;
+    let header = [0x81, 0x80 | u8::try_from(join.len()).unwrap(), 0, 0, 0, 0];
+    stream.write_all(&[&header, &join[..]].concat()).await.unwrap();
+    let mut answer = vec![0; 8192];
+    let mut length = 0;
+    while !answer[..length].windows(9).any(|w| w == b"phx_reply") {
+        length += stream.read(&mut answer[length..]).await.unwrap();
+    }
+    stream
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_nobody() {
+    const FRAMES: usize = 64;
+    let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(FRAMES, 1 << 30));
+    let server = Server::start(builder).await;
+    let mut lazy = lazy_client(&server).await;
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+
+    // 64 KiB each: more than the kernel takes for one that does not read.
+    let payload = json!({"d": "x".repeat(65_536)});
+    let mut sent = 0;
+    let dropped = loop {
+        server.endpoint.broadcast_timed(Instant::now(), T, "big", &payload).unwrap();
+        ada.expect([json!([null, null, T, "big", payload])]).await;
+        sent += 1;
+        let dropped = server.recorded.counters("socket.frames_dropped");
+        if !dropped.is_empty() {
+            break dropped;
+        }
+        assert!(sent < 1000, "the kernel takes it all");
+    };
+    // A full queue and the one too many; but the first of the queue may have been written in part,
+    // and is not dropped then.
+    let count = dropped[0].1;
+    assert!(count == FRAMES as u64 || count == FRAMES as u64 + 1, "{dropped:?}");
+
+    // What was not written was not timed: one sample for each frame that ada got, and one for each
+    // that the kernel took for the other.
+    let samples = server.recorded.samples("pipeline.push_delivered").len();
+    assert!(samples >= sent && samples <= 2 * sent - FRAMES, "{samples} of {sent}");
+
+    // Its channel is ended, as for any socket that is gone.
+    ada.expect([json!([null, null, T, "gone", {"reason": "shutdown: closed"}])]).await;
+
+    // When it reads at last, it finds what was taken for it, and then the close: 1011.
+    let (mut received, mut chunk) = (Vec::new(), vec![0; 65_536]);
+    while !received.ends_with(&[0x88, 2, 0x03, 0xf3]) {
+        let read = tokio::time::timeout(std::time::Duration::from_secs(20), lazy.read(&mut chunk));
+        let count = read.await.unwrap().unwrap();
+        assert!(count > 0, "the end without a close");
+        received.extend_from_slice(&chunk[..count]);
+    }
+    drop(lazy);
+    server.open_sockets(1).await;
+    ada.expect_nothing_else().await;
+}

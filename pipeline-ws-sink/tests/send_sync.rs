@@ -1,0 +1,46 @@
+//! Which public types may cross threads. A change here is a breaking one.
+
+use pipeline_ws_sink::{
+    BuildError, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, EndpointReport, JoinError,
+    Params, PatternError, Payload, PayloadError, Reply, Signer, SignerError, Stop, TokenError,
+    Topic,
+};
+
+fn send<T: Send>() {}
+fn sync<T: Sync>() {}
+
+#[test]
+fn public_types_are_send_and_sync() {
+    macro_rules! both {
+        ($($type:ty),* $(,)?) => {$( send::<$type>(); sync::<$type>(); )*};
+    }
+    both!(
+        BuildError,
+        ConnectError,
+        ConnectInfo,
+        Endpoint,
+        EndpointReport,
+        JoinError,
+        Params,
+        PatternError,
+        Payload,
+        PayloadError,
+        Reply,
+        Signer,
+        SignerError,
+        Stop,
+        TokenError,
+        Topic,
+    );
+}
+
+#[test]
+fn a_builder_may_be_sent() {
+    send::<EndpointBuilder>();
+}
+
+#[test]
+fn the_futures_that_callers_await_are_send() {
+    fn future<F: Send>(_: &F) {}
+    let _ = |endpoint: &Endpoint| future(&endpoint.drain(std::time::Duration::ZERO));
+}

@@ -1,0 +1,220 @@
+//! Sockets: who may connect, how they are closed, and what a client can do wrong.
+
+mod support {
+    pub mod channels;
+    #[path = "mod.rs"]
+    pub mod server;
+}
+
+use std::time::Duration;
+
+use futures::SinkExt;
+use pipeline_ws_sink::{BuildError, Endpoint, Mount};
+use serde_json::json;
+use support::{
+    channels::{NamedSocket, Room, endpoint, endpoint_with},
+    server::{Server, reply},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::{
+        CloseFrame,
+        frame::{
+            Frame,
+            coding::{Data, OpCode},
+        },
+    },
+};
+
+const T: &str = "room:lobby";
+
+#[tokio::test]
+async fn who_is_refused_gets_403_and_is_counted() {
+    let server = Server::start(endpoint().0).await;
+    for query in ["vsn=2.0.0", "vsn=2.0.0&name=panic", "vsn=2.0.0&name=no-id"] {
+        assert_eq!(server.try_connect(query).await.err(), Some(403), "{query}");
+    }
+    server.connect("name=ada").await;
+    assert_eq!(
+        server.recorded.counters("socket_connect"),
+        [
+            ("socket=NamedSocket,status=fail".into(), 3),
+            ("socket=NamedSocket,status=success".into(), 1)
+        ]
+    );
+    for query in ["name=ada", "vsn=1.0.0&name=ada", "vsn=2&name=ada", "vsn=3.0.0&name=ada"] {
+        assert_eq!(server.try_connect(query).await.err(), Some(403), "{query}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_websocket_is_told_so() {
+    let server = Server::start(endpoint().0).await;
+    let request = async |request: &str| {
+        let mut stream = server.connect_tcp().await;
+        let request = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let path = "/socket/websocket?vsn=2.0.0&name=a";
+    assert!(request(&format!("POST {path}")).await.starts_with("HTTP/1.1 400"));
+    let plain = request(&format!("GET {path}")).await;
+    assert!(plain.starts_with("HTTP/1.1 400") && plain.len() > 80, "with a word of why: {plain}");
+    assert!(request("GET /socket").await.starts_with("HTTP/1.1 404"));
+    assert!(server.recorded.counters("socket_connect").is_empty(), "nobody was asked");
+}
+
+#[tokio::test]
+async fn a_text_that_is_no_message_closes_with_1011() {
+    let server = Server::start(endpoint().0).await;
+    for text in ["not json", "", "{}", "[1,2,3,4]", r#"["1","1","room:x","e",{"lone":"\ud83d"}]"#] {
+        let mut client = server.connect("name=ada").await;
+        client.send_text(text).await;
+        assert_eq!(client.closed().await, 1011, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn breaking_the_rules_of_the_protocol_closes_with_the_code_for_it() {
+    let (builder, _gate) = endpoint_with(|mount| mount.max_message_size(1024));
+    let server = Server::start(builder).await;
+
+    let mut client = server.connect("name=ada").await;
+    client.send_text(&"x".repeat(2000)).await;
+    assert_eq!(client.closed().await, 1009);
+
+    let mut client = server.connect("name=ada").await;
+    let frame = Frame::message(vec![0xff, 0xfe], OpCode::Data(Data::Text), true);
+    client.stream.send(Message::Frame(frame)).await.unwrap();
+    assert_eq!(client.closed().await, 1007);
+
+    let mut client = server.connect("name=ada").await;
+    let frame = Frame::message(vec![b'x'], OpCode::Data(Data::Continue), true);
+    client.stream.send(Message::Frame(frame)).await.unwrap();
+    assert_eq!(client.closed().await, 1002);
+}
+
+#[tokio::test]
+async fn pings_are_answered_and_a_close_is_answered_with_1000() {
+    let server = Server::start(endpoint().0).await;
+    let mut client = server.connect("name=ada").await;
+    client.stream.send(Message::Ping("hello".into())).await.unwrap();
+    assert_eq!(client.next().await, Message::Pong("hello".into()));
+    let close = CloseFrame { code: 4001.into(), reason: "bye".into() };
+    client.stream.close(Some(close)).await.unwrap();
+    assert_eq!(client.closed().await, 1000);
+    server.open_sockets(0).await;
+}
+
+#[tokio::test]
+async fn the_channels_of_a_closed_socket_are_told_and_ended() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    let mut joe = server.connect("name=joe").await;
+    ada.join("1", T).await;
+    joe.join("1", T).await;
+    joe.stream.close(None).await.unwrap();
+    ada.expect([json!([null, null, T, "gone", {"reason": "shutdown: closed"}])]).await;
+    let mut eve = server.connect("name=eve").await;
+    eve.join("1", T).await;
+    drop(eve);
+    ada.expect([json!([null, null, T, "gone", {"reason": "shutdown: closed"}])]).await;
+}
+
+#[tokio::test]
+async fn disconnecting_by_id_closes_those_sockets_and_no_others() {
+    let server = Server::start(endpoint().0).await;
+    let mut phone = server.connect("name=ada").await;
+    let mut laptop = server.connect("name=ada").await;
+    let mut joe = server.connect("name=joe").await;
+    joe.join("1", T).await;
+    server.open_sockets(3).await;
+    assert_eq!(server.endpoint.disconnect("named:nobody"), 0);
+    assert_eq!(server.endpoint.disconnect("named:ada"), 2);
+    assert_eq!(phone.closed().await, 1001);
+    assert_eq!(laptop.closed().await, 1001);
+    joe.expect_nothing_else().await;
+}
+
+#[tokio::test]
+async fn draining_closes_all_sockets_with_1012_and_lets_nobody_in() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    let mut joe = server.connect("name=joe").await;
+    ada.join("1", T).await;
+    server.open_sockets(2).await;
+    let endpoint = server.endpoint.clone();
+    let draining = tokio::spawn(async move { endpoint.drain(Duration::from_secs(3600)).await });
+    assert_eq!(ada.closed().await, 1012);
+    assert_eq!(joe.closed().await, 1012);
+    assert_eq!(server.try_connect("vsn=2.0.0&name=eve").await.err(), Some(503));
+    drop((ada, joe));
+    let report = draining.await.unwrap();
+    assert_eq!((report.closed, report.cut_off), (2, 0));
+}
+
+#[tokio::test]
+async fn sockets_that_do_not_close_in_time_are_cut_off_with_their_channels() {
+    let (builder, gate) = endpoint();
+    let server = Server::start(builder).await;
+    let mut client = server.connect("name=ada").await;
+    gate.add_permits(1);
+    client.join("1", "slow:in").await;
+    client.send(json!(["1", "2", "slow:in", "wait", {}])).await;
+    client.expect_nothing_else().await;
+    let report = server.endpoint.drain(Duration::from_millis(10)).await;
+    assert_eq!((report.closed, report.cut_off), (0, 1));
+    assert_eq!(server.endpoint.open_sockets(), 0);
+}
+
+#[tokio::test]
+async fn when_the_endpoint_is_gone_its_sockets_are_closed() {
+    let (builder, _gate) = endpoint();
+    let endpoint = builder.build().unwrap();
+    let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}/socket/websocket?vsn=2.0.0&name=a", listener.local_addr().unwrap());
+    let app: axum::Router = axum::Router::new().fallback_service(endpoint);
+    let serving = tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
+    let (stream, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let mut client = support::server::Client { stream };
+    client.expect_nothing_else().await;
+    serving.abort();
+    assert_eq!(client.closed().await, 1001);
+}
+
+#[tokio::test]
+async fn several_sockets_live_at_their_paths() {
+    let mount = || Mount::new(NamedSocket).channel::<Room>("room:*");
+    let builder = Endpoint::builder().mount("/socket", mount()).mount("admin/socket/", mount());
+    let server = Server::start(builder).await;
+    let url = server.url("vsn=2.0.0&name=a").replace("/socket/", "/admin/socket/");
+    let (stream, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+    let mut admin = support::server::Client { stream };
+    admin.join("1", T).await;
+    let mut user = server.connect("name=b").await;
+    user.join("1", T).await;
+    user.send(json!(["1", "2", T, "shout", {}])).await;
+    let shouted = json!([null, null, T, "shouted", {}]);
+    user.expect([shouted.clone(), reply("1", "2", T, "ok", json!({}))]).await;
+    admin.expect([shouted]).await;
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_when_it_is_declared() {
+    let build = |mounts: &[(&str, &str)]| {
+        let builder = mounts.iter().fold(Endpoint::builder(), |builder, (path, pattern)| {
+            builder.mount(path, Mount::new(NamedSocket).channel::<Room>(pattern))
+        });
+        builder.build().unwrap_err()
+    };
+    let error = build(&[("/socket", "room:*:x")]);
+    assert_eq!(
+        error.to_string(),
+        "the topic pattern \"room:*:x\" has a * that is not its last character"
+    );
+    let error = build(&[("/socket", "a"), ("socket", "b")]);
+    assert_eq!(error, BuildError::PathTaken { path: "/socket/websocket".into() });
+}

@@ -1,0 +1,175 @@
+//! The sockets and channels that the tests talk to.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests too")]
+
+use std::sync::Arc;
+
+use pipeline_core::ExitReason;
+use pipeline_ws_sink::{
+    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, JoinContext,
+    JoinError, Mount, Params, Payload, Reply, Socket, Stop, Topic,
+};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+/// Lets anyone in who gives a name.
+pub struct NamedSocket;
+
+impl Socket for NamedSocket {
+    type Assigns = String;
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<String, ConnectError> {
+        match params.get("name") {
+            Some("panic") => panic!("no luck"),
+            Some(name) => Ok(name.to_owned()),
+            None => Err(ConnectError::refused()),
+        }
+    }
+
+    fn id(&self, name: &String) -> Result<Option<String>, ConnectError> {
+        if name == "no-id" {
+            Err(ConnectError::refused())
+        } else {
+            Ok(Some(format!("named:{name}")))
+        }
+    }
+}
+
+/// Does what it is told.
+pub struct Room;
+
+impl Channel for Room {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["stamped", "private", "cursed"];
+
+    async fn join(
+        topic: &Topic,
+        payload: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let params: Value = payload.parse()?;
+        if let Some(reason) = params["refuse"].as_str() {
+            return Err(JoinError::reason(reason));
+        }
+        assert!(params["crash"].is_null(), "told to crash");
+        if params["fail"].is_string() {
+            params["fail"].as_str().unwrap().parse::<u64>()?;
+        }
+        if params["tell"].is_boolean() {
+            cx.reply(json!({ "rest": topic.rest(), "name": cx.assigns() }));
+        }
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<NamedSocket>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "ping" => Ok(Reply::ok().with(payload)),
+            "fail" => Ok(Reply::error().with(payload)),
+            "later" => Ok(Reply::status("later")),
+            "silent" => Ok(Reply::none()),
+            "push" => {
+                cx.push("pushed", &payload)?;
+                Ok(Reply::ok())
+            }
+            "shout" => {
+                cx.broadcast("shouted", &payload)?;
+                Ok(Reply::ok())
+            }
+            "others" => {
+                cx.broadcast_from("othered", &payload)?;
+                Ok(Reply::ok())
+            }
+            "stamp" => {
+                cx.broadcast("stamped", &payload)?;
+                Ok(Reply::ok())
+            }
+            "private" => {
+                cx.broadcast("private", &payload)?;
+                Ok(Reply::none())
+            }
+            "curse" => {
+                cx.broadcast("cursed", &payload)?;
+                Ok(Reply::ok())
+            }
+            "stop" => Err(Stop::normal().reply(Reply::ok().with(payload))),
+            "boom" => Err(Stop::because(ExitReason::failed("boom")).reply(Reply::error())),
+            "crash" => panic!("told to crash"),
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+
+    async fn handle_out(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<NamedSocket>,
+    ) -> Result<(), Stop> {
+        let payload: Value = payload.parse()?;
+        match event {
+            "stamped" => cx.push(event, json!({ "for": cx.assigns(), "was": payload }))?,
+            "private" if payload["to"] == **cx.assigns() => cx.push(event, payload)?,
+            "private" => {}
+            _ => panic!("told to crash"),
+        }
+        Ok(())
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<NamedSocket>) {
+        let told = json!({ "reason": reason.to_string() });
+        cx.push("farewell", &told).unwrap();
+        cx.broadcast_from("gone", told).unwrap();
+    }
+}
+
+/// Lets a client in when the test lets it.
+pub struct Slow;
+
+impl Channel for Slow {
+    type Socket = NamedSocket;
+    type Config = Arc<Semaphore>;
+
+    async fn join(
+        topic: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        cx.config().acquire().await?.forget();
+        if topic.rest() == "refused" { Err(JoinError::reason("refused")) } else { Ok(Self) }
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<NamedSocket>,
+    ) -> Result<Reply, Stop> {
+        if event == "wait" {
+            // Never, unless the socket's value says so: it does not.
+            std::future::pending::<()>().await;
+        }
+        let _ = cx;
+        Ok(Reply::ok().with(payload))
+    }
+}
+
+/// An endpoint with all of them; the semaphore lets clients into `slow:*`.
+pub fn endpoint() -> (EndpointBuilder, Arc<Semaphore>) {
+    endpoint_with(|mount| mount)
+}
+
+pub fn endpoint_with(
+    options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>,
+) -> (EndpointBuilder, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let mount = Mount::new(NamedSocket)
+        .channel::<Room>("room:*")
+        .channel_with::<Slow>("slow:*", gate.clone());
+    (Endpoint::builder().mount("/socket", options(mount)), gate)
+}
