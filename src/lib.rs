@@ -1,1 +1,47 @@
-//! Soon.
+//! Demand-driven pipelines that push to users and time themselves.
+//!
+//! An item is pushed into a pipeline, waits in a bounded buffer until there is demand, is handled
+//! by one of a bounded number of workers, is broadcast to a topic, and arrives in the browsers that
+//! have joined it, through the official Phoenix JavaScript client. The time from the push to the
+//! write to each socket is measured, and goes to StatsD.
+//!
+//! This crate is the front door to three that can be used alone:
+//!
+//! - [`pipeline_core`], the stages: everything at the top level here. Its semantics are GenStage's.
+//! - [`pipeline_ws_sink`], sockets and channels, as [`ws`]: the server side of Phoenix Channels.
+//! - [`pipeline_statsd`], as [`statsd`]: a recorder for the `metrics` facade.
+//!
+//! What it adds is [`serve`]: running all of it until the process is told to stop, and stopping it
+//! in the right order.
+//!
+//! # A whole program
+//!
+#![doc = concat!("```no_run\n", include_str!("../examples/forty_lines.rs"), "```")]
+//!
+//! # Features
+//!
+//! Both are on by default.
+//!
+//! - `ws`: sockets, channels, and [`serve`].
+//! - `statsd`: the StatsD recorder.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+#[cfg(feature = "ws")]
+mod serve;
+#[cfg(feature = "ws")]
+mod signal;
+
+pub use pipeline_core::*;
+/// StatsD for the `metrics` facade.
+#[cfg(feature = "statsd")]
+pub use pipeline_statsd as statsd;
+/// Sockets, channels and broadcasts.
+#[cfg(feature = "ws")]
+pub use pipeline_ws_sink as ws;
+
+#[cfg(feature = "ws")]
+pub use self::{
+    serve::{Serve, ShutdownReport, serve},
+    signal::shutdown_signal,
+};

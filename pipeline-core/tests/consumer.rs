@@ -1,8 +1,6 @@
 //! Producers and consumers of one's own: the arithmetic through real tasks, and how they end.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-mod support;
-
 use pipeline_core::{
     Cancel, Consumer, Emitter, ExitReason, Pipeline, Producer, StageContext, StartError,
     SubscribeOptions, SubscriptionId,

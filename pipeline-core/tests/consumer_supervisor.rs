@@ -15,7 +15,8 @@ use pipeline_core::{
     ChildContext, ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, Restart,
     SubscribeOptions, Worker, queue,
 };
-use support::{gate, recorder, supervised};
+use pipeline_test_support::{Recorded, gate};
+use support::supervised;
 use tokio::sync::mpsc;
 
 #[tokio::test]
@@ -120,7 +121,7 @@ impl Worker<u64> for Flaky {
 async fn a_transient_worker_is_started_again_with_the_same_event() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
-    let (telemetry, recorded) = recorder();
+    let (telemetry, recorded) = Recorded::new();
     let supervisor = ConsumerSupervisor::new(Flaky { failures: 3, attempts })
         .max_restarts(100, Duration::from_secs(60));
     let mut pipeline = Pipeline::builder("test")
@@ -180,7 +181,7 @@ async fn too_many_restarts_stop_the_supervisor_and_with_it_the_pipeline() {
 async fn process_time_is_measured_in_milliseconds_with_fractions() {
     tokio::time::pause();
     let (queue, producer) = queue(QueueOptions::new());
-    let (telemetry, recorded) = recorder();
+    let (telemetry, recorded) = Recorded::new();
     let worker = async |_: &u64| {
         tokio::time::sleep(Duration::from_micros(7_250_000)).await;
         Ok(())

@@ -13,7 +13,8 @@ use std::{
 use pipeline_core::{
     ChildContext, Closed, ConsumerSupervisor, ExitReason, QueueOptions, Worker, queue,
 };
-use support::{gate, supervised};
+use pipeline_test_support::gate;
+use support::supervised;
 use tokio::sync::mpsc;
 
 const LONG: Duration = Duration::from_secs(3600);

@@ -8,7 +8,8 @@ use pipeline_core::{
     BufferKeep, Closed, ConsumerSupervisor, ExitReason, Offer, Pipeline, QueueOptions,
     SubscribeOptions, Timed, TryPushError, queue,
 };
-use support::{gate, recorder, settle, supervised};
+use pipeline_test_support::{Recorded, gate, settle};
+use support::supervised;
 use tokio::{sync::mpsc, time::Instant};
 
 #[tokio::test]
@@ -72,7 +73,7 @@ async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
     assert_eq!(offers[2..], [Offer::Discarded; 3]);
     assert_eq!(queue.discarded(), 3);
 
-    let (telemetry, recorded) = recorder();
+    let (telemetry, recorded) = Recorded::new();
     let (sender, mut arrived) = mpsc::channel(9);
     let worker = async move |event: &u64| {
         sender.send(*event).await?;
@@ -88,7 +89,9 @@ async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
     assert_eq!(report.left_undone(), 0);
     assert_eq!([arrived.recv().await, arrived.recv().await], [Some(0), Some(1)]);
     assert_eq!(arrived.recv().await, None);
-    assert_eq!(recorded.counter("pipeline.events_discarded", ("reason", "queue_full")), 3);
+    let discarded = recorded.counters("pipeline.events_discarded");
+    let labels = "pipeline=test,reason=queue_full,stage=producer";
+    assert_eq!(discarded, [(labels.to_owned(), 3)]);
 }
 
 #[tokio::test]

@@ -56,6 +56,8 @@
 //! that a uniform random choice of them is kept, and lines carry a sample rate from which the
 //! receiver recovers the exact count. Series are kept as long as the recorder lives, so label
 //! values must come from a closed set.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod aggregate;
 mod builder;

@@ -60,6 +60,7 @@
 //! # }
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod channel;
 mod end;
@@ -84,7 +85,7 @@ pub use self::{
     listen::listen,
     mount::Mount,
     payload::{IntoPayload, Payload, PayloadError},
-    socket::{ConnectError, ConnectInfo, Params, Socket},
+    socket::{ConnectError, ConnectInfo, MissingParam, Params, Socket},
     token::{Signer, SignerError, TokenError},
     topic::{PatternError, Topic},
 };

@@ -3,6 +3,7 @@
 use std::{error::Error, fmt, future::Future};
 
 use http::{Request, Uri, header::USER_AGENT};
+use thiserror::Error;
 
 use crate::telemetry::short_type_name;
 
@@ -25,7 +26,7 @@ use crate::telemetry::short_type_name;
 ///     type Assigns = u64;
 ///
 ///     async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<u64, ConnectError> {
-///         let token = params.get("token").ok_or(ConnectError::refused())?;
+///         let token = params.require("token")?;
 ///         Ok(self.signer.verify(token, SystemTime::now())?)
 ///     }
 ///
@@ -85,6 +86,22 @@ impl Params {
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
+
+    /// The value of a parameter that has to be there.
+    ///
+    /// # Errors
+    ///
+    /// [`MissingParam`] names the parameter; as the error of a `connect`, it refuses the client.
+    pub fn require(&self, name: &str) -> Result<&str, MissingParam> {
+        self.get(name).ok_or_else(|| MissingParam { name: name.into() })
+    }
+}
+
+/// A parameter that has to be there is not.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("the parameter {name:?} is missing")]
+pub struct MissingParam {
+    name: Box<str>,
 }
 
 /// What is known of a connection besides its parameters.

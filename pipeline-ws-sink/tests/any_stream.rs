@@ -1,27 +1,18 @@
 //! Sockets over something that is not a TCP stream, on a clock that the test turns.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-mod support {
-    pub mod channels;
-    #[path = "mod.rs"]
-    pub mod server;
-}
+mod support;
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use futures::{SinkExt, StreamExt};
-use pipeline_core::Telemetry;
+use pipeline_test_support::{Client, Recorded};
 use pipeline_ws_sink::Endpoint;
-use serde_json::{Value, json};
+use serde_json::json;
 use support::channels::endpoint_with;
 use tokio::{
     io::DuplexStream,
     sync::mpsc,
     time::{Instant, advance, sleep},
-};
-use tokio_tungstenite::{
-    WebSocketStream, client_async,
-    tungstenite::{Message, protocol::frame::coding::CloseCode},
 };
 
 const T: &str = "room:lobby";
@@ -48,15 +39,14 @@ impl axum::serve::Listener for Memory {
 struct Server {
     endpoint: Endpoint,
     streams: mpsc::Sender<DuplexStream>,
-    recorded: support::server::Recorded,
+    recorded: Recorded,
 }
 
 /// A server for clients that may be silent for 60 seconds and fall 10 frames behind.
 async fn server() -> Server {
-    let recorder = metrics_util::debugging::DebuggingRecorder::new();
-    let recorded = support::server::Recorded::of(&recorder);
+    let (telemetry, recorded) = Recorded::new();
     let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(10, 1 << 20));
-    let endpoint = builder.telemetry(Telemetry::to(recorder)).build().unwrap();
+    let endpoint = builder.telemetry(telemetry).build().unwrap();
     let (streams, listener) = mpsc::channel(1);
     let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
     tokio::spawn(async { axum::serve(Memory(listener), app).await.unwrap() });
@@ -64,35 +54,12 @@ async fn server() -> Server {
 }
 
 /// A client behind a stream that holds so many bytes.
-async fn join(server: &Server, holds: usize) -> WebSocketStream<DuplexStream> {
+async fn join(server: &Server, holds: usize) -> Client<DuplexStream> {
     let (ours, theirs) = tokio::io::duplex(holds);
     server.streams.send(theirs).await.unwrap();
-    let url = "ws://x/socket/websocket?vsn=2.0.0&name=ada";
-    let (mut client, _) = client_async(url, ours).await.unwrap();
-    say(&mut client, json!(["1", "1", T, "phx_join", {}])).await;
-    assert_eq!(hear(&mut client).await[3], "phx_reply");
+    let mut client = Client::over(ours, "ws://x/socket/websocket?vsn=2.0.0&name=ada").await;
+    client.join("1", T).await;
     client
-}
-
-async fn say(client: &mut WebSocketStream<DuplexStream>, message: Value) {
-    client.send(Message::text(message.to_string())).await.unwrap();
-}
-
-async fn hear(client: &mut WebSocketStream<DuplexStream>) -> Value {
-    match client.next().await.unwrap().unwrap() {
-        Message::Text(text) => serde_json::from_str(&text).unwrap(),
-        other => panic!("expected a text, got {other:?}"),
-    }
-}
-
-async fn closed(client: &mut WebSocketStream<DuplexStream>) -> CloseCode {
-    loop {
-        match client.next().await.unwrap().unwrap() {
-            Message::Close(Some(frame)) => return frame.code,
-            Message::Text(_) => {}
-            other => panic!("expected a close, got {other:?}"),
-        }
-    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -100,7 +67,7 @@ async fn silence_closes_a_socket_after_its_time() {
     let server = server().await;
     let mut client = join(&server, 4096).await;
     let joined = Instant::now();
-    assert_eq!(closed(&mut client).await, CloseCode::Protocol);
+    assert_eq!(client.closed().await, 1002);
     let silent = joined.elapsed();
     assert!((60.0..61.0).contains(&silent.as_secs_f64()), "{silent:?}");
 }
@@ -111,13 +78,13 @@ async fn what_the_client_sends_or_gets_keeps_a_socket_open() {
     let mut client = join(&server, 4096).await;
     for _ in 0..3 {
         sleep(Duration::from_secs(40)).await;
-        say(&mut client, json!([null, "2", "phoenix", "heartbeat", {}])).await;
-        assert_eq!(hear(&mut client).await[3], "phx_reply");
+        client.send(json!([null, "2", "phoenix", "heartbeat", {}])).await;
+        assert_eq!(client.receive().await[3], "phx_reply");
         sleep(Duration::from_secs(40)).await;
         server.endpoint.broadcast(T, "news", json!({})).unwrap();
-        assert_eq!(hear(&mut client).await[3], "news");
+        assert_eq!(client.receive().await[3], "news");
     }
-    assert_eq!(closed(&mut client).await, CloseCode::Protocol);
+    assert_eq!(client.closed().await, 1002);
 }
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +95,7 @@ async fn a_push_is_timed_when_its_last_byte_is_taken() {
     server.endpoint.broadcast_timed(Instant::now(), T, "big", &payload).unwrap();
     advance(Duration::from_millis(1500)).await;
     assert_eq!(server.recorded.samples("pipeline.push_delivered").len(), 0, "it doesn't fit");
-    assert_eq!(hear(&mut client).await[4], payload);
+    assert_eq!(client.receive().await[4], payload);
     let samples = server.recorded.samples("pipeline.push_delivered");
     assert!(matches!(samples[..], [ms] if (1500.0..1600.0).contains(&ms)), "{samples:?}");
 }
@@ -142,7 +109,7 @@ async fn a_slow_client_gets_everything_in_order_as_long_as_it_keeps_up() {
             server.endpoint.broadcast(T, "news", json!({"round": round, "n": n})).unwrap();
         }
         for n in 0..10 {
-            assert_eq!(hear(&mut client).await[4], json!({"round": round, "n": n}));
+            assert_eq!(client.receive().await[4], json!({"round": round, "n": n}));
         }
     }
     assert!(server.recorded.counters("socket.frames_dropped").is_empty());
@@ -157,7 +124,7 @@ async fn a_client_that_falls_behind_is_closed_with_1011() {
     }
     let dropped = server.recorded.counters("socket.frames_dropped");
     assert_eq!(dropped, [("reason=overflow".to_owned(), 11)]);
-    assert_eq!(closed(&mut client).await, CloseCode::Error);
+    assert_eq!(client.closed().await, 1011);
 }
 
 #[tokio::test(start_paused = true)]
@@ -181,8 +148,8 @@ async fn a_channel_that_falls_behind_its_broadcasts_crashes_alone() {
         server.endpoint.broadcast(T, "private", json!({"to": "nobody", "n": n})).unwrap();
     }
     let reason = "failed: too many broadcasts to intercept";
-    assert_eq!(hear(&mut client).await, json!(["1", null, T, "farewell", {"reason": reason}]));
-    assert_eq!(hear(&mut client).await[3], "phx_error");
-    say(&mut client, json!(["2", "2", T, "phx_join", {}])).await;
-    assert_eq!(hear(&mut client).await[4]["status"], "ok");
+    assert_eq!(client.receive().await, json!(["1", null, T, "farewell", {"reason": reason}]));
+    assert_eq!(client.receive().await[3], "phx_error");
+    client.send(json!(["2", "2", T, "phx_join", {}])).await;
+    assert_eq!(client.receive().await[4]["status"], "ok");
 }

@@ -1,19 +1,16 @@
 //! Broadcasts: who gets them, in which form, how often they are encoded, and when they are timed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
-mod support {
-    pub mod channels;
-    #[path = "mod.rs"]
-    pub mod server;
-}
+mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use pipeline_test_support::reply;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::json;
 use support::{
     channels::{endpoint, endpoint_with},
-    server::{Server, reply},
+    server::Server,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

@@ -1,15 +1,12 @@
 //! The life of channels: joins, events, replies, leaving, stopping, crashing.
 
-mod support {
-    pub mod channels;
-    #[path = "mod.rs"]
-    pub mod server;
-}
+mod support;
 
+use pipeline_test_support::reply;
 use serde_json::json;
 use support::{
     channels::{endpoint, endpoint_with},
-    server::{Server, reply},
+    server::Server,
 };
 
 const T: &str = "room:lobby";

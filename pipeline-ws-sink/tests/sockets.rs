@@ -1,19 +1,16 @@
 //! Sockets: who may connect, how they are closed, and what a client can do wrong.
 
-mod support {
-    pub mod channels;
-    #[path = "mod.rs"]
-    pub mod server;
-}
+mod support;
 
 use std::time::Duration;
 
 use futures::SinkExt;
+use pipeline_test_support::{connect, reply};
 use pipeline_ws_sink::{BuildError, Endpoint, Mount};
 use serde_json::json;
 use support::{
     channels::{NamedSocket, Room, endpoint, endpoint_with},
-    server::{Server, reply},
+    server::Server,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::tungstenite::{
@@ -178,8 +175,7 @@ async fn when_the_endpoint_is_gone_its_sockets_are_closed() {
     let url = format!("ws://{}/socket/websocket?vsn=2.0.0&name=a", listener.local_addr().unwrap());
     let app: axum::Router = axum::Router::new().fallback_service(endpoint);
     let serving = tokio::spawn(async { axum::serve(listener, app).await.unwrap() });
-    let (stream, _) = tokio_tungstenite::connect_async(url).await.unwrap();
-    let mut client = support::server::Client { stream };
+    let mut client = connect(&url).await.unwrap();
     client.expect_nothing_else().await;
     serving.abort();
     assert_eq!(client.closed().await, 1001);
@@ -191,8 +187,7 @@ async fn several_sockets_live_at_their_paths() {
     let builder = Endpoint::builder().mount("/socket", mount()).mount("admin/socket/", mount());
     let server = Server::start(builder).await;
     let url = server.url("vsn=2.0.0&name=a").replace("/socket/", "/admin/socket/");
-    let (stream, _) = tokio_tungstenite::connect_async(url).await.unwrap();
-    let mut admin = support::server::Client { stream };
+    let mut admin = connect(&url).await.unwrap();
     admin.join("1", T).await;
     let mut user = server.connect("name=b").await;
     user.join("1", T).await;

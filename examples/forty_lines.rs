@@ -1,0 +1,63 @@
+//! Push to users: the whole program.
+
+use std::{error::Error, time::SystemTime};
+
+use axum::Router;
+use pipeline::{statsd::StatsdRecorder, ws::*, *};
+use serde_json::json;
+
+struct UserSocket(Signer);
+
+impl Socket for UserSocket {
+    type Assigns = u64; // the user's id
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<u64, ConnectError> {
+        Ok(self.0.verify(params.require("token")?, SystemTime::now())?)
+    }
+}
+
+struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(
+        topic: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let own = topic.rest() == cx.assigns().to_string();
+        own.then_some(UserChannel).ok_or(JoinError::unauthorized())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?.prefix("push").install()?;
+
+    let signer = Signer::new("twenty bytes at least, and secret", "user socket")?;
+    let sockets = Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*");
+    let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
+
+    let (pushes, producer) = queue(QueueOptions::new());
+    let users = endpoint.clone();
+    let push_to_user = async move |push: &Timed<(u64, String)>| {
+        let (user, text) = &**push;
+        let (topic, payload) = (format!("user:{user}"), json!({ "text": text }));
+        Ok(users.broadcast_timed(push.enqueued_at(), &topic, "push_timed", payload)?)
+    };
+    let workers = SubscribeOptions::new().max_demand(50).min_demand(40);
+    let pipeline = Pipeline::builder("push")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(push_to_user), workers)
+        .start()?;
+
+    // Any task may push. It waits when the pipeline is full.
+    pushes.push_timed((1, "hello".into())).await?;
+
+    let app = Router::new().fallback_service(endpoint.clone());
+    let running = serve(listen("127.0.0.1:4000").await?, app).pipeline(pipeline).endpoint(endpoint);
+    println!("{}", running.await?); // at Ctrl-C, after the pipeline has drained
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! The flags.
+
+use std::{net::IpAddr, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use pipeline::statsd;
+
+/// Push items to the users they are meant for, and see how long each takes.
+///
+/// Open the page that is printed, push something, and watch it arrive. Ctrl-C ends it: what was
+/// accepted is still delivered.
+#[derive(Debug, Parser)]
+#[command(name = "push_to_users")]
+pub struct Args {
+    /// The port to serve on; 0 picks a free one
+    #[arg(long, default_value_t = 4000)]
+    pub port: u16,
+
+    /// The address to serve on; 0.0.0.0 lets other machines in
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: IpAddr,
+
+    /// Push a steady trickle to users 1, 2 and 3, to have something to look at
+    #[arg(long)]
+    pub demo: bool,
+
+    /// Read pushes from standard input, as NDJSON: one per line, as for POST /push
+    #[arg(long)]
+    pub stdin: bool,
+
+    /// How many workers may run at once
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
+    pub max_demand: usize,
+
+    /// Ask for more items when so few workers are running [default: a little below --max-demand]
+    #[arg(long, value_name = "N")]
+    min_demand: Option<usize>,
+
+    /// How long each worker takes before it pushes, to see demand at work
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub delay_ms: u64,
+
+    /// How many items may wait for a worker; when it is full, POST /push answers 503 and standard
+    /// input waits
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = at_least_one)]
+    pub buffer: usize,
+
+    /// Send StatsD lines there, instead of printing them
+    #[arg(long, value_name = "HOST:PORT")]
+    pub statsd: Option<String>,
+
+    /// How to write StatsD lines
+    #[arg(long, value_enum, default_value_t = Dialect::Dogstatsd)]
+    pub statsd_dialect: Dialect,
+
+    /// The secret that sign-in tokens are signed with, 20 bytes at least [default: a new one, so
+    /// that tokens are good for this run]
+    #[arg(long, value_name = "TEXT", env = "PUSH_SECRET", hide_env_values = true)]
+    secret: Option<String>,
+
+    /// For how many seconds a token is good
+    #[arg(long, value_name = "SECS", default_value_t = 3600)]
+    token_age_secs: u64,
+
+    /// How long to go on delivering after Ctrl-C, at most
+    #[arg(long, value_name = "SECS", default_value_t = 10)]
+    pub drain_secs: u64,
+}
+
+/// Who reads the StatsD lines.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Dialect {
+    /// The original daemon: tags in the name
+    Statsd,
+    /// The Datadog agent and its kind: tags behind the value
+    Dogstatsd,
+}
+
+impl Args {
+    /// Enough to keep the workers busy, and not an ask for each of them.
+    pub fn min_demand(&self) -> usize {
+        self.min_demand.unwrap_or(self.max_demand - self.max_demand.div_ceil(5))
+    }
+
+    pub fn secret(&self) -> String {
+        self.secret.clone().unwrap_or_else(|| {
+            let mut bytes = [0; 32];
+            getrandom::fill(&mut bytes).expect("the operating system has random numbers");
+            bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        })
+    }
+
+    pub fn token_age(&self) -> Duration {
+        Duration::from_secs(self.token_age_secs)
+    }
+}
+
+impl From<Dialect> for statsd::Dialect {
+    fn from(dialect: Dialect) -> Self {
+        match dialect {
+            Dialect::Statsd => Self::StatsD,
+            Dialect::Dogstatsd => Self::DogStatsD,
+        }
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}

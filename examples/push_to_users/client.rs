@@ -1,0 +1,51 @@
+//! The official Phoenix client, from npm.
+
+use std::{fmt, path::PathBuf};
+
+use tokio::process::Command;
+
+/// The client's source, to be served to the page.
+#[derive(Clone)]
+pub struct PhoenixClient {
+    pub module: String,
+}
+
+/// Why there is no client.
+#[derive(Debug)]
+pub enum NoClient {
+    NoNpm,
+    NpmFailed(String),
+    Unreadable(std::io::Error),
+}
+
+impl PhoenixClient {
+    /// Reads the client, having npm install it first if it is not there.
+    pub async fn find_or_install() -> Result<Self, NoClient> {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/push_to_users");
+        let path = folder.join("node_modules/phoenix/priv/static/phoenix.mjs");
+        if !path.exists() {
+            println!("client   installing the Phoenix client from npm");
+            let mut npm = Command::new("npm");
+            npm.args(["ci", "--no-audit", "--no-fund"]).current_dir(&folder);
+            let output = npm.output().await.map_err(|_| NoClient::NoNpm)?;
+            if !output.status.success() {
+                let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                return Err(NoClient::NpmFailed(error));
+            }
+        }
+        let module = std::fs::read_to_string(path).map_err(NoClient::Unreadable)?;
+        Ok(Self { module })
+    }
+}
+
+impl fmt::Display for NoClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoNpm => f.write_str("npm is not installed, so there is no Phoenix client"),
+            Self::NpmFailed(error) => {
+                write!(f, "npm could not install the Phoenix client: {error}")
+            }
+            Self::Unreadable(error) => write!(f, "the Phoenix client cannot be read: {error}"),
+        }
+    }
+}

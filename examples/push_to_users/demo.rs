@@ -1,0 +1,26 @@
+//! A steady trickle, for those who have nothing to push yet.
+
+use std::time::Duration;
+
+use pipeline::{Queue, Timed};
+use serde_json::{json, value::to_raw_value};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::push::Push;
+
+const EVERY: Duration = Duration::from_millis(100);
+
+/// Pushes to users 1, 2 and 3 in turn, until the queue is closed.
+pub async fn trickle(pushes: Queue<Timed<Push>>) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for n in 0_u64.. {
+        ticks.tick().await;
+        let data = to_raw_value(&json!({ "n": n, "text": format!("number {n}") }));
+        let data = data.expect("a literal is JSON");
+        let push = Push::now(n % 3 + 1, "push_timed".to_owned(), data);
+        if pushes.push(push).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What is served besides the sockets: the page, its tokens, and the intake.
+
+use std::{io::BufReader, time::SystemTime};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Query, State},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, RETRY_AFTER},
+    },
+    response::{Html, IntoResponse, Json, Response},
+    routing::{get, post},
+};
+use pipeline::{Queue, Timed, TryPushError, ws::Signer};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    client::PhoenixClient,
+    lines::{PushLine, PushLines},
+    push::Push,
+};
+
+/// How large the body of a request may be, in bytes.
+const MAX_BODY: usize = 8 * 1024 * 1024;
+
+const NDJSON: &str = "application/x-ndjson";
+
+#[derive(Clone)]
+struct App {
+    pushes: Queue<Timed<Push>>,
+    signer: Signer,
+    client: Option<PhoenixClient>,
+}
+
+pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<PhoenixClient>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/app.js", get(script))
+        .route("/style.css", get(style))
+        .route("/phoenix.mjs", get(phoenix))
+        .route("/token", get(token))
+        .route("/push", post(push).layer(DefaultBodyLimit::max(MAX_BODY)))
+        .with_state(App { pushes, signer, client })
+}
+
+async fn page() -> impl IntoResponse {
+    // Isolated from other sites, the page may read a clock of microseconds.
+    let isolation = [
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-embedder-policy", "require-corp"),
+    ];
+    (isolation, Html(include_str!("page/index.html")))
+}
+
+async fn style() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("page/style.css"))
+}
+
+async fn script() -> Response {
+    javascript(include_str!("page/app.js").to_owned())
+}
+
+async fn phoenix(State(app): State<App>) -> Response {
+    match app.client {
+        Some(client) => javascript(client.module),
+        None => (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response(),
+    }
+}
+
+fn javascript(source: String) -> Response {
+    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source).into_response()
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    user: u64,
+}
+
+/// Signs a user in, without asking for a password: this is an example.
+async fn token(State(app): State<App>, Query(SignIn { user }): Query<SignIn>) -> Response {
+    match app.signer.sign(&user, SystemTime::now()) {
+        Ok(token) => Json(json!({ "user": user, "token": token })).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// What became of the pushes of a request.
+#[derive(Default, Serialize)]
+struct Outcome {
+    accepted: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<LineError>,
+}
+
+#[derive(Serialize)]
+struct LineError {
+    line: usize,
+    error: String,
+}
+
+/// Takes in one push as JSON, or many as NDJSON.
+async fn push(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let many = content_type.is_some_and(|value| value.starts_with(NDJSON));
+    let lines: Vec<PushLine> = if many {
+        // Reading from memory cannot fail.
+        PushLines::new(BufReader::new(&*body)).filter_map(Result::ok).collect()
+    } else {
+        vec![PushLine { number: 1, push: Push::parse(&body) }]
+    };
+    let mut outcome = Outcome::default();
+    for PushLine { number: line, push } in lines {
+        let refused = match push.map(|push| app.pushes.try_push(push)) {
+            Ok(Ok(())) => {
+                outcome.accepted += 1;
+                continue;
+            }
+            Ok(Err(refused)) => refused,
+            Err(fault) => {
+                outcome.errors.push(LineError { line, error: fault.to_string() });
+                continue;
+            }
+        };
+        let error = match refused {
+            TryPushError::Closed(_) => "the server is shutting down",
+            _ => "the buffer is full",
+        };
+        let error = format!("{error}, nothing from here on was accepted");
+        outcome.errors.push(LineError { line, error });
+        let retry = [(RETRY_AFTER, HeaderValue::from_static("1"))];
+        return (StatusCode::SERVICE_UNAVAILABLE, retry, Json(outcome)).into_response();
+    }
+    let status =
+        if outcome.errors.is_empty() { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST };
+    (status, Json(outcome)).into_response()
+}

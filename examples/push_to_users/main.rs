@@ -1,0 +1,107 @@
+//! Pushes items to the users they are meant for, and shows how long each takes.
+//!
+//! `cargo run --release --example push_to_users -- --help` explains the flags.
+//!
+//! Items come in by `POST /push`, on standard input, or from `--demo`. They wait in a bounded queue
+//! until a worker is free; the worker broadcasts to the topic of the item's user; the page at `/`
+//! shows what arrives, through the official Phoenix client.
+#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+
+mod args;
+mod client;
+mod demo;
+mod http;
+mod lines;
+mod push;
+mod statsd;
+mod stdin;
+mod users;
+
+use std::{error::Error, process::ExitCode, time::Duration};
+
+use clap::Parser;
+use pipeline::{
+    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue, serve,
+    ws::{Endpoint, Mount, Signer, listen},
+};
+
+use self::{
+    args::Args,
+    client::PhoenixClient,
+    statsd::Statsd,
+    users::{PushToUser, UserChannel, UserSocket},
+};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Args::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        // Something was left undone; it has been said what.
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut cause = error.source();
+            while let Some(error) = cause {
+                eprintln!("  because: {error}");
+                cause = error.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
+    let listener = listen((args.host, args.port)).await.map_err(|error| {
+        format!("cannot listen on {}:{}: {error} (try another --port)", args.host, args.port)
+    })?;
+    let address = listener.local_addr()?;
+    let client = PhoenixClient::find_or_install().await;
+    let statsd = Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into()).await?;
+
+    // The sockets: a user signs in with a token, and joins no topic but its own.
+    let signer = Signer::new(&args.secret(), "user socket")?.max_age(args.token_age());
+    let sockets = Mount::new(UserSocket::new(signer.clone())).channel::<UserChannel>("user:*");
+    let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
+
+    // The pipeline: a bounded queue, and one worker for each item, so many at once.
+    let (pushes, producer) = queue(QueueOptions::new().capacity(args.buffer));
+    let worker = PushToUser::new(endpoint.clone(), Duration::from_millis(args.delay_ms));
+    let demand = SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.min_demand());
+    let pipeline = Pipeline::builder("push")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
+        .start()?;
+
+    println!("page     http://{address}/?user=1");
+    println!(
+        "push     curl http://{address}/push -d '{{\"user_id\":1,\"event\":\"push_timed\",\"data\":{{\"text\":\"hello\"}}}}'"
+    );
+    println!("statsd   {statsd}");
+    if let Err(reason) = &client {
+        println!("client   {reason}; the page cannot show pushes, everything else works");
+    }
+    if args.stdin {
+        println!("stdin    reading NDJSON, one push per line");
+        stdin::read(pushes.clone());
+    }
+    if args.demo {
+        println!("demo     pushing to users 1, 2 and 3");
+        tokio::spawn(demo::trickle(pushes.clone()));
+    }
+
+    let app = http::router(pushes, signer, client.ok()).fallback_service(endpoint.clone());
+    let report = serve(listener, app)
+        .pipeline(pipeline)
+        .endpoint(endpoint)
+        .drain_within(Duration::from_secs(args.drain_secs))
+        .await?;
+    statsd.flush().await;
+    println!("{report}");
+    Ok(report.is_clean())
+}

@@ -1,0 +1,152 @@
+// Signs in as a user, shows what is pushed to that user, and how long each push took.
+
+const MINUTE_MS = 60_000
+const SHOWN = 50
+
+const params = new URLSearchParams(location.search)
+const user = params.get("user") ?? "1"
+const topic = `user:${user}`
+const $ = id => document.getElementById(id)
+
+// The last minute's pushes, oldest first: when each arrived and how long it took, in milliseconds.
+const minute = []
+let count = 0
+
+showUsers()
+$("try").textContent =
+  `curl ${location.origin}/push -d '{"user_id":${user},"event":"push_timed","data":{"text":"hello"}}'`
+connect()
+drawForever()
+
+async function connect() {
+  let Socket
+  try {
+    ({Socket} = await import("/phoenix.mjs"))
+  } catch {
+    return show("error", "the Phoenix client is not installed: install npm and start the example again")
+  }
+  let token = await signIn()
+  const socket = new Socket("/socket", {params: () => ({token})})
+  // The server may have been started again, with another secret: sign in anew for the next attempt.
+  socket.onError(async () => {
+    show("error", "disconnected, connecting again")
+    token = await signIn() ?? token
+  })
+  socket.connect()
+
+  const channel = socket.channel(topic)
+  const onMessage = channel.onMessage
+  channel.onMessage = (event, payload, ref, joinRef) => {
+    if (payload && payload.at_us !== undefined) arrived(event, payload)
+    return onMessage.call(channel, event, payload, ref, joinRef)
+  }
+  channel.join()
+    .receive("ok", () => show("joined", `signed in, listening to ${topic}`))
+    .receive("error", ({reason}) => show("error", `may not listen to ${topic}: ${reason}`))
+}
+
+async function signIn() {
+  try {
+    const answer = await fetch(`/token?user=${encodeURIComponent(user)}`)
+    if (answer.ok) return (await answer.json()).token
+    show("error", `cannot sign in as ${user}: ${await answer.text()}`)
+  } catch {
+    show("error", "the server cannot be reached")
+  }
+}
+
+function arrived(event, {data, at_us}) {
+  const now = performance.timeOrigin + performance.now()
+  const took = now - at_us / 1000
+  minute.push({at: now, took})
+  count += 1
+
+  $("empty").hidden = $("try").hidden = true
+  const item = document.createElement("li")
+  const time = new Date(now).toLocaleTimeString([], {hour12: false, fractionalSecondDigits: 3})
+  for (const text of [time, event, milliseconds(took), JSON.stringify(data)]) {
+    item.append(Object.assign(document.createElement("span"), {textContent: text}))
+  }
+  const list = $("arrivals")
+  list.prepend(item)
+  while (list.childElementCount > SHOWN) list.lastElementChild.remove()
+}
+
+function drawForever() {
+  const now = performance.timeOrigin + performance.now()
+  let old = 0
+  while (old < minute.length && minute[old].at < now - MINUTE_MS) old += 1
+  minute.splice(0, old)
+
+  const sorted = minute.map(push => push.took).sort((a, b) => a - b)
+  const percentile = p => sorted.length ? milliseconds(sorted[Math.ceil(sorted.length * p) - 1]) : "–"
+  $("count").textContent = count.toLocaleString()
+  $("p50").textContent = percentile(0.5)
+  $("p95").textContent = percentile(0.95)
+  $("p99").textContent = percentile(0.99)
+  plot(now, sorted.at(-1) ?? 0)
+  // A steady pace is enough, and goes on in a page that is not looked at.
+  setTimeout(drawForever, 250)
+}
+
+function plot(now, longest) {
+  const canvas = $("plot")
+  const scale = devicePixelRatio || 1
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight]
+  canvas.width = width * scale
+  canvas.height = height * scale
+  const draw = canvas.getContext("2d")
+  draw.scale(scale, scale)
+
+  const color = name => getComputedStyle(document.documentElement).getPropertyValue(name)
+  const top = niceCeiling(longest)
+  const [left, bottom] = [52, height - 22]
+  const x = at => left + (width - left - 8) * (1 - (now - at) / MINUTE_MS)
+  const y = took => bottom - (bottom - 10) * Math.max(took, 0) / top
+
+  draw.font = "12px system-ui, sans-serif"
+  draw.fillStyle = color("--soft")
+  draw.strokeStyle = color("--line")
+  draw.textAlign = "right"
+  draw.textBaseline = "middle"
+  for (const part of [0, 0.5, 1]) {
+    draw.fillText(milliseconds(top * part), left - 8, y(top * part))
+    draw.beginPath()
+    draw.moveTo(left, y(top * part))
+    draw.lineTo(width - 8, y(top * part))
+    draw.stroke()
+  }
+  for (const [seconds, align] of [[60, "left"], [30, "center"], [0, "right"]]) {
+    draw.textAlign = align
+    draw.fillText(seconds ? `${seconds} s ago` : "now", x(now - seconds * 1000), height - 9)
+  }
+  draw.fillStyle = color("--accent")
+  for (const {at, took} of minute) {
+    draw.beginPath()
+    draw.arc(x(at), y(took), 2, 0, 2 * Math.PI)
+    draw.fill()
+  }
+}
+
+// The next of 1, 2, 5, 10, 20, 50 … and so on.
+function niceCeiling(value) {
+  const power = 10 ** Math.floor(Math.log10(Math.max(value, 0.1)))
+  return [1, 2, 5, 10].map(step => step * power).find(step => step >= value) ?? 10 * power
+}
+
+function milliseconds(value) {
+  return `${value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0)} ms`
+}
+
+function show(state, text) {
+  $("status").dataset.state = state
+  $("status").textContent = text
+}
+
+function showUsers() {
+  for (const id of new Set(["1", "2", "3", user])) {
+    const link = Object.assign(document.createElement("a"), {href: `/?user=${encodeURIComponent(id)}`, textContent: `user ${id}`})
+    if (id === user) link.setAttribute("aria-current", "page")
+    $("users").append(link)
+  }
+}

@@ -1,0 +1,129 @@
+//! One item on its way to a user.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pipeline::Timed;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use thiserror::Error;
+
+/// How long a push may be, in bytes.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// What somebody wants a user to get.
+#[derive(Debug)]
+pub struct Push {
+    pub user: u64,
+    pub event: String,
+    pub payload: Delivered,
+}
+
+/// What the user's browser gets. The data is passed on as it came; it is never parsed.
+#[derive(Debug, Serialize)]
+pub struct Delivered {
+    data: Box<RawValue>,
+    /// When the push was enqueued, in microseconds since 1970. The browser can tell from it how long
+    /// the way was, by its own clock.
+    at_us: u64,
+}
+
+/// What a push looks like when it comes in.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Input {
+    user_id: u64,
+    event: String,
+    data: Box<RawValue>,
+}
+
+/// What is wrong with a push.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum Fault {
+    #[error("{message}, at {}column {column}", if *.line == 1 { String::new() } else { format!("line {line}, ") })]
+    Json { message: String, line: usize, column: usize },
+    #[error("event is empty, expected a name such as \"push_timed\"")]
+    NoEvent,
+    #[error("event is {0:?}, but names that begin with \"phx_\" belong to the protocol")]
+    ReservedEvent(String),
+    #[error("data is not a JSON object, expected {{..}}")]
+    DataNotAnObject,
+    #[error("longer than {MAX_BYTES} bytes")]
+    TooLong,
+}
+
+impl Push {
+    /// Reads a push, and stamps it with this moment.
+    pub fn parse(json: &[u8]) -> Result<Timed<Self>, Fault> {
+        if json.len() > MAX_BYTES {
+            return Err(Fault::TooLong);
+        }
+        let Input { user_id, event, data } = serde_json::from_slice(json).map_err(|error| {
+            let text = error.to_string();
+            // The place is told separately.
+            let message = text.rsplit_once(" at line ").map_or(&*text, |(message, _)| message);
+            Fault::Json { message: message.to_owned(), line: error.line(), column: error.column() }
+        })?;
+        if event.is_empty() {
+            return Err(Fault::NoEvent);
+        }
+        if event.starts_with("phx_") {
+            return Err(Fault::ReservedEvent(event));
+        }
+        if !data.get().starts_with('{') {
+            return Err(Fault::DataNotAnObject);
+        }
+        Ok(Self::now(user_id, event, data))
+    }
+
+    pub fn now(user: u64, event: String, data: Box<RawValue>) -> Timed<Self> {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at_us = since_1970.as_micros().try_into().unwrap_or(u64::MAX);
+        Timed::now(Self { user, event, payload: Delivered { data, at_us } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(json: &str) -> String {
+        Push::parse(json.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_push_keeps_its_data_as_it_came() {
+        let json = r#"{"user_id": 7, "event": "news", "data": {"n": 1.0, "b":[ ]}}"#;
+        let push = Push::parse(json.as_bytes()).unwrap();
+        assert_eq!((push.user, &*push.event), (7, "news"));
+        let payload = serde_json::to_string(&push.payload).unwrap();
+        assert!(payload.starts_with(r#"{"data":{"n": 1.0, "b":[ ]},"at_us":"#), "{payload}");
+    }
+
+    #[test]
+    fn a_fault_says_what_is_wrong_and_where() {
+        assert_eq!(fault(r#"{"user_id":1,"event":"e"}"#), "missing field `data`, at column 25");
+        assert_eq!(
+            fault(r#"{"user_id":1,"event":"e","data":{},"more":1}"#),
+            "unknown field `more`, expected one of `user_id`, `event`, `data`, at column 41"
+        );
+        assert_eq!(
+            fault(r#"{"user_id":"1","event":"e","data":{}}"#),
+            "invalid type: string \"1\", expected u64, at column 14"
+        );
+        assert_eq!(fault("{\"user_id\":1,\n\"event\": e"), "expected value, at line 2, column 10");
+        assert_eq!(fault(r#"{"user_id":1,"#), "EOF while parsing a value, at column 13");
+        assert_eq!(
+            fault(r#"{"user_id":1,"event":"","data":{}}"#),
+            "event is empty, expected a name such as \"push_timed\""
+        );
+        assert_eq!(
+            fault(r#"{"user_id":1,"event":"phx_close","data":{}}"#),
+            "event is \"phx_close\", but names that begin with \"phx_\" belong to the protocol"
+        );
+        assert_eq!(
+            fault(r#"{"user_id":1,"event":"e","data":[1]}"#),
+            "data is not a JSON object, expected {..}"
+        );
+        assert_eq!(fault(&" ".repeat(MAX_BYTES + 1)), "longer than 65536 bytes");
+    }
+}

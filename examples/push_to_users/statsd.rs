@@ -1,0 +1,84 @@
+//! Where the StatsD lines go: to a server, or to this terminal.
+
+use std::{error::Error, fmt, io, time::Duration};
+
+use pipeline::statsd::{Dialect, StatsdFlusher, StatsdRecorder};
+use tokio::{net::UdpSocket, sync::oneshot, task::JoinHandle};
+
+/// The installed recorder.
+pub struct Statsd {
+    flusher: StatsdFlusher,
+    target: String,
+    printer: Option<Printer>,
+}
+
+/// Receives StatsD lines, as a server would, and prints them.
+struct Printer {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Statsd {
+    /// Sends to this server, or to a listener of our own that prints what it receives.
+    pub async fn install(server: Option<&str>, dialect: Dialect) -> Result<Self, Box<dyn Error>> {
+        let (target, printer) = match server {
+            Some(server) => (server.to_owned(), None),
+            None => {
+                let socket = UdpSocket::bind("127.0.0.1:0").await?;
+                let address = socket.local_addr()?.to_string();
+                let (stop, stopped) = oneshot::channel();
+                let task = tokio::spawn(print(socket, stopped));
+                (address, Some(Printer { stop, task }))
+            }
+        };
+        let flusher = StatsdRecorder::udp(&*target)
+            .map_err(|error| format!("cannot send StatsD to {target}: {error}"))?
+            .dialect(dialect)
+            .flush_every(Duration::from_secs(1))
+            .install()?;
+        Ok(Self { flusher, target, printer })
+    }
+
+    /// Sends what is left, and prints it.
+    pub async fn flush(self) {
+        drop(self.flusher);
+        if let Some(Printer { stop, task }) = self.printer {
+            let _ = stop.send(());
+            let _ = task.await;
+        }
+    }
+}
+
+impl fmt::Display for Statsd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.printer {
+            Some(_) => write!(f, "printed here, as received on {}", self.target),
+            None => write!(f, "sent to {}", self.target),
+        }
+    }
+}
+
+async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>) {
+    let mut packet = vec![0; 65_536];
+    loop {
+        tokio::select! {
+            received = socket.recv(&mut packet) => print_packet(&packet, received),
+            _ = &mut stopped => break,
+        }
+    }
+    // What was sent before we were stopped is here already.
+    while let Ok(length) = socket.try_recv(&mut packet) {
+        print_packet(&packet, Ok(length));
+    }
+}
+
+fn print_packet(packet: &[u8], received: io::Result<usize>) {
+    match received {
+        Ok(length) => {
+            for line in String::from_utf8_lossy(&packet[..length]).lines() {
+                println!("statsd | {line}");
+            }
+        }
+        Err(error) => eprintln!("statsd: {error}"),
+    }
+}

@@ -1,0 +1,42 @@
+//! Pushes from standard input.
+
+use std::{io, thread};
+
+use pipeline::{Queue, Timed};
+use tokio::runtime::Handle;
+
+use crate::{
+    lines::{PushLine, PushLines},
+    push::Push,
+};
+
+/// Reads standard input to its end, in a thread of its own. It waits when the queue is full, and so
+/// does whoever writes to it.
+///
+/// A read cannot be interrupted, so the thread ends with the process; it holds nothing that is not
+/// in the queue.
+pub fn read(pushes: Queue<Timed<Push>>) {
+    let runtime = Handle::current();
+    thread::spawn(move || {
+        let (mut accepted, mut refused) = (0_u64, 0_u64);
+        for line in PushLines::new(io::stdin().lock()) {
+            match line {
+                Ok(PushLine { push: Ok(push), .. }) => {
+                    if runtime.block_on(pushes.push(push)).is_err() {
+                        break;
+                    }
+                    accepted += 1;
+                }
+                Ok(PushLine { number, push: Err(fault) }) => {
+                    eprintln!("stdin: line {number}: {fault}");
+                    refused += 1;
+                }
+                Err(error) => {
+                    eprintln!("stdin: {error}");
+                    break;
+                }
+            }
+        }
+        eprintln!("stdin: ended, {accepted} accepted, {refused} refused");
+    });
+}

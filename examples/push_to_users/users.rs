@@ -1,0 +1,77 @@
+//! Who may connect, who may join what, and what a worker does for a user.
+
+use std::time::{Duration, SystemTime};
+
+use pipeline::{
+    ChildContext, ExitReason, Timed, Worker,
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Params, Payload,
+        Signer, Socket, Topic,
+    },
+};
+
+use crate::push::Push;
+
+/// Lets in whoever brings a token that is signed and not too old.
+pub struct UserSocket {
+    signer: Signer,
+}
+
+impl UserSocket {
+    pub fn new(signer: Signer) -> Self {
+        Self { signer }
+    }
+}
+
+impl Socket for UserSocket {
+    /// The user's id.
+    type Assigns = u64;
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<u64, ConnectError> {
+        Ok(self.signer.verify(params.require("token")?, SystemTime::now())?)
+    }
+
+    fn id(&self, user: &u64) -> Result<Option<String>, ConnectError> {
+        Ok(Some(format!("user_socket:{user}")))
+    }
+}
+
+/// `user:ID`, for that user alone.
+pub struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(
+        topic: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let own = topic.rest() == cx.assigns().to_string();
+        own.then_some(Self).ok_or(JoinError::unauthorized())
+    }
+}
+
+/// Broadcasts an item to the topic of its user.
+pub struct PushToUser {
+    endpoint: Endpoint,
+    delay: Duration,
+}
+
+impl PushToUser {
+    pub fn new(endpoint: Endpoint, delay: Duration) -> Self {
+        Self { endpoint, delay }
+    }
+}
+
+impl Worker<Timed<Push>> for PushToUser {
+    async fn run(&self, push: &Timed<Push>, _: ChildContext) -> Result<(), ExitReason> {
+        if !self.delay.is_zero() {
+            tokio::time::sleep(self.delay).await;
+        }
+        let topic = format!("user:{}", push.user);
+        let since = push.enqueued_at();
+        Ok(self.endpoint.broadcast_timed(since, &topic, &push.event, &push.payload)?)
+    }
+}

@@ -1,0 +1,161 @@
+//! An example of the project, as a process.
+
+use std::{
+    env,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+};
+
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    net::TcpStream,
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::PATIENCE;
+
+/// The running `push_to_users`. Killed when it is dropped.
+#[derive(Debug)]
+pub struct Example {
+    child: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
+    stdin: Option<ChildStdin>,
+    /// `HOST:PORT`.
+    pub address: String,
+}
+
+impl Example {
+    /// Starts it with these flags, and waits until it serves. Its port is a free one unless given.
+    pub async fn start(flags: &[&str]) -> Self {
+        let mut command = Command::new(path("push_to_users"));
+        if !flags.contains(&"--port") {
+            command.args(["--port", "0"]);
+        }
+        command.args(flags).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("cargo builds the examples with the tests");
+        let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+        let stdin = child.stdin.take();
+        let mut example = Self { child, stdout, stdin, address: String::new() };
+        let page = example.line_with("page ").await;
+        let address = page.split("http://").nth(1).unwrap().split('/').next().unwrap();
+        example.address = address.to_owned();
+        example
+    }
+
+    /// Runs it to its end with these flags; what it prints.
+    pub async fn run(flags: &[&str]) -> (ExitStatus, String) {
+        let mut command = Command::new(path("push_to_users"));
+        let output = timeout(PATIENCE, command.args(flags).output()).await.unwrap().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status, String::from_utf8(text).unwrap())
+    }
+
+    /// The next line it prints that contains this.
+    pub async fn line_with(&mut self, text: &str) -> String {
+        let reading = async {
+            loop {
+                let line = self.stdout.next_line().await.unwrap();
+                let line = line.unwrap_or_else(|| panic!("it ended without a line with {text:?}"));
+                if line.contains(text) {
+                    return line;
+                }
+            }
+        };
+        timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("no line with {text:?}"))
+    }
+
+    /// Writes to its standard input.
+    pub async fn write(&mut self, text: &str) {
+        self.stdin.as_mut().unwrap().write_all(text.as_bytes()).await.unwrap();
+    }
+
+    /// Ends its standard input.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// Tells it to stop, as an operator would.
+    pub async fn signal(&self, signal: &str) {
+        let id = self.child.id().unwrap().to_string();
+        let status = Command::new("kill").args([signal, &id]).status().await.unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for its end; its status, and what it printed until then.
+    pub async fn ended(mut self) -> (ExitStatus, Vec<String>) {
+        let reading = async {
+            let mut lines = Vec::new();
+            while let Some(line) = self.stdout.next_line().await.unwrap() {
+                lines.push(line);
+            }
+            (self.child.wait().await.unwrap(), lines)
+        };
+        timeout(PATIENCE, reading).await.unwrap()
+    }
+
+    /// Signs a user in.
+    pub async fn token(&self, user: u64) -> String {
+        let response = self.request("GET", &format!("/token?user={user}"), "", "").await;
+        response.json()["token"].as_str().unwrap().to_owned()
+    }
+
+    /// The address of the socket, for a user that is signed in.
+    pub async fn socket_url(&self, user: u64) -> String {
+        let token = self.token(user).await;
+        format!("ws://{}/socket/websocket?vsn=2.0.0&token={token}", self.address)
+    }
+
+    /// Posts a push as JSON.
+    pub async fn push(&self, body: &str) -> Response {
+        self.request("POST", "/push", "application/json", body).await
+    }
+
+    /// Sends a request on a connection of its own.
+    pub async fn request(&self, method: &str, path: &str, kind: &str, body: &str) -> Response {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {kind}\r\n\
+             Content-Length: {length}\r\n\r\n{body}",
+            self.address
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Response { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+    }
+}
+
+/// What an HTTP request was answered.
+#[derive(Debug)]
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    /// Status line and headers, in lower case.
+    pub head: String,
+    /// The body.
+    pub body: String,
+}
+
+impl Response {
+    /// The body as JSON.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+/// Where cargo has put an example: beside the folder of the tests.
+fn path(example: &str) -> PathBuf {
+    let mut path = env::current_exe().unwrap();
+    path.pop();
+    if path.ends_with("deps") {
+        path.pop();
+    }
+    path.join("examples").join(example)
+}

@@ -1,0 +1,72 @@
+//! Looking at what was recorded.
+
+use std::collections::HashMap;
+
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use parking_lot::Mutex;
+use pipeline_core::Telemetry;
+
+/// Counters and samples, as they were recorded since the last look.
+#[derive(Debug)]
+pub struct Recorded {
+    snapshotter: Snapshotter,
+    seen: Mutex<Seen>,
+}
+
+/// What was seen while looking for something else: a snapshot takes it all.
+#[derive(Debug, Default)]
+struct Seen {
+    counters: HashMap<String, HashMap<String, u64>>,
+    samples: HashMap<String, Vec<f64>>,
+}
+
+impl Recorded {
+    /// A recorder, and the way to look into it.
+    #[must_use]
+    pub fn new() -> (Telemetry, Self) {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        (Telemetry::to(recorder), Self { snapshotter, seen: Mutex::default() })
+    }
+
+    /// What each series of a counter grew by since it was last asked for: its labels, as
+    /// `name=value` in the order of their names, and the number. Those that did not grow are left
+    /// out.
+    #[must_use]
+    pub fn counters(&self, name: &str) -> Vec<(String, u64)> {
+        self.look();
+        let series = self.seen.lock().counters.remove(name).unwrap_or_default();
+        let mut series: Vec<_> = series.into_iter().collect();
+        series.sort();
+        series
+    }
+
+    /// The samples of a histogram since they were last asked for, of all its series.
+    #[must_use]
+    pub fn samples(&self, name: &str) -> Vec<f64> {
+        self.look();
+        self.seen.lock().samples.remove(name).unwrap_or_default()
+    }
+
+    fn look(&self) {
+        let mut seen = self.seen.lock();
+        for (key, .., value) in self.snapshotter.snapshot().into_vec() {
+            let key = key.key();
+            let name = key.name().to_owned();
+            match value {
+                DebugValue::Counter(0) | DebugValue::Gauge(_) => {}
+                DebugValue::Counter(count) => {
+                    let mut labels: Vec<_> =
+                        key.labels().map(|l| format!("{}={}", l.key(), l.value())).collect();
+                    labels.sort();
+                    *seen.counters.entry(name).or_default().entry(labels.join(",")).or_default() +=
+                        count;
+                }
+                DebugValue::Histogram(samples) => {
+                    let samples = samples.into_iter().map(f64::from);
+                    seen.samples.entry(name).or_default().extend(samples);
+                }
+            }
+        }
+    }
+}
