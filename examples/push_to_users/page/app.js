@@ -2,6 +2,9 @@
 
 const MINUTE_MS = 60_000
 const SHOWN = 50
+const TIME = new Intl.DateTimeFormat([], {
+  hour: "2-digit", minute: "2-digit", second: "2-digit", fractionalSecondDigits: 3, hourCycle: "h23",
+})
 
 const params = new URLSearchParams(location.search)
 const user = params.get("user") ?? "1"
@@ -63,7 +66,7 @@ function arrived(event, {data, at_us}) {
 
   $("empty").hidden = $("try").hidden = true
   const item = document.createElement("li")
-  const time = new Date(now).toLocaleTimeString([], {hour12: false, fractionalSecondDigits: 3})
+  const time = TIME.format(now)
   for (const text of [time, event, milliseconds(took), JSON.stringify(data)]) {
     item.append(Object.assign(document.createElement("span"), {textContent: text}))
   }
@@ -100,9 +103,9 @@ function plot(now, longest) {
 
   const color = name => getComputedStyle(document.documentElement).getPropertyValue(name)
   const top = niceCeiling(longest)
-  const [left, bottom] = [52, height - 22]
+  const [left, bottom] = [64, height - 22]
   const x = at => left + (width - left - 8) * (1 - (now - at) / MINUTE_MS)
-  const y = took => bottom - (bottom - 10) * Math.max(took, 0) / top
+  const y = took => bottom - (bottom - 12) * Math.max(took, 0) / top
 
   draw.font = "12px system-ui, sans-serif"
   draw.fillStyle = color("--soft")
@@ -110,7 +113,7 @@ function plot(now, longest) {
   draw.textAlign = "right"
   draw.textBaseline = "middle"
   for (const part of [0, 0.5, 1]) {
-    draw.fillText(milliseconds(top * part), left - 8, y(top * part))
+    draw.fillText(`${+(top * part).toPrecision(2)} ms`, left - 8, y(top * part))
     draw.beginPath()
     draw.moveTo(left, y(top * part))
     draw.lineTo(width - 8, y(top * part))

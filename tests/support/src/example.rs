@@ -29,13 +29,13 @@ pub struct Example {
 impl Example {
     /// Starts it with these flags, and waits until it serves. Its port is a free one unless given.
     pub async fn start(flags: &[&str]) -> Self {
-        let mut command = Command::new(path("push_to_users"));
+        let mut command = Command::new(path("push_to_users").await);
         if !flags.contains(&"--port") {
             command.args(["--port", "0"]);
         }
         command.args(flags).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("cargo builds the examples with the tests");
+        let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take();
         let mut example = Self { child, stdout, stdin, address: String::new() };
@@ -47,7 +47,7 @@ impl Example {
 
     /// Runs it to its end with these flags; what it prints.
     pub async fn run(flags: &[&str]) -> (ExitStatus, String) {
-        let mut command = Command::new(path("push_to_users"));
+        let mut command = Command::new(path("push_to_users").await);
         let output = timeout(PATIENCE, command.args(flags).output()).await.unwrap().unwrap();
         let text = [output.stdout, output.stderr].concat();
         (output.status, String::from_utf8(text).unwrap())
@@ -150,12 +150,24 @@ impl Response {
     }
 }
 
-/// Where cargo has put an example: beside the folder of the tests.
-fn path(example: &str) -> PathBuf {
-    let mut path = env::current_exe().unwrap();
-    path.pop();
-    if path.ends_with("deps") {
-        path.pop();
+/// Where cargo has put an example: beside the folder of the tests. Has it built first, because
+/// `cargo test --test ..` does not.
+async fn path(example: &str) -> PathBuf {
+    let mut folder = env::current_exe().unwrap();
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
     }
-    path.join("examples").join(example)
+    let profile = if folder.ends_with("debug") { "dev" } else { "release" };
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "--package", "pipeline", "--profile", profile]);
+    cargo.args(["--example", example]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    assert!(cargo.status().await.unwrap().success(), "the example does not build");
+    folder.join("examples").join(example)
+}
+
+/// The folder of the real things from npm that the project is tested against.
+#[must_use]
+pub fn interop() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../interop")
 }

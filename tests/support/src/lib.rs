@@ -17,7 +17,7 @@ use std::time::Duration;
 
 pub use self::{
     client::{Client, connect, reply},
-    example::{Example, Response},
+    example::{Example, Response, interop},
     gate::{Gate, Keeper, gate, settle},
     recorded::Recorded,
 };

@@ -1,0 +1,365 @@
+//! From the push into the queue to the frame in a user's client, all in one process.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use axum::Router;
+use pipeline::{
+    ConsumerSupervisor, ExitReason, Pipeline, Queue, QueueOptions, SubscribeOptions, Telemetry,
+    Timed, queue, serve,
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
+        Payload, Signer, Socket, Topic, listen,
+    },
+};
+use pipeline_test_support::{Client, Gate, Keeper, Recorded, connect, gate, reply};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn signer() -> Signer {
+    Signer::new("a secret for tests, long enough", "user socket").unwrap()
+}
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = u64;
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<u64, ConnectError> {
+        Ok(signer().verify(params.require("token")?, SystemTime::now())?)
+    }
+}
+
+struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(
+        topic: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let own = topic.rest() == cx.assigns().to_string();
+        own.then_some(Self).ok_or(JoinError::unauthorized())
+    }
+}
+
+type Item = Timed<(u64, Value)>;
+
+/// The whole thing: a queue, workers that push to users, an endpoint, a server.
+struct App {
+    pushes: Queue<Item>,
+    pipeline: Option<Pipeline>,
+    endpoint: Endpoint,
+    listener: Option<TcpListener>,
+    address: String,
+    recorded: Recorded,
+    serving: Option<JoinHandle<std::io::Result<pipeline::ShutdownReport>>>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl App {
+    /// So many workers at once. Each passes the gate first, if there is one.
+    async fn new(workers: usize, gate: Option<Gate>) -> Self {
+        let (telemetry, recorded) = Recorded::new();
+        let endpoint = endpoint(telemetry.clone());
+        let (pushes, producer) = queue(QueueOptions::new().capacity(100));
+        let users = endpoint.clone();
+        let push_to_user = async move |push: &Item| {
+            let (user, payload) = &**push;
+            if let Some(gate) = &gate {
+                gate.pass(*user).await?;
+            }
+            let topic = format!("user:{user}");
+            Ok(users.broadcast_timed(push.enqueued_at(), &topic, "push_timed", payload)?)
+        };
+        let demand = SubscribeOptions::new().max_demand(workers).min_demand(workers - 1);
+        let pipeline = Pipeline::builder("push")
+            .telemetry(telemetry)
+            .producer(producer)
+            .consumer_supervisor(ConsumerSupervisor::new(push_to_user), demand)
+            .start()
+            .unwrap();
+        let listener = listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut app = Self {
+            pushes,
+            pipeline: Some(pipeline),
+            endpoint,
+            listener: Some(listener),
+            address,
+            recorded,
+            serving: None,
+            stop: None,
+        };
+        app.serve();
+        app
+    }
+
+    fn serve(&mut self) {
+        let (stop, stopped) = oneshot::channel();
+        let app = Router::new().fallback_service(self.endpoint.clone());
+        let serving = serve(self.listener.take().unwrap(), app)
+            .pipeline(self.pipeline.take().unwrap())
+            .endpoint(self.endpoint.clone())
+            .drain_within(Duration::from_millis(200))
+            .until(async { drop(stopped.await) });
+        self.serving = Some(tokio::spawn(serving.into_future()));
+        self.stop = Some(stop);
+    }
+
+    async fn stop(&mut self) -> pipeline::ShutdownReport {
+        self.stop.take().unwrap().send(()).unwrap();
+        self.serving.take().unwrap().await.unwrap().unwrap()
+    }
+
+    async fn connect(&self, token: &str) -> Result<Client, u16> {
+        connect(&format!("ws://{}/socket/websocket?vsn=2.0.0&token={token}", self.address)).await
+    }
+
+    /// A client that is signed in and has joined its own topic.
+    async fn user(&self, user: u64) -> Client {
+        let token = signer().sign(&user, SystemTime::now()).unwrap();
+        let mut client = self.connect(&token).await.unwrap();
+        client.join("1", &format!("user:{user}")).await;
+        client
+    }
+
+    async fn push(&self, user: u64, payload: Value) {
+        self.pushes.push_timed((user, payload)).await.unwrap();
+    }
+}
+
+fn endpoint(telemetry: Telemetry) -> Endpoint {
+    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+    Endpoint::builder().mount("/socket", sockets).telemetry(telemetry).build().unwrap()
+}
+
+fn pushed(user: u64, payload: Value) -> Value {
+    json!([null, null, format!("user:{user}"), "push_timed", payload])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_arrive_in_order_with_one_worker() {
+    const MANY: u64 = 500;
+    let app = App::new(1, None).await;
+    let mut ada = app.user(1).await;
+    let pushes = app.pushes.clone();
+    tokio::spawn(async move {
+        for n in 0..MANY {
+            pushes.push_timed((1, json!({ "n": n }))).await.unwrap();
+        }
+    });
+    for n in 0..MANY {
+        ada.expect([pushed(1, json!({ "n": n }))]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_item_is_delivered_to_its_user_and_never_to_another() {
+    let app = App::new(1, None).await;
+    let (mut ada, mut joe) = (app.user(1).await, app.user(11).await);
+    for n in 0..50 {
+        app.push(1, json!({ "n": n, "secret": true })).await;
+        app.push(2, json!({ "n": n, "nobody": "is there" })).await;
+    }
+    // With one worker, joe's item comes behind all the others: what arrives before it at joe's is
+    // everything that ever will.
+    app.push(11, json!({ "sentinel": "joe" })).await;
+    app.push(1, json!({ "sentinel": "ada" })).await;
+    joe.expect([pushed(11, json!({ "sentinel": "joe" }))]).await;
+    for n in 0..50 {
+        ada.expect([pushed(1, json!({ "n": n, "secret": true }))]).await;
+    }
+    ada.expect([pushed(1, json!({ "sentinel": "ada" }))]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_delivery_emits_its_timing_and_each_worker_its_own() {
+    let app = App::new(5, None).await;
+    let mut phone = app.user(1).await;
+    let mut laptop = app.user(1).await;
+    let mut joe = app.user(2).await;
+    for n in 0..20 {
+        app.push(1, json!({ "n": n })).await;
+        app.push(2, json!({ "n": n })).await;
+        app.push(3, json!({ "nobody": "is there" })).await;
+    }
+    for client in [&mut phone, &mut laptop, &mut joe] {
+        for _ in 0..20 {
+            assert_eq!(client.receive().await[3], "push_timed");
+        }
+    }
+    let delivered = app.recorded.samples("pipeline.push_delivered");
+    assert_eq!(delivered.len(), 60, "one for each socket that got one");
+    assert!(delivered.iter().all(|ms| *ms > 0.0), "{delivered:?}");
+    let mut worked = 0;
+    while worked < 60 {
+        worked += app.recorded.samples("pipeline.worker.process_time").len();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(worked, 60, "one for each item");
+}
+
+#[tokio::test]
+async fn max_demand_bounds_the_workers_exactly() {
+    let (gate, mut keeper): (Gate, Keeper) = gate();
+    let app = App::new(3, Some(gate)).await;
+    let mut ada = app.user(1).await;
+    for n in 0..10 {
+        app.push(1, json!({ "n": n })).await;
+    }
+    keeper.started(3).await;
+    keeper.assert_none_starts().await;
+    ada.expect_nothing_else().await;
+    for _ in 0..7 {
+        keeper.let_go(1);
+        assert_eq!(ada.receive().await[3], "push_timed");
+        keeper.started(1).await;
+        keeper.assert_none_starts().await;
+    }
+    keeper.let_go(3);
+    for _ in 0..3 {
+        assert_eq!(ada.receive().await[3], "push_timed");
+    }
+}
+
+#[tokio::test]
+async fn who_is_not_who_it_says_is_kept_out() {
+    let app = App::new(1, None).await;
+    let now = SystemTime::now();
+    let token = |signer: Signer, at| signer.sign(&1_u64, at).unwrap();
+    let forged = Signer::new("another secret, also long enough", "user socket").unwrap();
+    let other_salt = Signer::new("a secret for tests, long enough", "password reset").unwrap();
+    for (token, why) in [
+        (String::new(), "empty"),
+        ("nonsense".to_owned(), "nonsense"),
+        (token(forged, now), "signed by somebody else"),
+        (token(other_salt, now), "signed for something else"),
+        (token(signer(), now - DAY - Duration::from_secs(1)), "expired"),
+        (token(signer(), now + DAY), "from the future"),
+        (signer().sign("ada", now).unwrap(), "of another type"),
+    ] {
+        assert_eq!(app.connect(&token).await.err(), Some(403), "{why}");
+    }
+    let nearly_expired = token(signer(), now - DAY + Duration::from_secs(60));
+    let mut ada = app.connect(&nearly_expired).await.unwrap();
+
+    let unauthorized = json!({"reason": "unauthorized"});
+    for topic in ["user:2", "user:", "user:01", "user:1 "] {
+        ada.send(json!(["1", "1", topic, "phx_join", {}])).await;
+        ada.expect([reply("1", "1", topic, "error", unauthorized.clone())]).await;
+    }
+    app.push(2, json!({})).await;
+    ada.join("2", "user:1").await;
+    app.push(1, json!({ "for": "ada" })).await;
+    ada.expect([pushed(1, json!({ "for": "ada" }))]).await;
+    assert_eq!(
+        app.recorded.counters("socket_connect"),
+        [
+            ("socket=UserSocket,status=fail".into(), 7),
+            ("socket=UserSocket,status=success".into(), 1)
+        ]
+    );
+    assert_eq!(
+        app.recorded.counters("channel_join"),
+        [
+            ("channel=UserChannel,status=fail".into(), 4),
+            ("channel=UserChannel,status=success".into(), 1)
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_under_load_delivers_or_reports_everything_it_accepted() {
+    let mut app = App::new(4, None).await;
+    let mut ada = app.user(1).await;
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let pushers: Vec<_> = (0..4)
+        .map(|_| {
+            let (pushes, accepted) = (app.pushes.clone(), accepted.clone());
+            tokio::spawn(async move {
+                while pushes.push_timed((1, json!({ "some": "thing" }))).await.is_ok() {
+                    accepted.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        })
+        .collect();
+    // Under way for a while before it has to stop.
+    for _ in 0..200 {
+        assert_eq!(ada.receive().await[3], "push_timed");
+    }
+    let reading = tokio::spawn(async move {
+        let mut arrived = 200;
+        loop {
+            match ada.next().await {
+                tokio_tungstenite::tungstenite::Message::Text(_) => arrived += 1,
+                tokio_tungstenite::tungstenite::Message::Close(frame) => {
+                    return (arrived, u16::from(frame.unwrap().code));
+                }
+                other => unreachable!("{other:?}"),
+            }
+        }
+    });
+    let report = app.stop().await;
+    for pusher in pushers {
+        pusher.await.unwrap();
+    }
+    let (arrived, code) = reading.await.unwrap();
+    assert_eq!(code, 1012, "so that the client connects again");
+    let accepted = accepted.load(Ordering::SeqCst);
+    assert_eq!(accepted, arrived + report.pipelines[0].left_undone(), "{report}");
+    assert_eq!(report.endpoint.unwrap().closed, 1);
+    assert!(app.pushes.is_closed());
+}
+
+#[tokio::test]
+async fn what_is_left_when_the_time_is_up_is_said_to_the_number() {
+    let (gate, mut keeper) = gate();
+    let mut app = App::new(2, Some(gate)).await;
+    for n in 0..10 {
+        app.push(1, json!({ "n": n })).await;
+    }
+    keeper.started(2).await;
+    let report = app.stop().await;
+    assert!(!report.is_clean());
+    assert_eq!(report.pipelines[0].left_undone(), 10);
+    let text = report.to_string();
+    assert!(text.contains("10 events left undone"), "{text}");
+    assert!(text.contains("8 events held"), "{text}");
+    assert!(text.contains("2 events begun and not finished"), "{text}");
+    assert!(text.contains("0 sockets closed, 0 cut off"), "{text}");
+}
+
+#[tokio::test]
+async fn a_pipeline_that_fails_stops_the_server_and_says_why() {
+    let endpoint = endpoint(Telemetry::global());
+    let (pushes, producer) = queue(QueueOptions::new());
+    let fails = async |_: &u64| Err(ExitReason::failed("no luck"));
+    let pipeline = Pipeline::builder("push")
+        .producer(producer)
+        .consumer_supervisor(
+            ConsumerSupervisor::new(fails).max_restarts(0, DAY),
+            SubscribeOptions::new(),
+        )
+        .start()
+        .unwrap();
+    let listener = listen("127.0.0.1:0").await.unwrap();
+    let app = Router::new().fallback_service(endpoint.clone());
+    let serving =
+        serve(listener, app).pipeline(pipeline).endpoint(endpoint).until(std::future::pending());
+    pushes.push(1).await.unwrap();
+    let report = serving.await.unwrap();
+    assert!(!report.is_clean());
+    assert_eq!(report.pipelines[0].left_undone(), 1);
+}

@@ -1,0 +1,194 @@
+//! The example as its users run it: as a process, from outside.
+
+use pipeline_test_support::{Client, Example, connect};
+use serde_json::{Value, json};
+
+/// A user that is signed in to the example and listens to its own topic.
+async fn user(example: &Example, user: u64) -> Client {
+    let mut client = connect(&example.socket_url(user).await).await.unwrap();
+    client.join("1", &format!("user:{user}")).await;
+    client
+}
+
+fn push(user: u64, data: &str) -> String {
+    format!(r#"{{"user_id":{user},"event":"push_timed","data":{data}}}"#)
+}
+
+/// The data of the next push; checks that it is stamped.
+async fn data(client: &mut Client) -> Value {
+    let message = client.receive().await;
+    assert_eq!(message[3], "push_timed");
+    assert!(message[4]["at_us"].as_u64().unwrap() > 1_700_000_000_000_000);
+    message[4]["data"].clone()
+}
+
+#[tokio::test]
+async fn a_posted_push_arrives_and_its_times_are_printed_as_statsd() {
+    let mut example = Example::start(&[]).await;
+    let mut ada = user(&example, 1).await;
+    let response = example.push(&push(1, r#"{"text":"hello"}"#)).await;
+    assert_eq!((response.status, response.json()), (202, json!({"accepted": 1})));
+    assert_eq!(data(&mut ada).await, json!({"text": "hello"}));
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        let line = example.line_with("statsd |").await;
+        seen.push(line.trim_start_matches("statsd | ").to_owned());
+    }
+    seen.sort();
+    assert_eq!(seen[0], "channel_join:1|c|#channel:UserChannel,status:success");
+    assert!(seen[1].starts_with("pipeline.push_delivered:0."), "in milliseconds: {}", seen[1]);
+    assert!(seen[1].ends_with("|ms"), "{}", seen[1]);
+    assert!(seen[2].starts_with("pipeline.worker.process_time:"), "{}", seen[2]);
+    assert_eq!(seen[3], "socket_connect:1|c|#socket:UserSocket,status:success");
+}
+
+#[tokio::test]
+async fn a_bad_push_is_told_what_is_wrong_and_the_rest_goes_on() {
+    let example = Example::start(&["--max-demand", "1"]).await;
+    let mut ada = user(&example, 1).await;
+    let refused = async |body: &str| {
+        let response = example.push(body).await;
+        assert_eq!(response.status, 400, "{body}");
+        response.json()["errors"][0]["error"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(refused("{oops").await, "key must be a string, at column 2");
+    assert_eq!(
+        refused(r#"{"user_id":1,"event":"push_timed"}"#).await,
+        "missing field `data`, at column 34"
+    );
+    assert_eq!(
+        refused(r#"{"user_id":1,"event":"e","data":{},"extra":1}"#).await,
+        "unknown field `extra`, expected one of `user_id`, `event`, `data`, at column 42"
+    );
+    let oversized = push(1, &json!({"d": "x".repeat(70_000)}).to_string());
+    assert_eq!(refused(&oversized).await, "longer than 65536 bytes");
+
+    let lines = [&push(1, r#"{"n":1}"#), "", "nonsense", &oversized, &push(1, r#"{"n":2}"#)];
+    let response =
+        example.request("POST", "/push", "application/x-ndjson", &lines.join("\n")).await;
+    assert_eq!(response.status, 400);
+    assert_eq!(
+        response.json(),
+        json!({"accepted": 2, "errors": [
+            {"line": 3, "error": "expected ident, at column 2"},
+            {"line": 4, "error": "longer than 65536 bytes"},
+        ]})
+    );
+    assert_eq!(data(&mut ada).await, json!({"n": 1}));
+    assert_eq!(data(&mut ada).await, json!({"n": 2}));
+}
+
+#[tokio::test]
+async fn a_full_buffer_answers_503_and_says_when_to_come_back() {
+    let flags = ["--buffer", "2", "--max-demand", "1", "--delay-ms", "600000", "--drain-secs", "0"];
+    let example = Example::start(&flags).await;
+    // One is with the worker at some point; two wait; and then it is full.
+    let response = loop {
+        let response = example.push(&push(1, "{}")).await;
+        if response.status != 202 {
+            break response;
+        }
+    };
+    assert_eq!(response.status, 503);
+    assert!(response.head.contains("retry-after: 1"), "{}", response.head);
+    assert_eq!(
+        response.json(),
+        json!({"accepted": 0, "errors": [
+            {"line": 1, "error": "the buffer is full, nothing from here on was accepted"}
+        ]})
+    );
+    example.signal("-TERM").await;
+    let (status, lines) = example.ended().await;
+    let lines = lines.join("\n");
+    assert_eq!(status.code(), Some(1), "something was left undone");
+    assert!(lines.contains("3 events left undone"), "{lines}");
+}
+
+#[tokio::test]
+async fn standard_input_feeds_the_pipeline_and_waits_when_it_is_full() {
+    let mut example = Example::start(&["--stdin", "--buffer", "1", "--max-demand", "1"]).await;
+    let mut ada = user(&example, 1).await;
+    // Far more than the buffer holds: none may be lost.
+    for n in 0..300 {
+        example.write(&format!("{}\n", push(1, &json!({ "n": n }).to_string()))).await;
+        if n == 100 {
+            example.write("{\"user_id\":1}\n").await;
+        }
+    }
+    example.close_stdin();
+    for n in 0..300 {
+        assert_eq!(data(&mut ada).await, json!({ "n": n }));
+    }
+}
+
+#[tokio::test]
+async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
+    for signal in ["-INT", "-TERM"] {
+        let example = Example::start(&["--delay-ms", "50", "--max-demand", "1"]).await;
+        let mut ada = user(&example, 1).await;
+        for n in 0..10 {
+            let response = example.push(&push(1, &json!({ "n": n }).to_string())).await;
+            assert_eq!(response.status, 202);
+        }
+        example.signal(signal).await;
+        for n in 0..10 {
+            assert_eq!(data(&mut ada).await, json!({ "n": n }), "{signal}");
+        }
+        assert_eq!(ada.closed().await, 1012);
+        drop(ada);
+        let (status, lines) = example.ended().await;
+        assert!(status.success(), "{signal}");
+        let lines = lines.join("\n");
+        assert!(lines.contains("pipeline push ended, nothing left undone"), "{lines}");
+        assert!(lines.contains("1 sockets closed, 0 cut off"), "{lines}");
+        let delivered = lines.matches("statsd | pipeline.push_delivered:").count();
+        assert_eq!(delivered, 10, "the metrics are flushed: {lines}");
+    }
+}
+
+#[tokio::test]
+async fn the_demo_gives_a_newcomer_something_to_see() {
+    let example = Example::start(&["--demo"]).await;
+    let mut joe = user(&example, 2).await;
+    let first = data(&mut joe).await["n"].as_u64().unwrap();
+    assert_eq!(data(&mut joe).await["n"], json!(first + 3), "three users in turn");
+}
+
+#[tokio::test]
+async fn nobody_gets_in_without_a_token_and_nobody_joins_for_another() {
+    let example = Example::start(&["--token-age-secs", "3600"]).await;
+    let url = example.socket_url(1).await;
+    let (without_token, _) = url.split_once("&token").unwrap();
+    assert_eq!(connect(without_token).await.err(), Some(403));
+    assert_eq!(connect(&format!("{url}x")).await.err(), Some(403));
+    let mut ada = connect(&url).await.unwrap();
+    ada.send(json!(["1", "1", "user:2", "phx_join", {}])).await;
+    let refused = json!({"status": "error", "response": {"reason": "unauthorized"}});
+    ada.expect([json!(["1", "1", "user:2", "phx_reply", refused])]).await;
+
+    let expired = Example::start(&["--token-age-secs", "0"]).await;
+    assert_eq!(connect(&expired.socket_url(1).await).await.err(), Some(403));
+}
+
+#[tokio::test]
+async fn help_explains_every_flag_and_mistakes_are_explained_too() {
+    let (status, help) = Example::run(&["--help"]).await;
+    assert!(status.success());
+    for flag in help.lines().filter(|line| line.trim_start().starts_with("--")) {
+        let after = help.split(flag).nth(1).unwrap().trim_start();
+        assert!(!after.starts_with("--"), "{flag} has no explanation");
+    }
+    for flag in ["--port", "--statsd", "--stdin", "--demo", "--max-demand", "--delay-ms"] {
+        assert!(help.contains(flag), "{flag}");
+    }
+    let (status, told) = Example::run(&["--max-demand", "0"]).await;
+    assert!(!status.success() && told.contains("expected at least 1"), "{told}");
+    let flags = ["--port", "0", "--max-demand", "5", "--min-demand", "5"];
+    let (status, told) = Example::run(&flags).await;
+    assert!(!status.success());
+    assert!(told.contains("min_demand is 5, expected at most 4 with a max_demand of 5"), "{told}");
+    let taken = Example::start(&[]).await;
+    let port = taken.address.rsplit(':').next().unwrap();
+    let (status, told) = Example::run(&["--port", port]).await;
+    assert!(!status.success() && told.contains("try another --port"), "{told}");
+}
