@@ -1,4 +1,5 @@
 //! The example as its users run it: as a process, from outside.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use pipeline_test_support::{Client, Example, connect};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Events that were emitted and that nobody can take yet.
+//! Events that were emitted and that nobody can take yet. Pure.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ pub enum BufferKeep {
     Last,
 }
 
-/// A bounded first-in-first-out store with a policy for when it is full. Pure.
+/// A bounded first-in-first-out store with a policy for when it is full.
 #[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: VecDeque<E>,

@@ -1,4 +1,4 @@
-//! One consumer's link to one producer: its identity and its options.
+//! One consumer's link to one producer: its identity and its options. Pure.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Topics, and the patterns that route them to channels.
+//! Topics, and the patterns that route them to channels. Pure.
 
 use std::{fmt, ops::Deref, sync::Arc};
 

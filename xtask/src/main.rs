@@ -1,2 +1,46 @@
-//! Soon.
-fn main() {}
+//! The project's own commands.
+
+mod run;
+mod setup;
+mod test;
+mod tidy;
+
+use std::process::ExitCode;
+
+use self::run::{Failure, Outcome};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  test    set up what the tests need, and run everything that has to pass
+  setup   only install what the tests need: npm packages, a browser, cargo-deny
+  check   the quick part of test: tidiness, format, lints, docs
+  tidy    only the checks of what no other tool knows: invariants, and that texts tell the truth
+  help    this text
+";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1);
+    let outcome = match command.as_deref() {
+        Some("test") => test::all(),
+        Some("setup") => setup::all(),
+        Some("check") => test::quick(),
+        Some("tidy") => tidy::all(),
+        Some("help") | None => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(Failure::new(format!("there is no command {other:?}\n\n{HELP}"))),
+    };
+    report(outcome)
+}
+
+fn report(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("\nFAILED: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

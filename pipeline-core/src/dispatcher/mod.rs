@@ -1,4 +1,4 @@
-//! Which consumer gets which event.
+//! Which consumer gets which event. Pure.
 //!
 //! A dispatcher is plain state inside a stage: it never waits and never runs beside a callback.
 //! Demand goes in by [`ask`](Dispatcher::ask), events by [`dispatch`](Dispatcher::dispatch), and

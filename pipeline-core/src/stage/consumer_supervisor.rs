@@ -1,6 +1,6 @@
 //! The stage that starts one supervised child per event.
 
-use std::{collections::VecDeque, marker::PhantomData, sync::Arc, time::Duration};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, watch},
@@ -12,20 +12,9 @@ use super::{
     ChildContext, Link, Phase, StageContext, StageReport, ToConsumer, Worker,
     consumer::{after_down, told_to_end, unread},
     contained,
+    restart::{Restart, RestartBudget},
 };
 use crate::{demand::Slots, exit::ExitReason, telemetry::WorkerMetrics};
-
-/// What happens to a child that ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Restart {
-    /// A child that fails is started again with the same event, in the same slot; one that ends
-    /// gracefully is done. The default.
-    #[default]
-    Transient,
-    /// A child is done when it ends, however it ends; a failure is reported.
-    Temporary,
-}
 
 /// A stage that runs a [`Worker`] for each event, each in a task of its own.
 ///
@@ -83,33 +72,6 @@ impl<E, W: Worker<E>> ConsumerSupervisor<E, W> {
     pub fn shutdown(mut self, within: Duration) -> Self {
         self.shutdown = within;
         self
-    }
-}
-
-/// How many restarts are still allowed. Pure: told the time, it doesn't read it.
-#[derive(Debug)]
-struct RestartBudget {
-    restarts: usize,
-    within: Duration,
-    /// When the last ones were, oldest first; never more than `restarts`.
-    spent: VecDeque<Instant>,
-}
-
-impl RestartBudget {
-    fn new(restarts: usize, within: Duration) -> Self {
-        Self { restarts, within, spent: VecDeque::new() }
-    }
-
-    /// Whether one more restart is within the limit. Counts it if so.
-    fn spend(&mut self, now: Instant) -> bool {
-        while self.spent.front().is_some_and(|&then| now.duration_since(then) > self.within) {
-            self.spent.pop_front();
-        }
-        let allowed = self.spent.len() < self.restarts;
-        if allowed {
-            self.spent.push_back(now);
-        }
-        allowed
     }
 }
 
@@ -296,22 +258,5 @@ where
         if !matches!(ended, Ok(Child { outcome: Ok(()), .. })) {
             self.report.unfinished += 1;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn restarts_are_forgotten_when_their_time_is_over() {
-        let mut budget = RestartBudget::new(2, Duration::from_secs(5));
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(budget.spend(at(0)));
-        assert!(budget.spend(at(3)));
-        assert!(!budget.spend(at(5)), "a third within five seconds");
-        assert!(budget.spend(at(6)), "the first is over");
-        assert!(!budget.spend(at(7)));
     }
 }

@@ -5,6 +5,7 @@ mod consumer_supervisor;
 mod link;
 mod producer;
 mod report;
+mod restart;
 mod worker;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
@@ -13,9 +14,10 @@ use futures::FutureExt;
 
 pub use self::{
     consumer::Consumer,
-    consumer_supervisor::{ConsumerSupervisor, Restart},
+    consumer_supervisor::ConsumerSupervisor,
     producer::{Emitter, Producer},
     report::StageReport,
+    restart::Restart,
     worker::{ChildContext, Worker},
 };
 pub(crate) use self::{

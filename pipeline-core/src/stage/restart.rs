@@ -1,0 +1,61 @@
+//! When a child is started again. Pure: told the time, it does not read it.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+/// What happens to a child that ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restart {
+    /// A child that fails is started again with the same event, in the same slot; one that ends
+    /// gracefully is done. The default.
+    #[default]
+    Transient,
+    /// A child is done when it ends, however it ends; a failure is reported.
+    Temporary,
+}
+
+/// How many restarts are still allowed.
+#[derive(Debug)]
+pub(super) struct RestartBudget {
+    restarts: usize,
+    within: Duration,
+    /// When the last ones were, oldest first; never more than `restarts`.
+    spent: VecDeque<Instant>,
+}
+
+impl RestartBudget {
+    pub(super) fn new(restarts: usize, within: Duration) -> Self {
+        Self { restarts, within, spent: VecDeque::new() }
+    }
+
+    /// Whether one more restart is within the limit. Counts it if so.
+    pub(super) fn spend(&mut self, now: Instant) -> bool {
+        while self.spent.front().is_some_and(|&then| now.duration_since(then) > self.within) {
+            self.spent.pop_front();
+        }
+        let allowed = self.spent.len() < self.restarts;
+        if allowed {
+            self.spent.push_back(now);
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn restarts_are_forgotten_when_their_time_is_over() {
+        let mut budget = RestartBudget::new(2, Duration::from_secs(5));
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(budget.spend(at(0)));
+        assert!(budget.spend(at(3)));
+        assert!(!budget.spend(at(5)), "a third within five seconds");
+        assert!(budget.spend(at(6)), "the first is over");
+        assert!(!budget.spend(at(7)));
+    }
+}

@@ -1,0 +1,72 @@
+//! Running other programs.
+#![expect(clippy::disallowed_types, reason = "there is no tokio here")]
+
+use std::{
+    ffi::OsStr,
+    fmt, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+/// What went wrong, in words for whoever ran the command.
+#[derive(Debug)]
+pub(crate) struct Failure(String);
+
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// The project's folder.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The cargo that runs this.
+pub(crate) fn cargo() -> Command {
+    program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+/// A program that is run in the project's folder.
+pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(name);
+    command.current_dir(root());
+    command
+}
+
+/// Runs a step of a command, and says what it is and how long it took.
+pub(crate) fn step(what: &str, command: &mut Command) -> Outcome {
+    println!("\n=== {what}");
+    let started = Instant::now();
+    let status = command.status().map_err(|error| {
+        Failure::new(format!("{what}: cannot run {:?}: {error}", command.get_program()))
+    })?;
+    if !status.success() {
+        return Err(Failure::new(format!("{what}: {status}")));
+    }
+    println!("=== {what}: {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// Whether a program can be run.
+pub(crate) fn is_installed(name: impl AsRef<OsStr>) -> bool {
+    let mut command = Command::new(name);
+    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}

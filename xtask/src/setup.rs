@@ -1,0 +1,90 @@
+//! Installing what the tests need and cargo does not bring.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::run::{Failure, Outcome, cargo, is_installed, program, root, step};
+
+/// The folders with packages from npm.
+const NPM_FOLDERS: [&str; 2] = ["examples/push_to_users", "tests/interop"];
+
+/// Which cargo-deny is used.
+const CARGO_DENY: &str = "0.20.2";
+
+pub(crate) fn all() -> Outcome {
+    npm_packages()?;
+    browser()?;
+    cargo_deny()?;
+    Ok(())
+}
+
+/// The official Phoenix client, and the original StatsD daemon.
+fn npm_packages() -> Outcome {
+    if !is_installed("node") || !is_installed("npm") {
+        return Err(Failure::new(
+            "node and npm are needed to test with the official JavaScript client: install Node.js 20 or newer",
+        ));
+    }
+    for folder in NPM_FOLDERS {
+        let folder = root().join(folder);
+        if is_current(&folder) {
+            continue;
+        }
+        let mut npm = program("npm");
+        // No package here needs its install scripts.
+        npm.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&folder);
+        step(&format!("npm ci in {}", folder.display()), &mut npm)?;
+    }
+    Ok(())
+}
+
+/// Whether npm has installed what the lock file says.
+fn is_current(folder: &Path) -> bool {
+    let modified = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let installed = modified(folder.join("node_modules/.package-lock.json"));
+    installed.is_some() && installed >= modified(folder.join("package-lock.json"))
+}
+
+/// Chromium and its driver, from the system's packages.
+fn browser() -> Outcome {
+    if is_installed("chromium") && is_installed("chromedriver") {
+        return Ok(());
+    }
+    if !is_installed("apt-get") {
+        return Err(Failure::new(
+            "chromium and chromedriver are needed to test the page: install them so that they are found in PATH",
+        ));
+    }
+    // Root needs no sudo, and may not have it.
+    let sudo = is_installed("sudo").then_some("sudo");
+    let apt_get = |arguments: &[&str]| {
+        let words: Vec<&str> =
+            sudo.into_iter().chain(["apt-get"]).chain(arguments.iter().copied()).collect();
+        let mut command = program(words[0]);
+        command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    step("apt-get update", &mut apt_get(&["update", "-qq"]))?;
+    let install =
+        ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"];
+    step("apt-get install chromium", &mut apt_get(&install))
+}
+
+/// The check of licences and sources. Returns where it is.
+pub(crate) fn cargo_deny() -> Outcome<PathBuf> {
+    if is_installed("cargo-deny") {
+        return Ok("cargo-deny".into());
+    }
+    let folder = root().join("target/tools");
+    let tool = folder.join("bin/cargo-deny");
+    if !is_installed(&tool) {
+        let mut install = cargo();
+        // Unoptimised: it is built more often than it is run.
+        install.args(["install", "--quiet", "--locked", "--debug", "--version", CARGO_DENY]);
+        install.arg("--root").arg(&folder).arg("cargo-deny");
+        step("install cargo-deny", &mut install)?;
+    }
+    Ok(tool)
+}

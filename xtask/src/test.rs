@@ -1,0 +1,83 @@
+//! Everything that has to pass.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use crate::{
+    run::{Failure, Outcome, cargo, program, step},
+    setup, tidy,
+};
+
+pub(crate) fn all() -> Outcome {
+    setup::all()?;
+    quick()?;
+    step("tests", cargo().args(["test", "--workspace", "--all-features"]))?;
+    step("benches, once through", cargo().args(["test", "--benches", "--quiet"]))?;
+    first_command()?;
+    let deny = setup::cargo_deny()?;
+    let mut deny = program(deny);
+    step("licences and sources", deny.args(["check", "bans", "licenses", "sources"]))?;
+    println!("\neverything passed");
+    Ok(())
+}
+
+pub(crate) fn quick() -> Outcome {
+    tidy::all()?;
+    step("format", cargo().args(["fmt", "--all", "--check"]))?;
+    let deny_warnings = ["--", "--deny", "warnings"];
+    step(
+        "lints",
+        cargo()
+            .args(["clippy", "--workspace", "--all-targets", "--all-features"])
+            .args(deny_warnings),
+    )?;
+    for features in ["", "ws", "statsd"] {
+        step(
+            &format!("lints with only these features: {features:?}"),
+            cargo()
+                .args(["clippy", "--package", "pipeline", "--lib", "--no-default-features"])
+                .args(["--features", features])
+                .args(deny_warnings),
+        )?;
+    }
+    step(
+        "documentation",
+        cargo()
+            .args(["doc", "--workspace", "--no-deps", "--all-features"])
+            .env("RUSTDOCFLAGS", "--deny warnings"),
+    )
+}
+
+/// The README's first command, as it stands there but for the port: it has to come up, push
+/// something, and end cleanly when it is told to.
+fn first_command() -> Outcome {
+    let build = ["build", "--release", "--example", "push_to_users"];
+    step("build the README's first command", cargo().args(build))?;
+    println!("\n=== the README's first command");
+    let mut child = cargo()
+        .args(["run", "--release", "--quiet", "--example", "push_to_users"])
+        .args(["--", "--port", "0", "--demo"])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let stdout = child.stdout.take().expect("it was asked for");
+    let mut lines = BufReader::new(stdout).lines();
+    let worked = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .inspect(|line| println!("{line}"))
+        .any(|line| line.contains("statsd | pipeline.worker.process_time"));
+    // `cargo run` becomes the program that it runs.
+    let told = program("kill").args(["-TERM", &child.id().to_string()]).status();
+    if !told.is_ok_and(|status| status.success()) {
+        child.kill()?;
+    }
+    lines.map_while(Result::ok).for_each(|line| println!("{line}"));
+    let status = child.wait()?;
+    if worked && status.success() {
+        Ok(())
+    } else {
+        Err(Failure::new(format!("the README's first command: worked: {worked}, {status}")))
+    }
+}

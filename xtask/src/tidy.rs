@@ -1,0 +1,166 @@
+//! What no other tool checks: the project's own invariants, and that its texts tell the truth.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::run::{Failure, Outcome, root};
+
+/// How long a source file may be. A newcomer should find the way in it.
+const MAX_LINES: usize = 700;
+
+/// How long the view of the whole may be.
+const MAX_ARCHITECTURE: usize = 300;
+
+/// What a file that calls itself pure does not do: wait, spawn, lock, read a clock, log.
+const IMPURE: [&str; 8] = [
+    ".await",
+    "async fn",
+    "spawn(",
+    "Mutex",
+    "RwLock",
+    "Instant::now",
+    "SystemTime::now",
+    "tracing::",
+];
+
+pub(crate) fn all() -> Outcome {
+    println!("\n=== tidiness");
+    let files = Files::read(&root())?;
+    let checks = [
+        sources_are_short(&files),
+        pure_files_are_pure(&files),
+        manifests_share_the_lints(&files),
+        lock_files_name_no_registry(&files),
+        architecture_names_what_is_there(&files),
+        links_lead_somewhere(&files),
+        readme_shows_the_program(&files),
+    ];
+    let faults: Vec<String> = checks.into_iter().flatten().collect();
+    if faults.is_empty() { Ok(()) } else { Err(Failure::new(faults.join("\n"))) }
+}
+
+/// The project's text files, by their path from its folder.
+struct Files(Vec<(PathBuf, String)>);
+
+impl Files {
+    fn read(root: &Path) -> io::Result<Self> {
+        let mut files = Vec::new();
+        collect(root, root, &mut files)?;
+        files.sort();
+        Ok(Self(files))
+    }
+
+    fn named<'a>(&'a self, ending: &'a str) -> impl Iterator<Item = (&'a Path, &'a str)> {
+        let named = move |(path, _): &&(PathBuf, String)| path.to_string_lossy().ends_with(ending);
+        self.0.iter().filter(named).map(|(path, text)| (&**path, &**text))
+    }
+
+    fn text(&self, path: &str) -> &str {
+        let found = self.0.iter().find(|(known, _)| known == Path::new(path));
+        found.map_or("", |(_, text)| text)
+    }
+}
+
+fn collect(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, String)>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if ["target", "node_modules", ".git"].contains(&&*name) {
+            continue;
+        }
+        if path.is_dir() {
+            collect(root, &path, files)?;
+        } else if let Ok(text) = fs::read_to_string(&path) {
+            files.push((path.strip_prefix(root).unwrap_or(&path).to_owned(), text));
+        }
+    }
+    Ok(())
+}
+
+fn sources_are_short(files: &Files) -> Vec<String> {
+    let lines = |(path, text): (&Path, &str)| (path.display().to_string(), text.lines().count());
+    let long = files.named(".rs").map(lines).filter(|(_, count)| *count > MAX_LINES);
+    long.map(|(path, count)| format!("{path}: {count} lines, expected at most {MAX_LINES}"))
+        .collect()
+}
+
+fn pure_files_are_pure(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    let says_so = |text: &str| {
+        let mut documentation = text.lines().take_while(|line| line.starts_with("//!"));
+        documentation.any(|line| line.contains("Pure"))
+    };
+    for (path, text) in files.named(".rs") {
+        // A folder's `mod.rs` speaks for all of it.
+        let folder = path.with_file_name("mod.rs");
+        if !says_so(text) && !says_so(files.text(&folder.to_string_lossy())) {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for word in IMPURE.iter().filter(|word| code.contains(**word)) {
+                let at = number + 1;
+                faults.push(format!("{}:{at}: a pure file has {word:?}", path.display()));
+            }
+        }
+    }
+    faults
+}
+
+fn manifests_share_the_lints(files: &Files) -> Vec<String> {
+    let packages = files.named("Cargo.toml").filter(|(_, text)| text.contains("[package]"));
+    let strays = packages.filter(|(_, text)| !text.contains("[lints]\nworkspace = true"));
+    strays.map(|(path, _)| format!("{}: does not share the lints", path.display())).collect()
+}
+
+fn lock_files_name_no_registry(files: &Files) -> Vec<String> {
+    let named = files.named("package-lock.json").filter(|(_, text)| text.contains("\"resolved\""));
+    named.map(|(path, _)| format!("{}: names where packages came from", path.display())).collect()
+}
+
+/// Every path in backticks exists.
+fn architecture_names_what_is_there(files: &Files) -> Vec<String> {
+    let text = files.text("ARCHITECTURE.md");
+    let mut faults: Vec<String> = text
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.contains('/') && !name.contains([' ', '*', ':', '{', '<']))
+        .filter(|name| !root().join(name).exists())
+        .map(|name| format!("ARCHITECTURE.md: there is no {name}"))
+        .collect();
+    let count = text.lines().count();
+    if count == 0 || count > MAX_ARCHITECTURE {
+        faults.push(format!("ARCHITECTURE.md: {count} lines, expected 1 to {MAX_ARCHITECTURE}"));
+    }
+    faults
+}
+
+fn links_lead_somewhere(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (path, text) in files.named(".md") {
+        let folder = root().join(path.parent().unwrap_or(Path::new("")));
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            let is_local = !file.is_empty() && !link.contains("://");
+            if is_local && !folder.join(file).exists() {
+                faults.push(format!("{}: {link} leads nowhere", path.display()));
+            }
+        }
+    }
+    faults
+}
+
+/// The README shows the forty-line example as it is.
+fn readme_shows_the_program(files: &Files) -> Vec<String> {
+    let program = files.text("examples/forty_lines.rs");
+    let shown = program.split_once("\n\n").map_or(program, |(_, code)| code).trim();
+    if !shown.is_empty() && files.text("README.md").contains(shown) {
+        Vec::new()
+    } else {
+        vec!["README.md: does not show examples/forty_lines.rs as it is".to_owned()]
+    }
+}
