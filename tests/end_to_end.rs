@@ -1,5 +1,6 @@
 //! From the push into the queue to the frame in a user's client, all in one process.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+#![allow(clippy::needless_pass_by_value, reason = "json!(..) reads best where it stands")]
 
 use std::{
     sync::{

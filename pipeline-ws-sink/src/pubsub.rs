@@ -20,12 +20,24 @@ use crate::{
 const SHARDS: usize = 64;
 
 /// The subscribers of all topics.
+///
+/// A part of the table is locked only to look a topic up. While a topic hands out a broadcast, those
+/// who join or leave that topic wait for it, and nobody else.
 pub(crate) struct PubSub {
     hasher: RandomState,
-    shards: [RwLock<HashMap<Arc<str>, Arc<Subscribers>>>; SHARDS],
+    shards: [Shard; SHARDS],
 }
 
-type Subscribers = RwLock<Slab<Subscriber>>;
+/// A part of the topics.
+type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>>>;
+
+/// The subscribers of one topic.
+#[derive(Default)]
+struct Listeners {
+    subscribers: Slab<Subscriber>,
+    /// The last one has left, and the topic is about to go. Who comes now has to look it up again.
+    closed: bool,
+}
 
 /// A joined channel, as broadcasts see it.
 pub(crate) struct Subscriber {
@@ -39,6 +51,7 @@ pub(crate) struct Subscriber {
 pub(crate) struct Subscription {
     pubsub: Arc<PubSub>,
     topic: Arc<str>,
+    listeners: Arc<RwLock<Listeners>>,
     key: SubscriberKey,
     /// A key is given to another subscriber once it is free, so it must be freed only once.
     cancelled: bool,
@@ -55,11 +68,19 @@ impl PubSub {
 
     /// Subscribes to a topic. Broadcasts that begin after the return are not missed.
     pub(crate) fn subscribe(self: &Arc<Self>, topic: &Arc<str>, who: Subscriber) -> Subscription {
-        // Under the shard's lock, or the topic might be taken out of the table meanwhile.
-        let mut shard = self.shard(topic).write();
-        let subscribers = shard.entry(topic.clone()).or_default();
-        let key = SubscriberKey(subscribers.write().insert(who));
-        Subscription { pubsub: self.clone(), topic: topic.clone(), key, cancelled: false }
+        loop {
+            let listeners = self.shard(topic).write().entry(topic.clone()).or_default().clone();
+            let mut open = listeners.write();
+            if open.closed {
+                drop(open);
+                self.remove(topic, &listeners);
+                continue;
+            }
+            let key = SubscriberKey(open.subscribers.insert(who));
+            drop(open);
+            let (pubsub, topic) = (self.clone(), topic.clone());
+            return Subscription { pubsub, topic, listeners, key, cancelled: false };
+        }
     }
 
     /// Hands an encoded broadcast to every subscriber of a topic but one.
@@ -73,10 +94,8 @@ impl PubSub {
         except: Option<SubscriberKey>,
         since: Option<Instant>,
     ) {
-        let Some(subscribers) = self.shard(topic).read().get(topic).cloned() else {
-            return;
-        };
-        for (key, subscriber) in &*subscribers.read() {
+        let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
+        for (key, subscriber) in &listeners.read().subscribers {
             if except == Some(SubscriberKey(key)) {
                 continue;
             }
@@ -89,7 +108,15 @@ impl PubSub {
         }
     }
 
-    fn shard(&self, topic: &str) -> &RwLock<HashMap<Arc<str>, Arc<Subscribers>>> {
+    /// Takes a topic out of the table, unless it is there anew already.
+    fn remove(&self, topic: &str, listeners: &Arc<RwLock<Listeners>>) {
+        let mut shard = self.shard(topic).write();
+        if shard.get(topic).is_some_and(|current| Arc::ptr_eq(current, listeners)) {
+            shard.remove(topic);
+        }
+    }
+
+    fn shard(&self, topic: &str) -> &Shard {
         let hash = self.hasher.hash_one(topic);
         let index = usize::try_from(hash % SHARDS as u64).expect("less than the number of shards");
         &self.shards[index]
@@ -106,18 +133,14 @@ impl Subscription {
         if std::mem::replace(&mut self.cancelled, true) {
             return;
         }
-        let mut shard = self.pubsub.shard(&self.topic).write();
-        let Some(topic) = shard.get(&self.topic) else {
-            return;
-        };
-        let mut subscribers = topic.write();
-        let gone = subscribers.try_remove(self.key.0);
-        let empty = subscribers.is_empty();
-        drop(subscribers);
-        if empty {
-            shard.remove(&self.topic);
+        let mut listeners = self.listeners.write();
+        let gone = listeners.subscribers.try_remove(self.key.0);
+        listeners.closed = listeners.subscribers.is_empty();
+        let closed = listeners.closed;
+        drop(listeners);
+        if closed {
+            self.pubsub.remove(&self.topic, &self.listeners);
         }
-        drop(shard);
         // After the locks: it may be the last to hold a whole socket.
         drop(gone);
     }
@@ -126,5 +149,82 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use pipeline_core::Telemetry;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        outbox::{OutboxLimits, Writer},
+        telemetry::SocketMetrics,
+    };
+
+    /// A subscriber whose every broadcast goes to its mailbox, to be counted there.
+    fn subscriber() -> (Subscriber, Arc<Mailbox>) {
+        let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
+        let limits = OutboxLimits { frames: 1, bytes: 1 };
+        let writer = Writer::Task(Box::pin(tokio::io::sink()));
+        let outbox = Arc::new(Outbox::new(writer, limits, metrics));
+        let mailbox = Arc::new(Mailbox::default());
+        (Subscriber { outbox, intercept: &["news"], mailbox: mailbox.clone() }, mailbox)
+    }
+
+    fn news(topic: &str) -> Broadcast {
+        Broadcast::encode(topic, "news", json!({})).unwrap()
+    }
+
+    fn topics(pubsub: &PubSub) -> usize {
+        pubsub.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_nobody_listens_to_takes_no_memory() {
+        let pubsub = Arc::new(PubSub::new());
+        let topic: Arc<str> = "t".into();
+        let first = pubsub.subscribe(&topic, subscriber().0);
+        let mut second = pubsub.subscribe(&topic, subscriber().0);
+        assert_eq!(topics(&pubsub), 1);
+        second.cancel();
+        assert_eq!(topics(&pubsub), 1);
+        drop(first);
+        assert_eq!(topics(&pubsub), 0);
+        // Its key may belong to another by now.
+        let third = pubsub.subscribe(&topic, subscriber().0);
+        drop(second);
+        assert_eq!(topics(&pubsub), 1);
+        drop(third);
+        assert_eq!(topics(&pubsub), 0);
+    }
+
+    #[tokio::test]
+    async fn who_has_subscribed_gets_every_broadcast_however_others_come_and_go() {
+        const ROUNDS: usize = 2_000;
+        let pubsub = Arc::new(PubSub::new());
+        let topic: Arc<str> = "t".into();
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        let (subscriber, mailbox) = subscriber();
+                        let mut subscription = pubsub.subscribe(&topic, subscriber);
+                        let before = mailbox.len();
+                        pubsub.broadcast(&topic, "news", &news(&topic), None, None);
+                        assert!(mailbox.len() > before, "missed its own broadcast");
+                        let except = Some(subscription.key());
+                        subscription.cancel();
+                        let after = mailbox.len();
+                        pubsub.broadcast(&topic, "news", &news(&topic), except, None);
+                        assert_eq!(mailbox.len(), after, "still listening");
+                    }
+                });
+            }
+        });
+        assert_eq!(topics(&pubsub), 0);
     }
 }

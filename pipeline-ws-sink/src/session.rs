@@ -23,6 +23,7 @@ use crate::{
     protocol::message::{Address, ClientMessage, JOIN, LEAVE, Ref},
     pubsub::PubSub,
     socket::Socket,
+    telemetry::SocketMetrics,
 };
 
 /// How many messages for a topic may wait while it is being joined. A client that sends more has to
@@ -43,6 +44,7 @@ pub(crate) struct Connection<S: Socket> {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) pubsub: Arc<PubSub>,
     pub(crate) events: SessionEvents,
+    pub(crate) metrics: Arc<SocketMetrics>,
 }
 
 /// The client sent something that is not a message of the protocol.

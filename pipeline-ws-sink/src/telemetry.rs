@@ -8,22 +8,29 @@ pub(crate) struct SocketMetrics {
     /// From when an item was enqueued until the operating system had the last byte of its frame;
     /// one sample per socket.
     pub(crate) push_delivered: Histogram,
+    /// They waited for a client that was too slow.
     pub(crate) dropped_by_overflow: Counter,
+    /// They waited for a channel that intercepts them and was too slow.
+    pub(crate) dropped_by_mailbox: Counter,
 }
 
 impl SocketMetrics {
     pub(crate) fn register(telemetry: &Telemetry) -> Self {
+        let dropped = |reason: &str| {
+            telemetry.counter(
+                "socket.frames_dropped",
+                "Frames thrown away instead of written, by reason",
+                [("reason", reason.to_owned())],
+            )
+        };
         Self {
             push_delivered: telemetry.milliseconds(
                 "pipeline.push_delivered",
                 "From the moment an item was enqueued to the moment it was written to a socket",
                 [],
             ),
-            dropped_by_overflow: telemetry.counter(
-                "socket.frames_dropped",
-                "Frames thrown away instead of written, by reason",
-                [("reason", "overflow".to_owned())],
-            ),
+            dropped_by_overflow: dropped("overflow"),
+            dropped_by_mailbox: dropped("mailbox"),
         }
     }
 }

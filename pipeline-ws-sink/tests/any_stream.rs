@@ -150,6 +150,8 @@ async fn a_channel_that_falls_behind_its_broadcasts_crashes_alone() {
     let reason = "failed: too many broadcasts to intercept";
     assert_eq!(client.receive().await, json!(["1", null, T, "farewell", {"reason": reason}]));
     assert_eq!(client.receive().await[3], "phx_error");
+    let dropped = server.recorded.counters("socket.frames_dropped");
+    assert_eq!(dropped, [("reason=mailbox".to_owned(), 257)], "256 that waited, and one too many");
     client.send(json!(["2", "2", T, "phx_join", {}])).await;
     assert_eq!(client.receive().await[4]["status"], "ok");
 }

@@ -17,7 +17,7 @@ use tokio::{task::JoinHandle, time};
 
 use super::{
     Channel, ChannelContext, JoinContext, JoinError, Stop,
-    mailbox::{Intercepted, Letter, Mailbox, Reading},
+    mailbox::{Intercepted, Letter, Mailbox, Overflow, Reading},
     reply::{Refusal, Reply, encode},
 };
 use crate::{
@@ -190,8 +190,12 @@ enum LastWord {
 impl<C: Channel> Joined<C> {
     async fn live(mut self, reading: &Reading) {
         let end = loop {
-            let Ok(letter) = reading.0.receive().await else {
-                break End::Stopped(ExitReason::failed("too many broadcasts to intercept"));
+            let letter = match reading.0.receive().await {
+                Ok(letter) => letter,
+                Err(Overflow { dropped }) => {
+                    self.context.connection.metrics.dropped_by_mailbox.increment(dropped);
+                    break End::Stopped(ExitReason::failed("too many broadcasts to intercept"));
+                }
             };
             if let Some(end) = self.handle(letter).await {
                 break end;

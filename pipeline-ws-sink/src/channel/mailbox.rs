@@ -55,9 +55,12 @@ pub(crate) struct Intercepted {
     pub(crate) since: Option<Instant>,
 }
 
-/// More broadcasts waited for the channel than it may have.
+/// More waited for the channel than may.
 #[derive(Debug)]
-pub(super) struct Overflow;
+pub(super) struct Overflow {
+    /// How many broadcasts are lost by it.
+    pub(super) dropped: u64,
+}
 
 impl Mailbox {
     /// Sends a message of the client, waiting for room. A channel that has ended never reads it.
@@ -104,12 +107,20 @@ impl Mailbox {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().letters.len()
+    }
+
     /// The next message.
     pub(super) async fn receive(&self) -> Result<Letter, Overflow> {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.overflowed {
-                return Poll::Ready(Err(Overflow));
+                let lost = |letter: &&Letter| matches!(letter, Letter::Intercepted(_));
+                let waiting = state.letters.iter().filter(lost).count();
+                // And the one that found no room.
+                return Poll::Ready(Err(Overflow { dropped: waiting as u64 + 1 }));
             }
             let Some(letter) = state.letters.pop_front() else {
                 state.letters = VecDeque::new();

@@ -125,6 +125,7 @@ impl<S: Socket> Mounted<S> {
             outbox: outbox.clone(),
             pubsub: hub.pubsub.clone(),
             events: SessionEvents::default(),
+            metrics: hub.metrics.clone(),
         });
         let session = Session::new(connection, self.routes.clone());
         websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
