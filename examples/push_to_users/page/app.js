@@ -29,6 +29,7 @@ async function connect() {
     return show("error", "the Phoenix client is not installed: install npm and start the example again")
   }
   let token = await signIn()
+  if (!token) return
   const socket = new Socket("/socket", {params: () => ({token})})
   // The server may have been started again, with another secret: sign in anew for the next attempt.
   socket.onError(async () => {
