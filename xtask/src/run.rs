@@ -35,7 +35,7 @@ impl From<io::Error> for Failure {
 
 /// The project's folder.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in the project").to_owned()
 }
 
 /// The cargo that runs this.
