@@ -1,8 +1,11 @@
 //! The example as its users run it: as a process, from outside.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use pipeline_test_support::{Client, Example, connect};
+use std::{fs, path::PathBuf};
+
+use pipeline_test_support::{Client, Example, connect, project};
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 
 /// A user that is signed in to the example and listens to its own topic.
 async fn user(example: &Example, user: u64) -> Client {
@@ -192,4 +195,57 @@ async fn help_explains_every_flag_and_mistakes_are_explained_too() {
     let port = taken.address.rsplit(':').next().unwrap();
     let (status, told) = Example::run(&["--port", port]).await;
     assert!(!status.success() && told.contains("try another --port"), "{told}");
+}
+
+#[tokio::test]
+async fn a_second_signal_cuts_the_draining_short() {
+    let flags = ["--max-demand", "1", "--delay-ms", "3600000", "--drain-secs", "3600"];
+    let mut example = Example::start(&flags).await;
+    let mut ada = user(&example, 1).await;
+    assert_eq!(example.push(&push(1, "{}")).await.status, 202);
+    example.signal("-INT").await;
+    // From here on it drains: it takes nothing more.
+    while TcpStream::connect(&example.address).await.is_ok() {}
+    ada.expect_nothing_else().await;
+    example.signal("-INT").await;
+    example.line_with("stopped without waiting").await;
+    let (status, _) = example.ended().await;
+    assert_eq!(status.code(), Some(1));
+}
+
+/// A project folder with nothing in it but what npm needs to install the page's packages.
+fn bare_project(name: &str) -> PathBuf {
+    let bare = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+    let (from, to) = ("examples/push_to_users", bare.join("examples/push_to_users"));
+    fs::create_dir_all(&to).unwrap();
+    for file in ["package.json", "package-lock.json", ".npmrc"] {
+        fs::copy(project().join(from).join(file), to.join(file)).unwrap();
+    }
+    bare
+}
+
+#[tokio::test]
+async fn the_phoenix_client_is_installed_when_it_is_missing() {
+    let bare = bare_project("installs");
+    let example = Example::start_in(&bare, std::env::var_os("PATH"), &[]).await;
+    let module = example.request("GET", "/phoenix.mjs", "", "").await;
+    assert_eq!(module.status, 200);
+    assert!(module.head.contains("content-type: text/javascript"), "{}", module.head);
+    assert!(module.body.contains("phx_join"));
+    fs::remove_dir_all(bare).unwrap();
+}
+
+#[tokio::test]
+async fn without_npm_it_says_so_and_does_its_job_all_the_same() {
+    let bare = bare_project("no-npm");
+    let mut example = Example::start_in(&bare, None, &[]).await;
+    let told = example.line_with("client ").await;
+    assert!(told.contains("npm is not installed"), "{told}");
+    assert!(told.contains("everything else works"), "{told}");
+    assert_eq!(example.request("GET", "/phoenix.mjs", "", "").await.status, 404);
+    let mut ada = user(&example, 1).await;
+    assert_eq!(example.push(&push(1, r#"{"n":1}"#)).await.status, 202);
+    assert_eq!(data(&mut ada).await, json!({"n": 1}));
+    example.line_with("statsd | pipeline.push_delivered").await;
+    fs::remove_dir_all(bare).unwrap();
 }

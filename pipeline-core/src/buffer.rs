@@ -3,6 +3,13 @@
 use std::collections::VecDeque;
 
 /// Which events a full buffer keeps.
+///
+/// ```
+/// use pipeline_core::{BufferKeep, QueueOptions};
+///
+/// // Of prices, only the newest matter.
+/// let prices = QueueOptions::new().capacity(100).keep(BufferKeep::Last);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BufferKeep {
     /// The ones it has: what comes in is discarded.

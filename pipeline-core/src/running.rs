@@ -23,6 +23,28 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 /// [`drain`](Self::drain).
 ///
 /// If a stage fails, the others are stopped too: [`ended`](Self::ended) completes and says why.
+///
+/// ```
+/// # use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (queue, producer) = queue(QueueOptions::new());
+/// # let worker = async |_: &u64| Ok(());
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(producer)
+///     .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+///     .start()?;
+/// queue.push(7).await?;
+///
+/// let report = pipeline.drain(Duration::from_secs(10)).await;
+/// if report.left_undone() > 0 {
+///     eprintln!("{report}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "a pipeline ends when it is dropped"]
 pub struct Pipeline {

@@ -23,6 +23,12 @@ impl fmt::Display for SubscriptionId {
 }
 
 /// What happens to a consumer when one of its subscriptions ends. The modes are GenStage's.
+///
+/// ```
+/// use pipeline_core::{Cancel, SubscribeOptions};
+///
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Cancel {

@@ -10,6 +10,13 @@ use crate::stage::StageContext;
 ///
 /// Components register their handles once, when they are started, and record through them from then
 /// on. So a global recorder has to be installed before that.
+///
+/// ```
+/// use metrics::NoopRecorder;
+/// use pipeline_core::{Pipeline, Telemetry};
+///
+/// let builder = Pipeline::builder("silent").telemetry(Telemetry::to(NoopRecorder));
+/// ```
 #[derive(Clone, Default)]
 pub struct Telemetry {
     recorder: Option<Arc<dyn Recorder + Send + Sync>>,

@@ -8,7 +8,7 @@ use pipeline_core::{
     BufferKeep, Closed, ConsumerSupervisor, ExitReason, Offer, Pipeline, QueueOptions,
     SubscribeOptions, Timed, TryPushError, queue,
 };
-use pipeline_test_support::{Recorded, gate, settle};
+use pipeline_test_support::{Log, Recorded, gate, settle};
 use support::supervised;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -92,6 +92,21 @@ async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
     let discarded = recorded.counters("pipeline.events_discarded");
     let labels = "pipeline=test,reason=queue_full,stage=producer";
     assert_eq!(discarded, [(labels.to_owned(), 3)]);
+}
+
+#[tokio::test]
+async fn discarding_is_logged_when_it_begins_and_when_it_is_over() {
+    let (log, _guard) = Log::keep();
+    let (queue, producer) = queue(QueueOptions::new().capacity(1));
+    for item in 0..5u64 {
+        let _ = queue.offer(item).unwrap();
+    }
+    assert_eq!(log.take(), ["WARN message=the queue is full, discarding"]);
+    let worker = async |_: &u64| Ok(());
+    let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    pipeline.drain(Duration::from_secs(60)).await;
+    let told = "WARN discarded=4 message=the queue has room again";
+    assert!(log.take().contains(&told.to_owned()));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What is logged of a failing sink; alone in its file because a subscriber sees every test.
+//! What is logged of a failing sink.
 
 use std::io;
 use std::sync::Arc;
@@ -6,12 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{gauge, with_local_recorder};
-use parking_lot::Mutex;
 use pipeline_statsd::StatsdRecorder;
 use pipeline_statsd::cadence::MetricSink;
-use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use pipeline_test_support::Log;
 
 struct Switch {
     broken: Arc<AtomicBool>,
@@ -26,69 +23,29 @@ impl MetricSink for Switch {
     }
 }
 
-/// Keeps each event as its level and its fields.
-#[derive(Clone, Default)]
-struct Log {
-    events: Arc<Mutex<Vec<String>>>,
-}
-
-impl Subscriber for Log {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        struct Fields(Vec<String>);
-        impl Visit for Fields {
-            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-                self.0.push(format!("{}={value:?}", field.name()));
-            }
-        }
-        let mut fields = Fields(vec![event.metadata().level().to_string()]);
-        event.record(&mut fields);
-        fields.0[1..].sort();
-        self.events.lock().push(fields.0.join(" "));
-    }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
-}
-
 #[test]
 fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
     let broken = Arc::new(AtomicBool::new(false));
-    let log = Log::default();
     let (recorder, flusher) = StatsdRecorder::sink(Switch { broken: Arc::clone(&broken) })
         .flush_every(Duration::MAX)
         .build()
         .unwrap();
     with_local_recorder(&recorder, || gauge!("g").set(1));
 
-    tracing::subscriber::with_default(log.clone(), || {
+    let (log, _guard) = Log::keep();
+    flusher.flush();
+    assert!(log.take().is_empty());
+
+    broken.store(true, Ordering::Relaxed);
+    for _ in 0..5 {
         flusher.flush();
-        assert!(log.events.lock().is_empty());
-
-        broken.store(true, Ordering::Relaxed);
-        for _ in 0..5 {
-            flusher.flush();
-        }
-        broken.store(false, Ordering::Relaxed);
-        for _ in 0..5 {
-            flusher.flush();
-        }
-    });
-
+    }
+    broken.store(false, Ordering::Relaxed);
+    for _ in 0..5 {
+        flusher.flush();
+    }
     assert_eq!(
-        *log.events.lock(),
+        log.take(),
         [
             "WARN error=connection refused errors=1 lines=0 message=statsd sink is failing",
             "INFO failed_flushes=5 message=statsd sink has recovered",

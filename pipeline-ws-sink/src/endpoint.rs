@@ -150,6 +150,13 @@ impl Endpoint {
     /// Returns how many there were.
     ///
     /// To keep a user out, have `connect` refuse it first. See [`Socket::id`].
+    ///
+    /// ```
+    /// # fn sign_out(endpoint: &pipeline_ws_sink::Endpoint) {
+    /// let devices = endpoint.disconnect("users_socket:42");
+    /// println!("signed out on {devices} devices");
+    /// # }
+    /// ```
     #[expect(clippy::must_use_candidate, reason = "the number is for those who care")]
     pub fn disconnect(&self, id: &str) -> usize {
         self.inner.hub.sockets.disconnect(id)
@@ -170,6 +177,14 @@ impl Endpoint {
     /// # Cancel safety
     ///
     /// If the future is dropped, the sockets go on closing, and none is cut off.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # async fn stop(endpoint: &pipeline_ws_sink::Endpoint) {
+    /// let report = endpoint.drain(Duration::from_secs(5)).await;
+    /// println!("{report}");
+    /// # }
+    /// ```
     pub async fn drain(&self, within: Duration) -> EndpointReport {
         let hub = &self.inner.hub;
         let sockets = hub.sockets.drain();

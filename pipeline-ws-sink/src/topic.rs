@@ -7,6 +7,15 @@ use thiserror::Error;
 /// The name of a conversation, such as `user:42`, and what its route's wildcard stands for.
 ///
 /// It derefs to the whole topic. Cheap to clone.
+///
+/// ```
+/// use pipeline_ws_sink::Topic;
+///
+/// // Of a topic that a route for `user:*` has matched:
+/// fn user_id(topic: &Topic) -> Option<u64> {
+///     topic.rest().parse().ok()
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Topic {
     whole: Arc<str>,

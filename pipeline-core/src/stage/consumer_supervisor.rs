@@ -33,6 +33,22 @@ use crate::{demand::Slots, exit::ExitReason, telemetry::WorkerMetrics};
 ///
 /// The semantics are those of GenStage's `ConsumerSupervisor`, except for the gentle end, and that
 /// it asks at `min_demand` like any other consumer.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::{ConsumerSupervisor, ExitReason};
+///
+/// let resize = async |image: &Vec<u8>| {
+///     if image.is_empty() {
+///         return Err(ExitReason::failed("an empty image"));
+///     }
+///     Ok(())
+/// };
+/// let supervisor = ConsumerSupervisor::new(resize)
+///     .max_restarts(10, Duration::from_secs(60))
+///     .shutdown(Duration::from_secs(30));
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct ConsumerSupervisor<E, W> {

@@ -127,7 +127,8 @@ pub trait Producer: Send + 'static {
 
 /// Where a callback puts the events it emits.
 ///
-/// They leave the stage when the callback returns, in the order they were emitted.
+/// They leave the stage when the callback returns, in the order they were emitted. [`Producer`] has
+/// an example.
 #[derive(Debug)]
 pub struct Emitter<'a, E> {
     staged: &'a mut VecDeque<E>,

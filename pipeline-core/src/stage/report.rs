@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc};
 
 use crate::exit::ExitReason;
 
-/// How a stage ended, and what it had not done by then.
+/// How a stage ended, and what it had not done by then. Part of a
+/// [`PipelineReport`](crate::PipelineReport).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StageReport {

@@ -5,6 +5,13 @@ use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 /// What happens to a child that ends.
+///
+/// ```
+/// use pipeline_core::{ConsumerSupervisor, Restart};
+///
+/// let once = async |_: &u64| Ok(());
+/// let supervisor = ConsumerSupervisor::<u64, _>::new(once).restart(Restart::Temporary);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restart {

@@ -60,7 +60,7 @@ pub trait Worker<E>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 }
 
-/// What a child of a consumer supervisor knows about itself.
+/// What a child of a consumer supervisor knows about itself. [`Worker`] has an example.
 #[derive(Clone, Debug)]
 pub struct ChildContext {
     pub(super) stopping: watch::Receiver<bool>,

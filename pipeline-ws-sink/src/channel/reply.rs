@@ -69,6 +69,18 @@ impl Reply {
 ///
 /// After a graceful reason the client is told `phx_close`, and stays away. After any other it is
 /// told `phx_error`, and joins again. Any error converts with `?`.
+///
+/// ```
+/// use pipeline_ws_sink::{Payload, Reply, Stop};
+///
+/// fn order(payload: &Payload) -> Result<Reply, Stop> {
+///     let amount: u64 = payload.parse()?; // phx_error, if it is no number
+///     match amount {
+///         0 => Err(Stop::normal().reply(Reply::error())),
+///         _ => Ok(Reply::ok()),
+///     }
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Stop {
@@ -112,6 +124,14 @@ where
 ///
 /// Any error converts with `?`. That is not a refusal but a crash: the client is told
 /// `{"reason":"join crashed"}`, and the error is logged.
+///
+/// ```
+/// use pipeline_ws_sink::JoinError;
+/// use serde_json::json;
+///
+/// let simple = JoinError::reason("the room is full");
+/// let detailed = JoinError::with(json!({ "reason": "full", "retry_after": 30 }));
+/// ```
 #[derive(Debug)]
 pub struct JoinError(pub(super) Refusal);
 

@@ -2,7 +2,8 @@
 
 use std::{
     env,
-    path::PathBuf,
+    ffi::OsString,
+    path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
 };
 
@@ -29,11 +30,17 @@ pub struct Example {
 impl Example {
     /// Starts it with these flags, and waits until it serves. Its port is a free one unless given.
     pub async fn start(flags: &[&str]) -> Self {
+        Self::start_in(&project(), env::var_os("PATH"), flags).await
+    }
+
+    /// The same, in another folder and with other programs in reach.
+    pub async fn start_in(project: &Path, programs: Option<OsString>, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
         if !flags.contains(&"--port") {
             command.args(["--port", "0"]);
         }
         command.args(flags).kill_on_drop(true);
+        command.env("CARGO_MANIFEST_DIR", project).env("PATH", programs.unwrap_or_default());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -166,8 +173,14 @@ async fn path(example: &str) -> PathBuf {
     folder.join("examples").join(example)
 }
 
+/// The folder of the project.
+#[must_use]
+pub fn project() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
 /// The folder of the real things from npm that the project is tested against.
 #[must_use]
 pub fn interop() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../interop")
+    project().join("tests/interop")
 }

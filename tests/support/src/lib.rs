@@ -1,5 +1,5 @@
-//! What the project's own tests share: a client that says what the test says, a recorder to look
-//! into, workers that wait at a gate, and an example that runs as a process.
+//! What the project's own tests share: a client that says what the test says, a recorder and a log
+//! to look into, workers that wait at a gate, and an example that runs as a process.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -11,14 +11,16 @@
 mod client;
 mod example;
 mod gate;
+mod log;
 mod recorded;
 
 use std::time::Duration;
 
 pub use self::{
     client::{Client, connect, reply},
-    example::{Example, Response, interop},
+    example::{Example, Response, interop, project},
     gate::{Gate, Keeper, gate, settle},
+    log::Log,
     recorded::Recorded,
 };
 

@@ -106,6 +106,20 @@ impl Default for QueueOptions {
 }
 
 /// The pushing end of a queue. Cheap to clone; any task may hold one.
+///
+/// ```
+/// use pipeline_core::{BufferKeep, Offer, QueueOptions, TryPushError, queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (queue, _producer) = queue(QueueOptions::new().capacity(2).keep(BufferKeep::First));
+/// queue.push("waits if it has to").await?;
+/// queue.try_push("or not at all")?;
+/// assert_eq!(queue.try_push("full"), Err(TryPushError::Full("full")));
+/// assert_eq!(queue.offer("full, and never mind")?, Offer::Discarded);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Queue<T> {
     handle: Arc<CloseOnDrop<T>>,
 }
