@@ -65,6 +65,13 @@ impl ExitReason {
     }
 
     /// The error behind a failure.
+    ///
+    /// ```
+    /// # use pipeline_core::ExitReason;
+    /// let reason = ExitReason::from("x".parse::<u8>().unwrap_err());
+    /// assert_eq!(reason.source().unwrap().to_string(), "invalid digit found in string");
+    /// assert!(ExitReason::Normal.source().is_none());
+    /// ```
     #[must_use]
     pub fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {

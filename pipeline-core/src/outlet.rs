@@ -143,6 +143,51 @@ mod tests {
         assert_eq!(hand.ask(B, 10), (vec![vec![4, 5, 6]], 3), "owed 4, unmet 7");
     }
 
+    /// Sends one event per call, whatever the demand is.
+    struct OneByOne(DemandDispatcher);
+
+    impl Dispatcher<u32> for OneByOne {
+        fn subscribe(&mut self, id: SubscriptionId) {
+            Dispatcher::<u32>::subscribe(&mut self.0, id);
+        }
+
+        fn cancel(&mut self, id: SubscriptionId) {
+            Dispatcher::<u32>::cancel(&mut self.0, id);
+        }
+
+        fn ask(&mut self, id: SubscriptionId, demand: usize) {
+            Dispatcher::<u32>::ask(&mut self.0, id, demand);
+        }
+
+        fn unmet(&self) -> usize {
+            Dispatcher::<u32>::unmet(&self.0)
+        }
+
+        fn dispatch(&mut self, events: &mut VecDeque<u32>, out: &mut Vec<Delivery<u32>>) {
+            let mut one: VecDeque<u32> = events.drain(..1).collect();
+            self.0.dispatch(&mut one, out);
+            if let Some(left) = one.pop_front() {
+                events.push_front(left);
+            }
+        }
+    }
+
+    #[test]
+    fn a_dispatcher_that_sends_little_at_once_is_called_until_demand_or_events_are_used_up() {
+        let buffer = Buffer::new(10, BufferKeep::Last);
+        let mut outlet = Outlet::new(OneByOne(DemandDispatcher::default()), buffer);
+        outlet.subscribe(A);
+        outlet.emit(&mut (1..=5).collect(), &mut vec![]);
+        let mut asked = |demand| {
+            outlet.ask(A, demand);
+            let mut out = vec![];
+            let new = outlet.settle(&mut out);
+            (out.into_iter().flat_map(|delivery| delivery.events).collect::<Vec<_>>(), new)
+        };
+        assert_eq!(asked(2), (vec![1, 2], 0));
+        assert_eq!(asked(4), (vec![3, 4, 5], 1));
+    }
+
     proptest! {
         /// Emitted = delivered + buffered + discarded, in order, and never more than was asked.
         #[test]

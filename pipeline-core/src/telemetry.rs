@@ -4,8 +4,6 @@ use std::{fmt, sync::Arc};
 
 use metrics::{Counter, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
-use crate::stage::StageContext;
-
 /// Where a component records its metrics: the process's recorder, or one given explicitly.
 ///
 /// Components register their handles once, when they are started, and record through them from then
@@ -99,6 +97,9 @@ pub(crate) enum Discard {
     QueueFull,
 }
 
+/// The labels of a stage's metrics: names that the program chose, so a closed set.
+pub(crate) type StageLabels = [(&'static str, String); 2];
+
 /// The handles of one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct StageMetrics {
@@ -107,12 +108,12 @@ pub(crate) struct StageMetrics {
 }
 
 impl StageMetrics {
-    pub(crate) fn register(context: &StageContext) -> Self {
+    pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
         let discarded = |reason: &str| {
-            context.telemetry.counter(
+            telemetry.counter(
                 "pipeline.events_discarded",
                 "Events thrown away because there was no room, by reason",
-                context.labels().into_iter().chain([("reason", reason.to_owned())]),
+                labels.iter().cloned().chain([("reason", reason.to_owned())]),
             )
         };
         Self { buffer_full: discarded("buffer_full"), queue_full: discarded("queue_full") }
@@ -137,22 +138,22 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
-    pub(crate) fn register(context: &StageContext) -> Self {
+    pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
         Self {
-            process_time: context.telemetry.milliseconds(
+            process_time: telemetry.milliseconds(
                 "pipeline.worker.process_time",
                 "From the start of a worker to its end",
-                context.labels(),
+                labels.clone(),
             ),
-            failed: context.telemetry.counter(
+            failed: telemetry.counter(
                 "pipeline.worker.failed",
                 "Workers that ended with an error or a panic",
-                context.labels(),
+                labels.clone(),
             ),
-            restarted: context.telemetry.counter(
+            restarted: telemetry.counter(
                 "pipeline.worker.restarted",
                 "Workers started again with the same event",
-                context.labels(),
+                labels.clone(),
             ),
         }
     }

@@ -185,7 +185,7 @@ impl TimeUnit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::Dialect;
+    use crate::dialect::Dialect;
     use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label};
 
     fn aggregate(dialect: Dialect) -> Aggregate {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::aggregate::Aggregate;
+use crate::dialect::Dialect;
 use crate::error::{BuildError, InstallError};
 use crate::flusher::{BoxSink, StatsdFlusher};
-use crate::line::Dialect;
 use crate::name::Naming;
 use crate::recorder::StatsdRecorder;
 

@@ -147,7 +147,7 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::Dialect;
+    use crate::dialect::Dialect;
     use crate::name::Naming;
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

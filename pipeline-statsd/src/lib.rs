@@ -61,6 +61,7 @@
 
 mod aggregate;
 mod builder;
+mod dialect;
 mod error;
 mod flusher;
 mod histogram;
@@ -71,9 +72,9 @@ mod series;
 mod udp;
 
 pub use crate::builder::StatsdBuilder;
+pub use crate::dialect::Dialect;
 pub use crate::error::{BuildError, InstallError, UdpError};
 pub use crate::flusher::{FlushReport, StatsdFlusher};
-pub use crate::line::Dialect;
 pub use crate::recorder::StatsdRecorder;
 
 /// The crate whose sinks this one writes to, in the version it was built with.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::line::Dialect;
+use crate::dialect::Dialect;
 
 /// A name as it stands on the wire, in two pieces with the value between them.
 #[derive(Clone, Debug, PartialEq, Eq)]

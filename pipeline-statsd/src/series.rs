@@ -103,7 +103,7 @@ impl GaugeFn for GaugeSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::Dialect;
+    use crate::dialect::Dialect;
     use crate::name::Naming;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicBool;

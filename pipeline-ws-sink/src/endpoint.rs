@@ -14,18 +14,16 @@ use http::{Request, StatusCode};
 use pipeline_core::Telemetry;
 use thiserror::Error;
 use tokio::time::{self, Instant};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower_service::Service;
 
 use crate::{
     end::SocketEnd,
+    hub::Hub,
     mount::Mount,
     payload::{IntoPayload, PayloadError},
     protocol::message::Broadcast,
-    pubsub::PubSub,
     socket::Socket,
-    sockets::Sockets,
-    telemetry::{Attempts, SocketMetrics},
+    telemetry::Attempts,
     topic::PatternError,
     transport::handshake::{Answer, Mounted, status},
 };
@@ -59,17 +57,6 @@ pub struct Endpoint {
 struct Inner {
     mounts: Vec<(String, Arc<dyn ErasedMount>)>,
     hub: Arc<Hub>,
-}
-
-/// What an endpoint's sockets share.
-pub(crate) struct Hub {
-    pub(crate) pubsub: Arc<PubSub>,
-    pub(crate) sockets: Arc<Sockets>,
-    pub(crate) metrics: Arc<SocketMetrics>,
-    /// The tasks of all sockets.
-    pub(crate) tasks: TaskTracker,
-    /// Ends these tasks where they are.
-    pub(crate) cut_off: CancellationToken,
 }
 
 /// A kind of socket in its place, without its type.
@@ -309,14 +296,8 @@ impl EndpointBuilder {
             }
             mounts.push((path, build(&self.telemetry)?));
         }
-        let hub = Hub {
-            pubsub: Arc::new(PubSub::new()),
-            sockets: Arc::default(),
-            metrics: Arc::new(SocketMetrics::register(&self.telemetry)),
-            tasks: TaskTracker::new(),
-            cut_off: CancellationToken::new(),
-        };
-        Ok(Endpoint { inner: Arc::new(Inner { mounts, hub: Arc::new(hub) }) })
+        let hub = Arc::new(Hub::new(&self.telemetry));
+        Ok(Endpoint { inner: Arc::new(Inner { mounts, hub }) })
     }
 }
 

@@ -65,6 +65,7 @@
 mod channel;
 mod end;
 mod endpoint;
+mod hub;
 mod listen;
 mod mount;
 mod outbox;

@@ -8,7 +8,6 @@ use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
     outbox::OutboxLimits,
     protocol::connection::Limits,
-    session::MAX_CHANNELS,
     socket::Socket,
     telemetry::Attempts,
     topic::{PatternError, Topic, TopicPattern},
@@ -62,7 +61,7 @@ impl<S: Socket> Mount<S> {
             limits: Limits { frame: 1 << 20, message: 1 << 20 },
             outbox: OutboxLimits { frames: 1024, bytes: 4 << 20 },
             timeout: Duration::from_secs(60),
-            max_channels: MAX_CHANNELS,
+            max_channels: 100,
         };
         Self { socket, options, routes: Vec::new(), refused: None }
     }

@@ -30,9 +30,6 @@ use crate::{
 /// wait itself, as TCP makes it.
 const PENDING: usize = 100;
 
-/// How many channels a client may have, unless told otherwise.
-pub(crate) const MAX_CHANNELS: usize = 100;
-
 /// How long channels have to end when their socket is gone.
 const CHANNELS_END: Duration = Duration::from_secs(5);
 

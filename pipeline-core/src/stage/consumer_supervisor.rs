@@ -134,7 +134,7 @@ where
             subscribed: true,
             children: JoinSet::new(),
             stopping: watch::Sender::new(false),
-            metrics: Arc::new(WorkerMetrics::register(context)),
+            metrics: Arc::new(WorkerMetrics::register(&context.telemetry, &context.labels())),
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
         }
     }

@@ -26,7 +26,10 @@ pub(crate) use self::{
     link::{Link, Phase, ToConsumer, ToProducer},
     producer::ProducerTask,
 };
-use crate::{exit::ExitReason, telemetry::Telemetry};
+use crate::{
+    exit::ExitReason,
+    telemetry::{StageLabels, Telemetry},
+};
 
 /// What a stage knows about where it runs, from before its first event on.
 #[derive(Clone, Debug)]
@@ -55,8 +58,8 @@ impl StageContext {
         &self.telemetry
     }
 
-    /// The labels of this stage's metrics: names that the program chose, so a closed set.
-    pub(crate) fn labels(&self) -> [(&'static str, String); 2] {
+    /// The labels of this stage's metrics.
+    pub(crate) fn labels(&self) -> StageLabels {
         [("pipeline", self.pipeline.to_string()), ("stage", self.stage.to_string())]
     }
 }

@@ -185,7 +185,7 @@ impl<P: Producer> ProducerTask<P> {
             consumers: HashMap::new(),
             staged: VecDeque::new(),
             deliveries: Vec::new(),
-            metrics: StageMetrics::register(context),
+            metrics: StageMetrics::register(&context.telemetry, &context.labels()),
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
         }
     }

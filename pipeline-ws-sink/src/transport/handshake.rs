@@ -11,7 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 
 use super::{io::Io, websocket};
 use crate::{
-    endpoint::Hub,
+    hub::Hub,
     mount::{MountOptions, Routes},
     outbox::Outbox,
     protocol::version,

@@ -314,8 +314,8 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
     type Event = T;
 
     fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
-        self.metrics =
-            Some(DiscardCounter { metrics: StageMetrics::register(context), reported: 0 });
+        let metrics = StageMetrics::register(context.telemetry(), &context.labels());
+        self.metrics = Some(DiscardCounter { metrics, reported: 0 });
         Ok(())
     }
 

@@ -1,0 +1,31 @@
+//! What an endpoint's sockets share.
+
+use std::sync::Arc;
+
+use pipeline_core::Telemetry;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{pubsub::PubSub, sockets::Sockets, telemetry::SocketMetrics};
+
+/// What an endpoint's sockets share.
+pub(crate) struct Hub {
+    pub(crate) pubsub: Arc<PubSub>,
+    pub(crate) sockets: Arc<Sockets>,
+    pub(crate) metrics: Arc<SocketMetrics>,
+    /// The tasks of all sockets.
+    pub(crate) tasks: TaskTracker,
+    /// Ends these tasks where they are.
+    pub(crate) cut_off: CancellationToken,
+}
+
+impl Hub {
+    pub(crate) fn new(telemetry: &Telemetry) -> Self {
+        Self {
+            pubsub: Arc::new(PubSub::new()),
+            sockets: Arc::default(),
+            metrics: Arc::new(SocketMetrics::register(telemetry)),
+            tasks: TaskTracker::new(),
+            cut_off: CancellationToken::new(),
+        }
+    }
+}
