@@ -1,7 +1,5 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
-use std::fmt;
-
 use thiserror::Error;
 
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
@@ -13,12 +11,6 @@ impl SubscriptionId {
     /// The `n`th subscription of a pipeline.
     pub(crate) const fn new(n: u64) -> Self {
         Self(n)
-    }
-}
-
-impl fmt::Display for SubscriptionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
     }
 }
 

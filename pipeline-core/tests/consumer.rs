@@ -5,6 +5,7 @@ use pipeline_core::{
     Cancel, Consumer, Emitter, ExitReason, Pipeline, Producer, StageContext, StartError,
     SubscribeOptions, SubscriptionId,
 };
+use pipeline_test_support::{Log, Recorded};
 use tokio::sync::mpsc;
 
 /// Emits as many successive numbers as are asked for, up to an end, and tells what it was asked.
@@ -104,11 +105,50 @@ async fn events_are_handled_in_chunks_and_demand_is_renewed_after_each() {
 #[tokio::test]
 async fn a_failing_consumer_ends_the_pipeline_and_says_why() {
     let options = SubscribeOptions::new().max_demand(10).min_demand(8);
-    let (_, handled, report) = run(1000, Some(4), options).await;
+    let (asks, handled, report) = run(1000, Some(4), options).await;
     assert_eq!(handled, batches(&[2, 2, 0]));
     let failure = report.failure().unwrap();
     assert_eq!(&*failure.stage, "consumer");
     assert_eq!(failure.reason.to_string(), "failed: an even event");
+    assert_eq!(failure.unfinished, 2, "the chunk that it failed on");
+    let emitted: usize = asks.iter().sum();
+    assert_eq!(emitted, 4 + report.left_undone(), "all else was on its way: {report}");
+}
+
+#[tokio::test]
+async fn a_consumer_that_has_enough_ends_the_pipeline() {
+    /// Takes one chunk.
+    struct Once;
+
+    impl Consumer for Once {
+        type Event = u64;
+
+        async fn handle_events(
+            &mut self,
+            events: Vec<u64>,
+            _from: SubscriptionId,
+        ) -> Result<(), ExitReason> {
+            assert_eq!(events, [0, 1]);
+            Err(ExitReason::Normal)
+        }
+    }
+
+    let (queue, producer) = pipeline_core::queue(pipeline_core::QueueOptions::new());
+    for item in 0..5 {
+        queue.push(item).await.unwrap();
+    }
+    let mut pipeline = Pipeline::builder("enough")
+        .producer(producer)
+        .consumer(Once, SubscribeOptions::new().max_demand(3).min_demand(1))
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.name(), "enough");
+    let report = pipeline.ended().await;
+    assert_eq!(&*report.pipeline, "enough");
+    assert!(report.failure().is_none());
+    assert_eq!(report.left_undone(), 3, "one in its hands, two in the queue: {report}");
+    assert!(queue.is_closed());
+    assert_eq!(pipeline.ended().await.left_undone(), 3, "asked again, it says the same");
 }
 
 #[tokio::test]
@@ -136,6 +176,52 @@ async fn a_consumer_that_is_not_permanent_drains_with_the_pipeline() {
     assert_eq!(report.left_undone(), 0);
 }
 
+/// Emits far too much at the first demand, and nothing more.
+struct Flood(u64);
+
+impl Producer for Flood {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _demand: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(0..std::mem::take(&mut self.0));
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_is_emitted_beyond_demand_and_buffer_is_discarded_and_counted() {
+    const EMITTED: u64 = 10_010;
+    let (log, _guard) = Log::keep();
+    let (telemetry, recorded) = Recorded::new();
+    #[expect(clippy::disallowed_methods, reason = "no more than was emitted")]
+    let (batches, mut handled) = mpsc::unbounded_channel();
+    let pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(Flood(EMITTED))
+        .consumer(Recorder { batches, fail_at: None }, SubscribeOptions::new().max_demand(4))
+        .start()
+        .unwrap();
+    // The first four are sent at once; of the rest, the last 10,000 are kept.
+    let mut expected = (0..4).chain(EMITTED - 10_000..EMITTED).peekable();
+    while expected.peek().is_some() {
+        for event in handled.recv().await.unwrap() {
+            assert_eq!(Some(event), expected.next());
+        }
+    }
+    let report = pipeline.drain(std::time::Duration::from_secs(3600)).await;
+    let producer = report.stages.iter().find(|stage| &*stage.stage == "producer").unwrap();
+    assert_eq!(producer.discarded, 6);
+    assert!(report.to_string().contains("6 events discarded"), "{report}");
+    let labels = "pipeline=test,reason=buffer_full,stage=producer".to_owned();
+    assert_eq!(recorded.counters("pipeline.events_discarded"), [(labels, 6)]);
+    let full: Vec<_> = log.take().into_iter().filter(|line| line.contains("full")).collect();
+    assert_eq!(full, ["WARN discarded=6 message=the buffer is full stage=producer"]);
+}
+
 /// Never starts.
 struct Refuses;
 
@@ -143,7 +229,9 @@ impl Producer for Refuses {
     type Event = u64;
 
     fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
-        Err(ExitReason::failed(format!("no luck in {}", context.pipeline())))
+        let place =
+            format!("{}/{} ({:?})", context.pipeline(), context.stage(), context.telemetry());
+        Err(ExitReason::failed(place))
     }
 
     async fn handle_demand(
@@ -167,7 +255,10 @@ async fn what_cannot_work_does_not_start() {
             .unwrap_err()
     };
     let error = start(SubscribeOptions::new());
-    assert_eq!(error.to_string(), "producer did not start: failed: no luck in test");
+    assert_eq!(
+        error.to_string(),
+        "producer did not start: failed: test/producer (Telemetry(global))"
+    );
 
     let error = start(SubscribeOptions::new().max_demand(0));
     assert!(matches!(error, StartError::Subscribe { .. }), "{error}");

@@ -137,6 +137,8 @@ impl<C: Consumer> ConsumerTask<C> {
             let outcome = contained(self.consumer.handle_events(events, from)).await;
             events = rest;
             if let Err(reason) = outcome {
+                // One that ends in good order has dealt with what it was given.
+                self.report.unfinished += if reason.is_graceful() { 0 } else { chunk.size };
                 self.report.held += events.len();
                 return Err(reason);
             }

@@ -15,7 +15,8 @@ pub struct StageReport {
     pub reason: ExitReason,
     /// Events it had accepted and neither passed on nor begun: queued, buffered, or just received.
     pub held: usize,
-    /// Events whose worker was stopped before it had finished.
+    /// Events that were begun and not finished: in the hands of a worker that was stopped, or of a
+    /// callback that failed.
     pub unfinished: usize,
     /// Events it discarded while it ran, because a buffer was full.
     pub discarded: usize,

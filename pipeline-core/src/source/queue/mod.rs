@@ -345,7 +345,7 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {
-        self.handle.close();
+        // What was discarded since the last demand.
         self.count_discarded();
     }
 }
