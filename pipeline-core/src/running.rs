@@ -4,7 +4,7 @@ use std::{collections::HashMap, fmt, future::Future, pin::Pin, sync::Arc, time::
 
 use tokio::{
     sync::{mpsc, watch},
-    task::{Id, JoinHandle, JoinSet},
+    task::{Id, JoinError, JoinHandle, JoinSet},
     time::{self, Instant},
 };
 
@@ -197,13 +197,11 @@ impl Stages {
         while !self.tasks.is_empty() {
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => {
-                    let stage = match ended {
-                        Ok((id, stage)) => {
-                            self.follow_from(id, &stage);
-                            stage
-                        }
-                        Err(error) => StageReport::new(self.name(error.id()), ExitReason::Killed),
+                    let (id, stage) = match ended {
+                        Ok(ended) => ended,
+                        Err(error) => (error.id(), self.report_of(error)),
                     };
+                    self.follow_from(id, &stage);
                     tracing::debug!(pipeline = %report.pipeline, stage = %stage.stage, reason = %stage.reason, "stage ended");
                     report.stages.push(stage);
                 }
@@ -246,8 +244,16 @@ impl Stages {
         });
     }
 
-    fn name(&self, id: Id) -> Arc<str> {
-        self.known.get(&id).map_or_else(|| "stage".into(), |(name, _)| name.clone())
+    /// What there is to say of a stage that could not report itself: it was aborted in a callback,
+    /// or something that is not a callback panicked, such as a destructor.
+    fn report_of(&self, error: JoinError) -> StageReport {
+        let known = self.known.get(&error.id());
+        let name = known.map_or_else(|| "stage".into(), |(name, _)| name.clone());
+        let reason = match error.try_into_panic() {
+            Ok(payload) => ExitReason::from_panic(&*payload),
+            Err(_) => ExitReason::Killed,
+        };
+        StageReport::new(name, reason)
     }
 }
 

@@ -174,6 +174,83 @@ async fn a_consumer_that_is_not_permanent_drains_with_the_pipeline() {
     let report = pipeline.drain(std::time::Duration::from_secs(3600)).await;
     assert!(report.in_time);
     assert_eq!(report.left_undone(), 0);
+    assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
+}
+
+/// Ends as it is told to, at one point or another.
+struct Ends {
+    reason: Option<ExitReason>,
+    when: When,
+}
+
+#[derive(Clone, Copy)]
+enum When {
+    Asked,
+    Ready,
+    Dropped,
+}
+
+impl Producer for Ends {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _demand: usize,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        match self.when {
+            When::Asked | When::Dropped => Err(self.reason.take().unwrap()),
+            When::Ready => Ok(()),
+        }
+    }
+
+    async fn ready(&mut self) {
+        panic!("not ready at all");
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        assert!(!matches!(self.when, When::Dropped), "a destructor that panics");
+    }
+}
+
+/// How producer and consumer end when the producer ends like this.
+async fn ends(when: When, reason: ExitReason, cancel: Cancel) -> [String; 2] {
+    #[expect(clippy::disallowed_methods, reason = "never read")]
+    let (batches, _handled) = mpsc::unbounded_channel();
+    let mut pipeline = Pipeline::builder("test")
+        .producer(Ends { reason: Some(reason), when })
+        .consumer(Recorder { batches, fail_at: None }, SubscribeOptions::new().cancel(cancel))
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    ["producer", "consumer"].map(|name| {
+        let stage = report.stages.iter().find(|stage| &*stage.stage == name).unwrap();
+        stage.reason.to_string()
+    })
+}
+
+#[tokio::test]
+async fn a_consumer_follows_its_producer_as_its_cancel_mode_says() {
+    let oops = || ExitReason::failed("oops");
+    let end = async |cancel| ends(When::Asked, oops(), cancel).await;
+    assert_eq!(end(Cancel::Permanent).await, ["failed: oops", "failed: oops"]);
+    assert_eq!(end(Cancel::Transient).await, ["failed: oops", "failed: oops"]);
+    // It would go on; it is the pipeline that stops it.
+    assert_eq!(end(Cancel::Temporary).await, ["failed: oops", "shutdown"]);
+    let end =
+        async |cancel| ends(When::Asked, ExitReason::ShutdownWith("enough".into()), cancel).await;
+    assert_eq!(end(Cancel::Permanent).await, ["shutdown: enough", "shutdown: enough"]);
+    assert_eq!(end(Cancel::Transient).await, ["shutdown: enough", "shutdown"]);
+}
+
+#[tokio::test]
+async fn a_panic_outside_the_callbacks_ends_the_pipeline_too() {
+    let reason = "panicked: not ready at all";
+    assert_eq!(ends(When::Ready, ExitReason::Normal, Cancel::Permanent).await, [reason, reason]);
+    let [producer, _] = ends(When::Dropped, ExitReason::Normal, Cancel::Temporary).await;
+    assert_eq!(producer, "panicked: a destructor that panics");
 }
 
 /// Emits far too much at the first demand, and nothing more.

@@ -176,6 +176,15 @@ enum Callback {
     Drain,
 }
 
+/// Waits until a source has something; a panic in it ends the stage like one in a callback.
+async fn is_ready(producer: &mut impl Producer) -> Result<(), ExitReason> {
+    contained(async {
+        producer.ready().await;
+        Ok(())
+    })
+    .await
+}
+
 impl<P: Producer> ProducerTask<P> {
     pub(crate) fn new(producer: P, context: &StageContext) -> Self {
         let buffer = Buffer::new(DEFAULT_BUFFER, BufferKeep::default());
@@ -231,7 +240,8 @@ impl<P: Producer> ProducerTask<P> {
                 }
             }
             Some(message) = mailbox.recv() => self.receive(message),
-            () = self.producer.ready(), if self.outlet.owed() > 0 => {
+            ready = is_ready(&mut self.producer), if self.outlet.owed() > 0 => {
+                ready?;
                 self.call(Callback::Ready).await?;
             }
         }
