@@ -253,6 +253,41 @@ async fn a_panic_outside_the_callbacks_ends_the_pipeline_too() {
     assert_eq!(producer, "panicked: a destructor that panics");
 }
 
+/// Emits one event after the other, for as long as any is owed.
+struct OneByOne(u64);
+
+impl Producer for OneByOne {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        assert_eq!(out.owed(), demand);
+        while out.owed() > 0 {
+            out.emit(self.0);
+            self.0 += 1;
+        }
+        if self.0 < 12 { Ok(()) } else { Err(ExitReason::Normal) }
+    }
+}
+
+#[tokio::test]
+async fn a_producer_can_tell_how_much_is_still_owed() {
+    #[expect(clippy::disallowed_methods, reason = "read after the end of a finite run")]
+    let (batches, mut handled) = mpsc::unbounded_channel();
+    let mut pipeline = Pipeline::builder("test")
+        .producer(OneByOne(0))
+        .consumer(Recorder { batches, fail_at: None }, SubscribeOptions::new().max_demand(6))
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    handled.close();
+    let handled: Vec<_> = std::iter::from_fn(|| handled.try_recv().ok()).flatten().collect();
+    assert_eq!(handled, Vec::from_iter(0..12));
+}
+
 /// Emits far too much at the first demand, and nothing more.
 struct Flood(u64);
 

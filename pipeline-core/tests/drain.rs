@@ -13,7 +13,7 @@ use std::{
 use pipeline_core::{
     ChildContext, Closed, ConsumerSupervisor, ExitReason, QueueOptions, Worker, queue,
 };
-use pipeline_test_support::gate;
+use pipeline_test_support::{gate, settle};
 use support::supervised;
 use tokio::sync::mpsc;
 
@@ -159,6 +159,7 @@ impl Worker<u64> for Obedient {
             return Err(ExitReason::failed("enough"));
         }
         context.stopping().await;
+        self.0.send(100 + *event).await?;
         if *event == 1 { Ok(()) } else { std::future::pending().await }
     }
 }
@@ -174,8 +175,14 @@ async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     assert_eq!([starting.recv().await, starting.recv().await], [Some(1), Some(2)]);
+    settle().await;
+    assert!(starting.try_recv().is_err(), "nobody has told them to stop");
     queue.push(0).await.unwrap();
     let report = pipeline.ended().await;
+    assert_eq!(starting.recv().await, Some(0));
+    let mut told = [starting.recv().await, starting.recv().await];
+    told.sort_unstable();
+    assert_eq!(told, [Some(101), Some(102)]);
     let workers = report.stages.iter().find(|stage| stage.unfinished > 0).unwrap();
     assert!(matches!(workers.reason, ExitReason::Shutdown));
     assert_eq!(workers.unfinished, 2, "the one that failed and the one that would not listen");

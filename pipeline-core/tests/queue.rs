@@ -37,13 +37,26 @@ async fn push_waits_for_room_and_is_served_in_order() {
 
 #[tokio::test]
 async fn a_push_that_is_given_up_leaves_nothing_behind() {
-    let (queue, _producer) = queue(QueueOptions::new().capacity(1));
+    let (queue, producer) = queue(QueueOptions::new().capacity(1));
     queue.push(1).await.unwrap();
     let given_up = tokio::spawn(queue.push(2));
     settle().await;
     given_up.abort();
     assert!(given_up.await.unwrap_err().is_cancelled());
-    assert_eq!(queue.len(), 1);
+    let waits = tokio::spawn(queue.push(3));
+    settle().await;
+
+    let (sender, mut arrived) = mpsc::channel(9);
+    let worker = async move |event: &u64| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    waits.await.unwrap().unwrap();
+    drop(queue);
+    pipeline.ended().await;
+    let arrived = [arrived.recv().await, arrived.recv().await, arrived.recv().await];
+    assert_eq!(arrived, [Some(1), Some(3), None]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +151,8 @@ async fn a_queue_that_keeps_the_last_displaces_the_oldest() {
     let (queue, _producer) = queue(QueueOptions::new().capacity(1));
     assert_eq!(queue.offer(1).unwrap(), Offer::Kept);
     assert_eq!(queue.offer(2).unwrap(), Offer::DisplacedOldest);
-    assert_eq!((queue.len(), queue.discarded()), (1, 1));
+    assert_eq!((queue.len(), queue.capacity(), queue.discarded()), (1, 1, 1));
+    assert!(!queue.is_empty());
 }
 
 #[tokio::test]
