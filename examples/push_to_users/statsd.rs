@@ -3,7 +3,10 @@
 use std::{error::Error, fmt, io, time::Duration};
 
 use pipeline::statsd::{Dialect, StatsdFlusher, StatsdRecorder};
-use tokio::{net::UdpSocket, sync::oneshot, task::JoinHandle};
+use tokio::{net::UdpSocket, sync::oneshot, task::JoinHandle, time::timeout};
+
+/// How long nothing comes after the last line.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// The installed recorder.
 pub struct Statsd {
@@ -66,9 +69,9 @@ async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>) {
             _ = &mut stopped => break,
         }
     }
-    // What was sent before we were stopped is here already.
-    while let Ok(length) = socket.try_recv(&mut packet) {
-        print_packet(&packet, Ok(length));
+    // What was sent before we were stopped is on its way: it ends where nothing more comes.
+    while let Ok(received) = timeout(QUIET, socket.recv(&mut packet)).await {
+        print_packet(&packet, received);
     }
 }
 
