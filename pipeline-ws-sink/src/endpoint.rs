@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{Request, StatusCode};
 use pipeline_core::Telemetry;
@@ -60,13 +61,15 @@ struct Inner {
 }
 
 /// A kind of socket in its place, without its type.
+#[async_trait]
 trait ErasedMount: Send + Sync {
-    fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> BoxFuture<'static, Answer>;
+    async fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> Answer;
 }
 
+#[async_trait]
 impl<S: Socket> ErasedMount for Mounted<S> {
-    fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> BoxFuture<'static, Answer> {
-        Box::pin(Mounted::accept(self, hub, request))
+    async fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> Answer {
+        Mounted::accept(self, hub, request).await
     }
 }
 

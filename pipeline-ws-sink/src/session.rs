@@ -182,7 +182,7 @@ impl<S: Socket> Session<S> {
         self.lives += 1;
         let life = Life::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
-        let task = tokio::spawn(route.channel.run(Join {
+        let task = tokio::spawn(route.channel.clone().run(Join {
             connection: self.connection.clone(),
             topic: topic.clone(),
             join_ref: message.join_ref(),

@@ -79,7 +79,7 @@ impl Life {
 }
 
 /// Runs a channel from its join to its end.
-pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: Arc<C::Config>) {
+pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
     let Join { connection, topic, join_ref, reference, payload, mailbox, life, attempts, replaces } =
         join;
     let reading = Reading(mailbox);
@@ -87,8 +87,7 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: Arc<C::Config
         Some(replaced) => replaced.end().await,
         None => None,
     };
-    let mut cx =
-        JoinContext { connection: &*connection, config: &*config, reply: Ok(Payload::empty()) };
+    let mut cx = JoinContext { connection: &*connection, config, reply: Ok(Payload::empty()) };
     let joined = contained(C::join(&topic, payload, &mut cx)).await;
     let response = cx.reply;
     let joined = match (joined, response) {

@@ -2,7 +2,7 @@
 
 use std::{marker::PhantomData, sync::Arc};
 
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use pipeline_core::Telemetry;
 
 use super::{
@@ -19,9 +19,10 @@ pub(crate) struct Route<S> {
 
 /// A kind of channel without its type, so that one table holds many. One box for each join; nothing
 /// is boxed for a message.
+#[async_trait]
 pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
     /// The life of one channel, from its join to its end.
-    fn run(&self, join: Join<S>) -> BoxFuture<'static, ()>;
+    async fn run(self: Arc<Self>, join: Join<S>);
 
     /// Registers the metrics of this kind.
     fn register(&self, telemetry: &Telemetry) -> Attempts;
@@ -29,19 +30,20 @@ pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
 
 /// A kind of channel, and its route's configuration.
 pub(crate) struct ChannelRoute<C: Channel> {
-    config: Arc<C::Config>,
+    config: C::Config,
     channel: PhantomData<fn() -> C>,
 }
 
 impl<C: Channel> ChannelRoute<C> {
     pub(crate) fn new(config: C::Config) -> Self {
-        Self { config: Arc::new(config), channel: PhantomData }
+        Self { config, channel: PhantomData }
     }
 }
 
+#[async_trait]
 impl<C: Channel> ErasedChannel<C::Socket> for ChannelRoute<C> {
-    fn run(&self, join: Join<C::Socket>) -> BoxFuture<'static, ()> {
-        Box::pin(actor::run::<C>(join, self.config.clone()))
+    async fn run(self: Arc<Self>, join: Join<C::Socket>) {
+        actor::run::<C>(join, &self.config).await;
     }
 
     fn register(&self, telemetry: &Telemetry) -> Attempts {
