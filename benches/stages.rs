@@ -64,7 +64,7 @@ fn producer_to_consumer(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(max), |b| {
             b.to_async(&runtime).iter(|| async {
                 let builder = Pipeline::builder("bench").producer(Numbers { next: 0 });
-                let mut pipeline = builder.consumer(Discard, demand).start().unwrap();
+                let mut pipeline = builder.consumer(Discard, demand.clone()).start().unwrap();
                 assert_eq!(pipeline.ended().await.left_undone(), 0);
             });
         });
@@ -85,7 +85,8 @@ fn consumer_supervisor(c: &mut Criterion) {
                 };
                 let builder = Pipeline::builder("bench").producer(Numbers { next: 0 });
                 let workers = ConsumerSupervisor::new(worker);
-                let mut pipeline = builder.consumer_supervisor(workers, demand).start().unwrap();
+                let mut pipeline =
+                    builder.consumer_supervisor(workers, demand.clone()).start().unwrap();
                 assert_eq!(pipeline.ended().await.left_undone(), 0);
             });
         });

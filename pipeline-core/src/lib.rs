@@ -53,6 +53,7 @@ mod timed;
 
 pub use self::{
     buffer::BufferKeep,
+    dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
     error::StartError,
     exit::ExitReason,
     pipeline::{Complete, Empty, Open, PipelineBuilder},
@@ -62,7 +63,7 @@ pub use self::{
         ChildContext, Consumer, ConsumerSupervisor, Emitter, Producer, Restart, StageContext,
         StageReport, Worker,
     },
-    subscription::{Cancel, SubscribeError, SubscribeOptions, SubscriptionId},
+    subscription::{Cancel, StageId, SubscribeError, SubscribeOptions, SubscriptionId},
     telemetry::Telemetry,
     timed::Timed,
 };

@@ -131,7 +131,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     where
         C: Consumer<Event = E>,
     {
-        let subscribe = self.subscribe("consumer_supervisor", options);
+        let subscribe = self.subscribe("consumer", options);
         let prepare: Prepare = Box::new(move |context, phase| {
             let (link, mailbox) = subscribe();
             consumer.init(context).map_err(|reason| StartError::init(context, reason))?;

@@ -1,5 +1,7 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
+use std::{any::Any, fmt, sync::Arc};
+
 use thiserror::Error;
 
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
@@ -8,8 +10,21 @@ use thiserror::Error;
 pub struct SubscriptionId(u64);
 
 impl SubscriptionId {
-    /// The `n`th subscription of a pipeline.
-    pub(crate) const fn new(n: u64) -> Self {
+    /// The `n`th subscription of a pipeline. Of use to whoever tests a dispatcher.
+    #[must_use]
+    pub const fn new(n: u64) -> Self {
+        Self(n)
+    }
+}
+
+/// Names one stage of a pipeline. A stage that is restarted keeps its name and gets a new id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StageId(u64);
+
+impl StageId {
+    /// The `n`th stage of a pipeline. Of use to whoever tests a dispatcher.
+    #[must_use]
+    pub const fn new(n: u64) -> Self {
         Self(n)
     }
 }
@@ -52,17 +67,19 @@ pub enum Cancel {
 ///     "min_demand is 10, expected at most 9 with a max_demand of 10"
 /// );
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone)]
 #[must_use]
 pub struct SubscribeOptions {
     max_demand: usize,
     min_demand: Option<usize>,
     cancel: Cancel,
+    /// What is meant for the producer and its dispatcher, by type.
+    extras: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Default for SubscribeOptions {
     fn default() -> Self {
-        Self { max_demand: 1000, min_demand: None, cancel: Cancel::Permanent }
+        Self { max_demand: 1000, min_demand: None, cancel: Cancel::Permanent, extras: Vec::new() }
     }
 }
 
@@ -91,6 +108,29 @@ impl SubscribeOptions {
         self
     }
 
+    /// Adds something for the producer's `handle_subscribe` or for its dispatcher. There is one of
+    /// each type; a second replaces the first.
+    ///
+    /// ```
+    /// use pipeline_core::SubscribeOptions;
+    ///
+    /// struct Region(&'static str);
+    ///
+    /// let options = SubscribeOptions::new().with(Region("eu"));
+    /// assert_eq!(options.get::<Region>().unwrap().0, "eu");
+    /// ```
+    pub fn with<T: Send + Sync + 'static>(mut self, extra: T) -> Self {
+        self.extras.retain(|other| !other.is::<T>());
+        self.extras.push(Arc::new(extra));
+        self
+    }
+
+    /// What was added of this type, if anything.
+    #[must_use]
+    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.extras.iter().find_map(|extra| extra.downcast_ref())
+    }
+
     /// Whether the options can be subscribed with.
     ///
     /// # Errors
@@ -117,6 +157,17 @@ impl SubscribeOptions {
 
     pub(crate) fn mode(&self) -> Cancel {
         self.cancel
+    }
+}
+
+impl fmt::Debug for SubscribeOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SubscribeOptions")
+            .field("max_demand", &self.max_demand)
+            .field("min_demand", &self.min())
+            .field("cancel", &self.cancel)
+            .field("extras", &self.extras.len())
+            .finish()
     }
 }
 

@@ -1,45 +1,241 @@
 //! Which consumer gets which event. Pure.
-//!
-//! A dispatcher is plain state inside a stage: it never waits and never runs beside a callback.
-//! Demand goes in by [`ask`](Dispatcher::ask), events by [`dispatch`](Dispatcher::dispatch), and
-//! after every operation the stage reads [`unmet`](Dispatcher::unmet) and settles its ledger.
 
 mod demand;
 
-use std::collections::VecDeque;
+use std::{borrow::Cow, collections::VecDeque, fmt};
 
-pub(crate) use self::demand::DemandDispatcher;
-use crate::subscription::SubscriptionId;
+pub use self::demand::DemandDispatcher;
+use crate::{
+    exit::ExitReason,
+    subscription::{StageId, SubscribeOptions, SubscriptionId},
+};
 
 /// The strategy of a stage for handing its events to its subscribers.
 ///
-/// What every dispatcher upholds:
+/// A dispatcher is plain state inside a stage: it never waits and never runs beside a callback.
+/// Demand goes in by [`ask`](Self::ask), events by [`dispatch`](Self::dispatch). After every call
+/// the stage reads [`unmet`](Self::unmet), offers what it has buffered as long as there is unmet
+/// demand, and asks its source for the rest. No call returns demand, so none can be counted twice.
 ///
-/// 1. on one subscription, no more events are sent than were asked for;
-/// 2. every event given to `dispatch` is sent or left in place, exactly one of the two;
-/// 3. on one subscription, events keep their order, and what is left keeps its order too;
-/// 4. demand is conserved: asked = served + unmet + withdrawn by `cancel`;
-/// 5. no empty message is sent.
-pub(crate) trait Dispatcher<E>: Send + 'static {
+/// # Contract
+///
+/// 1. On one subscription, no more events are sent than were asked for.
+/// 2. Every event given to `dispatch` is sent, left in place, kept in a queue of the dispatcher's
+///    own, or discarded on purpose: exactly one of these.
+/// 3. On one subscription, events keep their order. What is left in place keeps its order too.
+/// 4. Demand is conserved: asked = served + outstanding + withdrawn by `cancel`. An event that is
+///    discarded costs no demand.
+/// 5. A subscriber's mistake affects that subscriber only.
+/// 6. No empty message is sent.
+/// 7. `cancel` may raise the unmet demand: the one that left may have held up the others.
+///
+/// `testkit::check_dispatcher` (feature `test-kit`) checks an implementation against it.
+///
+/// The contract is that of GenStage's dispatchers, but for the demand, which those return from
+/// their calls.
+///
+/// ```
+/// use std::collections::VecDeque;
+///
+/// use pipeline_core::{Deliveries, Dispatcher, ExitReason, Subscriber, SubscriptionId};
+///
+/// /// Sends everything to whoever subscribed first.
+/// #[derive(Default)]
+/// struct First(Vec<(SubscriptionId, usize)>);
+///
+/// impl<E> Dispatcher<E> for First {
+///     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
+///         self.0.push((subscriber.id, 0));
+///         Ok(())
+///     }
+///
+///     fn cancel(&mut self, id: SubscriptionId, _out: &mut Deliveries<E>) {
+///         self.0.retain(|(other, _)| *other != id);
+///     }
+///
+///     fn ask(&mut self, id: SubscriptionId, demand: usize, _out: &mut Deliveries<E>) {
+///         if let Some((_, outstanding)) = self.0.iter_mut().find(|(other, _)| *other == id) {
+///             *outstanding += demand;
+///         }
+///     }
+///
+///     fn unmet(&self) -> usize {
+///         self.0.first().map_or(0, |(_, outstanding)| *outstanding)
+///     }
+///
+///     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+///         let Some((id, outstanding)) = self.0.first_mut() else { return };
+///         let count = events.len().min(*outstanding);
+///         *outstanding -= count;
+///         out.send(*id, events.drain(..count).collect());
+///     }
+///
+///     fn outstanding(&self, id: SubscriptionId) -> usize {
+///         self.0.iter().find(|(other, _)| *other == id).map_or(0, |(_, outstanding)| *outstanding)
+///     }
+/// }
+/// ```
+pub trait Dispatcher<E>: Send + 'static {
     /// Registers a subscriber, with no demand.
-    fn subscribe(&mut self, id: SubscriptionId);
+    ///
+    /// # Errors
+    ///
+    /// A refusal: that subscription is cancelled with the reason, and `cancel` is not called for it.
+    fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason>;
 
-    /// Forgets a subscriber and its demand.
-    fn cancel(&mut self, id: SubscriptionId);
+    /// Forgets a subscriber and its demand. Called once for each that was not refused.
+    fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<E>);
 
-    /// Adds to the demand of a known subscriber.
-    fn ask(&mut self, id: SubscriptionId, demand: usize);
+    /// Adds to the demand of a known subscriber; `demand` is at least 1.
+    fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>);
 
-    /// The demand that could be served now.
+    /// How many events could be taken by `dispatch` now.
     fn unmet(&self) -> usize;
 
-    /// Sends what can be sent from the front of `events` and leaves the rest.
-    fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Vec<Delivery<E>>);
+    /// Sends what can be sent from the front of `events`, and leaves the rest. Called also when
+    /// nobody has subscribed.
+    fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>);
+
+    /// Gives the marker to `out` once nothing that the dispatcher has queued precedes it. The
+    /// default has queued nothing, and does so at once.
+    fn info(&mut self, marker: Marker, out: &mut Deliveries<E>) {
+        out.info(marker);
+    }
+
+    /// What a subscriber has asked for and not been sent; 0 for one that is not known.
+    fn outstanding(&self, id: SubscriptionId) -> usize;
+
+    /// How many events wait in queues of the dispatcher's own. The default has none.
+    fn queued(&self) -> usize {
+        0
+    }
 }
 
-/// Events on their way to one subscriber. Never empty.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Delivery<E> {
-    pub(crate) to: SubscriptionId,
-    pub(crate) events: Vec<E>,
+/// Who subscribes, as a [`Dispatcher`] sees it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Subscriber<'a> {
+    /// The subscription.
+    pub id: SubscriptionId,
+    /// The stage that subscribes. It may hold several subscriptions.
+    pub stage: StageId,
+    /// What it subscribed with.
+    pub options: &'a SubscribeOptions,
+}
+
+impl<'a> Subscriber<'a> {
+    /// A subscriber, for a test of a dispatcher.
+    #[must_use]
+    pub fn new(id: SubscriptionId, stage: StageId, options: &'a SubscribeOptions) -> Self {
+        Self { id, stage, options }
+    }
+}
+
+/// A message of a stage to itself that waits among its events. It is handed back to the stage when
+/// all that was before it has been sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Marker(u64);
+
+impl Marker {
+    /// The `n`th marker of a stage.
+    #[must_use]
+    pub const fn new(n: u64) -> Self {
+        Self(n)
+    }
+}
+
+/// What a [`Dispatcher`] has decided to send, in order.
+pub struct Deliveries<E> {
+    deliveries: Vec<Delivery<E>>,
+    filtered: usize,
+    unroutable: usize,
+    warnings: Vec<Cow<'static, str>>,
+}
+
+/// One thing that a dispatcher sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery<E> {
+    /// Events to a subscriber; never none.
+    Events {
+        /// The subscription they go out on.
+        to: SubscriptionId,
+        /// The events, in order.
+        events: Vec<E>,
+    },
+    /// A marker, back to the stage.
+    Info(Marker),
+}
+
+impl<E> Deliveries<E> {
+    /// Nothing yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { deliveries: Vec::new(), filtered: 0, unroutable: 0, warnings: Vec::new() }
+    }
+
+    /// Sends events to a subscriber. Sending none does nothing.
+    pub fn send(&mut self, to: SubscriptionId, events: Vec<E>) {
+        if !events.is_empty() {
+            self.deliveries.push(Delivery::Events { to, events });
+        }
+    }
+
+    /// Gives a marker back to the stage.
+    pub fn info(&mut self, marker: Marker) {
+        self.deliveries.push(Delivery::Info(marker));
+    }
+
+    /// Says that so many events were taken and thrown away because nobody wants them.
+    pub fn filtered(&mut self, events: usize) {
+        self.filtered += events;
+    }
+
+    /// Says that so many events were taken and thrown away because nobody knows where they belong.
+    /// The stage reports them.
+    pub fn unroutable(&mut self, events: usize) {
+        self.unroutable += events;
+    }
+
+    /// Says something that whoever set the stage up should know. The stage logs it.
+    pub fn warn(&mut self, warning: impl Into<Cow<'static, str>>) {
+        self.warnings.push(warning.into());
+    }
+
+    /// Takes what there is to send, in order.
+    pub fn drain(&mut self) -> impl Iterator<Item = Delivery<E>> + '_ {
+        self.deliveries.drain(..)
+    }
+
+    /// Whether there is nothing to send.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.deliveries.is_empty()
+    }
+
+    /// Takes the numbers of events thrown away: those nobody wants, those nobody knows where to
+    /// send.
+    pub fn take_discarded(&mut self) -> (usize, usize) {
+        (std::mem::take(&mut self.filtered), std::mem::take(&mut self.unroutable))
+    }
+
+    /// Takes the warnings.
+    pub fn take_warnings(&mut self) -> Vec<Cow<'static, str>> {
+        std::mem::take(&mut self.warnings)
+    }
+}
+
+impl<E> Default for Deliveries<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E> fmt::Debug for Deliveries<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Deliveries")
+            .field("deliveries", &self.deliveries.len())
+            .field("filtered", &self.filtered)
+            .field("unroutable", &self.unroutable)
+            .finish()
+    }
 }

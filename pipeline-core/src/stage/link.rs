@@ -57,7 +57,7 @@ impl<E> Link<E> {
     ) -> Self {
         let link = Self { id, options, producer };
         link.tell(ToProducer::Subscribe { id, consumer });
-        link.ask(options.max());
+        link.ask(link.options.max());
         link
     }
 

@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, watch};
 use super::{Phase, StageContext, StageReport, ToConsumer, ToProducer, contained};
 use crate::{
     buffer::{Buffer, BufferKeep},
-    dispatcher::{Delivery, DemandDispatcher},
+    dispatcher::{Deliveries, Delivery, DemandDispatcher, Subscriber},
     exit::ExitReason,
     outlet::Outlet,
-    subscription::SubscriptionId,
+    subscription::{StageId, SubscribeOptions, SubscriptionId},
     telemetry::{Discard, StageMetrics},
 };
 
@@ -164,7 +164,7 @@ pub(crate) struct ProducerTask<P: Producer> {
     outlet: Outlet<P::Event, DemandDispatcher>,
     consumers: HashMap<SubscriptionId, mpsc::UnboundedSender<ToConsumer<P::Event>>>,
     staged: VecDeque<P::Event>,
-    deliveries: Vec<Delivery<P::Event>>,
+    deliveries: Deliveries<P::Event>,
     metrics: StageMetrics,
     report: StageReport,
 }
@@ -193,7 +193,7 @@ impl<P: Producer> ProducerTask<P> {
             outlet: Outlet::new(DemandDispatcher::default(), buffer),
             consumers: HashMap::new(),
             staged: VecDeque::new(),
-            deliveries: Vec::new(),
+            deliveries: Deliveries::new(),
             metrics: StageMetrics::register(&context.telemetry, &context.labels()),
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
         }
@@ -260,12 +260,14 @@ impl<P: Producer> ProducerTask<P> {
         match message {
             ToProducer::Subscribe { id, consumer } => {
                 self.consumers.insert(id, consumer);
-                self.outlet.subscribe(id);
+                let options = SubscribeOptions::new();
+                let subscriber = Subscriber::new(id, StageId::new(0), &options);
+                let _ = self.outlet.subscribe(subscriber);
             }
-            ToProducer::Ask { id, demand } => self.outlet.ask(id, demand),
+            ToProducer::Ask { id, demand } => self.outlet.ask(id, demand, &mut self.deliveries),
             ToProducer::Down { id } => {
                 self.consumers.remove(&id);
-                self.outlet.cancel(id);
+                self.outlet.cancel(id, &mut self.deliveries);
             }
         }
     }
@@ -293,7 +295,8 @@ impl<P: Producer> ProducerTask<P> {
     }
 
     fn deliver(&mut self) {
-        for Delivery { to, events } in self.deliveries.drain(..) {
+        for delivery in self.deliveries.drain() {
+            let Delivery::Events { to, events } = delivery else { continue };
             let message = ToConsumer::Events { from: to, events };
             let undelivered = match self.consumers.get(&to) {
                 Some(consumer) => consumer.send(message).err().map(|error| error.0),
