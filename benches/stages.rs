@@ -13,7 +13,7 @@ use std::{
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline::{
     Consumer, ConsumerSupervisor, Emitter, ExitReason, Pipeline, Producer, QueueOptions,
-    SubscribeOptions, SubscriptionId, queue,
+    SubscribeOptions, Subscription, queue,
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
 
@@ -48,7 +48,7 @@ impl Consumer for Discard {
     async fn handle_events(
         &mut self,
         events: Vec<u64>,
-        _: SubscriptionId,
+        _: &Subscription,
     ) -> Result<(), ExitReason> {
         black_box(events);
         Ok(())

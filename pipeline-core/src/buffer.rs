@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::dispatcher::Marker;
+
 /// Which events a full buffer keeps.
 ///
 /// ```
@@ -19,17 +21,24 @@ pub enum BufferKeep {
     Last,
 }
 
-/// A bounded first-in-first-out store with a policy for when it is full.
+/// A bounded first-in-first-out store of events, with markers among them.
+///
+/// A marker waits until the events before it have left, be it that they were sent or that they made
+/// room for newer ones. Markers take no room and are never discarded.
 #[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: VecDeque<E>,
     limit: usize,
     keep: BufferKeep,
+    /// How many events have left the front so far.
+    left: u64,
+    /// Each with how many events have to leave first, in that order.
+    markers: VecDeque<(u64, Option<Marker>)>,
 }
 
 impl<E> Buffer<E> {
     pub(crate) fn new(limit: usize, keep: BufferKeep) -> Self {
-        Self { events: VecDeque::new(), limit, keep }
+        Self { events: VecDeque::new(), limit, keep, left: 0, markers: VecDeque::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -38,11 +47,6 @@ impl<E> Buffer<E> {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.events.is_empty()
-    }
-
-    /// The events, oldest first, for a dispatcher to take from the front.
-    pub(crate) fn events(&mut self) -> &mut VecDeque<E> {
-        &mut self.events
     }
 
     /// Appends events one by one and empties `incoming`. Returns how many were discarded.
@@ -54,10 +58,52 @@ impl<E> Buffer<E> {
                 let old = excess.min(self.events.len());
                 self.events.drain(..old);
                 incoming.drain(..excess - old);
+                self.left += old as u64;
             }
         }
         self.events.append(incoming);
         excess
+    }
+
+    /// Puts a marker behind what is here.
+    pub(crate) fn mark(&mut self, marker: Marker) {
+        self.markers.push_back((self.left + self.events.len() as u64, Some(marker)));
+    }
+
+    /// Sees to it that what is here and what comes later do not go out in one message.
+    pub(crate) fn split(&mut self) {
+        if !self.events.is_empty() {
+            self.markers.push_back((self.left + self.events.len() as u64, None));
+        }
+    }
+
+    /// Takes the next marker that no event precedes any more.
+    pub(crate) fn due(&mut self) -> Option<Marker> {
+        while let Some(&(position, marker)) = self.markers.front() {
+            if position > self.left {
+                return None;
+            }
+            self.markers.pop_front();
+            if marker.is_some() {
+                return marker;
+            }
+        }
+        None
+    }
+
+    /// Lets `take` have events from the front, up to the next marker and no more than `limit`. What
+    /// it leaves stays here. Returns how many it took.
+    pub(crate) fn take(&mut self, limit: usize, take: impl FnOnce(&mut VecDeque<E>)) -> usize {
+        let to_marker = self.markers.front().map_or(usize::MAX, |(position, _)| {
+            usize::try_from(position - self.left).unwrap_or(usize::MAX)
+        });
+        let run = self.events.len().min(to_marker).min(limit);
+        let mut rest = self.events.split_off(run);
+        take(&mut self.events);
+        let taken = run - self.events.len();
+        self.left += taken as u64;
+        self.events.append(&mut rest);
+        taken
     }
 }
 
@@ -96,6 +142,46 @@ mod tests {
     fn a_buffer_without_room_keeps_nothing() {
         assert_eq!(stored(0, BufferKeep::Last, &[&[1, 2]]), (vec![], vec![2]));
         assert_eq!(stored(0, BufferKeep::First, &[&[1, 2]]), (vec![], vec![2]));
+    }
+
+    const M: [Marker; 3] = [Marker::new(0), Marker::new(1), Marker::new(2)];
+
+    fn due(buffer: &mut Buffer<u32>) -> Vec<Marker> {
+        std::iter::from_fn(|| buffer.due()).collect()
+    }
+
+    #[test]
+    fn a_marker_waits_for_the_events_before_it() {
+        let mut buffer = Buffer::new(10, BufferKeep::Last);
+        buffer.store(&mut [1, 2].into());
+        buffer.mark(M[0]);
+        buffer.store(&mut [3].into());
+        buffer.mark(M[1]);
+        let mut seen = vec![];
+        assert_eq!(buffer.take(1, |events| seen.extend(events.drain(..))), 1);
+        assert_eq!(due(&mut buffer), []);
+        assert_eq!(buffer.take(9, |events| seen.extend(events.drain(..))), 1, "up to the marker");
+        assert_eq!(due(&mut buffer), [M[0]]);
+        assert_eq!(buffer.take(9, |_| {}), 0);
+        assert_eq!(buffer.take(9, |events| seen.extend(events.drain(..))), 1);
+        assert_eq!((due(&mut buffer), seen), (vec![M[1]], vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn a_marker_is_due_when_the_events_before_it_made_room_for_others() {
+        let mut buffer = Buffer::new(3, BufferKeep::Last);
+        buffer.store(&mut [1, 2].into());
+        buffer.mark(M[0]);
+        buffer.mark(M[1]);
+        buffer.store(&mut [3].into());
+        buffer.mark(M[2]);
+        let after = |buffer: &mut Buffer<u32>, event| {
+            assert_eq!(buffer.store(&mut [event].into()), usize::from(event > 3));
+            due(buffer)
+        };
+        assert_eq!(after(&mut buffer, 4), []);
+        assert_eq!(after(&mut buffer, 5), [M[0], M[1]]);
+        assert_eq!(after(&mut buffer, 6), [M[2]]);
     }
 
     proptest! {

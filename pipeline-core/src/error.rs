@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::{exit::ExitReason, stage::StageContext, subscription::SubscribeError};
+use crate::{exit::ExitReason, subscription::SubscribeError};
 
 /// Why a pipeline did not start.
 #[derive(Debug, Error)]
@@ -22,6 +22,20 @@ pub enum StartError {
         #[source]
         source: SubscribeError,
     },
+    /// A stage is to subscribe to one that does not run.
+    #[error("{stage} cannot subscribe: {producer} does not run")]
+    NoProcess {
+        /// The consumer's name.
+        stage: Arc<str>,
+        /// The producer's name.
+        producer: Arc<str>,
+    },
+    /// Two stages have the same name.
+    #[error("there are two stages called {stage}, expected different names")]
+    NameTaken {
+        /// The name.
+        stage: Arc<str>,
+    },
     /// A stage's `init` failed.
     #[error("{stage} did not start: {reason}")]
     Init {
@@ -30,10 +44,4 @@ pub enum StartError {
         /// What `init` returned.
         reason: ExitReason,
     },
-}
-
-impl StartError {
-    pub(crate) fn init(context: &StageContext, reason: ExitReason) -> Self {
-        Self::Init { stage: context.stage.clone(), reason }
-    }
 }

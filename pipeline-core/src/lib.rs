@@ -37,33 +37,54 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod backoff;
 mod buffer;
 mod demand;
 mod dispatcher;
 mod error;
 mod exit;
+mod graph;
+mod inlet;
 mod outlet;
 mod pipeline;
+mod rate_limit;
 mod running;
 mod source;
 mod stage;
+mod step;
 mod subscription;
 mod telemetry;
 mod timed;
 
 pub use self::{
+    backoff::{Backoff, Jitter},
     buffer::BufferKeep,
     dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
     error::StartError,
     exit::ExitReason,
+    graph::Graph,
+    outlet::{DemandMode, Unsubscribed},
     pipeline::{Complete, Empty, Open, PipelineBuilder},
+    rate_limit::RateLimit,
     running::{Pipeline, PipelineReport},
-    source::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue},
-    stage::{
-        ChildContext, Consumer, ConsumerSupervisor, Emitter, Producer, Restart, StageContext,
-        StageReport, Worker,
+    source::{
+        Closed, FromIter, FromStream, Offer, Queue, QueueOptions, QueueProducer, TryPushError,
+        from_iter, from_stream, queue,
     },
-    subscription::{Cancel, StageId, SubscribeError, SubscribeOptions, SubscriptionId},
+    stage::{
+        CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer, ConsumerHandle,
+        ConsumerSupervisor, Emitter, HandleCall, HandleCast, HandleInfo, Producer,
+        ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Restart, Stage, StageContext,
+        StageHandle, StageReport, Start, SupervisorHandle, TerminateError, Worker,
+    },
+    step::{
+        Batch, Filter, ForEach, ForEachBatch, IntoSink, Map, Outcome, batch, filter, for_each,
+        for_each_batch, into_sink, map,
+    },
+    subscription::{
+        Asking, Cancel, Cancellation, StageId, SubscribeError, SubscribeOptions, Subscription,
+        SubscriptionId,
+    },
     telemetry::Telemetry,
     timed::Timed,
 };

@@ -1,20 +1,17 @@
-//! Putting stages together.
+//! Putting stages together in a row.
 
-use std::{fmt, future::Future, marker::PhantomData, pin::Pin, sync::Arc};
-
-use tokio::{
-    runtime::Handle,
-    sync::{mpsc, watch},
-};
+use std::{convert::Infallible, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
 use crate::{
     error::StartError,
-    running::{Pipeline, Role, Stages},
+    graph::Graph,
+    running::Pipeline,
     stage::{
-        Consumer, ConsumerSupervisor, ConsumerTask, Link, Phase, Producer, ProducerTask,
-        StageContext, StageReport, SupervisorTask, ToConsumer, ToProducer, Worker,
+        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
+        ConsumerSupervisor, Producer, ProducerConsumer, Stage, Target, Worker,
     },
-    subscription::{SubscribeOptions, SubscriptionId},
+    step::{batch, filter, map},
+    subscription::SubscribeOptions,
     telemetry::Telemetry,
 };
 
@@ -30,12 +27,7 @@ use crate::{
 /// ```
 #[must_use]
 pub struct PipelineBuilder<S> {
-    name: Arc<str>,
-    telemetry: Telemetry,
-    stages: Vec<Planned>,
-    subscriptions: u64,
-    /// The first subscription that cannot work. Kept for `start`, so that building reads as prose.
-    refused: Option<StartError>,
+    graph: Graph,
     state: S,
 }
 
@@ -45,99 +37,139 @@ pub struct Empty(());
 
 /// A [`PipelineBuilder`] whose last stage emits events of type `E`, which somebody has to take.
 pub struct Open<E> {
-    producer: mpsc::UnboundedSender<ToProducer<E>>,
+    last: Arc<dyn Target<E>>,
+    name: Arc<str>,
 }
 
 /// A [`PipelineBuilder`] that has all it needs.
 #[derive(Debug)]
 pub struct Complete(());
 
-/// A stage that will be started with the pipeline.
-struct Planned {
-    stage: Arc<str>,
-    role: Role,
-    prepare: Prepare,
-}
-
-/// Runs a stage's `init`, and makes the task that runs the stage.
-type Prepare =
-    Box<dyn FnOnce(&StageContext, watch::Receiver<Phase>) -> Result<StageTask, StartError> + Send>;
-type StageTask = Pin<Box<dyn Future<Output = StageReport> + Send>>;
-
 impl Pipeline {
     /// Begins a pipeline with this name. It labels the pipeline's metrics, so it should be one of
     /// few.
     pub fn builder(name: impl Into<Arc<str>>) -> PipelineBuilder<Empty> {
-        PipelineBuilder {
-            name: name.into(),
-            telemetry: Telemetry::global(),
-            stages: Vec::new(),
-            subscriptions: 0,
-            refused: None,
-            state: Empty(()),
-        }
+        PipelineBuilder { graph: Graph::new(name), state: Empty(()) }
     }
 }
 
 impl<S> PipelineBuilder<S> {
     /// Where the stages record their metrics. Default [`Telemetry::global`].
     pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
-        self.telemetry = telemetry;
+        self.graph.telemetry(telemetry);
         self
-    }
-
-    fn then<N>(
-        mut self,
-        stage: &str,
-        role: Role,
-        prepare: Prepare,
-        state: N,
-    ) -> PipelineBuilder<N> {
-        self.stages.push(Planned { stage: stage.into(), role, prepare });
-        PipelineBuilder {
-            name: self.name,
-            telemetry: self.telemetry,
-            stages: self.stages,
-            subscriptions: self.subscriptions,
-            refused: self.refused,
-            state,
-        }
     }
 }
 
 impl PipelineBuilder<Empty> {
     /// Adds the producer that the events come from.
-    pub fn producer<P: Producer>(self, mut producer: P) -> PipelineBuilder<Open<P::Event>> {
-        let (sender, mailbox) = demand_bounded();
-        let prepare: Prepare = Box::new(move |context, phase| {
-            producer.init(context).map_err(|reason| StartError::init(context, reason))?;
-            Ok(Box::pin(ProducerTask::new(producer, context).run(mailbox, phase)))
-        });
-        self.then("producer", Role::Producer, prepare, Open { producer: sender })
+    pub fn producer<P: Producer>(self, producer: P) -> PipelineBuilder<Open<P::Event>> {
+        self.producer_with(Stage::new(producer))
+    }
+
+    /// Adds the producer that the events come from, with options.
+    pub fn producer_with<P: Producer>(
+        mut self,
+        producer: Stage<P, P::Event>,
+    ) -> PipelineBuilder<Open<P::Event>> {
+        let slot = self.graph.add("producer", producer.map(AsProducer)).slot;
+        let name = slot.name.clone();
+        PipelineBuilder { graph: self.graph, state: Open { last: slot, name } }
     }
 }
 
 impl<E: Send + 'static> PipelineBuilder<Open<E>> {
+    /// Adds a stage that turns events into others.
+    ///
+    /// # Errors
+    ///
+    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    pub fn producer_consumer<T>(
+        self,
+        stage: T,
+        options: SubscribeOptions,
+    ) -> PipelineBuilder<Open<T::Out>>
+    where
+        T: ProducerConsumer<In = E>,
+    {
+        self.producer_consumer_with(Stage::new(stage), options)
+    }
+
+    /// Adds a stage that turns events into others, with options.
+    ///
+    /// # Errors
+    ///
+    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    pub fn producer_consumer_with<T>(
+        self,
+        stage: Stage<T, T::Out>,
+        options: SubscribeOptions,
+    ) -> PipelineBuilder<Open<T::Out>>
+    where
+        T: ProducerConsumer<In = E>,
+    {
+        let Self { mut graph, state } = self;
+        let slot = graph.add("producer_consumer", stage.map(AsProducerConsumer)).slot;
+        slot.plan(state.last, state.name, options);
+        let name = slot.name.clone();
+        PipelineBuilder { graph, state: Open { last: slot, name } }
+    }
+
+    /// Turns each event into another. It asks for up to 1000 events at a time; for other options, see
+    /// [`map`](crate::map).
+    pub fn map<T, F>(self, function: F) -> PipelineBuilder<Open<T>>
+    where
+        T: Send + 'static,
+        F: FnMut(E) -> T + Send + 'static,
+    {
+        self.producer_consumer(map(function), SubscribeOptions::new())
+    }
+
+    /// Lets some events through. It asks for up to 1000 events at a time; for other options, see
+    /// [`filter`](crate::filter).
+    pub fn filter<F>(self, function: F) -> PipelineBuilder<Open<E>>
+    where
+        F: FnMut(&E) -> bool + Send + 'static,
+    {
+        self.producer_consumer(filter(function), SubscribeOptions::new())
+    }
+
+    /// Puts events together, up to `size` of them, and none waits for longer than `within`. See
+    /// [`batch`](crate::batch).
+    ///
+    /// # Panics
+    ///
+    /// If the size is 0.
+    pub fn batch(self, size: usize, within: Duration) -> PipelineBuilder<Open<Vec<E>>> {
+        self.producer_consumer(batch(size, within), SubscribeOptions::new())
+    }
+
     /// Ends the pipeline in a consumer.
     ///
     /// # Errors
     ///
     /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
-    pub fn consumer<C>(
-        mut self,
-        mut consumer: C,
+    pub fn consumer<C>(self, consumer: C, options: SubscribeOptions) -> PipelineBuilder<Complete>
+    where
+        C: Consumer<Event = E>,
+    {
+        self.consumer_with(Stage::new(consumer), options)
+    }
+
+    /// Ends the pipeline in a consumer with options.
+    ///
+    /// # Errors
+    ///
+    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    pub fn consumer_with<C>(
+        self,
+        consumer: Stage<C, Infallible>,
         options: SubscribeOptions,
     ) -> PipelineBuilder<Complete>
     where
         C: Consumer<Event = E>,
     {
-        let subscribe = self.subscribe("consumer", options);
-        let prepare: Prepare = Box::new(move |context, phase| {
-            let (link, mailbox) = subscribe();
-            consumer.init(context).map_err(|reason| StartError::init(context, reason))?;
-            Ok(Box::pin(ConsumerTask::new(consumer, link, context).run(mailbox, phase)))
-        });
-        self.then("consumer", Role::Consumer, prepare, Complete(()))
+        self.end("consumer", consumer.map(AsConsumer), options)
     }
 
     /// Ends the pipeline in supervised workers, one for each event, `max_demand` of them at once.
@@ -146,7 +178,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     ///
     /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
     pub fn consumer_supervisor<W>(
-        mut self,
+        self,
         supervisor: ConsumerSupervisor<E, W>,
         options: SubscribeOptions,
     ) -> PipelineBuilder<Complete>
@@ -154,83 +186,60 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         E: Sync,
         W: Worker<E>,
     {
-        let subscribe = self.subscribe("consumer_supervisor", options);
-        let prepare: Prepare = Box::new(move |context, phase| {
-            let (link, mailbox) = subscribe();
-            Ok(Box::pin(SupervisorTask::new(supervisor, link, context).run(mailbox, phase)))
-        });
-        self.then("consumer_supervisor", Role::Consumer, prepare, Complete(()))
+        self.consumer_supervisor_with(Stage::new(supervisor), options)
     }
 
-    /// Makes the subscription to the stage before, to be taken up when the pipeline starts.
-    fn subscribe(
-        &mut self,
-        stage: &str,
+    /// Ends the pipeline in supervised workers, with options.
+    ///
+    /// # Errors
+    ///
+    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    pub fn consumer_supervisor_with<W>(
+        self,
+        supervisor: Stage<ConsumerSupervisor<E, W>, Infallible>,
         options: SubscribeOptions,
-    ) -> impl FnOnce() -> Subscription<E> + use<E> {
-        if let Err(source) = options.check()
-            && self.refused.is_none()
-        {
-            self.refused = Some(StartError::Subscribe { stage: stage.into(), source });
-        }
-        self.subscriptions += 1;
-        let id = SubscriptionId::new(self.subscriptions);
-        let producer = self.state.producer.clone();
-        move || {
-            let (sender, mailbox) = demand_bounded();
-            (Link::subscribe(id, options, producer, sender), mailbox)
-        }
+    ) -> PipelineBuilder<Complete>
+    where
+        E: Sync,
+        W: Worker<E>,
+    {
+        self.end("consumer_supervisor", supervisor.map(AsSupervisor), options)
+    }
+
+    fn end<B>(
+        self,
+        kind: &str,
+        stage: Stage<B, Infallible>,
+        options: SubscribeOptions,
+    ) -> PipelineBuilder<Complete>
+    where
+        B: Behaviour<In = E, Out = Infallible>,
+    {
+        let Self { mut graph, state } = self;
+        graph.add(kind, stage).slot.plan(state.last, state.name, options);
+        PipelineBuilder { graph, state: Complete(()) }
     }
 }
-
-/// A subscription at its consumer's end.
-type Subscription<E> = (Link<E>, mpsc::UnboundedReceiver<ToConsumer<E>>);
 
 impl PipelineBuilder<Complete> {
     /// Starts all stages, each in a task of its own.
     ///
+    /// The stages belong together: when one ends, and it is not a source that has come to its end,
+    /// the others are stopped.
+    ///
     /// # Errors
     ///
-    /// [`StartError`] if there is no tokio runtime, if a subscription has options that cannot work,
-    /// or if the `init` of a stage fails. Then nothing runs.
+    /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
+    /// subscription has options that cannot work, or if the `init` of a stage fails. Then nothing
+    /// runs.
     pub fn start(self) -> Result<Pipeline, StartError> {
-        Handle::try_current().map_err(|_| StartError::NoRuntime)?;
-        if let Some(refused) = self.refused {
-            return Err(refused);
-        }
-        let phase = watch::Sender::new(Phase::Run);
-        let mut prepared = Vec::with_capacity(self.stages.len());
-        for Planned { stage, role, prepare } in self.stages {
-            let context = StageContext {
-                pipeline: self.name.clone(),
-                stage: stage.clone(),
-                telemetry: self.telemetry.clone(),
-            };
-            let task = prepare(&context, phase.subscribe())?;
-            prepared.push((stage, role, task));
-        }
-        let mut stages = Stages::new(phase);
-        for (stage, role, task) in prepared {
-            stages.spawn(stage, role, task);
-        }
-        Ok(Pipeline::supervise(self.name, stages))
+        self.graph.start_with(true)
     }
-}
-
-/// A channel between two stages. Demand is its bound: no more events are sent than were asked for,
-/// and an ask is sent only when events have been handled.
-#[expect(clippy::disallowed_methods, reason = "bounded by demand")]
-fn demand_bounded<M>() -> (mpsc::UnboundedSender<M>, mpsc::UnboundedReceiver<M>) {
-    mpsc::unbounded_channel()
 }
 
 impl<S> fmt::Debug for PipelineBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let stages: Vec<_> = self.stages.iter().map(|planned| &planned.stage).collect();
-        f.debug_struct("PipelineBuilder")
-            .field("name", &self.name)
-            .field("stages", &stages)
-            .finish()
+        f.debug_tuple("PipelineBuilder").field(&self.graph).finish()
     }
 }
 

@@ -1,16 +1,16 @@
 //! A running pipeline, and what it leaves behind.
 
-use std::{collections::HashMap, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{any::Any, collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     task::{Id, JoinError, JoinHandle, JoinSet},
     time::{self, Instant},
 };
 
 use crate::{
     exit::ExitReason,
-    stage::{Phase, StageReport},
+    stage::{Phase, Planned, Prepared, StageHandle, StageReport, Whole},
 };
 
 /// How long stages have to report after they were told that the time is up. A stage that is still
@@ -52,6 +52,7 @@ pub struct Pipeline {
     commands: mpsc::Sender<Command>,
     supervisor: JoinHandle<PipelineReport>,
     report: Option<PipelineReport>,
+    slots: HashMap<Arc<str>, Arc<dyn Any + Send + Sync>>,
 }
 
 #[derive(Debug)]
@@ -60,16 +61,41 @@ enum Command {
 }
 
 impl Pipeline {
-    pub(crate) fn supervise(name: Arc<str>, stages: Stages) -> Self {
-        let (commands, receiver) = mpsc::channel(1);
-        let supervisor = tokio::spawn(stages.supervise(name.clone(), receiver));
-        Self { name, commands, supervisor, report: None }
-    }
-
     /// The pipeline's name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The handle of the stage with this name, if there is one and it is of this type.
+    ///
+    /// ```
+    /// use pipeline_core::{
+    ///     ConsumerHandle, Pipeline, ProducerHandle, QueueOptions, QueueProducer, SubscribeOptions,
+    ///     for_each, queue,
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("producer").unwrap();
+    /// source.pause();
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn stage<S, In, Out>(&self, name: &str) -> Option<StageHandle<S, In, Out>>
+    where
+        S: Send + 'static,
+        In: Send + 'static,
+        Out: Send + 'static,
+    {
+        let slot = self.slots.get(name)?.clone().downcast().ok()?;
+        Some(StageHandle { slot })
     }
 
     /// Waits until the pipeline has ended by itself: its source came to an end and everything was
@@ -155,55 +181,65 @@ impl fmt::Display for PipelineReport {
     }
 }
 
-/// What the end of a stage means for the others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// When it ends normally, its consumers learn of it and finish.
-    Producer,
-    /// When it ends, nobody takes the events any more.
-    Consumer,
-}
-
-/// The tasks of the stages.
+/// The stages of a pipeline, and their tasks.
 pub(crate) struct Stages {
-    phase: watch::Sender<Phase>,
+    whole: Whole,
+    /// Whether the end of one is the end of all.
+    together: bool,
+    stages: Vec<Box<dyn Planned>>,
     tasks: JoinSet<StageReport>,
-    known: HashMap<Id, (Arc<str>, Role)>,
+    /// Which stage a task runs.
+    by_task: HashMap<Id, usize>,
 }
 
 impl Stages {
-    pub(crate) fn new(phase: watch::Sender<Phase>) -> Self {
-        Self { phase, tasks: JoinSet::new(), known: HashMap::new() }
+    pub(crate) fn new(whole: Whole, together: bool) -> Self {
+        let (tasks, by_task) = (JoinSet::new(), HashMap::new());
+        Self { whole, together, stages: Vec::new(), tasks, by_task }
     }
 
-    pub(crate) fn spawn(
-        &mut self,
-        stage: Arc<str>,
-        role: Role,
-        task: Pin<Box<dyn Future<Output = StageReport> + Send>>,
-    ) {
-        let id = self.tasks.spawn(task).id();
-        self.known.insert(id, (stage, role));
+    /// Adds a stage, and lets it run.
+    pub(crate) fn add(&mut self, planned: Box<dyn Planned>, prepared: Prepared) {
+        self.stages.push(planned);
+        self.spawn(self.stages.len() - 1, prepared);
+    }
+
+    /// Sees to the stages from now on, in a task of its own.
+    pub(crate) fn run(self) -> Pipeline {
+        let (commands, receiver) = mpsc::channel(1);
+        let name = self.whole.pipeline.clone();
+        let slots = self.stages.iter().map(|stage| (stage.name().clone(), stage.slot())).collect();
+        let supervisor = tokio::spawn(self.supervise(receiver));
+        Pipeline { name, commands, supervisor, report: None, slots }
+    }
+
+    fn spawn(&mut self, stage: usize, Prepared { task, handle }: Prepared) {
+        let task = self.tasks.spawn(task);
+        self.by_task.insert(task.id(), stage);
+        // A new incarnation has a new handle.
+        let _ = handle.set(task);
     }
 
     /// Sees all stages to their end.
-    async fn supervise(
-        mut self,
-        pipeline: Arc<str>,
-        mut commands: mpsc::Receiver<Command>,
-    ) -> PipelineReport {
+    async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
+        let pipeline = self.whole.pipeline.clone();
         let mut report = PipelineReport { pipeline, stages: Vec::new(), in_time: true };
         let mut deadline = None;
         while !self.tasks.is_empty() {
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => {
-                    let (id, stage) = match ended {
-                        Ok(ended) => ended,
-                        Err(error) => (error.id(), self.report_of(error)),
+                    let id = match &ended {
+                        Ok((id, _)) => *id,
+                        Err(error) => error.id(),
                     };
-                    self.follow_from(id, &stage);
-                    tracing::debug!(pipeline = %report.pipeline, stage = %stage.stage, reason = %stage.reason, "stage ended");
-                    report.stages.push(stage);
+                    let Some(stage) = self.by_task.remove(&id) else { continue };
+                    let ended = match ended {
+                        Ok((_, ended)) => ended,
+                        Err(error) => self.report_of(stage, error),
+                    };
+                    self.follow_from(stage, &ended);
+                    tracing::debug!(pipeline = %report.pipeline, stage = %ended.stage, reason = %ended.reason, "stage ended");
+                    report.stages.push(ended);
                 }
                 Some(Command::Drain { within }) = commands.recv() => {
                     deadline = Some(Instant::now() + within);
@@ -211,7 +247,7 @@ impl Stages {
                 }
                 () = until(deadline) => {
                     report.in_time = false;
-                    if *self.phase.borrow() == Phase::Kill {
+                    if *self.whole.phase.borrow() == Phase::Kill {
                         self.tasks.abort_all();
                         deadline = None;
                     } else {
@@ -224,18 +260,35 @@ impl Stages {
         report
     }
 
-    /// Decides what the end of one stage means for the others.
-    fn follow_from(&self, id: Id, report: &StageReport) {
-        let role = self.known.get(&id).map(|(_, role)| *role);
-        let expected = role == Some(Role::Producer) && matches!(report.reason, ExitReason::Normal);
-        if !expected {
+    /// Starts a stage again that has failed, or decides what its end means for the others.
+    fn follow_from(&mut self, stage: usize, report: &StageReport) {
+        let planned = &mut self.stages[stage];
+        let running = *self.whole.phase.borrow() == Phase::Run;
+        let failed = !report.reason.is_graceful();
+        if failed && running && planned.may_restart(Instant::now()) {
+            planned.vacate(true);
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %report.stage, reason = %report.reason, "a stage failed, starting it again");
+            match planned.prepare(&self.whole) {
+                Ok(prepared) => self.spawn(stage, prepared),
+                Err(error) => {
+                    tracing::error!(pipeline = %self.whole.pipeline, %error, "a stage did not start again");
+                    planned.vacate(false);
+                    self.enter(Phase::Stop);
+                }
+            }
+            return;
+        }
+        planned.vacate(false);
+        let expected = planned.emits() && matches!(report.reason, ExitReason::Normal);
+        let gives_up = failed && planned.restarts();
+        if (self.together && !expected) || gives_up {
             self.enter(Phase::Stop);
         }
     }
 
     /// Goes on to a later phase; never back.
     fn enter(&self, next: Phase) {
-        self.phase.send_if_modified(|phase| {
+        self.whole.phase.send_if_modified(|phase| {
             let later = next > *phase;
             if later {
                 *phase = next;
@@ -246,14 +299,19 @@ impl Stages {
 
     /// What there is to say of a stage that could not report itself: it was aborted in a callback,
     /// or something that is not a callback panicked, such as a destructor.
-    fn report_of(&self, error: JoinError) -> StageReport {
-        let known = self.known.get(&error.id());
-        let name = known.map_or_else(|| "stage".into(), |(name, _)| name.clone());
+    fn report_of(&self, stage: usize, error: JoinError) -> StageReport {
         let reason = match error.try_into_panic() {
             Ok(payload) => ExitReason::from_panic(&*payload),
             Err(_) => ExitReason::Killed,
         };
-        StageReport::new(name, reason)
+        StageReport::new(self.stages[stage].name().clone(), reason)
+    }
+}
+
+/// Whoever asks for a stage of a pipeline that is gone finds nobody.
+impl Drop for Stages {
+    fn drop(&mut self) {
+        self.stages.iter().for_each(|stage| stage.vacate(false));
     }
 }
 

@@ -4,6 +4,8 @@ use std::{any::Any, fmt, sync::Arc};
 
 use thiserror::Error;
 
+use crate::{backoff::Backoff, exit::ExitReason};
+
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
 /// share several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,14 +31,21 @@ impl StageId {
     }
 }
 
-/// What happens to a consumer when one of its subscriptions ends. The modes are GenStage's.
+/// What happens to a consumer when one of its subscriptions ends. The first three modes are
+/// GenStage's.
 ///
 /// ```
-/// use pipeline_core::{Cancel, SubscribeOptions};
+/// use std::time::Duration;
+///
+/// use pipeline_core::{Backoff, Cancel, SubscribeOptions};
 ///
 /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+///
+/// // Comes back when the producer does.
+/// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+/// let patient = SubscribeOptions::new().cancel(Cancel::Reconnect(backoff));
 /// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum Cancel {
     /// It stops with the same reason. The default.
@@ -46,6 +55,167 @@ pub enum Cancel {
     Transient,
     /// It goes on.
     Temporary,
+    /// It goes on, and subscribes again after a while, and again after a longer while, until the
+    /// producer is back. When the producer has ended for good, this is like `Transient`.
+    Reconnect(Backoff),
+}
+
+impl Cancel {
+    /// Whether a consumer goes on when a subscription ended for this reason.
+    pub(crate) fn survives(self, reason: &ExitReason) -> bool {
+        match self {
+            Self::Permanent => SubscribeError::is_already_subscribed(reason),
+            Self::Transient | Self::Reconnect(_) => {
+                reason.is_graceful() || SubscribeError::is_already_subscribed(reason)
+            }
+            Self::Temporary => true,
+        }
+    }
+}
+
+/// How a subscription ended: as one end wished, or because the other end is gone.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Cancellation {
+    /// One of the two cancelled it.
+    Cancel(ExitReason),
+    /// The other stage has ended.
+    Down(ExitReason),
+}
+
+impl Cancellation {
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> &ExitReason {
+        match self {
+            Self::Cancel(reason) | Self::Down(reason) => reason,
+        }
+    }
+}
+
+impl fmt::Display for Cancellation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cancel(reason) => write!(f, "cancelled ({reason})"),
+            Self::Down(reason) => write!(f, "down ({reason})"),
+        }
+    }
+}
+
+/// Who decides when a subscription asks for events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Asking {
+    /// The stage, by `max_demand` and `min_demand`. The default.
+    #[default]
+    Automatic,
+    /// The consumer, by [`Subscription::ask`].
+    Manual,
+}
+
+/// One consumer's link to one producer, as both ends see it. Cheap to clone, and it may be kept and
+/// used from any task.
+///
+/// ```
+/// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
+///
+/// /// Takes one event after the other, whatever its subscription says.
+/// struct OneByOne;
+///
+/// impl Consumer for OneByOne {
+///     type Event = u64;
+///
+///     async fn handle_subscribe(
+///         &mut self,
+///         _options: &SubscribeOptions,
+///         from: &Subscription,
+///     ) -> Result<Asking, ExitReason> {
+///         from.ask(1);
+///         Ok(Asking::Manual)
+///     }
+///
+///     async fn handle_events(
+///         &mut self,
+///         events: Vec<u64>,
+///         from: &Subscription,
+///     ) -> Result<(), ExitReason> {
+///         println!("{events:?}");
+///         from.ask(1);
+///         Ok(())
+///     }
+/// }
+/// ```
+#[derive(Clone)]
+pub struct Subscription(Arc<Inner>);
+
+struct Inner {
+    id: SubscriptionId,
+    link: Box<dyn Link>,
+}
+
+/// The two mailboxes that a subscription connects, whatever events it carries.
+pub(crate) trait Link: Send + Sync {
+    fn ask(&self, id: SubscriptionId, demand: usize);
+    fn cancel(&self, id: SubscriptionId, reason: ExitReason);
+    fn down(&self, id: SubscriptionId, reason: ExitReason);
+    fn pause(&self, id: SubscriptionId, paused: bool);
+}
+
+impl Subscription {
+    pub(crate) fn new(id: SubscriptionId, link: impl Link + 'static) -> Self {
+        Self(Arc::new(Inner { id, link: Box::new(link) }))
+    }
+
+    /// Its name within the program.
+    #[must_use]
+    pub fn id(&self) -> SubscriptionId {
+        self.0.id
+    }
+
+    /// Asks the producer for so many more events; asking for 0 does nothing.
+    ///
+    /// For a subscription that is [`Asking::Manual`]. On an automatic one it asks for events beyond
+    /// `max_demand`. A subscription that has ended takes no notice.
+    pub fn ask(&self, demand: usize) {
+        if demand > 0 {
+            self.0.link.ask(self.0.id, demand);
+        }
+    }
+
+    /// Ends the subscription. Both ends see it by their `handle_cancel`; the consumer when it has
+    /// handled what was on its way. A [`Cancel::Permanent`] consumer stops with the reason.
+    pub fn cancel(&self, reason: ExitReason) {
+        self.0.link.cancel(self.0.id, reason);
+    }
+
+    /// Tells the producer that the consumer has ended.
+    pub(crate) fn down(&self, reason: ExitReason) {
+        self.0.link.down(self.0.id, reason);
+    }
+
+    /// Lets the consumer handle nothing from this subscription for a while. What it has asked for
+    /// may still arrive, and waits.
+    pub fn pause(&self) {
+        self.0.link.pause(self.0.id, true);
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.0.link.pause(self.0.id, false);
+    }
+}
+
+impl PartialEq for Subscription {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Subscription {}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Subscription").field(&self.id().0).finish()
+    }
 }
 
 /// How a consumer subscribes to a producer: how many events it takes, and when it asks for more.
@@ -186,6 +356,22 @@ pub enum SubscribeError {
         /// The `max_demand` it was given with.
         max: usize,
     },
+    /// The stage that was to subscribe has ended.
+    #[error("the stage that was to subscribe has ended")]
+    NoProcess,
+    /// The producer knows a subscription of this id already.
+    #[error("there is a subscription with this id already")]
+    Duplicated,
+    /// The producer's dispatcher takes each stage once, and this one has subscribed before.
+    #[error("the stage has subscribed already, expected once")]
+    AlreadySubscribed,
+}
+
+impl SubscribeError {
+    fn is_already_subscribed(reason: &ExitReason) -> bool {
+        let error = reason.source().and_then(|error| error.downcast_ref());
+        matches!(error, Some(Self::AlreadySubscribed))
+    }
 }
 
 #[cfg(test)]

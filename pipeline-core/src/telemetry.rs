@@ -95,6 +95,12 @@ pub(crate) enum Discard {
     BufferFull,
     /// More were offered than the queue holds.
     QueueFull,
+    /// Nobody was subscribed, and the stage keeps no events for later.
+    Unsubscribed,
+    /// The dispatcher knows that nobody wants them.
+    Filtered,
+    /// The dispatcher does not know where they belong.
+    Unroutable,
 }
 
 /// The labels of a stage's metrics: names that the program chose, so a closed set.
@@ -103,8 +109,13 @@ pub(crate) type StageLabels = [(&'static str, String); 2];
 /// The handles of one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct StageMetrics {
+    pub(crate) events_in: Counter,
+    pub(crate) events_out: Counter,
     buffer_full: Counter,
     queue_full: Counter,
+    unsubscribed: Counter,
+    filtered: Counter,
+    unroutable: Counter,
 }
 
 impl StageMetrics {
@@ -116,13 +127,25 @@ impl StageMetrics {
                 labels.iter().cloned().chain([("reason", reason.to_owned())]),
             )
         };
-        Self { buffer_full: discarded("buffer_full"), queue_full: discarded("queue_full") }
+        let events = |name, description| telemetry.counter(name, description, labels.clone());
+        Self {
+            events_in: events("pipeline.events_in", "Events that arrived at a stage"),
+            events_out: events("pipeline.events_out", "Events that a stage sent to its consumers"),
+            buffer_full: discarded("buffer_full"),
+            queue_full: discarded("queue_full"),
+            unsubscribed: discarded("unsubscribed"),
+            filtered: discarded("filtered"),
+            unroutable: discarded("unroutable"),
+        }
     }
 
     pub(crate) fn discarded(&self, why: Discard, events: u64) {
         let counter = match why {
             Discard::BufferFull => &self.buffer_full,
             Discard::QueueFull => &self.queue_full,
+            Discard::Unsubscribed => &self.unsubscribed,
+            Discard::Filtered => &self.filtered,
+            Discard::Unroutable => &self.unroutable,
         };
         counter.increment(events);
     }
@@ -138,6 +161,12 @@ pub(crate) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
+    /// Records nothing.
+    pub(crate) fn none() -> Self {
+        let nothing = Counter::noop();
+        Self { process_time: Histogram::noop(), failed: nothing.clone(), restarted: nothing }
+    }
+
     pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
         Self {
             process_time: telemetry.milliseconds(

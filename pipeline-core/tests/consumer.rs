@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use pipeline_core::{
-    Cancel, Consumer, Emitter, ExitReason, Pipeline, Producer, StageContext, StartError,
-    SubscribeOptions, SubscriptionId,
+    Cancel, Consumer, Emitter, ExitReason, Pipeline, Producer, ProducerHandle, StageContext,
+    StartError, SubscribeOptions, Subscription,
 };
 use pipeline_test_support::{Log, Recorded};
 use tokio::sync::mpsc;
@@ -43,7 +43,7 @@ impl Consumer for Recorder {
     async fn handle_events(
         &mut self,
         events: Vec<u64>,
-        _from: SubscriptionId,
+        _from: &Subscription,
     ) -> Result<(), ExitReason> {
         if let Some(at) = self.fail_at.filter(|at| events.contains(at)) {
             assert!(at % 2 == 0, "an odd event");
@@ -126,7 +126,7 @@ async fn a_consumer_that_has_enough_ends_the_pipeline() {
         async fn handle_events(
             &mut self,
             events: Vec<u64>,
-            _from: SubscriptionId,
+            _from: &Subscription,
         ) -> Result<(), ExitReason> {
             assert_eq!(events, [0, 1]);
             Err(ExitReason::Normal)
@@ -340,7 +340,7 @@ struct Refuses;
 impl Producer for Refuses {
     type Event = u64;
 
-    fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
         let place =
             format!("{}/{} ({:?})", context.pipeline(), context.stage(), context.telemetry());
         Err(ExitReason::failed(place))

@@ -1,5 +1,11 @@
 //! Ready-made producers.
 
+mod iter;
 mod queue;
+mod stream;
 
-pub use self::queue::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue};
+pub use self::{
+    iter::{FromIter, from_iter},
+    queue::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue},
+    stream::{FromStream, from_stream},
+};

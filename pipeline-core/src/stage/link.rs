@@ -1,13 +1,10 @@
 //! What two stages say to each other, and what the pipeline says to both.
-//!
-//! The channels are unbounded, because demand bounds them: no more events are on their way than
-//! were asked for, and no more asks than events were handled.
 
-use tokio::sync::mpsc;
+use std::sync::Arc;
 
 use crate::{
     exit::ExitReason,
-    subscription::{SubscribeOptions, SubscriptionId},
+    subscription::{StageId, SubscribeOptions, Subscription, SubscriptionId},
 };
 
 /// What the pipeline wants of its stages, from the mildest to the harshest.
@@ -23,59 +20,65 @@ pub(crate) enum Phase {
     Kill,
 }
 
-/// From a consumer to a producer.
-#[derive(Debug)]
+/// From a consumer to a producer of events of type `E`.
 pub(crate) enum ToProducer<E> {
-    Subscribe { id: SubscriptionId, consumer: mpsc::UnboundedSender<ToConsumer<E>> },
-    Ask { id: SubscriptionId, demand: usize },
-    Down { id: SubscriptionId },
+    Subscribe(Box<Subscribe<E>>),
+    Ask {
+        id: SubscriptionId,
+        demand: usize,
+    },
+    Cancel {
+        id: SubscriptionId,
+        reason: ExitReason,
+    },
+    /// The consumer has ended.
+    Down {
+        id: SubscriptionId,
+        reason: ExitReason,
+    },
+}
+
+/// A wish to subscribe.
+pub(crate) struct Subscribe<E> {
+    pub(crate) subscription: Subscription,
+    /// A subscription that this one takes the place of.
+    pub(crate) replaces: Option<(SubscriptionId, ExitReason)>,
+    pub(crate) stage: StageId,
+    pub(crate) options: SubscribeOptions,
+    pub(crate) consumer: Arc<dyn EventPort<E>>,
 }
 
 /// From a producer to a consumer. The end of a subscription comes after its last event.
-#[derive(Debug)]
 pub(crate) enum ToConsumer<E> {
-    Events { from: SubscriptionId, events: Vec<E> },
-    Down { reason: ExitReason },
+    Events {
+        from: SubscriptionId,
+        events: Vec<E>,
+    },
+    /// The subscription was cancelled, by whichever end.
+    Cancel {
+        from: SubscriptionId,
+        reason: ExitReason,
+    },
+    /// The producer has ended.
+    Down {
+        from: SubscriptionId,
+        reason: ExitReason,
+    },
+    /// Takes no events from this subscription for a while, or takes them again.
+    Pause {
+        from: SubscriptionId,
+        paused: bool,
+    },
 }
 
-/// A consumer's end of a subscription. Dropping it tells the producer that the consumer is gone,
-/// however the consumer ended.
-#[derive(Debug)]
-pub(crate) struct Link<E> {
-    pub(crate) id: SubscriptionId,
-    pub(crate) options: SubscribeOptions,
-    producer: mpsc::UnboundedSender<ToProducer<E>>,
+/// The mailbox of a stage, as its producers see it.
+pub(crate) trait EventPort<E>: Send + Sync {
+    /// Gives the message back if the stage has ended.
+    fn send(&self, message: ToConsumer<E>) -> Result<(), ToConsumer<E>>;
 }
 
-impl<E> Link<E> {
-    /// Subscribes, and asks for the first `max_demand` events.
-    pub(crate) fn subscribe(
-        id: SubscriptionId,
-        options: SubscribeOptions,
-        producer: mpsc::UnboundedSender<ToProducer<E>>,
-        consumer: mpsc::UnboundedSender<ToConsumer<E>>,
-    ) -> Self {
-        let link = Self { id, options, producer };
-        link.tell(ToProducer::Subscribe { id, consumer });
-        link.ask(link.options.max());
-        link
-    }
-
-    /// Asks for more; asking for 0 says nothing.
-    pub(crate) fn ask(&self, demand: usize) {
-        if demand > 0 {
-            self.tell(ToProducer::Ask { id: self.id, demand });
-        }
-    }
-
-    fn tell(&self, message: ToProducer<E>) {
-        // A producer that is gone has said so, or is about to: its `Down` is in our mailbox.
-        let _ = self.producer.send(message);
-    }
-}
-
-impl<E> Drop for Link<E> {
-    fn drop(&mut self) {
-        self.tell(ToProducer::Down { id: self.id });
-    }
+/// The mailbox of a stage, as its consumers see it.
+pub(crate) trait DemandPort<E>: Send + Sync {
+    /// Gives the message back if the stage has ended.
+    fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>>;
 }

@@ -1,68 +1,54 @@
 //! The kinds of stage: what a user implements, and the task that runs it.
 
+mod behaviour;
 mod consumer;
 mod consumer_supervisor;
+mod context;
+mod emitter;
+mod handle;
 mod link;
+mod message;
+mod options;
+mod planned;
 mod producer;
+mod producer_consumer;
 mod report;
 mod restart;
+mod runtime;
+mod slot;
 mod worker;
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{future::Future, panic::AssertUnwindSafe};
 
 use futures::FutureExt;
 
+pub(crate) use self::{
+    behaviour::Behaviour,
+    consumer::AsConsumer,
+    consumer_supervisor::AsSupervisor,
+    link::Phase,
+    planned::{Planned, PlannedStage, Prepared, Whole},
+    producer::AsProducer,
+    producer_consumer::AsProducerConsumer,
+    slot::{Slot, Target},
+};
 pub use self::{
     consumer::Consumer,
-    consumer_supervisor::ConsumerSupervisor,
-    producer::{Emitter, Producer},
+    consumer_supervisor::{
+        ChildCount, ChildId, ChildState, ConsumerSupervisor, SupervisorHandle, TerminateError,
+    },
+    context::StageContext,
+    emitter::Emitter,
+    handle::{ConsumerHandle, ProducerConsumerHandle, ProducerHandle, StageHandle},
+    message::{CallError, Caller, HandleCall, HandleCast, HandleInfo},
+    options::Stage,
+    producer::Producer,
+    producer_consumer::ProducerConsumer,
     report::StageReport,
     restart::Restart,
-    worker::{ChildContext, Worker},
+    worker::{ChildContext, Start, Worker},
 };
-pub(crate) use self::{
-    consumer::ConsumerTask,
-    consumer_supervisor::SupervisorTask,
-    link::{Link, Phase, ToConsumer, ToProducer},
-    producer::ProducerTask,
-};
-use crate::{
-    exit::ExitReason,
-    telemetry::{StageLabels, Telemetry},
-};
-
-/// What a stage knows about where it runs, from before its first event on.
-#[derive(Clone, Debug)]
-pub struct StageContext {
-    pub(crate) pipeline: Arc<str>,
-    pub(crate) stage: Arc<str>,
-    pub(crate) telemetry: Telemetry,
-}
-
-impl StageContext {
-    /// The name of the pipeline.
-    #[must_use]
-    pub fn pipeline(&self) -> &str {
-        &self.pipeline
-    }
-
-    /// The name of this stage.
-    #[must_use]
-    pub fn stage(&self) -> &str {
-        &self.stage
-    }
-
-    /// Where the stage records its metrics.
-    #[must_use]
-    pub fn telemetry(&self) -> &Telemetry {
-        &self.telemetry
-    }
-
-    /// The labels of this stage's metrics.
-    pub(crate) fn labels(&self) -> StageLabels {
-        [("pipeline", self.pipeline.to_string()), ("stage", self.stage.to_string())]
-    }
-}
+use crate::exit::ExitReason;
 
 /// Runs a callback to its end; a panic in it becomes an [`ExitReason`].
 ///

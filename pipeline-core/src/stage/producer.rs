@@ -1,24 +1,20 @@
 //! The stage that events come from.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    convert::Infallible,
     future::{Future, pending},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::{Phase, StageContext, StageReport, ToConsumer, ToProducer, contained};
-use crate::{
-    buffer::{Buffer, BufferKeep},
-    dispatcher::{Deliveries, Delivery, DemandDispatcher, Subscriber},
-    exit::ExitReason,
-    outlet::Outlet,
-    subscription::{StageId, SubscribeOptions, SubscriptionId},
-    telemetry::{Discard, StageMetrics},
+use super::{
+    Emitter, Phase, ProducerHandle, StageContext, StageReport,
+    behaviour::{Behaviour, Kind},
 };
-
-/// How many events without demand a producer keeps. GenStage's default.
-pub(crate) const DEFAULT_BUFFER: usize = 10_000;
+use crate::{
+    exit::ExitReason,
+    subscription::{Cancellation, SubscribeOptions, Subscription},
+};
 
 /// A stage that emits events and receives none.
 ///
@@ -30,8 +26,12 @@ pub(crate) const DEFAULT_BUFFER: usize = 10_000;
 /// to wait for something does not wait in `handle_demand`. It offers a future by
 /// [`ready`](Self::ready), which the stage awaits beside its mailbox.
 ///
-/// A callback ends the stage by returning an [`ExitReason`]; what it emitted before is still
-/// delivered. A panic ends it too, and nothing else.
+/// A callback ends the stage by returning an [`ExitReason`]; what it emitted is still sent as far as
+/// there is demand, and what is left in the buffer is lost. To deliver the buffer first, call
+/// [`Emitter::finish`]. A panic ends the stage too, and nothing else.
+///
+/// To be sent messages, a producer implements [`HandleCall`](crate::HandleCall),
+/// [`HandleCast`](crate::HandleCast) or [`HandleInfo`](crate::HandleInfo).
 ///
 /// The callbacks and their contract are GenStage's.
 ///
@@ -57,16 +57,17 @@ pub(crate) const DEFAULT_BUFFER: usize = 10_000;
 ///     }
 /// }
 /// ```
-pub trait Producer: Send + 'static {
+pub trait Producer: Sized + Send + 'static {
     /// What it emits.
     type Event: Send + 'static;
 
-    /// Runs before the pipeline starts, while [`start`](crate::PipelineBuilder::start) is called.
+    /// Runs before the stage does: for the first time while the pipeline is started, and again
+    /// before each restart.
     ///
     /// # Errors
     ///
     /// An error makes the start fail.
-    fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
         let _ = context;
         Ok(())
     }
@@ -101,16 +102,46 @@ pub trait Producer: Send + 'static {
         async { Ok(()) }
     }
 
+    /// Called when a consumer has subscribed.
+    fn handle_subscribe(
+        &mut self,
+        options: &SubscribeOptions,
+        to: &Subscription,
+        out: &mut Emitter<'_, Self::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        let _ = (options, to, out);
+        async { Ok(()) }
+    }
+
+    /// Called when a subscription has ended. It is out of the way already: what this emits goes to
+    /// the others.
+    fn handle_cancel(
+        &mut self,
+        ended: &Cancellation,
+        to: &Subscription,
+        out: &mut Emitter<'_, Self::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        let _ = (ended, to, out);
+        async { Ok(()) }
+    }
+
     /// Called when the pipeline begins to drain: take nothing new from now on.
     ///
-    /// The producer goes on to emit what it has already accepted, as demand comes, and ends with
-    /// [`ExitReason::Normal`] when that is done. The default has accepted nothing, and ends at once.
+    /// The producer goes on to emit what it has already accepted, as demand comes, and ends by
+    /// [`Emitter::finish`] when that is done. The default has accepted nothing, and finishes.
     fn handle_drain(
         &mut self,
         out: &mut Emitter<'_, Self::Event>,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send {
-        let _ = out;
-        async { Err(ExitReason::Normal) }
+        out.finish();
+        async { Ok(()) }
+    }
+
+    /// Called when the stage's buffer had to discard events, with how many. Whether the stage is to
+    /// log it; the default says yes.
+    fn format_discarded(&mut self, count: usize) -> bool {
+        let _ = count;
+        true
     }
 
     /// How many events it has accepted and not emitted, for the report on what was left undone.
@@ -118,194 +149,88 @@ pub trait Producer: Send + 'static {
         0
     }
 
-    /// Called last, however the stage ended.
+    /// Called last, however the stage ended, unless it was killed.
     fn terminate(&mut self, reason: &ExitReason) -> impl Future<Output = ()> + Send {
         let _ = reason;
         async {}
     }
 }
 
-/// Where a callback puts the events it emits.
-///
-/// They leave the stage when the callback returns, in the order they were emitted. [`Producer`] has
-/// an example.
-#[derive(Debug)]
-pub struct Emitter<'a, E> {
-    staged: &'a mut VecDeque<E>,
-    owed: usize,
-}
+/// A producer, as the runtime sees it.
+pub(crate) struct AsProducer<P>(pub(crate) P);
 
-impl<E> Emitter<'_, E> {
-    /// Emits one event.
-    pub fn emit(&mut self, event: E) {
-        self.staged.push_back(event);
+impl<P: Producer> Behaviour for AsProducer<P> {
+    type Stage = P;
+    type In = Infallible;
+    type Out = P::Event;
+
+    const KIND: Kind = Kind::Producer;
+
+    fn stage(&mut self) -> &mut P {
+        &mut self.0
     }
 
-    /// Emits events in order.
-    pub fn emit_all(&mut self, events: impl IntoIterator<Item = E>) {
-        self.staged.extend(events);
+    fn init(&mut self, context: &StageContext<ProducerHandle<P>>) -> Result<(), ExitReason> {
+        self.0.init(context)
     }
 
-    /// How many more events there is demand for. What is emitted beyond it goes to the buffer.
-    #[must_use]
-    pub fn owed(&self) -> usize {
-        self.owed.saturating_sub(self.staged.len())
-    }
-
-    /// The events emitted so far, for a source that can fill them in bulk.
-    pub(crate) fn staged(&mut self) -> &mut VecDeque<E> {
-        self.staged
-    }
-}
-
-/// The task of a producer.
-pub(crate) struct ProducerTask<P: Producer> {
-    producer: P,
-    outlet: Outlet<P::Event, DemandDispatcher>,
-    consumers: HashMap<SubscriptionId, mpsc::UnboundedSender<ToConsumer<P::Event>>>,
-    staged: VecDeque<P::Event>,
-    deliveries: Deliveries<P::Event>,
-    metrics: StageMetrics,
-    report: StageReport,
-}
-
-/// Which callback to run.
-enum Callback {
-    Demand(usize),
-    Ready,
-    Drain,
-}
-
-/// Waits until a source has something; a panic in it ends the stage like one in a callback.
-async fn is_ready(producer: &mut impl Producer) -> Result<(), ExitReason> {
-    contained(async {
-        producer.ready().await;
-        Ok(())
-    })
-    .await
-}
-
-impl<P: Producer> ProducerTask<P> {
-    pub(crate) fn new(producer: P, context: &StageContext) -> Self {
-        let buffer = Buffer::new(DEFAULT_BUFFER, BufferKeep::default());
-        Self {
-            producer,
-            outlet: Outlet::new(DemandDispatcher::default(), buffer),
-            consumers: HashMap::new(),
-            staged: VecDeque::new(),
-            deliveries: Deliveries::new(),
-            metrics: StageMetrics::register(&context.telemetry, &context.labels()),
-            report: StageReport::new(context.stage.clone(), ExitReason::Normal),
-        }
-    }
-
-    pub(crate) async fn run(
-        mut self,
-        mut mailbox: mpsc::UnboundedReceiver<ToProducer<P::Event>>,
-        mut phase: watch::Receiver<Phase>,
-    ) -> StageReport {
-        let reason = loop {
-            if let Err(reason) = self.step(&mut mailbox, &mut phase).await {
-                break reason;
-            }
-        };
-        let _ = contained(async {
-            self.producer.terminate(&reason).await;
-            Ok(())
-        })
-        .await;
-        for consumer in self.consumers.values() {
-            let _ = consumer.send(ToConsumer::Down { reason: reason.clone() });
-        }
-        self.report.held += self.outlet.buffered() + self.producer.held();
-        self.report.reason = reason;
-        self.report
-    }
-
-    /// Waits for one thing to happen, and does what follows from it.
-    async fn step(
+    fn handle_demand(
         &mut self,
-        mailbox: &mut mpsc::UnboundedReceiver<ToProducer<P::Event>>,
-        phase: &mut watch::Receiver<Phase>,
-    ) -> Result<(), ExitReason> {
-        tokio::select! {
-            biased;
-            changed = phase.changed() => {
-                let phase = changed.map_or(Phase::Kill, |()| *phase.borrow_and_update());
-                match phase {
-                    Phase::Run => {}
-                    Phase::Drain => self.call(Callback::Drain).await?,
-                    Phase::Stop => return Err(ExitReason::Shutdown),
-                    Phase::Kill => return Err(ExitReason::Killed),
-                }
-            }
-            Some(message) = mailbox.recv() => self.receive(message),
-            ready = is_ready(&mut self.producer), if self.outlet.owed() > 0 => {
-                ready?;
-                self.call(Callback::Ready).await?;
-            }
-        }
-        loop {
-            let demand = self.outlet.settle(&mut self.deliveries);
-            self.deliver();
-            if demand == 0 {
-                return Ok(());
-            }
-            self.call(Callback::Demand(demand)).await?;
-        }
+        demand: usize,
+        out: &mut Emitter<'_, P::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        self.0.handle_demand(demand, out)
     }
 
-    /// Takes in one message of a consumer.
-    fn receive(&mut self, message: ToProducer<P::Event>) {
-        match message {
-            ToProducer::Subscribe { id, consumer } => {
-                self.consumers.insert(id, consumer);
-                let options = SubscribeOptions::new();
-                let subscriber = Subscriber::new(id, StageId::new(0), &options);
-                let _ = self.outlet.subscribe(subscriber);
-            }
-            ToProducer::Ask { id, demand } => self.outlet.ask(id, demand, &mut self.deliveries),
-            ToProducer::Down { id } => {
-                self.consumers.remove(&id);
-                self.outlet.cancel(id, &mut self.deliveries);
-            }
-        }
+    fn handle_consumer(
+        &mut self,
+        options: &SubscribeOptions,
+        to: &Subscription,
+        out: &mut Emitter<'_, P::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        self.0.handle_subscribe(options, to, out)
     }
 
-    /// Runs a callback and sends off what it emitted, also when it ends the stage.
-    async fn call(&mut self, callback: Callback) -> Result<(), ExitReason> {
-        let mut out = Emitter { staged: &mut self.staged, owed: self.outlet.owed() };
-        let producer = &mut self.producer;
-        let outcome = contained(async {
-            match callback {
-                Callback::Demand(demand) => producer.handle_demand(demand, &mut out).await,
-                Callback::Ready => producer.handle_ready(&mut out).await,
-                Callback::Drain => producer.handle_drain(&mut out).await,
-            }
-        })
-        .await;
-        let discarded = self.outlet.emit(&mut self.staged, &mut self.deliveries);
-        if discarded > 0 {
-            self.report.discarded += discarded;
-            self.metrics.discarded(Discard::BufferFull, discarded as u64);
-            tracing::warn!(stage = %self.report.stage, discarded, "the buffer is full");
-        }
-        self.deliver();
-        outcome
+    fn handle_consumer_gone(
+        &mut self,
+        ended: &Cancellation,
+        to: &Subscription,
+        out: &mut Emitter<'_, P::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        self.0.handle_cancel(ended, to, out)
     }
 
-    fn deliver(&mut self) {
-        for delivery in self.deliveries.drain() {
-            let Delivery::Events { to, events } = delivery else { continue };
-            let message = ToConsumer::Events { from: to, events };
-            let undelivered = match self.consumers.get(&to) {
-                Some(consumer) => consumer.send(message).err().map(|error| error.0),
-                None => Some(message),
-            };
-            // Its consumer has just ended; the end is in the mailbox.
-            if let Some(ToConsumer::Events { events, .. }) = undelivered {
-                self.report.held += events.len();
-            }
-        }
+    fn waits(&self, owed: usize) -> bool {
+        owed > 0
+    }
+
+    fn ready(&mut self) -> impl Future<Output = ()> + Send {
+        self.0.ready()
+    }
+
+    fn handle_ready(
+        &mut self,
+        out: &mut Emitter<'_, P::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        self.0.handle_ready(out)
+    }
+
+    fn handle_drain(
+        &mut self,
+        out: &mut Emitter<'_, P::Event>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        self.0.handle_drain(out)
+    }
+
+    fn format_discarded(&mut self, count: usize) -> bool {
+        self.0.format_discarded(count)
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason, _phase: &mut watch::Receiver<Phase>) {
+        self.0.terminate(reason).await;
+    }
+
+    fn report(&self, report: &mut StageReport) {
+        report.held += self.0.held();
     }
 }

@@ -25,7 +25,7 @@ pub enum Restart {
 
 /// How many restarts are still allowed.
 #[derive(Debug)]
-pub(super) struct RestartBudget {
+pub(crate) struct RestartBudget {
     restarts: usize,
     within: Duration,
     /// When the last ones were, oldest first; never more than `restarts`.
@@ -33,12 +33,17 @@ pub(super) struct RestartBudget {
 }
 
 impl RestartBudget {
-    pub(super) fn new(restarts: usize, within: Duration) -> Self {
+    pub(crate) fn new(restarts: usize, within: Duration) -> Self {
         Self { restarts, within, spent: VecDeque::new() }
     }
 
+    /// How many are allowed within the time.
+    pub(crate) fn restarts(&self) -> usize {
+        self.restarts
+    }
+
     /// Whether one more restart is within the limit. Counts it if so.
-    pub(super) fn spend(&mut self, now: Instant) -> bool {
+    pub(crate) fn spend(&mut self, now: Instant) -> bool {
         while self.spent.front().is_some_and(|&then| now.duration_since(then) > self.within) {
             self.spent.pop_front();
         }

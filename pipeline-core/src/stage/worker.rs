@@ -47,6 +47,18 @@ use crate::exit::ExitReason;
             whose future is `Send` and returns `Result<(), ExitReason>`, or a type that implements `Worker`"
 )]
 pub trait Worker<E>: Send + Sync + 'static {
+    /// Decides whether to take an event on, before a child is started for it, and again before it is
+    /// restarted. The default takes all.
+    ///
+    /// # Errors
+    ///
+    /// The event is done with, and the error is logged. On a restart, it is tried again at once, which
+    /// counts as a restart.
+    fn start(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
+        let _ = (event, context);
+        Ok(Start::Run)
+    }
+
     /// Handles the event. The child ends when the future does.
     ///
     /// # Cancel safety
@@ -58,6 +70,16 @@ pub trait Worker<E>: Send + Sync + 'static {
         event: &E,
         context: ChildContext,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
+}
+
+/// Whether a worker takes an event on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// A child is started for it. The default.
+    #[default]
+    Run,
+    /// There is nothing to do; the event is done with.
+    Ignore,
 }
 
 /// What a child of a consumer supervisor knows about itself. [`Worker`] has an example.

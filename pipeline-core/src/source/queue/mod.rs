@@ -22,7 +22,7 @@ use self::{
 use crate::{
     buffer::BufferKeep,
     exit::ExitReason,
-    stage::{Emitter, Producer, StageContext},
+    stage::{Emitter, Producer, ProducerHandle, StageContext},
     telemetry::{Discard, StageMetrics},
     timed::Timed,
 };
@@ -281,7 +281,7 @@ struct DiscardCounter {
 }
 
 impl<T: Send + 'static> QueueProducer<T> {
-    fn take(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
+    fn take(&mut self, out: &mut Emitter<'_, T>) {
         let shared = &self.handle.0;
         let (taken, at_end) = {
             let mut state = shared.state.lock();
@@ -295,7 +295,9 @@ impl<T: Send + 'static> QueueProducer<T> {
             tracing::warn!(discarded, "the queue has room again");
         }
         self.count_discarded();
-        if at_end { Err(ExitReason::Normal) } else { Ok(()) }
+        if at_end {
+            out.finish();
+        }
     }
 
     fn count_discarded(&mut self) {
@@ -313,7 +315,7 @@ impl<T: Send + 'static> QueueProducer<T> {
 impl<T: Send + 'static> Producer for QueueProducer<T> {
     type Event = T;
 
-    fn init(&mut self, context: &StageContext) -> Result<(), ExitReason> {
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
         let metrics = StageMetrics::register(context.telemetry(), &context.labels());
         self.metrics = Some(DiscardCounter { metrics, reported: 0 });
         Ok(())
@@ -324,7 +326,8 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
         _demand: usize,
         out: &mut Emitter<'_, T>,
     ) -> Result<(), ExitReason> {
-        self.take(out)
+        self.take(out);
+        Ok(())
     }
 
     async fn ready(&mut self) {
@@ -332,12 +335,14 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
     }
 
     async fn handle_ready(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
-        self.take(out)
+        self.take(out);
+        Ok(())
     }
 
     async fn handle_drain(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
         self.handle.close();
-        self.take(out)
+        self.take(out);
+        Ok(())
     }
 
     fn held(&self) -> usize {

@@ -1,0 +1,227 @@
+//! Putting stages together in any shape.
+
+use std::{collections::HashSet, convert::Infallible, fmt, sync::Arc};
+
+use tokio::{runtime::Handle, sync::watch};
+
+use crate::{
+    error::StartError,
+    running::{Pipeline, Stages},
+    stage::{
+        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
+        ConsumerHandle, ConsumerSupervisor, Phase, Planned, PlannedStage, Producer,
+        ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Slot, Stage, StageHandle,
+        SupervisorHandle, Whole, Worker,
+    },
+    subscription::SubscribeOptions,
+    telemetry::Telemetry,
+};
+
+/// Stages, and who subscribes to whom: a pipeline of any shape, before it runs.
+///
+/// Adding a stage gives its handle, which names it from now on, before the start and after. For a
+/// pipeline without branches, [`Pipeline::builder`] is shorter, and checks more.
+///
+/// Stages of a graph are independent: when one ends, the others learn of it by their subscriptions,
+/// and go on or end as their [`Cancel`](crate::Cancel) modes say. The pipeline ends when all stages
+/// have.
+///
+/// ```
+/// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // Two sources into one consumer.
+/// let mut graph = Graph::new("fan-in");
+/// let low = graph.producer("low", from_iter(0..5));
+/// let high = graph.producer("high", from_iter(100..105));
+/// let print = graph.consumer("print", for_each(async |n: i32| println!("{n}")));
+/// graph.subscribe(&print, &low, SubscribeOptions::new().cancel(pipeline_core::Cancel::Temporary));
+/// graph.subscribe(&print, &high, SubscribeOptions::new().cancel(pipeline_core::Cancel::Temporary));
+/// let pipeline = graph.start()?;
+/// # pipeline.drain(std::time::Duration::from_secs(1)).await;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a graph does nothing until it is started"]
+pub struct Graph {
+    name: Arc<str>,
+    telemetry: Telemetry,
+    stages: Vec<Box<dyn Planned>>,
+}
+
+impl Graph {
+    /// No stages yet. The name labels the pipeline's metrics, so it should be one of few.
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
+        Self { name: name.into(), telemetry: Telemetry::global(), stages: Vec::new() }
+    }
+
+    /// Where the stages record their metrics. Default [`Telemetry::global`].
+    pub fn telemetry(&mut self, telemetry: Telemetry) {
+        self.telemetry = telemetry;
+    }
+
+    /// Adds a producer.
+    pub fn producer<P: Producer>(
+        &mut self,
+        name: impl Into<Arc<str>>,
+        producer: P,
+    ) -> ProducerHandle<P> {
+        self.producer_with(Stage::new(producer).named(name))
+    }
+
+    /// Adds a producer with options.
+    pub fn producer_with<P: Producer>(
+        &mut self,
+        producer: Stage<P, P::Event>,
+    ) -> ProducerHandle<P> {
+        self.add("producer", producer.map(AsProducer))
+    }
+
+    /// Adds a producer-consumer.
+    pub fn producer_consumer<T: ProducerConsumer>(
+        &mut self,
+        name: impl Into<Arc<str>>,
+        stage: T,
+    ) -> ProducerConsumerHandle<T> {
+        self.producer_consumer_with(Stage::new(stage).named(name))
+    }
+
+    /// Adds a producer-consumer with options.
+    pub fn producer_consumer_with<T: ProducerConsumer>(
+        &mut self,
+        stage: Stage<T, T::Out>,
+    ) -> ProducerConsumerHandle<T> {
+        self.add("producer_consumer", stage.map(AsProducerConsumer))
+    }
+
+    /// Adds a consumer.
+    pub fn consumer<C: Consumer>(
+        &mut self,
+        name: impl Into<Arc<str>>,
+        consumer: C,
+    ) -> ConsumerHandle<C> {
+        self.consumer_with(Stage::new(consumer).named(name))
+    }
+
+    /// Adds a consumer with options.
+    pub fn consumer_with<C: Consumer>(
+        &mut self,
+        consumer: Stage<C, Infallible>,
+    ) -> ConsumerHandle<C> {
+        self.add("consumer", consumer.map(AsConsumer))
+    }
+
+    /// Adds a supervisor of workers.
+    pub fn consumer_supervisor<E, W>(
+        &mut self,
+        name: impl Into<Arc<str>>,
+        supervisor: ConsumerSupervisor<E, W>,
+    ) -> SupervisorHandle<E, W>
+    where
+        E: Send + Sync + 'static,
+        W: Worker<E>,
+    {
+        self.consumer_supervisor_with(Stage::new(supervisor).named(name))
+    }
+
+    /// Adds a supervisor of workers with options.
+    pub fn consumer_supervisor_with<E, W>(
+        &mut self,
+        supervisor: Stage<ConsumerSupervisor<E, W>, Infallible>,
+    ) -> SupervisorHandle<E, W>
+    where
+        E: Send + Sync + 'static,
+        W: Worker<E>,
+    {
+        self.add("consumer_supervisor", supervisor.map(AsSupervisor))
+    }
+
+    /// Lets a stage subscribe to a producer of what it receives, whenever the stage starts.
+    ///
+    /// # Errors
+    ///
+    /// Options that cannot work are an error of [`start`](Self::start), and so is a producer of
+    /// another pipeline that does not run, unless the subscription does not need it.
+    pub fn subscribe<S, In, Out, P, PIn>(
+        &mut self,
+        consumer: &StageHandle<S, In, Out>,
+        producer: &StageHandle<P, PIn, In>,
+        options: SubscribeOptions,
+    ) where
+        In: Send + 'static,
+        P: Send + 'static,
+        PIn: Send + 'static,
+    {
+        let (target, name) = (producer.slot.clone(), producer.slot.name.clone());
+        consumer.slot.plan(target, name, options);
+    }
+
+    /// Starts all stages, each in a task of its own.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] if there is no tokio runtime, if a name is taken twice, if a subscription
+    /// cannot work, or if the `init` of a stage fails. Then nothing runs.
+    pub fn start(self) -> Result<Pipeline, StartError> {
+        self.start_with(false)
+    }
+
+    /// Starts all stages. If they belong `together`, the end of one is the end of all, unless it is
+    /// a source that comes to its end.
+    pub(crate) fn start_with(mut self, together: bool) -> Result<Pipeline, StartError> {
+        Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+        let mut names = HashSet::new();
+        if let Some(twice) = self.stages.iter().find(|stage| !names.insert(stage.name().clone())) {
+            return Err(StartError::NameTaken { stage: twice.name().clone() });
+        }
+        self.stages.iter().try_for_each(|stage| stage.check_options())?;
+        let phase = watch::Sender::new(Phase::Run);
+        let whole = Whole { pipeline: self.name, telemetry: self.telemetry, phase };
+        let mut prepared = Vec::with_capacity(self.stages.len());
+        let outcome = self.stages.iter_mut().try_for_each(|stage| {
+            prepared.push(stage.prepare(&whole)?);
+            Ok(())
+        });
+        let producers = || self.stages.iter().try_for_each(|stage| stage.check_producers());
+        let outcome = outcome.and_then(|()| producers());
+        if let Err(error) = outcome {
+            self.stages.iter().for_each(|stage| stage.vacate(false));
+            return Err(error);
+        }
+        let mut stages = Stages::new(whole, together);
+        for (planned, prepared) in self.stages.into_iter().zip(prepared) {
+            stages.add(planned, prepared);
+        }
+        Ok(stages.run())
+    }
+
+    pub(crate) fn add<B: Behaviour>(
+        &mut self,
+        kind: &str,
+        stage: Stage<B, B::Out>,
+    ) -> StageHandle<B::Stage, B::In, B::Out> {
+        let name = stage.name.clone().unwrap_or_else(|| self.free_name(kind));
+        let slot = Arc::new(Slot::new(name));
+        self.stages.push(Box::new(PlannedStage::new(stage, slot.clone())));
+        StageHandle { slot }
+    }
+
+    /// A name that no stage has yet.
+    fn free_name(&self, kind: &str) -> Arc<str> {
+        let taken = |name: &str| self.stages.iter().any(|stage| &**stage.name() == name);
+        let numbered = (2..).map(|n| format!("{kind}_{n}"));
+        let mut names = std::iter::once(kind.to_owned()).chain(numbered);
+        names.find(|name| !taken(name)).expect("there is always another number").into()
+    }
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stages: Vec<_> = self.stages.iter().map(|stage| stage.name()).collect();
+        f.debug_struct("Graph")
+            .field("name", &self.name)
+            .field("stages", &stages)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,107 @@
+//! The receiving half of a stage: what it is subscribed to, and what has arrived and waits. Pure.
+
+use std::collections::VecDeque;
+
+use crate::{
+    demand::Window,
+    dispatcher::Marker,
+    subscription::{Cancellation, Subscription, SubscriptionId},
+};
+
+/// What has arrived at a stage and is handled in order.
+#[derive(Debug)]
+pub(crate) enum Input<E> {
+    Events {
+        from: SubscriptionId,
+        events: Vec<E>,
+    },
+    /// The end of a subscription, behind its last event.
+    Ended {
+        from: SubscriptionId,
+        how: Cancellation,
+    },
+    /// A marker, behind everything that came before it.
+    Info(Marker),
+}
+
+/// Where events arrive at a stage. `T` is what the stage keeps beside each subscription.
+#[derive(Debug)]
+pub(crate) struct Inlet<E, T> {
+    upstreams: Vec<Upstream<T>>,
+    queue: VecDeque<Input<E>>,
+}
+
+/// A subscription at its consumer's end.
+#[derive(Debug)]
+pub(crate) struct Upstream<T> {
+    pub(crate) subscription: Subscription,
+    /// None while the consumer itself asks for events.
+    pub(crate) window: Option<Window>,
+    pub(crate) paused: bool,
+    pub(crate) extra: T,
+}
+
+impl<E, T> Inlet<E, T> {
+    pub(crate) fn new() -> Self {
+        Self { upstreams: Vec::new(), queue: VecDeque::new() }
+    }
+
+    pub(crate) fn add(&mut self, upstream: Upstream<T>) {
+        self.upstreams.push(upstream);
+    }
+
+    pub(crate) fn get(&mut self, id: SubscriptionId) -> Option<&mut Upstream<T>> {
+        self.upstreams.iter_mut().find(|upstream| upstream.subscription.id() == id)
+    }
+
+    pub(crate) fn remove(&mut self, id: SubscriptionId) -> Option<Upstream<T>> {
+        let place = self.upstreams.iter().position(|upstream| upstream.subscription.id() == id)?;
+        Some(self.upstreams.remove(place))
+    }
+
+    pub(crate) fn upstreams(&self) -> &[Upstream<T>] {
+        &self.upstreams
+    }
+
+    pub(crate) fn queue(&mut self, input: Input<E>) {
+        self.queue.push_back(input);
+    }
+
+    /// Takes the next input. Events only if they `may` be handled now, and nothing that waits for a
+    /// subscription that is paused; what comes behind such events on other subscriptions may
+    /// overtake them, but not a marker.
+    pub(crate) fn next(&mut self, may: bool) -> Option<Input<E>> {
+        let mut place = 0;
+        while let Some(input) = self.queue.get(place) {
+            let ready = match input {
+                Input::Info(_) => place == 0,
+                Input::Events { from, .. } | Input::Ended { from, .. } if self.is_paused(*from) => {
+                    place += 1;
+                    continue;
+                }
+                Input::Events { .. } => may,
+                Input::Ended { .. } => true,
+            };
+            return if ready { self.queue.remove(place) } else { None };
+        }
+        None
+    }
+
+    fn is_paused(&self, id: SubscriptionId) -> bool {
+        let of = |upstream: &&Upstream<T>| upstream.subscription.id() == id;
+        self.upstreams.iter().find(of).is_some_and(|upstream| upstream.paused)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Events that have arrived and wait.
+    pub(crate) fn held(&self) -> usize {
+        let events = |input: &Input<E>| match input {
+            Input::Events { events, .. } => events.len(),
+            Input::Ended { .. } | Input::Info(_) => 0,
+        };
+        self.queue.iter().map(events).sum()
+    }
+}

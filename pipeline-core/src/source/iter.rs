@@ -1,0 +1,99 @@
+//! An iterator as a producer.
+
+use std::fmt;
+
+use crate::{
+    exit::ExitReason,
+    stage::{Emitter, Producer},
+    subscription::{Cancellation, SubscribeOptions, Subscription},
+};
+
+/// A producer of an iterator's items, taking exactly as many as there is demand for.
+///
+/// When the iterator ends, so does the stage, once its last items are delivered. An iterator that
+/// panics ends the stage, and the items it gave for the same demand are lost.
+///
+/// The semantics are those of GenStage's `from_enumerable`.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("countdown")
+///     .producer(from_iter((0..10).rev()))
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
+pub fn from_iter<I>(items: I) -> FromIter<I::IntoIter>
+where
+    I: IntoIterator<Item: Send + 'static, IntoIter: Send + 'static>,
+{
+    FromIter { items: items.into_iter(), consumers: 0, stops_alone: false }
+}
+
+/// The producer that [`from_iter`] makes.
+#[must_use]
+pub struct FromIter<I> {
+    items: I,
+    consumers: usize,
+    stops_alone: bool,
+}
+
+impl<I> FromIter<I> {
+    /// Ends the stage when its last consumer leaves. By default it waits for the next.
+    pub fn stop_when_abandoned(mut self) -> Self {
+        self.stops_alone = true;
+        self
+    }
+}
+
+impl<I> Producer for FromIter<I>
+where
+    I: Iterator<Item: Send + 'static> + Send + 'static,
+{
+    type Event = I::Item;
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        out: &mut Emitter<'_, I::Item>,
+    ) -> Result<(), ExitReason> {
+        // All or nothing: half a batch of an iterator that panics helps nobody.
+        let batch: Vec<I::Item> = self.items.by_ref().take(demand).collect();
+        if batch.len() < demand {
+            out.finish();
+        }
+        out.emit_all(batch);
+        Ok(())
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        _options: &SubscribeOptions,
+        _to: &Subscription,
+        _out: &mut Emitter<'_, I::Item>,
+    ) -> Result<(), ExitReason> {
+        self.consumers += 1;
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        _ended: &Cancellation,
+        _to: &Subscription,
+        _out: &mut Emitter<'_, I::Item>,
+    ) -> Result<(), ExitReason> {
+        self.consumers -= 1;
+        if self.stops_alone && self.consumers == 0 { Err(ExitReason::Normal) } else { Ok(()) }
+    }
+}
+
+impl<I> fmt::Debug for FromIter<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FromIter").field("consumers", &self.consumers).finish_non_exhaustive()
+    }
+}

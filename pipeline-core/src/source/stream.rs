@@ -1,0 +1,95 @@
+//! A stream as a producer.
+
+use std::{fmt, pin::Pin};
+
+use futures::{FutureExt, Stream, StreamExt};
+
+use crate::{
+    exit::ExitReason,
+    stage::{Emitter, Producer},
+};
+
+/// A producer of a stream's items. The stream is polled only while there is demand.
+///
+/// When the stream ends, so does the stage, once its last items are delivered. When the pipeline
+/// drains, the stream is not polled any more.
+///
+/// ```
+/// use futures::stream;
+/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_stream};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("words")
+///     .producer(from_stream(stream::iter(["to", "the", "screen"])))
+///     .consumer(for_each(async |word| println!("{word}")), SubscribeOptions::new())
+///     .start()?;
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
+pub fn from_stream<S>(stream: S) -> FromStream<S>
+where
+    S: Stream<Item: Send + 'static> + Send + 'static,
+{
+    FromStream { stream: Box::pin(stream), next: Vec::new(), at_end: false }
+}
+
+/// The producer that [`from_stream`] makes.
+#[must_use]
+pub struct FromStream<S: Stream> {
+    stream: Pin<Box<S>>,
+    /// What `ready` has received and `handle_ready` is about to emit.
+    next: Vec<S::Item>,
+    at_end: bool,
+}
+
+impl<S> Producer for FromStream<S>
+where
+    S: Stream<Item: Send + 'static> + Send + 'static,
+{
+    type Event = S::Item;
+
+    async fn handle_demand(
+        &mut self,
+        _demand: usize,
+        _out: &mut Emitter<'_, S::Item>,
+    ) -> Result<(), ExitReason> {
+        // What is owed is what `ready` is awaited for.
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        if self.next.is_empty() && !self.at_end {
+            match self.stream.next().await {
+                Some(item) => self.next.push(item),
+                None => self.at_end = true,
+            }
+        }
+    }
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, S::Item>) -> Result<(), ExitReason> {
+        out.emit_all(self.next.drain(..));
+        while out.owed() > 0 && !self.at_end {
+            match self.stream.next().now_or_never() {
+                Some(Some(item)) => out.emit(item),
+                Some(None) => self.at_end = true,
+                None => break,
+            }
+        }
+        if self.at_end {
+            out.finish();
+        }
+        Ok(())
+    }
+
+    fn held(&self) -> usize {
+        self.next.len()
+    }
+}
+
+impl<S: Stream> fmt::Debug for FromStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FromStream").field("at_end", &self.at_end).finish_non_exhaustive()
+    }
+}

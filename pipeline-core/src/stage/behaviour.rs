@@ -1,0 +1,140 @@
+//! What the runtime asks of a stage, whatever its kind.
+
+use std::future::{Future, pending};
+
+use tokio::sync::watch;
+
+use super::{Emitter, Phase, StageContext, StageHandle, StageReport};
+use crate::{
+    exit::ExitReason,
+    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+};
+
+/// The kinds of stage, as far as they are treated differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Producer,
+    ProducerConsumer,
+    Consumer,
+    Supervisor,
+}
+
+/// A stage of one kind. The public traits are small and know of their own kind only; each has an
+/// adapter to this one.
+pub(crate) trait Behaviour: Send + 'static {
+    /// What users send messages to.
+    type Stage: Send + 'static;
+    type In: Send + 'static;
+    type Out: Send + 'static;
+
+    const KIND: Kind;
+
+    fn stage(&mut self) -> &mut Self::Stage;
+
+    fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason>;
+
+    fn handle_demand(
+        &mut self,
+        _demand: usize,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    fn handle_events(
+        &mut self,
+        _events: Vec<Self::In>,
+        _from: &Subscription,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    /// This stage has subscribed to another.
+    fn handle_subscribe(
+        &mut self,
+        _options: &SubscribeOptions,
+        _from: &Subscription,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<Asking, ExitReason>> + Send {
+        async { Ok(Asking::Automatic) }
+    }
+
+    /// A subscription of this stage has ended.
+    fn handle_cancel(
+        &mut self,
+        _ended: &Cancellation,
+        _from: &Subscription,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Another stage has subscribed to this one.
+    fn handle_consumer(
+        &mut self,
+        _options: &SubscribeOptions,
+        _to: &Subscription,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    /// A subscription to this stage has ended.
+    fn handle_consumer_gone(
+        &mut self,
+        _ended: &Cancellation,
+        _to: &Subscription,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Whether `ready` is worth waiting for.
+    fn waits(&self, _owed: usize) -> bool {
+        false
+    }
+
+    fn ready(&mut self) -> impl Future<Output = ()> + Send {
+        pending()
+    }
+
+    fn handle_ready(
+        &mut self,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Nothing new is to be taken; for a stage that receives, nothing more will come.
+    fn handle_drain(
+        &mut self,
+        _out: &mut Emitter<'_, Self::Out>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send {
+        async { Ok(()) }
+    }
+
+    /// Whether to report and log that so many events were discarded.
+    fn format_discarded(&mut self, _count: usize) -> bool {
+        true
+    }
+
+    /// Whether it is still at work on events it has taken.
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    fn terminate(
+        &mut self,
+        _reason: &ExitReason,
+        _phase: &mut watch::Receiver<Phase>,
+    ) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
+    /// Adds what the stage itself knows to be undone.
+    fn report(&self, _report: &mut StageReport) {}
+}
+
+pub(crate) type HandleOf<B> =
+    StageHandle<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>;

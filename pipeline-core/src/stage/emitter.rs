@@ -1,0 +1,57 @@
+//! Where a callback puts what it emits.
+
+use std::collections::VecDeque;
+
+/// Where a callback puts the events it emits.
+///
+/// They leave the stage when the callback returns, in the order they were emitted.
+/// [`Producer`](crate::Producer) has an example.
+#[derive(Debug)]
+pub struct Emitter<'a, E> {
+    staged: &'a mut VecDeque<E>,
+    owed: usize,
+    finish: bool,
+}
+
+impl<'a, E> Emitter<'a, E> {
+    pub(crate) fn new(staged: &'a mut VecDeque<E>, owed: usize) -> Self {
+        Self { staged, owed, finish: false }
+    }
+
+    /// Emits one event.
+    pub fn emit(&mut self, event: E) {
+        self.staged.push_back(event);
+    }
+
+    /// Emits events in order.
+    pub fn emit_all(&mut self, events: impl IntoIterator<Item = E>) {
+        self.staged.extend(events);
+    }
+
+    /// How many more events there is demand for. What is emitted beyond it goes to the buffer.
+    ///
+    /// For a producer that is the demand it was told of and has not answered; for a
+    /// producer-consumer, what its consumers would take now.
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed.saturating_sub(self.staged.len())
+    }
+
+    /// Ends the stage with [`ExitReason::Normal`](crate::ExitReason::Normal) once everything it
+    /// holds has been delivered, what this callback emits included.
+    ///
+    /// To return `Err(ExitReason::Normal)` instead ends the stage at once, and what waits in its
+    /// buffer is lost, and reported.
+    pub fn finish(&mut self) {
+        self.finish = true;
+    }
+
+    pub(crate) fn finishes(&self) -> bool {
+        self.finish
+    }
+
+    /// The events emitted so far, for a source that can fill them in bulk.
+    pub(crate) fn staged(&mut self) -> &mut VecDeque<E> {
+        self.staged
+    }
+}

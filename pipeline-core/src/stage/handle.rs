@@ -1,0 +1,321 @@
+//! A program's hold on a running stage.
+
+use std::{convert::Infallible, fmt, sync::Arc};
+
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{
+    consumer::Consumer,
+    message::{Call, CallError, Cast, HandleCall, HandleCast, HandleInfo, Info, Letter, Posted},
+    producer::Producer,
+    producer_consumer::ProducerConsumer,
+    slot::{Address, Control, Mail, Occupant, Slot, Subscribing},
+};
+use crate::{
+    exit::ExitReason,
+    outlet::DemandMode,
+    rate_limit::RateLimit,
+    subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+};
+
+/// The handle of a stage of type `S` that receives events of type `In` and emits events of type
+/// `Out`; [`Infallible`] stands for none.
+///
+/// Cheap to clone. It names a place in a pipeline: if the stage is restarted, the handle is the new
+/// stage's.
+///
+/// ```
+/// use pipeline_core::{Graph, SubscribeOptions, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("numbers");
+/// let numbers = graph.producer("numbers", from_iter(0..));
+/// let print = graph.consumer("print", pipeline_core::for_each(async |n: u64| println!("{n}")));
+/// let pipeline = graph.start()?;
+///
+/// let subscription = print.subscribe(&numbers, SubscribeOptions::new().max_demand(10)).await?;
+/// subscription.pause();
+/// numbers.stop(pipeline_core::ExitReason::Shutdown).await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct StageHandle<S, In, Out> {
+    pub(crate) slot: Arc<Slot<S, In, Out>>,
+}
+
+/// The handle of a [`Producer`].
+pub type ProducerHandle<P> = StageHandle<P, Infallible, <P as Producer>::Event>;
+
+/// The handle of a [`Consumer`].
+pub type ConsumerHandle<C> = StageHandle<C, <C as Consumer>::Event, Infallible>;
+
+/// The handle of a [`ProducerConsumer`].
+pub type ProducerConsumerHandle<T> =
+    StageHandle<T, <T as ProducerConsumer>::In, <T as ProducerConsumer>::Out>;
+
+impl<S, In, Out> StageHandle<S, In, Out>
+where
+    S: Send + 'static,
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    /// The stage's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.slot.name
+    }
+
+    /// Whether the stage runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(*self.slot.occupant.borrow(), Occupant::Running(_))
+    }
+
+    /// Sends a message, and waits for the answer.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if the stage does not run, ends first, or does not reply.
+    ///
+    /// # Cancel safety
+    ///
+    /// A message that was sent is handled even if nobody waits for the answer any more.
+    pub async fn call<M>(&self, message: M) -> Result<S::Reply, CallError>
+    where
+        S: HandleCall<M, Out>,
+        M: Send + 'static,
+    {
+        let (answer, reply) = oneshot::channel();
+        let place = self.place().await;
+        let opened = self.post(Call { message, answer }, Some(place), Mail::Letter);
+        opened.map_err(|_| CallError::NoProcess)?;
+        reply
+            .await
+            .map_err(|_| if self.is_running() { CallError::NoReply } else { CallError::NoProcess })
+    }
+
+    /// Sends a message that has no answer. Waits while too many wait for the stage already.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NoProcess`] if the stage does not run.
+    pub async fn cast<M>(&self, message: M) -> Result<(), CallError>
+    where
+        S: HandleCast<M, Out>,
+        M: Send + 'static,
+    {
+        let place = self.place().await;
+        self.post(Cast(message), Some(place), Mail::Letter)
+    }
+
+    /// Queues a message behind all events that the stage holds now, and returns when it is queued.
+    /// It reaches [`HandleInfo::handle_info`] when the last of them has been sent or discarded; at
+    /// once if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NoProcess`] if the stage does not run.
+    pub async fn sync_info<M>(&self, message: M) -> Result<(), CallError>
+    where
+        S: HandleInfo<M, Out>,
+        M: Send + 'static,
+    {
+        let (queued, wait) = oneshot::channel();
+        let place = self.place().await;
+        self.post(Info(message), Some(place), |posted| Mail::Info(posted, Some(queued)))?;
+        wait.await.map_err(|_| CallError::NoProcess)
+    }
+
+    /// The same, without waiting. It is for the stage itself above all, which cannot wait for
+    /// itself; it takes no place among the messages that may wait.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NoProcess`] if the stage does not run.
+    pub fn async_info<M>(&self, message: M) -> Result<(), CallError>
+    where
+        S: HandleInfo<M, Out>,
+        M: Send + 'static,
+    {
+        self.post(Info(message), None, |posted| Mail::Info(posted, None))
+    }
+
+    /// How many events wait in the stage's buffer; 0 for a consumer, which has none.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NoProcess`] if the stage does not run.
+    pub async fn estimate_buffered_count(&self) -> Result<usize, CallError> {
+        self.ask(Control::Buffered).await
+    }
+
+    /// Whether demand is acted upon. [`DemandMode::Forward`] for all but producers.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError::NoProcess`] if the stage does not run.
+    pub async fn demand_mode(&self) -> Result<DemandMode, CallError> {
+        self.ask(Control::Mode).await
+    }
+
+    /// Says whether demand is to be acted upon. Only producers can accumulate it: another stage logs
+    /// an error and goes on as before. Takes effect in the order of the messages; nobody is told.
+    pub fn demand(&self, mode: DemandMode) {
+        self.tell(Control::SetMode(mode));
+    }
+
+    /// Lets the stage deliver only so many events in an interval, or as many as there is demand for.
+    /// Takes effect with the next interval.
+    pub fn rate_limit(&self, limit: impl Into<Option<RateLimit>>) {
+        self.tell(Control::Limit(limit.into()));
+    }
+
+    /// Lets the stage take and deliver no events for a while. Its messages it still handles.
+    pub fn pause(&self) {
+        self.tell(Control::Pause(true));
+    }
+
+    /// Ends a [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.tell(Control::Pause(false));
+    }
+
+    /// Lets the stage deliver what it holds, and end then with [`ExitReason::Normal`]. It takes
+    /// nothing new. Returns when it has ended.
+    pub async fn finish(&self) {
+        self.end(Control::Finish).await;
+    }
+
+    /// Stops the stage after the messages it has. What it holds is lost, and reported. Returns when
+    /// it has ended.
+    pub async fn stop(&self, reason: ExitReason) {
+        self.end(Control::Stop(reason)).await;
+    }
+
+    /// Ends the stage wherever it is, with [`ExitReason::Killed`]. Its `terminate` does not run.
+    pub fn kill(&self) {
+        if let Some(address) = self.slot.address() {
+            address.kill();
+        }
+    }
+
+    /// Sends what ends the stage, and waits until that has happened.
+    async fn end(&self, control: Control<In>) {
+        let mut occupant = self.slot.occupant.subscribe();
+        let Some(address) = self.slot.address() else { return };
+        // If it has just ended, there is nothing to wait for, or not for long.
+        let _ = address.send(Mail::Control(control));
+        let gone = |now: &Occupant<Address<S, In, Out>>| match now {
+            Occupant::Running(other) => other.id != address.id,
+            _ => true,
+        };
+        let _ = occupant.wait_for(gone).await;
+    }
+
+    async fn place(&self) -> OwnedSemaphorePermit {
+        self.slot.places.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    fn post<L: Letter<S, Out> + 'static>(
+        &self,
+        letter: L,
+        place: Option<OwnedSemaphorePermit>,
+        mail: impl FnOnce(Posted<S, Out>) -> Mail<S, In, Out>,
+    ) -> Result<(), CallError> {
+        let address = self.slot.address().ok_or(CallError::NoProcess)?;
+        let posted = Posted { letter: Box::new(letter), _place: place };
+        address.send(mail(posted)).map_err(|_| CallError::NoProcess)
+    }
+
+    async fn ask<R>(
+        &self,
+        control: impl FnOnce(oneshot::Sender<R>) -> Control<In>,
+    ) -> Result<R, CallError> {
+        let (answer, reply) = oneshot::channel();
+        let address = self.slot.address().ok_or(CallError::NoProcess)?;
+        address.send(Mail::Control(control(answer))).map_err(|_| CallError::NoProcess)?;
+        reply.await.map_err(|_| CallError::NoProcess)
+    }
+
+    fn tell(&self, control: Control<In>) {
+        if let Some(address) = self.slot.address() {
+            // One that has just ended needs no telling.
+            let _ = address.send(Mail::Control(control));
+        }
+    }
+
+    /// Subscribes this stage to a producer of what it receives. Returns when it has said so to the
+    /// producer, which may not have heard it yet.
+    ///
+    /// If the producer does not run, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
+    /// [`Cancel::Transient`](crate::Cancel::Transient) subscription ends this stage with
+    /// [`ExitReason::NoProcess`].
+    ///
+    /// # Errors
+    ///
+    /// [`SubscribeError`] for options that cannot work, or if this stage does not run.
+    pub async fn subscribe<P, PIn>(
+        &self,
+        producer: &StageHandle<P, PIn, In>,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, SubscribeError>
+    where
+        P: Send + 'static,
+        PIn: Send + 'static,
+    {
+        self.subscribe_in_place_of(None, producer, options).await
+    }
+
+    /// Subscribes in place of another subscription of this stage, which ends with the reason. The
+    /// producer swaps the two without a gap. The stage goes on, whatever the old one's
+    /// [`Cancel`](crate::Cancel) mode says.
+    ///
+    /// # Errors
+    ///
+    /// As for [`subscribe`](Self::subscribe).
+    pub async fn resubscribe<P, PIn>(
+        &self,
+        old: &Subscription,
+        reason: ExitReason,
+        producer: &StageHandle<P, PIn, In>,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, SubscribeError>
+    where
+        P: Send + 'static,
+        PIn: Send + 'static,
+    {
+        self.subscribe_in_place_of(Some((old.id(), reason)), producer, options).await
+    }
+
+    async fn subscribe_in_place_of<P, PIn>(
+        &self,
+        replaces: Option<(SubscriptionId, ExitReason)>,
+        producer: &StageHandle<P, PIn, In>,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, SubscribeError>
+    where
+        P: Send + 'static,
+        PIn: Send + 'static,
+    {
+        options.check()?;
+        let target = producer.slot.clone();
+        let subscribed = self.ask(|answer| {
+            let answer = Some(answer);
+            Control::Subscribe(Box::new(Subscribing { target, options, replaces, answer }))
+        });
+        subscribed.await.unwrap_or(Err(SubscribeError::NoProcess))
+    }
+}
+
+impl<S, In, Out> Clone for StageHandle<S, In, Out> {
+    fn clone(&self) -> Self {
+        Self { slot: self.slot.clone() }
+    }
+}
+
+impl<S, In, Out> fmt::Debug for StageHandle<S, In, Out> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StageHandle").field(&self.slot.name).finish()
+    }
+}

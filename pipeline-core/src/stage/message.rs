@@ -1,0 +1,266 @@
+//! What a program can say to a running stage.
+
+use std::{convert::Infallible, future::Future};
+
+use futures::future::BoxFuture;
+use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::{Emitter, contained};
+use crate::exit::ExitReason;
+
+/// Answers a message of type `M`, sent by [`StageHandle::call`](crate::StageHandle::call).
+///
+/// `E` is what the stage emits; leave it out for a consumer. The callback and its contract are
+/// GenStage's `handle_call`.
+///
+/// ```
+/// use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer};
+///
+/// /// Emits what it is told to.
+/// struct Told;
+///
+/// impl Producer for Told {
+///     type Event = u64;
+///
+///     async fn handle_demand(&mut self, _: usize, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+///         Ok(())
+///     }
+/// }
+///
+/// impl HandleCall<Vec<u64>, u64> for Told {
+///     type Reply = usize;
+///
+///     async fn handle_call(
+///         &mut self,
+///         events: Vec<u64>,
+///         caller: &mut Caller<usize>,
+///         out: &mut Emitter<'_, u64>,
+///     ) -> Result<(), ExitReason> {
+///         caller.reply(events.len());
+///         out.emit_all(events);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait HandleCall<M, E = Infallible>: Send + 'static {
+    /// What the caller gets.
+    type Reply: Send + 'static;
+
+    /// Handles the message. May emit, may reply now, later, or not at all, and may end the stage.
+    fn handle_call(
+        &mut self,
+        message: M,
+        caller: &mut Caller<Self::Reply>,
+        out: &mut Emitter<'_, E>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send;
+}
+
+/// Takes a message of type `M`, sent by [`StageHandle::cast`](crate::StageHandle::cast), that nobody
+/// waits for an answer to.
+///
+/// `E` is what the stage emits; leave it out for a consumer.
+///
+/// ```
+/// use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+/// use std::convert::Infallible;
+///
+/// struct Log { verbose: bool }
+/// struct Verbose(bool);
+///
+/// impl Consumer for Log {
+///     type Event = String;
+///
+///     async fn handle_events(&mut self, lines: Vec<String>, _: &Subscription) -> Result<(), ExitReason> {
+///         if self.verbose { println!("{lines:?}"); }
+///         Ok(())
+///     }
+/// }
+///
+/// impl HandleCast<Verbose> for Log {
+///     async fn handle_cast(&mut self, verbose: Verbose, _: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
+///         self.verbose = verbose.0;
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait HandleCast<M, E = Infallible>: Send + 'static {
+    /// Handles the message. May emit, and may end the stage.
+    fn handle_cast(
+        &mut self,
+        message: M,
+        out: &mut Emitter<'_, E>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send;
+}
+
+/// Takes a message of type `M` that waited behind the events that the stage held when it was sent,
+/// by [`StageHandle::sync_info`](crate::StageHandle::sync_info) or
+/// [`async_info`](crate::StageHandle::async_info).
+///
+/// `E` is what the stage emits; leave it out for a consumer.
+///
+/// ```
+/// use pipeline_core::{Emitter, ExitReason, HandleInfo, Producer};
+///
+/// struct Prices;
+/// struct EndOfDay;
+///
+/// impl Producer for Prices {
+///     type Event = u64;
+///
+///     async fn handle_demand(&mut self, _: usize, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+///         Ok(())
+///     }
+/// }
+///
+/// impl HandleInfo<EndOfDay, u64> for Prices {
+///     async fn handle_info(&mut self, _: EndOfDay, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+///         println!("all prices are out");
+///         Err(ExitReason::Normal)
+///     }
+/// }
+/// ```
+pub trait HandleInfo<M, E = Infallible>: Send + 'static {
+    /// Handles the message. May emit, and may end the stage.
+    fn handle_info(
+        &mut self,
+        message: M,
+        out: &mut Emitter<'_, E>,
+    ) -> impl Future<Output = Result<(), ExitReason>> + Send;
+}
+
+/// Who waits for the answer to a call. [`HandleCall`] has an example.
+#[derive(Debug)]
+pub struct Caller<R> {
+    sender: Option<oneshot::Sender<R>>,
+    reply: Option<R>,
+}
+
+impl<R> Caller<R> {
+    /// Replies when what the callback emits has been sent off, also if the callback ends the stage.
+    pub fn reply(&mut self, reply: R) {
+        self.reply = Some(reply);
+    }
+
+    /// Replies at once, before anything that the callback emits.
+    pub fn reply_now(&mut self, reply: R) {
+        if let Some(sender) = self.sender.take() {
+            // A caller that has given up does not mind.
+            let _ = sender.send(reply);
+        }
+    }
+
+    /// Takes the caller along, to reply later, from another callback or another task. Dropping it
+    /// unanswered gives the caller [`CallError::NoReply`].
+    #[must_use]
+    pub fn later(&mut self) -> Self {
+        Self { sender: self.sender.take(), reply: None }
+    }
+}
+
+impl<R> Drop for Caller<R> {
+    fn drop(&mut self) {
+        if let (Some(sender), Some(reply)) = (self.sender.take(), self.reply.take()) {
+            let _ = sender.send(reply);
+        }
+    }
+}
+
+/// Why a call has no answer.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The stage does not run, or ended before it came to the message.
+    #[error("the stage does not run")]
+    NoProcess,
+    /// The stage took the message and did not answer.
+    #[error("the stage did not reply")]
+    NoReply,
+}
+
+/// A message in the mailbox of a stage of type `S`, whatever its own type.
+pub(crate) trait Letter<S, E>: Send {
+    fn open<'a, 'e: 'a>(
+        self: Box<Self>,
+        stage: &'a mut S,
+        out: &'a mut Emitter<'e, E>,
+    ) -> BoxFuture<'a, Opened>;
+}
+
+/// What became of a letter.
+pub(crate) struct Opened {
+    pub(crate) outcome: Result<(), ExitReason>,
+    /// To be dropped when what was emitted has been sent off.
+    pub(crate) answer: Option<Box<dyn Send>>,
+}
+
+/// A letter, with its place among those that may wait.
+pub(crate) struct Posted<S, E> {
+    pub(crate) letter: Box<dyn Letter<S, E>>,
+    pub(crate) _place: Option<OwnedSemaphorePermit>,
+}
+
+pub(crate) struct Call<M, R> {
+    pub(crate) message: M,
+    pub(crate) answer: oneshot::Sender<R>,
+}
+
+impl<S, E, M> Letter<S, E> for Call<M, S::Reply>
+where
+    S: HandleCall<M, E>,
+    E: Send + 'static,
+    M: Send + 'static,
+{
+    fn open<'a, 'e: 'a>(
+        self: Box<Self>,
+        stage: &'a mut S,
+        out: &'a mut Emitter<'e, E>,
+    ) -> BoxFuture<'a, Opened> {
+        let Self { message, answer } = *self;
+        let mut caller = Caller { sender: Some(answer), reply: None };
+        Box::pin(async move {
+            let outcome = contained(stage.handle_call(message, &mut caller, out)).await;
+            Opened { outcome, answer: Some(Box::new(caller)) }
+        })
+    }
+}
+
+pub(crate) struct Cast<M>(pub(crate) M);
+
+impl<S, E, M> Letter<S, E> for Cast<M>
+where
+    S: HandleCast<M, E>,
+    E: Send + 'static,
+    M: Send + 'static,
+{
+    fn open<'a, 'e: 'a>(
+        self: Box<Self>,
+        stage: &'a mut S,
+        out: &'a mut Emitter<'e, E>,
+    ) -> BoxFuture<'a, Opened> {
+        Box::pin(async move {
+            let outcome = contained(stage.handle_cast(self.0, out)).await;
+            Opened { outcome, answer: None }
+        })
+    }
+}
+
+pub(crate) struct Info<M>(pub(crate) M);
+
+impl<S, E, M> Letter<S, E> for Info<M>
+where
+    S: HandleInfo<M, E>,
+    E: Send + 'static,
+    M: Send + 'static,
+{
+    fn open<'a, 'e: 'a>(
+        self: Box<Self>,
+        stage: &'a mut S,
+        out: &'a mut Emitter<'e, E>,
+    ) -> BoxFuture<'a, Opened> {
+        Box::pin(async move {
+            let outcome = contained(stage.handle_info(self.0, out)).await;
+            Opened { outcome, answer: None }
+        })
+    }
+}

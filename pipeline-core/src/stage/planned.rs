@@ -1,0 +1,150 @@
+//! A stage of a pipeline that is to be started, and perhaps started again.
+
+use std::{
+    any::Any,
+    pin::Pin,
+    sync::{Arc, OnceLock},
+};
+
+use tokio::{sync::watch, task::AbortHandle, time::Instant};
+
+use super::{
+    Phase, Stage, StageContext, StageHandle, StageReport,
+    behaviour::{Behaviour, Kind},
+    options::StageOptions,
+    restart::RestartBudget,
+    runtime::StageTask,
+    slot::{Occupant, PlannedSubscription, Slot, Subscribing},
+};
+use crate::{error::StartError, subscription::Cancel, telemetry::Telemetry};
+
+/// What a stage has in common with the others of its pipeline.
+#[derive(Clone)]
+pub(crate) struct Whole {
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) telemetry: Telemetry,
+    pub(crate) phase: watch::Sender<Phase>,
+}
+
+/// A stage of a pipeline, whatever its type.
+pub(crate) trait Planned: Send {
+    fn name(&self) -> &Arc<str>;
+
+    /// Whether it is the beginning of something, and not its end: consumers learn of its end.
+    fn emits(&self) -> bool;
+
+    /// Runs the stage's `init`, and makes the task that runs the stage.
+    fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError>;
+
+    /// Whether its subscriptions can work at all.
+    fn check_options(&self) -> Result<(), StartError>;
+
+    /// Whether what it subscribes to is there, now that all stages are.
+    fn check_producers(&self) -> Result<(), StartError>;
+
+    /// Whether it may be started again.
+    fn may_restart(&mut self, now: Instant) -> bool;
+
+    /// Whether it is one that is started again when it fails.
+    fn restarts(&self) -> bool;
+
+    /// Its place, for those who know its type.
+    fn slot(&self) -> Arc<dyn Any + Send + Sync>;
+
+    /// Nobody is in its place any more, for a while or for good.
+    fn vacate(&self, restarting: bool);
+}
+
+/// A stage that is ready to be spawned.
+pub(crate) struct Prepared {
+    pub(crate) task: Pin<Box<dyn Future<Output = StageReport> + Send>>,
+    /// Where the handle of the spawned task belongs.
+    pub(crate) handle: Arc<OnceLock<AbortHandle>>,
+}
+
+/// A stage of a pipeline.
+pub(crate) struct PlannedStage<B: Behaviour> {
+    slot: Arc<Slot<B::Stage, B::In, B::Out>>,
+    make: Box<dyn FnMut() -> Option<B> + Send>,
+    budget: RestartBudget,
+    options: StageOptions<B::Out>,
+}
+
+impl<B: Behaviour> PlannedStage<B> {
+    /// Plans a stage in this place.
+    pub(crate) fn new(stage: Stage<B, B::Out>, slot: Arc<Slot<B::Stage, B::In, B::Out>>) -> Self {
+        let Stage { make, budget, options, .. } = stage;
+        Self { slot, make, budget, options }
+    }
+}
+
+impl<B: Behaviour> Planned for PlannedStage<B> {
+    fn name(&self) -> &Arc<str> {
+        &self.slot.name
+    }
+
+    fn emits(&self) -> bool {
+        matches!(B::KIND, Kind::Producer | Kind::ProducerConsumer)
+    }
+
+    fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError> {
+        let mut behaviour =
+            (self.make)().expect("a stage that cannot be made again has no restarts to spend");
+        let context = StageContext {
+            pipeline: whole.pipeline.clone(),
+            stage: self.slot.name.clone(),
+            telemetry: whole.telemetry.clone(),
+            handle: StageHandle { slot: self.slot.clone() },
+        };
+        // Before `init`, so that it can send itself something.
+        let place = self.slot.occupy();
+        if let Err(reason) = behaviour.init(&context) {
+            self.vacate(false);
+            return Err(StartError::Init { stage: self.slot.name.clone(), reason });
+        }
+        let phase = whole.phase.subscribe();
+        let task = StageTask::new(behaviour, &self.options, place, phase, &context);
+        let subscribing = |planned: &PlannedSubscription<B::In>| {
+            let (target, options) = (planned.target.clone(), planned.options.clone());
+            Subscribing { target, options, replaces: None, answer: None }
+        };
+        let subscriptions = self.slot.subscriptions.lock().iter().map(subscribing).collect();
+        Ok(Prepared { handle: task.task(), task: Box::pin(task.run(subscriptions)) })
+    }
+
+    fn check_options(&self) -> Result<(), StartError> {
+        for planned in &*self.slot.subscriptions.lock() {
+            let stage = self.slot.name.clone();
+            planned.options.check().map_err(|source| StartError::Subscribe { stage, source })?;
+        }
+        Ok(())
+    }
+
+    fn check_producers(&self) -> Result<(), StartError> {
+        for planned in &*self.slot.subscriptions.lock() {
+            let missing = matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended);
+            if missing && matches!(planned.options.mode(), Cancel::Permanent | Cancel::Transient) {
+                let (stage, producer) = (self.slot.name.clone(), planned.producer.clone());
+                return Err(StartError::NoProcess { stage, producer });
+            }
+        }
+        Ok(())
+    }
+
+    fn may_restart(&mut self, now: Instant) -> bool {
+        self.budget.spend(now)
+    }
+
+    fn restarts(&self) -> bool {
+        self.budget.restarts() > 0
+    }
+
+    fn slot(&self) -> Arc<dyn Any + Send + Sync> {
+        self.slot.clone()
+    }
+
+    fn vacate(&self, restarting: bool) {
+        let nobody = if restarting { Occupant::Restarting } else { Occupant::Ended };
+        self.slot.occupant.send_replace(nobody);
+    }
+}

@@ -1,0 +1,237 @@
+//! A place in a pipeline that a stage runs in, from one restart to the next.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot, watch},
+    task::AbortHandle,
+};
+
+use super::{
+    link::{DemandPort, EventPort, ToConsumer, ToProducer},
+    message::Posted,
+};
+use crate::{
+    exit::ExitReason,
+    outlet::DemandMode,
+    rate_limit::RateLimit,
+    subscription::{StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+};
+
+/// How many messages from outside may wait in a stage's mailbox.
+const ROOM: usize = 1024;
+
+/// Everything that can arrive in the mailbox of a stage of type `S`.
+pub(crate) enum Mail<S, In, Out> {
+    FromConsumer(ToProducer<Out>),
+    FromProducer(ToConsumer<In>),
+    Letter(Posted<S, Out>),
+    /// A letter that waits behind the events that are here now. Says when it has been queued.
+    Info(Posted<S, Out>, Option<oneshot::Sender<()>>),
+    Control(Control<In>),
+}
+
+/// What a handle wants of a stage.
+pub(crate) enum Control<In> {
+    Subscribe(Box<Subscribing<In>>),
+    SetMode(DemandMode),
+    Mode(oneshot::Sender<DemandMode>),
+    Buffered(oneshot::Sender<usize>),
+    Limit(Option<RateLimit>),
+    Pause(bool),
+    Finish,
+    Stop(ExitReason),
+}
+
+/// A subscription that a consumer is to make.
+pub(crate) struct Subscribing<In> {
+    pub(crate) target: Arc<dyn Target<In>>,
+    pub(crate) options: SubscribeOptions,
+    pub(crate) replaces: Option<(SubscriptionId, ExitReason)>,
+    pub(crate) answer: Option<oneshot::Sender<Result<Subscription, SubscribeError>>>,
+}
+
+/// The place of a stage that emits events of type `E`.
+pub(crate) trait Target<E>: Send + Sync {
+    fn occupant(&self) -> Occupant<Arc<dyn DemandPort<E>>>;
+
+    /// Waits until a stage that is being restarted runs again, or never will.
+    fn settled(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Who is in a slot.
+#[derive(Clone)]
+pub(crate) enum Occupant<A> {
+    /// Nobody has been.
+    Vacant,
+    Running(A),
+    Restarting,
+    /// Nobody, for good.
+    Ended,
+}
+
+/// Where the mail for one incarnation of a stage goes.
+///
+/// The channel has no bound of its own. Between stages, demand bounds it: no more events are on
+/// their way than were asked for, and no more asks than events were handled. From outside, a message
+/// takes one of so many places.
+pub(crate) struct Address<S, In, Out> {
+    pub(crate) id: StageId,
+    mailbox: mpsc::UnboundedSender<Mail<S, In, Out>>,
+    /// Ends the stage's task, once there is one.
+    task: Arc<OnceLock<AbortHandle>>,
+}
+
+pub(crate) type Mailbox<S, In, Out> = mpsc::UnboundedReceiver<Mail<S, In, Out>>;
+
+impl<S, In, Out> Address<S, In, Out> {
+    #[expect(clippy::disallowed_methods, reason = "bounded by demand and by places")]
+    pub(crate) fn new() -> (Self, Mailbox<S, In, Out>) {
+        let (mailbox, receiver) = mpsc::unbounded_channel();
+        (Self { id: StageId::new(next_id()), mailbox, task: Arc::default() }, receiver)
+    }
+
+    pub(crate) fn send(&self, mail: Mail<S, In, Out>) -> Result<(), Mail<S, In, Out>> {
+        self.mailbox.send(mail).map_err(|error| error.0)
+    }
+
+    /// Where the handle of the stage's task belongs.
+    pub(crate) fn task(&self) -> Arc<OnceLock<AbortHandle>> {
+        self.task.clone()
+    }
+
+    pub(crate) fn kill(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
+    }
+}
+
+impl<S, In, Out> Clone for Address<S, In, Out> {
+    fn clone(&self) -> Self {
+        Self { id: self.id, mailbox: self.mailbox.clone(), task: self.task.clone() }
+    }
+}
+
+impl<S, In, Out> EventPort<In> for Address<S, In, Out>
+where
+    S: Send + 'static,
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    fn send(&self, message: ToConsumer<In>) -> Result<(), ToConsumer<In>> {
+        self.send(Mail::FromProducer(message)).map_err(|mail| match mail {
+            Mail::FromProducer(message) => message,
+            _ => unreachable!("it gives back what it was given"),
+        })
+    }
+}
+
+impl<S, In, Out> DemandPort<Out> for Address<S, In, Out>
+where
+    S: Send + 'static,
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    fn send(&self, message: ToProducer<Out>) -> Result<(), ToProducer<Out>> {
+        self.send(Mail::FromConsumer(message)).map_err(|mail| match mail {
+            Mail::FromConsumer(message) => message,
+            _ => unreachable!("it gives back what it was given"),
+        })
+    }
+}
+
+/// A place in a pipeline.
+pub(crate) struct Slot<S, In, Out> {
+    pub(crate) name: Arc<str>,
+    pub(crate) occupant: watch::Sender<Occupant<Address<S, In, Out>>>,
+    pub(crate) places: Arc<Semaphore>,
+    /// What whoever is here subscribes to when it starts.
+    pub(crate) subscriptions: Mutex<Vec<PlannedSubscription<In>>>,
+}
+
+/// A subscription that is made whenever its consumer starts.
+pub(crate) struct PlannedSubscription<In> {
+    pub(crate) target: Arc<dyn Target<In>>,
+    /// The producer's name.
+    pub(crate) producer: Arc<str>,
+    pub(crate) options: SubscribeOptions,
+}
+
+impl<S, In, Out> Slot<S, In, Out> {
+    pub(crate) fn new(name: Arc<str>) -> Self {
+        let occupant = watch::Sender::new(Occupant::Vacant);
+        let places = Arc::new(Semaphore::new(ROOM));
+        Self { name, occupant, places, subscriptions: Mutex::default() }
+    }
+
+    /// Who is to be told, if anybody.
+    pub(crate) fn address(&self) -> Option<Address<S, In, Out>> {
+        match &*self.occupant.borrow() {
+            Occupant::Running(address) => Some(address.clone()),
+            _ => None,
+        }
+    }
+
+    /// Whoever starts here is to subscribe to this.
+    pub(crate) fn plan(
+        &self,
+        target: Arc<dyn Target<In>>,
+        producer: Arc<str>,
+        options: SubscribeOptions,
+    ) {
+        self.subscriptions.lock().push(PlannedSubscription { target, producer, options });
+    }
+
+    /// A new incarnation takes the place.
+    pub(crate) fn occupy(&self) -> (Address<S, In, Out>, Mailbox<S, In, Out>) {
+        let (address, mailbox) = Address::new();
+        self.occupant.send_replace(Occupant::Running(address.clone()));
+        (address, mailbox)
+    }
+}
+
+impl<S, In, Out> Target<Out> for Slot<S, In, Out>
+where
+    S: Send + 'static,
+    In: Send + 'static,
+    Out: Send + 'static,
+{
+    fn occupant(&self) -> Occupant<Arc<dyn DemandPort<Out>>> {
+        match &*self.occupant.borrow() {
+            Occupant::Vacant => Occupant::Vacant,
+            Occupant::Running(address) => Occupant::Running(Arc::new(address.clone())),
+            Occupant::Restarting => Occupant::Restarting,
+            Occupant::Ended => Occupant::Ended,
+        }
+    }
+
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        let mut occupant = self.occupant.subscribe();
+        Box::pin(async move {
+            // An error means that the slot is gone, and with it who could come.
+            let _ = occupant.wait_for(|now| !matches!(now, Occupant::Restarting)).await;
+        })
+    }
+}
+
+impl<S, In, Out> fmt::Debug for Slot<S, In, Out> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slot").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A number that no other stage or subscription of the program has: stages of different pipelines
+/// may be connected.
+pub(crate) fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,103 @@
+//! Several events at a time.
+
+use std::{future::pending, time::Duration};
+
+use tokio::time::{self, Instant};
+
+use crate::{
+    exit::ExitReason,
+    stage::{Emitter, ProducerConsumer},
+    subscription::Subscription,
+};
+
+/// A stage that puts events together: a batch is emitted when it has `size` events, or when its
+/// first one has waited for `within`. What is left when the source ends is emitted too.
+///
+/// # Panics
+///
+/// If the size is 0.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("batches")
+///     .producer(from_iter(0..10))
+///     .batch(4, Duration::from_secs(1))
+///     .consumer(for_each(async |batch: Vec<i32>| println!("{batch:?}")), SubscribeOptions::new())
+///     .start()?;
+/// pipeline.ended().await;
+/// # Ok(())
+/// # }
+/// ```
+pub fn batch<E>(size: usize, within: Duration) -> Batch<E> {
+    assert!(size > 0, "a batch has at least one event");
+    Batch { size, within, open: Vec::new(), due: None }
+}
+
+/// The stage that [`batch`] makes.
+#[derive(Debug)]
+#[must_use]
+pub struct Batch<E> {
+    size: usize,
+    within: Duration,
+    open: Vec<E>,
+    /// When the open batch has to leave.
+    due: Option<Instant>,
+}
+
+impl<E> Batch<E> {
+    fn close(&mut self, out: &mut Emitter<'_, Vec<E>>) {
+        self.due = None;
+        if !self.open.is_empty() {
+            out.emit(std::mem::take(&mut self.open));
+        }
+    }
+}
+
+impl<E: Send + 'static> ProducerConsumer for Batch<E> {
+    type In = E;
+    type Out = Vec<E>;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+        out: &mut Emitter<'_, Vec<E>>,
+    ) -> Result<(), ExitReason> {
+        for event in events {
+            if self.open.is_empty() {
+                self.due = Some(Instant::now() + self.within);
+            }
+            self.open.push(event);
+            if self.open.len() == self.size {
+                self.close(out);
+            }
+        }
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        match self.due {
+            Some(due) => time::sleep_until(due).await,
+            None => pending().await,
+        }
+    }
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, Vec<E>>) -> Result<(), ExitReason> {
+        self.close(out);
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, out: &mut Emitter<'_, Vec<E>>) -> Result<(), ExitReason> {
+        self.close(out);
+        Ok(())
+    }
+
+    fn held(&self) -> usize {
+        self.open.len()
+    }
+}

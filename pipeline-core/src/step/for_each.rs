@@ -1,0 +1,135 @@
+//! A function as a consumer.
+
+use std::{fmt, future::Future, marker::PhantomData};
+
+use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
+
+/// What the function of a [`for_each`] may return: nothing, or a `Result` whose error ends the stage.
+pub trait Outcome {
+    /// The same, as a callback returns it.
+    ///
+    /// # Errors
+    ///
+    /// The error it stands for.
+    fn outcome(self) -> Result<(), ExitReason>;
+}
+
+impl Outcome for () {
+    fn outcome(self) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl<R: Into<ExitReason>> Outcome for Result<(), R> {
+    fn outcome(self) -> Result<(), ExitReason> {
+        self.map_err(Into::into)
+    }
+}
+
+/// A consumer that calls an async function with each event, one after the other.
+///
+/// ```
+/// use pipeline_core::{ExitReason, for_each};
+///
+/// let print = for_each(async |line: String| println!("{line}"));
+///
+/// // One that can fail, and end the stage.
+/// let parse = for_each(async |line: String| {
+///     let number: u64 = line.parse()?;
+///     println!("{number}");
+///     Ok::<_, ExitReason>(())
+/// });
+/// # fn consumer<C: pipeline_core::Consumer>(_: C) {}
+/// # consumer(print); consumer(parse);
+/// ```
+pub fn for_each<E, F, Fut>(function: F) -> ForEach<E, F>
+where
+    E: Send + 'static,
+    F: FnMut(E) -> Fut + Send + 'static,
+    Fut: Future<Output: Outcome> + Send,
+{
+    ForEach { function, event: PhantomData }
+}
+
+/// The consumer that [`for_each`] makes.
+#[must_use]
+pub struct ForEach<E, F> {
+    function: F,
+    event: PhantomData<fn(E)>,
+}
+
+impl<E, F, Fut> Consumer for ForEach<E, F>
+where
+    E: Send + 'static,
+    F: FnMut(E) -> Fut + Send + 'static,
+    Fut: Future<Output: Outcome> + Send,
+{
+    type Event = E;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for event in events {
+            (self.function)(event).await.outcome()?;
+        }
+        Ok(())
+    }
+}
+
+impl<E, F> fmt::Debug for ForEach<E, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ForEach")
+    }
+}
+
+/// A consumer that calls an async function with each chunk of events, one after the other.
+///
+/// A chunk has at most `max_demand - min_demand` events, and at least one.
+///
+/// ```
+/// use pipeline_core::for_each_batch;
+///
+/// let store = for_each_batch(async |rows: Vec<u64>| println!("{} rows", rows.len()));
+/// # fn consumer<C: pipeline_core::Consumer>(_: C) {}
+/// # consumer(store);
+/// ```
+pub fn for_each_batch<E, F, Fut>(function: F) -> ForEachBatch<E, F>
+where
+    E: Send + 'static,
+    F: FnMut(Vec<E>) -> Fut + Send + 'static,
+    Fut: Future<Output: Outcome> + Send,
+{
+    ForEachBatch { function, event: PhantomData }
+}
+
+/// The consumer that [`for_each_batch`] makes.
+#[must_use]
+pub struct ForEachBatch<E, F> {
+    function: F,
+    event: PhantomData<fn(E)>,
+}
+
+impl<E, F, Fut> Consumer for ForEachBatch<E, F>
+where
+    E: Send + 'static,
+    F: FnMut(Vec<E>) -> Fut + Send + 'static,
+    Fut: Future<Output: Outcome> + Send,
+{
+    type Event = E;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        (self.function)(events).await.outcome()
+    }
+}
+
+impl<E, F> fmt::Debug for ForEachBatch<E, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ForEachBatch")
+    }
+}

@@ -1,0 +1,117 @@
+//! One event at a time, by a function.
+
+use std::{fmt, marker::PhantomData};
+
+use crate::{
+    exit::ExitReason,
+    stage::{Emitter, ProducerConsumer},
+    subscription::Subscription,
+};
+
+/// A stage that turns each event into another.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter, map};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("squares")
+///     .producer(from_iter(0..10))
+///     .producer_consumer(map(|n| n * n), SubscribeOptions::new().max_demand(4))
+///     .consumer(for_each(async |n: i32| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// pipeline.ended().await;
+/// # Ok(())
+/// # }
+/// ```
+pub fn map<E, T, F: FnMut(E) -> T>(function: F) -> Map<E, T, F> {
+    Map { function, event: PhantomData }
+}
+
+/// The stage that [`map`] makes.
+#[must_use]
+pub struct Map<E, T, F> {
+    function: F,
+    event: PhantomData<fn(E) -> T>,
+}
+
+impl<E, T, F> ProducerConsumer for Map<E, T, F>
+where
+    E: Send + 'static,
+    T: Send + 'static,
+    F: FnMut(E) -> T + Send + 'static,
+{
+    type In = E;
+    type Out = T;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+        out: &mut Emitter<'_, T>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(events.into_iter().map(&mut self.function));
+        Ok(())
+    }
+}
+
+impl<E, T, F> fmt::Debug for Map<E, T, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Map")
+    }
+}
+
+/// A stage that lets some events through.
+///
+/// Demand for events that are not let through stays: the stage goes on to take events until it is
+/// met.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, filter, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("evens")
+///     .producer(from_iter(0..10))
+///     .producer_consumer(filter(|n| n % 2 == 0), SubscribeOptions::new().max_demand(4))
+///     .consumer(for_each(async |n: i32| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// pipeline.ended().await;
+/// # Ok(())
+/// # }
+/// ```
+pub fn filter<E, F: FnMut(&E) -> bool>(function: F) -> Filter<E, F> {
+    Filter { function, event: PhantomData }
+}
+
+/// The stage that [`filter`] makes.
+#[must_use]
+pub struct Filter<E, F> {
+    function: F,
+    event: PhantomData<fn(E)>,
+}
+
+impl<E, F> ProducerConsumer for Filter<E, F>
+where
+    E: Send + 'static,
+    F: FnMut(&E) -> bool + Send + 'static,
+{
+    type In = E;
+    type Out = E;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+        out: &mut Emitter<'_, E>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(events.into_iter().filter(&mut self.function));
+        Ok(())
+    }
+}
+
+impl<E, F> fmt::Debug for Filter<E, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Filter")
+    }
+}

@@ -1,0 +1,13 @@
+//! Ready-made stages that receive: functions, batches, sinks.
+
+mod batch;
+mod for_each;
+mod map;
+mod sink;
+
+pub use self::{
+    batch::{Batch, batch},
+    for_each::{ForEach, ForEachBatch, Outcome, for_each, for_each_batch},
+    map::{Filter, Map, filter, map},
+    sink::{IntoSink, into_sink},
+};

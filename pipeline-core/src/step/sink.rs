@@ -1,0 +1,72 @@
+//! A sink as a consumer.
+
+use std::{fmt, marker::PhantomData, pin::Pin};
+
+use futures::{Sink, SinkExt};
+
+use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
+
+/// A consumer that puts its events into a [`Sink`].
+///
+/// A chunk of events is fed to the sink and flushed before more is asked for, so a sink that is slow
+/// slows the pipeline. When the stage ends, the sink is closed. An error of the sink ends the stage.
+///
+/// ```
+/// use futures::channel::mpsc;
+/// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, into_sink};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (sink, _receiver) = mpsc::channel(100);
+/// let mut pipeline = Pipeline::builder("channel")
+///     .producer(from_iter(0..10))
+///     .consumer(into_sink(sink), SubscribeOptions::new())
+///     .start()?;
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
+pub fn into_sink<E, S>(sink: S) -> IntoSink<E, S>
+where
+    E: Send + 'static,
+    S: Sink<E, Error: Into<ExitReason>> + Send + 'static,
+{
+    IntoSink { sink: Box::pin(sink), event: PhantomData }
+}
+
+/// The consumer that [`into_sink`] makes.
+#[must_use]
+pub struct IntoSink<E, S> {
+    sink: Pin<Box<S>>,
+    event: PhantomData<fn(E)>,
+}
+
+impl<E, S> Consumer for IntoSink<E, S>
+where
+    E: Send + 'static,
+    S: Sink<E, Error: Into<ExitReason>> + Send + 'static,
+{
+    type Event = E;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        _from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for event in events {
+            self.sink.feed(event).await.map_err(Into::into)?;
+        }
+        self.sink.flush().await.map_err(Into::into)
+    }
+
+    async fn terminate(&mut self, _reason: &ExitReason) {
+        // Whoever reads the other end learns of it by the end itself.
+        let _ = self.sink.close().await;
+    }
+}
+
+impl<E, S> fmt::Debug for IntoSink<E, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("IntoSink")
+    }
+}
