@@ -42,6 +42,7 @@ mod buffer;
 mod demand;
 mod dispatcher;
 mod error;
+mod event_stream;
 mod exit;
 mod graph;
 mod inlet;
@@ -54,6 +55,8 @@ mod stage;
 mod step;
 mod subscription;
 mod telemetry;
+#[cfg(feature = "test-kit")]
+pub mod testkit;
 mod timed;
 
 pub use self::{
@@ -61,6 +64,7 @@ pub use self::{
     buffer::BufferKeep,
     dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
     error::StartError,
+    event_stream::EventStream,
     exit::ExitReason,
     graph::Graph,
     outlet::{DemandMode, Unsubscribed},

@@ -208,11 +208,6 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// What one subscriber has asked for and not been sent.
-    pub(crate) fn outstanding(&self, id: SubscriptionId) -> usize {
-        self.dispatcher.outstanding(id)
-    }
-
     /// Demand the producer was told of and has not answered.
     pub(crate) fn owed(&self) -> usize {
         if self.mode == DemandMode::Accumulate { 0 } else { self.owed }

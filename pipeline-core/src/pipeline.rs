@@ -4,6 +4,7 @@ use std::{convert::Infallible, fmt, marker::PhantomData, sync::Arc, time::Durati
 
 use crate::{
     error::StartError,
+    event_stream::EventStream,
     graph::Graph,
     running::Pipeline,
     stage::{
@@ -142,6 +143,24 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// If the size is 0.
     pub fn batch(self, size: usize, within: Duration) -> PipelineBuilder<Open<Vec<E>>> {
         self.producer_consumer(batch(size, within), SubscribeOptions::new())
+    }
+
+    /// Starts the pipeline, and gives its events to whoever polls the stream.
+    ///
+    /// # Errors
+    ///
+    /// As for [`start`](PipelineBuilder::start).
+    pub fn into_stream(
+        self,
+        options: SubscribeOptions,
+    ) -> Result<(Pipeline, EventStream<E>), StartError> {
+        let Self { graph, state } = self;
+        let refused = |source| StartError::Subscribe { stage: "stream".into(), source };
+        options.check().map_err(refused)?;
+        let pipeline = graph.start_with(true)?;
+        let mut stream = EventStream::new();
+        stream.subscribe_to(&*state.last, &options).map_err(refused)?;
+        Ok((pipeline, stream))
     }
 
     /// Ends the pipeline in a consumer.

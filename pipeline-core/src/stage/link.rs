@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     exit::ExitReason,
-    subscription::{StageId, SubscribeOptions, Subscription, SubscriptionId},
+    outlet::DemandMode,
+    subscription::{Link, StageId, SubscribeOptions, Subscription, SubscriptionId},
 };
 
 /// What the pipeline wants of its stages, from the mildest to the harshest.
@@ -36,6 +37,8 @@ pub(crate) enum ToProducer<E> {
         id: SubscriptionId,
         reason: ExitReason,
     },
+    /// Whether to act upon demand.
+    Mode(DemandMode),
 }
 
 /// A wish to subscribe.
@@ -81,4 +84,29 @@ pub(crate) trait EventPort<E>: Send + Sync {
 pub(crate) trait DemandPort<E>: Send + Sync {
     /// Gives the message back if the stage has ended.
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>>;
+}
+
+/// The two mailboxes of a subscription.
+pub(crate) struct Ports<E> {
+    pub(crate) producer: Arc<dyn DemandPort<E>>,
+    pub(crate) consumer: Arc<dyn EventPort<E>>,
+}
+
+// Whoever has ended has said so to the other.
+impl<E: Send + 'static> Link for Ports<E> {
+    fn ask(&self, id: SubscriptionId, demand: usize) {
+        let _ = self.producer.send(ToProducer::Ask { id, demand });
+    }
+
+    fn cancel(&self, id: SubscriptionId, reason: ExitReason) {
+        let _ = self.producer.send(ToProducer::Cancel { id, reason });
+    }
+
+    fn down(&self, id: SubscriptionId, reason: ExitReason) {
+        let _ = self.producer.send(ToProducer::Down { id, reason });
+    }
+
+    fn pause(&self, id: SubscriptionId, paused: bool) {
+        let _ = self.consumer.send(ToConsumer::Pause { from: id, paused });
+    }
 }

@@ -26,11 +26,11 @@ pub(crate) use self::{
     behaviour::Behaviour,
     consumer::AsConsumer,
     consumer_supervisor::AsSupervisor,
-    link::Phase,
+    link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     planned::{Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
-    slot::{Slot, Target},
+    slot::{Occupant, Slot, Target, next_id},
 };
 pub use self::{
     consumer::Consumer,

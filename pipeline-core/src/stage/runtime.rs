@@ -16,7 +16,7 @@ use super::{
     Emitter, Phase, StageContext, StageReport,
     behaviour::{Behaviour, HandleOf, Kind},
     contained,
-    link::{DemandPort, EventPort, Subscribe, ToConsumer, ToProducer},
+    link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
     message::{Letter, Opened},
     options::StageOptions,
     slot::{Address, Control, Mail, Mailbox, Occupant, Subscribing, Target, next_id},
@@ -30,7 +30,7 @@ use crate::{
     outlet::{DemandMode, Emitted, Outlet},
     rate_limit::RateLimiter,
     subscription::{
-        Asking, Cancel, Cancellation, Link, SubscribeError, SubscribeOptions, Subscription,
+        Asking, Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription,
         SubscriptionId,
     },
     telemetry::{Discard, StageMetrics},
@@ -61,6 +61,12 @@ pub(crate) struct StageTask<B: Behaviour> {
     /// Whether everybody has been told of the end.
     ended: bool,
 }
+
+/// Where a stage runs: whom to tell something, and where it arrives.
+type Place<B> = (
+    Address<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
+    Mailbox<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
+);
 
 /// What a stage keeps beside a subscription of its own.
 struct Source<In> {
@@ -122,36 +128,11 @@ enum Callback<'a, B: Behaviour> {
     Letter(Box<dyn Letter<B::Stage, B::Out>>),
 }
 
-/// The two mailboxes of a subscription.
-struct Ports<E> {
-    producer: Arc<dyn DemandPort<E>>,
-    consumer: Arc<dyn EventPort<E>>,
-}
-
-// Whoever has ended has said so to the other.
-impl<E: Send + 'static> Link for Ports<E> {
-    fn ask(&self, id: SubscriptionId, demand: usize) {
-        let _ = self.producer.send(ToProducer::Ask { id, demand });
-    }
-
-    fn cancel(&self, id: SubscriptionId, reason: ExitReason) {
-        let _ = self.producer.send(ToProducer::Cancel { id, reason });
-    }
-
-    fn down(&self, id: SubscriptionId, reason: ExitReason) {
-        let _ = self.producer.send(ToProducer::Down { id, reason });
-    }
-
-    fn pause(&self, id: SubscriptionId, paused: bool) {
-        let _ = self.consumer.send(ToConsumer::Pause { from: id, paused });
-    }
-}
-
 impl<B: Behaviour> StageTask<B> {
     pub(crate) fn new(
         behaviour: B,
         options: &StageOptions<B::Out>,
-        (address, mailbox): (Address<B::Stage, B::In, B::Out>, Mailbox<B::Stage, B::In, B::Out>),
+        (address, mailbox): Place<B>,
         phase: watch::Receiver<Phase>,
         context: &StageContext<HandleOf<B>>,
     ) -> Self {
@@ -288,10 +269,10 @@ impl<B: Behaviour> StageTask<B> {
     async fn receive(&mut self, mail: Mail<B::Stage, B::In, B::Out>) -> Result<(), ExitReason> {
         match mail {
             Mail::FromProducer(message) => {
-                self.from_producer(message);
+                self.producer_says(message);
                 Ok(())
             }
-            Mail::FromConsumer(message) => self.from_consumer(message).await,
+            Mail::FromConsumer(message) => self.consumer_says(message).await,
             Mail::Letter(posted) => self.call(Callback::Letter(posted.letter)).await,
             Mail::Info(posted, queued) => {
                 let marker = self.marker(Pending::Letter(posted.letter));
@@ -306,7 +287,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    fn from_producer(&mut self, message: ToConsumer<B::In>) {
+    fn producer_says(&mut self, message: ToConsumer<B::In>) {
         match message {
             ToConsumer::Events { from, events } => {
                 self.metrics.events_in.increment(events.len() as u64);
@@ -326,12 +307,16 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    async fn from_consumer(&mut self, message: ToProducer<B::Out>) -> Result<(), ExitReason> {
+    async fn consumer_says(&mut self, message: ToProducer<B::Out>) -> Result<(), ExitReason> {
         match message {
             ToProducer::Ask { id, demand } => {
                 if self.consumers.contains_key(&id) {
                     self.outlet.ask(id, demand, &mut self.deliveries);
                 }
+                Ok(())
+            }
+            ToProducer::Mode(mode) => {
+                self.set_mode(mode);
                 Ok(())
             }
             ToProducer::Subscribe(subscribe) => self.accept(*subscribe).await,

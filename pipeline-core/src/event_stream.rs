@@ -1,0 +1,257 @@
+//! What stages emit, as a stream.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::{Stream, stream::FusedStream};
+use tokio::sync::mpsc;
+
+use crate::{
+    demand::{Batch, Window},
+    exit::ExitReason,
+    outlet::DemandMode,
+    stage::{
+        EventPort, Occupant, Ports, StageHandle, Subscribe, Target, ToConsumer, ToProducer, next_id,
+    },
+    subscription::{
+        Cancel, StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
+    },
+};
+
+/// The events of one or more stages, for ordinary code to take.
+///
+/// It asks for the next chunk of events when the one before has been taken, so a stream that nobody
+/// polls holds up its producers like any slow consumer. Producers that accumulate demand are set to
+/// forward it.
+///
+/// When a producer of a [`Cancel::Permanent`] subscription ends, the stream fails with its reason,
+/// even a normal one, and ends. With other modes it goes on, and ends when no producer is left.
+///
+/// Dropping the stream cancels its subscriptions; events that were on their way are lost.
+///
+/// The semantics are those of GenStage's `stream`.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use pipeline_core::{Cancel, Pipeline, SubscribeOptions, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// let (_pipeline, stream) = Pipeline::builder("squares")
+///     .producer(from_iter(1..=3))
+///     .map(|n| n * n)
+///     .into_stream(options)?;
+/// let squares: Vec<i32> = stream.try_collect().await.map_err(|reason| reason.to_string())?;
+/// assert_eq!(squares, [1, 4, 9]);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a stream does nothing unless it is polled"]
+pub struct EventStream<E: Send + 'static> {
+    stage: StageId,
+    sender: mpsc::UnboundedSender<ToConsumer<E>>,
+    mailbox: mpsc::UnboundedReceiver<ToConsumer<E>>,
+    upstreams: HashMap<SubscriptionId, Upstream>,
+    /// A chunk that is being taken.
+    chunk: VecDeque<E>,
+    /// The rest of its message, and what to ask for once it is taken.
+    open: Option<Open<E>>,
+    ended: bool,
+}
+
+struct Upstream {
+    subscription: Subscription,
+    window: Window,
+    mode: Cancel,
+}
+
+struct Open<E> {
+    from: SubscriptionId,
+    rest: Vec<E>,
+    batch: Batch,
+    ask: usize,
+}
+
+/// The stream's mailbox, as its producers see it.
+struct Port<E>(mpsc::UnboundedSender<ToConsumer<E>>);
+
+impl<E: Send + 'static> EventPort<E> for Port<E> {
+    fn send(&self, message: ToConsumer<E>) -> Result<(), ToConsumer<E>> {
+        self.0.send(message).map_err(|error| error.0)
+    }
+}
+
+impl<E: Send + 'static> EventStream<E> {
+    /// A stream of no producer yet.
+    #[expect(clippy::disallowed_methods, reason = "bounded by demand")]
+    pub fn new() -> Self {
+        let (sender, mailbox) = mpsc::unbounded_channel();
+        Self {
+            stage: StageId::new(next_id()),
+            sender,
+            mailbox,
+            upstreams: HashMap::new(),
+            chunk: VecDeque::new(),
+            open: None,
+            ended: false,
+        }
+    }
+
+    /// Takes the events of this stage too. If it does not run, the stream fails with
+    /// [`ExitReason::NoProcess`], unless the subscription is [`Cancel::Temporary`].
+    ///
+    /// # Errors
+    ///
+    /// [`SubscribeError`] for options that cannot work.
+    pub fn subscribe<S, In>(
+        &mut self,
+        producer: &StageHandle<S, In, E>,
+        options: SubscribeOptions,
+    ) -> Result<(), SubscribeError>
+    where
+        S: Send + 'static,
+        In: Send + 'static,
+    {
+        self.subscribe_to(&*producer.slot, &options)
+    }
+
+    pub(crate) fn subscribe_to(
+        &mut self,
+        producer: &dyn Target<E>,
+        options: &SubscribeOptions,
+    ) -> Result<(), SubscribeError> {
+        options.check()?;
+        let id = SubscriptionId::new(next_id());
+        let consumer: Arc<dyn EventPort<E>> = Arc::new(Port(self.sender.clone()));
+        let Occupant::Running(port) = producer.occupant() else {
+            if !matches!(options.mode(), Cancel::Temporary) {
+                let reason = ExitReason::NoProcess;
+                // Read in its turn, like any other end.
+                let _ = self.sender.send(ToConsumer::Down { from: id, reason });
+            }
+            return Ok(());
+        };
+        let ports = Ports { producer: port.clone(), consumer: consumer.clone() };
+        let subscription = Subscription::new(id, ports);
+        let subscribe = Subscribe {
+            subscription: subscription.clone(),
+            replaces: None,
+            stage: self.stage,
+            options: options.clone(),
+            consumer,
+        };
+        if port.send(ToProducer::Subscribe(Box::new(subscribe))).is_err() {
+            let reason = ExitReason::NoProcess;
+            let _ = self.sender.send(ToConsumer::Down { from: id, reason });
+        }
+        let _ = port.send(ToProducer::Mode(DemandMode::Forward));
+        subscription.ask(options.max());
+        let upstream =
+            Upstream { subscription, window: Window::new(options), mode: options.mode() };
+        self.upstreams.insert(id, upstream);
+        Ok(())
+    }
+
+    /// Opens the next chunk of the current message, asking for what the last one made room for.
+    fn next_chunk(&mut self) -> bool {
+        let Some(open) = &mut self.open else { return false };
+        let Some(upstream) = self.upstreams.get_mut(&open.from) else {
+            self.open = None;
+            return false;
+        };
+        upstream.subscription.ask(std::mem::take(&mut open.ask));
+        let Some(chunk) = upstream.window.next_chunk(&mut open.batch) else {
+            self.open = None;
+            return false;
+        };
+        open.ask = chunk.ask;
+        self.chunk = open.rest.drain(..chunk.size).collect();
+        true
+    }
+
+    fn receive(&mut self, message: ToConsumer<E>) -> Option<ExitReason> {
+        match message {
+            ToConsumer::Events { from, events } => {
+                let upstream = self.upstreams.get(&from)?;
+                let batch = upstream.window.receive(events.len());
+                self.open = Some(Open { from, rest: events, batch, ask: 0 });
+                None
+            }
+            ToConsumer::Cancel { from, reason } | ToConsumer::Down { from, reason } => {
+                let mode = self.upstreams.remove(&from).map_or(Cancel::Permanent, |up| up.mode);
+                (!mode.survives(&reason)).then_some(reason)
+            }
+            // Whoever does not poll the stream has paused it.
+            ToConsumer::Pause { .. } => None,
+        }
+    }
+}
+
+impl<E: Send + 'static> Stream for EventStream<E> {
+    type Item = Result<E, ExitReason>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(event) = this.chunk.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            if this.next_chunk() {
+                continue;
+            }
+            let message = match this.mailbox.poll_recv(cx) {
+                Poll::Ready(message) => message,
+                Poll::Pending if this.upstreams.is_empty() => None,
+                Poll::Pending => return Poll::Pending,
+            };
+            let Some(message) = message else {
+                this.ended = true;
+                return Poll::Ready(None);
+            };
+            if let Some(reason) = this.receive(message) {
+                this.ended = true;
+                return Poll::Ready(Some(Err(reason)));
+            }
+        }
+    }
+}
+
+impl<E: Send + 'static> FusedStream for EventStream<E> {
+    fn is_terminated(&self) -> bool {
+        self.ended && self.chunk.is_empty()
+    }
+}
+
+impl<E: Send + 'static> Unpin for EventStream<E> {}
+
+impl<E: Send + 'static> Default for EventStream<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E: Send + 'static> Drop for EventStream<E> {
+    fn drop(&mut self) {
+        for upstream in self.upstreams.values() {
+            upstream.subscription.cancel(ExitReason::Normal);
+        }
+    }
+}
+
+impl<E: Send + 'static> fmt::Debug for EventStream<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream")
+            .field("subscriptions", &self.upstreams.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! What a test of stages needs, of this library's and of one's own: a producer that does as it is
+//! told, a consumer that records, and a way to wait until nothing moves any more.
+//!
+//! With the feature `test-kit`. On tokio's paused clock no time passes but what stages wait for.
+//!
+//! ```
+//! use pipeline_core::{Graph, SubscribeOptions, testkit};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (producer, script) = testkit::scripted::<u64>();
+//! let (consumer, recording) = testkit::recording::<u64>();
+//! let mut graph = Graph::new("test");
+//! let producer = graph.producer("producer", producer);
+//! let consumer = graph.consumer("consumer", consumer);
+//! graph.subscribe(&consumer, &producer, SubscribeOptions::new().max_demand(6).min_demand(4));
+//! let pipeline = graph.start()?;
+//!
+//! testkit::settle().await;
+//! assert_eq!(script.demands(), [6]);
+//!
+//! script.emit([1, 2, 3]).await;
+//! testkit::settle().await;
+//! assert_eq!(recording.batches(), [vec![1, 2], vec![3]]);
+//! assert_eq!(script.demands(), [2]);
+//!
+//! drop(pipeline);
+//! testkit::assert_no_task_left().await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod recording;
+mod scripted;
+
+use std::time::Duration;
+
+use tokio::{runtime::Handle, time};
+
+pub use self::{
+    recording::{Recording, RecordingConsumer, recording},
+    scripted::{Command, Script, ScriptedProducer, scripted},
+};
+
+/// Waits until every task waits for something that only the test can bring about, or for a time that
+/// is at least a millisecond away.
+///
+/// It takes a millisecond of tokio's clock, so it is exact while that is paused
+/// (`#[tokio::test(start_paused = true)]`), where time passes only when no task can go on.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+pub async fn settle() {
+    time::sleep(Duration::from_millis(1)).await;
+}
+
+/// Waits until nothing moves, and checks that no task is left on this runtime: whatever was started
+/// has been ended by its owner.
+///
+/// # Panics
+///
+/// If a task is left.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+pub async fn assert_no_task_left() {
+    settle().await;
+    let left = Handle::current().metrics().num_alive_tasks();
+    assert!(left == 0, "{left} tasks have outlived their owners");
+}

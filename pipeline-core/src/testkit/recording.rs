@@ -1,0 +1,205 @@
+//! A consumer that records what it gets.
+
+use std::{convert::Infallible, fmt, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    exit::ExitReason,
+    stage::{Consumer, Emitter, HandleInfo},
+    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+};
+
+/// A consumer that records what it gets, and asks for events by itself, as its subscriptions say.
+///
+/// The [module](crate::testkit) has an example.
+pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
+    let shared = Arc::new(Mutex::new(Recorded {
+        batches: Vec::new(),
+        subscriptions: Vec::new(),
+        cancelled: Vec::new(),
+        infos: Vec::new(),
+        terminated: None,
+    }));
+    let consumer = RecordingConsumer {
+        shared: shared.clone(),
+        asking: Asking::Automatic,
+        on_events: Box::new(|_, _| Ok(())),
+        stuck: false,
+    };
+    (consumer, Recording { shared })
+}
+
+/// The consumer that [`recording`] makes.
+#[must_use]
+pub struct RecordingConsumer<E> {
+    shared: Arc<Mutex<Recorded<E>>>,
+    asking: Asking,
+    on_events: OnEvents<E>,
+    stuck: bool,
+}
+
+type OnEvents<E> = Box<dyn FnMut(&[E], &Subscription) -> Result<(), ExitReason> + Send>;
+
+/// A test's hold on a [`RecordingConsumer`]. What it has recorded is given once: the next call gives
+/// what came since.
+pub struct Recording<E> {
+    shared: Arc<Mutex<Recorded<E>>>,
+}
+
+struct Recorded<E> {
+    batches: Vec<Vec<E>>,
+    subscriptions: Vec<Subscription>,
+    cancelled: Vec<(Subscription, Cancellation)>,
+    infos: Vec<String>,
+    terminated: Option<ExitReason>,
+}
+
+impl<E: Send + 'static> RecordingConsumer<E> {
+    /// Asks for nothing by itself: [`Recording::allow`] does.
+    pub fn manual(mut self) -> Self {
+        self.asking = Asking::Manual;
+        self
+    }
+
+    /// Does this with each chunk, after it was recorded.
+    pub fn on_events(
+        mut self,
+        act: impl FnMut(&[E], &Subscription) -> Result<(), ExitReason> + Send + 'static,
+    ) -> Self {
+        self.on_events = Box::new(act);
+        self
+    }
+
+    /// Never comes back from its first chunk.
+    pub fn stuck(mut self) -> Self {
+        self.stuck = true;
+        self
+    }
+}
+
+impl<E> Recording<E> {
+    /// Asks for so many events, on the newest subscription.
+    ///
+    /// # Panics
+    ///
+    /// If the consumer has not subscribed.
+    pub fn allow(&self, events: usize) {
+        self.subscription().ask(events);
+    }
+
+    /// The newest subscription.
+    ///
+    /// # Panics
+    ///
+    /// If the consumer has not subscribed.
+    #[must_use]
+    pub fn subscription(&self) -> Subscription {
+        self.shared.lock().subscriptions.last().expect("the consumer has subscribed").clone()
+    }
+
+    /// How often it has subscribed.
+    #[must_use]
+    pub fn subscriptions(&self) -> usize {
+        self.shared.lock().subscriptions.len()
+    }
+
+    /// The chunks that were handled since the last call.
+    #[must_use]
+    pub fn batches(&self) -> Vec<Vec<E>> {
+        std::mem::take(&mut self.shared.lock().batches)
+    }
+
+    /// The events that were handled since the last call.
+    #[must_use]
+    pub fn events(&self) -> Vec<E> {
+        self.batches().into_iter().flatten().collect()
+    }
+
+    /// The subscriptions that have ended since the last call, and how.
+    #[must_use]
+    pub fn cancelled(&self) -> Vec<(Subscription, Cancellation)> {
+        std::mem::take(&mut self.shared.lock().cancelled)
+    }
+
+    /// The texts sent to the consumer by `sync_info` and `async_info` that have arrived since the
+    /// last call.
+    #[must_use]
+    pub fn infos(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.lock().infos)
+    }
+
+    /// Why it ended, if it has.
+    #[must_use]
+    pub fn terminated(&self) -> Option<ExitReason> {
+        self.shared.lock().terminated.clone()
+    }
+}
+
+impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
+    type Event = E;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        let outcome = (self.on_events)(&events, from);
+        self.shared.lock().batches.push(events);
+        if self.stuck {
+            std::future::pending::<()>().await;
+        }
+        outcome
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        _options: &SubscribeOptions,
+        from: &Subscription,
+    ) -> Result<Asking, ExitReason> {
+        self.shared.lock().subscriptions.push(from.clone());
+        Ok(self.asking)
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        ended: &Cancellation,
+        from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        self.shared.lock().cancelled.push((from.clone(), ended.clone()));
+        Ok(())
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason) {
+        self.shared.lock().terminated = Some(reason.clone());
+    }
+}
+
+impl<E: Send + 'static> HandleInfo<String> for RecordingConsumer<E> {
+    async fn handle_info(
+        &mut self,
+        name: String,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        self.shared.lock().infos.push(name);
+        Ok(())
+    }
+}
+
+impl<E> Clone for Recording<E> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<E> fmt::Debug for RecordingConsumer<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RecordingConsumer")
+    }
+}
+
+impl<E> fmt::Debug for Recording<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recording")
+    }
+}

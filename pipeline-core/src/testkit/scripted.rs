@@ -1,0 +1,270 @@
+//! A producer that does as a test tells it.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, OnceLock},
+};
+
+use parking_lot::Mutex;
+
+use crate::{
+    exit::ExitReason,
+    stage::{
+        CallError, Caller, Emitter, HandleCall, HandleInfo, Producer, ProducerHandle, StageContext,
+    },
+    subscription::{Cancellation, SubscribeOptions, Subscription},
+};
+
+/// A producer that emits what its [`Script`] says, and records what it is asked.
+///
+/// The [module](crate::testkit) has an example.
+pub fn scripted<E: Send + 'static>() -> (ScriptedProducer<E>, Script<E>) {
+    let shared = Arc::new(Shared {
+        handle: OnceLock::new(),
+        recorded: Mutex::new(Recorded::default()),
+        answers: Mutex::new(VecDeque::new()),
+    });
+    (ScriptedProducer { shared: shared.clone(), source: None }, Script { shared })
+}
+
+/// The producer that [`scripted`] makes.
+#[must_use]
+pub struct ScriptedProducer<E: Send + 'static> {
+    shared: Arc<Shared<E>>,
+    source: Option<Box<dyn Iterator<Item = E> + Send>>,
+}
+
+/// A test's hold on a [`ScriptedProducer`]. What it has recorded is given once: the next call gives
+/// what came since.
+pub struct Script<E: Send + 'static> {
+    shared: Arc<Shared<E>>,
+}
+
+struct Shared<E: Send + 'static> {
+    handle: OnceLock<ProducerHandle<ScriptedProducer<E>>>,
+    recorded: Mutex<Recorded>,
+    /// What to do on the next demands, before anything else.
+    answers: Mutex<VecDeque<Command<E>>>,
+}
+
+#[derive(Default)]
+struct Recorded {
+    demands: Vec<usize>,
+    subscribed: Vec<(Subscription, SubscribeOptions)>,
+    cancelled: Vec<(Subscription, Cancellation)>,
+    infos: Vec<String>,
+    terminated: Option<ExitReason>,
+}
+
+/// What a [`ScriptedProducer`] can be told to do.
+#[derive(Clone, Debug)]
+pub enum Command<E> {
+    /// Emit these events.
+    Emit(Vec<E>),
+    /// Emit these events, and finish once all is delivered.
+    EmitAndFinish(Vec<E>),
+    /// End with this reason.
+    End(ExitReason),
+    /// Emit these events and end with this reason at once.
+    EmitAndEnd(Vec<E>, ExitReason),
+    /// Panic with this message.
+    Panic(&'static str),
+}
+
+impl<E: Send + 'static> ScriptedProducer<E> {
+    /// Also answers each demand by as many items of this iterator, as long as it has some.
+    pub fn from_iter<I>(mut self, items: I) -> Self
+    where
+        I: IntoIterator<Item = E, IntoIter: Send + 'static>,
+    {
+        self.source = Some(Box::new(items.into_iter()));
+        self
+    }
+
+    #[expect(clippy::panic, reason = "it was told to")]
+    fn obey(&self, command: Command<E>, out: &mut Emitter<'_, E>) -> Result<(), ExitReason> {
+        match command {
+            Command::Emit(events) => out.emit_all(events),
+            Command::EmitAndFinish(events) => {
+                out.emit_all(events);
+                out.finish();
+            }
+            Command::End(reason) => return Err(reason),
+            Command::EmitAndEnd(events, reason) => {
+                out.emit_all(events);
+                return Err(reason);
+            }
+            Command::Panic(message) => panic!("{message}"),
+        }
+        Ok(())
+    }
+}
+
+impl<E: Send + 'static> Script<E> {
+    /// Lets the producer emit these events, whatever the demand. Returns when it has.
+    ///
+    /// # Panics
+    ///
+    /// If the producer does not run.
+    pub async fn emit(&self, events: impl IntoIterator<Item = E>) {
+        self.tell(Command::Emit(events.into_iter().collect())).await.expect("the producer runs");
+    }
+
+    /// Lets the producer do this. Returns when it has.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if the producer does not run, or if this was its end.
+    pub async fn tell(&self, command: Command<E>) -> Result<(), CallError> {
+        self.handle().call(command).await
+    }
+
+    /// Lets the producer do this when it is next asked for events; one for each demand.
+    pub fn on_demand(&self, command: Command<E>) {
+        self.shared.answers.lock().push_back(command);
+    }
+
+    /// Queues a message behind all events the producer holds; [`infos`](Self::infos) tells when it
+    /// arrives.
+    ///
+    /// # Panics
+    ///
+    /// If the producer does not run.
+    pub async fn mark(&self, name: &str) {
+        self.handle().sync_info(name.to_owned()).await.expect("the producer runs");
+    }
+
+    /// The demands that it was told of since the last call.
+    #[must_use]
+    pub fn demands(&self) -> Vec<usize> {
+        std::mem::take(&mut self.shared.recorded.lock().demands)
+    }
+
+    /// Those who have subscribed since the last call.
+    #[must_use]
+    pub fn subscribed(&self) -> Vec<(Subscription, SubscribeOptions)> {
+        std::mem::take(&mut self.shared.recorded.lock().subscribed)
+    }
+
+    /// The subscriptions that have ended since the last call, and how.
+    #[must_use]
+    pub fn cancelled(&self) -> Vec<(Subscription, Cancellation)> {
+        std::mem::take(&mut self.shared.recorded.lock().cancelled)
+    }
+
+    /// The messages of [`mark`](Self::mark) that have arrived since the last call.
+    #[must_use]
+    pub fn infos(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.recorded.lock().infos)
+    }
+
+    /// Why it ended, if it has.
+    #[must_use]
+    pub fn terminated(&self) -> Option<ExitReason> {
+        self.shared.recorded.lock().terminated.clone()
+    }
+
+    /// The producer's handle.
+    ///
+    /// # Panics
+    ///
+    /// If the producer has not been started.
+    #[must_use]
+    pub fn handle(&self) -> &ProducerHandle<ScriptedProducer<E>> {
+        self.shared.handle.get().expect("the producer has been started")
+    }
+}
+
+impl<E: Send + 'static> Producer for ScriptedProducer<E> {
+    type Event = E;
+
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
+        // A restarted one has the same handle.
+        let _ = self.shared.handle.set(context.handle().clone());
+        Ok(())
+    }
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        out: &mut Emitter<'_, E>,
+    ) -> Result<(), ExitReason> {
+        self.shared.recorded.lock().demands.push(demand);
+        let answer = self.shared.answers.lock().pop_front();
+        if let Some(command) = answer {
+            return self.obey(command, out);
+        }
+        if let Some(source) = &mut self.source {
+            out.emit_all(source.take(demand));
+        }
+        Ok(())
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        options: &SubscribeOptions,
+        to: &Subscription,
+        _out: &mut Emitter<'_, E>,
+    ) -> Result<(), ExitReason> {
+        self.shared.recorded.lock().subscribed.push((to.clone(), options.clone()));
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        ended: &Cancellation,
+        to: &Subscription,
+        _out: &mut Emitter<'_, E>,
+    ) -> Result<(), ExitReason> {
+        self.shared.recorded.lock().cancelled.push((to.clone(), ended.clone()));
+        Ok(())
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason) {
+        self.shared.recorded.lock().terminated = Some(reason.clone());
+    }
+}
+
+impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        command: Command<E>,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, E>,
+    ) -> Result<(), ExitReason> {
+        caller.reply(());
+        self.obey(command, out)
+    }
+}
+
+impl<E: Send + 'static> HandleInfo<String, E> for ScriptedProducer<E> {
+    async fn handle_info(
+        &mut self,
+        name: String,
+        _out: &mut Emitter<'_, E>,
+    ) -> Result<(), ExitReason> {
+        self.shared.recorded.lock().infos.push(name);
+        Ok(())
+    }
+}
+
+impl<E: Send + 'static> fmt::Debug for ScriptedProducer<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ScriptedProducer")
+    }
+}
+
+impl<E: Send + 'static> Clone for Script<E> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
+    }
+}
+
+impl<E: Send + 'static> fmt::Debug for Script<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Script")
+    }
+}

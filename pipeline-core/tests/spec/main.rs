@@ -1,0 +1,4 @@
+//! The cases of docs/spec/stages.md, by their numbers.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod arithmetic;
