@@ -290,8 +290,13 @@ impl<B: Behaviour> StageTask<B> {
     fn producer_says(&mut self, message: ToConsumer<B::In>) {
         match message {
             ToConsumer::Events { from, events } => {
+                if self.inlet.get(from.id()).is_none() {
+                    self.report.held += events.len();
+                    from.cancel(SubscribeError::Unknown.into());
+                    return;
+                }
                 self.metrics.events_in.increment(events.len() as u64);
-                self.inlet.queue(Input::Events { from, events });
+                self.inlet.queue(Input::Events { from: from.id(), events });
             }
             ToConsumer::Cancel { from, reason } => {
                 self.inlet.queue(Input::Ended { from, how: Cancellation::Cancel(reason) });
@@ -309,9 +314,12 @@ impl<B: Behaviour> StageTask<B> {
 
     async fn consumer_says(&mut self, message: ToProducer<B::Out>) -> Result<(), ExitReason> {
         match message {
-            ToProducer::Ask { id, demand } => {
+            ToProducer::Ask { id, demand, consumer } => {
                 if self.consumers.contains_key(&id) {
                     self.outlet.ask(id, demand, &mut self.deliveries);
+                } else {
+                    let reason = SubscribeError::Unknown.into();
+                    let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
                 }
                 Ok(())
             }
@@ -737,13 +745,13 @@ impl<B: Behaviour> StageTask<B> {
                 Delivery::Events { to, events } => (to, events),
             };
             self.metrics.events_out.increment(events.len() as u64);
-            let message = ToConsumer::Events { from: to, events };
-            let undelivered = match self.consumers.get(&to) {
-                Some(downstream) => downstream.consumer.send(message).err(),
-                None => Some(message),
+            let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
+                self.report.held += events.len();
+                continue;
             };
+            let message = ToConsumer::Events { from: subscription.clone(), events };
             // Its consumer has just ended; the end is in the mailbox.
-            if let Some(ToConsumer::Events { events, .. }) = undelivered {
+            if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
                 self.report.held += events.len();
             }
         }
