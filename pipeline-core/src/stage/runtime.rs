@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    convert::Infallible,
     hash::{BuildHasher, RandomState},
     sync::{Arc, OnceLock},
 };
@@ -15,7 +16,7 @@ use tokio::{
 use super::{
     Emitter, Phase, StageContext, StageReport,
     behaviour::{Behaviour, HandleOf, Kind},
-    contained,
+    contained, contained_now,
     link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
     message::{Letter, Opened},
     options::StageOptions,
@@ -167,23 +168,31 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Subscribes, and runs until there is a reason to end.
     pub(crate) async fn run(mut self, subscriptions: Vec<Subscribing<B::In>>) -> StageReport {
-        let reason = match self.subscribe_all(subscriptions).await {
-            Ok(()) => loop {
-                if let Err(reason) = self.step().await {
-                    break reason;
-                }
-            },
-            Err(reason) => reason,
-        };
+        // A dispatcher may panic too.
+        let Err(reason) = contained(self.live(subscriptions)).await;
         let terminating = async {
             self.behaviour.terminate(&reason, &mut self.phase).await;
             Ok(())
         };
         let _ = contained(terminating).await;
-        self.behaviour.report(&mut self.report);
+        let reporting = || {
+            self.behaviour.report(&mut self.report);
+            Ok(())
+        };
+        let _ = contained_now(reporting);
         self.end(&reason);
         self.report.reason = reason;
         self.report.clone()
+    }
+
+    async fn live(
+        &mut self,
+        subscriptions: Vec<Subscribing<B::In>>,
+    ) -> Result<Infallible, ExitReason> {
+        self.subscribe_all(subscriptions).await?;
+        loop {
+            self.step().await?;
+        }
     }
 
     async fn subscribe_all(
