@@ -15,6 +15,8 @@ mod producer_consumer;
 mod report;
 mod restart;
 mod runtime;
+#[cfg(test)]
+mod runtime_tests;
 mod slot;
 mod worker;
 

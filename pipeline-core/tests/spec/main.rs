@@ -2,3 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod arithmetic;
+mod cancelling;
+mod emission;
+mod subscribing;
+mod support;
