@@ -260,3 +260,57 @@ impl<E: Send + 'static> fmt::Debug for EventStream<E> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, StreamExt};
+
+    use super::*;
+    use crate::{
+        dispatcher::{Deliveries, Dispatcher, Subscriber},
+        graph::Graph,
+        stage::Stage,
+        testkit::{scripted, settle},
+    };
+
+    /// Takes nobody.
+    struct Closed;
+
+    impl Dispatcher<u64> for Closed {
+        fn subscribe(&mut self, _: Subscriber<'_>) -> Result<(), ExitReason> {
+            Err(SubscribeError::AlreadySubscribed.into())
+        }
+
+        fn cancel(&mut self, _: SubscriptionId, _: &mut Deliveries<u64>) {}
+
+        fn ask(&mut self, _: SubscriptionId, _: usize, _: &mut Deliveries<u64>) {}
+
+        fn unmet(&self) -> usize {
+            0
+        }
+
+        fn dispatch(&mut self, _: &mut VecDeque<u64>, _: &mut Deliveries<u64>) {}
+
+        fn outstanding(&self, _: SubscriptionId) -> usize {
+            0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_goes_on_without_a_producer_that_takes_it_only_once() {
+        let ((closed, _), (open, script)) = (scripted(), scripted());
+        let mut graph = Graph::new("test");
+        let closed = graph.producer_with(Stage::new(closed).named("closed").dispatcher(|| Closed));
+        let open = graph.producer("open", open);
+        let _pipeline = graph.start().unwrap();
+        let mut stream = EventStream::new();
+        stream.subscribe(&closed, SubscribeOptions::new()).unwrap();
+        stream.subscribe(&open, SubscribeOptions::new()).unwrap();
+        settle().await;
+        script.emit([1]).await;
+        assert!(matches!(stream.next().await, Some(Ok(1))));
+        assert!(stream.next().now_or_never().is_none());
+        script.emit([2]).await;
+        assert!(matches!(stream.next().await, Some(Ok(2))));
+    }
+}
