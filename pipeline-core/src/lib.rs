@@ -50,6 +50,7 @@ mod outlet;
 mod pipeline;
 mod rate_limit;
 mod running;
+mod snapshot;
 mod source;
 mod stage;
 mod step;
@@ -71,6 +72,7 @@ pub use self::{
     pipeline::{Complete, Empty, Open, PipelineBuilder},
     rate_limit::RateLimit,
     running::{Pipeline, PipelineReport},
+    snapshot::{Activity, PipelineSnapshot, StageSnapshot, SubscriptionSnapshot},
     source::{
         Closed, FromIter, FromStream, Offer, Queue, QueueOptions, QueueProducer, TryPushError,
         from_iter, from_stream, queue,

@@ -1,6 +1,13 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use thiserror::Error;
 
@@ -149,6 +156,9 @@ pub struct Subscription(Arc<Inner>);
 
 struct Inner {
     id: SubscriptionId,
+    /// Asked for and not sent, for those who look. The producer's dispatcher keeps the number that
+    /// counts.
+    pending: AtomicUsize,
     link: Box<dyn Link>,
 }
 
@@ -162,13 +172,27 @@ pub(crate) trait Link: Send + Sync {
 
 impl Subscription {
     pub(crate) fn new(id: SubscriptionId, link: impl Link + 'static) -> Self {
-        Self(Arc::new(Inner { id, link: Box::new(link) }))
+        Self(Arc::new(Inner { id, pending: AtomicUsize::new(0), link: Box::new(link) }))
     }
 
     /// Its name within the program.
     #[must_use]
     pub fn id(&self) -> SubscriptionId {
         self.0.id
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.0.pending.load(Ordering::Relaxed)
+    }
+
+    /// The producer was asked for more.
+    pub(crate) fn asked(&self, events: usize) {
+        self.0.pending.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// The producer has sent some.
+    pub(crate) fn sent(&self, events: usize) {
+        self.0.pending.fetch_sub(events, Ordering::Relaxed);
     }
 
     /// Asks the producer for so many more events; asking for 0 does nothing.
