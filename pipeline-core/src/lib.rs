@@ -4,7 +4,8 @@
 //! consumer says how many events it will take, and the producer never sends more. That one rule
 //! makes the whole pipeline as fast as its slowest part and no faster, with bounded memory.
 //!
-//! The semantics are those of Elixir's GenStage, and so are the names.
+//! The semantics are those of Elixir's GenStage, and so are the names. The [`guide`] builds a pipeline
+//! from nothing.
 //!
 //! ```
 //! use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
@@ -57,8 +58,12 @@ mod step;
 mod subscription;
 mod telemetry;
 #[cfg(feature = "test-kit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
 mod timed;
+
+#[doc = include_str!("docs/guide.md")]
+pub mod guide {}
 
 pub use self::{
     backoff::{Backoff, Jitter},
