@@ -53,7 +53,10 @@ mod timed;
 
 pub use self::{
     buffer::BufferKeep,
-    dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
+    dispatcher::{
+        BroadcastDispatcher, Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker,
+        PartitionDispatcher, Subscriber,
+    },
     error::StartError,
     exit::ExitReason,
     pipeline::{Complete, Empty, Open, PipelineBuilder},
@@ -63,7 +66,9 @@ pub use self::{
         ChildContext, Consumer, ConsumerSupervisor, Emitter, Producer, Restart, StageContext,
         StageReport, Worker,
     },
-    subscription::{Cancel, StageId, SubscribeError, SubscribeOptions, SubscriptionId},
+    subscription::{
+        BadPartition, Cancel, StageId, SubscribeError, SubscribeOptions, SubscriptionId,
+    },
     telemetry::Telemetry,
     timed::Timed,
 };
