@@ -49,6 +49,9 @@ mod source;
 mod stage;
 mod subscription;
 mod telemetry;
+#[cfg(any(test, feature = "test-kit"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
+pub mod testkit;
 mod timed;
 
 pub use self::{

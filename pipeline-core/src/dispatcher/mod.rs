@@ -82,6 +82,8 @@ use crate::{
 ///     }
 /// }
 ///
+/// # #[cfg(feature = "test-kit")]
+/// pipeline_core::testkit::check_dispatcher(First::default);
 /// ```
 pub trait Dispatcher<E>: Send + 'static {
     /// Registers a subscriber, with no demand.
