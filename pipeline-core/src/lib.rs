@@ -57,7 +57,7 @@ mod stage;
 mod step;
 mod subscription;
 mod telemetry;
-#[cfg(feature = "test-kit")]
+#[cfg(any(test, feature = "test-kit"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
 mod timed;
@@ -68,7 +68,10 @@ pub mod guide {}
 pub use self::{
     backoff::{Backoff, Jitter},
     buffer::BufferKeep,
-    dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
+    dispatcher::{
+        BroadcastDispatcher, Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker,
+        PartitionDispatcher, Subscriber,
+    },
     error::StartError,
     event_stream::EventStream,
     exit::ExitReason,
@@ -93,8 +96,8 @@ pub use self::{
         for_each_batch, into_sink, map,
     },
     subscription::{
-        Asking, Cancel, Cancellation, StageId, SubscribeError, SubscribeOptions, Subscription,
-        SubscriptionId,
+        Asking, BadPartition, Cancel, Cancellation, StageId, SubscribeError, SubscribeOptions,
+        Subscription, SubscriptionId,
     },
     telemetry::Telemetry,
     timed::Timed,
