@@ -1,5 +1,13 @@
 //! Ready-made producers.
 
+mod end;
+mod outcome;
+mod push;
 mod queue;
+mod store;
+mod waiting;
 
-pub use self::queue::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue};
+pub use self::{
+    outcome::{Closed, Offer, TryPushError},
+    queue::{Queue, QueueOptions, QueueProducer, queue},
+};
