@@ -58,7 +58,10 @@ pub use self::{
     exit::ExitReason,
     pipeline::{Complete, Empty, Open, PipelineBuilder},
     running::{Pipeline, PipelineReport},
-    source::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue},
+    source::{
+        Closed, FairQueue, FairQueueOptions, FairQueueProducer, Offer, Queue, QueueOptions,
+        QueueProducer, TryPushError, fair_queue, queue,
+    },
     stage::{
         ChildContext, Consumer, ConsumerSupervisor, Emitter, Producer, Restart, StageContext,
         StageReport, Worker,

@@ -1,8 +1,9 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_core::{
-    Cancel, ChildContext, Closed, ConsumerSupervisor, ExitReason, Pipeline, PipelineReport, Queue,
-    QueueProducer, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
+    Cancel, ChildContext, Closed, ConsumerSupervisor, ExitReason, FairQueue, FairQueueOptions,
+    FairQueueProducer, Pipeline, PipelineReport, Queue, QueueProducer, StartError, SubscribeError,
+    SubscribeOptions, Telemetry, Timed, TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -19,6 +20,9 @@ fn public_types_are_send_and_sync() {
         Closed<u64>,
         ConsumerSupervisor<u64, ()>,
         ExitReason,
+        FairQueue<u64, u64>,
+        FairQueueOptions<u64, u64>,
+        FairQueueProducer<u64, u64>,
         Pipeline,
         PipelineReport,
         Queue<u64>,
@@ -36,12 +40,15 @@ fn public_types_are_send_and_sync() {
 fn a_queue_of_items_that_are_only_send_is_send_and_sync() {
     send::<Queue<std::cell::Cell<u64>>>();
     sync::<Queue<std::cell::Cell<u64>>>();
+    send::<FairQueue<std::cell::Cell<u64>, std::cell::Cell<u64>>>();
+    sync::<FairQueue<std::cell::Cell<u64>, std::cell::Cell<u64>>>();
 }
 
 #[test]
 fn the_futures_that_callers_await_are_send() {
     fn future<F: Send>(_: &F) {}
     let _ = |queue: &Queue<u64>| future(&queue.push(1));
+    let _ = |queue: &FairQueue<u64, u64>| future(&queue.push(1, 1));
     let _ = |pipeline: &mut Pipeline| future(&pipeline.ended());
     let _ = |pipeline: Pipeline| future(&pipeline.drain(std::time::Duration::ZERO));
 }

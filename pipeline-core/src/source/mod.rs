@@ -1,6 +1,7 @@
 //! Ready-made producers.
 
 mod end;
+mod fair_queue;
 mod outcome;
 mod push;
 mod queue;
@@ -8,6 +9,7 @@ mod store;
 mod waiting;
 
 pub use self::{
+    fair_queue::{FairQueue, FairQueueOptions, FairQueueProducer, fair_queue},
     outcome::{Closed, Offer, TryPushError},
     queue::{Queue, QueueOptions, QueueProducer, queue},
 };

@@ -10,7 +10,8 @@ use thiserror::Error;
 pub enum Offer {
     /// There was room for it.
     Kept,
-    /// It was put in, and the oldest item was discarded for it.
+    /// It was put in, and the oldest item was discarded for it: of a
+    /// [`FairQueue`](crate::FairQueue), the oldest of one key.
     DisplacedOldest,
     /// It was discarded.
     Discarded,
@@ -28,6 +29,9 @@ pub enum TryPushError<T> {
     /// There is no room now.
     #[error("the queue is full")]
     Full(T),
+    /// There is no room now for the item's key. Only a [`FairQueue`](crate::FairQueue) has keys.
+    #[error("the queue is full for this key")]
+    KeyFull(T),
     /// The queue takes nothing any more.
     #[error("the queue is closed")]
     Closed(T),
@@ -44,6 +48,7 @@ impl<T> fmt::Debug for TryPushError<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Full(_) => "Full(..)",
+            Self::KeyFull(_) => "KeyFull(..)",
             Self::Closed(_) => "Closed(..)",
         })
     }

@@ -40,9 +40,12 @@ impl<T> Line<T> {
         Self { places: BTreeMap::new() }
     }
 
-    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.places.is_empty()
+    }
+
+    pub(super) fn first(&self) -> Option<&T> {
+        self.places.first_key_value().map(|(_, place)| &place.item)
     }
 
     pub(super) fn join(&mut self, ticket: Ticket, item: T, waker: Waker) {
@@ -107,5 +110,31 @@ impl Taker {
     /// Whom to wake, once.
     pub(super) fn take(&mut self) -> Option<Waker> {
         self.waker.take()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, task::Wake};
+
+    use super::*;
+
+    struct Task;
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn who_waits_is_woken_where_it_was_polled_last() {
+        let [first, last]: [Waker; 2] = [Arc::new(Task).into(), Arc::new(Task).into()];
+        let mut line = Line::new();
+        let ticket = Tickets::default().draw();
+        line.join(ticket, 1, first.clone());
+        assert!(line.poll(ticket, &last, false).is_pending());
+        assert!(line.pop().unwrap().1.will_wake(&last));
+        let mut taker = Taker::default();
+        assert!(taker.poll(false, &first).is_pending() && taker.poll(false, &last).is_pending());
+        assert!(taker.take().unwrap().will_wake(&last));
     }
 }
