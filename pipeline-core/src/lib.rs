@@ -82,8 +82,8 @@ pub use self::{
     running::{Pipeline, PipelineReport},
     snapshot::{Activity, PipelineSnapshot, StageSnapshot, SubscriptionSnapshot},
     source::{
-        Closed, FromIter, FromStream, Offer, Queue, QueueOptions, QueueProducer, TryPushError,
-        from_iter, from_stream, queue,
+        Closed, FairQueue, FairQueueOptions, FairQueueProducer, FromIter, FromStream, Offer, Queue,
+        QueueOptions, QueueProducer, TryPushError, fair_queue, from_iter, from_stream, queue,
     },
     stage::{
         CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer, ConsumerHandle,

@@ -2,8 +2,9 @@
 
 use pipeline_core::{
     BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed, ConsumerSupervisor,
-    DemandDispatcher, ExitReason, PartitionDispatcher, Pipeline, PipelineReport, Queue,
-    QueueProducer, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
+    DemandDispatcher, ExitReason, FairQueue, FairQueueOptions, FairQueueProducer,
+    PartitionDispatcher, Pipeline, PipelineReport, Queue, QueueProducer, StartError,
+    SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -23,6 +24,9 @@ fn public_types_are_send_and_sync() {
         ConsumerSupervisor<u64, ()>,
         DemandDispatcher,
         ExitReason,
+        FairQueue<u64, u64>,
+        FairQueueOptions<u64, u64>,
+        FairQueueProducer<u64, u64>,
         Pipeline,
         PipelineReport,
         Queue<u64>,
@@ -45,12 +49,15 @@ fn a_partition_dispatcher_may_have_a_hash_that_is_only_send() {
 fn a_queue_of_items_that_are_only_send_is_send_and_sync() {
     send::<Queue<std::cell::Cell<u64>>>();
     sync::<Queue<std::cell::Cell<u64>>>();
+    send::<FairQueue<std::cell::Cell<u64>, std::cell::Cell<u64>>>();
+    sync::<FairQueue<std::cell::Cell<u64>, std::cell::Cell<u64>>>();
 }
 
 #[test]
 fn the_futures_that_callers_await_are_send() {
     fn future<F: Send>(_: &F) {}
     let _ = |queue: &Queue<u64>| future(&queue.push(1));
+    let _ = |queue: &FairQueue<u64, u64>| future(&queue.push(1, 1));
     let _ = |pipeline: &mut Pipeline| future(&pipeline.ended());
     let _ = |pipeline: Pipeline| future(&pipeline.drain(std::time::Duration::ZERO));
 }
