@@ -265,6 +265,24 @@ async fn x_004_what_a_dispatcher_leaves_goes_back_to_the_front() {
     assert_eq!(c.asks(3).await, [[3], [4], [5]]);
     assert_eq!(source.count().await, 0);
     assert_eq!(source.script.demands(), [0; 0]);
+
+    // The same before a marker: what is left of its events stays before it.
+    source.emit(1..=3).await;
+    source.mark("m").await;
+    source.emit([4, 5]).await;
+    assert_eq!(c.asks(2).await, [[1], [2]]);
+    assert_eq!(source.script.infos(), [""; 0]);
+    assert_eq!(c.asks(3).await, [[3], [4], [5]]);
+    assert_eq!(source.script.infos(), ["m"]);
+
+    // The same between two chunks: what the second emits does not overtake what the first one did.
+    let source = Source::silent();
+    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).dispatcher(OneByOne::default));
+    relay.subscribe(&source, auto(4, 2)).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(4).await, [[0; 0]; 0]);
+    source.emit(1..=4).await;
+    assert_eq!(c.got(), [[1], [2], [3], [4]]);
 }
 
 #[tokio::test(start_paused = true)]
