@@ -1,7 +1,8 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_core::{
-    Cancel, ChildContext, Closed, ConsumerSupervisor, ExitReason, Pipeline, PipelineReport, Queue,
+    BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed, ConsumerSupervisor,
+    DemandDispatcher, ExitReason, PartitionDispatcher, Pipeline, PipelineReport, Queue,
     QueueProducer, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
 };
 
@@ -14,10 +15,13 @@ fn public_types_are_send_and_sync() {
         ($($type:ty),* $(,)?) => {$( send::<$type>(); sync::<$type>(); )*};
     }
     both!(
+        BadPartition,
+        BroadcastDispatcher<u64>,
         Cancel,
         ChildContext,
         Closed<u64>,
         ConsumerSupervisor<u64, ()>,
+        DemandDispatcher,
         ExitReason,
         Pipeline,
         PipelineReport,
@@ -30,6 +34,11 @@ fn public_types_are_send_and_sync() {
         Timed<u64>,
         TryPushError<u64>,
     );
+}
+
+#[test]
+fn a_partition_dispatcher_may_have_a_hash_that_is_only_send() {
+    send::<PartitionDispatcher<std::cell::Cell<u64>, u64>>();
 }
 
 #[test]

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::run::{Failure, Outcome, root};
+use crate::{
+    cases,
+    run::{Failure, Outcome, root},
+};
 
 /// How long a source file may be. A newcomer should find the way in it.
 const MAX_LINES: usize = 700;
@@ -36,6 +39,7 @@ pub(crate) fn all() -> Outcome {
         architecture_names_what_is_there(&files),
         links_lead_somewhere(&files),
         readme_shows_the_program(&files),
+        every_case_has_a_test(&files),
     ];
     let faults: Vec<String> = checks.into_iter().flatten().collect();
     if faults.is_empty() { Ok(()) } else { Err(Failure::new(faults.join("\n"))) }
@@ -157,6 +161,11 @@ fn links_lead_somewhere(files: &Files) -> Vec<String> {
         }
     }
     faults
+}
+
+fn every_case_has_a_test(files: &Files) -> Vec<String> {
+    let sources = files.named(".rs").filter(|(path, _)| !path.starts_with("xtask"));
+    cases::faults(|path| files.text(path), sources.map(|(_, text)| text))
 }
 
 /// The README shows the forty-line example as it is.

@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
 };
 
 use tokio::{
@@ -16,6 +16,7 @@ use super::{
     Emitter, Phase, StageContext, StageReport,
     behaviour::{Behaviour, HandleOf, Kind},
     contained,
+    gauges::Gauges,
     link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
     message::{Letter, Opened},
     options::StageOptions,
@@ -29,6 +30,7 @@ use crate::{
     inlet::{Inlet, Input, Upstream},
     outlet::{DemandMode, Emitted, Outlet},
     rate_limit::RateLimiter,
+    snapshot::Activity,
     subscription::{
         Asking, Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription,
         SubscriptionId,
@@ -57,6 +59,7 @@ pub(crate) struct StageTask<B: Behaviour> {
     draining: bool,
     finishing: Option<Finishing>,
     metrics: StageMetrics,
+    gauges: Arc<Gauges>,
     report: StageReport,
     /// Whether everybody has been told of the end.
     ended: bool,
@@ -115,6 +118,14 @@ enum Step {
     Work,
 }
 
+/// What a stage has waited for.
+enum Woken<B: Behaviour> {
+    Phase(Phase),
+    Mail(Mail<B::Stage, B::In, B::Out>),
+    Ready(Result<(), ExitReason>),
+    Timer,
+}
+
 /// A callback, and what it is called with.
 enum Callback<'a, B: Behaviour> {
     Demand(usize),
@@ -134,6 +145,7 @@ impl<B: Behaviour> StageTask<B> {
         options: &StageOptions<B::Out>,
         (address, mailbox): Place<B>,
         phase: watch::Receiver<Phase>,
+        gauges: Arc<Gauges>,
         context: &StageContext<HandleOf<B>>,
     ) -> Self {
         Self {
@@ -155,6 +167,7 @@ impl<B: Behaviour> StageTask<B> {
             draining: false,
             finishing: None,
             metrics: StageMetrics::register(&context.telemetry, &context.labels()),
+            gauges,
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
             ended: false,
         }
@@ -167,6 +180,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Subscribes, and runs until there is a reason to end.
     pub(crate) async fn run(mut self, subscriptions: Vec<Subscribing<B::In>>) -> StageReport {
+        self.gauges.enter(Activity::Busy);
         let reason = match self.subscribe_all(subscriptions).await {
             Ok(()) => loop {
                 if let Err(reason) = self.step().await {
@@ -213,20 +227,41 @@ impl<B: Behaviour> StageTask<B> {
             && !self.paused
             && self.behaviour.waits(owed);
         let timer = self.next_timer();
-        tokio::select! {
+        self.gauges.enter(self.activity());
+        let woken = tokio::select! {
             biased;
             changed = self.phase.changed() => {
-                let phase = changed.map_or(Phase::Kill, |()| *self.phase.borrow_and_update());
-                self.enter(phase).await?;
+                Woken::<B>::Phase(changed.map_or(Phase::Kill, |()| *self.phase.borrow_and_update()))
             }
-            Some(mail) = self.mailbox.recv() => self.receive(mail).await?,
-            ready = is_ready(&mut self.behaviour), if waits => {
+            Some(mail) = self.mailbox.recv() => Woken::Mail(mail),
+            ready = is_ready(&mut self.behaviour), if waits => Woken::Ready(ready),
+            () = until(timer) => Woken::Timer,
+        };
+        self.gauges.enter(Activity::Busy);
+        match woken {
+            Woken::Phase(phase) => self.enter(phase).await?,
+            Woken::Mail(mail) => self.receive(mail).await?,
+            Woken::Ready(ready) => {
                 ready?;
                 self.call(Callback::Ready).await?;
             }
-            () = until(timer) => self.retry().await?,
+            Woken::Timer => self.retry().await?,
         }
         self.settle().await
+    }
+
+    /// What the stage does when it has nothing to do.
+    fn activity(&self) -> Activity {
+        let emits = matches!(B::KIND, Kind::Producer | Kind::ProducerConsumer);
+        if self.paused {
+            Activity::Paused
+        } else if self.behaviour.is_busy() {
+            Activity::Busy
+        } else if emits && self.outlet.unmet() == 0 {
+            Activity::WaitingForDemand
+        } else {
+            Activity::WaitingForEvents
+        }
     }
 
     /// When something is to be done although nothing happens.
@@ -291,6 +326,7 @@ impl<B: Behaviour> StageTask<B> {
         match message {
             ToConsumer::Events { from, events } => {
                 self.metrics.events_in.increment(events.len() as u64);
+                self.gauges.events_in.fetch_add(events.len() as u64, Relaxed);
                 self.inlet.queue(Input::Events { from, events });
             }
             ToConsumer::Cancel { from, reason } => {
@@ -310,7 +346,8 @@ impl<B: Behaviour> StageTask<B> {
     async fn consumer_says(&mut self, message: ToProducer<B::Out>) -> Result<(), ExitReason> {
         match message {
             ToProducer::Ask { id, demand } => {
-                if self.consumers.contains_key(&id) {
+                if let Some(downstream) = self.consumers.get(&id) {
+                    downstream.subscription.asked(demand);
                     self.outlet.ask(id, demand, &mut self.deliveries);
                 }
                 Ok(())
@@ -329,7 +366,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Lets a consumer subscribe, unless the dispatcher refuses it.
     async fn accept(&mut self, subscribe: Subscribe<B::Out>) -> Result<(), ExitReason> {
-        let Subscribe { subscription, replaces, stage, options, consumer } = subscribe;
+        let Subscribe { subscription, replaces, stage, name, options, consumer } = subscribe;
         if let Some((old, reason)) = replaces {
             self.dismiss(old, Cancellation::Cancel(reason)).await?;
         }
@@ -346,12 +383,14 @@ impl<B: Behaviour> StageTask<B> {
         }
         let downstream = Downstream { subscription: subscription.clone(), consumer };
         self.consumers.insert(id, downstream);
+        self.gauges.subscribed(subscription.clone(), name);
         self.call(Callback::Consumer(&options, &subscription)).await
     }
 
     /// Forgets a consumer. If it is still there, it is told so.
     async fn dismiss(&mut self, id: SubscriptionId, ended: Cancellation) -> Result<(), ExitReason> {
         let Some(downstream) = self.consumers.remove(&id) else { return Ok(()) };
+        self.gauges.unsubscribed(id);
         self.outlet.cancel(id, &mut self.deliveries);
         if let Cancellation::Cancel(reason) = &ended {
             let reason = reason.clone();
@@ -427,6 +466,7 @@ impl<B: Behaviour> StageTask<B> {
             subscription: subscription.clone(),
             replaces,
             stage: self.address.id,
+            name: self.report.stage.clone(),
             options: options.clone(),
             consumer: Arc::new(self.address.clone()),
         };
@@ -554,6 +594,8 @@ impl<B: Behaviour> StageTask<B> {
                 }
             }
             if !self.come_to_an_end().await? {
+                self.gauges.waiting.store(self.inlet.held(), Relaxed);
+                self.gauges.buffered.store(self.outlet.held(), Relaxed);
                 return Ok(());
             }
         }
@@ -710,6 +752,7 @@ impl<B: Behaviour> StageTask<B> {
         self.spend(dispatched);
         if unsubscribed > 0 {
             self.report.discarded += unsubscribed;
+            self.gauges.discarded.fetch_add(unsubscribed as u64, Relaxed);
             self.metrics.discarded(Discard::Unsubscribed, unsubscribed as u64);
         }
         if overflow > 0 {
@@ -720,6 +763,7 @@ impl<B: Behaviour> StageTask<B> {
 
     fn discard(&mut self, why: Discard, count: usize, message: &'static str) {
         self.report.discarded += count;
+        self.gauges.discarded.fetch_add(count as u64, Relaxed);
         self.metrics.discarded(why, count as u64);
         if self.behaviour.format_discarded(count) {
             tracing::warn!(stage = %self.report.stage, discarded = count, "{message}");
@@ -737,9 +781,14 @@ impl<B: Behaviour> StageTask<B> {
                 Delivery::Events { to, events } => (to, events),
             };
             self.metrics.events_out.increment(events.len() as u64);
+            self.gauges.events_out.fetch_add(events.len() as u64, Relaxed);
+            let count = events.len();
             let message = ToConsumer::Events { from: to, events };
             let undelivered = match self.consumers.get(&to) {
-                Some(downstream) => downstream.consumer.send(message).err(),
+                Some(downstream) => {
+                    downstream.subscription.sent(count);
+                    downstream.consumer.send(message).err()
+                }
                 None => Some(message),
             };
             // Its consumer has just ended; the end is in the mailbox.
