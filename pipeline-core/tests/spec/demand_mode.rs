@@ -1,6 +1,8 @@
 //! Section 5.7: the demand mode; and of section 5.16, what is about it.
 
-use pipeline_core::{DemandMode, Stage, SubscribeOptions, testkit::settle};
+use pipeline_core::{
+    BroadcastDispatcher, DemandMode, ExitReason, Stage, SubscribeOptions, testkit::settle,
+};
 use pipeline_test_support::Log;
 
 use crate::stages::{Reader, Relay, Source, auto, complaints};
@@ -106,6 +108,32 @@ async fn s_088_demand_that_the_buffer_covers_is_not_recorded() {
     set(&source, DemandMode::Forward).await;
     assert_eq!(consumer.got(), [vec![1, 2], vec![3]]);
     assert_eq!(source.script.demands(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_089_what_was_emitted_while_nobody_was_there_goes_to_all_who_have_come_since() {
+    let source = Source::with(|stage| stage.dispatcher(BroadcastDispatcher::new));
+    let (old, new) = ([Reader::auto(), Reader::auto()], [Reader::auto(), Reader::auto()]);
+    for consumer in &old {
+        consumer.subscribe(source.handle(), auto(10, 0)).await;
+    }
+    set(&source, DemandMode::Accumulate).await;
+    for consumer in &old {
+        consumer.handle.stop(ExitReason::Normal).await;
+    }
+    for n in 1..=4 {
+        source.emit([n]).await;
+    }
+    for consumer in &new {
+        consumer.subscribe(source.handle(), auto(10, 0)).await;
+    }
+    for consumer in old.iter().chain(&new) {
+        assert_eq!(consumer.got(), NOTHING);
+    }
+    set(&source, DemandMode::Forward).await;
+    for consumer in &new {
+        assert_eq!(consumer.got().concat(), [1, 2, 3, 4]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Section 5.8: producer-consumers; and of section 5.16, what is about them.
 
 use pipeline_core::{
-    BufferKeep, Cancel, ExitReason, Stage, SubscribeOptions,
+    BroadcastDispatcher, BufferKeep, Cancel, ExitReason, Stage, SubscribeOptions,
     testkit::{Command, settle},
 };
 use pipeline_test_support::Log;
@@ -294,6 +294,31 @@ async fn s_105_a_manual_one_asks_upstream_when_it_wants_to() {
     relay.upstream().ask(3);
     settle().await;
     assert_eq!(source.script.demands(), [3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_106_consumers_of_a_broadcasting_one_get_the_same_from_when_both_are_there() {
+    let source = Source::finite(100);
+    let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
+    let (early, late) = (Reader::auto(), Reader::auto());
+    early.subscribe(relay.handle(), auto(10, 0)).await;
+    relay.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(early.got().concat(), doubled(0..100));
+    late.subscribe(relay.handle(), auto(20, 0)).await;
+    // Both have asked by now, each for at least as much as comes.
+    source.emit(100..110).await;
+    assert_eq!(early.got().concat(), doubled(100..110));
+    assert_eq!(late.got().concat(), doubled(100..110));
+
+    let source = Source::finite(100);
+    let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
+    let consumers = [Reader::auto(), Reader::auto()];
+    consumers[0].subscribe(relay.handle(), auto(10, 0)).await;
+    consumers[1].subscribe(relay.handle(), auto(20, 0)).await;
+    relay.subscribe(&source, auto(10, 5)).await;
+    for consumer in &consumers {
+        assert_eq!(consumer.got().concat(), doubled(0..100));
+    }
 }
 
 #[tokio::test(start_paused = true)]
