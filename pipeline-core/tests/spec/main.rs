@@ -2,3 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod arithmetic;
+mod buffer;
+mod demand_mode;
+mod markers;
+mod producer_consumer;
+mod stages;
