@@ -41,7 +41,7 @@ pub enum StartError {
     Init {
         /// The stage's name.
         stage: Arc<str>,
-        /// What `init` returned.
+        /// What `init` returned, or panicked with.
         reason: ExitReason,
     },
 }

@@ -178,11 +178,16 @@ impl<E: Send + 'static> EventStream<E> {
     fn receive(&mut self, message: ToConsumer<E>) -> Option<ExitReason> {
         match message {
             ToConsumer::Events { from, events } => {
-                let upstream = self.upstreams.get(&from)?;
+                let Some(upstream) = self.upstreams.get(&from.id()) else {
+                    from.cancel(SubscribeError::Unknown.into());
+                    return None;
+                };
                 let batch = upstream.window.receive(events.len());
-                self.open = Some(Open { from, rest: events, batch, ask: 0 });
+                self.open = Some(Open { from: from.id(), rest: events, batch, ask: 0 });
                 None
             }
+            // What it asked for after the end of a subscription.
+            ToConsumer::Cancel { from, .. } if !self.upstreams.contains_key(&from) => None,
             ToConsumer::Cancel { from, reason } | ToConsumer::Down { from, reason } => {
                 let mode =
                     self.upstreams.remove(&from).map_or(Cancel::Permanent, |up| up.options.mode());

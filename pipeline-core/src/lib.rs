@@ -46,6 +46,8 @@ mod error;
 mod event_stream;
 mod exit;
 mod graph;
+#[cfg(doctest)]
+mod impossible;
 mod inlet;
 mod outlet;
 mod pipeline;

@@ -386,6 +386,9 @@ pub enum SubscribeError {
     /// The producer knows a subscription of this id already.
     #[error("there is a subscription with this id already")]
     Duplicated,
+    /// There is no subscription of this id, or no longer.
+    #[error("there is no subscription with this id")]
+    Unknown,
     /// The producer's dispatcher takes each stage once, and this one has subscribed before.
     #[error("the stage has subscribed already, expected once")]
     AlreadySubscribed,

@@ -19,7 +19,7 @@ use super::{
     CallError, Caller, ChildContext, Emitter, HandleCall, Phase, StageContext, StageHandle,
     StageReport, Start, Worker,
     behaviour::{Behaviour, HandleOf, Kind},
-    contained,
+    contained, contained_now,
     restart::{Restart, RestartBudget},
 };
 use crate::{
@@ -241,9 +241,7 @@ where
     /// Asks the worker whether it takes the event on.
     fn attempt(&self, event: &E, restarts: u32) -> Result<Start, ExitReason> {
         let context = self.context(restarts);
-        let start = std::panic::AssertUnwindSafe(|| self.worker.start(event, &context));
-        std::panic::catch_unwind(start)
-            .unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
+        contained_now(|| self.worker.start(event, &context))
     }
 
     fn context(&self, restarts: u32) -> ChildContext {

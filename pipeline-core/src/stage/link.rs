@@ -27,6 +27,8 @@ pub(crate) enum ToProducer<E> {
     Ask {
         id: SubscriptionId,
         demand: usize,
+        /// Who is told if nobody knows the subscription.
+        consumer: Arc<dyn EventPort<E>>,
     },
     Cancel {
         id: SubscriptionId,
@@ -56,7 +58,7 @@ pub(crate) struct Subscribe<E> {
 /// From a producer to a consumer. The end of a subscription comes after its last event.
 pub(crate) enum ToConsumer<E> {
     Events {
-        from: SubscriptionId,
+        from: Subscription,
         events: Vec<E>,
     },
     /// The subscription was cancelled, by whichever end.
@@ -97,7 +99,7 @@ pub(crate) struct Ports<E> {
 // Whoever has ended has said so to the other.
 impl<E: Send + 'static> Link for Ports<E> {
     fn ask(&self, id: SubscriptionId, demand: usize) {
-        let _ = self.producer.send(ToProducer::Ask { id, demand });
+        let _ = self.producer.send(ToProducer::Ask { id, demand, consumer: self.consumer.clone() });
     }
 
     fn cancel(&self, id: SubscriptionId, reason: ExitReason) {

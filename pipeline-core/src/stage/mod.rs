@@ -16,10 +16,15 @@ mod producer_consumer;
 mod report;
 mod restart;
 mod runtime;
+#[cfg(test)]
+mod runtime_tests;
 mod slot;
 mod worker;
 
-use std::{future::Future, panic::AssertUnwindSafe};
+use std::{
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use futures::FutureExt;
 
@@ -55,10 +60,18 @@ use crate::exit::ExitReason;
 ///
 /// The stage or worker that panicked is not called again, but for its `terminate`, so nobody sees
 /// state that the panic left half-changed.
-pub(crate) async fn contained<F>(callback: F) -> Result<(), ExitReason>
+pub(crate) async fn contained<F, T>(callback: F) -> Result<T, ExitReason>
 where
-    F: Future<Output = Result<(), ExitReason>>,
+    F: Future<Output = Result<T, ExitReason>>,
 {
     let outcome = AssertUnwindSafe(callback).catch_unwind().await;
+    outcome.unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
+}
+
+/// The same for a callback that does not wait.
+pub(crate) fn contained_now<T>(
+    callback: impl FnOnce() -> Result<T, ExitReason>,
+) -> Result<T, ExitReason> {
+    let outcome = catch_unwind(AssertUnwindSafe(callback));
     outcome.unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
 }

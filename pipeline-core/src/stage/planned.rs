@@ -11,6 +11,7 @@ use tokio::{sync::watch, task::AbortHandle, time::Instant};
 use super::{
     Phase, Stage, StageContext, StageHandle, StageReport,
     behaviour::{Behaviour, Kind},
+    contained_now,
     gauges::Gauges,
     options::StageOptions,
     restart::RestartBudget,
@@ -110,8 +111,6 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
     }
 
     fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError> {
-        let mut behaviour =
-            (self.make)().expect("a stage that cannot be made again has no restarts to spend");
         let context = StageContext {
             pipeline: whole.pipeline.clone(),
             stage: self.slot.name.clone(),
@@ -120,10 +119,16 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
         };
         // Before `init`, so that it can send itself something.
         let place = self.slot.occupy();
-        if let Err(reason) = behaviour.init(&context) {
+        let made = contained_now(|| {
+            let mut behaviour =
+                (self.make)().expect("a stage that cannot be made again has no restarts to spend");
+            behaviour.init(&context)?;
+            Ok(behaviour)
+        });
+        let behaviour = made.map_err(|reason| {
             self.vacate(false);
-            return Err(StartError::Init { stage: self.slot.name.clone(), reason });
-        }
+            StartError::Init { stage: self.slot.name.clone(), reason }
+        })?;
         let phase = whole.phase.subscribe();
         let gauges = self.slot.gauges.clone();
         gauges.started();

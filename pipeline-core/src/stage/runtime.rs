@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    convert::Infallible,
     hash::{BuildHasher, RandomState},
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
 };
@@ -15,7 +16,7 @@ use tokio::{
 use super::{
     Emitter, Phase, StageContext, StageReport,
     behaviour::{Behaviour, HandleOf, Kind},
-    contained,
+    contained, contained_now,
     gauges::Gauges,
     link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
     message::{Letter, Opened},
@@ -181,23 +182,31 @@ impl<B: Behaviour> StageTask<B> {
     /// Subscribes, and runs until there is a reason to end.
     pub(crate) async fn run(mut self, subscriptions: Vec<Subscribing<B::In>>) -> StageReport {
         self.gauges.enter(Activity::Busy);
-        let reason = match self.subscribe_all(subscriptions).await {
-            Ok(()) => loop {
-                if let Err(reason) = self.step().await {
-                    break reason;
-                }
-            },
-            Err(reason) => reason,
-        };
+        // A dispatcher may panic too.
+        let Err(reason) = contained(self.live(subscriptions)).await;
         let terminating = async {
             self.behaviour.terminate(&reason, &mut self.phase).await;
             Ok(())
         };
         let _ = contained(terminating).await;
-        self.behaviour.report(&mut self.report);
+        let reporting = || {
+            self.behaviour.report(&mut self.report);
+            Ok(())
+        };
+        let _ = contained_now(reporting);
         self.end(&reason);
         self.report.reason = reason;
         self.report.clone()
+    }
+
+    async fn live(
+        &mut self,
+        subscriptions: Vec<Subscribing<B::In>>,
+    ) -> Result<Infallible, ExitReason> {
+        self.subscribe_all(subscriptions).await?;
+        loop {
+            self.step().await?;
+        }
     }
 
     async fn subscribe_all(
@@ -325,9 +334,14 @@ impl<B: Behaviour> StageTask<B> {
     fn producer_says(&mut self, message: ToConsumer<B::In>) {
         match message {
             ToConsumer::Events { from, events } => {
+                if self.inlet.get(from.id()).is_none() {
+                    self.report.held += events.len();
+                    from.cancel(SubscribeError::Unknown.into());
+                    return;
+                }
                 self.metrics.events_in.increment(events.len() as u64);
                 self.gauges.events_in.fetch_add(events.len() as u64, Relaxed);
-                self.inlet.queue(Input::Events { from, events });
+                self.inlet.queue(Input::Events { from: from.id(), events });
             }
             ToConsumer::Cancel { from, reason } => {
                 self.inlet.queue(Input::Ended { from, how: Cancellation::Cancel(reason) });
@@ -345,10 +359,13 @@ impl<B: Behaviour> StageTask<B> {
 
     async fn consumer_says(&mut self, message: ToProducer<B::Out>) -> Result<(), ExitReason> {
         match message {
-            ToProducer::Ask { id, demand } => {
+            ToProducer::Ask { id, demand, consumer } => {
                 if let Some(downstream) = self.consumers.get(&id) {
                     downstream.subscription.asked(demand);
                     self.outlet.ask(id, demand, &mut self.deliveries);
+                } else {
+                    let reason = SubscribeError::Unknown.into();
+                    let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
                 }
                 Ok(())
             }
@@ -782,17 +799,14 @@ impl<B: Behaviour> StageTask<B> {
             };
             self.metrics.events_out.increment(events.len() as u64);
             self.gauges.events_out.fetch_add(events.len() as u64, Relaxed);
-            let count = events.len();
-            let message = ToConsumer::Events { from: to, events };
-            let undelivered = match self.consumers.get(&to) {
-                Some(downstream) => {
-                    downstream.subscription.sent(count);
-                    downstream.consumer.send(message).err()
-                }
-                None => Some(message),
+            let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
+                self.report.held += events.len();
+                continue;
             };
+            subscription.sent(events.len());
+            let message = ToConsumer::Events { from: subscription.clone(), events };
             // Its consumer has just ended; the end is in the mailbox.
-            if let Some(ToConsumer::Events { events, .. }) = undelivered {
+            if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
                 self.report.held += events.len();
             }
         }

@@ -3,7 +3,11 @@
 
 mod arithmetic;
 mod buffer;
+mod cancelling;
 mod demand_mode;
+mod emission;
 mod markers;
 mod producer_consumer;
 mod stages;
+mod subscribing;
+mod support;

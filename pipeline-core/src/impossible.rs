@@ -1,0 +1,78 @@
+//! Cases of docs/spec/stages.md that a program cannot even express: what does not compile, each with
+//! the case's number. What differs in one word compiles, and stands beside it.
+
+/// S-023: `NotAConsumer`. A producer receives nothing, so there is nothing it could subscribe to.
+///
+/// ```compile_fail,E0308
+/// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
+/// # async fn subscribe(
+/// #     producer: ProducerHandle<ScriptedProducer<u64>>,
+/// #     consumer: pipeline_core::ConsumerHandle<RecordingConsumer<u64>>,
+/// #     another: ProducerHandle<ScriptedProducer<u64>>,
+/// # ) -> Result<(), SubscribeError> {
+/// producer.subscribe(&another, SubscribeOptions::new()).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// ```
+/// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
+/// # async fn subscribe(
+/// #     producer: ProducerHandle<ScriptedProducer<u64>>,
+/// #     consumer: pipeline_core::ConsumerHandle<RecordingConsumer<u64>>,
+/// #     another: ProducerHandle<ScriptedProducer<u64>>,
+/// # ) -> Result<(), SubscribeError> {
+/// consumer.subscribe(&another, SubscribeOptions::new()).await?;
+/// # Ok(())
+/// # }
+/// ```
+fn s_023_a_producer_cannot_subscribe() {}
+
+/// S-060: a consumer that emits. None of its callbacks about events is given an emitter, and the
+/// emitter of its messages takes events of a type that has no values.
+///
+/// ```compile_fail,E0308
+/// # use std::convert::Infallible;
+/// # use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+/// # struct Last;
+/// # impl HandleCast<u64> for Last {
+/// async fn handle_cast(&mut self, message: u64, out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
+///     out.emit(message);
+///     Ok(())
+/// }
+/// # }
+/// ```
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+/// # struct Last;
+/// # impl HandleCast<u64> for Last {
+/// async fn handle_cast(&mut self, message: u64, out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
+///     Ok(())
+/// }
+/// # }
+/// ```
+///
+/// ```compile_fail,E0271
+/// # use pipeline_core::{Consumer, ExitReason, Subscription};
+/// # struct Last;
+/// # impl Consumer for Last {
+/// # type Event = u64;
+/// async fn handle_events(&mut self, events: Vec<u64>, _: &Subscription) -> Result<Vec<u64>, ExitReason> {
+///     Ok(events)
+/// }
+/// # }
+/// ```
+///
+/// ```
+/// # use pipeline_core::{Consumer, ExitReason, Subscription};
+/// # struct Last;
+/// # impl Consumer for Last {
+/// # type Event = u64;
+/// async fn handle_events(&mut self, events: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+///     Ok(())
+/// }
+/// # }
+/// ```
+fn s_060_a_consumer_cannot_emit() {}

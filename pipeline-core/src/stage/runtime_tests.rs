@@ -1,0 +1,183 @@
+//! What the library's own stages never say to each other, and what is answered to it: cases of
+//! docs/spec/stages.md that need messages made by hand.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{
+    ProducerHandle,
+    link::{DemandPort, EventPort, Ports, Subscribe, ToConsumer, ToProducer},
+    slot::next_id,
+};
+use crate::{
+    exit::ExitReason,
+    graph::Graph,
+    running::Pipeline,
+    subscription::{StageId, SubscribeOptions, Subscription, SubscriptionId},
+    testkit::{Script, ScriptedProducer, recording, scripted, settle},
+};
+
+/// One end of a subscription that is held by the test: it keeps what it is sent.
+#[derive(Clone, Default)]
+struct Raw(Arc<Mutex<Vec<String>>>);
+
+impl Raw {
+    fn note(&self, line: String) {
+        self.0.lock().push(line);
+    }
+
+    /// What was sent since the last call.
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock())
+    }
+
+    /// Subscribes to a producer, by this name.
+    fn subscribe(
+        &self,
+        producer: &ProducerHandle<ScriptedProducer<u64>>,
+        id: SubscriptionId,
+    ) -> Subscription {
+        let producer = Arc::new(producer.slot.address().unwrap());
+        let consumer = Arc::new(self.clone());
+        let ports = Ports { producer: producer.clone(), consumer: consumer.clone() };
+        let subscription = Subscription::new(id, ports);
+        let subscribe = Subscribe {
+            subscription: subscription.clone(),
+            replaces: None,
+            stage: StageId::new(next_id()),
+            name: "hand".into(),
+            options: SubscribeOptions::new(),
+            consumer,
+        };
+        tell(&*producer, ToProducer::Subscribe(Box::new(subscribe)));
+        subscription
+    }
+}
+
+impl EventPort<u64> for Raw {
+    fn send(&self, message: ToConsumer<u64>) -> Result<(), ToConsumer<u64>> {
+        self.note(match message {
+            ToConsumer::Events { from, events } => format!("{:?}: {events:?}", from.id()),
+            ToConsumer::Cancel { from, reason } => format!("{from:?}: cancelled ({reason})"),
+            ToConsumer::Down { from, reason } => format!("{from:?}: down ({reason})"),
+            ToConsumer::Pause { from, paused } => format!("{from:?}: paused {paused}"),
+        });
+        Ok(())
+    }
+}
+
+impl DemandPort<u64> for Raw {
+    fn send(&self, message: ToProducer<u64>) -> Result<(), ToProducer<u64>> {
+        self.note(match message {
+            ToProducer::Subscribe(subscribe) => format!("{:?}: subscribe", subscribe.subscription),
+            ToProducer::Ask { id, demand, .. } => format!("{id:?}: ask {demand}"),
+            ToProducer::Cancel { id, reason } => format!("{id:?}: cancelled ({reason})"),
+            ToProducer::Down { id, reason } => format!("{id:?}: down ({reason})"),
+            ToProducer::Mode(mode) => format!("{mode:?}"),
+        });
+        Ok(())
+    }
+}
+
+fn tell(producer: &impl DemandPort<u64>, message: ToProducer<u64>) {
+    assert!(producer.send(message).is_ok(), "the producer runs");
+}
+
+/// A producer, and a raw consumer that has subscribed to it by the name of 1.
+async fn subscribed() -> (Pipeline, Script<u64>, Raw, Subscription) {
+    let (producer, script) = scripted();
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer);
+    let pipeline = graph.start().unwrap();
+    let raw = Raw::default();
+    let subscription = raw.subscribe(&producer, SubscriptionId::new(1));
+    settle().await;
+    assert_eq!((script.subscribed().len(), raw.take()), (1, vec![]));
+    (pipeline, script, raw, subscription)
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_031_a_subscription_of_a_known_name_is_refused_and_the_first_one_stays() {
+    let (_pipeline, script, raw, first) = subscribed().await;
+    raw.subscribe(script.handle(), first.id());
+    settle().await;
+    let refused =
+        "SubscriptionId(1): cancelled (failed: there is a subscription with this id already)";
+    assert_eq!(raw.take(), [refused]);
+    assert_eq!((script.subscribed().len(), script.cancelled().len()), (0, 0));
+    first.ask(2);
+    settle().await;
+    script.emit([1, 2]).await;
+    settle().await;
+    assert_eq!(raw.take(), ["SubscriptionId(1): [1, 2]"]);
+    assert_eq!(script.demands(), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_032_an_ask_of_an_unknown_subscription_is_refused() {
+    let (_pipeline, script, raw, first) = subscribed().await;
+    let (id, consumer) = (SubscriptionId::new(2), Arc::new(raw.clone()));
+    let ask = ToProducer::Ask { id, demand: 3, consumer };
+    tell(&script.handle().slot.address().unwrap(), ask);
+    settle().await;
+    let refused = "SubscriptionId(2): cancelled (failed: there is no subscription with this id)";
+    assert_eq!(raw.take(), [refused]);
+    assert_eq!((script.demands(), script.cancelled().len()), (vec![], 0));
+    // The one that is known goes on.
+    first.ask(1);
+    settle().await;
+    assert_eq!((script.demands(), raw.take()), (vec![1], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_033_a_cancel_of_an_unknown_subscription_is_ignored() {
+    let (_pipeline, script, raw, first) = subscribed().await;
+    let cancel = ToProducer::Cancel { id: SubscriptionId::new(2), reason: ExitReason::Normal };
+    tell(&script.handle().slot.address().unwrap(), cancel);
+    settle().await;
+    assert_eq!((script.cancelled().len(), raw.take()), (0, vec![]));
+    // The one that is known goes on.
+    first.ask(1);
+    script.emit([1]).await;
+    settle().await;
+    assert_eq!(raw.take(), ["SubscriptionId(1): [1]"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_034_events_of_an_unknown_subscription_are_refused() {
+    let (consumer, recording) = recording::<u64>();
+    let mut graph = Graph::new("test");
+    let consumer = graph.consumer("consumer", consumer);
+    let mut pipeline = graph.start().unwrap();
+    let raw = Raw::default();
+    let address = Arc::new(consumer.slot.address().unwrap());
+    let ports = Ports { producer: Arc::new(raw.clone()), consumer: address.clone() };
+    let from = Subscription::new(SubscriptionId::new(1), ports);
+    let events = ToConsumer::Events { from, events: vec![1] };
+    assert!(EventPort::send(&*address, events).is_ok());
+    settle().await;
+    let refused = "SubscriptionId(1): cancelled (failed: there is no subscription with this id)";
+    assert_eq!(raw.take(), [refused]);
+    assert_eq!(recording.batches(), Vec::<Vec<u64>>::new());
+    assert!(consumer.is_running());
+    // The event is lost, and counted.
+    consumer.stop(ExitReason::Normal).await;
+    assert_eq!(pipeline.ended().await.left_undone(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_048_nothing_is_sent_to_a_consumer_that_is_gone() {
+    let (_pipeline, script, raw, subscription) = subscribed().await;
+    subscription.ask(3);
+    settle().await;
+    subscription.down(ExitReason::Killed);
+    script.emit([1, 2, 3]).await;
+    settle().await;
+    let cancelled = script.cancelled();
+    assert_eq!(cancelled.len(), 1);
+    assert_eq!(cancelled[0].0, subscription);
+    assert_eq!(cancelled[0].1.to_string(), "down (killed)");
+    assert_eq!(raw.take(), [""; 0]);
+    assert_eq!(script.handle().estimate_buffered_count().await, Ok(3));
+}

@@ -1,0 +1,219 @@
+//! Section 5.4: emission.
+
+use std::{
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures::{Stream, StreamExt};
+use pipeline_core::{
+    Caller, Cancel, Cancellation, Emitter, EventStream, ExitReason, HandleCall, Producer,
+    SubscribeOptions, Subscription,
+    testkit::{Command, settle},
+};
+
+use crate::support::{
+    Diary, NO_BATCH, NOTHING, alone, auto, automatic, count, counting, emit, ended, manual, silent,
+};
+
+/// Emits 1, 2 and 3 when it is called.
+struct Answering;
+
+enum Answer {
+    /// What the callback returns.
+    AtTheEnd,
+    AtOnce,
+}
+
+impl Producer for Answering {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _demand: usize,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCall<Answer, u64> for Answering {
+    type Reply = &'static str;
+
+    async fn handle_call(
+        &mut self,
+        answer: Answer,
+        caller: &mut Caller<&'static str>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        match answer {
+            Answer::AtTheEnd => caller.reply("done"),
+            Answer::AtOnce => caller.reply_now("done"),
+        }
+        out.emit_all([1, 2, 3]);
+        Ok(())
+    }
+}
+
+/// Writes down when what it waits for is sent.
+struct Bell(&'static str, Diary);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.1.note(self.0);
+    }
+}
+
+/// In which order the events and the reply are sent.
+async fn order_of(answer: Answer) -> Vec<String> {
+    let diary = Diary::default();
+    let bell = |name| Waker::from(Arc::new(Bell(name, diary.clone())));
+    let (producer, _pipeline) = alone(|graph| graph.producer("answering", Answering));
+    let mut events = EventStream::new();
+    events.subscribe(&producer, auto(3, 0)).unwrap();
+    settle().await;
+
+    let mut call = pin!(producer.call(answer));
+    let waiting = Pin::new(&mut events).poll_next(&mut Context::from_waker(&bell("events")));
+    assert_eq!(waiting.map(|_| ()), Poll::Pending);
+    let waiting = call.as_mut().poll(&mut Context::from_waker(&bell("reply")));
+    assert_eq!(waiting, Poll::Pending);
+    settle().await;
+
+    assert_eq!(call.await, Ok("done"));
+    let events: Vec<u64> = events.take(3).map(Result::unwrap).collect().await;
+    assert_eq!(events, [1, 2, 3]);
+    diary.take()
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_053_events_are_sent_before_the_reply() {
+    assert_eq!(order_of(Answer::AtTheEnd).await, ["events", "reply"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_054_an_early_reply_is_sent_before_the_events() {
+    assert_eq!(order_of(Answer::AtOnce).await, ["reply", "events"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_055_what_nobody_asked_for_is_buffered() {
+    let (producer, raw) = (silent(), manual());
+    raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
+    raw.ask(1).await;
+    emit(&producer, [1, 2, 3]).await;
+    assert_eq!(raw.batches(), [[1]]);
+    assert_eq!(count(&producer).await, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_056_a_producer_is_told_of_demand_once() {
+    let (producer, raw) = (silent(), manual());
+    raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
+    raw.ask(5).await;
+    assert_eq!(producer.demands(), [5]);
+    emit(&producer, [1, 2]).await;
+    assert_eq!(raw.batches(), [[1, 2]]);
+    assert_eq!(producer.demands(), NOTHING);
+    emit(&producer, [3, 4, 5]).await;
+    assert_eq!(raw.batches(), [[3, 4, 5]]);
+    assert_eq!(producer.demands(), NOTHING);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_057_the_buffer_is_served_before_the_producer_is_asked() {
+    let producer = counting(["0", "1", "2", "3", "4", "5", "6"]);
+    let consumer = automatic();
+    emit(&producer, ["a", "b", "c", "d", "e"]).await;
+    assert_eq!(count(&producer).await, 5);
+    consumer.subscribe(producer.handle(), auto(4, 0)).await;
+    let batches =
+        [vec!["a", "b", "c", "d"], vec!["e"], vec!["0", "1", "2"], vec!["3", "4", "5", "6"]];
+    assert_eq!(consumer.batches(), batches);
+    assert_eq!(producer.demands(), [3, 4, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_058_what_was_emitted_too_much_is_used_up_first() {
+    let (producer, raw) = (silent(), manual());
+    raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
+    producer.on_demand(Command::Emit((0..8).collect()));
+    producer.on_demand(Command::Emit((8..16).collect()));
+    raw.ask(5).await;
+    assert_eq!(producer.demands(), [5]);
+    assert_eq!(raw.batches(), [[0, 1, 2, 3, 4]]);
+    assert_eq!(count(&producer).await, 3);
+    raw.ask(5).await;
+    assert_eq!(producer.demands(), [2]);
+    assert_eq!(raw.batches(), [vec![5, 6, 7], vec![8, 9]]);
+    assert_eq!(count(&producer).await, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_059_a_call_that_ends_the_stage_is_answered() {
+    let mut producer = silent();
+    let answer = producer.tell(Command::End(ExitReason::Shutdown)).await;
+    assert_eq!(answer, Ok(()));
+    let report = producer.pipeline.ended().await;
+    assert_eq!(report.stages[0].reason.to_string(), "shutdown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_061_handle_demand_can_end_the_stage() {
+    let (mut producer, mut consumer) = (silent(), automatic());
+    producer.on_demand(Command::End(ExitReason::failed("done")));
+    let options = auto(2, 0).cancel(Cancel::Temporary);
+    let subscription = consumer.subscribe(producer.handle(), options).await;
+    assert_eq!(producer.demands(), [2]);
+    let report = producer.pipeline.ended().await;
+    assert_eq!(report.stages[0].reason.to_string(), "failed: done");
+    assert_eq!(ended(consumer.cancelled()), [(subscription, "down (failed: done)".to_owned())]);
+    assert_eq!(consumer.fate().await, "alive");
+}
+
+/// Emits 9 whenever somebody leaves.
+struct Parting;
+
+impl Producer for Parting {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _demand: usize,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        _ended: &Cancellation,
+        _to: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit(9);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_018_what_handle_cancel_emits_goes_to_those_who_are_left() {
+    for stops in [false, true] {
+        let (producer, _pipeline) = alone(|graph| graph.producer("parting", Parting));
+        let (a, b) = (manual(), manual());
+        for (raw, demand) in [(&a, 5), (&b, 2)] {
+            raw.subscribe(&producer, SubscribeOptions::new().cancel(Cancel::Temporary)).await;
+            raw.ask(demand).await;
+        }
+        if stops {
+            a.handle.stop(ExitReason::Normal).await;
+        } else {
+            a.subscription().cancel(ExitReason::Normal);
+        }
+        settle().await;
+        assert_eq!(a.batches(), NO_BATCH);
+        assert_eq!(b.batches(), [[9]]);
+        assert_eq!(producer.estimate_buffered_count().await, Ok(0));
+    }
+}

@@ -1,0 +1,401 @@
+//! Section 5.2: subscribing.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Asking, Cancel, Cancellation, Consumer, Deliveries, DemandDispatcher, Dispatcher, Emitter,
+    ExitReason, Graph, ProducerConsumer, ProducerHandle, StartError, SubscribeError,
+    SubscribeOptions, Subscriber, Subscription, SubscriptionId,
+    testkit::{ScriptedProducer, assert_no_task_left, recording, scripted, settle},
+};
+
+use crate::support::{
+    Diary, NO_BATCH, NOTHING, Source, alone, auto, automatic, emit, ended, manual, oops, silent,
+    silent_with,
+};
+
+/// A name that was never registered.
+fn missing() -> ProducerHandle<ScriptedProducer<u64>> {
+    Graph::new("never started").producer("missing", scripted().0)
+}
+
+async fn stopped() -> Source<u64> {
+    let producer = silent();
+    producer.handle().stop(ExitReason::Normal).await;
+    producer
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_020_both_ends_see_the_same_subscription() {
+    let (producer, consumer) = (silent(), automatic());
+    let subscription =
+        consumer.handle.subscribe(producer.handle(), SubscribeOptions::new()).await.unwrap();
+    settle().await;
+    assert_eq!(consumer.subscriptions(), 1);
+    assert_eq!(consumer.subscription(), subscription);
+    let subscribed: Vec<_> = producer.subscribed().into_iter().map(|(which, _)| which).collect();
+    assert_eq!(subscribed, [subscription]);
+}
+
+/// Subscribes with options that cannot work; returns what the caller is told.
+async fn refused(options: SubscribeOptions) -> String {
+    let (producer, mut consumer) = (silent(), automatic());
+    let error = consumer.handle.subscribe(producer.handle(), options).await.unwrap_err();
+    settle().await;
+    assert_eq!(consumer.fate().await, "alive");
+    assert_eq!((consumer.subscriptions(), producer.subscribed().len()), (0, 0));
+    assert_eq!(producer.demands(), NOTHING);
+    // As good as before.
+    consumer.subscribe(producer.handle(), auto(2, 0)).await;
+    assert_eq!(producer.demands(), [2]);
+    error.to_string()
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_021_a_maximum_of_zero_is_refused_to_the_caller() {
+    let error = refused(SubscribeOptions::new().max_demand(0)).await;
+    assert_eq!(error, "max_demand is 0, expected at least 1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_022_a_minimum_above_the_maximum_is_refused_to_the_caller() {
+    let error = refused(SubscribeOptions::new().min_demand(2000)).await;
+    assert_eq!(error, "min_demand is 2000, expected at most 999 with a max_demand of 1000");
+    // The limit itself is fine.
+    assert!(SubscribeOptions::new().min_demand(999).check().is_ok());
+    assert!(SubscribeOptions::new().min_demand(1000).check().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_024_a_stopped_consumer_cannot_subscribe() {
+    let (producer, consumer) = (silent(), automatic());
+    consumer.handle.stop(ExitReason::Normal).await;
+    let error = consumer.handle.subscribe(producer.handle(), auto(2, 0)).await.unwrap_err();
+    assert_eq!(error, SubscribeError::NoProcess);
+    settle().await;
+    assert_eq!(producer.subscribed().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_025_who_needs_a_producer_that_never_was_stops() {
+    for mode in [Cancel::Permanent, Cancel::Transient] {
+        let mut consumer = automatic();
+        consumer.handle.subscribe(&missing(), auto(2, 0).cancel(mode)).await.unwrap();
+        settle().await;
+        assert_eq!(consumer.fate().await, "no such stage");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_026_who_needs_a_producer_that_has_stopped_stops() {
+    let (producer, mut consumer) = (stopped().await, automatic());
+    let subscription = consumer.handle.subscribe(producer.handle(), auto(2, 0)).await.unwrap();
+    settle().await;
+    assert_eq!(ended(consumer.cancelled()), [(subscription, "down (no such stage)".to_owned())]);
+    assert_eq!(consumer.fate().await, "no such stage");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_027_who_does_not_need_a_producer_that_never_was_goes_on() {
+    let mut consumer = automatic();
+    let options = auto(2, 0).cancel(Cancel::Temporary);
+    consumer.handle.subscribe(&missing(), options).await.unwrap();
+    settle().await;
+    assert_eq!(consumer.subscriptions(), 0);
+    assert_eq!(ended(consumer.cancelled()), []);
+    assert_eq!(consumer.fate().await, "alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_028_who_does_not_need_a_producer_that_has_stopped_is_told_and_goes_on() {
+    let (producer, mut consumer) = (stopped().await, automatic());
+    let options = auto(2, 0).cancel(Cancel::Temporary);
+    let subscription = consumer.handle.subscribe(producer.handle(), options).await.unwrap();
+    settle().await;
+    assert_eq!(consumer.subscriptions(), 1);
+    assert_eq!(consumer.subscription(), subscription);
+    assert_eq!(ended(consumer.cancelled()), [(subscription, "down (no such stage)".to_owned())]);
+    assert_eq!(consumer.fate().await, "alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_029_a_start_that_needs_a_missing_producer_fails() {
+    for producer in [missing(), stopped().await.handle().clone()] {
+        for mode in [Cancel::Permanent, Cancel::Transient] {
+            let (consumer, recording) = recording();
+            let mut graph = Graph::new("test");
+            let consumer = graph.consumer("consumer", consumer);
+            graph.subscribe(&consumer, &producer, auto(2, 0).cancel(mode));
+            let error = graph.start().unwrap_err();
+            assert!(matches!(error, StartError::NoProcess { .. }), "{error}");
+            settle().await;
+            assert_eq!((recording.subscriptions(), consumer.is_running()), (0, false));
+        }
+    }
+    assert_no_task_left().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_030_a_start_that_does_not_need_a_missing_producer_succeeds_without() {
+    let (consumer, recording) = recording::<u64>();
+    let mut graph = Graph::new("test");
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&consumer, &missing(), auto(2, 0).cancel(Cancel::Temporary));
+    let _pipeline = graph.start().unwrap();
+    settle().await;
+    assert_eq!(recording.subscriptions(), 0);
+    assert_eq!(ended(recording.cancelled()), []);
+    assert!(consumer.is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_035_a_consumer_may_subscribe_twice() {
+    let (producer, consumer) = (silent(), automatic());
+    let options = auto(3, 0).cancel(Cancel::Temporary);
+    let first = consumer.subscribe(producer.handle(), options.clone()).await;
+    let second = consumer.subscribe(producer.handle(), options).await;
+    assert_ne!(first, second);
+    assert_eq!(producer.demands(), [3, 3]);
+    emit(&producer, 1..=5).await;
+    assert_eq!(consumer.batches(), [vec![1, 2, 3], vec![4, 5]]);
+    // The first has asked for 3 again, the second has 1 left. One ends, the other does not.
+    assert_eq!(producer.demands(), [3]);
+    first.cancel(ExitReason::Normal);
+    settle().await;
+    assert_eq!(ended(consumer.cancelled()), [(first, "cancelled (normal)".to_owned())]);
+    emit(&producer, [6]).await;
+    assert_eq!(consumer.batches(), [[6]]);
+}
+
+/// Asks for events as the options of each subscription say.
+struct Choosy;
+
+impl Consumer for Choosy {
+    type Event = u64;
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        Ok(())
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        options: &SubscribeOptions,
+        _from: &Subscription,
+    ) -> Result<Asking, ExitReason> {
+        Ok(*options.get::<Asking>().unwrap())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_036_each_subscription_is_automatic_or_manual_by_itself() {
+    let (x, y) = (silent(), silent());
+    let (consumer, _pipeline) = alone(|graph| graph.consumer("choosy", Choosy));
+    consumer.subscribe(x.handle(), auto(7, 3).with(Asking::Manual)).await.unwrap();
+    consumer.subscribe(y.handle(), auto(7, 3).with(Asking::Automatic)).await.unwrap();
+    settle().await;
+    assert_eq!((x.demands(), y.demands()), (vec![], vec![7]));
+    assert_eq!((x.subscribed().len(), y.subscribed().len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_037_one_subscription_takes_the_place_of_another() {
+    let (producer, mut consumer) = (silent(), automatic());
+    let temporary = |max| auto(max, 0).cancel(Cancel::Temporary);
+    let old = consumer.subscribe(producer.handle(), temporary(4)).await;
+    assert_eq!(producer.demands(), [4]);
+
+    let changed = ExitReason::failed("changed");
+    let new =
+        consumer.handle.resubscribe(&old, changed, producer.handle(), temporary(10)).await.unwrap();
+    settle().await;
+    assert_ne!(old, new);
+    let replaced = [(old, "cancelled (failed: changed)".to_owned())];
+    assert_eq!(ended(producer.cancelled()), replaced);
+    // 4 were owed already.
+    assert_eq!(producer.demands(), [6]);
+    assert_eq!(ended(consumer.cancelled()), replaced);
+
+    emit(&producer, 1..=12).await;
+    assert_eq!(consumer.batches(), [(1..=10).collect::<Vec<_>>(), vec![11, 12]]);
+    // It asked for 10 again: two were in the buffer.
+    assert_eq!(producer.demands(), [8]);
+    assert_eq!(consumer.fate().await, "alive");
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_038_to_replace_an_unknown_subscription_is_to_subscribe() {
+    let (producer, mut consumer, mut other) = (silent(), automatic(), automatic());
+    let of_other = other.subscribe(producer.handle(), auto(5, 0)).await;
+    assert_eq!(producer.demands(), [5]);
+    let subscribed =
+        consumer.handle.resubscribe(&of_other, oops(), producer.handle(), auto(3, 0)).await;
+    settle().await;
+    assert_eq!(consumer.subscription(), subscribed.unwrap());
+    assert_eq!(producer.demands(), [3]);
+    assert_eq!(ended(producer.cancelled()), []);
+    assert_eq!(ended(consumer.cancelled()), []);
+    assert_eq!(ended(other.cancelled()), []);
+    assert_eq!((consumer.fate().await, other.fate().await), ("alive".into(), "alive".into()));
+}
+
+/// Something that a consumer has to say to a producer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Foo(u32);
+
+/// The default dispatcher; it writes down what the subscribers had to say.
+struct Listening {
+    inner: DemandDispatcher,
+    heard: Arc<Mutex<Vec<Option<Foo>>>>,
+}
+
+impl Dispatcher<u64> for Listening {
+    fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
+        self.heard.lock().push(subscriber.options.get().copied());
+        Dispatcher::<u64>::subscribe(&mut self.inner, subscriber)
+    }
+
+    fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<u64>) {
+        self.inner.cancel(id, out);
+    }
+
+    fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<u64>) {
+        self.inner.ask(id, demand, out);
+    }
+
+    fn unmet(&self) -> usize {
+        Dispatcher::<u64>::unmet(&self.inner)
+    }
+
+    fn dispatch(&mut self, events: &mut VecDeque<u64>, out: &mut Deliveries<u64>) {
+        self.inner.dispatch(events, out);
+    }
+
+    fn outstanding(&self, id: SubscriptionId) -> usize {
+        Dispatcher::<u64>::outstanding(&self.inner, id)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_039_an_option_of_ones_own_reaches_the_producer_and_its_dispatcher() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let listening = {
+        let heard = heard.clone();
+        move || Listening { inner: DemandDispatcher::new(), heard: heard.clone() }
+    };
+    let (producer, consumer) = (silent_with(|stage| stage.dispatcher(listening)), automatic());
+    consumer.subscribe(producer.handle(), auto(2, 0).with(Foo(1))).await;
+    consumer.subscribe(producer.handle(), auto(2, 0)).await;
+    let told: Vec<Option<Foo>> =
+        producer.subscribed().iter().map(|(_, options)| options.get().copied()).collect();
+    assert_eq!(told, [Some(Foo(1)), None]);
+    assert_eq!(*heard.lock(), [Some(Foo(1)), None]);
+}
+
+/// Passes on what it gets, and writes down from where.
+struct Relay(Diary);
+
+impl ProducerConsumer for Relay {
+    type In = u64;
+    type Out = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        from: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.0.note(format_args!("{from:?}: {events:?}"));
+        // Nobody is there to hear it, and nobody minds.
+        from.ask(1);
+        out.emit_all(events);
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        ended: &Cancellation,
+        from: &Subscription,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.0.note(format_args!("{from:?}: {ended}"));
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_026_queued_events_of_a_producer_that_is_gone_come_with_its_subscription() {
+    let diary = Diary::default();
+    let (producer, consumer) = (silent(), manual());
+    let (relay, _pipeline) = alone(|graph| graph.producer_consumer("relay", Relay(diary.clone())));
+    let options = auto(10, 5).cancel(Cancel::Temporary);
+    let subscription = relay.subscribe(producer.handle(), options).await.unwrap();
+    settle().await;
+    emit(&producer, [1, 2, 3]).await;
+    producer.handle().stop(ExitReason::Normal).await;
+    consumer.subscribe(&relay, SubscribeOptions::new()).await;
+    assert_eq!(diary.take(), [""; 0]);
+    consumer.ask(5).await;
+    let expected =
+        [format!("{subscription:?}: [1, 2, 3]"), format!("{subscription:?}: down (normal)")];
+    assert_eq!(diary.take(), expected);
+    assert_eq!(consumer.batches(), [[1, 2, 3]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_028_a_permanent_subscription_can_be_replaced() {
+    let (producer, mut consumer) = (silent(), automatic());
+    let old = consumer.subscribe(producer.handle(), auto(4, 0)).await;
+    let new = consumer.handle.resubscribe(&old, oops(), producer.handle(), auto(4, 0)).await;
+    settle().await;
+    let replaced = [(old, "cancelled (failed: oops)".to_owned())];
+    assert_eq!(ended(producer.cancelled()), replaced);
+    assert_eq!(ended(consumer.cancelled()), replaced);
+    assert_eq!(consumer.fate().await, "alive");
+    emit(&producer, [1, 2]).await;
+    assert_eq!(consumer.batches(), [[1, 2]]);
+
+    // By one to another producer too.
+    let another = silent();
+    let new = new.unwrap();
+    let newest =
+        consumer.handle.resubscribe(&new, oops(), another.handle(), auto(4, 0)).await.unwrap();
+    settle().await;
+    let replaced = [(new, "cancelled (failed: oops)".to_owned())];
+    assert_eq!(ended(producer.cancelled()), replaced);
+    assert_eq!(ended(consumer.cancelled()), replaced);
+    assert_eq!(consumer.fate().await, "alive");
+    assert_eq!(another.demands(), [4]);
+    emit(&producer, [3]).await;
+    emit(&another, [4]).await;
+    assert_eq!(consumer.batches(), [[4]]);
+
+    // It is the newest that the consumer needs now.
+    newest.cancel(oops());
+    settle().await;
+    assert_eq!(ended(consumer.cancelled()), [(newest, "cancelled (failed: oops)".to_owned())]);
+    assert_eq!(consumer.fate().await, "failed: oops");
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_029_a_start_with_options_that_cannot_work_fails() {
+    for (options, wrong) in [
+        (auto(0, 0), SubscribeError::MaxDemand),
+        (auto(3, 3), SubscribeError::MinDemand { min: 3, max: 3 }),
+    ] {
+        let ((producer, script), (consumer, recording)) = (scripted::<u64>(), recording());
+        let mut graph = Graph::new("test");
+        let producer = graph.producer("producer", producer);
+        let consumer = graph.consumer("consumer", consumer);
+        graph.subscribe(&consumer, &producer, options);
+        match graph.start().unwrap_err() {
+            StartError::Subscribe { stage, source } => {
+                assert_eq!((&*stage, source), ("consumer", wrong));
+            }
+            other => panic!("{other}"),
+        }
+        assert_no_task_left().await;
+        assert!(!producer.is_running() && !consumer.is_running());
+        assert_eq!((script.demands(), recording.batches()), (vec![], NO_BATCH.into()));
+    }
+}
