@@ -1,5 +1,6 @@
 //! Ready-made producers.
 
+mod audience;
 mod iter;
 mod queue;
 mod stream;
