@@ -1,4 +1,6 @@
 //! The cases of docs/spec/stages.md, by their numbers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod adapters;
 mod arithmetic;
+mod custom_dispatcher;
