@@ -84,7 +84,7 @@ async fn s_174_an_empty_source_lives_until_the_first_demand() {
         assert!(!producer.is_running());
         assert_eq!(ends(recording.cancelled()), ["down (normal)"]);
         assert!(consumer.is_running());
-        assert_eq!(recording.events(), []);
+        assert_eq!(recording.events(), [0u64; 0]);
     }
     run(from_iter([])).await;
     run(from_stream(stream::empty())).await;

@@ -9,6 +9,9 @@ use pipeline_core::{
     testkit::{Recording, Script, recording, scripted, settle},
 };
 
+/// No demand.
+const NONE: [usize; 0] = [];
+
 /// What happened, in order.
 type Journal = Arc<Mutex<Vec<String>>>;
 
@@ -114,7 +117,7 @@ async fn s_148_demand_that_a_leaver_releases_reaches_the_producer() {
     settle().await;
     recordings[0].allow(5);
     settle().await;
-    assert_eq!(script.demands(), [], "the other one has asked for nothing");
+    assert_eq!(script.demands(), NONE, "the other one has asked for nothing");
     recordings[1].subscription().cancel(ExitReason::Normal);
     settle().await;
     assert_eq!(script.demands(), [5]);

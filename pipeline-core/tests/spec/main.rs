@@ -3,4 +3,6 @@
 
 mod adapters;
 mod arithmetic;
+mod children;
 mod custom_dispatcher;
+mod supervisor;
