@@ -1,5 +1,6 @@
 //! Ready-made producers.
 
+mod audience;
 mod end;
 mod fair_queue;
 mod iter;

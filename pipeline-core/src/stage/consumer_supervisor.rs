@@ -11,7 +11,7 @@ use std::{
 use thiserror::Error;
 use tokio::{
     sync::watch,
-    task::{AbortHandle, Id, JoinError, JoinSet},
+    task::{self, AbortHandle, Id, JoinError, JoinSet},
     time::{self, Instant},
 };
 
@@ -78,7 +78,9 @@ pub struct ConsumerSupervisor<E, W> {
     /// Which child a task is, for those that end without saying so themselves.
     by_task: HashMap<Id, ChildId>,
     next_child: u64,
-    slots: HashMap<SubscriptionId, Slots>,
+    /// How many of the children were started by hand.
+    by_hand: usize,
+    slots: HashMap<SubscriptionId, (Subscription, Slots)>,
     /// Children that could not be started again yet; they are tried again at once.
     restarting: VecDeque<(ChildId, E, u32)>,
     /// Events that wait for a place among `max_children`.
@@ -111,10 +113,14 @@ pub enum ChildState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChildCount {
+    /// Kinds of child: always 1, the [`Worker`].
+    pub specs: usize,
     /// Those that run.
     pub active: usize,
     /// All of them, those that are being restarted included.
     pub workers: usize,
+    /// Those that are supervisors themselves: always 0, a child is a task.
+    pub supervisors: usize,
 }
 
 /// Why a child was not terminated.
@@ -134,8 +140,8 @@ struct Child {
     /// None for one that was started by hand: it takes no slot.
     subscription: Option<Subscription>,
     task: Option<AbortHandle>,
-    /// Whoever waits for its end, having asked for it.
-    terminated: Option<Caller<Result<(), TerminateError>>>,
+    /// Those who wait for its end, having asked for it.
+    terminated: Vec<Caller<Result<(), TerminateError>>>,
 }
 
 /// How a child's task ended.
@@ -166,6 +172,7 @@ where
             children: HashMap::new(),
             by_task: HashMap::new(),
             next_child: 0,
+            by_hand: 0,
             slots: HashMap::new(),
             restarting: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -188,8 +195,9 @@ where
         self
     }
 
-    /// How long children have to end after they were told to stop. Default 5 seconds; with zero they
-    /// are dropped at once.
+    /// How long children have to end after they were told to stop. Default 5 seconds; with
+    /// [`Duration::ZERO`] they are not told but dropped at once, with [`Duration::MAX`] they are waited
+    /// for. These are a supervisor's `brutal_kill` and `infinity`.
     pub fn shutdown(mut self, within: Duration) -> Self {
         self.shutdown = within;
         self
@@ -210,7 +218,7 @@ where
 
     /// Starts children for events that have waited, as far as there is room.
     fn fill(&mut self) {
-        while self.children.len() < self.max_children
+        while self.children.len() - self.by_hand < self.max_children
             && let Some((event, from)) = self.waiting.pop_front()
         {
             self.begin(event, Some(from));
@@ -223,7 +231,9 @@ where
         self.next_child += 1;
         match self.attempt(&event, 0) {
             Ok(Start::Run) => {
-                self.children.insert(id, Child { subscription, task: None, terminated: None });
+                self.by_hand += usize::from(subscription.is_none());
+                self.children
+                    .insert(id, Child { subscription, task: None, terminated: Vec::new() });
                 self.spawn(id, event, 0);
                 Some(id)
             }
@@ -270,7 +280,7 @@ where
             Err(error) => error.id(),
         };
         let Some(id) = self.by_task.remove(&task) else { return Ok(()) };
-        let terminated = self.children.get(&id).is_some_and(|child| child.terminated.is_some());
+        let terminated = self.children.get(&id).is_some_and(|child| !child.terminated.is_empty());
         if let Ok((_, Done { event, restarts, outcome: Err(reason), .. })) = ended
             && !reason.is_graceful()
             && !terminated
@@ -290,7 +300,7 @@ where
         if !self.budget.spend(Instant::now()) {
             // The event is in hand and nobody will finish it.
             self.unfinished += 1;
-            self.children.remove(&id);
+            self.forget(id);
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
             return Err(ExitReason::Shutdown);
         }
@@ -309,22 +319,36 @@ where
         Ok(())
     }
 
+    fn forget(&mut self, id: ChildId) -> Option<Child> {
+        let child = self.children.remove(&id)?;
+        self.by_hand -= usize::from(child.subscription.is_none());
+        Some(child)
+    }
+
     /// Forgets a child that is done with its event.
     fn done(&mut self, id: ChildId) {
-        let Some(child) = self.children.remove(&id) else { return };
-        if let Some(mut caller) = child.terminated {
+        let Some(child) = self.forget(id) else { return };
+        for mut caller in child.terminated {
             caller.reply(Ok(()));
         }
         self.free(child.subscription.as_ref());
         self.fill();
     }
 
-    /// Frees a slot, and asks for more events if it is worth it.
+    /// Frees a slot.
     fn free(&mut self, subscription: Option<&Subscription>) {
         if let Some(subscription) = subscription
-            && let Some(slots) = self.slots.get_mut(&subscription.id())
+            && let Some((_, slots)) = self.slots.get_mut(&subscription.id())
         {
-            subscription.ask(slots.free());
+            slots.free();
+        }
+    }
+
+    /// Asks for more events where it is worth it. Comes last in a callback, so that slots that are
+    /// freed together are asked for together, and none by a supervisor that is about to stop.
+    fn ask(&mut self) {
+        for (subscription, slots) in self.slots.values_mut() {
+            subscription.ask(slots.ask());
         }
     }
 
@@ -410,7 +434,8 @@ where
     pub async fn count_children(&self) -> Result<ChildCount, CallError> {
         let children = self.which_children().await?;
         let running = |(_, state): &&(ChildId, ChildState)| *state == ChildState::Running;
-        Ok(ChildCount { active: children.iter().filter(running).count(), workers: children.len() })
+        let active = children.iter().filter(running).count();
+        Ok(ChildCount { specs: 1, active, workers: children.len(), supervisors: 0 })
     }
 }
 
@@ -463,13 +488,14 @@ where
         match self.children.get_mut(&id) {
             None => caller.reply(Err(TerminateError::NotFound)),
             Some(child) => {
-                child.terminated = Some(caller.later());
+                child.terminated.push(caller.later());
                 match &child.task {
                     // Its slot is free when it has really ended.
                     Some(task) => task.abort(),
                     None => {
                         self.restarting.retain(|(other, ..)| *other != id);
                         self.done(id);
+                        self.ask();
                     }
                 }
             }
@@ -544,7 +570,7 @@ where
         from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<Asking, ExitReason> {
-        self.0.slots.insert(from.id(), Slots::new(options));
+        self.0.slots.insert(from.id(), (from.clone(), Slots::new(options)));
         from.ask(options.max());
         Ok(Asking::Manual)
     }
@@ -557,6 +583,7 @@ where
     ) -> Result<(), ExitReason> {
         self.0.waiting.extend(events.into_iter().map(|event| (event, from.clone())));
         self.0.fill();
+        self.0.ask();
         Ok(())
     }
 
@@ -588,6 +615,10 @@ where
 
     async fn handle_ready(&mut self, _out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
         let supervisor = &mut self.0;
+        if !supervisor.restarting.is_empty() {
+            // It is tried again at once, but not without letting others have a turn.
+            task::yield_now().await;
+        }
         if let Some((id, event, restarts)) = supervisor.restarting.pop_front() {
             supervisor.start_again(id, event, restarts + 1)?;
         }
@@ -596,6 +627,7 @@ where
         {
             supervisor.child_ended(ended)?;
         }
+        supervisor.ask();
         Ok(())
     }
 
