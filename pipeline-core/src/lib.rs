@@ -44,6 +44,8 @@ mod error;
 mod exit;
 mod outlet;
 mod pipeline;
+#[cfg_attr(not(test), expect(dead_code, reason = "no stage uses it yet"))]
+mod rate_limit;
 mod running;
 mod source;
 mod stage;
@@ -57,6 +59,7 @@ pub use self::{
     error::StartError,
     exit::ExitReason,
     pipeline::{Complete, Empty, Open, PipelineBuilder},
+    rate_limit::RateLimit,
     running::{Pipeline, PipelineReport},
     source::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue},
     stage::{

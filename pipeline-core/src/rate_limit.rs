@@ -1,0 +1,276 @@
+//! How many events may pass in an interval. Pure: told the time, it does not read it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// At most so many events in each interval.
+///
+/// The intervals are fixed, one right after the other, as in Broadway; they do not slide. So around
+/// the moment when one ends, up to twice as many events may pass in quick succession. What was not
+/// used of an interval is lost: a long silence saves nothing up.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::RateLimit;
+///
+/// // What a remote service allows us.
+/// let limit = RateLimit::new(300, Duration::from_secs(60));
+/// assert_eq!(limit.events(), 300);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RateLimit {
+    events: usize,
+    interval: Duration,
+}
+
+impl RateLimit {
+    /// So many events per interval. An interval too long for the clock to count lasts for ever.
+    ///
+    /// # Panics
+    ///
+    /// If `events` is 0, with which nothing would ever pass, or if `interval` is 0.
+    #[must_use]
+    pub const fn new(events: usize, interval: Duration) -> Self {
+        assert!(events > 0, "a rate limit lets at least one event pass");
+        assert!(!interval.is_zero(), "a rate limit needs an interval longer than 0");
+        Self { events, interval }
+    }
+
+    /// How many events may pass in an interval.
+    #[must_use]
+    pub const fn events(&self) -> usize {
+        self.events
+    }
+
+    /// How long an interval is.
+    #[must_use]
+    pub const fn interval(&self) -> Duration {
+        self.interval
+    }
+}
+
+/// Counts what passes against a [`RateLimit`]. All who share the limit share one of these.
+#[derive(Debug)]
+pub(crate) struct RateLimiter {
+    /// What applies from the next refill, and does already, unless it was changed since the last.
+    limit: RateLimit,
+    left: usize,
+    /// When the interval ends, if it ever does.
+    refill: Option<Instant>,
+}
+
+impl RateLimiter {
+    /// The first interval begins now.
+    pub(crate) fn new(limit: RateLimit, now: Instant) -> Self {
+        let refill = now.checked_add(limit.interval);
+        Self { limit, left: limit.events, refill }
+    }
+
+    /// The limit as it was last set, even if it does not apply yet.
+    pub(crate) fn limit(&self) -> RateLimit {
+        self.limit
+    }
+
+    /// How many events may pass now.
+    pub(crate) fn left(&mut self, now: Instant) -> usize {
+        self.refill_if_due(now);
+        self.left
+    }
+
+    /// Counts events that pass, out of those that were [`left`](Self::left). If there are more, as
+    /// with those that ask for no leave, they count until nothing is left.
+    pub(crate) fn spend(&mut self, events: usize) {
+        self.left = self.left.saturating_sub(events);
+    }
+
+    /// When there will be more, if there is nothing now.
+    pub(crate) fn next_refill(&mut self, now: Instant) -> Option<Instant> {
+        if self.left(now) == 0 { self.refill } else { None }
+    }
+
+    /// Changes the limit: from the next refill on, or, with `reset`, at once, as if all began now.
+    pub(crate) fn update(&mut self, limit: RateLimit, reset: bool, now: Instant) {
+        if reset {
+            *self = Self::new(limit, now);
+        } else {
+            self.refill_if_due(now);
+            self.limit = limit;
+        }
+    }
+
+    fn refill_if_due(&mut self, now: Instant) {
+        let Some(refill) = self.refill.filter(|&refill| refill <= now) else {
+            return;
+        };
+        self.left = self.limit.events;
+        // The intervals follow each other without gaps, also while nobody looks.
+        let since = now.duration_since(refill).as_nanos() % self.limit.interval.as_nanos();
+        // Saturates after 584 years.
+        let since = Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX));
+        self.refill = now.checked_add(self.limit.interval.saturating_sub(since));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// Lets up to `events` pass; how many did.
+    fn pass(limiter: &mut RateLimiter, events: usize, now: Instant) -> usize {
+        let passed = limiter.left(now).min(events);
+        limiter.spend(passed);
+        passed
+    }
+
+    #[test]
+    fn a_full_interval_passes_at_once_and_the_rest_after_each_refill() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(2, ms(200)), start);
+        assert_eq!(limiter.next_refill(start), None, "there is something left");
+        assert_eq!(pass(&mut limiter, 5, start), 2);
+        assert_eq!(limiter.next_refill(start), Some(start + ms(200)));
+        assert_eq!(pass(&mut limiter, 3, start + ms(199)), 0);
+        assert_eq!(pass(&mut limiter, 3, start + ms(200)), 2);
+        assert_eq!(limiter.next_refill(start + ms(200)), Some(start + ms(400)));
+        assert_eq!(pass(&mut limiter, 1, start + ms(400)), 1);
+        assert_eq!(limiter.next_refill(start + ms(400)), None);
+    }
+
+    #[test]
+    fn who_shares_a_limiter_shares_what_is_left() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(4, ms(300)), start);
+        assert_eq!([pass(&mut limiter, 3, start), pass(&mut limiter, 3, start)], [3, 1]);
+        assert_eq!(pass(&mut limiter, 2, start + ms(300)), 2);
+    }
+
+    #[test]
+    fn a_reset_applies_at_once_and_any_other_change_from_the_next_refill() {
+        let start = Instant::now();
+        let at = |milliseconds| start + ms(milliseconds);
+        let mut limiter = RateLimiter::new(RateLimit::new(1, ms(5000)), start);
+        assert_eq!(pass(&mut limiter, 5, at(0)), 1);
+        limiter.update(RateLimit::new(3, ms(5000)), true, at(100));
+        assert_eq!(pass(&mut limiter, 4, at(100)), 3);
+        limiter.update(RateLimit::new(5, ms(1000)), false, at(200));
+        assert_eq!(limiter.limit(), RateLimit::new(5, ms(1000)));
+        assert_eq!(pass(&mut limiter, 1, at(200)), 0);
+        assert_eq!(limiter.next_refill(at(200)), Some(at(5100)), "the old interval, as reset");
+        assert_eq!(pass(&mut limiter, 9, at(5100)), 5);
+        assert_eq!(limiter.next_refill(at(5100)), Some(at(6100)), "the new interval");
+    }
+
+    #[test]
+    fn a_change_after_the_end_of_an_interval_waits_for_the_next_one() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(1, ms(100)), start);
+        limiter.update(RateLimit::new(9, ms(100)), false, start + ms(150));
+        assert_eq!(limiter.left(start + ms(150)), 1, "the refill was before the change");
+        assert_eq!(limiter.left(start + ms(200)), 9);
+    }
+
+    #[test]
+    fn a_silence_saves_nothing_up_and_does_not_move_the_intervals() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(2, ms(100)), start);
+        let later = start + ms(1_000_030);
+        assert_eq!(pass(&mut limiter, 9, later), 2);
+        assert_eq!(limiter.next_refill(later), Some(start + ms(1_000_100)));
+    }
+
+    #[test]
+    fn more_than_is_left_counts_until_nothing_is_left() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(2, ms(100)), start);
+        limiter.spend(7);
+        assert_eq!([limiter.left(start), limiter.left(start + ms(100))], [0, 2]);
+    }
+
+    #[test]
+    fn an_interval_longer_than_the_clock_counts_lasts_for_ever() {
+        let start = Instant::now();
+        let mut limiter = RateLimiter::new(RateLimit::new(1, Duration::MAX), start);
+        assert_eq!(pass(&mut limiter, 1, start), 1);
+        assert_eq!(limiter.next_refill(start + ms(1 << 40)), None);
+        limiter.update(RateLimit::new(1, ms(1)), true, start);
+        assert_eq!(limiter.left(start), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "an interval longer than 0")]
+    fn an_interval_of_0_is_refused() {
+        let _ = RateLimit::new(1, Duration::ZERO);
+    }
+
+    #[test]
+    #[should_panic(expected = "at least one event")]
+    fn a_limit_of_0_events_is_refused() {
+        let _ = RateLimit::new(0, ms(1));
+    }
+
+    proptest! {
+        /// However long the steps are: the same as a clock that ticks, and refills on the tick.
+        #[test]
+        fn a_limiter_is_the_same_as_a_clock_that_ticks(
+            events in 1usize..6, interval in 1u64..20,
+            steps in prop::collection::vec(
+                (0u64..50, 0usize..8, prop::option::weighted(0.2, (1usize..6, 1u64..20, any::<bool>()))),
+                0..60,
+            )
+        ) {
+            let start = Instant::now();
+            let limit = |(events, interval)| RateLimit::new(events, ms(interval));
+            let mut limiter = RateLimiter::new(limit((events, interval)), start);
+            let (mut time, mut next) = (0, (events, interval));
+            let (mut left, mut refill) = (events, interval);
+            for (wait, wanted, change) in steps {
+                for _ in 0..wait {
+                    time += 1;
+                    if time == refill {
+                        (left, refill) = (next.0, time + next.1);
+                    }
+                }
+                let now = start + ms(time);
+                let passed = left.min(wanted);
+                prop_assert_eq!(pass(&mut limiter, wanted, now), passed);
+                left -= passed;
+                if let Some((events, interval, reset)) = change {
+                    next = (events, interval);
+                    limiter.update(limit(next), reset, now);
+                    if reset {
+                        (left, refill) = (events, time + interval);
+                    }
+                }
+                prop_assert_eq!(limiter.left(now), left);
+                let expected = (left == 0).then_some(start + ms(refill));
+                prop_assert_eq!(limiter.next_refill(now), expected);
+            }
+        }
+
+        /// What anybody may rely on, wherever the interval that they look at begins.
+        #[test]
+        fn no_stretch_of_one_interval_sees_more_than_two_of_them_pass(
+            events in 1usize..6, interval in 1u64..20,
+            steps in prop::collection::vec((0u64..30, 0usize..9), 0..60)
+        ) {
+            let start = Instant::now();
+            let mut limiter = RateLimiter::new(RateLimit::new(events, ms(interval)), start);
+            let (mut time, mut passed) = (0, vec![]);
+            for (wait, wanted) in steps {
+                time += wait;
+                passed.push((time, pass(&mut limiter, wanted, start + ms(time))));
+            }
+            for &(from, _) in &passed {
+                let within = passed.iter().filter(|(at, _)| (from..from + interval).contains(at));
+                prop_assert!(within.map(|(_, count)| count).sum::<usize>() <= 2 * events);
+            }
+        }
+    }
+}
