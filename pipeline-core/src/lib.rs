@@ -37,6 +37,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg_attr(not(test), expect(dead_code, reason = "no stage uses it yet"))]
+mod backoff;
 mod buffer;
 mod demand;
 mod dispatcher;
@@ -54,6 +56,7 @@ mod telemetry;
 mod timed;
 
 pub use self::{
+    backoff::{Backoff, Jitter},
     buffer::BufferKeep,
     dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
     error::StartError,

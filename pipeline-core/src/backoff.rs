@@ -1,0 +1,226 @@
+//! How long to wait before trying again. Pure: told a random number, it does not draw one.
+
+use std::time::Duration;
+
+/// Delays between attempts that grow by a factor, up to the longest one.
+///
+/// Those who failed together should not try again together, so each delay is cut short at random,
+/// as [`Jitter`] says. The semantics are those of "Exponential Backoff And Jitter" (Marc Brooker,
+/// AWS Architecture Blog, 2015).
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::{Backoff, Jitter};
+///
+/// // At most 0.1 s, then 0.3 s, 0.9 s and so on, and from then on 30 s.
+/// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30))
+///     .factor(3.0)
+///     .jitter(Jitter::Full);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
+pub struct Backoff {
+    first: Duration,
+    max: Duration,
+    factor: f64,
+    jitter: Jitter,
+}
+
+/// How much of a [`Backoff`]'s delay is left to chance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Jitter {
+    /// Nothing: all wait for the whole delay.
+    None,
+    /// Half of it: at least half of the delay is waited for. The default.
+    #[default]
+    Equal,
+    /// All of it: anything from nothing to the whole delay. Spreads many clients best.
+    Full,
+}
+
+impl Backoff {
+    /// The first delay and the longest. Each is twice the one before, with [`Jitter::Equal`].
+    ///
+    /// # Panics
+    ///
+    /// If `first` is 0, which would stay 0 for ever, or longer than `max`.
+    pub fn new(first: Duration, max: Duration) -> Self {
+        assert!(!first.is_zero(), "a back-off begins with a delay longer than 0");
+        assert!(first <= max, "a back-off begins with a delay no longer than the longest");
+        Self { first, max, factor: 2.0, jitter: Jitter::Equal }
+    }
+
+    /// How many times as long as the one before a delay is. Default 2.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than 1 or not finite.
+    pub fn factor(mut self, factor: f64) -> Self {
+        assert!(factor >= 1.0 && factor.is_finite(), "a back-off's factor is finite, at least 1");
+        self.factor = factor;
+        self
+    }
+
+    /// How much is left to chance. Default [`Jitter::Equal`].
+    pub fn jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+}
+
+/// How far a [`Backoff`] has come.
+#[derive(Debug)]
+pub(crate) struct BackoffState {
+    backoff: Backoff,
+    /// The next delay, before chance cuts it short.
+    next: Duration,
+}
+
+impl BackoffState {
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self { backoff, next: backoff.first }
+    }
+
+    /// How long to wait before the next attempt. `random` is between 0 and 1, and drawn anew for
+    /// each call; what is not a number counts as 1.
+    pub(crate) fn next_delay(&mut self, random: f64) -> Duration {
+        let Backoff { max, factor, jitter, .. } = self.backoff;
+        let whole = self.next;
+        self.next = times(whole, factor, max);
+        let sure = match jitter {
+            Jitter::None => whole,
+            Jitter::Equal => whole / 2,
+            Jitter::Full => Duration::ZERO,
+        };
+        let left = whole - sure;
+        sure + times(left, random.clamp(0.0, 1.0), left)
+    }
+
+    /// An attempt has succeeded: the next delay is the first again.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.backoff.first;
+    }
+}
+
+/// The product, or `most` if it is longer than that or cannot be told.
+fn times(duration: Duration, factor: f64, most: Duration) -> Duration {
+    let product = Duration::try_from_secs_f64(duration.as_secs_f64() * factor);
+    product.map_or(most, |product| product.min(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    fn delays(backoff: Backoff, randoms: &[f64]) -> Vec<Duration> {
+        let mut state = BackoffState::new(backoff);
+        randoms.iter().map(|&random| state.next_delay(random)).collect()
+    }
+
+    #[test]
+    fn delays_double_up_to_the_longest() {
+        let backoff = Backoff::new(ms(100), ms(1000)).jitter(Jitter::None);
+        assert_eq!(delays(backoff, &[0.0; 6]), [100, 200, 400, 800, 1000, 1000].map(ms));
+    }
+
+    #[test]
+    fn another_factor_takes_other_steps() {
+        let backoff = Backoff::new(ms(100), ms(1000)).jitter(Jitter::None);
+        assert_eq!(delays(backoff.factor(3.0), &[0.0; 4]), [100, 300, 900, 1000].map(ms));
+        assert_eq!(delays(backoff.factor(1.0), &[0.0; 3]), [100, 100, 100].map(ms));
+    }
+
+    #[test]
+    fn full_jitter_leaves_all_to_chance() {
+        let backoff = Backoff::new(ms(100), ms(1000)).jitter(Jitter::Full);
+        assert_eq!(delays(backoff, &[0.0, 0.5, 1.0, 0.25]), [0, 100, 400, 200].map(ms));
+    }
+
+    #[test]
+    fn equal_jitter_leaves_half_to_chance_and_is_the_default() {
+        let backoff = Backoff::new(ms(100), ms(1000));
+        assert_eq!(delays(backoff, &[0.0, 0.5, 1.0, 0.25]), [50, 150, 400, 500].map(ms));
+        assert_eq!(backoff, backoff.jitter(Jitter::default()));
+    }
+
+    #[test]
+    fn chance_does_not_change_how_delays_grow() {
+        let backoff = Backoff::new(ms(100), ms(1000));
+        let last = |randoms: &[f64]| delays(backoff, randoms).pop().unwrap();
+        assert_eq!(last(&[0.0, 0.0, 1.0]), last(&[1.0, 1.0, 1.0]));
+    }
+
+    #[test]
+    fn a_success_begins_anew() {
+        let mut state = BackoffState::new(Backoff::new(ms(100), ms(1000)));
+        assert_eq!([state.next_delay(1.0), state.next_delay(1.0)], [ms(100), ms(200)]);
+        state.reset();
+        assert_eq!([state.next_delay(1.0), state.next_delay(1.0)], [ms(100), ms(200)]);
+    }
+
+    #[test]
+    fn a_random_number_that_is_none_counts_as_the_nearest() {
+        let backoff = Backoff::new(ms(100), ms(100)).jitter(Jitter::Full);
+        assert_eq!(delays(backoff, &[-1.0, 7.0, f64::NAN]), [0, 100, 100].map(ms));
+    }
+
+    #[test]
+    #[should_panic(expected = "longer than 0")]
+    fn a_first_delay_of_0_is_refused() {
+        let _ = Backoff::new(Duration::ZERO, ms(1));
+    }
+
+    #[test]
+    #[should_panic(expected = "no longer than the longest")]
+    fn a_first_delay_longer_than_the_longest_is_refused() {
+        let _ = Backoff::new(ms(2), ms(1));
+    }
+
+    #[test]
+    fn a_factor_that_does_not_grow_is_refused() {
+        for factor in [0.99, -2.0, f64::NAN, f64::INFINITY] {
+            let refused =
+                std::panic::catch_unwind(|| Backoff::new(ms(1), ms(2)).factor(factor)).is_err();
+            assert!(refused, "{factor}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the numbers are, even those at the end of what a duration holds: no delay is
+        /// longer than the whole one, none shorter than its jitter says, and the whole ones grow.
+        #[test]
+        fn delays_keep_to_their_bounds(
+            durations: (Duration, Duration),
+            factor in prop_oneof![1.0..4.0, 1.0..f64::MAX],
+            randoms in prop::collection::vec(0.0..=1.0, 1..80)
+        ) {
+            let first = durations.0.min(durations.1).max(Duration::from_nanos(1));
+            let max = durations.0.max(first);
+            let backoff = Backoff::new(first, max).factor(factor);
+            let whole = delays(backoff.jitter(Jitter::None), &randoms);
+            let equal = delays(backoff.jitter(Jitter::Equal), &randoms);
+            let full = delays(backoff.jitter(Jitter::Full), &randoms);
+            prop_assert_eq!(whole[0], first);
+            prop_assert!(whole.is_sorted() && whole.iter().all(|&delay| delay <= max));
+            for ((whole, equal), full) in whole.into_iter().zip(equal).zip(full) {
+                prop_assert!(whole / 2 <= equal && equal <= whole, "{equal:?} of {whole:?}");
+                prop_assert!(full <= whole, "{full:?} of {whole:?}");
+            }
+        }
+
+        /// From any number of failures: the longest delay is reached, and is the one that stays.
+        #[test]
+        fn delays_reach_the_longest(first in 1u64..1000, max in 1u64..100_000, factor in 1.1..9.0) {
+            let backoff = Backoff::new(ms(first.min(max)), ms(max)).factor(factor);
+            let delays = delays(backoff, &[1.0; 200]);
+            prop_assert_eq!(delays.last(), Some(&ms(max)));
+        }
+    }
+}
