@@ -37,6 +37,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg_attr(not(test), expect(dead_code, unused_imports, reason = "no stage uses it yet"))]
+mod adaptive;
 #[cfg_attr(not(test), expect(dead_code, reason = "no stage uses it yet"))]
 mod backoff;
 mod buffer;
@@ -56,6 +58,7 @@ mod telemetry;
 mod timed;
 
 pub use self::{
+    adaptive::Adaptive,
     backoff::{Backoff, Jitter},
     buffer::BufferKeep,
     dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
