@@ -38,6 +38,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod adaptive;
 mod backoff;
 mod buffer;
 mod demand;
@@ -68,6 +69,7 @@ mod timed;
 pub mod guide {}
 
 pub use self::{
+    adaptive::Adaptive,
     backoff::{Backoff, Jitter},
     buffer::BufferKeep,
     dispatcher::{

@@ -10,9 +10,9 @@ use std::{
 };
 
 use pipeline_core::{
-    Activity, Backoff, Cancel, Emitter, ExitReason, Graph, HandleCall, Pipeline, Producer,
-    ProducerHandle, QueueOptions, QueueProducer, RateLimit, Stage, StageContext, StartError,
-    SubscribeOptions, Unsubscribed, for_each, from_iter, queue,
+    Activity, Adaptive, Backoff, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
+    HandleCall, Pipeline, Producer, ProducerHandle, QueueOptions, QueueProducer, RateLimit, Stage,
+    StageContext, StartError, SubscribeOptions, Unsubscribed, for_each, from_iter, queue,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
 use tokio::time::{Instant, sleep};
@@ -364,4 +364,32 @@ async fn a_call_can_be_answered_from_a_later_callback() {
     assert!(!asking.is_finished());
     later.call(Answer).await.unwrap();
     assert_eq!(asking.await.unwrap(), Ok(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_supervisor_finds_out_how_many_workers_do_best() {
+    const CAPACITY: usize = 8;
+    let (running, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, most) = (running.clone(), peak.clone());
+    // A service that is done in 10 ms as long as no more than so many ask it at once.
+    let worker = async move |_: &u64| {
+        let now = counted.fetch_add(1, Ordering::Relaxed) + 1;
+        most.fetch_max(now, Ordering::Relaxed);
+        let slower = u32::try_from(now.div_ceil(CAPACITY)).unwrap();
+        sleep(Duration::from_millis(10) * slower).await;
+        counted.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let supervisor = ConsumerSupervisor::new(worker).adaptive(Adaptive::between(1, 100).initial(1));
+    let mut pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..20_000))
+        .consumer_supervisor(supervisor, demand(100, 50))
+        .start()
+        .unwrap();
+    sleep(Duration::from_secs(5)).await;
+    peak.store(0, Ordering::Relaxed);
+    sleep(Duration::from_secs(1)).await;
+    let found = peak.load(Ordering::Relaxed);
+    assert!((CAPACITY / 2..=CAPACITY * 2).contains(&found), "{found} at once");
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
 }

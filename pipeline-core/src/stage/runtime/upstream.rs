@@ -246,7 +246,9 @@ impl<B: Behaviour> StageTask<B> {
             self.report.held += events.len();
             return Ok(());
         };
-        upstream.extra.backoff = None;
+        if let Some(backoff) = &mut upstream.extra.backoff {
+            backoff.reset();
+        }
         let subscription = upstream.subscription.clone();
         let Some(mut batch) = upstream.window.as_ref().map(|window| window.receive(events.len()))
         else {
