@@ -110,3 +110,37 @@ fn bare_number<K: 'static>(number: i32) -> Option<K> {
     let numbers = of_each![u8, u16, u32, u64, u128, usize, i8, i16, i64, i128, isize];
     numbers.into_iter().flatten().find_map(|number| number.downcast().ok()).map(|number| *number)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_all_partitions_but_not_a_hundred() {
+        let expected = |names: i32| match Names::new(0..names).place_in(&SubscribeOptions::new()) {
+            Err(BadPartition::Missing { expected }) => expected,
+            other => panic!("none was given: {other:?}"),
+        };
+        assert_eq!(expected(8), "0, 1, 2, 3, 4, 5, 6, 7");
+        assert_eq!(expected(9), "0, 1, 2, 3, 4, 5, 6, 7 and 1 more");
+        assert_eq!(expected(100), "0, 1, 2, 3, 4, 5, 6, 7 and 92 more");
+    }
+
+    #[test]
+    fn a_bare_number_names_a_partition_of_any_integer_type_that_it_fits() {
+        assert_eq!(Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(9)), Ok(1));
+        assert_eq!(Names::new([7i128, 9]).place_in(&SubscribeOptions::new().partition(7)), Ok(0));
+        let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(300));
+        assert_eq!(error.unwrap_err().to_string(), "partition 300 is of type i32, expected u8");
+        // A number that says its type means it.
+        let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(9u16));
+        assert!(matches!(error, Err(BadPartition::Type { given_type: "u16", .. })));
+    }
+
+    #[test]
+    fn a_name_that_comes_twice_counts_once() {
+        let names = Names::new(["eu", "us", "eu", "jp"]);
+        assert_eq!(names.len(), 3);
+        assert_eq!(["eu", "us", "jp"].map(|name| names.place(&name)), [Some(0), Some(1), Some(2)]);
+    }
+}
