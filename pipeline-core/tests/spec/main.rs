@@ -8,6 +8,7 @@ mod cancelling;
 mod children;
 mod custom_dispatcher;
 mod demand_mode;
+mod dispatchers;
 mod emission;
 mod markers;
 mod producer_consumer;
