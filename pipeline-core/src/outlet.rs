@@ -245,7 +245,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// One thing that happens to an outlet.
-    #[derive(Clone, Debug)]
+    #[derive(Clone, Copy, Debug)]
     enum Step {
         Subscribe,
         /// One of those that are subscribed leaves.

@@ -13,7 +13,7 @@ fn auto(max: usize, min: usize) -> SubscribeOptions {
 }
 
 fn odd_is_nobodys() -> PartitionDispatcher<u64, usize> {
-    PartitionDispatcher::by_key([0], |n: &u64| (n % 2 == 0).then_some(0))
+    PartitionDispatcher::by_key([0], |n: &u64| n.is_multiple_of(2).then_some(0))
 }
 
 #[tokio::test(start_paused = true)]
