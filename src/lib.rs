@@ -20,10 +20,11 @@
 //!
 //! # Features
 //!
-//! Both are on by default.
+//! The first two are on by default.
 //!
 //! - `ws`: sockets, channels, and [`serve`].
 //! - `statsd`: the StatsD recorder.
+//! - `test-kit`: what tests of stages need.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

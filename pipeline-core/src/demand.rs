@@ -81,9 +81,13 @@ impl Slots {
         Self { worth_asking: options.max() - options.min(), freed: 0 }
     }
 
-    /// Frees a slot. Returns how much to ask for now; 0 for nothing yet.
-    pub(crate) fn free(&mut self) -> usize {
+    /// Frees a slot.
+    pub(crate) fn free(&mut self) {
         self.freed += 1;
+    }
+
+    /// How much to ask for now; 0 for nothing yet.
+    pub(crate) fn ask(&mut self) -> usize {
         if self.freed < self.worth_asking { 0 } else { std::mem::take(&mut self.freed) }
     }
 }
@@ -177,13 +181,20 @@ mod tests {
         let freed = |max, min, n: usize| {
             let options = SubscribeOptions::new().max_demand(max).min_demand(min);
             let mut slots = Slots::new(&options);
-            (0..n).map(|_| slots.free()).collect::<Vec<_>>()
+            let free = |_| {
+                slots.free();
+                slots.ask()
+            };
+            (0..n).map(free).collect::<Vec<_>>()
         };
         assert_eq!(freed(4, 2, 4), [0, 2, 0, 2]);
         assert_eq!(freed(10, 8, 4), [0, 2, 0, 2]);
         assert_eq!(freed(10, 2, 9), [0, 0, 0, 0, 0, 0, 0, 8, 0]);
         assert_eq!(freed(3, 1, 2), [0, 2]);
         assert_eq!(freed(1, 0, 2), [1, 1]);
+        let mut slots = Slots::new(&SubscribeOptions::new().max_demand(4).min_demand(2));
+        (0..3).for_each(|_| slots.free());
+        assert_eq!([slots.ask(), slots.ask()], [3, 0], "all that are free");
     }
 
     proptest! {

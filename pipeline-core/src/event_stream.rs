@@ -68,7 +68,7 @@ pub struct EventStream<E: Send + 'static> {
 struct Upstream {
     subscription: Subscription,
     window: Window,
-    mode: Cancel,
+    options: SubscribeOptions,
 }
 
 struct Open<E> {
@@ -118,13 +118,13 @@ impl<E: Send + 'static> EventStream<E> {
         S: Send + 'static,
         In: Send + 'static,
     {
-        self.subscribe_to(&*producer.slot, &options)
+        self.subscribe_to(&*producer.slot, options)
     }
 
     pub(crate) fn subscribe_to(
         &mut self,
         producer: &dyn Target<E>,
-        options: &SubscribeOptions,
+        options: SubscribeOptions,
     ) -> Result<(), SubscribeError> {
         options.check()?;
         let id = SubscriptionId::new(next_id());
@@ -143,6 +143,7 @@ impl<E: Send + 'static> EventStream<E> {
             subscription: subscription.clone(),
             replaces: None,
             stage: self.stage,
+            name: "stream".into(),
             options: options.clone(),
             consumer,
         };
@@ -152,8 +153,7 @@ impl<E: Send + 'static> EventStream<E> {
         }
         let _ = port.send(ToProducer::Mode(DemandMode::Forward));
         subscription.ask(options.max());
-        let upstream =
-            Upstream { subscription, window: Window::new(options), mode: options.mode() };
+        let upstream = Upstream { subscription, window: Window::new(&options), options };
         self.upstreams.insert(id, upstream);
         Ok(())
     }
@@ -189,7 +189,8 @@ impl<E: Send + 'static> EventStream<E> {
             // What it asked for after the end of a subscription.
             ToConsumer::Cancel { from, .. } if !self.upstreams.contains_key(&from) => None,
             ToConsumer::Cancel { from, reason } | ToConsumer::Down { from, reason } => {
-                let mode = self.upstreams.remove(&from).map_or(Cancel::Permanent, |up| up.mode);
+                let mode =
+                    self.upstreams.remove(&from).map_or(Cancel::Permanent, |up| up.options.mode());
                 (!mode.survives(&reason)).then_some(reason)
             }
             // Whoever does not poll the stream has paused it.

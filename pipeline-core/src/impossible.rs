@@ -76,3 +76,39 @@ fn s_023_a_producer_cannot_subscribe() {}
 /// # }
 /// ```
 fn s_060_a_consumer_cannot_emit() {}
+
+/// S-151: children that are always restarted. A child that has finished its event would be started
+/// with it again for ever.
+///
+/// ```compile_fail,E0599
+/// # use pipeline_core::{ConsumerSupervisor, Restart};
+/// # let worker = async |_: &u64| Ok(());
+/// let supervisor = ConsumerSupervisor::<u64, _>::new(worker).restart(Restart::Permanent);
+/// ```
+///
+/// ```
+/// # use pipeline_core::{ConsumerSupervisor, Restart};
+/// # let worker = async |_: &u64| Ok(());
+/// let supervisor = ConsumerSupervisor::<u64, _>::new(worker).restart(Restart::Temporary);
+/// ```
+fn s_151_children_that_are_always_restarted() {}
+
+/// S-152: no worker, or two.
+///
+/// ```compile_fail,E0061
+/// # use pipeline_core::ConsumerSupervisor;
+/// let supervisor = ConsumerSupervisor::<u64, _>::new();
+/// ```
+///
+/// ```compile_fail,E0061
+/// # use pipeline_core::ConsumerSupervisor;
+/// # let (one, two) = (async |_: &u64| Ok(()), async |_: &u64| Ok(()));
+/// let supervisor = ConsumerSupervisor::<u64, _>::new(one, two);
+/// ```
+///
+/// ```
+/// # use pipeline_core::ConsumerSupervisor;
+/// # let one = async |_: &u64| Ok(());
+/// let supervisor = ConsumerSupervisor::<u64, _>::new(one);
+/// ```
+fn s_152_a_supervisor_has_one_worker() {}

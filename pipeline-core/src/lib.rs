@@ -4,7 +4,8 @@
 //! consumer says how many events it will take, and the producer never sends more. That one rule
 //! makes the whole pipeline as fast as its slowest part and no faster, with bounded memory.
 //!
-//! The semantics are those of Elixir's GenStage, and so are the names.
+//! The semantics are those of Elixir's GenStage, and so are the names. The [`guide`] builds a pipeline
+//! from nothing.
 //!
 //! ```
 //! use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
@@ -37,6 +38,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod adaptive;
 mod backoff;
 mod buffer;
 mod demand;
@@ -52,19 +54,28 @@ mod outlet;
 mod pipeline;
 mod rate_limit;
 mod running;
+mod snapshot;
 mod source;
 mod stage;
 mod step;
 mod subscription;
 mod telemetry;
-#[cfg(feature = "test-kit")]
+#[cfg(any(test, feature = "test-kit"))]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
 mod timed;
 
+#[doc = include_str!("docs/guide.md")]
+pub mod guide {}
+
 pub use self::{
+    adaptive::Adaptive,
     backoff::{Backoff, Jitter},
     buffer::BufferKeep,
-    dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker, Subscriber},
+    dispatcher::{
+        BroadcastDispatcher, Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker,
+        PartitionDispatcher, Subscriber,
+    },
     error::StartError,
     event_stream::EventStream,
     exit::ExitReason,
@@ -73,9 +84,10 @@ pub use self::{
     pipeline::{Complete, Empty, Open, PipelineBuilder},
     rate_limit::RateLimit,
     running::{Pipeline, PipelineReport},
+    snapshot::{Activity, PipelineSnapshot, StageSnapshot, SubscriptionSnapshot},
     source::{
-        Closed, FromIter, FromStream, Offer, Queue, QueueOptions, QueueProducer, TryPushError,
-        from_iter, from_stream, queue,
+        Closed, FairQueue, FairQueueOptions, FairQueueProducer, FromIter, FromStream, Offer, Queue,
+        QueueOptions, QueueProducer, TryPushError, fair_queue, from_iter, from_stream, queue,
     },
     stage::{
         CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer, ConsumerHandle,
@@ -88,8 +100,8 @@ pub use self::{
         for_each_batch, into_sink, map,
     },
     subscription::{
-        Asking, Cancel, Cancellation, StageId, SubscribeError, SubscribeOptions, Subscription,
-        SubscriptionId,
+        Asking, BadPartition, Cancel, Cancellation, StageId, SubscribeError, SubscribeOptions,
+        Subscription, SubscriptionId,
     },
     telemetry::Telemetry,
     timed::Timed,

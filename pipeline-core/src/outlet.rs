@@ -233,3 +233,252 @@ impl<E> std::fmt::Debug for Outlet<E> {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        buffer::BufferKeep,
+        dispatcher::{Delivery, DemandDispatcher},
+        subscription::{StageId, SubscribeOptions},
+    };
+    use proptest::prelude::*;
+
+    /// One thing that happens to an outlet.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Subscribe,
+        /// One of those that are subscribed leaves.
+        Cancel(usize),
+        Ask(usize, usize),
+        Emit(u32),
+        Mark,
+        Mode(DemandMode),
+        /// So many may be delivered from now on.
+        Allow(Option<usize>),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            1 => Just(Step::Subscribe),
+            1 => (0usize..4).prop_map(Step::Cancel),
+            5 => (0usize..4, 1usize..6).prop_map(|(who, demand)| Step::Ask(who, demand)),
+            5 => (1u32..7).prop_map(Step::Emit),
+            2 => Just(Step::Mark),
+            1 => prop_oneof![Just(DemandMode::Forward), Just(DemandMode::Accumulate)].prop_map(Step::Mode),
+            1 => prop::option::of(0usize..4).prop_map(Step::Allow),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    /// What is known of an outlet from outside: every number is counted by what went in and out.
+    struct Model {
+        outlet: Outlet<u32>,
+        out: Deliveries<u32>,
+        /// Who is subscribed, with what they have asked for and not got.
+        subscribers: Vec<(SubscriptionId, usize, Option<u32>)>,
+        made: u64,
+        emitted: u32,
+        delivered: usize,
+        discarded: usize,
+        /// Demand that was handed to the producer, or recorded for it, and not answered.
+        owed: usize,
+        /// Demand that came while accumulating.
+        recorded: VecDeque<usize>,
+        /// What was emitted and marked and has not left, in order.
+        inside: VecDeque<Result<u32, Marker>>,
+        allowance: usize,
+    }
+
+    impl Model {
+        fn new(limit: usize, keep: BufferKeep) -> Self {
+            let outlet = Outlet::new(
+                Box::new(DemandDispatcher::new()),
+                Buffer::new(limit, keep),
+                DemandMode::Forward,
+                Unsubscribed::Buffer,
+            );
+            Self {
+                outlet,
+                out: Deliveries::new(),
+                subscribers: vec![],
+                made: 0,
+                emitted: 0,
+                delivered: 0,
+                discarded: 0,
+                owed: 0,
+                recorded: VecDeque::new(),
+                inside: VecDeque::new(),
+                allowance: usize::MAX,
+            }
+        }
+
+        fn wanted(&self) -> usize {
+            self.subscribers.iter().map(|(_, outstanding, _)| outstanding).sum()
+        }
+
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Subscribe => {
+                    self.made += 1;
+                    let (id, options) = (SubscriptionId::new(self.made), SubscribeOptions::new());
+                    let subscriber = Subscriber::new(id, StageId::new(self.made), &options);
+                    self.outlet.subscribe(subscriber).unwrap();
+                    self.subscribers.push((id, 0, None));
+                }
+                Step::Cancel(who) if !self.subscribers.is_empty() => {
+                    let (id, ..) = self.subscribers.remove(who % self.subscribers.len());
+                    self.outlet.cancel(id, &mut self.out);
+                }
+                Step::Ask(who, demand) if !self.subscribers.is_empty() => {
+                    let who = who % self.subscribers.len();
+                    self.subscribers[who].1 += demand;
+                    self.outlet.ask(self.subscribers[who].0, demand, &mut self.out);
+                }
+                Step::Emit(count) => self.emit(count),
+                Step::Mark => {
+                    self.made += 1;
+                    let marker = Marker::new(self.made);
+                    self.inside.push_back(Err(marker));
+                    self.outlet.info(marker);
+                }
+                Step::Mode(mode) => self.outlet.set_mode(mode),
+                Step::Allow(events) => {
+                    self.allowance = events.unwrap_or(usize::MAX);
+                    self.outlet.allow(self.allowance);
+                }
+                Step::Cancel(_) | Step::Ask(..) => {}
+            }
+            self.settle();
+        }
+
+        fn emit(&mut self, count: u32) {
+            let mut events: VecDeque<u32> = (self.emitted + 1..=self.emitted + count).collect();
+            self.emitted += count;
+            self.owed = self.owed.saturating_sub(events.len());
+            self.inside.extend(events.iter().map(|event| Ok(*event)));
+            let emitted = self.outlet.emit(&mut events, &mut self.out);
+            self.discarded += emitted.overflow;
+            self.receive();
+        }
+
+        /// Does what a stage does after every change.
+        fn settle(&mut self) {
+            loop {
+                self.outlet.deliver(&mut self.out);
+                self.receive();
+                let demand = self.outlet.new_demand();
+                if self.outlet.mode() == DemandMode::Accumulate {
+                    assert_eq!(demand, 0, "it is recorded, and nothing else");
+                    return self.record();
+                }
+                match self.recorded.pop_front() {
+                    Some(recorded) => assert_eq!(demand, recorded, "each on its own, in order"),
+                    None if demand == 0 => return,
+                    None => self.owed += demand,
+                }
+            }
+        }
+
+        fn record(&mut self) {
+            let new = self.wanted().saturating_sub(self.outlet.buffered() + self.owed);
+            if new > 0 {
+                self.owed += new;
+                self.recorded.push_back(new);
+            }
+        }
+
+        /// Looks at what goes out.
+        fn receive(&mut self) {
+            for delivery in self.out.drain() {
+                match delivery {
+                    Delivery::Events { to, events } => {
+                        let found = self.subscribers.iter_mut().find(|(id, ..)| *id == to);
+                        let (_, outstanding, last) = found.expect("it is subscribed");
+                        assert!(events.len() <= *outstanding, "more than was asked for");
+                        *outstanding -= events.len();
+                        self.delivered += events.len();
+                        if self.allowance != usize::MAX {
+                            assert!(events.len() <= self.allowance, "more than was allowed");
+                            self.allowance -= events.len();
+                        }
+                        for event in events {
+                            assert!(*last < Some(event), "the order on one subscription");
+                            *last = Some(event);
+                            // Whatever is before it has left, or was discarded, and no marker was
+                            // passed over.
+                            while let Some(first) = self.inside.pop_front() {
+                                let Ok(first) = first else { panic!("overtook a marker") };
+                                if first == event {
+                                    break;
+                                }
+                            }
+                        }
+                    }
+                    Delivery::Info(marker) => {
+                        let first = self.inside.iter().position(|entry| *entry == Err(marker));
+                        let before = self.inside.drain(..=first.expect("it fires once"));
+                        let left: Vec<u32> = before.filter_map(Result::ok).collect();
+                        assert!(
+                            self.discarded >= left.len(),
+                            "a marker overtook events that are still here"
+                        );
+                    }
+                }
+            }
+        }
+
+        /// What holds whenever the stage waits.
+        fn check(&self) {
+            let (buffered, forward) =
+                (self.outlet.buffered(), self.outlet.mode() == DemandMode::Forward);
+            assert_eq!(
+                self.emitted as usize,
+                self.delivered + buffered + self.discarded,
+                "emitted = delivered + buffered + discarded"
+            );
+            let wanted = self.wanted();
+            let servable = if forward { wanted.min(self.allowance) } else { 0 };
+            assert!(buffered == 0 || servable == 0, "events wait although there is demand");
+            if forward {
+                assert!(self.owed >= servable, "demand that the producer was not told of");
+                assert_eq!(self.outlet.owed(), self.owed);
+            }
+        }
+    }
+
+    proptest! {
+        /// The ledger, against what can be counted from outside, for any sequence of steps.
+        #[test]
+        fn the_ledger_holds_whatever_happens(
+            limit in 0usize..12, last: bool, steps in steps()
+        ) {
+            let keep = if last { BufferKeep::Last } else { BufferKeep::First };
+            let mut model = Model::new(limit, keep);
+            for step in steps {
+                model.take(step);
+                model.check();
+            }
+        }
+
+        /// A producer that answers demand at once, and consumers that come and go: nothing is ever
+        /// asked for that nobody wants, but for what those who left had asked.
+        #[test]
+        fn no_more_is_asked_of_the_producer_than_was_asked_by_its_consumers(steps in steps()) {
+            let mut model = Model::new(1000, BufferKeep::Last);
+            let (mut asked, mut handed) = (0, 0);
+            for step in steps {
+                if let Step::Ask(_, demand) = step && !model.subscribers.is_empty() {
+                    asked += demand;
+                }
+                let before = model.owed;
+                let emits = matches!(step, Step::Emit(_));
+                model.take(step);
+                if !emits {
+                    handed += model.owed - before;
+                }
+                prop_assert!(handed <= asked);
+            }
+        }
+    }
+}

@@ -159,7 +159,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options.check().map_err(refused)?;
         let pipeline = graph.start_with(true)?;
         let mut stream = EventStream::new();
-        stream.subscribe_to(&*state.last, &options).map_err(refused)?;
+        stream.subscribe_to(&*state.last, options).map_err(refused)?;
         Ok((pipeline, stream))
     }
 

@@ -54,9 +54,8 @@ impl RateLimit {
 /// Counts what passes against a [`RateLimit`]. All who share the limit share one of these.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
+    /// What applies from the next refill, and does already, unless it was changed since the last.
     limit: RateLimit,
-    /// What applies from the next refill.
-    next: RateLimit,
     left: usize,
     /// When the interval ends, if it ever does.
     refill: Option<Instant>,
@@ -66,12 +65,7 @@ impl RateLimiter {
     /// The first interval begins now.
     pub(crate) fn new(limit: RateLimit, now: Instant) -> Self {
         let refill = now.checked_add(limit.interval);
-        Self { limit, next: limit, left: limit.events, refill }
-    }
-
-    /// The limit as it was last set, even if it does not apply yet.
-    pub(crate) fn limit(&self) -> RateLimit {
-        self.next
+        Self { limit, left: limit.events, refill }
     }
 
     /// How many events may pass now.
@@ -97,7 +91,7 @@ impl RateLimiter {
             *self = Self::new(limit, now);
         } else {
             self.refill_if_due(now);
-            self.next = limit;
+            self.limit = limit;
         }
     }
 
@@ -105,7 +99,6 @@ impl RateLimiter {
         let Some(refill) = self.refill.filter(|&refill| refill <= now) else {
             return;
         };
-        self.limit = self.next;
         self.left = self.limit.events;
         // The intervals follow each other without gaps, also while nobody looks.
         let since = now.duration_since(refill).as_nanos() % self.limit.interval.as_nanos();
@@ -162,7 +155,7 @@ mod tests {
         limiter.update(RateLimit::new(3, ms(5000)), true, at(100));
         assert_eq!(pass(&mut limiter, 4, at(100)), 3);
         limiter.update(RateLimit::new(5, ms(1000)), false, at(200));
-        assert_eq!(limiter.limit(), RateLimit::new(5, ms(1000)));
+        assert_eq!(limiter.limit, RateLimit::new(5, ms(1000)));
         assert_eq!(pass(&mut limiter, 1, at(200)), 0);
         assert_eq!(limiter.next_refill(at(200)), Some(at(5100)), "the old interval, as reset");
         assert_eq!(pass(&mut limiter, 9, at(5100)), 5);

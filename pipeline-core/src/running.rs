@@ -10,7 +10,8 @@ use tokio::{
 
 use crate::{
     exit::ExitReason,
-    stage::{Phase, Planned, Prepared, StageHandle, StageReport, Whole},
+    snapshot::PipelineSnapshot,
+    stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole},
 };
 
 /// How long stages have to report after they were told that the time is up. A stage that is still
@@ -53,6 +54,7 @@ pub struct Pipeline {
     supervisor: JoinHandle<PipelineReport>,
     report: Option<PipelineReport>,
     slots: HashMap<Arc<str>, Arc<dyn Any + Send + Sync>>,
+    observed: Vec<Observed>,
 }
 
 #[derive(Debug)]
@@ -96,6 +98,13 @@ impl Pipeline {
     {
         let slot = self.slots.get(name)?.clone().downcast().ok()?;
         Some(StageHandle { slot })
+    }
+
+    /// What the stages are doing now, without stopping them.
+    #[must_use]
+    pub fn snapshot(&self) -> PipelineSnapshot {
+        let stages = self.observed.iter().map(Observed::snapshot).collect();
+        PipelineSnapshot { pipeline: self.name.clone(), stages }
     }
 
     /// Waits until the pipeline has ended by itself: its source came to an end and everything was
@@ -209,8 +218,9 @@ impl Stages {
         let (commands, receiver) = mpsc::channel(1);
         let name = self.whole.pipeline.clone();
         let slots = self.stages.iter().map(|stage| (stage.name().clone(), stage.slot())).collect();
+        let observed = self.stages.iter().map(|stage| stage.observed()).collect();
         let supervisor = tokio::spawn(self.supervise(receiver));
-        Pipeline { name, commands, supervisor, report: None, slots }
+        Pipeline { name, commands, supervisor, report: None, slots, observed }
     }
 
     fn spawn(&mut self, stage: usize, Prepared { task, handle }: Prepared) {

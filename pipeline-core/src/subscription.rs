@@ -1,6 +1,13 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use thiserror::Error;
 
@@ -149,6 +156,9 @@ pub struct Subscription(Arc<Inner>);
 
 struct Inner {
     id: SubscriptionId,
+    /// Asked for and not sent, for those who look. The producer's dispatcher keeps the number that
+    /// counts.
+    pending: AtomicUsize,
     link: Box<dyn Link>,
 }
 
@@ -162,13 +172,27 @@ pub(crate) trait Link: Send + Sync {
 
 impl Subscription {
     pub(crate) fn new(id: SubscriptionId, link: impl Link + 'static) -> Self {
-        Self(Arc::new(Inner { id, link: Box::new(link) }))
+        Self(Arc::new(Inner { id, pending: AtomicUsize::new(0), link: Box::new(link) }))
     }
 
     /// Its name within the program.
     #[must_use]
     pub fn id(&self) -> SubscriptionId {
         self.0.id
+    }
+
+    pub(crate) fn pending(&self) -> usize {
+        self.0.pending.load(Ordering::Relaxed)
+    }
+
+    /// The producer was asked for more.
+    pub(crate) fn asked(&self, events: usize) {
+        self.0.pending.fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// The producer has sent some.
+    pub(crate) fn sent(&self, events: usize) {
+        self.0.pending.fetch_sub(events, Ordering::Relaxed);
     }
 
     /// Asks the producer for so many more events; asking for 0 does nothing.
@@ -368,6 +392,17 @@ pub enum SubscribeError {
     /// The producer's dispatcher takes each stage once, and this one has subscribed before.
     #[error("the stage has subscribed already, expected once")]
     AlreadySubscribed,
+    /// The selector is for events of another type than the producer's.
+    #[error("the selector is for events of type {given}, expected {expected}")]
+    BadSelector {
+        /// The type of the events that the selector takes.
+        given: &'static str,
+        /// The type of the producer's events.
+        expected: &'static str,
+    },
+    /// The partition is missing, or cannot be had.
+    #[error(transparent)]
+    BadPartition(#[from] BadPartition),
 }
 
 impl SubscribeError {
@@ -375,6 +410,50 @@ impl SubscribeError {
         let error = reason.source().and_then(|error| error.downcast_ref());
         matches!(error, Some(Self::AlreadySubscribed))
     }
+}
+
+/// What is wrong with the partition that a subscription names, or does not name.
+///
+/// ```
+/// use pipeline_core::{BadPartition, SubscribeError};
+///
+/// let taken = BadPartition::Taken { given: "eu".to_owned() };
+/// let error = SubscribeError::from(taken);
+/// assert_eq!(error.to_string(), "partition eu has a subscriber already, expected one at most");
+/// ```
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BadPartition {
+    /// The options name none.
+    #[error("no partition was given, expected one of {expected}")]
+    Missing {
+        /// The partitions there are.
+        expected: String,
+    },
+    /// There is none of this name.
+    #[error("there is no partition {given}, expected one of {expected}")]
+    Unknown {
+        /// The name given.
+        given: String,
+        /// The partitions there are.
+        expected: String,
+    },
+    /// Somebody else has it, and it is not shared.
+    #[error("partition {given} has a subscriber already, expected one at most")]
+    Taken {
+        /// The name given.
+        given: String,
+    },
+    /// Partitions are named by values of another type.
+    #[error("partition {given} is of type {given_type}, expected {expected_type}")]
+    Type {
+        /// The name given.
+        given: String,
+        /// Its type.
+        given_type: &'static str,
+        /// The type of the partitions' names.
+        expected_type: &'static str,
+    },
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
-use metrics::{Counter, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
 /// Where a component records its metrics: the process's recorder, or one given explicitly.
 ///
@@ -44,6 +44,20 @@ impl Telemetry {
         self.with(|recorder| {
             recorder.describe_counter(name.into(), Some(Unit::Count), description.into());
             recorder.register_counter(&key, &METADATA)
+        })
+    }
+
+    /// Registers a gauge.
+    pub fn gauge(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Gauge {
+        let key = key(name, labels);
+        self.with(|recorder| {
+            recorder.describe_gauge(name.into(), Some(Unit::Count), description.into());
+            recorder.register_gauge(&key, &METADATA)
         })
     }
 
@@ -158,13 +172,20 @@ pub(crate) struct WorkerMetrics {
     pub(crate) process_time: Histogram,
     pub(crate) failed: Counter,
     pub(crate) restarted: Counter,
+    /// How many may run at once, where that is found by the supervisor itself.
+    pub(crate) limit: Gauge,
 }
 
 impl WorkerMetrics {
     /// Records nothing.
     pub(crate) fn none() -> Self {
         let nothing = Counter::noop();
-        Self { process_time: Histogram::noop(), failed: nothing.clone(), restarted: nothing }
+        Self {
+            process_time: Histogram::noop(),
+            failed: nothing.clone(),
+            restarted: nothing,
+            limit: Gauge::noop(),
+        }
     }
 
     pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
@@ -182,6 +203,11 @@ impl WorkerMetrics {
             restarted: telemetry.counter(
                 "pipeline.worker.restarted",
                 "Workers started again with the same event",
+                labels.clone(),
+            ),
+            limit: telemetry.gauge(
+                "pipeline.worker.limit",
+                "How many workers an adaptive supervisor lets run at once",
                 labels.clone(),
             ),
         }

@@ -1,8 +1,10 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_core::{
-    Cancel, ChildContext, Closed, ConsumerSupervisor, ExitReason, Pipeline, PipelineReport, Queue,
-    QueueProducer, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
+    BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed, ConsumerSupervisor,
+    DemandDispatcher, ExitReason, FairQueue, FairQueueOptions, FairQueueProducer,
+    PartitionDispatcher, Pipeline, PipelineReport, Queue, QueueProducer, StartError,
+    SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -14,11 +16,17 @@ fn public_types_are_send_and_sync() {
         ($($type:ty),* $(,)?) => {$( send::<$type>(); sync::<$type>(); )*};
     }
     both!(
+        BadPartition,
+        BroadcastDispatcher<u64>,
         Cancel,
         ChildContext,
         Closed<u64>,
         ConsumerSupervisor<u64, ()>,
+        DemandDispatcher,
         ExitReason,
+        FairQueue<u64, u64>,
+        FairQueueOptions<u64, u64>,
+        FairQueueProducer<u64, u64>,
         Pipeline,
         PipelineReport,
         Queue<u64>,
@@ -33,15 +41,23 @@ fn public_types_are_send_and_sync() {
 }
 
 #[test]
+fn a_partition_dispatcher_may_have_a_hash_that_is_only_send() {
+    send::<PartitionDispatcher<std::cell::Cell<u64>, u64>>();
+}
+
+#[test]
 fn a_queue_of_items_that_are_only_send_is_send_and_sync() {
     send::<Queue<std::cell::Cell<u64>>>();
     sync::<Queue<std::cell::Cell<u64>>>();
+    send::<FairQueue<std::cell::Cell<u64>, std::cell::Cell<u64>>>();
+    sync::<FairQueue<std::cell::Cell<u64>, std::cell::Cell<u64>>>();
 }
 
 #[test]
 fn the_futures_that_callers_await_are_send() {
     fn future<F: Send>(_: &F) {}
     let _ = |queue: &Queue<u64>| future(&queue.push(1));
+    let _ = |queue: &FairQueue<u64, u64>| future(&queue.push(1, 1));
     let _ = |pipeline: &mut Pipeline| future(&pipeline.ended());
     let _ = |pipeline: Pipeline| future(&pipeline.drain(std::time::Duration::ZERO));
 }

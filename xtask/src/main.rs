@@ -1,5 +1,6 @@
 //! The project's own commands.
 
+mod cases;
 mod run;
 mod setup;
 mod test;

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::run::{Failure, Outcome, root};
+use crate::{
+    cases,
+    run::{Failure, Outcome, root},
+};
 
 /// How long a source file may be. A newcomer should find the way in it.
 const MAX_LINES: usize = 700;
@@ -36,6 +39,7 @@ pub(crate) fn all() -> Outcome {
         architecture_names_what_is_there(&files),
         links_lead_somewhere(&files),
         readme_shows_the_program(&files),
+        every_case_has_a_test(&files),
     ];
     let faults: Vec<String> = checks.into_iter().flatten().collect();
     if faults.is_empty() { Ok(()) } else { Err(Failure::new(faults.join("\n"))) }
@@ -146,7 +150,9 @@ fn architecture_names_what_is_there(files: &Files) -> Vec<String> {
 
 fn links_lead_somewhere(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
-    for (path, text) in files.named(".md") {
+    // A text within a crate's sources is part of its documentation, and checked with it.
+    let stands_alone = |path: &Path| !path.components().any(|part| part.as_os_str() == "src");
+    for (path, text) in files.named(".md").filter(|(path, _)| stands_alone(path)) {
         let folder = root().join(path.parent().unwrap_or(Path::new("")));
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap_or_default();
@@ -157,6 +163,11 @@ fn links_lead_somewhere(files: &Files) -> Vec<String> {
         }
     }
     faults
+}
+
+fn every_case_has_a_test(files: &Files) -> Vec<String> {
+    let sources = files.named(".rs").filter(|(path, _)| !path.starts_with("xtask"));
+    cases::faults(|path| files.text(path), sources.map(|(_, text)| text))
 }
 
 /// The README shows the forty-line example as it is.

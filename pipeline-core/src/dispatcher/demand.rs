@@ -1,6 +1,7 @@
 //! Each event goes to one consumer: the one with the largest outstanding demand.
 
 use std::{
+    cmp::Reverse,
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     mem,
@@ -25,7 +26,7 @@ pub struct DemandDispatcher {
     consumers: Vec<Consumer>,
     /// The largest single ask that was expected.
     expected: Option<usize>,
-    /// The consumers are to be put in a random order before the first delivery.
+    /// The consumers are to be served in a random order the first time.
     shuffle: bool,
 }
 
@@ -48,8 +49,8 @@ impl DemandDispatcher {
         self
     }
 
-    /// Begins in a random order, so that of several producers not every one serves the same
-    /// consumer first.
+    /// Serves the consumers in a random order the first time, so that of several producers not every
+    /// one begins with the same consumer.
     pub fn shuffled(mut self) -> Self {
         self.shuffle = true;
         self
@@ -102,18 +103,23 @@ impl<E> Dispatcher<E> for DemandDispatcher {
     }
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        let has_demand = self.consumers.first().is_some_and(|first| first.demand > 0);
+        let shuffled = has_demand && !events.is_empty() && mem::take(&mut self.shuffle);
+        if shuffled {
+            self.shuffle();
+        }
         while !events.is_empty() {
             match self.consumers.first() {
                 Some(first) if first.demand > 0 => {}
-                _ => return,
-            }
-            if mem::take(&mut self.shuffle) {
-                self.shuffle();
+                _ => break,
             }
             let Consumer { id: to, demand } = self.consumers.remove(0);
             let taken = take_front(events, demand);
             self.insert(Consumer { id: to, demand: demand - taken.len() });
             out.send(to, taken);
+        }
+        if shuffled {
+            self.consumers.sort_by_key(|consumer| Reverse(consumer.demand));
         }
     }
 
@@ -214,6 +220,22 @@ mod tests {
         assert_eq!(case.emit(1..=5), [(A, vec![1, 2, 3]), (B, vec![4, 5])]);
         assert_eq!(case.emit(6..=8), []);
         assert_eq!(case.left, [6, 7, 8]);
+    }
+
+    #[test]
+    fn after_a_random_beginning_the_largest_demand_is_served_first_again() {
+        for _ in 0..100 {
+            let mut case = asked(&[]);
+            case.dispatcher = mem::take(&mut case.dispatcher).shuffled();
+            for (id, demand) in [(A, 8), (B, 5), (C, 2)] {
+                let id = SubscriptionId::new(id);
+                Dispatcher::<u32>::ask(&mut case.dispatcher, id, demand, &mut Deliveries::new());
+            }
+            case.emit(1..=1);
+            // Whoever got it, nobody's place in the order has changed.
+            let served: Vec<u64> = case.emit(2..=15).into_iter().map(|(to, _)| to).collect();
+            assert_eq!(served, [A, B, C]);
+        }
     }
 
     #[test]

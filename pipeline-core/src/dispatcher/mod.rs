@@ -1,10 +1,16 @@
 //! Which consumer gets which event. Pure.
 
+mod broadcast;
+#[cfg(test)]
+mod cases;
 mod demand;
+mod partition;
 
 use std::{borrow::Cow, collections::VecDeque, fmt};
 
-pub use self::demand::DemandDispatcher;
+pub use self::{
+    broadcast::BroadcastDispatcher, demand::DemandDispatcher, partition::PartitionDispatcher,
+};
 use crate::{
     exit::ExitReason,
     subscription::{StageId, SubscribeOptions, SubscriptionId},
@@ -24,12 +30,13 @@ use crate::{
 ///    own, or discarded on purpose: exactly one of these.
 /// 3. On one subscription, events keep their order. What is left in place keeps its order too.
 /// 4. Demand is conserved: asked = served + outstanding + withdrawn by `cancel`. An event that is
-///    discarded costs no demand.
+///    discarded costs no demand. There is never more unmet than is outstanding beyond what is queued.
 /// 5. A subscriber's mistake affects that subscriber only.
 /// 6. No empty message is sent.
 /// 7. `cancel` may raise the unmet demand: the one that left may have held up the others.
 ///
-/// `testkit::check_dispatcher` (feature `test-kit`) checks an implementation against it.
+/// `testkit::check_dispatcher` (feature `test-kit`) checks an implementation against it. What runs
+/// inside a dispatcher, like a closure of the user's, runs in the task of the stage.
 ///
 /// The contract is that of GenStage's dispatchers, but for the demand, which those return from
 /// their calls.
@@ -74,6 +81,9 @@ use crate::{
 ///         self.0.iter().find(|(other, _)| *other == id).map_or(0, |(_, outstanding)| *outstanding)
 ///     }
 /// }
+///
+/// # #[cfg(feature = "test-kit")]
+/// pipeline_core::testkit::check_dispatcher(First::default);
 /// ```
 pub trait Dispatcher<E>: Send + 'static {
     /// Registers a subscriber, with no demand.
@@ -89,7 +99,10 @@ pub trait Dispatcher<E>: Send + 'static {
     /// Adds to the demand of a known subscriber; `demand` is at least 1.
     fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>);
 
-    /// How many events could be taken by `dispatch` now.
+    /// How many events could be taken by `dispatch` now, if each of them costs demand.
+    ///
+    /// While there is unmet demand, `dispatch` takes at least one of the events it is given. While
+    /// there is none, it takes none, but to discard it.
     fn unmet(&self) -> usize;
 
     /// Sends what can be sent from the front of `events`, and leaves the rest. Called also when

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::audience::Audience;
 use crate::{
     exit::ExitReason,
     stage::{Emitter, Producer},
@@ -32,21 +33,20 @@ pub fn from_iter<I>(items: I) -> FromIter<I::IntoIter>
 where
     I: IntoIterator<Item: Send + 'static, IntoIter: Send + 'static>,
 {
-    FromIter { items: items.into_iter(), consumers: 0, stops_alone: false }
+    FromIter { items: items.into_iter(), audience: Audience::default() }
 }
 
 /// The producer that [`from_iter`] makes.
 #[must_use]
 pub struct FromIter<I> {
     items: I,
-    consumers: usize,
-    stops_alone: bool,
+    audience: Audience,
 }
 
 impl<I> FromIter<I> {
     /// Ends the stage when its last consumer leaves. By default it waits for the next.
     pub fn stop_when_abandoned(mut self) -> Self {
-        self.stops_alone = true;
+        self.audience.needed();
         self
     }
 }
@@ -77,7 +77,7 @@ where
         _to: &Subscription,
         _out: &mut Emitter<'_, I::Item>,
     ) -> Result<(), ExitReason> {
-        self.consumers += 1;
+        self.audience.joined();
         Ok(())
     }
 
@@ -87,13 +87,12 @@ where
         _to: &Subscription,
         _out: &mut Emitter<'_, I::Item>,
     ) -> Result<(), ExitReason> {
-        self.consumers -= 1;
-        if self.stops_alone && self.consumers == 0 { Err(ExitReason::Normal) } else { Ok(()) }
+        self.audience.left()
     }
 }
 
 impl<I> fmt::Debug for FromIter<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FromIter").field("consumers", &self.consumers).finish_non_exhaustive()
+        f.debug_struct("FromIter").field("audience", &self.audience).finish_non_exhaustive()
     }
 }

@@ -1,11 +1,20 @@
 //! Ready-made producers.
 
+mod audience;
+mod end;
+mod fair_queue;
 mod iter;
+mod outcome;
+mod push;
 mod queue;
+mod store;
 mod stream;
+mod waiting;
 
 pub use self::{
+    fair_queue::{FairQueue, FairQueueOptions, FairQueueProducer, fair_queue},
     iter::{FromIter, from_iter},
-    queue::{Closed, Offer, Queue, QueueOptions, QueueProducer, TryPushError, queue},
+    outcome::{Closed, Offer, TryPushError},
+    queue::{Queue, QueueOptions, QueueProducer, queue},
     stream::{FromStream, from_stream},
 };

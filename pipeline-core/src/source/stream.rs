@@ -4,9 +4,11 @@ use std::{fmt, pin::Pin};
 
 use futures::{FutureExt, Stream, StreamExt};
 
+use super::audience::Audience;
 use crate::{
     exit::ExitReason,
     stage::{Emitter, Producer},
+    subscription::{Cancellation, SubscribeOptions, Subscription},
 };
 
 /// A producer of a stream's items. The stream is polled only while there is demand.
@@ -32,7 +34,8 @@ pub fn from_stream<S>(stream: S) -> FromStream<S>
 where
     S: Stream<Item: Send + 'static> + Send + 'static,
 {
-    FromStream { stream: Box::pin(stream), next: Vec::new(), at_end: false }
+    let audience = Audience::default();
+    FromStream { stream: Box::pin(stream), next: Vec::new(), at_end: false, audience }
 }
 
 /// The producer that [`from_stream`] makes.
@@ -42,6 +45,15 @@ pub struct FromStream<S: Stream> {
     /// What `ready` has received and `handle_ready` is about to emit.
     next: Vec<S::Item>,
     at_end: bool,
+    audience: Audience,
+}
+
+impl<S: Stream> FromStream<S> {
+    /// Ends the stage when its last consumer leaves. By default it waits for the next.
+    pub fn stop_when_abandoned(mut self) -> Self {
+        self.audience.needed();
+        self
+    }
 }
 
 impl<S> Producer for FromStream<S>
@@ -81,6 +93,25 @@ where
             out.finish();
         }
         Ok(())
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        _options: &SubscribeOptions,
+        _to: &Subscription,
+        _out: &mut Emitter<'_, S::Item>,
+    ) -> Result<(), ExitReason> {
+        self.audience.joined();
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        _ended: &Cancellation,
+        _to: &Subscription,
+        _out: &mut Emitter<'_, S::Item>,
+    ) -> Result<(), ExitReason> {
+        self.audience.left()
     }
 
     fn held(&self) -> usize {

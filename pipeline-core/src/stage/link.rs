@@ -49,6 +49,8 @@ pub(crate) struct Subscribe<E> {
     /// A subscription that this one takes the place of.
     pub(crate) replaces: Option<(SubscriptionId, ExitReason)>,
     pub(crate) stage: StageId,
+    /// The consumer's name.
+    pub(crate) name: Arc<str>,
     pub(crate) options: SubscribeOptions,
     pub(crate) consumer: Arc<dyn EventPort<E>>,
 }

@@ -5,6 +5,7 @@ mod consumer;
 mod consumer_supervisor;
 mod context;
 mod emitter;
+mod gauges;
 mod handle;
 mod link;
 mod message;
@@ -32,7 +33,7 @@ pub(crate) use self::{
     consumer::AsConsumer,
     consumer_supervisor::AsSupervisor,
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
-    planned::{Planned, PlannedStage, Prepared, Whole},
+    planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
     slot::{Occupant, Slot, Target, next_id},

@@ -12,12 +12,18 @@ use super::{
     Phase, Stage, StageContext, StageHandle, StageReport,
     behaviour::{Behaviour, Kind},
     contained_now,
+    gauges::Gauges,
     options::StageOptions,
     restart::RestartBudget,
     runtime::StageTask,
     slot::{Occupant, PlannedSubscription, Slot, Subscribing},
 };
-use crate::{error::StartError, subscription::Cancel, telemetry::Telemetry};
+use crate::{
+    error::StartError,
+    snapshot::{Activity, StageSnapshot},
+    subscription::Cancel,
+    telemetry::Telemetry,
+};
 
 /// What a stage has in common with the others of its pipeline.
 #[derive(Clone)]
@@ -52,8 +58,24 @@ pub(crate) trait Planned: Send {
     /// Its place, for those who know its type.
     fn slot(&self) -> Arc<dyn Any + Send + Sync>;
 
+    /// What it is doing.
+    fn observed(&self) -> Observed;
+
     /// Nobody is in its place any more, for a while or for good.
     fn vacate(&self, restarting: bool);
+}
+
+/// What can be seen of a stage, whether it runs or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    stage: Arc<str>,
+    gauges: Arc<Gauges>,
+}
+
+impl Observed {
+    pub(crate) fn snapshot(&self) -> StageSnapshot {
+        self.gauges.snapshot(self.stage.clone())
+    }
 }
 
 /// A stage that is ready to be spawned.
@@ -108,7 +130,9 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             StartError::Init { stage: self.slot.name.clone(), reason }
         })?;
         let phase = whole.phase.subscribe();
-        let task = StageTask::new(behaviour, &self.options, place, phase, &context);
+        let gauges = self.slot.gauges.clone();
+        gauges.started();
+        let task = StageTask::new(behaviour, &self.options, place, phase, gauges, &context);
         let subscribing = |planned: &PlannedSubscription<B::In>| {
             let (target, options) = (planned.target.clone(), planned.options.clone());
             Subscribing { target, options, replaces: None, answer: None }
@@ -148,7 +172,12 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
         self.slot.clone()
     }
 
+    fn observed(&self) -> Observed {
+        Observed { stage: self.slot.name.clone(), gauges: self.slot.gauges.clone() }
+    }
+
     fn vacate(&self, restarting: bool) {
+        self.slot.gauges.enter(if restarting { Activity::Starting } else { Activity::Ended });
         let nobody = if restarting { Occupant::Restarting } else { Occupant::Ended };
         self.slot.occupant.send_replace(nobody);
     }

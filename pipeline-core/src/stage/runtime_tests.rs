@@ -46,6 +46,7 @@ impl Raw {
             subscription: subscription.clone(),
             replaces: None,
             stage: StageId::new(next_id()),
+            name: "hand".into(),
             options: SubscribeOptions::new(),
             consumer,
         };

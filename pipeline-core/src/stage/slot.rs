@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{
+    gauges::Gauges,
     link::{DemandPort, EventPort, ToConsumer, ToProducer},
     message::Posted,
 };
@@ -154,6 +155,7 @@ pub(crate) struct Slot<S, In, Out> {
     pub(crate) name: Arc<str>,
     pub(crate) occupant: watch::Sender<Occupant<Address<S, In, Out>>>,
     pub(crate) places: Arc<Semaphore>,
+    pub(crate) gauges: Arc<Gauges>,
     /// What whoever is here subscribes to when it starts.
     pub(crate) subscriptions: Mutex<Vec<PlannedSubscription<In>>>,
 }
@@ -170,7 +172,8 @@ impl<S, In, Out> Slot<S, In, Out> {
     pub(crate) fn new(name: Arc<str>) -> Self {
         let occupant = watch::Sender::new(Occupant::Vacant);
         let places = Arc::new(Semaphore::new(ROOM));
-        Self { name, occupant, places, subscriptions: Mutex::default() }
+        let (gauges, subscriptions) = (Arc::default(), Mutex::default());
+        Self { name, occupant, places, gauges, subscriptions }
     }
 
     /// Who is to be told, if anybody.

@@ -1,5 +1,6 @@
 //! What a test of stages needs, of this library's and of one's own: a producer that does as it is
-//! told, a consumer that records, and a way to wait until nothing moves any more.
+//! told, a consumer that records, and a way to wait until nothing moves any more. And for a dispatcher of one's own, a check
+//! that it keeps to its contract.
 //!
 //! With the feature `test-kit`. On tokio's paused clock no time passes but what stages wait for.
 //!
@@ -30,6 +31,7 @@
 //! # }
 //! ```
 
+mod dispatcher;
 mod recording;
 mod scripted;
 
@@ -38,6 +40,7 @@ use std::time::Duration;
 use tokio::{runtime::Handle, time};
 
 pub use self::{
+    dispatcher::{Delivering, DispatcherCheck, check_dispatcher},
     recording::{Recording, RecordingConsumer, recording},
     scripted::{Command, Script, ScriptedProducer, scripted},
 };

@@ -111,11 +111,11 @@ impl<E: Send + 'static> Script<E> {
         self.tell(Command::Emit(events.into_iter().collect())).await.expect("the producer runs");
     }
 
-    /// Lets the producer do this. Returns when it has.
+    /// Lets the producer do this. Returns when it has, also if this was its end.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the producer does not run, or if this was its end.
+    /// [`CallError`] if the producer does not run.
     pub async fn tell(&self, command: Command<E>) -> Result<(), CallError> {
         self.handle().call(command).await
     }

@@ -1,8 +1,18 @@
 //! The cases of docs/spec/stages.md, by their numbers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
+mod adapters;
 mod arithmetic;
+mod buffer;
 mod cancelling;
+mod children;
+mod custom_dispatcher;
+mod demand_mode;
+mod dispatchers;
 mod emission;
+mod markers;
+mod producer_consumer;
+mod stages;
 mod subscribing;
+mod supervisor;
 mod support;

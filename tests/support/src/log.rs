@@ -1,10 +1,13 @@
 //! Reading the log.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    fmt::Debug,
+    sync::{Arc, OnceLock},
+};
 
 use parking_lot::Mutex;
 use tracing::{
-    Event, Metadata, Subscriber,
+    Dispatch, Event, Metadata, Subscriber,
     field::{Field, Visit},
     span::{Attributes, Id, Record},
     subscriber::DefaultGuard,
@@ -20,6 +23,10 @@ impl Log {
     /// Begins to keep what is logged on this thread, until the guard is dropped.
     #[must_use]
     pub fn keep() -> (Self, DefaultGuard) {
+        // With only one subscriber alive, tracing asks whichever thread comes first to a call site
+        // whether anybody listens, and remembers a no of a thread that has none. So there are two.
+        static OTHER: OnceLock<Dispatch> = OnceLock::new();
+        OTHER.get_or_init(|| Dispatch::new(Self::default()));
         let log = Self::default();
         let guard = tracing::subscriber::set_default(log.clone());
         (log, guard)

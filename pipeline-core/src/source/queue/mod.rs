@@ -1,29 +1,19 @@
 //! A queue that any task may push to, as a producer.
 
-mod push;
 mod state;
 
-use std::{
-    fmt,
-    future::{Future, poll_fn},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{fmt, future::Future};
 
-use parking_lot::Mutex;
-use thiserror::Error;
-
-use self::{
-    push::Push,
-    state::{Offered, Refused, State},
+use self::state::State;
+use super::{
+    end::{PushEnd, TakeEnd, ends},
+    outcome::{Closed, Offer, TryPushError},
+    store::Bounded,
 };
 use crate::{
     buffer::BufferKeep,
     exit::ExitReason,
     stage::{Emitter, Producer, ProducerHandle, StageContext},
-    telemetry::{Discard, StageMetrics},
     timed::Timed,
 };
 
@@ -64,12 +54,8 @@ const DEFAULT_CAPACITY: usize = 10_000;
 #[must_use]
 pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProducer<T>) {
     assert!(options.capacity > 0, "a queue needs room for at least one item");
-    let shared = Arc::new(Shared {
-        state: Mutex::new(State::new(options.capacity, options.keep)),
-        discarded: AtomicU64::new(0),
-    });
-    let queue = Queue { handle: Arc::new(CloseOnDrop(shared.clone())) };
-    (queue, QueueProducer { handle: CloseOnDrop(shared), metrics: None })
+    let (push, take) = ends(State::new(options.capacity, options.keep));
+    (Queue { end: push }, QueueProducer { end: take })
 }
 
 /// How much a queue holds, and what happens when it is full.
@@ -121,7 +107,7 @@ impl Default for QueueOptions {
 /// # }
 /// ```
 pub struct Queue<T> {
-    handle: Arc<CloseOnDrop<T>>,
+    end: PushEnd<State<T>>,
 }
 
 impl<T: Send + 'static> Queue<T> {
@@ -137,7 +123,7 @@ impl<T: Send + 'static> Queue<T> {
     ///
     /// Dropping the future before it is done drops the item, and the queue is as it was.
     pub fn push(&self, item: T) -> impl Future<Output = Result<(), Closed<T>>> + Send + use<T> {
-        Push::new(self.shared().clone(), item)
+        self.end.push(item)
     }
 
     /// Puts an item in if there is room.
@@ -146,17 +132,7 @@ impl<T: Send + 'static> Queue<T> {
     ///
     /// [`TryPushError`] gives the item back when the queue is full or closed.
     pub fn try_push(&self, item: T) -> Result<(), TryPushError<T>> {
-        let outcome = self.shared().state.lock().try_push(item);
-        match outcome {
-            Ok(taker) => {
-                if let Some(taker) = taker {
-                    taker.wake();
-                }
-                Ok(())
-            }
-            Err(Refused::Full(item)) => Err(TryPushError::Full(item)),
-            Err(Refused::Closed(item)) => Err(TryPushError::Closed(item)),
-        }
+        self.end.try_push(item)
     }
 
     /// Puts an item in at once, discarding one if the queue is full: this one, or the oldest, as
@@ -171,31 +147,13 @@ impl<T: Send + 'static> Queue<T> {
     ///
     /// [`Closed`] gives the item back when the queue takes nothing any more.
     pub fn offer(&self, item: T) -> Result<Offer, Closed<T>> {
-        let shared = self.shared();
-        let (offered, taker, began) = {
-            let mut state = shared.state.lock();
-            let (offered, taker) = state.offer(item).map_err(Closed)?;
-            (offered, taker, state.began_discarding())
-        };
-        if let Some(taker) = taker {
-            taker.wake();
-        }
-        let offer = match offered {
-            Offered::Kept => return Ok(Offer::Kept),
-            Offered::Displaced(_) => Offer::DisplacedOldest,
-            Offered::Refused(_) => Offer::Discarded,
-        };
-        shared.discarded.fetch_add(1, Ordering::Relaxed);
-        if began {
-            tracing::warn!("the queue is full, discarding");
-        }
-        Ok(offer)
+        self.end.offer(item)
     }
 
     /// How many items wait in the queue.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.shared().state.lock().len()
+        self.end.with(Bounded::len)
     }
 
     /// Whether no item waits in the queue.
@@ -207,30 +165,26 @@ impl<T: Send + 'static> Queue<T> {
     /// How many items the queue holds at most.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.shared().state.lock().capacity()
+        self.end.with(Bounded::capacity)
     }
 
     /// How many offered items were discarded.
     #[must_use]
     pub fn discarded(&self) -> u64 {
-        self.shared().discarded.load(Ordering::Relaxed)
+        self.end.discarded()
     }
 
     /// Takes nothing in from now on. What the queue holds still flows out.
     ///
     /// Callers that wait for room get their items back.
     pub fn close(&self) {
-        self.handle.close();
+        self.end.close();
     }
 
     /// Whether the queue takes nothing any more: it was closed, or its pipeline drains or has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.shared().state.lock().is_closed()
-    }
-
-    fn shared(&self) -> &Arc<Shared<T>> {
-        &self.handle.0
+        self.end.with(Bounded::is_closed)
     }
 }
 
@@ -257,67 +211,27 @@ impl<T: Send + 'static> Queue<Timed<T>> {
 
 impl<T> Clone for Queue<T> {
     fn clone(&self) -> Self {
-        Self { handle: self.handle.clone() }
+        Self { end: self.end.clone() }
     }
 }
 
 impl<T> fmt::Debug for Queue<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.handle.0.fmt_as("Queue", f)
+        self.end.fmt_as("Queue", f)
     }
 }
 
 /// The taking end of a queue: a [`Producer`] that emits what was pushed, in order, as fast as there
 /// is demand.
 pub struct QueueProducer<T> {
-    handle: CloseOnDrop<T>,
-    metrics: Option<DiscardCounter>,
-}
-
-/// Carries what the handles discard into the stage's counter.
-struct DiscardCounter {
-    metrics: StageMetrics,
-    reported: u64,
-}
-
-impl<T: Send + 'static> QueueProducer<T> {
-    fn take(&mut self, out: &mut Emitter<'_, T>) {
-        let shared = &self.handle.0;
-        let (taken, at_end) = {
-            let mut state = shared.state.lock();
-            let owed = out.owed();
-            let taken = state.take(owed, out.staged());
-            (taken, state.is_closed() && state.len() == 0)
-        };
-        taken.wake.into_iter().for_each(std::task::Waker::wake);
-        if taken.discarded > 0 {
-            let discarded = taken.discarded;
-            tracing::warn!(discarded, "the queue has room again");
-        }
-        self.count_discarded();
-        if at_end {
-            out.finish();
-        }
-    }
-
-    fn count_discarded(&mut self) {
-        if let Some(counter) = &mut self.metrics {
-            let discarded = self.handle.0.discarded.load(Ordering::Relaxed);
-            let new = discarded - counter.reported;
-            if new > 0 {
-                counter.reported = discarded;
-                counter.metrics.discarded(Discard::QueueFull, new);
-            }
-        }
-    }
+    end: TakeEnd<State<T>>,
 }
 
 impl<T: Send + 'static> Producer for QueueProducer<T> {
     type Event = T;
 
     fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
-        let metrics = StageMetrics::register(context.telemetry(), &context.labels());
-        self.metrics = Some(DiscardCounter { metrics, reported: 0 });
+        self.end.init(context);
         Ok(())
     }
 
@@ -326,115 +240,36 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
         _demand: usize,
         out: &mut Emitter<'_, T>,
     ) -> Result<(), ExitReason> {
-        self.take(out);
+        self.end.take(out);
         Ok(())
     }
 
     async fn ready(&mut self) {
-        poll_fn(|cx| self.handle.0.state.lock().poll_ready(cx.waker())).await;
+        self.end.ready().await;
     }
 
     async fn handle_ready(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
-        self.take(out);
+        self.end.take(out);
         Ok(())
     }
 
     async fn handle_drain(&mut self, out: &mut Emitter<'_, T>) -> Result<(), ExitReason> {
-        self.handle.close();
-        self.take(out);
+        self.end.drain(out);
         Ok(())
     }
 
     fn held(&self) -> usize {
-        self.handle.0.state.lock().len()
+        self.end.held()
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {
         // What was discarded since the last demand.
-        self.count_discarded();
+        self.end.count_discarded();
     }
 }
 
 impl<T> fmt::Debug for QueueProducer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.handle.0.fmt_as("QueueProducer", f)
-    }
-}
-
-/// What both ends share.
-struct Shared<T> {
-    state: Mutex<State<T>>,
-    discarded: AtomicU64,
-}
-
-impl<T> Shared<T> {
-    fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        f.debug_struct(name)
-            .field("len", &state.len())
-            .field("capacity", &state.capacity())
-            .field("closed", &state.is_closed())
-            .finish()
-    }
-}
-
-/// One end of the queue. When it is gone, so is the queue, for the other.
-struct CloseOnDrop<T>(Arc<Shared<T>>);
-
-impl<T> CloseOnDrop<T> {
-    fn close(&self) {
-        let wake = self.0.state.lock().close();
-        wake.into_iter().for_each(std::task::Waker::wake);
-    }
-}
-
-impl<T> Drop for CloseOnDrop<T> {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
-/// What became of an item that was offered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Offer {
-    /// There was room for it.
-    Kept,
-    /// It was put in, and the oldest item was discarded for it.
-    DisplacedOldest,
-    /// It was discarded.
-    Discarded,
-}
-
-/// The queue takes nothing any more; here is the item.
-#[derive(Clone, Copy, Error, PartialEq, Eq)]
-#[error("the queue is closed")]
-pub struct Closed<T>(pub T);
-
-/// Why an item was not taken in; it is in the error.
-#[derive(Clone, Copy, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum TryPushError<T> {
-    /// There is no room now.
-    #[error("the queue is full")]
-    Full(T),
-    /// The queue takes nothing any more.
-    #[error("the queue is closed")]
-    Closed(T),
-}
-
-// By hand, so that the errors can be used with items that have no `Debug`.
-impl<T> fmt::Debug for Closed<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Closed(..)")
-    }
-}
-
-impl<T> fmt::Debug for TryPushError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Full(_) => "Full(..)",
-            Self::Closed(_) => "Closed(..)",
-        })
+        self.end.fmt_as("QueueProducer", f)
     }
 }

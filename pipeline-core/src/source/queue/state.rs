@@ -1,66 +1,34 @@
 //! What a queue holds, and who waits for what. Pure: it says whom to wake, and wakes nobody.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     mem,
     task::{Poll, Waker},
 };
 
-use crate::buffer::BufferKeep;
+use crate::{
+    buffer::BufferKeep,
+    source::{
+        outcome::{Closed, TryPushError},
+        store::{Bounded, Offered, Pushed, Store, Taken},
+        waiting::{Line, Taker, Ticket, Tickets},
+    },
+};
 
-/// A bounded first-in-first-out queue with many pushers and one taker.
+/// A bounded first-in-first-out queue.
 ///
-/// A pusher that finds it full leaves its item here, in line, and the item moves up by itself when
-/// there is room: the pusher has only to be told. So nobody waits while there is room, and
-/// `waiting` is empty unless the queue is full or closed.
+/// `line` is empty unless the queue is full or closed.
 #[derive(Debug)]
 pub(super) struct State<T> {
     items: VecDeque<T>,
     capacity: usize,
     keep: BufferKeep,
-    /// In the order they came.
-    waiting: BTreeMap<Ticket, Waiting<T>>,
-    next_ticket: u64,
-    /// The taker, while it waits for items.
-    taker: Option<Waker>,
+    line: Line<T>,
+    tickets: Tickets,
+    taker: Taker,
     closed: bool,
     /// How many offered items were discarded since there was last room.
     discarded: usize,
-}
-
-/// A place in line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Ticket(u64);
-
-#[derive(Debug)]
-struct Waiting<T> {
-    item: T,
-    waker: Waker,
-}
-
-/// Why an item was not taken in; it comes back.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Refused<T> {
-    Full(T),
-    Closed(T),
-}
-
-/// What happened to an item that was offered.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Offered<T> {
-    Kept,
-    /// It was kept, and this older one made room.
-    Displaced(T),
-    Refused(T),
-}
-
-/// What a call to [`State::take`] leads to.
-#[derive(Debug, Default)]
-pub(super) struct Taken {
-    /// Pushers whose items have moved up.
-    pub(super) wake: Vec<Waker>,
-    /// Items that were discarded while there was no room, told once when there is room again.
-    pub(super) discarded: usize,
 }
 
 impl<T> State<T> {
@@ -69,94 +37,104 @@ impl<T> State<T> {
             items: VecDeque::new(),
             capacity,
             keep,
-            waiting: BTreeMap::new(),
-            next_ticket: 0,
-            taker: None,
+            line: Line::new(),
+            tickets: Tickets::default(),
+            taker: Taker::default(),
             closed: false,
             discarded: 0,
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    fn is_full(&self) -> bool {
+        self.items.len() == self.capacity
+    }
+
+    /// Takes an item in. Returns the taker, if it waits.
+    fn insert(&mut self, item: T) -> Option<Waker> {
+        self.items.push_back(item);
+        self.taker.take()
+    }
+}
+
+impl<T> Bounded for State<T> {
+    fn len(&self) -> usize {
         self.items.len()
     }
 
-    pub(super) fn capacity(&self) -> usize {
+    fn capacity(&self) -> usize {
         self.capacity
     }
 
-    pub(super) fn is_closed(&self) -> bool {
+    fn is_closed(&self) -> bool {
         self.closed
     }
 
-    /// Takes an item in if there is room. Returns the taker, if it waits.
-    pub(super) fn try_push(&mut self, item: T) -> Result<Option<Waker>, Refused<T>> {
+    fn close(&mut self) -> Vec<Waker> {
+        self.closed = true;
+        self.line.wakers().chain(self.taker.take()).collect()
+    }
+}
+
+impl<T> Store for State<T> {
+    type Entry = T;
+    type Item = T;
+    type Ticket = Ticket;
+
+    const DISCARDING: &'static str = "the queue is full, discarding";
+
+    fn try_push(&mut self, item: T) -> Result<Option<Waker>, TryPushError<T>> {
         if self.closed {
-            Err(Refused::Closed(item))
-        } else if self.items.len() == self.capacity {
-            Err(Refused::Full(item))
+            Err(TryPushError::Closed(item))
+        } else if self.is_full() {
+            Err(TryPushError::Full(item))
         } else {
-            self.items.push_back(item);
-            Ok(self.taker.take())
+            Ok(self.insert(item))
         }
     }
 
-    /// Takes an item in, or has one discarded as the policy says. Returns the taker, if it waits.
-    pub(super) fn offer(&mut self, item: T) -> Result<(Offered<T>, Option<Waker>), T> {
-        match self.try_push(item) {
-            Ok(taker) => Ok((Offered::Kept, taker)),
-            Err(Refused::Closed(item)) => Err(item),
-            Err(Refused::Full(item)) => {
-                self.discarded += 1;
-                let offered = match self.keep {
-                    BufferKeep::First => Offered::Refused(item),
-                    BufferKeep::Last => {
-                        self.items.push_back(item);
-                        self.items.pop_front().map_or(Offered::Kept, Offered::Displaced)
-                    }
-                };
-                Ok((offered, None))
-            }
-        }
-    }
-
-    /// Whether the last `offer` was the first to discard something since there was room.
-    pub(super) fn began_discarding(&self) -> bool {
-        self.discarded == 1
-    }
-
-    /// Puts an item in line behind a full queue.
-    pub(super) fn wait(&mut self, item: T, waker: Waker) -> Ticket {
-        let ticket = Ticket(self.next_ticket);
-        self.next_ticket += 1;
-        self.waiting.insert(ticket, Waiting { item, waker });
-        ticket
-    }
-
-    /// How it stands with an item in line: taken in, refused by a closed queue, or still waiting.
-    pub(super) fn poll(&mut self, ticket: Ticket, waker: &Waker) -> Poll<Result<(), T>> {
+    fn push(&mut self, item: T, waker: &Waker) -> Pushed<T, Ticket> {
         if self.closed {
-            return match self.waiting.remove(&ticket) {
-                Some(waiting) => Poll::Ready(Err(waiting.item)),
-                None => Poll::Ready(Ok(())),
-            };
+            Pushed::Closed(item)
+        } else if self.is_full() {
+            let ticket = self.tickets.draw();
+            self.line.join(ticket, item, waker.clone());
+            Pushed::Waits(ticket)
+        } else {
+            Pushed::In(self.insert(item))
         }
-        match self.waiting.get_mut(&ticket) {
-            Some(waiting) => {
-                waiting.waker.clone_from(waker);
-                Poll::Pending
+    }
+
+    fn poll(&mut self, ticket: Ticket, waker: &Waker) -> Poll<Result<(), Closed<T>>> {
+        self.line.poll(ticket, waker, self.closed)
+    }
+
+    fn leave(&mut self, ticket: Ticket) -> Option<T> {
+        self.line.leave(ticket)
+    }
+
+    fn offer(&mut self, item: T) -> Result<Offered<T>, Closed<T>> {
+        if self.closed {
+            return Err(Closed(item));
+        }
+        if !self.is_full() {
+            return Ok(Offered::Kept(self.insert(item)));
+        }
+        self.discarded += 1;
+        let first = self.discarded == 1;
+        let displaced = match self.keep {
+            BufferKeep::First => None,
+            BufferKeep::Last => self.items.pop_front(),
+        };
+        Ok(match displaced {
+            None => Offered::Discarded { item, displaced: false, first },
+            Some(oldest) => {
+                self.items.push_back(item);
+                Offered::Discarded { item: oldest, displaced: true, first }
             }
-            None => Poll::Ready(Ok(())),
-        }
+        })
     }
 
-    /// Gives up a place in line, with the item, if it has not moved up yet.
-    pub(super) fn leave(&mut self, ticket: Ticket) -> Option<T> {
-        self.waiting.remove(&ticket).map(|waiting| waiting.item)
-    }
-
-    /// Moves up to `count` items, oldest first, to the end of `out`.
-    pub(super) fn take(&mut self, count: usize, out: &mut VecDeque<T>) -> Taken {
+    fn take(&mut self, count: usize, out: &mut VecDeque<T>) -> Taken {
         let mut taken = Taken::default();
         let count = count.min(self.items.len());
         if count == self.items.len() && out.is_empty() {
@@ -165,36 +143,21 @@ impl<T> State<T> {
         } else {
             out.extend(self.items.drain(..count));
         }
-        while !self.closed && self.items.len() < self.capacity {
-            let Some((_, Waiting { item, waker })) = self.waiting.pop_first() else {
+        while !self.closed && !self.is_full() {
+            let Some((item, waker)) = self.line.pop() else {
                 break;
             };
             self.items.push_back(item);
             taken.wake.push(waker);
         }
-        if self.items.len() < self.capacity {
+        if !self.is_full() {
             taken.discarded = mem::take(&mut self.discarded);
         }
         taken
     }
 
-    /// Whether there is something for the taker: items, or the end. Otherwise it will be woken.
-    pub(super) fn poll_ready(&mut self, waker: &Waker) -> Poll<()> {
-        if !self.items.is_empty() || self.closed {
-            return Poll::Ready(());
-        }
-        match &mut self.taker {
-            Some(taker) => taker.clone_from(waker),
-            None => self.taker = Some(waker.clone()),
-        }
-        Poll::Pending
-    }
-
-    /// Takes nothing in any more. Returns all who wait.
-    pub(super) fn close(&mut self) -> Vec<Waker> {
-        self.closed = true;
-        let waiting = self.waiting.values().map(|waiting| waiting.waker.clone());
-        waiting.chain(self.taker.take()).collect()
+    fn poll_ready(&mut self, waker: &Waker) -> Poll<()> {
+        self.taker.poll(!self.items.is_empty() || self.closed, waker)
     }
 }
 
@@ -215,18 +178,29 @@ mod tests {
     }
 
     fn wait(state: &mut State<u32>, item: u32) -> Ticket {
-        state.wait(item, Waker::noop().clone())
+        match state.push(item, Waker::noop()) {
+            Pushed::Waits(ticket) => ticket,
+            other => panic!("{other:?} instead of waiting"),
+        }
     }
 
-    fn poll(state: &mut State<u32>, ticket: Ticket) -> Poll<Result<(), u32>> {
+    fn poll(state: &mut State<u32>, ticket: Ticket) -> Poll<Result<(), Closed<u32>>> {
         state.poll(ticket, Waker::noop())
+    }
+
+    /// What is discarded for an item that is offered, and whether it is an older one.
+    fn offer(state: &mut State<u32>, item: u32) -> Option<(u32, bool)> {
+        match state.offer(item).unwrap() {
+            Offered::Kept(_) => None,
+            Offered::Discarded { item, displaced, .. } => Some((item, displaced)),
+        }
     }
 
     #[test]
     fn a_full_queue_gives_the_item_back() {
         let mut state = state(1, BufferKeep::Last);
         assert!(state.try_push(1).is_ok());
-        assert_eq!(state.try_push(2).unwrap_err(), Refused::Full(2));
+        assert_eq!(state.try_push(2).unwrap_err(), TryPushError::Full(2));
         assert_eq!(take(&mut state, 9).0, [1]);
         assert!(state.try_push(3).is_ok());
     }
@@ -261,9 +235,9 @@ mod tests {
         assert!(state.try_push(1).is_ok());
         let second = wait(&mut state, 2);
         assert_eq!(state.close().len(), 1);
-        assert_eq!(poll(&mut state, second), Poll::Ready(Err(2)));
-        assert_eq!(state.try_push(3).unwrap_err(), Refused::Closed(3));
-        assert_eq!(state.offer(4).unwrap_err(), 4);
+        assert_eq!(poll(&mut state, second), Poll::Ready(Err(Closed(2))));
+        assert_eq!(state.try_push(3).unwrap_err(), TryPushError::Closed(3));
+        assert_eq!(state.offer(4).unwrap_err(), Closed(4));
         assert_eq!(take(&mut state, 9).0, [1]);
     }
 
@@ -271,14 +245,14 @@ mod tests {
     fn an_offer_to_a_full_queue_discards_as_the_policy_says() {
         let offers = |keep| {
             let mut state = state(2, keep);
-            let offered: Vec<_> = (1..=4).map(|item| state.offer(item).unwrap().0).collect();
+            let offered: Vec<_> = (1..=4).map(|item| offer(&mut state, item)).collect();
             (offered, take(&mut state, 9))
         };
         let (offered, (kept, taken)) = offers(BufferKeep::Last);
-        assert_eq!(offered[2..], [Offered::Displaced(1), Offered::Displaced(2)]);
+        assert_eq!(offered[2..], [Some((1, true)), Some((2, true))]);
         assert_eq!((kept, taken.discarded), (vec![3, 4], 2));
         let (offered, (kept, taken)) = offers(BufferKeep::First);
-        assert_eq!(offered[2..], [Offered::Refused(3), Offered::Refused(4)]);
+        assert_eq!(offered[2..], [Some((3, false)), Some((4, false))]);
         assert_eq!((kept, taken.discarded), (vec![1, 2], 2));
     }
 
@@ -286,8 +260,7 @@ mod tests {
     fn discarding_is_told_when_it_begins_and_when_there_is_room_again() {
         let mut state = state(1, BufferKeep::First);
         let began = |state: &mut State<u32>| {
-            let _ = state.offer(1).unwrap();
-            state.began_discarding()
+            matches!(state.offer(1).unwrap(), Offered::Discarded { first: true, .. })
         };
         assert_eq!([began(&mut state), began(&mut state), began(&mut state)], [false, true, false]);
         assert_eq!(take(&mut state, 1).1.discarded, 2);
@@ -324,15 +297,15 @@ mod tests {
                         next += 1;
                         offered.insert(next);
                         match state.offer(next) {
-                            Ok((Offered::Kept, _)) => {}
+                            Ok(Offered::Kept(_)) => {}
                             Ok(_) => discarded += 1,
                             Err(_) => back += 1,
                         }
                     }
                     2 => {
                         next += 1;
-                        if let Err(Refused::Full(item)) = state.try_push(next) {
-                            line.push_back(state.wait(item, Waker::noop().clone()));
+                        if let Pushed::Waits(ticket) = state.push(next, Waker::noop()) {
+                            line.push_back(ticket);
                         }
                     }
                     3 => { state.take(n, &mut out); }
@@ -341,12 +314,12 @@ mod tests {
                     },
                 }
                 prop_assert!(state.len() <= capacity);
-                prop_assert!(state.waiting.is_empty() || state.len() == capacity);
+                prop_assert!(state.line.is_empty() || state.len() == capacity);
             }
             while state.len() > 0 {
                 state.take(usize::MAX, &mut out);
             }
-            prop_assert!(state.waiting.is_empty());
+            prop_assert!(state.line.is_empty());
             let (jumped, queued): (Vec<u32>, Vec<u32>) =
                 out.iter().partition(|item| offered.contains(item));
             prop_assert!(jumped.is_sorted() && queued.is_sorted());

@@ -5,55 +5,53 @@ use std::{
     mem,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use super::{
-    Closed, Shared,
-    state::{Refused, Ticket},
+    end::Shared,
+    outcome::Closed,
+    store::{Pushed, Store},
 };
 
-/// The future of [`Queue::push`](super::Queue::push).
-pub(super) struct Push<T> {
-    shared: Arc<Shared<T>>,
-    step: Step<T>,
+/// The future of a push that waits for room.
+pub(super) struct Push<S: Store> {
+    shared: Arc<Shared<S>>,
+    step: Step<S>,
 }
 
 /// `Start` => `Waiting` (no room) => `Done`, or `Start` => `Done`.
-enum Step<T> {
-    Start(T),
-    Waiting(Ticket),
+enum Step<S: Store> {
+    Start(S::Entry),
+    Waiting(S::Ticket),
     Done,
 }
 
-impl<T> Push<T> {
-    pub(super) fn new(shared: Arc<Shared<T>>, item: T) -> Self {
-        Self { shared, step: Step::Start(item) }
+impl<S: Store> Push<S> {
+    pub(super) fn new(shared: Arc<Shared<S>>, entry: S::Entry) -> Self {
+        Self { shared, step: Step::Start(entry) }
     }
 }
 
 // Nothing in it is ever pinned: the item is moved out of it.
-impl<T> Unpin for Push<T> {}
+impl<S: Store> Unpin for Push<S> {}
 
-impl<T> Future for Push<T> {
-    type Output = Result<(), Closed<T>>;
+impl<S: Store> Future for Push<S> {
+    type Output = Result<(), Closed<S::Item>>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         match mem::replace(&mut this.step, Step::Done) {
-            Step::Start(item) => {
-                let mut state = this.shared.state.lock();
-                match state.try_push(item) {
-                    Ok(taker) => {
-                        drop(state);
-                        if let Some(taker) = taker {
-                            taker.wake();
-                        }
+            Step::Start(entry) => {
+                let pushed = this.shared.state.lock().push(entry, cx.waker());
+                match pushed {
+                    Pushed::In(taker) => {
+                        taker.into_iter().for_each(Waker::wake);
                         Poll::Ready(Ok(()))
                     }
-                    Err(Refused::Closed(item)) => Poll::Ready(Err(Closed(item))),
-                    Err(Refused::Full(item)) => {
-                        this.step = Step::Waiting(state.wait(item, cx.waker().clone()));
+                    Pushed::Closed(item) => Poll::Ready(Err(Closed(item))),
+                    Pushed::Waits(ticket) => {
+                        this.step = Step::Waiting(ticket);
                         Poll::Pending
                     }
                 }
@@ -63,14 +61,14 @@ impl<T> Future for Push<T> {
                 if outcome.is_pending() {
                     this.step = Step::Waiting(ticket);
                 }
-                outcome.map_err(Closed)
+                outcome
             }
             Step::Done => Poll::Pending,
         }
     }
 }
 
-impl<T> Drop for Push<T> {
+impl<S: Store> Drop for Push<S> {
     fn drop(&mut self) {
         if let Step::Waiting(ticket) = self.step {
             // The item is dropped here, outside the lock.

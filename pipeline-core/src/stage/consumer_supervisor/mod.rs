@@ -1,5 +1,8 @@
 //! The stage that starts one supervised child per event.
 
+mod behaviour;
+mod calls;
+
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
@@ -15,18 +18,17 @@ use tokio::{
     time::{self, Instant},
 };
 
+pub(crate) use self::behaviour::AsSupervisor;
 use super::{
-    CallError, Caller, ChildContext, Emitter, HandleCall, Phase, StageContext, StageHandle,
-    StageReport, Start, Worker,
-    behaviour::{Behaviour, HandleOf, Kind},
-    contained, contained_now,
+    Caller, ChildContext, Phase, StageHandle, Start, Worker, contained, contained_now,
     restart::{Restart, RestartBudget},
 };
 use crate::{
+    adaptive::{Adaptive, AdaptiveLimit},
     demand::Slots,
     exit::ExitReason,
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
-    telemetry::{Telemetry, WorkerMetrics},
+    subscription::{Subscription, SubscriptionId},
+    telemetry::WorkerMetrics,
 };
 
 /// A stage that runs a [`Worker`] for each event, each in a task of its own.
@@ -70,6 +72,8 @@ pub struct ConsumerSupervisor<E, W> {
     budget: RestartBudget,
     shutdown: Duration,
     max_children: usize,
+    /// Finds out how many children do best, if that is not fixed.
+    adaptive: Option<AdaptiveLimit>,
     /// The children's tasks. A task owns its event, and hands it back with the outcome.
     tasks: JoinSet<Done<E>>,
     /// Tasks that have ended and were not looked at yet.
@@ -78,7 +82,9 @@ pub struct ConsumerSupervisor<E, W> {
     /// Which child a task is, for those that end without saying so themselves.
     by_task: HashMap<Id, ChildId>,
     next_child: u64,
-    slots: HashMap<SubscriptionId, Slots>,
+    /// How many of the children were started by hand.
+    by_hand: usize,
+    slots: HashMap<SubscriptionId, (Subscription, Slots)>,
     /// Children that could not be started again yet; they are tried again at once.
     restarting: VecDeque<(ChildId, E, u32)>,
     /// Events that wait for a place among `max_children`.
@@ -111,10 +117,14 @@ pub enum ChildState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChildCount {
+    /// Kinds of child: always 1, the [`Worker`].
+    pub specs: usize,
     /// Those that run.
     pub active: usize,
     /// All of them, those that are being restarted included.
     pub workers: usize,
+    /// Those that are supervisors themselves: always 0, a child is a task.
+    pub supervisors: usize,
 }
 
 /// Why a child was not terminated.
@@ -134,8 +144,8 @@ struct Child {
     /// None for one that was started by hand: it takes no slot.
     subscription: Option<Subscription>,
     task: Option<AbortHandle>,
-    /// Whoever waits for its end, having asked for it.
-    terminated: Option<Caller<Result<(), TerminateError>>>,
+    /// Those who wait for its end, having asked for it.
+    terminated: Vec<Caller<Result<(), TerminateError>>>,
 }
 
 /// How a child's task ended.
@@ -146,6 +156,7 @@ struct Done<E> {
     event: E,
     restarts: u32,
     outcome: Result<(), ExitReason>,
+    took: Duration,
 }
 
 impl<E, W: Worker<E>> ConsumerSupervisor<E, W>
@@ -161,11 +172,13 @@ where
             budget: RestartBudget::new(3, Duration::from_secs(5)),
             shutdown: Duration::from_secs(5),
             max_children: usize::MAX,
+            adaptive: None,
             tasks: JoinSet::new(),
             ended: VecDeque::new(),
             children: HashMap::new(),
             by_task: HashMap::new(),
             next_child: 0,
+            by_hand: 0,
             slots: HashMap::new(),
             restarting: VecDeque::new(),
             waiting: VecDeque::new(),
@@ -188,8 +201,9 @@ where
         self
     }
 
-    /// How long children have to end after they were told to stop. Default 5 seconds; with zero they
-    /// are dropped at once.
+    /// How long children have to end after they were told to stop. Default 5 seconds; with
+    /// [`Duration::ZERO`] they are not told but dropped at once, with [`Duration::MAX`] they are waited
+    /// for. These are a supervisor's `brutal_kill` and `infinity`.
     pub fn shutdown(mut self, within: Duration) -> Self {
         self.shutdown = within;
         self
@@ -208,9 +222,36 @@ where
         self
     }
 
+    /// Lets the supervisor find out how many children should run at once, between a floor and a
+    /// ceiling: more as long as they take no longer for it, fewer when they do or fail.
+    ///
+    /// The subscriptions' `max_demand` should be the ceiling. Events for which no child runs yet wait
+    /// in the supervisor. The metric `pipeline.worker.limit` shows what it has come to. By default the
+    /// number is fixed.
+    pub fn adaptive(mut self, limit: Adaptive) -> Self {
+        self.adaptive = Some(AdaptiveLimit::new(limit));
+        self
+    }
+
+    /// How many children may run now.
+    fn limit(&self) -> usize {
+        let adaptive = self.adaptive.as_ref().map_or(usize::MAX, AdaptiveLimit::limit);
+        self.max_children.min(adaptive)
+    }
+
+    /// Learns from a child that has ended.
+    fn learn(&mut self, latency: Duration, failed: bool) {
+        let in_flight = self.children.len() - self.by_hand;
+        if let Some(adaptive) = &mut self.adaptive {
+            adaptive.record(latency, in_flight, failed, Instant::now());
+            #[expect(clippy::cast_precision_loss, reason = "there are not so many children")]
+            self.metrics.limit.set(adaptive.limit() as f64);
+        }
+    }
+
     /// Starts children for events that have waited, as far as there is room.
     fn fill(&mut self) {
-        while self.children.len() < self.max_children
+        while self.children.len() - self.by_hand < self.limit()
             && let Some((event, from)) = self.waiting.pop_front()
         {
             self.begin(event, Some(from));
@@ -223,7 +264,9 @@ where
         self.next_child += 1;
         match self.attempt(&event, 0) {
             Ok(Start::Run) => {
-                self.children.insert(id, Child { subscription, task: None, terminated: None });
+                self.by_hand += usize::from(subscription.is_none());
+                self.children
+                    .insert(id, Child { subscription, task: None, terminated: Vec::new() });
                 self.spawn(id, event, 0);
                 Some(id)
             }
@@ -254,8 +297,9 @@ where
         let task = self.tasks.spawn(async move {
             let started = Instant::now();
             let outcome = contained(async { worker.run(&event, context).await }).await;
-            metrics.process_time.record(started.elapsed().as_secs_f64() * 1e3);
-            Done { event, restarts, outcome }
+            let took = started.elapsed();
+            metrics.process_time.record(took.as_secs_f64() * 1e3);
+            Done { event, restarts, outcome, took }
         });
         self.by_task.insert(task.id(), id);
         if let Some(child) = self.children.get_mut(&id) {
@@ -270,7 +314,11 @@ where
             Err(error) => error.id(),
         };
         let Some(id) = self.by_task.remove(&task) else { return Ok(()) };
-        let terminated = self.children.get(&id).is_some_and(|child| child.terminated.is_some());
+        if let Ok((_, Done { took, outcome, .. })) = &ended {
+            let failed = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
+            self.learn(*took, failed);
+        }
+        let terminated = self.children.get(&id).is_some_and(|child| !child.terminated.is_empty());
         if let Ok((_, Done { event, restarts, outcome: Err(reason), .. })) = ended
             && !reason.is_graceful()
             && !terminated
@@ -290,7 +338,7 @@ where
         if !self.budget.spend(Instant::now()) {
             // The event is in hand and nobody will finish it.
             self.unfinished += 1;
-            self.children.remove(&id);
+            self.forget(id);
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
             return Err(ExitReason::Shutdown);
         }
@@ -309,22 +357,36 @@ where
         Ok(())
     }
 
+    fn forget(&mut self, id: ChildId) -> Option<Child> {
+        let child = self.children.remove(&id)?;
+        self.by_hand -= usize::from(child.subscription.is_none());
+        Some(child)
+    }
+
     /// Forgets a child that is done with its event.
     fn done(&mut self, id: ChildId) {
-        let Some(child) = self.children.remove(&id) else { return };
-        if let Some(mut caller) = child.terminated {
+        let Some(child) = self.forget(id) else { return };
+        for mut caller in child.terminated {
             caller.reply(Ok(()));
         }
         self.free(child.subscription.as_ref());
         self.fill();
     }
 
-    /// Frees a slot, and asks for more events if it is worth it.
+    /// Frees a slot.
     fn free(&mut self, subscription: Option<&Subscription>) {
         if let Some(subscription) = subscription
-            && let Some(slots) = self.slots.get_mut(&subscription.id())
+            && let Some((_, slots)) = self.slots.get_mut(&subscription.id())
         {
-            subscription.ask(slots.free());
+            slots.free();
+        }
+    }
+
+    /// Asks for more events where it is worth it. Comes last in a callback, so that slots that are
+    /// freed together are asked for together, and none by a supervisor that is about to stop.
+    fn ask(&mut self) {
+        for (subscription, slots) in self.slots.values_mut() {
+            subscription.ask(slots.ask());
         }
     }
 
@@ -369,140 +431,6 @@ where
     }
 }
 
-impl<E, W> StageHandle<ConsumerSupervisor<E, W>, E, Infallible>
-where
-    E: Send + Sync + 'static,
-    W: Worker<E>,
-{
-    /// Starts a child by hand. It takes no slot, and its end asks for no event. None if the worker
-    /// did not take the event on.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`] if the supervisor does not run.
-    pub async fn start_child(&self, event: E) -> Result<Option<ChildId>, CallError> {
-        self.call(StartChild(event)).await
-    }
-
-    /// Ends a child wherever it is, and frees its slot. Returns when it has ended.
-    ///
-    /// # Errors
-    ///
-    /// [`TerminateError`] if there is no such child, or no supervisor.
-    pub async fn terminate_child(&self, child: ChildId) -> Result<(), TerminateError> {
-        self.call(TerminateChild(child)).await.unwrap_or(Err(TerminateError::NoProcess))
-    }
-
-    /// The children, and what they are doing.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`] if the supervisor does not run.
-    pub async fn which_children(&self) -> Result<Vec<(ChildId, ChildState)>, CallError> {
-        self.call(WhichChildren).await
-    }
-
-    /// How many children there are.
-    ///
-    /// # Errors
-    ///
-    /// [`CallError`] if the supervisor does not run.
-    pub async fn count_children(&self) -> Result<ChildCount, CallError> {
-        let children = self.which_children().await?;
-        let running = |(_, state): &&(ChildId, ChildState)| *state == ChildState::Running;
-        Ok(ChildCount { active: children.iter().filter(running).count(), workers: children.len() })
-    }
-}
-
-/// Start a child by hand.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct StartChild<E>(E);
-
-/// End a child.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct TerminateChild(ChildId);
-
-/// List the children.
-#[doc(hidden)]
-#[derive(Debug)]
-pub struct WhichChildren;
-
-impl<E, W> HandleCall<StartChild<E>> for ConsumerSupervisor<E, W>
-where
-    E: Send + Sync + 'static,
-    W: Worker<E>,
-{
-    type Reply = Option<ChildId>;
-
-    async fn handle_call(
-        &mut self,
-        StartChild(event): StartChild<E>,
-        caller: &mut Caller<Option<ChildId>>,
-        _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<(), ExitReason> {
-        caller.reply(self.begin(event, None));
-        Ok(())
-    }
-}
-
-impl<E, W> HandleCall<TerminateChild> for ConsumerSupervisor<E, W>
-where
-    E: Send + Sync + 'static,
-    W: Worker<E>,
-{
-    type Reply = Result<(), TerminateError>;
-
-    async fn handle_call(
-        &mut self,
-        TerminateChild(id): TerminateChild,
-        caller: &mut Caller<Self::Reply>,
-        _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<(), ExitReason> {
-        match self.children.get_mut(&id) {
-            None => caller.reply(Err(TerminateError::NotFound)),
-            Some(child) => {
-                child.terminated = Some(caller.later());
-                match &child.task {
-                    // Its slot is free when it has really ended.
-                    Some(task) => task.abort(),
-                    None => {
-                        self.restarting.retain(|(other, ..)| *other != id);
-                        self.done(id);
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<E, W> HandleCall<WhichChildren> for ConsumerSupervisor<E, W>
-where
-    E: Send + Sync + 'static,
-    W: Worker<E>,
-{
-    type Reply = Vec<(ChildId, ChildState)>;
-
-    async fn handle_call(
-        &mut self,
-        _: WhichChildren,
-        caller: &mut Caller<Self::Reply>,
-        _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<(), ExitReason> {
-        let state = |child: &Child| match child.task {
-            Some(_) => ChildState::Running,
-            None => ChildState::Restarting,
-        };
-        let mut children: Vec<_> =
-            self.children.iter().map(|(id, child)| (*id, state(child))).collect();
-        children.sort_unstable_by_key(|(id, _)| *id);
-        caller.reply(children);
-        Ok(())
-    }
-}
-
 impl<E, W> fmt::Debug for ConsumerSupervisor<E, W> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConsumerSupervisor")
@@ -510,109 +438,5 @@ impl<E, W> fmt::Debug for ConsumerSupervisor<E, W> {
             .field("shutdown", &self.shutdown)
             .field("children", &self.children.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// A consumer supervisor, as the runtime sees it.
-pub(crate) struct AsSupervisor<E, W>(pub(crate) ConsumerSupervisor<E, W>);
-
-impl<E, W> Behaviour for AsSupervisor<E, W>
-where
-    E: Send + Sync + 'static,
-    W: Worker<E>,
-{
-    type Stage = ConsumerSupervisor<E, W>;
-    type In = E;
-    type Out = Infallible;
-
-    const KIND: Kind = Kind::Supervisor;
-
-    fn stage(&mut self) -> &mut ConsumerSupervisor<E, W> {
-        &mut self.0
-    }
-
-    fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
-        let telemetry: &Telemetry = &context.telemetry;
-        self.0.metrics = Arc::new(WorkerMetrics::register(telemetry, &context.labels()));
-        self.0.stage = context.stage.clone();
-        Ok(())
-    }
-
-    async fn handle_subscribe(
-        &mut self,
-        options: &SubscribeOptions,
-        from: &Subscription,
-        _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<Asking, ExitReason> {
-        self.0.slots.insert(from.id(), Slots::new(options));
-        from.ask(options.max());
-        Ok(Asking::Manual)
-    }
-
-    async fn handle_events(
-        &mut self,
-        events: Vec<E>,
-        from: &Subscription,
-        _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<(), ExitReason> {
-        self.0.waiting.extend(events.into_iter().map(|event| (event, from.clone())));
-        self.0.fill();
-        Ok(())
-    }
-
-    async fn handle_cancel(
-        &mut self,
-        _ended: &Cancellation,
-        from: &Subscription,
-        _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<(), ExitReason> {
-        // Its children go on, and their ends ask nobody.
-        self.0.slots.remove(&from.id());
-        Ok(())
-    }
-
-    fn waits(&self, _owed: usize) -> bool {
-        self.is_busy()
-    }
-
-    async fn ready(&mut self) {
-        let supervisor = &mut self.0;
-        if supervisor.restarting.is_empty() && supervisor.ended.is_empty() {
-            // What has ended is kept for `handle_ready`, so nothing is lost when this is dropped.
-            match supervisor.tasks.join_next_with_id().await {
-                Some(ended) => supervisor.ended.push_back(ended),
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    async fn handle_ready(&mut self, _out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
-        let supervisor = &mut self.0;
-        if let Some((id, event, restarts)) = supervisor.restarting.pop_front() {
-            supervisor.start_again(id, event, restarts + 1)?;
-        }
-        while let Some(ended) =
-            supervisor.ended.pop_front().or_else(|| supervisor.tasks.try_join_next_with_id())
-        {
-            supervisor.child_ended(ended)?;
-        }
-        Ok(())
-    }
-
-    fn is_busy(&self) -> bool {
-        !self.0.children.is_empty() || !self.0.waiting.is_empty()
-    }
-
-    async fn terminate(&mut self, reason: &ExitReason, phase: &mut watch::Receiver<Phase>) {
-        let supervisor = &mut self.0;
-        if !matches!(reason, ExitReason::Killed) {
-            supervisor.stop_children(phase).await;
-        }
-        supervisor.kill_children().await;
-    }
-
-    fn report(&self, report: &mut StageReport) {
-        report.unfinished += self.0.unfinished;
-        report.held += self.0.waiting.len();
     }
 }

@@ -1,0 +1,71 @@
+//! How long work takes that does not wait.
+
+/// After how many rounds a baseline is measured again that was not found where it was, and after how
+/// many at most one that was, time and again.
+const PROBE_SOON: u32 = 4;
+const PROBE_LATE: u32 = 64;
+
+/// Which part of the way a baseline goes to what is measured, and to what is found below it.
+const LEARN_MEASURED: f64 = 0.5;
+const LEARN_BELOW: f64 = 0.2;
+
+/// The latency of work that does not wait, as far as it is known; a logarithm, as in a
+/// [`Round`](super::round::Round).
+#[derive(Debug)]
+pub(super) struct Baseline {
+    latency: f64,
+    /// The logarithm of how many times as long is tolerated.
+    tolerated: f64,
+    /// It was found again when it was last measured.
+    settled: bool,
+    /// How many rounds ago it was measured, or found near enough.
+    age: u32,
+    /// At which age to measure it again.
+    probe_at: u32,
+}
+
+impl Baseline {
+    pub(super) fn new(latency: f64, tolerance: f64) -> Self {
+        Self { latency, tolerated: tolerance.ln(), settled: false, age: 0, probe_at: 1 }
+    }
+
+    /// How many times as long as this latency would be tolerated.
+    pub(super) fn gradient(&self, latency: f64) -> f64 {
+        (self.tolerated + self.latency - latency).exp()
+    }
+
+    /// It was measured in the last round, or found near enough.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.age == 0
+    }
+
+    /// It has not been confirmed for so long that it has to be measured.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.age >= self.probe_at
+    }
+
+    /// Learns from a round in which nothing should have waited.
+    pub(super) fn measure(&mut self, latency: f64) {
+        let off = latency - self.latency;
+        self.latency += LEARN_MEASURED * off;
+        self.settled = off.abs() <= self.tolerated;
+        self.probe_at = if self.settled { PROBE_LATE.min(2 * self.probe_at) } else { PROBE_SOON };
+        self.age = 0;
+    }
+
+    /// Learns from a round in which work may have waited.
+    pub(super) fn compare(&mut self, latency: f64) {
+        let off = latency - self.latency;
+        self.latency += LEARN_BELOW * off.min(0.0);
+        if off < -2.0 * self.tolerated {
+            // It has become faster, and nobody knows how much.
+            (self.settled, self.probe_at) = (false, PROBE_SOON);
+        }
+        let near = self.settled && off <= self.tolerated / 8.0;
+        self.age = if near { 0 } else { self.age + 1 };
+    }
+    /// Forgets what was learned: this is the least that was ever measured, and may still be waiting.
+    pub(super) fn replace(&mut self, latency: f64) {
+        self.latency = latency;
+    }
+}

@@ -1,0 +1,358 @@
+//! The limit, and how it goes from round to round.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Adaptive, baseline::Baseline, round::Round};
+
+/// The fewest samples in a round. Of fewer, chance says more than load.
+const LEAST_SAMPLES: usize = 32;
+
+/// The least a gradient is, so that one bad round does not undo many good ones.
+const STEEPEST: f64 = 0.5;
+
+/// Which share of what was done before counts as just as much.
+const AS_MUCH: f64 = 0.9;
+
+/// The limit that an [`Adaptive`] has come to.
+#[derive(Debug)]
+pub(crate) struct AdaptiveLimit {
+    options: Adaptive,
+    /// Between floor and ceiling. What there is of one more counts, too.
+    limit: f64,
+    /// The highest limit since latency was last found where it belongs.
+    reach: f64,
+    /// It has never shrunk.
+    starting: bool,
+    /// The limit is lowered for this round. What was done in the one before.
+    probe: Option<f64>,
+    baseline: Option<Baseline>,
+    round: Round,
+    /// When it last changed.
+    changed: Option<Instant>,
+}
+
+impl AdaptiveLimit {
+    pub(crate) fn new(options: Adaptive) -> Self {
+        let limit = options.initial as f64;
+        Self {
+            options,
+            limit,
+            reach: limit,
+            starting: true,
+            probe: None,
+            baseline: None,
+            round: Round::default(),
+            changed: None,
+        }
+    }
+
+    /// How many may be in flight at once.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it is positive, its fraction is no whole one, and too much is the most there is"
+    )]
+    pub(crate) fn limit(&self) -> usize {
+        let limit = if self.probe.is_some() { self.lowered(self.limit) } else { self.limit };
+        (limit as usize).clamp(self.options.floor, self.options.ceiling)
+    }
+
+    /// Takes note of a piece of work that ended `now`: how long it took, how many were in flight,
+    /// itself included, and whether it failed in a way that too much load may explain.
+    pub(crate) fn record(
+        &mut self,
+        latency: Duration,
+        in_flight: usize,
+        failed: bool,
+        now: Instant,
+    ) {
+        if now.checked_sub(latency) < self.changed {
+            return;
+        }
+        let before = self.limit();
+        self.round.add(latency, in_flight, failed);
+        if self.round.samples >= before.max(LEAST_SAMPLES) {
+            let round = std::mem::take(&mut self.round);
+            self.conclude(&round);
+            if self.limit() != before {
+                self.changed = Some(now);
+            }
+        }
+    }
+
+    /// Draws the conclusions from a round.
+    fn conclude(&mut self, round: &Round) {
+        let before = self.probe.take();
+        let Some(latency) = round.latency() else {
+            return self.shrink(STEEPEST);
+        };
+        let calm = before.is_some() || round.peak as f64 <= self.lowered(self.reach);
+        let tolerance = self.options.tolerance;
+        let baseline = self.baseline.get_or_insert_with(|| Baseline::new(latency, tolerance));
+        if calm {
+            baseline.measure(latency);
+        } else {
+            baseline.compare(latency);
+        }
+        let (confirmed, doubtful) = (baseline.is_confirmed(), baseline.is_doubtful());
+        let gradient = baseline.gradient(latency);
+        let done = round.done(latency);
+        if let Some(before) = before {
+            if done - before >= AS_MUCH.ln() {
+                self.stay_lowered(latency, done);
+            }
+        } else {
+            self.step(gradient, round);
+            self.probe = doubtful.then_some(done);
+        }
+        self.reach = if confirmed { self.limit } else { self.reach.max(self.limit) };
+    }
+
+    fn step(&mut self, gradient: f64, round: &Round) {
+        let survived = round.survived();
+        if survived < 1.0 || gradient < 1.0 {
+            self.shrink(gradient.min(survived));
+        } else if round.peak >= self.limit().div_ceil(2) {
+            let part = if self.starting { 1.0 } else { self.options.smoothing };
+            let gradient = gradient.min(self.options.tolerance);
+            let more = self.limit * (gradient - 1.0) + self.limit.sqrt();
+            self.limit = (self.limit + part * more).min(self.options.ceiling as f64);
+        }
+    }
+
+    fn shrink(&mut self, gradient: f64) {
+        self.starting = false;
+        let less = self.limit * (1.0 - gradient.max(STEEPEST));
+        self.limit = (self.limit - self.options.smoothing * less).max(self.options.floor as f64);
+    }
+
+    /// As much was done under the lowered limit: all that was in flight above it was waiting.
+    fn stay_lowered(&mut self, latency: f64, done: f64) {
+        (self.limit, self.starting) = (self.lowered(self.limit), false);
+        if let Some(baseline) = &mut self.baseline {
+            baseline.replace(latency);
+        }
+        // It may still be too high.
+        self.probe = (self.limit() > self.options.floor).then_some(done);
+    }
+
+    /// Where work no longer waits, if under this limit its latency is just tolerated: half of what
+    /// can be worked on without waiting. The floor will do where there is no less.
+    fn lowered(&self, limit: f64) -> f64 {
+        (limit / (2.0 * self.options.tolerance)).max(self.options.floor as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    /// A limit whose rounds are told what they see.
+    struct Told {
+        limit: AdaptiveLimit,
+        now: Instant,
+    }
+
+    impl Told {
+        fn new(options: Adaptive) -> Self {
+            Self { limit: AdaptiveLimit::new(options), now: Instant::now() }
+        }
+
+        /// Begins at 100, with a baseline of 10 ms that is certain.
+        fn at_100() -> Self {
+            let mut told = Self::new(Adaptive::between(1, 1000).initial(100));
+            for _ in 0..10 {
+                assert_eq!(told.round(ms(10), 10), 100);
+            }
+            told
+        }
+
+        /// Returns the limit after the round.
+        fn round(&mut self, latency: Duration, in_flight: usize) -> usize {
+            self.round_with(latency, in_flight, |_| false)
+        }
+
+        fn round_with(
+            &mut self,
+            latency: Duration,
+            in_flight: usize,
+            fails: impl Fn(usize) -> bool,
+        ) -> usize {
+            for sample in 0..self.limit.limit().max(32) {
+                self.now += latency;
+                self.limit.record(latency, in_flight, fails(sample), self.now);
+            }
+            self.limit.limit()
+        }
+
+        /// A round of as many as there may be.
+        fn full_round(&mut self, latency: Duration) -> usize {
+            self.round(latency, self.limit.limit())
+        }
+    }
+
+    #[test]
+    fn it_grows_to_the_ceiling_and_stays_there_when_nothing_waits() {
+        let mut told = Told::new(Adaptive::between(1, 500));
+        let limits: Vec<usize> = (0..20).map(|_| told.full_round(ms(10))).collect();
+        assert!(limits.is_sorted() && limits[19] == 500, "{limits:?}");
+        assert!((0..200).all(|_| told.full_round(ms(10)) == 500));
+    }
+
+    #[test]
+    fn it_grows_only_if_half_of_it_is_in_use() {
+        let mut told = Told::at_100();
+        assert_eq!(told.round(ms(10), 49), 100);
+        assert!(told.round(ms(10), 50) > 100);
+    }
+
+    #[test]
+    fn it_goes_as_the_gradient_says() {
+        let after = |latency| Told::at_100().full_round(latency);
+        assert_eq!(after(ms(10)), 135, "tolerance, and a square root");
+        assert_eq!(after(ms(12)), 114, "less than the tolerance");
+        assert_eq!(after(ms(16)), 95, "a fifth of the way to 78");
+        assert_eq!(after(ms(25)), 90, "a fifth of the way to 50");
+        assert_eq!(after(ms(900)), 90, "and no further");
+    }
+
+    #[test]
+    fn it_grows_in_smaller_steps_once_it_has_shrunk() {
+        let mut told = Told::at_100();
+        assert_eq!(told.full_round(ms(25)), 90);
+        assert_eq!(told.full_round(ms(10)), 96);
+    }
+
+    #[test]
+    fn it_shrinks_while_work_waits_and_recovers_when_it_does_not() {
+        let mut told = Told::at_100();
+        let falling: Vec<usize> = (0..5).map(|_| told.full_round(ms(30))).collect();
+        assert!(falling.is_sorted_by(|before, after| before > after), "{falling:?}");
+        let rising: Vec<usize> = (0..10).map(|_| told.full_round(ms(10))).collect();
+        assert!(rising.is_sorted() && rising[9] > 100, "{rising:?}");
+    }
+
+    #[test]
+    fn smoothing_is_the_part_of_the_way() {
+        let after = |smoothing| {
+            let options = Adaptive::between(1, 1000).initial(100).smoothing(smoothing);
+            let mut told = Told::new(options);
+            told.round(ms(10), 10);
+            told.full_round(ms(100))
+        };
+        assert_eq!([0.1, 0.5, 1.0].map(after), [95, 75, 50]);
+    }
+
+    #[test]
+    fn what_began_under_another_limit_does_not_count() {
+        let mut told = Told::at_100();
+        told.full_round(ms(10));
+        let (changed, limit) = (told.now, told.limit.limit());
+        for n in 1..1000 {
+            told.limit.record(ms(n + 1), limit, false, changed + ms(n));
+        }
+        assert_eq!(told.limit.limit(), limit);
+        for n in 1..1000 {
+            told.limit.record(ms(n), limit, false, changed + ms(n));
+        }
+        assert!(told.limit.limit() < limit);
+    }
+
+    #[test]
+    fn it_shrinks_by_the_share_of_work_that_failed() {
+        let mut told = Told::at_100();
+        assert_eq!(told.round_with(ms(10), 100, |_| true), 90);
+        assert_eq!(told.round_with(ms(10), 90, |_| true), 81);
+        let fifth = |sample| sample % 5 == 0;
+        assert_eq!(Told::at_100().round_with(ms(10), 100, fifth), 96);
+    }
+
+    #[test]
+    fn how_long_a_failure_takes_does_not_count() {
+        let mut told = Told::at_100();
+        for sample in 0..100 {
+            let (latency, failed) = if sample % 2 == 0 { (ms(0), true) } else { (ms(10), false) };
+            told.now += latency;
+            told.limit.record(latency, 100, failed, told.now);
+        }
+        assert_eq!(told.limit.limit(), 90);
+        assert!(told.full_round(ms(10)) > 90, "10 ms is what it takes");
+    }
+
+    #[test]
+    fn one_straggler_does_not_shrink_it() {
+        let mut told = Told::at_100();
+        for sample in 0..100 {
+            let latency = if sample == 0 { ms(10_000) } else { ms(10) };
+            told.now += latency;
+            told.limit.record(latency, 100, false, told.now);
+        }
+        assert!(told.limit.limit() > 100);
+    }
+
+    #[test]
+    fn a_baseline_that_was_found_under_load_is_measured_at_once() {
+        // Ten at once is what can be worked on; latency is constant, and says nothing.
+        let mut told = Told::new(Adaptive::between(1, 100).initial(100));
+        let limits: Vec<usize> = (0..20)
+            .map(|_| {
+                let in_flight = told.limit.limit();
+                told.round(ms(in_flight.max(10) as u64), in_flight)
+            })
+            .collect();
+        assert_eq!(limits[..4], [40, 16, 6, 16], "lowered as long as that costs nothing");
+        assert!(limits[6..].iter().all(|&limit| limit <= 16), "{limits:?}");
+    }
+
+    #[test]
+    fn a_doubtful_baseline_is_measured_in_single_rounds_and_rarely() {
+        let mut told = Told::new(Adaptive::between(1, 100).initial(100));
+        for _ in 0..10 {
+            told.round(ms(20), 10);
+        }
+        // At 24 ms it is tolerated, but not near.
+        let mut round = |_| {
+            let in_flight = told.limit.limit();
+            told.round(if in_flight < 100 { ms(20) } else { ms(24) }, in_flight)
+        };
+        let limits: Vec<usize> = (0..400).map(&mut round).collect();
+        let lowered: Vec<usize> = (0..400).filter(|&round| limits[round] < 100).collect();
+        assert!((2..=8).contains(&lowered.len()), "{lowered:?}");
+        assert!(lowered.windows(2).all(|rounds| rounds[1] - rounds[0] > 30), "{lowered:?}");
+        assert!(lowered.iter().all(|&round| limits[round] == 40));
+    }
+
+    proptest! {
+        /// Whatever it is told, and however it is set.
+        #[test]
+        fn it_keeps_to_its_bounds(
+            floor in 1usize..50, more in 0usize..100, initial: usize,
+            tolerance in prop_oneof![1.0..3.0, 1.0..f64::MAX], smoothing in 0.001..=1.0,
+            work in prop::collection::vec(
+                (prop_oneof![(0u64..100).prop_map(ms), any::<Duration>()], any::<usize>(), any::<bool>(), 1usize..99),
+                0..100,
+            )
+        ) {
+            let ceiling = floor + more;
+            let options = Adaptive::between(floor, ceiling).initial(initial);
+            let options = options.tolerance(tolerance).smoothing(smoothing);
+            let mut limit = AdaptiveLimit::new(options);
+            let start = Instant::now();
+            let mut now = start;
+            for (latency, in_flight, failed, times) in work {
+                for _ in 0..times {
+                    now = now.checked_add(latency).unwrap_or(start);
+                    limit.record(latency, in_flight, failed, now);
+                    prop_assert!((floor..=ceiling).contains(&limit.limit()));
+                }
+            }
+        }
+    }
+}

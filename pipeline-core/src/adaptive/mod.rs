@@ -1,0 +1,241 @@
+//! How many at once, found out by watching how long they take. Pure: told the time, nothing in here
+//! reads it.
+
+mod baseline;
+mod limit;
+mod round;
+
+pub(crate) use self::limit::AdaptiveLimit;
+
+/// How many work at once, as a number that finds itself between a floor and a ceiling.
+///
+/// It grows while the work takes no longer than it has to. It shrinks when the work takes longer:
+/// then it waits inside of what it uses, a processor or a database, and more at once would only wait
+/// more. It shrinks when work fails, too.
+///
+/// The work is watched in rounds: as many pieces as may be in flight, but at least 32. Those that
+/// began under another limit do not count. A round's latency is the geometric mean, in which a
+/// straggler weighs little, and the limit follows from it:
+///
+/// ```text
+/// gradient = tolerance × baseline / latency       at least 0.5, at most the tolerance
+/// gradient = 1 − share of the round that failed   if that is less
+///
+/// limit → limit × gradient + √limit               if the gradient is at least 1
+/// limit → limit × gradient                        if it is less
+/// ```
+///
+/// Of the way there it goes the part that [`smoothing`](Self::smoothing) says; all of it, until it
+/// shrinks for the first time. It does not grow while less than half of it is in use.
+///
+/// The baseline is the latency of work that does not wait. It is measured whenever few are in
+/// flight; and when latency has been off the baseline for some rounds, the limit is lowered for a
+/// round to measure it, to less than half. So work that is slower from now on is told from work that
+/// waits, and accepted. If as much gets done under the lowered limit, the limit stays there.
+///
+/// The idea is that of TCP Vegas (Brakmo and Peterson, 1995). The gradient is that of Netflix's
+/// concurrency-limits ("Performance Under Load", 2018) and of Envoy's adaptive concurrency filter,
+/// which also lowers the limit to measure. Headroom for growing only is our own: with it the limit
+/// rests at `tolerance` times what can be worked on without waiting, not above.
+///
+/// ```
+/// use pipeline_core::Adaptive;
+///
+/// // Calls to a service of which nobody knows how much it bears.
+/// let workers = Adaptive::between(2, 200).initial(10);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use]
+pub struct Adaptive {
+    floor: usize,
+    ceiling: usize,
+    initial: usize,
+    tolerance: f64,
+    smoothing: f64,
+}
+
+impl Adaptive {
+    /// At least `floor` and at most `ceiling`. Begins at the floor.
+    ///
+    /// # Panics
+    ///
+    /// If `floor` is 0 or more than `ceiling`.
+    pub fn between(floor: usize, ceiling: usize) -> Self {
+        assert!(floor > 0, "an adaptive limit's floor is at least 1");
+        assert!(floor <= ceiling, "an adaptive limit's floor is at most its ceiling");
+        Self { floor, ceiling, initial: floor, tolerance: 1.25, smoothing: 0.2 }
+    }
+
+    /// The limit to begin with. Default the floor. What is out of bounds counts as the nearest bound.
+    pub fn initial(mut self, limit: usize) -> Self {
+        self.initial = limit.clamp(self.floor, self.ceiling);
+        self
+    }
+
+    /// How many times the baseline the latency may be before the limit shrinks. Default 1.25.
+    ///
+    /// More makes better use of something whose latency varies by itself, and has more wait for it.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than 1 or not finite.
+    pub fn tolerance(mut self, tolerance: f64) -> Self {
+        let fits = tolerance >= 1.0 && tolerance.is_finite();
+        assert!(fits, "an adaptive limit's tolerance is finite, at least 1");
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// Which part of the way to its next value the limit goes in a round. Default 0.2.
+    ///
+    /// Less is steadier, more is quicker. At the default, ten rounds that all fail lower the limit to
+    /// a third.
+    ///
+    /// # Panics
+    ///
+    /// If it is not more than 0 and at most 1.
+    pub fn smoothing(mut self, smoothing: f64) -> Self {
+        let fits = smoothing > 0.0 && smoothing <= 1.0;
+        assert!(fits, "an adaptive limit's smoothing is more than 0 and at most 1");
+        self.smoothing = smoothing;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
+
+    use super::*;
+    use proptest::prelude::*;
+    use tokio::time::Instant;
+
+    /// Something that can work on `capacity` at once, and has the others wait. Always has work.
+    struct Server {
+        base: f64,
+        capacity: f64,
+        /// How much latency varies by itself: the standard deviation of its logarithm.
+        spread: f64,
+        random: u64,
+        start: Instant,
+        now: Duration,
+        /// When each that is in flight ends, and when it began.
+        in_flight: BinaryHeap<Reverse<(Duration, Duration)>>,
+    }
+
+    impl Server {
+        fn new(capacity: f64, spread: f64, random: u64) -> Self {
+            let (start, now) = (Instant::now(), Duration::ZERO);
+            let in_flight = BinaryHeap::new();
+            Self { base: 0.1, capacity, spread, random, start, now, in_flight }
+        }
+
+        /// Works off so many. Returns the limit after each.
+        fn run(&mut self, limit: &mut AdaptiveLimit, count: usize) -> Vec<usize> {
+            let mut limits = vec![];
+            for _ in 0..count {
+                while self.in_flight.len() < limit.limit() {
+                    let load = (self.in_flight.len() + 1) as f64 / self.capacity;
+                    let latency = self.base * load.max(1.0) * (self.spread * self.normal()).exp();
+                    let end = self.now + Duration::from_secs_f64(latency);
+                    self.in_flight.push(Reverse((end, self.now)));
+                }
+                let in_flight = self.in_flight.len();
+                let Reverse((end, began)) = self.in_flight.pop().unwrap();
+                self.now = end;
+                limit.record(end - began, in_flight, false, self.start + end);
+                limits.push(limit.limit());
+            }
+            limits
+        }
+
+        /// Which part of the next `count` has a limit near the capacity.
+        fn near_capacity(&mut self, limit: &mut AdaptiveLimit, count: usize) -> f64 {
+            let near = 0.7 * self.capacity..=1.6 * self.capacity;
+            let limits = self.run(limit, count);
+            limits.iter().filter(|&&n| near.contains(&(n as f64))).count() as f64 / count as f64
+        }
+
+        fn normal(&mut self) -> f64 {
+            let uniform = |_| {
+                self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (self.random >> 11) as f64 / (1u64 << 53) as f64
+            };
+            (0..12).map(uniform).sum::<f64>() - 6.0
+        }
+    }
+
+    #[test]
+    fn work_that_is_slower_from_now_on_is_accepted() {
+        for capacity in [10.0, 80.0] {
+            let mut limit = AdaptiveLimit::new(Adaptive::between(1, 1000));
+            let mut server = Server::new(capacity, 0.1, 1);
+            server.run(&mut limit, 20_000);
+            for base in [0.2, 1.0, 0.1] {
+                server.base = base;
+                server.run(&mut limit, 20_000);
+                let near = server.near_capacity(&mut limit, 20_000);
+                assert!(near > 0.95, "{near} at {base} s with {capacity}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_capacity_that_changes_is_followed() {
+        let mut limit = AdaptiveLimit::new(Adaptive::between(1, 1000));
+        let mut server = Server::new(100.0, 0.1, 1);
+        for capacity in [100.0, 20.0, 200.0] {
+            server.capacity = capacity;
+            server.run(&mut limit, 40_000);
+            let near = server.near_capacity(&mut limit, 20_000);
+            assert!(near > 0.95, "{near} at {capacity}");
+        }
+    }
+
+    #[test]
+    fn an_initial_limit_out_of_bounds_is_the_nearest_bound() {
+        let initial = |limit| AdaptiveLimit::new(Adaptive::between(5, 9).initial(limit)).limit();
+        assert_eq!([0, 7, 10].map(initial), [5, 7, 9]);
+        assert_eq!(AdaptiveLimit::new(Adaptive::between(5, 9)).limit(), 5);
+    }
+
+    #[test]
+    fn options_that_cannot_work_are_refused() {
+        let refused = |make: fn() -> Adaptive| std::panic::catch_unwind(make).is_err();
+        assert!(refused(|| Adaptive::between(0, 9)));
+        assert!(refused(|| Adaptive::between(9, 8)));
+        assert!(refused(|| Adaptive::between(1, 1).tolerance(0.99)));
+        assert!(refused(|| Adaptive::between(1, 1).tolerance(f64::NAN)));
+        assert!(refused(|| Adaptive::between(1, 1).tolerance(f64::INFINITY)));
+        assert!(refused(|| Adaptive::between(1, 1).smoothing(0.0)));
+        assert!(refused(|| Adaptive::between(1, 1).smoothing(1.01)));
+        assert!(!refused(|| Adaptive::between(1, 1).tolerance(1.0).smoothing(1.0)));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// From below and from above, whether latency is steady or not.
+        #[test]
+        fn it_comes_to_rest_near_what_can_be_worked_on_without_waiting(
+            capacity in 3u32..150, initial in 1usize..=500, spread in 0.0..0.3, random: u64
+        ) {
+            let options = Adaptive::between(1, 500).initial(initial);
+            let mut limit = AdaptiveLimit::new(options);
+            let mut server = Server::new(f64::from(capacity), spread, random);
+            server.run(&mut limit, 25_000);
+            let near = server.near_capacity(&mut limit, 20_000);
+            prop_assert!(near > 0.8, "{near}");
+        }
+
+        #[test]
+        fn it_reaches_the_ceiling_where_nothing_ever_waits(
+            ceiling in 1usize..500, spread in 0.0..0.5, random: u64
+        ) {
+            let mut limit = AdaptiveLimit::new(Adaptive::between(1, ceiling));
+            let mut server = Server::new(f64::INFINITY, spread, random);
+            let limits = server.run(&mut limit, 20_000);
+            prop_assert!(limits.contains(&ceiling), "{:?}", limits.iter().max());
+        }
+    }
+}

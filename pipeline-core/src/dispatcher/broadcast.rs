@@ -1,0 +1,256 @@
+//! Every event goes to every consumer.
+
+use std::{
+    any::{Any, type_name},
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+};
+
+use super::{Deliveries, Dispatcher, Subscriber};
+use crate::{
+    exit::ExitReason,
+    subscription::{StageId, SubscribeError, SubscribeOptions, SubscriptionId},
+};
+
+/// Sends every event to every subscriber, at the pace of the slowest.
+///
+/// There is demand when all have asked: as much as the one with the least. So a subscriber that
+/// never asks holds up the others, and a newcomer does until it asks; it sees the events that are
+/// sent from then on. An event is cloned for all but the last who gets it, so events that are large
+/// are best shared (`Arc`, `Bytes`).
+///
+/// A subscriber may choose its events with a [`selector`](SubscribeOptions::selector). An event that
+/// nobody wants is discarded, and counted.
+///
+/// A stage can subscribe only once. A second subscription is refused with
+/// [`SubscribeError::AlreadySubscribed`], and the first goes on.
+///
+/// The semantics are those of GenStage's broadcast dispatcher, but that no demand is lost when
+/// subscribers come and go.
+///
+/// ```
+/// use pipeline_core::{BroadcastDispatcher, SubscribeOptions};
+///
+/// let dispatcher = BroadcastDispatcher::<String>::new();
+/// let shouts = SubscribeOptions::new().selector(|line: &String| line.ends_with('!'));
+/// ```
+#[must_use]
+pub struct BroadcastDispatcher<E> {
+    consumers: Vec<Consumer<E>>,
+}
+
+struct Consumer<E> {
+    id: SubscriptionId,
+    stage: StageId,
+    demand: usize,
+    selector: Option<Arc<Select<E>>>,
+}
+
+type Select<E> = dyn Fn(&E) -> bool + Send + Sync;
+
+impl<E> BroadcastDispatcher<E> {
+    /// A dispatcher without subscribers.
+    pub const fn new() -> Self {
+        Self { consumers: Vec::new() }
+    }
+
+    /// The least that anyone has asked for.
+    fn common_demand(&self) -> usize {
+        self.consumers.iter().map(|consumer| consumer.demand).min().unwrap_or(0)
+    }
+}
+
+impl<E> Consumer<E> {
+    fn wants(&self, event: &E) -> bool {
+        self.selector.as_ref().is_none_or(|select| select(event))
+    }
+}
+
+impl<E: Clone + Send + 'static> Dispatcher<E> for BroadcastDispatcher<E> {
+    fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
+        let Subscriber { id, stage, options } = subscriber;
+        if self.consumers.iter().any(|consumer| consumer.stage == stage) {
+            return Err(SubscribeError::AlreadySubscribed.into());
+        }
+        let selector = Selector::of(options)?;
+        self.consumers.push(Consumer { id, stage, demand: 0, selector });
+        Ok(())
+    }
+
+    fn cancel(&mut self, id: SubscriptionId, _out: &mut Deliveries<E>) {
+        self.consumers.retain(|consumer| consumer.id != id);
+    }
+
+    fn ask(&mut self, id: SubscriptionId, demand: usize, _out: &mut Deliveries<E>) {
+        if let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.id == id) {
+            consumer.demand += demand;
+        }
+    }
+
+    fn unmet(&self) -> usize {
+        self.common_demand()
+    }
+
+    fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        let mut batches: Vec<Vec<E>> = self.consumers.iter().map(|_| Vec::new()).collect();
+        // An event that a consumer does not want costs it nothing, so the demand is looked up anew.
+        while self.common_demand() > 0
+            && let Some(event) = events.pop_front()
+        {
+            let mut last: Option<&mut Vec<E>> = None;
+            for (consumer, batch) in self.consumers.iter_mut().zip(&mut batches) {
+                if !consumer.wants(&event) {
+                    continue;
+                }
+                consumer.demand -= 1;
+                if let Some(earlier) = last.replace(batch) {
+                    earlier.push(event.clone());
+                }
+            }
+            match last {
+                Some(batch) => batch.push(event),
+                None => out.filtered(1),
+            }
+        }
+        for (consumer, batch) in self.consumers.iter().zip(batches) {
+            out.send(consumer.id, batch);
+        }
+    }
+
+    fn outstanding(&self, id: SubscriptionId) -> usize {
+        self.consumers.iter().find(|consumer| consumer.id == id).map_or(0, |found| found.demand)
+    }
+}
+
+impl<E> Default for BroadcastDispatcher<E> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<E> fmt::Debug for BroadcastDispatcher<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BroadcastDispatcher")
+            .field("consumers", &self.consumers.len())
+            .field("demand", &self.common_demand())
+            .finish()
+    }
+}
+
+/// A selector as an option: an `Arc<Select<E>>`, and the name of its `E`.
+struct Selector {
+    select: Box<dyn Any + Send + Sync>,
+    event: &'static str,
+}
+
+impl Selector {
+    /// The selector among these options, if there is one. It has to be for events of type `E`.
+    fn of<E: 'static>(
+        options: &SubscribeOptions,
+    ) -> Result<Option<Arc<Select<E>>>, SubscribeError> {
+        let Some(Self { select, event }) = options.get() else { return Ok(None) };
+        match select.downcast_ref::<Arc<Select<E>>>() {
+            Some(select) => Ok(Some(select.clone())),
+            None => Err(SubscribeError::BadSelector { given: event, expected: type_name::<E>() }),
+        }
+    }
+}
+
+impl SubscribeOptions {
+    /// Takes only the events for which `select` answers `true`; the others cost no demand. For a
+    /// producer with a [`BroadcastDispatcher`]; the other dispatchers take no notice.
+    ///
+    /// The selector has to be for the events of that producer, or the subscription is refused with
+    /// [`SubscribeError::BadSelector`]. It runs in the producer's task, so it should be quick, and a
+    /// panic in it is the producer's. A second selector replaces the first.
+    ///
+    /// ```
+    /// use pipeline_core::SubscribeOptions;
+    ///
+    /// let options = SubscribeOptions::new().selector(|order: &u64| *order >= 1000);
+    /// ```
+    pub fn selector<E: 'static>(self, select: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
+        let select: Arc<Select<E>> = Arc::new(select);
+        self.with(Selector { select: Box::new(select), event: type_name::<E>() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    const IDS: [SubscriptionId; 3] =
+        [SubscriptionId::new(1), SubscriptionId::new(2), SubscriptionId::new(3)];
+
+    fn subscribed<E: Clone + Send + 'static>(
+        options: [SubscribeOptions; 3],
+    ) -> BroadcastDispatcher<E> {
+        let mut dispatcher = BroadcastDispatcher::new();
+        for (n, (id, options)) in (0..).zip(IDS.into_iter().zip(options)) {
+            dispatcher.subscribe(Subscriber::new(id, StageId::new(n), &options)).unwrap();
+            dispatcher.ask(id, 10, &mut Deliveries::new());
+        }
+        dispatcher
+    }
+
+    /// Counts how often it is cloned.
+    struct Counted(Arc<AtomicUsize>);
+
+    impl Clone for Counted {
+        fn clone(&self) -> Self {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Self(self.0.clone())
+        }
+    }
+
+    #[test]
+    fn an_event_is_cloned_for_all_but_the_last_who_gets_it() {
+        let clones = Arc::new(AtomicUsize::new(0));
+        let dispatch = |third: SubscribeOptions| {
+            let options = [SubscribeOptions::new(), SubscribeOptions::new(), third];
+            let mut events = VecDeque::from([Counted(clones.clone())]);
+            subscribed(options).dispatch(&mut events, &mut Deliveries::new());
+            clones.swap(0, Ordering::Relaxed)
+        };
+        assert_eq!(dispatch(SubscribeOptions::new()), 2);
+        assert_eq!(dispatch(SubscribeOptions::new().selector(|_: &Counted| false)), 1);
+    }
+
+    #[test]
+    fn an_event_that_nobody_wants_is_discarded_and_costs_no_demand() {
+        let never = SubscribeOptions::new().selector(|_: &u32| false);
+        let mut dispatcher = subscribed([never.clone(), never.clone(), never]);
+        let (mut events, mut out) = (VecDeque::from_iter(0..25u32), Deliveries::new());
+        dispatcher.dispatch(&mut events, &mut out);
+        assert!(events.is_empty() && out.is_empty());
+        assert_eq!(out.take_discarded(), (25, 0));
+        assert_eq!(dispatcher.unmet(), 10);
+    }
+
+    #[test]
+    fn a_selector_for_other_events_is_refused_and_says_which_were_expected() {
+        let mut dispatcher = BroadcastDispatcher::<u32>::new();
+        let options = SubscribeOptions::new().selector(|text: &String| text.is_empty());
+        let subscriber = Subscriber::new(IDS[0], StageId::new(0), &options);
+        let reason = dispatcher.subscribe(subscriber).unwrap_err();
+        let error: &SubscribeError = reason.source().unwrap().downcast_ref().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "the selector is for events of type alloc::string::String, expected u32"
+        );
+        dispatcher.ask(IDS[0], 10, &mut Deliveries::new());
+        assert_eq!((dispatcher.outstanding(IDS[0]), dispatcher.unmet()), (0, 0), "it is not kept");
+    }
+
+    #[test]
+    fn the_last_selector_counts_whatever_events_the_first_was_for() {
+        let options =
+            SubscribeOptions::new().selector(|_: &String| true).selector(|n: &u32| *n > 1);
+        let mut dispatcher = subscribed([options.clone(), options.clone(), options]);
+        dispatcher.dispatch(&mut [1u32].into(), &mut Deliveries::new());
+        assert_eq!(dispatcher.unmet(), 10);
+    }
+}

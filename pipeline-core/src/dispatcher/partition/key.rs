@@ -1,0 +1,146 @@
+//! Which partition a subscriber names.
+
+use std::{
+    any::{Any, type_name},
+    collections::HashMap,
+    fmt,
+    hash::Hash,
+};
+
+use crate::subscription::{BadPartition, SubscribeOptions};
+
+/// A partition as an option.
+struct Key {
+    key: Box<dyn Any + Send + Sync>,
+    shown: String,
+    type_name: &'static str,
+}
+
+impl SubscribeOptions {
+    /// The partition to take events from, for a producer with a
+    /// [`PartitionDispatcher`](crate::PartitionDispatcher); the other dispatchers take no notice.
+    ///
+    /// It has to be of the type that names the partitions. A bare number will do for every integer
+    /// type, although to the compiler it is an `i32`.
+    ///
+    /// ```
+    /// use pipeline_core::SubscribeOptions;
+    ///
+    /// let first = SubscribeOptions::new().partition(0);
+    /// let europe = SubscribeOptions::new().partition("eu");
+    /// ```
+    pub fn partition<K: fmt::Debug + Send + Sync + 'static>(self, key: K) -> Self {
+        let shown = format!("{key:?}");
+        self.with(Key { key: Box::new(key), shown, type_name: type_name::<K>() })
+    }
+}
+
+/// The partitions by name.
+pub(super) struct Names<K> {
+    places: HashMap<K, usize>,
+    /// As an error shows them, in order.
+    shown: Vec<String>,
+}
+
+impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
+    /// A name that comes twice counts once.
+    pub(super) fn new(names: impl IntoIterator<Item = K>) -> Self {
+        let (mut places, mut shown) = (HashMap::new(), Vec::new());
+        for name in names {
+            let name_shown = format!("{name:?}");
+            places.entry(name).or_insert_with(|| {
+                shown.push(name_shown);
+                shown.len() - 1
+            });
+        }
+        Self { places, shown }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shown.len()
+    }
+
+    /// The place of the partition of this name.
+    pub(super) fn place(&self, name: &K) -> Option<usize> {
+        self.places.get(name).copied()
+    }
+
+    /// The place of the partition that these options name.
+    pub(super) fn place_in(&self, options: &SubscribeOptions) -> Result<usize, BadPartition> {
+        let Some(Key { key, shown, type_name: given }) = options.get() else {
+            return Err(BadPartition::Missing { expected: self.all() });
+        };
+        let place = if let Some(name) = key.downcast_ref::<K>() {
+            self.place(name)
+        } else if let Some(name) = key.downcast_ref().and_then(|number| bare_number(*number)) {
+            self.place(&name)
+        } else {
+            return Err(BadPartition::Type {
+                given: shown.clone(),
+                given_type: given,
+                expected_type: type_name::<K>(),
+            });
+        };
+        place.ok_or_else(|| BadPartition::Unknown { given: shown.clone(), expected: self.all() })
+    }
+
+    /// The partition of this place is taken.
+    pub(super) fn taken(&self, place: usize) -> BadPartition {
+        BadPartition::Taken { given: self.shown[place].clone() }
+    }
+
+    /// The names for an error. A long list is cut short.
+    fn all(&self) -> String {
+        const MOST: usize = 8;
+        let mut text = self.shown[..self.len().min(MOST)].join(", ");
+        if self.len() > MOST {
+            text += &format!(" and {} more", self.len() - MOST);
+        }
+        text
+    }
+}
+
+/// A number as a `K`, if `K` is an integer type that it fits.
+fn bare_number<K: 'static>(number: i32) -> Option<K> {
+    macro_rules! of_each {
+        ($($integer:ty),*) => {
+            [$(<$integer>::try_from(number).ok().map(|it| Box::new(it) as Box<dyn Any>)),*]
+        };
+    }
+    let numbers = of_each![u8, u16, u32, u64, u128, usize, i8, i16, i64, i128, isize];
+    numbers.into_iter().flatten().find_map(|number| number.downcast().ok()).map(|number| *number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_all_partitions_but_not_a_hundred() {
+        let expected = |names: i32| match Names::new(0..names).place_in(&SubscribeOptions::new()) {
+            Err(BadPartition::Missing { expected }) => expected,
+            other => panic!("none was given: {other:?}"),
+        };
+        assert_eq!(expected(8), "0, 1, 2, 3, 4, 5, 6, 7");
+        assert_eq!(expected(9), "0, 1, 2, 3, 4, 5, 6, 7 and 1 more");
+        assert_eq!(expected(100), "0, 1, 2, 3, 4, 5, 6, 7 and 92 more");
+    }
+
+    #[test]
+    fn a_bare_number_names_a_partition_of_any_integer_type_that_it_fits() {
+        assert_eq!(Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(9)), Ok(1));
+        assert_eq!(Names::new([7i128, 9]).place_in(&SubscribeOptions::new().partition(7)), Ok(0));
+        let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(300));
+        assert_eq!(error.unwrap_err().to_string(), "partition 300 is of type i32, expected u8");
+        // A number that says its type means it.
+        let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(9u16));
+        assert!(matches!(error, Err(BadPartition::Type { given_type: "u16", .. })));
+    }
+
+    #[test]
+    fn a_name_that_comes_twice_counts_once() {
+        let names = Names::new(["eu", "us", "eu", "jp"]);
+        assert_eq!(names.len(), 3);
+        assert_eq!(["eu", "us", "jp"].map(|name| names.place(&name)), [Some(0), Some(1), Some(2)]);
+    }
+}

@@ -1,0 +1,301 @@
+//! Each event goes to the partition it belongs to. Pure.
+
+mod key;
+mod stable_hash;
+mod waiting;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    hash::Hash,
+};
+
+use self::{key::Names, stable_hash::stable_hash, waiting::Waiting};
+use super::{Deliveries, DemandDispatcher, Dispatcher, Marker, Subscriber};
+use crate::{
+    exit::ExitReason,
+    subscription::{SubscribeError, SubscriptionId},
+};
+
+/// Sends each event to the consumer of the partition it belongs to, so that events that belong
+/// together are handled by one consumer and in order.
+///
+/// The partitions are fixed, and each has one consumer at most, which names it with
+/// [`SubscribeOptions::partition`](crate::SubscribeOptions::partition). A missing, unknown or taken
+/// one is refused with [`SubscribeError::BadPartition`]. With [`shared`](Self::shared), a partition
+/// may have several consumers.
+///
+/// # Where events wait
+///
+/// The producer cannot see partitions: it is asked for the demand of all together. Demand of one is
+/// so spent by an event for another, which then waits in the queue of its partition. These queues
+/// are bounded by demand: together they hold no more than has been asked for at one time. A queue
+/// outlives its consumer, and goes to the next.
+///
+/// What is beyond the demand waits in the producer's buffer, and there an event for a busy partition
+/// holds up one for an idle partition. Partitions presume a load that is about even.
+///
+/// # Where events end
+///
+/// An event without a partition (`None`) is discarded, and one whose partition does not exist is
+/// discarded and reported. Neither costs demand.
+///
+/// The semantics are those of GenStage's partition dispatcher, but that no event or demand is lost
+/// when subscribers come and go or events are discarded, and that a wrong partition ends one
+/// subscription instead of the producer.
+///
+/// ```
+/// use pipeline_core::{PartitionDispatcher, SubscribeOptions};
+///
+/// struct Order {
+///     user: u64,
+///     region: &'static str,
+/// }
+///
+/// // All orders of a region to the consumer of that region; those from elsewhere to nobody.
+/// let by_region = PartitionDispatcher::by_key(["eu", "us"], |order: &Order| Some(order.region));
+/// let europe = SubscribeOptions::new().partition("eu");
+///
+/// // All orders of a user to one of four consumers.
+/// let by_user = PartitionDispatcher::by_key(0..4, |order: &Order| Some(order.user % 4));
+/// let first = SubscribeOptions::new().partition(0);
+/// ```
+///
+/// Names need a hash that leads to them; that there is none does not compile (case S-133):
+///
+/// ```compile_fail,E0061
+/// # use pipeline_core::PartitionDispatcher;
+/// let dispatcher = PartitionDispatcher::<u64, &str>::by_key(["odd", "even"]);
+/// ```
+///
+/// ```compile_fail,E0599
+/// # use pipeline_core::PartitionDispatcher;
+/// let dispatcher = PartitionDispatcher::<u64, &str>::numbered(2);
+/// ```
+#[must_use]
+pub struct PartitionDispatcher<E, K> {
+    names: Names<K>,
+    /// By their place in `names`.
+    partitions: Vec<Partition<E>>,
+    subscriptions: HashMap<SubscriptionId, usize>,
+    markers: Waiting,
+    hash: Box<HashFn<E, K>>,
+    shared: bool,
+}
+
+type HashFn<E, K> = dyn FnMut(E) -> Option<(E, K)> + Send;
+
+/// It has demand or a queue, never both.
+struct Partition<E> {
+    consumers: DemandDispatcher,
+    queue: VecDeque<E>,
+}
+
+impl<E: Hash> PartitionDispatcher<E, usize> {
+    /// So many partitions, named 0, 1, 2 and so on. An event belongs to the one that is its hash
+    /// modulo their number.
+    ///
+    /// The hash is ours and has no random key (FNV-1a, and a mixer), so an event belongs to the same
+    /// partition in every process and every version, as long as its [`Hash`] stays the same.
+    ///
+    /// # Panics
+    ///
+    /// If there are 0 partitions.
+    ///
+    /// ```
+    /// use pipeline_core::{PartitionDispatcher, SubscribeOptions};
+    ///
+    /// let dispatcher = PartitionDispatcher::<String, _>::numbered(4);
+    /// let last = SubscribeOptions::new().partition(3);
+    /// ```
+    pub fn numbered(partitions: usize) -> Self {
+        Self::by_key(0..partitions, move |event| {
+            let place = stable_hash(event) % partitions as u64;
+            Some(usize::try_from(place).expect("it is less than a usize"))
+        })
+    }
+}
+
+impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
+    /// These partitions; `key` says which one an event belongs to, and `None` discards it.
+    ///
+    /// `key` is called once for each event, when there is demand for it. It runs in the producer's
+    /// task, so it should be quick.
+    ///
+    /// # Panics
+    ///
+    /// If there are 0 partitions.
+    pub fn by_key(
+        partitions: impl IntoIterator<Item = K>,
+        mut key: impl FnMut(&E) -> Option<K> + Send + 'static,
+    ) -> Self {
+        Self::by_hash(partitions, move |event| {
+            let key = key(&event)?;
+            Some((event, key))
+        })
+    }
+
+    /// Like [`by_key`](Self::by_key), but the event may be changed on its way. This is GenStage's
+    /// `hash`.
+    ///
+    /// # Panics
+    ///
+    /// If there are 0 partitions.
+    ///
+    /// ```
+    /// use pipeline_core::PartitionDispatcher;
+    ///
+    /// // "eu:shoes" becomes "shoes", for the partition "eu".
+    /// let dispatcher = PartitionDispatcher::by_hash(
+    ///     ["eu".to_owned(), "us".to_owned()],
+    ///     |line: String| {
+    ///         let (region, rest) = line.split_once(':')?;
+    ///         Some((rest.to_owned(), region.to_owned()))
+    ///     },
+    /// );
+    /// ```
+    pub fn by_hash(
+        partitions: impl IntoIterator<Item = K>,
+        hash: impl FnMut(E) -> Option<(E, K)> + Send + 'static,
+    ) -> Self {
+        let names = Names::new(partitions);
+        assert!(names.len() > 0, "a partition dispatcher needs at least one partition");
+        // With one consumer there is nobody to compare its demand with.
+        let alone = || DemandDispatcher::new().max_demand(usize::MAX);
+        Self {
+            partitions: (0..names.len()).map(|_| Partition::new(alone())).collect(),
+            names,
+            subscriptions: HashMap::new(),
+            markers: Waiting::default(),
+            hash: Box::new(hash),
+            shared: false,
+        }
+    }
+
+    /// Lets a partition have several consumers. They share its events as those of a
+    /// [`DemandDispatcher`] do, so its order is kept for each of them but not between them.
+    pub fn shared(mut self) -> Self {
+        self.shared = true;
+        for partition in &mut self.partitions {
+            partition.consumers = DemandDispatcher::new();
+        }
+        self
+    }
+}
+
+impl<E> Partition<E> {
+    fn new(consumers: DemandDispatcher) -> Self {
+        Self { consumers, queue: VecDeque::new() }
+    }
+}
+
+impl<E: Send + 'static, K> PartitionDispatcher<E, K> {
+    /// Sends from a partition's queue as far as it has demand, and gives out the markers that this
+    /// sets free.
+    fn serve(&mut self, place: usize, out: &mut Deliveries<E>) {
+        let Partition { consumers, queue } = &mut self.partitions[place];
+        loop {
+            // What stands behind a marker is not sent in one message with what stands before it.
+            let room = self.markers.room(place).min(queue.len());
+            let mut behind = queue.split_off(room);
+            consumers.dispatch(queue, out);
+            let sent = room - queue.len();
+            let is_done = !queue.is_empty() || behind.is_empty();
+            queue.append(&mut behind);
+            self.markers.left(place, sent, out);
+            if is_done {
+                return;
+            }
+        }
+    }
+}
+
+impl<E, K> Dispatcher<E> for PartitionDispatcher<E, K>
+where
+    E: Send + 'static,
+    K: Eq + Hash + fmt::Debug + Send + 'static,
+{
+    fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
+        let place = self.names.place_in(subscriber.options).map_err(SubscribeError::from)?;
+        let is_taken = || self.subscriptions.values().any(|other| *other == place);
+        if !self.shared && is_taken() {
+            return Err(SubscribeError::from(self.names.taken(place)).into());
+        }
+        self.subscriptions.insert(subscriber.id, place);
+        Dispatcher::<E>::subscribe(&mut self.partitions[place].consumers, subscriber)
+    }
+
+    fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<E>) {
+        if let Some(place) = self.subscriptions.remove(&id) {
+            self.partitions[place].consumers.cancel(id, out);
+        }
+    }
+
+    fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>) {
+        if let Some(&place) = self.subscriptions.get(&id) {
+            self.partitions[place].consumers.ask(id, demand, out);
+            self.serve(place, out);
+        }
+    }
+
+    fn unmet(&self) -> usize {
+        let demand = |partition: &Partition<E>| Dispatcher::<E>::unmet(&partition.consumers);
+        self.partitions.iter().map(demand).sum::<usize>().saturating_sub(self.queued())
+    }
+
+    fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        let mut room = self.unmet();
+        let mut had_nothing = Vec::new();
+        while room > 0
+            && let Some(event) = events.pop_front()
+        {
+            let Some((event, key)) = (self.hash)(event) else {
+                out.filtered(1);
+                continue;
+            };
+            let Some(place) = self.names.place(&key) else {
+                out.unroutable(1);
+                continue;
+            };
+            let queue = &mut self.partitions[place].queue;
+            // Where something waits already, there is no demand.
+            if queue.is_empty() {
+                had_nothing.push(place);
+            }
+            queue.push_back(event);
+            room -= 1;
+        }
+        for place in had_nothing {
+            self.serve(place, out);
+        }
+    }
+
+    fn info(&mut self, marker: Marker, out: &mut Deliveries<E>) {
+        if self.queued() == 0 {
+            out.info(marker);
+        } else {
+            let queued = self.partitions.iter().map(|partition| partition.queue.len());
+            self.markers.push(marker, queued.collect());
+        }
+    }
+
+    fn outstanding(&self, id: SubscriptionId) -> usize {
+        self.subscriptions
+            .get(&id)
+            .map_or(0, |&place| Dispatcher::<E>::outstanding(&self.partitions[place].consumers, id))
+    }
+
+    fn queued(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.queue.len()).sum()
+    }
+}
+
+impl<E, K> fmt::Debug for PartitionDispatcher<E, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartitionDispatcher")
+            .field("partitions", &self.partitions.len())
+            .field("consumers", &self.subscriptions.len())
+            .field("shared", &self.shared)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,198 @@
+//! The two ends of a queue: what tasks push at one, a stage takes from the other.
+
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Waker,
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    outcome::{Closed, Offer, TryPushError},
+    push::Push,
+    store::{Bounded, Offered, Store},
+};
+use crate::{
+    stage::{Emitter, StageContext},
+    telemetry::{Discard, StageMetrics},
+};
+
+/// Makes the two ends of a queue.
+pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
+    let shared = Arc::new(Shared { state: Mutex::new(state), discarded: AtomicU64::new(0) });
+    let push = PushEnd { end: Arc::new(End(shared.clone())) };
+    (push, TakeEnd { end: End(shared), discards: None })
+}
+
+/// What both ends share.
+pub(super) struct Shared<S> {
+    pub(super) state: Mutex<S>,
+    discarded: AtomicU64,
+}
+
+/// One end of a queue. When it is gone, so is the queue, for the other.
+struct End<S: Bounded>(Arc<Shared<S>>);
+
+/// The pushing end; there may be many handles of it.
+pub(super) struct PushEnd<S: Bounded> {
+    end: Arc<End<S>>,
+}
+
+/// The taking end; a queue's producer is this and nothing more.
+pub(super) struct TakeEnd<S: Bounded> {
+    end: End<S>,
+    discards: Option<DiscardCounter>,
+}
+
+/// Carries what the handles discard into the stage's counter.
+struct DiscardCounter {
+    metrics: StageMetrics,
+    reported: u64,
+}
+
+impl<S: Bounded> End<S> {
+    fn close(&self) {
+        let wake = self.0.state.lock().close();
+        wake.into_iter().for_each(Waker::wake);
+    }
+
+    fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.0.state.lock();
+        f.debug_struct(name)
+            .field("len", &state.len())
+            .field("capacity", &state.capacity())
+            .field("closed", &state.is_closed())
+            .finish()
+    }
+}
+
+impl<S: Bounded> Drop for End<S> {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl<S: Bounded> PushEnd<S> {
+    /// Looks at the state, under its lock.
+    pub(super) fn with<R>(&self, look: impl FnOnce(&S) -> R) -> R {
+        look(&self.shared().state.lock())
+    }
+
+    pub(super) fn discarded(&self) -> u64 {
+        self.shared().discarded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn close(&self) {
+        self.end.close();
+    }
+
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.end.fmt_as(name, f)
+    }
+
+    fn shared(&self) -> &Arc<Shared<S>> {
+        &self.end.0
+    }
+}
+
+impl<S: Store> PushEnd<S> {
+    pub(super) fn push(&self, entry: S::Entry) -> Push<S> {
+        Push::new(self.shared().clone(), entry)
+    }
+
+    pub(super) fn try_push(&self, entry: S::Entry) -> Result<(), TryPushError<S::Item>> {
+        let taker = self.shared().state.lock().try_push(entry)?;
+        taker.into_iter().for_each(Waker::wake);
+        Ok(())
+    }
+
+    /// Offers an item, and counts what is discarded.
+    pub(super) fn offer(&self, entry: S::Entry) -> Result<Offer, Closed<S::Item>> {
+        let shared = self.shared();
+        let offered = shared.state.lock().offer(entry)?;
+        match offered {
+            Offered::Kept(taker) => {
+                taker.into_iter().for_each(Waker::wake);
+                Ok(Offer::Kept)
+            }
+            Offered::Discarded { item, displaced, first } => {
+                // Outside the lock, as everywhere.
+                drop(item);
+                shared.discarded.fetch_add(1, Ordering::Relaxed);
+                if first {
+                    tracing::warn!("{}", S::DISCARDING);
+                }
+                Ok(if displaced { Offer::DisplacedOldest } else { Offer::Discarded })
+            }
+        }
+    }
+}
+
+impl<S: Bounded> Clone for PushEnd<S> {
+    fn clone(&self) -> Self {
+        Self { end: self.end.clone() }
+    }
+}
+
+impl<S: Bounded> TakeEnd<S> {
+    pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.end.fmt_as(name, f)
+    }
+}
+
+/// What a producer does, callback by callback.
+impl<S: Store> TakeEnd<S> {
+    pub(super) fn init<H>(&mut self, context: &StageContext<H>) {
+        let metrics = StageMetrics::register(context.telemetry(), &context.labels());
+        self.discards = Some(DiscardCounter { metrics, reported: 0 });
+    }
+
+    /// Emits as much as there is demand for.
+    pub(super) fn take(&mut self, out: &mut Emitter<'_, S::Item>) {
+        let (taken, at_end) = {
+            let mut state = self.end.0.state.lock();
+            let owed = out.owed();
+            let taken = state.take(owed, out.staged());
+            (taken, state.is_closed() && state.len() == 0)
+        };
+        taken.wake.into_iter().for_each(Waker::wake);
+        if taken.discarded > 0 {
+            let discarded = taken.discarded;
+            tracing::warn!(discarded, "the queue has room again");
+        }
+        self.count_discarded();
+        if at_end {
+            out.finish();
+        }
+    }
+
+    pub(super) async fn ready(&mut self) {
+        poll_fn(|cx| self.end.0.state.lock().poll_ready(cx.waker())).await;
+    }
+
+    pub(super) fn drain(&mut self, out: &mut Emitter<'_, S::Item>) {
+        self.end.close();
+        self.take(out);
+    }
+
+    pub(super) fn held(&self) -> usize {
+        self.end.0.state.lock().len()
+    }
+
+    /// Counts what was discarded since it was last counted.
+    pub(super) fn count_discarded(&mut self) {
+        if let Some(counter) = &mut self.discards {
+            let discarded = self.end.0.discarded.load(Ordering::Relaxed);
+            let new = discarded - counter.reported;
+            if new > 0 {
+                counter.reported = discarded;
+                counter.metrics.discarded(Discard::QueueFull, new);
+            }
+        }
+    }
+}

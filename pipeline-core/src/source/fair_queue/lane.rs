@@ -1,0 +1,133 @@
+//! What a key holds, and who waits for room in it. Pure.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::Hash,
+    ops::{Index, IndexMut},
+};
+
+use slab::Slab;
+
+use crate::source::waiting::Line;
+
+/// A lane's place in all tables. It is given to another key once the lane is closed.
+pub(super) type LaneId = usize;
+
+/// How many places a table keeps when nothing is left in it, so that a queue with little to do does
+/// not allocate for each item.
+pub(super) const SPARE: usize = 64;
+
+/// The lanes of those keys that hold something or wait for something. Other keys take no memory.
+#[derive(Debug)]
+pub(super) struct Lanes<K, T> {
+    ids: HashMap<K, LaneId>,
+    lanes: Slab<Lane<K, T>>,
+}
+
+/// One key's own queue.
+#[derive(Debug)]
+pub(super) struct Lane<K, T> {
+    key: K,
+    pub(super) weight: u32,
+    /// Oldest first.
+    pub(super) items: VecDeque<Parcel<T>>,
+    pub(super) line: Line<Parcel<T>>,
+}
+
+/// An item and what it costs to let it out.
+#[derive(Debug)]
+pub(super) struct Parcel<T> {
+    pub(super) item: T,
+    pub(super) cost: u32,
+}
+
+impl<K, T> Lane<K, T> {
+    /// Whether nothing would be lost with it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.items.is_empty() && self.line.is_empty()
+    }
+
+    /// What it costs to let out what comes out next.
+    pub(super) fn cost(&self) -> u32 {
+        let next = self.items.front().or_else(|| self.line.first());
+        next.map_or(1, |parcel| parcel.cost)
+    }
+}
+
+impl<K, T> Lanes<K, T> {
+    pub(super) fn new() -> Self {
+        Self { ids: HashMap::new(), lanes: Slab::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lanes.is_empty()
+    }
+
+    pub(super) fn get_mut(&mut self, id: LaneId) -> Option<&mut Lane<K, T>> {
+        self.lanes.get_mut(id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (LaneId, &Lane<K, T>)> {
+        self.lanes.iter()
+    }
+}
+
+impl<K: Hash + Eq + Clone, T> Lanes<K, T> {
+    pub(super) fn find(&self, key: &K) -> Option<&Lane<K, T>> {
+        self.ids.get(key).and_then(|id| self.lanes.get(*id))
+    }
+
+    /// The lane of a key, a new one if it has none.
+    pub(super) fn open(&mut self, key: K, weight: u32) -> LaneId {
+        match self.ids.entry(key) {
+            Entry::Occupied(entry) => {
+                let id = *entry.get();
+                self.lanes[id].weight = weight;
+                id
+            }
+            Entry::Vacant(entry) => {
+                let key = entry.key().clone();
+                let (items, line) = (VecDeque::new(), Line::new());
+                *entry.insert(self.lanes.insert(Lane { key, weight, items, line }))
+            }
+        }
+    }
+
+    /// Forgets a key.
+    pub(super) fn close(&mut self, id: LaneId) {
+        let lane = self.lanes.remove(id);
+        self.ids.remove(&lane.key);
+    }
+
+    /// Gives back what many lanes took, when none is left.
+    pub(super) fn clear(&mut self) {
+        self.ids.clear();
+        self.ids.shrink_to(SPARE);
+        self.lanes.clear();
+        if self.lanes.capacity() > SPARE {
+            self.lanes = Slab::new();
+        }
+    }
+}
+
+impl<K, T> Index<LaneId> for Lanes<K, T> {
+    type Output = Lane<K, T>;
+
+    fn index(&self, id: LaneId) -> &Lane<K, T> {
+        &self.lanes[id]
+    }
+}
+
+impl<K, T> IndexMut<LaneId> for Lanes<K, T> {
+    fn index_mut(&mut self, id: LaneId) -> &mut Lane<K, T> {
+        &mut self.lanes[id]
+    }
+}
+
+#[cfg(test)]
+impl<K, T> Lanes<K, T> {
+    /// How many lanes there is memory for.
+    pub(super) fn room(&self) -> usize {
+        self.ids.capacity().max(self.lanes.capacity())
+    }
+}

@@ -1,0 +1,129 @@
+//! A supervisor, callback by callback.
+
+use std::{convert::Infallible, sync::Arc};
+
+use tokio::{sync::watch, task};
+
+use super::{
+    super::{
+        Emitter, Phase, StageContext, StageReport, Worker,
+        behaviour::{Behaviour, HandleOf, Kind},
+    },
+    ConsumerSupervisor,
+};
+use crate::{
+    demand::Slots,
+    exit::ExitReason,
+    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+    telemetry::{Telemetry, WorkerMetrics},
+};
+
+/// A consumer supervisor, as the runtime sees it.
+pub(crate) struct AsSupervisor<E, W>(pub(crate) ConsumerSupervisor<E, W>);
+
+impl<E, W> Behaviour for AsSupervisor<E, W>
+where
+    E: Send + Sync + 'static,
+    W: Worker<E>,
+{
+    type Stage = ConsumerSupervisor<E, W>;
+    type In = E;
+    type Out = Infallible;
+
+    const KIND: Kind = Kind::Supervisor;
+
+    fn stage(&mut self) -> &mut ConsumerSupervisor<E, W> {
+        &mut self.0
+    }
+
+    fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
+        let telemetry: &Telemetry = &context.telemetry;
+        self.0.metrics = Arc::new(WorkerMetrics::register(telemetry, &context.labels()));
+        self.0.stage = context.stage.clone();
+        Ok(())
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        options: &SubscribeOptions,
+        from: &Subscription,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<Asking, ExitReason> {
+        self.0.slots.insert(from.id(), (from.clone(), Slots::new(options)));
+        from.ask(options.max());
+        Ok(Asking::Manual)
+    }
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<E>,
+        from: &Subscription,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        self.0.waiting.extend(events.into_iter().map(|event| (event, from.clone())));
+        self.0.fill();
+        self.0.ask();
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        _ended: &Cancellation,
+        from: &Subscription,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        // Its children go on, and their ends ask nobody.
+        self.0.slots.remove(&from.id());
+        Ok(())
+    }
+
+    fn waits(&self, _owed: usize) -> bool {
+        self.is_busy()
+    }
+
+    async fn ready(&mut self) {
+        let supervisor = &mut self.0;
+        if supervisor.restarting.is_empty() && supervisor.ended.is_empty() {
+            // What has ended is kept for `handle_ready`, so nothing is lost when this is dropped.
+            match supervisor.tasks.join_next_with_id().await {
+                Some(ended) => supervisor.ended.push_back(ended),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn handle_ready(&mut self, _out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
+        let supervisor = &mut self.0;
+        if !supervisor.restarting.is_empty() {
+            // It is tried again at once, but not without letting others have a turn.
+            task::yield_now().await;
+        }
+        if let Some((id, event, restarts)) = supervisor.restarting.pop_front() {
+            supervisor.start_again(id, event, restarts + 1)?;
+        }
+        while let Some(ended) =
+            supervisor.ended.pop_front().or_else(|| supervisor.tasks.try_join_next_with_id())
+        {
+            supervisor.child_ended(ended)?;
+        }
+        supervisor.ask();
+        Ok(())
+    }
+
+    fn is_busy(&self) -> bool {
+        !self.0.children.is_empty() || !self.0.waiting.is_empty()
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason, phase: &mut watch::Receiver<Phase>) {
+        let supervisor = &mut self.0;
+        if !matches!(reason, ExitReason::Killed) {
+            supervisor.stop_children(phase).await;
+        }
+        supervisor.kill_children().await;
+    }
+
+    fn report(&self, report: &mut StageReport) {
+        report.unfinished += self.0.unfinished;
+        report.held += self.0.waiting.len();
+    }
+}

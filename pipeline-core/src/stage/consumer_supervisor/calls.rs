@@ -1,0 +1,145 @@
+//! What can be asked of a running supervisor.
+
+use std::convert::Infallible;
+
+use super::{
+    super::{CallError, Caller, Emitter, HandleCall, StageHandle, Worker},
+    Child, ChildCount, ChildId, ChildState, ConsumerSupervisor, TerminateError,
+};
+use crate::exit::ExitReason;
+
+impl<E, W> StageHandle<ConsumerSupervisor<E, W>, E, Infallible>
+where
+    E: Send + Sync + 'static,
+    W: Worker<E>,
+{
+    /// Starts a child by hand. It takes no slot, and its end asks for no event. None if the worker
+    /// did not take the event on.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if the supervisor does not run.
+    pub async fn start_child(&self, event: E) -> Result<Option<ChildId>, CallError> {
+        self.call(StartChild(event)).await
+    }
+
+    /// Ends a child wherever it is, and frees its slot. Returns when it has ended.
+    ///
+    /// # Errors
+    ///
+    /// [`TerminateError`] if there is no such child, or no supervisor.
+    pub async fn terminate_child(&self, child: ChildId) -> Result<(), TerminateError> {
+        self.call(TerminateChild(child)).await.unwrap_or(Err(TerminateError::NoProcess))
+    }
+
+    /// The children, and what they are doing.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if the supervisor does not run.
+    pub async fn which_children(&self) -> Result<Vec<(ChildId, ChildState)>, CallError> {
+        self.call(WhichChildren).await
+    }
+
+    /// How many children there are.
+    ///
+    /// # Errors
+    ///
+    /// [`CallError`] if the supervisor does not run.
+    pub async fn count_children(&self) -> Result<ChildCount, CallError> {
+        let children = self.which_children().await?;
+        let running = |(_, state): &&(ChildId, ChildState)| *state == ChildState::Running;
+        let active = children.iter().filter(running).count();
+        Ok(ChildCount { specs: 1, active, workers: children.len(), supervisors: 0 })
+    }
+}
+
+/// Start a child by hand.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct StartChild<E>(E);
+
+/// End a child.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct TerminateChild(ChildId);
+
+/// List the children.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct WhichChildren;
+
+impl<E, W> HandleCall<StartChild<E>> for ConsumerSupervisor<E, W>
+where
+    E: Send + Sync + 'static,
+    W: Worker<E>,
+{
+    type Reply = Option<ChildId>;
+
+    async fn handle_call(
+        &mut self,
+        StartChild(event): StartChild<E>,
+        caller: &mut Caller<Option<ChildId>>,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        caller.reply(self.begin(event, None));
+        Ok(())
+    }
+}
+
+impl<E, W> HandleCall<TerminateChild> for ConsumerSupervisor<E, W>
+where
+    E: Send + Sync + 'static,
+    W: Worker<E>,
+{
+    type Reply = Result<(), TerminateError>;
+
+    async fn handle_call(
+        &mut self,
+        TerminateChild(id): TerminateChild,
+        caller: &mut Caller<Self::Reply>,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        match self.children.get_mut(&id) {
+            None => caller.reply(Err(TerminateError::NotFound)),
+            Some(child) => {
+                child.terminated.push(caller.later());
+                match &child.task {
+                    // Its slot is free when it has really ended.
+                    Some(task) => task.abort(),
+                    None => {
+                        self.restarting.retain(|(other, ..)| *other != id);
+                        self.done(id);
+                        self.ask();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<E, W> HandleCall<WhichChildren> for ConsumerSupervisor<E, W>
+where
+    E: Send + Sync + 'static,
+    W: Worker<E>,
+{
+    type Reply = Vec<(ChildId, ChildState)>;
+
+    async fn handle_call(
+        &mut self,
+        _: WhichChildren,
+        caller: &mut Caller<Self::Reply>,
+        _out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        let state = |child: &Child| match child.task {
+            Some(_) => ChildState::Running,
+            None => ChildState::Restarting,
+        };
+        let mut children: Vec<_> =
+            self.children.iter().map(|(id, child)| (*id, state(child))).collect();
+        children.sort_unstable_by_key(|(id, _)| *id);
+        caller.reply(children);
+        Ok(())
+    }
+}

@@ -1,0 +1,107 @@
+//! What a stage shows of itself while it runs.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::{
+    snapshot::{Activity, StageSnapshot, SubscriptionSnapshot},
+    subscription::{Subscription, SubscriptionId},
+};
+
+/// Numbers that the stage writes and a snapshot reads. None of them orders anything.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    pub(crate) events_in: AtomicU64,
+    pub(crate) events_out: AtomicU64,
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) buffered: AtomicUsize,
+    pub(crate) discarded: AtomicU64,
+    starts: AtomicU64,
+    times: Mutex<Times>,
+    consumers: Mutex<Vec<(Subscription, Arc<str>)>>,
+}
+
+#[derive(Debug, Default)]
+struct Times {
+    activity: Activity,
+    since: Option<Instant>,
+    busy: Duration,
+    events: Duration,
+    demand: Duration,
+}
+
+impl Gauges {
+    /// The stage does something else from now on.
+    pub(crate) fn enter(&self, activity: Activity) {
+        let now = Instant::now();
+        let mut times = self.times.lock();
+        if activity != times.activity {
+            times.settle(now);
+            times.activity = activity;
+        }
+    }
+
+    /// A new incarnation of the stage begins.
+    pub(crate) fn started(&self) {
+        self.starts.fetch_add(1, Relaxed);
+        self.waiting.store(0, Relaxed);
+        self.buffered.store(0, Relaxed);
+        self.consumers.lock().clear();
+        self.enter(Activity::Starting);
+    }
+
+    pub(crate) fn subscribed(&self, subscription: Subscription, consumer: Arc<str>) {
+        self.consumers.lock().push((subscription, consumer));
+    }
+
+    pub(crate) fn unsubscribed(&self, id: SubscriptionId) {
+        self.consumers.lock().retain(|(subscription, _)| subscription.id() != id);
+    }
+
+    pub(crate) fn snapshot(&self, stage: Arc<str>) -> StageSnapshot {
+        let consumers = self.consumers.lock();
+        let subscription = |(subscription, consumer): &(Subscription, Arc<str>)| {
+            let (id, pending) = (subscription.id(), subscription.pending());
+            SubscriptionSnapshot { id, consumer: consumer.clone(), pending }
+        };
+        let subscriptions = consumers.iter().map(subscription).collect();
+        drop(consumers);
+        let mut times = self.times.lock();
+        times.settle(Instant::now());
+        StageSnapshot {
+            stage,
+            activity: times.activity,
+            events_in: self.events_in.load(Relaxed),
+            events_out: self.events_out.load(Relaxed),
+            waiting: self.waiting.load(Relaxed),
+            buffered: self.buffered.load(Relaxed),
+            discarded: self.discarded.load(Relaxed),
+            restarts: self.starts.load(Relaxed).saturating_sub(1),
+            busy: times.busy,
+            waiting_for_events: times.events,
+            waiting_for_demand: times.demand,
+            subscriptions,
+        }
+    }
+}
+
+impl Times {
+    /// Counts the time until now for what was done in it.
+    fn settle(&mut self, now: Instant) {
+        let passed = self.since.replace(now).map_or(Duration::ZERO, |since| now - since);
+        match self.activity {
+            Activity::Busy => self.busy += passed,
+            Activity::WaitingForEvents => self.events += passed,
+            Activity::WaitingForDemand => self.demand += passed,
+            Activity::Starting | Activity::Paused | Activity::Ended => {}
+        }
+    }
+}

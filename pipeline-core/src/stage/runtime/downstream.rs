@@ -1,0 +1,160 @@
+//! What a stage does as a producer: letting consumers subscribe, sending them what was emitted.
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use super::{
+    super::{
+        behaviour::Behaviour,
+        link::{EventPort, Subscribe, ToConsumer, ToProducer},
+    },
+    Callback, StageTask,
+};
+use crate::{
+    dispatcher::{Delivery, Subscriber},
+    exit::ExitReason,
+    outlet::Emitted,
+    subscription::{Cancellation, SubscribeError, Subscription, SubscriptionId},
+    telemetry::Discard,
+};
+
+/// A subscription at its producer's end.
+pub(super) struct Downstream<Out> {
+    pub(super) subscription: Subscription,
+    pub(super) consumer: Arc<dyn EventPort<Out>>,
+}
+
+impl<B: Behaviour> StageTask<B> {
+    pub(super) async fn consumer_says(
+        &mut self,
+        message: ToProducer<B::Out>,
+    ) -> Result<(), ExitReason> {
+        match message {
+            ToProducer::Ask { id, demand, consumer } => {
+                if let Some(downstream) = self.consumers.get(&id) {
+                    downstream.subscription.asked(demand);
+                    self.outlet.ask(id, demand, &mut self.deliveries);
+                } else {
+                    let reason = SubscribeError::Unknown.into();
+                    let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
+                }
+                Ok(())
+            }
+            ToProducer::Mode(mode) => {
+                self.set_mode(mode);
+                Ok(())
+            }
+            ToProducer::Subscribe(subscribe) => self.accept(*subscribe).await,
+            ToProducer::Cancel { id, reason } => {
+                self.dismiss(id, Cancellation::Cancel(reason)).await
+            }
+            ToProducer::Down { id, reason } => self.dismiss(id, Cancellation::Down(reason)).await,
+        }
+    }
+
+    /// Lets a consumer subscribe, unless the dispatcher refuses it.
+    pub(super) async fn accept(&mut self, subscribe: Subscribe<B::Out>) -> Result<(), ExitReason> {
+        let Subscribe { subscription, replaces, stage, name, options, consumer } = subscribe;
+        if let Some((old, reason)) = replaces {
+            self.dismiss(old, Cancellation::Cancel(reason)).await?;
+        }
+        let id = subscription.id();
+        let accepted = if self.consumers.contains_key(&id) {
+            Err(SubscribeError::Duplicated.into())
+        } else {
+            self.outlet.subscribe(Subscriber::new(id, stage, &options))
+        };
+        if let Err(reason) = accepted {
+            tracing::error!(stage = %self.report.stage, %reason, "refused a subscription");
+            let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
+            return Ok(());
+        }
+        let downstream = Downstream { subscription: subscription.clone(), consumer };
+        self.consumers.insert(id, downstream);
+        self.gauges.subscribed(subscription.clone(), name);
+        self.call(Callback::Consumer(&options, &subscription)).await
+    }
+
+    /// Forgets a consumer. If it is still there, it is told so.
+    pub(super) async fn dismiss(
+        &mut self,
+        id: SubscriptionId,
+        ended: Cancellation,
+    ) -> Result<(), ExitReason> {
+        let Some(downstream) = self.consumers.remove(&id) else { return Ok(()) };
+        self.gauges.unsubscribed(id);
+        self.outlet.cancel(id, &mut self.deliveries);
+        if let Cancellation::Cancel(reason) = &ended {
+            let reason = reason.clone();
+            let _ = downstream.consumer.send(ToConsumer::Cancel { from: id, reason });
+        }
+        self.call(Callback::ConsumerGone(&ended, &downstream.subscription)).await
+    }
+
+    /// Sends off what a callback emitted.
+    pub(super) fn emit(&mut self) {
+        if self.staged.is_empty() {
+            return;
+        }
+        self.allow();
+        let Emitted { dispatched, overflow, unsubscribed } =
+            self.outlet.emit(&mut self.staged, &mut self.deliveries);
+        self.spend(dispatched);
+        if unsubscribed > 0 {
+            self.report.discarded += unsubscribed;
+            self.gauges.discarded.fetch_add(unsubscribed as u64, Relaxed);
+            self.metrics.discarded(Discard::Unsubscribed, unsubscribed as u64);
+        }
+        if overflow > 0 {
+            self.discard(Discard::BufferFull, overflow, "the buffer is full");
+        }
+        self.send();
+    }
+
+    pub(super) fn discard(&mut self, why: Discard, count: usize, message: &'static str) {
+        self.report.discarded += count;
+        self.gauges.discarded.fetch_add(count as u64, Relaxed);
+        self.metrics.discarded(why, count as u64);
+        if self.behaviour.format_discarded(count) {
+            tracing::warn!(stage = %self.report.stage, discarded = count, "{message}");
+        }
+    }
+
+    /// Sends off what the dispatcher has decided to send.
+    pub(super) fn send(&mut self) {
+        for delivery in self.deliveries.drain() {
+            let (to, events) = match delivery {
+                Delivery::Info(marker) => {
+                    self.due.push_back(marker);
+                    continue;
+                }
+                Delivery::Events { to, events } => (to, events),
+            };
+            self.metrics.events_out.increment(events.len() as u64);
+            self.gauges.events_out.fetch_add(events.len() as u64, Relaxed);
+            let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
+                self.report.held += events.len();
+                continue;
+            };
+            subscription.sent(events.len());
+            let message = ToConsumer::Events { from: subscription.clone(), events };
+            // Its consumer has just ended; the end is in the mailbox.
+            if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
+                self.report.held += events.len();
+            }
+        }
+        let (filtered, unroutable) = self.deliveries.take_discarded();
+        if filtered > 0 {
+            self.metrics.discarded(Discard::Filtered, filtered as u64);
+        }
+        if unroutable > 0 {
+            self.discard(
+                Discard::Unroutable,
+                unroutable,
+                "events for a partition that is not there",
+            );
+        }
+        for warning in self.deliveries.take_warnings() {
+            tracing::warn!(stage = %self.report.stage, "{warning}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! How a stage ends: what it delivers first, and whom it tells.
+
+use super::{
+    super::{
+        behaviour::{Behaviour, Kind},
+        link::ToConsumer,
+        link::ToProducer,
+        message::Letter,
+        slot::Mail,
+    },
+    Callback, StageTask,
+};
+use crate::{dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode};
+
+/// What happens when a marker is reached.
+pub(super) enum Pending<B: Behaviour> {
+    Letter(Box<dyn Letter<B::Stage, B::Out>>),
+    Finish,
+}
+
+/// How far a stage is with delivering what it holds, so that it can end.
+#[derive(Debug)]
+pub(super) struct Finishing {
+    pub(super) reason: ExitReason,
+    pub(super) step: Step,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// What has arrived is still to be handled.
+    Input,
+    /// What was emitted is still to be delivered.
+    Output,
+    /// What it works on is still to be done.
+    Work,
+}
+
+impl<B: Behaviour> StageTask<B> {
+    /// Takes nothing new. Whatever holds something back lets go of it.
+    pub(super) async fn drain(&mut self) -> Result<(), ExitReason> {
+        self.draining = true;
+        self.paused = false;
+        self.retries.clear();
+        self.outlet.set_mode(DemandMode::Forward);
+        if B::KIND != Kind::Producer || self.finishing.is_some() {
+            return Ok(());
+        }
+        match self.call(Callback::Drain).await {
+            Err(ExitReason::Normal) => {
+                self.finish(ExitReason::Normal);
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    pub(super) fn marker(&mut self, pending: Pending<B>) -> Marker {
+        let marker = Marker::new(self.next_marker);
+        self.next_marker += 1;
+        self.markers.insert(marker, pending);
+        marker
+    }
+
+    /// Puts a marker behind everything the stage holds.
+    pub(super) fn mark(&mut self, marker: Marker) {
+        if self.inlet.is_empty() {
+            self.outlet.info(marker);
+        } else {
+            self.inlet.queue(Input::Info(marker));
+        }
+    }
+
+    pub(super) async fn reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
+        match self.markers.remove(&marker) {
+            Some(Pending::Letter(letter)) => self.call(Callback::Letter(letter)).await,
+            Some(Pending::Finish) => {
+                if let Some(finishing) = &mut self.finishing {
+                    finishing.step = Step::Work;
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Begins to deliver what the stage holds, and to end then.
+    pub(super) fn finish(&mut self, reason: ExitReason) {
+        if self.finishing.is_none() {
+            self.paused = false;
+            self.finishing = Some(Finishing { reason, step: Step::Input });
+        }
+    }
+
+    /// Goes on with ending. Whether there is more to do at once.
+    pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
+        let Some(finishing) = &mut self.finishing else {
+            let abandoned = B::KIND != Kind::Producer && self.inlet.upstreams().is_empty();
+            if self.draining && abandoned && self.inlet.is_empty() {
+                self.finish(ExitReason::Normal);
+                return Ok(true);
+            }
+            return Ok(false);
+        };
+        match finishing.step {
+            Step::Input if self.inlet.is_empty() => {
+                finishing.step = Step::Output;
+                if B::KIND == Kind::ProducerConsumer {
+                    self.call(Callback::Drain).await?;
+                }
+                let marker = self.marker(Pending::Finish);
+                self.outlet.info(marker);
+                Ok(true)
+            }
+            Step::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
+            Step::Input | Step::Output | Step::Work => Ok(false),
+        }
+    }
+
+    /// Tells everybody of the end, and counts what is left.
+    pub(super) fn end(&mut self, reason: &ExitReason) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        self.report.held += self.outlet.held() + self.inlet.held();
+        // First, so that nothing can arrive uncounted.
+        self.mailbox.close();
+        while let Ok(mail) = self.mailbox.try_recv() {
+            match mail {
+                Mail::FromProducer(ToConsumer::Events { events, .. }) => {
+                    self.report.held += events.len();
+                }
+                Mail::FromConsumer(ToProducer::Subscribe(subscribe)) => {
+                    let from = subscribe.subscription.id();
+                    let reason = reason.clone();
+                    let _ = subscribe.consumer.send(ToConsumer::Down { from, reason });
+                }
+                _ => {}
+            }
+        }
+        for (&from, downstream) in &self.consumers {
+            let reason = reason.clone();
+            let _ = downstream.consumer.send(ToConsumer::Down { from, reason });
+        }
+        for upstream in self.inlet.upstreams() {
+            upstream.subscription.down(reason.clone());
+        }
+    }
+}
+
+/// Whoever drops the task has ended the stage without asking it.
+impl<B: Behaviour> Drop for StageTask<B> {
+    fn drop(&mut self) {
+        self.end(&ExitReason::Killed);
+    }
+}

@@ -1,0 +1,409 @@
+//! The task of a stage, whatever its kind: one message after the other, one callback at a time.
+
+mod downstream;
+mod ending;
+mod upstream;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    convert::Infallible,
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+};
+
+use tokio::{
+    sync::watch,
+    task::{AbortHandle, coop},
+    time::{self, Instant},
+};
+
+use self::{
+    downstream::Downstream,
+    ending::{Finishing, Pending, Step},
+    upstream::{Retry, Source},
+};
+use super::{
+    Emitter, Phase, StageContext, StageReport,
+    behaviour::{Behaviour, HandleOf, Kind},
+    contained, contained_now,
+    gauges::Gauges,
+    message::{Letter, Opened},
+    options::StageOptions,
+    slot::{Address, Control, Mail, Mailbox, Subscribing},
+};
+use crate::{
+    dispatcher::{Deliveries, Marker},
+    exit::ExitReason,
+    inlet::Inlet,
+    outlet::{DemandMode, Outlet},
+    rate_limit::RateLimiter,
+    snapshot::Activity,
+    subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
+    telemetry::StageMetrics,
+};
+
+/// A stage that runs.
+pub(crate) struct StageTask<B: Behaviour> {
+    behaviour: B,
+    address: Address<B::Stage, B::In, B::Out>,
+    mailbox: Mailbox<B::Stage, B::In, B::Out>,
+    phase: watch::Receiver<Phase>,
+    inlet: Inlet<B::In, Source<B::In>>,
+    retries: Vec<Retry<B::In>>,
+    outlet: Outlet<B::Out>,
+    consumers: HashMap<SubscriptionId, Downstream<B::Out>>,
+    staged: VecDeque<B::Out>,
+    deliveries: Deliveries<B::Out>,
+    markers: HashMap<Marker, Pending<B>>,
+    next_marker: u64,
+    /// Markers that nothing precedes any more.
+    due: VecDeque<Marker>,
+    limiter: Option<RateLimiter>,
+    paused: bool,
+    draining: bool,
+    finishing: Option<Finishing>,
+    metrics: StageMetrics,
+    gauges: Arc<Gauges>,
+    report: StageReport,
+    /// Whether everybody has been told of the end.
+    ended: bool,
+}
+
+/// Where a stage runs: whom to tell something, and where it arrives.
+type Place<B> = (
+    Address<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
+    Mailbox<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
+);
+
+/// What a stage has waited for.
+enum Woken<B: Behaviour> {
+    Phase(Phase),
+    Mail(Mail<B::Stage, B::In, B::Out>),
+    Ready(Result<(), ExitReason>),
+    Timer,
+}
+
+/// A callback, and what it is called with.
+enum Callback<'a, B: Behaviour> {
+    Demand(usize),
+    Events(Vec<B::In>, &'a Subscription),
+    Subscribed(&'a SubscribeOptions, &'a Subscription, &'a mut Asking),
+    Cancelled(&'a Cancellation, &'a Subscription),
+    Consumer(&'a SubscribeOptions, &'a Subscription),
+    ConsumerGone(&'a Cancellation, &'a Subscription),
+    Ready,
+    Drain,
+    Letter(Box<dyn Letter<B::Stage, B::Out>>),
+}
+impl<B: Behaviour> StageTask<B> {
+    pub(crate) fn new(
+        behaviour: B,
+        options: &StageOptions<B::Out>,
+        (address, mailbox): Place<B>,
+        phase: watch::Receiver<Phase>,
+        gauges: Arc<Gauges>,
+        context: &StageContext<HandleOf<B>>,
+    ) -> Self {
+        Self {
+            behaviour,
+            address,
+            mailbox,
+            phase,
+            inlet: Inlet::new(),
+            retries: Vec::new(),
+            outlet: options.outlet(B::KIND),
+            consumers: HashMap::new(),
+            staged: VecDeque::new(),
+            deliveries: Deliveries::new(),
+            markers: HashMap::new(),
+            next_marker: 0,
+            due: VecDeque::new(),
+            limiter: options.rate_limit.map(|limit| RateLimiter::new(limit, Instant::now())),
+            paused: false,
+            draining: false,
+            finishing: None,
+            metrics: StageMetrics::register(&context.telemetry, &context.labels()),
+            gauges,
+            report: StageReport::new(context.stage.clone(), ExitReason::Normal),
+            ended: false,
+        }
+    }
+
+    /// Where the handle of this stage's task belongs, for those who want to kill it.
+    pub(crate) fn task(&self) -> Arc<OnceLock<AbortHandle>> {
+        self.address.task()
+    }
+
+    /// Subscribes, and runs until there is a reason to end.
+    pub(crate) async fn run(mut self, subscriptions: Vec<Subscribing<B::In>>) -> StageReport {
+        self.gauges.enter(Activity::Busy);
+        // A dispatcher may panic too.
+        let Err(reason) = contained(self.live(subscriptions)).await;
+        let terminating = async {
+            self.behaviour.terminate(&reason, &mut self.phase).await;
+            Ok(())
+        };
+        let _ = contained(terminating).await;
+        let reporting = || {
+            self.behaviour.report(&mut self.report);
+            Ok(())
+        };
+        let _ = contained_now(reporting);
+        self.end(&reason);
+        self.report.reason = reason;
+        self.report.clone()
+    }
+
+    async fn live(
+        &mut self,
+        subscriptions: Vec<Subscribing<B::In>>,
+    ) -> Result<Infallible, ExitReason> {
+        self.subscribe_all(subscriptions).await?;
+        loop {
+            self.step().await?;
+        }
+    }
+
+    /// Waits for one thing to happen, and does what follows from it.
+    async fn step(&mut self) -> Result<(), ExitReason> {
+        // What is here already needs no waiting.
+        if !self.phase.has_changed().unwrap_or(true)
+            && let Ok(mail) = self.mailbox.try_recv()
+        {
+            coop::consume_budget().await;
+            self.receive(mail).await?;
+            return self.settle().await;
+        }
+        let owed = self.outlet.owed();
+        let waits = self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
+            && !self.paused
+            && self.behaviour.waits(owed);
+        let timer = self.next_timer();
+        self.gauges.enter(self.activity());
+        let woken = tokio::select! {
+            biased;
+            changed = self.phase.changed() => {
+                Woken::<B>::Phase(changed.map_or(Phase::Kill, |()| *self.phase.borrow_and_update()))
+            }
+            Some(mail) = self.mailbox.recv() => Woken::Mail(mail),
+            ready = is_ready(&mut self.behaviour), if waits => Woken::Ready(ready),
+            () = until(timer) => Woken::Timer,
+        };
+        self.gauges.enter(Activity::Busy);
+        match woken {
+            Woken::Phase(phase) => self.enter(phase).await?,
+            Woken::Mail(mail) => self.receive(mail).await?,
+            Woken::Ready(ready) => {
+                ready?;
+                self.call(Callback::Ready).await?;
+            }
+            Woken::Timer => self.retry().await?,
+        }
+        self.settle().await
+    }
+
+    /// What the stage does when it has nothing to do.
+    fn activity(&self) -> Activity {
+        let emits = matches!(B::KIND, Kind::Producer | Kind::ProducerConsumer);
+        if self.paused {
+            Activity::Paused
+        } else if self.behaviour.is_busy() {
+            Activity::Busy
+        } else if emits && self.outlet.unmet() == 0 {
+            Activity::WaitingForDemand
+        } else {
+            Activity::WaitingForEvents
+        }
+    }
+
+    /// When something is to be done although nothing happens.
+    fn next_timer(&mut self) -> Option<Instant> {
+        let retry = self.retries.iter().map(|retry| retry.at).min();
+        let refill = match &mut self.limiter {
+            Some(limiter) if !self.paused => limiter.next_refill(Instant::now()),
+            _ => None,
+        };
+        retry.into_iter().chain(refill).min()
+    }
+
+    async fn enter(&mut self, phase: Phase) -> Result<(), ExitReason> {
+        match phase {
+            Phase::Run => Ok(()),
+            Phase::Drain => self.drain().await,
+            Phase::Stop => Err(ExitReason::Shutdown),
+            Phase::Kill => Err(ExitReason::Killed),
+        }
+    }
+
+    async fn receive(&mut self, mail: Mail<B::Stage, B::In, B::Out>) -> Result<(), ExitReason> {
+        match mail {
+            Mail::FromProducer(message) => {
+                self.producer_says(message);
+                Ok(())
+            }
+            Mail::FromConsumer(message) => self.consumer_says(message).await,
+            Mail::Letter(posted) => self.call(Callback::Letter(posted.letter)).await,
+            Mail::Info(posted, queued) => {
+                let marker = self.marker(Pending::Letter(posted.letter));
+                self.mark(marker);
+                if let Some(queued) = queued {
+                    // Whoever has stopped waiting does not mind.
+                    let _ = queued.send(());
+                }
+                Ok(())
+            }
+            Mail::Control(control) => self.control(control).await,
+        }
+    }
+
+    async fn control(&mut self, control: Control<B::In>) -> Result<(), ExitReason> {
+        match control {
+            Control::Subscribe(subscribing) => return self.subscribe(*subscribing, None).await,
+            Control::SetMode(mode) => self.set_mode(mode),
+            Control::Mode(answer) => {
+                let _ = answer.send(self.outlet.mode());
+            }
+            Control::Buffered(answer) => {
+                if matches!(B::KIND, Kind::Consumer | Kind::Supervisor) {
+                    tracing::error!(stage = %self.report.stage, "a consumer has no buffer to count");
+                }
+                let _ = answer.send(self.outlet.buffered());
+            }
+            Control::Limit(limit) => {
+                let now = Instant::now();
+                match (&mut self.limiter, limit) {
+                    (Some(limiter), Some(limit)) => limiter.update(limit, false, now),
+                    (limiter, limit) => {
+                        *limiter = limit.map(|limit| RateLimiter::new(limit, now));
+                    }
+                }
+            }
+            Control::Pause(paused) => self.paused = paused && !self.draining,
+            Control::Finish => self.finish(ExitReason::Normal),
+            Control::Stop(reason) => return Err(reason),
+        }
+        Ok(())
+    }
+
+    fn set_mode(&mut self, mode: DemandMode) {
+        match (B::KIND, mode) {
+            (Kind::Producer, _) => self.outlet.set_mode(mode),
+            (Kind::ProducerConsumer, DemandMode::Forward) => {}
+            _ => {
+                tracing::error!(stage = %self.report.stage, ?mode, "only producers have a demand mode");
+            }
+        }
+    }
+
+    /// Does all that can be done without a further message.
+    async fn settle(&mut self) -> Result<(), ExitReason> {
+        loop {
+            self.allow();
+            let delivered = self.outlet.deliver(&mut self.deliveries);
+            self.spend(delivered);
+            self.send();
+            if let Some(marker) = self.due.pop_front() {
+                self.reached(marker).await?;
+                continue;
+            }
+            if !self.paused {
+                let may = B::KIND != Kind::ProducerConsumer || self.outlet.unmet() > 0;
+                if let Some(input) = self.inlet.next(may) {
+                    self.handle(input).await?;
+                    continue;
+                }
+            }
+            if B::KIND == Kind::Producer && self.finishing.is_none() {
+                let demand = self.outlet.new_demand();
+                if demand > 0 {
+                    self.call(Callback::Demand(demand)).await?;
+                    continue;
+                }
+            }
+            if !self.come_to_an_end().await? {
+                self.gauges.waiting.store(self.inlet.held(), Relaxed);
+                self.gauges.buffered.store(self.outlet.held(), Relaxed);
+                return Ok(());
+            }
+        }
+    }
+
+    /// How many events may be delivered now.
+    fn allow(&mut self) {
+        let allowance = match &mut self.limiter {
+            _ if self.paused => 0,
+            Some(limiter) => limiter.left(Instant::now()),
+            None => usize::MAX,
+        };
+        self.outlet.allow(allowance);
+    }
+
+    fn spend(&mut self, events: usize) {
+        if let Some(limiter) = &mut self.limiter {
+            limiter.spend(events);
+        }
+    }
+
+    /// Runs a callback and sends off what it emitted, also when it ends the stage.
+    async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
+        let owed = match B::KIND {
+            Kind::ProducerConsumer => self.outlet.unmet(),
+            _ => self.outlet.owed(),
+        };
+        let mut out = Emitter::new(&mut self.staged, owed);
+        let behaviour = &mut self.behaviour;
+        let mut answer = None;
+        let outcome = contained(async {
+            match callback {
+                Callback::Demand(demand) => behaviour.handle_demand(demand, &mut out).await,
+                Callback::Events(events, from) => {
+                    behaviour.handle_events(events, from, &mut out).await
+                }
+                Callback::Subscribed(options, from, asking) => {
+                    *asking = behaviour.handle_subscribe(options, from, &mut out).await?;
+                    Ok(())
+                }
+                Callback::Cancelled(ended, from) => {
+                    behaviour.handle_cancel(ended, from, &mut out).await
+                }
+                Callback::Consumer(options, to) => {
+                    behaviour.handle_consumer(options, to, &mut out).await
+                }
+                Callback::ConsumerGone(ended, to) => {
+                    behaviour.handle_consumer_gone(ended, to, &mut out).await
+                }
+                Callback::Ready => behaviour.handle_ready(&mut out).await,
+                Callback::Drain => behaviour.handle_drain(&mut out).await,
+                Callback::Letter(letter) => {
+                    let Opened { outcome, answer: late } =
+                        letter.open(behaviour.stage(), &mut out).await;
+                    answer = late;
+                    outcome
+                }
+            }
+        })
+        .await;
+        let finishes = out.finishes();
+        self.emit();
+        drop(answer);
+        if finishes && outcome.is_ok() {
+            self.finish(ExitReason::Normal);
+        }
+        outcome
+    }
+}
+
+/// Waits until a stage has something; a panic in it ends the stage like one in a callback.
+async fn is_ready<B: Behaviour>(behaviour: &mut B) -> Result<(), ExitReason> {
+    contained(async {
+        behaviour.ready().await;
+        Ok(())
+    })
+    .await
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,309 @@
+//! What a stage does as a consumer: subscribing, handling what arrives, going on when a subscription
+//! has ended.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use tokio::time::Instant;
+
+use super::{
+    super::{
+        behaviour::{Behaviour, Kind},
+        link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
+        slot::{Occupant, Subscribing, Target, next_id},
+    },
+    Callback, StageTask,
+};
+use crate::{
+    backoff::BackoffState,
+    demand::Window,
+    exit::ExitReason,
+    inlet::{Input, Upstream},
+    subscription::{
+        Asking, Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription,
+        SubscriptionId,
+    },
+};
+
+/// What a stage keeps beside a subscription of its own.
+pub(super) struct Source<In> {
+    pub(super) target: Arc<dyn Target<In>>,
+    pub(super) options: SubscribeOptions,
+    pub(super) backoff: Option<BackoffState>,
+    /// Another subscription takes its place, so its end is not the stage's.
+    pub(super) replaced: bool,
+}
+
+/// A subscription that is to be made anew.
+pub(super) struct Retry<In> {
+    pub(super) at: Instant,
+    pub(super) target: Arc<dyn Target<In>>,
+    pub(super) options: SubscribeOptions,
+    pub(super) backoff: BackoffState,
+    pub(super) reason: ExitReason,
+}
+
+impl<B: Behaviour> StageTask<B> {
+    pub(super) async fn subscribe_all(
+        &mut self,
+        subscriptions: Vec<Subscribing<B::In>>,
+    ) -> Result<(), ExitReason> {
+        for subscribing in subscriptions {
+            // When several stages are restarted, the consumer may be the first to be back.
+            subscribing.target.settled().await;
+            self.subscribe(subscribing, None).await?;
+        }
+        self.settle().await
+    }
+
+    pub(super) fn producer_says(&mut self, message: ToConsumer<B::In>) {
+        match message {
+            ToConsumer::Events { from, events } => {
+                if self.inlet.get(from.id()).is_none() {
+                    self.report.held += events.len();
+                    from.cancel(SubscribeError::Unknown.into());
+                    return;
+                }
+                self.metrics.events_in.increment(events.len() as u64);
+                self.gauges.events_in.fetch_add(events.len() as u64, Relaxed);
+                self.inlet.queue(Input::Events { from: from.id(), events });
+            }
+            ToConsumer::Cancel { from, reason } => {
+                self.inlet.queue(Input::Ended { from, how: Cancellation::Cancel(reason) });
+            }
+            ToConsumer::Down { from, reason } => {
+                self.inlet.queue(Input::Ended { from, how: Cancellation::Down(reason) });
+            }
+            ToConsumer::Pause { from, paused } => {
+                if let Some(upstream) = self.inlet.get(from) {
+                    upstream.paused = paused;
+                }
+            }
+        }
+    }
+
+    /// Subscribes this stage to another.
+    pub(super) async fn subscribe(
+        &mut self,
+        subscribing: Subscribing<B::In>,
+        backoff: Option<BackoffState>,
+    ) -> Result<(), ExitReason> {
+        let Subscribing { target, options, replaces, answer } = subscribing;
+        let port = match target.occupant() {
+            Occupant::Running(port) => Some(port),
+            Occupant::Vacant => {
+                let subscription = self.subscription(Arc::new(Nobody));
+                if let Some(answer) = answer {
+                    let _ = answer.send(Ok(subscription));
+                }
+                return match options.mode() {
+                    Cancel::Temporary => Ok(()),
+                    mode => self.carry_on(mode, target, options, backoff, ExitReason::NoProcess),
+                };
+            }
+            Occupant::Restarting | Occupant::Ended => None,
+        };
+        let subscription = self.subscription(port.clone().unwrap_or_else(|| Arc::new(Nobody)));
+        let id = subscription.id();
+        let replaces = replaces.and_then(|(old, reason)| self.replace(old, reason, &target));
+        let subscribe = Subscribe {
+            subscription: subscription.clone(),
+            replaces,
+            stage: self.address.id,
+            name: self.report.stage.clone(),
+            options: options.clone(),
+            consumer: Arc::new(self.address.clone()),
+        };
+        let running =
+            port.is_some_and(|port| port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok());
+        let source = Source { target, options: options.clone(), backoff, replaced: false };
+        self.inlet.add(Upstream {
+            subscription: subscription.clone(),
+            window: None,
+            paused: false,
+            extra: source,
+        });
+        let mut asking = Asking::Automatic;
+        self.call(Callback::Subscribed(&options, &subscription, &mut asking)).await?;
+        if asking == Asking::Automatic
+            && let Some(upstream) = self.inlet.get(id)
+        {
+            upstream.window = Some(Window::new(&options));
+            subscription.ask(options.max());
+        }
+        if let Some(answer) = answer {
+            let _ = answer.send(Ok(subscription));
+        }
+        if !running {
+            let how = Cancellation::Down(ExitReason::NoProcess);
+            self.inlet.queue(Input::Ended { from: id, how });
+        }
+        Ok(())
+    }
+
+    pub(super) fn subscription(&self, producer: Arc<dyn DemandPort<B::In>>) -> Subscription {
+        let ports = Ports { producer, consumer: Arc::new(self.address.clone()) };
+        Subscription::new(SubscriptionId::new(next_id()), ports)
+    }
+
+    /// Takes note that a subscription is to be replaced. The producer swaps the two if it is the
+    /// same; another one has to be told.
+    pub(super) fn replace(
+        &mut self,
+        old: SubscriptionId,
+        reason: ExitReason,
+        target: &Arc<dyn Target<B::In>>,
+    ) -> Option<(SubscriptionId, ExitReason)> {
+        let upstream = self.inlet.get(old)?;
+        upstream.extra.replaced = true;
+        if Arc::ptr_eq(&upstream.extra.target, target) {
+            return Some((old, reason));
+        }
+        upstream.subscription.cancel(reason);
+        None
+    }
+
+    /// Goes on or ends after a subscription has ended, as its mode says.
+    pub(super) fn carry_on(
+        &mut self,
+        mode: Cancel,
+        target: Arc<dyn Target<B::In>>,
+        options: SubscribeOptions,
+        backoff: Option<BackoffState>,
+        reason: ExitReason,
+    ) -> Result<(), ExitReason> {
+        if let Cancel::Reconnect(policy) = mode
+            && !self.draining
+            && !matches!(target.occupant(), Occupant::Ended | Occupant::Vacant)
+        {
+            let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
+            let at = Instant::now() + backoff.next_delay(random());
+            self.retries.push(Retry { at, target, options, backoff, reason });
+            return Ok(());
+        }
+        if mode.survives(&reason) {
+            return Ok(());
+        }
+        let gently = match B::KIND {
+            Kind::ProducerConsumer => reason.is_graceful(),
+            Kind::Supervisor => matches!(reason, ExitReason::Normal),
+            Kind::Producer | Kind::Consumer => false,
+        };
+        if gently {
+            self.finish(reason);
+            return Ok(());
+        }
+        Err(reason)
+    }
+
+    /// Makes the subscriptions whose time has come.
+    pub(super) async fn retry(&mut self) -> Result<(), ExitReason> {
+        let now = Instant::now();
+        while let Some(place) = self.retries.iter().position(|retry| retry.at <= now) {
+            let Retry { target, options, backoff, reason, .. } = self.retries.swap_remove(place);
+            match target.occupant() {
+                Occupant::Running(_) => {
+                    let subscribing = Subscribing { target, options, replaces: None, answer: None };
+                    self.subscribe(subscribing, Some(backoff)).await?;
+                }
+                _ => self.carry_on(options.mode(), target, options, Some(backoff), reason)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn handle(&mut self, input: Input<B::In>) -> Result<(), ExitReason> {
+        match input {
+            Input::Events { from, events } => self.handle_events(from, events).await,
+            Input::Info(marker) => {
+                self.outlet.info(marker);
+                Ok(())
+            }
+            Input::Ended { from, how } => {
+                let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
+                let Upstream { subscription, extra, .. } = upstream;
+                self.call(Callback::Cancelled(&how, &subscription)).await?;
+                if extra.replaced {
+                    return Ok(());
+                }
+                let Source { target, options, backoff, .. } = extra;
+                let reason = how.reason().clone();
+                self.carry_on(options.mode(), target, options, backoff, reason)
+            }
+        }
+    }
+
+    /// Handles a message of events, chunk by chunk, asking between the chunks.
+    pub(super) async fn handle_events(
+        &mut self,
+        from: SubscriptionId,
+        mut events: Vec<B::In>,
+    ) -> Result<(), ExitReason> {
+        let Some(upstream) = self.inlet.get(from) else {
+            // Nobody knows whose they are. This cannot be: a subscription's end comes last.
+            self.report.held += events.len();
+            return Ok(());
+        };
+        if let Some(backoff) = &mut upstream.extra.backoff {
+            backoff.reset();
+        }
+        let subscription = upstream.subscription.clone();
+        let Some(mut batch) = upstream.window.as_ref().map(|window| window.receive(events.len()))
+        else {
+            let count = events.len();
+            return self.chunk(events, &subscription, count).await;
+        };
+        loop {
+            let upstream = self.inlet.get(from).expect("it ends by an input of its own");
+            let window = upstream.window.as_mut().expect("it stays automatic");
+            let Some(chunk) = window.next_chunk(&mut batch) else { return Ok(()) };
+            if chunk.excess > 0 {
+                let excess = chunk.excess;
+                tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
+            }
+            let rest = events.split_off(chunk.size);
+            let outcome = self.chunk(events, &subscription, chunk.size).await;
+            events = rest;
+            if outcome.is_err() {
+                self.report.held += events.len();
+                return outcome;
+            }
+            if self.finishing.is_none() {
+                subscription.ask(chunk.ask);
+            }
+        }
+    }
+
+    pub(super) async fn chunk(
+        &mut self,
+        events: Vec<B::In>,
+        from: &Subscription,
+        count: usize,
+    ) -> Result<(), ExitReason> {
+        let outcome = self.call(Callback::Events(events, from)).await;
+        if let Err(reason) = &outcome
+            && !reason.is_graceful()
+        {
+            // One that ends in good order has dealt with what it was given.
+            self.report.unfinished += count;
+        }
+        outcome
+    }
+}
+
+/// The producer of a subscription that never came about.
+struct Nobody;
+
+impl<E> DemandPort<E> for Nobody {
+    fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>> {
+        Err(message)
+    }
+}
+
+/// A number from 0 to 1, so that those who wait do not all come back at once.
+fn random() -> f64 {
+    let bits = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
+    f64::from(bits) / f64::from(u32::MAX)
+}

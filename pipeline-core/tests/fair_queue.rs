@@ -1,0 +1,300 @@
+//! The fair queue: whose turn it is, who waits, who is refused and what is discarded.
+
+mod support;
+
+use std::time::Duration;
+
+use pipeline_core::{
+    BufferKeep, Closed, ConsumerSupervisor, ExitReason, FairQueueOptions, FairQueueProducer, Offer,
+    Pipeline, SubscribeOptions, Timed, TryPushError, fair_queue,
+};
+use pipeline_test_support::{Keeper, Log, Recorded, gate, settle};
+use support::supervised;
+use tokio::{sync::mpsc, time::Instant};
+
+/// Workers that the keeper lets go, `workers` of them at once.
+fn gated(producer: FairQueueProducer<&'static str, u64>, workers: usize) -> (Pipeline, Keeper) {
+    let (gate, keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    (supervised(producer, ConsumerSupervisor::new(worker), workers, 0), keeper)
+}
+
+/// Everything that comes out of a queue, once its pushing end is gone.
+async fn all(producer: FairQueueProducer<&'static str, u64>) -> Vec<u64> {
+    let (sender, mut arrived) = mpsc::channel(100);
+    let worker = async move |event: &u64| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    let mut items = Vec::new();
+    while let Some(item) = arrived.recv().await {
+        items.push(item);
+    }
+    items
+}
+
+#[tokio::test]
+async fn who_has_one_item_does_not_wait_for_who_has_ten_thousand() {
+    let options = FairQueueOptions::new().capacity(20_000).key_capacity(10_000);
+    let (queue, producer) = fair_queue(options);
+    for item in 0..10_000 {
+        queue.try_push("flood", item).unwrap();
+    }
+    let (_pipeline, mut keeper) = gated(producer, 1);
+    assert_eq!(keeper.started(1).await, [0]);
+    keeper.let_go(5);
+    assert_eq!(keeper.started(5).await, [1, 2, 3, 4, 5]);
+
+    queue.try_push("other", 77_777).unwrap();
+    keeper.let_go(2);
+    let next = keeper.started(2).await;
+    assert!(next.contains(&77_777), "{next:?}");
+}
+
+#[tokio::test]
+async fn who_has_one_item_does_not_wait_for_callers_that_wait_for_room() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(10).key_capacity(10));
+    let (_pipeline, mut keeper) = gated(producer, 1);
+    for item in 0..500 {
+        tokio::spawn(queue.push("flood", item));
+    }
+    keeper.started(1).await;
+    settle().await;
+    assert_eq!(queue.len(), 10);
+    let single = tokio::spawn(queue.push("other", 77_777));
+    settle().await;
+    assert!(!single.is_finished());
+    keeper.let_go(2);
+    let next = keeper.started(2).await;
+    assert!(next.contains(&77_777), "{next:?}");
+    single.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn keys_are_served_by_their_weight() {
+    let weight = |user: &&'static str| if *user == "paying" { 3 } else { 0 };
+    let (queue, producer) = fair_queue(FairQueueOptions::new().weight(weight));
+    for item in 0..9 {
+        queue.push("free", item).await.unwrap();
+        queue.push("paying", 100 + item).await.unwrap();
+    }
+    drop(queue);
+    let items = all(producer).await;
+    assert_eq!(items[..8], [0, 100, 101, 102, 1, 103, 104, 105]);
+    assert_eq!(items.len(), 18);
+}
+
+#[tokio::test]
+async fn an_item_takes_as_much_of_its_keys_share_as_it_costs() {
+    // An item's cost is its number, and at least 1.
+    let options =
+        FairQueueOptions::new().cost(|item: &u64| u32::try_from(*item).unwrap()).quantum(100);
+    let (queue, producer) = fair_queue(options);
+    for _ in 0..3 {
+        queue.push("large", 100).await.unwrap();
+    }
+    for item in [0, 50, 50, 51, 52] {
+        queue.push("small", item).await.unwrap();
+    }
+    drop(queue);
+    assert_eq!(all(producer).await, [100, 0, 50, 100, 50, 51, 100, 52]);
+}
+
+#[tokio::test]
+async fn push_waits_for_room_of_its_key_and_no_other_key_waits_for_it() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(9).key_capacity(1));
+    let (_pipeline, mut keeper) = gated(producer, 1);
+    queue.push("a", 0).await.unwrap();
+    assert_eq!(keeper.started(1).await, [0]);
+    queue.push("a", 1).await.unwrap();
+    let waiting = tokio::spawn(queue.push("a", 2));
+    settle().await;
+    assert!(!waiting.is_finished());
+    assert_eq!(queue.try_push("a", 9), Err(TryPushError::KeyFull(9)));
+    queue.push("b", 3).await.unwrap();
+
+    keeper.let_go(1);
+    waiting.await.unwrap().unwrap();
+    keeper.let_go(2);
+    assert_eq!(keeper.started(3).await, [1, 3, 2]);
+}
+
+#[tokio::test]
+async fn a_push_that_is_given_up_leaves_nothing_behind() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(1));
+    queue.push("a", 1).await.unwrap();
+    let given_up = tokio::spawn(queue.push("a", 2));
+    settle().await;
+    let waits = tokio::spawn(queue.push("a", 3));
+    settle().await;
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    let arrived = tokio::spawn(all(producer));
+    waits.await.unwrap().unwrap();
+    drop(queue);
+    assert_eq!(arrived.await.unwrap(), [1, 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn push_timed_stamps_the_moment_of_the_call() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new());
+    let (sender, mut arrived) = mpsc::channel(1);
+    let worker = async move |event: &Timed<u64>| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let called_at = Instant::now();
+    let push = queue.push_timed("a", 7);
+    tokio::time::advance(Duration::from_millis(50)).await;
+    push.await.unwrap();
+    let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+
+    let event = arrived.recv().await.unwrap();
+    assert_eq!((event.enqueued_at(), event.into_inner()), (called_at, 7));
+}
+
+#[tokio::test]
+async fn a_queue_keeps_to_its_bounds() {
+    let (queue, _producer) = fair_queue(FairQueueOptions::new().capacity(3).key_capacity(2));
+    queue.try_push("a", 1).unwrap();
+    queue.try_push("a", 2).unwrap();
+    assert_eq!(queue.try_push("a", 3), Err(TryPushError::KeyFull(3)));
+    queue.try_push("b", 4).unwrap();
+    assert_eq!(queue.try_push("b", 5), Err(TryPushError::Full(5)));
+    assert_eq!((queue.len(), queue.len_of(&"a"), queue.len_of(&"c")), (3, 2, 0));
+    assert_eq!((queue.capacity(), queue.key_capacity(), queue.is_empty()), (3, 2, false));
+}
+
+#[tokio::test]
+async fn who_floods_the_queue_pays_for_what_is_offered() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(4).key_capacity(3));
+    for item in 0..3 {
+        assert_eq!(queue.offer("flood", item), Ok(Offer::Kept));
+    }
+    assert_eq!(queue.offer("flood", 3), Ok(Offer::DisplacedOldest));
+    assert_eq!(queue.offer("small", 10), Ok(Offer::Kept));
+    assert_eq!(queue.offer("other", 20), Ok(Offer::DisplacedOldest));
+    assert_eq!((queue.len(), queue.discarded()), (4, 2));
+    drop(queue);
+    assert_eq!(all(producer).await, [2, 10, 20, 3]);
+}
+
+#[tokio::test]
+async fn what_is_discarded_is_counted_and_logged_when_it_begins_and_is_over() {
+    let (log, _guard) = Log::keep();
+    let (telemetry, recorded) = Recorded::new();
+    let options = FairQueueOptions::new().capacity(5).key_capacity(2).keep(BufferKeep::First);
+    let (queue, producer) = fair_queue(options);
+    let offers: Vec<Offer> = (0..5u64).map(|item| queue.offer("a", item).unwrap()).collect();
+    assert_eq!(offers[..2], [Offer::Kept; 2]);
+    assert_eq!(offers[2..], [Offer::Discarded; 3]);
+    assert_eq!(log.take(), ["WARN message=the queue or a key of it is full, discarding"]);
+
+    let worker = async |_: &u64| Ok(());
+    let pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.drain(Duration::from_secs(60)).await.left_undone(), 0);
+    let labels = "pipeline=test,reason=queue_full,stage=producer".to_owned();
+    assert_eq!(recorded.counters("pipeline.events_discarded"), [(labels, 3)]);
+    let told: Vec<String> =
+        log.take().into_iter().filter(|line| line.contains("the queue")).collect();
+    assert_eq!(told, ["WARN discarded=3 message=the queue has room again"]);
+}
+
+#[tokio::test]
+async fn a_closed_queue_gives_every_item_back() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(1));
+    queue.push("a", 1).await.unwrap();
+    let waiting = tokio::spawn(queue.push("a", 2));
+    settle().await;
+    drop(producer);
+    assert_eq!(waiting.await.unwrap(), Err(Closed(2)));
+    assert_eq!(queue.push("a", 3).await, Err(Closed(3)));
+    assert_eq!(queue.try_push("b", 4), Err(TryPushError::Closed(4)));
+    assert_eq!(queue.offer("b", 5), Err(Closed(5)));
+    assert!(queue.is_closed());
+}
+
+#[tokio::test]
+async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new());
+    let (mut pipeline, mut keeper) = gated(producer, 9);
+    let second = queue.clone();
+    drop(queue);
+    for item in 0..3 {
+        second.push("a", item).await.unwrap();
+    }
+    drop(second);
+    assert_eq!(keeper.started(3).await, [0, 1, 2]);
+    keeper.let_go(3);
+    let report = pipeline.ended().await;
+    assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
+    assert_eq!(report.left_undone(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_takes_nothing_more_and_reports_what_is_held() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(4));
+    let (pipeline, mut keeper) = gated(producer, 1);
+    for item in 0..4 {
+        queue.push("a", item).await.unwrap();
+        queue.push("b", item).await.unwrap();
+    }
+    keeper.started(1).await;
+    queue.push("a", 4).await.unwrap();
+    let waiting = tokio::spawn(queue.push("a", 5));
+    settle().await;
+    let report = pipeline.drain(Duration::from_millis(50)).await;
+    assert_eq!(waiting.await.unwrap(), Err(Closed(5)));
+    assert_eq!(queue.try_push("b", 6), Err(TryPushError::Closed(6)));
+    let producer = report.stages.iter().find(|stage| &*stage.stage == "producer").unwrap();
+    assert_eq!((producer.held, report.left_undone()), (8, 9));
+}
+
+#[test]
+#[should_panic = "a key needs room for at least one item"]
+fn a_key_without_room_is_a_mistake() {
+    let _ = fair_queue::<u64, u64>(FairQueueOptions::new().key_capacity(0));
+}
+
+#[test]
+#[should_panic = "a turn without a quantum"]
+fn a_turn_without_a_quantum_is_a_mistake() {
+    let _ = fair_queue::<u64, u64>(FairQueueOptions::new().quantum(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_pushers_lose_nothing_and_keep_their_own_order() {
+    const PUSHERS: usize = 8;
+    const EACH: u64 = 2_000;
+    let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(16).key_capacity(3));
+    let (sender, mut arrived) = mpsc::channel(64);
+    let worker = async move |event: &(usize, u64)| {
+        sender.send(*event).await?;
+        Ok(())
+    };
+    let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    for pusher in 0..PUSHERS {
+        let queue = queue.clone();
+        tokio::spawn(async move {
+            for n in 0..EACH {
+                // Two pushers a key.
+                queue.push(pusher / 2, (pusher, n)).await.unwrap();
+            }
+        });
+    }
+    drop(queue);
+    let mut next = [0; PUSHERS];
+    while let Some((pusher, n)) = arrived.recv().await {
+        assert_eq!(next[pusher], n);
+        next[pusher] += 1;
+    }
+    assert_eq!(next, [EACH; PUSHERS]);
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+}

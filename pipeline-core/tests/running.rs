@@ -1,0 +1,395 @@
+//! What can be done to stages while they run.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use pipeline_core::{
+    Activity, Adaptive, Backoff, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
+    HandleCall, Pipeline, Producer, ProducerHandle, QueueOptions, QueueProducer, RateLimit, Stage,
+    StageContext, StartError, SubscribeOptions, Unsubscribed, for_each, from_iter, queue,
+    testkit::{Command, assert_no_task_left, recording, scripted, settle},
+};
+use tokio::time::{Instant, sleep};
+
+fn demand(max: usize, min: usize) -> SubscribeOptions {
+    SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_stage_delivers_nothing_and_then_everything() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer);
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&consumer, &producer, demand(10, 5));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    producer.pause();
+    script.emit([1, 2, 3]).await;
+    settle().await;
+    assert!(recording.batches().is_empty());
+    assert_eq!(pipeline.snapshot().stages[0].activity, Activity::Paused);
+    assert_eq!(producer.estimate_buffered_count().await, Ok(3));
+    producer.resume();
+    settle().await;
+    assert_eq!(recording.events(), [1, 2, 3]);
+
+    consumer.pause();
+    settle().await;
+    script.emit([4, 5]).await;
+    settle().await;
+    assert!(recording.batches().is_empty());
+    assert_eq!(pipeline.snapshot().stages[1].waiting, 2);
+    consumer.resume();
+    settle().await;
+    assert_eq!(recording.events(), [4, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_subscription_holds_up_no_other() {
+    let ((left, left_script), (right, right_script)) = (scripted(), scripted());
+    let (consumer, recording) = recording();
+    let mut graph = Graph::new("test");
+    let (left, right) = (graph.producer("left", left), graph.producer("right", right));
+    let consumer = graph.consumer("consumer", consumer);
+    let _pipeline = graph.start().unwrap();
+    let subscription = consumer.subscribe(&left, demand(4, 2)).await.unwrap();
+    consumer.subscribe(&right, demand(4, 2)).await.unwrap();
+    subscription.pause();
+    settle().await;
+    left_script.emit([1, 2]).await;
+    right_script.emit([10]).await;
+    settle().await;
+    assert_eq!(recording.events(), [10]);
+    subscription.resume();
+    settle().await;
+    assert_eq!(recording.events(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_finishes_delivers_what_it_holds_first() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer);
+    let consumer = graph.consumer("consumer", consumer.manual());
+    graph.subscribe(&consumer, &producer, demand(10, 5));
+    let mut pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1, 2, 3]).await;
+    let finishing = tokio::spawn({
+        let producer = producer.clone();
+        async move { producer.finish().await }
+    });
+    settle().await;
+    assert!(producer.is_running());
+    recording.allow(2);
+    settle().await;
+    assert!(producer.is_running());
+    recording.allow(1);
+    finishing.await.unwrap();
+    assert_eq!(recording.events(), [1, 2, 3]);
+    let report = pipeline.ended().await;
+    assert_eq!((report.left_undone(), report.failure().is_none()), (0, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_that_is_made_anew_gets_its_consumer_back() {
+    let (producer, script) = scripted::<u64>();
+    let (consumer, recording) = recording();
+    let made = Arc::new(AtomicUsize::new(0));
+    let mut graph = Graph::new("test");
+    // Each incarnation has a script of its own; the first is kept here.
+    let mut first = Some(producer);
+    let counted = made.clone();
+    let producer = graph.producer_with(
+        Stage::restarting(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            first.take().unwrap_or_else(|| scripted().0.from_iter(100..104))
+        })
+        .named("producer"),
+    );
+    let consumer = graph.consumer("consumer", consumer);
+    let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+    graph.subscribe(&consumer, &producer, demand(4, 2).cancel(Cancel::Reconnect(backoff)));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1]).await;
+    script.tell(Command::Panic("on purpose")).await.unwrap();
+    settle().await;
+    assert_eq!(recording.events(), [1]);
+    assert!(consumer.is_running() && producer.is_running());
+    assert_eq!(made.load(Ordering::Relaxed), 2);
+    assert_eq!(recording.subscriptions(), 1, "it waits before it comes back");
+    assert_eq!(pipeline.snapshot().stages[0].restarts, 1);
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(recording.subscriptions(), 2);
+    assert_eq!(recording.events()[..4], [100, 101, 102, 103]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_keeps_failing_stops_the_pipeline() {
+    let (consumer, recording) = recording::<u64>();
+    let mut graph = Graph::new("test");
+    let producer = graph.producer_with(
+        Stage::restarting(|| {
+            let (producer, script) = scripted();
+            script.on_demand(Command::Panic("always"));
+            producer
+        })
+        .max_restarts(2, Duration::from_secs(5)),
+    );
+    let consumer = graph.consumer("consumer", consumer);
+    let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
+    graph.subscribe(&consumer, &producer, demand(4, 2).cancel(Cancel::Reconnect(backoff)));
+    let mut pipeline = graph.start().unwrap();
+    let report = pipeline.ended().await;
+    let failures = report.stages.iter().filter(|stage| !stage.reason.is_graceful());
+    assert_eq!(failures.count(), 3, "two restarts, and one too many: {report}");
+    assert_eq!(recording.terminated().unwrap().to_string(), "shutdown");
+    assert_no_task_left().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_nobody_is_there_for_can_be_discarded() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer = graph
+        .producer_with(Stage::new(producer).named("producer").unsubscribed(Unsubscribed::Discard));
+    let consumer = graph.consumer("consumer", consumer.manual());
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1, 2, 3]).await;
+    consumer.subscribe(&producer, demand(10, 5)).await.unwrap();
+    settle().await;
+    script.emit([4]).await;
+    recording.allow(10);
+    settle().await;
+    assert_eq!(recording.events(), [4]);
+    assert_eq!(pipeline.snapshot().stages[0].discarded, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_spreads_events_over_intervals_and_can_be_changed() {
+    let (consumer, recording) = recording();
+    let mut graph = Graph::new("test");
+    let limit = RateLimit::new(3, Duration::from_millis(100));
+    let producer =
+        graph.producer_with(Stage::new(from_iter(0..100)).named("producer").rate_limit(limit));
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&consumer, &producer, demand(10, 5));
+    let _pipeline = graph.start().unwrap();
+    settle().await;
+    assert_eq!(recording.events(), [0, 1, 2]);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(recording.events(), [0; 0]);
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(recording.events(), [3, 4, 5]);
+    producer.rate_limit(RateLimit::new(1, Duration::from_millis(100)));
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(recording.events(), [6]);
+    producer.rate_limit(None);
+    settle().await;
+    assert_eq!(recording.events().len(), 93);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_shows_where_events_wait_and_for_whom() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("source", producer);
+    let consumer = graph.consumer("sink", consumer.manual());
+    graph.subscribe(&consumer, &producer, demand(10, 5));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1, 2, 3]).await;
+    recording.allow(1);
+    settle().await;
+    let before = pipeline.snapshot();
+    let [source, sink] = &before.stages[..] else { panic!("two stages") };
+    assert_eq!((&*source.stage, &*sink.stage), ("source", "sink"));
+    assert_eq!((source.events_out, source.buffered, sink.events_in), (1, 2, 1));
+    assert_eq!(source.activity, Activity::WaitingForDemand);
+    assert_eq!(sink.activity, Activity::WaitingForEvents);
+    let [subscription] = &source.subscriptions[..] else { panic!("one subscription") };
+    assert_eq!((&*subscription.consumer, subscription.pending), ("sink", 0));
+    recording.allow(5);
+    sleep(Duration::from_secs(3)).await;
+    let after = pipeline.snapshot();
+    assert_eq!(after.stages[0].subscriptions[0].pending, 3);
+    assert_eq!(after.stages[0].activity, Activity::WaitingForEvents);
+    let waited = after.stages[0].waiting_for_events - before.stages[0].waiting_for_events;
+    assert_eq!(waited.as_secs(), 3);
+    recording.subscription().cancel(ExitReason::Normal);
+    settle().await;
+    let end = pipeline.snapshot();
+    assert!(end.stages[0].subscriptions.is_empty());
+    assert_eq!(end.stages[1].activity, Activity::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_is_found_by_its_name_and_type() {
+    let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    let pipeline = Pipeline::builder("test")
+        .producer(producer)
+        .consumer(for_each(async |_: u64| {}), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let found: Option<ProducerHandle<QueueProducer<u64>>> = pipeline.stage("producer");
+    assert_eq!(found.unwrap().name(), "producer");
+    let other: Option<ProducerHandle<QueueProducer<u32>>> = pipeline.stage("producer");
+    assert!(other.is_none(), "of another type");
+    let missing: Option<ProducerHandle<QueueProducer<u64>>> = pipeline.stage("nobody");
+    assert!(missing.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_names_one_stage() {
+    let mut graph = Graph::new("test");
+    let _one = graph.producer("twin", from_iter(0..3));
+    let two = graph.producer("twin", from_iter(0..3));
+    let error = graph.start().unwrap_err();
+    assert!(matches!(&error, StartError::NameTaken { stage } if &**stage == "twin"), "{error}");
+    assert!(!two.is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn batches_leave_when_they_are_full_or_their_time_is_up() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let pipeline = Pipeline::builder("test")
+        .producer(producer)
+        .batch(3, Duration::from_millis(100))
+        .consumer(consumer, demand(10, 5))
+        .start()
+        .unwrap();
+    settle().await;
+    script.emit([1, 2, 3, 4]).await;
+    settle().await;
+    assert_eq!(recording.events(), [[1, 2, 3]]);
+    let start = Instant::now();
+    sleep(Duration::from_millis(90)).await;
+    assert!(recording.events().is_empty(), "{:?}", start.elapsed());
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(recording.events(), [[4]]);
+    // What is open when the source ends is not lost.
+    script.emit([5]).await;
+    let report = pipeline.drain(Duration::from_secs(1)).await;
+    assert_eq!(report.left_undone(), 0, "{report}");
+    assert_eq!(recording.events(), [[5]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn maps_and_filters_stand_in_a_row() {
+    let (consumer, recording) = recording();
+    let mut pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..10))
+        .map(|n| n * n)
+        .filter(|n| n % 2 == 0)
+        .consumer(consumer, demand(2, 1))
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(recording.events(), [0, 4, 16, 36, 64]);
+    assert_no_task_left().await;
+}
+
+/// Answers how many it has, when it gets around to it.
+struct Later(Option<pipeline_core::Caller<u32>>);
+struct HowMany;
+struct Answer;
+
+impl Producer for Later {
+    type Event = u32;
+
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
+        assert_eq!(context.handle().name(), context.stage());
+        Ok(())
+    }
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u32>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCall<HowMany, u32> for Later {
+    type Reply = u32;
+
+    async fn handle_call(
+        &mut self,
+        _: HowMany,
+        caller: &mut pipeline_core::Caller<u32>,
+        _: &mut Emitter<'_, u32>,
+    ) -> Result<(), ExitReason> {
+        self.0 = Some(caller.later());
+        Ok(())
+    }
+}
+
+impl HandleCall<Answer, u32> for Later {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        _: Answer,
+        caller: &mut pipeline_core::Caller<()>,
+        _: &mut Emitter<'_, u32>,
+    ) -> Result<(), ExitReason> {
+        if let Some(mut waiting) = self.0.take() {
+            waiting.reply(7);
+        }
+        caller.reply(());
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_can_be_answered_from_a_later_callback() {
+    let mut graph = Graph::new("test");
+    let later = graph.producer("later", Later(None));
+    let _pipeline = graph.start().unwrap();
+    let asking = tokio::spawn({
+        let later = later.clone();
+        async move { later.call(HowMany).await }
+    });
+    settle().await;
+    assert!(!asking.is_finished());
+    later.call(Answer).await.unwrap();
+    assert_eq!(asking.await.unwrap(), Ok(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_supervisor_finds_out_how_many_workers_do_best() {
+    const CAPACITY: usize = 8;
+    let (running, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, most) = (running.clone(), peak.clone());
+    // A service that is done in 10 ms as long as no more than so many ask it at once.
+    let worker = async move |_: &u64| {
+        let now = counted.fetch_add(1, Ordering::Relaxed) + 1;
+        most.fetch_max(now, Ordering::Relaxed);
+        let slower = u32::try_from(now.div_ceil(CAPACITY)).unwrap();
+        sleep(Duration::from_millis(10) * slower).await;
+        counted.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let supervisor = ConsumerSupervisor::new(worker).adaptive(Adaptive::between(1, 100).initial(1));
+    let mut pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..20_000))
+        .consumer_supervisor(supervisor, demand(100, 50))
+        .start()
+        .unwrap();
+    sleep(Duration::from_secs(5)).await;
+    peak.store(0, Ordering::Relaxed);
+    sleep(Duration::from_secs(1)).await;
+    let found = peak.load(Ordering::Relaxed);
+    assert!((CAPACITY / 2..=CAPACITY * 2).contains(&found), "{found} at once");
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+}

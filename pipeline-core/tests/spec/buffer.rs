@@ -1,0 +1,324 @@
+//! Section 5.5: the buffer; and of section 5.16, what is about it.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    BufferKeep, Caller, Cancel, Deliveries, DemandMode, Dispatcher, Emitter, ExitReason, Graph,
+    HandleCall, Pipeline, Producer, ProducerHandle, Stage, SubscribeOptions, Subscriber,
+    SubscriptionId,
+    testkit::{ScriptedProducer, settle},
+};
+use pipeline_test_support::Log;
+
+use crate::stages::{Reader, Relay, Source, auto, complaints, dropped, list};
+
+/// `silent` with a buffer of this size.
+fn buffering<E: Send + 'static>(size: usize, keep: BufferKeep) -> Source<E> {
+    Source::with(|stage| stage.buffer_size(size).buffer_keep(keep))
+}
+
+/// The letters of each message.
+fn words(batches: Vec<Vec<char>>) -> Vec<String> {
+    batches.into_iter().map(String::from_iter).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_062_a_producer_keeps_10_000_events_and_a_producer_consumer_any_number() {
+    let (log, _guard) = Log::keep();
+    let source = Source::silent();
+    source.emit(0..10_000).await;
+    assert_eq!((source.count().await, complaints(&log)), (10_000, vec![]));
+    source.emit([10_000]).await;
+    assert_eq!((source.count().await, complaints(&log)), (10_000, vec![dropped(1)]));
+
+    let relay = Relay::identity();
+    relay.emit(0..100_000).await;
+    relay.emit(0..100_000).await;
+    assert_eq!((relay.count().await, complaints(&log)), (200_000, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_063_keeping_the_last_the_oldest_make_room_and_are_reported_once() {
+    let (log, _guard) = Log::keep();
+    let source = buffering(5, BufferKeep::Last);
+    source.emit("abcde".chars()).await;
+    assert_eq!(complaints(&log), [""; 0]);
+    source.emit("fgh".chars()).await;
+    assert_eq!(complaints(&log), [dropped(3)]);
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    assert_eq!(words(consumer.got()), ["defg", "h"]);
+    assert_eq!(complaints(&log), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_064_keeping_the_first_what_comes_in_is_dropped() {
+    let (log, _guard) = Log::keep();
+    let source = buffering(5, BufferKeep::First);
+    source.emit("abcde".chars()).await;
+    source.emit("fgh".chars()).await;
+    assert_eq!(complaints(&log), [dropped(3)]);
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    assert_eq!(words(consumer.got()), ["abcd", "e"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_065_of_a_batch_larger_than_the_buffer_the_tail_is_kept() {
+    let (log, _guard) = Log::keep();
+    let source = buffering(3, BufferKeep::Last);
+    let raw = Reader::raw_of(source.handle()).await;
+    source.emit(1..=10).await;
+    assert_eq!(complaints(&log), [dropped(7)]);
+    assert_eq!(source.count().await, 3);
+    assert_eq!(raw.asks(10).await, [[8, 9, 10]]);
+    assert_eq!(source.script.demands(), [7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_066_keeping_the_first_a_batch_fills_the_room_that_is_left() {
+    let (log, _guard) = Log::keep();
+    let source = buffering(5, BufferKeep::First);
+    let raw = Reader::raw_of(source.handle()).await;
+    source.emit([1, 2, 3]).await;
+    source.emit([4, 5, 6, 7]).await;
+    assert_eq!(complaints(&log), [dropped(2)]);
+    assert_eq!(raw.asks(10).await, [[1, 2, 3, 4, 5]]);
+    assert_eq!(source.script.demands(), [5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_067_an_unlimited_buffer_keeps_all() {
+    let (log, _guard) = Log::keep();
+    let source = buffering(usize::MAX, BufferKeep::Last);
+    source.emit("abcde".chars()).await;
+    assert_eq!(source.count().await, 5);
+    source.emit("fgh".chars()).await;
+    assert_eq!(source.count().await, 8);
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    assert_eq!(words(consumer.got()), ["abcd", "efgh"]);
+    assert_eq!(source.count().await, 0);
+    assert_eq!(complaints(&log), [""; 0]);
+}
+
+/// Emits what it is told to, and has an opinion on whether drops are to be logged.
+struct Careful {
+    logs: bool,
+    told: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Producer for Careful {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+
+    fn format_discarded(&mut self, count: usize) -> bool {
+        self.told.lock().push(count);
+        self.logs
+    }
+}
+
+impl HandleCall<Vec<u64>, u64> for Careful {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        events: Vec<u64>,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        caller.reply(());
+        out.emit_all(events);
+        Ok(())
+    }
+}
+
+/// Emits 8 events into a buffer of 5 that keeps the first; what `format_discarded` was told, and what
+/// was logged.
+async fn careful(logs: bool) -> (Vec<usize>, Vec<String>) {
+    let (log, _guard) = Log::keep();
+    let told = Arc::default();
+    let producer = Careful { logs, told: Arc::clone(&told) };
+    let stage = Stage::new(producer).named("source").buffer_size(5).buffer_keep(BufferKeep::First);
+    let mut graph = Graph::new("test");
+    let producer: ProducerHandle<Careful> = graph.producer_with(stage);
+    let _pipeline: Pipeline = graph.start().unwrap();
+    producer.call(list(1..=8)).await.unwrap();
+    settle().await;
+    assert_eq!(producer.estimate_buffered_count().await, Ok(5));
+    let told = told.lock().clone();
+    (told, complaints(&log))
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_068_drops_that_format_discarded_answers_false_to_are_not_logged() {
+    assert_eq!(careful(false).await, (vec![3], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_069_drops_that_format_discarded_answers_true_to_are_logged() {
+    assert_eq!(careful(true).await, (vec![3], vec![dropped(3)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_070_a_consumer_has_nothing_buffered_and_logs_that_it_was_asked() {
+    let (log, _guard) = Log::keep();
+    let consumer = Reader::<u64>::auto();
+    assert_eq!(consumer.handle.estimate_buffered_count().await, Ok(0));
+    assert_eq!(complaints(&log), ["ERROR message=a consumer has no buffer to count stage=reader"]);
+    assert!(consumer.handle.is_running());
+}
+
+/// a asks 10 and leaves; then [1..4] are emitted, and b asks 3.
+async fn after_a_leaver() -> (Source<u64>, Reader<u64>) {
+    let source = Source::silent();
+    let a = Reader::raw();
+    a.subscribe(source.handle(), SubscribeOptions::new().cancel(Cancel::Temporary)).await;
+    assert_eq!(a.asks(10).await, [[0; 0]; 0]);
+    assert_eq!(source.script.demands(), [10]);
+    a.recording.subscription().cancel(ExitReason::Normal);
+    settle().await;
+    source.emit(1..=4).await;
+    assert_eq!(source.count().await, 4);
+    let b = Reader::raw_of(source.handle()).await;
+    assert_eq!(a.got(), [[0; 0]; 0]);
+    (source, b)
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_001_what_was_emitted_for_a_leaver_goes_to_who_asks_next() {
+    let (source, b) = after_a_leaver().await;
+    assert_eq!(b.asks(3).await, [[1, 2, 3]]);
+    assert_eq!(source.count().await, 1);
+    assert_eq!(source.script.demands(), [0; 0], "6 are still owed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_002_new_events_do_not_overtake_buffered_ones() {
+    let (source, b) = after_a_leaver().await;
+    b.asks(3).await;
+    source.emit([5, 6]).await;
+    assert_eq!(b.got(), [[0; 0]; 0]);
+    assert_eq!(source.count().await, 3);
+    assert_eq!(b.asks(10).await, [[4, 5, 6]]);
+    assert_eq!(source.script.demands(), [3]);
+    assert_eq!(source.count().await, 0);
+}
+
+/// Sends one event at a time, to its only subscriber.
+#[derive(Default)]
+struct OneByOne(Option<(SubscriptionId, usize)>);
+
+impl<E> Dispatcher<E> for OneByOne {
+    fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
+        self.0 = Some((subscriber.id, 0));
+        Ok(())
+    }
+
+    fn cancel(&mut self, _id: SubscriptionId, _out: &mut Deliveries<E>) {
+        self.0 = None;
+    }
+
+    fn ask(&mut self, _id: SubscriptionId, demand: usize, _out: &mut Deliveries<E>) {
+        if let Some((_, outstanding)) = &mut self.0 {
+            *outstanding += demand;
+        }
+    }
+
+    fn unmet(&self) -> usize {
+        self.0.map_or(0, |(_, outstanding)| outstanding)
+    }
+
+    fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        if let Some((id, outstanding)) = &mut self.0
+            && *outstanding > 0
+            && let Some(event) = events.pop_front()
+        {
+            *outstanding -= 1;
+            out.send(*id, vec![event]);
+        }
+    }
+
+    fn outstanding(&self, _id: SubscriptionId) -> usize {
+        Dispatcher::<E>::unmet(self)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_004_what_a_dispatcher_leaves_goes_back_to_the_front() {
+    let source = Source::with(|stage: Stage<ScriptedProducer<u64>, u64>| {
+        stage.dispatcher(OneByOne::default)
+    });
+    source.emit(1..=5).await;
+    assert_eq!(source.count().await, 5);
+    let c = Reader::raw_of(source.handle()).await;
+    assert_eq!(c.asks(2).await, [[1], [2]]);
+    assert_eq!(source.count().await, 3);
+    assert_eq!(c.asks(3).await, [[3], [4], [5]]);
+    assert_eq!(source.count().await, 0);
+    assert_eq!(source.script.demands(), [0; 0]);
+
+    // The same before a marker: what is left of its events stays before it.
+    source.emit(1..=3).await;
+    source.mark("m").await;
+    source.emit([4, 5]).await;
+    assert_eq!(c.asks(2).await, [[1], [2]]);
+    assert_eq!(source.script.infos(), [""; 0]);
+    assert_eq!(c.asks(3).await, [[3], [4], [5]]);
+    assert_eq!(source.script.infos(), ["m"]);
+
+    // The same between two chunks: what the second emits does not overtake what the first one did.
+    let source = Source::silent();
+    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).dispatcher(OneByOne::default));
+    relay.subscribe(&source, auto(4, 2)).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(4).await, [[0; 0]; 0]);
+    source.emit(1..=4).await;
+    assert_eq!(c.got(), [[1], [2], [3], [4]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_020_markers_are_not_counted_and_withheld_events_are() {
+    let source = buffering(usize::MAX, BufferKeep::Last);
+    source.emit([1, 2]).await;
+    source.mark("m").await;
+    source.emit([3, 4]).await;
+    assert_eq!(source.count().await, 4);
+
+    let source = Source::with(|stage| stage.demand(DemandMode::Accumulate));
+    let raw = Reader::raw_of(source.handle()).await;
+    raw.asks(10).await;
+    source.emit([1, 2, 3]).await;
+    source.mark("m").await;
+    source.emit([4]).await;
+    assert_eq!((source.count().await, raw.got()), (4, vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_021_without_a_buffer_events_without_demand_are_dropped_and_counted_and_reported() {
+    let (log, _guard) = Log::keep();
+    for keep in [BufferKeep::First, BufferKeep::Last] {
+        let source = buffering(0, keep);
+        let raw = Reader::raw_of(source.handle()).await;
+        source.emit([1]).await;
+        assert_eq!(complaints(&log), [dropped(1)]);
+        assert_eq!(raw.asks(2).await, [[0; 0]; 0]);
+        assert_eq!(source.script.demands(), [2]);
+        source.emit([2, 3, 4, 5, 6]).await;
+        assert_eq!(raw.got(), [[2, 3]]);
+        assert_eq!(complaints(&log), [dropped(3)]);
+        assert_eq!(source.count().await, 0);
+        source.handle().stop(ExitReason::Normal).await;
+        let Source { mut pipeline, .. } = source;
+        let report = pipeline.ended().await;
+        assert_eq!((report.stages[0].discarded, report.left_undone()), (4, 0));
+    }
+}

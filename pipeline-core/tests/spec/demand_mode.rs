@@ -1,0 +1,175 @@
+//! Section 5.7: the demand mode; and of section 5.16, what is about it.
+
+use pipeline_core::{
+    BroadcastDispatcher, DemandMode, ExitReason, Stage, SubscribeOptions, testkit::settle,
+};
+use pipeline_test_support::Log;
+
+use crate::stages::{Reader, Relay, Source, auto, complaints};
+
+/// `counter`, as far as it is of interest.
+fn counter(mode: DemandMode) -> Source<u64> {
+    Source::finite_with(6, |stage| stage.demand(mode))
+}
+
+/// `silent`, accumulating.
+fn accumulating() -> Source<u64> {
+    Source::with(|stage| stage.demand(DemandMode::Accumulate))
+}
+
+/// Sets the mode, and waits until all that follows has happened.
+async fn set(source: &Source<u64>, mode: DemandMode) {
+    source.handle().demand(mode);
+    settle().await;
+}
+
+const NOTHING: [[u64; 0]; 0] = [];
+const NO_DEMAND: [usize; 0] = [];
+
+#[tokio::test(start_paused = true)]
+async fn s_082_demand_waits_while_a_producer_accumulates() {
+    let source = counter(DemandMode::Accumulate);
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_083_the_mode_can_be_changed_and_read_while_the_producer_runs() {
+    let source = counter(DemandMode::Forward);
+    set(&source, DemandMode::Accumulate).await;
+    assert_eq!(source.handle().demand_mode().await, Ok(DemandMode::Accumulate));
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(source.handle().demand_mode().await, Ok(DemandMode::Forward));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_084_a_mode_may_be_set_before_anybody_subscribes() {
+    let source = counter(DemandMode::Accumulate);
+    set(&source, DemandMode::Forward).await;
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_085_to_accumulate_twice_changes_nothing() {
+    let source = counter(DemandMode::Accumulate);
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(4, 0)).await;
+    set(&source, DemandMode::Accumulate).await;
+    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(source.script.demands(), [4, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_086_recorded_demands_are_not_summed() {
+    let source = accumulating();
+    let consumers = [Reader::auto(), Reader::auto()];
+    for consumer in &consumers {
+        consumer.subscribe(source.handle(), SubscribeOptions::new().max_demand(2)).await;
+    }
+    assert_eq!(source.script.demands(), NO_DEMAND);
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(source.script.demands(), [2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_087_demands_and_emissions_are_replayed_in_order() {
+    let (x, y, z) = (1, 2, 3);
+    let source = accumulating();
+    let (c1, c2) = (Reader::raw_of(source.handle()).await, Reader::raw_of(source.handle()).await);
+    assert_eq!(c1.asks(3).await, NOTHING);
+    source.emit([x]).await;
+    assert_eq!(c2.asks(5).await, NOTHING);
+    source.emit([y, z]).await;
+    assert_eq!((c1.got(), c2.got(), source.script.demands()), (vec![], vec![], vec![]));
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(source.script.demands(), [3, 5]);
+    assert_eq!((c1.got(), c2.got()), (vec![], vec![vec![x], vec![y, z]]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_088_demand_that_the_buffer_covers_is_not_recorded() {
+    let source = Source::silent();
+    source.emit([1, 2, 3]).await;
+    set(&source, DemandMode::Accumulate).await;
+    let consumer = Reader::auto();
+    consumer.subscribe(source.handle(), auto(2, 0)).await;
+    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(consumer.got(), [vec![1, 2], vec![3]]);
+    assert_eq!(source.script.demands(), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_089_what_was_emitted_while_nobody_was_there_goes_to_all_who_have_come_since() {
+    let source = Source::with(|stage| stage.dispatcher(BroadcastDispatcher::new));
+    let (old, new) = ([Reader::auto(), Reader::auto()], [Reader::auto(), Reader::auto()]);
+    for consumer in &old {
+        consumer.subscribe(source.handle(), auto(10, 0)).await;
+    }
+    set(&source, DemandMode::Accumulate).await;
+    for consumer in &old {
+        consumer.handle.stop(ExitReason::Normal).await;
+    }
+    for n in 1..=4 {
+        source.emit([n]).await;
+    }
+    for consumer in &new {
+        consumer.subscribe(source.handle(), auto(10, 0)).await;
+    }
+    for consumer in old.iter().chain(&new) {
+        assert_eq!(consumer.got(), NOTHING);
+    }
+    set(&source, DemandMode::Forward).await;
+    for consumer in &new {
+        assert_eq!(consumer.got().concat(), [1, 2, 3, 4]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_090_other_stages_have_no_demand_mode_to_set() {
+    let (log, _guard) = Log::keep();
+    let complaint = |mode, stage| {
+        let what = "only producers have a demand mode";
+        format!("ERROR message={what} mode={mode} stage={stage}")
+    };
+    let (source, relay, consumer) = (Source::silent(), Relay::identity(), Reader::auto());
+    relay.subscribe(&source, auto(10, 5)).await;
+    consumer.subscribe(relay.handle(), auto(10, 5)).await;
+    assert_eq!(source.script.demands(), [10]);
+
+    relay.handle().demand(DemandMode::Forward);
+    settle().await;
+    assert_eq!(complaints(&log), [""; 0]);
+    relay.handle().demand(DemandMode::Accumulate);
+    settle().await;
+    assert_eq!(complaints(&log), [complaint("Accumulate", "relay")]);
+    consumer.handle.demand(DemandMode::Forward);
+    settle().await;
+    assert_eq!(complaints(&log), [complaint("Forward", "reader")]);
+    consumer.handle.demand(DemandMode::Accumulate);
+    settle().await;
+    assert_eq!(complaints(&log), [complaint("Accumulate", "reader")]);
+
+    source.emit([1, 2]).await;
+    assert_eq!(consumer.got(), [[1, 2]]);
+    assert_eq!(consumer.handle.demand_mode().await, Ok(DemandMode::Forward));
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_023_the_mode_of_a_producer_consumer_reads_forward() {
+    let relay = Relay::identity();
+    assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
+    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).demand(DemandMode::Accumulate));
+    assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
+}

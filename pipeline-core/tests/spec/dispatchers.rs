@@ -1,0 +1,160 @@
+//! Sections 5.10 and 5.11, as far as they need stages that run. What the dispatchers do by themselves
+//! is shown beside them, in src/dispatcher/cases.
+
+use pipeline_core::{
+    BroadcastDispatcher, Cancel, DemandMode, Graph, PartitionDispatcher, Pipeline, Stage,
+    SubscribeOptions, map,
+    testkit::{recording, scripted, settle},
+};
+use pipeline_test_support::Log;
+
+fn auto(max: usize, min: usize) -> SubscribeOptions {
+    SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+fn odd_is_nobodys() -> PartitionDispatcher<u64, usize> {
+    PartitionDispatcher::by_key([0], |n: &u64| n.is_multiple_of(2).then_some(0))
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_119_consumers_that_are_busy_hold_demand_at_the_least_of_them() {
+    let (producer, script) = scripted::<u64>();
+    let mut graph = Graph::new("test");
+    let producer = graph
+        .producer_with(Stage::new(producer).named("producer").dispatcher(BroadcastDispatcher::new));
+    let one = graph.consumer("one", recording().0.stuck());
+    let two = graph.consumer("two", recording().0.stuck());
+    let _pipeline = graph.start().unwrap();
+    one.subscribe(&producer, auto(10, 0)).await.unwrap();
+    two.subscribe(&producer, auto(20, 0)).await.unwrap();
+    settle().await;
+    script.emit(0..10).await;
+    settle().await;
+    assert_eq!(script.demands(), [10]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_131_a_stage_that_broadcasts_takes_each_stage_once() {
+    let (log, _guard) = Log::keep();
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer = graph
+        .producer_with(Stage::new(producer).named("producer").dispatcher(BroadcastDispatcher::new));
+    let consumer = graph.consumer("consumer", consumer);
+    let _pipeline = graph.start().unwrap();
+    consumer.subscribe(&producer, auto(10, 5)).await.unwrap();
+    let second = consumer.subscribe(&producer, auto(10, 5)).await.unwrap();
+    settle().await;
+    let [(subscription, how)] = &recording.cancelled()[..] else { panic!("one was refused") };
+    assert_eq!(subscription, &second);
+    assert_eq!(
+        how.to_string(),
+        "cancelled (failed: the stage has subscribed already, expected once)"
+    );
+    assert!(consumer.is_running());
+    let refused = log.take().into_iter().filter(|line| line.contains("refused a subscription"));
+    assert_eq!(refused.count(), 1);
+    script.emit([1, 2]).await;
+    settle().await;
+    assert_eq!(recording.events(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_132_all_see_the_first_event_if_demand_was_accumulated() {
+    let (producer, script) = scripted();
+    let ((first, one), (second, two)) = (recording(), recording());
+    let mut graph = Graph::new("test");
+    let producer = graph.producer_with(
+        Stage::new(producer.from_iter(0..40))
+            .named("producer")
+            .dispatcher(BroadcastDispatcher::new)
+            .demand(DemandMode::Accumulate),
+    );
+    let first = graph.consumer("first", first);
+    let second = graph.consumer("second", second);
+    let _pipeline = graph.start().unwrap();
+    first.subscribe(&producer, auto(10, 0)).await.unwrap();
+    second.subscribe(&producer, auto(20, 0)).await.unwrap();
+    settle().await;
+    assert!(one.events().is_empty() && two.events().is_empty() && script.demands().is_empty());
+    producer.demand(DemandMode::Forward);
+    settle().await;
+    let seen = one.events();
+    assert_eq!(seen, (0..40).collect::<Vec<u64>>());
+    assert_eq!(two.events(), seen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_011_what_a_stage_between_discards_is_asked_for_again() {
+    let (consumer, recording) = recording();
+    let (producer, _script) = scripted();
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer.from_iter(0..20));
+    let between = graph.producer_consumer_with(
+        Stage::new(map(|n: u64| n)).named("between").dispatcher(odd_is_nobodys),
+    );
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&between, &producer, auto(4, 2));
+    graph.subscribe(&consumer, &between, auto(4, 0).partition(0_usize));
+    let _pipeline = graph.start().unwrap();
+    settle().await;
+    assert_eq!(recording.events(), (0..20).step_by(2).collect::<Vec<u64>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_013_a_subscription_without_its_partition_is_refused_and_nobody_else_minds() {
+    let ((producer, script), (good, events)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer =
+        graph.producer_with(Stage::new(producer).named("producer").dispatcher(odd_is_nobodys));
+    let good = graph.consumer("good", good);
+    graph.subscribe(&good, &producer, auto(4, 2).partition(0_usize));
+    let (lost, refusals) = recording::<u64>();
+    let lost = graph.consumer("lost", lost);
+    let mut pipeline = graph.start().unwrap();
+    settle().await;
+    for options in [auto(4, 2), auto(4, 2).partition(7_usize), auto(4, 2).partition(0_usize)] {
+        lost.subscribe(&producer, options.cancel(Cancel::Temporary)).await.unwrap();
+    }
+    settle().await;
+    let refusals: Vec<String> =
+        refusals.cancelled().iter().map(|(_, how)| how.reason().to_string()).collect();
+    assert_eq!(
+        refusals,
+        [
+            "failed: no partition was given, expected one of 0",
+            "failed: there is no partition 7, expected one of 0",
+            "failed: partition 0 has a subscriber already, expected one at most",
+        ]
+    );
+    script.emit([2, 4]).await;
+    settle().await;
+    assert_eq!(events.events(), [2, 4]);
+    // A permanent one ends by it.
+    lost.subscribe(&producer, auto(4, 2)).await.unwrap();
+    settle().await;
+    assert!(!lost.is_running() && producer.is_running());
+    producer.stop(pipeline_core::ExitReason::Normal).await;
+    pipeline.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_014_events_of_an_unknown_partition_are_counted_and_reported() {
+    let (log, _guard) = Log::keep();
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let dispatcher = || PartitionDispatcher::by_key([0, 1], |n: &u64| Some(*n));
+    let mut graph = Graph::new("test");
+    let producer =
+        graph.producer_with(Stage::new(producer).named("producer").dispatcher(dispatcher));
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&consumer, &producer, auto(10, 5).partition(1_u64));
+    let pipeline: Pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1, 9, 1, 8]).await;
+    settle().await;
+    assert_eq!(recording.events(), [1, 1]);
+    assert_eq!(pipeline.snapshot().stages[0].discarded, 2);
+    let warned = log.take().into_iter().find(|line| line.starts_with("WARN"));
+    let warned = warned.expect("it was reported");
+    assert!(warned.contains("discarded=2") && warned.contains("stage=producer"), "{warned}");
+}

@@ -1,0 +1,387 @@
+//! Section 5.8: producer-consumers; and of section 5.16, what is about them.
+
+use pipeline_core::{
+    BroadcastDispatcher, BufferKeep, Cancel, ExitReason, Stage, SubscribeOptions,
+    testkit::{Command, settle},
+};
+use pipeline_test_support::Log;
+
+use crate::stages::{Reader, Relay, Seen, Source, auto, complaints, doubled, list};
+
+const NOTHING: [[u64; 0]; 0] = [];
+const NO_DEMAND: [usize; 0] = [];
+
+fn double(n: u64) -> Vec<u64> {
+    vec![n, n]
+}
+
+fn triple(n: u64) -> Vec<u64> {
+    vec![n, n, n]
+}
+
+fn temporary(max: usize, min: usize) -> SubscribeOptions {
+    auto(max, min).cancel(Cancel::Temporary)
+}
+
+/// Checks that a consumer who has asked for more than it got will get exactly so many.
+async fn demand_is_left(relay: &Relay, c: &Reader<u64>, left: usize) {
+    assert_eq!(relay.count().await, 0);
+    relay.emit(900..=900 + left as u64).await;
+    assert_eq!(c.got(), [list(900..900 + left as u64)]);
+    assert_eq!(relay.count().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_091_it_asks_upstream_though_nobody_is_downstream_and_handles_nothing() {
+    let (source, relay) = (Source::finite(1000), Relay::identity());
+    relay.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(source.script.demands(), [10]);
+    assert_eq!(relay.handled(), NOTHING);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_092_a_message_is_taken_when_there_is_demand_and_then_handled_whole() {
+    let (source, relay) = (Source::finite(1000), Relay::identity());
+    relay.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(source.script.demands(), [10]);
+    let c = Reader::raw_of(relay.handle()).await;
+
+    assert_eq!(c.asks(2).await, [[0, 1]]);
+    assert_eq!(relay.handled(), [list(0..=4), list(5..=9)]);
+    assert_eq!(relay.count().await, 8);
+    assert_eq!(source.script.demands(), [5, 5]);
+
+    assert_eq!(c.asks(3).await, [[2, 3, 4]]);
+    assert_eq!(relay.handled(), NOTHING);
+    assert_eq!(relay.count().await, 5);
+    assert_eq!(source.script.demands(), NO_DEMAND);
+
+    assert_eq!(c.asks(6).await, [list(5..=9), vec![10]]);
+    assert_eq!(relay.handled(), [list(10..=14)]);
+    assert_eq!(relay.count().await, 4);
+    assert_eq!(source.script.demands(), [5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_093_new_demand_is_served_from_the_buffer_before_a_message_is_taken() {
+    let (source, relay) = (Source::silent(), Relay::identity());
+    relay.subscribe(&source, auto(6, 4)).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(source.script.demands(), [6]);
+    source.emit(1..=6).await;
+    assert_eq!(relay.handled(), NOTHING);
+
+    assert_eq!(c.asks(1).await, [[1]]);
+    assert_eq!(relay.handled(), [[1, 2], [3, 4], [5, 6]]);
+    assert_eq!(relay.count().await, 5);
+    assert_eq!(source.script.demands(), [2, 2, 2]);
+
+    source.emit([7, 8]).await;
+    assert_eq!((relay.handled(), c.got()), (vec![], vec![]));
+
+    assert_eq!(c.asks(4).await, [[2, 3, 4, 5]]);
+    assert_eq!(relay.handled(), NOTHING);
+
+    assert_eq!(c.asks(2).await, [[6], [7]]);
+    assert_eq!(relay.handled(), [[7, 8]]);
+    assert_eq!(relay.count().await, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_094_more_out_than_in_fills_the_buffer_and_slows_upstream() {
+    let (source, relay) = (Source::finite(1000), Relay::new(triple));
+    relay.subscribe(&source, auto(4, 2)).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(source.script.demands(), [4]);
+
+    assert_eq!(c.asks(5).await, [[0, 0, 0, 1, 1]]);
+    assert_eq!(relay.handled(), [[0, 1], [2, 3]]);
+    assert_eq!(relay.count().await, 7);
+    assert_eq!(source.script.demands(), [2, 2]);
+
+    assert_eq!(c.asks(5).await, [[1, 2, 2, 2, 3]]);
+    assert_eq!(relay.handled(), NOTHING);
+    assert_eq!(relay.count().await, 2);
+    assert_eq!(source.script.demands(), NO_DEMAND);
+
+    assert_eq!(c.asks(10).await, [vec![3, 3], vec![4, 4, 4, 5, 5, 5], vec![6, 6]]);
+    assert_eq!(relay.handled(), [[4, 5], [6, 7]]);
+    assert_eq!(relay.count().await, 4);
+    assert_eq!(source.script.demands(), [2, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_095_nothing_out_keeps_the_demand_open_and_upstream_going() {
+    let (source, relay) = (Source::finite(14), Relay::new(|_| vec![]));
+    relay.subscribe(&source, auto(4, 2)).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(3).await, NOTHING);
+    let pairs: Vec<_> = (0..7).map(|n| vec![2 * n, 2 * n + 1]).collect();
+    assert_eq!(relay.handled(), pairs);
+    assert_eq!(source.script.demands(), [4, 2, 2, 2, 2, 2, 2, 2]);
+    demand_is_left(&relay, &c, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_096_one_that_drops_everything_goes_on_taking_what_there_is() {
+    let (source, relay) = (Source::finite(1020), Relay::new(|_| vec![]));
+    let consumer = Reader::auto();
+    consumer.subscribe(relay.handle(), auto(100, 50)).await;
+    relay.subscribe(&source, auto(100, 80)).await;
+    let handled = relay.handled();
+    assert_eq!(handled[0], list(0..=19));
+    assert_eq!(handled[5], list(100..=119));
+    assert_eq!(handled[50], list(1000..=1019));
+    let all: Vec<_> = (0..51).map(|n| list(20 * n..20 * n + 20)).collect();
+    assert_eq!(handled, all);
+    assert_eq!(consumer.got(), NOTHING);
+}
+
+/// `counter` → doubling relay → `auto(100,50)`, subscribed in this order. What the relay handled, and
+/// what the consumer got.
+async fn doubling(
+    upstream: SubscribeOptions,
+    consumer_first: bool,
+) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
+    let (source, relay, consumer) = (Source::finite(400), Relay::new(double), Reader::auto());
+    if consumer_first {
+        consumer.subscribe(relay.handle(), auto(100, 50)).await;
+        relay.subscribe(&source, upstream).await;
+    } else {
+        relay.subscribe(&source, upstream).await;
+        consumer.subscribe(relay.handle(), auto(100, 50)).await;
+    }
+    let got = consumer.got();
+    assert_eq!(got.concat(), doubled(0..400));
+    (relay.handled(), got)
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_097_a_message_in_small_chunks_goes_down_chunk_by_chunk() {
+    for consumer_first in [false, true] {
+        let (handled, got) = doubling(auto(100, 80), consumer_first).await;
+        let chunks: Vec<_> = (0..20).map(|n| list(20 * n..20 * n + 20)).collect();
+        assert_eq!(handled, chunks);
+        assert_eq!(got[..2], [doubled(0..=19), doubled(20..=39)]);
+        assert!(got.contains(&doubled(120..=124)), "{got:?}");
+        assert!(got.contains(&doubled(125..=139)), "{got:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_098_a_message_in_large_chunks_is_cut_again_downstream() {
+    for consumer_first in [false, true] {
+        let (handled, got) = doubling(auto(100, 20), consumer_first).await;
+        assert_eq!(handled[0], list(0..=79));
+        assert!(handled.contains(&list(100..=179)), "{handled:?}");
+        assert_eq!(got[..3], [doubled(0..=24), doubled(25..=49), doubled(50..=74)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_099_what_is_emitted_later_counts_against_the_demand_too() {
+    let source = Source::finite(1000);
+    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.later()));
+    let consumer = Reader::with(|consumer, _| consumer.stuck());
+    consumer.subscribe(relay.handle(), auto(10, 5)).await;
+    relay.subscribe(&source, auto(10, 8)).await;
+    assert_eq!(relay.handled(), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]);
+    assert_eq!(consumer.got(), [[0, 1]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_100_the_end_of_an_upstream_is_handled_after_its_events() {
+    let (source, relay) = (Source::finite(1000), Relay::new(double));
+    relay.subscribe(&source, temporary(100, 50)).await;
+    relay.upstream().cancel(ExitReason::failed("done"));
+    settle().await;
+    assert_eq!(relay.seen(), []);
+    let consumer = Reader::auto();
+    consumer.subscribe(relay.handle(), auto(100, 50)).await;
+    assert_eq!(
+        relay.seen(),
+        [
+            Seen::Events(list(0..=49)),
+            Seen::Events(list(50..=99)),
+            Seen::Cancelled("cancelled (failed: done)".to_owned())
+        ]
+    );
+    let got = consumer.got();
+    assert_eq!(got[..2], [doubled(0..=24), doubled(25..=49)]);
+    assert_eq!(got.concat(), doubled(0..=99));
+}
+
+/// [1,2,3], a marker, [4] and the end of their producer, unprocessed.
+async fn a_producer_behind_its_events(options: SubscribeOptions, end: ExitReason) -> Relay {
+    let (source, relay) = (Source::silent(), Relay::identity());
+    relay.subscribe(&source, options).await;
+    source.emit([1, 2, 3]).await;
+    relay.mark("m").await;
+    source.emit([4]).await;
+    source.handle().stop(end).await;
+    settle().await;
+    assert_eq!(relay.seen(), []);
+    relay
+}
+
+fn in_order(end: &str) -> [Seen; 4] {
+    [
+        Seen::Events(vec![1, 2, 3]),
+        Seen::Info("m".to_owned()),
+        Seen::Events(vec![4]),
+        Seen::Cancelled(end.to_owned()),
+    ]
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_101_what_a_dead_producer_sent_is_handled_in_order_with_its_end_last() {
+    let relay = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(5).await, [vec![1, 2, 3], vec![4]]);
+    assert_eq!(relay.seen(), in_order("down (normal)"));
+    assert!(relay.handle().is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_102_a_permanent_one_lives_until_it_has_passed_on_what_its_producer_sent() {
+    let mut relay = a_producer_behind_its_events(auto(10, 5), ExitReason::Shutdown).await;
+    assert!(relay.handle().is_running());
+    let c = Reader::raw();
+    c.subscribe(relay.handle(), SubscribeOptions::new().cancel(Cancel::Temporary)).await;
+    assert_eq!(c.asks(5).await, [vec![1, 2, 3], vec![4]]);
+    let seen = relay.seen();
+    assert_eq!(seen[..4], in_order("down (shutdown)"));
+    assert_eq!(seen[4..], [Seen::Terminated("shutdown".to_owned())]);
+    assert_eq!(c.cancelled(), ["down (shutdown)"]);
+    let report = relay.pipeline.ended().await;
+    assert!(matches!(report.stages[0].reason, ExitReason::Shutdown));
+    assert_eq!(report.left_undone(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_103_a_bounded_output_buffer_drops_what_it_has_no_room_for() {
+    let (log, _guard) = Log::keep();
+    let source = Source::silent();
+    let relay =
+        Relay::with(triple, |stage| Stage::new(stage).buffer_size(3).buffer_keep(BufferKeep::Last));
+    relay.subscribe(&source, auto(4, 0)).await;
+    source.emit([1, 2, 3]).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(2).await, [[1, 1]]);
+    assert_eq!(complaints(&log), ["WARN discarded=4 message=the buffer is full stage=relay"]);
+    assert_eq!(relay.count().await, 3);
+    assert_eq!(c.asks(9).await, [[3, 3, 3]]);
+    // Of an ask that is larger than the first one it warns; that is another case.
+    assert!(!complaints(&log).iter().any(|line| line.contains("discarded")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_104_it_emits_from_a_call_with_nothing_upstream() {
+    let relay = Relay::identity();
+    relay.emit([1, 2]).await;
+    assert_eq!(relay.count().await, 2);
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(5).await, [[1, 2]]);
+    demand_is_left(&relay, &c, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_105_a_manual_one_asks_upstream_when_it_wants_to() {
+    let source = Source::silent();
+    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.manual()));
+    relay.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(source.script.demands(), NO_DEMAND);
+    relay.upstream().ask(3);
+    settle().await;
+    assert_eq!(source.script.demands(), [3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn s_106_consumers_of_a_broadcasting_one_get_the_same_from_when_both_are_there() {
+    let source = Source::finite(100);
+    let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
+    let (early, late) = (Reader::auto(), Reader::auto());
+    early.subscribe(relay.handle(), auto(10, 0)).await;
+    relay.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(early.got().concat(), doubled(0..100));
+    late.subscribe(relay.handle(), auto(20, 0)).await;
+    // Both have asked by now, each for at least as much as comes.
+    source.emit(100..110).await;
+    assert_eq!(early.got().concat(), doubled(100..110));
+    assert_eq!(late.got().concat(), doubled(100..110));
+
+    let source = Source::finite(100);
+    let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
+    let consumers = [Reader::auto(), Reader::auto()];
+    consumers[0].subscribe(relay.handle(), auto(10, 0)).await;
+    consumers[1].subscribe(relay.handle(), auto(20, 0)).await;
+    relay.subscribe(&source, auto(10, 5)).await;
+    for consumer in &consumers {
+        assert_eq!(consumer.got().concat(), doubled(0..100));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_003_demand_of_one_that_was_killed_does_not_turn_the_buffer_round() {
+    let (source, relay) = (Source::silent(), Relay::identity());
+    relay.subscribe(&source, auto(10, 5)).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(6).await, NOTHING);
+    c.handle.kill();
+    settle().await;
+    source.emit(1..=8).await;
+    let d = Reader::raw_of(relay.handle()).await;
+    for pair in [[1, 2], [3, 4], [5, 6], [7, 8]] {
+        assert_eq!(d.asks(2).await, [pair]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_024_demand_of_one_that_has_left_takes_no_messages() {
+    let (source, relay) = (Source::finite(1000), Relay::identity());
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(3).await, NOTHING);
+    c.handle.stop(ExitReason::Normal).await;
+    settle().await;
+    relay.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(relay.handled(), NOTHING);
+    assert_eq!(relay.count().await, 0);
+    assert_eq!(source.script.demands(), [10]);
+
+    let d = Reader::raw_of(relay.handle()).await;
+    assert_eq!(d.asks(7).await, [list(0..=4), vec![5, 6]]);
+    assert_eq!(relay.handled(), [list(0..=4), list(5..=9)]);
+    assert_eq!(relay.count().await, 3);
+    assert_eq!(source.script.demands(), [5, 5]);
+
+    // The two that came since are unprocessed still.
+    let mut relay = relay;
+    relay.handle().stop(ExitReason::Normal).await;
+    assert_eq!(relay.pipeline.ended().await.left_undone(), 3 + 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_025_markers_and_ends_need_no_demand() {
+    let relay = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(3).await, [[1, 2, 3]]);
+    assert_eq!(relay.seen(), in_order("")[..2]);
+    assert_eq!(c.asks(1).await, [[4]]);
+    assert_eq!(relay.seen(), in_order("down (normal)")[2..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_027_what_handle_cancel_emits_counts_against_the_demand() {
+    let (x, y) = (10, 11);
+    let source = Source::silent();
+    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.farewell([x, y])));
+    relay.subscribe(&source, temporary(10, 5)).await;
+    source.emit([1]).await;
+    // Its producer ends of itself, not by a message from outside.
+    let _ = source.script.tell(Command::End(ExitReason::Normal)).await;
+    settle().await;
+    assert_eq!(relay.seen(), []);
+    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(c.asks(5).await, [vec![1], vec![x, y]]);
+    demand_is_left(&relay, &c, 2).await;
+}

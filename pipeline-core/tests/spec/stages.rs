@@ -1,0 +1,394 @@
+//! Stages for a test, each in a pipeline of its own, so that they subscribe when the case says so.
+
+use std::sync::{Arc, OnceLock};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Asking, Caller, Cancellation, ConsumerHandle, Emitter, ExitReason, Graph, HandleCall,
+    HandleInfo, Pipeline, ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Stage,
+    StageContext, StageHandle, SubscribeOptions, Subscription,
+    testkit::{
+        Recording, RecordingConsumer, Script, ScriptedProducer, recording, scripted, settle,
+    },
+};
+use pipeline_test_support::Log;
+
+/// `auto(max,min)`, and the demand pair of any other subscription.
+pub(crate) fn auto(max: usize, min: usize) -> SubscribeOptions {
+    SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+/// What was logged since the last call as a warning or an error.
+pub(crate) fn complaints(log: &Log) -> Vec<String> {
+    let complains = |line: &String| line.starts_with("WARN") || line.starts_with("ERROR");
+    log.take().into_iter().filter(complains).collect()
+}
+
+/// The complaint of a producer whose full buffer has discarded so many events.
+pub(crate) fn dropped(events: usize) -> String {
+    format!("WARN discarded={events} message=the buffer is full stage=source")
+}
+
+/// A range as the list of its numbers.
+pub(crate) fn list(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+    numbers.collect()
+}
+
+/// The numbers of a range, each twice.
+pub(crate) fn doubled(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+    numbers.flat_map(|n| [n, n]).collect()
+}
+
+/// A producer that does as it is told.
+pub(crate) struct Source<E: Send + 'static> {
+    pub(crate) script: Script<E>,
+    pub(crate) pipeline: Pipeline,
+}
+
+impl<E: Send + 'static> Source<E> {
+    /// `silent`.
+    pub(crate) fn silent() -> Self {
+        Self::with(|stage| stage)
+    }
+
+    /// `silent`, with options.
+    pub(crate) fn with(
+        options: impl FnOnce(Stage<ScriptedProducer<E>, E>) -> Stage<ScriptedProducer<E>, E>,
+    ) -> Self {
+        let (producer, script) = scripted();
+        Self::of(options(Stage::new(producer)), script)
+    }
+
+    /// Starts this producer.
+    pub(crate) fn of(stage: Stage<ScriptedProducer<E>, E>, script: Script<E>) -> Self {
+        let mut graph = Graph::new("source");
+        graph.producer_with(stage.named("source"));
+        Self { script, pipeline: graph.start().unwrap() }
+    }
+
+    pub(crate) fn handle(&self) -> &ProducerHandle<ScriptedProducer<E>> {
+        self.script.handle()
+    }
+
+    pub(crate) async fn emit(&self, events: impl IntoIterator<Item = E>) {
+        self.script.emit(events).await;
+        settle().await;
+    }
+
+    /// `sync_info` of this name.
+    pub(crate) async fn mark(&self, name: &str) {
+        self.script.mark(name).await;
+        settle().await;
+    }
+
+    /// `count`.
+    pub(crate) async fn count(&self) -> usize {
+        self.handle().estimate_buffered_count().await.unwrap()
+    }
+}
+
+impl Source<u64> {
+    /// `finite k`, which stands for `counter` too where `k` is more than is asked for.
+    pub(crate) fn finite(k: u64) -> Self {
+        Self::finite_with(k, |stage| stage)
+    }
+
+    /// `finite k`, with options.
+    pub(crate) fn finite_with(
+        k: u64,
+        options: impl FnOnce(Stage<ScriptedProducer<u64>, u64>) -> Stage<ScriptedProducer<u64>, u64>,
+    ) -> Self {
+        let (producer, script) = scripted();
+        Self::of(options(Stage::new(producer.from_iter(0..k))), script)
+    }
+}
+
+/// A consumer that records what it gets.
+pub(crate) struct Reader<E: Send + 'static> {
+    pub(crate) recording: Recording<E>,
+    pub(crate) handle: ConsumerHandle<RecordingConsumer<E>>,
+    _pipeline: Pipeline,
+}
+
+impl<E: Send + 'static> Reader<E> {
+    /// One that asks by itself.
+    pub(crate) fn auto() -> Self {
+        Self::with(|consumer, _| consumer)
+    }
+
+    /// One that asks when it is told to.
+    pub(crate) fn raw() -> Self {
+        Self::with(|consumer, _| consumer.manual())
+    }
+
+    pub(crate) fn with(
+        options: impl FnOnce(RecordingConsumer<E>, &Recording<E>) -> RecordingConsumer<E>,
+    ) -> Self {
+        let (consumer, recording) = recording();
+        let mut graph = Graph::new("reader");
+        let handle = graph.consumer("reader", options(consumer, &recording));
+        Self { recording, handle, _pipeline: graph.start().unwrap() }
+    }
+
+    pub(crate) async fn subscribe<P, In>(
+        &self,
+        to: &StageHandle<P, In, E>,
+        options: SubscribeOptions,
+    ) where
+        P: Send + 'static,
+        In: Send + 'static,
+    {
+        self.handle.subscribe(to, options).await.unwrap();
+        settle().await;
+    }
+
+    /// One that asks when it is told to, of this stage.
+    pub(crate) async fn raw_of<P, In>(to: &StageHandle<P, In, E>) -> Self
+    where
+        P: Send + 'static,
+        In: Send + 'static,
+    {
+        let reader = Self::raw();
+        reader.subscribe(to, SubscribeOptions::new()).await;
+        reader
+    }
+
+    /// Asks, and gives what it got then, message by message.
+    pub(crate) async fn asks(&self, events: usize) -> Vec<Vec<E>> {
+        self.recording.allow(events);
+        settle().await;
+        self.got()
+    }
+
+    /// What it got since the last call.
+    pub(crate) fn got(&self) -> Vec<Vec<E>> {
+        self.recording.batches()
+    }
+
+    /// How its subscriptions have ended since the last call.
+    pub(crate) fn cancelled(&self) -> Vec<String> {
+        self.recording.cancelled().into_iter().map(|(_, how)| how.to_string()).collect()
+    }
+}
+
+/// What a [`Relay`] has seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Events(Vec<u64>),
+    Info(String),
+    Cancelled(String),
+    Terminated(String),
+}
+
+/// A producer-consumer that writes down what it sees.
+pub(crate) struct RelayStage {
+    shared: Arc<Shared>,
+    each: Box<dyn FnMut(u64) -> Vec<u64> + Send>,
+    asking: Asking,
+    later: bool,
+    farewell: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Shared {
+    handle: OnceLock<ProducerConsumerHandle<RelayStage>>,
+    seen: Mutex<Vec<Seen>>,
+    upstream: Mutex<Option<Subscription>>,
+}
+
+impl RelayStage {
+    /// It asks for nothing by itself.
+    pub(crate) fn manual(mut self) -> Self {
+        self.asking = Asking::Manual;
+        self
+    }
+
+    /// It emits from `handle_info`, by a message to itself.
+    pub(crate) fn later(mut self) -> Self {
+        self.later = true;
+        self
+    }
+
+    /// It emits this when a subscription of its own ends.
+    pub(crate) fn farewell(mut self, events: impl IntoIterator<Item = u64>) -> Self {
+        self.farewell = events.into_iter().collect();
+        self
+    }
+
+    fn note(&self, seen: Seen) {
+        self.shared.seen.lock().push(seen);
+    }
+}
+
+impl ProducerConsumer for RelayStage {
+    type In = u64;
+    type Out = u64;
+
+    fn init(
+        &mut self,
+        context: &StageContext<ProducerConsumerHandle<Self>>,
+    ) -> Result<(), ExitReason> {
+        self.shared.handle.set(context.handle().clone()).unwrap();
+        Ok(())
+    }
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _from: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.note(Seen::Events(events.clone()));
+        let results = events.into_iter().flat_map(&mut self.each);
+        if self.later {
+            self.shared.handle.get().unwrap().async_info(results.collect::<Vec<_>>())?;
+        } else {
+            out.emit_all(results);
+        }
+        Ok(())
+    }
+
+    async fn handle_subscribe(
+        &mut self,
+        _options: &SubscribeOptions,
+        from: &Subscription,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<Asking, ExitReason> {
+        *self.shared.upstream.lock() = Some(from.clone());
+        Ok(self.asking)
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        ended: &Cancellation,
+        _from: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.note(Seen::Cancelled(ended.to_string()));
+        out.emit_all(self.farewell.drain(..));
+        Ok(())
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason) {
+        self.note(Seen::Terminated(reason.to_string()));
+    }
+}
+
+impl HandleInfo<String, u64> for RelayStage {
+    async fn handle_info(
+        &mut self,
+        name: String,
+        _out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.note(Seen::Info(name));
+        Ok(())
+    }
+}
+
+impl HandleInfo<Vec<u64>, u64> for RelayStage {
+    async fn handle_info(
+        &mut self,
+        events: Vec<u64>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(events);
+        Ok(())
+    }
+}
+
+impl HandleCall<Vec<u64>, u64> for RelayStage {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        events: Vec<u64>,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        caller.reply(());
+        out.emit_all(events);
+        Ok(())
+    }
+}
+
+/// A running [`RelayStage`].
+pub(crate) struct Relay {
+    shared: Arc<Shared>,
+    pub(crate) pipeline: Pipeline,
+}
+
+impl Relay {
+    /// One that emits this for each event.
+    pub(crate) fn new(each: impl FnMut(u64) -> Vec<u64> + Send + 'static) -> Self {
+        Self::with(each, Stage::new)
+    }
+
+    /// One that emits what it gets.
+    pub(crate) fn identity() -> Self {
+        Self::new(|n| vec![n])
+    }
+
+    /// One that emits this for each event, with options.
+    pub(crate) fn with(
+        each: impl FnMut(u64) -> Vec<u64> + Send + 'static,
+        options: impl FnOnce(RelayStage) -> Stage<RelayStage, u64>,
+    ) -> Self {
+        let shared = Arc::new(Shared::default());
+        let stage = RelayStage {
+            shared: shared.clone(),
+            each: Box::new(each),
+            asking: Asking::Automatic,
+            later: false,
+            farewell: Vec::new(),
+        };
+        let mut graph = Graph::new("relay");
+        graph.producer_consumer_with(options(stage).named("relay"));
+        Self { shared, pipeline: graph.start().unwrap() }
+    }
+
+    pub(crate) fn handle(&self) -> &ProducerConsumerHandle<RelayStage> {
+        self.shared.handle.get().unwrap()
+    }
+
+    /// Lets it subscribe to a source.
+    pub(crate) async fn subscribe(&self, to: &Source<u64>, options: SubscribeOptions) {
+        self.handle().subscribe(to.handle(), options).await.unwrap();
+        settle().await;
+    }
+
+    /// Its newest subscription to a source.
+    pub(crate) fn upstream(&self) -> Subscription {
+        self.shared.upstream.lock().clone().unwrap()
+    }
+
+    /// Lets it emit these, whatever the demand.
+    pub(crate) async fn emit(&self, events: impl IntoIterator<Item = u64>) {
+        self.handle().call(events.into_iter().collect::<Vec<_>>()).await.unwrap();
+        settle().await;
+    }
+
+    /// `sync_info` of this name.
+    pub(crate) async fn mark(&self, name: &str) {
+        self.handle().sync_info(name.to_owned()).await.unwrap();
+        settle().await;
+    }
+
+    /// What it has seen since the last call.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        std::mem::take(&mut self.shared.seen.lock())
+    }
+
+    /// The events it has handled since the last call, and nothing else has it seen.
+    pub(crate) fn handled(&self) -> Vec<Vec<u64>> {
+        let events = |seen| match seen {
+            Seen::Events(events) => events,
+            other => panic!("expected events only, found {other:?}"),
+        };
+        self.seen().into_iter().map(events).collect()
+    }
+
+    /// `count`.
+    pub(crate) async fn count(&self) -> usize {
+        self.handle().estimate_buffered_count().await.unwrap()
+    }
+}
