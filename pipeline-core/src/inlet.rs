@@ -87,6 +87,11 @@ impl<E, T> Inlet<E, T> {
         None
     }
 
+    /// Ends all pauses.
+    pub(crate) fn resume(&mut self) {
+        self.upstreams.iter_mut().for_each(|upstream| upstream.paused = false);
+    }
+
     fn is_paused(&self, id: SubscriptionId) -> bool {
         let of = |upstream: &&Upstream<T>| upstream.subscription.id() == id;
         self.upstreams.iter().find(of).is_some_and(|upstream| upstream.paused)

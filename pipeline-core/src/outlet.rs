@@ -110,7 +110,7 @@ impl<E: 'static> Outlet<E> {
         }
         self.owed = self.owed.saturating_sub(events.len());
         let forward = self.mode == DemandMode::Forward;
-        if forward && self.buffer.is_empty() {
+        if forward && self.buffer.is_empty() && self.allowance > 0 {
             let mut later = events.split_off(events.len().min(self.allowance));
             let before = events.len();
             self.dispatcher.dispatch(events, out);

@@ -1,6 +1,12 @@
 //! A running pipeline, and what it leaves behind.
 
-use std::{any::Any, collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -197,8 +203,8 @@ pub(crate) struct Stages {
     together: bool,
     stages: Vec<Box<dyn Planned>>,
     tasks: JoinSet<StageReport>,
-    /// Which stage a task runs.
-    by_task: HashMap<Id, usize>,
+    /// Which stage a task runs, and where its report is found if it is aborted.
+    by_task: HashMap<Id, (usize, Arc<OnceLock<StageReport>>)>,
 }
 
 impl Stages {
@@ -223,9 +229,10 @@ impl Stages {
         Pipeline { name, commands, supervisor, report: None, slots, observed }
     }
 
-    fn spawn(&mut self, stage: usize, Prepared { task, handle }: Prepared) {
+    fn spawn(&mut self, stage: usize, prepared: Prepared) {
+        let Prepared { task, handle, last_words } = prepared;
         let task = self.tasks.spawn(task);
-        self.by_task.insert(task.id(), stage);
+        self.by_task.insert(task.id(), (stage, last_words));
         // A new incarnation has a new handle.
         let _ = handle.set(task);
     }
@@ -242,10 +249,10 @@ impl Stages {
                         Ok((id, _)) => *id,
                         Err(error) => error.id(),
                     };
-                    let Some(stage) = self.by_task.remove(&id) else { continue };
+                    let Some((stage, last_words)) = self.by_task.remove(&id) else { continue };
                     let ended = match ended {
                         Ok((_, ended)) => ended,
-                        Err(error) => self.report_of(stage, error),
+                        Err(error) => self.report_of(stage, &last_words, error),
                     };
                     self.follow_from(stage, &ended);
                     tracing::debug!(pipeline = %report.pipeline, stage = %ended.stage, reason = %ended.reason, "stage ended");
@@ -309,12 +316,18 @@ impl Stages {
 
     /// What there is to say of a stage that could not report itself: it was aborted in a callback,
     /// or something that is not a callback panicked, such as a destructor.
-    fn report_of(&self, stage: usize, error: JoinError) -> StageReport {
+    fn report_of(
+        &self,
+        stage: usize,
+        last_words: &OnceLock<StageReport>,
+        error: JoinError,
+    ) -> StageReport {
         let reason = match error.try_into_panic() {
             Ok(payload) => ExitReason::from_panic(&*payload),
             Err(_) => ExitReason::Killed,
         };
-        StageReport::new(self.stages[stage].name().clone(), reason)
+        let nothing = || StageReport::new(self.stages[stage].name().clone(), ExitReason::Killed);
+        StageReport { reason, ..last_words.get().cloned().unwrap_or_else(nothing) }
     }
 }
 

@@ -132,8 +132,8 @@ pub(crate) trait Behaviour: Send + 'static {
         async {}
     }
 
-    /// Adds what the stage itself knows to be undone.
-    fn report(&self, _report: &mut StageReport) {}
+    /// Adds what the stage itself knows to be undone. Called once, when it has ended.
+    fn report(&mut self, _report: &mut StageReport) {}
 }
 
 pub(crate) type HandleOf<B> =

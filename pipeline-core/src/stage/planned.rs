@@ -83,6 +83,8 @@ pub(crate) struct Prepared {
     pub(crate) task: Pin<Box<dyn Future<Output = StageReport> + Send>>,
     /// Where the handle of the spawned task belongs.
     pub(crate) handle: Arc<OnceLock<AbortHandle>>,
+    /// Where the report is found of a task that did not give one.
+    pub(crate) last_words: Arc<OnceLock<StageReport>>,
 }
 
 /// A stage of a pipeline.
@@ -138,7 +140,8 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             Subscribing { target, options, replaces: None, answer: None }
         };
         let subscriptions = self.slot.subscriptions.lock().iter().map(subscribing).collect();
-        Ok(Prepared { handle: task.task(), task: Box::pin(task.run(subscriptions)) })
+        let (handle, last_words) = (task.task(), task.last_words());
+        Ok(Prepared { handle, last_words, task: Box::pin(task.run(subscriptions)) })
     }
 
     fn check_options(&self) -> Result<(), StartError> {

@@ -230,7 +230,7 @@ impl<P: Producer> Behaviour for AsProducer<P> {
         self.0.terminate(reason).await;
     }
 
-    fn report(&self, report: &mut StageReport) {
+    fn report(&mut self, report: &mut StageReport) {
         report.held += self.0.held();
     }
 }

@@ -270,7 +270,7 @@ impl<T: ProducerConsumer> Behaviour for AsProducerConsumer<T> {
         self.0.terminate(reason).await;
     }
 
-    fn report(&self, report: &mut StageReport) {
+    fn report(&mut self, report: &mut StageReport) {
         report.held += self.0.held();
     }
 }

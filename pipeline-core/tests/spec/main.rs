@@ -6,6 +6,7 @@ mod arithmetic;
 mod buffer;
 mod cancelling;
 mod children;
+mod conservation;
 mod custom_dispatcher;
 mod demand_mode;
 mod dispatchers;

@@ -122,8 +122,16 @@ where
         supervisor.kill_children().await;
     }
 
-    fn report(&self, report: &mut StageReport) {
-        report.unfinished += self.0.unfinished;
-        report.held += self.0.waiting.len();
+    fn report(&mut self, report: &mut StageReport) {
+        let supervisor = &mut self.0;
+        while let Some(ended) =
+            supervisor.ended.pop_front().or_else(|| supervisor.tasks.try_join_next_with_id())
+        {
+            supervisor.count_unfinished(&ended);
+        }
+        // One that was killed has left the others as they were.
+        let left = supervisor.tasks.len() + supervisor.restarting.len();
+        report.unfinished += supervisor.unfinished + left;
+        report.held += supervisor.waiting.len();
     }
 }

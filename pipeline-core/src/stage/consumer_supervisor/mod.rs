@@ -417,10 +417,6 @@ where
         while let Some(ended) = self.tasks.join_next_with_id().await {
             self.count_unfinished(&ended);
         }
-        for ended in std::mem::take(&mut self.ended) {
-            self.count_unfinished(&ended);
-        }
-        self.unfinished += self.restarting.len();
     }
 
     /// Takes note of a child that ended while the supervisor was stopping.

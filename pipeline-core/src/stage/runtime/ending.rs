@@ -3,6 +3,7 @@
 use super::{
     super::{
         behaviour::{Behaviour, Kind},
+        contained_now,
         link::ToConsumer,
         link::ToProducer,
         message::Letter,
@@ -40,6 +41,7 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) async fn drain(&mut self) -> Result<(), ExitReason> {
         self.draining = true;
         self.paused = false;
+        self.inlet.resume();
         self.retries.clear();
         self.outlet.set_mode(DemandMode::Forward);
         if B::KIND != Kind::Producer || self.finishing.is_some() {
@@ -87,6 +89,7 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) fn finish(&mut self, reason: ExitReason) {
         if self.finishing.is_none() {
             self.paused = false;
+            self.inlet.resume();
             self.finishing = Some(Finishing { reason, step: Step::Input });
         }
     }
@@ -121,7 +124,9 @@ impl<B: Behaviour> StageTask<B> {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        self.report.held += self.outlet.held() + self.inlet.held();
+        self.report.unfinished += self.in_hand;
+        self.report.held +=
+            self.behind + self.staged.len() + self.outlet.held() + self.inlet.held();
         // First, so that nothing can arrive uncounted.
         self.mailbox.close();
         while let Ok(mail) = self.mailbox.try_recv() {
@@ -150,6 +155,18 @@ impl<B: Behaviour> StageTask<B> {
 /// Whoever drops the task has ended the stage without asking it.
 impl<B: Behaviour> Drop for StageTask<B> {
     fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let reporting = || {
+            self.behaviour.report(&mut self.report);
+            Ok(())
+        };
+        // It is a stage's own method; whatever it counts is better than nothing.
+        let _ = contained_now(reporting);
         self.end(&ExitReason::Killed);
+        self.report.reason = ExitReason::Killed;
+        // Nobody else sets it.
+        let _ = self.last_words.set(self.report.clone());
     }
 }

@@ -64,8 +64,14 @@ pub(crate) struct StageTask<B: Behaviour> {
     metrics: StageMetrics,
     gauges: Arc<Gauges>,
     report: StageReport,
+    /// Events that a callback has been given and is not done with.
+    in_hand: usize,
+    /// Events of the same message that come after those.
+    behind: usize,
     /// Whether everybody has been told of the end.
     ended: bool,
+    /// The report of a stage that was ended without being asked.
+    last_words: Arc<OnceLock<StageReport>>,
 }
 
 /// Where a stage runs: whom to tell something, and where it arrives.
@@ -124,8 +130,16 @@ impl<B: Behaviour> StageTask<B> {
             metrics: StageMetrics::register(&context.telemetry, &context.labels()),
             gauges,
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
+            in_hand: 0,
+            behind: 0,
             ended: false,
+            last_words: Arc::default(),
         }
+    }
+
+    /// Where the report is found if `run` does not come to its end.
+    pub(crate) fn last_words(&self) -> Arc<OnceLock<StageReport>> {
+        self.last_words.clone()
     }
 
     /// Where the handle of this stage's task belongs, for those who want to kill it.
@@ -166,11 +180,12 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for one thing to happen, and does what follows from it.
     async fn step(&mut self) -> Result<(), ExitReason> {
         // What is here already needs no waiting.
-        if !self.phase.has_changed().unwrap_or(true)
-            && let Ok(mail) = self.mailbox.try_recv()
-        {
+        if !self.phase.has_changed().unwrap_or(true) && !self.mailbox.is_empty() {
+            // Before a message is taken: it would be lost if the stage were ended here.
             coop::consume_budget().await;
-            self.receive(mail).await?;
+            if let Ok(mail) = self.mailbox.try_recv() {
+                self.receive(mail).await?;
+            }
             return self.settle().await;
         }
         let owed = self.outlet.owed();

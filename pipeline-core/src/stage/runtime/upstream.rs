@@ -77,8 +77,9 @@ impl<B: Behaviour> StageTask<B> {
                 self.inlet.queue(Input::Ended { from, how: Cancellation::Down(reason) });
             }
             ToConsumer::Pause { from, paused } => {
+                let ending = self.draining || self.finishing.is_some();
                 if let Some(upstream) = self.inlet.get(from) {
-                    upstream.paused = paused;
+                    upstream.paused = paused && !ending;
                 }
             }
         }
@@ -264,12 +265,9 @@ impl<B: Behaviour> StageTask<B> {
                 tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
             }
             let rest = events.split_off(chunk.size);
-            let outcome = self.chunk(events, &subscription, chunk.size).await;
+            self.behind = rest.len();
+            self.chunk(events, &subscription, chunk.size).await?;
             events = rest;
-            if outcome.is_err() {
-                self.report.held += events.len();
-                return outcome;
-            }
             if self.finishing.is_none() {
                 subscription.ask(chunk.ask);
             }
@@ -282,12 +280,11 @@ impl<B: Behaviour> StageTask<B> {
         from: &Subscription,
         count: usize,
     ) -> Result<(), ExitReason> {
+        self.in_hand = count;
         let outcome = self.call(Callback::Events(events, from)).await;
-        if let Err(reason) = &outcome
-            && !reason.is_graceful()
-        {
-            // One that ends in good order has dealt with what it was given.
-            self.report.unfinished += count;
+        // One that ends in good order has dealt with what it was given.
+        if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
+            self.in_hand = 0;
         }
         outcome
     }

@@ -1,0 +1,130 @@
+//! Whole pipelines, put together and disturbed at random: nothing is lost that is not counted.
+//!
+//! What is tested is one law (decision 8): what was emitted was handled, or is counted by a stage's
+//! report as held, unfinished or discarded. With it: the order on each subscription, that nobody is
+//! sent more than was asked for, and that nothing is left when a pipeline has ended.
+//!
+//! The plans are always the same ones. For others, set `PROPTEST_RNG_SEED`, and for more of them,
+//! `PROPTEST_CASES`.
+
+mod ledger;
+mod plan;
+mod run;
+mod stages;
+
+use std::{env, time::Duration};
+
+use pipeline_core::PipelineReport;
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngSeed, TestCaseResult},
+};
+use tokio::time;
+
+use self::{
+    ledger::Ledger,
+    plan::{Plan, calm, wild},
+    run::{Run, alone},
+};
+
+fn config(cases: u32) -> Config {
+    let mut config = Config { failure_persistence: None, ..Config::default() };
+    if env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    if matches!(config.rng_seed, RngSeed::Random) {
+        config.rng_seed = RngSeed::Fixed(20);
+    }
+    config
+}
+
+/// What is lost is counted: in all, events that were emitted and neither handled nor counted.
+fn balanced(ledger: &Ledger, report: &PipelineReport) -> TestCaseResult {
+    let (emitted, handled) = ledger.balance();
+    let counted: usize =
+        report.stages.iter().map(|stage| stage.left_undone() + stage.discarded).sum();
+    prop_assert_eq!(emitted, handled + counted, "emitted, handled {} and: {}", handled, report);
+    Ok(())
+}
+
+/// What must never happen has not.
+fn in_order(ledger: &Ledger, left: usize) -> TestCaseResult {
+    prop_assert_eq!(ledger.complaints(), Vec::<String>::new());
+    prop_assert_eq!(left, 0, "tasks are left");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(config(200))]
+
+    #[test]
+    fn what_is_lost_is_counted_whatever_happens(plan in wild(), drains in 0u64..200) {
+        let mut run = Run::new(&plan);
+        let ledger = run.ledger.clone();
+        let (report, left) = alone(async {
+            let pipeline = run.start();
+            run.carry_out_all(&plan.deeds).await;
+            let drained = pipeline.drain(Duration::from_millis(drains));
+            let (report, ()) = tokio::join!(drained, run.carry_out_all(&plan.late));
+            drop(run);
+            report
+        });
+        in_order(&ledger, left)?;
+        balanced(&ledger, &report)?;
+        if std::env::var_os("STATS").is_some() { let (e,h)=ledger.balance(); eprintln!("STATS {e} {h} {} {} {} {} {} {}", report.stages.iter().map(|s|s.held).sum::<usize>(), report.stages.iter().map(|s|s.unfinished).sum::<usize>(), report.stages.iter().map(|s|s.discarded).sum::<usize>(), report.stages.len(), ledger.subscriptions().len(), report.stages.iter().filter(|s|matches!(s.reason, pipeline_core::ExitReason::Killed)&&s.left_undone()>0).count()); }
+        let discarded: usize = report.stages.iter().map(|stage| stage.discarded).sum();
+        let (told, asked) = ledger.demand();
+        prop_assert!(told <= asked + discarded, "{told} told, {asked} asked for: {report}");
+    }
+
+    #[test]
+    fn a_pipeline_that_is_dropped_leaves_nothing(plan in wild()) {
+        let mut run = Run::new(&plan);
+        let ledger = run.ledger.clone();
+        let ((), left) = alone(async {
+            let pipeline = run.start();
+            run.carry_out_all(&plan.deeds).await;
+            drop(pipeline);
+            drop(run);
+        });
+        in_order(&ledger, left)?;
+    }
+
+    #[test]
+    fn a_drain_loses_nothing_whatever_is_held_back(plan in calm()) {
+        let (ledger, report) = undisturbed(&plan, false)?;
+        balanced(&ledger, &report)?;
+    }
+
+    #[test]
+    fn a_pipeline_that_is_let_to_delivers_everything(plan in calm()) {
+        let (ledger, report) = undisturbed(&plan, true)?;
+        balanced(&ledger, &report)?;
+        let total: usize = plan.sources.iter().map(|(.., total)| total).sum();
+        let (emitted, _) = ledger.balance();
+        prop_assert!(emitted >= total, "{emitted} of {total} were emitted: {report}");
+    }
+}
+
+/// Runs a plan in which nothing goes wrong, if need be until all is delivered, and drains it.
+fn undisturbed(plan: &Plan, to_the_end: bool) -> Result<(Ledger, PipelineReport), TestCaseError> {
+    let mut run = Run::new(plan);
+    let ledger = run.ledger.clone();
+    let (report, left) = alone(async {
+        let pipeline = run.start();
+        run.carry_out_all(&plan.deeds).await;
+        if to_the_end {
+            run.lift();
+            time::sleep(Duration::from_secs(3600)).await;
+        }
+        let drained = pipeline.drain(Duration::from_secs(3600));
+        let (report, ()) = tokio::join!(drained, run.carry_out_all(&plan.late));
+        drop(run);
+        report
+    });
+    in_order(&ledger, left)?;
+    prop_assert!(report.in_time, "{report}");
+    prop_assert_eq!(report.left_undone(), 0, "{}", report);
+    prop_assert!(report.failure().is_none(), "{report}");
+    Ok((ledger, report))
+}
