@@ -71,7 +71,6 @@ proptest! {
         });
         in_order(&ledger, left)?;
         balanced(&ledger, &report)?;
-        if std::env::var_os("STATS").is_some() { let (e,h)=ledger.balance(); eprintln!("STATS {e} {h} {} {} {} {} {} {}", report.stages.iter().map(|s|s.held).sum::<usize>(), report.stages.iter().map(|s|s.unfinished).sum::<usize>(), report.stages.iter().map(|s|s.discarded).sum::<usize>(), report.stages.len(), ledger.subscriptions().len(), report.stages.iter().filter(|s|matches!(s.reason, pipeline_core::ExitReason::Killed)&&s.left_undone()>0).count()); }
         let discarded: usize = report.stages.iter().map(|stage| stage.discarded).sum();
         let (told, asked) = ledger.demand();
         prop_assert!(told <= asked + discarded, "{told} told, {asked} asked for: {report}");

@@ -234,7 +234,7 @@ impl Shape {
     fn of(self, event: &Event) -> usize {
         match self {
             Self::Same => 1,
-            Self::Half => usize::from(event.n % 2 == 0),
+            Self::Half => usize::from(event.n.is_multiple_of(2)),
             Self::Times(count) => count,
             Self::Nothing => 0,
         }
@@ -359,7 +359,7 @@ impl Worker<Event> for Work {
     }
 
     async fn run(&self, event: &Event, context: ChildContext) -> Result<(), ExitReason> {
-        if event.n % 3 > 0 {
+        if !event.n.is_multiple_of(3) {
             self.kit.take_time().await;
         }
         if event.n % 5 == 2 && context.restarts() < self.failures {
