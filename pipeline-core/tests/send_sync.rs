@@ -1,8 +1,9 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_core::{
-    Cancel, ChildContext, Closed, ConsumerSupervisor, ExitReason, Pipeline, PipelineReport, Queue,
-    QueueProducer, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
+    Adaptive, Backoff, Cancel, ChildContext, Closed, ConsumerSupervisor, ExitReason, Pipeline,
+    PipelineReport, Queue, QueueProducer, RateLimit, StartError, SubscribeError, SubscribeOptions,
+    Telemetry, Timed, TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -14,6 +15,8 @@ fn public_types_are_send_and_sync() {
         ($($type:ty),* $(,)?) => {$( send::<$type>(); sync::<$type>(); )*};
     }
     both!(
+        Adaptive,
+        Backoff,
         Cancel,
         ChildContext,
         Closed<u64>,
@@ -23,6 +26,7 @@ fn public_types_are_send_and_sync() {
         PipelineReport,
         Queue<u64>,
         QueueProducer<u64>,
+        RateLimit,
         SubscribeError,
         SubscribeOptions,
         StartError,

@@ -59,8 +59,8 @@ impl AdaptiveLimit {
         (limit as usize).clamp(self.options.floor, self.options.ceiling)
     }
 
-    /// Takes note of a piece of work that ended `now`: how long it took, how many were in flight,
-    /// itself included, and whether it failed in a way that too much load may explain.
+    /// Takes note of a piece of work that ended `now`: how long it took by the same clock, how many
+    /// were in flight, itself included, and whether it failed in a way that load may explain.
     pub(crate) fn record(
         &mut self,
         latency: Duration,
