@@ -1,10 +1,10 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_core::{
-    BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed, ConsumerSupervisor,
-    DemandDispatcher, ExitReason, FairQueue, FairQueueOptions, FairQueueProducer,
-    PartitionDispatcher, Pipeline, PipelineReport, Queue, QueueProducer, StartError,
-    SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
+    Adaptive, Backoff, BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed,
+    ConsumerSupervisor, DemandDispatcher, ExitReason, FairQueue, FairQueueOptions,
+    FairQueueProducer, PartitionDispatcher, Pipeline, PipelineReport, Queue, QueueProducer,
+    RateLimit, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -16,6 +16,8 @@ fn public_types_are_send_and_sync() {
         ($($type:ty),* $(,)?) => {$( send::<$type>(); sync::<$type>(); )*};
     }
     both!(
+        Adaptive,
+        Backoff,
         BadPartition,
         BroadcastDispatcher<u64>,
         Cancel,
@@ -31,6 +33,7 @@ fn public_types_are_send_and_sync() {
         PipelineReport,
         Queue<u64>,
         QueueProducer<u64>,
+        RateLimit,
         SubscribeError,
         SubscribeOptions,
         StartError,

@@ -59,8 +59,8 @@ impl AdaptiveLimit {
         (limit as usize).clamp(self.options.floor, self.options.ceiling)
     }
 
-    /// Takes note of a piece of work that ended `now`: how long it took, how many were in flight,
-    /// itself included, and whether it failed in a way that too much load may explain.
+    /// Takes note of a piece of work that ended `now`: how long it took by the same clock, how many
+    /// were in flight, itself included, and whether it failed in a way that load may explain.
     pub(crate) fn record(
         &mut self,
         latency: Duration,
@@ -251,6 +251,17 @@ mod tests {
     }
 
     #[test]
+    fn tolerance_is_how_many_times_as_long_work_may_take() {
+        let after = |tolerance| {
+            let options = Adaptive::between(1, 1000).initial(100).tolerance(tolerance);
+            let mut told = Told::new(options);
+            told.round(ms(10), 10);
+            told.full_round(ms(20)) > 100
+        };
+        assert_eq!([1.0, 1.9, 2.1].map(after), [false, false, true]);
+    }
+
+    #[test]
     fn what_began_under_another_limit_does_not_count() {
         let mut told = Told::at_100();
         told.full_round(ms(10));
@@ -298,17 +309,73 @@ mod tests {
     }
 
     #[test]
+    fn a_calm_round_moves_the_baseline_halfway() {
+        let after = |latency| {
+            let mut told = Told::at_100();
+            let before = told.round(ms(20), 10);
+            told.full_round(latency) > before
+        };
+        assert_eq!([17, 19].map(ms).map(after), [true, false], "14.1 ms, and a quarter more");
+    }
+
+    #[test]
+    fn a_latency_below_the_baseline_pulls_it_down_by_a_part() {
+        let after = |microseconds| {
+            let mut told = Told::at_100();
+            let before = told.full_round(ms(7));
+            told.full_round(Duration::from_micros(microseconds)) > before
+        };
+        assert_eq!([11_300, 12_100].map(after), [true, false], "9.3 ms, and a quarter more");
+    }
+
+    #[test]
+    fn a_round_of_failures_leaves_the_baseline_alone() {
+        let mut told = Told::at_100();
+        assert_eq!(told.round_with(ms(10), 10, |_| true), 90);
+        assert_eq!(told.full_round(ms(25)), 81);
+    }
+
+    /// The limits of rounds in which so many can be worked on at once, in 10 ms.
+    fn limits_with(capacity: usize, options: Adaptive, rounds: usize) -> Vec<usize> {
+        let mut told = Told::new(options);
+        let mut round = || {
+            let in_flight = told.limit.limit();
+            let micros = 10_000 * in_flight.max(capacity) / capacity;
+            told.round(Duration::from_micros(micros as u64), in_flight)
+        };
+        std::iter::repeat_with(&mut round).take(rounds).collect()
+    }
+
+    #[test]
     fn a_baseline_that_was_found_under_load_is_measured_at_once() {
-        // Ten at once is what can be worked on; latency is constant, and says nothing.
-        let mut told = Told::new(Adaptive::between(1, 100).initial(100));
-        let limits: Vec<usize> = (0..20)
-            .map(|_| {
-                let in_flight = told.limit.limit();
-                told.round(ms(in_flight.max(10) as u64), in_flight)
-            })
-            .collect();
+        let limits = limits_with(10, Adaptive::between(1, 100).initial(100), 20);
         assert_eq!(limits[..4], [40, 16, 6, 16], "lowered as long as that costs nothing");
         assert!(limits[6..].iter().all(|&limit| limit <= 16), "{limits:?}");
+    }
+
+    #[test]
+    fn a_limit_that_was_lowered_grows_again_in_small_steps() {
+        let limits = limits_with(42, Adaptive::between(1, 100).initial(100), 4);
+        assert_eq!(limits, [40, 16, 40, 43]);
+        let limits = limits_with(42, Adaptive::between(40, 100).initial(100), 3);
+        assert_eq!(limits, [40, 40, 43], "there is nothing below the floor to try");
+    }
+
+    #[test]
+    fn slower_work_is_accepted_before_the_limit_is_at_the_floor() {
+        let mut told = Told::at_100();
+        let limits: Vec<usize> = (0..60).map(|_| told.full_round(ms(20))).collect();
+        let least = limits.iter().min().unwrap();
+        assert!((10..40).contains(least), "{limits:?}");
+        assert!(limits[59] > 100, "{limits:?}");
+    }
+
+    #[test]
+    fn much_faster_work_has_its_baseline_measured_soon() {
+        let mut told = Told::at_100();
+        let limits: Vec<usize> = (0..5).map(|_| told.full_round(ms(4))).collect();
+        assert!(limits[..3].is_sorted(), "{limits:?}");
+        assert!(limits[3] < limits[2] && limits[4] > limits[2], "{limits:?}");
     }
 
     #[test]

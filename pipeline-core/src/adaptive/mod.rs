@@ -11,7 +11,8 @@ pub(crate) use self::limit::AdaptiveLimit;
 ///
 /// It grows while the work takes no longer than it has to. It shrinks when the work takes longer:
 /// then it waits inside of what it uses, a processor or a database, and more at once would only wait
-/// more. It shrinks when work fails, too.
+/// more. It shrinks when work fails, too; so failures that have nothing to do with load keep it low
+/// if they are many.
 ///
 /// The work is watched in rounds: as many pieces as may be in flight, but at least 32. Those that
 /// began under another limit do not count. A round's latency is the geometric mean, in which a
