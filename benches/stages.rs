@@ -1,6 +1,8 @@
 //! How many events pass through the stages: from outside into a queue, from a producer to a
-//! consumer, and through supervised workers.
+//! consumer, through one between them, and through supervised workers.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
+
+mod common;
 
 use std::{
     hint::black_box,
@@ -12,45 +14,30 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline::{
-    Consumer, ConsumerSupervisor, Emitter, ExitReason, Pipeline, Producer, QueueOptions,
+    ConsumerSupervisor, Emitter, ExitReason, Pipeline, ProducerConsumer, QueueOptions,
     SubscribeOptions, Subscription, queue,
 };
-use tokio::{runtime::Runtime, sync::Semaphore};
+use tokio::{
+    runtime::Runtime,
+    sync::{Semaphore, mpsc},
+};
 
-/// Events per measurement.
-const EVENTS: u64 = 100_000;
+use self::common::{Count, EVENTS, Numbers, batches};
 
-/// Emits so many numbers, as they are asked for, and ends.
-struct Numbers {
-    next: u64,
-}
+/// Hands on what it receives, as it is.
+struct Identity;
 
-impl Producer for Numbers {
-    type Event = u64;
-
-    async fn handle_demand(
-        &mut self,
-        demand: usize,
-        out: &mut Emitter<'_, u64>,
-    ) -> Result<(), ExitReason> {
-        let end = EVENTS.min(self.next + demand as u64);
-        out.emit_all(self.next..end);
-        self.next = end;
-        if end == EVENTS { Err(ExitReason::Normal) } else { Ok(()) }
-    }
-}
-
-struct Discard;
-
-impl Consumer for Discard {
-    type Event = u64;
+impl ProducerConsumer for Identity {
+    type In = u64;
+    type Out = u64;
 
     async fn handle_events(
         &mut self,
         events: Vec<u64>,
         _: &Subscription,
+        out: &mut Emitter<'_, u64>,
     ) -> Result<(), ExitReason> {
-        black_box(events);
+        out.emit_all(events);
         Ok(())
     }
 }
@@ -59,16 +46,78 @@ fn producer_to_consumer(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let mut group = c.benchmark_group("producer to consumer");
     group.throughput(Throughput::Elements(EVENTS));
-    for (max, min) in [(1, 0), (10, 5), (100, 50), (1000, 500)] {
-        let demand = SubscribeOptions::new().max_demand(max).min_demand(min);
-        group.bench_function(BenchmarkId::from_parameter(max), |b| {
+    for max in [1, 10, 100, 1000, 10_000] {
+        let demand = SubscribeOptions::new().max_demand(max).min_demand(max / 2);
+        group.bench_function(BenchmarkId::new("stages", max), |b| {
             b.to_async(&runtime).iter(|| async {
-                let builder = Pipeline::builder("bench").producer(Numbers { next: 0 });
-                let mut pipeline = builder.consumer(Discard, demand.clone()).start().unwrap();
+                let count = Count::default();
+                let builder = Pipeline::builder("bench").producer(Numbers::default());
+                let mut pipeline = builder.consumer(count.clone(), demand.clone()).start().unwrap();
                 assert_eq!(pipeline.ended().await.left_undone(), 0);
+                assert_eq!(count.get(), EVENTS);
+            });
+        });
+        // What one would write by hand, with as many on their way.
+        let size = max.div_ceil(2);
+        group.bench_function(BenchmarkId::new("mpsc of batches", max), |b| {
+            b.to_async(&runtime).iter(|| async {
+                let count = Count::default();
+                let (sender, receiver) = mpsc::channel(max / size);
+                let receiving = tokio::spawn(count.clone().all_of(receiver));
+                let sending = tokio::spawn(async move {
+                    for events in batches(size) {
+                        sender.send(events).await.unwrap();
+                    }
+                });
+                sending.await.unwrap();
+                receiving.await.unwrap();
+                assert_eq!(count.get(), EVENTS);
             });
         });
     }
+}
+
+fn three_stages(c: &mut Criterion) {
+    const MAX: usize = 1000;
+    let runtime = Runtime::new().unwrap();
+    let mut group = c.benchmark_group("producer to producer-consumer to consumer");
+    group.throughput(Throughput::Elements(EVENTS));
+    let demand = SubscribeOptions::new().max_demand(MAX);
+    group.bench_function(BenchmarkId::new("stages", MAX), |b| {
+        b.to_async(&runtime).iter(|| async {
+            let count = Count::default();
+            let builder = Pipeline::builder("bench").producer(Numbers::default());
+            let builder = builder.producer_consumer(Identity, demand.clone());
+            let mut pipeline = builder.consumer(count.clone(), demand.clone()).start().unwrap();
+            assert_eq!(pipeline.ended().await.left_undone(), 0);
+            assert_eq!(count.get(), EVENTS);
+        });
+    });
+    // What one would write by hand.
+    group.bench_function(BenchmarkId::new("mpsc of batches", MAX), |b| {
+        b.to_async(&runtime).iter(|| async {
+            let count = Count::default();
+            let (first, mut between) = mpsc::channel(2);
+            let (second, receiver) = mpsc::channel(2);
+            let receiving = tokio::spawn(count.clone().all_of(receiver));
+            let handing_on = tokio::spawn(async move {
+                while let Some(events) = between.recv().await {
+                    // A stage makes a new batch of what it emits, too.
+                    let events: Vec<u64> = Vec::into_iter(events).map(black_box).collect();
+                    second.send(events).await.unwrap();
+                }
+            });
+            let sending = tokio::spawn(async move {
+                for events in batches(MAX / 2) {
+                    first.send(events).await.unwrap();
+                }
+            });
+            sending.await.unwrap();
+            handing_on.await.unwrap();
+            receiving.await.unwrap();
+            assert_eq!(count.get(), EVENTS);
+        });
+    });
 }
 
 fn consumer_supervisor(c: &mut Criterion) {
@@ -83,7 +132,7 @@ fn consumer_supervisor(c: &mut Criterion) {
                     black_box(*event);
                     Ok(())
                 };
-                let builder = Pipeline::builder("bench").producer(Numbers { next: 0 });
+                let builder = Pipeline::builder("bench").producer(Numbers::default());
                 let workers = ConsumerSupervisor::new(worker);
                 let mut pipeline =
                     builder.consumer_supervisor(workers, demand.clone()).start().unwrap();
@@ -118,19 +167,22 @@ fn push_from_outside(c: &mut Criterion) {
     group.bench_function("queue", |b| {
         b.to_async(&runtime).iter(|| async {
             let (queue, producer) = queue(QueueOptions::new());
+            let count = Count::default();
             let builder = Pipeline::builder("bench").producer(producer);
-            let mut pipeline = builder.consumer(Discard, SubscribeOptions::new()).start().unwrap();
+            let builder = builder.consumer(count.clone(), SubscribeOptions::new());
+            let mut pipeline = builder.start().unwrap();
             for event in 0..EVENTS {
                 queue.push(event).await.unwrap();
             }
             drop(queue);
             assert_eq!(pipeline.ended().await.left_undone(), 0);
+            assert_eq!(count.get(), EVENTS);
         });
     });
     // What one would write by hand.
     group.bench_function("mpsc and recv_many", |b| {
         b.to_async(&runtime).iter(|| async {
-            let (sender, mut receiver) = tokio::sync::mpsc::channel(10_000);
+            let (sender, mut receiver) = mpsc::channel(10_000);
             let receiving = tokio::spawn(async move {
                 let mut events = Vec::new();
                 while receiver.recv_many(&mut events, 500).await > 0 {
@@ -146,5 +198,11 @@ fn push_from_outside(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, producer_to_consumer, consumer_supervisor, push_from_outside);
+criterion_group!(
+    benches,
+    producer_to_consumer,
+    three_stages,
+    consumer_supervisor,
+    push_from_outside
+);
 criterion_main!(benches);

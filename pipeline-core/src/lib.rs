@@ -59,6 +59,7 @@ mod source;
 mod stage;
 mod step;
 mod subscription;
+mod sync;
 mod telemetry;
 #[cfg(any(test, feature = "test-kit"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]

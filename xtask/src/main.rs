@@ -16,6 +16,8 @@ cargo xtask COMMAND
   test    set up what the tests need, and run everything that has to pass
   setup   only install what the tests need: npm packages, a browser, cargo-deny
   check   the quick part of test: tidiness, format, lints, docs
+  interleavings
+          only the tests that try every order in which the tasks at a queue can meet
   tidy    only the checks of what no other tool knows: invariants, and that texts tell the truth
   help    this text
 ";
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Some("test") => test::all(),
         Some("setup") => setup::all(),
         Some("check") => test::quick(),
+        Some("interleavings") => test::interleavings(),
         Some("tidy") => tidy::all(),
         Some("help") | None => {
             print!("{HELP}");

@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    run::{Failure, Outcome, cargo, program, step},
+    run::{Failure, Outcome, cargo, program, root, step},
     setup, tidy,
 };
 
@@ -14,6 +14,7 @@ pub(crate) fn all() -> Outcome {
     setup::all()?;
     quick()?;
     step("tests", cargo().args(["test", "--workspace", "--all-features"]))?;
+    interleavings()?;
     step("benches, once through", cargo().args(["test", "--benches", "--quiet"]))?;
     first_command()?;
     let deny = setup::cargo_deny()?;
@@ -47,6 +48,20 @@ pub(crate) fn quick() -> Outcome {
         cargo()
             .args(["doc", "--workspace", "--no-deps", "--all-features"])
             .env("RUSTDOCFLAGS", "--deny warnings"),
+    )
+}
+
+/// The tests that try every order in which tasks can meet. What is built for them is of no use for
+/// anything else, so it has a folder of its own.
+pub(crate) fn interleavings() -> Outcome {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    step(
+        "queues in every order",
+        cargo()
+            .args(["test", "--package", "pipeline-core", "--lib", "--release", "interleavings"])
+            .arg("--target-dir")
+            .arg(root().join(target).join("interleavings"))
+            .env("RUSTFLAGS", "--cfg interleavings"),
     )
 }
 

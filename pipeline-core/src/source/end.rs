@@ -1,16 +1,6 @@
 //! The two ends of a queue: what tasks push at one, a stage takes from the other.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Waker,
-};
-
-use parking_lot::Mutex;
+use std::{fmt, future::poll_fn, task::Waker};
 
 use super::{
     outcome::{Closed, Offer, TryPushError},
@@ -19,6 +9,7 @@ use super::{
 };
 use crate::{
     stage::{Emitter, StageContext},
+    sync::{Arc, AtomicU64, Mutex, Ordering},
     telemetry::{Discard, StageMetrics},
 };
 

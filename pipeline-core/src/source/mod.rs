@@ -3,6 +3,8 @@
 mod audience;
 mod end;
 mod fair_queue;
+#[cfg(all(test, interleavings))]
+mod interleavings;
 mod iter;
 mod outcome;
 mod push;

@@ -4,7 +4,6 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
@@ -13,6 +12,7 @@ use super::{
     outcome::Closed,
     store::{Pushed, Store},
 };
+use crate::sync::Arc;
 
 /// The future of a push that waits for room.
 pub(super) struct Push<S: Store> {

@@ -1,0 +1,79 @@
+//! The ends of the pipelines that are measured, and of those written by hand.
+
+use std::{
+    hint::black_box,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use pipeline::{Consumer, Emitter, ExitReason, Producer, Subscription};
+use tokio::sync::mpsc;
+
+/// Events per measurement.
+pub(crate) const EVENTS: u64 = 100_000;
+
+/// Emits so many numbers, as they are asked for, and ends.
+#[derive(Default)]
+pub(crate) struct Numbers {
+    next: u64,
+}
+
+impl Producer for Numbers {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        demand: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        let end = EVENTS.min(self.next + demand as u64);
+        out.emit_all(self.next..end);
+        self.next = end;
+        if end == EVENTS {
+            out.finish();
+        }
+        Ok(())
+    }
+}
+
+/// Counts what it receives.
+#[derive(Clone, Default)]
+pub(crate) struct Count(Arc<AtomicU64>);
+
+impl Count {
+    pub(crate) fn add(&self, events: Vec<u64>) {
+        let events = black_box(events);
+        self.0.fetch_add(events.len() as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A consumer that is written by hand.
+    pub(crate) async fn all_of(self, mut batches: mpsc::Receiver<Vec<u64>>) {
+        while let Some(events) = batches.recv().await {
+            self.add(events);
+        }
+    }
+}
+
+impl Consumer for Count {
+    type Event = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+    ) -> Result<(), ExitReason> {
+        self.add(events);
+        Ok(())
+    }
+}
+
+/// The numbers, as a producer that is written by hand makes them.
+pub(crate) fn batches(size: usize) -> impl Iterator<Item = Vec<u64>> {
+    (0..EVENTS).step_by(size).map(move |first| (first..EVENTS.min(first + size as u64)).collect())
+}

@@ -1,0 +1,285 @@
+//! Queues whose ends meet in every order that there is, up to a number of preemptions. A lost
+//! wakeup shows as a deadlock.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::pin,
+    task::{Context, Poll, Waker},
+};
+
+use loom::{
+    future::block_on,
+    model::Builder,
+    thread::{self, JoinHandle},
+};
+
+use super::{
+    Closed, FairQueue, FairQueueOptions, Offer, Queue, QueueOptions, TryPushError, fair_queue,
+    queue,
+};
+use crate::{
+    buffer::BufferKeep,
+    stage::{Emitter, Producer},
+};
+
+/// How often a task may be interrupted where it need not wait. Most faults need one or two.
+const PREEMPTIONS: usize = 2;
+
+/// The pushing end, of either queue.
+trait Pushing: Clone + Send + Sync + 'static {
+    fn push(&self, item: u32) -> impl Future<Output = Result<(), Closed<u32>>> + Send + 'static;
+    fn try_push(&self, item: u32) -> Result<(), TryPushError<u32>>;
+    fn offer(&self, item: u32) -> Result<Offer, Closed<u32>>;
+    fn close(&self);
+    fn discarded(&self) -> u64;
+}
+
+impl Pushing for Queue<u32> {
+    fn push(&self, item: u32) -> impl Future<Output = Result<(), Closed<u32>>> + Send + 'static {
+        self.push(item)
+    }
+
+    fn try_push(&self, item: u32) -> Result<(), TryPushError<u32>> {
+        self.try_push(item)
+    }
+
+    fn offer(&self, item: u32) -> Result<Offer, Closed<u32>> {
+        self.offer(item)
+    }
+
+    fn close(&self) {
+        self.close();
+    }
+
+    fn discarded(&self) -> u64 {
+        self.discarded()
+    }
+}
+
+/// Items of ten belong to one key: 10 to 19, 20 to 29.
+impl Pushing for FairQueue<u32, u32> {
+    fn push(&self, item: u32) -> impl Future<Output = Result<(), Closed<u32>>> + Send + 'static {
+        self.push(item / 10, item)
+    }
+
+    fn try_push(&self, item: u32) -> Result<(), TryPushError<u32>> {
+        self.try_push(item / 10, item)
+    }
+
+    fn offer(&self, item: u32) -> Result<Offer, Closed<u32>> {
+        self.offer(item / 10, item)
+    }
+
+    fn close(&self) {
+        self.close();
+    }
+
+    fn discarded(&self) -> u64 {
+        self.discarded()
+    }
+}
+
+/// How much a queue holds, of all keys and of one, and which it keeps.
+#[derive(Clone, Copy)]
+struct Room {
+    all: usize,
+    key: usize,
+    keep: BufferKeep,
+}
+
+/// Room for one item.
+const ONE: Room = Room { all: 1, key: 1, keep: BufferKeep::Last };
+
+fn plain(room: Room) -> (Queue<u32>, impl Producer<Event = u32>) {
+    queue(QueueOptions::new().capacity(room.all).keep(room.keep))
+}
+
+fn fair(room: Room) -> (FairQueue<u32, u32>, impl Producer<Event = u32>) {
+    let options = FairQueueOptions::new().capacity(room.all).key_capacity(room.key);
+    fair_queue(options.keep(room.keep))
+}
+
+/// Runs a case in every order.
+fn in_every_order(case: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.check(case);
+}
+
+/// A task that pushes items one after the other, each when the one before it is in. Gives those
+/// that went in.
+fn pusher(queue: &impl Pushing, items: &'static [u32]) -> JoinHandle<Vec<u32>> {
+    let queue = queue.clone();
+    thread::spawn(move || {
+        let mut pushed = Vec::new();
+        for item in items {
+            match block_on(queue.push(*item)) {
+                Ok(()) => pushed.push(*item),
+                Err(Closed(back)) => assert_eq!(back, *item, "the item comes back"),
+            }
+        }
+        pushed
+    })
+}
+
+/// A stage with demand for one event at a time, until the queue ends. Gives what it took.
+fn take_all(producer: &mut impl Producer<Event = u32>) -> Vec<u32> {
+    let mut taken = VecDeque::new();
+    loop {
+        block_on(producer.ready());
+        let owed = taken.len() + 1;
+        let mut out = Emitter::new(&mut taken, owed);
+        block_on(producer.handle_ready(&mut out)).unwrap();
+        if out.finishes() {
+            break;
+        }
+    }
+    assert_eq!(producer.held(), 0);
+    taken.into()
+}
+
+/// Polls once, as one who will not come back.
+fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
+    pin!(future).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn sorted(mut items: Vec<u32>) -> Vec<u32> {
+    items.sort_unstable();
+    items
+}
+
+/// The items of one pusher, in order.
+fn of(items: &[u32], ten: u32) -> Vec<u32> {
+    items.iter().copied().filter(|item| item / 10 == ten).collect()
+}
+
+/// Two who push more than there is room for, and one who takes.
+fn all_comes_out_in_order<Q: Pushing, P: Producer<Event = u32>>((queue, mut producer): (Q, P)) {
+    let pushers = [pusher(&queue, &[10, 11]), pusher(&queue, &[20])];
+    drop(queue);
+    let taken = take_all(&mut producer);
+    let pushed: usize = pushers.into_iter().map(|pusher| pusher.join().unwrap().len()).sum();
+    assert_eq!((of(&taken, 1), of(&taken, 2)), (vec![10, 11], vec![20]));
+    assert_eq!((taken.len(), pushed), (3, 3));
+}
+
+/// One who does not wait for long, in line before another.
+fn who_gives_up_takes_nothing_else_along<Q: Pushing, P: Producer<Event = u32>>(
+    (queue, mut producer): (Q, P),
+) {
+    queue.try_push(10).unwrap();
+    let impatient = {
+        let queue = queue.clone();
+        thread::spawn(move || poll_once(queue.push(11)).is_ready())
+    };
+    let patient = pusher(&queue, &[12, 20]);
+    drop(queue);
+    let taken = sorted(take_all(&mut producer));
+    assert_eq!(patient.join().unwrap(), [12, 20]);
+    let impatient_is_done = impatient.join().unwrap();
+    // One that had moved up by itself when its pusher gave up stays.
+    let is_in = taken.contains(&11);
+    assert!(is_in || !impatient_is_done, "what was pushed is there");
+    let all: &[u32] = if is_in { &[10, 11, 12, 20] } else { &[10, 12, 20] };
+    assert_eq!(taken, all);
+}
+
+/// A stage that is called away while it waits, and waits again.
+fn a_taker_that_was_called_away_is_woken<Q: Pushing, P: Producer<Event = u32>>(
+    (queue, mut producer): (Q, P),
+) {
+    let pusher = pusher(&queue, &[10, 20]);
+    drop(queue);
+    let _ = poll_once(producer.ready());
+    let taken = take_all(&mut producer);
+    assert_eq!(sorted(taken), pusher.join().unwrap());
+}
+
+/// A queue that is closed while some wait for room, and one for items.
+fn closing_wakes_everybody<Q: Pushing, P: Producer<Event = u32> + 'static>(
+    (queue, mut producer): (Q, P),
+) {
+    let pushers = [pusher(&queue, &[10]), pusher(&queue, &[11, 20])];
+    let taker = thread::spawn(move || take_all(&mut producer));
+    queue.close();
+    let pushed: Vec<u32> = pushers.into_iter().flat_map(|pusher| pusher.join().unwrap()).collect();
+    assert_eq!(sorted(taker.join().unwrap()), sorted(pushed));
+}
+
+/// A stage that ends, or panics, while some wait for room.
+fn nobody_waits_for_a_taker_that_is_gone<Q: Pushing, P: Producer<Event = u32>>(
+    (queue, producer): (Q, P),
+) {
+    let pushers = [pusher(&queue, &[10, 11]), pusher(&queue, &[12])];
+    drop(producer);
+    let pushed: usize = pushers.into_iter().map(|pusher| pusher.join().unwrap().len()).sum();
+    assert!(pushed <= 1, "there was room for one");
+    assert_eq!(block_on(queue.push(13)), Err(Closed(13)));
+}
+
+/// A stage that drains while others push: it takes what was pushed, and no more goes in.
+fn draining_takes_what_was_pushed<Q: Pushing, P: Producer<Event = u32>>(
+    (queue, mut producer): (Q, P),
+) {
+    let pushers = [pusher(&queue, &[10]), pusher(&queue, &[11, 20])];
+    let mut taken = VecDeque::new();
+    let mut out = Emitter::new(&mut taken, 1);
+    block_on(producer.handle_drain(&mut out)).unwrap();
+    let mut taken: Vec<u32> = taken.into();
+    taken.extend(take_all(&mut producer));
+    let pushed: Vec<u32> = pushers.into_iter().flat_map(|pusher| pusher.join().unwrap()).collect();
+    assert_eq!(sorted(taken), sorted(pushed));
+}
+
+/// Some who offer, beside one who waits for room: what does not come out was counted.
+fn what_is_discarded_is_counted<Q: Pushing, P: Producer<Event = u32>>(
+    (queue, mut producer): (Q, P),
+) {
+    let offerer = {
+        let queue = queue.clone();
+        thread::spawn(move || {
+            let kept = |item| matches!(queue.offer(item), Ok(Offer::Kept));
+            [10, 11, 12].into_iter().filter(|item| !kept(*item)).count() as u64
+        })
+    };
+    let pusher = pusher(&queue, &[13]);
+    let counting = queue.clone();
+    drop(queue);
+    let taker = thread::spawn(move || take_all(&mut producer));
+    let not_kept = offerer.join().unwrap();
+    assert_eq!(pusher.join().unwrap(), [13]);
+    let discarded = counting.discarded();
+    drop(counting);
+    assert_eq!(discarded, not_kept);
+    assert_eq!(taker.join().unwrap().len() as u64 + discarded, 4);
+}
+
+/// A test of either queue, and of the fair one also with more room for all than for one key.
+macro_rules! tests {
+    ($($name:ident)*) => {
+        mod a_queue {
+            $(#[test]
+            fn $name() {
+                super::in_every_order(|| super::$name(super::plain(super::ONE)));
+            })*
+        }
+
+        mod a_fair_queue {
+            $(#[test]
+            fn $name() {
+                super::in_every_order(|| super::$name(super::fair(super::ONE)));
+            })*
+        }
+    };
+}
+
+tests! {
+    all_comes_out_in_order
+    who_gives_up_takes_nothing_else_along
+    a_taker_that_was_called_away_is_woken
+    closing_wakes_everybody
+    nobody_waits_for_a_taker_that_is_gone
+    draining_takes_what_was_pushed
+    what_is_discarded_is_counted
+}

@@ -1,0 +1,40 @@
+//! What tasks share a queue by.
+//!
+//! A test with `--cfg interleavings` has loom's in place of these, which try every order in which
+//! tasks can meet.
+
+#[cfg(not(all(test, interleavings)))]
+pub(crate) use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+#[cfg(all(test, interleavings))]
+pub(crate) use loom::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+#[cfg(not(all(test, interleavings)))]
+pub(crate) use parking_lot::Mutex;
+
+#[cfg(all(test, interleavings))]
+pub(crate) use self::modelled::Mutex;
+
+#[cfg(all(test, interleavings))]
+mod modelled {
+    use loom::sync::MutexGuard;
+
+    /// Loom's, with `parking_lot`'s methods.
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            self.0.lock().expect("a panic has ended the test")
+        }
+    }
+}
