@@ -58,7 +58,8 @@ pub(crate) fn interleavings() -> Outcome {
     step(
         "queues in every order",
         cargo()
-            .args(["test", "--package", "pipeline-core", "--lib", "--release", "interleavings"])
+            .args(["test", "--package", "pipeline-core", "--lib"])
+            .args(["--profile", "interleavings", "interleavings"])
             .arg("--target-dir")
             .arg(root().join(target).join("interleavings"))
             .env("RUSTFLAGS", "--cfg interleavings"),

@@ -255,7 +255,7 @@ fn what_is_discarded_is_counted<Q: Pushing, P: Producer<Event = u32>>(
     assert_eq!(taker.join().unwrap().len() as u64 + discarded, 4);
 }
 
-/// A test of either queue, and of the fair one also with more room for all than for one key.
+/// A test of either queue, with room for one item.
 macro_rules! tests {
     ($($name:ident)*) => {
         mod a_queue {
