@@ -11,8 +11,9 @@ use std::{
 
 use pipeline_core::{
     Activity, Adaptive, Backoff, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
-    HandleCall, Pipeline, Producer, ProducerHandle, QueueOptions, QueueProducer, RateLimit, Stage,
-    StageContext, StartError, SubscribeOptions, Unsubscribed, for_each, from_iter, queue,
+    HandleCall, Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, QueueProducer,
+    RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, Unsubscribed,
+    for_each, from_iter, queue,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
 use tokio::time::{Instant, sleep};
@@ -96,6 +97,46 @@ async fn a_stage_that_finishes_delivers_what_it_holds_first() {
     assert_eq!(recording.events(), [1, 2, 3]);
     let report = pipeline.ended().await;
     assert_eq!((report.left_undone(), report.failure().is_none()), (0, true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_consumer_whose_producer_is_done_delivers_what_it_holds_first() {
+    let (consumer, recording) = recording();
+    let mut graph = Graph::new("test");
+    let numbers = graph.producer("numbers", from_iter(1..4));
+    let thrice = graph.producer_consumer("thrice", Thrice);
+    let consumer = graph.consumer("consumer", consumer.manual());
+    graph.subscribe(&thrice, &numbers, demand(10, 5));
+    graph.subscribe(&consumer, &thrice, demand(10, 5));
+    let mut pipeline = graph.start().unwrap();
+    settle().await;
+    recording.allow(1);
+    settle().await;
+    assert!(!numbers.is_running() && thrice.is_running());
+    recording.allow(7);
+    settle().await;
+    assert!(thrice.is_running(), "it has one more");
+    recording.allow(1);
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(recording.events(), [1, 1, 1, 2, 2, 2, 3, 3, 3]);
+}
+
+/// Emits what it receives three times.
+struct Thrice;
+
+impl ProducerConsumer for Thrice {
+    type In = u32;
+    type Out = u32;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u32>,
+        _: &Subscription,
+        out: &mut Emitter<'_, u32>,
+    ) -> Result<(), ExitReason> {
+        events.into_iter().for_each(|n| out.emit_all([n; 3]));
+        Ok(())
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,7 +24,7 @@ use tokio::time;
 use self::{
     ledger::Ledger,
     plan::{Plan, calm, wild},
-    run::{Run, alone},
+    run::{Run, alone, on_threads},
 };
 
 fn config(cases: u32) -> Config {
@@ -59,16 +59,9 @@ proptest! {
 
     #[test]
     fn what_is_lost_is_counted_whatever_happens(plan in wild(), drains in 0u64..200) {
-        let mut run = Run::new(&plan);
+        let run = Run::new(&plan);
         let ledger = run.ledger.clone();
-        let (report, left) = alone(async {
-            let pipeline = run.start();
-            run.carry_out_all(&plan.deeds).await;
-            let drained = pipeline.drain(Duration::from_millis(drains));
-            let (report, ()) = tokio::join!(drained, run.carry_out_all(&plan.late));
-            drop(run);
-            report
-        });
+        let (report, left) = alone(disturbed(run, &plan, drains));
         in_order(&ledger, left)?;
         balanced(&ledger, &report)?;
         let discarded: usize = report.stages.iter().map(|stage| stage.discarded).sum();
@@ -103,6 +96,32 @@ proptest! {
         let (emitted, _) = ledger.balance();
         prop_assert!(emitted >= total, "{emitted} of {total} were emitted: {report}");
     }
+}
+
+proptest! {
+    #![proptest_config(config(30))]
+
+    #[test]
+    fn what_is_lost_is_counted_on_any_number_of_threads(
+        plan in wild(),
+        drains in 0u64..200,
+        threads in 1usize..4,
+    ) {
+        let run = Run::new(&plan);
+        let ledger = run.ledger.clone();
+        let (report, left) = on_threads(threads, disturbed(run, &plan, drains));
+        in_order(&ledger, left)?;
+        balanced(&ledger, &report)?;
+    }
+}
+
+/// Runs a plan in which anything may happen, and drains it within so many milliseconds.
+async fn disturbed(mut run: Run, plan: &Plan, drains: u64) -> PipelineReport {
+    let pipeline = run.start();
+    run.carry_out_all(&plan.deeds).await;
+    let drained = pipeline.drain(Duration::from_millis(drains));
+    let (report, ()) = tokio::join!(drained, run.carry_out_all(&plan.late));
+    report
 }
 
 /// Runs a plan in which nothing goes wrong, if need be until all is delivered, and drains it.

@@ -1,6 +1,10 @@
 //! Running a plan.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    thread,
+    time::{Duration, Instant},
+};
 
 use pipeline_core::{
     ConsumerHandle, ConsumerSupervisor, DemandDispatcher, DemandMode, ExitReason, Graph, Pipeline,
@@ -62,6 +66,22 @@ pub(super) fn alone<T>(run: impl Future<Output = T>) -> (T, usize) {
         settle().await;
         (outcome, Handle::current().metrics().num_alive_tasks())
     })
+}
+
+/// Carries out something on threads of its own, in real time.
+///
+/// Says how many tasks are left when it is over.
+pub(super) fn on_threads<T>(threads: usize, run: impl Future<Output = T>) -> (T, usize) {
+    let runtime =
+        Builder::new_multi_thread().worker_threads(threads).enable_time().build().unwrap();
+    let outcome = runtime.block_on(run);
+    // Those that are told to end do so in their own time, which is long only for one that does not.
+    let patience = Instant::now() + Duration::from_secs(10);
+    let left = || runtime.metrics().num_alive_tasks();
+    while left() > 0 && Instant::now() < patience {
+        thread::yield_now();
+    }
+    (outcome, left())
 }
 
 /// No more than anything takes that is not stuck.
