@@ -8,11 +8,18 @@ struct Specification {
     later: &'static [(char, RangeInclusive<u16>)],
 }
 
-const SPECIFICATIONS: [Specification; 1] = [Specification {
-    path: "docs/spec/stages.md",
-    // The layer of processors, batchers and acknowledgements.
-    later: &[('S', 184..=233), ('X', 35..=40)],
-}];
+const SPECIFICATIONS: [Specification; 2] = [
+    Specification {
+        path: "docs/spec/stages.md",
+        // The layer of processors, batchers and acknowledgements.
+        later: &[('S', 184..=233), ('X', 35..=40)],
+    },
+    Specification {
+        path: "docs/spec/channels.md",
+        // Long polling, presence, tokens and telemetry.
+        later: &[('C', 32..=32), ('C', 43..=43), ('C', 163..=204)],
+    },
+];
 
 /// A letter and a number, such as S-014.
 type Id = (char, u16);

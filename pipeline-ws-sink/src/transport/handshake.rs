@@ -14,7 +14,7 @@ use crate::{
     hub::Hub,
     mount::{MountOptions, Routes},
     outbox::Outbox,
-    protocol::version,
+    protocol::version::Version,
     session::{Connection, Session, SessionEvents},
     socket::{ConnectError, ConnectInfo, Params, Socket},
     telemetry::Attempts,
@@ -42,7 +42,8 @@ impl<S: Socket> Mounted<S> {
         }
         let params = Params::decode(request.uri().query().unwrap_or_default());
         let socket = self.socket.name();
-        if !params.get("vsn").is_some_and(version::is_v2) {
+        let version = Version::negotiate(params.get("vsn"));
+        if version != Some(Version::V2) {
             tracing::warn!(socket, vsn = params.get("vsn"), "refused a version of the protocol");
             return status(StatusCode::FORBIDDEN, "");
         }
