@@ -1,10 +1,6 @@
 //! Running a plan.
 
-use std::{
-    future::Future,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{future::Future, thread, time::Duration};
 
 use pipeline_core::{
     ConsumerHandle, ConsumerSupervisor, DemandDispatcher, DemandMode, ExitReason, Graph, Pipeline,
@@ -14,7 +10,7 @@ use pipeline_core::{
 use tokio::{
     runtime::{Builder, Handle},
     task::{self, JoinSet},
-    time,
+    time::{self, Instant},
 };
 
 use super::{
