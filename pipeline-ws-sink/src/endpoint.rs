@@ -21,8 +21,8 @@ use crate::{
     end::SocketEnd,
     hub::Hub,
     mount::Mount,
-    payload::{IntoPayload, PayloadError},
-    protocol::message::Broadcast,
+    payload::IntoPayload,
+    pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, Subscription},
     socket::Socket,
     telemetry::Attempts,
     topic::PatternError,
@@ -76,7 +76,13 @@ impl<S: Socket> ErasedMount for Mounted<S> {
 impl Endpoint {
     /// Begins an endpoint.
     pub fn builder() -> EndpointBuilder {
-        EndpointBuilder { telemetry: Telemetry::global(), mounts: Vec::new() }
+        EndpointBuilder { telemetry: Telemetry::global(), mounts: Vec::new(), adapter: None }
+    }
+
+    /// The way to everyone on any topic, for those who need nothing else of the endpoint.
+    #[must_use]
+    pub fn pubsub(&self) -> &PubSub {
+        &self.inner.hub.pubsub
     }
 
     /// Sends an event to everyone on a topic.
@@ -87,12 +93,13 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is no JSON object; nobody gets it then.
+    /// [`BroadcastError`] if the payload is neither a JSON object nor binary, or if there are other
+    /// nodes that cannot be told; nobody gets it then.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Endpoint;
+    /// # use pipeline_ws_sink::{BroadcastError, Endpoint};
     /// # use serde_json::json;
-    /// # fn announce(endpoint: &Endpoint) -> Result<(), pipeline_ws_sink::PayloadError> {
+    /// # fn announce(endpoint: &Endpoint) -> Result<(), BroadcastError> {
     /// endpoint.broadcast("user:42", "greeting", json!({ "text": "hello" }))
     /// # }
     /// ```
@@ -101,8 +108,8 @@ impl Endpoint {
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
-    ) -> Result<(), PayloadError> {
-        self.send(topic, event, payload, None)
+    ) -> Result<(), BroadcastError> {
+        self.pubsub().broadcast(topic, event, payload)
     }
 
     /// Sends an event to everyone on a topic, and times it.
@@ -113,31 +120,54 @@ impl Endpoint {
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is no JSON object; nobody gets it then.
+    /// Those of [`broadcast`](Self::broadcast).
     pub fn broadcast_timed(
         &self,
         enqueued_at: Instant,
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
-    ) -> Result<(), PayloadError> {
-        self.send(topic, event, payload, Some(enqueued_at))
+    ) -> Result<(), BroadcastError> {
+        self.pubsub().broadcast_timed(enqueued_at, topic, event, payload)
     }
 
-    fn send(
+    /// Sends an event to everyone on a topic but one: see [`PubSub::broadcast_from`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`broadcast`](Self::broadcast).
+    pub fn broadcast_from(
+        &self,
+        from: SubscriberId,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.pubsub().broadcast_from(from, topic, event, payload)
+    }
+
+    /// Sends an event to everyone on a topic on this node: see [`PubSub::local_broadcast`].
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Payload`] if the payload can be no event's.
+    pub fn local_broadcast(
         &self,
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
-        since: Option<Instant>,
-    ) -> Result<(), PayloadError> {
-        let broadcast = Broadcast::encode(topic, event, payload)?;
-        self.inner.hub.pubsub.broadcast(topic, event, &broadcast, None, since);
-        Ok(())
+    ) -> Result<(), BroadcastError> {
+        self.pubsub().local_broadcast(topic, event, payload)
+    }
+
+    /// Listens to a topic, for as long as the value lives: see [`PubSub::subscribe`].
+    #[must_use]
+    pub fn subscribe(&self, topic: &str) -> Subscription {
+        self.pubsub().subscribe(topic)
     }
 
     /// Closes every socket with this id, with a code that makes the official client connect again.
-    /// Returns how many there were.
+    /// Returns how many there were on this node.
     ///
     /// To keep a user out, have `connect` refuse it first. See [`Socket::id`].
     ///
@@ -149,7 +179,7 @@ impl Endpoint {
     /// ```
     #[expect(clippy::must_use_candidate, reason = "the number is for those who care")]
     pub fn disconnect(&self, id: &str) -> usize {
-        self.inner.hub.sockets.disconnect(id)
+        self.pubsub().disconnect(id)
     }
 
     /// How many sockets are open.
@@ -260,6 +290,7 @@ impl fmt::Display for EndpointReport {
 pub struct EndpointBuilder {
     telemetry: Telemetry,
     mounts: Vec<(String, Build)>,
+    adapter: Option<Arc<dyn Adapter>>,
 }
 
 /// Registers a mount's metrics and puts it in its place.
@@ -286,6 +317,12 @@ impl EndpointBuilder {
         self
     }
 
+    /// How broadcasts reach the other nodes of a cluster. Without it, there are none.
+    pub fn adapter(mut self, adapter: impl Adapter) -> Self {
+        self.adapter = Some(Arc::new(adapter));
+        self
+    }
+
     /// Makes the endpoint.
     ///
     /// # Errors
@@ -299,7 +336,7 @@ impl EndpointBuilder {
             }
             mounts.push((path, build(&self.telemetry)?));
         }
-        let hub = Arc::new(Hub::new(&self.telemetry));
+        let hub = Arc::new(Hub::new(&self.telemetry, self.adapter));
         Ok(Endpoint { inner: Arc::new(Inner { mounts, hub }) })
     }
 }

@@ -5,11 +5,15 @@ use std::sync::Arc;
 use pipeline_core::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{pubsub::PubSub, sockets::Sockets, telemetry::SocketMetrics};
+use crate::{
+    pubsub::{Adapter, PubSub},
+    sockets::Sockets,
+    telemetry::SocketMetrics,
+};
 
 /// What an endpoint's sockets share.
 pub(crate) struct Hub {
-    pub(crate) pubsub: Arc<PubSub>,
+    pub(crate) pubsub: PubSub,
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) metrics: Arc<SocketMetrics>,
     /// The tasks of all sockets.
@@ -19,10 +23,11 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(telemetry: &Telemetry) -> Self {
+    pub(crate) fn new(telemetry: &Telemetry, adapter: Option<Arc<dyn Adapter>>) -> Self {
+        let sockets: Arc<Sockets> = Arc::default();
         Self {
-            pubsub: Arc::new(PubSub::new()),
-            sockets: Arc::default(),
+            pubsub: PubSub::new(sockets.clone(), adapter),
+            sockets,
             metrics: Arc::new(SocketMetrics::register(telemetry)),
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),

@@ -12,7 +12,7 @@
 //! A client that does not keep up harms no one: what waits for it is bounded, and when there is too
 //! much, it is disconnected, to connect again.
 //!
-//! So far: WebSockets, and version 2 of the protocol in text frames.
+//! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames.
 //!
 //! ```no_run
 //! use pipeline_ws_sink::{
@@ -62,6 +62,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod broadcast;
 mod channel;
 mod end;
 mod endpoint;
@@ -81,11 +82,20 @@ mod topic;
 mod transport;
 
 pub use self::{
-    channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
+    broadcast::Broadcast,
+    channel::{
+        Channel, ChannelContext, ChannelHandle, HandleInfo, JoinContext, JoinError, NoReference,
+        Reply, SendError, SocketRef, Stop, TooManyTimers,
+    },
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,
     payload::{IntoPayload, Payload, PayloadError},
+    protocol::reference::Ref,
+    pubsub::{
+        Adapter, AdapterError, BroadcastError, Lagged, LocalNode, PubSub, SubscriberId,
+        Subscription,
+    },
     socket::{ConnectError, ConnectInfo, MissingParam, Params, Socket},
     token::{Signer, SignerError, TokenError},
     topic::{PatternError, Topic},

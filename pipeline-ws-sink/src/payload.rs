@@ -6,7 +6,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The payload of a message: JSON that is parsed only when somebody asks for it.
+/// The payload of a message: JSON that is parsed only when somebody asks for it, or bytes.
+///
+/// Bytes travel in the binary frames of the protocol's version 2.
 ///
 /// ```
 /// use pipeline_ws_sink::Payload;
@@ -18,14 +20,24 @@ use thiserror::Error;
 /// }
 ///
 /// let payload = Payload::new(&Greeting { name: "Ada".into() })?;
-/// assert_eq!(payload.json(), r#"{"name":"Ada"}"#);
+/// assert_eq!(payload.json(), Some(r#"{"name":"Ada"}"#));
 /// let greeting: Greeting = payload.parse()?;
+///
+/// let payload = Payload::binary(vec![1, 2, 3]);
+/// assert_eq!(payload.as_binary().map(|bytes| bytes.len()), Some(3));
 /// # Ok::<(), pipeline_ws_sink::PayloadError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload {
+    bytes: Bytes,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
     /// Valid JSON, and so valid UTF-8.
-    json: Bytes,
+    Json,
+    Binary,
 }
 
 impl Payload {
@@ -36,67 +48,134 @@ impl Payload {
     /// [`PayloadError::Encode`] if the value has no JSON form.
     pub fn new(value: &(impl Serialize + ?Sized)) -> Result<Self, PayloadError> {
         let json = serde_json::to_vec(value).map_err(PayloadError::Encode)?;
-        Ok(Self { json: json.into() })
+        Ok(Self::from_json(json.into()))
+    }
+
+    /// Bytes, sent as they are.
+    ///
+    /// Only clients of version 2 can receive them. A broadcast of them passes over the others.
+    #[must_use]
+    pub fn binary(bytes: impl Into<Bytes>) -> Self {
+        Self { bytes: bytes.into(), kind: Kind::Binary }
     }
 
     /// `{}`.
     #[must_use]
     pub fn empty() -> Self {
-        Self { json: Bytes::from_static(b"{}") }
+        Self::from_json(Bytes::from_static(b"{}"))
     }
 
     /// Takes text that is known to be JSON.
     pub(crate) fn from_json(json: Bytes) -> Self {
-        Self { json }
+        Self { bytes: json, kind: Kind::Json }
     }
 
-    /// The JSON text.
+    /// The JSON text, unless the payload is binary.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "it cannot panic")]
-    pub fn json(&self) -> &str {
-        std::str::from_utf8(&self.json).expect("JSON is UTF-8")
+    pub fn json(&self) -> Option<&str> {
+        let json = self.kind == Kind::Json;
+        json.then(|| std::str::from_utf8(&self.bytes).expect("JSON is UTF-8"))
+    }
+
+    /// The bytes of a binary payload.
+    #[must_use]
+    pub fn as_binary(&self) -> Option<&Bytes> {
+        (self.kind == Kind::Binary).then_some(&self.bytes)
+    }
+
+    /// Whether the payload is binary.
+    #[must_use]
+    pub fn is_binary(&self) -> bool {
+        self.kind == Kind::Binary
     }
 
     /// Reads the payload as a type of the caller's choice, which may borrow from it.
     ///
     /// # Errors
     ///
-    /// [`PayloadError::Decode`] says what is wrong, and where.
+    /// [`PayloadError::Decode`] says what is wrong, and where. [`PayloadError::NotJson`] if the
+    /// payload is binary.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, PayloadError> {
-        serde_json::from_slice(&self.json).map_err(PayloadError::Decode)
+        match self.kind {
+            Kind::Json => serde_json::from_slice(&self.bytes).map_err(PayloadError::Decode),
+            Kind::Binary => Err(PayloadError::NotJson),
+        }
+    }
+
+    /// The bytes, of whichever kind.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
     }
 }
 
 impl fmt::Debug for Payload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.json())
+        match self.json() {
+            Some(json) => f.write_str(json),
+            None => write!(f, "{} bytes", self.bytes.len()),
+        }
     }
 }
 
 /// What can be sent as a payload: any value that serde can turn into JSON, or a [`Payload`], which
 /// is passed on as it is.
-pub trait IntoPayload {
-    /// Appends the JSON.
+pub trait IntoPayload: Sized {
+    /// Whether it is bytes rather than JSON.
     #[doc(hidden)]
-    fn write_json(self, out: &mut Vec<u8>) -> Result<(), PayloadError>;
+    fn is_binary(&self) -> bool {
+        false
+    }
+
+    /// Appends the JSON, or the bytes.
+    #[doc(hidden)]
+    fn write(self, out: &mut Vec<u8>) -> Result<(), PayloadError>;
+
+    /// Makes a payload of it.
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadError::Encode`] if the value has no JSON form.
+    fn into_payload(self) -> Result<Payload, PayloadError> {
+        let kind = if self.is_binary() { Kind::Binary } else { Kind::Json };
+        let mut bytes = Vec::new();
+        self.write(&mut bytes)?;
+        Ok(Payload { bytes: bytes.into(), kind })
+    }
 }
 
 impl<T: Serialize> IntoPayload for T {
-    fn write_json(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
+    fn write(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
         serde_json::to_writer(out, &self).map_err(PayloadError::Encode)
     }
 }
 
 impl IntoPayload for &Payload {
-    fn write_json(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
-        out.extend_from_slice(&self.json);
+    fn is_binary(&self) -> bool {
+        Payload::is_binary(self)
+    }
+
+    fn write(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
+        out.extend_from_slice(&self.bytes);
         Ok(())
+    }
+
+    fn into_payload(self) -> Result<Payload, PayloadError> {
+        Ok(self.clone())
     }
 }
 
 impl IntoPayload for Payload {
-    fn write_json(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
-        (&self).write_json(out)
+    fn is_binary(&self) -> bool {
+        Payload::is_binary(self)
+    }
+
+    fn write(self, out: &mut Vec<u8>) -> Result<(), PayloadError> {
+        (&self).write(out)
+    }
+
+    fn into_payload(self) -> Result<Payload, PayloadError> {
+        Ok(self)
     }
 }
 
@@ -111,6 +190,20 @@ pub enum PayloadError {
     #[error("the payload is not as expected")]
     Decode(#[source] serde_json::Error),
     /// Pushes and broadcasts carry objects, `{..}`, because clients look into them.
-    #[error("the payload of a push or a broadcast has to be a JSON object")]
+    #[error("the payload of a push or a broadcast has to be a JSON object, or binary")]
     NotAnObject,
+    /// The receiver expected JSON, and the payload is binary.
+    #[error("the payload is binary, and JSON was expected")]
+    NotJson,
+    /// The client speaks version 1 of the protocol, which has no binary payloads.
+    #[error("the client speaks version 1 of the protocol, which has no binary payloads")]
+    NoBinary,
+    /// A binary frame has one byte for the length of each of its fields.
+    #[error("a binary frame has no room for a {field} of {length} bytes: 255 is the most")]
+    TooLong {
+        /// Which field: `topic`, `event`, `ref`, `join_ref` or `status`.
+        field: &'static str,
+        /// How many bytes it has.
+        length: usize,
+    },
 }

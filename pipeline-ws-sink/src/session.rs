@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use pipeline_core::ExitReason;
 use serde_json::json;
@@ -20,7 +19,11 @@ use crate::{
     mount::Routes,
     outbox::Outbox,
     payload::Payload,
-    protocol::message::{Address, ClientMessage, JOIN, LEAVE, Ref},
+    protocol::{
+        message::{Address, ClientMessage, JOIN, LEAVE, Received},
+        reference::Ref,
+        version::Version,
+    },
     pubsub::PubSub,
     socket::Socket,
     telemetry::SocketMetrics,
@@ -38,8 +41,9 @@ pub(crate) struct Connection<S: Socket> {
     pub(crate) socket: Arc<S>,
     pub(crate) assigns: S::Assigns,
     pub(crate) id: Option<String>,
+    pub(crate) version: Version,
     pub(crate) outbox: Arc<Outbox>,
-    pub(crate) pubsub: Arc<PubSub>,
+    pub(crate) pubsub: PubSub,
     pub(crate) events: SessionEvents,
     pub(crate) metrics: Arc<SocketMetrics>,
 }
@@ -66,7 +70,7 @@ struct Entry {
     mailbox: Arc<Mailbox>,
     task: JoinHandle<()>,
     /// While the join is running: the messages that wait for it.
-    pending: Option<VecDeque<Bytes>>,
+    pending: Option<VecDeque<Received>>,
 }
 
 impl<S: Socket> Session<S> {
@@ -98,25 +102,26 @@ impl<S: Socket> Session<S> {
                     _ => None,
                 },
             };
-            for text in waiting.into_iter().flatten() {
-                if let Some(message) = decode(&text) {
-                    self.route(&message, &text).await;
+            for received in waiting.into_iter().flatten() {
+                if let Some(message) = ClientMessage::decode(self.connection.version, &received) {
+                    self.route(&message, &received).await;
                 }
             }
         }
     }
 
-    /// Handles a text that the client sent, which is valid UTF-8.
+    /// Handles what the client sent.
     ///
     /// It waits for room where the client has sent more than can be handled, and for nothing else.
-    pub(crate) async fn receive(&mut self, text: Bytes) -> Result<(), NotAMessage> {
+    pub(crate) async fn receive(&mut self, received: Received) -> Result<(), NotAMessage> {
         self.catch_up().await;
-        let message = decode(&text).ok_or(NotAMessage)?;
+        let message =
+            ClientMessage::decode(self.connection.version, &received).ok_or(NotAMessage)?;
         while self.has_too_many_pending(&message) {
             self.changed().await;
             self.catch_up().await;
         }
-        self.route(&message, &text).await;
+        self.route(&message, &received).await;
         Ok(())
     }
 
@@ -127,15 +132,15 @@ impl<S: Socket> Session<S> {
     }
 
     /// Handles a message by what its topic is: unknown, joining or joined.
-    async fn route(&mut self, message: &ClientMessage<'_>, text: &Bytes) {
+    async fn route(&mut self, message: &ClientMessage<'_>, received: &Received) {
         let (topic, event) = (message.topic(), message.event());
         if topic.as_deref() == Some("phoenix") && event.as_deref() == Some("heartbeat") {
             return self.reply(&Ref::NULL, message, "ok", &Payload::empty());
         }
         let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
         match (entry, event.as_deref()) {
-            (Some(Entry { pending: Some(pending), .. }), _) => pending.push_back(text.clone()),
-            (_, Some(JOIN)) => self.join(message, text),
+            (Some(Entry { pending: Some(pending), .. }), _) => pending.push_back(received.clone()),
+            (_, Some(JOIN)) => self.join(message, received),
             (Some(entry), event) => {
                 let join_ref = message.join_ref();
                 if !join_ref.is_null() && join_ref != entry.join_ref {
@@ -149,11 +154,12 @@ impl<S: Socket> Session<S> {
                     event => Letter::Event {
                         reference,
                         event: event.unwrap_or_default().into(),
-                        payload: message.payload(text),
+                        payload: message.payload(received),
                     },
                 };
                 let mailbox = entry.mailbox.clone();
-                mailbox.send(letter).await;
+                // A channel that has just ended reads it no more; the client is told of that.
+                let _ = mailbox.send(letter).await;
             }
             (None, Some(LEAVE)) => {
                 self.reply(&message.join_ref(), message, "ok", &Payload::empty());
@@ -163,7 +169,7 @@ impl<S: Socket> Session<S> {
     }
 
     /// Begins to join a topic, in place of the channel that is joined on it, if any.
-    fn join(&mut self, message: &ClientMessage<'_>, text: &Bytes) {
+    fn join(&mut self, message: &ClientMessage<'_>, received: &Received) {
         let name = message.topic();
         let found = name.as_deref().and_then(|name| self.routes.find(name));
         let Some((topic, route)) = found else {
@@ -187,7 +193,7 @@ impl<S: Socket> Session<S> {
             topic: topic.clone(),
             join_ref: message.join_ref(),
             reference: message.reference(),
-            payload: message.payload(text),
+            payload: message.payload(received),
             mailbox: mailbox.clone(),
             life: life.clone(),
             attempts: route.attempts.clone(),
@@ -204,8 +210,10 @@ impl<S: Socket> Session<S> {
 
     /// Answers a message that no channel answers.
     fn reply(&self, join_ref: &Ref, message: &ClientMessage<'_>, status: &str, response: &Payload) {
-        let address = Address { join_ref, topic: message.topic_json() };
+        let version = self.connection.version;
+        let address = Address { version, join_ref, topic: message.topic_json() };
         let frame = address.reply(&message.reference(), status, response);
+        let frame = frame.expect("JSON can be told in every version");
         self.connection.outbox.send(&frame, None);
     }
 
@@ -236,10 +244,6 @@ impl<S: Socket> fmt::Debug for Connection<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("id", &self.id).finish_non_exhaustive()
     }
-}
-
-fn decode(text: &Bytes) -> Option<ClientMessage<'_>> {
-    ClientMessage::decode(std::str::from_utf8(text).ok()?)
 }
 
 fn reason(reason: &str) -> Payload {

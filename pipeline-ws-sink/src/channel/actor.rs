@@ -13,17 +13,21 @@ use std::{
 use futures::FutureExt;
 use pipeline_core::ExitReason;
 use serde_json::json;
-use tokio::{task::JoinHandle, time};
+use tokio::{
+    task::JoinHandle,
+    time::{self, Instant},
+};
 
 use super::{
     Channel, ChannelContext, JoinContext, JoinError, Stop,
+    info::{self, Sealed},
     mailbox::{Intercepted, Letter, Mailbox, Overflow, Reading},
-    reply::{Refusal, Reply, encode},
+    reply::{Refusal, Reply},
 };
 use crate::{
-    payload::Payload,
-    protocol::message::{Address, Ref, topic_json},
-    pubsub::{Subscriber, Subscription},
+    payload::{IntoPayload, Payload, PayloadError},
+    protocol::{frame::Frame, message::Address, reference::Ref},
+    pubsub::{self, Listening, Subscriber},
     session::{Connection, SessionEvent},
     socket::Socket,
     telemetry::Attempts,
@@ -82,59 +86,61 @@ impl Life {
 pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
     let Join { connection, topic, join_ref, reference, payload, mailbox, life, attempts, replaces } =
         join;
-    let reading = Reading(mailbox);
+    let reading = Reading(mailbox.clone());
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
         None => None,
     };
-    let mut cx = JoinContext { connection: &*connection, config, reply: Ok(Payload::empty()) };
-    let joined = contained(C::join(&topic, payload, &mut cx)).await;
-    let response = cx.reply;
-    let joined = match (joined, response) {
-        (Ok(Ok(channel)), Ok(response)) => Ok((channel, response)),
+    // Without a join reference of its own, the channel goes by the one of the message.
+    let context_ref = join_ref.or(&reference);
+    let context = ChannelContext::new(connection.clone(), topic, context_ref, mailbox.clone());
+    let address = Address { join_ref: &join_ref, ..context.address() };
+    let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
+    let joined = contained(C::join(&context.topic, payload, &mut cx)).await;
+    let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
+    let joined = match (joined, accepted) {
+        (Ok(Ok(channel)), Ok(frame)) => Ok((channel, frame)),
         (Ok(Ok(_)), Err(error)) => Err(Refusal::Crashed(error.into())),
         (Ok(Err(JoinError(refusal))), _) => Err(refusal),
         (Err(panicked), _) => Err(Refusal::Crashed(panicked)),
     };
     attempts.count(joined.is_ok());
 
-    let topic_json = topic_json(&topic);
-    let address = Address { join_ref: &join_ref, topic: &topic_json };
     let tell_replaced = || {
         if let Some(old) = &replaced {
             let frame = Address { join_ref: old, ..address }.close();
             connection.outbox.send(&frame, None);
         }
     };
-    let (channel, response) = match joined {
+    let topic = context.topic.shared();
+    let (channel, accepted) = match joined {
         Ok(joined) => joined,
         Err(refusal) => {
-            let response = refusal_payload::<C>(refusal, &topic);
+            let refused = refuse::<C>(refusal, &context.topic, |response| {
+                address.reply(&reference, "error", response)
+            });
             // The session first: when the client reads the answer, the topic is free.
-            connection
-                .events
-                .tell(SessionEvent::Ended { topic: topic.shared().clone(), id: life.id() });
-            connection.outbox.send(&address.reply(&reference, "error", &response), None);
+            connection.events.tell(SessionEvent::Ended { topic: topic.clone(), id: life.id() });
+            connection.outbox.send(&refused, None);
             tell_replaced();
             return;
         }
     };
-    let subscription = connection.pubsub.subscribe(
-        topic.shared(),
-        Subscriber {
+    let listening = connection.pubsub.table().subscribe(
+        topic,
+        context.id(),
+        Subscriber::Joined(pubsub::Joined {
             outbox: connection.outbox.clone(),
+            version: connection.version,
             intercept: C::INTERCEPT,
-            mailbox: reading.0.clone(),
-        },
+            mailbox,
+        }),
     );
-    connection.events.tell(SessionEvent::Joined { topic: topic.shared().clone(), id: life.id() });
-    connection.outbox.send(&address.reply(&reference, "ok", &response), None);
+    connection.events.tell(SessionEvent::Joined { topic: topic.clone(), id: life.id() });
+    connection.outbox.send(&accepted, None);
     tell_replaced();
 
-    // Without a join reference of its own, the channel goes by the one of the message.
-    let context_ref = join_ref.or(&reference);
-    let context = ChannelContext::new(connection, topic, context_ref, subscription.key());
-    let joined = Joined { channel, context, join_ref, life, subscription };
+    let joined = Joined { channel, context, join_ref, life, listening };
     joined.live(&reading).await;
 }
 
@@ -151,23 +157,32 @@ impl Replaced {
 }
 
 /// What a client that is not let in is told.
-fn refusal_payload<C: Channel>(refusal: Refusal, topic: &Topic) -> Payload {
+fn refuse<C: Channel>(
+    refusal: Refusal,
+    topic: &Topic,
+    written: impl Fn(&Payload) -> Result<Frame, PayloadError>,
+) -> Frame {
+    let crashed = |reason: ExitReason| {
+        tracing::error!(channel = C::name(), %topic, %reason, "a join crashed");
+        let response = json!({ "reason": "join crashed" }).into_payload();
+        let response = response.expect("a literal is JSON");
+        written(&response).expect("JSON can be told in every version")
+    };
     match refusal {
-        Refusal::Refused(response) => response,
-        Refusal::Crashed(reason) => {
-            tracing::error!(channel = C::name(), %topic, %reason, "a join crashed");
-            encode(json!({ "reason": "join crashed" })).expect("a literal is JSON")
+        Refusal::Refused(response) => {
+            written(&response).unwrap_or_else(|error| crashed(error.into()))
         }
+        Refusal::Crashed(reason) => crashed(reason),
     }
 }
 
 /// A channel that was let in.
 struct Joined<C: Channel> {
     channel: C,
-    context: ChannelContext<C::Socket>,
+    context: ChannelContext<C>,
     join_ref: Ref,
     life: Life,
-    subscription: Subscription,
+    listening: Listening,
 }
 
 /// Why a channel ends.
@@ -189,12 +204,20 @@ enum LastWord {
 impl<C: Channel> Joined<C> {
     async fn live(mut self, reading: &Reading) {
         let end = loop {
-            let letter = match reading.0.receive().await {
-                Ok(letter) => letter,
-                Err(Overflow { dropped }) => {
+            // In turn, so that neither the timers nor the others can keep the other from their turn.
+            let due = self.context.timers(|timers| timers.due(Instant::now()));
+            if let Some(message) = due
+                && let Some(end) = self.handle_info(message).await
+            {
+                break end;
+            }
+            let letter = match next_letter(&self.context, reading).await {
+                Some(Ok(letter)) => letter,
+                Some(Err(Overflow { dropped })) => {
                     self.context.connection.metrics.dropped_by_mailbox.increment(dropped);
-                    break End::Stopped(ExitReason::failed("too many broadcasts to intercept"));
+                    break End::Stopped(ExitReason::failed("too many broadcasts to handle"));
                 }
+                None => continue,
             };
             if let Some(end) = self.handle(letter).await {
                 break end;
@@ -207,7 +230,9 @@ impl<C: Channel> Joined<C> {
         let Self { channel, context, .. } = self;
         match letter {
             Letter::Event { reference, event, payload } => {
+                context.reference = reference.clone();
                 let outcome = contained(channel.handle_in(&event, payload, context)).await;
+                context.reference = Ref::NULL;
                 let (reply, stop) = match outcome {
                     Ok(Ok(reply)) => (reply, None),
                     Ok(Err(Stop { reason, reply })) => (reply, Some(reason)),
@@ -220,21 +245,26 @@ impl<C: Channel> Joined<C> {
                 context.since = since;
                 let outcome = contained(channel.handle_out(&event, payload, context)).await;
                 context.since = None;
-                match outcome {
-                    Ok(Ok(())) => None,
-                    Ok(Err(stop)) => Some(End::Stopped(stop.reason)),
-                    Err(panicked) => Some(End::Stopped(panicked)),
-                }
+                stopped(outcome)
             }
+            Letter::Foreign(broadcast) => {
+                stopped(contained(channel.handle_broadcast(broadcast, context)).await)
+            }
+            Letter::Info(message) => self.handle_info(message).await,
             Letter::Leave { reference } => Some(End::Left(reference)),
             Letter::Close(reason) => Some(End::Closed(reason)),
         }
     }
 
+    async fn handle_info(&mut self, message: Sealed) -> Option<End> {
+        let Self { channel, context, .. } = self;
+        stopped(contained(info::open(message, channel, context)).await)
+    }
+
     fn answer(&self, reference: &Ref, reply: Reply) -> Result<(), ExitReason> {
         if let Some(answer) = reply.into_answer() {
             let response = answer.response?;
-            let frame = self.context.address().reply(reference, &answer.status, &response);
+            let frame = self.context.address().reply(reference, &answer.status, &response)?;
             self.context.connection.outbox.send(&frame, None);
         }
         Ok(())
@@ -266,7 +296,7 @@ impl<C: Channel> Joined<C> {
     /// Tells the session and then the client that the channel has ended. From here on, the topic is
     /// free to be joined, and no broadcast reaches the client through this channel.
     fn tell(&mut self, last_word: LastWord) {
-        self.subscription.cancel();
+        self.listening.cancel();
         if self.life.tell() {
             let Connection { events, outbox, .. } = &*self.context.connection;
             let topic = self.context.topic.shared().clone();
@@ -292,6 +322,27 @@ impl<C: Channel> Joined<C> {
             }
             Err(_) => tracing::error!(channel = C::name(), %topic, "terminate took too long"),
         }
+    }
+}
+
+/// The next message, or `None` when a timer is due before it comes.
+async fn next_letter<C: Channel>(
+    context: &ChannelContext<C>,
+    reading: &Reading,
+) -> Option<Result<Letter, Overflow>> {
+    let next = context.timers(|timers| timers.next());
+    match next {
+        None => Some(reading.0.receive().await),
+        Some(at) => time::timeout_at(at, reading.0.receive()).await.ok(),
+    }
+}
+
+/// How a callback without an answer has gone.
+fn stopped(outcome: Result<Result<(), Stop>, ExitReason>) -> Option<End> {
+    match outcome {
+        Ok(Ok(())) => None,
+        Ok(Err(stop)) => Some(End::Stopped(stop.reason)),
+        Err(panicked) => Some(End::Stopped(panicked)),
     }
 }
 

@@ -1,28 +1,142 @@
 //! What a channel's callbacks can do.
 
-use std::sync::Arc;
+use std::{fmt, mem, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Channel, reply::encode};
+use super::{
+    Channel,
+    info::{ChannelHandle, HandleInfo, seal},
+    mailbox::Mailbox,
+    socket_ref::{NoReference, SocketRef},
+    timers::{Timers, TooManyTimers},
+};
 use crate::{
     payload::{IntoPayload, Payload, PayloadError},
-    protocol::message::{Address, Broadcast, Ref, topic_json},
-    pubsub::SubscriberKey,
+    protocol::{
+        message::{Address, Encoded},
+        reference::{Ref, quoted},
+    },
+    pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId},
     session::Connection,
     socket::Socket,
     topic::Topic,
 };
 
-/// What a channel knows while a client asks to be let in. It cannot send anything yet.
-#[derive(Debug)]
+/// What a channel knows while a client asks to be let in. It cannot send its client anything yet.
 pub struct JoinContext<'a, C: Channel> {
-    pub(super) connection: &'a Connection<C::Socket>,
+    pub(super) channel: &'a ChannelContext<C>,
     pub(super) config: &'a C::Config,
     pub(super) reply: Result<Payload, PayloadError>,
 }
 
 impl<C: Channel> JoinContext<'_, C> {
+    /// What `connect` made of the client.
+    #[must_use]
+    pub fn assigns(&self) -> &<C::Socket as Socket>::Assigns {
+        self.channel.assigns()
+    }
+
+    /// The socket's own value, shared by all its clients.
+    #[must_use]
+    pub fn socket(&self) -> &C::Socket {
+        self.channel.socket()
+    }
+
+    /// What the route gives to every join.
+    #[must_use]
+    pub fn config(&self) -> &C::Config {
+        self.config
+    }
+
+    /// What the client is told if it is let in: any JSON value, or bytes. `{}` unless set.
+    ///
+    /// One that cannot be encoded crashes the join.
+    pub fn reply(&mut self, response: impl IntoPayload) {
+        self.reply = response.into_payload();
+    }
+
+    /// Sends the channel a message once this time has passed, and not before the client is let in.
+    /// With [`Duration::ZERO`], it is the first thing that the channel does.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyTimers`] if 1024 wait already.
+    pub fn send_after<M>(&mut self, delay: Duration, message: M) -> Result<(), TooManyTimers>
+    where
+        C: HandleInfo<M>,
+        M: Send + 'static,
+    {
+        self.channel.send_after(delay, message)
+    }
+
+    /// The way for others to send this channel messages. They are handled once the client is let in.
+    #[must_use]
+    pub fn handle(&self) -> ChannelHandle<C> {
+        self.channel.handle()
+    }
+
+    /// Listens to another topic too: see [`ChannelContext::subscribe`].
+    pub fn subscribe(&mut self, topic: &str) {
+        self.channel.subscribe(topic);
+    }
+
+    /// The way to everyone on any topic.
+    #[must_use]
+    pub fn pubsub(&self) -> &PubSub {
+        self.channel.pubsub()
+    }
+}
+
+impl<C: Channel> fmt::Debug for JoinContext<'_, C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinContext").field("channel", self.channel).finish_non_exhaustive()
+    }
+}
+
+/// A joined channel's way to its client and to its topic.
+pub struct ChannelContext<C: Channel> {
+    pub(super) connection: Arc<Connection<C::Socket>>,
+    pub(super) topic: Topic,
+    topic_json: String,
+    join_ref: Ref,
+    id: SubscriberId,
+    mailbox: Arc<Mailbox>,
+    /// The reference of the message that is being handled.
+    pub(super) reference: Ref,
+    /// When what is being handled was enqueued, if its way is timed.
+    pub(super) since: Option<Instant>,
+    own: Mutex<Own>,
+}
+
+/// What a channel has asked for.
+#[derive(Default)]
+struct Own {
+    timers: Timers,
+    /// The topics besides its own that it listens to.
+    listening: Vec<Listening>,
+}
+
+impl<C: Channel> ChannelContext<C> {
+    pub(super) fn new(
+        connection: Arc<Connection<C::Socket>>,
+        topic: Topic,
+        join_ref: Ref,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        let topic_json = quoted(&topic);
+        let id = connection.pubsub.table().id();
+        let (reference, since, own) = (Ref::NULL, None, Mutex::default());
+        Self { connection, topic, topic_json, join_ref, id, mailbox, reference, since, own }
+    }
+
+    /// The topic that was joined.
+    #[must_use]
+    pub fn topic(&self) -> &Topic {
+        &self.topic
+    }
+
     /// What `connect` made of the client.
     #[must_use]
     pub fn assigns(&self) -> &<C::Socket as Socket>::Assigns {
@@ -35,75 +149,58 @@ impl<C: Channel> JoinContext<'_, C> {
         &self.connection.socket
     }
 
-    /// What the route gives to every join.
-    #[must_use]
-    pub fn config(&self) -> &C::Config {
-        self.config
-    }
-
-    /// What the client is told if it is let in: any JSON value. `{}` unless set.
-    ///
-    /// One that cannot be encoded crashes the join.
-    pub fn reply(&mut self, response: impl IntoPayload) {
-        self.reply = encode(response);
-    }
-}
-
-/// A joined channel's way to its client and to its topic.
-#[derive(Debug)]
-pub struct ChannelContext<S: Socket> {
-    pub(super) connection: Arc<Connection<S>>,
-    pub(super) topic: Topic,
-    topic_json: String,
-    join_ref: Ref,
-    key: SubscriberKey,
-    /// When what is being handled was enqueued, if its way is timed.
-    pub(super) since: Option<Instant>,
-}
-
-impl<S: Socket> ChannelContext<S> {
-    pub(super) fn new(
-        connection: Arc<Connection<S>>,
-        topic: Topic,
-        join_ref: Ref,
-        key: SubscriberKey,
-    ) -> Self {
-        let topic_json = topic_json(&topic);
-        Self { connection, topic, topic_json, join_ref, key, since: None }
-    }
-
-    /// The topic that was joined.
-    #[must_use]
-    pub fn topic(&self) -> &Topic {
-        &self.topic
-    }
-
-    /// What `connect` made of the client.
-    #[must_use]
-    pub fn assigns(&self) -> &S::Assigns {
-        &self.connection.assigns
-    }
-
-    /// The socket's own value, shared by all its clients.
-    #[must_use]
-    pub fn socket(&self) -> &S {
-        &self.connection.socket
-    }
-
     /// The socket's id, if it has one.
     #[must_use]
     pub fn socket_id(&self) -> Option<&str> {
         self.connection.id.as_deref()
     }
 
-    /// Sends an event to this client. The payload has to be a JSON object.
+    /// How the client is connected: `websocket`.
+    #[must_use]
+    pub fn transport(&self) -> &'static str {
+        "websocket"
+    }
+
+    /// The reference of the client's message that is being handled; null outside of
+    /// [`handle_in`](Channel::handle_in).
+    #[must_use]
+    pub fn reference(&self) -> &Ref {
+        &self.reference
+    }
+
+    /// The reference of the join. What the client is told about this channel carries it.
+    #[must_use]
+    pub fn join_ref(&self) -> &Ref {
+        &self.join_ref
+    }
+
+    /// Names this channel, to be left out of a [`PubSub::broadcast_from`].
+    #[must_use]
+    pub fn id(&self) -> SubscriberId {
+        self.id
+    }
+
+    /// The way to everyone on any topic.
+    #[must_use]
+    pub fn pubsub(&self) -> &PubSub {
+        &self.connection.pubsub
+    }
+
+    /// The way for others to send this channel messages.
+    #[must_use]
+    pub fn handle(&self) -> ChannelHandle<C> {
+        ChannelHandle::new(self.mailbox.clone())
+    }
+
+    /// Sends an event to this client. The payload has to be a JSON object, or binary.
     ///
     /// It never waits; a client that reads too slowly is disconnected. Once the socket is gone, it
     /// does nothing.
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is no object, or has no JSON form.
+    /// [`PayloadError`] if the payload is neither object nor binary, if it has no JSON form, or if
+    /// it is binary and the client cannot receive that.
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PayloadError> {
         let frame = self.address().push(event, payload)?;
         self.connection.outbox.send(&frame, self.since);
@@ -116,8 +213,8 @@ impl<S: Socket> ChannelContext<S> {
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is no object, or has no JSON form.
-    pub fn broadcast(&self, event: &str, payload: impl IntoPayload) -> Result<(), PayloadError> {
+    /// [`BroadcastError`] if the payload can be no event's, or if the other nodes cannot be told.
+    pub fn broadcast(&self, event: &str, payload: impl IntoPayload) -> Result<(), BroadcastError> {
         self.send_broadcast(event, payload, None)
     }
 
@@ -125,27 +222,91 @@ impl<S: Socket> ChannelContext<S> {
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is no object, or has no JSON form.
+    /// Those of [`broadcast`](Self::broadcast).
     pub fn broadcast_from(
         &self,
         event: &str,
         payload: impl IntoPayload,
-    ) -> Result<(), PayloadError> {
-        self.send_broadcast(event, payload, Some(self.key))
+    ) -> Result<(), BroadcastError> {
+        self.send_broadcast(event, payload, Some(self.id))
     }
 
     fn send_broadcast(
         &self,
         event: &str,
         payload: impl IntoPayload,
-        except: Option<SubscriberKey>,
-    ) -> Result<(), PayloadError> {
-        let broadcast = Broadcast::encode(&self.topic, event, payload)?;
-        self.connection.pubsub.broadcast(&self.topic, event, &broadcast, except, self.since);
-        Ok(())
+        except: Option<SubscriberId>,
+    ) -> Result<(), BroadcastError> {
+        let broadcast = Encoded::new(&self.topic, event, payload)?;
+        self.pubsub().everywhere(&broadcast, except, self.since)
+    }
+
+    /// Takes hold of the message that is being handled, to answer it later.
+    ///
+    /// # Errors
+    ///
+    /// [`NoReference`] if no message of the client is being handled, or if the client gave it no
+    /// reference.
+    pub fn socket_ref(&self) -> Result<SocketRef, NoReference> {
+        let Self { connection, topic, join_ref, reference, .. } = self;
+        let (outbox, version) = (connection.outbox.clone(), connection.version);
+        SocketRef::new(outbox, version, topic.clone(), join_ref.clone(), reference.clone())
+    }
+
+    /// Sends this channel a message once this time has passed. It ends with the channel.
+    ///
+    /// Messages due at one time are handled in the order in which they were sent, and before those
+    /// that others have sent.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyTimers`] if 1024 wait already.
+    pub fn send_after<M>(&self, delay: Duration, message: M) -> Result<(), TooManyTimers>
+    where
+        C: HandleInfo<M>,
+        M: Send + 'static,
+    {
+        self.own.lock().timers.set(Instant::now() + delay, seal::<C, M>(message))
+    }
+
+    /// Listens to another topic too. What is broadcast there does not go to the client, but to
+    /// [`Channel::handle_broadcast`].
+    ///
+    /// A channel that subscribes twice receives everything twice, and one that lags 256 broadcasts
+    /// behind ends.
+    pub fn subscribe(&self, topic: &str) {
+        let table = self.pubsub().table();
+        let who = Subscriber::Channel(self.mailbox.clone());
+        let listening = table.subscribe(&topic.into(), self.id, who);
+        self.own.lock().listening.push(listening);
+    }
+
+    /// Listens no longer to another topic, however often it has subscribed to it.
+    pub fn unsubscribe(&self, topic: &str) {
+        let mut own = self.own.lock();
+        let (gone, kept): (Vec<_>, Vec<_>) =
+            mem::take(&mut own.listening).into_iter().partition(|other| other.topic() == topic);
+        own.listening = kept;
+        drop(own);
+        drop(gone);
+    }
+
+    /// Looks at the timers.
+    pub(super) fn timers<R>(&self, look: impl FnOnce(&mut Timers) -> R) -> R {
+        look(&mut self.own.lock().timers)
     }
 
     pub(super) fn address(&self) -> Address<'_> {
-        Address { join_ref: &self.join_ref, topic: &self.topic_json }
+        let version = self.connection.version;
+        Address { version, join_ref: &self.join_ref, topic: &self.topic_json }
+    }
+}
+
+impl<C: Channel> fmt::Debug for ChannelContext<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelContext")
+            .field("topic", &self.topic)
+            .field("join_ref", &self.join_ref)
+            .finish_non_exhaustive()
     }
 }

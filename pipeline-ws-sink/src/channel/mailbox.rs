@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use pipeline_core::ExitReason;
 use tokio::time::Instant;
 
-use crate::{payload::Payload, protocol::message::Ref};
+use super::info::Sealed;
+use crate::{broadcast::Broadcast, payload::Payload, protocol::reference::Ref};
 
 /// How many messages may wait for a channel. A client that sends more has to wait, as TCP makes it;
 /// a channel that is sent more broadcasts than it can intercept has fallen behind for good, and ends.
@@ -30,8 +31,8 @@ struct State {
     overflowed: bool,
     /// The channel, while it waits for a message.
     receiver: Option<Waker>,
-    /// The socket, while it waits for room.
-    sender: Option<Waker>,
+    /// Those who wait for room: the socket, and tasks that send messages.
+    senders: Vec<Waker>,
 }
 
 /// A message to a channel.
@@ -43,8 +44,21 @@ pub(crate) enum Letter {
     Leave { reference: Ref },
     /// A broadcast that the channel wants to see first.
     Intercepted(Intercepted),
+    /// A broadcast on another topic that the channel listens to.
+    Foreign(Broadcast),
+    /// The server's own tasks sent a message.
+    Info(Sealed),
     /// The socket is gone.
     Close(ExitReason),
+}
+
+/// Why a message was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotSent {
+    /// The channel has ended.
+    Closed,
+    /// Too many wait.
+    Full,
 }
 
 /// A broadcast on its way through a channel.
@@ -63,24 +77,39 @@ pub(super) struct Overflow {
 }
 
 impl Mailbox {
-    /// Sends a message of the client, waiting for room. A channel that has ended never reads it.
-    pub(crate) async fn send(&self, letter: Letter) {
+    /// Sends a message, waiting for room.
+    pub(crate) async fn send(&self, letter: Letter) -> Result<(), NotSent> {
         let mut letter = Some(letter);
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.closed {
-                return Poll::Ready(());
+                return Poll::Ready(Err(NotSent::Closed));
             }
             if state.letters.len() >= CAPACITY {
-                state.sender = Some(cx.waker().clone());
+                if !state.senders.iter().any(|sender| sender.will_wake(cx.waker())) {
+                    state.senders.push(cx.waker().clone());
+                }
                 return Poll::Pending;
             }
             if let Some(letter) = letter.take() {
                 state.put(letter);
             }
-            Poll::Ready(())
+            Poll::Ready(Ok(()))
         })
-        .await;
+        .await
+    }
+
+    /// Sends a message if there is room.
+    pub(super) fn try_send(&self, letter: Letter) -> Result<(), NotSent> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(NotSent::Closed);
+        }
+        if state.letters.len() >= CAPACITY {
+            return Err(NotSent::Full);
+        }
+        state.put(letter);
+        Ok(())
     }
 
     /// Sends the last message, room or not.
@@ -91,8 +120,18 @@ impl Mailbox {
         }
     }
 
-    /// Sends a broadcast. Never waits: one channel that is behind must not delay the others.
+    /// Sends a broadcast on the channel's own topic.
     pub(crate) fn intercepted(&self, broadcast: Intercepted) {
+        self.broadcast(Letter::Intercepted(broadcast));
+    }
+
+    /// Sends a broadcast on another topic.
+    pub(crate) fn foreign(&self, broadcast: Broadcast) {
+        self.broadcast(Letter::Foreign(broadcast));
+    }
+
+    /// Never waits: one channel that is behind must not delay the others.
+    fn broadcast(&self, letter: Letter) {
         let mut state = self.state.lock();
         if state.closed || state.overflowed {
             return;
@@ -103,7 +142,7 @@ impl Mailbox {
                 receiver.wake();
             }
         } else {
-            state.put(Letter::Intercepted(broadcast));
+            state.put(letter);
         }
     }
 
@@ -117,7 +156,9 @@ impl Mailbox {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.overflowed {
-                let lost = |letter: &&Letter| matches!(letter, Letter::Intercepted(_));
+                let lost = |letter: &&Letter| {
+                    matches!(letter, Letter::Intercepted(_) | Letter::Foreign(_))
+                };
                 let waiting = state.letters.iter().filter(lost).count();
                 // And the one that found no room.
                 return Poll::Ready(Err(Overflow { dropped: waiting as u64 + 1 }));
@@ -127,9 +168,7 @@ impl Mailbox {
                 state.receiver = Some(cx.waker().clone());
                 return Poll::Pending;
             };
-            if let Some(sender) = state.sender.take() {
-                sender.wake();
-            }
+            state.senders.drain(..).for_each(Waker::wake);
             Poll::Ready(Ok(letter))
         })
         .await
@@ -154,11 +193,9 @@ impl Drop for Reading {
         let mut state = self.0.state.lock();
         state.closed = true;
         let letters = std::mem::take(&mut state.letters);
-        let sender = state.sender.take();
+        let senders = std::mem::take(&mut state.senders);
         drop(state);
         drop(letters);
-        if let Some(sender) = sender {
-            sender.wake();
-        }
+        senders.into_iter().for_each(Waker::wake);
     }
 }

@@ -2,9 +2,12 @@
 
 mod actor;
 mod context;
+mod info;
 mod mailbox;
 mod reply;
 mod route;
+mod socket_ref;
+mod timers;
 
 use std::future::Future;
 
@@ -17,9 +20,15 @@ pub(crate) use self::{
 };
 pub use self::{
     context::{ChannelContext, JoinContext},
+    info::{ChannelHandle, HandleInfo, SendError},
     reply::{JoinError, Reply, Stop},
+    socket_ref::{NoReference, SocketRef},
+    timers::TooManyTimers,
 };
-use crate::{payload::Payload, socket::Socket, telemetry::short_type_name, topic::Topic};
+use crate::{
+    broadcast::Broadcast, payload::Payload, socket::Socket, telemetry::short_type_name,
+    topic::Topic,
+};
 
 /// The server's side of one topic that a client has joined.
 ///
@@ -71,7 +80,7 @@ use crate::{payload::Payload, socket::Socket, telemetry::short_type_name, topic:
 ///         &mut self,
 ///         event: &str,
 ///         payload: Payload,
-///         cx: &ChannelContext<UserSocket>,
+///         cx: &ChannelContext<Self>,
 ///     ) -> Result<Reply, Stop> {
 ///         match event {
 ///             "shout" => {
@@ -120,7 +129,7 @@ pub trait Channel: Send + Sized + 'static {
         &mut self,
         event: &str,
         payload: Payload,
-        cx: &ChannelContext<Self::Socket>,
+        cx: &ChannelContext<Self>,
     ) -> impl Future<Output = Result<Reply, Stop>> + Send {
         let _ = (payload, cx);
         let unknown = Stop::unknown_event(event);
@@ -133,9 +142,22 @@ pub trait Channel: Send + Sized + 'static {
         &mut self,
         event: &str,
         payload: Payload,
-        cx: &ChannelContext<Self::Socket>,
+        cx: &ChannelContext<Self>,
     ) -> impl Future<Output = Result<(), Stop>> + Send {
         async move { Ok(cx.push(event, payload)?) }
+    }
+
+    /// Handles a broadcast on another topic, to which the channel has
+    /// [subscribed](ChannelContext::subscribe). The default knows none: it crashes the channel, so
+    /// that the mistake is seen.
+    fn handle_broadcast(
+        &mut self,
+        broadcast: Broadcast,
+        cx: &ChannelContext<Self>,
+    ) -> impl Future<Output = Result<(), Stop>> + Send {
+        let _ = cx;
+        let unknown = Stop::unknown_broadcast(broadcast.topic());
+        async { Err(unknown) }
     }
 
     /// Called last, unless the channel is replaced by a new join of the same topic. It has five
@@ -147,7 +169,7 @@ pub trait Channel: Send + Sized + 'static {
     fn terminate(
         &mut self,
         reason: &ExitReason,
-        cx: &ChannelContext<Self::Socket>,
+        cx: &ChannelContext<Self>,
     ) -> impl Future<Output = ()> + Send {
         let _ = (reason, cx);
         async {}

@@ -50,12 +50,12 @@ impl Reply {
         Self(Some(Answer { status: status.into(), response: Ok(Payload::empty()) }))
     }
 
-    /// The same status with this response, which may be any JSON value.
+    /// The same status with this response, which may be any JSON value, or bytes.
     ///
     /// One that cannot be encoded crashes the channel. No effect on [`none`](Self::none).
     pub fn with(mut self, response: impl IntoPayload) -> Self {
         if let Some(answer) = &mut self.0 {
-            answer.response = encode(response);
+            answer.response = response.into_payload();
         }
         self
     }
@@ -102,6 +102,13 @@ impl Stop {
     /// Because the client sent an event that the channel does not know.
     pub fn unknown_event(event: &str) -> Self {
         Self::because(ExitReason::failed(format!("the channel has no event {event:?}")))
+    }
+
+    /// Because of a broadcast on a topic that the channel listens to and has no handler for.
+    pub(super) fn unknown_broadcast(topic: &str) -> Self {
+        Self::because(ExitReason::failed(format!(
+            "the channel listens to {topic:?} and does not handle its broadcasts"
+        )))
     }
 
     /// Answers the event before stopping.
@@ -157,7 +164,7 @@ impl JoinError {
     /// Refuses with this response.
     #[must_use]
     pub fn with(response: impl IntoPayload) -> Self {
-        Self(match encode(response) {
+        Self(match response.into_payload() {
             Ok(response) => Refusal::Refused(response),
             Err(error) => Refusal::Crashed(error.into()),
         })
@@ -171,10 +178,4 @@ where
     fn from(error: E) -> Self {
         Self(Refusal::Crashed(error.into()))
     }
-}
-
-pub(super) fn encode(payload: impl IntoPayload) -> Result<Payload, PayloadError> {
-    let mut json = Vec::new();
-    payload.write_json(&mut json)?;
-    Ok(Payload::from_json(json.into()))
 }

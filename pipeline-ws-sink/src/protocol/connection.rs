@@ -12,6 +12,8 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
     coding::{CloseCode, Control, Data, OpCode},
 };
 
+use super::message::Received;
+
 /// The longest payload of a control frame.
 const MAX_CONTROL: u64 = 125;
 
@@ -27,9 +29,7 @@ pub(crate) struct Limits {
 /// Something the client said.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
-    /// A text message. The bytes are valid UTF-8.
-    Text(Bytes),
-    Binary(Bytes),
+    Message(Received),
     Ping(Bytes),
     Pong,
     Close,
@@ -174,8 +174,8 @@ impl Decoder {
         let payload = payload.freeze();
         match kind {
             Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
-            Data::Text => Ok(Some(Incoming::Text(payload))),
-            _ => Ok(Some(Incoming::Binary(payload))),
+            Data::Text => Ok(Some(Incoming::Message(Received::Text(payload)))),
+            _ => Ok(Some(Incoming::Message(Received::Binary(payload)))),
         }
     }
 }
@@ -252,7 +252,7 @@ mod tests {
     }
 
     fn text(text: &str) -> Incoming {
-        Incoming::Text(Bytes::copy_from_slice(text.as_bytes()))
+        Incoming::Message(Received::Text(Bytes::copy_from_slice(text.as_bytes())))
     }
 
     #[test]
@@ -266,7 +266,7 @@ mod tests {
             frame(true, BINARY, b"\x00\xff"),
         ];
         let ping = Incoming::Ping(Bytes::from_static(b"now"));
-        let binary = Incoming::Binary(Bytes::from_static(b"\x00\xff"));
+        let binary = Incoming::Message(Received::Binary(Bytes::from_static(b"\x00\xff")));
         assert_eq!(
             decode(&[&frames.concat()]),
             Ok(vec![ping, Incoming::Pong, text("hello"), binary])

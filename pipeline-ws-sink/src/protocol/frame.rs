@@ -26,6 +26,14 @@ impl Frame {
         Ok(Self::seal(OpCode::Data(Data::Text), buffer))
     }
 
+    /// The same for a binary frame.
+    pub(crate) fn binary<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Self, E> {
+        let mut buffer = Vec::with_capacity(256);
+        buffer.resize(HEADER, 0);
+        write(&mut buffer)?;
+        Ok(Self::seal(OpCode::Data(Data::Binary), buffer))
+    }
+
     /// A close frame with a status code and no reason.
     pub(crate) fn close(code: u16) -> Self {
         Self::control(Control::Close, &code.to_be_bytes())

@@ -1,12 +1,17 @@
-//! Version 2 of the channel protocol as text: `[join_ref, ref, topic, event, payload]`.
+//! Messages of the channel protocol, in whichever version a client speaks.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{borrow::Cow, sync::OnceLock};
 
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 
-use super::{escape::surrogates_are_paired, frame::Frame};
+use super::{
+    binary,
+    escape::surrogates_are_paired,
+    frame::Frame,
+    reference::{Ref, quoted, string},
+    v1, v2,
+    version::Version,
+};
 use crate::payload::{IntoPayload, Payload, PayloadError};
 
 /// The event of a join request.
@@ -17,135 +22,86 @@ const REPLY: &str = "phx_reply";
 const CLOSE: &str = "phx_close";
 const ERROR: &str = "phx_error";
 
-/// A message reference as the client sent it: any JSON value, and given back as it came.
+/// What came in one message of the transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ref(Option<Arc<str>>);
-
-impl Ref {
-    pub(crate) const NULL: Self = Self(None);
-
-    fn new(raw: &RawValue) -> Self {
-        Self((raw.get() != "null").then(|| raw.get().into()))
-    }
-
-    pub(crate) fn is_null(&self) -> bool {
-        self.0.is_none()
-    }
-
-    /// The reference as JSON.
-    fn json(&self) -> &str {
-        self.0.as_deref().unwrap_or("null")
-    }
-
-    /// This reference, or the other one if this is null.
-    pub(crate) fn or(&self, other: &Self) -> Self {
-        if self.is_null() { other.clone() } else { self.clone() }
-    }
+pub(crate) enum Received {
+    /// Valid UTF-8.
+    Text(Bytes),
+    Binary(Bytes),
 }
 
-/// A message of a client. It borrows from the text that it came in.
+/// A message of a client. It borrows from what it came in.
 #[derive(Debug)]
 pub(crate) struct ClientMessage<'a> {
-    join_ref: &'a RawValue,
-    reference: &'a RawValue,
-    topic: &'a RawValue,
-    event: &'a RawValue,
-    payload: &'a RawValue,
+    // All of these are JSON.
+    pub(super) join_ref: Cow<'a, str>,
+    pub(super) reference: Cow<'a, str>,
+    pub(super) topic: Cow<'a, str>,
+    pub(super) event: Cow<'a, str>,
+    pub(super) payload: Body<'a>,
+}
+
+#[derive(Debug)]
+pub(super) enum Body<'a> {
+    Json(&'a str),
+    Binary(&'a [u8]),
 }
 
 impl<'a> ClientMessage<'a> {
-    /// Reads a message; `None` for a text that is none.
-    pub(crate) fn decode(text: &'a str) -> Option<Self> {
-        let message = serde_json::from_str(text).ok()?;
-        surrogates_are_paired(text).then_some(message)
+    /// Reads a message; `None` for what is none.
+    pub(crate) fn decode(version: Version, received: &'a Received) -> Option<Self> {
+        match (version, received) {
+            (_, Received::Text(text)) => {
+                let text = std::str::from_utf8(text).ok()?;
+                let message = match version {
+                    Version::V1 => v1::decode(text),
+                    Version::V2 => v2::decode(text),
+                };
+                message.filter(|_| surrogates_are_paired(text))
+            }
+            (Version::V2, Received::Binary(frame)) => binary::decode(frame),
+            (Version::V1, Received::Binary(_)) => None,
+        }
     }
 
     pub(crate) fn join_ref(&self) -> Ref {
-        Ref::new(self.join_ref)
+        Ref::new(&self.join_ref)
     }
 
     pub(crate) fn reference(&self) -> Ref {
-        Ref::new(self.reference)
+        Ref::new(&self.reference)
     }
 
     /// The topic; `None` if it is not a string, and so names no channel.
-    pub(crate) fn topic(&self) -> Option<Cow<'a, str>> {
-        string(self.topic)
+    pub(crate) fn topic(&self) -> Option<Cow<'_, str>> {
+        string(&self.topic)
     }
 
     /// The topic as JSON, to be given back as it came.
-    pub(crate) fn topic_json(&self) -> &'a str {
-        self.topic.get()
+    pub(crate) fn topic_json(&self) -> &str {
+        &self.topic
     }
 
     /// The event; `None` if it is not a string.
-    pub(crate) fn event(&self) -> Option<Cow<'a, str>> {
-        string(self.event)
+    pub(crate) fn event(&self) -> Option<Cow<'_, str>> {
+        string(&self.event)
     }
 
-    /// The payload, sharing the memory of `text`, which is what the message was decoded from.
-    pub(crate) fn payload(&self, text: &Bytes) -> Payload {
-        Payload::from_json(text.slice_ref(self.payload.get().as_bytes()))
+    /// The payload, sharing the memory of what the message was decoded from.
+    pub(crate) fn payload(&self, received: &Received) -> Payload {
+        let (Received::Text(whole) | Received::Binary(whole)) = received;
+        match self.payload {
+            Body::Json(json) => Payload::from_json(whole.slice_ref(json.as_bytes())),
+            Body::Binary(bytes) => Payload::binary(whole.slice_ref(bytes)),
+        }
     }
 }
 
-/// The string that a JSON value is, without copying it if it has no escapes.
-fn string(raw: &RawValue) -> Option<Cow<'_, str>> {
-    struct Text;
-
-    impl<'de> Visitor<'de> for Text {
-        type Value = Cow<'de, str>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a string")
-        }
-
-        fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-            Ok(Cow::Borrowed(text))
-        }
-
-        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-            Ok(Cow::Owned(text.to_owned()))
-        }
-    }
-
-    serde_json::Deserializer::from_str(raw.get()).deserialize_str(Text).ok()
-}
-
-impl<'de> Deserialize<'de> for ClientMessage<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Elements;
-
-        impl<'de> Visitor<'de> for Elements {
-            type Value = ClientMessage<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an array of five elements")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut next = || {
-                    seq.next_element()?.ok_or_else(|| A::Error::custom("fewer than five elements"))
-                };
-                let message = ClientMessage {
-                    join_ref: next()?,
-                    reference: next()?,
-                    topic: next()?,
-                    event: next()?,
-                    payload: next()?,
-                };
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(message)
-            }
-        }
-
-        deserializer.deserialize_seq(Elements)
-    }
-}
-
-/// Whom a message of a channel goes to: the topic, and the join that it belongs to.
+/// Whom a message of a channel goes to: the topic, the join that it belongs to, and how the client
+/// wants it written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address<'a> {
+    pub(crate) version: Version,
     pub(crate) join_ref: &'a Ref,
     /// The topic as JSON.
     pub(crate) topic: &'a str,
@@ -153,26 +109,35 @@ pub(crate) struct Address<'a> {
 
 impl Address<'_> {
     /// The answer to a client's message.
-    pub(crate) fn reply(self, reference: &Ref, status: &str, response: &Payload) -> Frame {
-        self.known(reference, REPLY, |out| {
+    pub(crate) fn reply(
+        self,
+        reference: &Ref,
+        status: &str,
+        response: &Payload,
+    ) -> Result<Frame, PayloadError> {
+        if let Some(bytes) = response.as_binary() {
+            self.has_binary()?;
+            let (join_ref, reference) = (self.join_ref.plain(), reference.plain());
+            return binary::reply(&join_ref, &reference, &self.plain_topic(), status, bytes);
+        }
+        self.text(reference, REPLY, |out| {
             out.extend_from_slice(b"{\"status\":");
             write_string(status, out);
             out.extend_from_slice(b",\"response\":");
-            out.extend_from_slice(response.json().as_bytes());
+            out.extend_from_slice(response.bytes());
             out.push(b'}');
+            Ok(())
         })
     }
 
     /// The channel has ended in good order.
     pub(crate) fn close(self) -> Frame {
-        self.known(self.join_ref, CLOSE, |out| out.extend_from_slice(b"{}"))
+        self.known(CLOSE, b"{}")
     }
 
     /// The channel has crashed.
     pub(crate) fn error(self) -> Frame {
-        self.known(self.join_ref, ERROR, |out| {
-            out.extend_from_slice(br#"{"reason":"channel_crash"}"#);
-        })
+        self.known(ERROR, br#"{"reason":"channel_crash"}"#)
     }
 
     /// A message of the server to this client alone.
@@ -181,14 +146,20 @@ impl Address<'_> {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<Frame, PayloadError> {
-        self.frame(&Ref::NULL, event, |out| write_object(payload, out))
+        if payload.is_binary() {
+            self.has_binary()?;
+            let payload = payload.into_payload()?;
+            let join_ref = self.join_ref.plain();
+            return binary::push(&join_ref, &self.plain_topic(), event, payload.bytes());
+        }
+        self.text(&Ref::NULL, event, |out| write_object(payload, out))
     }
 
-    /// A frame whose payload cannot fail.
-    fn known(self, reference: &Ref, event: &str, payload: impl FnOnce(&mut Vec<u8>)) -> Frame {
+    /// What tells of a channel's end: both references are those of the join.
+    fn known(self, event: &str, payload: &[u8]) -> Frame {
         let written: Result<Frame, std::convert::Infallible> =
-            self.frame(reference, event, |out| {
-                payload(out);
+            self.text(self.join_ref, event, |out| {
+                out.extend_from_slice(payload);
                 Ok(())
             });
         match written {
@@ -196,75 +167,110 @@ impl Address<'_> {
         }
     }
 
-    fn frame<E>(
+    fn text<E>(
         self,
         reference: &Ref,
         event: &str,
         payload: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
     ) -> Result<Frame, E> {
-        Frame::text(|out| {
-            out.push(b'[');
-            out.extend_from_slice(self.join_ref.json().as_bytes());
-            out.push(b',');
-            out.extend_from_slice(reference.json().as_bytes());
-            out.push(b',');
-            out.extend_from_slice(self.topic.as_bytes());
-            out.push(b',');
-            write_string(event, out);
-            out.push(b',');
-            payload(out)?;
-            out.push(b']');
-            Ok(())
-        })
+        match self.version {
+            Version::V1 => v1::text(reference, self.topic, event, payload),
+            Version::V2 => v2::text(self.join_ref, reference, self.topic, event, payload),
+        }
+    }
+
+    fn has_binary(self) -> Result<(), PayloadError> {
+        match self.version {
+            Version::V1 => Err(PayloadError::NoBinary),
+            Version::V2 => Ok(()),
+        }
+    }
+
+    fn plain_topic(&self) -> Cow<'_, str> {
+        string(self.topic).unwrap_or(Cow::Borrowed(self.topic))
     }
 }
 
-/// A broadcast, encoded: one frame for every subscriber, because it names no join.
-#[derive(Clone, Debug)]
-pub(crate) struct Broadcast {
-    pub(crate) frame: Frame,
-    /// The payload alone, out of the frame's memory, for those who intercept it.
-    pub(crate) payload: Payload,
+/// A broadcast, encoded once for each version: its frame names no join, so every subscriber shares
+/// it.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    topic: Box<str>,
+    event: Box<str>,
+    /// Out of the memory of the frame.
+    payload: Payload,
+    v2: Frame,
+    /// Made when the first subscriber needs it; `None` if this version cannot express it.
+    v1: OnceLock<Option<Frame>>,
 }
 
-impl Broadcast {
-    pub(crate) fn encode(
+impl Encoded {
+    pub(crate) fn new(
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<Self, PayloadError> {
-        let mut payload_length = 0;
-        let topic = topic_json(topic);
-        let address = Address { join_ref: &Ref::NULL, topic: &topic };
-        let frame = address.frame(&Ref::NULL, event, |out| {
-            let start = out.len();
-            write_object(payload, out)?;
-            payload_length = out.len() - start;
-            Ok(())
-        })?;
-        let body = frame.body();
-        let end = body.len() - 1;
-        let payload = Payload::from_json(body.slice(end - payload_length..end));
-        Ok(Self { frame, payload })
+        let (payload, v2) = if payload.is_binary() {
+            let payload = payload.into_payload()?;
+            let frame = binary::broadcast(topic, event, payload.bytes())?;
+            (payload, frame)
+        } else {
+            let mut length = 0;
+            let frame = v2::text(&Ref::NULL, &Ref::NULL, &quoted(topic), event, |out| {
+                let start = out.len();
+                write_object(payload, out)?;
+                length = out.len() - start;
+                Ok(())
+            })?;
+            let body = frame.body();
+            let end = body.len() - 1;
+            (Payload::from_json(body.slice(end - length..end)), frame)
+        };
+        let (topic, event) = (topic.into(), event.into());
+        Ok(Self { topic, event, payload, v2, v1: OnceLock::new() })
+    }
+
+    pub(crate) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub(crate) fn event(&self) -> &str {
+        &self.event
+    }
+
+    pub(crate) fn payload(&self) -> &Payload {
+        &self.payload
+    }
+
+    /// The frame for clients of a version, or `None` if they cannot be told this.
+    pub(crate) fn frame(&self, version: Version) -> Option<&Frame> {
+        match version {
+            Version::V1 => self.v1.get_or_init(|| self.v1_frame()).as_ref(),
+            Version::V2 => Some(&self.v2),
+        }
+    }
+
+    fn v1_frame(&self) -> Option<Frame> {
+        let json = self.payload.json()?;
+        let written = v1::text(&Ref::NULL, &quoted(&self.topic), &self.event, |out| {
+            out.extend_from_slice(json.as_bytes());
+            Ok::<_, std::convert::Infallible>(())
+        });
+        written.ok()
     }
 }
 
-/// A topic as JSON.
-pub(crate) fn topic_json(topic: &str) -> String {
-    let mut json = Vec::with_capacity(topic.len() + 2);
-    write_string(topic, &mut json);
-    String::from_utf8(json).expect("JSON is UTF-8")
-}
-
-fn write_string(text: &str, out: &mut Vec<u8>) {
+pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("a string is always JSON, and memory takes it");
 }
 
 /// Writes a payload that has to be an object, as those of pushes and broadcasts do.
 fn write_object(payload: impl IntoPayload, out: &mut Vec<u8>) -> Result<(), PayloadError> {
     let start = out.len();
-    payload.write_json(out)?;
-    if out[start..].first() == Some(&b'{') { Ok(()) } else { Err(PayloadError::NotAnObject) }
+    payload.write(out)?;
+    // The payload of a client may have spaces in front.
+    let first = out[start..].iter().find(|byte| !byte.is_ascii_whitespace());
+    if first == Some(&b'{') { Ok(()) } else { Err(PayloadError::NotAnObject) }
 }
 
 #[cfg(test)]
@@ -272,86 +278,109 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn refs(join_ref: &str, reference: &str) -> (Ref, Ref) {
-        let raw = |json: &str| Ref::new(&RawValue::from_string(json.to_owned()).unwrap());
-        (raw(join_ref), raw(reference))
-    }
-
     fn parsed(frame: &Frame) -> Value {
         serde_json::from_slice(&frame.body()).unwrap()
     }
 
+    fn text(text: &str) -> Received {
+        Received::Text(Bytes::copy_from_slice(text.as_bytes()))
+    }
+
+    const BOTH: [Version; 2] = [Version::V1, Version::V2];
+
     #[test]
-    fn a_client_message_is_an_array_of_at_least_five_elements() {
-        let text = r#" [ "1" , "5", "room:lobby","new_msg", {"body":"hi"} , "more", 7] "#;
-        let message = ClientMessage::decode(text).unwrap();
-        assert_eq!((message.join_ref(), message.reference()), refs("\"1\"", "\"5\""));
-        assert_eq!(message.topic().as_deref(), Some("room:lobby"));
-        assert_eq!(message.event().as_deref(), Some("new_msg"));
-        let bytes = Bytes::copy_from_slice(text.as_bytes());
-        let shared = std::str::from_utf8(&bytes).unwrap();
-        let message = ClientMessage::decode(shared).unwrap();
-        assert_eq!(message.payload(&bytes).json(), r#"{"body":"hi"}"#);
+    fn a_payload_shares_the_memory_of_its_message() {
+        let received = text(r#"["1","2","t","e",{"a":1}]"#);
+        let message = ClientMessage::decode(Version::V2, &received).unwrap();
+        assert_eq!(message.payload(&received).json(), Some(r#"{"a":1}"#));
+        let received = Received::Binary(Bytes::from_static(b"\x00\x01\x01\x01\x0112te\xfe"));
+        let message = ClientMessage::decode(Version::V2, &received).unwrap();
+        assert_eq!(message.payload(&received), Payload::binary(vec![0xfe]));
     }
 
     #[test]
-    fn any_json_value_will_do_for_a_reference_a_topic_or_an_event() {
-        let message = ClientMessage::decode(r#"[9,null,5,null,"text"]"#).unwrap();
-        assert_eq!((message.join_ref(), message.reference()), refs("9", "null"));
-        assert_eq!((message.topic(), message.topic_json(), message.event()), (None, "5", None));
-    }
-
-    #[test]
-    fn what_is_no_message_is_refused() {
-        for text in [
-            "",
-            "not json",
-            "null",
-            "{}",
-            "[1,2]",
-            "[1,2,3,4]",
-            r#"[1,2,"t","e",{}"#,
-            r#"[1,2,"t","e",{}] x"#,
-            r#"{"topic":"t","event":"e","payload":{},"ref":"1"}"#,
-            r#"[1,2,"t","e",{"lone":"\ud83d"}]"#,
-            r#"["\ud83d",2,"t","e",{}]"#,
-        ] {
-            assert!(ClientMessage::decode(text).is_none(), "{text}");
+    fn a_lone_surrogate_makes_a_message_invalid() {
+        for message in [r#"[1,2,"t","e",{"lone":"\ud83d"}]"#, r#"["\ud83d",2,"t","e",{}]"#] {
+            assert!(ClientMessage::decode(Version::V2, &text(message)).is_none(), "{message}");
         }
+    }
+
+    #[test]
+    fn c_049_version_1_has_no_binary_messages() {
+        let received = Received::Binary(Bytes::from_static(b"\x00\x01\x01\x01\x0112te"));
+        assert!(ClientMessage::decode(Version::V1, &received).is_none());
+        assert!(ClientMessage::decode(Version::V2, &received).is_some());
     }
 
     #[test]
     fn frames_carry_the_references_that_their_kind_has() {
-        let (join_ref, reference) = refs("\"1\"", "7");
-        let topic = topic_json("room:\"lobby\"");
-        let address = Address { join_ref: &join_ref, topic: &topic };
+        let (join_ref, reference) = (Ref::new("\"1\""), Ref::new("7"));
+        let topic = quoted("room:\"lobby\"");
+        let [v1, v2] = BOTH.map(|version| Address { version, join_ref: &join_ref, topic: &topic });
         let response = Payload::new(&json!({"a": [1, null]})).unwrap();
+        let answer = json!({"status": "ok", "response": {"a": [1, null]}});
+        let replied =
+            |address: Address<'_>| parsed(&address.reply(&reference, "ok", &response).unwrap());
+        assert_eq!(replied(v2), json!(["1", 7, "room:\"lobby\"", "phx_reply", answer]));
         assert_eq!(
-            parsed(&address.reply(&reference, "ok", &response)),
-            json!(["1", 7, "room:\"lobby\"", "phx_reply", {"status": "ok", "response": {"a": [1, null]}}])
+            replied(v1),
+            json!({"topic": "room:\"lobby\"", "event": "phx_reply", "ref": 7, "payload": answer})
         );
-        assert_eq!(parsed(&address.close()), json!(["1", "1", "room:\"lobby\"", "phx_close", {}]));
+        assert_eq!(parsed(&v2.close()), json!(["1", "1", "room:\"lobby\"", "phx_close", {}]));
         assert_eq!(
-            parsed(&address.error()),
+            parsed(&v1.close()),
+            json!({"topic": "room:\"lobby\"", "event": "phx_close", "ref": "1", "payload": {}})
+        );
+        assert_eq!(
+            parsed(&v2.error()),
             json!(["1", "1", "room:\"lobby\"", "phx_error", {"reason": "channel_crash"}])
         );
         assert_eq!(
-            parsed(&address.push("tick", json!({"i": 1})).unwrap()),
+            parsed(&v2.push("tick", json!({"i": 1})).unwrap()),
             json!(["1", null, "room:\"lobby\"", "tick", {"i": 1}])
         );
-        let broadcast = Broadcast::encode("room:1", "shouted", json!({"m": "é"})).unwrap();
-        assert_eq!(parsed(&broadcast.frame), json!([null, null, "room:1", "shouted", {"m": "é"}]));
-        assert_eq!(broadcast.payload.json(), r#"{"m":"é"}"#);
+        assert_eq!(
+            parsed(&v1.push("tick", json!({"i": 1})).unwrap()),
+            json!({"topic": "room:\"lobby\"", "event": "tick", "ref": null, "payload": {"i": 1}})
+        );
+    }
+
+    #[test]
+    fn binary_frames_are_for_version_2() {
+        let (join_ref, reference) = (Ref::new("\"1\""), Ref::new("7"));
+        let [v1, v2] = BOTH.map(|version| Address { version, join_ref: &join_ref, topic: "\"t\"" });
+        let bytes = Payload::binary(vec![9]);
+        assert_eq!(v2.push("e", &bytes).unwrap().body()[..], *b"\x00\x01\x01\x011te\x09");
+        let reply = v2.reply(&reference, "ok", &bytes).unwrap();
+        assert_eq!(reply.body()[..], *b"\x01\x01\x01\x01\x0217tok\x09");
+        assert!(matches!(v1.push("e", &bytes), Err(PayloadError::NoBinary)));
+        assert!(matches!(v1.reply(&reference, "ok", &bytes), Err(PayloadError::NoBinary)));
+    }
+
+    #[test]
+    fn a_broadcast_has_a_frame_for_each_version() {
+        let broadcast = Encoded::new("room:1", "shouted", json!({"m": "é"})).unwrap();
+        let frame = |version| parsed(broadcast.frame(version).unwrap());
+        assert_eq!(frame(Version::V2), json!([null, null, "room:1", "shouted", {"m": "é"}]));
+        assert_eq!(
+            frame(Version::V1),
+            json!({"topic": "room:1", "event": "shouted", "ref": null, "payload": {"m": "é"}})
+        );
+        assert_eq!(broadcast.payload().json(), Some(r#"{"m":"é"}"#));
+
+        let broadcast = Encoded::new("t", "e", Payload::binary(vec![9])).unwrap();
+        assert_eq!(broadcast.frame(Version::V2).unwrap().body()[..], *b"\x02\x01\x01te\x09");
+        assert!(broadcast.frame(Version::V1).is_none());
     }
 
     #[test]
     fn only_objects_are_pushed_and_broadcast() {
-        let refused = |payload: Value| Broadcast::encode("t", "e", payload).unwrap_err();
+        let refused = |payload: Value| Encoded::new("t", "e", payload).unwrap_err();
         for payload in [json!([1]), json!("text"), json!(null), json!(7)] {
             assert!(matches!(refused(payload), PayloadError::NotAnObject));
         }
         let unspeakable = std::collections::HashMap::from([((1, 2), 3)]);
-        let error = Broadcast::encode("t", "e", &unspeakable).unwrap_err();
+        let error = Encoded::new("t", "e", &unspeakable).unwrap_err();
         assert!(matches!(error, PayloadError::Encode(_)));
     }
 }

@@ -1,7 +1,11 @@
 //! What goes over the wire. Pure: nothing here waits, locks, logs or reads a clock.
 
+pub(crate) mod binary;
 pub(crate) mod connection;
 pub(crate) mod escape;
 pub(crate) mod frame;
 pub(crate) mod message;
+pub(crate) mod reference;
+pub(crate) mod v1;
+pub(crate) mod v2;
 pub(crate) mod version;

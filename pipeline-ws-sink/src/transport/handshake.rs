@@ -43,10 +43,10 @@ impl<S: Socket> Mounted<S> {
         let params = Params::decode(request.uri().query().unwrap_or_default());
         let socket = self.socket.name();
         let version = Version::negotiate(params.get("vsn"));
-        if version != Some(Version::V2) {
+        let Some(version) = version else {
             tracing::warn!(socket, vsn = params.get("vsn"), "refused a version of the protocol");
             return status(StatusCode::FORBIDDEN, "");
-        }
+        };
         let switching = match create_response_with_body(&request, Full::default) {
             Ok(response) => response,
             Err(error) => return status(StatusCode::BAD_REQUEST, &error.to_string()),
@@ -66,7 +66,7 @@ impl<S: Socket> Mounted<S> {
             tokio::select! {
                 biased;
                 () = cut_off.cancelled() => {}
-                () = self.upgrade(hub, request, assigns, id) => {}
+                () = self.upgrade(hub, request, assigns, id, version) => {}
             }
         });
         switching
@@ -98,6 +98,7 @@ impl<S: Socket> Mounted<S> {
         request: Request<()>,
         assigns: S::Assigns,
         id: Option<String>,
+        version: Version,
     ) {
         let io = match hyper::upgrade::on(request).await {
             Ok(upgraded) => Io::of(upgraded),
@@ -106,7 +107,7 @@ impl<S: Socket> Mounted<S> {
                 return;
             }
         };
-        self.serve(hub, io, assigns, id).await;
+        self.serve(hub, io, assigns, id, version).await;
     }
 
     /// Lives on a connection to its end.
@@ -116,6 +117,7 @@ impl<S: Socket> Mounted<S> {
         io: Io,
         assigns: S::Assigns,
         id: Option<String>,
+        version: Version,
     ) {
         let outbox = Arc::new(Outbox::new(io.writer, self.options.outbox, hub.metrics.clone()));
         let registration = hub.sockets.register(&outbox, id.as_deref());
@@ -123,6 +125,7 @@ impl<S: Socket> Mounted<S> {
             socket: self.socket.clone(),
             assigns,
             id,
+            version,
             outbox: outbox.clone(),
             pubsub: hub.pubsub.clone(),
             events: SessionEvents::default(),

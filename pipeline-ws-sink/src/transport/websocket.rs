@@ -59,13 +59,10 @@ async fn listen<S: Socket>(
     loop {
         loop {
             match decoder.next() {
-                Ok(Some(Incoming::Text(text))) => {
-                    if session.receive(text).await.is_err() {
+                Ok(Some(Incoming::Message(message))) => {
+                    if session.receive(message).await.is_err() {
                         return SocketEnd::BadMessage;
                     }
-                }
-                Ok(Some(Incoming::Binary(_))) => {
-                    tracing::warn!("dropped a binary message: only text is understood so far");
                 }
                 Ok(Some(Incoming::Ping(payload))) => outbox.send(&Frame::pong(&payload), None),
                 Ok(Some(Incoming::Pong)) => {}

@@ -67,7 +67,7 @@ impl Channel for Room {
         &mut self,
         event: &str,
         payload: Payload,
-        cx: &ChannelContext<NamedSocket>,
+        cx: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
         match event {
             "ping" => Ok(Reply::ok().with(payload)),
@@ -109,7 +109,7 @@ impl Channel for Room {
         &mut self,
         event: &str,
         payload: Payload,
-        cx: &ChannelContext<NamedSocket>,
+        cx: &ChannelContext<Self>,
     ) -> Result<(), Stop> {
         let payload: Value = payload.parse()?;
         match event {
@@ -121,7 +121,7 @@ impl Channel for Room {
         Ok(())
     }
 
-    async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<NamedSocket>) {
+    async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
         let told = json!({ "reason": reason.to_string() });
         cx.push("farewell", &told).unwrap();
         cx.broadcast_from("gone", told).unwrap();
@@ -148,7 +148,7 @@ impl Channel for Slow {
         &mut self,
         event: &str,
         payload: Payload,
-        cx: &ChannelContext<NamedSocket>,
+        cx: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
         if event == "wait" {
             // Never, unless the socket's value says so: it does not.

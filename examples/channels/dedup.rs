@@ -1,0 +1,87 @@
+//! `dedup:*`: a channel that tells its client each number once.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use pipeline::ws::{
+    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Reply, Stop, Topic,
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::socket::UserSocket;
+
+/// How long numbers are gathered.
+const GATHERING: Duration = Duration::from_secs(1);
+
+/// How many different numbers are gathered at most; those that come on top are left out.
+const MOST: usize = 10_000;
+
+/// Gathers the numbers that are broadcast for a second, then pushes each once, in order.
+#[derive(Default)]
+pub struct Dedup {
+    numbers: BTreeSet<i64>,
+}
+
+/// The second is over.
+struct Tell;
+
+#[derive(Deserialize)]
+struct Number {
+    number: i64,
+}
+
+impl Channel for Dedup {
+    type Socket = UserSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["number"];
+
+    async fn join(
+        _: &Topic,
+        _: Payload,
+        _: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        Ok(Self::default())
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "broadcast" => {
+                let Number { number } = payload.parse()?;
+                cx.broadcast("number", json!({ "number": number }))?;
+                Ok(Reply::ok())
+            }
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+
+    async fn handle_out(
+        &mut self,
+        _: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        let Number { number } = payload.parse()?;
+        if self.numbers.is_empty() {
+            cx.send_after(GATHERING, Tell)?;
+        }
+        if self.numbers.len() < MOST {
+            self.numbers.insert(number);
+        }
+        Ok(())
+    }
+}
+
+impl HandleInfo<Tell> for Dedup {
+    async fn handle_info(&mut self, _: Tell, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        for number in std::mem::take(&mut self.numbers) {
+            cx.push("number", json!({ "number": number }))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,56 @@
+//! `bye:*`: a channel that says why it ends.
+
+use pipeline::{
+    ExitReason,
+    ws::{Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic},
+};
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::socket::UserSocket;
+
+/// Says why it ends: to its client, and to another topic.
+#[derive(Default, Deserialize)]
+pub struct Farewell {
+    tell: Option<String>,
+}
+
+impl Channel for Farewell {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(
+        _: &Topic,
+        params: Payload,
+        _: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        Ok(params.parse().unwrap_or_default())
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "stop" => Err(Stop::normal()),
+            "crash" => panic!("told to crash"),
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
+        let reason = match reason {
+            ExitReason::Normal => "normal".to_owned(),
+            ExitReason::ShutdownWith(why) => format!("shutdown:{why}"),
+            _ => "other".to_owned(),
+        };
+        // Nobody is left who could do anything about an error.
+        let _ = cx.push("farewell", json!({ "reason": reason }));
+        if let Some(topic) = &self.tell {
+            let told = json!({ "topic": cx.topic().as_str(), "reason": reason });
+            let _ = cx.pubsub().broadcast(topic, "terminated", told);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! `room:*`: a channel that does one of everything.
+
+use std::time::Duration;
+
+use pipeline::{
+    ExitReason,
+    ws::{
+        Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Reply, SocketRef,
+        Stop, Topic,
+    },
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::time::sleep;
+
+use crate::socket::UserSocket;
+
+/// A room. Its assigns are its own: other channels of the socket do not see them.
+pub struct Room {
+    assigns: Map<String, Value>,
+}
+
+/// Greets who has just joined.
+struct Greet;
+
+/// Answers a message whose time has come.
+struct Answer {
+    to: SocketRef,
+    with: Payload,
+}
+
+/// Ends the room.
+enum End {
+    Stop,
+    Crash,
+}
+
+/// A broadcast that a client asks for.
+#[derive(Deserialize)]
+struct Relay {
+    topic: String,
+    event: String,
+    payload: Value,
+}
+
+impl Channel for Room {
+    type Socket = UserSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["stamped", "renamed", "private"];
+
+    async fn join(
+        _: &Topic,
+        params: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let params: Map<String, Value> = params.parse().unwrap_or_default();
+        let has = |key| params.contains_key(key);
+        if let Some(reason) = params.get("reject") {
+            return Err(JoinError::with(json!({ "reason": reason })));
+        }
+        assert!(!has("crash"), "told to crash");
+        if has("bad") {
+            return Err(ExitReason::failed("told to return what makes no sense").into());
+        }
+        if let Some(reply) = params.get("reply") {
+            cx.reply(reply);
+        } else if has("info") {
+            cx.reply(&cx.assigns().info.clone());
+        } else if has("params") {
+            cx.reply(json!({ "params": cx.assigns().params }));
+        } else if has("greet") {
+            cx.send_after(Duration::ZERO, Greet)?;
+        }
+        Ok(Self { assigns: Map::new() })
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        if let Some(rest) = event.strip_prefix("any:") {
+            let payload: Value = payload.parse()?;
+            return Ok(Reply::ok().with(json!({ "rest": rest, "payload": payload })));
+        }
+        if payload.is_binary() && event != "ping" {
+            return self.handle_bytes(event, payload, cx);
+        }
+        match event {
+            "ping" => return Ok(Reply::ok().with(payload)),
+            "ack" => {}
+            "fail" => return Ok(Reply::error().with(payload)),
+            "fail_bare" => return Ok(Reply::error()),
+            "status" => return status(payload),
+            "silent" => return Ok(Reply::none()),
+            "list_reply" => return Ok(Reply::ok().with(json!([1, "two", null]))),
+
+            "push" => {
+                cx.push("pushed", payload)?;
+                return Ok(Reply::none());
+            }
+            "push_then_reply" => {
+                cx.push("pushed", &payload)?;
+                return Ok(Reply::ok().with(payload));
+            }
+            "push_many" => {
+                let n: u64 = field(&payload, "n")?;
+                for i in 1..=n {
+                    cx.push("tick", json!({ "i": i }))?;
+                }
+                return Ok(Reply::ok().with(json!({ "n": n })));
+            }
+            "push_bad" => cx.push("pushed", json!([1, 2]))?,
+
+            "shout" => cx.broadcast("shouted", payload)?,
+            "others" => cx.broadcast_from("othered", payload)?,
+            "stamp" => cx.broadcast("stamped", payload)?,
+            "rename" => cx.broadcast("renamed", payload)?,
+            "private" => cx.broadcast("private", payload)?,
+            "relay" => {
+                let Relay { topic, event, payload } = payload.parse()?;
+                cx.pubsub().broadcast(&topic, &event, payload)?;
+            }
+            "relay_from" => {
+                let Relay { topic, event, payload } = payload.parse()?;
+                cx.pubsub().broadcast_from(cx.id(), &topic, &event, payload)?;
+            }
+            "kick" => {
+                let user: String = field(&payload, "user")?;
+                cx.pubsub().broadcast(&format!("users_socket:{user}"), "disconnect", json!({}))?;
+                return Ok(Reply::none());
+            }
+
+            "stop" => return Err(Stop::normal().reply(Reply::ok().with(payload))),
+            "stop_silent" => return Err(Stop::normal()),
+            "stop_shutdown" => {
+                let reason = ExitReason::ShutdownWith("bye".into());
+                return Err(Stop::because(reason).reply(Reply::ok().with(payload)));
+            }
+            "stop_abnormal" => {
+                let reason = ExitReason::failed("boom");
+                return Err(Stop::because(reason).reply(Reply::error().with(payload)));
+            }
+            "crash" => panic!("told to crash"),
+            "bad_return" => return Err(Stop::because(ExitReason::failed("told to make no sense"))),
+            "stop_in" => cx.send_after(after(&payload, "ms")?, End::Stop)?,
+            "die_in" => cx.send_after(after(&payload, "ms")?, End::Crash)?,
+
+            "async" => {
+                let (to, delay) = (cx.socket_ref()?, after(&payload, "delay")?);
+                cx.send_after(delay, Answer { to, with: payload })?;
+                return Ok(Reply::none());
+            }
+            "async_detached" => {
+                let (to, delay) = (cx.socket_ref()?, after(&payload, "delay")?);
+                tokio::spawn(async move {
+                    sleep(delay).await;
+                    to.reply(Reply::ok().with(payload))
+                });
+                return Ok(Reply::none());
+            }
+            "double" => {
+                let to = cx.socket_ref()?;
+                to.reply(Reply::ok().with(json!({ "nth": 1 })))?;
+                to.reply(Reply::ok().with(json!({ "nth": 2 })))?;
+                return Ok(Reply::ok().with(payload));
+            }
+            "busy" => {
+                sleep(after(&payload, "ms")?).await;
+                return Ok(Reply::ok().with(payload));
+            }
+
+            "set" => {
+                let (key, value): (String, Value) = (field(&payload, "k")?, field(&payload, "v")?);
+                self.assigns.insert(key, value);
+            }
+            "get" => {
+                let key: String = field(&payload, "k")?;
+                return Ok(Reply::ok().with(json!({ "v": self.assigns.get(&key) })));
+            }
+            "who" => {
+                return Ok(Reply::ok().with(json!({
+                    "user": cx.assigns().user_id,
+                    "topic": cx.topic().as_str(),
+                    "id": cx.socket_id(),
+                    "transport": cx.transport(),
+                    "ref": cx.reference(),
+                    "join_ref": cx.join_ref(),
+                })));
+            }
+            "bin_make" => {
+                let bytes = vec![7; field(&payload, "size")?];
+                return Ok(Reply::ok().with(Payload::binary(bytes)));
+            }
+            other => return Err(Stop::unknown_event(other)),
+        }
+        Ok(Reply::ok())
+    }
+
+    async fn handle_out(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        let user = &cx.assigns().user_id;
+        match event {
+            "stamped" => {
+                let mut payload: Map<String, Value> = payload.parse()?;
+                payload.insert("for".into(), json!(user));
+                cx.push("stamped", payload)?;
+            }
+            "renamed" => cx.push("renamed_out", payload)?,
+            "private" => {
+                let to: Value = field(&payload, "to")?;
+                if to == json!(user) {
+                    cx.push("private", payload)?;
+                }
+            }
+            other => return Err(Stop::unknown_event(other)),
+        }
+        Ok(())
+    }
+}
+
+impl Room {
+    /// Handles an event that carries bytes.
+    fn handle_bytes(
+        &self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "bin_echo" => Ok(Reply::ok().with(payload)),
+            "bin_error" => Ok(Reply::error().with(payload)),
+            "bin_size" => {
+                let size = payload.as_binary().map_or(0, |bytes| bytes.len());
+                Ok(Reply::ok().with(json!({ "size": size })))
+            }
+            "bin_push" => {
+                cx.push("bin_pushed", payload)?;
+                Ok(Reply::none())
+            }
+            "bin_shout" => {
+                cx.broadcast("bin_shouted", payload)?;
+                Ok(Reply::none())
+            }
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+}
+
+impl HandleInfo<Greet> for Room {
+    async fn handle_info(&mut self, _: Greet, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        Ok(cx.push("welcome", json!({ "topic": cx.topic().as_str() }))?)
+    }
+}
+
+impl HandleInfo<Answer> for Room {
+    async fn handle_info(
+        &mut self,
+        Answer { to, with }: Answer,
+        _: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        Ok(to.reply(Reply::ok().with(with))?)
+    }
+}
+
+impl HandleInfo<End> for Room {
+    async fn handle_info(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
+        match end {
+            End::Stop => Err(Stop::because(ExitReason::ShutdownWith("later".into()))),
+            End::Crash => panic!("told to crash later"),
+        }
+    }
+}
+
+/// Answers with the status that the client asks for, if it is one that the room knows.
+fn status(payload: Payload) -> Result<Reply, Stop> {
+    let status: String = field(&payload, "as")?;
+    match &*status {
+        "later" | "timeout" => Ok(Reply::status(status).with(payload)),
+        other => Err(Stop::because(ExitReason::failed(format!("no such status: {other:?}")))),
+    }
+}
+
+/// One field of an object.
+fn field<T: for<'a> Deserialize<'a>>(payload: &Payload, name: &str) -> Result<T, Stop> {
+    let mut fields: Map<String, Value> = payload.parse()?;
+    Ok(serde_json::from_value(fields.remove(name).unwrap_or_default())?)
+}
+
+/// A number of milliseconds in an object.
+fn after(payload: &Payload, name: &str) -> Result<Duration, Stop> {
+    Ok(Duration::from_millis(field(payload, name)?))
+}

@@ -1,0 +1,51 @@
+//! `token:*`: a channel that keeps its user signed in.
+
+use std::time::{Duration, SystemTime};
+
+use pipeline::ws::{
+    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Signer, Stop, Topic,
+};
+use serde_json::json;
+
+use crate::socket::UserSocket;
+
+/// Signs tokens, and how often.
+pub struct Fresh {
+    pub signer: Signer,
+    pub every: Duration,
+}
+
+/// Sends its user a fresh token on joining, and whenever the last one has grown old.
+pub struct Token {
+    signer: Signer,
+    every: Duration,
+}
+
+/// It is time for a new one.
+struct Renew;
+
+impl Channel for Token {
+    type Socket = UserSocket;
+    type Config = Fresh;
+
+    async fn join(
+        topic: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        if cx.assigns().user_id.as_deref() != Some(topic.rest()) {
+            return Err(JoinError::unauthorized());
+        }
+        cx.send_after(Duration::ZERO, Renew)?;
+        let Fresh { signer, every } = cx.config();
+        Ok(Self { signer: signer.clone(), every: *every })
+    }
+}
+
+impl HandleInfo<Renew> for Token {
+    async fn handle_info(&mut self, _: Renew, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        let token = self.signer.sign(&cx.topic().rest(), SystemTime::now());
+        cx.push("token", json!({ "token": token }))?;
+        Ok(cx.send_after(self.every, Renew)?)
+    }
+}

@@ -1,0 +1,68 @@
+//! An event on its way to everyone on a topic.
+
+use std::sync::Arc;
+
+use crate::{
+    payload::{IntoPayload, Payload, PayloadError},
+    protocol::message::Encoded,
+};
+
+/// An event that was broadcast on a topic, as those see it who listen to the topic without being
+/// clients: tasks, channels of other topics, other nodes.
+///
+/// Cheap to clone. It is what `Phoenix.Socket.Broadcast` is.
+///
+/// ```
+/// use pipeline_ws_sink::Broadcast;
+/// use serde_json::json;
+///
+/// let broadcast = Broadcast::new("room:1", "shouted", json!({ "text": "hello" }))?;
+/// assert_eq!((broadcast.topic(), broadcast.event()), ("room:1", "shouted"));
+/// # Ok::<(), pipeline_ws_sink::PayloadError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broadcast {
+    topic: Arc<str>,
+    event: Arc<str>,
+    payload: Payload,
+}
+
+impl Broadcast {
+    /// Puts a broadcast together, as an [`Adapter`](crate::Adapter) does with what it receives.
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadError::Encode`] if the payload has no JSON form.
+    pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
+        let payload = payload.into_payload()?;
+        Ok(Self { topic: topic.into(), event: event.into(), payload })
+    }
+
+    /// The topic that it was broadcast on.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The event.
+    #[must_use]
+    pub fn event(&self) -> &str {
+        &self.event
+    }
+
+    /// What it carries.
+    #[must_use]
+    pub fn payload(&self) -> &Payload {
+        &self.payload
+    }
+}
+
+impl From<&Encoded> for Broadcast {
+    fn from(encoded: &Encoded) -> Self {
+        Self {
+            topic: encoded.topic().into(),
+            event: encoded.event().into(),
+            payload: encoded.payload().clone(),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Messages to a channel from the server's own tasks and timers.
+
+use std::{any::Any, fmt, future::Future, marker::PhantomData, sync::Arc};
+
+use futures::future::BoxFuture;
+use thiserror::Error;
+
+use super::{
+    Channel, ChannelContext, Stop,
+    mailbox::{Letter, Mailbox, NotSent},
+};
+
+/// A channel that handles messages of a type that the server's own tasks and timers send it, through
+/// a [`ChannelHandle`] or [`ChannelContext::send_after`].
+///
+/// It is `handle_info` of `Phoenix.Channel`, once for each type of message.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_ws_sink::*;
+/// use serde_json::json;
+/// # struct UserSocket;
+/// # impl Socket for UserSocket {
+/// #     type Assigns = ();
+/// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+/// # }
+///
+/// struct ClockChannel;
+///
+/// struct Tick;
+///
+/// impl Channel for ClockChannel {
+///     type Socket = UserSocket;
+///     type Config = ();
+///
+///     async fn join(
+///         _: &Topic,
+///         _: Payload,
+///         cx: &mut JoinContext<'_, Self>,
+///     ) -> Result<Self, JoinError> {
+///         // It arrives after the client has been let in.
+///         cx.send_after(Duration::ZERO, Tick)?;
+///         Ok(ClockChannel)
+///     }
+/// }
+///
+/// impl HandleInfo<Tick> for ClockChannel {
+///     async fn handle_info(&mut self, _: Tick, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+///         cx.push("tick", json!({}))?;
+///         Ok(cx.send_after(Duration::from_secs(1), Tick)?)
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "the channel `{Self}` does not handle messages of the type `{M}`",
+    label = "needs `impl HandleInfo<{M}> for {Self}`"
+)]
+pub trait HandleInfo<M>: Channel {
+    /// Handles a message.
+    fn handle_info(
+        &mut self,
+        message: M,
+        cx: &ChannelContext<Self>,
+    ) -> impl Future<Output = Result<(), Stop>> + Send;
+}
+
+/// Sends messages to one channel, from anywhere. Cheap to clone; it does not keep the channel alive.
+///
+/// ```
+/// use pipeline_ws_sink::{Channel, ChannelContext, HandleInfo};
+///
+/// fn look_up<C: HandleInfo<String>>(cx: &ChannelContext<C>) {
+///     let channel = cx.handle();
+///     tokio::spawn(async move {
+///         let found = "what a database has found".to_owned();
+///         // When the channel has ended meanwhile, nobody wants it any more.
+///         let _ = channel.send(found).await;
+///     });
+/// }
+/// ```
+pub struct ChannelHandle<C> {
+    mailbox: Arc<Mailbox>,
+    channel: PhantomData<fn(C)>,
+}
+
+impl<C: Channel> ChannelHandle<C> {
+    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox, channel: PhantomData }
+    }
+
+    /// Sends a message. It waits while the channel has 256 messages before it.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Ended`] when the channel has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped before it is done, the message is not sent.
+    pub async fn send<M>(&self, message: M) -> Result<(), SendError>
+    where
+        C: HandleInfo<M>,
+        M: Send + 'static,
+    {
+        Ok(self.mailbox.send(Letter::Info(seal::<C, M>(message))).await?)
+    }
+
+    /// Sends a message, if there is room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] says what is in the way.
+    pub fn try_send<M>(&self, message: M) -> Result<(), SendError>
+    where
+        C: HandleInfo<M>,
+        M: Send + 'static,
+    {
+        Ok(self.mailbox.try_send(Letter::Info(seal::<C, M>(message)))?)
+    }
+}
+
+impl<C> Clone for ChannelHandle<C> {
+    fn clone(&self) -> Self {
+        Self { mailbox: self.mailbox.clone(), channel: PhantomData }
+    }
+}
+
+impl<C> fmt::Debug for ChannelHandle<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChannelHandle").finish_non_exhaustive()
+    }
+}
+
+/// Why a channel was not sent a message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum SendError {
+    /// It has ended.
+    #[error("the channel has ended")]
+    Ended,
+    /// 256 messages wait for it.
+    #[error("too many messages wait for the channel")]
+    Full,
+}
+
+impl From<NotSent> for SendError {
+    fn from(error: NotSent) -> Self {
+        match error {
+            NotSent::Closed => Self::Ended,
+            NotSent::Full => Self::Full,
+        }
+    }
+}
+
+/// A message without its type. Only a channel of the kind that it was sealed for opens it.
+pub(super) type Sealed = Box<dyn Any + Send>;
+
+/// A message that knows how a channel handles it.
+trait Envelope<C: Channel>: Send {
+    fn deliver<'a>(
+        self: Box<Self>,
+        channel: &'a mut C,
+        cx: &'a ChannelContext<C>,
+    ) -> BoxFuture<'a, Result<(), Stop>>;
+}
+
+struct Info<M>(M);
+
+impl<C: HandleInfo<M>, M: Send + 'static> Envelope<C> for Info<M> {
+    fn deliver<'a>(
+        self: Box<Self>,
+        channel: &'a mut C,
+        cx: &'a ChannelContext<C>,
+    ) -> BoxFuture<'a, Result<(), Stop>> {
+        Box::pin(channel.handle_info(self.0, cx))
+    }
+}
+
+pub(super) fn seal<C, M>(message: M) -> Sealed
+where
+    C: HandleInfo<M>,
+    M: Send + 'static,
+{
+    let envelope: Box<dyn Envelope<C>> = Box::new(Info(message));
+    Box::new(envelope)
+}
+
+pub(super) async fn open<C: Channel>(
+    sealed: Sealed,
+    channel: &mut C,
+    cx: &ChannelContext<C>,
+) -> Result<(), Stop> {
+    let envelope: Box<Box<dyn Envelope<C>>> =
+        sealed.downcast().expect("a channel's mailbox takes only what is sealed for its kind");
+    envelope.deliver(channel, cx).await
+}

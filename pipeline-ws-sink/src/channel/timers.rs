@@ -1,0 +1,127 @@
+//! What a channel has told itself to handle later.
+
+use std::{cmp::Ordering, collections::BinaryHeap, fmt};
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+use super::info::Sealed;
+
+/// How many timers a channel may have. A client that can make a channel set one can make it set
+/// many.
+const CAPACITY: usize = 1024;
+
+/// A channel's timers. They end with it.
+#[derive(Default)]
+pub(super) struct Timers {
+    waiting: BinaryHeap<Timer>,
+    /// How many were ever set: those due at one time fire in the order in which they were set.
+    set: u64,
+}
+
+struct Timer {
+    at: Instant,
+    nth: u64,
+    message: Sealed,
+}
+
+impl Timers {
+    pub(super) fn set(&mut self, at: Instant, message: Sealed) -> Result<(), TooManyTimers> {
+        if self.waiting.len() >= CAPACITY {
+            return Err(TooManyTimers);
+        }
+        self.waiting.push(Timer { at, nth: self.set, message });
+        self.set += 1;
+        Ok(())
+    }
+
+    /// When the next one is due.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.waiting.peek().map(|timer| timer.at)
+    }
+
+    /// Takes one that is due.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Sealed> {
+        if self.next()? > now {
+            return None;
+        }
+        let due = self.waiting.pop()?;
+        if self.waiting.is_empty() {
+            // A channel that waits for nothing holds no memory for it.
+            self.waiting = BinaryHeap::new();
+        }
+        Some(due.message)
+    }
+}
+
+/// The first one due is the greatest.
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.nth).cmp(&(self.at, self.nth))
+    }
+}
+
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Timer {}
+
+impl fmt::Debug for Timers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Timers").field("waiting", &self.waiting.len()).finish()
+    }
+}
+
+/// A channel has set 1024 timers, which is the most.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("the channel has too many timers: 1024 is the most")]
+pub struct TooManyTimers;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn taken(timers: &mut Timers, now: Instant) -> Vec<u32> {
+        let due = std::iter::from_fn(|| timers.due(now));
+        due.map(|message| *message.downcast().unwrap()).collect()
+    }
+
+    #[test]
+    fn timers_fire_when_they_are_due_in_the_order_in_which_they_were_set() {
+        let mut timers = Timers::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        for (ms, n) in [(20, 1u32), (10, 2), (20, 3), (30, 4)] {
+            timers.set(at(ms), Box::new(n)).unwrap();
+        }
+        assert_eq!(timers.next(), Some(at(10)));
+        assert!(taken(&mut timers, at(9)).is_empty());
+        assert_eq!(taken(&mut timers, at(20)), [2, 1, 3]);
+        assert_eq!(timers.next(), Some(at(30)));
+        assert_eq!(taken(&mut timers, at(30)), [4]);
+        assert_eq!((timers.next(), timers.waiting.capacity()), (None, 0));
+    }
+
+    #[test]
+    fn a_channel_has_so_many_timers_and_no_more() {
+        let mut timers = Timers::default();
+        let now = Instant::now();
+        for _ in 0..CAPACITY {
+            timers.set(now, Box::new(())).unwrap();
+        }
+        assert_eq!(timers.set(now, Box::new(())), Err(TooManyTimers));
+        assert!(timers.due(now).is_some());
+        assert_eq!(timers.set(now, Box::new(())), Ok(()));
+    }
+}

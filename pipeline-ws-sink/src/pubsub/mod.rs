@@ -1,0 +1,259 @@
+//! Broadcasts: from anyone, to everyone on a topic.
+
+mod adapter;
+mod subscription;
+mod table;
+
+use std::{fmt, sync::Arc};
+
+use thiserror::Error;
+use tokio::time::Instant;
+
+pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
+pub use self::{
+    adapter::{Adapter, AdapterError, LocalNode},
+    subscription::{Lagged, Subscription},
+    table::SubscriberId,
+};
+use crate::{
+    broadcast::Broadcast,
+    payload::{IntoPayload, PayloadError},
+    protocol::message::Encoded,
+    sockets::Sockets,
+};
+
+/// The event that closes the sockets whose id is the topic it is broadcast on.
+const DISCONNECT: &str = "disconnect";
+
+/// The way to everyone on any topic.
+///
+/// Every endpoint has one, [`Endpoint::pubsub`](crate::Endpoint::pubsub), and so has every channel,
+/// [`ChannelContext::pubsub`](crate::ChannelContext::pubsub). Cheap to clone. It keeps no socket
+/// open.
+///
+/// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client:
+/// what one cannot take at once waits for it, and one that falls too far behind is disconnected.
+/// With an [`Adapter`] they reach the other nodes first, and then this one.
+///
+/// ```
+/// use pipeline_ws_sink::{Endpoint, PubSub};
+/// use serde_json::json;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let endpoint = Endpoint::builder().build()?;
+/// let pubsub: &PubSub = endpoint.pubsub();
+/// let mut news = pubsub.subscribe("news:today");
+/// pubsub.broadcast("news:today", "headline", json!({ "text": "It works" }))?;
+/// assert_eq!(news.recv().await?.event(), "headline");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct PubSub {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    table: Arc<Table>,
+    sockets: Arc<Sockets>,
+    adapter: Option<Arc<dyn Adapter>>,
+}
+
+impl PubSub {
+    pub(crate) fn new(sockets: Arc<Sockets>, adapter: Option<Arc<dyn Adapter>>) -> Self {
+        let pubsub =
+            Self { shared: Arc::new(Shared { table: Arc::new(Table::new()), sockets, adapter }) };
+        if let Some(adapter) = &pubsub.shared.adapter {
+            adapter.start(LocalNode::of(&pubsub));
+        }
+        pubsub
+    }
+
+    /// Sends an event to everyone on a topic.
+    ///
+    /// The payload is encoded once for each version of the protocol that is spoken, however many
+    /// listen.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError`] if the payload can be no event's, or if the adapter fails. Nobody here
+    /// gets it then.
+    pub fn broadcast(
+        &self,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.everywhere(&Encoded::new(topic, event, payload)?, None, None)
+    }
+
+    /// Sends an event to everyone on a topic, and times it.
+    ///
+    /// For each socket of this node the time from `enqueued_at` until the operating system has taken
+    /// the last byte of the frame is recorded as `pipeline.push_delivered`, in milliseconds. See
+    /// [`Timed`](pipeline_core::Timed) for where the moment comes from.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`broadcast`](Self::broadcast).
+    pub fn broadcast_timed(
+        &self,
+        enqueued_at: Instant,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.everywhere(&Encoded::new(topic, event, payload)?, None, Some(enqueued_at))
+    }
+
+    /// Sends an event to everyone on a topic but one: a channel, or a task that has subscribed.
+    ///
+    /// Only that subscriber is left out, and not the user behind it, who may have joined on another
+    /// socket too.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`broadcast`](Self::broadcast).
+    pub fn broadcast_from(
+        &self,
+        from: SubscriberId,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.everywhere(&Encoded::new(topic, event, payload)?, Some(from), None)
+    }
+
+    /// Sends an event to everyone on a topic on this node.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Payload`] if the payload can be no event's.
+    pub fn local_broadcast(
+        &self,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.here(&Encoded::new(topic, event, payload)?, None, None);
+        Ok(())
+    }
+
+    /// Sends an event to everyone on a topic on this node but one.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Payload`] if the payload can be no event's.
+    pub fn local_broadcast_from(
+        &self,
+        from: SubscriberId,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        self.here(&Encoded::new(topic, event, payload)?, Some(from), None);
+        Ok(())
+    }
+
+    /// Sends an event to everyone on a topic on one node, through the adapter. Without one, there is
+    /// no other node to be named.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError`] if the payload can be no event's, if the adapter fails, or if there is
+    /// none.
+    pub fn direct_broadcast(
+        &self,
+        node: &str,
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<(), BroadcastError> {
+        let broadcast = Broadcast::from(&Encoded::new(topic, event, payload)?);
+        let adapter = self.shared.adapter.as_ref();
+        let adapter = adapter.ok_or_else(|| AdapterError::new("there is no adapter"))?;
+        Ok(adapter.direct_broadcast(node, &broadcast)?)
+    }
+
+    /// Listens to a topic, for as long as the value lives. Broadcasts that begin after the return
+    /// are not missed.
+    ///
+    /// Whoever subscribes twice receives everything twice.
+    #[must_use]
+    pub fn subscribe(&self, topic: &str) -> Subscription {
+        Subscription::new(&self.shared.table, topic)
+    }
+
+    /// Closes every socket with this id, with a code that makes the official client connect again.
+    /// Returns how many there were on this node.
+    ///
+    /// It is the same as broadcasting the event `disconnect` on the id. To keep a user out, have
+    /// `connect` refuse it first. See [`Socket::id`](crate::Socket::id).
+    #[expect(clippy::missing_panics_doc, reason = "it cannot panic")]
+    pub fn disconnect(&self, id: &str) -> usize {
+        let event = Encoded::new(id, DISCONNECT, serde_json::json!({}));
+        let event = event.expect("an empty object can be encoded");
+        if let Err(error) = self.elsewhere(&event) {
+            tracing::warn!(id, %error, "the other nodes were not told to disconnect");
+        }
+        self.here(&event, None, None)
+    }
+
+    pub(crate) fn table(&self) -> &Arc<Table> {
+        &self.shared.table
+    }
+
+    /// The other nodes first: if they cannot be reached, nobody gets it.
+    pub(crate) fn everywhere(
+        &self,
+        broadcast: &Encoded,
+        except: Option<SubscriberId>,
+        since: Option<Instant>,
+    ) -> Result<(), BroadcastError> {
+        self.elsewhere(broadcast)?;
+        self.here(broadcast, except, since);
+        Ok(())
+    }
+
+    fn elsewhere(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
+        match &self.shared.adapter {
+            Some(adapter) => adapter.broadcast(&broadcast.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns how many sockets it has closed.
+    fn here(
+        &self,
+        broadcast: &Encoded,
+        except: Option<SubscriberId>,
+        since: Option<Instant>,
+    ) -> usize {
+        self.shared.table.dispatch(broadcast, except, since);
+        if broadcast.event() == DISCONNECT {
+            self.shared.sockets.disconnect(broadcast.topic())
+        } else {
+            0
+        }
+    }
+}
+
+impl fmt::Debug for PubSub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let node = self.shared.adapter.as_ref().map(|adapter| adapter.node_name());
+        f.debug_struct("PubSub").field("node", &node).finish_non_exhaustive()
+    }
+}
+
+/// Why a broadcast was not sent.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BroadcastError {
+    /// The payload can be no event's.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
+    /// The other nodes cannot be reached.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+}

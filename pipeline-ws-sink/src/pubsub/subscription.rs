@@ -1,0 +1,178 @@
+//! A task that listens to a topic.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use futures::{Stream, future::poll_fn};
+use parking_lot::Mutex;
+use thiserror::Error;
+
+use super::table::{Listening, Subscriber, SubscriberId, Table};
+use crate::broadcast::Broadcast;
+
+/// How many broadcasts may wait for a task. Then the oldest are dropped, and counted.
+const CAPACITY: usize = 1024;
+
+/// Listens to a topic, for as long as it lives; see [`PubSub::subscribe`](super::PubSub::subscribe).
+///
+/// A task that reads too slowly never holds up a broadcast: when 1024 wait, the oldest are dropped,
+/// and the next [`recv`](Self::recv) says how many.
+///
+/// It is also a [`Stream`].
+///
+/// ```
+/// # use pipeline_ws_sink::Endpoint;
+/// # use serde_json::json;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let endpoint = Endpoint::builder().build()?;
+/// let mut room = endpoint.subscribe("room:1");
+/// let mut other = endpoint.subscribe("room:1");
+/// endpoint.broadcast_from(room.id(), "room:1", "shouted", json!({ "text": "hello" }))?;
+/// assert_eq!(other.recv().await?.payload().json(), Some(r#"{"text":"hello"}"#));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Subscription {
+    inbox: Arc<Inbox>,
+    listening: Listening,
+}
+
+/// What waits for a task.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Broadcast>,
+    dropped: u64,
+    task: Option<Waker>,
+}
+
+impl Subscription {
+    pub(super) fn new(table: &Arc<Table>, topic: &str) -> Self {
+        let inbox = Arc::new(Inbox::default());
+        let listening = table.subscribe(&topic.into(), table.id(), Subscriber::Task(inbox.clone()));
+        Self { inbox, listening }
+    }
+
+    /// The next broadcast.
+    ///
+    /// # Errors
+    ///
+    /// [`Lagged`] if some were dropped before it. The next call goes on with what is left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn recv(&mut self) -> Result<Broadcast, Lagged> {
+        poll_fn(|cx| self.inbox.poll(cx)).await
+    }
+
+    /// Names this subscriber, to be left out of a
+    /// [`broadcast_from`](super::PubSub::broadcast_from).
+    #[must_use]
+    pub fn id(&self) -> SubscriberId {
+        self.listening.id()
+    }
+
+    /// The topic that it listens to.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        self.listening.topic()
+    }
+}
+
+impl Stream for Subscription {
+    type Item = Result<Broadcast, Lagged>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.inbox.poll(cx).map(Some)
+    }
+}
+
+impl Inbox {
+    pub(super) fn put(&self, broadcast: Broadcast) {
+        let mut state = self.state.lock();
+        let dropped =
+            if state.waiting.len() >= CAPACITY { state.waiting.pop_front() } else { None };
+        state.dropped += u64::from(dropped.is_some());
+        state.waiting.push_back(broadcast);
+        let task = state.task.take();
+        drop(state);
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Broadcast, Lagged>> {
+        let mut state = self.state.lock();
+        let dropped = std::mem::take(&mut state.dropped);
+        if dropped > 0 {
+            return Poll::Ready(Err(Lagged(dropped)));
+        }
+        match state.waiting.pop_front() {
+            Some(broadcast) => Poll::Ready(Ok(broadcast)),
+            None => {
+                state.task = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription").field("topic", &self.topic()).finish_non_exhaustive()
+    }
+}
+
+/// A task read too slowly, and this many broadcasts were dropped.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[error("{0} broadcasts were dropped, because they were read too slowly")]
+pub struct Lagged(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::protocol::message::Encoded;
+
+    fn broadcast(table: &Table, n: usize) {
+        let encoded = Encoded::new("t", "e", json!({ "n": n })).unwrap();
+        table.dispatch(&encoded, None, None);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_reads_too_slowly_loses_the_oldest_and_is_told_how_many() {
+        let table = Arc::new(Table::new());
+        let mut subscription = Subscription::new(&table, "t");
+        (0..CAPACITY + 3).for_each(|n| broadcast(&table, n));
+        assert_eq!(subscription.recv().await, Err(Lagged(3)));
+        let next = subscription.recv().await.unwrap();
+        assert_eq!(next.payload().json(), Some(r#"{"n":3}"#));
+        for _ in 1..CAPACITY {
+            assert!(subscription.recv().await.is_ok());
+        }
+        let nothing = futures::poll!(std::pin::pin!(subscription.recv()));
+        assert!(nothing.is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_task_is_woken_by_a_broadcast() {
+        let table = Arc::new(Table::new());
+        let mut subscription = Subscription::new(&table, "t");
+        let receiving = tokio::spawn(async move { subscription.recv().await });
+        tokio::task::yield_now().await;
+        broadcast(&table, 7);
+        assert_eq!(receiving.await.unwrap().unwrap().event(), "e");
+    }
+}

@@ -1,0 +1,294 @@
+//! Who listens to which topic.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use parking_lot::RwLock;
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::subscription::Inbox;
+use crate::{
+    broadcast::Broadcast,
+    channel::{Intercepted, Mailbox},
+    outbox::Outbox,
+    protocol::{message::Encoded, version::Version},
+};
+
+/// How many parts the table of topics has, so that few callers wait for each other.
+const SHARDS: usize = 64;
+
+/// The subscribers of all topics.
+///
+/// A part of the table is locked only to look a topic up. While a topic hands out a broadcast, those
+/// who join or leave that topic wait for it, and nobody else.
+pub(crate) struct Table {
+    hasher: RandomState,
+    shards: [Shard; SHARDS],
+    ids: AtomicU64,
+    /// It has been told that a client of version 1 was passed over.
+    passed_over: AtomicBool,
+}
+
+/// A part of the topics.
+type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>>>;
+
+/// The subscribers of one topic.
+#[derive(Default)]
+struct Listeners {
+    subscribers: Slab<(SubscriberId, Subscriber)>,
+    /// The last one has left, and the topic is about to go. Who comes now has to look it up again.
+    closed: bool,
+}
+
+/// Someone who listens to a topic.
+pub(crate) enum Subscriber {
+    /// A channel that has joined it.
+    Joined(Joined),
+    /// A channel of another topic.
+    Channel(Arc<Mailbox>),
+    Task(Arc<Inbox>),
+}
+
+/// A joined channel, as broadcasts see it.
+pub(crate) struct Joined {
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) version: Version,
+    /// Broadcasts of these events go to the channel instead of the socket.
+    pub(crate) intercept: &'static [&'static str],
+    pub(crate) mailbox: Arc<Mailbox>,
+}
+
+/// Listens to a topic for as long as it lives.
+pub(crate) struct Listening {
+    table: Arc<Table>,
+    topic: Arc<str>,
+    listeners: Arc<RwLock<Listeners>>,
+    id: SubscriberId,
+    key: usize,
+    /// A key is given to another subscriber once it is free, so it must be freed only once.
+    cancelled: bool,
+}
+
+/// Names one who listens: a channel, or a task that has subscribed. No two have the same.
+///
+/// ```
+/// use pipeline_ws_sink::{BroadcastError, Channel, ChannelContext};
+/// use serde_json::json;
+///
+/// fn tell_the_others<C: Channel>(cx: &ChannelContext<C>) -> Result<(), BroadcastError> {
+///     cx.pubsub().broadcast_from(cx.id(), cx.topic(), "moved", json!({ "x": 1 }))
+/// }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SubscriberId(u64);
+
+impl Table {
+    pub(crate) fn new() -> Self {
+        Self {
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(|_| RwLock::default()),
+            ids: AtomicU64::new(0),
+            passed_over: AtomicBool::new(false),
+        }
+    }
+
+    /// A name that nobody has yet.
+    pub(crate) fn id(&self) -> SubscriberId {
+        SubscriberId(self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Subscribes to a topic. Broadcasts that begin after the return are not missed.
+    pub(crate) fn subscribe(
+        self: &Arc<Self>,
+        topic: &Arc<str>,
+        id: SubscriberId,
+        who: Subscriber,
+    ) -> Listening {
+        loop {
+            let listeners = self.shard(topic).write().entry(topic.clone()).or_default().clone();
+            let mut open = listeners.write();
+            if open.closed {
+                drop(open);
+                self.remove(topic, &listeners);
+                continue;
+            }
+            let key = open.subscribers.insert((id, who));
+            drop(open);
+            let (table, topic) = (self.clone(), topic.clone());
+            return Listening { table, topic, listeners, id, key, cancelled: false };
+        }
+    }
+
+    /// Hands a broadcast to every subscriber of its topic but one.
+    ///
+    /// Nothing here waits for a socket: what one cannot take now waits in its outbox.
+    pub(crate) fn dispatch(
+        &self,
+        broadcast: &Encoded,
+        except: Option<SubscriberId>,
+        since: Option<Instant>,
+    ) {
+        let topic = broadcast.topic();
+        let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
+        for (_, (id, subscriber)) in &listeners.read().subscribers {
+            if except == Some(*id) {
+                continue;
+            }
+            match subscriber {
+                Subscriber::Joined(joined) if joined.intercept.contains(&broadcast.event()) => {
+                    let payload = broadcast.payload().clone();
+                    let event = broadcast.event().into();
+                    joined.mailbox.intercepted(Intercepted { event, payload, since });
+                }
+                Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
+                    Some(frame) => joined.outbox.send(frame, since),
+                    None => self.pass_over(broadcast),
+                },
+                Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
+                Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
+            }
+        }
+    }
+
+    /// A client whose version cannot express a broadcast goes without it. Told once.
+    fn pass_over(&self, broadcast: &Encoded) {
+        if !self.passed_over.swap(true, Ordering::Relaxed) {
+            let (topic, event) = (broadcast.topic(), broadcast.event());
+            tracing::warn!(
+                topic,
+                event,
+                "passed over clients of version 1: it has no binary payloads"
+            );
+        }
+    }
+
+    /// Takes a topic out of the table, unless it is there anew already.
+    fn remove(&self, topic: &str, listeners: &Arc<RwLock<Listeners>>) {
+        let mut shard = self.shard(topic).write();
+        if shard.get(topic).is_some_and(|current| Arc::ptr_eq(current, listeners)) {
+            shard.remove(topic);
+        }
+    }
+
+    fn shard(&self, topic: &str) -> &Shard {
+        let hash = self.hasher.hash_one(topic);
+        let index = usize::try_from(hash % SHARDS as u64).expect("less than the number of shards");
+        &self.shards[index]
+    }
+}
+
+impl Listening {
+    pub(crate) fn id(&self) -> SubscriberId {
+        self.id
+    }
+
+    pub(crate) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// Stops listening. Broadcasts that begin after the return are not received.
+    pub(crate) fn cancel(&mut self) {
+        if std::mem::replace(&mut self.cancelled, true) {
+            return;
+        }
+        let mut listeners = self.listeners.write();
+        let gone = listeners.subscribers.try_remove(self.key);
+        listeners.closed = listeners.subscribers.is_empty();
+        let closed = listeners.closed;
+        drop(listeners);
+        if closed {
+            self.table.remove(&self.topic, &self.listeners);
+        }
+        // After the locks: it may be the last to hold a whole socket.
+        drop(gone);
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use pipeline_core::Telemetry;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        outbox::{OutboxLimits, Writer},
+        telemetry::SocketMetrics,
+    };
+
+    /// A subscriber whose broadcasts of these events go to its mailbox, to be counted there.
+    fn subscriber(intercept: &'static [&'static str]) -> (Subscriber, Arc<Mailbox>) {
+        let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
+        let limits = OutboxLimits { frames: 1, bytes: 1 };
+        let writer = Writer::Task(Box::pin(tokio::io::sink()));
+        let outbox = Arc::new(Outbox::new(writer, limits, metrics));
+        let mailbox = Arc::new(Mailbox::default());
+        let version = Version::V2;
+        let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone() };
+        (Subscriber::Joined(joined), mailbox)
+    }
+
+    fn topics(table: &Table) -> usize {
+        table.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    #[tokio::test]
+    async fn a_topic_that_nobody_listens_to_takes_no_memory() {
+        let table = Arc::new(Table::new());
+        let topic: Arc<str> = "t".into();
+        let first = table.subscribe(&topic, table.id(), subscriber(&[]).0);
+        let mut second = table.subscribe(&topic, table.id(), subscriber(&[]).0);
+        assert_eq!(topics(&table), 1);
+        second.cancel();
+        assert_eq!(topics(&table), 1);
+        drop(first);
+        assert_eq!(topics(&table), 0);
+        // Its key may belong to another by now.
+        let third = table.subscribe(&topic, table.id(), subscriber(&[]).0);
+        drop(second);
+        assert_eq!(topics(&table), 1);
+        drop(third);
+        assert_eq!(topics(&table), 0);
+    }
+
+    #[tokio::test]
+    async fn who_has_subscribed_gets_every_broadcast_however_others_come_and_go() {
+        const ROUNDS: usize = 2_000;
+        let table = Arc::new(Table::new());
+        let topic: Arc<str> = "t".into();
+        thread::scope(|scope| {
+            for intercept in [&["a"], &["b"], &["c"]] {
+                let (table, topic) = (&table, &topic);
+                scope.spawn(move || {
+                    let event = intercept[0];
+                    let news = Encoded::new(topic, event, json!({})).unwrap();
+                    for _ in 0..ROUNDS {
+                        let (subscriber, mailbox) = subscriber(intercept);
+                        let mut subscription = table.subscribe(topic, table.id(), subscriber);
+                        table.dispatch(&news, None, None);
+                        assert_eq!(mailbox.len(), 1, "missed its own broadcast");
+                        let except = Some(subscription.id());
+                        subscription.cancel();
+                        table.dispatch(&news, except, None);
+                        assert_eq!(mailbox.len(), 1, "still listening");
+                    }
+                });
+            }
+        });
+        assert_eq!(topics(&table), 0);
+    }
+}
