@@ -132,7 +132,9 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future while it waits for room drops the item, and nothing else is lost.
+    /// Dropping the future while the item waits for room drops the item, and nothing else is lost.
+    /// An item that has moved into the queue already, because room came up for it, stays there, even
+    /// if the future had not said so yet.
     pub fn push(
         &self,
         key: K,

@@ -121,7 +121,9 @@ impl<T: Send + 'static> Queue<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future before it is done drops the item, and the queue is as it was.
+    /// Dropping the future while the item waits for room drops the item, and the queue is as it was.
+    /// An item that has moved into the queue already, because room came up for it, stays there, even
+    /// if the future had not said so yet.
     pub fn push(&self, item: T) -> impl Future<Output = Result<(), Closed<T>>> + Send + use<T> {
         self.end.push(item)
     }
