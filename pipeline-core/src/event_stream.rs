@@ -47,7 +47,7 @@ use crate::{
 ///     .producer(from_iter(1..=3))
 ///     .map(|n| n * n)
 ///     .into_stream(options)?;
-/// let squares: Vec<i32> = stream.try_collect().await.map_err(|reason| reason.to_string())?;
+/// let squares: Vec<i32> = stream.try_collect().await?;
 /// assert_eq!(squares, [1, 4, 9]);
 /// # Ok(())
 /// # }
@@ -138,7 +138,7 @@ impl<E: Send + 'static> EventStream<E> {
             return Ok(());
         };
         let ports = Ports { producer: port.clone(), consumer: consumer.clone() };
-        let subscription = Subscription::new(id, ports);
+        let subscription = Subscription::new(id, &options, ports);
         let subscribe = Subscribe {
             subscription: subscription.clone(),
             replaces: None,

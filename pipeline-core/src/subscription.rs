@@ -156,6 +156,8 @@ pub struct Subscription(Arc<Inner>);
 
 struct Inner {
     id: SubscriptionId,
+    max_demand: usize,
+    min_demand: usize,
     /// Asked for and not sent, for those who look. The producer's dispatcher keeps the number that
     /// counts.
     pending: AtomicUsize,
@@ -171,14 +173,95 @@ pub(crate) trait Link: Send + Sync {
 }
 
 impl Subscription {
-    pub(crate) fn new(id: SubscriptionId, link: impl Link + 'static) -> Self {
-        Self(Arc::new(Inner { id, pending: AtomicUsize::new(0), link: Box::new(link) }))
+    pub(crate) fn new(
+        id: SubscriptionId,
+        options: &SubscribeOptions,
+        link: impl Link + 'static,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            id,
+            max_demand: options.max(),
+            min_demand: options.min(),
+            pending: AtomicUsize::new(0),
+            link: Box::new(link),
+        }))
     }
 
     /// Its name within the program.
     #[must_use]
     pub fn id(&self) -> SubscriptionId {
         self.0.id
+    }
+
+    /// The `max_demand` of the options it was made with.
+    ///
+    /// The stage keeps to it if it asks by itself. For a consumer that asks for events itself
+    /// ([`Asking::Manual`]) it is a wish, which the consumer may follow.
+    ///
+    /// ```
+    /// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
+    ///
+    /// /// Asks for a new event whenever it is done with one.
+    /// struct Steady;
+    ///
+    /// impl Consumer for Steady {
+    ///     type Event = u64;
+    ///
+    ///     async fn handle_subscribe(
+    ///         &mut self,
+    ///         _options: &SubscribeOptions,
+    ///         from: &Subscription,
+    ///     ) -> Result<Asking, ExitReason> {
+    ///         from.ask(from.max_demand());
+    ///         Ok(Asking::Manual)
+    ///     }
+    ///
+    ///     async fn handle_events(
+    ///         &mut self,
+    ///         events: Vec<u64>,
+    ///         from: &Subscription,
+    ///     ) -> Result<(), ExitReason> {
+    ///         assert!(events.len() <= from.max_demand());
+    ///         from.ask(events.len());
+    ///         Ok(())
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut pipeline = pipeline_core::Pipeline::builder("numbers")
+    /// #     .producer(pipeline_core::from_iter(0..10))
+    /// #     .consumer(Steady, SubscribeOptions::new().max_demand(3))
+    /// #     .start()?;
+    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn max_demand(&self) -> usize {
+        self.0.max_demand
+    }
+
+    /// The `min_demand` of the options it was made with, or half of `max_demand` if they name none.
+    /// A wish, like [`max_demand`](Self::max_demand).
+    ///
+    /// ```
+    /// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut graph = Graph::new("numbers");
+    /// # let numbers = graph.producer("numbers", from_iter(0..10));
+    /// # let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+    /// # let _pipeline = graph.start()?;
+    /// let options = SubscribeOptions::new().max_demand(50);
+    /// let subscription = print.subscribe(&numbers, options).await?;
+    /// assert_eq!((subscription.max_demand(), subscription.min_demand()), (50, 25));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn min_demand(&self) -> usize {
+        self.0.min_demand
     }
 
     pub(crate) fn pending(&self) -> usize {
