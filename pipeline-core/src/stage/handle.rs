@@ -454,6 +454,9 @@ where
     /// Lets the stage deliver what it holds, and end then with [`ExitReason::Normal`]. It takes
     /// nothing new. Returns when it has ended.
     ///
+    /// What a producer has not emitted yet does not count: items that wait in a queue are lost, and
+    /// reported. To let those out first, close the queue instead.
+    ///
     /// ```
     /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
     ///
