@@ -26,6 +26,31 @@ use crate::{
 /// let (_queue, producer) = queue::<u64>(QueueOptions::new());
 /// let unfinished = Pipeline::builder("unfinished").producer(producer).start();
 /// ```
+///
+/// A pipeline whose stages have options:
+///
+/// ```
+///
+/// use pipeline_core::{Pipeline, RateLimit, Stage, SubscribeOptions, for_each, from_iter};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let numbers = Stage::new(from_iter(1..=20))
+///     .named("numbers")
+///     .rate_limit(RateLimit::new(1000, Duration::from_secs(1)));
+/// let mut pipeline = Pipeline::builder("squares")
+///     .producer_with(numbers)
+///     .map(|n: u64| n * n)
+///     .filter(|n| n % 2 == 0)
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// let report = pipeline.ended().await;
+/// assert_eq!(&*report.stages[0].stage, "numbers");
+/// assert_eq!(report.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct PipelineBuilder<S> {
     graph: Graph,
@@ -33,16 +58,65 @@ pub struct PipelineBuilder<S> {
 }
 
 /// Nothing in it yet: a [`PipelineBuilder`] that wants a producer.
+///
+/// ```
+/// use metrics::NoopRecorder;
+/// use pipeline_core::{Empty, Pipeline, PipelineBuilder, Telemetry};
+///
+/// /// How all pipelines of a program begin.
+/// fn silent(name: &'static str) -> PipelineBuilder<Empty> {
+///     Pipeline::builder(name).telemetry(Telemetry::to(NoopRecorder))
+/// }
+/// # let _ = silent("numbers");
+/// ```
 #[derive(Debug)]
 pub struct Empty(());
 
 /// A [`PipelineBuilder`] whose last stage emits events of type `E`, which somebody has to take.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use pipeline_core::{Cancel, Open, Pipeline, PipelineBuilder, SubscribeOptions, from_iter};
+///
+/// /// How many words lines have, wherever they come from.
+/// fn count_words(lines: PipelineBuilder<Open<String>>) -> PipelineBuilder<Open<usize>> {
+///     lines.map(|line| line.split_whitespace().count()).filter(|words| *words > 0)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let lines = ["to the screen", "", "at once"].map(str::to_owned);
+/// let lines = Pipeline::builder("words").producer(from_iter(lines));
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// let (_pipeline, counts) = count_words(lines).into_stream(options)?;
+/// assert_eq!(counts.try_collect::<Vec<_>>().await?, [3, 2]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Open<E> {
     last: Arc<dyn Target<E>>,
     name: Arc<str>,
 }
 
 /// A [`PipelineBuilder`] that has all it needs.
+///
+/// ```
+/// use pipeline_core::{Complete, PipelineBuilder, PipelineReport, StartError};
+/// # use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// /// Runs a pipeline to its end.
+/// async fn run(pipeline: PipelineBuilder<Complete>) -> Result<PipelineReport, StartError> {
+///     Ok(pipeline.start()?.ended().await)
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let count = Pipeline::builder("count")
+/// #     .producer(from_iter(0..10))
+/// #     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new());
+/// # assert_eq!(run(count).await?.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Complete(());
 
@@ -150,6 +224,22 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// # Errors
     ///
     /// As for [`start`](PipelineBuilder::start).
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use pipeline_core::{Cancel, Pipeline, SubscribeOptions, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // The stream ends in good order when the pipeline does.
+    /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+    /// let (_pipeline, mut words) = Pipeline::builder("words")
+    ///     .producer(from_iter(["to", "the", "screen"]))
+    ///     .into_stream(options)?;
+    /// assert_eq!(words.try_next().await?, Some("to"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn into_stream(
         self,
         options: SubscribeOptions,

@@ -95,7 +95,7 @@ impl<B: Behaviour> StageTask<B> {
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
             Occupant::Vacant => {
-                let subscription = self.subscription(Arc::new(Nobody));
+                let subscription = self.subscription(&options, Arc::new(Nobody));
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
                 }
@@ -106,7 +106,8 @@ impl<B: Behaviour> StageTask<B> {
             }
             Occupant::Restarting | Occupant::Ended => None,
         };
-        let subscription = self.subscription(port.clone().unwrap_or_else(|| Arc::new(Nobody)));
+        let producer = port.clone().unwrap_or_else(|| Arc::new(Nobody));
+        let subscription = self.subscription(&options, producer);
         let id = subscription.id();
         let replaces = replaces.and_then(|(old, reason)| self.replace(old, reason, &target));
         let subscribe = Subscribe {
@@ -144,9 +145,13 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    pub(super) fn subscription(&self, producer: Arc<dyn DemandPort<B::In>>) -> Subscription {
+    pub(super) fn subscription(
+        &self,
+        options: &SubscribeOptions,
+        producer: Arc<dyn DemandPort<B::In>>,
+    ) -> Subscription {
         let ports = Ports { producer, consumer: Arc::new(self.address.clone()) };
-        Subscription::new(SubscriptionId::new(next_id()), ports)
+        Subscription::new(SubscriptionId::new(next_id()), options, ports)
     }
 
     /// Takes note that a subscription is to be replaced. The producer swaps the two if it is the
