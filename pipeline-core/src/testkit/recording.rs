@@ -136,6 +136,7 @@ impl<E> Recording<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
     type Event = E;
 
@@ -175,6 +176,7 @@ impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleInfo<String> for RecordingConsumer<E> {
     async fn handle_info(
         &mut self,

@@ -176,6 +176,7 @@ impl<E: Send + 'static> Script<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     type Event = E;
 
@@ -226,6 +227,7 @@ impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
     type Reply = ();
 
@@ -240,6 +242,7 @@ impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleInfo<String, E> for ScriptedProducer<E> {
     async fn handle_info(
         &mut self,

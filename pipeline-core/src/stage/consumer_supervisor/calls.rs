@@ -69,6 +69,7 @@ pub struct TerminateChild(ChildId);
 #[derive(Debug)]
 pub struct WhichChildren;
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<StartChild<E>> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
@@ -87,6 +88,7 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<TerminateChild> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
@@ -119,6 +121,7 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<WhichChildren> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
