@@ -8,12 +8,13 @@ use crate::{
     graph::Graph,
     running::Pipeline,
     stage::{
-        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
-        ConsumerSupervisor, Producer, ProducerConsumer, Stage, Target, Worker,
+        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, ConsumerSupervisor,
+        Producer, Stage, Target, Worker,
     },
     step::{batch, filter, map},
     subscription::SubscribeOptions,
     telemetry::Telemetry,
+    wiring::{ConsumerOf, Events, Flow, HasEnd, ProducerConsumerOf, Source},
 };
 
 /// Builds a [`Pipeline`] from its source to its end.
@@ -143,10 +144,11 @@ impl PipelineBuilder<Empty> {
     }
 
     /// Adds the producer that the events come from, with options.
-    pub fn producer_with<P: Producer>(
-        mut self,
-        producer: Stage<P, P::Event>,
-    ) -> PipelineBuilder<Open<P::Event>> {
+    pub fn producer_with<P, E>(mut self, producer: Stage<P, E>) -> PipelineBuilder<Open<E>>
+    where
+        P: Producer<Event = E>,
+        E: Send + 'static,
+    {
         let slot = self.graph.add("producer", producer.map(AsProducer)).slot;
         let name = slot.name.clone();
         PipelineBuilder { graph: self.graph, state: Open { last: slot, name } }
@@ -165,7 +167,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options: SubscribeOptions,
     ) -> PipelineBuilder<Open<T::Out>>
     where
-        T: ProducerConsumer<In = E>,
+        T: ProducerConsumerOf<E>,
     {
         self.producer_consumer_with(Stage::new(stage), options)
     }
@@ -181,11 +183,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options: SubscribeOptions,
     ) -> PipelineBuilder<Open<T::Out>>
     where
-        T: ProducerConsumer<In = E>,
+        T: ProducerConsumerOf<E>,
     {
         let Self { mut graph, state } = self;
         let slot = graph.add("producer_consumer", stage.map(AsProducerConsumer)).slot;
-        slot.plan(state.last, state.name, options);
+        slot.plan(T::feed(Source(state.last)).0, state.name, options);
         let name = slot.name.clone();
         PipelineBuilder { graph, state: Open { last: slot, name } }
     }
@@ -260,7 +262,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
     pub fn consumer<C>(self, consumer: C, options: SubscribeOptions) -> PipelineBuilder<Complete>
     where
-        C: Consumer<Event = E>,
+        C: ConsumerOf<E>,
     {
         self.consumer_with(Stage::new(consumer), options)
     }
@@ -276,9 +278,9 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options: SubscribeOptions,
     ) -> PipelineBuilder<Complete>
     where
-        C: Consumer<Event = E>,
+        C: ConsumerOf<E>,
     {
-        self.end("consumer", consumer.map(AsConsumer), options)
+        self.end("consumer", consumer.map(AsConsumer), options, C::feed)
     }
 
     /// Ends the pipeline in supervised workers, one for each event, `max_demand` of them at once.
@@ -312,7 +314,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         E: Sync,
         W: Worker<E>,
     {
-        self.end("consumer_supervisor", supervisor.map(AsSupervisor), options)
+        self.end("consumer_supervisor", supervisor.map(AsSupervisor), options, Events::feed)
     }
 
     fn end<B>(
@@ -320,17 +322,19 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         kind: &str,
         stage: Stage<B, Infallible>,
         options: SubscribeOptions,
+        feed: fn(Source<E>) -> Source<B::In>,
     ) -> PipelineBuilder<Complete>
     where
-        B: Behaviour<In = E, Out = Infallible>,
+        B: Behaviour<Out = Infallible>,
     {
         let Self { mut graph, state } = self;
-        graph.add(kind, stage).slot.plan(state.last, state.name, options);
+        let source = feed(Source(state.last));
+        graph.add(kind, stage).slot.plan(source.0, state.name, options);
         PipelineBuilder { graph, state: Complete(()) }
     }
 }
 
-impl PipelineBuilder<Complete> {
+impl<S> PipelineBuilder<S> {
     /// Starts all stages, each in a task of its own.
     ///
     /// The stages belong together: when one ends, and it is not a source that has come to its end,
@@ -341,7 +345,10 @@ impl PipelineBuilder<Complete> {
     /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
     /// subscription has options that cannot work, or if the `init` of a stage fails. Then nothing
     /// runs.
-    pub fn start(self) -> Result<Pipeline, StartError> {
+    pub fn start(self) -> Result<Pipeline, StartError>
+    where
+        S: HasEnd,
+    {
         self.graph.start_with(true)
     }
 }

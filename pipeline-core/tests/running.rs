@@ -13,13 +13,33 @@ use pipeline_core::{
     Activity, Adaptive, Backoff, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
     HandleCall, Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, QueueProducer,
     RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, Unsubscribed,
-    for_each, from_iter, queue,
+    for_each, from_iter, map, queue,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
 use tokio::time::{Instant, sleep};
 
 fn demand(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+#[tokio::test(start_paused = true)]
+async fn either_end_says_what_the_events_are() {
+    // Nothing else says what the queue holds, nor what the function takes.
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut lengths = Pipeline::builder("lengths")
+        .producer(producer)
+        .consumer(for_each(async |line: String| drop(line)), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    queue.close();
+    assert_eq!(lengths.ended().await.left_undone(), 0);
+    let mut numbers = Pipeline::builder("numbers")
+        .producer(from_iter(0..3))
+        .producer_consumer(map(|n: u64| n.to_string()), SubscribeOptions::new())
+        .consumer(for_each(async |line| drop(line)), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    assert_eq!(numbers.ended().await.left_undone(), 0);
 }
 
 #[tokio::test(start_paused = true)]

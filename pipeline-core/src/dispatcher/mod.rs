@@ -85,6 +85,7 @@ use crate::{
 /// # #[cfg(feature = "test-kit")]
 /// pipeline_core::testkit::check_dispatcher(First::default);
 /// ```
+#[diagnostic::on_unimplemented(message = "`{Self}` does not dispatch events of type `{E}`")]
 pub trait Dispatcher<E>: Send + 'static {
     /// Registers a subscriber, with no demand.
     ///

@@ -93,6 +93,7 @@ impl<I> FromIter<I> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<I> Producer for FromIter<I>
 where
     I: Iterator<Item: Send + 'static> + Send + 'static,

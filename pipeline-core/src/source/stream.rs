@@ -96,6 +96,7 @@ impl<S: Stream> FromStream<S> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<S> Producer for FromStream<S>
 where
     S: Stream<Item: Send + 'static> + Send + 'static,

@@ -16,10 +16,11 @@ use crate::{
     outlet::DemandMode,
     rate_limit::RateLimit,
     subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+    wiring::Nothing,
 };
 
 /// The handle of a stage of type `S` that receives events of type `In` and emits events of type
-/// `Out`; [`Infallible`] stands for none.
+/// `Out`. [`Nothing`] stands for no events received, [`Infallible`] for none emitted.
 ///
 /// Cheap to clone. It names a place in a pipeline: if the stage is restarted, the handle is the new
 /// stage's.
@@ -66,7 +67,7 @@ pub struct StageHandle<S, In, Out> {
 /// # Ok(())
 /// # }
 /// ```
-pub type ProducerHandle<P> = StageHandle<P, Infallible, <P as Producer>::Event>;
+pub type ProducerHandle<P> = StageHandle<P, Nothing, <P as Producer>::Event>;
 
 /// The handle of a [`Consumer`].
 ///

@@ -43,6 +43,12 @@ use crate::exit::ExitReason;
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not answer calls of type `{M}`",
+    label = "this stage has no `HandleCall<{M}, {E}>`",
+    note = "`HandleCall<M, E>` is for messages of type `M` to a stage that emits `E`; `HandleCall<M>` is for a consumer, \
+            which emits nothing"
+)]
 pub trait HandleCall<M, E = Infallible>: Send + 'static {
     /// What the caller gets.
     type Reply: Send + 'static;
@@ -84,6 +90,12 @@ pub trait HandleCall<M, E = Infallible>: Send + 'static {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not take casts of type `{M}`",
+    label = "this stage has no `HandleCast<{M}, {E}>`",
+    note = "`HandleCast<M, E>` is for messages of type `M` to a stage that emits `E`; `HandleCast<M>` is for a consumer, \
+            which emits nothing"
+)]
 pub trait HandleCast<M, E = Infallible>: Send + 'static {
     /// Handles the message. May emit, and may end the stage.
     fn handle_cast(
@@ -120,6 +132,12 @@ pub trait HandleCast<M, E = Infallible>: Send + 'static {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not take infos of type `{M}`",
+    label = "this stage has no `HandleInfo<{M}, {E}>`",
+    note = "`HandleInfo<M, E>` is for messages of type `M` to a stage that emits `E`; `HandleInfo<M>` is for a consumer, \
+            which emits nothing"
+)]
 pub trait HandleInfo<M, E = Infallible>: Send + 'static {
     /// Handles the message. May emit, and may end the stage.
     fn handle_info(

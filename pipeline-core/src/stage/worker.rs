@@ -43,6 +43,7 @@ use crate::exit::ExitReason;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a worker for `{E}`",
+    label = "neither an async closure that takes `&{E}`, nor a type that implements `Worker<{E}>`",
     note = "a worker is an async closure `async move |event: &Event| {{ .. Ok(()) }}` that is `Clone + Send + Sync`, \
             whose future is `Send` and returns `Result<(), ExitReason>`, or a type that implements `Worker`"
 )]
@@ -165,9 +166,10 @@ impl ChildContext {
     }
 }
 
-/// A closure whose future may borrow the event. Public only because a public bound names it.
-#[doc(hidden)]
+/// A function of a borrowed event, whose future may borrow it too: every `FnOnce(&E)` that returns
+/// such a future is one, and so every async closure of `&E`. It is what makes a closure a [`Worker`].
 pub trait Job<'a, E: 'a>: FnOnce(&'a E) -> Self::Future {
+    /// What it returns.
     type Future: Future<Output = Result<(), ExitReason>> + Send + 'a;
 }
 

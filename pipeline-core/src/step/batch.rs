@@ -79,6 +79,7 @@ impl<E> Batch<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> ProducerConsumer for Batch<E> {
     type In = E;
     type Out = Vec<E>;

@@ -35,6 +35,11 @@ use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 /// # Ok(())
 /// # }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "a function that handles events returns nothing or a `Result<(), _>`, but not `{Self}`",
+    label = "returns `{Self}`",
+    note = "the error of the result ends the stage; it is an `ExitReason` or can be turned into one, as any error can by `?`"
+)]
 pub trait Outcome {
     /// The same, as a callback returns it.
     ///
@@ -110,6 +115,7 @@ pub struct ForEach<E, F> {
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, F, Fut> Consumer for ForEach<E, F>
 where
     E: Send + 'static,
@@ -181,6 +187,7 @@ pub struct ForEachBatch<E, F> {
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, F, Fut> Consumer for ForEachBatch<E, F>
 where
     E: Send + 'static,

@@ -56,6 +56,7 @@ pub struct Map<E, T, F> {
     event: PhantomData<fn(E) -> T>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, T, F> ProducerConsumer for Map<E, T, F>
 where
     E: Send + 'static,
@@ -133,6 +134,7 @@ pub struct Filter<E, F> {
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, F> ProducerConsumer for Filter<E, F>
 where
     E: Send + 'static,

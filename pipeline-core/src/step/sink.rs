@@ -61,6 +61,7 @@ pub struct IntoSink<E, S> {
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, S> Consumer for IntoSink<E, S>
 where
     E: Send + 'static,

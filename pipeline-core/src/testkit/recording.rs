@@ -192,6 +192,7 @@ impl<E> Recording<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
     type Event = E;
 
@@ -231,6 +232,7 @@ impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleInfo<String> for RecordingConsumer<E> {
     async fn handle_info(
         &mut self,

@@ -254,6 +254,7 @@ impl<E: Send + 'static> Script<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     type Event = E;
 
@@ -304,6 +305,7 @@ impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
     type Reply = ();
 
@@ -318,6 +320,7 @@ impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleInfo<String, E> for ScriptedProducer<E> {
     async fn handle_info(
         &mut self,

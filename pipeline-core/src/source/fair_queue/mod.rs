@@ -306,6 +306,7 @@ pub struct FairQueueProducer<K, T> {
     end: TakeEnd<State<K, T>>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<K, T> Producer for FairQueueProducer<K, T>
 where
     K: Hash + Eq + Clone + Send + 'static,

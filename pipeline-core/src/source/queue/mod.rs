@@ -318,6 +318,7 @@ pub struct QueueProducer<T> {
     end: TakeEnd<State<T>>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Send + 'static> Producer for QueueProducer<T> {
     type Event = T;
 

@@ -103,6 +103,7 @@ pub struct TerminateChild(ChildId);
 #[derive(Debug)]
 pub struct WhichChildren;
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<StartChild<E>> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
@@ -121,6 +122,7 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<TerminateChild> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
@@ -153,6 +155,7 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<WhichChildren> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
