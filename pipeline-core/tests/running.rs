@@ -454,3 +454,30 @@ async fn an_adaptive_supervisor_finds_out_how_many_workers_do_best() {
     assert!((CAPACITY / 2..=CAPACITY * 2).contains(&found), "{found} at once");
     assert_eq!(pipeline.ended().await.left_undone(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_that_ends_before_its_consumers_have_come_is_no_failure() {
+    for _ in 0..500 {
+        let mut graph = Graph::new("test");
+        let producer = graph.producer("producer", from_iter(0..5u64));
+        let first = graph.consumer("first", for_each(async |_: u64| ()));
+        let second = graph.consumer("second", for_each(async |_: u64| ()));
+        graph.subscribe(&first, &producer, SubscribeOptions::new());
+        graph.subscribe(&second, &producer, SubscribeOptions::new());
+        let report = graph.start().unwrap().ended().await;
+        assert!(report.failure().is_none(), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_that_is_told_to_finish_at_once_has_not_failed() {
+    let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer);
+    let consumer = graph.consumer("consumer", for_each(async |_: u64| ()));
+    graph.subscribe(&consumer, &producer, SubscribeOptions::new());
+    let mut pipeline = graph.start().unwrap();
+    producer.finish().await;
+    let report = pipeline.ended().await;
+    assert!(report.failure().is_none(), "{report}");
+}

@@ -79,6 +79,10 @@ impl DemandPort<u64> for Raw {
         });
         Ok(())
     }
+
+    fn ended(&self) -> Option<ExitReason> {
+        None
+    }
 }
 
 fn tell(producer: &impl DemandPort<u64>, message: ToProducer<u64>) {

@@ -132,6 +132,7 @@ impl<B: Behaviour> StageTask<B> {
         self.report.unfinished += self.in_hand;
         self.report.held +=
             self.behind + self.staged.len() + self.outlet.held() + self.inlet.held();
+        self.address.end(reason);
         // First, so that nothing can arrive uncounted.
         self.mailbox.close();
         while let Some(mail) = self.last_mail() {

@@ -92,6 +92,9 @@ impl<B: Behaviour> StageTask<B> {
         backoff: Option<BackoffState>,
     ) -> Result<(), ExitReason> {
         let Subscribing { target, options, replaces, answer } = subscribing;
+        // One that was planned may find that its producer has been here, and has come to its end.
+        let planned = answer.is_none() && backoff.is_none();
+        let mut gone = None;
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
             Occupant::Vacant => {
@@ -104,7 +107,11 @@ impl<B: Behaviour> StageTask<B> {
                     mode => self.carry_on(mode, target, options, backoff, ExitReason::NoProcess),
                 };
             }
-            Occupant::Restarting | Occupant::Ended => None,
+            Occupant::Restarting => None,
+            Occupant::Ended(reason) => {
+                gone = Some(reason);
+                None
+            }
         };
         let producer = port.clone().unwrap_or_else(|| Arc::new(Nobody));
         let subscription = self.subscription(&options, producer);
@@ -118,8 +125,13 @@ impl<B: Behaviour> StageTask<B> {
             options: options.clone(),
             consumer: Arc::new(self.address.clone()),
         };
-        let running =
-            port.is_some_and(|port| port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok());
+        let running = port.is_some_and(|port| {
+            let sent = port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok();
+            if !sent {
+                gone = port.ended();
+            }
+            sent
+        });
         let source = Source { target, options: options.clone(), backoff, replaced: false };
         self.inlet.add(Upstream {
             subscription: subscription.clone(),
@@ -139,7 +151,8 @@ impl<B: Behaviour> StageTask<B> {
             let _ = answer.send(Ok(subscription));
         }
         if !running {
-            let how = Cancellation::Down(ExitReason::NoProcess);
+            let reason = gone.filter(|_| planned).unwrap_or(ExitReason::NoProcess);
+            let how = Cancellation::Down(reason);
             self.inlet.queue(Input::Ended { from: id, how });
         }
         Ok(())
@@ -182,7 +195,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         if let Cancel::Reconnect(policy) = mode
             && !self.draining
-            && !matches!(target.occupant(), Occupant::Ended | Occupant::Vacant)
+            && !matches!(target.occupant(), Occupant::Ended(_) | Occupant::Vacant)
         {
             let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
             let at = Instant::now() + backoff.next_delay(random());
@@ -301,6 +314,10 @@ struct Nobody;
 impl<E> DemandPort<E> for Nobody {
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>> {
         Err(message)
+    }
+
+    fn ended(&self) -> Option<ExitReason> {
+        None
     }
 }
 
