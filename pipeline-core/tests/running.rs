@@ -470,14 +470,19 @@ async fn a_producer_that_ends_before_its_consumers_have_come_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_pipeline_that_is_told_to_finish_at_once_has_not_failed() {
-    let (_queue, producer) = queue::<u64>(QueueOptions::new());
+async fn a_producer_that_is_told_to_finish_at_once_delivers_what_its_queue_holds() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
     let mut graph = Graph::new("test");
     let producer = graph.producer("producer", producer);
-    let consumer = graph.consumer("consumer", for_each(async |_: u64| ()));
-    graph.subscribe(&consumer, &producer, SubscribeOptions::new());
+    let (consumer, recording) = recording();
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&consumer, &producer, demand(2, 1));
+    for n in 0..7 {
+        queue.push(n).await.unwrap();
+    }
     let mut pipeline = graph.start().unwrap();
     producer.finish().await;
     let report = pipeline.ended().await;
     assert!(report.failure().is_none(), "{report}");
+    assert_eq!((recording.events().len(), report.left_undone()), (7, 0));
 }

@@ -455,8 +455,8 @@ where
     /// Lets the stage deliver what it holds, and end then with [`ExitReason::Normal`]. It takes
     /// nothing new. Returns when it has ended.
     ///
-    /// What a producer has not emitted yet does not count: items that wait in a queue are lost, and
-    /// reported. To let those out first, close the queue instead.
+    /// A producer is told to by [`handle_drain`](crate::Producer::handle_drain): a queue lets out
+    /// what waits in it, as it is asked for.
     ///
     /// ```
     /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
@@ -470,10 +470,12 @@ where
     /// let mut pipeline = graph.start()?;
     /// print.subscribe(&numbers, SubscribeOptions::new()).await?;
     ///
+    /// queue.push(7).await?;
+    ///
     /// numbers.finish().await;
-    /// assert!(queue.push(7).await.is_err());
-    /// // The consumer has followed.
-    /// assert!(pipeline.ended().await.failure().is_none());
+    /// assert!(queue.push(8).await.is_err());
+    /// // The consumer has handled the 7, and followed.
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
     /// # Ok(())
     /// # }
     /// ```
