@@ -28,6 +28,19 @@ pub struct Backoff {
 }
 
 /// How much of a [`Backoff`]'s delay is left to chance.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::{Backoff, Jitter};
+///
+/// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
+/// assert_eq!(backoff, backoff.jitter(Jitter::Equal));
+///
+/// // There is only one of us, and nobody to collide with.
+/// let alone = backoff.jitter(Jitter::None);
+/// # assert_ne!(alone, backoff);
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Jitter {

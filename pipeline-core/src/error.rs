@@ -7,6 +7,24 @@ use thiserror::Error;
 use crate::{exit::ExitReason, subscription::SubscribeError};
 
 /// Why a pipeline did not start.
+///
+/// ```
+/// use pipeline_core::{Graph, StartError, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let mut graph = Graph::new("numbers");
+/// graph.producer("numbers", from_iter(0..5));
+/// graph.producer("numbers", from_iter(5..9));
+///
+/// let error = graph.start().unwrap_err();
+/// assert!(matches!(error, StartError::NameTaken { .. }));
+/// assert_eq!(
+///     error.to_string(),
+///     "there are two stages called numbers, expected different names"
+/// );
+/// # }
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StartError {

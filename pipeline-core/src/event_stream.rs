@@ -47,7 +47,7 @@ use crate::{
 ///     .producer(from_iter(1..=3))
 ///     .map(|n| n * n)
 ///     .into_stream(options)?;
-/// let squares: Vec<i32> = stream.try_collect().await.map_err(|reason| reason.to_string())?;
+/// let squares: Vec<i32> = stream.try_collect().await?;
 /// assert_eq!(squares, [1, 4, 9]);
 /// # Ok(())
 /// # }
@@ -109,6 +109,28 @@ impl<E: Send + 'static> EventStream<E> {
     /// # Errors
     ///
     /// [`SubscribeError`] for options that cannot work.
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use pipeline_core::{Cancel, EventStream, Graph, SubscribeOptions, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let low = graph.producer("low", from_iter(0..3));
+    /// let high = graph.producer("high", from_iter(100..103));
+    /// let _pipeline = graph.start()?;
+    ///
+    /// let mut stream = EventStream::new();
+    /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+    /// stream.subscribe(&low, options.clone())?;
+    /// stream.subscribe(&high, options)?;
+    /// let mut numbers: Vec<u64> = stream.try_collect().await?;
+    /// numbers.sort();
+    /// assert_eq!(numbers, [0, 1, 2, 100, 101, 102]);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn subscribe<S, In>(
         &mut self,
         producer: &StageHandle<S, In, E>,
@@ -138,7 +160,7 @@ impl<E: Send + 'static> EventStream<E> {
             return Ok(());
         };
         let ports = Ports { producer: port.clone(), consumer: consumer.clone() };
-        let subscription = Subscription::new(id, ports);
+        let subscription = Subscription::new(id, &options, ports);
         let subscribe = Subscribe {
             subscription: subscription.clone(),
             replaces: None,

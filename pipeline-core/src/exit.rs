@@ -8,6 +8,8 @@ use std::{any::Any, error::Error, fmt, sync::Arc};
 /// with `?`, which is why this type does not implement [`Error`] itself; its cause is in
 /// [`source`](Self::source).
 ///
+/// It converts with `?` too, into a boxed error.
+///
 /// `Normal`, `Shutdown` and `ShutdownWith` are *graceful*: a transient child is not restarted after
 /// one. The reasons and what counts as graceful are GenStage's.
 ///
@@ -20,6 +22,13 @@ use std::{any::Any, error::Error, fmt, sync::Arc};
 /// let reason = parse("twelve").unwrap_err();
 /// assert!(!reason.is_graceful());
 /// assert_eq!(reason.to_string(), "failed: invalid digit found in string");
+///
+/// // In a program, among other errors.
+/// fn double(text: &str) -> Result<u64, Box<dyn std::error::Error>> {
+///     Ok(2 * parse(text)?)
+/// }
+/// let error = double("twelve").unwrap_err();
+/// assert!(error.source().unwrap().is::<std::num::ParseIntError>());
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -119,5 +128,35 @@ where
 {
     fn from(error: E) -> Self {
         Self::Failed(Arc::new(error))
+    }
+}
+
+/// `?` hands a reason on in a program whose errors are boxed.
+impl From<ExitReason> for Box<dyn Error + Send + Sync> {
+    fn from(reason: ExitReason) -> Self {
+        Box::new(Boxed(reason))
+    }
+}
+
+/// The same for a box that stays in its thread.
+impl From<ExitReason> for Box<dyn Error> {
+    fn from(reason: ExitReason) -> Self {
+        Box::new(Boxed(reason))
+    }
+}
+
+/// A reason as an error, which it cannot be itself.
+#[derive(Debug)]
+struct Boxed(ExitReason);
+
+impl fmt::Display for Boxed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Error for Boxed {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source()
     }
 }

@@ -71,10 +71,11 @@ impl Graph {
     }
 
     /// Adds a producer with options.
-    pub fn producer_with<P: Producer>(
-        &mut self,
-        producer: Stage<P, P::Event>,
-    ) -> ProducerHandle<P> {
+    pub fn producer_with<P, E>(&mut self, producer: Stage<P, E>) -> ProducerHandle<P>
+    where
+        P: Producer<Event = E>,
+        E: Send + 'static,
+    {
         self.add("producer", producer.map(AsProducer))
     }
 

@@ -26,6 +26,19 @@
 /// # Ok(())
 /// # }
 /// ```
+///
+/// A consumer is nothing that anybody could subscribe to, a producer included.
+///
+/// ```compile_fail,E0308
+/// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
+/// # async fn subscribe(
+/// #     producer: ProducerHandle<ScriptedProducer<u64>>,
+/// #     consumer: pipeline_core::ConsumerHandle<RecordingConsumer<u64>>,
+/// # ) -> Result<(), SubscribeError> {
+/// producer.subscribe(&consumer, SubscribeOptions::new()).await?;
+/// # Ok(())
+/// # }
+/// ```
 fn s_023_a_producer_cannot_subscribe() {}
 
 /// S-060: a consumer that emits. None of its callbacks about events is given an emitter, and the

@@ -65,6 +65,7 @@ mod telemetry;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
 mod timed;
+mod wiring;
 
 #[doc = include_str!("docs/guide.md")]
 pub mod guide {}
@@ -92,7 +93,7 @@ pub use self::{
     },
     stage::{
         CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer, ConsumerHandle,
-        ConsumerSupervisor, Emitter, HandleCall, HandleCast, HandleInfo, Producer,
+        ConsumerSupervisor, Emitter, HandleCall, HandleCast, HandleInfo, Job, Producer,
         ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Restart, Stage, StageContext,
         StageHandle, StageReport, Start, SupervisorHandle, TerminateError, Worker,
     },
@@ -106,4 +107,5 @@ pub use self::{
     },
     telemetry::Telemetry,
     timed::Timed,
+    wiring::{ConsumerOf, Events, Flow, HasEnd, Nothing, ProducerConsumerOf},
 };

@@ -11,6 +11,32 @@ use crate::{
 };
 
 /// Whether a producer's demand is acted upon. GenStage's modes.
+///
+/// ```
+/// use pipeline_core::{
+///     BroadcastDispatcher, DemandMode, Graph, Stage, SubscribeOptions, for_each, from_iter,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("prices");
+/// let prices = graph.producer_with(
+///     Stage::new(from_iter([101, 99, 105]))
+///         .dispatcher(BroadcastDispatcher::new)
+///         .demand(DemandMode::Accumulate),
+/// );
+/// let log = graph.consumer("log", for_each(async |price: i32| println!("{price}")));
+/// let mut pipeline = graph.start()?;
+///
+/// log.subscribe(&prices, SubscribeOptions::new()).await?;
+/// assert_eq!(prices.demand_mode().await?, DemandMode::Accumulate);
+///
+/// // All who are to get the first price are here.
+/// prices.demand(DemandMode::Forward);
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DemandMode {
     /// Demand goes to the producer, and events to the consumers, as they come.
@@ -22,6 +48,50 @@ pub enum DemandMode {
 }
 
 /// What happens to events while nobody is subscribed.
+///
+/// ```
+/// use pipeline_core::{Graph, Stage, Unsubscribed};
+/// # use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer};
+/// # struct Sensor;
+/// # struct Reading(u64);
+/// # impl Producer for Sensor {
+/// #     type Event = u64;
+/// #     async fn handle_demand(
+/// #         &mut self,
+/// #         _: usize,
+/// #         _: &mut Emitter<'_, u64>,
+/// #     ) -> Result<(), ExitReason> {
+/// #         Ok(())
+/// #     }
+/// # }
+/// # impl HandleCall<Reading, u64> for Sensor {
+/// #     type Reply = ();
+/// #     async fn handle_call(
+/// #         &mut self,
+/// #         Reading(value): Reading,
+/// #         caller: &mut Caller<()>,
+/// #         out: &mut Emitter<'_, u64>,
+/// #     ) -> Result<(), ExitReason> {
+/// #         out.emit(value);
+/// #         caller.reply(());
+/// #         Ok(())
+/// #     }
+/// # }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("weather");
+/// let sensor = Stage::new(Sensor).unsubscribed(Unsubscribed::Discard);
+/// let sensor = graph.producer_with(sensor);
+/// let pipeline = graph.start()?;
+///
+/// // It emits a reading that nobody will want later.
+/// sensor.call(Reading(21)).await?;
+/// assert_eq!(sensor.estimate_buffered_count().await?, 0);
+/// assert_eq!(pipeline.snapshot().stages[0].discarded, 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unsubscribed {

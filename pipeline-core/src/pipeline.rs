@@ -8,12 +8,13 @@ use crate::{
     graph::Graph,
     running::Pipeline,
     stage::{
-        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
-        ConsumerSupervisor, Producer, ProducerConsumer, Stage, Target, Worker,
+        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, ConsumerSupervisor,
+        Producer, Stage, Target, Worker,
     },
     step::{batch, filter, map},
     subscription::SubscribeOptions,
     telemetry::Telemetry,
+    wiring::{ConsumerOf, Events, Flow, HasEnd, ProducerConsumerOf, Source},
 };
 
 /// Builds a [`Pipeline`] from its source to its end.
@@ -26,6 +27,31 @@ use crate::{
 /// let (_queue, producer) = queue::<u64>(QueueOptions::new());
 /// let unfinished = Pipeline::builder("unfinished").producer(producer).start();
 /// ```
+///
+/// A pipeline whose stages have options:
+///
+/// ```
+///
+/// use pipeline_core::{Pipeline, RateLimit, Stage, SubscribeOptions, for_each, from_iter};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let numbers = Stage::new(from_iter(1..=20))
+///     .named("numbers")
+///     .rate_limit(RateLimit::new(1000, Duration::from_secs(1)));
+/// let mut pipeline = Pipeline::builder("squares")
+///     .producer_with(numbers)
+///     .map(|n: u64| n * n)
+///     .filter(|n| n % 2 == 0)
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// let report = pipeline.ended().await;
+/// assert_eq!(&*report.stages[0].stage, "numbers");
+/// assert_eq!(report.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct PipelineBuilder<S> {
     graph: Graph,
@@ -33,16 +59,65 @@ pub struct PipelineBuilder<S> {
 }
 
 /// Nothing in it yet: a [`PipelineBuilder`] that wants a producer.
+///
+/// ```
+/// use metrics::NoopRecorder;
+/// use pipeline_core::{Empty, Pipeline, PipelineBuilder, Telemetry};
+///
+/// /// How all pipelines of a program begin.
+/// fn silent(name: &'static str) -> PipelineBuilder<Empty> {
+///     Pipeline::builder(name).telemetry(Telemetry::to(NoopRecorder))
+/// }
+/// # let _ = silent("numbers");
+/// ```
 #[derive(Debug)]
 pub struct Empty(());
 
 /// A [`PipelineBuilder`] whose last stage emits events of type `E`, which somebody has to take.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use pipeline_core::{Cancel, Open, Pipeline, PipelineBuilder, SubscribeOptions, from_iter};
+///
+/// /// How many words lines have, wherever they come from.
+/// fn count_words(lines: PipelineBuilder<Open<String>>) -> PipelineBuilder<Open<usize>> {
+///     lines.map(|line| line.split_whitespace().count()).filter(|words| *words > 0)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let lines = ["to the screen", "", "at once"].map(str::to_owned);
+/// let lines = Pipeline::builder("words").producer(from_iter(lines));
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// let (_pipeline, counts) = count_words(lines).into_stream(options)?;
+/// assert_eq!(counts.try_collect::<Vec<_>>().await?, [3, 2]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Open<E> {
     last: Arc<dyn Target<E>>,
     name: Arc<str>,
 }
 
 /// A [`PipelineBuilder`] that has all it needs.
+///
+/// ```
+/// use pipeline_core::{Complete, PipelineBuilder, PipelineReport, StartError};
+/// # use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// /// Runs a pipeline to its end.
+/// async fn run(pipeline: PipelineBuilder<Complete>) -> Result<PipelineReport, StartError> {
+///     Ok(pipeline.start()?.ended().await)
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let count = Pipeline::builder("count")
+/// #     .producer(from_iter(0..10))
+/// #     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new());
+/// # assert_eq!(run(count).await?.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Complete(());
 
@@ -69,10 +144,11 @@ impl PipelineBuilder<Empty> {
     }
 
     /// Adds the producer that the events come from, with options.
-    pub fn producer_with<P: Producer>(
-        mut self,
-        producer: Stage<P, P::Event>,
-    ) -> PipelineBuilder<Open<P::Event>> {
+    pub fn producer_with<P, E>(mut self, producer: Stage<P, E>) -> PipelineBuilder<Open<E>>
+    where
+        P: Producer<Event = E>,
+        E: Send + 'static,
+    {
         let slot = self.graph.add("producer", producer.map(AsProducer)).slot;
         let name = slot.name.clone();
         PipelineBuilder { graph: self.graph, state: Open { last: slot, name } }
@@ -91,7 +167,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options: SubscribeOptions,
     ) -> PipelineBuilder<Open<T::Out>>
     where
-        T: ProducerConsumer<In = E>,
+        T: ProducerConsumerOf<E>,
     {
         self.producer_consumer_with(Stage::new(stage), options)
     }
@@ -107,11 +183,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options: SubscribeOptions,
     ) -> PipelineBuilder<Open<T::Out>>
     where
-        T: ProducerConsumer<In = E>,
+        T: ProducerConsumerOf<E>,
     {
         let Self { mut graph, state } = self;
         let slot = graph.add("producer_consumer", stage.map(AsProducerConsumer)).slot;
-        slot.plan(state.last, state.name, options);
+        slot.plan(T::feed(Source(state.last)).0, state.name, options);
         let name = slot.name.clone();
         PipelineBuilder { graph, state: Open { last: slot, name } }
     }
@@ -150,6 +226,22 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// # Errors
     ///
     /// As for [`start`](PipelineBuilder::start).
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use pipeline_core::{Cancel, Pipeline, SubscribeOptions, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // The stream ends in good order when the pipeline does.
+    /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+    /// let (_pipeline, mut words) = Pipeline::builder("words")
+    ///     .producer(from_iter(["to", "the", "screen"]))
+    ///     .into_stream(options)?;
+    /// assert_eq!(words.try_next().await?, Some("to"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn into_stream(
         self,
         options: SubscribeOptions,
@@ -170,7 +262,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
     pub fn consumer<C>(self, consumer: C, options: SubscribeOptions) -> PipelineBuilder<Complete>
     where
-        C: Consumer<Event = E>,
+        C: ConsumerOf<E>,
     {
         self.consumer_with(Stage::new(consumer), options)
     }
@@ -186,9 +278,9 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         options: SubscribeOptions,
     ) -> PipelineBuilder<Complete>
     where
-        C: Consumer<Event = E>,
+        C: ConsumerOf<E>,
     {
-        self.end("consumer", consumer.map(AsConsumer), options)
+        self.end("consumer", consumer.map(AsConsumer), options, C::feed)
     }
 
     /// Ends the pipeline in supervised workers, one for each event, `max_demand` of them at once.
@@ -222,7 +314,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         E: Sync,
         W: Worker<E>,
     {
-        self.end("consumer_supervisor", supervisor.map(AsSupervisor), options)
+        self.end("consumer_supervisor", supervisor.map(AsSupervisor), options, Events::feed)
     }
 
     fn end<B>(
@@ -230,17 +322,19 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         kind: &str,
         stage: Stage<B, Infallible>,
         options: SubscribeOptions,
+        feed: fn(Source<E>) -> Source<B::In>,
     ) -> PipelineBuilder<Complete>
     where
-        B: Behaviour<In = E, Out = Infallible>,
+        B: Behaviour<Out = Infallible>,
     {
         let Self { mut graph, state } = self;
-        graph.add(kind, stage).slot.plan(state.last, state.name, options);
+        let source = feed(Source(state.last));
+        graph.add(kind, stage).slot.plan(source.0, state.name, options);
         PipelineBuilder { graph, state: Complete(()) }
     }
 }
 
-impl PipelineBuilder<Complete> {
+impl<S> PipelineBuilder<S> {
     /// Starts all stages, each in a task of its own.
     ///
     /// The stages belong together: when one ends, and it is not a source that has come to its end,
@@ -251,7 +345,10 @@ impl PipelineBuilder<Complete> {
     /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
     /// subscription has options that cannot work, or if the `init` of a stage fails. Then nothing
     /// runs.
-    pub fn start(self) -> Result<Pipeline, StartError> {
+    pub fn start(self) -> Result<Pipeline, StartError>
+    where
+        S: HasEnd,
+    {
         self.graph.start_with(true)
     }
 }

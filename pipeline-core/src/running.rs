@@ -107,6 +107,22 @@ impl Pipeline {
     }
 
     /// What the stages are doing now, without stopping them.
+    ///
+    /// ```
+    /// # use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let snapshot = pipeline.snapshot();
+    /// let names: Vec<&str> = snapshot.stages.iter().map(|stage| &*stage.stage).collect();
+    /// assert_eq!(names, ["producer", "consumer"]);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn snapshot(&self) -> PipelineSnapshot {
         let stages = self.observed.iter().map(Observed::snapshot).collect();
@@ -119,6 +135,27 @@ impl Pipeline {
     /// # Cancel safety
     ///
     /// Cancel safe. Called again after the end, it gives the same report.
+    ///
+    /// ```
+    /// # use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    /// # let told_to_stop = async {};
+    /// let mut pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let report = tokio::select! {
+    ///     report = pipeline.ended() => report,
+    ///     () = told_to_stop => pipeline.drain(Duration::from_secs(10)).await,
+    /// };
+    /// assert!(report.failure().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn ended(&mut self) -> PipelineReport {
         if let Some(report) = &self.report {
             return report.clone();
@@ -156,6 +193,27 @@ impl Drop for Pipeline {
 }
 
 /// How a pipeline ended, and what it left undone.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let parse = for_each(async |text: &str| text.parse::<u64>().map(|n| println!("{n}")));
+/// let mut pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(["1", "2", "three", "4"]))
+///     .consumer(parse, SubscribeOptions::new().max_demand(1))
+///     .start()?;
+///
+/// let report = pipeline.ended().await;
+/// let failure = report.failure().ok_or("all went well")?;
+/// assert_eq!(&*failure.stage, "consumer");
+/// assert_eq!(failure.reason.to_string(), "failed: invalid digit found in string");
+/// // The one that it failed at.
+/// assert_eq!(report.left_undone(), 1);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PipelineReport {

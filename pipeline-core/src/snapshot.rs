@@ -34,6 +34,24 @@ pub struct PipelineSnapshot {
 }
 
 /// What a stage is doing. Counts and times go on when it is restarted.
+///
+/// ```
+/// use pipeline_core::{Activity, Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..10))
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// pipeline.ended().await;
+///
+/// let stages = pipeline.snapshot().stages;
+/// assert_eq!((stages[0].events_out, stages[1].events_in), (10, 10));
+/// assert_eq!((stages[1].activity, stages[1].waiting), (Activity::Ended, 0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StageSnapshot {
@@ -64,6 +82,27 @@ pub struct StageSnapshot {
 }
 
 /// A subscription, at its producer's end.
+///
+/// ```
+/// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (_queue, producer) = queue::<u64>(QueueOptions::new());
+/// let mut graph = Graph::new("numbers");
+/// let numbers = graph.producer("numbers", producer);
+/// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+/// let pipeline = graph.start()?;
+/// let subscription = print.subscribe(&numbers, SubscribeOptions::new().max_demand(50)).await?;
+/// # numbers.estimate_buffered_count().await?;
+///
+/// // Nothing has come yet, so all that was asked for is still to come.
+/// let seen = &pipeline.snapshot().stages[0].subscriptions[0];
+/// assert_eq!((&*seen.consumer, seen.pending), ("print", 50));
+/// assert_eq!(seen.id, subscription.id());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SubscriptionSnapshot {
@@ -76,6 +115,28 @@ pub struct SubscriptionSnapshot {
 }
 
 /// What a stage is doing.
+///
+/// ```
+/// use pipeline_core::{Activity, Graph, QueueOptions, queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (_queue, producer) = queue::<u64>(QueueOptions::new());
+/// let mut graph = Graph::new("numbers");
+/// let numbers = graph.producer("numbers", producer);
+/// let pipeline = graph.start()?;
+/// assert_eq!(pipeline.snapshot().stages[0].activity, Activity::Starting);
+///
+/// // Nobody has subscribed.
+/// # numbers.estimate_buffered_count().await?;
+/// assert_eq!(pipeline.snapshot().stages[0].activity, Activity::WaitingForDemand);
+///
+/// numbers.pause();
+/// # numbers.estimate_buffered_count().await?;
+/// assert_eq!(pipeline.snapshot().stages[0].activity, Activity::Paused);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activity {

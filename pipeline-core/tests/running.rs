@@ -13,13 +13,33 @@ use pipeline_core::{
     Activity, Adaptive, Backoff, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
     HandleCall, Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, QueueProducer,
     RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, Unsubscribed,
-    for_each, from_iter, queue,
+    for_each, from_iter, map, queue,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
 use tokio::time::{Instant, sleep};
 
 fn demand(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+#[tokio::test(start_paused = true)]
+async fn either_end_says_what_the_events_are() {
+    // Nothing else says what the queue holds, nor what the function takes.
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut lengths = Pipeline::builder("lengths")
+        .producer(producer)
+        .consumer(for_each(async |line: String| drop(line)), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    queue.close();
+    assert_eq!(lengths.ended().await.left_undone(), 0);
+    let mut numbers = Pipeline::builder("numbers")
+        .producer(from_iter(0..3))
+        .producer_consumer(map(|n: u64| n.to_string()), SubscribeOptions::new())
+        .consumer(for_each(async |line| drop(line)), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    assert_eq!(numbers.ended().await.left_undone(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -433,4 +453,36 @@ async fn an_adaptive_supervisor_finds_out_how_many_workers_do_best() {
     let found = peak.load(Ordering::Relaxed);
     assert!((CAPACITY / 2..=CAPACITY * 2).contains(&found), "{found} at once");
     assert_eq!(pipeline.ended().await.left_undone(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_that_ends_before_its_consumers_have_come_is_no_failure() {
+    for _ in 0..500 {
+        let mut graph = Graph::new("test");
+        let producer = graph.producer("producer", from_iter(0..5u64));
+        let first = graph.consumer("first", for_each(async |_: u64| ()));
+        let second = graph.consumer("second", for_each(async |_: u64| ()));
+        graph.subscribe(&first, &producer, SubscribeOptions::new());
+        graph.subscribe(&second, &producer, SubscribeOptions::new());
+        let report = graph.start().unwrap().ended().await;
+        assert!(report.failure().is_none(), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_producer_that_is_told_to_finish_at_once_delivers_what_its_queue_holds() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer);
+    let (consumer, recording) = recording();
+    let consumer = graph.consumer("consumer", consumer);
+    graph.subscribe(&consumer, &producer, demand(2, 1));
+    for n in 0..7 {
+        queue.push(n).await.unwrap();
+    }
+    let mut pipeline = graph.start().unwrap();
+    producer.finish().await;
+    let report = pipeline.ended().await;
+    assert!(report.failure().is_none(), "{report}");
+    assert_eq!((recording.events().len(), report.left_undone()), (7, 0));
 }

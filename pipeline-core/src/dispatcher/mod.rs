@@ -85,6 +85,7 @@ use crate::{
 /// # #[cfg(feature = "test-kit")]
 /// pipeline_core::testkit::check_dispatcher(First::default);
 /// ```
+#[diagnostic::on_unimplemented(message = "`{Self}` does not dispatch events of type `{E}`")]
 pub trait Dispatcher<E>: Send + 'static {
     /// Registers a subscriber, with no demand.
     ///
@@ -125,6 +126,19 @@ pub trait Dispatcher<E>: Send + 'static {
 }
 
 /// Who subscribes, as a [`Dispatcher`] sees it.
+///
+/// ```
+/// use pipeline_core::{StageId, SubscribeOptions, Subscriber, SubscriptionId};
+///
+/// struct Region(&'static str);
+///
+/// let options = SubscribeOptions::new().with(Region("eu"));
+/// let subscriber = Subscriber::new(SubscriptionId::new(1), StageId::new(7), &options);
+///
+/// // In a dispatcher's `subscribe`:
+/// let region = subscriber.options.get::<Region>();
+/// assert_eq!(region.map(|region| region.0), Some("eu"));
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Subscriber<'a> {
@@ -146,6 +160,18 @@ impl<'a> Subscriber<'a> {
 
 /// A message of a stage to itself that waits among its events. It is handed back to the stage when
 /// all that was before it has been sent.
+///
+/// ```
+/// use pipeline_core::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker};
+///
+/// let mut dispatcher = DemandDispatcher::new();
+/// let mut out = Deliveries::<u64>::new();
+///
+/// // It has queued nothing that could precede the marker.
+/// dispatcher.info(Marker::new(1), &mut out);
+/// let sent: Vec<Delivery<u64>> = out.drain().collect();
+/// assert_eq!(sent, [Delivery::Info(Marker::new(1))]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marker(u64);
 
@@ -158,6 +184,21 @@ impl Marker {
 }
 
 /// What a [`Dispatcher`] has decided to send, in order.
+///
+/// ```
+/// use pipeline_core::{Deliveries, Delivery, SubscriptionId};
+///
+/// let mut out = Deliveries::new();
+/// let to = SubscriptionId::new(1);
+/// out.send(to, vec!["a", "b"]);
+/// out.send(to, vec![]);
+/// out.filtered(3);
+///
+/// // What the stage makes of it.
+/// let sent: Vec<Delivery<&str>> = out.drain().collect();
+/// assert_eq!(sent, [Delivery::Events { to, events: vec!["a", "b"] }]);
+/// assert_eq!(out.take_discarded(), (3, 0));
+/// ```
 pub struct Deliveries<E> {
     deliveries: Vec<Delivery<E>>,
     filtered: usize,
@@ -166,6 +207,27 @@ pub struct Deliveries<E> {
 }
 
 /// One thing that a dispatcher sends.
+///
+/// ```
+/// use std::collections::VecDeque;
+///
+/// use pipeline_core::{
+///     Deliveries, Delivery, DemandDispatcher, Dispatcher, StageId, SubscribeOptions, Subscriber,
+///     SubscriptionId,
+/// };
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // A test of a dispatcher.
+/// let (to, options) = (SubscriptionId::new(1), SubscribeOptions::new());
+/// let (mut dispatcher, mut out) = (DemandDispatcher::new(), Deliveries::new());
+/// Dispatcher::<u64>::subscribe(&mut dispatcher, Subscriber::new(to, StageId::new(1), &options))?;
+/// dispatcher.ask(to, 2, &mut out);
+/// dispatcher.dispatch(&mut VecDeque::from([7, 8, 9]), &mut out);
+/// let sent: Vec<Delivery<u64>> = out.drain().collect();
+/// assert_eq!(sent, [Delivery::Events { to, events: vec![7, 8] }]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery<E> {
     /// Events to a subscriber; never none.

@@ -37,6 +37,27 @@ where
 }
 
 /// The producer that [`from_iter`] makes.
+///
+/// ```
+/// use std::ops::Range;
+///
+/// use pipeline_core::{FromIter, Pipeline, ProducerHandle, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..1_000_000_u64))
+///     .consumer(for_each(async |n| assert!(n < 1_000_000)), SubscribeOptions::new())
+///     .start()?;
+///
+/// // Its type is needed to find its stage again.
+/// let source: ProducerHandle<FromIter<Range<u64>>> =
+///     pipeline.stage("producer").ok_or("no source")?;
+/// source.pause();
+/// # assert!(source.is_running());
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct FromIter<I> {
     items: I,
@@ -45,12 +66,34 @@ pub struct FromIter<I> {
 
 impl<I> FromIter<I> {
     /// Ends the stage when its last consumer leaves. By default it waits for the next.
+    ///
+    /// ```
+    /// use futures::TryStreamExt;
+    /// use pipeline_core::{EventStream, Graph, SubscribeOptions, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..).stop_when_abandoned());
+    /// let mut pipeline = graph.start()?;
+    ///
+    /// let mut stream = EventStream::new();
+    /// stream.subscribe(&numbers, SubscribeOptions::new().max_demand(10))?;
+    /// let first: Option<u64> = stream.try_next().await?;
+    /// assert_eq!(first, Some(0));
+    ///
+    /// drop(stream);
+    /// assert!(pipeline.ended().await.failure().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop_when_abandoned(mut self) -> Self {
         self.audience.needed();
         self
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<I> Producer for FromIter<I>
 where
     I: Iterator<Item: Send + 'static> + Send + 'static,

@@ -5,6 +5,22 @@ use std::fmt;
 use thiserror::Error;
 
 /// What became of an item that was offered.
+///
+/// ```
+/// use pipeline_core::{BufferKeep, Offer, QueueOptions, queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (newest, _producer) = queue(QueueOptions::new().capacity(1).keep(BufferKeep::Last));
+/// assert_eq!(newest.offer(1)?, Offer::Kept);
+/// assert_eq!(newest.offer(2)?, Offer::DisplacedOldest);
+///
+/// let (oldest, _producer) = queue(QueueOptions::new().capacity(1).keep(BufferKeep::First));
+/// assert_eq!(oldest.offer(1)?, Offer::Kept);
+/// assert_eq!(oldest.offer(2)?, Offer::Discarded);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Offer {
@@ -18,11 +34,38 @@ pub enum Offer {
 }
 
 /// The queue takes nothing any more; here is the item.
+///
+/// ```
+/// use pipeline_core::{Closed, QueueOptions, queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let (queue, producer) = queue(QueueOptions::new());
+/// // The pipeline is gone, and the end that it took from.
+/// drop(producer);
+/// let Closed(order) = queue.push("an order").await.unwrap_err();
+/// assert_eq!(order, "an order");
+/// # }
+/// ```
 #[derive(Clone, Copy, Error, PartialEq, Eq)]
 #[error("the queue is closed")]
 pub struct Closed<T>(pub T);
 
 /// Why an item was not taken in; it is in the error.
+///
+/// ```
+/// use pipeline_core::{QueueOptions, TryPushError, queue};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (queue, _producer) = queue(QueueOptions::new().capacity(1));
+/// queue.try_push("first")?;
+/// match queue.try_push("second") {
+///     Err(TryPushError::Full(order)) => assert_eq!(order, "second"),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryPushError<T> {

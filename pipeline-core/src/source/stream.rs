@@ -39,6 +39,25 @@ where
 }
 
 /// The producer that [`from_stream`] makes.
+///
+/// ```
+/// use futures::stream::{self, Repeat};
+/// use pipeline_core::{FromStream, Graph, ProducerHandle, from_stream};
+///
+/// /// What a program keeps of its pipeline.
+/// struct Clock {
+///     ticks: ProducerHandle<FromStream<Repeat<()>>>,
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("clock");
+/// let clock = Clock { ticks: graph.producer("ticks", from_stream(stream::repeat(()))) };
+/// let _pipeline = graph.start()?;
+/// assert!(clock.ticks.is_running());
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct FromStream<S: Stream> {
     stream: Pin<Box<S>>,
@@ -50,12 +69,34 @@ pub struct FromStream<S: Stream> {
 
 impl<S: Stream> FromStream<S> {
     /// Ends the stage when its last consumer leaves. By default it waits for the next.
+    ///
+    /// ```
+    /// use futures::{TryStreamExt, stream};
+    /// use pipeline_core::{EventStream, Graph, SubscribeOptions, from_stream};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("clock");
+    /// let ticks = from_stream(stream::repeat("tick")).stop_when_abandoned();
+    /// let ticks = graph.producer("ticks", ticks);
+    /// let mut pipeline = graph.start()?;
+    ///
+    /// let mut stream = EventStream::new();
+    /// stream.subscribe(&ticks, SubscribeOptions::new().max_demand(10))?;
+    /// assert_eq!(stream.try_next().await?, Some("tick"));
+    ///
+    /// drop(stream);
+    /// assert!(pipeline.ended().await.failure().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop_when_abandoned(mut self) -> Self {
         self.audience.needed();
         self
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<S> Producer for FromStream<S>
 where
     S: Stream<Item: Send + 'static> + Send + 'static,

@@ -42,6 +42,11 @@ use crate::{
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a consumer",
+    label = "takes no events",
+    note = "`for_each(..)` makes a consumer of an async function, and `into_sink(..)` of a sink; others implement `Consumer`"
+)]
 pub trait Consumer: Sized + Send + 'static {
     /// What it receives.
     type Event: Send + 'static;

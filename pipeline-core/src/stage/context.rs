@@ -6,6 +6,44 @@ use crate::telemetry::{StageLabels, Telemetry};
 
 /// What a stage knows about where it runs, from before its first event on. `H` is the stage's own
 /// handle.
+///
+/// ```
+/// use metrics::Counter;
+/// use pipeline_core::{Consumer, ConsumerHandle, ExitReason, StageContext, Subscription};
+///
+/// struct Log {
+///     lines: Counter,
+/// }
+///
+/// impl Consumer for Log {
+///     type Event = String;
+///
+///     fn init(&mut self, context: &StageContext<ConsumerHandle<Self>>) -> Result<(), ExitReason> {
+///         let labels = [("stage", context.stage().to_owned())];
+///         self.lines = context.telemetry().counter("log.lines", "Lines written", labels);
+///         Ok(())
+///     }
+///
+///     async fn handle_events(
+///         &mut self,
+///         lines: Vec<String>,
+///         _from: &Subscription,
+///     ) -> Result<(), ExitReason> {
+///         self.lines.increment(lines.len() as u64);
+///         Ok(())
+///     }
+/// }
+/// # use pipeline_core::{Pipeline, SubscribeOptions, from_iter};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut pipeline = Pipeline::builder("log")
+/// #     .producer(from_iter(["to the screen".to_owned()]))
+/// #     .consumer(Log { lines: Counter::noop() }, SubscribeOptions::new())
+/// #     .start()?;
+/// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct StageContext<H> {
     pub(crate) pipeline: Arc<str>,
@@ -36,6 +74,60 @@ impl<H> StageContext<H> {
     /// The stage's own handle, to send itself messages with, or to give away.
     ///
     /// A call to oneself waits for ever: a stage does one thing at a time.
+    ///
+    /// ```
+    /// # use pipeline_core::{Emitter, ExitReason, Graph, HandleInfo, Producer};
+    /// use pipeline_core::{ProducerHandle, StageContext};
+    ///
+    /// /// Wants to know when its prices are out.
+    /// struct Prices {
+    ///     me: Option<ProducerHandle<Self>>,
+    /// }
+    ///
+    /// impl Producer for Prices {
+    ///     type Event = u64;
+    ///
+    ///     fn init(
+    ///         &mut self,
+    ///         context: &StageContext<ProducerHandle<Self>>,
+    ///     ) -> Result<(), ExitReason> {
+    ///         self.me = Some(context.handle().clone());
+    ///         Ok(())
+    ///     }
+    ///
+    ///     async fn handle_demand(
+    ///         &mut self,
+    ///         _demand: usize,
+    ///         out: &mut Emitter<'_, u64>,
+    ///     ) -> Result<(), ExitReason> {
+    ///         out.emit_all([101, 99, 105]);
+    ///         if let Some(me) = &self.me {
+    ///             me.async_info("all out")?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// # impl HandleInfo<&'static str, u64> for Prices {
+    /// #     async fn handle_info(
+    /// #         &mut self,
+    /// #         message: &'static str,
+    /// #         _out: &mut Emitter<'_, u64>,
+    /// #     ) -> Result<(), ExitReason> {
+    /// #         assert_eq!(message, "all out");
+    /// #         Err(ExitReason::Normal)
+    /// #     }
+    /// # }
+    /// # use pipeline_core::{Pipeline, SubscribeOptions, for_each};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut pipeline = Pipeline::builder("prices")
+    /// #     .producer(Prices { me: None })
+    /// #     .consumer(for_each(async |price: u64| println!("{price}")), SubscribeOptions::new())
+    /// #     .start()?;
+    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn handle(&self) -> &H {
         &self.handle

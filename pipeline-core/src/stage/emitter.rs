@@ -6,6 +6,41 @@ use std::collections::VecDeque;
 ///
 /// They leave the stage when the callback returns, in the order they were emitted.
 /// [`Producer`](crate::Producer) has an example.
+///
+/// ```
+/// use pipeline_core::{Emitter, ExitReason, Producer};
+///
+/// struct Countdown(u64);
+///
+/// impl Producer for Countdown {
+///     type Event = u64;
+///
+///     async fn handle_demand(
+///         &mut self,
+///         _demand: usize,
+///         out: &mut Emitter<'_, u64>,
+///     ) -> Result<(), ExitReason> {
+///         while out.owed() > 0 && self.0 > 0 {
+///             out.emit(self.0);
+///             self.0 -= 1;
+///         }
+///         if self.0 == 0 {
+///             out.finish();
+///         }
+///         Ok(())
+///     }
+/// }
+/// # use futures::TryStreamExt;
+/// # use pipeline_core::{Cancel, Pipeline, SubscribeOptions};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let options = SubscribeOptions::new().max_demand(2).cancel(Cancel::Transient);
+/// let (_pipeline, numbers) =
+///     Pipeline::builder("countdown").producer(Countdown(3)).into_stream(options)?;
+/// assert_eq!(numbers.try_collect::<Vec<_>>().await?, [3, 2, 1]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Emitter<'a, E> {
     staged: &'a mut VecDeque<E>,

@@ -16,10 +16,11 @@ use crate::{
     outlet::DemandMode,
     rate_limit::RateLimit,
     subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+    wiring::Nothing,
 };
 
 /// The handle of a stage of type `S` that receives events of type `In` and emits events of type
-/// `Out`; [`Infallible`] stands for none.
+/// `Out`. [`Nothing`] stands for no events received, [`Infallible`] for none emitted.
 ///
 /// Cheap to clone. It names a place in a pipeline: if the stage is restarted, the handle is the new
 /// stage's.
@@ -45,12 +46,85 @@ pub struct StageHandle<S, In, Out> {
 }
 
 /// The handle of a [`Producer`].
-pub type ProducerHandle<P> = StageHandle<P, Infallible, <P as Producer>::Event>;
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::{Graph, Producer, ProducerHandle, RateLimit, from_iter};
+///
+/// /// Slows a source down, whatever it is.
+/// fn slow_down<P: Producer>(source: &ProducerHandle<P>) {
+///     source.rate_limit(RateLimit::new(10, Duration::from_secs(1)));
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("numbers");
+/// let numbers = graph.producer("numbers", from_iter(0..));
+/// let _pipeline = graph.start()?;
+/// slow_down(&numbers);
+/// assert!(numbers.is_running());
+/// # Ok(())
+/// # }
+/// ```
+pub type ProducerHandle<P> = StageHandle<P, Nothing, <P as Producer>::Event>;
 
 /// The handle of a [`Consumer`].
+///
+/// ```
+/// use pipeline_core::{
+///     Consumer, ConsumerHandle, Graph, Producer, ProducerHandle, SubscribeError, SubscribeOptions,
+///     for_each, from_iter,
+/// };
+///
+/// /// Gives a source the usual place among those of a consumer.
+/// async fn connect<P, C>(
+///     source: &ProducerHandle<P>,
+///     consumer: &ConsumerHandle<C>,
+/// ) -> Result<(), SubscribeError>
+/// where
+///     P: Producer,
+///     C: Consumer<Event = P::Event>,
+/// {
+///     consumer.subscribe(source, SubscribeOptions::new().max_demand(10)).await?;
+///     Ok(())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("numbers");
+/// let numbers = graph.producer("numbers", from_iter(0..10));
+/// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+/// let mut pipeline = graph.start()?;
+/// connect(&numbers, &print).await?;
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 pub type ConsumerHandle<C> = StageHandle<C, <C as Consumer>::Event, Infallible>;
 
 /// The handle of a [`ProducerConsumer`].
+///
+/// ```
+/// use pipeline_core::{Graph, Map, ProducerConsumerHandle, SubscribeOptions, from_iter, map};
+/// # use pipeline_core::for_each;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("squares");
+/// let numbers = graph.producer("numbers", from_iter(0..10));
+/// let squares: ProducerConsumerHandle<Map<u64, u64, _>> =
+///     graph.producer_consumer("squares", map(|n| n * n));
+/// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+///
+/// // It is the consumer of one, and the producer of another.
+/// graph.subscribe(&squares, &numbers, SubscribeOptions::new());
+/// graph.subscribe(&print, &squares, SubscribeOptions::new());
+/// # let mut pipeline = graph.start()?;
+/// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 pub type ProducerConsumerHandle<T> =
     StageHandle<T, <T as ProducerConsumer>::In, <T as ProducerConsumer>::Out>;
 
@@ -67,6 +141,24 @@ where
     }
 
     /// Whether the stage runs.
+    ///
+    /// ```
+    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// assert!(!numbers.is_running());
+    ///
+    /// let _pipeline = graph.start()?;
+    /// assert!(numbers.is_running());
+    ///
+    /// numbers.stop(ExitReason::Shutdown).await;
+    /// assert!(!numbers.is_running());
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(*self.slot.occupant.borrow(), Occupant::Running(_))
@@ -81,6 +173,49 @@ where
     /// # Cancel safety
     ///
     /// A message that was sent is handled even if nobody waits for the answer any more.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use pipeline_core::{
+    /// #     Caller, Consumer, Emitter, ExitReason, Graph, HandleCall, Subscription,
+    /// # };
+    /// # #[derive(Default)]
+    /// # struct Sum(u64);
+    /// # struct Total;
+    /// # impl Consumer for Sum {
+    /// #     type Event = u64;
+    /// #     async fn handle_events(
+    /// #         &mut self,
+    /// #         events: Vec<u64>,
+    /// #         _: &Subscription,
+    /// #     ) -> Result<(), ExitReason> {
+    /// #         self.0 += events.iter().sum::<u64>();
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// impl HandleCall<Total> for Sum {
+    ///     type Reply = u64;
+    ///
+    ///     async fn handle_call(
+    ///         &mut self,
+    ///         _: Total,
+    ///         caller: &mut Caller<u64>,
+    ///         _out: &mut Emitter<'_, Infallible>,
+    ///     ) -> Result<(), ExitReason> {
+    ///         caller.reply(self.0);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("sums");
+    /// let sum = graph.consumer("sum", Sum::default());
+    /// let _pipeline = graph.start()?;
+    /// assert_eq!(sum.call(Total).await?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn call<M>(&self, message: M) -> Result<S::Reply, CallError>
     where
         S: HandleCall<M, Out>,
@@ -100,6 +235,45 @@ where
     /// # Errors
     ///
     /// [`CallError::NoProcess`] if the stage does not run.
+    ///
+    /// ```
+    /// # use std::convert::Infallible;
+    /// # use pipeline_core::{Consumer, Emitter, ExitReason, Graph, HandleCast, Subscription};
+    /// # struct Log { verbose: bool }
+    /// # struct Verbose(bool);
+    /// # impl Consumer for Log {
+    /// #     type Event = String;
+    /// #     async fn handle_events(
+    /// #         &mut self,
+    /// #         _: Vec<String>,
+    /// #         _: &Subscription,
+    /// #     ) -> Result<(), ExitReason> {
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// impl HandleCast<Verbose> for Log {
+    ///     async fn handle_cast(
+    ///         &mut self,
+    ///         Verbose(verbose): Verbose,
+    ///         _out: &mut Emitter<'_, Infallible>,
+    ///     ) -> Result<(), ExitReason> {
+    ///         self.verbose = verbose;
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("log");
+    /// let log = graph.consumer("log", Log { verbose: false });
+    /// let _pipeline = graph.start()?;
+    /// log.cast(Verbose(true)).await?;
+    ///
+    /// log.stop(ExitReason::Shutdown).await;
+    /// assert!(log.cast(Verbose(false)).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn cast<M>(&self, message: M) -> Result<(), CallError>
     where
         S: HandleCast<M, Out>,
@@ -116,6 +290,47 @@ where
     /// # Errors
     ///
     /// [`CallError::NoProcess`] if the stage does not run.
+    ///
+    /// ```
+    /// # use pipeline_core::{
+    /// #     Emitter, ExitReason, Graph, HandleInfo, Producer, SubscribeOptions, for_each,
+    /// # };
+    /// # struct Prices;
+    /// # struct EndOfDay;
+    /// # impl Producer for Prices {
+    /// #     type Event = u64;
+    /// #     async fn handle_demand(
+    /// #         &mut self,
+    /// #         _: usize,
+    /// #         out: &mut Emitter<'_, u64>,
+    /// #     ) -> Result<(), ExitReason> {
+    /// #         out.emit_all([101, 99, 105]);
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// impl HandleInfo<EndOfDay, u64> for Prices {
+    ///     async fn handle_info(
+    ///         &mut self,
+    ///         _: EndOfDay,
+    ///         _out: &mut Emitter<'_, u64>,
+    ///     ) -> Result<(), ExitReason> {
+    ///         Err(ExitReason::Normal)
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut graph = Graph::new("prices");
+    /// let prices = graph.producer("prices", Prices);
+    /// # let print = graph.consumer("print", for_each(async |price| println!("{price}")));
+    /// # graph.subscribe(&print, &prices, SubscribeOptions::new().max_demand(1));
+    /// let mut pipeline = graph.start()?;
+    /// // The last price is sent first.
+    /// prices.sync_info(EndOfDay).await?;
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn sync_info<M>(&self, message: M) -> Result<(), CallError>
     where
         S: HandleInfo<M, Out>,
@@ -146,6 +361,20 @@ where
     /// # Errors
     ///
     /// [`CallError::NoProcess`] if the stage does not run.
+    ///
+    /// ```
+    /// use pipeline_core::{Graph, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// let _pipeline = graph.start()?;
+    /// // It emits nothing that nobody has asked for.
+    /// assert_eq!(numbers.estimate_buffered_count().await?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn estimate_buffered_count(&self) -> Result<usize, CallError> {
         self.ask(Control::Buffered).await
     }
@@ -167,11 +396,53 @@ where
 
     /// Lets the stage deliver only so many events in an interval, or as many as there is demand for.
     /// Takes effect with the next interval.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::{Graph, RateLimit, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// let _pipeline = graph.start()?;
+    /// numbers.rate_limit(RateLimit::new(100, Duration::from_secs(1)));
+    /// // And no limit any more.
+    /// numbers.rate_limit(None);
+    /// # assert!(numbers.is_running());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn rate_limit(&self, limit: impl Into<Option<RateLimit>>) {
         self.tell(Control::Limit(limit.into()));
     }
 
     /// Lets the stage take and deliver no events for a while. Its messages it still handles.
+    ///
+    /// ```
+    /// use pipeline_core::{Activity, Graph, QueueOptions, SubscribeOptions, for_each, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", producer);
+    /// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+    /// graph.subscribe(&print, &numbers, SubscribeOptions::new());
+    /// let mut pipeline = graph.start()?;
+    ///
+    /// numbers.pause();
+    /// queue.push(7).await?;
+    /// # numbers.estimate_buffered_count().await?;
+    /// assert_eq!(pipeline.snapshot().stages[0].activity, Activity::Paused);
+    ///
+    /// numbers.resume();
+    /// queue.close();
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pause(&self) {
         self.tell(Control::Pause(true));
     }
@@ -183,17 +454,74 @@ where
 
     /// Lets the stage deliver what it holds, and end then with [`ExitReason::Normal`]. It takes
     /// nothing new. Returns when it has ended.
+    ///
+    /// A producer is told to by [`handle_drain`](crate::Producer::handle_drain): a queue lets out
+    /// what waits in it, as it is asked for.
+    ///
+    /// ```
+    /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", producer);
+    /// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+    /// let mut pipeline = graph.start()?;
+    /// print.subscribe(&numbers, SubscribeOptions::new()).await?;
+    ///
+    /// queue.push(7).await?;
+    ///
+    /// numbers.finish().await;
+    /// assert!(queue.push(8).await.is_err());
+    /// // The consumer has handled the 7, and followed.
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn finish(&self) {
         self.end(Control::Finish).await;
     }
 
     /// Stops the stage after the messages it has. What it holds is lost, and reported. Returns when
     /// it has ended.
+    ///
+    /// ```
+    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// let mut pipeline = graph.start()?;
+    /// numbers.stop(ExitReason::ShutdownWith("no more room".into())).await;
+    ///
+    /// let report = pipeline.ended().await;
+    /// assert_eq!(report.stages[0].reason.to_string(), "shutdown: no more room");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn stop(&self, reason: ExitReason) {
         self.end(Control::Stop(reason)).await;
     }
 
     /// Ends the stage wherever it is, with [`ExitReason::Killed`]. Its `terminate` does not run.
+    ///
+    /// ```
+    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// let mut pipeline = graph.start()?;
+    /// numbers.kill();
+    ///
+    /// let report = pipeline.ended().await;
+    /// assert!(matches!(report.stages[0].reason, ExitReason::Killed));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn kill(&self) {
         if let Some(address) = self.slot.address() {
             address.kill();
@@ -255,6 +583,25 @@ where
     /// # Errors
     ///
     /// [`SubscribeError`] for options that cannot work, or if this stage does not run.
+    ///
+    /// ```
+    /// use pipeline_core::{Cancel, Graph, SubscribeError, SubscribeOptions, for_each, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+    /// let mut pipeline = graph.start()?;
+    ///
+    /// let options = SubscribeOptions::new().max_demand(0);
+    /// assert_eq!(print.subscribe(&numbers, options).await, Err(SubscribeError::MaxDemand));
+    ///
+    /// print.subscribe(&numbers, SubscribeOptions::new().max_demand(5)).await?;
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn subscribe<P, PIn>(
         &self,
         producer: &StageHandle<P, PIn, In>,
@@ -274,6 +621,26 @@ where
     /// # Errors
     ///
     /// As for [`subscribe`](Self::subscribe).
+    ///
+    /// ```
+    /// use futures::stream;
+    /// use pipeline_core::{ExitReason, Graph, SubscribeOptions, for_each, from_stream};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let here = graph.producer("here", from_stream(stream::pending()));
+    /// let there = graph.producer("there", from_stream(stream::pending()));
+    /// let print = graph.consumer("print", for_each(async |n: u64| println!("{n}")));
+    /// let _pipeline = graph.start()?;
+    ///
+    /// let options = SubscribeOptions::new().max_demand(5);
+    /// let old = print.subscribe(&here, options.clone()).await?;
+    /// let new = print.resubscribe(&old, ExitReason::Normal, &there, options).await?;
+    /// assert_ne!(old, new);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn resubscribe<P, PIn>(
         &self,
         old: &Subscription,

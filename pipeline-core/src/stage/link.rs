@@ -88,6 +88,9 @@ pub(crate) trait EventPort<E>: Send + Sync {
 pub(crate) trait DemandPort<E>: Send + Sync {
     /// Gives the message back if the stage has ended.
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>>;
+
+    /// Why the stage has ended, if it has taken leave.
+    fn ended(&self) -> Option<ExitReason>;
 }
 
 /// The two mailboxes of a subscription.

@@ -43,6 +43,12 @@ use crate::exit::ExitReason;
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not answer calls of type `{M}`",
+    label = "this stage has no `HandleCall<{M}, {E}>`",
+    note = "`HandleCall<M, E>` is for messages of type `M` to a stage that emits `E`; `HandleCall<M>` is for a consumer, \
+            which emits nothing"
+)]
 pub trait HandleCall<M, E = Infallible>: Send + 'static {
     /// What the caller gets.
     type Reply: Send + 'static;
@@ -84,6 +90,12 @@ pub trait HandleCall<M, E = Infallible>: Send + 'static {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not take casts of type `{M}`",
+    label = "this stage has no `HandleCast<{M}, {E}>`",
+    note = "`HandleCast<M, E>` is for messages of type `M` to a stage that emits `E`; `HandleCast<M>` is for a consumer, \
+            which emits nothing"
+)]
 pub trait HandleCast<M, E = Infallible>: Send + 'static {
     /// Handles the message. May emit, and may end the stage.
     fn handle_cast(
@@ -120,6 +132,12 @@ pub trait HandleCast<M, E = Infallible>: Send + 'static {
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not take infos of type `{M}`",
+    label = "this stage has no `HandleInfo<{M}, {E}>`",
+    note = "`HandleInfo<M, E>` is for messages of type `M` to a stage that emits `E`; `HandleInfo<M>` is for a consumer, \
+            which emits nothing"
+)]
 pub trait HandleInfo<M, E = Infallible>: Send + 'static {
     /// Handles the message. May emit, and may end the stage.
     fn handle_info(
@@ -130,6 +148,66 @@ pub trait HandleInfo<M, E = Infallible>: Send + 'static {
 }
 
 /// Who waits for the answer to a call. [`HandleCall`] has an example.
+///
+/// ```
+/// # use std::convert::Infallible;
+/// # use pipeline_core::{
+/// #     Consumer, Emitter, ExitReason, HandleCall, Pipeline, QueueOptions, SubscribeOptions,
+/// #     Subscription, queue,
+/// # };
+/// use pipeline_core::{Caller, ConsumerHandle};
+///
+/// /// Tells those who ask what comes next.
+/// #[derive(Default)]
+/// struct Watch {
+///     waiting: Vec<Caller<u64>>,
+/// }
+///
+/// struct Next;
+///
+/// impl HandleCall<Next> for Watch {
+///     type Reply = u64;
+///
+///     async fn handle_call(
+///         &mut self,
+///         _: Next,
+///         caller: &mut Caller<u64>,
+///         _out: &mut Emitter<'_, Infallible>,
+///     ) -> Result<(), ExitReason> {
+///         self.waiting.push(caller.later());
+///         Ok(())
+///     }
+/// }
+///
+/// impl Consumer for Watch {
+///     type Event = u64;
+///
+///     async fn handle_events(
+///         &mut self,
+///         events: Vec<u64>,
+///         _from: &Subscription,
+///     ) -> Result<(), ExitReason> {
+///         for mut caller in self.waiting.drain(..) {
+///             caller.reply_now(events[0]);
+///         }
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let (queue, producer) = queue(QueueOptions::new());
+/// # let pipeline = Pipeline::builder("prices")
+/// #     .producer(producer)
+/// #     .consumer(Watch::default(), SubscribeOptions::new())
+/// #     .start()?;
+/// # let watch: ConsumerHandle<Watch> = pipeline.stage("consumer").ok_or("no watch")?;
+/// let (next, pushed) = tokio::join!(watch.call(Next), queue.push(7));
+/// assert_eq!(next?, 7);
+/// # pushed?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Caller<R> {
     sender: Option<oneshot::Sender<R>>,
@@ -167,6 +245,20 @@ impl<R> Drop for Caller<R> {
 }
 
 /// Why a call has no answer.
+///
+/// ```
+/// use pipeline_core::{CallError, ExitReason, Graph, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("numbers");
+/// let numbers = graph.producer("numbers", from_iter(0..10));
+/// let _pipeline = graph.start()?;
+/// numbers.stop(ExitReason::Shutdown).await;
+/// assert_eq!(numbers.demand_mode().await, Err(CallError::NoProcess));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallError {

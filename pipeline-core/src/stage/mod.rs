@@ -52,7 +52,7 @@ pub use self::{
     producer_consumer::ProducerConsumer,
     report::StageReport,
     restart::Restart,
-    worker::{ChildContext, Start, Worker},
+    worker::{ChildContext, Job, Start, Worker},
 };
 use crate::exit::ExitReason;
 

@@ -66,6 +66,23 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
     /// Its subscriptions to others are made again. Those of others to it end, with what was on its
     /// way to them delivered; see [`Cancel::Reconnect`](crate::Cancel::Reconnect). The events it had
     /// in hand, in its buffer and in its mailbox are lost, and reported.
+    ///
+    /// ```
+    /// use pipeline_core::{Pipeline, Stage, SubscribeOptions, for_each, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let consumer = Stage::restarting(|| for_each(async |n: u64| println!("{n}")))
+    ///     .named("print")
+    ///     .max_restarts(10, std::time::Duration::from_secs(60));
+    /// let mut pipeline = Pipeline::builder("numbers")
+    ///     .producer(from_iter(0..10))
+    ///     .consumer_with(consumer, SubscribeOptions::new())
+    ///     .start()?;
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn restarting(mut make: impl FnMut() -> S + Send + 'static) -> Self {
         Self::made_by(move || Some(make()), 3)
     }

@@ -154,7 +154,8 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
 
     fn check_producers(&self) -> Result<(), StartError> {
         for planned in &*self.slot.subscriptions.lock() {
-            let missing = matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended);
+            let missing =
+                matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended(_));
             if missing && matches!(planned.options.mode(), Cancel::Permanent | Cancel::Transient) {
                 let (stage, producer) = (self.slot.name.clone(), planned.producer.clone());
                 return Err(StartError::NoProcess { stage, producer });
@@ -181,7 +182,6 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
 
     fn vacate(&self, restarting: bool) {
         self.slot.gauges.enter(if restarting { Activity::Starting } else { Activity::Ended });
-        let nobody = if restarting { Occupant::Restarting } else { Occupant::Ended };
-        self.slot.occupant.send_replace(nobody);
+        self.slot.vacate(restarting);
     }
 }

@@ -1,9 +1,6 @@
 //! The stage that events come from.
 
-use std::{
-    convert::Infallible,
-    future::{Future, pending},
-};
+use std::future::{Future, pending};
 
 use tokio::sync::watch;
 
@@ -14,6 +11,7 @@ use super::{
 use crate::{
     exit::ExitReason,
     subscription::{Cancellation, SubscribeOptions, Subscription},
+    wiring::Nothing,
 };
 
 /// A stage that emits events and receives none.
@@ -57,6 +55,12 @@ use crate::{
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a producer",
+    label = "emits no events",
+    note = "`from_iter(..)` makes a producer of an iterator, `from_stream(..)` of a stream, and `queue(..)` one that any task \
+            may push to; others implement `Producer`"
+)]
 pub trait Producer: Sized + Send + 'static {
     /// What it emits.
     type Event: Send + 'static;
@@ -161,7 +165,7 @@ pub(crate) struct AsProducer<P>(pub(crate) P);
 
 impl<P: Producer> Behaviour for AsProducer<P> {
     type Stage = P;
-    type In = Infallible;
+    type In = Nothing;
     type Out = P::Event;
 
     const KIND: Kind = Kind::Producer;

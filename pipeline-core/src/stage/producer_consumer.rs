@@ -50,6 +50,12 @@ use crate::{
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a producer-consumer",
+    label = "does not turn events into others",
+    note = "`map(..)` and `filter(..)` make a producer-consumer of a function, and `batch(..)` puts events together; others \
+            implement `ProducerConsumer`"
+)]
 pub trait ProducerConsumer: Sized + Send + 'static {
     /// What it receives.
     type In: Send + 'static;

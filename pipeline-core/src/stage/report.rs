@@ -6,6 +6,30 @@ use crate::exit::ExitReason;
 
 /// How a stage ended, and what it had not done by then. Part of a
 /// [`PipelineReport`](crate::PipelineReport).
+///
+/// ```
+/// use std::{future::pending, time::Duration};
+///
+/// use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (queue, producer) = queue(QueueOptions::new());
+/// let stuck = ConsumerSupervisor::new(async |_: &u64| pending().await);
+/// let pipeline = Pipeline::builder("jobs")
+///     .producer(producer)
+///     .consumer_supervisor(stuck, SubscribeOptions::new().max_demand(1))
+///     .start()?;
+/// queue.push(1).await?;
+/// queue.push(2).await?;
+///
+/// let mut report = pipeline.drain(Duration::from_secs(1)).await;
+/// report.stages.sort_by(|a, b| a.stage.cmp(&b.stage));
+/// let [supervisor, producer] = &report.stages[..] else { panic!("there are two stages") };
+/// assert_eq!((supervisor.unfinished, producer.held), (1, 1));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StageReport {

@@ -41,13 +41,14 @@ impl Raw {
         let producer = Arc::new(producer.slot.address().unwrap());
         let consumer = Arc::new(self.clone());
         let ports = Ports { producer: producer.clone(), consumer: consumer.clone() };
-        let subscription = Subscription::new(id, ports);
+        let options = SubscribeOptions::new();
+        let subscription = Subscription::new(id, &options, ports);
         let subscribe = Subscribe {
             subscription: subscription.clone(),
             replaces: None,
             stage: StageId::new(next_id()),
             name: "hand".into(),
-            options: SubscribeOptions::new(),
+            options,
             consumer,
         };
         tell(&*producer, ToProducer::Subscribe(Box::new(subscribe)));
@@ -77,6 +78,10 @@ impl DemandPort<u64> for Raw {
             ToProducer::Mode(mode) => format!("{mode:?}"),
         });
         Ok(())
+    }
+
+    fn ended(&self) -> Option<ExitReason> {
+        None
     }
 }
 
@@ -153,7 +158,7 @@ async fn s_034_events_of_an_unknown_subscription_are_refused() {
     let raw = Raw::default();
     let address = Arc::new(consumer.slot.address().unwrap());
     let ports = Ports { producer: Arc::new(raw.clone()), consumer: address.clone() };
-    let from = Subscription::new(SubscriptionId::new(1), ports);
+    let from = Subscription::new(SubscriptionId::new(1), &SubscribeOptions::new(), ports);
     let events = ToConsumer::Events { from, events: vec![1] };
     assert!(EventPort::send(&*address, events).is_ok());
     settle().await;

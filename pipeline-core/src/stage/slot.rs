@@ -75,8 +75,8 @@ pub(crate) enum Occupant<A> {
     Vacant,
     Running(A),
     Restarting,
-    /// Nobody, for good.
-    Ended,
+    /// Nobody, for good, and why.
+    Ended(ExitReason),
 }
 
 /// Where the mail for one incarnation of a stage goes.
@@ -89,6 +89,8 @@ pub(crate) struct Address<S, In, Out> {
     mailbox: mpsc::UnboundedSender<Mail<S, In, Out>>,
     /// Ends the stage's task, once there is one.
     task: Arc<OnceLock<AbortHandle>>,
+    /// Why the stage has ended. Known before the mailbox is closed.
+    reason: Arc<OnceLock<ExitReason>>,
 }
 
 pub(crate) type Mailbox<S, In, Out> = mpsc::UnboundedReceiver<Mail<S, In, Out>>;
@@ -97,7 +99,15 @@ impl<S, In, Out> Address<S, In, Out> {
     #[expect(clippy::disallowed_methods, reason = "bounded by demand and by places")]
     pub(crate) fn new() -> (Self, Mailbox<S, In, Out>) {
         let (mailbox, receiver) = mpsc::unbounded_channel();
-        (Self { id: StageId::new(next_id()), mailbox, task: Arc::default() }, receiver)
+        (
+            Self {
+                id: StageId::new(next_id()),
+                mailbox,
+                task: Arc::default(),
+                reason: Arc::default(),
+            },
+            receiver,
+        )
     }
 
     pub(crate) fn send(&self, mail: Mail<S, In, Out>) -> Result<(), Mail<S, In, Out>> {
@@ -109,6 +119,11 @@ impl<S, In, Out> Address<S, In, Out> {
         self.task.clone()
     }
 
+    /// Says why the stage ends. The first reason counts.
+    pub(crate) fn end(&self, reason: &ExitReason) {
+        let _ = self.reason.set(reason.clone());
+    }
+
     pub(crate) fn kill(&self) {
         if let Some(task) = self.task.get() {
             task.abort();
@@ -118,7 +133,8 @@ impl<S, In, Out> Address<S, In, Out> {
 
 impl<S, In, Out> Clone for Address<S, In, Out> {
     fn clone(&self) -> Self {
-        Self { id: self.id, mailbox: self.mailbox.clone(), task: self.task.clone() }
+        let (mailbox, task) = (self.mailbox.clone(), self.task.clone());
+        Self { id: self.id, mailbox, task, reason: self.reason.clone() }
     }
 }
 
@@ -147,6 +163,10 @@ where
             Mail::FromConsumer(message) => message,
             _ => unreachable!("it gives back what it was given"),
         })
+    }
+
+    fn ended(&self) -> Option<ExitReason> {
+        self.reason.get().cloned()
     }
 }
 
@@ -194,6 +214,21 @@ impl<S, In, Out> Slot<S, In, Out> {
         self.subscriptions.lock().push(PlannedSubscription { target, producer, options });
     }
 
+    /// Nobody is here any more, for a while or for good.
+    pub(crate) fn vacate(&self, restarting: bool) {
+        self.occupant.send_modify(|occupant| {
+            let reason = match occupant {
+                Occupant::Running(address) => address.reason.get().cloned(),
+                _ => None,
+            };
+            *occupant = if restarting {
+                Occupant::Restarting
+            } else {
+                Occupant::Ended(reason.unwrap_or(ExitReason::NoProcess))
+            };
+        });
+    }
+
     /// A new incarnation takes the place.
     pub(crate) fn occupy(&self) -> (Address<S, In, Out>, Mailbox<S, In, Out>) {
         let (address, mailbox) = Address::new();
@@ -213,7 +248,7 @@ where
             Occupant::Vacant => Occupant::Vacant,
             Occupant::Running(address) => Occupant::Running(Arc::new(address.clone())),
             Occupant::Restarting => Occupant::Restarting,
-            Occupant::Ended => Occupant::Ended,
+            Occupant::Ended(reason) => Occupant::Ended(reason.clone()),
         }
     }
 

@@ -43,6 +43,7 @@ use crate::exit::ExitReason;
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a worker for `{E}`",
+    label = "neither an async closure that takes `&{E}`, nor a type that implements `Worker<{E}>`",
     note = "a worker is an async closure `async move |event: &Event| {{ .. Ok(()) }}` that is `Clone + Send + Sync`, \
             whose future is `Send` and returns `Result<(), ExitReason>`, or a type that implements `Worker`"
 )]
@@ -73,6 +74,34 @@ pub trait Worker<E>: Send + Sync + 'static {
 }
 
 /// Whether a worker takes an event on.
+///
+/// ```
+/// use pipeline_core::{ChildContext, ExitReason, Start, Worker};
+/// # use pipeline_core::{ConsumerSupervisor, Graph};
+///
+/// struct Fetch;
+///
+/// impl Worker<String> for Fetch {
+///     fn start(&self, url: &String, _context: &ChildContext) -> Result<Start, ExitReason> {
+///         Ok(if url.starts_with("https:") { Start::Run } else { Start::Ignore })
+///     }
+///
+///     async fn run(&self, url: &String, _context: ChildContext) -> Result<(), ExitReason> {
+///         println!("fetching {url}");
+///         Ok(())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut graph = Graph::new("fetch");
+/// # let fetch = graph.consumer_supervisor("fetch", ConsumerSupervisor::new(Fetch));
+/// # let _pipeline = graph.start()?;
+/// assert!(fetch.start_child("https://example.org".to_owned()).await?.is_some());
+/// assert!(fetch.start_child("mailto:ada@example.org".to_owned()).await?.is_none());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Start {
     /// A child is started for it. The default.
@@ -83,6 +112,33 @@ pub enum Start {
 }
 
 /// What a child of a consumer supervisor knows about itself. [`Worker`] has an example.
+///
+/// ```
+/// use pipeline_core::{ChildContext, ExitReason, Worker};
+/// # use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+///
+/// /// Has no luck the first time.
+/// struct Unlucky;
+///
+/// impl Worker<u64> for Unlucky {
+///     async fn run(&self, n: &u64, context: ChildContext) -> Result<(), ExitReason> {
+///         match context.restarts() {
+///             0 => Err(ExitReason::failed("not yet")),
+///             _ => Ok(println!("{n}")),
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter([7]))
+///     .consumer_supervisor(ConsumerSupervisor::new(Unlucky), SubscribeOptions::new())
+///     .start()?;
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct ChildContext {
     pub(super) stopping: watch::Receiver<bool>,
@@ -110,9 +166,10 @@ impl ChildContext {
     }
 }
 
-/// A closure whose future may borrow the event. Public only because a public bound names it.
-#[doc(hidden)]
+/// A function of a borrowed event, whose future may borrow it too: every `FnOnce(&E)` that returns
+/// such a future is one, and so every async closure of `&E`. It is what makes a closure a [`Worker`].
 pub trait Job<'a, E: 'a>: FnOnce(&'a E) -> Self::Future {
+    /// What it returns.
     type Future: Future<Output = Result<(), ExitReason>> + Send + 'a;
 }
 

@@ -39,6 +39,27 @@ pub fn batch<E>(size: usize, within: Duration) -> Batch<E> {
 }
 
 /// The stage that [`batch`] makes.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use futures::TryStreamExt;
+/// use pipeline_core::{Batch, Cancel, Pipeline, SubscribeOptions, batch, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // With options of its own, which `PipelineBuilder::batch` has not.
+/// let fours: Batch<u64> = batch(4, Duration::from_secs(1));
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// let (_pipeline, batches) = Pipeline::builder("batches")
+///     .producer(from_iter(0..6))
+///     .producer_consumer(fours, SubscribeOptions::new().max_demand(8))
+///     .into_stream(options)?;
+/// let batches: Vec<Vec<u64>> = batches.try_collect().await?;
+/// assert_eq!(batches, [vec![0, 1, 2, 3], vec![4, 5]]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Batch<E> {
@@ -58,6 +79,7 @@ impl<E> Batch<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> ProducerConsumer for Batch<E> {
     type In = E;
     type Out = Vec<E>;

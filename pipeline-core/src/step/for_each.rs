@@ -5,6 +5,41 @@ use std::{fmt, future::Future, marker::PhantomData};
 use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 
 /// What the function of a [`for_each`] may return: nothing, or a `Result` whose error ends the stage.
+///
+/// ```
+/// use pipeline_core::{ExitReason, Outcome};
+/// # use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// /// How our mailer answers.
+/// struct Answer(u16);
+///
+/// impl Outcome for Answer {
+///     fn outcome(self) -> Result<(), ExitReason> {
+///         match self.0 {
+///             200..300 => Ok(()),
+///             code => Err(ExitReason::failed(format!("the mailer says {code}"))),
+///         }
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let send = for_each(async |_mail: &str| Answer(503));
+/// let mut pipeline = Pipeline::builder("mails")
+///     .producer(from_iter(["to Ada"]))
+///     .consumer(send, SubscribeOptions::new())
+///     .start()?;
+/// let report = pipeline.ended().await;
+/// let failure = report.failure().ok_or("all went well")?;
+/// assert_eq!(failure.reason.to_string(), "failed: the mailer says 503");
+/// # Ok(())
+/// # }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "a function that handles events returns nothing or a `Result<(), _>`, but not `{Self}`",
+    label = "returns `{Self}`",
+    note = "the error of the result ends the stage; it is an `ExitReason` or can be turned into one, as any error can by `?`"
+)]
 pub trait Outcome {
     /// The same, as a callback returns it.
     ///
@@ -52,12 +87,35 @@ where
 }
 
 /// The consumer that [`for_each`] makes.
+///
+/// ```
+/// use std::future::{Ready, ready};
+///
+/// use pipeline_core::{ConsumerHandle, ForEach, Graph, for_each};
+///
+/// /// A function that has a name, so that its consumer's handle has a type to write down.
+/// fn print(line: String) -> Ready<()> {
+///     println!("{line}");
+///     ready(())
+/// }
+/// type Print = ForEach<String, fn(String) -> Ready<()>>;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("lines");
+/// let lines: ConsumerHandle<Print> = graph.consumer("print", for_each(print as fn(_) -> _));
+/// let _pipeline = graph.start()?;
+/// assert!(lines.is_running());
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct ForEach<E, F> {
     function: F,
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, F, Fut> Consumer for ForEach<E, F>
 where
     E: Send + 'static,
@@ -105,12 +163,31 @@ where
 }
 
 /// The consumer that [`for_each_batch`] makes.
+///
+/// ```
+/// use pipeline_core::{ForEachBatch, Pipeline, SubscribeOptions, for_each_batch, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store: ForEachBatch<u64, _> = for_each_batch(async |rows: Vec<u64>| {
+///     assert!(rows.len() <= 50);
+///     println!("{} rows stored", rows.len());
+/// });
+/// let mut pipeline = Pipeline::builder("rows")
+///     .producer(from_iter(0..1000))
+///     .consumer(store, SubscribeOptions::new().max_demand(100).min_demand(50))
+///     .start()?;
+/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct ForEachBatch<E, F> {
     function: F,
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, F, Fut> Consumer for ForEachBatch<E, F>
 where
     E: Send + 'static,

@@ -29,12 +29,34 @@ pub fn map<E, T, F: FnMut(E) -> T>(function: F) -> Map<E, T, F> {
 }
 
 /// The stage that [`map`] makes.
+///
+/// ```
+/// use pipeline_core::{Map, Pipeline, ProducerConsumerHandle, SubscribeOptions, from_iter, map};
+/// # use pipeline_core::for_each;
+///
+/// /// A function pointer, so that the type can be written down.
+/// type Render = Map<u64, String, fn(u64) -> String>;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let render: Render = map(|n| format!("#{n}"));
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..10))
+///     .producer_consumer(render, SubscribeOptions::new())
+///     .consumer(for_each(async |line| println!("{line}")), SubscribeOptions::new())
+///     .start()?;
+/// let render: Option<ProducerConsumerHandle<Render>> = pipeline.stage("producer_consumer");
+/// assert!(render.is_some());
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct Map<E, T, F> {
     function: F,
     event: PhantomData<fn(E) -> T>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, T, F> ProducerConsumer for Map<E, T, F>
 where
     E: Send + 'static,
@@ -85,12 +107,34 @@ pub fn filter<E, F: FnMut(&E) -> bool>(function: F) -> Filter<E, F> {
 }
 
 /// The stage that [`filter`] makes.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use pipeline_core::{Cancel, Filter, Pipeline, SubscribeOptions, filter, from_iter};
+///
+/// /// What all our pipelines let through.
+/// fn even() -> Filter<u64, fn(&u64) -> bool> {
+///     filter(|n| n % 2 == 0)
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// let (_pipeline, numbers) = Pipeline::builder("evens")
+///     .producer(from_iter(0..6))
+///     .producer_consumer(even(), SubscribeOptions::new())
+///     .into_stream(options)?;
+/// assert_eq!(numbers.try_collect::<Vec<_>>().await?, [0, 2, 4]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct Filter<E, F> {
     function: F,
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, F> ProducerConsumer for Filter<E, F>
 where
     E: Send + 'static,

@@ -35,12 +35,33 @@ where
 }
 
 /// The consumer that [`into_sink`] makes.
+///
+/// ```
+/// use futures::{StreamExt, channel::mpsc};
+/// use pipeline_core::{IntoSink, Pipeline, SubscribeOptions, from_iter, into_sink};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (sender, receiver) = mpsc::channel(100);
+/// let sink: IntoSink<u64, mpsc::Sender<u64>> = into_sink(sender);
+/// let mut pipeline = Pipeline::builder("channel")
+///     .producer(from_iter(0..3))
+///     .consumer(sink, SubscribeOptions::new())
+///     .start()?;
+/// pipeline.ended().await;
+///
+/// // The stage has closed its end, so this comes to an end too.
+/// assert_eq!(receiver.collect::<Vec<u64>>().await, [0, 1, 2]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct IntoSink<E, S> {
     sink: Pin<Box<S>>,
     event: PhantomData<fn(E)>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, S> Consumer for IntoSink<E, S>
 where
     E: Send + 'static,

@@ -54,6 +54,24 @@ pub use self::{
 /// # Cancel safety
 ///
 /// Cancel safe.
+///
+/// ```
+/// use pipeline_core::{Graph, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (producer, script) = testkit::scripted::<u64>();
+/// let mut graph = Graph::new("test");
+/// graph.producer("producer", producer);
+/// let _pipeline = graph.start()?;
+///
+/// script.handle().kill();
+/// assert!(script.handle().is_running());
+/// testkit::settle().await;
+/// assert!(!script.handle().is_running());
+/// # Ok(())
+/// # }
+/// ```
 pub async fn settle() {
     time::sleep(Duration::from_millis(1)).await;
 }
@@ -68,6 +86,19 @@ pub async fn settle() {
 /// # Cancel safety
 ///
 /// Cancel safe.
+///
+/// ```
+/// use pipeline_core::{Graph, from_iter, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut graph = Graph::new("test");
+/// graph.producer("numbers", from_iter(0..10));
+/// drop(graph.start()?);
+/// testkit::assert_no_task_left().await;
+/// # Ok(())
+/// # }
+/// ```
 pub async fn assert_no_task_left() {
     settle().await;
     let left = Handle::current().metrics().num_alive_tasks();

@@ -13,6 +13,22 @@ use crate::{
 /// A consumer that records what it gets, and asks for events by itself, as its subscriptions say.
 ///
 /// The [module](crate::testkit) has an example.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (consumer, recording) = testkit::recording();
+/// let mut pipeline = Pipeline::builder("test")
+///     .producer(from_iter(0..10))
+///     .consumer(consumer, SubscribeOptions::new().max_demand(8))
+///     .start()?;
+/// pipeline.ended().await;
+/// assert_eq!(recording.batches(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
+/// # Ok(())
+/// # }
+/// ```
 pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
     let shared = Arc::new(Mutex::new(Recorded {
         batches: Vec::new(),
@@ -31,6 +47,25 @@ pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
 }
 
 /// The consumer that [`recording`] makes.
+///
+/// ```
+/// use pipeline_core::{ExitReason, Pipeline, SubscribeOptions, from_iter, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (consumer, recording) = testkit::recording::<u64>();
+/// let fragile = consumer.on_events(|events, _from| {
+///     if events.contains(&3) { Err(ExitReason::failed("a three")) } else { Ok(()) }
+/// });
+/// let mut pipeline = Pipeline::builder("test")
+///     .producer(from_iter(0..10))
+///     .consumer(fragile, SubscribeOptions::new().max_demand(1))
+///     .start()?;
+/// pipeline.ended().await;
+/// assert_eq!(recording.events(), [0, 1, 2, 3]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct RecordingConsumer<E> {
     shared: Arc<Mutex<Recorded<E>>>,
@@ -43,6 +78,27 @@ type OnEvents<E> = Box<dyn FnMut(&[E], &Subscription) -> Result<(), ExitReason> 
 
 /// A test's hold on a [`RecordingConsumer`]. What it has recorded is given once: the next call gives
 /// what came since.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (consumer, recording) = testkit::recording();
+/// let _pipeline = Pipeline::builder("test")
+///     .producer(from_iter(0..))
+///     .consumer(consumer.manual(), SubscribeOptions::new())
+///     .start()?;
+/// testkit::settle().await;
+/// recording.allow(2);
+/// testkit::settle().await;
+/// assert_eq!(recording.events(), [0, 1]);
+/// recording.allow(1);
+/// testkit::settle().await;
+/// assert_eq!(recording.events(), [2]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Recording<E> {
     shared: Arc<Mutex<Recorded<E>>>,
 }
@@ -136,6 +192,7 @@ impl<E> Recording<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
     type Event = E;
 
@@ -175,6 +232,7 @@ impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleInfo<String> for RecordingConsumer<E> {
     async fn handle_info(
         &mut self,

@@ -19,6 +19,24 @@ use crate::{
 /// A producer that emits what its [`Script`] says, and records what it is asked.
 ///
 /// The [module](crate::testkit) has an example.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (producer, script) = testkit::scripted();
+/// let (consumer, recording) = testkit::recording();
+/// let _pipeline = Pipeline::builder("test")
+///     .producer(producer)
+///     .consumer(consumer, SubscribeOptions::new().max_demand(8))
+///     .start()?;
+/// script.emit(["a", "b"]).await;
+/// testkit::settle().await;
+/// assert_eq!(recording.events(), ["a", "b"]);
+/// # Ok(())
+/// # }
+/// ```
 pub fn scripted<E: Send + 'static>() -> (ScriptedProducer<E>, Script<E>) {
     let shared = Arc::new(Shared {
         handle: OnceLock::new(),
@@ -29,6 +47,24 @@ pub fn scripted<E: Send + 'static>() -> (ScriptedProducer<E>, Script<E>) {
 }
 
 /// The producer that [`scripted`] makes.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (producer, script) = testkit::scripted();
+/// let (consumer, recording) = testkit::recording();
+/// let _pipeline = Pipeline::builder("test")
+///     .producer(producer.from_iter(0..6))
+///     .consumer(consumer, SubscribeOptions::new().max_demand(4))
+///     .start()?;
+/// testkit::settle().await;
+/// assert_eq!(recording.events(), [0, 1, 2, 3, 4, 5]);
+/// assert_eq!(script.demands(), [4, 2, 2, 2]);
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct ScriptedProducer<E: Send + 'static> {
     shared: Arc<Shared<E>>,
@@ -37,6 +73,30 @@ pub struct ScriptedProducer<E: Send + 'static> {
 
 /// A test's hold on a [`ScriptedProducer`]. What it has recorded is given once: the next call gives
 /// what came since.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (producer, script) = testkit::scripted();
+/// let (consumer, recording) = testkit::recording::<u64>();
+/// let _pipeline = Pipeline::builder("test")
+///     .producer(producer)
+///     .consumer(consumer, SubscribeOptions::new().max_demand(2))
+///     .start()?;
+/// testkit::settle().await;
+/// assert_eq!(script.demands(), [2]);
+/// assert_eq!(script.subscribed().len(), 1);
+///
+/// recording.subscription().pause();
+/// script.emit([1, 2, 3]).await;
+/// script.mark("behind the third").await;
+/// testkit::settle().await;
+/// assert!(script.infos().is_empty());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Script<E: Send + 'static> {
     shared: Arc<Shared<E>>,
 }
@@ -58,6 +118,24 @@ struct Recorded {
 }
 
 /// What a [`ScriptedProducer`] can be told to do.
+///
+/// ```
+/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (producer, script) = testkit::scripted();
+/// let (consumer, recording) = testkit::recording();
+/// script.on_demand(testkit::Command::EmitAndFinish(vec![7, 8]));
+/// let mut pipeline = Pipeline::builder("test")
+///     .producer(producer)
+///     .consumer(consumer, SubscribeOptions::new())
+///     .start()?;
+/// assert!(pipeline.ended().await.failure().is_none());
+/// assert_eq!(recording.events(), [7, 8]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub enum Command<E> {
     /// Emit these events.
@@ -176,6 +254,7 @@ impl<E: Send + 'static> Script<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     type Event = E;
 
@@ -226,6 +305,7 @@ impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
     type Reply = ();
 
@@ -240,6 +320,7 @@ impl<E: Send + 'static> HandleCall<Command<E>, E> for ScriptedProducer<E> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E: Send + 'static> HandleInfo<String, E> for ScriptedProducer<E> {
     async fn handle_info(
         &mut self,

@@ -132,7 +132,9 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future while it waits for room drops the item, and nothing else is lost.
+    /// Dropping the future while the item waits for room drops the item, and nothing else is lost.
+    /// An item that has moved into the queue already, because room came up for it, stays there, even
+    /// if the future had not said so yet.
     pub fn push(
         &self,
         key: K,
@@ -242,6 +244,18 @@ where
     /// # Cancel safety
     ///
     /// As for [`push`](Self::push).
+    ///
+    /// ```
+    /// use pipeline_core::{FairQueueOptions, Timed, fair_queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, _producer) = fair_queue::<&str, Timed<&str>>(FairQueueOptions::new());
+    /// queue.push_timed("Ada", "hello").await?;
+    /// assert_eq!(queue.len_of(&"Ada"), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn push_timed(
         &self,
         key: K,
@@ -265,10 +279,34 @@ impl<K, T> fmt::Debug for FairQueue<K, T> {
 
 /// The taking end of a fair queue: a [`Producer`] that emits what was pushed, without the keys, key
 /// by key in turn, as fast as there is demand.
+///
+/// ```
+/// use futures::TryStreamExt;
+/// use pipeline_core::{
+///     Cancel, FairQueueOptions, FairQueueProducer, Pipeline, SubscribeOptions, fair_queue,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (queue, producer) = fair_queue(FairQueueOptions::new());
+/// for n in [1, 2, 3] {
+///     queue.push("Ada", n).await?;
+/// }
+/// queue.push("Joe", 4).await?;
+/// queue.close();
+///
+/// let producer: FairQueueProducer<&str, u64> = producer;
+/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
+/// let (_pipeline, numbers) = Pipeline::builder("turns").producer(producer).into_stream(options)?;
+/// assert_eq!(numbers.try_collect::<Vec<_>>().await?, [1, 4, 2, 3]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct FairQueueProducer<K, T> {
     end: TakeEnd<State<K, T>>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<K, T> Producer for FairQueueProducer<K, T>
 where
     K: Hash + Eq + Clone + Send + 'static,

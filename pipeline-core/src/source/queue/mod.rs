@@ -59,6 +59,22 @@ pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProduc
 }
 
 /// How much a queue holds, and what happens when it is full.
+///
+/// ```
+/// use pipeline_core::{BufferKeep, Offer, QueueOptions, queue};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// // The newest hundred readings are enough.
+/// let options = QueueOptions::new().capacity(100).keep(BufferKeep::Last);
+/// let (readings, _producer) = queue(options);
+/// for reading in 0..100 {
+///     assert_eq!(readings.offer(reading)?, Offer::Kept);
+/// }
+/// assert_eq!(readings.offer(100)?, Offer::DisplacedOldest);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct QueueOptions {
@@ -121,7 +137,28 @@ impl<T: Send + 'static> Queue<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future before it is done drops the item, and the queue is as it was.
+    /// Dropping the future while the item waits for room drops the item, and the queue is as it was.
+    /// An item that has moved into the queue already, because room came up for it, stays there, even
+    /// if the future had not said so yet.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::{QueueOptions, queue};
+    /// use tokio::time::timeout;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, _producer) = queue(QueueOptions::new().capacity(1));
+    /// queue.push("first").await?;
+    ///
+    /// // There is no room, and nobody takes anything out.
+    /// let second = timeout(Duration::from_secs(1), queue.push("second")).await;
+    /// assert!(second.is_err());
+    /// assert_eq!(queue.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn push(&self, item: T) -> impl Future<Output = Result<(), Closed<T>>> + Send + use<T> {
         self.end.push(item)
     }
@@ -177,6 +214,20 @@ impl<T: Send + 'static> Queue<T> {
     /// Takes nothing in from now on. What the queue holds still flows out.
     ///
     /// Callers that wait for room get their items back.
+    ///
+    /// ```
+    /// use pipeline_core::{Closed, QueueOptions, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, _producer) = queue(QueueOptions::new());
+    /// queue.push("in time").await?;
+    /// queue.close();
+    /// assert_eq!(queue.push("late").await, Err(Closed("late")));
+    /// assert_eq!(queue.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn close(&self) {
         self.end.close();
     }
@@ -201,6 +252,26 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     /// # Cancel safety
     ///
     /// As for [`push`](Self::push).
+    ///
+    /// ```
+    /// use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, Timed, for_each, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue(QueueOptions::new());
+    /// let print = for_each(async |line: Timed<&str>| {
+    ///     println!("{} has waited {:?}", *line, line.enqueued_at().elapsed());
+    /// });
+    /// let mut pipeline = Pipeline::builder("print")
+    ///     .producer(producer)
+    ///     .consumer(print, SubscribeOptions::new())
+    ///     .start()?;
+    /// queue.push_timed("hello").await?;
+    /// # drop(queue);
+    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn push_timed(
         &self,
         item: T,
@@ -223,10 +294,31 @@ impl<T> fmt::Debug for Queue<T> {
 
 /// The taking end of a queue: a [`Producer`] that emits what was pushed, in order, as fast as there
 /// is demand.
+///
+/// ```
+/// use pipeline_core::{
+///     Pipeline, ProducerHandle, QueueOptions, QueueProducer, SubscribeOptions, for_each, queue,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (_queue, producer) = queue::<u64>(QueueOptions::new());
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(producer)
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+///
+/// // Its type is needed to find its stage again.
+/// let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("producer").ok_or("no source")?;
+/// assert!(source.is_running());
+/// # Ok(())
+/// # }
+/// ```
 pub struct QueueProducer<T> {
     end: TakeEnd<State<T>>,
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Send + 'static> Producer for QueueProducer<T> {
     type Event = T;
 

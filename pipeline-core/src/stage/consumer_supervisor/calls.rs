@@ -19,6 +19,23 @@ where
     /// # Errors
     ///
     /// [`CallError`] if the supervisor does not run.
+    ///
+    /// ```
+    /// use pipeline_core::{ConsumerSupervisor, Graph};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("greetings");
+    /// let greet = async |name: &String| {
+    ///     println!("hello {name}");
+    ///     Ok(())
+    /// };
+    /// let greetings = graph.consumer_supervisor("greetings", ConsumerSupervisor::new(greet));
+    /// let _pipeline = graph.start()?;
+    /// assert!(greetings.start_child("Ada".to_owned()).await?.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn start_child(&self, event: E) -> Result<Option<ChildId>, CallError> {
         self.call(StartChild(event)).await
     }
@@ -28,6 +45,23 @@ where
     /// # Errors
     ///
     /// [`TerminateError`] if there is no such child, or no supervisor.
+    ///
+    /// ```
+    /// use pipeline_core::{ConsumerSupervisor, Graph, TerminateError};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("jobs");
+    /// let work = async |_: &u64| std::future::pending().await;
+    /// let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
+    /// let _pipeline = graph.start()?;
+    ///
+    /// let stuck = jobs.start_child(7).await?.ok_or("not taken on")?;
+    /// jobs.terminate_child(stuck).await?;
+    /// assert_eq!(jobs.terminate_child(stuck).await, Err(TerminateError::NotFound));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn terminate_child(&self, child: ChildId) -> Result<(), TerminateError> {
         self.call(TerminateChild(child)).await.unwrap_or(Err(TerminateError::NoProcess))
     }
@@ -69,6 +103,7 @@ pub struct TerminateChild(ChildId);
 #[derive(Debug)]
 pub struct WhichChildren;
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<StartChild<E>> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
@@ -87,6 +122,7 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<TerminateChild> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
@@ -119,6 +155,7 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<E, W> HandleCall<WhichChildren> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,

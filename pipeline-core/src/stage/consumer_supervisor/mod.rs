@@ -96,13 +96,71 @@ pub struct ConsumerSupervisor<E, W> {
 }
 
 /// The handle of a [`ConsumerSupervisor`].
+///
+/// ```
+/// use pipeline_core::{CallError, SupervisorHandle, Worker};
+/// # use pipeline_core::{ConsumerSupervisor, Graph};
+///
+/// /// Whether nothing is being worked on.
+/// async fn is_idle<W: Worker<u64>>(jobs: &SupervisorHandle<u64, W>) -> Result<bool, CallError> {
+///     Ok(jobs.count_children().await?.workers == 0)
+/// }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut graph = Graph::new("jobs");
+/// # let work = async |_: &u64| Ok(());
+/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
+/// # let _pipeline = graph.start()?;
+/// assert!(is_idle(&jobs).await?);
+/// # Ok(())
+/// # }
+/// ```
 pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infallible>;
 
 /// Names a child of a supervisor. A child that is restarted keeps its name.
+///
+/// ```
+/// use pipeline_core::{ChildState, ConsumerSupervisor, Graph};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut graph = Graph::new("jobs");
+/// # let work = async |_: &u64| std::future::pending().await;
+/// let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
+/// let _pipeline = graph.start()?;
+///
+/// let first = jobs.start_child(7).await?.ok_or("not taken on")?;
+/// let second = jobs.start_child(8).await?.ok_or("not taken on")?;
+/// jobs.terminate_child(first).await?;
+/// assert_eq!(jobs.which_children().await?, [(second, ChildState::Running)]);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildId(u64);
 
 /// What a child of a supervisor is doing.
+///
+/// ```
+/// use pipeline_core::{ChildState, ConsumerSupervisor, Graph};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut graph = Graph::new("jobs");
+/// # let work = async |_: &u64| std::future::pending().await;
+/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
+/// # let _pipeline = graph.start()?;
+/// # jobs.start_child(7).await?;
+/// for (child, state) in jobs.which_children().await? {
+///     match state {
+///         ChildState::Running => println!("{child:?} runs"),
+///         ChildState::Restarting => panic!("nothing has failed"),
+///         _ => {}
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChildState {
@@ -114,6 +172,23 @@ pub enum ChildState {
 
 /// How many children a supervisor has. The names are those of an Elixir supervisor's
 /// `count_children`.
+///
+/// ```
+/// use pipeline_core::{ConsumerSupervisor, Graph};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut graph = Graph::new("jobs");
+/// # let work = async |_: &u64| std::future::pending().await;
+/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
+/// # let _pipeline = graph.start()?;
+/// jobs.start_child(7).await?;
+/// jobs.start_child(8).await?;
+/// let count = jobs.count_children().await?;
+/// assert_eq!((count.active, count.workers), (2, 2));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChildCount {
@@ -128,6 +203,25 @@ pub struct ChildCount {
 }
 
 /// Why a child was not terminated.
+///
+/// ```
+/// use pipeline_core::{ConsumerSupervisor, ExitReason, Graph, TerminateError};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut graph = Graph::new("jobs");
+/// # let work = async |_: &u64| std::future::pending().await;
+/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
+/// # let _pipeline = graph.start()?;
+/// let child = jobs.start_child(7).await?.ok_or("not taken on")?;
+/// jobs.terminate_child(child).await?;
+/// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NotFound));
+///
+/// jobs.stop(ExitReason::Shutdown).await;
+/// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NoProcess));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TerminateError {
@@ -216,6 +310,25 @@ where
     /// # Panics
     ///
     /// If it is 0.
+    ///
+    /// ```
+    /// use pipeline_core::{ConsumerSupervisor, Graph, SubscribeOptions, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("jobs");
+    /// let urgent = graph.producer("urgent", from_iter(0..10));
+    /// let other = graph.producer("other", from_iter(10..20));
+    /// // Up to five for each source, up to eight altogether.
+    /// let work = async |job: &u64| Ok(println!("{job}"));
+    /// let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work).max_children(8));
+    /// graph.subscribe(&jobs, &urgent, SubscribeOptions::new().max_demand(5));
+    /// graph.subscribe(&jobs, &other, SubscribeOptions::new().max_demand(5));
+    /// # let pipeline = graph.start()?;
+    /// # assert!(jobs.count_children().await?.workers <= 8);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn max_children(mut self, children: usize) -> Self {
         assert!(children > 0, "a supervisor needs at least one child to work");
         self.max_children = children;
@@ -228,6 +341,22 @@ where
     /// The subscriptions' `max_demand` should be the ceiling. Events for which no child runs yet wait
     /// in the supervisor. The metric `pipeline.worker.limit` shows what it has come to. By default the
     /// number is fixed.
+    ///
+    /// ```
+    /// use pipeline_core::{Adaptive, ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let fetch = async |page: &u64| Ok(println!("{page}"));
+    /// let supervisor = ConsumerSupervisor::new(fetch).adaptive(Adaptive::between(2, 200));
+    /// let mut pipeline = Pipeline::builder("pages")
+    ///     .producer(from_iter(0..100))
+    ///     .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(200))
+    ///     .start()?;
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn adaptive(mut self, limit: Adaptive) -> Self {
         self.adaptive = Some(AdaptiveLimit::new(limit));
         self

@@ -1,5 +1,10 @@
 //! How a stage ends: what it delivers first, and whom it tells.
 
+use std::thread;
+
+use futures::FutureExt;
+use tokio::task::coop;
+
 use super::{
     super::{
         behaviour::{Behaviour, Kind},
@@ -127,9 +132,10 @@ impl<B: Behaviour> StageTask<B> {
         self.report.unfinished += self.in_hand;
         self.report.held +=
             self.behind + self.staged.len() + self.outlet.held() + self.inlet.held();
+        self.address.end(reason);
         // First, so that nothing can arrive uncounted.
         self.mailbox.close();
-        while let Ok(mail) = self.mailbox.try_recv() {
+        while let Some(mail) = self.last_mail() {
             match mail {
                 Mail::FromProducer(ToConsumer::Events { events, .. }) => {
                     self.report.held += events.len();
@@ -148,6 +154,19 @@ impl<B: Behaviour> StageTask<B> {
         }
         for upstream in self.inlet.upstreams() {
             upstream.subscription.down(reason.clone());
+        }
+    }
+
+    /// What is left in the closed mailbox, one after the other. What another thread is just about to
+    /// put there belongs to it: `try_recv` does not see it yet, and it would be lost, the
+    /// subscription of somebody who then waits for ever.
+    fn last_mail(&mut self) -> Option<Mail<B::Stage, B::In, B::Out>> {
+        loop {
+            // Without a budget, which may be spent.
+            match coop::unconstrained(self.mailbox.recv()).now_or_never() {
+                Some(mail) => return mail,
+                None => thread::yield_now(),
+            }
         }
     }
 }

@@ -293,6 +293,8 @@ impl<B: Behaviour> StageTask<B> {
                 }
             }
             Control::Pause(paused) => self.paused = paused && !self.draining,
+            // What a producer holds is in its own hands: it hands it out as it is asked for.
+            Control::Finish if B::KIND == Kind::Producer => self.drain().await?,
             Control::Finish => self.finish(ExitReason::Normal),
             Control::Stop(reason) => return Err(reason),
         }

@@ -92,10 +92,13 @@ impl<B: Behaviour> StageTask<B> {
         backoff: Option<BackoffState>,
     ) -> Result<(), ExitReason> {
         let Subscribing { target, options, replaces, answer } = subscribing;
+        // One that was planned may find that its producer has been here, and has come to its end.
+        let planned = answer.is_none() && backoff.is_none();
+        let mut gone = None;
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
             Occupant::Vacant => {
-                let subscription = self.subscription(Arc::new(Nobody));
+                let subscription = self.subscription(&options, Arc::new(Nobody));
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
                 }
@@ -104,9 +107,14 @@ impl<B: Behaviour> StageTask<B> {
                     mode => self.carry_on(mode, target, options, backoff, ExitReason::NoProcess),
                 };
             }
-            Occupant::Restarting | Occupant::Ended => None,
+            Occupant::Restarting => None,
+            Occupant::Ended(reason) => {
+                gone = Some(reason);
+                None
+            }
         };
-        let subscription = self.subscription(port.clone().unwrap_or_else(|| Arc::new(Nobody)));
+        let producer = port.clone().unwrap_or_else(|| Arc::new(Nobody));
+        let subscription = self.subscription(&options, producer);
         let id = subscription.id();
         let replaces = replaces.and_then(|(old, reason)| self.replace(old, reason, &target));
         let subscribe = Subscribe {
@@ -117,8 +125,13 @@ impl<B: Behaviour> StageTask<B> {
             options: options.clone(),
             consumer: Arc::new(self.address.clone()),
         };
-        let running =
-            port.is_some_and(|port| port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok());
+        let running = port.is_some_and(|port| {
+            let sent = port.send(ToProducer::Subscribe(Box::new(subscribe))).is_ok();
+            if !sent {
+                gone = port.ended();
+            }
+            sent
+        });
         let source = Source { target, options: options.clone(), backoff, replaced: false };
         self.inlet.add(Upstream {
             subscription: subscription.clone(),
@@ -138,15 +151,20 @@ impl<B: Behaviour> StageTask<B> {
             let _ = answer.send(Ok(subscription));
         }
         if !running {
-            let how = Cancellation::Down(ExitReason::NoProcess);
+            let reason = gone.filter(|_| planned).unwrap_or(ExitReason::NoProcess);
+            let how = Cancellation::Down(reason);
             self.inlet.queue(Input::Ended { from: id, how });
         }
         Ok(())
     }
 
-    pub(super) fn subscription(&self, producer: Arc<dyn DemandPort<B::In>>) -> Subscription {
+    pub(super) fn subscription(
+        &self,
+        options: &SubscribeOptions,
+        producer: Arc<dyn DemandPort<B::In>>,
+    ) -> Subscription {
         let ports = Ports { producer, consumer: Arc::new(self.address.clone()) };
-        Subscription::new(SubscriptionId::new(next_id()), ports)
+        Subscription::new(SubscriptionId::new(next_id()), options, ports)
     }
 
     /// Takes note that a subscription is to be replaced. The producer swaps the two if it is the
@@ -177,7 +195,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         if let Cancel::Reconnect(policy) = mode
             && !self.draining
-            && !matches!(target.occupant(), Occupant::Ended | Occupant::Vacant)
+            && !matches!(target.occupant(), Occupant::Ended(_) | Occupant::Vacant)
         {
             let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
             let at = Instant::now() + backoff.next_delay(random());
@@ -296,6 +314,10 @@ struct Nobody;
 impl<E> DemandPort<E> for Nobody {
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>> {
         Err(message)
+    }
+
+    fn ended(&self) -> Option<ExitReason> {
+        None
     }
 }
 

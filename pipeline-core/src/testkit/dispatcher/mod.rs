@@ -33,6 +33,15 @@ pub fn check_dispatcher<D: Dispatcher<u64>>(make: impl Fn() -> D) {
 }
 
 /// Who gets an event.
+///
+/// ```
+/// use pipeline_core::{
+///     BroadcastDispatcher,
+///     testkit::{Delivering, DispatcherCheck},
+/// };
+///
+/// DispatcherCheck::new(BroadcastDispatcher::new).delivering(Delivering::ToAll).run();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Delivering {
     /// One subscriber. The default.

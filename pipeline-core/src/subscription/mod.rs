@@ -1,5 +1,7 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
+mod error;
+
 use std::{
     any::Any,
     fmt,
@@ -9,12 +11,43 @@ use std::{
     },
 };
 
-use thiserror::Error;
-
+pub use self::error::{BadPartition, SubscribeError};
 use crate::{backoff::Backoff, exit::ExitReason};
 
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
 /// share several.
+///
+/// ```
+/// use std::collections::HashMap;
+///
+/// use pipeline_core::{Consumer, ExitReason, Subscription, SubscriptionId};
+///
+/// /// How many events have come from where.
+/// struct Tally(HashMap<SubscriptionId, usize>);
+///
+/// impl Consumer for Tally {
+///     type Event = u64;
+///
+///     async fn handle_events(
+///         &mut self,
+///         events: Vec<u64>,
+///         from: &Subscription,
+///     ) -> Result<(), ExitReason> {
+///         *self.0.entry(from.id()).or_default() += events.len();
+///         Ok(())
+///     }
+/// }
+/// # use pipeline_core::{Pipeline, SubscribeOptions, from_iter};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut pipeline = Pipeline::builder("tally")
+/// #     .producer(from_iter(0..10))
+/// #     .consumer(Tally(HashMap::new()), SubscribeOptions::new())
+/// #     .start()?;
+/// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubscriptionId(u64);
 
@@ -27,6 +60,20 @@ impl SubscriptionId {
 }
 
 /// Names one stage of a pipeline. A stage that is restarted keeps its name and gets a new id.
+///
+/// ```
+/// use pipeline_core::{
+///     BroadcastDispatcher, Dispatcher, StageId, SubscribeOptions, Subscriber, SubscriptionId,
+/// };
+///
+/// // A test of a dispatcher that takes each stage once.
+/// let (stage, options) = (StageId::new(7), SubscribeOptions::new());
+/// let mut dispatcher = BroadcastDispatcher::<u64>::new();
+/// let first = Subscriber::new(SubscriptionId::new(1), stage, &options);
+/// let second = Subscriber::new(SubscriptionId::new(2), stage, &options);
+/// assert!(dispatcher.subscribe(first).is_ok());
+/// assert!(dispatcher.subscribe(second).is_err());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StageId(u64);
 
@@ -81,6 +128,35 @@ impl Cancel {
 }
 
 /// How a subscription ended: as one end wished, or because the other end is gone.
+///
+/// ```
+/// use pipeline_core::{Cancellation, Consumer, ExitReason, Subscription};
+///
+/// struct Log;
+///
+/// impl Consumer for Log {
+/// #     type Event = u64;
+///     async fn handle_cancel(
+///         &mut self,
+///         ended: &Cancellation,
+///         _from: &Subscription,
+///     ) -> Result<(), ExitReason> {
+///         match ended {
+///             Cancellation::Down(reason) if !reason.is_graceful() => eprintln!("lost: {reason}"),
+///             _ => println!("{ended}"),
+///         }
+///         Ok(())
+///     }
+/// #     async fn handle_events(
+/// #         &mut self,
+/// #         _: Vec<u64>,
+/// #         _: &Subscription,
+/// #     ) -> Result<(), ExitReason> {
+/// #         Ok(())
+/// #     }
+/// }
+/// # assert_eq!(Cancellation::Down(ExitReason::Normal).to_string(), "down (normal)");
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Cancellation {
@@ -110,6 +186,41 @@ impl fmt::Display for Cancellation {
 }
 
 /// Who decides when a subscription asks for events.
+///
+/// ```
+/// # use pipeline_core::{Consumer, ExitReason};
+/// use pipeline_core::{Asking, SubscribeOptions, Subscription};
+///
+/// /// Asks for a night's work when the night comes, and for other work as usual.
+/// struct Backups {
+///     nightly: Vec<Subscription>,
+/// }
+///
+/// /// An option of its own.
+/// struct Nightly;
+///
+/// impl Consumer for Backups {
+/// #     type Event = u64;
+///     async fn handle_subscribe(
+///         &mut self,
+///         options: &SubscribeOptions,
+///         from: &Subscription,
+///     ) -> Result<Asking, ExitReason> {
+///         if options.get::<Nightly>().is_none() {
+///             return Ok(Asking::Automatic);
+///         }
+///         self.nightly.push(from.clone());
+///         Ok(Asking::Manual)
+///     }
+/// #     async fn handle_events(
+/// #         &mut self,
+/// #         _: Vec<u64>,
+/// #         _: &Subscription,
+/// #     ) -> Result<(), ExitReason> {
+/// #         Ok(())
+/// #     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Asking {
     /// The stage, by `max_demand` and `min_demand`. The default.
@@ -156,6 +267,8 @@ pub struct Subscription(Arc<Inner>);
 
 struct Inner {
     id: SubscriptionId,
+    max_demand: usize,
+    min_demand: usize,
     /// Asked for and not sent, for those who look. The producer's dispatcher keeps the number that
     /// counts.
     pending: AtomicUsize,
@@ -171,14 +284,95 @@ pub(crate) trait Link: Send + Sync {
 }
 
 impl Subscription {
-    pub(crate) fn new(id: SubscriptionId, link: impl Link + 'static) -> Self {
-        Self(Arc::new(Inner { id, pending: AtomicUsize::new(0), link: Box::new(link) }))
+    pub(crate) fn new(
+        id: SubscriptionId,
+        options: &SubscribeOptions,
+        link: impl Link + 'static,
+    ) -> Self {
+        Self(Arc::new(Inner {
+            id,
+            max_demand: options.max(),
+            min_demand: options.min(),
+            pending: AtomicUsize::new(0),
+            link: Box::new(link),
+        }))
     }
 
     /// Its name within the program.
     #[must_use]
     pub fn id(&self) -> SubscriptionId {
         self.0.id
+    }
+
+    /// The `max_demand` of the options it was made with.
+    ///
+    /// The stage keeps to it if it asks by itself. For a consumer that asks for events itself
+    /// ([`Asking::Manual`]) it is a wish, which the consumer may follow.
+    ///
+    /// ```
+    /// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
+    ///
+    /// /// Asks for a new event whenever it is done with one.
+    /// struct Steady;
+    ///
+    /// impl Consumer for Steady {
+    ///     type Event = u64;
+    ///
+    ///     async fn handle_subscribe(
+    ///         &mut self,
+    ///         _options: &SubscribeOptions,
+    ///         from: &Subscription,
+    ///     ) -> Result<Asking, ExitReason> {
+    ///         from.ask(from.max_demand());
+    ///         Ok(Asking::Manual)
+    ///     }
+    ///
+    ///     async fn handle_events(
+    ///         &mut self,
+    ///         events: Vec<u64>,
+    ///         from: &Subscription,
+    ///     ) -> Result<(), ExitReason> {
+    ///         assert!(events.len() <= from.max_demand());
+    ///         from.ask(events.len());
+    ///         Ok(())
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut pipeline = pipeline_core::Pipeline::builder("numbers")
+    /// #     .producer(pipeline_core::from_iter(0..10))
+    /// #     .consumer(Steady, SubscribeOptions::new().max_demand(3))
+    /// #     .start()?;
+    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn max_demand(&self) -> usize {
+        self.0.max_demand
+    }
+
+    /// The `min_demand` of the options it was made with, or half of `max_demand` if they name none.
+    /// A wish, like [`max_demand`](Self::max_demand).
+    ///
+    /// ```
+    /// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let mut graph = Graph::new("numbers");
+    /// # let numbers = graph.producer("numbers", from_iter(0..10));
+    /// # let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+    /// # let _pipeline = graph.start()?;
+    /// let options = SubscribeOptions::new().max_demand(50);
+    /// let subscription = print.subscribe(&numbers, options).await?;
+    /// assert_eq!((subscription.max_demand(), subscription.min_demand()), (50, 25));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn min_demand(&self) -> usize {
+        self.0.min_demand
     }
 
     pub(crate) fn pending(&self) -> usize {
@@ -207,6 +401,28 @@ impl Subscription {
 
     /// Ends the subscription. Both ends see it by their `handle_cancel`; the consumer when it has
     /// handled what was on its way. A [`Cancel::Permanent`] consumer stops with the reason.
+    ///
+    /// ```
+    /// use pipeline_core::{Cancel, ExitReason, Graph, SubscribeOptions, for_each, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..));
+    /// let print = graph.consumer("print", for_each(async |n: u64| println!("{n}")));
+    /// let pipeline = graph.start()?;
+    ///
+    /// let options = SubscribeOptions::new().max_demand(10).cancel(Cancel::Temporary);
+    /// let subscription = print.subscribe(&numbers, options).await?;
+    /// subscription.cancel(ExitReason::Normal);
+    ///
+    /// // The producer has forgotten it when it comes to the next message.
+    /// numbers.estimate_buffered_count().await?;
+    /// assert!(pipeline.snapshot().stages[0].subscriptions.is_empty());
+    /// assert!(print.is_running());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cancel(&self, reason: ExitReason) {
         self.0.link.cancel(self.0.id, reason);
     }
@@ -218,6 +434,28 @@ impl Subscription {
 
     /// Lets the consumer handle nothing from this subscription for a while. What it has asked for
     /// may still arrive, and waits.
+    ///
+    /// ```
+    /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", producer);
+    /// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
+    /// let mut pipeline = graph.start()?;
+    /// let subscription = print.subscribe(&numbers, SubscribeOptions::new()).await?;
+    ///
+    /// subscription.pause();
+    /// queue.push(7).await?;
+    /// // It is printed now, and not before.
+    /// subscription.resume();
+    /// queue.close();
+    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pause(&self) {
         self.0.link.pause(self.0.id, true);
     }
@@ -363,97 +601,6 @@ impl fmt::Debug for SubscribeOptions {
             .field("extras", &self.extras.len())
             .finish()
     }
-}
-
-/// Why a subscription was not made.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum SubscribeError {
-    /// `max_demand` is 0.
-    #[error("max_demand is 0, expected at least 1")]
-    MaxDemand,
-    /// `min_demand` is not below `max_demand`.
-    #[error("min_demand is {min}, expected at most {} with a max_demand of {max}", max - 1)]
-    MinDemand {
-        /// The value given.
-        min: usize,
-        /// The `max_demand` it was given with.
-        max: usize,
-    },
-    /// The stage that was to subscribe has ended.
-    #[error("the stage that was to subscribe has ended")]
-    NoProcess,
-    /// The producer knows a subscription of this id already.
-    #[error("there is a subscription with this id already")]
-    Duplicated,
-    /// There is no subscription of this id, or no longer.
-    #[error("there is no subscription with this id")]
-    Unknown,
-    /// The producer's dispatcher takes each stage once, and this one has subscribed before.
-    #[error("the stage has subscribed already, expected once")]
-    AlreadySubscribed,
-    /// The selector is for events of another type than the producer's.
-    #[error("the selector is for events of type {given}, expected {expected}")]
-    BadSelector {
-        /// The type of the events that the selector takes.
-        given: &'static str,
-        /// The type of the producer's events.
-        expected: &'static str,
-    },
-    /// The partition is missing, or cannot be had.
-    #[error(transparent)]
-    BadPartition(#[from] BadPartition),
-}
-
-impl SubscribeError {
-    fn is_already_subscribed(reason: &ExitReason) -> bool {
-        let error = reason.source().and_then(|error| error.downcast_ref());
-        matches!(error, Some(Self::AlreadySubscribed))
-    }
-}
-
-/// What is wrong with the partition that a subscription names, or does not name.
-///
-/// ```
-/// use pipeline_core::{BadPartition, SubscribeError};
-///
-/// let taken = BadPartition::Taken { given: "eu".to_owned() };
-/// let error = SubscribeError::from(taken);
-/// assert_eq!(error.to_string(), "partition eu has a subscriber already, expected one at most");
-/// ```
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum BadPartition {
-    /// The options name none.
-    #[error("no partition was given, expected one of {expected}")]
-    Missing {
-        /// The partitions there are.
-        expected: String,
-    },
-    /// There is none of this name.
-    #[error("there is no partition {given}, expected one of {expected}")]
-    Unknown {
-        /// The name given.
-        given: String,
-        /// The partitions there are.
-        expected: String,
-    },
-    /// Somebody else has it, and it is not shared.
-    #[error("partition {given} has a subscriber already, expected one at most")]
-    Taken {
-        /// The name given.
-        given: String,
-    },
-    /// Partitions are named by values of another type.
-    #[error("partition {given} is of type {given_type}, expected {expected_type}")]
-    Type {
-        /// The name given.
-        given: String,
-        /// Its type.
-        given_type: &'static str,
-        /// The type of the partitions' names.
-        expected_type: &'static str,
-    },
 }
 
 #[cfg(test)]

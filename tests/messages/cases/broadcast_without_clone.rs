@@ -1,0 +1,10 @@
+//! Every subscriber is to have an event that cannot be cloned.
+
+use pipeline_core::{BroadcastDispatcher, Pipeline, Stage, from_iter};
+
+struct Ticket(u64);
+
+fn main() {
+    let tickets = Stage::new(from_iter((0..10).map(Ticket))).dispatcher(BroadcastDispatcher::new);
+    let _ = Pipeline::builder("tickets").producer_with(tickets);
+}

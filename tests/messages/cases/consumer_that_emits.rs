@@ -1,0 +1,42 @@
+//! A consumer has nobody to emit to.
+
+use std::convert::Infallible;
+
+use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+
+struct Last;
+
+impl Consumer for Last {
+    type Event = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+    ) -> Result<Vec<u64>, ExitReason> {
+        Ok(events)
+    }
+}
+
+struct Another;
+
+impl Consumer for Another {
+    type Event = u64;
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCast<u64> for Another {
+    async fn handle_cast(
+        &mut self,
+        message: u64,
+        out: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        out.emit(message);
+        Ok(())
+    }
+}
+
+fn main() {}

@@ -1,0 +1,15 @@
+//! Dispatchers of text, for producers of numbers, and something that is no dispatcher.
+
+use pipeline_core::{BroadcastDispatcher, PartitionDispatcher, Pipeline, Stage, from_iter};
+
+fn main() {
+    let numbers = Stage::new(from_iter(0..10_u64)).dispatcher(BroadcastDispatcher::<String>::new);
+    let _ = Pipeline::builder("numbers").producer_with(numbers);
+
+    let by_length = || PartitionDispatcher::by_key(0..4, |line: &String| Some(line.len() % 4));
+    let numbers = Stage::new(from_iter(0..10_u64)).dispatcher(by_length);
+    let _ = Pipeline::builder("numbers").producer_with(numbers);
+
+    let numbers = Stage::new(from_iter(0..10_u64)).dispatcher(|| "broadcast");
+    let _ = Pipeline::builder("numbers").producer_with(numbers);
+}

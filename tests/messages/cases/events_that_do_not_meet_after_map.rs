@@ -1,0 +1,11 @@
+//! What `map` makes of numbers is not what the function at the end takes.
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .map(|number| number + 1)
+        .consumer(for_each(async |line: String| println!("{line}")), SubscribeOptions::new())
+        .start();
+}

@@ -1,0 +1,11 @@
+//! A consumer of text with options, behind a producer of numbers.
+
+use pipeline_core::{Pipeline, Stage, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let print = Stage::new(for_each(async |line: String| println!("{line}")));
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer_with(print.named("print"), SubscribeOptions::new())
+        .start();
+}

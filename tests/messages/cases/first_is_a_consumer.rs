@@ -1,0 +1,17 @@
+//! A consumer where a producer belongs.
+
+use pipeline_core::{Consumer, ExitReason, Pipeline, Subscription};
+
+struct Print;
+
+impl Consumer for Print {
+    type Event = u64;
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = Pipeline::builder("numbers").producer(Print);
+}

@@ -1,0 +1,10 @@
+//! The function at the end returns something that is neither nothing nor a result.
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer(for_each(async |number: u64| number + 1), SubscribeOptions::new())
+        .start();
+}

@@ -1,0 +1,12 @@
+//! A function in a pipeline that has captured what cannot go to another thread.
+
+use std::rc::Rc;
+
+use pipeline_core::{Pipeline, from_iter};
+
+fn main() {
+    let offset = Rc::new(1);
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .map(move |number| number + *offset);
+}

@@ -1,0 +1,17 @@
+//! A function that keeps something over an `.await` that cannot go to another thread.
+
+use std::{future::ready, rc::Rc};
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let print = for_each(async |number: u64| {
+        let number = Rc::new(number);
+        ready(()).await;
+        println!("{number}");
+    });
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer(print, SubscribeOptions::new())
+        .start();
+}

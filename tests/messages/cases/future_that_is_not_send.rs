@@ -1,0 +1,20 @@
+//! A callback keeps something over an `.await` that cannot go to another thread.
+
+use std::{future::ready, rc::Rc};
+
+use pipeline_core::{Consumer, ExitReason, Subscription};
+
+struct Print;
+
+impl Consumer for Print {
+    type Event = u64;
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        let count = Rc::new(1);
+        ready(()).await;
+        println!("{count}");
+        Ok(())
+    }
+}
+
+fn main() {}

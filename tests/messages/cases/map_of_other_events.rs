@@ -1,0 +1,11 @@
+//! A function for text, where numbers come.
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let _ = Pipeline::builder("lengths")
+        .producer(from_iter(0..10_u64))
+        .map(|line: String| line.len())
+        .consumer(for_each(async |length: usize| println!("{length}")), SubscribeOptions::new())
+        .start();
+}

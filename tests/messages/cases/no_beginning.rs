@@ -1,0 +1,8 @@
+//! A pipeline that begins with its end.
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each};
+
+fn main() {
+    let print = for_each(async |number: u64| println!("{number}"));
+    let _ = Pipeline::builder("numbers").consumer(print, SubscribeOptions::new()).start();
+}

@@ -1,0 +1,7 @@
+//! A pipeline whose events nobody takes.
+
+use pipeline_core::{Pipeline, from_iter};
+
+fn main() {
+    let _ = Pipeline::builder("numbers").producer(from_iter(0..10_u64)).map(|n| n + 1).start();
+}

@@ -1,0 +1,17 @@
+//! The state of a stage cannot go to another thread.
+
+use std::rc::Rc;
+
+use pipeline_core::{Consumer, ExitReason, Subscription};
+
+struct Count(Rc<u64>);
+
+impl Consumer for Count {
+    type Event = u64;
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+fn main() {}

@@ -1,0 +1,13 @@
+//! A pipeline that goes on after its end.
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let print = for_each(async |number: u64| println!("{number}"));
+    let again = for_each(async |number: u64| println!("{number}"));
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer(print, SubscribeOptions::new())
+        .consumer(again, SubscribeOptions::new())
+        .start();
+}

@@ -1,0 +1,18 @@
+//! A list and functions, as they are, where stages belong.
+
+use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+
+fn main() {
+    let _ = Pipeline::builder("numbers").producer(vec![1, 2, 3]);
+
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .producer_consumer(|number: u64| number + 1, SubscribeOptions::new())
+        .consumer(for_each(async |number: u64| println!("{number}")), SubscribeOptions::new())
+        .start();
+
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer(async |number: u64| println!("{number}"), SubscribeOptions::new())
+        .start();
+}

@@ -1,0 +1,29 @@
+//! Workers for text, where numbers come.
+
+use pipeline_core::{
+    ChildContext, ConsumerSupervisor, ExitReason, Pipeline, SubscribeOptions, Worker, from_iter,
+};
+
+struct Fetch;
+
+impl Worker<String> for Fetch {
+    async fn run(&self, _: &String, _: ChildContext) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+fn main() {
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer_supervisor(ConsumerSupervisor::new(Fetch), SubscribeOptions::new())
+        .start();
+
+    let greet = async |name: &String| {
+        println!("hello {name}");
+        Ok(())
+    };
+    let _ = Pipeline::builder("numbers")
+        .producer(from_iter(0..10_u64))
+        .consumer_supervisor(ConsumerSupervisor::new(greet), SubscribeOptions::new())
+        .start();
+}

@@ -1,0 +1,13 @@
+//! A worker that has captured what cannot go to another thread.
+
+use std::rc::Rc;
+
+use pipeline_core::ConsumerSupervisor;
+
+fn main() {
+    let offset = Rc::new(1);
+    let _ = ConsumerSupervisor::<u64, _>::new(async move |event: &u64| {
+        drop(event + *offset);
+        Ok(())
+    });
+}
