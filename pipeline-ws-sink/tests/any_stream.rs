@@ -147,7 +147,7 @@ async fn a_channel_that_falls_behind_its_broadcasts_crashes_alone() {
     for n in 0..300 {
         server.endpoint.broadcast(T, "private", json!({"to": "nobody", "n": n})).unwrap();
     }
-    let reason = "failed: too many broadcasts to intercept";
+    let reason = "failed: too many broadcasts to handle";
     assert_eq!(client.receive().await, json!(["1", null, T, "farewell", {"reason": reason}]));
     assert_eq!(client.receive().await[3], "phx_error");
     let dropped = server.recorded.counters("socket.frames_dropped");
