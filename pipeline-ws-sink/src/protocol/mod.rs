@@ -4,4 +4,7 @@ pub(crate) mod connection;
 pub(crate) mod escape;
 pub(crate) mod frame;
 pub(crate) mod message;
+pub(crate) mod percent;
+pub(crate) mod query;
+pub(crate) mod subprotocol;
 pub(crate) mod version;
