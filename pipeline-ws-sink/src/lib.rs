@@ -68,7 +68,9 @@ mod endpoint;
 mod hub;
 mod listen;
 mod mount;
+mod origin;
 mod outbox;
+mod path;
 mod payload;
 mod protocol;
 mod pubsub;
@@ -85,6 +87,8 @@ pub use self::{
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,
+    origin::{CheckOrigin, Origin, OriginError},
+    path::PathError,
     payload::{IntoPayload, Payload, PayloadError},
     socket::{ConnectError, ConnectInfo, MissingParam, Params, Socket},
     token::{Signer, SignerError, TokenError},
