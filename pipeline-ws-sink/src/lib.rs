@@ -63,6 +63,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod channel;
+mod connect_info;
 mod end;
 mod endpoint;
 mod hub;
@@ -70,6 +71,7 @@ mod listen;
 mod mount;
 mod origin;
 mod outbox;
+mod params;
 mod path;
 mod payload;
 mod protocol;
@@ -84,13 +86,15 @@ mod transport;
 
 pub use self::{
     channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
+    connect_info::{ConnectInfo, PeerAddr},
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,
     origin::{CheckOrigin, Origin, OriginError},
+    params::{MissingParam, Params, ParamsError},
     path::PathError,
     payload::{IntoPayload, Payload, PayloadError},
-    socket::{ConnectError, ConnectInfo, MissingParam, Params, Socket},
+    socket::{ConnectError, Socket},
     token::{Signer, SignerError, TokenError},
     topic::{PatternError, Topic},
 };

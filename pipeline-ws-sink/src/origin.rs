@@ -205,9 +205,7 @@ impl fmt::Debug for CheckOrigin {
 
 /// An entry of a list of origins has no host.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error(
-    "the origin {entry:?} has no host: \"//example.com\" and \"https://example.com\" have one"
-)]
+#[error("the origin {entry:?} has no host: \"//example.com\" and \"https://example.com\" have one")]
 pub struct OriginError {
     entry: String,
 }
@@ -262,9 +260,7 @@ pub struct Origin {
 impl Origin {
     pub(crate) fn parse(text: &str) -> Self {
         let (scheme, rest) = match text.split_once(':') {
-            Some((scheme, rest)) if is_scheme(scheme) => {
-                (Some(scheme.to_ascii_lowercase()), rest)
-            }
+            Some((scheme, rest)) if is_scheme(scheme) => (Some(scheme.to_ascii_lowercase()), rest),
             _ => (None, text),
         };
         let authority = rest.strip_prefix("//").and_then(|rest| rest.split(['/', '?', '#']).next());
@@ -450,7 +446,8 @@ mod tests {
     fn c_029_the_connection_has_to_be_the_same_in_all_three() {
         let rule = CheckOrigin::connection();
         all(&rule, true, &["http://127.0.0.1:4010"]);
-        let others = ["http://127.0.0.1", "http://localhost:4010", "https://127.0.0.1:4010", "null"];
+        let others =
+            ["http://127.0.0.1", "http://localhost:4010", "https://127.0.0.1:4010", "null"];
         all(&rule, false, &others);
         let own = Own::new(None, "https", Some("example.com"));
         assert!(rule.check(&Origin::parse("https://example.com"), &own).is_ok());
@@ -548,7 +545,8 @@ mod tests {
         ] {
             assert_eq!(parse_host(host).as_deref(), Some(parsed), "{host}");
         }
-        for other in ["", "https://example.com", "example.com:4000", "me@example.com", "a/b", "a b"] {
+        for other in ["", "https://example.com", "example.com:4000", "me@example.com", "a/b", "a b"]
+        {
             assert_eq!(parse_host(other), None, "{other}");
         }
     }

@@ -64,7 +64,8 @@ impl MountPath {
             if name.is_empty() {
                 return Err(PathError::Nameless { path: path() });
             }
-            let taken = |other: &Segment| matches!(other, Segment::Variable(other) if other == name);
+            let taken =
+                |other: &Segment| matches!(other, Segment::Variable(other) if other == name);
             if !name.starts_with('_') && parsed.iter().any(taken) {
                 return Err(PathError::Twice { path: path(), name: name.to_owned() });
             }
@@ -173,7 +174,10 @@ mod tests {
     fn variables_take_a_segment_each_and_are_decoded() {
         let path = parse("/tenant/:tenant", "/live/:lane");
         let expected = |tenant: &str, lane: &str| {
-            Some(vec![("tenant".to_owned(), tenant.to_owned()), ("lane".to_owned(), lane.to_owned())])
+            Some(vec![
+                ("tenant".to_owned(), tenant.to_owned()),
+                ("lane".to_owned(), lane.to_owned()),
+            ])
         };
         assert_eq!(variables(&path, "/tenant/acme/live/fast"), expected("acme", "fast"));
         assert_eq!(variables(&path, "/tenant/a%2Fb%C3%BC+/live/:x"), expected("a/bü+", ":x"));

@@ -3,6 +3,7 @@
 pub(crate) mod connection;
 pub(crate) mod escape;
 pub(crate) mod frame;
+pub(crate) mod leaves;
 pub(crate) mod message;
 pub(crate) mod percent;
 pub(crate) mod query;
