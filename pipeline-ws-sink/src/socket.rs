@@ -69,6 +69,9 @@ pub trait Socket: Send + Sync + Sized + 'static {
     }
 }
 
+/// What an answer with a text in it is.
+pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
 /// Why a client may not connect. It is told status 403, whatever the cause, unless
 /// [`respond`](Self::respond) says otherwise; the cause is logged.
 ///
@@ -117,8 +120,7 @@ impl ConnectError {
         let mut answer = Response::new(text.into());
         *answer.status_mut() = status;
         if !answer.body().is_empty() {
-            let text = HeaderValue::from_static("text/plain; charset=utf-8");
-            answer.headers_mut().insert(CONTENT_TYPE, text);
+            answer.headers_mut().insert(CONTENT_TYPE, TEXT);
         }
         self.respond_with(answer)
     }

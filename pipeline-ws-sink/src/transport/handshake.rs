@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{ORIGIN, SEC_WEBSOCKET_PROTOCOL},
+    header::{CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_PROTOCOL},
 };
 use http_body_util::Full;
 use pipeline_core::ExitReason;
@@ -27,7 +27,7 @@ use crate::{
     path::BadSegment,
     protocol::{subprotocol, version::Version},
     session::{Connection, Session, SessionEvents},
-    socket::{ConnectError, Socket},
+    socket::{ConnectError, Socket, TEXT},
     telemetry::Attempts,
 };
 
@@ -258,9 +258,11 @@ struct Refused {
     expected: String,
 }
 
-pub(crate) fn status(status: StatusCode, body: &str) -> Answer {
-    let body = Full::from(Bytes::copy_from_slice(body.as_bytes()));
-    let mut response = Response::new(body);
+pub(crate) fn status(status: StatusCode, text: &str) -> Answer {
+    let mut response = Response::new(Full::from(Bytes::copy_from_slice(text.as_bytes())));
     *response.status_mut() = status;
+    if !text.is_empty() {
+        response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    }
     response
 }
