@@ -1,6 +1,8 @@
 //! From a request to a WebSocket: the cases C-001 to C-042 that need a server. Those that do not are
 //! beside the code: `protocol/version.rs`, `protocol/query.rs`, `path.rs`, `origin.rs`.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -371,7 +373,8 @@ async fn the_first_check_that_fails_answers() {
 #[tokio::test]
 async fn an_endpoint_is_found_wherever_a_router_puts_it() {
     let socket = |mount: Mount<_>| Endpoint::builder().mount("/socket", mount);
-    let routers: [(&str, fn(Endpoint) -> axum::Router); 4] = [
+    type Put = fn(Endpoint) -> axum::Router;
+    let routers: [(&str, Put); 4] = [
         ("", |endpoint| axum::Router::new().fallback_service(endpoint)),
         ("", |endpoint| axum::Router::new().route_service(SOCKET, endpoint)),
         ("/api", |endpoint| axum::Router::new().nest_service("/api", endpoint)),

@@ -18,13 +18,13 @@ use tokio::{
 };
 
 /// Tells of everyone who asks to be let in.
-pub struct Doorman(mpsc::UnboundedSender<(Params, ConnectInfo)>);
+pub struct Doorman(mpsc::Sender<(Params, ConnectInfo)>);
 
 impl Socket for Doorman {
     type Assigns = bool;
 
     async fn connect(&self, params: &Params, info: &ConnectInfo) -> Result<bool, ConnectError> {
-        self.0.send((params.clone(), info.clone())).unwrap();
+        self.0.try_send((params.clone(), info.clone())).unwrap();
         match params.get("reject") {
             Some("error") => return Err(ConnectError::refused()),
             Some("limit") => {
@@ -53,7 +53,7 @@ impl Socket for Doorman {
 
 /// An endpoint of doormen behind a real server.
 pub struct Door {
-    seen: mpsc::UnboundedReceiver<(Params, ConnectInfo)>,
+    seen: mpsc::Receiver<(Params, ConnectInfo)>,
     address: SocketAddr,
     task: JoinHandle<()>,
 }
@@ -73,7 +73,7 @@ impl Door {
         builder: impl FnOnce(Mount<Doorman>) -> EndpointBuilder,
         router: impl FnOnce(Endpoint) -> axum::Router,
     ) -> Self {
-        let (doorman, seen) = mpsc::unbounded_channel();
+        let (doorman, seen) = mpsc::channel(100);
         let app = router(builder(Mount::new(Doorman(doorman))).build().unwrap());
         let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
