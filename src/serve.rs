@@ -4,6 +4,7 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     io,
+    net::SocketAddr,
     pin::Pin,
     time::Duration,
 };
@@ -21,6 +22,9 @@ use crate::signal::shutdown_signal;
 /// The order is: no new connections; the pipelines, which hand on what they have accepted; the
 /// endpoint's sockets, which are closed so that clients connect again elsewhere; and last whatever
 /// is to be flushed. What was left undone is in the [`ShutdownReport`].
+///
+/// The address that a client connects from is in its requests: handlers find it as axum's
+/// `ConnectInfo<SocketAddr>`, sockets as `ConnectInfo::peer_addr`.
 ///
 /// The process is told to stop by Ctrl-C or SIGTERM. A second signal cuts the draining short. If a
 /// pipeline ends by itself, because a stage failed, everything else is stopped too.
@@ -103,7 +107,8 @@ impl Serve {
         let (close, closing) = oneshot::channel::<()>();
         // A small answer is to leave at once; if that cannot be set, it leaves a little later.
         let listener = self.listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let server = axum::serve(listener, self.app).with_graceful_shutdown(async {
+        let app = self.app.into_make_service_with_connect_info::<SocketAddr>();
+        let server = axum::serve(listener, app).with_graceful_shutdown(async {
             let _ = closing.await;
         });
         let mut server = tokio::spawn(server.into_future());

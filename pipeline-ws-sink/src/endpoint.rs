@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use http::{Request, StatusCode};
+use http::{HeaderName, Request, StatusCode};
 use pipeline_core::Telemetry;
 use thiserror::Error;
 use tokio::time::{self, Instant};
@@ -20,13 +20,16 @@ use tower_service::Service;
 use crate::{
     end::SocketEnd,
     hub::Hub,
-    mount::Mount,
+    mount::{HandshakeOptions, Mount},
+    origin::{self, CheckOrigin, OriginError},
+    path::{MountPath, PathError},
     payload::IntoPayload,
+    protocol::subprotocol,
     pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, Subscription},
     socket::Socket,
     telemetry::Attempts,
     topic::PatternError,
-    transport::handshake::{Answer, Mounted, status},
+    transport::handshake::{Answer, Handshake, Mounted, Variables, status},
 };
 
 /// The server side of the channel protocol: sockets at their paths, and the topics they listen to.
@@ -49,34 +52,51 @@ use crate::{
 /// ```
 ///
 /// A socket mounted at `/socket` is served at `/socket/websocket`, where the official client looks
-/// for it.
+/// for it. Anything else is answered with 404. Under a nested router the prefix of the router comes
+/// before that: `Router::new().nest_service("/api", endpoint)` is asked for `/api/socket/websocket`.
 #[derive(Clone)]
 pub struct Endpoint {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    mounts: Vec<(String, Arc<dyn ErasedMount>)>,
+    mounts: Vec<(MountPath, Arc<dyn ErasedMount>)>,
     hub: Arc<Hub>,
 }
 
 /// A kind of socket in its place, without its type.
 #[async_trait]
 trait ErasedMount: Send + Sync {
-    async fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> Answer;
+    async fn accept(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+    ) -> Answer;
 }
 
 #[async_trait]
 impl<S: Socket> ErasedMount for Mounted<S> {
-    async fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> Answer {
-        Mounted::accept(self, hub, request).await
+    async fn accept(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+    ) -> Answer {
+        Mounted::accept(self, hub, request, variables).await
     }
 }
 
 impl Endpoint {
     /// Begins an endpoint.
     pub fn builder() -> EndpointBuilder {
-        EndpointBuilder { telemetry: Telemetry::global(), mounts: Vec::new(), adapter: None }
+        EndpointBuilder {
+            telemetry: Telemetry::global(),
+            host: None,
+            check_origin: CheckOrigin::host(),
+            mounts: Vec::new(),
+            adapter: None,
+        }
     }
 
     /// The way to everyone on any topic, for those who need nothing else of the endpoint.
@@ -221,10 +241,13 @@ impl Endpoint {
     /// Answers a request: a client that wants to connect, or something else.
     fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Answer> + Send + use<B> {
         let path = request.uri().path();
-        let mount = self.inner.mounts.iter().find(|(mounted, _)| mounted == path);
-        let accept = mount.map(|(_, mount)| {
+        let found = self.inner.mounts.iter().find_map(|(mounted, mount)| {
+            let variables = mounted.matches(path)?;
+            Some((mount.clone(), variables.map(owned)))
+        });
+        let accept = found.map(|(mount, variables)| {
             let (hub, request) = (self.inner.hub.clone(), request.map(|_body| ()));
-            mount.clone().accept(hub, request)
+            mount.accept(hub, request, variables)
         });
         async {
             match accept {
@@ -233,6 +256,10 @@ impl Endpoint {
             }
         }
     }
+}
+
+fn owned(variables: Vec<(&str, String)>) -> Vec<(String, String)> {
+    variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 impl<B> Service<Request<B>> for Endpoint
@@ -261,7 +288,7 @@ impl Drop for Inner {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.inner.mounts.iter().map(|(path, _)| path).collect();
+        let paths: Vec<_> = self.inner.mounts.iter().map(|(path, _)| path.to_string()).collect();
         f.debug_struct("Endpoint")
             .field("paths", &paths)
             .field("open_sockets", &self.open_sockets())
@@ -289,25 +316,80 @@ impl fmt::Display for EndpointReport {
 #[must_use]
 pub struct EndpointBuilder {
     telemetry: Telemetry,
-    mounts: Vec<(String, Build)>,
+    host: Option<String>,
+    check_origin: CheckOrigin,
+    mounts: Vec<(Result<MountPath, PathError>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
 }
 
 /// Registers a mount's metrics and puts it in its place.
-type Build = Box<dyn FnOnce(&Telemetry) -> Result<Arc<dyn ErasedMount>, PatternError> + Send>;
+type Build = Box<dyn FnOnce(&Shared) -> Result<Arc<dyn ErasedMount>, BuildError> + Send>;
+
+/// What the builder says to all mounts.
+struct Shared {
+    telemetry: Telemetry,
+    host: Option<String>,
+    check_origin: CheckOrigin,
+}
 
 impl EndpointBuilder {
     /// Serves a kind of socket below this path: at `/socket/websocket`, if the path is `/socket`.
+    ///
+    /// A segment that begins with a `:` is a variable: it matches any one segment, which is then among
+    /// the [`Params`](crate::Params), in place of a parameter of the same name. If the name begins
+    /// with `_`, it only matches. The first mount that matches wins. Slashes at the ends do not count.
+    /// These are the rules of `Phoenix.Endpoint.socket/3`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
+    /// // Served at `/tenant/acme/socket/websocket`, for instance.
+    /// Endpoint::builder().mount("/tenant/:tenant/socket", mount).build()
+    /// # }
+    /// ```
     pub fn mount<S: Socket>(mut self, path: &str, mount: Mount<S>) -> Self {
-        let path = format!("/{}/websocket", path.trim_matches('/'));
-        let build: Build = Box::new(move |telemetry| {
+        let path = MountPath::parse(path, &mount.handshake.path);
+        let build: Build = Box::new(move |shared| {
             let options = mount.options;
-            let (socket, routes) = mount.into_routes(telemetry)?;
-            let attempts = Attempts::connects(telemetry, socket.name());
+            let handshake = handshake(mount.handshake.clone(), shared)?;
+            let (socket, routes) = mount.into_routes(&shared.telemetry)?;
+            let attempts = Attempts::connects(&shared.telemetry, socket.name());
             let (socket, routes) = (Arc::new(socket), Arc::new(routes));
-            Ok(Arc::new(Mounted { socket, routes, options, attempts }))
+            Ok(Arc::new(Mounted { socket, routes, options, handshake, attempts }))
         });
         self.mounts.push((path, build));
+        self
+    }
+
+    /// The host under which the public reaches the endpoint, which [`CheckOrigin::host`] goes by:
+    /// `example.com`, without scheme and port. This is `url: [host: ..]` of `Phoenix.Endpoint`.
+    ///
+    /// Without it, a page has to be from the host that its own request asks for. That serves where
+    /// nothing stands in front; a proxy may put another host in its place, and then nobody gets in.
+    ///
+    /// Something that is no host is an error of [`build`](Self::build).
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::Endpoint;
+    /// let endpoint = Endpoint::builder().host("example.com").build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn host(mut self, host: &str) -> Self {
+        self.host = Some(host.to_owned());
+        self
+    }
+
+    /// Which pages may connect, where [`Mount::check_origin`] says nothing else. Default
+    /// [`CheckOrigin::host`].
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{CheckOrigin, Endpoint};
+    /// let ours = CheckOrigin::list(["https://example.com", "https://example.org"]);
+    /// let endpoint = Endpoint::builder().check_origin(ours).build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn check_origin(mut self, check: CheckOrigin) -> Self {
+        self.check_origin = check;
         self
     }
 
@@ -327,23 +409,58 @@ impl EndpointBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] if a topic pattern makes no sense, or if two sockets are mounted at one path.
+    /// [`BuildError`] if a topic pattern, a path, a host, an origin or a subprotocol makes no sense, or
+    /// if two sockets are mounted at one path.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint};
+    /// let builder = Endpoint::builder().check_origin(CheckOrigin::list(["example.com"]));
+    /// assert!(matches!(builder.build(), Err(BuildError::Origin(_))), "it takes `//example.com`");
+    /// ```
     pub fn build(self) -> Result<Endpoint, BuildError> {
-        let mut mounts: Vec<(String, Arc<dyn ErasedMount>)> = Vec::new();
+        let host = match self.host {
+            Some(host) => match origin::parse_host(&host) {
+                Some(parsed) => Some(parsed),
+                None => return Err(BuildError::Host { host }),
+            },
+            None => None,
+        };
+        self.check_origin.checked()?;
+        let Self { telemetry, check_origin, .. } = self;
+        let shared = Shared { telemetry, host, check_origin };
+        let mut mounts: Vec<(MountPath, Arc<dyn ErasedMount>)> = Vec::new();
         for (path, build) in self.mounts {
-            if mounts.iter().any(|(taken, _)| *taken == path) {
-                return Err(BuildError::PathTaken { path });
+            let path = path?;
+            if mounts.iter().any(|(taken, _)| taken.is_same(&path)) {
+                return Err(BuildError::PathTaken { path: path.to_string() });
             }
-            mounts.push((path, build(&self.telemetry)?));
+            mounts.push((path, build(&shared)?));
         }
-        let hub = Arc::new(Hub::new(&self.telemetry, self.adapter));
+        let hub = Arc::new(Hub::new(&shared.telemetry, self.adapter));
         Ok(Endpoint { inner: Arc::new(Inner { mounts, hub }) })
     }
 }
 
+/// What is asked of clients at a mount.
+fn handshake(options: HandshakeOptions, shared: &Shared) -> Result<Handshake, BuildError> {
+    let HandshakeOptions { check_origin, mut subprotocols, auth_token, .. } = options;
+    let check_origin = check_origin.unwrap_or_else(|| shared.check_origin.clone());
+    check_origin.checked()?;
+    // Names of subprotocols are tokens, as names of headers are, but for their case.
+    let is_token = |name: &&String| HeaderName::from_bytes(name.as_bytes()).is_ok();
+    if let Some(name) = subprotocols.iter().find(|name| !is_token(name)) {
+        return Err(BuildError::Subprotocol { name: name.clone() });
+    }
+    if auth_token {
+        subprotocols.insert(0, subprotocol::PHOENIX.to_owned());
+    }
+    Ok(Handshake { check_origin, host: shared.host.clone(), subprotocols, auth_token })
+}
+
 impl fmt::Debug for EndpointBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.mounts.iter().map(|(path, _)| path).collect();
+        let paths = self.mounts.iter().filter_map(|(path, _)| path.as_ref().ok());
+        let paths: Vec<_> = paths.map(MountPath::to_string).collect();
         f.debug_struct("EndpointBuilder").field("paths", &paths).finish_non_exhaustive()
     }
 }
@@ -355,6 +472,24 @@ pub enum BuildError {
     /// A route's pattern makes no sense.
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    /// A path makes no sense.
+    #[error(transparent)]
+    Path(#[from] PathError),
+    /// A list of origins has an entry that makes no sense.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    /// The public host is no host.
+    #[error("{host:?} is no host: \"example.com\" is one, without scheme and port")]
+    Host {
+        /// What was given.
+        host: String,
+    },
+    /// A subprotocol's name cannot stand in a header.
+    #[error("the subprotocol {name:?} has characters that cannot stand in a header")]
+    Subprotocol {
+        /// The name.
+        name: String,
+    },
     /// Two sockets are mounted at one path.
     #[error("two sockets are mounted at {path}")]
     PathTaken {

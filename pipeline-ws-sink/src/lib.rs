@@ -59,17 +59,77 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Which pages may connect
+//!
+//! A browser lets any page open a socket to any server. So by default only pages from the endpoint's
+//! own host are let in, the one given to [`EndpointBuilder::host`]; see [`CheckOrigin`]. Behind a
+//! proxy that asks with another `host` header than the browser did, that has to be set.
+//!
+//! # TLS
+//!
+//! Most often TLS ends in a proxy, which passes plain HTTP on to the endpoint. It has to let upgrades
+//! through, and to keep a silent connection for longer than 30 seconds, after which clients send a
+//! heartbeat. The scheme and the port that the endpoint sees are then not those of the public, so
+//! pages are told apart by [`CheckOrigin::host`] or [`CheckOrigin::list`].
+//!
+//! An endpoint can also be served over TLS itself, or over any other stream, by any server that
+//! supports HTTP upgrades. Here with rustls and hyper; the server tells the endpoint what it cannot
+//! see by itself:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use http::{Request, uri::Scheme};
+//! use hyper::{body::Incoming, service::service_fn};
+//! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto};
+//! use pipeline_ws_sink::{Endpoint, PeerAddr};
+//! use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
+//! use tower_service::Service;
+//!
+//! async fn serve(endpoint: Endpoint, config: ServerConfig) -> std::io::Result<()> {
+//!     let acceptor = TlsAcceptor::from(Arc::new(config));
+//!     let listener = pipeline_ws_sink::listen("0.0.0.0:443").await?;
+//!     loop {
+//!         let (stream, peer) = listener.accept().await?;
+//!         let (acceptor, endpoint) = (acceptor.clone(), endpoint.clone());
+//!         tokio::spawn(async move {
+//!             // Who does not get through the handshake is gone.
+//!             let Ok(stream) = acceptor.accept(stream).await else { return };
+//!             let service = service_fn(|mut request: Request<Incoming>| {
+//!                 request.extensions_mut().insert(PeerAddr(peer));
+//!                 request.extensions_mut().insert(Scheme::HTTPS);
+//!                 endpoint.clone().call(request)
+//!             });
+//!             let server = auto::Builder::new(TokioExecutor::new());
+//!             let _ = server.serve_connection_with_upgrades(TokioIo::new(stream), service).await;
+//!         });
+//!     }
+//! }
+//! ```
+//!
+//! A plain TCP stream is written to by whichever task broadcasts, as long as nothing waits there;
+//! any other stream only by the socket's own task.
+//!
+//! # Features
+//!
+//! - `axum`: [`ConnectInfo`] finds the peer's address and the whole path of a request where axum
+//!   keeps them. Off by default; sockets work behind axum without it.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod broadcast;
 mod channel;
+mod connect_info;
 mod end;
 mod endpoint;
 mod hub;
 mod listen;
 mod mount;
+mod origin;
 mod outbox;
+mod params;
+mod path;
 mod payload;
 mod protocol;
 mod pubsub;
@@ -87,16 +147,20 @@ pub use self::{
         Channel, ChannelContext, ChannelHandle, HandleInfo, JoinContext, JoinError, NoReference,
         Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
+    connect_info::{ConnectInfo, PeerAddr},
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,
+    origin::{CheckOrigin, Origin, OriginError},
+    params::{MissingParam, Params, ParamsError},
+    path::PathError,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::reference::Ref,
     pubsub::{
         Adapter, AdapterError, BroadcastError, Lagged, LocalNode, PubSub, SubscriberId,
         Subscription,
     },
-    socket::{ConnectError, ConnectInfo, MissingParam, Params, Socket},
+    socket::{ConnectError, Socket},
     token::{Signer, SignerError, TokenError},
     topic::{PatternError, Topic},
 };

@@ -6,6 +6,7 @@ use pipeline_core::Telemetry;
 
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
+    origin::CheckOrigin,
     outbox::OutboxLimits,
     protocol::connection::Limits,
     socket::Socket,
@@ -41,6 +42,7 @@ use crate::{
 pub struct Mount<S> {
     pub(crate) socket: S,
     pub(crate) options: MountOptions,
+    pub(crate) handshake: HandshakeOptions,
     routes: Vec<Route<S>>,
     refused: Option<PatternError>,
 }
@@ -54,6 +56,17 @@ pub(crate) struct MountOptions {
     max_channels: usize,
 }
 
+/// What can be set for how a kind of socket is connected to.
+#[derive(Clone, Debug)]
+pub(crate) struct HandshakeOptions {
+    /// Where the WebSocket is, below the mount.
+    pub(crate) path: String,
+    /// The endpoint's, if none is set.
+    pub(crate) check_origin: Option<CheckOrigin>,
+    pub(crate) subprotocols: Vec<String>,
+    pub(crate) auth_token: bool,
+}
+
 impl<S: Socket> Mount<S> {
     /// A kind of socket without channels.
     pub fn new(socket: S) -> Self {
@@ -63,7 +76,13 @@ impl<S: Socket> Mount<S> {
             timeout: Duration::from_secs(60),
             max_channels: 100,
         };
-        Self { socket, options, routes: Vec::new(), refused: None }
+        let handshake = HandshakeOptions {
+            path: "websocket".to_owned(),
+            check_origin: None,
+            subprotocols: Vec::new(),
+            auth_token: false,
+        };
+        Self { socket, options, handshake, routes: Vec::new(), refused: None }
     }
 
     /// Routes topics to a kind of channel. A pattern is a topic, or the beginning of one and a `*`.
@@ -89,6 +108,90 @@ impl<S: Socket> Mount<S> {
             }
             Err(error) => self.refused = self.refused.or(Some(error)),
         }
+        self
+    }
+
+    /// Where the WebSocket is, below the path that this is mounted at. Default `/websocket`, where
+    /// the official client looks for it.
+    ///
+    /// It may have variables, as that path may; see
+    /// [`EndpointBuilder::mount`](crate::EndpointBuilder::mount). This is the option `:path` of
+    /// `Phoenix.Endpoint.socket/3`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
+    /// // Served at `/tenant/acme/live/fast`, for instance.
+    /// Endpoint::builder().mount("/tenant/:tenant", mount.path("/live/:lane")).build()
+    /// # }
+    /// ```
+    pub fn path(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.handshake.path);
+        self
+    }
+
+    /// Which pages may connect. Default: what
+    /// [`EndpointBuilder::check_origin`](crate::EndpointBuilder::check_origin) says.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.check_origin(CheckOrigin::list(["https://example.com", "//localhost"]))
+    /// # }
+    /// ```
+    pub fn check_origin(mut self, check: CheckOrigin) -> Self {
+        self.handshake.check_origin = Some(check);
+        self
+    }
+
+    /// The subprotocols that are spoken on this socket, the preferred ones first. None by default.
+    ///
+    /// A client that offers some is answered with the first of these that it offers, or refused with
+    /// 403 if there is none. A client that offers nothing is let in. With an empty list, offers are
+    /// ignored; a browser that made one then gives up. A name that cannot stand in a header is an
+    /// error of [`EndpointBuilder::build`](crate::EndpointBuilder::build).
+    ///
+    /// This is the option `:subprotocols` of `Phoenix.Endpoint.socket/3`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.subprotocols(["sip", "mqtt"])
+    /// # }
+    /// ```
+    pub fn subprotocols<T: Into<String>>(mut self, names: impl IntoIterator<Item = T>) -> Self {
+        self.handshake.subprotocols = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Whether to take a token out of the offered subprotocols, which is where the official client
+    /// puts its `authToken`: there is no other header that a browser lets a page write, and a query
+    /// ends up in logs. Default no.
+    ///
+    /// The token is in [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token). Whether it is
+    /// there and any good is for `connect` to say; only a token that is not base64 of a text is
+    /// refused here, with 403. The subprotocol `phoenix`, which the client offers beside it, is spoken
+    /// in addition to [`subprotocols`](Self::subprotocols).
+    ///
+    /// This is the option `:auth_token` of `Phoenix.Endpoint.socket/3`, since Phoenix 1.8.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::{ConnectError, ConnectInfo, Mount, Params, Socket};
+    ///
+    /// struct UserSocket;
+    ///
+    /// impl Socket for UserSocket {
+    ///     type Assigns = String;
+    ///
+    ///     async fn connect(&self, _: &Params, info: &ConnectInfo) -> Result<String, ConnectError> {
+    ///         info.auth_token.clone().ok_or_else(ConnectError::refused)
+    ///     }
+    /// }
+    ///
+    /// let mount = Mount::new(UserSocket).auth_token(true);
+    /// ```
+    pub fn auth_token(mut self, expected: bool) -> Self {
+        self.handshake.auth_token = expected;
         self
     }
 
@@ -140,6 +243,7 @@ impl<S> std::fmt::Debug for Mount<S> {
         let patterns: Vec<_> = self.routes.iter().map(|route| &route.pattern).collect();
         f.debug_struct("Mount")
             .field("options", &self.options)
+            .field("handshake", &self.handshake)
             .field("patterns", &patterns)
             .finish_non_exhaustive()
     }

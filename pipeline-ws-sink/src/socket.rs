@@ -2,10 +2,10 @@
 
 use std::{error::Error, fmt, future::Future};
 
-use http::{Request, Uri, header::USER_AGENT};
-use thiserror::Error;
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
-use crate::telemetry::short_type_name;
+use crate::{connect_info::ConnectInfo, params::Params, telemetry::short_type_name};
 
 /// A kind of client connection: it decides who may connect, and as whom.
 ///
@@ -47,7 +47,10 @@ pub trait Socket: Send + Sync + Sized + 'static {
 
     /// Lets a client connect, or refuses it with status 403.
     ///
-    /// An error or a panic refuses too; it is logged, and the client is told nothing more.
+    /// An error or a panic refuses too; it is logged, and the client is told nothing more, unless the
+    /// error [brings an answer](ConnectError::respond).
+    ///
+    /// It is not called for what could not become a WebSocket anyway. Phoenix would call it.
     fn connect(
         &self,
         params: &Params,
@@ -66,88 +69,95 @@ pub trait Socket: Send + Sync + Sized + 'static {
     }
 }
 
-/// The parameters that a client connects with: the query of its request, decoded.
-#[derive(Clone, Debug, Default)]
-pub struct Params(Vec<(String, String)>);
+/// What an answer with a text in it is.
+pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-impl Params {
-    pub(crate) fn decode(query: &str) -> Self {
-        Self(form_urlencoded::parse(query.as_bytes()).into_owned().collect())
-    }
-
-    /// The value of a parameter; the last one, if it was given several times.
-    ///
-    /// ```
-    /// # use pipeline_ws_sink::Params;
-    /// # let params = Params::default();
-    /// let room = params.get("room").unwrap_or("lobby");
-    /// ```
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| &**value)
-    }
-
-    /// The value of a parameter that has to be there.
-    ///
-    /// # Errors
-    ///
-    /// [`MissingParam`] names the parameter; as the error of a `connect`, it refuses the client.
-    pub fn require(&self, name: &str) -> Result<&str, MissingParam> {
-        self.get(name).ok_or_else(|| MissingParam { name: name.into() })
-    }
-}
-
-/// A parameter that has to be there is not.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("the parameter {name:?} is missing")]
-pub struct MissingParam {
-    name: Box<str>,
-}
-
-/// What is known of a connection besides its parameters.
-///
-/// Cookies and the `authorization` header are left out on purpose: a browser sends them with
-/// requests that other sites make, too.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ConnectInfo {
-    /// What the client asked for.
-    pub uri: Uri,
-    /// What the client says it is.
-    pub user_agent: Option<String>,
-}
-
-impl ConnectInfo {
-    pub(crate) fn of<B>(request: &Request<B>) -> Self {
-        let user_agent = request.headers().get(USER_AGENT).and_then(|value| value.to_str().ok());
-        Self { uri: request.uri().clone(), user_agent: user_agent.map(str::to_owned) }
-    }
-}
-
-/// Why a client may not connect. It is told status 403, whatever the cause; the cause is logged.
+/// Why a client may not connect. It is told status 403, whatever the cause, unless
+/// [`respond`](Self::respond) says otherwise; the cause is logged.
 ///
 /// Any error converts with `?`.
+///
+/// A browser tells its page neither status nor body: to the page, any refusal is a connection that
+/// failed, and the official client tries again and again. So an answer is for other clients, and for
+/// those who look.
+///
+/// ```
+/// # use pipeline_ws_sink::ConnectError;
+/// use http::StatusCode;
+///
+/// fn admit(waiting: usize) -> Result<(), ConnectError> {
+///     if waiting > 100 {
+///         let status = StatusCode::TOO_MANY_REQUESTS;
+///         return Err(ConnectError::refused().respond(status, "Too many requests"));
+///     }
+///     Ok(())
+/// }
+/// # assert!(admit(101).is_err());
+/// ```
 pub struct ConnectError {
     cause: Option<Box<dyn Error + Send + Sync>>,
+    answer: Option<Box<Response<Bytes>>>,
 }
 
 impl ConnectError {
     /// Refuses without a cause worth telling.
     #[must_use]
     pub fn refused() -> Self {
-        Self { cause: None }
+        Self { cause: None, answer: None }
     }
 
     /// Refuses for this reason.
     #[must_use]
     pub fn because(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { cause: Some(cause.into()) }
+        Self { cause: Some(cause.into()), answer: None }
+    }
+
+    /// Refuses with this status and this text, in place of 403 and none.
+    ///
+    /// See [`ConnectError`] for an example. Phoenix calls the `:error_handler` of the socket for this.
+    #[must_use]
+    pub fn respond(self, status: StatusCode, text: impl Into<Bytes>) -> Self {
+        let mut answer = Response::new(text.into());
+        *answer.status_mut() = status;
+        if !answer.body().is_empty() {
+            answer.headers_mut().insert(CONTENT_TYPE, TEXT);
+        }
+        self.respond_with(answer)
+    }
+
+    /// Refuses with this response. One that is informational, such as 101, would let the client
+    /// believe something else than that it is refused, so it is replaced by 403.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::ConnectError;
+    /// # fn error() -> Result<ConnectError, http::Error> {
+    /// let later = http::Response::builder().status(503).header("retry-after", "60");
+    /// let error = ConnectError::because("the database is away").respond_with(later.body("".into())?);
+    /// # Ok(error)
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn respond_with(mut self, response: Response<Bytes>) -> Self {
+        self.answer = Some(Box::new(response));
+        self
     }
 
     /// What was wrong, if it was told.
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
         self.cause.as_deref()
+    }
+
+    /// What the client is to be told.
+    pub(crate) fn into_answer(self) -> Response<Bytes> {
+        match self.answer {
+            Some(answer) if !answer.status().is_informational() => *answer,
+            _ => {
+                let mut forbidden = Response::new(Bytes::new());
+                *forbidden.status_mut() = StatusCode::FORBIDDEN;
+                forbidden
+            }
+        }
     }
 }
 

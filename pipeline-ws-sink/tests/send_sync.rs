@@ -1,9 +1,9 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_ws_sink::{
-    BuildError, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, EndpointReport, JoinError,
-    Params, PatternError, Payload, PayloadError, Reply, Signer, SignerError, Stop, TokenError,
-    Topic,
+    BuildError, CheckOrigin, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, EndpointReport,
+    JoinError, MissingParam, Origin, OriginError, Params, ParamsError, PathError, PatternError,
+    Payload, PayloadError, PeerAddr, Reply, Signer, SignerError, Stop, TokenError, Topic,
 };
 
 fn send<T: Send>() {}
@@ -16,15 +16,22 @@ fn public_types_are_send_and_sync() {
     }
     both!(
         BuildError,
+        CheckOrigin,
         ConnectError,
         ConnectInfo,
         Endpoint,
         EndpointReport,
         JoinError,
+        MissingParam,
+        Origin,
+        OriginError,
         Params,
+        ParamsError,
+        PathError,
         PatternError,
         Payload,
         PayloadError,
+        PeerAddr,
         Reply,
         Signer,
         SignerError,

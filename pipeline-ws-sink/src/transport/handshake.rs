@@ -1,63 +1,113 @@
 //! From an HTTP request to a WebSocket, or a refusal.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{Method, Request, Response, StatusCode};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_PROTOCOL},
+};
 use http_body_util::Full;
 use pipeline_core::ExitReason;
+use serde_json::Value;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 
 use super::{io::Io, websocket};
 use crate::{
+    connect_info::{self, ConnectInfo},
     hub::Hub,
     mount::{MountOptions, Routes},
+    origin::{CheckOrigin, Origin, Own},
     outbox::Outbox,
-    protocol::version::Version,
+    params::Params,
+    path::BadSegment,
+    protocol::{subprotocol, version::Version},
     session::{Connection, Session, SessionEvents},
-    socket::{ConnectError, ConnectInfo, Params, Socket},
+    socket::{ConnectError, Socket, TEXT},
     telemetry::Attempts,
 };
 
 /// What an endpoint answers to a request.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
+/// The variables of a request's path.
+pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
+
 /// A kind of socket in its place.
 pub(crate) struct Mounted<S> {
     pub(crate) socket: Arc<S>,
     pub(crate) routes: Arc<Routes<S>>,
     pub(crate) options: MountOptions,
+    pub(crate) handshake: Handshake,
     pub(crate) attempts: Attempts,
+}
+
+/// What is asked of a client before the socket is asked.
+pub(crate) struct Handshake {
+    pub(crate) check_origin: CheckOrigin,
+    /// Where the endpoint is for the public.
+    pub(crate) host: Option<String>,
+    /// The subprotocols that are spoken. If none, offers are ignored.
+    pub(crate) subprotocols: Vec<String>,
+    pub(crate) auth_token: bool,
+}
+
+/// What a client and the server have agreed on.
+struct Agreed {
+    version: Version,
+    subprotocol: Option<HeaderValue>,
+    token: Option<String>,
 }
 
 impl<S: Socket> Mounted<S> {
     /// Lets a client connect, or refuses it. The first check that fails answers.
-    pub(crate) async fn accept(self: Arc<Self>, hub: Arc<Hub>, request: Request<()>) -> Answer {
+    pub(crate) async fn accept(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        mut request: Request<()>,
+        variables: Variables,
+    ) -> Answer {
         if request.method() != Method::GET {
             return status(StatusCode::BAD_REQUEST, "");
         }
         if hub.sockets.is_draining() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
-        let params = Params::decode(request.uri().query().unwrap_or_default());
         let socket = self.socket.name();
-        let version = Version::negotiate(params.get("vsn"));
-        let Some(version) = version else {
-            tracing::warn!(socket, vsn = params.get("vsn"), "refused a version of the protocol");
+        let query = request.uri().query().unwrap_or_default();
+        let params = match variables.map(|variables| Params::decode(query, variables)) {
+            Ok(Ok(params)) => params,
+            Ok(Err(error)) => {
+                tracing::info!(socket, ?error, "refused a query that cannot be decoded");
+                return status(StatusCode::BAD_REQUEST, "");
+            }
+            Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
+        };
+        let Some(Agreed { version, subprotocol, token }) =
+            self.handshake.agree(socket, &mut request, &params)
+        else {
             return status(StatusCode::FORBIDDEN, "");
         };
-        let switching = match create_response_with_body(&request, Full::default) {
+        let mut switching = match create_response_with_body(&request, Full::default) {
             Ok(response) => response,
             Err(error) => return status(StatusCode::BAD_REQUEST, &error.to_string()),
         };
-        let connected = self.connect(&params, &request).await;
+        if let Some(subprotocol) = subprotocol {
+            switching.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, subprotocol);
+        }
+        let mut info = ConnectInfo::of(&request);
+        info.auth_token = token;
+        let connected = self.connect(&params, &info).await;
         self.attempts.count(connected.is_ok());
         let (assigns, id) = match connected {
             Ok(connected) => connected,
             Err(error) => {
                 tracing::info!(socket, %error, "refused a connection");
-                return status(StatusCode::FORBIDDEN, "");
+                return error.into_answer().map(Full::from);
             }
         };
         tracing::debug!(socket, id, "connected");
@@ -76,11 +126,10 @@ impl<S: Socket> Mounted<S> {
     async fn connect(
         &self,
         params: &Params,
-        request: &Request<()>,
+        info: &ConnectInfo,
     ) -> Result<(S::Assigns, Option<String>), ConnectError> {
-        let info = ConnectInfo::of(request);
         let connecting = async {
-            let assigns = self.socket.connect(params, &info).await?;
+            let assigns = self.socket.connect(params, info).await?;
             let id = self.socket.id(&assigns)?;
             Ok((assigns, id))
         };
@@ -119,6 +168,7 @@ impl<S: Socket> Mounted<S> {
         id: Option<String>,
         version: Version,
     ) {
+        // Version 1 is refused above until its frames can be written.
         let outbox = Arc::new(Outbox::new(io.writer, self.options.outbox, hub.metrics.clone()));
         let registration = hub.sockets.register(&outbox, id.as_deref());
         let connection = Arc::new(Connection {
@@ -137,9 +187,82 @@ impl<S: Socket> Mounted<S> {
     }
 }
 
-pub(crate) fn status(status: StatusCode, body: &str) -> Answer {
-    let body = Full::from(Bytes::copy_from_slice(body.as_bytes()));
-    let mut response = Response::new(body);
+impl Handshake {
+    /// Whether the page may connect, which subprotocol and which version is spoken. None is a
+    /// refusal, which has been logged.
+    ///
+    /// Takes the token out of the request's headers.
+    fn agree(&self, socket: &str, request: &mut Request<()>, params: &Params) -> Option<Agreed> {
+        if let Err(Refused { origin, expected }) = self.check_origin(request) {
+            tracing::error!(socket, origin, expected, "refused a page from another origin");
+            return None;
+        }
+        let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL);
+        let mut offered = offered.map(|value| value.to_str().unwrap_or_default().to_owned());
+        let mut token = None;
+        if let (true, Some(header)) = (self.auth_token, &offered) {
+            let Ok(without) = subprotocol::take_token(header) else {
+                tracing::warn!(socket, "refused an auth token that is no base64 of a text");
+                return None;
+            };
+            (token, offered) = (without.token, without.header);
+            if token.is_some() {
+                let left = offered.as_deref().and_then(|left| HeaderValue::from_str(left).ok());
+                match left {
+                    Some(left) => request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, left),
+                    None => request.headers_mut().remove(SEC_WEBSOCKET_PROTOCOL),
+                };
+            }
+        }
+        let Ok(spoken) = subprotocol::select(&self.subprotocols, offered.as_deref()) else {
+            let supported = &self.subprotocols;
+            tracing::warn!(socket, ?supported, "refused a client of other subprotocols");
+            return None;
+        };
+        let vsn = params.as_map().get("vsn");
+        let version = match vsn {
+            None => Version::negotiate(None),
+            Some(Value::String(vsn)) => Version::negotiate(Some(vsn)),
+            Some(_) => None,
+        };
+        let Some(version) = version else {
+            tracing::warn!(socket, ?vsn, "refused a version of the protocol");
+            return None;
+        };
+        // It has been found to be fit for a header when the endpoint was built.
+        let subprotocol = spoken.and_then(|spoken| HeaderValue::from_str(spoken).ok());
+        Some(Agreed { version, subprotocol, token })
+    }
+
+    /// Whether the page that a request comes from may connect.
+    fn check_origin(&self, request: &Request<()>) -> Result<(), Refused> {
+        let Some(origin) = request.headers().get(ORIGIN) else { return Ok(()) };
+        let origin = Origin::parse(&String::from_utf8_lossy(origin.as_bytes()));
+        let uri = connect_info::uri(request);
+        let authority = uri.authority().map(http::uri::Authority::as_str);
+        let own = Own::new(self.host.as_deref(), uri.scheme_str().unwrap_or("http"), authority);
+        // A function of the user's may panic.
+        let checked = catch_unwind(AssertUnwindSafe(|| self.check_origin.check(&origin, &own)));
+        let expected = match checked {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(expected)) => expected,
+            Err(payload) => ExitReason::from_panic(&*payload).to_string(),
+        };
+        Err(Refused { origin: origin.to_string(), expected })
+    }
+}
+
+/// A page that may not connect, and what would have been expected of it.
+struct Refused {
+    origin: String,
+    expected: String,
+}
+
+pub(crate) fn status(status: StatusCode, text: &str) -> Answer {
+    let mut response = Response::new(Full::from(Bytes::copy_from_slice(text.as_bytes())));
     *response.status_mut() = status;
+    if !text.is_empty() {
+        response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    }
     response
 }

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use hyper::upgrade::{Parts, Upgraded};
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf},
     net::TcpStream,
@@ -38,8 +38,13 @@ impl Io {
     /// Takes a plain TCP stream out of its wrapping, so that any task may write to it. Anything else
     /// is left as it is, and only the socket's own task writes to it.
     pub(crate) fn of(upgraded: Upgraded) -> Self {
-        match upgraded.downcast::<TokioIo<TcpStream>>() {
-            Ok(Parts { io, read_buf, .. }) => Self::tcp(io.into_inner(), read_buf),
+        let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
+            Ok(Parts { io, read_buf, .. }) => return Self::tcp(io.into_inner(), read_buf),
+            Err(upgraded) => upgraded,
+        };
+        // Servers that tell HTTP/1 from HTTP/2 wrap the stream once more; axum's is one of them.
+        match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+            Ok(parts) => Self::tcp(parts.io.into_inner(), parts.read_buf),
             Err(upgraded) => Self::duplex(TokioIo::new(upgraded)),
         }
     }
@@ -79,6 +84,59 @@ impl Reader {
                 buffer.reserve(CHUNK);
                 reader.read_buf(buffer).await
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, Response, StatusCode};
+    use http_body_util::Empty;
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use tokio::{io::AsyncWriteExt, net::TcpListener, sync::mpsc};
+
+    use super::*;
+
+    /// Agrees to switch, and hands over what becomes of the connection.
+    fn switch(request: Request<Incoming>, to: mpsc::Sender<Io>) -> Response<Empty<Bytes>> {
+        tokio::spawn(async move {
+            let upgraded = hyper::upgrade::on(request).await.unwrap();
+            to.send(Io::of(upgraded)).await.unwrap();
+        });
+        let switching = Response::builder().status(StatusCode::SWITCHING_PROTOCOLS);
+        switching.header("connection", "upgrade").header("upgrade", "x").body(Empty::new()).unwrap()
+    }
+
+    /// What becomes of a connection to a server of this kind.
+    async fn upgraded(by_auto: bool) -> Io {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nmore";
+        client.write_all(request).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (to, mut from) = mpsc::channel(1);
+        let service = service_fn(move |request| {
+            let answer = switch(request, to.clone());
+            async { Ok::<_, std::convert::Infallible>(answer) }
+        });
+        let stream = TokioIo::new(stream);
+        if by_auto {
+            let builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+            builder.serve_connection_with_upgrades(stream, service).await.unwrap();
+        } else {
+            let connection = http1::Builder::new().serve_connection(stream, service);
+            connection.with_upgrades().await.unwrap();
+        }
+        from.recv().await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_tcp_stream_is_found_below_what_servers_wrap_it_in() {
+        for by_auto in [false, true] {
+            let io = upgraded(by_auto).await;
+            assert!(matches!(io.reader, Reader::Tcp(_)), "{by_auto}");
+            assert!(matches!(io.writer, Writer::Tcp(_)), "{by_auto}");
+            assert_eq!(io.received, "more", "what came along with the request is not lost");
         }
     }
 }

@@ -1,4 +1,5 @@
 //! What the tests of this crate share.
 
 pub(crate) mod channels;
+pub(crate) mod door;
 pub(crate) mod server;

@@ -1,0 +1,226 @@
+//! What is known of a connection besides its parameters.
+
+use std::{fmt, net::SocketAddr};
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Uri,
+    header::{HOST, USER_AGENT},
+    uri::{PathAndQuery, Scheme},
+};
+
+/// What is known of a connection besides its parameters.
+///
+/// Cookies and the `authorization` header are left out on purpose: a browser sends them with
+/// requests that other sites make, too. What else a `connect` needs to know can be in the
+/// [`Socket`](crate::Socket)'s own value.
+///
+/// This is `connect_info` of `Phoenix.Endpoint.socket/3`, with everything in it that can be.
+///
+/// ```
+/// use pipeline_ws_sink::ConnectInfo;
+///
+/// # fn main() -> Result<(), http::Error> {
+/// let request = http::Request::get("/socket/websocket?vsn=2.0.0")
+///     .header("host", "example.com:4000")
+///     .header("user-agent", "curl")
+///     .header("x-forwarded-for", "1.2.3.4")
+///     .body(())?;
+/// let info = ConnectInfo::of(&request);
+/// assert_eq!(info.uri, "http://example.com:4000/socket/websocket?vsn=2.0.0");
+/// assert_eq!(info.user_agent.as_deref(), Some("curl"));
+/// assert_eq!(info.x_headers().next().unwrap().1, "1.2.3.4");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct ConnectInfo {
+    /// What the client asked for, with the host that it named. The scheme is `http`, unless the
+    /// server has put a [`Scheme`] into the request's extensions. Below a nested router, the path is
+    /// what is left of it; with the feature `axum`, it is whole.
+    pub uri: Uri,
+    /// What the client says it is.
+    pub user_agent: Option<String>,
+    /// Where the client, or the proxy in front, connected from. None, unless the server tells; see
+    /// [`PeerAddr`].
+    pub peer_addr: Option<SocketAddr>,
+    /// The token that was sent as the client's `authToken`. None without
+    /// [`Mount::auth_token`](crate::Mount::auth_token).
+    pub auth_token: Option<String>,
+    headers: HeaderMap,
+}
+
+/// Where a client connected from. Whoever accepts connections puts it into the extensions of their
+/// requests, so that it is in [`ConnectInfo::peer_addr`].
+///
+/// With the feature `axum`, what `Router::into_make_service_with_connect_info::<SocketAddr>` puts
+/// there is found too.
+///
+/// ```
+/// use pipeline_ws_sink::{ConnectInfo, PeerAddr};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut request = http::Request::get("/socket/websocket").body(())?;
+/// request.extensions_mut().insert(PeerAddr("192.0.2.1:50000".parse()?));
+/// let info = ConnectInfo::of(&request);
+/// assert_eq!(info.peer_addr, Some("192.0.2.1:50000".parse()?));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PeerAddr(pub SocketAddr);
+
+impl ConnectInfo {
+    /// What a request tells. Endpoints call this; it is public for tests of a
+    /// [`Socket::connect`](crate::Socket::connect). See [`ConnectInfo`] for an example.
+    #[must_use]
+    pub fn of<B>(request: &Request<B>) -> Self {
+        let headers = request.headers();
+        let user_agent = headers.get(USER_AGENT).and_then(|value| value.to_str().ok());
+        let kept = headers
+            .iter()
+            .filter(|(name, _)| is_x(name) || is_trace_context(name) || is_sec_websocket(name));
+        Self {
+            uri: uri(request),
+            user_agent: user_agent.map(str::to_owned),
+            peer_addr: peer_addr(request),
+            auth_token: None,
+            headers: kept.map(|(name, value)| (name.clone(), value.clone())).collect(),
+        }
+    }
+
+    /// The headers whose names begin with `x-`. Anyone can send them; a proxy in front may see to it
+    /// that some are true.
+    ///
+    /// ```
+    /// # fn client(info: &pipeline_ws_sink::ConnectInfo) -> Option<&http::HeaderValue> {
+    /// let mut forwarded = info.x_headers().filter(|(name, _)| *name == "x-forwarded-for");
+    /// forwarded.next().map(|(_, value)| value)
+    /// # }
+    /// ```
+    pub fn x_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.headers.iter().filter(|(name, _)| is_x(name))
+    }
+
+    /// The headers `traceparent` and `tracestate`, if they are there.
+    ///
+    /// ```
+    /// # fn trace(info: &pipeline_ws_sink::ConnectInfo) {
+    /// for (name, value) in info.trace_context_headers() {
+    ///     println!("{name}: {value:?}");
+    /// }
+    /// # }
+    /// ```
+    pub fn trace_context_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.headers.iter().filter(|(name, _)| is_trace_context(name))
+    }
+
+    /// The headers whose names begin with `sec-websocket-`, without the
+    /// [`auth_token`](Self::auth_token).
+    ///
+    /// ```
+    /// # fn offered(info: &pipeline_ws_sink::ConnectInfo) -> bool {
+    /// info.sec_websocket_headers().any(|(name, _)| name == "sec-websocket-protocol")
+    /// # }
+    /// ```
+    pub fn sec_websocket_headers(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        self.headers.iter().filter(|(name, _)| is_sec_websocket(name))
+    }
+}
+
+impl fmt::Debug for ConnectInfo {
+    /// Without the values of headers, the token and the query, because any of them may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectInfo")
+            .field("path", &self.uri.path())
+            .field("user_agent", &self.user_agent)
+            .field("peer_addr", &self.peer_addr)
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+fn is_x(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-")
+}
+
+fn is_trace_context(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "traceparent" | "tracestate")
+}
+
+fn is_sec_websocket(name: &HeaderName) -> bool {
+    name.as_str().starts_with("sec-websocket-")
+}
+
+/// The whole URI of a request: a client sends its path, and the rest in a header or not at all.
+pub(crate) fn uri<B>(request: &Request<B>) -> Uri {
+    let mut parts = asked_for(request).clone().into_parts();
+    let host = request.headers().get(HOST);
+    parts.authority =
+        parts.authority.or_else(|| host.and_then(|host| host.as_bytes().try_into().ok()));
+    let scheme = request.extensions().get::<Scheme>().cloned();
+    parts.scheme = scheme.or(parts.scheme).or(Some(Scheme::HTTP));
+    parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
+    // Without a host, there is no whole URI.
+    Uri::from_parts(parts).unwrap_or_else(|_| asked_for(request).clone())
+}
+
+#[cfg(feature = "axum")]
+fn asked_for<B>(request: &Request<B>) -> &Uri {
+    let original = request.extensions().get::<axum::extract::OriginalUri>();
+    original.map_or(request.uri(), |original| &original.0)
+}
+
+#[cfg(not(feature = "axum"))]
+fn asked_for<B>(request: &Request<B>) -> &Uri {
+    request.uri()
+}
+
+fn peer_addr<B>(request: &Request<B>) -> Option<SocketAddr> {
+    let told = request.extensions().get::<PeerAddr>().map(|PeerAddr(address)| *address);
+    #[cfg(feature = "axum")]
+    let told = told.or_else(|| {
+        let info = request.extensions().get::<axum::extract::ConnectInfo<SocketAddr>>();
+        info.map(|info| info.0)
+    });
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+        let request = Request::get(uri);
+        let with = |request: http::request::Builder, (name, value): &(&str, &str)| {
+            request.header(*name, *value)
+        };
+        headers.iter().fold(request, with).body(()).unwrap()
+    }
+
+    #[test]
+    fn the_uri_is_whole_if_a_host_is_named() {
+        let cases = [
+            ("/a?b", Some("h.test:1"), "http://h.test:1/a?b"),
+            ("/a", None, "/a"),
+            ("/a", Some("no host"), "/a"),
+            ("https://h.test/a", Some("other.test"), "https://h.test/a"),
+        ];
+        for (asked, host, whole) in cases {
+            let headers: Vec<_> = host.iter().map(|host| ("host", *host)).collect();
+            assert_eq!(uri(&request(asked, &headers)), whole);
+        }
+        let mut request = request("/a", &[("host", "h.test")]);
+        request.extensions_mut().insert(Scheme::HTTPS);
+        assert_eq!(uri(&request), "https://h.test/a");
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let headers = [("x-key", "s3cret"), ("sec-websocket-protocol", "s3cret")];
+        let mut info = ConnectInfo::of(&request("/a?token=s3cret", &headers));
+        info.auth_token = Some("s3cret".into());
+        let shown = format!("{info:?}");
+        assert!(shown.contains("x-key") && !shown.contains("s3cret"), "{shown}");
+    }
+}

@@ -1,0 +1,469 @@
+//! From a request to a WebSocket: the cases C-001 to C-042 that need a server. Those that do not are
+//! beside the code: `protocol/version.rs`, `protocol/query.rs`, `path.rs`, `origin.rs`.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use http::{HeaderName, HeaderValue};
+use pipeline_test_support::{Log, connect, reply};
+use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, Mount, PeerAddr};
+use serde_json::json;
+use support::{
+    channels::{NamedSocket, endpoint},
+    door::Door,
+    server::Server,
+};
+
+const SOCKET: &str = "/socket/websocket";
+const EVIL: (&str, &str) = ("origin", "http://evil.test");
+const OFFER: &str = "sec-websocket-protocol";
+
+/// A host at which nobody is, so that pages from anywhere else are refused.
+fn strict(mount: Mount<support::door::Doorman>) -> pipeline_ws_sink::EndpointBuilder {
+    Endpoint::builder().host("localhost").mount("/socket", mount)
+}
+
+#[tokio::test]
+async fn c_001_a_client_of_version_2_is_let_in() {
+    let server = Server::start(endpoint().0).await;
+    let mut client = server.connect("name=ada").await;
+    client.send(json!(["1", "1", "room:lobby", "phx_join", {}])).await;
+    client.expect([reply("1", "1", "room:lobby", "ok", json!({}))]).await;
+}
+
+#[tokio::test]
+async fn c_007_a_version_that_is_no_string_is_refused() {
+    let mut door = Door::open(|mount| mount).await;
+    for query in ["vsn[]=2.0.0", "vsn[a]=2.0.0", "vsn=2.0.0&vsn[]=2.0.0"] {
+        let answer = door.upgrade(&format!("{SOCKET}?{query}"), &[]).await;
+        assert!(answer.is_forbidden(), "{query}: {answer:?}");
+    }
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn c_008_a_post_is_answered_with_400_and_nothing() {
+    let mut door = Door::open(|mount| mount).await;
+    for method in ["POST", "PUT", "OPTIONS"] {
+        let answer = door.request(method, &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
+        assert_eq!((answer.status, &*answer.body), (400, ""), "{method}");
+    }
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn c_009_a_get_that_is_no_upgrade_is_told_so() {
+    let mut door = Door::open(|mount| mount).await;
+    let answer = door.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("pgrade"), "{answer:?}");
+    assert!(answer.header("content-type").unwrap().starts_with("text/plain"), "{answer:?}");
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn c_010_another_version_of_websockets_is_refused_with_400() {
+    let mut door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(SOCKET, &[("sec-websocket-version", "12"), (OFFER, "any")]).await;
+    assert_eq!(answer.status, 400);
+    assert!(!answer.body.is_empty());
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn c_012_a_client_that_is_refused_gets_403_and_nothing() {
+    let mut door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(&format!("{SOCKET}?reject=error"), &[]).await;
+    assert!(answer.is_forbidden(), "{answer:?}");
+    door.seen();
+}
+
+#[tokio::test]
+async fn c_013_a_refusal_may_bring_its_answer() {
+    let door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(&format!("{SOCKET}?reject=limit"), &[]).await;
+    assert_eq!((answer.status, &*answer.body), (429, "Too many requests"));
+    let answer = door.upgrade(&format!("{SOCKET}?reject=later"), &[]).await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("60")));
+    let answer = door.upgrade(&format!("{SOCKET}?reject=switch"), &[]).await;
+    assert!(answer.is_forbidden(), "a refusal is no switching: {answer:?}");
+}
+
+#[tokio::test]
+async fn c_014_a_reason_without_an_answer_is_403_and_logged() {
+    let (log, _guard) = Log::keep();
+    let door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(&format!("{SOCKET}?reject=other"), &[]).await;
+    assert!(answer.is_forbidden(), "{answer:?}");
+    let log = log.take();
+    assert!(log.iter().any(|line| line.contains("error=refused: other")), "{log:?}");
+}
+
+#[tokio::test]
+async fn c_015_an_error_of_another_kind_refuses() {
+    let door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(&format!("{SOCKET}?reject=number"), &[]).await;
+    assert!(answer.is_forbidden(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn c_016_a_panic_refuses_and_is_logged() {
+    let (log, _guard) = Log::keep();
+    let door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(&format!("{SOCKET}?reject=crash"), &[]).await;
+    assert!(answer.is_forbidden(), "{answer:?}");
+    let log = log.take();
+    assert!(log.iter().any(|line| line.contains("told to crash")), "{log:?}");
+    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101, "others are let in");
+}
+
+#[tokio::test]
+async fn c_017_who_cannot_be_named_is_refused() {
+    let door = Door::open(|mount| mount).await;
+    let answer = door.upgrade(&format!("{SOCKET}?id=bad"), &[]).await;
+    assert!(answer.is_forbidden(), "{answer:?}");
+}
+
+#[tokio::test]
+async fn c_018_variables_of_the_path_win_over_the_query() {
+    let tenants =
+        |mount: Mount<_>| Endpoint::builder().mount("/tenant/:tenant", mount.path("/live/:lane"));
+    let mut door = Door::build(tenants).await;
+    let path = "/tenant/acme/live/fast?tenant=evil&x=1&lane[a]=b";
+    assert_eq!(door.upgrade(path, &[]).await.status, 101);
+    let expected = json!({"tenant": "acme", "lane": "fast", "x": "1", "vsn": "2.0.0"});
+    assert_eq!(json!(door.seen().0), expected);
+    assert_eq!(door.upgrade("/tenant/%ff/live/fast", &[]).await.status, 400);
+    assert_eq!(door.upgrade("/tenant/acme/websocket", &[]).await.status, 404);
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn c_020_of_the_headers_only_the_harmless_are_handed_over() {
+    let mut door = Door::open(|mount| mount).await;
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let headers = [
+        ("x-forwarded-for", "1.2.3.4"),
+        ("X-App", "demo"),
+        ("user-agent", "golden/1.0"),
+        ("traceparent", trace),
+        ("cookie", "secret=1"),
+        ("authorization", "Bearer z"),
+    ];
+    assert_eq!(door.upgrade(&format!("{SOCKET}?vsn=2.0.0&q=1"), &headers).await.status, 101);
+    let (_, info) = door.seen();
+    fn pairs<'a>(
+        headers: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+    ) -> Vec<(&'a str, &'a str)> {
+        headers.map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect()
+    }
+    assert_eq!(pairs(info.x_headers()), [("x-forwarded-for", "1.2.3.4"), ("x-app", "demo")]);
+    assert_eq!(pairs(info.trace_context_headers()), [("traceparent", trace)]);
+    assert_eq!(
+        pairs(info.sec_websocket_headers()),
+        [("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="), ("sec-websocket-version", "13")]
+    );
+    assert_eq!(info.user_agent.as_deref(), Some("golden/1.0"));
+    assert_eq!(info.auth_token, None);
+    assert_eq!(info.uri.to_string(), format!("http://{}{SOCKET}?vsn=2.0.0&q=1", door.address()));
+    if cfg!(feature = "axum") {
+        assert!(info.peer_addr.is_some_and(|peer| peer.ip().is_loopback() && peer.port() != 0));
+    }
+}
+
+#[tokio::test]
+async fn c_021_without_an_origin_a_client_is_let_in() {
+    let door = Door::build(strict).await;
+    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101);
+}
+
+#[tokio::test]
+async fn a_page_from_elsewhere_is_refused_and_the_log_says_what_was_expected() {
+    let (log, _guard) = Log::keep();
+    let mut door = Door::build(strict).await;
+    let answer = door.upgrade(SOCKET, &[EVIL]).await;
+    assert!(answer.is_forbidden(), "{answer:?}");
+    door.nobody_was_seen();
+    let log = log.take();
+    let expected = "ERROR expected=\"the host localhost\" \
+                    message=refused a page from another origin \
+                    origin=\"http://evil.test\" socket=\"Doorman\"";
+    assert!(log.iter().any(|line| line == expected), "{log:#?}");
+    assert_eq!(door.upgrade(SOCKET, &[("origin", "https://localhost:9")]).await.status, 101);
+}
+
+#[tokio::test]
+async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own() {
+    let paths = |mount: Mount<_>| {
+        let all = Mount::new(NamedSocket).check_origin(CheckOrigin::off());
+        let own = Mount::new(NamedSocket).check_origin(CheckOrigin::connection());
+        let broken = CheckOrigin::function(|origin| origin.host().unwrap() == "allowed.test");
+        let broken = Mount::new(NamedSocket).check_origin(broken);
+        Endpoint::builder()
+            .check_origin(CheckOrigin::list(["//*.wild.test"]))
+            .mount("/socket", mount)
+            .mount("/all", all)
+            .mount("/own", own)
+            .mount("/function", broken)
+    };
+    let door = Door::build(paths).await;
+    let own = format!("http://{}", door.address());
+    let cases = [
+        ("/socket", "http://a.wild.test", 101),
+        ("/socket", &*own, 403),
+        ("/all", "http://evil.test", 101),
+        ("/own", &*own, 101),
+        ("/own", "http://127.0.0.1", 403),
+        ("/function", "http://allowed.test:77", 101),
+        ("/function", "http://other.test", 403),
+        // It panics.
+        ("/function", "null", 403),
+    ];
+    for (path, origin, status) in cases {
+        let path = format!("{path}/websocket?name=ada");
+        let answer = door.upgrade(&path, &[("origin", origin)]).await;
+        assert_eq!(answer.status, status, "{path} {origin}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_configured_host_pages_are_from_the_host_that_was_asked_for() {
+    let door = Door::open(|mount| mount).await;
+    for (host, origin, status) in [
+        ("example.com", "https://example.com", 101),
+        ("example.com:4000", "http://example.com:3000", 101),
+        ("example.com", "http://evil.test", 403),
+        ("evil test", "http://evil.test", 403),
+    ] {
+        let answer = door.upgrade(SOCKET, &[("host", host), ("origin", origin)]).await;
+        assert_eq!(answer.status, status, "{host} {origin}");
+    }
+}
+
+/// What is offered, the status, and the subprotocol that is spoken.
+async fn offers(door: &Door, cases: &[(Option<&str>, u16, Option<&str>)]) {
+    for (offered, status, spoken) in cases {
+        let headers: Vec<_> = offered.iter().map(|offered| (OFFER, *offered)).collect();
+        let answer = door.upgrade(SOCKET, &headers).await;
+        assert_eq!((answer.status, answer.header(OFFER)), (*status, *spoken), "{offered:?}");
+        assert!(answer.body.is_empty());
+    }
+}
+
+async fn sip_and_mqtt() -> Door {
+    Door::open(|mount| mount.subprotocols(["sip", "mqtt"])).await
+}
+
+#[tokio::test]
+async fn c_033_who_offers_no_subprotocol_speaks_none() {
+    offers(&sip_and_mqtt().await, &[(None, 101, None)]).await;
+}
+
+#[tokio::test]
+async fn c_034_the_server_prefers() {
+    offers(&sip_and_mqtt().await, &[(Some("mqtt, sip"), 101, Some("sip"))]).await;
+}
+
+#[tokio::test]
+async fn c_035_one_that_is_spoken_is_enough() {
+    offers(&sip_and_mqtt().await, &[(Some("nope, mqtt"), 101, Some("mqtt"))]).await;
+}
+
+#[tokio::test]
+async fn c_036_who_speaks_nothing_that_is_spoken_here_is_refused() {
+    offers(&sip_and_mqtt().await, &[(Some("nope"), 403, None), (Some("SIP"), 403, None)]).await;
+}
+
+#[tokio::test]
+async fn without_a_list_subprotocols_are_ignored() {
+    let mut door = Door::open(|mount| mount).await;
+    let token = "phoenix, base64url.bearer.phx.bXktdG9rZW4";
+    offers(&door, &[(Some(token), 101, None)]).await;
+    assert_eq!(door.seen().1.auth_token, None);
+}
+
+/// The token that arrives, and the offers that `connect` still sees.
+fn token(door: &mut Door) -> (Option<String>, Option<String>) {
+    let (_, info) = door.seen();
+    let mut offered = info.sec_websocket_headers().filter(|(name, _)| *name == OFFER);
+    let offered = offered.next().map(|(_, value)| value.to_str().unwrap().to_owned());
+    (info.auth_token.clone(), offered)
+}
+
+async fn with_token() -> Door {
+    Door::open(|mount| mount.auth_token(true)).await
+}
+
+const TOKEN: &str = "base64url.bearer.phx.bXktdG9rZW4";
+
+#[tokio::test]
+async fn c_037_a_token_is_handed_over_and_not_sent_back() {
+    let mut door = with_token().await;
+    let offer = format!("phoenix, {TOKEN}");
+    offers(&door, &[(Some(&offer), 101, Some("phoenix"))]).await;
+    assert_eq!(token(&mut door), (Some("my-token".into()), Some("phoenix".into())));
+}
+
+#[tokio::test]
+async fn c_038_a_token_is_not_asked_for() {
+    let mut door = with_token().await;
+    for offered in [None, Some("phoenix")] {
+        offers(&door, &[(offered, 101, offered)]).await;
+        assert_eq!(token(&mut door), (None, offered.map(str::to_owned)));
+    }
+}
+
+#[tokio::test]
+async fn c_039_a_token_may_come_alone() {
+    let mut door = with_token().await;
+    offers(&door, &[(Some(TOKEN), 101, None)]).await;
+    assert_eq!(token(&mut door), (Some("my-token".into()), None));
+}
+
+#[tokio::test]
+async fn c_040_a_token_does_not_stand_in_for_a_subprotocol() {
+    let mut door = with_token().await;
+    offers(&door, &[(Some(&format!("other, {TOKEN}")), 403, None)]).await;
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn c_041_two_tokens_are_none() {
+    let mut door = with_token().await;
+    let two = format!("phoenix, {TOKEN}, base64url.bearer.phx.dHdv");
+    offers(&door, &[(Some(&two), 101, Some("phoenix"))]).await;
+    assert_eq!(token(&mut door), (None, Some(two)));
+}
+
+#[tokio::test]
+async fn c_042_a_token_that_is_no_base64_is_refused() {
+    let mut door = with_token().await;
+    offers(&door, &[(Some("phoenix, base64url.bearer.phx.!!!"), 403, None)]).await;
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn a_token_leaves_the_subprotocols_of_the_mount_alone() {
+    let mut door = Door::open(|mount| mount.subprotocols(["sip"]).auth_token(true)).await;
+    offers(&door, &[(Some(&format!("sip, {TOKEN}")), 101, Some("sip"))]).await;
+    assert_eq!(token(&mut door), (Some("my-token".into()), Some("sip".into())));
+}
+
+#[tokio::test]
+async fn the_first_check_that_fails_answers() {
+    let mut door = Door::build(strict).await;
+    let cases = [
+        // Neither an upgrade, nor of the right origin: the origin is looked at first.
+        (door.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[EVIL]).await, 403),
+        (door.request("GET", &format!("{SOCKET}?vsn=3.0.0"), &[]).await, 403),
+        (door.request("POST", SOCKET, &[EVIL]).await, 400),
+        (door.upgrade(&format!("{SOCKET}?a=%zz"), &[EVIL]).await, 400),
+        (door.upgrade(&format!("{SOCKET}?a=%ff"), &[]).await, 400),
+        (door.upgrade(&format!("{SOCKET}?{}", "a&".repeat(1001)), &[]).await, 400),
+    ];
+    for (answer, status) in cases {
+        assert_eq!((answer.status, &*answer.body), (status, ""));
+    }
+    door.nobody_was_seen();
+}
+
+#[tokio::test]
+async fn an_endpoint_is_found_wherever_a_router_puts_it() {
+    let socket = |mount: Mount<_>| Endpoint::builder().mount("/socket", mount);
+    type Put = fn(Endpoint) -> axum::Router;
+    let routers: [(&str, Put); 4] = [
+        ("", |endpoint| axum::Router::new().fallback_service(endpoint)),
+        ("", |endpoint| axum::Router::new().route_service(SOCKET, endpoint)),
+        ("/api", |endpoint| axum::Router::new().nest_service("/api", endpoint)),
+        ("/api", |endpoint| {
+            axum::Router::new().nest("/api", axum::Router::new().fallback_service(endpoint))
+        }),
+    ];
+    for (prefix, router) in routers {
+        let mut door = Door::route(socket, |endpoint| {
+            router(endpoint).route("/socket", axum::routing::get(async || "the app's own"))
+        })
+        .await;
+        assert_eq!(door.upgrade(&format!("{prefix}{SOCKET}"), &[]).await.status, 101);
+        let info = door.seen().1;
+        if cfg!(feature = "axum") {
+            assert_eq!(info.uri.path(), format!("{prefix}{SOCKET}"));
+        }
+        assert_eq!(door.request("GET", "/socket", &[]).await.body, "the app's own");
+        assert_eq!(door.upgrade(&format!("{prefix}/socket"), &[]).await.status, {
+            if prefix.is_empty() { 200 } else { 404 }
+        });
+        door.nobody_was_seen();
+    }
+}
+
+#[tokio::test]
+async fn any_server_can_tell_where_a_client_is() {
+    let peer: SocketAddr = "192.0.2.1:50000".parse().unwrap();
+    let socket = |mount: Mount<_>| Endpoint::builder().mount("/socket", mount);
+    let told = |endpoint| {
+        let router = axum::Router::new().fallback_service(endpoint);
+        router.layer(axum::Extension(PeerAddr(peer)))
+    };
+    let mut door = Door::route(socket, told).await;
+    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101);
+    assert_eq!(door.seen().1.peer_addr, Some(peer));
+}
+
+#[tokio::test]
+async fn of_two_mounts_that_match_the_first_wins() {
+    let both = |mount: Mount<_>| {
+        let named = Mount::new(NamedSocket);
+        Endpoint::builder().mount("/tenant/acme", named).mount("/tenant/:tenant", mount)
+    };
+    let mut door = Door::build(both).await;
+    assert_eq!(door.upgrade("/tenant/other/websocket", &[]).await.status, 101);
+    assert_eq!(door.seen().0.get("tenant"), Some("other"));
+    assert_eq!(door.upgrade("/tenant/acme/websocket?name=ada", &[]).await.status, 101);
+    door.nobody_was_seen();
+    let url = format!("ws://{}/tenant/acme/websocket?vsn=2.0.0", door.address());
+    assert_eq!(connect(&url).await.err(), Some(403), "this one asks for a name");
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_when_the_endpoint_is_built() {
+    let mount = || Mount::new(NamedSocket);
+    let builder = Endpoint::builder;
+    let no_host = || CheckOrigin::list(["example.com"]);
+    let cases = [
+        (
+            builder().mount("/a/:x", mount()).mount("a/:y/", mount()),
+            "two sockets are mounted at /a/:y/websocket",
+        ),
+        (
+            builder().mount("/a", mount()).mount("/a/", mount().path("//websocket")),
+            "two sockets are mounted at /a/websocket",
+        ),
+        (builder().mount("/:", mount()), "the path \"/:/websocket\" has a variable without a name"),
+        (
+            builder().mount("/:a", mount().path(":a")),
+            "the path \"/:a/:a\" has two variables named \"a\"",
+        ),
+        (
+            builder().host("https://a.test"),
+            "\"https://a.test\" is no host: \"example.com\" is one, without scheme and port",
+        ),
+        (
+            builder().mount("/a", mount().subprotocols(["a b"])),
+            "the subprotocol \"a b\" has characters that cannot stand in a header",
+        ),
+    ];
+    for (builder, expected) in cases {
+        assert_eq!(builder.build().unwrap_err().to_string(), expected);
+    }
+    for builder in
+        [builder().check_origin(no_host()), builder().mount("/a", mount().check_origin(no_host()))]
+    {
+        assert!(matches!(builder.build(), Err(BuildError::Origin(_))));
+    }
+    let apart = builder().mount("/a", mount()).mount("/a", mount().path("/other"));
+    assert!(apart.build().is_ok(), "their transports are at different paths");
+}
