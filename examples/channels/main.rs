@@ -1,0 +1,71 @@
+//! One of everything that a channel can do, for any client of Phoenix Channels to try.
+//!
+//! `cargo run --example channels -- --port 4010`, then connect to `ws://127.0.0.1:4010/socket`.
+//!
+//! It is the application that the recorded conversations in `tests/golden/` were held with, whose
+//! README describes it, and some channels more. A test replays them against it.
+#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+
+mod control;
+mod dedup;
+mod farewell;
+mod mounts;
+mod room;
+mod slow;
+mod small;
+mod socket;
+mod token;
+
+use std::{error::Error, io::IsTerminal, sync::Arc, time::Duration};
+
+use clap::Parser;
+use pipeline::{
+    serve, shutdown_signal,
+    ws::{Signer, listen},
+};
+use tokio::sync::Notify;
+
+/// One of everything that a channel can do.
+#[derive(Debug, Parser)]
+#[command(name = "channels")]
+struct Args {
+    /// The port to serve on; 0 picks a free one
+    #[arg(long, default_value_t = 4010)]
+    port: u16,
+
+    /// What tokens are signed with, at least 20 bytes
+    #[arg(long, env = "SECRET_KEY_BASE", default_value = "a secret for trying things out only")]
+    secret: String,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let args = Args::parse();
+    let listener = listen(("127.0.0.1", args.port)).await?;
+    let endpoint = mounts::endpoint(&Signer::new(&args.secret, "user socket")?)?;
+    println!("sockets  ws://{}/socket", listener.local_addr()?);
+
+    let stop = Arc::new(Notify::new());
+    let app = control::router(&endpoint, stop.clone()).fallback_service(endpoint.clone());
+    let signal = shutdown_signal()?;
+    let told = async move {
+        tokio::select! {
+            () = stop.notified() => {}
+            () = signal => {}
+        }
+    };
+    let report = serve(listener, app)
+        .endpoint(endpoint)
+        .drain_within(Duration::from_secs(5))
+        .until(told)
+        .await?;
+    println!("{report}");
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Where sockets are mounted, and with which channels.
+
+use std::time::Duration;
+
+use pipeline::ws::{BuildError, CheckOrigin, Drainer, Endpoint, Mount, Signer};
+
+use crate::{
+    dedup::Dedup,
+    farewell::Farewell,
+    room::Room,
+    slow::{ParallelPing, Slow, SlowPing},
+    small::{External, Kind, Role, Vip, Wild},
+    socket::{Info, UserSocket},
+    token::{Fresh, Token},
+};
+
+/// How often `token:*` sends a new one.
+const RENEWAL: Duration = Duration::from_secs(60);
+
+/// The endpoint with all its sockets.
+pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
+    let sockets = |info| mount(info, signer);
+    let open = || sockets(&[]).check_origin(CheckOrigin::off());
+    let drainer = Drainer::new().batch_size(2).batch_interval(Duration::from_millis(300));
+    let known = ["//localhost", "https://secure.test", "//ported.test:8443", "//*.wild.test"];
+    let info = sockets(&[
+        Info::PeerData,
+        Info::XHeaders,
+        Info::Uri,
+        Info::UserAgent,
+        Info::TraceContext,
+        Info::Custom,
+    ]);
+    Endpoint::builder()
+        .host("localhost")
+        .mount("/socket", sockets(&[]).drainer(drainer))
+        .mount("/strict", sockets(&[]))
+        .mount("/list", sockets(&[]).check_origin(CheckOrigin::list(known)))
+        .mount("/connorigin", sockets(&[]).check_origin(CheckOrigin::connection()))
+        .mount(
+            "/mfa",
+            sockets(&[]).check_origin(CheckOrigin::function(|origin| {
+                origin.host() == Some("allowed.test")
+            })),
+        )
+        .mount("/limits", open().timeout(Duration::from_millis(700)).max_frame_size(1024))
+        .mount("/deflate", open().compress(true))
+        .mount("/proto", open().subprotocols(["sip", "mqtt"]))
+        .mount("/tenant/:tenant", open().path("/live/:lane"))
+        .mount("/info", info.check_origin(CheckOrigin::off()))
+        .mount(
+            "/auth",
+            sockets(&[Info::SecWebSocket, Info::AuthToken])
+                .auth_token(true)
+                .check_origin(CheckOrigin::off()),
+        )
+        .mount("/few", open().max_channels(2))
+        .build()
+}
+
+/// The channels, in the order in which topics are tried against them.
+fn mount(info: &'static [Info], signer: &Signer) -> Mount<UserSocket> {
+    Mount::new(UserSocket { info })
+        .channel::<Vip>("room:vip")
+        .channel::<Room>("room:*")
+        .channel_with::<Kind>("late:*", "wildcard")
+        // Never reached: the wildcard comes first.
+        .channel::<Vip>("late:special")
+        .channel_with::<Role>("role:*", "admin")
+        .channel::<Slow>("slow:*")
+        .channel::<Farewell>("bye:*")
+        .channel_with::<Kind>("feed*", "feed")
+        .channel_with::<Kind>("plain", "feed")
+        .channel::<External>("ext:*")
+        .channel::<Wild>("wild:*")
+        .channel::<Dedup>("dedup:*")
+        .channel::<SlowPing>("ping:slow")
+        .channel::<ParallelPing>("ping:parallel")
+        .channel_with::<Token>("token:*", Fresh { signer: signer.clone(), every: RENEWAL })
+}
