@@ -85,6 +85,7 @@ pub use self::{
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,
+    outbox::WhenFull,
     payload::{IntoPayload, Payload, PayloadError},
     socket::{ConnectError, ConnectInfo, MissingParam, Params, Socket},
     token::{Signer, SignerError, TokenError},

@@ -103,7 +103,7 @@ impl PubSub {
                 let payload = broadcast.payload.clone();
                 subscriber.mailbox.intercepted(Intercepted { event: event.into(), payload, since });
             } else {
-                subscriber.outbox.send(&broadcast.frame, since);
+                subscriber.outbox.send_shared(&broadcast.frame, since);
             }
         }
     }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::{Channel, reply::encode};
 use crate::{
+    outbox::EventKey,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::message::{Address, Broadcast, Ref, topic_json},
     pubsub::SubscriberKey,
@@ -98,15 +99,16 @@ impl<S: Socket> ChannelContext<S> {
 
     /// Sends an event to this client. The payload has to be a JSON object.
     ///
-    /// It never waits; a client that reads too slowly is disconnected. Once the socket is gone, it
-    /// does nothing.
+    /// It never waits. What happens when the client reads too slowly is for
+    /// [`Mount::when_full`](crate::Mount::when_full) to say. Once the socket is gone, it does nothing.
     ///
     /// # Errors
     ///
     /// [`PayloadError`] if the payload is no object, or has no JSON form.
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PayloadError> {
         let frame = self.address().push(event, payload)?;
-        self.connection.outbox.send(&frame, self.since);
+        let key = EventKey::new(&self.topic, event);
+        self.connection.outbox.send_event(&frame, key, self.since);
         Ok(())
     }
 

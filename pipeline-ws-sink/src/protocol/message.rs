@@ -7,7 +7,10 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, SeqAccess, Vi
 use serde_json::value::RawValue;
 
 use super::{escape::surrogates_are_paired, frame::Frame};
-use crate::payload::{IntoPayload, Payload, PayloadError};
+use crate::{
+    outbox::{EventKey, SharedFrame},
+    payload::{IntoPayload, Payload, PayloadError},
+};
 
 /// The event of a join request.
 pub(crate) const JOIN: &str = "phx_join";
@@ -222,7 +225,7 @@ impl Address<'_> {
 /// A broadcast, encoded: one frame for every subscriber, because it names no join.
 #[derive(Clone, Debug)]
 pub(crate) struct Broadcast {
-    pub(crate) frame: Frame,
+    pub(crate) frame: SharedFrame,
     /// The payload alone, out of the frame's memory, for those who intercept it.
     pub(crate) payload: Payload,
 }
@@ -234,6 +237,7 @@ impl Broadcast {
         payload: impl IntoPayload,
     ) -> Result<Self, PayloadError> {
         let mut payload_length = 0;
+        let key = EventKey::new(topic, event);
         let topic = topic_json(topic);
         let address = Address { join_ref: &Ref::NULL, topic: &topic };
         let frame = address.frame(&Ref::NULL, event, |out| {
@@ -245,7 +249,7 @@ impl Broadcast {
         let body = frame.body();
         let end = body.len() - 1;
         let payload = Payload::from_json(body.slice(end - payload_length..end));
-        Ok(Self { frame, payload })
+        Ok(Self { frame: SharedFrame::new(frame, key), payload })
     }
 }
 
@@ -340,7 +344,10 @@ mod tests {
             json!(["1", null, "room:\"lobby\"", "tick", {"i": 1}])
         );
         let broadcast = Broadcast::encode("room:1", "shouted", json!({"m": "é"})).unwrap();
-        assert_eq!(parsed(&broadcast.frame), json!([null, null, "room:1", "shouted", {"m": "é"}]));
+        assert_eq!(
+            parsed(broadcast.frame.get(false)),
+            json!([null, null, "room:1", "shouted", {"m": "é"}])
+        );
         assert_eq!(broadcast.payload.json(), r#"{"m":"é"}"#);
     }
 

@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header::SEC_WEBSOCKET_EXTENSIONS};
 use http_body_util::Full;
 use pipeline_core::ExitReason;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
@@ -14,7 +14,7 @@ use crate::{
     hub::Hub,
     mount::{MountOptions, Routes},
     outbox::Outbox,
-    protocol::version::Version,
+    protocol::{deflate::negotiate, version::Version},
     session::{Connection, Session, SessionEvents},
     socket::{ConnectError, ConnectInfo, Params, Socket},
     telemetry::Attempts,
@@ -47,7 +47,7 @@ impl<S: Socket> Mounted<S> {
             tracing::warn!(socket, vsn = params.get("vsn"), "refused a version of the protocol");
             return status(StatusCode::FORBIDDEN, "");
         }
-        let switching = match create_response_with_body(&request, Full::default) {
+        let mut switching = match create_response_with_body(&request, Full::default) {
             Ok(response) => response,
             Err(error) => return status(StatusCode::BAD_REQUEST, &error.to_string()),
         };
@@ -60,13 +60,18 @@ impl<S: Socket> Mounted<S> {
                 return status(StatusCode::FORBIDDEN, "");
             }
         };
+        let extension = self.options.compress.then(|| extension(&request)).flatten();
+        let compresses = extension.is_some();
+        if let Some(extension) = extension {
+            switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
+        }
         tracing::debug!(socket, id, "connected");
         let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
         tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = cut_off.cancelled() => {}
-                () = self.upgrade(hub, request, assigns, id) => {}
+                () = self.upgrade(hub, request, assigns, id, compresses) => {}
             }
         });
         switching
@@ -98,6 +103,7 @@ impl<S: Socket> Mounted<S> {
         request: Request<()>,
         assigns: S::Assigns,
         id: Option<String>,
+        compresses: bool,
     ) {
         let io = match hyper::upgrade::on(request).await {
             Ok(upgraded) => Io::of(upgraded),
@@ -106,7 +112,7 @@ impl<S: Socket> Mounted<S> {
                 return;
             }
         };
-        self.serve(hub, io, assigns, id).await;
+        self.serve(hub, io, assigns, id, compresses).await;
     }
 
     /// Lives on a connection to its end.
@@ -116,8 +122,12 @@ impl<S: Socket> Mounted<S> {
         io: Io,
         assigns: S::Assigns,
         id: Option<String>,
+        compresses: bool,
     ) {
-        let outbox = Arc::new(Outbox::new(io.writer, self.options.outbox, hub.metrics.clone()));
+        let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
+            .when_full(self.options.when_full)
+            .compressing(compresses);
+        let outbox = Arc::new(outbox);
         let registration = hub.sockets.register(&outbox, id.as_deref());
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
@@ -132,6 +142,13 @@ impl<S: Socket> Mounted<S> {
         websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
         drop(registration);
     }
+}
+
+/// What is answered to the extensions that a client offers, if anything.
+fn extension(request: &Request<()>) -> Option<HeaderValue> {
+    let offers = request.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
+    let answer = negotiate(offers.iter().filter_map(|value| value.to_str().ok()))?;
+    HeaderValue::from_str(&answer).ok()
 }
 
 pub(crate) fn status(status: StatusCode, body: &str) -> Answer {
