@@ -63,6 +63,7 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod channel;
+mod drainer;
 mod end;
 mod endpoint;
 mod hub;
@@ -82,6 +83,7 @@ mod transport;
 
 pub use self::{
     channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
+    drainer::Drainer,
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,

@@ -6,6 +6,7 @@ use pipeline_core::Telemetry;
 
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
+    drainer::Drainer,
     outbox::{OutboxLimits, WhenFull},
     protocol::connection::Limits,
     socket::Socket,
@@ -53,6 +54,7 @@ pub(crate) struct MountOptions {
     pub(crate) when_full: WhenFull,
     pub(crate) compress: bool,
     pub(crate) timeout: Duration,
+    pub(crate) drainer: Drainer,
     max_channels: usize,
 }
 
@@ -65,6 +67,7 @@ impl<S: Socket> Mount<S> {
             when_full: WhenFull::Disconnect,
             compress: false,
             timeout: Duration::from_secs(60),
+            drainer: Drainer::new(),
             max_channels: 100,
         };
         Self { socket, options, routes: Vec::new(), refused: None }
@@ -172,6 +175,13 @@ impl<S: Socket> Mount<S> {
     /// is dropped, and counted in `socket.frames_dropped`.
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.options.when_full = when_full;
+        self
+    }
+
+    /// In which steps the sockets are closed when the endpoint
+    /// [drains](crate::Endpoint::drain). Default 10,000 channels every two seconds.
+    pub fn drainer(mut self, drainer: Drainer) -> Self {
+        self.options.drainer = drainer;
         self
     }
 

@@ -2,6 +2,7 @@
 
 mod backlog;
 mod kind;
+mod room;
 mod shared_frame;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,6 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
-    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -66,10 +66,6 @@ struct State {
     finished: bool,
     last_active: Instant,
 }
-
-/// There is no room, and who sends is to wait for it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct NoRoom;
 
 impl Outbox {
     pub(crate) fn new(writer: Writer, limits: OutboxLimits, metrics: Arc<SocketMetrics>) -> Self {
@@ -122,59 +118,6 @@ impl Outbox {
     /// Sends an event that others get too. It may be dropped if the client is behind.
     pub(crate) fn send_shared(&self, frame: &SharedFrame, since: Option<Instant>) {
         self.accept(frame.get(self.compresses), Kind::Event(frame.key()), since);
-    }
-
-    /// Sends an event that others get too, unless the sender is to [wait](Self::room) for room
-    /// first: then nothing is sent. For those who can wait; where the policy is another one, it does
-    /// the same as [`send_shared`](Self::send_shared).
-    pub(crate) fn offer_shared(
-        &self,
-        frame: &SharedFrame,
-        since: Option<Instant>,
-    ) -> Result<(), NoRoom> {
-        let (plain_or_deflated, kind) = (frame.get(self.compresses), Kind::Event(frame.key()));
-        let state = self.state.lock();
-        if !state.takes_more(self.wait_limits()) {
-            return Err(NoRoom);
-        }
-        self.accept_in(state, plain_or_deflated, kind, since);
-        Ok(())
-    }
-
-    /// How long a sender that can wait waits for room, if it is to wait at all.
-    pub(crate) fn wait_limit(&self) -> Option<Duration> {
-        match self.when_full {
-            WhenFull::Wait { up_to } => Some(up_to),
-            _ => None,
-        }
-    }
-
-    /// Waits until there is room, or until it does not matter because the socket ends. At once where
-    /// the policy is not to wait.
-    ///
-    /// Others may take the room before the caller does: see [`offer_shared`](Self::offer_shared).
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub(crate) async fn room(&self) {
-        let Some(room) = &self.room else { return };
-        loop {
-            // From here on it is told, so nothing is missed between the look and the wait.
-            let told = room.notified();
-            if self.state.lock().takes_more(self.wait_limits()) {
-                return;
-            }
-            told.await;
-        }
-    }
-
-    /// Closes the socket because its client was too slow for somebody who waited.
-    pub(crate) fn give_up(&self) {
-        let mut state = self.state.lock();
-        if state.is_open() {
-            self.too_slow(&mut state, 0);
-        }
     }
 
     /// Sends the last frame. It goes behind what waits, and nothing goes behind it.
@@ -307,11 +250,6 @@ impl Outbox {
         }
     }
 
-    /// Above what there is no room for those who can wait, where they are to.
-    fn wait_limits(&self) -> Option<OutboxLimits> {
-        self.room.is_some().then_some(self.limits)
-    }
-
     fn poll_flush(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(backlog) = &mut state.backlog {
             let mut slices = [IoSlice::new(&[]); GATHER];
@@ -356,14 +294,6 @@ impl State {
     /// Whether frames are still taken.
     fn is_open(&self) -> bool {
         !self.finished && self.end.is_none()
-    }
-
-    /// Whether one who can wait need not: there is room, or nothing is taken any more.
-    fn takes_more(&self, limits: Option<OutboxLimits>) -> bool {
-        match (&self.backlog, limits) {
-            (Some(backlog), Some(limits)) if self.is_open() => !backlog.is_full(limits),
-            _ => true,
-        }
     }
 
     /// Drops what waits, but for a frame that has been written in part. Returns how many frames.

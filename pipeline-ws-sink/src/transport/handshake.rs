@@ -11,6 +11,7 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 
 use super::{io::Io, websocket};
 use crate::{
+    drainer::Drainer,
     hub::Hub,
     mount::{MountOptions, Routes},
     outbox::Outbox,
@@ -29,6 +30,8 @@ pub(crate) struct Mounted<S> {
     pub(crate) routes: Arc<Routes<S>>,
     pub(crate) options: MountOptions,
     pub(crate) attempts: Attempts,
+    /// Of its own, because it tells this mount's sockets from those of others.
+    pub(crate) drainer: Arc<Drainer>,
 }
 
 impl<S: Socket> Mounted<S> {
@@ -128,7 +131,7 @@ impl<S: Socket> Mounted<S> {
             .when_full(self.options.when_full)
             .compressing(compresses);
         let outbox = Arc::new(outbox);
-        let registration = hub.sockets.register(&outbox, id.as_deref());
+        let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,
