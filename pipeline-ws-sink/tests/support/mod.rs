@@ -1,4 +1,6 @@
 //! What the tests of this crate share.
 
 pub(crate) mod channels;
+pub(crate) mod memory;
+pub(crate) mod raw;
 pub(crate) mod server;
