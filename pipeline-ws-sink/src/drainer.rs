@@ -98,8 +98,8 @@ mod tests {
         let batches = |size, channels: &[usize]| Drainer::new().batch_size(size).batches(channels);
         assert_eq!(batches(2, &[1, 1, 2, 1]), [0..2, 2..3, 3..4]);
         assert_eq!(batches(2, &[5, 1]), [0..1, 1..2], "one that is larger than a batch");
-        assert_eq!(batches(3, &[1, 1, 1]), [0..3]);
-        assert_eq!(batches(3, &[]), [0..0]);
+        assert_eq!(batches(3, &[1, 1, 1, 1]), [0..3, 3..4]);
+        assert_eq!(batches(3, &[]), vec![0..0; 1]);
         assert_eq!(batches(0, &[1, 1]), [0..1, 1..2], "no fewer than one at a time");
     }
 

@@ -173,6 +173,16 @@ impl<S: Socket> Mount<S> {
     /// What happens when a client falls further behind than [`max_outbox`](Self::max_outbox) allows.
     /// By default it is closed with 1011, and the official client connects again. What waited for it
     /// is dropped, and counted in `socket.frames_dropped`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # struct UserSocket;
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// let mount = Mount::new(UserSocket).when_full(WhenFull::DropOldest);
+    /// ```
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.options.when_full = when_full;
         self
@@ -180,6 +190,16 @@ impl<S: Socket> Mount<S> {
 
     /// In which steps the sockets are closed when the endpoint
     /// [drains](crate::Endpoint::drain). Default 10,000 channels every two seconds.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # struct UserSocket;
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// let mount = Mount::new(UserSocket).drainer(Drainer::new().batch_size(1_000));
+    /// ```
     pub fn drainer(mut self, drainer: Drainer) -> Self {
         self.options.drainer = drainer;
         self

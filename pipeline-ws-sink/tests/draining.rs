@@ -1,4 +1,5 @@
 //! How long connections last: silence, and draining in batches, on a clock that the test turns.
+#![allow(clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
 

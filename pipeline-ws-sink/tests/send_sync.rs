@@ -1,9 +1,9 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_ws_sink::{
-    BuildError, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, EndpointReport, JoinError,
-    Params, PatternError, Payload, PayloadError, Reply, Signer, SignerError, Stop, TokenError,
-    Topic,
+    BuildError, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointReport,
+    JoinError, Params, PatternError, Payload, PayloadError, Reply, Signer, SignerError, Stop,
+    TokenError, Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -18,6 +18,7 @@ fn public_types_are_send_and_sync() {
         BuildError,
         ConnectError,
         ConnectInfo,
+        Drainer,
         Endpoint,
         EndpointReport,
         JoinError,
@@ -31,6 +32,7 @@ fn public_types_are_send_and_sync() {
         Stop,
         TokenError,
         Topic,
+        WhenFull,
     );
 }
 

@@ -1,4 +1,5 @@
 //! The WebSocket under the channels: its frames, its limits and what is agreed about it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
 
