@@ -27,27 +27,39 @@ struct Disconnect {
 pub fn router(endpoint: &Endpoint, stop: Arc<Notify>) -> Router {
     let (all, local, sockets) = (endpoint.clone(), endpoint.clone(), endpoint.clone());
     Router::new()
-        .route("/ctl/broadcast", get(async move |Query(news): Query<News>| {
-            let payload: Value = serde_json::from_str(&news.payload).map_err(refused)?;
-            all.broadcast(&news.topic, &news.event, payload).map_err(refused)?;
-            Ok::<_, (StatusCode, String)>("ok")
-        }))
-        .route("/ctl/local_broadcast", get(async move |Query(news): Query<News>| {
-            let payload: Value = serde_json::from_str(&news.payload).map_err(refused)?;
-            local.local_broadcast(&news.topic, &news.event, payload).map_err(refused)?;
-            Ok::<_, (StatusCode, String)>("ok")
-        }))
-        .route("/ctl/disconnect", get(async move |Query(Disconnect { user })| {
-            sockets.disconnect(&format!("users_socket:{user}"));
-            "ok"
-        }))
-        .route("/ctl/stop", get(async move || {
-            tokio::spawn(async move {
-                sleep(ANSWERING).await;
-                stop.notify_one();
-            });
-            "ok"
-        }))
+        .route(
+            "/ctl/broadcast",
+            get(async move |Query(news): Query<News>| {
+                let payload: Value = serde_json::from_str(&news.payload).map_err(refused)?;
+                all.broadcast(&news.topic, &news.event, payload).map_err(refused)?;
+                Ok::<_, (StatusCode, String)>("ok")
+            }),
+        )
+        .route(
+            "/ctl/local_broadcast",
+            get(async move |Query(news): Query<News>| {
+                let payload: Value = serde_json::from_str(&news.payload).map_err(refused)?;
+                local.local_broadcast(&news.topic, &news.event, payload).map_err(refused)?;
+                Ok::<_, (StatusCode, String)>("ok")
+            }),
+        )
+        .route(
+            "/ctl/disconnect",
+            get(async move |Query(Disconnect { user })| {
+                sockets.disconnect(&format!("users_socket:{user}"));
+                "ok"
+            }),
+        )
+        .route(
+            "/ctl/stop",
+            get(async move || {
+                tokio::spawn(async move {
+                    sleep(ANSWERING).await;
+                    stop.notify_one();
+                });
+                "ok"
+            }),
+        )
 }
 
 fn refused(error: impl ToString) -> (StatusCode, String) {

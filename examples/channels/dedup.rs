@@ -36,11 +36,7 @@ impl Channel for Dedup {
 
     const INTERCEPT: &'static [&'static str] = &["number"];
 
-    async fn join(
-        _: &Topic,
-        _: Payload,
-        _: &mut JoinContext<'_, Self>,
-    ) -> Result<Self, JoinError> {
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
         Ok(Self::default())
     }
 

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use pipeline::ws::{
-    Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic,
-};
+use pipeline::ws::{Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -62,11 +60,7 @@ impl Channel for SlowPing {
     type Socket = UserSocket;
     type Config = ();
 
-    async fn join(
-        _: &Topic,
-        _: Payload,
-        _: &mut JoinContext<'_, Self>,
-    ) -> Result<Self, JoinError> {
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
         Ok(Self)
     }
 
@@ -93,11 +87,7 @@ impl Channel for ParallelPing {
     type Socket = UserSocket;
     type Config = ();
 
-    async fn join(
-        _: &Topic,
-        _: Payload,
-        _: &mut JoinContext<'_, Self>,
-    ) -> Result<Self, JoinError> {
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
         Ok(Self)
     }
 

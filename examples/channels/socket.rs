@@ -62,23 +62,30 @@ impl Info {
     /// What it is called, and what it is.
     fn of(self, info: &ConnectInfo) -> (String, Value) {
         let (name, value) = match self {
-            Self::PeerData => ("peer_data", match info.peer_addr {
-                Some(peer) => json!({ "address": peer.ip(), "port": peer.port() > 0 }),
-                None => Value::Null,
-            }),
+            Self::PeerData => (
+                "peer_data",
+                match info.peer_addr {
+                    Some(peer) => json!({ "address": peer.ip(), "port": peer.port() > 0 }),
+                    None => Value::Null,
+                },
+            ),
             Self::XHeaders => ("x_headers", pairs(info.x_headers())),
-            Self::Uri => ("uri", json!({
-                "scheme": info.uri.scheme_str(),
-                "path": info.uri.path(),
-                "query": info.uri.query(),
-            })),
+            Self::Uri => (
+                "uri",
+                json!({
+                    "scheme": info.uri.scheme_str(),
+                    "path": info.uri.path(),
+                    "query": info.uri.query(),
+                }),
+            ),
             Self::UserAgent => ("user_agent", json!(info.user_agent)),
             Self::TraceContext => ("trace_context_headers", pairs(info.trace_context_headers())),
-            Self::SecWebSocket => ("sec_websocket_headers", pairs(
-                info.sec_websocket_headers().filter(|(name, _)| {
+            Self::SecWebSocket => (
+                "sec_websocket_headers",
+                pairs(info.sec_websocket_headers().filter(|(name, _)| {
                     ["sec-websocket-protocol", "sec-websocket-version"].contains(&name.as_str())
-                }),
-            )),
+                })),
+            ),
             Self::AuthToken => ("auth_token", json!(info.auth_token)),
             Self::Custom => ("custom", json!("tag")),
         };

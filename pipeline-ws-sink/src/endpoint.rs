@@ -209,14 +209,15 @@ impl Endpoint {
     }
 
     /// Lets no more clients connect, and closes the sockets with code 1012, so that clients connect
-    /// again: to another server, or to this one when it is back.
+    /// again: to another server, or to this one when it is back. It closes them in batches: see
+    /// [`Drainer`](crate::Drainer).
     ///
     /// Sockets that are not closed when the time is up are cut off, with their channels, and the
     /// report says how many. The channels are given five seconds to end.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the sockets go on closing, and none is cut off.
+    /// If the future is dropped, the sockets go on closing, all at once, and none is cut off.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -227,9 +228,14 @@ impl Endpoint {
     /// ```
     pub async fn drain(&self, within: Duration) -> EndpointReport {
         let hub = &self.inner.hub;
-        let sockets = hub.sockets.drain();
+        let draining = hub.sockets.drain();
+        let sockets = draining.sockets();
         hub.tasks.close();
-        let closed = time::timeout(within, hub.tasks.wait()).await;
+        let closing = async {
+            draining.run().await;
+            hub.tasks.wait().await;
+        };
+        let closed = time::timeout(within, closing).await;
         let cut_off = if closed.is_ok() { 0 } else { hub.tasks.len() };
         if cut_off > 0 {
             hub.cut_off.cancel();
@@ -355,7 +361,8 @@ impl EndpointBuilder {
             let (socket, routes) = mount.into_routes(&shared.telemetry)?;
             let attempts = Attempts::connects(&shared.telemetry, socket.name());
             let (socket, routes) = (Arc::new(socket), Arc::new(routes));
-            Ok(Arc::new(Mounted { socket, routes, options, handshake, attempts }))
+            let drainer = Arc::new(options.drainer);
+            Ok(Arc::new(Mounted { socket, routes, options, handshake, attempts, drainer }))
         });
         self.mounts.push((path, build));
         self

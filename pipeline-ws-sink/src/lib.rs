@@ -121,6 +121,7 @@
 mod broadcast;
 mod channel;
 mod connect_info;
+mod drainer;
 mod end;
 mod endpoint;
 mod hub;
@@ -148,10 +149,12 @@ pub use self::{
         Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
     connect_info::{ConnectInfo, PeerAddr},
+    drainer::Drainer,
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     listen::listen,
     mount::Mount,
     origin::{CheckOrigin, Origin, OriginError},
+    outbox::WhenFull,
     params::{MissingParam, Params, ParamsError},
     path::PathError,
     payload::{IntoPayload, Payload, PayloadError},

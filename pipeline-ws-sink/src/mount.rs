@@ -6,8 +6,9 @@ use pipeline_core::Telemetry;
 
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
+    drainer::Drainer,
     origin::CheckOrigin,
-    outbox::OutboxLimits,
+    outbox::{OutboxLimits, WhenFull},
     protocol::connection::Limits,
     socket::Socket,
     telemetry::Attempts,
@@ -52,7 +53,10 @@ pub struct Mount<S> {
 pub(crate) struct MountOptions {
     pub(crate) limits: Limits,
     pub(crate) outbox: OutboxLimits,
+    pub(crate) when_full: WhenFull,
+    pub(crate) compress: bool,
     pub(crate) timeout: Duration,
+    pub(crate) drainer: Drainer,
     max_channels: usize,
 }
 
@@ -71,9 +75,12 @@ impl<S: Socket> Mount<S> {
     /// A kind of socket without channels.
     pub fn new(socket: S) -> Self {
         let options = MountOptions {
-            limits: Limits { frame: 1 << 20, message: 1 << 20 },
+            limits: Limits { frame: usize::MAX, message: 1 << 20 },
             outbox: OutboxLimits { frames: 1024, bytes: 4 << 20 },
+            when_full: WhenFull::Disconnect,
+            compress: false,
             timeout: Duration::from_secs(60),
+            drainer: Drainer::new(),
             max_channels: 100,
         };
         let handshake = HandshakeOptions {
@@ -201,10 +208,54 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How large a message of a client may be, in bytes. Default 1 MiB; a client that sends more is
-    /// closed with 1009.
+    /// How large a message of a client may be, in bytes: all its fragments together, after it has
+    /// been decompressed. Default 1 MiB; a client that sends more is closed with 1009.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.options.limits = Limits { frame: bytes, message: bytes };
+        self.options.limits.message = bytes;
+        self
+    }
+
+    /// How large a frame of a client may be, in bytes, with its header and its mask: with 1024, the
+    /// longest text in one frame has 1016. By default there is no limit but that of
+    /// [messages](Self::max_message_size); a client that sends more is closed with 1009.
+    ///
+    /// This is `max_frame_size` of Phoenix's WebSocket transport. A message may come in several
+    /// frames, and be larger than this.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # struct UserSocket;
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// let mount = Mount::new(UserSocket).max_frame_size(64 << 10).max_message_size(256 << 10);
+    /// ```
+    pub fn max_frame_size(mut self, bytes: usize) -> Self {
+        self.options.limits.frame = bytes;
+        self
+    }
+
+    /// Whether messages are compressed, both ways, for clients that offer it: permessage-deflate,
+    /// RFC 7692. Default `false`; offers are ignored then.
+    ///
+    /// It takes time to compress, about as much as everything else together, and saves bytes: it is
+    /// for large payloads and narrow lines. Each message is compressed on its own, and a broadcast
+    /// once for all who want it so. What is small, or does not shrink, is sent as it is. A secret and
+    /// text that an attacker chooses should not stand in the same message, because its length tells
+    /// whether they are alike.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # struct UserSocket;
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// let mount = Mount::new(UserSocket).compress(true);
+    /// ```
+    pub fn compress(mut self, compress: bool) -> Self {
+        self.options.compress = compress;
         self
     }
 
@@ -215,11 +266,45 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How much may wait to be written to one client. Default 1024 frames and 4 MiB; a client that
-    /// falls further behind is closed with 1011, and the official client connects again. What
-    /// waited for it is dropped, and counted in `socket.frames_dropped`.
+    /// How much may wait to be written to one client. Default 1024 frames and 4 MiB; what happens
+    /// when a client falls further behind is for [`when_full`](Self::when_full) to say.
     pub fn max_outbox(mut self, frames: usize, bytes: usize) -> Self {
         self.options.outbox = OutboxLimits { frames, bytes };
+        self
+    }
+
+    /// What happens when a client falls further behind than [`max_outbox`](Self::max_outbox) allows.
+    /// By default it is closed with 1011, and the official client connects again. What waited for it
+    /// is dropped, and counted in `socket.frames_dropped`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # struct UserSocket;
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// let mount = Mount::new(UserSocket).when_full(WhenFull::DropOldest);
+    /// ```
+    pub fn when_full(mut self, when_full: WhenFull) -> Self {
+        self.options.when_full = when_full;
+        self
+    }
+
+    /// In which steps the sockets are closed when the endpoint
+    /// [drains](crate::Endpoint::drain). Default 10,000 channels every two seconds.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # struct UserSocket;
+    /// # impl Socket for UserSocket {
+    /// #     type Assigns = ();
+    /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
+    /// # }
+    /// let mount = Mount::new(UserSocket).drainer(Drainer::new().batch_size(1_000));
+    /// ```
+    pub fn drainer(mut self, drainer: Drainer) -> Self {
+        self.options.drainer = drainer;
         self
     }
 

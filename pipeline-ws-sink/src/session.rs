@@ -102,6 +102,7 @@ impl<S: Socket> Session<S> {
                     _ => None,
                 },
             };
+            self.count_channels();
             for received in waiting.into_iter().flatten() {
                 if let Some(message) = ClientMessage::decode(self.connection.version, &received) {
                     self.route(&message, &received).await;
@@ -181,6 +182,7 @@ impl<S: Socket> Session<S> {
             task: entry.task,
         });
         if self.channels.len() >= self.routes.max_channels() {
+            self.count_channels();
             tracing::warn!(%topic, "refused a join: too many channels");
             let response = reason("too many channels joined");
             return self.reply(&message.join_ref(), message, "error", &response);
@@ -202,6 +204,12 @@ impl<S: Socket> Session<S> {
         let join_ref = message.join_ref();
         let entry = Entry { join_ref, life, mailbox, task, pending: Some(VecDeque::new()) };
         self.channels.insert(topic.shared().clone(), entry);
+        self.count_channels();
+    }
+
+    /// For the drainer.
+    fn count_channels(&self) {
+        self.connection.outbox.set_channels(self.channels.len());
     }
 
     fn unmatched(&self, message: &ClientMessage<'_>) {

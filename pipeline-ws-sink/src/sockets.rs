@@ -2,10 +2,12 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use futures::future::join_all;
 use parking_lot::Mutex;
 use slab::Slab;
+use tokio::time;
 
-use crate::{end::SocketEnd, outbox::Outbox};
+use crate::{drainer::Drainer, end::SocketEnd, outbox::Outbox};
 
 /// The open sockets, to be ended all at once or by their id.
 #[derive(Default)]
@@ -23,6 +25,23 @@ struct Table {
 struct Open {
     outbox: Arc<Outbox>,
     id: Option<Arc<str>>,
+    /// That of its mount.
+    drainer: Arc<Drainer>,
+}
+
+/// The draining of all sockets that were open when it began. If it is dropped, it closes at once
+/// those that it has not come to.
+pub(crate) struct Draining {
+    mounts: Vec<MountDraining>,
+    count: usize,
+}
+
+/// The sockets of a mount, in the order in which they are closed.
+struct MountDraining {
+    drainer: Arc<Drainer>,
+    with_channels: Vec<Arc<Outbox>>,
+    channels: Vec<usize>,
+    without_channels: Vec<Arc<Outbox>>,
 }
 
 /// A socket's place in the table, for as long as the socket lives.
@@ -37,10 +56,12 @@ impl Sockets {
         self: &Arc<Self>,
         outbox: &Arc<Outbox>,
         id: Option<&str>,
+        drainer: &Arc<Drainer>,
     ) -> Registration {
         let mut table = self.table.lock();
         let id: Option<Arc<str>> = id.map(Into::into);
-        let key = table.open.insert(Open { outbox: outbox.clone(), id: id.clone() });
+        let open = Open { outbox: outbox.clone(), id: id.clone(), drainer: drainer.clone() };
+        let key = table.open.insert(open);
         if let Some(id) = id {
             table.by_id.entry(id).or_default().push(key);
         }
@@ -54,15 +75,18 @@ impl Sockets {
         self.table.lock().draining
     }
 
-    /// Lets no more in, and ends all that are there. Returns how many.
-    pub(crate) fn drain(&self) -> usize {
+    /// Lets no more in. Those that are there end when the draining runs. The first draining has them
+    /// all; another that begins meanwhile only waits.
+    pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();
-        table.draining = true;
-        table.end_all(SocketEnd::Draining)
+        let count = table.open.len();
+        let first = !std::mem::replace(&mut table.draining, true);
+        let mounts = if first { table.by_mount() } else { Vec::new() };
+        Draining { mounts, count }
     }
 
     pub(crate) fn end_all(&self, end: SocketEnd) {
-        self.table.lock().end_all(end);
+        self.table.lock().open.iter().for_each(|(_, open)| open.outbox.end(end));
     }
 
     /// Ends the sockets with this id. Returns how many.
@@ -81,9 +105,70 @@ impl Sockets {
 }
 
 impl Table {
-    fn end_all(&self, end: SocketEnd) -> usize {
-        self.open.iter().for_each(|(_, open)| open.outbox.end(end));
-        self.open.len()
+    fn by_mount(&self) -> Vec<MountDraining> {
+        let mut mounts: Vec<MountDraining> = Vec::new();
+        for (_, open) in &self.open {
+            let of_mount = |mount: &MountDraining| Arc::ptr_eq(&mount.drainer, &open.drainer);
+            let at = mounts.iter().position(of_mount).unwrap_or_else(|| {
+                mounts.push(MountDraining::new(open.drainer.clone()));
+                mounts.len() - 1
+            });
+            mounts[at].insert(&open.outbox);
+        }
+        mounts
+    }
+}
+
+impl Draining {
+    /// How many sockets were open when it began.
+    pub(crate) fn sockets(&self) -> usize {
+        self.count
+    }
+
+    /// Tells all sockets to end, batch by batch. They may take their time.
+    pub(crate) async fn run(self) {
+        join_all(self.mounts.iter().map(MountDraining::run)).await;
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        for mount in &self.mounts {
+            MountDraining::end(&mount.with_channels);
+            MountDraining::end(&mount.without_channels);
+        }
+    }
+}
+
+impl MountDraining {
+    fn new(drainer: Arc<Drainer>) -> Self {
+        let (with_channels, channels, without_channels) = Default::default();
+        Self { drainer, with_channels, channels, without_channels }
+    }
+
+    fn insert(&mut self, outbox: &Arc<Outbox>) {
+        match outbox.channels() {
+            0 => self.without_channels.push(outbox.clone()),
+            channels => {
+                self.with_channels.push(outbox.clone());
+                self.channels.push(channels);
+            }
+        }
+    }
+
+    async fn run(&self) {
+        let mut batches = self.drainer.batches(&self.channels).into_iter().peekable();
+        while let Some(batch) = batches.next() {
+            Self::end(&self.with_channels[batch]);
+            if batches.peek().is_some() {
+                time::sleep(self.drainer.interval()).await;
+            }
+        }
+        Self::end(&self.without_channels);
+    }
+
+    fn end(sockets: &[Arc<Outbox>]) {
+        sockets.iter().for_each(|outbox| outbox.end(SocketEnd::Draining));
     }
 }
 

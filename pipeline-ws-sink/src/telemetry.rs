@@ -8,10 +8,18 @@ pub(crate) struct SocketMetrics {
     /// From when an item was enqueued until the operating system had the last byte of its frame;
     /// one sample per socket.
     pub(crate) push_delivered: Histogram,
-    /// They waited for a client that was too slow.
+    /// They waited for a client that was closed for being too slow.
     pub(crate) dropped_by_overflow: Counter,
+    /// They had waited longest, and made room for another.
+    pub(crate) dropped_oldest: Counter,
+    /// There was no room for them, or they had waited shortest and made room for an answer.
+    pub(crate) dropped_newest: Counter,
+    /// A later one of the same topic and event took their place.
+    pub(crate) dropped_superseded: Counter,
     /// They waited for a channel that intercepts them and was too slow.
     pub(crate) dropped_by_mailbox: Counter,
+    /// Sockets that were closed because their client was too slow.
+    pub(crate) closed_slow: Counter,
 }
 
 impl SocketMetrics {
@@ -30,7 +38,15 @@ impl SocketMetrics {
                 [],
             ),
             dropped_by_overflow: dropped("overflow"),
+            dropped_oldest: dropped("drop_oldest"),
+            dropped_newest: dropped("drop_newest"),
+            dropped_superseded: dropped("superseded"),
             dropped_by_mailbox: dropped("mailbox"),
+            closed_slow: telemetry.counter(
+                "socket.closed_slow",
+                "Sockets closed because the client read too slowly",
+                [],
+            ),
         }
     }
 }

@@ -3,61 +3,37 @@
 
 mod support;
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::time::Duration;
 
-use pipeline_test_support::{Client, Recorded};
-use pipeline_ws_sink::Endpoint;
+use pipeline_test_support::{Client, settle};
+use pipeline_ws_sink::{Mount, WhenFull};
 use serde_json::json;
-use support::channels::endpoint_with;
+use support::{
+    channels::{NamedSocket, endpoint_with},
+    memory::MemoryServer,
+};
 use tokio::{
     io::DuplexStream,
-    sync::mpsc,
     time::{Instant, advance, sleep},
 };
 
 const T: &str = "room:lobby";
 
-/// Hands out streams that never leave the process.
-struct Memory(mpsc::Receiver<DuplexStream>);
-
-impl axum::serve::Listener for Memory {
-    type Io = DuplexStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (DuplexStream, SocketAddr) {
-        match self.0.recv().await {
-            Some(stream) => (stream, SocketAddr::from(([127, 0, 0, 1], 1))),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(SocketAddr::from(([127, 0, 0, 1], 0)))
-    }
-}
-
-struct Server {
-    endpoint: Endpoint,
-    streams: mpsc::Sender<DuplexStream>,
-    recorded: Recorded,
-}
-
 /// A server for clients that may be silent for 60 seconds and fall 10 frames behind.
-async fn server() -> Server {
-    let (telemetry, recorded) = Recorded::new();
-    let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(10, 1 << 20));
-    let endpoint = builder.telemetry(telemetry).build().unwrap();
-    let (streams, listener) = mpsc::channel(1);
-    let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
-    tokio::spawn(async { axum::serve(Memory(listener), app).await.unwrap() });
-    Server { endpoint, streams, recorded }
+async fn server() -> MemoryServer {
+    server_with(|mount| mount).await
+}
+
+async fn server_with(
+    options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>,
+) -> MemoryServer {
+    let (builder, _gate) = endpoint_with(|mount| options(mount.max_outbox(10, 1 << 20)));
+    MemoryServer::start(builder)
 }
 
 /// A client behind a stream that holds so many bytes.
-async fn join(server: &Server, holds: usize) -> Client<DuplexStream> {
-    let (ours, theirs) = tokio::io::duplex(holds);
-    server.streams.send(theirs).await.unwrap();
-    let mut client = Client::over(ours, "ws://x/socket/websocket?vsn=2.0.0&name=ada").await;
+async fn join(server: &MemoryServer, holds: usize) -> Client<DuplexStream> {
+    let mut client = server.connect(holds).await;
     client.join("1", T).await;
     client
 }
@@ -125,6 +101,68 @@ async fn a_client_that_falls_behind_is_closed_with_1011() {
     let dropped = server.recorded.counters("socket.frames_dropped");
     assert_eq!(dropped, [("reason=overflow".to_owned(), 11)]);
     assert_eq!(client.closed().await, 1011);
+}
+
+/// Sends so many numbered broadcasts while the client does not read, of the events in turn; the
+/// numbers of those that it gets then, and what was dropped.
+async fn fall_behind(
+    when_full: WhenFull,
+    count: usize,
+    events: &[&str],
+) -> (Vec<u64>, Vec<(String, u64)>) {
+    let server = server_with(|mount| mount.when_full(when_full)).await;
+    let mut client = join(&server, 4096).await;
+    for n in 0..count {
+        server.endpoint.broadcast(T, events[n % events.len()], json!({"n": n})).unwrap();
+    }
+    // Now the socket's task has a turn; what it writes last is the answer to this.
+    settle().await;
+    client.send(json!([null, "beat", "phoenix", "heartbeat", {}])).await;
+    let mut numbers = vec![];
+    loop {
+        let message = client.receive().await;
+        match message[4]["n"].as_u64() {
+            Some(number) => numbers.push(number),
+            None => break,
+        }
+    }
+    (numbers, server.recorded.counters("socket.frames_dropped"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_falls_behind_gets_the_newest_if_the_oldest_are_dropped() {
+    let (numbers, dropped) = fall_behind(WhenFull::DropOldest, 30, &["news"]).await;
+    assert_eq!(numbers, Vec::from_iter(20..30));
+    assert_eq!(dropped, [("reason=drop_oldest".to_owned(), 20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_falls_behind_gets_the_oldest_if_the_newest_are_dropped() {
+    let (numbers, dropped) = fall_behind(WhenFull::DropNewest, 30, &["news"]).await;
+    assert_eq!(numbers, Vec::from_iter(0..10));
+    assert_eq!(dropped, [("reason=drop_newest".to_owned(), 20)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_falls_behind_gets_the_latest_of_each_event() {
+    let (numbers, dropped) = fall_behind(WhenFull::KeepLatest, 11, &["a", "b"]).await;
+    assert_eq!(numbers, [1, 3, 5, 7, 9, 10], "the tenth, an a, took the place of all a before it");
+    assert_eq!(dropped, [("reason=superseded".to_owned(), 5)]);
+    let (numbers, _) = fall_behind(WhenFull::KeepLatest, 100, &["a", "b"]).await;
+    assert!(numbers.is_sorted() && numbers.ends_with(&[98, 99]), "{numbers:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_does_not_wait_for_a_client_that_falls_behind() {
+    let (numbers, dropped) = fall_behind(WhenFull::wait(), 20, &["news"]).await;
+    assert_eq!((numbers, dropped), (Vec::from_iter(0..20), vec![]));
+    let server = server_with(|mount| mount.when_full(WhenFull::wait())).await;
+    let mut client = join(&server, 4096).await;
+    for n in 0..21 {
+        server.endpoint.broadcast(T, "news", json!({"n": n})).unwrap();
+    }
+    assert_eq!(client.closed().await, 1011);
+    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,9 +1,10 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
 use pipeline_ws_sink::{
-    BuildError, CheckOrigin, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, EndpointReport,
-    JoinError, MissingParam, Origin, OriginError, Params, ParamsError, PathError, PatternError,
-    Payload, PayloadError, PeerAddr, Reply, Signer, SignerError, Stop, TokenError, Topic,
+    BuildError, CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder,
+    EndpointReport, JoinError, MissingParam, Origin, OriginError, Params, ParamsError, PathError,
+    PatternError, Payload, PayloadError, PeerAddr, Reply, Signer, SignerError, Stop, TokenError,
+    Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -19,6 +20,7 @@ fn public_types_are_send_and_sync() {
         CheckOrigin,
         ConnectError,
         ConnectInfo,
+        Drainer,
         Endpoint,
         EndpointReport,
         JoinError,
@@ -38,6 +40,7 @@ fn public_types_are_send_and_sync() {
         Stop,
         TokenError,
         Topic,
+        WhenFull,
     );
 }
 

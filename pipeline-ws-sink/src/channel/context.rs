@@ -13,6 +13,7 @@ use super::{
     timers::{Timers, TooManyTimers},
 };
 use crate::{
+    outbox::EventKey,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{
         message::{Address, Encoded},
@@ -194,8 +195,8 @@ impl<C: Channel> ChannelContext<C> {
 
     /// Sends an event to this client. The payload has to be a JSON object, or binary.
     ///
-    /// It never waits; a client that reads too slowly is disconnected. Once the socket is gone, it
-    /// does nothing.
+    /// It never waits. What happens when the client reads too slowly is for
+    /// [`Mount::when_full`](crate::Mount::when_full) to say. Once the socket is gone, it does nothing.
     ///
     /// # Errors
     ///
@@ -203,7 +204,8 @@ impl<C: Channel> ChannelContext<C> {
     /// it is binary and the client cannot receive that.
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PayloadError> {
         let frame = self.address().push(event, payload)?;
-        self.connection.outbox.send(&frame, self.since);
+        let key = EventKey::new(&self.topic, event);
+        self.connection.outbox.send_event(&frame, key, self.since);
         Ok(())
     }
 

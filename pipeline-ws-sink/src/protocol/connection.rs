@@ -12,7 +12,10 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
     coding::{CloseCode, Control, Data, OpCode},
 };
 
-use super::message::Received;
+use super::{
+    deflate::{InflateError, inflate},
+    message::Received,
+};
 
 /// The longest payload of a control frame.
 const MAX_CONTROL: u64 = 125;
@@ -22,7 +25,7 @@ const MAX_CONTROL: u64 = 125;
 pub(crate) struct Limits {
     /// Bytes of one frame, header and mask included.
     pub(crate) frame: usize,
-    /// Bytes of one message, all its fragments together.
+    /// Bytes of one message, all its fragments together, and after it has been decompressed.
     pub(crate) message: usize,
 }
 
@@ -46,6 +49,15 @@ pub(crate) enum ProtocolError {
     TooLarge,
 }
 
+impl From<InflateError> for ProtocolError {
+    fn from(error: InflateError) -> Self {
+        match error {
+            InflateError::Invalid => Self::Violation,
+            InflateError::TooLarge => Self::TooLarge,
+        }
+    }
+}
+
 impl ProtocolError {
     /// The code of the close frame that answers it.
     pub(crate) fn close_code(self) -> u16 {
@@ -61,6 +73,8 @@ impl ProtocolError {
 #[derive(Debug)]
 pub(crate) struct Decoder {
     limits: Limits,
+    /// Whether messages may be compressed.
+    inflates: bool,
     /// Received and not yet understood.
     buffer: BytesMut,
     /// The beginning of a message whose end is still to come.
@@ -70,13 +84,19 @@ pub(crate) struct Decoder {
 #[derive(Debug)]
 struct Fragments {
     kind: Data,
+    compressed: bool,
     payload: BytesMut,
 }
 
 impl Decoder {
     /// Begins with what the client sent along with its handshake.
     pub(crate) fn new(limits: Limits, received: Bytes) -> Self {
-        Self { limits, buffer: BytesMut::from(received), fragments: None }
+        Self { limits, inflates: false, buffer: BytesMut::from(received), fragments: None }
+    }
+
+    /// Sets whether the client has agreed to compress its messages.
+    pub(crate) fn inflating(self, inflates: bool) -> Self {
+        Self { inflates, ..self }
     }
 
     /// Where to put what is received.
@@ -112,15 +132,26 @@ impl Decoder {
         let Some(mask) = header.mask else {
             return Err(ProtocolError::Violation);
         };
-        if header.rsv1 || header.rsv2 || header.rsv3 {
+        // Compressed is a message as a whole, and its first frame says so.
+        let may_be_compressed =
+            self.inflates && matches!(header.opcode, OpCode::Data(Data::Text | Data::Binary));
+        if (header.rsv1 && !may_be_compressed) || header.rsv2 || header.rsv3 {
             return Err(ProtocolError::Violation);
         }
         if matches!(header.opcode, OpCode::Control(_)) && (length > MAX_CONTROL || !header.is_final)
         {
             return Err(ProtocolError::Violation);
         }
+        let begun = match (header.opcode, &self.fragments) {
+            (OpCode::Data(_), Some(fragments)) => fragments.payload.len(),
+            _ => 0,
+        };
         let whole = usize::try_from(length)
             .ok()
+            .filter(|length| {
+                let message = begun.saturating_add(*length);
+                matches!(header.opcode, OpCode::Control(_)) || message <= self.limits.message
+            })
             .and_then(|length| length.checked_add(header_length))
             .filter(|&whole| whole <= self.limits.frame)
             .ok_or(ProtocolError::TooLarge)?;
@@ -140,7 +171,7 @@ impl Decoder {
         header: &FrameHeader,
         payload: BytesMut,
     ) -> Result<Option<Incoming>, ProtocolError> {
-        let (kind, payload) = match header.opcode {
+        let (kind, compressed, payload) = match header.opcode {
             OpCode::Control(Control::Ping) => return Ok(Some(Incoming::Ping(payload.freeze()))),
             OpCode::Control(Control::Pong) => return Ok(Some(Incoming::Pong)),
             OpCode::Control(Control::Close) => return check_close(&payload).map(Some),
@@ -148,30 +179,26 @@ impl Decoder {
                 let Some(mut fragments) = self.fragments.take() else {
                     return Err(ProtocolError::Violation);
                 };
-                if fragments.payload.len() + payload.len() > self.limits.message {
-                    return Err(ProtocolError::TooLarge);
-                }
                 fragments.payload.extend_from_slice(&payload);
                 if !header.is_final {
                     self.fragments = Some(fragments);
                     return Ok(None);
                 }
-                (fragments.kind, fragments.payload)
+                (fragments.kind, fragments.compressed, fragments.payload)
             }
             OpCode::Data(_) if self.fragments.is_some() => return Err(ProtocolError::Violation),
             OpCode::Data(kind) => {
-                if payload.len() > self.limits.message {
-                    return Err(ProtocolError::TooLarge);
-                }
+                let compressed = header.rsv1;
                 if !header.is_final {
-                    self.fragments = Some(Fragments { kind, payload });
+                    self.fragments = Some(Fragments { kind, compressed, payload });
                     return Ok(None);
                 }
-                (kind, payload)
+                (kind, compressed, payload)
             }
             OpCode::Control(Control::Reserved(_)) => return Err(ProtocolError::Violation),
         };
-        let payload = payload.freeze();
+        let payload =
+            if compressed { inflate(&payload, self.limits.message)? } else { payload.freeze() };
         match kind {
             Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
             Data::Text => Ok(Some(Incoming::Message(Received::Text(payload)))),
@@ -212,6 +239,7 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::deflate::deflate;
     use proptest::prelude::*;
 
     const LIMITS: Limits = Limits { frame: 1024, message: 2048 };
@@ -240,7 +268,10 @@ mod tests {
 
     /// What a decoder makes of these bytes, given piece by piece.
     fn decode(pieces: &[&[u8]]) -> Result<Vec<Incoming>, ProtocolError> {
-        let mut decoder = Decoder::new(LIMITS, Bytes::new());
+        decode_by(Decoder::new(LIMITS, Bytes::new()), pieces)
+    }
+
+    fn decode_by(mut decoder: Decoder, pieces: &[&[u8]]) -> Result<Vec<Incoming>, ProtocolError> {
         let mut all = vec![];
         for piece in pieces {
             decoder.buffer().extend_from_slice(piece);
@@ -325,6 +356,74 @@ mod tests {
     }
 
     #[test]
+    fn a_message_in_one_frame_may_be_as_large_as_a_message() {
+        let limits = Limits { frame: usize::MAX, message: 1000 };
+        let decode = |bytes: &[u8]| decode_by(Decoder::new(limits, Bytes::new()), &[bytes]);
+        assert_eq!(decode(&frame(true, BINARY, &[0; 1000])).unwrap().len(), 1);
+        let too_large = frame(true, BINARY, &[0; 1001]);
+        assert_eq!(decode(&too_large[..8]), Err(ProtocolError::TooLarge), "told by the header");
+    }
+
+    /// A frame that begins a compressed message.
+    fn compressed(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = frame(fin, opcode, payload);
+        bytes[0] |= 0x40;
+        bytes
+    }
+
+    /// "Hello", compressed as in section 7.2.3.1 of RFC 7692.
+    const HELLO: [u8; 7] = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+
+    fn inflating(pieces: &[&[u8]]) -> Result<Vec<Incoming>, ProtocolError> {
+        decode_by(Decoder::new(LIMITS, Bytes::new()).inflating(true), pieces)
+    }
+
+    #[test]
+    fn a_compressed_message_is_decompressed_whole_fragmented_or_empty() {
+        let pieces = [
+            compressed(true, TEXT, &HELLO),
+            compressed(false, TEXT, &HELLO[..3]),
+            frame(true, PING, b"now"),
+            frame(false, CONTINUE, b""),
+            frame(true, CONTINUE, &HELLO[3..]),
+            compressed(true, TEXT, b"\x00"),
+            frame(true, TEXT, b"plain"),
+        ];
+        let ping = Incoming::Ping(Bytes::from_static(b"now"));
+        let expected = vec![text("Hello"), ping, text("Hello"), text(""), text("plain")];
+        assert_eq!(inflating(&[&pieces.concat()]), Ok(expected));
+    }
+
+    #[test]
+    fn compression_where_it_must_not_be_breaks_the_rules() {
+        let hello = compressed(true, TEXT, &HELLO);
+        assert_eq!(decode(&[&hello]), Err(ProtocolError::Violation), "not agreed");
+        let cases: [&[u8]; 3] = [
+            &[compressed(false, TEXT, &HELLO[..3]), compressed(true, CONTINUE, &HELLO[3..])]
+                .concat(),
+            &compressed(true, PING, b""),
+            &compressed(true, TEXT, b"\xff\xff"),
+        ];
+        for (n, case) in cases.into_iter().enumerate() {
+            assert_eq!(inflating(&[case]), Err(ProtocolError::Violation), "case {n}");
+        }
+    }
+
+    #[test]
+    fn a_compressed_message_counts_as_what_it_becomes() {
+        let zipped = |length: usize| {
+            let mut out = vec![];
+            deflate(&vec![b'x'; length], &mut out).unwrap();
+            compressed(true, TEXT, &out)
+        };
+        assert_eq!(inflating(&[&zipped(2048)]).unwrap(), [text(&"x".repeat(2048))]);
+        assert_eq!(inflating(&[&zipped(2049)]), Err(ProtocolError::TooLarge));
+        let bomb = zipped(100_000);
+        assert!(bomb.len() < 1024);
+        assert_eq!(inflating(&[&bomb]), Err(ProtocolError::TooLarge));
+    }
+
+    #[test]
     fn a_quiet_connection_holds_no_memory() {
         let mut decoder = Decoder::new(LIMITS, Bytes::new());
         decoder.buffer().reserve(4096);
@@ -368,6 +467,7 @@ mod tests {
         #[test]
         fn garbage_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode(&[&bytes]);
+            let _ = inflating(&[&compressed(true, BINARY, &bytes)]);
         }
     }
 }

@@ -6,8 +6,13 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
     coding::{Control, Data, OpCode},
 };
 
+use super::deflate::deflate;
+
 /// The longest header of a frame from a server, which does not mask.
 const HEADER: usize = 10;
+
+/// In the first byte of a frame: its message is compressed.
+const RSV1: u8 = 0x40;
 
 /// A complete WebSocket frame, header and all. Cloning shares the bytes.
 #[derive(Clone, Debug)]
@@ -50,9 +55,26 @@ impl Frame {
         Self::seal(OpCode::Control(kind), buffer)
     }
 
+    /// The same message compressed, for clients that have agreed to permessage-deflate. `None` if
+    /// that would not make it smaller, or if it is no message or is compressed already.
+    pub(crate) fn deflated(&self) -> Option<Self> {
+        let first = self.bytes[0];
+        let opcode = OpCode::from(first & 0x0f);
+        if first & RSV1 != 0 || matches!(opcode, OpCode::Control(_)) {
+            return None;
+        }
+        let mut buffer = vec![0; HEADER];
+        deflate(&self.bytes[self.body..], &mut buffer)?;
+        let header = FrameHeader { opcode, rsv1: true, ..FrameHeader::default() };
+        Some(Self::seal_with(&header, buffer))
+    }
+
+    fn seal(opcode: OpCode, buffer: Vec<u8>) -> Self {
+        Self::seal_with(&FrameHeader { opcode, ..FrameHeader::default() }, buffer)
+    }
+
     /// Puts the header right before the payload, which begins at [`HEADER`].
-    fn seal(opcode: OpCode, mut buffer: Vec<u8>) -> Self {
-        let header = FrameHeader { opcode, ..FrameHeader::default() };
+    fn seal_with(header: &FrameHeader, mut buffer: Vec<u8>) -> Self {
         let length = (buffer.len() - HEADER) as u64;
         let start = HEADER - header.len(length);
         let mut space = &mut buffer[start..HEADER];
@@ -79,6 +101,7 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::deflate::inflate;
 
     fn text(payload: &str) -> Frame {
         let write = |buffer: &mut Vec<u8>| {
@@ -96,6 +119,18 @@ mod tests {
         let long = text(&"x".repeat(65_536));
         assert_eq!(long.bytes()[..10], *b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00");
         assert_eq!((long.len(), long.body().len()), (65_546, 65_536));
+    }
+
+    #[test]
+    fn a_message_is_compressed_once_and_only_if_that_makes_it_smaller() {
+        let long = text(&"news ".repeat(100));
+        let deflated = long.deflated().unwrap();
+        assert!(deflated.len() < 100);
+        assert_eq!(deflated.bytes()[0], 0xc1, "a whole text, compressed");
+        assert_eq!(inflate(&deflated.body(), 1000).unwrap(), long.body());
+        assert!(deflated.deflated().is_none(), "it is already");
+        assert!(text("news").deflated().is_none(), "too small");
+        assert!(Frame::pong(&[b'x'; 125]).deflated().is_none(), "no message");
     }
 
     #[test]

@@ -12,7 +12,10 @@ use super::{
     v1, v2,
     version::Version,
 };
-use crate::payload::{IntoPayload, Payload, PayloadError};
+use crate::{
+    outbox::{EventKey, SharedFrame},
+    payload::{IntoPayload, Payload, PayloadError},
+};
 
 /// The event of a join request.
 pub(crate) const JOIN: &str = "phx_join";
@@ -199,9 +202,10 @@ pub(crate) struct Encoded {
     event: Box<str>,
     /// Out of the memory of the frame.
     payload: Payload,
-    v2: Frame,
+    key: EventKey,
+    v2: SharedFrame,
     /// Made when the first subscriber needs it; `None` if this version cannot express it.
-    v1: OnceLock<Option<Frame>>,
+    v1: OnceLock<Option<SharedFrame>>,
 }
 
 impl Encoded {
@@ -226,8 +230,9 @@ impl Encoded {
             let end = body.len() - 1;
             (Payload::from_json(body.slice(end - length..end)), frame)
         };
-        let (topic, event) = (topic.into(), event.into());
-        Ok(Self { topic, event, payload, v2, v1: OnceLock::new() })
+        let key = EventKey::new(topic, event);
+        let (topic, event, v2) = (topic.into(), event.into(), SharedFrame::new(v2, key));
+        Ok(Self { topic, event, payload, key, v2, v1: OnceLock::new() })
     }
 
     pub(crate) fn topic(&self) -> &str {
@@ -243,20 +248,20 @@ impl Encoded {
     }
 
     /// The frame for clients of a version, or `None` if they cannot be told this.
-    pub(crate) fn frame(&self, version: Version) -> Option<&Frame> {
+    pub(crate) fn frame(&self, version: Version) -> Option<&SharedFrame> {
         match version {
             Version::V1 => self.v1.get_or_init(|| self.v1_frame()).as_ref(),
             Version::V2 => Some(&self.v2),
         }
     }
 
-    fn v1_frame(&self) -> Option<Frame> {
+    fn v1_frame(&self) -> Option<SharedFrame> {
         let json = self.payload.json()?;
         let written = v1::text(&Ref::NULL, &quoted(&self.topic), &self.event, |out| {
             out.extend_from_slice(json.as_bytes());
             Ok::<_, std::convert::Infallible>(())
         });
-        written.ok()
+        Some(SharedFrame::new(written.ok()?, self.key))
     }
 }
 
@@ -360,7 +365,7 @@ mod tests {
     #[test]
     fn a_broadcast_has_a_frame_for_each_version() {
         let broadcast = Encoded::new("room:1", "shouted", json!({"m": "é"})).unwrap();
-        let frame = |version| parsed(broadcast.frame(version).unwrap());
+        let frame = |version| parsed(broadcast.frame(version).unwrap().get(false));
         assert_eq!(frame(Version::V2), json!([null, null, "room:1", "shouted", {"m": "é"}]));
         assert_eq!(
             frame(Version::V1),
@@ -369,7 +374,10 @@ mod tests {
         assert_eq!(broadcast.payload().json(), Some(r#"{"m":"é"}"#));
 
         let broadcast = Encoded::new("t", "e", Payload::binary(vec![9])).unwrap();
-        assert_eq!(broadcast.frame(Version::V2).unwrap().body()[..], *b"\x02\x01\x01te\x09");
+        assert_eq!(
+            broadcast.frame(Version::V2).unwrap().get(false).body()[..],
+            *b"\x02\x01\x01te\x09"
+        );
         assert!(broadcast.frame(Version::V1).is_none());
     }
 

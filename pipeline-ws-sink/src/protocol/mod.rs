@@ -2,6 +2,7 @@
 
 pub(crate) mod binary;
 pub(crate) mod connection;
+pub(crate) mod deflate;
 pub(crate) mod escape;
 pub(crate) mod frame;
 pub(crate) mod leaves;

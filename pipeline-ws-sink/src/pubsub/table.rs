@@ -148,7 +148,7 @@ impl Table {
                     joined.mailbox.intercepted(Intercepted { event, payload, since });
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                    Some(frame) => joined.outbox.send(frame, since),
+                    Some(frame) => joined.outbox.send_shared(frame, since),
                     None => self.pass_over(broadcast),
                 },
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),

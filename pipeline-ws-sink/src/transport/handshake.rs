@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_PROTOCOL},
+    header::{CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL},
 };
 use http_body_util::Full;
 use pipeline_core::ExitReason;
@@ -19,13 +19,14 @@ use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body
 use super::{io::Io, websocket};
 use crate::{
     connect_info::{self, ConnectInfo},
+    drainer::Drainer,
     hub::Hub,
     mount::{MountOptions, Routes},
     origin::{CheckOrigin, Origin, Own},
     outbox::Outbox,
     params::Params,
     path::BadSegment,
-    protocol::{subprotocol, version::Version},
+    protocol::{deflate::negotiate, subprotocol, version::Version},
     session::{Connection, Session, SessionEvents},
     socket::{ConnectError, Socket, TEXT},
     telemetry::Attempts,
@@ -44,6 +45,8 @@ pub(crate) struct Mounted<S> {
     pub(crate) options: MountOptions,
     pub(crate) handshake: Handshake,
     pub(crate) attempts: Attempts,
+    /// Of its own, because it tells this mount's sockets from those of others.
+    pub(crate) drainer: Arc<Drainer>,
 }
 
 /// What is asked of a client before the socket is asked.
@@ -110,13 +113,18 @@ impl<S: Socket> Mounted<S> {
                 return error.into_answer().map(Full::from);
             }
         };
+        let extension = self.options.compress.then(|| extension(&request)).flatten();
+        let compresses = extension.is_some();
+        if let Some(extension) = extension {
+            switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
+        }
         tracing::debug!(socket, id, "connected");
         let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
         tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = cut_off.cancelled() => {}
-                () = self.upgrade(hub, request, assigns, id, version) => {}
+                () = self.upgrade(hub, request, assigns, id, version, compresses) => {}
             }
         });
         switching
@@ -148,6 +156,7 @@ impl<S: Socket> Mounted<S> {
         assigns: S::Assigns,
         id: Option<String>,
         version: Version,
+        compresses: bool,
     ) {
         let io = match hyper::upgrade::on(request).await {
             Ok(upgraded) => Io::of(upgraded),
@@ -156,7 +165,7 @@ impl<S: Socket> Mounted<S> {
                 return;
             }
         };
-        self.serve(hub, io, assigns, id, version).await;
+        self.serve(hub, io, assigns, id, version, compresses).await;
     }
 
     /// Lives on a connection to its end.
@@ -167,10 +176,13 @@ impl<S: Socket> Mounted<S> {
         assigns: S::Assigns,
         id: Option<String>,
         version: Version,
+        compresses: bool,
     ) {
-        // Version 1 is refused above until its frames can be written.
-        let outbox = Arc::new(Outbox::new(io.writer, self.options.outbox, hub.metrics.clone()));
-        let registration = hub.sockets.register(&outbox, id.as_deref());
+        let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
+            .when_full(self.options.when_full)
+            .compressing(compresses);
+        let outbox = Arc::new(outbox);
+        let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,
@@ -256,6 +268,13 @@ impl Handshake {
 struct Refused {
     origin: String,
     expected: String,
+}
+
+/// What is answered to the extensions that a client offers, if anything.
+fn extension(request: &Request<()>) -> Option<HeaderValue> {
+    let offers = request.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
+    let answer = negotiate(offers.iter().filter_map(|value| value.to_str().ok()))?;
+    HeaderValue::from_str(&answer).ok()
 }
 
 pub(crate) fn status(status: StatusCode, text: &str) -> Answer {

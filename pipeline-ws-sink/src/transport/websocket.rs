@@ -29,7 +29,7 @@ pub(crate) async fn live<S: Socket>(
     outbox: &Outbox,
     options: &MountOptions,
 ) {
-    let mut decoder = Decoder::new(options.limits, received);
+    let mut decoder = Decoder::new(options.limits, received).inflating(outbox.compresses());
     // Each is a loop of its own, because none of them may wait for another: while a message waits
     // for room in a channel, frames still go out.
     let end = tokio::select! {

@@ -1,0 +1,485 @@
+//! What waits for one socket, and what is dropped when that is too much. Pure.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use tokio::time::Instant;
+
+use super::{kind::Kind, when_full::WhenFull};
+use crate::protocol::frame::Frame;
+
+/// How much may wait for one socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutboxLimits {
+    pub(crate) frames: usize,
+    pub(crate) bytes: usize,
+}
+
+/// The frames that wait for a socket, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Backlog {
+    queue: VecDeque<Outgoing>,
+    /// All that waits.
+    total: Load,
+    /// Of that, what must not be dropped because of its kind.
+    essential: Load,
+    /// How much of the first frame has been written.
+    written: usize,
+}
+
+/// A frame that waits.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    pub(super) frame: Frame,
+    /// When what it carries was enqueued, if its way is timed.
+    pub(super) since: Option<Instant>,
+    pub(super) kind: Kind,
+}
+
+/// How many frames were dropped to make room for one, and which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    /// Those that had waited longest.
+    pub(super) oldest: usize,
+    /// The new one, or those that had waited shortest.
+    pub(super) newest: usize,
+    /// Those of the same topic and event as the new one.
+    pub(super) superseded: usize,
+}
+
+/// More would wait than may, and nothing that could be dropped is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooSlow;
+
+/// So many frames and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Load {
+    frames: usize,
+    bytes: usize,
+}
+
+impl Backlog {
+    /// Takes a frame in, if there is room or if room can be made by the policy.
+    ///
+    /// A frame is always taken when nothing waits, however large it is.
+    pub(super) fn admit(
+        &mut self,
+        outgoing: Outgoing,
+        limits: OutboxLimits,
+        when_full: WhenFull,
+    ) -> Result<Dropped, TooSlow> {
+        let mut dropped = Dropped::default();
+        let new = outgoing.load();
+        if self.queue.is_empty() || self.total.plus(new).is_within(limits) {
+            self.push(outgoing);
+            return Ok(dropped);
+        }
+        // What cannot make way has room of its own, and that ends as well.
+        let twice = limits.twice();
+        match (when_full, outgoing.kind) {
+            (WhenFull::Disconnect, _) => return Err(TooSlow),
+            (WhenFull::Wait { .. }, _) if self.total.plus(new).is_within(twice) => {}
+            (WhenFull::Wait { .. }, _) => return Err(TooSlow),
+            (WhenFull::DropNewest, Kind::Event(_)) => {
+                return Ok(Dropped { newest: 1, ..dropped });
+            }
+            // It would not fit if everything made way.
+            (_, Kind::Event(_)) if !self.undroppable().plus(new).is_within(limits) => {
+                return Ok(Dropped { newest: 1, ..dropped });
+            }
+            (_, Kind::Essential) if !self.undroppable().plus(new).is_within(twice) => {
+                return Err(TooSlow);
+            }
+            (WhenFull::DropNewest, Kind::Essential) => {
+                dropped.newest = self.drop_newest(new, limits);
+            }
+            (WhenFull::DropOldest, _) | (WhenFull::KeepLatest, Kind::Essential) => {
+                dropped.oldest = self.drop_oldest(new, limits);
+            }
+            (WhenFull::KeepLatest, kind) => {
+                dropped.superseded = self.drop_all(kind);
+                dropped.oldest = self.drop_oldest(new, limits);
+            }
+        }
+        self.push(outgoing);
+        Ok(dropped)
+    }
+
+    /// Takes a frame in, room or not.
+    pub(super) fn push(&mut self, outgoing: Outgoing) {
+        let new = outgoing.load();
+        self.total = self.total.plus(new);
+        if outgoing.kind == Kind::Essential {
+            self.essential = self.essential.plus(new);
+        }
+        self.queue.push_back(outgoing);
+    }
+
+    /// Whether another frame may have to wait for room.
+    pub(super) fn is_full(&self, limits: OutboxLimits) -> bool {
+        self.total.frames >= limits.frames || self.total.bytes >= limits.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Drops everything but a frame that has been written in part. Returns how many.
+    pub(super) fn clear(&mut self) -> usize {
+        let before = self.queue.len();
+        while self.queue.len() > self.begun() {
+            self.remove(self.queue.len() - 1);
+        }
+        before - self.queue.len()
+    }
+
+    /// What is to be written next, as much as there is room for. Returns for how many frames.
+    pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut count = 0;
+        for (slice, outgoing) in slices.iter_mut().zip(&self.queue) {
+            let skip = if count == 0 { self.written } else { 0 };
+            *slice = IoSlice::new(&outgoing.frame.bytes()[skip..]);
+            count += 1;
+        }
+        count
+    }
+
+    /// So many bytes have been written. What is whole now is taken out, and told.
+    pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Option<Instant>)) {
+        self.written += count;
+        while let Some(first) = self.queue.front()
+            && self.written >= first.frame.len()
+        {
+            self.written -= first.frame.len();
+            let since = first.since;
+            self.remove(0);
+            whole(since);
+        }
+    }
+
+    /// How many frames at the front have been written in part: they have to be finished.
+    fn begun(&self) -> usize {
+        usize::from(self.written > 0)
+    }
+
+    /// What is left when everything that may be dropped is.
+    fn undroppable(&self) -> Load {
+        match self.queue.front() {
+            Some(first) if self.written > 0 && first.kind != Kind::Essential => {
+                self.essential.plus(first.load())
+            }
+            _ => self.essential,
+        }
+    }
+
+    /// Drops events from the front until something of this size fits, or none is left.
+    fn drop_oldest(&mut self, new: Load, limits: OutboxLimits) -> usize {
+        let before = self.queue.len();
+        let mut at = self.begun();
+        while at < self.queue.len() && !self.total.plus(new).is_within(limits) {
+            if self.queue[at].kind == Kind::Essential {
+                at += 1;
+            } else {
+                self.remove(at);
+            }
+        }
+        before - self.queue.len()
+    }
+
+    /// The same from the back.
+    fn drop_newest(&mut self, new: Load, limits: OutboxLimits) -> usize {
+        let before = self.queue.len();
+        let mut at = self.queue.len();
+        while at > self.begun() && !self.total.plus(new).is_within(limits) {
+            at -= 1;
+            if self.queue[at].kind != Kind::Essential {
+                self.remove(at);
+            }
+        }
+        before - self.queue.len()
+    }
+
+    /// Drops all events of a kind.
+    fn drop_all(&mut self, kind: Kind) -> usize {
+        let before = self.total;
+        let (mut at, begun) = (0, self.begun());
+        let total = &mut self.total;
+        self.queue.retain(|outgoing| {
+            let keep = at < begun || outgoing.kind != kind;
+            at += 1;
+            if !keep {
+                *total = total.minus(outgoing.load());
+            }
+            keep
+        });
+        before.frames - self.total.frames
+    }
+
+    fn remove(&mut self, at: usize) {
+        if let Some(outgoing) = self.queue.remove(at) {
+            let load = outgoing.load();
+            self.total = self.total.minus(load);
+            if outgoing.kind == Kind::Essential {
+                self.essential = self.essential.minus(load);
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    fn load(&self) -> Load {
+        Load { frames: 1, bytes: self.frame.len() }
+    }
+}
+
+impl Load {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            frames: self.frames.saturating_add(other.frames),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self { frames: self.frames - other.frames, bytes: self.bytes - other.bytes }
+    }
+
+    fn is_within(self, limits: OutboxLimits) -> bool {
+        self.frames <= limits.frames && self.bytes <= limits.bytes
+    }
+}
+
+impl OutboxLimits {
+    /// For what must not be dropped.
+    fn twice(self) -> Self {
+        Self { frames: self.frames.saturating_mul(2), bytes: self.bytes.saturating_mul(2) }
+    }
+}
+
+impl Dropped {
+    /// Whether nothing was.
+    pub(super) fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+impl Backlog {
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    pub(super) fn written(&self) -> usize {
+        self.written
+    }
+
+    pub(super) fn frames(&self) -> impl Iterator<Item = &Frame> {
+        self.queue.iter().map(|outgoing| &outgoing.frame)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::outbox::kind::EventKey;
+
+    const LIMITS: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
+
+    /// What a client would see of a frame: its number, and how long it is.
+    fn outgoing(number: u8, length: usize, kind: Kind) -> Outgoing {
+        let write = |out: &mut Vec<u8>| {
+            let header = if length <= 127 { 2 } else { 4 };
+            out.resize(out.len() + length - header, number);
+            Ok::<_, ()>(())
+        };
+        Outgoing { frame: Frame::text(write).unwrap(), since: None, kind }
+    }
+
+    fn event(key: u8) -> Kind {
+        Kind::Event(EventKey::new("t", &key.to_string()))
+    }
+
+    fn numbers(backlog: &Backlog) -> Vec<u8> {
+        backlog.queue.iter().map(|outgoing| outgoing.frame.body()[0]).collect()
+    }
+
+    /// A backlog of these, numbered from 0, of 10 bytes each.
+    fn backlog(kinds: &[Kind]) -> Backlog {
+        let mut backlog = Backlog::default();
+        (0..).zip(kinds).for_each(|(number, kind)| backlog.push(outgoing(number, 10, *kind)));
+        backlog
+    }
+
+    const REPLY: Kind = Kind::Essential;
+
+    #[test]
+    fn each_policy_makes_room_in_its_way() {
+        let waiting = [REPLY, event(1), event(2), event(1)];
+        let oldest = Dropped { oldest: 1, ..Dropped::default() };
+        let newest = Dropped { newest: 1, ..Dropped::default() };
+        let superseded = |count| Dropped { superseded: count, ..Dropped::default() };
+        let cases: [(_, _, _, &[u8]); 9] = [
+            (WhenFull::DropOldest, event(1), Ok(oldest), &[0, 2, 3, 9]),
+            (WhenFull::DropOldest, REPLY, Ok(oldest), &[0, 2, 3, 9]),
+            (WhenFull::DropNewest, event(1), Ok(newest), &[0, 1, 2, 3]),
+            (WhenFull::DropNewest, REPLY, Ok(newest), &[0, 1, 2, 9]),
+            (WhenFull::KeepLatest, event(1), Ok(superseded(2)), &[0, 2, 9]),
+            (WhenFull::KeepLatest, event(3), Ok(oldest), &[0, 2, 3, 9]),
+            (WhenFull::KeepLatest, REPLY, Ok(oldest), &[0, 2, 3, 9]),
+            (WhenFull::wait(), event(1), Ok(Dropped::default()), &[0, 1, 2, 3, 9]),
+            (WhenFull::Disconnect, REPLY, Err(TooSlow), &[0, 1, 2, 3]),
+        ];
+        for (when_full, kind, expected, left) in cases {
+            let mut backlog = backlog(&waiting);
+            let admitted = backlog.admit(outgoing(9, 10, kind), LIMITS, when_full);
+            assert_eq!((admitted, &numbers(&backlog)[..]), (expected, left), "{when_full:?}");
+        }
+    }
+
+    #[test]
+    fn room_is_made_for_bytes_too() {
+        let admit = |when_full, length, kind| {
+            let mut backlog = Backlog::default();
+            for number in 0..3 {
+                backlog.push(outgoing(number, 110, event(number)));
+            }
+            let admitted = backlog.admit(outgoing(9, length, kind), LIMITS, when_full);
+            admitted.map(|dropped| (dropped, numbers(&backlog)))
+        };
+        let dropped = |oldest, newest| Dropped { oldest, newest, superseded: 0 };
+        assert_eq!(admit(WhenFull::DropOldest, 120, event(9)), Ok((dropped(1, 0), vec![1, 2, 9])));
+        assert_eq!(admit(WhenFull::DropOldest, 200, event(9)), Ok((dropped(2, 0), vec![2, 9])));
+        assert_eq!(admit(WhenFull::DropNewest, 200, REPLY), Ok((dropped(0, 2), vec![0, 9])));
+        // It is too large in any case, so nothing makes way for it.
+        let refused = Ok((dropped(0, 1), vec![0, 1, 2]));
+        assert_eq!(admit(WhenFull::DropOldest, 401, event(9)), refused);
+        assert_eq!(admit(WhenFull::DropOldest, 800, REPLY), Ok((dropped(3, 0), vec![9])));
+        assert_eq!(admit(WhenFull::DropOldest, 801, REPLY), Err(TooSlow));
+    }
+
+    #[test]
+    fn what_has_been_written_in_part_stays() {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest] {
+            let mut backlog = backlog(&[event(1); 4]);
+            backlog.wrote(3, |_| {});
+            backlog.admit(outgoing(8, 10, event(1)), LIMITS, when_full).unwrap();
+            backlog.admit(outgoing(9, 200, REPLY), LIMITS, when_full).unwrap();
+            assert_eq!(numbers(&backlog)[0], 0, "{when_full:?}");
+            assert_eq!(backlog.written(), 3);
+        }
+        let mut backlog = backlog(&[event(1); 4]);
+        backlog.wrote(3, |_| {});
+        assert_eq!((backlog.clear(), numbers(&backlog)), (3, vec![0]));
+        backlog.wrote(7, |_| {});
+        assert_eq!(backlog.total, Load::default());
+    }
+
+    #[test]
+    fn answers_alone_may_take_twice_the_limits() {
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest] {
+            let mut backlog = backlog(&[event(1); 4]);
+            for number in 10..18 {
+                backlog.admit(outgoing(number, 10, REPLY), LIMITS, when_full).unwrap();
+            }
+            assert_eq!(numbers(&backlog), (10..18).collect::<Vec<_>>());
+            let newest = Ok(Dropped { newest: 1, ..Dropped::default() });
+            assert_eq!(backlog.admit(outgoing(0, 10, event(1)), LIMITS, when_full), newest);
+            let more = backlog.admit(outgoing(0, 10, REPLY), LIMITS, when_full);
+            assert_eq!(more, Err(TooSlow));
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Send { length: usize, kind: Kind },
+        Write(usize),
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let kind = prop_oneof![1 => Just(REPLY), 3 => (0..3u8).prop_map(event)];
+        prop_oneof![
+            3 => (3usize..120, kind).prop_map(|(length, kind)| Op::Send { length, kind }),
+            1 => (1usize..200).prop_map(Op::Write),
+        ]
+    }
+
+    fn policy() -> impl Strategy<Value = WhenFull> {
+        prop_oneof![
+            Just(WhenFull::Disconnect),
+            Just(WhenFull::DropOldest),
+            Just(WhenFull::DropNewest),
+            Just(WhenFull::KeepLatest),
+            Just(WhenFull::wait()),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is sent and written, the client gets what was sent but for events that were
+        /// counted as dropped, in order and whole, and no more waits than may.
+        #[test]
+        fn no_more_waits_than_may_and_only_events_are_missing(
+            when_full in policy(), ops in prop::collection::vec(op(), 0..80)
+        ) {
+            let mut backlog = Backlog::default();
+            // What has been sent, and what has come out or still waits: numbers in order.
+            let (mut sent, mut written, mut dropped) = (vec![], vec![], 0);
+            for op in ops {
+                match op {
+                    Op::Send { length, kind } => {
+                        let number = u8::try_from(sent.len()).unwrap();
+                        let before = numbers(&backlog);
+                        let new = outgoing(number, length, kind);
+                        match backlog.admit(new, LIMITS, when_full) {
+                            Ok(Dropped { oldest, newest, superseded }) => {
+                                sent.push(kind);
+                                let gone = oldest + newest + superseded;
+                                prop_assert_eq!(backlog.len() + gone, before.len() + 1);
+                                dropped += gone;
+                            }
+                            Err(TooSlow) => {
+                                prop_assert_eq!(numbers(&backlog), before, "to be counted");
+                                let drops = !matches!(
+                                    when_full, WhenFull::Disconnect | WhenFull::Wait { .. }
+                                );
+                                let left = backlog.undroppable().plus(Load { frames: 1, bytes: length });
+                                let nothing_helps = kind == REPLY && !left.is_within(LIMITS.twice());
+                                prop_assert!(!drops || nothing_helps);
+                                return Ok(());
+                            }
+                        }
+                    }
+                    Op::Write(count) => {
+                        let count = count.min(backlog.total.bytes - backlog.written());
+                        let before = numbers(&backlog);
+                        let mut whole = 0;
+                        backlog.wrote(count, |_| whole += 1);
+                        written.extend(&before[..whole]);
+                        prop_assert!(backlog.frames().next().is_none_or(
+                            |first| backlog.written() < first.len()
+                        ));
+                    }
+                }
+                let total = Load {
+                    frames: backlog.len(),
+                    bytes: backlog.frames().map(Frame::len).sum(),
+                };
+                prop_assert_eq!(backlog.total, total);
+                let may_be_dropped = total != backlog.undroppable();
+                let bound = match when_full {
+                    WhenFull::Disconnect => LIMITS,
+                    WhenFull::DropOldest | WhenFull::DropNewest | WhenFull::KeepLatest
+                        if may_be_dropped => LIMITS,
+                    _ => LIMITS.twice(),
+                };
+                prop_assert!(total.is_within(bound), "{:?}", total);
+            }
+            written.extend(numbers(&backlog));
+            prop_assert!(written.is_sorted(), "{:?}", written);
+            prop_assert_eq!(written.len() + dropped, sent.len());
+            for (number, kind) in (0..).zip(&sent) {
+                prop_assert!(*kind != REPLY || written.contains(&number), "lost {}", number);
+            }
+        }
+    }
+}

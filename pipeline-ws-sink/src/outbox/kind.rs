@@ -1,0 +1,50 @@
+//! What a frame is to its receiver: whether it can do without. Pure.
+
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    num::NonZeroU64,
+};
+
+/// Whether a frame may be dropped when its receiver is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A reply, a channel's end, a control frame: the client waits for it.
+    Essential,
+    /// A push or a broadcast, and what it is the latest of.
+    Event(EventKey),
+}
+
+/// Stands for a topic and an event: the same for the same two, and different for others.
+///
+/// A hash of 128 bits, so that it is made once and compared without memory. That two pairs have the
+/// same is as good as impossible, and would cost a client one event that it could be refused anyway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EventKey(NonZeroU64, u64);
+
+impl EventKey {
+    pub(crate) fn new(topic: &str, event: &str) -> Self {
+        let half = |which: u8| {
+            let mut hasher = DefaultHasher::new();
+            (which, topic, event).hash(&mut hasher);
+            hasher.finish()
+        };
+        // Never 0, so that a kind takes no more memory than its key.
+        Self(NonZeroU64::MIN.saturating_add(half(0)), half(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_the_same_for_the_same_topic_and_event_only() {
+        let key = EventKey::new("room:1", "news");
+        assert_eq!(key, EventKey::new("room:1", "news"));
+        for (topic, event) in [("room:2", "news"), ("room:1", "new"), ("room:", "1news"), ("", "")]
+        {
+            assert_ne!(key, EventKey::new(topic, event));
+        }
+        assert_eq!(size_of::<Kind>(), 16);
+    }
+}

@@ -1,0 +1,223 @@
+//! Waiting for room in an outbox.
+#![cfg_attr(not(test), expect(dead_code, reason = "for senders that can wait, which are to come"))]
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Kind, Outbox, OutboxLimits, SharedFrame, State, WhenFull};
+
+/// There is no room, and who sends is to wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+impl Outbox {
+    /// Sends an event that others get too, unless the sender is to [wait](Self::room) for room
+    /// first: then nothing is sent. For those who can wait; where the policy is another one, it does
+    /// the same as [`send_shared`](Self::send_shared).
+    pub(crate) fn offer_shared(
+        &self,
+        frame: &SharedFrame,
+        since: Option<Instant>,
+    ) -> Result<(), NoRoom> {
+        let (plain_or_deflated, kind) = (frame.get(self.compresses), Kind::Event(frame.key()));
+        let state = self.state.lock();
+        if !state.takes_more(self.wait_limits()) {
+            return Err(NoRoom);
+        }
+        self.accept_in(state, plain_or_deflated, kind, since);
+        Ok(())
+    }
+
+    /// How long a sender that can wait waits for room, if it is to wait at all.
+    pub(crate) fn wait_limit(&self) -> Option<Duration> {
+        match self.when_full {
+            WhenFull::Wait { up_to } => Some(up_to),
+            _ => None,
+        }
+    }
+
+    /// Waits until there is room, or until it does not matter because the socket ends. At once where
+    /// the policy is not to wait.
+    ///
+    /// Others may take the room before the caller does: see [`offer_shared`](Self::offer_shared).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn room(&self) {
+        let Some(room) = &self.room else { return };
+        loop {
+            // From here on it is told, so nothing is missed between the look and the wait.
+            let told = room.notified();
+            if self.state.lock().takes_more(self.wait_limits()) {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// Closes the socket because its client was too slow for somebody who waited.
+    pub(crate) fn give_up(&self) {
+        let mut state = self.state.lock();
+        if state.is_open() {
+            self.too_slow(&mut state, 0);
+        }
+    }
+
+    /// Above what there is no room for those who can wait, where they are to.
+    fn wait_limits(&self) -> Option<OutboxLimits> {
+        self.room.is_some().then_some(self.limits)
+    }
+}
+
+impl State {
+    /// Whether one who can wait need not: there is room, or nothing is taken any more.
+    fn takes_more(&self, limits: Option<OutboxLimits>) -> bool {
+        match (&self.backlog, limits) {
+            (Some(backlog), Some(limits)) if self.is_open() => !backlog.is_full(limits),
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, task::Context};
+
+    use pipeline_test_support::{Recorded, settle};
+    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+
+    use super::{super::Writer, *};
+    use crate::{
+        end::SocketEnd, outbox::EventKey, protocol::frame::Frame, telemetry::SocketMetrics,
+    };
+
+    const LIMITS: OutboxLimits = OutboxLimits { frames: 2, bytes: 1000 };
+
+    /// An outbox whose client has room for one frame of [`news`] on its way, and two that may wait.
+    fn outbox(when_full: WhenFull) -> (Arc<Outbox>, DuplexStream, Recorded) {
+        let (telemetry, recorded) = Recorded::new();
+        let metrics = Arc::new(SocketMetrics::register(&telemetry));
+        let (ours, theirs) = duplex(12);
+        let outbox = Outbox::new(Writer::Task(Box::pin(ours)), LIMITS, metrics);
+        (Arc::new(outbox.when_full(when_full)), theirs, recorded)
+    }
+
+    /// Of 12 bytes.
+    fn news() -> SharedFrame {
+        let write = |out: &mut Vec<u8>| {
+            out.extend([b'x'; 10]);
+            Ok::<_, ()>(())
+        };
+        SharedFrame::new(Frame::text(write).unwrap(), EventKey::new("t", "e"))
+    }
+
+    /// The socket's task has a turn.
+    fn turn(outbox: &Outbox) {
+        let waker = futures::task::noop_waker();
+        let _ = outbox.poll_write(&mut Context::from_waker(&waker));
+    }
+
+    fn end(outbox: &Outbox) -> Option<SocketEnd> {
+        outbox.state.lock().end
+    }
+
+    #[tokio::test]
+    async fn who_waits_gets_room_when_a_frame_has_gone_out() {
+        let (outbox, mut client, recorded) = outbox(WhenFull::wait());
+        assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
+        for _ in 0..2 {
+            outbox.room().await;
+            outbox.offer_shared(&news(), None).unwrap();
+        }
+        assert_eq!(outbox.offer_shared(&news(), None), Err(NoRoom));
+        let sent = Arc::new(parking_lot::Mutex::new(0));
+        let senders: Vec<_> = (0..3)
+            .map(|_| {
+                let (outbox, sent) = (outbox.clone(), sent.clone());
+                tokio::spawn(async move {
+                    while outbox.offer_shared(&news(), None).is_err() {
+                        outbox.room().await;
+                    }
+                    *sent.lock() += 1;
+                })
+            })
+            .collect();
+        // One that no longer waits takes nobody's place.
+        let gone = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.room().await }
+        });
+        settle().await;
+        gone.abort();
+        settle().await;
+        assert_eq!(*sent.lock(), 0);
+        for round in 1..=3 {
+            turn(&outbox);
+            settle().await;
+            assert_eq!(*sent.lock(), round, "as many as there was room for");
+            client.read_exact(&mut [0; 12]).await.unwrap();
+        }
+        for sender in senders {
+            sender.await.unwrap();
+        }
+        assert_eq!(end(&outbox), None);
+        assert!(recorded.counters("socket.frames_dropped").is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_is_told_when_the_socket_ends() {
+        for close in [
+            |outbox: &Outbox| outbox.end(SocketEnd::Lost),
+            |outbox: &Outbox| outbox.finish(&Frame::close(1001)),
+            |outbox: &Outbox| outbox.give_up(),
+        ] {
+            let (outbox, _client, _) = outbox(WhenFull::wait());
+            (0..2).for_each(|_| outbox.send_shared(&news(), None));
+            let waiting = tokio::spawn({
+                let outbox = outbox.clone();
+                async move { outbox.room().await }
+            });
+            settle().await;
+            assert!(!waiting.is_finished());
+            close(&outbox);
+            waiting.await.unwrap();
+            assert_eq!(outbox.offer_shared(&news(), None), Ok(()), "it goes nowhere");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_cannot_wait_may_send_twice_as_much() {
+        let (outbox, _client, recorded) = outbox(WhenFull::wait());
+        (0..4).for_each(|_| outbox.send_shared(&news(), None));
+        assert_eq!(end(&outbox), None);
+        outbox.send_shared(&news(), None);
+        assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
+        let dropped = recorded.counters("socket.frames_dropped");
+        assert_eq!(dropped, [("reason=overflow".to_owned(), 5)]);
+        assert_eq!(recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_given_up_is_counted_once() {
+        let (outbox, _client, recorded) = outbox(WhenFull::wait());
+        (0..3).for_each(|_| outbox.send_shared(&news(), None));
+        outbox.give_up();
+        outbox.give_up();
+        assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
+        assert_eq!(recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+        let dropped = recorded.counters("socket.frames_dropped");
+        assert_eq!(dropped, [("reason=overflow".to_owned(), 3)]);
+    }
+
+    #[tokio::test]
+    async fn without_the_policy_nobody_waits() {
+        let (outbox, _client, _) = outbox(WhenFull::DropOldest);
+        for _ in 0..5 {
+            outbox.offer_shared(&news(), None).unwrap();
+            outbox.room().await;
+        }
+        assert_eq!((outbox.wait_limit(), end(&outbox)), (None, None));
+    }
+}

@@ -1,0 +1,198 @@
+//! The outbox over real TCP and over memory.
+
+use std::future::poll_fn;
+
+use pipeline_test_support::Recorded;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    net::{TcpSocket, TcpStream},
+    time::{Duration, advance},
+};
+
+use super::*;
+
+const ROOMY: OutboxLimits = OutboxLimits { frames: 1000, bytes: 1 << 30 };
+
+fn outbox(writer: Writer, limits: OutboxLimits) -> (Outbox, Recorded) {
+    let (telemetry, recorded) = Recorded::new();
+    let metrics = Arc::new(SocketMetrics::register(&telemetry));
+    (Outbox::new(writer, limits, metrics), recorded)
+}
+
+/// A frame of so many bytes, header and all, of 127 at most.
+fn small(length: usize) -> Frame {
+    let frame = text(length - 2);
+    assert_eq!(frame.len(), length);
+    frame
+}
+
+fn text(length: usize) -> Frame {
+    let write = |buffer: &mut Vec<u8>| {
+        buffer.extend(std::iter::repeat_n(b'x', length));
+        Ok::<_, ()>(())
+    };
+    Frame::text(write).unwrap()
+}
+
+/// The two ends of a connection. The first can be written to, and the system takes little.
+async fn tcp() -> (TcpStream, TcpStream) {
+    let (ours, theirs) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
+    ours.set_send_buffer_size(16_384).unwrap();
+    theirs.set_recv_buffer_size(16_384).unwrap();
+    theirs.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let listener = theirs.listen(1).unwrap();
+    let ours = ours.connect(listener.local_addr().unwrap()).await.unwrap();
+    let (theirs, _) = listener.accept().await.unwrap();
+    ours.writable().await.unwrap();
+    (ours, theirs)
+}
+
+/// The socket's task has a turn.
+fn turn(outbox: &Outbox) -> Poll<SocketEnd> {
+    outbox.poll_write(&mut Context::from_waker(Waker::noop()))
+}
+
+fn waiting(outbox: &Outbox) -> usize {
+    outbox.state.lock().backlog.as_ref().map_or(0, |backlog| backlog.len())
+}
+
+fn end(outbox: &Outbox) -> Option<SocketEnd> {
+    outbox.state.lock().end
+}
+
+#[tokio::test]
+async fn nothing_goes_out_behind_the_last_frame() {
+    let (ours, mut theirs) = tcp().await;
+    let (outbox, _) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    let last = Frame::close(1000);
+    outbox.finish(&last);
+    outbox.send(&small(10), None);
+    poll_fn(|cx| outbox.poll_close(cx)).await.unwrap();
+    drop(outbox);
+    let mut received = vec![];
+    theirs.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, *last.bytes());
+}
+
+#[tokio::test]
+async fn nothing_goes_out_once_the_socket_has_to_end() {
+    let (ours, mut theirs) = tcp().await;
+    let (outbox, _) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    outbox.end(SocketEnd::Disconnected);
+    outbox.send(&small(10), None);
+    assert_eq!(waiting(&outbox), 0);
+    drop(outbox);
+    assert_eq!(theirs.read_to_end(&mut vec![]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_frame_that_is_taken_whole_needs_no_task() {
+    let (ours, mut theirs) = tcp().await;
+    let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    outbox.send(&small(10), Some(Instant::now()));
+    assert_eq!(recorded.samples("pipeline.push_delivered").len(), 1);
+    assert_eq!(waiting(&outbox), 0);
+    let mut received = [0; 10];
+    theirs.read_exact(&mut received).await.unwrap();
+    assert_eq!(received, small(10).bytes()[..]);
+}
+
+#[tokio::test]
+async fn a_frame_that_is_taken_in_part_is_delivered_with_its_last_byte() {
+    let (ours, mut theirs) = tcp().await;
+    let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    let (large, next) = (text(1 << 19), small(10));
+    outbox.send(&large, Some(Instant::now()));
+    outbox.send(&next, None);
+    let written = outbox.state.lock().backlog.as_ref().unwrap().written();
+    assert!((1..large.len()).contains(&written), "{written}");
+    assert_eq!(recorded.samples("pipeline.push_delivered").len(), 0);
+
+    let mut received = vec![0; large.len() + next.len()];
+    let closing = poll_fn(|cx| outbox.poll_close(cx));
+    let (closed, read) = tokio::join!(closing, theirs.read_exact(&mut received));
+    closed.unwrap();
+    read.unwrap();
+    assert!(received == [&large.bytes()[..], next.bytes()].concat());
+    assert_eq!(recorded.samples("pipeline.push_delivered").len(), 1);
+}
+
+#[tokio::test]
+async fn a_frame_waits_when_the_system_takes_nothing() {
+    let (ours, _theirs) = tcp().await;
+    let chunk = [0; 65_536];
+    while ours.try_write(&chunk).is_ok() {}
+    let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    outbox.send(&small(10), Some(Instant::now()));
+    assert_eq!((waiting(&outbox), end(&outbox)), (1, None));
+    assert!(turn(&outbox).is_pending());
+    assert_eq!(recorded.samples("pipeline.push_delivered").len(), 0);
+}
+
+#[tokio::test]
+async fn a_frame_for_a_broken_connection_ends_the_socket_and_does_not_wait() {
+    let (mut ours, _theirs) = tcp().await;
+    ours.shutdown().await.unwrap();
+    let (outbox, _) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    outbox.send(&small(10), None);
+    assert_eq!((waiting(&outbox), end(&outbox)), (0, Some(SocketEnd::Lost)));
+    assert_eq!(turn(&outbox), Poll::Ready(SocketEnd::Lost));
+}
+
+#[tokio::test]
+async fn as_many_bytes_as_the_limit_may_wait_and_not_one_more() {
+    let limits = OutboxLimits { frames: 1000, bytes: 20 };
+    let (outbox, recorded) = outbox(Writer::Task(Box::pin(duplex(1).0)), limits);
+    outbox.send(&small(10), None);
+    outbox.send(&small(10), None);
+    assert_eq!((waiting(&outbox), end(&outbox)), (2, None));
+    outbox.send(&small(2), None);
+    assert_eq!((waiting(&outbox), end(&outbox)), (0, Some(SocketEnd::Overflow)));
+    let dropped = recorded.counters("socket.frames_dropped");
+    assert_eq!(dropped, [("reason=overflow".to_owned(), 3)]);
+}
+
+#[tokio::test]
+async fn as_many_frames_as_the_limit_may_wait_and_not_one_more() {
+    let limits = OutboxLimits { frames: 2, bytes: 1000 };
+    let (outbox, _) = outbox(Writer::Task(Box::pin(duplex(1).0)), limits);
+    outbox.send(&small(10), None);
+    outbox.send(&small(10), None);
+    assert_eq!((waiting(&outbox), end(&outbox)), (2, None));
+    outbox.send(&small(10), None);
+    assert_eq!((waiting(&outbox), end(&outbox)), (0, Some(SocketEnd::Overflow)));
+}
+
+#[tokio::test]
+async fn what_is_written_makes_room_for_as_much() {
+    let limits = OutboxLimits { frames: 1000, bytes: 30 };
+    let (ours, _theirs) = duplex(10);
+    let (outbox, _) = outbox(Writer::Task(Box::pin(ours)), limits);
+    (0..3).for_each(|_| outbox.send(&small(10), None));
+    assert!(turn(&outbox).is_pending());
+    assert_eq!(waiting(&outbox), 2, "the first has been taken");
+    outbox.send(&small(10), None);
+    assert_eq!((waiting(&outbox), end(&outbox)), (3, None));
+    outbox.send(&small(2), None);
+    assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
+}
+
+#[tokio::test]
+async fn an_outbox_that_has_caught_up_holds_no_memory_for_frames() {
+    let (ours, _theirs) = duplex(1000);
+    let (outbox, _) = outbox(Writer::Task(Box::pin(ours)), ROOMY);
+    (0..3).for_each(|_| outbox.send(&small(10), None));
+    assert!(outbox.state.lock().backlog.is_some());
+    assert!(turn(&outbox).is_pending());
+    assert!(outbox.state.lock().backlog.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_heard_counts_as_activity() {
+    let (outbox, _) = outbox(Writer::Task(Box::pin(tokio::io::sink())), ROOMY);
+    let opened = Instant::now();
+    advance(Duration::from_secs(40)).await;
+    assert_eq!(outbox.last_active(), opened);
+    outbox.heard();
+    assert_eq!(outbox.last_active(), opened + Duration::from_secs(40));
+}

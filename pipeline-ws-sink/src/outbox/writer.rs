@@ -1,0 +1,61 @@
+//! Where a socket's bytes go.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use tokio::{io::AsyncWrite, net::TcpStream};
+
+/// Where the bytes go.
+pub(crate) enum Writer {
+    /// A TCP stream, which any task may write to.
+    Tcp(Arc<TcpStream>),
+    /// Something that only the socket's task writes to.
+    Task(Pin<Box<dyn AsyncWrite + Send>>),
+}
+
+impl Writer {
+    /// Writes as much as can be written without waiting.
+    pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes),
+            Self::Task(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// Writes some of it. For the socket's task only, as is all that follows.
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Tcp(stream) => loop {
+                ready!(stream.poll_write_ready(cx))?;
+                match stream.try_write_vectored(slices) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    written => return Poll::Ready(written),
+                }
+            },
+            Self::Task(writer) => writer.as_mut().poll_write_vectored(cx, slices),
+        }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Task(writer) => writer.as_mut().poll_flush(cx),
+        }
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // Dropped at the end of the task, which closes it.
+            Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Task(writer) => writer.as_mut().poll_shutdown(cx),
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! permessage-deflate, RFC 7692: how it is agreed to, and what it does to a message.
+//!
+//! Every message is compressed on its own, in both directions. So a broadcast is compressed once for
+//! all sockets, and a quiet connection holds no memory for it.
+
+use bytes::Bytes;
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use thiserror::Error;
+
+/// A payload that is smaller than this, in bytes, is not worth it.
+const WORTH_IT: usize = 100;
+
+/// The end of every compressed message, which is not sent: an empty block.
+const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
+
+/// [`TAIL`], and an empty block that is the last: only a decompressor that was between two blocks
+/// comes to its end here, so a message that was cut off is recognized.
+const END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
+
+/// How many last blocks a message may have. Nobody sends more than one, and each costs a new start.
+const MAX_STREAMS: usize = 8;
+
+/// Why a message cannot be decompressed.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum InflateError {
+    #[error("not compressed as it should be")]
+    Invalid,
+    #[error("larger than allowed")]
+    TooLarge,
+}
+
+/// The answer to what a client offers in its `sec-websocket-extensions` headers: the first offer of
+/// permessage-deflate that can be kept. `None` if there is none.
+pub(crate) fn negotiate<'a>(headers: impl Iterator<Item = &'a str>) -> Option<String> {
+    headers.flat_map(|header| split(header, ',')).find_map(accept)
+}
+
+/// The answer to one offer, if it can be kept.
+fn accept(offer: &str) -> Option<String> {
+    let mut parts = split(offer, ';').map(str::trim);
+    if !parts.next()?.eq_ignore_ascii_case("permessage-deflate") {
+        return None;
+    }
+    let mut answer = "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+    let mut seen = Vec::new();
+    for part in parts {
+        let (name, value) = match part.split_once('=') {
+            Some((name, value)) => (name.trim_end(), Some(unquote(value.trim_start()))),
+            None => (part, None),
+        };
+        let name = name.to_ascii_lowercase();
+        match (name.as_str(), value) {
+            ("server_no_context_takeover" | "client_no_context_takeover", None)
+            // A wish to be told a size, which it need not be.
+            | ("client_max_window_bits", None) => {}
+            ("client_max_window_bits", Some(bits)) if is_window(bits) => {}
+            // The compressor's window has this size and no other.
+            ("server_max_window_bits", Some("15")) => {
+                answer = "permessage-deflate; server_no_context_takeover; \
+                          client_no_context_takeover; server_max_window_bits=15";
+            }
+            _ => return None,
+        }
+        if seen.contains(&name) {
+            return None;
+        }
+        seen.push(name);
+    }
+    Some(answer.to_owned())
+}
+
+/// The parts between separators that do not stand in quotes.
+fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    text.split(move |char| {
+        let separates = char == separator && !quoted;
+        quoted ^= char == '"' && !escaped;
+        escaped = char == '\\' && quoted && !escaped;
+        separates
+    })
+}
+
+fn unquote(value: &str) -> &str {
+    value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
+}
+
+/// Whether it is the base-2 logarithm of a window's size that the RFC knows.
+fn is_window(bits: &str) -> bool {
+    matches!(bits, "8" | "9" | "10" | "11" | "12" | "13" | "14" | "15")
+}
+
+/// Appends a message's payload in its compressed form. `None` if that is not worth it; there may be
+/// something in the buffer then all the same.
+pub(crate) fn deflate(payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    if payload.len() < WORTH_IT {
+        return None;
+    }
+    let start = out.len();
+    // What does not fit is not smaller. The tail comes off again.
+    out.reserve_exact(payload.len() + TAIL.len());
+    let mut compress = Compress::new(Compression::fast(), false);
+    let status = compress.compress_vec(payload, out, FlushCompress::Sync).ok()?;
+    let whole = status == Status::Ok && compress.total_in() == payload.len() as u64;
+    if !whole || !out.ends_with(&TAIL) {
+        return None;
+    }
+    out.truncate(out.len() - TAIL.len());
+    (out.len() - start < payload.len()).then_some(())
+}
+
+/// Decompresses a message of `limit` bytes at most.
+pub(crate) fn inflate(payload: &[u8], limit: usize) -> Result<Bytes, InflateError> {
+    let mut out = Vec::new();
+    let mut decompress = Decompress::new(false);
+    let mut streams = 0;
+    let (mut input, mut ending) = (payload, false);
+    loop {
+        // One byte more than allowed, to see whether there is one.
+        let room = (limit + 1).saturating_sub(out.len());
+        out.reserve(room.min(input.len().saturating_mul(4).max(256)));
+        let before = decompress.total_in();
+        let status = decompress
+            .decompress_vec(input, &mut out, FlushDecompress::Sync)
+            .map_err(|_| InflateError::Invalid)?;
+        if out.len() > limit {
+            return Err(InflateError::TooLarge);
+        }
+        let taken = usize::try_from(decompress.total_in() - before)
+            .expect("no more is taken than there is in memory");
+        input = &input[taken..];
+        if status == Status::StreamEnd {
+            if input.is_empty() && ending {
+                return Ok(out.into());
+            }
+            streams += 1;
+            if streams > MAX_STREAMS {
+                return Err(InflateError::Invalid);
+            }
+            decompress.reset(false);
+        } else if input.is_empty() && out.len() < out.capacity() {
+            // Nothing is held back for want of room.
+            if ending {
+                return Err(InflateError::Invalid);
+            }
+            (input, ending) = (&END, true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PLAIN: &str =
+        "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
+
+    #[test]
+    fn the_first_offer_that_can_be_kept_is() {
+        let accepted = [
+            "permessage-deflate",
+            "permessage-deflate; client_max_window_bits",
+            "Permessage-Deflate ;client_max_window_bits = 10",
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+            "x-webkit-deflate-frame, permessage-deflate",
+            "other; p=\"a, permessage-deflate; b\\\"\", permessage-deflate",
+            "permessage-deflate; server_max_window_bits=10, permessage-deflate",
+        ];
+        for offer in accepted {
+            assert_eq!(negotiate([offer].into_iter()).as_deref(), Some(PLAIN), "{offer}");
+        }
+        assert_eq!(negotiate(["other", "permessage-deflate"].into_iter()).as_deref(), Some(PLAIN));
+        // Who asks for a window has to be told which.
+        for offer in [
+            "permessage-deflate; server_max_window_bits=15",
+            "permessage-deflate; server_max_window_bits=\"15\"",
+        ] {
+            let answer = negotiate([offer].into_iter()).unwrap();
+            assert_eq!(answer, format!("{PLAIN}; server_max_window_bits=15"));
+        }
+    }
+
+    #[test]
+    fn an_offer_that_cannot_be_kept_is_declined() {
+        let declined = [
+            "",
+            ",;,",
+            "permessage-bzip2",
+            "permessage-deflate; server_max_window_bits=14",
+            "permessage-deflate; server_max_window_bits",
+            "permessage-deflate; client_max_window_bits=7",
+            "permessage-deflate; client_max_window_bits=16",
+            "permessage-deflate; client_max_window_bits=08",
+            "permessage-deflate; server_no_context_takeover=1",
+            "permessage-deflate; client_no_context_takeover; client_no_context_takeover",
+            "permessage-deflate; unheard_of",
+            "permessage-deflate;",
+        ];
+        for offer in declined {
+            assert_eq!(negotiate([offer].into_iter()), None, "{offer}");
+        }
+        assert_eq!(negotiate(std::iter::empty()), None);
+    }
+
+    #[test]
+    fn the_examples_of_the_rfc_are_understood() {
+        let hello = [
+            // 7.2.3.1, one block; 7.2.3.3, one that is not compressed.
+            &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00][..],
+            &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
+            // 7.2.3.4, one that calls itself the last.
+            &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
+            // 7.2.3.5, two.
+            &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
+        ];
+        for (n, payload) in hello.into_iter().enumerate() {
+            assert_eq!(inflate(payload, 5).unwrap(), "Hello", "example {n}");
+            assert_eq!(inflate(payload, 4), Err(InflateError::TooLarge), "example {n}");
+        }
+        assert_eq!(inflate(&[0x00], 0).unwrap(), "", "7.2.3.6, the empty message");
+    }
+
+    #[test]
+    fn what_was_cut_off_or_has_no_end_is_invalid() {
+        let mut whole = vec![];
+        deflate("abcdefgh".repeat(20).as_bytes(), &mut whole).unwrap();
+        for length in 1..whole.len() {
+            let cut = inflate(&whole[..length], 1000);
+            // Within the last bits, nothing is missing.
+            assert!(cut.is_err() || length == whole.len() - 1, "{length} of {}", whole.len());
+        }
+        assert_eq!(inflate(&[0x03, 0x00].repeat(100_000), 1000), Err(InflateError::Invalid));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_compressed_is_smaller_and_comes_back(
+            text in prop::collection::vec("(news|of|the|world|[a-z]{1,4}) ", 0..400)
+        ) {
+            let text = text.concat();
+            let mut out = vec![7; 3];
+            if deflate(text.as_bytes(), &mut out).is_some() {
+                prop_assert!(out.len() - 3 < text.len());
+                prop_assert_eq!(&inflate(&out[3..], text.len()).unwrap()[..], text.as_bytes());
+                prop_assert_eq!(
+                    inflate(&out[3..], text.len() - 1), Err(InflateError::TooLarge)
+                );
+            } else {
+                prop_assert!(text.len() < 400);
+            }
+        }
+
+        #[test]
+        fn any_bytes_come_back(bytes in prop::collection::vec(any::<u8>(), 100..2000)) {
+            let mut out = vec![];
+            if deflate(&bytes, &mut out).is_some() {
+                prop_assert_eq!(&inflate(&out, bytes.len()).unwrap()[..], &bytes[..]);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! How long connections last: silence, and draining in batches, on a clock that the test turns.
+#![allow(clippy::panic, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::time::Duration;
+
+use futures::SinkExt;
+use pipeline_test_support::{Client, settle};
+use pipeline_ws_sink::{
+    Channel, Drainer, Endpoint, EndpointReport, JoinContext, JoinError, Mount, Payload, Topic,
+};
+use serde_json::json;
+use support::{
+    channels::{NamedSocket, endpoint_with},
+    memory::MemoryServer,
+};
+use tokio::{
+    io::DuplexStream,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+use tokio_tungstenite::tungstenite::Message;
+
+const T: &str = "room:lobby";
+const INTERVAL: Duration = Duration::from_millis(300);
+
+fn impatient() -> MemoryServer {
+    let timeout = Duration::from_millis(700);
+    MemoryServer::start(endpoint_with(|mount| mount.timeout(timeout)).0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_154_silence_closes_a_socket_with_1002() {
+    let server = impatient();
+    let mut client = server.connect(4096).await;
+    client.join("1", T).await;
+    let joined = Instant::now();
+    assert_eq!(client.closed().await, 1002);
+    let silent = joined.elapsed().as_millis();
+    assert!((700..720).contains(&silent), "{silent}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_155_a_client_that_sends_heartbeats_stays_connected() {
+    let server = impatient();
+    let mut client = server.connect(4096).await;
+    for _ in 0..5 {
+        sleep(Duration::from_millis(400)).await;
+        client.expect_nothing_else().await;
+    }
+    assert_eq!(client.closed().await, 1002, "without them it does not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_156_what_the_server_sends_and_pings_of_the_client_keep_it_connected() {
+    let server = impatient();
+    let mut client = server.connect(4096).await;
+    client.join("1", T).await;
+    for _ in 0..5 {
+        sleep(Duration::from_millis(400)).await;
+        server.endpoint.broadcast(T, "tick", json!({})).unwrap();
+        client.expect([json!([null, null, T, "tick", {}])]).await;
+    }
+    for _ in 0..5 {
+        sleep(Duration::from_millis(400)).await;
+        client.stream.send(Message::Ping("p".into())).await.unwrap();
+        assert_eq!(client.next().await, Message::Pong("p".into()));
+    }
+    assert_eq!(client.closed().await, 1002, "without them it does not");
+}
+
+/// Says nothing, not even at its end.
+struct Quiet;
+
+impl Channel for Quiet {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+/// It closes so many channels every 300 ms.
+fn mount(batch_size: usize) -> Mount<NamedSocket> {
+    let drainer = Drainer::new().batch_size(batch_size).batch_interval(INTERVAL);
+    Mount::new(NamedSocket).channel::<Quiet>("quiet:*").drainer(drainer)
+}
+
+fn server(batch_size: usize) -> MemoryServer {
+    MemoryServer::start(Endpoint::builder().mount("/socket", mount(batch_size)))
+}
+
+/// A client that has joined so many topics. The task waits for its end: when it was, after nothing but
+/// a close frame with code 1012.
+async fn client(server: &MemoryServer, path: &str, topics: usize) -> JoinHandle<Instant> {
+    let mut client = server.connect_at(path, 4096).await;
+    for n in 0..topics {
+        client.join(&n.to_string(), &format!("quiet:{n}")).await;
+    }
+    tokio::spawn(ended(client))
+}
+
+async fn ended(mut client: Client<DuplexStream>) -> Instant {
+    match client.next().await {
+        Message::Close(Some(close)) => {
+            assert_eq!((u16::from(close.code), close.reason.as_str()), (1012, ""));
+        }
+        other => panic!("expected a close, got {other:?}"),
+    }
+    Instant::now()
+}
+
+fn drain(endpoint: &Endpoint, within: Duration) -> JoinHandle<EndpointReport> {
+    let endpoint = endpoint.clone();
+    tokio::spawn(async move { endpoint.drain(within).await })
+}
+
+const AN_HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test(start_paused = true)]
+async fn c_160_no_more_channels_than_a_batch_are_closed_at_a_time() {
+    let server = server(2);
+    let mut clients = vec![];
+    for topics in [1, 1, 1, 2, 1, 1, 1, 1] {
+        clients.push((topics, client(&server, "/socket", topics).await));
+    }
+    let began = Instant::now();
+    let draining = drain(&server.endpoint, AN_HOUR);
+    let mut closed = vec![];
+    for (topics, client) in clients {
+        closed.push((client.await.unwrap() - began, topics));
+    }
+    for (at, _) in &closed {
+        let together = closed.iter().filter(|(other, _)| *at <= *other && *other < *at + INTERVAL);
+        assert!(together.map(|(_, topics)| topics).sum::<usize>() <= 2, "{closed:?}");
+    }
+    let last = closed.iter().map(|(at, _)| *at).max().unwrap();
+    assert!(last < 6 * INTERVAL, "no longer than it takes: {closed:?}");
+    let report = draining.await.unwrap();
+    assert_eq!((report.closed, report.cut_off), (8, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_161_a_socket_with_two_channels_closes_once() {
+    let server = server(1);
+    let other = client(&server, "/socket", 1).await;
+    let both = client(&server, "/socket", 2).await;
+    let draining = drain(&server.endpoint, AN_HOUR);
+    let (other, both) = (other.await.unwrap(), both.await.unwrap());
+    assert!(both - other >= INTERVAL, "in a batch of its own");
+    let report = draining.await.unwrap();
+    assert_eq!((report.closed, report.cut_off), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_162_a_socket_without_channels_closes_with_the_last_batch() {
+    let server = server(1);
+    let bare = client(&server, "/socket", 0).await;
+    // One that has had a channel has none.
+    let mut left = server.connect(4096).await;
+    left.join("1", "quiet:1").await;
+    left.send(json!(["1", "2", "quiet:1", "phx_leave", {}])).await;
+    left.receive().await;
+    left.receive().await;
+    left.expect_nothing_else().await;
+    let left = tokio::spawn(ended(left));
+    let mut others = vec![];
+    for _ in 0..3 {
+        others.push(client(&server, "/socket", 1).await);
+    }
+    let began = Instant::now();
+    let draining = drain(&server.endpoint, AN_HOUR);
+    let mut last = began;
+    for other in others {
+        last = last.max(other.await.unwrap());
+    }
+    assert!(last >= began + 2 * INTERVAL);
+    let (bare, left) = (bare.await.unwrap(), left.await.unwrap());
+    assert!(bare + INTERVAL > last && left + INTERVAL > last, "{:?}", last - bare);
+    assert_eq!(draining.await.unwrap().closed, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn mounts_are_drained_side_by_side() {
+    let server =
+        MemoryServer::start(Endpoint::builder().mount("/a", mount(1)).mount("/b", mount(1)));
+    let mut clients = vec![];
+    for path in ["/a", "/a", "/b", "/b"] {
+        clients.push(client(&server, path, 1).await);
+    }
+    let began = Instant::now();
+    drain(&server.endpoint, AN_HOUR);
+    let mut closed = vec![];
+    for client in clients {
+        closed.push((client.await.unwrap() - began).as_millis() / INTERVAL.as_millis());
+    }
+    assert_eq!(closed, [0, 1, 0, 1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_closed_when_the_time_is_up_is_cut_off() {
+    let server = server(1);
+    let mut clients = vec![];
+    for _ in 0..3 {
+        clients.push(server.connect(4096).await);
+        clients.last_mut().unwrap().join("1", "quiet:1").await;
+    }
+    let mut clients = clients.into_iter();
+    let first = tokio::spawn(ended(clients.next().unwrap()));
+    let report = server.endpoint.drain(Duration::from_millis(100)).await;
+    first.await.unwrap();
+    assert_eq!((report.closed, report.cut_off), (1, 2));
+    assert_eq!(server.endpoint.open_sockets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_that_nobody_waits_for_closes_the_rest_at_once() {
+    let server = server(1);
+    let first = client(&server, "/socket", 1).await;
+    let second = client(&server, "/socket", 1).await;
+    let began = Instant::now();
+    let draining = drain(&server.endpoint, AN_HOUR);
+    first.await.unwrap();
+    settle().await;
+    assert!(!second.is_finished());
+    // Who begins anew does not hurry it.
+    let again = drain(&server.endpoint, AN_HOUR);
+    settle().await;
+    assert!(!second.is_finished());
+    draining.abort();
+    assert!(second.await.unwrap() < began + INTERVAL);
+    assert_eq!(again.await.unwrap().cut_off, 0);
+}
