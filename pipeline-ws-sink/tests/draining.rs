@@ -70,6 +70,17 @@ async fn c_156_what_the_server_sends_and_pings_of_the_client_keep_it_connected()
     assert_eq!(client.closed().await, 1002, "without them it does not");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_client_sends_keeps_it_connected_even_if_nothing_answers_it() {
+    let server = impatient();
+    let mut client = server.connect(4096).await;
+    for _ in 0..5 {
+        sleep(Duration::from_millis(400)).await;
+        client.stream.send(Message::Pong("unasked".into())).await.unwrap();
+    }
+    client.expect_nothing_else().await;
+}
+
 /// Says nothing, not even at its end.
 struct Quiet;
 

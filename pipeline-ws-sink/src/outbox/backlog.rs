@@ -368,6 +368,14 @@ mod tests {
             assert_eq!(numbers(&backlog)[0], 0, "{when_full:?}");
             assert_eq!(backlog.written(), 3);
         }
+        for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest] {
+            // It is the only event.
+            let mut backlog = backlog(&[event(1), REPLY, REPLY, REPLY]);
+            backlog.wrote(3, |_| {});
+            let admitted = backlog.admit(outgoing(4, 10, REPLY), LIMITS, when_full);
+            assert_eq!(admitted, Ok(Dropped::default()), "{when_full:?}");
+            assert_eq!(numbers(&backlog), [0, 1, 2, 3, 4], "{when_full:?}");
+        }
         let mut backlog = backlog(&[event(1); 4]);
         backlog.wrote(3, |_| {});
         assert_eq!((backlog.clear(), numbers(&backlog)), (3, vec![0]));

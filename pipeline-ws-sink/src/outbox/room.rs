@@ -85,8 +85,11 @@ impl State {
 mod tests {
     use std::{sync::Arc, task::Context};
 
-    use pipeline_test_support::{Recorded, settle};
-    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use pipeline_test_support::{PATIENCE, Recorded, settle};
+    use tokio::{
+        io::{AsyncReadExt, DuplexStream, duplex},
+        time::timeout,
+    };
 
     use super::{super::Writer, *};
     use crate::{
@@ -160,7 +163,7 @@ mod tests {
             client.read_exact(&mut [0; 12]).await.unwrap();
         }
         for sender in senders {
-            sender.await.unwrap();
+            timeout(PATIENCE, sender).await.unwrap().unwrap();
         }
         assert_eq!(end(&outbox), None);
         assert!(recorded.counters("socket.frames_dropped").is_empty());
@@ -182,7 +185,7 @@ mod tests {
             settle().await;
             assert!(!waiting.is_finished());
             close(&outbox);
-            waiting.await.unwrap();
+            timeout(PATIENCE, waiting).await.unwrap().unwrap();
             assert_eq!(outbox.offer_shared(&news(), None), Ok(()), "it goes nowhere");
         }
     }

@@ -196,3 +196,8 @@ async fn what_is_heard_counts_as_activity() {
     outbox.heard();
     assert_eq!(outbox.last_active(), opened + Duration::from_secs(40));
 }
+
+#[test]
+fn an_outbox_in_which_nothing_waits_is_small() {
+    assert!(size_of::<Outbox>() <= 144, "{}", size_of::<Outbox>());
+}
