@@ -44,7 +44,7 @@ impl Channel for Token {
 
 impl HandleInfo<Renew> for Token {
     async fn handle_info(&mut self, _: Renew, cx: &ChannelContext<Self>) -> Result<(), Stop> {
-        let token = self.signer.sign(&cx.topic().rest(), SystemTime::now());
+        let token = self.signer.sign(&cx.topic().rest(), SystemTime::now())?;
         cx.push("token", json!({ "token": token }))?;
         Ok(cx.send_after(self.every, Renew)?)
     }

@@ -139,7 +139,10 @@ async fn a_payload_that_is_no_object_is_an_error_and_nobody_gets_it() {
     let mut ada = server.connect("name=ada").await;
     ada.join("1", T).await;
     let error = server.endpoint.broadcast(T, "news", json!([1])).unwrap_err();
-    assert_eq!(error.to_string(), "the payload of a push or a broadcast has to be a JSON object, or binary");
+    assert_eq!(
+        error.to_string(),
+        "the payload of a push or a broadcast has to be a JSON object, or binary"
+    );
     ada.expect_nothing_else().await;
 }
 

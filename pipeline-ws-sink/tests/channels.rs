@@ -154,7 +154,7 @@ async fn a_channel_that_stops_is_closed_and_one_that_crashes_is_an_error() {
 
     client.join("9", T).await;
     client.send(json!(["9", "10", T, "push", [1, 2]])).await;
-    let reason = "failed: the payload of a push or a broadcast has to be a JSON object";
+    let reason = "failed: the payload of a push or a broadcast has to be a JSON object, or binary";
     client.expect([farewell("9", reason), crash("9")]).await;
 
     client.send(json!(["0", "11", "room:other", "ping", {"still": "here"}])).await;

@@ -95,8 +95,12 @@ mod tests {
 | S-184 | later |\n\
 see S-002 in the text";
 
+    const ANOTHER: &str = "| C-001 | a thing |\n| C-163 | later |";
+
+    /// Of the first specification; the other one is well tested.
     fn faults_of(sources: &[&str]) -> Vec<String> {
-        faults(|_| SPECIFICATION, sources.iter().copied())
+        let text = |path: &str| if path.contains("stages") { SPECIFICATION } else { ANOTHER };
+        faults(text, sources.iter().copied().chain(["fn c_001_a_thing_is() {"]))
     }
 
     #[test]
