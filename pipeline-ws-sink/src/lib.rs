@@ -160,8 +160,8 @@ pub use self::{
     payload::{IntoPayload, Payload, PayloadError},
     protocol::reference::Ref,
     pubsub::{
-        Adapter, AdapterError, BroadcastError, Lagged, LocalNode, PubSub, SubscriberId,
-        Subscription,
+        Adapter, AdapterError, BroadcastError, Lagged, LocalNode, PubSub, Push, Pusher,
+        SubscriberId, Subscription,
     },
     socket::{ConnectError, Socket},
     token::{Signer, SignerError, TokenError},

@@ -25,6 +25,7 @@ use super::{
     reply::{Refusal, Reply},
 };
 use crate::{
+    outbox::Outbox,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
     pubsub::{self, Listening, Subscriber},
@@ -242,6 +243,7 @@ impl<C: Channel> Joined<C> {
                 stop.map(End::Stopped)
             }
             Letter::Intercepted(Intercepted { event, payload, since }) => {
+                wait_for_room(&context.connection.outbox).await;
                 context.since = since;
                 let outcome = contained(channel.handle_out(&event, payload, context)).await;
                 context.since = None;
@@ -334,6 +336,16 @@ async fn next_letter<C: Channel>(
     match next {
         None => Some(reading.0.receive().await),
         Some(at) => time::timeout_at(at, reading.0.receive()).await.ok(),
+    }
+}
+
+/// Where clients are waited for, a channel that intercepts does so too: what it does not handle waits
+/// for it, and so those who send do.
+async fn wait_for_room(outbox: &Outbox) {
+    if let Some(limit) = outbox.wait_limit()
+        && time::timeout(limit, outbox.room()).await.is_err()
+    {
+        outbox.give_up();
     }
 }
 

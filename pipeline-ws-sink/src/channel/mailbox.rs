@@ -12,7 +12,11 @@ use pipeline_core::ExitReason;
 use tokio::time::Instant;
 
 use super::info::Sealed;
-use crate::{broadcast::Broadcast, payload::Payload, protocol::reference::Ref};
+use crate::{
+    broadcast::Broadcast,
+    payload::Payload,
+    protocol::{message::Encoded, reference::Ref},
+};
 
 /// How many messages may wait for a channel. A client that sends more has to wait, as TCP makes it;
 /// a channel that is sent more broadcasts than it can intercept has fallen behind for good, and ends.
@@ -69,6 +73,12 @@ pub(crate) struct Intercepted {
     pub(crate) since: Option<Instant>,
 }
 
+impl Intercepted {
+    pub(crate) fn new(broadcast: &Encoded, since: Option<Instant>) -> Self {
+        Self { event: broadcast.event().into(), payload: broadcast.payload().clone(), since }
+    }
+}
+
 /// More waited for the channel than may.
 #[derive(Debug)]
 pub(super) struct Overflow {
@@ -123,6 +133,14 @@ impl Mailbox {
     /// Sends a broadcast on the channel's own topic.
     pub(crate) fn intercepted(&self, broadcast: Intercepted) {
         self.broadcast(Letter::Intercepted(broadcast));
+    }
+
+    /// Sends a broadcast on the channel's own topic, if there is room.
+    pub(crate) fn offer(&self, broadcast: Intercepted) -> Result<(), NotSent> {
+        match self.try_send(Letter::Intercepted(broadcast)) {
+            Err(NotSent::Full) => Err(NotSent::Full),
+            Ok(()) | Err(NotSent::Closed) => Ok(()),
+        }
     }
 
     /// Sends a broadcast on another topic.

@@ -1,5 +1,4 @@
 //! Waiting for room in an outbox.
-#![cfg_attr(not(test), expect(dead_code, reason = "for senders that can wait, which are to come"))]
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! Broadcasts: from anyone, to everyone on a topic.
 
 mod adapter;
+mod lanes;
+mod push;
 mod subscription;
 mod table;
 
@@ -12,9 +14,11 @@ use tokio::time::Instant;
 pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
+    push::{Push, Pusher},
     subscription::{Lagged, Subscription},
     table::SubscriberId,
 };
+use self::lanes::Lanes;
 use crate::{
     broadcast::Broadcast,
     payload::{IntoPayload, PayloadError},
@@ -58,12 +62,14 @@ struct Shared {
     table: Arc<Table>,
     sockets: Arc<Sockets>,
     adapter: Option<Arc<dyn Adapter>>,
+    lanes: Lanes,
 }
 
 impl PubSub {
     pub(crate) fn new(sockets: Arc<Sockets>, adapter: Option<Arc<dyn Adapter>>) -> Self {
+        let table = Arc::new(Table::new());
         let pubsub =
-            Self { shared: Arc::new(Shared { table: Arc::new(Table::new()), sockets, adapter }) };
+            Self { shared: Arc::new(Shared { table, sockets, adapter, lanes: Lanes::default() }) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
         }
@@ -174,6 +180,52 @@ impl PubSub {
         let adapter = self.shared.adapter.as_ref();
         let adapter = adapter.ok_or_else(|| AdapterError::new("there is no adapter"))?;
         Ok(adapter.direct_broadcast(node, &broadcast)?)
+    }
+
+    /// Sends an event to everyone on a topic, and waits for room with those clients that are to be
+    /// waited for: see [`WhenFull::Wait`](crate::WhenFull::Wait). For those who can wait, such as the
+    /// end of a pipeline; see [`pusher`](Self::pusher).
+    ///
+    /// It returns when every socket of this node has taken the event: to write it, or to drop it
+    /// where that is the policy. A client that has no room for as long as its policy says is closed,
+    /// and counted in `socket.closed_slow`. Those who come later to a topic on which somebody waits,
+    /// wait behind.
+    ///
+    /// # Errors
+    ///
+    /// [`BroadcastError::Adapter`] if the other nodes cannot be told. Nobody here gets it then.
+    ///
+    /// # Cancel safety
+    ///
+    /// When the future is dropped, those who had no room do not get the event; the others have it.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{BroadcastError, PubSub, Push};
+    /// # use serde_json::json;
+    /// # async fn tell(pubsub: &PubSub) -> Result<(), BroadcastError> {
+    /// pubsub.send(&Push::new("stock:acme", "price", json!({ "price": 1.5 }))?).await
+    /// # }
+    /// ```
+    pub async fn send(&self, push: &Push) -> Result<(), BroadcastError> {
+        let topic = push.event.topic();
+        let mut lane = self.shared.lanes.behind(topic).await;
+        self.elsewhere(&push.event)?;
+        let behind = self.shared.table.dispatch_to_all_with_room(&push.event, push.since);
+        if push.event.event() == DISCONNECT {
+            self.shared.sockets.disconnect(topic);
+        }
+        if behind.is_empty() {
+            return Ok(());
+        }
+        if lane.is_none() {
+            lane = Some(self.shared.lanes.open(topic).await);
+        }
+        let since = Instant::now();
+        for who in behind {
+            self.shared.table.wait_for(who, &push.event, push.since, since).await;
+        }
+        drop(lane);
+        Ok(())
     }
 
     /// Listens to a topic, for as long as the value lives. Broadcasts that begin after the return

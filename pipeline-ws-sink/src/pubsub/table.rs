@@ -11,12 +11,12 @@ use std::{
 
 use parking_lot::RwLock;
 use slab::Slab;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::subscription::Inbox;
 use crate::{
     broadcast::Broadcast,
-    channel::{Intercepted, Mailbox},
+    channel::{Intercepted, Letter, Mailbox},
     outbox::Outbox,
     protocol::{message::Encoded, version::Version},
 };
@@ -63,6 +63,20 @@ pub(crate) struct Joined {
     /// Broadcasts of these events go to the channel instead of the socket.
     pub(crate) intercept: &'static [&'static str],
     pub(crate) mailbox: Arc<Mailbox>,
+}
+
+impl Joined {
+    /// Whether its channel wants to see this first.
+    fn intercepts(&self, broadcast: &Encoded) -> bool {
+        self.intercept.contains(&broadcast.event())
+    }
+}
+
+/// One who is to be waited for.
+pub(super) enum Behind {
+    Socket(Arc<Outbox>, Version),
+    /// A channel that intercepts, and whose own client it is that is slow.
+    Channel(Arc<Mailbox>, Arc<Outbox>),
 }
 
 /// Listens to a topic for as long as it lives.
@@ -135,17 +149,13 @@ impl Table {
         except: Option<SubscriberId>,
         since: Option<Instant>,
     ) {
-        let topic = broadcast.topic();
-        let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
-        for (_, (id, subscriber)) in &listeners.read().subscribers {
-            if except == Some(*id) {
-                continue;
+        self.each(broadcast.topic(), |id, subscriber| {
+            if except == Some(id) {
+                return;
             }
             match subscriber {
-                Subscriber::Joined(joined) if joined.intercept.contains(&broadcast.event()) => {
-                    let payload = broadcast.payload().clone();
-                    let event = broadcast.event().into();
-                    joined.mailbox.intercepted(Intercepted { event, payload, since });
+                Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
+                    joined.mailbox.intercepted(Intercepted::new(broadcast, since));
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
                     Some(frame) => joined.outbox.send_shared(frame, since),
@@ -154,6 +164,78 @@ impl Table {
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
                 Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
             }
+        });
+    }
+
+    /// The same, but for those who are to be waited for and have no room: they get nothing, and are
+    /// returned.
+    pub(super) fn dispatch_to_all_with_room(
+        &self,
+        broadcast: &Encoded,
+        since: Option<Instant>,
+    ) -> Vec<Behind> {
+        let mut behind = Vec::new();
+        self.each(broadcast.topic(), |_, subscriber| match subscriber {
+            Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
+                let intercepted = Intercepted::new(broadcast, since);
+                if joined.outbox.wait_limit().is_none() {
+                    joined.mailbox.intercepted(intercepted);
+                } else if joined.mailbox.offer(intercepted).is_err() {
+                    let (outbox, mailbox) = (joined.outbox.clone(), joined.mailbox.clone());
+                    behind.push(Behind::Channel(mailbox, outbox));
+                }
+            }
+            Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
+                Some(frame) => {
+                    if joined.outbox.offer_shared(frame, since).is_err() {
+                        behind.push(Behind::Socket(joined.outbox.clone(), joined.version));
+                    }
+                }
+                None => self.pass_over(broadcast),
+            },
+            Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
+            Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
+        });
+        behind
+    }
+
+    /// Waits until somebody has room, and hands the broadcast over; or closes the socket that has had
+    /// none for as long as its policy says, since this moment.
+    pub(super) async fn wait_for(
+        &self,
+        who: Behind,
+        broadcast: &Encoded,
+        since: Option<Instant>,
+        waiting_since: Instant,
+    ) {
+        let outbox = match &who {
+            Behind::Socket(outbox, _) | Behind::Channel(_, outbox) => outbox.clone(),
+        };
+        let deadline = waiting_since + outbox.wait_limit().unwrap_or_default();
+        let handing_over = async {
+            match who {
+                Behind::Socket(outbox, version) => {
+                    let Some(frame) = broadcast.frame(version) else { return };
+                    while outbox.offer_shared(frame, since).is_err() {
+                        outbox.room().await;
+                    }
+                }
+                Behind::Channel(mailbox, _) => {
+                    let letter = Letter::Intercepted(Intercepted::new(broadcast, since));
+                    // A channel that has ended wants it no more.
+                    let _ = mailbox.send(letter).await;
+                }
+            }
+        };
+        if timeout_at(deadline, handing_over).await.is_err() {
+            outbox.give_up();
+        }
+    }
+
+    fn each(&self, topic: &str, mut hand: impl FnMut(SubscriberId, &Subscriber)) {
+        let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
+        for (_, (id, subscriber)) in &listeners.read().subscribers {
+            hand(*id, subscriber);
         }
     }
 

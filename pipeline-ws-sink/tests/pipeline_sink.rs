@@ -1,0 +1,131 @@
+//! Sockets at the end of a pipeline: its demand follows their room.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+use pipeline_test_support::settle;
+use pipeline_ws_sink::{Push, WhenFull};
+use serde_json::{Value, json};
+use support::{channels::endpoint_with, memory::MemoryServer};
+
+const T: &str = "room:lobby";
+
+/// Clients may fall ten frames behind, and are waited for then.
+fn server(up_to: Duration) -> MemoryServer {
+    let (builder, _gate) = endpoint_with(|mount| {
+        mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to })
+    });
+    MemoryServer::start(builder)
+}
+
+/// A pipeline that pushes so many numbers to a topic, five at once; and how many it has taken from
+/// its source.
+fn pushing(server: &MemoryServer, event: &'static str, count: u64) -> (Pipeline, Arc<AtomicU64>) {
+    let taken = Arc::new(AtomicU64::new(0));
+    let counter = taken.clone();
+    let numbers = (0..count).inspect(move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let push = move |n: &u64| Push::new(T, event, json!({ "n": n }));
+    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push));
+    let pipeline = Pipeline::builder("numbers")
+        .producer(from_iter(numbers))
+        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(5).min_demand(0))
+        .start()
+        .unwrap();
+    (pipeline, taken)
+}
+
+fn numbers(count: u64) -> Vec<Value> {
+    (0..count).map(|n| json!({ "n": n })).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_takes_no_more_than_its_bounds_however_slow_a_client_is() {
+    let server = server(Duration::from_secs(50));
+    let mut client = server.connect(64).await;
+    client.join("1", T).await;
+    let (mut pipeline, taken) = pushing(&server, "news", 500);
+    settle().await;
+    // Ten in the outbox, one or two on their way, five with the workers, five asked for.
+    let bound = taken.load(Ordering::Relaxed);
+    assert!((10..30).contains(&bound), "{bound}");
+    settle().await;
+    assert_eq!(taken.load(Ordering::Relaxed), bound);
+    for expected in numbers(500) {
+        assert_eq!(client.receive().await[4], expected);
+    }
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert!(server.recorded.counters("socket.frames_dropped").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stays_slow_is_closed_and_counted_and_holds_up_nobody_for_good() {
+    let server = server(Duration::from_secs(5));
+    let (mut fast, mut slow) = (server.connect(64).await, server.connect(64).await);
+    fast.join("1", T).await;
+    slow.join("1", T).await;
+    let (mut pipeline, _) = pushing(&server, "news", 100);
+    for expected in numbers(100) {
+        let mut message = fast.receive().await;
+        if message[3] == "gone" {
+            // The channel of the other one has said so.
+            message = fast.receive().await;
+        }
+        assert_eq!(message[4], expected);
+    }
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+    assert_eq!(slow.closed().await, 1011);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_intercepts_is_waited_for_too() {
+    let server = server(Duration::from_secs(50));
+    let mut client = server.connect(64).await;
+    client.join("1", T).await;
+    let (mut pipeline, taken) = pushing(&server, "stamped", 1000);
+    settle().await;
+    // And 256 in the mailbox of the channel.
+    let bound = taken.load(Ordering::Relaxed);
+    assert!((256..300).contains(&bound), "{bound}");
+    for expected in numbers(1000) {
+        assert_eq!(client.receive().await[4]["was"], expected);
+    }
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_topic_holds_up_only_those_who_send_to_it() {
+    let server = server(Duration::from_secs(50));
+    let mut slow = server.connect(64).await;
+    slow.join("1", T).await;
+    let pubsub = server.endpoint.pubsub().clone();
+    let sending = tokio::spawn(async move {
+        for n in 0..100 {
+            pubsub.send(&Push::new(T, "news", json!({ "n": n })).unwrap()).await.unwrap();
+        }
+    });
+    settle().await;
+    assert!(!sending.is_finished());
+    let mut other = server.connect(4096).await;
+    other.join("1", "room:other").await;
+    for expected in numbers(100) {
+        let push = Push::new("room:other", "news", &expected).unwrap();
+        server.endpoint.pubsub().send(&push).await.unwrap();
+        assert_eq!(other.receive().await[4], expected);
+    }
+    // A channel's own broadcast does not wait either.
+    server.endpoint.broadcast("room:other", "news", json!({})).unwrap();
+    assert_eq!(other.receive().await[4], json!({}));
+    assert!(!sending.is_finished());
+}
