@@ -10,7 +10,8 @@
 //! own; see [`Endpoint::broadcast_timed`].
 //!
 //! A client that does not keep up harms no one: what waits for it is bounded, and when there is too
-//! much, it is disconnected, to connect again.
+//! much, it is disconnected, to connect again, or whatever else [`WhenFull`] says. A pipeline that ends
+//! in a [`PubSub::pusher`] can wait for its clients: then its demand follows their room.
 //!
 //! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames.
 //!
