@@ -108,8 +108,8 @@ impl Endpoint {
     /// Sends an event to everyone on a topic.
     ///
     /// The payload is encoded once, however many there are. It never waits for any of them: what a
-    /// client cannot take at once waits for it, and a client that falls too far behind is
-    /// disconnected; see [`Mount::max_outbox`].
+    /// client cannot take at once waits for it, and what becomes of a client that falls too far behind
+    /// is for [`Mount::when_full`] to say.
     ///
     /// # Errors
     ///

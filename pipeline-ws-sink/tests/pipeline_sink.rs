@@ -21,9 +21,8 @@ const T: &str = "room:lobby";
 
 /// Clients may fall ten frames behind, and are waited for then.
 fn server(up_to: Duration) -> MemoryServer {
-    let (builder, _gate) = endpoint_with(|mount| {
-        mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to })
-    });
+    let (builder, _gate) =
+        endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to }));
     MemoryServer::start(builder)
 }
 

@@ -11,6 +11,7 @@ use std::{fmt, sync::Arc};
 use thiserror::Error;
 use tokio::time::Instant;
 
+use self::lanes::Lanes;
 pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
@@ -18,7 +19,6 @@ pub use self::{
     subscription::{Lagged, Subscription},
     table::SubscriberId,
 };
-use self::lanes::Lanes;
 use crate::{
     broadcast::Broadcast,
     payload::{IntoPayload, PayloadError},
@@ -35,8 +35,9 @@ const DISCONNECT: &str = "disconnect";
 /// [`ChannelContext::pubsub`](crate::ChannelContext::pubsub). Cheap to clone. It keeps no socket
 /// open.
 ///
-/// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client:
-/// what one cannot take at once waits for it, and one that falls too far behind is disconnected.
+/// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client: what
+/// one cannot take at once waits for it, and what becomes of one that falls too far behind is for
+/// [`Mount::when_full`](crate::Mount::when_full) to say. [`send`](Self::send) waits, if that says so.
 /// With an [`Adapter`] they reach the other nodes first, and then this one.
 ///
 /// ```
