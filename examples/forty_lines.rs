@@ -37,16 +37,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?.prefix("push").install()?;
 
     let signer = Signer::new("twenty bytes at least, and secret", "user socket")?;
-    let sockets = Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*");
+    let sockets =
+        Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*").when_full(WhenFull::wait()); // a slow client slows its pushes down, and fills no memory
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 
     let (pushes, producer) = queue(QueueOptions::new());
-    let users = endpoint.clone();
-    let push_to_user = async move |push: &Timed<(u64, String)>| {
-        let (user, text) = &**push;
-        let (topic, payload) = (format!("user:{user}"), json!({ "text": text }));
-        Ok(users.broadcast_timed(push.enqueued_at(), &topic, "push_timed", payload)?)
-    };
+    let push_to_user = endpoint.pubsub().pusher(|item: &Timed<(u64, String)>| {
+        let (user, text) = &**item;
+        let push = Push::new(&format!("user:{user}"), "push_timed", json!({ "text": text }))?;
+        Ok(push.timed(item.enqueued_at()))
+    });
     let workers = SubscribeOptions::new().max_demand(50).min_demand(40);
     let pipeline = Pipeline::builder("push")
         .producer(producer)

@@ -3,8 +3,8 @@
 //! `cargo run --release --example push_to_users -- --help` explains the flags.
 //!
 //! Items come in by `POST /push`, on standard input, or from `--demo`. They wait in a bounded queue
-//! until a worker is free; the worker broadcasts to the topic of the item's user; the page at `/`
-//! shows what arrives, through the official Phoenix client.
+//! until a worker is free; the worker sends it to the topic of the item's user, and waits while its
+//! client is slow; the page at `/` shows what arrives, through the official Phoenix client.
 #![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
 
 mod args;
@@ -22,7 +22,7 @@ use std::{error::Error, io::IsTerminal, process::ExitCode, time::Duration};
 use clap::Parser;
 use pipeline::{
     ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue, serve,
-    ws::{Endpoint, Mount, Signer, listen},
+    ws::{Endpoint, Mount, Signer, WhenFull, listen},
 };
 
 use self::{
@@ -65,9 +65,12 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let client = PhoenixClient::find_or_install().await;
     let statsd = Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into()).await?;
 
-    // The sockets: a user signs in with a token, and joins no topic but its own.
+    // The sockets: a user signs in with a token, and joins no topic but its own. A client that reads
+    // slowly is waited for, five seconds at most, and the pipeline's demand with it.
     let signer = Signer::new(&args.secret(), "user socket")?.max_age(args.token_age());
-    let sockets = Mount::new(UserSocket::new(signer.clone())).channel::<UserChannel>("user:*");
+    let sockets = Mount::new(UserSocket::new(signer.clone()))
+        .channel::<UserChannel>("user:*")
+        .when_full(WhenFull::wait());
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 
     // The pipeline: a bounded queue, and one worker for each item, so many at once.

@@ -6,7 +6,7 @@ use pipeline::{
     ChildContext, ExitReason, Timed, Worker,
     ws::{
         Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Params, Payload,
-        Signer, Socket, Topic,
+        Push as Message, Signer, Socket, Topic,
     },
 };
 
@@ -53,7 +53,7 @@ impl Channel for UserChannel {
     }
 }
 
-/// Broadcasts an item to the topic of its user.
+/// Sends an item to the topic of its user.
 pub struct PushToUser {
     endpoint: Endpoint,
     delay: Duration,
@@ -71,7 +71,8 @@ impl Worker<Timed<Push>> for PushToUser {
             tokio::time::sleep(self.delay).await;
         }
         let topic = format!("user:{}", push.user);
-        let since = push.enqueued_at();
-        Ok(self.endpoint.broadcast_timed(since, &topic, &push.event, &push.payload)?)
+        let message = Message::new(&topic, &push.event, &push.payload)?.timed(push.enqueued_at());
+        // It waits for room with a client that is slow, and so does all that is behind it.
+        Ok(self.endpoint.pubsub().send(&message).await?)
     }
 }
