@@ -7,9 +7,15 @@ use crate::app::{App, T, assert_closed, joined, ok, push, send, unmatched};
 #[tokio::test]
 async fn c_044_a_text_that_is_no_message_closes_with_1011() {
     let app = App::start().await;
-    for text in
-        ["not json", "", "null", "{}", "[1,2]", r#"["1","2","room:lobby","ping"]"#, r#"["\ud83d"]"#]
-    {
+    for text in [
+        "not json",
+        "",
+        "null",
+        "{}",
+        "[1,2]",
+        r#"["1","2","room:lobby","ping"]"#,
+        r#"["1","2","room:lobby","ping",{"lone":"\ud83d"}]"#,
+    ] {
         let mut client = app.client("ada").await;
         client.send_text(text).await;
         assert_closed(&mut client, 1011).await;

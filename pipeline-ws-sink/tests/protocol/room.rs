@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
     Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Reply, SocketRef, Stop,
@@ -95,7 +96,7 @@ impl Channel for Room {
             "push_bytes" => cx.push("pushed", bytes(&payload))?,
             "reply_bytes" => return Ok(Reply::ok().with(bytes(&payload))),
             "size" => {
-                let size = payload.as_binary().map(|bytes| bytes.len());
+                let size = payload.as_binary().map(Bytes::len);
                 return Ok(Reply::ok().with(json!({ "size": size })));
             }
 
