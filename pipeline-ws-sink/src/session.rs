@@ -1,5 +1,8 @@
 //! One client: its channels, and the way from its messages to them. It knows no transport.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt,

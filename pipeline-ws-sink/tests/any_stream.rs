@@ -183,7 +183,7 @@ async fn a_channel_that_falls_behind_its_broadcasts_crashes_alone() {
     let mut client = join(&server, 65_536).await;
     // All at once, so that the channel has no turn in between.
     for n in 0..300 {
-        server.endpoint.broadcast(T, "private", json!({"to": "nobody", "n": n})).unwrap();
+        server.endpoint.broadcast(T, "stamped", json!({"n": n})).unwrap();
     }
     let reason = "failed: too many broadcasts to handle";
     assert_eq!(client.receive().await, json!(["1", null, T, "farewell", {"reason": reason}]));

@@ -20,56 +20,6 @@ use tokio::{
 const T: &str = "room:lobby";
 
 #[tokio::test]
-async fn a_broadcast_reaches_everyone_on_its_topic_and_nobody_else() {
-    let server = Server::start(endpoint().0).await;
-    let mut ada = server.connect("name=ada").await;
-    let mut joe = server.connect("name=joe").await;
-    let mut eve = server.connect("name=eve").await;
-    ada.join("1", T).await;
-    joe.join("2", T).await;
-    eve.join("3", "room:other").await;
-
-    ada.send(json!(["1", "4", T, "shout", {"m": 1}])).await;
-    let shouted = json!([null, null, T, "shouted", {"m": 1}]);
-    ada.expect([shouted.clone(), reply("1", "4", T, "ok", json!({}))]).await;
-    joe.expect([shouted]).await;
-
-    ada.send(json!(["1", "5", T, "others", {"m": 2}])).await;
-    ada.expect([reply("1", "5", T, "ok", json!({}))]).await;
-    joe.expect([json!([null, null, T, "othered", {"m": 2}])]).await;
-
-    server.endpoint.broadcast(T, "news", json!({"m": 3})).unwrap();
-    server.endpoint.broadcast("room:other", "news", json!({"m": 4})).unwrap();
-    server.endpoint.broadcast("room:nobody", "news", json!({"m": 5})).unwrap();
-    let news = |topic: &str, m: u64| json!([null, null, topic, "news", {"m": m}]);
-    ada.expect([news(T, 3)]).await;
-    joe.expect([news(T, 3)]).await;
-    eve.expect([news("room:other", 4)]).await;
-    for client in [&mut ada, &mut joe, &mut eve] {
-        client.expect_nothing_else().await;
-    }
-}
-
-#[tokio::test]
-async fn an_intercepted_broadcast_goes_through_each_channel() {
-    let server = Server::start(endpoint().0).await;
-    let mut ada = server.connect("name=ada").await;
-    let mut joe = server.connect("name=joe").await;
-    ada.join("1", T).await;
-    joe.join("2", T).await;
-    ada.send(json!(["1", "3", T, "stamp", {"m": 1}])).await;
-    let stamped = |join_ref: &str, name: &str| json!([join_ref, null, T, "stamped", {"for": name, "was": {"m": 1}}]);
-    ada.expect([reply("1", "3", T, "ok", json!({})), stamped("1", "ada")]).await;
-    joe.expect([stamped("2", "joe")]).await;
-
-    ada.send(json!(["1", "4", T, "private", {"to": "joe"}])).await;
-    joe.expect([json!(["2", null, T, "private", {"to": "joe"}])]).await;
-    // The same channel handles this after the broadcast that it keeps to itself.
-    ada.send(json!(["1", "5", T, "ping", {}])).await;
-    ada.expect([reply("1", "5", T, "ok", json!({}))]).await;
-}
-
-#[tokio::test]
 async fn a_channel_that_crashes_on_a_broadcast_crashes_alone() {
     let server = Server::start(endpoint().0).await;
     let mut ada = server.connect("name=ada").await;

@@ -1,10 +1,14 @@
 //! Which public types may cross threads. A change here is a breaking one.
 
+mod support;
+
 use pipeline_ws_sink::{
-    BuildError, CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder,
-    EndpointReport, JoinError, MissingParam, Origin, OriginError, Params, ParamsError, PathError,
-    PatternError, Payload, PayloadError, PeerAddr, Reply, Signer, SignerError, Stop, TokenError,
-    Topic, WhenFull,
+    AdapterError, Broadcast, BroadcastError, BuildError, Channel, ChannelContext, ChannelHandle,
+    CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointReport,
+    HandleInfo, JoinContext, JoinError, Lagged, LocalNode, MissingParam, Mount, NoReference,
+    Origin, OriginError, Params, ParamsError, PathError, PatternError, Payload, PayloadError,
+    PeerAddr, PubSub, Ref, Reply, SendError, Signer, SignerError, SocketRef, Stop, SubscriberId,
+    Subscription, TokenError, TooManyTimers, Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -16,6 +20,9 @@ fn public_types_are_send_and_sync() {
         ($($type:ty),* $(,)?) => {$( send::<$type>(); sync::<$type>(); )*};
     }
     both!(
+        AdapterError,
+        Broadcast,
+        BroadcastError,
         BuildError,
         CheckOrigin,
         ConnectError,
@@ -24,7 +31,10 @@ fn public_types_are_send_and_sync() {
         Endpoint,
         EndpointReport,
         JoinError,
+        Lagged,
+        LocalNode,
         MissingParam,
+        NoReference,
         Origin,
         OriginError,
         Params,
@@ -34,14 +44,35 @@ fn public_types_are_send_and_sync() {
         Payload,
         PayloadError,
         PeerAddr,
+        PubSub,
+        Ref,
         Reply,
+        SendError,
         Signer,
         SignerError,
+        SocketRef,
         Stop,
+        SubscriberId,
+        Subscription,
         TokenError,
+        TooManyTimers,
         Topic,
         WhenFull,
     );
+}
+
+/// What belongs to a channel may cross threads, and so may a mount, whatever they are of.
+#[test]
+fn what_a_channel_has_is_send_and_sync() {
+    fn both<C: Channel>() {
+        send::<ChannelContext<C>>();
+        sync::<ChannelContext<C>>();
+        send::<ChannelHandle<C>>();
+        sync::<ChannelHandle<C>>();
+        send::<JoinContext<'_, C>>();
+        send::<Mount<C::Socket>>();
+    }
+    let _ = both::<Silent>;
 }
 
 #[test]
@@ -52,5 +83,28 @@ fn a_builder_may_be_sent() {
 #[test]
 fn the_futures_that_callers_await_are_send() {
     fn future<F: Send>(_: &F) {}
+    fn sending<C: HandleInfo<()>>(handle: &ChannelHandle<C>) {
+        future(&handle.send(()));
+    }
     let _ = |endpoint: &Endpoint| future(&endpoint.drain(std::time::Duration::ZERO));
+    let _ = |subscription: &mut Subscription| future(&subscription.recv());
+    let _ = sending::<Silent>;
+}
+
+/// A channel that is sent nothing of interest.
+struct Silent;
+
+impl Channel for Silent {
+    type Socket = support::channels::NamedSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+impl HandleInfo<()> for Silent {
+    async fn handle_info(&mut self, (): (), _: &ChannelContext<Self>) -> Result<(), Stop> {
+        Ok(())
+    }
 }

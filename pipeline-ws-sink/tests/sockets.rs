@@ -65,16 +65,6 @@ async fn what_is_no_websocket_is_told_so() {
 }
 
 #[tokio::test]
-async fn a_text_that_is_no_message_closes_with_1011() {
-    let server = Server::start(endpoint().0).await;
-    for text in ["not json", "", "{}", "[1,2,3,4]", r#"["1","1","room:x","e",{"lone":"\ud83d"}]"#] {
-        let mut client = server.connect("name=ada").await;
-        client.send_text(text).await;
-        assert_eq!(client.closed().await, 1011, "{text}");
-    }
-}
-
-#[tokio::test]
 async fn breaking_the_rules_of_the_protocol_closes_with_the_code_for_it() {
     let (builder, _gate) = endpoint_with(|mount| mount.max_message_size(1024));
     let server = Server::start(builder).await;
@@ -104,21 +94,6 @@ async fn pings_are_answered_and_a_close_is_answered_with_1000() {
     client.stream.close(Some(close)).await.unwrap();
     assert_eq!(client.closed().await, 1000);
     server.open_sockets(0).await;
-}
-
-#[tokio::test]
-async fn the_channels_of_a_closed_socket_are_told_and_ended() {
-    let server = Server::start(endpoint().0).await;
-    let mut ada = server.connect("name=ada").await;
-    let mut joe = server.connect("name=joe").await;
-    ada.join("1", T).await;
-    joe.join("1", T).await;
-    joe.stream.close(None).await.unwrap();
-    ada.expect([json!([null, null, T, "gone", {"reason": "shutdown: closed"}])]).await;
-    let mut eve = server.connect("name=eve").await;
-    eve.join("1", T).await;
-    drop(eve);
-    ada.expect([json!([null, null, T, "gone", {"reason": "shutdown: closed"}])]).await;
 }
 
 #[tokio::test]

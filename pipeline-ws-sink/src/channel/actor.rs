@@ -333,9 +333,15 @@ async fn next_letter<C: Channel>(
     reading: &Reading,
 ) -> Option<Result<Letter, Overflow>> {
     let next = context.timers(|timers| timers.next());
-    match next {
-        None => Some(reading.0.receive().await),
-        Some(at) => time::timeout_at(at, reading.0.receive()).await.ok(),
+    let Some(at) = next else { return Some(reading.0.receive().await) };
+    // One that is there already has its turn, even if there is always a timer that is due.
+    if let Some(letter) = reading.0.receive().now_or_never() {
+        return Some(letter);
+    }
+    tokio::select! {
+        biased;
+        () = time::sleep_until(at) => None,
+        letter = reading.0.receive() => Some(letter),
     }
 }
 

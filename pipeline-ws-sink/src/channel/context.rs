@@ -127,7 +127,7 @@ impl<C: Channel> ChannelContext<C> {
         mailbox: Arc<Mailbox>,
     ) -> Self {
         let topic_json = quoted(&topic);
-        let id = connection.pubsub.table().id();
+        let id = SubscriberId::new();
         let (reference, since, own) = (Ref::NULL, None, Mutex::default());
         Self { connection, topic, topic_json, join_ref, id, mailbox, reference, since, own }
     }

@@ -156,6 +156,15 @@ impl Backlog {
         }
     }
 
+    /// Takes everything out, and tells of each. None has been written in part.
+    pub(super) fn take(self, mut whole: impl FnMut(Option<Instant>)) -> Vec<Frame> {
+        let taken = self.queue.into_iter().map(|Outgoing { frame, since, .. }| {
+            whole(since);
+            frame
+        });
+        taken.collect()
+    }
+
     /// How many frames at the front have been written in part: they have to be finished.
     fn begun(&self) -> usize {
         usize::from(self.written > 0)

@@ -179,6 +179,20 @@ impl Outbox {
         state.writer.poll_shutdown(cx)
     }
 
+    /// Takes all that waits, once something does: for a client that fetches its messages. What it
+    /// carries has then been delivered.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for long polling, which is yet to come"))]
+    pub(crate) fn poll_fetch(&self, cx: &mut Context<'_>) -> Poll<Vec<Frame>> {
+        let mut state = self.state.lock();
+        state.remember(cx.waker());
+        let Some(backlog) = state.backlog.take() else { return Poll::Pending };
+        let now = Instant::now();
+        state.last_active = now;
+        drop(state);
+        self.tell_of_room();
+        Poll::Ready(backlog.take(|since| self.delivered(since, now)))
+    }
+
     /// A frame for this socket alone, compressed if that is agreed and worth it.
     fn compressed<'a>(&self, frame: &'a Frame) -> Cow<'a, Frame> {
         let deflated = if self.compresses { frame.deflated() } else { None };

@@ -15,6 +15,9 @@ pub(crate) enum Writer {
     Tcp(Arc<TcpStream>),
     /// Something that only the socket's task writes to.
     Task(Pin<Box<dyn AsyncWrite + Send>>),
+    /// Nowhere: the client comes and [fetches](super::Outbox::poll_fetch) what waits.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for long polling, which is yet to come"))]
+    Fetched,
 }
 
 impl Writer {
@@ -22,7 +25,7 @@ impl Writer {
     pub(super) fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
-            Self::Task(_) => Err(io::ErrorKind::WouldBlock.into()),
+            Self::Task(_) | Self::Fetched => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -41,12 +44,13 @@ impl Writer {
                 }
             },
             Self::Task(writer) => writer.as_mut().poll_write_vectored(cx, slices),
+            Self::Fetched => Poll::Pending,
         }
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Tcp(_) | Self::Fetched => Poll::Ready(Ok(())),
             Self::Task(writer) => writer.as_mut().poll_flush(cx),
         }
     }
@@ -54,7 +58,7 @@ impl Writer {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
             // Dropped at the end of the task, which closes it.
-            Self::Tcp(_) => Poll::Ready(Ok(())),
+            Self::Tcp(_) | Self::Fetched => Poll::Ready(Ok(())),
             Self::Task(writer) => writer.as_mut().poll_shutdown(cx),
         }
     }

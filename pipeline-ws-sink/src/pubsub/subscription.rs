@@ -59,7 +59,8 @@ struct State {
 impl Subscription {
     pub(super) fn new(table: &Arc<Table>, topic: &str) -> Self {
         let inbox = Arc::new(Inbox::default());
-        let listening = table.subscribe(&topic.into(), table.id(), Subscriber::Task(inbox.clone()));
+        let listening =
+            table.subscribe(&topic.into(), SubscriberId::new(), Subscriber::Task(inbox.clone()));
         Self { inbox, listening }
     }
 

@@ -31,7 +31,6 @@ const SHARDS: usize = 64;
 pub(crate) struct Table {
     hasher: RandomState,
     shards: [Shard; SHARDS],
-    ids: AtomicU64,
     /// It has been told that a client of version 1 was passed over.
     passed_over: AtomicBool,
 }
@@ -103,19 +102,21 @@ pub(crate) struct Listening {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubscriberId(u64);
 
+impl SubscriberId {
+    /// A name that nobody has yet, on any endpoint.
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 impl Table {
     pub(crate) fn new() -> Self {
         Self {
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| RwLock::default()),
-            ids: AtomicU64::new(0),
             passed_over: AtomicBool::new(false),
         }
-    }
-
-    /// A name that nobody has yet.
-    pub(crate) fn id(&self) -> SubscriberId {
-        SubscriberId(self.ids.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Subscribes to a topic. Broadcasts that begin after the return are not missed.
@@ -332,15 +333,15 @@ mod tests {
     async fn a_topic_that_nobody_listens_to_takes_no_memory() {
         let table = Arc::new(Table::new());
         let topic: Arc<str> = "t".into();
-        let first = table.subscribe(&topic, table.id(), subscriber(&[]).0);
-        let mut second = table.subscribe(&topic, table.id(), subscriber(&[]).0);
+        let first = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
+        let mut second = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
         assert_eq!(topics(&table), 1);
         second.cancel();
         assert_eq!(topics(&table), 1);
         drop(first);
         assert_eq!(topics(&table), 0);
         // Its key may belong to another by now.
-        let third = table.subscribe(&topic, table.id(), subscriber(&[]).0);
+        let third = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
         drop(second);
         assert_eq!(topics(&table), 1);
         drop(third);
@@ -360,7 +361,8 @@ mod tests {
                     let news = Encoded::new(topic, event, json!({})).unwrap();
                     for _ in 0..ROUNDS {
                         let (subscriber, mailbox) = subscriber(intercept);
-                        let mut subscription = table.subscribe(topic, table.id(), subscriber);
+                        let mut subscription =
+                            table.subscribe(topic, SubscriberId::new(), subscriber);
                         table.dispatch(&news, None, None);
                         assert_eq!(mailbox.len(), 1, "missed its own broadcast");
                         let except = Some(subscription.id());

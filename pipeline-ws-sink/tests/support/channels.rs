@@ -42,24 +42,18 @@ impl Channel for Room {
     type Socket = NamedSocket;
     type Config = ();
 
-    const INTERCEPT: &'static [&'static str] = &["stamped", "private", "cursed"];
+    const INTERCEPT: &'static [&'static str] = &["stamped", "cursed"];
 
     async fn join(
-        topic: &Topic,
+        _: &Topic,
         payload: Payload,
-        cx: &mut JoinContext<'_, Self>,
+        _: &mut JoinContext<'_, Self>,
     ) -> Result<Self, JoinError> {
         let params: Value = payload.parse()?;
         if let Some(reason) = params["refuse"].as_str() {
             return Err(JoinError::reason(reason));
         }
         assert!(params["crash"].is_null(), "told to crash");
-        if params["fail"].is_string() {
-            params["fail"].as_str().unwrap().parse::<u64>()?;
-        }
-        if params["tell"].is_boolean() {
-            cx.reply(json!({ "rest": topic.rest(), "name": cx.assigns() }));
-        }
         Ok(Self)
     }
 
@@ -71,9 +65,6 @@ impl Channel for Room {
     ) -> Result<Reply, Stop> {
         match event {
             "ping" => Ok(Reply::ok().with(payload)),
-            "fail" => Ok(Reply::error().with(payload)),
-            "later" => Ok(Reply::status("later")),
-            "silent" => Ok(Reply::none()),
             "push" => {
                 cx.push("pushed", &payload)?;
                 Ok(Reply::ok())
@@ -82,17 +73,9 @@ impl Channel for Room {
                 cx.broadcast("shouted", &payload)?;
                 Ok(Reply::ok())
             }
-            "others" => {
-                cx.broadcast_from("othered", &payload)?;
-                Ok(Reply::ok())
-            }
             "stamp" => {
                 cx.broadcast("stamped", &payload)?;
                 Ok(Reply::ok())
-            }
-            "private" => {
-                cx.broadcast("private", &payload)?;
-                Ok(Reply::none())
             }
             "curse" => {
                 cx.broadcast("cursed", &payload)?;
@@ -114,8 +97,6 @@ impl Channel for Room {
         let payload: Value = payload.parse()?;
         match event {
             "stamped" => cx.push(event, json!({ "for": cx.assigns(), "was": payload }))?,
-            "private" if payload["to"] == **cx.assigns() => cx.push(event, payload)?,
-            "private" => {}
             _ => panic!("told to crash"),
         }
         Ok(())

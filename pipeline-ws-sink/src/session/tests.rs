@@ -1,0 +1,225 @@
+//! A client without a WebSocket and without HTTP: it hands in messages, and fetches frames.
+
+use std::future::poll_fn;
+
+use pipeline_test_support::{Recorded, reply, settle};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::*;
+use crate::{
+    channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
+    connect_info::ConnectInfo,
+    hub::Hub,
+    mount::Mount,
+    outbox::{OutboxLimits, Writer},
+    params::Params,
+    protocol::frame::Frame,
+    socket::ConnectError,
+    topic::Topic,
+};
+
+const T: &str = "room:lobby";
+
+struct Lobby;
+
+impl Socket for Lobby {
+    type Assigns = &'static str;
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<&'static str, ConnectError> {
+        unreachable!("nobody connects")
+    }
+}
+
+struct Room;
+
+impl Channel for Room {
+    type Socket = Lobby;
+    type Config = ();
+
+    async fn join(
+        _: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        cx.reply(json!({ "name": cx.assigns() }));
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        if event == "shout" {
+            cx.broadcast("shouted", &payload)?;
+        }
+        Ok(Reply::ok().with(payload))
+    }
+
+    async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
+        let told = json!({ "name": cx.assigns(), "reason": reason.to_string() });
+        cx.broadcast_from("gone", told).unwrap();
+    }
+}
+
+/// What the clients have in common.
+struct House {
+    hub: Hub,
+    routes: Arc<Routes<Lobby>>,
+    recorded: Recorded,
+}
+
+impl House {
+    fn new() -> Self {
+        let (telemetry, recorded) = Recorded::new();
+        let mount = Mount::new(Lobby).channel::<Room>("room:*");
+        let (_, routes) = mount.into_routes(&telemetry).unwrap();
+        Self { hub: Hub::new(&telemetry, None), routes: Arc::new(routes), recorded }
+    }
+
+    fn enter(&self, name: &'static str, version: Version) -> Visitor {
+        let limits = OutboxLimits { frames: 100, bytes: 1 << 20 };
+        let metrics = self.hub.metrics.clone();
+        let outbox = Arc::new(Outbox::new(Writer::Fetched, limits, metrics.clone()));
+        let connection = Arc::new(Connection {
+            socket: Arc::new(Lobby),
+            assigns: name,
+            id: None,
+            version,
+            outbox: outbox.clone(),
+            pubsub: self.hub.pubsub.clone(),
+            events: SessionEvents::default(),
+            metrics,
+        });
+        let session = Session::new(connection, self.routes.clone());
+        Visitor { session, outbox, fetched: VecDeque::new() }
+    }
+}
+
+struct Visitor {
+    session: Session<Lobby>,
+    outbox: Arc<Outbox>,
+    fetched: VecDeque<Value>,
+}
+
+impl Visitor {
+    async fn send(&mut self, message: Value) -> Result<(), NotAMessage> {
+        self.session.receive(Received::Text(message.to_string().into())).await
+    }
+
+    /// The next message, as a transport would send it.
+    async fn next(&mut self) -> Value {
+        loop {
+            if let Some(message) = self.fetched.pop_front() {
+                return message;
+            }
+            tokio::select! {
+                () = self.session.changed() => self.session.catch_up().await,
+                frames = poll_fn(|cx| self.outbox.poll_fetch(cx)) => {
+                    let bodies = frames.iter().map(Frame::body);
+                    let messages = bodies.map(|body| serde_json::from_slice(&body).unwrap());
+                    self.fetched.extend(messages);
+                }
+            }
+        }
+    }
+
+    async fn expect(&mut self, messages: impl IntoIterator<Item = Value>) {
+        for message in messages {
+            assert_eq!(self.next().await, message);
+        }
+    }
+
+    async fn join(&mut self, name: &str) {
+        self.send(json!(["1", "1", T, "phx_join", {}])).await.unwrap();
+        self.expect([reply("1", "1", T, "ok", json!({ "name": name }))]).await;
+    }
+
+    /// Nothing waits, and nothing is on its way.
+    async fn expect_nothing_else(&mut self) {
+        settle().await;
+        assert!(self.fetched.is_empty(), "{:?}", self.fetched);
+        assert!(futures::poll!(poll_fn(|cx| self.outbox.poll_fetch(cx))).is_pending());
+    }
+}
+
+#[tokio::test]
+async fn a_client_joins_is_answered_is_told_and_leaves() {
+    let house = House::new();
+    let mut ada = house.enter("ada", Version::V2);
+    ada.join("ada").await;
+    assert_eq!(ada.outbox.channels(), 1);
+    ada.send(json!(["1", "2", T, "ping", {"n": 2}])).await.unwrap();
+    ada.expect([reply("1", "2", T, "ok", json!({"n": 2}))]).await;
+    house.hub.pubsub.broadcast(T, "news", json!({"n": 3})).unwrap();
+    ada.expect([json!([null, null, T, "news", {"n": 3}])]).await;
+
+    ada.send(json!(["1", "4", T, "phx_leave", {}])).await.unwrap();
+    let closed = json!(["1", "1", T, "phx_close", {}]);
+    ada.expect([reply("1", "4", T, "ok", json!({})), closed]).await;
+    house.hub.pubsub.broadcast(T, "late", json!({})).unwrap();
+    ada.send(json!([null, "5", "phoenix", "heartbeat", {}])).await.unwrap();
+    ada.expect([json!([null, "5", "phoenix", "phx_reply", {"status": "ok", "response": {}}])])
+        .await;
+    ada.expect_nothing_else().await;
+    assert_eq!(ada.outbox.channels(), 0);
+}
+
+#[tokio::test]
+async fn a_broadcast_waits_for_everyone_in_their_version() {
+    let house = House::new();
+    let (mut ada, mut old) = (house.enter("ada", Version::V2), house.enter("old", Version::V1));
+    ada.join("ada").await;
+    let message = |event: &str, reference: Value, payload: Value| json!({"topic": T, "event": event, "ref": reference, "payload": payload});
+    old.send(message("phx_join", json!("1"), json!({}))).await.unwrap();
+    let joined = json!({"status": "ok", "response": {"name": "old"}});
+    old.expect([message("phx_reply", json!("1"), joined)]).await;
+
+    ada.send(json!(["1", "2", T, "shout", {"n": 1}])).await.unwrap();
+    let shouted = json!([null, null, T, "shouted", {"n": 1}]);
+    ada.expect([shouted, reply("1", "2", T, "ok", json!({"n": 1}))]).await;
+    old.expect([message("shouted", json!(null), json!({"n": 1}))]).await;
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_said_to_be_none() {
+    let house = House::new();
+    let mut ada = house.enter("ada", Version::V2);
+    assert!(ada.send(json!({"not": "a message"})).await.is_err());
+    ada.expect_nothing_else().await;
+}
+
+#[tokio::test]
+async fn the_channels_of_a_session_end_with_it() {
+    let house = House::new();
+    let (mut ada, mut joe) = (house.enter("ada", Version::V2), house.enter("joe", Version::V2));
+    ada.join("ada").await;
+    joe.join("joe").await;
+    ada.session.end(&ExitReason::ShutdownWith("inactive".into())).await;
+    let told = json!({"name": "ada", "reason": "shutdown: inactive"});
+    joe.expect([json!([null, null, T, "gone", told])]).await;
+
+    // If it is dropped, they end where they are.
+    let mut eve = house.enter("eve", Version::V2);
+    eve.join("eve").await;
+    let outbox = joe.outbox.clone();
+    drop(joe);
+    settle().await;
+    house.hub.pubsub.broadcast(T, "news", json!({})).unwrap();
+    eve.expect([json!([null, null, T, "news", {}])]).await;
+    assert!(futures::poll!(poll_fn(|cx| outbox.poll_fetch(cx))).is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_is_delivered_when_it_is_fetched() {
+    let house = House::new();
+    let mut ada = house.enter("ada", Version::V2);
+    ada.join("ada").await;
+    house.hub.pubsub.broadcast_timed(Instant::now(), T, "news", json!({})).unwrap();
+    time::advance(Duration::from_secs(2)).await;
+    assert!(house.recorded.samples("pipeline.push_delivered").is_empty());
+    ada.expect([json!([null, null, T, "news", {}])]).await;
+    assert_eq!(house.recorded.samples("pipeline.push_delivered"), [2000.0]);
+}

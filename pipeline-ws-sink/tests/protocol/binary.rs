@@ -1,0 +1,143 @@
+//! Binary messages.
+
+use futures::SinkExt;
+use pipeline_test_support::{Client, reply};
+use serde_json::json;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::app::{App, T, joined, ok, send, unmatched, v1};
+
+const BYTES: &[u8] = &[1, 2, 3, 0xff];
+
+/// Sends an event that carries bytes.
+async fn send_bytes(
+    client: &mut Client,
+    [join_ref, reference, topic, event]: [&str; 4],
+    payload: &[u8],
+) {
+    let fields = [join_ref, reference, topic, event];
+    let mut frame = vec![0];
+    frame.extend(fields.map(|field| u8::try_from(field.len()).unwrap()));
+    frame.extend(fields.map(str::as_bytes).concat());
+    frame.extend(payload);
+    client.stream.send(Message::binary(frame)).await.unwrap();
+}
+
+/// Asserts that a binary frame is next, and that it is this one.
+async fn expect_bytes(client: &mut Client, frame: &[u8]) {
+    assert_eq!(client.next().await, Message::binary(frame.to_vec()));
+}
+
+#[tokio::test]
+async fn c_141_bytes_are_answered_with_bytes() {
+    let (_app, mut client) = joined().await;
+    let event = b"\x00\x01\x01\x0a\x0b12room:lobbyreply_bytes\x01\x02\x03\xff";
+    client.stream.send(Message::binary(event.to_vec())).await.unwrap();
+    expect_bytes(&mut client, b"\x01\x01\x01\x0a\x0212room:lobbyok\x01\x02\x03\xff").await;
+}
+
+#[tokio::test]
+async fn c_142_no_bytes_are_answered_with_none() {
+    let (_app, mut client) = joined().await;
+    send_bytes(&mut client, ["1", "2", T, "ping"], b"").await;
+    expect_bytes(&mut client, b"\x01\x01\x01\x0a\x0212room:lobbyok").await;
+}
+
+#[tokio::test]
+async fn c_143_bytes_may_be_answered_with_text() {
+    let (_app, mut client) = joined().await;
+    send_bytes(&mut client, ["1", "2", T, "size"], BYTES).await;
+    client.expect([ok("2", json!({"size": 4}))]).await;
+}
+
+#[tokio::test]
+async fn c_144_text_may_be_answered_with_bytes() {
+    let (_app, mut client) = joined().await;
+    send(&mut client, "2", "reply_bytes", json!({})).await;
+    expect_bytes(&mut client, b"\x01\x01\x01\x0a\x0212room:lobbyok\x07\x08\x09").await;
+}
+
+#[tokio::test]
+async fn c_145_a_push_of_bytes_has_no_ref() {
+    let (_app, mut client) = joined().await;
+    send_bytes(&mut client, ["1", "2", T, "push_bytes"], BYTES).await;
+    expect_bytes(&mut client, b"\x00\x01\x0a\x061room:lobbypushed\x01\x02\x03\xff").await;
+    client.expect([ok("2", json!({}))]).await;
+}
+
+#[tokio::test]
+async fn c_146_a_broadcast_of_bytes_reaches_everyone() {
+    let (app, mut ada) = joined().await;
+    let mut joe = app.joined("joe", "2").await;
+    send_bytes(&mut ada, ["1", "2", T, "shout"], BYTES).await;
+    for client in [&mut ada, &mut joe] {
+        expect_bytes(client, b"\x02\x0a\x07room:lobbyshouted\x01\x02\x03\xff").await;
+    }
+    ada.expect([ok("2", json!({}))]).await;
+}
+
+#[tokio::test]
+async fn c_147_an_empty_ref_comes_back_empty() {
+    let (_app, mut client) = joined().await;
+    send_bytes(&mut client, ["1", "", T, "ping"], BYTES).await;
+    expect_bytes(&mut client, b"\x01\x01\x00\x0a\x021room:lobbyok\x01\x02\x03\xff").await;
+    // In text, too, it is empty and not null.
+    send_bytes(&mut client, ["1", "", T, "size"], BYTES).await;
+    client.expect([ok("", json!({"size": 4}))]).await;
+}
+
+#[tokio::test]
+async fn c_148_an_empty_join_ref_is_that_of_another_join() {
+    let (_app, mut client) = joined().await;
+    send_bytes(&mut client, ["", "2", T, "ping"], BYTES).await;
+    send(&mut client, "3", "ping", json!({})).await;
+    client.expect([ok("3", json!({}))]).await;
+}
+
+#[tokio::test]
+async fn c_149_bytes_for_a_topic_that_is_not_joined_are_unmatched_in_text() {
+    let app = App::start().await;
+    let mut client = app.client("ada").await;
+    send_bytes(&mut client, ["1", "2", T, "ping"], BYTES).await;
+    client.expect([unmatched("2", T)]).await;
+}
+
+#[tokio::test]
+async fn c_150_a_topic_that_is_too_long_for_bytes_crashes_the_channel_that_sends_them() {
+    let app = App::start().await;
+    let mut client = app.client("ada").await;
+    let topic = &format!("room:{}", "x".repeat(251));
+    for event in ["reply_bytes", "push_bytes"] {
+        client.join("1", topic).await;
+        client.send(json!(["1", "2", topic, "push", {}])).await;
+        let pushed = json!(["1", null, topic, "pushed", {}]);
+        client.expect([pushed, reply("1", "2", topic, "ok", json!({}))]).await;
+        client.send(json!(["1", "3", topic, event, {}])).await;
+        client.expect([json!(["1", "1", topic, "phx_error", {"reason": "channel_crash"}])]).await;
+    }
+
+    let fits = &topic[..255];
+    client.join("1", fits).await;
+    client.send(json!(["1", "2", fits, "reply_bytes", {}])).await;
+    let frame = [b"\x01\x01\x01\xff\x0212", fits.as_bytes(), b"ok\x07\x08\x09"].concat();
+    expect_bytes(&mut client, &frame).await;
+}
+
+#[tokio::test]
+async fn c_151_a_client_of_version_1_goes_without_a_broadcast_of_bytes() {
+    let (app, mut ada) = joined().await;
+    let mut old = app.v1("eve").await;
+    old.send(v1("phx_join", json!("1"), json!({}))).await;
+    let done = json!({"status": "ok", "response": {}});
+    old.expect([v1("phx_reply", json!("1"), done)]).await;
+    let mut joe = app.joined("joe", "3").await;
+
+    send_bytes(&mut ada, ["1", "2", T, "shout"], BYTES).await;
+    for client in [&mut ada, &mut joe] {
+        expect_bytes(client, b"\x02\x0a\x07room:lobbyshouted\x01\x02\x03\xff").await;
+    }
+    ada.expect([ok("2", json!({}))]).await;
+    // What comes next comes to all three.
+    send(&mut ada, "4", "shout", json!({"m": 1})).await;
+    old.expect([v1("shouted", json!(null), json!({"m": 1}))]).await;
+}

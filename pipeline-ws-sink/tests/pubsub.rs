@@ -1,0 +1,327 @@
+//! Broadcasts between tasks, and to other nodes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use pipeline_ws_sink::{
+    Adapter, AdapterError, Broadcast, BroadcastError, Endpoint, Lagged, LocalNode, PayloadError,
+    PubSub, Subscription,
+};
+use serde_json::json;
+use support::{channels::endpoint, server::Server};
+
+const T: &str = "room:lobby";
+
+/// The events that have arrived.
+fn events(subscription: &mut Subscription) -> Vec<String> {
+    let next = || subscription.recv().now_or_never();
+    std::iter::from_fn(next).map(|received| received.unwrap().event().to_owned()).collect()
+}
+
+fn nothing() -> [String; 0] {
+    []
+}
+
+#[test]
+fn a_task_is_told_what_is_broadcast_on_its_topic() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let pubsub = endpoint.pubsub();
+    let mut lobby = pubsub.subscribe(T);
+    assert_eq!(lobby.topic(), T);
+    pubsub.broadcast("room:other", "elsewhere", json!({})).unwrap();
+    pubsub.broadcast(T, "news", json!({ "n": 1 })).unwrap();
+    let news = lobby.recv().now_or_never().unwrap().unwrap();
+    assert_eq!(
+        (news.topic(), news.event(), news.payload().json()),
+        (T, "news", Some(r#"{"n":1}"#))
+    );
+    assert_eq!(events(&mut lobby), nothing());
+}
+
+#[test]
+fn who_subscribes_twice_is_told_twice_and_who_is_gone_is_told_nothing() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let (mut first, second) = (endpoint.subscribe(T), endpoint.subscribe(T));
+    assert_ne!(first.id(), second.id());
+    endpoint.broadcast(T, "news", json!({})).unwrap();
+    drop(second);
+    endpoint.broadcast(T, "more", json!({})).unwrap();
+    assert_eq!(events(&mut first), ["news", "more"]);
+}
+
+#[test]
+fn a_task_may_broadcast_to_all_but_itself() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let pubsub = endpoint.pubsub();
+    let (mut first, mut second) = (pubsub.subscribe(T), pubsub.subscribe(T));
+    pubsub.broadcast_from(first.id(), T, "far", json!({})).unwrap();
+    pubsub.local_broadcast_from(first.id(), T, "near", json!({})).unwrap();
+    pubsub.local_broadcast(T, "all", json!({})).unwrap();
+    assert_eq!(events(&mut first), ["all"]);
+    assert_eq!(events(&mut second), ["far", "near", "all"]);
+}
+
+#[tokio::test]
+async fn a_subscription_is_a_stream() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let subscription = endpoint.subscribe(T);
+    let reading = tokio::spawn(async { subscription.take(2).collect::<Vec<_>>().await });
+    tokio::task::yield_now().await;
+    endpoint.broadcast(T, "one", json!({})).unwrap();
+    endpoint.broadcast(T, "two", json!({})).unwrap();
+    let read = reading.await.unwrap();
+    let events: Vec<_> = read.iter().map(|read| read.as_ref().unwrap().event()).collect();
+    assert_eq!(events, ["one", "two"]);
+}
+
+#[test]
+fn a_task_that_reads_too_slowly_is_told_how_many_it_has_missed() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let mut subscription = endpoint.subscribe(T);
+    for n in 0..1026 {
+        endpoint.broadcast(T, "news", json!({ "n": n })).unwrap();
+    }
+    let mut next = || subscription.recv().now_or_never().unwrap();
+    assert_eq!(next(), Err(Lagged(2)));
+    assert_eq!(next().unwrap().payload().json(), Some(r#"{"n":2}"#));
+}
+
+/// What a payload cannot be is said by every way to broadcast.
+#[test]
+fn a_payload_that_is_no_object_reaches_nobody() {
+    let cluster = Cluster::default();
+    let (here, _) = (cluster.join("here"), cluster.join("there"));
+    let mut subscription = here.subscribe(T);
+    let (pubsub, list, id) = (here.pubsub(), json!([1]), subscription.id());
+    for sent in [
+        pubsub.broadcast(T, "news", &list),
+        pubsub.broadcast_from(id, T, "news", &list),
+        pubsub.local_broadcast(T, "news", &list),
+        pubsub.local_broadcast_from(id, T, "news", &list),
+        pubsub.direct_broadcast("here", T, "news", &list),
+    ] {
+        assert!(
+            matches!(sent, Err(BroadcastError::Payload(PayloadError::NotAnObject))),
+            "{sent:?}"
+        );
+    }
+    let node = LocalNode::of(pubsub);
+    let delivered = node.deliver(&Broadcast::new(T, "news", list).unwrap());
+    assert!(matches!(delivered, Err(PayloadError::NotAnObject)), "{delivered:?}");
+    assert_eq!(events(&mut subscription), nothing());
+    assert_eq!(cluster.sent(), nothing());
+}
+
+/// Nodes in one process.
+#[derive(Clone, Default)]
+struct Cluster {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: HashMap<String, LocalNode>,
+    /// The network is down.
+    down: bool,
+    sent: Vec<String>,
+    /// Is looked into whenever something is sent.
+    witness: Option<Subscription>,
+}
+
+/// One node's way to the others.
+struct Node {
+    name: String,
+    cluster: Cluster,
+}
+
+impl Cluster {
+    fn node(&self, name: &str) -> Node {
+        Node { name: name.to_owned(), cluster: self.clone() }
+    }
+
+    fn join(&self, name: &str) -> Endpoint {
+        Endpoint::builder().adapter(self.node(name)).build().unwrap()
+    }
+
+    /// What was sent: from where, to where, and the event.
+    fn sent(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().sent)
+    }
+
+    fn send(
+        &self,
+        line: String,
+        broadcast: &Broadcast,
+        to: impl Fn(&str) -> bool,
+    ) -> Result<(), AdapterError> {
+        let mut state = self.state.lock();
+        if let Some(witness) = &mut state.witness {
+            assert_eq!(events(witness), nothing(), "told before the other nodes");
+        }
+        if state.down {
+            return Err(AdapterError::new("the network is down"));
+        }
+        state.sent.push(line);
+        for (_, node) in state.nodes.iter().filter(|(name, _)| to(name)) {
+            node.deliver(broadcast)?;
+        }
+        Ok(())
+    }
+}
+
+impl Adapter for Node {
+    fn node_name(&self) -> &str {
+        &self.name
+    }
+
+    fn start(&self, node: LocalNode) {
+        self.cluster.state.lock().nodes.insert(self.name.clone(), node);
+    }
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let line = format!("{} to all: {}", self.name, broadcast.event());
+        self.cluster.send(line, broadcast, |name| name != self.name)
+    }
+
+    fn direct_broadcast(&self, to: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let line = format!("{} to {to}: {}", self.name, broadcast.event());
+        self.cluster.send(line, broadcast, |name| name == to)
+    }
+}
+
+#[test]
+fn a_broadcast_reaches_each_node_once_and_the_others_first() {
+    let cluster = Cluster::default();
+    let [here, there, far] = ["here", "there", "far"].map(|name| cluster.join(name));
+    let mut listening = [&here, &there, &far].map(|endpoint| endpoint.subscribe(T));
+    cluster.state.lock().witness = Some(here.subscribe(T));
+    here.broadcast(T, "news", json!({})).unwrap();
+    // Whoever delivers it does not send it on.
+    assert_eq!(cluster.sent(), ["here to all: news"]);
+    for subscription in &mut listening {
+        assert_eq!(events(subscription), ["news"]);
+    }
+}
+
+#[test]
+fn who_is_left_out_is_left_out_here_and_everyone_elsewhere_is_told() {
+    let cluster = Cluster::default();
+    let (here, there) = (cluster.join("here"), cluster.join("there"));
+    let (mut sender, mut near, mut far) =
+        (here.subscribe(T), here.subscribe(T), there.subscribe(T));
+    here.broadcast_from(sender.id(), T, "news", json!({})).unwrap();
+    assert_eq!(events(&mut sender), nothing());
+    assert_eq!(events(&mut near), ["news"]);
+    assert_eq!(events(&mut far), ["news"]);
+}
+
+#[test]
+fn what_is_local_stays_here() {
+    let cluster = Cluster::default();
+    let (here, there) = (cluster.join("here"), cluster.join("there"));
+    let (mut near, mut far) = (here.subscribe(T), there.subscribe(T));
+    here.pubsub().local_broadcast(T, "one", json!({})).unwrap();
+    // Who listens to another endpoint is nobody here.
+    here.pubsub().local_broadcast_from(far.id(), T, "two", json!({})).unwrap();
+    assert_eq!(cluster.sent(), nothing());
+    assert_eq!(events(&mut near), ["one", "two"]);
+    assert_eq!(events(&mut far), nothing());
+}
+
+#[test]
+fn when_the_other_nodes_cannot_be_told_nobody_here_is() {
+    let cluster = Cluster::default();
+    let here = cluster.join("here");
+    let (mut first, mut second) = (here.subscribe(T), here.subscribe(T));
+    cluster.state.lock().down = true;
+    let pubsub = here.pubsub();
+    for sent in [
+        pubsub.broadcast(T, "news", json!({})),
+        pubsub.broadcast_from(first.id(), T, "news", json!({})),
+        pubsub.direct_broadcast("here", T, "news", json!({})),
+    ] {
+        let Err(BroadcastError::Adapter(error)) = sent else { panic!("{sent:?}") };
+        assert_eq!(error.to_string(), "the other nodes were not told: the network is down");
+    }
+    assert_eq!(events(&mut second), nothing());
+    pubsub.local_broadcast(T, "local", json!({})).unwrap();
+    assert_eq!(events(&mut first), ["local"]);
+}
+
+#[test]
+fn one_node_may_be_told_alone_even_the_own() {
+    let cluster = Cluster::default();
+    let [here, there, far] = ["here", "there", "far"].map(|name| cluster.join(name));
+    let [mut near, mut chosen, mut other] =
+        [&here, &there, &far].map(|endpoint| endpoint.subscribe(T));
+    here.pubsub().direct_broadcast("there", T, "one", json!({})).unwrap();
+    here.pubsub().direct_broadcast("here", T, "two", json!({})).unwrap();
+    assert_eq!(cluster.sent(), ["here to there: one", "here to here: two"]);
+    assert_eq!(events(&mut near), ["two"]);
+    assert_eq!(events(&mut chosen), ["one"]);
+    assert_eq!(events(&mut other), nothing());
+}
+
+#[test]
+fn without_an_adapter_there_is_no_node_to_be_named() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let sent = endpoint.pubsub().direct_broadcast("here", T, "news", json!({}));
+    let Err(BroadcastError::Adapter(error)) = sent else { panic!("{sent:?}") };
+    assert_eq!(error.cause().to_string(), "there is no adapter");
+}
+
+#[test]
+fn what_arrives_when_the_endpoint_is_gone_is_let_go() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let pubsub: PubSub = endpoint.pubsub().clone();
+    let node = LocalNode::of(&pubsub);
+    let news = Broadcast::new(T, "news", json!({})).unwrap();
+    drop(endpoint);
+    let mut subscription = pubsub.subscribe(T);
+    node.deliver(&news).unwrap();
+    assert_eq!(events(&mut subscription), ["news"], "somebody has a use for it");
+    drop(pubsub);
+    node.deliver(&news).unwrap();
+    assert_eq!(events(&mut subscription), nothing());
+}
+
+#[tokio::test]
+async fn clients_of_other_nodes_are_told_and_disconnected() {
+    let cluster = Cluster::default();
+    let here = Server::start(endpoint().0.adapter(cluster.node("here"))).await;
+    let there = Server::start(endpoint().0.adapter(cluster.node("there"))).await;
+    let (mut ada, mut phone) = (here.connect("name=ada").await, there.connect("name=ada").await);
+    let mut joe = there.connect("name=joe").await;
+    for client in [&mut ada, &mut phone, &mut joe] {
+        client.join("1", T).await;
+    }
+    here.endpoint.broadcast(T, "news", json!({})).unwrap();
+    for client in [&mut ada, &mut phone, &mut joe] {
+        client.expect([json!([null, null, T, "news", {}])]).await;
+    }
+
+    assert_eq!(here.endpoint.disconnect("named:ada"), 1, "those of this node are counted");
+    assert_eq!((ada.closed().await, phone.closed().await), (1001, 1001));
+    there.endpoint.broadcast("named:joe", "disconnect", json!({})).unwrap();
+    assert_eq!(joe.closed().await, 1001);
+    assert_eq!(
+        cluster.sent().iter().filter(|line| line.ends_with("disconnect")).count(),
+        2,
+        "each was sent once"
+    );
+}
+
+#[tokio::test]
+async fn sockets_are_disconnected_here_even_if_the_other_nodes_cannot_be_told() {
+    let cluster = Cluster::default();
+    let here = Server::start(endpoint().0.adapter(cluster.node("here"))).await;
+    let mut ada = here.connect("name=ada").await;
+    here.open_sockets(1).await;
+    cluster.state.lock().down = true;
+    assert_eq!(here.endpoint.disconnect("named:ada"), 1);
+    assert_eq!(ada.closed().await, 1001);
+}
