@@ -63,7 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let report = serve(listener, app)
         .endpoint(endpoint)
-        .drain_within(Duration::from_secs(5))
+        .close_within(Duration::from_secs(5))
         .until(told)
         .await?;
     println!("{report}");
