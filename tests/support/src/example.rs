@@ -43,7 +43,10 @@ impl Example {
 
     /// Starts `channels` with these flags, and waits until it serves.
     pub async fn channels(flags: &[&str]) -> Self {
-        Self::spawn(Command::new(path("channels").await), flags, "sockets ").await
+        let mut command = Command::new(path("channels").await);
+        // It is told to crash, and to refuse, more often than anybody would want to read.
+        command.env("RUST_LOG", "off").env("RUST_BACKTRACE", "0");
+        Self::spawn(command, flags, "sockets ").await
     }
 
     /// Starts it, and waits for the line with its address.
