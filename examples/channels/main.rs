@@ -14,6 +14,8 @@ mod room;
 mod slow;
 mod small;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::{error::Error, io::IsTerminal, sync::Arc, time::Duration};
