@@ -1,5 +1,5 @@
 //! The recorded conversations in `tests/golden`, replayed against the example `channels`.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
     collections::{BTreeMap, HashMap},

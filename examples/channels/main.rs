@@ -4,6 +4,7 @@
 //!
 //! It is the application that the recorded conversations in `tests/golden/` were held with, whose
 //! README describes it, and some channels more. A test replays them against it.
+#![allow(clippy::panic, reason = "its clients may tell it to crash")]
 #![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
 
 mod control;
