@@ -49,6 +49,7 @@ pub fn serve(listener: TcpListener, app: Router) -> Serve {
         endpoint: None,
         flush: None,
         drain_within: Duration::from_secs(10),
+        close_within: Duration::from_secs(30),
         stop: None,
     }
 }
@@ -62,11 +63,12 @@ pub struct Serve {
     endpoint: Option<Endpoint>,
     flush: Option<Box<dyn FnOnce() + Send>>,
     drain_within: Duration,
+    close_within: Duration,
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-/// How long sockets have to close, and requests to be answered.
-const CLOSING: Duration = Duration::from_secs(6);
+/// How long requests have to be answered, when everything else has been stopped.
+const ANSWERING: Duration = Duration::from_secs(6);
 
 impl Serve {
     /// Drains this pipeline at the end. May be called for several.
@@ -90,6 +92,19 @@ impl Serve {
     /// How long the pipelines have to hand on what they have accepted. Default 10 seconds.
     pub fn drain_within(mut self, deadline: Duration) -> Self {
         self.drain_within = deadline;
+        self
+    }
+
+    /// How long the endpoint's sockets have to close. Default 30 seconds, as in Phoenix.
+    ///
+    /// They are closed in batches, as their mounts' `Drainer`s say: by default 10,000 channels every two
+    /// seconds, which is 150,000 in the default time. Those that are open when it is over are cut off:
+    /// their clients see the connection break, and no 1012. The report says how many there were.
+    ///
+    /// Whoever sends SIGTERM has to wait for longer than this and [`drain_within`](Self::drain_within)
+    /// together before sending SIGKILL; Kubernetes waits for 30 seconds unless it is told otherwise.
+    pub fn close_within(mut self, deadline: Duration) -> Self {
+        self.close_within = deadline;
         self
     }
 
@@ -122,7 +137,16 @@ impl Serve {
             )),
         }
         let _ = close.send(());
-        let draining = drain(self.pipelines, self.endpoint, self.drain_within);
+        let draining = async {
+            let drained = self.pipelines.into_iter().map(|it| it.drain(self.drain_within));
+            let pipelines = join_all(drained).await;
+            // Only now: what the pipelines still held went to these sockets.
+            let endpoint = match self.endpoint {
+                Some(endpoint) => Some(endpoint.drain(self.close_within).await),
+                None => None,
+            };
+            ShutdownReport { pipelines, endpoint, interrupted: false }
+        };
         let report = tokio::select! {
             report = draining => report,
             () = shutdown_signal()? => {
@@ -130,7 +154,7 @@ impl Serve {
                 ShutdownReport { pipelines: Vec::new(), endpoint: None, interrupted: true }
             }
         };
-        if timeout(CLOSING, &mut server).await.is_err() {
+        if timeout(ANSWERING, &mut server).await.is_err() {
             server.abort();
         }
         if let Some(flush) = self.flush {
@@ -157,6 +181,7 @@ impl fmt::Debug for Serve {
             .field("pipelines", &self.pipelines)
             .field("endpoint", &self.endpoint)
             .field("drain_within", &self.drain_within)
+            .field("close_within", &self.close_within)
             .finish_non_exhaustive()
     }
 }
@@ -167,20 +192,6 @@ async fn first_to_end(pipelines: &mut [Pipeline]) {
         std::future::pending::<()>().await;
     }
     select_all(pipelines.iter_mut().map(|pipeline| Box::pin(pipeline.ended()))).await;
-}
-
-/// Drains the pipelines, then closes the sockets that they push to.
-async fn drain(
-    pipelines: Vec<Pipeline>,
-    endpoint: Option<Endpoint>,
-    within: Duration,
-) -> ShutdownReport {
-    let pipelines = join_all(pipelines.into_iter().map(|pipeline| pipeline.drain(within))).await;
-    let endpoint = match endpoint {
-        Some(endpoint) => Some(endpoint.drain(CLOSING).await),
-        None => None,
-    };
-    ShutdownReport { pipelines, endpoint, interrupted: false }
 }
 
 /// How everything was stopped, and what was left undone.

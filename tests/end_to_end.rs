@@ -11,12 +11,13 @@ use std::{
 };
 
 use axum::Router;
+use futures::{StreamExt, future::join_all};
 use pipeline::{
     ConsumerSupervisor, ExitReason, Pipeline, Queue, QueueOptions, SubscribeOptions, Telemetry,
     Timed, queue, serve,
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Signer, Socket, Topic, listen,
+        Channel, ConnectError, ConnectInfo, Drainer, Endpoint, JoinContext, JoinError, Mount,
+        Params, Payload, Signer, Socket, Topic, listen,
     },
 };
 use pipeline_test_support::{Client, Gate, Keeper, Recorded, connect, gate, reply};
@@ -201,7 +202,12 @@ async fn each_delivery_emits_its_timing_and_each_worker_its_own() {
             assert_eq!(client.receive().await[3], "push_timed");
         }
     }
-    let delivered = app.recorded.samples("pipeline.push_delivered");
+    // A frame may have arrived before it is recorded that it was written.
+    let mut delivered = Vec::new();
+    while delivered.len() < 60 {
+        delivered.extend(app.recorded.samples("pipeline.push_delivered"));
+        tokio::task::yield_now().await;
+    }
     assert_eq!(delivered.len(), 60, "one for each socket that got one");
     assert!(delivered.iter().all(|ms| *ms > 0.0), "{delivered:?}");
     let mut worked = 0;
@@ -363,4 +369,48 @@ async fn a_pipeline_that_fails_stops_the_server_and_says_why() {
     let report = serving.await.unwrap();
     assert!(!report.is_clean());
     assert_eq!(report.pipelines[0].left_undone(), 1);
+}
+
+#[tokio::test]
+async fn sockets_that_are_not_closed_in_time_are_cut_off_and_counted() {
+    let drainer = Drainer::new().batch_size(1).batch_interval(DAY);
+    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*").drainer(drainer);
+    let endpoint = Endpoint::builder().mount("/socket", sockets).build().unwrap();
+    let listener = listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = serve(listener, Router::new().fallback_service(endpoint.clone()))
+        .endpoint(endpoint)
+        .close_within(Duration::from_secs(1))
+        .until(async { drop(stopped.await) });
+    let serving = tokio::spawn(serving.into_future());
+    let mut clients = Vec::new();
+    for user in [1, 2] {
+        let token = signer().sign(&user, SystemTime::now()).unwrap();
+        let url = format!("ws://{address}/socket/websocket?vsn=2.0.0&token={token}");
+        let mut client = connect(&url).await.unwrap();
+        client.join("1", &format!("user:{user}")).await;
+        clients.push(client);
+    }
+    stop.send(()).unwrap();
+    // The first batch is closed at once, the second would be a day later.
+    let closed = join_all(clients.into_iter().map(was_closed)).await;
+    assert_eq!(closed.iter().filter(|closed| **closed).count(), 1, "{closed:?}");
+    let report = serving.await.unwrap().unwrap();
+    assert_eq!(report.to_string(), "1 sockets closed, 1 cut off");
+}
+
+/// Waits for the end of a connection; whether it was closed, or broke.
+async fn was_closed(mut client: Client) -> bool {
+    let mut closed = false;
+    while let Some(Ok(frame)) = client.stream.next().await {
+        closed |= frame.is_close();
+    }
+    closed
+}
+
+#[tokio::test]
+async fn sockets_have_as_long_to_close_as_in_phoenix() {
+    let serving = serve(listen("127.0.0.1:0").await.unwrap(), Router::new());
+    assert!(format!("{serving:?}").contains("close_within: 30s"), "{serving:?}");
 }

@@ -30,16 +30,21 @@ pub fn router(endpoint: &Endpoint, stop: Arc<Notify>) -> Router {
         .route(
             "/ctl/broadcast",
             get(async move |Query(news): Query<News>| {
-                let payload: Value = serde_json::from_str(&news.payload).map_err(refused)?;
-                all.broadcast(&news.topic, &news.event, payload).map_err(refused)?;
+                let payload: Value =
+                    serde_json::from_str(&news.payload).map_err(|error| refused(&error))?;
+                all.broadcast(&news.topic, &news.event, payload)
+                    .map_err(|error| refused(&error))?;
                 Ok::<_, (StatusCode, String)>("ok")
             }),
         )
         .route(
             "/ctl/local_broadcast",
             get(async move |Query(news): Query<News>| {
-                let payload: Value = serde_json::from_str(&news.payload).map_err(refused)?;
-                local.local_broadcast(&news.topic, &news.event, payload).map_err(refused)?;
+                let payload: Value =
+                    serde_json::from_str(&news.payload).map_err(|error| refused(&error))?;
+                local
+                    .local_broadcast(&news.topic, &news.event, payload)
+                    .map_err(|error| refused(&error))?;
                 Ok::<_, (StatusCode, String)>("ok")
             }),
         )
@@ -62,6 +67,6 @@ pub fn router(endpoint: &Endpoint, stop: Arc<Notify>) -> Router {
         )
 }
 
-fn refused(error: impl ToString) -> (StatusCode, String) {
+fn refused(error: &impl ToString) -> (StatusCode, String) {
     (StatusCode::BAD_REQUEST, error.to_string())
 }

@@ -4,6 +4,7 @@
 //!
 //! It is the application that the recorded conversations in `tests/golden/` were held with, whose
 //! README describes it, and some channels more. A test replays them against it.
+#![allow(clippy::panic, reason = "its clients may tell it to crash")]
 #![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
 
 mod control;
@@ -14,6 +15,8 @@ mod room;
 mod slow;
 mod small;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod token;
 
 use std::{error::Error, io::IsTerminal, sync::Arc, time::Duration};
@@ -63,7 +66,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     let report = serve(listener, app)
         .endpoint(endpoint)
-        .drain_within(Duration::from_secs(5))
+        .close_within(Duration::from_secs(5))
         .until(told)
         .await?;
     println!("{report}");

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use pipeline::{
     ExitReason,
     ws::{
@@ -67,7 +68,7 @@ impl Channel for Room {
         if let Some(reply) = params.get("reply") {
             cx.reply(reply);
         } else if has("info") {
-            cx.reply(&cx.assigns().info.clone());
+            cx.reply(cx.assigns().info.clone());
         } else if has("params") {
             cx.reply(json!({ "params": cx.assigns().params }));
         } else if has("greet") {
@@ -238,7 +239,7 @@ impl Room {
             "bin_echo" => Ok(Reply::ok().with(payload)),
             "bin_error" => Ok(Reply::error().with(payload)),
             "bin_size" => {
-                let size = payload.as_binary().map_or(0, |bytes| bytes.len());
+                let size = payload.as_binary().map_or(0, Bytes::len);
                 Ok(Reply::ok().with(json!({ "size": size })))
             }
             "bin_push" => {

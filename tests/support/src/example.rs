@@ -17,7 +17,7 @@ use tokio::{
 
 use crate::PATIENCE;
 
-/// The running `push_to_users`. Killed when it is dropped.
+/// A running example. Killed when it is dropped.
 #[derive(Debug)]
 pub struct Example {
     child: Child,
@@ -28,7 +28,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// Starts it with these flags, and waits until it serves. Its port is a free one unless given.
+    /// Starts `push_to_users` with these flags, and waits until it serves. Its port is a free one
+    /// unless given.
     pub async fn start(flags: &[&str]) -> Self {
         Self::start_in(&project(), env::var_os("PATH"), flags).await
     }
@@ -36,23 +37,36 @@ impl Example {
     /// The same, in another folder and with other programs in reach.
     pub async fn start_in(project: &Path, programs: Option<OsString>, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
+        command.env("CARGO_MANIFEST_DIR", project).env("PATH", programs.unwrap_or_default());
+        Self::spawn(command, flags, "page ").await
+    }
+
+    /// Starts `channels` with these flags, and waits until it serves.
+    pub async fn channels(flags: &[&str]) -> Self {
+        let mut command = Command::new(path("channels").await);
+        // It is told to crash, and to refuse, more often than anybody would want to read.
+        command.env("RUST_LOG", "off").env("RUST_BACKTRACE", "0");
+        Self::spawn(command, flags, "sockets ").await
+    }
+
+    /// Starts it, and waits for the line with its address.
+    async fn spawn(mut command: Command, flags: &[&str], line: &str) -> Self {
         if !flags.contains(&"--port") {
             command.args(["--port", "0"]);
         }
         command.args(flags).kill_on_drop(true);
-        command.env("CARGO_MANIFEST_DIR", project).env("PATH", programs.unwrap_or_default());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take();
         let mut example = Self { child, stdout, stdin, address: String::new() };
-        let page = example.line_with("page ").await;
-        let address = page.split("http://").nth(1).unwrap().split('/').next().unwrap();
+        let line = example.line_with(line).await;
+        let address = line.split("://").nth(1).unwrap().split('/').next().unwrap();
         example.address = address.to_owned();
         example
     }
 
-    /// Runs it to its end with these flags; what it prints.
+    /// Runs `push_to_users` to its end with these flags; what it prints.
     pub async fn run(flags: &[&str]) -> (ExitStatus, String) {
         let mut command = Command::new(path("push_to_users").await);
         let output = timeout(PATIENCE, command.args(flags).output()).await.unwrap().unwrap();
