@@ -24,9 +24,17 @@ pub struct Ref(Option<Arc<str>>);
 impl Ref {
     pub(crate) const NULL: Self = Self(None);
 
-    /// Takes a JSON value.
+    /// Takes a JSON value. A string is written in one way only, so that two are compared by what they
+    /// say.
     pub(crate) fn new(json: &str) -> Self {
-        Self((json != "null").then(|| json.into()))
+        match json {
+            "null" => Self::NULL,
+            escaped if escaped.contains('\\') => match string(escaped) {
+                Some(text) => Self(Some(quoted(&text).into())),
+                None => Self(Some(json.into())),
+            },
+            plain => Self(Some(plain.into())),
+        }
     }
 
     /// Whether the client gave none.
@@ -101,6 +109,12 @@ mod tests {
             assert_eq!((reference.json(), reference.is_null()), (json, json == "null"));
             assert_eq!(serde_json::to_string(&reference).unwrap(), json);
         }
+    }
+
+    #[test]
+    fn references_are_the_same_if_they_say_the_same() {
+        assert_eq!(Ref::new(r#""\u00e9\/""#), Ref::new("\"é/\""));
+        assert_ne!(Ref::new("\"1\""), Ref::new("1"));
     }
 
     #[test]
