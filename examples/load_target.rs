@@ -1,0 +1,216 @@
+//! A server to put load on, for any client of Phoenix Channels.
+//!
+//! Anyone may connect at `/socket`, and join `room:*` and `user:*`. Requests start the work:
+//!
+//! - `GET /bcast?topic=T&n=N&size=S[&every_us=U]` broadcasts N messages with S bytes each, one every U
+//!   microseconds if given. It answers how many microseconds that took.
+//! - `GET /pipe?users=U&n=N` pushes N items through a pipeline to `user:0`, `user:1` and so on in turn.
+//! - `GET /paced?users=U&rate=R&secs=S` does so at R a second, in bursts every 10 ms.
+//!
+//! Each payload has the Unix time in microseconds, `at_us`, and each delivery is timed, as always.
+
+use std::{
+    error::Error,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    Router,
+    extract::{Query, State},
+    http::StatusCode,
+    routing::get,
+};
+use clap::Parser;
+use pipeline::{
+    ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, Timed, queue, serve,
+    statsd::StatsdRecorder,
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
+        Payload, Push, Socket, Topic, listen,
+    },
+};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    task::yield_now,
+    time::{Instant, MissedTickBehavior, interval},
+};
+
+/// How often paced pushes come.
+const BURST: Duration = Duration::from_millis(10);
+
+/// A server to put load on.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The port to serve on
+    #[arg(long, default_value_t = 4000)]
+    port: u16,
+
+    /// How many pushes of the pipeline may be on their way at once
+    #[arg(long, default_value_t = 100)]
+    max_demand: usize,
+
+    /// Where the metrics go
+    #[arg(long, default_value = "127.0.0.1:8125")]
+    statsd: String,
+}
+
+struct Anyone;
+
+impl Socket for Anyone {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+struct Any;
+
+impl Channel for Any {
+    type Socket = Anyone;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+/// What is broadcast.
+#[derive(Serialize)]
+struct Message<'a> {
+    d: &'a str,
+    n: u64,
+    at_us: u64,
+}
+
+/// What goes through the pipeline.
+#[derive(Serialize)]
+struct Item {
+    #[serde(skip)]
+    user: u64,
+    n: u64,
+    at_us: u64,
+}
+
+#[derive(Clone)]
+struct Target {
+    endpoint: Endpoint,
+    items: Queue<Timed<Item>>,
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let _statsd = StatsdRecorder::udp(&args.statsd)?.install()?;
+    let mount = Mount::new(Anyone)
+        .channel::<Any>("room:*")
+        .channel::<Any>("user:*")
+        // The client is on the same machine, and slower than a real one.
+        .max_outbox(4096, 64 << 20);
+    let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
+
+    let (items, producer) = queue(QueueOptions::new());
+    let push = endpoint.pubsub().pusher(|item: &Timed<Item>| {
+        let push = Push::new(&format!("user:{}", item.user), "push_timed", &**item)?;
+        Ok(push.timed(item.enqueued_at()))
+    });
+    let demand =
+        SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.max_demand / 2);
+    let pipeline = Pipeline::builder("push")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(push), demand)
+        .start()?;
+
+    let app = Router::new()
+        .route("/bcast", get(bcast))
+        .route("/pipe", get(pipe))
+        .route("/paced", get(paced))
+        .with_state(Target { endpoint: endpoint.clone(), items })
+        .fallback_service(endpoint.clone());
+    let listener = listen(("127.0.0.1", args.port)).await?;
+    println!("{}", serve(listener, app).pipeline(pipeline).endpoint(endpoint).await?);
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Broadcasts {
+    topic: String,
+    n: u64,
+    #[serde(default = "few")]
+    size: usize,
+    every_us: Option<u64>,
+}
+
+fn few() -> usize {
+    64
+}
+
+async fn bcast(
+    State(target): State<Target>,
+    Query(asked): Query<Broadcasts>,
+) -> Result<String, (StatusCode, String)> {
+    let began = Instant::now();
+    let data = "x".repeat(asked.size);
+    let mut pace = asked.every_us.map(|every| interval(Duration::from_micros(every.max(1))));
+    for n in 0..asked.n {
+        match &mut pace {
+            Some(pace) => drop(pace.tick().await),
+            None => yield_now().await,
+        }
+        let message = Message { d: &data, n, at_us: now() };
+        let sent = target.endpoint.broadcast_timed(Instant::now(), &asked.topic, "msg", message);
+        sent.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    }
+    Ok(began.elapsed().as_micros().to_string())
+}
+
+#[derive(Deserialize)]
+struct Pushes {
+    users: u64,
+    n: u64,
+}
+
+async fn pipe(State(target): State<Target>, Query(asked): Query<Pushes>) -> String {
+    let began = Instant::now();
+    for n in 0..asked.n {
+        target.push(asked.users, n).await;
+    }
+    began.elapsed().as_micros().to_string()
+}
+
+#[derive(Deserialize)]
+struct Pace {
+    users: u64,
+    rate: u64,
+    secs: u64,
+}
+
+async fn paced(State(target): State<Target>, Query(asked): Query<Pace>) -> String {
+    let began = Instant::now();
+    let mut pace = interval(BURST);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let (total, bursts) = (asked.rate * asked.secs, asked.secs * 100);
+    let mut n = 0;
+    for burst in 1..=bursts {
+        pace.tick().await;
+        while n < total * burst / bursts {
+            target.push(asked.users, n).await;
+            n += 1;
+        }
+    }
+    began.elapsed().as_micros().to_string()
+}
+
+impl Target {
+    async fn push(&self, users: u64, n: u64) {
+        let item = Item { user: n % users.max(1), n, at_us: now() };
+        // The pipeline ends with the server, and so does whoever asks.
+        let _ = self.items.push_timed(item).await;
+    }
+}
+
+/// The Unix time, in microseconds.
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
