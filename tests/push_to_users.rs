@@ -92,12 +92,14 @@ async fn a_bad_push_is_told_what_is_wrong_and_the_rest_goes_on() {
 async fn a_full_buffer_answers_503_and_says_when_to_come_back() {
     let flags = ["--buffer", "2", "--max-demand", "1", "--delay-ms", "600000", "--drain-secs", "0"];
     let example = Example::start(&flags).await;
-    // One is with the worker at some point; two wait; and then it is full.
+    // One is with the worker, if it has come to take it; two wait; and then it is full.
+    let mut accepted = 0;
     let response = loop {
         let response = example.push(&push(1, "{}")).await;
         if response.status != 202 {
             break response;
         }
+        accepted += 1;
     };
     assert_eq!(response.status, 503);
     assert!(response.head.contains("retry-after: 1"), "{}", response.head);
@@ -111,7 +113,7 @@ async fn a_full_buffer_answers_503_and_says_when_to_come_back() {
     let (status, lines) = example.ended().await;
     let lines = lines.join("\n");
     assert_eq!(status.code(), Some(1), "something was left undone");
-    assert!(lines.contains("3 events left undone"), "{lines}");
+    assert!(lines.contains(&format!("{accepted} events left undone")), "{lines}");
 }
 
 #[tokio::test]

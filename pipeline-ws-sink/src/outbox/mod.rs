@@ -35,10 +35,19 @@ use crate::{end::SocketEnd, protocol::frame::Frame, telemetry::SocketMetrics};
 /// How many frames go into one write.
 const GATHER: usize = 64;
 
+/// Who writes a frame for which nothing has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// The task that sends it, at once.
+    Direct,
+    /// The socket's task, together with what comes meanwhile.
+    Queued,
+}
+
 /// The one way out to a socket: whatever is sent through here leaves in this order.
 ///
-/// A frame is written at once, by the task that sends it, when nothing waits for the socket and the
-/// socket is a plain TCP stream. Otherwise it waits, and the socket's own task writes it when there
+/// A frame is written at once, by the task that sends it, when nothing waits for the socket, the
+/// socket is a plain TCP stream, and the sender wants it [so](Way). Otherwise it waits, and the socket's own task writes it when there
 /// is room. What happens when too much waits is decided by [`WhenFull`]; when nothing else helps, the
 /// client is too slow: what waits is dropped and counted, and the socket is closed.
 pub(crate) struct Outbox {
@@ -116,8 +125,9 @@ impl Outbox {
     }
 
     /// Sends an event that others get too. It may be dropped if the client is behind.
-    pub(crate) fn send_shared(&self, frame: &SharedFrame, since: Option<Instant>) {
-        self.accept(frame.get(self.compresses), Kind::Event(frame.key()), since);
+    pub(crate) fn send_shared(&self, frame: &SharedFrame, since: Option<Instant>, way: Way) {
+        let (plain_or_deflated, kind) = (frame.get(self.compresses), Kind::Event(frame.key()));
+        self.accept_in(self.state.lock(), plain_or_deflated, kind, since, way);
     }
 
     /// Sends the last frame. It goes behind what waits, and nothing goes behind it.
@@ -200,7 +210,7 @@ impl Outbox {
     }
 
     fn accept(&self, frame: &Frame, kind: Kind, since: Option<Instant>) {
-        self.accept_in(self.state.lock(), frame, kind, since);
+        self.accept_in(self.state.lock(), frame, kind, since, Way::Direct);
     }
 
     /// Writes a frame if nothing waits, or has it wait.
@@ -210,6 +220,7 @@ impl Outbox {
         frame: &Frame,
         kind: Kind,
         since: Option<Instant>,
+        way: Way,
     ) {
         if !state.is_open() {
             return;
@@ -223,7 +234,11 @@ impl Outbox {
             }
             return;
         }
-        let written = match state.writer.write_now(frame.bytes()) {
+        let written = match way {
+            Way::Direct => state.writer.write_now(frame.bytes()),
+            Way::Queued => Ok(0),
+        };
+        let written = match written {
             Ok(count) if count == frame.len() => {
                 let now = Instant::now();
                 state.last_active = now;

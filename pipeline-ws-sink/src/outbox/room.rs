@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Kind, Outbox, OutboxLimits, SharedFrame, State, WhenFull};
+use super::{Kind, Outbox, OutboxLimits, SharedFrame, State, Way, WhenFull};
 
 /// There is no room, and who sends is to wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +18,14 @@ impl Outbox {
         &self,
         frame: &SharedFrame,
         since: Option<Instant>,
+        way: Way,
     ) -> Result<(), NoRoom> {
         let (plain_or_deflated, kind) = (frame.get(self.compresses), Kind::Event(frame.key()));
         let state = self.state.lock();
         if !state.takes_more(self.wait_limits()) {
             return Err(NoRoom);
         }
-        self.accept_in(state, plain_or_deflated, kind, since);
+        self.accept_in(state, plain_or_deflated, kind, since, way);
         Ok(())
     }
 
@@ -131,15 +132,15 @@ mod tests {
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
         for _ in 0..2 {
             outbox.room().await;
-            outbox.offer_shared(&news(), None).unwrap();
+            outbox.offer_shared(&news(), None, Way::Direct).unwrap();
         }
-        assert_eq!(outbox.offer_shared(&news(), None), Err(NoRoom));
+        assert_eq!(outbox.offer_shared(&news(), None, Way::Direct), Err(NoRoom));
         let sent = Arc::new(parking_lot::Mutex::new(0));
         let senders: Vec<_> = (0..3)
             .map(|_| {
                 let (outbox, sent) = (outbox.clone(), sent.clone());
                 tokio::spawn(async move {
-                    while outbox.offer_shared(&news(), None).is_err() {
+                    while outbox.offer_shared(&news(), None, Way::Direct).is_err() {
                         outbox.room().await;
                     }
                     *sent.lock() += 1;
@@ -176,7 +177,7 @@ mod tests {
             |outbox: &Outbox| outbox.give_up(),
         ] {
             let (outbox, _client, _) = outbox(WhenFull::wait());
-            (0..2).for_each(|_| outbox.send_shared(&news(), None));
+            (0..2).for_each(|_| outbox.send_shared(&news(), None, Way::Direct));
             let waiting = tokio::spawn({
                 let outbox = outbox.clone();
                 async move { outbox.room().await }
@@ -185,16 +186,16 @@ mod tests {
             assert!(!waiting.is_finished());
             close(&outbox);
             timeout(PATIENCE, waiting).await.unwrap().unwrap();
-            assert_eq!(outbox.offer_shared(&news(), None), Ok(()), "it goes nowhere");
+            assert_eq!(outbox.offer_shared(&news(), None, Way::Direct), Ok(()), "it goes nowhere");
         }
     }
 
     #[tokio::test]
     async fn who_cannot_wait_may_send_twice_as_much() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..4).for_each(|_| outbox.send_shared(&news(), None));
+        (0..4).for_each(|_| outbox.send_shared(&news(), None, Way::Direct));
         assert_eq!(end(&outbox), None);
-        outbox.send_shared(&news(), None);
+        outbox.send_shared(&news(), None, Way::Direct);
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
         let dropped = recorded.counters("socket.frames_dropped");
         assert_eq!(dropped, [("reason=overflow".to_owned(), 5)]);
@@ -204,7 +205,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_is_given_up_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..3).for_each(|_| outbox.send_shared(&news(), None));
+        (0..3).for_each(|_| outbox.send_shared(&news(), None, Way::Direct));
         outbox.give_up();
         outbox.give_up();
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
@@ -217,7 +218,7 @@ mod tests {
     async fn without_the_policy_nobody_waits() {
         let (outbox, _client, _) = outbox(WhenFull::DropOldest);
         for _ in 0..5 {
-            outbox.offer_shared(&news(), None).unwrap();
+            outbox.offer_shared(&news(), None, Way::Direct).unwrap();
             outbox.room().await;
         }
         assert_eq!((outbox.wait_limit(), end(&outbox)), (None, None));

@@ -3,6 +3,7 @@
 mod adapter;
 mod lanes;
 mod push;
+mod rush;
 mod subscription;
 mod table;
 

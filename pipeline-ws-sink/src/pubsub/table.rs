@@ -13,11 +13,11 @@ use parking_lot::RwLock;
 use slab::Slab;
 use tokio::time::{Instant, timeout_at};
 
-use super::subscription::Inbox;
+use super::{rush::Rush, subscription::Inbox};
 use crate::{
     broadcast::Broadcast,
     channel::{Intercepted, Letter, Mailbox},
-    outbox::Outbox,
+    outbox::{Outbox, Way},
     protocol::{message::Encoded, version::Version},
 };
 
@@ -31,6 +31,8 @@ const SHARDS: usize = 64;
 pub(crate) struct Table {
     hasher: RandomState,
     shards: [Shard; SHARDS],
+    /// From when the rush of topics counts its time.
+    epoch: Instant,
     /// It has been told that a client of version 1 was passed over.
     passed_over: AtomicBool,
 }
@@ -42,6 +44,7 @@ type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>>>;
 #[derive(Default)]
 struct Listeners {
     subscribers: Slab<(SubscriberId, Subscriber)>,
+    rush: Rush,
     /// The last one has left, and the topic is about to go. Who comes now has to look it up again.
     closed: bool,
 }
@@ -115,6 +118,7 @@ impl Table {
         Self {
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| RwLock::default()),
+            epoch: Instant::now(),
             passed_over: AtomicBool::new(false),
         }
     }
@@ -150,7 +154,7 @@ impl Table {
         except: Option<SubscriberId>,
         since: Option<Instant>,
     ) {
-        self.each(broadcast.topic(), |id, subscriber| {
+        self.each(broadcast.topic(), |id, subscriber, way| {
             if except == Some(id) {
                 return;
             }
@@ -159,7 +163,7 @@ impl Table {
                     joined.mailbox.intercepted(Intercepted::new(broadcast, since));
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                    Some(frame) => joined.outbox.send_shared(frame, since),
+                    Some(frame) => joined.outbox.send_shared(frame, since, way),
                     None => self.pass_over(broadcast),
                 },
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
@@ -176,7 +180,7 @@ impl Table {
         since: Option<Instant>,
     ) -> Vec<Behind> {
         let mut behind = Vec::new();
-        self.each(broadcast.topic(), |_, subscriber| match subscriber {
+        self.each(broadcast.topic(), |_, subscriber, way| match subscriber {
             Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
                 let intercepted = Intercepted::new(broadcast, since);
                 if joined.outbox.wait_limit().is_none() {
@@ -188,7 +192,7 @@ impl Table {
             }
             Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
                 Some(frame) => {
-                    if joined.outbox.offer_shared(frame, since).is_err() {
+                    if joined.outbox.offer_shared(frame, since, way).is_err() {
                         behind.push(Behind::Socket(joined.outbox.clone(), joined.version));
                     }
                 }
@@ -217,7 +221,7 @@ impl Table {
             match who {
                 Behind::Socket(outbox, version) => {
                     let Some(frame) = broadcast.frame(version) else { return };
-                    while outbox.offer_shared(frame, since).is_err() {
+                    while outbox.offer_shared(frame, since, Way::Queued).is_err() {
                         outbox.room().await;
                     }
                 }
@@ -233,11 +237,15 @@ impl Table {
         }
     }
 
-    fn each(&self, topic: &str, mut hand: impl FnMut(SubscriberId, &Subscriber)) {
+    /// Goes through the subscribers of a topic, and says on which way a frame is to reach each.
+    fn each(&self, topic: &str, mut hand: impl FnMut(SubscriberId, &Subscriber, Way)) {
         let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
-        for (_, (id, subscriber)) in &listeners.read().subscribers {
-            hand(*id, subscriber);
+        let open = listeners.read();
+        let way = open.rush.way(self.epoch.elapsed(), open.subscribers.len());
+        for (_, (id, subscriber)) in &open.subscribers {
+            hand(*id, subscriber, way);
         }
+        open.rush.handed_out(self.epoch.elapsed());
     }
 
     /// A client whose version cannot express a broadcast goes without it. Told once.
