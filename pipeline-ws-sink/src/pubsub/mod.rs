@@ -186,7 +186,8 @@ impl PubSub {
 
     /// Sends an event to everyone on a topic, and waits for room with those clients that are to be
     /// waited for: see [`WhenFull::Wait`](crate::WhenFull::Wait). For those who can wait, such as the
-    /// end of a pipeline; see [`pusher`](Self::pusher).
+    /// end of a pipeline; see [`pusher`](Self::pusher). A channel's callbacks cannot: their own client
+    /// would wait with them.
     ///
     /// It returns when every socket of this node has taken the event: to write it, or to drop it
     /// where that is the policy. A client that has no room for as long as its policy says is closed,
