@@ -22,7 +22,7 @@ use crate::{
 ///     let push = Push::new("stock:acme", "price", json!({ "price": **price }))?;
 ///     Ok(push.timed(price.enqueued_at()))
 /// }
-/// # assert!(push(&Timed::new(1.0)).is_ok());
+/// # assert!(push(&Timed::now(1.0)).is_ok());
 /// ```
 #[derive(Debug)]
 pub struct Push {
