@@ -133,6 +133,15 @@ impl<C> fmt::Debug for ChannelHandle<C> {
 }
 
 /// Why a channel was not sent a message.
+///
+/// ```
+/// use pipeline_ws_sink::{ChannelHandle, HandleInfo, SendError};
+///
+/// /// Whether the channel is still there to be told.
+/// fn tell<C: HandleInfo<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
+///     !matches!(channel.try_send(news), Err(SendError::Ended))
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {

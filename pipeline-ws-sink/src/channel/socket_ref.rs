@@ -86,6 +86,14 @@ impl fmt::Debug for SocketRef {
 }
 
 /// There is no message to answer: none is being handled, or the client gave it no reference.
+///
+/// ```
+/// use pipeline_ws_sink::{Channel, ChannelContext, NoReference};
+///
+/// fn wants_an_answer<C: Channel>(cx: &ChannelContext<C>) -> bool {
+///     !matches!(cx.socket_ref(), Err(NoReference))
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("there is no message to answer: none is being handled, or the client gave it no reference")]
 pub struct NoReference;

@@ -82,6 +82,20 @@ impl fmt::Debug for Timers {
 }
 
 /// A channel has set 1024 timers, which is the most.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_ws_sink::{ChannelContext, HandleInfo, Reply, Stop};
+///
+/// /// Refuses a client that asks for more reminders than that.
+/// fn remind<C: HandleInfo<String>>(cx: &ChannelContext<C>, of: String) -> Result<Reply, Stop> {
+///     match cx.send_after(Duration::from_secs(60), of) {
+///         Ok(()) => Ok(Reply::ok()),
+///         Err(too_many) => Ok(Reply::error().with(too_many.to_string())),
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("the channel has too many timers: 1024 is the most")]
 pub struct TooManyTimers;

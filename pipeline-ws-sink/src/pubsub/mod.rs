@@ -302,6 +302,18 @@ impl fmt::Debug for PubSub {
 }
 
 /// Why a broadcast was not sent.
+///
+/// ```
+/// use pipeline_ws_sink::{BroadcastError, Endpoint};
+/// use serde_json::json;
+///
+/// # fn main() -> Result<(), pipeline_ws_sink::BuildError> {
+/// let endpoint = Endpoint::builder().build()?;
+/// let outcome = endpoint.broadcast("room:1", "shouted", json!("no object"));
+/// assert!(matches!(outcome, Err(BroadcastError::Payload(_))));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BroadcastError {

@@ -136,6 +136,21 @@ impl fmt::Debug for Subscription {
 }
 
 /// A task read too slowly, and this many broadcasts were dropped.
+///
+/// ```
+/// # use pipeline_ws_sink::{Endpoint, Lagged};
+/// # use serde_json::json;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let endpoint = Endpoint::builder().build()?;
+/// let mut room = endpoint.subscribe("room:1");
+/// for n in 0..1030 {
+///     endpoint.broadcast("room:1", "number", json!({ "n": n }))?;
+/// }
+/// assert_eq!(room.recv().await, Err(Lagged(6)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("{0} broadcasts were dropped, because they were read too slowly")]
 pub struct Lagged(pub u64);
