@@ -6,6 +6,7 @@ use pipeline_core::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    outbox::Sweeper,
     pubsub::{Adapter, PubSub},
     sockets::Sockets,
     telemetry::SocketMetrics,
@@ -15,6 +16,7 @@ use crate::{
 pub(crate) struct Hub {
     pub(crate) pubsub: PubSub,
     pub(crate) sockets: Arc<Sockets>,
+    pub(crate) sweeper: Sweeper,
     pub(crate) metrics: Arc<SocketMetrics>,
     /// The tasks of all sockets.
     pub(crate) tasks: TaskTracker,
@@ -28,6 +30,7 @@ impl Hub {
         Self {
             pubsub: PubSub::new(sockets.clone(), adapter),
             sockets,
+            sweeper: Sweeper::new(),
             metrics: Arc::new(SocketMetrics::register(telemetry)),
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),

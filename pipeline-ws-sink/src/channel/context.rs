@@ -239,8 +239,8 @@ impl<C: Channel> ChannelContext<C> {
         payload: impl IntoPayload,
         except: Option<SubscriberId>,
     ) -> Result<(), BroadcastError> {
-        let broadcast = Encoded::new(&self.topic, event, payload)?;
-        self.pubsub().everywhere(&broadcast, except, self.since)
+        let broadcast = Encoded::new(&self.topic, event, payload)?.timed(self.since);
+        self.pubsub().everywhere(&broadcast, except)
     }
 
     /// Takes hold of the message that is being handled, to answer it later.

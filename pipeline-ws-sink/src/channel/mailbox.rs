@@ -74,8 +74,9 @@ pub(crate) struct Intercepted {
 }
 
 impl Intercepted {
-    pub(crate) fn new(broadcast: &Encoded, since: Option<Instant>) -> Self {
-        Self { event: broadcast.event().into(), payload: broadcast.payload().clone(), since }
+    pub(crate) fn new(broadcast: &Encoded) -> Self {
+        let (event, payload) = (broadcast.event().into(), broadcast.payload().clone());
+        Self { event, payload, since: broadcast.since() }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What waits for one socket, and what is dropped when that is too much. Pure.
 
-use std::{collections::VecDeque, io::IoSlice};
+use std::{collections::VecDeque, io::IoSlice, sync::Arc};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{kind::Kind, when_full::WhenFull};
@@ -17,22 +18,34 @@ pub(crate) struct OutboxLimits {
 /// The frames that wait for a socket, in their order.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
-    queue: VecDeque<Outgoing>,
-    /// All that waits.
+    queue: VecDeque<Arc<Outgoing>>,
+    /// All that waits, and what is in hand.
     total: Load,
-    /// Of that, what must not be dropped because of its kind.
+    /// Of what waits, what must not be dropped because of its kind.
     essential: Load,
+    /// What has been taken out to be written, and may come back.
+    in_hand: Load,
     /// How much of the first frame has been written.
     written: usize,
 }
 
-/// A frame that waits.
+/// A frame on its way out, for one socket or for many.
 #[derive(Clone, Debug)]
-pub(super) struct Outgoing {
+pub(crate) struct Outgoing {
     pub(super) frame: Frame,
     /// When what it carries was enqueued, if its way is timed.
     pub(super) since: Option<Instant>,
     pub(super) kind: Kind,
+}
+
+/// Frames that are being written, without those that come meanwhile having to wait.
+#[derive(Debug, Default)]
+pub(super) struct InHand {
+    frames: VecDeque<Arc<Outgoing>>,
+    /// How much of the first frame has been written.
+    written: usize,
+    /// Those of which the last byte has been written.
+    done: Vec<Arc<Outgoing>>,
 }
 
 /// How many frames were dropped to make room for one, and which.
@@ -58,18 +71,23 @@ struct Load {
 }
 
 impl Backlog {
+    /// For so many frames, which are about to come.
+    pub(super) fn with_capacity(frames: usize) -> Self {
+        Self { queue: VecDeque::with_capacity(frames), ..Self::default() }
+    }
+
     /// Takes a frame in, if there is room or if room can be made by the policy.
     ///
     /// A frame is always taken when nothing waits, however large it is.
     pub(super) fn admit(
         &mut self,
-        outgoing: Outgoing,
+        outgoing: Arc<Outgoing>,
         limits: OutboxLimits,
         when_full: WhenFull,
     ) -> Result<Dropped, TooSlow> {
         let mut dropped = Dropped::default();
         let new = outgoing.load();
-        if self.queue.is_empty() || self.total.plus(new).is_within(limits) {
+        if self.is_empty() || self.total.plus(new).is_within(limits) {
             self.push(outgoing);
             return Ok(dropped);
         }
@@ -105,7 +123,7 @@ impl Backlog {
     }
 
     /// Takes a frame in, room or not.
-    pub(super) fn push(&mut self, outgoing: Outgoing) {
+    pub(super) fn push(&mut self, outgoing: Arc<Outgoing>) {
         let new = outgoing.load();
         self.total = self.total.plus(new);
         if outgoing.kind == Kind::Essential {
@@ -119,11 +137,13 @@ impl Backlog {
         self.total.frames >= limits.frames || self.total.bytes >= limits.bytes
     }
 
+    /// Whether nothing waits, and nothing is in hand.
     pub(super) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.total.frames == 0
     }
 
-    /// Drops everything but a frame that has been written in part. Returns how many.
+    /// Drops everything but a frame that has been written in part, and what is in hand. Returns how
+    /// many.
     pub(super) fn clear(&mut self) -> usize {
         let before = self.queue.len();
         while self.queue.len() > self.begun() {
@@ -134,13 +154,37 @@ impl Backlog {
 
     /// What is to be written next, as much as there is room for. Returns for how many frames.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let mut count = 0;
-        for (slice, outgoing) in slices.iter_mut().zip(&self.queue) {
-            let skip = if count == 0 { self.written } else { 0 };
-            *slice = IoSlice::new(&outgoing.frame.bytes()[skip..]);
-            count += 1;
+        write_next(&self.queue, self.written, slices)
+    }
+
+    /// Takes out what is to be written next, but no more frames than this. Until it is
+    /// [put back](Self::put_back), nothing else may be written.
+    pub(super) fn take_in_hand(&mut self, most: usize, hand: &mut InHand) {
+        let count = self.queue.len().min(most);
+        hand.frames.extend(self.queue.drain(..count));
+        hand.written = std::mem::take(&mut self.written);
+        for outgoing in &hand.frames {
+            let load = outgoing.load();
+            self.in_hand = self.in_hand.plus(load);
+            if outgoing.kind == Kind::Essential {
+                self.essential = self.essential.minus(load);
+            }
         }
-        count
+    }
+
+    /// Takes back what has not been written.
+    pub(super) fn put_back(&mut self, hand: &mut InHand) {
+        self.total = self.total.minus(self.in_hand);
+        self.in_hand = Load::default();
+        self.written = hand.written;
+        while let Some(outgoing) = hand.frames.pop_back() {
+            let load = outgoing.load();
+            self.total = self.total.plus(load);
+            if outgoing.kind == Kind::Essential {
+                self.essential = self.essential.plus(load);
+            }
+            self.queue.push_front(outgoing);
+        }
     }
 
     /// So many bytes have been written. What is whole now is taken out, and told.
@@ -151,16 +195,16 @@ impl Backlog {
         {
             self.written -= first.frame.len();
             let since = first.since;
-            self.remove(0);
+            self.remove_first();
             whole(since);
         }
     }
 
     /// Takes everything out, and tells of each. None has been written in part.
     pub(super) fn take(self, mut whole: impl FnMut(Option<Instant>)) -> Vec<Frame> {
-        let taken = self.queue.into_iter().map(|Outgoing { frame, since, .. }| {
-            whole(since);
-            frame
+        let taken = self.queue.into_iter().map(|outgoing| {
+            whole(outgoing.since);
+            outgoing.frame.clone()
         });
         taken.collect()
     }
@@ -172,11 +216,12 @@ impl Backlog {
 
     /// What is left when everything that may be dropped is.
     fn undroppable(&self) -> Load {
+        let kept = self.essential.plus(self.in_hand);
         match self.queue.front() {
             Some(first) if self.written > 0 && first.kind != Kind::Essential => {
-                self.essential.plus(first.load())
+                kept.plus(first.load())
             }
-            _ => self.essential,
+            _ => kept,
         }
     }
 
@@ -225,16 +270,71 @@ impl Backlog {
 
     fn remove(&mut self, at: usize) {
         if let Some(outgoing) = self.queue.remove(at) {
-            let load = outgoing.load();
-            self.total = self.total.minus(load);
-            if outgoing.kind == Kind::Essential {
-                self.essential = self.essential.minus(load);
-            }
+            self.no_longer(&outgoing);
+        }
+    }
+
+    fn remove_first(&mut self) {
+        if let Some(outgoing) = self.queue.pop_front() {
+            self.no_longer(&outgoing);
+        }
+    }
+
+    fn no_longer(&mut self, outgoing: &Outgoing) {
+        let load = outgoing.load();
+        self.total = self.total.minus(load);
+        if outgoing.kind == Kind::Essential {
+            self.essential = self.essential.minus(load);
         }
     }
 }
 
+impl InHand {
+    /// What is to be written, as much as there is room for. Returns for how many frames.
+    pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        write_next(&self.frames, self.written, slices)
+    }
+
+    /// So many bytes have been written.
+    pub(super) fn wrote(&mut self, count: usize) {
+        self.written += count;
+        while let Some(first) = self.frames.front()
+            && self.written >= first.frame.len()
+        {
+            self.written -= first.frame.len();
+            self.done.extend(self.frames.pop_front());
+        }
+    }
+
+    /// Lets go of the frames that have been written, and tells of each.
+    pub(super) fn let_go(&mut self, mut whole: impl FnMut(Option<Instant>)) {
+        for done in self.done.drain(..) {
+            whole(done.since);
+        }
+    }
+}
+
+/// These frames, the first of which has been written in part, as far as there is room.
+fn write_next<'a>(
+    frames: &'a VecDeque<Arc<Outgoing>>,
+    written: usize,
+    slices: &mut [IoSlice<'a>],
+) -> usize {
+    let mut count = 0;
+    for (slice, outgoing) in slices.iter_mut().zip(frames) {
+        let skip = if count == 0 { written } else { 0 };
+        *slice = IoSlice::new(&outgoing.frame.bytes()[skip..]);
+        count += 1;
+    }
+    count
+}
+
 impl Outgoing {
+    /// The frame, to be written at once if that is possible.
+    pub(super) fn bytes(&self) -> &Bytes {
+        self.frame.bytes()
+    }
+
     fn load(&self) -> Load {
         Load { frames: 1, bytes: self.frame.len() }
     }
@@ -296,13 +396,13 @@ mod tests {
     const LIMITS: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
 
     /// What a client would see of a frame: its number, and how long it is.
-    fn outgoing(number: u8, length: usize, kind: Kind) -> Outgoing {
+    fn outgoing(number: u8, length: usize, kind: Kind) -> Arc<Outgoing> {
         let write = |out: &mut Vec<u8>| {
             let header = if length <= 127 { 2 } else { 4 };
             out.resize(out.len() + length - header, number);
             Ok::<_, ()>(())
         };
-        Outgoing { frame: Frame::text(write).unwrap(), since: None, kind }
+        Arc::new(Outgoing { frame: Frame::text(write).unwrap(), since: None, kind })
     }
 
     fn event(key: u8) -> Kind {
@@ -409,8 +509,15 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Op {
-        Send { length: usize, kind: Kind },
+        Send {
+            length: usize,
+            kind: Kind,
+        },
         Write(usize),
+        /// Takes so many in hand, unless some are.
+        Take(usize),
+        /// So many bytes of those have been written.
+        PutBack(usize),
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -418,6 +525,8 @@ mod tests {
         prop_oneof![
             3 => (3usize..120, kind).prop_map(|(length, kind)| Op::Send { length, kind }),
             1 => (1usize..200).prop_map(Op::Write),
+            1 => (1usize..5).prop_map(Op::Take),
+            1 => (0usize..400).prop_map(Op::PutBack),
         ]
     }
 
@@ -439,6 +548,7 @@ mod tests {
             when_full in policy(), ops in prop::collection::vec(op(), 0..80)
         ) {
             let mut backlog = Backlog::default();
+            let (mut hand, mut taken, mut was_in_hand) = (InHand::default(), false, false);
             // What has been sent, and what has come out or still waits: numbers in order.
             let (mut sent, mut written, mut dropped) = (vec![], vec![], 0);
             for op in ops {
@@ -466,6 +576,23 @@ mod tests {
                             }
                         }
                     }
+                    // While some are in hand, nothing else may be written.
+                    Op::Write(_) if taken => {}
+                    Op::Take(most) if !taken && !backlog.is_empty() => {
+                        backlog.take_in_hand(most, &mut hand);
+                        (taken, was_in_hand) = (true, true);
+                    }
+                    Op::PutBack(count) if taken => {
+                        let all: usize = hand.frames.iter().map(|frame| frame.frame.len()).sum();
+                        hand.wrote(count.min(all - hand.written));
+                        written.extend(hand.done.iter().map(|done| done.frame.body()[0]));
+                        let mut whole = 0;
+                        hand.let_go(|_| whole += 1);
+                        prop_assert!(whole <= 4);
+                        backlog.put_back(&mut hand);
+                        taken = false;
+                    }
+                    Op::Take(_) | Op::PutBack(_) => {}
                     Op::Write(count) => {
                         let count = count.min(backlog.total.bytes - backlog.written());
                         let before = numbers(&backlog);
@@ -477,20 +604,23 @@ mod tests {
                         ));
                     }
                 }
+                let in_hand = hand.frames.iter().map(|outgoing| &outgoing.frame);
                 let total = Load {
-                    frames: backlog.len(),
-                    bytes: backlog.frames().map(Frame::len).sum(),
+                    frames: backlog.len() + hand.frames.len(),
+                    bytes: backlog.frames().chain(in_hand).map(Frame::len).sum(),
                 };
                 prop_assert_eq!(backlog.total, total);
                 let may_be_dropped = total != backlog.undroppable();
                 let bound = match when_full {
                     WhenFull::Disconnect => LIMITS,
                     WhenFull::DropOldest | WhenFull::DropNewest | WhenFull::KeepLatest
-                        if may_be_dropped => LIMITS,
+                        if may_be_dropped && !was_in_hand => LIMITS,
+                    // What came while events were in hand could not push them out.
                     _ => LIMITS.twice(),
                 };
                 prop_assert!(total.is_within(bound), "{:?}", total);
             }
+            written.extend(hand.frames.iter().map(|outgoing| outgoing.frame.body()[0]));
             written.extend(numbers(&backlog));
             prop_assert!(written.is_sorted(), "{:?}", written);
             prop_assert_eq!(written.len() + dropped, sent.len());

@@ -2,8 +2,10 @@
 
 mod backlog;
 mod kind;
+mod pace;
 mod room;
 mod shared_frame;
+mod sweeper;
 #[cfg(test)]
 mod tests;
 mod when_full;
@@ -12,6 +14,7 @@ mod writer;
 use std::{
     borrow::Cow,
     io::{self, IoSlice},
+    mem,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,14 +23,15 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{net::TcpStream, sync::Notify, time::Instant};
 
-use self::backlog::{Backlog, Dropped, Outgoing, TooSlow};
+use self::backlog::{Backlog, Dropped, InHand, TooSlow};
 pub use self::when_full::WhenFull;
 pub(crate) use self::{
-    backlog::OutboxLimits,
+    backlog::{OutboxLimits, Outgoing},
     kind::{EventKey, Kind},
     shared_frame::SharedFrame,
+    sweeper::{Place, Sweeper},
     writer::Writer,
 };
 use crate::{end::SocketEnd, protocol::frame::Frame, telemetry::SocketMetrics};
@@ -35,13 +39,16 @@ use crate::{end::SocketEnd, protocol::frame::Frame, telemetry::SocketMetrics};
 /// How many frames go into one write.
 const GATHER: usize = 64;
 
+/// How many frames can be expected to share a write when frames come fast.
+const SHARE: usize = 16;
+
 /// Who writes a frame for which nothing has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// The task that sends it, at once.
     Direct,
-    /// The socket's task, together with what comes meanwhile.
-    Queued,
+    /// A task that [goes from socket to socket](Sweeper), together with what comes meanwhile.
+    Swept,
 }
 
 /// The one way out to a socket: whatever is sent through here leaves in this order.
@@ -60,6 +67,8 @@ pub(crate) struct Outbox {
     channels: AtomicUsize,
     /// Those who wait for room, where senders do.
     room: Option<Box<Notify>>,
+    /// Where it is written to, if not by its own task alone.
+    place: Option<Place>,
     metrics: Arc<SocketMetrics>,
 }
 
@@ -69,6 +78,12 @@ struct State {
     backlog: Option<Box<Backlog>>,
     /// The socket's task, while it waits.
     task: Option<Waker>,
+    /// It is in its [place](Place), so nobody has to be woken.
+    is_due: bool,
+    /// The sweeper is writing.
+    in_hand: bool,
+    /// It is written to again and again, so it keeps its memory.
+    is_warm: bool,
     /// Why the socket has to end, once it has to.
     end: Option<SocketEnd>,
     /// The last frame has been sent; nothing goes behind it.
@@ -82,6 +97,9 @@ impl Outbox {
             writer,
             backlog: None,
             task: None,
+            is_due: false,
+            in_hand: false,
+            is_warm: false,
             end: None,
             finished: false,
             last_active: Instant::now(),
@@ -93,6 +111,7 @@ impl Outbox {
             compresses: false,
             channels: AtomicUsize::new(0),
             room: None,
+            place: None,
             metrics,
         }
     }
@@ -101,6 +120,11 @@ impl Outbox {
     pub(crate) fn when_full(mut self, when_full: WhenFull) -> Self {
         self.room = matches!(when_full, WhenFull::Wait { .. }).then(Box::default);
         Self { when_full, ..self }
+    }
+
+    /// Sets where it is written to when frames come faster than they can be written one by one.
+    pub(crate) fn at(self, place: Place) -> Self {
+        Self { place: Some(place), ..self }
     }
 
     /// Sets whether the client has agreed to compressed messages.
@@ -115,19 +139,23 @@ impl Outbox {
 
     /// Sends a frame that is never dropped. If `since` is given, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
-    pub(crate) fn send(&self, frame: &Frame, since: Option<Instant>) {
+    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<Instant>) {
         self.accept(&self.compressed(frame), Kind::Essential, since);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
-    pub(crate) fn send_event(&self, frame: &Frame, key: EventKey, since: Option<Instant>) {
+    pub(crate) fn send_event(
+        self: &Arc<Self>,
+        frame: &Frame,
+        key: EventKey,
+        since: Option<Instant>,
+    ) {
         self.accept(&self.compressed(frame), Kind::Event(key), since);
     }
 
     /// Sends an event that others get too. It may be dropped if the client is behind.
-    pub(crate) fn send_shared(&self, frame: &SharedFrame, since: Option<Instant>, way: Way) {
-        let (plain_or_deflated, kind) = (frame.get(self.compresses), Kind::Event(frame.key()));
-        self.accept_in(self.state.lock(), plain_or_deflated, kind, since, way);
+    pub(crate) fn send_shared(self: &Arc<Self>, frame: &SharedFrame, way: Way) {
+        self.accept_in(self.state.lock(), frame.get(self.compresses), way);
     }
 
     /// Sends the last frame. It goes behind what waits, and nothing goes behind it.
@@ -135,7 +163,7 @@ impl Outbox {
         let mut state = self.state.lock();
         if !state.finished {
             let last = Outgoing { frame: frame.clone(), since: None, kind: Kind::Essential };
-            state.backlog.get_or_insert_default().push(last);
+            state.backlog.get_or_insert_default().push(Arc::new(last));
             state.finished = true;
             state.wake();
             self.tell_of_room();
@@ -189,6 +217,67 @@ impl Outbox {
         state.writer.poll_shutdown(cx)
     }
 
+    /// Takes what is to be written next in hand: nobody else writes until it is
+    /// [put back](Self::put_back). Returns where to write it, and whether the socket has to be
+    /// [cooled](Self::cool) some time. For the [`Sweeper`] only.
+    fn take_in_hand(&self, hand: &mut InHand) -> Option<(Arc<TcpStream>, bool)> {
+        let mut state = self.state.lock();
+        state.is_due = false;
+        // One that has to end is left to its own task.
+        let (None, Writer::Tcp(stream)) = (state.end, &state.writer) else { return None };
+        let stream = stream.clone();
+        if state.in_hand {
+            return None;
+        }
+        state.waiting()?.take_in_hand(GATHER, hand);
+        state.in_hand = true;
+        let is_new = !mem::replace(&mut state.is_warm, true);
+        Some((stream, is_new))
+    }
+
+    /// Takes back what has not been written. Returns whether to come again.
+    fn put_back(&self, hand: &mut InHand, written: io::Result<usize>) -> bool {
+        if let Ok(count) = written {
+            hand.wrote(count);
+        }
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        state.in_hand = false;
+        let was_full = state.is_full(self.limits);
+        if let Some(backlog) = &mut state.backlog {
+            backlog.put_back(hand);
+        }
+        match written {
+            Ok(_) => {
+                state.last_active = now;
+                state.is_due = state.waiting().is_some() && state.end.is_none();
+            }
+            // Its task waits until there is room.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.wake(),
+            Err(_) => self.end_in(&mut state, SocketEnd::Lost),
+        }
+        if state.end.is_some() || state.finished {
+            // The task could not write meanwhile.
+            state.wake();
+        }
+        if was_full && !state.is_full(self.limits) {
+            self.tell_of_room();
+        }
+        let again = state.is_due;
+        drop(state);
+        hand.let_go(|since| self.delivered(since, now));
+        again
+    }
+
+    /// Gives back the memory that it has kept because frames came fast. For the [`Sweeper`] only.
+    fn cool(&self) {
+        let mut state = self.state.lock();
+        state.is_warm = false;
+        if state.waiting().is_none() {
+            state.backlog = None;
+        }
+    }
+
     /// Takes all that waits, once something does: for a client that fetches its messages. What it
     /// carries has then been delivered.
     #[cfg_attr(not(test), expect(dead_code, reason = "for long polling, which is yet to come"))]
@@ -209,49 +298,56 @@ impl Outbox {
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
     }
 
-    fn accept(&self, frame: &Frame, kind: Kind, since: Option<Instant>) {
-        self.accept_in(self.state.lock(), frame, kind, since, Way::Direct);
+    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Instant>) {
+        let outgoing = Outgoing { frame: frame.clone(), since, kind };
+        self.accept_in(self.state.lock(), &Arc::new(outgoing), Way::Direct);
     }
 
     /// Writes a frame if nothing waits, or has it wait.
     fn accept_in(
-        &self,
+        self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
-        frame: &Frame,
-        kind: Kind,
-        since: Option<Instant>,
+        outgoing: &Arc<Outgoing>,
         way: Way,
     ) {
         if !state.is_open() {
             return;
         }
-        if let Some(backlog) = &mut state.backlog {
+        if let Some(backlog) = state.waiting() {
             // The socket's task is on its way already.
-            let outgoing = Outgoing { frame: frame.clone(), since, kind };
-            match backlog.admit(outgoing, self.limits, self.when_full) {
+            match backlog.admit(outgoing.clone(), self.limits, self.when_full) {
                 Ok(dropped) => self.count(dropped),
                 Err(TooSlow) => self.too_slow(&mut state, 1),
             }
             return;
         }
+        if let (Way::Swept, Some(place), true) = (way, &self.place, state.writer.is_shared()) {
+            let new = || Box::new(Backlog::with_capacity(SHARE));
+            state.backlog.get_or_insert_with(new).push(outgoing.clone());
+            if !mem::replace(&mut state.is_due, true) {
+                drop(state);
+                place.soon(self);
+            }
+            return;
+        }
         let written = match way {
-            Way::Direct => state.writer.write_now(frame.bytes()),
-            Way::Queued => Ok(0),
+            Way::Direct => state.writer.write_now(outgoing.bytes()),
+            Way::Swept => Ok(0),
         };
         let written = match written {
-            Ok(count) if count == frame.len() => {
+            Ok(count) if count == outgoing.bytes().len() => {
                 let now = Instant::now();
                 state.last_active = now;
                 drop(state);
-                self.delivered(since, now);
+                self.delivered(outgoing.since, now);
                 return;
             }
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => return self.end_in(&mut state, SocketEnd::Lost),
         };
-        let backlog = state.backlog.insert(Box::default());
-        backlog.push(Outgoing { frame: frame.clone(), since, kind });
+        let backlog = state.backlog.get_or_insert_default();
+        backlog.push(outgoing.clone());
         backlog.wrote(written, |_| {});
         state.wake();
     }
@@ -280,27 +376,37 @@ impl Outbox {
     }
 
     fn poll_flush(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(backlog) = &mut state.backlog {
+        while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
+            if state.in_hand {
+                // Whoever has it wakes the task if there is something left to do.
+                return Poll::Pending;
+            }
             let mut slices = [IoSlice::new(&[]); GATHER];
             let count = backlog.slices(&mut slices);
             let written = ready!(state.writer.poll_write(cx, &slices[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let now = Instant::now();
-            state.last_active = now;
-            let was_full = backlog.is_full(self.limits);
-            backlog.wrote(written, |since| self.delivered(since, now));
-            let is_full = backlog.is_full(self.limits);
-            if backlog.is_empty() {
-                // A socket that has caught up holds no memory for having been behind.
-                state.backlog = None;
-            }
-            if was_full && !is_full {
-                self.tell_of_room();
-            }
+            self.wrote(state, written);
         }
         state.writer.poll_flush(cx)
+    }
+
+    /// Takes what has been written out of the backlog.
+    fn wrote(&self, state: &mut State, written: usize) {
+        let Some(backlog) = &mut state.backlog else { return };
+        let now = Instant::now();
+        state.last_active = now;
+        let was_full = backlog.is_full(self.limits);
+        backlog.wrote(written, |since| self.delivered(since, now));
+        let is_full = backlog.is_full(self.limits);
+        if backlog.is_empty() && !state.is_warm {
+            // A socket that has caught up holds no memory for having been behind.
+            state.backlog = None;
+        }
+        if was_full && !is_full {
+            self.tell_of_room();
+        }
     }
 
     fn delivered(&self, since: Option<Instant>, now: Instant) {
@@ -325,14 +431,19 @@ impl State {
         !self.finished && self.end.is_none()
     }
 
+    /// Whether another frame may have to wait for room.
+    fn is_full(&self, limits: OutboxLimits) -> bool {
+        self.backlog.as_ref().is_some_and(|backlog| backlog.is_full(limits))
+    }
+
+    /// What waits, if something does.
+    fn waiting(&mut self) -> Option<&mut Backlog> {
+        self.backlog.as_deref_mut().filter(|backlog| !backlog.is_empty())
+    }
+
     /// Drops what waits, but for a frame that has been written in part. Returns how many frames.
     fn drop_waiting(&mut self) -> usize {
-        let Some(backlog) = &mut self.backlog else { return 0 };
-        let dropped = backlog.clear();
-        if backlog.is_empty() {
-            self.backlog = None;
-        }
-        dropped
+        self.waiting().map_or(0, Backlog::clear)
     }
 
     fn remember(&mut self, task: &Waker) {

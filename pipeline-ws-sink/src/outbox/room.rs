@@ -1,10 +1,8 @@
 //! Waiting for room in an outbox.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::Instant;
-
-use super::{Kind, Outbox, OutboxLimits, SharedFrame, State, Way, WhenFull};
+use super::{Outbox, OutboxLimits, SharedFrame, State, Way, WhenFull};
 
 /// There is no room, and who sends is to wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,17 +13,15 @@ impl Outbox {
     /// first: then nothing is sent. For those who can wait; where the policy is another one, it does
     /// the same as [`send_shared`](Self::send_shared).
     pub(crate) fn offer_shared(
-        &self,
+        self: &Arc<Self>,
         frame: &SharedFrame,
-        since: Option<Instant>,
         way: Way,
     ) -> Result<(), NoRoom> {
-        let (plain_or_deflated, kind) = (frame.get(self.compresses), Kind::Event(frame.key()));
         let state = self.state.lock();
         if !state.takes_more(self.wait_limits()) {
             return Err(NoRoom);
         }
-        self.accept_in(state, plain_or_deflated, kind, since, way);
+        self.accept_in(state, frame.get(self.compresses), way);
         Ok(())
     }
 
@@ -83,7 +79,7 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, task::Context};
+    use std::task::Context;
 
     use pipeline_test_support::{PATIENCE, Recorded, settle};
     use tokio::{
@@ -132,15 +128,15 @@ mod tests {
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
         for _ in 0..2 {
             outbox.room().await;
-            outbox.offer_shared(&news(), None, Way::Direct).unwrap();
+            outbox.offer_shared(&news(), Way::Direct).unwrap();
         }
-        assert_eq!(outbox.offer_shared(&news(), None, Way::Direct), Err(NoRoom));
+        assert_eq!(outbox.offer_shared(&news(), Way::Direct), Err(NoRoom));
         let sent = Arc::new(parking_lot::Mutex::new(0));
         let senders: Vec<_> = (0..3)
             .map(|_| {
                 let (outbox, sent) = (outbox.clone(), sent.clone());
                 tokio::spawn(async move {
-                    while outbox.offer_shared(&news(), None, Way::Direct).is_err() {
+                    while outbox.offer_shared(&news(), Way::Direct).is_err() {
                         outbox.room().await;
                     }
                     *sent.lock() += 1;
@@ -177,7 +173,7 @@ mod tests {
             |outbox: &Outbox| outbox.give_up(),
         ] {
             let (outbox, _client, _) = outbox(WhenFull::wait());
-            (0..2).for_each(|_| outbox.send_shared(&news(), None, Way::Direct));
+            (0..2).for_each(|_| outbox.send_shared(&news(), Way::Direct));
             let waiting = tokio::spawn({
                 let outbox = outbox.clone();
                 async move { outbox.room().await }
@@ -186,16 +182,16 @@ mod tests {
             assert!(!waiting.is_finished());
             close(&outbox);
             timeout(PATIENCE, waiting).await.unwrap().unwrap();
-            assert_eq!(outbox.offer_shared(&news(), None, Way::Direct), Ok(()), "it goes nowhere");
+            assert_eq!(outbox.offer_shared(&news(), Way::Direct), Ok(()), "it goes nowhere");
         }
     }
 
     #[tokio::test]
     async fn who_cannot_wait_may_send_twice_as_much() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..4).for_each(|_| outbox.send_shared(&news(), None, Way::Direct));
+        (0..4).for_each(|_| outbox.send_shared(&news(), Way::Direct));
         assert_eq!(end(&outbox), None);
-        outbox.send_shared(&news(), None, Way::Direct);
+        outbox.send_shared(&news(), Way::Direct);
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
         let dropped = recorded.counters("socket.frames_dropped");
         assert_eq!(dropped, [("reason=overflow".to_owned(), 5)]);
@@ -205,7 +201,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_is_given_up_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..3).for_each(|_| outbox.send_shared(&news(), None, Way::Direct));
+        (0..3).for_each(|_| outbox.send_shared(&news(), Way::Direct));
         outbox.give_up();
         outbox.give_up();
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
@@ -218,7 +214,7 @@ mod tests {
     async fn without_the_policy_nobody_waits() {
         let (outbox, _client, _) = outbox(WhenFull::DropOldest);
         for _ in 0..5 {
-            outbox.offer_shared(&news(), None, Way::Direct).unwrap();
+            outbox.offer_shared(&news(), Way::Direct).unwrap();
             outbox.room().await;
         }
         assert_eq!((outbox.wait_limit(), end(&outbox)), (None, None));

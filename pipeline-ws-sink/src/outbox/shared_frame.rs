@@ -1,35 +1,51 @@
 //! A frame for many sockets, some of which compress.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use super::kind::EventKey;
+use tokio::time::Instant;
+
+use super::{
+    backlog::Outgoing,
+    kind::{EventKey, Kind},
+};
 use crate::protocol::frame::Frame;
 
 /// An event's frame for many sockets: built once, and compressed once if one of them wants that.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedFrame {
-    plain: Frame,
+    plain: Arc<Outgoing>,
     /// `None` inside if compressing does not make it smaller.
-    deflated: OnceLock<Option<Frame>>,
-    key: EventKey,
+    deflated: OnceLock<Option<Arc<Outgoing>>>,
 }
 
 impl SharedFrame {
     pub(crate) fn new(plain: Frame, key: EventKey) -> Self {
-        Self { plain, deflated: OnceLock::new(), key }
+        let plain = Outgoing { frame: plain, since: None, kind: Kind::Event(key) };
+        Self { plain: Arc::new(plain), deflated: OnceLock::new() }
+    }
+
+    /// Sets since when its way is timed, if it is.
+    pub(crate) fn timed(mut self, since: Option<Instant>) -> Self {
+        Arc::make_mut(&mut self.plain).since = since;
+        Self { plain: self.plain, deflated: OnceLock::new() }
     }
 
     /// The frame for a socket that compresses, or that does not.
-    pub(crate) fn get(&self, compressed: bool) -> &Frame {
+    pub(crate) fn get(&self, compressed: bool) -> &Arc<Outgoing> {
         if !compressed {
             return &self.plain;
         }
-        self.deflated.get_or_init(|| self.plain.deflated()).as_ref().unwrap_or(&self.plain)
+        let deflate = || {
+            let frame = self.plain.frame.deflated()?;
+            Some(Arc::new(Outgoing { frame, ..Outgoing::clone(&self.plain) }))
+        };
+        self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)
     }
 
-    /// What it is the latest of.
-    pub(crate) fn key(&self) -> EventKey {
-        self.key
+    /// The same frame, not compressed.
+    #[cfg(test)]
+    pub(crate) fn frame(&self) -> &Frame {
+        &self.plain.frame
     }
 }
 
@@ -47,7 +63,7 @@ mod tests {
         let pointer = |compressed| shared.get(compressed).bytes().as_ptr();
         assert_eq!(pointer(true), pointer(true));
         assert_eq!(pointer(false), pointer(false));
-        assert!(shared.get(true).len() < 100);
-        assert_eq!(shared.get(false).len(), 1004);
+        assert!(shared.get(true).bytes().len() < 100);
+        assert_eq!(shared.get(false).bytes().len(), 1004);
     }
 }

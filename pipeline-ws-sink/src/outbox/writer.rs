@@ -29,6 +29,11 @@ impl Writer {
         }
     }
 
+    /// Whether any task may write.
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
     /// Writes some of it. For the socket's task only, as is all that follows.
     pub(super) fn poll_write(
         &mut self,

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::OnceLock};
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     binary,
@@ -206,6 +207,7 @@ pub(crate) struct Encoded {
     v2: SharedFrame,
     /// Made when the first subscriber needs it; `None` if this version cannot express it.
     v1: OnceLock<Option<SharedFrame>>,
+    since: Option<Instant>,
 }
 
 impl Encoded {
@@ -232,7 +234,16 @@ impl Encoded {
         };
         let key = EventKey::new(topic, event);
         let (topic, event, v2) = (topic.into(), event.into(), SharedFrame::new(v2, key));
-        Ok(Self { topic, event, payload, key, v2, v1: OnceLock::new() })
+        Ok(Self { topic, event, payload, key, v2, v1: OnceLock::new(), since: None })
+    }
+
+    /// Times it: the time from then until the operating system has taken the last byte of a frame is
+    /// recorded for each socket.
+    pub(crate) fn timed(mut self, since: Option<Instant>) -> Self {
+        self.since = since;
+        self.v2 = self.v2.timed(since);
+        self.v1 = OnceLock::new();
+        self
     }
 
     pub(crate) fn topic(&self) -> &str {
@@ -245,6 +256,11 @@ impl Encoded {
 
     pub(crate) fn payload(&self) -> &Payload {
         &self.payload
+    }
+
+    /// When what it carries was enqueued, if its way is timed.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.since
     }
 
     /// The frame for clients of a version, or `None` if they cannot be told this.
@@ -261,7 +277,7 @@ impl Encoded {
             out.extend_from_slice(json.as_bytes());
             Ok::<_, std::convert::Infallible>(())
         });
-        Some(SharedFrame::new(written.ok()?, self.key))
+        Some(SharedFrame::new(written.ok()?, self.key).timed(self.since))
     }
 }
 
@@ -365,7 +381,7 @@ mod tests {
     #[test]
     fn a_broadcast_has_a_frame_for_each_version() {
         let broadcast = Encoded::new("room:1", "shouted", json!({"m": "é"})).unwrap();
-        let frame = |version| parsed(broadcast.frame(version).unwrap().get(false));
+        let frame = |version| parsed(broadcast.frame(version).unwrap().frame());
         assert_eq!(frame(Version::V2), json!([null, null, "room:1", "shouted", {"m": "é"}]));
         assert_eq!(
             frame(Version::V1),
@@ -375,7 +391,7 @@ mod tests {
 
         let broadcast = Encoded::new("t", "e", Payload::binary(vec![9])).unwrap();
         assert_eq!(
-            broadcast.frame(Version::V2).unwrap().get(false).body()[..],
+            broadcast.frame(Version::V2).unwrap().frame().body()[..],
             *b"\x02\x01\x01te\x09"
         );
         assert!(broadcast.frame(Version::V1).is_none());

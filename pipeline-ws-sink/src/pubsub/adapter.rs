@@ -104,7 +104,7 @@ impl LocalNode {
     pub fn deliver(&self, broadcast: &Broadcast) -> Result<(), PayloadError> {
         let encoded = Encoded::new(broadcast.topic(), broadcast.event(), broadcast.payload())?;
         if let Some(shared) = self.0.upgrade() {
-            PubSub { shared }.here(&encoded, None, None);
+            PubSub { shared }.here(&encoded, None);
         }
         Ok(())
     }

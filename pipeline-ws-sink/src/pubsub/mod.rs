@@ -93,7 +93,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::new(topic, event, payload)?, None, None)
+        self.everywhere(&Encoded::new(topic, event, payload)?, None)
     }
 
     /// Sends an event to everyone on a topic, and times it.
@@ -112,7 +112,8 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::new(topic, event, payload)?, None, Some(enqueued_at))
+        let broadcast = Encoded::new(topic, event, payload)?.timed(Some(enqueued_at));
+        self.everywhere(&broadcast, None)
     }
 
     /// Sends an event to everyone on a topic but one: a channel, or a task that has subscribed.
@@ -130,7 +131,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::new(topic, event, payload)?, Some(from), None)
+        self.everywhere(&Encoded::new(topic, event, payload)?, Some(from))
     }
 
     /// Sends an event to everyone on a topic on this node.
@@ -144,7 +145,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.here(&Encoded::new(topic, event, payload)?, None, None);
+        self.here(&Encoded::new(topic, event, payload)?, None);
         Ok(())
     }
 
@@ -160,7 +161,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.here(&Encoded::new(topic, event, payload)?, Some(from), None);
+        self.here(&Encoded::new(topic, event, payload)?, Some(from));
         Ok(())
     }
 
@@ -213,7 +214,7 @@ impl PubSub {
         let topic = push.event.topic();
         let mut lane = self.shared.lanes.behind(topic).await;
         self.elsewhere(&push.event)?;
-        let behind = self.shared.table.dispatch_to_all_with_room(&push.event, push.since);
+        let behind = self.shared.table.dispatch_to_all_with_room(&push.event);
         if push.event.event() == DISCONNECT {
             self.shared.sockets.disconnect(topic);
         }
@@ -225,7 +226,7 @@ impl PubSub {
         }
         let since = Instant::now();
         for who in behind {
-            self.shared.table.wait_for(who, &push.event, push.since, since).await;
+            self.shared.table.wait_for(who, &push.event, since).await;
         }
         drop(lane);
         Ok(())
@@ -252,7 +253,7 @@ impl PubSub {
         if let Err(error) = self.elsewhere(&event) {
             tracing::warn!(id, %error, "the other nodes were not told to disconnect");
         }
-        self.here(&event, None, None)
+        self.here(&event, None)
     }
 
     pub(crate) fn table(&self) -> &Arc<Table> {
@@ -264,10 +265,9 @@ impl PubSub {
         &self,
         broadcast: &Encoded,
         except: Option<SubscriberId>,
-        since: Option<Instant>,
     ) -> Result<(), BroadcastError> {
         self.elsewhere(broadcast)?;
-        self.here(broadcast, except, since);
+        self.here(broadcast, except);
         Ok(())
     }
 
@@ -279,13 +279,8 @@ impl PubSub {
     }
 
     /// Returns how many sockets it has closed.
-    fn here(
-        &self,
-        broadcast: &Encoded,
-        except: Option<SubscriberId>,
-        since: Option<Instant>,
-    ) -> usize {
-        self.shared.table.dispatch(broadcast, except, since);
+    fn here(&self, broadcast: &Encoded, except: Option<SubscriberId>) -> usize {
+        self.shared.table.dispatch(broadcast, except);
         if broadcast.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.topic())
         } else {

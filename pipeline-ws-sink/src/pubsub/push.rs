@@ -27,7 +27,6 @@ use crate::{
 #[derive(Debug)]
 pub struct Push {
     pub(super) event: Encoded,
-    pub(super) since: Option<Instant>,
 }
 
 impl Push {
@@ -37,15 +36,14 @@ impl Push {
     ///
     /// [`PayloadError`] if the payload is neither, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
-        Ok(Self { event: Encoded::new(topic, event, payload)?, since: None })
+        Ok(Self { event: Encoded::new(topic, event, payload)? })
     }
 
     /// Times it: for each socket, the time from `enqueued_at` until the operating system has taken
     /// the last byte of its frame is recorded as `pipeline.push_delivered`. See [`Timed`](pipeline_core::Timed).
     #[must_use]
-    pub fn timed(mut self, enqueued_at: Instant) -> Self {
-        self.since = Some(enqueued_at);
-        self
+    pub fn timed(self, enqueued_at: Instant) -> Self {
+        Self { event: self.event.timed(Some(enqueued_at)) }
     }
 }
 

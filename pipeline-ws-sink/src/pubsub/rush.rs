@@ -1,7 +1,7 @@
 //! Whether the broadcasts of a topic follow each other closely. Pure.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -10,27 +10,37 @@ use crate::outbox::Way;
 /// About how long it takes to write one small frame to one socket.
 const WRITE: Duration = Duration::from_micros(3);
 
+/// A rush is over when there has been time to write a frame to everyone so many times over. A thread
+/// that does not get its turn for a moment ends none.
+const OVER: u64 = 4;
+
 /// When a topic was last broadcast to, as time since some moment that is always the same.
 ///
 /// A frame that is written by the task that broadcasts it is on its way at once, and costs a write. A
-/// frame that waits for its socket's task is a little later, and shares its write with those that come
+/// frame that waits for the sweeper is a little later, and shares its write with those that come
 /// meanwhile. So the second way is better when the next broadcast can be expected before the first
 /// way has come to its end.
 #[derive(Debug, Default)]
 pub(super) struct Rush {
     /// Nanoseconds; 0 if never.
     last: AtomicU64,
+    /// The last broadcast was swept.
+    swept: AtomicBool,
 }
 
 impl Rush {
     /// The better way for a broadcast that begins now, to so many.
     pub(super) fn way(&self, now: Duration, listeners: usize) -> Way {
         let last = self.last.load(Relaxed);
-        let Some(pause) = nanos(now).checked_sub(last).filter(|_| last > 0) else {
-            return Way::Direct;
-        };
+        let swept = self.swept.load(Relaxed);
         let writing = nanos(WRITE).saturating_mul(listeners as u64);
-        if pause < writing { Way::Queued } else { Way::Direct }
+        let longest = if swept { writing.saturating_mul(OVER) } else { writing };
+        let pause = nanos(now).checked_sub(last).filter(|_| last > 0);
+        let rush = pause.is_some_and(|pause| pause < longest);
+        if rush != swept {
+            self.swept.store(rush, Relaxed);
+        }
+        if rush { Way::Swept } else { Way::Direct }
     }
 
     /// Takes note that a broadcast has been handed to everyone.
@@ -49,14 +59,31 @@ mod tests {
 
     #[test]
     fn frames_are_written_at_once_unless_the_next_broadcast_can_be_expected_before_all_are() {
-        let rush = Rush::default();
         let us = Duration::from_micros;
-        assert_eq!(rush.way(us(5), 1000), Way::Direct, "nothing is known yet");
+        let way = |pause, listeners| {
+            let rush = Rush::default();
+            assert_eq!(rush.way(us(5), listeners), Way::Direct, "nothing is known yet");
+            rush.handed_out(us(10_000));
+            rush.way(us(10_000) + pause, listeners)
+        };
+        assert_eq!(way(us(100), 1000), Way::Swept);
+        assert_eq!(way(us(2_999), 1000), Way::Swept);
+        assert_eq!(way(us(3_000), 1000), Way::Direct);
+        assert_eq!(way(us(100), 10), Way::Direct, "few are written to quickly");
+        assert_eq!(way(Duration::ZERO, 0), Way::Direct);
+    }
+
+    #[test]
+    fn a_rush_outlasts_a_moment_without_broadcasts() {
+        let us = Duration::from_micros;
+        let rush = Rush::default();
         rush.handed_out(us(10_000));
-        assert_eq!(rush.way(us(10_100), 1000), Way::Queued);
-        assert_eq!(rush.way(us(12_999), 1000), Way::Queued);
-        assert_eq!(rush.way(us(13_000), 1000), Way::Direct);
-        assert_eq!(rush.way(us(10_100), 10), Way::Direct, "few are written to quickly");
-        assert_eq!(rush.way(us(9_000), 1000), Way::Direct, "another task has been faster");
+        assert_eq!(rush.way(us(10_100), 1000), Way::Swept);
+        rush.handed_out(us(10_200));
+        assert_eq!(rush.way(us(22_100), 1000), Way::Swept);
+        rush.handed_out(us(22_200));
+        assert_eq!(rush.way(us(34_200), 1000), Way::Direct);
+        rush.handed_out(us(34_300));
+        assert_eq!(rush.way(us(38_000), 1000), Way::Direct, "it is over");
     }
 }

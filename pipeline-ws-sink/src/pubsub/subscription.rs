@@ -164,7 +164,7 @@ mod tests {
 
     fn broadcast(table: &Table, n: usize) {
         let encoded = Encoded::new("t", "e", json!({ "n": n })).unwrap();
-        table.dispatch(&encoded, None, None);
+        table.dispatch(&encoded, None);
     }
 
     #[tokio::test]

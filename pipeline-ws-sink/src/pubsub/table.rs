@@ -148,22 +148,17 @@ impl Table {
     /// Hands a broadcast to every subscriber of its topic but one.
     ///
     /// Nothing here waits for a socket: what one cannot take now waits in its outbox.
-    pub(crate) fn dispatch(
-        &self,
-        broadcast: &Encoded,
-        except: Option<SubscriberId>,
-        since: Option<Instant>,
-    ) {
+    pub(crate) fn dispatch(&self, broadcast: &Encoded, except: Option<SubscriberId>) {
         self.each(broadcast.topic(), |id, subscriber, way| {
             if except == Some(id) {
                 return;
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                    joined.mailbox.intercepted(Intercepted::new(broadcast, since));
+                    joined.mailbox.intercepted(Intercepted::new(broadcast));
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                    Some(frame) => joined.outbox.send_shared(frame, since, way),
+                    Some(frame) => joined.outbox.send_shared(frame, way),
                     None => self.pass_over(broadcast),
                 },
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
@@ -174,15 +169,11 @@ impl Table {
 
     /// The same, but for those who are to be waited for and have no room: they get nothing, and are
     /// returned.
-    pub(super) fn dispatch_to_all_with_room(
-        &self,
-        broadcast: &Encoded,
-        since: Option<Instant>,
-    ) -> Vec<Behind> {
+    pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<Behind> {
         let mut behind = Vec::new();
         self.each(broadcast.topic(), |_, subscriber, way| match subscriber {
             Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                let intercepted = Intercepted::new(broadcast, since);
+                let intercepted = Intercepted::new(broadcast);
                 if joined.outbox.wait_limit().is_none() {
                     joined.mailbox.intercepted(intercepted);
                 } else if joined.mailbox.offer(intercepted).is_err() {
@@ -192,7 +183,7 @@ impl Table {
             }
             Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
                 Some(frame) => {
-                    if joined.outbox.offer_shared(frame, since, way).is_err() {
+                    if joined.outbox.offer_shared(frame, way).is_err() {
                         behind.push(Behind::Socket(joined.outbox.clone(), joined.version));
                     }
                 }
@@ -206,13 +197,7 @@ impl Table {
 
     /// Waits until somebody has room, and hands the broadcast over; or closes the socket that has had
     /// none for as long as its policy says, since this moment.
-    pub(super) async fn wait_for(
-        &self,
-        who: Behind,
-        broadcast: &Encoded,
-        since: Option<Instant>,
-        waiting_since: Instant,
-    ) {
+    pub(super) async fn wait_for(&self, who: Behind, broadcast: &Encoded, waiting_since: Instant) {
         let outbox = match &who {
             Behind::Socket(outbox, _) | Behind::Channel(_, outbox) => outbox.clone(),
         };
@@ -221,12 +206,12 @@ impl Table {
             match who {
                 Behind::Socket(outbox, version) => {
                     let Some(frame) = broadcast.frame(version) else { return };
-                    while outbox.offer_shared(frame, since, Way::Queued).is_err() {
+                    while outbox.offer_shared(frame, Way::Swept).is_err() {
                         outbox.room().await;
                     }
                 }
                 Behind::Channel(mailbox, _) => {
-                    let letter = Letter::Intercepted(Intercepted::new(broadcast, since));
+                    let letter = Letter::Intercepted(Intercepted::new(broadcast));
                     // A channel that has ended wants it no more.
                     let _ = mailbox.send(letter).await;
                 }
@@ -371,11 +356,11 @@ mod tests {
                         let (subscriber, mailbox) = subscriber(intercept);
                         let mut subscription =
                             table.subscribe(topic, SubscriberId::new(), subscriber);
-                        table.dispatch(&news, None, None);
+                        table.dispatch(&news, None);
                         assert_eq!(mailbox.len(), 1, "missed its own broadcast");
                         let except = Some(subscription.id());
                         subscription.cancel();
-                        table.dispatch(&news, except, None);
+                        table.dispatch(&news, except);
                         assert_eq!(mailbox.len(), 1, "still listening");
                     }
                 });

@@ -180,6 +180,7 @@ impl<S: Socket> Mounted<S> {
     ) {
         let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
             .when_full(self.options.when_full)
+            .at(hub.sweeper.place())
             .compressing(compresses);
         let outbox = Arc::new(outbox);
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);

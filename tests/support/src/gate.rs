@@ -1,9 +1,14 @@
 //! Workers that say when they start, and end when they are let go.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pipeline_core::ExitReason;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::sleep,
+};
+
+use crate::PATIENCE;
 
 /// The workers' side.
 #[derive(Clone, Debug)]
@@ -68,4 +73,17 @@ pub async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
     }
+}
+
+/// Lets everything else run until this is so. Panics if it does not come about within
+/// [`PATIENCE`].
+pub async fn eventually(mut so: impl FnMut() -> bool) {
+    for _ in 0..PATIENCE.as_millis() {
+        if so() {
+            return;
+        }
+        // The tasks of this runtime, then whatever the system has to do.
+        sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it has not come about");
 }

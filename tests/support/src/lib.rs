@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use self::{
     client::{Client, connect, reply},
     example::{Example, Response, interop, project},
-    gate::{Gate, Keeper, gate, settle},
+    gate::{Gate, Keeper, eventually, gate, settle},
     log::Log,
     recorded::Recorded,
 };

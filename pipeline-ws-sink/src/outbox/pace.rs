@@ -1,0 +1,61 @@
+//! When to pause so that more frames share a write. Pure.
+
+use std::time::Duration;
+
+/// So many frames make a write cheap enough.
+const ENOUGH: usize = 32;
+
+/// Nobody who writes for a shorter time without a break is pressed.
+const PRESSED: Duration = Duration::from_millis(1);
+
+/// The longest pause.
+const LONGEST: Duration = Duration::from_millis(4);
+
+/// What has been written since the last pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) writes: usize,
+    pub(super) frames: usize,
+}
+
+impl Stretch {
+    pub(super) fn wrote(&mut self, frames: usize) {
+        self.writes += 1;
+        self.frames += frames;
+    }
+
+    /// How long to pause when this took so long, and there is more to write already.
+    ///
+    /// As long as it took, unless the writes were well used. So whoever writes without end spends
+    /// half of the time on it or less, or else writes many frames at once; and frames that come now
+    /// and then are never held up.
+    pub(super) fn pause(self, took: Duration) -> Option<Duration> {
+        let well_used = self.frames >= self.writes.saturating_mul(ENOUGH);
+        (took >= PRESSED && !well_used).then(|| took.min(LONGEST))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_those_who_write_without_a_break_and_few_frames_at_once_pause() {
+        let ms = Duration::from_millis;
+        let pause = |writes, frames, took| Stretch { writes, frames }.pause(took);
+        assert_eq!(pause(300, 300, ms(2)), Some(ms(2)), "as long as it took");
+        assert_eq!(pause(3000, 3000, ms(20)), Some(ms(4)), "but not for long");
+        assert_eq!(pause(100, 100, Duration::from_micros(999)), None, "few");
+        assert_eq!(pause(300, 300 * 31, ms(2)), Some(ms(2)));
+        assert_eq!(pause(300, 300 * 32, ms(2)), None, "well used");
+        assert_eq!(pause(0, 0, ms(2)), None, "nothing was written");
+    }
+
+    #[test]
+    fn a_stretch_counts_writes_and_their_frames() {
+        let mut stretch = Stretch::default();
+        stretch.wrote(3);
+        stretch.wrote(1);
+        assert_eq!(stretch, Stretch { writes: 2, frames: 4 });
+    }
+}

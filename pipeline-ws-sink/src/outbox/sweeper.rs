@@ -1,0 +1,370 @@
+//! Writes to many sockets in turn, when more comes than can be written one by one.
+
+use std::{
+    collections::VecDeque,
+    io::IoSlice,
+    mem,
+    num::NonZeroUsize,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task,
+    time::{self, Instant},
+};
+
+use super::{GATHER, Outbox, backlog::InHand, pace::Stretch};
+
+/// After how many sockets others have a turn. To write to that many takes about a tenth of a
+/// millisecond.
+const TURN: usize = 16;
+
+/// How long sockets keep memory although nothing comes for them.
+const COOL: Duration = Duration::from_millis(20);
+
+/// How long they keep it when something does.
+const WARM: Duration = Duration::from_secs(1);
+
+/// The sockets to which frames are to be written soon, but not by whoever sends them.
+///
+/// Waking the task of every socket for every frame costs more than the write, and gets every frame a
+/// write of its own. So a few tasks go from socket to socket, and write to each what has come for it
+/// until then: the more there is to do, the more frames share a write.
+///
+/// A socket that takes no more is left to its own task. Nothing waits here but the names of sockets,
+/// each at most once, and the tasks end when there are none.
+pub(crate) struct Sweeper {
+    rounds: Box<[Arc<Round>]>,
+    next: AtomicUsize,
+}
+
+/// The sockets of one task.
+#[derive(Default)]
+struct Round {
+    due: Mutex<Due>,
+    /// Tells a task that waits.
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Due {
+    sockets: VecDeque<Arc<Outbox>>,
+    task: Task,
+}
+
+/// The task of a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Task {
+    #[default]
+    Absent,
+    Writing,
+    /// It has nothing to do, and stays for a moment.
+    Waiting,
+}
+
+/// A socket's place: which of the tasks writes to it, and where that task is started.
+#[derive(Clone)]
+pub(crate) struct Place {
+    round: Arc<Round>,
+    /// The socket's own. Whoever broadcasts may live elsewhere.
+    runtime: Handle,
+}
+
+impl Sweeper {
+    pub(crate) fn new() -> Self {
+        let tasks = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        Self { rounds: (0..tasks).map(|_| Arc::default()).collect(), next: AtomicUsize::new(0) }
+    }
+
+    /// A place for a socket that lives on the caller's runtime.
+    pub(crate) fn place(&self) -> Place {
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let round = self.rounds[next % self.rounds.len()].clone();
+        Place { round, runtime: Handle::current() }
+    }
+}
+
+impl Place {
+    /// Has a socket written to soon. It must not be due already.
+    pub(super) fn soon(&self, outbox: &Arc<Outbox>) {
+        let mut due = self.round.due.lock();
+        due.sockets.push_back(outbox.clone());
+        let task = mem::replace(&mut due.task, Task::Writing);
+        drop(due);
+        match task {
+            Task::Writing => {}
+            Task::Waiting => self.round.more.notify_one(),
+            Task::Absent => drop(self.runtime.spawn(Sweep::new(self).run())),
+        }
+    }
+}
+
+/// A task that goes from socket to socket.
+struct Sweep {
+    place: Place,
+    /// Those of this turn that it has not come to.
+    sockets: VecDeque<Arc<Outbox>>,
+    /// What is written next.
+    hand: InHand,
+    /// Those that keep memory. Some may be gone.
+    warm: Vec<Weak<Outbox>>,
+    done: bool,
+}
+
+impl Sweep {
+    fn new(place: &Place) -> Self {
+        Self {
+            place: place.clone(),
+            sockets: VecDeque::new(),
+            hand: InHand::default(),
+            warm: Vec::new(),
+            done: false,
+        }
+    }
+
+    async fn run(mut self) {
+        let mut cooled = Instant::now();
+        while !self.done {
+            self.write().await;
+            let more = self.place.round.more.notified();
+            let rests = time::timeout(COOL, more).await.is_err();
+            if rests || cooled.elapsed() > WARM {
+                self.cool();
+                cooled = Instant::now();
+            }
+            if rests {
+                self.end();
+            }
+        }
+    }
+
+    /// Writes until nothing is due.
+    async fn write(&mut self) {
+        let (mut since, mut stretch) = (Instant::now(), Stretch::default());
+        while self.more() {
+            if let Some(pause) = stretch.pause(since.elapsed()) {
+                time::sleep(pause).await;
+                (since, stretch) = (Instant::now(), Stretch::default());
+            }
+            self.round(&mut stretch).await;
+        }
+    }
+
+    /// Takes what has become due. If nothing has, it will be told.
+    fn more(&mut self) -> bool {
+        let mut due = self.place.round.due.lock();
+        mem::swap(&mut due.sockets, &mut self.sockets);
+        due.task = if self.sockets.is_empty() { Task::Waiting } else { Task::Writing };
+        due.task == Task::Writing
+    }
+
+    /// Goes to every socket that was due.
+    async fn round(&mut self, stretch: &mut Stretch) {
+        while let Some(outbox) = self.sockets.pop_front() {
+            if let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) {
+                if is_new {
+                    self.warm.push(Arc::downgrade(&outbox));
+                }
+                // Without a lock: whoever has a frame for this socket need not wait for the system.
+                let mut slices = [IoSlice::new(&[]); GATHER];
+                let count = self.hand.slices(&mut slices);
+                let written = stream.try_write_vectored(&slices[..count]);
+                stretch.wrote(count);
+                if outbox.put_back(&mut self.hand, written) {
+                    self.sockets.push_back(outbox);
+                }
+            }
+            if stretch.writes % TURN == 0 {
+                task::yield_now().await;
+            }
+        }
+    }
+
+    /// Has the sockets give back what memory they do not need.
+    fn cool(&mut self) {
+        self.warm.drain(..).filter_map(|outbox| outbox.upgrade()).for_each(|outbox| outbox.cool());
+    }
+
+    /// Comes to its end, if nothing is due.
+    fn end(&mut self) {
+        let mut due = self.place.round.due.lock();
+        self.done = due.sockets.is_empty();
+        if self.done {
+            due.task = Task::Absent;
+        }
+    }
+}
+
+impl Drop for Sweep {
+    /// It has not come to its end if a recorder has panicked, or if the runtime is about to end.
+    fn drop(&mut self) {
+        if self.done {
+            return;
+        }
+        let mut due = self.place.round.due.lock();
+        due.task = Task::Absent;
+        due.sockets.append(&mut self.sockets);
+        let next = due.sockets.pop_front();
+        drop(due);
+        if let Some(outbox) = next.filter(|_| thread::panicking()) {
+            self.place.soon(&outbox);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use pipeline_core::Telemetry;
+    use pipeline_test_support::{Recorded, eventually};
+    use tokio::{
+        io::AsyncReadExt,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::{
+        super::{EventKey, OutboxLimits, SharedFrame, Way, WhenFull, Writer},
+        *,
+    };
+    use crate::{protocol::frame::Frame, telemetry::SocketMetrics};
+
+    /// An outbox that is swept, and its client.
+    async fn socket(sweeper: &Sweeper, telemetry: &Telemetry) -> (Arc<Outbox>, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.writable().await.unwrap();
+        let limits = OutboxLimits { frames: 100_000, bytes: 1 << 30 };
+        let metrics = Arc::new(SocketMetrics::register(telemetry));
+        let outbox = Outbox::new(Writer::Tcp(Arc::new(stream)), limits, metrics)
+            .when_full(WhenFull::DropOldest)
+            .at(sweeper.place());
+        (Arc::new(outbox), client)
+    }
+
+    /// Of so many bytes after its header.
+    fn frame(fill: u8, length: usize) -> Frame {
+        let write = |out: &mut Vec<u8>| {
+            out.resize(out.len() + length, fill);
+            Ok::<_, ()>(())
+        };
+        Frame::text(write).unwrap()
+    }
+
+    fn news(fill: u8, length: usize) -> SharedFrame {
+        let since = Some(Instant::now());
+        SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(since)
+    }
+
+    fn keeps_memory(outbox: &Outbox) -> bool {
+        outbox.state.lock().backlog.is_some()
+    }
+
+    fn tasks(sweeper: &Sweeper) -> usize {
+        sweeper.rounds.iter().filter(|round| round.due.lock().task != Task::Absent).count()
+    }
+
+    #[tokio::test]
+    async fn what_is_swept_arrives_whole_in_order_and_timed() {
+        const EACH: u8 = 200;
+        let (sweeper, (telemetry, recorded)) = (Sweeper::new(), Recorded::new());
+        let mut sockets = vec![];
+        for _ in 0..7 {
+            sockets.push(socket(&sweeper, &telemetry).await);
+        }
+        for number in 0..EACH {
+            let news = news(number, 100);
+            for (outbox, _) in &sockets {
+                outbox.send_shared(&news, Way::Swept);
+            }
+            if number % 50 == 49 {
+                // What is for one socket alone keeps its place.
+                sockets.iter().for_each(|(outbox, _)| outbox.send(&frame(number, 20), None));
+                task::yield_now().await;
+            }
+        }
+        for (_, client) in &mut sockets {
+            for number in 0..EACH {
+                let mut received = [0; 102];
+                client.read_exact(&mut received).await.unwrap();
+                assert_eq!(received, frame(number, 100).bytes()[..]);
+                if number % 50 == 49 {
+                    let mut received = [0; 22];
+                    client.read_exact(&mut received).await.unwrap();
+                    assert_eq!(received, frame(number, 20).bytes()[..]);
+                }
+            }
+        }
+        eventually(|| recorded.samples("pipeline.push_delivered").len() == 7 * usize::from(EACH))
+            .await;
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_takes_no_more_is_left_to_its_own_task() {
+        const COUNT: usize = 2_000;
+        let sweeper = Sweeper::new();
+        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
+        let (other, mut others_client) = socket(&sweeper, &Telemetry::global()).await;
+        let large = news(b'x', 10_000);
+        (0..COUNT).for_each(|_| outbox.send_shared(&large, Way::Swept));
+        other.send_shared(&large, Way::Swept);
+        let mut received = vec![0; 10_004];
+        others_client.read_exact(&mut received).await.unwrap();
+
+        eventually(|| !outbox.state.lock().is_due && !outbox.state.lock().in_hand).await;
+        assert!(outbox.state.lock().waiting().is_some(), "the system has taken everything");
+        let task = tokio::spawn(async move { poll_fn(|cx| outbox.poll_write(cx)).await });
+        for _ in 0..COUNT {
+            client.read_exact(&mut received).await.unwrap();
+            assert_eq!(received, frame(b'x', 10_000).bytes()[..]);
+        }
+        task.abort();
+    }
+
+    #[tokio::test]
+    async fn memory_is_given_back_and_the_task_ends_when_nothing_comes() {
+        let sweeper = Sweeper::new();
+        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
+        for _ in 0..2 {
+            outbox.send_shared(&news(b'x', 10), Way::Swept);
+            assert!(keeps_memory(&outbox));
+            assert_eq!(tasks(&sweeper), 1);
+            client.read_exact(&mut [0; 12]).await.unwrap();
+            eventually(|| tasks(&sweeper) == 0).await;
+            assert!(!keeps_memory(&outbox));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_gone_is_not_kept_open() {
+        let sweeper = Sweeper::new();
+        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
+        outbox.send_shared(&news(b'x', 10), Way::Swept);
+        client.read_exact(&mut [0; 12]).await.unwrap();
+        drop(outbox);
+        assert_eq!(client.read(&mut [0; 12]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_ends_is_told_of_although_it_is_being_written_to() {
+        let sweeper = Sweeper::new();
+        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
+        let close = Frame::close(1000);
+        outbox.send_shared(&news(b'x', 10), Way::Swept);
+        outbox.finish(&close);
+        let closing = tokio::spawn(async move { poll_fn(|cx| outbox.poll_close(cx)).await });
+        let mut received = vec![];
+        client.read_to_end(&mut received).await.unwrap();
+        closing.await.unwrap().unwrap();
+        assert_eq!(received, [&frame(b'x', 10).bytes()[..], close.bytes()].concat());
+    }
+}
