@@ -1,0 +1,123 @@
+//! The project under load, beside what one would write by hand.
+//!
+//! `cargo xtask load` builds this and the server `examples/load_target.rs`, and prints the table in
+//! the README. `docs/performance.md` tells how it is measured. It runs on Linux.
+
+mod bench;
+mod client;
+mod descriptors;
+mod error;
+mod figure;
+mod peers;
+mod rows;
+mod server;
+mod stages;
+mod table;
+mod usage;
+
+use std::{error::Error, fs, path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::{runtime::Runtime, time::Instant};
+
+use self::{
+    bench::{Bench, Size},
+    error::LoadError,
+    rows::Rows,
+};
+
+/// The project under load, beside what one would write by hand.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure, and print the table
+    Table(Table),
+    /// Serve broadcasts as one would write it by hand
+    ByHand {
+        /// The port to serve on; a free one by default
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
+    /// Serve broadcasts and pushes from one thread, with as little as it can be done
+    Floor {
+        /// The port to serve on; a free one by default
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// How many frames are written at once
+        #[arg(long, default_value_t = 1)]
+        glue: u64,
+    },
+}
+
+/// What is measured, and how.
+#[derive(Debug, clap::Args)]
+struct Table {
+    /// The program of the server to measure, `examples/load_target.rs`
+    #[arg(long)]
+    target: PathBuf,
+    /// Only these rows
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<Rows>,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Measure less, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Measure next to nothing, only to see that everything arrives
+    #[arg(long, conflicts_with = "quick")]
+    tiny: bool,
+    /// Write all figures to this file too
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match Args::parse().command {
+        Command::Table(asked) => table(&asked)?,
+        Command::ByHand { port } => Runtime::new()?.block_on(peers::by_hand::serve(port))?,
+        Command::Floor { port, glue } => peers::floor::serve(port, glue)?,
+    }
+    Ok(())
+}
+
+fn table(asked: &Table) -> Result<(), LoadError> {
+    let began = Instant::now();
+    let descriptors = descriptors::raise();
+    if descriptors < 18_000 {
+        eprintln!("no more than {descriptors} sockets: the limit of open files is no higher");
+    }
+    let size = match (asked.quick, asked.tiny) {
+        (true, _) => Size::Quick,
+        (_, true) => Size::Tiny,
+        _ => Size::Full,
+    };
+    let rounds = if size == Size::Full { asked.rounds.max(1) } else { 1 };
+    let bench = Bench { target: asked.target.clone(), rounds, size, descriptors };
+    let all = Rows::value_variants();
+    let rows = if asked.rows.is_empty() { all } else { &asked.rows };
+    let mut lines = Vec::new();
+    for rows in rows {
+        let began = Instant::now();
+        lines.extend(rows.measure(&bench)?);
+        eprintln!("measured {rows:?} in {:.0?}", round(began.elapsed()));
+    }
+    if let Some(file) = &asked.json {
+        fs::write(file, serde_json::to_string_pretty(&lines)?)?;
+    }
+    println!("{}", table::markdown(&lines));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let took = round(began.elapsed());
+    println!("{cores} cores, the median of {rounds} rounds each, {took:.0?} in all");
+    println!("The column BEAM is Phoenix 1.7 and GenStage 1.3, measured once on two cores.");
+    Ok(())
+}
+
+fn round(time: Duration) -> Duration {
+    Duration::from_secs_f64(time.as_secs_f64().round())
+}

@@ -1,0 +1,64 @@
+//! What a process has used, as Linux tells.
+
+use std::{collections::HashMap, fs, io, time::Duration};
+
+/// The processor time of a process, by thread.
+///
+/// `/proc/PID/stat` counts in hundredths of a second, which is too coarse for a load of a few tenths.
+/// `schedstat` counts nanoseconds, but thread by thread; one that ends takes its time with it, which
+/// those of a server under load do not.
+#[derive(Debug)]
+pub(crate) struct ProcessorTime(HashMap<String, u64>);
+
+impl ProcessorTime {
+    pub(crate) fn of(process: u32) -> io::Result<Self> {
+        let mut threads = HashMap::new();
+        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+            let thread = thread?;
+            // It may have ended since it was listed.
+            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let nanos = text.split(' ').next().and_then(|number| number.parse().ok());
+            let name = thread.file_name().to_string_lossy().into_owned();
+            threads.insert(name, nanos.ok_or(io::ErrorKind::InvalidData)?);
+        }
+        if threads.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(Self(threads)) }
+    }
+
+    /// What was used between two moments.
+    pub(crate) fn since(&self, earlier: &Self) -> Duration {
+        let used = |(thread, nanos): (&String, &u64)| {
+            nanos.saturating_sub(earlier.0.get(thread).copied().unwrap_or_default())
+        };
+        Duration::from_nanos(self.0.iter().map(used).sum())
+    }
+}
+
+/// The memory of a process that is in use, in bytes.
+pub(crate) fn resident(process: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kilobytes.ok_or(io::ErrorKind::InvalidData)? << 10)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_what_it_has_used() {
+        let process = std::process::id();
+        let before = ProcessorTime::of(process).unwrap();
+        let mut sum = 0_u64;
+        while ProcessorTime::of(process).unwrap().since(&before) < Duration::from_millis(5) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(resident(process).unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_has_used_nothing_that_is_known() {
+        assert!(ProcessorTime::of(u32::MAX).is_err());
+        assert!(resident(u32::MAX).is_err());
+    }
+}
