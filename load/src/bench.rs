@@ -61,6 +61,8 @@ pub(crate) enum Topics {
     Room,
     /// One for each.
     Users,
+    /// Each has its part of so many, and the first few have the same one too.
+    Many { others: usize, sockets: usize, on_the_small: usize },
 }
 
 /// Sockets, and what they are sent.
@@ -133,8 +135,12 @@ impl Bench {
 
     /// So many sockets, or less.
     pub(crate) fn sockets(&self, full: usize) -> usize {
-        let sockets = if self.size == Size::Tiny { full.div_ceil(100) } else { full };
-        sockets.min(self.descriptors)
+        self.topics(full).min(self.descriptors)
+    }
+
+    /// So many topics, or less.
+    pub(crate) fn topics(&self, full: usize) -> usize {
+        if self.size == Size::Tiny { full.div_ceil(100) } else { full }
     }
 
     /// Measures all of these, one after the other, in so many rounds. So whatever else the machine does
@@ -203,6 +209,10 @@ impl Topics {
         match self {
             Self::Room => vec!["room:1".to_owned()],
             Self::Users => vec![format!("user:{number}")],
+            Self::Many { others, sockets, on_the_small } => {
+                let own = (number..others).step_by(sockets).map(|n| format!("room:{n}"));
+                own.chain((number < on_the_small).then(|| "room:small".to_owned())).collect()
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ mod client;
 mod descriptors;
 mod error;
 mod figure;
+mod growth;
 mod peers;
 mod rows;
 mod server;
@@ -15,7 +16,7 @@ mod stages;
 mod table;
 mod usage;
 
-use std::{error::Error, fs, path::PathBuf, time::Duration};
+use std::{error::Error, fs, path::PathBuf, thread, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::{runtime::Runtime, time::Instant};
@@ -25,6 +26,9 @@ use self::{
     error::LoadError,
     rows::Rows,
 };
+
+/// How many sockets the largest load has.
+const MOST_SOCKETS: usize = 18_000;
 
 /// The project under load, beside what one would write by hand.
 #[derive(Debug, Parser)]
@@ -37,6 +41,14 @@ struct Args {
 enum Command {
     /// Measure, and print the table
     Table(Table),
+    /// Measure how cost grows with sockets and topics, and draw it
+    Growth {
+        #[command(flatten)]
+        how: How,
+        /// The folder for the chart and its figures
+        #[arg(long, default_value = "docs")]
+        into: PathBuf,
+    },
     /// Serve broadcasts as one would write it by hand
     ByHand {
         /// The port to serve on; a free one by default
@@ -54,15 +66,12 @@ enum Command {
     },
 }
 
-/// What is measured, and how.
+/// What is measured, and how often.
 #[derive(Debug, clap::Args)]
-struct Table {
+struct How {
     /// The program of the server to measure, `examples/load_target.rs`
     #[arg(long)]
     target: PathBuf,
-    /// Only these rows
-    #[arg(long, value_delimiter = ',')]
-    rows: Vec<Rows>,
     /// How often everything is measured
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -72,6 +81,16 @@ struct Table {
     /// Measure next to nothing, only to see that everything arrives
     #[arg(long, conflicts_with = "quick")]
     tiny: bool,
+}
+
+/// Of which rows a table is made, and where it goes.
+#[derive(Debug, clap::Args)]
+struct Table {
+    #[command(flatten)]
+    how: How,
+    /// Only these rows
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<Rows>,
     /// Write all figures to this file too
     #[arg(long)]
     json: Option<PathBuf>,
@@ -80,25 +99,32 @@ struct Table {
 fn main() -> Result<(), Box<dyn Error>> {
     match Args::parse().command {
         Command::Table(asked) => table(&asked)?,
+        Command::Growth { how, into } => growth::measure(&how.bench(), &into)?,
         Command::ByHand { port } => Runtime::new()?.block_on(peers::by_hand::serve(port))?,
         Command::Floor { port, glue } => peers::floor::serve(port, glue)?,
     }
     Ok(())
 }
 
+impl How {
+    fn bench(&self) -> Bench {
+        let descriptors = descriptors::raise();
+        if descriptors < MOST_SOCKETS {
+            eprintln!("no more than {descriptors} sockets: the limit of open files is no higher");
+        }
+        let size = match (self.quick, self.tiny) {
+            (true, _) => Size::Quick,
+            (_, true) => Size::Tiny,
+            _ => Size::Full,
+        };
+        let rounds = if size == Size::Full { self.rounds.max(1) } else { 1 };
+        Bench { target: self.target.clone(), rounds, size, descriptors }
+    }
+}
+
 fn table(asked: &Table) -> Result<(), LoadError> {
     let began = Instant::now();
-    let descriptors = descriptors::raise();
-    if descriptors < 18_000 {
-        eprintln!("no more than {descriptors} sockets: the limit of open files is no higher");
-    }
-    let size = match (asked.quick, asked.tiny) {
-        (true, _) => Size::Quick,
-        (_, true) => Size::Tiny,
-        _ => Size::Full,
-    };
-    let rounds = if size == Size::Full { asked.rounds.max(1) } else { 1 };
-    let bench = Bench { target: asked.target.clone(), rounds, size, descriptors };
+    let bench = asked.how.bench();
     let all = Rows::value_variants();
     let rows = if asked.rows.is_empty() { all } else { &asked.rows };
     let mut lines = Vec::new();
@@ -111,8 +137,8 @@ fn table(asked: &Table) -> Result<(), LoadError> {
         fs::write(file, serde_json::to_string_pretty(&lines)?)?;
     }
     println!("{}", table::markdown(&lines));
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let took = round(began.elapsed());
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let (rounds, took) = (bench.rounds, round(began.elapsed()));
     println!("{cores} cores, the median of {rounds} rounds each, {took:.0?} in all");
     println!("The column BEAM is Phoenix 1.7 and GenStage 1.3, measured once on two cores.");
     Ok(())

@@ -23,3 +23,15 @@ async fn everything_that_is_sent_arrives_from_all_servers() {
     assert_eq!(lines.count() - 2, 4 + 3 + 2 + 2 + 3 + 3 + 9, "{printed}");
     assert!(!printed.contains("NaN"), "{printed}");
 }
+
+#[tokio::test]
+async fn growth_is_measured_and_drawn() {
+    let folder = std::env::temp_dir().join(format!("pipeline-load-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let printed = load(&["growth", "--into", folder.to_str().unwrap()]).await;
+    // A head, three curves over six numbers of sockets, one over six of topics.
+    assert_eq!(printed.lines().count(), 1 + 18 + 6, "{printed}");
+    let drawn = std::fs::read_to_string(folder.join("growth.svg")).unwrap();
+    assert!(drawn.contains("</svg>"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

@@ -5,7 +5,14 @@ use std::path::PathBuf;
 use crate::run::{Outcome, cargo, program, root, step};
 
 /// Builds the project's server and the load, and passes everything else on to it.
-pub(crate) fn run(command: &str, arguments: impl IntoIterator<Item = String>) -> Outcome {
+pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
+    let command = match arguments.iter().position(|argument| argument == "--growth") {
+        Some(growth) => {
+            arguments.remove(growth);
+            "growth"
+        }
+        None => "table",
+    };
     step(
         "build the load and what it is put on",
         cargo()

@@ -19,8 +19,8 @@ cargo xtask COMMAND
   check   the quick part of test: tidiness, format, lints, docs
   interleavings
           only the tests that try every order in which the tasks at a queue can meet
-  load    measure, beside what one would write by hand, and print the table of the README
-          (`cargo xtask load --help` says what else it can do)
+  load    measure, beside what one would write by hand, and print the table of the README;
+          with --growth, measure how cost grows, and draw it (--help says what else there is)
   tidy    only the checks of what no other tool knows: invariants, and that texts tell the truth
   help    this text
 ";
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         Some("setup") => setup::all(),
         Some("check") => test::quick(),
         Some("interleavings") => test::interleavings(),
-        Some("load") => load::run("table", arguments),
+        Some("load") => load::run(arguments.collect()),
         Some("tidy") => tidy::all(),
         Some("help") | None => {
             print!("{HELP}");
