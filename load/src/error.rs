@@ -52,6 +52,9 @@ pub(crate) enum LoadError {
     /// A stage has ended too early.
     #[error("a stage has ended: {0}")]
     Stage(String),
+    /// A file has no place for a table.
+    #[error("{0} has no table of this kind")]
+    NoTable(PathBuf),
     /// Figures cannot be written down.
     #[error(transparent)]
     Json(#[from] serde_json::Error),

@@ -94,6 +94,9 @@ struct Table {
     /// Write all figures to this file too
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Put the table into this file too, in the place of the one that is there
+    #[arg(long)]
+    write: Option<PathBuf>,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -136,11 +139,19 @@ fn table(asked: &Table) -> Result<(), LoadError> {
     if let Some(file) = &asked.json {
         fs::write(file, serde_json::to_string_pretty(&lines)?)?;
     }
-    println!("{}", table::markdown(&lines));
     let cores = thread::available_parallelism().map_or(0, usize::from);
     let (rounds, took) = (bench.rounds, round(began.elapsed()));
-    println!("{cores} cores, the median of {rounds} rounds each, {took:.0?} in all");
-    println!("The column BEAM is Phoenix 1.7 and GenStage 1.3, measured once on two cores.");
+    let text = format!(
+        "{}\n{cores} cores; the median of {rounds} rounds each, {took:.0?} in all. BEAM is Phoenix 1.7 \
+         and GenStage 1.3, measured once on another machine with two cores.\n",
+        table::markdown(&lines)
+    );
+    print!("{text}");
+    if let Some(file) = &asked.write {
+        let before = fs::read_to_string(file)?;
+        let after = table::replaced(&before, &text);
+        fs::write(file, after.ok_or_else(|| LoadError::NoTable(file.clone()))?)?;
+    }
     Ok(())
 }
 

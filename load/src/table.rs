@@ -6,6 +6,10 @@ use serde::Serialize;
 
 use crate::figure::{Figure, Short};
 
+/// Between these lines of a text the table is.
+const BEGIN: &str = "<!-- what `cargo xtask load` has printed -->\n";
+const END: &str = "<!-- until here -->\n";
+
 /// One kind of work, and what it came to.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
@@ -103,6 +107,13 @@ pub(crate) fn markdown(lines: &[Line]) -> String {
     text
 }
 
+/// A text with another table. None if it has none.
+pub(crate) fn replaced(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +129,14 @@ mod tests {
         let text = markdown(&[line]);
         let last = text.lines().last().unwrap();
         assert_eq!(last, "| burst | 12.8 | – | 2.00 | 0.30 | – | 0.15 × | ≤ 0.4, ≥ 1 | **no** |");
+    }
+
+    #[test]
+    fn a_table_takes_the_place_of_another() {
+        let text = format!("before\n{BEGIN}old\n{END}after\n");
+        let new = replaced(&text, "new\n").unwrap();
+        assert_eq!(new, format!("before\n{BEGIN}\nnew\n\n{END}after\n"));
+        assert_eq!(replaced(&new, "new\n").as_deref(), Some(&*new));
+        assert_eq!(replaced("nothing", "new\n"), None);
     }
 }

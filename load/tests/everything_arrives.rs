@@ -10,7 +10,7 @@ async fn load(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline-load"));
     let target = Example::program("load_target").await;
     command.args(arguments).arg("--tiny").arg("--target").arg(target).kill_on_drop(true);
-    let output = timeout(PATIENCE, command.output()).await.unwrap().unwrap();
+    let output = timeout(PATIENCE * 4, command.output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }

@@ -28,11 +28,11 @@ impl Curve {
 const COLOURS: [&str; 3] = ["#0072b2", "#d55e00", "#009e73"];
 
 const WIDTH: f64 = 760.0;
-const HEIGHT: f64 = 330.0;
+const HEIGHT: f64 = 340.0;
 /// Where the axes are within a panel.
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = WIDTH - 30.0;
-const TOP: f64 = 50.0;
+const RIGHT: f64 = WIDTH - 40.0;
+const TOP: f64 = 62.0;
 const BOTTOM: f64 = HEIGHT - 55.0;
 
 /// Draws the panels below each other.
@@ -91,8 +91,8 @@ impl Svg {
             self.line((LEFT, y), (RIGHT, y));
             self.text((LEFT - 6.0, y + 4.0), "end", Tick(value));
         }
-        for power in 0..=6 {
-            let value = 10_f64.powi(power);
+        let powers = (0..=6).map(|power| 10_f64.powi(power)).filter(|power| *power < scale.most);
+        for value in powers.chain([scale.most]) {
             if scale.has(value) {
                 let x = scale.x(value);
                 self.line((x, TOP), (x, BOTTOM));
