@@ -25,6 +25,7 @@ use self::{
     bench::{Bench, Size},
     error::LoadError,
     rows::Rows,
+    usage::Machine,
 };
 
 /// How many sockets the largest load has.
@@ -126,24 +127,27 @@ impl How {
 }
 
 fn table(asked: &Table) -> Result<(), LoadError> {
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), Machine::now()?);
     let bench = asked.how.bench();
     let all = Rows::value_variants();
     let rows = if asked.rows.is_empty() { all } else { &asked.rows };
     let mut lines = Vec::new();
     for rows in rows {
-        let began = Instant::now();
+        let (began, before) = (Instant::now(), Machine::now()?);
         lines.extend(rows.measure(&bench)?);
-        eprintln!("measured {rows:?} in {:.0?}", round(began.elapsed()));
+        let (took, others) = (round(began.elapsed()), Machine::now()?.others_since(&before));
+        eprintln!("measured {rows:?} in {took:.0?}; others took {others:.0} % of the machine");
     }
     if let Some(file) = &asked.json {
         fs::write(file, serde_json::to_string_pretty(&lines)?)?;
     }
     let cores = thread::available_parallelism().map_or(0, usize::from);
     let (rounds, took) = (bench.rounds, round(began.elapsed()));
+    let others = Machine::now()?.others_since(&before);
     let text = format!(
-        "{}\n{cores} cores; the median of {rounds} rounds each, {took:.0?} in all. BEAM is Phoenix 1.7 \
-         and GenStage 1.3, measured once on another machine with two cores.\n",
+        "{}\n{cores} cores; the median of {rounds} rounds each, {took:.0?} in all, in which other programs \
+         took {others:.0} % of the machine. BEAM is Phoenix 1.7 and GenStage 1.3, measured once on another \
+         machine with two cores.\n",
         table::markdown(&lines)
     );
     print!("{text}");

@@ -41,6 +41,39 @@ pub(crate) fn resident(process: u32) -> io::Result<u64> {
     Ok(kilobytes.ok_or(io::ErrorKind::InvalidData)? << 10)
 }
 
+/// What all processors have done until now, in ticks of the system's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    all: u64,
+    /// For others than this process and those it has started, and seen end.
+    others: u64,
+}
+
+impl Machine {
+    pub(crate) fn now() -> io::Result<Self> {
+        let numbers = |text: &str, from: usize, count: usize| -> Option<Vec<u64>> {
+            let words = text.split_whitespace().skip(from).take(count);
+            words.map(|word| word.parse().ok()).collect()
+        };
+        // User, nice, system, idle, waiting, interrupts, soft interrupts, stolen.
+        let machine = fs::read_to_string("/proc/stat")?;
+        let machine = numbers(&machine, 1, 8).ok_or(io::ErrorKind::InvalidData)?;
+        let own = fs::read_to_string("/proc/self/stat")?;
+        // The name may have spaces; twelve fields are between it and the times.
+        let own = own.rsplit(')').next().and_then(|rest| numbers(rest, 11, 4));
+        let own: u64 = own.ok_or(io::ErrorKind::InvalidData)?.iter().sum();
+        let all: u64 = machine.iter().sum();
+        let idle = machine[3] + machine[4];
+        Ok(Self { all, others: (all - idle).saturating_sub(own) })
+    }
+
+    /// How much of its time the machine has spent on others, in percent.
+    pub(crate) fn others_since(&self, earlier: &Self) -> f64 {
+        let all = self.all.saturating_sub(earlier.all).max(1);
+        self.others.saturating_sub(earlier.others) as f64 * 100.0 / all as f64
+    }
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
@@ -54,6 +87,13 @@ mod tests {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(resident(process).unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn the_machine_is_never_busier_than_it_can_be() {
+        let before = Machine::now().unwrap();
+        let others = Machine::now().unwrap().others_since(&before);
+        assert!((0.0..=100.0).contains(&others), "{others}");
     }
 
     #[test]
