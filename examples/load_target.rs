@@ -41,7 +41,7 @@ const BURST: Duration = Duration::from_millis(10);
 /// A server to put load on.
 #[derive(Debug, Parser)]
 struct Args {
-    /// The port to serve on
+    /// The port to serve on; 0 for a free one
     #[arg(long, default_value_t = 4000)]
     port: u16,
 
@@ -128,6 +128,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_state(Target { endpoint: endpoint.clone(), items })
         .fallback_service(endpoint.clone());
     let listener = listen(("127.0.0.1", args.port)).await?;
+    println!("listening on {}", listener.local_addr()?);
     println!("{}", serve(listener, app).pipeline(pipeline).endpoint(endpoint).await?);
     Ok(())
 }

@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::{
-    run::{Failure, Outcome, cargo, program, root, step},
+    load,
+    run::{Failure, Outcome, cargo, program, step},
     setup, tidy,
 };
 
@@ -54,14 +55,13 @@ pub(crate) fn quick() -> Outcome {
 /// The tests that try every order in which tasks can meet. What is built for them is of no use for
 /// anything else, so it has a folder of its own.
 pub(crate) fn interleavings() -> Outcome {
-    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     step(
         "queues in every order",
         cargo()
             .args(["test", "--package", "pipeline-core", "--lib"])
             .args(["--profile", "interleavings", "interleavings"])
             .arg("--target-dir")
-            .arg(root().join(target).join("interleavings"))
+            .arg(load::target_folder().join("interleavings"))
             .env("RUSTFLAGS", "--cfg interleavings"),
     )
 }

@@ -49,6 +49,11 @@ impl Example {
         Self::spawn(command, flags, "sockets ").await
     }
 
+    /// The program of an example, for those who start it by themselves.
+    pub async fn program(example: &str) -> PathBuf {
+        path(example).await
+    }
+
     /// Starts it, and waits for the line with its address.
     async fn spawn(mut command: Command, flags: &[&str], line: &str) -> Self {
         if !flags.contains(&"--port") {

@@ -1,0 +1,74 @@
+//! What it costs to find a topic among others, to tell all who listen to it, and to come and go.
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use pipeline::ws::{Endpoint, Payload, PubSub, Subscription};
+
+/// The topic that is measured.
+const SMALL: &str = "room:small";
+
+fn pubsub() -> PubSub {
+    Endpoint::builder().build().unwrap().pubsub().clone()
+}
+
+/// Has this many other topics listened to.
+fn others(pubsub: &PubSub, topics: usize) -> Vec<Subscription> {
+    (0..topics).map(|n| pubsub.subscribe(&format!("room:{n}"))).collect()
+}
+
+/// Has so many listen to the same topic. They read nothing: the oldest broadcast makes way.
+fn listeners(pubsub: &PubSub, count: usize) -> Vec<Subscription> {
+    (0..count).map(|_| pubsub.subscribe(SMALL)).collect()
+}
+
+fn broadcast(c: &mut Criterion) {
+    let payload = Payload::new(&[("text", "hello")].into_iter().collect::<Map>()).unwrap();
+    let mut group = c.benchmark_group("broadcast to one, beside other topics");
+    for topics in [1, 100, 10_000, 100_000] {
+        let pubsub = pubsub();
+        let (_others, _listener) = (others(&pubsub, topics), listeners(&pubsub, 1));
+        group.bench_function(BenchmarkId::from_parameter(topics), |b| {
+            b.iter(|| pubsub.broadcast(SMALL, "said", black_box(&payload)));
+        });
+    }
+    group.finish();
+
+    let mut group = c.benchmark_group("broadcast to so many");
+    for count in [1, 10, 100, 1000] {
+        let pubsub = pubsub();
+        let _listeners = listeners(&pubsub, count);
+        group.throughput(Throughput::Elements(count as u64));
+        group.bench_function(BenchmarkId::from_parameter(count), |b| {
+            b.iter(|| pubsub.broadcast(SMALL, "said", black_box(&payload)));
+        });
+    }
+}
+
+/// What a payload is made of.
+type Map = std::collections::BTreeMap<&'static str, &'static str>;
+
+fn come_and_go(c: &mut Criterion) {
+    let mut group = c.benchmark_group("come and go, beside other topics");
+    for topics in [1, 100, 10_000, 100_000] {
+        let pubsub = pubsub();
+        let _others = others(&pubsub, topics);
+        group.bench_function(BenchmarkId::from_parameter(topics), |b| {
+            b.iter(|| pubsub.subscribe(black_box(SMALL)));
+        });
+    }
+    group.finish();
+
+    let mut group = c.benchmark_group("come and go, beside so many on the topic");
+    for count in [1, 10, 100, 1000] {
+        let pubsub = pubsub();
+        let _listeners = listeners(&pubsub, count);
+        group.bench_function(BenchmarkId::from_parameter(count), |b| {
+            b.iter(|| pubsub.subscribe(black_box(SMALL)));
+        });
+    }
+}
+
+criterion_group!(benches, broadcast, come_and_go);
+criterion_main!(benches);

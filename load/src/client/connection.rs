@@ -1,0 +1,112 @@
+//! One socket of the client.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use mio::net::TcpStream;
+
+use super::{
+    frame::{self, Frame},
+    tally::Tally,
+};
+use crate::error::LoadError;
+
+/// A socket, from its first byte on.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) stream: TcpStream,
+    /// A frame of which the end has not arrived.
+    rest: Vec<u8>,
+    phase: Phase,
+    topics: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Upgrading,
+    /// So many joins have not been answered.
+    Joining(usize),
+    Joined,
+    Closed,
+}
+
+impl Connection {
+    /// Asks for a WebSocket. The topics are joined when it is there.
+    pub(super) fn open(
+        mut stream: TcpStream,
+        host: &str,
+        topics: Vec<String>,
+    ) -> Result<Self, LoadError> {
+        stream.set_nodelay(true)?;
+        stream.write_all(frame::upgrade(host).as_bytes())?;
+        Ok(Self { stream, rest: Vec::new(), phase: Phase::Upgrading, topics })
+    }
+
+    /// Reads what has arrived, and counts it.
+    pub(super) fn receive(&mut self, space: &mut [u8], tally: &mut Tally) -> Result<(), LoadError> {
+        while self.phase != Phase::Closed {
+            let length = match self.stream.read(space) {
+                Ok(0) => return Err(LoadError::Closed),
+                Ok(length) => length,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let (arrived, more) = (&space[..length], length == space.len());
+            if self.rest.is_empty() {
+                // Most reads end with a frame, so most frames are never copied.
+                let taken = self.take(arrived, tally)?;
+                self.rest.extend_from_slice(&arrived[taken..]);
+            } else {
+                let mut rest = std::mem::take(&mut self.rest);
+                rest.extend_from_slice(arrived);
+                let taken = self.take(&rest, tally)?;
+                rest.drain(..taken);
+                self.rest = rest;
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes all that is whole, and says how long that was.
+    fn take(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<usize, LoadError> {
+        let mut taken = 0;
+        if self.phase == Phase::Upgrading {
+            let Some(length) = frame::head(bytes) else { return Ok(0) };
+            if !bytes.starts_with(b"HTTP/1.1 101") {
+                let head = String::from_utf8_lossy(&bytes[..length]);
+                return Err(LoadError::Refused(head.lines().next().unwrap_or_default().to_owned()));
+            }
+            taken = length;
+            self.ask_to_join()?;
+        }
+        while let Some((frame, length)) = Frame::first(&bytes[taken..]) {
+            taken += length;
+            if frame.closes() {
+                self.phase = Phase::Closed;
+                return Err(LoadError::Closed);
+            }
+            match self.phase {
+                Phase::Joining(left) => {
+                    if !frame.grants() {
+                        let answer = String::from_utf8_lossy(frame.body).into_owned();
+                        return Err(LoadError::Refused(answer));
+                    }
+                    self.phase = if left == 1 { Phase::Joined } else { Phase::Joining(left - 1) };
+                    tally.joined += usize::from(left == 1);
+                }
+                _ => tally.count(&frame),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn ask_to_join(&mut self) -> io::Result<()> {
+        let topics = std::mem::take(&mut self.topics);
+        self.phase = Phase::Joining(topics.len());
+        let joins: Vec<u8> = topics.iter().flat_map(|topic| frame::join(topic)).collect();
+        self.stream.write_all(&joins)
+    }
+}

@@ -1,0 +1,120 @@
+//! What a client of Phoenix Channels writes and reads. Pure.
+
+/// What a frame is that closes the connection.
+const CLOSE: u8 = 8;
+
+/// A frame of a server.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Frame<'a> {
+    opcode: u8,
+    pub(super) body: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// The first frame of what has arrived, and how long it is. None if it is not all there.
+    pub(super) fn first(bytes: &'a [u8]) -> Option<(Self, usize)> {
+        let (head, length) = match bytes.get(1)? & 127 {
+            126 => (4, u64::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
+            127 => (10, u64::from_be_bytes(*bytes.get(2..)?.first_chunk()?)),
+            short => (2, u64::from(short)),
+        };
+        let end = head + usize::try_from(length).ok()?;
+        Some((Self { opcode: bytes[0] & 15, body: bytes.get(head..end)? }, end))
+    }
+
+    pub(super) fn closes(&self) -> bool {
+        self.opcode == CLOSE
+    }
+
+    /// Whether it is the answer to a request that was granted.
+    pub(super) fn grants(&self) -> bool {
+        contains(self.body, br#""status":"ok""#)
+    }
+
+    /// The number that follows this key. The last one, if there are several.
+    pub(super) fn number(&self, key: &[u8]) -> Option<u64> {
+        let at = self.body.windows(key.len()).rposition(|window| window == key)?;
+        let digits = self.body[at + key.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+        Some(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+    }
+}
+
+/// The request that opens a WebSocket.
+pub(super) fn upgrade(host: &str) -> String {
+    format!(
+        "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Version: 13\r\n\r\n"
+    )
+}
+
+/// How long the head of an HTTP response is, if it is all there.
+pub(super) fn head(bytes: &[u8]) -> Option<usize> {
+    const END: &[u8] = b"\r\n\r\n";
+    Some(bytes.windows(END.len()).position(|window| window == END)? + END.len())
+}
+
+/// The frame that asks to join a topic.
+pub(super) fn join(topic: &str) -> Vec<u8> {
+    let text = format!(r#"["1","1","{topic}","phx_join",{{}}]"#);
+    let mut frame = vec![0x81];
+    match u8::try_from(text.len()) {
+        Ok(short @ ..126) => frame.push(0x80 | short),
+        _ => {
+            let length = u16::try_from(text.len()).expect("a topic is no book");
+            frame.push(0x80 | 126);
+            frame.extend(length.to_be_bytes());
+        }
+    }
+    // A mask of zeros leaves the text as it is.
+    frame.extend([0; 4]);
+    frame.extend(text.as_bytes());
+    frame
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_told_from_the_next() {
+        let bytes = [&[0x81, 2, b'h', b'i', 0x81, 126, 1, 0][..], &[b'x'; 256], &[0x88]].concat();
+        let (frame, length) = Frame::first(&bytes).unwrap();
+        assert_eq!((frame.body, length), (&b"hi"[..], 4));
+        let (frame, length) = Frame::first(&bytes[4..]).unwrap();
+        assert_eq!((frame.body.len(), length, frame.closes()), (256, 260, false));
+        assert!(Frame::first(&bytes[264..]).is_none());
+    }
+
+    #[test]
+    fn a_frame_that_is_not_all_there_is_none() {
+        let long = [&[0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0][..], &[b'x'; 65536]].concat();
+        assert_eq!(Frame::first(&long).unwrap().1, long.len());
+        for length in [0, 1, 2, 9, 10, long.len() - 1] {
+            assert!(Frame::first(&long[..length]).is_none(), "{length}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_found_behind_their_keys() {
+        let body = br#"{"n":7,"at_us":1700000000000000}"#;
+        let frame = Frame { opcode: 1, body };
+        assert_eq!(frame.number(br#""at_us":"#), Some(1_700_000_000_000_000));
+        assert_eq!(frame.number(br#""n":"#), Some(7));
+        assert_eq!(frame.number(br#""m":"#), None);
+    }
+
+    #[test]
+    fn joins_are_masked_frames() {
+        let frame = join("room:1");
+        let text = br#"["1","1","room:1","phx_join",{}]"#;
+        assert_eq!(frame[..2], [0x81, 0x80 | u8::try_from(text.len()).unwrap()]);
+        assert_eq!(&frame[6..], text);
+        let long = join(&"x".repeat(200));
+        assert_eq!((long[1], long.len()), (0x80 | 126, 8 + text.len() - 6 + 200));
+    }
+}

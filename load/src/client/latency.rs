@@ -1,0 +1,33 @@
+//! How long messages were on their way. Pure.
+
+/// Times in microseconds, in order.
+#[derive(Debug)]
+pub(crate) struct Latencies(Vec<u64>);
+
+impl Latencies {
+    pub(crate) fn new(mut micros: Vec<u64>) -> Self {
+        micros.sort_unstable();
+        Self(micros)
+    }
+
+    /// The time in milliseconds that so many in a thousand did not exceed.
+    pub(crate) fn at(&self, permille: usize) -> f64 {
+        let last = self.0.len().saturating_sub(1);
+        self.0.get(last * permille / 1000).map_or(f64::NAN, |micros| *micros as f64 / 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_read_from_sorted_times() {
+        let latencies = Latencies::new((0..=100).rev().map(|n| n * 1000).collect());
+        assert_eq!(
+            [0, 500, 990, 1000].map(|permille| latencies.at(permille)),
+            [0.0, 50.0, 99.0, 100.0]
+        );
+        assert!(Latencies::new(Vec::new()).at(500).is_nan());
+    }
+}

@@ -1,0 +1,164 @@
+//! The project under load, beside what one would write by hand.
+//!
+//! `cargo xtask load` builds this and the server `examples/load_target.rs`, and prints the table in
+//! the README. `docs/performance.md` tells how it is measured. It runs on Linux.
+
+mod bench;
+mod client;
+mod descriptors;
+mod error;
+mod figure;
+mod growth;
+mod peers;
+mod rows;
+mod server;
+mod stages;
+mod table;
+mod usage;
+
+use std::{error::Error, fs, path::PathBuf, thread, time::Duration};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::{runtime::Runtime, time::Instant};
+
+use self::{
+    bench::{Bench, Size},
+    error::LoadError,
+    rows::Rows,
+    usage::Machine,
+};
+
+/// How many sockets the largest load has.
+const MOST_SOCKETS: usize = 18_000;
+
+/// The project under load, beside what one would write by hand.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure, and print the table
+    Table(Table),
+    /// Measure how cost grows with sockets and topics, and draw it
+    Growth {
+        #[command(flatten)]
+        how: How,
+        /// The folder for the chart and its figures
+        #[arg(long, default_value = "docs")]
+        into: PathBuf,
+    },
+    /// Serve broadcasts as one would write it by hand
+    ByHand {
+        /// The port to serve on; a free one by default
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
+    /// Serve broadcasts and pushes from one thread, with as little as it can be done
+    Floor {
+        /// The port to serve on; a free one by default
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+        /// How many frames are written at once
+        #[arg(long, default_value_t = 1)]
+        glue: u64,
+    },
+}
+
+/// What is measured, and how often.
+#[derive(Debug, clap::Args)]
+struct How {
+    /// The program of the server to measure, `examples/load_target.rs`
+    #[arg(long)]
+    target: PathBuf,
+    /// How often everything is measured
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Measure less, for a first look
+    #[arg(long)]
+    quick: bool,
+    /// Measure next to nothing, only to see that everything arrives
+    #[arg(long, conflicts_with = "quick")]
+    tiny: bool,
+}
+
+/// Of which rows a table is made, and where it goes.
+#[derive(Debug, clap::Args)]
+struct Table {
+    #[command(flatten)]
+    how: How,
+    /// Only these rows
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<Rows>,
+    /// Write all figures to this file too
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Put the table into this file too, in the place of the one that is there
+    #[arg(long)]
+    write: Option<PathBuf>,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    match Args::parse().command {
+        Command::Table(asked) => table(&asked)?,
+        Command::Growth { how, into } => growth::measure(&how.bench(), &into)?,
+        Command::ByHand { port } => Runtime::new()?.block_on(peers::by_hand::serve(port))?,
+        Command::Floor { port, glue } => peers::floor::serve(port, glue)?,
+    }
+    Ok(())
+}
+
+impl How {
+    fn bench(&self) -> Bench {
+        let descriptors = descriptors::raise();
+        if descriptors < MOST_SOCKETS {
+            eprintln!("no more than {descriptors} sockets: the limit of open files is no higher");
+        }
+        let size = match (self.quick, self.tiny) {
+            (true, _) => Size::Quick,
+            (_, true) => Size::Tiny,
+            _ => Size::Full,
+        };
+        let rounds = if size == Size::Full { self.rounds.max(1) } else { 1 };
+        Bench { target: self.target.clone(), rounds, size, descriptors }
+    }
+}
+
+fn table(asked: &Table) -> Result<(), LoadError> {
+    let (began, before) = (Instant::now(), Machine::now()?);
+    let bench = asked.how.bench();
+    let all = Rows::value_variants();
+    let rows = if asked.rows.is_empty() { all } else { &asked.rows };
+    let mut lines = Vec::new();
+    for rows in rows {
+        let (began, before) = (Instant::now(), Machine::now()?);
+        lines.extend(rows.measure(&bench)?);
+        let (took, others) = (round(began.elapsed()), Machine::now()?.others_since(&before));
+        eprintln!("measured {rows:?} in {took:.0?}; others took {others:.0} % of the machine");
+    }
+    if let Some(file) = &asked.json {
+        fs::write(file, serde_json::to_string_pretty(&lines)?)?;
+    }
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    let (rounds, took) = (bench.rounds, round(began.elapsed()));
+    let others = Machine::now()?.others_since(&before);
+    let text = format!(
+        "{}\n{cores} cores; the median of {rounds} rounds each, {took:.0?} in all, in which other programs \
+         took {others:.0} % of the machine. BEAM is Phoenix 1.7 and GenStage 1.3, measured once on another \
+         machine with two cores.\n",
+        table::markdown(&lines)
+    );
+    print!("{text}");
+    if let Some(file) = &asked.write {
+        let before = fs::read_to_string(file)?;
+        let after = table::replaced(&before, &text);
+        fs::write(file, after.ok_or_else(|| LoadError::NoTable(file.clone()))?)?;
+    }
+    Ok(())
+}
+
+fn round(time: Duration) -> Duration {
+    Duration::from_secs_f64(time.as_secs_f64().round())
+}

@@ -1,0 +1,150 @@
+//! The least that it can cost: one thread, no runtime, and one write of a ready-made frame for each
+//! socket and message, or of several glued together.
+//!
+//! It reads nothing once a socket has joined, checks nothing, and bounds nothing.
+
+use std::{
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{JOINED, broadcast};
+use crate::{client::unix_micros, server::LISTENING};
+
+/// How often paced pushes come.
+const BURST: Duration = Duration::from_millis(10);
+
+/// Serves until the process ends.
+pub(crate) fn serve(port: u16, glue: u64) -> io::Result<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port))?;
+    println!("{LISTENING}{}", listener.local_addr()?);
+    let mut sockets = Vec::new();
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let Some(request) = request(&mut stream)? else { continue };
+        if request.contains("Upgrade: websocket") {
+            join(&mut stream)?;
+            sockets.push(stream);
+            continue;
+        }
+        if request.starts_with("GET /paced") {
+            paced(&mut sockets, number(&request, "rate"), number(&request, "secs"))?;
+        } else {
+            let every = Duration::from_micros(number(&request, "every_us"));
+            broadcasts(&mut sockets, number(&request, "n"), glue.max(1), every)?;
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+    }
+    Ok(())
+}
+
+/// Reads the head of a request. None if whoever began it has gone.
+fn request(stream: &mut TcpStream) -> io::Result<Option<String>> {
+    let (mut head, mut space) = (Vec::new(), [0; 4096]);
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut space)? {
+            0 => return Ok(None),
+            length => head.extend_from_slice(&space[..length]),
+        }
+    }
+    Ok(Some(String::from_utf8_lossy(&head).into_owned()))
+}
+
+fn join(stream: &mut TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.write_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+    )?;
+    // Whatever it wants to join, it may.
+    if stream.read(&mut [0; 4096])? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    stream.write_all(&frame(JOINED))
+}
+
+fn broadcasts(
+    sockets: &mut [TcpStream],
+    messages: u64,
+    glue: u64,
+    every: Duration,
+) -> io::Result<()> {
+    let mut next = Instant::now();
+    for n in 0..messages.div_ceil(glue) {
+        if !every.is_zero() {
+            wait_until(next);
+            next += every;
+        }
+        let together = glue.min(messages - n * glue);
+        let glued = frame(&broadcast(n, unix_micros())).repeat(together.try_into().unwrap_or(1));
+        for socket in &mut *sockets {
+            socket.write_all(&glued)?;
+        }
+    }
+    Ok(())
+}
+
+fn paced(sockets: &mut [TcpStream], rate: u64, secs: u64) -> io::Result<()> {
+    let (total, bursts) = (rate * secs, secs * 100);
+    let users = sockets.len();
+    let mut next = Instant::now();
+    let mut to = (0..users).cycle();
+    let mut n = 0;
+    for burst in 1..=bursts {
+        wait_until(next);
+        next += BURST;
+        while n < total * burst / bursts {
+            let Some(user) = to.next() else { return Ok(()) };
+            let at = unix_micros();
+            let text =
+                format!(r#"[null,null,"user:{user}","push_timed",{{"n":{n},"at_us":{at}}}]"#);
+            sockets[user].write_all(&frame(&text))?;
+            n += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A frame as a server sends it.
+fn frame(text: &str) -> Vec<u8> {
+    let mut frame = vec![0x81];
+    match u8::try_from(text.len()) {
+        Ok(short @ ..126) => frame.push(short),
+        _ => {
+            frame.push(126);
+            frame.extend(u16::try_from(text.len()).unwrap_or(u16::MAX).to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(text.as_bytes());
+    frame
+}
+
+/// A number among the parameters of a request. Zero if it is not there.
+fn number(request: &str, name: &str) -> u64 {
+    let line = request.lines().next().unwrap_or_default();
+    let words = line.split(['?', '&', ' ']).filter_map(|word| word.split_once('='));
+    let value = words.filter(|(key, _)| *key == name).find_map(|(_, value)| value.parse().ok());
+    value.unwrap_or_default()
+}
+
+#[expect(clippy::disallowed_methods, reason = "there is no runtime here")]
+fn wait_until(moment: Instant) {
+    thread::sleep(moment.saturating_duration_since(Instant::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_found_by_their_names() {
+        let request = "GET /bcast?topic=room:1&n=50&every_us=20000 HTTP/1.1\r\nHost: n=7\r\n\r\n";
+        assert_eq!(number(request, "n"), 50);
+        assert_eq!(number(request, "every_us"), 20_000);
+        assert_eq!(number(request, "us"), 0);
+    }
+}

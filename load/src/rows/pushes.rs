@@ -1,0 +1,70 @@
+//! Timed pushes through a pipeline, each to a user's own topic.
+
+use crate::{
+    bench::{Bench, Contender, Load, Size, Topics},
+    error::LoadError,
+    table::Line,
+};
+
+/// As fast as they go.
+pub(super) fn fast(bench: &Bench) -> Result<Vec<Line>, LoadError> {
+    let users = bench.sockets(1000);
+    let pushes = bench.scaled(200_000);
+    let load = Load {
+        request: Some(format!("/pipe?users={users}&n={pushes}")),
+        frames: pushes,
+        ..Load::connecting(users, Topics::Users)
+    };
+    let series = &bench.rounds(&[(Contender::Target, &load)])?[0];
+    let cpu = series.figure(|measured| measured.cpu_seconds_per_million);
+    let rate = series.figure(|measured| measured.frames_per_second);
+    let work = "pipeline to 1000 user topics, timed, 200 k pushes";
+    Ok(vec![
+        Line::new(format!("{work}: CPU-s per million"), cpu).beam("36").at_most(4.0, "≤ 4"),
+        Line::new("the same: pushes/s delivered", rate).beam("40 k").at_least(4e5, "≥ 400 k"),
+    ])
+}
+
+/// At a pace: what the BEAM took to deliver half of them and nearly all, and of processor time.
+pub(super) fn paced(bench: &Bench) -> Result<Vec<Line>, LoadError> {
+    let paces = [
+        (1000, "1 k", ["0.47", "1.8", "84"]),
+        (10_000, "10 k", ["1.9", "4.7", "42"]),
+        (20_000, "20 k", ["3.3", "5.8", "37"]),
+    ];
+    // Each takes a second at least.
+    let paces = if bench.size == Size::Tiny { &paces[..1] } else { &paces };
+    let mut lines = Vec::new();
+    for (rate, short, [beam_p50, beam_p99, beam_cpu]) in paces {
+        let users = bench.sockets(1000);
+        // A burst every 10 ms has at least one.
+        let (rate, secs) = (bench.scaled(*rate).max(100), bench.scaled(3));
+        let load = Load {
+            request: Some(format!("/paced?users={users}&rate={rate}&secs={secs}")),
+            frames: rate * secs,
+            timed: true,
+            ..Load::connecting(users, Topics::Users)
+        };
+        let series = bench.rounds(&[(Contender::Target, &load), (Contender::Floor, &load)])?;
+        let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
+        let p50 = |n: usize| series[n].figure(|measured| measured.p50_ms);
+        let p99 = |n: usize| series[n].figure(|measured| measured.p99_ms);
+        let work = format!("timed pushes to 1000 user topics, {short} a second");
+        let soon = "≤ 1.5 × the floor + 0.1 ms";
+        lines.extend([
+            Line::new(format!("{work}: ms from enqueue to client, p50"), p50(0))
+                .beam(beam_p50)
+                .floor(p50(1))
+                .at_most(1.5 * p50(1).median + 0.1, soon),
+            Line::new("the same, p99", p99(0))
+                .beam(beam_p99)
+                .floor(p99(1))
+                .at_most(1.5 * p99(1).median + 0.1, soon),
+            Line::new("the same: CPU-s per million pushes", cpu(0))
+                .beam(beam_cpu)
+                .floor(cpu(1))
+                .at_most(2.0 * cpu(1).median, "≤ 2 × the floor"),
+        ]);
+    }
+    Ok(lines)
+}

@@ -1,0 +1,142 @@
+//! The table of what was measured, in Markdown. Pure.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::figure::{Figure, Short};
+
+/// Between these lines of a text the table is.
+const BEGIN: &str = "<!-- what `cargo xtask load` has printed -->\n";
+const END: &str = "<!-- until here -->\n";
+
+/// One kind of work, and what it came to.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line {
+    pub(crate) work: String,
+    /// What Phoenix and GenStage came to, measured once. Empty if they were not.
+    pub(crate) beam: &'static str,
+    pub(crate) by_hand: Option<Figure>,
+    pub(crate) floor: Option<Figure>,
+    pub(crate) ours: Figure,
+    pub(crate) reach: Reach,
+}
+
+/// What is to be reached, and whether it is.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reach {
+    words: String,
+    pub(crate) met: bool,
+}
+
+impl Line {
+    pub(crate) fn new(work: impl Into<String>, ours: Figure) -> Self {
+        let reach = Reach { words: String::new(), met: true };
+        Self { work: work.into(), beam: "", by_hand: None, floor: None, ours, reach }
+    }
+
+    pub(crate) fn beam(self, beam: &'static str) -> Self {
+        Self { beam, ..self }
+    }
+
+    pub(crate) fn by_hand(self, by_hand: Figure) -> Self {
+        Self { by_hand: Some(by_hand), ..self }
+    }
+
+    pub(crate) fn floor(self, floor: Figure) -> Self {
+        Self { floor: Some(floor), ..self }
+    }
+
+    /// It is to be no more than this.
+    pub(crate) fn at_most(self, limit: f64, words: &str) -> Self {
+        let met = self.ours.median <= limit;
+        self.reaching(words, met)
+    }
+
+    /// It is to be no less than this.
+    pub(crate) fn at_least(self, limit: f64, words: &str) -> Self {
+        let met = self.ours.median >= limit;
+        self.reaching(words, met)
+    }
+
+    fn reaching(mut self, words: &str, met: bool) -> Self {
+        if !self.reach.words.is_empty() {
+            self.reach.words.push_str(", ");
+        }
+        self.reach.words.push_str(words);
+        self.reach.met &= met;
+        self
+    }
+}
+
+/// Writes the table.
+pub(crate) fn markdown(lines: &[Line]) -> String {
+    let mut text = String::from(
+        "| work | BEAM | by hand | floor | here | to by hand | to the floor | to reach | reached |\n\
+         | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
+    );
+    for line in lines {
+        let ours = line.ours.median;
+        let cell = |figure: &Option<Figure>| {
+            figure.as_ref().map_or("–".to_owned(), |figure| Short(figure.median).to_string())
+        };
+        let ratio = |figure: &Option<Figure>| {
+            figure
+                .as_ref()
+                .map_or("–".to_owned(), |figure| format!("{} ×", Short(ours / figure.median)))
+        };
+        let beam = if line.beam.is_empty() { "–" } else { line.beam };
+        let reached = match (line.reach.words.as_str(), line.reach.met) {
+            ("", _) => "–",
+            (_, true) => "yes",
+            (_, false) => "**no**",
+        };
+        writeln!(
+            text,
+            "| {} | {beam} | {} | {} | {} | {} | {} | {} | {reached} |",
+            line.work,
+            cell(&line.by_hand),
+            cell(&line.floor),
+            Short(ours),
+            ratio(&line.by_hand),
+            ratio(&line.floor),
+            line.reach.words,
+        )
+        .expect("a String takes any text");
+    }
+    text
+}
+
+/// A text with another table. None if it has none.
+pub(crate) fn replaced(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{table}\n{END}{after}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figure(value: f64) -> Figure {
+        Figure::new(vec![value]).unwrap()
+    }
+
+    #[test]
+    fn a_line_shows_ratios_and_whether_all_is_reached() {
+        let line = Line::new("burst", figure(0.3)).beam("12.8").floor(figure(2.0));
+        let line = line.at_most(0.4, "≤ 0.4").at_least(1.0, "≥ 1");
+        let text = markdown(&[line]);
+        let last = text.lines().last().unwrap();
+        assert_eq!(last, "| burst | 12.8 | – | 2.00 | 0.30 | – | 0.15 × | ≤ 0.4, ≥ 1 | **no** |");
+    }
+
+    #[test]
+    fn a_table_takes_the_place_of_another() {
+        let text = format!("before\n{BEGIN}old\n{END}after\n");
+        let new = replaced(&text, "new\n").unwrap();
+        assert_eq!(new, format!("before\n{BEGIN}\nnew\n\n{END}after\n"));
+        assert_eq!(replaced(&new, "new\n").as_deref(), Some(&*new));
+        assert_eq!(replaced("nothing", "new\n"), None);
+    }
+}

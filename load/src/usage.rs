@@ -1,0 +1,104 @@
+//! What a process has used, as Linux tells.
+
+use std::{collections::HashMap, fs, io, time::Duration};
+
+/// The processor time of a process, by thread.
+///
+/// `/proc/PID/stat` counts in hundredths of a second, which is too coarse for a load of a few tenths.
+/// `schedstat` counts nanoseconds, but thread by thread; one that ends takes its time with it, which
+/// those of a server under load do not.
+#[derive(Debug)]
+pub(crate) struct ProcessorTime(HashMap<String, u64>);
+
+impl ProcessorTime {
+    pub(crate) fn of(process: u32) -> io::Result<Self> {
+        let mut threads = HashMap::new();
+        for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+            let thread = thread?;
+            // It may have ended since it was listed.
+            let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
+            let nanos = text.split(' ').next().and_then(|number| number.parse().ok());
+            let name = thread.file_name().to_string_lossy().into_owned();
+            threads.insert(name, nanos.ok_or(io::ErrorKind::InvalidData)?);
+        }
+        if threads.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(Self(threads)) }
+    }
+
+    /// What was used between two moments.
+    pub(crate) fn since(&self, earlier: &Self) -> Duration {
+        let used = |(thread, nanos): (&String, &u64)| {
+            nanos.saturating_sub(earlier.0.get(thread).copied().unwrap_or_default())
+        };
+        Duration::from_nanos(self.0.iter().map(used).sum())
+    }
+}
+
+/// The memory of a process that is in use, in bytes.
+pub(crate) fn resident(process: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    Ok(kilobytes.ok_or(io::ErrorKind::InvalidData)? << 10)
+}
+
+/// What all processors have done until now, in ticks of the system's own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Machine {
+    all: u64,
+    /// For others than this process and those it has started, and seen end.
+    others: u64,
+}
+
+impl Machine {
+    pub(crate) fn now() -> io::Result<Self> {
+        let numbers = |text: &str, from: usize, count: usize| -> Option<Vec<u64>> {
+            let words = text.split_whitespace().skip(from).take(count);
+            words.map(|word| word.parse().ok()).collect()
+        };
+        // User, nice, system, idle, waiting, interrupts, soft interrupts, stolen.
+        let machine = fs::read_to_string("/proc/stat")?;
+        let machine = numbers(&machine, 1, 8).ok_or(io::ErrorKind::InvalidData)?;
+        let own = fs::read_to_string("/proc/self/stat")?;
+        // The name may have spaces; twelve fields are between it and the times.
+        let own = own.rsplit(')').next().and_then(|rest| numbers(rest, 11, 4));
+        let own: u64 = own.ok_or(io::ErrorKind::InvalidData)?.iter().sum();
+        let all: u64 = machine.iter().sum();
+        let idle = machine[3] + machine[4];
+        Ok(Self { all, others: (all - idle).saturating_sub(own) })
+    }
+
+    /// How much of its time the machine has spent on others, in percent.
+    pub(crate) fn others_since(&self, earlier: &Self) -> f64 {
+        let all = self.all.saturating_sub(earlier.all).max(1);
+        self.others.saturating_sub(earlier.others) as f64 * 100.0 / all as f64
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_what_it_has_used() {
+        let process = std::process::id();
+        let before = ProcessorTime::of(process).unwrap();
+        let mut sum = 0_u64;
+        while ProcessorTime::of(process).unwrap().since(&before) < Duration::from_millis(5) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        assert!(resident(process).unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn the_machine_is_never_busier_than_it_can_be() {
+        let before = Machine::now().unwrap();
+        let others = Machine::now().unwrap().others_since(&before);
+        assert!((0.0..=100.0).contains(&others), "{others}");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_has_used_nothing_that_is_known() {
+        assert!(ProcessorTime::of(u32::MAX).is_err());
+        assert!(resident(u32::MAX).is_err());
+    }
+}

@@ -1,0 +1,37 @@
+//! Next to nothing of each load: no figure is looked at, but all frames have to arrive.
+#![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use pipeline_test_support::{Example, PATIENCE};
+use tokio::{process::Command, time::timeout};
+
+/// Runs the load with these arguments; what it prints.
+async fn load(arguments: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline-load"));
+    let target = Example::program("load_target").await;
+    command.args(arguments).arg("--tiny").arg("--target").arg(target).kill_on_drop(true);
+    let output = timeout(PATIENCE * 4, command.output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn everything_that_is_sent_arrives_from_all_servers() {
+    let printed = load(&["table"]).await;
+    let lines = printed.lines().filter(|line| line.starts_with("| "));
+    // Besides the head and the line below it.
+    assert_eq!(lines.count() - 2, 4 + 3 + 2 + 2 + 3 + 3 + 9, "{printed}");
+    assert!(!printed.contains("NaN"), "{printed}");
+}
+
+#[tokio::test]
+async fn growth_is_measured_and_drawn() {
+    let folder = std::env::temp_dir().join(format!("pipeline-load-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let printed = load(&["growth", "--into", folder.to_str().unwrap()]).await;
+    // A head, three curves over six numbers of sockets, one over six of topics.
+    assert_eq!(printed.lines().count(), 1 + 18 + 6, "{printed}");
+    let drawn = std::fs::read_to_string(folder.join("growth.svg")).unwrap();
+    assert!(drawn.contains("</svg>"));
+    std::fs::remove_dir_all(&folder).unwrap();
+}

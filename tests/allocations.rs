@@ -1,0 +1,199 @@
+//! How often a broadcast asks for memory, and that it does not ask more often for more sockets.
+//!
+//! Only the server is counted: it has a runtime of one thread, and what other threads ask for does not
+//! count.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use axum::Router;
+use pipeline::{
+    Telemetry,
+    statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
+        Payload, Socket, Topic, listen,
+    },
+};
+use serde::Serialize;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
+
+const TOPIC: &str = "room:1";
+
+/// How many broadcasts are counted.
+const BROADCASTS: u64 = 100;
+
+/// How many go before, so that everything that is kept is there.
+const BEFORE: u64 = 300;
+
+struct Anyone;
+
+impl Socket for Anyone {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+struct Room;
+
+impl Channel for Room {
+    type Socket = Anyone;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+#[derive(Serialize)]
+struct Message {
+    text: &'static str,
+    n: u64,
+}
+
+/// A server with sockets that have all joined.
+struct Server {
+    runtime: Runtime,
+    endpoint: Endpoint,
+    clients: Vec<TcpStream>,
+    /// Deliveries are timed, and the times are kept until they are sent.
+    _statsd: StatsdFlusher,
+}
+
+/// How broadcasts follow each other.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Each is written by the task that broadcasts it.
+    Slow,
+    /// Ten at once. All but the first are left to the tasks of the sockets, which glue them.
+    TenAtOnce,
+}
+
+impl Server {
+    fn start(sockets: usize) -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let statsd = StatsdRecorder::sink(NopMetricSink).flush_every(Duration::from_secs(3600));
+        let (recorder, statsd) = statsd.build().unwrap();
+        let mount = Mount::new(Anyone).channel::<Room>("room:*");
+        let builder = Endpoint::builder().mount("/socket", mount);
+        let endpoint = builder.telemetry(Telemetry::to(recorder)).build().unwrap();
+        let clients = runtime.block_on(async {
+            let listener = listen("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let app: Router = Router::new().fallback_service(endpoint.clone());
+            tokio::spawn(async { axum::serve(listener, app).await });
+            let joining = move || (0..sockets).map(|_| join(address)).collect();
+            spawn_blocking(joining).await.unwrap()
+        });
+        Self { runtime, endpoint, clients, _statsd: statsd }
+    }
+
+    fn broadcast(&self, count: u64, pace: Pace) {
+        self.runtime.block_on(async {
+            for n in 0..count {
+                let message = Message { text: "hello", n };
+                self.endpoint.broadcast_timed(Instant::now(), TOPIC, "said", message).unwrap();
+                let at_once = match pace {
+                    Pace::Slow => 1,
+                    Pace::TenAtOnce => 10,
+                };
+                if n % at_once == at_once - 1 {
+                    sleep(Duration::from_millis(2)).await;
+                }
+            }
+            // Whatever waits is written.
+            sleep(Duration::from_millis(20)).await;
+        });
+    }
+
+    /// How often memory is asked for by so many broadcasts.
+    fn allocations(&mut self, pace: Pace) -> u64 {
+        self.broadcast(BEFORE, pace);
+        let counted = allocation_counter::measure(|| self.broadcast(BROADCASTS, pace));
+        for client in &mut self.clients {
+            for _ in 0..BEFORE + BROADCASTS {
+                assert!(read_frame(client).ends_with(b"}]"));
+            }
+        }
+        counted.count_total
+    }
+}
+
+/// Connects and joins.
+fn join(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = format!(
+        "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
+         Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Version: 13\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    let text = format!(r#"["1","1","{TOPIC}","phx_join",{{}}]"#);
+    // A mask of zeros leaves the text as it is.
+    let head = [0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
+    stream.write_all(&[&head, text.as_bytes()].concat()).unwrap();
+    assert!(read_frame(&mut stream).ends_with(br#"{"status":"ok","response":{}}]"#));
+    stream
+}
+
+/// Reads a short frame.
+fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
+    let mut head = [0; 2];
+    stream.read_exact(&mut head).unwrap();
+    assert!(head[1] < 126);
+    let mut body = vec![0; usize::from(head[1])];
+    stream.read_exact(&mut body).unwrap();
+    body
+}
+
+#[test]
+fn a_broadcast_asks_for_no_memory_per_socket() {
+    let [one, many] = [1, 101].map(|sockets| Server::start(sockets).allocations(Pace::Slow));
+    assert!(one <= 10 * BROADCASTS, "{one} for {BROADCASTS} broadcasts to one socket");
+    // There is some noise around it, such as timers; not one for a hundred frames.
+    let frames = 100 * BROADCASTS;
+    assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
+}
+
+/// None would be better. A socket that has caught up holds no memory for having been behind, so it
+/// asks for it each time: for its backlog, and as that grows.
+#[test]
+fn sockets_that_fall_behind_ask_for_less_memory_than_they_have_frames() {
+    let [one, many] = [1, 101].map(|sockets| Server::start(sockets).allocations(Pace::TenAtOnce));
+    let frames = 100 * BROADCASTS;
+    assert!(many < one + frames / 2, "{one} for one socket, {many} for {frames} frames more");
+}
+
+#[test]
+fn who_comes_asks_for_as_much_memory_however_many_others_there_are() {
+    let endpoint = Endpoint::builder().build().unwrap();
+    let come_and_go = || drop(endpoint.subscribe(TOPIC));
+    let allocations = || {
+        // Whatever tables have to grow have done so by now.
+        come_and_go();
+        allocation_counter::measure(come_and_go).count_total
+    };
+    let alone = allocations();
+    let _topics: Vec<_> = (0..10_000).map(|n| endpoint.subscribe(&format!("other:{n}"))).collect();
+    assert_eq!(allocations(), alone, "beside 10,000 other topics");
+    let _first = endpoint.subscribe(TOPIC);
+    let second = allocations();
+    let _others: Vec<_> = (0..1000).map(|_| endpoint.subscribe(TOPIC)).collect();
+    assert_eq!(allocations(), second, "beside 1000 others on the topic");
+}

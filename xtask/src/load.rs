@@ -1,0 +1,36 @@
+//! Building and running the measurements.
+
+use std::path::PathBuf;
+
+use crate::run::{Outcome, cargo, program, root, step};
+
+/// Builds the project's server and the load, and passes everything else on to it.
+pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
+    let command = match arguments.iter().position(|argument| argument == "--growth") {
+        Some(growth) => {
+            arguments.remove(growth);
+            "growth"
+        }
+        None => "table",
+    };
+    step(
+        "build the load and what it is put on",
+        cargo()
+            .args(["build", "--release", "--package", "pipeline", "--package", "pipeline-load"])
+            .args(["--example", "load_target", "--bin", "pipeline-load"]),
+    )?;
+    let built = target_folder().join("release");
+    step(
+        "load",
+        program(built.join("pipeline-load"))
+            .arg(command)
+            .arg("--target")
+            .arg(built.join("examples/load_target"))
+            .args(arguments),
+    )
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_folder() -> PathBuf {
+    root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
+}
