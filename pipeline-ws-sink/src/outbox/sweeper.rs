@@ -182,7 +182,7 @@ impl Sweep {
                     self.sockets.push_back(outbox);
                 }
             }
-            if stretch.writes % TURN == 0 {
+            if stretch.writes.is_multiple_of(TURN) {
                 task::yield_now().await;
             }
         }
