@@ -2,12 +2,16 @@
 
 mod downstream;
 mod ending;
+mod phase;
 mod upstream;
 
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    task::Poll,
 };
 
 use tokio::{
@@ -19,6 +23,7 @@ use tokio::{
 use self::{
     downstream::Downstream,
     ending::{Finishing, Pending, Step},
+    phase::PhaseWatch,
     upstream::{Retry, Source},
 };
 use super::{
@@ -46,7 +51,7 @@ pub(crate) struct StageTask<B: Behaviour> {
     behaviour: B,
     address: Address<B::Stage, B::In, B::Out>,
     mailbox: Mailbox<B::Stage, B::In, B::Out>,
-    phase: watch::Receiver<Phase>,
+    phase: PhaseWatch,
     inlet: Inlet<B::In, Source<B::In>>,
     retries: Vec<Retry<B::In>>,
     outlet: Outlet<B::Out>,
@@ -81,9 +86,9 @@ type Place<B> = (
 );
 
 /// What a stage has waited for.
-enum Woken<B: Behaviour> {
+enum Woken {
     Phase(Phase),
-    Mail(Mail<B::Stage, B::In, B::Out>),
+    Mail,
     Ready(Result<(), ExitReason>),
     Timer,
 }
@@ -113,7 +118,7 @@ impl<B: Behaviour> StageTask<B> {
             behaviour,
             address,
             mailbox,
-            phase,
+            phase: PhaseWatch::new(phase),
             inlet: Inlet::new(),
             retries: Vec::new(),
             outlet: options.outlet(B::KIND),
@@ -153,7 +158,7 @@ impl<B: Behaviour> StageTask<B> {
         // A dispatcher may panic too.
         let Err(reason) = contained(self.live(subscriptions)).await;
         let terminating = async {
-            self.behaviour.terminate(&reason, &mut self.phase).await;
+            self.behaviour.terminate(&reason, self.phase.receiver()).await;
             Ok(())
         };
         let _ = contained(terminating).await;
@@ -180,33 +185,20 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for one thing to happen, and does what follows from it.
     async fn step(&mut self) -> Result<(), ExitReason> {
         // What is here already needs no waiting.
-        if !self.phase.has_changed().unwrap_or(true) && !self.mailbox.is_empty() {
-            // Before a message is taken: it would be lost if the stage were ended here.
-            coop::consume_budget().await;
-            if let Ok(mail) = self.mailbox.try_recv() {
-                self.receive(mail).await?;
-            }
-            return self.settle().await;
-        }
-        let owed = self.outlet.owed();
-        let waits = self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
-            && !self.paused
-            && self.behaviour.waits(owed);
-        let timer = self.next_timer();
-        self.gauges.enter(self.activity());
-        let woken = tokio::select! {
-            biased;
-            changed = self.phase.changed() => {
-                Woken::<B>::Phase(changed.map_or(Phase::Kill, |()| *self.phase.borrow_and_update()))
-            }
-            Some(mail) = self.mailbox.recv() => Woken::Mail(mail),
-            ready = is_ready(&mut self.behaviour), if waits => Woken::Ready(ready),
-            () = until(timer) => Woken::Timer,
+        let woken = if self.mailbox.has_next() && !self.phase.has_changed() {
+            Woken::Mail
+        } else {
+            self.wait().await
         };
-        self.gauges.enter(Activity::Busy);
         match woken {
             Woken::Phase(phase) => self.enter(phase).await?,
-            Woken::Mail(mail) => self.receive(mail).await?,
+            Woken::Mail => {
+                // Before a message is taken: it would be lost if the stage were ended here.
+                coop::consume_budget().await;
+                if let Some(mail) = self.mailbox.next() {
+                    self.receive(mail).await?;
+                }
+            }
             Woken::Ready(ready) => {
                 ready?;
                 self.call(Callback::Ready).await?;
@@ -214,6 +206,48 @@ impl<B: Behaviour> StageTask<B> {
             Woken::Timer => self.retry().await?,
         }
         self.settle().await
+    }
+
+    /// Waits for the first of all that it may wait for, the most urgent first.
+    async fn wait(&mut self) -> Woken {
+        let owed = self.outlet.owed();
+        let waits = self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
+            && !self.paused
+            && self.behaviour.waits(owed);
+        let timer = self.next_timer();
+        let activity = self.activity();
+        let mut ready = pin!(waits.then(|| is_ready(&mut self.behaviour)));
+        let mut timer = pin!(timer.map(time::sleep_until));
+        let mut idle = false;
+        let woken = poll_fn(|context| {
+            if let Poll::Ready(phase) = self.phase.poll_change(context) {
+                return Poll::Ready(Woken::Phase(phase));
+            }
+            if self.mailbox.poll_take(context).is_ready() {
+                return Poll::Ready(Woken::Mail);
+            }
+            if let Some(ready) = ready.as_mut().as_pin_mut()
+                && let Poll::Ready(ready) = ready.poll(context)
+            {
+                return Poll::Ready(Woken::Ready(ready));
+            }
+            if let Some(timer) = timer.as_mut().as_pin_mut()
+                && timer.poll(context).is_ready()
+            {
+                return Poll::Ready(Woken::Timer);
+            }
+            // The clock is read only if there is something to time.
+            if !idle {
+                idle = true;
+                self.gauges.enter(activity);
+            }
+            Poll::Pending
+        })
+        .await;
+        if idle {
+            self.gauges.enter(Activity::Busy);
+        }
+        woken
     }
 
     /// What the stage does when it has nothing to do.
@@ -416,11 +450,4 @@ async fn is_ready<B: Behaviour>(behaviour: &mut B) -> Result<(), ExitReason> {
         Ok(())
     })
     .await
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
