@@ -1,6 +1,7 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
 mod error;
+mod map;
 
 use std::{
     any::Any,
@@ -12,6 +13,7 @@ use std::{
 };
 
 pub use self::error::{BadPartition, SubscribeError};
+pub(crate) use self::map::SubscriptionMap;
 use crate::{backoff::Backoff, exit::ExitReason};
 
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
@@ -379,14 +381,14 @@ impl Subscription {
         self.0.pending.load(Ordering::Relaxed)
     }
 
-    /// The producer was asked for more.
+    /// The producer was asked for more. Only the producer itself counts.
     pub(crate) fn asked(&self, events: usize) {
-        self.0.pending.fetch_add(events, Ordering::Relaxed);
+        self.0.pending.store(self.pending().wrapping_add(events), Ordering::Relaxed);
     }
 
     /// The producer has sent some.
     pub(crate) fn sent(&self, events: usize) {
-        self.0.pending.fetch_sub(events, Ordering::Relaxed);
+        self.0.pending.store(self.pending().wrapping_sub(events), Ordering::Relaxed);
     }
 
     /// Asks the producer for so many more events; asking for 0 does nothing.

@@ -31,6 +31,7 @@ use super::{
     behaviour::{Behaviour, HandleOf, Kind},
     contained, contained_now,
     gauges::Gauges,
+    link::ToProducer,
     message::{Letter, Opened},
     options::StageOptions,
     slot::{Address, Control, Mail, Mailbox, Subscribing},
@@ -38,11 +39,11 @@ use super::{
 use crate::{
     dispatcher::{Deliveries, Marker},
     exit::ExitReason,
-    inlet::Inlet,
+    inlet::{Inlet, Input},
     outlet::{DemandMode, Outlet},
     rate_limit::RateLimiter,
     snapshot::Activity,
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionMap},
     telemetry::StageMetrics,
 };
 
@@ -55,7 +56,7 @@ pub(crate) struct StageTask<B: Behaviour> {
     inlet: Inlet<B::In, Source<B::In>>,
     retries: Vec<Retry<B::In>>,
     outlet: Outlet<B::Out>,
-    consumers: HashMap<SubscriptionId, Downstream<B::Out>>,
+    consumers: SubscriptionMap<Downstream<B::Out>>,
     staged: VecDeque<B::Out>,
     deliveries: Deliveries<B::Out>,
     markers: HashMap<Marker, Pending<B>>,
@@ -95,8 +96,6 @@ enum Woken {
 
 /// A callback, and what it is called with.
 enum Callback<'a, B: Behaviour> {
-    Demand(usize),
-    Events(Vec<B::In>, &'a Subscription),
     Subscribed(&'a SubscribeOptions, &'a Subscription, &'a mut Asking),
     Cancelled(&'a Cancellation, &'a Subscription),
     Consumer(&'a SubscribeOptions, &'a Subscription),
@@ -122,7 +121,7 @@ impl<B: Behaviour> StageTask<B> {
             inlet: Inlet::new(),
             retries: Vec::new(),
             outlet: options.outlet(B::KIND),
-            consumers: HashMap::new(),
+            consumers: SubscriptionMap::default(),
             staged: VecDeque::new(),
             deliveries: Deliveries::new(),
             markers: HashMap::new(),
@@ -195,8 +194,14 @@ impl<B: Behaviour> StageTask<B> {
             Woken::Mail => {
                 // Before a message is taken: it would be lost if the stage were ended here.
                 coop::consume_budget().await;
-                if let Some(mail) = self.mailbox.next() {
-                    self.receive(mail).await?;
+                match self.mailbox.next() {
+                    // Most of all mail, in a hurry.
+                    Some(Mail::FromProducer(message)) => self.producer_says(message),
+                    Some(Mail::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
+                        self.asked(id, demand, consumer);
+                    }
+                    Some(mail) => self.receive(mail).await?,
+                    None => {}
                 }
             }
             Woken::Ready(ready) => {
@@ -349,24 +354,33 @@ impl<B: Behaviour> StageTask<B> {
     async fn settle(&mut self) -> Result<(), ExitReason> {
         loop {
             self.allow();
-            let delivered = self.outlet.deliver(&mut self.deliveries);
-            self.spend(delivered);
+            if !self.outlet.is_empty() {
+                let delivered = self.outlet.deliver(&mut self.deliveries);
+                self.spend(delivered);
+            }
             self.send();
             if let Some(marker) = self.due.pop_front() {
                 self.reached(marker).await?;
                 continue;
             }
-            if !self.paused {
+            if !self.paused && !self.inlet.is_empty() {
                 let may = B::KIND != Kind::ProducerConsumer || self.outlet.unmet() > 0;
-                if let Some(input) = self.inlet.next(may) {
-                    self.handle(input).await?;
-                    continue;
+                match self.inlet.next(may) {
+                    Some(Input::Events { from, events }) => {
+                        self.handle_events(from, events).await?;
+                        continue;
+                    }
+                    Some(input) => {
+                        self.handle(input).await?;
+                        continue;
+                    }
+                    None => {}
                 }
             }
             if B::KIND == Kind::Producer && self.finishing.is_none() {
                 let demand = self.outlet.new_demand();
                 if demand > 0 {
-                    self.call(Callback::Demand(demand)).await?;
+                    self.call_demand(demand).await?;
                     continue;
                 }
             }
@@ -394,21 +408,59 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Runs a callback and sends off what it emitted, also when it ends the stage.
-    async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
-        let owed = match B::KIND {
+    /// What the next callback is told that there is demand for.
+    fn owed(&self) -> usize {
+        match B::KIND {
             Kind::ProducerConsumer => self.outlet.unmet(),
             _ => self.outlet.owed(),
-        };
+        }
+    }
+
+    /// The two callbacks that run for every message of events have no part in the enumeration of
+    /// all, whose future is as large as the largest of them.
+    async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
+        let mut out = Emitter::new(&mut self.staged, self.outlet.owed());
+        let behaviour = &mut self.behaviour;
+        let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
+        let finishes = out.finishes();
+        self.called(finishes, outcome)
+    }
+
+    async fn call_events(
+        &mut self,
+        events: Vec<B::In>,
+        from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        let owed = self.owed();
+        let mut out = Emitter::new(&mut self.staged, owed);
+        let behaviour = &mut self.behaviour;
+        let outcome =
+            contained(async { behaviour.handle_events(events, from, &mut out).await }).await;
+        let finishes = out.finishes();
+        self.called(finishes, outcome)
+    }
+
+    /// Sends off what a callback has emitted.
+    fn called(
+        &mut self,
+        finishes: bool,
+        outcome: Result<(), ExitReason>,
+    ) -> Result<(), ExitReason> {
+        self.emit();
+        if finishes && outcome.is_ok() {
+            self.finish(ExitReason::Normal);
+        }
+        outcome
+    }
+
+    /// Runs a callback and sends off what it emitted, also when it ends the stage.
+    async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
+        let owed = self.owed();
         let mut out = Emitter::new(&mut self.staged, owed);
         let behaviour = &mut self.behaviour;
         let mut answer = None;
         let outcome = contained(async {
             match callback {
-                Callback::Demand(demand) => behaviour.handle_demand(demand, &mut out).await,
-                Callback::Events(events, from) => {
-                    behaviour.handle_events(events, from, &mut out).await
-                }
                 Callback::Subscribed(options, from, asking) => {
                     *asking = behaviour.handle_subscribe(options, from, &mut out).await?;
                     Ok(())
@@ -434,11 +486,8 @@ impl<B: Behaviour> StageTask<B> {
         })
         .await;
         let finishes = out.finishes();
-        self.emit();
+        let outcome = self.called(finishes, outcome);
         drop(answer);
-        if finishes && outcome.is_ok() {
-            self.finish(ExitReason::Normal);
-        }
         outcome
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
 };
 
 use tokio::time::Instant;
@@ -67,7 +67,7 @@ impl<B: Behaviour> StageTask<B> {
                     return;
                 }
                 self.metrics.events_in.increment(events.len() as u64);
-                self.gauges.events_in.fetch_add(events.len() as u64, Relaxed);
+                self.gauges.events_in.add(events.len());
                 self.inlet.queue(Input::Events { from: from.id(), events });
             }
             ToConsumer::Cancel { from, reason } => {
@@ -282,12 +282,17 @@ impl<B: Behaviour> StageTask<B> {
                 let excess = chunk.excess;
                 tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
             }
-            let rest = events.split_off(chunk.size);
+            // The last chunk is the rest of the message, as it is.
+            let is_last = chunk.size == events.len();
+            let rest = if is_last { Vec::new() } else { events.split_off(chunk.size) };
             self.behind = rest.len();
             self.chunk(events, &subscription, chunk.size).await?;
             events = rest;
             if self.finishing.is_none() {
                 subscription.ask(chunk.ask);
+            }
+            if is_last {
+                return Ok(());
             }
         }
     }
@@ -299,7 +304,7 @@ impl<B: Behaviour> StageTask<B> {
         count: usize,
     ) -> Result<(), ExitReason> {
         self.in_hand = count;
-        let outcome = self.call(Callback::Events(events, from)).await;
+        let outcome = self.call_events(events, from).await;
         // One that ends in good order has dealt with what it was given.
         if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
             self.in_hand = 0;
