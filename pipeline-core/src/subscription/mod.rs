@@ -1,7 +1,6 @@
 //! One consumer's link to one producer: its identity and its options. Pure.
 
 mod error;
-mod map;
 
 use std::{
     any::Any,
@@ -13,7 +12,6 @@ use std::{
 };
 
 pub use self::error::{BadPartition, SubscribeError};
-pub(crate) use self::map::SubscriptionMap;
 use crate::{backoff::Backoff, exit::ExitReason};
 
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
