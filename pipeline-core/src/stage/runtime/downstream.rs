@@ -49,12 +49,12 @@ impl<B: Behaviour> StageTask<B> {
         &mut self,
         id: SubscriptionId,
         demand: usize,
-        consumer: Arc<dyn EventPort<B::Out>>,
+        consumer: Option<Arc<dyn EventPort<B::Out>>>,
     ) {
         if let Some(downstream) = self.consumers.get(&id) {
             downstream.subscription.asked(demand);
             self.outlet.ask(id, demand, &mut self.deliveries);
-        } else {
+        } else if let Some(consumer) = consumer {
             let reason = SubscribeError::Unknown.into();
             let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
         }
@@ -79,6 +79,7 @@ impl<B: Behaviour> StageTask<B> {
         }
         let downstream = Downstream { subscription: subscription.clone(), consumer };
         self.consumers.insert(id, downstream);
+        subscription.set_at_producer(true);
         self.gauges.subscribed(subscription.clone(), name);
         self.call(Callback::Consumer(&options, &subscription)).await
     }
@@ -90,6 +91,7 @@ impl<B: Behaviour> StageTask<B> {
         ended: Cancellation,
     ) -> Result<(), ExitReason> {
         let Some(downstream) = self.consumers.remove(&id) else { return Ok(()) };
+        downstream.subscription.set_at_producer(false);
         self.gauges.unsubscribed(id);
         self.outlet.cancel(id, &mut self.deliveries);
         if let Cancellation::Cancel(reason) = &ended {
@@ -148,12 +150,21 @@ impl<B: Behaviour> StageTask<B> {
                 continue;
             };
             subscription.sent(events.len());
-            let message = ToConsumer::Events { from: subscription.clone(), events };
+            let unheard = (!subscription.is_at_consumer()).then(|| subscription.clone());
+            let message = ToConsumer::Events { from: to, events, unheard };
             // Its consumer has just ended; the end is in the mailbox.
             if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
                 self.report.held += events.len();
             }
         }
+        if !self.deliveries.is_untouched() {
+            self.tell_of_the_rest();
+        }
+    }
+
+    /// Counts and logs what the dispatcher has to say beside what it sends.
+    #[cold]
+    fn tell_of_the_rest(&mut self) {
         let (filtered, unroutable) = self.deliveries.take_discarded();
         if filtered > 0 {
             self.metrics.discarded(Discard::Filtered, filtered as u64);

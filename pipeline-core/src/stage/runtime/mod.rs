@@ -385,7 +385,8 @@ impl<B: Behaviour> StageTask<B> {
                     continue;
                 }
             }
-            if !self.come_to_an_end().await? {
+            let ends = self.draining || self.finishing.is_some();
+            if !ends || !self.come_to_an_end().await? {
                 self.gauges.waiting.store(self.inlet.held(), Relaxed);
                 self.gauges.buffered.store(self.outlet.held(), Relaxed);
                 return Ok(());
@@ -417,26 +418,12 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// The two callbacks that run for every message of events have no part in the enumeration of
-    /// all, whose future is as large as the largest of them.
+    /// The two callbacks that run all the time, this one and that for events, have no part in the
+    /// enumeration of all, whose future is as large as the largest of them.
     async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
         let mut out = Emitter::new(&mut self.staged, self.outlet.owed());
         let behaviour = &mut self.behaviour;
         let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
-        let finishes = out.finishes();
-        self.called(finishes, outcome)
-    }
-
-    async fn call_events(
-        &mut self,
-        events: Vec<B::In>,
-        from: &Subscription,
-    ) -> Result<(), ExitReason> {
-        let owed = self.owed();
-        let mut out = Emitter::new(&mut self.staged, owed);
-        let behaviour = &mut self.behaviour;
-        let outcome =
-            contained(async { behaviour.handle_events(events, from, &mut out).await }).await;
         let finishes = out.finishes();
         self.called(finishes, outcome)
     }
