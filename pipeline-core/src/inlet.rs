@@ -85,7 +85,11 @@ impl<E, T> Inlet<E, T> {
                 Input::Events { .. } => may,
                 Input::Ended { .. } => true,
             };
-            return if ready { self.queue.remove(place) } else { None };
+            return match place {
+                _ if !ready => None,
+                0 => self.queue.pop_front(),
+                _ => self.queue.remove(place),
+            };
         }
         None
     }

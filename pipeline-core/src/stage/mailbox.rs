@@ -138,10 +138,10 @@ mod tests {
     #[test]
     fn what_is_in_a_mailbox_goes_when_it_does() {
         let (letterbox, mailbox) = mailbox();
-        let mail = std::sync::Arc::new(());
+        let mail = Arc::new(());
         assert!(letterbox.send(mail.clone()).is_ok());
         drop(mailbox);
-        assert_eq!(std::sync::Arc::strong_count(&mail), 1);
+        assert_eq!(Arc::strong_count(&mail), 1);
         assert!(letterbox.send(mail).is_err());
     }
 }

@@ -37,7 +37,7 @@ use crate::{
     telemetry::WorkerMetrics,
 };
 
-/// A stage that runs a [`Worker`] for each event, each in a task of its own.
+/// A stage that runs a [`Worker`] for each event, each in a task of its own, if it is worth one.
 ///
 /// `max_demand` of its subscription is the number of children alive at once, exactly: an event
 /// takes a slot when it arrives, and the slot is free again when the child is done with the event.
