@@ -49,6 +49,10 @@ impl<E> Buffer<E> {
         self.events.is_empty()
     }
 
+    pub(crate) fn has_markers(&self) -> bool {
+        !self.markers.is_empty()
+    }
+
     /// Appends events one by one and empties `incoming`. Returns how many were discarded.
     pub(crate) fn store(&mut self, incoming: &mut VecDeque<E>) -> usize {
         let excess = (self.events.len() + incoming.len()).saturating_sub(self.limit);

@@ -175,6 +175,7 @@ impl<E: Send + 'static> EventStream<E> {
         }
         let _ = port.send(ToProducer::Mode(DemandMode::Forward));
         subscription.ask(options.max());
+        subscription.set_at_consumer(true);
         let upstream = Upstream { subscription, window: Window::new(&options), options };
         self.upstreams.insert(id, upstream);
         Ok(())
@@ -199,13 +200,15 @@ impl<E: Send + 'static> EventStream<E> {
 
     fn receive(&mut self, message: ToConsumer<E>) -> Option<ExitReason> {
         match message {
-            ToConsumer::Events { from, events } => {
-                let Some(upstream) = self.upstreams.get(&from.id()) else {
-                    from.cancel(SubscribeError::Unknown.into());
+            ToConsumer::Events { from, events, unheard } => {
+                let Some(upstream) = self.upstreams.get(&from) else {
+                    if let Some(subscription) = unheard {
+                        subscription.cancel(SubscribeError::Unknown.into());
+                    }
                     return None;
                 };
                 let batch = upstream.window.receive(events.len());
-                self.open = Some(Open { from: from.id(), rest: events, batch, ask: 0 });
+                self.open = Some(Open { from, rest: events, batch, ask: 0 });
                 None
             }
             // What it asked for after the end of a subscription.

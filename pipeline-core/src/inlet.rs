@@ -47,6 +47,7 @@ impl<E, T> Inlet<E, T> {
     }
 
     pub(crate) fn add(&mut self, upstream: Upstream<T>) {
+        upstream.subscription.set_at_consumer(true);
         self.upstreams.push(upstream);
     }
 
@@ -56,7 +57,9 @@ impl<E, T> Inlet<E, T> {
 
     pub(crate) fn remove(&mut self, id: SubscriptionId) -> Option<Upstream<T>> {
         let place = self.upstreams.iter().position(|upstream| upstream.subscription.id() == id)?;
-        Some(self.upstreams.remove(place))
+        let upstream = self.upstreams.remove(place);
+        upstream.subscription.set_at_consumer(false);
+        Some(upstream)
     }
 
     pub(crate) fn upstreams(&self) -> &[Upstream<T>] {
@@ -82,7 +85,11 @@ impl<E, T> Inlet<E, T> {
                 Input::Events { .. } => may,
                 Input::Ended { .. } => true,
             };
-            return if ready { self.queue.remove(place) } else { None };
+            return match place {
+                _ if !ready => None,
+                0 => self.queue.pop_front(),
+                _ => self.queue.remove(place),
+            };
         }
         None
     }

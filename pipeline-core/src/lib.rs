@@ -52,6 +52,7 @@ mod impossible;
 mod inlet;
 mod outlet;
 mod pipeline;
+mod quick_hash;
 mod rate_limit;
 mod running;
 mod snapshot;

@@ -181,12 +181,15 @@ impl<E: 'static> Outlet<E> {
         self.owed = self.owed.saturating_sub(events.len());
         let forward = self.mode == DemandMode::Forward;
         if forward && self.buffer.is_empty() && self.allowance > 0 {
-            let mut later = events.split_off(events.len().min(self.allowance));
+            let later = (events.len() > self.allowance).then(|| events.split_off(self.allowance));
             let before = events.len();
             self.dispatcher.dispatch(events, out);
             emitted.dispatched = before - events.len();
             self.spend(emitted.dispatched);
-            events.append(&mut later);
+            events.extend(later.into_iter().flatten());
+            if events.is_empty() {
+                return emitted;
+            }
         }
         if self.subscribers == 0 && self.unsubscribed == Unsubscribed::Discard {
             emitted.unsubscribed = events.len();
@@ -281,6 +284,11 @@ impl<E: 'static> Outlet<E> {
     /// Demand the producer was told of and has not answered.
     pub(crate) fn owed(&self) -> usize {
         if self.mode == DemandMode::Accumulate { 0 } else { self.owed }
+    }
+
+    /// Whether there is nothing to deliver, neither events nor markers.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && !self.buffer.has_markers()
     }
 
     /// Events in the buffer.

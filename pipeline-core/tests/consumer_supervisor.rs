@@ -4,20 +4,26 @@
 mod support;
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use pipeline_core::{
     ChildContext, ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, Restart,
-    SubscribeOptions, Worker, queue,
+    SubscribeOptions, Worker, from_iter, queue,
+    testkit::{scripted, settle},
 };
 use pipeline_test_support::{Recorded, gate};
 use support::supervised;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::{Barrier, mpsc},
+    task,
+};
 
 #[tokio::test]
 async fn exactly_max_demand_workers_live_at_once() {
@@ -49,7 +55,7 @@ async fn the_bound_holds_on_many_threads() {
     let (alive_now, most_seen) = (alive.clone(), most.clone());
     let worker = async move |_event: &u64| {
         most_seen.fetch_max(alive_now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        tokio::task::yield_now().await;
+        task::yield_now().await;
         alive_now.fetch_sub(1, Ordering::SeqCst);
         Ok(())
     };
@@ -85,7 +91,7 @@ async fn one_worker_takes_the_events_in_order() {
     let (queue, producer) = queue(QueueOptions::new());
     let (sender, mut seen) = mpsc::channel(100);
     let worker = async move |event: &u64| {
-        tokio::task::yield_now().await;
+        task::yield_now().await;
         sender.send(*event).await?;
         Ok(())
     };
@@ -197,4 +203,93 @@ async fn process_time_is_measured_in_milliseconds_with_fractions() {
     pipeline.ended().await;
     let samples = recorded.samples("pipeline.worker.process_time");
     assert!(matches!(samples[..], [ms] if (7250.0..7252.0).contains(&ms)), "{samples:?}");
+}
+
+/// Notes in which tasks it runs. Of the hundred and more events, those up to 99 are done at once.
+struct Noting {
+    tasks: Arc<Mutex<HashSet<task::Id>>>,
+    meeting: Barrier,
+    done: Arc<AtomicU64>,
+}
+
+impl Noting {
+    fn new() -> Self {
+        Self { tasks: Arc::default(), meeting: Barrier::new(2), done: Arc::default() }
+    }
+}
+
+impl Worker<u64> for Noting {
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        self.tasks.lock().insert(task::id());
+        match event {
+            80 if context.restarts() == 0 => return Err(ExitReason::failed("not yet")),
+            90 if context.restarts() == 0 => panic!("on purpose"),
+            // They need each other.
+            100.. => {
+                self.meeting.wait().await;
+            }
+            _ => {}
+        }
+        self.done.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_many_children_that_were_done_at_once_others_still_wait_fail_and_panic_on_their_own()
+{
+    let worker = Noting::new();
+    let (tasks, done) = (worker.tasks.clone(), worker.done.clone());
+    let mut pipeline = Pipeline::builder("jobs")
+        .producer(from_iter(0..102))
+        .consumer_supervisor(
+            ConsumerSupervisor::new(worker),
+            SubscribeOptions::new().max_demand(10),
+        )
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(done.load(Ordering::Relaxed), 102);
+    assert!(tasks.lock().len() < 70, "some were done without a task");
+}
+
+#[tokio::test(start_paused = true)]
+async fn slots_of_children_that_are_done_at_once_are_asked_for_together() {
+    let (producer, script) = scripted();
+    let worker = ConsumerSupervisor::new(async |_: &u64| Ok(()));
+    let options = SubscribeOptions::new().max_demand(10).min_demand(6);
+    let _pipeline = Pipeline::builder("jobs")
+        .producer(producer)
+        .consumer_supervisor(worker, options)
+        .start()
+        .unwrap();
+    settle().await;
+    assert_eq!(script.demands(), [10]);
+    for _ in 0..30 {
+        script.emit([1, 2, 3]).await;
+        settle().await;
+        assert_eq!(script.demands(), [0; 0]);
+        script.emit([4]).await;
+        settle().await;
+        assert_eq!(script.demands(), [4], "four slots are free");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_supervisor_to_stop_is_told_when_it_is_gone() {
+    struct Passing(mpsc::Sender<ChildContext>);
+    impl Worker<u64> for Passing {
+        async fn run(&self, _: &u64, context: ChildContext) -> Result<(), ExitReason> {
+            self.0.try_send(context).map_err(|_| ExitReason::failed("nobody is there"))
+        }
+    }
+    let (sender, mut contexts) = mpsc::channel(1);
+    let pipeline = Pipeline::builder("jobs")
+        .producer(from_iter([1]))
+        .consumer_supervisor(ConsumerSupervisor::new(Passing(sender)), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let context = contexts.recv().await.unwrap();
+    drop(pipeline);
+    context.stopping().await;
 }

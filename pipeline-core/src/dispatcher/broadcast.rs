@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Deliveries, Dispatcher, Subscriber};
+use super::{Deliveries, Dispatcher, Subscriber, demand::take_front};
 use crate::{
     exit::ExitReason,
     subscription::{StageId, SubscribeError, SubscribeOptions, SubscriptionId},
@@ -61,6 +61,56 @@ impl<E> BroadcastDispatcher<E> {
     }
 }
 
+impl<E: Clone> BroadcastDispatcher<E> {
+    /// Everybody wants everything: whole batches are cloned.
+    fn dispatch_to_all(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        let count = self.common_demand().min(events.len());
+        if count == 0 {
+            return;
+        }
+        let batch = take_front(events, count);
+        let Some((last, others)) = self.consumers.split_last_mut() else { return };
+        for consumer in others {
+            consumer.demand -= count;
+            out.send(consumer.id, batch.clone());
+        }
+        last.demand -= count;
+        out.send(last.id, batch);
+    }
+
+    /// Some choose. An event that a consumer does not want costs it nothing.
+    fn dispatch_by_choice(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        let mut batches: Vec<Vec<E>> = self.consumers.iter().map(|_| Vec::new()).collect();
+        loop {
+            // So many can go to everybody; then somebody may still have demand for others.
+            let count = self.common_demand().min(events.len());
+            if count == 0 {
+                break;
+            }
+            for _ in 0..count {
+                let Some(event) = events.pop_front() else { break };
+                let mut last: Option<&mut Vec<E>> = None;
+                for (consumer, batch) in self.consumers.iter_mut().zip(&mut batches) {
+                    if !consumer.wants(&event) {
+                        continue;
+                    }
+                    consumer.demand -= 1;
+                    if let Some(earlier) = last.replace(batch) {
+                        earlier.push(event.clone());
+                    }
+                }
+                match last {
+                    Some(batch) => batch.push(event),
+                    None => out.filtered(1),
+                }
+            }
+        }
+        for (consumer, batch) in self.consumers.iter().zip(batches) {
+            out.send(consumer.id, batch);
+        }
+    }
+}
+
 impl<E> Consumer<E> {
     fn wants(&self, event: &E) -> bool {
         self.selector.as_ref().is_none_or(|select| select(event))
@@ -93,28 +143,10 @@ impl<E: Clone + Send + 'static> Dispatcher<E> for BroadcastDispatcher<E> {
     }
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
-        let mut batches: Vec<Vec<E>> = self.consumers.iter().map(|_| Vec::new()).collect();
-        // An event that a consumer does not want costs it nothing, so the demand is looked up anew.
-        while self.common_demand() > 0
-            && let Some(event) = events.pop_front()
-        {
-            let mut last: Option<&mut Vec<E>> = None;
-            for (consumer, batch) in self.consumers.iter_mut().zip(&mut batches) {
-                if !consumer.wants(&event) {
-                    continue;
-                }
-                consumer.demand -= 1;
-                if let Some(earlier) = last.replace(batch) {
-                    earlier.push(event.clone());
-                }
-            }
-            match last {
-                Some(batch) => batch.push(event),
-                None => out.filtered(1),
-            }
-        }
-        for (consumer, batch) in self.consumers.iter().zip(batches) {
-            out.send(consumer.id, batch);
+        if self.consumers.iter().all(|consumer| consumer.selector.is_none()) {
+            self.dispatch_to_all(events, out);
+        } else {
+            self.dispatch_by_choice(events, out);
         }
     }
 

@@ -93,8 +93,14 @@ impl<E> Dispatcher<E> for DemandDispatcher {
                  consumers of one producer should have the same max_demand"
             ));
         }
-        if let Some(consumer) = self.remove(id) {
-            self.insert(Consumer { demand: consumer.demand + demand, ..consumer });
+        match &mut self.consumers[..] {
+            // Alone, it has its place.
+            [only] if only.id == id => only.demand += demand,
+            _ => {
+                if let Some(consumer) = self.remove(id) {
+                    self.insert(Consumer { demand: consumer.demand + demand, ..consumer });
+                }
+            }
         }
     }
 
@@ -103,6 +109,15 @@ impl<E> Dispatcher<E> for DemandDispatcher {
     }
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
+        if let [only] = &mut self.consumers[..] {
+            if only.demand > 0 && !events.is_empty() {
+                self.shuffle = false;
+                let taken = take_front(events, only.demand);
+                only.demand -= taken.len();
+                out.send(only.id, taken);
+            }
+            return;
+        }
         let has_demand = self.consumers.first().is_some_and(|first| first.demand > 0);
         let shuffled = has_demand && !events.is_empty() && mem::take(&mut self.shuffle);
         if shuffled {

@@ -281,6 +281,14 @@ impl<E> Deliveries<E> {
         self.deliveries.drain(..)
     }
 
+    /// Whether a dispatcher has put nothing at all here.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.deliveries.is_empty()
+            && self.filtered == 0
+            && self.unroutable == 0
+            && self.warnings.is_empty()
+    }
+
     /// Whether there is nothing to send.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -19,15 +19,19 @@ use crate::{
 /// Numbers that the stage writes and a snapshot reads. None of them orders anything.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
-    pub(crate) events_in: AtomicU64,
-    pub(crate) events_out: AtomicU64,
+    pub(crate) events_in: Tally,
+    pub(crate) events_out: Tally,
     pub(crate) waiting: AtomicUsize,
     pub(crate) buffered: AtomicUsize,
-    pub(crate) discarded: AtomicU64,
+    pub(crate) discarded: Tally,
     starts: AtomicU64,
     times: Mutex<Times>,
     consumers: Mutex<Vec<(Subscription, Arc<str>)>>,
 }
+
+/// A sum that one task adds to and any may read.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(AtomicU64);
 
 #[derive(Debug, Default)]
 struct Times {
@@ -79,17 +83,28 @@ impl Gauges {
         StageSnapshot {
             stage,
             activity: times.activity,
-            events_in: self.events_in.load(Relaxed),
-            events_out: self.events_out.load(Relaxed),
+            events_in: self.events_in.get(),
+            events_out: self.events_out.get(),
             waiting: self.waiting.load(Relaxed),
             buffered: self.buffered.load(Relaxed),
-            discarded: self.discarded.load(Relaxed),
+            discarded: self.discarded.get(),
             restarts: self.starts.load(Relaxed).saturating_sub(1),
             busy: times.busy,
             waiting_for_events: times.events,
             waiting_for_demand: times.demand,
             subscriptions,
         }
+    }
+}
+
+impl Tally {
+    /// Not for two tasks at a time: one would forget what the other has added.
+    pub(crate) fn add(&self, events: usize) {
+        self.0.store(self.get().wrapping_add(events as u64), Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Relaxed)
     }
 }
 

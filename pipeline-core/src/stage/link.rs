@@ -27,8 +27,8 @@ pub(crate) enum ToProducer<E> {
     Ask {
         id: SubscriptionId,
         demand: usize,
-        /// Who is told if nobody knows the subscription.
-        consumer: Arc<dyn EventPort<E>>,
+        /// Who is told if nobody knows the subscription. None if it is known.
+        consumer: Option<Arc<dyn EventPort<E>>>,
     },
     Cancel {
         id: SubscriptionId,
@@ -58,24 +58,17 @@ pub(crate) struct Subscribe<E> {
 /// From a producer to a consumer. The end of a subscription comes after its last event.
 pub(crate) enum ToConsumer<E> {
     Events {
-        from: Subscription,
+        from: SubscriptionId,
         events: Vec<E>,
+        /// The subscription itself, unless the consumer is known to have it.
+        unheard: Option<Subscription>,
     },
     /// The subscription was cancelled, by whichever end.
-    Cancel {
-        from: SubscriptionId,
-        reason: ExitReason,
-    },
+    Cancel { from: SubscriptionId, reason: ExitReason },
     /// The producer has ended.
-    Down {
-        from: SubscriptionId,
-        reason: ExitReason,
-    },
+    Down { from: SubscriptionId, reason: ExitReason },
     /// Takes no events from this subscription for a while, or takes them again.
-    Pause {
-        from: SubscriptionId,
-        paused: bool,
-    },
+    Pause { from: SubscriptionId, paused: bool },
 }
 
 /// The mailbox of a stage, as its producers see it.
@@ -101,8 +94,9 @@ pub(crate) struct Ports<E> {
 
 // Whoever has ended has said so to the other.
 impl<E: Send + 'static> Link for Ports<E> {
-    fn ask(&self, id: SubscriptionId, demand: usize) {
-        let _ = self.producer.send(ToProducer::Ask { id, demand, consumer: self.consumer.clone() });
+    fn ask(&self, id: SubscriptionId, demand: usize, known: bool) {
+        let consumer = (!known).then(|| self.consumer.clone());
+        let _ = self.producer.send(ToProducer::Ask { id, demand, consumer });
     }
 
     fn cancel(&self, id: SubscriptionId, reason: ExitReason) {

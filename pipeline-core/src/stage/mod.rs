@@ -8,6 +8,7 @@ mod emitter;
 mod gauges;
 mod handle;
 mod link;
+mod mailbox;
 mod message;
 mod options;
 mod planned;

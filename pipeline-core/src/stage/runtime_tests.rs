@@ -59,7 +59,7 @@ impl Raw {
 impl EventPort<u64> for Raw {
     fn send(&self, message: ToConsumer<u64>) -> Result<(), ToConsumer<u64>> {
         self.note(match message {
-            ToConsumer::Events { from, events } => format!("{:?}: {events:?}", from.id()),
+            ToConsumer::Events { from, events, .. } => format!("{from:?}: {events:?}"),
             ToConsumer::Cancel { from, reason } => format!("{from:?}: cancelled ({reason})"),
             ToConsumer::Down { from, reason } => format!("{from:?}: down ({reason})"),
             ToConsumer::Pause { from, paused } => format!("{from:?}: paused {paused}"),
@@ -122,7 +122,7 @@ async fn s_031_a_subscription_of_a_known_name_is_refused_and_the_first_one_stays
 #[tokio::test(start_paused = true)]
 async fn s_032_an_ask_of_an_unknown_subscription_is_refused() {
     let (_pipeline, script, raw, first) = subscribed().await;
-    let (id, consumer) = (SubscriptionId::new(2), Arc::new(raw.clone()));
+    let (id, consumer) = (SubscriptionId::new(2), Some(Arc::new(raw.clone()) as _));
     let ask = ToProducer::Ask { id, demand: 3, consumer };
     tell(&script.handle().slot.address().unwrap(), ask);
     settle().await;
@@ -158,8 +158,9 @@ async fn s_034_events_of_an_unknown_subscription_are_refused() {
     let raw = Raw::default();
     let address = Arc::new(consumer.slot.address().unwrap());
     let ports = Ports { producer: Arc::new(raw.clone()), consumer: address.clone() };
-    let from = Subscription::new(SubscriptionId::new(1), &SubscribeOptions::new(), ports);
-    let events = ToConsumer::Events { from, events: vec![1] };
+    let from = SubscriptionId::new(1);
+    let unheard = Some(Subscription::new(from, &SubscribeOptions::new(), ports));
+    let events = ToConsumer::Events { from, events: vec![1], unheard };
     assert!(EventPort::send(&*address, events).is_ok());
     settle().await;
     let refused = "SubscriptionId(1): cancelled (failed: there is no subscription with this id)";

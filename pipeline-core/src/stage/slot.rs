@@ -11,13 +11,14 @@ use std::{
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::{
-    sync::{Semaphore, mpsc, oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     task::AbortHandle,
 };
 
 use super::{
     gauges::Gauges,
     link::{DemandPort, EventPort, ToConsumer, ToProducer},
+    mailbox::{self, Letterbox, mailbox},
     message::Posted,
 };
 use crate::{
@@ -81,37 +82,29 @@ pub(crate) enum Occupant<A> {
 
 /// Where the mail for one incarnation of a stage goes.
 ///
-/// The channel has no bound of its own. Between stages, demand bounds it: no more events are on
+/// The mailbox has no bound of its own. Between stages, demand bounds it: no more events are on
 /// their way than were asked for, and no more asks than events were handled. From outside, a message
 /// takes one of so many places.
 pub(crate) struct Address<S, In, Out> {
     pub(crate) id: StageId,
-    mailbox: mpsc::UnboundedSender<Mail<S, In, Out>>,
+    mailbox: Letterbox<Mail<S, In, Out>>,
     /// Ends the stage's task, once there is one.
     task: Arc<OnceLock<AbortHandle>>,
     /// Why the stage has ended. Known before the mailbox is closed.
     reason: Arc<OnceLock<ExitReason>>,
 }
 
-pub(crate) type Mailbox<S, In, Out> = mpsc::UnboundedReceiver<Mail<S, In, Out>>;
+pub(crate) type Mailbox<S, In, Out> = mailbox::Mailbox<Mail<S, In, Out>>;
 
 impl<S, In, Out> Address<S, In, Out> {
-    #[expect(clippy::disallowed_methods, reason = "bounded by demand and by places")]
     pub(crate) fn new() -> (Self, Mailbox<S, In, Out>) {
-        let (mailbox, receiver) = mpsc::unbounded_channel();
-        (
-            Self {
-                id: StageId::new(next_id()),
-                mailbox,
-                task: Arc::default(),
-                reason: Arc::default(),
-            },
-            receiver,
-        )
+        let (letterbox, mailbox) = mailbox();
+        let id = StageId::new(next_id());
+        (Self { id, mailbox: letterbox, task: Arc::default(), reason: Arc::default() }, mailbox)
     }
 
     pub(crate) fn send(&self, mail: Mail<S, In, Out>) -> Result<(), Mail<S, In, Out>> {
-        self.mailbox.send(mail).map_err(|error| error.0)
+        self.mailbox.send(mail)
     }
 
     /// Where the handle of the stage's task belongs.

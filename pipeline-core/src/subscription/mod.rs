@@ -7,7 +7,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -271,13 +271,24 @@ struct Inner {
     min_demand: usize,
     /// Asked for and not sent, for those who look. The producer's dispatcher keeps the number that
     /// counts.
-    pending: AtomicUsize,
+    pending: Apart<AtomicUsize>,
+    /// Whether the producer has accepted it, and not forgotten it.
+    at_producer: AtomicBool,
+    /// Whether the consumer expects its events.
+    at_consumer: AtomicBool,
     link: Box<dyn Link>,
 }
 
+/// Something that one end writes for every message, in a cache line of its own: the rest is read as
+/// often, by the other.
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
+
 /// The two mailboxes that a subscription connects, whatever events it carries.
 pub(crate) trait Link: Send + Sync {
-    fn ask(&self, id: SubscriptionId, demand: usize);
+    /// Asks; of a producer that may not know the subscription, with whom to tell so.
+    fn ask(&self, id: SubscriptionId, demand: usize, known: bool);
     fn cancel(&self, id: SubscriptionId, reason: ExitReason);
     fn down(&self, id: SubscriptionId, reason: ExitReason);
     fn pause(&self, id: SubscriptionId, paused: bool);
@@ -293,7 +304,9 @@ impl Subscription {
             id,
             max_demand: options.max(),
             min_demand: options.min(),
-            pending: AtomicUsize::new(0),
+            pending: Apart::default(),
+            at_producer: AtomicBool::new(false),
+            at_consumer: AtomicBool::new(false),
             link: Box::new(link),
         }))
     }
@@ -376,17 +389,33 @@ impl Subscription {
     }
 
     pub(crate) fn pending(&self) -> usize {
-        self.0.pending.load(Ordering::Relaxed)
+        self.0.pending.0.load(Ordering::Relaxed)
     }
 
-    /// The producer was asked for more.
+    /// The producer knows it from now on, or does not any more. Until a consumer sees that, it may ask
+    /// without saying whom to tell; but then the end of the subscription is on its way.
+    pub(crate) fn set_at_producer(&self, known: bool) {
+        self.0.at_producer.store(known, Ordering::Relaxed);
+    }
+
+    /// The consumer expects its events from now on, or does not any more. It does until the last of
+    /// them has come.
+    pub(crate) fn set_at_consumer(&self, known: bool) {
+        self.0.at_consumer.store(known, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_at_consumer(&self) -> bool {
+        self.0.at_consumer.load(Ordering::Relaxed)
+    }
+
+    /// The producer was asked for more. Only the producer itself counts.
     pub(crate) fn asked(&self, events: usize) {
-        self.0.pending.fetch_add(events, Ordering::Relaxed);
+        self.0.pending.0.store(self.pending().wrapping_add(events), Ordering::Relaxed);
     }
 
     /// The producer has sent some.
     pub(crate) fn sent(&self, events: usize) {
-        self.0.pending.fetch_sub(events, Ordering::Relaxed);
+        self.0.pending.0.store(self.pending().wrapping_sub(events), Ordering::Relaxed);
     }
 
     /// Asks the producer for so many more events; asking for 0 does nothing.
@@ -395,7 +424,7 @@ impl Subscription {
     /// `max_demand`. A subscription that has ended takes no notice.
     pub fn ask(&self, demand: usize) {
         if demand > 0 {
-            self.0.link.ask(self.0.id, demand);
+            self.0.link.ask(self.0.id, demand, self.0.at_producer.load(Ordering::Relaxed));
         }
     }
 

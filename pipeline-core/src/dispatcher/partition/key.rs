@@ -2,12 +2,14 @@
 
 use std::{
     any::{Any, type_name},
-    collections::HashMap,
     fmt,
     hash::Hash,
 };
 
-use crate::subscription::{BadPartition, SubscribeOptions};
+use crate::{
+    quick_hash::QuickMap,
+    subscription::{BadPartition, SubscribeOptions},
+};
 
 /// A partition as an option.
 struct Key {
@@ -37,15 +39,26 @@ impl SubscribeOptions {
 
 /// The partitions by name.
 pub(super) struct Names<K> {
-    places: HashMap<K, usize>,
+    places: Places<K>,
     /// As an error shows them, in order.
     shown: Vec<String>,
 }
 
+/// Where the partition of a name is. It is asked for every event.
+enum Places<K> {
+    /// In order: with few, comparing is quicker than hashing.
+    Few(Vec<K>),
+    /// Keys may come from anywhere, but to look one up puts nothing here.
+    Many(QuickMap<K, usize>),
+}
+
+/// How many names are few.
+const FEW: usize = 8;
+
 impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
     /// A name that comes twice counts once.
     pub(super) fn new(names: impl IntoIterator<Item = K>) -> Self {
-        let (mut places, mut shown) = (HashMap::new(), Vec::new());
+        let (mut places, mut shown) = (QuickMap::default(), Vec::new());
         for name in names {
             let name_shown = format!("{name:?}");
             places.entry(name).or_insert_with(|| {
@@ -53,7 +66,13 @@ impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
                 shown.len() - 1
             });
         }
-        Self { places, shown }
+        if shown.len() > FEW {
+            return Self { places: Places::Many(places), shown };
+        }
+        let mut few: Vec<(usize, K)> =
+            places.into_iter().map(|(name, place)| (place, name)).collect();
+        few.sort_by_key(|(place, _)| *place);
+        Self { places: Places::Few(few.into_iter().map(|(_, name)| name).collect()), shown }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -62,7 +81,10 @@ impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
 
     /// The place of the partition of this name.
     pub(super) fn place(&self, name: &K) -> Option<usize> {
-        self.places.get(name).copied()
+        match &self.places {
+            Places::Few(names) => names.iter().position(|other| other == name),
+            Places::Many(places) => places.get(name).copied(),
+        }
     }
 
     /// The place of the partition that these options name.
@@ -135,6 +157,19 @@ mod tests {
         // A number that says its type means it.
         let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(9u16));
         assert!(matches!(error, Err(BadPartition::Type { given_type: "u16", .. })));
+    }
+
+    #[test]
+    fn every_name_has_its_place_however_many_there_are() {
+        for count in [1, FEW, FEW + 1, 1000] {
+            let names = Names::new((0..count).rev());
+            let expected: Vec<_> = (0..count).map(Some).collect();
+            assert_eq!(
+                (0..count).rev().map(|name| names.place(&name)).collect::<Vec<_>>(),
+                expected
+            );
+            assert_eq!(names.place(&count), None);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     hash::Hash,
+    mem,
 };
 
 use self::{key::Names, stable_hash::stable_hash, waiting::Waiting};
@@ -81,6 +82,8 @@ pub struct PartitionDispatcher<E, K> {
     markers: Waiting,
     hash: Box<HashFn<E, K>>,
     shared: bool,
+    /// Kept for its room: partitions that had no events before those of an emission.
+    had_nothing: Vec<usize>,
 }
 
 type HashFn<E, K> = dyn FnMut(E) -> Option<(E, K)> + Send;
@@ -169,6 +172,7 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
             markers: Waiting::default(),
             hash: Box::new(hash),
             shared: false,
+            had_nothing: Vec::new(),
         }
     }
 
@@ -197,11 +201,11 @@ impl<E: Send + 'static, K> PartitionDispatcher<E, K> {
         loop {
             // What stands behind a marker is not sent in one message with what stands before it.
             let room = self.markers.room(place).min(queue.len());
-            let mut behind = queue.split_off(room);
+            let behind = (room < queue.len()).then(|| queue.split_off(room));
             consumers.dispatch(queue, out);
             let sent = room - queue.len();
-            let is_done = !queue.is_empty() || behind.is_empty();
-            queue.append(&mut behind);
+            let is_done = !queue.is_empty() || behind.is_none();
+            queue.extend(behind.into_iter().flatten());
             self.markers.left(place, sent, out);
             if is_done {
                 return;
@@ -245,7 +249,8 @@ where
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
         let mut room = self.unmet();
-        let mut had_nothing = Vec::new();
+        let share = events.len().min(room).div_ceil(self.partitions.len().max(1));
+        let mut had_nothing = mem::take(&mut self.had_nothing);
         while room > 0
             && let Some(event) = events.pop_front()
         {
@@ -261,13 +266,15 @@ where
             // Where something waits already, there is no demand.
             if queue.is_empty() {
                 had_nothing.push(place);
+                queue.reserve(share);
             }
             queue.push_back(event);
             room -= 1;
         }
-        for place in had_nothing {
+        for place in had_nothing.drain(..) {
             self.serve(place, out);
         }
+        self.had_nothing = had_nothing;
     }
 
     fn info(&mut self, marker: Marker, out: &mut Deliveries<E>) {

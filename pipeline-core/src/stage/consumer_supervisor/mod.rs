@@ -1,13 +1,17 @@
 //! The stage that starts one supervised child per event.
 
 mod behaviour;
+mod brevity;
 mod calls;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
     fmt,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::Arc,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -19,6 +23,7 @@ use tokio::{
 };
 
 pub(crate) use self::behaviour::AsSupervisor;
+use self::brevity::Brevity;
 use super::{
     Caller, ChildContext, Phase, StageHandle, Start, Worker, contained, contained_now,
     restart::{Restart, RestartBudget},
@@ -27,11 +32,12 @@ use crate::{
     adaptive::{Adaptive, AdaptiveLimit},
     demand::Slots,
     exit::ExitReason,
+    quick_hash::QuickMap,
     subscription::{Subscription, SubscriptionId},
     telemetry::WorkerMetrics,
 };
 
-/// A stage that runs a [`Worker`] for each event, each in a task of its own.
+/// A stage that runs a [`Worker`] for each event, each in a task of its own, if it is worth one.
 ///
 /// `max_demand` of its subscription is the number of children alive at once, exactly: an event
 /// takes a slot when it arrives, and the slot is free again when the child is done with the event.
@@ -78,18 +84,20 @@ pub struct ConsumerSupervisor<E, W> {
     tasks: JoinSet<Done<E>>,
     /// Tasks that have ended and were not looked at yet.
     ended: VecDeque<Ended<E>>,
-    children: HashMap<ChildId, Child>,
+    children: QuickMap<ChildId, Child>,
     /// Which child a task is, for those that end without saying so themselves.
-    by_task: HashMap<Id, ChildId>,
+    by_task: QuickMap<Id, ChildId>,
+    /// Whether the next child is likely to need no task.
+    brevity: Brevity,
     next_child: u64,
     /// How many of the children were started by hand.
     by_hand: usize,
-    slots: HashMap<SubscriptionId, (Subscription, Slots)>,
+    slots: QuickMap<SubscriptionId, (Subscription, Slots)>,
     /// Children that could not be started again yet; they are tried again at once.
     restarting: VecDeque<(ChildId, E, u32)>,
     /// Events that wait for a place among `max_children`.
-    waiting: VecDeque<(E, Subscription)>,
-    stopping: watch::Sender<bool>,
+    waiting: VecDeque<(E, SubscriptionId)>,
+    stopping: Stopping,
     metrics: Arc<WorkerMetrics>,
     stage: Arc<str>,
     unfinished: usize,
@@ -236,7 +244,7 @@ pub enum TerminateError {
 /// What a supervisor knows of a child.
 struct Child {
     /// None for one that was started by hand: it takes no slot.
-    subscription: Option<Subscription>,
+    subscription: Option<SubscriptionId>,
     task: Option<AbortHandle>,
     /// Those who wait for its end, having asked for it.
     terminated: Vec<Caller<Result<(), TerminateError>>>,
@@ -251,7 +259,23 @@ struct Done<E> {
     restarts: u32,
     outcome: Result<(), ExitReason>,
     took: Duration,
+    /// Whether it waited for nothing.
+    at_once: bool,
 }
+
+/// Tells the children that they are to end soon. They are told, too, when the supervisor is gone.
+#[derive(Debug, Default)]
+struct Stopping(Arc<watch::Sender<bool>>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// For so long a supervisor runs children itself, one after the other, before it gives the next ones
+/// tasks, which other cores may run.
+const SPELL: Duration = Duration::from_millis(1);
 
 impl<E, W: Worker<E>> ConsumerSupervisor<E, W>
 where
@@ -269,14 +293,15 @@ where
             adaptive: None,
             tasks: JoinSet::new(),
             ended: VecDeque::new(),
-            children: HashMap::new(),
-            by_task: HashMap::new(),
+            children: QuickMap::default(),
+            by_task: QuickMap::default(),
+            brevity: Brevity::new(),
             next_child: 0,
             by_hand: 0,
-            slots: HashMap::new(),
+            slots: QuickMap::default(),
             restarting: VecDeque::new(),
             waiting: VecDeque::new(),
-            stopping: watch::Sender::new(false),
+            stopping: Stopping::default(),
             metrics: Arc::new(WorkerMetrics::none()),
             stage: "".into(),
             unfinished: 0,
@@ -380,34 +405,66 @@ where
 
     /// Starts children for events that have waited, as far as there is room.
     fn fill(&mut self) {
+        let mut spell = None;
         while self.children.len() - self.by_hand < self.limit()
             && let Some((event, from)) = self.waiting.pop_front()
         {
+            // How many children do best is not learned from those that are done already.
+            if self.brevity.is_likely() && self.adaptive.is_none() {
+                let (begun, now) = *spell.get_or_insert_with(|| (Instant::now(), Instant::now()));
+                if now - begun < SPELL {
+                    spell = Some((begun, self.begin_here(event, from, now)));
+                    continue;
+                }
+            }
             self.begin(event, Some(from));
         }
     }
 
     /// Starts a child for an event. An event whose child does not start is done with.
-    fn begin(&mut self, event: E, subscription: Option<Subscription>) -> Option<ChildId> {
-        let id = ChildId(self.next_child);
-        self.next_child += 1;
-        match self.attempt(&event, 0) {
-            Ok(Start::Run) => {
-                self.by_hand += usize::from(subscription.is_none());
-                self.children
-                    .insert(id, Child { subscription, task: None, terminated: Vec::new() });
-                self.spawn(id, event, 0);
-                Some(id)
-            }
-            outcome => {
-                if let Err(reason) = outcome {
-                    self.metrics.failed.increment(1);
-                    tracing::error!(stage = %self.stage, %reason, "a worker did not start");
-                }
-                self.free(subscription.as_ref());
-                None
-            }
+    fn begin(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
+        if !self.is_taken_on(&event, subscription) {
+            return None;
         }
+        let job = self.job(event, 0, None);
+        Some(self.spawn_new(subscription, job))
+    }
+
+    /// Starts a child that is likely to be done at once. Only one that is not gets a task. Returns
+    /// what time it is then.
+    fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
+        if !self.is_taken_on(&event, Some(from)) {
+            return now;
+        }
+        let mut job = Box::pin(self.job(event, 0, Some(now)));
+        // Its task polls it anew, with a waker of its own.
+        let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            self.spawn_new(Some(from), job);
+            return now;
+        };
+        let now = now + done.took;
+        if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
+            self.brevity.learn(done.at_once, done.took);
+            self.free(Some(from));
+        } else {
+            // One that has failed goes the way of all children.
+            self.spawn_new(Some(from), async { done });
+        }
+        now
+    }
+
+    /// Whether the worker takes the event on. If not, it is done with.
+    fn is_taken_on(&mut self, event: &E, subscription: Option<SubscriptionId>) -> bool {
+        let outcome = self.attempt(event, 0);
+        if matches!(outcome, Ok(Start::Run)) {
+            return true;
+        }
+        if let Err(reason) = outcome {
+            self.metrics.failed.increment(1);
+            tracing::error!(stage = %self.stage, %reason, "a worker did not start");
+        }
+        self.free(subscription);
+        false
     }
 
     /// Asks the worker whether it takes the event on.
@@ -417,19 +474,51 @@ where
     }
 
     fn context(&self, restarts: u32) -> ChildContext {
-        ChildContext { stopping: self.stopping.subscribe(), restarts }
+        ChildContext { stopping: self.stopping.0.clone(), restarts }
     }
 
-    fn spawn(&mut self, id: ChildId, event: E, restarts: u32) {
+    /// What a child does, from `started` on, or from when it is polled for the first time.
+    fn job(
+        &self,
+        event: E,
+        restarts: u32,
+        started: Option<Instant>,
+    ) -> impl Future<Output = Done<E>> + Send + use<E, W> {
         let context = self.context(restarts);
         let (worker, metrics) = (self.worker.clone(), self.metrics.clone());
-        let task = self.tasks.spawn(async move {
-            let started = Instant::now();
-            let outcome = contained(async { worker.run(&event, context).await }).await;
+        async move {
+            let started = started.unwrap_or_else(Instant::now);
+            let mut polls = 0u64;
+            let outcome = {
+                let mut run = pin!(contained(async { worker.run(&event, context).await }));
+                poll_fn(|context| {
+                    polls += 1;
+                    run.as_mut().poll(context)
+                })
+                .await
+            };
             let took = started.elapsed();
             metrics.process_time.record(took.as_secs_f64() * 1e3);
-            Done { event, restarts, outcome, took }
-        });
+            Done { event, restarts, outcome, took, at_once: polls == 1 }
+        }
+    }
+
+    /// Makes a child of a job.
+    fn spawn_new(
+        &mut self,
+        subscription: Option<SubscriptionId>,
+        job: impl Future<Output = Done<E>> + Send + 'static,
+    ) -> ChildId {
+        let id = ChildId(self.next_child);
+        self.next_child += 1;
+        self.by_hand += usize::from(subscription.is_none());
+        self.children.insert(id, Child { subscription, task: None, terminated: Vec::new() });
+        self.spawn(id, job);
+        id
+    }
+
+    fn spawn(&mut self, id: ChildId, job: impl Future<Output = Done<E>> + Send + 'static) {
+        let task = self.tasks.spawn(job);
         self.by_task.insert(task.id(), id);
         if let Some(child) = self.children.get_mut(&id) {
             child.task = Some(task);
@@ -443,7 +532,8 @@ where
             Err(error) => error.id(),
         };
         let Some(id) = self.by_task.remove(&task) else { return Ok(()) };
-        if let Ok((_, Done { took, outcome, .. })) = &ended {
+        if let Ok((_, Done { took, outcome, at_once, .. })) = &ended {
+            self.brevity.learn(*at_once, *took);
             let failed = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
             self.learn(*took, failed);
         }
@@ -473,7 +563,10 @@ where
         }
         self.metrics.restarted.increment(1);
         match self.attempt(&event, restarts) {
-            Ok(Start::Run) => self.spawn(id, event, restarts),
+            Ok(Start::Run) => {
+                let job = self.job(event, restarts, None);
+                self.spawn(id, job);
+            }
             Ok(Start::Ignore) => self.done(id),
             Err(reason) => {
                 tracing::error!(stage = %self.stage, %reason, "a worker did not start again");
@@ -498,14 +591,14 @@ where
         for mut caller in child.terminated {
             caller.reply(Ok(()));
         }
-        self.free(child.subscription.as_ref());
+        self.free(child.subscription);
         self.fill();
     }
 
     /// Frees a slot.
-    fn free(&mut self, subscription: Option<&Subscription>) {
+    fn free(&mut self, subscription: Option<SubscriptionId>) {
         if let Some(subscription) = subscription
-            && let Some((_, slots)) = self.slots.get_mut(&subscription.id())
+            && let Some((_, slots)) = self.slots.get_mut(&subscription)
         {
             slots.free();
         }
@@ -521,7 +614,7 @@ where
 
     /// Tells the children to stop, and gives them their time.
     async fn stop_children(&mut self, phase: &mut watch::Receiver<Phase>) {
-        self.stopping.send_replace(true);
+        self.stopping.0.send_replace(true);
         if self.shutdown.is_zero() {
             return;
         }

@@ -1,6 +1,6 @@
 //! What a stage does as a producer: letting consumers subscribe, sending them what was emitted.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use super::{
     super::{
@@ -30,13 +30,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         match message {
             ToProducer::Ask { id, demand, consumer } => {
-                if let Some(downstream) = self.consumers.get(&id) {
-                    downstream.subscription.asked(demand);
-                    self.outlet.ask(id, demand, &mut self.deliveries);
-                } else {
-                    let reason = SubscribeError::Unknown.into();
-                    let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
-                }
+                self.asked(id, demand, consumer);
                 Ok(())
             }
             ToProducer::Mode(mode) => {
@@ -48,6 +42,21 @@ impl<B: Behaviour> StageTask<B> {
                 self.dismiss(id, Cancellation::Cancel(reason)).await
             }
             ToProducer::Down { id, reason } => self.dismiss(id, Cancellation::Down(reason)).await,
+        }
+    }
+
+    pub(super) fn asked(
+        &mut self,
+        id: SubscriptionId,
+        demand: usize,
+        consumer: Option<Arc<dyn EventPort<B::Out>>>,
+    ) {
+        if let Some(downstream) = self.consumers.get(&id) {
+            downstream.subscription.asked(demand);
+            self.outlet.ask(id, demand, &mut self.deliveries);
+        } else if let Some(consumer) = consumer {
+            let reason = SubscribeError::Unknown.into();
+            let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
         }
     }
 
@@ -70,6 +79,7 @@ impl<B: Behaviour> StageTask<B> {
         }
         let downstream = Downstream { subscription: subscription.clone(), consumer };
         self.consumers.insert(id, downstream);
+        subscription.set_at_producer(true);
         self.gauges.subscribed(subscription.clone(), name);
         self.call(Callback::Consumer(&options, &subscription)).await
     }
@@ -81,6 +91,7 @@ impl<B: Behaviour> StageTask<B> {
         ended: Cancellation,
     ) -> Result<(), ExitReason> {
         let Some(downstream) = self.consumers.remove(&id) else { return Ok(()) };
+        downstream.subscription.set_at_producer(false);
         self.gauges.unsubscribed(id);
         self.outlet.cancel(id, &mut self.deliveries);
         if let Cancellation::Cancel(reason) = &ended {
@@ -101,7 +112,7 @@ impl<B: Behaviour> StageTask<B> {
         self.spend(dispatched);
         if unsubscribed > 0 {
             self.report.discarded += unsubscribed;
-            self.gauges.discarded.fetch_add(unsubscribed as u64, Relaxed);
+            self.gauges.discarded.add(unsubscribed);
             self.metrics.discarded(Discard::Unsubscribed, unsubscribed as u64);
         }
         if overflow > 0 {
@@ -112,7 +123,7 @@ impl<B: Behaviour> StageTask<B> {
 
     pub(super) fn discard(&mut self, why: Discard, count: usize, message: &'static str) {
         self.report.discarded += count;
-        self.gauges.discarded.fetch_add(count as u64, Relaxed);
+        self.gauges.discarded.add(count);
         self.metrics.discarded(why, count as u64);
         if self.behaviour.format_discarded(count) {
             tracing::warn!(stage = %self.report.stage, discarded = count, "{message}");
@@ -121,6 +132,9 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Sends off what the dispatcher has decided to send.
     pub(super) fn send(&mut self) {
+        if self.deliveries.is_untouched() {
+            return;
+        }
         for delivery in self.deliveries.drain() {
             let (to, events) = match delivery {
                 Delivery::Info(marker) => {
@@ -130,18 +144,27 @@ impl<B: Behaviour> StageTask<B> {
                 Delivery::Events { to, events } => (to, events),
             };
             self.metrics.events_out.increment(events.len() as u64);
-            self.gauges.events_out.fetch_add(events.len() as u64, Relaxed);
+            self.gauges.events_out.add(events.len());
             let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
                 self.report.held += events.len();
                 continue;
             };
             subscription.sent(events.len());
-            let message = ToConsumer::Events { from: subscription.clone(), events };
+            let unheard = (!subscription.is_at_consumer()).then(|| subscription.clone());
+            let message = ToConsumer::Events { from: to, events, unheard };
             // Its consumer has just ended; the end is in the mailbox.
             if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
                 self.report.held += events.len();
             }
         }
+        if !self.deliveries.is_untouched() {
+            self.tell_of_the_rest();
+        }
+    }
+
+    /// Counts and logs what the dispatcher has to say beside what it sends.
+    #[cold]
+    fn tell_of_the_rest(&mut self) {
         let (filtered, unroutable) = self.deliveries.take_discarded();
         if filtered > 0 {
             self.metrics.discarded(Discard::Filtered, filtered as u64);

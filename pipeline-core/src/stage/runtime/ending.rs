@@ -1,10 +1,5 @@
 //! How a stage ends: what it delivers first, and whom it tells.
 
-use std::thread;
-
-use futures::FutureExt;
-use tokio::task::coop;
-
 use super::{
     super::{
         behaviour::{Behaviour, Kind},
@@ -135,7 +130,7 @@ impl<B: Behaviour> StageTask<B> {
         self.address.end(reason);
         // First, so that nothing can arrive uncounted.
         self.mailbox.close();
-        while let Some(mail) = self.last_mail() {
+        while let Some(mail) = self.mailbox.next() {
             match mail {
                 Mail::FromProducer(ToConsumer::Events { events, .. }) => {
                     self.report.held += events.len();
@@ -154,19 +149,6 @@ impl<B: Behaviour> StageTask<B> {
         }
         for upstream in self.inlet.upstreams() {
             upstream.subscription.down(reason.clone());
-        }
-    }
-
-    /// What is left in the closed mailbox, one after the other. What another thread is just about to
-    /// put there belongs to it: `try_recv` does not see it yet, and it would be lost, the
-    /// subscription of somebody who then waits for ever.
-    fn last_mail(&mut self) -> Option<Mail<B::Stage, B::In, B::Out>> {
-        loop {
-            // Without a budget, which may be spent.
-            match coop::unconstrained(self.mailbox.recv()).now_or_never() {
-                Some(mail) => return mail,
-                None => thread::yield_now(),
-            }
         }
     }
 }

@@ -2,12 +2,16 @@
 
 mod downstream;
 mod ending;
+mod phase;
 mod upstream;
 
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    task::Poll,
 };
 
 use tokio::{
@@ -19,6 +23,7 @@ use tokio::{
 use self::{
     downstream::Downstream,
     ending::{Finishing, Pending, Step},
+    phase::PhaseWatch,
     upstream::{Retry, Source},
 };
 use super::{
@@ -26,6 +31,7 @@ use super::{
     behaviour::{Behaviour, HandleOf, Kind},
     contained, contained_now,
     gauges::Gauges,
+    link::ToProducer,
     message::{Letter, Opened},
     options::StageOptions,
     slot::{Address, Control, Mail, Mailbox, Subscribing},
@@ -33,8 +39,9 @@ use super::{
 use crate::{
     dispatcher::{Deliveries, Marker},
     exit::ExitReason,
-    inlet::Inlet,
+    inlet::{Inlet, Input},
     outlet::{DemandMode, Outlet},
+    quick_hash::QuickMap,
     rate_limit::RateLimiter,
     snapshot::Activity,
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
@@ -46,11 +53,11 @@ pub(crate) struct StageTask<B: Behaviour> {
     behaviour: B,
     address: Address<B::Stage, B::In, B::Out>,
     mailbox: Mailbox<B::Stage, B::In, B::Out>,
-    phase: watch::Receiver<Phase>,
+    phase: PhaseWatch,
     inlet: Inlet<B::In, Source<B::In>>,
     retries: Vec<Retry<B::In>>,
     outlet: Outlet<B::Out>,
-    consumers: HashMap<SubscriptionId, Downstream<B::Out>>,
+    consumers: QuickMap<SubscriptionId, Downstream<B::Out>>,
     staged: VecDeque<B::Out>,
     deliveries: Deliveries<B::Out>,
     markers: HashMap<Marker, Pending<B>>,
@@ -81,17 +88,15 @@ type Place<B> = (
 );
 
 /// What a stage has waited for.
-enum Woken<B: Behaviour> {
+enum Woken {
     Phase(Phase),
-    Mail(Mail<B::Stage, B::In, B::Out>),
+    Mail,
     Ready(Result<(), ExitReason>),
     Timer,
 }
 
 /// A callback, and what it is called with.
 enum Callback<'a, B: Behaviour> {
-    Demand(usize),
-    Events(Vec<B::In>, &'a Subscription),
     Subscribed(&'a SubscribeOptions, &'a Subscription, &'a mut Asking),
     Cancelled(&'a Cancellation, &'a Subscription),
     Consumer(&'a SubscribeOptions, &'a Subscription),
@@ -113,11 +118,11 @@ impl<B: Behaviour> StageTask<B> {
             behaviour,
             address,
             mailbox,
-            phase,
+            phase: PhaseWatch::new(phase),
             inlet: Inlet::new(),
             retries: Vec::new(),
             outlet: options.outlet(B::KIND),
-            consumers: HashMap::new(),
+            consumers: QuickMap::default(),
             staged: VecDeque::new(),
             deliveries: Deliveries::new(),
             markers: HashMap::new(),
@@ -153,7 +158,7 @@ impl<B: Behaviour> StageTask<B> {
         // A dispatcher may panic too.
         let Err(reason) = contained(self.live(subscriptions)).await;
         let terminating = async {
-            self.behaviour.terminate(&reason, &mut self.phase).await;
+            self.behaviour.terminate(&reason, self.phase.receiver()).await;
             Ok(())
         };
         let _ = contained(terminating).await;
@@ -180,33 +185,26 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for one thing to happen, and does what follows from it.
     async fn step(&mut self) -> Result<(), ExitReason> {
         // What is here already needs no waiting.
-        if !self.phase.has_changed().unwrap_or(true) && !self.mailbox.is_empty() {
-            // Before a message is taken: it would be lost if the stage were ended here.
-            coop::consume_budget().await;
-            if let Ok(mail) = self.mailbox.try_recv() {
-                self.receive(mail).await?;
-            }
-            return self.settle().await;
-        }
-        let owed = self.outlet.owed();
-        let waits = self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
-            && !self.paused
-            && self.behaviour.waits(owed);
-        let timer = self.next_timer();
-        self.gauges.enter(self.activity());
-        let woken = tokio::select! {
-            biased;
-            changed = self.phase.changed() => {
-                Woken::<B>::Phase(changed.map_or(Phase::Kill, |()| *self.phase.borrow_and_update()))
-            }
-            Some(mail) = self.mailbox.recv() => Woken::Mail(mail),
-            ready = is_ready(&mut self.behaviour), if waits => Woken::Ready(ready),
-            () = until(timer) => Woken::Timer,
+        let woken = if self.mailbox.has_next() && !self.phase.has_changed() {
+            Woken::Mail
+        } else {
+            self.wait().await
         };
-        self.gauges.enter(Activity::Busy);
         match woken {
             Woken::Phase(phase) => self.enter(phase).await?,
-            Woken::Mail(mail) => self.receive(mail).await?,
+            Woken::Mail => {
+                // Before a message is taken: it would be lost if the stage were ended here.
+                coop::consume_budget().await;
+                match self.mailbox.next() {
+                    // Most of all mail, in a hurry.
+                    Some(Mail::FromProducer(message)) => self.producer_says(message),
+                    Some(Mail::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
+                        self.asked(id, demand, consumer);
+                    }
+                    Some(mail) => self.receive(mail).await?,
+                    None => {}
+                }
+            }
             Woken::Ready(ready) => {
                 ready?;
                 self.call(Callback::Ready).await?;
@@ -214,6 +212,48 @@ impl<B: Behaviour> StageTask<B> {
             Woken::Timer => self.retry().await?,
         }
         self.settle().await
+    }
+
+    /// Waits for the first of all that it may wait for, the most urgent first.
+    async fn wait(&mut self) -> Woken {
+        let owed = self.outlet.owed();
+        let waits = self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
+            && !self.paused
+            && self.behaviour.waits(owed);
+        let timer = self.next_timer();
+        let activity = self.activity();
+        let mut ready = pin!(waits.then(|| is_ready(&mut self.behaviour)));
+        let mut timer = pin!(timer.map(time::sleep_until));
+        let mut idle = false;
+        let woken = poll_fn(|context| {
+            if let Poll::Ready(phase) = self.phase.poll_change(context) {
+                return Poll::Ready(Woken::Phase(phase));
+            }
+            if self.mailbox.poll_take(context).is_ready() {
+                return Poll::Ready(Woken::Mail);
+            }
+            if let Some(ready) = ready.as_mut().as_pin_mut()
+                && let Poll::Ready(ready) = ready.poll(context)
+            {
+                return Poll::Ready(Woken::Ready(ready));
+            }
+            if let Some(timer) = timer.as_mut().as_pin_mut()
+                && timer.poll(context).is_ready()
+            {
+                return Poll::Ready(Woken::Timer);
+            }
+            // The clock is read only if there is something to time.
+            if !idle {
+                idle = true;
+                self.gauges.enter(activity);
+            }
+            Poll::Pending
+        })
+        .await;
+        if idle {
+            self.gauges.enter(Activity::Busy);
+        }
+        woken
     }
 
     /// What the stage does when it has nothing to do.
@@ -315,28 +355,38 @@ impl<B: Behaviour> StageTask<B> {
     async fn settle(&mut self) -> Result<(), ExitReason> {
         loop {
             self.allow();
-            let delivered = self.outlet.deliver(&mut self.deliveries);
-            self.spend(delivered);
+            if !self.outlet.is_empty() {
+                let delivered = self.outlet.deliver(&mut self.deliveries);
+                self.spend(delivered);
+            }
             self.send();
             if let Some(marker) = self.due.pop_front() {
                 self.reached(marker).await?;
                 continue;
             }
-            if !self.paused {
+            if !self.paused && !self.inlet.is_empty() {
                 let may = B::KIND != Kind::ProducerConsumer || self.outlet.unmet() > 0;
-                if let Some(input) = self.inlet.next(may) {
-                    self.handle(input).await?;
-                    continue;
+                match self.inlet.next(may) {
+                    Some(Input::Events { from, events }) => {
+                        self.handle_events(from, events).await?;
+                        continue;
+                    }
+                    Some(input) => {
+                        self.handle(input).await?;
+                        continue;
+                    }
+                    None => {}
                 }
             }
             if B::KIND == Kind::Producer && self.finishing.is_none() {
                 let demand = self.outlet.new_demand();
                 if demand > 0 {
-                    self.call(Callback::Demand(demand)).await?;
+                    self.call_demand(demand).await?;
                     continue;
                 }
             }
-            if !self.come_to_an_end().await? {
+            let ends = self.draining || self.finishing.is_some();
+            if !ends || !self.come_to_an_end().await? {
                 self.gauges.waiting.store(self.inlet.held(), Relaxed);
                 self.gauges.buffered.store(self.outlet.held(), Relaxed);
                 return Ok(());
@@ -360,21 +410,45 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Runs a callback and sends off what it emitted, also when it ends the stage.
-    async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
-        let owed = match B::KIND {
+    /// What the next callback is told that there is demand for.
+    fn owed(&self) -> usize {
+        match B::KIND {
             Kind::ProducerConsumer => self.outlet.unmet(),
             _ => self.outlet.owed(),
-        };
+        }
+    }
+
+    /// The two callbacks that run all the time, this one and that for events, have no part in the
+    /// enumeration of all, whose future is as large as the largest of them.
+    async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
+        let mut out = Emitter::new(&mut self.staged, self.outlet.owed());
+        let behaviour = &mut self.behaviour;
+        let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
+        let finishes = out.finishes();
+        self.called(finishes, outcome)
+    }
+
+    /// Sends off what a callback has emitted.
+    fn called(
+        &mut self,
+        finishes: bool,
+        outcome: Result<(), ExitReason>,
+    ) -> Result<(), ExitReason> {
+        self.emit();
+        if finishes && outcome.is_ok() {
+            self.finish(ExitReason::Normal);
+        }
+        outcome
+    }
+
+    /// Runs a callback and sends off what it emitted, also when it ends the stage.
+    async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
+        let owed = self.owed();
         let mut out = Emitter::new(&mut self.staged, owed);
         let behaviour = &mut self.behaviour;
         let mut answer = None;
         let outcome = contained(async {
             match callback {
-                Callback::Demand(demand) => behaviour.handle_demand(demand, &mut out).await,
-                Callback::Events(events, from) => {
-                    behaviour.handle_events(events, from, &mut out).await
-                }
                 Callback::Subscribed(options, from, asking) => {
                     *asking = behaviour.handle_subscribe(options, from, &mut out).await?;
                     Ok(())
@@ -400,11 +474,8 @@ impl<B: Behaviour> StageTask<B> {
         })
         .await;
         let finishes = out.finishes();
-        self.emit();
+        let outcome = self.called(finishes, outcome);
         drop(answer);
-        if finishes && outcome.is_ok() {
-            self.finish(ExitReason::Normal);
-        }
         outcome
     }
 }
@@ -416,11 +487,4 @@ async fn is_ready<B: Behaviour>(behaviour: &mut B) -> Result<(), ExitReason> {
         Ok(())
     })
     .await
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }

@@ -3,14 +3,16 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
 };
 
 use tokio::time::Instant;
 
 use super::{
     super::{
+        Emitter,
         behaviour::{Behaviour, Kind},
+        contained,
         link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
         slot::{Occupant, Subscribing, Target, next_id},
     },
@@ -60,15 +62,17 @@ impl<B: Behaviour> StageTask<B> {
 
     pub(super) fn producer_says(&mut self, message: ToConsumer<B::In>) {
         match message {
-            ToConsumer::Events { from, events } => {
-                if self.inlet.get(from.id()).is_none() {
+            ToConsumer::Events { from, events, unheard } => {
+                if self.inlet.get(from).is_none() {
                     self.report.held += events.len();
-                    from.cancel(SubscribeError::Unknown.into());
+                    if let Some(subscription) = unheard {
+                        subscription.cancel(SubscribeError::Unknown.into());
+                    }
                     return;
                 }
                 self.metrics.events_in.increment(events.len() as u64);
-                self.gauges.events_in.fetch_add(events.len() as u64, Relaxed);
-                self.inlet.queue(Input::Events { from: from.id(), events });
+                self.gauges.events_in.add(events.len());
+                self.inlet.queue(Input::Events { from, events });
             }
             ToConsumer::Cancel { from, reason } => {
                 self.inlet.queue(Input::Ended { from, how: Cancellation::Cancel(reason) });
@@ -282,24 +286,35 @@ impl<B: Behaviour> StageTask<B> {
                 let excess = chunk.excess;
                 tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
             }
-            let rest = events.split_off(chunk.size);
+            // The last chunk is the rest of the message, as it is.
+            let is_last = chunk.size == events.len();
+            let rest = if is_last { Vec::new() } else { events.split_off(chunk.size) };
             self.behind = rest.len();
             self.chunk(events, &subscription, chunk.size).await?;
             events = rest;
             if self.finishing.is_none() {
                 subscription.ask(chunk.ask);
             }
+            if is_last {
+                return Ok(());
+            }
         }
     }
 
-    pub(super) async fn chunk(
+    async fn chunk(
         &mut self,
         events: Vec<B::In>,
         from: &Subscription,
         count: usize,
     ) -> Result<(), ExitReason> {
         self.in_hand = count;
-        let outcome = self.call(Callback::Events(events, from)).await;
+        let owed = self.owed();
+        let mut out = Emitter::new(&mut self.staged, owed);
+        let behaviour = &mut self.behaviour;
+        let outcome =
+            contained(async { behaviour.handle_events(events, from, &mut out).await }).await;
+        let finishes = out.finishes();
+        let outcome = self.called(finishes, outcome);
         // One that ends in good order has dealt with what it was given.
         if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
             self.in_hand = 0;

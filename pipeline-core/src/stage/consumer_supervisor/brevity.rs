@@ -1,0 +1,117 @@
+//! Whether a task of its own is worth it for a child. Pure.
+
+use std::time::Duration;
+
+/// About what it takes to start a task, in nanoseconds. A child that is done sooner needs none.
+const TASK: i64 = 2_000;
+
+/// What it costs to try a child that waits without a task: it has to be tried again.
+const WAITS: i64 = 16 * TASK;
+
+/// What has to be gained before children are tried without a task.
+const THRESHOLD: i64 = 32 * TASK;
+
+/// What can be gained: no child after that costs nothing.
+const MOST: i64 = 1_000_000;
+
+/// What can be lost: no child is held against the others for ever.
+const LEAST: i64 = -100_000_000;
+
+/// What was gained or lost if all children so far had been run without a task, in nanoseconds: one
+/// that is done at once gains what a task takes longer, or loses what it takes longer than a task,
+/// and holds up the others by.
+///
+/// So it is the average that counts, and a child that was interrupted by the system may be long.
+#[derive(Debug)]
+pub(super) struct Brevity(i64);
+
+impl Brevity {
+    pub(super) const fn new() -> Self {
+        Self(0)
+    }
+
+    /// Whether the next child is likely to be brief, too.
+    pub(super) fn is_likely(&self) -> bool {
+        self.0 >= THRESHOLD
+    }
+
+    /// A child is done, after so long; `at_once` if it did not wait for anything.
+    pub(super) fn learn(&mut self, at_once: bool, took: Duration) {
+        let gain = if at_once {
+            TASK.saturating_sub_unsigned(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX))
+        } else {
+            -WAITS
+        };
+        self.0 = self.0.saturating_add(gain).clamp(LEAST, MOST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BRIEF: Duration = Duration::from_nanos(200);
+    const LONG: Duration = Duration::from_millis(10);
+
+    /// Whether the next is likely to be brief after so many brief ones.
+    fn after(brevity: &mut Brevity, children: usize) -> bool {
+        (0..children).for_each(|_| brevity.learn(true, BRIEF));
+        brevity.is_likely()
+    }
+
+    #[test]
+    fn brief_children_let_others_be_expected() {
+        let mut brevity = Brevity::new();
+        assert!(!after(&mut brevity, 30));
+        assert!(after(&mut brevity, 30));
+    }
+
+    #[test]
+    fn children_that_work_for_longer_than_a_task_takes_are_not_brief() {
+        let mut brevity = Brevity::new();
+        for _ in 0..1000 {
+            brevity.learn(true, Duration::from_micros(3));
+        }
+        assert!(!brevity.is_likely());
+    }
+
+    #[test]
+    fn one_in_ten_that_waits_is_too_many() {
+        let mut brevity = Brevity::new();
+        for _ in 0..1000 {
+            brevity.learn(false, BRIEF);
+            assert!(!after(&mut brevity, 9));
+        }
+    }
+
+    #[test]
+    fn a_long_child_is_outweighed_by_as_many_brief_ones_as_took_as_long() {
+        let mut brevity = Brevity::new();
+        assert!(after(&mut brevity, 10_000));
+        brevity.learn(true, LONG);
+        assert!(!after(&mut brevity, 4_000));
+        assert!(after(&mut brevity, 2_000));
+    }
+
+    #[test]
+    fn one_in_a_thousand_that_works_for_long_is_never_run_without_a_task_but_once() {
+        let mut brevity = Brevity::new();
+        let guesses = (0..100).filter(|_| {
+            let guessed = after(&mut brevity, 1000);
+            brevity.learn(true, LONG);
+            guessed
+        });
+        assert_eq!(guesses.count(), 1);
+    }
+
+    #[test]
+    fn a_child_that_was_interrupted_is_not_held_against_the_others() {
+        let mut brevity = Brevity::new();
+        assert!(after(&mut brevity, 10_000));
+        brevity.learn(true, Duration::from_micros(100));
+        assert!(brevity.is_likely());
+        // And one that never seemed to end, not for ever.
+        brevity.learn(true, Duration::MAX);
+        assert!(after(&mut brevity, 100_000));
+    }
+}

@@ -1,0 +1,55 @@
+//! What the pipeline wants of a stage.
+
+use std::task::{Context, Poll, Waker, ready};
+
+use futures::{FutureExt, future::BoxFuture};
+use tokio::{sync::watch, task::coop};
+
+use super::super::Phase;
+
+/// The phase of the pipeline, as its stages see it.
+///
+/// A stage waits for it whenever it waits for anything, and it changes a few times in its life. So
+/// the stage lines up once for each change, and not each time it waits.
+pub(super) struct PhaseWatch {
+    phase: watch::Receiver<Phase>,
+    changed: BoxFuture<'static, bool>,
+    /// Who is in line.
+    waiting: Option<Waker>,
+}
+
+impl PhaseWatch {
+    pub(super) fn new(phase: watch::Receiver<Phase>) -> Self {
+        Self { changed: change(&phase), phase, waiting: None }
+    }
+
+    /// Whether there is a change that was not looked at.
+    pub(super) fn has_changed(&self) -> bool {
+        self.phase.has_changed().unwrap_or(true)
+    }
+
+    /// Waits for a change. A pipeline that is gone wants its stages to be gone, too.
+    pub(super) fn poll_change(&mut self, context: &mut Context<'_>) -> Poll<Phase> {
+        let in_line = |waker: &Waker| waker.will_wake(context.waker());
+        if !self.has_changed() && self.waiting.as_ref().is_some_and(in_line) {
+            return Poll::Pending;
+        }
+        self.waiting = Some(context.waker().clone());
+        let exists = ready!(self.changed.as_mut().poll(context));
+        let phase = if exists { *self.phase.borrow_and_update() } else { Phase::Kill };
+        self.changed = change(&self.phase);
+        self.waiting = None;
+        Poll::Ready(phase)
+    }
+
+    pub(super) fn receiver(&mut self) -> &mut watch::Receiver<Phase> {
+        &mut self.phase
+    }
+}
+
+/// Completes with the next change; whether there is somebody to make it.
+fn change(phase: &watch::Receiver<Phase>) -> BoxFuture<'static, bool> {
+    let mut phase = phase.clone();
+    // Without a budget: one that is spent would keep it from getting in line.
+    coop::unconstrained(async move { phase.changed().await.is_ok() }).boxed()
+}
