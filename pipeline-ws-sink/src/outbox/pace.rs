@@ -5,8 +5,9 @@ use std::time::Duration;
 /// So many frames make a write cheap enough.
 const ENOUGH: usize = 32;
 
-/// Nobody who writes for a shorter time without a break is pressed.
-const PRESSED: Duration = Duration::from_millis(1);
+/// Nobody who writes for a shorter time without a break, or less often, is pressed. (A thread that
+/// does not get its turn may take long for little.)
+const PRESSED: (Duration, usize) = (Duration::from_millis(1), 256);
 
 /// The longest pause.
 const LONGEST: Duration = Duration::from_millis(4);
@@ -31,7 +32,8 @@ impl Stretch {
     /// and then are never held up.
     pub(super) fn pause(self, took: Duration) -> Option<Duration> {
         let well_used = self.frames >= self.writes.saturating_mul(ENOUGH);
-        (took >= PRESSED && !well_used).then(|| took.min(LONGEST))
+        let (long, often) = PRESSED;
+        (took >= long && self.writes >= often && !well_used).then(|| took.min(LONGEST))
     }
 }
 
@@ -45,7 +47,8 @@ mod tests {
         let pause = |writes, frames, took| Stretch { writes, frames }.pause(took);
         assert_eq!(pause(300, 300, ms(2)), Some(ms(2)), "as long as it took");
         assert_eq!(pause(3000, 3000, ms(20)), Some(ms(4)), "but not for long");
-        assert_eq!(pause(100, 100, Duration::from_micros(999)), None, "few");
+        assert_eq!(pause(300, 300, Duration::from_micros(999)), None, "not for long");
+        assert_eq!(pause(255, 255, ms(2)), None, "few");
         assert_eq!(pause(300, 300 * 31, ms(2)), Some(ms(2)));
         assert_eq!(pause(300, 300 * 32, ms(2)), None, "well used");
         assert_eq!(pause(0, 0, ms(2)), None, "nothing was written");

@@ -20,13 +20,17 @@ pub(super) struct Lane<'a> {
 }
 
 impl Lanes {
-    /// Waits for its turn on a topic where others wait. Nobody does, as a rule.
+    /// The turns on a topic where others wait. Nobody does, as a rule.
+    pub(super) fn find(&self, topic: &str) -> Option<Arc<Turn<()>>> {
+        self.waiting.lock().get(topic).cloned()
+    }
+
+    /// Waits for its turn.
     ///
     /// Turns come in the order in which the futures were first polled.
-    pub(super) async fn behind(&self, topic: &str) -> Option<Lane<'_>> {
-        let turn = self.waiting.lock().get(topic).cloned()?;
+    pub(super) async fn behind(&self, topic: &str, turn: Arc<Turn<()>>) -> Lane<'_> {
         let guard = turn.lock_owned().await;
-        Some(Lane { lanes: self, topic: topic.into(), turn: Some(guard) })
+        Lane { lanes: self, topic: topic.into(), turn: Some(guard) }
     }
 
     /// Makes the others on a topic wait.
@@ -60,17 +64,17 @@ mod tests {
     #[tokio::test]
     async fn who_comes_later_waits_and_a_topic_without_waiters_takes_no_memory() {
         let lanes = Lanes::default();
-        assert!(lanes.behind("t").await.is_none());
+        assert!(lanes.find("t").is_none());
         let first = lanes.open("t").await;
-        let mut second = pin!(lanes.behind("t"));
-        let mut third = pin!(lanes.behind("t"));
+        let mut second = pin!(lanes.behind("t", lanes.find("t").unwrap()));
+        let mut third = pin!(lanes.behind("t", lanes.find("t").unwrap()));
         assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
-        assert!(lanes.behind("another").await.is_none());
+        assert!(lanes.find("another").is_none());
         drop(first);
         assert!(poll!(&mut third).is_pending(), "it was behind the second");
-        let second = second.await.unwrap();
+        let second = second.await;
         drop(second);
-        drop(third.await.unwrap());
+        drop(third.await);
         assert!(lanes.waiting.lock().is_empty());
     }
 
@@ -79,7 +83,7 @@ mod tests {
         let lanes = Lanes::default();
         let first = lanes.open("t").await;
         {
-            let mut second = pin!(lanes.behind("t"));
+            let mut second = pin!(lanes.behind("t", lanes.find("t").unwrap()));
             assert!(poll!(&mut second).is_pending());
             drop(first);
         }

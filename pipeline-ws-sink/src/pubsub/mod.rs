@@ -12,13 +12,16 @@ use std::{fmt, sync::Arc};
 use thiserror::Error;
 use tokio::time::Instant;
 
-use self::lanes::Lanes;
 pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     push::{Push, Pusher},
     subscription::{Lagged, Subscription},
     table::SubscriberId,
+};
+use self::{
+    lanes::{Lane, Lanes},
+    table::Behind,
 };
 use crate::{
     broadcast::Broadcast,
@@ -212,24 +215,34 @@ impl PubSub {
     /// ```
     pub async fn send(&self, push: &Push) -> Result<(), BroadcastError> {
         let topic = push.event.topic();
-        let mut lane = self.shared.lanes.behind(topic).await;
+        // Whoever has to wait does so in memory of its own: the future of the many who need not is
+        // small, and is copied a few times on its way into a task.
+        let lane = match self.shared.lanes.find(topic) {
+            Some(turn) => Some(Box::pin(self.shared.lanes.behind(topic, turn)).await),
+            None => None,
+        };
         self.elsewhere(&push.event)?;
         let behind = self.shared.table.dispatch_to_all_with_room(&push.event);
         if push.event.event() == DISCONNECT {
             self.shared.sockets.disconnect(topic);
         }
-        if behind.is_empty() {
-            return Ok(());
+        if !behind.is_empty() {
+            Box::pin(self.wait_for_all(behind, &push.event, lane)).await;
         }
-        if lane.is_none() {
-            lane = Some(self.shared.lanes.open(topic).await);
-        }
+        Ok(())
+    }
+
+    /// Waits for room with each of these, while the others who send on the topic wait behind.
+    async fn wait_for_all(&self, behind: Vec<Behind>, event: &Encoded, lane: Option<Lane<'_>>) {
         let since = Instant::now();
+        let lane = match lane {
+            Some(lane) => lane,
+            None => self.shared.lanes.open(event.topic()).await,
+        };
         for who in behind {
-            self.shared.table.wait_for(who, &push.event, since).await;
+            self.shared.table.wait_for(who, event, since).await;
         }
         drop(lane);
-        Ok(())
     }
 
     /// Listens to a topic, for as long as the value lives. Broadcasts that begin after the return

@@ -1,9 +1,12 @@
 //! Whether the broadcasts of a topic follow each other closely. Pure.
 
 use std::{
+    cell::Cell,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
+
+use tokio::time::Instant;
 
 use crate::outbox::Way;
 
@@ -47,6 +50,25 @@ impl Rush {
     pub(super) fn handed_out(&self, now: Duration) {
         self.last.store(nanos(now).max(1), Relaxed);
     }
+}
+
+/// Whoever broadcasts again within this time is expected to do so once more.
+const AGAIN: Duration = Duration::from_micros(20);
+
+thread_local! {
+    /// When the last broadcast of this thread had been handed out, whatever its topic.
+    static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Whether this thread has broadcast just before, as one does that sends to one user after the other.
+/// The time that the writes would take is better spent on the next of them.
+pub(super) fn is_one_of_many(now: Instant) -> bool {
+    LAST.get().is_some_and(|last| now.saturating_duration_since(last) < AGAIN)
+}
+
+/// Takes note that this thread has handed out a broadcast.
+pub(super) fn was_handed_out(now: Instant) {
+    LAST.set(Some(now));
 }
 
 fn nanos(time: Duration) -> u64 {
