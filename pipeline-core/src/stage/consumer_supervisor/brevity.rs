@@ -37,12 +37,21 @@ impl Brevity {
 
     /// A child is done, after so long; `at_once` if it did not wait for anything.
     pub(super) fn learn(&mut self, at_once: bool, took: Duration) {
-        let gain = if at_once {
-            TASK.saturating_sub_unsigned(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX))
+        if at_once {
+            self.add(TASK, took);
         } else {
-            -WAITS
-        };
-        self.0 = self.0.saturating_add(gain).clamp(LEAST, MOST);
+            self.add(-WAITS, Duration::ZERO);
+        }
+    }
+
+    /// A child was tried without a task, and waits after so long.
+    pub(super) fn guessed_wrong(&mut self, took: Duration) {
+        self.add(-WAITS, took);
+    }
+
+    fn add(&mut self, gain: i64, loss: Duration) {
+        let loss = u64::try_from(loss.as_nanos()).unwrap_or(u64::MAX);
+        self.0 = self.0.saturating_add(gain.saturating_sub_unsigned(loss)).clamp(LEAST, MOST);
     }
 }
 
@@ -72,6 +81,14 @@ mod tests {
         for _ in 0..1000 {
             brevity.learn(true, Duration::from_micros(3));
         }
+        assert!(!brevity.is_likely());
+    }
+
+    #[test]
+    fn a_child_that_works_before_it_waits_is_held_against_the_next_ones_at_once() {
+        let mut brevity = Brevity::new();
+        assert!(after(&mut brevity, 10_000));
+        brevity.guessed_wrong(LONG);
         assert!(!brevity.is_likely());
     }
 

@@ -439,8 +439,11 @@ where
         let mut job = Box::pin(self.job(event, 0, Some(now)));
         // Its task polls it anew, with a waker of its own.
         let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+            let then = Instant::now();
+            // Known now, and not only when it is done: the next one is about to be begun.
+            self.brevity.guessed_wrong(then - now);
             self.spawn_new(Some(from), job);
-            return now;
+            return then;
         };
         let now = now + done.took;
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
