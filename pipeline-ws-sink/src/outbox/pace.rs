@@ -10,7 +10,7 @@ const ENOUGH: usize = 32;
 const PRESSED: (Duration, usize) = (Duration::from_millis(1), 256);
 
 /// The longest pause.
-const LONGEST: Duration = Duration::from_millis(4);
+const LONGEST: Duration = Duration::from_millis(8);
 
 /// What has been written since the last pause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ mod tests {
         let ms = Duration::from_millis;
         let pause = |writes, frames, took| Stretch { writes, frames }.pause(took);
         assert_eq!(pause(300, 300, ms(2)), Some(ms(2)), "as long as it took");
-        assert_eq!(pause(3000, 3000, ms(20)), Some(ms(4)), "but not for long");
+        assert_eq!(pause(3000, 3000, ms(20)), Some(ms(8)), "but not for long");
         assert_eq!(pause(300, 300, Duration::from_micros(999)), None, "not for long");
         assert_eq!(pause(255, 255, ms(2)), None, "few");
         assert_eq!(pause(300, 300 * 31, ms(2)), Some(ms(2)));

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// About what it takes to start a task, in nanoseconds. A child that is done sooner needs none.
-const TASK: i64 = 2_000;
+/// About what it takes to start a task and to learn of its end, in nanoseconds of all cores. A child
+/// that is done sooner needs none.
+const TASK: i64 = 5_000;
 
 /// What it costs to try a child that waits without a task: it has to be tried again.
 const WAITS: i64 = 16 * TASK;
@@ -79,7 +80,7 @@ mod tests {
     fn children_that_work_for_longer_than_a_task_takes_are_not_brief() {
         let mut brevity = Brevity::new();
         for _ in 0..1000 {
-            brevity.learn(true, Duration::from_micros(3));
+            brevity.learn(true, Duration::from_micros(6));
         }
         assert!(!brevity.is_likely());
     }
@@ -106,8 +107,8 @@ mod tests {
         let mut brevity = Brevity::new();
         assert!(after(&mut brevity, 10_000));
         brevity.learn(true, LONG);
-        assert!(!after(&mut brevity, 4_000));
-        assert!(after(&mut brevity, 2_000));
+        assert!(!after(&mut brevity, 1_700));
+        assert!(after(&mut brevity, 700));
     }
 
     #[test]
