@@ -52,7 +52,6 @@ mod impossible;
 mod inlet;
 mod outlet;
 mod pipeline;
-mod quick_hash;
 mod rate_limit;
 mod running;
 mod snapshot;

@@ -62,7 +62,7 @@ impl From<&Encoded> for Broadcast {
         Self {
             topic: encoded.topic().into(),
             event: encoded.event().into(),
-            payload: encoded.payload().clone(),
+            payload: encoded.payload(),
         }
     }
 }

@@ -75,7 +75,7 @@ pub(crate) struct Intercepted {
 
 impl Intercepted {
     pub(crate) fn new(broadcast: &Encoded) -> Self {
-        let (event, payload) = (broadcast.event().into(), broadcast.payload().clone());
+        let (event, payload) = (broadcast.event().into(), broadcast.payload());
         Self { event, payload, since: broadcast.since() }
     }
 }

@@ -1,9 +1,8 @@
 //! What a frame is to its receiver: whether it can do without. Pure.
 
-use std::{
-    hash::{DefaultHasher, Hash, Hasher},
-    num::NonZeroU64,
-};
+use std::{hash::BuildHasher, num::NonZeroU64, sync::LazyLock};
+
+use foldhash::quality::RandomState;
 
 /// Whether a frame may be dropped when its receiver is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +22,10 @@ pub(crate) struct EventKey(NonZeroU64, u64);
 
 impl EventKey {
     pub(crate) fn new(topic: &str, event: &str) -> Self {
-        let mut hasher = DefaultHasher::new();
-        (topic, event).hash(&mut hasher);
-        let first = hasher.finish();
-        // The hasher goes on from a state that is larger than what it tells.
-        hasher.write_u8(0);
+        static HASHERS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
+        let [first, second] = HASHERS.each_ref().map(|hasher| hasher.hash_one((topic, event)));
         // Never 0, so that a kind takes no more memory than its key.
-        Self(NonZeroU64::MIN.saturating_add(first), hasher.finish())
+        Self(NonZeroU64::MIN.saturating_add(first), second)
     }
 }
 

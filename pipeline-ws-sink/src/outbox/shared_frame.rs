@@ -42,8 +42,7 @@ impl SharedFrame {
         self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)
     }
 
-    /// The same frame, not compressed.
-    #[cfg(test)]
+    /// The frame, not compressed.
     pub(crate) fn frame(&self) -> &Frame {
         &self.plain.frame
     }

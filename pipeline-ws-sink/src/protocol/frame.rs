@@ -1,6 +1,6 @@
 //! Frames on their way out: built once, written as they are to any number of sockets.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
     coding::{Control, Data, OpCode},
@@ -79,7 +79,8 @@ impl Frame {
         let start = HEADER - header.len(length);
         let mut space = &mut buffer[start..HEADER];
         header.format(length, &mut space).expect("the header has exactly this length");
-        let bytes = Bytes::from(buffer).slice(start..);
+        let mut bytes = Bytes::from(buffer);
+        bytes.advance(start);
         Self { bytes, body: HEADER - start }
     }
 
@@ -95,6 +96,15 @@ impl Frame {
 
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    pub(crate) fn body_len(&self) -> usize {
+        self.bytes.len() - self.body
+    }
+
+    /// Where that is in the payload which was so far into the buffer when it was written.
+    pub(crate) fn in_body(&self, written: usize) -> usize {
+        written - HEADER
     }
 }
 

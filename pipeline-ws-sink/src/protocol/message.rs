@@ -201,8 +201,9 @@ impl Address<'_> {
 pub(crate) struct Encoded {
     topic: Box<str>,
     event: Box<str>,
-    /// Out of the memory of the frame.
-    payload: Payload,
+    /// Where the payload begins in the body of its frame.
+    payload: usize,
+    is_binary: bool,
     key: EventKey,
     v2: SharedFrame,
     /// Made when the first subscriber needs it; `None` if this version cannot express it.
@@ -216,25 +217,23 @@ impl Encoded {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<Self, PayloadError> {
-        let (payload, v2) = if payload.is_binary() {
+        let is_binary = payload.is_binary();
+        let (start, v2) = if is_binary {
             let payload = payload.into_payload()?;
             let frame = binary::broadcast(topic, event, payload.bytes())?;
-            (payload, frame)
+            (frame.body_len() - payload.bytes().len(), frame)
         } else {
-            let mut length = 0;
+            let mut start = 0;
             let frame = v2::text(&Ref::NULL, &Ref::NULL, &quoted(topic), event, |out| {
-                let start = out.len();
-                write_object(payload, out)?;
-                length = out.len() - start;
-                Ok(())
+                start = out.len();
+                write_object(payload, out)
             })?;
-            let body = frame.body();
-            let end = body.len() - 1;
-            (Payload::from_json(body.slice(end - length..end)), frame)
+            (frame.in_body(start), frame)
         };
         let key = EventKey::new(topic, event);
         let (topic, event, v2) = (topic.into(), event.into(), SharedFrame::new(v2, key));
-        Ok(Self { topic, event, payload, key, v2, v1: OnceLock::new(), since: None })
+        let (v1, since) = (OnceLock::new(), None);
+        Ok(Self { topic, event, payload: start, is_binary, key, v2, v1, since })
     }
 
     /// Times it: the time from then until the operating system has taken the last byte of a frame is
@@ -254,8 +253,15 @@ impl Encoded {
         &self.event
     }
 
-    pub(crate) fn payload(&self) -> &Payload {
-        &self.payload
+    /// The payload, sharing the memory of the frame.
+    pub(crate) fn payload(&self) -> Payload {
+        let body = self.v2.frame().body();
+        if self.is_binary {
+            Payload::binary(body.slice(self.payload..))
+        } else {
+            // Behind it comes the end of the array.
+            Payload::from_json(body.slice(self.payload..body.len() - 1))
+        }
     }
 
     /// When what it carries was enqueued, if its way is timed.
@@ -272,7 +278,8 @@ impl Encoded {
     }
 
     fn v1_frame(&self) -> Option<SharedFrame> {
-        let json = self.payload.json()?;
+        let payload = self.payload();
+        let json = payload.json()?;
         let written = v1::text(&Ref::NULL, &quoted(&self.topic), &self.event, |out| {
             out.extend_from_slice(json.as_bytes());
             Ok::<_, std::convert::Infallible>(())

@@ -8,6 +8,7 @@ use std::{
     },
 };
 
+use foldhash::quality::RandomState;
 use parking_lot::RwLock;
 use slab::Slab;
 use tokio::time::{Instant, timeout_at};
@@ -39,7 +40,7 @@ pub(crate) struct Table {
 }
 
 /// A part of the topics.
-type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>>>;
+type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>, RandomState>>;
 
 /// The subscribers of one topic.
 #[derive(Default)]

@@ -6,10 +6,7 @@ use std::{
     hash::Hash,
 };
 
-use crate::{
-    quick_hash::QuickMap,
-    subscription::{BadPartition, SubscribeOptions},
-};
+use crate::subscription::{BadPartition, SubscribeOptions};
 
 /// A partition as an option.
 struct Key {
@@ -49,7 +46,7 @@ enum Places<K> {
     /// In order: with few, comparing is quicker than hashing.
     Few(Vec<K>),
     /// Keys may come from anywhere, but to look one up puts nothing here.
-    Many(QuickMap<K, usize>),
+    Many(foldhash::HashMap<K, usize>),
 }
 
 /// How many names are few.
@@ -58,7 +55,7 @@ const FEW: usize = 8;
 impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
     /// A name that comes twice counts once.
     pub(super) fn new(names: impl IntoIterator<Item = K>) -> Self {
-        let (mut places, mut shown) = (QuickMap::default(), Vec::new());
+        let (mut places, mut shown) = (foldhash::HashMap::default(), Vec::new());
         for name in names {
             let name_shown = format!("{name:?}");
             places.entry(name).or_insert_with(|| {

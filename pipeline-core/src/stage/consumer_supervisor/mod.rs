@@ -32,7 +32,6 @@ use crate::{
     adaptive::{Adaptive, AdaptiveLimit},
     demand::Slots,
     exit::ExitReason,
-    quick_hash::QuickMap,
     subscription::{Subscription, SubscriptionId},
     telemetry::WorkerMetrics,
 };
@@ -84,15 +83,15 @@ pub struct ConsumerSupervisor<E, W> {
     tasks: JoinSet<Done<E>>,
     /// Tasks that have ended and were not looked at yet.
     ended: VecDeque<Ended<E>>,
-    children: QuickMap<ChildId, Child>,
+    children: foldhash::HashMap<ChildId, Child>,
     /// Which child a task is, for those that end without saying so themselves.
-    by_task: QuickMap<Id, ChildId>,
+    by_task: foldhash::HashMap<Id, ChildId>,
     /// Whether the next child is likely to need no task.
     brevity: Brevity,
     next_child: u64,
     /// How many of the children were started by hand.
     by_hand: usize,
-    slots: QuickMap<SubscriptionId, (Subscription, Slots)>,
+    slots: foldhash::HashMap<SubscriptionId, (Subscription, Slots)>,
     /// Children that could not be started again yet; they are tried again at once.
     restarting: VecDeque<(ChildId, E, u32)>,
     /// Events that wait for a place among `max_children`.
@@ -293,12 +292,12 @@ where
             adaptive: None,
             tasks: JoinSet::new(),
             ended: VecDeque::new(),
-            children: QuickMap::default(),
-            by_task: QuickMap::default(),
+            children: foldhash::HashMap::default(),
+            by_task: foldhash::HashMap::default(),
             brevity: Brevity::new(),
             next_child: 0,
             by_hand: 0,
-            slots: QuickMap::default(),
+            slots: foldhash::HashMap::default(),
             restarting: VecDeque::new(),
             waiting: VecDeque::new(),
             stopping: Stopping::default(),
