@@ -273,9 +273,7 @@ impl Outbox {
     fn cool(&self) {
         let mut state = self.state.lock();
         state.is_warm = false;
-        if state.waiting().is_none() {
-            state.backlog = None;
-        }
+        state.let_go();
     }
 
     /// Takes all that waits, once something does: for a client that fetches its messages. What it
@@ -284,7 +282,9 @@ impl Outbox {
     pub(crate) fn poll_fetch(&self, cx: &mut Context<'_>) -> Poll<Vec<Frame>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let Some(backlog) = state.backlog.take() else { return Poll::Pending };
+        let Some(backlog) = state.backlog.take_if(|backlog| !backlog.is_empty()) else {
+            return Poll::Pending;
+        };
         let now = Instant::now();
         state.last_active = now;
         drop(state);
@@ -400,10 +400,7 @@ impl Outbox {
         let was_full = backlog.is_full(self.limits);
         backlog.wrote(written, |since| self.delivered(since, now));
         let is_full = backlog.is_full(self.limits);
-        if backlog.is_empty() && !state.is_warm {
-            // A socket that has caught up holds no memory for having been behind.
-            state.backlog = None;
-        }
+        state.let_go();
         if was_full && !is_full {
             self.tell_of_room();
         }
@@ -431,6 +428,14 @@ impl State {
         !self.finished && self.end.is_none()
     }
 
+    /// A socket that has caught up holds no memory for having been behind, unless that is only for a
+    /// moment.
+    fn let_go(&mut self) {
+        if !self.is_warm && self.waiting().is_none() {
+            self.backlog = None;
+        }
+    }
+
     /// Whether another frame may have to wait for room.
     fn is_full(&self, limits: OutboxLimits) -> bool {
         self.backlog.as_ref().is_some_and(|backlog| backlog.is_full(limits))
@@ -443,7 +448,10 @@ impl State {
 
     /// Drops what waits, but for a frame that has been written in part. Returns how many frames.
     fn drop_waiting(&mut self) -> usize {
-        self.waiting().map_or(0, Backlog::clear)
+        let Some(backlog) = self.waiting() else { return 0 };
+        let dropped = backlog.clear();
+        self.let_go();
+        dropped
     }
 
     fn remember(&mut self, task: &Waker) {

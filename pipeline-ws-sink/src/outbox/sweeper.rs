@@ -116,6 +116,8 @@ struct Sweep {
     hand: InHand,
     /// Those that keep memory. Some may be gone.
     warm: Vec<Weak<Outbox>>,
+    /// When they were last told to give it back.
+    cooled: Instant,
     done: bool,
 }
 
@@ -126,21 +128,17 @@ impl Sweep {
             sockets: VecDeque::new(),
             hand: InHand::default(),
             warm: Vec::new(),
+            cooled: Instant::now(),
             done: false,
         }
     }
 
     async fn run(mut self) {
-        let mut cooled = Instant::now();
         while !self.done {
             self.write().await;
             let more = self.place.round.more.notified();
-            let rests = time::timeout(COOL, more).await.is_err();
-            if rests || cooled.elapsed() > WARM {
+            if time::timeout(COOL, more).await.is_err() {
                 self.cool();
-                cooled = Instant::now();
-            }
-            if rests {
                 self.end();
             }
         }
@@ -155,6 +153,9 @@ impl Sweep {
                 (since, stretch) = (Instant::now(), Stretch::default());
             }
             self.round(&mut stretch).await;
+            if self.cooled.elapsed() > WARM {
+                self.cool();
+            }
         }
     }
 
@@ -190,6 +191,7 @@ impl Sweep {
 
     /// Has the sockets give back what memory they do not need.
     fn cool(&mut self) {
+        self.cooled = Instant::now();
         self.warm.drain(..).filter_map(|outbox| outbox.upgrade()).for_each(|outbox| outbox.cool());
     }
 

@@ -1,4 +1,4 @@
-//! Whether the broadcasts of a topic follow each other closely. Pure.
+//! Whether broadcasts follow each other closely: those of a topic, or those of a thread.
 
 use std::{
     cell::Cell,
@@ -93,6 +93,17 @@ mod tests {
         assert_eq!(way(us(3_000), 1000), Way::Direct);
         assert_eq!(way(us(100), 10), Way::Direct, "few are written to quickly");
         assert_eq!(way(Duration::ZERO, 0), Way::Direct);
+    }
+
+    #[test]
+    fn whoever_broadcasts_again_at_once_on_the_same_thread_does_so_once_more() {
+        let now = Instant::now();
+        assert!(!is_one_of_many(now), "it is the first");
+        was_handed_out(now);
+        assert!(is_one_of_many(now + Duration::from_micros(19)));
+        assert!(!is_one_of_many(now + Duration::from_micros(20)));
+        let another = std::thread::spawn(move || is_one_of_many(now));
+        assert!(!another.join().unwrap(), "on another thread nobody has broadcast");
     }
 
     #[test]
