@@ -17,6 +17,9 @@ const WRITE: Duration = Duration::from_micros(3);
 /// that does not get its turn for a moment ends none.
 const OVER: u64 = 4;
 
+/// Nobody writes for longer than this without letting others have a turn.
+const LONGEST: Duration = Duration::from_millis(8);
+
 /// When a topic was last broadcast to, as time since some moment that is always the same.
 ///
 /// A frame that is written by the task that broadcasts it is on its way at once, and costs a write. A
@@ -39,7 +42,7 @@ impl Rush {
         let writing = nanos(WRITE).saturating_mul(listeners as u64);
         let longest = if swept { writing.saturating_mul(OVER) } else { writing };
         let pause = nanos(now).checked_sub(last).filter(|_| last > 0);
-        let rush = pause.is_some_and(|pause| pause < longest);
+        let rush = writing > nanos(LONGEST) || pause.is_some_and(|pause| pause < longest);
         if rush != swept {
             self.swept.store(rush, Relaxed);
         }
@@ -92,6 +95,8 @@ mod tests {
         assert_eq!(way(us(2_999), 1000), Way::Swept);
         assert_eq!(way(us(3_000), 1000), Way::Direct);
         assert_eq!(way(us(100), 10), Way::Direct, "few are written to quickly");
+        assert_eq!(Rush::default().way(us(5), 2_666), Way::Direct);
+        assert_eq!(Rush::default().way(us(5), 2_667), Way::Swept, "others would wait for too long");
         assert_eq!(way(Duration::ZERO, 0), Way::Direct);
     }
 
