@@ -91,6 +91,8 @@ impl<E: Send + 'static> EventStream<E> {
     /// A stream of no producer yet.
     #[expect(clippy::disallowed_methods, reason = "bounded by demand")]
     pub fn new() -> Self {
+        // Demand bounds it: no more events are on their way than were asked for, and beside them each
+        // subscription sends its end.
         let (sender, mailbox) = mpsc::unbounded_channel();
         Self {
             stage: StageId::new(next_id()),

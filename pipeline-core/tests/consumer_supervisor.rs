@@ -183,9 +183,8 @@ async fn too_many_restarts_stop_the_supervisor_and_with_it_the_pipeline() {
     assert!(queue.is_closed());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn process_time_is_measured_in_milliseconds_with_fractions() {
-    tokio::time::pause();
     let (queue, producer) = queue(QueueOptions::new());
     let (telemetry, recorded) = Recorded::new();
     let worker = async |_: &u64| {

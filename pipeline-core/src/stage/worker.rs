@@ -8,7 +8,8 @@ use crate::exit::ExitReason;
 
 /// Handles one event, in a task of its own.
 ///
-/// A task is spared to children that need less time than it takes to start one, about 2 microseconds.
+/// A task is spared to children that need less time than it takes to start one, about 5 microseconds of
+/// all cores.
 /// When those so far have been done at once, and so soon on average, the supervisor runs the next ones
 /// itself. One that waits for something after all gets its task, and goes on there: its future is
 /// polled anew. One that computes for long holds up those after it once, and then they have tasks

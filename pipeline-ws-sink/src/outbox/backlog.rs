@@ -190,13 +190,9 @@ impl Backlog {
     /// So many bytes have been written. What is whole now is taken out, and told.
     pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Option<Instant>)) {
         self.written += count;
-        while let Some(first) = self.queue.front()
-            && self.written >= first.frame.len()
-        {
-            self.written -= first.frame.len();
-            let since = first.since;
-            self.remove_first();
-            whole(since);
+        while let Some(outgoing) = next_whole(&mut self.queue, &mut self.written) {
+            self.no_longer(&outgoing);
+            whole(outgoing.since);
         }
     }
 
@@ -274,12 +270,6 @@ impl Backlog {
         }
     }
 
-    fn remove_first(&mut self) {
-        if let Some(outgoing) = self.queue.pop_front() {
-            self.no_longer(&outgoing);
-        }
-    }
-
     fn no_longer(&mut self, outgoing: &Outgoing) {
         let load = outgoing.load();
         self.total = self.total.minus(load);
@@ -298,11 +288,8 @@ impl InHand {
     /// So many bytes have been written.
     pub(super) fn wrote(&mut self, count: usize) {
         self.written += count;
-        while let Some(first) = self.frames.front()
-            && self.written >= first.frame.len()
-        {
-            self.written -= first.frame.len();
-            self.done.extend(self.frames.pop_front());
+        while let Some(outgoing) = next_whole(&mut self.frames, &mut self.written) {
+            self.done.push(outgoing);
         }
     }
 
@@ -327,6 +314,12 @@ fn write_next<'a>(
         count += 1;
     }
     count
+}
+
+/// Takes out the first of these frames if so much has been written that it is whole.
+fn next_whole(frames: &mut VecDeque<Arc<Outgoing>>, written: &mut usize) -> Option<Arc<Outgoing>> {
+    *written = written.checked_sub(frames.front()?.frame.len())?;
+    frames.pop_front()
 }
 
 impl Outgoing {

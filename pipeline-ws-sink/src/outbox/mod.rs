@@ -226,35 +226,32 @@ impl Outbox {
         // One that has to end is left to its own task.
         let (None, Writer::Tcp(stream)) = (state.end, &state.writer) else { return None };
         let stream = stream.clone();
-        if state.in_hand {
-            return None;
-        }
         state.waiting()?.take_in_hand(GATHER, hand);
         state.in_hand = true;
         let is_new = !mem::replace(&mut state.is_warm, true);
         Some((stream, is_new))
     }
 
-    /// Takes back what has not been written. Returns whether to come again.
-    fn put_back(&self, hand: &mut InHand, written: io::Result<usize>) -> bool {
-        if let Ok(count) = written {
-            hand.wrote(count);
-        }
-        let now = Instant::now();
+    /// Takes back what has not been written, now that it is known how that went. Returns whether to
+    /// come again.
+    fn put_back(&self, hand: &mut InHand, written: io::Result<usize>, now: Instant) -> bool {
         let mut state = self.state.lock();
         state.in_hand = false;
         let was_full = state.is_full(self.limits);
+        if let Ok(count) = written {
+            hand.wrote(count);
+        }
         if let Some(backlog) = &mut state.backlog {
             backlog.put_back(hand);
         }
         match written {
-            Ok(_) => {
+            Ok(1..) => {
                 state.last_active = now;
                 state.is_due = state.waiting().is_some() && state.end.is_none();
             }
             // Its task waits until there is room.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.wake(),
-            Err(_) => self.end_in(&mut state, SocketEnd::Lost),
+            Ok(0) | Err(_) => self.end_in(&mut state, SocketEnd::Lost),
         }
         if state.end.is_some() || state.finished {
             // The task could not write meanwhile.
@@ -263,10 +260,12 @@ impl Outbox {
         if was_full && !state.is_full(self.limits) {
             self.tell_of_room();
         }
-        let again = state.is_due;
-        drop(state);
+        state.is_due
+    }
+
+    /// Records the frames that were whole with that write.
+    fn let_go(&self, hand: &mut InHand, now: Instant) {
         hand.let_go(|since| self.delivered(since, now));
-        again
     }
 
     /// Gives back the memory that it has kept because frames came fast. For the [`Sweeper`] only.
@@ -314,7 +313,7 @@ impl Outbox {
             return;
         }
         if let Some(backlog) = state.waiting() {
-            // The socket's task is on its way already.
+            // Whoever writes it is on the way already.
             match backlog.admit(outgoing.clone(), self.limits, self.when_full) {
                 Ok(dropped) => self.count(dropped),
                 Err(TooSlow) => self.too_slow(&mut state, 1),

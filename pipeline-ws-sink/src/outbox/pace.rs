@@ -27,9 +27,8 @@ impl Stretch {
 
     /// How long to pause when this took so long, and there is more to write already.
     ///
-    /// As long as it took, unless the writes were well used. So whoever writes without end spends
-    /// half of the time on it or less, or else writes many frames at once; and frames that come now
-    /// and then are never held up.
+    /// As long as it took, but for a moment only, and not if the writes were well used. Frames that
+    /// come now and then are never held up.
     pub(super) fn pause(self, took: Duration) -> Option<Duration> {
         let well_used = self.frames >= self.writes.saturating_mul(ENOUGH);
         let (long, often) = PRESSED;

@@ -169,6 +169,7 @@ impl Sweep {
 
     /// Goes to every socket that was due.
     async fn round(&mut self, stretch: &mut Stretch) {
+        let mut visited: usize = 0;
         while let Some(outbox) = self.sockets.pop_front() {
             if let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) {
                 if is_new {
@@ -178,12 +179,16 @@ impl Sweep {
                 let mut slices = [IoSlice::new(&[]); GATHER];
                 let count = self.hand.slices(&mut slices);
                 let written = stream.try_write_vectored(&slices[..count]);
+                let now = Instant::now();
                 stretch.wrote(count);
-                if outbox.put_back(&mut self.hand, written) {
-                    self.sockets.push_back(outbox);
+                if outbox.put_back(&mut self.hand, written, now) {
+                    self.sockets.push_back(outbox.clone());
                 }
+                // Last: a recorder may panic, and then the next task finds everything in its place.
+                outbox.let_go(&mut self.hand, now);
             }
-            if stretch.writes.is_multiple_of(TURN) {
+            visited += 1;
+            if visited.is_multiple_of(TURN) {
                 task::yield_now().await;
             }
         }
@@ -226,6 +231,10 @@ impl Drop for Sweep {
 mod tests {
     use std::future::poll_fn;
 
+    use metrics::{
+        Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString,
+        Unit,
+    };
     use pipeline_core::Telemetry;
     use pipeline_test_support::{Recorded, eventually};
     use tokio::{
@@ -344,6 +353,53 @@ mod tests {
             eventually(|| tasks(&sweeper) == 0).await;
             assert!(!keeps_memory(&outbox));
         }
+    }
+
+    /// Panics at the first delivery, and counts the others.
+    struct Faulty(Arc<AtomicUsize>);
+
+    impl HistogramFn for Faulty {
+        fn record(&self, _: f64) {
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) > 0, "told to panic");
+        }
+    }
+
+    impl Recorder for Faulty {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+            Counter::noop()
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::from_arc(Arc::new(Self(self.0.clone())))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_recorder_that_panics_keeps_no_frame_from_any_socket() {
+        const EACH: usize = 3 * GATHER;
+        let (sweeper, recorded) = (Sweeper::new(), Arc::default());
+        let telemetry = Telemetry::to(Faulty(Arc::clone(&recorded)));
+        let mut sockets = vec![];
+        // On each round more than one.
+        for _ in 0..2 * sweeper.rounds.len() {
+            sockets.push(socket(&sweeper, &telemetry).await);
+        }
+        let news = news(b'x', 10);
+        for _ in 0..EACH {
+            sockets.iter().for_each(|(outbox, _)| outbox.send_shared(&news, Way::Swept));
+        }
+        for (_, client) in &mut sockets {
+            client.read_exact(&mut [0; 12 * EACH]).await.unwrap();
+        }
+        assert!(recorded.load(Ordering::Relaxed) > 1);
     }
 
     #[tokio::test]

@@ -83,7 +83,7 @@ async fn listen<S: Socket>(
 }
 
 /// Waits until nothing was received or written for too long.
-async fn silence(outbox: &Arc<Outbox>, timeout: Duration) -> SocketEnd {
+async fn silence(outbox: &Outbox, timeout: Duration) -> SocketEnd {
     let mut last = outbox.last_active();
     loop {
         time::sleep_until(last + timeout).await;
@@ -96,7 +96,7 @@ async fn silence(outbox: &Arc<Outbox>, timeout: Duration) -> SocketEnd {
 }
 
 /// Writes what is left, and waits for the client to close its side too, unless it has.
-async fn close(reader: &mut Reader, decoder: &mut Decoder, outbox: &Arc<Outbox>, end: SocketEnd) {
+async fn close(reader: &mut Reader, decoder: &mut Decoder, outbox: &Outbox, end: SocketEnd) {
     if poll_fn(|cx| outbox.poll_close(cx)).await.is_err() || end == SocketEnd::Closed {
         return;
     }
