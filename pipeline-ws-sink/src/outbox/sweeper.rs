@@ -325,6 +325,14 @@ mod tests {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
         let (other, mut others_client) = socket(&sweeper, &Telemetry::global()).await;
+        let (polled, task) = (Arc::new(AtomicUsize::new(0)), outbox.clone());
+        let polls = polled.clone();
+        let task = tokio::spawn(poll_fn(move |cx| {
+            polls.fetch_add(1, Ordering::Relaxed);
+            task.poll_write(cx)
+        }));
+        eventually(|| polled.load(Ordering::Relaxed) > 0).await;
+
         let large = news(b'x', 10_000);
         (0..COUNT).for_each(|_| outbox.send_shared(&large, Way::Swept));
         other.send_shared(&large, Way::Swept);
@@ -333,7 +341,6 @@ mod tests {
 
         eventually(|| !outbox.state.lock().is_due && !outbox.state.lock().in_hand).await;
         assert!(outbox.state.lock().waiting().is_some(), "the system has taken everything");
-        let task = tokio::spawn(async move { poll_fn(|cx| outbox.poll_write(cx)).await });
         for _ in 0..COUNT {
             client.read_exact(&mut received).await.unwrap();
             assert_eq!(received, frame(b'x', 10_000).bytes()[..]);
