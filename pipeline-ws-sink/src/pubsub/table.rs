@@ -228,11 +228,8 @@ impl Table {
         let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
         let open = listeners.read();
         let now = Instant::now();
-        let mut way =
-            open.rush.way(now.saturating_duration_since(self.epoch), open.subscribers.len());
-        if rush::is_one_of_many(now) {
-            way = Way::Swept;
-        }
+        let since = now.saturating_duration_since(self.epoch);
+        let way = open.rush.way(since, open.subscribers.len(), rush::is_one_of_many(now));
         for (_, (id, subscriber)) in &open.subscribers {
             hand(*id, subscriber, way);
         }
