@@ -21,6 +21,7 @@ use axum::{
     routing::get,
 };
 use clap::Parser;
+use mimalloc::MiMalloc;
 use pipeline::{
     ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, Timed, queue, serve,
     statsd::StatsdRecorder,
@@ -34,6 +35,11 @@ use tokio::{
     task::yield_now,
     time::{Instant, MissedTickBehavior, interval},
 };
+
+/// What one thread asks for, another gives back: frames do so all the time. The C library's allocator
+/// has threads wait for each other then.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// How often paced pushes come.
 const BURST: Duration = Duration::from_millis(10);

@@ -19,6 +19,7 @@ mod usage;
 use std::{error::Error, fs, path::PathBuf, thread, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use mimalloc::MiMalloc;
 use tokio::{runtime::Runtime, time::Instant};
 
 use self::{
@@ -27,6 +28,10 @@ use self::{
     rows::Rows,
     usage::Machine,
 };
+
+/// As the project's own server has it.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// How many sockets the largest load has.
 const MOST_SOCKETS: usize = 18_000;

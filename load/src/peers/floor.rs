@@ -18,6 +18,10 @@ use crate::{client::unix_micros, server::LISTENING};
 /// How often paced pushes come.
 const BURST: Duration = Duration::from_millis(10);
 
+/// Part of a request for paced pushes whose time begins with their burst, as if all of it were
+/// enqueued at once, and not with the write of each.
+pub(crate) const STAMPED_TOGETHER: &str = "stamped=together";
+
 /// Serves until the process ends.
 pub(crate) fn serve(port: u16, glue: u64) -> io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
@@ -31,8 +35,11 @@ pub(crate) fn serve(port: u16, glue: u64) -> io::Result<()> {
             sockets.push(stream);
             continue;
         }
-        if request.starts_with("GET /paced") {
-            paced(&mut sockets, number(&request, "rate"), number(&request, "secs"))?;
+        if request.starts_with("GET /pipe") {
+            pushes(&mut sockets, number(&request, "n"))?;
+        } else if request.starts_with("GET /paced") {
+            let together = request.contains(STAMPED_TOGETHER);
+            paced(&mut sockets, number(&request, "rate"), number(&request, "secs"), together)?;
         } else {
             let every = Duration::from_micros(number(&request, "every_us"));
             broadcasts(&mut sockets, number(&request, "n"), glue.max(1), every)?;
@@ -88,7 +95,16 @@ fn broadcasts(
     Ok(())
 }
 
-fn paced(sockets: &mut [TcpStream], rate: u64, secs: u64) -> io::Result<()> {
+/// To one socket after the other.
+fn pushes(sockets: &mut [TcpStream], count: u64) -> io::Result<()> {
+    let users = sockets.len();
+    for (n, user) in (0..count).zip((0..users).cycle()) {
+        push(sockets, user, n, unix_micros())?;
+    }
+    Ok(())
+}
+
+fn paced(sockets: &mut [TcpStream], rate: u64, secs: u64, together: bool) -> io::Result<()> {
     let (total, bursts) = (rate * secs, secs * 100);
     let users = sockets.len();
     let mut next = Instant::now();
@@ -97,16 +113,19 @@ fn paced(sockets: &mut [TcpStream], rate: u64, secs: u64) -> io::Result<()> {
     for burst in 1..=bursts {
         wait_until(next);
         next += BURST;
+        let began = unix_micros();
         while n < total * burst / bursts {
             let Some(user) = to.next() else { return Ok(()) };
-            let at = unix_micros();
-            let text =
-                format!(r#"[null,null,"user:{user}","push_timed",{{"n":{n},"at_us":{at}}}]"#);
-            sockets[user].write_all(&frame(&text))?;
+            push(sockets, user, n, if together { began } else { unix_micros() })?;
             n += 1;
         }
     }
     Ok(())
+}
+
+fn push(sockets: &mut [TcpStream], user: usize, n: u64, at: u64) -> io::Result<()> {
+    let text = format!(r#"[null,null,"user:{user}","push_timed",{{"n":{n},"at_us":{at}}}]"#);
+    sockets[user].write_all(&frame(&text))
 }
 
 /// A frame as a server sends it.

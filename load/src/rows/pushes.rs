@@ -3,6 +3,7 @@
 use crate::{
     bench::{Bench, Contender, Load, Size, Topics},
     error::LoadError,
+    peers::floor::STAMPED_TOGETHER,
     table::Line,
 };
 
@@ -15,13 +16,19 @@ pub(super) fn fast(bench: &Bench) -> Result<Vec<Line>, LoadError> {
         frames: pushes,
         ..Load::connecting(users, Topics::Users)
     };
-    let series = &bench.rounds(&[(Contender::Target, &load)])?[0];
-    let cpu = series.figure(|measured| measured.cpu_seconds_per_million);
-    let rate = series.figure(|measured| measured.frames_per_second);
+    let series = bench.rounds(&[(Contender::Target, &load), (Contender::Floor, &load)])?;
+    let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
+    let rate = |n: usize| series[n].figure(|measured| measured.frames_per_second);
     let work = "pipeline to 1000 user topics, timed, 200 k pushes";
     Ok(vec![
-        Line::new(format!("{work}: CPU-s per million"), cpu).beam("36").at_most(4.0, "≤ 4"),
-        Line::new("the same: pushes/s delivered", rate).beam("40 k").at_least(4e5, "≥ 400 k"),
+        Line::new(format!("{work}: CPU-s per million (floor: a write a push)"), cpu(0))
+            .beam("36")
+            .floor(cpu(1))
+            .at_most(4.0, "≤ 4"),
+        Line::new("the same: pushes/s delivered", rate(0))
+            .beam("40 k")
+            .floor(rate(1))
+            .at_least(4e5, "≥ 400 k"),
     ])
 }
 
@@ -45,7 +52,15 @@ pub(super) fn paced(bench: &Bench) -> Result<Vec<Line>, LoadError> {
             timed: true,
             ..Load::connecting(users, Topics::Users)
         };
-        let series = bench.rounds(&[(Contender::Target, &load), (Contender::Floor, &load)])?;
+        let together = Load {
+            request: Some(format!("/paced?rate={rate}&secs={secs}&{STAMPED_TOGETHER}")),
+            ..load.clone()
+        };
+        let series = bench.rounds(&[
+            (Contender::Target, &load),
+            (Contender::Floor, &load),
+            (Contender::Floor, &together),
+        ])?;
         let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
         let p50 = |n: usize| series[n].figure(|measured| measured.p50_ms);
         let p99 = |n: usize| series[n].figure(|measured| measured.p99_ms);
@@ -60,6 +75,9 @@ pub(super) fn paced(bench: &Bench) -> Result<Vec<Line>, LoadError> {
                 .beam(beam_p99)
                 .floor(p99(1))
                 .at_most(1.5 * p99(1).median + 0.1, soon),
+            Line::new("the same, p50 (floor: its bursts are enqueued at once too)", p50(0))
+                .floor(p50(2)),
+            Line::new("the same, p99", p99(0)).floor(p99(2)),
             Line::new("the same: CPU-s per million pushes", cpu(0))
                 .beam(beam_cpu)
                 .floor(cpu(1))
