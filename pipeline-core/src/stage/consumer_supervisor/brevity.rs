@@ -6,6 +6,10 @@ use std::time::Duration;
 /// that is done sooner needs none.
 const TASK: i64 = 5_000;
 
+/// About how long it takes until another core works on a child that has a task. Whoever is done by then
+/// is not held up by the others, nor holds them up by much.
+const AWAY: Duration = Duration::from_micros(15);
+
 /// What it costs to try a child that waits without a task: it has to be tried again.
 const WAITS: i64 = 16 * TASK;
 
@@ -19,8 +23,8 @@ const MOST: i64 = 1_000_000;
 const LEAST: i64 = -100_000_000;
 
 /// What was gained or lost if all children so far had been run without a task, in nanoseconds: one
-/// that is done at once gains what a task takes longer, or loses what it takes longer than a task,
-/// and holds up the others by.
+/// that is done at once gains a task, and loses what it takes longer than until another core would
+/// have begun with it.
 ///
 /// So it is the average that counts, and a child that was interrupted by the system may be long.
 #[derive(Debug)]
@@ -39,7 +43,7 @@ impl Brevity {
     /// A child is done, after so long; `at_once` if it did not wait for anything.
     pub(super) fn learn(&mut self, at_once: bool, took: Duration) {
         if at_once {
-            self.add(TASK, took);
+            self.add(TASK, took.saturating_sub(AWAY));
         } else {
             self.add(-WAITS, Duration::ZERO);
         }
@@ -77,10 +81,10 @@ mod tests {
     }
 
     #[test]
-    fn children_that_work_for_longer_than_a_task_takes_are_not_brief() {
+    fn children_that_work_for_longer_than_a_task_and_its_way_take_are_not_brief() {
         let mut brevity = Brevity::new();
         for _ in 0..1000 {
-            brevity.learn(true, Duration::from_micros(6));
+            brevity.learn(true, Duration::from_micros(21));
         }
         assert!(!brevity.is_likely());
     }
