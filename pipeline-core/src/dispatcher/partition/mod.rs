@@ -8,11 +8,11 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     hash::Hash,
-    mem,
+    mem, vec,
 };
 
 use self::{key::Names, stable_hash::stable_hash, waiting::Waiting};
-use super::{Deliveries, DemandDispatcher, Dispatcher, Marker, Subscriber};
+use super::{Deliveries, DemandDispatcher, Dispatcher, Marker, Subscriber, demand::take_front};
 use crate::{
     exit::ExitReason,
     subscription::{SubscribeError, SubscriptionId},
@@ -80,18 +80,29 @@ pub struct PartitionDispatcher<E, K> {
     partitions: Vec<Partition<E>>,
     subscriptions: HashMap<SubscriptionId, usize>,
     markers: Waiting,
-    hash: Box<HashFn<E, K>>,
+    hash: Hashing<E, K>,
     shared: bool,
-    /// Kept for its room: partitions that had no events before those of an emission.
-    had_nothing: Vec<usize>,
+    /// Kept for its room: the partitions that events of an emission belong to.
+    touched: Vec<usize>,
 }
 
+/// How it is found out where an event belongs.
+enum Hashing<E, K> {
+    /// By a look at it. Most are found so, and an event that is not handed over costs less.
+    Key(Box<KeyFn<E, K>>),
+    /// By somebody who may change it.
+    Hash(Box<HashFn<E, K>>),
+}
+
+type KeyFn<E, K> = dyn FnMut(&E) -> Option<K> + Send;
 type HashFn<E, K> = dyn FnMut(E) -> Option<(E, K)> + Send;
 
 /// It has demand or a queue, never both.
 struct Partition<E> {
     consumers: DemandDispatcher,
     queue: VecDeque<E>,
+    /// Events of the emission that is being dispatched, to come behind the queue.
+    fresh: Vec<E>,
 }
 
 impl<E: Hash> PartitionDispatcher<E, usize> {
@@ -130,12 +141,9 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
     /// If there are 0 partitions.
     pub fn by_key(
         partitions: impl IntoIterator<Item = K>,
-        mut key: impl FnMut(&E) -> Option<K> + Send + 'static,
+        key: impl FnMut(&E) -> Option<K> + Send + 'static,
     ) -> Self {
-        Self::by_hash(partitions, move |event| {
-            let key = key(&event)?;
-            Some((event, key))
-        })
+        Self::new(partitions, Hashing::Key(Box::new(key)))
     }
 
     /// Like [`by_key`](Self::by_key), but the event may be changed on its way. This is GenStage's
@@ -161,6 +169,10 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
         partitions: impl IntoIterator<Item = K>,
         hash: impl FnMut(E) -> Option<(E, K)> + Send + 'static,
     ) -> Self {
+        Self::new(partitions, Hashing::Hash(Box::new(hash)))
+    }
+
+    fn new(partitions: impl IntoIterator<Item = K>, hash: Hashing<E, K>) -> Self {
         let names = Names::new(partitions);
         assert!(names.len() > 0, "a partition dispatcher needs at least one partition");
         // With one consumer there is nobody to compare its demand with.
@@ -170,9 +182,9 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
             names,
             subscriptions: HashMap::new(),
             markers: Waiting::default(),
-            hash: Box::new(hash),
+            hash,
             shared: false,
-            had_nothing: Vec::new(),
+            touched: Vec::new(),
         }
     }
 
@@ -189,7 +201,11 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
 
 impl<E> Partition<E> {
     fn new(consumers: DemandDispatcher) -> Self {
-        Self { consumers, queue: VecDeque::new() }
+        Self { consumers, queue: VecDeque::new(), fresh: Vec::new() }
+    }
+
+    fn queued(&self) -> usize {
+        self.queue.len() + self.fresh.len()
     }
 }
 
@@ -197,7 +213,7 @@ impl<E: Send + 'static, K> PartitionDispatcher<E, K> {
     /// Sends from a partition's queue as far as it has demand, and gives out the markers that this
     /// sets free.
     fn serve(&mut self, place: usize, out: &mut Deliveries<E>) {
-        let Partition { consumers, queue } = &mut self.partitions[place];
+        let Partition { consumers, queue, .. } = &mut self.partitions[place];
         loop {
             // What stands behind a marker is not sent in one message with what stands before it.
             let room = self.markers.room(place).min(queue.len());
@@ -250,38 +266,49 @@ where
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
         let mut room = self.unmet();
         let share = events.len().min(room).div_ceil(self.partitions.len().max(1));
-        let mut had_nothing = mem::take(&mut self.had_nothing);
-        while room > 0
-            && let Some(event) = events.pop_front()
-        {
-            let Some((event, key)) = (self.hash)(event) else {
-                out.filtered(1);
-                continue;
-            };
-            let Some(place) = self.names.place(&key) else {
-                out.unroutable(1);
-                continue;
-            };
-            let queue = &mut self.partitions[place].queue;
-            // Where something waits already, there is no demand.
-            if queue.is_empty() {
-                had_nothing.push(place);
-                queue.reserve(share);
+        let mut touched = mem::take(&mut self.touched);
+        while room > 0 && !events.is_empty() {
+            let mut coming = Coming::first(room, events);
+            for event in coming.events.by_ref() {
+                let hashed = match &mut self.hash {
+                    Hashing::Key(key) => key(&event).map(|key| (event, key)),
+                    Hashing::Hash(hash) => hash(event),
+                };
+                let Some((event, key)) = hashed else {
+                    out.filtered(1);
+                    continue;
+                };
+                let Some(place) = self.names.place(&key) else {
+                    out.unroutable(1);
+                    continue;
+                };
+                let fresh = &mut self.partitions[place].fresh;
+                if fresh.is_empty() {
+                    touched.push(place);
+                    fresh.reserve(share);
+                }
+                fresh.push(event);
+                room -= 1;
             }
-            queue.push_back(event);
-            room -= 1;
         }
-        for place in had_nothing.drain(..) {
-            self.serve(place, out);
+        for place in touched.drain(..) {
+            let Partition { queue, fresh, .. } = &mut self.partitions[place];
+            if queue.is_empty() {
+                *queue = mem::take(fresh).into();
+                self.serve(place, out);
+            } else {
+                // Where something waits already, there is no demand.
+                queue.extend(fresh.drain(..));
+            }
         }
-        self.had_nothing = had_nothing;
+        self.touched = touched;
     }
 
     fn info(&mut self, marker: Marker, out: &mut Deliveries<E>) {
         if self.queued() == 0 {
             out.info(marker);
         } else {
-            let queued = self.partitions.iter().map(|partition| partition.queue.len());
+            let queued = self.partitions.iter().map(Partition::queued);
             self.markers.push(marker, queued.collect());
         }
     }
@@ -293,7 +320,26 @@ where
     }
 
     fn queued(&self) -> usize {
-        self.partitions.iter().map(|partition| partition.queue.len()).sum()
+        self.partitions.iter().map(Partition::queued).sum()
+    }
+}
+
+/// The first of some events. What is left of them when a hash panics goes back to the others, to be
+/// counted.
+struct Coming<'a, E> {
+    events: vec::IntoIter<E>,
+    others: &'a mut VecDeque<E>,
+}
+
+impl<'a, E> Coming<'a, E> {
+    fn first(count: usize, events: &'a mut VecDeque<E>) -> Self {
+        Self { events: take_front(events, count).into_iter(), others: events }
+    }
+}
+
+impl<E> Drop for Coming<'_, E> {
+    fn drop(&mut self) {
+        self.others.extend(self.events.by_ref());
     }
 }
 
@@ -304,5 +350,29 @@ impl<E, K> fmt::Debug for PartitionDispatcher<E, K> {
             .field("consumers", &self.subscriptions.len())
             .field("shared", &self.shared)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::subscription::{StageId, SubscribeOptions};
+
+    #[test]
+    fn a_hash_that_panics_loses_the_event_it_was_given_and_no_other() {
+        let key = |event: &u32| if *event == 3 { panic!("no key") } else { Some(0) };
+        let mut dispatcher = PartitionDispatcher::by_key([0], key);
+        let mut out = Deliveries::new();
+        let (id, options) = (SubscriptionId::new(1), SubscribeOptions::new().partition(0));
+        let subscriber = Subscriber::new(id, StageId::new(1), &options);
+        dispatcher.subscribe(subscriber).unwrap();
+        dispatcher.ask(id, 5, &mut out);
+        let mut events = VecDeque::from([1, 2, 3, 4, 5, 6]);
+        let dispatching = || dispatcher.dispatch(&mut events, &mut out);
+        assert!(catch_unwind(AssertUnwindSafe(dispatching)).is_err());
+        // Two have a place, three have not been looked at.
+        assert_eq!((dispatcher.queued(), events.len()), (2, 3));
     }
 }
