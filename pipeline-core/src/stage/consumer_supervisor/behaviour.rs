@@ -38,7 +38,8 @@ where
 
     fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
         let telemetry: &Telemetry = &context.telemetry;
-        self.0.metrics = Arc::new(WorkerMetrics::register(telemetry, &context.labels()));
+        Arc::get_mut(&mut self.0.shared).expect("there are no children yet").metrics =
+            WorkerMetrics::register(telemetry, &context.labels());
         self.0.stage = context.stage.clone();
         Ok(())
     }

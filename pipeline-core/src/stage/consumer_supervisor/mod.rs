@@ -72,7 +72,7 @@ use crate::{
 /// ```
 #[must_use]
 pub struct ConsumerSupervisor<E, W> {
-    worker: Arc<W>,
+    shared: Arc<Shared<W>>,
     restart: Restart,
     budget: RestartBudget,
     shutdown: Duration,
@@ -97,7 +97,6 @@ pub struct ConsumerSupervisor<E, W> {
     /// Events that wait for a place among `max_children`.
     waiting: VecDeque<(E, SubscriptionId)>,
     stopping: Stopping,
-    metrics: Arc<WorkerMetrics>,
     stage: Arc<str>,
     unfinished: usize,
 }
@@ -249,6 +248,12 @@ struct Child {
     terminated: Vec<Caller<Result<(), TerminateError>>>,
 }
 
+/// What all children share: one handle for each, because to count more costs as much as a brief child.
+struct Shared<W> {
+    worker: W,
+    metrics: WorkerMetrics,
+}
+
 /// How a child's task ended.
 type Ended<E> = Result<(Id, Done<E>), JoinError>;
 
@@ -284,7 +289,7 @@ where
     /// seconds to stop.
     pub fn new(worker: W) -> Self {
         Self {
-            worker: Arc::new(worker),
+            shared: Arc::new(Shared { worker, metrics: WorkerMetrics::none() }),
             restart: Restart::default(),
             budget: RestartBudget::new(3, Duration::from_secs(5)),
             shutdown: Duration::from_secs(5),
@@ -301,7 +306,6 @@ where
             restarting: VecDeque::new(),
             waiting: VecDeque::new(),
             stopping: Stopping::default(),
-            metrics: Arc::new(WorkerMetrics::none()),
             stage: "".into(),
             unfinished: 0,
         }
@@ -398,7 +402,7 @@ where
         if let Some(adaptive) = &mut self.adaptive {
             adaptive.record(latency, in_flight, failed, Instant::now());
             #[expect(clippy::cast_precision_loss, reason = "there are not so many children")]
-            self.metrics.limit.set(adaptive.limit() as f64);
+            self.shared.metrics.limit.set(adaptive.limit() as f64);
         }
     }
 
@@ -422,20 +426,16 @@ where
 
     /// Starts a child for an event. An event whose child does not start is done with.
     fn begin(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
-        if !self.is_taken_on(&event, subscription) {
-            return None;
-        }
-        let job = self.job(event, 0, None);
+        let context = self.take_on(&event, subscription)?;
+        let job = self.job(event, context, None);
         Some(self.spawn_new(subscription, job))
     }
 
     /// Starts a child that is likely to be done at once. Only one that is not gets a task. Returns
     /// what time it is then.
     fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
-        if !self.is_taken_on(&event, Some(from)) {
-            return now;
-        }
-        let mut job = Box::pin(self.job(event, 0, Some(now)));
+        let Some(context) = self.take_on(&event, Some(from)) else { return now };
+        let mut job = Box::pin(self.job(event, context, Some(now)));
         // Its task polls it anew, with a waker of its own.
         let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
             let then = Instant::now();
@@ -455,24 +455,24 @@ where
         now
     }
 
-    /// Whether the worker takes the event on. If not, it is done with.
-    fn is_taken_on(&mut self, event: &E, subscription: Option<SubscriptionId>) -> bool {
-        let outcome = self.attempt(event, 0);
+    /// What the child is given if the worker takes the event on. If not, it is done with.
+    fn take_on(&mut self, event: &E, subscription: Option<SubscriptionId>) -> Option<ChildContext> {
+        let context = self.context(0);
+        let outcome = self.attempt(event, &context);
         if matches!(outcome, Ok(Start::Run)) {
-            return true;
+            return Some(context);
         }
         if let Err(reason) = outcome {
-            self.metrics.failed.increment(1);
+            self.shared.metrics.failed.increment(1);
             tracing::error!(stage = %self.stage, %reason, "a worker did not start");
         }
         self.free(subscription);
-        false
+        None
     }
 
     /// Asks the worker whether it takes the event on.
-    fn attempt(&self, event: &E, restarts: u32) -> Result<Start, ExitReason> {
-        let context = self.context(restarts);
-        contained_now(|| self.worker.start(event, &context))
+    fn attempt(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
+        contained_now(|| self.shared.worker.start(event, context))
     }
 
     fn context(&self, restarts: u32) -> ChildContext {
@@ -483,12 +483,12 @@ where
     fn job(
         &self,
         event: E,
-        restarts: u32,
+        context: ChildContext,
         started: Option<Instant>,
     ) -> impl Future<Output = Done<E>> + Send + use<E, W> {
-        let context = self.context(restarts);
-        let (worker, metrics) = (self.worker.clone(), self.metrics.clone());
+        let (shared, restarts) = (self.shared.clone(), context.restarts);
         async move {
+            let Shared { worker, metrics } = &*shared;
             let started = started.unwrap_or_else(Instant::now);
             let mut polls = 0u64;
             let outcome = {
@@ -544,7 +544,7 @@ where
             && !reason.is_graceful()
             && !terminated
         {
-            self.metrics.failed.increment(1);
+            self.shared.metrics.failed.increment(1);
             let restart = self.restart == Restart::Transient;
             tracing::error!(stage = %self.stage, %reason, restart, "a worker failed");
             if restart {
@@ -563,10 +563,11 @@ where
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
             return Err(ExitReason::Shutdown);
         }
-        self.metrics.restarted.increment(1);
-        match self.attempt(&event, restarts) {
+        self.shared.metrics.restarted.increment(1);
+        let context = self.context(restarts);
+        match self.attempt(&event, &context) {
             Ok(Start::Run) => {
-                let job = self.job(event, restarts, None);
+                let job = self.job(event, context, None);
                 self.spawn(id, job);
             }
             Ok(Start::Ignore) => self.done(id),
