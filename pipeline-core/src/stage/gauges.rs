@@ -1,16 +1,14 @@
 //! What a stage shows of itself while it runs.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
 };
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::times::Times;
 use crate::{
     snapshot::{Activity, StageSnapshot, SubscriptionSnapshot},
     subscription::{Subscription, SubscriptionId},
@@ -25,7 +23,7 @@ pub(crate) struct Gauges {
     pub(crate) buffered: AtomicUsize,
     pub(crate) discarded: Tally,
     starts: AtomicU64,
-    times: Mutex<Times>,
+    times: Times,
     consumers: Mutex<Vec<(Subscription, Arc<str>)>>,
 }
 
@@ -33,24 +31,10 @@ pub(crate) struct Gauges {
 #[derive(Debug, Default)]
 pub(crate) struct Tally(AtomicU64);
 
-#[derive(Debug, Default)]
-struct Times {
-    activity: Activity,
-    since: Option<Instant>,
-    busy: Duration,
-    events: Duration,
-    demand: Duration,
-}
-
 impl Gauges {
     /// The stage does something else from now on.
     pub(crate) fn enter(&self, activity: Activity) {
-        let now = Instant::now();
-        let mut times = self.times.lock();
-        if activity != times.activity {
-            times.settle(now);
-            times.activity = activity;
-        }
+        self.times.enter(activity, Instant::now());
     }
 
     /// A new incarnation of the stage begins.
@@ -78,8 +62,7 @@ impl Gauges {
         };
         let subscriptions = consumers.iter().map(subscription).collect();
         drop(consumers);
-        let mut times = self.times.lock();
-        times.settle(Instant::now());
+        let times = self.times.at(Instant::now());
         StageSnapshot {
             stage,
             activity: times.activity,
@@ -90,8 +73,8 @@ impl Gauges {
             discarded: self.discarded.get(),
             restarts: self.starts.load(Relaxed).saturating_sub(1),
             busy: times.busy,
-            waiting_for_events: times.events,
-            waiting_for_demand: times.demand,
+            waiting_for_events: times.waiting_for_events,
+            waiting_for_demand: times.waiting_for_demand,
             subscriptions,
         }
     }
@@ -105,18 +88,5 @@ impl Tally {
 
     fn get(&self) -> u64 {
         self.0.load(Relaxed)
-    }
-}
-
-impl Times {
-    /// Counts the time until now for what was done in it.
-    fn settle(&mut self, now: Instant) {
-        let passed = self.since.replace(now).map_or(Duration::ZERO, |since| now - since);
-        match self.activity {
-            Activity::Busy => self.busy += passed,
-            Activity::WaitingForEvents => self.events += passed,
-            Activity::WaitingForDemand => self.demand += passed,
-            Activity::Starting | Activity::Paused | Activity::Ended => {}
-        }
     }
 }

@@ -20,6 +20,7 @@ mod runtime;
 #[cfg(test)]
 mod runtime_tests;
 mod slot;
+mod times;
 mod worker;
 
 use std::{

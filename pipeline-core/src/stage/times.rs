@@ -1,0 +1,172 @@
+//! How long a stage did what.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{
+            AtomicU8, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+            fence,
+        },
+    },
+    thread,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::snapshot::Activity;
+
+/// What a stage does, since when, and how long it did what before.
+///
+/// The stage writes, several times for each message, and never waits for whoever reads; who has read
+/// while it wrote reads again.
+#[derive(Debug, Default)]
+pub(super) struct Times {
+    /// Times are counted in nanoseconds from here.
+    origin: OnceLock<Instant>,
+    /// Odd while something is being written.
+    version: AtomicU64,
+    activity: AtomicU8,
+    since: AtomicU64,
+    /// By activity.
+    spent: [AtomicU64; ALL.len()],
+}
+
+/// What there is to be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spent {
+    pub(super) activity: Activity,
+    pub(super) busy: Duration,
+    pub(super) waiting_for_events: Duration,
+    pub(super) waiting_for_demand: Duration,
+}
+
+/// An activity's number is its place.
+const ALL: [Activity; 6] = [
+    Activity::Starting,
+    Activity::Busy,
+    Activity::WaitingForEvents,
+    Activity::WaitingForDemand,
+    Activity::Paused,
+    Activity::Ended,
+];
+
+impl Times {
+    /// Something else is done from now on.
+    pub(super) fn enter(&self, activity: Activity, now: Instant) {
+        let before = self.activity.load(Relaxed);
+        if before == activity as u8 {
+            return;
+        }
+        let now = self.nanoseconds(now);
+        let passed = now.saturating_sub(self.since.load(Relaxed));
+        let spent = &self.spent[usize::from(before)];
+        let version = self.version.load(Relaxed) | 1;
+        self.version.store(version, Relaxed);
+        fence(Release);
+        spent.store(spent.load(Relaxed) + passed, Relaxed);
+        self.since.store(now, Relaxed);
+        self.activity.store(activity as u8, Relaxed);
+        self.version.store(version + 1, Release);
+    }
+
+    /// What is done at this time, and how long what was.
+    pub(super) fn at(&self, now: Instant) -> Spent {
+        let now = self.nanoseconds(now);
+        loop {
+            let version = self.version.load(Acquire);
+            let spent = self.read(now);
+            fence(Acquire);
+            if version.is_multiple_of(2) && version == self.version.load(Relaxed) {
+                return spent;
+            }
+            // The writer is not far: it was interrupted between two lines.
+            thread::yield_now();
+        }
+    }
+
+    fn read(&self, now: u64) -> Spent {
+        let activity = ALL[usize::from(self.activity.load(Relaxed))];
+        let passed = now.saturating_sub(self.since.load(Relaxed));
+        let spent = |of: Activity| {
+            let before = self.spent[of as usize].load(Relaxed);
+            Duration::from_nanos(before + if of == activity { passed } else { 0 })
+        };
+        Spent {
+            activity,
+            busy: spent(Activity::Busy),
+            waiting_for_events: spent(Activity::WaitingForEvents),
+            waiting_for_demand: spent(Activity::WaitingForDemand),
+        }
+    }
+
+    fn nanoseconds(&self, at: Instant) -> u64 {
+        let origin = *self.origin.get_or_init(|| at);
+        u64::try_from(at.saturating_duration_since(origin).as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn every_time_counts_for_what_was_done_in_it() {
+        let (times, start) = (Times::default(), Instant::now());
+        times.enter(Activity::Busy, start);
+        times.enter(Activity::WaitingForEvents, start + SECOND);
+        times.enter(Activity::Busy, start + 3 * SECOND);
+        times.enter(Activity::Busy, start + 4 * SECOND);
+        times.enter(Activity::WaitingForDemand, start + 7 * SECOND);
+        let expected = Spent {
+            activity: Activity::WaitingForDemand,
+            busy: 5 * SECOND,
+            waiting_for_events: 2 * SECOND,
+            waiting_for_demand: 8 * SECOND,
+        };
+        assert_eq!(times.at(start + 15 * SECOND), expected);
+        // To look changes nothing.
+        assert_eq!(times.at(start + 15 * SECOND), expected);
+    }
+
+    #[test]
+    fn what_is_done_is_counted_before_anything_else_is() {
+        let (times, start) = (Times::default(), Instant::now());
+        assert_eq!(times.at(start), Spent::default());
+        times.enter(Activity::Busy, start);
+        assert_eq!(times.at(start + SECOND).busy, SECOND);
+        times.enter(Activity::Ended, start + SECOND);
+        let ended = times.at(start + 9 * SECOND);
+        assert_eq!((ended.activity, ended.busy), (Activity::Ended, SECOND));
+    }
+
+    #[test]
+    fn an_activity_is_found_by_its_number() {
+        for activity in ALL {
+            assert_eq!(ALL[activity as usize], activity);
+        }
+    }
+
+    #[test]
+    fn nobody_reads_half_of_what_is_written() {
+        let (times, start) = (Times::default(), Instant::now());
+        times.enter(Activity::Busy, start);
+        thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                for n in 1..100_000u32 {
+                    let activity =
+                        if n % 2 == 0 { Activity::Busy } else { Activity::WaitingForEvents };
+                    times.enter(activity, start + n * SECOND);
+                }
+            });
+            while !writing.is_finished() {
+                // All time that has passed is counted, and none of it twice.
+                let spent = times.at(start + 100_000 * SECOND);
+                assert_eq!(spent.busy + spent.waiting_for_events, 100_000 * SECOND);
+            }
+        });
+    }
+}
