@@ -60,6 +60,11 @@ impl<'a, E> Emitter<'a, E> {
 
     /// Emits events in order.
     pub fn emit_all(&mut self, events: impl IntoIterator<Item = E>) {
+        let events = events.into_iter();
+        if self.staged.capacity() == 0 {
+            // All at once takes less than to grow.
+            *self.staged = VecDeque::with_capacity(events.size_hint().0);
+        }
         self.staged.extend(events);
     }
 
