@@ -24,11 +24,23 @@ pub(crate) enum Input<E> {
     Info(Marker),
 }
 
+impl<E> Input<E> {
+    /// How many events it is.
+    fn events(&self) -> usize {
+        match self {
+            Self::Events { events, .. } => events.len(),
+            Self::Ended { .. } | Self::Info(_) => 0,
+        }
+    }
+}
+
 /// Where events arrive at a stage. `T` is what the stage keeps beside each subscription.
 #[derive(Debug)]
 pub(crate) struct Inlet<E, T> {
     upstreams: Vec<Upstream<T>>,
     queue: VecDeque<Input<E>>,
+    /// Events in the queue.
+    held: usize,
 }
 
 /// A subscription at its consumer's end.
@@ -43,7 +55,7 @@ pub(crate) struct Upstream<T> {
 
 impl<E, T> Inlet<E, T> {
     pub(crate) fn new() -> Self {
-        Self { upstreams: Vec::new(), queue: VecDeque::new() }
+        Self { upstreams: Vec::new(), queue: VecDeque::new(), held: 0 }
     }
 
     pub(crate) fn add(&mut self, upstream: Upstream<T>) {
@@ -67,6 +79,7 @@ impl<E, T> Inlet<E, T> {
     }
 
     pub(crate) fn queue(&mut self, input: Input<E>) {
+        self.held += input.events();
         self.queue.push_back(input);
     }
 
@@ -85,11 +98,15 @@ impl<E, T> Inlet<E, T> {
                 Input::Events { .. } => may,
                 Input::Ended { .. } => true,
             };
-            return match place {
-                _ if !ready => None,
+            if !ready {
+                return None;
+            }
+            let input = match place {
                 0 => self.queue.pop_front(),
                 _ => self.queue.remove(place),
             };
+            self.held -= input.as_ref().map_or(0, Input::events);
+            return input;
         }
         None
     }
@@ -110,10 +127,28 @@ impl<E, T> Inlet<E, T> {
 
     /// Events that have arrived and wait.
     pub(crate) fn held(&self) -> usize {
-        let events = |input: &Input<E>| match input {
-            Input::Events { events, .. } => events.len(),
-            Input::Ended { .. } | Input::Info(_) => 0,
-        };
-        self.queue.iter().map(events).sum()
+        self.held
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_held_is_what_is_queued() {
+        let mut inlet = Inlet::<u32, ()>::new();
+        let from = SubscriptionId::new(1);
+        inlet.queue(Input::Events { from, events: vec![1, 2] });
+        inlet.queue(Input::Info(Marker::new(1)));
+        inlet.queue(Input::Events { from, events: vec![3] });
+        assert_eq!(inlet.held(), 3);
+        assert!(inlet.next(false).is_none());
+        assert_eq!(inlet.held(), 3);
+        assert!(matches!(inlet.next(true), Some(Input::Events { events, .. }) if events == [1, 2]));
+        assert!(matches!(inlet.next(true), Some(Input::Info(_))));
+        assert_eq!(inlet.held(), 1);
+        assert!(inlet.next(true).is_some());
+        assert_eq!((inlet.held(), inlet.is_empty()), (0, true));
     }
 }

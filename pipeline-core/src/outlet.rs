@@ -186,7 +186,9 @@ impl<E: 'static> Outlet<E> {
             self.dispatcher.dispatch(events, out);
             emitted.dispatched = before - events.len();
             self.spend(emitted.dispatched);
-            events.extend(later.into_iter().flatten());
+            if let Some(mut later) = later {
+                events.append(&mut later);
+            }
             if events.is_empty() {
                 return emitted;
             }

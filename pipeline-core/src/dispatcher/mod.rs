@@ -200,7 +200,7 @@ impl Marker {
 /// assert_eq!(out.take_discarded(), (3, 0));
 /// ```
 pub struct Deliveries<E> {
-    deliveries: Vec<Delivery<E>>,
+    deliveries: VecDeque<Delivery<E>>,
     filtered: usize,
     unroutable: usize,
     warnings: Vec<Cow<'static, str>>,
@@ -245,19 +245,19 @@ impl<E> Deliveries<E> {
     /// Nothing yet.
     #[must_use]
     pub const fn new() -> Self {
-        Self { deliveries: Vec::new(), filtered: 0, unroutable: 0, warnings: Vec::new() }
+        Self { deliveries: VecDeque::new(), filtered: 0, unroutable: 0, warnings: Vec::new() }
     }
 
     /// Sends events to a subscriber. Sending none does nothing.
     pub fn send(&mut self, to: SubscriptionId, events: Vec<E>) {
         if !events.is_empty() {
-            self.deliveries.push(Delivery::Events { to, events });
+            self.deliveries.push_back(Delivery::Events { to, events });
         }
     }
 
     /// Gives a marker back to the stage.
     pub fn info(&mut self, marker: Marker) {
-        self.deliveries.push(Delivery::Info(marker));
+        self.deliveries.push_back(Delivery::Info(marker));
     }
 
     /// Says that so many events were taken and thrown away because nobody wants them.
@@ -279,6 +279,11 @@ impl<E> Deliveries<E> {
     /// Takes what there is to send, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = Delivery<E>> + '_ {
         self.deliveries.drain(..)
+    }
+
+    /// Takes the next thing to send.
+    pub(crate) fn pop(&mut self) -> Option<Delivery<E>> {
+        self.deliveries.pop_front()
     }
 
     /// Whether a dispatcher has put nothing at all here.

@@ -19,6 +19,13 @@ pub(crate) enum Kind {
     Supervisor,
 }
 
+impl Kind {
+    /// Whether it has consumers.
+    pub(crate) const fn emits(self) -> bool {
+        matches!(self, Self::Producer | Self::ProducerConsumer)
+    }
+}
+
 /// A stage of one kind. The public traits are small and know of their own kind only; each has an
 /// adapter to this one.
 pub(crate) trait Behaviour: Send + 'static {

@@ -132,10 +132,13 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Sends off what the dispatcher has decided to send.
     pub(super) fn send(&mut self) {
-        if self.deliveries.is_untouched() {
-            return;
+        if !self.deliveries.is_untouched() {
+            self.send_all();
         }
-        for delivery in self.deliveries.drain() {
+    }
+
+    fn send_all(&mut self) {
+        while let Some(delivery) = self.deliveries.pop() {
             let (to, events) = match delivery {
                 Delivery::Info(marker) => {
                     self.due.push_back(marker);

@@ -9,14 +9,15 @@ use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
     future::{Future, poll_fn},
+    mem,
     pin::pin,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use tokio::{
     sync::watch,
-    task::{AbortHandle, coop},
+    task::{self, AbortHandle},
     time::{self, Instant},
 };
 
@@ -32,6 +33,7 @@ use super::{
     contained, contained_now,
     gauges::Gauges,
     link::ToProducer,
+    mailbox,
     message::{Letter, Opened},
     options::StageOptions,
     slot::{Address, Control, Mail, Mailbox, Subscribing},
@@ -74,11 +76,18 @@ pub(crate) struct StageTask<B: Behaviour> {
     in_hand: usize,
     /// Events of the same message that come after those.
     behind: usize,
+    /// Messages that were handled since the stage last waited.
+    handled: usize,
+    /// Whether it was just found that it does not end yet, although it is about to.
+    goes_on: bool,
     /// Whether everybody has been told of the end.
     ended: bool,
     /// The report of a stage that was ended without being asked.
     last_words: Arc<OnceLock<StageReport>>,
 }
+
+/// How many messages a stage handles before others have a turn.
+const TURN: usize = 128;
 
 /// Where a stage runs: whom to tell something, and where it arrives.
 type Place<B> = (
@@ -93,6 +102,27 @@ enum Woken {
     Ready(Result<(), ExitReason>),
     Timer,
 }
+
+/// What a stage has to do next that takes a callback, or time.
+enum Next<B: Behaviour> {
+    Events {
+        from: SubscriptionId,
+        events: Vec<B::In>,
+    },
+    Demand(usize),
+    Wait,
+    /// Any mail but events and asks, of which there is most.
+    Mail(Box<MailOf<B>>),
+    Ended {
+        from: SubscriptionId,
+        how: Cancellation,
+    },
+    Marker(Marker),
+    /// It is about to end.
+    End,
+}
+
+type MailOf<B> = Mail<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>;
 
 /// A callback, and what it is called with.
 enum Callback<'a, B: Behaviour> {
@@ -136,6 +166,8 @@ impl<B: Behaviour> StageTask<B> {
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
             in_hand: 0,
             behind: 0,
+            handled: 0,
+            goes_on: false,
             ended: false,
             last_words: Arc::default(),
         }
@@ -177,59 +209,149 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<Infallible, ExitReason> {
         self.subscribe_all(subscriptions).await?;
         loop {
-            self.step().await?;
+            match self.next() {
+                Next::Events { from, events } => self.handle_events(from, events).await?,
+                Next::Demand(demand) => self.call_demand(demand).await?,
+                Next::Wait => self.wait().await?,
+                Next::Mail(mail) => self.receive(*mail).await?,
+                Next::Ended { from, how } => self.ended(from, how).await?,
+                Next::Marker(marker) => self.reached(marker).await?,
+                Next::End => self.goes_on = !self.come_to_an_end().await?,
+            }
         }
     }
 
-    /// Waits for one thing to happen, and does what follows from it.
-    async fn step(&mut self) -> Result<(), ExitReason> {
-        // What is here already needs no waiting.
-        let woken = if self.mailbox.has_next() && !self.phase.has_changed() {
-            Woken::Mail
-        } else {
-            self.wait().await
-        };
-        match woken {
-            Woken::Phase(phase) => self.enter(phase).await?,
-            Woken::Mail => {
-                // Before a message is taken: it would be lost if the stage were ended here.
-                coop::consume_budget().await;
-                match self.mailbox.next() {
-                    // Most of all mail, in a hurry.
-                    Some(Mail::FromProducer(message)) => self.producer_says(message),
-                    Some(Mail::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
-                        self.asked(id, demand, consumer);
+    /// Does all that needs neither a callback nor to be waited for. Returns what does.
+    fn next(&mut self) -> Next<B> {
+        let mut goes_on = mem::take(&mut self.goes_on);
+        loop {
+            if B::KIND.emits() || !self.outlet.is_empty() {
+                self.deliver();
+            }
+            if let Some(marker) = self.due.pop_front() {
+                return Next::Marker(marker);
+            }
+            if !self.paused && !self.inlet.is_empty() {
+                let may = B::KIND != Kind::ProducerConsumer || self.outlet.unmet() > 0;
+                match self.inlet.next(may) {
+                    Some(Input::Events { from, events }) => return Next::Events { from, events },
+                    Some(Input::Ended { from, how }) => return Next::Ended { from, how },
+                    Some(Input::Info(marker)) => {
+                        self.outlet.info(marker);
+                        goes_on = false;
+                        continue;
                     }
-                    Some(mail) => self.receive(mail).await?,
                     None => {}
                 }
             }
+            if B::KIND == Kind::Producer && self.finishing.is_none() {
+                let demand = self.outlet.new_demand();
+                if demand > 0 {
+                    return Next::Demand(demand);
+                }
+            }
+            let ends = self.draining || self.finishing.is_some();
+            if ends && !mem::take(&mut goes_on) {
+                return Next::End;
+            }
+            self.show_held();
+            if !self.mailbox.has_next() || self.phase.has_changed() || self.handled == TURN {
+                return Next::Wait;
+            }
+            self.handled += 1;
+            match self.mailbox.next() {
+                Some(Mail::FromProducer(message)) => {
+                    if let Some((from, events)) = self.producer_says(message) {
+                        return Next::Events { from, events };
+                    }
+                }
+                Some(Mail::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
+                    self.asked(id, demand, consumer);
+                }
+                Some(mail) => return Next::Mail(Box::new(mail)),
+                None => {}
+            }
+        }
+    }
+
+    /// Delivers what is buffered, as far as there is demand.
+    fn deliver(&mut self) {
+        self.allow();
+        if !self.outlet.is_empty() {
+            let delivered = self.outlet.deliver(&mut self.deliveries);
+            self.spend(delivered);
+        }
+        self.send();
+    }
+
+    /// Shows how many events are here and wait.
+    fn show_held(&self) {
+        if B::KIND != Kind::Producer {
+            self.gauges.waiting.store(self.inlet.held(), Relaxed);
+        }
+        if B::KIND.emits() {
+            self.gauges.buffered.store(self.outlet.held(), Relaxed);
+        }
+    }
+
+    /// Waits for one thing to happen, and does what follows from it, unless it is mail.
+    async fn wait(&mut self) -> Result<(), ExitReason> {
+        if self.handled == TURN {
+            self.handled = 0;
+            task::yield_now().await;
+        }
+        let waits_for_more = self.waits() || self.limiter.is_some() || !self.retries.is_empty();
+        let woken =
+            if waits_for_more { self.wait_for_all().await } else { self.wait_for_mail().await };
+        match woken {
+            Woken::Mail => Ok(()),
+            Woken::Phase(phase) => self.enter(phase).await,
             Woken::Ready(ready) => {
                 ready?;
-                self.call(Callback::Ready).await?;
+                self.call(Callback::Ready).await
             }
-            Woken::Timer => self.retry().await?,
+            Woken::Timer => self.retry().await,
         }
-        self.settle().await
+    }
+
+    /// Waits for mail, or for the phase: mostly there is nothing else to wait for.
+    async fn wait_for_mail(&mut self) -> Woken {
+        let mut idle = false;
+        let woken = poll_fn(|context| {
+            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, context);
+            // The clock is read only if there is something to time.
+            if arrival.is_pending() && !mem::replace(&mut idle, true) {
+                self.gauges.enter(self.activity());
+            }
+            arrival
+        })
+        .await;
+        if idle {
+            self.handled = 0;
+            self.gauges.enter(Activity::Busy);
+        }
+        woken
+    }
+
+    /// Whether what the stage itself waits for is wanted.
+    fn waits(&self) -> bool {
+        self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
+            && !self.paused
+            && self.behaviour.waits(self.outlet.owed())
     }
 
     /// Waits for the first of all that it may wait for, the most urgent first.
-    async fn wait(&mut self) -> Woken {
-        let owed = self.outlet.owed();
-        let waits = self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
-            && !self.paused
-            && self.behaviour.waits(owed);
+    async fn wait_for_all(&mut self) -> Woken {
+        let waits = self.waits();
         let timer = self.next_timer();
         let activity = self.activity();
         let mut ready = pin!(waits.then(|| is_ready(&mut self.behaviour)));
         let mut timer = pin!(timer.map(time::sleep_until));
         let mut idle = false;
         let woken = poll_fn(|context| {
-            if let Poll::Ready(phase) = self.phase.poll_change(context) {
-                return Poll::Ready(Woken::Phase(phase));
-            }
-            if self.mailbox.poll_take(context).is_ready() {
-                return Poll::Ready(Woken::Mail);
+            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, context);
+            if arrival.is_ready() {
+                return arrival;
             }
             if let Some(ready) = ready.as_mut().as_pin_mut()
                 && let Poll::Ready(ready) = ready.poll(context)
@@ -241,15 +363,14 @@ impl<B: Behaviour> StageTask<B> {
             {
                 return Poll::Ready(Woken::Timer);
             }
-            // The clock is read only if there is something to time.
-            if !idle {
-                idle = true;
+            if !mem::replace(&mut idle, true) {
                 self.gauges.enter(activity);
             }
             Poll::Pending
         })
         .await;
         if idle {
+            self.handled = 0;
             self.gauges.enter(Activity::Busy);
         }
         woken
@@ -257,12 +378,11 @@ impl<B: Behaviour> StageTask<B> {
 
     /// What the stage does when it has nothing to do.
     fn activity(&self) -> Activity {
-        let emits = matches!(B::KIND, Kind::Producer | Kind::ProducerConsumer);
         if self.paused {
             Activity::Paused
         } else if self.behaviour.is_busy() {
             Activity::Busy
-        } else if emits && self.outlet.unmet() == 0 {
+        } else if B::KIND.emits() && self.outlet.unmet() == 0 {
             Activity::WaitingForDemand
         } else {
             Activity::WaitingForEvents
@@ -288,10 +408,12 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    async fn receive(&mut self, mail: Mail<B::Stage, B::In, B::Out>) -> Result<(), ExitReason> {
+    async fn receive(&mut self, mail: MailOf<B>) -> Result<(), ExitReason> {
         match mail {
             Mail::FromProducer(message) => {
-                self.producer_says(message);
+                if let Some((from, events)) = self.producer_says(message) {
+                    self.inlet.queue(Input::Events { from, events });
+                }
                 Ok(())
             }
             Mail::FromConsumer(message) => self.consumer_says(message).await,
@@ -350,49 +472,6 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Does all that can be done without a further message.
-    async fn settle(&mut self) -> Result<(), ExitReason> {
-        loop {
-            self.allow();
-            if !self.outlet.is_empty() {
-                let delivered = self.outlet.deliver(&mut self.deliveries);
-                self.spend(delivered);
-            }
-            self.send();
-            if let Some(marker) = self.due.pop_front() {
-                self.reached(marker).await?;
-                continue;
-            }
-            if !self.paused && !self.inlet.is_empty() {
-                let may = B::KIND != Kind::ProducerConsumer || self.outlet.unmet() > 0;
-                match self.inlet.next(may) {
-                    Some(Input::Events { from, events }) => {
-                        self.handle_events(from, events).await?;
-                        continue;
-                    }
-                    Some(input) => {
-                        self.handle(input).await?;
-                        continue;
-                    }
-                    None => {}
-                }
-            }
-            if B::KIND == Kind::Producer && self.finishing.is_none() {
-                let demand = self.outlet.new_demand();
-                if demand > 0 {
-                    self.call_demand(demand).await?;
-                    continue;
-                }
-            }
-            let ends = self.draining || self.finishing.is_some();
-            if !ends || !self.come_to_an_end().await? {
-                self.gauges.waiting.store(self.inlet.held(), Relaxed);
-                self.gauges.buffered.store(self.outlet.held(), Relaxed);
-                return Ok(());
-            }
-        }
-    }
-
     /// How many events may be delivered now.
     fn allow(&mut self) {
         let allowance = match &mut self.limiter {
@@ -424,20 +503,18 @@ impl<B: Behaviour> StageTask<B> {
         let behaviour = &mut self.behaviour;
         let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
         let finishes = out.finishes();
-        self.called(finishes, outcome)
+        self.called(finishes && outcome.is_ok());
+        outcome
     }
 
-    /// Sends off what a callback has emitted.
-    fn called(
-        &mut self,
-        finishes: bool,
-        outcome: Result<(), ExitReason>,
-    ) -> Result<(), ExitReason> {
-        self.emit();
-        if finishes && outcome.is_ok() {
+    /// Sends off what a callback has emitted, and begins to end if that is what it wants.
+    fn called(&mut self, finishes: bool) {
+        if B::KIND.emits() {
+            self.emit();
+        }
+        if finishes {
             self.finish(ExitReason::Normal);
         }
-        outcome
     }
 
     /// Runs a callback and sends off what it emitted, also when it ends the stage.
@@ -473,10 +550,22 @@ impl<B: Behaviour> StageTask<B> {
         })
         .await;
         let finishes = out.finishes();
-        let outcome = self.called(finishes, outcome);
+        self.called(finishes && outcome.is_ok());
         drop(answer);
         outcome
     }
+}
+
+/// Waits for a change of the phase, or for mail.
+fn poll_arrival<T>(
+    phase: &mut PhaseWatch,
+    mailbox: &mut mailbox::Mailbox<T>,
+    context: &mut Context<'_>,
+) -> Poll<Woken> {
+    if let Poll::Ready(phase) = phase.poll_change(context) {
+        return Poll::Ready(Woken::Phase(phase));
+    }
+    mailbox.poll_take(context).map(|()| Woken::Mail)
 }
 
 /// Waits until a stage has something; a panic in it ends the stage like one in a callback.

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     backoff::BackoffState,
-    demand::Window,
+    demand::{Chunk, Window},
     exit::ExitReason,
     inlet::{Input, Upstream},
     subscription::{
@@ -57,21 +57,30 @@ impl<B: Behaviour> StageTask<B> {
             subscribing.target.settled().await;
             self.subscribe(subscribing, None).await?;
         }
-        self.settle().await
+        Ok(())
     }
 
-    pub(super) fn producer_says(&mut self, message: ToConsumer<B::In>) {
+    /// Puts what has come to what waits. Events that nothing waits before are returned instead: they
+    /// are next.
+    pub(super) fn producer_says(
+        &mut self,
+        message: ToConsumer<B::In>,
+    ) -> Option<(SubscriptionId, Vec<B::In>)> {
         match message {
             ToConsumer::Events { from, events, unheard } => {
-                if self.inlet.get(from).is_none() {
+                let Some(upstream) = self.inlet.get(from) else {
                     self.report.held += events.len();
                     if let Some(subscription) = unheard {
                         subscription.cancel(SubscribeError::Unknown.into());
                     }
-                    return;
-                }
+                    return None;
+                };
+                let is_paused = upstream.paused || self.paused;
                 self.metrics.events_in.increment(events.len() as u64);
                 self.gauges.events_in.add(events.len());
+                if !is_paused && self.inlet.is_empty() && self.may_handle_at_once() {
+                    return Some((from, events));
+                }
                 self.inlet.queue(Input::Events { from, events });
             }
             ToConsumer::Cancel { from, reason } => {
@@ -87,6 +96,13 @@ impl<B: Behaviour> StageTask<B> {
                 }
             }
         }
+        None
+    }
+
+    /// Whether nothing is to be delivered before events are handled. What a rate limit lets through
+    /// by now is.
+    fn may_handle_at_once(&self) -> bool {
+        B::KIND != Kind::ProducerConsumer || (self.limiter.is_none() && self.outlet.unmet() > 0)
     }
 
     /// Subscribes this stage to another.
@@ -237,25 +253,21 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    pub(super) async fn handle(&mut self, input: Input<B::In>) -> Result<(), ExitReason> {
-        match input {
-            Input::Events { from, events } => self.handle_events(from, events).await,
-            Input::Info(marker) => {
-                self.outlet.info(marker);
-                Ok(())
-            }
-            Input::Ended { from, how } => {
-                let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
-                let Upstream { subscription, extra, .. } = upstream;
-                self.call(Callback::Cancelled(&how, &subscription)).await?;
-                if extra.replaced {
-                    return Ok(());
-                }
-                let Source { target, options, backoff, .. } = extra;
-                let reason = how.reason().clone();
-                self.carry_on(options.mode(), target, options, backoff, reason)
-            }
+    /// A subscription has ended, and its last event has been handled.
+    pub(super) async fn ended(
+        &mut self,
+        from: SubscriptionId,
+        how: Cancellation,
+    ) -> Result<(), ExitReason> {
+        let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
+        let Upstream { subscription, extra, .. } = upstream;
+        self.call(Callback::Cancelled(&how, &subscription)).await?;
+        if extra.replaced {
+            return Ok(());
         }
+        let Source { target, options, backoff, .. } = extra;
+        let reason = how.reason().clone();
+        self.carry_on(options.mode(), target, options, backoff, reason)
     }
 
     /// Handles a message of events, chunk by chunk, asking between the chunks.
@@ -272,16 +284,16 @@ impl<B: Behaviour> StageTask<B> {
         if let Some(backoff) = &mut upstream.extra.backoff {
             backoff.reset();
         }
-        let subscription = upstream.subscription.clone();
-        let Some(mut batch) = upstream.window.as_ref().map(|window| window.receive(events.len()))
-        else {
-            let count = events.len();
-            return self.chunk(events, &subscription, count).await;
-        };
+        let mut batch = upstream.window.as_ref().map(|window| window.receive(events.len()));
         loop {
+            let owed = if B::KIND.emits() { self.owed() } else { 0 };
             let upstream = self.inlet.get(from).expect("it ends by an input of its own");
-            let window = upstream.window.as_mut().expect("it stays automatic");
-            let Some(chunk) = window.next_chunk(&mut batch) else { return Ok(()) };
+            let chunk = match (&mut upstream.window, &mut batch) {
+                (Some(window), Some(batch)) => window.next_chunk(batch),
+                // Who asks himself is given all of a message.
+                _ => Some(Chunk { size: events.len(), excess: 0, ask: 0 }),
+            };
+            let Some(chunk) = chunk else { return Ok(()) };
             if chunk.excess > 0 {
                 let excess = chunk.excess;
                 tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
@@ -290,36 +302,30 @@ impl<B: Behaviour> StageTask<B> {
             let is_last = chunk.size == events.len();
             let rest = if is_last { Vec::new() } else { events.split_off(chunk.size) };
             self.behind = rest.len();
-            self.chunk(events, &subscription, chunk.size).await?;
-            events = rest;
-            if self.finishing.is_none() {
-                subscription.ask(chunk.ask);
+            self.in_hand = chunk.size;
+            let mut out = Emitter::new(&mut self.staged, owed);
+            let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
+            let outcome =
+                contained(async { behaviour.handle_events(events, from_whom, &mut out).await })
+                    .await;
+            let finishes = out.finishes();
+            self.called(finishes && outcome.is_ok());
+            // One that ends in good order has dealt with what it was given.
+            if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
+                self.in_hand = 0;
+            }
+            outcome?;
+            if chunk.ask > 0
+                && self.finishing.is_none()
+                && let Some(upstream) = self.inlet.get(from)
+            {
+                upstream.subscription.ask(chunk.ask);
             }
             if is_last {
                 return Ok(());
             }
+            events = rest;
         }
-    }
-
-    async fn chunk(
-        &mut self,
-        events: Vec<B::In>,
-        from: &Subscription,
-        count: usize,
-    ) -> Result<(), ExitReason> {
-        self.in_hand = count;
-        let owed = self.owed();
-        let mut out = Emitter::new(&mut self.staged, owed);
-        let behaviour = &mut self.behaviour;
-        let outcome =
-            contained(async { behaviour.handle_events(events, from, &mut out).await }).await;
-        let finishes = out.finishes();
-        let outcome = self.called(finishes, outcome);
-        // One that ends in good order has dealt with what it was given.
-        if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
-            self.in_hand = 0;
-        }
-        outcome
     }
 }
 
