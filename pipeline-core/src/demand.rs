@@ -41,11 +41,13 @@ impl Window {
     }
 
     /// Begins a message of `events` events.
+    #[inline]
     pub(crate) fn receive(&self, events: usize) -> Batch {
         Batch { remaining: events, countable: self.outstanding }
     }
 
     /// The next chunk of a message, or `None` when it is used up.
+    #[inline]
     pub(crate) fn next_chunk(&mut self, batch: &mut Batch) -> Option<Chunk> {
         let size = batch.remaining.min(self.max - self.min);
         if size == 0 {

@@ -82,6 +82,7 @@ impl Gauges {
 
 impl Tally {
     /// Not for two tasks at a time: one would forget what the other has added.
+    #[inline]
     pub(crate) fn add(&self, events: usize) {
         self.0.store(self.get().wrapping_add(events as u64), Relaxed);
     }

@@ -404,16 +404,19 @@ impl Subscription {
         self.0.at_consumer.store(known, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn is_at_consumer(&self) -> bool {
         self.0.at_consumer.load(Ordering::Relaxed)
     }
 
     /// The producer was asked for more. Only the producer itself counts.
+    #[inline]
     pub(crate) fn asked(&self, events: usize) {
         self.0.pending.0.store(self.pending().wrapping_add(events), Ordering::Relaxed);
     }
 
     /// The producer has sent some.
+    #[inline]
     pub(crate) fn sent(&self, events: usize) {
         self.0.pending.0.store(self.pending().wrapping_sub(events), Ordering::Relaxed);
     }

@@ -222,6 +222,7 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Does all that needs neither a callback nor to be waited for. Returns what does.
+    #[inline]
     fn next(&mut self) -> Next<B> {
         let mut goes_on = mem::take(&mut self.goes_on);
         loop {

@@ -24,6 +24,7 @@ impl PhaseWatch {
     }
 
     /// Whether there is a change that was not looked at.
+    #[inline]
     pub(super) fn has_changed(&self) -> bool {
         self.phase.has_changed().unwrap_or(true)
     }
