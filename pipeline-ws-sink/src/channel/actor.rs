@@ -85,9 +85,17 @@ impl Life {
 
 /// Runs a channel from its join to its end.
 pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
+    let reading = Reading(join.mailbox.clone());
+    // What only joining needs is given back when it is over, and not when the channel ends.
+    if let Some(joined) = Box::pin(enter::<C>(join, config)).await {
+        joined.live(&reading).await;
+    }
+}
+
+/// Lets a client in, or tells it why not.
+async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<Joined<C>> {
     let Join { connection, topic, join_ref, reference, payload, mailbox, life, attempts, replaces } =
         join;
-    let reading = Reading(mailbox.clone());
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
         None => None,
@@ -124,7 +132,7 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
             connection.events.tell(SessionEvent::Ended { topic: topic.clone(), id: life.id() });
             connection.outbox.send(&refused, None);
             tell_replaced();
-            return;
+            return None;
         }
     };
     let listening = connection.pubsub.table().subscribe(
@@ -141,8 +149,7 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
     connection.outbox.send(&accepted, None);
     tell_replaced();
 
-    let joined = Joined { channel, context, join_ref, life, listening };
-    joined.live(&reading).await;
+    Some(Joined { channel, context, join_ref, life, listening })
 }
 
 impl Replaced {

@@ -126,7 +126,9 @@ impl<C: Channel> ChannelContext<C> {
         join_ref: Ref,
         mailbox: Arc<Mailbox>,
     ) -> Self {
-        let topic_json = quoted(&topic);
+        let mut topic_json = quoted(&topic);
+        // It stays for as long as the channel does.
+        topic_json.shrink_to_fit();
         let id = SubscriberId::new();
         let (reference, since, own) = (Ref::NULL, None, Mutex::default());
         Self { connection, topic, topic_json, join_ref, id, mailbox, reference, since, own }

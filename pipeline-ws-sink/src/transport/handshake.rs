@@ -12,6 +12,7 @@ use http::{
     header::{CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL},
 };
 use http_body_util::Full;
+use hyper::upgrade::OnUpgrade;
 use pipeline_core::ExitReason;
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
@@ -120,11 +121,13 @@ impl<S: Socket> Mounted<S> {
         }
         tracing::debug!(socket, id, "connected");
         let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
+        // The request is not kept for as long as the socket lives.
+        let upgrading = hyper::upgrade::on(request);
         tasks.spawn(async move {
             tokio::select! {
                 biased;
                 () = cut_off.cancelled() => {}
-                () = self.upgrade(hub, request, assigns, id, version, compresses) => {}
+                () = self.upgrade(hub, upgrading, assigns, id, version, compresses) => {}
             }
         });
         switching
@@ -152,13 +155,13 @@ impl<S: Socket> Mounted<S> {
     async fn upgrade(
         self: Arc<Self>,
         hub: Arc<Hub>,
-        request: Request<()>,
+        upgrading: OnUpgrade,
         assigns: S::Assigns,
         id: Option<String>,
         version: Version,
         compresses: bool,
     ) {
-        let io = match hyper::upgrade::on(request).await {
+        let io = match upgrading.await {
             Ok(upgraded) => Io::of(upgraded),
             Err(error) => {
                 tracing::debug!(%error, "a client was gone before its connection was upgraded");
