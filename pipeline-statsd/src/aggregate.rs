@@ -1,64 +1,112 @@
 //! All series of a recorder, and turning what they hold into lines.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::Arc;
 
 use metrics::{Key, KeyName, Unit};
-use metrics_util::registry::{Registry, Storage};
 use parking_lot::RwLock;
 
 use crate::histogram::HistogramSeries;
+use crate::idle::Idle;
 use crate::line::SampleKind;
-use crate::name::{Naming, SeriesName};
+use crate::name::Naming;
 use crate::series::{CounterSeries, GaugeSeries};
+use crate::table::{Room, Table};
 
 /// Where recording and flushing meet.
+#[derive(Debug)]
 pub(crate) struct Aggregate {
-    registry: Registry<Key, SeriesStorage>,
+    naming: Naming,
+    limits: Limits,
+    room: Arc<Room>,
+    counters: Table<CounterSeries>,
+    gauges: Table<GaugeSeries>,
+    histograms: Table<HistogramSeries>,
     /// Histograms that were described as times. Looked up at each flush, so that a description
     /// counts whether it comes before or after the first handle.
     time_units: RwLock<HashMap<KeyName, TimeUnit>>,
 }
 
+/// How much is kept, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Series of all kinds together.
+    pub(crate) max_series: usize,
+    /// Values of a histogram between two flushes.
+    pub(crate) histogram_samples: usize,
+    /// Flushes after which a series leaves that nobody holds or records into.
+    pub(crate) idle_after: u32,
+}
+
 impl Aggregate {
-    pub(crate) fn new(naming: Naming, histogram_samples: usize) -> Self {
+    pub(crate) fn new(naming: Naming, limits: Limits) -> Self {
+        let room = Arc::new(Room::new(limits.max_series));
         Self {
-            registry: Registry::new(SeriesStorage { naming, histogram_samples }),
+            naming,
+            limits,
+            counters: Table::new(Arc::clone(&room)),
+            gauges: Table::new(Arc::clone(&room)),
+            histograms: Table::new(Arc::clone(&room)),
+            room,
             time_units: RwLock::default(),
         }
     }
 
-    pub(crate) fn counter(&self, key: &Key) -> Arc<CounterSeries> {
-        self.registry.get_or_create_counter(key, Arc::clone)
+    pub(crate) fn naming(&self) -> &Naming {
+        &self.naming
     }
 
-    pub(crate) fn gauge(&self, key: &Key) -> Arc<GaugeSeries> {
-        self.registry.get_or_create_gauge(key, Arc::clone)
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
     }
 
-    pub(crate) fn histogram(&self, key: &Key) -> Arc<HistogramSeries> {
-        self.registry.get_or_create_histogram(key, Arc::clone)
+    // Nothing if there are too many series.
+
+    pub(crate) fn counter(&self, key: &Key) -> Option<Arc<CounterSeries>> {
+        self.counters.get_or_make(key, || CounterSeries::new(self.naming.of(key)))
+    }
+
+    pub(crate) fn gauge(&self, key: &Key) -> Option<Arc<GaugeSeries>> {
+        self.gauges.get_or_make(key, || GaugeSeries::new(self.naming.of(key)))
+    }
+
+    pub(crate) fn histogram(&self, key: &Key) -> Option<Arc<HistogramSeries>> {
+        let samples = self.limits.histogram_samples;
+        let make = || HistogramSeries::new(self.naming.of(key), samples, key.get_hash());
+        self.histograms.get_or_make(key, make)
     }
 
     pub(crate) fn describe_histogram(&self, name: KeyName, unit: Unit) {
         let mut time_units = self.time_units.write();
         match TimeUnit::of(unit) {
-            Some(time_unit) => time_units.insert(name, time_unit),
-            None => time_units.remove(&name),
-        };
+            // There are no more names than series.
+            Some(time_unit) if time_units.len() < self.limits.max_series => {
+                time_units.insert(name, time_unit);
+            }
+            Some(time_unit) => {
+                time_units.entry(name).and_modify(|known| *known = time_unit);
+            }
+            None => {
+                time_units.remove(&name);
+            }
+        }
     }
 
     /// Hands everything there is to say since the last time to `emit`, in `line`, whose contents
-    /// are replaced. Returns how many samples the dialect had no line for.
+    /// are replaced, and lets idle series go. Returns how many samples the dialect had no line
+    /// for. One drain at a time.
     ///
     /// `emit` is called with no lock held, so it may be slow, and may record.
     pub(crate) fn drain(&self, line: &mut String, mut emit: impl FnMut(&str)) -> u64 {
-        let dialect = self.registry.storage().naming.dialect();
+        let dialect = self.naming.dialect();
         let mut skipped = 0_u64;
+        let mut longest_idle = 0;
 
-        for counter in self.counters() {
+        // A table locks a shard while it visits it, which keeps new series out: hence the copies.
+        for (counter, is_held) in self.counters.all(|_, series, is_held| (series, is_held)) {
             let grown = counter.take();
+            counter.idle().note(is_held || grown > 0);
+            longest_idle = longest_idle.max(counter.idle().flushes());
             if grown > 0 {
                 line.clear();
                 dialect.write_counter(line, counter.name(), grown);
@@ -66,16 +114,22 @@ impl Aggregate {
             }
         }
 
-        for gauge in self.gauges() {
+        for (gauge, is_held) in self.gauges.all(|_, series, is_held| (series, is_held)) {
+            let touched = gauge.take_touched();
+            gauge.idle().note(is_held || touched);
+            longest_idle = longest_idle.max(gauge.idle().flushes());
             line.clear();
             if gauge.value().is_some_and(|value| dialect.write_gauge(line, gauge.name(), value)) {
                 emit(line);
             }
         }
 
-        for (histogram, time_unit) in self.histograms() {
+        for (histogram, is_held, time_unit) in self.histograms() {
+            let samples = histogram.take();
+            histogram.idle().note(is_held || !samples.is_empty());
+            longest_idle = longest_idle.max(histogram.idle().flushes());
             let kind = time_unit.map_or(SampleKind::Plain, |_| SampleKind::Timing);
-            for (value, weight) in histogram.take().weighted() {
+            for (value, weight) in samples.weighted() {
                 let value = time_unit.map_or(value, |unit| unit.to_millis(value));
                 line.clear();
                 if dialect.write_sample(line, histogram.name(), kind, value, weight) {
@@ -85,70 +139,24 @@ impl Aggregate {
                 }
             }
         }
+
+        if longest_idle >= self.limits.idle_after {
+            self.sweep();
+        }
         skipped
     }
 
-    // The registry locks a shard while it visits it, which keeps new series out: hence the copies.
-
-    fn counters(&self) -> Vec<Arc<CounterSeries>> {
-        let mut all = Vec::new();
-        self.registry.visit_counters(|_, series| all.push(Arc::clone(series)));
-        all
-    }
-
-    fn gauges(&self) -> Vec<Arc<GaugeSeries>> {
-        let mut all = Vec::new();
-        self.registry.visit_gauges(|_, series| all.push(Arc::clone(series)));
-        all
-    }
-
-    fn histograms(&self) -> Vec<(Arc<HistogramSeries>, Option<TimeUnit>)> {
-        let mut all = Vec::new();
+    fn histograms(&self) -> Vec<(Arc<HistogramSeries>, bool, Option<TimeUnit>)> {
         let time_units = self.time_units.read();
-        self.registry.visit_histograms(|key, series| {
-            all.push((Arc::clone(series), time_units.get(key.name()).copied()));
-        });
-        all
-    }
-}
-
-impl fmt::Debug for Aggregate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Aggregate")
-            .field("storage", self.registry.storage())
-            .finish_non_exhaustive()
-    }
-}
-
-/// Makes a series for a key; its name is put together here, once.
-#[derive(Debug)]
-struct SeriesStorage {
-    naming: Naming,
-    histogram_samples: usize,
-}
-
-impl SeriesStorage {
-    fn name(&self, key: &Key) -> SeriesName {
-        self.naming.series(key.name(), key.labels().map(|label| (label.key(), label.value())))
-    }
-}
-
-impl Storage<Key> for SeriesStorage {
-    type Counter = Arc<CounterSeries>;
-    type Gauge = Arc<GaugeSeries>;
-    type Histogram = Arc<HistogramSeries>;
-
-    fn counter(&self, key: &Key) -> Self::Counter {
-        Arc::new(CounterSeries::new(self.name(key)))
+        self.histograms
+            .all(|key, series, is_held| (series, is_held, time_units.get(key.name()).copied()))
     }
 
-    fn gauge(&self, key: &Key) -> Self::Gauge {
-        Arc::new(GaugeSeries::new(self.name(key)))
-    }
-
-    fn histogram(&self, key: &Key) -> Self::Histogram {
-        let seed = key.get_hash();
-        Arc::new(HistogramSeries::new(self.name(key), self.histogram_samples, seed))
+    fn sweep(&self) {
+        let is_idle = |idle: &Idle| idle.flushes() >= self.limits.idle_after;
+        self.counters.sweep(|series| is_idle(series.idle()) && series.may_leave());
+        self.gauges.sweep(|series| is_idle(series.idle()) && series.may_leave());
+        self.histograms.sweep(|series| is_idle(series.idle()) && series.may_leave());
     }
 }
 
@@ -188,8 +196,23 @@ mod tests {
     use crate::dialect::Dialect;
     use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label};
 
+    const IDLE_AFTER: u32 = 3;
+
     fn aggregate(dialect: Dialect) -> Aggregate {
-        Aggregate::new(Naming::new(dialect, "", &[]), 4)
+        let limits = Limits { max_series: 100, histogram_samples: 4, idle_after: IDLE_AFTER };
+        Aggregate::new(Naming::new(dialect, "", &[]), limits)
+    }
+
+    fn counter(aggregate: &Aggregate, key: &Key) -> Arc<CounterSeries> {
+        aggregate.counter(key).unwrap()
+    }
+
+    fn gauge(aggregate: &Aggregate, key: &Key) -> Arc<GaugeSeries> {
+        aggregate.gauge(key).unwrap()
+    }
+
+    fn histogram(aggregate: &Aggregate, key: &Key) -> Arc<HistogramSeries> {
+        aggregate.histogram(key).unwrap()
     }
 
     fn lines(aggregate: &Aggregate) -> Vec<String> {
@@ -208,9 +231,9 @@ mod tests {
     #[test]
     fn a_drain_says_what_is_new_and_repeats_gauges() {
         let aggregate = aggregate(Dialect::DogStatsD);
-        aggregate.counter(&key("c")).increment(2);
-        aggregate.gauge(&key("g")).set(1.5);
-        aggregate.histogram(&key("h")).record(3.0);
+        counter(&aggregate, &key("c")).increment(2);
+        gauge(&aggregate, &key("g")).set(1.5);
+        histogram(&aggregate, &key("h")).record(3.0);
         assert_eq!(lines(&aggregate), ["c:2|c", "g:1.5|g", "h:3|h"]);
         assert_eq!(lines(&aggregate), ["g:1.5|g"]);
     }
@@ -218,9 +241,9 @@ mod tests {
     #[test]
     fn a_series_that_was_only_registered_says_nothing() {
         let aggregate = aggregate(Dialect::DogStatsD);
-        aggregate.counter(&key("c")).increment(0);
-        let _ = aggregate.gauge(&key("g"));
-        let _ = aggregate.histogram(&key("h"));
+        counter(&aggregate, &key("c")).increment(0);
+        let _ = gauge(&aggregate, &key("g"));
+        let _ = histogram(&aggregate, &key("h"));
         assert!(lines(&aggregate).is_empty());
     }
 
@@ -228,8 +251,8 @@ mod tests {
     fn handles_of_one_key_share_a_series_whatever_the_order_of_labels() {
         let aggregate = aggregate(Dialect::StatsD);
         let (a, b) = (Label::new("a", "1"), Label::new("b", "2"));
-        aggregate.counter(&Key::from_parts("c", vec![a.clone(), b.clone()])).increment(1);
-        aggregate.counter(&Key::from_parts("c", vec![b, a])).increment(1);
+        counter(&aggregate, &Key::from_parts("c", vec![a.clone(), b.clone()])).increment(1);
+        counter(&aggregate, &Key::from_parts("c", vec![b, a])).increment(1);
         assert_eq!(lines(&aggregate), ["c;a=1;b=2:2|c"]);
     }
 
@@ -244,7 +267,7 @@ mod tests {
         for (unit, value) in table {
             let aggregate = aggregate(Dialect::DogStatsD);
             aggregate.describe_histogram("t".into(), unit);
-            aggregate.histogram(&key("t")).record(value);
+            histogram(&aggregate, &key("t")).record(value);
             assert_eq!(lines(&aggregate), ["t:0.75|ms"], "{unit:?}");
         }
     }
@@ -252,18 +275,18 @@ mod tests {
     #[test]
     fn a_description_counts_from_the_next_drain_on() {
         let aggregate = aggregate(Dialect::DogStatsD);
-        aggregate.histogram(&key("t")).record(2.0);
+        histogram(&aggregate, &key("t")).record(2.0);
         aggregate.describe_histogram("t".into(), Unit::Seconds);
         assert_eq!(lines(&aggregate), ["t:2000|ms"]);
         aggregate.describe_histogram("t".into(), Unit::Bytes);
-        aggregate.histogram(&key("t")).record(2.0);
+        histogram(&aggregate, &key("t")).record(2.0);
         assert_eq!(lines(&aggregate), ["t:2|h"]);
     }
 
     #[test]
     fn samples_without_a_line_are_counted_with_their_weight() {
         let aggregate = aggregate(Dialect::StatsD);
-        aggregate.histogram(&key("t")).record_many(-1.0, 10);
+        histogram(&aggregate, &key("t")).record_many(-1.0, 10);
         let skipped = aggregate.drain(&mut String::new(), |line| panic!("{line}"));
         assert_eq!(skipped, 10);
     }
@@ -271,12 +294,96 @@ mod tests {
     #[test]
     fn recording_while_draining_is_not_locked_out() {
         let aggregate = aggregate(Dialect::DogStatsD);
-        aggregate.counter(&key("c")).increment(1);
+        counter(&aggregate, &key("c")).increment(1);
         aggregate.drain(&mut String::new(), |_| {
             // A series that does not exist yet needs its shard for itself.
-            aggregate.counter(&key("emitted")).increment(1);
+            counter(&aggregate, &key("emitted")).increment(1);
             aggregate.describe_histogram("t".into(), Unit::Seconds);
         });
         assert_eq!(lines(&aggregate), ["emitted:1|c"]);
+    }
+
+    /// How many series are left after so many drains of nothing.
+    fn left(aggregate: &Aggregate, drains: u32) -> usize {
+        for _ in 0..drains {
+            aggregate.drain(&mut String::new(), |_| ());
+        }
+        aggregate.room().used()
+    }
+
+    #[test]
+    fn series_that_nobody_holds_or_records_into_leave() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        counter(&aggregate, &key("c")).increment(1);
+        gauge(&aggregate, &key("g")).set(1.0);
+        histogram(&aggregate, &key("h")).record(1.0);
+        // The first drain finds them in use.
+        assert_eq!(left(&aggregate, 1 + IDLE_AFTER - 1), 3);
+        assert_eq!(left(&aggregate, 1), 0);
+        assert!(lines(&aggregate).is_empty(), "a gauge that has left is not repeated");
+
+        counter(&aggregate, &key("c")).increment(2);
+        gauge(&aggregate, &key("g")).set(2.0);
+        histogram(&aggregate, &key("h")).record(2.0);
+        assert_eq!(lines(&aggregate), ["c:2|c", "g:2|g", "h:2|h"]);
+    }
+
+    #[test]
+    fn what_is_recorded_into_now_and_then_stays() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        for _ in 0..3 {
+            counter(&aggregate, &key("c")).increment(1);
+            gauge(&aggregate, &key("g")).set(1.0); // the same value is a change, too
+            histogram(&aggregate, &key("h")).record(1.0);
+            assert_eq!(left(&aggregate, IDLE_AFTER), 3);
+        }
+    }
+
+    #[test]
+    fn a_series_with_a_handle_stays_and_its_gauge_is_repeated() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        let counter = counter(&aggregate, &key("c"));
+        let gauge = gauge(&aggregate, &key("g"));
+        let histogram = histogram(&aggregate, &key("h"));
+        gauge.set(1.0);
+        assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 3);
+        counter.increment(7);
+        histogram.record(3.0);
+        assert_eq!(lines(&aggregate), ["c:7|c", "g:1|g", "h:3|h"]);
+        drop((counter, gauge, histogram));
+        assert_eq!(left(&aggregate, IDLE_AFTER), 0);
+    }
+
+    #[test]
+    fn a_counter_of_totals_stays_for_the_next_total_is_sent_as_a_difference() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        counter(&aggregate, &key("c")).absolute(100);
+        assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 1);
+        counter(&aggregate, &key("c")).absolute(105);
+        assert_eq!(lines(&aggregate), ["c:5|c"]);
+    }
+
+    #[test]
+    fn a_gauge_that_is_counted_up_and_down_stays_until_it_is_back_at_zero() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        gauge(&aggregate, &key("g")).increment(2.0);
+        assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 1);
+        gauge(&aggregate, &key("g")).decrement(1.0);
+        assert_eq!(lines(&aggregate), ["g:1|g"]);
+        gauge(&aggregate, &key("g")).decrement(1.0);
+        assert_eq!(left(&aggregate, 1 + IDLE_AFTER), 0);
+    }
+
+    #[test]
+    fn no_more_names_are_described_than_there_may_be_series() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        for n in 0..101 {
+            aggregate.describe_histogram(format!("t{n}").into(), Unit::Seconds);
+        }
+        aggregate.describe_histogram("t0".into(), Unit::Nanoseconds);
+        histogram(&aggregate, &key("t0")).record(1e6);
+        histogram(&aggregate, &key("t99")).record(1.0);
+        histogram(&aggregate, &key("t100")).record(1.0);
+        assert_eq!(lines(&aggregate), ["t0:1|ms", "t100:1|h", "t99:1000|ms"]);
     }
 }

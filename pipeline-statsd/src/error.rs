@@ -32,9 +32,21 @@ pub enum BuildError {
     #[error("the flush interval is zero")]
     ZeroInterval,
 
+    /// Packets are to be empty.
+    #[error("the number of bytes of a packet is zero")]
+    ZeroPacket,
+
     /// Histograms are to keep no samples.
     #[error("the number of histogram samples is zero")]
     ZeroSamples,
+
+    /// Series are to leave after no flush at all.
+    #[error("the number of flushes after which series leave is zero")]
+    ZeroIdle,
+
+    /// There are to be no series.
+    #[error("the number of series is zero")]
+    ZeroSeries,
 
     /// The flush thread could not be started.
     #[error("could not start the flush thread")]

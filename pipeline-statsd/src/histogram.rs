@@ -3,6 +3,7 @@
 use metrics::HistogramFn;
 use parking_lot::Mutex;
 
+use crate::idle::Idle;
 use crate::name::SeriesName;
 
 /// A histogram between two flushes.
@@ -10,6 +11,7 @@ use crate::name::SeriesName;
 pub(crate) struct HistogramSeries {
     name: SeriesName,
     reservoir: Mutex<Reservoir>,
+    idle: Idle,
 }
 
 impl HistogramSeries {
@@ -18,11 +20,20 @@ impl HistogramSeries {
     pub(crate) fn new(name: SeriesName, limit: usize, seed: u64) -> Self {
         let reservoir =
             Reservoir { values: Vec::new(), count: 0, limit, random: Random { state: seed } };
-        Self { name, reservoir: Mutex::new(reservoir) }
+        Self { name, reservoir: Mutex::new(reservoir), idle: Idle::default() }
     }
 
     pub(crate) fn name(&self) -> &SeriesName {
         &self.name
+    }
+
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// Whether nothing would be lost if it began anew.
+    pub(crate) fn may_leave(&self) -> bool {
+        self.reservoir.lock().count == 0
     }
 
     /// What was recorded since the last call.
@@ -52,6 +63,10 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
     /// Each value with the number of recorded ones that it stands for.
     ///
     /// The weights are whole, because receivers make them so, differ by at most one, and add up to

@@ -63,19 +63,29 @@ mod aggregate;
 mod builder;
 mod dialect;
 mod error;
+mod exporter;
 mod flusher;
+mod health;
 mod histogram;
+mod idle;
 mod line;
 mod name;
+mod own;
+mod packet;
 mod recorder;
+mod report;
 mod series;
+mod table;
 mod udp;
+#[cfg(unix)]
+mod unix;
 
 pub use crate::builder::StatsdBuilder;
 pub use crate::dialect::Dialect;
 pub use crate::error::{BuildError, InstallError, UdpError};
-pub use crate::flusher::{FlushReport, StatsdFlusher};
+pub use crate::flusher::StatsdFlusher;
 pub use crate::recorder::StatsdRecorder;
+pub use crate::report::FlushReport;
 
 /// The crate whose sinks this one writes to, in the version it was built with.
 pub use cadence;

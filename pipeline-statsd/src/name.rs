@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use metrics::Key;
+
 use crate::dialect::Dialect;
 
 /// A name as it stands on the wire, in two pieces with the value between them.
@@ -49,6 +51,11 @@ impl Naming {
 
     pub(crate) fn dialect(&self) -> Dialect {
         self.dialect
+    }
+
+    /// The name of a key's series.
+    pub(crate) fn of(&self, key: &Key) -> SeriesName {
+        self.series(key.name(), key.labels().map(|label| (label.key(), label.value())))
     }
 
     pub(crate) fn series<'a>(

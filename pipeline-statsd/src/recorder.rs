@@ -1,6 +1,10 @@
 //! The face of the crate towards the `metrics` facade.
 
+#[cfg(unix)]
+use std::io;
 use std::net::ToSocketAddrs;
+#[cfg(unix)]
+use std::path::Path;
 use std::sync::Arc;
 
 use cadence::MetricSink;
@@ -10,6 +14,8 @@ use crate::aggregate::Aggregate;
 use crate::builder::StatsdBuilder;
 use crate::error::UdpError;
 use crate::udp;
+#[cfg(unix)]
+use crate::unix;
 
 /// A [`metrics::Recorder`] that aggregates what is recorded until a
 /// [`StatsdFlusher`](crate::StatsdFlusher) sends it.
@@ -46,8 +52,8 @@ pub struct StatsdRecorder {
 impl StatsdRecorder {
     /// Starts a recorder that sends over UDP to `addr`.
     ///
-    /// Lines are packed into datagrams of at most 1432 bytes, which pass an Ethernet in one piece;
-    /// only a line longer than that makes a longer one. The socket is bound to an unspecified
+    /// Lines are packed into datagrams of at most 1432 bytes, which pass an Ethernet in one piece
+    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). The socket is bound to an unspecified
     /// address and never blocks. The name is resolved once, here; where it has addresses of both
     /// families the IPv4 ones are tried first, because that is where StatsD receivers listen
     /// unless told otherwise.
@@ -68,38 +74,68 @@ impl StatsdRecorder {
     /// # }
     /// ```
     pub fn udp(addr: impl ToSocketAddrs) -> Result<StatsdBuilder, UdpError> {
-        udp::buffered_sink(addr).map(Self::sink)
+        let sink = udp::sink(addr)?;
+        Ok(StatsdBuilder::new(Box::new(sink), Some(udp::PACKET_BYTES)))
+    }
+
+    /// Starts a recorder that sends to the Unix datagram socket at `path`.
+    ///
+    /// Lines are packed into datagrams of at most 8192 bytes
+    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). The socket never blocks. A server need not
+    /// be there yet, and may be started again: what is sent while nobody listens, or while the
+    /// server's queue is full, is counted in [`FlushReport::errors`](crate::FlushReport::errors)
+    /// and gone.
+    ///
+    /// # Errors
+    ///
+    /// The system has no socket to give.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use pipeline_statsd::StatsdRecorder;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let _statsd = StatsdRecorder::unix("/var/run/datadog/dsd.socket")?.install()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(unix)]
+    #[cfg_attr(docsrs, doc(cfg(unix)))]
+    pub fn unix(path: impl AsRef<Path>) -> io::Result<StatsdBuilder> {
+        let sink = unix::sink(path.as_ref())?;
+        Ok(StatsdBuilder::new(Box::new(sink), Some(unix::PACKET_BYTES)))
     }
 
     /// Starts a recorder that sends through any sink of [`cadence`], or one of your own.
     ///
     /// The sink gets one line at a time, without a newline at its end (a negative gauge in
-    /// [`Dialect::StatsD`](crate::Dialect::StatsD) is two lines in one text), and is flushed after
-    /// the last one. It is called by one thread at a time. A sink that blocks holds up the flush,
-    /// and with it the drop of the flusher, but never what is being recorded.
+    /// [`Dialect::StatsD`](crate::Dialect::StatsD) is two lines in one text), or packets of lines
+    /// if [`packet_bytes`](StatsdBuilder::packet_bytes) says how long, and is flushed after the
+    /// last one. It is called by one thread at a time. A sink that blocks holds up the flush, and
+    /// with it the drop of the flusher, but never what is being recorded.
     ///
     /// [`cadence::QueuingMetricSink`] is not needed to keep recording fast, since recording never
     /// meets the sink. It hides errors, and doesn't wait for its queue when it is dropped.
     ///
     /// # Examples
     ///
-    /// ```no_run
-    /// # #[cfg(unix)]
-    /// use pipeline_statsd::{StatsdRecorder, cadence::BufferedUnixMetricSink};
-    /// # #[cfg(unix)]
-    /// use std::os::unix::net::UnixDatagram;
+    /// For a network of jumbo frames:
     ///
-    /// # #[cfg(not(unix))] fn main() {}
-    /// # #[cfg(unix)] fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let socket = UnixDatagram::unbound()?;
+    /// ```no_run
+    /// use pipeline_statsd::{StatsdRecorder, cadence::UdpMetricSink};
+    /// use std::net::UdpSocket;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let socket = UdpSocket::bind("0.0.0.0:0")?;
     /// socket.set_nonblocking(true)?;
-    /// let sink = BufferedUnixMetricSink::with_capacity("/run/statsd.socket", socket, 8192);
-    /// let _statsd = StatsdRecorder::sink(sink).install()?;
+    /// let sink = UdpMetricSink::from("statsd.internal:8125", socket)?;
+    /// let _statsd = StatsdRecorder::sink(sink).packet_bytes(8932).install()?;
     /// # Ok(())
     /// # }
     /// ```
     pub fn sink(sink: impl MetricSink + Send + Sync + 'static) -> StatsdBuilder {
-        StatsdBuilder::new(Box::new(sink))
+        StatsdBuilder::new(Box::new(sink), None)
     }
 
     pub(crate) fn new(aggregate: Arc<Aggregate>) -> Self {
@@ -123,14 +159,14 @@ impl Recorder for StatsdRecorder {
     }
 
     fn register_counter(&self, key: &Key, _metadata: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.aggregate.counter(key))
+        self.aggregate.counter(key).map_or(Counter::noop(), Counter::from_arc)
     }
 
     fn register_gauge(&self, key: &Key, _metadata: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(self.aggregate.gauge(key))
+        self.aggregate.gauge(key).map_or(Gauge::noop(), Gauge::from_arc)
     }
 
     fn register_histogram(&self, key: &Key, _metadata: &Metadata<'_>) -> Histogram {
-        Histogram::from_arc(self.aggregate.histogram(key))
+        self.aggregate.histogram(key).map_or(Histogram::noop(), Histogram::from_arc)
     }
 }

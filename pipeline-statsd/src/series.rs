@@ -1,11 +1,12 @@
 //! One counter, one gauge: what a handle of the facade writes to and a flush reads.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use metrics::atomics::AtomicU64;
 use metrics::{CounterFn, GaugeFn};
 use parking_lot::Mutex;
 
+use crate::idle::Idle;
 use crate::name::SeriesName;
 
 /// A counter. What has been taken over all flushes always adds up to a value the counter had.
@@ -16,15 +17,34 @@ pub(crate) struct CounterSeries {
     /// How much of the total has been taken. Behind a lock so that of two flushes at once neither
     /// can take a part twice; recording never touches it.
     taken: Mutex<u64>,
+    /// Whether it was ever told a total. The next total means nothing without the last one.
+    told_totals: AtomicBool,
+    idle: Idle,
 }
 
 impl CounterSeries {
     pub(crate) fn new(name: SeriesName) -> Self {
-        Self { name, total: AtomicU64::new(0), taken: Mutex::new(0) }
+        Self {
+            name,
+            total: AtomicU64::new(0),
+            taken: Mutex::new(0),
+            told_totals: AtomicBool::new(false),
+            idle: Idle::default(),
+        }
     }
 
     pub(crate) fn name(&self) -> &SeriesName {
         &self.name
+    }
+
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// Whether nothing would be lost, and nothing sent twice, if it began anew.
+    pub(crate) fn may_leave(&self) -> bool {
+        let taken = *self.taken.lock();
+        !self.told_totals.load(Ordering::Relaxed) && self.total.load(Ordering::Relaxed) == taken
     }
 
     /// What the counter grew by since the last call.
@@ -45,6 +65,7 @@ impl CounterFn for CounterSeries {
     }
 
     fn absolute(&self, value: u64) {
+        self.told_totals.store(true, Ordering::Relaxed);
         self.total.fetch_max(value, Ordering::Relaxed);
     }
 }
@@ -55,17 +76,44 @@ pub(crate) struct GaugeSeries {
     name: SeriesName,
     /// The bits of an `f64`; [`UNSET`] before the first change, and finite ever after.
     bits: AtomicU64,
+    /// Whether it was changed since the last look, be it to the value that it had.
+    touched: AtomicBool,
+    /// Whether it was ever counted up or down. The next step means nothing without the level.
+    told_steps: AtomicBool,
+    idle: Idle,
 }
 
 const UNSET: f64 = f64::NAN;
 
 impl GaugeSeries {
     pub(crate) fn new(name: SeriesName) -> Self {
-        Self { name, bits: AtomicU64::new(UNSET.to_bits()) }
+        Self {
+            name,
+            bits: AtomicU64::new(UNSET.to_bits()),
+            touched: AtomicBool::new(false),
+            told_steps: AtomicBool::new(false),
+            idle: Idle::default(),
+        }
     }
 
     pub(crate) fn name(&self) -> &SeriesName {
         &self.name
+    }
+
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// Whether it was changed since the last call.
+    pub(crate) fn take_touched(&self) -> bool {
+        self.touched.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether nothing would be lost if it began anew: the first step of a gauge starts from zero.
+    pub(crate) fn may_leave(&self) -> bool {
+        let is_base = self.told_steps.load(Ordering::Relaxed)
+            && self.value().is_some_and(|value| value != 0.0);
+        !is_base && !self.touched.load(Ordering::Relaxed)
     }
 
     pub(crate) fn value(&self) -> Option<f64> {
@@ -81,6 +129,8 @@ impl GaugeSeries {
             let next = if now.is_nan() { change } else { now + change };
             next.is_finite().then_some(next.to_bits())
         });
+        self.told_steps.store(true, Ordering::Relaxed);
+        self.touched.store(true, Ordering::Relaxed);
     }
 }
 
@@ -96,6 +146,7 @@ impl GaugeFn for GaugeSeries {
     fn set(&self, value: f64) {
         if value.is_finite() {
             self.bits.store(value.to_bits(), Ordering::Relaxed);
+            self.touched.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -174,6 +225,34 @@ mod tests {
             takers.into_iter().for_each(|taker| taker.join().unwrap());
         });
         assert_eq!(taken.into_inner() + counter.take(), WRITERS * EACH);
+    }
+
+    #[test]
+    fn a_counter_may_leave_when_all_is_taken_unless_it_was_told_a_total() {
+        let counter = CounterSeries::new(name());
+        assert!(counter.may_leave());
+        counter.increment(1);
+        assert!(!counter.may_leave());
+        counter.take();
+        assert!(counter.may_leave());
+        counter.absolute(1);
+        counter.take();
+        assert!(!counter.may_leave());
+    }
+
+    #[test]
+    fn a_gauge_may_leave_unless_it_was_just_changed_or_the_next_step_needs_its_level() {
+        let gauge = GaugeSeries::new(name());
+        assert!(gauge.may_leave());
+        gauge.set(5.0);
+        assert!(!gauge.may_leave());
+        assert!(gauge.take_touched() && gauge.may_leave());
+        gauge.set(5.0);
+        assert!(gauge.take_touched(), "the same value anew is a change, too");
+        gauge.decrement(1.0);
+        assert!(gauge.take_touched() && !gauge.may_leave());
+        gauge.decrement(4.0);
+        assert!(gauge.take_touched() && gauge.may_leave());
     }
 
     #[test]

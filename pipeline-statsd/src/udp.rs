@@ -3,14 +3,14 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
-use cadence::BufferedUdpMetricSink;
+use cadence::UdpMetricSink;
 
 use crate::error::UdpError;
 
 /// What an Ethernet frame of 1500 bytes holds after IP and UDP, with room for a tunnel's headers.
-const DATAGRAM_BYTES: usize = 1432;
+pub(crate) const PACKET_BYTES: usize = 1432;
 
-pub(crate) fn buffered_sink(addr: impl ToSocketAddrs) -> Result<BufferedUdpMetricSink, UdpError> {
+pub(crate) fn sink(addr: impl ToSocketAddrs) -> Result<UdpMetricSink, UdpError> {
     let mut receivers: Vec<_> = addr.to_socket_addrs().map_err(UdpError::Resolve)?.collect();
     receivers.sort_by_key(SocketAddr::is_ipv6); // stable: the resolver's order within a family
 
@@ -18,8 +18,7 @@ pub(crate) fn buffered_sink(addr: impl ToSocketAddrs) -> Result<BufferedUdpMetri
     for receiver in receivers {
         match bind_for(receiver) {
             Ok(socket) => {
-                return BufferedUdpMetricSink::with_capacity(receiver, socket, DATAGRAM_BYTES)
-                    .map_err(UdpError::Sink);
+                return UdpMetricSink::from(receiver, socket).map_err(UdpError::Sink);
             }
             Err(error) => failed = UdpError::Bind(error),
         }
@@ -43,7 +42,7 @@ mod tests {
 
     #[test]
     fn an_address_that_does_not_resolve_is_an_error_with_its_cause() {
-        let error = buffered_sink("no port").unwrap_err();
+        let error = sink("no port").unwrap_err();
         assert!(matches!(error, UdpError::Resolve(_)), "{error:?}");
         assert!(std::error::Error::source(&error).is_some());
     }
@@ -58,6 +57,6 @@ mod tests {
     #[test]
     fn a_name_without_addresses_is_an_error() {
         let none: &[SocketAddr] = &[];
-        assert!(matches!(buffered_sink(none), Err(UdpError::NoAddress)));
+        assert!(matches!(sink(none), Err(UdpError::NoAddress)));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use metrics::{gauge, with_local_recorder};
 use pipeline_statsd::StatsdRecorder;
-use pipeline_statsd::cadence::MetricSink;
+use pipeline_statsd::cadence::{MetricSink, NopMetricSink};
 use pipeline_test_support::Log;
 
 struct Switch {
@@ -27,6 +27,7 @@ impl MetricSink for Switch {
 fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
     let broken = Arc::new(AtomicBool::new(false));
     let (recorder, flusher) = StatsdRecorder::sink(Switch { broken: Arc::clone(&broken) })
+        .own_counters(false)
         .flush_every(Duration::MAX)
         .build()
         .unwrap();
@@ -51,4 +52,24 @@ fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
             "INFO failed_flushes=5 message=statsd sink has recovered",
         ]
     );
+}
+
+#[test]
+fn that_there_are_too_many_series_is_logged_once() {
+    let (recorder, flusher) = StatsdRecorder::sink(NopMetricSink)
+        .max_series(2)
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
+    let (log, _guard) = Log::keep();
+    for n in 0..2 {
+        with_local_recorder(&recorder, || gauge!("g", "n" => n.to_string()).set(1));
+    }
+    flusher.flush();
+    assert!(log.take().is_empty());
+    for n in 2..10 {
+        with_local_recorder(&recorder, || gauge!("g", "n" => n.to_string()).set(1));
+        flusher.flush();
+    }
+    assert_eq!(log.take(), ["WARN max_series=2 message=statsd refuses series, there are too many"]);
 }

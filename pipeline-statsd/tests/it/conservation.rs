@@ -3,9 +3,8 @@ use std::thread;
 use std::time::Duration;
 
 use metrics::{counter, histogram, with_local_recorder};
-use pipeline_statsd::StatsdRecorder;
 
-use crate::support::{Collector, value, weight};
+use crate::support::{Collector, quiet, value, weight};
 
 #[test]
 fn nothing_is_lost_between_concurrent_recording_and_concurrent_flushes() {
@@ -13,7 +12,7 @@ fn nothing_is_lost_between_concurrent_recording_and_concurrent_flushes() {
     const EACH: u64 = 10_000;
 
     let collector = Collector::new();
-    let (recorder, flusher) = StatsdRecorder::sink(collector.clone())
+    let (recorder, flusher) = quiet(&collector)
         .flush_every(Duration::from_millis(1))
         .histogram_samples(64)
         .build()
@@ -58,8 +57,7 @@ fn nothing_is_lost_between_concurrent_recording_and_concurrent_flushes() {
 #[test]
 fn up_to_the_bound_every_sample_is_sent_as_it_is() {
     let collector = Collector::new();
-    let (recorder, flusher) =
-        StatsdRecorder::sink(collector.clone()).histogram_samples(100).build().unwrap();
+    let (recorder, flusher) = quiet(&collector).histogram_samples(100).build().unwrap();
     with_local_recorder(&recorder, || {
         (0..100).for_each(|n| histogram!("h").record(n));
     });
@@ -73,8 +71,7 @@ fn up_to_the_bound_every_sample_is_sent_as_it_is() {
 fn above_the_bound_the_lines_are_few_and_their_rates_give_the_exact_count() {
     for count in [101_u64, 150, 199, 1_000, 12_345] {
         let collector = Collector::new();
-        let (recorder, flusher) =
-            StatsdRecorder::sink(collector.clone()).histogram_samples(100).build().unwrap();
+        let (recorder, flusher) = quiet(&collector).histogram_samples(100).build().unwrap();
         with_local_recorder(&recorder, || {
             (0..count).for_each(|_| histogram!("h").record(1));
         });

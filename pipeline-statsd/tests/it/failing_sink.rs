@@ -1,18 +1,15 @@
 use std::time::Duration;
 
 use metrics::{counter, gauge, with_local_recorder};
-use pipeline_statsd::StatsdRecorder;
 
-use crate::support::{Collector, PATIENCE};
+use crate::support::{Collector, PATIENCE, quiet};
 
 #[test]
 fn the_thread_outlives_a_failing_sink_and_sends_again_when_it_recovers() {
     let (collector, attempts) = Collector::watched();
     collector.fail(true, true);
-    let (recorder, _flusher) = StatsdRecorder::sink(collector.clone())
-        .flush_every(Duration::from_millis(1))
-        .build()
-        .unwrap();
+    let (recorder, _flusher) =
+        quiet(&collector).flush_every(Duration::from_millis(1)).build().unwrap();
     with_local_recorder(&recorder, || gauge!("g").set(1));
 
     // Several failed flushes: each is an attempt to emit and one to flush.
@@ -34,8 +31,7 @@ fn the_thread_outlives_a_failing_sink_and_sends_again_when_it_recovers() {
 #[test]
 fn the_report_counts_what_was_taken_and_what_failed() {
     let collector = Collector::new();
-    let (recorder, flusher) =
-        StatsdRecorder::sink(collector.clone()).flush_every(Duration::MAX).build().unwrap();
+    let (recorder, flusher) = quiet(&collector).flush_every(Duration::MAX).build().unwrap();
     let record = || {
         counter!("a").increment(1);
         counter!("b").increment(1);
@@ -44,7 +40,8 @@ fn the_report_counts_what_was_taken_and_what_failed() {
     with_local_recorder(&recorder, record);
     collector.fail(true, false);
     let report = flusher.flush();
-    assert_eq!((report.lines, report.bytes, report.errors), (0, 0, 2));
+    assert_eq!((report.lines, report.bytes), (0, 0));
+    assert_eq!((report.errors, report.lines_lost), (2, 2));
 
     // What the sink refused is gone.
     collector.fail(false, false);
@@ -53,15 +50,14 @@ fn the_report_counts_what_was_taken_and_what_failed() {
     with_local_recorder(&recorder, record);
     collector.fail(false, true);
     let report = flusher.flush();
-    assert_eq!((report.lines, report.bytes, report.errors), (2, 10, 1));
+    assert_eq!((report.lines, report.bytes, report.packets, report.errors), (2, 10, 2, 1));
 }
 
 #[test]
 fn dropping_the_flusher_returns_though_the_sink_fails() {
     let collector = Collector::new();
     collector.fail(true, true);
-    let (recorder, flusher) =
-        StatsdRecorder::sink(collector.clone()).flush_every(Duration::MAX).build().unwrap();
+    let (recorder, flusher) = quiet(&collector).flush_every(Duration::MAX).build().unwrap();
     with_local_recorder(&recorder, || counter!("c").increment(1));
     drop(flusher);
     assert_eq!(collector.handles(), 1);

@@ -3,7 +3,14 @@
 mod conservation;
 mod failing_sink;
 mod flushing;
+mod idle;
 mod lines;
+mod own_counters;
+mod packets;
 mod send_sync;
+mod series;
+mod slow_server;
 mod support;
 mod udp;
+#[cfg(unix)]
+mod unix;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use pipeline_statsd::cadence::MetricSink;
+use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
 
 /// How long to wait for something that is sure to come unless it never does.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -55,6 +56,11 @@ impl Collector {
     pub(crate) fn handles(&self) -> usize {
         Arc::strong_count(&self.state)
     }
+}
+
+/// A recorder that sends to a collector what the test records, and nothing of its own.
+pub(crate) fn quiet(collector: &Collector) -> StatsdBuilder {
+    StatsdRecorder::sink(collector.clone()).own_counters(false)
 }
 
 impl State {

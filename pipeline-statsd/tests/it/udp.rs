@@ -65,6 +65,7 @@ fn the_thread_sends_without_being_asked_and_the_drop_sends_the_rest() {
     let receiver = receiver("127.0.0.1:0").unwrap();
     let (recorder, flusher) = StatsdRecorder::udp(receiver.local_addr().unwrap())
         .unwrap()
+        .own_counters(false)
         .flush_every(Duration::from_millis(1))
         .build()
         .unwrap();

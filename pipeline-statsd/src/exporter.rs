@@ -1,0 +1,169 @@
+//! The flush itself: what was recorded becomes lines, lines become packets, the sink gets them.
+
+use std::io;
+use std::sync::Arc;
+
+use cadence::MetricSink;
+use parking_lot::Mutex;
+
+use crate::aggregate::Aggregate;
+use crate::health::{Change, Health};
+use crate::own::OwnCounters;
+use crate::packet::{self, Packet, Place};
+use crate::report::FlushReport;
+
+pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
+
+/// One aggregate, one sink, one flush at a time.
+pub(crate) struct Exporter {
+    aggregate: Arc<Aggregate>,
+    output: Mutex<Output>,
+}
+
+/// What a flush works with.
+struct Output {
+    sink: BoxSink,
+    /// Nothing if the sink gets line by line, and may pack them by itself.
+    packet: Option<Packet>,
+    /// Nothing if flushes don't tell of themselves.
+    own: Option<OwnCounters>,
+    /// Reused for every line of every flush.
+    line: String,
+    health: Health,
+    warned_of_series: bool,
+}
+
+impl Exporter {
+    pub(crate) fn new(
+        aggregate: Arc<Aggregate>,
+        sink: BoxSink,
+        packet_bytes: Option<usize>,
+        own_counters: bool,
+    ) -> Self {
+        let output = Output {
+            sink,
+            packet: packet_bytes.map(Packet::new),
+            own: own_counters.then(|| OwnCounters::new(aggregate.naming())),
+            line: String::new(),
+            health: Health::Good,
+            warned_of_series: false,
+        };
+        Self { aggregate, output: Mutex::new(output) }
+    }
+
+    pub(crate) fn flush(&self) -> FlushReport {
+        let mut output = self.output.lock();
+        let Output { sink, packet, own, line, health, warned_of_series } = &mut *output;
+        let mut sending = Sending::new(&**sink, packet.as_mut());
+
+        let room = self.aggregate.room();
+        let skipped = self.aggregate.drain(line, |text| sending.push(text, 0));
+        sending.report.samples_skipped = skipped;
+        sending.report.series_refused = room.take_refused();
+        sending.report.series = room.used();
+        if let Some(own) = own.as_ref().filter(|_| sending.has_begun) {
+            own.tell(room.used(), line, |text, marks| sending.push(text, marks));
+        }
+        let Sent { report, told, error } = sending.finish();
+        if let Some(own) = own {
+            own.told(told);
+            own.count(&report);
+        }
+
+        let change = health.observe(&report);
+        let is_full = report.series_refused > 0 && !std::mem::replace(warned_of_series, true);
+        drop(output); // a subscriber of the log may take its time
+        match (change, error) {
+            (Some(Change::Failed), Some(error)) => {
+                let FlushReport { lines, errors, .. } = report;
+                tracing::warn!(%error, errors, lines, "statsd sink is failing");
+            }
+            (Some(Change::Recovered { failed_flushes }), _) => {
+                tracing::info!(failed_flushes, "statsd sink has recovered");
+            }
+            _ => {}
+        }
+        if is_full {
+            let max_series = room.max();
+            tracing::warn!(max_series, "statsd refuses series, there are too many");
+        }
+        report
+    }
+}
+
+/// One flush on its way.
+struct Sending<'a> {
+    sink: &'a (dyn MetricSink + Send + Sync),
+    packet: Option<&'a mut Packet>,
+    /// Whether there was anything to send.
+    has_begun: bool,
+    report: FlushReport,
+    /// The marks of what the sink took.
+    told: u16,
+    /// The first thing that went wrong.
+    error: Option<io::Error>,
+}
+
+/// What became of it.
+struct Sent {
+    report: FlushReport,
+    told: u16,
+    error: Option<io::Error>,
+}
+
+impl<'a> Sending<'a> {
+    fn new(sink: &'a (dyn MetricSink + Send + Sync), packet: Option<&'a mut Packet>) -> Self {
+        let report = FlushReport::default();
+        Self { sink, packet, has_begun: false, report, told: 0, error: None }
+    }
+
+    /// A line, or several that must not be parted.
+    fn push(&mut self, text: &str, marks: u16) {
+        self.has_begun = true;
+        let Some(packet) = self.packet.take() else {
+            return self.emit(text, packet::lines(text), marks);
+        };
+        match packet.place_for(text) {
+            Place::Here => packet.push(text, marks),
+            Place::Next => {
+                self.emit(packet.text(), packet.lines(), packet.marks());
+                packet.clear();
+                packet.push(text, marks);
+            }
+            Place::Nowhere => self.report.lines_oversized += packet::lines(text),
+        }
+        self.packet = Some(packet);
+    }
+
+    fn finish(mut self) -> Sent {
+        if let Some(packet) = self.packet.take().filter(|packet| packet.lines() > 0) {
+            self.emit(packet.text(), packet.lines(), packet.marks());
+            packet.clear();
+        }
+        // Even with no line: a buffering sink may hold what it could not send the last time.
+        if let Err(error) = self.sink.flush() {
+            self.failed(error);
+        }
+        Sent { report: self.report, told: self.told, error: self.error }
+    }
+
+    fn emit(&mut self, text: &str, lines: u64, marks: u16) {
+        match self.sink.emit(text) {
+            Ok(_) => {
+                self.report.lines += lines;
+                self.report.packets += 1;
+                self.report.bytes += text.len() as u64;
+                self.told |= marks;
+            }
+            Err(error) => {
+                self.report.lines_lost += lines;
+                self.failed(error);
+            }
+        }
+    }
+
+    fn failed(&mut self, error: io::Error) {
+        self.report.errors += 1;
+        self.error.get_or_insert(error);
+    }
+}

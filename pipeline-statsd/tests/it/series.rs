@@ -1,0 +1,59 @@
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram, with_local_recorder};
+
+use crate::support::{Collector, quiet};
+
+#[test]
+fn a_series_too_many_is_refused_and_counted_and_the_others_go_on() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        quiet(&collector).flush_every(Duration::MAX).max_series(3).build().unwrap();
+    let record = || {
+        counter!("c").increment(1);
+        gauge!("g").set(1);
+        histogram!("h").record(1);
+        for n in 0..100 {
+            counter!("user", "id" => n.to_string()).increment(1);
+        }
+        gauge!("another").set(1);
+        histogram!("another").record(1);
+    };
+    for _ in 0..2 {
+        with_local_recorder(&recorder, record);
+        let report = flusher.flush();
+        assert_eq!((report.series, report.series_refused), (3, 102));
+        assert_eq!(collector.take(), ["c:1|c", "g:1|g", "h:1|h"]);
+    }
+    assert_eq!(flusher.flush().series_refused, 0);
+}
+
+#[test]
+fn series_that_leave_make_room_for_others() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        quiet(&collector).flush_every(Duration::MAX).max_series(1).idle_after(1).build().unwrap();
+    with_local_recorder(&recorder, || {
+        counter!("first").increment(1);
+        counter!("second").increment(1);
+    });
+    assert_eq!(flusher.flush().series_refused, 1);
+    assert_eq!(flusher.flush().series, 0);
+    with_local_recorder(&recorder, || counter!("second").increment(1));
+    assert_eq!(flusher.flush().series_refused, 0);
+    assert_eq!(collector.take(), ["first:1|c", "second:1|c"]);
+}
+
+#[test]
+fn a_handle_of_a_series_that_was_refused_records_nowhere() {
+    let collector = Collector::new();
+    let (recorder, flusher) =
+        quiet(&collector).flush_every(Duration::MAX).max_series(1).build().unwrap();
+    let (kept, refused) = with_local_recorder(&recorder, || (counter!("kept"), counter!("no")));
+    for _ in 0..2 {
+        kept.increment(1);
+        refused.increment(1);
+        flusher.flush();
+        assert_eq!(collector.take(), ["kept:1|c"]);
+    }
+}

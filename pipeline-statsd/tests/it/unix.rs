@@ -1,0 +1,104 @@
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process;
+use std::time::Duration;
+
+use metrics::{counter, gauge, with_local_recorder};
+use pipeline_statsd::StatsdRecorder;
+
+use crate::support::PATIENCE;
+
+/// A path for a socket of one test. Removed with it.
+struct Path(PathBuf);
+
+impl Path {
+    fn new(test: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("statsd-{test}-{}", process::id())))
+    }
+
+    fn bind(&self) -> UnixDatagram {
+        let _ = fs::remove_file(&self.0);
+        let server = UnixDatagram::bind(&self.0).expect("the path is free");
+        server.set_read_timeout(Some(PATIENCE)).expect("patience is not zero");
+        server
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+fn packet(server: &UnixDatagram) -> String {
+    let mut packet = vec![0; 65_536];
+    let length = server.recv(&mut packet).expect("a packet comes");
+    String::from_utf8(packet[..length].to_vec()).expect("lines are ASCII")
+}
+
+#[test]
+fn many_lines_arrive_in_packets_of_at_most_8192_bytes() {
+    let path = Path::new("packets");
+    let server = path.bind();
+    let (recorder, flusher) = StatsdRecorder::unix(&path.0)
+        .unwrap()
+        .own_counters(false)
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
+    with_local_recorder(&recorder, || {
+        (0..1000).for_each(|n| counter!("joins", "channel" => n.to_string()).increment(1));
+    });
+    let report = flusher.flush();
+    assert_eq!((report.lines, report.errors, report.packets), (1000, 0, 3));
+    let packets: Vec<_> = (0..report.packets).map(|_| packet(&server)).collect();
+    assert!(packets.iter().all(|packet| packet.len() <= 8192));
+    assert!(packets[0].len() > 8192 - 30);
+    assert_eq!(packets.iter().map(|packet| packet.lines().count()).sum::<usize>(), 1000);
+}
+
+#[test]
+fn a_server_that_is_started_later_or_again_is_found() {
+    let path = Path::new("again");
+    let (recorder, flusher) = StatsdRecorder::unix(&path.0)
+        .unwrap()
+        .own_counters(false)
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
+    with_local_recorder(&recorder, || gauge!("g").set(1));
+    for _ in 0..2 {
+        let report = flusher.flush();
+        assert_eq!((report.errors, report.lines_lost), (1, 1), "nobody is there");
+
+        let server = path.bind();
+        assert_eq!(flusher.flush().errors, 0);
+        assert_eq!(packet(&server), "g:1|g");
+    }
+}
+
+#[test]
+fn a_server_that_does_not_read_costs_lines_and_no_time() {
+    let path = Path::new("full");
+    let server = path.bind();
+    let (recorder, flusher) = StatsdRecorder::unix(&path.0)
+        .unwrap()
+        .packet_bytes(10)
+        .own_counters(false)
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
+    let counter = with_local_recorder(&recorder, || counter!("c"));
+    // Its queue has an end; were a flush to wait there, this would never come to one.
+    let taken = (0..1_000_000)
+        .take_while(|_| {
+            counter.increment(1);
+            flusher.flush().errors == 0
+        })
+        .count();
+    assert!((1..1_000_000).contains(&taken), "{taken}");
+    assert_eq!(packet(&server), "c:1|c");
+    counter.increment(1);
+    assert_eq!(flusher.flush().errors, 0, "there is room again");
+}
