@@ -1,47 +1,58 @@
-//! The example's metrics, received by the original StatsD daemon from npm.
+//! Metrics as the original StatsD daemon from npm receives and reports them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
+    collections::BTreeMap,
     net::{TcpListener, UdpSocket},
     path::PathBuf,
     process::Stdio,
+    time::Duration,
 };
 
+use metrics::{Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
+use pipeline::statsd::{Dialect, FlushReport, StatsdRecorder};
 use pipeline_test_support::{Example, PATIENCE, connect, interop};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     time::timeout,
 };
 
 /// The daemon. Killed when it is dropped.
 struct Daemon {
     _node: Child,
+    stdout: Lines<BufReader<ChildStdout>>,
     port: u16,
     management: u16,
     config: PathBuf,
 }
 
 impl Daemon {
+    /// One that does not flush during the test: it forgets at each flush what it has counted.
     async fn start() -> Self {
+        Self::flushing_every(Duration::from_secs(3600)).await
+    }
+
+    async fn flushing_every(interval: Duration) -> Self {
         let port = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let management = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = json!({
             "address": "127.0.0.1", "port": port,
             "mgmt_address": "127.0.0.1", "mgmt_port": management,
-            "backends": ["./backends/console"],
-            // It forgets at each flush what it has counted, so it is not to flush during the test.
-            "flushInterval": 3_600_000,
+            "backends": [interop().join("reporter.cjs")],
+            "flushInterval": interval.as_millis() as u64,
         });
         // It reads the file again when it changes, so the file has to stay.
         let file = std::env::temp_dir().join(format!("statsd-{port}.js"));
         std::fs::write(&file, format!("({config})")).unwrap();
         let mut node = Command::new("node");
         node.args(["node_modules/statsd/stats.js".as_ref(), file.as_os_str()]);
-        node.current_dir(interop()).kill_on_drop(true).stdout(Stdio::null());
-        let daemon = Self { _node: node.spawn().unwrap(), port, management, config: file };
+        node.current_dir(interop()).kill_on_drop(true).stdout(Stdio::piped());
+        let mut node = node.spawn().unwrap();
+        let stdout = BufReader::new(node.stdout.take().unwrap()).lines();
+        let daemon = Self { _node: node, stdout, port, management, config: file };
         let up = async {
             while TcpStream::connect(("127.0.0.1", management)).await.is_err() {
                 tokio::task::yield_now().await;
@@ -69,6 +80,19 @@ impl Daemon {
         serde_json::from_slice(&node.await.unwrap().stdout).unwrap()
     }
 
+    /// What it reports until it has counted this.
+    async fn reported_until(&mut self, counter: &str) -> Reported {
+        let mut reported = Reported::default();
+        while reported.counters.get(counter).is_none_or(|count| *count == 0.0) {
+            let line = timeout(PATIENCE, self.stdout.next_line()).await.unwrap().unwrap().unwrap();
+            // It says other things, too, such as that it is up.
+            if let Ok(flush) = serde_json::from_str(&line) {
+                reported.add(&flush);
+            }
+        }
+        reported
+    }
+
     /// The values of a timer, once there are so many.
     async fn timer(&self, name: &str, count: usize) -> Vec<f64> {
         let arriving = async {
@@ -81,6 +105,38 @@ impl Daemon {
             }
         };
         timeout(PATIENCE, arriving).await.unwrap()
+    }
+}
+
+/// What the daemon reported at all its flushes together.
+#[derive(Debug, Default)]
+struct Reported {
+    counters: BTreeMap<String, f64>,
+    gauges: BTreeMap<String, f64>,
+    timers: BTreeMap<String, Vec<f64>>,
+    /// How many times there were, those included that no line was sent for.
+    timer_counters: BTreeMap<String, f64>,
+}
+
+impl Reported {
+    fn add(&mut self, flush: &Value) {
+        let numbers = |of: &str| {
+            let object = flush[of].as_object().cloned().unwrap_or_default();
+            object.into_iter().map(|(name, value)| (name, value.as_f64().unwrap()))
+        };
+        for (name, value) in numbers("counters") {
+            *self.counters.entry(name).or_default() += value;
+        }
+        self.gauges.extend(numbers("gauges"));
+        for (name, value) in numbers("timer_counters") {
+            *self.timer_counters.entry(name).or_default() += value;
+        }
+        for (name, values) in flush["timers"].as_object().unwrap() {
+            let values = values.as_array().unwrap().iter().map(|value| value.as_f64().unwrap());
+            let known = self.timers.entry(name.clone()).or_default();
+            known.extend(values);
+            known.sort_by(f64::total_cmp);
+        }
     }
 }
 
@@ -126,4 +182,80 @@ async fn the_original_daemon_understands_every_line() {
     ] {
         assert_eq!(counters[name], json!(count), "{name}: {counters}");
     }
+}
+
+#[tokio::test]
+async fn the_original_daemon_reports_the_values_that_were_recorded() {
+    let mut daemon = Daemon::flushing_every(Duration::from_millis(100)).await;
+    let (recorder, flusher) = StatsdRecorder::udp(("127.0.0.1", daemon.port))
+        .unwrap()
+        .dialect(Dialect::StatsD)
+        .prefix("app")
+        .tag("env", "test")
+        .histogram_samples(100)
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
+
+    let mut flushes = Vec::new();
+    let mut sent = |record: &dyn Fn()| {
+        with_local_recorder(&recorder, record);
+        flushes.push(flusher.flush());
+    };
+    sent(&|| {
+        describe_histogram!("took", Unit::Milliseconds, "");
+        describe_histogram!("lasted", Unit::Seconds, "");
+        counter!("joins", "result" => "ok").increment(2);
+        counter!("total").absolute(100);
+        gauge!("level").set(12.5);
+        gauge!("below").set(5);
+        gauge!("steps").increment(1.5);
+        histogram!("took").record(0.75);
+        histogram!("lasted").record(Duration::from_micros(1500));
+        histogram!("bytes").record(512.5);
+        (0..1234).for_each(|n| histogram!("many").record(n % 2));
+    });
+    sent(&|| {
+        counter!("joins", "result" => "ok").increment(3);
+        counter!("total").absolute(130);
+        gauge!("level").set(0.1 + 0.2);
+        gauge!("below").set(-7.25); // a plain minus would make it -2.25
+        gauge!("steps").decrement(4);
+        histogram!("took").record(0.001_234);
+        histogram!("bytes").record(3);
+        (0..66).for_each(|_| histogram!("many").record(1));
+        counter!("a b:c|d\ne", "k;=" => "v:1|c\nevil:9|c").increment(1);
+        counter!("", "half" => "").increment(1);
+    });
+    // Gauges are sent again, and those below zero stay where they are.
+    sent(&|| ());
+    sent(&|| counter!("end").increment(1));
+    let reported = daemon.reported_until("app.end;env=test").await;
+
+    let of = |name: &str| format!("app.{name};env=test");
+    assert_eq!(reported.counters["statsd.bad_lines_seen"], 0.0, "{reported:?}");
+    assert_eq!(reported.counters["app.joins;env=test;result=ok"], 5.0);
+    assert_eq!(reported.counters[&of("total")], 130.0);
+    assert_eq!(reported.counters["app.a_b_c_d_e;env=test;k__=v_1_c_evil_9_c"], 1.0);
+    assert_eq!(reported.counters[&of("_")], 1.0);
+    assert_eq!(reported.gauges[&of("level")], 0.3);
+    assert_eq!(reported.gauges[&of("below")], -7.25);
+    assert_eq!(reported.gauges[&of("steps")], -2.5);
+    assert_eq!(reported.timers[&of("took")], [0.001_234, 0.75]);
+    assert_eq!(reported.timers[&of("lasted")], [1.5]);
+    assert_eq!(reported.timers[&of("bytes")], [3.0, 512.5]);
+    // Those that stand for others are few, and their number is known nevertheless.
+    assert_eq!(reported.timers[&of("many")].len(), 166);
+    assert_eq!(reported.timer_counters[&of("many")].round(), 1300.0);
+    assert!(!reported.counters.contains_key(&of("bytes")), "a histogram is no counter");
+
+    // It has received what was sent, and is told of it.
+    let sum = |what: fn(&FlushReport) -> u64| flushes.iter().map(what).sum::<u64>() as f64;
+    assert_eq!(reported.counters["statsd.metrics_received"], sum(|flush| flush.lines));
+    assert_eq!(reported.counters["statsd.packets_received"], sum(|flush| flush.packets));
+    let last = flushes.last().unwrap();
+    let told = &reported.counters[&of("statsd.client.lines")];
+    assert_eq!(*told, sum(|flush| flush.lines) - last.lines as f64);
+    let told = &reported.counters[&of("statsd.client.bytes")];
+    assert_eq!(*told, sum(|flush| flush.bytes) - last.bytes as f64);
 }
