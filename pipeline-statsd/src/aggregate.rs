@@ -1,17 +1,16 @@
 //! All series of a recorder, and turning what they hold into lines.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use metrics::{Key, KeyName, Unit};
-use parking_lot::RwLock;
 
 use crate::histogram::HistogramSeries;
 use crate::idle::Idle;
-use crate::line::SampleKind;
 use crate::name::Naming;
+use crate::sample_rate::SampleRates;
 use crate::series::{CounterSeries, GaugeSeries};
 use crate::table::{Room, Table};
+use crate::time_unit::{TimeUnit, TimeUnits};
 
 /// Where recording and flushing meet.
 #[derive(Debug)]
@@ -22,9 +21,10 @@ pub(crate) struct Aggregate {
     counters: Table<CounterSeries>,
     gauges: Table<GaugeSeries>,
     histograms: Table<HistogramSeries>,
-    /// Histograms that were described as times. Looked up at each flush, so that a description
-    /// counts whether it comes before or after the first handle.
-    time_units: RwLock<HashMap<KeyName, TimeUnit>>,
+    rates: SampleRates,
+    /// Looked up at each flush, so that a description counts whether it comes before or after the
+    /// first handle.
+    time_units: TimeUnits,
 }
 
 /// How much is kept, and for how long.
@@ -39,7 +39,7 @@ pub(crate) struct Limits {
 }
 
 impl Aggregate {
-    pub(crate) fn new(naming: Naming, limits: Limits) -> Self {
+    pub(crate) fn new(naming: Naming, limits: Limits, rates: SampleRates) -> Self {
         let room = Arc::new(Room::new(limits.max_series));
         Self {
             naming,
@@ -48,7 +48,8 @@ impl Aggregate {
             gauges: Table::new(Arc::clone(&room)),
             histograms: Table::new(Arc::clone(&room)),
             room,
-            time_units: RwLock::default(),
+            rates,
+            time_units: TimeUnits::new(limits.max_series),
         }
     }
 
@@ -72,24 +73,15 @@ impl Aggregate {
 
     pub(crate) fn histogram(&self, key: &Key) -> Option<Arc<HistogramSeries>> {
         let samples = self.limits.histogram_samples;
-        let make = || HistogramSeries::new(self.naming.of(key), samples, key.get_hash());
+        let make = || {
+            let one_in = self.rates.one_in(key.name());
+            HistogramSeries::new(self.naming.of(key), samples, one_in, key.get_hash())
+        };
         self.histograms.get_or_make(key, make)
     }
 
     pub(crate) fn describe_histogram(&self, name: KeyName, unit: Unit) {
-        let mut time_units = self.time_units.write();
-        match TimeUnit::of(unit) {
-            // There are no more names than series.
-            Some(time_unit) if time_units.len() < self.limits.max_series => {
-                time_units.insert(name, time_unit);
-            }
-            Some(time_unit) => {
-                time_units.entry(name).and_modify(|known| *known = time_unit);
-            }
-            None => {
-                time_units.remove(&name);
-            }
-        }
+        self.time_units.describe(name, unit);
     }
 
     /// Hands everything there is to say since the last time to `emit`, in `line`, whose contents
@@ -109,7 +101,7 @@ impl Aggregate {
             longest_idle = longest_idle.max(counter.idle().flushes());
             if grown > 0 {
                 line.clear();
-                dialect.write_counter(line, counter.name(), grown);
+                dialect.write_counter(line, counter.name(), grown, 1);
                 emit(line);
             }
         }
@@ -128,9 +120,8 @@ impl Aggregate {
             let samples = histogram.take();
             histogram.idle().note(is_held || !samples.is_empty());
             longest_idle = longest_idle.max(histogram.idle().flushes());
-            let kind = time_unit.map_or(SampleKind::Plain, |_| SampleKind::Timing);
             for (value, weight) in samples.weighted() {
-                let value = time_unit.map_or(value, |unit| unit.to_millis(value));
+                let (kind, value) = TimeUnit::sent(time_unit, value);
                 line.clear();
                 if dialect.write_sample(line, histogram.name(), kind, value, weight) {
                     emit(line);
@@ -147,9 +138,8 @@ impl Aggregate {
     }
 
     fn histograms(&self) -> Vec<(Arc<HistogramSeries>, bool, Option<TimeUnit>)> {
-        let time_units = self.time_units.read();
-        self.histograms
-            .all(|key, series, is_held| (series, is_held, time_units.get(key.name()).copied()))
+        let time_unit = |key: &Key| self.time_units.of(key.name());
+        self.histograms.all(|key, series, is_held| (series, is_held, time_unit(key)))
     }
 
     fn sweep(&self) {
@@ -157,36 +147,6 @@ impl Aggregate {
         self.counters.sweep(|series| is_idle(series.idle()) && series.may_leave());
         self.gauges.sweep(|series| is_idle(series.idle()) && series.may_leave());
         self.histograms.sweep(|series| is_idle(series.idle()) && series.may_leave());
-    }
-}
-
-/// The unit of a histogram of times.
-#[derive(Clone, Copy, Debug)]
-enum TimeUnit {
-    Seconds,
-    Milliseconds,
-    Microseconds,
-    Nanoseconds,
-}
-
-impl TimeUnit {
-    fn of(unit: Unit) -> Option<Self> {
-        match unit {
-            Unit::Seconds => Some(Self::Seconds),
-            Unit::Milliseconds => Some(Self::Milliseconds),
-            Unit::Microseconds => Some(Self::Microseconds),
-            Unit::Nanoseconds => Some(Self::Nanoseconds),
-            _ => None,
-        }
-    }
-
-    fn to_millis(self, value: f64) -> f64 {
-        match self {
-            Self::Seconds => value * 1e3,
-            Self::Milliseconds => value,
-            Self::Microseconds => value / 1e3,
-            Self::Nanoseconds => value / 1e6,
-        }
     }
 }
 
@@ -200,7 +160,8 @@ mod tests {
 
     fn aggregate(dialect: Dialect) -> Aggregate {
         let limits = Limits { max_series: 100, histogram_samples: 4, idle_after: IDLE_AFTER };
-        Aggregate::new(Naming::new(dialect, "", &[]), limits)
+        let rates = SampleRates::new(1.0, &[]).unwrap();
+        Aggregate::new(Naming::new(dialect, "", &[]), limits, rates)
     }
 
     fn counter(aggregate: &Aggregate, key: &Key) -> Arc<CounterSeries> {

@@ -7,10 +7,14 @@ use std::time::Duration;
 use crate::aggregate::{Aggregate, Limits};
 use crate::dialect::Dialect;
 use crate::error::{BuildError, InstallError};
+use crate::event_queue::EventQueue;
 use crate::exporter::{BoxSink, Exporter};
 use crate::flusher::StatsdFlusher;
 use crate::name::Naming;
+use crate::per_event::PerEvent;
 use crate::recorder::StatsdRecorder;
+use crate::sample_rate::SampleRates;
+use crate::store::Store;
 
 /// Options of a [`StatsdRecorder`], from [`StatsdRecorder::udp`] or [`StatsdRecorder::sink`].
 #[must_use = "a builder does nothing until `install` or `build`"]
@@ -22,6 +26,9 @@ pub struct StatsdBuilder {
     flush_every: Duration,
     packet_bytes: Option<usize>,
     own_counters: bool,
+    per_event: bool,
+    sample_rate: f64,
+    sample_rates: Vec<(String, f64)>,
     limits: Limits,
 }
 
@@ -35,6 +42,9 @@ impl StatsdBuilder {
             flush_every: Duration::from_secs(10),
             packet_bytes,
             own_counters: true,
+            per_event: false,
+            sample_rate: 1.0,
+            sample_rates: Vec::new(),
             limits: Limits { max_series: 10_000, histogram_samples: 1024, idle_after: 60 },
         }
     }
@@ -99,6 +109,80 @@ impl StatsdBuilder {
         self
     }
 
+    /// How many of a histogram's samples are sent: `0.1` is one in ten. Default: 1.0, which is all
+    /// of them, up to [`histogram_samples`](Self::histogram_samples).
+    ///
+    /// Which ones is left to chance. Lines carry the rate (`|@0.1`), and the count that a receiver
+    /// recovers from them is exact. The rate is taken as one divided by a whole number, the
+    /// nearest: Datadog's agent does so, and 0.3 is a third.
+    ///
+    /// Counters are added up before they are sent, which no rate can better. They have one only
+    /// [`per_event`](Self::per_event); gauges never have one.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use metrics::{histogram, with_local_recorder};
+    /// use pipeline_statsd::{StatsdRecorder, cadence::SpyMetricSink};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (sent, sink) = SpyMetricSink::new();
+    /// let statsd = StatsdRecorder::sink(sink).sample_rate(0.5).sample_rate_of("rare", 1.0);
+    /// let (recorder, flusher) = statsd.build()?;
+    /// with_local_recorder(&recorder, || {
+    ///     (0..10).for_each(|_| histogram!("bytes").record(512));
+    ///     histogram!("rare").record(1);
+    /// });
+    /// assert_eq!(flusher.flush().lines, 5 + 1);
+    /// assert!(sent.try_iter().any(|line| line == b"bytes:512|h|@0.5"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn sample_rate(mut self, rate: f64) -> Self {
+        self.sample_rate = rate;
+        self
+    }
+
+    /// The same for the metric of this name, as it is recorded, whatever its labels.
+    pub fn sample_rate_of(mut self, name: impl Into<String>, rate: f64) -> Self {
+        self.sample_rates.push((name.into(), rate));
+        self
+    }
+
+    /// Sends every value that is recorded, at once, in a line of its own: for development and
+    /// tests, where one wants to see what happens. Default: values are aggregated.
+    ///
+    /// Counters send each step, gauges each level and nothing when they don't change, histograms
+    /// each sample. Still nobody waits who records: 10,000 values can wait for the flush thread,
+    /// and what is too much is dropped and counted in [`FlushReport::events_dropped`]. With a
+    /// [`sample_rate`](Self::sample_rate), one of so many values in a row is sent, counters
+    /// included.
+    ///
+    /// [`FlushReport::events_dropped`]: crate::FlushReport::events_dropped
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use metrics::{counter, with_local_recorder};
+    /// use pipeline_statsd::{StatsdRecorder, cadence::SpyMetricSink};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (sent, sink) = SpyMetricSink::new();
+    /// let (recorder, _flusher) = StatsdRecorder::sink(sink).per_event().build()?;
+    /// with_local_recorder(&recorder, || {
+    ///     counter!("joins").increment(1);
+    ///     counter!("joins").increment(2);
+    /// });
+    /// assert_eq!(sent.recv()?, b"joins:1|c"); // without being asked
+    /// assert_eq!(sent.recv()?, b"joins:2|c");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn per_event(mut self) -> Self {
+        self.per_event = true;
+        self
+    }
+
     /// After how many flushes a series leaves that nobody holds a handle of, and nobody records
     /// into. Default: 60, which is ten minutes at the default interval.
     ///
@@ -132,7 +216,8 @@ impl StatsdBuilder {
     ///
     /// # Errors
     ///
-    /// An option is zero that can't be, or the thread can't be started.
+    /// An option is zero that can't be, a sample rate is not above 0 and up to 1, or the thread
+    /// can't be started.
     ///
     /// # Examples
     ///
@@ -161,13 +246,20 @@ impl StatsdBuilder {
         if self.limits.max_series == 0 {
             return Err(BuildError::ZeroSeries);
         }
+        let rates =
+            SampleRates::new(self.sample_rate, &self.sample_rates).ok_or(BuildError::SampleRate)?;
         let naming = Naming::new(self.dialect, &self.prefix, &self.tags);
-        let aggregate = Arc::new(Aggregate::new(naming, self.limits));
+        let queue = Arc::new(EventQueue::default());
+        let store = Arc::new(if self.per_event {
+            Store::PerEvent(PerEvent::new(naming, self.limits, rates, Arc::clone(&queue)))
+        } else {
+            Store::Aggregate(Aggregate::new(naming, self.limits, rates))
+        });
         let exporter =
-            Exporter::new(Arc::clone(&aggregate), self.sink, self.packet_bytes, self.own_counters);
+            Exporter::new(Arc::clone(&store), self.sink, self.packet_bytes, self.own_counters);
         let flusher =
-            StatsdFlusher::start(exporter, self.flush_every).map_err(BuildError::Thread)?;
-        Ok((StatsdRecorder::new(aggregate), flusher))
+            StatsdFlusher::start(exporter, queue, self.flush_every).map_err(BuildError::Thread)?;
+        Ok((StatsdRecorder::new(store), flusher))
     }
 
     /// Starts the flush thread and makes the recorder the one of the whole process. Keep what is
@@ -192,6 +284,9 @@ impl fmt::Debug for StatsdBuilder {
             .field("flush_every", &self.flush_every)
             .field("packet_bytes", &self.packet_bytes)
             .field("own_counters", &self.own_counters)
+            .field("per_event", &self.per_event)
+            .field("sample_rate", &self.sample_rate)
+            .field("sample_rates", &self.sample_rates)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

@@ -40,6 +40,10 @@ pub enum BuildError {
     #[error("the number of histogram samples is zero")]
     ZeroSamples,
 
+    /// A sample rate is not a number above 0 and up to 1.
+    #[error("a sample rate is not above 0 and up to 1")]
+    SampleRate,
+
     /// Series are to leave after no flush at all.
     #[error("the number of flushes after which series leave is zero")]
     ZeroIdle,

@@ -6,17 +6,17 @@ use std::sync::Arc;
 use cadence::MetricSink;
 use parking_lot::Mutex;
 
-use crate::aggregate::Aggregate;
 use crate::health::{Change, Health};
 use crate::own::OwnCounters;
 use crate::packet::{self, Packet, Place};
 use crate::report::FlushReport;
+use crate::store::{Drained, Occasion, Store};
 
 pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
 
-/// One aggregate, one sink, one flush at a time.
+/// One store, one sink, one flush at a time.
 pub(crate) struct Exporter {
-    aggregate: Arc<Aggregate>,
+    store: Arc<Store>,
     output: Mutex<Output>,
 }
 
@@ -29,13 +29,15 @@ struct Output {
     own: Option<OwnCounters>,
     /// Reused for every line of every flush.
     line: String,
+    /// Whether there is anything that own counters can travel with.
+    said: bool,
     health: Health,
     warned_of_series: bool,
 }
 
 impl Exporter {
     pub(crate) fn new(
-        aggregate: Arc<Aggregate>,
+        store: Arc<Store>,
         sink: BoxSink,
         packet_bytes: Option<usize>,
         own_counters: bool,
@@ -43,26 +45,37 @@ impl Exporter {
         let output = Output {
             sink,
             packet: packet_bytes.map(Packet::new),
-            own: own_counters.then(|| OwnCounters::new(aggregate.naming())),
+            own: own_counters.then(|| OwnCounters::new(store.naming())),
             line: String::new(),
+            said: false,
             health: Health::Good,
             warned_of_series: false,
         };
-        Self { aggregate, output: Mutex::new(output) }
+        Self { store, output: Mutex::new(output) }
     }
 
-    pub(crate) fn flush(&self) -> FlushReport {
+    pub(crate) fn flush(&self, occasion: Occasion) -> FlushReport {
         let mut output = self.output.lock();
-        let Output { sink, packet, own, line, health, warned_of_series } = &mut *output;
+        let Output { sink, packet, own, line, said, health, warned_of_series } = &mut *output;
         let mut sending = Sending::new(&**sink, packet.as_mut());
 
-        let room = self.aggregate.room();
-        let skipped = self.aggregate.drain(line, |text| sending.push(text, 0));
-        sending.report.samples_skipped = skipped;
-        sending.report.series_refused = room.take_refused();
-        sending.report.series = room.used();
-        if let Some(own) = own.as_ref().filter(|_| sending.has_begun) {
-            own.tell(room.used(), line, |text, marks| sending.push(text, marks));
+        let drained = self.store.drain(occasion, line, |text| sending.push(text, 0));
+        let Drained { samples_skipped, events_dropped } = drained;
+        let room = self.store.room();
+        let series_refused = room.take_refused();
+        let series = room.used();
+        let counted = FlushReport {
+            samples_skipped,
+            events_dropped,
+            series_refused,
+            series,
+            ..sending.report
+        };
+        sending.report = counted;
+        *said |= sending.has_begun;
+        if let Some(own) = own.as_ref().filter(|_| *said && occasion == Occasion::Due) {
+            own.tell(series, line, |text, marks| sending.push(text, marks));
+            *said = false;
         }
         let Sent { report, told, error } = sending.finish();
         if let Some(own) = own {

@@ -1,15 +1,17 @@
 //! The one thread that flushes on time.
 
-use std::convert::Infallible;
+#![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::event_queue::{EventQueue, Woken};
 use crate::exporter::Exporter;
 use crate::report::FlushReport;
+use crate::store::Occasion;
 
 /// Sends what a [`StatsdRecorder`](crate::StatsdRecorder) has gathered, once per interval, from a
 /// thread of its own.
@@ -22,20 +24,23 @@ use crate::report::FlushReport;
 #[must_use = "dropping the flusher stops it"]
 pub struct StatsdFlusher {
     exporter: Arc<Exporter>,
-    /// Nothing is ever sent: that it is gone tells the thread to end.
-    alive: Option<Sender<Infallible>>,
+    /// Wakes the thread, and tells it to end when it is closed.
+    queue: Arc<EventQueue>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl StatsdFlusher {
-    pub(crate) fn start(exporter: Exporter, interval: Duration) -> io::Result<Self> {
+    pub(crate) fn start(
+        exporter: Exporter,
+        queue: Arc<EventQueue>,
+        interval: Duration,
+    ) -> io::Result<Self> {
         let exporter = Arc::new(exporter);
-        let (alive, stop) = mpsc::channel();
         let thread = thread::Builder::new().name("statsd-flush".to_owned()).spawn({
-            let exporter = Arc::clone(&exporter);
-            move || flush_until_stopped(&exporter, &stop, interval)
+            let (exporter, queue) = (Arc::clone(&exporter), Arc::clone(&queue));
+            move || flush_until_closed(&exporter, &queue, interval)
         })?;
-        Ok(Self { exporter, alive: Some(alive), thread: Some(thread) })
+        Ok(Self { exporter, queue, thread: Some(thread) })
     }
 
     /// Sends now, on the calling thread, what there is to send. The thread goes on as before.
@@ -59,13 +64,13 @@ impl StatsdFlusher {
     /// ```
     #[expect(clippy::must_use_candidate, reason = "flushing is the point, the report is extra")]
     pub fn flush(&self) -> FlushReport {
-        self.exporter.flush()
+        self.exporter.flush(Occasion::Due)
     }
 }
 
 impl Drop for StatsdFlusher {
     fn drop(&mut self) {
-        drop(self.alive.take());
+        self.queue.close();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("statsd flush thread had panicked");
         }
@@ -78,9 +83,22 @@ impl fmt::Debug for StatsdFlusher {
     }
 }
 
-fn flush_until_stopped(exporter: &Exporter, stop: &Receiver<Infallible>, interval: Duration) {
-    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(interval) {
-        exporter.flush();
+fn flush_until_closed(exporter: &Exporter, queue: &EventQueue, interval: Duration) {
+    // An interval without an end in time never comes to one.
+    let next = || Instant::now().checked_add(interval);
+    let mut due = next();
+    loop {
+        match queue.wait(due) {
+            Woken::Event if due.is_none_or(|due| Instant::now() < due) => {
+                exporter.flush(Occasion::Event);
+            }
+            // However many events there are, it is also on time.
+            Woken::Event | Woken::Due => {
+                exporter.flush(Occasion::Due);
+                due = next();
+            }
+            Woken::Closed => break,
+        }
     }
-    exporter.flush();
+    exporter.flush(Occasion::Due);
 }

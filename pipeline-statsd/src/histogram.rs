@@ -5,6 +5,7 @@ use parking_lot::Mutex;
 
 use crate::idle::Idle;
 use crate::name::SeriesName;
+use crate::random::Random;
 
 /// A histogram between two flushes.
 #[derive(Debug)]
@@ -15,11 +16,12 @@ pub(crate) struct HistogramSeries {
 }
 
 impl HistogramSeries {
-    /// Keeps at most `limit` values between two flushes; `limit` is at least one. The choice of
-    /// values depends on nothing but `seed` and the order they were recorded in.
-    pub(crate) fn new(name: SeriesName, limit: usize, seed: u64) -> Self {
-        let reservoir =
-            Reservoir { values: Vec::new(), count: 0, limit, random: Random { state: seed } };
+    /// Keeps at most `limit` values between two flushes, and gives out one in `one_in` of those
+    /// that were recorded; both are at least one. The choice of values depends on nothing but
+    /// `seed` and the order they were recorded in.
+    pub(crate) fn new(name: SeriesName, limit: usize, one_in: u64, seed: u64) -> Self {
+        let random = Random::new(seed);
+        let reservoir = Reservoir { values: Vec::new(), count: 0, limit, one_in, random };
         Self { name, reservoir: Mutex::new(reservoir), idle: Idle::default() }
     }
 
@@ -89,6 +91,7 @@ struct Reservoir {
     /// Exact, up to the end of its range.
     count: u64,
     limit: usize,
+    one_in: u64,
     random: Random,
 }
 
@@ -131,31 +134,23 @@ impl Reservoir {
         self.count = self.count.saturating_add(times);
     }
 
+    /// Puts a random choice of the values in front.
+    fn shuffle(&mut self, wanted: usize) {
+        for slot in 0..wanted {
+            let others = (self.values.len() - slot) as u64;
+            let other = usize::try_from(self.random.below(others));
+            self.values.swap(slot, slot + other.expect("it is less than a length"));
+        }
+    }
+
     fn take(&mut self) -> Samples {
+        let wanted = usize::try_from(self.count.div_ceil(self.one_in)).unwrap_or(usize::MAX);
+        if wanted < self.values.len() {
+            self.shuffle(wanted);
+            self.values.truncate(wanted);
+        }
         // The memory goes with the values: a histogram that fell silent holds none.
         Samples { values: std::mem::take(&mut self.values), count: std::mem::take(&mut self.count) }
-    }
-}
-
-/// `SplitMix64`. Which values are kept must be fair, not unpredictable.
-#[derive(Debug)]
-struct Random {
-    state: u64,
-}
-
-impl Random {
-    /// A number below `bound`, which is at least one.
-    fn below(&mut self, bound: u64) -> u64 {
-        let scaled = (u128::from(self.next()) * u128::from(bound)) >> 64;
-        u64::try_from(scaled).expect("the upper half of 128 bits fits 64")
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
     }
 }
 
@@ -170,7 +165,7 @@ mod tests {
 
     fn histogram(limit: usize) -> HistogramSeries {
         let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);
-        HistogramSeries::new(name, limit, 7)
+        HistogramSeries::new(name, limit, 1, 7)
     }
 
     fn count(samples: &Samples) -> u64 {
@@ -215,6 +210,25 @@ mod tests {
         assert_eq!(samples.count, u64::MAX);
         histogram.record_many(2.0, 0);
         assert_eq!(count(&histogram.take()), 0);
+    }
+
+    #[test]
+    fn of_so_many_one_is_given_out_by_chance_and_stands_for_all() {
+        let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);
+        let histogram = HistogramSeries::new(name, 1000, 10, 7);
+        let mut early = 0;
+        for _ in 0..200 {
+            (0..1000).for_each(|value| histogram.record(f64::from(value)));
+            let samples = histogram.take();
+            assert!(samples.weighted().all(|(_, weight)| weight == 10));
+            assert_eq!(count(&samples), 1000);
+            early += samples.values.into_iter().filter(|value| *value < 500.0).count();
+        }
+        assert!(early.abs_diff(10_000) < 350, "{early}");
+
+        // Few are not rounded away.
+        histogram.record(1.0);
+        assert_eq!(histogram.take().weighted().collect::<Vec<_>>(), [(1.0, 1)]);
     }
 
     /// Of the values 0..1000, those below 500 must be kept about as often as the others, however
@@ -278,17 +292,19 @@ mod tests {
         fn the_count_is_exact_and_the_memory_bounded(
             limit in 1..20_usize,
             records in prop::collection::vec((-5.0..5.0_f64, 0..50_usize), 0..40),
+            one_in in 1..12_u64,
             seed: u64,
         ) {
             let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);
-            let histogram = HistogramSeries::new(name, limit, seed);
+            let histogram = HistogramSeries::new(name, limit, one_in, seed);
             for (value, times) in &records {
                 histogram.record_many(*value, *times);
             }
             let recorded: usize = records.iter().map(|(_, times)| times).sum();
             let samples = histogram.take();
             prop_assert_eq!(count(&samples), recorded as u64);
-            prop_assert_eq!(samples.values.len(), recorded.min(limit));
+            let wanted = (recorded as u64).div_ceil(one_in);
+            prop_assert_eq!(samples.values.len() as u64, wanted.min(limit as u64));
             let known = |value: &f64| records.iter().any(|(v, times)| v == value && *times > 0);
             prop_assert!(samples.values.iter().all(known));
         }

@@ -18,9 +18,17 @@ pub(crate) enum SampleKind {
 }
 
 impl Dialect {
-    /// Appends the line of a counter that grew by `value`.
-    pub(crate) fn write_counter(self, out: &mut String, series: &SeriesName, value: u64) {
-        append(out, format_args!("{}:{value}|c{}", series.head(), series.tail()));
+    /// Appends the line of a counter that grew by `value`, which stands for `weight` times that.
+    pub(crate) fn write_counter(
+        self,
+        out: &mut String,
+        series: &SeriesName,
+        value: u64,
+        weight: u64,
+    ) {
+        append(out, format_args!("{}:{value}|c", series.head()));
+        write_rate(out, weight);
+        out.push_str(series.tail());
     }
 
     /// Appends the line (or, below zero in StatsD, the two lines) of a gauge.
@@ -153,12 +161,16 @@ mod tests {
     #[test]
     fn counters_are_written_in_each_dialect() {
         let mut out = String::new();
-        Dialect::DogStatsD.write_counter(&mut out, &series(Dialect::DogStatsD), 5);
+        Dialect::DogStatsD.write_counter(&mut out, &series(Dialect::DogStatsD), 5, 1);
         assert_eq!(out, "push.ws.time:5|c|#k:v,k2:v2");
 
         out.clear();
-        Dialect::StatsD.write_counter(&mut out, &series(Dialect::StatsD), u64::MAX);
+        Dialect::StatsD.write_counter(&mut out, &series(Dialect::StatsD), u64::MAX, 1);
         assert_eq!(out, "push.ws.time;k=v;k2=v2:18446744073709551615|c");
+
+        out.clear();
+        Dialect::DogStatsD.write_counter(&mut out, &series(Dialect::DogStatsD), 5, 10);
+        assert_eq!(out, "push.ws.time:5|c|@0.1|#k:v,k2:v2");
     }
 
     #[test]

@@ -246,7 +246,7 @@ mod tests {
             let series = naming.series(&name, pairs);
 
             let (mut counter, mut gauge, mut sample) = Default::default();
-            dialect.write_counter(&mut counter, &series, counted);
+            dialect.write_counter(&mut counter, &series, counted, weight);
             prop_assert!(dialect.write_gauge(&mut gauge, &series, value));
             let kind = SampleKind::Timing;
             prop_assert!(dialect.write_sample(&mut sample, &series, kind, value, weight));

@@ -7,7 +7,7 @@ use crate::report::FlushReport;
 /// What a counter counts of a flush.
 type Counted = fn(&FlushReport) -> u64;
 
-const COUNTERS: [(&str, Counted); 8] = [
+const COUNTERS: [(&str, Counted); 9] = [
     ("statsd.client.lines", |report| report.lines),
     ("statsd.client.packets", |report| report.packets),
     ("statsd.client.bytes", |report| report.bytes),
@@ -15,6 +15,7 @@ const COUNTERS: [(&str, Counted); 8] = [
     ("statsd.client.lines_lost", |report| report.lines_lost),
     ("statsd.client.lines_oversized", |report| report.lines_oversized),
     ("statsd.client.samples_skipped", |report| report.samples_skipped),
+    ("statsd.client.events_dropped", |report| report.events_dropped),
     ("statsd.client.series_refused", |report| report.series_refused),
 ];
 
@@ -45,7 +46,7 @@ impl OwnCounters {
         }
         for (n, (name, untold)) in self.counters.iter().enumerate().filter(|(_, (_, n))| *n > 0) {
             line.clear();
-            self.dialect.write_counter(line, name, *untold);
+            self.dialect.write_counter(line, name, *untold, 1);
             emit(line, 1 << n);
         }
         line.clear();
@@ -129,8 +130,9 @@ mod tests {
             lines_lost: 5,
             lines_oversized: 6,
             samples_skipped: 7,
-            series_refused: 8,
-            series: 9,
+            events_dropped: 8,
+            series_refused: 9,
+            series: 10,
         };
         let debug = format!("{report:?}");
         for (name, counted) in COUNTERS {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use cadence::MetricSink;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-use crate::aggregate::Aggregate;
 use crate::builder::StatsdBuilder;
 use crate::error::UdpError;
+use crate::store::Store;
 use crate::udp;
 #[cfg(unix)]
 use crate::unix;
@@ -46,7 +46,7 @@ use crate::unix;
 /// ```
 #[derive(Clone, Debug)]
 pub struct StatsdRecorder {
-    aggregate: Arc<Aggregate>,
+    store: Arc<Store>,
 }
 
 impl StatsdRecorder {
@@ -138,8 +138,8 @@ impl StatsdRecorder {
         StatsdBuilder::new(Box::new(sink), None)
     }
 
-    pub(crate) fn new(aggregate: Arc<Aggregate>) -> Self {
-        Self { aggregate }
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self { store }
     }
 }
 
@@ -154,19 +154,19 @@ impl Recorder for StatsdRecorder {
     /// all labels of the name. A description without a unit changes nothing.
     fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, _description: SharedString) {
         if let Some(unit) = unit {
-            self.aggregate.describe_histogram(key, unit);
+            self.store.describe_histogram(key, unit);
         }
     }
 
     fn register_counter(&self, key: &Key, _metadata: &Metadata<'_>) -> Counter {
-        self.aggregate.counter(key).map_or(Counter::noop(), Counter::from_arc)
+        self.store.counter(key)
     }
 
     fn register_gauge(&self, key: &Key, _metadata: &Metadata<'_>) -> Gauge {
-        self.aggregate.gauge(key).map_or(Gauge::noop(), Gauge::from_arc)
+        self.store.gauge(key)
     }
 
     fn register_histogram(&self, key: &Key, _metadata: &Metadata<'_>) -> Histogram {
-        self.aggregate.histogram(key).map_or(Histogram::noop(), Histogram::from_arc)
+        self.store.histogram(key)
     }
 }

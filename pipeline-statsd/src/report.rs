@@ -25,6 +25,9 @@ pub struct FlushReport {
     /// Samples that were left out because the dialect has no line for them, such as negative
     /// timings in [`Dialect::StatsD`](crate::Dialect::StatsD).
     pub samples_skipped: u64,
+    /// Values that were dropped since the last flush because the queue was full, which only
+    /// [`per_event`](crate::StatsdBuilder::per_event) has.
+    pub events_dropped: u64,
     /// How often a series was refused since the last flush, because there were
     /// [`max_series`](crate::StatsdBuilder::max_series) already. A macro that records asks for its
     /// series each time; a handle asked once, when it was made.

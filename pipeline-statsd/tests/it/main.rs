@@ -7,6 +7,8 @@ mod idle;
 mod lines;
 mod own_counters;
 mod packets;
+mod per_event;
+mod sample_rate;
 mod send_sync;
 mod series;
 mod slow_server;

@@ -1,0 +1,255 @@
+//! Every value a line of its own, for development and tests.
+
+use std::sync::Arc;
+
+use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Unit};
+use parking_lot::Mutex;
+
+use crate::aggregate::Limits;
+use crate::event_queue::{Event, EventQueue, Value};
+use crate::idle::Idle;
+use crate::name::{Naming, SeriesName};
+use crate::sample_rate::{SampleRates, Thinning};
+use crate::table::{Room, Table};
+use crate::time_unit::{TimeUnit, TimeUnits};
+
+/// Where recording and sending meet when nothing is aggregated.
+#[derive(Debug)]
+pub(crate) struct PerEvent {
+    naming: Naming,
+    limits: Limits,
+    room: Arc<Room>,
+    counters: Table<EventSeries>,
+    gauges: Table<EventSeries>,
+    histograms: Table<EventSeries>,
+    rates: SampleRates,
+    time_units: TimeUnits,
+    queue: Arc<EventQueue>,
+}
+
+impl PerEvent {
+    pub(crate) fn new(
+        naming: Naming,
+        limits: Limits,
+        rates: SampleRates,
+        queue: Arc<EventQueue>,
+    ) -> Self {
+        let room = Arc::new(Room::new(limits.max_series));
+        Self {
+            naming,
+            limits,
+            counters: Table::new(Arc::clone(&room)),
+            gauges: Table::new(Arc::clone(&room)),
+            histograms: Table::new(Arc::clone(&room)),
+            room,
+            rates,
+            time_units: TimeUnits::new(limits.max_series),
+            queue,
+        }
+    }
+
+    pub(crate) fn naming(&self) -> &Naming {
+        &self.naming
+    }
+
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
+
+    pub(crate) fn counter(&self, key: &Key) -> Option<Arc<EventHandle>> {
+        self.handle(&self.counters, key, self.rates.one_in(key.name()))
+    }
+
+    /// A gauge has no rate: a level that is left out is wrong from then on.
+    pub(crate) fn gauge(&self, key: &Key) -> Option<Arc<EventHandle>> {
+        self.handle(&self.gauges, key, 1)
+    }
+
+    pub(crate) fn histogram(&self, key: &Key) -> Option<Arc<EventHandle>> {
+        self.handle(&self.histograms, key, self.rates.one_in(key.name()))
+    }
+
+    fn handle(
+        &self,
+        table: &Table<EventSeries>,
+        key: &Key,
+        one_in: u64,
+    ) -> Option<Arc<EventHandle>> {
+        let series = table.get_or_make(key, || EventSeries {
+            key: KeyName::from(key.name().to_owned()),
+            name: self.naming.of(key),
+            state: Mutex::new(State {
+                total: 0,
+                level: 0.0,
+                is_base: false,
+                touched: false,
+                thinning: Thinning::new(one_in, key.get_hash()),
+            }),
+            idle: Idle::default(),
+        })?;
+        Some(Arc::new(EventHandle { series, queue: Arc::clone(&self.queue) }))
+    }
+
+    pub(crate) fn describe_histogram(&self, name: KeyName, unit: Unit) {
+        self.time_units.describe(name, unit);
+    }
+
+    /// Hands a line for each value that waits to `emit`, in the order in which they were recorded.
+    /// Returns how many samples the dialect had no line for, and how many values were dropped.
+    pub(crate) fn drain(&self, line: &mut String, mut emit: impl FnMut(&str)) -> (u64, u64) {
+        let dialect = self.naming.dialect();
+        let mut skipped = 0_u64;
+        let (events, dropped) = self.queue.take();
+        for Event { series, value } in events {
+            line.clear();
+            let name = &series.name;
+            match value {
+                Value::Growth { by, weight } => dialect.write_counter(line, name, by, weight),
+                Value::Level(level) => {
+                    // It is finite, so there is a line for it.
+                    let _ = dialect.write_gauge(line, name, level);
+                }
+                Value::Sample { value, weight } => {
+                    let unit = self.time_units.of(series.key.as_str());
+                    let (kind, value) = TimeUnit::sent(unit, value);
+                    if !dialect.write_sample(line, name, kind, value, weight) {
+                        skipped = skipped.saturating_add(weight);
+                        continue;
+                    }
+                }
+            }
+            emit(line);
+        }
+        (skipped, dropped)
+    }
+
+    /// Lets idle series go. To be called at every flush.
+    pub(crate) fn sweep(&self) {
+        for table in [&self.counters, &self.gauges, &self.histograms] {
+            let note = |series: &EventSeries, is_held| {
+                let touched = std::mem::take(&mut series.state.lock().touched);
+                series.idle.note(is_held || touched);
+                series.idle.flushes() >= self.limits.idle_after
+            };
+            let idle = table.all(|_, series, is_held| note(&series, is_held));
+            if idle.contains(&true) {
+                table.sweep(|series| {
+                    let is_idle = series.idle.flushes() >= self.limits.idle_after;
+                    is_idle && series.state.lock().may_leave()
+                });
+            }
+        }
+    }
+}
+
+/// A counter, a gauge or a histogram.
+#[derive(Debug)]
+pub(crate) struct EventSeries {
+    key: KeyName,
+    name: SeriesName,
+    /// Locked while a value is put into the queue, so that what is recorded into one series leaves
+    /// in order.
+    state: Mutex<State>,
+    idle: Idle,
+}
+
+#[derive(Debug)]
+struct State {
+    /// What a counter was told, to make a difference of the next total.
+    total: u64,
+    /// Where a gauge is, to make a level of the next step.
+    level: f64,
+    /// Whether the next total or step means nothing without these.
+    is_base: bool,
+    touched: bool,
+    thinning: Thinning,
+}
+
+impl State {
+    fn may_leave(&self) -> bool {
+        !self.touched && !(self.is_base && (self.total > 0 || self.level != 0.0))
+    }
+}
+
+/// What is behind a handle of the facade.
+#[derive(Debug)]
+pub(crate) struct EventHandle {
+    series: Arc<EventSeries>,
+    queue: Arc<EventQueue>,
+}
+
+impl EventHandle {
+    /// Sends what comes of the state, if it is this one's turn.
+    fn note(&self, value: impl FnOnce(&mut State) -> Option<Value>) {
+        let mut state = self.series.state.lock();
+        state.touched = true;
+        let value = value(&mut state);
+        if let Some(value) = value.filter(|_| state.thinning.chooses()) {
+            self.queue.push(Event { series: Arc::clone(&self.series), value });
+        }
+    }
+
+    fn step(&self, change: f64) {
+        self.note(|state| {
+            let level = state.level + change;
+            state.is_base = true;
+            level.is_finite().then(|| {
+                state.level = level;
+                Value::Level(level)
+            })
+        });
+    }
+}
+
+impl CounterFn for EventHandle {
+    fn increment(&self, by: u64) {
+        self.note(|state| {
+            state.total = state.total.wrapping_add(by);
+            Some(Value::Growth { by, weight: state.thinning.one_in() })
+        });
+    }
+
+    fn absolute(&self, total: u64) {
+        self.note(|state| {
+            let by = total.saturating_sub(state.total);
+            state.total += by;
+            state.is_base = true;
+            Some(Value::Growth { by, weight: state.thinning.one_in() })
+        });
+    }
+}
+
+impl GaugeFn for EventHandle {
+    fn increment(&self, value: f64) {
+        self.step(value);
+    }
+
+    fn decrement(&self, value: f64) {
+        self.step(-value);
+    }
+
+    fn set(&self, value: f64) {
+        if value.is_finite() {
+            self.note(|state| {
+                state.level = value;
+                Some(Value::Level(value))
+            });
+        }
+    }
+}
+
+impl HistogramFn for EventHandle {
+    fn record(&self, value: f64) {
+        self.record_many(value, 1);
+    }
+
+    fn record_many(&self, value: f64, count: usize) {
+        if value.is_finite() && count > 0 {
+            let count = u64::try_from(count).unwrap_or(u64::MAX);
+            self.note(|state| {
+                let weight = count.saturating_mul(state.thinning.one_in());
+                Some(Value::Sample { value, weight })
+            });
+        }
+    }
+}
