@@ -1,8 +1,10 @@
 //! Installing what the tests need and cargo does not bring.
+#![expect(clippy::disallowed_types, reason = "there is no tokio here")]
 
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use crate::run::{Failure, Outcome, cargo, is_installed, program, root, step};
@@ -16,6 +18,7 @@ const CARGO_DENY: &str = "0.20.2";
 pub(crate) fn all() -> Outcome {
     npm_packages()?;
     browser()?;
+    netdata()?;
     cargo_deny()?;
     Ok(())
 }
@@ -57,19 +60,44 @@ fn browser() -> Outcome {
             "chromium and chromedriver are needed to test the page: install them so that they are found in PATH",
         ));
     }
-    // Root needs no sudo, and may not have it.
+    apt_get_install("chromium", &["chromium", "chromium-driver"])
+}
+
+/// A second StatsD server, from the system's packages. Its test is passed over where there are none.
+fn netdata() -> Outcome {
+    // It has no `--version`, and lies where not everybody looks for programs.
+    let is_there = |name| program(name).arg("-v").output().is_ok_and(|run| run.status.success());
+    if is_there("netdata") || is_there("/usr/sbin/netdata") {
+        return Ok(());
+    }
+    if !is_installed("apt-get") {
+        println!("\nnetdata is not installed: the test that sends to it will be passed over");
+        return Ok(());
+    }
+    apt_get_install("netdata", &["netdata-core"])?;
+    // The test starts one of its own. Where there is no systemd, none was started.
+    if is_installed("systemctl") {
+        let mut disable = as_root("systemctl", &["disable", "--quiet", "--now", "netdata"]);
+        println!("netdata's own service is not needed: {:?}", disable.status()?);
+    }
+    Ok(())
+}
+
+fn apt_get_install(what: &str, packages: &[&str]) -> Outcome {
+    step("apt-get update", &mut as_root("apt-get", &["update", "-qq"]))?;
+    let install = ["install", "-y", "-qq", "--no-install-recommends"];
+    let install: Vec<&str> = install.into_iter().chain(packages.iter().copied()).collect();
+    step(&format!("apt-get install {what}"), &mut as_root("apt-get", &install))
+}
+
+/// Root needs no sudo, and may not have it.
+fn as_root(name: &str, arguments: &[&str]) -> Command {
     let sudo = is_installed("sudo").then_some("sudo");
-    let apt_get = |arguments: &[&str]| {
-        let words: Vec<&str> =
-            sudo.into_iter().chain(["apt-get"]).chain(arguments.iter().copied()).collect();
-        let mut command = program(words[0]);
-        command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    step("apt-get update", &mut apt_get(&["update", "-qq"]))?;
-    let install =
-        ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"];
-    step("apt-get install chromium", &mut apt_get(&install))
+    let words: Vec<&str> =
+        sudo.into_iter().chain([name]).chain(arguments.iter().copied()).collect();
+    let mut command = program(words[0]);
+    command.args(&words[1..]).env("DEBIAN_FRONTEND", "noninteractive");
+    command
 }
 
 /// The check of licences and sources. Returns where it is.
