@@ -42,7 +42,7 @@ impl Daemon {
             "address": "127.0.0.1", "port": port,
             "mgmt_address": "127.0.0.1", "mgmt_port": management,
             "backends": [interop().join("reporter.cjs")],
-            "flushInterval": interval.as_millis() as u64,
+            "flushInterval": interval.as_secs_f64() * 1000.0,
         });
         // It reads the file again when it changes, so the file has to stay.
         let file = std::env::temp_dir().join(format!("statsd-{port}.js"));

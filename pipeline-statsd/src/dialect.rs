@@ -23,7 +23,7 @@ pub enum Dialect {
     /// - Tags are part of the name, as graphite writes them: `name;k=v;k2=v2:1|c`.
     /// - Every histogram is sent as `ms`, because this daemon takes `h` for a counter.
     /// - It has no negative timings: negative samples are left out and counted in
-    ///   [`FlushReport::skipped`](crate::FlushReport::skipped).
+    ///   [`FlushReport::samples_skipped`](crate::FlushReport::samples_skipped).
     /// - A leading minus means "less than now" in a gauge, so a gauge below zero is sent as two
     ///   lines, `name:0|g` and `name:-3|g`. They are handed to the sink as one text, and so
     ///   travel in one datagram.
@@ -31,7 +31,8 @@ pub enum Dialect {
 
     /// The Datadog agent and receivers that understand its tags: `name:1|c|#k:v,k2:v2`.
     ///
-    /// Histograms with a time unit are sent as `ms`, others as `h`.
+    /// Histograms with a time unit are sent as `ms`, others as `h`. A gauge below zero is sent as it
+    /// is, which a receiver that takes a minus for a step, such as netdata, gets wrong.
     #[default]
     DogStatsD,
 }

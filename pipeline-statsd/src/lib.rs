@@ -1,9 +1,11 @@
 //! A StatsD recorder for the [`metrics`] facade.
 //!
 //! Recording touches an atomic or a short lock and nothing else; a thread of its own turns what
-//! was recorded into StatsD lines once per interval and hands them to any [`cadence`] sink: UDP,
-//! buffered UDP, Unix sockets, a queue, or one of your own. What goes over the wire therefore
-//! grows with the number of series, not with the number of events.
+//! was recorded into StatsD lines once per interval, packs them into as few packets as they need,
+//! and sends them over [UDP](StatsdRecorder::udp), a Unix socket (`StatsdRecorder::unix`) or any
+//! other [`cadence`] [sink](StatsdRecorder::sink). What goes over the wire therefore grows with the
+//! number of series, not with the number of events; and a server that is down or slow costs what
+//! would have been sent to it, which is counted, and never holds up who records.
 //!
 //! ```no_run
 //! use metrics::{Unit, counter, describe_histogram, histogram};
@@ -33,6 +35,9 @@
 //! | histogram described with a time unit | `name:0.75\|ms` | each sample, in milliseconds |
 //! | any other histogram | `name:512\|h` (`\|ms` in [`Dialect::StatsD`]) | each sample, as it was recorded |
 //!
+//! With a [`sample_rate`](StatsdBuilder::sample_rate), few of a histogram's samples are sent, and
+//! lines carry the rate. With [`per_event`](StatsdBuilder::per_event), every value is sent at once.
+//!
 //! Gauges are repeated because a receiver of the Datadog kind shows a gap where an interval had no
 //! value, and because a value lost on the way is then only lost until the next flush. Everything
 //! else is sent once: a line that the sink refuses is counted in [`FlushReport::errors`] and gone.
@@ -54,8 +59,30 @@
 //! A series takes constant memory, and a histogram at most
 //! [`histogram_samples`](StatsdBuilder::histogram_samples) samples between two flushes: beyond
 //! that a uniform random choice of them is kept, and lines carry a sample rate from which the
-//! receiver recovers the exact count. Series are kept as long as the recorder lives, so label
-//! values must come from a closed set.
+//! receiver recovers the exact count.
+//!
+//! There are at most [`max_series`](StatsdBuilder::max_series) series; more are refused. A series
+//! that nobody holds a handle of, and that nobody records into, leaves after
+//! [`idle_after`](StatsdBuilder::idle_after) flushes.
+//!
+//! # Its own counters
+//!
+//! A flush that sends anything also tells what the flushes before it did, unless
+//! [`own_counters`](StatsdBuilder::own_counters) says no. What a flush tells and the sink does not
+//! take is told by the next one. The prefix and the tags are those of all series.
+//!
+//! | name | counts |
+//! | --- | --- |
+//! | `statsd.client.lines` | lines that were sent, these included |
+//! | `statsd.client.packets` | packets in which they were sent; lines, where the sink gets line by line |
+//! | `statsd.client.bytes` | the bytes of those packets |
+//! | `statsd.client.errors` | calls to the sink that failed |
+//! | `statsd.client.lines_lost` | lines that were lost with them |
+//! | `statsd.client.lines_oversized` | lines longer than a packet may be |
+//! | `statsd.client.samples_skipped` | samples that the dialect has no line for |
+//! | `statsd.client.events_dropped` | values for which there was no room in the queue of [`per_event`](StatsdBuilder::per_event) |
+//! | `statsd.client.series_refused` | how often a series was asked for and refused |
+//! | `statsd.client.series` | a gauge: how many series there are |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

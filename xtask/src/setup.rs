@@ -1,5 +1,4 @@
 //! Installing what the tests need and cargo does not bring.
-#![expect(clippy::disallowed_types, reason = "there is no tokio here")]
 
 use std::{
     fs,
