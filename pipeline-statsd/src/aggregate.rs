@@ -311,8 +311,10 @@ mod tests {
         counter.increment(7);
         histogram.record(3.0);
         assert_eq!(lines(&aggregate), ["c:7|c", "g:1|g", "h:3|h"]);
+        assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 3);
         drop((counter, gauge, histogram));
-        assert_eq!(left(&aggregate, IDLE_AFTER), 0);
+        assert_eq!(left(&aggregate, IDLE_AFTER - 1), 3, "they are idle from now on");
+        assert_eq!(left(&aggregate, 1), 0);
     }
 
     #[test]
