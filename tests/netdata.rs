@@ -78,6 +78,20 @@ impl Netdata {
         rows.filter_map(|row| row[column].as_f64()).collect()
     }
 
+    /// Waits until it says that it was sent so many events of a kind.
+    async fn wait_for_events(&self, kind: &str, count: f64) {
+        let arriving = async {
+            loop {
+                let values = self.values("netdata.statsd_events", kind).await;
+                if !values.is_empty() && values.iter().sum::<f64>() >= count {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, arriving).await.expect("it tells of what it was sent");
+    }
+
     /// What a counter came to. A second's growth may be told in two parts.
     async fn total(&self, counter: &str) -> f64 {
         let values = self.values(&format!("statsd_{counter}_counter"), "counter").await;
@@ -149,6 +163,8 @@ async fn another_server_understands_both_dialects() {
         return;
     };
     let netdata = Netdata::start(&program).await;
+    // What it counts before its first look at its own counters, it never tells.
+    netdata.wait_for_events("counters", 0.0).await;
     for (prefix, dialect) in [("dog", Dialect::DogStatsD), ("etsy", Dialect::StatsD)] {
         let builder = StatsdRecorder::udp(("127.0.0.1", netdata.statsd)).unwrap();
         let builder = builder.dialect(dialect).prefix(prefix).flush_every(Duration::MAX);
@@ -199,6 +215,8 @@ async fn another_server_understands_both_dialects() {
             }
         }
     }
+    // Each dialect sent three lines of counters at least.
+    netdata.wait_for_events("counters", 5.5).await;
     for complaint in ["unknown", "errors"] {
         let values = netdata.values("netdata.statsd_events", complaint).await;
         assert!(!values.is_empty() && values.iter().all(|value| *value == 0.0), "{values:?}");
