@@ -20,7 +20,7 @@ async fn everything_that_is_sent_arrives_from_all_servers() {
     let printed = load(&["table"]).await;
     let lines = printed.lines().filter(|line| line.starts_with("| "));
     // Besides the head and the line below it.
-    assert_eq!(lines.count() - 2, 4 + 3 + 2 + 2 + 3 + 3 + 9, "{printed}");
+    assert_eq!(lines.count() - 2, 4 + 3 + 2 + 2 + 5 + 3 + 9, "{printed}");
     assert!(!printed.contains("NaN"), "{printed}");
 }
 
