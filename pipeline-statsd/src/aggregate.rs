@@ -2,86 +2,51 @@
 
 use std::sync::Arc;
 
-use metrics::{Key, KeyName, Unit};
+use metrics::Key;
 
+use crate::common::Common;
 use crate::histogram::HistogramSeries;
 use crate::idle::Idle;
-use crate::name::Naming;
-use crate::sample_rate::SampleRates;
 use crate::series::{CounterSeries, GaugeSeries};
-use crate::table::{Room, Table};
-use crate::time_unit::{TimeUnit, TimeUnits};
+use crate::table::Table;
+use crate::time_unit::TimeUnit;
 
 /// Where recording and flushing meet.
 #[derive(Debug)]
 pub(crate) struct Aggregate {
-    naming: Naming,
-    limits: Limits,
-    room: Arc<Room>,
+    common: Common,
     counters: Table<CounterSeries>,
     gauges: Table<GaugeSeries>,
     histograms: Table<HistogramSeries>,
-    rates: SampleRates,
-    /// Looked up at each flush, so that a description counts whether it comes before or after the
-    /// first handle.
-    time_units: TimeUnits,
-}
-
-/// How much is kept, and for how long.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    /// Series of all kinds together.
-    pub(crate) max_series: usize,
-    /// Values of a histogram between two flushes.
-    pub(crate) histogram_samples: usize,
-    /// Flushes after which a series leaves that nobody holds or records into.
-    pub(crate) idle_after: u32,
 }
 
 impl Aggregate {
-    pub(crate) fn new(naming: Naming, limits: Limits, rates: SampleRates) -> Self {
-        let room = Arc::new(Room::new(limits.max_series));
-        Self {
-            naming,
-            limits,
-            counters: Table::new(Arc::clone(&room)),
-            gauges: Table::new(Arc::clone(&room)),
-            histograms: Table::new(Arc::clone(&room)),
-            room,
-            rates,
-            time_units: TimeUnits::new(limits.max_series),
-        }
+    pub(crate) fn new(common: Common) -> Self {
+        let (counters, gauges, histograms) = (common.table(), common.table(), common.table());
+        Self { common, counters, gauges, histograms }
     }
 
-    pub(crate) fn naming(&self) -> &Naming {
-        &self.naming
-    }
-
-    pub(crate) fn room(&self) -> &Room {
-        &self.room
+    pub(crate) fn common(&self) -> &Common {
+        &self.common
     }
 
     // Nothing if there are too many series.
 
     pub(crate) fn counter(&self, key: &Key) -> Option<Arc<CounterSeries>> {
-        self.counters.get_or_make(key, || CounterSeries::new(self.naming.of(key)))
+        self.counters.get_or_make(key, || CounterSeries::new(self.common.naming.of(key)))
     }
 
     pub(crate) fn gauge(&self, key: &Key) -> Option<Arc<GaugeSeries>> {
-        self.gauges.get_or_make(key, || GaugeSeries::new(self.naming.of(key)))
+        self.gauges.get_or_make(key, || GaugeSeries::new(self.common.naming.of(key)))
     }
 
     pub(crate) fn histogram(&self, key: &Key) -> Option<Arc<HistogramSeries>> {
-        let samples = self.limits.histogram_samples;
+        let samples = self.common.limits.histogram_samples;
         let make = || {
-            let one_in = self.rates.one_in(key.name());
-            HistogramSeries::new(self.naming.of(key), samples, one_in, key.get_hash())
+            let one_in = self.common.rates.one_in(key.name());
+            HistogramSeries::new(self.common.naming.of(key), samples, one_in, key.get_hash())
         };
         self.histograms.get_or_make(key, make)
-    }
-
-    pub(crate) fn describe_histogram(&self, name: KeyName, unit: Unit) {
-        self.time_units.describe(name, unit);
     }
 
     /// Hands everything there is to say since the last time to `emit`, in `line`, whose contents
@@ -90,7 +55,7 @@ impl Aggregate {
     ///
     /// `emit` is called with no lock held, so it may be slow, and may record.
     pub(crate) fn drain(&self, line: &mut String, mut emit: impl FnMut(&str)) -> u64 {
-        let dialect = self.naming.dialect();
+        let dialect = self.common.naming.dialect();
         let mut skipped = 0_u64;
         let mut longest_idle = 0;
 
@@ -131,19 +96,19 @@ impl Aggregate {
             }
         }
 
-        if longest_idle >= self.limits.idle_after {
+        if longest_idle >= self.common.limits.idle_after {
             self.sweep();
         }
         skipped
     }
 
     fn histograms(&self) -> Vec<(Arc<HistogramSeries>, bool, Option<TimeUnit>)> {
-        let time_unit = |key: &Key| self.time_units.of(key.name());
+        let time_unit = |key: &Key| self.common.time_units.of(key.name());
         self.histograms.all(|key, series, is_held| (series, is_held, time_unit(key)))
     }
 
     fn sweep(&self) {
-        let is_idle = |idle: &Idle| idle.flushes() >= self.limits.idle_after;
+        let is_idle = |idle: &Idle| idle.flushes() >= self.common.limits.idle_after;
         self.counters.sweep(|series| is_idle(series.idle()) && series.may_leave());
         self.gauges.sweep(|series| is_idle(series.idle()) && series.may_leave());
         self.histograms.sweep(|series| is_idle(series.idle()) && series.may_leave());
@@ -153,15 +118,18 @@ impl Aggregate {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::common::Limits;
     use crate::dialect::Dialect;
-    use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label};
+    use crate::name::Naming;
+    use crate::sample_rate::SampleRates;
+    use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label, Unit};
 
     const IDLE_AFTER: u32 = 3;
 
     fn aggregate(dialect: Dialect) -> Aggregate {
         let limits = Limits { max_series: 100, histogram_samples: 4, idle_after: IDLE_AFTER };
         let rates = SampleRates::new(1.0, &[]).unwrap();
-        Aggregate::new(Naming::new(dialect, "", &[]), limits, rates)
+        Aggregate::new(Common::new(Naming::new(dialect, "", &[]), limits, rates))
     }
 
     fn counter(aggregate: &Aggregate, key: &Key) -> Arc<CounterSeries> {
@@ -227,7 +195,7 @@ mod tests {
         ];
         for (unit, value) in table {
             let aggregate = aggregate(Dialect::DogStatsD);
-            aggregate.describe_histogram("t".into(), unit);
+            aggregate.common().describe_histogram("t".into(), unit);
             histogram(&aggregate, &key("t")).record(value);
             assert_eq!(lines(&aggregate), ["t:0.75|ms"], "{unit:?}");
         }
@@ -237,9 +205,9 @@ mod tests {
     fn a_description_counts_from_the_next_drain_on() {
         let aggregate = aggregate(Dialect::DogStatsD);
         histogram(&aggregate, &key("t")).record(2.0);
-        aggregate.describe_histogram("t".into(), Unit::Seconds);
+        aggregate.common().describe_histogram("t".into(), Unit::Seconds);
         assert_eq!(lines(&aggregate), ["t:2000|ms"]);
-        aggregate.describe_histogram("t".into(), Unit::Bytes);
+        aggregate.common().describe_histogram("t".into(), Unit::Bytes);
         histogram(&aggregate, &key("t")).record(2.0);
         assert_eq!(lines(&aggregate), ["t:2|h"]);
     }
@@ -259,7 +227,7 @@ mod tests {
         aggregate.drain(&mut String::new(), |_| {
             // A series that does not exist yet needs its shard for itself.
             counter(&aggregate, &key("emitted")).increment(1);
-            aggregate.describe_histogram("t".into(), Unit::Seconds);
+            aggregate.common().describe_histogram("t".into(), Unit::Seconds);
         });
         assert_eq!(lines(&aggregate), ["emitted:1|c"]);
     }
@@ -269,7 +237,7 @@ mod tests {
         for _ in 0..drains {
             aggregate.drain(&mut String::new(), |_| ());
         }
-        aggregate.room().used()
+        aggregate.common().room.used()
     }
 
     #[test]
@@ -341,9 +309,9 @@ mod tests {
     fn no_more_names_are_described_than_there_may_be_series() {
         let aggregate = aggregate(Dialect::DogStatsD);
         for n in 0..101 {
-            aggregate.describe_histogram(format!("t{n}").into(), Unit::Seconds);
+            aggregate.common().describe_histogram(format!("t{n}").into(), Unit::Seconds);
         }
-        aggregate.describe_histogram("t0".into(), Unit::Nanoseconds);
+        aggregate.common().describe_histogram("t0".into(), Unit::Nanoseconds);
         histogram(&aggregate, &key("t0")).record(1e6);
         histogram(&aggregate, &key("t99")).record(1.0);
         histogram(&aggregate, &key("t100")).record(1.0);

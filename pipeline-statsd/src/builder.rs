@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::aggregate::{Aggregate, Limits};
+use crate::aggregate::Aggregate;
+use crate::common::{Common, Limits};
 use crate::dialect::Dialect;
 use crate::error::{BuildError, InstallError};
 use crate::event_queue::EventQueue;
@@ -249,11 +250,12 @@ impl StatsdBuilder {
         let rates =
             SampleRates::new(self.sample_rate, &self.sample_rates).ok_or(BuildError::SampleRate)?;
         let naming = Naming::new(self.dialect, &self.prefix, &self.tags);
+        let common = Common::new(naming, self.limits, rates);
         let queue = Arc::new(EventQueue::default());
         let store = Arc::new(if self.per_event {
-            Store::PerEvent(PerEvent::new(naming, self.limits, rates, Arc::clone(&queue)))
+            Store::PerEvent(PerEvent::new(common, Arc::clone(&queue)))
         } else {
-            Store::Aggregate(Aggregate::new(naming, self.limits, rates))
+            Store::Aggregate(Aggregate::new(common))
         });
         let exporter =
             Exporter::new(Arc::clone(&store), self.sink, self.packet_bytes, self.own_counters);

@@ -45,7 +45,7 @@ impl Exporter {
         let output = Output {
             sink,
             packet: packet_bytes.map(Packet::new),
-            own: own_counters.then(|| OwnCounters::new(store.naming())),
+            own: own_counters.then(|| OwnCounters::new(&store.common().naming)),
             line: String::new(),
             said: false,
             health: Health::Good,
@@ -61,7 +61,7 @@ impl Exporter {
 
         let drained = self.store.drain(occasion, line, |text| sending.push(text, 0));
         let Drained { samples_skipped, events_dropped } = drained;
-        let room = self.store.room();
+        let room = &self.store.common().room;
         let series_refused = room.take_refused();
         let series = room.used();
         let counted = FlushReport {

@@ -88,6 +88,7 @@
 
 mod aggregate;
 mod builder;
+mod common;
 mod dialect;
 mod error;
 mod event_queue;

@@ -2,62 +2,39 @@
 
 use std::sync::Arc;
 
-use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName, Unit};
+use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName};
 use parking_lot::Mutex;
 
-use crate::aggregate::Limits;
+use crate::common::Common;
 use crate::event_queue::{Event, EventQueue, Value};
 use crate::idle::Idle;
-use crate::name::{Naming, SeriesName};
-use crate::sample_rate::{SampleRates, Thinning};
-use crate::table::{Room, Table};
-use crate::time_unit::{TimeUnit, TimeUnits};
+use crate::name::SeriesName;
+use crate::sample_rate::Thinning;
+use crate::table::Table;
+use crate::time_unit::TimeUnit;
 
 /// Where recording and sending meet when nothing is aggregated.
 #[derive(Debug)]
 pub(crate) struct PerEvent {
-    naming: Naming,
-    limits: Limits,
-    room: Arc<Room>,
+    common: Common,
     counters: Table<EventSeries>,
     gauges: Table<EventSeries>,
     histograms: Table<EventSeries>,
-    rates: SampleRates,
-    time_units: TimeUnits,
     queue: Arc<EventQueue>,
 }
 
 impl PerEvent {
-    pub(crate) fn new(
-        naming: Naming,
-        limits: Limits,
-        rates: SampleRates,
-        queue: Arc<EventQueue>,
-    ) -> Self {
-        let room = Arc::new(Room::new(limits.max_series));
-        Self {
-            naming,
-            limits,
-            counters: Table::new(Arc::clone(&room)),
-            gauges: Table::new(Arc::clone(&room)),
-            histograms: Table::new(Arc::clone(&room)),
-            room,
-            rates,
-            time_units: TimeUnits::new(limits.max_series),
-            queue,
-        }
+    pub(crate) fn new(common: Common, queue: Arc<EventQueue>) -> Self {
+        let (counters, gauges, histograms) = (common.table(), common.table(), common.table());
+        Self { common, counters, gauges, histograms, queue }
     }
 
-    pub(crate) fn naming(&self) -> &Naming {
-        &self.naming
-    }
-
-    pub(crate) fn room(&self) -> &Room {
-        &self.room
+    pub(crate) fn common(&self) -> &Common {
+        &self.common
     }
 
     pub(crate) fn counter(&self, key: &Key) -> Option<Arc<EventHandle>> {
-        self.handle(&self.counters, key, self.rates.one_in(key.name()))
+        self.handle(&self.counters, key, self.common.rates.one_in(key.name()))
     }
 
     /// A gauge has no rate: a level that is left out is wrong from then on.
@@ -66,7 +43,7 @@ impl PerEvent {
     }
 
     pub(crate) fn histogram(&self, key: &Key) -> Option<Arc<EventHandle>> {
-        self.handle(&self.histograms, key, self.rates.one_in(key.name()))
+        self.handle(&self.histograms, key, self.common.rates.one_in(key.name()))
     }
 
     fn handle(
@@ -77,7 +54,7 @@ impl PerEvent {
     ) -> Option<Arc<EventHandle>> {
         let series = table.get_or_make(key, || EventSeries {
             key: KeyName::from(key.name().to_owned()),
-            name: self.naming.of(key),
+            name: self.common.naming.of(key),
             state: Mutex::new(State {
                 total: 0,
                 level: 0.0,
@@ -90,14 +67,10 @@ impl PerEvent {
         Some(Arc::new(EventHandle { series, queue: Arc::clone(&self.queue) }))
     }
 
-    pub(crate) fn describe_histogram(&self, name: KeyName, unit: Unit) {
-        self.time_units.describe(name, unit);
-    }
-
     /// Hands a line for each value that waits to `emit`, in the order in which they were recorded.
     /// Returns how many samples the dialect had no line for, and how many values were dropped.
     pub(crate) fn drain(&self, line: &mut String, mut emit: impl FnMut(&str)) -> (u64, u64) {
-        let dialect = self.naming.dialect();
+        let dialect = self.common.naming.dialect();
         let mut skipped = 0_u64;
         let (events, dropped) = self.queue.take();
         for Event { series, value } in events {
@@ -110,7 +83,7 @@ impl PerEvent {
                     let _ = dialect.write_gauge(line, name, level);
                 }
                 Value::Sample { value, weight } => {
-                    let unit = self.time_units.of(series.key.as_str());
+                    let unit = self.common.time_units.of(series.key.as_str());
                     let (kind, value) = TimeUnit::sent(unit, value);
                     if !dialect.write_sample(line, name, kind, value, weight) {
                         skipped = skipped.saturating_add(weight);
@@ -129,12 +102,12 @@ impl PerEvent {
             let note = |series: &EventSeries, is_held| {
                 let touched = std::mem::take(&mut series.state.lock().touched);
                 series.idle.note(is_held || touched);
-                series.idle.flushes() >= self.limits.idle_after
+                series.idle.flushes() >= self.common.limits.idle_after
             };
             let idle = table.all(|_, series, is_held| note(&series, is_held));
             if idle.contains(&true) {
                 table.sweep(|series| {
-                    let is_idle = series.idle.flushes() >= self.limits.idle_after;
+                    let is_idle = series.idle.flushes() >= self.common.limits.idle_after;
                     is_idle && series.state.lock().may_leave()
                 });
             }

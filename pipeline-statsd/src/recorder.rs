@@ -154,7 +154,7 @@ impl Recorder for StatsdRecorder {
     /// all labels of the name. A description without a unit changes nothing.
     fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, _description: SharedString) {
         if let Some(unit) = unit {
-            self.store.describe_histogram(key, unit);
+            self.store.common().describe_histogram(key, unit);
         }
     }
 

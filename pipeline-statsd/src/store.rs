@@ -1,11 +1,10 @@
 //! Where values go when they are recorded: added up, or each by itself.
 
-use metrics::{Counter, Gauge, Histogram, Key, KeyName, Unit};
+use metrics::{Counter, Gauge, Histogram, Key};
 
 use crate::aggregate::Aggregate;
-use crate::name::Naming;
+use crate::common::Common;
 use crate::per_event::PerEvent;
-use crate::table::Room;
 
 /// One of the two. Which one is asked when a handle is made, and by flushes, and not when a value
 /// is recorded.
@@ -32,17 +31,10 @@ pub(crate) struct Drained {
 }
 
 impl Store {
-    pub(crate) fn naming(&self) -> &Naming {
+    pub(crate) fn common(&self) -> &Common {
         match self {
-            Self::Aggregate(aggregate) => aggregate.naming(),
-            Self::PerEvent(per_event) => per_event.naming(),
-        }
-    }
-
-    pub(crate) fn room(&self) -> &Room {
-        match self {
-            Self::Aggregate(aggregate) => aggregate.room(),
-            Self::PerEvent(per_event) => per_event.room(),
+            Self::Aggregate(aggregate) => aggregate.common(),
+            Self::PerEvent(per_event) => per_event.common(),
         }
     }
 
@@ -70,13 +62,6 @@ impl Store {
             Self::PerEvent(store) => store.histogram(key).map(Histogram::from_arc),
         }
         .unwrap_or(Histogram::noop())
-    }
-
-    pub(crate) fn describe_histogram(&self, name: KeyName, unit: Unit) {
-        match self {
-            Self::Aggregate(aggregate) => aggregate.describe_histogram(name, unit),
-            Self::PerEvent(per_event) => per_event.describe_histogram(name, unit),
-        }
     }
 
     /// Hands what there is to say to `emit`, in `line`, and lets idle series go when it is due.

@@ -5,7 +5,7 @@ use std::process;
 use std::time::Duration;
 
 use metrics::{counter, gauge, with_local_recorder};
-use pipeline_statsd::StatsdRecorder;
+use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
 
 use crate::support::PATIENCE;
 
@@ -31,6 +31,12 @@ impl Drop for Path {
     }
 }
 
+/// Flushes when it is asked to.
+fn to(path: &Path) -> StatsdBuilder {
+    let statsd = StatsdRecorder::unix(&path.0).expect("a socket can be made");
+    statsd.own_counters(false).flush_every(Duration::MAX)
+}
+
 fn packet(server: &UnixDatagram) -> String {
     let mut packet = vec![0; 65_536];
     let length = server.recv(&mut packet).expect("a packet comes");
@@ -41,12 +47,7 @@ fn packet(server: &UnixDatagram) -> String {
 fn many_lines_arrive_in_packets_of_at_most_8192_bytes() {
     let path = Path::new("packets");
     let server = path.bind();
-    let (recorder, flusher) = StatsdRecorder::unix(&path.0)
-        .unwrap()
-        .own_counters(false)
-        .flush_every(Duration::MAX)
-        .build()
-        .unwrap();
+    let (recorder, flusher) = to(&path).build().unwrap();
     with_local_recorder(&recorder, || {
         (0..1000).for_each(|n| counter!("joins", "channel" => n.to_string()).increment(1));
     });
@@ -61,12 +62,7 @@ fn many_lines_arrive_in_packets_of_at_most_8192_bytes() {
 #[test]
 fn a_server_that_is_started_later_or_again_is_found() {
     let path = Path::new("again");
-    let (recorder, flusher) = StatsdRecorder::unix(&path.0)
-        .unwrap()
-        .own_counters(false)
-        .flush_every(Duration::MAX)
-        .build()
-        .unwrap();
+    let (recorder, flusher) = to(&path).build().unwrap();
     with_local_recorder(&recorder, || gauge!("g").set(1));
     for _ in 0..2 {
         let report = flusher.flush();
@@ -82,13 +78,7 @@ fn a_server_that_is_started_later_or_again_is_found() {
 fn a_server_that_does_not_read_costs_lines_and_no_time() {
     let path = Path::new("full");
     let server = path.bind();
-    let (recorder, flusher) = StatsdRecorder::unix(&path.0)
-        .unwrap()
-        .packet_bytes(10)
-        .own_counters(false)
-        .flush_every(Duration::MAX)
-        .build()
-        .unwrap();
+    let (recorder, flusher) = to(&path).packet_bytes(10).build().unwrap();
     let counter = with_local_recorder(&recorder, || counter!("c"));
     // Its queue has an end; were a flush to wait there, this would never come to one.
     let taken = (0..1_000_000)
