@@ -11,18 +11,22 @@ use std::{
 use tokio::{
     sync::mpsc,
     task::{Id, JoinError, JoinHandle, JoinSet},
-    time::{self, Instant},
+    time::{self, Instant, MissedTickBehavior},
 };
 
 use crate::{
     exit::ExitReason,
     snapshot::PipelineSnapshot,
     stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole},
+    telemetry::{StageSamples, stage_labels},
 };
 
 /// How long stages have to report after they were told that the time is up. A stage that is still
 /// in a callback by then is aborted in it.
 const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How often what the stages show of themselves is recorded.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A running pipeline: it owns the tasks of its stages.
 ///
@@ -263,12 +267,13 @@ pub(crate) struct Stages {
     tasks: JoinSet<StageReport>,
     /// Which stage a task runs, and where its report is found if it is aborted.
     by_task: HashMap<Id, (usize, Arc<OnceLock<StageReport>>)>,
+    samples: Vec<(Observed, StageSamples)>,
 }
 
 impl Stages {
     pub(crate) fn new(whole: Whole, together: bool) -> Self {
         let (tasks, by_task) = (JoinSet::new(), HashMap::new());
-        Self { whole, together, stages: Vec::new(), tasks, by_task }
+        Self { whole, together, stages: Vec::new(), tasks, by_task, samples: Vec::new() }
     }
 
     /// Adds a stage, and lets it run.
@@ -278,11 +283,13 @@ impl Stages {
     }
 
     /// Sees to the stages from now on, in a task of its own.
-    pub(crate) fn run(self) -> Pipeline {
+    pub(crate) fn run(mut self) -> Pipeline {
         let (commands, receiver) = mpsc::channel(1);
         let name = self.whole.pipeline.clone();
         let slots = self.stages.iter().map(|stage| (stage.name().clone(), stage.slot())).collect();
-        let observed = self.stages.iter().map(|stage| stage.observed()).collect();
+        let observed: Vec<_> = self.stages.iter().map(|stage| stage.observed()).collect();
+        self.samples =
+            observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
         let supervisor = tokio::spawn(self.supervise(receiver));
         Pipeline { name, commands, supervisor, report: None, slots, observed }
     }
@@ -300,6 +307,8 @@ impl Stages {
         let pipeline = self.whole.pipeline.clone();
         let mut report = PipelineReport { pipeline, stages: Vec::new(), in_time: true };
         let mut deadline = None;
+        let mut look = time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.tasks.is_empty() {
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => {
@@ -320,6 +329,7 @@ impl Stages {
                     deadline = Some(Instant::now() + within);
                     self.enter(Phase::Drain);
                 }
+                _ = look.tick() => self.look(),
                 () = until(deadline) => {
                     report.in_time = false;
                     if *self.whole.phase.borrow() == Phase::Kill {
@@ -332,7 +342,20 @@ impl Stages {
                 }
             }
         }
+        self.look();
         report
+    }
+
+    fn samples_of(&self, stage: &Observed) -> StageSamples {
+        let labels = stage_labels(&self.whole.pipeline, stage.name());
+        StageSamples::register(&self.whole.telemetry, &labels)
+    }
+
+    /// Records what the stages show of themselves.
+    fn look(&mut self) {
+        for (stage, samples) in &mut self.samples {
+            samples.record(&stage.snapshot());
+        }
     }
 
     /// Starts a stage again that has failed, or decides what its end means for the others.

@@ -16,6 +16,7 @@ use pipeline_core::{
     for_each, from_iter, map, queue,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
+use pipeline_test_support::Recorded;
 use tokio::time::{Instant, sleep};
 
 fn demand(max: usize, min: usize) -> SubscribeOptions {
@@ -291,6 +292,51 @@ async fn a_snapshot_shows_where_events_wait_and_for_whom() {
     let end = pipeline.snapshot();
     assert!(end.stages[0].subscriptions.is_empty());
     assert_eq!(end.stages[1].activity, Activity::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_pipeline_shows_of_itself_is_recorded_every_second_and_at_its_end() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let (telemetry, recorded) = Recorded::new();
+    let mut graph = Graph::new("test");
+    graph.telemetry(telemetry);
+    let producer = graph.producer("source", producer);
+    let consumer = graph.consumer("sink", consumer.manual());
+    graph.subscribe(&consumer, &producer, demand(10, 5));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1, 2, 3]).await;
+    recording.allow(1);
+    let labels = |stage| format!("pipeline=test,stage={stage}");
+    let of = |stage, value: f64| (labels(stage), value);
+    let gauges = |name| recorded.gauges(name);
+    sleep(Duration::from_secs(2)).await;
+    recorded.look();
+    assert_eq!(gauges("pipeline.events_buffered"), [of("sink", 0.0), of("source", 2.0)]);
+    assert_eq!(gauges("pipeline.subscriptions"), [of("sink", 0.0), of("source", 1.0)]);
+    assert_eq!(gauges("pipeline.demand_pending"), [of("sink", 0.0), of("source", 0.0)]);
+
+    let waited = |name| recorded.counters(name);
+    let for_demand = "pipeline.time_waiting_for_demand";
+    let [(source, milliseconds)] = &waited(for_demand)[..] else { panic!("the source only") };
+    assert_eq!(source, "pipeline=test,stage=source");
+    assert!((1..=2_000).contains(milliseconds));
+
+    recording.allow(5);
+    sleep(Duration::from_secs(1)).await;
+    recorded.look();
+    assert_eq!(gauges("pipeline.demand_pending"), [of("sink", 0.0), of("source", 3.0)]);
+    let _ = (waited("pipeline.time_waiting_for_events"), waited(for_demand));
+    sleep(Duration::from_secs(3)).await;
+    let expected = ["sink", "source"].map(|stage| (labels(stage), 3_000));
+    assert_eq!(waited("pipeline.time_waiting_for_events"), expected);
+    assert_eq!(waited(for_demand), [], "there was some");
+
+    recording.subscription().cancel(ExitReason::Normal);
+    settle().await;
+    pipeline.drain(Duration::from_secs(1)).await;
+    recorded.look();
+    assert_eq!(gauges("pipeline.subscriptions"), [of("sink", 0.0), of("source", 0.0)]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::telemetry::{StageLabels, Telemetry};
+use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 
 /// What a stage knows about where it runs, from before its first event on. `H` is the stage's own
 /// handle.
@@ -135,6 +135,6 @@ impl<H> StageContext<H> {
 
     /// The labels of this stage's metrics.
     pub(crate) fn labels(&self) -> StageLabels {
-        [("pipeline", self.pipeline.to_string()), ("stage", self.stage.to_string())]
+        stage_labels(&self.pipeline, &self.stage)
     }
 }

@@ -73,6 +73,10 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
+    pub(crate) fn name(&self) -> &str {
+        &self.stage
+    }
+
     pub(crate) fn snapshot(&self) -> StageSnapshot {
         self.gauges.snapshot(self.stage.clone())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use metrics::Key;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use parking_lot::Mutex;
 use pipeline_core::Telemetry;
@@ -18,6 +19,7 @@ pub struct Recorded {
 struct Seen {
     counters: HashMap<String, HashMap<String, u64>>,
     samples: HashMap<String, Vec<f64>>,
+    gauges: HashMap<String, HashMap<String, f64>>,
 }
 
 impl Recorded {
@@ -48,19 +50,38 @@ impl Recorded {
         self.seen.lock().samples.remove(name).unwrap_or_default()
     }
 
-    fn look(&self) {
+    /// What each series of a gauge was at the last look, if it had been set since the one before, and
+    /// zero otherwise: its labels, as those of counters, and the value. Whoever asks for counters or
+    /// samples looks.
+    #[must_use]
+    pub fn gauges(&self, name: &str) -> Vec<(String, f64)> {
+        let mut series: Vec<_> = self
+            .seen
+            .lock()
+            .gauges
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), *v))
+            .collect();
+        series.sort_by(|a, b| a.0.cmp(&b.0));
+        series
+    }
+
+    /// Takes a look at everything.
+    pub fn look(&self) {
         let mut seen = self.seen.lock();
         for (key, .., value) in self.snapshotter.snapshot().into_vec() {
             let key = key.key();
             let name = key.name().to_owned();
             match value {
-                DebugValue::Counter(0) | DebugValue::Gauge(_) => {}
+                DebugValue::Counter(0) => {}
                 DebugValue::Counter(count) => {
-                    let mut labels: Vec<_> =
-                        key.labels().map(|l| format!("{}={}", l.key(), l.value())).collect();
-                    labels.sort();
-                    *seen.counters.entry(name).or_default().entry(labels.join(",")).or_default() +=
+                    *seen.counters.entry(name).or_default().entry(labels(key)).or_default() +=
                         count;
+                }
+                DebugValue::Gauge(value) => {
+                    seen.gauges.entry(name).or_default().insert(labels(key), value.into_inner());
                 }
                 DebugValue::Histogram(samples) => {
                     let samples = samples.into_iter().map(f64::from);
@@ -69,4 +90,12 @@ impl Recorded {
             }
         }
     }
+}
+
+/// As `name=value`, in the order of their names.
+fn labels(key: &Key) -> String {
+    let mut labels: Vec<_> =
+        key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+    labels.sort();
+    labels.join(",")
 }

@@ -1,0 +1,120 @@
+//! What the stages measure, and where it goes.
+
+mod samples;
+mod stage;
+mod worker;
+
+use std::{fmt, sync::Arc};
+
+use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
+
+pub(crate) use self::{
+    samples::StageSamples,
+    stage::{Discard, StageMetrics},
+    worker::WorkerMetrics,
+};
+
+/// Where a component records its metrics: the process's recorder, or one given explicitly.
+///
+/// Components register their handles once, when they are started, and record through them from then
+/// on. So a global recorder has to be installed before that.
+///
+/// ```
+/// use metrics::NoopRecorder;
+/// use pipeline_core::{Pipeline, Telemetry};
+///
+/// let builder = Pipeline::builder("silent").telemetry(Telemetry::to(NoopRecorder));
+/// ```
+#[derive(Clone, Default)]
+pub struct Telemetry {
+    recorder: Option<Arc<dyn Recorder + Send + Sync>>,
+}
+
+impl Telemetry {
+    /// The recorder that is installed for the process, or nowhere.
+    #[must_use]
+    pub fn global() -> Self {
+        Self::default()
+    }
+
+    /// This recorder, whatever is installed for the process.
+    #[must_use]
+    pub fn to(recorder: impl Recorder + Send + Sync + 'static) -> Self {
+        Self { recorder: Some(Arc::new(recorder)) }
+    }
+
+    /// Registers a counter.
+    pub fn counter(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Counter {
+        let key = key(name, labels);
+        self.with(|recorder| {
+            recorder.describe_counter(name.into(), Some(Unit::Count), description.into());
+            recorder.register_counter(&key, &METADATA)
+        })
+    }
+
+    /// Registers a gauge.
+    pub fn gauge(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Gauge {
+        let key = key(name, labels);
+        self.with(|recorder| {
+            recorder.describe_gauge(name.into(), Some(Unit::Count), description.into());
+            recorder.register_gauge(&key, &METADATA)
+        })
+    }
+
+    /// Registers a histogram of times, in milliseconds with fractions.
+    pub fn milliseconds(
+        &self,
+        name: &'static str,
+        description: &'static str,
+        labels: impl IntoIterator<Item = (&'static str, String)>,
+    ) -> Histogram {
+        let key = key(name, labels);
+        self.with(|recorder| {
+            recorder.describe_histogram(name.into(), Some(Unit::Milliseconds), description.into());
+            recorder.register_histogram(&key, &METADATA)
+        })
+    }
+
+    fn with<T>(&self, register: impl FnOnce(&dyn Recorder) -> T) -> T {
+        match &self.recorder {
+            Some(recorder) => register(&**recorder),
+            None => metrics::with_recorder(register),
+        }
+    }
+}
+
+impl fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.recorder.is_some() {
+            "Telemetry(explicit)"
+        } else {
+            "Telemetry(global)"
+        })
+    }
+}
+
+const METADATA: Metadata<'static> =
+    Metadata::new(module_path!(), Level::INFO, Some(module_path!()));
+
+fn key(name: &'static str, labels: impl IntoIterator<Item = (&'static str, String)>) -> Key {
+    let labels: Vec<Label> =
+        labels.into_iter().map(|(key, value)| Label::new(key, value)).collect();
+    Key::from_parts(name, labels)
+}
+
+/// The labels of a stage's metrics: names that the program chose, so a closed set.
+pub(crate) type StageLabels = [(&'static str, String); 2];
+
+pub(crate) fn stage_labels(pipeline: &str, stage: &str) -> StageLabels {
+    [("pipeline", pipeline.to_owned()), ("stage", stage.to_owned())]
+}

@@ -1,0 +1,88 @@
+//! What is recorded of a stage by looking at it now and then.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge};
+
+use super::{StageLabels, Telemetry};
+use crate::snapshot::StageSnapshot;
+
+/// The handles of one stage for what it shows of itself anyway, so that it costs the stage nothing.
+pub(crate) struct StageSamples {
+    demand_pending: Gauge,
+    events_buffered: Gauge,
+    events_waiting: Gauge,
+    subscriptions: Gauge,
+    restarts: Growing,
+    busy: Growing,
+    waiting_for_events: Growing,
+    waiting_for_demand: Growing,
+}
+
+/// A counter of something that is known as a sum. Several pipelines may have the same name, and then
+/// it is a sum of sums.
+struct Growing {
+    counter: Counter,
+    counted: u64,
+}
+
+impl StageSamples {
+    pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
+        let gauge = |name, description| telemetry.gauge(name, description, labels.clone());
+        let growing = |name, description| Growing {
+            counter: telemetry.counter(name, description, labels.clone()),
+            counted: 0,
+        };
+        Self {
+            demand_pending: gauge(
+                "pipeline.demand_pending",
+                "Events that a stage's consumers have asked for and not been sent",
+            ),
+            events_buffered: gauge(
+                "pipeline.events_buffered",
+                "Events that a stage has emitted and that wait for demand",
+            ),
+            events_waiting: gauge(
+                "pipeline.events_waiting",
+                "Events that have arrived at a stage and wait to be handled",
+            ),
+            subscriptions: gauge(
+                "pipeline.subscriptions",
+                "How many consumers have subscribed to a stage",
+            ),
+            restarts: growing("pipeline.stage_restarts", "How often a stage was started again"),
+            busy: growing("pipeline.time_busy", "Milliseconds in which a stage worked"),
+            waiting_for_events: growing(
+                "pipeline.time_waiting_for_events",
+                "Milliseconds in which a stage waited for events",
+            ),
+            waiting_for_demand: growing(
+                "pipeline.time_waiting_for_demand",
+                "Milliseconds in which a stage waited for demand",
+            ),
+        }
+    }
+
+    pub(crate) fn record(&mut self, seen: &StageSnapshot) {
+        let pending: usize = seen.subscriptions.iter().map(|to| to.pending).sum();
+        self.demand_pending.set(pending as f64);
+        self.events_buffered.set(seen.buffered as f64);
+        self.events_waiting.set(seen.waiting as f64);
+        self.subscriptions.set(seen.subscriptions.len() as f64);
+        self.restarts.reach(seen.restarts);
+        self.busy.reach(milliseconds(seen.busy));
+        self.waiting_for_events.reach(milliseconds(seen.waiting_for_events));
+        self.waiting_for_demand.reach(milliseconds(seen.waiting_for_demand));
+    }
+}
+
+impl Growing {
+    fn reach(&mut self, sum: u64) {
+        self.counter.increment(sum.saturating_sub(self.counted));
+        self.counted = self.counted.max(sum);
+    }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
