@@ -9,7 +9,7 @@ use crate::{
     running::{Pipeline, Stages},
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
-        ConsumerHandle, ConsumerSupervisor, Phase, Planned, PlannedStage, Producer,
+        ConsumerHandle, ConsumerSupervisor, Gauges, Phase, Planned, PlannedStage, Producer,
         ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Slot, Stage, StageHandle,
         SupervisorHandle, Whole, Worker,
     },
@@ -76,7 +76,7 @@ impl Graph {
         P: Producer<Event = E>,
         E: Send + 'static,
     {
-        self.add("producer", producer.map(AsProducer))
+        self.add(producer.map(AsProducer))
     }
 
     /// Adds a producer-consumer.
@@ -93,7 +93,7 @@ impl Graph {
         &mut self,
         stage: Stage<T, T::Out>,
     ) -> ProducerConsumerHandle<T> {
-        self.add("producer_consumer", stage.map(AsProducerConsumer))
+        self.add(stage.map(AsProducerConsumer))
     }
 
     /// Adds a consumer.
@@ -110,7 +110,7 @@ impl Graph {
         &mut self,
         consumer: Stage<C, Infallible>,
     ) -> ConsumerHandle<C> {
-        self.add("consumer", consumer.map(AsConsumer))
+        self.add(consumer.map(AsConsumer))
     }
 
     /// Adds a supervisor of workers.
@@ -135,7 +135,7 @@ impl Graph {
         E: Send + Sync + 'static,
         W: Worker<E>,
     {
-        self.add("consumer_supervisor", supervisor.map(AsSupervisor))
+        self.add(supervisor.map(AsSupervisor))
     }
 
     /// Lets a stage subscribe to a producer of what it receives, whenever the stage starts.
@@ -199,11 +199,11 @@ impl Graph {
 
     pub(crate) fn add<B: Behaviour>(
         &mut self,
-        kind: &str,
         stage: Stage<B, B::Out>,
     ) -> StageHandle<B::Stage, B::In, B::Out> {
-        let name = stage.name.clone().unwrap_or_else(|| self.free_name(kind));
-        let slot = Arc::new(Slot::new(name));
+        let name = stage.name.clone().unwrap_or_else(|| self.free_name(B::KIND.name()));
+        let gauges = Gauges::new(B::KIND, stage.options.buffer_capacity(B::KIND));
+        let slot = Arc::new(Slot::new(name, gauges));
         self.stages.push(Box::new(PlannedStage::new(stage, slot.clone())));
         StageHandle { slot }
     }

@@ -50,6 +50,7 @@ mod graph;
 #[cfg(doctest)]
 mod impossible;
 mod inlet;
+mod observer;
 mod outlet;
 mod pipeline;
 mod rate_limit;
@@ -60,6 +61,7 @@ mod stage;
 mod step;
 mod subscription;
 mod sync;
+mod tally;
 mod telemetry;
 #[cfg(any(test, feature = "test-kit"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
@@ -82,11 +84,14 @@ pub use self::{
     event_stream::EventStream,
     exit::ExitReason,
     graph::Graph,
+    observer::PipelineObserver,
     outlet::{DemandMode, Unsubscribed},
     pipeline::{Complete, Empty, Open, PipelineBuilder},
     rate_limit::RateLimit,
     running::{Pipeline, PipelineReport},
-    snapshot::{Activity, PipelineSnapshot, StageSnapshot, SubscriptionSnapshot},
+    snapshot::{
+        Activity, PipelinePhase, PipelineSnapshot, StageKind, StageSnapshot, SubscriptionSnapshot,
+    },
     source::{
         Closed, FairQueue, FairQueueOptions, FairQueueProducer, FromIter, FromStream, Offer, Queue,
         QueueOptions, QueueProducer, TryPushError, fair_queue, from_iter, from_stream, queue,

@@ -149,7 +149,7 @@ impl PipelineBuilder<Empty> {
         P: Producer<Event = E>,
         E: Send + 'static,
     {
-        let slot = self.graph.add("producer", producer.map(AsProducer)).slot;
+        let slot = self.graph.add(producer.map(AsProducer)).slot;
         let name = slot.name.clone();
         PipelineBuilder { graph: self.graph, state: Open { last: slot, name } }
     }
@@ -186,7 +186,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         T: ProducerConsumerOf<E>,
     {
         let Self { mut graph, state } = self;
-        let slot = graph.add("producer_consumer", stage.map(AsProducerConsumer)).slot;
+        let slot = graph.add(stage.map(AsProducerConsumer)).slot;
         slot.plan(T::feed(Source(state.last)).0, state.name, options);
         let name = slot.name.clone();
         PipelineBuilder { graph, state: Open { last: slot, name } }
@@ -280,7 +280,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     where
         C: ConsumerOf<E>,
     {
-        self.end("consumer", consumer.map(AsConsumer), options, C::feed)
+        self.end(consumer.map(AsConsumer), options, C::feed)
     }
 
     /// Ends the pipeline in supervised workers, one for each event, `max_demand` of them at once.
@@ -314,12 +314,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         E: Sync,
         W: Worker<E>,
     {
-        self.end("consumer_supervisor", supervisor.map(AsSupervisor), options, Events::feed)
+        self.end(supervisor.map(AsSupervisor), options, Events::feed)
     }
 
     fn end<B>(
         self,
-        kind: &str,
         stage: Stage<B, Infallible>,
         options: SubscribeOptions,
         feed: fn(Source<E>) -> Source<B::In>,
@@ -329,7 +328,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let source = feed(Source(state.last));
-        graph.add(kind, stage).slot.plan(source.0, state.name, options);
+        graph.add(stage).slot.plan(source.0, state.name, options);
         PipelineBuilder { graph, state: Complete(()) }
     }
 }

@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     exit::ExitReason,
+    observer::PipelineObserver,
     snapshot::PipelineSnapshot,
     stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole},
     telemetry::{StageSamples, stage_labels},
@@ -59,12 +60,11 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 #[must_use = "a pipeline ends when it is dropped"]
 pub struct Pipeline {
-    name: Arc<str>,
+    observer: PipelineObserver,
     commands: mpsc::Sender<Command>,
     supervisor: JoinHandle<PipelineReport>,
     report: Option<PipelineReport>,
     slots: HashMap<Arc<str>, Arc<dyn Any + Send + Sync>>,
-    observed: Vec<Observed>,
 }
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl Pipeline {
     /// The pipeline's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.observer.name()
     }
 
     /// The handle of the stage with this name, if there is one and it is of this type.
@@ -129,8 +129,37 @@ impl Pipeline {
     /// ```
     #[must_use]
     pub fn snapshot(&self) -> PipelineSnapshot {
-        let stages = self.observed.iter().map(Observed::snapshot).collect();
-        PipelineSnapshot { pipeline: self.name.clone(), stages }
+        self.observer.snapshot()
+    }
+
+    /// Somebody who sees what the stages are doing, and may be given away: to a page that shows it,
+    /// or to a check of whether all is well.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let observer = pipeline.observer();
+    /// tokio::spawn(async move {
+    ///     loop {
+    ///         let waiting: usize = observer.snapshot().stages.iter().map(|s| s.queued).sum();
+    ///         println!("{waiting} in the queue");
+    ///         tokio::time::sleep(Duration::from_secs(10)).await;
+    ///     }
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn observer(&self) -> PipelineObserver {
+        self.observer.clone()
     }
 
     /// Waits until the pipeline has ended by itself: its source came to an end and everything was
@@ -166,7 +195,7 @@ impl Pipeline {
         }
         let report = (&mut self.supervisor).await.unwrap_or_else(|_| PipelineReport {
             // The runtime is shutting down: nobody is left to say more.
-            pipeline: self.name.clone(),
+            pipeline: self.observer.shared_name(),
             stages: Vec::new(),
             in_time: false,
         });
@@ -290,8 +319,10 @@ impl Stages {
         let observed: Vec<_> = self.stages.iter().map(|stage| stage.observed()).collect();
         self.samples =
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
+        let phase = self.whole.phase.subscribe();
+        let observer = PipelineObserver::new(name, phase, observed);
         let supervisor = tokio::spawn(self.supervise(receiver));
-        Pipeline { name, commands, supervisor, report: None, slots, observed }
+        Pipeline { observer, commands, supervisor, report: None, slots }
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {

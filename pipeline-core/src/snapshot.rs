@@ -29,6 +29,8 @@ use crate::subscription::SubscriptionId;
 pub struct PipelineSnapshot {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
+    /// How far it is between its start and its end.
+    pub phase: PipelinePhase,
     /// Its stages, in the order in which they were added.
     pub stages: Vec<StageSnapshot>,
 }
@@ -57,18 +59,35 @@ pub struct PipelineSnapshot {
 pub struct StageSnapshot {
     /// The stage's name.
     pub stage: Arc<str>,
+    /// What kind of stage it is.
+    pub kind: StageKind,
     /// What it is doing now.
     pub activity: Activity,
     /// Events that have arrived.
     pub events_in: u64,
     /// Events that were sent to its consumers; to several, each counts.
     pub events_out: u64,
+    /// Items that wait in the [`queue`](crate::queue()) or [`fair_queue`](crate::fair_queue()) that it
+    /// takes from; 0 if it takes from none.
+    pub queued: usize,
+    /// How many items that queue holds at most; `None` if there is no queue.
+    pub queue_capacity: Option<usize>,
     /// Events that have arrived and wait to be handled.
     pub waiting: usize,
     /// Events that were emitted and wait for demand, in its buffer or its dispatcher.
     pub buffered: usize,
-    /// Events that were thrown away.
+    /// How many events its buffer holds at most; `None` if it has no bound, or no buffer.
+    pub buffer_capacity: Option<usize>,
+    /// Events that were thrown away, by its queue too.
     pub discarded: u64,
+    /// The same by reason, of those for which there were any. The words are those of the label
+    /// `reason` of the metric `pipeline.events_discarded`.
+    pub discarded_by: Vec<(&'static str, u64)>,
+    /// How many of its children are alive, if it is a consumer supervisor. One that is done at once is
+    /// never seen.
+    pub workers: Option<usize>,
+    /// How often a child has failed, or was not started although it should have been.
+    pub worker_failures: u64,
     /// How often it was started again.
     pub restarts: u64,
     /// How long it has worked.
@@ -112,6 +131,90 @@ pub struct SubscriptionSnapshot {
     pub consumer: Arc<str>,
     /// Events that it has asked for and not been sent.
     pub pending: usize,
+    /// Events that it was sent so far.
+    pub sent: u64,
+}
+
+/// How far a pipeline is between its start and its end.
+///
+/// ```
+/// use pipeline_core::{Pipeline, PipelinePhase, SubscribeOptions, for_each, from_iter};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..))
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// let observer = pipeline.observer();
+/// assert_eq!(observer.snapshot().phase, PipelinePhase::Starting);
+/// pipeline.drain(Duration::from_secs(1)).await;
+/// assert_eq!(observer.snapshot().phase, PipelinePhase::Ended);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PipelinePhase {
+    /// Not all stages have made their first subscriptions yet.
+    Starting,
+    /// It works. One of its stages may be about to be started again.
+    Running,
+    /// It takes nothing new: it was told to drain, or it stops because a stage has failed.
+    Draining,
+    /// All its stages have ended.
+    Ended,
+}
+
+/// The kinds of stage.
+///
+/// ```
+/// use pipeline_core::{Pipeline, StageKind, SubscribeOptions, for_each, from_iter, map};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..10))
+///     .producer_consumer(map(async |n: u64| n + 1), SubscribeOptions::new())
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// let kinds: Vec<_> = pipeline.snapshot().stages.iter().map(|stage| stage.kind).collect();
+/// assert_eq!(kinds, [StageKind::Producer, StageKind::ProducerConsumer, StageKind::Consumer]);
+/// assert_eq!(kinds[1].name(), "producer_consumer");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StageKind {
+    /// Emits events.
+    Producer,
+    /// Receives events and emits others.
+    ProducerConsumer,
+    /// Receives events.
+    Consumer,
+    /// Receives events, and starts a child for each.
+    ConsumerSupervisor,
+}
+
+impl StageKind {
+    /// What a stage of this kind is called unless it is given a name: `producer`,
+    /// `producer_consumer`, `consumer` or `consumer_supervisor`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Producer => "producer",
+            Self::ProducerConsumer => "producer_consumer",
+            Self::Consumer => "consumer",
+            Self::ConsumerSupervisor => "consumer_supervisor",
+        }
+    }
+
+    /// Whether it has consumers.
+    pub(crate) const fn emits(self) -> bool {
+        matches!(self, Self::Producer | Self::ProducerConsumer)
+    }
 }
 
 /// What a stage is doing.

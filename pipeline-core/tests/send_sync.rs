@@ -3,8 +3,9 @@
 use pipeline_core::{
     Adaptive, Backoff, BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed,
     ConsumerSupervisor, DemandDispatcher, ExitReason, FairQueue, FairQueueOptions,
-    FairQueueProducer, PartitionDispatcher, Pipeline, PipelineReport, Queue, QueueProducer,
-    RateLimit, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed, TryPushError,
+    FairQueueProducer, PartitionDispatcher, Pipeline, PipelineObserver, PipelineReport, Queue,
+    QueueProducer, RateLimit, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed,
+    TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -30,6 +31,7 @@ fn public_types_are_send_and_sync() {
         FairQueueOptions<u64, u64>,
         FairQueueProducer<u64, u64>,
         Pipeline,
+        PipelineObserver,
         PipelineReport,
         Queue<u64>,
         QueueProducer<u64>,

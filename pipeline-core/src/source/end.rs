@@ -8,7 +8,7 @@ use super::{
     store::{Bounded, Offered, Store},
 };
 use crate::{
-    stage::{Emitter, StageContext},
+    stage::{Emitter, Queued, StageContext},
     sync::{Arc, AtomicU64, Mutex, Ordering},
     telemetry::{Discard, StageMetrics},
 };
@@ -44,6 +44,15 @@ pub(super) struct TakeEnd<S: Bounded> {
 struct DiscardCounter {
     metrics: StageMetrics,
     reported: u64,
+}
+
+impl<S: Bounded> Shared<S> {
+    fn look(&self) -> Queued {
+        let state = self.state.lock();
+        let (items, capacity) = (state.len(), Some(state.capacity()));
+        drop(state);
+        Queued { items, capacity, discarded: self.discarded.load(Ordering::Relaxed) }
+    }
 }
 
 impl<S: Bounded> End<S> {
@@ -138,9 +147,14 @@ impl<S: Bounded> TakeEnd<S> {
 
 /// What a producer does, callback by callback.
 impl<S: Store> TakeEnd<S> {
-    pub(super) fn init<H>(&mut self, context: &StageContext<H>) {
+    pub(super) fn init<H>(&mut self, context: &StageContext<H>)
+    where
+        S: Send + 'static,
+    {
         let metrics = StageMetrics::register(context.telemetry(), &context.labels());
         self.discards = Some(DiscardCounter { metrics, reported: 0 });
+        let shared = self.end.0.clone();
+        context.gauges.queue(move || shared.look());
     }
 
     /// Emits as much as there is demand for.

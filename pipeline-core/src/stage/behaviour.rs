@@ -7,24 +7,9 @@ use tokio::sync::watch;
 use super::{Emitter, Phase, StageContext, StageHandle, StageReport};
 use crate::{
     exit::ExitReason,
+    snapshot::StageKind,
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
 };
-
-/// The kinds of stage, as far as they are treated differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Producer,
-    ProducerConsumer,
-    Consumer,
-    Supervisor,
-}
-
-impl Kind {
-    /// Whether it has consumers.
-    pub(crate) const fn emits(self) -> bool {
-        matches!(self, Self::Producer | Self::ProducerConsumer)
-    }
-}
 
 /// A stage of one kind. The public traits are small and know of their own kind only; each has an
 /// adapter to this one.
@@ -34,7 +19,7 @@ pub(crate) trait Behaviour: Send + 'static {
     type In: Send + 'static;
     type Out: Send + 'static;
 
-    const KIND: Kind;
+    const KIND: StageKind;
 
     fn stage(&mut self) -> &mut Self::Stage;
 

@@ -4,12 +4,10 @@ use std::{convert::Infallible, future::Future};
 
 use tokio::sync::watch;
 
-use super::{
-    ConsumerHandle, Emitter, Phase, StageContext,
-    behaviour::{Behaviour, Kind},
-};
+use super::{ConsumerHandle, Emitter, Phase, StageContext, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
+    snapshot::StageKind,
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
 };
 
@@ -106,7 +104,7 @@ impl<C: Consumer> Behaviour for AsConsumer<C> {
     type In = C::Event;
     type Out = Infallible;
 
-    const KIND: Kind = Kind::Consumer;
+    const KIND: StageKind = StageKind::Consumer;
 
     fn stage(&mut self) -> &mut C {
         &mut self.0

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::gauges::Gauges;
 use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 
 /// What a stage knows about where it runs, from before its first event on. `H` is the stage's own
@@ -50,6 +51,7 @@ pub struct StageContext<H> {
     pub(crate) stage: Arc<str>,
     pub(crate) telemetry: Telemetry,
     pub(crate) handle: H,
+    pub(crate) gauges: Arc<Gauges>,
 }
 
 impl<H> StageContext<H> {

@@ -34,6 +34,7 @@ pub(crate) use self::{
     behaviour::Behaviour,
     consumer::AsConsumer,
     consumer_supervisor::AsSupervisor,
+    gauges::{Gauges, Queued},
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,

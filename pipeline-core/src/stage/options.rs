@@ -2,12 +2,13 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use super::{behaviour::Kind, restart::RestartBudget};
+use super::restart::RestartBudget;
 use crate::{
     buffer::{Buffer, BufferKeep},
     dispatcher::{DemandDispatcher, Dispatcher},
     outlet::{DemandMode, Outlet, Unsubscribed},
     rate_limit::RateLimit,
+    snapshot::StageKind,
 };
 
 /// How many events without demand a producer keeps. GenStage's default.
@@ -158,10 +159,20 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
 }
 
 impl<E: 'static> StageOptions<E> {
-    pub(crate) fn outlet(&self, kind: Kind) -> Outlet<E> {
-        let usual = if kind == Kind::Producer { PRODUCER_BUFFER } else { usize::MAX };
-        let buffer = Buffer::new(self.buffer_size.unwrap_or(usual), self.keep);
-        let mode = if kind == Kind::Producer { self.mode } else { DemandMode::Forward };
+    fn buffer_size(&self, kind: StageKind) -> usize {
+        let usual = if kind == StageKind::Producer { PRODUCER_BUFFER } else { usize::MAX };
+        self.buffer_size.unwrap_or(usual)
+    }
+
+    /// How many events the buffer of a stage of this kind holds, if it has one with a bound.
+    pub(crate) fn buffer_capacity(&self, kind: StageKind) -> Option<usize> {
+        let size = self.buffer_size(kind);
+        (kind.emits() && size != usize::MAX).then_some(size)
+    }
+
+    pub(crate) fn outlet(&self, kind: StageKind) -> Outlet<E> {
+        let buffer = Buffer::new(self.buffer_size(kind), self.keep);
+        let mode = if kind == StageKind::Producer { self.mode } else { DemandMode::Forward };
         Outlet::new((self.dispatcher)(), buffer, mode, self.unsubscribed)
     }
 }

@@ -10,7 +10,7 @@ use tokio::{sync::watch, task::AbortHandle, time::Instant};
 
 use super::{
     Phase, Stage, StageContext, StageHandle, StageReport,
-    behaviour::{Behaviour, Kind},
+    behaviour::Behaviour,
     contained_now,
     gauges::Gauges,
     options::StageOptions,
@@ -19,10 +19,7 @@ use super::{
     slot::{Occupant, PlannedSubscription, Slot, Subscribing},
 };
 use crate::{
-    error::StartError,
-    snapshot::{Activity, StageSnapshot},
-    subscription::Cancel,
-    telemetry::Telemetry,
+    error::StartError, snapshot::StageSnapshot, subscription::Cancel, telemetry::Telemetry,
 };
 
 /// What a stage has in common with the others of its pipeline.
@@ -77,6 +74,11 @@ impl Observed {
         &self.stage
     }
 
+    /// Whether it has been ready for events since the pipeline was started.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.gauges.has_begun()
+    }
+
     pub(crate) fn snapshot(&self) -> StageSnapshot {
         self.gauges.snapshot(self.stage.clone())
     }
@@ -113,7 +115,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
     }
 
     fn emits(&self) -> bool {
-        matches!(B::KIND, Kind::Producer | Kind::ProducerConsumer)
+        B::KIND.emits()
     }
 
     fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError> {
@@ -122,6 +124,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             stage: self.slot.name.clone(),
             telemetry: whole.telemetry.clone(),
             handle: StageHandle { slot: self.slot.clone() },
+            gauges: self.slot.gauges.clone(),
         };
         // Before `init`, so that it can send itself something.
         let place = self.slot.occupy();
@@ -185,7 +188,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
     }
 
     fn vacate(&self, restarting: bool) {
-        self.slot.gauges.enter(if restarting { Activity::Starting } else { Activity::Ended });
+        self.slot.gauges.vacated(restarting);
         self.slot.vacate(restarting);
     }
 }

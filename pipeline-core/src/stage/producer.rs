@@ -4,12 +4,10 @@ use std::future::{Future, pending};
 
 use tokio::sync::watch;
 
-use super::{
-    Emitter, Phase, ProducerHandle, StageContext, StageReport,
-    behaviour::{Behaviour, Kind},
-};
+use super::{Emitter, Phase, ProducerHandle, StageContext, StageReport, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
+    snapshot::StageKind,
     subscription::{Cancellation, SubscribeOptions, Subscription},
     wiring::Nothing,
 };
@@ -168,7 +166,7 @@ impl<P: Producer> Behaviour for AsProducer<P> {
     type In = Nothing;
     type Out = P::Event;
 
-    const KIND: Kind = Kind::Producer;
+    const KIND: StageKind = StageKind::Producer;
 
     fn stage(&mut self) -> &mut P {
         &mut self.0

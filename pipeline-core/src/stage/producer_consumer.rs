@@ -5,11 +5,11 @@ use std::future::{Future, pending};
 use tokio::sync::watch;
 
 use super::{
-    Emitter, Phase, ProducerConsumerHandle, StageContext, StageReport,
-    behaviour::{Behaviour, Kind},
+    Emitter, Phase, ProducerConsumerHandle, StageContext, StageReport, behaviour::Behaviour,
 };
 use crate::{
     exit::ExitReason,
+    snapshot::StageKind,
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
 };
 
@@ -188,7 +188,7 @@ impl<T: ProducerConsumer> Behaviour for AsProducerConsumer<T> {
     type In = T::In;
     type Out = T::Out;
 
-    const KIND: Kind = Kind::ProducerConsumer;
+    const KIND: StageKind = StageKind::ProducerConsumer;
 
     fn stage(&mut self) -> &mut T {
         &mut self.0

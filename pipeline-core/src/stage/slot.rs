@@ -182,11 +182,11 @@ pub(crate) struct PlannedSubscription<In> {
 }
 
 impl<S, In, Out> Slot<S, In, Out> {
-    pub(crate) fn new(name: Arc<str>) -> Self {
+    pub(crate) fn new(name: Arc<str>, gauges: Gauges) -> Self {
         let occupant = watch::Sender::new(Occupant::Vacant);
         let places = Arc::new(Semaphore::new(ROOM));
-        let (gauges, subscriptions) = (Arc::default(), Mutex::default());
-        Self { name, occupant, places, gauges, subscriptions }
+        let gauges = Arc::new(gauges);
+        Self { name, occupant, places, gauges, subscriptions: Mutex::default() }
     }
 
     /// Who is to be told, if anybody.

@@ -7,12 +7,12 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
 };
 
 pub use self::error::{BadPartition, SubscribeError};
-use crate::{backoff::Backoff, exit::ExitReason};
+use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 
 /// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
 /// share several.
@@ -269,14 +269,21 @@ struct Inner {
     id: SubscriptionId,
     max_demand: usize,
     min_demand: usize,
-    /// Asked for and not sent, for those who look. The producer's dispatcher keeps the number that
-    /// counts.
-    pending: Apart<AtomicUsize>,
+    /// For those who look. The producer's dispatcher keeps the number that counts.
+    ledger: Apart<Ledger>,
     /// Whether the producer has accepted it, and not forgotten it.
     at_producer: AtomicBool,
     /// Whether the consumer expects its events.
     at_consumer: AtomicBool,
     link: Box<dyn Link>,
+}
+
+/// How many events were asked for over a subscription so far, and how many were sent. Its producer
+/// writes both.
+#[derive(Default)]
+struct Ledger {
+    asked: Tally,
+    sent: Tally,
 }
 
 /// Something that one end writes for every message, in a cache line of its own: the rest is read as
@@ -304,7 +311,7 @@ impl Subscription {
             id,
             max_demand: options.max(),
             min_demand: options.min(),
-            pending: Apart::default(),
+            ledger: Apart::default(),
             at_producer: AtomicBool::new(false),
             at_consumer: AtomicBool::new(false),
             link: Box::new(link),
@@ -389,7 +396,14 @@ impl Subscription {
     }
 
     pub(crate) fn pending(&self) -> usize {
-        self.0.pending.0.load(Ordering::Relaxed)
+        let Ledger { asked, sent } = &self.0.ledger.0;
+        let pending = asked.get().saturating_sub(sent.get());
+        usize::try_from(pending).unwrap_or(usize::MAX)
+    }
+
+    /// How many events were sent over it so far.
+    pub(crate) fn total_sent(&self) -> u64 {
+        self.0.ledger.0.sent.get()
     }
 
     /// The producer knows it from now on, or does not any more. Until a consumer sees that, it may ask
@@ -412,13 +426,13 @@ impl Subscription {
     /// The producer was asked for more. Only the producer itself counts.
     #[inline]
     pub(crate) fn asked(&self, events: usize) {
-        self.0.pending.0.store(self.pending().wrapping_add(events), Ordering::Relaxed);
+        self.0.ledger.0.asked.add(events);
     }
 
     /// The producer has sent some.
     #[inline]
     pub(crate) fn sent(&self, events: usize) {
-        self.0.pending.0.store(self.pending().wrapping_sub(events), Ordering::Relaxed);
+        self.0.ledger.0.sent.add(events);
     }
 
     /// Asks the producer for so many more events; asking for 0 does nothing.

@@ -5,7 +5,7 @@ use metrics::Counter;
 use super::{StageLabels, Telemetry};
 
 /// Why events were discarded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Discard {
     /// More were emitted without demand than the stage's buffer holds.
     BufferFull,
@@ -19,47 +19,62 @@ pub(crate) enum Discard {
     Unroutable,
 }
 
+impl Discard {
+    /// A reason's number is its place.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::BufferFull, Self::QueueFull, Self::Unsubscribed, Self::Filtered, Self::Unroutable];
+
+    /// What it is called in metrics and snapshots.
+    pub(crate) const fn reason(self) -> &'static str {
+        match self {
+            Self::BufferFull => "buffer_full",
+            Self::QueueFull => "queue_full",
+            Self::Unsubscribed => "unsubscribed",
+            Self::Filtered => "filtered",
+            Self::Unroutable => "unroutable",
+        }
+    }
+}
+
 /// The handles of one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct StageMetrics {
     pub(crate) events_in: Counter,
     pub(crate) events_out: Counter,
-    buffer_full: Counter,
-    queue_full: Counter,
-    unsubscribed: Counter,
-    filtered: Counter,
-    unroutable: Counter,
+    /// By reason.
+    discarded: [Counter; Discard::ALL.len()],
 }
 
 impl StageMetrics {
     pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
-        let discarded = |reason: &str| {
+        let discarded = |why: Discard| {
             telemetry.counter(
                 "pipeline.events_discarded",
                 "Events thrown away because there was no room, by reason",
-                labels.iter().cloned().chain([("reason", reason.to_owned())]),
+                labels.iter().cloned().chain([("reason", why.reason().to_owned())]),
             )
         };
         let events = |name, description| telemetry.counter(name, description, labels.clone());
         Self {
             events_in: events("pipeline.events_in", "Events that arrived at a stage"),
             events_out: events("pipeline.events_out", "Events that a stage sent to its consumers"),
-            buffer_full: discarded("buffer_full"),
-            queue_full: discarded("queue_full"),
-            unsubscribed: discarded("unsubscribed"),
-            filtered: discarded("filtered"),
-            unroutable: discarded("unroutable"),
+            discarded: Discard::ALL.map(discarded),
         }
     }
 
     pub(crate) fn discarded(&self, why: Discard, events: u64) {
-        let counter = match why {
-            Discard::BufferFull => &self.buffer_full,
-            Discard::QueueFull => &self.queue_full,
-            Discard::Unsubscribed => &self.unsubscribed,
-            Discard::Filtered => &self.filtered,
-            Discard::Unroutable => &self.unroutable,
-        };
-        counter.increment(events);
+        self.discarded[why as usize].increment(events);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_found_by_its_number() {
+        for why in Discard::ALL {
+            assert_eq!(Discard::ALL[why as usize], why);
+        }
     }
 }

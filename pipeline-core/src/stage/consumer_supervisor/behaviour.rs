@@ -7,13 +7,14 @@ use tokio::{sync::watch, task};
 use super::{
     super::{
         Emitter, Phase, StageContext, StageReport, Worker,
-        behaviour::{Behaviour, HandleOf, Kind},
+        behaviour::{Behaviour, HandleOf},
     },
     ConsumerSupervisor,
 };
 use crate::{
     demand::Slots,
     exit::ExitReason,
+    snapshot::StageKind,
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
     telemetry::{Telemetry, WorkerMetrics},
 };
@@ -30,7 +31,7 @@ where
     type In = E;
     type Out = Infallible;
 
-    const KIND: Kind = Kind::Supervisor;
+    const KIND: StageKind = StageKind::ConsumerSupervisor;
 
     fn stage(&mut self) -> &mut ConsumerSupervisor<E, W> {
         &mut self.0
@@ -41,6 +42,7 @@ where
         Arc::get_mut(&mut self.0.shared).expect("there are no children yet").metrics =
             WorkerMetrics::register(telemetry, &context.labels());
         self.0.stage = context.stage.clone();
+        self.0.gauges = context.gauges.clone();
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::{
     fmt,
     future::{Future, poll_fn},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -26,12 +26,14 @@ pub(crate) use self::behaviour::AsSupervisor;
 use self::brevity::Brevity;
 use super::{
     Caller, ChildContext, Phase, StageHandle, Start, Worker, contained, contained_now,
+    gauges::Gauges,
     restart::{Restart, RestartBudget},
 };
 use crate::{
     adaptive::{Adaptive, AdaptiveLimit},
     demand::Slots,
     exit::ExitReason,
+    snapshot::StageKind,
     subscription::{Subscription, SubscriptionId},
     telemetry::WorkerMetrics,
 };
@@ -98,6 +100,7 @@ pub struct ConsumerSupervisor<E, W> {
     waiting: VecDeque<(E, SubscriptionId)>,
     stopping: Stopping,
     stage: Arc<str>,
+    gauges: Arc<Gauges>,
     unfinished: usize,
 }
 
@@ -307,6 +310,7 @@ where
             waiting: VecDeque::new(),
             stopping: Stopping::default(),
             stage: "".into(),
+            gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
             unfinished: 0,
         }
     }
@@ -463,11 +467,16 @@ where
             return Some(context);
         }
         if let Err(reason) = outcome {
-            self.shared.metrics.failed.increment(1);
+            self.count_failure();
             tracing::error!(stage = %self.stage, %reason, "a worker did not start");
         }
         self.free(subscription);
         None
+    }
+
+    fn count_failure(&self) {
+        self.shared.metrics.failed.increment(1);
+        self.gauges.worker_failures.add(1);
     }
 
     /// Asks the worker whether it takes the event on.
@@ -515,6 +524,7 @@ where
         self.next_child += 1;
         self.by_hand += usize::from(subscription.is_none());
         self.children.insert(id, Child { subscription, task: None, terminated: Vec::new() });
+        self.gauges.workers.store(self.children.len(), Relaxed);
         self.spawn(id, job);
         id
     }
@@ -544,7 +554,7 @@ where
             && !reason.is_graceful()
             && !terminated
         {
-            self.shared.metrics.failed.increment(1);
+            self.count_failure();
             let restart = self.restart == Restart::Transient;
             tracing::error!(stage = %self.stage, %reason, restart, "a worker failed");
             if restart {
@@ -584,6 +594,7 @@ where
 
     fn forget(&mut self, id: ChildId) -> Option<Child> {
         let child = self.children.remove(&id)?;
+        self.gauges.workers.store(self.children.len(), Relaxed);
         self.by_hand -= usize::from(child.subscription.is_none());
         Some(child)
     }

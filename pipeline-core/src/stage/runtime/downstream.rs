@@ -112,7 +112,7 @@ impl<B: Behaviour> StageTask<B> {
         self.spend(dispatched);
         if unsubscribed > 0 {
             self.report.discarded += unsubscribed;
-            self.gauges.discarded.add(unsubscribed);
+            self.gauges.discarded(Discard::Unsubscribed, unsubscribed);
             self.metrics.discarded(Discard::Unsubscribed, unsubscribed as u64);
         }
         if overflow > 0 {
@@ -123,7 +123,7 @@ impl<B: Behaviour> StageTask<B> {
 
     pub(super) fn discard(&mut self, why: Discard, count: usize, message: &'static str) {
         self.report.discarded += count;
-        self.gauges.discarded.add(count);
+        self.gauges.discarded(why, count);
         self.metrics.discarded(why, count as u64);
         if self.behaviour.format_discarded(count) {
             tracing::warn!(stage = %self.report.stage, discarded = count, "{message}");
@@ -170,6 +170,7 @@ impl<B: Behaviour> StageTask<B> {
     fn tell_of_the_rest(&mut self) {
         let (filtered, unroutable) = self.deliveries.take_discarded();
         if filtered > 0 {
+            self.gauges.discarded(Discard::Filtered, filtered);
             self.metrics.discarded(Discard::Filtered, filtered as u64);
         }
         if unroutable > 0 {

@@ -2,16 +2,14 @@
 
 use super::{
     super::{
-        behaviour::{Behaviour, Kind},
-        contained_now,
-        link::ToConsumer,
-        link::ToProducer,
-        message::Letter,
+        behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer, message::Letter,
         slot::Mail,
     },
     Callback, StageTask,
 };
-use crate::{dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode};
+use crate::{
+    dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode, snapshot::StageKind,
+};
 
 /// What happens when a marker is reached.
 pub(super) enum Pending<B: Behaviour> {
@@ -44,7 +42,7 @@ impl<B: Behaviour> StageTask<B> {
         self.inlet.resume();
         self.retries.clear();
         self.outlet.set_mode(DemandMode::Forward);
-        if B::KIND != Kind::Producer || self.finishing.is_some() {
+        if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
         }
         match self.call(Callback::Drain).await {
@@ -97,7 +95,7 @@ impl<B: Behaviour> StageTask<B> {
     /// Goes on with ending. Whether there is more to do at once.
     pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
         let Some(finishing) = &mut self.finishing else {
-            let abandoned = B::KIND != Kind::Producer && self.inlet.upstreams().is_empty();
+            let abandoned = B::KIND != StageKind::Producer && self.inlet.upstreams().is_empty();
             if self.draining && abandoned && self.inlet.is_empty() {
                 self.finish(ExitReason::Normal);
                 return Ok(true);
@@ -107,7 +105,7 @@ impl<B: Behaviour> StageTask<B> {
         match finishing.step {
             Step::Input if self.inlet.is_empty() => {
                 finishing.step = Step::Output;
-                if B::KIND == Kind::ProducerConsumer {
+                if B::KIND == StageKind::ProducerConsumer {
                     self.call(Callback::Drain).await?;
                 }
                 let marker = self.marker(Pending::Finish);

@@ -29,7 +29,7 @@ use self::{
 };
 use super::{
     Emitter, Phase, StageContext, StageReport,
-    behaviour::{Behaviour, HandleOf, Kind},
+    behaviour::{Behaviour, HandleOf},
     contained, contained_now,
     gauges::Gauges,
     link::ToProducer,
@@ -44,7 +44,7 @@ use crate::{
     inlet::{Inlet, Input},
     outlet::{DemandMode, Outlet},
     rate_limit::RateLimiter,
-    snapshot::Activity,
+    snapshot::{Activity, StageKind},
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
     telemetry::StageMetrics,
 };
@@ -208,6 +208,7 @@ impl<B: Behaviour> StageTask<B> {
         subscriptions: Vec<Subscribing<B::In>>,
     ) -> Result<Infallible, ExitReason> {
         self.subscribe_all(subscriptions).await?;
+        self.gauges.begun();
         loop {
             match self.next() {
                 Next::Events { from, events } => self.handle_events(from, events).await?,
@@ -233,7 +234,7 @@ impl<B: Behaviour> StageTask<B> {
                 return Next::Marker(marker);
             }
             if !self.paused && !self.inlet.is_empty() {
-                let may = B::KIND != Kind::ProducerConsumer || self.outlet.unmet() > 0;
+                let may = B::KIND != StageKind::ProducerConsumer || self.outlet.unmet() > 0;
                 match self.inlet.next(may) {
                     Some(Input::Events { from, events }) => return Next::Events { from, events },
                     Some(Input::Ended { from, how }) => return Next::Ended { from, how },
@@ -245,7 +246,7 @@ impl<B: Behaviour> StageTask<B> {
                     None => {}
                 }
             }
-            if B::KIND == Kind::Producer && self.finishing.is_none() {
+            if B::KIND == StageKind::Producer && self.finishing.is_none() {
                 let demand = self.outlet.new_demand();
                 if demand > 0 {
                     return Next::Demand(demand);
@@ -287,7 +288,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Shows how many events are here and wait.
     fn show_held(&self) {
-        if B::KIND != Kind::Producer {
+        if B::KIND != StageKind::Producer {
             self.gauges.waiting.store(self.inlet.held(), Relaxed);
         }
         if B::KIND.emits() {
@@ -440,7 +441,7 @@ impl<B: Behaviour> StageTask<B> {
                 let _ = answer.send(self.outlet.mode());
             }
             Control::Buffered(answer) => {
-                if matches!(B::KIND, Kind::Consumer | Kind::Supervisor) {
+                if matches!(B::KIND, StageKind::Consumer | StageKind::ConsumerSupervisor) {
                     tracing::error!(stage = %self.report.stage, "a consumer has no buffer to count");
                 }
                 let _ = answer.send(self.outlet.buffered());
@@ -456,7 +457,7 @@ impl<B: Behaviour> StageTask<B> {
             }
             Control::Pause(paused) => self.paused = paused && !self.draining,
             // What a producer holds is in its own hands: it hands it out as it is asked for.
-            Control::Finish if B::KIND == Kind::Producer => self.drain().await?,
+            Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,
             Control::Finish => self.finish(ExitReason::Normal),
             Control::Stop(reason) => return Err(reason),
         }
@@ -465,8 +466,8 @@ impl<B: Behaviour> StageTask<B> {
 
     fn set_mode(&mut self, mode: DemandMode) {
         match (B::KIND, mode) {
-            (Kind::Producer, _) => self.outlet.set_mode(mode),
-            (Kind::ProducerConsumer, DemandMode::Forward) => {}
+            (StageKind::Producer, _) => self.outlet.set_mode(mode),
+            (StageKind::ProducerConsumer, DemandMode::Forward) => {}
             _ => {
                 tracing::error!(stage = %self.report.stage, ?mode, "only producers have a demand mode");
             }
@@ -492,7 +493,7 @@ impl<B: Behaviour> StageTask<B> {
     /// What the next callback is told that there is demand for.
     fn owed(&self) -> usize {
         match B::KIND {
-            Kind::ProducerConsumer => self.outlet.unmet(),
+            StageKind::ProducerConsumer => self.outlet.unmet(),
             _ => self.outlet.owed(),
         }
     }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         Emitter,
-        behaviour::{Behaviour, Kind},
+        behaviour::Behaviour,
         contained,
         link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
         slot::{Occupant, Subscribing, Target, next_id},
@@ -23,6 +23,7 @@ use crate::{
     demand::{Chunk, Window},
     exit::ExitReason,
     inlet::{Input, Upstream},
+    snapshot::StageKind,
     subscription::{
         Asking, Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription,
         SubscriptionId,
@@ -102,7 +103,8 @@ impl<B: Behaviour> StageTask<B> {
     /// Whether nothing is to be delivered before events are handled. What a rate limit lets through
     /// by now is.
     fn may_handle_at_once(&self) -> bool {
-        B::KIND != Kind::ProducerConsumer || (self.limiter.is_none() && self.outlet.unmet() > 0)
+        B::KIND != StageKind::ProducerConsumer
+            || (self.limiter.is_none() && self.outlet.unmet() > 0)
     }
 
     /// Subscribes this stage to another.
@@ -226,9 +228,9 @@ impl<B: Behaviour> StageTask<B> {
             return Ok(());
         }
         let gently = match B::KIND {
-            Kind::ProducerConsumer => reason.is_graceful(),
-            Kind::Supervisor => matches!(reason, ExitReason::Normal),
-            Kind::Producer | Kind::Consumer => false,
+            StageKind::ProducerConsumer => reason.is_graceful(),
+            StageKind::ConsumerSupervisor => matches!(reason, ExitReason::Normal),
+            StageKind::Producer | StageKind::Consumer => false,
         };
         if gently {
             self.finish(reason);

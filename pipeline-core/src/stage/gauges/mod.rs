@@ -1,0 +1,152 @@
+//! What a stage shows of itself while it runs.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+};
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use self::front::Front;
+pub(crate) use self::front::Queued;
+use super::times::Times;
+use crate::{
+    snapshot::{Activity, StageKind, StageSnapshot, SubscriptionSnapshot},
+    subscription::{Subscription, SubscriptionId},
+    tally::Tally,
+    telemetry::Discard,
+};
+
+mod front;
+
+/// Numbers that the stage writes and a snapshot reads. None of them orders anything.
+#[derive(Debug)]
+pub(crate) struct Gauges {
+    kind: StageKind,
+    buffer_capacity: Option<usize>,
+    pub(crate) events_in: Tally,
+    pub(crate) events_out: Tally,
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) buffered: AtomicUsize,
+    pub(crate) workers: AtomicUsize,
+    pub(crate) worker_failures: Tally,
+    /// By reason. What a queue has discarded, it knows itself.
+    discarded: [Tally; Discard::ALL.len()],
+    starts: AtomicU64,
+    begun: AtomicBool,
+    times: Times,
+    front: Mutex<Front>,
+    consumers: Mutex<Vec<(Subscription, Arc<str>)>>,
+}
+
+impl Gauges {
+    /// Of a stage of this kind, whose buffer holds so many events, if it has one with a bound.
+    pub(crate) fn new(kind: StageKind, buffer_capacity: Option<usize>) -> Self {
+        Self {
+            kind,
+            buffer_capacity,
+            events_in: Tally::default(),
+            events_out: Tally::default(),
+            waiting: AtomicUsize::default(),
+            buffered: AtomicUsize::default(),
+            workers: AtomicUsize::default(),
+            worker_failures: Tally::default(),
+            discarded: Default::default(),
+            starts: AtomicU64::default(),
+            begun: AtomicBool::default(),
+            times: Times::default(),
+            front: Mutex::default(),
+            consumers: Mutex::default(),
+        }
+    }
+
+    /// The stage does something else from now on.
+    pub(crate) fn enter(&self, activity: Activity) {
+        self.times.enter(activity, Instant::now());
+    }
+
+    /// A new incarnation of the stage begins.
+    pub(crate) fn started(&self) {
+        self.starts.fetch_add(1, Relaxed);
+        self.waiting.store(0, Relaxed);
+        self.buffered.store(0, Relaxed);
+        self.enter(Activity::Starting);
+    }
+
+    /// The stage has subscribed to what it is to subscribe to, and is ready for events.
+    pub(crate) fn begun(&self) {
+        self.begun.store(true, Relaxed);
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.load(Relaxed)
+    }
+
+    /// The stage has ended, for a while or for good. What it left behind can be seen; what it was
+    /// connected to is let go of.
+    pub(crate) fn vacated(&self, restarting: bool) {
+        self.consumers.lock().clear();
+        self.workers.store(0, Relaxed);
+        self.front.lock().leave();
+        self.enter(if restarting { Activity::Starting } else { Activity::Ended });
+    }
+
+    /// A queue stands before the stage, and this is how to look at it.
+    pub(crate) fn queue(&self, look: impl Fn() -> Queued + Send + 'static) {
+        self.front.lock().stand(Box::new(look));
+    }
+
+    pub(crate) fn discarded(&self, why: Discard, events: usize) {
+        self.discarded[why as usize].add(events);
+    }
+
+    pub(crate) fn subscribed(&self, subscription: Subscription, consumer: Arc<str>) {
+        self.consumers.lock().push((subscription, consumer));
+    }
+
+    pub(crate) fn unsubscribed(&self, id: SubscriptionId) {
+        self.consumers.lock().retain(|(subscription, _)| subscription.id() != id);
+    }
+
+    pub(crate) fn snapshot(&self, stage: Arc<str>) -> StageSnapshot {
+        let consumers = self.consumers.lock();
+        let subscription = |(subscription, consumer): &(Subscription, Arc<str>)| {
+            let (id, pending) = (subscription.id(), subscription.pending());
+            let sent = subscription.total_sent();
+            SubscriptionSnapshot { id, consumer: consumer.clone(), pending, sent }
+        };
+        let subscriptions = consumers.iter().map(subscription).collect();
+        drop(consumers);
+        let queued = self.front.lock().queued();
+        let discarded = |why: Discard| {
+            let by_queue = if why == Discard::QueueFull { queued.discarded } else { 0 };
+            (why.reason(), self.discarded[why as usize].get() + by_queue)
+        };
+        let mut discarded_by: Vec<_> = Discard::ALL.map(discarded).into();
+        discarded_by.retain(|(_, events)| *events > 0);
+        let times = self.times.at(Instant::now());
+        let supervises = self.kind == StageKind::ConsumerSupervisor;
+        StageSnapshot {
+            stage,
+            kind: self.kind,
+            activity: times.activity,
+            events_in: self.events_in.get(),
+            events_out: self.events_out.get(),
+            queued: queued.items,
+            queue_capacity: queued.capacity,
+            waiting: self.waiting.load(Relaxed),
+            buffered: self.buffered.load(Relaxed),
+            buffer_capacity: self.buffer_capacity,
+            discarded: discarded_by.iter().map(|(_, events)| events).sum(),
+            discarded_by,
+            workers: supervises.then(|| self.workers.load(Relaxed)),
+            worker_failures: self.worker_failures.get(),
+            restarts: self.starts.load(Relaxed).saturating_sub(1),
+            busy: times.busy,
+            waiting_for_events: times.waiting_for_events,
+            waiting_for_demand: times.waiting_for_demand,
+            subscriptions,
+        }
+    }
+}

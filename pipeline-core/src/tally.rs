@@ -1,0 +1,19 @@
+//! A sum that one task adds to, and any may read.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A sum that one task adds to and any may read.
+#[derive(Debug, Default)]
+pub(crate) struct Tally(AtomicU64);
+
+impl Tally {
+    /// Not for two tasks at a time: one would forget what the other has added.
+    #[inline]
+    pub(crate) fn add(&self, events: usize) {
+        self.0.store(self.get().wrapping_add(events as u64), Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}

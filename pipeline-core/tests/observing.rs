@@ -1,0 +1,205 @@
+//! What can be seen of a running pipeline, and of one that has ended.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::{sync::Arc, time::Duration};
+
+use pipeline_core::{
+    BroadcastDispatcher, ConsumerSupervisor, ExitReason, FairQueueOptions, Graph, Pipeline,
+    PipelineObserver, PipelinePhase, QueueOptions, Restart, Stage, StageKind, StageSnapshot,
+    SubscribeOptions, Unsubscribed, fair_queue, for_each, from_iter, map, queue,
+    testkit::{assert_no_task_left, recording, scripted, settle},
+};
+use pipeline_test_support::gate;
+
+fn seen<const N: usize>(observer: &PipelineObserver) -> [StageSnapshot; N] {
+    observer.snapshot().stages.try_into().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_in_a_queue_is_seen_before_and_after_the_end() {
+    let (queue, producer) = queue(QueueOptions::new().capacity(2));
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let pipeline = Pipeline::builder("test")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new().max_demand(1))
+        .start()
+        .unwrap();
+    let observer = pipeline.observer();
+    queue.push(0).await.unwrap();
+    keeper.started(1).await;
+    for event in 1..6 {
+        let _ = queue.offer(event).unwrap();
+    }
+    // The source has not looked at its queue since: nobody has asked it for anything.
+    let [source, supervisor] = seen(&observer);
+    assert_eq!((source.queued, source.queue_capacity), (2, Some(2)));
+    assert_eq!((source.discarded, &source.discarded_by[..]), (3, &[("queue_full", 3)][..]));
+    assert_eq!((source.workers, supervisor.workers), (None, Some(1)));
+    assert_eq!((supervisor.queued, supervisor.queue_capacity), (0, None));
+
+    pipeline.drain(Duration::ZERO).await;
+    let [source, supervisor] = seen(&observer);
+    assert_eq!((source.queued, source.queue_capacity, source.discarded), (2, Some(2), 3));
+    assert_eq!(supervisor.workers, Some(0));
+    assert!(source.subscriptions.is_empty());
+}
+
+#[tokio::test]
+async fn what_waits_in_a_fair_queue_is_seen() {
+    let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(10).key_capacity(1));
+    let mut graph = Graph::new("test");
+    graph.producer("source", producer);
+    let pipeline = graph.start().unwrap();
+    for event in 0..3 {
+        let _ = queue.offer("Ada", event).unwrap();
+    }
+    queue.push("Joe", 3).await.unwrap();
+    let [source] = seen(&pipeline.observer());
+    assert_eq!((source.queued, source.queue_capacity), (2, Some(10)));
+    assert_eq!(source.discarded_by, [("queue_full", 2)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_keeps_nothing_alive() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("test");
+    graph.producer("source", producer);
+    let pipeline = graph.start().unwrap();
+    let observer = pipeline.observer();
+    let event = Arc::new(());
+    queue.push(event.clone()).await.unwrap();
+    settle().await;
+    drop((pipeline, queue));
+    assert_no_task_left().await;
+    assert_eq!(Arc::strong_count(&event), 1);
+    let [source] = seen(&observer);
+    assert_eq!(source.queued, 1, "it was left behind");
+    assert_eq!(observer.snapshot().phase, PipelinePhase::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_starts_runs_drains_and_has_ended() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let pipeline = Pipeline::builder("test")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let observer = pipeline.observer();
+    let phase = || observer.snapshot().phase;
+    assert_eq!(phase(), PipelinePhase::Starting);
+    queue.push(0).await.unwrap();
+    keeper.started(1).await;
+    assert_eq!(phase(), PipelinePhase::Running);
+    let drain = tokio::spawn(pipeline.drain(Duration::from_secs(1)));
+    settle().await;
+    assert_eq!(phase(), PipelinePhase::Draining);
+    drain.await.unwrap();
+    assert_eq!(phase(), PipelinePhase::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_stops_because_a_stage_failed_has_ended() {
+    let mut pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..10))
+        .consumer(
+            for_each(async |_| Err::<(), _>(ExitReason::failed("no luck"))),
+            SubscribeOptions::new(),
+        )
+        .start()
+        .unwrap();
+    let observer = pipeline.observer();
+    pipeline.ended().await;
+    assert_eq!(observer.snapshot().phase, PipelinePhase::Ended);
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_failure_of_a_worker_is_seen() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let worker = async |event: &u64| match event {
+        0 => Err(ExitReason::failed("no luck")),
+        1 => panic!("no luck at all"),
+        _ => Ok(()),
+    };
+    let supervisor = ConsumerSupervisor::new(worker).restart(Restart::Temporary);
+    let mut pipeline = Pipeline::builder("test")
+        .producer(producer)
+        .consumer_supervisor(supervisor, SubscribeOptions::new())
+        .start()
+        .unwrap();
+    for event in 0..5 {
+        queue.push(event).await.unwrap();
+    }
+    queue.close();
+    pipeline.ended().await;
+    let [source, supervisor] = seen(&pipeline.observer());
+    assert_eq!((source.worker_failures, supervisor.worker_failures), (0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_is_counted_for_each_subscription() {
+    let (producer, script) = scripted();
+    let mut graph = Graph::new("test");
+    let producer = Stage::new(producer).named("source").dispatcher(BroadcastDispatcher::new);
+    let producer = graph.producer_with(producer);
+    let mut recordings = Vec::new();
+    for (name, max) in [("a", 4), ("b", 10)] {
+        let (consumer, recording) = recording();
+        let consumer = graph.consumer(name, consumer.manual());
+        graph.subscribe(&consumer, &producer, SubscribeOptions::new().max_demand(max));
+        recordings.push((recording, max));
+    }
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    for (recording, max) in &recordings {
+        recording.allow(*max);
+    }
+    settle().await;
+    script.emit([1, 2, 3]).await;
+    settle().await;
+    let [source, ..] = seen::<3>(&pipeline.observer());
+    let mut sent: Vec<_> =
+        source.subscriptions.iter().map(|to| (&*to.consumer, to.sent, to.pending)).collect();
+    sent.sort_unstable();
+    assert_eq!(sent, [("a", 3, 1), ("b", 3, 7)]);
+    assert_eq!(source.events_out, 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_are_thrown_away_are_counted_by_reason() {
+    let ((producer, script), (consumer, recording)) = (scripted(), recording());
+    let mut graph = Graph::new("test");
+    let producer = Stage::new(producer).named("source").buffer_size(2);
+    let producer = graph.producer_with(producer.unsubscribed(Unsubscribed::Discard));
+    let consumer = graph.consumer("sink", consumer.manual());
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    script.emit([1]).await;
+    consumer.subscribe(&producer, SubscribeOptions::new()).await.unwrap();
+    settle().await;
+    script.emit([2, 3, 4, 5]).await;
+    let [source, _] = seen(&pipeline.observer());
+    assert_eq!(source.discarded_by, [("buffer_full", 2), ("unsubscribed", 1)]);
+    assert_eq!((source.discarded, source.buffered, source.buffer_capacity), (3, 2, Some(2)));
+    drop(recording);
+}
+
+#[tokio::test]
+async fn a_stage_says_what_it_is_and_how_large_its_buffer_is() {
+    let pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..10))
+        .producer_consumer(map(async |n: u64| n), SubscribeOptions::new())
+        .consumer(for_each(async |_| ()), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let kinds = seen::<3>(&pipeline.observer()).map(|stage| (stage.kind, stage.buffer_capacity));
+    let expected = [
+        (StageKind::Producer, Some(10_000)),
+        (StageKind::ProducerConsumer, None),
+        (StageKind::Consumer, None),
+    ];
+    assert_eq!(kinds, expected);
+}
