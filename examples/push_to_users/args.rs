@@ -53,6 +53,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Dialect::Dogstatsd)]
     pub statsd_dialect: Dialect,
 
+    /// Print all StatsD lines, also those that come each second and say nothing new
+    #[arg(long, conflicts_with = "statsd")]
+    pub statsd_all: bool,
+
     /// The secret that sign-in tokens are signed with, 20 bytes at least [default: a new one, so
     /// that tokens are good for this run]
     #[arg(long, value_name = "TEXT", env = "PUSH_SECRET", hide_env_values = true)]

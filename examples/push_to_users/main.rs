@@ -12,6 +12,7 @@ mod client;
 mod demo;
 mod http;
 mod lines;
+mod printed;
 mod push;
 mod statsd;
 mod stdin;
@@ -63,7 +64,9 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     })?;
     let address = listener.local_addr()?;
     let client = PhoenixClient::find_or_install().await;
-    let statsd = Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into()).await?;
+    let statsd =
+        Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into(), args.statsd_all)
+            .await?;
 
     // The sockets: a user signs in with a token, and joins no topic but its own. A client that reads
     // slowly is waited for, five seconds at most, and the pipeline's demand with it.

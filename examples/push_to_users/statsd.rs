@@ -5,6 +5,8 @@ use std::{error::Error, fmt, io, time::Duration};
 use pipeline::statsd::{Dialect, StatsdFlusher, StatsdRecorder};
 use tokio::{net::UdpSocket, sync::oneshot, task::JoinHandle, time::timeout};
 
+use crate::printed::Printed;
+
 /// How long nothing comes after the last line.
 const QUIET: Duration = Duration::from_millis(100);
 
@@ -22,15 +24,20 @@ struct Printer {
 }
 
 impl Statsd {
-    /// Sends to this server, or to a listener of our own that prints what it receives.
-    pub async fn install(server: Option<&str>, dialect: Dialect) -> Result<Self, Box<dyn Error>> {
+    /// Sends to this server, or to a listener of our own that prints what it receives: all of it, or
+    /// what tells something new.
+    pub async fn install(
+        server: Option<&str>,
+        dialect: Dialect,
+        all: bool,
+    ) -> Result<Self, Box<dyn Error>> {
         let (target, printer) = match server {
             Some(server) => (server.to_owned(), None),
             None => {
                 let socket = UdpSocket::bind("127.0.0.1:0").await?;
                 let address = socket.local_addr()?.to_string();
                 let (stop, stopped) = oneshot::channel();
-                let task = tokio::spawn(print(socket, stopped));
+                let task = tokio::spawn(print(socket, stopped, Printed::new(all)));
                 (address, Some(Printer { stop, task }))
             }
         };
@@ -61,25 +68,27 @@ impl fmt::Display for Statsd {
     }
 }
 
-async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>) {
+async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>, mut printed: Printed) {
     let mut packet = vec![0; 65_536];
     loop {
         tokio::select! {
-            received = socket.recv(&mut packet) => print_packet(&packet, received),
+            received = socket.recv(&mut packet) => print_packet(&packet, received, &mut printed),
             _ = &mut stopped => break,
         }
     }
     // What was sent before we were stopped is on its way: it ends where nothing more comes.
     while let Ok(received) = timeout(QUIET, socket.recv(&mut packet)).await {
-        print_packet(&packet, received);
+        print_packet(&packet, received, &mut printed);
     }
 }
 
-fn print_packet(packet: &[u8], received: io::Result<usize>) {
+fn print_packet(packet: &[u8], received: io::Result<usize>, printed: &mut Printed) {
     match received {
         Ok(length) => {
             for line in String::from_utf8_lossy(&packet[..length]).lines() {
-                println!("statsd | {line}");
+                if printed.wants(line) {
+                    println!("statsd | {line}");
+                }
             }
         }
         Err(error) => eprintln!("statsd: {error}"),
