@@ -133,7 +133,7 @@ fn undisturbed(plan: &Plan, to_the_end: bool) -> Result<(Ledger, PipelineReport)
         run.carry_out_all(&plan.deeds).await;
         if to_the_end {
             run.lift();
-            time::sleep(Duration::from_secs(3600)).await;
+            time::sleep(Duration::from_secs(60)).await;
         }
         let drained = pipeline.drain(Duration::from_secs(3600));
         let (report, ()) = tokio::join!(drained, run.carry_out_all(&plan.late));
