@@ -27,11 +27,12 @@ pub(crate) struct Hub {
 impl Hub {
     pub(crate) fn new(telemetry: &Telemetry, adapter: Option<Arc<dyn Adapter>>) -> Self {
         let sockets: Arc<Sockets> = Arc::default();
+        let metrics = Arc::new(SocketMetrics::register(telemetry));
         Self {
-            pubsub: PubSub::new(sockets.clone(), adapter),
+            pubsub: PubSub::new(sockets.clone(), metrics.clone(), adapter),
             sockets,
             sweeper: Sweeper::new(),
-            metrics: Arc::new(SocketMetrics::register(telemetry)),
+            metrics,
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),
         }

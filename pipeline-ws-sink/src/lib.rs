@@ -126,6 +126,7 @@ mod drainer;
 mod end;
 mod endpoint;
 mod hub;
+mod latencies;
 mod listen;
 mod mount;
 mod origin;
@@ -136,6 +137,7 @@ mod payload;
 mod protocol;
 mod pubsub;
 mod session;
+mod snapshot;
 mod socket;
 mod sockets;
 mod telemetry;
@@ -152,6 +154,7 @@ pub use self::{
     connect_info::{ConnectInfo, PeerAddr},
     drainer::Drainer,
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
+    latencies::Latencies,
     listen::listen,
     mount::Mount,
     origin::{CheckOrigin, Origin, OriginError},
@@ -164,6 +167,7 @@ pub use self::{
         Adapter, AdapterError, BroadcastError, Lagged, LocalNode, PubSub, Push, Pusher,
         SubscriberId, Subscription,
     },
+    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket},
     token::{Signer, SignerError, TokenError},
     topic::{PatternError, Topic},

@@ -10,8 +10,9 @@ use crate::{
     origin::CheckOrigin,
     outbox::{OutboxLimits, WhenFull},
     protocol::connection::Limits,
+    snapshot::RouteSnapshot,
     socket::Socket,
-    telemetry::Attempts,
+    telemetry::RouteMeter,
     topic::{PatternError, Topic, TopicPattern},
 };
 
@@ -315,8 +316,8 @@ impl<S: Socket> Mount<S> {
         }
         let register = |Route { pattern, channel }| {
             let channel: Arc<dyn ErasedChannel<S>> = channel;
-            let attempts = channel.register(telemetry);
-            RegisteredRoute { pattern, channel, attempts }
+            let meter = Arc::new(channel.register(telemetry));
+            RegisteredRoute { pattern, channel, meter }
         };
         let routes = self.routes.into_iter().map(register).collect();
         Ok((self.socket, Routes { routes, max_channels: self.options.max_channels }))
@@ -344,13 +345,29 @@ pub(crate) struct Routes<S> {
 pub(crate) struct RegisteredRoute<S> {
     pattern: TopicPattern,
     pub(crate) channel: Arc<dyn ErasedChannel<S>>,
-    pub(crate) attempts: Attempts,
+    pub(crate) meter: Arc<RouteMeter>,
 }
 
 impl<S> Routes<S> {
     /// The first route that matches, and the topic as it sees it.
     pub(crate) fn find(&self, topic: &str) -> Option<(Topic, &RegisteredRoute<S>)> {
         self.routes.iter().find_map(|route| Some((route.pattern.matches(topic)?, route)))
+    }
+
+    /// What the channels of each route do, at the mount of this path.
+    pub(crate) fn snapshots<'a>(
+        &'a self,
+        path: &'a str,
+    ) -> impl Iterator<Item = RouteSnapshot> + 'a {
+        self.routes.iter().map(|RegisteredRoute { pattern, meter, .. }| RouteSnapshot {
+            path: path.to_owned(),
+            pattern: pattern.to_string(),
+            channel: meter.channel,
+            open: meter.open(),
+            topics: meter.topics(),
+            joined: meter.joins.succeeded(),
+            refused: meter.joins.failed(),
+        })
     }
 
     pub(crate) fn max_channels(&self) -> usize {

@@ -81,6 +81,10 @@ impl<S: Socket> Session<S> {
         Self { connection, routes, channels: HashMap::new(), lives: 0 }
     }
 
+    pub(crate) fn metrics(&self) -> &SocketMetrics {
+        &self.connection.metrics
+    }
+
     /// Waits until a channel has told something that [`receive`](Self::receive) should know of.
     ///
     /// # Cancel safety
@@ -201,7 +205,7 @@ impl<S: Socket> Session<S> {
             payload: message.payload(received),
             mailbox: mailbox.clone(),
             life: life.clone(),
-            attempts: route.attempts.clone(),
+            meter: route.meter.clone(),
             replaces,
         }));
         let join_ref = message.join_ref();

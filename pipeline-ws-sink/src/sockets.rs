@@ -7,7 +7,14 @@ use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time;
 
-use crate::{drainer::Drainer, end::SocketEnd, outbox::Outbox};
+use crate::{
+    drainer::Drainer,
+    end::SocketEnd,
+    outbox::{Load, Outbox},
+};
+
+/// How many sockets are looked at before others have a turn at the table.
+const LOOK: usize = 1024;
 
 /// The open sockets, to be ended all at once or by their id.
 #[derive(Default)]
@@ -101,6 +108,22 @@ impl Sockets {
 
     pub(crate) fn len(&self) -> usize {
         self.table.lock().open.len()
+    }
+
+    /// All that waits for all sockets. Those that come or go meanwhile may be missed.
+    pub(crate) fn waiting(&self) -> Load {
+        let (mut waiting, mut next) = (Load::default(), 0);
+        loop {
+            let table = self.table.lock();
+            let to = table.open.capacity().min(next + LOOK);
+            for open in (next..to).filter_map(|key| table.open.get(key)) {
+                waiting = waiting.plus(open.outbox.load());
+            }
+            next = to;
+            if next == table.open.capacity() {
+                return waiting;
+            }
+        }
     }
 }
 

@@ -84,6 +84,15 @@ impl TopicPattern {
     }
 }
 
+impl fmt::Display for TopicPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(exact) => f.write_str(exact),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
+        }
+    }
+}
+
 /// A `*` stands where it has no meaning.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("the topic pattern {pattern:?} has a * that is not its last character")]

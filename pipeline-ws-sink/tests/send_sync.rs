@@ -4,11 +4,12 @@ mod support;
 
 use pipeline_ws_sink::{
     AdapterError, Broadcast, BroadcastError, BuildError, Channel, ChannelContext, ChannelHandle,
-    CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointReport,
-    HandleInfo, JoinContext, JoinError, Lagged, LocalNode, MissingParam, Mount, NoReference,
-    Origin, OriginError, Params, ParamsError, PathError, PatternError, Payload, PayloadError,
-    PeerAddr, PubSub, Ref, Reply, SendError, Signer, SignerError, SocketRef, Stop, SubscriberId,
-    Subscription, TokenError, TooManyTimers, Topic, WhenFull,
+    CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointObserver,
+    EndpointReport, EndpointSnapshot, HandleInfo, JoinContext, JoinError, Lagged, Latencies,
+    LocalNode, MissingParam, Mount, MountSnapshot, NoReference, Origin, OriginError, Params,
+    ParamsError, PathError, PatternError, Payload, PayloadError, PeerAddr, PubSub, Ref, Reply,
+    RouteSnapshot, SendError, Signer, SignerError, SocketRef, Stop, SubscriberId, Subscription,
+    TokenError, TooManyTimers, Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -29,11 +30,15 @@ fn public_types_are_send_and_sync() {
         ConnectInfo,
         Drainer,
         Endpoint,
+        EndpointObserver,
         EndpointReport,
+        EndpointSnapshot,
         JoinError,
         Lagged,
+        Latencies,
         LocalNode,
         MissingParam,
+        MountSnapshot,
         NoReference,
         Origin,
         OriginError,
@@ -47,6 +52,7 @@ fn public_types_are_send_and_sync() {
         PubSub,
         Ref,
         Reply,
+        RouteSnapshot,
         SendError,
         Signer,
         SignerError,

@@ -31,7 +31,7 @@ use crate::{
     pubsub::{self, Listening, Subscriber},
     session::{Connection, SessionEvent},
     socket::Socket,
-    telemetry::Attempts,
+    telemetry::RouteMeter,
     topic::Topic,
 };
 
@@ -49,7 +49,7 @@ pub(crate) struct Join<S: Socket> {
     pub(crate) payload: Payload,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) life: Life,
-    pub(crate) attempts: Attempts,
+    pub(crate) meter: Arc<RouteMeter>,
     /// The channel that this one takes the place of.
     pub(crate) replaces: Option<Replaced>,
 }
@@ -94,7 +94,7 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
 
 /// Lets a client in, or tells it why not.
 async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<Joined<C>> {
-    let Join { connection, topic, join_ref, reference, payload, mailbox, life, attempts, replaces } =
+    let Join { connection, topic, join_ref, reference, payload, mailbox, life, meter, replaces } =
         join;
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
@@ -113,7 +113,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         (Ok(Err(JoinError(refusal))), _) => Err(refusal),
         (Err(panicked), _) => Err(Refusal::Crashed(panicked)),
     };
-    attempts.count(joined.is_ok());
+    meter.joins.count(joined.is_ok());
 
     let tell_replaced = || {
         if let Some(old) = &replaced {
@@ -143,6 +143,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             version: connection.version,
             intercept: C::INTERCEPT,
             mailbox,
+            route: meter,
         }),
     );
     connection.events.tell(SessionEvent::Joined { topic: topic.clone(), id: life.id() });

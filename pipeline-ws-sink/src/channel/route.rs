@@ -9,7 +9,7 @@ use super::{
     Channel,
     actor::{self, Join},
 };
-use crate::{socket::Socket, telemetry::Attempts, topic::TopicPattern};
+use crate::{socket::Socket, telemetry::RouteMeter, topic::TopicPattern};
 
 /// A pattern, and what joins the topics that match it.
 pub(crate) struct Route<S> {
@@ -25,7 +25,7 @@ pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
     async fn run(self: Arc<Self>, join: Join<S>);
 
     /// Registers the metrics of this kind.
-    fn register(&self, telemetry: &Telemetry) -> Attempts;
+    fn register(&self, telemetry: &Telemetry) -> RouteMeter;
 }
 
 /// A kind of channel, and its route's configuration.
@@ -46,7 +46,7 @@ impl<C: Channel> ErasedChannel<C::Socket> for ChannelRoute<C> {
         actor::run::<C>(join, &self.config).await;
     }
 
-    fn register(&self, telemetry: &Telemetry) -> Attempts {
-        Attempts::joins(telemetry, C::name())
+    fn register(&self, telemetry: &Telemetry) -> RouteMeter {
+        RouteMeter::register(telemetry, C::name())
     }
 }

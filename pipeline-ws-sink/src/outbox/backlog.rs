@@ -65,9 +65,9 @@ pub(super) struct TooSlow;
 
 /// So many frames and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Load {
-    frames: usize,
-    bytes: usize,
+pub(crate) struct Load {
+    pub(crate) frames: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Backlog {
@@ -135,6 +135,11 @@ impl Backlog {
     /// Whether another frame may have to wait for room.
     pub(super) fn is_full(&self, limits: OutboxLimits) -> bool {
         self.total.frames >= limits.frames || self.total.bytes >= limits.bytes
+    }
+
+    /// All that waits, and what is in hand.
+    pub(super) fn load(&self) -> Load {
+        self.total
     }
 
     /// Whether nothing waits, and nothing is in hand.
@@ -293,6 +298,11 @@ impl InHand {
         }
     }
 
+    /// How many frames have been written to their last byte, and not yet been let go of.
+    pub(super) fn done(&self) -> usize {
+        self.done.len()
+    }
+
     /// Lets go of the frames that have been written, and tells of each.
     pub(super) fn let_go(&mut self, mut whole: impl FnMut(Option<Instant>)) {
         for done in self.done.drain(..) {
@@ -334,7 +344,7 @@ impl Outgoing {
 }
 
 impl Load {
-    fn plus(self, other: Self) -> Self {
+    pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             frames: self.frames.saturating_add(other.frames),
             bytes: self.bytes.saturating_add(other.bytes),

@@ -28,7 +28,7 @@ use tokio::{net::TcpStream, sync::Notify, time::Instant};
 use self::backlog::{Backlog, Dropped, InHand, TooSlow};
 pub use self::when_full::WhenFull;
 pub(crate) use self::{
-    backlog::{OutboxLimits, Outgoing},
+    backlog::{Load, OutboxLimits, Outgoing},
     kind::{EventKey, Kind},
     shared_frame::SharedFrame,
     sweeper::{Place, Sweeper},
@@ -195,6 +195,11 @@ impl Outbox {
         self.channels.load(Ordering::Relaxed)
     }
 
+    /// What waits to be written.
+    pub(crate) fn load(&self) -> Load {
+        self.state.lock().backlog.as_ref().map_or_else(Load::default, |backlog| backlog.load())
+    }
+
     /// Writes what waits, for as long as the socket lives. Completes when the socket has to end. For
     /// the socket's task only.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
@@ -265,6 +270,7 @@ impl Outbox {
 
     /// Records the frames that were whole with that write.
     fn let_go(&self, hand: &mut InHand, now: Instant) {
+        self.metrics.frames_out.increment(hand.done() as u64);
         hand.let_go(|since| self.delivered(since, now));
     }
 
@@ -288,6 +294,7 @@ impl Outbox {
         state.last_active = now;
         drop(state);
         self.tell_of_room();
+        self.metrics.frames_out.increment(backlog.load().frames as u64);
         Poll::Ready(backlog.take(|since| self.delivered(since, now)))
     }
 
@@ -338,6 +345,7 @@ impl Outbox {
                 let now = Instant::now();
                 state.last_active = now;
                 drop(state);
+                self.metrics.frames_out.increment(1);
                 self.delivered(outgoing.since, now);
                 return;
             }
@@ -397,7 +405,12 @@ impl Outbox {
         let now = Instant::now();
         state.last_active = now;
         let was_full = backlog.is_full(self.limits);
-        backlog.wrote(written, |since| self.delivered(since, now));
+        let mut whole = 0;
+        backlog.wrote(written, |since| {
+            whole += 1;
+            self.delivered(since, now);
+        });
+        self.metrics.frames_out.increment(whole);
         let is_full = backlog.is_full(self.limits);
         state.let_go();
         if was_full && !is_full {

@@ -1,6 +1,7 @@
 //! Broadcasts: from anyone, to everyone on a topic.
 
 mod adapter;
+mod by_route;
 mod lanes;
 mod push;
 mod rush;
@@ -28,6 +29,7 @@ use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
     sockets::Sockets,
+    telemetry::SocketMetrics,
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -71,8 +73,12 @@ struct Shared {
 }
 
 impl PubSub {
-    pub(crate) fn new(sockets: Arc<Sockets>, adapter: Option<Arc<dyn Adapter>>) -> Self {
-        let table = Arc::new(Table::new());
+    pub(crate) fn new(
+        sockets: Arc<Sockets>,
+        metrics: Arc<SocketMetrics>,
+        adapter: Option<Arc<dyn Adapter>>,
+    ) -> Self {
+        let table = Arc::new(Table::new(metrics));
         let pubsub =
             Self { shared: Arc::new(Shared { table, sockets, adapter, lanes: Lanes::default() }) };
         if let Some(adapter) = &pubsub.shared.adapter {

@@ -169,7 +169,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_that_reads_too_slowly_loses_the_oldest_and_is_told_how_many() {
-        let table = Arc::new(Table::new());
+        let table = Arc::new(Table::silent());
         let mut subscription = Subscription::new(&table, "t");
         (0..CAPACITY + 3).for_each(|n| broadcast(&table, n));
         assert_eq!(subscription.recv().await, Err(Lagged(3)));
@@ -184,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_is_woken_by_a_broadcast() {
-        let table = Arc::new(Table::new());
+        let table = Arc::new(Table::silent());
         let mut subscription = Subscription::new(&table, "t");
         let receiving = tokio::spawn(async move { subscription.recv().await });
         tokio::task::yield_now().await;

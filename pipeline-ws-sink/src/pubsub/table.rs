@@ -14,6 +14,7 @@ use slab::Slab;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
+    by_route::ByRoute,
     rush::{self, Rush},
     subscription::Inbox,
 };
@@ -22,6 +23,7 @@ use crate::{
     channel::{Intercepted, Letter, Mailbox},
     outbox::{Outbox, Way},
     protocol::{message::Encoded, version::Version},
+    telemetry::{RouteMeter, SocketMetrics},
 };
 
 /// How many parts the table of topics has, so that few callers wait for each other.
@@ -37,6 +39,7 @@ pub(crate) struct Table {
     epoch: Instant,
     /// It has been told that a client of version 1 was passed over.
     passed_over: AtomicBool,
+    metrics: Arc<SocketMetrics>,
 }
 
 /// A part of the topics.
@@ -46,6 +49,7 @@ type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>, RandomState>>;
 #[derive(Default)]
 struct Listeners {
     subscribers: Slab<(SubscriberId, Subscriber)>,
+    by_route: ByRoute<RouteMeter>,
     rush: Rush,
     /// The last one has left, and the topic is about to go. Who comes now has to look it up again.
     closed: bool,
@@ -67,6 +71,18 @@ pub(crate) struct Joined {
     /// Broadcasts of these events go to the channel instead of the socket.
     pub(crate) intercept: &'static [&'static str],
     pub(crate) mailbox: Arc<Mailbox>,
+    /// Where it is counted.
+    pub(crate) route: Arc<RouteMeter>,
+}
+
+impl Subscriber {
+    /// The route of a channel that has joined.
+    fn route(&self) -> Option<&Arc<RouteMeter>> {
+        match self {
+            Self::Joined(joined) => Some(&joined.route),
+            Self::Channel(_) | Self::Task(_) => None,
+        }
+    }
 }
 
 impl Joined {
@@ -116,8 +132,9 @@ impl SubscriberId {
 }
 
 impl Table {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(metrics: Arc<SocketMetrics>) -> Self {
         Self {
+            metrics,
             shards: std::array::from_fn(|_| RwLock::default()),
             epoch: Instant::now(),
             passed_over: AtomicBool::new(false),
@@ -131,6 +148,7 @@ impl Table {
         id: SubscriberId,
         who: Subscriber,
     ) -> Listening {
+        let route = who.route().cloned();
         loop {
             let listeners = self.shard(topic).write().entry(topic.clone()).or_default().clone();
             let mut open = listeners.write();
@@ -139,8 +157,12 @@ impl Table {
                 self.remove(topic, &listeners);
                 continue;
             }
+            let is_first = route.as_ref().is_some_and(|route| open.by_route.enter(route));
             let key = open.subscribers.insert((id, who));
             drop(open);
+            if let Some(route) = route {
+                route.joined(is_first);
+            }
             let (table, topic) = (self.clone(), topic.clone());
             return Listening { table, topic, listeners, id, key, cancelled: false };
         }
@@ -225,6 +247,7 @@ impl Table {
 
     /// Goes through the subscribers of a topic, and says on which way a frame is to reach each.
     fn each(&self, topic: &str, mut hand: impl FnMut(SubscriberId, &Subscriber, Way)) {
+        self.metrics.broadcasts.increment(1);
         let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
         let open = listeners.read();
         let now = Instant::now();
@@ -236,6 +259,11 @@ impl Table {
         let now = Instant::now();
         open.rush.handed_out(now.saturating_duration_since(self.epoch));
         rush::was_handed_out(now);
+    }
+
+    /// How many topics somebody listens to.
+    pub(crate) fn topics(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
     /// A client whose version cannot express a broadcast goes without it. Told once.
@@ -281,11 +309,16 @@ impl Listening {
         }
         let mut listeners = self.listeners.write();
         let gone = listeners.subscribers.try_remove(self.key);
+        let route = gone.as_ref().and_then(|(_, who)| who.route()).cloned();
+        let was_last = route.as_ref().is_some_and(|route| listeners.by_route.leave(route));
         listeners.closed = listeners.subscribers.is_empty();
         let closed = listeners.closed;
         drop(listeners);
         if closed {
             self.table.remove(&self.topic, &self.listeners);
+        }
+        if let Some(route) = route {
+            route.left(was_last);
         }
         // After the locks: it may be the last to hold a whole socket.
         drop(gone);
@@ -299,6 +332,14 @@ impl Drop for Listening {
 }
 
 #[cfg(test)]
+impl Table {
+    /// One that records nothing.
+    pub(super) fn silent() -> Self {
+        Self::new(Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global())))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::thread;
 
@@ -306,10 +347,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{
-        outbox::{OutboxLimits, Writer},
-        telemetry::SocketMetrics,
-    };
+    use crate::outbox::{OutboxLimits, Writer};
 
     /// A subscriber whose broadcasts of these events go to its mailbox, to be counted there.
     fn subscriber(intercept: &'static [&'static str]) -> (Subscriber, Arc<Mailbox>) {
@@ -319,37 +357,34 @@ mod tests {
         let outbox = Arc::new(Outbox::new(writer, limits, metrics));
         let mailbox = Arc::new(Mailbox::default());
         let version = Version::V2;
-        let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone() };
+        let route = Arc::new(RouteMeter::register(&Telemetry::global(), "Silent"));
+        let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone(), route };
         (Subscriber::Joined(joined), mailbox)
-    }
-
-    fn topics(table: &Table) -> usize {
-        table.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
     #[tokio::test]
     async fn a_topic_that_nobody_listens_to_takes_no_memory() {
-        let table = Arc::new(Table::new());
+        let table = Arc::new(Table::silent());
         let topic: Arc<str> = "t".into();
         let first = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
         let mut second = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
-        assert_eq!(topics(&table), 1);
+        assert_eq!(table.topics(), 1);
         second.cancel();
-        assert_eq!(topics(&table), 1);
+        assert_eq!(table.topics(), 1);
         drop(first);
-        assert_eq!(topics(&table), 0);
+        assert_eq!(table.topics(), 0);
         // Its key may belong to another by now.
         let third = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
         drop(second);
-        assert_eq!(topics(&table), 1);
+        assert_eq!(table.topics(), 1);
         drop(third);
-        assert_eq!(topics(&table), 0);
+        assert_eq!(table.topics(), 0);
     }
 
     #[tokio::test]
     async fn who_has_subscribed_gets_every_broadcast_however_others_come_and_go() {
         const ROUNDS: usize = 2_000;
-        let table = Arc::new(Table::new());
+        let table = Arc::new(Table::silent());
         let topic: Arc<str> = "t".into();
         thread::scope(|scope| {
             for intercept in [&["a"], &["b"], &["c"]] {
@@ -371,6 +406,6 @@ mod tests {
                 });
             }
         });
-        assert_eq!(topics(&table), 0);
+        assert_eq!(table.topics(), 0);
     }
 }

@@ -29,8 +29,9 @@ use crate::{
     path::BadSegment,
     protocol::{deflate::negotiate, subprotocol, version::Version},
     session::{Connection, Session, SessionEvents},
+    snapshot::{MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket, TEXT},
-    telemetry::Attempts,
+    telemetry::MountMeter,
 };
 
 /// What an endpoint answers to a request.
@@ -45,7 +46,7 @@ pub(crate) struct Mounted<S> {
     pub(crate) routes: Arc<Routes<S>>,
     pub(crate) options: MountOptions,
     pub(crate) handshake: Handshake,
-    pub(crate) attempts: Attempts,
+    pub(crate) meter: MountMeter,
     /// Of its own, because it tells this mount's sockets from those of others.
     pub(crate) drainer: Arc<Drainer>,
 }
@@ -106,7 +107,7 @@ impl<S: Socket> Mounted<S> {
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
         let connected = self.connect(&params, &info).await;
-        self.attempts.count(connected.is_ok());
+        self.meter.connects.count(connected.is_ok());
         let (assigns, id) = match connected {
             Ok(connected) => connected,
             Err(error) => {
@@ -186,6 +187,7 @@ impl<S: Socket> Mounted<S> {
             .at(hub.sweeper.place())
             .compressing(compresses);
         let outbox = Arc::new(outbox);
+        let open = self.meter.open.hold();
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
@@ -200,6 +202,20 @@ impl<S: Socket> Mounted<S> {
         let session = Session::new(connection, self.routes.clone());
         websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
         drop(registration);
+        drop(open);
+    }
+
+    /// What its sockets and their channels do, at this path.
+    pub(crate) fn snapshot(&self, path: &str) -> (MountSnapshot, Vec<RouteSnapshot>) {
+        let MountMeter { socket, connects, open } = &self.meter;
+        let sockets = MountSnapshot {
+            path: path.to_owned(),
+            socket,
+            open: open.get(),
+            connected: connects.succeeded(),
+            refused: connects.failed(),
+        };
+        (sockets, self.routes.snapshots(path).collect())
     }
 }
 

@@ -58,17 +58,21 @@ async fn listen<S: Socket>(
 ) -> SocketEnd {
     loop {
         loop {
-            match decoder.next() {
-                Ok(Some(Incoming::Message(message))) => {
+            let incoming = match decoder.next() {
+                Ok(Some(incoming)) => incoming,
+                Ok(None) => break,
+                Err(error) => return SocketEnd::Protocol(error),
+            };
+            session.metrics().frames_in.increment(1);
+            match incoming {
+                Incoming::Message(message) => {
                     if session.receive(message).await.is_err() {
                         return SocketEnd::BadMessage;
                     }
                 }
-                Ok(Some(Incoming::Ping(payload))) => outbox.send(&Frame::pong(&payload), None),
-                Ok(Some(Incoming::Pong)) => {}
-                Ok(Some(Incoming::Close)) => return SocketEnd::Closed,
-                Ok(None) => break,
-                Err(error) => return SocketEnd::Protocol(error),
+                Incoming::Ping(payload) => outbox.send(&Frame::pong(&payload), None),
+                Incoming::Pong => {}
+                Incoming::Close => return SocketEnd::Closed,
             }
         }
         decoder.release();

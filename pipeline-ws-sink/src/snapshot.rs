@@ -1,0 +1,150 @@
+//! A look at the sockets and channels of an endpoint.
+
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
+
+use crate::{endpoint::Inner, latencies::Latencies};
+
+/// What an endpoint's sockets and channels are doing, at one moment. It is taken while they go on, so
+/// its numbers may be of moments a little apart. What is counted is so since the endpoint was built.
+///
+/// ```
+/// use pipeline_ws_sink::Endpoint;
+/// use serde_json::json;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let endpoint = Endpoint::builder().build()?;
+/// endpoint.broadcast("room:1", "shouted", json!({}))?;
+///
+/// let seen = endpoint.snapshot();
+/// assert_eq!((seen.broadcasts, seen.frames_out), (1, 0), "nobody listens");
+/// assert_eq!(seen.delivered.count(), 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct EndpointSnapshot {
+    /// Whether it [drains](crate::Endpoint::drain), and lets nobody in any more.
+    pub draining: bool,
+    /// Its sockets, by where they are mounted, in the order in which they were mounted.
+    pub sockets: Vec<MountSnapshot>,
+    /// Their channels, by route: mount after mount, and for each in the order of its routes.
+    pub channels: Vec<RouteSnapshot>,
+    /// Topics that somebody listens to: a channel, or a task that has
+    /// [subscribed](crate::PubSub::subscribe).
+    pub topics: usize,
+    /// Events that were broadcast here, from anywhere, whether anybody listens or not.
+    pub broadcasts: u64,
+    /// Frames that clients have sent: messages, the same in several fragments as one, and control
+    /// frames.
+    pub frames_in: u64,
+    /// Frames of which the operating system has taken the last byte.
+    pub frames_out: u64,
+    /// Frames that wait to be written.
+    pub frames_waiting: usize,
+    /// Their bytes. Of a frame that is written in part, all.
+    pub bytes_waiting: usize,
+    /// Frames that were thrown away instead of written, by reason: `overflow`, `drop_oldest`,
+    /// `drop_newest`, `superseded` or `mailbox`, as in the metric `socket.frames_dropped`. Reasons
+    /// for which there were none are left out.
+    pub dropped: Vec<(&'static str, u64)>,
+    /// Sockets that were closed because the client was too slow.
+    pub closed_slow: u64,
+    /// The metric `pipeline.push_delivered`: from when an item was enqueued until its frame was
+    /// written, one sample for each socket.
+    pub delivered: Latencies,
+}
+
+/// The sockets of one mount.
+///
+/// ```
+/// use pipeline_ws_sink::EndpointSnapshot;
+///
+/// fn open_sockets(seen: &EndpointSnapshot) -> usize {
+///     seen.sockets.iter().map(|mount| mount.open).sum()
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MountSnapshot {
+    /// Where they are served, transport and all: `/socket/websocket`.
+    pub path: String,
+    /// What they are [called](crate::Socket::name) in metrics.
+    pub socket: &'static str,
+    /// How many are open.
+    pub open: usize,
+    /// Clients that [`connect`](crate::Socket::connect) let in.
+    pub connected: u64,
+    /// Clients that it refused.
+    pub refused: u64,
+}
+
+/// The channels of one route.
+///
+/// ```
+/// use pipeline_ws_sink::EndpointSnapshot;
+///
+/// fn channels_on(pattern: &str, seen: &EndpointSnapshot) -> usize {
+///     let routes = seen.channels.iter().filter(|route| route.pattern == pattern);
+///     routes.map(|route| route.open).sum()
+/// }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RouteSnapshot {
+    /// The path of its mount: see [`MountSnapshot::path`].
+    pub path: String,
+    /// The topics that it is for, such as `room:*`.
+    pub pattern: String,
+    /// What its channels are [called](crate::Channel::name) in metrics.
+    pub channel: &'static str,
+    /// Channels that are joined.
+    pub open: usize,
+    /// How many topics they are joined on.
+    pub topics: usize,
+    /// Joins that were let in.
+    pub joined: u64,
+    /// Joins that were refused, or that crashed.
+    pub refused: u64,
+}
+
+/// Looks at an endpoint, and keeps neither it nor its sockets open. Made by
+/// [`Endpoint::observer`](crate::Endpoint::observer); cheap to clone.
+///
+/// ```
+/// use pipeline_ws_sink::{Endpoint, EndpointObserver};
+///
+/// # fn main() -> Result<(), pipeline_ws_sink::BuildError> {
+/// let endpoint = Endpoint::builder().build()?;
+/// let observer: EndpointObserver = endpoint.observer();
+/// assert!(observer.snapshot().is_some());
+/// drop(endpoint);
+/// assert!(observer.snapshot().is_none());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct EndpointObserver(Weak<Inner>);
+
+impl EndpointObserver {
+    pub(crate) fn of(endpoint: &Arc<Inner>) -> Self {
+        Self(Arc::downgrade(endpoint))
+    }
+
+    /// What the endpoint is doing; `None` when it is gone. See
+    /// [`Endpoint::snapshot`](crate::Endpoint::snapshot).
+    #[must_use]
+    pub fn snapshot(&self) -> Option<EndpointSnapshot> {
+        Some(self.0.upgrade()?.snapshot())
+    }
+}
+
+impl fmt::Debug for EndpointObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gone = self.0.strong_count() == 0;
+        f.debug_struct("EndpointObserver").field("gone", &gone).finish()
+    }
+}

@@ -1,0 +1,110 @@
+//! What is counted for each mount, and for each of its routes.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use pipeline_core::Telemetry;
+
+use super::tally::{Level, Tally};
+
+/// What is counted for a kind of socket in its place.
+pub(crate) struct MountMeter {
+    pub(crate) socket: &'static str,
+    pub(crate) connects: Attempts,
+    pub(crate) open: Level,
+}
+
+/// What is counted for a kind of channel on its route.
+pub(crate) struct RouteMeter {
+    pub(crate) channel: &'static str,
+    pub(crate) joins: Attempts,
+    open: Level,
+    topics: AtomicUsize,
+}
+
+/// How often something was tried, by how it went.
+pub(crate) struct Attempts {
+    success: Tally,
+    fail: Tally,
+}
+
+impl MountMeter {
+    pub(crate) fn register(telemetry: &Telemetry, socket: &'static str) -> Self {
+        let of = ("socket", socket);
+        let description = "Connections, by how they went";
+        Self {
+            socket,
+            connects: Attempts::register(telemetry, "socket_connect", description, of),
+            open: telemetry
+                .gauge("socket.open", "Sockets that are open", [("socket", socket.to_owned())])
+                .into(),
+        }
+    }
+}
+
+impl RouteMeter {
+    pub(crate) fn register(telemetry: &Telemetry, channel: &'static str) -> Self {
+        let of = ("channel", channel);
+        let description = "Joins, by how they went";
+        Self {
+            channel,
+            joins: Attempts::register(telemetry, "channel_join", description, of),
+            open: telemetry
+                .gauge(
+                    "channel.open",
+                    "Channels that are joined",
+                    [("channel", channel.to_owned())],
+                )
+                .into(),
+            topics: AtomicUsize::new(0),
+        }
+    }
+
+    /// A channel has been let in; the first of this route on its topic, or not.
+    pub(crate) fn joined(&self, is_first: bool) {
+        self.topics.fetch_add(usize::from(is_first), Relaxed);
+        self.open.up();
+    }
+
+    /// A channel has ended; the last of this route on its topic, or not.
+    pub(crate) fn left(&self, was_last: bool) {
+        self.topics.fetch_sub(usize::from(was_last), Relaxed);
+        self.open.down();
+    }
+
+    /// How many channels are joined.
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// How many topics they are joined on.
+    pub(crate) fn topics(&self) -> usize {
+        self.topics.load(Relaxed)
+    }
+}
+
+impl Attempts {
+    fn register(
+        telemetry: &Telemetry,
+        name: &'static str,
+        description: &'static str,
+        (kind, of): (&'static str, &str),
+    ) -> Self {
+        let counter = |status: &str| {
+            let labels = [("status", status.to_owned()), (kind, of.to_owned())];
+            telemetry.counter(name, description, labels).into()
+        };
+        Self { success: counter("success"), fail: counter("fail") }
+    }
+
+    pub(crate) fn count(&self, success: bool) {
+        if success { &self.success } else { &self.fail }.increment(1);
+    }
+
+    pub(crate) fn succeeded(&self) -> u64 {
+        self.success.get()
+    }
+
+    pub(crate) fn failed(&self) -> u64 {
+        self.fail.get()
+    }
+}

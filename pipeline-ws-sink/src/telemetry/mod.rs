@@ -1,0 +1,105 @@
+//! What the endpoint measures.
+
+mod deliveries;
+mod meter;
+mod tally;
+
+use pipeline_core::Telemetry;
+
+pub(crate) use self::meter::{MountMeter, RouteMeter};
+use self::{deliveries::Deliveries, tally::Tally};
+
+// The reasons for which frames are dropped.
+const OVERFLOW: &str = "overflow";
+const OLDEST: &str = "drop_oldest";
+const NEWEST: &str = "drop_newest";
+const SUPERSEDED: &str = "superseded";
+const MAILBOX: &str = "mailbox";
+
+/// The handles that all sockets of an endpoint share.
+pub(crate) struct SocketMetrics {
+    /// What clients have said, control frames included.
+    pub(crate) frames_in: Tally,
+    /// Frames of which the last byte was written.
+    pub(crate) frames_out: Tally,
+    /// Events that were broadcast on this node, whoever listens.
+    pub(crate) broadcasts: Tally,
+    /// From when an item was enqueued until the operating system had the last byte of its frame;
+    /// one sample per socket.
+    pub(crate) push_delivered: Deliveries,
+    /// They waited for a client that was closed for being too slow.
+    pub(crate) dropped_by_overflow: Tally,
+    /// They had waited longest, and made room for another.
+    pub(crate) dropped_oldest: Tally,
+    /// There was no room for them, or they had waited shortest and made room for an answer.
+    pub(crate) dropped_newest: Tally,
+    /// A later one of the same topic and event took their place.
+    pub(crate) dropped_superseded: Tally,
+    /// They waited for a channel that intercepts them and was too slow.
+    pub(crate) dropped_by_mailbox: Tally,
+    /// Sockets that were closed because their client was too slow.
+    pub(crate) closed_slow: Tally,
+}
+
+impl SocketMetrics {
+    pub(crate) fn register(telemetry: &Telemetry) -> Self {
+        let counter = |name, description| Tally::from(telemetry.counter(name, description, []));
+        let dropped = |reason: &str| {
+            Tally::from(telemetry.counter(
+                "socket.frames_dropped",
+                "Frames thrown away instead of written, by reason",
+                [("reason", reason.to_owned())],
+            ))
+        };
+        Self {
+            frames_in: counter("socket.frames_in", "Frames that clients have sent"),
+            frames_out: counter("socket.frames_out", "Frames written to sockets"),
+            broadcasts: counter("socket.broadcasts", "Events broadcast on this node"),
+            push_delivered: Deliveries::from(telemetry.milliseconds(
+                "pipeline.push_delivered",
+                "From the moment an item was enqueued to the moment it was written to a socket",
+                [],
+            )),
+            dropped_by_overflow: dropped(OVERFLOW),
+            dropped_oldest: dropped(OLDEST),
+            dropped_newest: dropped(NEWEST),
+            dropped_superseded: dropped(SUPERSEDED),
+            dropped_by_mailbox: dropped(MAILBOX),
+            closed_slow: counter(
+                "socket.closed_slow",
+                "Sockets closed because the client read too slowly",
+            ),
+        }
+    }
+
+    /// How many frames were dropped, by the reason.
+    pub(crate) fn dropped(&self) -> [(&'static str, u64); 5] {
+        [
+            (OVERFLOW, self.dropped_by_overflow.get()),
+            (OLDEST, self.dropped_oldest.get()),
+            (NEWEST, self.dropped_newest.get()),
+            (SUPERSEDED, self.dropped_superseded.get()),
+            (MAILBOX, self.dropped_by_mailbox.get()),
+        ]
+    }
+}
+
+/// A type's own name, without its path and its parameters: a name from a closed set, fit for a tag.
+pub(crate) fn short_type_name<T: ?Sized>() -> &'static str {
+    let full = std::any::type_name::<T>();
+    let end = full.find('<').unwrap_or(full.len());
+    let start = full[..end].rfind(':').map_or(0, |colon| colon + 1);
+    &full[start..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_type_name_is_the_last_part_without_parameters() {
+        assert_eq!(short_type_name::<SocketMetrics>(), "SocketMetrics");
+        assert_eq!(short_type_name::<Option<std::collections::HashMap<u8, u8>>>(), "Option");
+        assert_eq!(short_type_name::<u64>(), "u64");
+    }
+}

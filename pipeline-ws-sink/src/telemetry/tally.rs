@@ -1,0 +1,73 @@
+//! Counts that go to the recorder, and can be read here as well.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use metrics::{Counter, Gauge};
+
+/// A counter that can be read.
+pub(crate) struct Tally {
+    counter: Counter,
+    count: AtomicU64,
+}
+
+/// A number of things that come and go.
+pub(crate) struct Level {
+    gauge: Gauge,
+    count: AtomicUsize,
+}
+
+/// One of the things that a [`Level`] counts, until it is dropped.
+pub(crate) struct Held<'a>(&'a Level);
+
+impl Tally {
+    pub(crate) fn increment(&self, by: u64) {
+        self.count.fetch_add(by, Relaxed);
+        self.counter.increment(by);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+}
+
+impl From<Counter> for Tally {
+    fn from(counter: Counter) -> Self {
+        Self { counter, count: AtomicU64::new(0) }
+    }
+}
+
+impl Level {
+    /// One more, until the value is dropped.
+    pub(crate) fn hold(&self) -> Held<'_> {
+        self.up();
+        Held(self)
+    }
+
+    pub(crate) fn up(&self) {
+        self.count.fetch_add(1, Relaxed);
+        // Counted and not set: others may have a handle of the same series, and set it in no order.
+        self.gauge.increment(1.0);
+    }
+
+    /// Each comes after its own [`up`](Self::up).
+    pub(crate) fn down(&self) {
+        self.count.fetch_sub(1, Relaxed);
+        self.gauge.decrement(1.0);
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+}
+
+impl From<Gauge> for Level {
+    fn from(gauge: Gauge) -> Self {
+        Self { gauge, count: AtomicUsize::new(0) }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.down();
+    }
+}
