@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     outbox::Sweeper,
     pubsub::{Adapter, PubSub},
+    sampler::Sampler,
     sockets::Sockets,
     telemetry::SocketMetrics,
 };
@@ -18,6 +19,7 @@ pub(crate) struct Hub {
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) sweeper: Sweeper,
     pub(crate) metrics: Arc<SocketMetrics>,
+    pub(crate) sampler: Sampler,
     /// The tasks of all sockets.
     pub(crate) tasks: TaskTracker,
     /// Ends these tasks where they are.
@@ -33,6 +35,7 @@ impl Hub {
             sockets,
             sweeper: Sweeper::new(),
             metrics,
+            sampler: Sampler::register(telemetry),
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),
         }

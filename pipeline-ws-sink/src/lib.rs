@@ -136,6 +136,7 @@ mod path;
 mod payload;
 mod protocol;
 mod pubsub;
+mod sampler;
 mod session;
 mod snapshot;
 mod socket;

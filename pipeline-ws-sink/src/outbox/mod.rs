@@ -336,6 +336,7 @@ impl Outbox {
             }
             return;
         }
+        let begun = self.metrics.write_time.begin();
         let written = match way {
             Way::Direct => state.writer.write_now(outgoing.bytes()),
             Way::Swept => Ok(0),
@@ -346,6 +347,7 @@ impl Outbox {
                 state.last_active = now;
                 drop(state);
                 self.metrics.frames_out.increment(1);
+                self.metrics.write_time.end(begun, now);
                 self.delivered(outgoing.since, now);
                 return;
             }
@@ -390,19 +392,21 @@ impl Outbox {
             }
             let mut slices = [IoSlice::new(&[]); GATHER];
             let count = backlog.slices(&mut slices);
+            let begun = self.metrics.write_time.begin();
             let written = ready!(state.writer.poll_write(cx, &slices[..count]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.wrote(state, written);
+            self.wrote(state, written, begun);
         }
         state.writer.poll_flush(cx)
     }
 
     /// Takes what has been written out of the backlog.
-    fn wrote(&self, state: &mut State, written: usize) {
+    fn wrote(&self, state: &mut State, written: usize, begun: Option<Instant>) {
         let Some(backlog) = &mut state.backlog else { return };
         let now = Instant::now();
+        self.metrics.write_time.end(begun, now);
         state.last_active = now;
         let was_full = backlog.is_full(self.limits);
         let mut whole = 0;

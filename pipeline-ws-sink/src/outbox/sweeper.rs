@@ -178,13 +178,15 @@ impl Sweep {
                 // Without a lock: whoever has a frame for this socket need not wait for the system.
                 let mut slices = [IoSlice::new(&[]); GATHER];
                 let count = self.hand.slices(&mut slices);
+                let begun = outbox.metrics.write_time.begin();
                 let written = stream.try_write_vectored(&slices[..count]);
-                let now = Instant::now();
+                let (wrote, now) = (written.is_ok(), Instant::now());
                 stretch.wrote(count);
                 if outbox.put_back(&mut self.hand, written, now) {
                     self.sockets.push_back(outbox.clone());
                 }
                 // Last: a recorder may panic, and then the next task finds everything in its place.
+                outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
                 outbox.let_go(&mut self.hand, now);
             }
             visited += 1;

@@ -3,11 +3,15 @@
 mod deliveries;
 mod meter;
 mod tally;
+mod write_time;
 
 use pipeline_core::Telemetry;
 
-pub(crate) use self::meter::{MountMeter, RouteMeter};
-use self::{deliveries::Deliveries, tally::Tally};
+use self::{deliveries::Deliveries, tally::Tally, write_time::WriteTime};
+pub(crate) use self::{
+    meter::{MountMeter, RouteMeter},
+    tally::Level,
+};
 
 // The reasons for which frames are dropped.
 const OVERFLOW: &str = "overflow";
@@ -22,6 +26,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) frames_in: Tally,
     /// Frames of which the last byte was written.
     pub(crate) frames_out: Tally,
+    /// How long the system takes for a write, however many frames share it.
+    pub(crate) write_time: WriteTime,
     /// Events that were broadcast on this node, whoever listens.
     pub(crate) broadcasts: Tally,
     /// From when an item was enqueued until the operating system had the last byte of its frame;
@@ -54,6 +60,11 @@ impl SocketMetrics {
         Self {
             frames_in: counter("socket.frames_in", "Frames that clients have sent"),
             frames_out: counter("socket.frames_out", "Frames written to sockets"),
+            write_time: WriteTime::from(telemetry.milliseconds(
+                "socket.write_time",
+                "How long a write to a socket took; one in sixteen is timed",
+                [],
+            )),
             broadcasts: counter("socket.broadcasts", "Events broadcast on this node"),
             push_delivered: Deliveries::from(telemetry.milliseconds(
                 "pipeline.push_delivered",

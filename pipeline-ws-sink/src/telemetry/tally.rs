@@ -55,8 +55,21 @@ impl Level {
         self.gauge.decrement(1.0);
     }
 
+    /// So many, where the caller is the only one to count.
+    pub(crate) fn set(&self, count: usize) {
+        let before = self.count.swap(count, Relaxed);
+        self.gauge.increment(count as f64 - before as f64);
+    }
+
     pub(crate) fn get(&self) -> usize {
         self.count.load(Relaxed)
+    }
+}
+
+impl Drop for Level {
+    fn drop(&mut self) {
+        // The series may go on without it.
+        self.gauge.decrement(self.get() as f64);
     }
 }
 

@@ -28,6 +28,7 @@ use crate::{
     params::Params,
     path::BadSegment,
     protocol::{deflate::negotiate, subprotocol, version::Version},
+    sampler::Sampler,
     session::{Connection, Session, SessionEvents},
     snapshot::{MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket, TEXT},
@@ -189,6 +190,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Arc::new(outbox);
         let open = self.meter.open.hold();
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
+        Sampler::begin(&hub);
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,

@@ -20,6 +20,7 @@ struct Seen {
     counters: HashMap<String, HashMap<String, u64>>,
     samples: HashMap<String, Vec<f64>>,
     gauges: HashMap<String, HashMap<String, f64>>,
+    levels: HashMap<String, HashMap<String, f64>>,
 }
 
 impl Recorded {
@@ -68,6 +69,18 @@ impl Recorded {
         series
     }
 
+    /// What each series of a gauge has come to that is counted up and down and never set: its labels,
+    /// as those of counters, and the value.
+    #[must_use]
+    pub fn levels(&self, name: &str) -> Vec<(String, f64)> {
+        self.look();
+        let seen = self.seen.lock();
+        let series = seen.levels.get(name).into_iter().flatten();
+        let mut series: Vec<_> = series.map(|(labels, level)| (labels.clone(), *level)).collect();
+        series.sort_by(|a, b| a.0.cmp(&b.0));
+        series
+    }
+
     /// Takes a look at everything.
     pub fn look(&self) {
         let mut seen = self.seen.lock();
@@ -81,6 +94,8 @@ impl Recorded {
                         count;
                 }
                 DebugValue::Gauge(value) => {
+                    let levels = seen.levels.entry(name.clone()).or_default();
+                    *levels.entry(labels(key)).or_default() += value.into_inner();
                     seen.gauges.entry(name).or_default().insert(labels(key), value.into_inner());
                 }
                 DebugValue::Histogram(samples) => {

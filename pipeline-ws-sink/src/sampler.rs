@@ -1,0 +1,82 @@
+//! What is recorded of an endpoint by looking at it now and then.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use pipeline_core::Telemetry;
+use tokio::{
+    task::AbortHandle,
+    time::{MissedTickBehavior, interval},
+};
+
+use crate::{hub::Hub, telemetry::Level};
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Records once a second what nobody could keep a count of without costing every frame something.
+///
+/// The task that does so begins with the first socket, and ends when it finds none open, so an endpoint
+/// without sockets does nothing at all. The endpoint owns it.
+pub(crate) struct Sampler {
+    topics: Level,
+    frames_waiting: Level,
+    bytes_waiting: Level,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Sampler {
+    pub(crate) fn register(telemetry: &Telemetry) -> Self {
+        let level = |name, description| Level::from(telemetry.gauge(name, description, []));
+        Self {
+            topics: level("socket.topics", "Topics that somebody listens to"),
+            frames_waiting: level("socket.frames_waiting", "Frames that wait to be written"),
+            bytes_waiting: level("socket.bytes_waiting", "Bytes of the frames that wait"),
+            task: Mutex::default(),
+        }
+    }
+
+    /// Has the endpoint looked at for as long as it has sockets. For a socket that is open.
+    pub(crate) fn begin(hub: &Arc<Hub>) {
+        let mut task = hub.sampler.task.lock();
+        // It may have ended with the runtime of an earlier socket.
+        if task.as_ref().is_none_or(AbortHandle::is_finished) {
+            let hub = Arc::downgrade(hub);
+            let looking = async move {
+                let mut looks = interval(LOOK);
+                looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                loop {
+                    looks.tick().await;
+                    match hub.upgrade() {
+                        Some(hub) if hub.sampler.look(&hub) => {}
+                        _ => return,
+                    }
+                }
+            };
+            *task = Some(tokio::spawn(looking).abort_handle());
+        }
+    }
+
+    /// Returns whether to look again.
+    fn look(&self, hub: &Hub) -> bool {
+        self.topics.set(hub.pubsub.table().topics());
+        let waiting = hub.sockets.waiting();
+        self.frames_waiting.set(waiting.frames);
+        self.bytes_waiting.set(waiting.bytes);
+        // Who comes now either is seen here, or finds no task there and begins another.
+        let mut task = self.task.lock();
+        let goes_on = hub.sockets.len() > 0;
+        if !goes_on {
+            *task = None;
+        }
+        goes_on
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get_mut() {
+            task.abort();
+        }
+    }
+}
