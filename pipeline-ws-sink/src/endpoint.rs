@@ -75,8 +75,8 @@ trait ErasedMount: Send + Sync {
         variables: Variables,
     ) -> Answer;
 
-    /// What its sockets and their channels do, at this path.
-    fn snapshot(&self, path: &str) -> (MountSnapshot, Vec<RouteSnapshot>);
+    /// What its sockets and their channels do.
+    fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
 }
 
 #[async_trait]
@@ -90,8 +90,8 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         Mounted::accept(self, hub, request, variables).await
     }
 
-    fn snapshot(&self, path: &str) -> (MountSnapshot, Vec<RouteSnapshot>) {
-        Mounted::snapshot(self, path)
+    fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
+        Mounted::snapshot(self)
     }
 }
 
@@ -326,8 +326,8 @@ where
 impl Inner {
     pub(crate) fn snapshot(&self) -> EndpointSnapshot {
         let (mut sockets, mut channels) = (Vec::new(), Vec::new());
-        for (path, mount) in &self.mounts {
-            let (mount, routes) = mount.snapshot(&path.to_string());
+        for (_, mount) in &self.mounts {
+            let (mount, routes) = mount.snapshot();
             sockets.push(mount);
             channels.extend(routes);
         }
@@ -419,6 +419,7 @@ impl EndpointBuilder {
     /// ```
     pub fn mount<S: Socket>(mut self, path: &str, mount: Mount<S>) -> Self {
         let path = MountPath::parse(path, &mount.handshake.path);
+        let served_at = path.as_ref().map(MountPath::to_string).unwrap_or_default();
         let build: Build = Box::new(move |shared| {
             let options = mount.options;
             let handshake = handshake(mount.handshake.clone(), shared)?;
@@ -426,7 +427,8 @@ impl EndpointBuilder {
             let meter = MountMeter::register(&shared.telemetry, socket.name());
             let (socket, routes) = (Arc::new(socket), Arc::new(routes));
             let drainer = Arc::new(options.drainer);
-            Ok(Arc::new(Mounted { socket, routes, options, handshake, meter, drainer }))
+            let path = served_at;
+            Ok(Arc::new(Mounted { path, socket, routes, options, handshake, meter, drainer }))
         });
         self.mounts.push((path, build));
         self

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use pipeline_core::ExitReason;
 use serde_json::json;
 use tokio::{task::JoinHandle, time};
+use tracing::Instrument;
 
 use crate::{
     channel::{Join, Letter, Life, Mailbox, Replaced},
@@ -197,7 +198,8 @@ impl<S: Socket> Session<S> {
         self.lives += 1;
         let life = Life::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
-        let task = tokio::spawn(route.channel.clone().run(Join {
+        let span = tracing::info_span!("channel", channel = route.meter.channel, topic = &*topic);
+        let living = route.channel.clone().run(Join {
             connection: self.connection.clone(),
             topic: topic.clone(),
             join_ref: message.join_ref(),
@@ -207,7 +209,8 @@ impl<S: Socket> Session<S> {
             life: life.clone(),
             meter: route.meter.clone(),
             replaces,
-        }));
+        });
+        let task = tokio::spawn(living.instrument(span));
         let join_ref = message.join_ref();
         let entry = Entry { join_ref, life, mailbox, task, pending: Some(VecDeque::new()) };
         self.channels.insert(topic.shared().clone(), entry);

@@ -16,6 +16,7 @@ use hyper::upgrade::OnUpgrade;
 use pipeline_core::ExitReason;
 use serde_json::Value;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tracing::{Instrument, field};
 
 use super::{io::Io, websocket};
 use crate::{
@@ -43,6 +44,8 @@ pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
 
 /// A kind of socket in its place.
 pub(crate) struct Mounted<S> {
+    /// Where it is served, transport and all.
+    pub(crate) path: String,
     pub(crate) socket: Arc<S>,
     pub(crate) routes: Arc<Routes<S>>,
     pub(crate) options: MountOptions,
@@ -107,12 +110,19 @@ impl<S: Socket> Mounted<S> {
         }
         let mut info = ConnectInfo::of(&request);
         info.auth_token = token;
-        let connected = self.connect(&params, &info).await;
+        let span = tracing::info_span!(
+            "socket",
+            socket,
+            path = self.path,
+            peer = info.peer_addr.map(field::display),
+            id = field::Empty,
+        );
+        let connected = self.connect(&params, &info).instrument(span.clone()).await;
         self.meter.connects.count(connected.is_ok());
         let (assigns, id) = match connected {
             Ok(connected) => connected,
             Err(error) => {
-                tracing::info!(socket, %error, "refused a connection");
+                span.in_scope(|| tracing::info!(socket, %error, "refused a connection"));
                 return error.into_answer().map(Full::from);
             }
         };
@@ -121,17 +131,19 @@ impl<S: Socket> Mounted<S> {
         if let Some(extension) = extension {
             switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
         }
-        tracing::debug!(socket, id, "connected");
+        span.record("id", &id);
+        span.in_scope(|| tracing::debug!(socket, id, "connected"));
         let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
         // The request is not kept for as long as the socket lives.
         let upgrading = hyper::upgrade::on(request);
-        tasks.spawn(async move {
+        let living = async move {
             tokio::select! {
                 biased;
                 () = cut_off.cancelled() => {}
                 () = self.upgrade(hub, upgrading, assigns, id, version, compresses) => {}
             }
-        });
+        };
+        tasks.spawn(living.instrument(span));
         switching
     }
 
@@ -207,17 +219,17 @@ impl<S: Socket> Mounted<S> {
         drop(open);
     }
 
-    /// What its sockets and their channels do, at this path.
-    pub(crate) fn snapshot(&self, path: &str) -> (MountSnapshot, Vec<RouteSnapshot>) {
+    /// What its sockets and their channels do.
+    pub(crate) fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
         let MountMeter { socket, connects, open } = &self.meter;
         let sockets = MountSnapshot {
-            path: path.to_owned(),
+            path: self.path.clone(),
             socket,
             open: open.get(),
             connected: connects.succeeded(),
             refused: connects.failed(),
         };
-        (sockets, self.routes.snapshots(path).collect())
+        (sockets, self.routes.snapshots(&self.path).collect())
     }
 }
 

@@ -1,0 +1,123 @@
+//! What is logged says of which socket and which channel it is.
+
+mod support;
+
+use std::{io, sync::Arc};
+
+use http::Request;
+use parking_lot::Mutex;
+use pipeline_test_support::{Log, eventually, reply};
+use pipeline_ws_sink::PeerAddr;
+use serde_json::json;
+use support::{channels::endpoint, server::Server};
+use tower_service::Service;
+use tracing::{Level, subscriber::DefaultGuard};
+
+const T: &str = "room:lobby";
+
+/// What a subscriber writes, with the spans that each line is in.
+#[derive(Clone, Default)]
+struct Written(Arc<Mutex<Vec<u8>>>);
+
+impl Written {
+    /// Begins to write down what is logged on this thread, until the guard is dropped.
+    fn at(level: Level) -> (Self, [DefaultGuard; 2]) {
+        // Its comments say why one subscriber alone would not do.
+        let (_, other) = Log::keep();
+        let written = Self::default();
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .with_writer(move || writer.clone())
+            .finish();
+        (written, [tracing::subscriber::set_default(subscriber), other])
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let written = String::from_utf8(self.0.lock().clone()).unwrap();
+        written.lines().map(|line| line.trim().to_owned()).collect()
+    }
+
+    /// The first line that says this.
+    fn line(&self, message: &str) -> String {
+        self.lines().into_iter().find(|line| line.contains(message)).unwrap()
+    }
+}
+
+impl io::Write for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_happens_on_a_socket_or_a_channel_is_logged_in_its_span() {
+    let (written, _guards) = Written::at(Level::DEBUG);
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    let socket = r#"socket{socket="NamedSocket" path="/socket/websocket" id="named:ada"}"#;
+    assert_eq!(
+        written.line("connected"),
+        format!(r#"DEBUG {socket}: connected socket="NamedSocket" id="named:ada""#)
+    );
+    ada.join("1", T).await;
+    ada.send(json!(["1", "2", T, "crash", {}])).await;
+    eventually(|| written.lines().iter().any(|line| line.contains("a channel crashed"))).await;
+    let channel = r#"channel{channel="Room" topic="room:lobby"}"#;
+    let crash = written.line("a channel crashed");
+    assert!(crash.starts_with(&format!("ERROR {socket}:{channel}: ")), "{crash}");
+    drop(ada);
+    eventually(|| written.lines().iter().any(|line| line.contains("a socket ends"))).await;
+    let end = written.line("a socket ends");
+    assert!(end.starts_with(&format!("DEBUG {socket}: ")), "{end}");
+}
+
+#[tokio::test]
+async fn who_is_refused_is_so_in_the_span_of_the_socket_it_has_not_become() {
+    let (written, _guards) = Written::at(Level::INFO);
+    let server = Server::start(endpoint().0).await;
+    assert_eq!(server.try_connect("vsn=2.0.0").await.err(), Some(403));
+    let refused = written.line("refused a connection");
+    let span = r#"socket{socket="NamedSocket" path="/socket/websocket"}"#;
+    assert!(refused.starts_with(&format!("INFO {span}: ")), "{refused}");
+}
+
+#[tokio::test]
+async fn a_span_tells_where_the_client_is_if_the_server_does() {
+    let (written, _guards) = Written::at(Level::INFO);
+    let mut endpoint = endpoint().0.build().unwrap();
+    let request = Request::get("/socket/websocket?vsn=2.0.0")
+        .header("host", "x")
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
+        .extension(PeerAddr("192.0.2.1:50000".parse().unwrap()));
+    let answer = endpoint.call(request.body(()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 403);
+    let refused = written.line("refused a connection");
+    assert!(refused.contains(r#" peer=192.0.2.1:50000}: "#), "{refused}");
+}
+
+#[tokio::test]
+async fn what_is_sent_and_received_is_not_logged() {
+    let (written, _guards) = Written::at(Level::DEBUG);
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    let before = written.lines().len();
+    for n in 0..10 {
+        ada.send(json!(["1", "2", T, "ping", { "n": n }])).await;
+        ada.expect([reply("1", "2", T, "ok", json!({ "n": n }))]).await;
+        server.endpoint.broadcast(T, "news", json!({})).unwrap();
+        ada.expect([json!([null, null, T, "news", {}])]).await;
+    }
+    assert_eq!(written.lines()[before..], [""; 0]);
+}
