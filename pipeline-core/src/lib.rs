@@ -67,6 +67,8 @@ mod telemetry;
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
 mod timed;
+mod timeline;
+mod trace_context;
 mod wiring;
 
 #[doc = include_str!("docs/guide.md")]
@@ -112,5 +114,7 @@ pub use self::{
     },
     telemetry::Telemetry,
     timed::Timed,
+    timeline::Timeline,
+    trace_context::{TraceContext, TraceContextError, TraceId},
     wiring::{ConsumerOf, Events, Flow, HasEnd, Nothing, ProducerConsumerOf},
 };

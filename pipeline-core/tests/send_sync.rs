@@ -5,7 +5,7 @@ use pipeline_core::{
     ConsumerSupervisor, DemandDispatcher, ExitReason, FairQueue, FairQueueOptions,
     FairQueueProducer, PartitionDispatcher, Pipeline, PipelineObserver, PipelineReport, Queue,
     QueueProducer, RateLimit, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed,
-    TryPushError,
+    Timeline, TraceContext, TryPushError,
 };
 
 fn send<T: Send>() {}
@@ -41,6 +41,8 @@ fn public_types_are_send_and_sync() {
         StartError,
         Telemetry,
         Timed<u64>,
+        Timeline,
+        TraceContext,
         TryPushError<u64>,
     );
 }

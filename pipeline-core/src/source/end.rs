@@ -1,6 +1,8 @@
 //! The two ends of a queue: what tasks push at one, a stage takes from the other.
 
-use std::{fmt, future::poll_fn, task::Waker};
+use std::{fmt, future::poll_fn, sync::OnceLock, task::Waker};
+
+use tokio::time::Instant;
 
 use super::{
     outcome::{Closed, Offer, TryPushError},
@@ -15,16 +17,22 @@ use crate::{
 
 /// Makes the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
-    let shared = Arc::new(Shared { state: Mutex::new(state), discarded: AtomicU64::new(0) });
+    let (state, discarded) = (Mutex::new(state), AtomicU64::new(0));
+    let shared = Arc::new(Shared { state, discarded, stamp: OnceLock::new() });
     let push = PushEnd { end: Arc::new(End(shared.clone())) };
     (push, TakeEnd { end: End(shared), discards: None })
 }
 
 /// What both ends share.
-pub(super) struct Shared<S> {
+pub(super) struct Shared<S: Bounded> {
     pub(super) state: Mutex<S>,
     discarded: AtomicU64,
+    /// What an item is told when it leaves, if it is of a kind that wants to know.
+    stamp: OnceLock<Stamp<S::Item>>,
 }
+
+/// Tells an item that it leaves the queue, and when.
+pub(super) type Stamp<T> = fn(&mut T, Instant);
 
 /// One end of a queue. When it is gone, so is the queue, for the other.
 struct End<S: Bounded>(Arc<Shared<S>>);
@@ -89,6 +97,11 @@ impl<S: Bounded> PushEnd<S> {
 
     pub(super) fn close(&self) {
         self.end.close();
+    }
+
+    /// Has items told when they leave. Once is enough.
+    pub(super) fn stamp(&self, stamp: Stamp<S::Item>) {
+        self.shared().stamp.get_or_init(|| stamp);
     }
 
     pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,12 +172,20 @@ impl<S: Store> TakeEnd<S> {
 
     /// Emits as much as there is demand for.
     pub(super) fn take(&mut self, out: &mut Emitter<'_, S::Item>) {
+        let before = out.staged().len();
         let (taken, at_end) = {
             let mut state = self.end.0.state.lock();
             let owed = out.owed();
             let taken = state.take(owed, out.staged());
             (taken, state.is_closed() && state.len() == 0)
         };
+        if let Some(stamp) = self.end.0.stamp.get()
+            && out.staged().len() > before
+        {
+            // They leave together.
+            let now = Instant::now();
+            out.staged().range_mut(before..).for_each(|item| stamp(item, now));
+        }
         taken.wake.into_iter().for_each(Waker::wake);
         if taken.discarded > 0 {
             let discarded = taken.discarded;

@@ -9,6 +9,9 @@ use super::outcome::{Closed, TryPushError};
 
 /// Something with a bound that can be closed.
 pub(super) trait Bounded {
+    /// What it holds.
+    type Item;
+
     /// How many items it holds.
     fn len(&self) -> usize;
 
@@ -28,8 +31,6 @@ pub(super) trait Bounded {
 pub(super) trait Store: Bounded {
     /// What a pusher brings: the item, and what the queue has to know of it.
     type Entry;
-    /// What comes out at the other end, or back to the pusher.
-    type Item;
     /// A place in line.
     type Ticket: Copy;
 

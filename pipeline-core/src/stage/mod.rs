@@ -33,7 +33,7 @@ use futures::FutureExt;
 pub(crate) use self::{
     behaviour::Behaviour,
     consumer::AsConsumer,
-    consumer_supervisor::AsSupervisor,
+    consumer_supervisor::{AsSupervisor, started_at},
     gauges::{Gauges, Queued},
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     planned::{Observed, Planned, PlannedStage, Prepared, Whole},

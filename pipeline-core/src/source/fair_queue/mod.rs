@@ -232,6 +232,16 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     T: Send + 'static,
 {
+    /// Has items learn when they leave the queue, for [`Timed::timeline`].
+    ///
+    /// [`push_timed`](Self::push_timed) does so too. It is for queues that timed items are pushed to by
+    /// other functions, and to be called before, once, on any handle.
+    #[must_use]
+    pub fn timed(self) -> Self {
+        self.end.stamp(Timed::demanded);
+        self
+    }
+
     /// Stamps an item with this moment and puts it in, waiting for room if there is none.
     ///
     /// The stamp is taken by the call itself, before anything is awaited, so that the time an item
@@ -261,6 +271,7 @@ where
         key: K,
         item: T,
     ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<K, T> {
+        self.end.stamp(Timed::demanded);
         self.push(key, Timed::now(item))
     }
 }

@@ -171,6 +171,8 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
 }
 
 impl<K, T> Bounded for State<K, T> {
+    type Item = T;
+
     fn len(&self) -> usize {
         self.held
     }
@@ -199,7 +201,6 @@ impl<K, T> Bounded for State<K, T> {
 
 impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
     type Entry = Entry<K, T>;
-    type Item = T;
     type Ticket = Place;
 
     const DISCARDING: &'static str = "the queue or a key of it is full, discarding";

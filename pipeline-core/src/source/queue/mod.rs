@@ -240,6 +240,28 @@ impl<T: Send + 'static> Queue<T> {
 }
 
 impl<T: Send + 'static> Queue<Timed<T>> {
+    /// Has items learn when they leave the queue, for [`Timed::timeline`].
+    ///
+    /// [`push_timed`](Self::push_timed) does so too. It is for queues that timed items are pushed to by
+    /// other functions, and to be called before, once, on any handle.
+    ///
+    /// ```
+    /// use pipeline_core::{QueueOptions, Timed, TraceContext, queue};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (queue, _producer) = queue(QueueOptions::new());
+    /// let queue = queue.timed();
+    /// queue.try_push(Timed::now("hello").with_trace(TraceContext::random()))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn timed(self) -> Self {
+        self.end.stamp(Timed::demanded);
+        self
+    }
+
     /// Stamps an item with this moment and puts it in, waiting for room if there is none.
     ///
     /// The stamp is taken by the call itself, before anything is awaited, so that the time an item
@@ -276,6 +298,7 @@ impl<T: Send + 'static> Queue<Timed<T>> {
         &self,
         item: T,
     ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<T> {
+        self.end.stamp(Timed::demanded);
         self.push(Timed::now(item))
     }
 }

@@ -57,6 +57,8 @@ impl<T> State<T> {
 }
 
 impl<T> Bounded for State<T> {
+    type Item = T;
+
     fn len(&self) -> usize {
         self.items.len()
     }
@@ -77,7 +79,6 @@ impl<T> Bounded for State<T> {
 
 impl<T> Store for State<T> {
     type Entry = T;
-    type Item = T;
     type Ticket = Ticket;
 
     const DISCARDING: &'static str = "the queue is full, discarding";

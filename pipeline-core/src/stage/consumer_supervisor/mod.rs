@@ -3,6 +3,7 @@
 mod behaviour;
 mod brevity;
 mod calls;
+mod started;
 
 use std::{
     collections::VecDeque,
@@ -22,8 +23,8 @@ use tokio::{
     time::{self, Instant},
 };
 
-pub(crate) use self::behaviour::AsSupervisor;
-use self::brevity::Brevity;
+pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
+use self::{brevity::Brevity, started::Running};
 use super::{
     Caller, ChildContext, Phase, StageHandle, Start, Worker, contained, contained_now,
     gauges::Gauges,
@@ -504,6 +505,7 @@ where
                 let mut run = pin!(contained(async { worker.run(&event, context).await }));
                 poll_fn(|context| {
                     polls += 1;
+                    let _running = Running::since(started);
                     run.as_mut().poll(context)
                 })
                 .await

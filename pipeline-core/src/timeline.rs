@@ -1,0 +1,168 @@
+//! When an item was where. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{timed::Timed, trace_context::TraceContext};
+
+/// When an item was enqueued, left its queue, and came to a worker, as far as that is known; and the
+/// trace that it belongs to.
+///
+/// [`Timed::timeline`] makes it, in the worker. Who broadcasts the item with it has every leg of the way
+/// measured: in the queue, waiting for a worker, in the worker, and from there to the socket. An
+/// [`Instant`] is a timeline of which nothing else is known.
+///
+/// The legs are spans of one way, so they add up to the whole. An item that goes through several queues
+/// has left them when it left the last one; an item with which a worker is started again was waiting
+/// until then.
+///
+/// ```
+/// use pipeline_core::{Timed, Timeline};
+///
+/// let item = Timed::now("hello");
+/// let timeline = item.timeline();
+/// assert_eq!(timeline.enqueued_at(), item.enqueued_at());
+/// // It was in no queue, and no worker has it.
+/// assert_eq!((timeline.demanded_at(), timeline.started_at()), (None, None));
+/// assert_eq!(timeline, Timeline::from(item.enqueued_at()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    enqueued_at: Instant,
+    demanded_at: Option<Instant>,
+    started_at: Option<Instant>,
+    trace: Option<TraceContext>,
+}
+
+impl Timeline {
+    /// When the item was enqueued.
+    #[must_use]
+    pub fn enqueued_at(&self) -> Instant {
+        self.enqueued_at
+    }
+
+    /// When the item left its queue, because there was demand for it.
+    #[must_use]
+    pub fn demanded_at(&self) -> Option<Instant> {
+        self.demanded_at
+    }
+
+    /// When the worker was started that handles the item.
+    #[must_use]
+    pub fn started_at(&self) -> Option<Instant> {
+        self.started_at
+    }
+
+    /// The trace that the item belongs to.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace
+    }
+
+    /// How long the item waited in its queue: until there was demand for it.
+    #[must_use]
+    pub fn queued(&self) -> Option<Duration> {
+        Some(self.demanded_at? - self.enqueued_at)
+    }
+
+    /// How long it waited behind its queue: until a worker was started for it.
+    #[must_use]
+    pub fn waited(&self) -> Option<Duration> {
+        Some(self.started_at? - self.demanded_at?)
+    }
+
+    /// How long its worker had it until then.
+    #[must_use]
+    pub fn worked(&self, until: Instant) -> Option<Duration> {
+        Some(until.saturating_duration_since(self.started_at?))
+    }
+
+    /// Has it belong to a trace.
+    #[must_use]
+    pub fn with_trace(self, trace: TraceContext) -> Self {
+        Self { trace: Some(trace), ..self }
+    }
+
+    /// Takes note that the item leaves a queue.
+    pub(crate) fn demanded(&mut self, at: Instant) {
+        self.demanded_at = Some(at.max(self.enqueued_at));
+    }
+
+    /// The same with the start of a worker, unless that had nothing to do with the item: one that was
+    /// started before makes items, and does not handle them.
+    pub(crate) fn started(self, at: Option<Instant>) -> Self {
+        let before = self.demanded_at.unwrap_or(self.enqueued_at);
+        Self { started_at: at.filter(|at| *at >= before), ..self }
+    }
+}
+
+/// Nothing else is known.
+impl From<Instant> for Timeline {
+    fn from(enqueued_at: Instant) -> Self {
+        Self { enqueued_at, demanded_at: None, started_at: None, trace: None }
+    }
+}
+
+impl<T> From<&Timed<T>> for Timeline {
+    fn from(item: &Timed<T>) -> Self {
+        item.timeline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn moments() -> impl Fn(u64) -> Instant {
+        let zero = Instant::now();
+        move |nanoseconds| zero + Duration::from_nanos(nanoseconds)
+    }
+
+    #[test]
+    fn a_leg_is_known_when_both_its_ends_are() {
+        let at = moments();
+        let mut timeline = Timeline::from(at(0));
+        let legs =
+            |timeline: &Timeline| (timeline.queued(), timeline.waited(), timeline.worked(at(9)));
+        let span = |nanoseconds| Some(Duration::from_nanos(nanoseconds));
+        assert_eq!(legs(&timeline), (None, None, None));
+        assert_eq!(legs(&timeline.started(Some(at(7)))), (None, None, span(2)));
+        timeline.demanded(at(4));
+        assert_eq!(legs(&timeline), (span(4), None, None));
+        assert_eq!(legs(&timeline.started(Some(at(7)))), (span(4), span(3), span(2)));
+        assert_eq!(timeline.started(Some(at(7))).started(None), timeline);
+    }
+
+    #[test]
+    fn a_worker_that_was_started_before_an_item_was_there_does_not_handle_it() {
+        let at = moments();
+        let mut timeline = Timeline::from(at(5));
+        assert_eq!(timeline.started(Some(at(4))).started_at(), None);
+        assert_eq!(timeline.started(Some(at(5))).started_at(), Some(at(5)));
+        timeline.demanded(at(7));
+        assert_eq!(timeline.started(Some(at(6))).started_at(), None);
+    }
+
+    proptest! {
+        /// In whatever order it is told: no leg is negative, and those that follow each other add up.
+        #[test]
+        fn legs_add_up_to_the_whole(times in prop::array::uniform4(0u64..10_000)) {
+            let at = moments();
+            let [enqueued, demanded, started, broadcast] = times.map(&at);
+            let mut timeline = Timeline::from(enqueued);
+            timeline.demanded(demanded);
+            let timeline = timeline.started(Some(started));
+            let legs = [timeline.queued(), timeline.waited(), timeline.worked(broadcast)];
+            if let [Some(queued), Some(waited), Some(worked)] = legs
+                && broadcast >= started
+            {
+                prop_assert_eq!(queued + waited + worked, broadcast - enqueued);
+            }
+            let in_order = times.is_sorted();
+            prop_assert!(!in_order || legs.iter().all(Option::is_some));
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The trace that an item belongs to, as W3C's Trace Context has it.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, Hasher, RandomState},
+    num::NonZeroU64,
+    str::FromStr,
+};
+
+use thiserror::Error;
+
+/// The trace that an item belongs to: which, and what in it the item comes from.
+///
+/// It is what the HTTP header `traceparent` says, in the form of W3C's [Trace Context]. An item
+/// carries it through a pipeline ([`Timed::with_trace`](crate::Timed::with_trace)), so that a push can
+/// be followed by one id from an HTTP request to the write to a socket: at the level `trace`, what
+/// happens to the item is logged with the field `trace_id`.
+///
+/// [Trace Context]: https://www.w3.org/TR/trace-context/
+///
+/// ```
+/// use pipeline_core::TraceContext;
+///
+/// let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+/// let trace: TraceContext = header.parse()?;
+/// assert_eq!(trace.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+/// assert!(trace.is_sampled());
+/// assert_eq!(trace.to_string(), header);
+/// # Ok::<(), pipeline_core::TraceContextError>(())
+/// ```
+///
+/// A header that is none of these is to be ignored, and another trace begun:
+///
+/// ```
+/// use pipeline_core::TraceContext;
+///
+/// let trace: TraceContext = "nonsense".parse().unwrap_or_else(|_| TraceContext::random());
+/// assert!(!trace.is_sampled());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TraceContext {
+    trace_id: TraceId,
+    parent_id: NonZeroU64,
+    flags: u8,
+}
+
+/// Names a trace: 16 bytes, not all zero. It is shown as 32 hexadecimal digits.
+///
+/// ```
+/// use pipeline_core::TraceContext;
+///
+/// let id = TraceContext::random().trace_id();
+/// assert_eq!(id.to_string().len(), 32);
+/// assert_eq!(u128::from_be_bytes(id.to_bytes()), u128::from_str_radix(&id.to_string(), 16)?);
+/// # Ok::<(), std::num::ParseIntError>(())
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TraceId {
+    // Two halves, because one number would have to be aligned to 16 bytes.
+    high: u64,
+    low: u64,
+}
+
+/// Why a text is not the value of a `traceparent` header.
+///
+/// ```
+/// use pipeline_core::{TraceContext, TraceContextError};
+///
+/// let fault = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01".parse::<TraceContext>();
+/// assert_eq!(fault, Err(TraceContextError::NoParentId));
+/// ```
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TraceContextError {
+    /// It is not as long as the version says.
+    #[error("a traceparent has 55 characters, and not {0}")]
+    Length(usize),
+    /// Where a `-` should be, something else is.
+    #[error("byte {0} should be a \"-\"")]
+    Separator(usize),
+    /// Where a lower-case hexadecimal digit should be, something else is.
+    #[error("byte {0} should be one of 0123456789abcdef")]
+    Digit(usize),
+    /// The version is `ff`, which there is not.
+    #[error("there is no version ff")]
+    Version,
+    /// The trace id is zero.
+    #[error("the trace id is zero")]
+    NoTraceId,
+    /// The parent id is zero.
+    #[error("the parent id is zero")]
+    NoParentId,
+}
+
+/// Somebody may have recorded it.
+const SAMPLED: u8 = 0b01;
+
+/// The trace id was drawn at random.
+const RANDOM: u8 = 0b10;
+
+/// How long the version is that is known.
+const LENGTH: usize = 55;
+
+impl TraceContext {
+    /// Begins a trace, which nobody has recorded yet.
+    ///
+    /// Its ids come from the random numbers by which the standard library keeps its hash tables. They
+    /// are unique, and not secret: who sees some of them is not supposed to be able to guess others,
+    /// but nothing may depend on it.
+    #[must_use]
+    pub fn random() -> Self {
+        let [high, low, parent] = [draw(), draw(), draw()];
+        Self {
+            trace_id: TraceId { high: high.get(), low: low.get() },
+            parent_id: parent,
+            flags: RANDOM,
+        }
+    }
+
+    /// Which trace it is.
+    #[must_use]
+    pub fn trace_id(&self) -> TraceId {
+        self.trace_id
+    }
+
+    /// What in the trace this comes from. Never zero.
+    #[must_use]
+    pub fn parent_id(&self) -> u64 {
+        self.parent_id.get()
+    }
+
+    /// Whether the one from whom it comes may have recorded it.
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+}
+
+/// A number that is not zero, at random. Each state of the hash tables differs from all before.
+fn draw() -> NonZeroU64 {
+    loop {
+        if let Some(number) = NonZeroU64::new(RandomState::new().build_hasher().finish()) {
+            return number;
+        }
+    }
+}
+
+/// The form of version 00. Of the flags, it has those that say whether it was sampled, and whether the
+/// trace id is random; all others are zero, as they have to be.
+impl fmt::Display for TraceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trace_id, parent_id, flags } = self;
+        write!(f, "00-{trace_id}-{parent_id:016x}-{flags:02x}")
+    }
+}
+
+/// Reads the value of a `traceparent` header. A version that is yet to come may say more behind what is
+/// known; that is not read.
+impl FromStr for TraceContext {
+    type Err = TraceContextError;
+
+    fn from_str(text: &str) -> Result<Self, TraceContextError> {
+        let text = text.as_bytes();
+        if text.len() < LENGTH {
+            return Err(TraceContextError::Length(text.len()));
+        }
+        let version = number(text, 0, 2)?;
+        if version == 0xff {
+            return Err(TraceContextError::Version);
+        }
+        if version == 0 && text.len() > LENGTH {
+            return Err(TraceContextError::Length(text.len()));
+        }
+        for at in [2, 35, 52, LENGTH] {
+            if text.get(at).is_some_and(|byte| *byte != b'-') {
+                return Err(TraceContextError::Separator(at));
+            }
+        }
+        let trace_id = TraceId { high: number(text, 3, 16)?, low: number(text, 19, 16)? };
+        let parent_id = number(text, 36, 16)?;
+        let flags = number(text, 53, 2)?.to_be_bytes()[7] & (SAMPLED | RANDOM);
+        if (trace_id.high, trace_id.low) == (0, 0) {
+            return Err(TraceContextError::NoTraceId);
+        }
+        let parent_id = NonZeroU64::new(parent_id).ok_or(TraceContextError::NoParentId)?;
+        Ok(Self { trace_id, parent_id, flags })
+    }
+}
+
+/// So many digits from there on.
+fn number(text: &[u8], from: usize, digits: usize) -> Result<u64, TraceContextError> {
+    let mut number = 0;
+    for (at, byte) in text.iter().enumerate().skip(from).take(digits) {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return Err(TraceContextError::Digit(at)),
+        };
+        number = number << 4 | u64::from(digit);
+    }
+    Ok(number)
+}
+
+impl TraceId {
+    /// Its bytes, the most significant one first.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.high) << 64 | u128::from(self.low)).to_be_bytes()
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.high, self.low)
+    }
+}
+
+impl fmt::Debug for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TraceId({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const VALID: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn fault(text: &str) -> TraceContextError {
+        text.parse::<TraceContext>().unwrap_err()
+    }
+
+    /// The valid one, with something else from there on.
+    fn with(at: usize, other: &str) -> String {
+        format!("{}{other}{}", &VALID[..at], &VALID[at + other.len()..])
+    }
+
+    #[test]
+    fn a_fault_says_what_is_wrong() {
+        use TraceContextError::*;
+        assert_eq!(fault(""), Length(0));
+        assert_eq!(fault(&VALID[..54]), Length(54));
+        assert_eq!(fault(&format!("{VALID}-")), Length(56));
+        assert_eq!(fault(&format!(" {}", &VALID[..54])), Digit(0));
+        assert_eq!(fault(&with(0, "ff")), Version);
+        for at in [2, 35, 52] {
+            assert_eq!(fault(&with(at, "_")), Separator(at));
+        }
+        for at in [0, 1, 3, 34, 36, 51, 53, 54] {
+            assert_eq!(fault(&with(at, "A")), Digit(at), "upper case is not allowed");
+            assert_eq!(fault(&with(at, "g")), Digit(at));
+        }
+        assert_eq!(fault(&with(3, &"0".repeat(32))), NoTraceId);
+        assert_eq!(fault(&with(36, &"0".repeat(16))), NoParentId);
+        assert_eq!(fault(&"é".repeat(30)), Digit(0));
+    }
+
+    #[test]
+    fn a_version_that_is_yet_to_come_is_read_as_far_as_it_is_known() {
+        let known: TraceContext = VALID.parse().unwrap();
+        for text in [with(0, "01"), format!("{}-more", with(0, "cc")), with(0, "fe-")] {
+            assert_eq!(text.parse(), Ok(known), "{text}");
+        }
+        assert_eq!(fault(&format!("{}.", with(0, "cc"))), TraceContextError::Separator(55));
+        // Its flags mean nothing that is known, but for two.
+        let flags: TraceContext = with(53, "ff").parse().unwrap();
+        assert_eq!(flags.to_string(), with(53, "03"));
+    }
+
+    #[test]
+    fn no_two_traces_that_begin_are_the_same() {
+        const MANY: usize = 10_000;
+        let draw = || (0..MANY).map(|_| TraceContext::random()).collect::<Vec<_>>();
+        let other = std::thread::spawn(draw).join().unwrap();
+        let all: Vec<_> = draw().into_iter().chain(other).collect();
+        let ids: HashSet<_> = all.iter().map(TraceContext::trace_id).collect();
+        let parents: HashSet<_> = all.iter().map(TraceContext::parent_id).collect();
+        assert_eq!((ids.len(), parents.len()), (2 * MANY, 2 * MANY));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(
+            id in 1u128.., parent_id in 1u64.., sampled: bool, random: bool
+        ) {
+            let flags = u8::from(sampled) | u8::from(random) << 1;
+            let text = format!("00-{id:032x}-{parent_id:016x}-{flags:02x}");
+            let trace: TraceContext = text.parse().unwrap();
+            prop_assert_eq!(trace.to_string(), text);
+            prop_assert_eq!(u128::from_be_bytes(trace.trace_id().to_bytes()), id);
+            prop_assert_eq!((trace.parent_id(), trace.is_sampled()), (parent_id, sampled));
+        }
+
+        #[test]
+        fn no_text_is_a_panic(text: String, at in 0usize..55, other: char) {
+            let _ = text.parse::<TraceContext>();
+            let damaged: String =
+                VALID.chars().enumerate().map(|(n, c)| if n == at { other } else { c }).collect();
+            if let Ok(trace) = damaged.parse::<TraceContext>() {
+                prop_assert!(trace.to_string().len() == 55);
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! When an item was where: what its worker is told of it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::time::Duration;
+
+use pipeline_core::{
+    ChildContext, ConsumerSupervisor, ExitReason, FairQueueOptions, Pipeline, Queue, QueueOptions,
+    SubscribeOptions, Timed, Timeline, TraceContext, Worker, fair_queue, queue,
+};
+use pipeline_test_support::Log;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    task,
+    time::{Instant, advance, sleep},
+};
+
+const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// Looks at the timelines of its items, each time at the beginning and after having waited.
+#[derive(Clone)]
+struct Looking {
+    seen: UnboundedSender<[Timeline; 2]>,
+    takes: Duration,
+}
+
+impl Looking {
+    fn new(takes: Duration) -> (Self, UnboundedReceiver<[Timeline; 2]>) {
+        let (seen, timelines) = unbounded_channel();
+        (Self { seen, takes }, timelines)
+    }
+}
+
+impl Worker<Timed<u64>> for Looking {
+    async fn run(&self, item: &Timed<u64>, context: ChildContext) -> Result<(), ExitReason> {
+        let first = item.timeline();
+        if !self.takes.is_zero() {
+            sleep(self.takes).await;
+        }
+        let _ = self.seen.send([first, item.timeline()]);
+        // The number says how often it fails first.
+        if u64::from(context.restarts()) < **item {
+            Err(ExitReason::failed("not yet"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What a worker is told of an item that is in a queue.
+async fn of_one(
+    queue: Queue<Timed<u64>>,
+    producer: pipeline_core::QueueProducer<Timed<u64>>,
+) -> Timeline {
+    let (worker, mut seen) = Looking::new(ms(0));
+    let mut pipeline = Pipeline::builder("one")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    drop(queue);
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    seen.recv().await.unwrap()[0]
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_leg_of_the_way_is_told_apart() {
+    let (queue, producer) = queue(QueueOptions::new());
+    for _ in 0..3 {
+        queue.push_timed(0).await.unwrap();
+    }
+    advance(ms(1000)).await;
+    let (worker, mut seen) = Looking::new(ms(100));
+    let supervisor = ConsumerSupervisor::new(worker).max_children(1);
+    let _pipeline = Pipeline::builder("legs")
+        .producer(producer)
+        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(2).min_demand(1))
+        .start()
+        .unwrap();
+    // The second has left the queue with the first, and waits until that is done. Then the third leaves.
+    for (queued, waited) in [(1000, 0), (1000, 100), (1100, 100)] {
+        let [timeline, after] = seen.recv().await.unwrap();
+        assert_eq!(timeline, after, "it stays what it is while the worker waits");
+        assert_eq!(timeline.queued(), Some(ms(queued)));
+        assert_eq!(timeline.waited(), Some(ms(waited)));
+        assert_eq!(timeline.worked(Instant::now()), Some(ms(100)));
+    }
+}
+
+#[tokio::test]
+async fn every_worker_knows_its_own_start_wherever_it_runs() {
+    const MANY: usize = 1000;
+    // First in tasks, then in the supervisor's own, because they take no time.
+    let (queue, producer) = queue(QueueOptions::new());
+    let (worker, mut seen) = Looking::new(ms(0));
+    let _pipeline = Pipeline::builder("many")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let mut last = Instant::now();
+    for _ in 0..MANY {
+        queue.push_timed(0).await.unwrap();
+        let [timeline, _] = seen.recv().await.unwrap();
+        assert!(timeline.enqueued_at() >= last);
+        assert!(timeline.demanded_at().unwrap() >= timeline.enqueued_at());
+        last = timeline.started_at().unwrap();
+        assert!(last >= timeline.demanded_at().unwrap() && last <= Instant::now());
+        assert_eq!(Timed::now(()).timeline().started_at(), None, "this is no worker");
+    }
+}
+
+#[tokio::test]
+async fn what_a_worker_spawns_is_no_worker() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (tell, mut told) = unbounded_channel();
+    let worker = async move |item: &Timed<u64>| {
+        let copy = *item;
+        let spawned = task::spawn(async move { copy.timeline() }).await.unwrap();
+        let _ = tell.send((item.timeline(), spawned));
+        Ok(())
+    };
+    let _pipeline = Pipeline::builder("spawning")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    queue.push_timed(0).await.unwrap();
+    let (own, spawned) = told.recv().await.unwrap();
+    assert!(own.started_at().is_some());
+    assert_eq!(spawned.demanded_at(), own.demanded_at());
+    assert_eq!(spawned.started_at(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_of_which_a_worker_failed_has_waited_until_the_next_one() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (worker, mut seen) = Looking::new(ms(100));
+    let _pipeline = Pipeline::builder("failing")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    queue.push_timed(2).await.unwrap();
+    for waited in [0, 100, 200] {
+        let [timeline, _] = seen.recv().await.unwrap();
+        assert_eq!(timeline.waited(), Some(ms(waited)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_an_item_leaves_is_told_by_queues_of_timed_items() {
+    let fill = async || {
+        let (queue, producer) = queue(QueueOptions::new());
+        queue.try_push(Timed::now(0)).unwrap();
+        advance(ms(7)).await;
+        (queue, producer)
+    };
+    let (queue, producer) = fill().await;
+    assert_eq!(of_one(queue.timed(), producer).await.queued(), Some(ms(7)));
+    // Nobody has said that what is in it is timed.
+    let (queue, producer) = fill().await;
+    let timeline = of_one(queue, producer).await;
+    assert_eq!((timeline.queued(), timeline.waited()), (None, None));
+    assert!(timeline.started_at().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fair_queue_tells_items_that_they_leave() {
+    for by_push_timed in [true, false] {
+        let (queue, producer) = fair_queue(FairQueueOptions::new());
+        if by_push_timed {
+            queue.push_timed("ada", 0).await.unwrap();
+        } else {
+            queue.clone().timed().try_push("ada", Timed::now(0)).unwrap();
+        }
+        advance(ms(7)).await;
+        let (worker, mut seen) = Looking::new(ms(0));
+        let _pipeline = Pipeline::builder("fair")
+            .producer(producer)
+            .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+            .start()
+            .unwrap();
+        assert_eq!(seen.recv().await.unwrap()[0].queued(), Some(ms(7)));
+    }
+}
+
+#[tokio::test]
+async fn an_item_carries_its_trace_and_only_then_is_logged() {
+    let (log, _guard) = Log::keep();
+    let trace = TraceContext::random();
+    let (queue, producer) = queue(QueueOptions::new());
+    let queue = queue.timed();
+    queue.push(Timed::now(0)).await.unwrap();
+    assert_eq!(of_one(queue, producer).await.trace(), None);
+    let of_leaving = |log: &Log| {
+        let lines = log.take().into_iter();
+        lines.filter(|line| line.contains("left the queue")).collect::<Vec<_>>()
+    };
+    assert!(of_leaving(&log).is_empty());
+
+    let (queue, producer) = pipeline_core::queue(QueueOptions::new());
+    let queue = queue.timed();
+    queue.push(Timed::now(0).with_trace(trace)).await.unwrap();
+    assert_eq!(of_one(queue, producer).await.trace(), Some(trace));
+    let id = trace.trace_id();
+    assert_eq!(of_leaving(&log), [format!("TRACE message=left the queue trace_id={id}")]);
+}
