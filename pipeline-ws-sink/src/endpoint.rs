@@ -12,9 +12,9 @@ use std::{
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{HeaderName, Request, StatusCode};
-use pipeline_core::Telemetry;
+use pipeline_core::{Telemetry, Timeline};
 use thiserror::Error;
-use tokio::time::{self, Instant};
+use tokio::time;
 use tower_service::Service;
 
 use crate::{
@@ -142,21 +142,21 @@ impl Endpoint {
 
     /// Sends an event to everyone on a topic, and times it.
     ///
-    /// For each socket the time from `enqueued_at` until the operating system has taken the last
-    /// byte of the frame is recorded as `pipeline.push_delivered`, in milliseconds. The payload is
-    /// still encoded once. See [`Timed`](pipeline_core::Timed) for where the moment comes from.
+    /// Every leg of the way that is known is recorded, in milliseconds, the last one for each socket, when
+    /// the operating system has taken the last byte of the frame: see [`PubSub::broadcast_timed`]. The
+    /// payload is still encoded once.
     ///
     /// # Errors
     ///
     /// Those of [`broadcast`](Self::broadcast).
     pub fn broadcast_timed(
         &self,
-        enqueued_at: Instant,
+        timeline: impl Into<Timeline>,
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.pubsub().broadcast_timed(enqueued_at, topic, event, payload)
+        self.pubsub().broadcast_timed(timeline, topic, event, payload)
     }
 
     /// Sends an event to everyone on a topic but one: see [`PubSub::broadcast_from`].
@@ -345,7 +345,7 @@ impl Inner {
             bytes_waiting: waiting.bytes,
             dropped: metrics.dropped().into_iter().filter(|(_, frames)| *frames > 0).collect(),
             closed_slow: metrics.closed_slow.get(),
-            delivered: metrics.push_delivered.get(),
+            delivered: metrics.write_times.delivered.get(),
         }
     }
 }

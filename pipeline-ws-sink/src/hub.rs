@@ -31,7 +31,7 @@ impl Hub {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
         Self {
-            pubsub: PubSub::new(sockets.clone(), metrics.clone(), adapter),
+            pubsub: PubSub::new(sockets.clone(), metrics.clone(), adapter, telemetry),
             sockets,
             sweeper: Sweeper::new(),
             metrics,

@@ -21,6 +21,7 @@ use crate::{
     },
     pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId},
     session::Connection,
+    since::Since,
     socket::Socket,
     topic::Topic,
 };
@@ -106,8 +107,8 @@ pub struct ChannelContext<C: Channel> {
     mailbox: Arc<Mailbox>,
     /// The reference of the message that is being handled.
     pub(super) reference: Ref,
-    /// When what is being handled was enqueued, if its way is timed.
-    pub(super) since: Option<Instant>,
+    /// Since when what is being handled is on its way, if that is timed.
+    pub(super) since: Option<Since>,
     own: Mutex<Own>,
 }
 

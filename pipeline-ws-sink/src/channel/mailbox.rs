@@ -9,13 +9,13 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::ExitReason;
-use tokio::time::Instant;
 
 use super::info::Sealed;
 use crate::{
     broadcast::Broadcast,
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
+    since::Since,
 };
 
 /// How many messages may wait for a channel. A client that sends more has to wait, as TCP makes it;
@@ -70,7 +70,7 @@ pub(crate) enum NotSent {
 pub(crate) struct Intercepted {
     pub(crate) event: Box<str>,
     pub(crate) payload: Payload,
-    pub(crate) since: Option<Instant>,
+    pub(crate) since: Option<Since>,
 }
 
 impl Intercepted {

@@ -3,10 +3,9 @@
 use std::{collections::VecDeque, io::IoSlice, sync::Arc};
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::{kind::Kind, when_full::WhenFull};
-use crate::protocol::frame::Frame;
+use crate::{protocol::frame::Frame, since::Since};
 
 /// How much may wait for one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +32,8 @@ pub(super) struct Backlog {
 #[derive(Clone, Debug)]
 pub(crate) struct Outgoing {
     pub(super) frame: Frame,
-    /// When what it carries was enqueued, if its way is timed.
-    pub(super) since: Option<Instant>,
+    /// Since when it is on its way, if that is timed.
+    pub(super) since: Option<Since>,
     pub(super) kind: Kind,
 }
 
@@ -193,18 +192,18 @@ impl Backlog {
     }
 
     /// So many bytes have been written. What is whole now is taken out, and told.
-    pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Option<Instant>)) {
+    pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Option<&Since>)) {
         self.written += count;
         while let Some(outgoing) = next_whole(&mut self.queue, &mut self.written) {
             self.no_longer(&outgoing);
-            whole(outgoing.since);
+            whole(outgoing.since.as_ref());
         }
     }
 
     /// Takes everything out, and tells of each. None has been written in part.
-    pub(super) fn take(self, mut whole: impl FnMut(Option<Instant>)) -> Vec<Frame> {
+    pub(super) fn take(self, mut whole: impl FnMut(Option<&Since>)) -> Vec<Frame> {
         let taken = self.queue.into_iter().map(|outgoing| {
-            whole(outgoing.since);
+            whole(outgoing.since.as_ref());
             outgoing.frame.clone()
         });
         taken.collect()
@@ -304,9 +303,9 @@ impl InHand {
     }
 
     /// Lets go of the frames that have been written, and tells of each.
-    pub(super) fn let_go(&mut self, mut whole: impl FnMut(Option<Instant>)) {
+    pub(super) fn let_go(&mut self, mut whole: impl FnMut(Option<&Since>)) {
         for done in self.done.drain(..) {
-            whole(done.since);
+            whole(done.since.as_ref());
         }
     }
 }

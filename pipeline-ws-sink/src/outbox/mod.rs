@@ -34,7 +34,7 @@ pub(crate) use self::{
     sweeper::{Place, Sweeper},
     writer::Writer,
 };
-use crate::{end::SocketEnd, protocol::frame::Frame, telemetry::SocketMetrics};
+use crate::{end::SocketEnd, protocol::frame::Frame, since::Since, telemetry::SocketMetrics};
 
 /// How many frames go into one write.
 const GATHER: usize = 64;
@@ -139,17 +139,12 @@ impl Outbox {
 
     /// Sends a frame that is never dropped. If `since` is given, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
-    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<Instant>) {
+    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<Since>) {
         self.accept(&self.compressed(frame), Kind::Essential, since);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
-    pub(crate) fn send_event(
-        self: &Arc<Self>,
-        frame: &Frame,
-        key: EventKey,
-        since: Option<Instant>,
-    ) {
+    pub(crate) fn send_event(self: &Arc<Self>, frame: &Frame, key: EventKey, since: Option<Since>) {
         self.accept(&self.compressed(frame), Kind::Event(key), since);
     }
 
@@ -304,7 +299,7 @@ impl Outbox {
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
     }
 
-    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Instant>) {
+    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Since>) {
         let outgoing = Outgoing { frame: frame.clone(), since, kind };
         self.accept_in(self.state.lock(), &Arc::new(outgoing), Way::Direct);
     }
@@ -348,7 +343,7 @@ impl Outbox {
                 drop(state);
                 self.metrics.frames_out.increment(1);
                 self.metrics.write_time.end(begun, now);
-                self.delivered(outgoing.since, now);
+                self.delivered(outgoing.since.as_ref(), now);
                 return;
             }
             Ok(count) => count,
@@ -422,10 +417,9 @@ impl Outbox {
         }
     }
 
-    fn delivered(&self, since: Option<Instant>, now: Instant) {
+    fn delivered(&self, since: Option<&Since>, now: Instant) {
         if let Some(since) = since {
-            let milliseconds = now.saturating_duration_since(since).as_secs_f64() * 1e3;
-            self.metrics.push_delivered.record(milliseconds);
+            self.metrics.write_times.record(since, now);
         }
     }
 

@@ -2,13 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::time::Instant;
-
 use super::{
     backlog::Outgoing,
     kind::{EventKey, Kind},
 };
-use crate::protocol::frame::Frame;
+use crate::{protocol::frame::Frame, since::Since};
 
 /// An event's frame for many sockets: built once, and compressed once if one of them wants that.
 #[derive(Clone, Debug)]
@@ -25,7 +23,7 @@ impl SharedFrame {
     }
 
     /// Sets since when its way is timed, if it is.
-    pub(crate) fn timed(mut self, since: Option<Instant>) -> Self {
+    pub(crate) fn timed(mut self, since: Option<Since>) -> Self {
         Arc::make_mut(&mut self.plain).since = since;
         Self { plain: self.plain, deflated: OnceLock::new() }
     }

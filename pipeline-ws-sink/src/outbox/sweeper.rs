@@ -248,7 +248,7 @@ mod tests {
         super::{EventKey, OutboxLimits, SharedFrame, Way, WhenFull, Writer},
         *,
     };
-    use crate::{protocol::frame::Frame, telemetry::SocketMetrics};
+    use crate::{protocol::frame::Frame, since::Since, telemetry::SocketMetrics};
 
     /// An outbox that is swept, and its client.
     async fn socket(sweeper: &Sweeper, telemetry: &Telemetry) -> (Arc<Outbox>, TcpStream) {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     fn news(fill: u8, length: usize) -> SharedFrame {
-        let since = Some(Instant::now());
+        let since = Some(Since::now());
         SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(since)
     }
 

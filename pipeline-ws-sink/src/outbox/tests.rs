@@ -89,7 +89,7 @@ async fn nothing_goes_out_once_the_socket_has_to_end() {
 async fn a_frame_that_is_taken_whole_needs_no_task() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
-    outbox.send(&small(10), Some(Instant::now()));
+    outbox.send(&small(10), Some(Since::now()));
     assert_eq!(recorded.samples("pipeline.push_delivered").len(), 1);
     assert_eq!(waiting(&outbox), 0);
     let mut received = [0; 10];
@@ -102,7 +102,7 @@ async fn a_frame_that_is_taken_in_part_is_delivered_with_its_last_byte() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
     let (large, next) = (text(1 << 19), small(10));
-    outbox.send(&large, Some(Instant::now()));
+    outbox.send(&large, Some(Since::now()));
     outbox.send(&next, None);
     let written = outbox.state.lock().backlog.as_ref().unwrap().written();
     assert!((1..large.len()).contains(&written), "{written}");
@@ -123,7 +123,7 @@ async fn a_frame_waits_when_the_system_takes_nothing() {
     let chunk = [0; 65_536];
     while ours.try_write(&chunk).is_ok() {}
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
-    outbox.send(&small(10), Some(Instant::now()));
+    outbox.send(&small(10), Some(Since::now()));
     assert_eq!((waiting(&outbox), end(&outbox)), (1, None));
     assert!(turn(&outbox).is_pending());
     assert_eq!(recorded.samples("pipeline.push_delivered").len(), 0);

@@ -3,7 +3,6 @@
 use std::{borrow::Cow, sync::OnceLock};
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::{
     binary,
@@ -16,6 +15,7 @@ use super::{
 use crate::{
     outbox::{EventKey, SharedFrame},
     payload::{IntoPayload, Payload, PayloadError},
+    since::Since,
 };
 
 /// The event of a join request.
@@ -208,7 +208,7 @@ pub(crate) struct Encoded {
     v2: SharedFrame,
     /// Made when the first subscriber needs it; `None` if this version cannot express it.
     v1: OnceLock<Option<SharedFrame>>,
-    since: Option<Instant>,
+    since: Option<Since>,
 }
 
 impl Encoded {
@@ -238,7 +238,7 @@ impl Encoded {
 
     /// Times it: the time from then until the operating system has taken the last byte of a frame is
     /// recorded for each socket.
-    pub(crate) fn timed(mut self, since: Option<Instant>) -> Self {
+    pub(crate) fn timed(mut self, since: Option<Since>) -> Self {
         self.since = since;
         self.v2 = self.v2.timed(since);
         self.v1 = OnceLock::new();
@@ -264,8 +264,8 @@ impl Encoded {
         }
     }
 
-    /// When what it carries was enqueued, if its way is timed.
-    pub(crate) fn since(&self) -> Option<Instant> {
+    /// Since when it is on its way, if that is timed.
+    pub(crate) fn since(&self) -> Option<Since> {
         self.since
     }
 

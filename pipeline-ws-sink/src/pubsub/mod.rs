@@ -10,6 +10,7 @@ mod table;
 
 use std::{fmt, sync::Arc};
 
+use pipeline_core::{Telemetry, Timeline};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -30,6 +31,7 @@ use crate::{
     protocol::message::Encoded,
     sockets::Sockets,
     telemetry::SocketMetrics,
+    timing::BroadcastTimes,
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -70,6 +72,7 @@ struct Shared {
     sockets: Arc<Sockets>,
     adapter: Option<Arc<dyn Adapter>>,
     lanes: Lanes,
+    times: BroadcastTimes,
 }
 
 impl PubSub {
@@ -77,10 +80,11 @@ impl PubSub {
         sockets: Arc<Sockets>,
         metrics: Arc<SocketMetrics>,
         adapter: Option<Arc<dyn Adapter>>,
+        telemetry: &Telemetry,
     ) -> Self {
-        let table = Arc::new(Table::new(metrics));
-        let pubsub =
-            Self { shared: Arc::new(Shared { table, sockets, adapter, lanes: Lanes::default() }) };
+        let (table, lanes) = (Arc::new(Table::new(metrics)), Lanes::default());
+        let times = BroadcastTimes::register(telemetry);
+        let pubsub = Self { shared: Arc::new(Shared { table, sockets, adapter, lanes, times }) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
         }
@@ -107,22 +111,47 @@ impl PubSub {
 
     /// Sends an event to everyone on a topic, and times it.
     ///
-    /// For each socket of this node the time from `enqueued_at` until the operating system has taken
-    /// the last byte of the frame is recorded as `pipeline.push_delivered`, in milliseconds. See
-    /// [`Timed`](pipeline_core::Timed) for where the moment comes from.
+    /// `timeline` is what is known of the way until now: that of a [`Timed`](pipeline_core::Timed) item,
+    /// `&item` or `item.timeline()`, or only the moment when it was enqueued. Recorded in milliseconds
+    /// are, for each socket of this node, when the operating system has taken the last byte of the frame:
+    ///
+    /// - `pipeline.push_delivered`: the time since the item was enqueued.
+    /// - `pipeline.push_written`: the time since this call.
+    ///
+    /// And once for this call, as far as it is known:
+    ///
+    /// - `pipeline.push_queued`: from when the item was enqueued until it left its queue.
+    /// - `pipeline.push_waited`: from then until its worker was started.
+    /// - `pipeline.push_worked`: from then until this call.
+    ///
+    /// If the item belongs to a [trace](pipeline_core::TraceContext), the call and each write are logged,
+    /// at the level `trace`, with its `trace_id`.
+    ///
+    /// ```
+    /// use pipeline_core::Timed;
+    /// use pipeline_ws_sink::{BroadcastError, PubSub};
+    /// use serde_json::json;
+    ///
+    /// fn tell(pubsub: &PubSub, price: &Timed<f64>) -> Result<(), BroadcastError> {
+    ///     pubsub.broadcast_timed(price, "stock:acme", "price", json!({ "price": **price }))
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
     /// Those of [`broadcast`](Self::broadcast).
     pub fn broadcast_timed(
         &self,
-        enqueued_at: Instant,
+        timeline: impl Into<Timeline>,
         topic: &str,
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        let broadcast = Encoded::new(topic, event, payload)?.timed(Some(enqueued_at));
-        self.everywhere(&broadcast, None)
+        let push = Push::new(topic, event, payload)?.timed(timeline);
+        self.elsewhere(&push.event)?;
+        self.record(&push);
+        self.here(&push.event, None);
+        Ok(())
     }
 
     /// Sends an event to everyone on a topic but one: a channel, or a task that has subscribed.
@@ -228,6 +257,7 @@ impl PubSub {
             None => None,
         };
         self.elsewhere(&push.event)?;
+        self.record(push);
         let behind = self.shared.table.dispatch_to_all_with_room(&push.event);
         if push.event.event() == DISCONNECT {
             self.shared.sockets.disconnect(topic);
@@ -288,6 +318,13 @@ impl PubSub {
         self.elsewhere(broadcast)?;
         self.here(broadcast, except);
         Ok(())
+    }
+
+    /// Records what is known of the way of a push until now.
+    fn record(&self, push: &Push) {
+        if let Some((timeline, broadcast_at)) = &push.way {
+            self.shared.times.record(&push.event, timeline, *broadcast_at);
+        }
     }
 
     fn elsewhere(&self, broadcast: &Encoded) -> Result<(), AdapterError> {

@@ -2,13 +2,14 @@
 
 use std::fmt;
 
-use pipeline_core::{ChildContext, ExitReason, Worker};
+use pipeline_core::{ChildContext, ExitReason, Timeline, Worker};
 use tokio::time::Instant;
 
 use super::PubSub;
 use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
+    since::Since,
 };
 
 /// An event for everyone on a topic, encoded, and not yet sent: see [`PubSub::send`].
@@ -20,13 +21,15 @@ use crate::{
 ///
 /// fn push(price: &Timed<f64>) -> Result<Push, PayloadError> {
 ///     let push = Push::new("stock:acme", "price", json!({ "price": **price }))?;
-///     Ok(push.timed(price.enqueued_at()))
+///     Ok(push.timed(price))
 /// }
 /// # assert!(push(&Timed::now(1.0)).is_ok());
 /// ```
 #[derive(Debug)]
 pub struct Push {
     pub(super) event: Encoded,
+    /// If its way is timed: what is known of it, until the broadcast.
+    pub(super) way: Option<(Timeline, Instant)>,
 }
 
 impl Push {
@@ -36,14 +39,20 @@ impl Push {
     ///
     /// [`PayloadError`] if the payload is neither, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
-        Ok(Self { event: Encoded::new(topic, event, payload)? })
+        Ok(Self { event: Encoded::new(topic, event, payload)?, way: None })
     }
 
-    /// Times it: for each socket, the time from `enqueued_at` until the operating system has taken
-    /// the last byte of its frame is recorded as `pipeline.push_delivered`. See [`Timed`](pipeline_core::Timed).
+    /// Times it. What is known of its way until now is recorded when it is sent; for each socket, the
+    /// time from now until the operating system has taken the last byte of its frame is recorded as
+    /// `pipeline.push_written`, and the whole time as `pipeline.push_delivered`.
+    ///
+    /// So it comes last, in the worker that sends the push. To wait for room with slow clients is a part
+    /// of writing. [`PubSub::broadcast_timed`] says what is recorded, and what `timeline` may be.
     #[must_use]
-    pub fn timed(self, enqueued_at: Instant) -> Self {
-        Self { event: self.event.timed(Some(enqueued_at)) }
+    pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
+        let (timeline, now) = (timeline.into(), Instant::now());
+        let event = self.event.timed(Some(Since::new(&timeline, now)));
+        Self { event, way: Some((timeline, now)) }
     }
 }
 
@@ -63,6 +72,9 @@ impl PubSub {
     /// asks for no more than its `max_demand`, and so on up to the source. Nothing grows.
     ///
     /// The events of one topic are sent in the order in which they come.
+    ///
+    /// Where the time went is told of pushes that are [timed](Push::timed): `push.timed(item)` for an
+    /// item that is [`Timed`](pipeline_core::Timed).
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};

@@ -7,11 +7,12 @@ mod write_time;
 
 use pipeline_core::Telemetry;
 
-use self::{deliveries::Deliveries, tally::Tally, write_time::WriteTime};
 pub(crate) use self::{
+    deliveries::Deliveries,
     meter::{MountMeter, RouteMeter},
     tally::Level,
 };
+use self::{tally::Tally, write_time::WriteTime};
 
 // The reasons for which frames are dropped.
 const OVERFLOW: &str = "overflow";
@@ -19,6 +20,8 @@ const OLDEST: &str = "drop_oldest";
 const NEWEST: &str = "drop_newest";
 const SUPERSEDED: &str = "superseded";
 const MAILBOX: &str = "mailbox";
+
+use crate::timing::WriteTimes;
 
 /// The handles that all sockets of an endpoint share.
 pub(crate) struct SocketMetrics {
@@ -30,9 +33,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) write_time: WriteTime,
     /// Events that were broadcast on this node, whoever listens.
     pub(crate) broadcasts: Tally,
-    /// From when an item was enqueued until the operating system had the last byte of its frame;
-    /// one sample per socket.
-    pub(crate) push_delivered: Deliveries,
+    /// One sample per socket.
+    pub(crate) write_times: WriteTimes,
     /// They waited for a client that was closed for being too slow.
     pub(crate) dropped_by_overflow: Tally,
     /// They had waited longest, and made room for another.
@@ -66,11 +68,7 @@ impl SocketMetrics {
                 [],
             )),
             broadcasts: counter("socket.broadcasts", "Events broadcast on this node"),
-            push_delivered: Deliveries::from(telemetry.milliseconds(
-                "pipeline.push_delivered",
-                "From the moment an item was enqueued to the moment it was written to a socket",
-                [],
-            )),
+            write_times: WriteTimes::register(telemetry),
             dropped_by_overflow: dropped(OVERFLOW),
             dropped_oldest: dropped(OLDEST),
             dropped_newest: dropped(NEWEST),

@@ -1,0 +1,101 @@
+//! What is measured of a push: how long which leg of its way took.
+
+use std::time::Duration;
+
+use metrics::Histogram;
+use pipeline_core::{Telemetry, Timeline};
+use tokio::time::Instant;
+
+use crate::{protocol::message::Encoded, since::Since, telemetry::Deliveries};
+
+/// The legs that end with the broadcast.
+pub(crate) struct BroadcastTimes {
+    queued: Histogram,
+    waited: Histogram,
+    worked: Histogram,
+}
+
+/// The leg that ends with the write, and the whole way.
+pub(crate) struct WriteTimes {
+    written: Histogram,
+    pub(crate) delivered: Deliveries,
+}
+
+impl BroadcastTimes {
+    pub(crate) fn register(telemetry: &Telemetry) -> Self {
+        let histogram = |name, description| telemetry.milliseconds(name, description, []);
+        Self {
+            queued: histogram(
+                "pipeline.push_queued",
+                "From the moment an item was enqueued to the moment it left its queue",
+            ),
+            waited: histogram(
+                "pipeline.push_waited",
+                "From the moment an item left its queue to the start of its worker",
+            ),
+            worked: histogram(
+                "pipeline.push_worked",
+                "From the start of an item's worker to the broadcast",
+            ),
+        }
+    }
+
+    /// Records a broadcast: those legs that are known.
+    pub(crate) fn record(&self, event: &Encoded, timeline: &Timeline, broadcast_at: Instant) {
+        let (queued, waited) = (timeline.queued(), timeline.waited());
+        let worked = timeline.worked(broadcast_at);
+        let legs = [(&self.queued, queued), (&self.waited, waited), (&self.worked, worked)];
+        for (histogram, leg) in legs {
+            if let Some(leg) = leg {
+                histogram.record(milliseconds(leg));
+            }
+        }
+        if let Some(trace) = timeline.trace() {
+            tracing::trace!(
+                trace_id = %trace.trace_id(),
+                topic = event.topic(),
+                event = event.event(),
+                queued_ms = queued.map(milliseconds),
+                waited_ms = waited.map(milliseconds),
+                worked_ms = worked.map(milliseconds),
+                "broadcast"
+            );
+        }
+    }
+}
+
+impl WriteTimes {
+    pub(crate) fn register(telemetry: &Telemetry) -> Self {
+        let histogram = |name, description| telemetry.milliseconds(name, description, []);
+        Self {
+            written: histogram(
+                "pipeline.push_written",
+                "From the broadcast of an item to the moment it was written to a socket",
+            ),
+            delivered: Deliveries::from(histogram(
+                "pipeline.push_delivered",
+                "From the moment an item was enqueued to the moment it was written to a socket",
+            )),
+        }
+    }
+
+    /// Records a write to one socket.
+    pub(crate) fn record(&self, since: &Since, now: Instant) {
+        let written = milliseconds(now.saturating_duration_since(since.broadcast_at));
+        let delivered = milliseconds(now.saturating_duration_since(since.enqueued_at));
+        self.written.record(written);
+        self.delivered.record(delivered);
+        if let Some(trace) = since.trace {
+            tracing::trace!(
+                trace_id = %trace.trace_id(),
+                written_ms = written,
+                delivered_ms = delivered,
+                "written to a socket"
+            );
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
