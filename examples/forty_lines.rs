@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let push_to_user = endpoint.pubsub().pusher(|item: &Timed<(u64, String)>| {
         let (user, text) = &**item;
         let push = Push::new(&format!("user:{user}"), "push_timed", json!({ "text": text }))?;
-        Ok(push.timed(item.enqueued_at()))
+        Ok(push.timed(item))
     });
     let workers = SubscribeOptions::new().max_demand(50).min_demand(40);
     let pipeline = Pipeline::builder("push")

@@ -118,7 +118,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (items, producer) = queue(QueueOptions::new());
     let push = endpoint.pubsub().pusher(|item: &Timed<Item>| {
         let push = Push::new(&format!("user:{}", item.user), "push_timed", &**item)?;
-        Ok(push.timed(item.enqueued_at()))
+        Ok(push.timed(item))
     });
     let demand =
         SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.max_demand / 2);

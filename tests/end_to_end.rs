@@ -83,7 +83,7 @@ impl App {
                 gate.pass(*user).await?;
             }
             let topic = format!("user:{user}");
-            Ok(users.broadcast_timed(push.enqueued_at(), &topic, "push_timed", payload)?)
+            Ok(users.broadcast_timed(push, &topic, "push_timed", payload)?)
         };
         let demand = SubscribeOptions::new().max_demand(workers).min_demand(workers - 1);
         let pipeline = Pipeline::builder("push")
@@ -216,6 +216,39 @@ async fn each_delivery_emits_its_timing_and_each_worker_its_own() {
         tokio::task::yield_now().await;
     }
     assert_eq!(worked, 60, "one for each item");
+}
+
+#[tokio::test]
+async fn the_legs_of_a_push_add_up_and_say_where_it_was_held_up() {
+    const HELD_UP: Duration = Duration::from_millis(50);
+    let (gate, mut keeper): (Gate, Keeper) = gate();
+    let app = App::new(1, Some(gate)).await;
+    let mut ada = app.user(1).await;
+    let recorded = async |name: &str| loop {
+        // A frame may have arrived before it is recorded that it was written.
+        if let [sample, ..] = app.recorded.samples(name)[..] {
+            return sample;
+        }
+        tokio::task::yield_now().await;
+    };
+    app.push(1, json!({ "n": 1 })).await;
+    keeper.started(1).await;
+    // The only worker is busy, and there is no demand.
+    app.push(1, json!({ "n": 2 })).await;
+    tokio::time::sleep(HELD_UP).await;
+    let at_least = HELD_UP.as_secs_f64() * 1e3;
+    for (n, held_up) in [(1, "worked"), (2, "queued")] {
+        keeper.let_go(1);
+        ada.expect([pushed(1, json!({ "n": n }))]).await;
+        let whole = recorded("pipeline.push_delivered").await;
+        let mut sum = 0.0;
+        for leg in ["queued", "waited", "worked", "written"] {
+            let took = recorded(&format!("pipeline.push_{leg}")).await;
+            assert!(leg != held_up || took >= at_least, "{n}: {leg} for {took} ms");
+            sum += took;
+        }
+        assert!((whole - sum).abs() < 0.001, "{n}: {sum} is not {whole}");
+    }
 }
 
 #[tokio::test]

@@ -34,12 +34,10 @@ async fn a_posted_push_arrives_and_its_times_are_printed_as_statsd() {
     assert_eq!((response.status, response.json()), (202, json!({"accepted": 1})));
     assert_eq!(data(&mut ada).await, json!({"text": "hello"}));
     // By name: they come in any order, among many others.
-    let mut expected = vec![
-        "channel_join",
-        "pipeline.push_delivered",
-        "pipeline.worker.process_time",
-        "socket_connect",
-    ];
+    let times = ["delivered", "queued", "waited", "worked", "written"]
+        .map(|leg| format!("pipeline.push_{leg}"));
+    let others = ["channel_join", "pipeline.worker.process_time", "socket_connect"];
+    let mut expected: Vec<_> = times.iter().map(String::as_str).chain(others).collect();
     let mut seen = HashMap::new();
     while !expected.is_empty() {
         let line = example.line_with("statsd |").await;
@@ -51,9 +49,47 @@ async fn a_posted_push_arrives_and_its_times_are_printed_as_statsd() {
     }
     assert_eq!(seen["channel_join"], "1|c|#channel:UserChannel,status:success");
     assert_eq!(seen["socket_connect"], "1|c|#socket:UserSocket,status:success");
-    let delivered = &seen["pipeline.push_delivered"];
-    let milliseconds: f64 = delivered.strip_suffix("|ms").unwrap().parse().unwrap();
-    assert!(milliseconds > 0.0 && milliseconds.fract() > 0.0, "with fractions: {delivered}");
+    let [delivered, legs @ ..] = times.map(|name| -> f64 {
+        seen[&name].strip_suffix("|ms").unwrap().parse().unwrap()
+    });
+    assert!(delivered > 0.0 && delivered.fract() > 0.0, "with fractions: {delivered}");
+    assert!((delivered - legs.iter().sum::<f64>()).abs() < 0.01, "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_push_can_be_followed_by_one_id_from_the_request_to_the_socket() {
+    const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let mut example =
+        Example::logging("push_to_users=trace,pipeline_core=trace,pipeline_ws_sink=trace", &[])
+            .await;
+    let mut ada = user(&example, 1).await;
+    let body = push(1, r#"{"text":"hello"}"#);
+    let mut post = async |traceparent: &str, stops: [&str; 5]| {
+        let headers = [("traceparent", traceparent)];
+        let response = example.request_with("POST", "/push", &headers, &body).await;
+        assert_eq!(response.status, 202);
+        assert_eq!(data(&mut ada).await, json!({"text": "hello"}));
+        let mut lines = Vec::new();
+        for stop in stops {
+            let line = example.logged_with(stop).await;
+            lines.push(line);
+        }
+        lines
+    };
+    let stops = [
+        "a request to push",
+        "left the queue",
+        "a worker has started",
+        "broadcast trace_id",
+        "written to",
+    ];
+    for line in post(&format!("00-{ID}-00f067aa0ba902b7-01"), stops).await {
+        assert!(line.contains(&format!("trace_id={ID}")), "{line}");
+    }
+    // One that is not valid is ignored, and another begun.
+    let lines = post(&format!("00-{ID}-0000000000000000-01"), stops).await;
+    let ids: Vec<_> = lines.iter().map(|line| line.split("trace_id=").nth(1).unwrap()).collect();
+    assert!(ids.iter().all(|id| id[..32] == ids[0][..32] && !id.starts_with(ID)), "{lines:?}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use axum::{
     response::{Html, IntoResponse, Json, Response},
     routing::{get, post},
 };
-use pipeline::{Queue, Timed, TryPushError, ws::Signer};
+use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::Signer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -101,7 +101,8 @@ struct LineError {
     error: String,
 }
 
-/// Takes in one push as JSON, or many as NDJSON.
+/// Takes in one push as JSON, or many as NDJSON. They belong to the trace of the request, if it has one:
+/// `RUST_LOG=trace` shows where they are, each line with the `trace_id`.
 async fn push(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let many = content_type.is_some_and(|value| value.starts_with(NDJSON));
@@ -111,9 +112,17 @@ async fn push(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Respon
     } else {
         vec![PushLine { number: 1, push: Push::parse(&body) }]
     };
+    let trace = trace(&headers);
+    if let Some(trace) = trace {
+        tracing::debug!(trace_id = %trace.trace_id(), pushes = lines.len(), "a request to push");
+    }
     let mut outcome = Outcome::default();
     for PushLine { number: line, push } in lines {
-        let refused = match push.map(|push| app.pushes.try_push(push)) {
+        let traced = |push: Timed<Push>| match trace {
+            Some(trace) => push.with_trace(trace),
+            None => push,
+        };
+        let refused = match push.map(|push| app.pushes.try_push(traced(push))) {
             Ok(Ok(())) => {
                 outcome.accepted += 1;
                 continue;
@@ -136,4 +145,12 @@ async fn push(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Respon
     let status =
         if outcome.errors.is_empty() { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST };
     (status, Json(outcome)).into_response()
+}
+
+/// The trace that a request belongs to. One that cannot be read is ignored, and another begun, as W3C's
+/// Trace Context wants it.
+fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let header = headers.get("traceparent")?;
+    let trace = header.to_str().ok().and_then(|header| header.parse().ok());
+    Some(trace.unwrap_or_else(TraceContext::random))
 }

@@ -67,11 +67,14 @@ impl PushToUser {
 
 impl Worker<Timed<Push>> for PushToUser {
     async fn run(&self, push: &Timed<Push>, _: ChildContext) -> Result<(), ExitReason> {
+        if let Some(trace) = push.trace() {
+            tracing::trace!(trace_id = %trace.trace_id(), "a worker has started");
+        }
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
         let topic = format!("user:{}", push.user);
-        let message = Message::new(&topic, &push.event, &push.payload)?.timed(push.enqueued_at());
+        let message = Message::new(&topic, &push.event, &push.payload)?.timed(push);
         // It waits for room with a client that is slow, and so does all that is behind it.
         Ok(self.endpoint.pubsub().send(&message).await?)
     }

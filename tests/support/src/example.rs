@@ -9,9 +9,9 @@ use std::{
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
     net::TcpStream,
-    process::{Child, ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
 
@@ -23,6 +23,7 @@ pub struct Example {
     child: Child,
     stdout: Lines<BufReader<ChildStdout>>,
     stdin: Option<ChildStdin>,
+    log: Option<Lines<BufReader<ChildStderr>>>,
     /// `HOST:PORT`.
     pub address: String,
 }
@@ -38,6 +39,14 @@ impl Example {
     pub async fn start_in(project: &Path, programs: Option<OsString>, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
         command.env("CARGO_MANIFEST_DIR", project).env("PATH", programs.unwrap_or_default());
+        Self::spawn(command, flags, "page ").await
+    }
+
+    /// Starts `push_to_users` with these flags, and keeps what it logs: as much as the filter says, which
+    /// must not be more than the test reads.
+    pub async fn logging(filter: &str, flags: &[&str]) -> Self {
+        let mut command = Command::new(path("push_to_users").await);
+        command.env("RUST_LOG", filter).stderr(Stdio::piped());
         Self::spawn(command, flags, "page ").await
     }
 
@@ -64,7 +73,8 @@ impl Example {
         let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         let stdin = child.stdin.take();
-        let mut example = Self { child, stdout, stdin, address: String::new() };
+        let log = child.stderr.take().map(|stderr| BufReader::new(stderr).lines());
+        let mut example = Self { child, stdout, stdin, log, address: String::new() };
         let line = example.line_with(line).await;
         let address = line.split("://").nth(1).unwrap().split('/').next().unwrap();
         example.address = address.to_owned();
@@ -81,16 +91,12 @@ impl Example {
 
     /// The next line it prints that contains this.
     pub async fn line_with(&mut self, text: &str) -> String {
-        let reading = async {
-            loop {
-                let line = self.stdout.next_line().await.unwrap();
-                let line = line.unwrap_or_else(|| panic!("it ended without a line with {text:?}"));
-                if line.contains(text) {
-                    return line;
-                }
-            }
-        };
-        timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("no line with {text:?}"))
+        next_with(&mut self.stdout, text).await
+    }
+
+    /// The next line it logs that contains this, if it was started so that it is kept.
+    pub async fn logged_with(&mut self, text: &str) -> String {
+        next_with(self.log.as_mut().unwrap(), text).await
     }
 
     /// Writes to its standard input.
@@ -141,10 +147,23 @@ impl Example {
 
     /// Sends a request on a connection of its own.
     pub async fn request(&self, method: &str, path: &str, kind: &str, body: &str) -> Response {
+        self.request_with(method, path, &[("Content-Type", kind)], body).await
+    }
+
+    /// The same with these headers.
+    pub async fn request_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Response {
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
         let length = body.len();
+        let headers: String =
+            headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {kind}\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}\
              Content-Length: {length}\r\n\r\n{body}",
             self.address
         );
@@ -155,6 +174,20 @@ impl Example {
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         Response { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
     }
+}
+
+/// The next line that contains this.
+async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> String {
+    let reading = async {
+        loop {
+            let line = lines.next_line().await.unwrap();
+            let line = line.unwrap_or_else(|| panic!("it ended without a line with {text:?}"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    };
+    timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("no line with {text:?}"))
 }
 
 /// What an HTTP request was answered.
