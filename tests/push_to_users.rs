@@ -49,9 +49,8 @@ async fn a_posted_push_arrives_and_its_times_are_printed_as_statsd() {
     }
     assert_eq!(seen["channel_join"], "1|c|#channel:UserChannel,status:success");
     assert_eq!(seen["socket_connect"], "1|c|#socket:UserSocket,status:success");
-    let [delivered, legs @ ..] = times.map(|name| -> f64 {
-        seen[&name].strip_suffix("|ms").unwrap().parse().unwrap()
-    });
+    let [delivered, legs @ ..] =
+        times.map(|name| -> f64 { seen[&name].strip_suffix("|ms").unwrap().parse().unwrap() });
     assert!(delivered > 0.0 && delivered.fract() > 0.0, "with fractions: {delivered}");
     assert!((delivered - legs.iter().sum::<f64>()).abs() < 0.01, "{seen:?}");
 }

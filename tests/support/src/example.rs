@@ -7,15 +7,16 @@ use std::{
     process::{ExitStatus, Stdio},
 };
 
-use serde_json::Value;
 use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines},
-    net::TcpStream,
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
 
-use crate::PATIENCE;
+use crate::{
+    PATIENCE,
+    http::{Response, request},
+};
 
 /// A running example. Killed when it is dropped.
 #[derive(Debug)]
@@ -158,21 +159,7 @@ impl Example {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Response {
-        let mut stream = TcpStream::connect(&self.address).await.unwrap();
-        let length = body.len();
-        let headers: String =
-            headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let request = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}\
-             Content-Length: {length}\r\n\r\n{body}",
-            self.address
-        );
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-        Response { status, head: head.to_ascii_lowercase(), body: body.to_owned() }
+        request(&self.address, method, path, headers, body).await
     }
 }
 
@@ -188,25 +175,6 @@ async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> 
         }
     };
     timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("no line with {text:?}"))
-}
-
-/// What an HTTP request was answered.
-#[derive(Debug)]
-pub struct Response {
-    /// The status.
-    pub status: u16,
-    /// Status line and headers, in lower case.
-    pub head: String,
-    /// The body.
-    pub body: String,
-}
-
-impl Response {
-    /// The body as JSON.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap()
-    }
 }
 
 /// Where cargo has put an example: beside the folder of the tests. Has it built first, because

@@ -11,6 +11,7 @@
 mod client;
 mod example;
 mod gate;
+mod http;
 mod log;
 mod recorded;
 
@@ -18,10 +19,11 @@ use std::time::Duration;
 
 pub use self::{
     client::{Client, connect, reply},
-    example::{Example, Response, interop, project},
+    example::{Example, interop, project},
     gate::{Gate, Keeper, eventually, gate, settle},
+    http::{Response, get, request},
     log::Log,
-    recorded::Recorded,
+    recorded::{Recorded, Series},
 };
 
 /// Longer than anything takes. When it is over, the test has failed.

@@ -14,6 +14,17 @@ pub struct Recorded {
     seen: Mutex<Seen>,
 }
 
+/// A series of a metric.
+#[derive(Debug)]
+pub struct Series {
+    /// `counter`, `gauge` or, for a histogram of times, `ms`.
+    pub kind: String,
+    /// The metric's name.
+    pub name: String,
+    /// Names and values of its labels.
+    pub labels: Vec<(String, String)>,
+}
+
 /// What was seen while looking for something else: a snapshot takes it all.
 #[derive(Debug, Default)]
 struct Seen {
@@ -79,6 +90,28 @@ impl Recorded {
         let mut series: Vec<_> = series.map(|(labels, level)| (labels.clone(), *level)).collect();
         series.sort_by(|a, b| a.0.cmp(&b.0));
         series
+    }
+
+    /// All series that are registered, recorded into or not.
+    #[must_use]
+    pub fn series(&self) -> Vec<Series> {
+        let series = self.snapshotter.snapshot().into_vec().into_iter();
+        series
+            .map(|(key, .., value)| {
+                let kind = match value {
+                    DebugValue::Counter(_) => "counter",
+                    DebugValue::Gauge(_) => "gauge",
+                    DebugValue::Histogram(_) => "ms",
+                };
+                let key = key.key();
+                let labels = key.labels().map(|l| (l.key().to_owned(), l.value().to_owned()));
+                Series {
+                    kind: kind.to_owned(),
+                    name: key.name().to_owned(),
+                    labels: labels.collect(),
+                }
+            })
+            .collect()
     }
 
     /// Takes a look at everything.
