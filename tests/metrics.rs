@@ -1,0 +1,295 @@
+//! That docs/metrics.md tells of all that is measured and of nothing else, and that the dashboard and
+//! its mapping ask for what there is.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    sync::Arc,
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use pipeline::{
+    ConsumerSupervisor, Graph, QueueOptions, for_each, map, queue,
+    statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
+        Payload, Socket, Topic,
+    },
+};
+use pipeline_test_support::{Recorded, Series, project};
+use regex::Regex;
+use serde_json::Value;
+
+/// A row of the table: a kind, and the tags with their values if these are told.
+#[derive(Debug, PartialEq)]
+struct Row {
+    kind: String,
+    tags: BTreeMap<String, BTreeSet<String>>,
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(project().join(path)).unwrap()
+}
+
+/// All rows of all tables of the page.
+fn table() -> BTreeMap<String, Row> {
+    let page = read("docs/metrics.md").replace("\\|", "/");
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let row = |line: &str| {
+        let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), 4, "{line}");
+        assert!(!cells[3].is_empty(), "what is {}?", cells[0]);
+        let tags = cells[2].split(',').map(|tag| tag.trim().trim_matches('`'));
+        let tags = tags.filter(|tag| !tag.is_empty()).map(|tag| match tag.split_once(':') {
+            Some((tag, values)) => (tag.to_owned(), values.split('/').map(str::to_owned).collect()),
+            None => (tag.to_owned(), BTreeSet::new()),
+        });
+        let row = Row { kind: cells[1].to_owned(), tags: tags.collect() };
+        (cells[0].trim_matches('`').to_owned(), row)
+    };
+    let rows: Vec<_> = rows.map(row).collect();
+    let table: BTreeMap<_, _> = rows.iter().map(|(name, _)| name.clone()).zip(0..).collect();
+    assert_eq!(table.len(), rows.len(), "a metric stands there twice");
+    rows.into_iter().collect()
+}
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+/// All series of a system with a stage of each kind and an endpoint.
+fn registered() -> Vec<Series> {
+    let (telemetry, recorded) = Recorded::new();
+    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+    let endpoint =
+        Endpoint::builder().mount("/socket", sockets).telemetry(telemetry.clone()).build().unwrap();
+    let (_pushes, producer) = queue::<u64>(QueueOptions::new());
+    let worker = async |_: &u64| Ok(());
+    let mut graph = Graph::new("push");
+    graph.telemetry(telemetry);
+    graph.producer("source", producer);
+    graph.producer_consumer("double", map(async |n: u64| 2 * n));
+    graph.consumer("print", for_each(async |n: u64| println!("{n}")));
+    graph.consumer_supervisor("push", ConsumerSupervisor::new(worker));
+    let pipeline = graph.start().unwrap();
+    let series = recorded.series();
+    drop((pipeline, endpoint));
+    series
+}
+
+/// Takes everything, but for the first thing.
+#[derive(Clone, Default)]
+struct Sink {
+    lines: Arc<Mutex<Option<Vec<String>>>>,
+}
+
+impl MetricSink for Sink {
+    fn emit(&self, metric: &str) -> io::Result<usize> {
+        let mut lines = self.lines.lock();
+        match &mut *lines {
+            Some(lines) => lines.extend(metric.split('\n').map(str::to_owned)),
+            None => {
+                *lines = Some(Vec::new());
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+        }
+        Ok(metric.len())
+    }
+}
+
+/// What the recorder tells of itself after all has gone wrong that can: names and kinds.
+fn told_by_the_recorder() -> BTreeSet<(String, String)> {
+    let sink = Sink::default();
+    let builder = || StatsdRecorder::sink(sink.clone()).flush_every(Duration::MAX);
+    let adding = builder().dialect(Dialect::StatsD).max_series(3).packet_bytes(60);
+    // It drops what comes while its sink waits, and this one waits for the test.
+    let each = builder().per_event();
+    let held = sink.lines.lock();
+    let (recorder, flusher) = each.build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        (0..20_000).for_each(|_| metrics::counter!("c").increment(1));
+    });
+    drop(held);
+    flusher.flush();
+    let (recorder, flusher) = adding.build().unwrap();
+    for _ in 0..3 {
+        metrics::with_local_recorder(&recorder, || {
+            metrics::counter!("c").increment(1);
+            metrics::histogram!("h").record(-1);
+            metrics::counter!("long", "label" => "x".repeat(60)).increment(1);
+            metrics::counter!("too_many").increment(1);
+        });
+        flusher.flush();
+    }
+    let lines = sink.lines.lock().take().unwrap();
+    let own = lines.iter().filter(|line| line.starts_with("statsd."));
+    own.map(|line| {
+        let (name, rest) = line.split_once(':').unwrap();
+        let kind = if rest.ends_with("|g") { "gauge" } else { "counter" };
+        (name.to_owned(), kind.to_owned())
+    })
+    .collect()
+}
+
+/// All that is emitted, as the table would tell it.
+fn emitted() -> BTreeMap<String, Row> {
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    for Series { kind, name, labels } in registered() {
+        let row = rows.entry(name).or_insert_with(|| Row { kind, tags: BTreeMap::new() });
+        for (tag, value) in labels {
+            let values = row.tags.entry(tag.clone()).or_default();
+            // The values of the others are names that the program has given.
+            if ["status", "reason"].contains(&&*tag) {
+                values.insert(value);
+            }
+        }
+    }
+    let own = told_by_the_recorder().into_iter();
+    rows.extend(own.map(|(name, kind)| (name, Row { kind, tags: BTreeMap::new() })));
+    rows
+}
+
+#[tokio::test]
+async fn the_table_tells_of_all_that_is_measured_and_of_nothing_else() {
+    let (table, emitted) = (table(), emitted());
+    let names = |rows: &BTreeMap<String, Row>| rows.keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(&table), names(&emitted));
+    for (name, row) in &table {
+        assert_eq!(row, &emitted[name], "{name}");
+    }
+}
+
+/// A rule of the mapping.
+struct Rule {
+    matches: Regex,
+    kind: String,
+    name: String,
+}
+
+fn rules() -> Vec<Rule> {
+    let file = read("docs/grafana/statsd-mapping.yml");
+    let (_, rules) = file.split_once("mappings:").unwrap();
+    let rules = rules.split("- match:").skip(1).map(|rule| {
+        let mut lines = rule.lines().map(str::trim);
+        let matches = lines.next().unwrap().trim_matches('\'');
+        let fields: BTreeMap<_, _> = lines.filter_map(|line| line.split_once(": ")).collect();
+        assert_eq!(fields["match_type"], "regex");
+        Rule {
+            matches: Regex::new(matches).unwrap(),
+            kind: fields["match_metric_type"].to_owned(),
+            name: fields["name"].trim_matches('"').to_owned(),
+        }
+    });
+    rules.collect()
+}
+
+/// The names and labels that Prometheus knows, once the mapping is applied to what the table tells of.
+fn prometheus() -> BTreeMap<String, BTreeSet<String>> {
+    let rules = rules();
+    let mut known = BTreeMap::new();
+    for (name, row) in table() {
+        let kind = if row.kind == "ms" { "observer" } else { &row.kind };
+        // With a prefix and without.
+        let mapped = ["", "my.push."].map(|prefix| {
+            let name = format!("{prefix}{name}");
+            let rule = |rule: &&Rule| rule.kind == kind && rule.matches.is_match(&name);
+            let rule = rules.iter().find(rule).unwrap_or_else(|| panic!("no rule for {name}"));
+            rule.matches.replace(&name, &*rule.name).replace('.', "_")
+        });
+        assert_eq!(mapped[0], mapped[1]);
+        let suffixes: &[_] = if row.kind == "ms" { &["_bucket", "_sum", "_count"] } else { &[""] };
+        for suffix in suffixes {
+            let mut labels: BTreeSet<_> = row.tags.keys().cloned().collect();
+            labels.extend((*suffix == "_bucket").then(|| "le".to_owned()));
+            assert!(known.insert(format!("{}{suffix}", mapped[0]), labels).is_none());
+        }
+    }
+    known
+}
+
+/// All strings that stand under this key, at any depth.
+fn strings<'a>(value: &'a Value, under: &str, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                found.extend(value.as_str().filter(|_| key == under));
+                strings(value, under, found);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| strings(value, under, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_dashboard_asks_for_metrics_and_labels_that_the_mapping_makes_of_the_table() {
+    let (known, mut asked) = (prometheus(), BTreeSet::new());
+    let dashboard: Value = serde_json::from_str(&read("docs/grafana/dashboard.json")).unwrap();
+    let mut queries = Vec::new();
+    strings(&dashboard, "expr", &mut queries);
+    strings(&dashboard, "query", &mut queries);
+    let metric = Regex::new("(pipeline|socket|channel|statsd)_[a-z_]+").unwrap();
+    let lists =
+        Regex::new(r"by \(([^)]*)\)|\{([^}]*)\}|label_values\([a-z_]+, ([a-z]+)\)").unwrap();
+    for query in queries.iter().filter(|query| **query != "prometheus") {
+        let names: Vec<_> = metric.find_iter(query).map(|name| name.as_str()).collect();
+        assert!(!names.is_empty(), "{query}");
+        for name in names {
+            let labels = known.get(name).unwrap_or_else(|| panic!("{name} is no metric: {query}"));
+            for list in lists.captures_iter(query) {
+                let list = list.iter().skip(1).flatten().next().unwrap().as_str();
+                let asked = list.split(',').map(|label| label.split('=').next().unwrap().trim());
+                for label in asked {
+                    assert!(labels.contains(label), "{name} has no label {label}: {query}");
+                }
+            }
+            asked.insert(name.trim_end_matches("_bucket").trim_end_matches("_sum").to_owned());
+        }
+    }
+    // And it shows all of them.
+    let shown = |name: &str| {
+        let name = name.trim_end_matches("_bucket").trim_end_matches("_sum");
+        asked.contains(name) || asked.contains(name.trim_end_matches("_count"))
+    };
+    let missing: Vec<_> = known.keys().filter(|name| !shown(name)).collect();
+    assert!(missing.is_empty(), "not on the dashboard: {missing:?}");
+}
+
+#[test]
+fn a_line_of_the_dashboard_is_named_by_labels_that_its_query_keeps() {
+    let dashboard: Value = serde_json::from_str(&read("docs/grafana/dashboard.json")).unwrap();
+    let kept = Regex::new(r"by \(([^)]*)\)").unwrap();
+    let named = Regex::new(r"\{\{([a-z]+)\}\}").unwrap();
+    let panels = dashboard["panels"].as_array().unwrap().iter();
+    let lines: Vec<_> = panels.filter_map(|panel| panel["targets"].as_array()).flatten().collect();
+    assert!(lines.len() > 40, "{} lines", lines.len());
+    for line in lines {
+        let (query, legend) =
+            (line["expr"].as_str().unwrap(), line["legendFormat"].as_str().unwrap());
+        let labels = kept.captures(query).map_or("", |found| found.get(1).unwrap().as_str());
+        let labels: Vec<_> =
+            labels.split(", ").filter(|label| !["", "le"].contains(label)).collect();
+        let names: Vec<_> =
+            named.captures_iter(legend).map(|found| found.get(1).unwrap().as_str()).collect();
+        assert_eq!(names, labels, "{legend}: {query}");
+    }
+}
