@@ -12,7 +12,7 @@
 //! - [`pipeline_statsd`], as [`statsd`]: a recorder for the `metrics` facade.
 //!
 //! What it adds is [`serve`]: running all of it until the process is told to stop, and stopping it
-//! in the right order.
+//! in the right order; and [`Health`], which says how it is meanwhile.
 //!
 //! # A whole program
 //!
@@ -29,6 +29,8 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(feature = "ws")]
+mod health;
+#[cfg(feature = "ws")]
 mod serve;
 #[cfg(feature = "ws")]
 mod signal;
@@ -43,6 +45,7 @@ pub use pipeline_ws_sink as ws;
 
 #[cfg(feature = "ws")]
 pub use self::{
+    health::{Health, Unhealthy},
     serve::{Serve, ShutdownReport, serve},
     signal::shutdown_signal,
 };

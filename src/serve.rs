@@ -13,9 +13,9 @@ use axum::{Router, serve::ListenerExt};
 use futures::future::{join_all, select_all};
 use pipeline_core::{Pipeline, PipelineReport};
 use pipeline_ws_sink::{Endpoint, EndpointReport};
-use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+use tokio::{net::TcpListener, sync::oneshot, task::{JoinError, JoinSet}, time::timeout};
 
-use crate::signal::shutdown_signal;
+use crate::{health::Health, signal::shutdown_signal};
 
 /// Serves a router until the process is told to stop, then stops everything in order.
 ///
@@ -47,6 +47,8 @@ pub fn serve(listener: TcpListener, app: Router) -> Serve {
         app,
         pipelines: Vec::new(),
         endpoint: None,
+        health: None,
+        admin: None,
         flush: None,
         drain_within: Duration::from_secs(10),
         close_within: Duration::from_secs(30),
@@ -61,6 +63,8 @@ pub struct Serve {
     app: Router,
     pipelines: Vec<Pipeline>,
     endpoint: Option<Endpoint>,
+    health: Option<Health>,
+    admin: Option<(TcpListener, Router)>,
     flush: Option<Box<dyn FnOnce() + Send>>,
     drain_within: Duration,
     close_within: Duration,
@@ -80,6 +84,38 @@ impl Serve {
     /// Closes this endpoint's sockets at the end, after the pipelines have drained.
     pub fn endpoint(mut self, endpoint: Endpoint) -> Self {
         self.endpoint = Some(endpoint);
+        self
+    }
+
+    /// Tells this when it begins to stop, so that it says at once that the process is not ready.
+    ///
+    /// Its handlers are for a router of their own, at [`admin`](Self::admin): this one takes no more
+    /// connections by then.
+    pub fn health(mut self, health: &Health) -> Self {
+        self.health = Some(health.clone());
+        self
+    }
+
+    /// Serves another router on another listener until everything has stopped: for those who watch, and
+    /// want to watch the end, too.
+    ///
+    /// ```no_run
+    /// use axum::Router;
+    /// use pipeline::{Health, Pipeline, serve, ws::{Endpoint, listen}};
+    ///
+    /// # async fn run(pipeline: Pipeline, endpoint: Endpoint, app: Router) -> std::io::Result<()> {
+    /// let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());
+    /// serve(listen("0.0.0.0:4000").await?, app)
+    ///     .pipeline(pipeline)
+    ///     .endpoint(endpoint)
+    ///     .health(&health)
+    ///     .admin(listen("127.0.0.1:4001").await?, health.router())
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn admin(mut self, listener: TcpListener, router: Router) -> Self {
+        self.admin = Some((listener, router));
         self
     }
 
@@ -127,14 +163,21 @@ impl Serve {
             let _ = closing.await;
         });
         let mut server = tokio::spawn(server.into_future());
+        let mut admin = JoinSet::new();
+        if let Some((listener, router)) = self.admin.take() {
+            // It ends with the set.
+            admin.spawn(axum::serve(listener, router).into_future());
+        }
 
         tokio::select! {
             () = stop => tracing::info!("stopping"),
             () = first_to_end(&mut self.pipelines) => tracing::error!("a pipeline ended, stopping"),
-            // It ends only if it cannot serve.
-            served = &mut server => return Err(served.map_err(io::Error::other)?.err().unwrap_or_else(
-                || io::Error::other("the server ended by itself"),
-            )),
+            // They end only if they cannot serve.
+            served = &mut server => return Err(why_it_ended(served)),
+            Some(served) = admin.join_next() => return Err(why_it_ended(served)),
+        }
+        if let Some(health) = &self.health {
+            health.stop();
         }
         let _ = close.send(());
         let draining = async {
@@ -180,10 +223,17 @@ impl fmt::Debug for Serve {
             .field("listener", &self.listener)
             .field("pipelines", &self.pipelines)
             .field("endpoint", &self.endpoint)
+            .field("health", &self.health)
+            .field("admin", &self.admin.as_ref().map(|(listener, _)| listener))
             .field("drain_within", &self.drain_within)
             .field("close_within", &self.close_within)
             .finish_non_exhaustive()
     }
+}
+
+fn why_it_ended(served: Result<io::Result<()>, JoinError>) -> io::Error {
+    let served = served.unwrap_or_else(|error| Err(io::Error::other(error)));
+    served.err().unwrap_or_else(|| io::Error::other("the server ended by itself"))
 }
 
 /// Waits until a pipeline ends by itself; for ever, if there is none.
