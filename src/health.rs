@@ -99,7 +99,10 @@ impl Health {
     ///
     /// If it is not above 0 and at most 1.
     pub fn overloaded_at(mut self, share: f64) -> Self {
-        assert!(share > 0.0 && share <= 1.0, "a share of a queue is above 0 and at most 1: {share}");
+        assert!(
+            share > 0.0 && share <= 1.0,
+            "a share of a queue is above 0 and at most 1: {share}"
+        );
         self.overloaded_at = share;
         self
     }
@@ -150,7 +153,7 @@ impl Health {
     ///
     /// [`Unhealthy`] says which pipelines have failed.
     pub fn liveness(&self) -> Result<(), Unhealthy> {
-        let failed = self.pipelines.iter().filter(|pipeline| pipeline.has_failed());
+        let failed = self.pipelines.iter().filter(|pipeline| pipeline.snapshot().failed);
         let because = failed.map(|pipeline| format!("pipeline {} has failed", pipeline.name()));
         Unhealthy::unless_empty("not alive", because.collect())
     }

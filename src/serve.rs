@@ -13,7 +13,12 @@ use axum::{Router, serve::ListenerExt};
 use futures::future::{join_all, select_all};
 use pipeline_core::{Pipeline, PipelineReport};
 use pipeline_ws_sink::{Endpoint, EndpointReport};
-use tokio::{net::TcpListener, sync::oneshot, task::{JoinError, JoinSet}, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::oneshot,
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 
 use crate::{health::Health, signal::shutdown_signal};
 

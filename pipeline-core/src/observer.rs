@@ -1,6 +1,9 @@
 //! A look at a pipeline by those who do not own it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use tokio::sync::watch;
 
@@ -40,6 +43,8 @@ struct Inner {
     name: Arc<str>,
     /// Closed when the pipeline has ended.
     phase: watch::Receiver<Phase>,
+    /// Set before the end, if a stage has failed.
+    failed: Arc<AtomicBool>,
     stages: Vec<Observed>,
 }
 
@@ -47,9 +52,10 @@ impl PipelineObserver {
     pub(crate) fn new(
         name: Arc<str>,
         phase: watch::Receiver<Phase>,
+        failed: Arc<AtomicBool>,
         stages: Vec<Observed>,
     ) -> Self {
-        Self(Arc::new(Inner { name, phase, stages }))
+        Self(Arc::new(Inner { name, phase, failed, stages }))
     }
 
     /// The pipeline's name.
@@ -64,6 +70,7 @@ impl PipelineObserver {
         PipelineSnapshot {
             pipeline: self.0.name.clone(),
             phase: self.phase(),
+            failed: self.0.failed.load(Relaxed),
             stages: self.stages().iter().map(Observed::snapshot).collect(),
         }
     }

@@ -4,7 +4,10 @@ use std::{
     any::Any,
     collections::HashMap,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -297,12 +300,21 @@ pub(crate) struct Stages {
     /// Which stage a task runs, and where its report is found if it is aborted.
     by_task: HashMap<Id, (usize, Arc<OnceLock<StageReport>>)>,
     samples: Vec<(Observed, StageSamples)>,
+    /// Whether a stage has failed, for those who look after the end.
+    failed: Arc<AtomicBool>,
 }
 
 impl Stages {
     pub(crate) fn new(whole: Whole, together: bool) -> Self {
-        let (tasks, by_task) = (JoinSet::new(), HashMap::new());
-        Self { whole, together, stages: Vec::new(), tasks, by_task, samples: Vec::new() }
+        Self {
+            whole,
+            together,
+            stages: Vec::new(),
+            tasks: JoinSet::new(),
+            by_task: HashMap::new(),
+            samples: Vec::new(),
+            failed: Arc::default(),
+        }
     }
 
     /// Adds a stage, and lets it run.
@@ -320,7 +332,7 @@ impl Stages {
         self.samples =
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
         let phase = self.whole.phase.subscribe();
-        let observer = PipelineObserver::new(name, phase, observed);
+        let observer = PipelineObserver::new(name, phase, self.failed.clone(), observed);
         let supervisor = tokio::spawn(self.supervise(receiver));
         Pipeline { observer, commands, supervisor, report: None, slots }
     }
@@ -374,6 +386,8 @@ impl Stages {
             }
         }
         self.look();
+        // Before the phase's end is seen, which is when `self` goes.
+        self.failed.store(report.failure().is_some(), Relaxed);
         report
     }
 

@@ -31,6 +31,8 @@ pub struct PipelineSnapshot {
     pub pipeline: Arc<str>,
     /// How far it is between its start and its end.
     pub phase: PipelinePhase,
+    /// Whether it has ended because a stage failed.
+    pub failed: bool,
     /// Its stages, in the order in which they were added.
     pub stages: Vec<StageSnapshot>,
 }
