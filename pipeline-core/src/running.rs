@@ -393,7 +393,7 @@ impl Stages {
 
     fn samples_of(&self, stage: &Observed) -> StageSamples {
         let labels = stage_labels(&self.whole.pipeline, stage.name());
-        StageSamples::register(&self.whole.telemetry, &labels)
+        StageSamples::register(&self.whole.telemetry, &labels, &stage.snapshot())
     }
 
     /// Records what the stages show of themselves.

@@ -6,10 +6,11 @@ use std::{sync::Arc, time::Duration};
 use pipeline_core::{
     BroadcastDispatcher, ConsumerSupervisor, ExitReason, FairQueueOptions, Graph, Pipeline,
     PipelineObserver, PipelinePhase, QueueOptions, Restart, Stage, StageKind, StageSnapshot,
-    SubscribeOptions, Unsubscribed, fair_queue, for_each, from_iter, map, queue,
+    SubscribeOptions, Unsubscribed, fair_queue, for_each, for_each_batch, from_iter, map, queue,
     testkit::{assert_no_task_left, recording, scripted, settle},
 };
-use pipeline_test_support::gate;
+use pipeline_test_support::{Recorded, gate};
+use tokio::time::sleep;
 
 fn seen<const N: usize>(observer: &PipelineObserver) -> [StageSnapshot; N] {
     observer.snapshot().stages.try_into().unwrap()
@@ -202,4 +203,64 @@ async fn a_stage_says_what_it_is_and_how_large_its_buffer_is() {
         (StageKind::Consumer, None),
     ];
     assert_eq!(kinds, expected);
+}
+
+/// The times that were recorded for a consumer's batches, of one event each, which take so many
+/// milliseconds. Those that take no time are left out, as is its producer.
+async fn times_of_batches(take: impl Fn(u64) -> u64 + Send + 'static) -> Vec<f64> {
+    let (telemetry, recorded) = Recorded::new();
+    let consumer = for_each_batch(move |events: Vec<u64>| {
+        let takes = Duration::from_millis(take(events[0]));
+        async move {
+            if !takes.is_zero() {
+                sleep(takes).await;
+            }
+        }
+    });
+    let mut pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(from_iter(1..41))
+        .consumer(consumer, SubscribeOptions::new().max_demand(2).min_demand(1))
+        .start()
+        .unwrap();
+    pipeline.ended().await;
+    let mut times = recorded.samples("pipeline.handle_time");
+    times.retain(|time| *time > 0.0);
+    times
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_every_long_batch_is_recorded() {
+    assert_eq!(times_of_batches(|_| 5).await, [5.0; 40]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_sixteen_short_batches_one_is_timed_and_counts_for_all() {
+    // The first is short, so that 15 are not timed. The 17th counts for them.
+    let times = times_of_batches(|n| if n == 16 || n == 17 || n == 18 { 5 } else { 0 }).await;
+    assert_eq!(times, [5.0; 17], "16 and one more");
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_and_what_waits_in_a_queue_are_recorded_of_stages_that_have_them() {
+    let (telemetry, recorded) = Recorded::new();
+    let (queue, producer) = queue(QueueOptions::new());
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let _pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new().max_demand(2))
+        .start()
+        .unwrap();
+    for event in 0..5 {
+        queue.push(event).await.unwrap();
+    }
+    keeper.started(2).await;
+    sleep(Duration::from_secs(2)).await;
+    recorded.look();
+    let gauge = |name| recorded.gauges(name);
+    let of = |stage: &str, value: f64| [(format!("pipeline=test,stage={stage}"), value)];
+    assert_eq!(gauge("pipeline.workers"), of("consumer_supervisor", 2.0));
+    assert_eq!(gauge("pipeline.events_queued"), of("producer", 3.0));
 }

@@ -1,5 +1,6 @@
 //! What the stages measure, and where it goes.
 
+mod batch_timer;
 mod samples;
 mod stage;
 mod worker;
@@ -9,6 +10,7 @@ use std::{fmt, sync::Arc};
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
 pub(crate) use self::{
+    batch_timer::BatchTimer,
     samples::StageSamples,
     stage::{Discard, StageMetrics},
     worker::WorkerMetrics,

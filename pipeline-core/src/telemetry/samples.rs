@@ -13,6 +13,10 @@ pub(crate) struct StageSamples {
     events_buffered: Gauge,
     events_waiting: Gauge,
     subscriptions: Gauge,
+    /// Of a supervisor.
+    workers: Option<Gauge>,
+    /// Of a stage that takes from a queue.
+    queued: Option<Gauge>,
     restarts: Growing,
     busy: Growing,
     waiting_for_events: Growing,
@@ -27,7 +31,12 @@ struct Growing {
 }
 
 impl StageSamples {
-    pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
+    /// The handles for a stage that shows this.
+    pub(crate) fn register(
+        telemetry: &Telemetry,
+        labels: &StageLabels,
+        seen: &StageSnapshot,
+    ) -> Self {
         let gauge = |name, description| telemetry.gauge(name, description, labels.clone());
         let growing = |name, description| Growing {
             counter: telemetry.counter(name, description, labels.clone()),
@@ -50,6 +59,12 @@ impl StageSamples {
                 "pipeline.subscriptions",
                 "How many consumers have subscribed to a stage",
             ),
+            workers: seen
+                .workers
+                .map(|_| gauge("pipeline.workers", "How many children of a supervisor are alive")),
+            queued: seen.queue_capacity.map(|_| {
+                gauge("pipeline.events_queued", "Items that wait in the queue before a stage")
+            }),
             restarts: growing("pipeline.stage_restarts", "How often a stage was started again"),
             busy: growing("pipeline.time_busy", "Milliseconds in which a stage worked"),
             waiting_for_events: growing(
@@ -69,6 +84,12 @@ impl StageSamples {
         self.events_buffered.set(seen.buffered as f64);
         self.events_waiting.set(seen.waiting as f64);
         self.subscriptions.set(seen.subscriptions.len() as f64);
+        if let (Some(gauge), Some(workers)) = (&self.workers, seen.workers) {
+            gauge.set(workers as f64);
+        }
+        if let Some(gauge) = &self.queued {
+            gauge.set(seen.queued as f64);
+        }
         self.restarts.reach(seen.restarts);
         self.busy.reach(milliseconds(seen.busy));
         self.waiting_for_events.reach(milliseconds(seen.waiting_for_events));

@@ -46,7 +46,7 @@ use crate::{
     rate_limit::RateLimiter,
     snapshot::{Activity, StageKind},
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
-    telemetry::StageMetrics,
+    telemetry::{BatchTimer, StageMetrics},
 };
 
 /// A stage that runs.
@@ -70,6 +70,8 @@ pub(crate) struct StageTask<B: Behaviour> {
     draining: bool,
     finishing: Option<Finishing>,
     metrics: StageMetrics,
+    /// Not for supervisors: they time each worker.
+    timer: BatchTimer,
     gauges: Arc<Gauges>,
     report: StageReport,
     /// Events that a callback has been given and is not done with.
@@ -162,6 +164,10 @@ impl<B: Behaviour> StageTask<B> {
             draining: false,
             finishing: None,
             metrics: StageMetrics::register(&context.telemetry, &context.labels()),
+            timer: match B::KIND {
+                StageKind::ConsumerSupervisor => BatchTimer::none(),
+                _ => BatchTimer::register(&context.telemetry, &context.labels()),
+            },
             gauges,
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
             in_hand: 0,
@@ -503,7 +509,9 @@ impl<B: Behaviour> StageTask<B> {
     async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
         let mut out = Emitter::new(&mut self.staged, self.outlet.owed());
         let behaviour = &mut self.behaviour;
+        let begun = self.timer.begin();
         let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
+        self.timer.end(begun);
         let finishes = out.finishes();
         self.called(finishes && outcome.is_ok());
         outcome

@@ -307,9 +307,11 @@ impl<B: Behaviour> StageTask<B> {
             self.in_hand = chunk.size;
             let mut out = Emitter::new(&mut self.staged, owed);
             let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
+            let begun = self.timer.begin();
             let outcome =
                 contained(async { behaviour.handle_events(events, from_whom, &mut out).await })
                     .await;
+            self.timer.end(begun);
             let finishes = out.finishes();
             self.called(finishes && outcome.is_ok());
             // One that ends in good order has dealt with what it was given.
