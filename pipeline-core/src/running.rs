@@ -17,6 +17,8 @@ use tokio::{
     time::{self, Instant, MissedTickBehavior},
 };
 
+use tracing::{Instrument, Span, info_span};
+
 use crate::{
     exit::ExitReason,
     observer::PipelineObserver,
@@ -302,10 +304,13 @@ pub(crate) struct Stages {
     samples: Vec<(Observed, StageSamples)>,
     /// Whether a stage has failed, for those who look after the end.
     failed: Arc<AtomicBool>,
+    /// What is logged in the pipeline's task, and in those of its stages.
+    span: Span,
 }
 
 impl Stages {
     pub(crate) fn new(whole: Whole, together: bool) -> Self {
+        let span = info_span!("pipeline", pipeline = %whole.pipeline);
         Self {
             whole,
             together,
@@ -314,6 +319,7 @@ impl Stages {
             by_task: HashMap::new(),
             samples: Vec::new(),
             failed: Arc::default(),
+            span,
         }
     }
 
@@ -333,13 +339,17 @@ impl Stages {
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
         let phase = self.whole.phase.subscribe();
         let observer = PipelineObserver::new(name, phase, self.failed.clone(), observed);
-        let supervisor = tokio::spawn(self.supervise(receiver));
+        let span = self.span.clone();
+        let supervisor = tokio::spawn(self.supervise(receiver).instrument(span));
         Pipeline { observer, commands, supervisor, report: None, slots }
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {
         let Prepared { task, handle, last_words } = prepared;
-        let task = self.tasks.spawn(task);
+        let (name, kind) = (self.stages[stage].name(), self.stages[stage].kind().name());
+        let pipeline = &self.whole.pipeline;
+        let span = info_span!(parent: &self.span, "stage", %pipeline, stage = %name, kind);
+        let task = self.tasks.spawn(task.instrument(span));
         self.by_task.insert(task.id(), (stage, last_words));
         // A new incarnation has a new handle.
         let _ = handle.set(task);
@@ -422,7 +432,7 @@ impl Stages {
             return;
         }
         planned.vacate(false);
-        let expected = planned.emits() && matches!(report.reason, ExitReason::Normal);
+        let expected = planned.kind().emits() && matches!(report.reason, ExitReason::Normal);
         let gives_up = failed && planned.restarts();
         if (self.together && !expected) || gives_up {
             self.enter(Phase::Stop);

@@ -9,7 +9,7 @@ use pipeline_core::{
     SubscribeOptions, Unsubscribed, fair_queue, for_each, for_each_batch, from_iter, map, queue,
     testkit::{assert_no_task_left, recording, scripted, settle},
 };
-use pipeline_test_support::{Recorded, gate};
+use pipeline_test_support::{Recorded, Spans, gate};
 use tokio::time::sleep;
 
 fn seen<const N: usize>(observer: &PipelineObserver) -> [StageSnapshot; N] {
@@ -263,4 +263,23 @@ async fn workers_and_what_waits_in_a_queue_are_recorded_of_stages_that_have_them
     let of = |stage: &str, value: f64| [(format!("pipeline=test,stage={stage}"), value)];
     assert_eq!(gauge("pipeline.workers"), of("consumer_supervisor", 2.0));
     assert_eq!(gauge("pipeline.events_queued"), of("producer", 3.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_logged_in_a_callback_says_in_which_stage_of_which_pipeline() {
+    let (spans, _guard) = Spans::keep();
+    let worker = async |_: &u64| {
+        tracing::info!("in a worker");
+        Ok(())
+    };
+    let mut pipeline = Pipeline::builder("test")
+        .producer(from_iter(0..1))
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    pipeline.ended().await;
+    let expected = "pipeline{pipeline=test}: \
+                    stage{kind=\"consumer_supervisor\" pipeline=test stage=consumer_supervisor}";
+    assert_eq!(spans.of("in a worker"), expected);
+    assert_eq!(spans.made(), 3, "one for each task, and none for each event");
 }

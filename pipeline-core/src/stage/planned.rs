@@ -19,7 +19,10 @@ use super::{
     slot::{Occupant, PlannedSubscription, Slot, Subscribing},
 };
 use crate::{
-    error::StartError, snapshot::StageSnapshot, subscription::Cancel, telemetry::Telemetry,
+    error::StartError,
+    snapshot::{StageKind, StageSnapshot},
+    subscription::Cancel,
+    telemetry::Telemetry,
 };
 
 /// What a stage has in common with the others of its pipeline.
@@ -34,8 +37,8 @@ pub(crate) struct Whole {
 pub(crate) trait Planned: Send {
     fn name(&self) -> &Arc<str>;
 
-    /// Whether it is the beginning of something, and not its end: consumers learn of its end.
-    fn emits(&self) -> bool;
+    /// Whether it is the beginning of something, among others: consumers learn of its end.
+    fn kind(&self) -> StageKind;
 
     /// Runs the stage's `init`, and makes the task that runs the stage.
     fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError>;
@@ -114,8 +117,8 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
         &self.slot.name
     }
 
-    fn emits(&self) -> bool {
-        B::KIND.emits()
+    fn kind(&self) -> StageKind {
+        B::KIND
     }
 
     fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError> {

@@ -22,7 +22,7 @@ pub use self::{
     example::{Example, interop, project},
     gate::{Gate, Keeper, eventually, gate, settle},
     http::{Response, get, request},
-    log::Log,
+    log::{Log, Spans},
     recorded::{Recorded, Series},
 };
 

@@ -1,4 +1,4 @@
-//! Reading the log.
+//! Reading the log, and the spans in it.
 
 use std::{
     fmt::Debug,
@@ -7,11 +7,12 @@ use std::{
 
 use parking_lot::Mutex;
 use tracing::{
-    Dispatch, Event, Metadata, Subscriber,
+    Dispatch, Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
     span::{Attributes, Id, Record},
     subscriber::DefaultGuard,
 };
+use tracing_core::span::Current;
 
 /// Keeps what is logged on this thread: of each event, its level and its fields.
 #[derive(Clone, Debug, Default)]
@@ -72,4 +73,100 @@ impl Subscriber for Log {
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
+}
+
+/// Keeps in which spans it was when something was logged on this thread.
+#[derive(Clone, Debug, Default)]
+pub struct Spans(Arc<Mutex<Kept>>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// By number: what a span is called with its fields, the one around it, and its call site.
+    spans: Vec<(String, Option<u64>, &'static Metadata<'static>)>,
+    entered: Vec<u64>,
+    /// What was logged, and in which span.
+    events: Vec<(String, Option<u64>)>,
+}
+
+impl Spans {
+    /// Begins to keep what is logged on this thread, until the guard is dropped.
+    #[must_use]
+    pub fn keep() -> (Self, DefaultGuard) {
+        // As for `Log`.
+        static OTHER: OnceLock<Dispatch> = OnceLock::new();
+        OTHER.get_or_init(|| Dispatch::new(Self::default()));
+        let spans = Self::default();
+        let guard = tracing::subscriber::set_default(spans.clone());
+        (spans, guard)
+    }
+
+    /// The spans in which this was logged first, the outermost first: `name{field=value ..}`.
+    #[must_use]
+    pub fn of(&self, message: &str) -> String {
+        let kept = self.0.lock();
+        let event = kept.events.iter().find(|(said, _)| said.contains(message));
+        let (_, mut span) = event.expect("it was logged").clone();
+        let mut around = Vec::new();
+        while let Some(id) = span {
+            let (name, parent, _) = &kept.spans[id as usize - 1];
+            around.insert(0, name.clone());
+            span = *parent;
+        }
+        around.join(": ")
+    }
+
+    /// How many spans there have been.
+    #[must_use]
+    pub fn made(&self) -> usize {
+        self.0.lock().spans.len()
+    }
+}
+
+impl Subscriber for Spans {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields(Vec::new());
+        event.record(&mut fields);
+        let mut kept = self.0.lock();
+        let span = kept.entered.last().copied();
+        kept.events.push((fields.0.join(" "), span));
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut fields = Fields(Vec::new());
+        span.record(&mut fields);
+        fields.0.sort();
+        let name = format!("{}{{{}}}", span.metadata().name(), fields.0.join(" "));
+        let mut kept = self.0.lock();
+        let around = if span.is_contextual() {
+            kept.entered.last().copied()
+        } else {
+            span.parent().map(Id::into_u64)
+        };
+        kept.spans.push((name, around, span.metadata()));
+        Id::from_u64(kept.spans.len() as u64)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, span: &Id) {
+        self.0.lock().entered.push(span.into_u64());
+    }
+
+    fn exit(&self, _: &Id) {
+        self.0.lock().entered.pop();
+    }
+
+    fn current_span(&self) -> Current {
+        let kept = self.0.lock();
+        let current = kept.entered.last();
+        current.map_or_else(Current::none, |id| {
+            Current::new(Id::from_u64(*id), kept.spans[*id as usize - 1].2)
+        })
+    }
 }

@@ -22,6 +22,7 @@ use tokio::{
     task::{AbortHandle, Id, JoinError, JoinSet},
     time::{self, Instant},
 };
+use tracing::Instrument;
 
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
 use self::{brevity::Brevity, started::Running};
@@ -532,7 +533,7 @@ where
     }
 
     fn spawn(&mut self, id: ChildId, job: impl Future<Output = Done<E>> + Send + 'static) {
-        let task = self.tasks.spawn(job);
+        let task = self.tasks.spawn(job.in_current_span());
         self.by_task.insert(task.id(), id);
         if let Some(child) = self.children.get_mut(&id) {
             child.task = Some(task);
