@@ -9,7 +9,7 @@ use pipeline_core::{
 };
 use pipeline_test_support::Log;
 use tokio::{
-    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    sync::mpsc::{Receiver, Sender, channel},
     task,
     time::{Instant, advance, sleep},
 };
@@ -21,13 +21,13 @@ const fn ms(milliseconds: u64) -> Duration {
 /// Looks at the timelines of its items, each time at the beginning and after having waited.
 #[derive(Clone)]
 struct Looking {
-    seen: UnboundedSender<[Timeline; 2]>,
+    seen: Sender<[Timeline; 2]>,
     takes: Duration,
 }
 
 impl Looking {
-    fn new(takes: Duration) -> (Self, UnboundedReceiver<[Timeline; 2]>) {
-        let (seen, timelines) = unbounded_channel();
+    fn new(takes: Duration) -> (Self, Receiver<[Timeline; 2]>) {
+        let (seen, timelines) = channel(1000);
         (Self { seen, takes }, timelines)
     }
 }
@@ -38,7 +38,7 @@ impl Worker<Timed<u64>> for Looking {
         if !self.takes.is_zero() {
             sleep(self.takes).await;
         }
-        let _ = self.seen.send([first, item.timeline()]);
+        let _ = self.seen.try_send([first, item.timeline()]);
         // The number says how often it fails first.
         if u64::from(context.restarts()) < **item {
             Err(ExitReason::failed("not yet"))
@@ -114,11 +114,11 @@ async fn every_worker_knows_its_own_start_wherever_it_runs() {
 #[tokio::test]
 async fn what_a_worker_spawns_is_no_worker() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (tell, mut told) = unbounded_channel();
+    let (tell, mut told) = channel(1000);
     let worker = async move |item: &Timed<u64>| {
         let copy = *item;
         let spawned = task::spawn(async move { copy.timeline() }).await.unwrap();
-        let _ = tell.send((item.timeline(), spawned));
+        let _ = tell.try_send((item.timeline(), spawned));
         Ok(())
     };
     let _pipeline = Pipeline::builder("spawning")
