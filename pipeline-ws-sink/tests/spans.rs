@@ -1,4 +1,5 @@
 //! What is logged says of which socket and which channel it is.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
 
