@@ -210,7 +210,12 @@ impl<S: Socket> Session<S> {
             meter: route.meter.clone(),
             replaces,
         });
-        let task = tokio::spawn(living.instrument(span));
+        // An idle channel is small, and a span that nobody sees would be much of it.
+        let task = if span.is_disabled() {
+            tokio::spawn(living)
+        } else {
+            tokio::spawn(living.instrument(span))
+        };
         let join_ref = message.join_ref();
         let entry = Entry { join_ref, life, mailbox, task, pending: Some(VecDeque::new()) };
         self.channels.insert(topic.shared().clone(), entry);
