@@ -1,0 +1,85 @@
+//! The channel on which viewers get what is seen.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use parking_lot::Mutex;
+use pipeline_ws_sink::{
+    Channel, ConnectError, ConnectInfo, JoinContext, JoinError, Params, Payload, Socket, Topic,
+};
+
+use crate::model::View;
+
+/// The topic that viewers join.
+pub(crate) const TOPIC: &str = "inspect";
+
+/// The event that they get.
+pub(crate) const EVENT: &str = "view";
+
+/// What the sampler and the viewers have in common.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    latest: Mutex<Arc<View>>,
+    viewers: AtomicUsize,
+}
+
+impl Shown {
+    pub(crate) fn new(view: View) -> Self {
+        Self { latest: Mutex::new(Arc::new(view)), viewers: AtomicUsize::new(0) }
+    }
+
+    /// What was seen last.
+    pub(crate) fn latest(&self) -> Arc<View> {
+        self.latest.lock().clone()
+    }
+
+    pub(crate) fn show(&self, view: View) -> Arc<View> {
+        let view = Arc::new(view);
+        *self.latest.lock() = view.clone();
+        view
+    }
+
+    /// Whether somebody looks.
+    pub(crate) fn has_viewers(&self) -> bool {
+        self.viewers.load(Relaxed) > 0
+    }
+}
+
+/// Lets everyone in: who may look is decided in front of it.
+pub(crate) struct InspectSocket;
+
+impl Socket for InspectSocket {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+/// A viewer, counted as long as it looks.
+pub(crate) struct InspectChannel(Arc<Shown>);
+
+impl Channel for InspectChannel {
+    type Socket = InspectSocket;
+    type Config = Arc<Shown>;
+
+    async fn join(
+        _: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let shown = cx.config().clone();
+        // It need not wait for the next second.
+        cx.reply(&*shown.latest());
+        shown.viewers.fetch_add(1, Relaxed);
+        Ok(Self(shown))
+    }
+}
+
+impl Drop for InspectChannel {
+    fn drop(&mut self) {
+        self.0.viewers.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,218 @@
+//! What was seen in the last minutes, as far as it is needed. Pure.
+
+use std::{collections::VecDeque, time::Duration};
+
+use pipeline_ws_sink::Latencies;
+
+use crate::{
+    held_up,
+    model::{DeliveredView, PercentilesView, View},
+    rates,
+};
+
+/// Over how long rates and shares are taken. The clock of whoever samples is not exact.
+const WINDOW: Duration = Duration::from_millis(3_300);
+
+/// Over how long percentiles are taken, in seconds.
+const WINDOWS: [u64; 3] = [10, 60, 300];
+
+/// How many seconds one point of the history is.
+const POINT: u64 = 5;
+
+/// How many points there are.
+const POINTS: usize = 60;
+
+/// Samples, each with its moment: the time since the start. Bounded, however long it runs.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Of the window, the oldest first.
+    views: VecDeque<(Duration, View)>,
+    /// Every one of the last seconds.
+    recent: VecDeque<(Duration, Latencies)>,
+    /// One for every point, and the one before the first.
+    coarse: VecDeque<(Duration, Latencies)>,
+    points: VecDeque<PercentilesView>,
+}
+
+impl History {
+    /// Takes in what is seen at a moment, and completes it by what was seen before.
+    pub(crate) fn add(
+        &mut self,
+        at: Duration,
+        mut view: View,
+        delivered: Option<Latencies>,
+    ) -> View {
+        view.uptime_seconds = at.as_secs_f64();
+        while self.views.front().is_some_and(|(then, _)| at.saturating_sub(*then) > WINDOW) {
+            self.views.pop_front();
+        }
+        self.views.push_back((at, view.clone()));
+        if let Some((then, before)) = self.views.front() {
+            rates::fill(&mut view, before, at.saturating_sub(*then));
+            for (pipeline, before) in view.pipelines.iter_mut().zip(&before.pipelines) {
+                pipeline.held_up_by = held_up::held_up_by(pipeline, before);
+            }
+        }
+        if let Some(delivered) = delivered {
+            let seen = self.delivered(at, delivered);
+            if let Some(endpoint) = &mut view.endpoint {
+                endpoint.delivered = seen;
+            }
+        }
+        view
+    }
+
+    fn delivered(&mut self, at: Duration, now: Latencies) -> DeliveredView {
+        let is_due =
+            |(then, _): &(Duration, Latencies)| then.as_secs() / POINT != at.as_secs() / POINT;
+        match self.coarse.back() {
+            Some(last) if is_due(last) => {
+                self.points.push_back(percentiles(POINT, &now.since(&last.1)));
+                self.coarse.push_back((at, now.clone()));
+            }
+            Some(_) => {}
+            None => self.coarse.push_back((at, now.clone())),
+        }
+        if self.points.len() > POINTS {
+            self.points.pop_front();
+        }
+        if self.coarse.len() > POINTS + 1 {
+            self.coarse.pop_front();
+        }
+        let old = Duration::from_secs(WINDOWS[0] + 2);
+        while self.recent.front().is_some_and(|(then, _)| at.saturating_sub(*then) > old) {
+            self.recent.pop_front();
+        }
+        let window = |seconds| {
+            let before = self.before(at.saturating_sub(Duration::from_secs(seconds)));
+            percentiles(seconds, &before.map_or_else(Latencies::default, |was| now.since(was)))
+        };
+        let windows = WINDOWS.map(window).into();
+        let history = self.points.iter().cloned().collect();
+        let count = now.count();
+        self.recent.push_back((at, now));
+        DeliveredView { count, windows, history }
+    }
+
+    /// The newest sample that is no younger than this, or the oldest that there is.
+    fn before(&self, moment: Duration) -> Option<&Latencies> {
+        let newest = |samples: &VecDeque<(Duration, Latencies)>| {
+            samples.partition_point(|(then, _)| *then <= moment).checked_sub(1)
+        };
+        if let Some(at) = newest(&self.recent) {
+            return Some(&self.recent[at].1);
+        }
+        let at = newest(&self.coarse).unwrap_or(0);
+        self.coarse.get(at).map(|(_, sample)| sample)
+    }
+}
+
+fn percentiles(seconds: u64, of: &Latencies) -> PercentilesView {
+    let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+    let part = |part| of.quantile(part).map(milliseconds);
+    PercentilesView {
+        seconds,
+        count: of.count(),
+        p50: part(0.5),
+        p90: part(0.9),
+        p99: part(0.99),
+        max: of.max().map(milliseconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{EndpointView, PipelineView, StageView};
+
+    fn view(events_in: u64) -> View {
+        let stage = StageView { name: "work".into(), events_in, ..StageView::default() };
+        let pipeline = PipelineView { stages: vec![stage], ..PipelineView::default() };
+        View {
+            pipelines: vec![pipeline],
+            endpoint: Some(EndpointView::default()),
+            ..View::default()
+        }
+    }
+
+    fn per_second(view: &View) -> f64 {
+        view.pipelines[0].stages[0].in_per_second
+    }
+
+    /// Samples once a second, with so many more deliveries of so many milliseconds each time.
+    fn deliver(history: &mut History, seconds: std::ops::Range<u64>, all: &mut Latencies, ms: u64) {
+        for second in seconds {
+            all.extend([Duration::from_millis(ms); 10]);
+            history.add(Duration::from_secs(second), view(0), Some(all.clone()));
+        }
+    }
+
+    #[test]
+    fn rates_are_those_of_the_last_three_seconds() {
+        let mut history = History::default();
+        let at = Duration::from_secs;
+        assert_eq!(per_second(&history.add(at(0), view(0), None)), 0.0);
+        assert_eq!(per_second(&history.add(at(1), view(100), None)), 100.0);
+        assert_eq!(per_second(&history.add(at(2), view(100), None)), 50.0);
+        let third = history.add(at(3), view(300), None);
+        assert_eq!((per_second(&third), third.window_seconds), (100.0, 3.0));
+        // The first second is forgotten.
+        assert_eq!(per_second(&history.add(at(4), view(400), None)), 100.0);
+        assert_eq!(per_second(&history.add(at(60), view(400), None)), 0.0);
+    }
+
+    #[test]
+    fn percentiles_are_those_of_their_window() {
+        let (mut history, mut all) = (History::default(), Latencies::default());
+        history.add(Duration::ZERO, view(0), Some(all.clone()));
+        deliver(&mut history, 1..100, &mut all, 10);
+        deliver(&mut history, 100..105, &mut all, 1000);
+        let seen = history.add(Duration::from_secs(105), view(0), Some(all.clone()));
+        let delivered = seen.endpoint.unwrap().delivered;
+        let counts: Vec<u64> = delivered.windows.iter().map(|window| window.count).collect();
+        assert_eq!((delivered.count, counts), (1040, vec![90, 590, 1040]));
+        let near = |value: Option<f64>, expected: f64| {
+            let value = value.unwrap();
+            assert!((value - expected).abs() < expected / 20.0, "{value}, expected {expected}");
+        };
+        let [short, long, whole] = &delivered.windows[..] else { panic!("three windows") };
+        near(short.p50, 1000.0);
+        near(long.p50, 10.0);
+        near(long.p99, 1000.0);
+        near(whole.p90, 10.0);
+        near(whole.max, 1000.0);
+    }
+
+    #[test]
+    fn a_point_of_the_history_is_five_seconds() {
+        let (mut history, mut all) = (History::default(), Latencies::default());
+        history.add(Duration::ZERO, view(0), Some(all.clone()));
+        deliver(&mut history, 1..21, &mut all, 10);
+        let seen = history.add(Duration::from_secs(21), view(0), Some(all.clone()));
+        let counts: Vec<u64> =
+            seen.endpoint.unwrap().delivered.history.iter().map(|point| point.count).collect();
+        assert_eq!(counts, [50, 50, 50, 50]);
+    }
+
+    #[test]
+    fn it_holds_no_more_after_an_hour_than_after_five_minutes() {
+        let (mut history, mut all) = (History::default(), Latencies::default());
+        deliver(&mut history, 0..400, &mut all, 10);
+        let size = |history: &History| {
+            let History { views, recent, coarse, points } = history;
+            (views.len(), recent.len(), coarse.len(), points.len())
+        };
+        let after = size(&history);
+        deliver(&mut history, 400..4000, &mut all, 10);
+        assert_eq!(size(&history), after);
+        assert_eq!(after.3, POINTS);
+    }
+
+    #[test]
+    fn without_a_delivery_there_are_no_percentiles() {
+        let seen = History::default().add(Duration::ZERO, view(0), Some(Latencies::default()));
+        let delivered = seen.endpoint.unwrap().delivered;
+        assert_eq!(delivered.windows.len(), 3);
+        assert!(delivered.windows.iter().all(|window| window.count == 0 && window.p50.is_none()));
+    }
+}

@@ -1,0 +1,241 @@
+//! What is mounted beside the endpoint.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::future::{self, BoxFuture};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+        X_CONTENT_TYPE_OPTIONS,
+    },
+};
+use http_body_util::Full;
+use metrics::NoopRecorder;
+use pipeline_core::{PipelineObserver, Telemetry};
+use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, EndpointObserver, Mount};
+use tokio::task::AbortHandle;
+use tower_service::Service;
+
+use crate::{
+    channel::{InspectChannel, InspectSocket, Shown, TOPIC},
+    model::View,
+    page::Page,
+    sampler::Sampler,
+};
+
+type Answer = Response<Full<Bytes>>;
+
+/// Shows running pipelines and an endpoint: as a page, as JSON, and on a channel.
+///
+/// Cheap to clone; all clones are the same inspector. It looks at what it was given once a second, in a
+/// task of its own, which ends when the last clone is gone, and its viewers' sockets with it. It
+/// does not keep the pipelines or the endpoint alive.
+///
+/// It is a tower service, to be nested at a path of its own; see [the crate](crate) for how, and for how
+/// to keep strangers out.
+///
+/// ```
+/// use axum::Router;
+/// use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+/// use pipeline_inspect::Inspector;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (_queue, producer) = queue::<u64>(QueueOptions::new());
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(producer)
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// let inspector = Inspector::builder().pipeline(&pipeline.observer()).build()?;
+/// assert_eq!(inspector.view().pipelines[0].name, "numbers");
+/// let app: Router = Router::new().nest_service("/inspect", inspector);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Inspector {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    page: Page,
+    shown: Arc<Shown>,
+    /// The viewers' sockets.
+    endpoint: Endpoint,
+    sampling: AbortHandle,
+}
+
+impl Inspector {
+    /// Begins an inspector, which looks at nothing yet.
+    pub fn builder() -> InspectorBuilder {
+        InspectorBuilder { pipelines: Vec::new(), endpoint: None, check_origin: None }
+    }
+
+    /// What was seen last, at most a second ago. This is what `data.json` has.
+    ///
+    /// ```
+    /// # fn watch(inspector: &pipeline_inspect::Inspector) {
+    /// for pipeline in &inspector.view().pipelines {
+    ///     if let Some(stage) = &pipeline.held_up_by {
+    ///         println!("{} is held up by {stage}", pipeline.name);
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.inner.shown.latest()
+    }
+
+    fn answer(&self, method: &Method, path: &str) -> Answer {
+        let known = matches!(path, "" | "/" | "/data.json");
+        if known && !matches!(*method, Method::GET | Method::HEAD) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "there is only to read here\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        match path {
+            "" | "/" => {
+                let Page { html, policy } = self.inner.page.clone();
+                let mut response = answer(StatusCode::OK, "text/html; charset=utf-8", html);
+                response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+                response
+            }
+            "/data.json" => {
+                let json = serde_json::to_vec(&*self.view())
+                    .expect("the keys are strings, and writing to memory does not fail");
+                answer(StatusCode::OK, "application/json", json.into())
+            }
+            _ => text(StatusCode::NOT_FOUND, "there is no such page\n"),
+        }
+    }
+}
+
+fn text(status: StatusCode, text: &'static str) -> Answer {
+    answer(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
+}
+
+fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = [
+        (CONTENT_TYPE, kind),
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+    ];
+    for (name, value) in headers {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+impl<B> Service<Request<B>> for Inspector
+where
+    B: Send + 'static,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Answer, Infallible>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        if path.starts_with("/socket/") {
+            return self.inner.endpoint.clone().call(request);
+        }
+        let answer = self.answer(request.method(), path);
+        Box::pin(future::ready(Ok(answer)))
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.sampling.abort();
+    }
+}
+
+impl fmt::Debug for Inspector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let view = self.view();
+        let pipelines: Vec<&str> = view.pipelines.iter().map(|pipeline| &*pipeline.name).collect();
+        f.debug_struct("Inspector").field("pipelines", &pipelines).finish_non_exhaustive()
+    }
+}
+
+/// Builds an [`Inspector`].
+#[derive(Debug)]
+#[must_use]
+pub struct InspectorBuilder {
+    pipelines: Vec<PipelineObserver>,
+    endpoint: Option<EndpointObserver>,
+    check_origin: Option<CheckOrigin>,
+}
+
+impl InspectorBuilder {
+    /// Shows this pipeline. May be called for several.
+    pub fn pipeline(mut self, pipeline: &PipelineObserver) -> Self {
+        self.pipelines.push(pipeline.clone());
+        self
+    }
+
+    /// Shows this endpoint. Called again, the last one counts.
+    pub fn endpoint(mut self, endpoint: &EndpointObserver) -> Self {
+        self.endpoint = Some(endpoint.clone());
+        self
+    }
+
+    /// Which pages may connect to the channel. Default [`CheckOrigin::host`]: those of the host that they
+    /// ask for. Behind a proxy that asks for another host than the browser did, it has to be set, or
+    /// the page asks for `data.json` every second instead.
+    ///
+    /// ```
+    /// # use pipeline_inspect::Inspector;
+    /// # use pipeline_ws_sink::{BuildError, CheckOrigin};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BuildError> {
+    /// let ours = CheckOrigin::list(["https://ops.example.com"]);
+    /// let inspector = Inspector::builder().check_origin(ours).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn check_origin(mut self, check: CheckOrigin) -> Self {
+        self.check_origin = Some(check);
+        self
+    }
+
+    /// Makes the inspector, looks once, and starts the task that looks again.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError::Origin`] if [`check_origin`](Self::check_origin) was given what is no origin.
+    ///
+    /// # Panics
+    ///
+    /// If it is called outside of a tokio runtime.
+    pub fn build(self) -> Result<Inspector, BuildError> {
+        let mut sampler = Sampler::new(self.pipelines, self.endpoint);
+        let shown = Arc::new(Shown::new(sampler.look()));
+        let viewers =
+            Mount::new(InspectSocket).channel_with::<InspectChannel>(TOPIC, shown.clone());
+        // Viewers are not what is measured.
+        let mut endpoint = Endpoint::builder().telemetry(Telemetry::to(NoopRecorder));
+        if let Some(check) = self.check_origin {
+            endpoint = endpoint.check_origin(check);
+        }
+        let endpoint = endpoint.mount("/socket", viewers).build()?;
+        let sampling = tokio::spawn(sampler.run(shown.clone(), endpoint.pubsub().clone()));
+        let sampling = sampling.abort_handle();
+        Ok(Inspector { inner: Arc::new(Inner { page: Page::new(), shown, endpoint, sampling }) })
+    }
+}

@@ -1,0 +1,71 @@
+//! The page: one document with its style and its script in it, and what it may do. Pure.
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::HeaderValue;
+use sha2::{Digest, Sha256};
+
+const DOCUMENT: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/style.css");
+/// In the order in which they need each other.
+const SCRIPTS: [&str; 4] = [
+    include_str!("page/channel.js"),
+    include_str!("page/format.js"),
+    include_str!("page/drawing.js"),
+    include_str!("page/app.js"),
+];
+
+/// The page as it is sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    pub(crate) html: Bytes,
+    /// Nothing but its own style and script, and its own server.
+    pub(crate) policy: HeaderValue,
+}
+
+impl Page {
+    pub(crate) fn new() -> Self {
+        let script = format!("'use strict'\n{}", SCRIPTS.concat());
+        let html = DOCUMENT.replace("/*style*/", STYLE).replace("/*script*/", &script);
+        let policy = format!(
+            "default-src 'none'; script-src {}; style-src {}; connect-src 'self'; img-src data:; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+            hash(&script),
+            hash(STYLE),
+        );
+        let policy = HeaderValue::from_str(&policy).expect("base64 is ASCII");
+        Self { html: html.into(), policy }
+    }
+}
+
+/// What the policy calls this text.
+fn hash(text: &str) -> String {
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_has_its_style_and_script_and_asks_for_nothing_else() {
+        let page = Page::new();
+        let html = std::str::from_utf8(&page.html).unwrap();
+        assert!(html.contains(&format!("<style>{STYLE}</style>")));
+        assert!(html.contains(SCRIPTS[3]) && !html.contains("/*script*/"));
+        for outside in ["src=", "http://", "https://", "innerHTML", "@import", " style="] {
+            let named = html.replace("http://www.w3.org/2000/svg", "");
+            assert!(!named.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn the_policy_names_the_script_and_no_other() {
+        // Of the empty text, by any other tool.
+        assert_eq!(hash(""), "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='");
+        let policy = Page::new().policy;
+        let policy = policy.to_str().unwrap();
+        assert!(policy.starts_with("default-src 'none'; script-src 'sha256-"), "{policy}");
+        assert!(!policy.contains("unsafe"));
+    }
+}

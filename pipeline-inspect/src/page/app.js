@@ -1,0 +1,167 @@
+
+// The page. All text comes from the server and is put in as text.
+const byId = (id) => document.getElementById(id)
+const base = location.pathname.replace(/\/+$/, '')
+const drawn = []
+let latest = null
+
+byId('json').href = `${base}/data.json`
+
+function make(name, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(name), properties)
+  element.append(...children)
+  return element
+}
+
+function showPipelines(pipelines) {
+  while (drawn.length > pipelines.length) drawn.pop().section.remove()
+  pipelines.forEach((pipeline, at) => {
+    if (!drawn[at]) {
+      const name = make('span')
+      const phase = make('span', {className: 'phase'})
+      const verdict = make('span', {className: 'verdict'})
+      const drawing = new Drawing()
+      const section = make('section', {className: 'pipeline'}, make('h2', {}, name, phase, verdict), drawing.element)
+      byId('pipelines').append(section)
+      drawn[at] = {section, name, phase, verdict, drawing}
+    }
+    const {section, name, phase, verdict, drawing} = drawn[at]
+    put(name, pipeline.name)
+    put(phase, pipeline.phase)
+    const held = pipeline.held_up_by
+    verdict.dataset.held = String(held !== null)
+    put(verdict, held === null ? 'nothing holds it up' : `${held} holds it up`)
+    drawing.show(pipeline, Math.floor(section.clientWidth))
+  })
+}
+
+// Cards keep their elements, so that nothing moves when numbers change.
+function cards(parent, list) {
+  list.forEach(({label, value}, at) => {
+    const card = parent.children[at] ?? parent.appendChild(make('div', {className: 'card'}, make('b'), make('span')))
+    put(card.children[0], value)
+    put(card.children[1], label)
+  })
+}
+
+function table(id, rows) {
+  const body = byId(id).tBodies[0]
+  while (body.rows.length > rows.length) body.deleteRow(-1)
+  rows.forEach((cells, at) => {
+    const row = body.rows[at] ?? body.insertRow()
+    cells.forEach((cell, column) => put(row.cells[column] ?? row.insertCell(), cell))
+  })
+}
+
+function showDelivered({windows, history}) {
+  const parent = byId('delivery')
+  windows.forEach((window, at) => {
+    if (!parent.children[at]) {
+      const terms = ['p50', 'p90', 'p99', 'max'].flatMap((term) => [make('dt', {textContent: term}), make('dd')])
+      parent.append(make('div', {className: 'card'}, make('h3'), make('dl', {}, ...terms)))
+    }
+    const card = parent.children[at]
+    const over = window.seconds < 60 ? `${window.seconds} s` : `${window.seconds / 60} min`
+    put(card.children[0], `last ${over} · ${count(window.count)}`)
+    const values = card.querySelectorAll('dd')
+    ;['p50', 'p90', 'p99', 'max'].forEach((term, i) => put(values[i], milliseconds(window[term])))
+  })
+  const most = Math.max(0, ...history.map((point) => point.p99 ?? 0))
+  put(byId('peak'), most > 0 ? `the top is ${milliseconds(most)}` : 'nothing delivered yet')
+  const spark = byId('spark')
+  spark.setAttribute('viewBox', '0 0 59 100')
+  spark.setAttribute('preserveAspectRatio', 'none')
+  for (const part of ['p99', 'p50']) {
+    const path = spark.querySelector(`.${part}`) ?? svg('path', {class: part}, spark)
+    let pen = 'M'
+    const steps = history.map((point, at) => {
+      const value = point[part]
+      if (value === null || most === 0) {
+        pen = 'M'
+        return ''
+      }
+      const step = `${pen}${59 - (history.length - 1 - at)} ${97 - (value / most) * 94}`
+      pen = 'L'
+      return step
+    })
+    path.setAttribute('d', steps.join(''))
+  }
+}
+
+function showEndpoint(endpoint) {
+  byId('endpoint').hidden = endpoint === null
+  if (endpoint === null) return
+  showDelivered(endpoint.delivered)
+  cards(byId('frames'), [
+    {label: 'frames out', value: rate(endpoint.frames_out_per_second)},
+    {label: 'frames in', value: rate(endpoint.frames_in_per_second)},
+    {label: 'broadcasts', value: rate(endpoint.broadcasts_per_second)},
+    {label: `frames wait, ${bytes(endpoint.bytes_waiting)}`, value: count(endpoint.frames_waiting)},
+    {label: 'dropped', value: rate(endpoint.dropped_per_second)},
+    {label: 'closed, too slow', value: count(endpoint.closed_slow)},
+  ])
+  table('sockets', endpoint.sockets.map((s) => [s.path, count(s.open), count(s.connected), count(s.refused)]))
+  table('channels', endpoint.channels.map((c) => [c.pattern, count(c.topics), count(c.open), count(c.refused)]))
+}
+
+function showDrops({pipelines, endpoint}) {
+  const rows = []
+  for (const pipeline of pipelines) {
+    for (const stage of pipeline.stages) {
+      for (const [reason, n] of Object.entries(stage.discarded_by)) rows.push([`${pipeline.name} › ${stage.name}`, reason, count(n)])
+    }
+  }
+  for (const [reason, n] of Object.entries(endpoint?.dropped ?? {})) rows.push(['frames', reason, count(n)])
+  byId('drops').hidden = rows.length === 0
+  byId('no-drops').hidden = rows.length > 0
+  table('drops', rows)
+}
+
+function show(view) {
+  latest = view
+  showPipelines(view.pipelines)
+  showEndpoint(view.endpoint)
+  showDrops(view)
+}
+
+function status(state, text) {
+  byId('status').dataset.state = state
+  put(byId('status'), text)
+  document.body.classList.toggle('stale', state === 'lost')
+}
+
+// While the channel cannot be had, the same is asked for.
+async function ask() {
+  try {
+    const response = await fetch(`${base}/data.json`, {cache: 'no-store'})
+    if (!response.ok) throw new Error(String(response.status))
+    show(await response.json())
+    return true
+  } catch {
+    return false
+  }
+}
+
+const scheme = location.protocol === 'https:' ? 'wss:' : 'ws:'
+let asking = null
+follow(`${scheme}//${location.host}${base}/socket/websocket?vsn=2.0.0`, 'inspect', 'view', {
+  show(view) {
+    clearInterval(asking)
+    asking = null
+    show(view)
+    status('live', 'live')
+  },
+  lost() {
+    if (asking !== null) return
+    status('lost', 'connection lost, trying again')
+    const timer = setInterval(async () => {
+      const there = await ask()
+      if (asking !== timer) return
+      if (there) status('asking', 'asking every second')
+      else status('lost', 'connection lost, trying again')
+    }, 1000)
+    asking = timer
+  },
+})
+
+new ResizeObserver(() => latest && showPipelines(latest.pipelines)).observe(byId('pipelines'))

@@ -1,0 +1,156 @@
+//! From two views to what happened between them, a second. Pure.
+
+use std::time::Duration;
+
+use crate::model::{ActivityView, EdgeView, EndpointView, PipelineView, StageView, View};
+
+/// Fills in the rates and shares of a view, which has totals only, from one that is older by `passed`.
+pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
+    let seconds = passed.as_secs_f64();
+    if seconds <= 0.0 {
+        return;
+    }
+    view.window_seconds = seconds;
+    for (at, pipeline) in view.pipelines.iter_mut().enumerate() {
+        if let Some(before) = before.pipelines.get(at) {
+            of_pipeline(pipeline, before, seconds);
+        }
+    }
+    if let (Some(endpoint), Some(before)) = (&mut view.endpoint, &before.endpoint) {
+        of_endpoint(endpoint, before, seconds);
+    }
+}
+
+fn of_pipeline(pipeline: &mut PipelineView, before: &PipelineView, seconds: f64) {
+    for stage in &mut pipeline.stages {
+        if let Some(before) = before.stages.iter().find(|before| before.name == stage.name) {
+            of_stage(stage, before, seconds);
+        }
+    }
+    for edge in &mut pipeline.edges {
+        let same = |before: &&EdgeView| before.from == edge.from && before.to == edge.to;
+        let sent = before.edges.iter().find(same).map_or(0, |before| before.sent);
+        // Who has subscribed again counts from the beginning.
+        edge.per_second = if edge.sent < sent {
+            per_second(edge.sent, 0, seconds)
+        } else {
+            per_second(edge.sent, sent, seconds)
+        };
+    }
+}
+
+fn of_stage(stage: &mut StageView, before: &StageView, seconds: f64) {
+    stage.in_per_second = per_second(stage.events_in, before.events_in, seconds);
+    stage.out_per_second = per_second(stage.events_out, before.events_out, seconds);
+    stage.discarded_per_second = per_second(stage.discarded, before.discarded, seconds);
+    let share = |now: f64, before: f64| ((now - before) / seconds).clamp(0.0, 1.0);
+    stage.busy = share(stage.busy_seconds, before.busy_seconds);
+    stage.waiting_for_events =
+        share(stage.waiting_for_events_seconds, before.waiting_for_events_seconds);
+    stage.waiting_for_demand =
+        share(stage.waiting_for_demand_seconds, before.waiting_for_demand_seconds);
+    stage.mostly = mostly(stage);
+}
+
+/// What took the longest. Where the stage does nothing that has a share, it is what it does now.
+fn mostly(stage: &StageView) -> ActivityView {
+    use ActivityView::{Busy, Ended, Paused, Starting, WaitingForDemand, WaitingForEvents};
+    if matches!(stage.activity, Starting | Paused | Ended) {
+        return stage.activity;
+    }
+    let shares = [
+        (stage.busy, Busy),
+        (stage.waiting_for_demand, WaitingForDemand),
+        (stage.waiting_for_events, WaitingForEvents),
+    ];
+    let longest = shares.into_iter().max_by(|(a, _), (b, _)| a.total_cmp(b));
+    longest.filter(|(share, _)| *share > 0.0).map_or(stage.activity, |(_, activity)| activity)
+}
+
+fn of_endpoint(endpoint: &mut EndpointView, before: &EndpointView, seconds: f64) {
+    endpoint.broadcasts_per_second = per_second(endpoint.broadcasts, before.broadcasts, seconds);
+    endpoint.frames_in_per_second = per_second(endpoint.frames_in, before.frames_in, seconds);
+    endpoint.frames_out_per_second = per_second(endpoint.frames_out, before.frames_out, seconds);
+    let dropped = |endpoint: &EndpointView| endpoint.dropped.values().sum();
+    endpoint.dropped_per_second = per_second(dropped(endpoint), dropped(before), seconds);
+    for (mount, before) in endpoint.sockets.iter_mut().zip(&before.sockets) {
+        mount.connected_per_second = per_second(mount.connected, before.connected, seconds);
+    }
+    for (channel, before) in endpoint.channels.iter_mut().zip(&before.channels) {
+        channel.joined_per_second = per_second(channel.joined, before.joined, seconds);
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody counts that far in a few seconds")]
+fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
+    now.saturating_sub(before) as f64 / seconds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stage(events: u64, busy: f64, events_wait: f64, demand_wait: f64) -> StageView {
+        StageView {
+            name: "work".into(),
+            activity: ActivityView::WaitingForEvents,
+            events_in: events,
+            events_out: 2 * events,
+            discarded: events / 10,
+            busy_seconds: busy,
+            waiting_for_events_seconds: events_wait,
+            waiting_for_demand_seconds: demand_wait,
+            ..StageView::default()
+        }
+    }
+
+    fn view(stage: StageView, sent: u64) -> View {
+        let edge = EdgeView { from: "work".into(), to: "on".into(), sent, ..EdgeView::default() };
+        let pipeline =
+            PipelineView { stages: vec![stage], edges: vec![edge], ..PipelineView::default() };
+        View { pipelines: vec![pipeline], ..View::default() }
+    }
+
+    #[test]
+    fn rates_are_what_was_added_by_the_time_that_has_passed() {
+        let before = view(stage(100, 1.0, 10.0, 5.0), 7);
+        let mut now = view(stage(300, 1.5, 11.0, 5.5), 47);
+        fill(&mut now, &before, Duration::from_secs(2));
+        let (seen, edge) = (&now.pipelines[0].stages[0], &now.pipelines[0].edges[0]);
+        assert_eq!((seen.in_per_second, seen.out_per_second), (100.0, 200.0));
+        assert_eq!((seen.discarded_per_second, edge.per_second), (10.0, 20.0));
+        let shares = (seen.busy, seen.waiting_for_events, seen.waiting_for_demand);
+        assert_eq!(shares, (0.25, 0.5, 0.25));
+        assert_eq!(seen.mostly, ActivityView::WaitingForEvents);
+        assert_eq!(now.window_seconds, 2.0);
+    }
+
+    #[test]
+    fn who_has_subscribed_again_counts_from_the_beginning() {
+        let before = view(stage(0, 0.0, 0.0, 0.0), 1000);
+        let mut now = view(stage(0, 0.0, 0.0, 0.0), 10);
+        fill(&mut now, &before, Duration::from_secs(1));
+        assert_eq!(now.pipelines[0].edges[0].per_second, 10.0);
+    }
+
+    #[test]
+    fn a_moment_has_no_rates() {
+        let before = view(stage(0, 0.0, 0.0, 0.0), 0);
+        let mut now = view(stage(10, 0.0, 0.0, 0.0), 10);
+        fill(&mut now, &before, Duration::ZERO);
+        assert_eq!((now.window_seconds, now.pipelines[0].stages[0].in_per_second), (0.0, 0.0));
+    }
+
+    #[test]
+    fn an_endpoint_that_was_not_there_has_no_rates() {
+        let endpoint = EndpointView { frames_out: 10, ..EndpointView::default() };
+        let mut now = View { endpoint: Some(endpoint), ..View::default() };
+        fill(&mut now, &View::default(), Duration::from_secs(1));
+        assert_eq!(now.endpoint.unwrap().frames_out_per_second, 0.0);
+        let before = View { endpoint: Some(EndpointView::default()), ..View::default() };
+        let endpoint = EndpointView { frames_out: 10, ..EndpointView::default() };
+        let mut now = View { endpoint: Some(endpoint), ..View::default() };
+        fill(&mut now, &before, Duration::from_secs(1));
+        assert_eq!(now.endpoint.unwrap().frames_out_per_second, 10.0);
+    }
+}

@@ -1,0 +1,63 @@
+//! Looks at what is observed, once a second.
+
+use std::{sync::Arc, time::Duration};
+
+use pipeline_core::PipelineObserver;
+use pipeline_ws_sink::{EndpointObserver, PubSub};
+use tokio::time::{self, Instant, MissedTickBehavior};
+
+use crate::{
+    channel::{EVENT, Shown, TOPIC},
+    history::History,
+    model::{VERSION, View},
+    read,
+};
+
+/// How often it looks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// What is looked at, and what was seen.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    pipelines: Vec<PipelineObserver>,
+    endpoint: Option<EndpointObserver>,
+    since: Instant,
+    history: History,
+}
+
+impl Sampler {
+    pub(crate) fn new(
+        pipelines: Vec<PipelineObserver>,
+        endpoint: Option<EndpointObserver>,
+    ) -> Self {
+        Self { pipelines, endpoint, since: Instant::now(), history: History::default() }
+    }
+
+    /// Looks once.
+    pub(crate) fn look(&mut self) -> View {
+        let at = self.since.elapsed();
+        let pipelines = self.pipelines.iter().map(|observer| read::pipeline(&observer.snapshot()));
+        let endpoint = self.endpoint.as_ref().and_then(EndpointObserver::snapshot);
+        let view = View {
+            version: VERSION,
+            pipelines: pipelines.collect(),
+            endpoint: endpoint.as_ref().map(read::endpoint),
+            ..View::default()
+        };
+        self.history.add(at, view, endpoint.map(|endpoint| endpoint.delivered))
+    }
+
+    /// Looks again and again, and tells viewers. It never ends by itself: its inspector aborts it.
+    pub(crate) async fn run(mut self, shown: Arc<Shown>, viewers: PubSub) {
+        let mut ticks = time::interval_at(Instant::now() + EVERY, EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let view = shown.show(self.look());
+            if shown.has_viewers() {
+                // It is an object, and there are no other nodes, so it can be sent.
+                let _ = viewers.local_broadcast(TOPIC, EVENT, &*view);
+            }
+        }
+    }
+}
