@@ -1,6 +1,6 @@
 
 // A drawing of a pipeline: stages in layers, from left to right, or downwards where there is no room.
-const BOX = {width: 236, height: 196, across: 92, down: 58, beside: 22}
+const BOX = {width: 214, height: 196, across: 64, down: 58, beside: 22}
 
 const WORDS = {
   busy: ['●', 'busy'],
@@ -147,22 +147,23 @@ class StageBox {
     svg('rect', {class: 'stripe', x: x + 5, y: y + 12, width: 4, height: BOX.height - 24, rx: 2}, this.element)
     const text = (kind, at, down) => svg('text', {class: kind, x: at, y: y + down}, this.element)
     const name = text('name', left, 25)
-    name.textContent = clipped(stage.name, Math.floor(this.room / 8.4))
+    name.textContent = clipped(stage.name, Math.floor(this.room / 9.2))
     svg('title', {}, name).textContent = stage.name
     text('soft', left, 42).textContent = KINDS[stage.kind] ?? stage.kind
     this.state = text('state', left, 64)
     this.rate = text('big value', right, 90)
     this.rateLabel = text('label', left, 89)
-    const bar = svg('rect', {class: 'track', x: left, y: y + 99, width: this.room, height: 7, rx: 2}, this.element)
-    bar.append(svg('title'))
+    svg('rect', {class: 'track', x: left, y: y + 99, width: this.room, height: 7, rx: 2}, this.element)
     this.shares = ['busy', 'demand', 'events'].map((kind) =>
       svg('rect', {class: `bar ${kind}`, x: left, y: y + 99, width: this.room, height: 7}, this.element))
-    this.rows = lines(stage).map(([label, read], at) => {
+    this.rows = lines(stage).map(([label, read, filled], at) => {
       const down = 127 + at * 23
       text('label', left, down).textContent = label
       const value = text('value', right, down)
-      svg('rect', {class: 'track', x: left, y: y + down + 5, width: this.room, height: 3, rx: 1.5}, this.element)
-      const fill = svg('rect', {class: 'bar fill', x: left, y: y + down + 5, width: this.room, height: 3, rx: 1.5}, this.element)
+      if (!filled) return {value, read}
+      const bar = {x: left, y: y + down + 5, width: this.room, height: 3, rx: 1.5}
+      svg('rect', {class: 'track', ...bar}, this.element)
+      const fill = svg('rect', {class: 'bar fill', ...bar}, this.element)
       return {value, fill, read}
     })
     const flag = svg('g', {class: 'flag'}, this.element)
@@ -190,27 +191,29 @@ class StageBox {
     for (const {value, fill, read} of this.rows) {
       const {text, part, alarm} = read(stage)
       put(value, text)
+      if (!fill) continue
       fill.style.transform = `scaleX(${Math.min(1, Math.max(0, part))})`
-      fill.classList.toggle('full', Boolean(alarm) || false)
+      fill.classList.toggle('full', Boolean(alarm))
     }
   }
 }
 
 // What is told of a stage of this kind, and how full it is.
 function lines(stage) {
-  const of = (n, bound) => ({text: bound ? `${count(n)} of ${count(bound)}` : count(n), part: bound ? n / bound : 0, alarm: bound && n >= bound})
-  const queued = ['queue', (s) => of(s.queued, s.queue_capacity)]
-  const buffered = ['buffer', (s) => of(s.buffered, s.buffer_capacity)]
-  const demand = ['demand', (s) => ({text: count(s.demand), part: 0})]
-  const waiting = ['waiting', (s) => ({text: count(s.waiting), part: s.waiting / Math.max(1, s.waiting + s.in_per_second)})]
-  const workers = ['workers', (s) => ({text: count(s.workers ?? 0), part: 0})]
-  const trouble = ['restarts', (s) => ({text: count(s.restarts), part: 0})]
-  const failed = ['failed', (s) => ({text: count(s.worker_failures), part: 0})]
+  const plain = (read) => (s) => ({text: count(read(s))})
+  const of = (n, bound) => (bound === null ? {text: count(n)} : {text: `${count(n)} of ${count(bound)}`, part: n / Math.max(1, bound), alarm: n >= bound})
+  const queued = ['queue', (s) => of(s.queued, s.queue_capacity), true]
+  const buffered = ['buffer', (s) => of(s.buffered, s.buffer_capacity), stage.buffer_capacity !== null]
+  const demand = ['demand', plain((s) => s.demand)]
+  const waiting = ['waiting', plain((s) => s.waiting)]
+  const workers = ['workers', plain((s) => s.workers ?? 0)]
+  const restarts = ['restarts', plain((s) => s.restarts)]
+  const failed = ['failed', plain((s) => s.worker_failures)]
   switch (stage.kind) {
-    case 'producer': return [stage.queue_capacity === null ? trouble : queued, buffered, demand]
+    case 'producer': return [stage.queue_capacity === null ? restarts : queued, buffered, demand]
     case 'producer_consumer': return [waiting, buffered, demand]
     case 'consumer_supervisor': return [workers, waiting, failed]
-    default: return [waiting, trouble]
+    default: return [waiting, restarts]
   }
 }
 
