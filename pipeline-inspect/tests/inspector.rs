@@ -1,0 +1,235 @@
+//! The inspector as a browser and a script meet it: over HTTP, beside what it looks at.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::time::Duration;
+
+use axum::Router;
+use pipeline_core::{
+    ConsumerSupervisor, ExitReason, Graph, Pipeline, QueueOptions, SubscribeOptions, for_each,
+    from_iter, map, queue,
+};
+use pipeline_inspect::{ActivityView, Inspector, KindView, PhaseView, VERSION, View};
+use pipeline_test_support::{PATIENCE, connect, eventually, gate};
+use pipeline_ws_sink::{
+    Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params, Payload,
+    Socket, Topic,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+fn endpoint() -> Endpoint {
+    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+    Endpoint::builder().mount("/socket", sockets).build().unwrap()
+}
+
+/// Serves it; `HOST:PORT`.
+async fn serve(app: Router) -> String {
+    let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async { axum::serve(listener, app).await });
+    address
+}
+
+/// Head and body of an answer.
+async fn request(address: &str, method: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_lowercase(), body.to_owned())
+}
+
+async fn data(address: &str) -> View {
+    let (_, body) = request(address, "GET", "/inspect/data.json").await;
+    serde_json::from_str(&body).unwrap()
+}
+
+/// Asks until it shows this.
+async fn until(address: &str, shows: impl Fn(&View) -> bool) -> View {
+    let asking = async {
+        loop {
+            let view = data(address).await;
+            if shows(&view) {
+                return view;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(PATIENCE, asking).await.expect("it is shown")
+}
+
+#[tokio::test]
+async fn json_and_channel_agree_with_what_was_pushed() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new().capacity(50));
+    let (gate, mut keeper) = gate();
+    let worker = async move |event: &u64| gate.pass(*event).await;
+    let pipeline = Pipeline::builder("push")
+        .producer(producer)
+        .consumer_supervisor(
+            ConsumerSupervisor::new(worker),
+            SubscribeOptions::new().max_demand(4).min_demand(0),
+        )
+        .start()
+        .unwrap();
+    let endpoint = endpoint();
+    let inspector = Inspector::builder()
+        .pipeline(&pipeline.observer())
+        .endpoint(&endpoint.observer())
+        .build()
+        .unwrap();
+    let app = Router::new().nest_service("/inspect", inspector).fallback_service(endpoint.clone());
+    let address = serve(app).await;
+
+    let mut user = connect(&format!("ws://{address}/socket/websocket?vsn=2.0.0")).await.unwrap();
+    user.join("1", "user:1").await;
+    for event in 0..10 {
+        queue.push(event).await.unwrap();
+    }
+    keeper.started(4).await;
+    let start = tokio::time::Instant::now();
+    endpoint.broadcast_timed(start, "user:1", "push", json!({})).unwrap();
+    user.receive().await;
+
+    let view = until(&address, |view| {
+        view.pipelines[0].held_up_by.is_some()
+            && view.endpoint.as_ref().is_some_and(|seen| seen.delivered.count == 1)
+    })
+    .await;
+    assert_eq!(view.version, VERSION);
+    let push = &view.pipelines[0];
+    let [source, work] = &push.stages[..] else { panic!("two stages: {push:?}") };
+    assert_eq!((&*push.name, push.phase), ("push", PhaseView::Running));
+    assert_eq!(push.held_up_by.as_deref(), Some(&*work.name));
+    assert_eq!((source.kind, work.kind), (KindView::Producer, KindView::ConsumerSupervisor));
+    assert_eq!((source.queued, source.queue_capacity, source.demand), (6, Some(50), 0));
+    assert_eq!((source.events_out, work.events_in, work.workers), (4, 4, Some(4)));
+    assert_eq!(source.mostly, ActivityView::WaitingForDemand);
+    assert_eq!((source.layer, work.layer), (0, 1));
+    let [edge] = &push.edges[..] else { panic!("one edge: {push:?}") };
+    assert_eq!((&edge.from, &edge.to), (&source.name, &work.name));
+    assert_eq!((edge.sent, edge.pending), (4, 0));
+
+    let seen = view.endpoint.unwrap();
+    assert_eq!((seen.sockets[0].open, seen.sockets[0].connected), (1, 1));
+    let users = &seen.channels[0];
+    assert_eq!((&*users.pattern, users.open, users.topics, users.joined), ("user:*", 1, 1, 1));
+    assert_eq!((seen.topics, seen.broadcasts), (1, 1));
+    assert!(seen.delivered.windows.iter().all(|window| window.count == 1 && window.p50.is_some()));
+
+    // Who joins the channel is told the same at once, and again every second.
+    let url = format!("ws://{address}/inspect/socket/websocket?vsn=2.0.0");
+    let mut viewer = connect(&url).await.unwrap();
+    viewer.send(json!(["1", "1", "inspect", "phx_join", {}])).await;
+    let joined: Value = viewer.receive().await;
+    assert_eq!((&joined[3], &joined[4]["status"]), (&json!("phx_reply"), &json!("ok")));
+    let told: View = serde_json::from_value(joined[4]["response"].clone()).unwrap();
+    assert_eq!(told.pipelines[0].edges, push.edges);
+    keeper.let_go(10);
+    loop {
+        let message = viewer.receive().await;
+        assert_eq!((&message[2], &message[3]), (&json!("inspect"), &json!("view")));
+        let view: View = serde_json::from_value(message[4].clone()).unwrap();
+        if view.pipelines[0].stages[1].events_in == 10 {
+            break;
+        }
+    }
+    // Its own viewers are not what it looks at.
+    assert_eq!(data(&address).await.endpoint.unwrap().sockets[0].open, 1);
+}
+
+#[tokio::test]
+async fn the_page_is_there_with_and_without_a_slash_and_nothing_else_is() {
+    let inspector = Inspector::builder().build().unwrap();
+    let address = serve(Router::new().nest_service("/ops/inspect", inspector)).await;
+    for path in ["/ops/inspect", "/ops/inspect/"] {
+        let (head, body) = request(&address, "GET", path).await;
+        assert!(head.starts_with("http/1.1 200"), "{path}: {head}");
+        assert!(head.contains("content-type: text/html; charset=utf-8"), "{head}");
+        assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
+        assert!(head.contains("x-content-type-options: nosniff"), "{head}");
+        assert!(body.starts_with("<!doctype html>"));
+    }
+    let (head, body) = request(&address, "GET", "/ops/inspect/data.json").await;
+    assert!(head.contains("content-type: application/json"), "{head}");
+    assert!(head.contains("cache-control: no-store"), "{head}");
+    assert_eq!(serde_json::from_str::<View>(&body).unwrap().pipelines, []);
+    let (head, _) = request(&address, "GET", "/ops/inspect/other").await;
+    assert!(head.starts_with("http/1.1 404"), "{head}");
+    let (head, _) = request(&address, "POST", "/ops/inspect/").await;
+    assert!(head.starts_with("http/1.1 405") && head.contains("allow: get, head"), "{head}");
+    let (head, body) = request(&address, "HEAD", "/ops/inspect/").await;
+    assert!(head.starts_with("http/1.1 200") && body.is_empty(), "{head}");
+}
+
+#[tokio::test]
+async fn stages_in_any_shape_have_their_edges() {
+    let mut graph = Graph::new("fan");
+    let numbers = graph.producer("numbers", from_iter(0..10u64));
+    let double = graph.producer_consumer("double", map(|n: u64| 2 * n));
+    let print = graph.consumer("print", for_each(async |_: u64| Ok::<(), ExitReason>(())));
+    let mut pipeline = graph.start().unwrap();
+    print.subscribe(&double, SubscribeOptions::new()).await.unwrap();
+    double.subscribe(&numbers, SubscribeOptions::new()).await.unwrap();
+    let observer = pipeline.observer();
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    // It can be looked at when it is over.
+    let view = Inspector::builder().pipeline(&observer).build().unwrap().view();
+    let fan = &view.pipelines[0];
+    let totals: Vec<_> =
+        fan.stages.iter().map(|stage| (stage.events_in, stage.events_out)).collect();
+    assert_eq!(totals, [(0, 10), (10, 10), (10, 0)]);
+    assert_eq!((fan.phase, &fan.held_up_by), (PhaseView::Ended, &None));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_stops_looking_when_the_last_clone_is_gone() {
+    let endpoint = endpoint();
+    let inspector = Inspector::builder().endpoint(&endpoint.observer()).build().unwrap();
+    let clone = inspector.clone();
+    drop(inspector);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert_eq!(clone.view().uptime_seconds.floor(), 2.0);
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    drop(clone);
+    eventually(|| tasks() < before).await;
+}
+
+#[tokio::test]
+async fn it_does_not_keep_an_endpoint_open() {
+    let endpoint = endpoint();
+    let inspector = Inspector::builder().endpoint(&endpoint.observer()).build().unwrap();
+    assert!(inspector.view().endpoint.is_some());
+    drop(endpoint);
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(inspector.view().endpoint.is_none());
+}
