@@ -5,11 +5,12 @@
 //! have joined it, through the official Phoenix JavaScript client. The time from the push to the
 //! write to each socket is measured, and goes to StatsD.
 //!
-//! This crate is the front door to three that can be used alone:
+//! This crate is the front door to four that can be used alone:
 //!
 //! - [`pipeline_core`], the stages: everything at the top level here. Its semantics are GenStage's.
 //! - [`pipeline_ws_sink`], sockets and channels, as [`ws`]: the server side of Phoenix Channels.
 //! - [`pipeline_statsd`], as [`statsd`]: a recorder for the `metrics` facade.
+//! - [`pipeline_inspect`], as [`inspect`]: a live view of what runs, to be mounted beside the endpoint.
 //!
 //! What it adds is [`serve`]: running all of it until the process is told to stop, and stopping it
 //! in the right order; and [`Health`], which says how it is meanwhile.
@@ -20,10 +21,11 @@
 //!
 //! # Features
 //!
-//! The first two are on by default.
+//! The first three are on by default.
 //!
 //! - `ws`: sockets, channels, and [`serve`].
 //! - `statsd`: the StatsD recorder.
+//! - `inspect`: the live view. It brings `ws`.
 //! - `test-kit`: what tests of stages need.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -36,6 +38,9 @@ mod serve;
 mod signal;
 
 pub use pipeline_core::*;
+/// A live view of pipelines and sockets.
+#[cfg(feature = "inspect")]
+pub use pipeline_inspect as inspect;
 /// StatsD for the `metrics` facade.
 #[cfg(feature = "statsd")]
 pub use pipeline_statsd as statsd;

@@ -8,7 +8,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use pipeline_test_support::{Example, PATIENCE};
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
     process::{Child, Command},
     time::timeout,
 };
@@ -16,6 +17,8 @@ use tokio::{
 /// A headless Chromium and its driver, with a profile of its own. Ended when it is dropped.
 struct Browser {
     client: Client,
+    /// Where the driver listens.
+    port: String,
     _driver: Child,
 }
 
@@ -36,11 +39,14 @@ impl Browser {
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--window-size=1100,900",
         ]});
-        let capabilities = Capabilities::from_iter([("goog:chromeOptions".to_owned(), options)]);
+        let capabilities = Capabilities::from_iter([
+            ("goog:chromeOptions".to_owned(), options),
+            ("goog:loggingPrefs".to_owned(), json!({"browser": "ALL"})),
+        ]);
         let mut builder = ClientBuilder::new(HttpConnector::new());
         builder.capabilities(capabilities);
         let client = builder.connect(&format!("http://127.0.0.1:{port}")).await.unwrap();
-        Self { client, _driver: driver }
+        Self { client, port, _driver: driver }
     }
 
     /// Opens the page as a user, and waits until it listens.
@@ -69,6 +75,39 @@ impl Browser {
 
     async fn text(&self, selector: &str) -> String {
         self.client.find(Locator::Css(selector)).await.unwrap().text().await.unwrap()
+    }
+
+    /// Has the driver do what is Chromium's own.
+    async fn command(&self, command: &str, body: Value) -> Value {
+        let session = self.client.session_id().await.unwrap().unwrap();
+        let (address, body) = (format!("127.0.0.1:{}", self.port), body.to_string());
+        let mut stream = TcpStream::connect(&address).await.unwrap();
+        let head = format!(
+            "POST /session/{session}/{command} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str::<Value>(body).unwrap()["value"].clone()
+    }
+
+    /// Lets the page believe that it is on a phone.
+    async fn narrow(&self) {
+        let metrics = json!({"width": 375, "height": 812, "deviceScaleFactor": 2, "mobile": true});
+        let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics});
+        self.command("goog/cdp/execute", command).await;
+    }
+
+    /// What the console has said since it was last asked, but for what is no fault.
+    async fn complaints(&self) -> Vec<String> {
+        let said = self.command("se/log", json!({"type": "browser"})).await;
+        let said = said.as_array().unwrap().iter();
+        let faults =
+            said.filter(|line| ["SEVERE", "WARNING"].map(Value::from).contains(&line["level"]));
+        faults.map(ToString::to_string).collect()
     }
 
     /// Ends it in good order, which a panic does not need.
@@ -143,6 +182,43 @@ async fn the_page_says_what_is_wrong_with_a_sign_in() {
     browser.client.wait().at_most(PATIENCE).for_element(refused).await.unwrap();
     let text = browser.text("#status").await;
     assert!(text.contains("cannot sign in as nobody"), "{text}");
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn the_inspector_shows_the_stages_on_a_phone_too() {
+    let example = Example::start(&["--demo"]).await;
+    let browser = Browser::start().await;
+    for path in ["/inspect", "/inspect/"] {
+        browser.client.goto(&format!("http://{}{path}", example.address)).await.unwrap();
+        let live = Locator::Css("#status[data-state=live]");
+        browser.client.wait().at_most(PATIENCE).for_element(live).await.unwrap();
+        let script =
+            "return [...document.querySelectorAll('.stage')].map(stage => stage.dataset.stage)";
+        let stages = browser.client.execute(script, vec![]).await.unwrap();
+        assert_eq!(stages, json!(["producer", "consumer_supervisor"]), "{path}");
+    }
+    assert_eq!(browser.text("#channels td").await, "user:*");
+    browser.narrow().await;
+    browser.client.refresh().await.unwrap();
+    let stage = Locator::Css(".stage[data-stage=producer]");
+    browser.client.wait().at_most(PATIENCE).for_element(stage).await.unwrap();
+    let script = "
+        const boxes = [...document.querySelectorAll('.stage .box')].map(box => box.getBoundingClientRect())
+        return [innerWidth, document.documentElement.scrollWidth, boxes[0].bottom < boxes[1].top]";
+    let shown = browser.client.execute(script, vec![]).await.unwrap();
+    assert_eq!(shown, json!([375, 375, true]), "nothing to scroll, one box below the other");
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+
+    // When the server is gone, it says so, and finds it again.
+    let port = example.address.rsplit(':').next().unwrap().to_owned();
+    example.signal("-TERM").await;
+    let lost = Locator::Css("#status[data-state=lost]");
+    browser.client.wait().at_most(PATIENCE).for_element(lost).await.unwrap();
+    example.ended().await;
+    let _example = Example::start(&["--port", &port]).await;
+    let live = Locator::Css("#status[data-state=live]");
+    browser.client.wait().at_most(PATIENCE).for_element(live).await.unwrap();
     browser.close().await;
 }
 

@@ -22,7 +22,9 @@ use std::{error::Error, io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use pipeline::{
-    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue, serve,
+    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions,
+    inspect::Inspector,
+    queue, serve,
     ws::{Endpoint, Mount, Signer, WhenFull, listen},
 };
 
@@ -86,7 +88,14 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
         .start()?;
 
+    // What it does can be seen. In a program that is not an example, something stands in front.
+    let inspector = Inspector::builder()
+        .pipeline(&pipeline.observer())
+        .endpoint(&endpoint.observer())
+        .build()?;
+
     println!("page     http://{address}/?user=1");
+    println!("inspect  http://{address}/inspect");
     println!(
         "push     curl http://{address}/push -d '{{\"user_id\":1,\"event\":\"push_timed\",\"data\":{{\"text\":\"hello\"}}}}'"
     );
@@ -103,7 +112,9 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         tokio::spawn(demo::trickle(pushes.clone()));
     }
 
-    let app = http::router(pushes, signer, client.ok()).fallback_service(endpoint.clone());
+    let app = http::router(pushes, signer, client.ok())
+        .nest_service("/inspect", inspector)
+        .fallback_service(endpoint.clone());
     let report = serve(listener, app)
         .pipeline(pipeline)
         .endpoint(endpoint)

@@ -35,7 +35,7 @@ pub(crate) fn quick() -> Outcome {
             .args(["clippy", "--workspace", "--all-targets", "--all-features"])
             .args(deny_warnings),
     )?;
-    for features in ["", "ws", "statsd"] {
+    for features in ["", "ws", "statsd", "inspect"] {
         step(
             &format!("lints with only these features: {features:?}"),
             cargo()

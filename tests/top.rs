@@ -1,0 +1,42 @@
+//! The live view in a terminal, as its users run it.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::process::Output;
+
+use pipeline_test_support::{Example, PATIENCE};
+use tokio::{process::Command, time::timeout};
+
+async fn top(url: &str) -> Output {
+    let mut command = Command::new(Example::program("top").await);
+    let output = command.args([url, "--once"]).output();
+    timeout(PATIENCE, output).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_frame_shows_the_stages_of_a_running_program() {
+    let example = Example::start(&[]).await;
+    for slash in ["", "/"] {
+        let shown = top(&format!("http://{}/inspect{slash}", example.address)).await;
+        let text = String::from_utf8(shown.stdout).unwrap();
+        assert!(shown.status.success(), "{text}");
+        for part in [" push running", "producer", "consumer_supervisor", "user:*", "last 300 s"] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_inspector_is_called_so() {
+    let example = Example::start(&[]).await;
+    let refused = |url: String| async move {
+        let shown = top(&url).await;
+        assert!(!shown.status.success());
+        String::from_utf8(shown.stderr).unwrap()
+    };
+    let said = refused(format!("http://{}/nothing", example.address)).await;
+    assert!(said.contains("404") && said.contains("is an inspector mounted there?"), "{said}");
+    let said = refused("http://127.0.0.1:1/inspect".to_owned()).await;
+    assert!(said.contains("cannot connect: Connection refused"), "{said}");
+    let said = refused("https://example.com/inspect".to_owned()).await;
+    assert!(said.contains("only http://"), "{said}");
+}
