@@ -88,10 +88,17 @@ impl Browser {
             body.len()
         );
         stream.write_all((head + &body).as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        serde_json::from_str::<Value>(body).unwrap()["value"].clone()
+        // The driver keeps the connection, so what it says is read to the end of its length.
+        let (mut reader, mut line, mut length) = (BufReader::new(stream), String::new(), 0);
+        while timeout(PATIENCE, reader.read_line(&mut line)).await.unwrap().unwrap() > 2 {
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            line.clear();
+        }
+        let mut body = vec![0; length];
+        timeout(PATIENCE, reader.read_exact(&mut body)).await.unwrap().unwrap();
+        serde_json::from_slice::<Value>(&body).unwrap()["value"].clone()
     }
 
     /// Lets the page believe that it is on a phone.

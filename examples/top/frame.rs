@@ -245,8 +245,8 @@ mod tests {
         let text = plain(&screen(SLOW), 120).unwrap();
         let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap().to_owned();
         assert!(line(" push ").contains("render holds it up"), "{text}");
-        assert!(line("  queue ").contains("waits for demand"), "{text}");
-        assert!(line("  queue ").contains("812/1000"), "{text}");
+        assert!(line("│  queue ").contains("waits for demand"), "{text}");
+        assert!(line("│  queue ").contains("812/1000"), "{text}");
         assert!(line("▲ render").contains("busy") && line("▲ render").contains("99 %"), "{text}");
         assert!(line("last 10 s").contains("0.71 ms"), "{text}");
         assert!(line("user:*").contains("3 channels") && line("user:*").contains("2 topics"));
