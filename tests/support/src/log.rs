@@ -82,10 +82,10 @@ pub struct Spans(Arc<Mutex<Kept>>);
 #[derive(Debug, Default)]
 struct Kept {
     /// By number: what a span is called with its fields, the one around it, and its call site.
-    spans: Vec<(String, Option<u64>, &'static Metadata<'static>)>,
-    entered: Vec<u64>,
+    spans: Vec<(String, Option<usize>, &'static Metadata<'static>)>,
+    entered: Vec<usize>,
     /// What was logged, and in which span.
-    events: Vec<(String, Option<u64>)>,
+    events: Vec<(String, Option<usize>)>,
 }
 
 impl Spans {
@@ -108,7 +108,7 @@ impl Spans {
         let (_, mut span) = event.expect("it was logged").clone();
         let mut around = Vec::new();
         while let Some(id) = span {
-            let (name, parent, _) = &kept.spans[id as usize - 1];
+            let (name, parent, _) = &kept.spans[id - 1];
             around.insert(0, name.clone());
             span = *parent;
         }
@@ -144,7 +144,7 @@ impl Subscriber for Spans {
         let around = if span.is_contextual() {
             kept.entered.last().copied()
         } else {
-            span.parent().map(Id::into_u64)
+            span.parent().map(number)
         };
         kept.spans.push((name, around, span.metadata()));
         Id::from_u64(kept.spans.len() as u64)
@@ -155,7 +155,7 @@ impl Subscriber for Spans {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn enter(&self, span: &Id) {
-        self.0.lock().entered.push(span.into_u64());
+        self.0.lock().entered.push(number(span));
     }
 
     fn exit(&self, _: &Id) {
@@ -166,7 +166,12 @@ impl Subscriber for Spans {
         let kept = self.0.lock();
         let current = kept.entered.last();
         current.map_or_else(Current::none, |id| {
-            Current::new(Id::from_u64(*id), kept.spans[*id as usize - 1].2)
+            Current::new(Id::from_u64(*id as u64), kept.spans[*id - 1].2)
         })
     }
+}
+
+/// A span's place in the order in which they were made, from 1.
+fn number(span: &Id) -> usize {
+    usize::try_from(span.into_u64()).expect("there are not so many")
 }
