@@ -122,16 +122,16 @@ async fn push(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Respon
             Some(trace) => push.with_trace(trace),
             None => push,
         };
-        let refused = match push.map(|push| app.pushes.try_push(traced(push))) {
-            Ok(Ok(())) => {
-                outcome.accepted += 1;
-                continue;
-            }
-            Ok(Err(refused)) => refused,
+        let push = match push {
+            Ok(push) => traced(push),
             Err(fault) => {
                 outcome.errors.push(LineError { line, error: fault.to_string() });
                 continue;
             }
+        };
+        let Err(refused) = app.pushes.try_push(push) else {
+            outcome.accepted += 1;
+            continue;
         };
         let error = match refused {
             TryPushError::Closed(_) => "the server is shutting down",

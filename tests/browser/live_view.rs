@@ -1,0 +1,316 @@
+//! A known load with one slow stage, as the page, the JSON and StatsD tell of it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use axum::Router;
+use fantoccini::Locator;
+use pipeline::{
+    ConsumerSupervisor, Emitter, ExitReason, Pipeline, ProducerConsumer, Queue, QueueOptions,
+    SubscribeOptions, Subscription, Telemetry, Timed,
+    inspect::{Inspector, StageView, View},
+    map, queue,
+    statsd::{StatsdFlusher, StatsdRecorder, cadence::SpyMetricSink},
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
+        Payload, Push, Socket, Topic, listen,
+    },
+};
+use pipeline_test_support::{Client, PATIENCE, connect, get};
+use serde_json::json;
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+
+use crate::driver::Browser;
+
+/// How many items there are.
+const MANY: u64 = 2400;
+
+/// How many the slow stage may do in a second, and how many of these at once.
+const A_SECOND: usize = 200;
+const AT_ONCE: usize = 4;
+
+/// By how much a rate may be off. It is taken over three seconds, in which the slow stage is let go 150
+/// times; the rest is for a machine that has other things to do.
+const ERROR: f64 = 0.25;
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+/// The slow stage: it waits for a permit for every item.
+struct Render {
+    permits: Arc<Semaphore>,
+}
+
+impl ProducerConsumer for Render {
+    type In = Timed<u64>;
+    type Out = Timed<u64>;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<Timed<u64>>,
+        _from: &Subscription,
+        out: &mut Emitter<'_, Timed<u64>>,
+    ) -> Result<(), ExitReason> {
+        for event in events {
+            self.permits.acquire().await?.forget();
+            out.emit(event);
+        }
+        Ok(())
+    }
+}
+
+/// From the queue through `parse` and `render` to the user.
+struct System {
+    pushes: Queue<Timed<u64>>,
+    address: String,
+    permits: Arc<Semaphore>,
+    pipeline: Pipeline,
+    statsd: StatsdFlusher,
+    lines: Box<dyn Fn() -> Vec<String>>,
+    _tasks: JoinSet<()>,
+}
+
+impl System {
+    async fn start() -> Self {
+        let (sent, sink) = SpyMetricSink::new();
+        let (recorder, statsd) =
+            StatsdRecorder::sink(sink).flush_every(Duration::MAX).build().unwrap();
+        let lines = Box::new(move || {
+            let lines = sent.try_iter().map(|line| String::from_utf8(line).unwrap());
+            lines.flat_map(|lines| lines.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+        });
+        let telemetry = Telemetry::to(recorder);
+        let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+        let endpoint = Endpoint::builder()
+            .telemetry(telemetry.clone())
+            .mount("/socket", sockets)
+            .build()
+            .unwrap();
+        let to_user = endpoint.pubsub().pusher(|item: &Timed<u64>| {
+            Ok(Push::new("user:1", "push_timed", json!({ "n": **item }))?.timed(item))
+        });
+        let (pushes, producer) = queue(QueueOptions::new().capacity(100));
+        let permits = Arc::new(Semaphore::new(0));
+        let render = Render { permits: permits.clone() };
+        let few = || SubscribeOptions::new().max_demand(20);
+        let pipeline = Pipeline::builder("push")
+            .telemetry(telemetry)
+            .producer_with(pipeline::Stage::new(producer).named("source"))
+            .producer_consumer_with(
+                pipeline::Stage::new(map(|item: Timed<u64>| item)).named("parse"),
+                few(),
+            )
+            .producer_consumer_with(pipeline::Stage::new(render).named("render"), few())
+            .consumer_supervisor_with(
+                pipeline::Stage::new(ConsumerSupervisor::new(to_user)).named("to_user"),
+                few(),
+            )
+            .start()
+            .unwrap();
+        let inspector = Inspector::builder()
+            .pipeline(&pipeline.observer())
+            .endpoint(&endpoint.observer())
+            .build()
+            .unwrap();
+        let app = Router::new().nest_service("/inspect", inspector).fallback_service(endpoint);
+        let listener = listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, app).await.unwrap() });
+        Self { pushes, address, permits, pipeline, statsd, lines, _tasks: tasks }
+    }
+
+    async fn user(&self) -> Client {
+        let url = format!("ws://{}/socket/websocket?vsn=2.0.0", self.address);
+        let mut user = connect(&url).await.unwrap();
+        user.join("1", "user:1").await;
+        user
+    }
+
+    async fn view(&self) -> View {
+        let json = get(&self.address, "/inspect/data.json").await.json();
+        serde_json::from_value(json).unwrap()
+    }
+
+    /// Asks until it shows this.
+    async fn until(&self, shows: impl Fn(&View) -> bool) -> View {
+        let asking = async {
+            loop {
+                let view = self.view().await;
+                if shows(&view) {
+                    return view;
+                }
+                sleep(Duration::from_millis(200)).await;
+            }
+        };
+        timeout(PATIENCE, asking).await.expect("it is shown")
+    }
+}
+
+fn stage<'a>(view: &'a View, name: &str) -> &'a StageView {
+    view.pipelines[0].stages.iter().find(|stage| stage.name == name).unwrap()
+}
+
+fn is_about(rate: f64, expected: usize) -> bool {
+    let expected = expected as f64;
+    (rate - expected).abs() <= expected * ERROR
+}
+
+/// What is summed up of a metric, by its stage.
+fn by_stage(lines: &[String], name: &str) -> HashMap<String, f64> {
+    let mut sums = HashMap::new();
+    for line in lines.iter().filter(|line| line.starts_with(&format!("{name}:"))) {
+        let (value, rest) = line[name.len() + 1..].split_once('|').unwrap();
+        let (_, stage) = rest.split_once("stage:").unwrap();
+        let stage = stage.split(',').next().unwrap().to_owned();
+        *sums.entry(stage).or_default() += value.parse::<f64>().unwrap();
+    }
+    sums
+}
+
+/// How many samples of a histogram were sent.
+fn samples(lines: &[String], name: &str) -> f64 {
+    let named = lines.iter().filter(|line| line.starts_with(&format!("{name}:")));
+    named
+        .map(|line| {
+            let values = line.split('|').next().unwrap().split(':').count() - 1;
+            let rate = line
+                .split_once("|@")
+                .map_or(1.0, |(_, rest)| rest.split('|').next().unwrap().parse().unwrap());
+            values as f64 / rate
+        })
+        .sum()
+}
+
+fn largest(by_stage: &HashMap<String, f64>) -> &str {
+    by_stage.iter().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0
+}
+
+#[tokio::test]
+async fn the_page_and_the_json_and_statsd_name_the_slow_stage_and_agree_with_what_was_pushed() {
+    let system = System::start().await;
+    let mut user = system.user().await;
+    let mut tasks = JoinSet::new();
+    let pushes = system.pushes.clone();
+    tasks.spawn(async move {
+        for n in 0..MANY {
+            pushes.push_timed(n).await.unwrap();
+        }
+    });
+    let permits = system.permits.clone();
+    tasks.spawn(async move {
+        let mut pace =
+            interval(Duration::from_secs(1) / u32::try_from(A_SECOND / AT_ONCE).unwrap());
+        loop {
+            pace.tick().await;
+            permits.add_permits(AT_ONCE);
+        }
+    });
+    let arrived = Arc::new(AtomicU64::new(0));
+    let counted = arrived.clone();
+    let reading = tokio::spawn(async move {
+        for n in 0..MANY {
+            assert_eq!(user.receive().await[4], json!({ "n": n }));
+            counted.fetch_add(1, Relaxed);
+        }
+    });
+
+    // The JSON, while it goes on.
+    let seen = system
+        .until(|view| {
+            let pipeline = &view.pipelines[0];
+            pipeline.held_up_by.as_deref() == Some("render")
+                && is_about(stage(view, "render").out_per_second, A_SECOND)
+                && pipeline.edges.iter().all(|edge| is_about(edge.per_second, A_SECOND))
+        })
+        .await;
+    assert!(stage(&seen, "render").busy > 0.8, "{seen:?}");
+    for upstream in ["source", "parse"] {
+        assert!(stage(&seen, upstream).waiting_for_demand > 0.8, "{upstream}: {seen:?}");
+    }
+    assert!(stage(&seen, "to_user").waiting_for_events > 0.5, "{seen:?}");
+    let source = stage(&seen, "source");
+    assert_eq!(source.queue_capacity, Some(100));
+    assert!(source.queued >= 90, "whoever pushes fills it again: {}", source.queued);
+    assert!(stage(&seen, "to_user").events_in <= arrived.load(Relaxed) + 20);
+
+    // The page.
+    let browser = Browser::start().await;
+    browser.client.goto(&format!("http://{}/inspect", system.address)).await.unwrap();
+    let held = Locator::Css(".stage.held[data-stage=render]");
+    browser.client.wait().at_most(PATIENCE).for_element(held).await.unwrap();
+    let script = "
+        const held = [...document.querySelectorAll('.stage.held')].map(stage => stage.dataset.stage)
+        const state = name => document.querySelector(`.stage[data-stage=${name}]`).dataset.state
+        return [held, ['source', 'parse', 'render', 'to_user'].map(state)]";
+    let shown = browser.client.execute(script, vec![]).await.unwrap();
+    let states = ["waiting_for_demand", "waiting_for_demand", "busy", "waiting_for_events"];
+    assert_eq!(shown, json!([["render"], states]));
+    let flag = browser.text(".stage.held .flag text").await;
+    assert_eq!(flag, "HOLDS IT UP", "not by its colour alone");
+    if let Some(path) = std::env::var_os("PIPELINE_LIVE_VIEW") {
+        sleep(Duration::from_secs(3)).await;
+        std::fs::write(path, browser.client.screenshot().await.unwrap()).unwrap();
+    }
+    browser.close().await;
+
+    // At the end all numbers are those of what was pushed.
+    timeout(PATIENCE, reading).await.unwrap().unwrap();
+    let seen = system.until(|view| view.endpoint.as_ref().unwrap().delivered.count == MANY).await;
+    for name in ["source", "parse", "render"] {
+        assert_eq!(stage(&seen, name).events_out, MANY, "{name}");
+    }
+    assert_eq!(stage(&seen, "to_user").events_in, MANY);
+    assert_eq!(stage(&seen, "source").discarded, 0);
+    assert_eq!(seen.pipelines[0].edges.iter().map(|edge| edge.sent).collect::<Vec<_>>(), [MANY; 3]);
+    let seen = system.until(|view| view.pipelines[0].held_up_by.is_none()).await;
+    assert_eq!(stage(&seen, "render").waiting, 0);
+
+    // StatsD, when the pipeline has ended.
+    tasks.abort_all();
+    let report = system.pipeline.drain(PATIENCE).await;
+    assert_eq!(report.left_undone(), 0, "{report}");
+    system.statsd.flush();
+    let lines = (system.lines)();
+    let busy = by_stage(&lines, "pipeline.time_busy");
+    assert_eq!(largest(&busy), "render", "{busy:?}");
+    let held_up = by_stage(&lines, "pipeline.time_waiting_for_demand");
+    assert!(held_up["source"] > held_up["render"] && held_up["parse"] > held_up["render"]);
+    let sent = by_stage(&lines, "pipeline.events_out");
+    let all = |stages: &[&str]| stages.iter().map(|s| ((*s).to_owned(), MANY as f64)).collect();
+    assert_eq!(sent, all(&["source", "parse", "render"]));
+    assert_eq!(by_stage(&lines, "pipeline.events_in"), all(&["parse", "render", "to_user"]));
+    for leg in ["delivered", "queued", "waited", "worked", "written"] {
+        let name = format!("pipeline.push_{leg}");
+        let count = samples(&lines, &name);
+        assert!((count - MANY as f64).abs() < 1.0, "{name}: {count}");
+    }
+}
