@@ -178,7 +178,7 @@ pub enum PipelinePhase {
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let pipeline = Pipeline::builder("numbers")
 ///     .producer(from_iter(0..10))
-///     .producer_consumer(map(async |n: u64| n + 1), SubscribeOptions::new())
+///     .producer_consumer(map(|n: u64| n + 1), SubscribeOptions::new())
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
 /// let kinds: Vec<_> = pipeline.snapshot().stages.iter().map(|stage| stage.kind).collect();

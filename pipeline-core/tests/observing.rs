@@ -192,7 +192,7 @@ async fn events_that_are_thrown_away_are_counted_by_reason() {
 async fn a_stage_says_what_it_is_and_how_large_its_buffer_is() {
     let pipeline = Pipeline::builder("test")
         .producer(from_iter(0..10))
-        .producer_consumer(map(async |n: u64| n), SubscribeOptions::new())
+        .producer_consumer(map(|n: u64| n), SubscribeOptions::new())
         .consumer(for_each(async |_| ()), SubscribeOptions::new())
         .start()
         .unwrap();
