@@ -2,6 +2,8 @@
 //! that a queue is fair.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
+#[path = "common/by_hand.rs"]
+mod by_hand;
 mod common;
 
 use criterion::{
@@ -19,7 +21,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use self::common::{Count, EVENTS, Numbers, batches};
+use self::{
+    by_hand::{batches, count_all},
+    common::{Count, EVENTS, Numbers},
+};
 
 /// How many consumers there are.
 const CONSUMERS: u64 = 4;
@@ -141,7 +146,7 @@ fn by_hand(
             let mut receiving = JoinSet::new();
             let senders = (0..CONSUMERS).map(|_| {
                 let (sender, receiver) = mpsc::channel(2);
-                receiving.spawn(count.clone().all_of(receiver));
+                receiving.spawn(count_all(count.clone(), receiver));
                 sender
             });
             send(senders.collect()).await;

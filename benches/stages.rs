@@ -2,6 +2,8 @@
 //! consumer, through one between them, and through supervised workers.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
+#[path = "common/by_hand.rs"]
+mod by_hand;
 mod common;
 
 use std::{
@@ -22,7 +24,10 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 
-use self::common::{Count, EVENTS, Numbers, batches};
+use self::{
+    by_hand::{batches, count_all},
+    common::{Count, EVENTS, Numbers},
+};
 
 /// Hands on what it receives, as it is.
 struct Identity;
@@ -63,7 +68,7 @@ fn producer_to_consumer(c: &mut Criterion) {
             b.to_async(&runtime).iter(|| async {
                 let count = Count::default();
                 let (sender, receiver) = mpsc::channel(max / size);
-                let receiving = tokio::spawn(count.clone().all_of(receiver));
+                let receiving = tokio::spawn(count_all(count.clone(), receiver));
                 let sending = tokio::spawn(async move {
                     for events in batches(size) {
                         sender.send(events).await.unwrap();
@@ -99,7 +104,7 @@ fn three_stages(c: &mut Criterion) {
             let count = Count::default();
             let (first, mut between) = mpsc::channel(2);
             let (second, receiver) = mpsc::channel(2);
-            let receiving = tokio::spawn(count.clone().all_of(receiver));
+            let receiving = tokio::spawn(count_all(count.clone(), receiver));
             let handing_on = tokio::spawn(async move {
                 while let Some(events) = between.recv().await {
                     // A stage makes a new batch of what it emits, too.

@@ -1,4 +1,4 @@
-//! The ends of the pipelines that are measured, and of those written by hand.
+//! The ends of the pipelines that are measured.
 
 use std::{
     hint::black_box,
@@ -9,7 +9,6 @@ use std::{
 };
 
 use pipeline::{Consumer, Emitter, ExitReason, Producer, Subscription};
-use tokio::sync::mpsc;
 
 /// Events per measurement.
 pub(crate) const EVENTS: u64 = 100_000;
@@ -51,13 +50,6 @@ impl Count {
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
-
-    /// A consumer that is written by hand.
-    pub(crate) async fn all_of(self, mut batches: mpsc::Receiver<Vec<u64>>) {
-        while let Some(events) = batches.recv().await {
-            self.add(events);
-        }
-    }
 }
 
 impl Consumer for Count {
@@ -71,9 +63,4 @@ impl Consumer for Count {
         self.add(events);
         Ok(())
     }
-}
-
-/// The numbers, as a producer that is written by hand makes them.
-pub(crate) fn batches(size: usize) -> impl Iterator<Item = Vec<u64>> {
-    (0..EVENTS).step_by(size).map(move |first| (first..EVENTS.min(first + size as u64)).collect())
 }
