@@ -92,6 +92,15 @@ async fn a_push_can_be_followed_by_one_id_from_the_request_to_the_socket() {
 }
 
 #[tokio::test]
+async fn a_load_balancer_is_told_that_it_is_alive_and_ready() {
+    let example = Example::start(&[]).await;
+    for (path, said) in [("/livez", "alive\n"), ("/readyz", "ready\n")] {
+        let response = example.request("GET", path, "", "").await;
+        assert_eq!((response.status, &*response.body), (200, said));
+    }
+}
+
+#[tokio::test]
 async fn a_bad_push_is_told_what_is_wrong_and_the_rest_goes_on() {
     let example = Example::start(&["--max-demand", "1"]).await;
     let mut ada = user(&example, 1).await;

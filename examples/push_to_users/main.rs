@@ -22,7 +22,7 @@ use std::{error::Error, io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use pipeline::{
-    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions,
+    ConsumerSupervisor, Health, Pipeline, QueueOptions, SubscribeOptions,
     inspect::Inspector,
     queue, serve,
     ws::{Endpoint, Mount, Signer, WhenFull, listen},
@@ -88,11 +88,11 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
         .start()?;
 
-    // What it does can be seen. In a program that is not an example, something stands in front.
-    let inspector = Inspector::builder()
-        .pipeline(&pipeline.observer())
-        .endpoint(&endpoint.observer())
-        .build()?;
+    // How it is, for a load balancer; and what it does can be seen. In a program that is not an
+    // example, something stands in front of that.
+    let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());
+    let inspector =
+        Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer()).build()?;
 
     println!("page     http://{address}/?user=1");
     println!("inspect  http://{address}/inspect");
@@ -113,11 +113,13 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     }
 
     let app = http::router(pushes, signer, client.ok())
+        .merge(health.router())
         .nest_service("/inspect", inspector)
         .fallback_service(endpoint.clone());
     let report = serve(listener, app)
         .pipeline(pipeline)
         .endpoint(endpoint)
+        .health(&health)
         .drain_within(Duration::from_secs(args.drain_secs))
         .await?;
     statsd.flush().await;

@@ -53,7 +53,7 @@ type Answer = Response<Full<Bytes>>;
 ///     .producer(producer)
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
-/// let inspector = Inspector::builder().pipeline(&pipeline.observer()).build()?;
+/// let inspector = Inspector::builder().pipeline(pipeline.observer()).build()?;
 /// assert_eq!(inspector.view().pipelines[0].name, "numbers");
 /// let app: Router = Router::new().nest_service("/inspect", inspector);
 /// # Ok(())
@@ -184,14 +184,14 @@ pub struct InspectorBuilder {
 
 impl InspectorBuilder {
     /// Shows this pipeline. May be called for several.
-    pub fn pipeline(mut self, pipeline: &PipelineObserver) -> Self {
-        self.pipelines.push(pipeline.clone());
+    pub fn pipeline(mut self, pipeline: PipelineObserver) -> Self {
+        self.pipelines.push(pipeline);
         self
     }
 
     /// Shows this endpoint. Called again, the last one counts.
-    pub fn endpoint(mut self, endpoint: &EndpointObserver) -> Self {
-        self.endpoint = Some(endpoint.clone());
+    pub fn endpoint(mut self, endpoint: EndpointObserver) -> Self {
+        self.endpoint = Some(endpoint);
         self
     }
 

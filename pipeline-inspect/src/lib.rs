@@ -17,7 +17,7 @@
 //!
 //! # async fn run(pipeline: Pipeline, endpoint: Endpoint) -> Result<(), BuildError> {
 //! let inspector =
-//!     Inspector::builder().pipeline(&pipeline.observer()).endpoint(&endpoint.observer()).build()?;
+//!     Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer()).build()?;
 //! let app: Router =
 //!     Router::new().nest_service("/inspect", inspector).fallback_service(endpoint.clone());
 //! # Ok(())

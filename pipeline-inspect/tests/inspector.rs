@@ -15,11 +15,7 @@ use pipeline_ws_sink::{
     Socket, Topic,
 };
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::timeout,
-};
+use tokio::time::timeout;
 
 struct UserSocket;
 
@@ -57,14 +53,8 @@ async fn serve(app: Router) -> String {
 
 /// Head and body of an answer.
 async fn request(address: &str, method: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request =
-        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.to_lowercase(), body.to_owned())
+    let response = pipeline_test_support::request(address, method, path, &[], "").await;
+    (response.head, response.body)
 }
 
 async fn data(address: &str) -> View {
@@ -101,8 +91,8 @@ async fn json_and_channel_agree_with_what_was_pushed() {
         .unwrap();
     let endpoint = endpoint();
     let inspector = Inspector::builder()
-        .pipeline(&pipeline.observer())
-        .endpoint(&endpoint.observer())
+        .pipeline(pipeline.observer())
+        .endpoint(endpoint.observer())
         .build()
         .unwrap();
     let app = Router::new().nest_service("/inspect", inspector).fallback_service(endpoint.clone());
@@ -201,7 +191,7 @@ async fn stages_in_any_shape_have_their_edges() {
     let observer = pipeline.observer();
     assert_eq!(pipeline.ended().await.left_undone(), 0);
     // It can be looked at when it is over.
-    let view = Inspector::builder().pipeline(&observer).build().unwrap().view();
+    let view = Inspector::builder().pipeline(observer).build().unwrap().view();
     let fan = &view.pipelines[0];
     let totals: Vec<_> =
         fan.stages.iter().map(|stage| (stage.events_in, stage.events_out)).collect();
@@ -212,7 +202,7 @@ async fn stages_in_any_shape_have_their_edges() {
 #[tokio::test(start_paused = true)]
 async fn it_stops_looking_when_the_last_clone_is_gone() {
     let endpoint = endpoint();
-    let inspector = Inspector::builder().endpoint(&endpoint.observer()).build().unwrap();
+    let inspector = Inspector::builder().endpoint(endpoint.observer()).build().unwrap();
     let clone = inspector.clone();
     drop(inspector);
     tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -226,7 +216,7 @@ async fn it_stops_looking_when_the_last_clone_is_gone() {
 #[tokio::test]
 async fn it_does_not_keep_an_endpoint_open() {
     let endpoint = endpoint();
-    let inspector = Inspector::builder().endpoint(&endpoint.observer()).build().unwrap();
+    let inspector = Inspector::builder().endpoint(endpoint.observer()).build().unwrap();
     assert!(inspector.view().endpoint.is_some());
     drop(endpoint);
     tokio::time::pause();

@@ -136,8 +136,8 @@ impl System {
             .start()
             .unwrap();
         let inspector = Inspector::builder()
-            .pipeline(&pipeline.observer())
-            .endpoint(&endpoint.observer())
+            .pipeline(pipeline.observer())
+            .endpoint(endpoint.observer())
             .build()
             .unwrap();
         let app = Router::new().nest_service("/inspect", inspector).fallback_service(endpoint);

@@ -22,7 +22,7 @@ use tokio::{
     task::{AbortHandle, Id, JoinError, JoinSet},
     time::{self, Instant},
 };
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
 use self::{brevity::Brevity, started::Running};
@@ -533,7 +533,13 @@ where
     }
 
     fn spawn(&mut self, id: ChildId, job: impl Future<Output = Done<E>> + Send + 'static) {
-        let task = self.tasks.spawn(job.in_current_span());
+        let span = Span::current();
+        // Without the span, it is a smaller future.
+        let task = if span.is_disabled() {
+            self.tasks.spawn(job)
+        } else {
+            self.tasks.spawn(job.instrument(span))
+        };
         self.by_task.insert(task.id(), id);
         if let Some(child) = self.children.get_mut(&id) {
             child.task = Some(task);

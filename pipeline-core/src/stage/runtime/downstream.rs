@@ -181,7 +181,7 @@ impl<B: Behaviour> StageTask<B> {
             );
         }
         for warning in self.deliveries.take_warnings() {
-            tracing::warn!(stage = %self.report.stage, "{warning}");
+            tracing::warn!(stage = %self.report.stage, %warning, "the dispatcher warns");
         }
     }
 }
