@@ -1,5 +1,5 @@
 //! Pages in a real browser: the example's, and the inspector's.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod driver;
 mod live_view;
