@@ -13,6 +13,8 @@ pub(crate) enum SocketEnd {
     Lost,
     /// Nothing was heard and nothing was said for too long.
     Idle,
+    /// The client has not come to poll for too long.
+    Inactive,
     /// The client broke the rules of RFC 6455.
     Protocol(ProtocolError),
     /// The client sent something that is not a message.
@@ -31,7 +33,8 @@ impl SocketEnd {
         match self {
             // What a client gets back, whatever code it sent.
             Self::Closed => Some(1000),
-            Self::Lost => None,
+            // The latter has no connection that could be closed.
+            Self::Lost | Self::Inactive => None,
             Self::Idle => Some(1002),
             Self::Protocol(error) => Some(error.close_code()),
             Self::BadMessage | Self::Overflow => Some(1011),
@@ -45,6 +48,7 @@ impl SocketEnd {
         ExitReason::ShutdownWith(match self {
             Self::Disconnected => "disconnected".into(),
             Self::Draining => "draining".into(),
+            Self::Inactive => "inactive".into(),
             _ => "closed".into(),
         })
     }

@@ -134,6 +134,11 @@ impl<S: Socket> Session<S> {
         Ok(())
     }
 
+    /// Whether a join is running.
+    pub(crate) fn is_joining(&self) -> bool {
+        self.channels.values().any(|entry| entry.pending.is_some())
+    }
+
     fn has_too_many_pending(&self, message: &ClientMessage<'_>) -> bool {
         let entry = message.topic().and_then(|topic| self.channels.get(&*topic));
         let pending = entry.and_then(|entry| entry.pending.as_ref());

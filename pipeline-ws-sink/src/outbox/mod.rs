@@ -170,6 +170,11 @@ impl Outbox {
         self.end_in(&mut self.state.lock(), end);
     }
 
+    /// Whether the socket ends, or has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.lock().end.is_some()
+    }
+
     /// Takes note that something was received.
     pub(crate) fn heard(&self) {
         self.state.lock().last_active = Instant::now();
@@ -278,7 +283,6 @@ impl Outbox {
 
     /// Takes all that waits, once something does: for a client that fetches its messages. What it
     /// carries has then been delivered.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for long polling, which is yet to come"))]
     pub(crate) fn poll_fetch(&self, cx: &mut Context<'_>) -> Poll<Vec<Frame>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());

@@ -16,7 +16,6 @@ pub(crate) enum Writer {
     /// Something that only the socket's task writes to.
     Task(Pin<Box<dyn AsyncWrite + Send>>),
     /// Nowhere: the client comes and [fetches](super::Outbox::poll_fetch) what waits.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for long polling, which is yet to come"))]
     Fetched,
 }
 

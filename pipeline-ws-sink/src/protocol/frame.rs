@@ -94,6 +94,14 @@ impl Frame {
         self.bytes.slice(self.body..)
     }
 
+    /// The payload, if it is a text as it was said: of a text frame that is not compressed.
+    pub(crate) fn as_text(&self) -> Option<&str> {
+        let is_plain_text = OpCode::from(self.bytes[0] & 0x0f) == OpCode::Data(Data::Text)
+            && self.bytes[0] & RSV1 == 0;
+        let body = is_plain_text.then(|| &self.bytes[self.body..])?;
+        std::str::from_utf8(body).ok()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
     }
@@ -139,6 +147,7 @@ mod tests {
         assert_eq!(deflated.bytes()[0], 0xc1, "a whole text, compressed");
         assert_eq!(inflate(&deflated.body(), 1000).unwrap(), long.body());
         assert!(deflated.deflated().is_none(), "it is already");
+        assert_eq!((deflated.as_text(), text("news").as_text()), (None, Some("news")));
         assert!(text("news").deflated().is_none(), "too small");
         assert!(Frame::pong(&[b'x'; 125]).deflated().is_none(), "no message");
     }

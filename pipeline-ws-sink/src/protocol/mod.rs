@@ -6,6 +6,7 @@ pub(crate) mod deflate;
 pub(crate) mod escape;
 pub(crate) mod frame;
 pub(crate) mod leaves;
+pub(crate) mod longpoll;
 pub(crate) mod message;
 pub(crate) mod percent;
 pub(crate) mod query;

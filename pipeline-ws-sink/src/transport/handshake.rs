@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::{Instrument, field};
 
-use super::{io::Io, websocket};
+use super::{io::Io, polled::Polled, websocket};
 use crate::{
     connect_info::{self, ConnectInfo},
     drainer::Drainer,
@@ -50,6 +50,8 @@ pub(crate) struct Mounted<S> {
     pub(crate) routes: Arc<Routes<S>>,
     pub(crate) options: MountOptions,
     pub(crate) handshake: Handshake,
+    /// Those that come by long polling, where that is served.
+    pub(crate) polled: Option<Polled>,
     pub(crate) meter: MountMeter,
     /// Of its own, because it tells this mount's sockets from those of others.
     pub(crate) drainer: Arc<Drainer>,
@@ -153,7 +155,7 @@ impl<S: Socket> Mounted<S> {
     }
 
     /// Asks the socket who this is.
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         params: &Params,
         info: &ConnectInfo,
@@ -208,6 +210,21 @@ impl<S: Socket> Mounted<S> {
         let open = self.meter.open.hold();
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         Sampler::begin(&hub);
+        let session = self.session(&hub, &outbox, assigns, id, version);
+        websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
+        drop(registration);
+        drop(open);
+    }
+
+    /// A client that has not said anything yet.
+    pub(super) fn session(
+        &self,
+        hub: &Hub,
+        outbox: &Arc<Outbox>,
+        assigns: S::Assigns,
+        id: Option<String>,
+        version: Version,
+    ) -> Session<S> {
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,
@@ -218,10 +235,7 @@ impl<S: Socket> Mounted<S> {
             events: SessionEvents::default(),
             metrics: hub.metrics.clone(),
         });
-        let session = Session::new(connection, self.routes.clone());
-        websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
-        drop(registration);
-        drop(open);
+        Session::new(connection, self.routes.clone())
     }
 
     /// What its sockets and their channels do.
@@ -244,8 +258,7 @@ impl Handshake {
     ///
     /// Takes the token out of the request's headers.
     fn agree(&self, socket: &str, request: &mut Request<()>, params: &Params) -> Option<Agreed> {
-        if let Err(Refused { origin, expected }) = self.check_origin(request) {
-            tracing::error!(socket, origin, expected, "refused a page from another origin");
+        if !self.allows(socket, request) {
             return None;
         }
         let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL);
@@ -270,22 +283,21 @@ impl Handshake {
             tracing::warn!(socket, ?supported, "refused a client of other subprotocols");
             return None;
         };
-        let vsn = params.as_map().get("vsn");
-        let version = match vsn {
-            None => Version::negotiate(None),
-            Some(Value::String(vsn)) => Version::negotiate(Some(vsn)),
-            Some(_) => None,
-        };
-        let Some(version) = version else {
-            tracing::warn!(socket, ?vsn, "refused a version of the protocol");
-            return None;
-        };
+        let version = version(socket, params)?;
         // It has been found to be fit for a header when the endpoint was built.
         let subprotocol = spoken.and_then(|spoken| HeaderValue::from_str(spoken).ok());
         Some(Agreed { version, subprotocol, token })
     }
 
-    /// Whether the page that a request comes from may connect.
+    /// Whether the page that a request comes from may connect. It has been logged if not.
+    pub(super) fn allows(&self, socket: &str, request: &Request<()>) -> bool {
+        let checked = self.check_origin(request);
+        if let Err(Refused { origin, expected }) = &checked {
+            tracing::error!(socket, origin, expected, "refused a page from another origin");
+        }
+        checked.is_ok()
+    }
+
     fn check_origin(&self, request: &Request<()>) -> Result<(), Refused> {
         let Some(origin) = request.headers().get(ORIGIN) else { return Ok(()) };
         let origin = Origin::parse(&String::from_utf8_lossy(origin.as_bytes()));
@@ -301,6 +313,20 @@ impl Handshake {
         };
         Err(Refused { origin: origin.to_string(), expected })
     }
+}
+
+/// The version that a client asks for. None is a refusal, which has been logged.
+pub(super) fn version(socket: &str, params: &Params) -> Option<Version> {
+    let vsn = params.as_map().get("vsn");
+    let version = match vsn {
+        None => Version::negotiate(None),
+        Some(Value::String(vsn)) => Version::negotiate(Some(vsn)),
+        Some(_) => None,
+    };
+    if version.is_none() {
+        tracing::warn!(socket, ?vsn, "refused a version of the protocol");
+    }
+    version
 }
 
 /// A page that may not connect, and what would have been expected of it.

@@ -2,4 +2,6 @@
 
 pub(crate) mod handshake;
 pub(crate) mod io;
+pub(crate) mod longpoll;
+pub(crate) mod polled;
 pub(crate) mod websocket;

@@ -35,7 +35,7 @@ pub(crate) async fn live<S: Socket>(
     let end = tokio::select! {
         end = listen(&mut reader, &mut decoder, &mut session, outbox) => end,
         end = poll_fn(|cx| outbox.poll_write(cx)) => end,
-        end = silence(outbox, options.timeout) => end,
+        () = silence(outbox, options.timeout) => SocketEnd::Idle,
     };
     tracing::debug!(?end, "a socket ends");
     let reason = end.reason();
@@ -87,13 +87,13 @@ async fn listen<S: Socket>(
 }
 
 /// Waits until nothing was received or written for too long.
-async fn silence(outbox: &Outbox, timeout: Duration) -> SocketEnd {
+pub(super) async fn silence(outbox: &Outbox, timeout: Duration) {
     let mut last = outbox.last_active();
     loop {
         time::sleep_until(last + timeout).await;
         let now = outbox.last_active();
         if now == last {
-            return SocketEnd::Idle;
+            return;
         }
         last = now;
     }
