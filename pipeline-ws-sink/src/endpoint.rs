@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{HeaderName, Request, StatusCode};
+use hyper::body::Body;
 use pipeline_core::{Telemetry, Timeline};
 use thiserror::Error;
 use tokio::time;
@@ -30,7 +31,11 @@ use crate::{
     socket::Socket,
     telemetry::MountMeter,
     topic::PatternError,
-    transport::handshake::{Answer, Handshake, Mounted, Variables, status},
+    transport::{
+        handshake::{Answer, Handshake, Mounted, Variables, status},
+        longpoll::{Reading, reading},
+        polled::Polled,
+    },
 };
 
 /// The server side of the channel protocol: sockets at their paths, and the topics they listen to.
@@ -53,7 +58,8 @@ use crate::{
 /// ```
 ///
 /// A socket mounted at `/socket` is served at `/socket/websocket`, where the official client looks
-/// for it. Anything else is answered with 404. Under a nested router the prefix of the router comes
+/// for it; with [`Mount::longpoll`], those that poll are served at `/socket/longpoll`. Anything else is
+/// answered with 404. Under a nested router the prefix of the router comes
 /// before that: `Router::new().nest_service("/api", endpoint)` is asked for `/api/socket/websocket`.
 #[derive(Clone)]
 pub struct Endpoint {
@@ -61,8 +67,23 @@ pub struct Endpoint {
 }
 
 pub(crate) struct Inner {
-    mounts: Vec<(MountPath, Arc<dyn ErasedMount>)>,
+    mounts: Vec<Arc<dyn ErasedMount>>,
+    places: Vec<Place>,
     hub: Arc<Hub>,
+}
+
+/// Where a mount is served, and how.
+struct Place {
+    path: MountPath,
+    transport: Transport,
+    mount: Arc<dyn ErasedMount>,
+}
+
+/// How clients come.
+#[derive(Clone, Copy)]
+enum Transport {
+    WebSocket,
+    LongPoll,
 }
 
 /// A kind of socket in its place, without its type.
@@ -73,6 +94,15 @@ trait ErasedMount: Send + Sync {
         hub: Arc<Hub>,
         request: Request<()>,
         variables: Variables,
+    ) -> Answer;
+
+    /// The same for a client that polls.
+    async fn answer_poll(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+        body: Reading,
     ) -> Answer;
 
     /// What its sockets and their channels do.
@@ -88,6 +118,16 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         variables: Variables,
     ) -> Answer {
         Mounted::accept(self, hub, request, variables).await
+    }
+
+    async fn answer_poll(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+        body: Reading,
+    ) -> Answer {
+        Mounted::answer_poll(self, hub, request, variables, body).await
     }
 
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
@@ -282,15 +322,24 @@ impl Endpoint {
     }
 
     /// Answers a request: a client that wants to connect, or something else.
-    fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Answer> + Send + use<B> {
+    fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Answer> + Send + use<B>
+    where
+        B: Body + Send + 'static,
+        B::Data: Send,
+    {
         let path = request.uri().path();
-        let found = self.inner.mounts.iter().find_map(|(mounted, mount)| {
-            let variables = mounted.matches(path)?;
-            Some((mount.clone(), variables.map(owned)))
+        let found = self.inner.places.iter().find_map(|place| {
+            let variables = place.path.matches(path)?;
+            Some((place.transport, place.mount.clone(), variables.map(owned)))
         });
-        let accept = found.map(|(mount, variables)| {
-            let (hub, request) = (self.inner.hub.clone(), request.map(|_body| ()));
-            mount.accept(hub, request, variables)
+        let accept = found.map(|(transport, mount, variables)| {
+            let hub = self.inner.hub.clone();
+            let (head, body) = request.into_parts();
+            let request = Request::from_parts(head, ());
+            match transport {
+                Transport::WebSocket => mount.accept(hub, request, variables),
+                Transport::LongPoll => mount.answer_poll(hub, request, variables, reading(body)),
+            }
         });
         async {
             match accept {
@@ -307,7 +356,8 @@ fn owned(variables: Vec<(&str, String)>) -> Vec<(String, String)> {
 
 impl<B> Service<Request<B>> for Endpoint
 where
-    B: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
 {
     type Response = Answer;
     type Error = Infallible;
@@ -326,7 +376,7 @@ where
 impl Inner {
     pub(crate) fn snapshot(&self) -> EndpointSnapshot {
         let (mut sockets, mut channels) = (Vec::new(), Vec::new());
-        for (_, mount) in &self.mounts {
+        for mount in &self.mounts {
             let (mount, routes) = mount.snapshot();
             sockets.push(mount);
             channels.extend(routes);
@@ -358,7 +408,7 @@ impl Drop for Inner {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.inner.mounts.iter().map(|(path, _)| path.to_string()).collect();
+        let paths: Vec<_> = self.inner.places.iter().map(|place| place.path.to_string()).collect();
         f.debug_struct("Endpoint")
             .field("paths", &paths)
             .field("open_sockets", &self.open_sockets())
@@ -388,7 +438,7 @@ pub struct EndpointBuilder {
     telemetry: Telemetry,
     host: Option<String>,
     check_origin: CheckOrigin,
-    mounts: Vec<(Result<MountPath, PathError>, Build)>,
+    mounts: Vec<(Vec<(Transport, Result<MountPath, PathError>)>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
 }
 
@@ -418,19 +468,34 @@ impl EndpointBuilder {
     /// # }
     /// ```
     pub fn mount<S: Socket>(mut self, path: &str, mount: Mount<S>) -> Self {
-        let path = MountPath::parse(path, &mount.handshake.path);
-        let served_at = path.as_ref().map(MountPath::to_string).unwrap_or_default();
+        let websocket = MountPath::parse(path, &mount.handshake.path);
+        let served_at = websocket.as_ref().map(MountPath::to_string).unwrap_or_default();
+        let longpoll = mount.handshake.longpoll.as_ref();
+        let longpoll = longpoll.map(|options| MountPath::parse(path, &options.path));
+        let mut paths = vec![(Transport::WebSocket, websocket)];
+        paths.extend(longpoll.map(|path| (Transport::LongPoll, path)));
         let build: Build = Box::new(move |shared| {
             let options = mount.options;
+            let polled = mount.handshake.longpoll.as_ref().map(Polled::new).transpose();
+            let polled = polled.map_err(|_| BuildError::NoRandomness)?;
             let handshake = handshake(mount.handshake.clone(), shared)?;
             let (socket, routes) = mount.into_routes(&shared.telemetry)?;
             let meter = MountMeter::register(&shared.telemetry, socket.name());
             let (socket, routes) = (Arc::new(socket), Arc::new(routes));
             let drainer = Arc::new(options.drainer);
             let path = served_at;
-            Ok(Arc::new(Mounted { path, socket, routes, options, handshake, meter, drainer }))
+            Ok(Arc::new(Mounted {
+                path,
+                socket,
+                routes,
+                options,
+                handshake,
+                polled,
+                meter,
+                drainer,
+            }))
         });
-        self.mounts.push((path, build));
+        self.mounts.push((paths, build));
         self
     }
 
@@ -501,16 +566,25 @@ impl EndpointBuilder {
         self.check_origin.checked()?;
         let Self { telemetry, check_origin, .. } = self;
         let shared = Shared { telemetry, host, check_origin };
-        let mut mounts: Vec<(MountPath, Arc<dyn ErasedMount>)> = Vec::new();
-        for (path, build) in self.mounts {
-            let path = path?;
-            if mounts.iter().any(|(taken, _)| taken.is_same(&path)) {
-                return Err(BuildError::PathTaken { path: path.to_string() });
+        let (mut mounts, mut places) = (Vec::new(), Vec::<Place>::new());
+        for (paths, build) in self.mounts {
+            let mut parsed = Vec::new();
+            for (transport, path) in paths {
+                let path = path?;
+                let taken = places.iter().map(|place| &place.path);
+                let mut taken = taken.chain(parsed.iter().map(|(_, path)| path));
+                if taken.any(|taken| taken.is_same(&path)) {
+                    return Err(BuildError::PathTaken { path: path.to_string() });
+                }
+                parsed.push((transport, path));
             }
-            mounts.push((path, build(&shared)?));
+            let mount = build(&shared)?;
+            let place = |(transport, path)| Place { path, transport, mount: mount.clone() };
+            places.extend(parsed.into_iter().map(place));
+            mounts.push(mount);
         }
         let hub = Arc::new(Hub::new(&shared.telemetry, self.adapter));
-        Ok(Endpoint { inner: Arc::new(Inner { mounts, hub }) })
+        Ok(Endpoint { inner: Arc::new(Inner { mounts, places, hub }) })
     }
 }
 
@@ -532,7 +606,8 @@ fn handshake(options: HandshakeOptions, shared: &Shared) -> Result<Handshake, Bu
 
 impl fmt::Debug for EndpointBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths = self.mounts.iter().filter_map(|(path, _)| path.as_ref().ok());
+        let paths = self.mounts.iter().flat_map(|(paths, _)| paths);
+        let paths = paths.filter_map(|(_, path)| path.as_ref().ok());
         let paths: Vec<_> = paths.map(MountPath::to_string).collect();
         f.debug_struct("EndpointBuilder").field("paths", &paths).finish_non_exhaustive()
     }
@@ -563,6 +638,9 @@ pub enum BuildError {
         /// The name.
         name: String,
     },
+    /// The system has no random numbers, which the tokens of clients that poll are signed with.
+    #[error("the system has no random numbers")]
+    NoRandomness,
     /// Two sockets are mounted at one path.
     #[error("two sockets are mounted at {path}")]
     PathTaken {

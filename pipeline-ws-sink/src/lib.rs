@@ -128,6 +128,7 @@ mod endpoint;
 mod hub;
 mod latencies;
 mod listen;
+mod longpoll;
 mod mount;
 mod origin;
 mod outbox;
@@ -159,6 +160,7 @@ pub use self::{
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
     latencies::Latencies,
     listen::listen,
+    longpoll::LongPoll,
     mount::Mount,
     origin::{CheckOrigin, Origin, OriginError},
     outbox::WhenFull,

@@ -7,6 +7,7 @@ use pipeline_core::Telemetry;
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
     drainer::Drainer,
+    longpoll::LongPoll,
     origin::CheckOrigin,
     outbox::{OutboxLimits, WhenFull},
     protocol::connection::Limits,
@@ -66,6 +67,8 @@ pub(crate) struct MountOptions {
 pub(crate) struct HandshakeOptions {
     /// Where the WebSocket is, below the mount.
     pub(crate) path: String,
+    /// Where those are served that poll, if they are.
+    pub(crate) longpoll: Option<LongPoll>,
     /// The endpoint's, if none is set.
     pub(crate) check_origin: Option<CheckOrigin>,
     pub(crate) subprotocols: Vec<String>,
@@ -86,6 +89,7 @@ impl<S: Socket> Mount<S> {
         };
         let handshake = HandshakeOptions {
             path: "websocket".to_owned(),
+            longpoll: None,
             check_origin: None,
             subprotocols: Vec::new(),
             auth_token: false,
@@ -135,6 +139,22 @@ impl<S: Socket> Mount<S> {
     /// ```
     pub fn path(mut self, path: &str) -> Self {
         path.clone_into(&mut self.handshake.path);
+        self
+    }
+
+    /// Serves clients that poll too, beside the WebSocket: see [`LongPoll`]. By default none are.
+    ///
+    /// This is the option `:longpoll` of `Phoenix.Endpoint.socket/3`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # use std::time::Duration;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.longpoll(LongPoll::new().window(Duration::from_secs(5)))
+    /// # }
+    /// ```
+    pub fn longpoll(mut self, options: LongPoll) -> Self {
+        self.handshake.longpoll = Some(options);
         self
     }
 

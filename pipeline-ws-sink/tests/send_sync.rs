@@ -6,10 +6,10 @@ use pipeline_ws_sink::{
     AdapterError, Broadcast, BroadcastError, BuildError, Channel, ChannelContext, ChannelHandle,
     CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointObserver,
     EndpointReport, EndpointSnapshot, HandleInfo, JoinContext, JoinError, Lagged, Latencies,
-    LocalNode, MissingParam, Mount, MountSnapshot, NoReference, Origin, OriginError, Params,
-    ParamsError, PathError, PatternError, Payload, PayloadError, PeerAddr, PubSub, Ref, Reply,
-    RouteSnapshot, SendError, Signer, SignerError, SocketRef, Stop, SubscriberId, Subscription,
-    TokenError, TooManyTimers, Topic, WhenFull,
+    LocalNode, LongPoll, MissingParam, Mount, MountSnapshot, NoReference, Origin, OriginError,
+    Params, ParamsError, PathError, PatternError, Payload, PayloadError, PeerAddr, PubSub, Ref,
+    Reply, RouteSnapshot, SendError, Signer, SignerError, SocketRef, Stop, SubscriberId,
+    Subscription, TokenError, TooManyTimers, Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -37,6 +37,7 @@ fn public_types_are_send_and_sync() {
         Lagged,
         Latencies,
         LocalNode,
+        LongPoll,
         MissingParam,
         MountSnapshot,
         NoReference,

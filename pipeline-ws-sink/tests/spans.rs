@@ -101,7 +101,10 @@ async fn a_span_tells_where_the_client_is_if_the_server_does() {
         .header("sec-websocket-version", "13")
         .header("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ==")
         .extension(PeerAddr("192.0.2.1:50000".parse().unwrap()));
-    let answer = endpoint.call(request.body(()).unwrap()).await.unwrap();
+    let answer = endpoint
+        .call(request.body(http_body_util::Empty::<bytes::Bytes>::new()).unwrap())
+        .await
+        .unwrap();
     assert_eq!(answer.status(), 403);
     let refused = written.line("refused a connection");
     assert!(refused.contains(r#" peer=192.0.2.1:50000}: "#), "{refused}");

@@ -16,8 +16,8 @@ const SPECIFICATIONS: [Specification; 2] = [
     },
     Specification {
         path: "docs/spec/channels.md",
-        // Long polling, presence, tokens and telemetry.
-        later: &[('C', 32..=32), ('C', 43..=43), ('C', 163..=204)],
+        // Presence, tokens and telemetry.
+        later: &[('C', 183..=204)],
     },
 ];
 

@@ -10,7 +10,7 @@ use pipeline_ws_sink::{
     ConnectError, ConnectInfo, Endpoint, EndpointBuilder, Mount, Params, Socket,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::mpsc,
     task::JoinHandle,
@@ -147,7 +147,7 @@ pub struct Response {
 }
 
 impl Response {
-    async fn read(stream: &mut TcpStream) -> Self {
+    pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Self {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             head.push(stream.read_u8().await.unwrap().into());

@@ -39,6 +39,13 @@ impl MemoryServer {
         self.streams.send(theirs).await.unwrap();
         Client::over(ours, &format!("ws://x{path}/websocket?vsn=2.0.0&name=ada")).await
     }
+
+    /// A stream that the server reads requests from.
+    pub async fn stream(&self) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        self.streams.send(theirs).await.unwrap();
+        ours
+    }
 }
 
 impl axum::serve::Listener for Memory {

@@ -3,5 +3,6 @@
 pub(crate) mod channels;
 pub(crate) mod door;
 pub(crate) mod memory;
+pub(crate) mod poller;
 pub(crate) mod raw;
 pub(crate) mod server;

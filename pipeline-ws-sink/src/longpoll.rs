@@ -1,0 +1,80 @@
+//! How clients that poll are served.
+
+use std::time::Duration;
+
+/// Long polling: how clients connect that cannot keep a WebSocket open, for instance behind a proxy
+/// that does not let one through. Off, unless a mount is [given it](crate::Mount::longpoll).
+///
+/// The client asks for its messages again and again, and each time waits until there are some. What
+/// it says itself comes in requests of their own. The official client does this by choice, or by
+/// itself when a WebSocket fails: see its option `longPollFallbackMs`.
+///
+/// The client's session lives between its requests, in this process: behind a load balancer, all
+/// requests of a client have to come to one server. The token that names the session is signed with
+/// a key that the endpoint makes when it is built, so after a restart clients connect anew.
+///
+/// The same limits hold as for a WebSocket: how large a message may be, how much may wait, and what
+/// happens when more does. Binary messages cannot be sent to a client that polls; they are left out.
+///
+/// ```
+/// # use pipeline_ws_sink::*;
+/// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
+/// // Served at `/socket/websocket` and at `/socket/longpoll`.
+/// Endpoint::builder().mount("/socket", mount.longpoll(LongPoll::new())).build()
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct LongPoll {
+    pub(crate) path: String,
+    pub(crate) window: Duration,
+    pub(crate) max_age: Duration,
+}
+
+impl LongPoll {
+    /// Long polling at `/longpoll`, with a window of ten seconds.
+    pub fn new() -> Self {
+        Self {
+            path: "longpoll".to_owned(),
+            window: Duration::from_secs(10),
+            max_age: Duration::from_secs(1_209_600),
+        }
+    }
+
+    /// Where it is, below the path of the mount. Default `/longpoll`, where the official client looks
+    /// for it. It may have variables, as [`Mount::path`](crate::Mount::path) may.
+    pub fn path(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.path);
+        self
+    }
+
+    /// How long a poll waits for messages, and how long a client waits for what it sends to be taken.
+    /// Default ten seconds. It has to be less than 20, after which the official client gives up.
+    ///
+    /// A session that is not polled for one and a half windows ends.
+    ///
+    /// This is `:window_ms` of Phoenix's long polling.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::LongPoll;
+    /// # use std::time::Duration;
+    /// let often = LongPoll::new().window(Duration::from_secs(5));
+    /// ```
+    pub fn window(mut self, window: Duration) -> Self {
+        self.window = window;
+        self
+    }
+
+    /// How long the token of a session is good for. Default two weeks; then the client gets a new
+    /// session.
+    pub fn max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = max_age;
+        self
+    }
+}
+
+impl Default for LongPoll {
+    fn default() -> Self {
+        Self::new()
+    }
+}

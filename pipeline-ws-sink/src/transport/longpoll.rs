@@ -1,0 +1,252 @@
+//! The requests of clients that poll, in the order of the specification's section 23.
+
+use std::{sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE,
+    },
+};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Body;
+use tokio::time;
+use tracing::{Instrument, field};
+
+use super::{
+    handshake::{self, Answer, Mounted, Variables, status},
+    polled::{self, Door, Polled},
+};
+use crate::{
+    connect_info::ConnectInfo,
+    hub::Hub,
+    outbox::{Outbox, Writer},
+    params::Params,
+    protocol::{
+        longpoll::{self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold},
+        query,
+    },
+    sampler::Sampler,
+    socket::Socket,
+};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+const ANYWHERE: HeaderValue = HeaderValue::from_static("*");
+const METHODS: HeaderValue = HeaderValue::from_static("get, post, options");
+const AN_HOUR: HeaderValue = HeaderValue::from_static("3600");
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+
+/// A request's body, to be read up to so many bytes.
+pub(crate) type Reading =
+    Box<dyn FnOnce(usize) -> BoxFuture<'static, Result<Bytes, Unread>> + Send>;
+
+/// A body was too large, or broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unread;
+
+/// A body that is read when somebody wants to know.
+pub(crate) fn reading<B>(body: B) -> Reading
+where
+    B: Body + Send + 'static,
+    B::Data: Send,
+{
+    Box::new(move |limit| {
+        Box::pin(async move {
+            // Errors of bodies are of any type, and nobody asks for more than that there was one.
+            let body = body.map_err(|_| Unread);
+            let read = Limited::new(Box::pin(body), limit).collect().await;
+            read.map(http_body_util::Collected::to_bytes).map_err(|_| Unread)
+        })
+    })
+}
+
+impl std::fmt::Display for Unread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the body could not be read")
+    }
+}
+
+impl std::error::Error for Unread {}
+
+impl<S: Socket> Mounted<S> {
+    /// Answers a client that polls. The first check that fails answers.
+    pub(crate) async fn answer_poll(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+        body: Reading,
+    ) -> Answer {
+        let mut answer = match &self.polled {
+            Some(polled) => self.clone().poll(polled, hub, request, variables, body).await,
+            None => status(StatusCode::NOT_FOUND, ""),
+        };
+        answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYWHERE);
+        answer
+    }
+
+    async fn poll(
+        self: Arc<Self>,
+        polled: &Polled,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+        body: Reading,
+    ) -> Answer {
+        let query = request.uri().query().unwrap_or_default();
+        let params = match variables.map(|variables| Params::decode(query, variables)) {
+            Ok(Ok(params)) => params,
+            Ok(Err(_)) | Err(_) => return status(StatusCode::BAD_REQUEST, ""),
+        };
+        if !self.handshake.allows(self.socket.name(), &request) {
+            return say(told(Status::Refused));
+        }
+        match *request.method() {
+            Method::OPTIONS => preflight(request.headers()),
+            Method::GET => match find(polled, &request) {
+                Some((token, door)) => fetch(polled, &door, &token).await,
+                None => self.clone().open(polled, hub, &request, &params).await,
+            },
+            Method::POST => match find(polled, &request) {
+                Some((_, door)) => self.take(polled, &door, &request, body).await,
+                None => say(told(Status::Gone)),
+            },
+            _ => status(StatusCode::BAD_REQUEST, ""),
+        }
+    }
+
+    /// Lets a client connect, or refuses it.
+    async fn open(
+        self: Arc<Self>,
+        polled: &Polled,
+        hub: Arc<Hub>,
+        request: &Request<()>,
+        params: &Params,
+    ) -> Answer {
+        if hub.sockets.is_draining() {
+            return status(StatusCode::SERVICE_UNAVAILABLE, "");
+        }
+        let socket = self.socket.name();
+        let Some(version) = handshake::version(socket, params) else {
+            return say(told(Status::Refused));
+        };
+        let mut info = ConnectInfo::of(request);
+        if self.handshake.auth_token {
+            info.auth_token = header(request.headers(), AUTH_HEADER).map(str::to_owned);
+        }
+        let span = tracing::info_span!(
+            "socket",
+            socket,
+            path = self.path,
+            peer = info.peer_addr.map(field::display),
+            id = field::Empty,
+        );
+        let connected = self.connect(params, &info).instrument(span.clone()).await;
+        self.meter.connects.count(connected.is_ok());
+        let (assigns, id) = match connected {
+            Ok(connected) => connected,
+            Err(error) => {
+                span.in_scope(|| tracing::info!(socket, %error, "refused a connection"));
+                return say(told(Status::Refused));
+            }
+        };
+        span.record("id", &id);
+        span.in_scope(|| tracing::debug!(socket, id, "connected"));
+        let outbox = Outbox::new(Writer::Fetched, self.options.outbox, hub.metrics.clone())
+            .when_full(self.options.when_full);
+        let outbox = Arc::new(outbox);
+        let (token, inbox) = polled.enter(&outbox, SystemTime::now());
+        let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
+        Sampler::begin(&hub);
+        let session = self.session(&hub, &outbox, assigns, id, version);
+        let (cut_off, window) = (hub.cut_off.clone(), polled.window);
+        let mounted = self.clone();
+        let living = async move {
+            let open = mounted.meter.open.hold();
+            tokio::select! {
+                biased;
+                () = cut_off.cancelled() => {}
+                () = polled::live(session, inbox, &outbox, window) => {}
+            }
+            drop(registration);
+            drop(open);
+        };
+        hub.tasks.spawn(living.instrument(span));
+        say(protocol::polled(Status::Gone, &token, &[]))
+    }
+
+    /// Has the session take what its client sent.
+    async fn take(
+        &self,
+        polled: &Polled,
+        door: &Door,
+        request: &Request<()>,
+        body: Reading,
+    ) -> Answer {
+        let body = match time::timeout(polled.window, body(self.options.limits.message)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(Unread)) => return status(StatusCode::BAD_REQUEST, ""),
+            Err(_) => return say(told(Status::NotTaken)),
+        };
+        let content_type = header(request.headers(), CONTENT_TYPE.as_str());
+        for received in Batch::new(content_type, body) {
+            let Ok(received) = received else { return say(told(Status::Unreadable)) };
+            match time::timeout(polled.window, door.post(received)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(polled::NotTaken)) | Err(_) => return say(told(Status::NotTaken)),
+            }
+        }
+        say(told(Status::Ok))
+    }
+}
+
+/// Waits for messages.
+async fn fetch(polled: &Polled, door: &Door, token: &str) -> Answer {
+    let frames = door.poll(polled.window).await;
+    let untold = untold(&frames);
+    if untold > 0 {
+        tracing::warn!(untold, "left out binary frames, which cannot be polled");
+    }
+    let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
+    say(protocol::polled(became, token, &frames))
+}
+
+/// The session that a request belongs to, and its token.
+fn find(polled: &Polled, request: &Request<()>) -> Option<(String, Door)> {
+    let token = match header(request.headers(), TOKEN_HEADER) {
+        Some(token) => token.to_owned(),
+        None => {
+            let query = query::decode(request.uri().query().unwrap_or_default()).ok()?;
+            query.get("token")?.as_str()?.to_owned()
+        }
+    };
+    let door = polled.find(&token, SystemTime::now())?;
+    Some((token, door))
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// An answer with this body.
+fn say(body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::from(body));
+    answer.headers_mut().insert(CONTENT_TYPE, JSON);
+    answer.headers_mut().insert(CACHE_CONTROL, NO_STORE);
+    answer
+}
+
+/// What a browser asks before it lets a page of another origin send something.
+fn preflight(asked: &HeaderMap) -> Answer {
+    let mut answer = status(StatusCode::OK, "");
+    let headers = answer.headers_mut();
+    for wanted in asked.get_all(ACCESS_CONTROL_REQUEST_HEADERS) {
+        headers.append(ACCESS_CONTROL_ALLOW_HEADERS, wanted.clone());
+    }
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, METHODS);
+    headers.insert(ACCESS_CONTROL_MAX_AGE, AN_HOUR);
+    answer
+}

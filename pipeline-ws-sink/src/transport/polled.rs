@@ -1,0 +1,264 @@
+//! Clients that come to fetch their messages, and live between their requests.
+
+use std::{
+    collections::HashMap,
+    future::poll_fn,
+    mem,
+    sync::{Arc, Weak},
+    task::Poll as Polling,
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time,
+};
+
+use super::websocket::silence;
+use crate::{
+    end::SocketEnd,
+    longpoll::LongPoll,
+    outbox::Outbox,
+    protocol::{frame::Frame, message::Received},
+    session::Session,
+    socket::Socket,
+    token::Signer,
+};
+
+/// What the tokens of sessions are signed for.
+const SALT: &str = "longpoll";
+
+/// How many requests of one client may wait for its session. Others wait for their turn to do so.
+const REQUESTS: usize = 8;
+
+/// The clients of a mount that poll.
+pub(crate) struct Polled {
+    pub(super) window: Duration,
+    signer: Signer,
+    open: Arc<Open>,
+}
+
+/// The sessions that are open, by their numbers.
+#[derive(Default)]
+struct Open {
+    table: Mutex<Table>,
+}
+
+#[derive(Default)]
+struct Table {
+    sessions: HashMap<u64, Door>,
+    /// How many there have been.
+    count: u64,
+}
+
+/// The way to a session.
+#[derive(Clone)]
+pub(super) struct Door {
+    outbox: Arc<Outbox>,
+    polls: mpsc::Sender<Poll>,
+    posts: mpsc::Sender<Post>,
+}
+
+/// A client that waits for messages.
+struct Poll {
+    answer: oneshot::Sender<Vec<Frame>>,
+}
+
+/// What a client said.
+struct Post {
+    received: Received,
+    taken: oneshot::Sender<()>,
+}
+
+/// The session ended before it took what was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NotTaken;
+
+/// What requests bring to a session, and its place in the table.
+pub(super) struct Inbox {
+    polls: mpsc::Receiver<Poll>,
+    posts: mpsc::Receiver<Post>,
+    place: Place,
+}
+
+/// A session's place in the table, for as long as it can be found there.
+struct Place {
+    open: Weak<Open>,
+    number: u64,
+}
+
+impl Polled {
+    /// Makes a key of its own.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random numbers.
+    pub(crate) fn new(options: &LongPoll) -> Result<Self, getrandom::Error> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret)?;
+        let secret: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+        let signer = Signer::new(&secret, SALT).expect("64 bytes are enough for a secret");
+        let signer = signer.max_age(options.max_age);
+        Ok(Self { window: options.window, signer, open: Arc::default() })
+    }
+
+    /// Makes a place for a session. Returns its token.
+    pub(super) fn enter(&self, outbox: &Arc<Outbox>, now: SystemTime) -> (String, Inbox) {
+        let (polls, polled) = mpsc::channel(REQUESTS);
+        let (posts, posted) = mpsc::channel(REQUESTS);
+        let mut table = self.open.table.lock();
+        table.count += 1;
+        let number = table.count;
+        table.sessions.insert(number, Door { outbox: outbox.clone(), polls, posts });
+        drop(table);
+        let token = self.signer.sign(&number, now).expect("a number can be expressed");
+        let place = Place { open: Arc::downgrade(&self.open), number };
+        (token, Inbox { polls: polled, posts: posted, place })
+    }
+
+    /// The living session of a token.
+    pub(super) fn find(&self, token: &str, now: SystemTime) -> Option<Door> {
+        let number: u64 = self.signer.verify(token, now).ok()?;
+        let door = self.open.table.lock().sessions.get(&number).cloned();
+        door.filter(|door| !door.outbox.has_ended())
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(open) = self.open.upgrade() {
+            let door = open.table.lock().sessions.remove(&self.number);
+            drop(door);
+        }
+    }
+}
+
+impl Door {
+    /// Waits for messages. Waits for ever if there will be none, or if another poll came for them.
+    ///
+    /// # Cancel safety
+    ///
+    /// What has not been handed over waits for the next poll.
+    pub(super) async fn poll(&self, window: Duration) -> Vec<Frame> {
+        let (answer, mut answered) = oneshot::channel();
+        let polled = async {
+            let sent = self.polls.send(Poll { answer }).await;
+            match (sent, (&mut answered).await) {
+                (Ok(()), Ok(frames)) => frames,
+                _ => std::future::pending().await,
+            }
+        };
+        match time::timeout(window, polled).await {
+            Ok(frames) => frames,
+            // It may have come at the last moment.
+            Err(_) => {
+                answered.close();
+                answered.try_recv().unwrap_or_default()
+            }
+        }
+    }
+
+    /// Says something, and waits until it has been taken.
+    pub(super) async fn post(&self, received: Received) -> Result<(), NotTaken> {
+        let (taken, was_taken) = oneshot::channel();
+        self.posts.send(Post { received, taken }).await.map_err(|_| NotTaken)?;
+        was_taken.await.map_err(|_| NotTaken)
+    }
+}
+
+/// Lives until it ends, then ends its channels.
+pub(super) async fn live<S: Socket>(
+    mut session: Session<S>,
+    inbox: Inbox,
+    outbox: &Arc<Outbox>,
+    window: Duration,
+) {
+    let Inbox { mut polls, mut posts, place } = inbox;
+    let end = tokio::select! {
+        end = listen(&mut session, &mut posts, outbox) => end,
+        end = deliver(&mut polls, outbox) => end,
+        end = poll_fn(|cx| outbox.poll_write(cx)) => end,
+        () = silence(outbox, window.saturating_add(window / 2)) => SocketEnd::Inactive,
+    };
+    tracing::debug!(?end, "a socket ends");
+    outbox.end(end);
+    // From here on nobody finds it.
+    drop((place, posts, polls));
+    session.end(&end.reason()).await;
+}
+
+/// Handles what the client sends, one message after the other.
+async fn listen<S: Socket>(
+    session: &mut Session<S>,
+    posts: &mut mpsc::Receiver<Post>,
+    outbox: &Outbox,
+) -> SocketEnd {
+    // What came while a join was running is taken when it has run.
+    let mut untaken = Vec::new();
+    loop {
+        if !session.is_joining() {
+            for taken in untaken.drain(..) {
+                // If nobody waits for it any more, it is no matter.
+                let _ = oneshot::Sender::send(taken, ());
+            }
+        }
+        untaken.retain(|taken: &oneshot::Sender<()>| !taken.is_closed());
+        let may_come = untaken.len() < REQUESTS;
+        tokio::select! {
+            () = session.changed() => {
+                session.catch_up().await;
+            }
+            post = posts.recv(), if may_come => {
+                let Some(Post { received, taken }) = post else { return SocketEnd::Closed };
+                session.metrics().frames_in.increment(1);
+                if session.receive(received).await.is_err() {
+                    // Before the client is told, so that it finds no session when it comes again.
+                    outbox.end(SocketEnd::BadMessage);
+                    return SocketEnd::BadMessage;
+                }
+                untaken.push(taken);
+            }
+        }
+    }
+}
+
+/// Hands out what waits to whoever comes for it.
+async fn deliver(polls: &mut mpsc::Receiver<Poll>, outbox: &Outbox) -> SocketEnd {
+    // What somebody came for who had gone when it was there.
+    let mut kept = Vec::new();
+    loop {
+        let Some(mut poll) = polls.recv().await else { return SocketEnd::Closed };
+        outbox.heard();
+        loop {
+            let frames = tokio::select! {
+                biased;
+                newer = polls.recv() => {
+                    let Some(newer) = newer else { return SocketEnd::Closed };
+                    outbox.heard();
+                    poll = newer;
+                    continue;
+                }
+                () = poll.answer.closed() => break,
+                frames = fetch(outbox, &mut kept) => frames,
+            };
+            if let Err(frames) = poll.answer.send(frames) {
+                kept = frames;
+            }
+            break;
+        }
+    }
+}
+
+/// What has been kept and what waits, once something does.
+async fn fetch(outbox: &Outbox, kept: &mut Vec<Frame>) -> Vec<Frame> {
+    poll_fn(|cx| match outbox.poll_fetch(cx) {
+        Polling::Ready(frames) => {
+            kept.extend(frames);
+            Polling::Ready(mem::take(kept))
+        }
+        Polling::Pending if kept.is_empty() => Polling::Pending,
+        Polling::Pending => Polling::Ready(mem::take(kept)),
+    })
+    .await
+}

@@ -1,0 +1,401 @@
+//! Clients that poll: the cases C-163 to C-182, and those of the handshake that are theirs. The clock
+//! is the test's own.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use pipeline_test_support::settle;
+use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, LongPoll, Mount};
+use serde_json::{Value, json};
+use support::{
+    channels::{NamedSocket, endpoint_with},
+    door::Door,
+    memory::MemoryServer,
+    poller::{BATCH, Poller, request, told},
+};
+use tokio::{
+    net::TcpStream,
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
+
+const T: &str = "room:lobby";
+const V2: &str = "vsn=2.0.0&name=ada";
+const WINDOW: Duration = Duration::from_secs(1);
+
+fn server() -> MemoryServer {
+    server_with(|mount| mount).0
+}
+
+fn server_with(
+    options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>,
+) -> (MemoryServer, Arc<Semaphore>) {
+    let polled = LongPoll::new().window(WINDOW);
+    let (builder, gate) = endpoint_with(|mount| options(mount.longpoll(polled)));
+    (MemoryServer::start(builder), gate)
+}
+
+async fn get(server: &MemoryServer, path: &str, headers: &[(&str, &str)]) -> Value {
+    told(&request(server.stream().await, "GET", path, headers, "").await)
+}
+
+fn heartbeat(reference: &str) -> String {
+    json!([null, reference, "phoenix", "heartbeat", {}]).to_string()
+}
+
+fn beaten(reference: &str) -> Value {
+    json!([null, reference, "phoenix", "phx_reply", {"status": "ok", "response": {}}])
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_032_a_page_from_elsewhere_is_refused_in_the_body() {
+    let (server, _) = server_with(|mount| mount.check_origin(CheckOrigin::list(["//localhost"])));
+    let evil = [("origin", "http://evil.test")];
+    let path = format!("/socket/longpoll?{V2}");
+    assert_eq!(get(&server, &path, &evil).await, json!({ "status": 403 }));
+    let answer = request(server.stream().await, "POST", &path, &evil, "").await;
+    assert_eq!(told(&answer), json!({ "status": 403 }));
+    let own = [("origin", "http://localhost")];
+    assert_eq!(get(&server, &path, &own).await["status"], 410);
+    assert_eq!(server.endpoint.open_sockets(), 1);
+}
+
+#[tokio::test]
+async fn c_043_the_auth_token_comes_in_a_header() {
+    let mut door = Door::open(|mount| mount.auth_token(true).longpoll(LongPoll::new())).await;
+    for (headers, token) in
+        [(&[("x-phoenix-authtoken", "my-token")][..], Some("my-token")), (&[], None)]
+    {
+        let stream = TcpStream::connect(door.address()).await.unwrap();
+        let answer = request(stream, "GET", "/socket/longpoll?vsn=2.0.0", headers, "").await;
+        assert_eq!(told(&answer)["status"], 410);
+        assert_eq!(door.seen().1.auth_token.as_deref(), token);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_163_a_poll_that_waits_while_the_endpoint_drains_ends_with_its_window() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let begun = Instant::now();
+    let draining = async {
+        sleep(WINDOW / 4).await;
+        server.endpoint.drain(Duration::from_secs(5)).await
+    };
+    let (polled, report) = tokio::join!(poller.poll(), draining);
+    assert_eq!(polled, poller.nothing());
+    assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
+    assert_eq!((report.closed, report.cut_off), (1, 0));
+    let path = format!("/socket/longpoll?{V2}");
+    let answer = request(server.stream().await, "GET", &path, &[], "").await;
+    assert_eq!(answer.status, 503, "no more are let in");
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_164_a_client_without_a_token_gets_a_session() {
+    let server = server();
+    let opened = get(&server, &format!("/socket/longpoll?{V2}"), &[]).await;
+    let token = opened["token"].as_str().unwrap();
+    assert_eq!(opened, json!({ "status": 410, "token": token, "messages": [] }));
+    assert_eq!(server.endpoint.open_sockets(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_165_a_client_with_a_bad_token_gets_a_new_session() {
+    let server = server();
+    let good = Poller::connect(&server, V2).await.token;
+    let forged = Poller::connect(&self::server(), V2).await.token;
+    let tampered = format!("{}x", &good[..good.len() - 1]);
+    for token in ["null", "", "garbage", &forged, &tampered] {
+        let opened = get(&server, &format!("/socket/longpoll?{V2}&token={token}"), &[]).await;
+        assert_eq!(opened["status"], 410, "{token}");
+        assert_ne!(opened["token"], token);
+    }
+    assert_eq!(server.endpoint.open_sockets(), 6);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_166_a_line_that_is_sent_is_taken() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_167_a_poll_has_all_that_waits_at_once() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    poller.post(&format!("{}\n{}", heartbeat("2"), heartbeat("3"))).await;
+    let begun = Instant::now();
+    assert_eq!(poller.messages().await, [beaten("2"), beaten("3")]);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_168_a_poll_for_nothing_ends_with_its_window() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let begun = Instant::now();
+    assert_eq!(poller.poll().await, poller.nothing());
+    let waited = begun.elapsed();
+    assert!((WINDOW..WINDOW * 2).contains(&waited), "{waited:?}");
+    poller.post(&heartbeat("1")).await;
+    assert_eq!(poller.messages().await, [beaten("1")], "what comes afterwards waits for the next");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_169_a_broadcast_ends_a_poll_that_waits() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    let begun = Instant::now();
+    let broadcasting = async {
+        sleep(WINDOW / 4).await;
+        server.endpoint.broadcast(T, "news", json!({"n": 1})).unwrap();
+    };
+    let (messages, ()) = tokio::join!(poller.messages(), broadcasting);
+    assert_eq!(messages, [json!([null, null, T, "news", {"n": 1}])]);
+    assert!(begun.elapsed() < WINDOW / 2, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_170_a_client_of_version_1_sends_objects_and_gets_them() {
+    let server = server();
+    let poller = Poller::connect(&server, "vsn=1.0.0&name=ada").await;
+    let path = format!("/socket/longpoll?token={}", poller.token);
+    let join = json!({"topic": T, "event": "phx_join", "ref": "1", "payload": {}}).to_string();
+    let json_type = [("content-type", "application/json")];
+    let answer = request(server.stream().await, "POST", &path, &json_type, &join).await;
+    assert_eq!(told(&answer), json!({ "status": 200 }));
+    let payload = json!({"status": "ok", "response": {}});
+    let replied = json!({"topic": T, "event": "phx_reply", "ref": "1", "payload": payload});
+    assert_eq!(poller.messages().await, [replied]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_171_what_is_sent_without_a_session_is_gone() {
+    let server = server();
+    for token in ["", "&token=null", "&token=garbage"] {
+        let path = format!("/socket/longpoll?{V2}{token}");
+        let answer = request(server.stream().await, "POST", &path, &[BATCH], "[]").await;
+        assert_eq!(told(&answer), json!({ "status": 410 }));
+    }
+    assert_eq!(server.endpoint.open_sockets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_172_who_is_refused_is_told_so_in_the_body() {
+    let server = server();
+    for query in ["vsn=2.0.0", "vsn=2.0.0&name=panic", "vsn=2.0.0&name=no-id", "vsn=3.0.0&name=ada"]
+    {
+        let refused = get(&server, &format!("/socket/longpoll?{query}"), &[]).await;
+        assert_eq!(refused, json!({ "status": 403 }), "{query}");
+    }
+    assert_eq!(server.endpoint.open_sockets(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_173_a_browser_may_ask_what_it_may_send() {
+    let server = server();
+    let asked = [("access-control-request-headers", "content-type, x-phoenix-longpoll-token")];
+    let answer = request(server.stream().await, "OPTIONS", "/socket/longpoll", &asked, "").await;
+    assert_eq!((answer.status, &*answer.body), (200, ""));
+    for (name, value) in [
+        ("access-control-allow-origin", "*"),
+        ("access-control-allow-headers", asked[0].1),
+        ("access-control-allow-methods", "get, post, options"),
+        ("access-control-max-age", "3600"),
+    ] {
+        assert_eq!(answer.header(name), Some(value), "{name}");
+    }
+    assert_eq!(answer.header("access-control-allow-credentials"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_174_other_methods_are_refused_with_400() {
+    let server = server();
+    for method in ["PUT", "DELETE"] {
+        let path = format!("/socket/longpoll?{V2}");
+        let answer = request(server.stream().await, method, &path, &[], "").await;
+        assert_eq!((answer.status, &*answer.body), (400, ""), "{method}");
+        assert_eq!(answer.header("access-control-allow-origin"), Some("*"), "{method}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_175_the_token_may_come_in_a_header() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let headers = [BATCH, ("x-phoenix-longpoll-token", &*poller.token)];
+    let path = format!("/socket/longpoll?{V2}");
+    let answer = request(server.stream().await, "POST", &path, &headers, &heartbeat("1")).await;
+    assert_eq!(told(&answer), json!({ "status": 200 }));
+    let polled = get(&server, &format!("{path}&token=null"), &headers[1..]).await;
+    assert_eq!((&polled["status"], &polled["token"]), (&json!(200), &json!(poller.token)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_176_an_error_reply_comes_with_the_next_poll() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let join = json!(["1", "1", "nope:1", "phx_join", {}]).to_string();
+    assert_eq!(poller.post(&join).await, json!({ "status": 200 }));
+    let response = json!({"status": "error", "response": {"reason": "unmatched topic"}});
+    assert_eq!(poller.messages().await, [json!([null, "1", "nope:1", "phx_reply", response])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_177_what_is_no_message_ends_the_session() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    assert_eq!(poller.post("[not json").await, json!({ "status": 408 }));
+    assert_eq!(poller.poll().await["status"], 410);
+    assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 410 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_178_a_line_that_is_neither_text_nor_base64_ends_no_session() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    assert_eq!(poller.post("not json").await, json!({ "status": 400 }));
+    assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
+    assert_eq!(poller.messages().await, [beaten("1")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_179_a_join_that_takes_longer_than_the_window_is_answered_later() {
+    let (server, gate) = server_with(|mount| mount);
+    let poller = Poller::connect(&server, V2).await;
+    let join = json!(["1", "1", "slow:x", "phx_join", {}]).to_string();
+    let lines = format!("{join}\n{}", heartbeat("2"));
+    assert_eq!(poller.post(&lines).await, json!({ "status": 408 }));
+    gate.add_permits(1);
+    let replied = json!(["1", "1", "slow:x", "phx_reply", {"status": "ok", "response": {}}]);
+    assert_eq!(poller.messages().await, [replied], "the lines behind it are not handled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_180_a_session_that_is_never_polled_again_ends() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    let mut room = server.endpoint.subscribe(T);
+    let begun = Instant::now();
+    let kept_busy = async {
+        loop {
+            // Sending something does not keep it alive.
+            poller.post(&heartbeat("2")).await;
+            sleep(WINDOW / 4).await;
+        }
+    };
+    let gone = tokio::select! {
+        gone = room.recv() => gone.unwrap(),
+        () = kept_busy => unreachable!(),
+    };
+    let alive = begun.elapsed();
+    assert!((WINDOW * 3 / 2..=WINDOW * 3).contains(&alive), "{alive:?}");
+    assert_eq!(gone.event(), "gone");
+    let told: Value = gone.payload().parse().unwrap();
+    assert_eq!(told, json!({"reason": "shutdown: inactive"}));
+    assert_eq!(poller.post(&heartbeat("3")).await, json!({ "status": 410 }));
+    let opened = poller.poll().await;
+    assert_eq!(opened["status"], 410);
+    assert_ne!(opened["token"], poller.token);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_181_a_poll_that_waits_while_its_user_is_disconnected_ends_with_its_window() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let begun = Instant::now();
+    let disconnecting = async {
+        sleep(WINDOW / 4).await;
+        assert_eq!(server.endpoint.disconnect("named:ada"), 1);
+    };
+    let (polled, ()) = tokio::join!(poller.poll(), disconnecting);
+    assert_eq!(polled, poller.nothing());
+    assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
+    assert_eq!(poller.poll().await["status"], 410);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_polls_the_newer_one_gets_the_messages() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let newer = async {
+        sleep(WINDOW / 4).await;
+        poller.messages().await
+    };
+    let posting = async {
+        sleep(WINDOW / 2).await;
+        poller.post(&heartbeat("1")).await
+    };
+    let begun = Instant::now();
+    let (older, newer, _) = tokio::join!(poller.poll(), newer, posting);
+    assert_eq!((older, newer), (poller.nothing(), vec![beaten("1")]));
+    assert!(begun.elapsed() >= WINDOW);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_for_a_poll_that_has_gone_waits_for_the_next() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    assert!(timeout(WINDOW / 4, poller.poll()).await.is_err());
+    settle().await;
+    poller.post(&heartbeat("1")).await;
+    assert_eq!(poller.messages().await, [beaten("1")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_polled_stays() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    for _ in 0..10 {
+        assert_eq!(poller.poll().await, poller.nothing());
+        sleep(WINDOW / 4).await;
+    }
+    assert_eq!(server.endpoint.open_sockets(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_beyond_the_limit_is_refused_with_400_and_the_session_stays() {
+    let (server, _) = server_with(|mount| mount.max_message_size(100));
+    let poller = Poller::connect(&server, V2).await;
+    let path = format!("/socket/longpoll?{V2}&token={}", poller.token);
+    let body = " ".repeat(101);
+    let answer = request(server.stream().await, "POST", &path, &[BATCH], &body).await;
+    assert_eq!((answer.status, &*answer.body), (400, ""));
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+    assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_too_far_behind_loses_its_session() {
+    let (server, _) = server_with(|mount| mount.max_outbox(4, 1 << 20));
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    for n in 0..5 {
+        server.endpoint.broadcast(T, "news", json!({ "n": n })).unwrap();
+    }
+    assert_eq!(poller.poll().await["status"], 410);
+    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_polls_where_that_is_not_served() {
+    let server = MemoryServer::start(endpoint_with(|mount| mount).0);
+    let path = format!("/socket/longpoll?{V2}");
+    assert_eq!(request(server.stream().await, "GET", &path, &[], "").await.status, 404);
+}
+
+#[test]
+fn both_ways_cannot_be_at_one_path() {
+    let mount = Mount::new(NamedSocket).longpoll(LongPoll::new().path("/websocket"));
+    let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
+    assert_eq!(error, BuildError::PathTaken { path: "/socket/websocket".to_owned() });
+}
