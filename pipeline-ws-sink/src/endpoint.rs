@@ -58,9 +58,8 @@ use crate::{
 /// ```
 ///
 /// A socket mounted at `/socket` is served at `/socket/websocket`, where the official client looks
-/// for it; with [`Mount::longpoll`], those that poll are served at `/socket/longpoll`. Anything else is
-/// answered with 404. Under a nested router the prefix of the router comes
-/// before that: `Router::new().nest_service("/api", endpoint)` is asked for `/api/socket/websocket`.
+/// for it; with [`Mount::longpoll`], clients that poll are served at `/socket/longpoll`. Anything else
+/// is answered with 404. Under a nested router the prefix of the router comes before that: `Router::new().nest_service("/api", endpoint)` is asked for `/api/socket/websocket`.
 #[derive(Clone)]
 pub struct Endpoint {
     inner: Arc<Inner>,
@@ -438,9 +437,12 @@ pub struct EndpointBuilder {
     telemetry: Telemetry,
     host: Option<String>,
     check_origin: CheckOrigin,
-    mounts: Vec<(Vec<(Transport, Result<MountPath, PathError>)>, Build)>,
+    mounts: Vec<(Vec<Asked>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
 }
+
+/// Where a mount is to be served, and how.
+type Asked = (Transport, Result<MountPath, PathError>);
 
 /// Registers a mount's metrics and puts it in its place.
 type Build = Box<dyn FnOnce(&Shared) -> Result<Arc<dyn ErasedMount>, BuildError> + Send>;

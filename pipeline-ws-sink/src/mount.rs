@@ -199,7 +199,8 @@ impl<S: Socket> Mount<S> {
     /// The token is in [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token). Whether it is
     /// there and any good is for `connect` to say; only a token that is not base64 of a text is
     /// refused here, with 403. The subprotocol `phoenix`, which the client offers beside it, is spoken
-    /// in addition to [`subprotocols`](Self::subprotocols).
+    /// in addition to [`subprotocols`](Self::subprotocols). A client that polls sends its token in the
+    /// header `x-phoenix-authtoken`, as it is.
     ///
     /// This is the option `:auth_token` of `Phoenix.Endpoint.socket/3`, since Phoenix 1.8.
     ///
@@ -230,7 +231,9 @@ impl<S: Socket> Mount<S> {
     }
 
     /// How large a message of a client may be, in bytes: all its fragments together, after it has
-    /// been decompressed. Default 1 MiB; a client that sends more is closed with 1009.
+    /// been decompressed. Default 1 MiB; a client that sends more is closed with 1009. For a client that
+    /// [polls](Self::longpoll) it is how much it may send in one request; one with more is answered with
+    /// 400.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.options.limits.message = bytes;
         self

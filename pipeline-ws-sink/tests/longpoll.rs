@@ -7,8 +7,9 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use pipeline_test_support::settle;
-use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, LongPoll, Mount};
+use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, LongPoll, Mount, Payload};
 use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},
@@ -349,6 +350,27 @@ async fn what_comes_for_a_poll_that_has_gone_waits_for_the_next() {
     settle().await;
     poller.post(&heartbeat("1")).await;
     assert_eq!(poller.messages().await, [beaten("1")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_182_text_and_base64_lines_are_handled_in_order() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    // The binary frame of a heartbeat: kind, lengths, then ref, topic and event.
+    let binary = STANDARD.encode(b"\x00\x00\x01\x07\x092phoenixheartbeat");
+    poller.post(&format!("{}\n{binary}\n{}", heartbeat("1"), heartbeat("3"))).await;
+    assert_eq!(poller.messages().await, [beaten("1"), beaten("2"), beaten("3")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binary_frame_is_left_out_and_what_follows_arrives() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    server.endpoint.broadcast(T, "picture", Payload::binary(vec![0xff])).unwrap();
+    server.endpoint.broadcast(T, "news", json!({"n": 1})).unwrap();
+    assert_eq!(poller.messages().await, [json!([null, null, T, "news", {"n": 1}])]);
 }
 
 #[tokio::test(start_paused = true)]

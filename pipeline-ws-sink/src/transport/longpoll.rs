@@ -97,10 +97,8 @@ impl<S: Socket> Mounted<S> {
         body: Reading,
     ) -> Answer {
         let query = request.uri().query().unwrap_or_default();
-        let params = match variables.map(|variables| Params::decode(query, variables)) {
-            Ok(Ok(params)) => params,
-            Ok(Err(_)) | Err(_) => return status(StatusCode::BAD_REQUEST, ""),
-        };
+        let params = variables.map(|variables| Params::decode(query, variables));
+        let Ok(Ok(params)) = params else { return status(StatusCode::BAD_REQUEST, "") };
         if !self.handshake.allows(self.socket.name(), &request) {
             return say(told(Status::Refused));
         }

@@ -5,7 +5,6 @@ use std::{
     future::poll_fn,
     mem,
     sync::{Arc, Weak},
-    task::Poll as Polling,
     time::{Duration, SystemTime},
 };
 
@@ -194,7 +193,8 @@ async fn listen<S: Socket>(
     posts: &mut mpsc::Receiver<Post>,
     outbox: &Outbox,
 ) -> SocketEnd {
-    // What came while a join was running is taken when it has run.
+    // What came while a join was running is taken when it has run: the line behind a join is then
+    // handled after it, as in Phoenix, and a client that waits for its join in vain is told so.
     let mut untaken = Vec::new();
     loop {
         if !session.is_joining() {
@@ -250,15 +250,8 @@ async fn deliver(polls: &mut mpsc::Receiver<Poll>, outbox: &Outbox) -> SocketEnd
     }
 }
 
-/// What has been kept and what waits, once something does.
+/// What has been kept, or else what waits, once something does. Never both, so that what is kept is
+/// no more than could wait.
 async fn fetch(outbox: &Outbox, kept: &mut Vec<Frame>) -> Vec<Frame> {
-    poll_fn(|cx| match outbox.poll_fetch(cx) {
-        Polling::Ready(frames) => {
-            kept.extend(frames);
-            Polling::Ready(mem::take(kept))
-        }
-        Polling::Pending if kept.is_empty() => Polling::Pending,
-        Polling::Pending => Polling::Ready(mem::take(kept)),
-    })
-    .await
+    if kept.is_empty() { poll_fn(|cx| outbox.poll_fetch(cx)).await } else { mem::take(kept) }
 }
