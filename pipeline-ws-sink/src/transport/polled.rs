@@ -255,3 +255,57 @@ async fn deliver(polls: &mut mpsc::Receiver<Poll>, outbox: &Outbox) -> SocketEnd
 async fn fetch(outbox: &Outbox, kept: &mut Vec<Frame>) -> Vec<Frame> {
     if kept.is_empty() { poll_fn(|cx| outbox.poll_fetch(cx)).await } else { mem::take(kept) }
 }
+
+#[cfg(test)]
+mod tests {
+    use pipeline_test_support::Recorded;
+
+    use super::*;
+    use crate::{
+        outbox::{OutboxLimits, Writer},
+        telemetry::SocketMetrics,
+    };
+
+    fn outbox() -> Arc<Outbox> {
+        let (telemetry, _) = Recorded::new();
+        let metrics = Arc::new(SocketMetrics::register(&telemetry));
+        Arc::new(Outbox::new(Writer::Fetched, OutboxLimits { frames: 8, bytes: 1 << 20 }, metrics))
+    }
+
+    #[test]
+    fn a_session_is_found_by_its_token_until_it_ends() {
+        let polled = Polled::new(&LongPoll::new()).unwrap();
+        let (outbox, now) = (outbox(), SystemTime::now());
+        let (token, inbox) = polled.enter(&outbox, now);
+        assert!(polled.find(&token, now).is_some());
+        outbox.end(SocketEnd::Disconnected);
+        assert!(polled.find(&token, now).is_none(), "its task has not had its turn yet");
+        assert_eq!(polled.open.table.lock().sessions.len(), 1);
+        drop(inbox);
+        assert!(polled.open.table.lock().sessions.is_empty());
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_age_and_at_its_own_mount() {
+        let hour = Duration::from_secs(3600);
+        let [polled, other] =
+            [(); 2].map(|()| Polled::new(&LongPoll::new().max_age(hour)).unwrap());
+        let (outbox, now) = (outbox(), SystemTime::now());
+        let (token, _inbox) = polled.enter(&outbox, now);
+        let (_, _same_number) = other.enter(&outbox, now);
+        assert!(other.find(&token, now).is_none());
+        assert!(polled.find(&token, now + hour).is_some());
+        assert!(polled.find(&token, now + hour + Duration::from_secs(1)).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_to_a_session_that_is_gone_is_not_taken() {
+        let polled = Polled::new(&LongPoll::new()).unwrap();
+        let (outbox, now) = (outbox(), SystemTime::now());
+        let (token, inbox) = polled.enter(&outbox, now);
+        let door = polled.find(&token, now).unwrap();
+        drop(inbox);
+        let received = Received::Text("[]".into());
+        assert_eq!(door.post(received).await, Err(NotTaken));
+    }
+}
