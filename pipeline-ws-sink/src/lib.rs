@@ -13,7 +13,8 @@
 //! much, it is disconnected, to connect again, or whatever else [`WhenFull`] says. A pipeline that ends
 //! in a [`PubSub::pusher`] can wait for its clients: then its demand follows their room.
 //!
-//! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames.
+//! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames. Those that
+//! cannot keep a WebSocket open may poll instead: see [`LongPoll`].
 //!
 //! ```no_run
 //! use pipeline_ws_sink::{

@@ -284,7 +284,8 @@ impl<S: Socket> Mount<S> {
     }
 
     /// How long a connection may be silent, both ways. Default 60 seconds; then it is closed with
-    /// 1002. The official client sends a heartbeat every 30 seconds.
+    /// 1002. The official client sends a heartbeat every 30 seconds. For a client that polls, it is
+    /// [`LongPoll::window`] that counts.
     pub fn timeout(mut self, silence: Duration) -> Self {
         self.options.timeout = silence;
         self

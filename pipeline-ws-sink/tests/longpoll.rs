@@ -415,6 +415,35 @@ async fn nobody_polls_where_that_is_not_served() {
     assert_eq!(request(server.stream().await, "GET", &path, &[], "").await.status, 404);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_query_that_cannot_be_decoded_is_refused_with_400() {
+    let server = server();
+    let answer = request(server.stream().await, "GET", "/socket/longpoll?a=%ff", &[], "").await;
+    assert_eq!((answer.status, &*answer.body), (400, ""));
+    assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_path_may_have_variables_and_every_request_matches_it() {
+    let mount = Mount::new(NamedSocket).longpoll(LongPoll::new().path("/poll/:name"));
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
+    let opened = get(&server, "/socket/poll/ada?vsn=2.0.0", &[]).await;
+    let path = format!("/socket/poll/ada?token={}", opened["token"].as_str().unwrap());
+    let answer = request(server.stream().await, "POST", &path, &[BATCH], &heartbeat("1")).await;
+    assert_eq!(told(&answer), json!({ "status": 200 }));
+    assert_eq!(get(&server, &path, &[]).await["messages"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn sessions_are_sockets_that_are_open() {
+    let server = server();
+    let _poller = Poller::connect(&server, V2).await;
+    let observer = server.endpoint.observer();
+    assert_eq!(observer.snapshot().unwrap().sockets[0].open, 1);
+    server.endpoint.drain(WINDOW).await;
+    assert_eq!(observer.snapshot().unwrap().sockets[0].open, 0);
+}
+
 #[test]
 fn both_ways_cannot_be_at_one_path() {
     let mount = Mount::new(NamedSocket).longpoll(LongPoll::new().path("/websocket"));

@@ -25,6 +25,7 @@ use crate::{
     hub::Hub,
     outbox::{Outbox, Writer},
     params::Params,
+    path::BadSegment,
     protocol::{
         longpoll::{self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold},
         query,
@@ -97,8 +98,15 @@ impl<S: Socket> Mounted<S> {
         body: Reading,
     ) -> Answer {
         let query = request.uri().query().unwrap_or_default();
-        let params = variables.map(|variables| Params::decode(query, variables));
-        let Ok(Ok(params)) = params else { return status(StatusCode::BAD_REQUEST, "") };
+        let params = match variables.map(|variables| Params::decode(query, variables)) {
+            Ok(Ok(params)) => params,
+            Ok(Err(error)) => {
+                let socket = self.socket.name();
+                tracing::info!(socket, ?error, "refused a query that cannot be decoded");
+                return status(StatusCode::BAD_REQUEST, "");
+            }
+            Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
+        };
         if !self.handshake.allows(self.socket.name(), &request) {
             return say(told(Status::Refused));
         }

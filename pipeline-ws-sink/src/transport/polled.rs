@@ -134,11 +134,13 @@ impl Drop for Place {
 }
 
 impl Door {
-    /// Waits for messages. Waits for ever if there will be none, or if another poll came for them.
+    /// Waits for messages, for a window at most; then there are none. It waits as long if the session
+    /// ends, or if another poll comes for them.
     ///
     /// # Cancel safety
     ///
-    /// What has not been handed over waits for the next poll.
+    /// What has not been handed over waits for the next poll. What has been is lost, as it is when an
+    /// answer does not reach its client.
     pub(super) async fn poll(&self, window: Duration) -> Vec<Frame> {
         let (answer, mut answered) = oneshot::channel();
         let polled = async {
