@@ -20,28 +20,13 @@ use tokio::{
 use tokio_tungstenite::tungstenite::Message;
 
 const LATER: &str = "presence is to come";
-const POLLING: &str = "nothing but long polling, which is to come";
 
 /// The recordings that are not replayed, and why.
-const LEFT_OUT: [(&str, &str); 9] = [
+const LEFT_OUT: [(&str, &str); 4] = [
     ("28_presence_two_devices.jsonl", LATER),
     ("29_presence_api.v18.jsonl", LATER),
     ("30_presence_fetch.jsonl", LATER),
-    ("35_longpoll_session.jsonl", POLLING),
-    ("36_longpoll_v1.v18.jsonl", POLLING),
-    ("37_longpoll_edges.v18.jsonl", POLLING),
-    ("38_longpoll_inactivity.jsonl", "its WebSocket only watches what becomes of a long poll"),
     ("48_drain_on_shutdown.jsonl", "it has a test of its own, below"),
-    ("49_longpoll_dispatch_failures.jsonl", POLLING),
-];
-
-/// The recordings of which only the WebSockets are replayed: how many lines of each are long polling,
-/// which is to come.
-const IN_PART: [(&str, &str); 4] = [
-    ("23_vsn_unsupported.v18.jsonl", "1 lines of long polling passed over"),
-    ("32_refused_connect.jsonl", "2 lines of long polling passed over"),
-    ("33_check_origin.jsonl", "2 lines of long polling passed over"),
-    ("50_auth_token.v18.jsonl", "4 lines of long polling passed over"),
 ];
 
 /// How many servers there are. The recordings are mostly silence, in which another can be replayed.
@@ -71,7 +56,7 @@ async fn replay(files: &[PathBuf]) -> BTreeMap<String, Outcome> {
     let example = Example::channels(&[]).await;
     let mut node = Command::new("node");
     node.args(["replay.mjs", &format!("http://{}", example.address)]);
-    node.args(["--concurrent-joins", "--websocket-only"]).args(files);
+    node.args(["--concurrent-joins"]).args(files);
     let node = node.current_dir(interop()).kill_on_drop(true).output();
     let output = timeout(2 * PATIENCE, node).await.expect("replaying to end").unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -97,7 +82,7 @@ fn outcome(line: &str) -> (String, Outcome) {
 async fn every_recorded_conversation_comes_out_the_same() {
     let left_out = LEFT_OUT.map(|(name, _)| name);
     let mut all = recordings();
-    for name in left_out.into_iter().chain(IN_PART.map(|(name, _)| name)) {
+    for name in left_out {
         assert!(all.iter().any(|recording| recording == name), "there is no recording {name}");
     }
     all.retain(|name| !left_out.contains(&&**name));
@@ -110,10 +95,7 @@ async fn every_recorded_conversation_comes_out_the_same() {
     let outcomes: BTreeMap<_, _> =
         join_all(dealt.iter().map(|files| replay(files))).await.into_iter().flatten().collect();
 
-    let expected = |name: &String| {
-        let in_part = IN_PART.iter().find(|(partly, _)| partly == name);
-        (name.clone(), ("ok".to_owned(), in_part.map_or("", |(_, what)| *what).to_owned()))
-    };
+    let expected = |name: &String| (name.clone(), ("ok".to_owned(), String::new()));
     let expected: BTreeMap<_, _> = all.iter().map(expected).collect();
     for (name, (verdict, why)) in &outcomes {
         println!("{verdict} {name} {why}");

@@ -14,22 +14,14 @@ use tokio::{
     time::timeout,
 };
 
-const POLLING: &str = "long polling is to come";
 const PRESENCE: &str = "presence is to come";
 
 /// The checks that are left out, and why.
-const LEFT_OUT: [(&str, &str); 12] = [
+const LEFT_OUT: [(&str, &str); 5] = [
     ("presence", PRESENCE),
     ("presence_survives_crash_of_other_device", PRESENCE),
     ("presence_fetch", PRESENCE),
-    ("longpoll_session", POLLING),
-    ("longpoll_batch", POLLING),
-    ("longpoll_binary_up", POLLING),
-    ("longpoll_presence", POLLING),
-    ("longpoll_refused", POLLING),
-    ("longpoll_reconnect", POLLING),
-    ("longpoll_fallback", POLLING),
-    ("auth_token_longpoll", POLLING),
+    ("longpoll_presence", PRESENCE),
     ("server_restart", "it needs somebody who restarts the server: it has tests of its own, below"),
 ];
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pipeline::ws::{BuildError, CheckOrigin, Drainer, Endpoint, Mount, Signer};
+use pipeline::ws::{BuildError, CheckOrigin, Drainer, Endpoint, LongPoll, Mount, Signer};
 
 use crate::{
     dedup::Dedup,
@@ -21,6 +21,7 @@ const RENEWAL: Duration = Duration::from_secs(60);
 pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
     let sockets = |info| mount(info, signer);
     let open = || sockets(&[]).check_origin(CheckOrigin::off());
+    let polled = |window| LongPoll::new().window(Duration::from_millis(window));
     let drainer = Drainer::new().batch_size(2).batch_interval(Duration::from_millis(300));
     let known = ["//localhost", "https://secure.test", "//ported.test:8443", "//*.wild.test"];
     let info = sockets(&[
@@ -33,9 +34,9 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
     ]);
     Endpoint::builder()
         .host("localhost")
-        .mount("/socket", sockets(&[]).drainer(drainer))
-        .mount("/strict", sockets(&[]))
-        .mount("/list", sockets(&[]).check_origin(CheckOrigin::list(known)))
+        .mount("/socket", sockets(&[]).longpoll(polled(1000)).drainer(drainer))
+        .mount("/strict", sockets(&[]).longpoll(LongPoll::new()))
+        .mount("/list", sockets(&[]).longpoll(polled(200)).check_origin(CheckOrigin::list(known)))
         .mount("/connorigin", sockets(&[]).check_origin(CheckOrigin::connection()))
         .mount(
             "/mfa",
@@ -52,6 +53,7 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
             "/auth",
             sockets(&[Info::SecWebSocket, Info::AuthToken])
                 .auth_token(true)
+                .longpoll(polled(500))
                 .check_origin(CheckOrigin::off()),
         )
         .mount("/few", open().max_channels(2))

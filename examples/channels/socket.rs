@@ -46,7 +46,7 @@ impl Socket for UserSocket {
         Ok(User {
             user_id: params.get("user_id").map(str::to_owned),
             params: params.as_map().clone(),
-            info: self.info.iter().map(|kept| kept.of(info)).collect(),
+            info: self.info.iter().filter_map(|kept| kept.of(info)).collect(),
         })
     }
 
@@ -59,9 +59,10 @@ impl Socket for UserSocket {
 }
 
 impl Info {
-    /// What it is called, and what it is.
-    fn of(self, info: &ConnectInfo) -> (String, Value) {
+    /// What it is called, and what it is. A client that polls has no WebSocket's headers.
+    fn of(self, info: &ConnectInfo) -> Option<(String, Value)> {
         let (name, value) = match self {
+            Self::SecWebSocket if info.sec_websocket_headers().next().is_none() => return None,
             Self::PeerData => (
                 "peer_data",
                 match info.peer_addr {
@@ -89,7 +90,7 @@ impl Info {
             Self::AuthToken => ("auth_token", json!(info.auth_token)),
             Self::Custom => ("custom", json!("tag")),
         };
-        (name.into(), value)
+        Some((name.into(), value))
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Connection<S: Socket> {
     pub(crate) assigns: S::Assigns,
     pub(crate) id: Option<String>,
     pub(crate) version: Version,
+    /// `websocket` or `longpoll`.
+    pub(crate) transport: &'static str,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) pubsub: PubSub,
     pub(crate) events: SessionEvents,

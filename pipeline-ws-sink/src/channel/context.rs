@@ -159,10 +159,10 @@ impl<C: Channel> ChannelContext<C> {
         self.connection.id.as_deref()
     }
 
-    /// How the client is connected: `websocket`.
+    /// How the client is connected: `websocket` or `longpoll`.
     #[must_use]
     pub fn transport(&self) -> &'static str {
-        "websocket"
+        self.connection.transport
     }
 
     /// The reference of the client's message that is being handled; null outside of

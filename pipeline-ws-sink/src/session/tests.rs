@@ -88,6 +88,7 @@ impl House {
             assigns: name,
             id: None,
             version,
+            transport: "websocket",
             outbox: outbox.clone(),
             pubsub: self.hub.pubsub.clone(),
             events: SessionEvents::default(),

@@ -42,6 +42,14 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 /// The variables of a request's path.
 pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
 
+/// Who a client is, and how it is connected.
+pub(super) struct Identity<S: Socket> {
+    pub(super) assigns: S::Assigns,
+    pub(super) id: Option<String>,
+    pub(super) version: Version,
+    pub(super) transport: &'static str,
+}
+
 /// A kind of socket in its place.
 pub(crate) struct Mounted<S> {
     /// Where it is served, transport and all.
@@ -210,7 +218,8 @@ impl<S: Socket> Mounted<S> {
         let open = self.meter.open.hold();
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         Sampler::begin(&hub);
-        let session = self.session(&hub, &outbox, assigns, id, version);
+        let transport = "websocket";
+        let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
         websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
         drop(registration);
         drop(open);
@@ -221,15 +230,15 @@ impl<S: Socket> Mounted<S> {
         &self,
         hub: &Hub,
         outbox: &Arc<Outbox>,
-        assigns: S::Assigns,
-        id: Option<String>,
-        version: Version,
+        identity: Identity<S>,
     ) -> Session<S> {
+        let Identity { assigns, id, version, transport } = identity;
         let connection = Arc::new(Connection {
             socket: self.socket.clone(),
             assigns,
             id,
             version,
+            transport,
             outbox: outbox.clone(),
             pubsub: hub.pubsub.clone(),
             events: SessionEvents::default(),

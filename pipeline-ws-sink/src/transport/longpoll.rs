@@ -17,7 +17,7 @@ use tokio::time;
 use tracing::{Instrument, field};
 
 use super::{
-    handshake::{self, Answer, Mounted, Variables, status},
+    handshake::{self, Answer, Identity, Mounted, Variables, status},
     polled::{self, Door, Polled},
 };
 use crate::{
@@ -167,7 +167,8 @@ impl<S: Socket> Mounted<S> {
         let (token, inbox) = polled.enter(&outbox, SystemTime::now());
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         Sampler::begin(&hub);
-        let session = self.session(&hub, &outbox, assigns, id, version);
+        let transport = "longpoll";
+        let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
         let (cut_off, window) = (hub.cut_off.clone(), polled.window);
         let mounted = self.clone();
         let living = async move {
