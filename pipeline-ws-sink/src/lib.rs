@@ -148,6 +148,7 @@ mod telemetry;
 mod timing;
 mod token;
 mod topic;
+mod tracker;
 mod transport;
 
 pub use self::{
@@ -177,4 +178,5 @@ pub use self::{
     socket::{ConnectError, Socket},
     token::{Signer, SignerError, TokenError},
     topic::{PatternError, Topic},
+    tracker::{TrackerOptions, TrackerOptionsError},
 };

@@ -327,6 +327,24 @@ impl PubSub {
         }
     }
 
+    /// What this node is called, if there are others.
+    pub(crate) fn node_name(&self) -> Option<&str> {
+        self.shared.adapter.as_ref().map(|adapter| adapter.node_name())
+    }
+
+    /// Tells all other nodes something, or one, and nobody here.
+    pub(crate) fn tell_others(
+        &self,
+        node: Option<&str>,
+        broadcast: &Broadcast,
+    ) -> Result<(), AdapterError> {
+        match (&self.shared.adapter, node) {
+            (Some(adapter), Some(node)) => adapter.direct_broadcast(node, broadcast),
+            (Some(adapter), None) => adapter.broadcast(broadcast),
+            (None, _) => Ok(()),
+        }
+    }
+
     fn elsewhere(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
         match &self.shared.adapter {
             Some(adapter) => adapter.broadcast(&broadcast.into()),
