@@ -39,6 +39,11 @@ impl Log {
         self.note(Change::Removed(number));
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.changes.len()
+    }
+
     fn note(&mut self, change: Change) -> u64 {
         self.last += 1;
         self.changes.push_back(change);

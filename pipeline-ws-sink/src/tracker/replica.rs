@@ -22,7 +22,7 @@ pub(crate) struct Tracker {
     pub(super) entries: Entries,
     /// Which entries an actor has: topic and key, and the number.
     by_actor: HashMap<u64, BTreeMap<(Arc<str>, Arc<str>), u64>>,
-    log: Log,
+    pub(super) log: Log,
     /// If there are other nodes.
     others: Option<Others>,
 }

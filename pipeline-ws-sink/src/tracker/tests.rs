@@ -36,14 +36,16 @@ fn events(nodes: usize) -> impl Strategy<Value = Vec<Event>> {
         2 => (node.clone(), place.clone()).prop_map(|(node, place)| Event::Update(node, place)),
         3 => (node.clone(), place).prop_map(|(node, place)| Event::Untrack(node, place)),
         1 => (node.clone(), 0_u64..3).prop_map(|(node, actor)| Event::UntrackAll(node, actor)),
-        6 => (0_u64..60).prop_map(Event::Pass),
+        // Within a period, and some.
+        6 => (0_u64..5).prop_map(Event::Pass),
+        3 => (0_u64..60).prop_map(Event::Pass),
         // Long enough to be down, or to be forgotten.
         1 => prop_oneof![Just(250), Just(900)].prop_map(Event::Pass),
         1 => node.clone().prop_map(Event::Part),
         2 => Just(Event::Heal),
         1 => node.prop_map(Event::Restart),
     ];
-    prop::collection::vec(event, 0..40)
+    prop::collection::vec(event, 0..80)
 }
 
 /// Time is told in tenths of a period.
@@ -280,4 +282,126 @@ proptest! {
             prop_assert_eq!(world.nodes[at].tracker.len(), all.len());
         }
     }
+}
+
+/// Two replicas that hear each other, and what they say is handed over by the test.
+fn two() -> [Tracker; 2] {
+    ["a", "b"].map(|node| Tracker::replicated(node, 1, 0, options(), Duration::ZERO))
+}
+
+fn says(from: &mut Tracker, input: Input, now: Duration) -> (Diffs, Vec<Message>) {
+    let Step { diffs, send } = from.step(input, now);
+    (diffs, send.into_iter().map(|outgoing| outgoing.message).collect())
+}
+
+fn track(tracker: &mut Tracker, key: &str) {
+    let meta = Arc::new(serde_json::Map::new());
+    tracker.track(1, &"t".into(), &key.into(), meta).unwrap();
+}
+
+fn keys(tracker: &Tracker) -> Vec<&str> {
+    tracker.list("t").map(|(key, _)| &**key).collect()
+}
+
+#[test]
+fn what_was_learned_by_asking_and_is_gone_by_the_next_period_leaves() {
+    let ([mut a, mut b], now) = (two(), Duration::from_secs(1));
+    // A begins to tell; B, which is new to it, has missed something and asks.
+    track(&mut a, "one");
+    let (_, told) = says(&mut a, Input::Tick, now);
+    drop(told);
+    track(&mut a, "two");
+    let (_, here) = says(&mut b, Input::Tick, now);
+    let (_, answer) = says(&mut a, Input::Message(here[0].clone()), now);
+    let (_, missing) = says(&mut b, Input::Message(answer[0].clone()), now);
+    let missing = missing.last().unwrap().clone();
+    let (_, since) = says(&mut a, Input::Message(missing), now);
+    says(&mut b, Input::Message(since[0].clone()), now);
+    assert_eq!(keys(&b), ["one", "two"]);
+    // What A tells next begins before what B knows.
+    a.untrack(1, "t", "two").unwrap();
+    let (_, told) = says(&mut a, Input::Tick, now * 2);
+    let (diffs, _) = says(&mut b, Input::Message(told[0].clone()), now * 2);
+    assert_eq!(keys(&b), ["one"]);
+    assert_eq!(diffs["t"].leaves.len(), 1);
+}
+
+#[test]
+fn a_node_that_says_good_bye_is_gone_at_once_and_one_that_is_killed_after_a_while() {
+    for says_so in [true, false] {
+        let options = options().permdown_on_shutdown(says_so);
+        let mut a = Tracker::replicated("a", 1, 0, options, Duration::ZERO);
+        let [_, mut b] = two();
+        track(&mut a, "ada");
+        let (_, told) = says(&mut a, Input::Tick, Duration::ZERO);
+        let (diffs, _) = says(&mut b, Input::Message(told[0].clone()), Duration::ZERO);
+        assert_eq!(diffs["t"].joins.len(), 1);
+        let farewell = a.farewell();
+        assert_eq!(farewell.len(), usize::from(says_so));
+        for Outgoing { message, .. } in farewell {
+            b.step(Input::Message(message), Duration::ZERO);
+        }
+        assert_eq!(keys(&b).is_empty(), says_so);
+        b.step(Input::Tick, Duration::from_secs(30));
+        assert_eq!(keys(&b).is_empty(), says_so);
+        b.step(Input::Tick, Duration::from_millis(30_001));
+        assert!(keys(&b).is_empty());
+    }
+}
+
+#[test]
+fn a_node_with_nothing_to_tell_says_so_every_fifteen_seconds() {
+    let mut a = two().into_iter().next().unwrap();
+    let mut said = vec![];
+    for period in 0..40 {
+        let now = a.next_tick().unwrap();
+        assert_eq!(now, Duration::from_millis(1500 * period));
+        if !says(&mut a, Input::Tick, now).1.is_empty() {
+            said.push(period);
+        }
+    }
+    assert_eq!(said, [0, 10, 20, 30]);
+}
+
+#[test]
+fn a_node_that_has_missed_too_much_is_sent_everything() {
+    let ([mut a, mut b], now) = (two(), Duration::from_secs(1));
+    for n in 0..20 {
+        track(&mut a, &n.to_string());
+    }
+    let (_, told) = says(&mut a, Input::Tick, now);
+    let (_, said) = says(&mut b, Input::Message(told[0].clone()), now);
+    assert!(keys(&b).is_empty(), "it is told how much there is");
+    let (_, all) = says(&mut a, Input::Message(said.last().unwrap().clone()), now);
+    says(&mut b, Input::Message(all.last().unwrap().clone()), now);
+    assert_eq!(keys(&b).len(), 20);
+    assert_eq!((a.len(), b.len()), (20, 20));
+}
+
+#[test]
+fn one_that_is_alone_keeps_nothing_for_others() {
+    let mut alone = Tracker::alone();
+    for n in 0..100 {
+        track(&mut alone, &n.to_string());
+        alone.untrack(1, "t", &n.to_string()).unwrap();
+    }
+    assert_eq!((alone.next_tick(), alone.len(), alone.has_topic("t")), (None, 0, false));
+    assert_eq!(alone.log.len(), 0);
+    assert!(alone.step(Input::Tick, Duration::ZERO).send.is_empty());
+}
+
+#[test]
+fn options_that_cannot_be_kept_together_are_refused() {
+    let refused = |options: TrackerOptions| options.checked().unwrap_err().to_string();
+    assert_eq!(options().checked(), Ok(()));
+    assert_eq!(
+        refused(TrackerOptions::new().down_period(Duration::from_secs(15))),
+        "a node may be silent for 15s, so it cannot be down after 15s"
+    );
+    assert_eq!(
+        refused(TrackerOptions::new().permdown_period(Duration::from_secs(30))),
+        "a node is down after 30s, so it cannot be forgotten after 30s"
+    );
+    let never = refused(TrackerOptions::new().broadcast_period(Duration::ZERO));
+    assert!(never.contains("more than zero"), "{never}");
 }
