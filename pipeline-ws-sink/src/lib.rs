@@ -171,7 +171,7 @@ pub use self::{
     payload::{IntoPayload, Payload, PayloadError},
     protocol::reference::Ref,
     pubsub::{
-        Adapter, AdapterError, BroadcastError, Lagged, LocalNode, PubSub, Push, Pusher,
+        Adapter, AdapterError, BroadcastError, Lagged, LocalNode, OnlyOnline, PubSub, Push, Pusher,
         SubscriberId, Subscription,
     },
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},

@@ -3,6 +3,7 @@
 mod adapter;
 mod by_route;
 mod lanes;
+mod online;
 mod push;
 mod rush;
 mod subscription;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
+    online::OnlyOnline,
     push::{Push, Pusher},
     subscription::{Lagged, Subscription},
     table::SubscriberId,

@@ -261,6 +261,15 @@ impl Table {
         rush::was_handed_out(now);
     }
 
+    /// Whether somebody listens to this topic.
+    pub(crate) fn has(&self, topic: &str) -> bool {
+        self.shard(topic).read().contains_key(topic)
+    }
+
+    pub(super) fn metrics(&self) -> &SocketMetrics {
+        &self.metrics
+    }
+
     /// How many topics somebody listens to.
     pub(crate) fn topics(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()

@@ -5,6 +5,7 @@ mod meter;
 mod tally;
 mod write_time;
 
+use metrics::Counter;
 use pipeline_core::Telemetry;
 
 pub(crate) use self::{
@@ -33,6 +34,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) write_time: WriteTime,
     /// Events that were broadcast on this node, whoever listens.
     pub(crate) broadcasts: Tally,
+    /// Events of pipelines that were not passed on, because nobody listens to their topic.
+    pub(crate) events_offline: Counter,
     /// One sample per socket.
     pub(crate) write_times: WriteTimes,
     /// They waited for a client that was closed for being too slow.
@@ -68,6 +71,11 @@ impl SocketMetrics {
                 [],
             )),
             broadcasts: counter("socket.broadcasts", "Events broadcast on this node"),
+            events_offline: telemetry.counter(
+                "pipeline.events_offline",
+                "Events that a stage has not passed on, because nobody listens to their topic",
+                [],
+            ),
             write_times: WriteTimes::register(telemetry),
             dropped_by_overflow: dropped(OVERFLOW),
             dropped_oldest: dropped(OLDEST),
