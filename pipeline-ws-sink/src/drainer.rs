@@ -27,6 +27,14 @@ pub struct Drainer {
     batch_interval: Duration,
 }
 
+/// That of a mount. Each has its own, which tells its sockets from those of others.
+#[derive(Debug)]
+pub(crate) struct MountDrainer {
+    /// What its sockets are called.
+    pub(crate) socket: &'static str,
+    pub(crate) drainer: Drainer,
+}
+
 impl Drainer {
     /// Phoenix's own: 10,000 channels every two seconds.
     ///

@@ -19,6 +19,7 @@ use tokio::time;
 use tower_service::Service;
 
 use crate::{
+    drainer::MountDrainer,
     end::SocketEnd,
     hub::Hub,
     mount::{HandshakeOptions, Mount},
@@ -481,10 +482,12 @@ impl EndpointBuilder {
             let polled = mount.handshake.longpoll.as_ref().map(Polled::new).transpose();
             let polled = polled.map_err(|_| BuildError::NoRandomness)?;
             let handshake = handshake(mount.handshake.clone(), shared)?;
+            let filter = mount.filter.clone();
             let (socket, routes) = mount.into_routes(&shared.telemetry)?;
-            let meter = MountMeter::register(&shared.telemetry, socket.name());
+            let meter = MountMeter::register(&shared.telemetry, socket.name(), &filter);
             let (socket, routes) = (Arc::new(socket), Arc::new(routes));
-            let drainer = Arc::new(options.drainer);
+            let drainer = MountDrainer { socket: socket.name(), drainer: options.drainer };
+            let drainer = Arc::new(drainer);
             let path = served_at;
             Ok(Arc::new(Mounted {
                 path,

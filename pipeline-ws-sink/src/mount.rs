@@ -13,7 +13,7 @@ use crate::{
     protocol::connection::Limits,
     snapshot::RouteSnapshot,
     socket::Socket,
-    telemetry::RouteMeter,
+    telemetry::{ParamFilter, RouteMeter},
     topic::{PatternError, Topic, TopicPattern},
 };
 
@@ -46,6 +46,7 @@ pub struct Mount<S> {
     pub(crate) socket: S,
     pub(crate) options: MountOptions,
     pub(crate) handshake: HandshakeOptions,
+    pub(crate) filter: Arc<ParamFilter>,
     routes: Vec<Route<S>>,
     refused: Option<PatternError>,
 }
@@ -94,7 +95,8 @@ impl<S: Socket> Mount<S> {
             subprotocols: Vec::new(),
             auth_token: false,
         };
-        Self { socket, options, handshake, routes: Vec::new(), refused: None }
+        let filter = Arc::default();
+        Self { socket, options, handshake, filter, routes: Vec::new(), refused: None }
     }
 
     /// Routes topics to a kind of channel. A pattern is a topic, or the beginning of one and a `*`.
@@ -333,6 +335,22 @@ impl<S: Socket> Mount<S> {
         self
     }
 
+    /// Which parameters of clients may stand in the log. By default, all but those that are called
+    /// something with `password` or `token`.
+    ///
+    /// Those of `connect` are logged at level `INFO`, those of joins and events at `DEBUG`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.filter_params(ParamFilter::keep(["vsn", "page"]))
+    /// # }
+    /// ```
+    pub fn filter_params(mut self, filter: ParamFilter) -> Self {
+        self.filter = Arc::new(filter);
+        self
+    }
+
     /// Registers the metrics of all channels, and closes the table.
     pub(crate) fn into_routes(self, telemetry: &Telemetry) -> Result<(S, Routes<S>), PatternError> {
         if let Some(error) = self.refused {
@@ -340,7 +358,7 @@ impl<S: Socket> Mount<S> {
         }
         let register = |Route { pattern, channel }| {
             let channel: Arc<dyn ErasedChannel<S>> = channel;
-            let meter = Arc::new(channel.register(telemetry));
+            let meter = Arc::new(channel.register(telemetry, &self.filter));
             RegisteredRoute { pattern, channel, meter }
         };
         let routes = self.routes.into_iter().map(register).collect();

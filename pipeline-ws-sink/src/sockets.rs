@@ -8,9 +8,10 @@ use slab::Slab;
 use tokio::time;
 
 use crate::{
-    drainer::Drainer,
+    drainer::MountDrainer,
     end::SocketEnd,
     outbox::{Load, Outbox},
+    telemetry::log,
 };
 
 /// How many sockets are looked at before others have a turn at the table.
@@ -33,7 +34,7 @@ struct Open {
     outbox: Arc<Outbox>,
     id: Option<Arc<str>>,
     /// That of its mount.
-    drainer: Arc<Drainer>,
+    drainer: Arc<MountDrainer>,
 }
 
 /// The draining of all sockets that were open when it began. If it is dropped, it closes at once
@@ -45,7 +46,7 @@ pub(crate) struct Draining {
 
 /// The sockets of a mount, in the order in which they are closed.
 struct MountDraining {
-    drainer: Arc<Drainer>,
+    drainer: Arc<MountDrainer>,
     with_channels: Vec<Arc<Outbox>>,
     channels: Vec<usize>,
     without_channels: Vec<Arc<Outbox>>,
@@ -63,7 +64,7 @@ impl Sockets {
         self: &Arc<Self>,
         outbox: &Arc<Outbox>,
         id: Option<&str>,
-        drainer: &Arc<Drainer>,
+        drainer: &Arc<MountDrainer>,
     ) -> Registration {
         let mut table = self.table.lock();
         let id: Option<Arc<str>> = id.map(Into::into);
@@ -164,7 +165,7 @@ impl Drop for Draining {
 }
 
 impl MountDraining {
-    fn new(drainer: Arc<Drainer>) -> Self {
+    fn new(drainer: Arc<MountDrainer>) -> Self {
         let (with_channels, channels, without_channels) = Default::default();
         Self { drainer, with_channels, channels, without_channels }
     }
@@ -180,11 +181,16 @@ impl MountDraining {
     }
 
     async fn run(&self) {
-        let mut batches = self.drainer.batches(&self.channels).into_iter().peekable();
-        while let Some(batch) = batches.next() {
+        let MountDrainer { socket, drainer } = &*self.drainer;
+        let batches = drainer.batches(&self.channels);
+        let (rounds, interval) = (batches.len(), drainer.interval());
+        let total = self.channels.iter().sum();
+        for (index, batch) in (1..).zip(batches) {
+            let count = self.channels[batch.clone()].iter().sum();
+            log::Batch { socket, count, total, index, rounds, interval }.drains();
             Self::end(&self.with_channels[batch]);
-            if batches.peek().is_some() {
-                time::sleep(self.drainer.interval()).await;
+            if index < rounds {
+                time::sleep(interval).await;
             }
         }
         Self::end(&self.without_channels);

@@ -8,7 +8,10 @@ use std::{io, sync::Arc};
 use http::Request;
 use parking_lot::Mutex;
 use pipeline_test_support::{Log, eventually, reply};
-use pipeline_ws_sink::PeerAddr;
+use pipeline_ws_sink::{
+    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
+    Params, Payload, PeerAddr, Reply, Socket, Stop, Topic,
+};
 use serde_json::json;
 use support::{channels::endpoint, server::Server};
 use tower_service::Service;
@@ -64,10 +67,9 @@ async fn what_happens_on_a_socket_or_a_channel_is_logged_in_its_span() {
     let server = Server::start(endpoint().0).await;
     let mut ada = server.connect("name=ada").await;
     let socket = r#"socket{socket="NamedSocket" path="/socket/websocket" id="named:ada"}"#;
-    assert_eq!(
-        written.line("connected"),
-        format!(r#"DEBUG {socket}: connected socket="NamedSocket" id="named:ada""#)
-    );
+    let connected = written.line("connected");
+    let expected = format!(r#"INFO {socket}: connected socket="NamedSocket" id="named:ada" "#);
+    assert!(connected.starts_with(&expected), "{connected}");
     ada.join("1", T).await;
     ada.send(json!(["1", "2", T, "crash", {}])).await;
     eventually(|| written.lines().iter().any(|line| line.contains("a channel crashed"))).await;
@@ -111,8 +113,8 @@ async fn a_span_tells_where_the_client_is_if_the_server_does() {
 }
 
 #[tokio::test]
-async fn what_is_sent_and_received_is_not_logged() {
-    let (written, _guards) = Written::at(Level::DEBUG);
+async fn what_is_sent_and_received_is_not_logged_unless_that_is_asked_for() {
+    let (written, _guards) = Written::at(Level::INFO);
     let server = Server::start(endpoint().0).await;
     let mut ada = server.connect("name=ada").await;
     ada.join("1", T).await;
@@ -124,4 +126,54 @@ async fn what_is_sent_and_received_is_not_logged() {
         ada.expect([json!([null, null, T, "news", {}])]).await;
     }
     assert_eq!(written.lines()[before..], [""; 0]);
+}
+
+/// Says something in its callbacks.
+struct Talkative;
+
+impl Socket for Talkative {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        tracing::info!("in connect");
+        Ok(())
+    }
+}
+
+impl Channel for Talkative {
+    type Socket = Self;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        tracing::info!("in join");
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        _: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        tracing::info!("in handle_in");
+        Ok(Reply::ok())
+    }
+}
+
+#[tokio::test]
+async fn callbacks_have_spans_of_their_own_within_those() {
+    let (written, _guards) = Written::at(Level::DEBUG);
+    let mount = Mount::new(Talkative).channel::<Talkative>("room:*");
+    let server = Server::start(Endpoint::builder().mount("/socket", mount)).await;
+    let mut ada = server.connect("").await;
+    ada.join("1", T).await;
+    ada.send(json!(["1", "2", T, "ping", {}])).await;
+    ada.expect([reply("1", "2", T, "ok", json!({}))]).await;
+    let socket = r#"socket{socket="Talkative" path="/socket/websocket"}"#;
+    let channel = r#"channel{channel="Talkative" topic="room:lobby"}"#;
+    assert_eq!(written.line("in connect"), format!("INFO {socket}:connect: in connect"));
+    assert_eq!(written.line("in join"), format!("INFO {socket}:{channel}:join: in join"));
+    let event = r#"handle_in{event="ping" ref="2"}"#;
+    let handled = format!("INFO {socket}:{channel}:{event}: in handle_in");
+    assert_eq!(written.line("in handle_in"), handled);
 }

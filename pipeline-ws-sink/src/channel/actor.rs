@@ -17,6 +17,7 @@ use tokio::{
     task::JoinHandle,
     time::{self, Instant},
 };
+use tracing::Instrument;
 
 use super::{
     Channel, ChannelContext, JoinContext, JoinError, Stop,
@@ -31,7 +32,10 @@ use crate::{
     pubsub::{self, Listening, Subscriber},
     session::{Connection, SessionEvent},
     socket::Socket,
-    telemetry::RouteMeter,
+    telemetry::{
+        RouteMeter, Went, begin_event,
+        log::{self, Said},
+    },
     topic::Topic,
 };
 
@@ -105,7 +109,10 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let context = ChannelContext::new(connection.clone(), topic, context_ref, mailbox.clone());
     let address = Address { join_ref: &join_ref, ..context.address() };
     let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
-    let joined = contained(C::join(&context.topic, payload, &mut cx)).await;
+    let said = Said::join(&payload, &meter.filter);
+    let (begun, span) = (Instant::now(), log::join_span());
+    let joining = contained(C::join(&context.topic, payload, &mut cx)).instrument(span.clone());
+    let (joined, took) = (joining.await, begun.elapsed());
     let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
     let joined = match (joined, accepted) {
         (Ok(Ok(channel)), Ok(frame)) => Ok((channel, frame)),
@@ -113,7 +120,19 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         (Ok(Err(JoinError(refusal))), _) => Err(refusal),
         (Err(panicked), _) => Err(Refusal::Crashed(panicked)),
     };
-    meter.joins.count(joined.is_ok());
+    let went = match &joined {
+        Ok(_) => Went::Well,
+        Err(Refusal::Refused(_)) => Went::Badly,
+        Err(Refusal::Crashed(_)) => Went::Crashed,
+    };
+    span.record("result", went.status());
+    meter.joins.count(went == Went::Well);
+    meter.join_time.record(went, took);
+    match went {
+        Went::Well => said.joined(meter.channel, &context.topic, took),
+        Went::Badly => said.refused(meter.channel, &context.topic, took),
+        Went::Crashed => {}
+    }
 
     let tell_replaced = || {
         if let Some(old) = &replaced {
@@ -143,14 +162,14 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             version: connection.version,
             intercept: C::INTERCEPT,
             mailbox,
-            route: meter,
+            route: meter.clone(),
         }),
     );
     connection.events.tell(SessionEvent::Joined { topic: topic.clone(), id: life.id() });
     connection.outbox.send(&accepted, None);
     tell_replaced();
 
-    Some(Joined { channel, context, join_ref, life, listening })
+    Some(Joined { channel, context, join_ref, life, listening, meter })
 }
 
 impl Replaced {
@@ -192,6 +211,7 @@ struct Joined<C: Channel> {
     join_ref: Ref,
     life: Life,
     listening: Listening,
+    meter: Arc<RouteMeter>,
 }
 
 /// Why a channel ends.
@@ -236,11 +256,18 @@ impl<C: Channel> Joined<C> {
     }
 
     async fn handle(&mut self, letter: Letter) -> Option<End> {
-        let Self { channel, context, .. } = self;
+        let Self { channel, context, meter, .. } = self;
         match letter {
             Letter::Event { reference, event, payload } => {
                 context.reference = reference.clone();
-                let outcome = contained(channel.handle_in(&event, payload, context)).await;
+                let begun = begin_event();
+                let outcome = if begun.is_none() && !log::events_are_seen() {
+                    contained(channel.handle_in(&event, payload, context)).await
+                } else {
+                    // In a box, so that a channel that waits is no larger for it.
+                    let watched = watched(channel, &event, payload, context, meter, begun);
+                    Box::pin(watched).await
+                };
                 context.reference = Ref::NULL;
                 let (reply, stop) = match outcome {
                     Ok(Ok(reply)) => (reply, None),
@@ -333,6 +360,36 @@ impl<C: Channel> Joined<C> {
             Err(_) => tracing::error!(channel = C::name(), %topic, "terminate took too long"),
         }
     }
+}
+
+/// Has an event handled, and tells of it.
+async fn watched<C: Channel>(
+    channel: &mut C,
+    event: &str,
+    payload: Payload,
+    context: &ChannelContext<C>,
+    meter: &RouteMeter,
+    begun: Option<Instant>,
+) -> Result<Result<Reply, Stop>, ExitReason> {
+    let ChannelContext { topic, reference, .. } = context;
+    let said = Said::event(topic, &payload, &meter.filter);
+    let span = log::handle_in_span(event, reference);
+    let timed = begun.unwrap_or_else(Instant::now);
+    let handling = contained(channel.handle_in(event, payload, context)).instrument(span.clone());
+    let (outcome, took) = (handling.await, timed.elapsed());
+    let went = match &outcome {
+        Ok(Err(stop)) if !stop.reason.is_graceful() => Went::Badly,
+        Ok(_) => Went::Well,
+        Err(_) => Went::Crashed,
+    };
+    span.record("result", went.status());
+    if begun.is_some() {
+        meter.handle_in_time.record(went, took);
+    }
+    if went != Went::Crashed {
+        said.handled(meter.channel, topic, (event, reference), took);
+    }
+    outcome
 }
 
 /// The next message, or `None` when a timer is due before it comes.

@@ -9,7 +9,11 @@ use super::{
     Channel,
     actor::{self, Join},
 };
-use crate::{socket::Socket, telemetry::RouteMeter, topic::TopicPattern};
+use crate::{
+    socket::Socket,
+    telemetry::{ParamFilter, RouteMeter},
+    topic::TopicPattern,
+};
 
 /// A pattern, and what joins the topics that match it.
 pub(crate) struct Route<S> {
@@ -25,7 +29,7 @@ pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
     async fn run(self: Arc<Self>, join: Join<S>);
 
     /// Registers the metrics of this kind.
-    fn register(&self, telemetry: &Telemetry) -> RouteMeter;
+    fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMeter;
 }
 
 /// A kind of channel, and its route's configuration.
@@ -46,7 +50,7 @@ impl<C: Channel> ErasedChannel<C::Socket> for ChannelRoute<C> {
         actor::run::<C>(join, &self.config).await;
     }
 
-    fn register(&self, telemetry: &Telemetry) -> RouteMeter {
-        RouteMeter::register(telemetry, C::name())
+    fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMeter {
+        RouteMeter::register(telemetry, C::name(), filter)
     }
 }

@@ -366,7 +366,7 @@ mod tests {
         let outbox = Arc::new(Outbox::new(writer, limits, metrics));
         let mailbox = Arc::new(Mailbox::default());
         let version = Version::V2;
-        let route = Arc::new(RouteMeter::register(&Telemetry::global(), "Silent"));
+        let route = Arc::new(RouteMeter::register(&Telemetry::global(), "Silent", &Arc::default()));
         let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone(), route };
         (Subscriber::Joined(joined), mailbox)
     }

@@ -1,24 +1,39 @@
 //! What is counted for each mount, and for each of its routes.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use pipeline_core::Telemetry;
 
-use super::tally::{Level, Tally};
+use super::{
+    filter::ParamFilter,
+    tally::{Level, Tally},
+    times::Times,
+};
 
 /// What is counted for a kind of socket in its place.
 pub(crate) struct MountMeter {
     pub(crate) socket: &'static str,
     pub(crate) connects: Attempts,
+    pub(crate) connect_time: Times,
     pub(crate) open: Level,
+    /// What of its clients' parameters is logged.
+    pub(crate) filter: Arc<ParamFilter>,
 }
 
 /// What is counted for a kind of channel on its route.
 pub(crate) struct RouteMeter {
     pub(crate) channel: &'static str,
     pub(crate) joins: Attempts,
+    pub(crate) join_time: Times,
+    /// One event in sixteen.
+    pub(crate) handle_in_time: Times,
     open: Level,
     topics: AtomicUsize,
+    /// What of its clients' parameters is logged.
+    pub(crate) filter: Arc<ParamFilter>,
 }
 
 /// How often something was tried, by how it went.
@@ -28,26 +43,53 @@ pub(crate) struct Attempts {
 }
 
 impl MountMeter {
-    pub(crate) fn register(telemetry: &Telemetry, socket: &'static str) -> Self {
+    pub(crate) fn register(
+        telemetry: &Telemetry,
+        socket: &'static str,
+        filter: &Arc<ParamFilter>,
+    ) -> Self {
         let of = ("socket", socket);
         let description = "Connections, by how they went";
         Self {
             socket,
             connects: Attempts::register(telemetry, "socket_connect", description, of),
+            connect_time: Times::register(
+                telemetry,
+                "socket.connect_time",
+                "How long a socket took to say who a client is",
+                of,
+            ),
             open: telemetry
                 .gauge("socket.open", "Sockets that are open", [("socket", socket.to_owned())])
                 .into(),
+            filter: filter.clone(),
         }
     }
 }
 
 impl RouteMeter {
-    pub(crate) fn register(telemetry: &Telemetry, channel: &'static str) -> Self {
+    pub(crate) fn register(
+        telemetry: &Telemetry,
+        channel: &'static str,
+        filter: &Arc<ParamFilter>,
+    ) -> Self {
         let of = ("channel", channel);
         let description = "Joins, by how they went";
         Self {
             channel,
             joins: Attempts::register(telemetry, "channel_join", description, of),
+            join_time: Times::register(
+                telemetry,
+                "channel.join_time",
+                "How long a channel took to say whether a client may join",
+                of,
+            ),
+            handle_in_time: Times::register(
+                telemetry,
+                "channel.handle_in_time",
+                "How long a channel took for an event of its client; one in sixteen is timed",
+                of,
+            ),
             open: telemetry
                 .gauge(
                     "channel.open",
@@ -56,6 +98,7 @@ impl RouteMeter {
                 )
                 .into(),
             topics: AtomicUsize::new(0),
+            filter: filter.clone(),
         }
     }
 

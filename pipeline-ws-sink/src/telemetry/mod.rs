@@ -1,17 +1,22 @@
 //! What the endpoint measures.
 
 mod deliveries;
+mod filter;
+pub(crate) mod log;
 mod meter;
 mod tally;
+mod times;
 mod write_time;
 
 use metrics::Counter;
 use pipeline_core::Telemetry;
 
+pub use self::filter::ParamFilter;
 pub(crate) use self::{
     deliveries::Deliveries,
     meter::{MountMeter, RouteMeter},
     tally::Level,
+    times::{Went, begin_event},
 };
 use self::{tally::Tally, write_time::WriteTime};
 

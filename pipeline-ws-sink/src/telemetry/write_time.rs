@@ -40,7 +40,7 @@ impl From<Histogram> for WriteTime {
 ///
 /// Not every sixteenth: to sixteen sockets in turn, that would always be the same one. Multiples of
 /// the golden ratio come everywhere as often, by whatever step one goes.
-fn is_timed(number: u32) -> bool {
+pub(super) fn is_timed(number: u32) -> bool {
     const GOLDEN_RATIO: u32 = 0x9e37_79b9;
     number.wrapping_mul(GOLDEN_RATIO) < u32::MAX / ONE_IN
 }

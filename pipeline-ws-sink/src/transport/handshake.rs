@@ -15,13 +15,14 @@ use http_body_util::Full;
 use hyper::upgrade::OnUpgrade;
 use pipeline_core::ExitReason;
 use serde_json::Value;
+use tokio::time::Instant;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
-use tracing::{Instrument, field};
+use tracing::{Instrument, Span, field};
 
 use super::{io::Io, polled::Polled, websocket};
 use crate::{
     connect_info::{self, ConnectInfo},
-    drainer::Drainer,
+    drainer::MountDrainer,
     hub::Hub,
     mount::{MountOptions, Routes},
     origin::{CheckOrigin, Origin, Own},
@@ -33,8 +34,11 @@ use crate::{
     session::{Connection, Session, SessionEvents},
     snapshot::{MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket, TEXT},
-    telemetry::MountMeter,
+    telemetry::{MountMeter, Went, log},
 };
+
+/// How a client has come, as the log names it.
+const WEBSOCKET: &str = "websocket";
 
 /// What an endpoint answers to a request.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -61,8 +65,7 @@ pub(crate) struct Mounted<S> {
     /// Those that come by long polling, where that is served.
     pub(crate) polled: Option<Polled>,
     pub(crate) meter: MountMeter,
-    /// Of its own, because it tells this mount's sockets from those of others.
-    pub(crate) drainer: Arc<Drainer>,
+    pub(crate) drainer: Arc<MountDrainer>,
 }
 
 /// What is asked of a client before the socket is asked.
@@ -127,22 +130,15 @@ impl<S: Socket> Mounted<S> {
             peer = info.peer_addr.map(field::display),
             id = field::Empty,
         );
-        let connected = self.connect(&params, &info).instrument(span.clone()).await;
-        self.meter.connects.count(connected.is_ok());
-        let (assigns, id) = match connected {
+        let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
             Ok(connected) => connected,
-            Err(error) => {
-                span.in_scope(|| tracing::info!(socket, %error, "refused a connection"));
-                return error.into_answer().map(Full::from);
-            }
+            Err(error) => return error.into_answer().map(Full::from),
         };
         let extension = self.options.compress.then(|| extension(&request)).flatten();
         let compresses = extension.is_some();
         if let Some(extension) = extension {
             switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
         }
-        span.record("id", &id);
-        span.in_scope(|| tracing::debug!(socket, id, "connected"));
         let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
         // The request is not kept for as long as the socket lives.
         let upgrading = hyper::upgrade::on(request);
@@ -162,22 +158,47 @@ impl<S: Socket> Mounted<S> {
         switching
     }
 
-    /// Asks the socket who this is.
+    /// Asks the socket who this is, and tells of it in the socket's span.
     pub(super) async fn connect(
         &self,
         params: &Params,
         info: &ConnectInfo,
+        transport: &'static str,
+        version: Version,
+        span: &Span,
     ) -> Result<(S::Assigns, Option<String>), ConnectError> {
+        let (begun, connect) = (Instant::now(), log::connect_span(span));
         let connecting = async {
             let assigns = self.socket.connect(params, info).await?;
             let id = self.socket.id(&assigns)?;
             Ok((assigns, id))
         };
-        let outcome = AssertUnwindSafe(connecting).catch_unwind().await;
-        outcome.unwrap_or_else(|payload| {
+        let outcome = AssertUnwindSafe(connecting).catch_unwind().instrument(connect.clone()).await;
+        let took = begun.elapsed();
+        let went = match &outcome {
+            Ok(Ok(_)) => Went::Well,
+            Ok(Err(_)) => Went::Badly,
+            Err(_) => Went::Crashed,
+        };
+        connect.record("result", went.status());
+        let MountMeter { socket, connects, connect_time, filter, .. } = &self.meter;
+        connects.count(went == Went::Well);
+        connect_time.record(went, took);
+        let connected = outcome.unwrap_or_else(|payload| {
             let panicked = ExitReason::from_panic(&*payload);
             Err(ConnectError::because(panicked.to_string()))
-        })
+        });
+        let client = log::Connecting { socket, transport, version, params, filter, took };
+        match &connected {
+            Ok((_, id)) => {
+                if let Some(id) = id {
+                    span.record("id", id);
+                }
+                span.in_scope(|| client.connected(id.as_deref()));
+            }
+            Err(error) => span.in_scope(|| client.refused(error)),
+        }
+        connected
     }
 
     /// Waits for the connection to become a WebSocket, and lives on it.
@@ -249,7 +270,7 @@ impl<S: Socket> Mounted<S> {
 
     /// What its sockets and their channels do.
     pub(crate) fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
-        let MountMeter { socket, connects, open } = &self.meter;
+        let MountMeter { socket, connects, open, .. } = &self.meter;
         let sockets = MountSnapshot {
             path: self.path.clone(),
             socket,

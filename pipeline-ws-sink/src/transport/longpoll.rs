@@ -34,6 +34,9 @@ use crate::{
     socket::Socket,
 };
 
+/// How a client has come, as the log names it.
+const LONGPOLL: &str = "longpoll";
+
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 const ANYWHERE: HeaderValue = HeaderValue::from_static("*");
 const METHODS: HeaderValue = HeaderValue::from_static("get, post, options");
@@ -150,17 +153,8 @@ impl<S: Socket> Mounted<S> {
             peer = info.peer_addr.map(field::display),
             id = field::Empty,
         );
-        let connected = self.connect(params, &info).instrument(span.clone()).await;
-        self.meter.connects.count(connected.is_ok());
-        let (assigns, id) = match connected {
-            Ok(connected) => connected,
-            Err(error) => {
-                span.in_scope(|| tracing::info!(socket, %error, "refused a connection"));
-                return say(told(Status::Refused));
-            }
-        };
-        span.record("id", &id);
-        span.in_scope(|| tracing::debug!(socket, id, "connected"));
+        let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
+        let Ok((assigns, id)) = connected else { return say(told(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, hub.metrics.clone())
             .when_full(self.options.when_full);
         let outbox = Arc::new(outbox);

@@ -30,6 +30,7 @@ pub struct Series {
 struct Seen {
     counters: HashMap<String, HashMap<String, u64>>,
     samples: HashMap<String, Vec<f64>>,
+    sample_counts: HashMap<String, HashMap<String, usize>>,
     gauges: HashMap<String, HashMap<String, f64>>,
     levels: HashMap<String, HashMap<String, f64>>,
 }
@@ -60,6 +61,18 @@ impl Recorded {
     pub fn samples(&self, name: &str) -> Vec<f64> {
         self.look();
         self.seen.lock().samples.remove(name).unwrap_or_default()
+    }
+
+    /// How many samples each series of a histogram has: its labels, as those of counters, and the
+    /// number. Those that have none are left out.
+    #[must_use]
+    pub fn sample_counts(&self, name: &str) -> Vec<(String, usize)> {
+        self.look();
+        let seen = self.seen.lock();
+        let series = seen.sample_counts.get(name).into_iter().flatten();
+        let mut series: Vec<_> = series.map(|(labels, count)| (labels.clone(), *count)).collect();
+        series.sort();
+        series
     }
 
     /// What each series of a gauge was at the last look, if it had been set since the one before, and
@@ -131,7 +144,10 @@ impl Recorded {
                     *levels.entry(labels(key)).or_default() += value.into_inner();
                     seen.gauges.entry(name).or_default().insert(labels(key), value.into_inner());
                 }
+                DebugValue::Histogram(samples) if samples.is_empty() => {}
                 DebugValue::Histogram(samples) => {
+                    let counts = seen.sample_counts.entry(name.clone()).or_default();
+                    *counts.entry(labels(key)).or_default() += samples.len();
                     let samples = samples.into_iter().map(f64::from);
                     seen.samples.entry(name).or_default().extend(samples);
                 }

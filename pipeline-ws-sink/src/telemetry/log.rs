@@ -1,0 +1,140 @@
+//! What is logged of clients that connect, join and say something.
+//!
+//! These lines stand for the events of Phoenix, `socket_connected`, `channel_joined`,
+//! `channel_handled_in` and `socket_drain`, and come when those do. Each kind has a target of its own,
+//! so that it can be left out by a filter.
+
+use std::time::Duration;
+
+use tracing::{Level, Span, field::Empty};
+
+use super::ParamFilter;
+use crate::{
+    params::Params,
+    payload::Payload,
+    protocol::{reference::Ref, version::Version},
+    socket::ConnectError,
+    topic::Topic,
+};
+
+const CONNECT: &str = "pipeline_ws_sink::connect";
+const JOIN: &str = "pipeline_ws_sink::join";
+const HANDLE_IN: &str = "pipeline_ws_sink::handle_in";
+const DRAIN: &str = "pipeline_ws_sink::drain";
+
+/// A client that has been asked who it is.
+pub(crate) struct Connecting<'a> {
+    pub(crate) socket: &'static str,
+    pub(crate) transport: &'static str,
+    pub(crate) version: Version,
+    pub(crate) params: &'a Params,
+    pub(crate) filter: &'a ParamFilter,
+    pub(crate) took: Duration,
+}
+
+/// A join or an event of a client, and what it carried, if that is logged.
+pub(crate) struct Said {
+    params: Option<String>,
+}
+
+/// A batch of sockets that are closed because the endpoint drains.
+pub(crate) struct Batch {
+    pub(crate) socket: &'static str,
+    /// How many channels they have.
+    pub(crate) count: usize,
+    /// And all sockets of the mount.
+    pub(crate) total: usize,
+    /// Which batch it is, from 1, and of how many.
+    pub(crate) index: usize,
+    pub(crate) rounds: usize,
+    pub(crate) interval: Duration,
+}
+
+impl Connecting<'_> {
+    pub(crate) fn connected(&self, id: Option<&str>) {
+        let Self { socket, transport, version, filter, took, .. } = self;
+        if tracing::enabled!(target: CONNECT, Level::INFO) {
+            let params = filter.params(self.params.as_map());
+            tracing::info!(target: CONNECT, socket, id, transport, ?version, params, ?took, "connected");
+        }
+    }
+
+    pub(crate) fn refused(&self, error: &ConnectError) {
+        let Self { socket, transport, version, filter, took, .. } = self;
+        if tracing::enabled!(target: CONNECT, Level::INFO) {
+            let params = filter.params(self.params.as_map());
+            tracing::info!(target: CONNECT, socket, transport, ?version, params, ?took, %error, "refused a connection");
+        }
+    }
+}
+
+/// The span in which a socket is asked who a client is.
+pub(crate) fn connect_span(socket: &Span) -> Span {
+    tracing::info_span!(target: CONNECT, parent: socket, "connect", result = Empty)
+}
+
+/// The span in which a channel is asked whether to let a client in.
+pub(crate) fn join_span() -> Span {
+    tracing::debug_span!(target: JOIN, "join", result = Empty)
+}
+
+/// The span in which an event is handled.
+pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
+    tracing::debug_span!(target: HANDLE_IN, "handle_in", event, "ref" = %reference, result = Empty)
+}
+
+/// Whether somebody sees what is logged of events, or the spans that they are handled in.
+pub(crate) fn events_are_seen() -> bool {
+    tracing::enabled!(target: HANDLE_IN, Level::DEBUG)
+}
+
+impl Said {
+    /// A client asks to be let in. What it says of itself is logged where more than usual is.
+    pub(crate) fn join(payload: &Payload, filter: &ParamFilter) -> Self {
+        let seen = tracing::enabled!(target: JOIN, Level::DEBUG);
+        Self { params: seen.then(|| filter.payload(payload)) }
+    }
+
+    pub(crate) fn event(topic: &Topic, payload: &Payload, filter: &ParamFilter) -> Self {
+        let seen = is_logged(topic) && events_are_seen();
+        Self { params: seen.then(|| filter.payload(payload)) }
+    }
+
+    pub(crate) fn joined(&self, channel: &str, topic: &Topic, took: Duration) {
+        if is_logged(topic) {
+            let params = &self.params;
+            tracing::info!(target: JOIN, channel, %topic, params, ?took, "joined");
+        }
+    }
+
+    pub(crate) fn refused(&self, channel: &str, topic: &Topic, took: Duration) {
+        if is_logged(topic) {
+            let params = &self.params;
+            tracing::info!(target: JOIN, channel, %topic, params, ?took, "refused a join");
+        }
+    }
+
+    pub(crate) fn handled(
+        &self,
+        channel: &str,
+        topic: &Topic,
+        (event, reference): (&str, &Ref),
+        took: Duration,
+    ) {
+        if let Some(params) = &self.params {
+            tracing::debug!(target: HANDLE_IN, channel, %topic, event, "ref" = %reference, params, ?took, "handled");
+        }
+    }
+}
+
+/// Lines about the server's own topics would tell of nothing but that somebody looks.
+fn is_logged(topic: &Topic) -> bool {
+    !topic.as_str().starts_with("phoenix")
+}
+
+impl Batch {
+    pub(crate) fn drains(&self) {
+        let Self { socket, count, total, index, rounds, interval } = self;
+        tracing::info!(target: DRAIN, socket, count, total, index, rounds, ?interval, "drains");
+    }
+}

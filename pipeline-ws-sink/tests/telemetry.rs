@@ -1,0 +1,267 @@
+//! What is told of clients that connect, join and say something: in the log, and in metrics.
+
+mod support;
+
+use std::time::Duration;
+
+use pipeline_core::ExitReason;
+use pipeline_test_support::{Log, reply};
+use pipeline_ws_sink::{
+    Channel, ChannelContext, Drainer, Endpoint, JoinContext, JoinError, Mount, ParamFilter,
+    Payload, Reply, Stop, Topic,
+};
+use serde_json::json;
+use support::{
+    channels::{NamedSocket, endpoint, endpoint_with},
+    memory::MemoryServer,
+    server::Server,
+};
+use tracing::subscriber::DefaultGuard;
+
+const T: &str = "room:lobby";
+const P: &str = "plain:one";
+
+/// Does what it is told, and says nothing more.
+struct Plain;
+
+impl Channel for Plain {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        assert_ne!(event, "crash", "told to");
+        match event {
+            "stop" => Err(Stop::normal().reply(Reply::ok())),
+            "fail" => Err(Stop::because(ExitReason::failed("told to"))),
+            _ => Ok(Reply::ok().with(payload)),
+        }
+    }
+}
+
+fn plain() -> MemoryServer {
+    let mount = Mount::new(NamedSocket).channel::<Plain>("plain:*").channel::<Plain>("phoenix:*");
+    MemoryServer::start(Endpoint::builder().mount("/socket", mount))
+}
+
+/// What is logged of clients, without how long it took.
+struct Told(Log, #[expect(dead_code, reason = "it is dropped")] DefaultGuard);
+
+impl Told {
+    fn keep() -> Self {
+        let (log, guard) = Log::keep();
+        Self(log, guard)
+    }
+
+    /// The lines since the last call that say this.
+    fn take(&self, messages: &[&str]) -> Vec<String> {
+        let lines = self.0.take().into_iter();
+        let said = lines.filter(|line| {
+            messages.iter().any(|message| line.contains(&format!(" message={message} ")))
+        });
+        let untimed = |line: String| {
+            assert!(line.contains(" took="), "{line}");
+            let fields = line.split(' ').filter(|field| !field.starts_with("took="));
+            fields.collect::<Vec<_>>().join(" ")
+        };
+        said.map(untimed).collect()
+    }
+
+    fn connects(&self) -> Vec<String> {
+        self.take(&["connected", "refused a connection"])
+    }
+
+    fn joins(&self) -> Vec<String> {
+        self.take(&["joined", "refused a join"])
+    }
+
+    fn events(&self) -> Vec<String> {
+        self.take(&["handled"])
+    }
+}
+
+#[tokio::test]
+async fn c_201_a_connection_is_told_of_unless_its_version_is_unknown() {
+    let told = Told::keep();
+    let server = Server::start(endpoint().0).await;
+    let _ada = server.connect("name=ada&user_token=s3cret").await;
+    let params = r#"{"name":"ada","user_token":"[FILTERED]","vsn":"2.0.0"}"#;
+    let of = r#"socket="NamedSocket" transport="websocket" version=V2"#;
+    assert_eq!(
+        told.connects(),
+        [format!(
+            r#"INFO id="named:ada" message=connected params="{}" {of}"#,
+            params.escape_debug()
+        )]
+    );
+    assert_eq!(server.try_connect("vsn=2.0.0").await.err(), Some(403));
+    let refused = told.connects();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert!(refused[0].starts_with("INFO error="), "{refused:?}");
+    assert!(
+        refused[0].ends_with(&format!(r#"params="{{\"vsn\":\"2.0.0\"}}" {of}"#)),
+        "{refused:?}"
+    );
+    assert_eq!(server.try_connect("vsn=3.0.0&name=ada").await.err(), Some(403));
+    assert_eq!(told.connects(), [""; 0]);
+    assert_eq!(server.try_connect("vsn=2.0.0&name=panic").await.err(), Some(403));
+    assert_eq!(told.connects().len(), 1);
+    let of = |status: &str| format!("socket=NamedSocket,status={status}");
+    let times = server.recorded.sample_counts("socket.connect_time");
+    assert_eq!(times, [(of("crash"), 1), (of("fail"), 1), (of("success"), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_202_a_join_is_told_of_unless_it_crashes() {
+    let told = Told::keep();
+    let server = MemoryServer::start(endpoint().0);
+    let mut ada = server.connect(1 << 16).await;
+    let of = |message: &str, level: &str, params: &str| {
+        let params = params.escape_debug();
+        format!(r#"{level} channel="Room" message={message} params="{params}" topic={T}"#)
+    };
+    ada.send(json!(["1", "1", T, "phx_join", { "password": "x", "a": 1 }])).await;
+    ada.expect([reply("1", "1", T, "ok", json!({}))]).await;
+    assert_eq!(told.joins(), [of("joined", "INFO", r#"{"a":1,"password":"[FILTERED]"}"#)]);
+    ada.send(json!(["2", "2", "room:other", "phx_join", { "refuse": "full" }])).await;
+    ada.expect([reply("2", "2", "room:other", "error", json!({ "reason": "full" }))]).await;
+    let refused = of("refused a join", "INFO", r#"{"refuse":"full"}"#);
+    assert_eq!(told.joins(), [refused.replace(T, "room:other")]);
+    ada.send(json!(["3", "3", "room:other", "phx_join", { "crash": true }])).await;
+    ada.expect([reply("3", "3", "room:other", "error", json!({ "reason": "join crashed" }))]).await;
+    assert_eq!(told.joins(), [""; 0]);
+    let of = |status: &str| format!("channel=Room,status={status}");
+    let times = server.recorded.sample_counts("channel.join_time");
+    assert_eq!(times, [(of("crash"), 1), (of("fail"), 1), (of("success"), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_203_an_event_is_told_of_when_it_is_handled_and_a_leave_is_not() {
+    let told = Told::keep();
+    let server = plain();
+    let mut ada = server.connect(1 << 16).await;
+    ada.join("1", P).await;
+    let of = |event: &str, reference: &str, params: &str| {
+        let (params, reference) = (params.escape_debug(), format!("ref=\"{reference}\""));
+        format!(
+            r#"DEBUG channel="Plain" event="{event}" message=handled params="{params}" {reference} topic={P}"#
+        )
+    };
+    ada.send(json!(["1", "2", P, "ping", { "token": "x", "n": 1 }])).await;
+    ada.expect([reply("1", "2", P, "ok", json!({ "token": "x", "n": 1 }))]).await;
+    assert_eq!(told.events(), [of("ping", "2", r#"{"n":1,"token":"[FILTERED]"}"#)]);
+    ada.send(json!(["1", "3", P, "stop", {}])).await;
+    ada.expect([reply("1", "3", P, "ok", json!({}))]).await;
+    assert_eq!(told.events(), [of("stop", "3", "{}")]);
+    ada.expect([json!(["1", "1", P, "phx_close", {}])]).await;
+
+    ada.join("4", P).await;
+    ada.send(json!(["4", "5", P, "phx_leave", {}])).await;
+    ada.expect([reply("4", "5", P, "ok", json!({})), json!(["4", "4", P, "phx_close", {}])]).await;
+    ada.join("6", P).await;
+    ada.send(json!(["6", "7", P, "crash", {}])).await;
+    ada.expect([json!(["6", "6", P, "phx_error", { "reason": "channel_crash" }])]).await;
+    assert_eq!(told.events(), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_204_each_batch_of_a_drain_is_told_of() {
+    let told = Told::keep();
+    let drainer = Drainer::new().batch_size(2).batch_interval(Duration::from_millis(300));
+    let server = MemoryServer::start(endpoint_with(|mount| mount.drainer(drainer)).0);
+    let mut clients = Vec::new();
+    for _ in 0..5 {
+        let mut client = server.connect(1 << 16).await;
+        client.join("1", T).await;
+        clients.push(client);
+    }
+    let endpoint = server.endpoint.clone();
+    let draining = tokio::spawn(async move { endpoint.drain(Duration::from_secs(60)).await });
+    for client in &mut clients {
+        assert_eq!(client.closed().await, 1012);
+    }
+    draining.await.unwrap();
+    let lines = told.0.take().into_iter().filter(|line| line.contains("message=drains"));
+    let batch = |count, index| {
+        format!(
+            r#"INFO count={count} index={index} interval=300ms message=drains rounds=3 socket="NamedSocket" total=5"#
+        )
+    };
+    assert_eq!(lines.collect::<Vec<_>>(), [batch(2, 1), batch(2, 2), batch(1, 3)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn topics_of_the_server_itself_are_not_logged() {
+    let told = Told::keep();
+    let server = plain();
+    let mut ada = server.connect(1 << 16).await;
+    ada.join("1", "phoenix:live_reload").await;
+    ada.send(json!(["1", "2", "phoenix:live_reload", "ping", {}])).await;
+    ada.expect([reply("1", "2", "phoenix:live_reload", "ok", json!({}))]).await;
+    assert_eq!(told.take(&["joined", "handled"]), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_logged_is_for_the_mount_to_say() {
+    let told = Told::keep();
+    let filter = ParamFilter::keep(["n"]);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.filter_params(filter)).0);
+    let mut ada = server.connect(1 << 16).await;
+    let connected = told.connects();
+    assert!(
+        connected[0].contains(r#"{\"name\":\"[FILTERED]\",\"vsn\":\"[FILTERED]\"}"#),
+        "{connected:?}"
+    );
+    ada.join("1", T).await;
+    ada.send(json!(["1", "2", T, "ping", { "text": "x", "n": 1 }])).await;
+    ada.next().await;
+    let handled = told.events();
+    assert!(handled[0].contains(r#"{\"n\":1,\"text\":\"[FILTERED]\"}"#), "{handled:?}");
+}
+
+#[tokio::test]
+async fn one_event_in_sixteen_is_timed_whether_it_is_logged_or_not() {
+    let server = Server::start(endpoint().0).await;
+    let mut ada = server.connect("name=ada").await;
+    ada.join("1", T).await;
+    for n in 0..1600 {
+        ada.send(json!([null, null, T, "ping", { "n": n }])).await;
+    }
+    ada.send(json!(["1", "2", T, "ping", {}])).await;
+    let last = reply("1", "2", T, "ok", json!({}));
+    while ada.receive().await != last {}
+    let times = server.recorded.sample_counts("channel.handle_in_time");
+    let [(labels, count)] = &times[..] else { unreachable!("{times:?}") };
+    assert_eq!(labels, "channel=Room,status=success");
+    assert!((90..=110).contains(count), "{count}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_an_event_went_is_in_its_time() {
+    let server = plain();
+    let mut ada = server.connect(1 << 16).await;
+    let of = |status: &str| format!("channel=Plain,status={status}");
+    // Until one of each has been timed.
+    let mut joins = 0;
+    let timed =
+        |event: &'static str| (event, server.recorded.sample_counts("channel.handle_in_time"));
+    for (event, status) in [("crash", "crash"), ("fail", "fail"), ("stop", "success")] {
+        while !timed(event).1.iter().any(|(labels, _)| *labels == of(status)) {
+            joins += 1;
+            let reference = joins.to_string();
+            ada.join(&reference, P).await;
+            ada.send(json!([null, null, P, event, {}])).await;
+            let end = if event == "stop" { "phx_close" } else { "phx_error" };
+            while ada.receive().await[3] != end {}
+            assert!(joins < 1000, "it is not timed");
+        }
+    }
+}
