@@ -19,6 +19,8 @@ pub(crate) enum SocketEnd {
     Protocol(ProtocolError),
     /// The client sent something that is not a message.
     BadMessage,
+    /// The client said more than it may.
+    Limited,
     /// The client reads more slowly than it is written to.
     Overflow,
     /// It was disconnected by its id, or the endpoint is gone.
@@ -38,6 +40,7 @@ impl SocketEnd {
             Self::Idle => Some(1002),
             Self::Protocol(error) => Some(error.close_code()),
             Self::BadMessage | Self::Overflow => Some(1011),
+            Self::Limited => Some(1008),
             Self::Disconnected => Some(1001),
             Self::Draining => Some(1012),
         }

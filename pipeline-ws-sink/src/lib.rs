@@ -126,6 +126,7 @@ mod connect_info;
 mod drainer;
 mod end;
 mod endpoint;
+mod event_limit;
 mod hub;
 mod latencies;
 mod listen;
@@ -147,6 +148,7 @@ mod sockets;
 mod telemetry;
 mod timing;
 mod token;
+mod token_bucket;
 mod topic;
 mod tracker;
 mod transport;
@@ -160,6 +162,7 @@ pub use self::{
     connect_info::{ConnectInfo, PeerAddr},
     drainer::Drainer,
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
+    event_limit::{EventLimit, OnExcess},
     latencies::Latencies,
     listen::listen,
     longpoll::LongPoll,

@@ -7,13 +7,15 @@ use pipeline_core::Telemetry;
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
     drainer::Drainer,
+    event_limit::EventLimit,
     longpoll::LongPoll,
     origin::CheckOrigin,
     outbox::{OutboxLimits, WhenFull},
     protocol::connection::Limits,
+    session,
     snapshot::RouteSnapshot,
     socket::Socket,
-    telemetry::{ParamFilter, RouteMeter},
+    telemetry::{LimitMeter, ParamFilter, RouteMeter},
     topic::{PatternError, Topic, TopicPattern},
 };
 
@@ -60,6 +62,8 @@ pub(crate) struct MountOptions {
     pub(crate) compress: bool,
     pub(crate) timeout: Duration,
     pub(crate) drainer: Drainer,
+    event_limit: Option<EventLimit>,
+    topic_event_limit: Option<EventLimit>,
     max_channels: usize,
 }
 
@@ -86,6 +90,8 @@ impl<S: Socket> Mount<S> {
             compress: false,
             timeout: Duration::from_secs(60),
             drainer: Drainer::new(),
+            event_limit: None,
+            topic_event_limit: None,
             max_channels: 100,
         };
         let handshake = HandshakeOptions {
@@ -232,6 +238,45 @@ impl<S: Socket> Mount<S> {
         self
     }
 
+    /// How much a client may say, on all topics together: events, whether anybody has joined their
+    /// topic or not, and joins. By default there is no limit.
+    ///
+    /// Heartbeats and leaves are never too many. A join that is too many is refused like an event, and
+    /// the official client tries again by itself. It is the socket that is limited: who connects again
+    /// begins anew, and how often somebody may connect is for [`Socket::connect`] to say.
+    ///
+    /// What was too many is counted in `socket.events_limited`.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.event_limit(EventLimit::per_second(50).burst(100))
+    /// # }
+    /// ```
+    pub fn event_limit(mut self, limit: EventLimit) -> Self {
+        self.options.event_limit = Some(limit);
+        self
+    }
+
+    /// How much a client may say on each topic that it has joined. By default there is no limit.
+    ///
+    /// An event has to be within this limit and that of the [socket](Self::event_limit), if both are
+    /// set; one that is refused counts for neither. Joins count for the socket only. A topic that is
+    /// left and joined again has said what it has said: it is remembered for as long as that makes a
+    /// difference, for twice as many topics as may be [joined](Self::max_channels). What is said on
+    /// others meanwhile is too much.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.topic_event_limit(EventLimit::per_second(10).on_excess(OnExcess::Close))
+    /// # }
+    /// ```
+    pub fn topic_event_limit(mut self, limit: EventLimit) -> Self {
+        self.options.topic_event_limit = Some(limit);
+        self
+    }
+
     /// How large a message of a client may be, in bytes: all its fragments together, after it has
     /// been decompressed. Default 1 MiB; a client that sends more is closed with 1009. For a client that
     /// [polls](Self::longpoll) it is how much it may send in one request; one with more is answered with
@@ -362,7 +407,14 @@ impl<S: Socket> Mount<S> {
             RegisteredRoute { pattern, channel, meter }
         };
         let routes = self.routes.into_iter().map(register).collect();
-        Ok((self.socket, Routes { routes, max_channels: self.options.max_channels }))
+        let limited = LimitMeter::register(telemetry, self.socket.name());
+        let MountOptions { event_limit, topic_event_limit, max_channels, .. } = self.options;
+        let limits = session::Limits {
+            socket: event_limit.map(Into::into),
+            topic: topic_event_limit.map(Into::into),
+            topics: max_channels.saturating_mul(2).max(1),
+        };
+        Ok((self.socket, Routes { routes, limits, limited, max_channels }))
     }
 }
 
@@ -380,6 +432,8 @@ impl<S> std::fmt::Debug for Mount<S> {
 /// The channels of a kind of socket.
 pub(crate) struct Routes<S> {
     routes: Vec<RegisteredRoute<S>>,
+    limits: session::Limits,
+    pub(crate) limited: LimitMeter,
     max_channels: usize,
 }
 
@@ -410,6 +464,12 @@ impl<S> Routes<S> {
             joined: meter.joins.succeeded(),
             refused: meter.joins.failed(),
         })
+    }
+
+    /// What clients may say, if that is limited.
+    pub(crate) fn limits(&self) -> Option<&session::Limits> {
+        let limits = &self.limits;
+        (limits.socket.is_some() || limits.topic.is_some()).then_some(limits)
     }
 
     pub(crate) fn max_channels(&self) -> usize {

@@ -1,5 +1,6 @@
 //! One client: its channels, and the way from its messages to them. It knows no transport.
 
+mod limits;
 #[cfg(test)]
 mod tests;
 
@@ -15,11 +16,19 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::ExitReason;
 use serde_json::json;
-use tokio::{task::JoinHandle, time};
+use tokio::{
+    task::JoinHandle,
+    time::{self, Instant},
+};
 use tracing::Instrument;
+
+use self::limits::{Excess, Spent};
+pub(crate) use self::limits::{Limits, Scope};
 
 use crate::{
     channel::{Join, Letter, Life, Mailbox, Replaced},
+    end::SocketEnd,
+    event_limit::OnExcess,
     mount::Routes,
     outbox::Outbox,
     payload::Payload,
@@ -54,10 +63,6 @@ pub(crate) struct Connection<S: Socket> {
     pub(crate) metrics: Arc<SocketMetrics>,
 }
 
-/// The client sent something that is not a message of the protocol.
-#[derive(Debug)]
-pub(crate) struct NotAMessage;
-
 /// One client.
 ///
 /// It alone knows which topics are joined. A channel tells it of its fate *before* it tells the
@@ -67,6 +72,8 @@ pub(crate) struct Session<S: Socket> {
     routes: Arc<Routes<S>>,
     channels: HashMap<Arc<str>, Entry>,
     lives: u64,
+    /// Where there are limits, and once there is something to remember.
+    spent: Option<Box<Spent>>,
 }
 
 /// A topic that is joined, or about to be.
@@ -81,7 +88,7 @@ struct Entry {
 
 impl<S: Socket> Session<S> {
     pub(crate) fn new(connection: Arc<Connection<S>>, routes: Arc<Routes<S>>) -> Self {
-        Self { connection, routes, channels: HashMap::new(), lives: 0 }
+        Self { connection, routes, channels: HashMap::new(), lives: 0, spent: None }
     }
 
     pub(crate) fn metrics(&self) -> &SocketMetrics {
@@ -124,15 +131,60 @@ impl<S: Socket> Session<S> {
     /// Handles what the client sent.
     ///
     /// It waits for room where the client has sent more than can be handled, and for nothing else.
-    pub(crate) async fn receive(&mut self, received: Received) -> Result<(), NotAMessage> {
+    ///
+    /// # Errors
+    ///
+    /// Why the socket is to end: this was no message of the protocol, or the client says too much.
+    pub(crate) async fn receive(&mut self, received: Received) -> Result<(), SocketEnd> {
         self.catch_up().await;
-        let message =
-            ClientMessage::decode(self.connection.version, &received).ok_or(NotAMessage)?;
+        let message = ClientMessage::decode(self.connection.version, &received)
+            .ok_or(SocketEnd::BadMessage)?;
+        // When it comes and not when it is handled: what waits for a join has come at its own time.
+        if let Err(excess) = self.admit(&message) {
+            return self.refuse(&message, excess);
+        }
         while self.has_too_many_pending(&message) {
             self.changed().await;
             self.catch_up().await;
         }
         self.route(&message, &received).await;
+        Ok(())
+    }
+
+    /// Whether the client may say this now, by the limits of its mount.
+    ///
+    /// Heartbeats and leaves always may. Joins and events count for the socket, events for their topic
+    /// too.
+    fn admit(&mut self, message: &ClientMessage<'_>) -> Result<(), Excess> {
+        let Some(limits) = self.routes.limits() else { return Ok(()) };
+        let (topic, event) = (message.topic(), message.event());
+        if is_heartbeat(topic.as_deref(), event.as_deref()) || event.as_deref() == Some(LEAVE) {
+            return Ok(());
+        }
+        let joined = topic.as_deref().and_then(|topic| self.channels.get_key_value(topic));
+        let topic = joined.map(|(topic, _)| topic).filter(|_| event.as_deref() != Some(JOIN));
+        let now = Instant::now();
+        let spent = self.spent.get_or_insert_with(|| Box::new(Spent::new(now)));
+        spent.admit(limits, topic, now)
+    }
+
+    /// Does with an event that is too many what the limit says.
+    fn refuse(&self, message: &ClientMessage<'_>, excess: Excess) -> Result<(), SocketEnd> {
+        let Excess { of, retry_after, on_excess } = excess;
+        self.routes.limited.count(of);
+        if on_excess == OnExcess::Close {
+            tracing::warn!(limit = of.name(), "closes a socket whose client says too much");
+            return Err(SocketEnd::Limited);
+        }
+        let reference = message.reference();
+        if !reference.is_null() {
+            // So that an event that comes so many milliseconds later passes.
+            let retry_after = u64::try_from(retry_after.as_nanos().div_ceil(1_000_000));
+            let retry_after = retry_after.unwrap_or(u64::MAX);
+            let response = json!({ "reason": "rate limited", "retry_after": retry_after });
+            let response = Payload::new(&response).expect("a literal is JSON");
+            self.reply(&message.join_ref(), message, "error", &response);
+        }
         Ok(())
     }
 
@@ -150,7 +202,7 @@ impl<S: Socket> Session<S> {
     /// Handles a message by what its topic is: unknown, joining or joined.
     async fn route(&mut self, message: &ClientMessage<'_>, received: &Received) {
         let (topic, event) = (message.topic(), message.event());
-        if topic.as_deref() == Some("phoenix") && event.as_deref() == Some("heartbeat") {
+        if is_heartbeat(topic.as_deref(), event.as_deref()) {
             return self.reply(&Ref::NULL, message, "ok", &Payload::empty());
         }
         let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
@@ -274,6 +326,10 @@ impl<S: Socket> fmt::Debug for Connection<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+fn is_heartbeat(topic: Option<&str>, event: Option<&str>) -> bool {
+    topic == Some("phoenix") && event == Some("heartbeat")
 }
 
 fn reason(reason: &str) -> Payload {

@@ -80,6 +80,8 @@ pub struct MountSnapshot {
     pub connected: u64,
     /// Clients that it refused.
     pub refused: u64,
+    /// What its clients said beyond its [limits](crate::Mount::event_limit), joins included.
+    pub limited: u64,
 }
 
 /// The channels of one route.

@@ -106,7 +106,7 @@ struct Visitor {
 }
 
 impl Visitor {
-    async fn send(&mut self, message: Value) -> Result<(), NotAMessage> {
+    async fn send(&mut self, message: Value) -> Result<(), SocketEnd> {
         self.session.receive(Received::Text(message.to_string().into())).await
     }
 

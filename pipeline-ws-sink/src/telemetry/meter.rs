@@ -12,6 +12,7 @@ use super::{
     tally::{Level, Tally},
     times::Times,
 };
+use crate::session::Scope;
 
 /// What is counted for a kind of socket in its place.
 pub(crate) struct MountMeter {
@@ -34,6 +35,12 @@ pub(crate) struct RouteMeter {
     topics: AtomicUsize,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
+}
+
+/// What clients of a mount said beyond its limits.
+pub(crate) struct LimitMeter {
+    socket: Tally,
+    topic: Tally,
 }
 
 /// How often something was tried, by how it went.
@@ -122,6 +129,29 @@ impl RouteMeter {
     /// How many topics they are joined on.
     pub(crate) fn topics(&self) -> usize {
         self.topics.load(Relaxed)
+    }
+}
+
+impl LimitMeter {
+    pub(crate) fn register(telemetry: &Telemetry, socket: &'static str) -> Self {
+        let counter = |scope: Scope| {
+            let labels = [("reason", scope.name().to_owned()), ("socket", socket.to_owned())];
+            let description = "Events and joins beyond a limit, by which one";
+            telemetry.counter("socket.events_limited", description, labels).into()
+        };
+        Self { socket: counter(Scope::Socket), topic: counter(Scope::Topic) }
+    }
+
+    pub(crate) fn count(&self, scope: Scope) {
+        match scope {
+            Scope::Socket => &self.socket,
+            Scope::Topic => &self.topic,
+        }
+        .increment(1);
+    }
+
+    pub(crate) fn limited(&self) -> u64 {
+        self.socket.get() + self.topic.get()
     }
 }
 

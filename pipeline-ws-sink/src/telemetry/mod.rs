@@ -14,7 +14,7 @@ use pipeline_core::Telemetry;
 pub use self::filter::ParamFilter;
 pub(crate) use self::{
     deliveries::Deliveries,
-    meter::{MountMeter, RouteMeter},
+    meter::{LimitMeter, MountMeter, RouteMeter},
     tally::Level,
     times::{Went, begin_event},
 };

@@ -277,6 +277,7 @@ impl<S: Socket> Mounted<S> {
             open: open.get(),
             connected: connects.succeeded(),
             refused: connects.failed(),
+            limited: self.routes.limited.limited(),
         };
         (sockets, self.routes.snapshots(&self.path).collect())
     }

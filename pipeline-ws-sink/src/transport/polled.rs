@@ -214,10 +214,10 @@ async fn listen<S: Socket>(
             post = posts.recv(), if may_come => {
                 let Some(Post { received, taken }) = post else { return SocketEnd::Closed };
                 session.metrics().frames_in.increment(1);
-                if session.receive(received).await.is_err() {
+                if let Err(end) = session.receive(received).await {
                     // Before the client is told, so that it finds no session when it comes again.
-                    outbox.end(SocketEnd::BadMessage);
-                    return SocketEnd::BadMessage;
+                    outbox.end(end);
+                    return end;
                 }
                 untaken.push(taken);
             }

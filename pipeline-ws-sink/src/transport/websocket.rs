@@ -66,8 +66,8 @@ async fn listen<S: Socket>(
             session.metrics().frames_in.increment(1);
             match incoming {
                 Incoming::Message(message) => {
-                    if session.receive(message).await.is_err() {
-                        return SocketEnd::BadMessage;
+                    if let Err(end) = session.receive(message).await {
+                        return end;
                     }
                 }
                 Incoming::Ping(payload) => outbox.send(&Frame::pong(&payload), None),

@@ -1,0 +1,210 @@
+//! What one client may still say, in all and on each topic. Pure: told the time, it does not read it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::{
+    event_limit::{EventLimit, OnExcess},
+    token_bucket::{Bucket, Rate},
+};
+
+/// What clients of a mount may say.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) socket: Option<Limit>,
+    pub(crate) topic: Option<Limit>,
+    /// Of how many topics it is remembered what was said there.
+    pub(crate) topics: usize,
+}
+
+/// A limit, ready to be counted with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    rate: Rate,
+    on_excess: OnExcess,
+}
+
+/// What a client has said of late.
+///
+/// A topic is remembered for as long as that makes a difference, joined or not: whoever leaves and joins
+/// again finds its bucket as it was. When so many are remembered that there is no room for one more,
+/// what is said on others waits until there is.
+#[derive(Debug)]
+pub(super) struct Spent {
+    since: Instant,
+    socket: Bucket,
+    topics: HashMap<Arc<str>, Bucket>,
+}
+
+/// A client has said more than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Excess {
+    pub(super) of: Scope,
+    pub(super) retry_after: Duration,
+    pub(super) on_excess: OnExcess,
+}
+
+/// Which limit it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Socket,
+    Topic,
+}
+
+impl Scope {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Socket => "socket",
+            Self::Topic => "topic",
+        }
+    }
+}
+
+impl From<EventLimit> for Limit {
+    fn from(limit: EventLimit) -> Self {
+        Self { rate: limit.rate(), on_excess: limit.when_exceeded() }
+    }
+}
+
+impl Spent {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, socket: Bucket::default(), topics: HashMap::new() }
+    }
+
+    /// The client says something, on a joined topic or otherwise. If it is too much of either limit, it
+    /// counts for neither.
+    pub(super) fn admit(
+        &mut self,
+        limits: &Limits,
+        topic: Option<&Arc<str>>,
+        now: Instant,
+    ) -> Result<(), Excess> {
+        let now = now.saturating_duration_since(self.since);
+        let of_topic = limits.topic.zip(topic);
+        let socket =
+            limits.socket.and_then(|limit| Some((limit, self.socket.wait(limit.rate, now)?)));
+        let topic = of_topic
+            .and_then(|(limit, topic)| Some((limit, self.wait(limit, topic, limits.topics, now)?)));
+        let retry_after = socket.map(|(_, wait)| wait).max(topic.map(|(_, wait)| wait));
+        if let Some(retry_after) = retry_after {
+            let refused = [socket, topic].into_iter().flatten();
+            let closes =
+                refused.map(|(limit, _)| limit.on_excess).find(|on| *on == OnExcess::Close);
+            let of = if socket.is_some() { Scope::Socket } else { Scope::Topic };
+            return Err(Excess { of, retry_after, on_excess: closes.unwrap_or_default() });
+        }
+        if let Some(limit) = limits.socket {
+            self.socket.take(limit.rate, now);
+        }
+        if let Some((limit, topic)) = of_topic {
+            self.topics.entry(topic.clone()).or_default().take(limit.rate, now);
+        }
+        Ok(())
+    }
+
+    /// How long it is until something may be said on a topic; `None` if it may now.
+    fn wait(
+        &mut self,
+        limit: Limit,
+        topic: &Arc<str>,
+        room: usize,
+        now: Duration,
+    ) -> Option<Duration> {
+        if let Some(bucket) = self.topics.get(topic) {
+            return bucket.wait(limit.rate, now);
+        }
+        // Before it grows, so that it grows no larger than it has to.
+        if self.topics.len() >= room.min(self.topics.capacity()) {
+            self.topics.retain(|_, bucket| !bucket.until_full(now).is_zero());
+        }
+        if self.topics.len() < room {
+            return None;
+        }
+        self.topics.values().map(|bucket| bucket.until_full(now)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(socket: Option<EventLimit>, topic: Option<EventLimit>) -> Limits {
+        Limits { socket: socket.map(Limit::from), topic: topic.map(Limit::from), topics: 4 }
+    }
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn topic(number: usize) -> Arc<str> {
+        format!("room:{number}").into()
+    }
+
+    #[test]
+    fn what_one_limit_refuses_does_not_count_for_the_other() {
+        let limits =
+            limits(Some(EventLimit::per_second(1).burst(2)), Some(EventLimit::per_second(1)));
+        let now = Instant::now();
+        let (mut spent, [lobby, other]) = (Spent::new(now), [1, 2].map(topic));
+        assert_eq!(spent.admit(&limits, Some(&lobby), now), Ok(()));
+        let refused = spent.admit(&limits, Some(&lobby), now).unwrap_err();
+        assert_eq!((refused.of, refused.retry_after), (Scope::Topic, ms(1000)));
+        assert_eq!(spent.admit(&limits, Some(&other), now), Ok(()), "the socket has one left");
+        let refused = spent.admit(&limits, Some(&topic(3)), now).unwrap_err();
+        assert_eq!((refused.of, refused.retry_after), (Scope::Socket, ms(1000)));
+        let later = now + ms(1000);
+        assert_eq!(spent.admit(&limits, Some(&topic(3)), later), Ok(()), "its topic has its own");
+    }
+
+    #[test]
+    fn it_is_as_long_as_the_longer_of_both_and_closes_if_either_does() {
+        let limits = limits(
+            Some(EventLimit::per_minute(60).burst(1)),
+            Some(EventLimit::per_minute(6).burst(1).on_excess(OnExcess::Close)),
+        );
+        let now = Instant::now();
+        let (mut spent, lobby) = (Spent::new(now), topic(1));
+        assert_eq!(spent.admit(&limits, Some(&lobby), now), Ok(()));
+        let excess =
+            Excess { of: Scope::Socket, retry_after: ms(10_000), on_excess: OnExcess::Close };
+        assert_eq!(spent.admit(&limits, Some(&lobby), now), Err(excess));
+        let without = Excess { retry_after: ms(1000), on_excess: OnExcess::Reply, ..excess };
+        assert_eq!(spent.admit(&limits, None, now), Err(without));
+        assert_eq!(spent.admit(&limits, Some(&lobby), now + ms(10_000)), Ok(()));
+    }
+
+    #[test]
+    fn no_more_topics_are_remembered_than_there_is_room_for() {
+        let limits = limits(None, Some(EventLimit::per_second(1).burst(2)));
+        let now = Instant::now();
+        let mut spent = Spent::new(now);
+        for number in 0..4 {
+            let at = now + ms(100) * u32::try_from(number).unwrap();
+            assert_eq!(spent.admit(&limits, Some(&topic(number)), at), Ok(()));
+        }
+        let (at, one_more) = (now + ms(400), topic(4));
+        let refused = spent.admit(&limits, Some(&one_more), at).unwrap_err();
+        assert_eq!((refused.of, refused.retry_after), (Scope::Topic, ms(600)));
+        assert_eq!(spent.admit(&limits, Some(&topic(0)), at), Ok(()), "it is remembered");
+        // Which puts off the time at which it is forgotten.
+        let refused = spent.admit(&limits, Some(&one_more), at).unwrap_err();
+        assert_eq!(refused.retry_after, ms(700));
+        assert!(spent.admit(&limits, Some(&one_more), at + ms(699)).is_err());
+        assert_eq!(spent.admit(&limits, Some(&one_more), at + ms(700)), Ok(()));
+        assert_eq!(spent.topics.len(), 4);
+    }
+
+    #[test]
+    fn topics_that_make_no_difference_any_more_are_forgotten() {
+        let mut limits = limits(None, Some(EventLimit::per_second(10)));
+        limits.topics = 1000;
+        let mut now = Instant::now();
+        let mut spent = Spent::new(now);
+        for number in 0..1000 {
+            now += ms(60);
+            assert_eq!(spent.admit(&limits, Some(&topic(number)), now), Ok(()));
+        }
+        assert!(spent.topics.capacity() < 8, "{}", spent.topics.capacity());
+    }
+}
