@@ -183,7 +183,12 @@ impl<S: Socket> Session<S> {
             let retry_after = retry_after.unwrap_or(u64::MAX);
             let response = json!({ "reason": "rate limited", "retry_after": retry_after });
             let response = Payload::new(&response).expect("a literal is JSON");
-            self.reply(&message.join_ref(), message, "error", &response);
+            // That of the channel if the client names none, as in the channel's own answers.
+            let topic = message.topic();
+            let entry = topic.as_deref().and_then(|topic| self.channels.get(topic));
+            let join_ref = message.join_ref();
+            let join_ref = entry.map_or(join_ref.clone(), |entry| join_ref.or(&entry.join_ref));
+            self.reply(&join_ref, message, "error", &response);
         }
         Ok(())
     }

@@ -63,6 +63,8 @@ async fn a_burst_passes_and_what_is_too_much_passes_when_it_has_waited() {
     }
     ada.send(json!(["1", "2", T, "ping", {}])).await;
     ada.expect([reply("1", "2", T, "error", limited(100))]).await;
+    ada.send(json!([null, "3", T, "ping", {}])).await;
+    ada.expect([reply("1", "3", T, "error", limited(100))]).await;
     advance(ms(99)).await;
     assert_eq!(ping(&mut ada, T).await, limited(1));
     advance(ms(1)).await;
@@ -73,8 +75,8 @@ async fn a_burst_passes_and_what_is_too_much_passes_when_it_has_waited() {
         assert_eq!(ping(&mut ada, T).await, pong());
     }
     assert_eq!(ping(&mut ada, T).await, limited(100));
-    assert_eq!(counted(&server), [("socket".to_owned(), 4)]);
-    assert_eq!(server.endpoint.snapshot().sockets[0].limited, 4);
+    assert_eq!(counted(&server), [("socket".to_owned(), 5)]);
+    assert_eq!(server.endpoint.snapshot().sockets[0].limited, 5);
 }
 
 #[tokio::test(start_paused = true)]

@@ -252,7 +252,8 @@ impl<C: Channel> Joined<C> {
                 break end;
             }
         };
-        self.end(end).await;
+        // Like the joining, this is only needed once.
+        Box::pin(self.end(end)).await;
     }
 
     async fn handle(&mut self, letter: Letter) -> Option<End> {
@@ -260,13 +261,14 @@ impl<C: Channel> Joined<C> {
         match letter {
             Letter::Event { reference, event, payload } => {
                 context.reference = reference.clone();
-                let begun = begin_event();
-                let outcome = if begun.is_none() && !log::events_are_seen() {
-                    contained(channel.handle_in(&event, payload, context)).await
-                } else {
+                let outcome = match begin_event() {
+                    None if !log::events_are_seen() => {
+                        contained(channel.handle_in(&event, payload, context)).await
+                    }
                     // In a box, so that a channel that waits is no larger for it.
-                    let watched = watched(channel, &event, payload, context, meter, begun);
-                    Box::pin(watched).await
+                    begun => {
+                        Box::pin(watched(channel, &event, payload, context, meter, begun)).await
+                    }
                 };
                 context.reference = Ref::NULL;
                 let (reply, stop) = match outcome {
