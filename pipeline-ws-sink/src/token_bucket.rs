@@ -87,6 +87,13 @@ mod tests {
     }
 
     #[test]
+    fn what_does_not_come_out_even_is_rather_fewer() {
+        let rate = Rate::new(3, NANO * 10, 1);
+        let times: Vec<_> = (0..=12).map(|at| NANO * at).collect();
+        assert_eq!(passed(rate, &times), [0, 4, 8, 12].map(|at| NANO * at));
+    }
+
+    #[test]
     fn what_makes_no_sense_limits_all_the_same() {
         let ever = Rate::new(1, Duration::MAX, u32::MAX);
         let mut bucket = Bucket::default();
