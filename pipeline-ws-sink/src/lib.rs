@@ -11,7 +11,8 @@
 //!
 //! A client that does not keep up harms no one: what waits for it is bounded, and when there is too
 //! much, it is disconnected, to connect again, or whatever else [`WhenFull`] says. A pipeline that ends
-//! in a [`PubSub::pusher`] can wait for its clients: then its demand follows their room.
+//! in a [`PubSub::pusher`] can wait for its clients: then its demand follows their room. How much a client
+//! may say is limited where [`Mount::event_limit`] does so.
 //!
 //! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames. Those that
 //! cannot keep a WebSocket open may poll instead: see [`LongPoll`].

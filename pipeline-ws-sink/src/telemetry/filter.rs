@@ -49,7 +49,7 @@ impl ParamFilter {
     ///
     /// ```
     /// # use pipeline_ws_sink::ParamFilter;
-    /// let nothing = ParamFilter::keep(["vsn", "page"]);
+    /// let little = ParamFilter::keep(["vsn", "page"]);
     /// ```
     pub fn keep<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {
         Self { names: names.into_iter().map(Into::into).collect(), keeps: true }

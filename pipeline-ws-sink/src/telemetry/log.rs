@@ -55,7 +55,9 @@ impl Connecting<'_> {
         let Self { socket, transport, version, filter, took, .. } = self;
         if tracing::enabled!(target: CONNECT, Level::INFO) {
             let params = filter.params(self.params.as_map());
-            tracing::info!(target: CONNECT, socket, id, transport, ?version, params, ?took, "connected");
+            tracing::info!(
+                target: CONNECT, socket, id, transport, ?version, params, ?took, "connected"
+            );
         }
     }
 
@@ -63,7 +65,10 @@ impl Connecting<'_> {
         let Self { socket, transport, version, filter, took, .. } = self;
         if tracing::enabled!(target: CONNECT, Level::INFO) {
             let params = filter.params(self.params.as_map());
-            tracing::info!(target: CONNECT, socket, transport, ?version, params, ?took, %error, "refused a connection");
+            tracing::info!(
+                target: CONNECT, socket, transport, ?version, params, ?took, %error,
+                "refused a connection"
+            );
         }
     }
 }
@@ -122,7 +127,10 @@ impl Said {
         took: Duration,
     ) {
         if let Some(params) = &self.params {
-            tracing::debug!(target: HANDLE_IN, channel, %topic, event, "ref" = %reference, params, ?took, "handled");
+            tracing::debug!(
+                target: HANDLE_IN, channel, %topic, event, "ref" = %reference, params, ?took,
+                "handled"
+            );
         }
     }
 }
