@@ -181,7 +181,7 @@ pub use self::{
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket},
     telemetry::ParamFilter,
-    token::{Signer, SignerError, TokenError},
+    token::{KeyDigest, KeyOptions, Signer, SignerError, TokenError},
     topic::{PatternError, Topic},
     tracker::{TrackerOptions, TrackerOptionsError},
 };

@@ -5,11 +5,11 @@ mod support;
 use pipeline_ws_sink::{
     AdapterError, Broadcast, BroadcastError, BuildError, Channel, ChannelContext, ChannelHandle,
     CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointObserver,
-    EndpointReport, EndpointSnapshot, HandleInfo, JoinContext, JoinError, Lagged, Latencies,
-    LocalNode, LongPoll, MissingParam, Mount, MountSnapshot, NoReference, Origin, OriginError,
-    Params, ParamsError, PathError, PatternError, Payload, PayloadError, PeerAddr, PubSub, Ref,
-    Reply, RouteSnapshot, SendError, Signer, SignerError, SocketRef, Stop, SubscriberId,
-    Subscription, TokenError, TooManyTimers, Topic, WhenFull,
+    EndpointReport, EndpointSnapshot, HandleInfo, JoinContext, JoinError, KeyDigest, KeyOptions,
+    Lagged, Latencies, LocalNode, LongPoll, MissingParam, Mount, MountSnapshot, NoReference,
+    Origin, OriginError, Params, ParamsError, PathError, PatternError, Payload, PayloadError,
+    PeerAddr, PubSub, Ref, Reply, RouteSnapshot, SendError, Signer, SignerError, SocketRef, Stop,
+    SubscriberId, Subscription, TokenError, TooManyTimers, Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -34,6 +34,8 @@ fn public_types_are_send_and_sync() {
         EndpointReport,
         EndpointSnapshot,
         JoinError,
+        KeyDigest,
+        KeyOptions,
         Lagged,
         Latencies,
         LocalNode,

@@ -5,37 +5,34 @@
 //! Erlang term `{data, signed_at_ms, max_age_s}`, the MAC is HMAC-SHA256 over `SFMyNTY.DATA`, and
 //! the key is derived from the secret and a salt by PBKDF2.
 
+mod key;
 mod term;
 
 use std::{
-    fmt,
+    fmt, iter,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use hmac::{Hmac, KeyInit, Mac};
-use serde::{Serialize, de::DeserializeOwned};
-use sha2::Sha256;
+use serde::{
+    Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use thiserror::Error;
 
-use self::term::{MaxAge, SignedTerm};
-
-/// Says HS256, in base64url. It is not a JWT all the same.
-const HEADER: &str = "SFMyNTY";
-
-/// How short a secret may be, in bytes.
-const MIN_SECRET: usize = 20;
-
-/// How often the hash is repeated to derive the key. `Phoenix.Token`'s default.
-const ITERATIONS: u32 = 1000;
+pub use self::key::{KeyDigest, KeyOptions, SignerError};
+use self::{
+    key::Key,
+    term::{MaxAge, SignedTerm},
+};
 
 /// How far in the future a token may be dated: clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Signs and verifies tokens that say who a client is.
 ///
-/// Compatible with `Phoenix.Token.sign` and `verify`, with their default options, for data that JSON
-/// can express: numbers, strings, booleans, null, lists, and maps with string keys.
+/// Compatible with `Phoenix.Token.sign` and `verify`, for data that JSON can express: numbers,
+/// strings, booleans, null, lists, and maps with string keys. What Phoenix has signed may have tuples
+/// and atoms in it, too: they are read as lists and strings.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -49,16 +46,51 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// assert_eq!(user, 42);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// # Age
+///
+/// The limit that [`max_age`](Self::max_age) sets is written into the tokens that are signed, and it
+/// is the one that counts for those to verify, whatever they say. A signer that sets none writes one
+/// day, and goes by what the tokens say: their limit is signed, too. So does Phoenix.
+///
+/// # Changing the secret
+///
+/// Clients hold tokens of the old secret while servers change one after the other. So:
+///
+/// 1. Deploy the new secret for verifying only: `Signer::new(old, salt)?.also_verify(&new)`.
+/// 2. When all servers have it, sign with it: `Signer::new(new, salt)?.also_verify(&old)`.
+/// 3. When the last token of the old secret has expired, drop it: `Signer::new(new, salt)?`.
+///
+/// If the old secret is known to others, skip to the third: all clients then need a new token.
+///
+/// ```
+/// use std::time::SystemTime;
+///
+/// use pipeline_ws_sink::Signer;
+///
+/// let now = SystemTime::now();
+/// let old = Signer::new("the secret of last year, known to many", "user socket")?;
+/// let token = old.sign("ada", now)?;
+///
+/// let signer = Signer::new("the secret of this year, known to few", "user socket")?;
+/// let signer = signer.also_verify(&old);
+/// assert_eq!(signer.verify::<String>(&token, now)?, "ada");
+/// assert!(old.verify::<String>(&signer.sign("ada", now)?, now).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct Signer {
-    key: [u8; 32],
-    max_age: Duration,
+    key: Key,
+    /// What tokens to verify may have been signed with instead.
+    others: Vec<Key>,
+    /// If it was set.
+    max_age: Option<MaxAge>,
 }
 
 impl Signer {
     /// Derives the key from a secret, such as Phoenix's `secret_key_base`, and a salt that names
-    /// what the tokens are for. Tokens are valid for a day, unless told otherwise.
+    /// what the tokens are for.
     ///
     /// This takes about a millisecond: make one signer and keep it.
     ///
@@ -66,19 +98,58 @@ impl Signer {
     ///
     /// [`SignerError`] if the secret has less than 20 bytes.
     pub fn new(secret: &str, salt: &str) -> Result<Self, SignerError> {
-        if secret.len() < MIN_SECRET {
-            return Err(SignerError { length: secret.len() });
-        }
-        let mut key = [0; 32];
-        pbkdf2::pbkdf2_hmac::<Sha256>(secret.as_bytes(), salt.as_bytes(), ITERATIONS, &mut key);
-        Ok(Self { key, max_age: Duration::from_secs(86_400) })
+        Self::with_options(secret, salt, KeyOptions::default())
     }
 
-    /// How long tokens are valid after they were signed. Default one day. Whole seconds count.
+    /// The same, for a Phoenix side that derives its key in another way.
     ///
-    /// For tokens to verify it is this signer's limit that counts, whatever the token says.
+    /// # Errors
+    ///
+    /// [`SignerError`] if the secret has less than 20 bytes, or if a key cannot be derived like this.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::{KeyDigest, KeyOptions, Signer};
+    ///
+    /// // Phoenix.Token.sign(secret, "user socket", id, key_iterations: 2000, key_digest: :sha512)
+    /// let options = KeyOptions::default().iterations(2000).digest(KeyDigest::Sha512);
+    /// let signer = Signer::with_options("a secret of at least 20 bytes", "user socket", options)?;
+    /// # Ok::<(), pipeline_ws_sink::SignerError>(())
+    /// ```
+    pub fn with_options(
+        secret: &str,
+        salt: &str,
+        options: KeyOptions,
+    ) -> Result<Self, SignerError> {
+        let key = Key::derive(secret, salt, options)?;
+        Ok(Self { key, others: Vec::new(), max_age: None })
+    }
+
+    /// Verifies what the other one signs, too, by this signer's [`max_age`](Self::max_age). The other
+    /// one may have a secret, a salt and options of its own.
+    ///
+    /// Tokens are tried with one key after the other, each in constant time. How to change a secret
+    /// with it is told at [`Signer`].
+    pub fn also_verify(mut self, other: &Self) -> Self {
+        self.others.extend(other.keys().cloned());
+        self
+    }
+
+    /// How long tokens are valid after they were signed, in whole seconds; with less than one, they
+    /// never are.
+    ///
+    /// See [`Signer`] for what counts without it.
     pub fn max_age(mut self, max_age: Duration) -> Self {
-        self.max_age = max_age;
+        let seconds = max_age.as_secs().try_into().unwrap_or(i64::MAX);
+        self.max_age = Some(MaxAge::Seconds(seconds));
+        self
+    }
+
+    /// Tokens are valid forever, as with `max_age: :infinity` of `Phoenix.Token`. What was signed with
+    /// a limit verifies after it, too.
+    ///
+    /// Nothing but another secret then ends what was given out.
+    pub fn never_expires(mut self) -> Self {
+        self.max_age = Some(MaxAge::Infinity);
         self
     }
 
@@ -93,15 +164,8 @@ impl Signer {
         now: SystemTime,
     ) -> Result<String, TokenError> {
         let data = serde_json::to_value(data).map_err(TokenError::Data)?;
-        let signed = SignedTerm {
-            data,
-            signed_at_ms: unix_ms(now),
-            max_age: MaxAge::Seconds(self.max_age.as_secs().try_into().unwrap_or(i64::MAX)),
-        };
-        let term = URL_SAFE_NO_PAD.encode(signed.encode());
-        let signed = format!("{HEADER}.{term}");
-        let mac = URL_SAFE_NO_PAD.encode(self.mac(&signed).finalize().into_bytes());
-        Ok(format!("{signed}.{mac}"))
+        let max_age = self.max_age.unwrap_or_default();
+        Ok(self.key.sign(&term::encode(&data, unix_ms(now), max_age)))
     }
 
     /// Checks a token and returns its data.
@@ -110,41 +174,58 @@ impl Signer {
     ///
     /// [`TokenError::Invalid`] if it is not a token that was signed with this secret and salt, or if
     /// it is dated more than a minute after `now`; [`TokenError::Expired`] if it is too old;
-    /// [`TokenError::Data`] if its data is not of the expected type.
+    /// [`TokenError::Data`] if its data is not of the expected type, or nothing that JSON can express.
     pub fn verify<T: DeserializeOwned>(
         &self,
         token: &str,
         now: SystemTime,
     ) -> Result<T, TokenError> {
-        let signed = self.check(token).ok_or(TokenError::Invalid)?;
+        let term = key::open(token, self.keys()).ok_or(TokenError::Invalid)?;
+        let signed = SignedTerm::decode(&term).ok_or(TokenError::Invalid)?;
         let now = unix_ms(now);
         if signed.signed_at_ms > now.saturating_add(milliseconds(CLOCK_SKEW)) {
             return Err(TokenError::Invalid);
         }
-        let max_age_ms = self.max_age.as_secs().saturating_mul(1000);
-        let max_age_ms = i64::try_from(max_age_ms).unwrap_or(i64::MAX);
-        if max_age_ms == 0 || signed.signed_at_ms.saturating_add(max_age_ms) < now {
+        if self.max_age.unwrap_or(signed.max_age).is_over(signed.signed_at_ms, now) {
             return Err(TokenError::Expired);
         }
-        serde_json::from_value(signed.data).map_err(TokenError::Data)
+        let data = signed.data.into_value().map_err(serde_json::Error::custom);
+        data.and_then(serde_json::from_value).map_err(TokenError::Data)
     }
 
-    /// What a token says, if it was signed with this key.
-    fn check(&self, token: &str) -> Option<SignedTerm> {
-        let (signed, mac) = token.rsplit_once('.')?;
-        let (header, term) = signed.split_once('.')?;
-        if header != HEADER {
-            return None;
-        }
-        let mac = URL_SAFE_NO_PAD.decode(mac).ok()?;
-        // In constant time.
-        self.mac(signed).verify_slice(&mac).ok()?;
-        SignedTerm::decode(&URL_SAFE_NO_PAD.decode(term).ok()?)
+    /// The same for a token that may be absent, such as
+    /// [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token).
+    ///
+    /// # Errors
+    ///
+    /// [`TokenError::Missing`] if it is absent, and those of [`verify`](Self::verify).
+    ///
+    /// ```
+    /// use std::time::SystemTime;
+    ///
+    /// use pipeline_ws_sink::{ConnectError, ConnectInfo, Params, Signer, Socket};
+    ///
+    /// struct UserSocket(Signer);
+    ///
+    /// impl Socket for UserSocket {
+    ///     type Assigns = u64;
+    ///
+    ///     async fn connect(&self, _: &Params, info: &ConnectInfo) -> Result<u64, ConnectError> {
+    ///         Ok(self.0.verify_optional(info.auth_token.as_deref(), SystemTime::now())?)
+    ///     }
+    /// }
+    /// ```
+    pub fn verify_optional<T: DeserializeOwned>(
+        &self,
+        token: Option<&str>,
+        now: SystemTime,
+    ) -> Result<T, TokenError> {
+        self.verify(token.ok_or(TokenError::Missing)?, now)
     }
 
-    fn mac(&self, signed: &str) -> Hmac<Sha256> {
-        let mac = Hmac::new_from_slice(&self.key).expect("HMAC takes keys of any length");
-        mac.chain_update(signed)
+    /// What tokens may have been signed with.
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        iter::once(&self.key).chain(&self.others)
     }
 }
 
@@ -156,24 +237,22 @@ fn milliseconds(duration: Duration) -> i64 {
     duration.as_millis().try_into().unwrap_or(i64::MAX)
 }
 
-/// The key is a secret, so it is not shown.
+/// The keys are secrets, so they are not shown.
 impl fmt::Debug for Signer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Signer").field("max_age", &self.max_age).finish_non_exhaustive()
+        let mut shown = f.debug_struct("Signer");
+        shown.field("keys", &self.keys().count()).field("max_age", &self.max_age);
+        shown.finish_non_exhaustive()
     }
-}
-
-/// The secret is too short to be one.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the secret has {length} bytes, expected at least {MIN_SECRET}")]
-pub struct SignerError {
-    length: usize,
 }
 
 /// What is wrong with a token.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenError {
+    /// There is none.
+    #[error("there is no token")]
+    Missing,
     /// It was not signed with this secret and salt, or it was dated in the future.
     #[error("the token is invalid")]
     Invalid,
@@ -186,145 +265,4 @@ pub enum TokenError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::{Value, json};
-
-    const SECRET: &str = "golden-secret-golden-secret-golden-secret-golden-secret-golden-secret-";
-    const OLD_SECRET: &str =
-        "abc123abc123abc123abc123abc123abc123abc123abc123abc123abc123abc123abc123";
-
-    fn signer() -> Signer {
-        Signer::new(SECRET, "user auth").unwrap()
-    }
-
-    fn at(seconds: u64) -> SystemTime {
-        UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    const SIGNED: u64 = 1_700_000_000;
-
-    /// Made by Phoenix: data, and token.
-    fn vectors() -> Vec<(Value, &'static str)> {
-        vec![
-            (
-                json!(99),
-                "SFMyNTY.g2gDYWNuBgAAaOXPiwFiAAFRgA.XyLIKlegqdL_0XknpgEoIkDVsJDE2NQvPrm0TEDE-50",
-            ),
-            (
-                json!("user-1"),
-                "SFMyNTY.g2gDbQAAAAZ1c2VyLTFuBgAAaOXPiwFiAAFRgA.YO3GwN2psAdXjhT4gghzmTeAor2wfiA7_34dtNwd1OI",
-            ),
-            (
-                json!(5_000_000_000_u64),
-                "SFMyNTY.g2gDbgUAAPIFKgFuBgAAaOXPiwFiAAFRgA.L8iWe-blhbvN5J0qs-ohnFAERE9ac9vOfEd-ORnq4xY",
-            ),
-            (
-                json!(null),
-                "SFMyNTY.g2gDZAADbmlsbgYAAGjlz4sBYgABUYA.yNxceSFs4xXrkVhBI0sAZpqTJOnYoSAdYaP--Ml_vog",
-            ),
-            (
-                json!([1, 2, 3]),
-                "SFMyNTY.g2gDawADAQIDbgYAAGjlz4sBYgABUYA.TOhhP8UTjyr8mK-2vxlarog9FHhRLDF7BgGrWt7DpcQ",
-            ),
-            (
-                json!(["a", 1]),
-                "SFMyNTY.g2gDbAAAAAJtAAAAAWFhAWpuBgAAaOXPiwFiAAFRgA.byYIpMF2f_0Gxoz4zHmew_qs8D0UZ1Hj8I8_K_u6ANw",
-            ),
-            (
-                json!({"id": 7}),
-                "SFMyNTY.g2gDdAAAAAFtAAAAAmlkYQduBgAAaOXPiwFiAAFRgA.n6Qjoyxui0s_8X9O2f0BT0x44OxAzA3_3JqsfXkH5hA",
-            ),
-        ]
-    }
-
-    #[test]
-    fn tokens_made_by_phoenix_verify() {
-        for (data, token) in vectors() {
-            let verified: Value = signer().verify(token, at(SIGNED + 10)).unwrap();
-            assert_eq!(verified, data);
-        }
-        let forever = "SFMyNTY.g2gDbQAAAAJ1MW4GAABo5c-LAWQACGluZmluaXR5.SAViwKaKtHMnKiXi2_KPhg1IuWqWciFeOFqfU5DKPWA";
-        assert_eq!(signer().verify::<String>(forever, at(SIGNED)).unwrap(), "u1");
-        let other = Signer::new(OLD_SECRET, "user socket").unwrap();
-        let verified = |token| other.verify::<Value>(token, at(SIGNED)).unwrap();
-        assert_eq!(
-            verified(
-                "SFMyNTY.g2gDYSpuBgAAaOXPiwFiAAFRgA.1W50BVrRGi7WYZFnoLJG5vbESUE96d6Gu2_svrhyk78"
-            ),
-            42
-        );
-        assert_eq!(
-            verified(
-                "SFMyNTY.g2gDbggA0gof64ypVKtuBgAAaOXPiwFiAAFRgA.eBGsQKdgSu3YDyi6RMYq_5kP_zJaq8eesbRNhx43irA"
-            ),
-            12_345_678_901_234_567_890_u64
-        );
-        assert_eq!(
-            verified(
-                "SFMyNTY.g2gDdAAAAAJtAAAAAmlkYQdtAAAAAXJsAAAABG0AAAABYUY_-AAAAAAAAGQAA25pbGQABHRydWVqbgYAAGjlz4sBYgABUYA.wGc4hT-TMUuKC0H_-DxNenlHLy5lfi_3IjKR3wTDEiI"
-            ),
-            json!({"id": 7, "r": ["a", 1.5, null, true]})
-        );
-    }
-
-    #[test]
-    fn tokens_are_signed_byte_for_byte_as_phoenix_does() {
-        for (data, token) in vectors() {
-            assert_eq!(signer().sign(&data, at(SIGNED)).unwrap(), token, "{data}");
-        }
-    }
-
-    #[test]
-    fn a_token_is_valid_until_its_age_and_not_a_millisecond_longer() {
-        let token = signer().sign(&1, at(SIGNED)).unwrap();
-        let hour = signer().max_age(Duration::from_secs(3600));
-        let verify = |signer: &Signer, now| signer.verify::<u64>(&token, now);
-        assert_eq!(verify(&hour, at(SIGNED + 3600)).unwrap(), 1);
-        let too_late = at(SIGNED + 3600) + Duration::from_millis(1);
-        assert!(matches!(verify(&hour, too_late), Err(TokenError::Expired)));
-        assert_eq!(verify(&signer(), too_late).unwrap(), 1);
-        let never = signer().max_age(Duration::ZERO);
-        assert!(matches!(verify(&never, at(SIGNED)), Err(TokenError::Expired)));
-    }
-
-    #[test]
-    fn a_token_from_the_future_is_refused_beyond_a_minute() {
-        let token = signer().sign(&1, at(SIGNED + 60)).unwrap();
-        assert_eq!(signer().verify::<u64>(&token, at(SIGNED)).unwrap(), 1);
-        let early = at(SIGNED) - Duration::from_millis(1);
-        assert!(matches!(signer().verify::<u64>(&token, early), Err(TokenError::Invalid)));
-    }
-
-    #[test]
-    fn what_was_not_signed_with_this_key_is_invalid() {
-        let token = signer().sign(&"user-1", at(SIGNED)).unwrap();
-        let invalid = |signer: &Signer, token: &str| {
-            matches!(signer.verify::<String>(token, at(SIGNED)), Err(TokenError::Invalid))
-        };
-        assert!(!invalid(&signer(), &token));
-        assert!(invalid(&Signer::new(SECRET, "other salt").unwrap(), &token));
-        assert!(invalid(&Signer::new(&SECRET.to_uppercase(), "user auth").unwrap(), &token));
-        for at in 0..token.len() {
-            let mut tampered = token.clone().into_bytes();
-            tampered[at] = if tampered[at] == b'A' { b'B' } else { b'A' };
-            assert!(invalid(&signer(), std::str::from_utf8(&tampered).unwrap()), "at {at}");
-        }
-        for nonsense in ["", ".", "..", "SFMyNTY..", "a.b.c.d", &token[1..], &format!("{token}.")] {
-            assert!(invalid(&signer(), nonsense), "{nonsense}");
-        }
-    }
-
-    #[test]
-    fn data_of_another_type_is_told_apart_from_an_invalid_token() {
-        let token = signer().sign(&"user-1", at(SIGNED)).unwrap();
-        assert!(matches!(signer().verify::<u64>(&token, at(SIGNED)), Err(TokenError::Data(_))));
-    }
-
-    #[test]
-    fn a_short_secret_is_refused_with_the_limit() {
-        let error = Signer::new("too short", "salt").unwrap_err();
-        assert_eq!(error.to_string(), "the secret has 9 bytes, expected at least 20");
-        assert_eq!(format!("{:?}", signer()), "Signer { max_age: 86400s, .. }", "no key in sight");
-    }
-}
+mod tests;
