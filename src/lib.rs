@@ -26,6 +26,7 @@
 //! - `ws`: sockets, channels, and [`serve`].
 //! - `statsd`: the StatsD recorder.
 //! - `inspect`: the live view. It brings `ws`.
+//! - `jwt`: JSON Web Tokens. It brings `ws`.
 //! - `test-kit`: what tests of stages need.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]

@@ -118,6 +118,7 @@
 //!
 //! - `axum`: [`ConnectInfo`] finds the peer's address and the whole path of a request where axum
 //!   keeps them. Off by default; sockets work behind axum without it.
+//! - `jwt`: `JwtVerifier`, for JSON Web Tokens where [`Signer`] has tokens of Phoenix. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -154,6 +155,8 @@ mod topic;
 mod tracker;
 mod transport;
 
+#[cfg(feature = "jwt")]
+pub use self::token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier};
 pub use self::{
     broadcast::Broadcast,
     channel::{

@@ -70,6 +70,16 @@ fn public_types_are_send_and_sync() {
     );
 }
 
+#[cfg(feature = "jwt")]
+#[test]
+fn public_types_of_web_tokens_are_send_and_sync() {
+    fn both<T: Send + Sync>() {}
+    both::<pipeline_ws_sink::JwtAlgorithm>();
+    both::<pipeline_ws_sink::JwtKey>();
+    both::<pipeline_ws_sink::JwtKeyError>();
+    both::<pipeline_ws_sink::JwtVerifier>();
+}
+
 /// What belongs to a channel may cross threads, and so may a mount, whatever they are of.
 #[test]
 fn what_a_channel_has_is_send_and_sync() {

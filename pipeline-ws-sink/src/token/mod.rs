@@ -4,7 +4,11 @@
 //! the secret. It is `SFMyNTY.DATA.MAC`, both parts in base64url without padding. The data is an
 //! Erlang term `{data, signed_at_ms, max_age_s}`, the MAC is HMAC-SHA256 over `SFMyNTY.DATA`, and
 //! the key is derived from the secret and a salt by PBKDF2.
+//!
+//! With the feature `jwt`, JSON Web Tokens are an alternative.
 
+#[cfg(feature = "jwt")]
+mod jwt;
 mod key;
 mod term;
 
@@ -19,6 +23,8 @@ use serde::{
 };
 use thiserror::Error;
 
+#[cfg(feature = "jwt")]
+pub use self::jwt::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier};
 pub use self::key::{KeyDigest, KeyOptions, SignerError};
 use self::{
     key::Key,
@@ -253,7 +259,7 @@ pub enum TokenError {
     /// There is none.
     #[error("there is no token")]
     Missing,
-    /// It was not signed with this secret and salt, or it was dated in the future.
+    /// It was not signed with one of the keys, or it was made for another time or somebody else.
     #[error("the token is invalid")]
     Invalid,
     /// It is too old.
