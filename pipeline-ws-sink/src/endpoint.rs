@@ -26,12 +26,14 @@ use crate::{
     origin::{self, CheckOrigin, OriginError},
     path::{MountPath, PathError},
     payload::IntoPayload,
+    presence::Presence,
     protocol::subprotocol,
     pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, Subscription},
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::Socket,
     telemetry::MountMeter,
     topic::PatternError,
+    tracker::{TrackerOptions, TrackerOptionsError},
     transport::{
         handshake::{Answer, Handshake, Mounted, Variables, status},
         longpoll::{Reading, reading},
@@ -144,6 +146,8 @@ impl Endpoint {
             check_origin: CheckOrigin::host(),
             mounts: Vec::new(),
             adapter: None,
+            presences: Vec::new(),
+            shared_online: None,
         }
     }
 
@@ -318,6 +322,8 @@ impl Endpoint {
             hub.cut_off.cancel();
             hub.tasks.wait().await;
         }
+        // Those who were here have left by now.
+        hub.end();
         EndpointReport { closed: sockets.saturating_sub(cut_off), cut_off }
     }
 
@@ -403,6 +409,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.hub.sockets.end_all(SocketEnd::Disconnected);
+        self.hub.end();
     }
 }
 
@@ -440,6 +447,8 @@ pub struct EndpointBuilder {
     check_origin: CheckOrigin,
     mounts: Vec<(Vec<Asked>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
+    presences: Vec<Presence>,
+    shared_online: Option<TrackerOptions>,
 }
 
 /// Where a mount is to be served, and how.
@@ -548,6 +557,34 @@ impl EndpointBuilder {
         self
     }
 
+    /// Has the nodes of a cluster tell each other to which topics somebody listens, so that
+    /// [`PubSub::is_online`](crate::PubSub::is_online) knows: of changes here within a broadcast period.
+    /// All nodes have to do so. Without an [`adapter`](Self::adapter) there is nobody to be told, and it
+    /// does nothing.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Endpoint, TrackerOptions};
+    /// let endpoint = Endpoint::builder().share_online(TrackerOptions::new()).build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn share_online(mut self, options: TrackerOptions) -> Self {
+        self.shared_online = Some(options);
+        self
+    }
+
+    /// Has a presence know who is on the topics of this endpoint.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Endpoint, Presence};
+    /// let presence = Presence::new();
+    /// let endpoint = Endpoint::builder().presence(&presence).build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn presence(mut self, presence: &Presence) -> Self {
+        self.presences.push(presence.clone());
+        self
+    }
+
     /// Makes the endpoint.
     ///
     /// # Errors
@@ -588,7 +625,23 @@ impl EndpointBuilder {
             places.extend(parsed.into_iter().map(place));
             mounts.push(mount);
         }
-        let hub = Arc::new(Hub::new(&shared.telemetry, self.adapter));
+        self.shared_online.as_ref().map_or(Ok(()), TrackerOptions::checked)?;
+        let presences = self.presences;
+        for (at, presence) in presences.iter().enumerate() {
+            presence.checked()?;
+            if presences[..at].iter().any(|other| other.name() == presence.name()) {
+                return Err(BuildError::PresenceName { name: presence.name().to_owned() });
+            }
+        }
+        let hub =
+            Arc::new(Hub::new(&shared.telemetry, self.adapter, self.shared_online, presences));
+        for presence in &hub.presences {
+            if !presence.attach(&hub.pubsub) {
+                return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
+            }
+        }
+        // So that other nodes are known before anybody comes.
+        hub.begin_to_talk();
         Ok(Endpoint { inner: Arc::new(Inner { mounts, places, hub }) })
     }
 }
@@ -646,6 +699,21 @@ pub enum BuildError {
     /// The system has no random numbers, which the tokens of clients that poll are signed with.
     #[error("the system has no random numbers")]
     NoRandomness,
+    /// Two presences have one name.
+    #[error("two presences are called {name:?}: give one of them another name")]
+    PresenceName {
+        /// The name.
+        name: String,
+    },
+    /// A presence belongs to another endpoint.
+    #[error("the presence {name:?} belongs to another endpoint already")]
+    PresenceTaken {
+        /// Its name.
+        name: String,
+    },
+    /// What a presence does at which times cannot be kept together.
+    #[error(transparent)]
+    Tracker(#[from] TrackerOptionsError),
     /// Two sockets are mounted at one path.
     #[error("two sockets are mounted at {path}")]
     PathTaken {

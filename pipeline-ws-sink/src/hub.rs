@@ -7,10 +7,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     outbox::Sweeper,
+    presence::Presence,
     pubsub::{Adapter, PubSub},
     sampler::Sampler,
     sockets::Sockets,
     telemetry::SocketMetrics,
+    tracker::TrackerOptions,
 };
 
 /// What an endpoint's sockets share.
@@ -20,6 +22,8 @@ pub(crate) struct Hub {
     pub(crate) sweeper: Sweeper,
     pub(crate) metrics: Arc<SocketMetrics>,
     pub(crate) sampler: Sampler,
+    /// Each has a name of its own.
+    pub(crate) presences: Vec<Presence>,
     /// The tasks of all sockets.
     pub(crate) tasks: TaskTracker,
     /// Ends these tasks where they are.
@@ -27,17 +31,47 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
-    pub(crate) fn new(telemetry: &Telemetry, adapter: Option<Arc<dyn Adapter>>) -> Self {
+    pub(crate) fn new(
+        telemetry: &Telemetry,
+        adapter: Option<Arc<dyn Adapter>>,
+        shared_online: Option<TrackerOptions>,
+        presences: Vec<Presence>,
+    ) -> Self {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
         Self {
-            pubsub: PubSub::new(sockets.clone(), metrics.clone(), adapter, telemetry),
+            pubsub: PubSub::new(
+                sockets.clone(),
+                metrics.clone(),
+                adapter,
+                shared_online,
+                telemetry,
+            ),
             sockets,
             sweeper: Sweeper::new(),
             metrics,
             sampler: Sampler::register(telemetry),
+            presences,
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),
         }
+    }
+
+    /// Starts what runs beside the sockets. For a socket that is open.
+    pub(crate) fn begin(self: &Arc<Self>) {
+        Sampler::begin(self);
+        self.begin_to_talk();
+    }
+
+    /// Begins to talk with other nodes, if there are any, and if there is where that can run.
+    pub(crate) fn begin_to_talk(&self) {
+        self.pubsub.begin();
+        self.presences.iter().for_each(Presence::begin);
+    }
+
+    /// Ends it, but for what ends by itself.
+    pub(crate) fn end(&self) {
+        self.presences.iter().for_each(Presence::end);
+        self.pubsub.end();
     }
 }

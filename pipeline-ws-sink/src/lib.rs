@@ -139,6 +139,7 @@ mod outbox;
 mod params;
 mod path;
 mod payload;
+mod presence;
 mod protocol;
 mod pubsub;
 mod sampler;
@@ -176,6 +177,7 @@ pub use self::{
     params::{MissingParam, Params, ParamsError},
     path::PathError,
     payload::{IntoPayload, Payload, PayloadError},
+    presence::{Presence, PresenceBuilder, PresenceDiff, PresenceError, Presences, Tracked},
     protocol::reference::Ref,
     pubsub::{
         Adapter, AdapterError, BroadcastError, Lagged, LocalNode, OnlyOnline, PubSub, Push, Pusher,

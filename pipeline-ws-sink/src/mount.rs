@@ -17,6 +17,7 @@ use crate::{
     socket::Socket,
     telemetry::{LimitMeter, ParamFilter, RouteMeter},
     topic::{PatternError, Topic, TopicPattern},
+    tracker::TRACKERS,
 };
 
 /// A [`Socket`] with the channels that can be joined on it.
@@ -447,6 +448,9 @@ pub(crate) struct RegisteredRoute<S> {
 impl<S> Routes<S> {
     /// The first route that matches, and the topic as it sees it.
     pub(crate) fn find(&self, topic: &str) -> Option<(Topic, &RegisteredRoute<S>)> {
+        if topic.starts_with(TRACKERS) {
+            return None; // what nodes say to each other is not for clients
+        }
         self.routes.iter().find_map(|route| Some((route.pattern.matches(topic)?, route)))
     }
 

@@ -206,11 +206,12 @@ fn refuse<C: Channel>(
 
 /// A channel that was let in.
 struct Joined<C: Channel> {
+    /// Dropped before the context is, whose client leaves then, and is not told of that.
+    listening: Listening,
     channel: C,
     context: ChannelContext<C>,
     join_ref: Ref,
     life: Life,
-    listening: Listening,
     meter: Arc<RouteMeter>,
 }
 
@@ -347,6 +348,8 @@ impl<C: Channel> Joined<C> {
             };
             outbox.send(&frame, None);
         }
+        // It no longer listens, so its client is not told that it has left.
+        self.context.leave();
     }
 
     async fn terminate(&mut self, reason: &ExitReason) {

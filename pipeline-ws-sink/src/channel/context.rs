@@ -15,6 +15,7 @@ use super::{
 use crate::{
     outbox::EventKey,
     payload::{IntoPayload, Payload, PayloadError},
+    presence::Presence,
     protocol::{
         message::{Address, Encoded},
         reference::{Ref, quoted},
@@ -118,6 +119,8 @@ struct Own {
     timers: Timers,
     /// The topics besides its own that it listens to.
     listening: Vec<Listening>,
+    /// Where its client is tracked, or was.
+    present_in: Vec<Presence>,
 }
 
 impl<C: Channel> ChannelContext<C> {
@@ -296,6 +299,20 @@ impl<C: Channel> ChannelContext<C> {
         drop(gone);
     }
 
+    /// Its client is tracked there until it ends.
+    pub(crate) fn is_present_in(&self, presence: &Presence) {
+        let present_in = &mut self.own.lock().present_in;
+        if !present_in.iter().any(|other| other.is_same(presence)) {
+            present_in.push(presence.clone());
+        }
+    }
+
+    /// Its client is tracked nowhere any more.
+    pub(super) fn leave(&self) {
+        let present_in = mem::take(&mut self.own.lock().present_in);
+        present_in.iter().for_each(|presence| presence.leave(self.id));
+    }
+
     /// Looks at the timers.
     pub(super) fn timers<R>(&self, look: impl FnOnce(&mut Timers) -> R) -> R {
         look(&mut self.own.lock().timers)
@@ -304,6 +321,12 @@ impl<C: Channel> ChannelContext<C> {
     pub(super) fn address(&self) -> Address<'_> {
         let version = self.connection.version;
         Address { version, join_ref: &self.join_ref, topic: &self.topic_json }
+    }
+}
+
+impl<C: Channel> Drop for ChannelContext<C> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 

@@ -8,6 +8,7 @@ mod push;
 mod rush;
 mod subscription;
 mod table;
+mod topics;
 
 use std::{fmt, sync::Arc};
 
@@ -26,6 +27,7 @@ pub use self::{
 use self::{
     lanes::{Lane, Lanes},
     table::Behind,
+    topics::Topics,
 };
 use crate::{
     broadcast::Broadcast,
@@ -34,6 +36,7 @@ use crate::{
     sockets::Sockets,
     telemetry::SocketMetrics,
     timing::BroadcastTimes,
+    tracker::TrackerOptions,
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.
@@ -75,6 +78,8 @@ struct Shared {
     adapter: Option<Arc<dyn Adapter>>,
     lanes: Lanes,
     times: BroadcastTimes,
+    /// Which topics are listened to elsewhere, where nodes tell each other.
+    topics: Option<Arc<Topics>>,
 }
 
 impl PubSub {
@@ -82,11 +87,20 @@ impl PubSub {
         sockets: Arc<Sockets>,
         metrics: Arc<SocketMetrics>,
         adapter: Option<Arc<dyn Adapter>>,
+        shared_online: Option<TrackerOptions>,
         telemetry: &Telemetry,
     ) -> Self {
-        let (table, lanes) = (Arc::new(Table::new(metrics)), Lanes::default());
+        let topics = adapter.as_ref().zip(shared_online);
+        let topics =
+            topics.map(|(adapter, options)| Arc::new(Topics::new(adapter.node_name(), options)));
+        let changed = topics.as_ref().map(|topics| topics.changed());
+        let (table, lanes) = (Arc::new(Table::new(metrics, changed)), Lanes::default());
+        if let Some(topics) = &topics {
+            topics.watch(&table);
+        }
         let times = BroadcastTimes::register(telemetry);
-        let pubsub = Self { shared: Arc::new(Shared { table, sockets, adapter, lanes, times }) };
+        let shared = Shared { table, sockets, adapter, lanes, times, topics };
+        let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
         }
@@ -327,6 +341,24 @@ impl PubSub {
         if let Some((timeline, broadcast_at)) = &push.way {
             self.shared.times.record(&push.event, timeline, *broadcast_at);
         }
+    }
+
+    /// Begins to tell the other nodes which topics are listened to, if they are to know.
+    pub(crate) fn begin(&self) {
+        if let Some(topics) = &self.shared.topics {
+            topics.begin(self);
+        }
+    }
+
+    pub(crate) fn end(&self) {
+        if let Some(topics) = &self.shared.topics {
+            topics.end(self);
+        }
+    }
+
+    /// Tells those who listen on this node, and nobody else.
+    pub(crate) fn tell_here(&self, broadcast: &Encoded) {
+        self.here(broadcast, None);
     }
 
     /// What this node is called, if there are others.

@@ -80,8 +80,11 @@ impl PubSub {
 
 impl PubSub {
     /// What is not known counts as somebody.
-    fn is_online_elsewhere(&self, _topic: &str) -> bool {
-        self.shared.adapter.is_some()
+    fn is_online_elsewhere(&self, topic: &str) -> bool {
+        match &self.shared.topics {
+            Some(topics) => topics.has(topic),
+            None => self.shared.adapter.is_some(),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     by_route::ByRoute,
     rush::{self, Rush},
     subscription::Inbox,
+    topics::Changed,
 };
 use crate::{
     broadcast::Broadcast,
@@ -40,6 +41,9 @@ pub(crate) struct Table {
     /// It has been told that a client of version 1 was passed over.
     passed_over: AtomicBool,
     metrics: Arc<SocketMetrics>,
+    /// Where it is noted that a topic has got its first listener, or lost its last, if somebody wants to
+    /// know.
+    changed: Option<Arc<Changed>>,
 }
 
 /// A part of the topics.
@@ -129,12 +133,17 @@ impl SubscriberId {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
+
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
 }
 
 impl Table {
-    pub(crate) fn new(metrics: Arc<SocketMetrics>) -> Self {
+    pub(super) fn new(metrics: Arc<SocketMetrics>, changed: Option<Arc<Changed>>) -> Self {
         Self {
             metrics,
+            changed,
             shards: std::array::from_fn(|_| RwLock::default()),
             epoch: Instant::now(),
             passed_over: AtomicBool::new(false),
@@ -158,8 +167,12 @@ impl Table {
                 continue;
             }
             let is_first = route.as_ref().is_some_and(|route| open.by_route.enter(route));
+            let is_new = open.subscribers.is_empty();
             let key = open.subscribers.insert((id, who));
             drop(open);
+            if let Some(changed) = self.changed.as_ref().filter(|_| is_new) {
+                changed.mark(topic);
+            }
             if let Some(route) = route {
                 route.joined(is_first);
             }
@@ -325,6 +338,9 @@ impl Listening {
         drop(listeners);
         if closed {
             self.table.remove(&self.topic, &self.listeners);
+            if let Some(changed) = &self.table.changed {
+                changed.mark(&self.topic);
+            }
         }
         if let Some(route) = route {
             route.left(was_last);
@@ -344,7 +360,7 @@ impl Drop for Listening {
 impl Table {
     /// One that records nothing.
     pub(super) fn silent() -> Self {
-        Self::new(Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global())))
+        Self::new(Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global())), None)
     }
 }
 

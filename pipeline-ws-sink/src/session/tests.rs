@@ -76,7 +76,7 @@ impl House {
         let (telemetry, recorded) = Recorded::new();
         let mount = Mount::new(Lobby).channel::<Room>("room:*");
         let (_, routes) = mount.into_routes(&telemetry).unwrap();
-        Self { hub: Hub::new(&telemetry, None), routes: Arc::new(routes), recorded }
+        Self { hub: Hub::new(&telemetry, None, None, vec![]), routes: Arc::new(routes), recorded }
     }
 
     fn enter(&self, name: &'static str, version: Version) -> Visitor {

@@ -65,7 +65,7 @@ impl Log {
             match change {
                 // One that is gone again is not told of.
                 Change::Added => {
-                    changes.added.extend(entries.get(at).map(|entry| (at, entry.clone())))
+                    changes.added.extend(entries.get(at).map(|entry| (at, entry.clone())));
                 }
                 Change::Removed(added) if *added <= number => changes.removed.push(*added),
                 Change::Removed(_) => {}

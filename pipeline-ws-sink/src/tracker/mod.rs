@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 pub use self::options::{TrackerOptions, TrackerOptionsError};
 pub(crate) use self::{
     message::{Message, Outgoing, To},
-    replica::{AlreadyTracked, Input, Step, Tracker},
+    replica::{Input, Step, Tracker},
     replicate::{Replica, TRACKERS, replicate, say_farewell},
 };
 

@@ -9,7 +9,7 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    Diff, Diffs, Meta, TrackerOptions,
+    Diffs, Meta, TrackerOptions,
     entries::{Entries, Entry},
     log::Log,
     message::{From, Message, Outgoing, Says, To},
@@ -20,12 +20,15 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Tracker {
     pub(super) entries: Entries,
-    /// Which entries an actor has: topic and key, and the number.
-    by_actor: HashMap<u64, BTreeMap<(Arc<str>, Arc<str>), u64>>,
+    /// Which entries each actor has.
+    by_actor: HashMap<u64, BTreeMap<Place, u64>>,
     pub(super) log: Log,
     /// If there are other nodes.
     others: Option<Others>,
 }
+
+/// A topic and a key.
+type Place = (Arc<str>, Arc<str>);
 
 /// The other nodes, and what they have been told.
 #[derive(Debug)]
@@ -149,20 +152,6 @@ impl Tracker {
             }
         }
         diffs
-    }
-
-    /// Removes all that this actor tracks on a topic.
-    pub(crate) fn untrack_topic(&mut self, actor: u64, topic: &str) -> Diff {
-        let own = self.by_actor.get(&actor).into_iter().flatten();
-        let keys = own.filter(|((of, _), _)| **of == *topic).map(|((_, key), _)| key.clone());
-        let keys: Vec<_> = keys.collect();
-        let mut diff = Diff::default();
-        for key in keys {
-            if let Some(meta) = self.untrack(actor, topic, &key) {
-                diff.leaves.push((key, meta));
-            }
-        }
-        diff
     }
 
     pub(crate) fn get(&self, actor: u64, topic: &str, key: &str) -> Option<&Meta> {
@@ -310,6 +299,6 @@ fn all(entries: &Entries) -> Vec<(u64, Entry)> {
     entries.all().map(|(number, entry)| (number, entry.clone())).collect()
 }
 
-fn place(topic: &str, key: &str) -> (Arc<str>, Arc<str>) {
+fn place(topic: &str, key: &str) -> Place {
     (topic.into(), key.into())
 }

@@ -30,7 +30,6 @@ use crate::{
     params::Params,
     path::BadSegment,
     protocol::{deflate::negotiate, subprotocol, version::Version},
-    sampler::Sampler,
     session::{Connection, Session, SessionEvents},
     snapshot::{MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket, TEXT},
@@ -238,7 +237,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Arc::new(outbox);
         let open = self.meter.open.hold();
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
-        Sampler::begin(&hub);
+        hub.begin();
         let transport = "websocket";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
         websocket::live(io.reader, io.received, session, &outbox, &self.options).await;

@@ -30,7 +30,6 @@ use crate::{
         longpoll::{self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold},
         query,
     },
-    sampler::Sampler,
     socket::Socket,
 };
 
@@ -160,7 +159,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Arc::new(outbox);
         let (token, inbox) = polled.enter(&outbox, SystemTime::now());
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
-        Sampler::begin(&hub);
+        hub.begin();
         let transport = "longpoll";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
         let (cut_off, window) = (hub.cut_off.clone(), polled.window);

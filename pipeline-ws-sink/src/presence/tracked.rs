@@ -1,0 +1,43 @@
+//! Somebody who is there without a channel.
+
+use std::{fmt, sync::Arc};
+
+use serde::Serialize;
+
+use super::{Presence, PresenceError};
+use crate::pubsub::SubscriberId;
+
+/// Somebody who is there for as long as the value lives. Made by [`Presence::enter`].
+#[must_use = "who is tracked leaves when this is dropped"]
+pub struct Tracked {
+    pub(super) presence: Presence,
+    pub(super) actor: SubscriberId,
+    pub(super) topic: Arc<str>,
+    pub(super) key: Arc<str>,
+}
+
+impl Tracked {
+    /// Puts another meta in the place of the old one.
+    ///
+    /// # Errors
+    ///
+    /// [`PresenceError`] if it is no JSON object, or if the endpoint is gone.
+    pub fn update(&self, meta: &(impl Serialize + ?Sized)) -> Result<String, PresenceError> {
+        self.presence.shared.update(self.actor, &self.topic, &self.key, |_| super::object(meta))
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.presence.shared.untrack(self.actor, &self.topic, &self.key);
+    }
+}
+
+impl fmt::Debug for Tracked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracked")
+            .field("topic", &self.topic)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}

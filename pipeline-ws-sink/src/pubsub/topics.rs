@@ -1,0 +1,127 @@
+//! Which topics are listened to on which node.
+
+use std::{
+    collections::HashSet,
+    mem,
+    sync::{Arc, OnceLock, Weak},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
+
+use super::{PubSub, table::Table};
+use crate::tracker::{
+    Input, Meta, Outgoing, Replica, Step, TRACKERS, Tracker, TrackerOptions, replicate,
+    say_farewell,
+};
+
+/// What the nodes are told topics by.
+const NAME: &str = "online";
+
+/// All topics are tracked as one.
+const ACTOR: u64 = 0;
+
+/// Which topics are listened to, here and on the other nodes.
+///
+/// A topic of this node is told of once a period, if somebody has come to it or all have left since. So
+/// whoever comes and goes costs a mark, and no message.
+pub(crate) struct Topics {
+    tracker: Mutex<Tracker>,
+    changed: Arc<Changed>,
+    /// What is told of a topic: nothing but that it is there.
+    key: Arc<str>,
+    meta: Meta,
+    started: Instant,
+    table: OnceLock<Weak<Table>>,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+/// The topics to which somebody has come first, or which the last has left. As many as there are.
+#[derive(Debug, Default)]
+pub(super) struct Changed(Mutex<HashSet<Arc<str>>>);
+
+impl Changed {
+    pub(super) fn mark(&self, topic: &Arc<str>) {
+        if !topic.starts_with(TRACKERS) {
+            self.0.lock().insert(topic.clone());
+        }
+    }
+}
+
+impl Topics {
+    pub(super) fn new(node: &str, options: TrackerOptions) -> Self {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let tracker = Tracker::replicated(node, version, version, options, Duration::ZERO);
+        Self {
+            tracker: Mutex::new(tracker),
+            changed: Arc::default(),
+            key: "".into(),
+            meta: Arc::default(),
+            started: Instant::now(),
+            table: OnceLock::new(),
+            task: Mutex::default(),
+        }
+    }
+
+    /// Where topics are marked when they change.
+    pub(super) fn changed(&self) -> Arc<Changed> {
+        self.changed.clone()
+    }
+
+    pub(super) fn watch(&self, table: &Arc<Table>) {
+        // It is set once, right after the table is made.
+        let _ = self.table.set(Arc::downgrade(table));
+    }
+
+    /// Whether a topic is listened to on any node, as far as this one has been told.
+    pub(super) fn has(&self, topic: &str) -> bool {
+        self.tracker.lock().has_topic(topic)
+    }
+
+    /// Begins to talk with the other nodes, if there is where that can run.
+    pub(super) fn begin(self: &Arc<Self>, pubsub: &PubSub) {
+        let mut task = self.task.lock();
+        if let Some(runtime) = Handle::try_current().ok().filter(|_| task.is_none()) {
+            let (weak, pubsub, started) = (Arc::downgrade(self), pubsub.clone(), self.started);
+            let talking = async move { replicate(weak, pubsub, NAME, started).await };
+            *task = Some(runtime.spawn(talking).abort_handle());
+        }
+    }
+
+    pub(super) fn end(&self, pubsub: &PubSub) {
+        if let Some(task) = self.task.lock().take() {
+            task.abort();
+            say_farewell(self, pubsub.clone(), NAME);
+        }
+    }
+}
+
+impl Replica for Topics {
+    fn next_tick(&self) -> Option<Duration> {
+        self.tracker.lock().next_tick()
+    }
+
+    fn step(&self, input: Input, now: Duration) -> Vec<Outgoing> {
+        let mut tracker = self.tracker.lock();
+        if let (Input::Tick, Some(table)) = (&input, self.table.get().and_then(Weak::upgrade)) {
+            let changed = mem::take(&mut *self.changed.0.lock());
+            for topic in changed {
+                if table.has(&topic) {
+                    // If it has been told of, it stays.
+                    let _ = tracker.track(ACTOR, &topic, &self.key, self.meta.clone());
+                } else {
+                    tracker.untrack(ACTOR, &topic, &self.key);
+                }
+            }
+        }
+        // Nobody is told of the differences: who asks is told what is.
+        let Step { send, diffs: _ } = tracker.step(input, now);
+        send
+    }
+
+    fn farewell(&self) -> Vec<Outgoing> {
+        self.tracker.lock().farewell()
+    }
+}
