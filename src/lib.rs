@@ -27,7 +27,7 @@
 //! - `statsd`: the StatsD recorder.
 //! - `inspect`: the live view. It brings `ws`.
 //! - `jwt`: JSON Web Tokens. It brings `ws`.
-//! - `test-kit`: what tests of stages need.
+//! - `test-kit`: what tests of stages need, and with `ws` those of channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

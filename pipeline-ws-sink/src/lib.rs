@@ -119,6 +119,7 @@
 //! - `axum`: [`ConnectInfo`] finds the peer's address and the whole path of a request where axum
 //!   keeps them. Off by default; sockets work behind axum without it.
 //! - `jwt`: `JwtVerifier`, for JSON Web Tokens where [`Signer`] has tokens of Phoenix. Off by default.
+//! - `test-kit`: what tests of channels need: `testkit`. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -149,6 +150,8 @@ mod snapshot;
 mod socket;
 mod sockets;
 mod telemetry;
+#[cfg(feature = "test-kit")]
+pub mod testkit;
 mod timing;
 mod token;
 mod token_bucket;

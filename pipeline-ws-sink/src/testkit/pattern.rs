@@ -1,0 +1,154 @@
+//! What an assertion expects of a payload. Pure.
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// What is expected of a JSON value. The assertions make it of what is written in them.
+#[doc(hidden)]
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pattern {
+    /// Anything.
+    Any,
+    /// This value, and nothing more or less.
+    Exactly(Value),
+    /// An object with these fields, and whichever others.
+    Object(Vec<(String, Pattern)>),
+    /// A list of these items, in this order.
+    Array(Vec<Pattern>),
+}
+
+impl Pattern {
+    /// A value that is given by an expression.
+    ///
+    /// # Panics
+    ///
+    /// If the value has no JSON form.
+    #[must_use]
+    pub fn exactly(value: &(impl Serialize + ?Sized)) -> Self {
+        Self::Exactly(serde_json::to_value(value).expect("what is expected has a JSON form"))
+    }
+
+    /// Whether the value is as expected.
+    #[must_use]
+    pub fn matches(&self, value: &Value) -> bool {
+        match (self, value) {
+            (Self::Any, _) => true,
+            (Self::Exactly(expected), value) => expected == value,
+            (Self::Object(fields), Value::Object(object)) => fields
+                .iter()
+                .all(|(key, pattern)| object.get(key).is_some_and(|value| pattern.matches(value))),
+            (Self::Array(patterns), Value::Array(items)) => {
+                patterns.len() == items.len()
+                    && patterns.iter().zip(items).all(|(pattern, item)| pattern.matches(item))
+            }
+            (Self::Object(_) | Self::Array(_), _) => false,
+        }
+    }
+}
+
+/// Makes a [`Pattern`] of what looks like JSON.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __pattern {
+    (@fields $fields:ident) => {};
+    (@fields $fields:ident $key:literal : _ $(, $($rest:tt)*)?) => {
+        $fields.push(($key.to_owned(), $crate::__pattern!(_)));
+        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    };
+    (@fields $fields:ident $key:literal : null $(, $($rest:tt)*)?) => {
+        $fields.push(($key.to_owned(), $crate::__pattern!(null)));
+        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    };
+    (@fields $fields:ident $key:literal : { $($inner:tt)* } $(, $($rest:tt)*)?) => {
+        $fields.push(($key.to_owned(), $crate::__pattern!({ $($inner)* })));
+        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    };
+    (@fields $fields:ident $key:literal : [ $($inner:tt)* ] $(, $($rest:tt)*)?) => {
+        $fields.push(($key.to_owned(), $crate::__pattern!([ $($inner)* ])));
+        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    };
+    (@fields $fields:ident $key:literal : $value:expr $(, $($rest:tt)*)?) => {
+        $fields.push(($key.to_owned(), $crate::__pattern!($value)));
+        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    };
+    (@items $items:ident) => {};
+    (@items $items:ident _ $(, $($rest:tt)*)?) => {
+        $items.push($crate::__pattern!(_));
+        $crate::__pattern!(@items $items $($($rest)*)?);
+    };
+    (@items $items:ident null $(, $($rest:tt)*)?) => {
+        $items.push($crate::__pattern!(null));
+        $crate::__pattern!(@items $items $($($rest)*)?);
+    };
+    (@items $items:ident { $($inner:tt)* } $(, $($rest:tt)*)?) => {
+        $items.push($crate::__pattern!({ $($inner)* }));
+        $crate::__pattern!(@items $items $($($rest)*)?);
+    };
+    (@items $items:ident [ $($inner:tt)* ] $(, $($rest:tt)*)?) => {
+        $items.push($crate::__pattern!([ $($inner)* ]));
+        $crate::__pattern!(@items $items $($($rest)*)?);
+    };
+    (@items $items:ident $value:expr $(, $($rest:tt)*)?) => {
+        $items.push($crate::__pattern!($value));
+        $crate::__pattern!(@items $items $($($rest)*)?);
+    };
+    (_) => { $crate::testkit::Pattern::Any };
+    (null) => { $crate::testkit::Pattern::exactly(&()) };
+    ({}) => { $crate::testkit::Pattern::Object(::std::vec::Vec::new()) };
+    ({ $($inner:tt)+ }) => {{
+        let mut fields = ::std::vec::Vec::new();
+        $crate::__pattern!(@fields fields $($inner)+);
+        $crate::testkit::Pattern::Object(fields)
+    }};
+    ([]) => { $crate::testkit::Pattern::Array(::std::vec::Vec::new()) };
+    ([ $($inner:tt)+ ]) => {{
+        let mut items = ::std::vec::Vec::new();
+        $crate::__pattern!(@items items $($inner)+);
+        $crate::testkit::Pattern::Array(items)
+    }};
+    ($value:expr) => { $crate::testkit::Pattern::exactly(&$value) };
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    #[test]
+    fn every_field_that_is_named_has_to_be_there_and_others_may_be() {
+        let pattern = __pattern!({ "body": "hi", "user": { "id": _ }, });
+        assert!(pattern.matches(&json!({"body": "hi", "user": {"id": 1, "n": 2}, "more": true})));
+        for other in [
+            json!({"body": "hi", "user": {}}),
+            json!({"body": "hi", "user": 1}),
+            json!({"body": "ho", "user": {"id": 1}}),
+            json!({"user": {"id": 1}}),
+            json!([]),
+            json!(null),
+        ] {
+            assert!(!pattern.matches(&other), "{other}");
+        }
+        assert!(__pattern!({}).matches(&json!({"a": 1})));
+        assert!(!__pattern!({}).matches(&json!([])));
+    }
+
+    #[test]
+    fn a_list_has_as_many_items() {
+        let pattern = __pattern!([1, _, { "a": null }, [], "x"]);
+        assert!(pattern.matches(&json!([1, [2], {"a": null, "b": 1}, [], "x"])));
+        assert!(!pattern.matches(&json!([1, [2], {"a": 0}, [], "x"])));
+        assert!(!__pattern!([1]).matches(&json!([1, 2])));
+        assert!(!__pattern!([]).matches(&json!([1])));
+        assert!(__pattern!([]).matches(&json!([])));
+    }
+
+    #[test]
+    fn values_may_be_expressions() {
+        let (count, names) = (3, ["ada", "joe"]);
+        let pattern = __pattern!({ "count": count + 1, "names": names, "many": [names.len(), -1] });
+        assert!(pattern.matches(&json!({"count": 4, "names": ["ada", "joe"], "many": [2, -1]})));
+        assert!(!pattern.matches(&json!({"count": 3, "names": ["ada", "joe"], "many": [2, -1]})));
+        // What an expression gives is compared as a whole.
+        assert!(!__pattern!({ "at": json!({"x": 1}) }).matches(&json!({"at": {"x": 1, "y": 2}})));
+        assert!(__pattern!({ "at": { "x": 1 } }).matches(&json!({"at": {"x": 1, "y": 2}})));
+    }
+}
