@@ -18,6 +18,8 @@ use thiserror::Error;
 use tokio::time;
 use tower_service::Service;
 
+#[cfg(feature = "test-kit")]
+use crate::{connect_info::ConnectInfo, params::Params, socket::ConnectError, testkit::Seat};
 use crate::{
     drainer::MountDrainer,
     end::SocketEnd,
@@ -65,20 +67,20 @@ use crate::{
 /// is answered with 404. Under a nested router the prefix of the router comes before that: `Router::new().nest_service("/api", endpoint)` is asked for `/api/socket/websocket`.
 #[derive(Clone)]
 pub struct Endpoint {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
 pub(crate) struct Inner {
-    mounts: Vec<Arc<dyn ErasedMount>>,
-    places: Vec<Place>,
-    hub: Arc<Hub>,
+    pub(crate) mounts: Vec<Arc<dyn ErasedMount>>,
+    pub(crate) places: Vec<Place>,
+    pub(crate) hub: Arc<Hub>,
 }
 
 /// Where a mount is served, and how.
-struct Place {
-    path: MountPath,
+pub(crate) struct Place {
+    pub(crate) path: MountPath,
     transport: Transport,
-    mount: Arc<dyn ErasedMount>,
+    pub(crate) mount: Arc<dyn ErasedMount>,
 }
 
 /// How clients come.
@@ -90,7 +92,7 @@ enum Transport {
 
 /// A kind of socket in its place, without its type.
 #[async_trait]
-trait ErasedMount: Send + Sync {
+pub(crate) trait ErasedMount: Send + Sync {
     async fn accept(
         self: Arc<Self>,
         hub: Arc<Hub>,
@@ -109,6 +111,20 @@ trait ErasedMount: Send + Sync {
 
     /// What its sockets and their channels do.
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
+
+    /// Lets a test connect, or refuses it. Returns the socket's id.
+    #[cfg(feature = "test-kit")]
+    async fn seat(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        params: &Params,
+        info: &ConnectInfo,
+        seat: Seat,
+    ) -> Result<Option<String>, ConnectError>;
+
+    /// Itself, for a test that knows the type.
+    #[cfg(feature = "test-kit")]
+    fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }
 
 #[async_trait]
@@ -134,6 +150,26 @@ impl<S: Socket> ErasedMount for Mounted<S> {
 
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
         Mounted::snapshot(self)
+    }
+
+    #[cfg(feature = "test-kit")]
+    async fn seat(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        params: &Params,
+        info: &ConnectInfo,
+        seat: Seat,
+    ) -> Result<Option<String>, ConnectError> {
+        let connected = self.connect(params, info).await;
+        self.meter.connects.count(connected.is_ok());
+        let (assigns, id) = connected?;
+        seat.take(self, &hub, assigns, id.clone());
+        Ok(id)
+    }
+
+    #[cfg(feature = "test-kit")]
+    fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
     }
 }
 

@@ -151,6 +151,7 @@ mod socket;
 mod sockets;
 mod telemetry;
 #[cfg(feature = "test-kit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
 mod timing;
 mod token;

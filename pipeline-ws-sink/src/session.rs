@@ -91,6 +91,13 @@ impl<S: Socket> Session<S> {
         Self { connection, routes, channels: HashMap::new(), lives: 0, spent: None }
     }
 
+    /// Has a test told what becomes of the channels.
+    #[cfg(feature = "test-kit")]
+    pub(crate) fn watched_by(self, witness: crate::testkit::Witness) -> Self {
+        self.connection.events.witness.get_or_init(|| witness);
+        self
+    }
+
     pub(crate) fn metrics(&self) -> &SocketMetrics {
         &self.connection.metrics
     }
@@ -346,6 +353,9 @@ fn reason(reason: &str) -> Payload {
 #[derive(Debug, Default)]
 pub(crate) struct SessionEvents {
     state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
+    /// Who tells a test of its channels.
+    #[cfg(feature = "test-kit")]
+    pub(crate) witness: std::sync::OnceLock<crate::testkit::Witness>,
 }
 
 /// The fate of a channel: which topic, and which life of it.

@@ -89,6 +89,9 @@ impl Life {
 
 /// Runs a channel from its join to its end.
 pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
+    // Dropped last, so that a test knows that all else is gone.
+    #[cfg(feature = "test-kit")]
+    let _watched = join.connection.events.witness.get().map(|witness| witness.begins::<C>(&join));
     let reading = Reading(join.mailbox.clone());
     // What only joining needs is given back when it is over, and not when the channel ends.
     if let Some(joined) = Box::pin(enter::<C>(join, config)).await {
@@ -144,6 +147,12 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let (channel, accepted) = match joined {
         Ok(joined) => joined,
         Err(refusal) => {
+            #[cfg(feature = "test-kit")]
+            if let (Refusal::Crashed(reason), Some(witness)) =
+                (&refusal, connection.events.witness.get())
+            {
+                witness.ends(topic, context.join_ref(), reason);
+            }
             let refused = refuse::<C>(refusal, &context.topic, |response| {
                 address.reply(&reference, "error", response)
             });
@@ -354,6 +363,10 @@ impl<C: Channel> Joined<C> {
 
     async fn terminate(&mut self, reason: &ExitReason) {
         let Self { channel, context, .. } = self;
+        #[cfg(feature = "test-kit")]
+        if let Some(witness) = context.connection.events.witness.get() {
+            witness.ends(context.topic.shared(), context.join_ref(), reason);
+        }
         let terminated =
             time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
         let topic = &self.context.topic;

@@ -85,7 +85,7 @@ pub struct ChannelHandle<C> {
 }
 
 impl<C: Channel> ChannelHandle<C> {
-    pub(super) fn new(mailbox: Arc<Mailbox>) -> Self {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
         Self { mailbox, channel: PhantomData }
     }
 

@@ -1,6 +1,87 @@
-//! What tests of channels need.
+//! What tests of channels need: an endpoint without a network, clients that join its channels, and
+//! assertions on what these push, reply and broadcast.
+//!
+//! With the feature `test-kit`. It is what `Phoenix.ChannelTest` is, and works best on tokio's paused
+//! clock, `#[tokio::test(start_paused = true)]`: then no assertion takes real time, and
+//! `tokio::time::advance` or `sleep` bring the timers of channels to their time.
+//!
+//! A whole test is in the example of [`TestEndpoint`].
+//!
+//! # Assertions
+//!
+//! They look through everything that the client or the listener has received, in whichever order it
+//! came, and wait for 100 ms if what they look for is not there; `within:` says how long else. What
+//! they find they take; all else stays. What they find they return.
+//!
+//! | assertion | what it looks for |
+//! |---|---|
+//! | [`assert_push!`] | an event that the client was sent |
+//! | [`assert_reply!`] | the answer to a message of the client |
+//! | [`assert_broadcast!`] | an event that was broadcast on a topic that the test listens to |
+//!
+//! [`refute_push!`], [`refute_reply!`] and [`refute_broadcast!`] say that there is no such thing.
+//!
+//! What is expected of the payload comes last, in one of these forms:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use pipeline_ws_sink::testkit::{TestChannel, assert_push};
+//! # use serde_json::json;
+//! # async fn test(room: TestChannel) {
+//! // Nothing. Returns the `Payload`.
+//! assert_push!(room, "shouted");
+//! // JSON: every field that is named has to be there, `_` is anything, lists have as many items.
+//! // Values may be expressions. Returns the whole JSON.
+//! let user = 42;
+//! let shouted = assert_push!(room, "shouted", { "user": { "id": user }, "tags": ["a", _] });
+//! assert!(shouted["at"].is_u64());
+//! // JSON, and nothing more than that.
+//! assert_push!(room, "shouted", == json!({ "user": { "id": 42 } }));
+//! // A pattern of a type of one's own. Returns a value of that type.
+//! #[derive(serde::Deserialize)]
+//! struct Shouted {
+//!     body: String,
+//! }
+//! let Shouted { body } = assert_push!(room, "shouted", Shouted { body } if body.len() > 3);
+//! // Whatever else can be said of a payload, binary ones included. Returns the `Payload`.
+//! assert_push!(room, "photo", |photo| photo.as_binary().is_some_and(|bytes| bytes.len() > 3));
+//! // How long to wait.
+//! assert_push!(room, "tick", { "n": 1 }, within: Duration::from_secs(60));
+//! # }
+//! ```
+//!
+//! An assertion that fails lists what there is instead. A channel that crashes fails the next assertion,
+//! with its reason: see [`TestChannel::unlink`].
+#![expect(clippy::panic, reason = "it is how a test fails")]
 
+mod channel;
+mod endpoint;
+mod macros;
+mod mail;
+mod mailroom;
 mod pattern;
+mod search;
+mod seat;
+mod socket;
+mod topic;
 
+#[doc(inline)]
+pub use crate::{
+    __assert_broadcast as assert_broadcast, __assert_push as assert_push,
+    __assert_reply as assert_reply, __refute_broadcast as refute_broadcast,
+    __refute_push as refute_push, __refute_reply as refute_reply,
+};
+
+pub use self::{
+    channel::TestChannel,
+    endpoint::TestEndpoint,
+    mail::WireFrame,
+    socket::{JoinRefused, TestSocket},
+    topic::TestTopic,
+};
+pub(crate) use self::{mailroom::Witness, seat::Seat};
 #[doc(hidden)]
-pub use self::pattern::Pattern;
+pub use self::{
+    pattern::Pattern,
+    search::{Search, again, json},
+};

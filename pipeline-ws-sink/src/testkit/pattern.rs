@@ -28,6 +28,24 @@ impl Pattern {
         Self::Exactly(serde_json::to_value(value).expect("what is expected has a JSON form"))
     }
 
+    /// An object with one more field.
+    #[must_use]
+    pub fn field(mut self, key: &str, value: Self) -> Self {
+        if let Self::Object(fields) = &mut self {
+            fields.push((key.to_owned(), value));
+        }
+        self
+    }
+
+    /// A list with one more item.
+    #[must_use]
+    pub fn item(mut self, item: Self) -> Self {
+        if let Self::Array(items) = &mut self {
+            items.push(item);
+        }
+        self
+    }
+
     /// Whether the value is as expected.
     #[must_use]
     pub fn matches(&self, value: &Value) -> bool {
@@ -50,62 +68,46 @@ impl Pattern {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __pattern {
-    (@fields $fields:ident) => {};
-    (@fields $fields:ident $key:literal : _ $(, $($rest:tt)*)?) => {
-        $fields.push(($key.to_owned(), $crate::__pattern!(_)));
-        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    (@fields $pattern:expr;) => { $pattern };
+    (@fields $pattern:expr; $key:literal : _ $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@fields $pattern.field($key, $crate::__pattern!(_)); $($($rest)*)?)
     };
-    (@fields $fields:ident $key:literal : null $(, $($rest:tt)*)?) => {
-        $fields.push(($key.to_owned(), $crate::__pattern!(null)));
-        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    (@fields $pattern:expr; $key:literal : null $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@fields $pattern.field($key, $crate::__pattern!(null)); $($($rest)*)?)
     };
-    (@fields $fields:ident $key:literal : { $($inner:tt)* } $(, $($rest:tt)*)?) => {
-        $fields.push(($key.to_owned(), $crate::__pattern!({ $($inner)* })));
-        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    (@fields $pattern:expr; $key:literal : { $($inner:tt)* } $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@fields $pattern.field($key, $crate::__pattern!({ $($inner)* })); $($($rest)*)?)
     };
-    (@fields $fields:ident $key:literal : [ $($inner:tt)* ] $(, $($rest:tt)*)?) => {
-        $fields.push(($key.to_owned(), $crate::__pattern!([ $($inner)* ])));
-        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    (@fields $pattern:expr; $key:literal : [ $($inner:tt)* ] $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@fields $pattern.field($key, $crate::__pattern!([ $($inner)* ])); $($($rest)*)?)
     };
-    (@fields $fields:ident $key:literal : $value:expr $(, $($rest:tt)*)?) => {
-        $fields.push(($key.to_owned(), $crate::__pattern!($value)));
-        $crate::__pattern!(@fields $fields $($($rest)*)?);
+    (@fields $pattern:expr; $key:literal : $value:expr $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@fields $pattern.field($key, $crate::__pattern!($value)); $($($rest)*)?)
     };
-    (@items $items:ident) => {};
-    (@items $items:ident _ $(, $($rest:tt)*)?) => {
-        $items.push($crate::__pattern!(_));
-        $crate::__pattern!(@items $items $($($rest)*)?);
+    (@items $pattern:expr;) => { $pattern };
+    (@items $pattern:expr; _ $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@items $pattern.item($crate::__pattern!(_)); $($($rest)*)?)
     };
-    (@items $items:ident null $(, $($rest:tt)*)?) => {
-        $items.push($crate::__pattern!(null));
-        $crate::__pattern!(@items $items $($($rest)*)?);
+    (@items $pattern:expr; null $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@items $pattern.item($crate::__pattern!(null)); $($($rest)*)?)
     };
-    (@items $items:ident { $($inner:tt)* } $(, $($rest:tt)*)?) => {
-        $items.push($crate::__pattern!({ $($inner)* }));
-        $crate::__pattern!(@items $items $($($rest)*)?);
+    (@items $pattern:expr; { $($inner:tt)* } $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@items $pattern.item($crate::__pattern!({ $($inner)* })); $($($rest)*)?)
     };
-    (@items $items:ident [ $($inner:tt)* ] $(, $($rest:tt)*)?) => {
-        $items.push($crate::__pattern!([ $($inner)* ]));
-        $crate::__pattern!(@items $items $($($rest)*)?);
+    (@items $pattern:expr; [ $($inner:tt)* ] $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@items $pattern.item($crate::__pattern!([ $($inner)* ])); $($($rest)*)?)
     };
-    (@items $items:ident $value:expr $(, $($rest:tt)*)?) => {
-        $items.push($crate::__pattern!($value));
-        $crate::__pattern!(@items $items $($($rest)*)?);
+    (@items $pattern:expr; $value:expr $(, $($rest:tt)*)?) => {
+        $crate::__pattern!(@items $pattern.item($crate::__pattern!($value)); $($($rest)*)?)
     };
     (_) => { $crate::testkit::Pattern::Any };
     (null) => { $crate::testkit::Pattern::exactly(&()) };
-    ({}) => { $crate::testkit::Pattern::Object(::std::vec::Vec::new()) };
-    ({ $($inner:tt)+ }) => {{
-        let mut fields = ::std::vec::Vec::new();
-        $crate::__pattern!(@fields fields $($inner)+);
-        $crate::testkit::Pattern::Object(fields)
-    }};
-    ([]) => { $crate::testkit::Pattern::Array(::std::vec::Vec::new()) };
-    ([ $($inner:tt)+ ]) => {{
-        let mut items = ::std::vec::Vec::new();
-        $crate::__pattern!(@items items $($inner)+);
-        $crate::testkit::Pattern::Array(items)
-    }};
+    ({ $($inner:tt)* }) => {
+        $crate::__pattern!(@fields $crate::testkit::Pattern::Object(::std::vec![]); $($inner)*)
+    };
+    ([ $($inner:tt)* ]) => {
+        $crate::__pattern!(@items $crate::testkit::Pattern::Array(::std::vec![]); $($inner)*)
+    };
     ($value:expr) => { $crate::testkit::Pattern::exactly(&$value) };
 }
 

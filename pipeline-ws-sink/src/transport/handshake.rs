@@ -158,7 +158,7 @@ impl<S: Socket> Mounted<S> {
     }
 
     /// Asks the socket who this is, and tells of it in the socket's span.
-    pub(super) async fn connect(
+    pub(crate) async fn connect(
         &self,
         params: &Params,
         info: &ConnectInfo,
@@ -246,7 +246,7 @@ impl<S: Socket> Mounted<S> {
     }
 
     /// A client that has not said anything yet.
-    pub(super) fn session(
+    pub(crate) fn session(
         &self,
         hub: &Hub,
         outbox: &Arc<Outbox>,

@@ -1,0 +1,178 @@
+//! A channel that a test has joined.
+
+use std::{future::Future, panic::Location, sync::Arc};
+
+use pipeline_core::ExitReason;
+
+use super::{
+    mail::{Kind, Recipient, said},
+    mailroom::ChannelKey,
+    search::Search,
+    socket::Line,
+    topic::TestTopic,
+};
+use crate::{
+    channel::{Channel, ChannelHandle},
+    payload::{IntoPayload, Payload},
+    protocol::reference::Ref,
+};
+
+/// A channel that a test has joined: see [`TestSocket::join`](super::TestSocket::join).
+///
+/// It is linked to the test: when the channel crashes, the next assertion fails, whatever it looks
+/// for, unless the channel has been [unlinked](Self::unlink) or its end [waited for](Self::ended).
+///
+/// When this is dropped, the client does not leave; it listens to the broadcasts no more.
+#[derive(Debug)]
+pub struct TestChannel {
+    line: Arc<Line>,
+    key: ChannelKey,
+    listening: TestTopic,
+    joined: Payload,
+}
+
+impl TestChannel {
+    pub(super) fn new(
+        line: Arc<Line>,
+        key: ChannelKey,
+        listening: TestTopic,
+        joined: Payload,
+    ) -> Self {
+        Self { line, key, listening, joined }
+    }
+
+    /// The topic.
+    #[must_use]
+    pub fn topic(&self) -> &str {
+        &self.key.topic
+    }
+
+    /// The reference of the join, which is in the frames of the channel.
+    #[must_use]
+    pub fn join_ref(&self) -> &Ref {
+        &self.key.join_ref
+    }
+
+    /// What the join was answered: `{}`, or what was given to
+    /// [`JoinContext::reply`](crate::JoinContext::reply).
+    #[must_use]
+    pub fn joined(&self) -> &Payload {
+        &self.joined
+    }
+
+    /// Sends the channel an event of its client. Returns the reference of the message, which is in its
+    /// [reply](super::assert_reply).
+    ///
+    /// It does not wait for the channel: to know that an event has been handled, wait for its reply.
+    /// Binary payloads travel in binary frames.
+    ///
+    /// # Panics
+    ///
+    /// If the payload has no JSON form, or if 1024 messages wait for the socket already.
+    #[track_caller]
+    pub fn push(&self, event: &str, payload: impl IntoPayload) -> Ref {
+        let payload = payload.into_payload().expect("the payload has a JSON form");
+        let reference = self.line.reference();
+        self.line.send(said(&self.key.join_ref, &reference, self.topic(), event, &payload));
+        reference
+    }
+
+    /// Has the client leave. Returns the reference of the message, which is in its reply.
+    ///
+    /// # Panics
+    ///
+    /// If 1024 messages wait for the socket already.
+    #[track_caller]
+    pub fn leave(&self) -> Ref {
+        self.push("phx_leave", Payload::empty())
+    }
+
+    /// Closes the client's connection, with all its channels: see
+    /// [`TestSocket::close`](super::TestSocket::close). Returns when they have ended.
+    ///
+    /// # Panics
+    ///
+    /// If it takes ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the connection may stay open.
+    #[track_caller]
+    pub fn close(&self) -> impl Future<Output = ()> {
+        let (line, at) = (self.line.clone(), Location::caller());
+        async move { line.close(at).await }
+    }
+
+    /// Sends an event to everyone on the topic but this test: to the channel, and so to its client.
+    ///
+    /// # Panics
+    ///
+    /// If the payload can be no event's.
+    #[track_caller]
+    pub fn broadcast_from(&self, event: &str, payload: impl IntoPayload) {
+        self.listening.broadcast_from(event, payload);
+    }
+
+    /// The way to send the channel messages: those that it [handles](crate::HandleInfo).
+    ///
+    /// # Panics
+    ///
+    /// If the channel is of another kind, or has ended.
+    #[must_use]
+    #[track_caller]
+    pub fn handle<C: Channel>(&self) -> ChannelHandle<C> {
+        let handle = self.line.mailroom.handle::<C>(&self.key);
+        let Some(handle) = handle else {
+            panic!("there is no channel {} on {}, or not any more", C::name(), self.topic())
+        };
+        handle
+    }
+
+    /// Lets the channel crash: the test goes on.
+    pub fn unlink(&self) {
+        self.line.mailroom.link(&self.key, false);
+    }
+
+    /// Waits until the channel has ended, its `terminate` included, and tells why it has. It may crash:
+    /// see [`unlink`](Self::unlink).
+    ///
+    /// [`ExitReason::Killed`] is one that was replaced by another join of its topic, or that has not
+    /// ended in time.
+    ///
+    /// # Panics
+    ///
+    /// If it has not ended within ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe; the channel stays unlinked.
+    #[track_caller]
+    pub fn ended(&self) -> impl Future<Output = ExitReason> {
+        self.unlink();
+        let at = Location::caller();
+        let lives = format!("the channel on {} has not ended", self.topic());
+        let (line, key) = (self.line.clone(), self.key.clone());
+        async move { line.until(|line| line.mailroom.end_of(&key), &lives, at).await }
+    }
+
+    #[doc(hidden)]
+    pub fn pushes(&self, event: &str) -> Search {
+        let join_ref = self.key.join_ref.clone();
+        self.search(Kind::Push { join_ref, event: event.to_owned() })
+    }
+
+    #[doc(hidden)]
+    pub fn replies(&self, reference: &Ref, status: &str) -> Search {
+        self.search(Kind::Reply { reference: reference.clone(), status: status.to_owned() })
+    }
+
+    #[doc(hidden)]
+    pub fn broadcasts(&self, event: &str) -> Search {
+        self.listening.broadcasts(event)
+    }
+
+    fn search(&self, kind: Kind) -> Search {
+        let to = Recipient::Socket(self.line.number);
+        Search::new(&self.line.mailroom, to, self.topic(), kind)
+    }
+}

@@ -1,0 +1,195 @@
+//! An endpoint without a network.
+
+use std::sync::Arc;
+
+use http::Request;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{mailroom::Mailroom, seat::Seat, socket::TestSocket, topic::TestTopic};
+use crate::{
+    connect_info::ConnectInfo,
+    endpoint::Endpoint,
+    mount::Mount,
+    params::Params,
+    socket::{ConnectError, Socket},
+    transport::handshake::Mounted,
+};
+
+/// An endpoint to which a test connects without a network.
+///
+/// What is tested is what runs: its sockets have the sessions and the queues of those that come by a
+/// WebSocket, speak version 2 of the protocol, and are known to the endpoint, for
+/// [`disconnect`](Endpoint::disconnect) for instance.
+///
+/// ```
+#[doc = include_str!("example.rs")]
+/// ```
+#[derive(Debug)]
+pub struct TestEndpoint {
+    endpoint: Endpoint,
+    mailroom: Arc<Mailroom>,
+}
+
+impl TestEndpoint {
+    /// An endpoint with one kind of socket.
+    ///
+    /// # Panics
+    ///
+    /// If the endpoint cannot be built.
+    #[track_caller]
+    pub fn new<S: Socket>(mount: Mount<S>) -> Self {
+        let endpoint = Endpoint::builder().mount("/socket", mount).build();
+        Self::of(endpoint.expect("the endpoint can be built"))
+    }
+
+    /// An endpoint as it was built: with several kinds of socket, or with all that an application has.
+    ///
+    /// ```
+    /// use pipeline_ws_sink::{BuildError, EndpointBuilder, testkit::TestEndpoint};
+    ///
+    /// # fn kit(application: EndpointBuilder) -> Result<TestEndpoint, BuildError> {
+    /// Ok(TestEndpoint::of(application.build()?))
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn of(endpoint: Endpoint) -> Self {
+        Self { endpoint, mailroom: Mailroom::new() }
+    }
+
+    /// The endpoint itself.
+    #[must_use]
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Connects to the first kind of socket: its own `connect` and `id` say who that is.
+    ///
+    /// The params are an object. Its leaves become strings, as they do on their way through the query
+    /// of a request.
+    ///
+    /// # Errors
+    ///
+    /// The one of `connect` or `id`.
+    ///
+    /// # Panics
+    ///
+    /// If the params are no object, or if nothing is mounted.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{ConnectError, testkit::TestEndpoint};
+    /// # use serde_json::json;
+    /// # async fn test(kit: TestEndpoint) -> Result<(), ConnectError> {
+    /// let socket = kit.connect(json!({ "user": 42 })).await?;
+    /// assert_eq!(socket.id(), Some("users_socket:42"));
+    /// assert!(kit.connect(json!({})).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect(&self, params: impl Serialize) -> Result<TestSocket, ConnectError> {
+        let place = self.endpoint.inner.places.first().expect("a socket is mounted");
+        let request = Request::get(place.path.to_string()).body(());
+        let info = ConnectInfo::of(&request.expect("the path of a mount is a path"));
+        self.connect_with(params, &info).await
+    }
+
+    /// Connects to the socket that is mounted where the request asked, and tells it this of the
+    /// connection. The variables of the path are among the params.
+    ///
+    /// # Errors
+    ///
+    /// The one of `connect` or `id`.
+    ///
+    /// # Panics
+    ///
+    /// If the params are no object, or if nothing is mounted there.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{ConnectInfo, testkit::TestEndpoint};
+    /// # use serde_json::json;
+    /// # async fn test(kit: TestEndpoint) -> Result<(), http::Error> {
+    /// let request = http::Request::get("/tenant/acme/websocket")
+    ///     .header("x-forwarded-for", "192.0.2.1")
+    ///     .body(())?;
+    /// let mut info = ConnectInfo::of(&request);
+    /// info.auth_token = Some("a token".to_owned());
+    /// let socket = kit.connect_with(json!({ "user": 42 }), &info).await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn connect_with(
+        &self,
+        params: impl Serialize,
+        info: &ConnectInfo,
+    ) -> Result<TestSocket, ConnectError> {
+        let params = serde_json::to_value(params).expect("the params have a JSON form");
+        let Value::Object(mut params) = leaves(params) else { panic!("the params are an object") };
+        let path = info.uri.path();
+        let inner = &self.endpoint.inner;
+        let found = inner.places.iter().find_map(|place| Some((place, place.path.matches(path)?)));
+        let Some((place, variables)) = found else { panic!("no socket is mounted at {path}") };
+        let variables = variables.map_err(|_| ConnectError::because("a segment is no UTF-8"))?;
+        let owned = |(name, value): (&str, String)| (name.to_owned(), Value::String(value));
+        params.extend(variables.into_iter().map(owned));
+        let params = Params::from_iter(params);
+        let (seat, number, commands) = Seat::new(&self.mailroom);
+        let id = place.mount.clone().seat(inner.hub.clone(), &params, info, seat).await?;
+        let (mailroom, pubsub) = (self.mailroom.clone(), inner.hub.pubsub.clone());
+        Ok(TestSocket::new(mailroom, number, commands, pubsub, id))
+    }
+
+    /// A client that has connected already, with this id and as this: neither `connect` nor `id` of the
+    /// socket is called.
+    ///
+    /// # Panics
+    ///
+    /// If no socket of this type is mounted, or outside of a tokio runtime.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Socket, testkit::TestEndpoint};
+    /// # fn test<UserSocket: Socket<Assigns = u64>>(kit: TestEndpoint) {
+    /// let ada = kit.socket::<UserSocket>("users_socket:42", 42);
+    /// let guest = kit.socket::<UserSocket>(None, 0);
+    /// # }
+    /// ```
+    #[must_use]
+    #[track_caller]
+    pub fn socket<'a, S: Socket>(
+        &self,
+        id: impl Into<Option<&'a str>>,
+        assigns: S::Assigns,
+    ) -> TestSocket {
+        let id = id.into().map(str::to_owned);
+        let inner = &self.endpoint.inner;
+        let mut mounts = inner.mounts.iter();
+        let mounted = mounts.find_map(|mount| mount.clone().any().downcast::<Mounted<S>>().ok());
+        let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
+        let (seat, number, commands) = Seat::new(&self.mailroom);
+        seat.take(mounted, &inner.hub, assigns, id.clone());
+        let (mailroom, pubsub) = (self.mailroom.clone(), inner.hub.pubsub.clone());
+        TestSocket::new(mailroom, number, commands, pubsub, id)
+    }
+
+    /// Listens to the broadcasts of a topic.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn subscribe(&self, topic: &str) -> TestTopic {
+        TestTopic::new(&self.mailroom, self.endpoint.pubsub(), topic)
+    }
+}
+
+/// The JSON with strings for leaves, as a query has them.
+fn leaves(value: Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter().map(|(name, value)| (name, leaves(value)));
+            Value::Object(fields.collect::<Map<_, _>>())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(leaves).collect()),
+        Value::String(text) => Value::String(text),
+        leaf => Value::String(leaf.to_string()),
+    }
+}

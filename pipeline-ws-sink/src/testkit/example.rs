@@ -1,0 +1,66 @@
+use pipeline_ws_sink::{
+    Channel, ChannelContext, ConnectError, ConnectInfo, JoinContext, JoinError, Mount, Params,
+    Payload, Reply, Socket, Stop, Topic,
+    testkit::{TestEndpoint, assert_broadcast, assert_push, assert_reply, refute_push},
+};
+use serde_json::json;
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = String;
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<String, ConnectError> {
+        Ok(params.require("user")?.to_owned())
+    }
+}
+
+struct RoomChannel {
+    messages: usize,
+}
+
+impl Channel for RoomChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(
+        topic: &Topic,
+        _: Payload,
+        _: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        if topic.rest() == "secret" { Err(JoinError::unauthorized()) } else { Ok(Self { messages: 0 }) }
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        match event {
+            "shout" => {
+                self.messages += 1;
+                cx.broadcast("shouted", &payload)?;
+                Ok(Reply::ok().with(json!({ "messages": self.messages, "user": cx.assigns() })))
+            }
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+}
+
+// In a test, this is `#[tokio::test(start_paused = true)]`.
+#[tokio::main(flavor = "current_thread", start_paused = true)]
+async fn main() {
+    let kit = TestEndpoint::new(Mount::new(UserSocket).channel::<RoomChannel>("room:*"));
+    let socket = kit.connect(json!({ "user": "ada" })).await.unwrap();
+    let room = socket.join("room:1", json!({})).await.unwrap();
+
+    let shouted = room.push("shout", json!({ "body": "hi" }));
+    assert_reply!(room, shouted, "ok", { "messages": 1 });
+    assert_push!(room, "shouted", { "body": "hi" });
+    assert_broadcast!(room, "shouted", { "body": "hi" });
+    refute_push!(room, "shouted");
+
+    let refused = socket.join("room:secret", json!({})).await.unwrap_err();
+    assert_eq!(refused.json(), json!({ "reason": "unauthorized" }));
+}

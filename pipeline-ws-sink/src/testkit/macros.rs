@@ -1,0 +1,194 @@
+//! The assertions.
+
+/// Asserts that a channel pushes this event to its client, or has pushed it: by itself, or because it
+/// was broadcast. Returns the payload.
+///
+/// See [the module](crate::testkit#assertions) for what can be expected of the payload, and how long it is
+/// waited for. This is `assert_push` of `Phoenix.ChannelTest`.
+///
+/// ```
+/// # use pipeline_ws_sink::testkit::{TestChannel, assert_push};
+/// # async fn test(room: TestChannel) {
+/// let shouted = assert_push!(room, "shouted", { "body": "hi" });
+/// assert!(shouted["at"].is_u64());
+/// # }
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __assert_push {
+    ($room:expr, $event:expr $(, $($expected:tt)*)?) => {
+        $crate::__expect!(find, $room.pushes($event), $($($expected)*)?)
+    };
+}
+
+/// Asserts that a channel does not push this event to its client.
+///
+/// It waits as long as [`assert_push!`](crate::testkit::assert_push) would. This is `refute_push` of
+/// `Phoenix.ChannelTest`.
+///
+/// ```
+/// # use pipeline_ws_sink::testkit::{TestChannel, refute_push};
+/// # async fn test(room: TestChannel) {
+/// refute_push!(room, "shouted", { "body": "hi" });
+/// refute_push!(room, "closed");
+/// # }
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __refute_push {
+    ($room:expr, $event:expr $(, $($expected:tt)*)?) => {
+        $crate::__expect!(refute, $room.pushes($event), $($($expected)*)?)
+    };
+}
+
+/// Asserts that a message is answered with this status. Returns the response.
+///
+/// The reference is that of [`TestChannel::push`](crate::testkit::TestChannel::push) or
+/// [`leave`](crate::testkit::TestChannel::leave). See [the module](crate::testkit#assertions) for what can
+/// be expected of the response, and how long it is waited for. This is `assert_reply` of
+/// `Phoenix.ChannelTest`.
+///
+/// ```
+/// # use pipeline_ws_sink::testkit::{TestChannel, assert_reply};
+/// # use serde_json::json;
+/// # async fn test(room: TestChannel) {
+/// let shouted = room.push("shout", json!({ "body": "hi" }));
+/// assert_reply!(room, shouted, "ok", { "messages": 1 });
+/// # }
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __assert_reply {
+    ($room:expr, $reference:expr, $status:expr $(, $($expected:tt)*)?) => {
+        $crate::__expect!(find, $room.replies(&$reference, $status), $($($expected)*)?)
+    };
+}
+
+/// Asserts that a message is not answered with this status.
+///
+/// It waits as long as [`assert_reply!`](crate::testkit::assert_reply) would. This is `refute_reply` of
+/// `Phoenix.ChannelTest`.
+///
+/// ```
+/// # use pipeline_ws_sink::testkit::{TestChannel, refute_reply};
+/// # use serde_json::json;
+/// # async fn test(room: TestChannel) {
+/// let typing = room.push("typing", json!({}));
+/// refute_reply!(room, typing, "ok");
+/// # }
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __refute_reply {
+    ($room:expr, $reference:expr, $status:expr $(, $($expected:tt)*)?) => {
+        $crate::__expect!(refute, $room.replies(&$reference, $status), $($($expected)*)?)
+    };
+}
+
+/// Asserts that this event is broadcast, or has been since the test began to listen: on the topic of a
+/// [`TestChannel`](crate::testkit::TestChannel) or a [`TestTopic`](crate::testkit::TestTopic). Returns
+/// the payload.
+///
+/// See [the module](crate::testkit#assertions) for what can be expected of the payload, and how long it is
+/// waited for. This is `assert_broadcast` of `Phoenix.ChannelTest`.
+///
+/// ```
+/// # use pipeline_ws_sink::testkit::{TestChannel, TestEndpoint, assert_broadcast};
+/// # async fn test(kit: TestEndpoint, room: TestChannel) {
+/// let lobby = kit.subscribe("lobby");
+/// assert_broadcast!(room, "shouted", { "body": "hi" });
+/// assert_broadcast!(lobby, "room_opened");
+/// # }
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __assert_broadcast {
+    ($listener:expr, $event:expr $(, $($expected:tt)*)?) => {
+        $crate::__expect!(find, $listener.broadcasts($event), $($($expected)*)?)
+    };
+}
+
+/// Asserts that this event is not broadcast.
+///
+/// It waits as long as [`assert_broadcast!`](crate::testkit::assert_broadcast) would. This is
+/// `refute_broadcast` of `Phoenix.ChannelTest`.
+///
+/// ```
+/// # use pipeline_ws_sink::testkit::{TestChannel, refute_broadcast};
+/// # async fn test(room: TestChannel) {
+/// refute_broadcast!(room, "shouted", { "body": "hi" });
+/// # }
+/// ```
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __refute_broadcast {
+    ($listener:expr, $event:expr $(, $($expected:tt)*)?) => {
+        $crate::__expect!(refute, $listener.broadcasts($event), $($($expected)*)?)
+    };
+}
+
+/// Looks for what is expected. The rules are tried in this order.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __expect {
+    (@look $do:ident, $search:expr, ($($within:expr)?), $text:expr, $make:expr) => {
+        match $search $(.within($within))? .$do($text, $make).await {
+            ::std::result::Result::Ok(found) => found,
+            ::std::result::Result::Err(failure) => ::std::panic!("{failure}"),
+        }
+    };
+    (@json $do:ident, $search:expr, $within:tt, $text:expr, $pattern:expr) => {
+        $crate::__expect!(@look $do, $search, $within, $text, $crate::testkit::json($pattern))
+    };
+    ($do:ident, $search:expr, $(,)?) => {
+        $crate::__expect!($do, $search, _)
+    };
+    ($do:ident, $search:expr, within: $within:expr $(,)?) => {
+        $crate::__expect!($do, $search, _, within: $within)
+    };
+    ($do:ident, $search:expr, _ $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@look $do, $search, ($($within)?), "", |payload: &$crate::Payload| {
+            ::std::option::Option::Some(::std::clone::Clone::clone(payload))
+        })
+    };
+    ($do:ident, $search:expr, { $($json:tt)* } $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@json $do, $search, ($($within)?), ::std::stringify!({ $($json)* }),
+            $crate::__pattern!({ $($json)* }))
+    };
+    ($do:ident, $search:expr, [ $($json:tt)* ] $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@json $do, $search, ($($within)?), ::std::stringify!([ $($json)* ]),
+            $crate::__pattern!([ $($json)* ]))
+    };
+    ($do:ident, $search:expr, null $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@json $do, $search, ($($within)?), "null", $crate::__pattern!(null))
+    };
+    ($do:ident, $search:expr, $json:literal $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@json $do, $search, ($($within)?), ::std::stringify!($json),
+            $crate::__pattern!($json))
+    };
+    ($do:ident, $search:expr, == $json:expr $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@json $do, $search, ($($within)?), ::std::stringify!(== $json),
+            $crate::__pattern!($json))
+    };
+    ($do:ident, $search:expr, |$payload:pat_param| $guard:expr $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@look $do, $search, ($($within)?), ::std::concat!("|", ::std::stringify!($payload), "| ", ::std::stringify!($guard)),
+            |payload: &$crate::Payload| {
+                let fits = |$payload: &$crate::Payload| -> bool { $guard };
+                fits(payload).then(|| ::std::clone::Clone::clone(payload))
+            })
+    };
+    ($do:ident, $search:expr, $pattern:pat $(if $guard:expr)? $(, within: $within:expr)? $(,)?) => {
+        $crate::__expect!(@look $do, $search, ($($within)?),
+            ::std::stringify!($pattern $(if $guard)?),
+            |payload: &$crate::Payload| {
+                let value = payload.parse().ok()?;
+                #[allow(unused_variables, reason = "a binding may say what is there")]
+                match $crate::testkit::again(&value, payload) {
+                    ::std::option::Option::Some($pattern) $(if $guard)? => {
+                        ::std::option::Option::Some(value)
+                    }
+                    _ => ::std::option::Option::None,
+                }
+            })
+    };
+}

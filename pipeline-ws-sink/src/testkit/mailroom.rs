@@ -1,0 +1,262 @@
+//! What all sockets and listeners of a test have received, and what has become of its channels.
+
+use std::{
+    any::TypeId,
+    collections::{HashMap, VecDeque},
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use pipeline_core::ExitReason;
+use tokio::sync::watch;
+
+use super::mail::Mail;
+use crate::{
+    channel::{Channel, ChannelHandle, Join, Mailbox},
+    protocol::reference::Ref,
+};
+
+/// How many messages may wait to be looked at. What comes beyond them is lost, and the next assertion
+/// fails because of it.
+const CAPACITY: usize = 10_000;
+
+/// How many messages a failed assertion lists.
+const LISTED: usize = 100;
+
+/// What all sockets and listeners of a test have received, and what has become of its channels.
+#[derive(Debug)]
+pub(crate) struct Mailroom {
+    state: watch::Sender<State>,
+    numbers: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    mail: VecDeque<Mail>,
+    /// How many messages found no room.
+    lost: u64,
+    channels: HashMap<ChannelKey, Fate>,
+    /// The sockets that are closed, and the codes of their close frames.
+    closed: HashMap<u64, Option<u16>>,
+}
+
+/// One join of a topic on a socket.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ChannelKey {
+    pub(super) socket: u64,
+    pub(super) topic: Arc<str>,
+    pub(super) join_ref: Ref,
+}
+
+/// What has become of a channel.
+#[derive(Clone, Debug, Default)]
+struct Fate {
+    /// Its crash is the test's.
+    linked: bool,
+    /// What it ends for, once it does.
+    reason: Option<ExitReason>,
+    /// It has ended.
+    over: bool,
+    /// The way to it, and of what kind it is.
+    mailbox: Option<(TypeId, Arc<Mailbox>)>,
+}
+
+impl Mailroom {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self { state: watch::Sender::default(), numbers: AtomicU64::new(1) })
+    }
+
+    /// A number for somebody who receives.
+    pub(super) fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn put(&self, mail: impl IntoIterator<Item = Mail>) {
+        self.state.send_modify(|state| {
+            for mail in mail {
+                if state.mail.len() < CAPACITY {
+                    state.mail.push_back(mail);
+                } else {
+                    state.lost += 1;
+                }
+            }
+        });
+    }
+
+    pub(super) fn lose(&self, count: u64) {
+        self.state.send_modify(|state| state.lost += count);
+    }
+
+    /// Takes the first message that is wanted.
+    pub(super) fn take<T>(&self, mut wanted: impl FnMut(&Mail) -> Option<T>) -> Option<T> {
+        let mut taken = None;
+        self.state.send_if_modified(|state| {
+            let found =
+                state.mail.iter().enumerate().find_map(|(at, mail)| Some((at, wanted(mail)?)));
+            if let Some((at, value)) = found {
+                state.mail.remove(at);
+                taken = Some(value);
+            }
+            false
+        });
+        taken
+    }
+
+    /// What keeps a test from going on: a channel has crashed that was not expected to, or messages
+    /// are lost.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let state = self.state.borrow();
+        if state.lost > 0 {
+            return Err(format!("{} messages are lost: too many waited", state.lost));
+        }
+        let crashed = state.channels.iter().find_map(|(key, fate)| {
+            let reason = fate.reason.as_ref().filter(|reason| is_crash(reason))?;
+            fate.linked.then(|| format!("the channel on {} crashed: {reason}", key.topic))
+        });
+        crashed.map_or(Ok(()), Err)
+    }
+
+    /// Everything that waits, a line for each.
+    pub(super) fn listing(&self) -> String {
+        let state = self.state.borrow();
+        let mut listing = String::new();
+        for (key, fate) in &state.channels {
+            if let Some(reason) = &fate.reason {
+                let _ = writeln!(listing, "the channel on {} has ended: {reason}", key.topic);
+            }
+        }
+        if state.mail.is_empty() {
+            listing.push_str("the mailbox is empty");
+            return listing;
+        }
+        listing.push_str("in the mailbox:");
+        for mail in state.mail.iter().take(LISTED) {
+            let _ = write!(listing, "\n  {mail}");
+        }
+        if let Some(more @ 1..) = state.mail.len().checked_sub(LISTED) {
+            let _ = write!(listing, "\n  and {more} more");
+        }
+        listing
+    }
+
+    /// Waits until something has changed since that was last done.
+    pub(super) fn watch(&self) -> Watching {
+        Watching(self.state.subscribe())
+    }
+
+    /// Takes note of a channel that is about to be joined.
+    pub(super) fn follow(&self, key: ChannelKey) {
+        self.state.send_modify(|state| drop(state.channels.insert(key, Fate::default())));
+    }
+
+    /// Whether a crash of the channel is the test's.
+    pub(super) fn link(&self, key: &ChannelKey, linked: bool) {
+        self.change(key, |fate| fate.linked = linked);
+    }
+
+    /// Takes no more note of a channel, and tells why it crashed, if it did.
+    pub(super) fn forget(&self, key: &ChannelKey) -> Option<ExitReason> {
+        let mut reason = None;
+        self.state.send_modify(|state| {
+            reason = state.channels.remove(key).and_then(|fate| fate.reason).filter(is_crash);
+        });
+        reason
+    }
+
+    /// Why the channel has ended, once it has.
+    pub(super) fn end_of(&self, key: &ChannelKey) -> Option<ExitReason> {
+        let state = self.state.borrow();
+        let fate = state.channels.get(key)?;
+        fate.reason.clone().filter(|_| fate.over)
+    }
+
+    /// The way to the channel, if it is of this kind.
+    pub(super) fn handle<C: Channel>(&self, key: &ChannelKey) -> Option<ChannelHandle<C>> {
+        let state = self.state.borrow();
+        let (kind, mailbox) = state.channels.get(key)?.mailbox.as_ref()?;
+        (*kind == TypeId::of::<C>()).then(|| ChannelHandle::new(mailbox.clone()))
+    }
+
+    fn change(&self, key: &ChannelKey, change: impl FnOnce(&mut Fate)) {
+        self.state.send_if_modified(|state| {
+            let fate = state.channels.get_mut(key);
+            fate.map(change).is_some()
+        });
+    }
+
+    /// Takes note that a socket is closed, with this code.
+    pub(super) fn closed(&self, socket: u64, code: Option<u16>) {
+        self.state.send_modify(|state| {
+            state.closed.entry(socket).or_insert(code);
+        });
+    }
+
+    /// The code with which a socket was closed, if it was.
+    pub(super) fn close_code(&self, socket: u64) -> Option<Option<u16>> {
+        self.state.borrow().closed.get(&socket).copied()
+    }
+}
+
+/// Whoever is replaced, or does not end in time, is killed, which is no crash.
+fn is_crash(reason: &ExitReason) -> bool {
+    !reason.is_graceful() && !matches!(reason, ExitReason::Killed)
+}
+
+/// Somebody who waits for what comes.
+pub(super) struct Watching(watch::Receiver<State>);
+
+impl Watching {
+    /// Waits until something has come since this was last called, or since the watching began.
+    pub(super) async fn changed(&mut self) {
+        // The sender is where the test is.
+        let _ = self.0.changed().await;
+    }
+}
+
+/// The one who tells a test what becomes of the channels of a socket.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    pub(super) mailroom: Arc<Mailroom>,
+    pub(super) socket: u64,
+}
+
+impl Witness {
+    /// A channel's task begins. What is returned is to be dropped when all else of it is gone.
+    pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Watched {
+        let join_ref = join.join_ref.or(&join.reference);
+        let key = self.key(join.topic.shared(), &join_ref);
+        let mailbox = (TypeId::of::<C>(), join.mailbox.clone());
+        self.mailroom.change(&key, |fate| fate.mailbox = Some(mailbox));
+        Watched { mailroom: self.mailroom.clone(), key }
+    }
+
+    /// A channel ends for this reason.
+    pub(crate) fn ends(&self, topic: &Arc<str>, join_ref: &Ref, reason: &ExitReason) {
+        let key = self.key(topic, join_ref);
+        self.mailroom.change(&key, |fate| fate.reason = Some(reason.clone()));
+    }
+
+    fn key(&self, topic: &Arc<str>, join_ref: &Ref) -> ChannelKey {
+        ChannelKey { socket: self.socket, topic: topic.clone(), join_ref: join_ref.clone() }
+    }
+}
+
+/// A channel's task, until it ends in whichever way.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    mailroom: Arc<Mailroom>,
+    key: ChannelKey,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.mailroom.change(&self.key, |fate| {
+            fate.over = true;
+            fate.reason.get_or_insert(ExitReason::Killed);
+            fate.mailbox = None;
+        });
+    }
+}

@@ -1,0 +1,109 @@
+//! Looking for a message, now and for a while.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    mail::{Kind, Recipient, Wanted},
+    mailroom::Mailroom,
+    pattern::Pattern,
+};
+use crate::payload::Payload;
+
+/// How long an assertion waits, unless it is told.
+const WITHIN: Duration = Duration::from_millis(100);
+
+/// What an assertion looks for, but for the payload. The macros make use of it.
+#[doc(hidden)]
+#[derive(Debug)]
+#[must_use]
+pub struct Search {
+    mailroom: Arc<Mailroom>,
+    wanted: Wanted,
+    within: Duration,
+}
+
+impl Search {
+    pub(super) fn new(mailroom: &Arc<Mailroom>, to: Recipient, topic: &str, kind: Kind) -> Self {
+        let wanted = Wanted { to, topic: topic.to_owned(), kind };
+        Self { mailroom: mailroom.clone(), wanted, within: WITHIN }
+    }
+
+    /// How long to look for it.
+    pub fn within(self, within: Duration) -> Self {
+        Self { within, ..self }
+    }
+
+    /// Takes the first message of which something can be made.
+    ///
+    /// # Errors
+    ///
+    /// What to panic with, if there is none in time.
+    pub async fn find<T>(
+        self,
+        pattern: &str,
+        mut make: impl FnMut(&Payload) -> Option<T>,
+    ) -> Result<T, String> {
+        let Self { mailroom, wanted, within } = self;
+        let deadline = Instant::now() + within;
+        let mut watching = mailroom.watch();
+        loop {
+            mailroom.check()?;
+            let found = mailroom.take(|mail| wanted.of(mail).and_then(&mut make));
+            if let Some(found) = found {
+                return Ok(found);
+            }
+            if timeout_at(deadline, watching.changed()).await.is_err() {
+                let listing = mailroom.listing();
+                let like = like(pattern);
+                return Err(format!("no {wanted}{like} came within {within:?}\n{listing}"));
+            }
+        }
+    }
+
+    /// Waits all the time, and finds nothing.
+    ///
+    /// # Errors
+    ///
+    /// What to panic with, if something has come.
+    pub async fn refute<T>(
+        self,
+        pattern: &str,
+        mut make: impl FnMut(&Payload) -> Option<T>,
+    ) -> Result<(), String> {
+        let Self { mailroom, wanted, within } = self;
+        let deadline = Instant::now() + within;
+        let mut watching = mailroom.watch();
+        loop {
+            mailroom.check()?;
+            let found = mailroom
+                .take(|mail| wanted.of(mail).filter(|payload| make(payload).is_some()).cloned());
+            if let Some(payload) = found {
+                let (listing, like) = (mailroom.listing(), like(pattern));
+                return Err(format!("a {wanted}{like} came: {payload:?}\n{listing}"));
+            }
+            if timeout_at(deadline, watching.changed()).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn like(pattern: &str) -> String {
+    if pattern.is_empty() { String::new() } else { format!(" like {pattern}") }
+}
+
+/// The JSON of payloads that are like this.
+#[doc(hidden)]
+pub fn json(pattern: Pattern) -> impl FnMut(&Payload) -> Option<Value> {
+    move |payload| payload.parse().ok().filter(|value| pattern.matches(value))
+}
+
+/// The payload once more, as a value of the same type.
+#[doc(hidden)]
+pub fn again<T: DeserializeOwned>(_: &T, payload: &Payload) -> Option<T> {
+    payload.parse().ok()
+}

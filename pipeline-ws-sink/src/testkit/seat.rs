@@ -1,0 +1,129 @@
+//! The task of a test's socket: it does what the task of a WebSocket does, without the WebSocket.
+
+use std::{future::poll_fn, sync::Arc};
+
+use futures::FutureExt;
+use tokio::sync::mpsc;
+
+use super::{
+    mail::{Mail, WireFrame},
+    mailroom::{Mailroom, Witness},
+};
+use crate::{
+    end::SocketEnd,
+    hub::Hub,
+    outbox::{Outbox, Writer},
+    protocol::{frame::Frame, version::Version},
+    session::Session,
+    socket::Socket,
+    transport::handshake::Mounted,
+};
+
+/// How many messages of the test may wait for the socket.
+const WAITING: usize = 1024;
+
+/// What a test has its socket do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Say(WireFrame),
+    Close,
+}
+
+/// A socket's place at a kit.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    mailroom: Arc<Mailroom>,
+    number: u64,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl Seat {
+    /// A free one, and the way to whoever takes it.
+    pub(super) fn new(mailroom: &Arc<Mailroom>) -> (Self, u64, mpsc::Sender<Command>) {
+        let (sender, commands) = mpsc::channel(WAITING);
+        let number = mailroom.number();
+        (Self { mailroom: mailroom.clone(), number, commands }, number, sender)
+    }
+
+    /// Lives as a socket that has connected, until the test or the endpoint ends it.
+    pub(crate) fn take<S: Socket>(
+        self,
+        mounted: Arc<Mounted<S>>,
+        hub: &Arc<Hub>,
+        assigns: S::Assigns,
+        id: Option<String>,
+    ) {
+        let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, hub.metrics.clone())
+            .when_full(mounted.options.when_full);
+        let outbox = Arc::new(outbox);
+        let registration = hub.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
+        let witness = Witness { mailroom: self.mailroom.clone(), socket: self.number };
+        let session = mounted.session(hub, &outbox, assigns, id, Version::V2).watched_by(witness);
+        let cut_off = hub.cut_off.clone();
+        hub.tasks.spawn(async move {
+            let open = mounted.meter.open.hold();
+            tokio::select! {
+                biased;
+                () = cut_off.cancelled() => {}
+                () = self.live(session, &outbox) => {}
+            }
+            drop((registration, open));
+        });
+    }
+
+    async fn live<S: Socket>(mut self, mut session: Session<S>, outbox: &Arc<Outbox>) {
+        let Self { mailroom, number, commands } = &mut self;
+        let end = tokio::select! {
+            end = listen(&mut session, commands) => end,
+            end = deliver(mailroom, *number, outbox) => end,
+            end = poll_fn(|cx| outbox.poll_write(cx)) => end,
+        };
+        outbox.end(end);
+        // What was sent before the end arrives, as it does on the wire.
+        if let Some(frames) = poll_fn(|cx| outbox.poll_fetch(cx)).now_or_never() {
+            put(mailroom, *number, &frames);
+        }
+        mailroom.closed(*number, end.close_code());
+        session.end(&end.reason()).await;
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        // If it has ended by itself, it has said so with its code.
+        self.mailroom.closed(self.number, None);
+    }
+}
+
+/// Handles what the test says, one message after the other.
+async fn listen<S: Socket>(
+    session: &mut Session<S>,
+    commands: &mut mpsc::Receiver<Command>,
+) -> SocketEnd {
+    loop {
+        tokio::select! {
+            () = session.changed() => session.catch_up().await,
+            command = commands.recv() => match command {
+                Some(Command::Say(frame)) => {
+                    session.metrics().frames_in.increment(1);
+                    if session.receive(frame.received()).await.is_err() {
+                        return SocketEnd::BadMessage;
+                    }
+                }
+                Some(Command::Close) | None => return SocketEnd::Closed,
+            }
+        }
+    }
+}
+
+/// Puts what is sent where the test looks for it.
+async fn deliver(mailroom: &Mailroom, number: u64, outbox: &Outbox) -> SocketEnd {
+    loop {
+        let frames = poll_fn(|cx| outbox.poll_fetch(cx)).await;
+        put(mailroom, number, &frames);
+    }
+}
+
+fn put(mailroom: &Mailroom, number: u64, frames: &[Frame]) {
+    mailroom.put(frames.iter().map(|frame| Mail::to_socket(number, frame)));
+}

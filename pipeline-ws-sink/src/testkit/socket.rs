@@ -1,0 +1,299 @@
+//! A client of a test.
+
+use std::{
+    future::Future,
+    panic::Location,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pipeline_core::ExitReason;
+use thiserror::Error;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    channel::TestChannel,
+    mail::{Content, Recipient, WireFrame, said},
+    mailroom::{ChannelKey, Mailroom},
+    seat::Command,
+    topic::TestTopic,
+};
+use crate::{
+    payload::{IntoPayload, Payload},
+    protocol::reference::{Ref, quoted},
+    pubsub::PubSub,
+};
+
+/// How long a join, the end of a channel or a frame is waited for: as long as the official client
+/// waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A client that has connected: see [`TestEndpoint`](super::TestEndpoint).
+///
+/// Cheap to clone; all clones are the same client. It closes its connection when the last of them is
+/// gone, and the last of its [`TestChannel`]s. It never falls silent, so it lives however far the test
+/// turns the clock.
+#[derive(Clone, Debug)]
+pub struct TestSocket {
+    line: Arc<Line>,
+}
+
+/// The way to a socket.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) mailroom: Arc<Mailroom>,
+    pub(super) number: u64,
+    pub(super) pubsub: PubSub,
+    commands: mpsc::Sender<Command>,
+    references: AtomicU64,
+    id: Option<String>,
+}
+
+/// A client was not let into a topic.
+///
+/// ```
+/// use pipeline_ws_sink::testkit::{JoinRefused, TestSocket};
+/// use serde_json::{Value, json};
+///
+/// # async fn test(socket: TestSocket) {
+/// let refused = socket.join("room:secret", json!({})).await.unwrap_err();
+/// assert_eq!(refused.json(), json!({ "reason": "unauthorized" }));
+/// # }
+/// ```
+#[derive(Clone, Debug, Error)]
+#[error("the join was refused with {response:?}{}", because(crash.as_ref()))]
+#[non_exhaustive]
+pub struct JoinRefused {
+    /// What the client was told.
+    pub response: Payload,
+    /// Why the join crashed, if it did.
+    pub crash: Option<ExitReason>,
+}
+
+fn because(crash: Option<&ExitReason>) -> String {
+    crash.map(|reason| format!(", because it {reason}")).unwrap_or_default()
+}
+
+impl JoinRefused {
+    /// What the client was told, as JSON; null if that was binary.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        self.response.parse().unwrap_or_default()
+    }
+}
+
+impl TestSocket {
+    pub(super) fn new(
+        mailroom: Arc<Mailroom>,
+        number: u64,
+        commands: mpsc::Sender<Command>,
+        pubsub: PubSub,
+        id: Option<String>,
+    ) -> Self {
+        let references = AtomicU64::new(1);
+        Self { line: Arc::new(Line { mailroom, number, pubsub, commands, references, id }) }
+    }
+
+    /// The socket's id, if it has one.
+    #[must_use]
+    pub fn id(&self) -> Option<&str> {
+        self.line.id.as_deref()
+    }
+
+    /// Joins a topic, by the socket's own routes, and listens to its broadcasts: what
+    /// `subscribe_and_join` of `Phoenix.ChannelTest` does.
+    ///
+    /// A socket that is given one route for `*` takes any topic to one kind of channel.
+    ///
+    /// # Errors
+    ///
+    /// [`JoinRefused`] says what the client was told.
+    ///
+    /// # Panics
+    ///
+    /// If there is no answer within ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the client may have joined, and gets what it is sent.
+    #[track_caller]
+    pub fn join(
+        &self,
+        topic: &str,
+        payload: impl IntoPayload,
+    ) -> impl Future<Output = Result<TestChannel, JoinRefused>> {
+        let payload = payload.into_payload().expect("the payload has a JSON form");
+        self.line.clone().join(topic.to_owned(), payload, Location::caller())
+    }
+
+    /// Sends a frame as it is. What is answered is a [`frame`](Self::frame) too.
+    ///
+    /// # Panics
+    ///
+    /// If 1024 messages wait for the socket already.
+    #[track_caller]
+    pub fn send(&self, frame: impl Into<WireFrame>) {
+        self.line.send(frame.into());
+    }
+
+    /// Takes the next frame, whichever it is: of those that no assertion has taken, the first.
+    ///
+    /// # Panics
+    ///
+    /// If none comes within ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::testkit::TestSocket;
+    /// # use serde_json::json;
+    /// # async fn test(socket: TestSocket) {
+    /// socket.send(json!([null, "1", "phoenix", "heartbeat", {}]));
+    /// let answer = json!([null, "1", "phoenix", "phx_reply", {"status": "ok", "response": {}}]);
+    /// assert_eq!(socket.frame().await.json(), answer);
+    /// # }
+    /// ```
+    #[track_caller]
+    pub fn frame(&self) -> impl Future<Output = WireFrame> {
+        let (line, at) = (self.line.clone(), Location::caller());
+        async move { line.until(Line::take_frame, "no frame has come", at).await }
+    }
+
+    /// Takes the frames that have come, without waiting for any.
+    #[must_use]
+    pub fn frames(&self) -> Vec<WireFrame> {
+        std::iter::from_fn(|| self.line.take_frame()).collect()
+    }
+
+    /// Closes the connection as a client does, or a network, and waits until all channels have ended.
+    ///
+    /// Those that have not ended after five seconds are aborted.
+    ///
+    /// # Panics
+    ///
+    /// If it takes ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the connection may stay open.
+    #[track_caller]
+    pub fn close(&self) -> impl Future<Output = ()> {
+        let (line, at) = (self.line.clone(), Location::caller());
+        async move { line.close(at).await }
+    }
+
+    /// Waits until the connection is closed. Returns the code that the client is told: 1001 if it was
+    /// disconnected, 1012 if the endpoint drains, 1011 if it has sent what is no message.
+    ///
+    /// # Panics
+    ///
+    /// If it is not closed within ten seconds.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    #[track_caller]
+    pub fn closed(&self) -> impl Future<Output = Option<u16>> {
+        let (line, at) = (self.line.clone(), Location::caller());
+        let is_open = "the connection is still open";
+        async move { line.until(|line| line.mailroom.close_code(line.number), is_open, at).await }
+    }
+}
+
+impl Line {
+    async fn join(
+        self: Arc<Self>,
+        topic: String,
+        payload: Payload,
+        at: &'static Location<'static>,
+    ) -> Result<TestChannel, JoinRefused> {
+        let join_ref = self.reference();
+        let listening = TestTopic::new(&self.mailroom, &self.pubsub, &topic);
+        let (socket, shared) = (self.number, topic.as_str().into());
+        let key = ChannelKey { socket, topic: shared, join_ref: join_ref.clone() };
+        self.mailroom.follow(key.clone());
+        self.send(said(&join_ref, &join_ref, &topic, "phx_join", &payload));
+        let no_answer = format!("the join of {topic} is not answered");
+        let (status, response) =
+            self.until(|line| line.take_reply(&topic, &join_ref), &no_answer, at).await;
+        if status != "ok" {
+            let crash = self.mailroom.forget(&key);
+            return Err(JoinRefused { response, crash });
+        }
+        self.mailroom.link(&key, true);
+        Ok(TestChannel::new(self, key, listening, response))
+    }
+
+    pub(super) async fn close(&self, at: &'static Location<'static>) {
+        // If nobody is there to be told, it is closed already.
+        let _ = self.commands.send(Command::Close).await;
+        // The socket's task gives its end of the line up when all else is done.
+        let gone = timeout_at(Instant::now() + PATIENCE, self.commands.closed()).await;
+        assert!(gone.is_ok(), "the connection has not ended within {PATIENCE:?}, at {at}");
+    }
+
+    #[track_caller]
+    pub(super) fn send(&self, frame: WireFrame) {
+        match self.commands.try_send(Command::Say(frame)) {
+            Ok(()) => {}
+            // As on the wire, what is sent to nobody is lost.
+            Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                panic!("too many messages wait for the socket: await something before you go on")
+            }
+        }
+    }
+
+    pub(super) fn reference(&self) -> Ref {
+        let number = self.references.fetch_add(1, Ordering::Relaxed);
+        Ref::new(&quoted(&number.to_string()))
+    }
+
+    /// Looks for something until it is there.
+    pub(super) async fn until<T>(
+        &self,
+        mut look: impl FnMut(&Self) -> Option<T>,
+        what_not: &str,
+        at: &'static Location<'static>,
+    ) -> T {
+        let deadline = Instant::now() + PATIENCE;
+        let mut watching = self.mailroom.watch();
+        loop {
+            if let Some(found) = look(self) {
+                return found;
+            }
+            if timeout_at(deadline, watching.changed()).await.is_err() {
+                let listing = self.mailroom.listing();
+                panic!("{what_not} within {PATIENCE:?}, at {at}\n{listing}");
+            }
+        }
+    }
+
+    fn take_reply(&self, topic: &str, to: &Ref) -> Option<(String, Payload)> {
+        self.mailroom.take(|mail| match &mail.content {
+            Content::Reply { reference, status, response }
+                if mail.to == Recipient::Socket(self.number)
+                    && mail.topic == topic
+                    && reference == to =>
+            {
+                Some((status.clone(), response.clone()))
+            }
+            _ => None,
+        })
+    }
+
+    fn take_frame(&self) -> Option<WireFrame> {
+        self.mailroom.take(|mail| match mail.to {
+            Recipient::Socket(number) if number == self.number => mail.frame.clone(),
+            _ => None,
+        })
+    }
+}
