@@ -116,16 +116,22 @@ fn kit() -> TestEndpoint {
     TestEndpoint::new(mount())
 }
 
-async fn room() -> (TestEndpoint, TestChannel) {
+/// A kit, and the channel of a client of it.
+async fn both() -> (TestEndpoint, TestChannel) {
     let kit = kit();
     let socket = kit.connect(json!({"user": "ada"})).await.unwrap();
     let room = socket.join("room:1", json!({})).await.unwrap();
     (kit, room)
 }
 
+/// The channel alone.
+async fn room() -> TestChannel {
+    both().await.1
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_expected_is_found_in_any_order_and_nothing_else_is_taken() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     for n in 1..=3 {
         room.push("push", json!({"n": n, "deep": {"list": [n, "x"]}}));
     }
@@ -147,7 +153,7 @@ struct Pushed {
 
 #[tokio::test(start_paused = true)]
 async fn payloads_match_patterns_of_types_and_guards_and_closures() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("push", json!({"other": true}));
     room.push("push", json!({"n": 1, "name": "ada"}));
     room.push("push", json!({"n": 20, "name": "joe"}));
@@ -162,7 +168,7 @@ async fn payloads_match_patterns_of_types_and_guards_and_closures() {
 
 #[tokio::test(start_paused = true)]
 async fn replies_are_told_apart_by_their_references_and_status() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let (one, two) = (room.push("ping", json!(1)), room.push("ping", json!("two")));
     assert_ne!(one, two);
     refute_reply!(room, two, "error");
@@ -175,7 +181,7 @@ async fn replies_are_told_apart_by_their_references_and_status() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     let elsewhere = kit.subscribe("room:2");
     room.push("shout", json!({"body": "hi"}));
     assert_broadcast!(room, "shouted", { "body": "hi" });
@@ -201,7 +207,7 @@ async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
 
 #[tokio::test(start_paused = true)]
 async fn binary_payloads_go_both_ways() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let bytes = || Payload::binary(vec![1, 2, 0xff]);
     let ping = room.push("ping", bytes());
     assert_eq!(assert_reply!(room, ping, "ok"), bytes());
@@ -216,7 +222,7 @@ async fn binary_payloads_go_both_ways() {
 
 #[tokio::test(start_paused = true)]
 async fn an_assertion_waits_100_ms_unless_it_is_told() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let begun = Instant::now();
     refute_push!(room, "note");
     assert_eq!(begun.elapsed().as_millis(), 100);
@@ -230,7 +236,7 @@ async fn an_assertion_waits_100_ms_unless_it_is_told() {
 
 #[tokio::test]
 async fn on_a_clock_that_runs_what_is_there_is_found_too() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let ping = room.push("ping", json!({}));
     assert_reply!(room, ping, "ok", {}, within: SECOND * 30);
     refute_push!(room, "pushed", within: Duration::from_millis(1));
@@ -238,7 +244,7 @@ async fn on_a_clock_that_runs_what_is_there_is_found_too() {
 
 #[tokio::test(start_paused = true)]
 async fn messages_and_timers_reach_the_channel() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let handle = room.handle::<Room>();
     handle.send(Note(7)).await.unwrap();
     assert_push!(room, "note", { "n": 7 });
@@ -291,7 +297,7 @@ async fn a_socket_is_found_by_its_path_and_its_type() {
 
 #[tokio::test(start_paused = true)]
 async fn a_join_is_refused_with_what_the_client_is_told() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     let socket = kit.connect(json!({"user": "ada"})).await.unwrap();
     let refused = socket.join("room:secret", json!({})).await.unwrap_err();
     assert_eq!(refused.json(), json!({"reason": "unauthorized"}));
@@ -310,7 +316,7 @@ async fn a_join_is_refused_with_what_the_client_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_leaves_is_replaced_and_closes() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     let leave = room.leave();
     assert_reply!(room, leave, "ok", {});
     assert_push!(room, "phx_close");
@@ -334,7 +340,7 @@ async fn a_client_leaves_is_replaced_and_closes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_hangs_is_killed_when_its_client_closes() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("hang", json!({}));
     let begun = Instant::now();
     room.close().await;
@@ -344,7 +350,7 @@ async fn a_channel_that_hangs_is_killed_when_its_client_closes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_socket_is_closed_by_the_endpoint_and_by_nonsense() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     let socket = kit.connect(json!({"user": "joe"})).await.unwrap();
     assert_eq!(kit.endpoint().disconnect("users:ada"), 1);
     assert_eq!(room.ended().await.to_string(), "shutdown: disconnected");
@@ -359,7 +365,7 @@ async fn a_socket_is_closed_by_the_endpoint_and_by_nonsense() {
 
 #[tokio::test(start_paused = true)]
 async fn a_socket_lives_as_long_as_somebody_has_it() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     sleep(SECOND * 3600).await;
     assert_eq!(kit.endpoint().open_sockets(), 1);
     let listening = kit.subscribe("room:1");
@@ -391,7 +397,7 @@ async fn frames_are_those_of_the_wire() {
 
 #[tokio::test(start_paused = true)]
 async fn a_crash_that_is_expected_fails_nothing() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.unlink();
     let crash = room.push("crash", json!({}));
     refute_reply!(room, crash, "ok");
@@ -402,7 +408,7 @@ async fn a_crash_that_is_expected_fails_nothing() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the channel on room:1 crashed: panicked: told to crash")]
 async fn a_crash_fails_the_next_assertion() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let crash = room.push("crash", json!({}));
     assert_reply!(room, crash, "ok");
 }
@@ -412,7 +418,7 @@ async fn a_crash_fails_the_next_assertion() {
     expected = "the channel on room:1 crashed: failed: the channel has no event \"what\""
 )]
 async fn a_crash_fails_an_assertion_on_another_channel_that_would_hold() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     let other = kit.subscribe("other");
     room.push("what", json!({}));
     refute_broadcast!(other, "anything");
@@ -424,7 +430,7 @@ async fn a_crash_fails_an_assertion_on_another_channel_that_would_hold() {
     push of \"pushed\" on room:1: {\"n\":1}\n  \
     reply \"ok\" to \"3\" on room:1: {}")]
 async fn a_push_that_does_not_come_fails_and_is_told_from_what_did() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("push", json!({"n": 1}));
     room.push("ping", json!({}));
     assert_push!(room, "pushed", { "n": 2 });
@@ -435,7 +441,7 @@ async fn a_push_that_does_not_come_fails_and_is_told_from_what_did() {
     expected = "no push of \"pushed\" on room:1 like Pushed { n: 2, .. } came within 1s"
 )]
 async fn a_push_that_is_no_such_value_fails() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("push", json!({"n": 1, "name": "ada"}));
     assert_push!(room, "pushed", Pushed { n: 2, .. }, within: SECOND);
 }
@@ -445,7 +451,7 @@ async fn a_push_that_is_no_such_value_fails() {
     expected = "no push of \"pushed\" on room:1 came within 100ms\nthe mailbox is empty"
 )]
 async fn a_push_on_another_topic_is_none_of_this_one() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     let joe = kit.connect(json!({"user": "joe"})).await.unwrap();
     let other = joe.join("room:1", json!({})).await.unwrap();
     other.push("push", json!({}));
@@ -456,7 +462,7 @@ async fn a_push_on_another_topic_is_none_of_this_one() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a push of \"pushed\" on room:1 like { \"n\": _ } came: {\"n\":1}")]
 async fn a_push_that_comes_is_not_refuted() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("push", json!({"n": 1}));
     refute_push!(room, "pushed", { "n": _ });
 }
@@ -465,7 +471,7 @@ async fn a_push_that_comes_is_not_refuted() {
 #[should_panic(expected = "no reply \"error\" to \"2\" on room:1 came within 100ms\n\
     in the mailbox:\n  reply \"ok\" to \"2\" on room:1: {\"a\":1}")]
 async fn a_reply_of_another_status_fails() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let ping = room.push("ping", json!({"a": 1}));
     assert_reply!(room, ping, "error");
 }
@@ -473,7 +479,7 @@ async fn a_reply_of_another_status_fails() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a reply \"ok\" to \"2\" on room:1 came: {}")]
 async fn a_reply_that_comes_is_not_refuted() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     let ping = room.push("ping", json!({}));
     refute_reply!(room, ping, "ok");
 }
@@ -482,7 +488,7 @@ async fn a_reply_that_comes_is_not_refuted() {
 #[should_panic(expected = "no broadcast of \"pushed\" on room:1 came within 100ms\n\
     in the mailbox:\n  push of \"pushed\" on room:1: {}")]
 async fn a_push_is_no_broadcast() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("push", json!({}));
     assert_broadcast!(room, "pushed");
 }
@@ -490,7 +496,7 @@ async fn a_push_is_no_broadcast() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a broadcast of \"shouted\" on room:1 like |payload|")]
 async fn a_broadcast_that_comes_is_not_refuted() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("shout", json!({}));
     refute_broadcast!(room, "shouted", |payload| !payload.is_binary());
 }
@@ -498,7 +504,7 @@ async fn a_broadcast_that_comes_is_not_refuted() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the channel on room:1 has ended: normal")]
 async fn a_channel_that_has_ended_is_told_when_its_push_does_not_come() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.push("stop", json!({}));
     assert_push!(room, "pushed");
 }
@@ -513,7 +519,7 @@ async fn a_join_that_is_not_answered_fails_where_it_was_called() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the channel on room:1 has not ended within 10s, at")]
 async fn a_channel_that_lives_has_not_ended() {
-    let (_kit, room) = room().await;
+    let room = room().await;
     room.ended().await;
 }
 
@@ -535,14 +541,14 @@ async fn a_channel_of_another_kind_has_no_handle() {
         }
     }
 
-    let (_kit, room) = room().await;
+    let room = room().await;
     let _ = room.handle::<Other>();
 }
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "1 messages are lost: too many waited")]
 async fn more_than_10_000_messages_are_too_many() {
-    let (kit, room) = room().await;
+    let (kit, room) = both().await;
     for n in 0..10_001 {
         kit.endpoint().broadcast("lobby", "news", json!({})).unwrap();
         room.push("push", json!({}));

@@ -20,10 +20,11 @@ use crate::{
 ///
 /// What is tested is what runs: its sockets have the sessions and the queues of those that come by a
 /// WebSocket, speak version 2 of the protocol, and are known to the endpoint, for
-/// [`disconnect`](Endpoint::disconnect) for instance.
+/// [`disconnect`](Endpoint::disconnect) for instance. What differs is that nothing is encoded for a
+/// stream, that a client takes what it is sent at once, and that it may be silent for ever.
 ///
 /// ```
-#[doc = include_str!("example.rs")]
+#[doc = include_str!("../../tests/ten_lines.rs")]
 /// ```
 #[derive(Debug)]
 pub struct TestEndpoint {
@@ -134,8 +135,8 @@ impl TestEndpoint {
         let params = Params::from_iter(params);
         let (seat, number, commands) = Seat::new(&self.mailroom);
         let id = place.mount.clone().seat(inner.hub.clone(), &params, info, seat).await?;
-        let (mailroom, pubsub) = (self.mailroom.clone(), inner.hub.pubsub.clone());
-        Ok(TestSocket::new(mailroom, number, commands, pubsub, id))
+        let (mailroom, endpoint) = (self.mailroom.clone(), self.endpoint.clone());
+        Ok(TestSocket::new(mailroom, number, commands, endpoint, id))
     }
 
     /// A client that has connected already, with this id and as this: neither `connect` nor `id` of the
@@ -166,8 +167,8 @@ impl TestEndpoint {
         let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
         let (seat, number, commands) = Seat::new(&self.mailroom);
         seat.take(mounted, &inner.hub, assigns, id.clone());
-        let (mailroom, pubsub) = (self.mailroom.clone(), inner.hub.pubsub.clone());
-        TestSocket::new(mailroom, number, commands, pubsub, id)
+        let (mailroom, endpoint) = (self.mailroom.clone(), self.endpoint.clone());
+        TestSocket::new(mailroom, number, commands, endpoint, id)
     }
 
     /// Listens to the broadcasts of a topic.

@@ -25,9 +25,9 @@ use super::{
     topic::TestTopic,
 };
 use crate::{
+    endpoint::Endpoint,
     payload::{IntoPayload, Payload},
     protocol::reference::{Ref, quoted},
-    pubsub::PubSub,
 };
 
 /// How long a join, the end of a channel or a frame is waited for: as long as the official client
@@ -49,7 +49,8 @@ pub struct TestSocket {
 pub(super) struct Line {
     pub(super) mailroom: Arc<Mailroom>,
     pub(super) number: u64,
-    pub(super) pubsub: PubSub,
+    /// Without it, the socket would be disconnected.
+    endpoint: Endpoint,
     commands: mpsc::Sender<Command>,
     references: AtomicU64,
     id: Option<String>,
@@ -93,11 +94,11 @@ impl TestSocket {
         mailroom: Arc<Mailroom>,
         number: u64,
         commands: mpsc::Sender<Command>,
-        pubsub: PubSub,
+        endpoint: Endpoint,
         id: Option<String>,
     ) -> Self {
         let references = AtomicU64::new(1);
-        Self { line: Arc::new(Line { mailroom, number, pubsub, commands, references, id }) }
+        Self { line: Arc::new(Line { mailroom, number, endpoint, commands, references, id }) }
     }
 
     /// The socket's id, if it has one.
@@ -216,7 +217,7 @@ impl Line {
         at: &'static Location<'static>,
     ) -> Result<TestChannel, JoinRefused> {
         let join_ref = self.reference();
-        let listening = TestTopic::new(&self.mailroom, &self.pubsub, &topic);
+        let listening = TestTopic::new(&self.mailroom, self.endpoint.pubsub(), &topic);
         let (socket, shared) = (self.number, topic.as_str().into());
         let key = ChannelKey { socket, topic: shared, join_ref: join_ref.clone() };
         self.mailroom.follow(key.clone());

@@ -1,3 +1,5 @@
+//! A channel, and its test.
+
 use pipeline_ws_sink::{
     Channel, ChannelContext, ConnectError, ConnectInfo, JoinContext, JoinError, Mount, Params,
     Payload, Reply, Socket, Stop, Topic,
@@ -15,6 +17,11 @@ impl Socket for UserSocket {
     }
 }
 
+#[derive(serde::Deserialize)]
+struct Shout {
+    body: String,
+}
+
 struct RoomChannel {
     messages: usize,
 }
@@ -28,7 +35,11 @@ impl Channel for RoomChannel {
         _: Payload,
         _: &mut JoinContext<'_, Self>,
     ) -> Result<Self, JoinError> {
-        if topic.rest() == "secret" { Err(JoinError::unauthorized()) } else { Ok(Self { messages: 0 }) }
+        if topic.rest() == "secret" {
+            Err(JoinError::unauthorized())
+        } else {
+            Ok(Self { messages: 0 })
+        }
     }
 
     async fn handle_in(
@@ -39,25 +50,25 @@ impl Channel for RoomChannel {
     ) -> Result<Reply, Stop> {
         match event {
             "shout" => {
+                let Shout { body } = payload.parse()?;
+                cx.broadcast("shouted", json!({ "from": cx.assigns(), "body": body }))?;
                 self.messages += 1;
-                cx.broadcast("shouted", &payload)?;
-                Ok(Reply::ok().with(json!({ "messages": self.messages, "user": cx.assigns() })))
+                Ok(Reply::ok().with(json!({ "messages": self.messages })))
             }
             other => Err(Stop::unknown_event(other)),
         }
     }
 }
 
-// In a test, this is `#[tokio::test(start_paused = true)]`.
-#[tokio::main(flavor = "current_thread", start_paused = true)]
-async fn main() {
+#[tokio::test(start_paused = true)]
+async fn a_room_counts_what_is_shouted_and_tells_everybody() {
     let kit = TestEndpoint::new(Mount::new(UserSocket).channel::<RoomChannel>("room:*"));
     let socket = kit.connect(json!({ "user": "ada" })).await.unwrap();
     let room = socket.join("room:1", json!({})).await.unwrap();
 
     let shouted = room.push("shout", json!({ "body": "hi" }));
     assert_reply!(room, shouted, "ok", { "messages": 1 });
-    assert_push!(room, "shouted", { "body": "hi" });
+    assert_push!(room, "shouted", { "from": "ada", "body": "hi" });
     assert_broadcast!(room, "shouted", { "body": "hi" });
     refute_push!(room, "shouted");
 
