@@ -5,11 +5,12 @@ mod support;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use pipeline_test_support::reply;
+use pipeline_test_support::Recorded;
+use pipeline_ws_sink::testkit::{TestEndpoint, TestSocket, assert_push, assert_reply, refute_push};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::json;
 use support::{
-    channels::{endpoint, endpoint_with},
+    channels::{NamedSocket, endpoint, endpoint_with},
     server::Server,
 };
 use tokio::{
@@ -19,21 +20,26 @@ use tokio::{
 
 const T: &str = "room:lobby";
 
-#[tokio::test]
+/// A client without a network, and what is recorded of it.
+fn ada() -> (TestEndpoint, TestSocket, Recorded) {
+    let (telemetry, recorded) = Recorded::new();
+    let kit = TestEndpoint::of(endpoint().0.telemetry(telemetry).build().unwrap());
+    let ada = kit.socket::<NamedSocket>(None, "ada".to_owned());
+    (kit, ada, recorded)
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_channel_that_crashes_on_a_broadcast_crashes_alone() {
-    let server = Server::start(endpoint().0).await;
-    let mut ada = server.connect("name=ada").await;
-    ada.join("0", "room:other").await;
-    ada.join("1", T).await;
-    ada.send(json!(["1", "2", T, "curse", {}])).await;
-    ada.expect([
-        reply("1", "2", T, "ok", json!({})),
-        json!(["1", null, T, "farewell", {"reason": "panicked: told to crash"}]),
-        json!(["1", "1", T, "phx_error", {"reason": "channel_crash"}]),
-    ])
-    .await;
-    ada.send(json!(["0", "3", "room:other", "ping", {}])).await;
-    ada.expect([reply("0", "3", "room:other", "ok", json!({}))]).await;
+    let (_, ada, _) = ada();
+    let other = ada.join("room:other", json!({})).await.unwrap();
+    let room = ada.join(T, json!({})).await.unwrap();
+    room.unlink();
+    let curse = room.push("curse", json!({}));
+    assert_reply!(room, curse, "ok");
+    assert_push!(room, "farewell", { "reason": "panicked: told to crash" });
+    assert_push!(room, "phx_error", { "reason": "channel_crash" });
+    let ping = other.push("ping", json!({}));
+    assert_reply!(other, ping, "ok");
 }
 
 /// Counts how often it is encoded.
@@ -73,27 +79,25 @@ async fn a_timed_broadcast_is_encoded_once_and_timed_for_each_socket() {
     assert_eq!(server.recorded.samples("pipeline.push_delivered").len(), 0);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_intercepted_broadcast_is_timed_to_its_push() {
-    let server = Server::start(endpoint().0).await;
-    let mut ada = server.connect("name=ada").await;
-    ada.join("1", T).await;
-    server.endpoint.broadcast_timed(Instant::now(), T, "stamped", json!({})).unwrap();
-    ada.expect([json!(["1", null, T, "stamped", {"for": "ada", "was": {}}])]).await;
-    assert_eq!(server.recorded.samples("pipeline.push_delivered").len(), 1);
+    let (kit, ada, recorded) = ada();
+    let room = ada.join(T, json!({})).await.unwrap();
+    kit.endpoint().broadcast_timed(Instant::now(), T, "stamped", json!({})).unwrap();
+    assert_push!(room, "stamped", == json!({"for": "ada", "was": {}}));
+    assert_eq!(recorded.samples("pipeline.push_delivered").len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_payload_that_is_no_object_is_an_error_and_nobody_gets_it() {
-    let server = Server::start(endpoint().0).await;
-    let mut ada = server.connect("name=ada").await;
-    ada.join("1", T).await;
-    let error = server.endpoint.broadcast(T, "news", json!([1])).unwrap_err();
+    let (kit, ada, _) = ada();
+    let room = ada.join(T, json!({})).await.unwrap();
+    let error = kit.endpoint().broadcast(T, "news", json!([1])).unwrap_err();
     assert_eq!(
         error.to_string(),
         "the payload of a push or a broadcast has to be a JSON object, or binary"
     );
-    ada.expect_nothing_else().await;
+    refute_push!(room, "news");
 }
 
 /// Connects and joins by hand, with as small a window as there is, and reads nothing more.

@@ -2,75 +2,73 @@
 
 mod support;
 
-use pipeline_test_support::reply;
+use pipeline_test_support::{Recorded, reply, settle};
+use pipeline_ws_sink::testkit::{TestEndpoint, WireFrame, assert_push};
 use serde_json::json;
 use support::{channels::endpoint, server::Server};
 
 const T: &str = "room:lobby";
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn joins_are_counted_by_how_they_went() {
-    let server = Server::start(endpoint().0).await;
-    let mut client = server.connect("name=a").await;
-    for params in [json!({"crash": true}), json!({"refuse": "full"})] {
-        client.send(json!(["1", "1", T, "phx_join", params])).await;
-        assert_eq!(client.receive().await[4]["status"], "error");
-    }
-    client.join("2", T).await;
+    let (telemetry, recorded) = Recorded::new();
+    let kit = TestEndpoint::of(endpoint().0.telemetry(telemetry).build().unwrap());
+    let socket = kit.connect(json!({"name": "a"})).await.unwrap();
+    let crashed = socket.join(T, json!({"crash": true})).await.unwrap_err();
+    assert_eq!(crashed.json(), json!({"reason": "join crashed"}));
+    let refused = socket.join(T, json!({"refuse": "full"})).await.unwrap_err();
+    assert_eq!(refused.json(), json!({"reason": "full"}));
+    socket.join(T, json!({})).await.unwrap();
     assert_eq!(
-        server.recorded.counters("channel_join"),
+        recorded.counters("channel_join"),
         [("channel=Room,status=fail".into(), 2), ("channel=Room,status=success".into(), 1)]
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn terminate_is_told_why_the_channel_ends() {
-    let server = Server::start(endpoint().0).await;
-    let mut client = server.connect("name=a").await;
+    let kit = TestEndpoint::of(endpoint().0.build().unwrap());
+    let socket = kit.connect(json!({"name": "a"})).await.unwrap();
     let no_event = "failed: the channel has no event \"no_such_event\"";
     let no_object =
         "failed: the payload of a push or a broadcast has to be a JSON object, or binary";
-    for (event, reason) in [
-        ("stop", "normal"),
-        ("boom", "failed: boom"),
-        ("crash", "panicked: told to crash"),
-        ("no_such_event", no_event),
-        ("push", no_object),
-        ("phx_leave", "shutdown: left"),
+    for (event, reason, last_word) in [
+        ("stop", "normal", "phx_close"),
+        ("boom", "failed: boom", "phx_error"),
+        ("crash", "panicked: told to crash", "phx_error"),
+        ("no_such_event", no_event, "phx_error"),
+        ("push", no_object, "phx_error"),
+        ("phx_leave", "shutdown: left", "phx_close"),
     ] {
-        client.join("1", T).await;
-        client.send(json!(["1", "2", T, event, [1, 2]])).await;
-        let mut told = Vec::new();
-        // Its last word, and what terminate says: in this order, or after a crash in the other.
-        while told.len() < 2 {
-            let message = client.receive().await;
-            if message[3] != "phx_reply" {
-                told.push(message);
-            }
-        }
-        let farewell = json!(["1", null, T, "farewell", {"reason": reason}]);
-        assert!(told.contains(&farewell), "{told:?}");
+        let room = socket.join(T, json!({})).await.unwrap();
+        room.push(event, json!([1, 2]));
+        assert_eq!(room.ended().await.to_string(), reason);
+        assert_push!(room, "farewell", == json!({"reason": reason}));
+        assert_push!(room, last_word);
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_join_during_a_join_replaces_it_in_turn() {
     let (builder, gate) = endpoint();
-    let server = Server::start(builder).await;
-    let mut client = server.connect("name=a").await;
-    client.send(json!(["1", "1", "slow:in", "phx_join", {}])).await;
-    client.send(json!(["2", "2", "slow:in", "phx_join", {}])).await;
-    client.send(json!(["2", "3", "slow:in", "ping", {"n": 3}])).await;
-    client.expect_nothing_else().await;
+    let kit = TestEndpoint::of(builder.build().unwrap());
+    let socket = kit.connect(json!({"name": "a"})).await.unwrap();
+    socket.send(json!(["1", "1", "slow:in", "phx_join", {}]));
+    socket.send(json!(["2", "2", "slow:in", "phx_join", {}]));
+    socket.send(json!(["2", "3", "slow:in", "ping", {"n": 3}]));
+    settle().await;
+    assert_eq!(socket.frames(), []);
     gate.add_permits(2);
-    client
-        .expect([
+    settle().await;
+    assert_eq!(
+        socket.frames().iter().map(WireFrame::json).collect::<Vec<_>>(),
+        [
             reply("1", "1", "slow:in", "ok", json!({})),
             reply("2", "2", "slow:in", "ok", json!({})),
             json!(["1", "1", "slow:in", "phx_close", {}]),
             reply("2", "3", "slow:in", "ok", json!({"n": 3})),
-        ])
-        .await;
+        ]
+    );
 }
 
 #[tokio::test]
