@@ -15,7 +15,7 @@ mod room;
 mod slow;
 mod small;
 mod socket;
-#[cfg(test)]
+#[cfg(all(test, feature = "test-kit"))]
 mod tests;
 mod token;
 

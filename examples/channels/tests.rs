@@ -1,74 +1,44 @@
 //! The channels that the recordings do not know, on a clock that the test turns.
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use std::{
-    io,
-    net::SocketAddr,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
-use axum::{Router, serve::Listener};
-use pipeline::ws::{Endpoint, Signer};
-use pipeline_test_support::{Client, reply};
-use serde_json::{Value, json};
-use tokio::{
-    io::DuplexStream,
-    sync::mpsc,
-    time::{Instant, sleep},
+use pipeline::ws::{
+    Signer,
+    testkit::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
 };
+use serde::Deserialize;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use crate::mounts;
 
-/// The sample application, behind streams that never leave the process.
-struct Server {
-    endpoint: Endpoint,
-    signer: Signer,
-    streams: mpsc::Sender<DuplexStream>,
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The sample application.
+fn kit() -> TestEndpoint {
+    TestEndpoint::of(mounts::endpoint(&signer()).unwrap())
 }
 
-impl Server {
-    fn start() -> Self {
-        let signer = Signer::new("a secret for tests, long enough", "user socket").unwrap();
-        let endpoint = mounts::endpoint(&signer).unwrap();
-        let (streams, listener) = mpsc::channel(1);
-        let app = Router::new().fallback_service(endpoint.clone());
-        tokio::spawn(async { axum::serve(Memory(listener), app).await });
-        Self { endpoint, signer, streams }
-    }
-
-    /// A client that has joined nothing yet.
-    async fn user(&self, user: &str) -> Client<DuplexStream> {
-        let (ours, theirs) = tokio::io::duplex(65_536);
-        self.streams.send(theirs).await.unwrap();
-        let url = format!("ws://localhost/socket/websocket?vsn=2.0.0&user_id={user}");
-        Client::over(ours, &url).await
-    }
+fn signer() -> Signer {
+    Signer::new("a secret for tests, long enough", "user socket").unwrap()
 }
 
-struct Memory(mpsc::Receiver<DuplexStream>);
+/// A client that has joined nothing yet.
+async fn user(kit: &TestEndpoint, user: &str) -> TestSocket {
+    kit.connect(json!({ "user_id": user })).await.unwrap()
+}
 
-impl Listener for Memory {
-    type Io = DuplexStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (DuplexStream, SocketAddr) {
-        match self.0.recv().await {
-            Some(stream) => (stream, SocketAddr::from(([127, 0, 0, 1], 1))),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(SocketAddr::from(([127, 0, 0, 1], 0)))
-    }
+/// A client that has joined this topic.
+async fn joined(kit: &TestEndpoint, name: &str, topic: &str) -> TestChannel {
+    user(kit, name).await.join(topic, json!({})).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn wild_lets_in_only_where_the_second_number_is_twice_the_first() {
-    let server = Server::start();
-    let mut client = server.user("ada").await;
-    for (n, topic) in ["wild:2:4", "wild:0:0", "wild:21:42"].into_iter().enumerate() {
-        client.join(&n.to_string(), topic).await;
+    let ada = user(&kit(), "ada").await;
+    for topic in ["wild:2:4", "wild:0:0", "wild:21:42"] {
+        ada.join(topic, json!({})).await.unwrap();
     }
     for (topic, why) in [
         ("wild:2:5", "5 is not twice 2"),
@@ -79,101 +49,82 @@ async fn wild_lets_in_only_where_the_second_number_is_twice_the_first() {
         ("wild:-1:-2", "wild:A:B needs two numbers"),
         ("wild:2:4:8", "wild:A:B needs two numbers"),
     ] {
-        client.send(json!(["9", "9", topic, "phx_join", {}])).await;
-        client.expect([reply("9", "9", topic, "error", json!({ "reason": why }))]).await;
+        let refused = ada.join(topic, json!({})).await.unwrap_err();
+        assert_eq!(refused.json(), json!({ "reason": why }));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn token_pushes_one_that_verifies_and_another_whenever_it_has_grown_old() {
-    let server = Server::start();
-    let mut ada = server.user("ada").await;
-    ada.join("1", "token:ada").await;
+    let ada = joined(&kit(), "ada", "token:ada").await;
     let joined = Instant::now();
     for round in 0..3 {
-        let message = ada.receive().await;
-        assert_eq!(message[3], "token");
-        let token = message[4]["token"].as_str().unwrap();
-        let user: String = server.signer.verify(token, SystemTime::now()).unwrap();
+        let pushed = assert_push!(ada, "token", { "token": _ }, within: SECOND * 31);
+        let token = pushed["token"].as_str().unwrap();
+        let user: String = signer().verify(token, SystemTime::now()).unwrap();
         assert_eq!(user, "ada");
         let after = joined.elapsed().as_secs_f64();
         let expected = f64::from(round) * 60.0;
         assert!((expected..expected + 1.0).contains(&after), "the token {round} after {after} s");
-        // Who says nothing for a minute is disconnected. There is no token before its time.
-        sleep(Duration::from_secs(30)).await;
-        ada.expect_nothing_else().await;
+        // There is none before its time.
+        refute_push!(ada, "token", within: SECOND * 30);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn token_is_for_the_user_alone() {
-    let server = Server::start();
-    let mut ada = server.user("ada").await;
-    ada.send(json!(["1", "1", "token:joe", "phx_join", {}])).await;
-    let refused = json!({"reason": "unauthorized"});
-    ada.expect([reply("1", "1", "token:joe", "error", refused)]).await;
+    let refused = user(&kit(), "ada").await.join("token:joe", json!({})).await.unwrap_err();
+    assert_eq!(refused.json(), json!({ "reason": "unauthorized" }));
 }
 
-/// The numbers among the next messages, when so many have come.
-async fn numbers(client: &mut Client<DuplexStream>, count: usize) -> Vec<Value> {
+#[derive(Deserialize)]
+struct Number {
+    number: i64,
+}
+
+/// The next numbers, in the order in which they came.
+async fn numbers(channel: &TestChannel, count: usize) -> Vec<i64> {
     let mut numbers = vec![];
     while numbers.len() < count {
-        let message = client.receive().await;
-        if message[3] == "number" {
-            numbers.push(message[4]["number"].clone());
-        }
+        let Number { number } = assert_push!(channel, "number", Number { .. }, within: SECOND * 2);
+        numbers.push(number);
     }
     numbers
 }
 
 #[tokio::test(start_paused = true)]
 async fn dedup_pushes_each_number_of_a_second_once_and_in_order() {
-    let server = Server::start();
-    let topic = "dedup:numbers";
-    let (mut ada, mut joe) = (server.user("ada").await, server.user("joe").await);
-    ada.join("1", topic).await;
-    joe.join("1", topic).await;
-    let say = |n: i64| json!(["1", null, topic, "broadcast", {"number": n}]);
+    let (kit, topic) = (kit(), "dedup:numbers");
+    let (ada, joe) = (joined(&kit, "ada", topic).await, joined(&kit, "joe", topic).await);
     let began = Instant::now();
     for n in [3, 1, 3, -2, 1, 3] {
-        ada.send(say(n)).await;
+        ada.push("broadcast", json!({ "number": n }));
         sleep(Duration::from_millis(100)).await;
     }
-    for client in [&mut ada, &mut joe] {
-        assert_eq!(numbers(client, 3).await, [-2, 1, 3]);
+    for channel in [&ada, &joe] {
+        assert_eq!(numbers(channel, 3).await, [-2, 1, 3]);
     }
     let passed = began.elapsed().as_millis();
     assert!((1000..1050).contains(&passed), "{passed} ms");
 
     // The next second knows nothing of the last.
-    server.endpoint.broadcast(topic, "number", json!({"number": 3})).unwrap();
-    server.endpoint.broadcast(topic, "number", json!({"number": 3})).unwrap();
-    for client in [&mut ada, &mut joe] {
-        assert_eq!(numbers(client, 1).await, [3]);
-        client.expect_nothing_else().await;
+    kit.endpoint().broadcast(topic, "number", json!({ "number": 3 })).unwrap();
+    kit.endpoint().broadcast(topic, "number", json!({ "number": 3 })).unwrap();
+    for channel in [&ada, &joe] {
+        assert_eq!(numbers(channel, 1).await, [3]);
     }
-    sleep(Duration::from_secs(10)).await;
-    for client in [&mut ada, &mut joe] {
-        client.expect_nothing_else().await;
+    for channel in [&ada, &joe] {
+        refute_push!(channel, "number", within: SECOND * 10);
     }
 }
 
 /// How many seconds it takes until five pings are answered, which are sent all at once.
 async fn five_pings(topic: &str) -> u64 {
-    let server = Server::start();
-    let mut client = server.user("ada").await;
-    client.join("1", topic).await;
+    let ada = joined(&kit(), "ada", topic).await;
     let began = Instant::now();
-    for n in 0..5 {
-        client.send(json!(["1", n.to_string(), topic, "ping", {"n": n}])).await;
-    }
-    let mut answers = vec![];
-    for _ in 0..5 {
-        answers.push(client.receive().await);
-    }
-    answers.sort_by_key(|answer| answer[4]["response"]["n"].as_i64());
-    for (n, answer) in answers.into_iter().enumerate() {
-        assert_eq!(answer, reply("1", &n.to_string(), topic, "ok", json!({"n": n})));
+    let pings: Vec<_> = (0..5).map(|n| (n, ada.push("ping", json!({ "n": n })))).collect();
+    for (n, ping) in pings {
+        assert_reply!(ada, ping, "ok", { "n": n }, within: SECOND * 4);
     }
     began.elapsed().as_secs()
 }
@@ -190,12 +141,10 @@ async fn parallel_pings_are_answered_beside_each_other() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_ping_keeps_no_other_channel_waiting() {
-    let server = Server::start();
-    let mut client = server.user("ada").await;
-    client.join("1", "ping:slow").await;
-    client.join("2", "room:other").await;
-    client.send(json!(["1", "3", "ping:slow", "ping", {}])).await;
-    client.send(json!(["2", "4", "room:other", "ping", {}])).await;
-    client.expect([reply("2", "4", "room:other", "ok", json!({}))]).await;
-    client.expect([reply("1", "3", "ping:slow", "ok", json!({}))]).await;
+    let ada = user(&kit(), "ada").await;
+    let slow = ada.join("ping:slow", json!({})).await.unwrap();
+    let other = ada.join("room:other", json!({})).await.unwrap();
+    let (first, second) = (slow.push("ping", json!({})), other.push("ping", json!({})));
+    assert_reply!(other, second, "ok", {});
+    assert_reply!(slow, first, "ok", {}, within: SECOND * 4);
 }

@@ -225,12 +225,13 @@ pub(crate) struct Witness {
 
 impl Witness {
     /// A channel's task begins. What is returned is to be dropped when all else of it is gone.
-    pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Watched {
+    pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Box<Watched> {
         let join_ref = join.join_ref.or(&join.reference);
         let key = self.key(join.topic.shared(), &join_ref);
         let mailbox = (TypeId::of::<C>(), join.mailbox.clone());
         self.mailroom.change(&key, |fate| fate.mailbox = Some(mailbox));
-        Watched { mailroom: self.mailroom.clone(), key }
+        // Channels that nobody watches are not to be larger for it.
+        Box::new(Watched { mailroom: self.mailroom.clone(), key })
     }
 
     /// A channel ends for this reason.
