@@ -175,6 +175,9 @@ async fn replies_are_told_apart_by_their_references_and_status() {
     assert_reply!(room, two, "ok", "two");
     assert_reply!(room, &one, "ok", 1);
     refute_reply!(room, one, "ok");
+    let (unanswered, answered) = (room.push("push", json!({})), room.push("ping", json!({})));
+    refute_reply!(room, unanswered, "ok");
+    assert_reply!(room, answered, "ok");
     let null = room.push("ping", json!(null));
     assert_reply!(room, null, "ok", null);
 }
@@ -203,6 +206,14 @@ async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
     assert_broadcast!(elsewhere, "news");
     elsewhere.broadcast_from("news", json!({}));
     refute_broadcast!(elsewhere, "news");
+
+    // A client that has joined both topics tells them apart.
+    let joe = kit.connect(json!({"user": "joe"})).await.unwrap();
+    let one = joe.join("room:1", json!({})).await.unwrap();
+    let two = joe.join("room:2", json!({})).await.unwrap();
+    elsewhere.broadcast_from("opened", json!({}));
+    refute_push!(one, "opened");
+    assert_push!(two, "opened");
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,6 +303,8 @@ async fn a_socket_is_found_by_its_path_and_its_type() {
     let room = socket.join("room:1", json!({})).await.unwrap();
     let who = room.push("who", json!({}));
     assert_reply!(room, who, "ok", { "params": "eve", "path": "" });
+    assert_eq!(kit.endpoint().disconnect("eve"), 1);
+    assert_eq!(socket.closed().await, Some(1001));
     assert_eq!(kit.socket::<UserSocket>(None, User(json!(1), String::new())).id(), None);
 }
 
@@ -447,16 +460,26 @@ async fn a_push_that_is_no_such_value_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(
-    expected = "no push of \"pushed\" on room:1 came within 100ms\nthe mailbox is empty"
-)]
-async fn a_push_on_another_topic_is_none_of_this_one() {
+#[should_panic(expected = "no push of \"pushed\" on room:1 came within 100ms\n\
+    in the mailbox:\n  \
+    push of \"pushed\" on room:1: {\"of\":\"joe\"}\n  \
+    push of \"pushed\" on room:2: {}")]
+async fn a_push_to_another_client_or_on_another_topic_is_none_of_this_one() {
     let (kit, room) = both().await;
     let joe = kit.connect(json!({"user": "joe"})).await.unwrap();
-    let other = joe.join("room:1", json!({})).await.unwrap();
-    other.push("push", json!({}));
-    assert_push!(other, "pushed");
+    for topic in ["room:1", "room:2"] {
+        let other = joe.join(topic, json!({})).await.unwrap();
+        other.push("push", if topic == "room:1" { json!({"of": "joe"}) } else { json!({}) });
+    }
     assert_push!(room, "pushed");
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "no push of \"phx_close\" on room:1 came within 100ms\n\
+    the mailbox is empty")]
+async fn a_push_that_does_not_come_leaves_an_empty_mailbox() {
+    let room = room().await;
+    assert_push!(room, "phx_close");
 }
 
 #[tokio::test(start_paused = true)]
