@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use futures::future::BoxFuture;
 use http::{HeaderName, Request, StatusCode};
 use hyper::body::Body;
@@ -18,11 +17,10 @@ use thiserror::Error;
 use tokio::time;
 use tower_service::Service;
 
-#[cfg(feature = "test-kit")]
-use crate::{connect_info::ConnectInfo, params::Params, socket::ConnectError, testkit::Seat};
 use crate::{
     drainer::MountDrainer,
     end::SocketEnd,
+    erased_mount::ErasedMount,
     hub::Hub,
     mount::{HandshakeOptions, Mount},
     origin::{self, CheckOrigin, OriginError},
@@ -31,14 +29,14 @@ use crate::{
     presence::Presence,
     protocol::subprotocol,
     pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, Subscription},
-    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
+    snapshot::{EndpointObserver, EndpointSnapshot},
     socket::Socket,
     telemetry::MountMeter,
     topic::PatternError,
     tracker::{TrackerOptions, TrackerOptionsError},
     transport::{
-        handshake::{Answer, Handshake, Mounted, Variables, status},
-        longpoll::{Reading, reading},
+        handshake::{Answer, Handshake, Mounted, status},
+        longpoll::reading,
         polled::Polled,
     },
 };
@@ -88,89 +86,6 @@ pub(crate) struct Place {
 enum Transport {
     WebSocket,
     LongPoll,
-}
-
-/// A kind of socket in its place, without its type.
-#[async_trait]
-pub(crate) trait ErasedMount: Send + Sync {
-    async fn accept(
-        self: Arc<Self>,
-        hub: Arc<Hub>,
-        request: Request<()>,
-        variables: Variables,
-    ) -> Answer;
-
-    /// The same for a client that polls.
-    async fn answer_poll(
-        self: Arc<Self>,
-        hub: Arc<Hub>,
-        request: Request<()>,
-        variables: Variables,
-        body: Reading,
-    ) -> Answer;
-
-    /// What its sockets and their channels do.
-    fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
-
-    /// Lets a test connect, or refuses it. Returns the socket's id.
-    #[cfg(feature = "test-kit")]
-    async fn seat(
-        self: Arc<Self>,
-        hub: Arc<Hub>,
-        params: &Params,
-        info: &ConnectInfo,
-        seat: Seat,
-    ) -> Result<Option<String>, ConnectError>;
-
-    /// Itself, for a test that knows the type.
-    #[cfg(feature = "test-kit")]
-    fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
-}
-
-#[async_trait]
-impl<S: Socket> ErasedMount for Mounted<S> {
-    async fn accept(
-        self: Arc<Self>,
-        hub: Arc<Hub>,
-        request: Request<()>,
-        variables: Variables,
-    ) -> Answer {
-        Mounted::accept(self, hub, request, variables).await
-    }
-
-    async fn answer_poll(
-        self: Arc<Self>,
-        hub: Arc<Hub>,
-        request: Request<()>,
-        variables: Variables,
-        body: Reading,
-    ) -> Answer {
-        Mounted::answer_poll(self, hub, request, variables, body).await
-    }
-
-    fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
-        Mounted::snapshot(self)
-    }
-
-    #[cfg(feature = "test-kit")]
-    async fn seat(
-        self: Arc<Self>,
-        hub: Arc<Hub>,
-        params: &Params,
-        info: &ConnectInfo,
-        seat: Seat,
-    ) -> Result<Option<String>, ConnectError> {
-        let connected = self.connect(params, info).await;
-        self.meter.connects.count(connected.is_ok());
-        let (assigns, id) = connected?;
-        seat.take(self, &hub, assigns, id.clone());
-        Ok(id)
-    }
-
-    #[cfg(feature = "test-kit")]
-    fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
-        self
-    }
 }
 
 impl Endpoint {

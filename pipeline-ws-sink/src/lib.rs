@@ -130,6 +130,7 @@ mod drainer;
 mod end;
 mod endpoint;
 mod event_limit;
+mod erased_mount;
 mod hub;
 mod latencies;
 mod listen;

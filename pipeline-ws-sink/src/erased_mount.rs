@@ -1,0 +1,101 @@
+//! A kind of socket in its place, without its type.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::Request;
+
+#[cfg(feature = "test-kit")]
+use crate::{connect_info::ConnectInfo, params::Params, socket::ConnectError, testkit::Seat};
+use crate::{
+    hub::Hub,
+    snapshot::{MountSnapshot, RouteSnapshot},
+    socket::Socket,
+    transport::{
+        handshake::{Answer, Mounted, Variables},
+        longpoll::Reading,
+    },
+};
+
+/// A kind of socket in its place, without its type.
+#[async_trait]
+pub(crate) trait ErasedMount: Send + Sync {
+    async fn accept(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+    ) -> Answer;
+
+    /// The same for a client that polls.
+    async fn answer_poll(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+        body: Reading,
+    ) -> Answer;
+
+    /// What its sockets and their channels do.
+    fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
+
+    /// Lets a test connect, or refuses it. Returns the socket's id.
+    #[cfg(feature = "test-kit")]
+    async fn seat(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        params: &Params,
+        info: &ConnectInfo,
+        seat: Seat,
+    ) -> Result<Option<String>, ConnectError>;
+
+    /// Itself, for a test that knows the type.
+    #[cfg(feature = "test-kit")]
+    fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
+}
+
+#[async_trait]
+impl<S: Socket> ErasedMount for Mounted<S> {
+    async fn accept(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+    ) -> Answer {
+        Mounted::accept(self, hub, request, variables).await
+    }
+
+    async fn answer_poll(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        request: Request<()>,
+        variables: Variables,
+        body: Reading,
+    ) -> Answer {
+        Mounted::answer_poll(self, hub, request, variables, body).await
+    }
+
+    fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
+        Mounted::snapshot(self)
+    }
+
+    #[cfg(feature = "test-kit")]
+    async fn seat(
+        self: Arc<Self>,
+        hub: Arc<Hub>,
+        params: &Params,
+        info: &ConnectInfo,
+        seat: Seat,
+    ) -> Result<Option<String>, ConnectError> {
+        let connected = self.connect(params, info).await;
+        self.meter.connects.count(connected.is_ok());
+        let (assigns, id) = connected?;
+        seat.take(self, &hub, assigns, id.clone());
+        Ok(id)
+    }
+
+    #[cfg(feature = "test-kit")]
+    fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
+    }
+}
