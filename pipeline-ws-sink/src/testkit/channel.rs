@@ -118,6 +118,15 @@ impl TestChannel {
     /// # Panics
     ///
     /// If the channel is of another kind, or has ended.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{HandleInfo, SendError, testkit::{TestChannel, assert_push}};
+    /// # async fn test<RoomChannel: HandleInfo<u64>>(room: TestChannel) -> Result<(), SendError> {
+    /// room.handle::<RoomChannel>().send(42).await?;
+    /// assert_push!(room, "number", { "n": 42 });
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     #[track_caller]
     pub fn handle<C: Channel>(&self) -> ChannelHandle<C> {
@@ -128,7 +137,19 @@ impl TestChannel {
         handle
     }
 
-    /// Lets the channel crash: the test goes on.
+    /// Lets the channel crash: the test goes on. It is too late when the channel has crashed, and an
+    /// assertion has failed.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::testkit::{TestChannel, assert_push, assert_reply};
+    /// # use serde_json::json;
+    /// # async fn test(room: TestChannel) {
+    /// room.unlink();
+    /// let nonsense = room.push("nonsense", json!({}));
+    /// assert_reply!(room, nonsense, "error");
+    /// assert_push!(room, "phx_error");
+    /// # }
+    /// ```
     pub fn unlink(&self) {
         self.line.mailroom.link(&self.key, false);
     }
@@ -146,6 +167,15 @@ impl TestChannel {
     /// # Cancel safety
     ///
     /// Cancel safe; the channel stays unlinked.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::testkit::TestChannel;
+    /// # use serde_json::json;
+    /// # async fn test(room: TestChannel) {
+    /// room.push("nonsense", json!({}));
+    /// assert_eq!(room.ended().await.to_string(), "failed: the channel has no event \"nonsense\"");
+    /// # }
+    /// ```
     #[track_caller]
     pub fn ended(&self) -> impl Future<Output = ExitReason> {
         self.unlink();

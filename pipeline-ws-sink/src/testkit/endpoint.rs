@@ -20,8 +20,9 @@ use crate::{
 ///
 /// What is tested is what runs: its sockets have the sessions and the queues of those that come by a
 /// WebSocket, speak version 2 of the protocol, and are known to the endpoint, for
-/// [`disconnect`](Endpoint::disconnect) for instance. What differs is that nothing is encoded for a
-/// stream, that a client takes what it is sent at once, and that it may be silent for ever.
+/// [`disconnect`](Endpoint::disconnect) for instance. What differs is that there is no request, so
+/// neither origin nor subprotocols are asked for, that a client takes what it is sent at once, and that
+/// it may be silent for ever.
 ///
 /// ```
 #[doc = include_str!("../../tests/ten_lines.rs")]
@@ -176,6 +177,16 @@ impl TestEndpoint {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::testkit::{TestChannel, TestEndpoint, assert_broadcast};
+    /// # use serde_json::json;
+    /// # async fn test(kit: TestEndpoint, room: TestChannel) {
+    /// let rooms = kit.subscribe("rooms");
+    /// room.push("rename", json!({ "name": "blue" }));
+    /// assert_broadcast!(rooms, "renamed", { "name": "blue" });
+    /// # }
+    /// ```
     #[must_use]
     pub fn subscribe(&self, topic: &str) -> TestTopic {
         TestTopic::new(&self.mailroom, self.endpoint.pubsub(), topic)

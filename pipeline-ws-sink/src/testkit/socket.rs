@@ -123,6 +123,16 @@ impl TestSocket {
     /// # Cancel safety
     ///
     /// If the future is dropped, the client may have joined, and gets what it is sent.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::testkit::{JoinRefused, TestSocket};
+    /// # use serde_json::json;
+    /// # async fn test(socket: TestSocket) -> Result<(), JoinRefused> {
+    /// let room = socket.join("room:1", json!({ "since": 7 })).await?;
+    /// assert_eq!(room.joined().json(), Some(r#"{"messages":[]}"#));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[track_caller]
     pub fn join(
         &self,
@@ -201,6 +211,14 @@ impl TestSocket {
     /// # Cancel safety
     ///
     /// Cancel safe.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::testkit::{TestEndpoint, TestSocket};
+    /// # async fn test(kit: TestEndpoint, socket: TestSocket) {
+    /// kit.endpoint().disconnect("users_socket:42");
+    /// assert_eq!(socket.closed().await, Some(1001));
+    /// # }
+    /// ```
     #[track_caller]
     pub fn closed(&self) -> impl Future<Output = Option<u16>> {
         let (line, at) = (self.line.clone(), Location::caller());
