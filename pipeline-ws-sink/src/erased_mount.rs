@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use http::Request;
 
 #[cfg(feature = "test-kit")]
-use crate::{connect_info::ConnectInfo, params::Params, socket::ConnectError, testkit::Seat};
+use crate::{
+    connect_info::ConnectInfo, params::Params, protocol::version::Version, socket::ConnectError,
+    testkit::Seat, transport::handshake::WEBSOCKET,
+};
 use crate::{
     hub::Hub,
     snapshot::{MountSnapshot, RouteSnapshot},
@@ -87,8 +90,8 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         info: &ConnectInfo,
         seat: Seat,
     ) -> Result<Option<String>, ConnectError> {
-        let connected = self.connect(params, info).await;
-        self.meter.connects.count(connected.is_ok());
+        let span = tracing::info_span!("socket", socket = self.socket.name(), path = self.path);
+        let connected = self.connect(params, info, WEBSOCKET, Version::V2, &span).await;
         let (assigns, id) = connected?;
         seat.take(self, &hub, assigns, id.clone());
         Ok(id)

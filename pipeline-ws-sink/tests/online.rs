@@ -3,7 +3,9 @@
 
 mod support;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use pipeline_core::{
     ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, map, queue,
@@ -26,7 +28,7 @@ impl Rooms {
         let enriched = Arc::<Mutex<Vec<_>>>::default();
         let note = enriched.clone();
         let enrich = move |room| {
-            note.lock().unwrap().push(room);
+            note.lock().push(room);
             room
         };
         let push = |room: &&str| Push::new(room, "news", json!({ "for": room }));
@@ -53,7 +55,7 @@ impl Rooms {
     }
 
     fn enriched(&self) -> Vec<&'static str> {
-        self.enriched.lock().unwrap().clone()
+        self.enriched.lock().clone()
     }
 }
 

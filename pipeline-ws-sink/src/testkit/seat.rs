@@ -16,7 +16,7 @@ use crate::{
     protocol::{frame::Frame, version::Version},
     session::Session,
     socket::Socket,
-    transport::handshake::Mounted,
+    transport::handshake::{Identity, Mounted, WEBSOCKET},
 };
 
 /// How many messages of the test may wait for the socket.
@@ -58,7 +58,9 @@ impl Seat {
         let outbox = Arc::new(outbox);
         let registration = hub.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
         let witness = Witness { mailroom: self.mailroom.clone(), socket: self.number };
-        let session = mounted.session(hub, &outbox, assigns, id, Version::V2).watched_by(witness);
+        hub.begin();
+        let identity = Identity { assigns, id, version: Version::V2, transport: WEBSOCKET };
+        let session = mounted.session(hub, &outbox, identity).watched_by(witness);
         let cut_off = hub.cut_off.clone();
         hub.tasks.spawn(async move {
             let open = mounted.meter.open.hold();
@@ -106,8 +108,8 @@ async fn listen<S: Socket>(
             command = commands.recv() => match command {
                 Some(Command::Say(frame)) => {
                     session.metrics().frames_in.increment(1);
-                    if session.receive(frame.received()).await.is_err() {
-                        return SocketEnd::BadMessage;
+                    if let Err(end) = session.receive(frame.received()).await {
+                        return end;
                     }
                 }
                 Some(Command::Close) | None => return SocketEnd::Closed,

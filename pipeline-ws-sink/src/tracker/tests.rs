@@ -214,7 +214,8 @@ impl World {
             return;
         }
         // One in four is lost, one in four comes twice, and each in its own time.
-        let copies = if self.is_reliable { 1 } else { [0, 1, 1, 2][self.draw(4) as usize] };
+        let copies =
+            if self.is_reliable { 1 } else { [0, 1, 1, 2][usize::try_from(self.draw(4)).unwrap()] };
         for _ in 0..copies {
             let delay = if self.is_reliable { 0 } else { self.draw(30) };
             self.sent += 1;
@@ -295,7 +296,7 @@ fn says(from: &mut Tracker, input: Input, now: Duration) -> (Diffs, Vec<Message>
 }
 
 fn track(tracker: &mut Tracker, key: &str) {
-    let meta = Arc::new(serde_json::Map::new());
+    let meta = Arc::new(Map::new());
     tracker.track(1, &"t".into(), &key.into(), meta).unwrap();
 }
 

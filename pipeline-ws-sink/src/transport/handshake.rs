@@ -37,7 +37,7 @@ use crate::{
 };
 
 /// How a client has come, as the log names it.
-const WEBSOCKET: &str = "websocket";
+pub(crate) const WEBSOCKET: &str = "websocket";
 
 /// What an endpoint answers to a request.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -46,11 +46,11 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
 
 /// Who a client is, and how it is connected.
-pub(super) struct Identity<S: Socket> {
-    pub(super) assigns: S::Assigns,
-    pub(super) id: Option<String>,
-    pub(super) version: Version,
-    pub(super) transport: &'static str,
+pub(crate) struct Identity<S: Socket> {
+    pub(crate) assigns: S::Assigns,
+    pub(crate) id: Option<String>,
+    pub(crate) version: Version,
+    pub(crate) transport: &'static str,
 }
 
 /// A kind of socket in its place.
