@@ -19,15 +19,9 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-const LATER: &str = "presence is to come";
-
 /// The recordings that are not replayed, and why.
-const LEFT_OUT: [(&str, &str); 4] = [
-    ("28_presence_two_devices.jsonl", LATER),
-    ("29_presence_api.v18.jsonl", LATER),
-    ("30_presence_fetch.jsonl", LATER),
-    ("48_drain_on_shutdown.jsonl", "it has a test of its own, below"),
-];
+const LEFT_OUT: [(&str, &str); 1] =
+    [("48_drain_on_shutdown.jsonl", "it has a test of its own, below")];
 
 /// How many servers there are. The recordings are mostly silence, in which another can be replayed.
 const SERVERS: usize = 3;

@@ -11,6 +11,7 @@ mod control;
 mod dedup;
 mod farewell;
 mod mounts;
+mod present;
 mod room;
 mod slow;
 mod small;

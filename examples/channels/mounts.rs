@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use pipeline::ws::{BuildError, CheckOrigin, Drainer, Endpoint, LongPoll, Mount, Signer};
+use pipeline::ws::{BuildError, CheckOrigin, Drainer, Endpoint, LongPoll, Mount, Presence, Signer};
 
 use crate::{
     dedup::Dedup,
     farewell::Farewell,
+    present::{self, Present},
     room::Room,
     slow::{ParallelPing, Slow, SlowPing},
     small::{External, Kind, Role, Vip, Wild},
@@ -19,7 +20,8 @@ const RENEWAL: Duration = Duration::from_secs(60);
 
 /// The endpoint with all its sockets.
 pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
-    let sockets = |info| mount(info, signer);
+    let (presence, named) = (Presence::new(), present::named());
+    let sockets = |info| mount(info, signer, &presence, &named);
     let open = || sockets(&[]).check_origin(CheckOrigin::off());
     let polled = |window| LongPoll::new().window(Duration::from_millis(window));
     let drainer = Drainer::new().batch_size(2).batch_interval(Duration::from_millis(300));
@@ -34,6 +36,8 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
     ]);
     Endpoint::builder()
         .host("localhost")
+        .presence(&presence)
+        .presence(&named)
         .mount("/socket", sockets(&[]).longpoll(polled(1000)).drainer(drainer))
         .mount("/strict", sockets(&[]).longpoll(LongPoll::new()))
         .mount("/list", sockets(&[]).longpoll(polled(200)).check_origin(CheckOrigin::list(known)))
@@ -61,7 +65,12 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
 }
 
 /// The channels, in the order in which topics are tried against them.
-fn mount(info: &'static [Info], signer: &Signer) -> Mount<UserSocket> {
+fn mount(
+    info: &'static [Info],
+    signer: &Signer,
+    presence: &Presence,
+    named: &Presence,
+) -> Mount<UserSocket> {
     Mount::new(UserSocket { info })
         .channel::<Vip>("room:vip")
         .channel::<Room>("room:*")
@@ -69,6 +78,8 @@ fn mount(info: &'static [Info], signer: &Signer) -> Mount<UserSocket> {
         // Never reached: the wildcard comes first.
         .channel::<Vip>("late:special")
         .channel_with::<Role>("role:*", "admin")
+        .channel_with::<Present>("pres:*", presence.clone())
+        .channel_with::<Present>("named:*", named.clone())
         .channel::<Slow>("slow:*")
         .channel::<Farewell>("bye:*")
         .channel_with::<Kind>("feed*", "feed")

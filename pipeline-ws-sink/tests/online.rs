@@ -3,16 +3,17 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
 use pipeline_core::{
     ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, map, queue,
 };
-use pipeline_ws_sink::{PubSub, Push};
+use pipeline_ws_sink::{Endpoint, PubSub, Push, TrackerOptions};
 use serde_json::json;
-use support::{channels::endpoint_with, memory::MemoryServer};
+use support::{channels::endpoint_with, cluster::Cluster, memory::MemoryServer};
+use tokio::time::sleep;
 
 /// Items go to the room that they name, and are made dear on the way.
 struct Rooms {
@@ -89,4 +90,44 @@ async fn a_task_that_listens_is_somebody_too_until_it_no_longer_does() {
     rooms.push(&["room:a", "room:b"]).await;
     assert_eq!(here.recv().await.unwrap().topic(), "room:b");
     assert_eq!(rooms.enriched(), ["room:a", "room:b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_listens_on_another_node_is_somebody_where_nodes_share_that() {
+    let cluster = Cluster::default();
+    let node = |name: &str| {
+        let builder = Endpoint::builder().adapter(cluster.node(name));
+        builder.share_online(TrackerOptions::new()).build().unwrap()
+    };
+    let (here, there) = (node("here"), node("there"));
+    let online = || here.pubsub().is_online("room:a");
+    assert!(!online());
+    let first = there.subscribe("room:a");
+    sleep(Duration::from_secs(2)).await;
+    assert!(online());
+    // One who comes and one who goes within a period change nothing.
+    drop(first);
+    let second = there.subscribe("room:a");
+    sleep(Duration::from_secs(2)).await;
+    assert!(online());
+    drop(second);
+    sleep(Duration::from_secs(2)).await;
+    assert!(!online());
+    // Those of a node that is lost are away after a while.
+    let _third = there.subscribe("room:a");
+    sleep(Duration::from_secs(2)).await;
+    cluster.down(true);
+    sleep(Duration::from_secs(25)).await;
+    assert!(online());
+    sleep(Duration::from_secs(10)).await;
+    assert!(!online());
+}
+
+#[tokio::test]
+async fn where_nodes_do_not_share_it_every_topic_counts() {
+    let cluster = Cluster::default();
+    let here = cluster.join("here");
+    assert!(here.pubsub().is_online("room:a"));
+    let alone = Endpoint::builder().share_online(TrackerOptions::new()).build().unwrap();
+    assert!(!alone.pubsub().is_online("room:a"), "there is nobody elsewhere");
 }

@@ -3,28 +3,18 @@
 
 mod support;
 
-use std::{collections::HashMap, sync::Arc};
-
 use futures::{FutureExt, StreamExt};
-use parking_lot::Mutex;
 use pipeline_ws_sink::{
-    Adapter, AdapterError, Broadcast, BroadcastError, Endpoint, Lagged, LocalNode, PayloadError,
-    PubSub, Subscription,
+    Broadcast, BroadcastError, Endpoint, Lagged, LocalNode, PayloadError, PubSub,
 };
 use serde_json::json;
-use support::{channels::endpoint, server::Server};
+use support::{
+    channels::endpoint,
+    cluster::{Cluster, events, nothing},
+    server::Server,
+};
 
 const T: &str = "room:lobby";
-
-/// The events that have arrived.
-fn events(subscription: &mut Subscription) -> Vec<String> {
-    let next = || subscription.recv().now_or_never();
-    std::iter::from_fn(next).map(|received| received.unwrap().event().to_owned()).collect()
-}
-
-fn nothing() -> [String; 0] {
-    []
-}
 
 #[test]
 fn a_task_is_told_what_is_broadcast_on_its_topic() {
@@ -116,89 +106,12 @@ fn a_payload_that_is_no_object_reaches_nobody() {
     assert_eq!(cluster.sent(), nothing());
 }
 
-/// Nodes in one process.
-#[derive(Clone, Default)]
-struct Cluster {
-    state: Arc<Mutex<State>>,
-}
-
-#[derive(Default)]
-struct State {
-    nodes: HashMap<String, LocalNode>,
-    /// The network is down.
-    down: bool,
-    sent: Vec<String>,
-    /// Is looked into whenever something is sent.
-    witness: Option<Subscription>,
-}
-
-/// One node's way to the others.
-struct Node {
-    name: String,
-    cluster: Cluster,
-}
-
-impl Cluster {
-    fn node(&self, name: &str) -> Node {
-        Node { name: name.to_owned(), cluster: self.clone() }
-    }
-
-    fn join(&self, name: &str) -> Endpoint {
-        Endpoint::builder().adapter(self.node(name)).build().unwrap()
-    }
-
-    /// What was sent: from where, to where, and the event.
-    fn sent(&self) -> Vec<String> {
-        std::mem::take(&mut self.state.lock().sent)
-    }
-
-    fn send(
-        &self,
-        line: String,
-        broadcast: &Broadcast,
-        to: impl Fn(&str) -> bool,
-    ) -> Result<(), AdapterError> {
-        let mut state = self.state.lock();
-        if let Some(witness) = &mut state.witness {
-            assert_eq!(events(witness), nothing(), "told before the other nodes");
-        }
-        if state.down {
-            return Err(AdapterError::new("the network is down"));
-        }
-        state.sent.push(line);
-        for (_, node) in state.nodes.iter().filter(|(name, _)| to(name)) {
-            node.deliver(broadcast)?;
-        }
-        Ok(())
-    }
-}
-
-impl Adapter for Node {
-    fn node_name(&self) -> &str {
-        &self.name
-    }
-
-    fn start(&self, node: LocalNode) {
-        self.cluster.state.lock().nodes.insert(self.name.clone(), node);
-    }
-
-    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
-        let line = format!("{} to all: {}", self.name, broadcast.event());
-        self.cluster.send(line, broadcast, |name| name != self.name)
-    }
-
-    fn direct_broadcast(&self, to: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
-        let line = format!("{} to {to}: {}", self.name, broadcast.event());
-        self.cluster.send(line, broadcast, |name| name == to)
-    }
-}
-
 #[test]
 fn a_broadcast_reaches_each_node_once_and_the_others_first() {
     let cluster = Cluster::default();
     let [here, there, far] = ["here", "there", "far"].map(|name| cluster.join(name));
     let mut listening = [&here, &there, &far].map(|endpoint| endpoint.subscribe(T));
-    cluster.state.lock().witness = Some(here.subscribe(T));
+    cluster.witness(here.subscribe(T));
     here.broadcast(T, "news", json!({})).unwrap();
     // Whoever delivers it does not send it on.
     assert_eq!(cluster.sent(), ["here to all: news"]);
@@ -237,7 +150,7 @@ fn when_the_other_nodes_cannot_be_told_nobody_here_is() {
     let cluster = Cluster::default();
     let here = cluster.join("here");
     let (mut first, mut second) = (here.subscribe(T), here.subscribe(T));
-    cluster.state.lock().down = true;
+    cluster.down(true);
     let pubsub = here.pubsub();
     for sent in [
         pubsub.broadcast(T, "news", json!({})),
@@ -321,7 +234,7 @@ async fn sockets_are_disconnected_here_even_if_the_other_nodes_cannot_be_told() 
     let here = Server::start(endpoint().0.adapter(cluster.node("here"))).await;
     let mut ada = here.connect("name=ada").await;
     here.open_sockets(1).await;
-    cluster.state.lock().down = true;
+    cluster.down(true);
     assert_eq!(here.endpoint.disconnect("named:ada"), 1);
     assert_eq!(ada.closed().await, 1001);
 }

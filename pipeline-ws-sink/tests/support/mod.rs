@@ -1,6 +1,7 @@
 //! What the tests of this crate share.
 
 pub(crate) mod channels;
+pub(crate) mod cluster;
 pub(crate) mod door;
 pub(crate) mod memory;
 pub(crate) mod poller;

@@ -1,0 +1,547 @@
+//! Who is on a topic, as channels track it and clients are told.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use pipeline_ws_sink::{
+    BuildError, Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleInfo,
+    JoinContext, JoinError, Mount, Params, Payload, Presence, PresenceDiff, PresenceError,
+    Presences, Reply, Socket, Stop, Topic, TrackerOptions,
+    testkit::{
+        TestChannel, TestEndpoint, TestSocket, WireFrame, assert_push, assert_reply, refute_push,
+    },
+};
+use serde_json::{Value, json};
+use support::cluster::Cluster;
+use tokio::{sync::Semaphore, time::sleep};
+
+const T: &str = "room:lobby";
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = String;
+
+    async fn connect(&self, params: &Params, _: &ConnectInfo) -> Result<String, ConnectError> {
+        Ok(params.require("user")?.to_owned())
+    }
+}
+
+/// Tracks its client by its name, unless it only looks, and does what it is told.
+struct Room(Presence);
+
+struct Joined {
+    device: Option<String>,
+}
+
+impl Channel for Room {
+    type Socket = UserSocket;
+    type Config = Presence;
+
+    async fn join(
+        _: &Topic,
+        payload: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let params: Value = payload.parse()?;
+        let device = params["device"].as_str().map(str::to_owned);
+        cx.send_after(Duration::ZERO, Joined { device })?;
+        Ok(Self(cx.config().clone()))
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        let Self(presence) = self;
+        let params: Value = payload.parse()?;
+        let key = params["key"].as_str().unwrap_or(cx.assigns());
+        let tracked = match event {
+            "track" => presence.track(cx, key, &params["meta"]),
+            "update" => presence.update(cx, key, &params["meta"]),
+            "away" => presence.update_with(cx, key, |meta| {
+                meta.insert("status".to_owned(), "away".into());
+            }),
+            "untrack" => {
+                presence.untrack(cx, key);
+                return Ok(Reply::ok());
+            }
+            "list" => return Ok(Reply::ok().with(presence.list(cx.topic()).await)),
+            "get" => return Ok(Reply::ok().with(presence.get_by_key(cx.topic(), key).await)),
+            "stop" => return Err(Stop::normal()),
+            "panic" => panic!("told to"),
+            other => return Err(Stop::unknown_event(other)),
+        };
+        Ok(match tracked {
+            Ok(reference) => Reply::ok().with(json!({ "ref": reference })),
+            Err(error) => Reply::error().with(json!({ "reason": error.to_string() })),
+        })
+    }
+}
+
+impl HandleInfo<Joined> for Room {
+    async fn handle_info(
+        &mut self,
+        Joined { device }: Joined,
+        cx: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        if let Some(device) = device {
+            self.0.track(cx, cx.assigns(), &json!({ "device": device }))?;
+        }
+        cx.push("presence_state", self.0.list(cx.topic()).await)?;
+        Ok(())
+    }
+}
+
+fn kit(presence: &Presence) -> TestEndpoint {
+    let sockets = Mount::new(UserSocket).channel_with::<Room>("room:*", presence.clone());
+    let endpoint = Endpoint::builder().presence(presence).mount("/socket", sockets);
+    TestEndpoint::of(endpoint.build().unwrap())
+}
+
+async fn enter(kit: &TestEndpoint, user: &str, device: &str) -> (TestSocket, TestChannel) {
+    let socket = kit.connect(json!({ "user": user })).await.unwrap();
+    let room = socket.join(T, json!({ "device": device })).await.unwrap();
+    (socket, room)
+}
+
+/// Somebody who only looks, and has been told who is there.
+async fn watch(kit: &TestEndpoint) -> (TestSocket, TestChannel) {
+    let socket = kit.connect(json!({ "user": "watcher" })).await.unwrap();
+    let room = socket.join(T, json!({})).await.unwrap();
+    assert_push!(room, "presence_state");
+    (socket, room)
+}
+
+/// The next diff: who came and who went, each key with its metas, without their references.
+async fn diff(room: &TestChannel) -> (Value, Value) {
+    let diff = assert_push!(room, "presence_diff", { "joins": _, "leaves": _ });
+    (plain(&diff["joins"]), plain(&diff["leaves"]))
+}
+
+/// Keys with their metas, without references.
+fn plain(presences: &Value) -> Value {
+    let metas = |entry: &Value| -> Value {
+        let metas = entry["metas"].as_array().unwrap().iter().map(|meta| {
+            assert_eq!(meta["phx_ref"].as_str().unwrap().len(), 16);
+            let fields = meta.as_object().unwrap().iter();
+            let own = fields.filter(|(name, _)| !name.starts_with("phx_ref"));
+            own.map(|(name, value)| (name.clone(), value.clone())).collect::<Value>()
+        });
+        metas.collect()
+    };
+    presences.as_object().unwrap().iter().map(|(key, entry)| (key.clone(), metas(entry))).collect()
+}
+
+/// Who is there, as the server lists it.
+async fn listed(presence: &Presence) -> Value {
+    plain(&json!(presence.list(T).await))
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_183_who_joins_is_told_who_is_there_and_all_that_he_came() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let socket = kit.connect(json!({ "user": "ada" })).await.unwrap();
+    socket.send(json!(["1", "1", T, "phx_join", { "device": "phone" }]));
+    sleep(Duration::from_millis(1)).await;
+    // As they are on the wire: the answer, then the two in either order, a push and a broadcast.
+    let frames: Vec<_> = socket.frames().iter().map(WireFrame::json).collect();
+    let [answer, rest @ ..] = &frames[..] else { panic!("{frames:?}") };
+    assert_eq!(answer[3], "phx_reply");
+    let state = rest.iter().find(|frame| frame[3] == "presence_state").unwrap();
+    let diff = rest.iter().find(|frame| frame[3] == "presence_diff").unwrap();
+    assert_eq!((rest.len(), &state[0], &state[1]), (2, &answer[0], &Value::Null));
+    assert_eq!((&diff[0], &diff[1]), (&Value::Null, &Value::Null));
+    assert_eq!(plain(&state[4]), json!({ "ada": [{ "device": "phone" }] }));
+    assert_eq!(state[4], diff[4]["joins"]);
+    assert_eq!(diff[4]["leaves"], json!({}));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_184_a_second_device_is_under_the_same_key_and_comes_alone() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_phone, first) = enter(&kit, "ada", "phone").await;
+    assert_eq!(diff(&first).await, (json!({ "ada": [{ "device": "phone" }] }), json!({})));
+    let (_laptop, second) = enter(&kit, "ada", "laptop").await;
+    assert_eq!(diff(&first).await, (json!({ "ada": [{ "device": "laptop" }] }), json!({})));
+    let state = assert_push!(second, "presence_state", == json!(presence.list(T).await));
+    let both = json!({ "ada": [{ "device": "phone" }, { "device": "laptop" }] });
+    assert_eq!(plain(&json!(state)), both);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_185_another_user_is_told_to_everybody_and_told_of_everybody() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_ada, first) = enter(&kit, "ada", "phone").await;
+    diff(&first).await;
+    let (_ben, second) = enter(&kit, "ben", "laptop").await;
+    let came = (json!({ "ben": [{ "device": "laptop" }] }), json!({}));
+    assert_eq!(diff(&first).await, came);
+    assert_eq!(diff(&second).await, came);
+    let both = json!({ "ada": [{ "device": "phone" }], "ben": [{ "device": "laptop" }] });
+    let state = assert_push!(second, "presence_state", { "ada": _, "ben": _ });
+    assert_eq!(plain(&json!(state)), both);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_186_a_change_of_a_meta_is_one_diff_that_names_the_old_one() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_ada, room) = enter(&kit, "ada", "phone").await;
+    let came: Value = assert_push!(room, "presence_diff", { "leaves": {} });
+    let old = &came["joins"]["ada"]["metas"][0];
+    let away = room.push("away", json!({}));
+    let reply = assert_reply!(room, away, "ok", { "ref": _ });
+    let diff =
+        assert_push!(room, "presence_diff", { "joins": { "ada": _ }, "leaves": { "ada": _ } });
+    let expected = json!({
+        "device": "phone", "status": "away", "phx_ref": reply["ref"], "phx_ref_prev": old["phx_ref"],
+    });
+    assert_eq!(diff["joins"], json!({ "ada": { "metas": [expected] } }));
+    assert_eq!(diff["leaves"], json!({ "ada": { "metas": [old] } }));
+    refute_push!(room, "presence_diff");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_187_a_meta_that_takes_the_place_of_another_has_nothing_of_it() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_ada, room) = enter(&kit, "ada", "phone").await;
+    diff(&room).await;
+    room.push("update", json!({ "meta": { "mood": "good" } }));
+    let (joins, leaves) = diff(&room).await;
+    assert_eq!(joins, json!({ "ada": [{ "mood": "good" }] }));
+    assert_eq!(leaves, json!({ "ada": [{ "device": "phone" }] }));
+    let list = presence.list(T).await;
+    assert!(list.metas("ada").next().unwrap().contains_key("phx_ref_prev"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_188_of_two_devices_only_the_one_that_is_gone_leaves() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_phone, first) = enter(&kit, "ada", "phone").await;
+    diff(&first).await;
+    let (laptop, _second) = enter(&kit, "ada", "laptop").await;
+    diff(&first).await;
+    laptop.close().await;
+    assert_eq!(diff(&first).await, (json!({}), json!({ "ada": [{ "device": "laptop" }] })));
+    assert_eq!(listed(&presence).await, json!({ "ada": [{ "device": "phone" }] }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_189_who_is_untracked_or_leaves_is_gone() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_watcher, watching) = watch(&kit).await;
+    let (_ada, room) = enter(&kit, "ada", "phone").await;
+    let gone = (json!({}), json!({ "ada": [{ "device": "phone" }] }));
+    diff(&watching).await;
+    room.push("untrack", json!({}));
+    assert_eq!(diff(&watching).await, gone);
+    assert_eq!(listed(&presence).await, json!({}));
+    // Once more is no matter, and nobody is told.
+    let again = room.push("untrack", json!({}));
+    assert_reply!(room, again, "ok");
+    refute_push!(watching, "presence_diff");
+    room.push("track", json!({ "meta": { "device": "phone" } }));
+    diff(&watching).await;
+    room.leave();
+    assert_eq!(diff(&watching).await, gone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_190_who_is_tracked_cannot_be_tracked_again() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_ada, room) = enter(&kit, "ada", "phone").await;
+    diff(&room).await;
+    let again = room.push("track", json!({ "meta": {} }));
+    let why = assert_reply!(room, again, "error", { "reason": _ });
+    assert_eq!(why["reason"], r#""ada" is tracked on "room:lobby" already"#);
+    refute_push!(room, "presence_diff");
+    // Under another key, or by another channel, it can.
+    let other = room.push("track", json!({ "key": "pet", "meta": {} }));
+    assert_reply!(room, other, "ok");
+    enter(&kit, "ada", "laptop").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_191_who_is_not_tracked_has_nothing_to_change() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_watcher, room) = watch(&kit).await;
+    for event in ["update", "away"] {
+        let changed = room.push(event, json!({ "meta": {} }));
+        let why = assert_reply!(room, changed, "error", { "reason": _ });
+        assert_eq!(why["reason"], r#""watcher" is not tracked on "room:lobby" by this channel"#);
+    }
+    refute_push!(room, "presence_diff");
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_192_a_key_that_nobody_has_is_not_found() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_ada, room) = enter(&kit, "ada", "phone").await;
+    diff(&room).await;
+    let nobody = room.push("get", json!({ "key": "nobody" }));
+    assert_reply!(room, nobody, "ok", == json!(null));
+    let found = room.push("get", json!({}));
+    assert_reply!(room, found, "ok", { "metas": [{ "device": "phone", "phx_ref": _ }] });
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_193_who_only_looks_is_told_who_is_there_and_is_not_there() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let socket = kit.connect(json!({ "user": "watcher" })).await.unwrap();
+    let room = socket.join(T, json!({})).await.unwrap();
+    assert_push!(room, "presence_state", == json!({}));
+    let (_ada, _) = enter(&kit, "ada", "phone").await;
+    diff(&room).await;
+    let second = socket.join("room:empty", json!({})).await.unwrap();
+    assert_push!(second, "presence_state", == json!({}));
+    assert_eq!(listed(&presence).await, json!({ "ada": [{ "device": "phone" }] }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_194_all_keys_of_a_channel_that_crashes_leave_in_one_diff() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_watcher, watching) = watch(&kit).await;
+    let (ada, room) = enter(&kit, "ada", "phone").await;
+    diff(&watching).await;
+    room.push("track", json!({ "key": "pet", "meta": { "is": "cat" } }));
+    diff(&watching).await;
+    room.unlink();
+    room.push("panic", json!({}));
+    room.ended().await;
+    let both = json!({ "ada": [{ "device": "phone" }], "pet": [{ "is": "cat" }] });
+    assert_eq!(diff(&watching).await, (json!({}), both));
+    let last = ada.frames().last().unwrap().json();
+    assert_eq!(last[3], "phx_error", "it is not told of its own leave");
+}
+
+/// Adds a name to each key, as often as there are permits.
+fn named(calls: &Arc<Mutex<Vec<Vec<String>>>>, permits: &Arc<Semaphore>) -> Presence {
+    let (calls, permits) = (calls.clone(), permits.clone());
+    let fetch = move |_, mut who: Presences| {
+        let (calls, permits) = (calls.clone(), permits.clone());
+        async move {
+            permits.acquire().await.unwrap().forget();
+            let keys: Vec<_> = who.keys().map(str::to_owned).collect();
+            assert!(!keys.contains(&"trouble".to_owned()), "told to");
+            for key in &keys {
+                who.add(key, "name", key.to_uppercase());
+            }
+            calls.lock().push(keys);
+            who
+        }
+    };
+    Presence::builder().fetch(fetch).build()
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_195_what_fetch_adds_is_in_states_and_in_diffs() {
+    let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
+    let presence = named(&calls, &permits);
+    let kit = kit(&presence);
+    let (ada, room) = enter(&kit, "ada", "phone").await;
+    let state = assert_push!(room, "presence_state", { "ada": { "name": "ADA", "metas": _ } });
+    assert_push!(room, "presence_diff", { "joins": { "ada": { "name": "ADA", "metas": _ } } });
+    assert_eq!(plain(&json!(state)), json!({ "ada": [{ "device": "phone" }] }));
+    let (_watcher, watching) = watch(&kit).await;
+    ada.close().await;
+    assert_push!(watching, "presence_diff", { "leaves": { "ada": { "name": "ADA" } } });
+    let entry = presence.get_by_key(T, "ada").await;
+    assert_eq!(entry, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn fetch_is_asked_for_many_at_once_and_diffs_wait_for_it_in_their_order() {
+    let (calls, permits) = (Arc::<Mutex<Vec<_>>>::default(), Arc::new(Semaphore::new(0)));
+    let presence = named(&calls, &permits);
+    let kit = kit(&presence);
+    let mut watching = kit.endpoint().subscribe(T);
+    let mut entered = vec![presence.enter(T, "first", &json!({})).unwrap()];
+    sleep(Duration::from_secs(1)).await;
+    // While fetch is busy with the first, many come, and one of them goes.
+    for n in 0..100 {
+        entered.push(presence.enter(T, &format!("n{n:02}"), &json!({})).unwrap());
+    }
+    drop(entered.remove(50));
+    permits.add_permits(100);
+    for expected in [1, 99] {
+        let told = watching.recv().await.unwrap();
+        let told: Value = told.payload().parse().unwrap();
+        assert_eq!(told["joins"].as_object().unwrap().len(), expected);
+        assert_eq!(told["leaves"], json!({}));
+    }
+    let counts: Vec<_> = calls.lock().iter().map(Vec::len).collect();
+    assert_eq!(counts, [1, 0, 99, 0], "joins and leaves of two diffs");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_diff_of_which_fetch_panics_goes_out_without_what_it_would_add() {
+    let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
+    let presence = named(&calls, &permits);
+    let kit = kit(&presence);
+    let mut watching = kit.endpoint().subscribe(T);
+    let _trouble = presence.enter(T, "trouble", &json!({})).unwrap();
+    let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
+    assert_eq!(plain(&told["joins"]), json!({ "trouble": [{}] }));
+    // And it goes on.
+    let _ada = presence.enter("room:other", "ada", &json!({})).unwrap();
+    assert_eq!(json!(presence.get_by_key("room:other", "ada").await)["name"], "ADA");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_listens_is_told_each_diff_after_the_clients() {
+    let told = Arc::<Mutex<Vec<PresenceDiff>>>::default();
+    let note = told.clone();
+    let on_diff = move |diff: &PresenceDiff| {
+        note.lock().push(diff.clone());
+        assert!(diff.joins.get("trouble").is_none(), "told to");
+    };
+    let presence = Presence::builder().on_diff(on_diff).build();
+    let kit = kit(&presence);
+    let mut watching = kit.endpoint().subscribe(T);
+    drop(presence.enter(T, "trouble", &json!({})).unwrap());
+    let _ada = presence.enter(T, "ada", &json!({ "device": "bot" })).unwrap();
+    let told: Vec<_> = told.lock().iter().map(|diff| json!(diff)).collect();
+    assert_eq!(told.len(), 3);
+    for diff in told {
+        assert_eq!(watching.recv().await.unwrap().payload().parse::<Value>().unwrap(), diff);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_there_leaves_however_its_channel_ends() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_watcher, watching) = watch(&kit).await;
+    for how in ["leave", "stop", "panic", "close", "disconnect", "again"] {
+        let (socket, room) = enter(&kit, "ada", how).await;
+        assert_eq!(diff(&watching).await.0, json!({ "ada": [{ "device": how }] }));
+        room.unlink();
+        match how {
+            "leave" => drop(room.leave()),
+            "close" => socket.close().await,
+            "disconnect" => drop(room.push("panic", json!({}))),
+            "again" => drop(socket.join(T, json!({})).await.unwrap()),
+            event => drop(room.push(event, json!({}))),
+        }
+        assert_eq!(diff(&watching).await.1, json!({ "ada": [{ "device": how }] }), "{how}");
+        assert_eq!(presence.tracked(), 0, "{how}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_are_listed_under_their_keys() {
+    let presence = Presence::new();
+    let _kit = kit(&presence);
+    let entered: Vec<_> = (0..1000)
+        .map(|n| presence.enter(T, &format!("u{}", n % 500), &json!({ "n": n })).unwrap())
+        .collect();
+    let list = presence.list(T).await;
+    assert_eq!((list.len(), presence.tracked()), (500, 1000));
+    let metas = list.metas("u7").map(|meta| meta["n"].as_u64().unwrap());
+    assert_eq!(metas.collect::<Vec<_>>(), [7, 507]);
+    drop(entered);
+    assert!(presence.list(T).await.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_know_of_each_other_and_of_one_that_is_gone() {
+    let cluster = Cluster::default();
+    let node = |name: &str| {
+        let presence = Presence::new();
+        let sockets = Mount::new(UserSocket).channel_with::<Room>("room:*", presence.clone());
+        let builder = Endpoint::builder().adapter(cluster.node(name)).presence(&presence);
+        let endpoint = builder.mount("/socket", sockets).build().unwrap();
+        (presence, TestEndpoint::of(endpoint))
+    };
+    let ((here, near), (there, far)) = (node("here"), node("there"));
+    let (_ben, watching) = enter(&far, "ben", "laptop").await;
+    diff(&watching).await;
+    let (ada, room) = enter(&near, "ada", "phone").await;
+    let came = (json!({ "ada": [{ "device": "phone" }] }), json!({}));
+    assert_eq!(diff(&room).await, came);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(diff(&watching).await, came);
+    assert_eq!(listed(&here).await, listed(&there).await);
+    assert_eq!(there.tracked(), 2);
+
+    ada.close().await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(diff(&watching).await, (json!({}), json!({ "ada": [{ "device": "phone" }] })));
+
+    // Those of a node that nobody hears any more have left after a while, and are back when it is heard.
+    let (_eve, _room) = enter(&near, "eve", "tv").await;
+    sleep(Duration::from_secs(2)).await;
+    let eve = json!({ "eve": [{ "device": "tv" }] });
+    assert_eq!(diff(&watching).await.0, eve);
+    cluster.down(true);
+    sleep(Duration::from_secs(32)).await;
+    assert_eq!(diff(&watching).await, (json!({}), eve.clone()));
+    cluster.down(false);
+    sleep(Duration::from_secs(16)).await;
+    assert_eq!(diff(&watching).await, (eve, json!({})));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_drains_says_so_if_it_is_to() {
+    let cluster = Cluster::default();
+    let node = |name: &str| {
+        let options = TrackerOptions::new().permdown_on_shutdown(true);
+        let presence = Presence::builder().tracker(options).build();
+        let builder = Endpoint::builder().adapter(cluster.node(name)).presence(&presence);
+        (presence.clone(), builder.build().unwrap())
+    };
+    let ((here, near), (there, _far)) = (node("here"), node("there"));
+    let _bot = here.enter(T, "bot", &json!({})).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(there.tracked(), 1);
+    near.drain(Duration::from_secs(1)).await;
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(there.tracked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nodes_say_to_each_other_is_not_for_clients() {
+    let presence = Presence::new();
+    let sockets = Mount::new(UserSocket).channel_with::<Room>("*", presence.clone());
+    let kit = TestEndpoint::of(Endpoint::builder().mount("/socket", sockets).build().unwrap());
+    let socket = kit.connect(json!({ "user": "eve" })).await.unwrap();
+    let refused = socket.join("phx_presence:presence", json!({})).await.unwrap_err();
+    assert_eq!(refused.json(), json!({ "reason": "unmatched topic" }));
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_the_reason() {
+    let presence = Presence::new();
+    let refused = presence.enter(T, "ada", &json!({})).unwrap_err();
+    assert!(matches!(refused, PresenceError::NotAttached), "{refused}");
+    let _endpoint = Endpoint::builder().presence(&presence).build().unwrap();
+    let refused = presence.enter(T, "ada", &json!([])).unwrap_err();
+    assert!(matches!(refused, PresenceError::NotAnObject), "{refused}");
+
+    let taken = Endpoint::builder().presence(&presence).build().unwrap_err();
+    assert_eq!(taken, BuildError::PresenceTaken { name: "presence".into() });
+    let twins = [Presence::new(), Presence::new()];
+    let twins = Endpoint::builder().presence(&twins[0]).presence(&twins[1]).build().unwrap_err();
+    assert_eq!(twins, BuildError::PresenceName { name: "presence".into() });
+    let options = TrackerOptions::new().down_period(Duration::ZERO);
+    let never = Presence::builder().tracker(options).build();
+    let refused = Endpoint::builder().presence(&never).build().unwrap_err();
+    assert!(matches!(refused, BuildError::Tracker(_)), "{refused}");
+}

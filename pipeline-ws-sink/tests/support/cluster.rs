@@ -1,0 +1,106 @@
+//! Nodes in one process, and the network between them.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "these are tests too")]
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, Subscription};
+
+/// Nodes in one process.
+#[derive(Clone, Default)]
+pub struct Cluster {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    nodes: HashMap<String, LocalNode>,
+    /// The network is down.
+    down: bool,
+    sent: Vec<String>,
+    /// Is looked into whenever something is sent.
+    witness: Option<Subscription>,
+}
+
+/// One node's way to the others.
+pub struct Node {
+    name: String,
+    cluster: Cluster,
+}
+
+impl Cluster {
+    pub fn node(&self, name: &str) -> Node {
+        Node { name: name.to_owned(), cluster: self.clone() }
+    }
+
+    pub fn join(&self, name: &str) -> Endpoint {
+        Endpoint::builder().adapter(self.node(name)).build().unwrap()
+    }
+
+    /// Has this one looked into whenever something is sent: it must not have been told yet.
+    pub fn witness(&self, witness: Subscription) {
+        self.state.lock().witness = Some(witness);
+    }
+
+    /// Whether the network is down.
+    pub fn down(&self, down: bool) {
+        self.state.lock().down = down;
+    }
+
+    /// What was sent: from where, to where, and the event.
+    pub fn sent(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.lock().sent)
+    }
+
+    fn send(
+        &self,
+        line: String,
+        broadcast: &Broadcast,
+        to: impl Fn(&str) -> bool,
+    ) -> Result<(), AdapterError> {
+        let mut state = self.state.lock();
+        if let Some(witness) = &mut state.witness {
+            assert_eq!(events(witness), nothing(), "told before the other nodes");
+        }
+        if state.down {
+            return Err(AdapterError::new("the network is down"));
+        }
+        state.sent.push(line);
+        for (_, node) in state.nodes.iter().filter(|(name, _)| to(name)) {
+            node.deliver(broadcast)?;
+        }
+        Ok(())
+    }
+}
+
+impl Adapter for Node {
+    fn node_name(&self) -> &str {
+        &self.name
+    }
+
+    fn start(&self, node: LocalNode) {
+        self.cluster.state.lock().nodes.insert(self.name.clone(), node);
+    }
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let line = format!("{} to all: {}", self.name, broadcast.event());
+        self.cluster.send(line, broadcast, |name| name != self.name)
+    }
+
+    fn direct_broadcast(&self, to: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let line = format!("{} to {to}: {}", self.name, broadcast.event());
+        self.cluster.send(line, broadcast, |name| name == to)
+    }
+}
+
+/// The events that have arrived.
+pub fn events(subscription: &mut Subscription) -> Vec<String> {
+    let next = || subscription.recv().now_or_never();
+    std::iter::from_fn(next).map(|received| received.unwrap().event().to_owned()).collect()
+}
+
+pub fn nothing() -> [String; 0] {
+    []
+}
