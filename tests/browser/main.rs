@@ -3,6 +3,7 @@
 
 mod driver;
 mod live_view;
+mod room;
 
 use fantoccini::Locator;
 use pipeline_test_support::{Example, PATIENCE};

@@ -59,6 +59,11 @@ impl Example {
         Self::spawn(command, flags, "sockets ").await
     }
 
+    /// Starts `room` with these flags, and waits until it serves.
+    pub async fn room(flags: &[&str]) -> Self {
+        Self::spawn(Command::new(path("room").await), flags, "page ").await
+    }
+
     /// The program of an example, for those who start it by themselves.
     pub async fn program(example: &str) -> PathBuf {
         path(example).await

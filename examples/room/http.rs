@@ -1,0 +1,60 @@
+//! The page, and the way to sign in.
+
+use std::time::SystemTime;
+
+use axum::{
+    Router,
+    extract::{Query, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{Html, IntoResponse, Json, Response},
+    routing::get,
+};
+use pipeline::ws::Signer;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    phoenix::PhoenixClient,
+    visitor::{MAX_NAME, is_name},
+};
+
+pub fn router(signer: Signer, client: Option<PhoenixClient>) -> Router {
+    Router::new()
+        .route("/", get(async || Html(include_str!("page/index.html"))))
+        .route("/app.js", get(async || javascript(include_str!("page/app.js").to_owned())))
+        .route("/style.css", get(style))
+        .route("/token", get(async move |query| token(&signer, query)))
+        .route("/phoenix.mjs", get(phoenix).with_state(client))
+}
+
+async fn style() -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("page/style.css"))
+}
+
+async fn phoenix(State(client): State<Option<PhoenixClient>>) -> Response {
+    match client {
+        Some(client) => javascript(client.module),
+        None => (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response(),
+    }
+}
+
+fn javascript(source: String) -> Response {
+    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source).into_response()
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    name: String,
+}
+
+/// Signs somebody in, without asking for a password: this is an example.
+fn token(signer: &Signer, Query(SignIn { name }): Query<SignIn>) -> Response {
+    if !is_name(&name) {
+        let why = format!("a name has 1 to {MAX_NAME} characters");
+        return (StatusCode::BAD_REQUEST, why).into_response();
+    }
+    match signer.sign(&name, SystemTime::now()) {
+        Ok(token) => Json(json!({ "token": token })).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

@@ -1,0 +1,79 @@
+//! A room to chat in, which shows who is here, on which device, and who is typing.
+//!
+//! `cargo run --example room`, then open the page that is printed in two windows, as two people.
+//!
+//! The page uses the official Phoenix client: its sockets, its `Presence`, and its fallback to long
+//! polling where no WebSocket gets through.
+#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+
+mod history;
+mod http;
+#[path = "../push_to_users/client.rs"]
+mod phoenix;
+mod room;
+#[cfg(all(test, feature = "test-kit"))]
+mod tests;
+mod visitor;
+
+use std::{error::Error, io::IsTerminal, sync::Arc};
+
+use clap::Parser;
+use pipeline::{
+    serve,
+    ws::{Endpoint, EndpointBuilder, EventLimit, LongPoll, Mount, Presence, Signer, listen},
+};
+
+use self::{
+    phoenix::PhoenixClient,
+    room::{Lobby, Room},
+    visitor::VisitorSocket,
+};
+
+/// A room to chat in.
+#[derive(Debug, Parser)]
+#[command(name = "room")]
+struct Args {
+    /// The port to serve on; 0 picks a free one
+    #[arg(long, default_value_t = 4020)]
+    port: u16,
+
+    /// What tokens are signed with, at least 20 bytes
+    #[arg(long, env = "SECRET_KEY_BASE", default_value = "a secret for trying things out only")]
+    secret: String,
+}
+
+/// The room, and the way to it: by a WebSocket, or by long polling.
+fn endpoint(signer: &Signer) -> EndpointBuilder {
+    let presence = Presence::new();
+    let sockets = Mount::new(VisitorSocket::new(signer.clone()))
+        .event_limit(EventLimit::per_second(20).burst(60))
+        .channel_with::<Room>("room:lobby", Arc::new(Lobby::new(presence.clone())))
+        .longpoll(LongPoll::new());
+    Endpoint::builder().presence(&presence).mount("/socket", sockets)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let args = Args::parse();
+    let listener = listen(("127.0.0.1", args.port)).await?;
+    let signer = Signer::new(&args.secret, "visitor")?;
+    let endpoint = endpoint(&signer).build()?;
+    let client = PhoenixClient::find_or_install().await;
+
+    let address = listener.local_addr()?;
+    println!("page     http://{address}/?name=ada&device=phone");
+    println!("another  http://{address}/?name=ben&device=laptop");
+    if let Err(reason) = &client {
+        println!("client   {reason}; the page shows nothing without it");
+    }
+    let app = http::router(signer, client.ok()).fallback_service(endpoint.clone());
+    println!("{}", serve(listener, app).endpoint(endpoint).await?);
+    Ok(())
+}

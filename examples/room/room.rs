@@ -1,0 +1,120 @@
+//! What can be done in the room.
+
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use pipeline::ws::{
+    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Presence, PresenceError,
+    Reply, Stop, Topic,
+};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{history::History, visitor::VisitorSocket};
+
+/// How long a message may be, in characters.
+const MAX_TEXT: usize = 1000;
+
+/// What all who are in the room share.
+#[derive(Debug)]
+pub struct Lobby {
+    presence: Presence,
+    history: Mutex<History>,
+}
+
+impl Lobby {
+    pub fn new(presence: Presence) -> Self {
+        Self { presence, history: Mutex::default() }
+    }
+}
+
+/// `room:lobby`, as one visitor sees it.
+pub struct Room {
+    lobby: Arc<Lobby>,
+}
+
+/// It has just been joined.
+pub struct Joined;
+
+/// What a client says.
+#[derive(Deserialize)]
+struct Said {
+    text: String,
+}
+
+/// Whether somebody is typing.
+#[derive(Deserialize)]
+struct Typing {
+    typing: bool,
+}
+
+impl Channel for Room {
+    type Socket = VisitorSocket;
+    type Config = Arc<Lobby>;
+
+    async fn join(
+        _: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        let lobby = cx.config().clone();
+        cx.reply(json!({ "messages": lobby.history.lock().messages() }));
+        cx.send_after(Duration::ZERO, Joined)?;
+        Ok(Self { lobby })
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        payload: Payload,
+        cx: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        let name = &cx.assigns().name;
+        match event {
+            "say" => {
+                let Ok(Said { text }) = payload.parse() else {
+                    return Ok(Reply::error().with(json!({ "reason": "expected a text" })));
+                };
+                if text.trim().is_empty() || text.chars().count() > MAX_TEXT {
+                    let reason = format!("expected a text of 1 to {MAX_TEXT} characters");
+                    return Ok(Reply::error().with(json!({ "reason": reason })));
+                }
+                // Kept first: who joins now gets it with the others, or once more, and can tell.
+                let message = self.lobby.history.lock().add(name, text);
+                cx.broadcast("said", json!(message))?;
+                self.is_typing(false, cx)?;
+                Ok(Reply::ok())
+            }
+            // It is part of being here, so it ends with it: nobody types for ever who was cut off.
+            "typing" => {
+                let Ok(Typing { typing }) = payload.parse() else {
+                    return Ok(Reply::error().with(json!({ "reason": "expected typing" })));
+                };
+                self.is_typing(typing, cx)?;
+                Ok(Reply::none())
+            }
+            other => Err(Stop::unknown_event(other)),
+        }
+    }
+}
+
+impl Room {
+    /// Shows it to all.
+    fn is_typing(&self, typing: bool, cx: &ChannelContext<Self>) -> Result<(), PresenceError> {
+        let change = |meta: &mut Map<String, Value>| {
+            meta.insert("typing".to_owned(), typing.into());
+        };
+        self.lobby.presence.update_with(cx, &cx.assigns().name, change)?;
+        Ok(())
+    }
+}
+
+impl HandleInfo<Joined> for Room {
+    async fn handle_info(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+        let visitor = cx.assigns();
+        let meta = json!({ "device": visitor.device, "typing": false });
+        self.lobby.presence.track(cx, &visitor.name, &meta)?;
+        cx.push("presence_state", self.lobby.presence.list(cx.topic()).await)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! The room, as its visitors see it.
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use std::time::SystemTime;
+
+use pipeline::ws::{
+    ConnectError, Signer,
+    testkit::{
+        TestChannel, TestEndpoint, TestSocket, assert_broadcast, assert_push, assert_reply,
+        refute_push, refute_reply,
+    },
+};
+use serde_json::json;
+
+use crate::history::History;
+
+/// The room, and the way to sign in.
+struct Lobby {
+    kit: TestEndpoint,
+    signer: Signer,
+}
+
+impl Lobby {
+    fn open() -> Self {
+        let signer = Signer::new("a secret for tests, long enough", "visitor").unwrap();
+        Self { kit: TestEndpoint::of(crate::endpoint(&signer).build().unwrap()), signer }
+    }
+
+    async fn connect(&self, name: &str, device: &str) -> Result<TestSocket, ConnectError> {
+        let token = self.signer.sign(name, SystemTime::now()).unwrap();
+        self.kit.connect(json!({ "token": token, "device": device })).await
+    }
+
+    async fn enter(&self, name: &str, device: &str) -> (TestSocket, TestChannel) {
+        let socket = self.connect(name, device).await.unwrap();
+        let room = socket.join("room:lobby", json!({})).await.unwrap();
+        assert_push!(room, "presence_state", |payload| payload.json().is_some());
+        (socket, room)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_somebody_says_is_told_to_all_and_to_who_comes_later() {
+    let lobby = Lobby::open();
+    let (_ada, room) = lobby.enter("ada", "phone").await;
+    let said = room.push("say", json!({ "text": "hello" }));
+    assert_reply!(room, said, "ok");
+    let hello = json!({ "number": 1, "name": "ada", "text": "hello" });
+    assert_broadcast!(room, "said", == hello);
+    let (_ben, room) = lobby.enter("ben", "laptop").await;
+    assert_eq!(room.joined().parse::<serde_json::Value>().unwrap(), json!({ "messages": [hello] }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_types_is_seen_to_until_it_is_said() {
+    let lobby = Lobby::open();
+    let ((_ada, room), (_ben, other)) =
+        (lobby.enter("ada", "phone").await, lobby.enter("ben", "laptop").await);
+    let typed = room.push("typing", json!({ "typing": true }));
+    assert_push!(other, "presence_diff", { "joins": { "ada": { "metas": [{ "typing": true }] } } });
+    refute_reply!(room, typed, "ok");
+    room.push("say", json!({ "text": "hello" }));
+    let diff = assert_push!(other, "presence_diff", { "leaves": { "ada": _ } });
+    assert_eq!(diff["joins"]["ada"]["metas"][0]["typing"], false);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_makes_no_sense_is_refused_with_the_reason_and_told_to_nobody() {
+    let lobby = Lobby::open();
+    let (_ada, room) = lobby.enter("ada", "phone").await;
+    for (text, reason) in [
+        (json!(""), "expected a text of 1 to 1000 characters"),
+        (json!("x".repeat(1001)), "expected a text of 1 to 1000 characters"),
+        (json!(5), "expected a text"),
+    ] {
+        let said = room.push("say", json!({ "text": text }));
+        assert_reply!(room, said, "error", == json!({ "reason": reason }));
+    }
+    refute_push!(room, "said");
+    for (name, device) in [("ada", ""), ("ada", &*"x".repeat(31))] {
+        assert!(lobby.connect(name, device).await.is_err(), "{device:?}");
+    }
+    let forged = lobby.kit.connect(json!({ "token": "ada", "device": "phone" })).await;
+    assert!(forged.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_too_much_at_once_has_to_wait() {
+    let lobby = Lobby::open();
+    let (_ada, room) = lobby.enter("ada", "phone").await;
+    let last = (0..100).map(|n| room.push("say", json!({ "text": n.to_string() }))).last().unwrap();
+    assert_reply!(room, last, "error", { "reason": "rate limited", "retry_after": _ });
+}
+
+#[test]
+fn only_the_last_messages_are_kept() {
+    let mut history = History::default();
+    for n in 0..History::MAX + 10 {
+        history.add("ada", n.to_string());
+    }
+    let messages = history.messages();
+    assert_eq!((messages.len(), messages[0].number), (History::MAX, 11));
+}

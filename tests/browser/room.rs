@@ -1,0 +1,139 @@
+//! The example `room`: who is there, on which device, who is typing, and what is said.
+
+use std::time::Duration;
+
+use fantoccini::Locator;
+use pipeline_test_support::{Example, PATIENCE};
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::driver::Browser;
+
+/// How soon a page is looked at again.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Enters the room, and waits until it is there.
+async fn enter(browser: &Browser, example: &Example, who: &str) {
+    browser.client.goto(&format!("http://{}/?{who}", example.address)).await.unwrap();
+    browser.joined().await;
+}
+
+/// What the page shows: who is here with which devices, who is typing, and what was said.
+async fn shown(browser: &Browser) -> Value {
+    let script = "
+        const texts = (root, tag) => [...root.querySelectorAll(tag)].map(found => found.textContent)
+        const people = [...document.querySelectorAll('#people li')]
+        return [
+            Object.fromEntries(people.map(person => [person.dataset.name, texts(person, 'small').sort()])),
+            document.getElementById('typing').textContent,
+            [...document.querySelectorAll('#messages li')].map(message => message.textContent),
+        ]";
+    browser.client.execute(script, vec![]).await.unwrap()
+}
+
+/// Waits until the page shows this.
+async fn shows(browser: &Browser, people: Value, typing: &str, messages: &[&str]) {
+    let (expected, end) = (json!([people, typing, messages]), Instant::now() + PATIENCE);
+    loop {
+        let shown = shown(browser).await;
+        if shown == expected {
+            return;
+        }
+        assert!(Instant::now() < end, "it shows {shown}, expected {expected}");
+        sleep(AGAIN).await;
+    }
+}
+
+/// Writes into the field, without sending it.
+async fn write(browser: &Browser, text: &str) {
+    let field = browser.client.find(Locator::Css("#text")).await.unwrap();
+    field.send_keys(text).await.unwrap();
+}
+
+async fn send(browser: &Browser) {
+    browser.client.find(Locator::Css("#say button")).await.unwrap().click().await.unwrap();
+}
+
+#[tokio::test]
+async fn two_people_see_each_other_come_type_and_go_on_every_device() {
+    let example = Example::room(&[]).await;
+    let (ada, ben) = (Browser::start().await, Browser::start().await);
+    enter(&ada, &example, "name=ada&device=phone").await;
+    shows(&ada, json!({"ada": ["phone"]}), "", &[]).await;
+    enter(&ben, &example, "name=ben&device=laptop").await;
+    let both = || json!({"ada": ["phone"], "ben": ["laptop"]});
+    shows(&ada, both(), "", &[]).await;
+    shows(&ben, both(), "", &[]).await;
+
+    write(&ben, "hello").await;
+    shows(&ada, both(), "ben is typing", &[]).await;
+    send(&ben).await;
+    shows(&ada, both(), "", &["ben hello"]).await;
+    shows(&ben, both(), "", &["ben hello"]).await;
+    // Who stops writing is no longer typing, after a while or with nothing written.
+    write(&ada, "<b>hi</b>").await;
+    shows(&ben, both(), "ada is typing", &["ben hello"]).await;
+    shows(&ben, both(), "", &["ben hello"]).await;
+    send(&ada).await;
+    let said = ["ben hello", "ada <b>hi</b>"];
+    shows(&ben, both(), "", &said).await;
+
+    // A second device of the same person, which is told what was said before.
+    let phone = ada.client.window().await.unwrap();
+    let tablet = ada.client.new_window(true).await.unwrap().handle;
+    ada.client.switch_to_window(tablet).await.unwrap();
+    enter(&ada, &example, "name=ada&device=tablet").await;
+    let three = json!({"ada": ["phone", "tablet"], "ben": ["laptop"]});
+    shows(&ada, three.clone(), "", &said).await;
+    shows(&ben, three.clone(), "", &said).await;
+    if let Some(path) = std::env::var_os("PIPELINE_ROOM") {
+        write(&ben, "see you").await;
+        shows(&ada, three, "ben is typing", &said).await;
+        std::fs::write(path, ada.client.screenshot().await.unwrap()).unwrap();
+    }
+    ada.client.close_window().await.unwrap();
+    ada.client.switch_to_window(phone).await.unwrap();
+    shows(&ben, both(), "", &said).await;
+    shows(&ada, both(), "", &said).await;
+
+    // Who is gone is not typing either.
+    write(&ben, "bye").await;
+    shows(&ada, both(), "ben is typing", &said).await;
+    assert_eq!(ben.complaints().await, Vec::<String>::new());
+    ben.close().await;
+    shows(&ada, json!({"ada": ["phone"]}), "", &said).await;
+    assert_eq!(ada.complaints().await, Vec::<String>::new());
+    ada.close().await;
+}
+
+#[tokio::test]
+async fn who_polls_is_in_the_room_like_anybody() {
+    let example = Example::room(&[]).await;
+    let browser = Browser::start().await;
+    enter(&browser, &example, "name=ada&device=phone").await;
+    let first = browser.client.window().await.unwrap();
+    let second = browser.client.new_window(true).await.unwrap().handle;
+    browser.client.switch_to_window(second).await.unwrap();
+    enter(&browser, &example, "name=ben&device=laptop&transport=longpoll").await;
+    let both = || json!({"ada": ["phone"], "ben": ["laptop"]});
+    shows(&browser, both(), "", &[]).await;
+    write(&browser, "by polling").await;
+    send(&browser).await;
+    shows(&browser, both(), "", &["ben by polling"]).await;
+    browser.client.switch_to_window(first).await.unwrap();
+    shows(&browser, both(), "", &["ben by polling"]).await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn somebody_without_a_name_is_told_what_a_name_is() {
+    let example = Example::room(&[]).await;
+    let browser = Browser::start().await;
+    browser.client.goto(&format!("http://{}/?name=", example.address)).await.unwrap();
+    let refused = Locator::Css("#status[data-state=error]");
+    browser.client.wait().at_most(PATIENCE).for_element(refused).await.unwrap();
+    let text = browser.text("#status").await;
+    assert_eq!(text, "cannot sign in as : a name has 1 to 30 characters");
+    browser.close().await;
+}
