@@ -576,7 +576,7 @@ impl EndpointBuilder {
             places.extend(parsed.into_iter().map(place));
             mounts.push(mount);
         }
-        self.shared_online.as_ref().map_or(Ok(()), TrackerOptions::checked)?;
+        self.shared_online.as_ref().map_or(Ok(()), TrackerOptions::check)?;
         let presences = self.presences;
         for (at, presence) in presences.iter().enumerate() {
             presence.checked()?;

@@ -221,7 +221,7 @@ impl Presence {
 
     /// Whether its options can be kept together.
     pub(crate) fn checked(&self) -> Result<(), TrackerOptionsError> {
-        self.shared.options.checked()
+        self.shared.options.check()
     }
 
     /// Has it belong to an endpoint. Returns whether it belonged to none.

@@ -19,8 +19,7 @@ use crate::{
     protocol::message::Encoded,
     pubsub::{PubSub, SubscriberId},
     tracker::{
-        Diff, Diffs, Input, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate,
-        say_farewell,
+        Diff, Diffs, Input, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
     },
 };
 
@@ -83,7 +82,9 @@ impl Shared {
         let [.., low, lower] = version.to_be_bytes();
         let started = Instant::now();
         let tracker = match pubsub.node_name() {
-            Some(node) => Tracker::replicated(node, version, version, self.options, Duration::ZERO),
+            Some(node) => {
+                Tracker::replicated(node, version, version, self.options.clone(), Duration::ZERO)
+            }
             None => Tracker::alone(),
         };
         let waiting = Waiting::default();
@@ -131,7 +132,7 @@ impl Shared {
         if std::mem::replace(&mut attached.state.lock().has_ended, true) {
             return;
         }
-        say_farewell(self, attached.pubsub.clone(), &self.name);
+        tell(&attached.pubsub, &self.name, &self.farewell());
         attached.tasks.lock().drain(..).for_each(|task| task.abort());
     }
 

@@ -366,17 +366,15 @@ impl PubSub {
         self.shared.adapter.as_ref().map(|adapter| adapter.node_name())
     }
 
-    /// Tells all other nodes something, or one, and nobody here.
-    pub(crate) fn tell_others(
-        &self,
-        node: Option<&str>,
-        broadcast: &Broadcast,
-    ) -> Result<(), AdapterError> {
-        match (&self.shared.adapter, node) {
-            (Some(adapter), Some(node)) => adapter.direct_broadcast(node, broadcast),
-            (Some(adapter), None) => adapter.broadcast(broadcast),
-            (None, _) => Ok(()),
-        }
+    /// Tells all other nodes, and nobody here.
+    pub(crate) fn tell_others(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        self.shared.adapter.as_ref().map_or(Ok(()), |adapter| adapter.broadcast(broadcast))
+    }
+
+    /// Tells one other node.
+    pub(crate) fn tell_node(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let adapter = self.shared.adapter.as_ref();
+        adapter.map_or(Ok(()), |adapter| adapter.direct_broadcast(node, broadcast))
     }
 
     fn elsewhere(&self, broadcast: &Encoded) -> Result<(), AdapterError> {

@@ -12,8 +12,7 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{PubSub, table::Table};
 use crate::tracker::{
-    Input, Meta, Outgoing, Replica, Step, TRACKERS, Tracker, TrackerOptions, replicate,
-    say_farewell,
+    Input, Meta, Outgoing, Replica, Step, TRACKERS, Tracker, TrackerOptions, replicate, tell,
 };
 
 /// What the nodes are told topics by.
@@ -93,7 +92,7 @@ impl Topics {
     pub(super) fn end(&self, pubsub: &PubSub) {
         if let Some(task) = self.task.lock().take() {
             task.abort();
-            say_farewell(self, pubsub.clone(), NAME);
+            tell(pubsub, NAME, &self.farewell());
         }
     }
 }

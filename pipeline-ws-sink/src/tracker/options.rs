@@ -1,110 +1,135 @@
-//! When nodes tell each other of what they track.
+//! How replicas of a tracker keep in touch. Pure.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// When the nodes of a cluster tell each other of what they track, and when one that says nothing is
-/// taken to be gone. Without an [`Adapter`](crate::Adapter) there is nobody to be told.
+/// How the nodes of a cluster tell each other who is there, and when one counts as gone. All nodes
+/// should have the same.
 ///
-/// These are the options of `Phoenix.Tracker`, with its defaults. All nodes should have the same.
+/// The defaults are those of `Phoenix.Tracker`: what changes on one node is known on the others within
+/// 1.5 seconds, and those who are on a node that falls silent leave after 30.
 ///
 /// ```
 /// use std::time::Duration;
 ///
 /// use pipeline_ws_sink::TrackerOptions;
 ///
-/// // Others know in half a second, and miss a node that was lost after ten.
-/// let options = TrackerOptions::new()
+/// let quick = TrackerOptions::new()
 ///     .broadcast_period(Duration::from_millis(500))
 ///     .down_period(Duration::from_secs(10));
+/// assert!(quick.check().is_ok());
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct TrackerOptions {
-    pub(crate) broadcast_period: Duration,
-    pub(crate) max_silent_periods: u32,
+    pub(super) broadcast_period: Duration,
+    pub(super) max_silent_periods: u32,
     down_period: Option<Duration>,
-    pub(crate) permdown_period: Duration,
-    pub(crate) permdown_on_shutdown: bool,
-    pub(crate) max_changes: usize,
+    pub(super) permdown_period: Duration,
+    pub(super) clock_sample_periods: u32,
+    pub(super) max_delta_sizes: Vec<usize>,
+    pub(super) permdown_on_shutdown: bool,
 }
 
 impl TrackerOptions {
-    /// Phoenix's own: others know within 1.5 seconds, and a node that is lost is missed after 30.
+    /// Those of `Phoenix.Tracker`.
     pub fn new() -> Self {
         Self {
-            broadcast_period: Duration::from_millis(1500),
+            broadcast_period: Duration::from_millis(1_500),
             max_silent_periods: 10,
             down_period: None,
-            permdown_period: Duration::from_secs(1200),
+            permdown_period: Duration::from_secs(1_200),
+            clock_sample_periods: 2,
+            max_delta_sizes: vec![100, 1_000, 10_000],
             permdown_on_shutdown: false,
-            max_changes: 10_000,
         }
     }
 
-    /// How often changes are told. Default 1.5 seconds.
+    /// How often a node tells the others what has changed on it. Default 1.5 seconds.
     pub fn broadcast_period(mut self, period: Duration) -> Self {
         self.broadcast_period = period;
         self
     }
 
-    /// After so many periods without a change, a node says that it is there all the same. Default 10.
+    /// After how many periods without a change a node says that it is still there. Default ten. It
+    /// does so twice in a [`down_period`](Self::down_period) at least.
     pub fn max_silent_periods(mut self, periods: u32) -> Self {
         self.max_silent_periods = periods;
         self
     }
 
-    /// A node that has said nothing for so long is down: those who are tracked there have left, until
-    /// it is heard again. Default: twice as long as it may be silent, 30 seconds.
+    /// After how long a silence a node counts as down: those who are on it leave, and join when it is
+    /// heard again. Default twice as long as a node is silent when nothing changes: 30 seconds.
     pub fn down_period(mut self, period: Duration) -> Self {
         self.down_period = Some(period);
         self
     }
 
-    /// A node that has said nothing for so long is forgotten. Default 20 minutes.
+    /// After how long a silence a node is forgotten. Default 20 minutes.
     pub fn permdown_period(mut self, period: Duration) -> Self {
         self.permdown_period = period;
         self
     }
 
-    /// Whether a node that shuts down says so. Then those who were tracked there leave at once; otherwise
-    /// they have until [`down_period`](Self::down_period) to appear elsewhere, and nobody sees them leave
-    /// and come back. Default no.
-    pub fn permdown_on_shutdown(mut self, says_so: bool) -> Self {
-        self.permdown_on_shutdown = says_so;
+    /// Every how many periods a node looks whether it has missed something, and asks for it. Default
+    /// two.
+    pub fn clock_sample_periods(mut self, periods: u32) -> Self {
+        self.clock_sample_periods = periods;
         self
     }
 
-    /// How many of its last changes a node remembers, for those who have missed some. Who has missed
-    /// more is sent everything. Default 10,000.
-    pub fn max_changes(mut self, changes: usize) -> Self {
-        self.max_changes = changes;
+    /// How many of its last changes a node keeps, to send them to one that has missed some. There are
+    /// as many copies as sizes, so that the answer is not much longer than need be; who has missed
+    /// more is sent everything. Default 100, 1,000 and 10,000.
+    pub fn max_delta_sizes(mut self, sizes: impl Into<Vec<usize>>) -> Self {
+        self.max_delta_sizes = sizes.into();
         self
     }
 
-    pub(crate) fn silence(&self) -> Duration {
-        self.broadcast_period.saturating_mul(self.max_silent_periods)
+    /// Whether a node that ends in good order says so, and its entries leave at once. Default
+    /// `false`: clients have the time of [`down_period`](Self::down_period) to connect to another
+    /// node, and nobody is seen to leave.
+    pub fn permdown_on_shutdown(mut self, announce: bool) -> Self {
+        self.permdown_on_shutdown = announce;
+        self
     }
 
-    pub(crate) fn down_after(&self) -> Duration {
-        self.down_period.unwrap_or_else(|| self.silence().saturating_mul(2))
+    /// Whether these make sense together.
+    ///
+    /// # Errors
+    ///
+    /// [`TrackerOptionsError`] says what does not.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use pipeline_ws_sink::{TrackerOptions, TrackerOptionsError};
+    /// let options = TrackerOptions::new().down_period(Duration::from_secs(2));
+    /// assert_eq!(options.check(), Err(TrackerOptionsError::DownPeriod), "two periods are three");
+    /// ```
+    pub fn check(&self) -> Result<(), TrackerOptionsError> {
+        let counts = [self.max_silent_periods, self.clock_sample_periods];
+        if self.broadcast_period.is_zero() || counts.contains(&0) {
+            Err(TrackerOptionsError::Zero)
+        } else if self.down() < self.broadcast_period.saturating_mul(2) {
+            Err(TrackerOptionsError::DownPeriod)
+        } else if self.permdown_period <= self.down() {
+            Err(TrackerOptionsError::PermdownPeriod)
+        } else {
+            Ok(())
+        }
     }
 
-    /// Whether these can be kept together.
-    pub(crate) fn checked(&self) -> Result<(), TrackerOptionsError> {
-        let down_period = self.down_after();
-        if self.broadcast_period.is_zero() || self.max_silent_periods == 0 {
-            return Err(TrackerOptionsError::NoPeriod);
-        }
-        if down_period <= self.silence() {
-            return Err(TrackerOptionsError::DownTooSoon { down_period, silence: self.silence() });
-        }
-        if self.permdown_period <= down_period {
-            let permdown_period = self.permdown_period;
-            return Err(TrackerOptionsError::PermdownTooSoon { permdown_period, down_period });
-        }
-        Ok(())
+    pub(super) fn down(&self) -> Duration {
+        let silence = self.broadcast_period.saturating_mul(self.max_silent_periods);
+        self.down_period.unwrap_or(silence.saturating_mul(2))
+    }
+
+    /// How many periods a replica is silent. One that is down sooner than that would go and come.
+    pub(super) fn silent_periods(&self) -> u32 {
+        let period = self.broadcast_period.as_nanos().max(1);
+        let most = self.down().as_nanos() / 2 / period;
+        self.max_silent_periods.min(u32::try_from(most).unwrap_or(u32::MAX)).max(1)
     }
 }
 
@@ -114,29 +139,17 @@ impl Default for TrackerOptions {
     }
 }
 
-/// Options of a tracker that cannot be kept together.
+/// Why [`TrackerOptions`] make no sense.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrackerOptionsError {
-    /// Nodes would never, or always, tell each other.
-    #[error("the period between broadcasts, and how many may be silent, have to be more than zero")]
-    NoPeriod,
-    /// A node that has nothing to tell would be taken to be gone.
-    #[error("a node may be silent for {silence:?}, so it cannot be down after {down_period:?}")]
-    DownTooSoon {
-        /// When a silent node is down.
-        down_period: Duration,
-        /// How long one may be silent.
-        silence: Duration,
-    },
-    /// A node would be forgotten before it is down.
-    #[error(
-        "a node is down after {down_period:?}, so it cannot be forgotten after {permdown_period:?}"
-    )]
-    PermdownTooSoon {
-        /// When a silent node is forgotten.
-        permdown_period: Duration,
-        /// When it is down.
-        down_period: Duration,
-    },
+    /// A period or a number of periods is zero.
+    #[error("a period is zero")]
+    Zero,
+    /// A replica would be down before it could be heard.
+    #[error("the down period has to be at least two broadcast periods")]
+    DownPeriod,
+    /// A replica would be forgotten before it is down.
+    #[error("the permdown period has to be longer than the down period")]
+    PermdownPeriod,
 }

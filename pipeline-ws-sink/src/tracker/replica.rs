@@ -1,304 +1,301 @@
-//! A replica: what is tracked here, and what is known of the others. Pure.
+//! When a replica says what to which others, and what it makes of what they say. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
 
-use thiserror::Error;
-
 use super::{
-    Diffs, Meta, TrackerOptions,
-    entries::{Entries, Entry},
-    log::Log,
-    message::{From, Message, Outgoing, Says, To},
-    remote::{Note, Remote},
+    Diffs, Input, Meta, Outgoing, Step, To, TrackerOptions,
+    message::{Clock, Delta, Message, ReplicaRef},
+    state::{Copy, Held, Own},
+    store::Store,
 };
 
-/// A replica: what is tracked here, and what is known of the others.
-#[derive(Debug)]
-pub(crate) struct Tracker {
-    pub(super) entries: Entries,
-    /// Which entries each actor has.
-    by_actor: HashMap<u64, BTreeMap<Place, u64>>,
-    pub(super) log: Log,
-    /// If there are other nodes.
-    others: Option<Others>,
-}
-
-/// A topic and a key.
-type Place = (Arc<str>, Arc<str>);
-
-/// The other nodes, and what they have been told.
-#[derive(Debug)]
-struct Others {
-    me: From,
+/// A replica among others.
+pub(super) struct Cluster {
+    own: Own,
+    /// The others, by their nodes.
+    others: BTreeMap<Arc<str>, Other>,
     options: TrackerOptions,
-    remotes: BTreeMap<Arc<str>, Remote>,
-    /// Up to which change they have been told.
-    told: u64,
-    /// When that was; never, at first.
-    told_at: Option<Duration>,
     next_tick: Duration,
+    /// For how many periods nothing was said.
+    silent: u32,
+    /// In how many periods it looks whether something was missed.
+    until_sample: u32,
 }
 
-/// Something that happens to a replica.
-#[derive(Debug)]
-pub(crate) enum Input {
-    /// It is time.
-    Tick,
-    /// Another replica has said something.
-    Message(Message),
+/// Another replica, as it is known here.
+struct Other {
+    of: ReplicaRef,
+    copy: Copy,
+    heard: Duration,
+    /// Nothing has been heard of it for so long that its entries are hidden.
+    down: bool,
+    /// How much it has seen of each, when it last said so.
+    clocks: Vec<Clock>,
 }
 
-/// What comes of it.
-#[derive(Debug, Default)]
-pub(crate) struct Step {
-    pub(crate) diffs: Diffs,
-    pub(crate) send: Vec<Outgoing>,
-}
-
-/// This actor tracks that key on that topic already.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("already tracked")]
-pub(crate) struct AlreadyTracked;
-
-impl Tracker {
-    /// There are no other nodes.
-    pub(crate) fn alone() -> Self {
-        Self::new(0, None)
-    }
-
-    /// One of several. The version is a higher one at each start. The seed spreads the first messages of
-    /// nodes that are started together.
-    pub(crate) fn replicated(
+impl Cluster {
+    pub(super) fn new(
         node: &str,
         version: u64,
         seed: u64,
         options: TrackerOptions,
         now: Duration,
     ) -> Self {
-        let part = u32::try_from(seed % 1000).unwrap_or_default();
-        let soon = options.broadcast_period / 4000 * part;
-        let others = Others {
-            me: From { node: node.into(), version },
-            options,
-            remotes: BTreeMap::new(),
-            told: 0,
-            told_at: None,
-            next_tick: now + soon,
-        };
-        Self::new(options.max_changes, Some(others))
+        let of = ReplicaRef { node: node.into(), version };
+        let own = Own::new(of, options.max_delta_sizes.clone());
+        // Somewhere in the first quarter of a period.
+        let share = u32::try_from(seed % 1_000).unwrap_or_default();
+        let next_tick = now.saturating_add(options.broadcast_period / 4 / 1_000 * share);
+        let (silent, until_sample) = (options.max_silent_periods, options.clock_sample_periods);
+        Self { own, others: BTreeMap::new(), options, next_tick, silent, until_sample }
     }
 
-    fn new(max_changes: usize, others: Option<Others>) -> Self {
-        let (entries, by_actor) = (Entries::default(), HashMap::new());
-        Self { entries, by_actor, log: Log::new(max_changes), others }
+    pub(super) fn added(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> u64 {
+        self.own.added(topic, key, meta)
     }
 
-    pub(crate) fn track(
-        &mut self,
-        actor: u64,
-        topic: &Arc<str>,
-        key: &Arc<str>,
-        meta: Meta,
-    ) -> Result<(), AlreadyTracked> {
-        let own = self.by_actor.entry(actor).or_default();
-        let place = (topic.clone(), key.clone());
-        if own.contains_key(&place) {
-            return Err(AlreadyTracked);
-        }
-        let number = self.log.add();
-        own.insert(place, number);
-        self.entries.add(number, Entry { topic: topic.clone(), key: key.clone(), meta });
-        Ok(())
+    pub(super) fn removed(&mut self, clock: u64) {
+        self.own.removed(clock);
     }
 
-    /// Returns what it was, or `None` if it is not tracked.
-    pub(crate) fn update(
-        &mut self,
-        actor: u64,
-        topic: &str,
-        key: &str,
-        meta: Meta,
-    ) -> Option<Meta> {
-        let number = self.by_actor.get_mut(&actor)?.get_mut(&place(topic, key))?;
-        let old = self.entries.remove(*number)?;
-        self.log.remove(*number);
-        *number = self.log.add();
-        self.entries.add(*number, Entry { meta, ..old.clone() });
-        Some(old.meta)
+    pub(super) fn next_tick(&self) -> Duration {
+        self.next_tick
     }
 
-    /// Returns what it was, or `None` if it is not tracked.
-    pub(crate) fn untrack(&mut self, actor: u64, topic: &str, key: &str) -> Option<Meta> {
-        let own = self.by_actor.get_mut(&actor)?;
-        let number = own.remove(&place(topic, key))?;
-        if own.is_empty() {
-            self.by_actor.remove(&actor);
-        }
-        self.log.remove(number);
-        self.entries.remove(number).map(|entry| entry.meta)
-    }
-
-    /// Removes all that this actor tracks.
-    pub(crate) fn untrack_all(&mut self, actor: u64) -> Diffs {
-        let mut diffs = Diffs::new();
-        for number in self.by_actor.remove(&actor).unwrap_or_default().into_values() {
-            self.log.remove(number);
-            if let Some(entry) = self.entries.remove(number) {
-                diffs.leave(&entry);
-            }
-        }
-        diffs
-    }
-
-    pub(crate) fn get(&self, actor: u64, topic: &str, key: &str) -> Option<&Meta> {
-        let number = self.by_actor.get(&actor)?.get(&place(topic, key))?;
-        self.entries.get(*number).map(|entry| &entry.meta)
-    }
-
-    /// Who is on a topic, in the order in which they came; those here first.
-    pub(crate) fn list(&self, topic: &str) -> impl Iterator<Item = (&Arc<str>, &Meta)> {
-        let all = self.replicas().flat_map(move |entries| entries.on(topic));
-        all.map(|entry| (&entry.key, &entry.meta))
-    }
-
-    pub(crate) fn get_by_key(&self, topic: &str, key: &str) -> impl Iterator<Item = &Meta> {
-        let those = self.list(topic).filter(move |(of, _)| ***of == *key);
-        those.map(|(_, meta)| meta)
-    }
-
-    /// Whether anybody is on a topic.
-    pub(crate) fn has_topic(&self, topic: &str) -> bool {
-        self.replicas().any(|entries| entries.has(topic))
-    }
-
-    /// How many are tracked, on all topics and nodes.
-    pub(crate) fn len(&self) -> usize {
-        self.replicas().map(Entries::len).sum()
-    }
-
-    /// The entries here, and those of the nodes that are up.
-    fn replicas(&self) -> impl Iterator<Item = &Entries> {
-        let remotes = self.others.iter().flat_map(|others| others.remotes.values());
-        let up = remotes.filter(|remote| remote.is_up).map(|remote| &remote.entries);
-        std::iter::once(&self.entries).chain(up)
-    }
-
-    /// When it is time for the next [`Input::Tick`]; never, if there are no other nodes.
-    pub(crate) fn next_tick(&self) -> Option<Duration> {
-        self.others.as_ref().map(|others| others.next_tick)
-    }
-
-    pub(crate) fn step(&mut self, input: Input, now: Duration) -> Step {
+    pub(super) fn step(&mut self, input: Input, now: Duration, store: &mut Store) -> Step {
         let mut step = Step::default();
-        if let Some(others) = &mut self.others {
-            match input {
-                Input::Tick => {
-                    others.tick(&self.log, &self.entries, now, &mut step);
-                }
-                Input::Message(message) => {
-                    others.receive(message, &self.log, &self.entries, now, &mut step);
-                }
-            }
+        match input {
+            Input::Tick if now >= self.next_tick => self.tick(now, store, &mut step),
+            Input::Tick => {}
+            // It has been sent by this node, if by one that it was before.
+            Input::Message(message) if message.from().node == self.own.of().node => {}
+            Input::Message(message) => self.receive(message, now, store, &mut step),
         }
         step
     }
 
-    /// What is to be said before the end.
-    pub(crate) fn farewell(&mut self) -> Vec<Outgoing> {
-        let others = self.others.iter().filter(|others| others.options.permdown_on_shutdown);
-        others.map(|others| others.say(To::All, Says::Bye)).collect()
+    pub(super) fn farewell(&self) -> Vec<Outgoing> {
+        let message = Message::GracefulPermdown { from: self.own.of().clone() };
+        let announced = self.options.permdown_on_shutdown;
+        announced.then_some(Outgoing { to: To::All, message }).into_iter().collect()
     }
-}
 
-impl Others {
-    fn tick(&mut self, log: &Log, entries: &Entries, now: Duration, step: &mut Step) {
-        let silent = |heard: Duration| now.saturating_sub(heard);
-        let options = self.options;
-        self.remotes.retain(|_, remote| silent(remote.heard) <= options.permdown_period);
-        for remote in self.remotes.values_mut() {
-            if silent(remote.heard) > options.down_after() {
-                remote.down(&mut step.diffs);
+    fn tick(&mut self, now: Duration, store: &mut Store, step: &mut Step) {
+        let period = self.options.broadcast_period;
+        let next = self.next_tick.saturating_add(period);
+        self.next_tick = if next > now { next } else { now.saturating_add(period) };
+        self.look_who_is_down(now, store, &mut step.diffs);
+        self.heartbeat(&mut step.send);
+        self.until_sample = self.until_sample.saturating_sub(1);
+        if self.until_sample == 0 {
+            self.until_sample = self.options.clock_sample_periods;
+            self.ask_for_what_is_missing(&mut step.send);
+        }
+    }
+
+    fn look_who_is_down(&mut self, now: Duration, store: &mut Store, diffs: &mut Diffs) {
+        let (down, permdown) = (self.options.down(), self.options.permdown_period);
+        self.others.retain(|_, other| {
+            let silence = now.saturating_sub(other.heard);
+            if silence >= down && !other.down {
+                other.hide(store, diffs);
+            }
+            silence < permdown
+        });
+    }
+
+    fn heartbeat(&mut self, send: &mut Vec<Outgoing>) {
+        let delta = self.own.take_news();
+        self.silent = self.silent.saturating_add(1);
+        if delta.is_none() && self.silent < self.options.silent_periods() {
+            return;
+        }
+        self.silent = 0;
+        let (from, clocks) = (self.own.of().clone(), self.clocks());
+        let message = Message::Heartbeat { from, delta, clocks };
+        send.push(Outgoing { to: To::All, message });
+    }
+
+    /// How much is known here of each replica.
+    fn clocks(&self) -> Vec<Clock> {
+        let own = Clock { of: self.own.of().clone(), clock: self.own.told() };
+        let clock =
+            |other: &Other| Clock { of: other.of.clone(), clock: other.copy.seen.context() };
+        std::iter::once(own).chain(self.others.values().map(clock)).collect()
+    }
+
+    /// Asks as few of the others as possible for what they know and this one does not.
+    fn ask_for_what_is_missing(&mut self, send: &mut Vec<Outgoing>) {
+        // Who knows most of each replica of which too little is known here.
+        let mut best: BTreeMap<&Arc<str>, (u64, BTreeSet<&Arc<str>>)> = BTreeMap::new();
+        for other in self.others.values().filter(|other| !other.down) {
+            for Clock { of, clock } in &other.clocks {
+                let known = self.others.get(&of.node).filter(|known| known.of == *of);
+                if known.is_none_or(|known| *clock <= known.copy.seen.context()) {
+                    continue;
+                }
+                let (most, who) = best.entry(&of.node).or_default();
+                if *clock > *most {
+                    (*most, *who) = (*clock, BTreeSet::new());
+                }
+                if clock == most {
+                    who.insert(&other.of.node);
+                }
             }
         }
-        let is_silent = self.told_at.is_some_and(|at| silent(at) < options.silence());
-        if log.last() > self.told || !is_silent {
-            let changes = log.since(self.told, entries);
-            step.send.push(self.say(To::All, Says::Here { count: log.last(), changes }));
-            (self.told, self.told_at) = (log.last(), Some(now));
+        let mut asked = Vec::new();
+        while !best.is_empty() {
+            let helps =
+                |node: &Arc<str>| best.values().filter(|(_, who)| who.contains(node)).count();
+            // One's own changes are known best to oneself, and sent with the least.
+            let rank = |node: &&&Arc<str>| (helps(node), best.contains_key(**node));
+            let candidates = best.values().flat_map(|(_, who)| who);
+            let Some(node) = candidates.max_by_key(rank).copied() else { break };
+            best.retain(|_, (_, who)| !who.contains(node));
+            asked.push(node.clone());
         }
-        self.next_tick = now + self.options.broadcast_period;
+        let (from, clocks) = (self.own.of(), self.clocks());
+        send.extend(asked.into_iter().map(|node| Outgoing {
+            to: To::Node(node),
+            message: Message::TransferReq { from: from.clone(), clocks: clocks.clone() },
+        }));
     }
 
-    fn receive(
+    fn receive(&mut self, message: Message, now: Duration, store: &mut Store, step: &mut Step) {
+        let diffs = &mut step.diffs;
+        match message {
+            Message::Heartbeat { from, delta, clocks } => {
+                self.forget_if(&from, |known, said| known < said, store, diffs);
+                let other = self.others.entry(from.node.clone()).or_insert_with(|| Other {
+                    of: from.clone(),
+                    copy: Copy::default(),
+                    heard: now,
+                    down: true,
+                    clocks: Vec::new(),
+                });
+                // It may be late, and from before the node was started anew.
+                if other.of != from {
+                    return;
+                }
+                other.heard = now;
+                other.hear_clocks(clocks);
+                if let Some(delta) = delta.filter(|delta| delta.of == from) {
+                    other.merge(delta, store, diffs);
+                }
+                if other.down {
+                    other.show(store, diffs);
+                    // Who has come, or come back, should soon hear of this one.
+                    self.silent = self.options.max_silent_periods;
+                }
+            }
+            Message::TransferReq { from, clocks } => {
+                let deltas: Vec<_> = clocks.iter().filter_map(|clock| self.since(clock)).collect();
+                if !deltas.is_empty() {
+                    let message = Message::TransferAck { from: self.own.of().clone(), deltas };
+                    step.send.push(Outgoing { to: To::Node(from.node), message });
+                }
+            }
+            Message::TransferAck { deltas, .. } => {
+                for delta in deltas {
+                    let known = self.others.get_mut(&delta.of.node);
+                    if let Some(other) = known.filter(|other| other.of == delta.of) {
+                        other.merge(delta, store, diffs);
+                    }
+                }
+            }
+            Message::GracefulPermdown { from } => {
+                self.forget_if(&from, |known, said| known <= said, store, diffs);
+            }
+        }
+    }
+
+    /// What is known here of a replica, and not to one who has seen so much of it.
+    fn since(&self, Clock { of, clock }: &Clock) -> Option<Delta> {
+        if of == self.own.of() {
+            return (*clock < self.own.told()).then(|| self.own.since(*clock));
+        }
+        let other = self.others.get(&of.node).filter(|other| other.of == *of)?;
+        (*clock < other.copy.seen.context()).then(|| other.copy.all(of))
+    }
+
+    /// Drops all that is known of a node's replica, if its version is so.
+    fn forget_if(
         &mut self,
-        message: Message,
-        log: &Log,
-        entries: &Entries,
-        now: Duration,
-        step: &mut Step,
+        said: &ReplicaRef,
+        is_past: impl Fn(u64, u64) -> bool,
+        store: &mut Store,
+        diffs: &mut Diffs,
     ) {
-        let Message { v: Message::VERSION, from: From { node, version }, says } = message else {
-            return;
+        let known = self.others.get(&said.node);
+        if known.is_some_and(|known| is_past(known.of.version, said.version))
+            && let Some(mut other) = self.others.remove(&said.node)
+        {
+            other.hide(store, diffs);
+        }
+    }
+
+    /// What is kept for the sake of others: rows of changes beyond gaps, and changes for those who
+    /// have missed some.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> (usize, usize) {
+        (self.others.values().map(|other| other.copy.seen.gaps()).sum(), self.own.kept())
+    }
+}
+
+impl Other {
+    /// Takes note of how much it knows, unless this was said before what is known already.
+    fn hear_clocks(&mut self, clocks: Vec<Clock>) {
+        let of_itself = |clocks: &[Clock]| {
+            clocks.iter().find(|clock| clock.of == self.of).map(|clock| clock.clock)
         };
-        if node == self.me.node {
-            return;
-        }
-        let known = self.remotes.get(&node).map(|remote| remote.version);
-        if known.is_some_and(|known| known > version) {
-            return; // a message of a life that is over
-        }
-        if known != Some(version) || matches!(says, Says::Bye) {
-            if let Some(mut over) = self.remotes.remove(&node) {
-                over.down(&mut step.diffs);
-            }
-            if matches!(says, Says::Bye) {
-                return;
-            }
-            // So that it knows of this one too, and soon.
-            let here = Says::Here { count: log.last(), changes: None };
-            step.send.push(self.say(To::Node(node.clone()), here));
-        }
-        let remote = self.remotes.entry(node.clone());
-        let remote = remote.or_insert_with(|| Remote::new(version, now));
-        remote.hear(now, &mut step.diffs);
-        match says {
-            Says::Here { count, changes } => {
-                if let Some(changes) = changes {
-                    remote.change(count, changes, &mut step.diffs);
-                }
-                if remote.count < count {
-                    let missing = Says::Missing { version, count: remote.count };
-                    step.send.push(self.say(To::Node(node), missing));
-                }
-            }
-            Says::Missing { version, count } if version == self.me.version => {
-                let now = log.last();
-                let says = match log.since(count, entries) {
-                    Some(changes) => Says::Since { count: now, changes },
-                    None => Says::All { count: now, entries: all(entries) },
-                };
-                step.send.push(self.say(To::Node(node), says));
-            }
-            Says::Since { count, changes } => remote.change(count, changes, &mut step.diffs),
-            Says::All { count, entries } => remote.replace(count, entries, &mut step.diffs),
-            Says::Missing { .. } | Says::Bye => {}
+        if of_itself(&clocks) >= of_itself(&self.clocks) {
+            self.clocks = clocks;
         }
     }
 
-    fn say(&self, to: To, says: Says) -> Outgoing {
-        let message = Message { v: Message::VERSION, from: self.me.clone(), says };
-        Outgoing { to, message }
+    fn merge(&mut self, delta: Delta, store: &mut Store, diffs: &mut Diffs) {
+        let merged = self.copy.merge(delta);
+        merged.leaves.into_iter().for_each(|held| leave(held, store, diffs));
+        if !self.down {
+            for clock in merged.joins {
+                self.copy
+                    .values
+                    .get_mut(&clock)
+                    .into_iter()
+                    .for_each(|held| join(held, store, diffs));
+            }
+        }
+    }
+
+    fn show(&mut self, store: &mut Store, diffs: &mut Diffs) {
+        self.down = false;
+        self.copy.values.values_mut().for_each(|held| join(held, store, diffs));
+    }
+
+    fn hide(&mut self, store: &mut Store, diffs: &mut Diffs) {
+        self.down = true;
+        for held in self.copy.values.values_mut() {
+            let hidden = Held { value: held.value.clone(), place: held.place.take() };
+            leave(hidden, store, diffs);
+        }
     }
 }
 
-fn all(entries: &Entries) -> Vec<(u64, Entry)> {
-    entries.all().map(|(number, entry)| (number, entry.clone())).collect()
+fn join(held: &mut Held, store: &mut Store, diffs: &mut Diffs) {
+    let value = &held.value;
+    held.place = Some(store.put_elsewhere(&value.topic, &value.key, &value.meta));
+    let diff = diffs.entry(value.topic.clone()).or_default();
+    diff.joins.push((value.key.clone(), value.meta.clone()));
 }
 
-fn place(topic: &str, key: &str) -> Place {
-    (topic.into(), key.into())
+/// Reports it, if it was listed.
+fn leave(held: Held, store: &mut Store, diffs: &mut Diffs) {
+    let Held { value, place } = held;
+    if place.is_some_and(|place| store.take(&value.topic, place).is_some()) {
+        diffs.entry(value.topic).or_default().leaves.push((value.key, value.meta));
+    }
 }

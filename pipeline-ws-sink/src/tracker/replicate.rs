@@ -1,32 +1,37 @@
-//! The task that has a replica talk to the others.
+//! The task that keeps a replica in touch with the others.
 
-use std::{sync::Weak, time::Duration};
+use std::{future::pending, sync::Weak, time::Duration};
 
-use tokio::time::{self, Instant};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Input, Message, Outgoing, To};
 use crate::{
     broadcast::Broadcast,
-    payload::Payload,
-    pubsub::{AdapterError, PubSub, Subscription},
+    pubsub::{AdapterError, PubSub},
 };
 
-/// What the topics begin with on which replicas talk.
+/// What the topics begin with on which replicas talk. No client can join one.
 pub(crate) const TRACKERS: &str = "phx_presence:";
 
-/// What messages between replicas are called.
-const EVENT: &str = "phx_tracker";
+/// The event by which replicas talk.
+const EVENT: &str = "tracker";
 
 /// Somebody who has a tracker, and passes on what comes of it.
 pub(crate) trait Replica: Send + Sync + 'static {
+    /// When [`Input::Tick`] is due, since the replica has started; see `Tracker::next_tick`.
     fn next_tick(&self) -> Option<Duration>;
+
+    /// Steps the tracker, and passes on its diffs in order. Returns what is to be sent.
     fn step(&self, input: Input, now: Duration) -> Vec<Outgoing>;
+
+    /// What is to be told to the others before the end.
     fn farewell(&self) -> Vec<Outgoing>;
 }
 
-/// Has a replica talk to those of the same name on other nodes, until it is gone.
+/// Ticks and receives for a replica, and sends what it says. Ends only when the replica is gone;
+/// otherwise it is to be dropped.
 ///
-/// What it hears is bounded as for any task that listens; what is missed is asked for later.
+/// What is lost on the way, here by a full subscription, replicas find out by themselves.
 pub(crate) async fn replicate<R: Replica>(
     replica: Weak<R>,
     pubsub: PubSub,
@@ -34,71 +39,241 @@ pub(crate) async fn replicate<R: Replica>(
     started: Instant,
 ) {
     let topic = topic(name);
-    let mut heard = pubsub.subscribe(&topic);
-    let mut line = Line { pubsub, topic, is_broken: false };
+    let mut subscription = pubsub.subscribe(&topic);
+    let mut fault = Fault::default();
     loop {
-        let Some(next) = replica.upgrade().and_then(|replica| replica.next_tick()) else { return };
-        let input = tokio::select! {
-            () = time::sleep_until(started + next) => Input::Tick,
-            message = hear(&mut heard) => Input::Message(message),
+        let Some(next) = replica.upgrade().map(|replica| replica.next_tick()) else { return };
+        let tick = async {
+            match next.and_then(|next| started.checked_add(next)) {
+                Some(at) => sleep_until(at).await,
+                None => pending().await,
+            }
         };
-        let Some(replica) = replica.upgrade() else { return };
-        let said = replica.step(input, started.elapsed());
-        said.into_iter().for_each(|outgoing| line.say(&outgoing));
+        let input = tokio::select! {
+            biased;
+            () = tick => Some(Input::Tick),
+            received = subscription.recv() => match received {
+                Ok(broadcast) => read(&broadcast),
+                Err(lagged) => {
+                    tracing::debug!(topic, %lagged, "what it said will be asked for");
+                    None
+                }
+            },
+        };
+        let (Some(input), Some(replica)) = (input, replica.upgrade()) else { continue };
+        let outgoing = replica.step(input, started.elapsed());
+        drop(replica);
+        for one in outgoing {
+            fault.note(&topic, send(&pubsub, &topic, &one));
+        }
     }
 }
 
-/// Says what is to be said before the end.
-pub(crate) fn say_farewell(replica: &impl Replica, pubsub: PubSub, name: &str) {
-    let mut line = Line { pubsub, topic: topic(name), is_broken: false };
-    replica.farewell().iter().for_each(|outgoing| line.say(outgoing));
+/// Sends what a replica says to the others, such as its farewell.
+pub(crate) fn tell(pubsub: &PubSub, name: &str, outgoing: &[Outgoing]) {
+    let (topic, mut fault) = (topic(name), Fault::default());
+    for one in outgoing {
+        fault.note(&topic, send(pubsub, &topic, one));
+    }
 }
 
-/// Where replicas of this name talk. No client can join such a topic.
+/// Whether the others can be reached. Told when that changes, and not each time.
+#[derive(Default)]
+struct Fault {
+    told: bool,
+}
+
+impl Fault {
+    fn note(&mut self, topic: &str, outcome: Result<(), AdapterError>) {
+        match outcome {
+            Ok(()) => self.told = false,
+            Err(error) => {
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::warn!(topic, %error, "who is there is not told to the other nodes");
+                }
+            }
+        }
+    }
+}
+
 fn topic(name: &str) -> String {
     format!("{TRACKERS}{name}")
 }
 
-/// The next message that can be read.
-async fn hear(heard: &mut Subscription) -> Message {
-    loop {
-        // Who lags has missed something, as one does on a network.
-        let Ok(broadcast) = heard.recv().await else { continue };
-        match broadcast.payload().parse() {
-            Ok(message) => return message,
-            Err(error) => tracing::warn!(%error, "a message of a tracker cannot be read"),
+fn send(pubsub: &PubSub, topic: &str, outgoing: &Outgoing) -> Result<(), AdapterError> {
+    let broadcast = Broadcast::new(topic, EVENT, outgoing.message.to_payload()?)?;
+    match &outgoing.to {
+        To::All => pubsub.tell_others(&broadcast),
+        To::Node(node) => pubsub.tell_node(node, &broadcast),
+    }
+}
+
+fn read(broadcast: &Broadcast) -> Option<Input> {
+    match Message::from_payload(broadcast.payload()) {
+        Ok(message) => Some(Input::Message(message)),
+        Err(error) => {
+            tracing::debug!(topic = broadcast.topic(), %error, "a replica's message is ignored");
+            None
         }
     }
 }
 
-/// The way to the other nodes.
-struct Line {
-    pubsub: PubSub,
-    topic: String,
-    /// Told once.
-    is_broken: bool,
-}
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
 
-impl Line {
-    fn say(&mut self, outgoing: &Outgoing) {
-        let said = self.try_say(outgoing);
-        let was_broken = std::mem::replace(&mut self.is_broken, said.is_err());
-        match said {
-            Err(error) if !was_broken => {
-                tracing::warn!(topic = %self.topic, %error, "a tracker cannot reach the other nodes");
+    use parking_lot::Mutex;
+    use serde_json::json;
+    use tokio::{task::JoinHandle, time::sleep};
+
+    use super::*;
+    use crate::{
+        endpoint::Endpoint,
+        pubsub::{Adapter, LocalNode},
+        tracker::{Tracker, TrackerOptions},
+    };
+
+    /// Connects nodes in one process.
+    type Switch = Arc<Mutex<BTreeMap<&'static str, LocalNode>>>;
+
+    struct Cable {
+        name: &'static str,
+        switch: Switch,
+    }
+
+    impl Adapter for Cable {
+        fn node_name(&self) -> &str {
+            self.name
+        }
+
+        fn start(&self, node: LocalNode) {
+            self.switch.lock().insert(self.name, node);
+        }
+
+        fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+            let nodes = self.switch.lock().clone();
+            for (_, node) in nodes.iter().filter(|(name, _)| **name != self.name) {
+                node.deliver(broadcast)?;
             }
-            Ok(()) if was_broken => {
-                tracing::info!(topic = %self.topic, "a tracker reaches the other nodes again");
-            }
-            _ => {}
+            Ok(())
+        }
+
+        fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+            let node = self.switch.lock().get(node).cloned();
+            Ok(node.ok_or_else(|| AdapterError::new("nobody has this name"))?.deliver(broadcast)?)
         }
     }
 
-    fn try_say(&self, Outgoing { to, message }: &Outgoing) -> Result<(), AdapterError> {
-        let broadcast = Broadcast::new(&self.topic, EVENT, Payload::new(message)?)?;
-        match to {
-            To::All => self.pubsub.tell_others(None, &broadcast),
-            To::Node(node) => self.pubsub.tell_others(Some(node), &broadcast),
+    struct Present(Mutex<Tracker>);
+
+    impl Replica for Present {
+        fn next_tick(&self) -> Option<Duration> {
+            self.0.lock().next_tick()
         }
+
+        fn step(&self, input: Input, now: Duration) -> Vec<Outgoing> {
+            self.0.lock().step(input, now).send
+        }
+
+        fn farewell(&self) -> Vec<Outgoing> {
+            self.0.lock().farewell()
+        }
+    }
+
+    struct Node {
+        present: Arc<Present>,
+        endpoint: Endpoint,
+        driver: JoinHandle<()>,
+    }
+
+    fn node(name: &'static str, switch: &Switch, options: TrackerOptions) -> Node {
+        let cable = Cable { name, switch: switch.clone() };
+        let endpoint = Endpoint::builder().adapter(cable).build().unwrap();
+        let node = endpoint.pubsub().node_name().unwrap();
+        let tracker = Tracker::replicated(node, 1, 500, options, Duration::ZERO);
+        let present = Arc::new(Present(Mutex::new(tracker)));
+        let (replica, pubsub) = (Arc::downgrade(&present), endpoint.pubsub().clone());
+        let driver = async move { replicate(replica, pubsub, "test", Instant::now()).await };
+        Node { present, endpoint, driver: tokio::spawn(driver) }
+    }
+
+    impl Node {
+        fn keys(&self) -> Vec<String> {
+            self.present.0.lock().list("room:1").map(|(key, _)| key.to_string()).collect()
+        }
+
+        fn track(&self, key: &str) {
+            let mut tracker = self.present.0.lock();
+            tracker.track(1, &"room:1".into(), &key.into(), Arc::default()).unwrap();
+        }
+    }
+
+    const PERIOD: Duration = Duration::from_millis(1_500);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_tracked_on_one_node_is_listed_on_the_other_until_that_is_down() {
+        let switch = Switch::default();
+        let ann = node("ann", &switch, TrackerOptions::new());
+        let bob = node("bob", &switch, TrackerOptions::new());
+        sleep(PERIOD).await;
+        ann.track("ada");
+        sleep(PERIOD * 2).await;
+        assert_eq!(bob.keys(), ["ada"]);
+        bob.track("bea");
+        sleep(PERIOD * 2).await;
+        assert_eq!(ann.keys(), ["ada", "bea"]);
+        ann.driver.abort();
+        sleep(Duration::from_secs(14)).await;
+        assert_eq!(bob.keys(), ["bea", "ada"], "it may come back");
+        sleep(Duration::from_secs(20)).await;
+        assert_eq!(bob.keys(), ["bea"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_comes_later_learns_what_was_tracked_before() {
+        let switch = Switch::default();
+        let ann = node("ann", &switch, TrackerOptions::new());
+        ann.track("ada");
+        sleep(PERIOD * 3).await;
+        let bob = node("bob", &switch, TrackerOptions::new());
+        sleep(PERIOD * 4).await;
+        assert_eq!(bob.keys(), ["ada"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_says_farewell_is_gone_at_once() {
+        let switch = Switch::default();
+        let options = TrackerOptions::new().permdown_on_shutdown(true);
+        let (ann, bob) = (node("ann", &switch, options.clone()), node("bob", &switch, options));
+        ann.track("ada");
+        sleep(PERIOD * 2).await;
+        assert_eq!(bob.keys(), ["ada"]);
+        ann.driver.abort();
+        tell(ann.endpoint.pubsub(), "test", &ann.present.farewell());
+        sleep(Duration::from_millis(1)).await;
+        assert!(bob.keys().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_does_no_harm_and_the_task_ends_with_its_replica() {
+        let switch = Switch::default();
+        let ann = node("ann", &switch, TrackerOptions::new());
+        let bob = node("bob", &switch, TrackerOptions::new());
+        sleep(PERIOD).await;
+        let of = json!({ "node": "ann", "version": 1 });
+        let nonsense = json!({ "of": of, "after": 5, "upto": 2, "removed": [], "values": {} });
+        let newer = json!({ "v": 2, "message": { "graceful_permdown": { "from": of } } });
+        let odd = json!({ "heartbeat": { "from": of, "delta": nonsense, "clocks": [] } });
+        for said in [json!({}), newer, json!({ "v": 1, "message": odd })] {
+            ann.endpoint.broadcast("phx_presence:test", EVENT, said).unwrap();
+        }
+        let binary = crate::Payload::binary(vec![1]);
+        ann.endpoint.broadcast("phx_presence:test", EVENT, binary).unwrap();
+        ann.track("ada");
+        sleep(PERIOD * 2).await;
+        assert_eq!(bob.keys(), ["ada"]);
+        drop(bob.present);
+        sleep(PERIOD).await;
+        assert!(bob.driver.is_finished());
     }
 }

@@ -1,408 +1,537 @@
-//! Replicas on a network that delays, loses, doubles and reorders what they say, on a clock of its own.
+//! Replicas that meet.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{entries::Entry, *};
+use super::*;
+use crate::tracker::message::{Delta, ReplicaRef};
 
-/// Whom a test tracks: an actor, a topic and a key. Each is a number, so that they meet.
-type Place = (u64, u8, u8);
+/// What is listed, or should be: topic, key and a number that is different for each.
+type Listed = BTreeSet<(Arc<str>, Arc<str>, u64)>;
 
-/// What happens in a test.
-#[derive(Clone, Debug)]
-enum Event {
-    Track(usize, Place),
-    Update(usize, Place),
-    Untrack(usize, Place),
-    UntrackAll(usize, u64),
-    /// So much time passes: in tenths of a broadcast period.
-    Pass(u64),
-    /// This one and the others no longer hear each other.
-    Part(usize),
-    Heal,
-    /// It is killed and started again.
-    Restart(usize),
+const TOPICS: [&str; 3] = ["room:1", "room:2", "room:3"];
+const PERIOD: Duration = Duration::from_millis(1_500);
+
+fn meta(number: u64) -> Meta {
+    Arc::new(serde_json::Map::from_iter([("n".to_owned(), number.into())]))
 }
 
-fn events(nodes: usize) -> impl Strategy<Value = Vec<Event>> {
-    let node = 0..nodes;
-    let place = (0_u64..3, 0_u8..3, 0_u8..3);
-    let event = prop_oneof![
-        6 => (node.clone(), place.clone()).prop_map(|(node, place)| Event::Track(node, place)),
-        2 => (node.clone(), place.clone()).prop_map(|(node, place)| Event::Update(node, place)),
-        3 => (node.clone(), place).prop_map(|(node, place)| Event::Untrack(node, place)),
-        1 => (node.clone(), 0_u64..3).prop_map(|(node, actor)| Event::UntrackAll(node, actor)),
-        // Within a period, and some.
-        6 => (0_u64..5).prop_map(Event::Pass),
-        3 => (0_u64..60).prop_map(Event::Pass),
-        // Long enough to be down, or to be forgotten.
-        1 => prop_oneof![Just(250), Just(900)].prop_map(Event::Pass),
-        1 => node.clone().prop_map(Event::Part),
-        2 => Just(Event::Heal),
-        1 => node.prop_map(Event::Restart),
-    ];
-    prop::collection::vec(event, 0..80)
+fn number(meta: &Meta) -> u64 {
+    meta["n"].as_u64().unwrap()
 }
 
-/// Time is told in tenths of a period.
-const TENTH: Duration = Duration::from_millis(150);
-
-fn options() -> TrackerOptions {
-    // Few changes are remembered, so that some have to be sent everything.
-    TrackerOptions::new().permdown_period(Duration::from_secs(90)).max_changes(5)
+fn listed(tracker: &Tracker) -> Listed {
+    let on = |topic: &'static str| {
+        tracker.list(topic).map(move |(key, meta)| (topic.into(), key.clone(), number(meta)))
+    };
+    TOPICS.into_iter().flat_map(on).collect()
 }
 
-/// Who a replica says is there, by what it has told of comings and goings. Metas are all different.
-#[derive(Default)]
-struct Seen(BTreeSet<(String, String, String)>);
+/// A node of the simulated network.
+struct Node {
+    name: &'static str,
+    tracker: Tracker,
+    /// What it tracks itself, by actor, topic and key.
+    tracks: BTreeMap<(u64, Arc<str>, Arc<str>), u64>,
+    /// What its diffs have come to.
+    folded: Listed,
+    alive: bool,
+}
 
-impl Seen {
+impl Node {
     fn fold(&mut self, diffs: &Diffs) {
-        let shown = |topic: &Arc<str>, (key, meta): &(Arc<str>, Meta)| {
-            (topic.to_string(), key.to_string(), json!(**meta).to_string())
-        };
         for (topic, diff) in diffs {
-            // An update is both, of two metas. Clients apply joins first, too.
-            for join in &diff.joins {
-                assert!(self.0.insert(shown(topic, join)), "came twice: {join:?}");
+            for (key, meta) in &diff.joins {
+                let new = self.folded.insert((topic.clone(), key.clone(), number(meta)));
+                assert!(new, "{}: a join was doubled: {topic} {key} {meta:?}", self.name);
             }
-            for leave in &diff.leaves {
-                assert!(self.0.remove(&shown(topic, leave)), "left without having come: {leave:?}");
+            for (key, meta) in &diff.leaves {
+                let known = self.folded.remove(&(topic.clone(), key.clone(), number(meta)));
+                assert!(known, "{}: a leave without a join: {topic} {key} {meta:?}", self.name);
             }
         }
     }
 }
 
-struct Node {
-    tracker: Tracker,
-    seen: Seen,
-    is_parted: bool,
+/// What is done to the nodes.
+#[derive(Clone, Debug)]
+enum Act {
+    Track {
+        node: usize,
+        actor: u64,
+        topic: usize,
+        key: u8,
+    },
+    Untrack {
+        node: usize,
+        actor: u64,
+        topic: usize,
+        key: u8,
+    },
+    UntrackTopic {
+        node: usize,
+        actor: u64,
+        topic: usize,
+    },
+    UntrackAll {
+        node: usize,
+        actor: u64,
+    },
+    Wait {
+        millis: u64,
+    },
+    Restart {
+        node: usize,
+        farewell: bool,
+    },
+    /// It ends without a word, and is not started again unless by a restart.
+    Stop {
+        node: usize,
+    },
+    /// Nothing passes between this one and the others.
+    Cut {
+        node: usize,
+    },
+    Heal,
 }
 
-/// All nodes, and what they say to each other.
-struct World {
+/// What becomes of the messages, one after the other.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Lost,
+    After(u64),
+    Twice(u64, u64),
+}
+
+struct Network {
     nodes: Vec<Node>,
     now: Duration,
-    /// What is on its way: when it arrives, to whom, and what.
-    underway: BTreeMap<(Duration, u64), (usize, String)>,
-    sent: u64,
-    metas: u64,
-    random: u64,
-    is_reliable: bool,
+    /// What is on its way: when it arrives, to which node.
+    wire: Vec<(Duration, usize, Message)>,
+    fates: Vec<Fate>,
+    sent: usize,
+    cut: BTreeSet<usize>,
+    versions: u64,
+    numbers: u64,
+    options: TrackerOptions,
 }
 
-impl World {
-    fn new(nodes: usize, random: u64) -> Self {
-        let underway = BTreeMap::new();
-        let (now, is_reliable) = (Duration::ZERO, false);
-        let mut world =
-            Self { nodes: vec![], now, underway, sent: 0, metas: 0, random, is_reliable };
-        for at in 0..nodes {
-            let node = world.start(at);
-            world.nodes.push(node);
-        }
-        world
-    }
-
-    fn start(&mut self, at: usize) -> Node {
-        self.sent += 1;
-        let (version, seed) = (self.sent, self.draw(1000));
-        let tracker = Tracker::replicated(&at.to_string(), version, seed, options(), self.now);
-        Node { tracker, seen: Seen::default(), is_parted: false }
-    }
-
-    /// A number below this one.
-    fn draw(&mut self, below: u64) -> u64 {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (self.random >> 33) % below
-    }
-
-    fn meta(&mut self) -> Meta {
-        self.metas += 1;
-        let Value::Object(meta) = json!({ "n": self.metas }) else { unreachable!() };
-        Arc::new(meta)
-    }
-
-    fn happen(&mut self, event: &Event) {
-        let names =
-            |(_, topic, key): &Place| (Arc::from(topic.to_string()), Arc::from(key.to_string()));
-        let (at, mut diffs) = match event {
-            Event::Track(at, place) => {
-                let (topic, key) = names(place);
-                let meta = self.meta();
-                let mut diffs = Diffs::new();
-                if self.nodes[*at].tracker.track(place.0, &topic, &key, meta.clone()).is_ok() {
-                    diffs.entry(topic).or_default().joins.push((key, meta));
-                }
-                (*at, diffs)
-            }
-            Event::Update(at, place) => {
-                let ((topic, key), meta) = (names(place), self.meta());
-                let mut diffs = Diffs::new();
-                let tracker = &mut self.nodes[*at].tracker;
-                if let Some(old) = tracker.update(place.0, &topic, &key, meta.clone()) {
-                    let diff = diffs.entry(topic).or_default();
-                    diff.joins.push((key.clone(), meta));
-                    diff.leaves.push((key, old));
-                }
-                (*at, diffs)
-            }
-            Event::Untrack(at, place) => {
-                let (topic, key) = names(place);
-                let gone = self.nodes[*at].tracker.untrack(place.0, &topic, &key);
-                let gone =
-                    gone.map(|meta| (topic, Diff { joins: vec![], leaves: vec![(key, meta)] }));
-                (*at, gone.into_iter().collect())
-            }
-            Event::UntrackAll(at, actor) => (*at, self.nodes[*at].tracker.untrack_all(*actor)),
-            Event::Pass(tenths) => {
-                (0..*tenths).for_each(|_| self.tenth());
-                return;
-            }
-            Event::Part(at) => {
-                self.nodes[*at].is_parted = true;
-                return;
-            }
-            Event::Heal => {
-                self.nodes.iter_mut().for_each(|node| node.is_parted = false);
-                return;
-            }
-            Event::Restart(at) => {
-                self.nodes[*at] = self.start(*at);
-                return;
-            }
+impl Network {
+    fn new(nodes: usize, fates: Vec<Fate>, options: TrackerOptions) -> Self {
+        let mut network = Self {
+            nodes: Vec::new(),
+            now: Duration::from_secs(100),
+            wire: Vec::new(),
+            fates,
+            sent: 0,
+            cut: BTreeSet::new(),
+            versions: 0,
+            numbers: 0,
+            options,
         };
-        self.nodes[at].seen.fold(&std::mem::take(&mut diffs));
+        for name in ["ann", "bob", "cid"].into_iter().take(nodes) {
+            let tracker = network.tracker(name);
+            let (tracks, folded) = Default::default();
+            network.nodes.push(Node { name, tracker, tracks, folded, alive: true });
+        }
+        network
     }
 
-    fn tenth(&mut self) {
-        self.now += TENTH;
-        while let Some(first) = self.underway.first_entry() {
-            if first.key().0 > self.now {
-                break;
+    fn tracker(&mut self, name: &str) -> Tracker {
+        self.versions += 1;
+        let (version, seed) = (self.versions, self.versions * 367);
+        Tracker::replicated(name, version, seed, self.options.clone(), self.now)
+    }
+
+    fn act(&mut self, act: &Act) {
+        match *act {
+            Act::Track { node, actor, topic, key } => {
+                self.numbers += 1;
+                let number = self.numbers;
+                let topic: Arc<str> = TOPICS[topic].into();
+                let key: Arc<str> = format!("user:{key}").into();
+                let at = node % self.nodes.len();
+                let node = &mut self.nodes[at];
+                let mut diff = Diff::default();
+                if node.tracker.track(actor, &topic, &key, meta(number)).is_err() {
+                    let old = node.tracker.update(actor, &topic, &key, meta(number)).unwrap();
+                    diff.leaves.push((key.clone(), old));
+                }
+                diff.joins.push((key.clone(), meta(number)));
+                node.fold(&Diffs::from([(topic.clone(), diff)]));
+                node.tracks.insert((actor, topic, key), number);
             }
-            let (to, text) = first.remove();
-            let message = serde_json::from_str(&text).unwrap();
-            self.step(to, Input::Message(message));
+            Act::Untrack { node, actor, topic, key } => {
+                let at = node % self.nodes.len();
+                let node = &mut self.nodes[at];
+                let key: Arc<str> = format!("user:{key}").into();
+                let gone = node.tracker.untrack(actor, TOPICS[topic], &key);
+                let known = node.tracks.remove(&(actor, TOPICS[topic].into(), key.clone()));
+                assert_eq!(gone.as_ref().map(number), known);
+                let leaves = gone.into_iter().map(|meta| (key.clone(), meta)).collect();
+                let diff = Diff { leaves, ..Diff::default() };
+                node.fold(&Diffs::from([(TOPICS[topic].into(), diff)]));
+            }
+            Act::UntrackTopic { node, actor, topic } => {
+                let at = node % self.nodes.len();
+                let node = &mut self.nodes[at];
+                let diff = node.tracker.untrack_topic(actor, TOPICS[topic]);
+                node.tracks.retain(|(who, on, _), _| *who != actor || &**on != TOPICS[topic]);
+                node.fold(&Diffs::from([(TOPICS[topic].into(), diff)]));
+            }
+            Act::UntrackAll { node, actor } => {
+                let at = node % self.nodes.len();
+                let node = &mut self.nodes[at];
+                let diffs = node.tracker.untrack_all(actor);
+                node.tracks.retain(|(who, ..), _| *who != actor);
+                node.fold(&diffs);
+            }
+            Act::Wait { millis } => self.wait(Duration::from_millis(millis)),
+            Act::Restart { node, farewell } => {
+                let at = node % self.nodes.len();
+                if farewell && self.nodes[at].alive {
+                    let last = self.nodes[at].tracker.farewell();
+                    self.post(at, last);
+                }
+                let tracker = self.tracker(self.nodes[at].name);
+                let node = &mut self.nodes[at];
+                (node.tracker, node.alive) = (tracker, true);
+                (node.tracks, node.folded) = Default::default();
+            }
+            Act::Stop { node } => {
+                let at = node % self.nodes.len();
+                self.nodes[at].alive = false;
+            }
+            Act::Cut { node } => _ = self.cut.insert(node % self.nodes.len()),
+            Act::Heal => self.cut.clear(),
         }
-        for at in 0..self.nodes.len() {
-            if self.nodes[at].tracker.next_tick().unwrap() <= self.now {
-                self.step(at, Input::Tick);
+    }
+
+    /// Lets time go by, from one thing that happens to the next.
+    fn wait(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let ticks = self.nodes.iter().filter(|node| node.alive);
+            let tick = ticks.filter_map(|node| node.tracker.next_tick()).min();
+            let arrival = self.wire.iter().map(|(at, ..)| *at).min();
+            let next = tick.into_iter().chain(arrival).min().unwrap_or(end);
+            if next > end {
+                self.now = end;
+                return;
+            }
+            self.now = self.now.max(next);
+            for at in 0..self.nodes.len() {
+                if self.nodes[at].alive && self.nodes[at].tracker.next_tick() <= Some(self.now) {
+                    self.step(at, Input::Tick);
+                }
+            }
+            let now = self.now;
+            let due: Vec<_> = self.wire.extract_if(.., |(at, ..)| *at <= now).collect();
+            for (_, to, message) in due {
+                if self.nodes[to].alive {
+                    self.step(to, Input::Message(message));
+                }
+            }
+            if next == end {
+                return;
             }
         }
     }
 
     fn step(&mut self, at: usize, input: Input) {
         let Step { diffs, send } = self.nodes[at].tracker.step(input, self.now);
-        self.nodes[at].seen.fold(&diffs);
-        for Outgoing { to, message } in send {
-            let text = serde_json::to_string(&message).unwrap();
-            let others = (0..self.nodes.len()).filter(|other| *other != at);
-            let to: Vec<_> = others
-                .filter(|other| to == To::All || to == To::Node(other.to_string().into()))
-                .collect();
-            to.into_iter().for_each(|to| self.send(at, to, &text));
+        self.nodes[at].fold(&diffs);
+        assert_eq!(listed(&self.nodes[at].tracker), self.nodes[at].folded, "what was reported");
+        self.post(at, send);
+    }
+
+    fn post(&mut self, from: usize, outgoing: Vec<Outgoing>) {
+        for Outgoing { to, message } in outgoing {
+            // As it arrives.
+            let payload = message.to_payload().unwrap();
+            let message = Message::from_payload(&payload).unwrap();
+            for at in 0..self.nodes.len() {
+                let meant = match &to {
+                    To::All => at != from,
+                    To::Node(node) => &**node == self.nodes[at].name,
+                };
+                if !meant || self.cut.contains(&at) != self.cut.contains(&from) {
+                    continue;
+                }
+                self.sent += 1;
+                let delays = match self.fates.get(self.sent) {
+                    Some(Fate::Lost) => vec![],
+                    Some(Fate::After(millis)) => vec![*millis],
+                    Some(Fate::Twice(first, second)) => vec![*first, *second],
+                    None => vec![1],
+                };
+                for millis in delays {
+                    let arrival = self.now + Duration::from_millis(millis);
+                    self.wire.push((arrival, at, message.clone()));
+                }
+            }
         }
     }
 
-    fn send(&mut self, from: usize, to: usize, text: &str) {
-        if self.nodes[from].is_parted || self.nodes[to].is_parted {
-            return;
-        }
-        // One in four is lost, one in four comes twice, and each in its own time.
-        let copies =
-            if self.is_reliable { 1 } else { [0, 1, 1, 2][usize::try_from(self.draw(4)).unwrap()] };
-        for _ in 0..copies {
-            let delay = if self.is_reliable { 0 } else { self.draw(30) };
-            self.sent += 1;
-            let at = self.now + TENTH * u32::try_from(delay).unwrap();
-            self.underway.insert((at, self.sent), (to, text.to_owned()));
-        }
+    /// What the living nodes track.
+    fn truth(&self) -> Listed {
+        let living = self.nodes.iter().filter(|node| node.alive);
+        let tracks = living.flat_map(|node| &node.tracks);
+        tracks.map(|((_, topic, key), n)| (topic.clone(), key.clone(), *n)).collect()
     }
+}
 
-    /// Lets the network be as it should, until all have heard of all.
-    fn settle(&mut self) {
-        self.happen(&Event::Heal);
-        self.is_reliable = true;
-        // As long as a node may be silent, and some periods more.
-        self.happen(&Event::Pass(150));
-    }
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let (node, actor, topic, key) = (0usize..3, 0u64..3, 0usize..3, 0u8..3);
+    let place = (node.clone(), actor.clone(), topic.clone(), key);
+    let act = prop_oneof![
+        8 => place.clone().prop_map(|(node, actor, topic, key)| Act::Track { node, actor, topic, key }),
+        4 => place.prop_map(|(node, actor, topic, key)| Act::Untrack { node, actor, topic, key }),
+        1 => (node.clone(), actor.clone(), topic)
+            .prop_map(|(node, actor, topic)| Act::UntrackTopic { node, actor, topic }),
+        1 => (node.clone(), actor).prop_map(|(node, actor)| Act::UntrackAll { node, actor }),
+        6 => (0u64..4_000).prop_map(|millis| Act::Wait { millis }),
+        1 => (20_000u64..60_000).prop_map(|millis| Act::Wait { millis }),
+        1 => (150_000u64..300_000).prop_map(|millis| Act::Wait { millis }),
+        1 => (node.clone(), any::<bool>())
+            .prop_map(|(node, farewell)| Act::Restart { node, farewell }),
+        1 => node.clone().prop_map(|node| Act::Stop { node }),
+        1 => node.prop_map(|node| Act::Cut { node }),
+        2 => Just(Act::Heal),
+    ];
+    prop::collection::vec(act, 0..60)
+}
 
-    /// What a replica says who is there.
-    fn listed(&self, at: usize) -> BTreeSet<(String, String, String)> {
-        let tracker = &self.nodes[at].tracker;
-        let topics = (0..3).map(|topic: u8| topic.to_string());
-        let all = topics.flat_map(|topic| {
-            let list = tracker.list(&topic);
-            let list =
-                list.map(|(key, meta)| (topic.clone(), key.to_string(), json!(**meta).to_string()));
-            list.collect::<Vec<_>>()
-        });
-        all.collect()
-    }
+fn fates() -> impl Strategy<Value = Vec<Fate>> {
+    let fate = prop_oneof![
+        3 => (0u64..50).prop_map(Fate::After),
+        1 => (0u64..8_000).prop_map(Fate::After),
+        1 => Just(Fate::Lost),
+        1 => (0u64..50, 0u64..40_000).prop_map(|(first, second)| Fate::Twice(first, second)),
+    ];
+    prop::collection::vec(fate, 0..300)
+}
 
-    /// What it tracks itself.
-    fn own(&self, at: usize) -> BTreeSet<(String, String, String)> {
-        let tracker = &self.nodes[at].tracker;
-        let entries = tracker.entries.all().map(|(_, Entry { topic, key, meta })| {
-            (topic.to_string(), key.to_string(), json!(*meta).to_string())
-        });
-        entries.collect()
-    }
+/// Small, so that every generation is used, and permdown comes within minutes.
+fn options() -> TrackerOptions {
+    TrackerOptions::new()
+        .permdown_period(Duration::from_secs(120))
+        .max_delta_sizes([2, 4])
+        .permdown_on_shutdown(true)
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
     #[test]
-    fn replicas_come_to_agree_however_bad_the_network_was(
-        nodes in 2_usize..4, random: u64, events in events(4),
+    fn all_replicas_come_to_list_what_the_living_nodes_track(
+        nodes in 2usize..=3, acts in acts(), fates in fates()
     ) {
-        let mut world = World::new(nodes, random);
-        for event in &events {
-            let at = match event {
-                Event::Track(at, _) | Event::Update(at, _) | Event::Untrack(at, _)
-                | Event::UntrackAll(at, _) | Event::Part(at) | Event::Restart(at) => *at,
-                Event::Pass(_) | Event::Heal => 0,
-            };
-            if at < nodes {
-                world.happen(event);
-            }
-            // What a replica has told of comings and goings is at all times what it would list.
-            for at in 0..nodes {
-                prop_assert_eq!(&world.nodes[at].seen.0, &world.listed(at));
-            }
+        let mut network = Network::new(nodes, fates, options());
+        for act in &acts {
+            network.act(act);
         }
-        world.settle();
-        let all: BTreeSet<_> = (0..nodes).flat_map(|at| world.own(at)).collect();
-        for at in 0..nodes {
-            prop_assert_eq!(&world.listed(at), &all, "node {}", at);
-            prop_assert_eq!(&world.nodes[at].seen.0, &all);
-            prop_assert_eq!(world.nodes[at].tracker.len(), all.len());
+        network.cut.clear();
+        network.fates.clear();
+        // The last messages arrive, and who was started anew is not taken for who it was.
+        network.wait(Duration::from_secs(200));
+        let truth = network.truth();
+        for node in network.nodes.iter().filter(|node| node.alive) {
+            prop_assert_eq!(&listed(&node.tracker), &truth, "{}", node.name);
+            let (gaps, kept) = node.tracker.cluster.as_ref().unwrap().kept();
+            prop_assert_eq!(gaps, 0);
+            prop_assert!(kept <= 2 + 4, "{} are kept for others", kept);
         }
+        // Nobody asks for anything any more, and one heartbeat from each is all there is.
+        let sent = network.sent;
+        network.wait(PERIOD * 10);
+        let heartbeats = nodes * (nodes - 1);
+        prop_assert!(network.sent - sent <= heartbeats, "{} were sent", network.sent - sent);
     }
 }
 
-/// Two replicas that hear each other, and what they say is handed over by the test.
-fn two() -> [Tracker; 2] {
-    ["a", "b"].map(|node| Tracker::replicated(node, 1, 0, options(), Duration::ZERO))
+fn replica(name: &str, version: u64) -> Tracker {
+    Tracker::replicated(name, version, 0, options(), Duration::ZERO)
 }
 
-fn says(from: &mut Tracker, input: Input, now: Duration) -> (Diffs, Vec<Message>) {
-    let Step { diffs, send } = from.step(input, now);
-    (diffs, send.into_iter().map(|outgoing| outgoing.message).collect())
+fn track(tracker: &mut Tracker, actor: u64, key: &str, number: u64) {
+    tracker.track(actor, &"room:1".into(), &key.into(), meta(number)).unwrap();
 }
 
-fn track(tracker: &mut Tracker, key: &str) {
-    let meta = Arc::new(Map::new());
-    tracker.track(1, &"t".into(), &key.into(), meta).unwrap();
+fn numbers(tracker: &Tracker) -> Vec<u64> {
+    tracker.list("room:1").map(|(_, meta)| number(meta)).collect()
 }
 
-fn keys(tracker: &Tracker) -> Vec<&str> {
-    tracker.list("t").map(|(key, _)| &**key).collect()
+/// Ticks, and returns what is sent.
+fn tick(tracker: &mut Tracker) -> Vec<Outgoing> {
+    let now = tracker.next_tick().unwrap();
+    tracker.step(Input::Tick, now).send
 }
 
-#[test]
-fn what_was_learned_by_asking_and_is_gone_by_the_next_period_leaves() {
-    let ([mut a, mut b], now) = (two(), Duration::from_secs(1));
-    // A begins to tell; B, which is new to it, has missed something and asks.
-    track(&mut a, "one");
-    let (_, told) = says(&mut a, Input::Tick, now);
-    drop(told);
-    track(&mut a, "two");
-    let (_, here) = says(&mut b, Input::Tick, now);
-    let (_, answer) = says(&mut a, Input::Message(here[0].clone()), now);
-    let (_, missing) = says(&mut b, Input::Message(answer[0].clone()), now);
-    let missing = missing.last().unwrap().clone();
-    let (_, since) = says(&mut a, Input::Message(missing), now);
-    says(&mut b, Input::Message(since[0].clone()), now);
-    assert_eq!(keys(&b), ["one", "two"]);
-    // What A tells next begins before what B knows.
-    a.untrack(1, "t", "two").unwrap();
-    let (_, told) = says(&mut a, Input::Tick, now * 2);
-    let (diffs, _) = says(&mut b, Input::Message(told[0].clone()), now * 2);
-    assert_eq!(keys(&b), ["one"]);
-    assert_eq!(diffs["t"].leaves.len(), 1);
-}
-
-#[test]
-fn a_node_that_says_good_bye_is_gone_at_once_and_one_that_is_killed_after_a_while() {
-    for says_so in [true, false] {
-        let options = options().permdown_on_shutdown(says_so);
-        let mut a = Tracker::replicated("a", 1, 0, options, Duration::ZERO);
-        let [_, mut b] = two();
-        track(&mut a, "ada");
-        let (_, told) = says(&mut a, Input::Tick, Duration::ZERO);
-        let (diffs, _) = says(&mut b, Input::Message(told[0].clone()), Duration::ZERO);
-        assert_eq!(diffs["t"].joins.len(), 1);
-        let farewell = a.farewell();
-        assert_eq!(farewell.len(), usize::from(says_so));
-        for Outgoing { message, .. } in farewell {
-            b.step(Input::Message(message), Duration::ZERO);
-        }
-        assert_eq!(keys(&b).is_empty(), says_so);
-        b.step(Input::Tick, Duration::from_secs(30));
-        assert_eq!(keys(&b).is_empty(), says_so);
-        b.step(Input::Tick, Duration::from_millis(30_001));
-        assert!(keys(&b).is_empty());
+fn hear(tracker: &mut Tracker, said: Vec<Outgoing>, now: Duration) -> Step {
+    let mut all = Step::default();
+    for Outgoing { message, .. } in said {
+        let Step { diffs, send } = tracker.step(Input::Message(message), now);
+        all.diffs.extend(diffs);
+        all.send.extend(send);
     }
+    all
 }
 
 #[test]
-fn a_node_with_nothing_to_tell_says_so_every_fifteen_seconds() {
-    let mut a = two().into_iter().next().unwrap();
-    let mut said = vec![];
-    for period in 0..40 {
-        let now = a.next_tick().unwrap();
-        assert_eq!(now, Duration::from_millis(1500 * period));
-        if !says(&mut a, Input::Tick, now).1.is_empty() {
-            said.push(period);
-        }
+fn a_tracker_that_is_alone_keeps_nothing_for_others() {
+    let mut tracker = Tracker::alone();
+    track(&mut tracker, 1, "ada", 1);
+    assert!(tracker.cluster.is_none());
+    assert_eq!(tracker.next_tick(), None);
+    let mut other = replica("bob", 1);
+    track(&mut other, 1, "bea", 2);
+    let Step { diffs, send } = hear(&mut tracker, tick(&mut other), PERIOD);
+    assert!(diffs.is_empty() && send.is_empty() && tracker.farewell().is_empty());
+    assert_eq!((numbers(&tracker), tracker.len()), (vec![1], 1));
+}
+
+#[test]
+fn entries_are_listed_in_the_order_in_which_they_were_tracked_also_when_updated() {
+    let mut tracker = Tracker::alone();
+    for number in 0..20 {
+        track(&mut tracker, number, "ada", number);
     }
-    assert_eq!(said, [0, 10, 20, 30]);
+    assert_eq!(tracker.update(3, "room:1", "ada", meta(33)).map(|old| number(&old)), Some(3));
+    assert_eq!(tracker.untrack(7, "room:1", "ada").map(|old| number(&old)), Some(7));
+    let listed = numbers(&tracker);
+    assert_eq!(listed[..8], [0, 1, 2, 33, 4, 5, 6, 8]);
+    let metas: Vec<u64> = tracker.get_by_key("room:1", "ada").map(number).collect();
+    assert_eq!(metas, listed);
+    assert_eq!(tracker.get(3, "room:1", "ada").map(number), Some(33));
+    assert_eq!(tracker.get_by_key("room:1", "bea").count(), 0);
 }
 
 #[test]
-fn a_node_that_has_missed_too_much_is_sent_everything() {
-    let ([mut a, mut b], now) = (two(), Duration::from_secs(1));
-    for n in 0..20 {
-        track(&mut a, &n.to_string());
+fn who_is_tracked_twice_or_not_at_all_changes_nothing() {
+    let mut tracker = replica("ann", 1);
+    track(&mut tracker, 1, "ada", 1);
+    let again = tracker.track(1, &"room:1".into(), &"ada".into(), meta(2));
+    assert_eq!(again, Err(AlreadyTracked));
+    assert_eq!(tracker.update(2, "room:1", "ada", meta(2)), None);
+    assert_eq!(tracker.untrack(1, "room:2", "ada"), None);
+    assert_eq!((numbers(&tracker), tracker.len()), (vec![1], 1));
+}
+
+#[test]
+fn all_that_an_actor_has_leaves_and_an_empty_tracker_keeps_no_topic() {
+    let mut tracker = Tracker::alone();
+    for (topic, key, number) in [("a", "ada", 1), ("a", "bea", 2), ("b", "ada", 3)] {
+        tracker.track(1, &topic.into(), &key.into(), meta(number)).unwrap();
     }
-    let (_, told) = says(&mut a, Input::Tick, now);
-    let (_, said) = says(&mut b, Input::Message(told[0].clone()), now);
-    assert!(keys(&b).is_empty(), "it is told how much there is");
-    let (_, all) = says(&mut a, Input::Message(said.last().unwrap().clone()), now);
-    says(&mut b, Input::Message(all.last().unwrap().clone()), now);
-    assert_eq!(keys(&b).len(), 20);
-    assert_eq!((a.len(), b.len()), (20, 20));
+    tracker.track(2, &"a".into(), &"ada".into(), meta(4)).unwrap();
+    let diffs = tracker.untrack_all(1);
+    let left = |topic| diffs[topic].leaves.iter().map(|(_, meta)| number(meta)).collect::<Vec<_>>();
+    assert_eq!((left("a"), left("b"), diffs.len()), (vec![1, 2], vec![3], 2));
+    assert!(tracker.has_topic("a") && !tracker.has_topic("b"));
+    assert_eq!(tracker.untrack_topic(2, "a").leaves.len(), 1);
+    assert!(!tracker.has_topic("a") && tracker.len() == 0);
+    assert!(tracker.untrack_all(1).is_empty());
 }
 
 #[test]
-fn one_that_is_alone_keeps_nothing_for_others() {
-    let mut alone = Tracker::alone();
-    for n in 0..100 {
-        track(&mut alone, &n.to_string());
-        alone.untrack(1, "t", &n.to_string()).unwrap();
+fn an_update_is_one_diff_with_the_join_and_the_leave() {
+    let (mut ann, mut bob) = (replica("ann", 1), replica("bob", 1));
+    track(&mut ann, 1, "ada", 1);
+    hear(&mut bob, tick(&mut ann), PERIOD);
+    ann.update(1, "room:1", "ada", meta(2)).unwrap();
+    let diffs = hear(&mut bob, tick(&mut ann), PERIOD).diffs;
+    let (joins, leaves) = (vec![("ada".into(), meta(2))], vec![("ada".into(), meta(1))]);
+    assert_eq!(diffs, Diffs::from([("room:1".into(), Diff { joins, leaves })]));
+}
+
+#[test]
+fn a_replica_without_news_is_silent_for_so_many_periods() {
+    let mut tracker = replica("ann", 1);
+    let beats: Vec<bool> = (0..31).map(|_| !tick(&mut tracker).is_empty()).collect();
+    let at: Vec<usize> = (0..31).filter(|at| beats[*at]).collect();
+    assert_eq!(at, [0, 10, 20, 30]);
+}
+
+#[test]
+fn a_silence_is_never_so_long_that_others_count_one_as_down() {
+    let options = options().down_period(PERIOD * 4);
+    let mut tracker = Tracker::replicated("ann", 1, 0, options, Duration::ZERO);
+    let beats = (0..9).filter(|_| !tick(&mut tracker).is_empty()).count();
+    assert_eq!(beats, 5);
+}
+
+#[test]
+fn one_of_many_is_asked_by_who_knows_nothing() {
+    let mut network = Network::new(3, Vec::new(), options());
+    for node in 0..3 {
+        network.act(&Act::Track { node, actor: 1, topic: 0, key: 1 });
     }
-    assert_eq!((alone.next_tick(), alone.len(), alone.has_topic("t")), (None, 0, false));
-    assert_eq!(alone.log.len(), 0);
-    assert!(alone.step(Input::Tick, Duration::ZERO).send.is_empty());
+    network.wait(PERIOD * 4);
+    let mut late = Tracker::replicated("dan", 9, 0, options(), network.now);
+    // What has been said so far is lost to it; it hears the next heartbeats, without news.
+    let mut heard = Vec::new();
+    for node in &mut network.nodes {
+        node.tracker.step(Input::Message(hello()), network.now);
+        heard.extend(tick(&mut node.tracker));
+    }
+    let heard = heard.into_iter().filter(|said| said.to == To::All).collect();
+    hear(&mut late, heard, network.now);
+    late.step(Input::Tick, network.now);
+    let asked = tick(&mut late);
+    let asked = asked.iter().filter(|said| matches!(said.message, Message::TransferReq { .. }));
+    assert_eq!(asked.count(), 1);
+}
+
+/// The first heartbeat of somebody.
+fn hello() -> Message {
+    let from = ReplicaRef { node: "eve".into(), version: 1 };
+    Message::Heartbeat { from, delta: None, clocks: Vec::new() }
 }
 
 #[test]
-fn options_that_cannot_be_kept_together_are_refused() {
-    let refused = |options: TrackerOptions| options.checked().unwrap_err().to_string();
-    assert_eq!(options().checked(), Ok(()));
-    assert_eq!(
-        refused(TrackerOptions::new().down_period(Duration::from_secs(15))),
-        "a node may be silent for 15s, so it cannot be down after 15s"
-    );
-    assert_eq!(
-        refused(TrackerOptions::new().permdown_period(Duration::from_secs(30))),
-        "a node is down after 30s, so it cannot be forgotten after 30s"
-    );
-    let never = refused(TrackerOptions::new().broadcast_period(Duration::ZERO));
-    assert!(never.contains("more than zero"), "{never}");
+fn a_node_that_is_started_anew_takes_the_place_of_what_it_was() {
+    let (mut ann, mut bob) = (replica("ann", 1), replica("bob", 1));
+    track(&mut ann, 1, "ada", 1);
+    let first = tick(&mut ann);
+    hear(&mut bob, first.clone(), PERIOD);
+    let mut again = replica("ann", 2);
+    track(&mut again, 1, "ada", 2);
+    let diffs = hear(&mut bob, tick(&mut again), PERIOD).diffs;
+    let (joins, leaves) = (vec![("ada".into(), meta(2))], vec![("ada".into(), meta(1))]);
+    assert_eq!(diffs["room:1"], Diff { joins, leaves });
+    assert!(hear(&mut bob, first, PERIOD).diffs.is_empty(), "it is late");
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let new = TrackerOptions::new;
+    assert_eq!(new().check(), Ok(()));
+    assert_eq!(new().down(), Duration::from_secs(30));
+    assert_eq!(new().broadcast_period(PERIOD * 2).down(), Duration::from_secs(60));
+    assert_eq!(new().broadcast_period(Duration::ZERO).check(), Err(TrackerOptionsError::Zero));
+    let down = new().permdown_period(Duration::from_secs(30));
+    assert_eq!(down.check(), Err(TrackerOptionsError::PermdownPeriod));
+    let down = new().down_period(PERIOD * 2 - Duration::from_millis(1));
+    assert_eq!(down.check(), Err(TrackerOptionsError::DownPeriod));
+}
+
+#[test]
+fn a_message_is_written_as_json_with_its_version() {
+    let of = ReplicaRef { node: "ann".into(), version: 7 };
+    let delta = Delta::after(&of, 3);
+    let message = Message::Heartbeat { from: of, delta: Some(delta), clocks: Vec::new() };
+    let payload = message.to_payload().unwrap();
+    let written: serde_json::Value = payload.parse().unwrap();
+    let of = json!({ "node": "ann", "version": 7 });
+    let delta = json!({ "of": of, "after": 3, "upto": 3, "removed": [], "values": {} });
+    let heartbeat = json!({ "from": of, "delta": delta, "clocks": [] });
+    assert_eq!(written, json!({ "v": 1, "message": { "heartbeat": heartbeat } }));
+    assert_eq!(Message::from_payload(&payload).unwrap(), message);
 }

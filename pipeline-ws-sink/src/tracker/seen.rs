@@ -1,0 +1,108 @@
+//! Which of a replica's changes have been seen. Pure.
+
+use std::collections::BTreeMap;
+
+/// How many gaps there may be. What would make one more is not taken in, and is asked for later.
+const MAX_GAPS: usize = 1_000;
+
+/// Which of a replica's changes have been seen: all up to one, the context, and some beyond it, the
+/// cloud, which becomes part of the context when the gaps close.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    context: u64,
+    /// Rows of changes: after which one each begins, and its last. They neither meet nor overlap.
+    cloud: BTreeMap<u64, u64>,
+}
+
+impl Seen {
+    /// The last change before the first gap.
+    pub(super) fn context(&self) -> u64 {
+        self.context
+    }
+
+    /// How many rows are beyond the first gap.
+    #[cfg(test)]
+    pub(super) fn gaps(&self) -> usize {
+        self.cloud.len()
+    }
+
+    pub(super) fn contains(&self, clock: u64) -> bool {
+        let within = |(_, upto): (&u64, &u64)| clock <= *upto;
+        clock <= self.context || self.cloud.range(..clock).next_back().is_some_and(within)
+    }
+
+    /// Whether there is room for this row.
+    pub(super) fn has_room(&self, after: u64) -> bool {
+        after <= self.context || self.cloud.len() < MAX_GAPS
+    }
+
+    /// Adds the changes after the first up to the second.
+    pub(super) fn insert(&mut self, after: u64, upto: u64) {
+        if after >= upto {
+            return;
+        }
+        let (mut after, mut upto) = (after, upto);
+        // All rows that touch it become one with it.
+        while let Some((&other, &end)) = self.cloud.range(..=upto).next_back() {
+            if end < after {
+                break;
+            }
+            self.cloud.remove(&other);
+            (after, upto) = (after.min(other), upto.max(end));
+        }
+        if after <= self.context {
+            self.context = self.context.max(upto);
+        } else {
+            self.cloud.insert(after, upto);
+        }
+        // The context may have passed what is left.
+        while let Some((&other, &end)) = self.cloud.first_key_value() {
+            if other > self.context {
+                break;
+            }
+            self.cloud.remove(&other);
+            self.context = self.context.max(end);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_cloud_becomes_part_of_the_context_when_the_gaps_close() {
+        let mut seen = Seen::default();
+        seen.insert(3, 5);
+        seen.insert(7, 8);
+        assert_eq!((seen.context(), seen.gaps()), (0, 2));
+        seen.insert(5, 7);
+        assert_eq!((seen.context(), seen.gaps()), (0, 1));
+        seen.insert(0, 3);
+        assert_eq!((seen.context(), seen.gaps()), (8, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_seen_is_known_in_whatever_order_and_nothing_else(
+            rows in prop::collection::vec((0u64..30, 0u64..6), 0..20)
+        ) {
+            let (mut seen, mut model) = (Seen::default(), BTreeSet::new());
+            for (after, length) in rows {
+                seen.insert(after, after + length);
+                model.extend(after + 1..=after + length);
+            }
+            for clock in 1..40 {
+                prop_assert_eq!(seen.contains(clock), model.contains(&clock), "{}", clock);
+            }
+            let context = (1..).take_while(|clock| model.contains(clock)).count();
+            prop_assert_eq!(seen.context(), context as u64);
+            let begin = |clock: &&u64| **clock > seen.context() && !model.contains(&(**clock - 1));
+            prop_assert_eq!(seen.gaps(), model.iter().filter(begin).count(), "compact");
+        }
+    }
+}

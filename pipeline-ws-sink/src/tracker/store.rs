@@ -1,0 +1,166 @@
+//! The entries that can be listed, by topic, by key and by actor. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use foldhash::quality::RandomState;
+
+use super::Meta;
+
+type ByName<T> = HashMap<Arc<str>, T, RandomState>;
+
+/// Where an entry stands in the list of its topic: those of this node are first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Place {
+    Here(u64),
+    Elsewhere(u64),
+}
+
+/// One who is listed.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) key: Arc<str>,
+    pub(super) meta: Meta,
+    /// Of this node's changes, the one that has added it. Means nothing for those of other nodes.
+    pub(super) clock: u64,
+}
+
+/// The entries that can be listed.
+#[derive(Default)]
+pub(super) struct Store {
+    topics: ByName<Topic>,
+    /// What each actor of this node has tracked.
+    actors: HashMap<u64, ByName<ByName<Place>>, RandomState>,
+    next: u64,
+    len: usize,
+}
+
+#[derive(Default)]
+struct Topic {
+    entries: BTreeMap<Place, Entry>,
+    keys: ByName<BTreeSet<Place>>,
+}
+
+impl Store {
+    /// Adds an entry of this node, which it must not have yet.
+    pub(super) fn track(
+        &mut self,
+        actor: u64,
+        topic: &Arc<str>,
+        key: &Arc<str>,
+        meta: Meta,
+        clock: u64,
+    ) {
+        let place = Place::Here(self.next);
+        self.put(place, topic, Entry { key: key.clone(), meta, clock });
+        let topics = self.actors.entry(actor).or_default();
+        topics.entry(topic.clone()).or_default().insert(key.clone(), place);
+    }
+
+    /// Adds an entry of another node.
+    pub(super) fn put_elsewhere(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> Place {
+        let place = Place::Elsewhere(self.next);
+        self.put(place, topic, Entry { key: key.clone(), meta: meta.clone(), clock: 0 });
+        place
+    }
+
+    fn put(&mut self, place: Place, topic: &Arc<str>, entry: Entry) {
+        let topic = self.topics.entry(topic.clone()).or_default();
+        topic.keys.entry(entry.key.clone()).or_default().insert(place);
+        topic.entries.insert(place, entry);
+        self.next += 1;
+        self.len += 1;
+    }
+
+    /// Takes an entry out.
+    pub(super) fn take(&mut self, topic: &str, place: Place) -> Option<Entry> {
+        let on_topic = self.topics.get_mut(topic)?;
+        let entry = on_topic.entries.remove(&place)?;
+        if let Some(places) = on_topic.keys.get_mut(&entry.key) {
+            places.remove(&place);
+            if places.is_empty() {
+                on_topic.keys.remove(&entry.key);
+            }
+        }
+        if on_topic.entries.is_empty() {
+            self.topics.remove(topic);
+        }
+        self.len -= 1;
+        Some(entry)
+    }
+
+    pub(super) fn untrack(&mut self, actor: u64, topic: &str, key: &str) -> Option<Entry> {
+        let topics = self.actors.get_mut(&actor)?;
+        let keys = topics.get_mut(topic)?;
+        let place = keys.remove(key)?;
+        if keys.is_empty() {
+            topics.remove(topic);
+        }
+        if topics.is_empty() {
+            self.actors.remove(&actor);
+        }
+        self.take(topic, place)
+    }
+
+    /// Takes out all that an actor has on a topic, in the order in which it was tracked.
+    pub(super) fn untrack_topic(&mut self, actor: u64, topic: &str) -> Vec<Entry> {
+        let Some(topics) = self.actors.get_mut(&actor) else { return Vec::new() };
+        let keys = topics.remove(topic).unwrap_or_default();
+        if topics.is_empty() {
+            self.actors.remove(&actor);
+        }
+        let mut places: Vec<Place> = keys.into_values().collect();
+        places.sort_unstable();
+        places.into_iter().filter_map(|place| self.take(topic, place)).collect()
+    }
+
+    /// The topics on which an actor has tracked something.
+    pub(super) fn topics_of(&self, actor: u64) -> Vec<Arc<str>> {
+        self.actors.get(&actor).map_or_else(Vec::new, |topics| topics.keys().cloned().collect())
+    }
+
+    pub(super) fn get(&self, actor: u64, topic: &str, key: &str) -> Option<&Entry> {
+        let place = self.place(actor, topic, key)?;
+        self.topics.get(topic)?.entries.get(&place)
+    }
+
+    /// The entry, with the topic that it is on.
+    pub(super) fn get_mut(
+        &mut self,
+        actor: u64,
+        topic: &str,
+        key: &str,
+    ) -> Option<(&Arc<str>, &mut Entry)> {
+        let place = self.place(actor, topic, key)?;
+        let (topic, _) = self.actors.get(&actor)?.get_key_value(topic)?;
+        let entry = self.topics.get_mut(topic)?.entries.get_mut(&place)?;
+        Some((topic, entry))
+    }
+
+    fn place(&self, actor: u64, topic: &str, key: &str) -> Option<Place> {
+        self.actors.get(&actor)?.get(topic)?.get(key).copied()
+    }
+
+    pub(super) fn list(&self, topic: &str) -> impl Iterator<Item = (&Arc<str>, &Meta)> {
+        let entries = self.topics.get(topic).into_iter().flat_map(|topic| topic.entries.values());
+        entries.map(|entry| (&entry.key, &entry.meta))
+    }
+
+    pub(super) fn get_by_key(&self, topic: &str, key: &str) -> impl Iterator<Item = &Meta> {
+        let topic = self.topics.get(topic);
+        let found = topic.and_then(|topic| Some((topic, topic.keys.get(key)?)));
+        found.into_iter().flat_map(move |(topic, places)| {
+            places.iter().filter_map(move |place| Some(&topic.entries.get(place)?.meta))
+        })
+    }
+
+    pub(super) fn has_topic(&self, topic: &str) -> bool {
+        self.topics.contains_key(topic)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+}
