@@ -14,6 +14,10 @@
 //! in a [`PubSub::pusher`] can wait for its clients: then its demand follows their room. How much a client
 //! may say is limited where [`Mount::event_limit`] does so.
 //!
+//! [`Presence`] knows who is on a topic, on which device, and tells all who are; and a pipeline can ask
+//! [whether anybody listens](PubSub::only_online), before it works for people who are away. Nodes know of
+//! each other through an [`Adapter`].
+//!
 //! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames. Those that
 //! cannot keep a WebSocket open may poll instead: see [`LongPoll`].
 //!
