@@ -2,6 +2,10 @@
 
 use std::{fmt, path::PathBuf};
 
+use axum::{
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
 use tokio::process::Command;
 
 /// The client's source, to be served to the page.
@@ -16,6 +20,19 @@ pub enum NoClient {
     NoNpm,
     NpmFailed(String),
     Unreadable(std::io::Error),
+}
+
+/// Answers with the client, or says that there is none.
+pub fn serve(client: Option<PhoenixClient>) -> Response {
+    match client {
+        Some(client) => javascript(client.module),
+        None => (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response(),
+    }
+}
+
+/// Answers with a script.
+pub fn javascript(source: String) -> Response {
+    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source).into_response()
 }
 
 impl PhoenixClient {

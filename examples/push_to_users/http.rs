@@ -18,13 +18,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::{
-    client::PhoenixClient,
+    client::{self, PhoenixClient, javascript},
     lines::{PushLine, PushLines},
     push::Push,
 };
 
 /// How large the body of a request may be, in bytes.
 const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// The colours, which other examples have too, and the page's own.
+const STYLE: &str = concat!(include_str!("page/colors.css"), include_str!("page/style.css"));
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -56,7 +59,7 @@ async fn page() -> impl IntoResponse {
 }
 
 async fn style() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("page/style.css"))
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
 }
 
 async fn script() -> Response {
@@ -64,14 +67,7 @@ async fn script() -> Response {
 }
 
 async fn phoenix(State(app): State<App>) -> Response {
-    match app.client {
-        Some(client) => javascript(client.module),
-        None => (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response(),
-    }
-}
-
-fn javascript(source: String) -> Response {
-    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source).into_response()
+    client::serve(app.client)
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use axum::{
     Router,
-    extract::{Query, State},
+    extract::Query,
     http::{StatusCode, header::CONTENT_TYPE},
     response::{Html, IntoResponse, Json, Response},
     routing::get,
@@ -14,9 +14,13 @@ use serde::Deserialize;
 use serde_json::json;
 
 use crate::{
-    phoenix::PhoenixClient,
+    phoenix::{self, PhoenixClient, javascript},
     visitor::{MAX_NAME, is_name},
 };
+
+/// The colours of all examples, and the page's own.
+const STYLE: &str =
+    concat!(include_str!("../push_to_users/page/colors.css"), include_str!("page/style.css"));
 
 pub fn router(signer: Signer, client: Option<PhoenixClient>) -> Router {
     Router::new()
@@ -24,22 +28,11 @@ pub fn router(signer: Signer, client: Option<PhoenixClient>) -> Router {
         .route("/app.js", get(async || javascript(include_str!("page/app.js").to_owned())))
         .route("/style.css", get(style))
         .route("/token", get(async move |query| token(&signer, query)))
-        .route("/phoenix.mjs", get(phoenix).with_state(client))
+        .route("/phoenix.mjs", get(async move || phoenix::serve(client)))
 }
 
 async fn style() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("page/style.css"))
-}
-
-async fn phoenix(State(client): State<Option<PhoenixClient>>) -> Response {
-    match client {
-        Some(client) => javascript(client.module),
-        None => (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response(),
-    }
-}
-
-fn javascript(source: String) -> Response {
-    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source).into_response()
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
 }
 
 #[derive(Deserialize)]
