@@ -138,8 +138,8 @@ impl Presence {
         self.shared.update(cx.id(), cx.topic().shared(), &key.into(), |_| Ok(meta))
     }
 
-    /// The same with a function that changes the old meta. It must not wait: nobody else is tracked
-    /// meanwhile.
+    /// The same with a function that changes the old meta. It must not wait, nor ask the presence for
+    /// anything: nobody else is tracked meanwhile.
     ///
     /// # Errors
     ///

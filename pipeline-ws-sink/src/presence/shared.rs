@@ -60,7 +60,6 @@ struct Attached {
 struct State {
     tracker: Tracker,
     waiting: Waiting,
-    has_begun: bool,
     has_ended: bool,
 }
 
@@ -93,7 +92,7 @@ impl Shared {
             started,
             giver: u16::from_be_bytes([low, lower]),
             count: AtomicU16::new(0),
-            state: Mutex::new(State { tracker, waiting, has_begun: false, has_ended: false }),
+            state: Mutex::new(State { tracker, waiting, has_ended: false }),
             telling: Mutex::new(()),
             changed: Notify::new(),
             tasks: Mutex::default(),
@@ -109,11 +108,13 @@ impl Shared {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
-        let mut state = attached.state.lock();
-        if state.has_ended || std::mem::replace(&mut state.has_begun, true) {
+        let mut tasks = attached.tasks.lock();
+        // They may have ended with the runtime of an earlier socket.
+        let runs = tasks.iter().any(|task| !task.is_finished());
+        if runs || attached.state.lock().has_ended {
             return;
         }
-        let mut tasks = attached.tasks.lock();
+        tasks.clear();
         if replicates {
             let (weak, pubsub) = (Arc::downgrade(self), attached.pubsub.clone());
             let (name, started) = (self.name.clone(), attached.started);

@@ -82,7 +82,9 @@ impl Topics {
     /// Begins to talk with the other nodes, if there is where that can run.
     pub(super) fn begin(self: &Arc<Self>, pubsub: &PubSub) {
         let mut task = self.task.lock();
-        if let Some(runtime) = Handle::try_current().ok().filter(|_| task.is_none()) {
+        // It may have ended with the runtime of an earlier socket.
+        let runs = task.as_ref().is_some_and(|task| !task.is_finished());
+        if let Some(runtime) = Handle::try_current().ok().filter(|_| !runs) {
             let (weak, pubsub, started) = (Arc::downgrade(self), pubsub.clone(), self.started);
             let talking = async move { replicate(weak, pubsub, NAME, started).await };
             *task = Some(runtime.spawn(talking).abort_handle());
