@@ -1,0 +1,98 @@
+//! Who is here: one who comes and goes, and a list of many; beside a table of one's own.
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
+
+use std::{collections::BTreeMap, hint::black_box};
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use parking_lot::Mutex;
+use pipeline::ws::{Endpoint, Payload, Presence, Subscription};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+const T: &str = "room:lobby";
+
+/// What one would write for one node: metas by their keys, and a broadcast for each change.
+#[derive(Default)]
+struct ByHand {
+    keys: Mutex<BTreeMap<String, Vec<Value>>>,
+    count: u64,
+}
+
+impl ByHand {
+    fn come(&mut self, endpoint: &Endpoint, key: &str, device: &str) -> Value {
+        self.count += 1;
+        let meta = json!({ "device": device, "phx_ref": self.count.to_string() });
+        self.keys.lock().entry(key.to_owned()).or_default().push(meta.clone());
+        let diff = json!({ "joins": { key: { "metas": [&meta] } }, "leaves": {} });
+        endpoint.broadcast(T, "presence_diff", diff).unwrap();
+        meta
+    }
+
+    fn go(&self, endpoint: &Endpoint, key: &str, meta: &Value) {
+        let mut keys = self.keys.lock();
+        if let Some(metas) = keys.get_mut(key) {
+            metas.retain(|other| other != meta);
+            if metas.is_empty() {
+                keys.remove(key);
+            }
+        }
+        drop(keys);
+        let diff = json!({ "joins": {}, "leaves": { key: { "metas": [meta] } } });
+        endpoint.broadcast(T, "presence_diff", diff).unwrap();
+    }
+
+    fn list(&self) -> Payload {
+        let keys = self.keys.lock();
+        let all = keys.iter().map(|(key, metas)| (key.clone(), json!({ "metas": metas })));
+        Payload::new(&all.collect::<Value>()).unwrap()
+    }
+}
+
+/// An endpoint with a presence on it, and so many who watch.
+fn endpoint(watching: usize) -> (Presence, Endpoint, Vec<Subscription>) {
+    let presence = Presence::new();
+    let endpoint = Endpoint::builder().presence(&presence).build().unwrap();
+    let watching = (0..watching).map(|_| endpoint.subscribe(T)).collect();
+    (presence, endpoint, watching)
+}
+
+fn comes_and_goes(c: &mut Criterion) {
+    let mut group = c.benchmark_group("one comes and goes");
+    for watching in [0, 100] {
+        let (presence, endpoint, _watching) = endpoint(watching);
+        group.bench_function(BenchmarkId::new("here", watching), |b| {
+            b.iter(|| presence.enter(T, "ada", &json!({ "device": "phone" })).unwrap());
+        });
+        let mut by_hand = ByHand::default();
+        group.bench_function(BenchmarkId::new("by hand", watching), |b| {
+            b.iter(|| {
+                let meta = by_hand.come(&endpoint, "ada", "phone");
+                by_hand.go(&endpoint, "ada", &meta);
+            });
+        });
+    }
+}
+
+fn who_is_here(c: &mut Criterion) {
+    let runtime = Runtime::new().unwrap();
+    let mut group = c.benchmark_group("who is here");
+    for many in [10, 1000] {
+        let (presence, endpoint, _) = endpoint(0);
+        let mut by_hand = ByHand::default();
+        let mut entered = Vec::new();
+        for n in 0..many {
+            let key = format!("u{n}");
+            entered.push(presence.enter(T, &key, &json!({ "device": "phone" })).unwrap());
+            by_hand.come(&endpoint, &key, "phone");
+        }
+        group.bench_function(BenchmarkId::new("here", many), |b| {
+            b.iter(|| black_box(Payload::new(&runtime.block_on(presence.list(T))).unwrap()));
+        });
+        group.bench_function(BenchmarkId::new("by hand", many), |b| {
+            b.iter(|| black_box(by_hand.list()));
+        });
+    }
+}
+
+criterion_group!(benches, comes_and_goes, who_is_here);
+criterion_main!(benches);
