@@ -583,6 +583,10 @@ impl EndpointBuilder {
             if presences[..at].iter().any(|other| other.name() == presence.name()) {
                 return Err(BuildError::PresenceName { name: presence.name().to_owned() });
             }
+            // Before any of them is, so that those that are free stay so.
+            if presence.is_attached() {
+                return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
+            }
         }
         let hub =
             Arc::new(Hub::new(&shared.telemetry, self.adapter, self.shared_online, presences));

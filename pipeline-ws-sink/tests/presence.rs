@@ -327,8 +327,14 @@ async fn c_194_all_keys_of_a_channel_that_crashes_leave_in_one_diff() {
     room.ended().await;
     let both = json!({ "ada": [{ "device": "phone" }], "pet": [{ "is": "cat" }] });
     assert_eq!(diff(&watching).await, (json!({}), both));
-    let last = ada.frames().last().unwrap().json();
-    assert_eq!(last[3], "phx_error", "it is not told of its own leave");
+    let frames: Vec<_> = ada.frames().iter().map(WireFrame::json).collect();
+    assert_eq!(frames.last().unwrap()[3], "phx_error");
+    let leaves = frames.iter().filter(|frame| frame[3] == "presence_diff");
+    let mut leaves = leaves.map(|frame| &frame[4]["leaves"]);
+    assert!(
+        leaves.all(|leaves| *leaves == json!({})),
+        "it is not told of its own leave: {frames:?}"
+    );
 }
 
 /// Adds a name to each key, as often as there are permits.
@@ -537,6 +543,14 @@ async fn what_cannot_be_is_refused_with_the_reason() {
 
     let taken = Endpoint::builder().presence(&presence).build().unwrap_err();
     assert_eq!(taken, BuildError::PresenceTaken { name: "presence".into() });
+    // One that was given along with it is still free.
+    let free = Presence::builder().name("free").build();
+    Endpoint::builder().presence(&free).presence(&presence).build().unwrap_err();
+    let endpoint = Endpoint::builder().presence(&free).build().unwrap();
+    drop(endpoint);
+    let refused = free.enter(T, "ada", &json!({})).unwrap_err();
+    assert!(matches!(refused, PresenceError::NotAttached), "{refused}");
+
     let twins = [Presence::new(), Presence::new()];
     let twins = Endpoint::builder().presence(&twins[0]).presence(&twins[1]).build().unwrap_err();
     assert_eq!(twins, BuildError::PresenceName { name: "presence".into() });
@@ -544,4 +558,33 @@ async fn what_cannot_be_is_refused_with_the_reason() {
     let never = Presence::builder().tracker(options).build();
     let refused = Endpoint::builder().presence(&never).build().unwrap_err();
     assert!(matches!(refused, BuildError::Tracker(_)), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_hidden_and_back_while_fetch_is_slow_stays_for_clients() {
+    let cluster = Cluster::default();
+    let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
+    let (near, far) = (Presence::new(), named(&calls, &permits));
+    let node = |name: &str, presence: &Presence| {
+        Endpoint::builder().adapter(cluster.node(name)).presence(presence).build().unwrap()
+    };
+    let (_here, there) = (node("here", &near), node("there", &far));
+    let mut watching = there.subscribe(T);
+    let _ada = near.enter(T, "ada", &json!({})).unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(watching.recv().await.unwrap().event(), "presence_diff");
+    // fetch is busy elsewhere for as long as the network is down, and longer.
+    permits.forget_permits(1000);
+    let _bot = far.enter("room:other", "bot", &json!({})).unwrap();
+    cluster.down(true);
+    sleep(Duration::from_secs(32)).await;
+    assert_eq!(far.tracked(), 1, "ada is hidden");
+    cluster.down(false);
+    sleep(Duration::from_secs(16)).await;
+    assert_eq!(far.tracked(), 2, "ada is back");
+    let _ben = far.enter(T, "ben", &json!({})).unwrap();
+    permits.add_permits(1000);
+    // Clients take in joins before leaves: if she were in both, she would be gone for them.
+    let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
+    assert_eq!((plain(&told["joins"]), &told["leaves"]), (json!({ "ben": [{}] }), &json!({})));
 }

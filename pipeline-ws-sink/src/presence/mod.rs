@@ -224,6 +224,11 @@ impl Presence {
         self.shared.options.check()
     }
 
+    /// Whether it belongs to an endpoint, or did.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.shared.is_attached()
+    }
+
     /// Has it belong to an endpoint. Returns whether it belonged to none.
     pub(crate) fn attach(&self, pubsub: &PubSub) -> bool {
         self.shared.attach(pubsub)

@@ -73,6 +73,11 @@ impl Shared {
         Self { name, options, fetch, on_diff, attached: OnceLock::new() }
     }
 
+    /// Whether it belongs to an endpoint, or did.
+    pub(super) fn is_attached(&self) -> bool {
+        self.attached.get().is_some()
+    }
+
     /// Has it belong to an endpoint. Returns whether it belonged to none.
     pub(super) fn attach(&self, pubsub: &PubSub) -> bool {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -301,6 +306,9 @@ impl Attached {
         change: impl FnOnce(&mut Tracker) -> Result<(Diff, Arc<str>), PresenceError>,
     ) -> Result<(), PresenceError> {
         let mut state = self.state.lock();
+        if state.has_ended {
+            return Err(PresenceError::NotAttached);
+        }
         let (diff, topic) = change(&mut state.tracker)?;
         state.waiting.add(Diffs::from_iter([(topic, diff)]));
         Ok(())

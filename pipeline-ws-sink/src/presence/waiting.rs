@@ -26,13 +26,16 @@ impl Waiting {
                 self.topics.push_back(topic);
                 Diff::default()
             });
-            // What has come is there before what has gone: that may be what it was.
-            waiting.joins.extend(joins);
+            // Clients take in joins before leaves, so no meta may be both: one that went and is back, with
+            // its node, has never gone, and one that came and went has never come.
+            for join in joins {
+                match waiting.leaves.iter().position(|leave| is_same(leave, &join)) {
+                    Some(untold) => drop(waiting.leaves.remove(untold)),
+                    None => waiting.joins.push(join),
+                }
+            }
             for leave in leaves {
-                let same = |join: &(Arc<str>, Meta)| {
-                    join.0 == leave.0 && phx_ref::of(&join.1) == phx_ref::of(&leave.1)
-                };
-                match waiting.joins.iter().position(same) {
+                match waiting.joins.iter().position(|join| is_same(join, &leave)) {
                     Some(untold) => drop(waiting.joins.remove(untold)),
                     None => waiting.leaves.push(leave),
                 }
@@ -54,6 +57,11 @@ impl Waiting {
     pub(super) fn is_empty(&self) -> bool {
         self.topics.is_empty()
     }
+}
+
+/// Whether two are one meta of one key.
+fn is_same(one: &(Arc<str>, Meta), other: &(Arc<str>, Meta)) -> bool {
+    one.0 == other.0 && phx_ref::of(&one.1) == phx_ref::of(&other.1)
 }
 
 #[cfg(test)]
@@ -89,6 +97,19 @@ mod tests {
         assert_eq!(waiting.next(), Some(("t".into(), t)));
         assert_eq!(waiting.next(), None);
         assert!(waiting.is_empty() && waiting.diffs.is_empty());
+    }
+
+    #[test]
+    fn who_went_and_is_back_before_it_was_told_is_not_told_of() {
+        let mut waiting = Waiting::default();
+        add(&mut waiting, "t", &[], &[("ada", "1"), ("ben", "2")]);
+        add(&mut waiting, "t", &[("ada", "1")], &[]);
+        assert_eq!(waiting.next().unwrap().1, diff(&[], &[("ben", "2")]));
+        // And gone again, for good.
+        add(&mut waiting, "t", &[], &[("ada", "1")]);
+        add(&mut waiting, "t", &[("ada", "1")], &[]);
+        add(&mut waiting, "t", &[], &[("ada", "1")]);
+        assert_eq!(waiting.next().unwrap().1, diff(&[], &[("ada", "1")]));
     }
 
     #[test]
