@@ -42,8 +42,9 @@ impl PresenceBuilder {
     /// there is not for it to say.
     ///
     /// Diffs wait until it is done, and are told in their order. Those of one topic that wait together
-    /// are told as one, so however slow it is, no more waits than there are presences. If it panics,
-    /// that is logged, and the diff goes out with nothing added.
+    /// are told as one, so however slow it is, no more waits than there are presences. What still waits
+    /// when the endpoint ends is not told. If it panics, that is logged, and the diff goes out with
+    /// nothing added.
     ///
     /// This is `fetch/2` of `Phoenix.Presence`.
     ///

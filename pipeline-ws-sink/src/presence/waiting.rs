@@ -10,7 +10,7 @@ use crate::tracker::{Diff, Diffs, Meta};
 
 /// Changes that have not been told yet, by topic.
 ///
-/// Those of one topic are put together: who came and went meanwhile is not told of. So there are never
+/// Those of one topic are put together: who came and went meanwhile, or went and came, is not told of. So there are never
 /// more of them than there are presences, and than have been told of before.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
