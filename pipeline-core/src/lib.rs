@@ -41,6 +41,7 @@
 mod adaptive;
 mod backoff;
 mod buffer;
+mod deadline;
 mod demand;
 mod dispatcher;
 mod error;
@@ -74,6 +75,9 @@ mod wiring;
 #[doc = include_str!("docs/guide.md")]
 pub mod guide {}
 
+// For the other crates of this workspace.
+#[doc(hidden)]
+pub use self::deadline::Deadline;
 pub use self::{
     adaptive::Adaptive,
     backoff::{Backoff, Jitter},
