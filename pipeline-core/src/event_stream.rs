@@ -5,11 +5,11 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use futures::{Stream, stream::FusedStream};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::coop};
 
 use crate::{
     demand::{Batch, Window},
@@ -200,6 +200,33 @@ impl<E: Send + 'static> EventStream<E> {
         true
     }
 
+    fn next_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<E, ExitReason>>> {
+        loop {
+            if let Some(event) = self.chunk.pop_front() {
+                return Poll::Ready(Some(Ok(event)));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if self.next_chunk() {
+                continue;
+            }
+            let message = match self.mailbox.poll_recv(cx) {
+                Poll::Ready(message) => message,
+                Poll::Pending if self.upstreams.is_empty() && self.mailbox.is_empty() => None,
+                Poll::Pending => return Poll::Pending,
+            };
+            let Some(message) = message else {
+                self.ended = true;
+                return Poll::Ready(None);
+            };
+            if let Some(reason) = self.receive(message) {
+                self.ended = true;
+                return Poll::Ready(Some(Err(reason)));
+            }
+        }
+    }
+
     fn receive(&mut self, message: ToConsumer<E>) -> Option<ExitReason> {
         match message {
             ToConsumer::Events { from, events, unheard } => {
@@ -230,31 +257,13 @@ impl<E: Send + 'static> Stream for EventStream<E> {
     type Item = Result<E, ExitReason>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        loop {
-            if let Some(event) = this.chunk.pop_front() {
-                return Poll::Ready(Some(Ok(event)));
-            }
-            if this.ended {
-                return Poll::Ready(None);
-            }
-            if this.next_chunk() {
-                continue;
-            }
-            let message = match this.mailbox.poll_recv(cx) {
-                Poll::Ready(message) => message,
-                Poll::Pending if this.upstreams.is_empty() => None,
-                Poll::Pending => return Poll::Pending,
-            };
-            let Some(message) = message else {
-                this.ended = true;
-                return Poll::Ready(None);
-            };
-            if let Some(reason) = this.receive(message) {
-                this.ended = true;
-                return Poll::Ready(Some(Err(reason)));
-            }
+        // Each event counts against tokio's budget: a whole message is here at once.
+        let coop = ready!(coop::poll_proceed(cx));
+        let next = self.next_event(cx);
+        if next.is_ready() {
+            coop.made_progress();
         }
+        next
     }
 }
 

@@ -4,8 +4,10 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
+
+use tokio::task::coop;
 
 use super::{
     end::Shared,
@@ -41,7 +43,9 @@ impl<S: Store> Future for Push<S> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        match mem::replace(&mut this.step, Step::Done) {
+        // A task that pushes in a loop lets others have a turn even if there is always room.
+        let coop = ready!(coop::poll_proceed(cx));
+        let outcome = match mem::replace(&mut this.step, Step::Done) {
             Step::Start(entry) => {
                 let pushed = this.shared.state.lock().push(entry, cx.waker());
                 match pushed {
@@ -64,7 +68,11 @@ impl<S: Store> Future for Push<S> {
                 outcome
             }
             Step::Done => Poll::Pending,
+        };
+        if outcome.is_ready() {
+            coop.made_progress();
         }
+        outcome
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, fmt, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     consumer::Consumer,
@@ -222,8 +222,8 @@ where
         M: Send + 'static,
     {
         let (answer, reply) = oneshot::channel();
-        let place = self.place().await;
-        let opened = self.post(Call { message, answer }, Some(place), Mail::Letter);
+        let place = place(&self.slot.places).await;
+        let opened = self.post(Call { message, answer }, place, Mail::Letter);
         opened.map_err(|_| CallError::NoProcess)?;
         reply
             .await
@@ -279,13 +279,13 @@ where
         S: HandleCast<M, Out>,
         M: Send + 'static,
     {
-        let place = self.place().await;
-        self.post(Cast(message), Some(place), Mail::Letter)
+        let place = place(&self.slot.places).await;
+        self.post(Cast(message), place, Mail::Letter)
     }
 
     /// Queues a message behind all events that the stage holds now, and returns when it is queued.
     /// It reaches [`HandleInfo::handle_info`] when the last of them has been sent or discarded; at
-    /// once if there is none.
+    /// once if there is none. Waits while 1024 such messages wait for the stage already.
     ///
     /// # Errors
     ///
@@ -337,23 +337,27 @@ where
         M: Send + 'static,
     {
         let (queued, wait) = oneshot::channel();
-        let place = self.place().await;
-        self.post(Info(message), Some(place), |posted| Mail::Info(posted, Some(queued)))?;
+        let place = place(&self.slot.info_places).await;
+        self.post(Info(message), place, |posted| Mail::Info(posted, Some(queued)))?;
         wait.await.map_err(|_| CallError::NoProcess)
     }
 
     /// The same, without waiting. It is for the stage itself above all, which cannot wait for
-    /// itself; it takes no place among the messages that may wait.
+    /// itself.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage does not run.
+    /// [`CallError::NoProcess`] if the stage does not run, [`CallError::Full`] if 1024 such messages
+    /// wait for it already.
     pub fn async_info<M>(&self, message: M) -> Result<(), CallError>
     where
         S: HandleInfo<M, Out>,
         M: Send + 'static,
     {
-        self.post(Info(message), None, |posted| Mail::Info(posted, None))
+        let place = self.slot.info_places.clone().try_acquire_owned();
+        self.post(Info(message), place.map_err(|_| CallError::Full)?, |posted| {
+            Mail::Info(posted, None)
+        })
     }
 
     /// How many events wait in the stage's buffer; 0 for a consumer, which has none.
@@ -541,14 +545,10 @@ where
         let _ = occupant.wait_for(gone).await;
     }
 
-    async fn place(&self) -> OwnedSemaphorePermit {
-        self.slot.places.clone().acquire_owned().await.expect("the semaphore is never closed")
-    }
-
     fn post<L: Letter<S, Out> + 'static>(
         &self,
         letter: L,
-        place: Option<OwnedSemaphorePermit>,
+        place: OwnedSemaphorePermit,
         mail: impl FnOnce(Posted<S, Out>) -> Mail<S, In, Out>,
     ) -> Result<(), CallError> {
         let address = self.slot.address().ok_or(CallError::NoProcess)?;
@@ -673,6 +673,11 @@ where
         });
         subscribed.await.unwrap_or(Err(SubscribeError::NoProcess))
     }
+}
+
+/// Waits for a place for a message.
+async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    places.clone().acquire_owned().await.expect("the semaphore is never closed")
 }
 
 impl<S, In, Out> Clone for StageHandle<S, In, Out> {

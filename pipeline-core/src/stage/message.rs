@@ -268,6 +268,9 @@ pub enum CallError {
     /// The stage took the message and did not answer.
     #[error("the stage did not reply")]
     NoReply,
+    /// Too many messages wait for the stage already.
+    #[error("too many messages wait for the stage")]
+    Full,
 }
 
 /// A message in the mailbox of a stage of type `S`, whatever its own type.
@@ -289,7 +292,7 @@ pub(crate) struct Opened {
 /// A letter, with its place among those that may wait.
 pub(crate) struct Posted<S, E> {
     pub(crate) letter: Box<dyn Letter<S, E>>,
-    pub(crate) _place: Option<OwnedSemaphorePermit>,
+    pub(crate) _place: OwnedSemaphorePermit,
 }
 
 pub(crate) struct Call<M, R> {

@@ -28,7 +28,7 @@ use crate::{
     subscription::{StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
 };
 
-/// How many messages from outside may wait in a stage's mailbox.
+/// How many calls and casts may wait in a stage's mailbox, and how many infos there and behind events.
 const ROOM: usize = 1024;
 
 /// Everything that can arrive in the mailbox of a stage of type `S`.
@@ -83,8 +83,8 @@ pub(crate) enum Occupant<A> {
 /// Where the mail for one incarnation of a stage goes.
 ///
 /// The mailbox has no bound of its own. Between stages, demand bounds it: no more events are on
-/// their way than were asked for, and no more asks than events were handled. From outside, a message
-/// takes one of so many places.
+/// their way than were asked for, and no more asks than events were handled. A message from outside
+/// takes one of [`ROOM`] places, and an info keeps its place until it is handled.
 pub(crate) struct Address<S, In, Out> {
     pub(crate) id: StageId,
     mailbox: Letterbox<Mail<S, In, Out>>,
@@ -167,7 +167,10 @@ where
 pub(crate) struct Slot<S, In, Out> {
     pub(crate) name: Arc<str>,
     pub(crate) occupant: watch::Sender<Occupant<Address<S, In, Out>>>,
+    /// For calls and casts.
     pub(crate) places: Arc<Semaphore>,
+    /// For infos, which may wait for events to leave. They must not take the places of the others.
+    pub(crate) info_places: Arc<Semaphore>,
     pub(crate) gauges: Arc<Gauges>,
     /// What whoever is here subscribes to when it starts.
     pub(crate) subscriptions: Mutex<Vec<PlannedSubscription<In>>>,
@@ -184,9 +187,9 @@ pub(crate) struct PlannedSubscription<In> {
 impl<S, In, Out> Slot<S, In, Out> {
     pub(crate) fn new(name: Arc<str>, gauges: Gauges) -> Self {
         let occupant = watch::Sender::new(Occupant::Vacant);
-        let places = Arc::new(Semaphore::new(ROOM));
+        let [places, info_places] = [ROOM; 2].map(|room| Arc::new(Semaphore::new(room)));
         let gauges = Arc::new(gauges);
-        Self { name, occupant, places, gauges, subscriptions: Mutex::default() }
+        Self { name, occupant, places, info_places, gauges, subscriptions: Mutex::default() }
     }
 
     /// Who is to be told, if anybody.

@@ -2,6 +2,8 @@
 
 use std::{fmt, future::Future, marker::PhantomData};
 
+use tokio::task::coop;
+
 use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 
 /// What the function of a [`for_each`] may return: nothing, or a `Result` whose error ends the stage.
@@ -130,6 +132,7 @@ where
         _from: &Subscription,
     ) -> Result<(), ExitReason> {
         for event in events {
+            coop::consume_budget().await;
             (self.function)(event).await.outcome()?;
         }
         Ok(())

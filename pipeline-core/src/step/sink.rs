@@ -3,6 +3,7 @@
 use std::{fmt, marker::PhantomData, pin::Pin};
 
 use futures::{Sink, SinkExt};
+use tokio::task::coop;
 
 use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 
@@ -75,6 +76,7 @@ where
         _from: &Subscription,
     ) -> Result<(), ExitReason> {
         for event in events {
+            coop::consume_budget().await;
             self.sink.feed(event).await.map_err(Into::into)?;
         }
         self.sink.flush().await.map_err(Into::into)

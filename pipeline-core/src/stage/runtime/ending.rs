@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer, message::Letter,
+        behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer, message::Posted,
         slot::Mail,
     },
     Callback, StageTask,
@@ -13,7 +13,8 @@ use crate::{
 
 /// What happens when a marker is reached.
 pub(super) enum Pending<B: Behaviour> {
-    Letter(Box<dyn Letter<B::Stage, B::Out>>),
+    /// It keeps its place as long as it waits.
+    Letter(Posted<B::Stage, B::Out>),
     Finish,
 }
 
@@ -72,7 +73,7 @@ impl<B: Behaviour> StageTask<B> {
 
     pub(super) async fn reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
         match self.markers.remove(&marker) {
-            Some(Pending::Letter(letter)) => self.call(Callback::Letter(letter)).await,
+            Some(Pending::Letter(posted)) => self.call(Callback::Letter(posted.letter)).await,
             Some(Pending::Finish) => {
                 if let Some(finishing) = &mut self.finishing {
                     finishing.step = Step::Work;

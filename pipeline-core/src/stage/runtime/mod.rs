@@ -78,8 +78,11 @@ pub(crate) struct StageTask<B: Behaviour> {
     in_hand: usize,
     /// Events of the same message that come after those.
     behind: usize,
-    /// Messages that were handled since the stage last waited.
+    /// How much was handled since the stage last waited, or let others have a turn: messages, and
+    /// whatever else needs a callback.
     handled: usize,
+    /// Callbacks since the stage last looked whether it is ready, or a timer is due.
+    unlooked: usize,
     /// Whether it was just found that it does not end yet, although it is about to.
     goes_on: bool,
     /// Whether everybody has been told of the end.
@@ -90,6 +93,9 @@ pub(crate) struct StageTask<B: Behaviour> {
 
 /// How many messages a stage handles before others have a turn.
 const TURN: usize = 128;
+
+/// After how many callbacks a stage looks at `ready` and its timers before it looks at its mail.
+const LOOK: usize = 16;
 
 /// Where a stage runs: whom to tell something, and where it arrives.
 type Place<B> = (
@@ -113,6 +119,8 @@ enum Next<B: Behaviour> {
     },
     Demand(usize),
     Wait,
+    /// To let others have a turn.
+    Yield,
     /// Any mail but events and asks, of which there is most.
     Mail(Box<MailOf<B>>),
     Ended {
@@ -173,6 +181,7 @@ impl<B: Behaviour> StageTask<B> {
             in_hand: 0,
             behind: 0,
             handled: 0,
+            unlooked: 0,
             goes_on: false,
             ended: false,
             last_words: Arc::default(),
@@ -216,10 +225,17 @@ impl<B: Behaviour> StageTask<B> {
         self.subscribe_all(subscriptions).await?;
         self.gauges.begun();
         loop {
-            match self.next() {
+            let next = self.next();
+            self.unlooked += 1;
+            match next {
                 Next::Events { from, events } => self.handle_events(from, events).await?,
                 Next::Demand(demand) => self.call_demand(demand).await?,
                 Next::Wait => self.wait().await?,
+                Next::Yield => {
+                    self.handled = 0;
+                    self.unlooked = LOOK;
+                    task::yield_now().await;
+                }
                 Next::Mail(mail) => self.receive(*mail).await?,
                 Next::Ended { from, how } => self.ended(from, how).await?,
                 Next::Marker(marker) => self.reached(marker).await?,
@@ -233,28 +249,35 @@ impl<B: Behaviour> StageTask<B> {
     fn next(&mut self) -> Next<B> {
         let mut goes_on = mem::take(&mut self.goes_on);
         loop {
+            if self.handled >= TURN {
+                return Next::Yield;
+            }
             if B::KIND.emits() || !self.outlet.is_empty() {
                 self.deliver();
             }
             if let Some(marker) = self.due.pop_front() {
+                self.handled += 1;
                 return Next::Marker(marker);
             }
             if !self.paused && !self.inlet.is_empty() {
                 let may = B::KIND != StageKind::ProducerConsumer || self.outlet.unmet() > 0;
-                match self.inlet.next(may) {
-                    Some(Input::Events { from, events }) => return Next::Events { from, events },
-                    Some(Input::Ended { from, how }) => return Next::Ended { from, how },
-                    Some(Input::Info(marker)) => {
-                        self.outlet.info(marker);
-                        goes_on = false;
-                        continue;
+                if let Some(input) = self.inlet.next(may) {
+                    self.handled += 1;
+                    match input {
+                        Input::Events { from, events } => return Next::Events { from, events },
+                        Input::Ended { from, how } => return Next::Ended { from, how },
+                        Input::Info(marker) => {
+                            self.outlet.info(marker);
+                            goes_on = false;
+                            continue;
+                        }
                     }
-                    None => {}
                 }
             }
             if B::KIND == StageKind::Producer && self.finishing.is_none() {
                 let demand = self.outlet.new_demand();
                 if demand > 0 {
+                    self.handled += 1;
                     return Next::Demand(demand);
                 }
             }
@@ -263,7 +286,7 @@ impl<B: Behaviour> StageTask<B> {
                 return Next::End;
             }
             self.show_held();
-            if !self.mailbox.has_next() || self.phase.has_changed() || self.handled == TURN {
+            if !self.mailbox.has_next() || self.phase.has_changed() || self.unlooked >= LOOK {
                 return Next::Wait;
             }
             self.handled += 1;
@@ -304,18 +327,16 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Waits for one thing to happen, and does what follows from it, unless it is mail.
     async fn wait(&mut self) -> Result<(), ExitReason> {
-        if self.handled == TURN {
-            self.handled = 0;
-            task::yield_now().await;
-        }
         let waits_for_more = self.waits() || self.limiter.is_some() || !self.retries.is_empty();
         let woken =
             if waits_for_more { self.wait_for_all().await } else { self.wait_for_mail().await };
+        self.unlooked = 0;
         match woken {
             Woken::Mail => Ok(()),
             Woken::Phase(phase) => self.enter(phase).await,
             Woken::Ready(ready) => {
                 ready?;
+                self.handled += 1;
                 self.call(Callback::Ready).await
             }
             Woken::Timer => self.retry().await,
@@ -348,8 +369,10 @@ impl<B: Behaviour> StageTask<B> {
             && self.behaviour.waits(self.outlet.owed())
     }
 
-    /// Waits for the first of all that it may wait for, the most urgent first.
+    /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before
+    /// `ready` and the timer, but it cannot starve them: after some callbacks it is their turn.
     async fn wait_for_all(&mut self) -> Woken {
+        let mail_first = self.unlooked < LOOK;
         let waits = self.waits();
         let timer = self.next_timer();
         let activity = self.activity();
@@ -358,7 +381,7 @@ impl<B: Behaviour> StageTask<B> {
         let mut idle = false;
         let woken = poll_fn(|context| {
             let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, context);
-            if arrival.is_ready() {
+            if matches!(arrival, Poll::Ready(Woken::Phase(_))) || mail_first && arrival.is_ready() {
                 return arrival;
             }
             if let Some(ready) = ready.as_mut().as_pin_mut()
@@ -370,6 +393,9 @@ impl<B: Behaviour> StageTask<B> {
                 && timer.poll(context).is_ready()
             {
                 return Poll::Ready(Woken::Timer);
+            }
+            if arrival.is_ready() {
+                return arrival;
             }
             if !mem::replace(&mut idle, true) {
                 self.gauges.enter(activity);
@@ -427,7 +453,7 @@ impl<B: Behaviour> StageTask<B> {
             Mail::FromConsumer(message) => self.consumer_says(message).await,
             Mail::Letter(posted) => self.call(Callback::Letter(posted.letter)).await,
             Mail::Info(posted, queued) => {
-                let marker = self.marker(Pending::Letter(posted.letter));
+                let marker = self.marker(Pending::Letter(posted));
                 self.mark(marker);
                 if let Some(queued) = queued {
                     // Whoever has stopped waiting does not mind.

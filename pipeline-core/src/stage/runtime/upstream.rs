@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use tokio::time::Instant;
+use tokio::{task::coop, time::Instant};
 
 use super::{
     super::{
@@ -328,6 +328,7 @@ impl<B: Behaviour> StageTask<B> {
             if is_last {
                 return Ok(());
             }
+            coop::consume_budget().await;
             events = rest;
         }
     }

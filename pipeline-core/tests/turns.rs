@@ -1,0 +1,259 @@
+//! Nothing keeps a stage, or a task beside it, from having its turn: not mail, not a source that is
+//! always ready, not one that takes all it can.
+
+use std::{
+    future::ready,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures::StreamExt;
+use pipeline_core::{
+    CallError, Cancel, Emitter, ExitReason, Graph, HandleCast, HandleInfo, Pipeline, Producer,
+    ProducerHandle, QueueOptions, StageContext, SubscribeOptions, for_each, for_each_batch,
+    from_iter, queue, testkit::settle,
+};
+use tokio::task;
+
+/// So many messages a stage may be kept from its turn by, at most. It is a hundred times what is
+/// needed.
+const TOO_MANY: usize = 10_000;
+
+/// A stage that sends itself a message for each that it gets, so that there is always one.
+struct Chatty {
+    handle: Option<ProducerHandle<Self>>,
+    messages: usize,
+    ticks: Arc<AtomicUsize>,
+}
+
+impl Producer for Chatty {
+    type Event = u64;
+
+    fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
+        self.handle = Some(context.handle().clone());
+        Ok(())
+    }
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.handle.as_ref().unwrap().async_info(Again)?;
+        Ok(())
+    }
+
+    async fn ready(&mut self) {}
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        if self.ticks.fetch_add(1, SeqCst) == 2 {
+            out.finish();
+        }
+        Ok(())
+    }
+}
+
+struct Again;
+
+impl HandleInfo<Again, u64> for Chatty {
+    async fn handle_info(&mut self, _: Again, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.messages += 1;
+        if self.messages == TOO_MANY {
+            return Err(ExitReason::failed("it was never its turn"));
+        }
+        self.handle.as_ref().unwrap().async_info(Again)?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn mail_that_never_ends_does_not_keep_a_source_from_being_ready() {
+    let ticks = Arc::new(AtomicUsize::new(0));
+    let chatty = Chatty { handle: None, messages: 0, ticks: ticks.clone() };
+    let mut pipeline = Pipeline::builder("test")
+        .producer(chatty)
+        .consumer(for_each(async |_: u64| {}), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert!(report.failure().is_none(), "{report}");
+    assert_eq!(ticks.load(SeqCst), 3);
+}
+
+/// A source that says that it is ready, and has nothing.
+struct Hasty(Arc<AtomicUsize>);
+
+impl Producer for Hasty {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+
+    async fn ready(&mut self) {}
+
+    async fn handle_ready(&mut self, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        match self.0.fetch_add(1, SeqCst) {
+            TOO_MANY => Err(ExitReason::failed("no other task had a turn")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_is_always_ready_lets_other_tasks_have_a_turn() {
+    let ready = Arc::new(AtomicUsize::new(0));
+    let pipeline = Pipeline::builder("test")
+        .producer(Hasty(ready.clone()))
+        .consumer(for_each(async |_: u64| {}), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    while ready.load(SeqCst) == 0 {
+        task::yield_now().await;
+    }
+    assert!(ready.load(SeqCst) < TOO_MANY);
+    pipeline.drain(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn a_message_cut_into_many_chunks_lets_other_tasks_have_a_turn() {
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = handled.clone();
+    let options = SubscribeOptions::new().max_demand(TOO_MANY).min_demand(TOO_MANY - 1);
+    let _pipeline = Pipeline::builder("test")
+        .producer(from_iter(0u64..))
+        .consumer(
+            for_each_batch(move |batch: Vec<u64>| {
+                count.fetch_add(batch.len(), SeqCst);
+                ready(())
+            }),
+            options,
+        )
+        .start()
+        .unwrap();
+    while handled.load(SeqCst) == 0 {
+        task::yield_now().await;
+    }
+    assert!(handled.load(SeqCst) < TOO_MANY);
+}
+
+#[tokio::test]
+async fn a_function_for_each_event_lets_other_tasks_have_a_turn() {
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = handled.clone();
+    let options = SubscribeOptions::new().max_demand(TOO_MANY).min_demand(0);
+    let _pipeline = Pipeline::builder("test")
+        .producer(from_iter(0u64..))
+        .consumer(
+            for_each(move |_: u64| {
+                count.fetch_add(1, SeqCst);
+                ready(())
+            }),
+            options,
+        )
+        .start()
+        .unwrap();
+    while handled.load(SeqCst) == 0 {
+        task::yield_now().await;
+    }
+    assert!(handled.load(SeqCst) < TOO_MANY);
+}
+
+#[tokio::test]
+async fn a_loop_of_pushes_lets_other_tasks_have_a_turn() {
+    let (queue, _producer) = queue(QueueOptions::new().capacity(TOO_MANY));
+    let pushes = queue.clone();
+    task::spawn(async move {
+        for n in 0..TOO_MANY {
+            pushes.push(n).await.unwrap();
+        }
+    });
+    while queue.len() == 0 {
+        task::yield_now().await;
+    }
+    assert!(queue.len() < TOO_MANY);
+}
+
+#[tokio::test]
+async fn a_loop_over_a_stream_of_events_lets_other_tasks_have_a_turn() {
+    let options = SubscribeOptions::new().max_demand(TOO_MANY).min_demand(0);
+    let (_pipeline, mut stream) = Pipeline::builder("test")
+        .producer(from_iter(0u64..))
+        .into_stream(options.cancel(Cancel::Transient))
+        .unwrap();
+    let taken = Arc::new(AtomicUsize::new(0));
+    let count = taken.clone();
+    task::spawn(async move {
+        while stream.next().await.is_some() {
+            count.fetch_add(1, SeqCst);
+        }
+    });
+    while taken.load(SeqCst) == 0 {
+        task::yield_now().await;
+    }
+    assert!(taken.load(SeqCst) < TOO_MANY);
+}
+
+/// A producer that never emits, so that infos wait behind what it holds.
+struct Holding;
+
+impl Producer for Holding {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+struct Emit;
+
+impl HandleCast<Emit, u64> for Holding {
+    async fn handle_cast(&mut self, _: Emit, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        out.emit(1);
+        Ok(())
+    }
+}
+
+impl HandleInfo<Again, u64> for Holding {
+    async fn handle_info(&mut self, _: Again, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn infos_that_wait_behind_events_are_bounded_and_leave_room_for_casts() {
+    let mut graph = Graph::new("test");
+    let holding = graph.producer("holding", Holding);
+    let consumer = graph.consumer("consumer", for_each(async |_: u64| {}));
+    let _pipeline = graph.start().unwrap();
+    holding.cast(Emit).await.unwrap();
+    for _ in 0..1024 {
+        holding.sync_info(Again).await.unwrap();
+    }
+    assert_eq!(holding.async_info(Again), Err(CallError::Full));
+    let waits = task::spawn({
+        let holding = holding.clone();
+        async move { holding.sync_info(Again).await }
+    });
+    settle().await;
+    assert!(!waits.is_finished());
+    // Casts have places of their own.
+    holding.cast(Emit).await.unwrap();
+
+    // Somebody takes the events, and the infos reach the stage.
+    consumer.subscribe(&holding, SubscribeOptions::new()).await.unwrap();
+    waits.await.unwrap().unwrap();
+    settle().await;
+    assert_eq!(holding.async_info(Again), Ok(()));
+}
