@@ -49,6 +49,11 @@ impl<E> Buffer<E> {
         self.events.is_empty()
     }
 
+    /// Whether half of it is free.
+    pub(crate) fn has_room(&self) -> bool {
+        self.events.len() <= self.limit / 2
+    }
+
     pub(crate) fn has_markers(&self) -> bool {
         !self.markers.is_empty()
     }

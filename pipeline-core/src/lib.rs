@@ -43,6 +43,7 @@ mod backoff;
 mod buffer;
 mod deadline;
 mod demand;
+mod discarding;
 mod dispatcher;
 mod error;
 mod event_stream;

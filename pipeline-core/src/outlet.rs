@@ -298,6 +298,11 @@ impl<E: 'static> Outlet<E> {
         self.buffer.len()
     }
 
+    /// Whether half of the buffer is free.
+    pub(crate) fn has_room(&self) -> bool {
+        self.buffer.has_room()
+    }
+
     /// Events that have not left yet, the dispatcher's own queues included.
     pub(crate) fn held(&self) -> usize {
         self.buffer.len() + self.dispatcher.queued()

@@ -42,7 +42,7 @@ impl Producer for Chatty {
         _: usize,
         _: &mut Emitter<'_, u64>,
     ) -> Result<(), ExitReason> {
-        self.handle.as_ref().unwrap().async_info(Again)?;
+        self.handle.as_ref().expect("init has set it").async_info(Again)?;
         Ok(())
     }
 
@@ -64,7 +64,7 @@ impl HandleInfo<Again, u64> for Chatty {
         if self.messages == TOO_MANY {
             return Err(ExitReason::failed("it was never its turn"));
         }
-        self.handle.as_ref().unwrap().async_info(Again)?;
+        self.handle.as_ref().expect("init has set it").async_info(Again)?;
         Ok(())
     }
 }
@@ -175,7 +175,7 @@ async fn a_loop_of_pushes_lets_other_tasks_have_a_turn() {
             pushes.push(n).await.unwrap();
         }
     });
-    while queue.len() == 0 {
+    while queue.is_empty() {
         task::yield_now().await;
     }
     assert!(queue.len() < TOO_MANY);

@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     hash::Hash,
-    mem,
     task::{Poll, Waker},
 };
 
@@ -14,6 +13,7 @@ use super::{
 };
 use crate::{
     buffer::BufferKeep,
+    discarding::Discarding,
     source::{
         outcome::{Closed, TryPushError},
         store::{Bounded, Offered, Pushed, Store, Taken},
@@ -40,8 +40,7 @@ pub(super) struct State<K, T> {
     tickets: Tickets,
     taker: Taker,
     closed: bool,
-    /// How many offered items were discarded since there was last room.
-    discarded: usize,
+    discarding: Discarding,
 }
 
 /// How much it holds, of what, and what it discards.
@@ -89,7 +88,7 @@ impl<K, T> State<K, T> {
             tickets: Tickets::default(),
             taker: Taker::default(),
             closed: false,
-            discarded: 0,
+            discarding: Discarding::default(),
         }
     }
 
@@ -162,9 +161,8 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         }
     }
 
-    /// Whether discarding is over. That is told when half of the room is free, not at the first
-    /// item that leaves: or else it would be told again and again.
-    fn has_room_again(&self) -> bool {
+    /// Whether half of the room is free.
+    fn has_room(&self) -> bool {
         let Limits { capacity, key_capacity, .. } = self.limits;
         self.held <= capacity / 2 && self.lengths.max() <= key_capacity / 2
     }
@@ -267,8 +265,7 @@ impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
             Some(Bound::Total) if self.lengths.of(id) == self.lengths.max() => Some(id),
             Some(Bound::Total) => self.lengths.longest(),
         };
-        self.discarded += 1;
-        let first = self.discarded == 1;
+        let first = self.discarding.add(1);
         let payer = payer.filter(|_| self.limits.keep == BufferKeep::Last);
         let oldest = payer.and_then(|payer| self.lanes[payer].items.pop_front());
         let (Some(payer), Some(oldest)) = (payer, oldest) else {
@@ -301,9 +298,12 @@ impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
             self.settle(id);
             self.move_up(&mut taken.wake);
         }
-        if self.discarded > 0 && self.has_room_again() {
-            taken.discarded = mem::take(&mut self.discarded);
-        }
+        taken.discarded = if self.closed {
+            self.discarding.end()
+        } else {
+            let has_room = self.has_room();
+            self.discarding.over(has_room)
+        };
         taken
     }
 
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn discarding_is_told_when_it_begins_and_when_half_of_the_room_is_free() {
+    fn discarding_is_told_when_it_begins_and_when_it_is_over_however_often_items_leave() {
         let mut state = state(9, 4, BufferKeep::First);
         fill(&mut state, "aaaa");
         let began = |state: &mut Fair| {
@@ -528,11 +528,18 @@ mod tests {
         let mut out = VecDeque::new();
         assert_eq!(state.take(1, &mut out).discarded, 0);
         assert_eq!([began(&mut state), began(&mut state)], [false, false]);
-        assert_eq!(state.take(2, &mut out).discarded, 3);
+        for _ in 0..1000 {
+            assert_eq!(state.take(4, &mut out).discarded, 0, "something was discarded lately");
+            fill(&mut state, "aaaa");
+            assert!(!began(&mut state));
+        }
+        assert_eq!(state.take(2, &mut out).discarded, 0);
+        assert_eq!(state.take(0, &mut out).discarded, 1003);
         assert_eq!(state.take(2, &mut out).discarded, 0);
         fill(&mut state, "aabbccdda");
         assert!(began(&mut state));
-        assert_eq!(state.take(4, &mut out).discarded, 0, "five of nine are there");
+        assert_eq!(state.take(4, &mut out).discarded, 0);
+        assert_eq!(state.take(0, &mut out).discarded, 0, "five of nine are there");
         assert_eq!(state.take(1, &mut out).discarded, 1);
     }
 

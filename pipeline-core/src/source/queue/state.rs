@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     buffer::BufferKeep,
+    discarding::Discarding,
     source::{
         outcome::{Closed, TryPushError},
         store::{Bounded, Offered, Pushed, Store, Taken},
@@ -27,8 +28,7 @@ pub(super) struct State<T> {
     tickets: Tickets,
     taker: Taker,
     closed: bool,
-    /// How many offered items were discarded since there was last room.
-    discarded: usize,
+    discarding: Discarding,
 }
 
 impl<T> State<T> {
@@ -41,7 +41,7 @@ impl<T> State<T> {
             tickets: Tickets::default(),
             taker: Taker::default(),
             closed: false,
-            discarded: 0,
+            discarding: Discarding::default(),
         }
     }
 
@@ -120,8 +120,7 @@ impl<T> Store for State<T> {
         if !self.is_full() {
             return Ok(Offered::Kept(self.insert(item)));
         }
-        self.discarded += 1;
-        let first = self.discarded == 1;
+        let first = self.discarding.add(1);
         let displaced = match self.keep {
             BufferKeep::First => None,
             BufferKeep::Last => self.items.pop_front(),
@@ -151,9 +150,11 @@ impl<T> Store for State<T> {
             self.items.push_back(item);
             taken.wake.push(waker);
         }
-        if !self.is_full() {
-            taken.discarded = mem::take(&mut self.discarded);
-        }
+        taken.discarded = if self.closed {
+            self.discarding.end()
+        } else {
+            self.discarding.over(self.items.len() <= self.capacity / 2)
+        };
         taken
     }
 
@@ -251,21 +252,33 @@ mod tests {
         };
         let (offered, (kept, taken)) = offers(BufferKeep::Last);
         assert_eq!(offered[2..], [Some((1, true)), Some((2, true))]);
-        assert_eq!((kept, taken.discarded), (vec![3, 4], 2));
+        assert_eq!((kept, taken.discarded), (vec![3, 4], 0), "it is not over yet");
         let (offered, (kept, taken)) = offers(BufferKeep::First);
         assert_eq!(offered[2..], [Some((3, false)), Some((4, false))]);
-        assert_eq!((kept, taken.discarded), (vec![1, 2], 2));
+        assert_eq!((kept, taken.discarded), (vec![1, 2], 0), "it is not over yet");
     }
 
     #[test]
-    fn discarding_is_told_when_it_begins_and_when_there_is_room_again() {
-        let mut state = state(1, BufferKeep::First);
-        let began = |state: &mut State<u32>| {
-            matches!(state.offer(1).unwrap(), Offered::Discarded { first: true, .. })
+    fn discarding_is_told_when_it_begins_and_when_it_is_over_however_often_items_leave() {
+        let mut state = state(4, BufferKeep::First);
+        let began = |state: &mut State<u32>, offers: usize| {
+            let first = |_: &usize| {
+                matches!(state.offer(1).unwrap(), Offered::Discarded { first: true, .. })
+            };
+            (0..offers).filter(first).count()
         };
-        assert_eq!([began(&mut state), began(&mut state), began(&mut state)], [false, true, false]);
-        assert_eq!(take(&mut state, 1).1.discarded, 2);
-        assert_eq!([began(&mut state), began(&mut state)], [false, true]);
+        assert_eq!(began(&mut state, 6), 1);
+        // It is emptied, and filled again at once.
+        for _ in 0..1000 {
+            assert_eq!(take(&mut state, 4).1.discarded, 0);
+            assert_eq!(began(&mut state, 5), 0);
+        }
+        assert_eq!(take(&mut state, 1).1.discarded, 0, "something was discarded since the last");
+        assert_eq!(take(&mut state, 0).1.discarded, 0, "there is hardly any room");
+        assert_eq!(take(&mut state, 1).1.discarded, 1002);
+        assert_eq!(began(&mut state, 3), 1);
+        state.close();
+        assert_eq!(take(&mut state, 0).1.discarded, 1);
     }
 
     #[test]

@@ -116,18 +116,24 @@ impl<B: Behaviour> StageTask<B> {
             self.metrics.discarded(Discard::Unsubscribed, unsubscribed as u64);
         }
         if overflow > 0 {
-            self.discard(Discard::BufferFull, overflow, "the buffer is full");
+            if self.discard(Discard::BufferFull, overflow) && self.overflowing.add(overflow) {
+                tracing::warn!(stage = %self.report.stage, discarded = overflow, "the buffer is full");
+            }
+        } else {
+            let discarded = self.overflowing.over(self.outlet.has_room());
+            if discarded > 0 {
+                tracing::warn!(stage = %self.report.stage, discarded, "the buffer has room again");
+            }
         }
         self.send();
     }
 
-    pub(super) fn discard(&mut self, why: Discard, count: usize, message: &'static str) {
+    /// Counts events that are discarded. Whether that is to be logged.
+    fn discard(&mut self, why: Discard, count: usize) -> bool {
         self.report.discarded += count;
         self.gauges.discarded(why, count);
         self.metrics.discarded(why, count as u64);
-        if self.behaviour.format_discarded(count) {
-            tracing::warn!(stage = %self.report.stage, discarded = count, "{message}");
-        }
+        self.behaviour.format_discarded(count)
     }
 
     /// Sends off what the dispatcher has decided to send.
@@ -173,15 +179,17 @@ impl<B: Behaviour> StageTask<B> {
             self.gauges.discarded(Discard::Filtered, filtered);
             self.metrics.discarded(Discard::Filtered, filtered as u64);
         }
-        if unroutable > 0 {
-            self.discard(
-                Discard::Unroutable,
-                unroutable,
-                "events for a partition that is not there",
-            );
+        if unroutable > 0
+            && self.discard(Discard::Unroutable, unroutable)
+            && let Some(discarded) = self.unroutable.log(unroutable)
+        {
+            let stage = &self.report.stage;
+            tracing::warn!(%stage, discarded, "events for a partition that is not there");
         }
         for warning in self.deliveries.take_warnings() {
-            tracing::warn!(stage = %self.report.stage, %warning, "the dispatcher warns");
+            if let Some(times) = self.warnings.log(1) {
+                tracing::warn!(stage = %self.report.stage, %warning, times, "the dispatcher warns");
+            }
         }
     }
 }

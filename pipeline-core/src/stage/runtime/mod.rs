@@ -39,6 +39,7 @@ use super::{
     slot::{Address, Control, Mail, Mailbox, Subscribing},
 };
 use crate::{
+    discarding::{Discarding, Seldom},
     dispatcher::{Deliveries, Marker},
     exit::ExitReason,
     inlet::{Inlet, Input},
@@ -73,6 +74,12 @@ pub(crate) struct StageTask<B: Behaviour> {
     /// Not for supervisors: they time each worker.
     timer: BatchTimer,
     gauges: Arc<Gauges>,
+    /// Whether the buffer is so full that events are discarded.
+    overflowing: Discarding,
+    /// Events that no partition is there for.
+    unroutable: Seldom,
+    /// What the dispatcher warns of.
+    warnings: Seldom,
     report: StageReport,
     /// Events that a callback has been given and is not done with.
     in_hand: usize,
@@ -177,6 +184,9 @@ impl<B: Behaviour> StageTask<B> {
                 _ => BatchTimer::register(&context.telemetry, &context.labels()),
             },
             gauges,
+            overflowing: Discarding::default(),
+            unroutable: Seldom::default(),
+            warnings: Seldom::default(),
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
             in_hand: 0,
             behind: 0,
