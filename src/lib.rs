@@ -32,7 +32,11 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(feature = "ws")]
+mod connection;
+#[cfg(feature = "ws")]
 mod health;
+#[cfg(feature = "ws")]
+mod listener;
 #[cfg(feature = "ws")]
 mod serve;
 #[cfg(feature = "ws")]

@@ -4,35 +4,72 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     io,
-    net::SocketAddr,
     pin::Pin,
     time::Duration,
 };
 
-use axum::{Router, serve::ListenerExt};
+use axum::Router;
 use futures::future::{join_all, select_all};
-use pipeline_core::{Pipeline, PipelineReport};
+use pipeline_core::{Deadline, Pipeline, PipelineReport, Telemetry};
 use pipeline_ws_sink::{Endpoint, EndpointReport};
 use tokio::{
     net::TcpListener,
-    sync::oneshot,
+    sync::watch,
     task::{JoinError, JoinSet},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
-use crate::{health::Health, signal::shutdown_signal};
+use crate::{
+    health::Health,
+    listener::{self, Limits, Metrics, Phase},
+    signal::shutdown_signal,
+};
 
 /// Serves a router until the process is told to stop, then stops everything in order.
 ///
-/// The order is: no new connections; the pipelines, which hand on what they have accepted; the
-/// endpoint's sockets, which are closed so that clients connect again elsewhere; and last whatever
-/// is to be flushed. What was left undone is in the [`ShutdownReport`].
+/// The server speaks HTTP/1.1, and upgrades to WebSockets. The address that a client connects from is in
+/// its requests: handlers find it as axum's `ConnectInfo<SocketAddr>`, sockets as
+/// `ConnectInfo::peer_addr`.
 ///
-/// The address that a client connects from is in its requests: handlers find it as axum's
-/// `ConnectInfo<SocketAddr>`, sockets as `ConnectInfo::peer_addr`.
+/// # The end
 ///
-/// The process is told to stop by Ctrl-C or SIGTERM. A second signal cuts the draining short. If a
-/// pipeline ends by itself, because a stage failed, everything else is stopped too.
+/// The process is told to stop by Ctrl-C or SIGTERM. A second signal cuts everything short. If a
+/// pipeline ends by itself, because a stage failed, everything else is stopped too. The order is:
+///
+/// 1. [`Health`] says that the process is not ready, and answers carry `connection: close`, so that
+///    load balancers and clients move on. Connections are accepted as before, for as long as
+///    [`linger`](Serve::linger) says.
+/// 2. The pipelines hand on what they have accepted. Connections are still accepted, so that clients
+///    that poll can fetch what is sent to them now.
+/// 3. No more connections are accepted, and the endpoint's sockets are closed, so that clients connect
+///    again elsewhere.
+/// 4. Connections end when the request that they are at is answered, and are cut off after six seconds.
+/// 5. What is given to [`and_then`](Serve::and_then) is called.
+///
+/// What was left undone is in the [`ShutdownReport`].
+///
+/// # Limits
+///
+/// A client that is silent, or too slow to say what it wants, is disconnected. A client that is one too
+/// many is refused.
+///
+/// | limit | default | beyond it |
+/// | --- | --- | --- |
+/// | [`max_connections`](Serve::max_connections) | 10,000 | 503, with `retry-after: 1` |
+/// | [`header_timeout`](Serve::header_timeout) | 10 s | the connection ends |
+/// | [`keep_alive_timeout`](Serve::keep_alive_timeout) | 75 s | the connection ends |
+/// | [`body_timeout`](Serve::body_timeout) | 30 s | reading the body fails |
+/// | the head of a request | 64 KiB | 431 |
+///
+/// `http.connections_refused` and `http.connections_timed_out` count how often it came to that.
+///
+/// # Your own server
+///
+/// An [`Endpoint`] is a `tower` service and runs in any server. Set there what is set here: a timeout for
+/// the head of a request that covers the time before its first byte (`header_read_timeout` of hyper's
+/// `http1::Builder` does, once it has a `timer`; `axum::serve` sets none, and the connections of
+/// `hyper_util::server::conn::auto` wait for their first bytes without one), a timeout for bodies, a
+/// bound of connections, a pause after errors of `accept`, and at the end a deadline for connections.
 ///
 /// ```no_run
 /// use axum::Router;
@@ -55,6 +92,9 @@ pub fn serve(listener: TcpListener, app: Router) -> Serve {
         health: None,
         admin: None,
         flush: None,
+        telemetry: Telemetry::global(),
+        limits: Limits::default(),
+        linger: Duration::ZERO,
         drain_within: Duration::from_secs(10),
         close_within: Duration::from_secs(30),
         stop: None,
@@ -71,6 +111,9 @@ pub struct Serve {
     health: Option<Health>,
     admin: Option<(TcpListener, Router)>,
     flush: Option<Box<dyn FnOnce() + Send>>,
+    telemetry: Telemetry,
+    limits: Limits,
+    linger: Duration,
     drain_within: Duration,
     close_within: Duration,
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
@@ -78,6 +121,12 @@ pub struct Serve {
 
 /// How long requests have to be answered, when everything else has been stopped.
 const ANSWERING: Duration = Duration::from_secs(6);
+
+/// How long clients that poll have to fetch what the pipelines sent them last.
+const FETCHING: Duration = Duration::from_secs(2);
+
+/// How often to look whether they have.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Serve {
     /// Drains this pipeline at the end. May be called for several.
@@ -94,8 +143,8 @@ impl Serve {
 
     /// Tells this when it begins to stop, so that it says at once that the process is not ready.
     ///
-    /// Its handlers are for a router of their own, at [`admin`](Self::admin): this one takes no more
-    /// connections by then.
+    /// Its handlers are best in a router of their own, at [`admin`](Self::admin): this one accepts no
+    /// more connections once the pipelines have drained.
     pub fn health(mut self, health: &Health) -> Self {
         self.health = Some(health.clone());
         self
@@ -130,6 +179,60 @@ impl Serve {
         self
     }
 
+    /// How long to go on as before, but for not being ready, once the process is told to stop: so long
+    /// that a load balancer has looked at [`Health`] and sends no more clients. Default: not at all.
+    ///
+    /// Kubernetes takes a pod out of its services when it sends SIGTERM, and needs a moment to tell
+    /// everybody; 5 seconds are usual there. A balancer that asks `/readyz` every two seconds and
+    /// believes the third answer needs 6.
+    pub fn linger(mut self, time: Duration) -> Self {
+        self.linger = time;
+        self
+    }
+
+    /// How many connections may be open that have not become WebSockets. Default 10,000.
+    ///
+    /// A client that is one too many is answered with 503 and `retry-after: 1`.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        assert!(connections > 0, "a server without connections serves nobody");
+        self.limits.connections = connections;
+        self
+    }
+
+    /// How long the head of a connection's first request may take, the time before its first byte
+    /// included. Default 10 seconds.
+    pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.head = timeout;
+        self
+    }
+
+    /// How long a connection may take from one answer to the end of the next request's head. Default 75
+    /// seconds, which is longer than load balancers keep a connection that they do not use: it is for
+    /// them to close it first.
+    pub fn keep_alive_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.idle = timeout;
+        self
+    }
+
+    /// How long the body of a request may pause. Default 30 seconds.
+    ///
+    /// A handler that reads the body is then told of an error. How large a body may be, and how long it
+    /// may take in all, is for handlers to say.
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.body = timeout;
+        self
+    }
+
+    /// Where to record what is measured of connections. Default: the process's recorder.
+    pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
+        self.telemetry = telemetry;
+        self
+    }
+
     /// How long the pipelines have to hand on what they have accepted. Default 10 seconds.
     pub fn drain_within(mut self, deadline: Duration) -> Self {
         self.drain_within = deadline;
@@ -142,8 +245,9 @@ impl Serve {
     /// seconds, which is 150,000 in the default time. Those that are open when it is over are cut off:
     /// their clients see the connection break, and no 1012. The report says how many there were.
     ///
-    /// Whoever sends SIGTERM has to wait for longer than this and [`drain_within`](Self::drain_within)
-    /// together before sending SIGKILL; Kubernetes waits for 30 seconds unless it is told otherwise.
+    /// SIGKILL has to come later than SIGTERM by more than [`linger`](Self::linger),
+    /// [`drain_within`](Self::drain_within) and this together; Kubernetes waits for 30 seconds unless it
+    /// is told otherwise.
     pub fn close_within(mut self, deadline: Duration) -> Self {
         self.close_within = deadline;
         self
@@ -160,51 +264,64 @@ impl Serve {
             Some(stop) => stop,
             None => Box::pin(shutdown_signal()?),
         };
-        let (close, closing) = oneshot::channel::<()>();
-        // A small answer is to leave at once; if that cannot be set, it leaves a little later.
-        let listener = self.listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-        let app = self.app.into_make_service_with_connect_info::<SocketAddr>();
-        let server = axum::serve(listener, app).with_graceful_shutdown(async {
-            let _ = closing.await;
-        });
-        let mut server = tokio::spawn(server.into_future());
+        let metrics = Metrics::new(&self.telemetry);
+        let start = |listener, app, phase| {
+            let mut server = JoinSet::new();
+            server.spawn(listener::run(listener, app, self.limits, metrics.clone(), phase));
+            server
+        };
+        // Both end with their sets.
+        tracing::info!(address = %self.listener.local_addr()?, "listening");
+        let (phase, public) = watch::channel(Phase::Serving);
+        let mut server = start(self.listener, self.app, public);
+        let (_serving, private) = watch::channel(Phase::Serving);
         let mut admin = JoinSet::new();
         if let Some((listener, router)) = self.admin.take() {
-            // It ends with the set.
-            admin.spawn(axum::serve(listener, router).into_future());
+            tracing::info!(address = %listener.local_addr()?, "listening for the admin router");
+            admin = start(listener, router, private);
         }
 
         tokio::select! {
             () = stop => tracing::info!("stopping"),
             () = first_to_end(&mut self.pipelines) => tracing::error!("a pipeline ended, stopping"),
-            // They end only if they cannot serve.
-            served = &mut server => return Err(why_it_ended(served)),
-            Some(served) = admin.join_next() => return Err(why_it_ended(served)),
+            Some(ended) = server.join_next() => return Err(why_it_ended(ended)),
+            Some(ended) = admin.join_next() => return Err(why_it_ended(ended)),
         }
         if let Some(health) = &self.health {
             health.stop();
         }
-        let _ = close.send(());
+        // A second signal, at whatever step of the end. Who listens for it before hears the first.
+        let again = shutdown_signal()?;
+        phase.send_replace(Phase::Leaving);
         let draining = async {
+            if !self.linger.is_zero() {
+                tracing::info!(time = ?self.linger, "not ready any more, and still accepting");
+                Deadline::from_now(self.linger).passed().await;
+            }
             let drained = self.pipelines.into_iter().map(|it| it.drain(self.drain_within));
             let pipelines = join_all(drained).await;
             // Only now: what the pipelines still held went to these sockets.
             let endpoint = match self.endpoint {
-                Some(endpoint) => Some(endpoint.drain(self.close_within).await),
+                Some(endpoint) => {
+                    let _ = timeout(FETCHING, all_is_fetched(&endpoint)).await;
+                    phase.send_replace(Phase::Closed);
+                    Some(endpoint.drain(self.close_within).await)
+                }
                 None => None,
             };
+            phase.send_replace(Phase::Ending);
+            let _ = timeout(ANSWERING, server.join_next()).await;
             ShutdownReport { pipelines, endpoint, interrupted: false }
         };
         let report = tokio::select! {
             report = draining => report,
-            () = shutdown_signal()? => {
+            () = again => {
                 tracing::warn!("told to stop again, not waiting any longer");
                 ShutdownReport { pipelines: Vec::new(), endpoint: None, interrupted: true }
             }
         };
-        if timeout(ANSWERING, &mut server).await.is_err() {
-            server.abort();
-        }
+        // What is still at it is cut off.
+        server.shutdown().await;
         if let Some(flush) = self.flush {
             flush();
         }
@@ -216,7 +333,7 @@ impl IntoFuture for Serve {
     type Output = io::Result<ShutdownReport>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    /// Fails if the signals cannot be listened for, or the server cannot serve.
+    /// Fails if the signals cannot be listened for, or a listener has no address.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.run())
     }
@@ -230,15 +347,27 @@ impl fmt::Debug for Serve {
             .field("endpoint", &self.endpoint)
             .field("health", &self.health)
             .field("admin", &self.admin.as_ref().map(|(listener, _)| listener))
+            .field("limits", &self.limits)
+            .field("linger", &self.linger)
             .field("drain_within", &self.drain_within)
             .field("close_within", &self.close_within)
             .finish_non_exhaustive()
     }
 }
 
-fn why_it_ended(served: Result<io::Result<()>, JoinError>) -> io::Error {
-    let served = served.unwrap_or_else(|error| Err(io::Error::other(error)));
-    served.err().unwrap_or_else(|| io::Error::other("the server ended by itself"))
+/// A server ends only if it panics.
+fn why_it_ended(ended: Result<(), JoinError>) -> io::Error {
+    match ended {
+        Ok(()) => io::Error::other("the server ended by itself"),
+        Err(error) => io::Error::other(error),
+    }
+}
+
+/// Waits until nothing waits for a client any more.
+async fn all_is_fetched(endpoint: &Endpoint) {
+    while endpoint.snapshot().frames_waiting > 0 {
+        sleep(LOOK).await;
+    }
 }
 
 /// Waits until a pipeline ends by itself; for ever, if there is none.

@@ -9,13 +9,14 @@ use std::{
     time::Duration,
 };
 
+use axum::Router;
 use parking_lot::Mutex;
 use pipeline::{
-    ConsumerSupervisor, Graph, QueueOptions, for_each, map, queue,
+    ConsumerSupervisor, Graph, QueueOptions, for_each, map, queue, serve,
     statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
     ws::{
         Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Socket, Topic,
+        Payload, Socket, Topic, listen,
     },
 };
 use pipeline_test_support::{Recorded, Series, project};
@@ -76,8 +77,8 @@ impl Channel for UserChannel {
     }
 }
 
-/// All series of a system with a stage of each kind and an endpoint.
-fn registered() -> Vec<Series> {
+/// All series of a system with a stage of each kind, an endpoint and a server.
+async fn registered() -> Vec<Series> {
     let (telemetry, recorded) = Recorded::new();
     let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
     let endpoint =
@@ -85,12 +86,14 @@ fn registered() -> Vec<Series> {
     let (_pushes, producer) = queue::<u64>(QueueOptions::new());
     let worker = async |_: &u64| Ok(());
     let mut graph = Graph::new("push");
-    graph.telemetry(telemetry);
+    graph.telemetry(telemetry.clone());
     graph.producer("source", producer);
     graph.producer_consumer("double", map(async |n: u64| 2 * n));
     graph.consumer("print", for_each(async |n: u64| println!("{n}")));
     graph.consumer_supervisor("push", ConsumerSupervisor::new(worker));
     let pipeline = graph.start().unwrap();
+    let listener = listen("127.0.0.1:0").await.unwrap();
+    serve(listener, Router::new()).telemetry(telemetry).until(async {}).await.unwrap();
     let series = recorded.series();
     drop((pipeline, endpoint));
     series
@@ -155,9 +158,9 @@ fn told_by_the_recorder() -> BTreeSet<(String, String)> {
 }
 
 /// All that is emitted, as the table would tell it.
-fn emitted() -> BTreeMap<String, Row> {
+async fn emitted() -> BTreeMap<String, Row> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
-    for Series { kind, name, labels } in registered() {
+    for Series { kind, name, labels } in registered().await {
         let row = rows.entry(name).or_insert_with(|| Row { kind, tags: BTreeMap::new() });
         for (tag, value) in labels {
             let values = row.tags.entry(tag.clone()).or_default();
@@ -174,7 +177,7 @@ fn emitted() -> BTreeMap<String, Row> {
 
 #[tokio::test]
 async fn the_table_tells_of_all_that_is_measured_and_of_nothing_else() {
-    let (table, emitted) = (table(), emitted());
+    let (table, emitted) = (table(), emitted().await);
     let names = |rows: &BTreeMap<String, Row>| rows.keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(&table), names(&emitted));
     for (name, row) in &table {
@@ -251,7 +254,7 @@ fn the_dashboard_asks_for_metrics_and_labels_that_the_mapping_makes_of_the_table
     let mut queries = Vec::new();
     strings(&dashboard, "expr", &mut queries);
     strings(&dashboard, "query", &mut queries);
-    let metric = Regex::new("(pipeline|socket|channel|statsd)_[a-z_]+").unwrap();
+    let metric = Regex::new("(pipeline|socket|channel|http|statsd)_[a-z_]+").unwrap();
     let lists =
         Regex::new(r"by \(([^)]*)\)|\{([^}]*)\}|label_values\([a-z_]+, ([a-z]+)\)").unwrap();
     for query in queries.iter().filter(|query| **query != "prometheus") {

@@ -1,0 +1,216 @@
+//! One HTTP connection: its requests, and how long they may take to come.
+#![expect(clippy::disallowed_types, reason = "hyper's timers are told the time in it")]
+
+use std::{
+    convert::Infallible,
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::{Duration, Instant as StdInstant},
+};
+
+use axum::{
+    BoxError, Router,
+    body::{Body, Bytes, HttpBody},
+    extract::{ConnectInfo, Request},
+    http::{HeaderValue, StatusCode, header::CONNECTION},
+    response::Response,
+};
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    rt::{Sleep, Timer},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics::Counter;
+use pipeline_core::Deadline;
+use tokio::{net::TcpStream, sync::watch};
+use tower_service::Service as _;
+
+use crate::listener::{Limits, Metrics, Phase, TimedOut};
+
+/// How many bytes the head of a request may have. The client of a longer one is answered with 431.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Answers a connection's requests until it ends, or becomes a WebSocket.
+pub(crate) async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    app: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let _open = Open::new(&metrics);
+    // Whether there has been a request.
+    let heard = Arc::new(AtomicBool::new(false));
+    let service = service_fn({
+        let (heard, metrics, phase) = (heard.clone(), metrics.clone(), phase.clone());
+        move |request| {
+            heard.store(true, Relaxed);
+            answer(app.clone(), request, peer, limits.body, &metrics, phase.clone())
+        }
+    });
+    let mut http = http1::Builder::new();
+    http.max_buf_size(MAX_HEAD)
+        // How long that is, says the timer.
+        .header_read_timeout(Duration::ZERO)
+        .timer(HeadTimer { first: limits.head, later: limits.idle, heard: heard.clone() });
+    let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = Phase::Ending.reached(&mut phase) => {
+            if !heard.load(Relaxed) {
+                // Nothing that anyone waits for.
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    match served {
+        Err(error) if error.is_timeout() => {
+            let TimedOut { head, idle, .. } = &metrics.timed_out;
+            if heard.load(Relaxed) { idle } else { head }.increment(1);
+        }
+        Err(error) => tracing::debug!(%peer, %error, "a connection broke"),
+        Ok(()) => {}
+    }
+}
+
+/// Counts the connection as open until it is dropped.
+struct Open<'a>(&'a Metrics);
+
+impl<'a> Open<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.open.increment(1);
+        Self(metrics)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.open.decrement(1);
+    }
+}
+
+fn answer(
+    mut app: Router,
+    request: Request<Incoming>,
+    peer: SocketAddr,
+    within: Duration,
+    metrics: &Metrics,
+    phase: watch::Receiver<Phase>,
+) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
+    let mut request = request.map(|body| {
+        if body.is_end_stream() {
+            return Body::empty();
+        }
+        Body::new(Arriving {
+            body,
+            within,
+            waiting: None,
+            timed_out: metrics.timed_out.body.clone(),
+        })
+    });
+    request.extensions_mut().insert(ConnectInfo(peer));
+    let answering = app.call(request);
+    async move {
+        let mut response = answering.await?;
+        let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if *phase.borrow() > Phase::Serving && !upgrades {
+            // The client's next request is for another server.
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+}
+
+/// How long a request's head may take. hyper asks for a sleep whenever it begins to wait for one, which
+/// is before its first byte.
+struct HeadTimer {
+    first: Duration,
+    later: Duration,
+    heard: Arc<AtomicBool>,
+}
+
+impl Timer for HeadTimer {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        TokioTimer::new().sleep(duration)
+    }
+
+    /// Sleeps for the limit, whatever the deadline that hyper has in mind.
+    fn sleep_until(&self, _: StdInstant) -> Pin<Box<dyn Sleep>> {
+        let within = if self.heard.load(Relaxed) { self.later } else { self.first };
+        match Deadline::from_now(within).instant() {
+            Some(at) => TokioTimer::new().sleep_until(at.into_std()),
+            None => Box::pin(Never),
+        }
+    }
+
+    fn now(&self) -> StdInstant {
+        TokioTimer::new().now()
+    }
+}
+
+/// A sleep without an end.
+struct Never;
+
+impl Future for Never {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+}
+
+impl Sleep for Never {}
+
+/// A request's body, which fails when nothing of it comes for too long.
+struct Arriving {
+    body: Incoming,
+    within: Duration,
+    /// Until when the next piece has to come, if it is waited for.
+    waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    timed_out: Counter,
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
+            this.waiting = None;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+        }
+        let within = this.within;
+        let waiting =
+            this.waiting.get_or_insert_with(|| Box::pin(Deadline::from_now(within).passed()));
+        ready!(waiting.as_mut().poll(cx));
+        this.waiting = Some(Box::pin(pending()));
+        this.timed_out.increment(1);
+        let error = io::Error::new(io::ErrorKind::TimedOut, "the body of the request is too slow");
+        Poll::Ready(Some(Err(error.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,224 @@
+//! The accept loop: who is let in, how many, and how their connections end.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use metrics::{Counter, Gauge};
+use pipeline_core::Telemetry;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::connection;
+
+/// What a connection may take, and how many there may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) connections: usize,
+    /// For the first request's head, the time before its first byte included.
+    pub(crate) head: Duration,
+    /// For a later request's head, the time between the requests included.
+    pub(crate) idle: Duration,
+    /// Between two pieces of a request's body.
+    pub(crate) body: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            head: Duration::from_secs(10),
+            idle: Duration::from_secs(75),
+            body: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How far a server is on its way to its end. It only moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Connections are accepted and kept.
+    Serving,
+    /// Connections are accepted, and each ends after its next answer.
+    Leaving,
+    /// No more connections are accepted; those that are open are served.
+    Closed,
+    /// Connections end: at once, or when the request that they are at is answered.
+    Ending,
+}
+
+impl Phase {
+    /// Waits until it has come to this phase. Never, if it does not.
+    pub(crate) async fn reached(self, phase: &mut watch::Receiver<Self>) {
+        if phase.wait_for(|phase| *phase >= self).await.is_err() {
+            // The sender goes when the server does.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What is counted of connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    pub(crate) open: Gauge,
+    refused: Counter,
+    failed: Counter,
+    pub(crate) timed_out: TimedOut,
+}
+
+/// Connections that were too slow, by what they were slow with.
+#[derive(Clone, Debug)]
+pub(crate) struct TimedOut {
+    pub(crate) head: Counter,
+    pub(crate) idle: Counter,
+    pub(crate) body: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn new(telemetry: &Telemetry) -> Self {
+        let timed_out = |reason: &str| {
+            telemetry.counter(
+                "http.connections_timed_out",
+                "connections that ended because the client was too slow",
+                [("reason", reason.to_owned())],
+            )
+        };
+        Self {
+            open: telemetry.gauge(
+                "http.connections",
+                "HTTP connections that are open and have not become a WebSocket",
+                [],
+            ),
+            refused: telemetry.counter(
+                "http.connections_refused",
+                "connections that were refused because there were too many",
+                [],
+            ),
+            failed: telemetry.counter(
+                "http.accept_errors",
+                "connections that the operating system could not hand over",
+                [],
+            ),
+            timed_out: TimedOut {
+                head: timed_out("head"),
+                idle: timed_out("idle"),
+                body: timed_out("body"),
+            },
+        }
+    }
+}
+
+/// The answer to a client that is one too many.
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: text/plain; charset=utf-8\r\n\
+    content-length: 21\r\n\
+    retry-after: 1\r\n\
+    connection: close\r\n\r\n\
+    too many connections\n";
+
+/// How many clients may be read their refusal at the same time. Further ones are cut off.
+const REFUSALS: usize = 256;
+
+/// How long a refused client has to take its refusal.
+const REFUSING: Duration = Duration::from_secs(1);
+
+/// How long to wait before accepting again after an error such as "too many open files".
+const BACK_OFF: Duration = Duration::from_millis(100);
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
+
+/// Serves until the phase says that it is to end, and all connections have ended. Dropping the future
+/// cuts off all connections; those that have become WebSockets are the endpoint's.
+pub(crate) async fn run(
+    listener: TcpListener,
+    app: Router,
+    limits: Limits,
+    metrics: Metrics,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let mut connections = JoinSet::new();
+    let accepting = Accepting { app, limits, metrics: Arc::new(metrics), phase: phase.clone() };
+    tokio::select! {
+        () = Phase::Closed.reached(&mut phase) => {}
+        () = accepting.run(listener, &mut connections) => {}
+    }
+    // The listener has been dropped: who connects from here on is told so by the system.
+    while connections.join_next().await.is_some() {}
+}
+
+struct Accepting {
+    app: Router,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    phase: watch::Receiver<Phase>,
+}
+
+impl Accepting {
+    async fn run(self, listener: TcpListener, connections: &mut JoinSet<()>) {
+        let mut refusals = JoinSet::new();
+        let mut back_off = BACK_OFF;
+        let mut failing = false;
+        loop {
+            // Those that have ended make room.
+            while connections.try_join_next().is_some() {}
+            while refusals.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    if std::mem::take(&mut failing) {
+                        tracing::info!("accepts connections again");
+                    }
+                    back_off = BACK_OFF;
+                    if connections.len() < self.limits.connections {
+                        connections.spawn(self.serve(stream, peer));
+                        continue;
+                    }
+                    self.metrics.refused.increment(1);
+                    if refusals.len() < REFUSALS {
+                        refusals.spawn(async {
+                            let _ = timeout(REFUSING, refuse(stream)).await;
+                        });
+                    }
+                }
+                Err(error) if is_the_clients(&error) => self.metrics.failed.increment(1),
+                Err(error) => {
+                    self.metrics.failed.increment(1);
+                    if !std::mem::replace(&mut failing, true) {
+                        tracing::error!(%error, "cannot accept connections");
+                    }
+                    sleep(back_off).await;
+                    back_off = back_off.saturating_mul(2).min(LONGEST_BACK_OFF);
+                }
+            }
+        }
+    }
+
+    fn serve(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        // A small answer is to leave at once; if that cannot be set, it leaves a little later.
+        let _ = stream.set_nodelay(true);
+        let (app, metrics, phase) = (self.app.clone(), self.metrics.clone(), self.phase.clone());
+        connection::serve(stream, peer, app, self.limits, metrics, phase)
+    }
+}
+
+/// Whether it is about one client, who has already gone, and not about the listener.
+fn is_the_clients(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+/// Says that there are too many. The client's request is read and thrown away: a socket that is closed
+/// with bytes unread is reset, and the answer might not arrive.
+async fn refuse(mut stream: TcpStream) -> io::Result<()> {
+    stream.write_all(REFUSAL).await?;
+    stream.shutdown().await?;
+    let mut unread = [0; 1024];
+    while stream.read(&mut unread).await? > 0 {}
+    Ok(())
+}

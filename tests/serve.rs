@@ -1,0 +1,339 @@
+//! What clients may take of a server, and how its connections end.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::{
+    future::{Future, IntoFuture},
+    io,
+    net::SocketAddr,
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    extract::ConnectInfo,
+    routing::{get, post},
+};
+use pipeline::{
+    ConsumerSupervisor, ExitReason, Health, Pipeline, QueueOptions, Serve, ShutdownReport,
+    SubscribeOptions, queue, serve,
+    ws::{
+        Channel, ConnectError, Endpoint, JoinContext, JoinError, LongPoll, Mount, Params, Payload,
+        Socket, Topic, listen,
+    },
+};
+use pipeline_test_support::{Log, PATIENCE, Recorded, eventually, gate, request};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
+
+/// A limit that is soon over.
+const SHORT: Duration = Duration::from_millis(100);
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// A server that runs beside the test.
+struct Server {
+    address: String,
+    recorded: Recorded,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<io::Result<ShutdownReport>>,
+}
+
+impl Server {
+    async fn start(app: Router, set: impl FnOnce(Serve) -> Serve) -> Self {
+        let listener = listen("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (telemetry, recorded) = Recorded::new();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve(listener, app).telemetry(telemetry);
+        let serving = set(serving).until(async { drop(stopped.await) });
+        let serving = tokio::spawn(serving.into_future());
+        Self { address, recorded, stop: Some(stop), serving }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(&self.address).await.unwrap()
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        let response = pipeline_test_support::get(&self.address, path).await;
+        (response.status, response.body)
+    }
+
+    fn stop(&mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+    }
+
+    async fn stopped(self) -> ShutdownReport {
+        timeout(PATIENCE, self.serving).await.unwrap().unwrap().unwrap()
+    }
+}
+
+fn app() -> Router {
+    Router::new()
+        .route("/", get(async || "hello"))
+        .route("/peer", get(async |ConnectInfo(peer): ConnectInfo<SocketAddr>| peer.to_string()))
+        .route("/length", post(async |body: String| body.len().to_string()))
+}
+
+/// All that is sent until the connection ends, whichever way it does.
+async fn until_the_end(stream: &mut TcpStream) -> String {
+    let mut all = Vec::new();
+    // A reset is an end as well.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut all)).await.expect("the connection ends");
+    String::from_utf8(all).unwrap()
+}
+
+/// Says something, and goes on a byte at a time until the connection ends.
+async fn dribble(mut stream: TcpStream, beginning: &str, bytes: &[u8]) {
+    stream.write_all(beginning.as_bytes()).await.unwrap();
+    let (mut read, mut write) = stream.split();
+    let dribbling = async {
+        for byte in bytes.iter().cycle() {
+            if write.write_all(&[*byte]).await.is_err() {
+                break;
+            }
+            sleep(SHORT / 10).await;
+        }
+    };
+    let reading = async {
+        let mut unread = [0; 1024];
+        while read.read(&mut unread).await.is_ok_and(|read| read > 0) {}
+    };
+    let ended = async {
+        tokio::select! { () = dribbling => {}, () = reading => {} }
+    };
+    timeout(PATIENCE, ended).await.expect("the connection ends");
+}
+
+/// Asks again and again until the other has happened, and is answered each time.
+async fn calm_meanwhile<T>(server: &Server, other: impl Future<Output = T>) -> T {
+    let mut other = std::pin::pin!(other);
+    loop {
+        tokio::select! {
+            done = &mut other => return done,
+            () = sleep(SHORT / 10) => assert_eq!(server.get("/").await, (200, "hello".into())),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_are_slow_with_their_request_are_disconnected_and_others_are_served() {
+    let server = Server::start(app(), |serve| {
+        serve.header_timeout(SHORT).keep_alive_timeout(SHORT).body_timeout(SHORT)
+    })
+    .await;
+    let slow = async {
+        let mut silent = Vec::new();
+        for _ in 0..20 {
+            silent.push(server.connect().await);
+        }
+        for stream in &mut silent {
+            assert_eq!(until_the_end(stream).await, "");
+        }
+        let mut half = server.connect().await;
+        half.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
+        assert_eq!(until_the_end(&mut half).await, "");
+        dribble(server.connect().await, "GET / HTTP/1.1\r\nLong: ", b"a").await;
+
+        let mut idle = server.connect().await;
+        idle.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+        assert!(until_the_end(&mut idle).await.ends_with("hello"));
+        let kept = server.connect().await;
+        dribble(kept, "GET / HTTP/1.1\r\nHost: here\r\n\r\nGET / HTTP/1.1\r\nLong: ", b"a").await;
+
+        let mut half_a_body = server.connect().await;
+        let head = b"POST /length HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\nhalf";
+        half_a_body.write_all(head).await.unwrap();
+        let answer = until_the_end(&mut half_a_body).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    };
+    calm_meanwhile(&server, slow).await;
+    assert_eq!(
+        server.recorded.counters("http.connections_timed_out"),
+        [("reason=body".into(), 1), ("reason=head".into(), 22), ("reason=idle".into(), 2)]
+    );
+}
+
+#[tokio::test]
+async fn a_body_that_takes_its_time_is_read_as_long_as_it_does_not_pause() {
+    let server = Server::start(app(), |serve| serve.body_timeout(SHORT * 10)).await;
+    let mut stream = server.connect().await;
+    let head =
+        b"POST /length HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: 30\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    for _ in 0..30 {
+        stream.write_all(b"x").await.unwrap();
+        sleep(SHORT / 2).await;
+    }
+    assert!(until_the_end(&mut stream).await.ends_with("30"));
+}
+
+#[tokio::test]
+async fn requests_tell_the_address_of_their_client() {
+    let server = Server::start(app(), |serve| serve).await;
+    let mut stream = server.connect().await;
+    let address = stream.local_addr().unwrap().to_string();
+    stream
+        .write_all(b"GET /peer HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(until_the_end(&mut stream).await.ends_with(&address));
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_refused_until_another_ends() {
+    let server = Server::start(app(), |serve| serve.max_connections(2).header_timeout(DAY)).await;
+    let (silent, _other) = (server.connect().await, server.connect().await);
+    let refused = pipeline_test_support::get(&server.address, "/").await;
+    assert_eq!((refused.status, &*refused.body), (503, "too many connections\n"));
+    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+    assert_eq!(server.recorded.counters("http.connections_refused"), [(String::new(), 1)]);
+    drop(silent);
+    while server.get("/").await != (200, "hello".into()) {}
+}
+
+#[tokio::test]
+async fn half_requests_do_not_delay_the_end() {
+    let mut server = Server::start(app(), |serve| {
+        serve.header_timeout(Duration::MAX).keep_alive_timeout(Duration::MAX)
+    })
+    .await;
+    let mut slow = Vec::new();
+    for n in 0..50 {
+        let mut stream = server.connect().await;
+        let said =
+            ["", "GET / HTTP/1.1\r\nHost: ", "GET / HTTP/1.1\r\nHost: here\r\n\r\nGET "][n % 3];
+        stream.write_all(said.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    // Each has been accepted, as those before it have.
+    assert_eq!(server.get("/").await, (200, "hello".into()));
+    // From here on time moves only when everything waits for it.
+    tokio::time::pause();
+    let began = Instant::now();
+    server.stop();
+    assert!(server.stopped().await.is_clean());
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    tokio::time::resume();
+    for stream in &mut slow {
+        until_the_end(stream).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_being_answered_at_the_end_is_answered() {
+    let (gate, mut keeper) = gate();
+    let waits = get(async move || {
+        gate.pass(1).await.unwrap();
+        "done"
+    });
+    let mut server = Server::start(app().route("/waits", waits), |serve| serve).await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET /waits HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+    keeper.started(1).await;
+    server.stop();
+    keeper.let_go(1);
+    assert!(until_the_end(&mut stream).await.ends_with("done"));
+    assert!(server.stopped().await.is_clean());
+}
+
+#[tokio::test]
+async fn while_it_lingers_it_is_not_ready_and_still_accepts() {
+    let health = Health::new();
+    let app = app().merge(health.router());
+    let mut server = Server::start(app, |serve| serve.health(&health).linger(DAY)).await;
+    assert_eq!(server.get("/readyz").await.0, 200);
+    server.stop();
+    eventually(|| health.readiness().is_err()).await;
+    assert_eq!(server.get("/readyz").await.0, 503);
+    let mut stream = server.connect().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+    let answer = until_the_end(&mut stream).await;
+    assert!(answer.contains("connection: close") && answer.ends_with("hello"), "{answer}");
+    assert!(!server.serving.is_finished());
+    server.serving.abort();
+}
+
+#[tokio::test]
+async fn it_says_where_it_listens() {
+    let (log, _guard) = Log::keep();
+    let server = Server::start(app(), |serve| serve).await;
+    let line = format!("INFO address={} message=listening", server.address);
+    let mut lines = Vec::new();
+    while !lines.contains(&line) {
+        lines.extend(log.take());
+        tokio::task::yield_now().await;
+    }
+}
+
+struct UserSocket;
+
+impl Socket for UserSocket {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &pipeline::ws::ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+struct UserChannel;
+
+impl Channel for UserChannel {
+    type Socket = UserSocket;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_polls_can_fetch_what_a_pipeline_sends_while_it_drains() {
+    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+    let sockets = sockets.longpoll(LongPoll::new().window(SHORT * 10));
+    let endpoint = Endpoint::builder().mount("/socket", sockets).build().unwrap();
+    let (gate, mut keeper) = gate();
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let users = endpoint.clone();
+    let push = async move |n: &u64| {
+        gate.pass(*n).await?;
+        users.broadcast("user:1", "push", json!({ "n": n })).map_err(ExitReason::failed)
+    };
+    let pipeline = Pipeline::builder("push")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(push), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let app = Router::new().fallback_service(endpoint.clone());
+    let mut server =
+        Server::start(app, |serve| serve.pipeline(pipeline).endpoint(endpoint).drain_within(DAY))
+            .await;
+
+    let address = server.address.clone();
+    let path = "/socket/longpoll?vsn=2.0.0";
+    let opened = pipeline_test_support::get(&address, path).await.json();
+    let path = format!("{path}&token={}", opened["token"].as_str().unwrap());
+    let join = r#"["1","1","user:1","phx_join",{}]"#;
+    let headers = [("content-type", "application/json")];
+    assert_eq!(request(&address, "POST", &path, &headers, join).await.json()["status"], 200);
+    let joined = pipeline_test_support::get(&address, &path).await.json();
+    assert_eq!(joined["status"], 200, "{joined}");
+
+    queue.push(7).await.unwrap();
+    keeper.started(1).await;
+    server.stop();
+    eventually(|| queue.is_closed()).await;
+    // No poll waits when it is sent.
+    keeper.let_go(1);
+    sleep(SHORT).await;
+    let fetched = pipeline_test_support::get(&address, &path).await.json();
+    assert_eq!(fetched["status"], 200, "{fetched}");
+    assert!(fetched["messages"][0].as_str().unwrap().contains(r#"{"n":7}"#), "{fetched}");
+    assert!(server.stopped().await.is_clean());
+}
