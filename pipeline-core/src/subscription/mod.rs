@@ -372,7 +372,8 @@ impl Subscription {
         self.0.max_demand
     }
 
-    /// The `min_demand` of the options it was made with, or half of `max_demand` if they name none.
+    /// The `min_demand` of the options it was made with. If they name none, half of `max_demand`, or one
+    /// less than `max_demand` for a [`ConsumerSupervisor`](crate::ConsumerSupervisor).
     /// A wish, like [`max_demand`](Self::max_demand).
     ///
     /// ```
@@ -562,7 +563,7 @@ impl Default for SubscribeOptions {
 }
 
 impl SubscribeOptions {
-    /// The defaults: `max_demand` 1000, `min_demand` half of it, permanent.
+    /// The defaults: `max_demand` 1000, [`min_demand`](Self::min_demand) half of it, permanent.
     pub fn new() -> Self {
         Self::default()
     }
@@ -573,8 +574,12 @@ impl SubscribeOptions {
         self
     }
 
-    /// How few events may be left before more are asked for. Default half of `max_demand`, rounded
-    /// down; less than `max_demand`.
+    /// How few events may be left before more are asked for; less than `max_demand`. Default half of
+    /// `max_demand`, rounded down.
+    ///
+    /// For a [`ConsumerSupervisor`](crate::ConsumerSupervisor) the default is `max_demand - 1`: it asks
+    /// for an event as soon as a worker is free. Workers that become free together are asked for
+    /// together.
     pub fn min_demand(mut self, events: usize) -> Self {
         self.min_demand = Some(events);
         self
@@ -631,6 +636,13 @@ impl SubscribeOptions {
 
     pub(crate) fn min(&self) -> usize {
         self.min_demand.unwrap_or(self.max_demand / 2)
+    }
+
+    /// The same, for a consumer whose events each take a slot: unless something else is said, no slot
+    /// that is free waits for others.
+    pub(crate) fn for_slots(mut self) -> Self {
+        self.min_demand.get_or_insert(self.max_demand.saturating_sub(1));
+        self
     }
 
     pub(crate) fn mode(&self) -> Cancel {

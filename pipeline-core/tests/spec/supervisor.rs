@@ -503,15 +503,47 @@ async fn x_031_a_supervisor_asks_when_the_running_children_fall_to_min_demand() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_032_with_three_slots_and_the_default_minimum_two_are_asked_for_after_two() {
-    let mut setup = supervised(3, 1).events(0..);
-    setup.options = SubscribeOptions::new().max_demand(3);
-    let case = setup.start().await;
+async fn x_032_with_three_slots_and_a_minimum_of_one_two_are_asked_for_after_two() {
+    let case = supervised(3, 1).events(0..).start().await;
     assert_eq!(case.script.demands(), [3]);
     case.children.end(0, Ok(())).await;
     assert_eq!(case.script.demands(), NONE);
     case.children.end(1, Ok(())).await;
     assert_eq!(case.script.demands(), [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unless_told_otherwise_a_free_slot_does_not_wait_for_busy_ones() {
+    let mut setup = supervised(10, 5).events(0..);
+    setup.options = SubscribeOptions::new().max_demand(10);
+    let case = setup.start().await;
+    assert_eq!(case.script.demands(), [10]);
+    case.children.end(3, Ok(())).await;
+    assert_eq!(case.script.demands(), [1]);
+    assert_eq!(case.children.running(), [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]);
+    // Those that are done together are asked for together.
+    for child in [0, 1, 2] {
+        case.children.end_soon(child, Ok(()));
+    }
+    settle().await;
+    assert_eq!(case.script.demands(), [3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_a_bound_for_all_a_subscription_with_few_events_does_not_wait_behind_one_with_many() {
+    let mut setup = supervised(100, 99).events(0..);
+    setup.supervisor = setup.supervisor.max_children(2);
+    let case = setup.start().await;
+    assert_eq!(case.children.running(), [0, 1]);
+    let mut graph = Graph::new("other");
+    let other: ProducerHandle<_> = graph.producer("other", scripted().0.from_iter(1000..));
+    let _others = graph.start().unwrap();
+    case.supervisor.subscribe(&other, SubscribeOptions::new().max_demand(2)).await.unwrap();
+    settle().await;
+    for (child, running) in [(0, [1, 2]), (1, [2, 1000]), (2, [3, 1000]), (1000, [3, 1001])] {
+        case.children.end(child, Ok(())).await;
+        assert_eq!(case.children.running(), running);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -63,7 +63,7 @@ where
         from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        self.0.waiting.extend(events.into_iter().map(|event| (event, from.id())));
+        self.0.waiting.extend(from.id(), events);
         self.0.fill();
         self.0.ask();
         Ok(())

@@ -4,6 +4,7 @@ mod behaviour;
 mod brevity;
 mod calls;
 mod started;
+mod turns;
 
 use std::{
     collections::VecDeque,
@@ -25,7 +26,7 @@ use tokio::{
 use tracing::{Instrument, Span};
 
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
-use self::{brevity::Brevity, started::Running};
+use self::{brevity::Brevity, started::Running, turns::Turns};
 use super::{
     Caller, ChildContext, Phase, StageHandle, Start, Worker, contained, contained_now,
     gauges::Gauges,
@@ -44,9 +45,10 @@ use crate::{
 ///
 /// `max_demand` of its subscription is the number of children alive at once, exactly: an event
 /// takes a slot when it arrives, and the slot is free again when the child is done with the event.
-/// When no more than `min_demand` children are running, more events are asked for. To keep all
-/// slots busy, set `min_demand` to `max_demand - 1`. With several subscriptions, each has slots of
-/// its own; [`max_children`](Self::max_children) bounds them all together.
+/// When no more than `min_demand` children are running, more events are asked for. The default is
+/// `max_demand - 1`, which keeps all slots busy; with less, slots are asked for several at a time. With
+/// several subscriptions, each has slots of its own; [`max_children`](Self::max_children) bounds them
+/// all together.
 ///
 /// A child that fails is restarted, by default. More than [`max_restarts`](Self::max_restarts)
 /// within the given time end the supervisor with [`ExitReason::Shutdown`], because something is
@@ -56,8 +58,8 @@ use crate::{
 /// ends too. When it has to stop, its children are told so
 /// ([`ChildContext::stopping`]) and are dropped once [`shutdown`](Self::shutdown) is over.
 ///
-/// The semantics are those of GenStage's `ConsumerSupervisor`, except for the gentle end, and that
-/// it asks at `min_demand` like any other consumer.
+/// The semantics are those of GenStage's `ConsumerSupervisor`, except for the gentle end, that it asks
+/// at `min_demand` like any other consumer, and the default of that.
 ///
 /// ```
 /// use std::time::Duration;
@@ -99,7 +101,7 @@ pub struct ConsumerSupervisor<E, W> {
     /// Children that could not be started again yet; they are tried again at once.
     restarting: VecDeque<(ChildId, E, u32)>,
     /// Events that wait for a place among `max_children`.
-    waiting: VecDeque<(E, SubscriptionId)>,
+    waiting: Turns<E>,
     stopping: Stopping,
     stage: Arc<str>,
     gauges: Arc<Gauges>,
@@ -309,7 +311,7 @@ where
             by_hand: 0,
             slots: foldhash::HashMap::default(),
             restarting: VecDeque::new(),
-            waiting: VecDeque::new(),
+            waiting: Turns::new(),
             stopping: Stopping::default(),
             stage: "".into(),
             gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
@@ -338,8 +340,9 @@ where
     }
 
     /// How many children may be alive over all subscriptions together, those started by hand
-    /// excepted. Events beyond wait in the supervisor, no more than were asked for. Default no bound
-    /// but the subscriptions' own.
+    /// excepted. Events beyond wait in the supervisor, no more than were asked for; subscriptions take
+    /// turns, so that one with many events does not keep another waiting. Default no bound but the
+    /// subscriptions' own.
     ///
     /// # Panics
     ///
@@ -416,7 +419,7 @@ where
     fn fill(&mut self) {
         let mut spell = None;
         while self.children.len() - self.by_hand < self.limit()
-            && let Some((event, from)) = self.waiting.pop_front()
+            && let Some((event, from)) = self.waiting.pop()
         {
             // How many children do best is not learned from those that are done already.
             if self.brevity.is_likely() && self.adaptive.is_none() {

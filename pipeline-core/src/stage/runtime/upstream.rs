@@ -113,7 +113,10 @@ impl<B: Behaviour> StageTask<B> {
         subscribing: Subscribing<B::In>,
         backoff: Option<BackoffState>,
     ) -> Result<(), ExitReason> {
-        let Subscribing { target, options, replaces, answer } = subscribing;
+        let Subscribing { target, mut options, replaces, answer } = subscribing;
+        if B::KIND == StageKind::ConsumerSupervisor {
+            options = options.for_slots();
+        }
         // One that was planned may find that its producer has been here, and has come to its end.
         let planned = answer.is_none() && backoff.is_none();
         let mut gone = None;

@@ -1,0 +1,70 @@
+//! Events that wait for a child. Pure.
+
+use std::collections::VecDeque;
+
+use crate::subscription::SubscriptionId;
+
+/// Events that wait for a child. Subscriptions take turns, one event each, so that the events of one
+/// never wait behind all those of another; those of one subscription keep their order.
+#[derive(Debug)]
+pub(super) struct Turns<E> {
+    /// The next one first. None of them is empty.
+    lines: VecDeque<(SubscriptionId, VecDeque<E>)>,
+    len: usize,
+}
+
+impl<E> Turns<E> {
+    pub(super) fn new() -> Self {
+        Self { lines: VecDeque::new(), len: 0 }
+    }
+
+    /// Puts events behind those of the same subscription.
+    pub(super) fn extend(&mut self, from: SubscriptionId, events: Vec<E>) {
+        if events.is_empty() {
+            return;
+        }
+        self.len += events.len();
+        match self.lines.iter_mut().find(|(other, _)| *other == from) {
+            Some((_, line)) => line.extend(events),
+            None => self.lines.push_back((from, events.into())),
+        }
+    }
+
+    /// Takes the next event.
+    pub(super) fn pop(&mut self) -> Option<(E, SubscriptionId)> {
+        let (from, mut line) = self.lines.pop_front()?;
+        let event = line.pop_front()?;
+        self.len -= 1;
+        if !line.is_empty() {
+            self.lines.push_back((from, line));
+        }
+        Some((event, from))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subscriptions_take_turns_and_each_keeps_its_order() {
+        let [many, few] = [1, 2].map(SubscriptionId::new);
+        let mut turns = Turns::new();
+        turns.extend(many, vec![1, 2, 3, 4]);
+        turns.extend(few, vec![10]);
+        turns.extend(few, vec![11]);
+        turns.extend(few, vec![]);
+        assert_eq!(turns.len(), 6);
+        let taken: Vec<u32> = std::iter::from_fn(|| turns.pop()).map(|(event, _)| event).collect();
+        assert_eq!(taken, [1, 10, 2, 11, 3, 4]);
+        assert!(turns.is_empty());
+    }
+}
