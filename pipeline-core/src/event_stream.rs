@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    vec,
 };
 
 use futures::{Stream, stream::FusedStream};
@@ -73,7 +74,7 @@ struct Upstream {
 
 struct Open<E> {
     from: SubscriptionId,
-    rest: Vec<E>,
+    rest: vec::IntoIter<E>,
     batch: Batch,
     ask: usize,
 }
@@ -196,7 +197,7 @@ impl<E: Send + 'static> EventStream<E> {
             return false;
         };
         open.ask = chunk.ask;
-        self.chunk = open.rest.drain(..chunk.size).collect();
+        self.chunk.extend(open.rest.by_ref().take(chunk.size));
         true
     }
 
@@ -237,7 +238,7 @@ impl<E: Send + 'static> EventStream<E> {
                     return None;
                 };
                 let batch = upstream.window.receive(events.len());
-                self.open = Some(Open { from, rest: events, batch, ask: 0 });
+                self.open = Some(Open { from, rest: events.into_iter(), batch, ask: 0 });
                 None
             }
             // What it asked for after the end of a subscription.

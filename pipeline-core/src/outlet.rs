@@ -254,7 +254,7 @@ impl<E: 'static> Outlet<E> {
 
     /// What is asked for now and would not be met by what is here or owed, is recorded.
     fn record(&mut self) {
-        let coming = self.buffer.len() + self.owed;
+        let coming = self.buffer.len().saturating_add(self.owed);
         let new = self.dispatcher.unmet().saturating_sub(coming);
         if new > 0 {
             self.owed += new;

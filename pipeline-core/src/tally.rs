@@ -10,7 +10,7 @@ impl Tally {
     /// Not for two tasks at a time: one would forget what the other has added.
     #[inline]
     pub(crate) fn add(&self, events: usize) {
-        self.0.store(self.get().wrapping_add(events as u64), Relaxed);
+        self.0.store(self.get().saturating_add(events as u64), Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {

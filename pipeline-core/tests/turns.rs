@@ -14,9 +14,10 @@ use futures::StreamExt;
 use pipeline_core::{
     CallError, Cancel, Emitter, ExitReason, Graph, HandleCast, HandleInfo, Pipeline, Producer,
     ProducerHandle, QueueOptions, StageContext, SubscribeOptions, for_each, for_each_batch,
-    from_iter, queue, testkit::settle,
+    from_iter, from_stream, queue,
+    testkit::{recording, settle},
 };
-use tokio::task;
+use tokio::{task, time::Instant};
 
 /// So many messages a stage may be kept from its turn by, at most. It is a hundred times what is
 /// needed.
@@ -256,4 +257,57 @@ async fn infos_that_wait_behind_events_are_bounded_and_leave_room_for_casts() {
     waits.await.unwrap().unwrap();
     settle().await;
     assert_eq!(holding.async_info(Again), Ok(()));
+}
+
+#[tokio::test]
+async fn a_consumer_that_asks_for_all_there_is_of_a_source_without_an_end_can_be_stopped() {
+    let mut graph = Graph::new("test");
+    let numbers = graph.producer("numbers", from_iter(0u64..));
+    let repeated = graph.producer("repeated", from_stream(futures::stream::repeat(1u64)));
+    let (consumer, taken) = recording::<u64>();
+    let greedy = graph.consumer("greedy", consumer.manual());
+    graph.subscribe(&greedy, &numbers, SubscribeOptions::new());
+    let (consumer, other) = recording::<u64>();
+    let other_greedy = graph.consumer("other", consumer.manual());
+    graph.subscribe(&other_greedy, &repeated, SubscribeOptions::new());
+    let _pipeline = graph.start().unwrap();
+    settle().await;
+    for recording in [&taken, &other] {
+        recording.subscription().ask(usize::MAX);
+        recording.subscription().ask(usize::MAX);
+        while recording.events().is_empty() {
+            task::yield_now().await;
+        }
+    }
+    numbers.stop(ExitReason::Shutdown).await;
+    repeated.stop(ExitReason::Shutdown).await;
+}
+
+/// How long it takes to handle 20,000 events one by one, the best of three.
+async fn handling(max: usize, min: usize) -> Duration {
+    /// It is moved as a whole.
+    #[derive(Clone)]
+    struct Large(#[expect(dead_code, reason = "only its size matters")] [u64; 32]);
+
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let options = SubscribeOptions::new().max_demand(max).min_demand(min);
+        let mut pipeline = Pipeline::builder("test")
+            .producer(from_iter((0..20_000).map(|n| Large([n; 32]))))
+            .consumer(for_each_batch(|_: Vec<Large>| ready(())), options)
+            .start()
+            .expect("it starts");
+        pipeline.ended().await;
+        best = best.min(begun.elapsed());
+    }
+    best
+}
+
+/// The same number of chunks, of long messages and of short ones. If a message were moved anew for
+/// each of its chunks, the long ones would take more than ten times as long.
+#[tokio::test]
+async fn cutting_a_message_into_chunks_takes_no_longer_the_longer_the_message_is() {
+    let (long, short) = (handling(20_000, 19_999).await, handling(10, 9).await);
+    assert!(long < short * 4, "{long:?} instead of {short:?}");
 }

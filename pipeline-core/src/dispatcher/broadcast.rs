@@ -38,6 +38,10 @@ use crate::{
 #[must_use]
 pub struct BroadcastDispatcher<E> {
     consumers: Vec<Consumer<E>>,
+    /// The least that anyone has asked for.
+    least: usize,
+    /// How many have asked for no more than that, so that not every ask has to look at all.
+    lowest: usize,
 }
 
 struct Consumer<E> {
@@ -52,22 +56,26 @@ type Select<E> = dyn Fn(&E) -> bool + Send + Sync;
 impl<E> BroadcastDispatcher<E> {
     /// A dispatcher without subscribers.
     pub const fn new() -> Self {
-        Self { consumers: Vec::new() }
+        Self { consumers: Vec::new(), least: 0, lowest: 0 }
     }
 
-    /// The least that anyone has asked for.
-    fn common_demand(&self) -> usize {
-        self.consumers.iter().map(|consumer| consumer.demand).min().unwrap_or(0)
+    /// Looks who has asked for the least.
+    fn look(&mut self) {
+        let demands = || self.consumers.iter().map(|consumer| consumer.demand);
+        let least = demands().min().unwrap_or(0);
+        self.lowest = demands().filter(|demand| *demand == least).count();
+        self.least = least;
     }
 }
 
 impl<E: Clone> BroadcastDispatcher<E> {
     /// Everybody wants everything: whole batches are cloned.
     fn dispatch_to_all(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
-        let count = self.common_demand().min(events.len());
+        let count = self.least.min(events.len());
         if count == 0 {
             return;
         }
+        self.least -= count;
         let batch = take_front(events, count);
         let Some((last, others)) = self.consumers.split_last_mut() else { return };
         for consumer in others {
@@ -83,7 +91,7 @@ impl<E: Clone> BroadcastDispatcher<E> {
         let mut batches: Vec<Vec<E>> = self.consumers.iter().map(|_| Vec::new()).collect();
         loop {
             // So many can go to everybody; then somebody may still have demand for others.
-            let count = self.common_demand().min(events.len());
+            let count = self.least.min(events.len());
             if count == 0 {
                 break;
             }
@@ -104,6 +112,7 @@ impl<E: Clone> BroadcastDispatcher<E> {
                     None => out.filtered(1),
                 }
             }
+            self.look();
         }
         for (consumer, batch) in self.consumers.iter().zip(batches) {
             out.send(consumer.id, batch);
@@ -125,21 +134,30 @@ impl<E: Clone + Send + 'static> Dispatcher<E> for BroadcastDispatcher<E> {
         }
         let selector = Selector::of(options)?;
         self.consumers.push(Consumer { id, stage, demand: 0, selector });
+        self.look();
         Ok(())
     }
 
     fn cancel(&mut self, id: SubscriptionId, _out: &mut Deliveries<E>) {
         self.consumers.retain(|consumer| consumer.id != id);
+        self.look();
     }
 
     fn ask(&mut self, id: SubscriptionId, demand: usize, _out: &mut Deliveries<E>) {
         if let Some(consumer) = self.consumers.iter_mut().find(|consumer| consumer.id == id) {
-            consumer.demand += demand;
+            let was = consumer.demand;
+            consumer.demand = was.saturating_add(demand);
+            if was == self.least {
+                self.lowest = self.lowest.saturating_sub(1);
+                if self.lowest == 0 {
+                    self.look();
+                }
+            }
         }
     }
 
     fn unmet(&self) -> usize {
-        self.common_demand()
+        self.least
     }
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
@@ -165,7 +183,7 @@ impl<E> fmt::Debug for BroadcastDispatcher<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BroadcastDispatcher")
             .field("consumers", &self.consumers.len())
-            .field("demand", &self.common_demand())
+            .field("demand", &self.least)
             .finish()
     }
 }
@@ -249,6 +267,22 @@ mod tests {
         };
         assert_eq!(dispatch(SubscribeOptions::new()), 2);
         assert_eq!(dispatch(SubscribeOptions::new().selector(|_: &Counted| false)), 1);
+    }
+
+    #[test]
+    fn the_least_demand_is_known_whatever_is_asked_and_sent() {
+        let mut dispatcher = subscribed::<u32>(Default::default());
+        let mut out = Deliveries::new();
+        let steps = [(0, 5), (1, 5), (2, usize::MAX), (2, usize::MAX), (0, 9), (1, 3), (0, 1)];
+        for (place, demand) in steps.into_iter().cycle().take(100) {
+            dispatcher.ask(IDS[place], demand, &mut out);
+            dispatcher.dispatch(&mut VecDeque::from([1, 2, 3]), &mut out);
+            let least = IDS.iter().map(|id| dispatcher.outstanding(*id)).min();
+            assert_eq!(Some(dispatcher.unmet()), least);
+        }
+        dispatcher.cancel(IDS[1], &mut out);
+        let [first, _, third] = IDS.map(|id| dispatcher.outstanding(id));
+        assert_eq!(dispatcher.unmet(), first.min(third));
     }
 
     #[test]

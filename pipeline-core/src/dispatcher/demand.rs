@@ -24,6 +24,8 @@ use crate::{exit::ExitReason, subscription::SubscriptionId};
 pub struct DemandDispatcher {
     /// Largest demand first.
     consumers: Vec<Consumer>,
+    /// The demand of all. Each may have asked for `usize::MAX`, so it is wider.
+    total: u128,
     /// The largest single ask that was expected.
     expected: Option<usize>,
     /// The consumers are to be served in a random order the first time.
@@ -56,6 +58,11 @@ impl DemandDispatcher {
         self
     }
 
+    /// The demand of all.
+    pub(super) fn total(&self) -> u128 {
+        self.total
+    }
+
     /// Places a consumer behind all others with as much demand or more.
     fn insert(&mut self, consumer: Consumer) {
         let place = self.consumers.partition_point(|other| other.demand >= consumer.demand);
@@ -82,7 +89,9 @@ impl<E> Dispatcher<E> for DemandDispatcher {
     }
 
     fn cancel(&mut self, id: SubscriptionId, _out: &mut Deliveries<E>) {
-        self.remove(id);
+        if let Some(consumer) = self.remove(id) {
+            self.total -= consumer.demand as u128;
+        }
     }
 
     fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>) {
@@ -95,17 +104,22 @@ impl<E> Dispatcher<E> for DemandDispatcher {
         }
         match &mut self.consumers[..] {
             // Alone, it has its place.
-            [only] if only.id == id => only.demand += demand,
+            [only] if only.id == id => {
+                only.demand = only.demand.saturating_add(demand);
+                self.total = only.demand as u128;
+            }
             _ => {
                 if let Some(consumer) = self.remove(id) {
-                    self.insert(Consumer { demand: consumer.demand + demand, ..consumer });
+                    let demand = consumer.demand.saturating_add(demand);
+                    self.total += (demand - consumer.demand) as u128;
+                    self.insert(Consumer { demand, ..consumer });
                 }
             }
         }
     }
 
     fn unmet(&self) -> usize {
-        self.consumers.iter().map(|consumer| consumer.demand).sum()
+        usize::try_from(self.total).unwrap_or(usize::MAX)
     }
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
@@ -114,6 +128,7 @@ impl<E> Dispatcher<E> for DemandDispatcher {
                 self.shuffle = false;
                 let taken = take_front(events, only.demand);
                 only.demand -= taken.len();
+                self.total = only.demand as u128;
                 out.send(only.id, taken);
             }
             return;
@@ -130,6 +145,7 @@ impl<E> Dispatcher<E> for DemandDispatcher {
             }
             let Consumer { id: to, demand } = self.consumers.remove(0);
             let taken = take_front(events, demand);
+            self.total -= taken.len() as u128;
             self.insert(Consumer { id: to, demand: demand - taken.len() });
             out.send(to, taken);
         }
@@ -251,6 +267,19 @@ mod tests {
             let served: Vec<u64> = case.emit(2..=15).into_iter().map(|(to, _)| to).collect();
             assert_eq!(served, [A, B, C]);
         }
+    }
+
+    #[test]
+    fn an_ask_for_all_there_is_can_be_repeated_and_added_to() {
+        let mut case = asked(&[(A, usize::MAX), (A, usize::MAX), (B, usize::MAX), (B, 1)]);
+        assert_eq!(case.unmet(), usize::MAX);
+        assert_eq!(case.emit(1..=2), [(A, vec![1, 2])]);
+        assert_eq!(case.unmet(), usize::MAX);
+        for id in [A, B] {
+            let (id, mut out) = (SubscriptionId::new(id), Deliveries::new());
+            Dispatcher::<u32>::cancel(&mut case.dispatcher, id, &mut out);
+        }
+        assert_eq!(case.unmet(), 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! An iterator as a producer.
 
-use std::fmt;
+use std::{fmt, future::pending};
 
 use super::audience::Audience;
 use crate::{
@@ -33,7 +33,7 @@ pub fn from_iter<I>(items: I) -> FromIter<I::IntoIter>
 where
     I: IntoIterator<Item: Send + 'static, IntoIter: Send + 'static>,
 {
-    FromIter { items: items.into_iter(), audience: Audience::default() }
+    FromIter { items: items.into_iter(), asked: 0, audience: Audience::default() }
 }
 
 /// The producer that [`from_iter`] makes.
@@ -61,6 +61,8 @@ where
 #[must_use]
 pub struct FromIter<I> {
     items: I,
+    /// Demand that is still to be met.
+    asked: usize,
     audience: Audience,
 }
 
@@ -93,6 +95,23 @@ impl<I> FromIter<I> {
     }
 }
 
+/// How many items leave at once: a consumer may have asked for `usize::MAX`, of an iterator that never
+/// ends.
+pub(super) const AT_ONCE: usize = 1 << 14;
+
+impl<I: Iterator> FromIter<I> {
+    fn emit(&mut self, out: &mut Emitter<'_, I::Item>) {
+        let count = self.asked.min(AT_ONCE);
+        self.asked -= count;
+        // All or nothing: half a batch of an iterator that panics helps nobody.
+        let batch: Vec<I::Item> = self.items.by_ref().take(count).collect();
+        if batch.len() < count {
+            out.finish();
+        }
+        out.emit_all(batch);
+    }
+}
+
 #[diagnostic::do_not_recommend]
 impl<I> Producer for FromIter<I>
 where
@@ -105,12 +124,19 @@ where
         demand: usize,
         out: &mut Emitter<'_, I::Item>,
     ) -> Result<(), ExitReason> {
-        // All or nothing: half a batch of an iterator that panics helps nobody.
-        let batch: Vec<I::Item> = self.items.by_ref().take(demand).collect();
-        if batch.len() < demand {
-            out.finish();
+        self.asked = self.asked.saturating_add(demand);
+        self.emit(out);
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        if self.asked == 0 {
+            pending::<()>().await;
         }
-        out.emit_all(batch);
+    }
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, I::Item>) -> Result<(), ExitReason> {
+        self.emit(out);
         Ok(())
     }
 

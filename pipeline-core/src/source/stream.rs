@@ -4,7 +4,7 @@ use std::{fmt, pin::Pin};
 
 use futures::{FutureExt, Stream, StreamExt};
 
-use super::audience::Audience;
+use super::{audience::Audience, iter::AT_ONCE};
 use crate::{
     exit::ExitReason,
     stage::{Emitter, Producer},
@@ -123,10 +123,14 @@ where
 
     async fn handle_ready(&mut self, out: &mut Emitter<'_, S::Item>) -> Result<(), ExitReason> {
         out.emit_all(self.next.drain(..));
-        while out.owed() > 0 && !self.at_end {
+        let room = if self.at_end { 0 } else { out.owed().min(AT_ONCE) };
+        for _ in 0..room {
             match self.stream.next().now_or_never() {
                 Some(Some(item)) => out.emit(item),
-                Some(None) => self.at_end = true,
+                Some(None) => {
+                    self.at_end = true;
+                    break;
+                }
                 None => break,
             }
         }

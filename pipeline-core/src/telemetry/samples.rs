@@ -79,7 +79,8 @@ impl StageSamples {
     }
 
     pub(crate) fn record(&mut self, seen: &StageSnapshot) {
-        let pending: usize = seen.subscriptions.iter().map(|to| to.pending).sum();
+        let pending: usize =
+            seen.subscriptions.iter().map(|to| to.pending).fold(0, usize::saturating_add);
         self.demand_pending.set(pending as f64);
         self.events_buffered.set(seen.buffered as f64);
         self.events_waiting.set(seen.waiting as f64);

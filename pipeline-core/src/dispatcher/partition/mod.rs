@@ -82,6 +82,10 @@ pub struct PartitionDispatcher<E, K> {
     markers: Waiting,
     hash: Hashing<E, K>,
     shared: bool,
+    /// The demand of all consumers.
+    demand: u128,
+    /// Events in the queues of all partitions.
+    queued: usize,
     /// Kept for its room: the partitions that events of an emission belong to.
     touched: Vec<usize>,
 }
@@ -184,6 +188,8 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
             markers: Waiting::default(),
             hash,
             shared: false,
+            demand: 0,
+            queued: 0,
             touched: Vec::new(),
         }
     }
@@ -214,19 +220,22 @@ impl<E: Send + 'static, K> PartitionDispatcher<E, K> {
     /// sets free.
     fn serve(&mut self, place: usize, out: &mut Deliveries<E>) {
         let Partition { consumers, queue, .. } = &mut self.partitions[place];
+        self.demand -= consumers.total();
         loop {
             // What stands behind a marker is not sent in one message with what stands before it.
             let room = self.markers.room(place).min(queue.len());
             let behind = (room < queue.len()).then(|| queue.split_off(room));
             consumers.dispatch(queue, out);
             let sent = room - queue.len();
+            self.queued -= sent;
             let is_done = !queue.is_empty() || behind.is_none();
             queue.extend(behind.into_iter().flatten());
             self.markers.left(place, sent, out);
             if is_done {
-                return;
+                break;
             }
         }
+        self.demand += consumers.total();
     }
 }
 
@@ -247,20 +256,26 @@ where
 
     fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<E>) {
         if let Some(place) = self.subscriptions.remove(&id) {
-            self.partitions[place].consumers.cancel(id, out);
+            let consumers = &mut self.partitions[place].consumers;
+            self.demand -= consumers.total();
+            consumers.cancel(id, out);
+            self.demand += consumers.total();
         }
     }
 
     fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>) {
         if let Some(&place) = self.subscriptions.get(&id) {
-            self.partitions[place].consumers.ask(id, demand, out);
+            let consumers = &mut self.partitions[place].consumers;
+            self.demand -= consumers.total();
+            consumers.ask(id, demand, out);
+            self.demand += consumers.total();
             self.serve(place, out);
         }
     }
 
     fn unmet(&self) -> usize {
-        let demand = |partition: &Partition<E>| Dispatcher::<E>::unmet(&partition.consumers);
-        self.partitions.iter().map(demand).sum::<usize>().saturating_sub(self.queued())
+        let beyond_queued = self.demand.saturating_sub(self.queued as u128);
+        usize::try_from(beyond_queued).unwrap_or(usize::MAX)
     }
 
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
@@ -288,6 +303,7 @@ where
                     fresh.reserve(share);
                 }
                 fresh.push(event);
+                self.queued += 1;
                 room -= 1;
             }
         }
@@ -305,7 +321,7 @@ where
     }
 
     fn info(&mut self, marker: Marker, out: &mut Deliveries<E>) {
-        if self.queued() == 0 {
+        if self.queued == 0 {
             out.info(marker);
         } else {
             let queued = self.partitions.iter().map(Partition::queued);
@@ -320,7 +336,7 @@ where
     }
 
     fn queued(&self) -> usize {
-        self.partitions.iter().map(Partition::queued).sum()
+        self.queued
     }
 }
 
@@ -374,5 +390,26 @@ mod tests {
         assert!(catch_unwind(AssertUnwindSafe(dispatching)).is_err());
         // Two have a place, three have not been looked at.
         assert_eq!((dispatcher.queued(), events.len()), (2, 3));
+    }
+
+    #[test]
+    fn an_ask_for_all_there_is_can_be_repeated_and_added_to() {
+        let mut dispatcher = PartitionDispatcher::by_key(0..2, |event: &u64| Some(event % 2));
+        let mut out = Deliveries::new();
+        for place in 0..2 {
+            let (id, options) =
+                (SubscriptionId::new(place), SubscribeOptions::new().partition(place));
+            let subscriber = Subscriber::new(id, StageId::new(place), &options);
+            dispatcher.subscribe(subscriber).unwrap();
+            dispatcher.ask(id, usize::MAX, &mut out);
+            dispatcher.ask(id, usize::MAX, &mut out);
+        }
+        assert_eq!(dispatcher.unmet(), usize::MAX);
+        let mut events = VecDeque::from([0, 1, 2, 3, 5]);
+        dispatcher.dispatch(&mut events, &mut out);
+        assert_eq!((dispatcher.queued(), events.len()), (0, 0));
+        assert_eq!(dispatcher.outstanding(SubscriptionId::new(1)), usize::MAX - 3);
+        dispatcher.cancel(SubscriptionId::new(1), &mut out);
+        assert_eq!(dispatcher.unmet(), usize::MAX - 2);
     }
 }

@@ -86,7 +86,8 @@ pub(crate) struct StageTask<B: Behaviour> {
     /// Events of the same message that come after those.
     behind: usize,
     /// How much was handled since the stage last waited, or let others have a turn: messages, and
-    /// whatever else needs a callback.
+    /// whatever else needs a callback. What it was ready for counts as several, because that is work
+    /// that nobody has sent it.
     handled: usize,
     /// Callbacks since the stage last looked whether it is ready, or a timer is due.
     unlooked: usize,
@@ -346,7 +347,7 @@ impl<B: Behaviour> StageTask<B> {
             Woken::Phase(phase) => self.enter(phase).await,
             Woken::Ready(ready) => {
                 ready?;
-                self.handled += 1;
+                self.handled += LOOK;
                 self.call(Callback::Ready).await
             }
             Woken::Timer => self.retry().await,

@@ -279,7 +279,7 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) async fn handle_events(
         &mut self,
         from: SubscriptionId,
-        mut events: Vec<B::In>,
+        events: Vec<B::In>,
     ) -> Result<(), ExitReason> {
         let Some(upstream) = self.inlet.get(from) else {
             // Nobody knows whose they are. This cannot be: a subscription's end comes last.
@@ -290,23 +290,33 @@ impl<B: Behaviour> StageTask<B> {
             backoff.reset();
         }
         let mut batch = upstream.window.as_ref().map(|window| window.receive(events.len()));
+        let mut left = events.len();
+        // A message that is one chunk is handed on as it is.
+        let (mut whole, mut rest) = (Some(events), Vec::new().into_iter());
         loop {
             let owed = if B::KIND.emits() { self.owed() } else { 0 };
             let upstream = self.inlet.get(from).expect("it ends by an input of its own");
             let chunk = match (&mut upstream.window, &mut batch) {
                 (Some(window), Some(batch)) => window.next_chunk(batch),
                 // Who asks himself is given all of a message.
-                _ => Some(Chunk { size: events.len(), excess: 0, ask: 0 }),
+                _ => Some(Chunk { size: left, excess: 0, ask: 0 }),
             };
             let Some(chunk) = chunk else { return Ok(()) };
             if chunk.excess > 0 {
                 let excess = chunk.excess;
                 tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
             }
-            // The last chunk is the rest of the message, as it is.
-            let is_last = chunk.size == events.len();
-            let rest = if is_last { Vec::new() } else { events.split_off(chunk.size) };
-            self.behind = rest.len();
+            let is_last = chunk.size == left;
+            left -= chunk.size;
+            let events = match whole.take() {
+                Some(events) if is_last => events,
+                events => {
+                    // Each event is moved once, however small the chunks are.
+                    rest = events.map_or(rest, Vec::into_iter);
+                    rest.by_ref().take(chunk.size).collect()
+                }
+            };
+            self.behind = left;
             self.in_hand = chunk.size;
             let mut out = Emitter::new(&mut self.staged, owed);
             let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
@@ -332,7 +342,6 @@ impl<B: Behaviour> StageTask<B> {
                 return Ok(());
             }
             coop::consume_budget().await;
-            events = rest;
         }
     }
 }
