@@ -92,35 +92,97 @@ async fn a_task_that_listens_is_somebody_too_until_it_no_longer_does() {
     assert_eq!(rooms.enriched(), ["room:a", "room:b"]);
 }
 
+fn sharing(cluster: &Cluster, name: &str) -> Endpoint {
+    let builder = Endpoint::builder().adapter(cluster.node(name));
+    builder.share_online(TrackerOptions::new()).build().unwrap()
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
 #[tokio::test(start_paused = true)]
 async fn who_listens_on_another_node_is_somebody_where_nodes_share_that() {
     let cluster = Cluster::default();
-    let node = |name: &str| {
-        let builder = Endpoint::builder().adapter(cluster.node(name));
-        builder.share_online(TrackerOptions::new()).build().unwrap()
-    };
-    let (here, there) = (node("here"), node("there"));
+    let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
     let online = || here.pubsub().is_online("room:a");
+    sleep(SECOND * 10).await;
     assert!(!online());
     let first = there.subscribe("room:a");
-    sleep(Duration::from_secs(2)).await;
+    sleep(SECOND * 2).await;
     assert!(online());
     // One who comes and one who goes within a period change nothing.
     drop(first);
     let second = there.subscribe("room:a");
-    sleep(Duration::from_secs(2)).await;
+    sleep(SECOND * 2).await;
     assert!(online());
     drop(second);
-    sleep(Duration::from_secs(2)).await;
+    sleep(SECOND * 2).await;
     assert!(!online());
-    // Those of a node that is lost are away after a while.
-    let _third = there.subscribe("room:a");
-    sleep(Duration::from_secs(2)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_just_started_drops_nothing_for_users_of_others() {
+    let cluster = Cluster::default();
+    let there = sharing(&cluster, "there");
+    let _listening = there.subscribe("room:a");
+    sleep(SECOND * 10).await;
+    let here = sharing(&cluster, "here");
+    let online = |topic| here.pubsub().is_online(topic);
+    for _ in 0..100 {
+        assert!(online("room:a"));
+        sleep(SECOND / 10).await;
+    }
+    assert!(!online("room:b"), "by now it knows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_lost_at_the_start_makes_nobody_offline() {
+    let cluster = Cluster::default();
+    let there = sharing(&cluster, "there");
+    let _listening = there.subscribe("room:a");
+    sleep(SECOND * 10).await;
     cluster.down(true);
-    sleep(Duration::from_secs(25)).await;
-    assert!(online());
-    sleep(Duration::from_secs(10)).await;
-    assert!(!online());
+    let here = sharing(&cluster, "here");
+    sleep(SECOND).await;
+    cluster.down(false);
+    for _ in 0..100 {
+        assert!(here.pubsub().is_online("room:a"));
+        sleep(SECOND / 10).await;
+    }
+    assert!(!here.pubsub().is_online("room:b"), "by now it knows");
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_node_is_silent_every_topic_counts_until_it_is_back_or_forgotten() {
+    let cluster = Cluster::default();
+    let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
+    let online = |topic| here.pubsub().is_online(topic);
+    let _listening = there.subscribe("room:a");
+    sleep(SECOND * 10).await;
+    cluster.down(true);
+    sleep(SECOND * 40).await;
+    let _later = there.subscribe("room:b");
+    assert!(online("room:a") && online("room:b") && online("room:c"));
+    cluster.down(false);
+    for _ in 0..300 {
+        assert!(online("room:a") && online("room:b"));
+        sleep(SECOND / 10).await;
+    }
+    assert!(!online("room:c"));
+    cluster.down(true);
+    sleep(SECOND * 1_300).await;
+    assert!(!online("room:a"), "the node is forgotten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_ends_in_good_order_is_not_waited_for() {
+    let cluster = Cluster::default();
+    let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
+    let _listening = there.subscribe("room:a");
+    sleep(SECOND * 10).await;
+    assert!(here.pubsub().is_online("room:a"));
+    drop(there);
+    sleep(SECOND * 60).await;
+    assert!(!here.pubsub().is_online("room:a"));
 }
 
 #[tokio::test]

@@ -326,7 +326,7 @@ impl Replica for Shared {
         self.attached.get()?.state.lock().tracker.next_tick()
     }
 
-    fn step(&self, input: Input, now: Duration) -> Vec<Outgoing> {
+    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing> {
         let Some(attached) = self.attached.get() else { return Vec::new() };
         let mut state = attached.state.lock();
         let Step { diffs, send } = state.tracker.step(input, now);

@@ -11,8 +11,15 @@ impl PubSub {
     /// subscribed to it.
     ///
     /// With an [`Adapter`](crate::Adapter), others may listen on other nodes. Which topics these are is
-    /// known where all nodes [share it](crate::EndpointBuilder::share_online), a moment late. Where they
-    /// do not, there is no telling, and every topic counts as one that is listened to.
+    /// known where all nodes [share it](crate::EndpointBuilder::share_online), a moment late. What is not
+    /// known counts as somebody. So the answer is `true` for every topic
+    ///
+    /// - where nodes do not share it,
+    /// - on a node that has just started, until the others have answered it: for three
+    ///   [periods](crate::TrackerOptions::broadcast_period),
+    /// - while another node is silent that has not said that it ends, until it is
+    ///   [forgotten](crate::TrackerOptions::permdown_period),
+    /// - while something that another node has told is still on its way.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -82,7 +89,7 @@ impl PubSub {
     /// What is not known counts as somebody.
     fn is_online_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {
-            Some(topics) => topics.has(topic),
+            Some(topics) => topics.may_have(topic),
             None => self.shared.adapter.is_some(),
         }
     }

@@ -33,7 +33,15 @@ pub(crate) struct Topics {
     meta: Meta,
     started: Instant,
     table: OnceLock<Weak<Table>>,
-    task: Mutex<Option<AbortHandle>>,
+    talking: Mutex<Talking>,
+}
+
+/// The task that talks with the other nodes.
+#[derive(Debug, Default)]
+struct Talking {
+    task: Option<AbortHandle>,
+    /// None is started any more: a socket may open while its endpoint ends.
+    has_ended: bool,
 }
 
 /// The topics to which somebody has come first, or which the last has left. As many as there are.
@@ -52,6 +60,8 @@ impl Topics {
     pub(super) fn new(node: &str, options: TrackerOptions) -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // Nobody listens on a node that has ended, so the others need not wait for it.
+        let options = options.permdown_on_shutdown(true);
         let tracker = Tracker::replicated(node, version, version, options, Duration::ZERO);
         Self {
             tracker: Mutex::new(tracker),
@@ -60,7 +70,7 @@ impl Topics {
             meta: Arc::default(),
             started: Instant::now(),
             table: OnceLock::new(),
-            task: Mutex::default(),
+            talking: Mutex::default(),
         }
     }
 
@@ -74,25 +84,35 @@ impl Topics {
         let _ = self.table.set(Arc::downgrade(table));
     }
 
-    /// Whether a topic is listened to on any node, as far as this one has been told.
-    pub(super) fn has(&self, topic: &str) -> bool {
-        self.tracker.lock().has_topic(topic)
+    /// Whether a topic may be listened to on another node: it is there, or not all that is there is known.
+    pub(super) fn may_have(&self, topic: &str) -> bool {
+        let tracker = self.tracker.lock();
+        tracker.has_topic(topic) || !tracker.knows_all()
     }
 
     /// Begins to talk with the other nodes, if there is where that can run.
     pub(super) fn begin(self: &Arc<Self>, pubsub: &PubSub) {
-        let mut task = self.task.lock();
+        let mut talking = self.talking.lock();
         // It may have ended with the runtime of an earlier socket.
-        let runs = task.as_ref().is_some_and(|task| !task.is_finished());
-        if let Some(runtime) = Handle::try_current().ok().filter(|_| !runs) {
+        let runs = talking.task.as_ref().is_some_and(|task| !task.is_finished());
+        if runs || talking.has_ended {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
             let (weak, pubsub, started) = (Arc::downgrade(self), pubsub.clone(), self.started);
-            let talking = async move { replicate(weak, pubsub, NAME, started).await };
-            *task = Some(runtime.spawn(talking).abort_handle());
+            let task = async move { replicate(weak, pubsub, NAME, started).await };
+            talking.task = Some(runtime.spawn(task).abort_handle());
         }
     }
 
     pub(super) fn end(&self, pubsub: &PubSub) {
-        if let Some(task) = self.task.lock().take() {
+        let task = {
+            let mut talking = self.talking.lock();
+            talking.has_ended = true;
+            talking.task.take()
+        };
+        // The adapter, which is the user's, is called under no lock.
+        if let Some(task) = task {
             task.abort();
             tell(pubsub, NAME, &self.farewell());
         }
@@ -104,7 +124,7 @@ impl Replica for Topics {
         self.tracker.lock().next_tick()
     }
 
-    fn step(&self, input: Input, now: Duration) -> Vec<Outgoing> {
+    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing> {
         let mut tracker = self.tracker.lock();
         if let (Input::Tick, Some(table)) = (&input, self.table.get().and_then(Weak::upgrade)) {
             let changed = mem::take(&mut *self.changed.0.lock());
@@ -124,5 +144,47 @@ impl Replica for Topics {
 
     fn farewell(&self) -> Vec<Outgoing> {
         self.tracker.lock().farewell()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        broadcast::Broadcast,
+        endpoint::Endpoint,
+        pubsub::{Adapter, AdapterError, LocalNode},
+    };
+
+    /// The way to no other node.
+    struct NoWay;
+
+    impl Adapter for NoWay {
+        fn node_name(&self) -> &str {
+            "here"
+        }
+
+        fn start(&self, _: LocalNode) {}
+
+        fn broadcast(&self, _: &Broadcast) -> Result<(), AdapterError> {
+            Ok(())
+        }
+
+        fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_opens_after_the_end_starts_no_task_anew() {
+        let builder = Endpoint::builder().adapter(NoWay).share_online(TrackerOptions::new());
+        let endpoint = builder.build().unwrap();
+        let pubsub = endpoint.pubsub();
+        let topics = pubsub.shared.topics.as_ref().unwrap();
+        pubsub.begin();
+        assert!(topics.talking.lock().task.is_some());
+        pubsub.end();
+        pubsub.begin();
+        assert!(topics.talking.lock().task.is_none());
     }
 }

@@ -19,7 +19,7 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct ReplicaRef {
     pub(crate) node: Arc<str>,
-    /// Greater at each start.
+    /// Different at each start, and greater unless the node's clock was set back.
     pub(crate) version: u64,
 }
 

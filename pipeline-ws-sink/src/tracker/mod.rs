@@ -85,7 +85,7 @@ impl Tracker {
         Self { store: Store::default(), cluster: None }
     }
 
-    /// One of several. `version` is greater at each start; `now` is the time since some moment that
+    /// One of several. `version` is different at each start, and should be greater; `now` is the time since some moment that
     /// stays the same; `seed` is for the moment of the first heartbeat, so that not all nodes that
     /// start together send theirs together.
     pub(crate) fn replicated(
@@ -178,6 +178,16 @@ impl Tracker {
     /// Whether anybody is on a topic.
     pub(crate) fn has_topic(&self, topic: &str) -> bool {
         self.store.has_topic(topic)
+    }
+
+    /// Whether all entries of the other nodes are listed here, and not only those that have been heard of.
+    pub(crate) fn knows_all(&self) -> bool {
+        self.cluster.as_ref().is_none_or(|cluster| cluster.knows_all())
+    }
+
+    /// How many entries are listed on a topic.
+    pub(crate) fn count(&self, topic: &str) -> usize {
+        self.store.count(topic)
     }
 
     /// How many entries are listed, on all topics.

@@ -13,6 +13,10 @@ use super::{
     store::Store,
 };
 
+/// How many heartbeats in a row a replica sends that has just been started. A period after the last one,
+/// all others have answered, even if one message was lost.
+const STARTING_HEARTBEATS: u32 = 3;
+
 /// A replica among others.
 pub(super) struct Cluster {
     own: Own,
@@ -24,6 +28,8 @@ pub(super) struct Cluster {
     silent: u32,
     /// In how many periods it looks whether something was missed.
     until_sample: u32,
+    /// How many more periods it takes until all others have been heard.
+    starting: u32,
 }
 
 /// Another replica, as it is known here.
@@ -35,6 +41,10 @@ struct Other {
     down: bool,
     /// How much it has seen of each, when it last said so.
     clocks: Vec<Clock>,
+    /// The last of its changes that it has told of.
+    told: u64,
+    /// Another replica speaks under its name: the node may have been started anew, with an earlier clock.
+    contested: bool,
 }
 
 impl Cluster {
@@ -51,7 +61,8 @@ impl Cluster {
         let share = u32::try_from(seed % 1_000).unwrap_or_default();
         let next_tick = now.saturating_add(options.broadcast_period / 4 / 1_000 * share);
         let (silent, until_sample) = (options.max_silent_periods, options.clock_sample_periods);
-        Self { own, others: BTreeMap::new(), options, next_tick, silent, until_sample }
+        let (others, starting) = (BTreeMap::new(), STARTING_HEARTBEATS + 1);
+        Self { own, others, options, next_tick, silent, until_sample, starting }
     }
 
     pub(super) fn added(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> u64 {
@@ -64,6 +75,13 @@ impl Cluster {
 
     pub(super) fn next_tick(&self) -> Duration {
         self.next_tick
+    }
+
+    /// Whether all entries of the other nodes are listed here: each node that may exist has been heard
+    /// lately, and nothing that it has told of is missing.
+    pub(super) fn knows_all(&self) -> bool {
+        let known = |other: &Other| !other.down && !other.contested && !other.is_behind();
+        self.starting == 0 && self.others.values().all(known)
     }
 
     pub(super) fn step(&mut self, input: Input, now: Duration, store: &mut Store) -> Step {
@@ -111,7 +129,9 @@ impl Cluster {
     fn heartbeat(&mut self, send: &mut Vec<Outgoing>) {
         let delta = self.own.take_news();
         self.silent = self.silent.saturating_add(1);
-        if delta.is_none() && self.silent < self.options.silent_periods() {
+        let is_due = self.starting > 1 || self.silent >= self.options.silent_periods();
+        self.starting = self.starting.saturating_sub(1);
+        if delta.is_none() && !is_due {
             return;
         }
         self.silent = 0;
@@ -169,16 +189,24 @@ impl Cluster {
         let diffs = &mut step.diffs;
         match message {
             Message::Heartbeat { from, delta, clocks } => {
-                self.forget_if(&from, |known, said| known < said, store, diffs);
+                // A node whose clock was set back has an earlier version. So that it is heard, the later
+                // version has to be down.
+                let is_past = |known: &Other| {
+                    known.of.version < from.version || known.down && known.of != from
+                };
+                self.forget_if(&from.node, is_past, store, diffs);
                 let other = self.others.entry(from.node.clone()).or_insert_with(|| Other {
                     of: from.clone(),
                     copy: Copy::default(),
                     heard: now,
                     down: true,
                     clocks: Vec::new(),
+                    told: 0,
+                    contested: false,
                 });
                 // It may be late, and from before the node was started anew.
-                if other.of != from {
+                other.contested = other.of != from;
+                if other.contested {
                     return;
                 }
                 other.heard = now;
@@ -208,7 +236,8 @@ impl Cluster {
                 }
             }
             Message::GracefulPermdown { from } => {
-                self.forget_if(&from, |known, said| known <= said, store, diffs);
+                let is_past = |known: &Other| known.of.version <= from.version;
+                self.forget_if(&from.node, is_past, store, diffs);
             }
         }
     }
@@ -222,17 +251,16 @@ impl Cluster {
         (*clock < other.copy.seen.context()).then(|| other.copy.all(of))
     }
 
-    /// Drops all that is known of a node's replica, if its version is so.
+    /// Drops all that is known of a node's replica, if it is past.
     fn forget_if(
         &mut self,
-        said: &ReplicaRef,
-        is_past: impl Fn(u64, u64) -> bool,
+        node: &Arc<str>,
+        is_past: impl FnOnce(&Other) -> bool,
         store: &mut Store,
         diffs: &mut Diffs,
     ) {
-        let known = self.others.get(&said.node);
-        if known.is_some_and(|known| is_past(known.of.version, said.version))
-            && let Some(mut other) = self.others.remove(&said.node)
+        if self.others.get(node).is_some_and(is_past)
+            && let Some(mut other) = self.others.remove(node)
         {
             other.hide(store, diffs);
         }
@@ -252,9 +280,16 @@ impl Other {
         let of_itself = |clocks: &[Clock]| {
             clocks.iter().find(|clock| clock.of == self.of).map(|clock| clock.clock)
         };
-        if of_itself(&clocks) >= of_itself(&self.clocks) {
+        let told = of_itself(&clocks);
+        if told >= of_itself(&self.clocks) {
+            self.told = told.unwrap_or_default();
             self.clocks = clocks;
         }
+    }
+
+    /// Whether it has told of changes that have not arrived.
+    fn is_behind(&self) -> bool {
+        self.copy.seen.context() < self.told
     }
 
     fn merge(&mut self, delta: Delta, store: &mut Store, diffs: &mut Diffs) {

@@ -1,8 +1,15 @@
 //! The task that keeps a replica in touch with the others.
 
-use std::{future::pending, sync::Weak, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    task::coop::consume_budget,
+    time::{Instant, sleep_until},
+};
 
 use super::{Input, Message, Outgoing, To};
 use crate::{
@@ -22,7 +29,7 @@ pub(crate) trait Replica: Send + Sync + 'static {
     fn next_tick(&self) -> Option<Duration>;
 
     /// Steps the tracker, and passes on its diffs in order. Returns what is to be sent.
-    fn step(&self, input: Input, now: Duration) -> Vec<Outgoing>;
+    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing>;
 
     /// What is to be told to the others before the end.
     fn farewell(&self) -> Vec<Outgoing>;
@@ -60,6 +67,8 @@ pub(crate) async fn replicate<R: Replica>(
                 }
             },
         };
+        // Messages of other nodes that come without a pause leave room for other tasks.
+        consume_budget().await;
         let (Some(input), Some(replica)) = (input, replica.upgrade()) else { continue };
         let outgoing = replica.step(input, started.elapsed());
         drop(replica);
@@ -120,7 +129,7 @@ fn read(broadcast: &Broadcast) -> Option<Input> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::collections::BTreeMap;
 
     use parking_lot::Mutex;
     use serde_json::json;
@@ -171,7 +180,7 @@ mod tests {
             self.0.lock().next_tick()
         }
 
-        fn step(&self, input: Input, now: Duration) -> Vec<Outgoing> {
+        fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing> {
             self.0.lock().step(input, now).send
         }
 

@@ -160,6 +160,10 @@ impl Store {
         self.topics.contains_key(topic)
     }
 
+    pub(super) fn count(&self, topic: &str) -> usize {
+        self.topics.get(topic).map_or(0, |topic| topic.entries.len())
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

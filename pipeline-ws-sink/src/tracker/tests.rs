@@ -86,9 +86,11 @@ enum Act {
     Wait {
         millis: u64,
     },
+    /// With an earlier clock, it has a version that is less than that of all who were before.
     Restart {
         node: usize,
         farewell: bool,
+        earlier: bool,
     },
     /// It ends without a word, and is not started again unless by a restart.
     Stop {
@@ -117,7 +119,8 @@ struct Network {
     fates: Vec<Fate>,
     sent: usize,
     cut: BTreeSet<usize>,
-    versions: u64,
+    /// The greatest and the least that were given.
+    versions: (u64, u64),
     numbers: u64,
     options: TrackerOptions,
 }
@@ -131,21 +134,28 @@ impl Network {
             fates,
             sent: 0,
             cut: BTreeSet::new(),
-            versions: 0,
+            versions: (1_000_000, 1_000_000),
             numbers: 0,
             options,
         };
         for name in ["ann", "bob", "cid"].into_iter().take(nodes) {
-            let tracker = network.tracker(name);
+            let tracker = network.tracker(name, false);
             let (tracks, folded) = Default::default();
             network.nodes.push(Node { name, tracker, tracks, folded, alive: true });
         }
         network
     }
 
-    fn tracker(&mut self, name: &str) -> Tracker {
-        self.versions += 1;
-        let (version, seed) = (self.versions, self.versions * 367);
+    fn tracker(&mut self, name: &str, earlier: bool) -> Tracker {
+        let (greatest, least) = &mut self.versions;
+        let version = if earlier {
+            *least -= 1;
+            *least
+        } else {
+            *greatest += 1;
+            *greatest
+        };
+        let seed = version * 367;
         Tracker::replicated(name, version, seed, self.options.clone(), self.now)
     }
 
@@ -193,13 +203,13 @@ impl Network {
                 node.fold(&diffs);
             }
             Act::Wait { millis } => self.wait(Duration::from_millis(millis)),
-            Act::Restart { node, farewell } => {
+            Act::Restart { node, farewell, earlier } => {
                 let at = node % self.nodes.len();
                 if farewell && self.nodes[at].alive {
                     let last = self.nodes[at].tracker.farewell();
                     self.post(at, last);
                 }
-                let tracker = self.tracker(self.nodes[at].name);
+                let tracker = self.tracker(self.nodes[at].name, earlier);
                 let node = &mut self.nodes[at];
                 (node.tracker, node.alive) = (tracker, true);
                 (node.tracks, node.folded) = Default::default();
@@ -299,8 +309,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         6 => (0u64..4_000).prop_map(|millis| Act::Wait { millis }),
         1 => (20_000u64..60_000).prop_map(|millis| Act::Wait { millis }),
         1 => (150_000u64..300_000).prop_map(|millis| Act::Wait { millis }),
-        1 => (node.clone(), any::<bool>())
-            .prop_map(|(node, farewell)| Act::Restart { node, farewell }),
+        1 => (node.clone(), any::<bool>(), any::<bool>())
+            .prop_map(|(node, farewell, earlier)| Act::Restart { node, farewell, earlier }),
         1 => node.clone().prop_map(|node| Act::Stop { node }),
         1 => node.prop_map(|node| Act::Cut { node }),
         2 => Just(Act::Heal),
@@ -344,6 +354,7 @@ proptest! {
         let truth = network.truth();
         for node in network.nodes.iter().filter(|node| node.alive) {
             prop_assert_eq!(&listed(&node.tracker), &truth, "{}", node.name);
+            prop_assert!(node.tracker.knows_all(), "{}", node.name);
             let (gaps, kept) = node.tracker.cluster.as_ref().unwrap().kept();
             prop_assert_eq!(gaps, 0);
             prop_assert!(kept <= 2 + 4, "{} are kept for others", kept);
@@ -456,7 +467,7 @@ fn a_replica_without_news_is_silent_for_so_many_periods() {
     let mut tracker = replica("ann", 1);
     let beats: Vec<bool> = (0..31).map(|_| !tick(&mut tracker).is_empty()).collect();
     let at: Vec<usize> = (0..31).filter(|at| beats[*at]).collect();
-    assert_eq!(at, [0, 10, 20, 30]);
+    assert_eq!(at, [0, 1, 2, 12, 22], "it has just been started, and then it is silent");
 }
 
 #[test]
@@ -464,7 +475,7 @@ fn a_silence_is_never_so_long_that_others_count_one_as_down() {
     let options = options().down_period(PERIOD * 4);
     let mut tracker = Tracker::replicated("ann", 1, 0, options, Duration::ZERO);
     let beats = (0..9).filter(|_| !tick(&mut tracker).is_empty()).count();
-    assert_eq!(beats, 5);
+    assert_eq!(beats, 6);
 }
 
 #[test]
@@ -507,6 +518,78 @@ fn a_node_that_is_started_anew_takes_the_place_of_what_it_was() {
     let (joins, leaves) = (vec![("ada".into(), meta(2))], vec![("ada".into(), meta(1))]);
     assert_eq!(diffs["room:1"], Diff { joins, leaves });
     assert!(hear(&mut bob, first, PERIOD).diffs.is_empty(), "it is late");
+}
+
+#[test]
+fn a_node_that_starts_again_with_an_earlier_clock_is_heard_once_its_former_self_is_down() {
+    let (mut ann, mut bob) = (replica("ann", 7), replica("bob", 1));
+    track(&mut ann, 1, "ada", 1);
+    hear(&mut bob, tick(&mut ann), Duration::ZERO);
+    let mut again = replica("ann", 3);
+    track(&mut again, 1, "ada", 2);
+    // Until then the message may be a late one, from before the later start.
+    assert!(hear(&mut bob, tick(&mut again), PERIOD).diffs.is_empty());
+    assert_eq!(numbers(&bob), [1]);
+    bob.step(Input::Tick, Duration::from_secs(31));
+    assert!(numbers(&bob).is_empty());
+    track(&mut again, 1, "bea", 3);
+    let heard = hear(&mut bob, tick(&mut again), Duration::from_secs(32));
+    assert_eq!(heard.diffs["room:1"].joins, [("bea".into(), meta(3))]);
+    // What it had told before is asked for.
+    let asked = (0..2).flat_map(|n| bob.step(Input::Tick, Duration::from_secs(40 + 2 * n)).send);
+    let asked: Vec<_> = asked.filter(|said| said.to == To::Node("ann".into())).collect();
+    let told = hear(&mut again, asked, PERIOD).send;
+    hear(&mut bob, told, Duration::from_secs(45));
+    assert_eq!(BTreeSet::from_iter(numbers(&bob)), BTreeSet::from([2, 3]));
+}
+
+/// Bob has been running for long, and has heard ann.
+fn settled() -> (Tracker, Tracker) {
+    let (mut ann, mut bob) = (replica("ann", 1), replica("bob", 1));
+    for _ in 0..4 {
+        hear(&mut bob, tick(&mut ann), PERIOD);
+        tick(&mut bob);
+    }
+    assert!(bob.knows_all());
+    (ann, bob)
+}
+
+#[test]
+fn a_replica_knows_all_once_others_have_had_the_time_to_answer() {
+    let mut tracker = replica("ann", 1);
+    for _ in 0..4 {
+        assert!(!tracker.knows_all());
+        tick(&mut tracker);
+    }
+    assert!(tracker.knows_all());
+    assert!(Tracker::alone().knows_all());
+}
+
+#[test]
+fn a_replica_that_has_missed_news_does_not_know_all_until_they_have_come() {
+    let (mut ann, mut bob) = settled();
+    track(&mut ann, 1, "ada", 1);
+    let lost = tick(&mut ann);
+    track(&mut ann, 1, "bea", 2);
+    hear(&mut bob, tick(&mut ann), PERIOD);
+    assert!(!bob.knows_all());
+    hear(&mut bob, lost, PERIOD);
+    assert!(bob.knows_all());
+}
+
+#[test]
+fn a_replica_does_not_know_all_while_another_is_down_or_its_name_is_in_doubt() {
+    let (mut ann, mut bob) = settled();
+    bob.step(Input::Tick, Duration::from_secs(40));
+    assert!(!bob.knows_all(), "ann is down");
+    track(&mut ann, 1, "ada", 1);
+    hear(&mut bob, tick(&mut ann), Duration::from_secs(41));
+    assert!(bob.knows_all());
+    let mut again = replica("ann", 0);
+    hear(&mut bob, tick(&mut again), Duration::from_secs(42));
+    assert!(!bob.knows_all(), "ann may have been started anew");
+    bob.step(Input::Tick, Duration::from_secs(200));
+    assert!(bob.knows_all(), "ann is forgotten");
 }
 
 #[test]
