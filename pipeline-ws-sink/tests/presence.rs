@@ -67,6 +67,16 @@ impl Channel for Room {
             "away" => presence.update_with(cx, key, |meta| {
                 meta.insert("status".to_owned(), "away".into());
             }),
+            // Asks the presence from inside the function that changes a meta.
+            "asking" => presence.update_with(cx, key, |meta| {
+                let other = presence.track(cx, "other", &json!({ "device": "bot" }));
+                meta.insert("asked".to_owned(), other.is_ok().into());
+                meta.insert("tracked".to_owned(), presence.tracked().into());
+            }),
+            "twice" => presence.update_with(cx, key, |meta| {
+                let inner = presence.update(cx, key, &json!({ "device": "inner" }));
+                meta.insert("inner".to_owned(), inner.is_ok().into());
+            }),
             "untrack" => {
                 presence.untrack(cx, key);
                 return Ok(Reply::ok());
@@ -587,4 +597,138 @@ async fn who_is_hidden_and_back_while_fetch_is_slow_stays_for_clients() {
     // Clients take in joins before leaves: if she were in both, she would be gone for them.
     let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
     assert_eq!((plain(&told["joins"]), &told["leaves"]), (json!({ "ben": [{}] }), &json!({})));
+}
+
+#[tokio::test]
+async fn a_function_that_changes_a_meta_may_use_the_presence() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_socket, room) = enter(&kit, "ada", "phone").await;
+    assert_push!(room, "presence_state");
+    let asked = room.push("asking", json!({}));
+    assert_reply!(room, asked, "ok", { "ref": _ });
+    let ada = json!([{ "device": "phone", "asked": true, "tracked": 2 }]);
+    assert_eq!(listed(&presence).await, json!({ "ada": ada, "other": [{ "device": "bot" }] }));
+}
+
+#[tokio::test]
+async fn a_change_of_the_same_key_inside_the_function_is_kept_and_told_of() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let (_socket, room) = enter(&kit, "ada", "phone").await;
+    assert_push!(room, "presence_state");
+    let reason = r#"the meta of "ada" on "room:lobby" was changed while update_with ran"#;
+    let twice = room.push("twice", json!({}));
+    let reply = assert_reply!(room, twice, "error", { "reason": _ });
+    assert_eq!(reply["reason"], reason);
+    assert_eq!(listed(&presence).await, json!({ "ada": [{ "device": "inner" }] }));
+}
+
+/// A meta whose encoding asks the presence.
+struct Asking(Presence);
+
+impl serde::Serialize for Asking {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        json!({ "tracked": self.0.tracked() }).serialize(serializer)
+    }
+}
+
+#[tokio::test]
+async fn a_meta_may_ask_the_presence_while_it_is_encoded() {
+    let presence = Presence::new();
+    let _kit = kit(&presence);
+    let bot = presence.enter(T, "bot", &Asking(presence.clone())).unwrap();
+    bot.update(&Asking(presence.clone())).unwrap();
+    assert_eq!(listed(&presence).await, json!({ "bot": [{ "tracked": 1 }] }));
+}
+
+/// Tasks that listen to the topic: more than a change is told to at once.
+fn many_listeners(kit: &TestEndpoint) -> Vec<pipeline_ws_sink::Subscription> {
+    (0..150).map(|_| kit.endpoint().subscribe(T)).collect()
+}
+
+#[tokio::test]
+async fn changes_that_come_together_on_a_topic_with_many_listeners_are_told_in_one_diff() {
+    let presence = Presence::new();
+    let kit = kit(&presence);
+    let mut listeners = many_listeners(&kit);
+    let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
+    let _users: Vec<_> = (0..500).map(user).collect();
+    let nothing = futures::FutureExt::now_or_never(listeners[0].recv());
+    assert!(nothing.is_none(), "the caller does not tell 150 tasks 500 times");
+    for listener in &mut listeners {
+        let diff: Value = listener.recv().await.unwrap().payload().parse().unwrap();
+        assert_eq!(diff["joins"].as_object().unwrap().len(), 500);
+    }
+    let _last = user(500);
+    let diff: Value = listeners[0].recv().await.unwrap().payload().parse().unwrap();
+    assert_eq!(diff["joins"].as_object().unwrap().len(), 1, "and it was all");
+}
+
+#[tokio::test]
+async fn nobody_tells_changes_for_as_long_as_others_make_new_ones() {
+    // Each change causes the next one, on a topic of its own.
+    const CHANGES: usize = 100;
+    let made = Arc::<Mutex<Vec<_>>>::default();
+    let next = Arc::<std::sync::OnceLock<Presence>>::default();
+    let (mine, making) = (made.clone(), next.clone());
+    let change = move |_: &PresenceDiff| {
+        let count = mine.lock().len();
+        if count < CHANGES {
+            let tracked = making.get().unwrap().enter(&format!("t:{count}"), "ada", &json!({}));
+            mine.lock().push(tracked.unwrap());
+        }
+    };
+    let presence = Presence::builder().on_diff(change).build();
+    assert!(next.set(presence.clone()).is_ok());
+    let _kit = kit(&presence);
+    let _first = presence.enter(T, "ada", &json!({})).unwrap();
+    let at_once = made.lock().len();
+    assert!(at_once < 10, "the caller told {at_once} changes of others");
+    while made.lock().len() < CHANGES {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn those_who_ask_for_a_long_list_at_the_same_time_share_it() {
+    let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1_000)));
+    let presence = named(&calls, &permits);
+    let _kit = kit(&presence);
+    let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
+    let _users: Vec<_> = (0..150).map(user).collect();
+    while calls.lock().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let before = calls.lock().len();
+    let lists = futures::future::join_all((0..100).map(|_| presence.list(T))).await;
+    assert!(lists.iter().all(|list| list.len() == 150 && *list == lists[0]));
+    assert_eq!(calls.lock().len() - before, 1, "the database is asked once");
+    let (stale, _late) = (presence.list(T).await, user(150));
+    assert_eq!((stale.len(), presence.list(T).await.len()), (150, 151));
+}
+
+#[tokio::test]
+async fn other_tasks_run_between_two_who_are_given_a_long_list() {
+    let presence = Presence::new();
+    let _kit = kit(&presence);
+    let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
+    let _users: Vec<_> = (0..150).map(user).collect();
+    let at_a_time = std::thread::available_parallelism().unwrap().get().div_ceil(2);
+    let mut lists = tokio::task::JoinSet::new();
+    let given = Arc::<Mutex<usize>>::default();
+    for _ in 0..at_a_time * 20 {
+        let (presence, given) = (presence.clone(), given.clone());
+        lists.spawn(async move {
+            presence.list(T).await;
+            *given.lock() += 1;
+        });
+    }
+    let mut seen = 0;
+    while seen < at_a_time * 20 {
+        tokio::task::yield_now().await;
+        let now = *given.lock();
+        assert!(now - seen <= at_a_time * 2, "{} were given in one go", now - seen);
+        seen = now;
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::Presences;
-use crate::tracker::{Diff, Meta};
+use crate::tracker::Diff;
 
 /// Who came to a topic and who went. A change of somebody's meta is both: the new meta has come, the old
 /// one has gone, and no client sees the key missing meanwhile.
@@ -25,10 +25,7 @@ pub struct PresenceDiff {
 }
 
 impl PresenceDiff {
-    pub(super) fn new(topic: Arc<str>, diff: &Diff) -> Self {
-        let grouped = |metas: &[(Arc<str>, Meta)]| {
-            Presences::of(metas.iter().map(|(key, meta)| (&**key, meta)))
-        };
-        Self { topic, joins: grouped(&diff.joins), leaves: grouped(&diff.leaves) }
+    pub(super) fn new(topic: Arc<str>, Diff { joins, leaves }: Diff) -> Self {
+        Self { topic, joins: Presences::of(joins), leaves: Presences::of(leaves) }
     }
 }

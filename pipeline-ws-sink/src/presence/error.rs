@@ -25,6 +25,15 @@ pub enum PresenceError {
         /// The key.
         key: Arc<str>,
     },
+    /// The meta was changed while the function of
+    /// [`update_with`](crate::Presence::update_with) ran, by the function itself for instance.
+    #[error("the meta of {key:?} on {topic:?} was changed while update_with ran")]
+    ChangedMeanwhile {
+        /// The topic.
+        topic: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+    },
     /// A meta is a JSON object, to which its reference is added.
     #[error("a meta has to be a JSON object")]
     NotAnObject,

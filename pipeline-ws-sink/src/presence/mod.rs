@@ -3,9 +3,11 @@
 mod builder;
 mod diff;
 mod error;
+mod lists;
 mod phx_ref;
 mod presences;
 mod shared;
+mod telling;
 mod tracked;
 mod waiting;
 
@@ -134,16 +136,17 @@ impl Presence {
         key: &str,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<String, PresenceError> {
-        let meta = object(meta)?;
-        self.shared.update(cx.id(), cx.topic().shared(), &key.into(), |_| Ok(meta))
+        self.shared.update(cx.id(), cx.topic().shared(), &key.into(), object(meta)?, None)
     }
 
-    /// The same with a function that changes the old meta. It must not wait, nor ask the presence for
-    /// anything: nobody else is tracked meanwhile.
+    /// The same with a function that changes the old meta. It may use the presence for anything but a
+    /// change of this key.
     ///
     /// # Errors
     ///
     /// [`PresenceError::NotTracked`] if this channel does not track the key.
+    /// [`PresenceError::ChangedMeanwhile`] if the key has been given another meta while the function ran.
+    /// It keeps that one then.
     ///
     /// ```
     /// # use pipeline_ws_sink::{Channel, ChannelContext, Presence, PresenceError};
@@ -160,11 +163,12 @@ impl Presence {
         key: &str,
         change: impl FnOnce(&mut Map<String, Value>),
     ) -> Result<String, PresenceError> {
-        self.shared.update(cx.id(), cx.topic().shared(), &key.into(), |old| {
-            let mut meta = old.clone();
-            change(&mut meta);
-            Ok(meta)
-        })
+        // The user's function runs under no lock.
+        let (topic, key) = (cx.topic().shared(), key.into());
+        let old = self.shared.meta(cx.id(), topic, &key)?;
+        let mut meta = (*old).clone();
+        change(&mut meta);
+        self.shared.update(cx.id(), topic, &key, meta, Some(&old))
     }
 
     /// A channel's client is here no longer under this key. Does nothing if it was not.
@@ -189,8 +193,11 @@ impl Presence {
         Ok(Tracked { presence: self.clone(), actor, topic, key })
     }
 
-    /// Who is on a topic, with what [`fetch`](PresenceBuilder::fetch) adds. Without that, it does not
-    /// wait.
+    /// Who is on a topic, with what [`fetch`](PresenceBuilder::fetch) adds.
+    ///
+    /// Of a topic with more than 100 presences, tasks that ask at the same time share one list, and a few
+    /// at a time are given it. So when many clients join such a topic at once, other clients are served
+    /// meanwhile.
     ///
     /// # Cancel safety
     ///

@@ -1,8 +1,8 @@
 //! Who is there, as clients are told. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 
 use crate::tracker::Meta;
@@ -16,6 +16,8 @@ const METAS: &str = "metas";
 /// As JSON it is what the official client's `Presence` expects:
 /// `{"ada": {"metas": [{"device": "phone", "phx_ref": ".."}]}}`.
 ///
+/// Cheap to clone: clones share everything until one of them is added to.
+///
 /// ```
 /// # use pipeline_ws_sink::Presences;
 /// fn devices<'a>(who: &'a Presences, key: &str) -> Vec<&'a str> {
@@ -25,7 +27,15 @@ const METAS: &str = "metas";
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Presences(BTreeMap<String, Map<String, Value>>);
+pub struct Presences(Arc<BTreeMap<Arc<str>, Entry>>);
+
+/// What is told of one key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Entry {
+    /// Shared with the tracker, so that listing a topic copies no meta.
+    metas: Vec<Meta>,
+    added: Map<String, Value>,
+}
 
 impl Presences {
     /// How many keys there are.
@@ -42,19 +52,22 @@ impl Presences {
 
     /// The keys, in their order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.0.keys().map(|key| &**key)
     }
 
     /// What is told of a key: its `metas`, and what was added.
     #[must_use]
-    pub fn get(&self, key: &str) -> Option<&Map<String, Value>> {
-        self.0.get(key)
+    pub fn get(&self, key: &str) -> Option<Map<String, Value>> {
+        let Entry { metas, added } = self.0.get(key)?;
+        let metas = metas.iter().map(|meta| Value::Object((**meta).clone())).collect();
+        let mut told = added.clone();
+        told.insert(METAS.to_owned(), Value::Array(metas));
+        Some(told)
     }
 
     /// The metas of a key. There are none if it is not there.
     pub fn metas(&self, key: &str) -> impl Iterator<Item = &Map<String, Value>> {
-        let metas = self.0.get(key).and_then(|entry| entry.get(METAS)?.as_array());
-        metas.into_iter().flatten().filter_map(Value::as_object)
+        self.0.get(key).into_iter().flat_map(|entry| &entry.metas).map(|meta| &**meta)
     }
 
     /// Adds something to what is told of a key, beside its `metas`, which stay as they are. Does nothing
@@ -73,45 +86,49 @@ impl Presences {
     /// # assert!(named(Presences::default()).is_empty());
     /// ```
     pub fn add(&mut self, key: &str, field: &str, value: impl Into<Value>) {
-        if let Some(entry) = self.0.get_mut(key).filter(|_| field != METAS) {
-            entry.insert(field.to_owned(), value.into());
+        if field == METAS || !self.0.contains_key(key) {
+            return;
+        }
+        if let Some(entry) = Arc::make_mut(&mut self.0).get_mut(key) {
+            entry.added.insert(field.to_owned(), value.into());
         }
     }
 
     /// Groups metas by their keys.
-    pub(super) fn of<'a>(metas: impl IntoIterator<Item = (&'a str, &'a Meta)>) -> Self {
-        let mut grouped = BTreeMap::<String, Vec<Value>>::new();
+    pub(super) fn of(metas: impl IntoIterator<Item = (Arc<str>, Meta)>) -> Self {
+        let mut grouped = BTreeMap::<Arc<str>, Entry>::new();
         for (key, meta) in metas {
-            let meta = Value::Object((**meta).clone());
-            match grouped.get_mut(key) {
-                Some(metas) => metas.push(meta),
-                None => drop(grouped.insert(key.to_owned(), vec![meta])),
-            }
+            grouped.entry(key).or_default().metas.push(meta);
         }
-        let entry = |metas| Map::from_iter([(METAS.to_owned(), Value::Array(metas))]);
-        Self(grouped.into_iter().map(|(key, metas)| (key, entry(metas))).collect())
+        Self(Arc::new(grouped))
     }
 
     /// Takes over what these have been given, and no more: who is there, and with what, is not for
     /// others to say.
     pub(super) fn enrich(&mut self, enriched: Self) {
-        for (key, fields) in enriched.0 {
-            for (field, value) in fields {
-                self.add(&key, &field, value);
+        if Arc::ptr_eq(&self.0, &enriched.0) {
+            return;
+        }
+        let who = Arc::make_mut(&mut self.0);
+        for (key, Entry { added, .. }) in Arc::unwrap_or_clone(enriched.0) {
+            if let Some(entry) = who.get_mut(&key) {
+                entry.added.extend(added);
             }
         }
     }
+}
 
-    /// What is told of one key.
-    pub(super) fn take(mut self, key: &str) -> Option<Map<String, Value>> {
-        self.0.remove(key)
+impl Serialize for Entry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut told = serializer.serialize_map(Some(self.added.len() + 1))?;
+        told.serialize_entry(METAS, &self.metas)?;
+        self.added.iter().try_for_each(|(field, value)| told.serialize_entry(field, value))?;
+        told.end()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
@@ -122,7 +139,8 @@ mod tests {
 
     fn two() -> Presences {
         let (phone, laptop) = (meta(&json!({ "on": "phone" })), meta(&json!({ "on": "laptop" })));
-        Presences::of([("ben", &laptop), ("ada", &phone), ("ada", &laptop)])
+        let ada: Arc<str> = "ada".into();
+        Presences::of([("ben".into(), laptop.clone()), (ada.clone(), phone), (ada, laptop)])
     }
 
     #[test]
@@ -139,16 +157,28 @@ mod tests {
 
     #[test]
     fn nobody_can_be_added_removed_or_changed_by_enriching() {
-        let mut wrong = two();
-        wrong.0.remove("ben");
-        wrong.0.insert("eve".to_owned(), Map::new());
-        wrong.0.insert("ada".to_owned(), Map::from_iter([("metas".to_owned(), json!([]))]));
+        let mut wrong =
+            Presences::of([("eve".into(), Meta::default()), ("ada".into(), Meta::default())]);
         wrong.add("ada", "name", "Ada");
+        wrong.add("ada", "metas", json!([]));
+        wrong.add("eve", "name", "Eve");
         let mut who = two();
         who.enrich(wrong);
         let mut expected = two();
         expected.add("ada", "name", "Ada");
         assert_eq!(who, expected);
         assert_eq!(json!(who)["ada"]["name"], "Ada");
+        assert_eq!(json!(who.get("ada")), json!(who)["ada"]);
+    }
+
+    #[test]
+    fn clones_share_their_metas_until_one_is_added_to() {
+        let who = two();
+        let mut clone = who.clone();
+        clone.add("eve", "name", "Eve");
+        assert!(Arc::ptr_eq(&who.0, &clone.0));
+        clone.add("ada", "name", "Ada");
+        assert!(Arc::ptr_eq(&who.0["ada"].metas[0], &clone.0["ada"].metas[0]));
+        assert_eq!((json!(who.get("ada"))["name"].is_null(), who), (true, two()));
     }
 }

@@ -1,7 +1,7 @@
 //! What the handles of a presence share: its tracker, and how what changes is told.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU16, Ordering::Relaxed},
@@ -12,19 +12,22 @@ use std::{
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
-use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::Instant};
+use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-use super::{PresenceDiff, PresenceError, Presences, phx_ref, waiting::Waiting};
+use super::{
+    PresenceDiff, PresenceError, Presences, lists::Lists, phx_ref, telling::Telling,
+    waiting::Waiting,
+};
 use crate::{
-    protocol::message::Encoded,
     pubsub::{PubSub, SubscriberId},
     tracker::{
-        Diff, Diffs, Input, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
+        Diff, Diffs, Input, Meta, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
     },
 };
 
-/// What clients are told of who came and who went.
-const DIFF: &str = "presence_diff";
+/// How many listeners or presences a topic may have for its work to be done at once, by the task that
+/// asks for it. Work for more takes its turn, between the work of others.
+pub(super) const FEW: usize = 100;
 
 /// Adds to what is told of many keys.
 pub(super) type Fetch =
@@ -43,24 +46,30 @@ pub(crate) struct Shared {
 }
 
 /// What it has of the endpoint that it belongs to.
-struct Attached {
-    pubsub: PubSub,
+pub(super) struct Attached {
+    pub(super) pubsub: PubSub,
     started: Instant,
     /// Who gives names to metas.
     giver: u16,
     count: AtomicU16,
-    state: Mutex<State>,
-    /// Held by who tells what has changed, so that it is told in order.
-    telling: Mutex<()>,
-    /// Something is to be told, where a task does that.
-    changed: Notify,
-    tasks: Mutex<Vec<AbortHandle>>,
+    pub(super) state: Mutex<State>,
+    lists: Lists,
+    pub(super) tasks: Mutex<Tasks>,
 }
 
-struct State {
+pub(super) struct State {
     tracker: Tracker,
-    waiting: Waiting,
-    has_ended: bool,
+    pub(super) waiting: Waiting,
+    /// A [`Telling`] exists.
+    pub(super) is_telling: bool,
+    pub(super) has_ended: bool,
+}
+
+/// The tasks of a presence, if it has any.
+#[derive(Default)]
+pub(super) struct Tasks {
+    replicates: Option<AbortHandle>,
+    pub(super) tells: Option<AbortHandle>,
 }
 
 impl Shared {
@@ -91,45 +100,37 @@ impl Shared {
             }
             None => Tracker::alone(),
         };
-        let waiting = Waiting::default();
+        let state =
+            State { tracker, waiting: Waiting::default(), is_telling: false, has_ended: false };
         let attached = Attached {
             pubsub: pubsub.clone(),
             started,
             giver: u16::from_be_bytes([low, lower]),
             count: AtomicU16::new(0),
-            state: Mutex::new(State { tracker, waiting, has_ended: false }),
-            telling: Mutex::new(()),
-            changed: Notify::new(),
+            state: Mutex::new(state),
+            lists: Lists::new(),
             tasks: Mutex::default(),
         };
         self.attached.set(attached).is_ok()
     }
 
-    /// Starts what runs beside it, if anything does, and if there is where it can run.
+    /// Starts to talk with the other nodes, if there are any, and if there is where that can run.
     pub(super) fn begin(self: &Arc<Self>) {
         let Some(attached) = self.attached.get() else { return };
-        let replicates = attached.pubsub.node_name().is_some();
-        if !replicates && self.fetch.is_none() {
+        if attached.pubsub.node_name().is_none() {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
         let mut tasks = attached.tasks.lock();
-        // They may have ended with the runtime of an earlier socket.
-        let runs = tasks.iter().any(|task| !task.is_finished());
+        // It may have ended with the runtime of an earlier socket.
+        let runs = tasks.replicates.as_ref().is_some_and(|task| !task.is_finished());
         if runs || attached.state.lock().has_ended {
             return;
         }
-        tasks.clear();
-        if replicates {
-            let (weak, pubsub) = (Arc::downgrade(self), attached.pubsub.clone());
-            let (name, started) = (self.name.clone(), attached.started);
-            let talking = async move { replicate(weak, pubsub, &name, started).await };
-            tasks.push(runtime.spawn(talking).abort_handle());
-        }
-        if self.fetch.is_some() {
-            let shared = self.clone();
-            tasks.push(runtime.spawn(async move { shared.tell_enriched().await }).abort_handle());
-        }
+        let (weak, pubsub) = (Arc::downgrade(self), attached.pubsub.clone());
+        let (name, started) = (self.name.clone(), attached.started);
+        let talking = async move { replicate(weak, pubsub, &name, started).await };
+        tasks.replicates = Some(runtime.spawn(talking).abort_handle());
     }
 
     /// Ends what runs beside it, and says so to the other nodes, if they are to know.
@@ -138,8 +139,9 @@ impl Shared {
         if std::mem::replace(&mut attached.state.lock().has_ended, true) {
             return;
         }
+        let Tasks { replicates, tells } = std::mem::take(&mut *attached.tasks.lock());
+        replicates.into_iter().chain(tells).for_each(|task| task.abort());
         tell(&attached.pubsub, &self.name, &self.farewell());
-        attached.tasks.lock().drain(..).for_each(|task| task.abort());
     }
 
     pub(super) fn track(
@@ -165,22 +167,39 @@ impl Shared {
         Ok(name)
     }
 
-    pub(super) fn update(
+    /// The meta that a key has.
+    pub(super) fn meta(
         &self,
         actor: SubscriberId,
         topic: &Arc<str>,
         key: &Arc<str>,
-        change: impl FnOnce(&Map<String, Value>) -> Result<Map<String, Value>, PresenceError>,
+    ) -> Result<Meta, PresenceError> {
+        let meta =
+            self.attached()?.look(|tracker| tracker.get(actor.number(), topic, key).cloned());
+        let (topic, key) = (topic.clone(), key.clone());
+        meta.ok_or(PresenceError::NotTracked { topic, key })
+    }
+
+    /// Gives a key another meta. `only_if` is the meta that it must still have, if that matters.
+    pub(super) fn update(
+        self: &Arc<Self>,
+        actor: SubscriberId,
+        topic: &Arc<str>,
+        key: &Arc<str>,
+        mut meta: Map<String, Value>,
+        only_if: Option<&Meta>,
     ) -> Result<String, PresenceError> {
         let attached = self.attached()?;
         let name = attached.name();
         attached.change(|tracker| {
             let (topic, key) = (topic.clone(), key.clone());
-            let Some(old) = tracker.get(actor.number(), &topic, &key).cloned() else {
+            let Some(old) = tracker.get(actor.number(), &topic, &key) else {
                 return Err(PresenceError::NotTracked { topic, key });
             };
-            let mut meta = change(&old)?;
-            phx_ref::give(&mut meta, &name, phx_ref::of(&old));
+            if only_if.is_some_and(|expected| !Arc::ptr_eq(expected, old)) {
+                return Err(PresenceError::ChangedMeanwhile { topic, key });
+            }
+            phx_ref::give(&mut meta, &name, phx_ref::of(old));
             let meta = Arc::new(meta);
             let old = tracker.update(actor.number(), &topic, &key, meta.clone());
             let leaves = old.into_iter().map(|old| (key.clone(), old)).collect();
@@ -190,7 +209,7 @@ impl Shared {
         Ok(name)
     }
 
-    pub(super) fn untrack(&self, actor: SubscriberId, topic: &Arc<str>, key: &Arc<str>) {
+    pub(super) fn untrack(self: &Arc<Self>, actor: SubscriberId, topic: &Arc<str>, key: &Arc<str>) {
         let Ok(attached) = self.attached() else { return };
         let mut state = attached.state.lock();
         if let Some(gone) = state.tracker.untrack(actor.number(), topic, key) {
@@ -202,7 +221,7 @@ impl Shared {
     }
 
     /// Somebody is gone from all topics.
-    pub(super) fn leave(&self, actor: SubscriberId) {
+    pub(super) fn leave(self: &Arc<Self>, actor: SubscriberId) {
         let Ok(attached) = self.attached() else { return };
         let mut state = attached.state.lock();
         let gone = state.tracker.untrack_all(actor.number());
@@ -213,72 +232,46 @@ impl Shared {
 
     pub(super) async fn list(&self, topic: &str) -> Presences {
         let Ok(attached) = self.attached() else { return Presences::default() };
-        let who = attached
-            .look(|tracker| Presences::of(tracker.list(topic).map(|(key, meta)| (&**key, meta))));
-        self.enriched(&topic.into(), who).await
+        let listed = async {
+            let who = attached.look(|tracker| tracker.list(topic).map(cloned).collect::<Vec<_>>());
+            self.enriched(&topic.into(), Presences::of(who)).await
+        };
+        if attached.look(|tracker| tracker.count(topic)) <= FEW {
+            listed.await
+        } else {
+            attached.lists.share(topic, listed).await
+        }
     }
 
     pub(super) async fn get_by_key(&self, topic: &str, key: &str) -> Option<Map<String, Value>> {
         let attached = self.attached().ok()?;
-        let who = attached
-            .look(|tracker| Presences::of(tracker.get_by_key(topic, key).map(|meta| (key, meta))));
-        if who.is_empty() {
+        let metas =
+            attached.look(|tracker| tracker.get_by_key(topic, key).cloned().collect::<Vec<_>>());
+        if metas.is_empty() {
             return None;
         }
-        self.enriched(&topic.into(), who).await.take(key)
+        let shared_key: Arc<str> = key.into();
+        let who = Presences::of(metas.into_iter().map(|meta| (shared_key.clone(), meta)));
+        self.enriched(&topic.into(), who).await.get(key)
     }
 
     pub(super) fn len(&self) -> usize {
         self.attached().map_or(0, |attached| attached.look(Tracker::len))
     }
 
-    fn attached(&self) -> Result<&Attached, PresenceError> {
+    pub(super) fn attached(&self) -> Result<&Attached, PresenceError> {
         self.attached.get().ok_or(PresenceError::NotAttached)
     }
 
-    /// Has told what has changed: here and now, or by the task that does it.
-    fn tell(&self) {
-        let Ok(attached) = self.attached() else { return };
-        if self.fetch.is_some() {
-            attached.changed.notify_one();
-            return;
-        }
-        // Whoever tells at the moment tells this, too: nobody waits, not even for itself.
-        while !attached.state.lock().waiting.is_empty() {
-            let Some(_telling) = attached.telling.try_lock() else { return };
-            while let Some(diff) = attached.next() {
-                self.broadcast(attached, &diff);
-            }
-        }
-    }
-
-    /// Tells what has changed once it is enriched, one change after the other.
-    async fn tell_enriched(&self) {
-        let Ok(attached) = self.attached() else { return };
-        loop {
-            attached.changed.notified().await;
-            while let Some(mut diff) = attached.next() {
-                diff.joins = self.enriched(&diff.topic, diff.joins).await;
-                diff.leaves = self.enriched(&diff.topic, diff.leaves).await;
-                self.broadcast(attached, &diff);
-            }
-        }
-    }
-
-    fn broadcast(&self, attached: &Attached, diff: &PresenceDiff) {
-        match Encoded::new(&diff.topic, DIFF, diff) {
-            Ok(encoded) => attached.pubsub.tell_here(&encoded),
-            Err(error) => tracing::error!(topic = %diff.topic, %error, "a diff cannot be told"),
-        }
-        if let Some(on_diff) = &self.on_diff
-            && catch_unwind(AssertUnwindSafe(|| on_diff(diff))).is_err()
-        {
-            tracing::error!(topic = %diff.topic, "who was to be told of a diff has panicked");
+    /// Has what has changed told to the clients.
+    fn tell(self: &Arc<Self>) {
+        if let Some(telling) = Telling::claim(self) {
+            telling.run();
         }
     }
 
     /// With what `fetch` adds, unless it panics.
-    async fn enriched(&self, topic: &Arc<str>, mut who: Presences) -> Presences {
+    pub(super) async fn enriched(&self, topic: &Arc<str>, mut who: Presences) -> Presences {
         let Some(fetch) = &self.fetch else { return who };
         let fetched = AssertUnwindSafe(async { fetch(topic.clone(), who.clone()).await });
         match fetched.catch_unwind().await {
@@ -313,12 +306,6 @@ impl Attached {
         state.waiting.add(Diffs::from_iter([(topic, diff)]));
         Ok(())
     }
-
-    /// What is to be told next.
-    fn next(&self) -> Option<PresenceDiff> {
-        let (topic, diff) = self.state.lock().waiting.next()?;
-        Some(PresenceDiff::new(topic, &diff))
-    }
 }
 
 impl Replica for Shared {
@@ -348,6 +335,11 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// An entry of a tracker, to be looked at outside of its lock.
+fn cloned((key, meta): (&Arc<str>, &Meta)) -> (Arc<str>, Meta) {
+    (key.clone(), meta.clone())
 }
 
 /// A meta as it is kept.

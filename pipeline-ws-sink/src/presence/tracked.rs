@@ -23,7 +23,8 @@ impl Tracked {
     ///
     /// [`PresenceError`] if it is no JSON object, or if the endpoint is gone.
     pub fn update(&self, meta: &(impl Serialize + ?Sized)) -> Result<String, PresenceError> {
-        self.presence.shared.update(self.actor, &self.topic, &self.key, |_| super::object(meta))
+        let meta = super::object(meta)?;
+        self.presence.shared.update(self.actor, &self.topic, &self.key, meta, None)
     }
 }
 

@@ -1,72 +1,184 @@
 //! Changes that have not been told yet. Pure.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
 use super::phx_ref;
 use crate::tracker::{Diff, Diffs, Meta};
 
+/// How many changes one diff tells of, so that encoding it is a short piece of work. A diff has all
+/// changes of a key, so it has more if one key has more.
+const MAX_CHANGES: usize = 1_000;
+
 /// Changes that have not been told yet, by topic.
 ///
-/// Those of one topic are put together: who came and went meanwhile, or went and came, is not told of. So there are never
-/// more of them than there are presences, and than have been told of before.
+/// Changes of one topic are put together, and two that cancel each other out are not told. So there are
+/// never more changes than there are presences and presences that clients have been told of.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// The topics in the order in which they are to be told of.
-    topics: VecDeque<Arc<str>>,
-    diffs: HashMap<Arc<str>, Diff>,
+    /// The topics in the order in which they are told of. None is without a change.
+    topics: BTreeMap<u64, Arc<str>>,
+    changes: HashMap<Arc<str>, Changes>,
+    next: u64,
 }
 
 impl Waiting {
     pub(super) fn add(&mut self, diffs: Diffs) {
         for (topic, Diff { joins, leaves }) in diffs {
-            let waiting = self.diffs.entry(topic.clone()).or_insert_with(|| {
-                self.topics.push_back(topic);
-                Diff::default()
+            let changes = self.changes.entry(topic.clone()).or_insert_with(|| {
+                self.next += 1;
+                self.topics.insert(self.next, topic.clone());
+                Changes::in_turn(self.next)
             });
-            // Clients take in joins before leaves, so no meta may be both: one that went and is back, with
-            // its node, has never gone, and one that came and went has never come.
-            for join in joins {
-                match waiting.leaves.iter().position(|leave| is_same(leave, &join)) {
-                    Some(untold) => drop(waiting.leaves.remove(untold)),
-                    None => waiting.joins.push(join),
-                }
-            }
-            for leave in leaves {
-                match waiting.joins.iter().position(|join| is_same(join, &leave)) {
-                    Some(untold) => drop(waiting.joins.remove(untold)),
-                    None => waiting.leaves.push(leave),
-                }
+            joins.into_iter().for_each(|(key, meta)| changes.add(Kind::Join, key, meta));
+            leaves.into_iter().for_each(|(key, meta)| changes.add(Kind::Leave, key, meta));
+            if changes.is_empty() {
+                self.topics.remove(&changes.turn);
+                self.changes.remove(&topic);
             }
         }
     }
 
-    /// What is to be told next.
+    /// The topic that is told of next.
+    pub(super) fn next_topic(&self) -> Option<&Arc<str>> {
+        self.topics.first_key_value().map(|(_, topic)| topic)
+    }
+
+    /// Takes what is told next: the first changes of a topic. The other changes of that topic are told
+    /// after those of the other topics.
     pub(super) fn next(&mut self) -> Option<(Arc<str>, Diff)> {
-        loop {
-            let topic = self.topics.pop_front()?;
-            let diff = self.diffs.remove(&topic).unwrap_or_default();
-            if diff != Diff::default() {
-                return Some((topic, diff));
-            }
+        let (_, topic) = self.topics.pop_first()?;
+        let changes = self.changes.get_mut(&topic)?;
+        let diff = changes.take(MAX_CHANGES);
+        if changes.is_empty() {
+            self.changes.remove(&topic);
+        } else {
+            self.next += 1;
+            changes.turn = self.next;
+            self.topics.insert(self.next, topic.clone());
         }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.topics.is_empty()
+        Some((topic, diff))
     }
 }
 
-/// Whether two are one meta of one key.
-fn is_same(one: &(Arc<str>, Meta), other: &(Arc<str>, Meta)) -> bool {
-    one.0 == other.0 && phx_ref::of(&one.1) == phx_ref::of(&other.1)
+/// The changes of one topic. Adding one takes the same time however many there are.
+#[derive(Debug)]
+struct Changes {
+    /// Where the topic stands among the others.
+    turn: u64,
+    /// All changes, those of a key side by side, in the order in which they came.
+    changes: BTreeMap<Place, Change>,
+    /// The first part of the places of a key's changes, and how many it has.
+    keys: HashMap<Arc<str>, (u64, usize)>,
+    /// Where the change of a meta is.
+    places: HashMap<Named, Place>,
+    next: u64,
+}
+
+/// Of which key, and which change.
+type Place = (u64, u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Join,
+    Leave,
+}
+
+#[derive(Debug)]
+struct Change {
+    kind: Kind,
+    of: Named,
+}
+
+/// A meta of a key. Two are the same if they have the same key and the same reference.
+#[derive(Clone, Debug)]
+struct Named {
+    key: Arc<str>,
+    meta: Meta,
+}
+
+impl Changes {
+    fn in_turn(turn: u64) -> Self {
+        let (changes, keys, places) = Default::default();
+        Self { turn, changes, keys, places, next: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Adds a change, unless it takes back one that has not been told. Clients take in joins before
+    /// leaves, so no meta may be both: one that went and is back, with its node, has never gone, and one
+    /// that came and went has never come.
+    fn add(&mut self, kind: Kind, key: Arc<str>, meta: Meta) {
+        let of = Named { key, meta };
+        if let Some(place) = self.places.get(&of).copied() {
+            if self.changes.get(&place).is_some_and(|untold| untold.kind != kind) {
+                self.remove(place);
+            }
+            return;
+        }
+        let number = self.next;
+        self.next += 1;
+        let (group, count) = self.keys.entry(of.key.clone()).or_insert((number, 0));
+        *count += 1;
+        let place = (*group, number);
+        self.places.insert(of.clone(), place);
+        self.changes.insert(place, Change { kind, of });
+    }
+
+    fn remove(&mut self, place: Place) -> Option<Change> {
+        let change = self.changes.remove(&place)?;
+        self.places.remove(&change.of);
+        if let Some((_, count)) = self.keys.get_mut(&change.of.key) {
+            *count -= 1;
+            if *count == 0 {
+                self.keys.remove(&change.of.key);
+            }
+        }
+        Some(change)
+    }
+
+    /// Takes whole keys until there are so many changes.
+    fn take(&mut self, most: usize) -> Diff {
+        let (mut diff, mut taken, mut last_group) = (Diff::default(), 0, None);
+        while let Some((&place, _)) = self.changes.first_key_value() {
+            if taken >= most && last_group != Some(place.0) {
+                break;
+            }
+            let Some(Change { kind, of: Named { key, meta } }) = self.remove(place) else { break };
+            match kind {
+                Kind::Join => diff.joins.push((key, meta)),
+                Kind::Leave => diff.leaves.push((key, meta)),
+            }
+            (taken, last_group) = (taken + 1, Some(place.0));
+        }
+        diff
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.key == other.key && phx_ref::of(&self.meta) == phx_ref::of(&other.meta)
+    }
+}
+
+impl Eq for Named {}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key.hash(state);
+        phx_ref::of(&self.meta).hash(state);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -93,10 +205,10 @@ mod tests {
         add(&mut waiting, "t", &[("ada", "4")], &[("ada", "1")]);
         add(&mut waiting, "t", &[], &[("eve", "0")]);
         add(&mut waiting, "u", &[], &[("ada", "3")]);
-        let t = diff(&[("ben", "2"), ("ada", "4")], &[("eve", "0")]);
+        let t = diff(&[("ada", "4"), ("ben", "2")], &[("eve", "0")]);
         assert_eq!(waiting.next(), Some(("t".into(), t)));
         assert_eq!(waiting.next(), None);
-        assert!(waiting.is_empty() && waiting.diffs.is_empty());
+        assert!(waiting.topics.is_empty() && waiting.changes.is_empty());
     }
 
     #[test]
@@ -122,5 +234,58 @@ mod tests {
         add(&mut waiting, "b", &[("eve", "4")], &[]);
         assert_eq!(waiting.next().unwrap().0, "a".into());
         assert_eq!(waiting.next().unwrap().1, diff(&[("eve", "4")], &[]));
+    }
+
+    #[test]
+    fn a_topic_whose_changes_cancel_out_takes_no_memory() {
+        let mut waiting = Waiting::default();
+        add(&mut waiting, "first", &[("ada", "0")], &[]);
+        for n in 0..100 {
+            let topic = format!("t:{n}");
+            add(&mut waiting, &topic, &[("ada", "1")], &[]);
+            add(&mut waiting, &topic, &[], &[("ada", "1")]);
+        }
+        assert_eq!((waiting.topics.len(), waiting.changes.len()), (1, 1));
+    }
+
+    #[test]
+    fn many_changes_are_told_in_pieces_that_split_no_key_and_other_topics_come_between() {
+        let mut waiting = Waiting::default();
+        let user = |n: usize| format!("user:{n}");
+        for n in 0..MAX_CHANGES + 10 {
+            add(&mut waiting, "big", &[], &[(&user(n), "1")]);
+        }
+        add(&mut waiting, "small", &[("ada", "1")], &[]);
+        // The second half of an update belongs to the first piece, however late it comes.
+        add(&mut waiting, "big", &[(&user(MAX_CHANGES - 1), "2")], &[]);
+        let (topic, first) = waiting.next().unwrap();
+        assert_eq!((&*topic, first.leaves.len(), first.joins.len()), ("big", MAX_CHANGES, 1));
+        assert_eq!(waiting.next_topic().map(|topic| &**topic), Some("small"));
+        assert_eq!(waiting.next().unwrap().0, "small".into());
+        let (topic, rest) = waiting.next().unwrap();
+        assert_eq!((&*topic, rest.leaves.len(), rest.joins.len()), ("big", 10, 0));
+        assert_eq!(waiting.next(), None);
+    }
+
+    #[test]
+    fn a_change_takes_as_long_however_many_wait() {
+        // Each one who came leaves before it was told, the last one first.
+        let per_change = |count: usize| {
+            let mut waiting = Waiting::default();
+            let topic: Arc<str> = "t".into();
+            let all: Vec<_> =
+                (0..count).map(|n| who(&format!("user:{n}"), &n.to_string())).collect();
+            let one = |joins: Vec<_>, leaves: Vec<_>| {
+                Diffs::from_iter([(topic.clone(), Diff { joins, leaves })])
+            };
+            let begun = Instant::now();
+            all.iter().for_each(|who| waiting.add(one(vec![who.clone()], vec![])));
+            all.iter().rev().for_each(|who| waiting.add(one(vec![], vec![who.clone()])));
+            assert_eq!(waiting.next(), None);
+            begun.elapsed() / u32::try_from(count).unwrap()
+        };
+        let least = |count| (0..3).map(|_| per_change(count)).min().unwrap();
+        let (few, many) = (least(1_000), least(30_000));
+        assert!(many < few * 8, "{many:?} a change with many, {few:?} with few");
     }
 }

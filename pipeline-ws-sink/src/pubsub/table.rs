@@ -279,6 +279,12 @@ impl Table {
         self.shard(topic).read().contains_key(topic)
     }
 
+    /// How many listen to this topic.
+    pub(crate) fn listeners(&self, topic: &str) -> usize {
+        let listeners = self.shard(topic).read().get(topic).cloned();
+        listeners.map_or(0, |listeners| listeners.read().subscribers.len())
+    }
+
     pub(super) fn metrics(&self) -> &SocketMetrics {
         &self.metrics
     }

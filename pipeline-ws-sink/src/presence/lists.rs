@@ -1,0 +1,74 @@
+//! How topics with many presences are listed.
+
+use std::{
+    collections::HashMap,
+    num::NonZero,
+    sync::{Arc, Weak},
+    thread::available_parallelism,
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    task::yield_now,
+};
+
+use super::Presences;
+
+/// Lists of topics with many presences.
+///
+/// Listing, encoding and sending a long list takes long, and in a storm of joins each client is sent one.
+/// So tasks that ask for a topic at about the same time share a list, and only a few tasks at a time are
+/// given theirs. The tasks of other clients run in between.
+pub(super) struct Lists {
+    /// The lists that have been asked for and not been made.
+    asked: Mutex<HashMap<Arc<str>, Weak<OnceCell<Presences>>>>,
+    turns: Semaphore,
+}
+
+impl Lists {
+    pub(super) fn new() -> Self {
+        let turns = available_parallelism().map_or(1, NonZero::get).div_ceil(2);
+        Self { asked: Mutex::default(), turns: Semaphore::new(turns) }
+    }
+
+    /// The list of a topic, as it is after this call. `listing` makes it, unless another task does.
+    pub(super) async fn share(
+        &self,
+        topic: &str,
+        listing: impl Future<Output = Presences>,
+    ) -> Presences {
+        let list = self.asked(topic);
+        // Tasks that are ready to run ask for the same list meanwhile.
+        yield_now().await;
+        let making = async {
+            // A list that is asked for from now on has to be a later one.
+            self.forget(topic, &list);
+            listing.await
+        };
+        let presences = list.get_or_init(|| making).await.clone();
+        let turn = self.turns.acquire().await;
+        yield_now().await;
+        drop(turn);
+        presences
+    }
+
+    fn asked(&self, topic: &str) -> Arc<OnceCell<Presences>> {
+        let mut asked = self.asked.lock();
+        if let Some(list) = asked.get(topic).and_then(Weak::upgrade) {
+            return list;
+        }
+        // Of lists that were asked for and not waited for.
+        asked.retain(|_, list| list.strong_count() > 0);
+        let list = Arc::default();
+        asked.insert(topic.into(), Arc::downgrade(&list));
+        list
+    }
+
+    fn forget(&self, topic: &str, list: &Arc<OnceCell<Presences>>) {
+        let mut asked = self.asked.lock();
+        if asked.get(topic).is_some_and(|current| current.as_ptr() == Arc::as_ptr(list)) {
+            asked.remove(topic);
+        }
+    }
+}

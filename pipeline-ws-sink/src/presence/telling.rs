@@ -1,0 +1,131 @@
+//! How clients are told who came and who went.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use tokio::{runtime::Handle, task::yield_now};
+
+use super::{
+    PresenceDiff,
+    shared::{FEW, Shared},
+};
+use crate::protocol::message::Encoded;
+
+/// The event by which clients are told.
+const DIFF: &str = "presence_diff";
+
+/// How many diffs the caller of a change tells before it hands the rest to a task. So no channel's
+/// callback goes on for as long as others come and go.
+const DIFFS_AT_ONCE: usize = 4;
+
+/// The right to tell clients what has changed. There is at most one for each presence, so diffs leave in
+/// the order of the changes.
+pub(super) struct Telling {
+    shared: Arc<Shared>,
+    /// It has not been given back.
+    held: bool,
+}
+
+impl Telling {
+    /// The right, if there is something to tell, and if no other task has the right already: that task
+    /// then tells this change too.
+    pub(super) fn claim(shared: &Arc<Shared>) -> Option<Self> {
+        let mut state = shared.attached().ok()?.state.lock();
+        if state.has_ended || state.is_telling || state.waiting.next_topic().is_none() {
+            return None;
+        }
+        state.is_telling = true;
+        Some(Self { shared: shared.clone(), held: true })
+    }
+
+    /// Tells what takes little time, here and now, and has a task tell the rest.
+    pub(super) fn run(mut self) {
+        if self.shared.fetch.is_none() {
+            for _ in 0..DIFFS_AT_ONCE {
+                if self.is_next_for_many() {
+                    break;
+                }
+                let Some(diff) = self.next() else { return };
+                self.tell(&diff);
+            }
+        }
+        self.hand_over();
+    }
+
+    fn hand_over(mut self) {
+        let shared = self.shared.clone();
+        let Ok(attached) = shared.attached() else { return };
+        let Ok(runtime) = Handle::try_current() else {
+            // There is no task to hand over to. What needs `fetch` waits for a change that has one.
+            if shared.fetch.is_none() {
+                while let Some(diff) = self.next() {
+                    self.tell(&diff);
+                }
+            }
+            return;
+        };
+        let mut tasks = attached.tasks.lock();
+        if !attached.state.lock().has_ended {
+            tasks.tells = Some(runtime.spawn(self.tell_all()).abort_handle());
+        }
+    }
+
+    /// Tells what has changed, one diff after the other, until there is nothing left to tell.
+    async fn tell_all(mut self) {
+        loop {
+            // Other tasks run between two diffs. What they change on a topic is told in one.
+            yield_now().await;
+            let Some(mut diff) = self.next() else { return };
+            if self.shared.fetch.is_some() {
+                diff.joins = self.shared.enriched(&diff.topic, diff.joins).await;
+                diff.leaves = self.shared.enriched(&diff.topic, diff.leaves).await;
+            }
+            self.tell(&diff);
+        }
+    }
+
+    /// Whether the next diff goes to many clients.
+    fn is_next_for_many(&self) -> bool {
+        let Ok(attached) = self.shared.attached() else { return false };
+        let topic = attached.state.lock().waiting.next_topic().cloned();
+        topic.is_some_and(|topic| attached.pubsub.table().listeners(&topic) > FEW)
+    }
+
+    /// The next diff. If there is none, the right is given back.
+    fn next(&mut self) -> Option<PresenceDiff> {
+        let mut state = self.shared.attached().ok()?.state.lock();
+        let next = if state.has_ended { None } else { state.waiting.next() };
+        if next.is_none() {
+            // Under the lock under which changes are noted: none is left without one who tells it.
+            state.is_telling = false;
+            self.held = false;
+        }
+        drop(state);
+        next.map(|(topic, diff)| PresenceDiff::new(topic, diff))
+    }
+
+    fn tell(&self, diff: &PresenceDiff) {
+        let Ok(attached) = self.shared.attached() else { return };
+        match Encoded::new(&diff.topic, DIFF, diff) {
+            Ok(encoded) => attached.pubsub.tell_here(&encoded),
+            Err(error) => tracing::error!(topic = %diff.topic, %error, "a diff cannot be told"),
+        }
+        if let Some(on_diff) = &self.shared.on_diff
+            && catch_unwind(AssertUnwindSafe(|| on_diff(diff))).is_err()
+        {
+            tracing::error!(topic = %diff.topic, "who was to be told of a diff has panicked");
+        }
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        if self.held
+            && let Ok(attached) = self.shared.attached()
+        {
+            attached.state.lock().is_telling = false;
+        }
+    }
+}
