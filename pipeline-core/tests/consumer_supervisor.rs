@@ -253,6 +253,20 @@ async fn after_many_children_that_were_done_at_once_others_still_wait_fail_and_p
 }
 
 #[tokio::test(start_paused = true)]
+async fn each_child_gets_a_task_however_brief_it_is_where_that_is_wanted() {
+    let worker = Noting::new();
+    let tasks = worker.tasks.clone();
+    let supervisor = ConsumerSupervisor::new(worker).always_spawn();
+    let mut pipeline = Pipeline::builder("jobs")
+        .producer(from_iter(0..102))
+        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(10))
+        .start()
+        .unwrap();
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(tasks.lock().len(), 104, "two were started again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn slots_of_children_that_are_done_at_once_are_asked_for_together() {
     let (producer, script) = scripted();
     let worker = ConsumerSupervisor::new(async |_: &u64| Ok(()));

@@ -12,9 +12,12 @@ use crate::exit::ExitReason;
 /// all cores.
 /// When those so far have been done at once, and so soon on average, the supervisor runs the next ones
 /// itself. One that waits for something after all gets its task, and goes on there: its future is
-/// polled anew. One that computes for long holds up those after it once, and then they have tasks
-/// again until as much time was saved as was lost. So children that compute share the cores, and
-/// nothing is to be configured; but a worker should not mind in which task it begins.
+/// polled anew. One that computes or blocks for long holds up those after it once, and then they have
+/// tasks again until as much time was saved as was lost, the time of those that were held up included;
+/// after a minute lost, for some millions of children. So children that compute share the cores, and
+/// mostly nothing is to be configured; but a worker should not mind in which task it begins. If a
+/// child now and then blocks its thread, [`always_spawn`](crate::ConsumerSupervisor::always_spawn)
+/// gives each a task.
 ///
 /// A worker is shared by all its children, so it holds what they have in common: a connection
 /// pool, an endpoint to broadcast with. It borrows its event, which stays with the supervisor: if

@@ -94,6 +94,8 @@ pub struct ConsumerSupervisor<E, W> {
     by_task: foldhash::HashMap<Id, ChildId>,
     /// Whether the next child is likely to need no task.
     brevity: Brevity,
+    /// Whether each gets one all the same.
+    always_spawn: bool,
     next_child: u64,
     /// How many of the children were started by hand.
     by_hand: usize,
@@ -307,6 +309,7 @@ where
             children: foldhash::HashMap::default(),
             by_task: foldhash::HashMap::default(),
             brevity: Brevity::new(),
+            always_spawn: false,
             next_child: 0,
             by_hand: 0,
             slots: foldhash::HashMap::default(),
@@ -399,6 +402,24 @@ where
         self
     }
 
+    /// Gives each child a task of its own, however brief its children are.
+    ///
+    /// By default the supervisor runs children itself once they have proven to be brief
+    /// ([`Worker`] says when). That is faster, but a child that blocks its thread all of a sudden holds up
+    /// the supervisor and all other children. If some of yours may block, call this.
+    ///
+    /// ```
+    /// use pipeline_core::ConsumerSupervisor;
+    ///
+    /// // Mostly it is in the cache. If not, it comes from the disk.
+    /// let load = async |path: &String| Ok(drop(std::fs::read(path)?));
+    /// let supervisor = ConsumerSupervisor::new(load).always_spawn();
+    /// ```
+    pub fn always_spawn(mut self) -> Self {
+        self.always_spawn = true;
+        self
+    }
+
     /// How many children may run now.
     fn limit(&self) -> usize {
         let adaptive = self.adaptive.as_ref().map_or(usize::MAX, AdaptiveLimit::limit);
@@ -422,7 +443,7 @@ where
             && let Some((event, from)) = self.waiting.pop()
         {
             // How many children do best is not learned from those that are done already.
-            if self.brevity.is_likely() && self.adaptive.is_none() {
+            if self.brevity.is_likely() && !self.always_spawn && self.adaptive.is_none() {
                 let (begun, now) = *spell.get_or_insert_with(|| (Instant::now(), Instant::now()));
                 if now - begun < SPELL {
                     spell = Some((begun, self.begin_here(event, from, now)));
@@ -449,13 +470,13 @@ where
         let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
             let then = Instant::now();
             // Known now, and not only when it is done: the next one is about to be begun.
-            self.brevity.guessed_wrong(then - now);
+            self.brevity.guessed_wrong(then - now, self.behind());
             self.spawn_new(Some(from), job);
             return then;
         };
         let now = now + done.took;
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
-            self.brevity.learn(done.at_once, done.took);
+            self.brevity.learn(done.at_once, done.took, self.behind());
             self.free(Some(from));
         } else {
             // One that has failed goes the way of all children.
@@ -482,6 +503,12 @@ where
     fn count_failure(&self) {
         self.shared.metrics.failed.increment(1);
         self.gauges.worker_failures.add(1);
+    }
+
+    /// How many children have to wait until the supervisor is done with one that it runs itself.
+    fn behind(&self) -> usize {
+        let free = self.limit().saturating_sub(self.children.len() - self.by_hand);
+        self.waiting.len().min(free)
     }
 
     /// Asks the worker whether it takes the event on.
@@ -557,7 +584,9 @@ where
         };
         let Some(id) = self.by_task.remove(&task) else { return Ok(()) };
         if let Ok((_, Done { took, outcome, at_once, .. })) = &ended {
-            self.brevity.learn(*at_once, *took);
+            // Without a task, it would have held up the others.
+            let others = self.children.len().saturating_sub(1);
+            self.brevity.learn(*at_once, *took, others);
             let failed = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
             self.learn(*took, failed);
         }
