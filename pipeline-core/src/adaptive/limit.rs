@@ -1,6 +1,6 @@
 //! The limit, and how it goes from round to round.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::Instant;
 
@@ -31,7 +31,17 @@ pub(crate) struct AdaptiveLimit {
     round: Round,
     /// When it last changed.
     changed: Option<Instant>,
+    /// When each piece of work that is in flight began.
+    in_flight: BTreeMap<Piece, Instant>,
+    /// The next piece of work.
+    next: Piece,
+    /// This one and those after it have not been found to be overdue.
+    on_time: Piece,
 }
+
+/// Names a piece of work, in the order in which they begin.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Piece(u64);
 
 impl AdaptiveLimit {
     pub(crate) fn new(options: Adaptive) -> Self {
@@ -45,6 +55,38 @@ impl AdaptiveLimit {
             baseline: None,
             round: Round::default(),
             changed: None,
+            in_flight: BTreeMap::new(),
+            next: Piece::default(),
+            on_time: Piece::default(),
+        }
+    }
+
+    /// A piece of work begins.
+    pub(crate) fn begin(&mut self, now: Instant) -> Piece {
+        let piece = self.next;
+        self.next = Piece(piece.0 + 1);
+        self.in_flight.insert(piece, now);
+        piece
+    }
+
+    /// A piece of work has ended. Whether it still counts: what was overdue has been counted.
+    pub(crate) fn end(&mut self, piece: Piece) -> bool {
+        self.in_flight.remove(&piece);
+        piece >= self.on_time
+    }
+
+    /// Finds what takes much too long already. Each piece is found once; it is no use to wait for its
+    /// end to learn that.
+    fn find_overdue(&mut self, now: Instant) {
+        let Some(baseline) = &self.baseline else { return };
+        let overdue = Duration::try_from_secs_f64(baseline.overdue()).unwrap_or(Duration::MAX);
+        let found = self.in_flight.range(self.on_time..);
+        let found = found.take_while(|(_, began)| now.saturating_duration_since(**began) > overdue);
+        let (count, last) =
+            found.fold((0, None), |(count, _), (piece, _)| (count + 1, Some(*piece)));
+        self.round.add_overdue(count);
+        if let Some(Piece(last)) = last {
+            self.on_time = Piece(last + 1);
         }
     }
 
@@ -68,12 +110,15 @@ impl AdaptiveLimit {
         failed: bool,
         now: Instant,
     ) {
-        if now.checked_sub(latency) < self.changed {
+        // What went well under another limit says nothing of this one. What failed does: the limit may
+        // have changed many times before it was known.
+        if !failed && now.checked_sub(latency) < self.changed {
             return;
         }
         let before = self.limit();
         self.round.add(latency, in_flight, failed);
         if self.round.samples >= before.max(LEAST_SAMPLES) {
+            self.find_overdue(now);
             let round = std::mem::take(&mut self.round);
             self.conclude(&round);
             if self.limit() != before {
@@ -92,28 +137,27 @@ impl AdaptiveLimit {
         let tolerance = self.options.tolerance;
         let baseline = self.baseline.get_or_insert_with(|| Baseline::new(latency, tolerance));
         if calm {
-            baseline.measure(latency);
+            baseline.measure(latency, round);
         } else {
-            baseline.compare(latency);
+            baseline.compare(latency, round);
         }
         let (confirmed, doubtful) = (baseline.is_confirmed(), baseline.is_doubtful());
-        let gradient = baseline.gradient(latency);
+        let (gradient, excess) = (baseline.gradient(latency), baseline.excess(round));
         let done = round.done(latency);
         if let Some(before) = before {
             if done - before >= AS_MUCH.ln() {
                 self.stay_lowered(latency, done);
             }
         } else {
-            self.step(gradient, round);
+            self.step(gradient, excess, round);
             self.probe = doubtful.then_some(done);
         }
         self.reach = if confirmed { self.limit } else { self.reach.max(self.limit) };
     }
 
-    fn step(&mut self, gradient: f64, round: &Round) {
-        let survived = round.survived();
-        if survived < 1.0 || gradient < 1.0 {
-            self.shrink(gradient.min(survived));
+    fn step(&mut self, gradient: f64, excess: f64, round: &Round) {
+        if excess > 0.0 || gradient < 1.0 {
+            self.shrink(gradient.min(1.0 - excess));
         } else if round.peak >= self.limit().div_ceil(2) {
             let part = if self.starting { 1.0 } else { self.options.smoothing };
             let gradient = gradient.min(self.options.tolerance);

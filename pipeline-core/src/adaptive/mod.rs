@@ -5,22 +5,22 @@ mod baseline;
 mod limit;
 mod round;
 
-pub(crate) use self::limit::AdaptiveLimit;
+pub(crate) use self::limit::{AdaptiveLimit, Piece};
 
 /// How many work at once, as a number that finds itself between a floor and a ceiling.
 ///
 /// It grows while the work takes no longer than it has to. It shrinks when the work takes longer:
 /// then it waits inside of what it uses, a processor or a database, and more at once would only wait
-/// more. It shrinks when work fails, too; so failures that have nothing to do with load keep it low
-/// if they are many.
+/// more. It shrinks when more of the work fails than usual, too. What takes more than ten times as long as
+/// it should counts as failed at once, so timeouts are noticed before they are over.
 ///
 /// The work is watched in rounds: as many pieces as may be in flight, but at least 32. Those that
-/// began under another limit do not count. A round's latency is the geometric mean, in which a
-/// straggler weighs little, and the limit follows from it:
+/// began under another limit count only if they failed. A round's latency is the geometric mean, in which
+/// a straggler weighs little, and the limit follows from it:
 ///
 /// ```text
-/// gradient = tolerance × baseline / latency       at least 0.5, at most the tolerance
-/// gradient = 1 − share of the round that failed   if that is less
+/// gradient = tolerance × baseline / latency   at least 0.5, at most the tolerance
+/// gradient = 1 − excess of failures           if there is one
 ///
 /// limit → limit × gradient + √limit               if the gradient is at least 1
 /// limit → limit × gradient                        if it is less
@@ -29,8 +29,9 @@ pub(crate) use self::limit::AdaptiveLimit;
 /// Of the way there it goes the part that [`smoothing`](Self::smoothing) says; all of it, until it
 /// shrinks for the first time. It does not grow while less than half of it is in use.
 ///
-/// The baseline is the latency of work that does not wait. It is measured whenever few are in
-/// flight; and when latency has been off the baseline for some rounds, the limit is lowered for a
+/// The baseline is the latency of work that does not wait, and which share of it fails: up to a seventh,
+/// failures that have nothing to do with load are taken for usual. It is measured whenever few are in
+/// flight; and when a round has been off the baseline for some time, the limit is lowered for a
 /// round to measure it, to less than half. So work that is slower from now on is told from work that
 /// waits, and accepted. If as much gets done under the lowered limit, the limit stays there.
 ///
@@ -105,7 +106,11 @@ impl Adaptive {
 
 #[cfg(test)]
 mod tests {
-    use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
+    use std::{
+        cmp::Reverse,
+        collections::{BinaryHeap, HashSet},
+        time::Duration,
+    };
 
     use super::*;
     use proptest::prelude::*;
@@ -121,14 +126,33 @@ mod tests {
         start: Instant,
         now: Duration,
         /// When each that is in flight ends, and when it began.
-        in_flight: BinaryHeap<Reverse<(Duration, Duration)>>,
+        in_flight: BinaryHeap<Reverse<(Duration, Duration, Piece, u64)>>,
+        /// Every so manieth fails, after so long.
+        failures: Option<(u64, Duration)>,
+        /// Those beyond the capacity get no answer, and fail after so long.
+        timeout: Option<Duration>,
+        /// Those that fail.
+        failing: HashSet<u64>,
+        begun: u64,
     }
 
     impl Server {
         fn new(capacity: f64, spread: f64, random: u64) -> Self {
             let (start, now) = (Instant::now(), Duration::ZERO);
             let in_flight = BinaryHeap::new();
-            Self { base: 0.1, capacity, spread, random, start, now, in_flight }
+            Self {
+                base: 0.1,
+                capacity,
+                spread,
+                random,
+                start,
+                now,
+                in_flight,
+                failures: None,
+                timeout: None,
+                failing: HashSet::new(),
+                begun: 0,
+            }
         }
 
         /// Works off so many. Returns the limit after each.
@@ -137,14 +161,28 @@ mod tests {
             for _ in 0..count {
                 while self.in_flight.len() < limit.limit() {
                     let load = (self.in_flight.len() + 1) as f64 / self.capacity;
-                    let latency = self.base * load.max(1.0) * (self.spread * self.normal()).exp();
-                    let end = self.now + Duration::from_secs_f64(latency);
-                    self.in_flight.push(Reverse((end, self.now)));
+                    let varies = (self.spread * self.normal()).exp();
+                    let waits = if self.timeout.is_some() { 1.0 } else { load.max(1.0) };
+                    let mut latency = Duration::from_secs_f64(self.base * waits * varies);
+                    self.begun += 1;
+                    let fails =
+                        self.failures.filter(|(every, _)| self.begun.is_multiple_of(*every));
+                    let fails = fails.map(|(_, after)| after);
+                    if let Some(after) = fails.or(self.timeout.filter(|_| load > 1.0)) {
+                        latency = after;
+                        self.failing.insert(self.begun);
+                    }
+                    let piece = limit.begin(self.start + self.now);
+                    let piece = (self.now + latency, self.now, piece, self.begun);
+                    self.in_flight.push(Reverse(piece));
                 }
                 let in_flight = self.in_flight.len();
-                let Reverse((end, began)) = self.in_flight.pop().unwrap();
+                let Reverse((end, began, piece, n)) = self.in_flight.pop().unwrap();
                 self.now = end;
-                limit.record(end - began, in_flight, false, self.start + end);
+                let failed = self.failing.remove(&n);
+                if limit.end(piece) {
+                    limit.record(end - began, in_flight, failed, self.start + end);
+                }
                 limits.push(limit.limit());
             }
             limits
@@ -190,6 +228,43 @@ mod tests {
             server.run(&mut limit, 40_000);
             let near = server.near_capacity(&mut limit, 20_000);
             assert!(near > 0.95, "{near} at {capacity}");
+        }
+    }
+
+    #[test]
+    fn failures_that_have_nothing_to_do_with_load_do_not_drive_it_to_the_floor() {
+        for (every, least) in [(10, 200), (50, 200), (8, 100)] {
+            let mut limit = AdaptiveLimit::new(Adaptive::between(2, 500));
+            let mut server = Server::new(f64::INFINITY, 0.1, 1);
+            server.failures = Some((every, Duration::from_millis(100)));
+            let limits = server.run(&mut limit, 60_000);
+            let end = &limits[40_000..];
+            let mean = end.iter().sum::<usize>() / end.len();
+            assert!(mean > least, "{mean} with one of {every} that fails");
+        }
+    }
+
+    #[test]
+    fn work_that_fails_late_does_not_let_it_grow_to_the_ceiling() {
+        let mut limit = AdaptiveLimit::new(Adaptive::between(2, 500));
+        let mut server = Server::new(f64::INFINITY, 0.1, 1);
+        server.failures = Some((4, Duration::from_secs(50)));
+        let limits = server.run(&mut limit, 50_000);
+        assert!(limits.iter().all(|limit| *limit < 250), "{:?}", limits.iter().max());
+    }
+
+    #[test]
+    fn work_that_gets_no_answer_when_there_is_too_much_of_it_is_noticed_before_it_has_timed_out() {
+        for capacity in [20.0, 100.0] {
+            let mut limit = AdaptiveLimit::new(Adaptive::between(2, 1000));
+            let mut server = Server::new(capacity, 0.1, 1);
+            server.timeout = Some(Duration::from_secs(30));
+            let limits = server.run(&mut limit, 100_000);
+            let most = limits.iter().max().unwrap();
+            assert!((*most as f64) < 4.0 * capacity, "{most} with {capacity}");
+            let end = &limits[50_000..];
+            let mean = end.iter().sum::<usize>() as f64 / end.len() as f64;
+            assert!((0.3 * capacity..1.7 * capacity).contains(&mean), "{mean} with {capacity}");
         }
     }
 

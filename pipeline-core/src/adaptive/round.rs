@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(super) struct Round {
     pub(super) samples: usize,
     failed: usize,
+    /// Pieces that were found to take much too long. They are not among the samples.
+    overdue: usize,
     /// Of the logarithms of latencies in seconds: what counts is how many times as long. A straggler
     /// weighs little.
     sum: f64,
@@ -26,6 +28,11 @@ impl Round {
         }
     }
 
+    /// So many pieces of work are still in flight and take much too long.
+    pub(super) fn add_overdue(&mut self, pieces: usize) {
+        self.overdue += pieces;
+    }
+
     /// The mean of the logarithms, if anything has succeeded.
     pub(super) fn latency(&self) -> Option<f64> {
         let succeeded = self.samples - self.failed;
@@ -38,8 +45,17 @@ impl Round {
         (self.peak.max(1) as f64).ln() - latency
     }
 
-    /// The share that did not fail.
-    pub(super) fn survived(&self) -> f64 {
-        (self.samples - self.failed) as f64 / self.samples as f64
+    /// The share that failed, or takes much too long.
+    pub(super) fn bad(&self) -> f64 {
+        (self.failed + self.overdue) as f64 / self.all()
+    }
+
+    /// How much a share of so much may be more by chance.
+    pub(super) fn chance(&self, share: f64) -> f64 {
+        2.0 * (share * (1.0 - share) / self.all()).sqrt()
+    }
+
+    fn all(&self) -> f64 {
+        (self.samples + self.overdue).max(1) as f64
     }
 }

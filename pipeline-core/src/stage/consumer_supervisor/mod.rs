@@ -33,7 +33,7 @@ use super::{
     restart::{Restart, RestartBudget},
 };
 use crate::{
-    adaptive::{Adaptive, AdaptiveLimit},
+    adaptive::{Adaptive, AdaptiveLimit, Piece},
     demand::Slots,
     exit::ExitReason,
     snapshot::StageKind,
@@ -253,6 +253,8 @@ struct Child {
     /// None for one that was started by hand: it takes no slot.
     subscription: Option<SubscriptionId>,
     task: Option<AbortHandle>,
+    /// What it is to the adaptive limit, if there is one.
+    piece: Option<Piece>,
     /// Those who wait for its end, having asked for it.
     terminated: Vec<Caller<Result<(), TerminateError>>>,
 }
@@ -556,7 +558,8 @@ where
         let id = ChildId(self.next_child);
         self.next_child += 1;
         self.by_hand += usize::from(subscription.is_none());
-        self.children.insert(id, Child { subscription, task: None, terminated: Vec::new() });
+        self.children
+            .insert(id, Child { subscription, task: None, piece: None, terminated: Vec::new() });
         self.gauges.workers.store(self.children.len(), Relaxed);
         self.spawn(id, job);
         id
@@ -573,6 +576,7 @@ where
         self.by_task.insert(task.id(), id);
         if let Some(child) = self.children.get_mut(&id) {
             child.task = Some(task);
+            child.piece = self.adaptive.as_mut().map(|limit| limit.begin(Instant::now()));
         }
     }
 
@@ -583,12 +587,19 @@ where
             Err(error) => error.id(),
         };
         let Some(id) = self.by_task.remove(&task) else { return Ok(()) };
+        let piece = self.children.get_mut(&id).and_then(|child| child.piece.take());
+        let counts = match (&mut self.adaptive, piece) {
+            (Some(limit), Some(piece)) => limit.end(piece),
+            _ => true,
+        };
         if let Ok((_, Done { took, outcome, at_once, .. })) = &ended {
             // Without a task, it would have held up the others.
             let others = self.children.len().saturating_sub(1);
             self.brevity.learn(*at_once, *took, others);
             let failed = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
-            self.learn(*took, failed);
+            if counts {
+                self.learn(*took, failed);
+            }
         }
         let terminated = self.children.get(&id).is_some_and(|child| !child.terminated.is_empty());
         if let Ok((_, Done { event, restarts, outcome: Err(reason), .. })) = ended
