@@ -2,7 +2,7 @@
 
 use pipeline_core::ExitReason;
 
-use crate::protocol::connection::ProtocolError;
+use crate::protocol::{connection::ProtocolError, message::Unreadable};
 
 /// Why a socket ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,15 @@ pub(crate) enum SocketEnd {
     Disconnected,
     /// The endpoint drains.
     Draining,
+}
+
+impl From<Unreadable> for SocketEnd {
+    fn from(unreadable: Unreadable) -> Self {
+        match unreadable {
+            Unreadable::NotAMessage => Self::BadMessage,
+            Unreadable::NotUtf8 => Self::Protocol(ProtocolError::NotUtf8),
+        }
+    }
 }
 
 impl SocketEnd {

@@ -128,7 +128,7 @@ impl<S: Socket> Session<S> {
             };
             self.count_channels();
             for received in waiting.into_iter().flatten() {
-                if let Some(message) = ClientMessage::decode(self.connection.version, &received) {
+                if let Ok(message) = ClientMessage::decode(self.connection.version, &received) {
                     self.route(&message, &received).await;
                 }
             }
@@ -144,8 +144,7 @@ impl<S: Socket> Session<S> {
     /// Why the socket is to end: this was no message of the protocol, or the client says too much.
     pub(crate) async fn receive(&mut self, received: Received) -> Result<(), SocketEnd> {
         self.catch_up().await;
-        let message = ClientMessage::decode(self.connection.version, &received)
-            .ok_or(SocketEnd::BadMessage)?;
+        let message = ClientMessage::decode(self.connection.version, &received)?;
         // When it comes and not when it is handled: what waits for a join has come at its own time.
         if let Err(excess) = self.admit(&message) {
             return self.refuse(&message, excess);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use super::{
     frame::Frame,
-    message::{Body, ClientMessage},
+    message::{Body, ClientMessage, Unreadable},
     reference::quoted,
 };
 use crate::payload::PayloadError;
@@ -13,19 +13,23 @@ const PUSH: u8 = 0;
 const REPLY: u8 = 1;
 const BROADCAST: u8 = 2;
 
-/// Reads a message; `None` for a frame that is none. A client sends only pushes, and those have a
-/// reference where those of a server have none.
-pub(super) fn decode(frame: &[u8]) -> Option<ClientMessage<'_>> {
-    let [PUSH, join_ref, reference, topic, event, rest @ ..] = frame else { return None };
+/// Reads a message. A client sends only pushes, and those have a reference where those of a server
+/// have none.
+pub(super) fn decode(frame: &[u8]) -> Result<ClientMessage<'_>, Unreadable> {
+    let [PUSH, join_ref, reference, topic, event, rest @ ..] = frame else {
+        return Err(Unreadable::NotAMessage);
+    };
     let mut rest = rest;
     let mut field = |length: &u8| {
-        let (field, after) = rest.split_at_checked(usize::from(*length))?;
+        let cut = rest.split_at_checked(usize::from(*length));
+        let (field, after) = cut.ok_or(Unreadable::NotAMessage)?;
         rest = after;
-        Some(Cow::Owned(quoted(std::str::from_utf8(field).ok()?)))
+        let text = std::str::from_utf8(field).map_err(|_| Unreadable::NotUtf8)?;
+        Ok(Cow::Owned(quoted(text)))
     };
     let (join_ref, reference) = (field(join_ref)?, field(reference)?);
     let (topic, event) = (field(topic)?, field(event)?);
-    Some(ClientMessage { join_ref, reference, topic, event, payload: Body::Binary(rest) })
+    Ok(ClientMessage { join_ref, reference, topic, event, payload: Body::Binary(rest) })
 }
 
 /// A message of the server to one client.
@@ -116,18 +120,19 @@ mod tests {
 
     #[test]
     fn c_048_what_is_no_push_is_no_message() {
-        let cases: [&[u8]; 7] = [
+        let cases: [&[u8]; 6] = [
             b"",
             b"\x00\x01\x01\x01",
             b"\x01\x01\x01\x01\x01abcd",
             b"\x02\x01\x01te",
             b"\x09\x00\x00\x00\x00",
             b"\x00\x01\x01\x0a\x0812room:lobby",
-            b"\x00\x01\x01\x01\x0112t\xff",
         ];
         for case in cases {
-            assert!(decode(case).is_none(), "{case:?}");
+            assert_eq!(decode(case).unwrap_err(), Unreadable::NotAMessage, "{case:?}");
         }
+        let not_utf8 = decode(b"\x00\x01\x01\x01\x0112t\xff");
+        assert_eq!(not_utf8.unwrap_err(), Unreadable::NotUtf8);
     }
 
     proptest! {

@@ -20,6 +20,9 @@ use super::{
 /// The longest payload of a control frame.
 const MAX_CONTROL: u64 = 125;
 
+/// The longest payload that a header can announce: the highest bit of a length is zero.
+const MAX_LENGTH: u64 = u64::MAX >> 1;
+
 /// How large frames and messages may be.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -128,7 +131,11 @@ impl Decoder {
         let Some((header, length)) = parsed else {
             return Ok(None);
         };
-        let header_length = header.len(length);
+        // As long as it was written, which is not always as long as it would have to be.
+        let header_length = usize::try_from(cursor.position()).expect("it is within the buffer");
+        if header_length != header.len(length) || length > MAX_LENGTH {
+            return Err(ProtocolError::Violation);
+        }
         let Some(mask) = header.mask else {
             return Err(ProtocolError::Violation);
         };
@@ -266,6 +273,18 @@ mod tests {
         bytes
     }
 
+    /// A frame whose length is written in so many bytes more than its short form: 2 or 8.
+    fn long_form(bytes: usize, opcode: u8, payload: &[u8]) -> Vec<u8> {
+        let mut long = frame(true, opcode, payload);
+        let short = long[1] & 0x7f;
+        assert!(short < 126);
+        long[1] = 0x80 | if bytes == 2 { 126 } else { 127 };
+        let mut length = vec![0; bytes];
+        length[bytes - 1] = short;
+        long.splice(2..2, length);
+        long
+    }
+
     /// What a decoder makes of these bytes, given piece by piece.
     fn decode(pieces: &[&[u8]]) -> Result<Vec<Incoming>, ProtocolError> {
         decode_by(Decoder::new(LIMITS, Bytes::new()), pieces)
@@ -334,6 +353,36 @@ mod tests {
         }
         assert_eq!(decode(&[&frame(true, TEXT, b"\xff")]), Err(ProtocolError::NotUtf8));
         assert_eq!(decode(&[&frame(true, CLOSE, b"\x03\xe8\xff")]), Err(ProtocolError::NotUtf8));
+    }
+
+    #[test]
+    fn a_length_that_is_not_written_in_its_shortest_form_is_an_error() {
+        let mut four_bytes = frame(true, BINARY, &[0; 200]);
+        // 200 in eight bytes, where two do.
+        four_bytes[1] = 0x80 | 127;
+        four_bytes.splice(2..2, [0; 6]);
+        let cases: [&[u8]; 5] = [
+            &long_form(2, TEXT, b"hello"),
+            &long_form(8, TEXT, b"hello"),
+            &long_form(2, PING, b"hello"),
+            &long_form(2, TEXT, b""),
+            &four_bytes,
+        ];
+        for (n, case) in cases.into_iter().enumerate() {
+            assert_eq!(decode(&[case]), Err(ProtocolError::Violation), "case {n}");
+            let bytewise: Vec<&[u8]> = case.chunks(1).collect();
+            assert_eq!(decode(&bytewise), Err(ProtocolError::Violation), "case {n}, cut up");
+        }
+    }
+
+    #[test]
+    fn a_length_with_its_highest_bit_set_is_an_error() {
+        let limits = Limits { frame: usize::MAX, message: usize::MAX };
+        let mut header = vec![0x82, 0x80 | 127];
+        header.extend((1_u64 << 63).to_be_bytes());
+        header.extend([0; 4]);
+        let decoded = decode_by(Decoder::new(limits, Bytes::new()), &[&header]);
+        assert_eq!(decoded, Err(ProtocolError::Violation));
     }
 
     #[test]
@@ -407,6 +456,14 @@ mod tests {
         for (n, case) in cases.into_iter().enumerate() {
             assert_eq!(inflating(&[case]), Err(ProtocolError::Violation), "case {n}");
         }
+    }
+
+    #[test]
+    fn a_client_that_keeps_its_window_breaks_the_rules() {
+        // The second message of section 7.2.3.2 of RFC 7692: "Hello", as it stands in the first.
+        let again = compressed(true, TEXT, &[0xf2, 0x00, 0x11, 0x00, 0x00]);
+        let both = [compressed(true, TEXT, &HELLO), again].concat();
+        assert_eq!(inflating(&[&both]), Err(ProtocolError::Violation));
     }
 
     #[test]

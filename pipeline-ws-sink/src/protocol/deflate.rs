@@ -4,7 +4,14 @@
 //! all sockets, and a quiet connection holds no memory for it.
 
 use bytes::Bytes;
-use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
+use flate2::{Compress, Compression, FlushCompress, Status};
+use miniz_oxide::inflate::{
+    TINFLStatus,
+    core::{
+        DecompressorOxide, decompress,
+        inflate_flags::{TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF},
+    },
+};
 use thiserror::Error;
 
 /// A payload that is smaller than this, in bytes, is not worth it.
@@ -109,40 +116,44 @@ pub(crate) fn deflate(payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
 }
 
 /// Decompresses a message of `limit` bytes at most.
+///
+/// The output is one piece of memory that begins with the message. So a message that refers to what
+/// was said before it, as those of a client that keeps its window do, is invalid; a window would be
+/// zeros there.
 pub(crate) fn inflate(payload: &[u8], limit: usize) -> Result<Bytes, InflateError> {
-    let mut out = Vec::new();
-    let mut decompress = Decompress::new(false);
+    const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+    let mut decompressor = Box::<DecompressorOxide>::default();
+    let (mut out, mut length) = (Vec::new(), 0);
     let mut streams = 0;
     let (mut input, mut ending) = (payload, false);
     loop {
-        // One byte more than allowed, to see whether there is one.
-        let room = (limit + 1).saturating_sub(out.len());
-        out.reserve(room.min(input.len().saturating_mul(4).max(256)));
-        let before = decompress.total_in();
-        let status = decompress
-            .decompress_vec(input, &mut out, FlushDecompress::Sync)
-            .map_err(|_| InflateError::Invalid)?;
-        if out.len() > limit {
+        let (status, taken, written) =
+            decompress(&mut decompressor, input, &mut out, length, FLAGS);
+        input = &input[taken..];
+        length += written;
+        if length > limit {
             return Err(InflateError::TooLarge);
         }
-        let taken = usize::try_from(decompress.total_in() - before)
-            .expect("no more is taken than there is in memory");
-        input = &input[taken..];
-        if status == Status::StreamEnd {
-            if input.is_empty() && ending {
+        match status {
+            TINFLStatus::Done if input.is_empty() && ending => {
+                out.truncate(length);
                 return Ok(out.into());
             }
-            streams += 1;
-            if streams > MAX_STREAMS {
-                return Err(InflateError::Invalid);
+            TINFLStatus::Done => {
+                streams += 1;
+                if streams > MAX_STREAMS {
+                    return Err(InflateError::Invalid);
+                }
+                decompressor.init();
             }
-            decompress.reset(false);
-        } else if input.is_empty() && out.len() < out.capacity() {
-            // Nothing is held back for want of room.
-            if ending {
-                return Err(InflateError::Invalid);
+            TINFLStatus::NeedsMoreInput if !ending => (input, ending) = (&END, true),
+            TINFLStatus::HasMoreOutput => {
+                // One byte more than allowed, to see whether there is one.
+                let most = limit.saturating_add(1);
+                let more = length.max(input.len().saturating_mul(4)).max(256);
+                out.resize(length.saturating_add(more).min(most), 0);
             }
-            (input, ending) = (&END, true);
+            _ => return Err(InflateError::Invalid),
         }
     }
 }
@@ -218,6 +229,12 @@ mod tests {
             assert_eq!(inflate(payload, 4), Err(InflateError::TooLarge), "example {n}");
         }
         assert_eq!(inflate(&[0x00], 0).unwrap(), "", "7.2.3.6, the empty message");
+    }
+
+    #[test]
+    fn a_message_that_refers_to_an_earlier_one_is_invalid() {
+        // 7.2.3.2: the second "Hello" of a client that keeps its window.
+        assert_eq!(inflate(&[0xf2, 0x00, 0x11, 0x00, 0x00], 1000), Err(InflateError::Invalid));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::OnceLock};
 
 use bytes::Bytes;
+use thiserror::Error;
 
 use super::{
     binary,
@@ -34,6 +35,16 @@ pub(crate) enum Received {
     Binary(Bytes),
 }
 
+/// Why what came is no message.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    #[error("not a message of the protocol")]
+    NotAMessage,
+    /// Text is UTF-8, and so are the fields of a binary message.
+    #[error("not UTF-8")]
+    NotUtf8,
+}
+
 /// A message of a client. It borrows from what it came in.
 #[derive(Debug)]
 pub(crate) struct ClientMessage<'a> {
@@ -52,20 +63,22 @@ pub(super) enum Body<'a> {
 }
 
 impl<'a> ClientMessage<'a> {
-    /// Reads a message; `None` for what is none.
-    pub(crate) fn decode(version: Version, received: &'a Received) -> Option<Self> {
-        match (version, received) {
-            (_, Received::Text(text)) => {
-                let text = std::str::from_utf8(text).ok()?;
-                let message = match version {
-                    Version::V1 => v1::decode(text),
-                    Version::V2 => v2::decode(text),
-                };
-                message.filter(|_| surrogates_are_paired(text))
-            }
-            (Version::V2, Received::Binary(frame)) => binary::decode(frame),
-            (Version::V1, Received::Binary(_)) => None,
-        }
+    /// Reads a message.
+    ///
+    /// Version 1 is JSON, whatever kind of frame it comes in: some of its clients send binary ones.
+    ///
+    /// # Errors
+    ///
+    /// It is no message.
+    pub(crate) fn decode(version: Version, received: &'a Received) -> Result<Self, Unreadable> {
+        let (decode, text): (fn(&'a str) -> Option<Self>, _) = match (version, received) {
+            (Version::V2, Received::Binary(frame)) => return binary::decode(frame),
+            (Version::V2, Received::Text(text)) => (v2::decode, text),
+            (Version::V1, Received::Text(text) | Received::Binary(text)) => (v1::decode, text),
+        };
+        let text = std::str::from_utf8(text).map_err(|_| Unreadable::NotUtf8)?;
+        let message = decode(text).filter(|_| surrogates_are_paired(text));
+        message.ok_or(Unreadable::NotAMessage)
     }
 
     pub(crate) fn join_ref(&self) -> Ref {
@@ -329,15 +342,34 @@ mod tests {
     #[test]
     fn a_lone_surrogate_makes_a_message_invalid() {
         for message in [r#"[1,2,"t","e",{"lone":"\ud83d"}]"#, r#"["\ud83d",2,"t","e",{}]"#] {
-            assert!(ClientMessage::decode(Version::V2, &text(message)).is_none(), "{message}");
+            assert!(ClientMessage::decode(Version::V2, &text(message)).is_err(), "{message}");
         }
     }
 
     #[test]
-    fn c_049_version_1_has_no_binary_messages() {
+    fn c_049_version_1_is_json_in_binary_frames_too() {
+        let json = br#"{"topic":"room:lobby","event":"phx_join","payload":{},"ref":"1"}"#;
+        let received = Received::Binary(Bytes::from_static(json));
+        let message = ClientMessage::decode(Version::V1, &received).unwrap();
+        assert_eq!(message.event().as_deref(), Some(JOIN));
+        assert_eq!(message.payload(&received).json(), Some("{}"));
+
         let received = Received::Binary(Bytes::from_static(b"\x00\x01\x01\x01\x0112te"));
-        assert!(ClientMessage::decode(Version::V1, &received).is_none());
-        assert!(ClientMessage::decode(Version::V2, &received).is_some());
+        let decoded = ClientMessage::decode(Version::V1, &received);
+        assert_eq!(decoded.unwrap_err(), Unreadable::NotAMessage);
+        assert!(ClientMessage::decode(Version::V2, &received).is_ok());
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_is_told_from_what_is_no_message() {
+        for received in [Received::Text, Received::Binary] {
+            let decoded = received(Bytes::from_static(b"\xe9"));
+            let decoded = ClientMessage::decode(Version::V1, &decoded).unwrap_err();
+            assert_eq!(decoded, Unreadable::NotUtf8);
+        }
+        let topic = Received::Binary(Bytes::from_static(b"\x00\x01\x01\x02\x0112\xe9te"));
+        let decoded = ClientMessage::decode(Version::V2, &topic).unwrap_err();
+        assert_eq!(decoded, Unreadable::NotUtf8);
     }
 
     #[test]

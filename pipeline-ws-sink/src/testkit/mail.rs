@@ -147,7 +147,7 @@ impl Mail {
 fn text(frame: &Frame) -> Option<(String, Ref, Content)> {
     frame.as_text()?;
     let received = Received::Text(frame.body());
-    let message = ClientMessage::decode(Version::V2, &received)?;
+    let message = ClientMessage::decode(Version::V2, &received).ok()?;
     let topic = message.topic().unwrap_or_else(|| message.topic_json().into()).into_owned();
     let event = message.event()?.into_owned();
     let payload = message.payload(&received);
