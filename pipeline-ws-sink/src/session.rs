@@ -39,7 +39,7 @@ use crate::{
     },
     pubsub::PubSub,
     socket::Socket,
-    telemetry::SocketMetrics,
+    telemetry::{SocketMetrics, shown},
 };
 
 /// How many messages for a topic may wait while it is being joined. A client that sends more has to
@@ -261,14 +261,15 @@ impl<S: Socket> Session<S> {
         });
         if self.channels.len() >= self.routes.max_channels() {
             self.count_channels();
-            tracing::warn!(%topic, "refused a join: too many channels");
+            tracing::warn!(topic = shown(&topic), "refused a join: too many channels");
             let response = reason("too many channels joined");
             return self.reply(&message.join_ref(), message, "error", &response);
         }
         self.lives += 1;
         let life = Life::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
-        let span = tracing::info_span!("channel", channel = route.meter.channel, topic = &*topic);
+        let span =
+            tracing::info_span!("channel", channel = route.meter.channel, topic = shown(&topic));
         let living = route.channel.clone().run(Join {
             connection: self.connection.clone(),
             topic: topic.clone(),

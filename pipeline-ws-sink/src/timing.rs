@@ -6,7 +6,11 @@ use metrics::Histogram;
 use pipeline_core::{Telemetry, Timeline};
 use tokio::time::Instant;
 
-use crate::{protocol::message::Encoded, since::Since, telemetry::Deliveries};
+use crate::{
+    protocol::message::Encoded,
+    since::Since,
+    telemetry::{Deliveries, shown},
+};
 
 /// The legs that end with the broadcast.
 pub(crate) struct BroadcastTimes {
@@ -52,9 +56,9 @@ impl BroadcastTimes {
         }
         if let Some(trace) = timeline.trace() {
             tracing::trace!(
-                trace_id = %trace.trace_id(),
-                topic = event.topic(),
-                event = event.event(),
+                trace_id = trace.trace_id().to_string(),
+                topic = shown(event.topic()),
+                event = shown(event.event()),
                 queued_ms = queued.map(milliseconds),
                 waited_ms = waited.map(milliseconds),
                 worked_ms = worked.map(milliseconds),
@@ -87,7 +91,7 @@ impl WriteTimes {
         self.delivered.record(delivered);
         if let Some(trace) = since.trace {
             tracing::trace!(
-                trace_id = %trace.trace_id(),
+                trace_id = trace.trace_id().to_string(),
                 written_ms = written,
                 delivered_ms = delivered,
                 "written to a socket"

@@ -74,7 +74,8 @@ fn verify(verifier: &JwtVerifier, token: &str) -> Result<Value, TokenError> {
 }
 
 fn is_invalid(verifier: &JwtVerifier, token: &str) -> bool {
-    matches!(verify(verifier, token), Err(TokenError::Invalid))
+    use TokenError::{Claim, Invalid, Signature};
+    matches!(verify(verifier, token), Err(Invalid | Signature | Claim { .. }))
 }
 
 /// Signed with `SECRET`, in the name of this key.
@@ -116,7 +117,7 @@ fn a_token_verifies_with_the_key_and_the_algorithm_that_it_was_signed_with() {
             if by == of {
                 assert_eq!(result.unwrap()["sub"], "ada", "{verifier:?}");
             } else {
-                assert!(matches!(result, Err(TokenError::Invalid)), "{verifier:?} {token}");
+                assert!(matches!(result, Err(TokenError::Signature)), "{verifier:?} {token}");
             }
         }
     }
@@ -140,16 +141,43 @@ fn a_token_has_no_say_in_how_it_is_checked() {
 }
 
 #[test]
+fn what_is_wrong_with_a_token_is_told() {
+    let verifier = JwtVerifier::new(key()).issuer("us").audience("app");
+    let told = |claims: Value| verify(&verifier, &signed(&claims, None)).unwrap_err().to_string();
+    let missing = "is missing";
+    let unexpected = "is not one of those that are expected";
+    let exp = NOW + 60;
+    for (claims, claim, fault) in [
+        (json!({ "iss": "us", "aud": "app" }), "exp", missing),
+        (json!({ "exp": exp, "aud": "app" }), "iss", missing),
+        (json!({ "exp": exp, "aud": "app", "iss": "them" }), "iss", unexpected),
+        (json!({ "exp": exp, "iss": "us" }), "aud", missing),
+        (json!({ "exp": exp, "iss": "us", "aud": ["other"] }), "aud", unexpected),
+        (
+            json!({ "exp": exp, "iss": "us", "aud": "app", "nbf": NOW + 61 }),
+            "nbf",
+            "is in the future",
+        ),
+    ] {
+        assert_eq!(told(claims), format!("the token is invalid: its claim `{claim}` {fault}"));
+    }
+    let unsigned = verify(&verifier, ED).unwrap_err();
+    let text = "the token is invalid: none of the keys has made its signature";
+    assert_eq!(unsigned.to_string(), text);
+    assert_eq!(verify(&verifier, "no token").unwrap_err().to_string(), "the token is invalid");
+}
+
+#[test]
 fn a_token_is_good_from_its_beginning_until_its_expiration() {
     let token = signed(&json!({"sub": "ada", "nbf": NOW, "exp": NOW + 60}), None);
     let verifier = JwtVerifier::new(key()).leeway(Duration::ZERO);
     let now = |seconds| verifier.verify::<Value>(&token, at(seconds));
-    assert!(matches!(now(NOW - 1), Err(TokenError::Invalid)));
+    assert!(matches!(now(NOW - 1), Err(TokenError::Claim { claim: "nbf", .. })));
     assert!(now(NOW).is_ok() && now(NOW + 59).is_ok());
     assert!(matches!(now(NOW + 60), Err(TokenError::Expired)));
     let lenient = JwtVerifier::new(key());
     let now = |seconds| lenient.verify::<Value>(&token, at(seconds));
-    assert!(matches!(now(NOW - 61), Err(TokenError::Invalid)));
+    assert!(matches!(now(NOW - 61), Err(TokenError::Claim { claim: "nbf", .. })));
     assert!(now(NOW - 60).is_ok() && now(NOW + 119).is_ok());
     assert!(matches!(now(NOW + 120), Err(TokenError::Expired)));
 

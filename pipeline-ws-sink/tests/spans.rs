@@ -177,3 +177,50 @@ async fn callbacks_have_spans_of_their_own_within_those() {
     let handled = format!("INFO {socket}:{channel}:{event}: in handle_in");
     assert_eq!(written.line("in handle_in"), handled);
 }
+
+#[tokio::test]
+async fn a_client_writes_no_lines_of_its_own_and_no_long_ones() {
+    const FORGED: &str = "\nERROR bank: all money is gone";
+    let (written, _guards) = Written::at(Level::TRACE);
+    let server = Server::start(endpoint().0).await;
+    let encoded = FORGED.replace('\n', "%0A").replace(' ', "%20");
+    let long = "x".repeat(5000);
+    for vsn in [&encoded, &long] {
+        let refused = server.try_connect(&format!("vsn={vsn}&name=ada")).await;
+        assert_eq!(refused.err(), Some(403));
+    }
+    let mut ada = server.connect(&format!("name={encoded}&more={long}")).await;
+    let topic = format!("room:{FORGED}");
+    ada.join("1", &topic).await;
+    ada.send(json!(["1", FORGED, topic, "ping", {}])).await;
+    ada.expect([reply("1", FORGED, &topic, "ok", json!({}))]).await;
+    // The channel crashes with the event's name in its reason.
+    ada.send(json!(["1", "2", topic, FORGED, {}])).await;
+    eventually(|| written.lines().iter().any(|line| line.contains("a channel crashed"))).await;
+    ada.send(json!(["3", "3", topic, "phx_join", { "crash": true }])).await;
+    eventually(|| written.lines().iter().any(|line| line.contains("a join crashed"))).await;
+    for line in written.lines() {
+        assert!(!line.starts_with("ERROR bank"), "{line}");
+        assert!(line.len() < 4 * 1024, "{line}");
+    }
+    let versions = written.lines().into_iter().filter(|line| line.contains("a version of the"));
+    assert_eq!(versions.count(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_origin_is_escaped_and_cut() {
+    let (written, _guards) = Written::at(Level::INFO);
+    let mut endpoint = endpoint().0.host("example.com").build().unwrap();
+    for origin in ["http://a\u{1b}[31m".to_owned(), format!("http://{}", "a".repeat(60_000))] {
+        // A header's value may hold any bytes above 0x7f, an escape by way of the lossy text.
+        let request = Request::get("/socket/websocket?vsn=2.0.0")
+            .header("host", "example.com")
+            .header("origin", origin.replace('\u{1b}', "\u{9b}"))
+            .body(http_body_util::Empty::<bytes::Bytes>::new());
+        assert_eq!(endpoint.call(request.unwrap()).await.unwrap().status(), 403);
+    }
+    let lines = written.lines();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[0].contains(r#"origin="http://a\u{9b}[31m""#), "{lines:?}");
+    assert!(lines[1].len() < 2 * 1024, "{lines:?}");
+}

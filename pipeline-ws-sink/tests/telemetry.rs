@@ -126,7 +126,7 @@ async fn c_202_a_join_is_told_of_unless_it_crashes() {
     let mut ada = server.connect(1 << 16).await;
     let of = |message: &str, level: &str, params: &str| {
         let params = params.escape_debug();
-        format!(r#"{level} channel="Room" message={message} params="{params}" topic={T}"#)
+        format!(r#"{level} channel="Room" message={message} params="{params}" topic="{T}""#)
     };
     ada.send(json!(["1", "1", T, "phx_join", { "password": "x", "a": 1 }])).await;
     ada.expect([reply("1", "1", T, "ok", json!({}))]).await;
@@ -152,7 +152,7 @@ async fn c_203_an_event_is_told_of_when_it_is_handled_and_a_leave_is_not() {
     let of = |event: &str, reference: &str, params: &str| {
         let (params, reference) = (params.escape_debug(), format!("ref=\"{reference}\""));
         format!(
-            r#"DEBUG channel="Plain" event="{event}" message=handled params="{params}" {reference} topic={P}"#
+            r#"DEBUG channel="Plain" event="{event}" message=handled params="{params}" {reference} topic="{P}""#
         )
     };
     ada.send(json!(["1", "2", P, "ping", { "token": "x", "n": 1 }])).await;

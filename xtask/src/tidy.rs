@@ -35,6 +35,7 @@ pub(crate) fn all() -> Outcome {
     let checks = [
         sources_are_short(&files),
         pure_files_are_pure(&files),
+        log_fields_are_escaped(&files),
         manifests_share_the_lints(&files),
         lock_files_name_no_registry(&files),
         architecture_names_what_is_there(&files),
@@ -113,6 +114,38 @@ fn pure_files_are_pure(files: &Files) -> Vec<String> {
         }
     }
     faults
+}
+
+/// Where fields of the log may say what a client has chosen.
+const ESCAPED: &str = "pipeline-ws-sink/src/";
+
+/// A field given with `%` is written as it is, newlines and all. A string is written in quotes.
+fn log_fields_are_escaped(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (path, text) in files.named(".rs").filter(|(path, _)| path.starts_with(ESCAPED)) {
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (number, line) in code.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if writes_a_field_as_it_is(code) {
+                let at = number + 1;
+                let path = path.display();
+                faults.push(format!("{path}:{at}: a field with `%` is not escaped: use `shown`"));
+            }
+        }
+    }
+    faults
+}
+
+/// Whether there is a `%` before an expression, as only the macros of `tracing` have it; rustfmt puts a
+/// space behind that of a remainder.
+fn writes_a_field_as_it_is(code: &str) -> bool {
+    let sigil = |(at, _): (usize, &str)| {
+        let before = code[..at].chars().next_back().unwrap_or(' ');
+        let after = code[at + 1..].chars().next().unwrap_or(' ');
+        [' ', '(', '='].contains(&before)
+            && (after.is_ascii_lowercase() || ['(', '&', '*'].contains(&after))
+    };
+    code.contains("field::display") || code.match_indices('%').any(sigil)
 }
 
 fn manifests_share_the_lints(files: &Files) -> Vec<String> {

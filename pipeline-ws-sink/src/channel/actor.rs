@@ -35,6 +35,7 @@ use crate::{
     telemetry::{
         RouteMeter, Went, begin_event,
         log::{self, Said},
+        shown,
     },
     topic::Topic,
 };
@@ -200,7 +201,12 @@ fn refuse<C: Channel>(
     written: impl Fn(&Payload) -> Result<Frame, PayloadError>,
 ) -> Frame {
     let crashed = |reason: ExitReason| {
-        tracing::error!(channel = C::name(), %topic, %reason, "a join crashed");
+        tracing::error!(
+            channel = C::name(),
+            topic = shown(topic),
+            reason = shown(&reason),
+            "a join crashed"
+        );
         let response = json!({ "reason": "join crashed" }).into_payload();
         let response = response.expect("a literal is JSON");
         written(&response).expect("JSON can be told in every version")
@@ -334,7 +340,12 @@ impl<C: Channel> Joined<C> {
             }
             End::Stopped(reason) => {
                 let topic = &self.context.topic;
-                tracing::error!(channel = C::name(), %topic, %reason, "a channel crashed");
+                tracing::error!(
+                    channel = C::name(),
+                    topic = shown(topic),
+                    reason = shown(&reason),
+                    "a channel crashed"
+                );
                 self.terminate(&reason).await;
                 self.tell(LastWord::Error);
             }
@@ -373,9 +384,18 @@ impl<C: Channel> Joined<C> {
         match terminated {
             Ok(Ok(())) => {}
             Ok(Err(reason)) => {
-                tracing::error!(channel = C::name(), %topic, %reason, "terminate crashed");
+                tracing::error!(
+                    channel = C::name(),
+                    topic = shown(topic),
+                    reason = shown(&reason),
+                    "terminate crashed"
+                );
             }
-            Err(_) => tracing::error!(channel = C::name(), %topic, "terminate took too long"),
+            Err(_) => tracing::error!(
+                channel = C::name(),
+                topic = shown(topic),
+                "terminate took too long"
+            ),
         }
     }
 }

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     pubsub::{PubSub, SubscriberId},
+    telemetry::shown,
     tracker::{
         Diff, Diffs, Input, Meta, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
     },
@@ -276,7 +277,9 @@ impl Shared {
         let fetched = AssertUnwindSafe(async { fetch(topic.clone(), who.clone()).await });
         match fetched.catch_unwind().await {
             Ok(enriched) => who.enrich(enriched),
-            Err(_) => tracing::error!(%topic, presence = self.name, "fetch has panicked"),
+            Err(_) => {
+                tracing::error!(topic = shown(topic), presence = self.name, "fetch has panicked")
+            }
         }
         who
     }

@@ -11,7 +11,10 @@ use super::{
     PresenceDiff,
     shared::{FEW, Shared},
 };
-use crate::protocol::message::Encoded;
+use crate::{
+    protocol::message::Encoded,
+    telemetry::{described, shown},
+};
 
 /// The event by which clients are told.
 const DIFF: &str = "presence_diff";
@@ -110,12 +113,19 @@ impl Telling {
         let Ok(attached) = self.shared.attached() else { return };
         match Encoded::new(&diff.topic, DIFF, diff) {
             Ok(encoded) => attached.pubsub.tell_here(&encoded),
-            Err(error) => tracing::error!(topic = %diff.topic, %error, "a diff cannot be told"),
+            Err(error) => tracing::error!(
+                topic = shown(&diff.topic),
+                error = described(&error),
+                "a diff cannot be told"
+            ),
         }
         if let Some(on_diff) = &self.shared.on_diff
             && catch_unwind(AssertUnwindSafe(|| on_diff(diff))).is_err()
         {
-            tracing::error!(topic = %diff.topic, "who was to be told of a diff has panicked");
+            tracing::error!(
+                topic = shown(&diff.topic),
+                "who was to be told of a diff has panicked"
+            );
         }
     }
 }

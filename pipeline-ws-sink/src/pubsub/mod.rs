@@ -34,7 +34,7 @@ use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
     sockets::Sockets,
-    telemetry::SocketMetrics,
+    telemetry::{SocketMetrics, described, shown},
     timing::BroadcastTimes,
     tracker::TrackerOptions,
 };
@@ -316,7 +316,8 @@ impl PubSub {
         let event = Encoded::new(id, DISCONNECT, serde_json::json!({}));
         let event = event.expect("an empty object can be encoded");
         if let Err(error) = self.elsewhere(&event) {
-            tracing::warn!(id, %error, "the other nodes were not told to disconnect");
+            let (id, error) = (shown(id), described(&error));
+            tracing::warn!(id, error, "the other nodes were not told to disconnect");
         }
         self.here(&event, None)
     }

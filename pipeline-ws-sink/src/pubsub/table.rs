@@ -24,7 +24,7 @@ use crate::{
     channel::{Intercepted, Letter, Mailbox},
     outbox::{Outbox, Way},
     protocol::{message::Encoded, version::Version},
-    telemetry::{RouteMeter, SocketMetrics},
+    telemetry::{RouteMeter, SocketMetrics, shown},
 };
 
 /// How many parts the table of topics has, so that few callers wait for each other.
@@ -297,7 +297,7 @@ impl Table {
     /// A client whose version cannot express a broadcast goes without it. Told once.
     fn pass_over(&self, broadcast: &Encoded) {
         if !self.passed_over.swap(true, Ordering::Relaxed) {
-            let (topic, event) = (broadcast.topic(), broadcast.event());
+            let (topic, event) = (shown(broadcast.topic()), shown(broadcast.event()));
             tracing::warn!(
                 topic,
                 event,

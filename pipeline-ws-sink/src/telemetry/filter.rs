@@ -4,22 +4,38 @@ use std::fmt::{self, Write};
 
 use serde_json::{Map, Value};
 
+use super::shown::{Cut, cut};
 use crate::payload::Payload;
 
 /// What stands in place of what may not be read.
 const FILTERED: &str = "[FILTERED]";
 
-/// So many bytes of parameters are logged. A log is to tell who it was, and not to keep what they said.
-const LONGEST: usize = 512;
+/// Names of what tells a secret, as they are compared.
+const SECRETS: [&str; 11] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "token",
+    "secret",
+    "authorization",
+    "apikey",
+    "privatekey",
+    "credential",
+    "cookie",
+    "jwt",
+];
 
 /// Which parameters of clients may stand in the log: those of `connect`, and the payloads of joins and
 /// events. Names are always shown; in place of a value that may not be, at any depth, `[FILTERED]` is.
 ///
-/// By default, whatever is called something with `password` or `token` is not shown. Case counts. Nor
-/// is a text in which one of these is given a value, such as `"?token=.."`. No more than 512 bytes are
-/// logged in any case.
+/// By default a parameter is not shown if its name contains `password`, `passwd`, `passphrase`,
+/// `token`, `secret`, `authorization`, `api_key`, `private_key`, `credential`, `cookie` or `jwt`. Nor
+/// is a text in which one of these is given a value, such as `"?token=.."`. Case, `_` and `-` make no
+/// difference: `userToken` and `API-Key` are not shown either. No more than 512 bytes are logged in any
+/// case.
 ///
-/// This is `:filter_parameters` of Phoenix's `Phoenix.Logger`.
+/// This is `:filter_parameters` of Phoenix's `Phoenix.Logger`, in which case counts, and which hides
+/// `password` alone by default.
 ///
 /// ```
 /// # use pipeline_ws_sink::*;
@@ -35,17 +51,21 @@ pub struct ParamFilter {
 }
 
 impl ParamFilter {
-    /// Shows all but the parameters whose names contain one of these.
+    /// Shows all but the parameters whose names contain one of these, whatever their case, `_` and
+    /// `-`. The default names are not among them unless they are named.
     ///
     /// ```
     /// # use pipeline_ws_sink::ParamFilter;
-    /// assert_eq!(ParamFilter::default(), ParamFilter::discard(["password", "token"]));
+    /// // Hides `cardNumber` and `card-number` too.
+    /// let filter = ParamFilter::discard(["password", "token", "card_number"]);
     /// ```
     pub fn discard<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {
-        Self { names: names.into_iter().map(Into::into).collect(), keeps: false }
+        let names = names.into_iter().map(|name| plain(&name.into()));
+        // One of nothing but `_` would be in all names.
+        Self { names: names.filter(|name| !name.is_empty()).collect(), keeps: false }
     }
 
-    /// Shows only the parameters of these names, with all that is in them.
+    /// Shows only the parameters of exactly these names, with all that is in them.
     ///
     /// ```
     /// # use pipeline_ws_sink::ParamFilter;
@@ -57,26 +77,17 @@ impl ParamFilter {
 
     /// The parameters as they may be shown.
     pub(crate) fn params(&self, params: &Map<String, Value>) -> String {
-        self.cut(|out| self.write_map(params, out))
+        cut(|out| self.write_map(params, out))
     }
 
     /// What a message carries, as it may be shown.
     pub(crate) fn payload(&self, payload: &Payload) -> String {
         match (payload.as_binary(), payload.parse::<Value>()) {
             (Some(bytes), _) => format!("{} bytes", bytes.len()),
-            (None, Ok(value)) => self.cut(|out| self.write(&value, out)),
+            (None, Ok(value)) => cut(|out| self.write(&value, out)),
             // It is nested too deep to be looked through.
             (None, Err(_)) => FILTERED.to_owned(),
         }
-    }
-
-    /// What this writes, up to so much.
-    fn cut(&self, write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
-        let mut cut = Cut(String::new());
-        if write(&mut cut).is_err() {
-            cut.0.push('…');
-        }
-        cut.0
     }
 
     fn write(&self, value: &Value, out: &mut Cut) -> fmt::Result {
@@ -114,43 +125,37 @@ impl ParamFilter {
 
     /// Whether a parameter of this name is one of those.
     fn names(&self, parameter: &str) -> bool {
-        let is_it =
-            |name: &String| if self.keeps { parameter == name } else { parameter.contains(name) };
-        self.names.iter().any(is_it)
+        if self.keeps {
+            return self.names.iter().any(|name| parameter == name);
+        }
+        let parameter = plain(parameter);
+        self.names.iter().any(|name| parameter.contains(name))
     }
 
-    /// Whether a text has one of those in it, as the query of a URL has.
+    /// Whether a text has one of those in it and gives it a value, as the query of a URL, a header or
+    /// JSON does.
     fn gives_away(&self, text: &str) -> bool {
+        let text = plain(text);
         let given = |name: &String| {
             let mut after = text.match_indices(name).map(|(at, name)| at + name.len());
-            after.any(|at| text[at..].starts_with('='))
+            after.any(|at| {
+                let behind = text[at..].trim_start_matches(['"', '\'', '\\', ' ']);
+                behind.starts_with(['=', ':'])
+            })
         };
         self.names.iter().any(given)
     }
 }
 
-impl Default for ParamFilter {
-    fn default() -> Self {
-        Self::discard(["password", "token"])
-    }
+/// A text as it is compared: in lower case, and without `_` and `-`.
+fn plain(text: &str) -> String {
+    let kept = text.chars().filter(|char| !matches!(char, '_' | '-'));
+    kept.flat_map(char::to_lowercase).collect()
 }
 
-/// A text that takes so much and no more.
-struct Cut(String);
-
-impl Write for Cut {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = LONGEST - self.0.len();
-        if text.len() <= room {
-            self.0.push_str(text);
-            return Ok(());
-        }
-        let mut fits = room;
-        while !text.is_char_boundary(fits) {
-            fits -= 1;
-        }
-        self.0.push_str(&text[..fits]);
-        Err(fmt::Error)
+impl Default for ParamFilter {
+    fn default() -> Self {
+        Self::discard(SECRETS)
     }
 }
 
@@ -158,7 +163,7 @@ impl Write for Cut {
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{super::shown::LONGEST, *};
 
     fn shown(filter: &ParamFilter, value: &Value) -> Value {
         let shown = filter.payload(&Payload::new(value).unwrap());
@@ -166,23 +171,57 @@ mod tests {
     }
 
     #[test]
-    fn what_is_called_password_or_token_is_not_shown_at_any_depth() {
+    fn what_is_called_like_a_secret_is_not_shown_at_any_depth() {
         let value = json!({
             "name": "ada", "password": "x", "auth_token": ["y"], "n": 1,
-            "in": [{ "new_password2": { "a": 1 }, "Password": "z" }, null],
+            "in": [{ "new_password2": { "a": 1 }, "keys": "z" }, null],
         });
         let expected = json!({
             "name": "ada", "password": FILTERED, "auth_token": FILTERED, "n": 1,
-            "in": [{ "new_password2": FILTERED, "Password": "z" }, null],
+            "in": [{ "new_password2": FILTERED, "keys": "z" }, null],
         });
         assert_eq!(shown(&ParamFilter::default(), &value), expected);
     }
 
     #[test]
+    fn however_a_name_is_written_it_is_the_same_name() {
+        let filter = ParamFilter::default();
+        for name in [
+            "userToken",
+            "accessToken",
+            "Password",
+            "PASSWORD",
+            "client_secret",
+            "Authorization",
+            "api_key",
+            "apiKey",
+            "X-API-Key",
+            "privateKey",
+            "Set-Cookie",
+            "pass_word",
+        ] {
+            let hidden = shown(&filter, &json!({ name: "x" }));
+            assert_eq!(hidden, json!({ name: FILTERED }), "{name}");
+        }
+        let own = ParamFilter::discard(["Card_Number"]);
+        assert_eq!(shown(&own, &json!({ "cardNumber": 1 })), json!({ "cardNumber": FILTERED }));
+        assert_eq!(shown(&ParamFilter::discard(["", "_"]), &json!({ "a": 1 })), json!({ "a": 1 }));
+    }
+
+    #[test]
     fn a_text_that_gives_one_away_is_not_shown() {
-        let value = json!({ "a": "/x?token=y", "b": "a token", "c": ["token, password=p"] });
-        let expected = json!({ "a": FILTERED, "b": "a token", "c": [FILTERED] });
-        assert_eq!(shown(&ParamFilter::default(), &value), expected);
+        for text in [
+            "/x?token=y",
+            "token, password=p",
+            "/x?userToken=y",
+            "Authorization: Bearer y",
+            r#"{"apiKey":"y"}"#,
+            r#"{\"api_key\" : 1}"#,
+        ] {
+            assert_eq!(shown(&ParamFilter::default(), &json!([text])), json!([FILTERED]), "{text}");
+        }
+        let harmless = json!(["a token", "the password is secret", "a=b"]);
+        assert_eq!(shown(&ParamFilter::default(), &harmless), harmless);
     }
 
     #[test]

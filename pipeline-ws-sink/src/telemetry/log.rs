@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use tracing::{Level, Span, field::Empty};
 
-use super::ParamFilter;
+use super::{
+    ParamFilter,
+    shown::{shown, with_causes},
+};
 use crate::{
     params::Params,
     payload::Payload,
@@ -55,6 +58,7 @@ impl Connecting<'_> {
         let Self { socket, transport, version, filter, took, .. } = self;
         if tracing::enabled!(target: CONNECT, Level::INFO) {
             let params = filter.params(self.params.as_map());
+            let id = id.map(shown);
             tracing::info!(
                 target: CONNECT, socket, id, transport, ?version, params, ?took, "connected"
             );
@@ -65,8 +69,10 @@ impl Connecting<'_> {
         let Self { socket, transport, version, filter, took, .. } = self;
         if tracing::enabled!(target: CONNECT, Level::INFO) {
             let params = filter.params(self.params.as_map());
+            let cause = error.cause().and_then(std::error::Error::source);
+            let error = with_causes(error, cause);
             tracing::info!(
-                target: CONNECT, socket, transport, ?version, params, ?took, %error,
+                target: CONNECT, socket, transport, ?version, params, ?took, error,
                 "refused a connection"
             );
         }
@@ -85,7 +91,10 @@ pub(crate) fn join_span() -> Span {
 
 /// The span in which an event is handled.
 pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
-    tracing::debug_span!(target: HANDLE_IN, "handle_in", event, "ref" = %reference, result = Empty)
+    tracing::debug_span!(
+        target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference),
+        result = Empty
+    )
 }
 
 /// Whether somebody sees what is logged of events, or the spans that they are handled in.
@@ -108,14 +117,14 @@ impl Said {
     pub(crate) fn joined(&self, channel: &str, topic: &Topic, took: Duration) {
         if is_logged(topic) {
             let params = &self.params;
-            tracing::info!(target: JOIN, channel, %topic, params, ?took, "joined");
+            tracing::info!(target: JOIN, channel, topic = shown(topic), params, ?took, "joined");
         }
     }
 
     pub(crate) fn refused(&self, channel: &str, topic: &Topic, took: Duration) {
         if is_logged(topic) {
             let params = &self.params;
-            tracing::info!(target: JOIN, channel, %topic, params, ?took, "refused a join");
+            tracing::info!(target: JOIN, channel, topic = shown(topic), params, ?took, "refused a join");
         }
     }
 
@@ -128,8 +137,8 @@ impl Said {
     ) {
         if let Some(params) = &self.params {
             tracing::debug!(
-                target: HANDLE_IN, channel, %topic, event, "ref" = %reference, params, ?took,
-                "handled"
+                target: HANDLE_IN, channel, topic = shown(topic), event = shown(event),
+                "ref" = shown(reference), params, ?took, "handled"
             );
         }
     }

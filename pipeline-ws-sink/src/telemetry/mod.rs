@@ -4,6 +4,7 @@ mod deliveries;
 mod filter;
 pub(crate) mod log;
 mod meter;
+mod shown;
 mod tally;
 mod times;
 mod write_time;
@@ -15,6 +16,7 @@ pub use self::filter::ParamFilter;
 pub(crate) use self::{
     deliveries::Deliveries,
     meter::{LimitMeter, MountMeter, RouteMeter},
+    shown::{described, shown},
     tally::Level,
     times::{Went, begin_event},
 };

@@ -114,14 +114,16 @@ impl JwtVerifier {
     ///
     /// # Errors
     ///
-    /// [`TokenError::Expired`] if its `exp` is past; [`TokenError::Data`] if it is valid but claims
-    /// something else than expected; [`TokenError::Invalid`] for all else.
+    /// [`TokenError::Signature`] if none of the keys has signed it; [`TokenError::Claim`] names the
+    /// claim that is missing or not accepted; [`TokenError::Expired`] if its `exp` is past;
+    /// [`TokenError::Data`] if it is valid but is not the type that was asked for;
+    /// [`TokenError::Invalid`] if it is not a JSON Web Token.
     pub fn verify<T: DeserializeOwned>(
         &self,
         token: &str,
         now: SystemTime,
     ) -> Result<T, TokenError> {
-        let payload = self.open(token).ok_or(TokenError::Invalid)?;
+        let payload = self.open(token)?;
         let claims: Claims = serde_json::from_slice(&payload).map_err(|_| TokenError::Invalid)?;
         claims.check(&self.expected, now)?;
         serde_json::from_slice(&payload).map_err(TokenError::Data)
@@ -140,8 +142,31 @@ impl JwtVerifier {
         self.verify(token.ok_or(TokenError::Missing)?, now)
     }
 
-    /// The payload of a token, if one of the keys has signed it.
-    fn open(&self, token: &str) -> Option<Vec<u8>> {
+    /// The payload of a token that one of the keys has signed.
+    fn open(&self, token: &str) -> Result<Vec<u8>, TokenError> {
+        let Parts { header, signature, signed, payload } =
+            Parts::of(token).ok_or(TokenError::Invalid)?;
+        let fits = |key: &&JwtKey| key.may_have_signed(&header.alg, header.kid.as_deref());
+        let mut keys = self.keys.iter().filter(fits);
+        // What was not signed is not even read.
+        if !keys.any(|key| key.made(&signature, signed)) {
+            return Err(TokenError::Signature);
+        }
+        URL_SAFE_NO_PAD.decode(payload).map_err(|_| TokenError::Invalid)
+    }
+}
+
+/// What a token consists of.
+struct Parts<'a> {
+    header: Header,
+    signature: Vec<u8>,
+    /// What the signature is of: the header and the payload as they were written.
+    signed: &'a str,
+    payload: &'a str,
+}
+
+impl<'a> Parts<'a> {
+    fn of(token: &'a str) -> Option<Self> {
         let (signed, signature) = token.rsplit_once('.')?;
         let (header, payload) = signed.split_once('.')?;
         let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
@@ -149,10 +174,6 @@ impl JwtVerifier {
             return None;
         }
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        let fits = |key: &&JwtKey| key.may_have_signed(&header.alg, header.kid.as_deref());
-        let mut keys = self.keys.iter().filter(fits);
-        // What was not signed is not even read.
-        keys.any(|key| key.made(&signature, signed))
-            .then(|| URL_SAFE_NO_PAD.decode(payload).ok())?
+        Some(Self { header, signature, signed, payload })
     }
 }

@@ -259,9 +259,20 @@ pub enum TokenError {
     /// There is none.
     #[error("there is no token")]
     Missing,
-    /// It was not signed with one of the keys, or it was made for another time or somebody else.
+    /// It is not a token; or it was not signed with one of the keys, or is dated in the future.
     #[error("the token is invalid")]
     Invalid,
+    /// A JSON Web Token was not signed with one of the keys, or not with its algorithm.
+    #[error("the token is invalid: none of the keys has made its signature")]
+    Signature,
+    /// A JSON Web Token does not claim what is expected of it.
+    #[error("the token is invalid: its claim `{claim}` {fault}")]
+    Claim {
+        /// Which claim: `exp`, `nbf`, `iss` or `aud`.
+        claim: &'static str,
+        /// What is wrong with it: that it is missing, for example.
+        fault: &'static str,
+    },
     /// It is too old.
     #[error("the token has expired")]
     Expired,

@@ -15,6 +15,7 @@ use super::{Input, Message, Outgoing, To};
 use crate::{
     broadcast::Broadcast,
     pubsub::{AdapterError, PubSub},
+    telemetry::{described, shown},
 };
 
 /// What the topics begin with on which replicas talk. No client can join one.
@@ -62,7 +63,7 @@ pub(crate) async fn replicate<R: Replica>(
             received = subscription.recv() => match received {
                 Ok(broadcast) => read(&broadcast),
                 Err(lagged) => {
-                    tracing::debug!(topic, %lagged, "what it said will be asked for");
+                    tracing::debug!(topic, ?lagged, "what it said will be asked for");
                     None
                 }
             },
@@ -98,7 +99,11 @@ impl Fault {
             Ok(()) => self.told = false,
             Err(error) => {
                 if !std::mem::replace(&mut self.told, true) {
-                    tracing::warn!(topic, %error, "who is there is not told to the other nodes");
+                    tracing::warn!(
+                        topic,
+                        error = described(&error),
+                        "who is there is not told to the other nodes"
+                    );
                 }
             }
         }
@@ -121,7 +126,8 @@ fn read(broadcast: &Broadcast) -> Option<Input> {
     match Message::from_payload(broadcast.payload()) {
         Ok(message) => Some(Input::Message(message)),
         Err(error) => {
-            tracing::debug!(topic = broadcast.topic(), %error, "a replica's message is ignored");
+            let (topic, error) = (shown(broadcast.topic()), described(&error));
+            tracing::debug!(topic, error, "a replica's message is ignored");
             None
         }
     }

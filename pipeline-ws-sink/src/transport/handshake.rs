@@ -33,7 +33,7 @@ use crate::{
     session::{Connection, Session, SessionEvents},
     snapshot::{MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket, TEXT},
-    telemetry::{MountMeter, Went, log},
+    telemetry::{MountMeter, Went, described, log, shown},
 };
 
 /// How a client has come, as the log names it.
@@ -126,7 +126,7 @@ impl<S: Socket> Mounted<S> {
             "socket",
             socket,
             path = self.path,
-            peer = info.peer_addr.map(field::display),
+            peer = info.peer_addr.map(field::debug),
             id = field::Empty,
         );
         let (assigns, id) = match self.connect(&params, &info, WEBSOCKET, version, &span).await {
@@ -191,7 +191,7 @@ impl<S: Socket> Mounted<S> {
         match &connected {
             Ok((_, id)) => {
                 if let Some(id) = id {
-                    span.record("id", id);
+                    span.record("id", shown(id));
                 }
                 span.in_scope(|| client.connected(id.as_deref()));
             }
@@ -213,7 +213,8 @@ impl<S: Socket> Mounted<S> {
         let io = match upgrading.await {
             Ok(upgraded) => Io::of(upgraded),
             Err(error) => {
-                tracing::debug!(%error, "a client was gone before its connection was upgraded");
+                let error = described(&error);
+                tracing::debug!(error, "a client was gone before its connection was upgraded");
                 return;
             }
         };
@@ -323,6 +324,7 @@ impl Handshake {
     pub(super) fn allows(&self, socket: &str, request: &Request<()>) -> bool {
         let checked = self.check_origin(request);
         if let Err(Refused { origin, expected }) = &checked {
+            let (origin, expected) = (shown(origin), shown(expected));
             tracing::error!(socket, origin, expected, "refused a page from another origin");
         }
         checked.is_ok()
@@ -354,7 +356,8 @@ pub(super) fn version(socket: &str, params: &Params) -> Option<Version> {
         Some(_) => None,
     };
     if version.is_none() {
-        tracing::warn!(socket, ?vsn, "refused a version of the protocol");
+        let vsn = vsn.map(shown);
+        tracing::warn!(socket, vsn, "refused a version of the protocol");
     }
     version
 }

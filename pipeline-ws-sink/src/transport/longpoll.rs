@@ -149,7 +149,7 @@ impl<S: Socket> Mounted<S> {
             "socket",
             socket,
             path = self.path,
-            peer = info.peer_addr.map(field::display),
+            peer = info.peer_addr.map(field::debug),
             id = field::Empty,
         );
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;

@@ -6,6 +6,10 @@ use serde::Deserialize;
 
 use crate::token::TokenError;
 
+// What is wrong with a claim.
+const MISSING: &str = "is missing";
+const UNEXPECTED: &str = "is not one of those that are expected";
+
 /// What is asked of every token.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
@@ -17,7 +21,7 @@ pub(super) struct Expected {
 /// What a token says of itself. Times are in seconds since 1970, and may have fractions.
 #[derive(Deserialize)]
 pub(super) struct Claims {
-    exp: f64,
+    exp: Option<f64>,
     nbf: Option<f64>,
     iss: Option<String>,
     aud: Option<Audience>,
@@ -33,20 +37,28 @@ enum Audience {
 impl Claims {
     pub(super) fn check(&self, expected: &Expected, now: SystemTime) -> Result<(), TokenError> {
         let Expected { issuers, audiences, leeway } = expected;
-        let by_whom =
-            issuers.is_empty() || self.iss.as_ref().is_some_and(|iss| issuers.contains(iss));
-        let for_whom = match &self.aud {
-            None => audiences.is_empty(),
-            Some(Audience::One(aud)) => audiences.contains(aud),
-            Some(Audience::Several(several)) => several.iter().any(|aud| audiences.contains(aud)),
-        };
+        let refused = |claim, fault| Err(TokenError::Claim { claim, fault });
+        let Some(exp) = self.exp else { return refused("exp", MISSING) };
+        match &self.iss {
+            _ if issuers.is_empty() => {}
+            None => return refused("iss", MISSING),
+            Some(iss) if !issuers.contains(iss) => return refused("iss", UNEXPECTED),
+            Some(_) => {}
+        }
+        let is_for = |aud: &String| audiences.contains(aud);
+        match &self.aud {
+            None if audiences.is_empty() => {}
+            None => return refused("aud", MISSING),
+            Some(Audience::One(aud)) if is_for(aud) => {}
+            Some(Audience::Several(several)) if several.iter().any(is_for) => {}
+            Some(_) => return refused("aud", UNEXPECTED),
+        }
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let leeway = leeway.as_secs_f64();
-        let has_begun = self.nbf.is_none_or(|nbf| nbf <= now + leeway);
-        if !(by_whom && for_whom && has_begun) {
-            return Err(TokenError::Invalid);
+        if self.nbf.is_some_and(|nbf| nbf > now + leeway) {
+            return refused("nbf", "is in the future");
         }
         // On the second of its expiration, it has expired.
-        if now - leeway < self.exp { Ok(()) } else { Err(TokenError::Expired) }
+        if now - leeway < exp { Ok(()) } else { Err(TokenError::Expired) }
     }
 }

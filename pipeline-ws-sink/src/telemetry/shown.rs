@@ -1,0 +1,91 @@
+//! What clients have chosen, as it may stand in a field of a log line or of a span. Pure.
+//!
+//! A subscriber writes a field that is a string in quotes, with its quotes, newlines and control
+//! characters escaped. A field given with `%` it writes as it is, so whoever chose the text may write
+//! lines of its own. So all that a client may have chosen is recorded as a string, and cut.
+//! `cargo xtask tidy` refuses `%` in this crate.
+
+use std::{
+    error::Error,
+    fmt::{self, Display, Write},
+};
+
+/// How many bytes of one text are logged. A log tells who it was, and does not keep what they said.
+pub(super) const LONGEST: usize = 512;
+
+/// A topic, an event, an id or anything else that a client may have chosen, cut to what a log takes.
+pub(crate) fn shown(what: impl Display) -> String {
+    cut(|out| write!(out, "{what}"))
+}
+
+/// An error and its causes, cut to what a log takes. Its text may quote what a client has sent.
+pub(crate) fn described(error: &(dyn Error + 'static)) -> String {
+    with_causes(error, error.source())
+}
+
+/// The same for what is displayed like an error, and its cause.
+pub(crate) fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 'static)>) -> String {
+    let mut text = shown(what);
+    while let Some(error) = cause {
+        // Some errors display their cause themselves.
+        let because = shown(error);
+        if !text.contains(&because) {
+            text = shown(format_args!("{text}: {because}"));
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What this writes, up to so much.
+pub(super) fn cut(write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
+    let mut cut = Cut(String::new());
+    if write(&mut cut).is_err() {
+        cut.0.push('…');
+    }
+    cut.0
+}
+
+/// A text that takes so much and no more.
+pub(super) struct Cut(String);
+
+impl Write for Cut {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = LONGEST - self.0.len();
+        if text.len() <= room {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        self.0.push_str(&text[..text.floor_char_boundary(room)]);
+        Err(fmt::Error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use thiserror::Error;
+
+    use super::*;
+
+    #[derive(Debug, Error)]
+    #[error("outer")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, Error)]
+    #[error("inner: {0}")]
+    struct Inner(#[source] fmt::Error);
+
+    #[test]
+    fn a_long_text_is_cut_between_two_characters() {
+        assert_eq!(shown("room:lobby"), "room:lobby");
+        assert_eq!(shown("x".repeat(LONGEST)), "x".repeat(LONGEST));
+        let long = shown(format_args!("x{}", "é".repeat(1000)));
+        assert!(long.len() <= LONGEST + '…'.len_utf8() && long.ends_with("é…"), "{long}");
+    }
+
+    #[test]
+    fn an_error_is_described_with_its_causes_each_once() {
+        let cause = fmt::Error;
+        assert_eq!(described(&Outer(Inner(cause))), format!("outer: inner: {cause}"));
+    }
+}
