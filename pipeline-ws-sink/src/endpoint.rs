@@ -341,7 +341,7 @@ impl Inner {
         let metrics = &self.hub.metrics;
         let waiting = self.hub.sockets.waiting();
         EndpointSnapshot {
-            draining: self.hub.sockets.is_draining(),
+            draining: self.hub.sockets.are_closed(),
             sockets,
             channels,
             topics: self.hub.pubsub.table().topics(),

@@ -57,8 +57,12 @@ impl Hub {
         }
     }
 
-    /// Starts what runs beside the sockets. For a socket that is open.
+    /// Starts what runs beside the sockets, unless the endpoint has come to its end meanwhile. For a
+    /// socket that is open.
     pub(crate) fn begin(self: &Arc<Self>) {
+        if self.sockets.are_closed() {
+            return;
+        }
         Sampler::begin(self);
         self.begin_to_talk();
     }

@@ -71,6 +71,8 @@ pub(crate) struct Session<S: Socket> {
     connection: Arc<Connection<S>>,
     routes: Arc<Routes<S>>,
     channels: HashMap<Arc<str>, Entry>,
+    /// Channels whose topic is free again, and which have not ended yet: their `terminate` runs.
+    ending: Vec<JoinHandle<()>>,
     lives: u64,
     /// Where there are limits, and once there is something to remember.
     spent: Option<Box<Spent>>,
@@ -88,7 +90,14 @@ struct Entry {
 
 impl<S: Socket> Session<S> {
     pub(crate) fn new(connection: Arc<Connection<S>>, routes: Arc<Routes<S>>) -> Self {
-        Self { connection, routes, channels: HashMap::new(), lives: 0, spent: None }
+        Self {
+            connection,
+            routes,
+            channels: HashMap::new(),
+            ending: Vec::new(),
+            lives: 0,
+            spent: None,
+        }
     }
 
     /// Has a test told what becomes of the channels.
@@ -121,7 +130,7 @@ impl<S: Socket> Session<S> {
                 },
                 SessionEvent::Ended { topic, id } => match self.channels.get(&topic) {
                     Some(entry) if entry.life.id() == id => {
-                        self.channels.remove(&topic).and_then(|entry| entry.pending)
+                        self.channels.remove(&topic).and_then(|entry| self.forget(entry))
                     }
                     _ => None,
                 },
@@ -199,6 +208,15 @@ impl<S: Socket> Session<S> {
         Ok(())
     }
 
+    /// Forgets a channel that has told of its end, but for its task. Returns what waited for its join.
+    fn forget(&mut self, entry: Entry) -> Option<VecDeque<Received>> {
+        self.ending.retain(|task| !task.is_finished());
+        if !entry.task.is_finished() {
+            self.ending.push(entry.task);
+        }
+        entry.pending
+    }
+
     /// Whether a join is running.
     pub(crate) fn is_joining(&self) -> bool {
         self.channels.values().any(|entry| entry.pending.is_some())
@@ -259,7 +277,8 @@ impl<S: Socket> Session<S> {
             life: entry.life,
             task: entry.task,
         });
-        if self.channels.len() >= self.routes.max_channels() {
+        self.ending.retain(|task| !task.is_finished());
+        if self.channels.len() + self.ending.len() >= self.routes.max_channels() {
             self.count_channels();
             tracing::warn!(topic = shown(&topic), "refused a join: too many channels");
             let response = reason("too many channels joined");
@@ -317,8 +336,9 @@ impl<S: Socket> Session<S> {
             entry.mailbox.close(reason.clone());
         }
         let _ = time::timeout(CHANNELS_END, async {
-            for entry in self.channels.values_mut() {
-                let _ = (&mut entry.task).await;
+            let joined = self.channels.values_mut().map(|entry| &mut entry.task);
+            for task in joined.chain(&mut self.ending) {
+                let _ = task.await;
             }
         })
         .await;
@@ -328,9 +348,8 @@ impl<S: Socket> Session<S> {
 impl<S: Socket> Drop for Session<S> {
     fn drop(&mut self) {
         // Whoever has not ended by now has had its time, or the socket's task was aborted.
-        for entry in self.channels.values() {
-            entry.task.abort();
-        }
+        let joined = self.channels.values().map(|entry| &entry.task);
+        joined.chain(&self.ending).for_each(JoinHandle::abort);
     }
 }
 

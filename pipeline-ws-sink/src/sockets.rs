@@ -27,12 +27,15 @@ pub(crate) struct Sockets {
 struct Table {
     open: Slab<Open>,
     by_id: HashMap<Arc<str>, Vec<usize>>,
-    draining: bool,
+    /// Why a socket that comes now is to end at once, once none may come.
+    closed: Option<SocketEnd>,
 }
 
 struct Open {
     outbox: Arc<Outbox>,
     id: Option<Arc<str>>,
+    /// Where it stands among those with its id.
+    at: usize,
     /// That of its mount.
     drainer: Arc<MountDrainer>,
 }
@@ -59,7 +62,7 @@ pub(crate) struct Registration {
 }
 
 impl Sockets {
-    /// Enters a socket. If the endpoint drains already, the socket is told to end.
+    /// Enters a socket. If the endpoint drains or has ended already, the socket is told to end.
     pub(crate) fn register(
         self: &Arc<Self>,
         outbox: &Arc<Outbox>,
@@ -68,19 +71,22 @@ impl Sockets {
     ) -> Registration {
         let mut table = self.table.lock();
         let id: Option<Arc<str>> = id.map(Into::into);
-        let open = Open { outbox: outbox.clone(), id: id.clone(), drainer: drainer.clone() };
-        let key = table.open.insert(open);
-        if let Some(id) = id {
-            table.by_id.entry(id).or_default().push(key);
-        }
-        if table.draining {
-            outbox.end(SocketEnd::Draining);
+        let key = table.open.vacant_key();
+        let at = id.clone().map_or(0, |id| {
+            let alike = table.by_id.entry(id).or_default();
+            alike.push(key);
+            alike.len() - 1
+        });
+        table.open.insert(Open { outbox: outbox.clone(), id, at, drainer: drainer.clone() });
+        if let Some(end) = table.closed {
+            outbox.end(end);
         }
         Registration { sockets: self.clone(), key }
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        self.table.lock().draining
+    /// Whether no more are let in.
+    pub(crate) fn are_closed(&self) -> bool {
+        self.table.lock().closed.is_some()
     }
 
     /// Lets no more in. Those that are there end when the draining runs. The first draining has them
@@ -88,13 +94,17 @@ impl Sockets {
     pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();
         let count = table.open.len();
-        let first = !std::mem::replace(&mut table.draining, true);
+        let first = table.closed.replace(SocketEnd::Draining).is_none();
         let mounts = if first { table.by_mount() } else { Vec::new() };
         Draining { mounts, count }
     }
 
+    /// Ends all sockets, and those that are still to be entered: a client may be between its `connect`
+    /// and its place here.
     pub(crate) fn end_all(&self, end: SocketEnd) {
-        self.table.lock().open.iter().for_each(|(_, open)| open.outbox.end(end));
+        let mut table = self.table.lock();
+        table.closed.get_or_insert(end);
+        table.open.iter().for_each(|(_, open)| open.outbox.end(end));
     }
 
     /// Ends the sockets with this id. Returns how many.
@@ -201,17 +211,87 @@ impl MountDraining {
     }
 }
 
+impl Table {
+    fn remove(&mut self, key: usize) -> Open {
+        let open = self.open.remove(key);
+        if let Some(id) = &open.id
+            && let Some(alike) = self.by_id.get_mut(id)
+        {
+            alike.swap_remove(open.at);
+            match alike.get(open.at) {
+                // The last of them stands in its place now.
+                Some(&moved) => self.open[moved].at = open.at,
+                None if alike.is_empty() => drop(self.by_id.remove(id)),
+                None => {}
+            }
+        }
+        if self.open.is_empty() {
+            // It only ever grows, and it may have been large.
+            *self = Self { closed: self.closed, ..Self::default() };
+        }
+        open
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
-        let mut table = self.sockets.table.lock();
-        let open = table.open.remove(self.key);
-        if let Some(id) = &open.id
-            && let Some(keys) = table.by_id.get_mut(id)
-        {
-            keys.retain(|&key| key != self.key);
-            if keys.is_empty() {
-                table.by_id.remove(id);
+        let open = self.sockets.table.lock().remove(self.key);
+        drop(open);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipeline_test_support::Recorded;
+
+    use super::*;
+    use crate::{
+        drainer::Drainer,
+        outbox::{OutboxLimits, Writer},
+        telemetry::SocketMetrics,
+    };
+
+    fn outbox() -> Arc<Outbox> {
+        let (telemetry, _) = Recorded::new();
+        let metrics = Arc::new(SocketMetrics::register(&telemetry));
+        Arc::new(Outbox::new(Writer::Fetched, OutboxLimits { frames: 8, bytes: 1 << 20 }, metrics))
+    }
+
+    fn drainer() -> Arc<MountDrainer> {
+        Arc::new(MountDrainer { socket: "UserSocket", drainer: Drainer::new() })
+    }
+
+    #[test]
+    fn a_socket_that_is_entered_after_the_end_of_all_is_ended_too() {
+        let (sockets, drainer) = (Arc::<Sockets>::default(), drainer());
+        let early = outbox();
+        let _early = sockets.register(&early, None, &drainer);
+        sockets.end_all(SocketEnd::Disconnected);
+        let late = outbox();
+        let _late = sockets.register(&late, None, &drainer);
+        assert!(early.has_ended() && late.has_ended());
+        assert!(sockets.are_closed());
+    }
+
+    #[test]
+    fn sockets_of_one_id_are_found_in_whatever_order_others_leave() {
+        for leaves in 0..3 {
+            let (sockets, drainer) = (Arc::<Sockets>::default(), drainer());
+            let outboxes = [outbox(), outbox(), outbox()];
+            let mut places = outboxes
+                .each_ref()
+                .map(|outbox| Some(sockets.register(outbox, Some("user:1"), &drainer)));
+            let _other = sockets.register(&outbox(), Some("user:2"), &drainer);
+            places[leaves] = None;
+            assert_eq!(sockets.disconnect("user:1"), 2);
+            for (at, outbox) in outboxes.iter().enumerate() {
+                assert_eq!(outbox.has_ended(), at != leaves, "{at} of those that {leaves} left");
             }
+            places[(leaves + 1) % 3] = None;
+            assert_eq!(sockets.disconnect("user:1"), 1);
+            places[(leaves + 2) % 3] = None;
+            assert_eq!(sockets.disconnect("user:1"), 0);
+            assert_eq!(sockets.len(), 1);
         }
     }
 }

@@ -185,12 +185,19 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
 impl Replaced {
     /// Ends the channel at once, without its `terminate`. Returns its join reference if its end is
     /// still to be told.
-    async fn end(self) -> Option<Ref> {
+    async fn end(mut self) -> Option<Ref> {
         let untold = self.life.tell();
         self.task.abort();
         // It is gone at its next await. If it never gets there, it can at least not tell of itself.
-        let _ = time::timeout(TERMINATE, self.task).await;
-        untold.then_some(self.join_ref)
+        let _ = time::timeout(TERMINATE, &mut self.task).await;
+        untold.then(|| self.join_ref.clone())
+    }
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        // The join that was to end it may itself have been cut off before it began.
+        self.task.abort();
     }
 }
 
@@ -473,4 +480,21 @@ fn stopped(outcome: Result<Result<(), Stop>, ExitReason>) -> Option<End> {
 async fn contained<T>(callback: impl Future<Output = T>) -> Result<T, ExitReason> {
     let outcome = AssertUnwindSafe(callback).catch_unwind().await;
     outcome.map_err(|payload| ExitReason::from_panic(&*payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_channel_that_is_to_be_replaced_ends_even_if_the_join_is_never_begun() {
+        let task = tokio::spawn(pending());
+        let handle = task.abort_handle();
+        drop(Replaced { join_ref: Ref::NULL, life: Life::new(1), task });
+        while !handle.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -222,6 +222,24 @@ impl Outbox {
         state.writer.poll_shutdown(cx)
     }
 
+    /// Tells the client that nothing more comes, once all has been [written](Self::poll_close). For the
+    /// socket's task only.
+    pub(crate) fn end_writing(&self) -> io::Result<()> {
+        self.state.lock().writer.end_writing()
+    }
+
+    /// Lets go of the stream, which is closed by that once its reader is gone too: references to the
+    /// outbox do not keep it open. What waits is dropped, and nothing is taken any more.
+    pub(crate) fn release(&self) {
+        let mut state = self.state.lock();
+        self.end_in(&mut state, SocketEnd::Lost);
+        let writer = mem::replace(&mut state.writer, Writer::Gone);
+        // What the sweeper has in hand comes back to it first.
+        let backlog = if state.in_hand { None } else { state.backlog.take() };
+        drop(state);
+        drop((writer, backlog));
+    }
+
     /// Takes what is to be written next in hand: nobody else writes until it is
     /// [put back](Self::put_back). Returns where to write it, and whether the socket has to be
     /// [cooled](Self::cool) some time. For the [`Sweeper`] only.
@@ -248,6 +266,10 @@ impl Outbox {
         }
         if let Some(backlog) = &mut state.backlog {
             backlog.put_back(hand);
+        }
+        if matches!(state.writer, Writer::Gone) {
+            state.backlog = None;
+            return false;
         }
         match written {
             Ok(1..) => {

@@ -2,11 +2,13 @@
 
 use std::{
     io::{self, IoSlice},
+    net::Shutdown,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
+use socket2::SockRef;
 use tokio::{io::AsyncWrite, net::TcpStream};
 
 /// Where the bytes go.
@@ -17,6 +19,8 @@ pub(crate) enum Writer {
     Task(Pin<Box<dyn AsyncWrite + Send>>),
     /// Nowhere: the client comes and [fetches](super::Outbox::poll_fetch) what waits.
     Fetched,
+    /// Nowhere: the socket's task has let the stream go.
+    Gone,
 }
 
 impl Writer {
@@ -25,6 +29,7 @@ impl Writer {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Task(_) | Self::Fetched => Err(io::ErrorKind::WouldBlock.into()),
+            Self::Gone => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 
@@ -49,21 +54,31 @@ impl Writer {
             },
             Self::Task(writer) => writer.as_mut().poll_write_vectored(cx, slices),
             Self::Fetched => Poll::Pending,
+            Self::Gone => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
 
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(_) | Self::Fetched => Poll::Ready(Ok(())),
+            Self::Tcp(_) | Self::Fetched | Self::Gone => Poll::Ready(Ok(())),
             Self::Task(writer) => writer.as_mut().poll_flush(cx),
         }
     }
 
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            // Dropped at the end of the task, which closes it.
-            Self::Tcp(_) | Self::Fetched => Poll::Ready(Ok(())),
+            // It is closed when the task lets it go; see `Outbox::release`.
+            Self::Tcp(_) | Self::Fetched | Self::Gone => Poll::Ready(Ok(())),
             Self::Task(writer) => writer.as_mut().poll_shutdown(cx),
+        }
+    }
+
+    /// Tells the client that nothing more comes, while it may still be read from.
+    pub(super) fn end_writing(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(&**stream).shutdown(Shutdown::Write),
+            // `poll_shutdown` has done so.
+            Self::Task(_) | Self::Fetched | Self::Gone => Ok(()),
         }
     }
 }

@@ -278,7 +278,7 @@ impl Shared {
         match fetched.catch_unwind().await {
             Ok(enriched) => who.enrich(enriched),
             Err(_) => {
-                tracing::error!(topic = shown(topic), presence = self.name, "fetch has panicked")
+                tracing::error!(topic = shown(topic), presence = self.name, "fetch has panicked");
             }
         }
         who

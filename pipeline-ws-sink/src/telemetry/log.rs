@@ -92,7 +92,7 @@ pub(crate) fn join_span() -> Span {
 /// The span in which an event is handled.
 pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
     tracing::debug_span!(
-        target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference),
+        target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference.plain()),
         result = Empty
     )
 }
@@ -138,7 +138,7 @@ impl Said {
         if let Some(params) = &self.params {
             tracing::debug!(
                 target: HANDLE_IN, channel, topic = shown(topic), event = shown(event),
-                "ref" = shown(reference), params, ?took, "handled"
+                "ref" = shown(reference.plain()), params, ?took, "handled"
             );
         }
     }

@@ -56,7 +56,11 @@ impl Write for Cut {
             self.0.push_str(text);
             return Ok(());
         }
-        self.0.push_str(&text[..text.floor_char_boundary(room)]);
+        let mut fits = room;
+        while !text.is_char_boundary(fits) {
+            fits -= 1;
+        }
+        self.0.push_str(&text[..fits]);
         Err(fmt::Error)
     }
 }

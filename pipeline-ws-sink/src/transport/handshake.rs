@@ -95,7 +95,7 @@ impl<S: Socket> Mounted<S> {
         if request.method() != Method::GET {
             return status(StatusCode::BAD_REQUEST, "");
         }
-        if hub.sockets.is_draining() {
+        if hub.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
         let socket = self.socket.name();

@@ -134,7 +134,7 @@ impl<S: Socket> Mounted<S> {
         request: &Request<()>,
         params: &Params,
     ) -> Answer {
-        if hub.sockets.is_draining() {
+        if hub.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
         let socket = self.socket.name();

@@ -55,6 +55,18 @@ impl RawClient {
         self.stream.write_all(&bytes).await.unwrap();
     }
 
+    /// Sends bytes as they are.
+    pub async fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+    }
+
+    /// Waits for the end of the stream, which is the next thing that comes.
+    pub async fn ended(&mut self) -> std::io::Result<()> {
+        let read = timeout(PATIENCE, self.stream.read(&mut [0])).await.unwrap()?;
+        assert_eq!(read, 0);
+        Ok(())
+    }
+
     /// The next frame: its first byte, and its payload.
     pub async fn next(&mut self) -> (u8, Vec<u8>) {
         timeout(PATIENCE, self.read()).await.unwrap().unwrap()
