@@ -13,6 +13,11 @@ use std::time::Duration;
 /// requests of a client have to come to one server. The token that names the session is signed with
 /// a key that the endpoint makes when it is built, so after a restart clients connect anew.
 ///
+/// An answer that does not reach its client is lost, with the messages in it, where the server does not
+/// see that the connection broke. The official client then begins a new session and joins its channels
+/// again, so what has to arrive is for `join` to tell. Where the server sees it, the messages wait for
+/// the next poll.
+///
 /// The same limits hold as for a WebSocket: how large a message may be, how much may wait, and what
 /// happens when more does. Binary messages cannot be sent to a client that polls; they are left out.
 ///
@@ -29,6 +34,7 @@ pub struct LongPoll {
     pub(crate) path: String,
     pub(crate) window: Duration,
     pub(crate) max_age: Duration,
+    pub(crate) max_sessions: usize,
 }
 
 impl LongPoll {
@@ -38,6 +44,7 @@ impl LongPoll {
             path: "longpoll".to_owned(),
             window: Duration::from_secs(10),
             max_age: Duration::from_secs(1_209_600),
+            max_sessions: 10_000,
         }
     }
 
@@ -51,7 +58,8 @@ impl LongPoll {
     /// How long a poll waits for messages, and how long a client waits for what it sends to be taken.
     /// Default ten seconds. It has to be less than 20, after which the official client gives up.
     ///
-    /// A session that is not polled for one and a half windows ends.
+    /// A session that is not polled for one and a half windows ends. With [`Duration::MAX`] a poll waits
+    /// until there is something, and no session ends for want of polls.
     ///
     /// This is `:window_ms` of Phoenix's long polling.
     ///
@@ -62,6 +70,22 @@ impl LongPoll {
     /// ```
     pub fn window(mut self, window: Duration) -> Self {
         self.window = window;
+        self
+    }
+
+    /// How many clients may have a session at once. Default 10,000. A client beyond that is answered
+    /// with 503 before `connect` is asked, and counted in `socket.polled_refused`; the official client
+    /// tries again by itself.
+    ///
+    /// A session takes several kilobytes and outlives its connection by up to one and a half
+    /// [windows](Self::window), so without a bound one client could open any number of them.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::LongPoll;
+    /// let few = LongPoll::new().max_sessions(500);
+    /// ```
+    pub fn max_sessions(mut self, sessions: usize) -> Self {
+        self.max_sessions = sessions;
         self
     }
 

@@ -450,3 +450,52 @@ fn both_ways_cannot_be_at_one_path() {
     let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
     assert_eq!(error, BuildError::PathTaken { path: "/socket/websocket".to_owned() });
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_more_clients_poll_than_may() {
+    let builder =
+        endpoint_with(|mount| mount.longpoll(LongPoll::new().window(WINDOW).max_sessions(2)));
+    let server = MemoryServer::start(builder.0);
+    let first = Poller::connect(&server, V2).await;
+    let _second = Poller::connect(&server, V2).await;
+    let path = format!("/socket/longpoll?{V2}");
+    for _ in 0..3 {
+        let refused = request(server.stream().await, "GET", &path, &[], "").await;
+        assert_eq!(refused.status, 503);
+    }
+    let refused = server.recorded.counters("socket.polled_refused");
+    assert_eq!(refused, [("socket=NamedSocket".to_owned(), 3)]);
+    assert_eq!(server.endpoint.open_sockets(), 2);
+    first.join(T).await;
+    sleep(WINDOW * 4).await;
+    settle().await;
+    assert_eq!(server.endpoint.open_sockets(), 0, "nobody has polled");
+    Poller::connect(&server, V2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_refused_takes_no_place() {
+    let polled = LongPoll::new().max_sessions(1);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(polled)).0);
+    for _ in 0..2 {
+        let refused = get(&server, "/socket/longpoll?vsn=2.0.0", &[]).await;
+        assert_eq!(refused, json!({ "status": 403 }));
+    }
+    Poller::connect(&server, V2).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_without_an_end_has_none() {
+    let polled = LongPoll::new().window(Duration::MAX);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(polled)).0);
+    let poller = Poller::connect(&server, V2).await;
+    poller.join(T).await;
+    let polling = poller.clone();
+    let waiting = async { polling.messages().await };
+    let said = async {
+        sleep(Duration::from_secs(100_000)).await;
+        server.endpoint.broadcast(T, "late", json!({})).unwrap();
+    };
+    let (messages, ()) = tokio::join!(waiting, said);
+    assert_eq!(messages, [json!([null, null, T, "late", {}])]);
+}

@@ -20,6 +20,8 @@ pub(crate) struct MountMeter {
     pub(crate) connects: Attempts,
     pub(crate) connect_time: Times,
     pub(crate) open: Level,
+    /// Clients that wanted to poll while too many others did.
+    pub(crate) polled_refused: Tally,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
 }
@@ -68,6 +70,13 @@ impl MountMeter {
             ),
             open: telemetry
                 .gauge("socket.open", "Sockets that are open", [("socket", socket.to_owned())])
+                .into(),
+            polled_refused: telemetry
+                .counter(
+                    "socket.polled_refused",
+                    "Clients that were refused because too many poll",
+                    [("socket", socket.to_owned())],
+                )
                 .into(),
             filter: filter.clone(),
         }

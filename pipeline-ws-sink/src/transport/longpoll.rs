@@ -99,6 +99,9 @@ impl<S: Socket> Mounted<S> {
         variables: Variables,
         body: Reading,
     ) -> Answer {
+        if let Some(fault) = handshake::fault(&request) {
+            return status(StatusCode::BAD_REQUEST, fault);
+        }
         let query = request.uri().query().unwrap_or_default();
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
@@ -137,6 +140,10 @@ impl<S: Socket> Mounted<S> {
         if hub.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
+        let Some(room) = polled.reserve() else {
+            self.meter.polled_refused.increment(1);
+            return status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions");
+        };
         let socket = self.socket.name();
         let Some(version) = handshake::version(socket, params) else {
             return say(told(Status::Refused));
@@ -173,6 +180,7 @@ impl<S: Socket> Mounted<S> {
             }
             drop(registration);
             drop(open);
+            drop(room);
         };
         hub.tasks.spawn(living.instrument(span));
         say(protocol::polled(Status::Gone, &token, &[]))

@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time,
 };
 
@@ -31,11 +31,16 @@ const SALT: &str = "longpoll";
 /// How many requests of one client may wait for its session. Others wait for their turn to do so.
 const REQUESTS: usize = 8;
 
+/// How many places of the table may be free before it gives some back.
+const SPARE: usize = 1024;
+
 /// The clients of a mount that poll.
 pub(crate) struct Polled {
     pub(super) window: Duration,
     signer: Signer,
     open: Arc<Open>,
+    /// How many more sessions there may be.
+    room: Arc<Semaphore>,
 }
 
 /// The sessions that are open, by their numbers.
@@ -99,7 +104,13 @@ impl Polled {
         let secret: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
         let signer = Signer::new(&secret, SALT).expect("64 bytes are enough for a secret");
         let signer = signer.max_age(options.max_age);
-        Ok(Self { window: options.window, signer, open: Arc::default() })
+        let room = Arc::new(Semaphore::new(options.max_sessions.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { window: options.window, signer, open: Arc::default(), room })
+    }
+
+    /// Reserves room for a session, for as long as what is returned lives. None if there are too many.
+    pub(super) fn reserve(&self) -> Option<OwnedSemaphorePermit> {
+        self.room.clone().try_acquire_owned().ok()
     }
 
     /// Makes a place for a session. Returns its token.
@@ -127,7 +138,14 @@ impl Polled {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(open) = self.open.upgrade() {
-            let door = open.table.lock().sessions.remove(&self.number);
+            let mut table = open.table.lock();
+            let door = table.sessions.remove(&self.number);
+            // Many may have come and gone.
+            if table.sessions.capacity() > SPARE + 4 * table.sessions.len() {
+                let len = table.sessions.len();
+                table.sessions.shrink_to(2 * len);
+            }
+            drop(table);
             drop(door);
         }
     }
