@@ -103,6 +103,23 @@ impl Payload {
         }
     }
 
+    /// The same payload in memory of its own.
+    ///
+    /// A payload shares the memory of the message that it came in, and so keeps alive all that was read
+    /// with it, which may be far more than the payload. One that is kept for long, in a channel's
+    /// history for example, should be detached.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::Payload;
+    /// fn remember(history: &mut Vec<Payload>, said: &Payload) {
+    ///     history.push(said.detached());
+    /// }
+    /// ```
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        Self { bytes: Bytes::copy_from_slice(&self.bytes), kind: self.kind }
+    }
+
     /// The bytes, of whichever kind.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
@@ -206,4 +223,20 @@ pub enum PayloadError {
         /// How many bytes it has.
         length: usize,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detached_payload_shares_no_memory() {
+        let message = Bytes::from(vec![b'1'; 4096]);
+        for payload in [Payload::from_json(message.slice(..5)), Payload::binary(message.slice(..5))]
+        {
+            let detached = payload.detached();
+            assert_eq!(detached, payload);
+            assert_ne!(detached.bytes.as_ptr(), payload.bytes.as_ptr());
+        }
+    }
 }
