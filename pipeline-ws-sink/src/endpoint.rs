@@ -271,7 +271,8 @@ impl Endpoint {
         let cut_off = if closed.is_ok() { 0 } else { hub.tasks.len() };
         if cut_off > 0 {
             hub.cut_off.cancel();
-            hub.tasks.wait().await;
+            // A task that is busy is cut off where it next waits. One that never waits is left alone.
+            let _ = time::timeout(CUT_OFF, hub.tasks.wait()).await;
         }
         // Those who were here have left by now.
         hub.end();
@@ -356,6 +357,9 @@ impl Inner {
         }
     }
 }
+
+/// How long the tasks that are cut off have to be gone.
+const CUT_OFF: Duration = Duration::from_secs(1);
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -467,8 +471,9 @@ impl EndpointBuilder {
     /// The host under which the public reaches the endpoint, which [`CheckOrigin::host`] goes by:
     /// `example.com`, without scheme and port. This is `url: [host: ..]` of `Phoenix.Endpoint`.
     ///
-    /// Without it, a page has to be from the host that its own request asks for. That serves where
-    /// nothing stands in front; a proxy may put another host in its place, and then nobody gets in.
+    /// A server that browsers reach by a name needs it. Without it, a page has to be from the host that
+    /// its own request asks for, and only `localhost` and IP addresses are accepted: see
+    /// [`CheckOrigin::host`].
     ///
     /// Something that is no host is an error of [`build`](Self::build).
     ///
@@ -603,7 +608,8 @@ impl EndpointBuilder {
 
 /// What is asked of clients at a mount.
 fn handshake(options: HandshakeOptions, shared: &Shared) -> Result<Handshake, BuildError> {
-    let HandshakeOptions { check_origin, mut subprotocols, auth_token, .. } = options;
+    let HandshakeOptions { check_origin, mut subprotocols, auth_token, compress_when, .. } =
+        options;
     let check_origin = check_origin.unwrap_or_else(|| shared.check_origin.clone());
     check_origin.checked()?;
     // Names of subprotocols are tokens, as names of headers are, but for their case.
@@ -614,7 +620,8 @@ fn handshake(options: HandshakeOptions, shared: &Shared) -> Result<Handshake, Bu
     if auth_token {
         subprotocols.insert(0, subprotocol::PHOENIX.to_owned());
     }
-    Ok(Handshake { check_origin, host: shared.host.clone(), subprotocols, auth_token })
+    let host = shared.host.clone();
+    Ok(Handshake { check_origin, host, subprotocols, auth_token, compress_when })
 }
 
 impl fmt::Debug for EndpointBuilder {

@@ -1,11 +1,12 @@
 //! A kind of socket with its channels and its limits, to be mounted at a path.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use pipeline_core::Telemetry;
 
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
+    connect_info::ConnectInfo,
     drainer::Drainer,
     event_limit::EventLimit,
     longpoll::LongPoll,
@@ -79,6 +80,18 @@ pub(crate) struct HandshakeOptions {
     pub(crate) check_origin: Option<CheckOrigin>,
     pub(crate) subprotocols: Vec<String>,
     pub(crate) auth_token: bool,
+    /// For which clients messages are compressed, if not for all who offer it.
+    pub(crate) compress_when: Option<CompressWhen>,
+}
+
+/// Decides for which clients messages are compressed.
+#[derive(Clone)]
+pub(crate) struct CompressWhen(pub(crate) Arc<dyn Fn(&ConnectInfo) -> bool + Send + Sync>);
+
+impl fmt::Debug for CompressWhen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CompressWhen(..)")
+    }
 }
 
 impl<S: Socket> Mount<S> {
@@ -101,6 +114,7 @@ impl<S: Socket> Mount<S> {
             check_origin: None,
             subprotocols: Vec::new(),
             auth_token: false,
+            compress_when: None,
         };
         let filter = Arc::default();
         Self { socket, options, handshake, filter, routes: Vec::new(), refused: None }
@@ -331,6 +345,30 @@ impl<S: Socket> Mount<S> {
         self
     }
 
+    /// Compresses messages as [`compress`](Self::compress) does, but only for clients for which this
+    /// returns true. For clients that offer compression and get it wrong: some versions of Safari keep
+    /// the window of their compressor from one message to the next although they are told not to, and
+    /// are closed with 1002.
+    ///
+    /// It runs for every client that connects, so it should be quick. A panic means no.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.compress_when(|info| {
+    ///     let agent = info.user_agent.as_deref().unwrap_or_default();
+    ///     !agent.contains("Safari/") || agent.contains("Chrome/")
+    /// })
+    /// # }
+    /// ```
+    pub fn compress_when(
+        mut self,
+        when: impl Fn(&ConnectInfo) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.handshake.compress_when = Some(CompressWhen(Arc::new(when)));
+        self.compress(true)
+    }
+
     /// How long a connection may be silent, both ways. Default 60 seconds; then it is closed with
     /// 1002. The official client sends a heartbeat every 30 seconds. For a client that polls, it is
     /// [`LongPoll::window`] that counts.
@@ -419,8 +457,8 @@ impl<S: Socket> Mount<S> {
     }
 }
 
-impl<S> std::fmt::Debug for Mount<S> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl<S> fmt::Debug for Mount<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let patterns: Vec<_> = self.routes.iter().map(|route| &route.pattern).collect();
         f.debug_struct("Mount")
             .field("options", &self.options)

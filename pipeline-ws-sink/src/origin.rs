@@ -1,6 +1,6 @@
 //! Which pages may open sockets. Pure.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use thiserror::Error;
 
@@ -62,9 +62,11 @@ impl CheckOrigin {
     /// Pages from the endpoint's own host, whatever their scheme and their port. This is the default.
     ///
     /// The host is the one given to [`EndpointBuilder::host`](crate::EndpointBuilder::host). If none
-    /// was given, it is the one in the request's own `host` header: that keeps out the pages of
-    /// others, as long as the proxies in front leave the header as it is. Phoenix lets everyone in
-    /// then.
+    /// was given, it is the one in the request's own `host` header, provided that this is `localhost`
+    /// or an IP address. A name would prove nothing: whoever owns `evil.com` can point it at any
+    /// server, one behind a firewall too, and a page from there then sends `host: evil.com` itself
+    /// (DNS rebinding). So a server that is reached by a name has to be told the name. Phoenix lets
+    /// everyone in if no host is configured, but configures `localhost` by default.
     ///
     /// ```
     /// # use pipeline_ws_sink::{CheckOrigin, Endpoint};
@@ -166,8 +168,15 @@ impl CheckOrigin {
     fn expected(&self, own: &Own<'_>) -> String {
         match &self.0 {
             Rule::Host => match own.public_host() {
-                Some(host) => format!("the host {host}"),
-                None => "a host, but none is configured and the request names none".to_owned(),
+                Some(host) if own.configured.is_some() => {
+                    format!("the host {host}, as EndpointBuilder::host says")
+                }
+                Some(host) => format!("the host {host}; EndpointBuilder::host sets another"),
+                None => {
+                    "the host that EndpointBuilder::host sets: none is set, and then only pages \
+                         of localhost and of IP addresses connect"
+                        .to_owned()
+                }
             },
             Rule::List(Ok(entries)) => {
                 let entries: Vec<_> = entries.iter().map(|entry| &*entry.text).collect();
@@ -323,8 +332,11 @@ impl<'a> Own<'a> {
         Self { configured, scheme, host, port }
     }
 
+    /// The host that pages have to be from. One that only the request names has to be such that
+    /// nobody else can have a page there.
     fn public_host(&self) -> Option<&str> {
-        self.configured.or(self.host.as_deref())
+        self.configured
+            .or_else(|| self.host.as_deref().filter(|host| is_localhost_or_address(host)))
     }
 }
 
@@ -354,6 +366,10 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
         port => Some(port.parse().ok()?),
     };
     is_host.then_some((host, port))
+}
+
+fn is_localhost_or_address(host: &str) -> bool {
+    host == "localhost" || host.ends_with(".localhost") || host.parse::<IpAddr>().is_ok()
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -397,6 +413,21 @@ mod tests {
     #[test]
     fn c_022_scheme_and_port_of_the_own_host_do_not_matter() {
         all(&CheckOrigin::host(), true, &["http://localhost", "https://localhost:9999"]);
+    }
+
+    #[test]
+    fn without_a_configured_host_a_name_that_anyone_may_own_is_not_trusted() {
+        let check = |host: &str| {
+            let own = Own::new(None, "http", Some(host));
+            CheckOrigin::host().check(&Origin::parse(&format!("http://{host}")), &own)
+        };
+        for host in ["localhost", "localhost:4000", "app.localhost", "192.0.2.7:80", "[::1]:4000"] {
+            assert_eq!(check(host), Ok(()), "{host}");
+        }
+        for host in ["evil.com", "evil.com:4000", "127.0.0.1.evil.com", "notlocalhost", "1.2.3"] {
+            let expected = check(host).unwrap_err();
+            assert!(expected.contains("EndpointBuilder::host"), "{host}: {expected}");
+        }
     }
 
     #[test]
@@ -470,10 +501,11 @@ mod tests {
     #[test]
     fn without_a_configured_host_it_is_the_one_that_the_request_asks_for() {
         let rule = CheckOrigin::host();
-        let own = Own::new(None, "http", Some("Example.com:4000"));
-        assert!(rule.check(&Origin::parse("https://example.com"), &own).is_ok());
+        let own = Own::new(None, "http", Some("LocalHost:4000"));
+        assert!(rule.check(&Origin::parse("https://localhost"), &own).is_ok());
         let refused = rule.check(&Origin::parse("https://evil.test"), &own);
-        assert_eq!(refused, Err("the host example.com".to_owned()));
+        let expected = "the host localhost; EndpointBuilder::host sets another";
+        assert_eq!(refused, Err(expected.to_owned()));
         let nameless = Own::new(None, "http", None);
         assert!(rule.check(&Origin::parse("null"), &nameless).is_err());
         assert!(rule.check(&Origin::parse("https://evil.test"), &nameless).is_err());
@@ -484,7 +516,7 @@ mod tests {
         let evil = Origin::parse("http://evil.test");
         let own = Own::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
         let cases = [
-            (CheckOrigin::host(), "the host localhost"),
+            (CheckOrigin::host(), "the host localhost, as EndpointBuilder::host says"),
             (CheckOrigin::list(["//a.test", "//*.b.test"]), "one of //a.test, //*.b.test"),
             (CheckOrigin::connection(), "http://127.0.0.1:4010"),
             (CheckOrigin::function(|_| false), "what the function allows"),

@@ -99,7 +99,7 @@ async fn c_014_a_reason_without_an_answer_is_403_and_logged() {
     let answer = door.upgrade(&format!("{SOCKET}?reject=other"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
     let log = log.take();
-    assert!(log.iter().any(|line| line.contains("error=refused: other")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("error=\"refused: other\"")), "{log:?}");
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn a_page_from_elsewhere_is_refused_and_the_log_says_what_was_expected() {
     assert!(answer.is_forbidden(), "{answer:?}");
     door.nobody_was_seen();
     let log = log.take();
-    let expected = "ERROR expected=\"the host localhost\" \
+    let expected = "ERROR expected=\"the host localhost, as EndpointBuilder::host says\" \
                     message=refused a page from another origin \
                     origin=\"http://evil.test\" socket=\"Doorman\"";
     assert!(log.iter().any(|line| line == expected), "{log:#?}");
@@ -230,16 +230,87 @@ async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own(
 }
 
 #[tokio::test]
-async fn without_a_configured_host_pages_are_from_the_host_that_was_asked_for() {
+async fn without_a_configured_host_pages_are_from_localhost_or_an_address_that_was_asked_for() {
+    let (log, _guard) = Log::keep();
     let door = Door::open(|mount| mount).await;
     for (host, origin, status) in [
-        ("example.com", "https://example.com", 101),
-        ("example.com:4000", "http://example.com:3000", 101),
-        ("example.com", "http://evil.test", 403),
+        ("localhost", "https://localhost", 101),
+        ("localhost:4000", "http://localhost:3000", 101),
+        ("192.0.2.1:4000", "http://192.0.2.1:3000", 101),
+        ("localhost", "http://evil.test", 403),
+        // Whoever owns a name can point it here, and have a page that asks for it.
+        ("evil.test", "http://evil.test", 403),
         ("evil test", "http://evil.test", 403),
     ] {
         let answer = door.upgrade(SOCKET, &[("host", host), ("origin", origin)]).await;
         assert_eq!(answer.status, status, "{host} {origin}");
+    }
+    let refused: Vec<_> =
+        log.take().into_iter().filter(|line| line.contains("refused a page")).collect();
+    assert_eq!(refused.len(), 3);
+    for line in refused {
+        assert!(line.contains("EndpointBuilder::host"), "the log names the option: {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_can_be_read_in_two_ways_is_answered_with_400() {
+    let mut door = Door::open(|mount| mount).await;
+    let ask = |headers: &str| {
+        format!(
+            "GET {SOCKET}?vsn=2.0.0 HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
+             sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\
+             {headers}\r\n"
+        )
+    };
+    for (headers, fault) in [
+        ("", "no host header"),
+        ("host: localhost\r\nhost: evil.test\r\n", "more than one host header"),
+        (
+            "host: localhost\r\norigin: http://localhost\r\norigin: http://evil.test\r\n",
+            "more than one origin header",
+        ),
+        ("host: localhost\r\ncontent-length: 2\r\n", "a request to upgrade has no body"),
+        ("host: localhost\r\ntransfer-encoding: chunked\r\n", "a request to upgrade has no body"),
+    ] {
+        let answer = door.send(&ask(headers)).await;
+        assert_eq!((answer.status, &*answer.body), (400, fault), "{headers}");
+    }
+    door.nobody_was_seen();
+    for headers in ["host: localhost\r\n", "host: localhost\r\ncontent-length: 0\r\n"] {
+        assert_eq!(door.send(&ask(headers)).await.status, 101, "{headers}");
+    }
+}
+
+#[tokio::test]
+async fn subprotocols_may_be_offered_in_several_headers() {
+    let door = Door::open(|mount| mount.subprotocols(["mqtt"])).await;
+    let answer = door.upgrade(SOCKET, &[(OFFER, "sip"), (OFFER, "other, mqtt")]).await;
+    assert_eq!((answer.status, answer.header(OFFER)), (101, Some("mqtt")));
+}
+
+#[tokio::test]
+async fn an_auth_token_may_stand_in_any_of_several_headers() {
+    let mut door = Door::open(|mount| mount.auth_token(true)).await;
+    let token = "base64url.bearer.phx.bXktdG9rZW4";
+    let answer = door.upgrade(SOCKET, &[(OFFER, "phoenix"), (OFFER, token)]).await;
+    assert_eq!((answer.status, answer.header(OFFER)), (101, Some("phoenix")));
+    assert_eq!(door.seen().1.auth_token.as_deref(), Some("my-token"));
+}
+
+#[tokio::test]
+async fn compression_is_declined_for_the_clients_that_a_function_names() {
+    let is_safari = |info: &pipeline_ws_sink::ConnectInfo| {
+        info.user_agent.as_deref().expect("told to crash").contains("Safari")
+    };
+    let door = Door::open(|mount| mount.compress_when(move |info| !is_safari(info))).await;
+    let extensions = "sec-websocket-extensions";
+    for (agent, compresses) in [(Some("Firefox"), true), (Some("Safari"), false), (None, false)] {
+        let mut headers = vec![(extensions, "permessage-deflate")];
+        headers.extend(agent.map(|agent| ("user-agent", agent)));
+        let answer = door.upgrade(SOCKET, &headers).await;
+        assert_eq!(answer.status, 101, "{agent:?}");
+        assert_eq!(answer.header(extensions).is_some(), compresses, "{agent:?}");
     }
 }
 

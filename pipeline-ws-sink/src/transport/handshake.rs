@@ -8,8 +8,11 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt;
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, ORIGIN, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL},
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
+    header::{
+        CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS,
+        SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING,
+    },
 };
 use http_body_util::Full;
 use hyper::upgrade::OnUpgrade;
@@ -24,7 +27,7 @@ use crate::{
     connect_info::{self, ConnectInfo},
     drainer::MountDrainer,
     hub::Hub,
-    mount::{MountOptions, Routes},
+    mount::{CompressWhen, MountOptions, Routes},
     origin::{CheckOrigin, Origin, Own},
     outbox::Outbox,
     params::Params,
@@ -75,6 +78,7 @@ pub(crate) struct Handshake {
     /// The subprotocols that are spoken. If none, offers are ignored.
     pub(crate) subprotocols: Vec<String>,
     pub(crate) auth_token: bool,
+    pub(crate) compress_when: Option<CompressWhen>,
 }
 
 /// What a client and the server have agreed on.
@@ -94,6 +98,9 @@ impl<S: Socket> Mounted<S> {
     ) -> Answer {
         if request.method() != Method::GET {
             return status(StatusCode::BAD_REQUEST, "");
+        }
+        if let Some(fault) = fault(&request).or_else(|| body(request.headers())) {
+            return status(StatusCode::BAD_REQUEST, fault);
         }
         if hub.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
@@ -133,7 +140,8 @@ impl<S: Socket> Mounted<S> {
             Ok(connected) => connected,
             Err(error) => return error.into_answer().map(Full::from),
         };
-        let extension = self.options.compress.then(|| extension(&request)).flatten();
+        let compresses = self.options.compress && self.handshake.compresses(&info);
+        let extension = compresses.then(|| extension(&request)).flatten();
         let compresses = extension.is_some();
         if let Some(extension) = extension {
             switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
@@ -292,8 +300,7 @@ impl Handshake {
         if !self.allows(socket, request) {
             return None;
         }
-        let offered = request.headers().get(SEC_WEBSOCKET_PROTOCOL);
-        let mut offered = offered.map(|value| value.to_str().unwrap_or_default().to_owned());
+        let mut offered = offered(request.headers());
         let mut token = None;
         if let (true, Some(header)) = (self.auth_token, &offered) {
             let Ok(without) = subprotocol::take_token(header) else {
@@ -330,6 +337,14 @@ impl Handshake {
         checked.is_ok()
     }
 
+    /// Whether messages are compressed for this client, if it offers that.
+    fn compresses(&self, info: &ConnectInfo) -> bool {
+        // A function of the user's may panic.
+        self.compress_when.as_ref().is_none_or(|CompressWhen(when)| {
+            catch_unwind(AssertUnwindSafe(|| when(info))).unwrap_or(false)
+        })
+    }
+
     fn check_origin(&self, request: &Request<()>) -> Result<(), Refused> {
         let Some(origin) = request.headers().get(ORIGIN) else { return Ok(()) };
         let origin = Origin::parse(&String::from_utf8_lossy(origin.as_bytes()));
@@ -345,6 +360,41 @@ impl Handshake {
         };
         Err(Refused { origin: origin.to_string(), expected })
     }
+}
+
+/// What is wrong with a request that leaves open which server or which page it is about: a proxy in
+/// front may have read it differently.
+pub(super) fn fault(request: &Request<()>) -> Option<&'static str> {
+    let headers = request.headers();
+    let several = |name| headers.get_all(name).iter().nth(1).is_some();
+    if several(HOST) {
+        Some("more than one host header")
+    } else if several(ORIGIN) {
+        Some("more than one origin header")
+    } else if !headers.contains_key(HOST) && request.uri().authority().is_none() {
+        Some("no host header")
+    } else {
+        None
+    }
+}
+
+/// What is wrong with a request to switch protocols that has a body, which would be taken for the
+/// first bytes of the WebSocket.
+fn body(headers: &HeaderMap) -> Option<&'static str> {
+    let empty = headers.get_all(CONTENT_LENGTH).iter().all(|length| length == "0");
+    let has_body = !empty || headers.contains_key(TRANSFER_ENCODING);
+    has_body.then_some("a request to upgrade has no body")
+}
+
+/// The subprotocols that a client offers, in as many headers as it likes.
+fn offered(headers: &HeaderMap) -> Option<String> {
+    let mut offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
+    let mut all = offers.next()?.to_str().unwrap_or_default().to_owned();
+    for offer in offers {
+        all.push_str(", ");
+        all.push_str(offer.to_str().unwrap_or_default());
+    }
+    Some(all)
 }
 
 /// The version that a client asks for. None is a refusal, which has been logged.

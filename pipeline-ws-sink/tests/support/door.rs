@@ -95,7 +95,11 @@ impl Door {
         for (name, value) in headers {
             request += &format!("{name}: {value}\r\n");
         }
-        request += "\r\n";
+        self.send(&format!("{request}\r\n")).await
+    }
+
+    /// Sends a request as it is, and reads the answer.
+    pub async fn send(&self, request: &str) -> Response {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         timeout(PATIENCE, Response::read(&mut stream)).await.unwrap()
