@@ -107,7 +107,7 @@ struct Target {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let _statsd = StatsdRecorder::udp(&args.statsd)?.install()?;
+    let _statsd = StatsdRecorder::udp(args.statsd.clone())?.install()?;
     let mount = Mount::new(Anyone)
         .channel::<Any>("room:*")
         .channel::<Any>("user:*")

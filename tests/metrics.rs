@@ -119,8 +119,8 @@ impl MetricSink for Sink {
     }
 }
 
-/// What the recorder tells of itself after all has gone wrong that can: names and kinds.
-fn told_by_the_recorder() -> BTreeSet<(String, String)> {
+/// What the recorder tells of itself after all has gone wrong that can: names, kinds and tags.
+fn told_by_the_recorder() -> BTreeMap<String, Row> {
     let sink = Sink::default();
     let builder = || StatsdRecorder::sink(sink.clone()).flush_every(Duration::MAX);
     let adding = builder().dialect(Dialect::StatsD).max_series(3).packet_bytes(60);
@@ -152,7 +152,11 @@ fn told_by_the_recorder() -> BTreeSet<(String, String)> {
     own.map(|line| {
         let (name, rest) = line.split_once(':').unwrap();
         let kind = if rest.ends_with("|g") { "gauge" } else { "counter" };
-        (name.to_owned(), kind.to_owned())
+        // In this dialect tags are part of the name.
+        let mut parts = name.split(';');
+        let name = parts.next().unwrap().to_owned();
+        let tags = parts.map(|tag| (tag.split_once('=').unwrap().0.to_owned(), BTreeSet::new()));
+        (name, Row { kind: kind.to_owned(), tags: tags.collect() })
     })
     .collect()
 }
@@ -170,8 +174,7 @@ async fn emitted() -> BTreeMap<String, Row> {
             }
         }
     }
-    let own = told_by_the_recorder().into_iter();
-    rows.extend(own.map(|(name, kind)| (name, Row { kind, tags: BTreeMap::new() })));
+    rows.extend(told_by_the_recorder());
     rows
 }
 

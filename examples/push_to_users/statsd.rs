@@ -41,7 +41,7 @@ impl Statsd {
                 (address, Some(Printer { stop, task }))
             }
         };
-        let flusher = StatsdRecorder::udp(&*target)
+        let flusher = StatsdRecorder::udp(target.clone())
             .map_err(|error| format!("cannot send StatsD to {target}: {error}"))?
             .dialect(dialect)
             .flush_every(Duration::from_secs(1))

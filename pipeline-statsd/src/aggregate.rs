@@ -1,14 +1,15 @@
 //! All series of a recorder, and turning what they hold into lines.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics::Key;
 
 use crate::common::Common;
-use crate::histogram::HistogramSeries;
+use crate::histogram::{HistogramSeries, Samples};
 use crate::idle::Idle;
 use crate::series::{CounterSeries, GaugeSeries};
-use crate::table::Table;
+use crate::table::{Full, Table};
 use crate::time_unit::TimeUnit;
 
 /// Where recording and flushing meet.
@@ -51,19 +52,24 @@ impl Aggregate {
 
     /// Hands everything there is to say since the last time to `emit`, in `line`, whose contents
     /// are replaced, and lets idle series go. Returns how many samples the dialect had no line
-    /// for. One drain at a time.
+    /// for. One drain at a time. `now` is how long ago the recorder began.
     ///
     /// `emit` is called with no lock held, so it may be slow, and may record.
-    pub(crate) fn drain(&self, line: &mut String, mut emit: impl FnMut(&str)) -> u64 {
+    pub(crate) fn drain(
+        &self,
+        now: Duration,
+        line: &mut String,
+        mut emit: impl FnMut(&str),
+    ) -> u64 {
         let dialect = self.common.naming.dialect();
         let mut skipped = 0_u64;
-        let mut longest_idle = 0;
+        let mut longest_idle = Duration::ZERO;
 
         // A table locks a shard while it visits it, which keeps new series out: hence the copies.
         for (counter, is_held) in self.counters.all(|_, series, is_held| (series, is_held)) {
             let grown = counter.take();
-            counter.idle().note(is_held || grown > 0);
-            longest_idle = longest_idle.max(counter.idle().flushes());
+            counter.idle().note(is_held || grown > 0, now);
+            longest_idle = longest_idle.max(counter.idle().time(now));
             if grown > 0 {
                 line.clear();
                 dialect.write_counter(line, counter.name(), grown, 1);
@@ -71,10 +77,17 @@ impl Aggregate {
             }
         }
 
-        for (gauge, is_held) in self.gauges.all(|_, series, is_held| (series, is_held)) {
+        let full = self.common.room.full();
+        let gauges = |key: &Key, series: Arc<GaugeSeries>, is_held| {
+            let may_leave = may_leave_when_idle(&full, key, &series);
+            (series, is_held, may_leave)
+        };
+        for (gauge, is_held, may_leave) in self.gauges.all(gauges) {
             let touched = gauge.take_touched();
-            gauge.idle().note(is_held || touched);
-            longest_idle = longest_idle.max(gauge.idle().flushes());
+            gauge.idle().note(is_held || touched, now);
+            if may_leave {
+                longest_idle = longest_idle.max(gauge.idle().time(now));
+            }
             line.clear();
             if gauge.value().is_some_and(|value| dialect.write_gauge(line, gauge.name(), value)) {
                 emit(line);
@@ -83,8 +96,14 @@ impl Aggregate {
 
         for (histogram, is_held, time_unit) in self.histograms() {
             let samples = histogram.take();
-            histogram.idle().note(is_held || !samples.is_empty());
-            longest_idle = longest_idle.max(histogram.idle().flushes());
+            histogram.idle().note(is_held || !samples.is_empty(), now);
+            longest_idle = longest_idle.max(histogram.idle().time(now));
+            if let Some(limit) = self.common.packed {
+                skipped = skipped.saturating_add(
+                    self.pack(&histogram, &samples, time_unit, limit, line, &mut emit),
+                );
+                continue;
+            }
             for (value, weight) in samples.weighted() {
                 let (kind, value) = TimeUnit::sent(time_unit, value);
                 line.clear();
@@ -97,7 +116,37 @@ impl Aggregate {
         }
 
         if longest_idle >= self.common.limits.idle_after {
-            self.sweep();
+            self.sweep(&full, now);
+        }
+        skipped
+    }
+
+    /// Hands the samples of a histogram to `emit`, many in a line. Returns how many were skipped.
+    fn pack(
+        &self,
+        histogram: &HistogramSeries,
+        samples: &Samples,
+        time_unit: Option<TimeUnit>,
+        limit: usize,
+        line: &mut String,
+        emit: &mut impl FnMut(&str),
+    ) -> u64 {
+        let dialect = self.common.naming.dialect();
+        let kind = TimeUnit::kind(time_unit);
+        let mut skipped = 0_u64;
+        for (values, weight) in samples.parts() {
+            let sent = values.iter().map(|value| TimeUnit::sent(time_unit, *value).1);
+            let sent: Vec<_> = sent.filter(|value| value.is_finite()).collect();
+            let missing = values.len().abs_diff(sent.len()) as u64;
+            skipped = skipped.saturating_add(missing.saturating_mul(weight));
+            let mut rest = &sent[..];
+            while !rest.is_empty() {
+                line.clear();
+                let name = histogram.name();
+                let written = dialect.write_samples(line, name, kind, rest, weight, limit);
+                emit(line);
+                rest = &rest[written..];
+            }
         }
         skipped
     }
@@ -107,12 +156,20 @@ impl Aggregate {
         self.histograms.all(|key, series, is_held| (series, is_held, time_unit(key)))
     }
 
-    fn sweep(&self) {
-        let is_idle = |idle: &Idle| idle.flushes() >= self.common.limits.idle_after;
-        self.counters.sweep(|series| is_idle(series.idle()) && series.may_leave());
-        self.gauges.sweep(|series| is_idle(series.idle()) && series.may_leave());
-        self.histograms.sweep(|series| is_idle(series.idle()) && series.may_leave());
+    fn sweep(&self, full: &Full, now: Duration) {
+        let is_idle = |idle: &Idle| idle.time(now) >= self.common.limits.idle_after;
+        self.counters.sweep(|_, series| is_idle(series.idle()) && series.may_leave());
+        self.gauges.sweep(|key, series| {
+            is_idle(series.idle()) && series.may_leave() && may_leave_when_idle(full, key, series)
+        });
+        self.histograms.sweep(|_, series| is_idle(series.idle()) && series.may_leave());
     }
+}
+
+/// Whether a gauge leaves once it is idle. One that was only ever set may have been set once for all, and is
+/// repeated as long as there is room.
+fn may_leave_when_idle(full: &Full, key: &Key, gauge: &GaugeSeries) -> bool {
+    !gauge.is_only_set() || gauge.value().is_none() || full.has(key.name())
 }
 
 #[cfg(test)]
@@ -122,14 +179,48 @@ mod tests {
     use crate::dialect::Dialect;
     use crate::name::Naming;
     use crate::sample_rate::SampleRates;
+    use std::cell::Cell;
+    use std::ops::Deref;
+
     use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label, Unit};
 
-    const IDLE_AFTER: u32 = 3;
+    /// In seconds, and there is a drain every second.
+    const IDLE_AFTER: u64 = 3;
 
-    fn aggregate(dialect: Dialect) -> Aggregate {
-        let limits = Limits { max_series: 100, histogram_samples: 4, idle_after: IDLE_AFTER };
+    /// With a clock that each drain moves on by a second.
+    struct Clocked {
+        aggregate: Aggregate,
+        now: Cell<Duration>,
+    }
+
+    impl Clocked {
+        fn drain(&self, emit: impl FnMut(&str)) -> u64 {
+            self.now.set(self.now.get() + Duration::from_secs(1));
+            self.aggregate.drain(self.now.get(), &mut String::from("left over"), emit)
+        }
+    }
+
+    impl Deref for Clocked {
+        type Target = Aggregate;
+
+        fn deref(&self) -> &Aggregate {
+            &self.aggregate
+        }
+    }
+
+    fn common(dialect: Dialect) -> Common {
+        let limits = Limits {
+            max_series: 100,
+            max_series_per_name: 10,
+            histogram_samples: 4,
+            idle_after: Duration::from_secs(IDLE_AFTER),
+        };
         let rates = SampleRates::new(1.0, &[]).unwrap();
-        Aggregate::new(Common::new(Naming::new(dialect, "", &[]), limits, rates))
+        Common::new(Naming::new(dialect, "", &[]), limits, rates)
+    }
+
+    fn aggregate(dialect: Dialect) -> Clocked {
+        Clocked { aggregate: Aggregate::new(common(dialect)), now: Cell::default() }
     }
 
     fn counter(aggregate: &Aggregate, key: &Key) -> Arc<CounterSeries> {
@@ -144,11 +235,9 @@ mod tests {
         aggregate.histogram(key).unwrap()
     }
 
-    fn lines(aggregate: &Aggregate) -> Vec<String> {
+    fn lines(aggregate: &Clocked) -> Vec<String> {
         let mut lines = Vec::new();
-        aggregate.drain(&mut String::from("left over"), |line| {
-            lines.push(line.to_owned());
-        });
+        aggregate.drain(|line| lines.push(line.to_owned()));
         lines.sort();
         lines
     }
@@ -216,7 +305,7 @@ mod tests {
     fn samples_without_a_line_are_counted_with_their_weight() {
         let aggregate = aggregate(Dialect::StatsD);
         histogram(&aggregate, &key("t")).record_many(-1.0, 10);
-        let skipped = aggregate.drain(&mut String::new(), |line| panic!("{line}"));
+        let skipped = aggregate.drain(|line| panic!("{line}"));
         assert_eq!(skipped, 10);
     }
 
@@ -224,7 +313,7 @@ mod tests {
     fn recording_while_draining_is_not_locked_out() {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).increment(1);
-        aggregate.drain(&mut String::new(), |_| {
+        aggregate.drain(|_| {
             // A series that does not exist yet needs its shard for itself.
             counter(&aggregate, &key("emitted")).increment(1);
             aggregate.common().describe_histogram("t".into(), Unit::Seconds);
@@ -233,9 +322,9 @@ mod tests {
     }
 
     /// How many series are left after so many drains of nothing.
-    fn left(aggregate: &Aggregate, drains: u32) -> usize {
+    fn left(aggregate: &Clocked, drains: u64) -> usize {
         for _ in 0..drains {
-            aggregate.drain(&mut String::new(), |_| ());
+            aggregate.drain(|_| ());
         }
         aggregate.common().room.used()
     }
@@ -244,17 +333,40 @@ mod tests {
     fn series_that_nobody_holds_or_records_into_leave() {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).increment(1);
-        gauge(&aggregate, &key("g")).set(1.0);
         histogram(&aggregate, &key("h")).record(1.0);
         // The first drain finds them in use.
-        assert_eq!(left(&aggregate, 1 + IDLE_AFTER - 1), 3);
+        assert_eq!(left(&aggregate, 1 + IDLE_AFTER - 1), 2);
         assert_eq!(left(&aggregate, 1), 0);
-        assert!(lines(&aggregate).is_empty(), "a gauge that has left is not repeated");
 
         counter(&aggregate, &key("c")).increment(2);
-        gauge(&aggregate, &key("g")).set(2.0);
         histogram(&aggregate, &key("h")).record(2.0);
-        assert_eq!(lines(&aggregate), ["c:2|c", "g:2|g", "h:2|h"]);
+        assert_eq!(lines(&aggregate), ["c:2|c", "h:2|h"]);
+    }
+
+    #[test]
+    fn a_gauge_that_was_set_once_is_repeated_until_its_room_is_needed() {
+        let aggregate = aggregate(Dialect::DogStatsD);
+        gauge(&aggregate, &key("build_info")).set(1.0);
+        assert_eq!(left(&aggregate, 1000), 1);
+        assert_eq!(lines(&aggregate), ["build_info:1|g"]);
+        let tenant = |n: usize| {
+            aggregate.gauge(&Key::from_parts("tenants", vec![Label::new("id", n.to_string())]))
+        };
+        let set = |n: &usize| tenant(*n).map(|gauge| gauge.set(1.0)).is_some();
+        assert_eq!((0..20).filter(set).count(), 10);
+        assert_eq!(left(&aggregate, 1 + IDLE_AFTER), 1, "the other name has room");
+        assert!(set(&20));
+    }
+
+    #[test]
+    fn samples_share_lines_if_they_may() {
+        let common = common(Dialect::DogStatsD).packed(20);
+        let aggregate = Clocked { aggregate: Aggregate::new(common), now: Cell::default() };
+        aggregate.common().describe_histogram("t".into(), Unit::Seconds);
+        (1..=4).for_each(|n| histogram(&aggregate, &key("t")).record(f64::from(n)));
+        assert_eq!(lines(&aggregate), ["t:1000:2000:3000|ms", "t:4000|ms"]);
+        (1..=5).for_each(|_| histogram(&aggregate, &key("t")).record(1.0));
+        assert_eq!(lines(&aggregate), ["t:1000:1000:1000|ms", "t:1000|ms|@0.5"]);
     }
 
     #[test]
@@ -282,7 +394,7 @@ mod tests {
         assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 3);
         drop((counter, gauge, histogram));
         assert_eq!(left(&aggregate, IDLE_AFTER - 1), 3, "they are idle from now on");
-        assert_eq!(left(&aggregate, 1), 0);
+        assert_eq!(left(&aggregate, 1), 1, "the gauge was only set");
     }
 
     #[test]

@@ -7,11 +7,15 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UdpError {
-    /// The receiver's address could not be resolved.
+    /// What was given is no address.
+    #[error("the address of the statsd receiver has to be a host and a port, as in 127.0.0.1:8125")]
+    Invalid(#[source] io::Error),
+
+    /// The receiver's name could not be resolved. It is tried again, so this is only logged.
     #[error("could not resolve the address of the statsd receiver")]
     Resolve(#[source] io::Error),
 
-    /// The receiver's name exists and has no address.
+    /// The receiver's name exists and has no address. It is tried again, so this is only logged.
     #[error("the name of the statsd receiver has no address")]
     NoAddress,
 
@@ -19,9 +23,19 @@ pub enum UdpError {
     #[error("could not bind a local udp socket")]
     Bind(#[source] io::Error),
 
-    /// The sink did not accept the address.
-    #[error("could not set up the udp sink")]
-    Sink(#[source] cadence::MetricError),
+    /// There is no way to the receiver. It is tried again, so this is only logged.
+    #[error("there is no way to the statsd receiver")]
+    Connect(#[source] io::Error),
+}
+
+impl UdpError {
+    /// The error and its cause.
+    pub(crate) fn in_full(&self) -> String {
+        match std::error::Error::source(self) {
+            Some(cause) => format!("{self}: {cause}"),
+            None => self.to_string(),
+        }
+    }
 }
 
 /// Why [`StatsdBuilder::build`](crate::StatsdBuilder::build) failed.
@@ -44,8 +58,8 @@ pub enum BuildError {
     #[error("a sample rate is not above 0 and up to 1")]
     SampleRate,
 
-    /// Series are to leave after no flush at all.
-    #[error("the number of flushes after which series leave is zero")]
+    /// Series are to leave at once.
+    #[error("the time after which series leave is zero")]
     ZeroIdle,
 
     /// There are to be no series.

@@ -1,7 +1,12 @@
 //! The flush itself: what was recorded becomes lines, lines become packets, the sink gets them.
+#![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
+use std::any::Any;
+use std::collections::HashSet;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use cadence::MetricSink;
 use parking_lot::Mutex;
@@ -11,6 +16,7 @@ use crate::own::OwnCounters;
 use crate::packet::{self, Packet, Place};
 use crate::report::FlushReport;
 use crate::store::{Drained, Occasion, Store};
+use crate::table::{MAX_NAMES, Refused};
 
 pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
 
@@ -18,6 +24,7 @@ pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
 pub(crate) struct Exporter {
     store: Arc<Store>,
     output: Mutex<Output>,
+    began: Instant,
 }
 
 /// What a flush works with.
@@ -32,7 +39,8 @@ struct Output {
     /// Whether there is anything that own counters can travel with.
     said: bool,
     health: Health,
-    warned_of_series: bool,
+    /// Of which metrics it has been logged that their series are refused.
+    warned_of: HashSet<Box<str>>,
 }
 
 impl Exporter {
@@ -49,20 +57,22 @@ impl Exporter {
             line: String::new(),
             said: false,
             health: Health::Good,
-            warned_of_series: false,
+            warned_of: HashSet::new(),
         };
-        Self { store, output: Mutex::new(output) }
+        Self { store, output: Mutex::new(output), began: Instant::now() }
     }
 
     pub(crate) fn flush(&self, occasion: Occasion) -> FlushReport {
         let mut output = self.output.lock();
-        let Output { sink, packet, own, line, said, health, warned_of_series } = &mut *output;
+        let Output { sink, packet, own, line, said, health, warned_of } = &mut *output;
         let mut sending = Sending::new(&**sink, packet.as_mut());
 
-        let drained = self.store.drain(occasion, line, |text| sending.push(text, 0));
+        let now = self.began.elapsed();
+        let drained = self.store.drain(occasion, now, line, |text| sending.push(text, 0));
         let Drained { samples_skipped, events_dropped } = drained;
         let room = &self.store.common().room;
-        let series_refused = room.take_refused();
+        let refused = room.take_refused();
+        let series_refused = refused.values().fold(0, |sum: u64, n| sum.saturating_add(*n));
         let series = room.used();
         let counted = FlushReport {
             samples_skipped,
@@ -80,11 +90,11 @@ impl Exporter {
         let Sent { report, told, error } = sending.finish();
         if let Some(own) = own {
             own.told(told);
-            own.count(&report);
+            own.count(&report, &refused);
         }
 
         let change = health.observe(&report);
-        let is_full = report.series_refused > 0 && !std::mem::replace(warned_of_series, true);
+        let news = news(&refused, warned_of);
         drop(output); // a subscriber of the log may take its time
         match (change, error) {
             (Some(Change::Failed), Some(error)) => {
@@ -96,12 +106,29 @@ impl Exporter {
             }
             _ => {}
         }
-        if is_full {
-            let max_series = room.max();
-            tracing::warn!(max_series, "statsd refuses series, there are too many");
+        for metric in news {
+            let (max_series, max_per_name) = (room.max(), room.max_per_name());
+            tracing::warn!(
+                metric = &*metric,
+                series,
+                max_series,
+                max_per_name,
+                "statsd refuses series, there are too many"
+            );
         }
         report
     }
+}
+
+/// The metrics that have not been warned of.
+fn news(refused: &Refused, warned_of: &mut HashSet<Box<str>>) -> Vec<Box<str>> {
+    let mut news: Vec<Box<str>> = Vec::new();
+    for metric in refused.keys() {
+        if warned_of.len() < MAX_NAMES && warned_of.insert(metric.clone()) {
+            news.push(metric.clone());
+        }
+    }
+    news
 }
 
 /// One flush on its way.
@@ -111,8 +138,9 @@ struct Sending<'a> {
     /// Whether there was anything to send.
     has_begun: bool,
     report: FlushReport,
-    /// The marks of what the sink took.
+    /// The marks of what the sink took, and of what it did not.
     told: u16,
+    untold: u16,
     /// The first thing that went wrong.
     error: Option<io::Error>,
 }
@@ -127,7 +155,7 @@ struct Sent {
 impl<'a> Sending<'a> {
     fn new(sink: &'a (dyn MetricSink + Send + Sync), packet: Option<&'a mut Packet>) -> Self {
         let report = FlushReport::default();
-        Self { sink, packet, has_begun: false, report, told: 0, error: None }
+        Self { sink, packet, has_begun: false, report, told: 0, untold: 0, error: None }
     }
 
     /// A line, or several that must not be parted.
@@ -154,14 +182,14 @@ impl<'a> Sending<'a> {
             packet.clear();
         }
         // Even with no line: a buffering sink may hold what it could not send the last time.
-        if let Err(error) = self.sink.flush() {
+        if let Err(error) = unless_it_panics(|| self.sink.flush()) {
             self.failed(error);
         }
-        Sent { report: self.report, told: self.told, error: self.error }
+        Sent { report: self.report, told: self.told & !self.untold, error: self.error }
     }
 
     fn emit(&mut self, text: &str, lines: u64, marks: u16) {
-        match self.sink.emit(text) {
+        match unless_it_panics(|| self.sink.emit(text)) {
             Ok(_) => {
                 self.report.lines += lines;
                 self.report.packets += 1;
@@ -170,6 +198,7 @@ impl<'a> Sending<'a> {
             }
             Err(error) => {
                 self.report.lines_lost += lines;
+                self.untold |= marks;
                 self.failed(error);
             }
         }
@@ -179,4 +208,17 @@ impl<'a> Sending<'a> {
         self.report.errors += 1;
         self.error.get_or_insert(error);
     }
+}
+
+/// Calls the sink. A sink that panics has failed, and is called again.
+fn unless_it_panics<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
+        Err(io::Error::other(format!("the sink panicked: {}", message(&*panic))))
+    })
+}
+
+/// What a panic says.
+pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }

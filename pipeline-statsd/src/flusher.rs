@@ -4,12 +4,13 @@
 
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::event_queue::{EventQueue, Woken};
-use crate::exporter::Exporter;
+use crate::exporter::{Exporter, message};
 use crate::report::FlushReport;
 use crate::store::Occasion;
 
@@ -19,8 +20,8 @@ use crate::store::Occasion;
 /// Keep it for as long as metrics are to be sent. Dropping it sends what is left, stops the thread
 /// and waits for it, then drops the sink.
 ///
-/// A sink that fails stops nothing. The first failing flush is logged as a warning, the first good
-/// one after it as information, and nothing in between.
+/// A sink that fails, or panics, stops nothing. The first failing flush is logged as a warning, the first
+/// good one after it as information, and nothing in between.
 #[must_use = "dropping the flusher stops it"]
 pub struct StatsdFlusher {
     exporter: Arc<Exporter>,
@@ -45,8 +46,9 @@ impl StatsdFlusher {
 
     /// Sends now, on the calling thread, what there is to send. The thread goes on as before.
     ///
-    /// Waits for a flush that is under way. It takes as long as the sink takes; UDP sinks don't
-    /// wait for anything.
+    /// Waits for a flush that is under way. It takes as long as the sink takes. UDP and Unix sockets give
+    /// their receiver time to read: half the [interval](crate::StatsdBuilder::flush_every) and five
+    /// seconds at most. In a task, `spawn_blocking` is the place for that.
     ///
     /// # Examples
     ///
@@ -87,18 +89,27 @@ fn flush_until_closed(exporter: &Exporter, queue: &EventQueue, interval: Duratio
     // An interval without an end in time never comes to one.
     let next = || Instant::now().checked_add(interval);
     let mut due = next();
+    let mut has_panicked = false;
+    // A sink that panics is the exporter's affair. Whatever else does, in a subscriber of the log for
+    // instance, costs one flush.
+    let mut flush = |occasion| {
+        let flushed = catch_unwind(AssertUnwindSafe(|| exporter.flush(occasion)));
+        if let Err(panic) = flushed
+            && !std::mem::replace(&mut has_panicked, true)
+        {
+            tracing::error!(panic = message(&*panic), "statsd flush panicked");
+        }
+    };
     loop {
         match queue.wait(due) {
-            Woken::Event if due.is_none_or(|due| Instant::now() < due) => {
-                exporter.flush(Occasion::Event);
-            }
+            Woken::Event if due.is_none_or(|due| Instant::now() < due) => flush(Occasion::Event),
             // However many events there are, it is also on time.
             Woken::Event | Woken::Due => {
-                exporter.flush(Occasion::Due);
+                flush(Occasion::Due);
                 due = next();
             }
             Woken::Closed => break,
         }
     }
-    exporter.flush(Occasion::Due);
+    flush(Occasion::Due);
 }

@@ -69,17 +69,27 @@ impl Samples {
         self.values.is_empty()
     }
 
-    /// Each value with the number of recorded ones that it stands for.
+    /// The values in two parts, and the number of recorded ones for which each value of a part
+    /// stands.
     ///
-    /// The weights are whole, because receivers make them so, differ by at most one, and add up to
+    /// These weights are whole, because receivers make them so, differ by at most one, and add up to
     /// the count.
-    pub(crate) fn weighted(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+    pub(crate) fn parts(&self) -> [(&[f64], u64); 2] {
         let kept = self.values.len() as u64;
         // No values, no items: the divisor is then of no consequence.
         let each = self.count / kept.max(1);
-        let heavier = self.count % kept.max(1);
-        let weights = (0..kept).map(move |n| if n < heavier { each + 1 } else { each });
-        self.values.iter().copied().zip(weights)
+        let heavier = usize::try_from(self.count % kept.max(1)).unwrap_or(usize::MAX);
+        let (heavier, lighter) = self.values.split_at(heavier);
+        [(heavier, each.saturating_add(1)), (lighter, each)]
+    }
+
+    /// Each value with the number of recorded ones that it stands for.
+    pub(crate) fn weighted(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
+        let weighted = |(values, weight)| {
+            let values: &[f64] = values;
+            values.iter().map(move |value| (*value, weight))
+        };
+        self.parts().into_iter().flat_map(weighted)
     }
 }
 

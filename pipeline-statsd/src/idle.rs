@@ -1,19 +1,54 @@
-//! For how many flushes nobody has needed a series.
+//! How long a series has not been needed. Pure, but for the atomic: time comes in as an argument.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-/// Counts flushes. Only flushes touch it, and only one at a time.
-#[derive(Debug, Default)]
-pub(crate) struct Idle(AtomicU32);
+/// When a series was last needed, as a duration since the recorder began. Only flushes touch it, and only
+/// one at a time.
+#[derive(Debug)]
+pub(crate) struct Idle(AtomicU64);
+
+/// It has not been looked at yet.
+const NEVER: u64 = u64::MAX;
 
 impl Idle {
-    /// One more flush, and whether anybody held the series or recorded into it.
-    pub(crate) fn note(&self, in_use: bool) {
-        let flushes = if in_use { 0 } else { self.flushes().saturating_add(1) };
-        self.0.store(flushes, Ordering::Relaxed);
+    /// Notes whether the series is held or was recorded into. The first look counts as that.
+    pub(crate) fn note(&self, in_use: bool, now: Duration) {
+        if in_use || self.0.load(Ordering::Relaxed) == NEVER {
+            self.0.store(nanos(now), Ordering::Relaxed);
+        }
     }
 
-    pub(crate) fn flushes(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+    /// How long it has not been needed.
+    pub(crate) fn time(&self, now: Duration) -> Duration {
+        let since = self.0.load(Ordering::Relaxed);
+        Duration::from_nanos(nanos(now).saturating_sub(since))
+    }
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self(AtomicU64::new(NEVER))
+    }
+}
+
+/// Enough for five hundred years.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(NEVER - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_passes_from_the_last_use_on_and_the_first_look_is_one() {
+        let (idle, at) = (Idle::default(), Duration::from_secs);
+        assert_eq!(idle.time(at(100)), Duration::ZERO);
+        idle.note(false, at(100));
+        idle.note(false, at(130));
+        assert_eq!(idle.time(at(130)), at(30));
+        idle.note(true, at(150));
+        assert_eq!(idle.time(at(160)), at(10));
     }
 }

@@ -4,8 +4,9 @@
 //! was recorded into StatsD lines once per interval, packs them into as few packets as they need,
 //! and sends them over [UDP](StatsdRecorder::udp), a Unix socket (`StatsdRecorder::unix`) or any
 //! other [`cadence`] [sink](StatsdRecorder::sink). What goes over the wire therefore grows with the
-//! number of series, not with the number of events; and a server that is down or slow costs what
-//! would have been sent to it, which is counted, and never holds up who records.
+//! number of series, not with the number of events. A flush takes its time, so that what is sent finds
+//! room at its receiver; a server that is down or too slow costs what would have been sent to it, which
+//! is counted, and recording never waits for it.
 //!
 //! ```no_run
 //! use metrics::{Unit, counter, describe_histogram, histogram};
@@ -56,14 +57,16 @@
 //!
 //! # What is bounded
 //!
-//! A series takes constant memory, and a histogram at most
+//! A series takes constant memory: names, and keys and values of labels, are cut at 200 bytes, and end
+//! in `...` then. A histogram takes at most
 //! [`histogram_samples`](StatsdBuilder::histogram_samples) samples between two flushes: beyond
 //! that a uniform random choice of them is kept, and lines carry a sample rate from which the
 //! receiver recovers the exact count.
 //!
-//! There are at most [`max_series`](StatsdBuilder::max_series) series; more are refused. A series
-//! that nobody holds a handle of, and that nobody records into, leaves after
-//! [`idle_after`](StatsdBuilder::idle_after) flushes.
+//! There are at most [`max_series`](StatsdBuilder::max_series) series, and
+//! [`max_series_per_name`](StatsdBuilder::max_series_per_name) of one name; more are refused. A series
+//! that has no handle and is not recorded into leaves after
+//! [`idle_after`](StatsdBuilder::idle_after).
 //!
 //! # Its own counters
 //!
@@ -81,7 +84,7 @@
 //! | `statsd.client.lines_oversized` | lines longer than a packet may be |
 //! | `statsd.client.samples_skipped` | samples that the dialect has no line for |
 //! | `statsd.client.events_dropped` | values for which there was no room in the queue of [`per_event`](StatsdBuilder::per_event) |
-//! | `statsd.client.series_refused` | how often a series was asked for and refused |
+//! | `statsd.client.series_refused` | how often a series was asked for and refused, by its name in the tag `metric`; beyond 64 names the others are counted as `_others` |
 //! | `statsd.client.series` | a gauge: how many series there are |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
@@ -100,6 +103,7 @@ mod idle;
 mod line;
 mod name;
 mod own;
+mod pace;
 mod packet;
 mod per_event;
 mod random;

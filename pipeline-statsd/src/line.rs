@@ -61,10 +61,7 @@ impl Dialect {
         value: f64,
         weight: u64,
     ) -> bool {
-        let suffix = match (self, kind) {
-            (Self::DogStatsD, SampleKind::Plain) => "h",
-            (Self::DogStatsD, SampleKind::Timing) | (Self::StatsD, _) => "ms",
-        };
+        let suffix = self.suffix(kind);
         if !value.is_finite() || (self == Self::StatsD && value < 0.0) {
             return false;
         }
@@ -74,6 +71,46 @@ impl Dialect {
         write_rate(out, weight);
         out.push_str(series.tail());
         true
+    }
+
+    /// Appends one line of as many of these samples as `limit` bytes hold, and one at least. Returns how
+    /// many those are.
+    ///
+    /// Each stands for `weight` recorded ones, and all are finite. Only DogStatsD has such lines.
+    pub(crate) fn write_samples(
+        self,
+        out: &mut String,
+        series: &SeriesName,
+        kind: SampleKind,
+        values: &[f64],
+        weight: u64,
+        limit: usize,
+    ) -> usize {
+        let mut end = format!("|{}", self.suffix(kind));
+        write_rate(&mut end, weight);
+        end.push_str(series.tail());
+        let begin = out.len();
+        out.push_str(series.head());
+        let mut written = 0;
+        for value in values {
+            let before = out.len();
+            out.push(':');
+            write_number(out, *value);
+            if written > 0 && out.len() - begin + end.len() > limit {
+                out.truncate(before);
+                break;
+            }
+            written += 1;
+        }
+        out.push_str(&end);
+        written
+    }
+
+    fn suffix(self, kind: SampleKind) -> &'static str {
+        match (self, kind) {
+            (Self::DogStatsD, SampleKind::Plain) => "h",
+            (Self::DogStatsD, SampleKind::Timing) | (Self::StatsD, _) => "ms",
+        }
     }
 }
 
@@ -199,6 +236,22 @@ mod tests {
         let etsy = |kind, weight| sample(Dialect::StatsD, kind, 0.75, weight).unwrap();
         assert_eq!(etsy(SampleKind::Timing, 1), "push.ws.time;k=v;k2=v2:0.75|ms");
         assert_eq!(etsy(SampleKind::Plain, 4), "push.ws.time;k=v;k2=v2:0.75|ms|@0.25");
+    }
+
+    #[test]
+    fn samples_that_share_a_line_fill_it_up_to_its_limit() {
+        let write = |values: &[f64], weight, limit| {
+            let (mut out, series) = (String::new(), series(Dialect::DogStatsD));
+            let kind = SampleKind::Timing;
+            let written =
+                Dialect::DogStatsD.write_samples(&mut out, &series, kind, values, weight, limit);
+            (out, written)
+        };
+        let whole = "push.ws.time:1:2.5:3|ms|@0.1|#k:v,k2:v2";
+        assert_eq!(write(&[1.0, 2.5, 3.0], 10, whole.len()), (whole.into(), 3));
+        let part = "push.ws.time:1:2.5|ms|@0.1|#k:v,k2:v2";
+        assert_eq!(write(&[1.0, 2.5, 3.0], 10, whole.len() - 1), (part.into(), 2));
+        assert_eq!(write(&[1.0, 2.5], 1, 0), ("push.ws.time:1|ms|#k:v,k2:v2".into(), 1));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! Pure. The rule is stated on [`Dialect`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use metrics::Key;
+use metrics::{Key, Label};
 
 use crate::dialect::Dialect;
 
@@ -25,6 +26,36 @@ impl SeriesName {
     pub(crate) fn tail(&self) -> &str {
         &self.tail
     }
+}
+
+/// How many bytes a name, the key of a label or its value may have.
+pub(crate) const MAX_TEXT: usize = 200;
+
+/// What a text ends with that was longer.
+const CUT: &str = "...";
+
+/// The key with nothing in it longer than [`MAX_TEXT`]. Keys that become equal are one series.
+pub(crate) fn within_bounds(key: &Key) -> Cow<'_, Key> {
+    let is_long = |text: &str| text.len() > MAX_TEXT;
+    let has_long = |label: &Label| is_long(label.key()) || is_long(label.value());
+    if !is_long(key.name()) && !key.labels().any(has_long) {
+        return Cow::Borrowed(key);
+    }
+    let cut_label = |label: &Label| Label::new(cut(label.key()), cut(label.value()));
+    let labels: Vec<_> = key.labels().map(cut_label).collect();
+    Cow::Owned(Key::from_parts(cut(key.name()), labels))
+}
+
+/// At most [`MAX_TEXT`] bytes of a text, with a visible end if that is not all.
+pub(crate) fn cut(text: &str) -> String {
+    if text.len() <= MAX_TEXT {
+        return text.to_owned();
+    }
+    let mut end = MAX_TEXT - CUT.len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{CUT}", &text[..end])
 }
 
 /// What all series of a recorder have in common.
@@ -175,6 +206,18 @@ mod tests {
         let naming = Naming::new(Dialect::DogStatsD, "", &global);
         let labels = [("stage", "push"), ("env", "test")];
         assert_eq!(text(&naming, "n", &labels), "n:|#env:test,region:eu,stage:push");
+    }
+
+    #[test]
+    fn what_is_longer_than_it_may_be_is_cut_and_ends_in_dots() {
+        let long = "é".repeat(50_000);
+        let key = Key::from_parts(long.clone(), vec![Label::new(long.clone(), long)]);
+        let key = within_bounds(&key).into_owned();
+        let text = format!("{}...", "é".repeat(98));
+        assert_eq!(key.name(), text);
+        assert!(key.labels().all(|label| label.key() == text && label.value() == text));
+        let short = Key::from_parts("n".repeat(MAX_TEXT), vec![Label::new("k", "v")]);
+        assert!(matches!(within_bounds(&short), Cow::Borrowed(_)));
     }
 
     struct Line {

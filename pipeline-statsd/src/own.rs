@@ -1,13 +1,15 @@
 //! The recorder's own counters: what flushes did, told by the flushes after them. Pure.
 
-use crate::dialect::Dialect;
+use std::collections::BTreeMap;
+
 use crate::name::{Naming, SeriesName};
 use crate::report::FlushReport;
+use crate::table::{MAX_NAMES, OTHERS, Refused};
 
 /// What a counter counts of a flush.
 type Counted = fn(&FlushReport) -> u64;
 
-const COUNTERS: [(&str, Counted); 9] = [
+const COUNTERS: [(&str, Counted); 8] = [
     ("statsd.client.lines", |report| report.lines),
     ("statsd.client.packets", |report| report.packets),
     ("statsd.client.bytes", |report| report.bytes),
@@ -16,24 +18,32 @@ const COUNTERS: [(&str, Counted); 9] = [
     ("statsd.client.lines_oversized", |report| report.lines_oversized),
     ("statsd.client.samples_skipped", |report| report.samples_skipped),
     ("statsd.client.events_dropped", |report| report.events_dropped),
-    ("statsd.client.series_refused", |report| report.series_refused),
 ];
+
+/// Told for each metric whose series were refused, by its name.
+const REFUSED: &str = "statsd.client.series_refused";
+
+/// The mark of all of these.
+const REFUSED_MARK: u16 = 1 << COUNTERS.len();
 
 const SERIES: &str = "statsd.client.series";
 
 /// What was counted and is not yet told.
 #[derive(Debug)]
 pub(crate) struct OwnCounters {
-    dialect: Dialect,
+    naming: Naming,
     counters: [(SeriesName, u64); COUNTERS.len()],
+    /// No more than are kept apart when they are refused.
+    refused: BTreeMap<Box<str>, (SeriesName, u64)>,
     series: SeriesName,
 }
 
 impl OwnCounters {
     pub(crate) fn new(naming: &Naming) -> Self {
         Self {
-            dialect: naming.dialect(),
+            naming: naming.clone(),
             counters: COUNTERS.map(|(name, _)| (naming.series(name, []), 0)),
+            refused: BTreeMap::new(),
             series: naming.series(SERIES, []),
         }
     }
@@ -41,16 +51,23 @@ impl OwnCounters {
     /// Hands a line for each counter that grew, and if any did, one for the gauge of series, to
     /// `emit`, with a mark for what it tells.
     pub(crate) fn tell(&self, series: usize, line: &mut String, mut emit: impl FnMut(&str, u16)) {
-        if self.counters.iter().all(|(_, untold)| *untold == 0) {
+        let refused = self.refused.values().filter(|(_, untold)| *untold > 0);
+        if self.counters.iter().all(|(_, untold)| *untold == 0) && refused.clone().count() == 0 {
             return;
         }
+        let dialect = self.naming.dialect();
         for (n, (name, untold)) in self.counters.iter().enumerate().filter(|(_, (_, n))| *n > 0) {
             line.clear();
-            self.dialect.write_counter(line, name, *untold, 1);
+            dialect.write_counter(line, name, *untold, 1);
             emit(line, 1 << n);
         }
+        for (name, untold) in refused {
+            line.clear();
+            dialect.write_counter(line, name, *untold, 1);
+            emit(line, REFUSED_MARK);
+        }
         line.clear();
-        if self.dialect.write_gauge(line, &self.series, series as f64) {
+        if dialect.write_gauge(line, &self.series, series as f64) {
             emit(line, 0);
         }
     }
@@ -62,10 +79,22 @@ impl OwnCounters {
                 *untold = 0;
             }
         }
+        if marks & REFUSED_MARK != 0 {
+            self.refused.values_mut().for_each(|(_, untold)| *untold = 0);
+        }
     }
 
     /// What a flush did, own lines and all, is told by the next ones.
-    pub(crate) fn count(&mut self, report: &FlushReport) {
+    pub(crate) fn count(&mut self, report: &FlushReport, refused: &Refused) {
+        for (metric, count) in refused {
+            let is_known = self.refused.contains_key(metric) || self.refused.len() < MAX_NAMES;
+            let metric = if is_known { &**metric } else { OTHERS };
+            let (_, untold) = self
+                .refused
+                .entry(metric.into())
+                .or_insert_with(|| (self.naming.series(REFUSED, [("metric", metric)]), 0));
+            *untold = untold.saturating_add(*count);
+        }
         for ((_, untold), (_, counted)) in self.counters.iter_mut().zip(COUNTERS) {
             *untold = untold.saturating_add(counted(report));
         }
@@ -75,6 +104,7 @@ impl OwnCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dialect::Dialect;
 
     fn own() -> OwnCounters {
         OwnCounters::new(&Naming::new(Dialect::DogStatsD, "app", &[("env".into(), "dev".into())]))
@@ -94,8 +124,14 @@ mod tests {
         let mut own = own();
         let series = "app.statsd.client.series:7|g|#env:dev";
         assert_eq!(lines(&own), (vec![], 0));
-        own.count(&FlushReport { lines: 3, bytes: 30, packets: 1, ..FlushReport::default() });
-        own.count(&FlushReport { lines: 2, bytes: 20, packets: 1, ..FlushReport::default() });
+        own.count(
+            &FlushReport { lines: 3, bytes: 30, packets: 1, ..FlushReport::default() },
+            &Refused::new(),
+        );
+        own.count(
+            &FlushReport { lines: 2, bytes: 20, packets: 1, ..FlushReport::default() },
+            &Refused::new(),
+        );
         let (told, marks) = lines(&own);
         assert_eq!(
             told,
@@ -113,11 +149,29 @@ mod tests {
     #[test]
     fn what_was_not_sent_is_told_again() {
         let mut own = own();
-        own.count(&FlushReport { lines: 3, errors: 1, ..FlushReport::default() });
+        own.count(&FlushReport { lines: 3, errors: 1, ..FlushReport::default() }, &Refused::new());
         own.told(0b1); // the first packet got through, with the lines
-        own.count(&FlushReport { errors: 1, ..FlushReport::default() });
+        own.count(&FlushReport { errors: 1, ..FlushReport::default() }, &Refused::new());
         let errors = "app.statsd.client.errors:2|c|#env:dev";
         assert_eq!(lines(&own).0[0], errors);
+    }
+
+    #[test]
+    fn series_that_were_refused_are_told_by_the_name_of_their_metric() {
+        let mut own = own();
+        let refused = Refused::from([("orders".into(), 3), ("users".into(), 4)]);
+        own.count(&FlushReport::default(), &refused);
+        own.count(&FlushReport::default(), &refused);
+        let (told, marks) = lines(&own);
+        assert_eq!(
+            told[..2],
+            [
+                "app.statsd.client.series_refused:6|c|#env:dev,metric:orders",
+                "app.statsd.client.series_refused:8|c|#env:dev,metric:users"
+            ]
+        );
+        own.told(marks);
+        assert_eq!(lines(&own), (vec![], 0));
     }
 
     #[test]

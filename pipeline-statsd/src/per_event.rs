@@ -1,6 +1,7 @@
 //! Every value a line of its own, for development and tests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName};
 use parking_lot::Mutex;
@@ -97,17 +98,17 @@ impl PerEvent {
     }
 
     /// Lets idle series go. To be called at every flush.
-    pub(crate) fn sweep(&self) {
+    pub(crate) fn sweep(&self, now: Duration) {
         for table in [&self.counters, &self.gauges, &self.histograms] {
             let note = |series: &EventSeries, is_held| {
                 let touched = std::mem::take(&mut series.state.lock().touched);
-                series.idle.note(is_held || touched);
-                series.idle.flushes() >= self.common.limits.idle_after
+                series.idle.note(is_held || touched, now);
+                series.idle.time(now) >= self.common.limits.idle_after
             };
             let idle = table.all(|_, series, is_held| note(&series, is_held));
             if idle.contains(&true) {
-                table.sweep(|series| {
-                    let is_idle = series.idle.flushes() >= self.common.limits.idle_after;
+                table.sweep(|_, series| {
+                    let is_idle = series.idle.time(now) >= self.common.limits.idle_after;
                     is_idle && series.state.lock().may_leave()
                 });
             }

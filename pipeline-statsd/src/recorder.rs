@@ -10,12 +10,12 @@ use std::sync::Arc;
 use cadence::MetricSink;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-use crate::builder::StatsdBuilder;
+use crate::builder::{Sink, StatsdBuilder};
 use crate::error::UdpError;
 use crate::store::Store;
-use crate::udp;
+use crate::udp::{self, UdpSink};
 #[cfg(unix)]
-use crate::unix;
+use crate::unix::{self, UnixSink};
 
 /// A [`metrics::Recorder`] that aggregates what is recorded until a
 /// [`StatsdFlusher`](crate::StatsdFlusher) sends it.
@@ -53,15 +53,19 @@ impl StatsdRecorder {
     /// Starts a recorder that sends over UDP to `addr`.
     ///
     /// Lines are packed into datagrams of at most 1432 bytes, which pass an Ethernet in one piece
-    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). The socket is bound to an unspecified
-    /// address and never blocks. The name is resolved once, here; where it has addresses of both
-    /// families the IPv4 ones are tried first, because that is where StatsD receivers listen
-    /// unless told otherwise.
+    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). A flush of many sends them in bursts with pauses
+    /// between, so that they find room in the receiver's buffer; the pauses take up to half the
+    /// [interval](StatsdBuilder::flush_every), and five seconds at most.
+    ///
+    /// The name is resolved here, and again every minute, so a receiver that moves is followed. One that
+    /// cannot be resolved yet is logged, and tried again every ten seconds; what is flushed until then is
+    /// lost, and counted. Where the name has addresses of both families the IPv4 ones are tried first,
+    /// because that is where StatsD receivers listen unless told otherwise.
     ///
     /// # Errors
     ///
-    /// The address can't be resolved, or no socket can be bound. That nobody listens there is not
-    /// an error: UDP doesn't say.
+    /// `addr` is no address, having no port for instance, or no socket can be bound. That nothing
+    /// listens there is no error: where the system learns of it, packets are counted as lost.
     ///
     /// # Examples
     ///
@@ -73,18 +77,21 @@ impl StatsdRecorder {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn udp(addr: impl ToSocketAddrs) -> Result<StatsdBuilder, UdpError> {
-        let sink = udp::sink(addr)?;
-        Ok(StatsdBuilder::new(Box::new(sink), Some(udp::PACKET_BYTES)))
+    pub fn udp(
+        addr: impl ToSocketAddrs + Send + Sync + 'static,
+    ) -> Result<StatsdBuilder, UdpError> {
+        let sink = UdpSink::new(addr)?;
+        Ok(StatsdBuilder::new(Sink::Udp(sink), Some(udp::PACKET_BYTES)))
     }
 
     /// Starts a recorder that sends to the Unix datagram socket at `path`.
     ///
     /// Lines are packed into datagrams of at most 8192 bytes
-    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). The socket never blocks. A server need not
-    /// be there yet, and may be started again: what is sent while nobody listens, or while the
-    /// server's queue is full, is counted in [`FlushReport::errors`](crate::FlushReport::errors)
-    /// and gone.
+    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). Where the server's queue is full, which on Linux
+    /// it is with ten of them, a flush waits for room: up to half the
+    /// [interval](StatsdBuilder::flush_every), and five seconds at most. What finds none by then, or is
+    /// sent while nothing listens, is counted in [`FlushReport::errors`](crate::FlushReport::errors) and
+    /// gone. A server need not be there yet, and may be started again.
     ///
     /// # Errors
     ///
@@ -103,8 +110,8 @@ impl StatsdRecorder {
     #[cfg(unix)]
     #[cfg_attr(docsrs, doc(cfg(unix)))]
     pub fn unix(path: impl AsRef<Path>) -> io::Result<StatsdBuilder> {
-        let sink = unix::sink(path.as_ref())?;
-        Ok(StatsdBuilder::new(Box::new(sink), Some(unix::PACKET_BYTES)))
+        let sink = UnixSink::new(path.as_ref())?;
+        Ok(StatsdBuilder::new(Sink::Unix(sink), Some(unix::PACKET_BYTES)))
     }
 
     /// Starts a recorder that sends through any sink of [`cadence`], or one of your own.
@@ -112,7 +119,8 @@ impl StatsdRecorder {
     /// The sink gets one line at a time, without a newline at its end (a negative gauge in
     /// [`Dialect::StatsD`](crate::Dialect::StatsD) is two lines in one text), or packets of lines
     /// if [`packet_bytes`](StatsdBuilder::packet_bytes) says how long, and is flushed after the
-    /// last one. It is called by one thread at a time. A sink that blocks holds up the flush, and
+    /// last one. It is called by one thread at a time. A sink that panics counts as one that fails. A
+    /// sink that blocks holds up the flush, and
     /// with it the drop of the flusher, but never what is being recorded.
     ///
     /// [`cadence::QueuingMetricSink`] is not needed to keep recording fast, since recording never
@@ -135,7 +143,7 @@ impl StatsdRecorder {
     /// # }
     /// ```
     pub fn sink(sink: impl MetricSink + Send + Sync + 'static) -> StatsdBuilder {
-        StatsdBuilder::new(Box::new(sink), None)
+        StatsdBuilder::new(Sink::Given(Box::new(sink)), None)
     }
 
     pub(crate) fn new(store: Arc<Store>) -> Self {

@@ -29,7 +29,8 @@ pub struct FlushReport {
     /// [`per_event`](crate::StatsdBuilder::per_event) has.
     pub events_dropped: u64,
     /// How often a series was refused since the last flush, because there were
-    /// [`max_series`](crate::StatsdBuilder::max_series) already. A macro that records asks for its
+    /// [`max_series`](crate::StatsdBuilder::max_series) already, or
+    /// [`max_series_per_name`](crate::StatsdBuilder::max_series_per_name) of its name. A macro that records asks for its
     /// series each time; a handle asked once, when it was made.
     pub series_refused: u64,
     /// Series that there were: those in use, and those not yet idle for long enough.

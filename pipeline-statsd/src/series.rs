@@ -109,6 +109,11 @@ impl GaugeSeries {
         self.touched.swap(false, Ordering::Relaxed)
     }
 
+    /// Whether it was only ever set, and never counted up or down.
+    pub(crate) fn is_only_set(&self) -> bool {
+        !self.told_steps.load(Ordering::Relaxed)
+    }
+
     /// Whether nothing would be lost if it began anew: the first step of a gauge starts from zero.
     pub(crate) fn may_leave(&self) -> bool {
         let is_base = self.told_steps.load(Ordering::Relaxed)

@@ -1,9 +1,12 @@
 //! Where values go when they are recorded: added up, or each by itself.
 
+use std::time::Duration;
+
 use metrics::{Counter, Gauge, Histogram, Key};
 
 use crate::aggregate::Aggregate;
 use crate::common::Common;
+use crate::name::within_bounds;
 use crate::per_event::PerEvent;
 
 /// One of the two. Which one is asked when a handle is made, and by flushes, and not when a value
@@ -38,9 +41,11 @@ impl Store {
         }
     }
 
-    // A series that there is no room for records nowhere.
+    // A series that there is no room for records nowhere. A name or a label that is too long is cut
+    // before anything keeps it.
 
     pub(crate) fn counter(&self, key: &Key) -> Counter {
+        let key = &*within_bounds(key);
         match self {
             Self::Aggregate(store) => store.counter(key).map(Counter::from_arc),
             Self::PerEvent(store) => store.counter(key).map(Counter::from_arc),
@@ -49,6 +54,7 @@ impl Store {
     }
 
     pub(crate) fn gauge(&self, key: &Key) -> Gauge {
+        let key = &*within_bounds(key);
         match self {
             Self::Aggregate(store) => store.gauge(key).map(Gauge::from_arc),
             Self::PerEvent(store) => store.gauge(key).map(Gauge::from_arc),
@@ -57,6 +63,7 @@ impl Store {
     }
 
     pub(crate) fn histogram(&self, key: &Key) -> Histogram {
+        let key = &*within_bounds(key);
         match self {
             Self::Aggregate(store) => store.histogram(key).map(Histogram::from_arc),
             Self::PerEvent(store) => store.histogram(key).map(Histogram::from_arc),
@@ -64,22 +71,24 @@ impl Store {
         .unwrap_or(Histogram::noop())
     }
 
-    /// Hands what there is to say to `emit`, in `line`, and lets idle series go when it is due.
+    /// Hands what there is to say to `emit`, in `line`, and lets idle series go when it is due. `now` is
+    /// how long ago the recorder began.
     pub(crate) fn drain(
         &self,
         occasion: Occasion,
+        now: Duration,
         line: &mut String,
         emit: impl FnMut(&str),
     ) -> Drained {
         match self {
             Self::Aggregate(aggregate) => {
-                let samples_skipped = aggregate.drain(line, emit);
+                let samples_skipped = aggregate.drain(now, line, emit);
                 Drained { samples_skipped, events_dropped: 0 }
             }
             Self::PerEvent(per_event) => {
                 let (samples_skipped, events_dropped) = per_event.drain(line, emit);
                 if occasion == Occasion::Due {
-                    per_event.sweep();
+                    per_event.sweep(now);
                 }
                 Drained { samples_skipped, events_dropped }
             }

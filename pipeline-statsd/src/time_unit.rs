@@ -63,10 +63,12 @@ impl TimeUnit {
 
     /// What a sample measures, and its value as it is sent.
     pub(crate) fn sent(unit: Option<Self>, value: f64) -> (SampleKind, f64) {
-        match unit {
-            Some(unit) => (SampleKind::Timing, unit.to_millis(value)),
-            None => (SampleKind::Plain, value),
-        }
+        (Self::kind(unit), unit.map_or(value, |unit| unit.to_millis(value)))
+    }
+
+    /// What the samples of a histogram measure.
+    pub(crate) fn kind(unit: Option<Self>) -> SampleKind {
+        if unit.is_some() { SampleKind::Timing } else { SampleKind::Plain }
     }
 
     fn to_millis(self, value: f64) -> f64 {

@@ -55,7 +55,7 @@ fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
 }
 
 #[test]
-fn that_there_are_too_many_series_is_logged_once() {
+fn that_there_are_too_many_series_is_logged_once_for_each_metric() {
     let (recorder, flusher) = StatsdRecorder::sink(NopMetricSink)
         .max_series(2)
         .flush_every(Duration::MAX)
@@ -71,5 +71,7 @@ fn that_there_are_too_many_series_is_logged_once() {
         with_local_recorder(&recorder, || gauge!("g", "n" => n.to_string()).set(1));
         flusher.flush();
     }
-    assert_eq!(log.take(), ["WARN max_series=2 message=statsd refuses series, there are too many"]);
+    let limits = "max_per_name=1000 max_series=2";
+    let refused = "message=statsd refuses series, there are too many metric=\"g\" series=2";
+    assert_eq!(log.take(), [format!("WARN {limits} {refused}")]);
 }

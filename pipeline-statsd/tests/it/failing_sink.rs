@@ -1,6 +1,10 @@
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use metrics::{counter, gauge, with_local_recorder};
+use pipeline_statsd::StatsdRecorder;
+use pipeline_statsd::cadence::MetricSink;
 
 use crate::support::{Collector, PATIENCE, quiet};
 
@@ -61,4 +65,37 @@ fn dropping_the_flusher_returns_though_the_sink_fails() {
     with_local_recorder(&recorder, || counter!("c").increment(1));
     drop(flusher);
     assert_eq!(collector.handles(), 1);
+}
+
+/// Panics once, then hands on.
+struct PanicsOnce {
+    panicked: AtomicBool,
+    collector: Collector,
+}
+
+impl MetricSink for PanicsOnce {
+    fn emit(&self, metric: &str) -> io::Result<usize> {
+        assert!(self.panicked.swap(true, Ordering::Relaxed), "a bug of the sink");
+        self.collector.emit(metric)
+    }
+}
+
+#[test]
+fn the_thread_outlives_a_sink_that_panics_and_the_panic_is_counted() {
+    let (collector, attempts) = Collector::watched();
+    let sink = PanicsOnce { panicked: AtomicBool::new(false), collector: collector.clone() };
+    let (recorder, flusher) =
+        StatsdRecorder::sink(sink).flush_every(Duration::from_millis(1)).build().unwrap();
+    with_local_recorder(&recorder, || counter!("lost").increment(1));
+    let told = loop {
+        // A flush that sends something tells of those before it.
+        with_local_recorder(&recorder, || counter!("sent").increment(1));
+        attempts.recv_timeout(PATIENCE).unwrap();
+        let mut lines = collector.take().into_iter();
+        if let Some(line) = lines.find(|line| line.starts_with("statsd.client.errors:")) {
+            break line;
+        }
+    };
+    assert_eq!(told, "statsd.client.errors:1|c");
+    drop(flusher);
 }

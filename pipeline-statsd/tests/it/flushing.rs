@@ -92,7 +92,7 @@ fn options_that_make_no_sense_are_refused() {
     assert!(matches!(error, BuildError::ZeroInterval));
     let error = builder().histogram_samples(0).build().unwrap_err();
     assert!(matches!(error, BuildError::ZeroSamples));
-    let error = builder().idle_after(0).build().unwrap_err();
+    let error = builder().idle_after(Duration::ZERO).build().unwrap_err();
     assert!(matches!(error, BuildError::ZeroIdle));
     let error = builder().max_series(0).build().unwrap_err();
     assert!(matches!(error, BuildError::ZeroSeries));

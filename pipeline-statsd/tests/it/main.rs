@@ -1,5 +1,6 @@
 //! The recorder as a program sees it: record through the facade, look at what the sink is given.
 
+mod arrives;
 mod conservation;
 mod failing_sink;
 mod flushing;

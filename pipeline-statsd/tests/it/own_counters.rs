@@ -98,7 +98,7 @@ fn what_was_left_out_or_refused_is_told() {
     let lines = collector.take();
     assert_eq!(sum(&lines, "statsd.client.samples_skipped"), 1);
     assert_eq!(sum(&lines, "statsd.client.lines_oversized"), 1);
-    assert_eq!(sum(&lines, "statsd.client.series_refused"), 1);
+    assert_eq!(sum(&lines, "statsd.client.series_refused;metric=too_many"), 1);
 }
 
 #[test]

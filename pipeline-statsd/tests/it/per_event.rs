@@ -163,8 +163,12 @@ fn of_each_so_many_values_one_is_sent_with_its_rate() {
 #[test]
 fn idle_series_leave_and_a_total_stays_known() {
     let collector = Collector::new();
-    let (recorder, flusher) =
-        quiet(&collector).per_event().idle_after(2).flush_every(Duration::MAX).build().unwrap();
+    let (recorder, flusher) = quiet(&collector)
+        .per_event()
+        .idle_after(Duration::from_nanos(1))
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
     with_local_recorder(&recorder, || {
         counter!("c").increment(1);
         counter!("total").absolute(100);

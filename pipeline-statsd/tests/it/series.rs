@@ -31,8 +31,12 @@ fn a_series_too_many_is_refused_and_counted_and_the_others_go_on() {
 #[test]
 fn series_that_leave_make_room_for_others() {
     let collector = Collector::new();
-    let (recorder, flusher) =
-        quiet(&collector).flush_every(Duration::MAX).max_series(1).idle_after(1).build().unwrap();
+    let (recorder, flusher) = quiet(&collector)
+        .flush_every(Duration::MAX)
+        .max_series(1)
+        .idle_after(Duration::from_nanos(1))
+        .build()
+        .unwrap();
     with_local_recorder(&recorder, || {
         counter!("first").increment(1);
         counter!("second").increment(1);
@@ -56,4 +60,29 @@ fn a_handle_of_a_series_that_was_refused_records_nowhere() {
         flusher.flush();
         assert_eq!(collector.take(), ["kept:1|c"]);
     }
+}
+
+#[test]
+fn labels_without_a_bound_cost_one_metric_and_a_bounded_line() {
+    let collector = Collector::new();
+    let (recorder, flusher) = quiet(&collector)
+        .flush_every(Duration::MAX)
+        .max_series(10)
+        .max_series_per_name(3)
+        .build()
+        .unwrap();
+    with_local_recorder(&recorder, || {
+        for n in 0..100 {
+            counter!("hostile", "said" => n.to_string() + &"x".repeat(100_000)).increment(1);
+            counter!("endless", "said" => "x".repeat(100_000) + &n.to_string()).increment(1);
+        }
+        counter!("calm").increment(1);
+    });
+    let report = flusher.flush();
+    assert_eq!((report.series, report.series_refused), (5, 97));
+    let lines = collector.take();
+    assert!(lines.contains(&"calm:1|c".to_owned()), "{lines:?}");
+    assert!(lines.iter().all(|line| line.len() < 230), "{lines:?}");
+    let cut = format!("endless:100|c|#said:{}...", "x".repeat(197));
+    assert!(lines.contains(&cut), "{lines:?}");
 }

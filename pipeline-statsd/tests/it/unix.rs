@@ -75,12 +75,13 @@ fn a_server_that_is_started_later_or_again_is_found() {
 }
 
 #[test]
-fn a_server_that_does_not_read_costs_lines_and_no_time() {
+fn a_server_that_does_not_read_costs_lines_and_half_an_interval() {
     let path = Path::new("full");
     let server = path.bind();
-    let (recorder, flusher) = to(&path).packet_bytes(10).build().unwrap();
+    let statsd = to(&path).packet_bytes(10).flush_every(Duration::from_millis(10));
+    let (recorder, flusher) = statsd.build().unwrap();
     let counter = with_local_recorder(&recorder, || counter!("c"));
-    // Its queue has an end; were a flush to wait there, this would never come to one.
+    // Its queue has an end; were a flush to wait there without one, this would never come to it.
     let taken = (0..1_000_000)
         .take_while(|_| {
             counter.increment(1);

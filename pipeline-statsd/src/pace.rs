@@ -1,0 +1,96 @@
+//! How packets are spread over time, so that a receiver's buffer takes them all. Pure.
+
+use std::time::Duration;
+
+/// How many packets may follow each other without a pause. A Linux receiver with its default buffer
+/// holds about ninety of 1432 bytes.
+const BURST: u32 = 16;
+
+/// The shortest and the longest time in which a burst may be sent.
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_millis(20);
+
+/// Bursts in a flush that are spread at the full distance. Further ones are sent closer together, so
+/// that a flush of any length comes to its end in time.
+const FULL: u32 = 100;
+
+/// Says when to pause. Moments are durations since any one moment.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// How long the pauses of a flush may be, all together.
+    patience: Duration,
+    /// What is left of it.
+    left: Duration,
+    burst: u32,
+    began: Duration,
+}
+
+impl Pace {
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { patience, left: patience, burst: 0, began: Duration::ZERO }
+    }
+
+    /// Notes a packet that is about to be sent, and says how long to wait first.
+    pub(crate) fn pause(&mut self, now: Duration) -> Duration {
+        let mut pause = Duration::ZERO;
+        if self.burst >= BURST {
+            let distance =
+                (self.patience / FULL).clamp(SHORTEST, LONGEST).min(self.left / FULL * 2);
+            let passed = now.saturating_sub(self.began);
+            pause = distance.saturating_sub(passed);
+            self.left = self.left.saturating_sub(pause);
+            self.burst = 0;
+        }
+        if self.burst == 0 {
+            self.began = now.saturating_add(pause);
+        }
+        self.burst += 1;
+        pause
+    }
+
+    /// A flush has ended; the next one may take its time anew.
+    pub(crate) fn rest(&mut self) {
+        self.left = self.patience;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When each of so many packets is sent, if sending takes no time.
+    fn sent_at(pace: &mut Pace, packets: usize) -> Vec<Duration> {
+        let mut now = Duration::ZERO;
+        let mut sent = Vec::new();
+        for _ in 0..packets {
+            now += pace.pause(now);
+            sent.push(now);
+        }
+        sent
+    }
+
+    #[test]
+    fn packets_leave_in_bursts_with_pauses_between() {
+        let sent = sent_at(&mut Pace::new(Duration::from_millis(500)), 40);
+        let at = |ms, count| vec![Duration::from_millis(ms); count];
+        assert_eq!(sent, [at(0, 16), at(5, 16), at(10, 8)].concat());
+    }
+
+    #[test]
+    fn packets_that_come_slowly_anyway_do_not_wait() {
+        let mut pace = Pace::new(Duration::from_millis(500));
+        assert!((0..100).all(|n| pace.pause(Duration::from_millis(n)) == Duration::ZERO));
+    }
+
+    #[test]
+    fn the_pauses_of_a_flush_have_an_end_however_long_it_is() {
+        for patience in [1, 5, 500, 5000].map(Duration::from_millis) {
+            let mut pace = Pace::new(patience);
+            for _ in 0..2 {
+                let sent = sent_at(&mut pace, 1_000_000);
+                assert!(*sent.last().unwrap() <= patience, "{patience:?}");
+                pace.rest();
+            }
+        }
+    }
+}

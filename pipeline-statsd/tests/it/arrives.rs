@@ -1,0 +1,127 @@
+//! What is sent is received as a daemon receives it: with the buffer that the system gives, and some time
+//! for each packet.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+use std::collections::HashMap;
+use std::io;
+use std::net::UdpSocket;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use metrics::{counter, histogram, with_local_recorder};
+use parking_lot::Mutex;
+use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
+
+use crate::support::{PATIENCE, weight};
+
+const HISTOGRAMS: usize = 20;
+const SAMPLES: usize = 500;
+
+/// How long a daemon takes for a packet. It sleeps for so long, so that it needs no core of its own, and
+/// longer than it would work, because a flush is some ten times slower in a build for tests as well.
+const A_PACKET: Duration = Duration::from_micros(300);
+
+/// One daemon at a time: what they read from is full when they do not run.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What the last line begins with.
+const END: &str = "app.end:";
+
+/// Reads packet after packet, and returns all lines once one is the last.
+fn daemon(
+    receive: impl Fn(&mut [u8]) -> io::Result<usize> + Send + 'static,
+) -> JoinHandle<Vec<String>> {
+    thread::spawn(move || {
+        let mut lines = Vec::new();
+        let mut packet = [0; 65_536];
+        while let Ok(length) = receive(&mut packet) {
+            let text = std::str::from_utf8(&packet[..length]).expect("lines are ASCII");
+            lines.extend(text.lines().map(str::to_owned));
+            if text.lines().any(|line| line.starts_with(END)) {
+                break;
+            }
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a thread that stands for another program"
+            )]
+            thread::sleep(A_PACKET);
+        }
+        lines
+    })
+}
+
+/// Flushes busy histograms, and then something that the daemon ends at.
+fn flush_busy_histograms(statsd: StatsdBuilder, daemon: JoinHandle<Vec<String>>) -> Vec<String> {
+    let statsd = statsd.histogram_samples(SAMPLES).own_counters(false).prefix("app");
+    let (recorder, flusher) = statsd.flush_every(Duration::from_secs(60)).build().unwrap();
+    with_local_recorder(&recorder, || {
+        for stage in 0..HISTOGRAMS {
+            let histogram = histogram!("handle_time", "stage" => stage.to_string());
+            (0..SAMPLES).for_each(|n| histogram.record(n as f64 / 7.0));
+        }
+    });
+    let report = flusher.flush();
+    assert_eq!((report.errors, report.lines_lost), (0, 0));
+    // What the daemon ends at may be lost as well: then it comes again.
+    while !daemon.is_finished() {
+        with_local_recorder(&recorder, || counter!("end").increment(1));
+        flusher.flush();
+    }
+    daemon.join().unwrap()
+}
+
+/// How many samples of each histogram have come, those counted that others stand for.
+fn arrived(lines: &[String]) -> HashMap<String, u64> {
+    let mut arrived = HashMap::new();
+    for line in lines.iter().filter(|line| line.contains("handle_time")) {
+        let (_, stage) = line.split_once("stage:").unwrap();
+        let values = line.split('|').next().unwrap().split(':').count() as u64 - 1;
+        *arrived.entry(stage.to_owned()).or_default() += values * weight(line);
+    }
+    arrived
+}
+
+fn assert_all_arrived(lines: &[String]) {
+    let all = (0..HISTOGRAMS).map(|stage| (stage.to_string(), SAMPLES as u64)).collect();
+    assert_eq!(arrived(lines), all);
+}
+
+fn udp() -> (StatsdBuilder, JoinHandle<Vec<String>>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let statsd = StatsdRecorder::udp(socket.local_addr().unwrap()).unwrap();
+    (statsd, daemon(move |packet| socket.recv(packet)))
+}
+
+#[test]
+fn every_line_of_busy_histograms_arrives_over_udp() {
+    let _alone = ALONE.lock();
+    let (statsd, daemon) = udp();
+    assert_all_arrived(&flush_busy_histograms(statsd, daemon));
+}
+
+#[test]
+fn values_that_share_lines_arrive_in_far_fewer_of_them() {
+    let _alone = ALONE.lock();
+    let (statsd, daemon) = udp();
+    let lines = flush_busy_histograms(statsd.packed_values(true), daemon);
+    assert_all_arrived(&lines);
+    assert!(lines.len() < HISTOGRAMS * SAMPLES / 50, "{}", lines.len());
+    assert!(lines.iter().all(|line| line.len() <= 1432));
+}
+
+#[cfg(unix)]
+#[test]
+fn every_line_of_busy_histograms_arrives_over_a_unix_socket() {
+    use std::os::unix::net::UnixDatagram;
+
+    let _alone = ALONE.lock();
+    let path = std::env::temp_dir().join(format!("statsd-arrives-{}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let statsd = StatsdRecorder::unix(&path).unwrap();
+    let lines = flush_busy_histograms(statsd, daemon(move |packet| socket.recv(packet)));
+    std::fs::remove_file(&path).unwrap();
+    assert_all_arrived(&lines);
+}
