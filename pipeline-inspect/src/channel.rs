@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use http::StatusCode;
 use parking_lot::Mutex;
 use pipeline_ws_sink::{
     Channel, ConnectError, ConnectInfo, JoinContext, JoinError, Params, Payload, Socket, Topic,
@@ -47,14 +48,37 @@ impl Shown {
     }
 }
 
-/// Lets everyone in: who may look is decided in front of it.
-pub(crate) struct InspectSocket;
+/// Lets everyone in as long as there is room: who may look is decided in front of it.
+pub(crate) struct InspectSocket {
+    max: usize,
+    open: Arc<AtomicUsize>,
+}
+
+impl InspectSocket {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, open: Arc::default() }
+    }
+}
 
 impl Socket for InspectSocket {
-    type Assigns = ();
+    type Assigns = Place;
 
-    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
-        Ok(())
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<Place, ConnectError> {
+        let one_more = |open| (open < self.max).then_some(open + 1);
+        if self.open.fetch_update(Relaxed, Relaxed, one_more).is_err() {
+            return Err(ConnectError::because("too many viewers")
+                .respond(StatusCode::SERVICE_UNAVAILABLE, "too many viewers\n"));
+        }
+        Ok(Place(self.open.clone()))
+    }
+}
+
+/// The place of a viewer's socket, as long as it is open.
+pub(crate) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which stage the others wait for. Pure.
 
+use std::collections::{HashMap, HashSet};
+
 use crate::model::{ActivityView, KindView, PhaseView, PipelineView, StageView};
 
 /// From which part of the window on a stage counts as busy all the time.
@@ -14,7 +16,7 @@ pub(crate) fn held_up_by(pipeline: &PipelineView, before: &PipelineView) -> Opti
     if pipeline.phase == PhaseView::Ended {
         return None;
     }
-    let waited = Waited { pipeline, before };
+    let waited = Waited::new(pipeline, before);
     let occupied = || pipeline.stages.iter().filter(|stage| is_occupied(stage));
     let pressed = occupied().filter(|stage| waited.is_pressed(stage)).max_by(|a, b| {
         (a.layer.cmp(&b.layer)).then(a.busy.total_cmp(&b.busy)).then(b.name.cmp(&a.name))
@@ -33,21 +35,35 @@ fn is_occupied(stage: &StageView) -> bool {
 
 /// What waits for whom.
 struct Waited<'a> {
-    pipeline: &'a PipelineView,
-    before: &'a PipelineView,
+    /// The stages at the beginning of the window, by their names.
+    before: HashMap<&'a str, &'a StageView>,
+    /// The stages that one before them waits for.
+    pressed: HashSet<&'a str>,
 }
 
-impl Waited<'_> {
-    /// Whether somebody before the stage waits for it to ask.
+impl<'a> Waited<'a> {
+    fn new(pipeline: &'a PipelineView, before: &'a PipelineView) -> Self {
+        let by_name = |pipeline: &'a PipelineView| -> HashMap<&'a str, &'a StageView> {
+            pipeline.stages.iter().map(|stage| (&*stage.name, stage)).collect()
+        };
+        let mut waited = Self { before: by_name(before), pressed: HashSet::new() };
+        let stages = by_name(pipeline);
+        for edge in &pipeline.edges {
+            if stages.get(&*edge.from).is_some_and(|producer| waited.waits(producer)) {
+                waited.pressed.insert(&edge.to);
+            }
+        }
+        waited
+    }
+
+    /// Whether the stage waits for others to ask.
+    fn waits(&self, stage: &StageView) -> bool {
+        stage.waiting_for_demand >= HELD || self.always(stage, |stage| stage.buffered)
+    }
+
+    /// Whether a stage before this one waits for it to ask.
     fn is_pressed(&self, stage: &StageView) -> bool {
-        let mut edges = self.pipeline.edges.iter().filter(|edge| edge.to == stage.name);
-        edges.any(|edge| {
-            self.pipeline.stages.iter().any(|producer| {
-                producer.name == edge.from
-                    && (producer.waiting_for_demand >= HELD
-                        || self.always(producer, |stage| stage.buffered))
-            })
-        })
+        self.pressed.contains(&*stage.name)
     }
 
     /// Whether the stage itself is the first that cannot do more.
@@ -62,7 +78,7 @@ impl Waited<'_> {
 
     /// Whether something waits there, at the end of the window as at its beginning.
     fn always(&self, stage: &StageView, count: impl Fn(&StageView) -> usize) -> bool {
-        let before = self.before.stages.iter().find(|before| before.name == stage.name);
+        let before = self.before.get(&*stage.name);
         count(stage) > 0 && before.is_some_and(|before| count(before) > 0)
     }
 }

@@ -12,7 +12,7 @@ use futures::future::{self, BoxFuture};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{
-        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY,
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
         X_CONTENT_TYPE_OPTIONS,
     },
 };
@@ -25,6 +25,7 @@ use tower_service::Service;
 
 use crate::{
     channel::{InspectChannel, InspectSocket, Shown, TOPIC},
+    hosts::Hosts,
     model::View,
     page::Page,
     sampler::Sampler,
@@ -66,6 +67,7 @@ pub struct Inspector {
 
 struct Inner {
     page: Page,
+    hosts: Hosts,
     shown: Arc<Shown>,
     /// The viewers' sockets.
     endpoint: Endpoint,
@@ -75,7 +77,13 @@ struct Inner {
 impl Inspector {
     /// Begins an inspector, which looks at nothing yet.
     pub fn builder() -> InspectorBuilder {
-        InspectorBuilder { pipelines: Vec::new(), endpoint: None, check_origin: None }
+        InspectorBuilder {
+            pipelines: Vec::new(),
+            endpoint: None,
+            check_origin: None,
+            hosts: Hosts::default(),
+            max_viewers: 50,
+        }
     }
 
     /// What was seen last, at most a second ago. This is what `data.json` has.
@@ -150,6 +158,13 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
+        if !is_known(&self.inner.hosts, &request) {
+            let answer = text(
+                StatusCode::FORBIDDEN,
+                "this host is not known here; InspectorBuilder::host makes it known\n",
+            );
+            return Box::pin(future::ready(Ok(answer)));
+        }
         let path = request.uri().path();
         if path.starts_with("/socket/") {
             // Nobody sends it anything.
@@ -159,6 +174,14 @@ where
         let answer = self.answer(request.method(), path);
         Box::pin(future::ready(Ok(answer)))
     }
+}
+
+/// Whether a request names a host that is known. Whatever is no browser need not name one.
+fn is_known<B>(hosts: &Hosts, request: &Request<B>) -> bool {
+    let mut named = request.headers().get_all(HOST).iter().map(|host| host.to_str());
+    let authority = request.uri().authority();
+    named.all(|host| host.is_ok_and(|host| hosts.allow(host)))
+        && authority.is_none_or(|authority| hosts.allow(authority.as_str()))
 }
 
 impl Drop for Inner {
@@ -182,6 +205,8 @@ pub struct InspectorBuilder {
     pipelines: Vec<PipelineObserver>,
     endpoint: Option<EndpointObserver>,
     check_origin: Option<CheckOrigin>,
+    hosts: Hosts,
+    max_viewers: usize,
 }
 
 impl InspectorBuilder {
@@ -197,9 +222,43 @@ impl InspectorBuilder {
         self
     }
 
-    /// Which pages may connect to the channel. Default [`CheckOrigin::host`]: those of the host that they
-    /// ask for. Behind a proxy that asks for another host than the browser did, it has to be set, or
-    /// the page asks for `data.json` every second instead.
+    /// Answers requests for this host as well, a name without scheme and port. May be called for several.
+    ///
+    /// By default only requests for `localhost` and for addresses are answered: see
+    /// [the crate](crate#who-may-look). Pages of the hosts that are named here may connect to the channel.
+    ///
+    /// ```
+    /// # use pipeline_inspect::Inspector;
+    /// # use pipeline_ws_sink::BuildError;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BuildError> {
+    /// let inspector = Inspector::builder().host("ops.example.com").build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.hosts.known.push(host.into().to_ascii_lowercase());
+        self
+    }
+
+    /// Answers requests for any host: for an inspector that has a check of its own in front of it, such as
+    /// a password.
+    pub fn any_host(mut self) -> Self {
+        self.hosts.any = true;
+        self
+    }
+
+    /// How many viewers may be connected at the same time. Default 50.
+    ///
+    /// One too many is answered with 503. Its page asks for `data.json` every second instead.
+    pub fn max_viewers(mut self, viewers: usize) -> Self {
+        self.max_viewers = viewers;
+        self
+    }
+
+    /// Which pages may connect to the channel. Default: those of the [hosts](Self::host) that were named;
+    /// if none was, [`CheckOrigin::host`], which is those of the host that they ask for. A page that may
+    /// not asks for `data.json` every second instead.
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;
@@ -220,7 +279,8 @@ impl InspectorBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError::Origin`] if [`check_origin`](Self::check_origin) was given what is no origin.
+    /// [`BuildError::Origin`] if [`check_origin`](Self::check_origin) was given what is no origin, or
+    /// [`host`](Self::host) what is no host.
     ///
     /// # Panics
     ///
@@ -228,16 +288,20 @@ impl InspectorBuilder {
     pub fn build(self) -> Result<Inspector, BuildError> {
         let mut sampler = Sampler::new(self.pipelines, self.endpoint);
         let shown = Arc::new(Shown::new(sampler.look()));
-        let viewers =
-            Mount::new(InspectSocket).channel_with::<InspectChannel>(TOPIC, shown.clone());
+        let viewers = InspectSocket::new(self.max_viewers);
+        let viewers = Mount::new(viewers).channel_with::<InspectChannel>(TOPIC, shown.clone());
         // Viewers are not what is measured.
         let mut endpoint = Endpoint::builder().telemetry(Telemetry::to(NoopRecorder));
-        if let Some(check) = self.check_origin {
+        let of_hosts =
+            || CheckOrigin::list(self.hosts.known.iter().map(|host| format!("//{host}")));
+        let check = self.check_origin.or_else(|| (!self.hosts.known.is_empty()).then(of_hosts));
+        if let Some(check) = check {
             endpoint = endpoint.check_origin(check);
         }
         let endpoint = endpoint.mount("/socket", viewers).build()?;
         let sampling = tokio::spawn(sampler.run(shown.clone(), endpoint.pubsub().clone()));
         let sampling = sampling.abort_handle();
-        Ok(Inspector { inner: Arc::new(Inner { page: Page::new(), shown, endpoint, sampling }) })
+        let inner = Inner { page: Page::new(), hosts: self.hosts, shown, endpoint, sampling };
+        Ok(Inspector { inner: Arc::new(inner) })
     }
 }

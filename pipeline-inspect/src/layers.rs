@@ -1,5 +1,7 @@
 //! Which stage stands how far from the source. Pure.
 
+use std::collections::HashMap;
+
 use crate::model::PipelineView;
 
 /// Gives every stage its layer: the length of the longest way to it. Stages in a circle, which
@@ -9,23 +11,34 @@ pub(crate) fn assign(pipeline: &mut PipelineView) {
     for stage in stages.iter_mut() {
         stage.layer = 0;
     }
-    let place = |name: &str| stages.iter().position(|stage| stage.name == name);
-    let ways: Vec<(usize, usize)> = pipeline
-        .edges
-        .iter()
-        .filter_map(|edge| Some((place(&edge.from)?, place(&edge.to)?)))
-        .filter(|(from, to)| from != to)
-        .collect();
-    // No way without a circle is longer than there are stages.
-    for _ in 1..stages.len() {
-        let mut moved = false;
-        for (from, to) in &ways {
-            let layer = (stages[*from].layer + 1).min(stages.len() - 1);
-            moved |= layer > stages[*to].layer;
-            stages[*to].layer = stages[*to].layer.max(layer);
+    let names = stages.iter().enumerate().map(|(place, stage)| (&*stage.name, place));
+    let places: HashMap<&str, usize> = names.collect();
+    let mut next = vec![Vec::new(); stages.len()];
+    let mut missing = vec![0_usize; stages.len()];
+    for edge in &pipeline.edges {
+        let place = |name: &str| places.get(name).copied();
+        if let (Some(from), Some(to)) = (place(&edge.from), place(&edge.to))
+            && from != to
+        {
+            next[from].push(to);
+            missing[to] += 1;
         }
-        if !moved {
-            break;
+    }
+
+    // A stage has its layer when all stages that lead to it have theirs.
+    let mut ready: Vec<usize> = (0..stages.len()).filter(|place| missing[*place] == 0).collect();
+    let mut done = vec![false; stages.len()];
+    let mut in_circles = 0..stages.len();
+    while let Some(place) = ready.pop().or_else(|| in_circles.find(|place| !done[*place])) {
+        if std::mem::replace(&mut done[place], true) {
+            continue;
+        }
+        for &to in next[place].iter().filter(|to| !done[**to]) {
+            stages[to].layer = stages[to].layer.max(stages[place].layer + 1);
+            missing[to] -= 1;
+            if missing[to] == 0 {
+                ready.push(to);
+            }
         }
     }
 }
@@ -61,6 +74,17 @@ mod tests {
     fn where_ways_meet_the_longest_counts() {
         let edges = [("a", "b"), ("b", "d"), ("a", "d"), ("a", "c"), ("c", "d")];
         assert_eq!(layers(&["a", "b", "c", "d"], &edges), [0, 1, 1, 2]);
+    }
+
+    #[test]
+    fn many_stages_with_many_ways_are_walked_once() {
+        const STAGES: usize = 20_000;
+        let names: Vec<_> = (0..STAGES).rev().map(|n| n.to_string()).collect();
+        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+        // Each leads to the one before it in the list, so that it is the worst order to look in.
+        let edges: Vec<_> = names.windows(2).map(|two| (two[1], two[0])).collect();
+        let layers = layers(&names, &edges);
+        assert!(layers.iter().enumerate().all(|(n, layer)| *layer == STAGES - 1 - n));
     }
 
     #[test]

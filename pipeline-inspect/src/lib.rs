@@ -30,6 +30,11 @@
 //! topic or a payload; still it is not for everyone. Put in front of it what stands in front of your
 //! other pages: the sockets of the page go through it as well.
 //!
+//! It answers requests for `localhost` and for addresses. One for a name is refused with 403, unless
+//! [`InspectorBuilder::host`] knows it: by a name of its own that leads to your address, a page from
+//! anywhere could else read what it shows. Behind a proxy, that is the name in the browser's address
+//! bar. 50 viewers may look at the same time, unless [`InspectorBuilder::max_viewers`] says otherwise.
+//!
 //! ```no_run
 //! use axum::{
 //!     Router,
@@ -81,6 +86,7 @@
 mod channel;
 mod held_up;
 mod history;
+mod hosts;
 mod inspector;
 mod layers;
 mod model;

@@ -1,8 +1,8 @@
 //! From two views to what happened between them, a second. Pure.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
-use crate::model::{ActivityView, EdgeView, EndpointView, PipelineView, StageView, View};
+use crate::model::{ActivityView, EndpointView, PipelineView, StageView, View};
 
 /// Fills in the rates and shares of a view, which has totals only, from one that is older by `passed`.
 pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
@@ -22,14 +22,17 @@ pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
 }
 
 fn of_pipeline(pipeline: &mut PipelineView, before: &PipelineView, seconds: f64) {
+    let stages = before.stages.iter().map(|stage| (&*stage.name, stage));
+    let stages: HashMap<&str, &StageView> = stages.collect();
     for stage in &mut pipeline.stages {
-        if let Some(before) = before.stages.iter().find(|before| before.name == stage.name) {
+        if let Some(before) = stages.get(&*stage.name) {
             of_stage(stage, before, seconds);
         }
     }
+    let edges = before.edges.iter().map(|edge| ((&*edge.from, &*edge.to), edge.sent));
+    let edges: HashMap<(&str, &str), u64> = edges.collect();
     for edge in &mut pipeline.edges {
-        let same = |before: &&EdgeView| before.from == edge.from && before.to == edge.to;
-        let sent = before.edges.iter().find(same).map_or(0, |before| before.sent);
+        let sent = edges.get(&(&*edge.from, &*edge.to)).copied().unwrap_or_default();
         // Who has subscribed again counts from the beginning.
         edge.per_second = if edge.sent < sent {
             per_second(edge.sent, 0, seconds)
@@ -89,6 +92,7 @@ fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::EdgeView;
 
     fn stage(events: u64, busy: f64, events_wait: f64, demand_wait: f64) -> StageView {
         StageView {

@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use pipeline_core::PipelineObserver;
 use pipeline_ws_sink::{EndpointObserver, PubSub};
-use tokio::time::{self, Instant, MissedTickBehavior};
+use tokio::{
+    task::coop::consume_budget,
+    time::{self, Instant, MissedTickBehavior},
+};
 
 use crate::{
     channel::{EVENT, Shown, TOPIC},
     history::History,
-    model::{VERSION, View},
+    model::{PipelineView, VERSION, View},
     read,
 };
 
@@ -35,12 +38,27 @@ impl Sampler {
 
     /// Looks once.
     pub(crate) fn look(&mut self) -> View {
-        let at = self.since.elapsed();
         let pipelines = self.pipelines.iter().map(|observer| read::pipeline(&observer.snapshot()));
+        let pipelines = pipelines.collect();
+        self.put_together(pipelines)
+    }
+
+    /// Looks once, and gives others a turn between pipelines.
+    async fn look_politely(&mut self) -> View {
+        let mut pipelines = Vec::with_capacity(self.pipelines.len());
+        for observer in &self.pipelines {
+            pipelines.push(read::pipeline(&observer.snapshot()));
+            consume_budget().await;
+        }
+        self.put_together(pipelines)
+    }
+
+    fn put_together(&mut self, pipelines: Vec<PipelineView>) -> View {
+        let at = self.since.elapsed();
         let endpoint = self.endpoint.as_ref().and_then(EndpointObserver::snapshot);
         let view = View {
             version: VERSION,
-            pipelines: pipelines.collect(),
+            pipelines,
             endpoint: endpoint.as_ref().map(read::endpoint),
             ..View::default()
         };
@@ -53,7 +71,7 @@ impl Sampler {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let view = shown.show(self.look());
+            let view = shown.show(self.look_politely().await);
             if shown.has_viewers() {
                 // It is an object, and there are no other nodes, so it can be sent.
                 let _ = viewers.local_broadcast(TOPIC, EVENT, &*view);

@@ -15,7 +15,10 @@ use pipeline_ws_sink::{
     Socket, Topic,
 };
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 struct UserSocket;
 
@@ -222,4 +225,47 @@ async fn it_does_not_keep_an_endpoint_open() {
     tokio::time::pause();
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(inspector.view().endpoint.is_none());
+}
+
+#[tokio::test]
+async fn a_name_that_leads_here_is_refused_unless_it_is_known() {
+    let app = |inspector: Inspector| Router::new().nest_service("/inspect", inspector);
+    let strict = serve(app(Inspector::builder().build().unwrap())).await;
+    let ours = Inspector::builder().host("Ops.example.com").build().unwrap();
+    let ours = serve(app(ours)).await;
+    let any = serve(app(Inspector::builder().any_host().build().unwrap())).await;
+    // What a browser asks for whose page has had its own name lead here.
+    let ask = async |address: &str, host: &str, path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    };
+    for path in ["/inspect", "/inspect/data.json"] {
+        for (address, host, status) in [
+            (&strict, "evil.example", "403"),
+            (&strict, "ops.example.com", "403"),
+            (&strict, "localhost:4001", "200"),
+            (&strict, "[::1]:4001", "200"),
+            (&ours, "evil.example", "403"),
+            (&ours, "ops.example.com:8443", "200"),
+            (&any, "evil.example", "200"),
+        ] {
+            assert_eq!(ask(address, host, path).await, status, "{host} {path}");
+        }
+    }
+    assert_eq!(ask(&strict, "evil.example", "/inspect/socket/websocket").await, "403");
+}
+
+#[tokio::test]
+async fn one_viewer_too_many_is_refused_until_another_leaves() {
+    let inspector = Inspector::builder().max_viewers(2).build().unwrap();
+    let address = serve(Router::new().nest_service("/inspect", inspector)).await;
+    let url = format!("ws://{address}/inspect/socket/websocket?vsn=2.0.0");
+    let (first, _second) = (connect(&url).await.unwrap(), connect(&url).await.unwrap());
+    assert_eq!(connect(&url).await.err(), Some(503));
+    drop(first);
+    while connect(&url).await.is_err() {}
 }
