@@ -1,7 +1,7 @@
 //! The live view in a terminal, as its users run it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use pipeline_test_support::{Example, PATIENCE};
 use tokio::{process::Command, time::timeout};
@@ -39,4 +39,22 @@ async fn what_is_no_inspector_is_called_so() {
     assert!(said.contains("cannot connect: Connection refused"), "{said}");
     let said = refused("https://example.com/inspect".to_owned()).await;
     assert!(said.contains("only http://"), "{said}");
+}
+
+#[tokio::test]
+async fn without_a_terminal_it_names_the_option_that_needs_none() {
+    let example = Example::start(&[]).await;
+    let mut command = Command::new(Example::program("top").await);
+    command.arg(format!("http://{}/inspect", example.address)).stdin(Stdio::null());
+    // In a session of its own it cannot open the terminal of those who run the test.
+    let output = Command::new("setsid")
+        .arg("--wait")
+        .arg(command.as_std().get_program())
+        .args(command.as_std().get_args())
+        .stdin(Stdio::null())
+        .output();
+    let shown = timeout(PATIENCE, output).await.unwrap().unwrap();
+    let said = String::from_utf8(shown.stderr).unwrap();
+    assert!(!shown.status.success());
+    assert!(said.contains("use --once") && !said.contains("panicked"), "{said}");
 }

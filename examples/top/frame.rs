@@ -35,7 +35,7 @@ impl Screen {
         let areas = Layout::vertical(rows).split(frame.area());
         frame.render_widget(self.head(), areas[0]);
         for (pipeline, area) in view.pipelines.iter().zip(&areas[1..]) {
-            frame.render_widget(stages(pipeline), *area);
+            frame.render_widget(stages(pipeline, area.width), *area);
         }
         if let Some(endpoint) = &view.endpoint {
             let at = 1 + view.pipelines.len();
@@ -72,7 +72,79 @@ fn endpoint_rows(endpoint: &EndpointView) -> u16 {
     u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(3)
 }
 
-fn stages(pipeline: &PipelineView) -> Table<'_> {
+/// A column of the table of stages.
+struct Column {
+    name: &'static str,
+    width: u16,
+    /// Columns with a greater number are left out first, when there is no room for all.
+    rank: u8,
+    cell: fn(&StageView) -> String,
+}
+
+/// Between two columns, and on both sides of the table.
+const SPACING: u16 = 1;
+const BORDERS: u16 = 2;
+
+/// The least width of the column with a stage's name.
+const NAME: u16 = 12;
+
+/// The width of a column with times.
+const TIME: u16 = 12;
+
+/// All of them, with the widest text that each can have, because a number that is cut off is a wrong one.
+const COLUMNS: [Column; 9] = [
+    Column { name: "", width: 16, rank: 1, cell: |stage| doing(stage.mostly).0.to_owned() },
+    Column { name: "in/s", width: 5, rank: 2, cell: arrived },
+    Column { name: "out/s", width: 5, rank: 2, cell: |stage| rate(stage.out_per_second) },
+    Column {
+        name: "queue",
+        width: 9,
+        rank: 3,
+        cell: |stage| of(stage.queued, stage.queue_capacity),
+    },
+    Column { name: "waiting", width: 7, rank: 7, cell: |stage| short(stage.waiting as f64) },
+    Column {
+        name: "buffer",
+        width: 9,
+        rank: 8,
+        cell: |stage| of(stage.buffered, stage.buffer_capacity),
+    },
+    Column { name: "demand", width: 12, rank: 6, cell: demand },
+    Column {
+        name: "busy",
+        width: 5,
+        rank: 4,
+        cell: |stage| format!("{:.0} %", stage.busy * 100.0),
+    },
+    Column { name: "lost", width: 4, rank: 5, cell: |stage| short(stage.discarded as f64) },
+];
+
+fn arrived(stage: &StageView) -> String {
+    if stage.kind == KindView::Producer { String::new() } else { rate(stage.in_per_second) }
+}
+
+fn demand(stage: &StageView) -> String {
+    match stage.workers {
+        Some(workers) => format!("{} workers", short(workers as f64)),
+        None => short(stage.demand as f64),
+    }
+}
+
+/// The columns that fit beside the name.
+fn columns(width: u16) -> Vec<&'static Column> {
+    let mut columns: Vec<_> = COLUMNS.iter().collect();
+    let needed = |columns: &[&Column]| {
+        NAME + BORDERS + columns.iter().map(|column| column.width + SPACING).sum::<u16>()
+    };
+    while needed(&columns) > width {
+        let last = columns.iter().enumerate().max_by_key(|(_, column)| column.rank);
+        let Some((at, _)) = last else { break };
+        columns.remove(at);
+    }
+    columns
+}
+
+fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
     let phase = match pipeline.phase {
         PhaseView::Starting => "starting",
         PhaseView::Draining => "draining",
@@ -88,70 +160,42 @@ fn stages(pipeline: &PipelineView) -> Table<'_> {
         Span::from(format!("{phase}, ")),
         verdict,
     ]);
-    let head =
-        ["stage", "", "in/s", "out/s", "queue", "waiting", "buffer", "demand", "busy", "lost"];
+    let columns = columns(width);
     let mut stages: Vec<&StageView> = pipeline.stages.iter().collect();
     // From the source downstream, as the page draws them.
     stages.sort_by_key(|stage| stage.layer);
     let rows = stages.into_iter().map(|stage| {
         let held = pipeline.held_up_by.as_ref() == Some(&stage.name);
         let mark = if held { "▲ " } else { "  " };
-        let (word, color) = doing(stage.mostly);
-        let name = Cell::from(format!("{mark}{}", stage.name));
-        let cells =
-            [
-                name.style(if held {
-                    Style::new().red().add_modifier(Modifier::BOLD)
-                } else {
-                    Style::new()
-                }),
-                Cell::from(word).style(Style::new().fg(color)),
-                right(if stage.kind == KindView::Producer {
-                    String::new()
-                } else {
-                    rate(stage.in_per_second)
-                }),
-                right(rate(stage.out_per_second)),
-                right(of(stage.queued, stage.queue_capacity)),
-                right(stage.waiting.to_string()),
-                right(of(stage.buffered, stage.buffer_capacity)),
-                right(stage.workers.map_or_else(
-                    || stage.demand.to_string(),
-                    |workers| format!("{workers} workers"),
-                )),
-                right(format!("{:.0} %", stage.busy * 100.0)),
-                right(stage.discarded.to_string()),
-            ];
-        Row::new(cells)
+        let style =
+            if held { Style::new().red().add_modifier(Modifier::BOLD) } else { Style::new() };
+        let name = Cell::from(format!("{mark}{}", stage.name)).style(style);
+        let cells = columns.iter().map(|column| match column.name {
+            "" => Cell::from((column.cell)(stage)).style(Style::new().fg(doing(stage.mostly).1)),
+            _ => right((column.cell)(stage)),
+        });
+        Row::new(std::iter::once(name).chain(cells))
     });
-    let widths = [
-        Constraint::Min(16),
-        Constraint::Length(16),
-        Constraint::Length(8),
-        Constraint::Length(8),
-        Constraint::Length(11),
-        Constraint::Length(7),
-        Constraint::Length(11),
-        Constraint::Length(12),
-        Constraint::Length(6),
-        Constraint::Length(6),
-    ];
-    let head = head.iter().enumerate().map(|(at, name)| match at {
-        0 => Cell::from(format!("  {name}")),
-        1 => Cell::from(*name),
-        _ => right((*name).to_owned()),
-    });
+    let widths = columns.iter().map(|column| Constraint::Length(column.width));
+    let widths = std::iter::once(Constraint::Min(NAME)).chain(widths);
+    let names = columns.iter().map(|column| right(column.name.to_owned()));
+    let head = Row::new(std::iter::once(Cell::from("  stage")).chain(names));
     Table::new(rows, widths)
-        .header(Row::new(head).style(Style::new().dark_gray()))
+        .column_spacing(SPACING)
+        .header(head.style(Style::new().dark_gray()))
         .block(Block::bordered().title(title))
 }
 
 fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
+    // Those that fit, so that no number is cut off.
+    let fit = usize::from(area.width.saturating_sub(BORDERS) / (TIME + SPACING)).clamp(2, 6);
     let head = ["", "count", "p50", "p90", "p99", "max"].map(|name| right(name.to_owned()));
+    let head = head.into_iter().take(fit);
     let rows = endpoint.delivered.windows.iter().map(|window: &PercentilesView| {
         let times = [window.p50, window.p90, window.p99, window.max].map(milliseconds);
         let over = format!("last {} s", window.seconds);
-        Row::new([over, window.count.to_string()].into_iter().chain(times).map(right))
+        let cells = [over, window.count.to_string()].into_iter().chain(times);
+        Row::new(cells.take(fit).map(right))
     });
     let title = Line::from(vec![
         " delivery ".bold(),
@@ -163,7 +207,7 @@ fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
             endpoint.frames_waiting,
         )),
     ]);
-    let table = Table::new(rows, [Constraint::Length(12); 6])
+    let table = Table::new(rows, vec![Constraint::Length(TIME); fit])
         .header(Row::new(head).style(Style::new().dark_gray()))
         .block(Block::bordered().title(title));
     frame.render_widget(table, area);
@@ -204,14 +248,32 @@ fn right(text: String) -> Cell<'static> {
 }
 
 fn of(count: usize, bound: Option<usize>) -> String {
-    bound.map_or_else(|| count.to_string(), |bound| format!("{count}/{bound}"))
+    let count_text = short(count as f64);
+    bound.map_or(count_text.clone(), |bound| format!("{count_text}/{}", short(bound as f64)))
 }
 
 fn rate(per_second: f64) -> String {
-    if per_second >= 100.0 || per_second == 0.0 {
-        format!("{per_second:.0}")
-    } else {
+    if per_second < 100.0 && per_second > 0.0 {
         format!("{per_second:.1}")
+    } else {
+        short(per_second)
+    }
+}
+
+/// A number in four characters at most: `9.4k` of 9410. It is rounded down, so that what is not full does
+/// not look full.
+fn short(number: f64) -> String {
+    const UNITS: [&str; 6] = ["", "k", "M", "G", "T", "P"];
+    let (mut scaled, mut unit) = (number, 0);
+    while scaled >= 1_000.0 && unit + 1 < UNITS.len() {
+        (scaled, unit) = (scaled / 1_000.0, unit + 1);
+    }
+    let name = UNITS[unit];
+    let tenths = (scaled * 10.0).floor() / 10.0;
+    if unit == 0 || scaled >= 10.0 || tenths.fract() == 0.0 {
+        format!("{:.0}{name}", scaled.floor())
+    } else {
+        format!("{tenths:.1}{name}")
     }
 }
 
@@ -246,7 +308,7 @@ mod tests {
         let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap().to_owned();
         assert!(line(" push ").contains("render holds it up"), "{text}");
         assert!(line("│  queue ").contains("waits for demand"), "{text}");
-        assert!(line("│  queue ").contains("812/1000"), "{text}");
+        assert!(line("│  queue ").contains("812/1k"), "{text}");
         assert!(line("▲ render").contains("busy") && line("▲ render").contains("99 %"), "{text}");
         assert!(line("last 10 s").contains("0.71 ms"), "{text}");
         assert!(line("user:*").contains("3 channels") && line("user:*").contains("2 topics"));
@@ -261,9 +323,46 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_terminal_does_no_harm() {
-        for width in [1, 20, 60] {
-            plain(&screen(SLOW), width).unwrap();
+    fn a_narrow_terminal_shows_fewer_columns_and_no_number_that_is_cut_off() {
+        let full = SLOW.replace(
+            "\"queued\":812,\"queue_capacity\":1000",
+            "\"queued\":9410,\"queue_capacity\":10000",
+        );
+        for width in [1, 20] {
+            plain(&screen(&full), width).unwrap();
         }
+        for width in 40..=130 {
+            let text = plain(&screen(&full), width).unwrap();
+            let stages = text.lines().filter(|line| line.contains("queue") && line.contains('│'));
+            let shown: Vec<&str> = stages
+                .flat_map(|line| line.split([' ', '│']))
+                .filter(|word| word.contains('/'))
+                .collect();
+            let right = ["in/s", "out/s", "9.4k/10k"];
+            assert!(shown.iter().all(|word| right.contains(word)), "{width}: {text}");
+            assert!(width < 80 || shown.contains(&"9.4k/10k"), "{width}: {text}");
+        }
+    }
+
+    #[test]
+    fn numbers_take_four_characters_at_most() {
+        let numbers = [
+            0,
+            7,
+            999,
+            1_000,
+            1_050,
+            9_410,
+            9_999,
+            10_000,
+            125_430,
+            999_999,
+            1_000_000,
+            2_500_000_000,
+        ];
+        let shown = numbers.map(|number: u64| short(number as f64));
+        let expected =
+            ["0", "7", "999", "1k", "1k", "9.4k", "9.9k", "10k", "125k", "999k", "1M", "2.5G"];
+        assert_eq!(shown, expected);
     }
 }

@@ -20,7 +20,10 @@ const KEYS: Duration = Duration::from_millis(50);
 /// Draws until somebody presses `q` or Ctrl-C. The terminal is as it was then, after a panic too.
 pub async fn run(source: Source, mut screen: Screen) -> io::Result<()> {
     // Sets a panic hook that restores the terminal.
-    let mut terminal = ratatui::init();
+    let mut terminal = ratatui::try_init().map_err(|error| {
+        let advice = "there is no terminal to draw on; use --once to print one frame";
+        io::Error::new(error.kind(), format!("{advice} ({error})"))
+    })?;
     let ended = watch(&mut terminal, &source, &mut screen).await;
     ratatui::restore();
     ended
