@@ -33,7 +33,7 @@ use crate::{
 ///
 /// # The end
 ///
-/// The process is told to stop by Ctrl-C or SIGTERM. A second signal cuts everything short. If a
+/// The process is told to stop by Ctrl-C, SIGTERM or SIGHUP. A second signal cuts everything short. If a
 /// pipeline ends by itself, because a stage failed, everything else is stopped too. The order is:
 ///
 /// 1. [`Health`] says that the process is not ready, and answers carry `connection: close`, so that

@@ -2,7 +2,8 @@
 
 use std::{future::Future, io};
 
-/// Completes when the process is told to stop: by Ctrl-C, or by SIGTERM where there is one.
+/// Completes when the process is told to stop: by Ctrl-C, by SIGTERM, or by SIGHUP, which comes when its
+/// terminal is closed.
 ///
 /// Signals count from the call on, before the future is awaited. From then on they no longer end
 /// the process by themselves.
@@ -24,10 +25,12 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
 
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
         }
     })
 }
