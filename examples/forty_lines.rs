@@ -3,7 +3,14 @@
 use std::{error::Error, time::SystemTime};
 
 use axum::Router;
-use pipeline::{statsd::StatsdRecorder, ws::*, *};
+use pipeline::{
+    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, Timed, queue, serve,
+    statsd::StatsdRecorder,
+    ws::{
+        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
+        Payload, Push, Signer, Socket, Topic, listen,
+    },
+};
 use serde_json::json;
 
 struct UserSocket(Signer);
@@ -37,8 +44,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?.prefix("push").install()?;
 
     let signer = Signer::new("twenty bytes at least, and secret", "user socket")?;
-    let sockets =
-        Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*").when_full(WhenFull::wait()); // a slow client slows its pushes down, and fills no memory
+    // A client that reads too slowly is disconnected, and costs nobody else anything.
+    let sockets = Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*");
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 
     let (pushes, producer) = queue(QueueOptions::new());

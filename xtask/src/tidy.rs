@@ -41,6 +41,7 @@ pub(crate) fn all() -> Outcome {
         architecture_names_what_is_there(&files),
         links_lead_somewhere(&files),
         readme_shows_the_program(&files),
+        no_example_imports_two_globs(&files),
         every_case_has_a_test(&files),
     ];
     let faults: Vec<String> = checks.into_iter().flatten().collect();
@@ -202,6 +203,24 @@ fn links_lead_somewhere(files: &Files) -> Vec<String> {
 fn every_case_has_a_test(files: &Files) -> Vec<String> {
     let sources = files.named(".rs").filter(|(path, _)| !path.starts_with("xtask"));
     cases::faults(|path| files.text(path), sources.map(|(_, text)| text))
+}
+
+/// Stages and channels both have a `HandleInfo` and a `Subscription`, so with a glob of each, the names
+/// are ambiguous. Who copies an import from a text or an example is to get one that works.
+fn no_example_imports_two_globs(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (path, text) in files.named(".md").chain(files.named(".rs")) {
+        if path.starts_with("xtask") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            if line.contains("ws::*") {
+                let at = number + 1;
+                faults.push(format!("{}:{at}: imports pipeline::ws by a glob", path.display()));
+            }
+        }
+    }
+    faults
 }
 
 /// The README shows the forty-line example as it is.
