@@ -1,11 +1,16 @@
 //! The example as its users run it: as a process, from outside.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{collections::HashMap, fs, path::PathBuf, process::Stdio};
 
-use pipeline_test_support::{Client, Example, connect, project};
+use pipeline_test_support::{Client, Example, PATIENCE, connect, get, project};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+    time::timeout,
+};
 
 /// A user that is signed in to the example and listens to its own topic.
 async fn user(example: &Example, user: u64) -> Client {
@@ -137,6 +142,77 @@ async fn a_bad_push_is_told_what_is_wrong_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
+async fn many_pushes_without_their_content_type_are_told_which_one_they_need() {
+    let example = Example::start(&[]).await;
+    let many = [push(1, "{}"), push(1, "{}")].join("\n");
+    for body in [&many, &[&*many; 2_000].join("\n")] {
+        let response = example.push(body).await;
+        let error = response.json()["errors"][0]["error"].as_str().unwrap().to_owned();
+        assert!(error.contains("content-type application/x-ndjson"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_tells_the_first_faults_and_counts_the_others() {
+    let example = Example::start(&[]).await;
+    let wrong = format!(r#"{{"{}":1}}"#, "x".repeat(1_000));
+    let lines = vec![&*wrong; 1_000].join("\n");
+    let response = example.request("POST", "/push", "application/x-ndjson", &lines).await;
+    let told = response.json();
+    assert_eq!((response.status, &told["accepted"]), (400, &json!(0)));
+    assert_eq!(told["errors"].as_array().unwrap().len(), 20);
+    assert_eq!(told["more_errors"], 980);
+    assert!(response.body.len() < 10_000, "{} bytes", response.body.len());
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_is_taken_in_up_to_there() {
+    let example = Example::start(&["--buffer", "1000000"]).await;
+    let line = push(1, &json!({ "d": "x".repeat(60_000) }).to_string());
+    let lines = vec![&*line; 150].join("\n");
+    let response = example.request("POST", "/push", "application/x-ndjson", &lines).await;
+    assert_eq!(response.status, 413);
+    let told = response.json();
+    assert!(told["accepted"].as_u64().unwrap() > 100, "{told}");
+    assert!(told["errors"][0]["error"].as_str().unwrap().contains("longer than 8388608 bytes"));
+}
+
+/// Starts it as a program whose output nobody reads.
+async fn unread(broken: bool) -> (Child, String) {
+    let mut command = Command::new(Example::program("push_to_users").await);
+    command.args(["--port", "0", "--statsd-all"]).kill_on_drop(true);
+    command.env("RUST_LOG", "trace").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let line = timeout(PATIENCE, lines.next_line()).await.unwrap().unwrap().unwrap();
+    let address = line.split("://").nth(1).unwrap().split('/').next().unwrap().to_owned();
+    if broken {
+        drop((lines, child.stderr.take()));
+        return (child, address);
+    }
+    // Held, and not read.
+    child.stdout = Some(lines.into_inner().into_inner());
+    (child, address)
+}
+
+#[tokio::test]
+async fn output_that_is_not_read_or_closed_holds_up_nothing() {
+    for broken in [false, true] {
+        let (mut child, address) = unread(broken).await;
+        // A log line for each, more than a pipe holds.
+        for _ in 0..1_000 {
+            let response = get(&address, "/livez").await;
+            assert_eq!(response.status, 200, "broken: {broken}");
+        }
+        let id = child.id().unwrap().to_string();
+        let told = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(told.await.unwrap().success());
+        let status = timeout(PATIENCE, child.wait()).await.unwrap().unwrap();
+        assert!(status.success(), "broken: {broken}");
+    }
+}
+
+#[tokio::test]
 async fn a_full_buffer_answers_503_and_says_when_to_come_back() {
     let flags = ["--buffer", "2", "--max-demand", "1", "--delay-ms", "600000", "--drain-secs", "0"];
     let example = Example::start(&flags).await;
@@ -183,7 +259,7 @@ async fn standard_input_feeds_the_pipeline_and_waits_when_it_is_full() {
 
 #[tokio::test]
 async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
-    for signal in ["-INT", "-TERM"] {
+    for signal in ["-INT", "-TERM", "-HUP"] {
         let example = Example::start(&["--delay-ms", "50", "--max-demand", "1"]).await;
         let mut ada = user(&example, 1).await;
         for n in 0..10 {
@@ -247,6 +323,10 @@ async fn help_explains_every_flag_and_mistakes_are_explained_too() {
     let (status, told) = Example::run(&flags).await;
     assert!(!status.success());
     assert!(told.contains("min_demand is 5, expected at most 4 with a max_demand of 5"), "{told}");
+    let (status, told) = Example::run(&["--statsd", "127.0.0.1"]).await;
+    assert!(!status.success() && told.contains("expected HOST:PORT"), "{told}");
+    let (status, told) = Example::run(&["--port", "0", "--host", "192.0.2.1"]).await;
+    assert!(!status.success() && told.contains("try another --host"), "{told}");
     let taken = Example::start(&[]).await;
     let port = taken.address.rsplit(':').next().unwrap();
     let (status, told) = Example::run(&["--port", port]).await;

@@ -11,6 +11,8 @@ mod control;
 mod dedup;
 mod farewell;
 mod mounts;
+#[path = "../push_to_users/output.rs"]
+mod output;
 mod present;
 mod room;
 mod slow;
@@ -28,6 +30,8 @@ use pipeline::{
     ws::{Signer, listen},
 };
 use tokio::sync::Notify;
+
+use self::output::say;
 
 /// One of everything that a channel can do.
 #[derive(Debug, Parser)]
@@ -48,13 +52,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(output::err)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let args = Args::parse();
     let listener = listen(("127.0.0.1", args.port)).await?;
     let endpoint = mounts::endpoint(&Signer::new(&args.secret, "user socket")?)?;
-    println!("sockets  ws://{}/socket", listener.local_addr()?);
+    say(format!("sockets  ws://{}/socket", listener.local_addr()?));
 
     let stop = Arc::new(Notify::new());
     let app = control::router(&endpoint, stop.clone()).fallback_service(endpoint.clone());
@@ -70,6 +74,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .close_within(Duration::from_secs(5))
         .until(told)
         .await?;
-    println!("{report}");
+    say(report.to_string());
+    output::finish();
     Ok(())
 }

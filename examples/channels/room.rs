@@ -1,6 +1,6 @@
 //! `room:*`: a channel that does one of everything.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use axum::body::Bytes;
 use pipeline::{
@@ -15,6 +15,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
 use crate::socket::UserSocket;
+
+/// How many bytes a client may have made.
+const MAX_BYTES: usize = 1 << 20;
+
+/// How often a client may have something pushed.
+const MAX_PUSHES: u64 = 10_000;
 
 /// A room. Its assigns are its own: other channels of the socket do not see them.
 pub struct Room {
@@ -108,7 +114,7 @@ impl Channel for Room {
                 return Ok(Reply::ok().with(payload));
             }
             "push_many" => {
-                let n: u64 = field(&payload, "n")?;
+                let n = at_most(MAX_PUSHES, field(&payload, "n")?)?;
                 for i in 1..=n {
                     cx.push("tick", json!({ "i": i }))?;
                 }
@@ -193,7 +199,7 @@ impl Channel for Room {
                 })));
             }
             "bin_make" => {
-                let bytes = vec![7; field(&payload, "size")?];
+                let bytes = vec![7; at_most(MAX_BYTES, field(&payload, "size")?)?];
                 return Ok(Reply::ok().with(Payload::binary(bytes)));
             }
             other => return Err(Stop::unknown_event(other)),
@@ -287,6 +293,14 @@ fn status(payload: Payload) -> Result<Reply, Stop> {
         "later" | "timeout" => Ok(Reply::status(status).with(payload)),
         other => Err(Stop::because(ExitReason::failed(format!("no such status: {other:?}")))),
     }
+}
+
+/// A number that a client has chosen, unless it is too large to do what it asks for.
+fn at_most<N: Copy + PartialOrd + Display>(most: N, number: N) -> Result<N, Stop> {
+    if number > most {
+        return Err(Stop::because(ExitReason::failed(format!("{number} is more than {most}"))));
+    }
+    Ok(number)
 }
 
 /// One field of an object.

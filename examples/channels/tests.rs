@@ -148,3 +148,19 @@ async fn a_slow_ping_keeps_no_other_channel_waiting() {
     assert_reply!(other, second, "ok", {});
     assert_reply!(slow, first, "ok", {}, within: SECOND * 4);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_asks_for_too_much_crashes_its_channel_and_nothing_else() {
+    let kit = kit();
+    for (event, payload) in [
+        ("bin_make", json!({ "size": 1_000_000_000_000_000_u64 })),
+        ("push_many", json!({ "n": u64::MAX })),
+    ] {
+        let ada = joined(&kit, "ada", "room:lobby").await;
+        ada.unlink();
+        ada.push(event, payload);
+        let why = ada.ended().await.to_string();
+        assert!(why.contains("is more than"), "{why}");
+        joined(&kit, "ben", "room:lobby").await;
+    }
+}

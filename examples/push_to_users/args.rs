@@ -46,7 +46,7 @@ pub struct Args {
     pub buffer: usize,
 
     /// Send StatsD lines there, instead of printing them
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub statsd: Option<String>,
 
     /// How to write StatsD lines
@@ -113,5 +113,15 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(0) => Err("expected at least 1".to_owned()),
         Ok(number) => Ok(number),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+fn host_and_port(text: &str) -> Result<String, String> {
+    let port = text
+        .rsplit_once(':')
+        .and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok()).flatten());
+    match port {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("expected HOST:PORT, for instance 127.0.0.1:8125".to_owned()),
     }
 }

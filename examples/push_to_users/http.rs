@@ -1,11 +1,14 @@
 //! What is served besides the sockets: the page, its tokens, and the intake.
 
-use std::{io::BufReader, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use axum::{
     Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Query, State},
+    body::Body,
+    extract::{Query, State},
     http::{
         HeaderMap, HeaderValue, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
@@ -13,18 +16,32 @@ use axum::{
     response::{Html, IntoResponse, Json, Response},
     routing::{get, post},
 };
+use http_body_util::BodyExt;
 use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::Signer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use tokio::{sync::Semaphore, task::coop::consume_budget, time::timeout};
 
 use crate::{
     client::{self, PhoenixClient, javascript},
-    lines::{PushLine, PushLines},
-    push::Push,
+    lines::{LineCutter, PushLine},
+    push::{Fault, MAX_BYTES, Push},
 };
 
-/// How large the body of a request may be, in bytes.
+/// How large the body of a request may be, in bytes. It is never held as a whole.
 const MAX_BODY: usize = 8 * 1024 * 1024;
+
+/// How long a client may take to send a body.
+const BODY_WITHIN: Duration = Duration::from_secs(30);
+
+/// How many requests to push are read at once. Each holds one line, and what has just arrived.
+const MAX_AT_ONCE: usize = 256;
+
+/// How many faults an answer tells. The others are counted.
+const MAX_ERRORS: usize = 20;
+
+/// How long the text of a fault may be, in characters: it may name what the client has sent.
+const MAX_ERROR: usize = 200;
 
 /// The colours, which other examples have too, and the page's own.
 const STYLE: &str = concat!(include_str!("page/colors.css"), include_str!("page/style.css"));
@@ -36,6 +53,7 @@ struct App {
     pushes: Queue<Timed<Push>>,
     signer: Signer,
     client: Option<PhoenixClient>,
+    at_once: Arc<Semaphore>,
 }
 
 pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<PhoenixClient>) -> Router {
@@ -45,8 +63,8 @@ pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<Phoenix
         .route("/style.css", get(style))
         .route("/phoenix.mjs", get(phoenix))
         .route("/token", get(token))
-        .route("/push", post(push).layer(DefaultBodyLimit::max(MAX_BODY)))
-        .with_state(App { pushes, signer, client })
+        .route("/push", post(push))
+        .with_state(App { pushes, signer, client, at_once: Arc::new(Semaphore::new(MAX_AT_ONCE)) })
 }
 
 async fn page() -> impl IntoResponse {
@@ -87,8 +105,12 @@ async fn token(State(app): State<App>, Query(SignIn { user }): Query<SignIn>) ->
 #[derive(Default, Serialize)]
 struct Outcome {
     accepted: usize,
+    /// The first ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<LineError>,
+    /// How many more there were.
+    #[serde(skip_serializing_if = "is_zero")]
+    more_errors: usize,
 }
 
 #[derive(Serialize)]
@@ -97,47 +119,180 @@ struct LineError {
     error: String,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
+}
+
+impl Outcome {
+    fn refuse(&mut self, line: usize, error: &str) {
+        if self.errors.len() == MAX_ERRORS {
+            self.more_errors += 1;
+            return;
+        }
+        let mut text: String = error.chars().take(MAX_ERROR).collect();
+        if text.len() < error.len() {
+            text.push('…');
+        }
+        self.errors.push(LineError { line, error: text });
+    }
+
+    /// The answer, if nothing after this line was looked at.
+    fn stop(mut self, status: StatusCode, line: usize, error: &str) -> Response {
+        // The reason for the end is told in any case.
+        let error = format!("{error}, nothing from here on was accepted");
+        self.errors.push(LineError { line, error });
+        let mut response = (status, Json(self)).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
 /// Takes in one push as JSON, or many as NDJSON. They belong to the trace of the request, if it has one:
 /// `RUST_LOG=trace` shows where they are, each line with the `trace_id`.
-async fn push(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Response {
+async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Response {
+    let Ok(_permit) = app.at_once.try_acquire() else {
+        let error = "too many requests at once";
+        return Outcome::default().stop(StatusCode::SERVICE_UNAVAILABLE, 1, error);
+    };
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let many = content_type.is_some_and(|value| value.starts_with(NDJSON));
-    let lines: Vec<PushLine> = if many {
-        // Reading from memory cannot fail.
-        PushLines::new(BufReader::new(&*body)).filter_map(Result::ok).collect()
-    } else {
-        vec![PushLine { number: 1, push: Push::parse(&body) }]
-    };
     let trace = trace(&headers);
     if let Some(trace) = trace {
-        tracing::debug!(trace_id = %trace.trace_id(), pushes = lines.len(), "a request to push");
+        tracing::debug!(trace_id = %trace.trace_id(), "a request to push");
     }
-    let mut outcome = Outcome::default();
-    for PushLine { number: line, push } in lines {
-        let traced = |push: Timed<Push>| match trace {
-            Some(trace) => push.with_trace(trace),
-            None => push,
+    let taking = async {
+        let answer = if many {
+            take_lines(&app.pushes, trace, &mut body).await
+        } else {
+            take_one(&app.pushes, trace, &mut body).await
         };
-        let push = match push {
-            Ok(push) => traced(push),
-            Err(fault) => {
-                outcome.errors.push(LineError { line, error: fault.to_string() });
-                continue;
+        skip_rest(&mut body).await;
+        answer
+    };
+    timeout(BODY_WITHIN, taking).await.unwrap_or_else(|_| {
+        (StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive\n").into_response()
+    })
+}
+
+/// Takes in each line as it arrives.
+async fn take_lines(
+    pushes: &Queue<Timed<Push>>,
+    trace: Option<TraceContext>,
+    body: &mut Body,
+) -> Response {
+    let (mut outcome, mut lines) = (Outcome::default(), LineCutter::default());
+    let (mut received, mut last_line) = (0, 0);
+    loop {
+        let piece = match body.frame().await {
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(error)) => {
+                let error = format!("the body has not arrived: {error}");
+                return outcome.stop(StatusCode::BAD_REQUEST, last_line + 1, &error);
             }
+            None => break,
         };
-        let Err(refused) = app.pushes.try_push(push) else {
-            outcome.accepted += 1;
-            continue;
-        };
-        let error = match refused {
-            TryPushError::Closed(_) => "the server is shutting down",
-            _ => "the buffer is full",
-        };
-        let error = format!("{error}, nothing from here on was accepted");
-        outcome.errors.push(LineError { line, error });
-        let retry = [(RETRY_AFTER, HeaderValue::from_static("1"))];
-        return (StatusCode::SERVICE_UNAVAILABLE, retry, Json(outcome)).into_response();
+        received += piece.len();
+        if received > MAX_BODY {
+            let error = format!("the body is longer than {MAX_BODY} bytes");
+            return outcome.stop(StatusCode::PAYLOAD_TOO_LARGE, last_line + 1, &error);
+        }
+        let mut rest = &*piece;
+        while let Some(line) = lines.next(&mut rest) {
+            last_line = line.number;
+            if let Err(full) = take(pushes, trace, line, &mut outcome) {
+                return outcome.stop(StatusCode::SERVICE_UNAVAILABLE, last_line, full);
+            }
+            consume_budget().await;
+        }
     }
+    if let Some(line) = lines.end() {
+        let number = line.number;
+        if let Err(full) = take(pushes, trace, line, &mut outcome) {
+            return outcome.stop(StatusCode::SERVICE_UNAVAILABLE, number, full);
+        }
+    }
+    answer(outcome)
+}
+
+/// Takes in a body that is one push.
+async fn take_one(
+    pushes: &Queue<Timed<Push>>,
+    trace: Option<TraceContext>,
+    body: &mut Body,
+) -> Response {
+    let mut outcome = Outcome::default();
+    let mut json = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => json.extend_from_slice(&frame.into_data().unwrap_or_default()),
+            Err(error) => {
+                let error = format!("the body has not arrived: {error}");
+                return outcome.stop(StatusCode::BAD_REQUEST, 1, &error);
+            }
+        }
+        if json.len() > MAX_BYTES {
+            break;
+        }
+    }
+    let push = Push::parse(&json);
+    if let Err(fault @ (Fault::Json { .. } | Fault::TooLong)) = &push
+        && json.trim_ascii().contains(&b'\n')
+    {
+        let hint = format!("{fault} (many pushes, one a line, need the content-type {NDJSON})");
+        outcome.refuse(1, &hint);
+        return answer(outcome);
+    }
+    match take(pushes, trace, PushLine { number: 1, push }, &mut outcome) {
+        Ok(()) => answer(outcome),
+        Err(full) => outcome.stop(StatusCode::SERVICE_UNAVAILABLE, 1, full),
+    }
+}
+
+/// Reads what is left of a body, up to a bound. A client that is still sending when the connection is
+/// closed may not see the answer.
+async fn skip_rest(body: &mut Body) {
+    let mut skipped = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        skipped += frame.data_ref().map_or(0, axum::body::Bytes::len);
+        if skipped > MAX_BODY {
+            return;
+        }
+        consume_budget().await;
+    }
+}
+
+/// Puts a push into the queue, or notes what is wrong with it. Says why there is no room for it.
+fn take(
+    pushes: &Queue<Timed<Push>>,
+    trace: Option<TraceContext>,
+    PushLine { number, push }: PushLine,
+    outcome: &mut Outcome,
+) -> Result<(), &'static str> {
+    let push = match push {
+        Ok(push) => push,
+        Err(fault) => {
+            outcome.refuse(number, &fault.to_string());
+            return Ok(());
+        }
+    };
+    let push = match trace {
+        Some(trace) => push.with_trace(trace),
+        None => push,
+    };
+    match pushes.try_push(push) {
+        Ok(()) => {
+            outcome.accepted += 1;
+            Ok(())
+        }
+        Err(TryPushError::Closed(_)) => Err("the server is shutting down"),
+        Err(_) => Err("the buffer is full"),
+    }
+}
+
+fn answer(outcome: Outcome) -> Response {
     let status =
         if outcome.errors.is_empty() { StatusCode::ACCEPTED } else { StatusCode::BAD_REQUEST };
     (status, Json(outcome)).into_response()

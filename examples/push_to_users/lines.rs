@@ -1,6 +1,9 @@
 //! Lines of pushes, from standard input or from the body of a request.
 
-use std::io::{self, BufRead, Read};
+use std::{
+    io::{self, BufRead},
+    mem,
+};
 
 use pipeline::Timed;
 
@@ -9,7 +12,7 @@ use crate::push::{Fault, MAX_BYTES, Push};
 /// Reads pushes line by line. A line that is too long is skipped without being held in memory.
 pub struct PushLines<R> {
     reader: R,
-    number: usize,
+    cutter: LineCutter,
 }
 
 /// A line with something in it: its number, from 1, and what it says.
@@ -18,28 +21,76 @@ pub struct PushLine {
     pub push: Result<Timed<Push>, Fault>,
 }
 
+/// Cuts what arrives in pieces into lines. It holds the beginning of one line, and no more of it than a
+/// line may have.
+#[derive(Default)]
+pub struct LineCutter {
+    /// How many lines have ended.
+    ended: usize,
+    line: Vec<u8>,
+    too_long: bool,
+}
+
+impl LineCutter {
+    /// The next line that is not blank, and ends in this piece. What belongs to it is taken off the piece.
+    pub fn next(&mut self, piece: &mut &[u8]) -> Option<PushLine> {
+        while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
+            self.add(&piece[..end]);
+            *piece = &piece[end + 1..];
+            let line = self.cut();
+            if line.is_some() {
+                return line;
+            }
+        }
+        self.add(piece);
+        *piece = &[];
+        None
+    }
+
+    /// The last line, if it has no end of its own.
+    pub fn end(&mut self) -> Option<PushLine> {
+        self.cut()
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.too_long |= self.line.len() + bytes.len() > MAX_BYTES;
+        if self.too_long {
+            self.line.clear();
+        } else {
+            self.line.extend_from_slice(bytes);
+        }
+    }
+
+    fn cut(&mut self) -> Option<PushLine> {
+        self.ended += 1;
+        let number = self.ended;
+        let line = mem::take(&mut self.line);
+        if mem::take(&mut self.too_long) {
+            return Some(PushLine { number, push: Err(Fault::TooLong) });
+        }
+        let line = line.trim_ascii();
+        (!line.is_empty()).then(|| PushLine { number, push: Push::parse(line) })
+    }
+}
+
 impl<R: BufRead> PushLines<R> {
     pub fn new(reader: R) -> Self {
-        Self { reader, number: 0 }
+        Self { reader, cutter: LineCutter::default() }
     }
 
     /// The next line that is not blank.
     fn next_line(&mut self) -> io::Result<Option<PushLine>> {
         loop {
-            let mut line = Vec::new();
-            let limit = MAX_BYTES as u64 + 1;
-            if self.reader.by_ref().take(limit).read_until(b'\n', &mut line)? == 0 {
-                return Ok(None);
+            let piece = self.reader.fill_buf()?;
+            if piece.is_empty() {
+                return Ok(self.cutter.end());
             }
-            self.number += 1;
-            let number = self.number;
-            if line.len() > MAX_BYTES && !line.ends_with(b"\n") {
-                self.reader.skip_until(b'\n')?;
-                return Ok(Some(PushLine { number, push: Err(Fault::TooLong) }));
-            }
-            let line = line.trim_ascii();
-            if !line.is_empty() {
-                return Ok(Some(PushLine { number, push: Push::parse(line) }));
+            let mut rest = piece;
+            let line = self.cutter.next(&mut rest);
+            let taken = piece.len() - rest.len();
+            self.reader.consume(taken);
+            if line.is_some() {
+                return Ok(line);
             }
         }
     }

@@ -3,8 +3,8 @@
 //! `cargo run --release --example push_to_users -- --help` explains the flags.
 //!
 //! Items come in by `POST /push`, on standard input, or from `--demo`. They wait in a bounded queue
-//! until a worker is free; the worker sends it to the topic of the item's user, and waits while its
-//! client is slow; the page at `/` shows what arrives, through the official Phoenix client.
+//! until a worker is free; the worker sends it to the topic of the item's user. A client that is too slow
+//! for what it is sent is disconnected, so that its slowness costs nobody else. The page at `/` shows what arrives, through the official Phoenix client.
 #![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
 
 mod args;
@@ -12,25 +12,32 @@ mod client;
 mod demo;
 mod http;
 mod lines;
+mod output;
 mod printed;
 mod push;
 mod statsd;
 mod stdin;
 mod users;
 
-use std::{error::Error, io::IsTerminal, process::ExitCode, time::Duration};
+use std::{
+    error::Error,
+    io::{ErrorKind, IsTerminal},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::Parser;
 use pipeline::{
     ConsumerSupervisor, Health, Pipeline, QueueOptions, SubscribeOptions,
     inspect::Inspector,
     queue, serve,
-    ws::{Endpoint, Mount, Signer, WhenFull, listen},
+    ws::{Endpoint, Mount, Signer, listen},
 };
 
 use self::{
     args::Args,
     client::PhoenixClient,
+    output::{complain, say},
     statsd::Statsd,
     users::{PushToUser, UserChannel, UserSocket},
 };
@@ -41,28 +48,37 @@ async fn main() -> ExitCode {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(output::err)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
-    match run(Args::parse()).await {
+    let code = match run(Args::parse()).await {
         Ok(true) => ExitCode::SUCCESS,
         // Something was left undone; it has been said what.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprintln!("error: {error}");
+            complain(format!("error: {error}"));
             let mut cause = error.source();
             while let Some(error) = cause {
-                eprintln!("  because: {error}");
+                complain(format!("  because: {error}"));
                 cause = error.source();
             }
             ExitCode::FAILURE
         }
-    }
+    };
+    output::finish();
+    code
 }
 
 async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let listener = listen((args.host, args.port)).await.map_err(|error| {
-        format!("cannot listen on {}:{}: {error} (try another --port)", args.host, args.port)
+        let advice = match error.kind() {
+            ErrorKind::AddrNotAvailable => {
+                "this machine does not have that address, try another --host"
+            }
+            ErrorKind::PermissionDenied => "try a --port above 1023",
+            _ => "try another --port",
+        };
+        format!("cannot listen on {}:{}: {error} ({advice})", args.host, args.port)
     })?;
     let address = listener.local_addr()?;
     let client = PhoenixClient::find_or_install().await;
@@ -70,12 +86,11 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into(), args.statsd_all)
             .await?;
 
-    // The sockets: a user signs in with a token, and joins no topic but its own. A client that reads
-    // slowly is waited for, five seconds at most, and the pipeline's demand with it.
+    // The sockets: a user signs in with a token, and joins no topic but its own. What a client that reads
+    // slowly has not taken yet waits for it, up to a bound. Then the client is disconnected. To wait for
+    // it instead, `WhenFull::wait()`, would keep a worker, and in the end all of them.
     let signer = Signer::new(&args.secret(), "user socket")?.max_age(args.token_age());
-    let sockets = Mount::new(UserSocket::new(signer.clone()))
-        .channel::<UserChannel>("user:*")
-        .when_full(WhenFull::wait());
+    let sockets = Mount::new(UserSocket::new(signer.clone())).channel::<UserChannel>("user:*");
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 
     // The pipeline: a bounded queue, and one worker for each item, so many at once.
@@ -94,21 +109,21 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let inspector =
         Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer()).build()?;
 
-    println!("page     http://{address}/?user=1");
-    println!("inspect  http://{address}/inspect");
-    println!(
+    say(format!("page     http://{address}/?user=1"));
+    say(format!("inspect  http://{address}/inspect"));
+    say(format!(
         "push     curl http://{address}/push -d '{{\"user_id\":1,\"event\":\"push_timed\",\"data\":{{\"text\":\"hello\"}}}}'"
-    );
-    println!("statsd   {statsd}");
+    ));
+    say(format!("statsd   {statsd}"));
     if let Err(reason) = &client {
-        println!("client   {reason}; the page cannot show pushes, everything else works");
+        say(format!("client   {reason}; the page cannot show pushes, everything else works"));
     }
     if args.stdin {
-        println!("stdin    reading NDJSON, one push per line");
+        say("stdin    reading NDJSON, one push per line");
         stdin::read(pushes.clone());
     }
     if args.demo {
-        println!("demo     pushing to users 1, 2 and 3");
+        say("demo     pushing to users 1, 2 and 3");
         tokio::spawn(demo::trickle(pushes.clone()));
     }
 
@@ -123,6 +138,6 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         .drain_within(Duration::from_secs(args.drain_secs))
         .await?;
     statsd.flush().await;
-    println!("{report}");
+    say(report.to_string());
     Ok(report.is_clean())
 }

@@ -5,7 +5,10 @@ use std::{error::Error, fmt, io, time::Duration};
 use pipeline::statsd::{Dialect, StatsdFlusher, StatsdRecorder};
 use tokio::{net::UdpSocket, sync::oneshot, task::JoinHandle, time::timeout};
 
-use crate::printed::Printed;
+use crate::{
+    output::{complain, say},
+    printed::Printed,
+};
 
 /// How long nothing comes after the last line.
 const QUIET: Duration = Duration::from_millis(100);
@@ -87,10 +90,10 @@ fn print_packet(packet: &[u8], received: io::Result<usize>, printed: &mut Printe
         Ok(length) => {
             for line in String::from_utf8_lossy(&packet[..length]).lines() {
                 if printed.wants(line) {
-                    println!("statsd | {line}");
+                    say(format!("statsd | {line}"));
                 }
             }
         }
-        Err(error) => eprintln!("statsd: {error}"),
+        Err(error) => complain(format!("statsd: {error}")),
     }
 }

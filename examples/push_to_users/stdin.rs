@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     lines::{PushLine, PushLines},
+    output::complain,
     push::Push,
 };
 
@@ -28,15 +29,15 @@ pub fn read(pushes: Queue<Timed<Push>>) {
                     accepted += 1;
                 }
                 Ok(PushLine { number, push: Err(fault) }) => {
-                    eprintln!("stdin: line {number}: {fault}");
+                    complain(format!("stdin: line {number}: {fault}"));
                     refused += 1;
                 }
                 Err(error) => {
-                    eprintln!("stdin: {error}");
+                    complain(format!("stdin: {error}"));
                     break;
                 }
             }
         }
-        eprintln!("stdin: ended, {accepted} accepted, {refused} refused");
+        complain(format!("stdin: ended, {accepted} accepted, {refused} refused"));
     });
 }

@@ -75,7 +75,6 @@ impl Worker<Timed<Push>> for PushToUser {
         }
         let topic = format!("user:{}", push.user);
         let message = Message::new(&topic, &push.event, &push.payload)?.timed(push);
-        // It waits for room with a client that is slow, and so does all that is behind it.
         Ok(self.endpoint.pubsub().send(&message).await?)
     }
 }

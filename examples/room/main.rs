@@ -8,6 +8,8 @@
 
 mod history;
 mod http;
+#[path = "../push_to_users/output.rs"]
+mod output;
 #[path = "../push_to_users/client.rs"]
 mod phoenix;
 mod room;
@@ -24,6 +26,7 @@ use pipeline::{
 };
 
 use self::{
+    output::say,
     phoenix::PhoenixClient,
     room::{Lobby, Room},
     visitor::VisitorSocket,
@@ -58,7 +61,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(output::err)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let args = Args::parse();
@@ -68,12 +71,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let client = PhoenixClient::find_or_install().await;
 
     let address = listener.local_addr()?;
-    println!("page     http://{address}/?name=ada&device=phone");
-    println!("another  http://{address}/?name=ben&device=laptop");
+    say(format!("page     http://{address}/?name=ada&device=phone"));
+    say(format!("another  http://{address}/?name=ben&device=laptop"));
     if let Err(reason) = &client {
-        println!("client   {reason}; the page shows nothing without it");
+        say(format!("client   {reason}; the page shows nothing without it"));
     }
     let app = http::router(signer, client.ok()).fallback_service(endpoint.clone());
-    println!("{}", serve(listener, app).endpoint(endpoint).await?);
+    let report = serve(listener, app).endpoint(endpoint).await?;
+    say(report.to_string());
+    output::finish();
     Ok(())
 }
