@@ -518,6 +518,11 @@ impl EndpointBuilder {
     /// All nodes have to do so. Without an [`adapter`](Self::adapter) there is nobody to be told, and it
     /// does nothing.
     ///
+    /// A node that ends in good order always says so, whatever
+    /// [`permdown_on_shutdown`](crate::TrackerOptions::permdown_on_shutdown) is: nobody listens there any
+    /// more. While a node is silent that has not said so, every topic counts as one that is listened to,
+    /// for as long as [`permdown_period`](crate::TrackerOptions::permdown_period) says.
+    ///
     /// ```
     /// # use pipeline_ws_sink::{Endpoint, TrackerOptions};
     /// let endpoint = Endpoint::builder().share_online(TrackerOptions::new()).build()?;
