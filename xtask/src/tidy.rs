@@ -42,6 +42,7 @@ pub(crate) fn all() -> Outcome {
         links_lead_somewhere(&files),
         readme_shows_the_program(&files),
         no_example_imports_two_globs(&files),
+        test_kits_bring_a_clock(&files),
         every_case_has_a_test(&files),
     ];
     let faults: Vec<String> = checks.into_iter().flatten().collect();
@@ -221,6 +222,18 @@ fn no_example_imports_two_globs(files: &Files) -> Vec<String> {
         }
     }
     faults
+}
+
+/// The tests that the documentation shows pause the clock. The project's own tests can do so in any case,
+/// so only users would see that it is missing.
+fn test_kits_bring_a_clock(files: &Files) -> Vec<String> {
+    let manifests = ["pipeline-core/Cargo.toml", "pipeline-ws-sink/Cargo.toml"];
+    let lacks = |path: &&str| {
+        let mut lines = files.text(path).lines();
+        !lines.any(|line| line.starts_with("test-kit = ") && line.contains("\"tokio/test-util\""))
+    };
+    let faults = manifests.into_iter().filter(lacks);
+    faults.map(|path| format!("{path}: test-kit does not turn on tokio's test-util")).collect()
 }
 
 /// The README shows the forty-line example as it is.
