@@ -106,8 +106,8 @@ pub use self::{
     stage::{
         CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer, ConsumerHandle,
         ConsumerSupervisor, Emitter, HandleCall, HandleCast, HandleInfo, Job, Producer,
-        ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Restart, Stage, StageContext,
-        StageHandle, StageReport, Start, SupervisorHandle, TerminateError, Worker,
+        ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Reserved, Restart, Stage,
+        StageContext, StageHandle, StageReport, Start, SupervisorHandle, TerminateError, Worker,
     },
     step::{
         Batch, Filter, ForEach, ForEachBatch, IntoSink, Map, Outcome, batch, filter, for_each,

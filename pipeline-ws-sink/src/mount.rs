@@ -61,6 +61,7 @@ pub(crate) struct MountOptions {
     pub(crate) limits: Limits,
     pub(crate) outbox: OutboxLimits,
     pub(crate) when_full: WhenFull,
+    pub(crate) max_behind: Duration,
     pub(crate) compress: bool,
     pub(crate) timeout: Duration,
     pub(crate) drainer: Drainer,
@@ -99,8 +100,9 @@ impl<S: Socket> Mount<S> {
     pub fn new(socket: S) -> Self {
         let options = MountOptions {
             limits: Limits { frame: usize::MAX, message: 1 << 20 },
-            outbox: OutboxLimits { frames: 1024, bytes: 4 << 20 },
+            outbox: OutboxLimits { frames: 16_384, bytes: 4 << 20 },
             when_full: WhenFull::Disconnect,
+            max_behind: Duration::from_secs(30),
             compress: false,
             timeout: Duration::from_secs(60),
             drainer: Drainer::new(),
@@ -377,14 +379,25 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How much may wait to be written to one client. Default 1024 frames and 4 MiB; what happens
-    /// when a client falls further behind is for [`when_full`](Self::when_full) to say.
+    /// How much may wait to be written to one client. Default 16,384 frames and 4 MiB; what happens
+    /// beyond that is for [`when_full`](Self::when_full) to say.
+    ///
+    /// Only what the client's socket does not take waits: a sender that finds no room writes what
+    /// waits first, so a client that reads can be sent any number of events in a loop. The limits are
+    /// for what waits behind the message that is being written, and no message counts for more than
+    /// half of the bytes: so none is too large to be sent. Replies, and what else the client waits
+    /// for, may take twice as much.
+    ///
+    /// A loop that does not yield keeps a client from reading that lives on the same thread, and one
+    /// that polls from fetching. Then what the system's buffers do not hold is all that is left. To
+    /// wait for clients in a loop, use [`PubSub::send`](crate::PubSub::send).
     pub fn max_outbox(mut self, frames: usize, bytes: usize) -> Self {
         self.options.outbox = OutboxLimits { frames, bytes };
         self
     }
 
-    /// What happens when a client falls further behind than [`max_outbox`](Self::max_outbox) allows.
+    /// What happens when a client falls further behind than [`max_outbox`](Self::max_outbox) allows:
+    /// when that much waits, and its socket takes no more.
     /// By default it is closed with 1011, and the official client connects again. What waited for it
     /// is dropped, and counted in `socket.frames_dropped`.
     ///
@@ -399,6 +412,25 @@ impl<S: Socket> Mount<S> {
     /// ```
     pub fn when_full(mut self, when_full: WhenFull) -> Self {
         self.options.when_full = when_full;
+        self
+    }
+
+    /// How long a client may be behind. Default 30 seconds; with [`Duration::MAX`] there is no limit.
+    ///
+    /// A client is closed with 1011, and counted in `socket.closed_slow`, when frames wait for it and
+    /// its socket has taken nothing for so long. And with [`WhenFull::Wait`], when its outbox has been
+    /// full for so long, and has not been half empty in between: senders wait for one push after the
+    /// other, and would wait for ever for a client that is always a little too slow.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # use std::time::Duration;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.max_behind(Duration::from_secs(10))
+    /// # }
+    /// ```
+    pub fn max_behind(mut self, max_behind: Duration) -> Self {
+        self.options.max_behind = max_behind;
         self
     }
 

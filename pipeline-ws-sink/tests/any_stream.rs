@@ -91,15 +91,23 @@ async fn a_slow_client_gets_everything_in_order_as_long_as_it_keeps_up() {
     assert!(server.recorded.counters("socket.frames_dropped").is_empty());
 }
 
+/// Sends more than the stream holds, so that it takes nothing until the client reads.
+async fn fill(server: &MemoryServer) {
+    server.endpoint.broadcast(T, "filler", json!({"d": "x".repeat(5_000)})).unwrap();
+    settle().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_falls_behind_is_closed_with_1011() {
     let server = server().await;
     let mut client = join(&server, 4096).await;
-    for n in 0..11 {
+    fill(&server).await;
+    for n in 0..10 {
         server.endpoint.broadcast(T, "news", json!({"n": n})).unwrap();
     }
     let dropped = server.recorded.counters("socket.frames_dropped");
-    assert_eq!(dropped, [("reason=overflow".to_owned(), 11)]);
+    assert_eq!(dropped, [("reason=overflow".to_owned(), 10)]);
+    assert_eq!(client.receive().await[3], "filler", "it had been begun");
     assert_eq!(client.closed().await, 1011);
 }
 
@@ -110,14 +118,17 @@ async fn fall_behind(
     count: usize,
     events: &[&str],
 ) -> (Vec<u64>, Vec<(String, u64)>) {
-    let server = server_with(|mount| mount.when_full(when_full)).await;
+    // Ten, and the one that is being written.
+    let server = server_with(|mount| mount.max_outbox(11, 1 << 20).when_full(when_full)).await;
     let mut client = join(&server, 4096).await;
+    fill(&server).await;
     for n in 0..count {
         server.endpoint.broadcast(T, events[n % events.len()], json!({"n": n})).unwrap();
     }
     // Now the socket's task has a turn; what it writes last is the answer to this.
     settle().await;
     client.send(json!([null, "beat", "phoenix", "heartbeat", {}])).await;
+    assert_eq!(client.receive().await[3], "filler");
     let mut numbers = vec![];
     loop {
         let message = client.receive().await;
@@ -158,9 +169,11 @@ async fn a_broadcast_does_not_wait_for_a_client_that_falls_behind() {
     assert_eq!((numbers, dropped), (Vec::from_iter(0..20), vec![]));
     let server = server_with(|mount| mount.when_full(WhenFull::wait())).await;
     let mut client = join(&server, 4096).await;
-    for n in 0..21 {
+    fill(&server).await;
+    for n in 0..20 {
         server.endpoint.broadcast(T, "news", json!({"n": n})).unwrap();
     }
+    assert_eq!(client.receive().await[3], "filler");
     assert_eq!(client.closed().await, 1011);
     assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
 }

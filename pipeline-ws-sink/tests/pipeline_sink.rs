@@ -13,9 +13,10 @@ use std::{
 
 use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 use pipeline_test_support::settle;
-use pipeline_ws_sink::{Push, WhenFull};
+use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, LocalNode, Push, WhenFull};
 use serde_json::{Value, json};
 use support::{channels::endpoint_with, memory::MemoryServer};
+use tokio::time::{Instant, sleep};
 
 const T: &str = "room:lobby";
 
@@ -127,4 +128,116 @@ async fn a_slow_topic_holds_up_only_those_who_send_to_it() {
     server.endpoint.broadcast("room:other", "news", json!({})).unwrap();
     assert_eq!(other.receive().await[4], json!({}));
     assert!(!sending.is_finished());
+}
+
+/// A pipeline with these workers pushes every other event to one topic, and the rest to another.
+fn pushing_in_turn(server: &MemoryServer, count: u64, workers: usize) -> Pipeline {
+    let push = |n: &u64| {
+        let topic = if n % 2 == 0 { T } else { "room:other" };
+        Push::new(topic, "news", json!({ "n": n }))
+    };
+    Pipeline::builder("numbers")
+        .producer(from_iter(0..count))
+        .consumer_supervisor(
+            ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)),
+            SubscribeOptions::new().max_demand(workers).min_demand(workers - 1),
+        )
+        .start()
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_never_reads_holds_up_no_other_topic_of_its_pipeline() {
+    let server = server(Duration::from_secs(50));
+    let (mut stalled, mut other) = (server.connect(64).await, server.connect(4096).await);
+    stalled.join("1", T).await;
+    other.join("1", "room:other").await;
+    let begun = Instant::now();
+    let mut pipeline = pushing_in_turn(&server, 1_000, 10);
+    for n in 0..500 {
+        assert_eq!(other.receive().await[4], json!({ "n": 2 * n + 1 }));
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO, "nobody has waited for the other client");
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_always_a_little_too_slow_is_not_waited_for_for_ever() {
+    let (builder, _gate) = endpoint_with(|mount| {
+        let mount =
+            mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to: Duration::MAX });
+        mount.max_behind(Duration::from_secs(30))
+    });
+    let server = MemoryServer::start(builder);
+    let mut trickle = server.connect(64).await;
+    trickle.join("1", T).await;
+    let begun = Instant::now();
+    let (mut pipeline, _) = pushing(&server, "news", 500);
+    let reading = tokio::spawn(async move {
+        for n in 0.. {
+            sleep(Duration::from_secs(1)).await;
+            if trickle.receive().await[4] != json!({ "n": n }) {
+                return n;
+            }
+        }
+        unreachable!()
+    });
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(begun.elapsed().as_secs(), 30);
+    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_waits_without_a_limit_waits() {
+    let (builder, _gate) = endpoint_with(|mount| {
+        let mount =
+            mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to: Duration::MAX });
+        mount.max_behind(Duration::MAX).timeout(Duration::from_secs(1_000_000))
+    });
+    let server = MemoryServer::start(builder);
+    let mut client = server.connect(64).await;
+    client.join("1", T).await;
+    let (mut pipeline, _) = pushing(&server, "news", 100);
+    sleep(Duration::from_secs(3_600)).await;
+    for expected in numbers(100) {
+        assert_eq!(client.receive().await[4], expected);
+    }
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+}
+
+/// Fails the first time, and every time at which it is told to.
+struct Flaky(AtomicU64);
+
+impl Adapter for Flaky {
+    fn node_name(&self) -> &str {
+        "here"
+    }
+
+    fn start(&self, _: LocalNode) {}
+
+    fn broadcast(&self, _: &Broadcast) -> Result<(), AdapterError> {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(AdapterError::new("not yet")),
+            _ => Ok(()),
+        }
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_could_not_be_sent_keeps_its_place_while_it_is_tried_again() {
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder.adapter(Flaky(AtomicU64::new(0))));
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let (mut pipeline, _) = pushing(&server, "news", 100);
+    for expected in numbers(100) {
+        assert_eq!(client.receive().await[4], expected);
+    }
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
 }

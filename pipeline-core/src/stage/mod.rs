@@ -55,7 +55,7 @@ pub use self::{
     producer_consumer::ProducerConsumer,
     report::StageReport,
     restart::Restart,
-    worker::{ChildContext, Job, Start, Worker},
+    worker::{ChildContext, Job, Reserved, Start, Worker},
 };
 use crate::exit::ExitReason;
 

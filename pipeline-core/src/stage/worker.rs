@@ -1,6 +1,6 @@
 //! What a consumer supervisor runs for each event.
 
-use std::{future::Future, sync::Arc};
+use std::{any::Any, future::Future, sync::Arc};
 
 use tokio::sync::watch;
 
@@ -69,6 +69,44 @@ pub trait Worker<E>: Send + Sync + 'static {
     fn start(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
         let _ = (event, context);
         Ok(Start::Run)
+    }
+
+    /// Reserves what the child is to have from the moment at which its event came, such as a place in
+    /// a line. The default reserves nothing.
+    ///
+    /// It is called once for each event that is taken on, in the order in which the events come, and
+    /// before the child is started. Children run beside each other and in no order; so what has to
+    /// happen in the order of their events follows from this. The child finds it by
+    /// [`ChildContext::reserved`], when it is restarted too, and it is dropped when the supervisor is
+    /// done with the event.
+    ///
+    /// ```
+    /// use std::sync::{
+    ///     Arc,
+    ///     atomic::{AtomicU64, Ordering},
+    /// };
+    ///
+    /// use pipeline_core::{ChildContext, ExitReason, Reserved, Worker};
+    ///
+    /// /// Numbers the orders as they come, whichever is shipped first.
+    /// #[derive(Default)]
+    /// struct Ship(AtomicU64);
+    ///
+    /// impl Worker<String> for Ship {
+    ///     fn reserve(&self, _: &String) -> Option<Reserved> {
+    ///         Some(Arc::new(self.0.fetch_add(1, Ordering::Relaxed)))
+    ///     }
+    ///
+    ///     async fn run(&self, order: &String, context: ChildContext) -> Result<(), ExitReason> {
+    ///         let number = context.reserved::<u64>();
+    ///         println!("{number:?}: {order}");
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    fn reserve(&self, event: &E) -> Option<Reserved> {
+        let _ = event;
+        None
     }
 
     /// Handles the event. The child ends when the future does.
@@ -154,13 +192,23 @@ pub enum Start {
 pub struct ChildContext {
     pub(super) stopping: Arc<watch::Sender<bool>>,
     pub(super) restarts: u32,
+    pub(super) reserved: Option<Reserved>,
 }
+
+/// What a worker has reserved for a child: see [`Worker::reserve`].
+pub type Reserved = Arc<dyn Any + Send + Sync>;
 
 impl ChildContext {
     /// How often a child has failed with this event before.
     #[must_use]
     pub fn restarts(&self) -> u32 {
         self.restarts
+    }
+
+    /// What the worker has [reserved](Worker::reserve) for this event, if it is of this type.
+    #[must_use]
+    pub fn reserved<T: Any>(&self) -> Option<&T> {
+        self.reserved.as_deref()?.downcast_ref()
     }
 
     /// Completes when the supervisor wants its children to end soon.

@@ -1,8 +1,10 @@
 //! What waits for one socket, and what is dropped when that is too much. Pure.
 
-use std::{collections::VecDeque, io::IoSlice, sync::Arc};
+use std::{collections::VecDeque, io::IoSlice, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use pipeline_core::Deadline;
+use tokio::time::Instant;
 
 use super::{kind::Kind, when_full::WhenFull};
 use crate::{protocol::frame::Frame, since::Since};
@@ -15,17 +17,39 @@ pub(crate) struct OutboxLimits {
 }
 
 /// The frames that wait for a socket, in their order.
-#[derive(Debug, Default)]
+///
+/// Each frame has a cost, which counts against the limits: one frame, and its bytes, but never more
+/// than half of all the bytes that may wait. So no message is too large to be sent, and one that
+/// waits leaves room for others. The bytes of the frame at the front cost nothing: that frame is
+/// being written, and its size says nothing about how fast the client reads.
+#[derive(Debug)]
 pub(super) struct Backlog {
     queue: VecDeque<Arc<Outgoing>>,
+    /// The most bytes that a frame can cost.
+    costliest: usize,
     /// All that waits, and what is in hand.
     total: Load,
-    /// Of what waits, what must not be dropped because of its kind.
+    /// What that costs, the bytes of the front included.
+    cost: Load,
+    /// The cost of what waits and must not be dropped because of its kind.
     essential: Load,
     /// What has been taken out to be written, and may come back.
-    in_hand: Load,
+    in_hand: InHandLoad,
     /// How much of the first frame has been written.
     written: usize,
+    /// Since when the socket has taken nothing, if it takes nothing.
+    blocked_since: Option<Instant>,
+    /// Since when there has been no room, until half of it is free again.
+    full_since: Option<Instant>,
+}
+
+/// The frames that have been taken out to be written.
+#[derive(Clone, Copy, Debug, Default)]
+struct InHandLoad {
+    load: Load,
+    cost: Load,
+    /// The bytes that the first of them costs.
+    first: usize,
 }
 
 /// A frame on its way out, for one socket or for many.
@@ -70,9 +94,25 @@ pub(crate) struct Load {
 }
 
 impl Backlog {
-    /// For so many frames, which are about to come.
-    pub(super) fn with_capacity(frames: usize) -> Self {
-        Self { queue: VecDeque::with_capacity(frames), ..Self::default() }
+    /// An empty one with these limits, and memory for so many frames, which are about to come.
+    pub(super) fn new(limits: OutboxLimits, frames: usize) -> Self {
+        Self {
+            queue: VecDeque::with_capacity(frames),
+            costliest: limits.bytes / 2,
+            total: Load::default(),
+            cost: Load::default(),
+            essential: Load::default(),
+            in_hand: InHandLoad::default(),
+            written: 0,
+            blocked_since: None,
+            full_since: None,
+        }
+    }
+
+    /// Whether a frame can be taken in without applying the policy.
+    pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: OutboxLimits) -> bool {
+        self.is_empty()
+            || self.behind_front(self.cost).plus(self.cost_of(outgoing)).is_within(limits)
     }
 
     /// Takes a frame in, if there is room or if room can be made by the policy.
@@ -85,17 +125,17 @@ impl Backlog {
         when_full: WhenFull,
     ) -> Result<Dropped, TooSlow> {
         let mut dropped = Dropped::default();
-        let new = outgoing.load();
-        if self.is_empty() || self.total.plus(new).is_within(limits) {
+        let new = self.cost_of(&outgoing);
+        if self.has_room_for(&outgoing, limits) {
             self.push(outgoing);
             return Ok(dropped);
         }
         // What cannot make way has room of its own, and that ends as well.
         let twice = limits.twice();
+        let fits_twice = self.behind_front(self.cost).plus(new).is_within(twice);
         match (when_full, outgoing.kind) {
-            (WhenFull::Disconnect, _) => return Err(TooSlow),
-            (WhenFull::Wait { .. }, _) if self.total.plus(new).is_within(twice) => {}
-            (WhenFull::Wait { .. }, _) => return Err(TooSlow),
+            (WhenFull::Disconnect, Kind::Essential) | (WhenFull::Wait { .. }, _) if fits_twice => {}
+            (WhenFull::Disconnect | WhenFull::Wait { .. }, _) => return Err(TooSlow),
             (WhenFull::DropNewest, Kind::Event(_)) => {
                 return Ok(Dropped { newest: 1, ..dropped });
             }
@@ -123,17 +163,48 @@ impl Backlog {
 
     /// Takes a frame in, room or not.
     pub(super) fn push(&mut self, outgoing: Arc<Outgoing>) {
-        let new = outgoing.load();
-        self.total = self.total.plus(new);
-        if outgoing.kind == Kind::Essential {
-            self.essential = self.essential.plus(new);
-        }
+        self.now_waits(&outgoing);
         self.queue.push_back(outgoing);
     }
 
     /// Whether another frame may have to wait for room.
     pub(super) fn is_full(&self, limits: OutboxLimits) -> bool {
-        self.total.frames >= limits.frames || self.total.bytes >= limits.bytes
+        let Load { frames, bytes } = self.behind_front(self.cost);
+        frames >= limits.frames || bytes >= limits.bytes
+    }
+
+    /// Whether no more waits than half of what may.
+    fn has_caught_up(&self, limits: OutboxLimits) -> bool {
+        let half = OutboxLimits { frames: limits.frames / 2, bytes: limits.bytes / 2 };
+        self.behind_front(self.cost).is_within(half)
+    }
+
+    /// The socket takes nothing at this moment.
+    pub(super) fn is_blocked(&mut self, now: Instant) {
+        self.blocked_since.get_or_insert(now);
+    }
+
+    /// A sender has found no room at this moment.
+    pub(super) fn found_full(&mut self, now: Instant) {
+        self.full_since.get_or_insert(now);
+    }
+
+    /// Takes note that the socket has taken something.
+    pub(super) fn has_moved(&mut self, limits: OutboxLimits) {
+        self.blocked_since = None;
+        if self.full_since.is_some() && self.has_caught_up(limits) {
+            self.full_since = None;
+        }
+    }
+
+    /// By when the socket has to take something, if it takes nothing.
+    pub(super) fn blocked_until(&self, longest: Duration) -> Option<Deadline> {
+        self.blocked_since.map(|since| Deadline::after(since, longest))
+    }
+
+    /// By when half of the room has to be free, if there was none.
+    pub(super) fn full_until(&self, longest: Duration) -> Deadline {
+        self.full_since.map_or(Deadline::NEVER, |since| Deadline::after(since, longest))
     }
 
     /// All that waits, and what is in hand.
@@ -165,28 +236,27 @@ impl Backlog {
     /// [put back](Self::put_back), nothing else may be written.
     pub(super) fn take_in_hand(&mut self, most: usize, hand: &mut InHand) {
         let count = self.queue.len().min(most);
+        self.in_hand.first = self.front_bytes();
         hand.frames.extend(self.queue.drain(..count));
         hand.written = std::mem::take(&mut self.written);
         for outgoing in &hand.frames {
-            let load = outgoing.load();
-            self.in_hand = self.in_hand.plus(load);
+            let cost = self.cost_of(outgoing);
+            self.in_hand.load = self.in_hand.load.plus(outgoing.load());
+            self.in_hand.cost = self.in_hand.cost.plus(cost);
             if outgoing.kind == Kind::Essential {
-                self.essential = self.essential.minus(load);
+                self.essential = self.essential.minus(cost);
             }
         }
     }
 
     /// Takes back what has not been written.
     pub(super) fn put_back(&mut self, hand: &mut InHand) {
-        self.total = self.total.minus(self.in_hand);
-        self.in_hand = Load::default();
+        self.total = self.total.minus(self.in_hand.load);
+        self.cost = self.cost.minus(self.in_hand.cost);
+        self.in_hand = InHandLoad::default();
         self.written = hand.written;
         while let Some(outgoing) = hand.frames.pop_back() {
-            let load = outgoing.load();
-            self.total = self.total.plus(load);
-            if outgoing.kind == Kind::Essential {
-                self.essential = self.essential.plus(load);
-            }
+            self.now_waits(&outgoing);
             self.queue.push_front(outgoing);
         }
     }
@@ -214,22 +284,42 @@ impl Backlog {
         usize::from(self.written > 0)
     }
 
-    /// What is left when everything that may be dropped is.
+    /// What is left to count against the limits when everything that may be dropped is.
     fn undroppable(&self) -> Load {
-        let kept = self.essential.plus(self.in_hand);
+        let kept = self.essential.plus(self.in_hand.cost);
         match self.queue.front() {
-            Some(first) if self.written > 0 && first.kind != Kind::Essential => {
-                kept.plus(first.load())
-            }
+            Some(first) if first.kind == Kind::Essential => self.behind_front(kept),
+            Some(first) if self.written > 0 => self.behind_front(kept.plus(self.cost_of(first))),
+            _ if self.in_hand.first > 0 => self.behind_front(kept),
             _ => kept,
         }
+    }
+
+    /// What a frame counts for.
+    fn cost_of(&self, outgoing: &Outgoing) -> Load {
+        let Load { frames, bytes } = outgoing.load();
+        Load { frames, bytes: bytes.min(self.costliest) }
+    }
+
+    /// The bytes that the frame at the front would cost, which is being written or is the next.
+    fn front_bytes(&self) -> usize {
+        match self.queue.front() {
+            _ if self.in_hand.first > 0 => self.in_hand.first,
+            Some(first) => self.cost_of(first).bytes,
+            None => 0,
+        }
+    }
+
+    /// A cost in which the front is included, without the bytes of the front.
+    fn behind_front(&self, cost: Load) -> Load {
+        Load { bytes: cost.bytes - self.front_bytes(), ..cost }
     }
 
     /// Drops events from the front until something of this size fits, or none is left.
     fn drop_oldest(&mut self, new: Load, limits: OutboxLimits) -> usize {
         let before = self.queue.len();
         let mut at = self.begun();
-        while at < self.queue.len() && !self.total.plus(new).is_within(limits) {
+        while at < self.queue.len() && !self.behind_front(self.cost).plus(new).is_within(limits) {
             if self.queue[at].kind == Kind::Essential {
                 at += 1;
             } else {
@@ -243,7 +333,7 @@ impl Backlog {
     fn drop_newest(&mut self, new: Load, limits: OutboxLimits) -> usize {
         let before = self.queue.len();
         let mut at = self.queue.len();
-        while at > self.begun() && !self.total.plus(new).is_within(limits) {
+        while at > self.begun() && !self.behind_front(self.cost).plus(new).is_within(limits) {
             at -= 1;
             if self.queue[at].kind != Kind::Essential {
                 self.remove(at);
@@ -254,18 +344,18 @@ impl Backlog {
 
     /// Drops all events of a kind.
     fn drop_all(&mut self, kind: Kind) -> usize {
-        let before = self.total;
-        let (mut at, begun) = (0, self.begun());
-        let total = &mut self.total;
-        self.queue.retain(|outgoing| {
+        let mut queue = std::mem::take(&mut self.queue);
+        let (before, mut at, begun) = (queue.len(), 0, self.begun());
+        queue.retain(|outgoing| {
             let keep = at < begun || outgoing.kind != kind;
             at += 1;
             if !keep {
-                *total = total.minus(outgoing.load());
+                self.no_longer(outgoing);
             }
             keep
         });
-        before.frames - self.total.frames
+        self.queue = queue;
+        before - self.queue.len()
     }
 
     fn remove(&mut self, at: usize) {
@@ -274,11 +364,21 @@ impl Backlog {
         }
     }
 
-    fn no_longer(&mut self, outgoing: &Outgoing) {
-        let load = outgoing.load();
-        self.total = self.total.minus(load);
+    fn now_waits(&mut self, outgoing: &Outgoing) {
+        let cost = self.cost_of(outgoing);
+        self.total = self.total.plus(outgoing.load());
+        self.cost = self.cost.plus(cost);
         if outgoing.kind == Kind::Essential {
-            self.essential = self.essential.minus(load);
+            self.essential = self.essential.plus(cost);
+        }
+    }
+
+    fn no_longer(&mut self, outgoing: &Outgoing) {
+        let cost = self.cost_of(outgoing);
+        self.total = self.total.minus(outgoing.load());
+        self.cost = self.cost.minus(cost);
+        if outgoing.kind == Kind::Essential {
+            self.essential = self.essential.minus(cost);
         }
     }
 }
@@ -417,7 +517,7 @@ mod tests {
 
     /// A backlog of these, numbered from 0, of 10 bytes each.
     fn backlog(kinds: &[Kind]) -> Backlog {
-        let mut backlog = Backlog::default();
+        let mut backlog = Backlog::new(LIMITS, 0);
         (0..).zip(kinds).for_each(|(number, kind)| backlog.push(outgoing(number, 10, *kind)));
         backlog
     }
@@ -430,7 +530,7 @@ mod tests {
         let oldest = Dropped { oldest: 1, ..Dropped::default() };
         let newest = Dropped { newest: 1, ..Dropped::default() };
         let superseded = |count| Dropped { superseded: count, ..Dropped::default() };
-        let cases: [(_, _, _, &[u8]); 9] = [
+        let cases: [(_, _, _, &[u8]); 10] = [
             (WhenFull::DropOldest, event(1), Ok(oldest), &[0, 2, 3, 9]),
             (WhenFull::DropOldest, REPLY, Ok(oldest), &[0, 2, 3, 9]),
             (WhenFull::DropNewest, event(1), Ok(newest), &[0, 1, 2, 3]),
@@ -439,7 +539,8 @@ mod tests {
             (WhenFull::KeepLatest, event(3), Ok(oldest), &[0, 2, 3, 9]),
             (WhenFull::KeepLatest, REPLY, Ok(oldest), &[0, 2, 3, 9]),
             (WhenFull::wait(), event(1), Ok(Dropped::default()), &[0, 1, 2, 3, 9]),
-            (WhenFull::Disconnect, REPLY, Err(TooSlow), &[0, 1, 2, 3]),
+            (WhenFull::Disconnect, event(1), Err(TooSlow), &[0, 1, 2, 3]),
+            (WhenFull::Disconnect, REPLY, Ok(Dropped::default()), &[0, 1, 2, 3, 9]),
         ];
         for (when_full, kind, expected, left) in cases {
             let mut backlog = backlog(&waiting);
@@ -451,22 +552,85 @@ mod tests {
     #[test]
     fn room_is_made_for_bytes_too() {
         let admit = |when_full, length, kind| {
-            let mut backlog = Backlog::default();
+            let mut backlog = Backlog::new(LIMITS, 0);
+            // Behind the first, whose bytes do not count, 300 of 400 are taken.
             for number in 0..3 {
-                backlog.push(outgoing(number, 110, event(number)));
+                backlog.push(outgoing(number, 150, event(number)));
             }
             let admitted = backlog.admit(outgoing(9, length, kind), LIMITS, when_full);
             admitted.map(|dropped| (dropped, numbers(&backlog)))
         };
         let dropped = |oldest, newest| Dropped { oldest, newest, superseded: 0 };
+        let fits = Ok((Dropped::default(), vec![0, 1, 2, 9]));
+        assert_eq!(admit(WhenFull::DropOldest, 100, event(9)), fits);
         assert_eq!(admit(WhenFull::DropOldest, 120, event(9)), Ok((dropped(1, 0), vec![1, 2, 9])));
-        assert_eq!(admit(WhenFull::DropOldest, 200, event(9)), Ok((dropped(2, 0), vec![2, 9])));
-        assert_eq!(admit(WhenFull::DropNewest, 200, REPLY), Ok((dropped(0, 2), vec![0, 9])));
-        // It is too large in any case, so nothing makes way for it.
-        let refused = Ok((dropped(0, 1), vec![0, 1, 2]));
-        assert_eq!(admit(WhenFull::DropOldest, 401, event(9)), refused);
-        assert_eq!(admit(WhenFull::DropOldest, 800, REPLY), Ok((dropped(3, 0), vec![9])));
-        assert_eq!(admit(WhenFull::DropOldest, 801, REPLY), Err(TooSlow));
+        assert_eq!(admit(WhenFull::DropNewest, 120, event(9)), Ok((dropped(0, 1), vec![0, 1, 2])));
+        assert_eq!(admit(WhenFull::DropNewest, 200, REPLY), Ok((dropped(0, 1), vec![0, 1, 9])));
+        // However large a message is, it counts for half of what may wait at most.
+        assert_eq!(
+            admit(WhenFull::DropOldest, 5_000, event(9)),
+            Ok((dropped(1, 0), vec![1, 2, 9]))
+        );
+        let among_answers = Ok((Dropped::default(), vec![0, 1, 2, 9]));
+        assert_eq!(admit(WhenFull::Disconnect, 5_000, REPLY), among_answers);
+        assert_eq!(admit(WhenFull::Disconnect, 5_000, event(9)), Err(TooSlow));
+    }
+
+    #[test]
+    fn what_is_being_written_does_not_count() {
+        for when_full in [WhenFull::Disconnect, WhenFull::DropNewest, WhenFull::wait()] {
+            for taken in [false, true] {
+                let (mut backlog, mut hand) = (Backlog::new(LIMITS, 0), InHand::default());
+                backlog.push(outgoing(0, 5_000, REPLY));
+                if taken {
+                    backlog.take_in_hand(1, &mut hand);
+                }
+                for number in 1..=3 {
+                    let next = outgoing(number, 120, event(number));
+                    let admitted = backlog.admit(next, LIMITS, when_full);
+                    assert_eq!(admitted, Ok(Dropped::default()), "{when_full:?} {number}");
+                }
+                assert!(!backlog.has_room_for(&outgoing(4, 120, REPLY), LIMITS));
+                let reply = backlog.admit(outgoing(4, 120, REPLY), LIMITS, when_full);
+                assert!(reply.is_ok(), "a reply has room of its own: {when_full:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn several_large_answers_leave_room_for_events() {
+        let mut backlog = Backlog::new(LIMITS, 0);
+        backlog.push(outgoing(0, 5_000, REPLY));
+        backlog.push(outgoing(1, 5_000, REPLY));
+        let event = backlog.admit(outgoing(2, 120, event(1)), LIMITS, WhenFull::Disconnect);
+        assert_eq!(event, Ok(Dropped::default()));
+        let more = (3..).take_while(|&number| {
+            let reply = outgoing(number, 5_000, REPLY);
+            backlog.admit(reply, LIMITS, WhenFull::Disconnect).is_ok()
+        });
+        assert_eq!(more.count(), 2, "but there is an end to it");
+    }
+
+    #[test]
+    fn how_long_it_is_behind_is_known_until_the_socket_moves() {
+        let longest = Duration::from_secs(30);
+        let now = Instant::now();
+        let later = now + Duration::from_secs(1);
+        let mut backlog = backlog(&[event(1); 4]);
+        assert_eq!(backlog.blocked_until(longest), None);
+        backlog.is_blocked(now);
+        backlog.is_blocked(later);
+        backlog.found_full(now);
+        let until = Deadline::after(now, longest);
+        assert_eq!(backlog.blocked_until(longest), Some(until));
+        assert_eq!(backlog.full_until(longest), until);
+        backlog.wrote(10, |_| {});
+        backlog.has_moved(LIMITS);
+        assert_eq!(backlog.blocked_until(longest), None);
+        assert_eq!(backlog.full_until(longest), until, "more than half is taken");
+        backlog.wrote(10, |_| {});
+        backlog.has_moved(LIMITS);
+        assert_eq!(backlog.full_until(longest), Deadline::NEVER);
     }
 
     #[test]
@@ -525,7 +689,7 @@ mod tests {
     fn op() -> impl Strategy<Value = Op> {
         let kind = prop_oneof![1 => Just(REPLY), 3 => (0..3u8).prop_map(event)];
         prop_oneof![
-            3 => (3usize..120, kind).prop_map(|(length, kind)| Op::Send { length, kind }),
+            3 => (prop_oneof![9 => 3usize..120, 1 => 200usize..2_000], kind).prop_map(|(length, kind)| Op::Send { length, kind }),
             1 => (1usize..200).prop_map(Op::Write),
             1 => (1usize..5).prop_map(Op::Take),
             1 => (0usize..400).prop_map(Op::PutBack),
@@ -549,7 +713,7 @@ mod tests {
         fn no_more_waits_than_may_and_only_events_are_missing(
             when_full in policy(), ops in prop::collection::vec(op(), 0..80)
         ) {
-            let mut backlog = Backlog::default();
+            let mut backlog = Backlog::new(LIMITS, 0);
             let (mut hand, mut taken, mut was_in_hand) = (InHand::default(), false, false);
             // What has been sent, and what has come out or still waits: numbers in order.
             let (mut sent, mut written, mut dropped) = (vec![], vec![], 0);
@@ -571,7 +735,8 @@ mod tests {
                                 let drops = !matches!(
                                     when_full, WhenFull::Disconnect | WhenFull::Wait { .. }
                                 );
-                                let left = backlog.undroppable().plus(Load { frames: 1, bytes: length });
+                                let new = backlog.cost_of(&outgoing(number, length, kind));
+                                let left = backlog.undroppable().plus(new);
                                 let nothing_helps = kind == REPLY && !left.is_within(LIMITS.twice());
                                 prop_assert!(!drops || nothing_helps);
                                 return Ok(());
@@ -612,15 +777,15 @@ mod tests {
                     bytes: backlog.frames().chain(in_hand).map(Frame::len).sum(),
                 };
                 prop_assert_eq!(backlog.total, total);
-                let may_be_dropped = total != backlog.undroppable();
+                let counted = backlog.behind_front(backlog.cost);
+                let may_be_dropped = counted != backlog.undroppable();
                 let bound = match when_full {
-                    WhenFull::Disconnect => LIMITS,
                     WhenFull::DropOldest | WhenFull::DropNewest | WhenFull::KeepLatest
                         if may_be_dropped && !was_in_hand => LIMITS,
                     // What came while events were in hand could not push them out.
                     _ => LIMITS.twice(),
                 };
-                prop_assert!(total.is_within(bound), "{:?}", total);
+                prop_assert!(counted.is_within(bound), "{:?}", counted);
             }
             written.extend(hand.frames.iter().map(|outgoing| outgoing.frame.body()[0]));
             written.extend(numbers(&backlog));

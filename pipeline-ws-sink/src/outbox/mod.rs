@@ -13,17 +13,24 @@ mod writer;
 
 use std::{
     borrow::Cow,
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     mem,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::{net::TcpStream, sync::Notify, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::Notify,
+    time::{self, Instant, Sleep},
+};
 
 use self::backlog::{Backlog, Dropped, InHand, TooSlow};
 pub use self::when_full::WhenFull;
@@ -55,12 +62,21 @@ pub(crate) enum Way {
 ///
 /// A frame is written at once, by the task that sends it, when nothing waits for the socket, the
 /// socket is a plain TCP stream, and the sender wants it [so](Way). Otherwise it waits, and the socket's own task writes it when there
-/// is room. What happens when too much waits is decided by [`WhenFull`]; when nothing else helps, the
-/// client is too slow: what waits is dropped and counted, and the socket is closed.
+/// is room.
+///
+/// A client is slow when its socket takes no more, and not when no task has had its turn to write. So
+/// a sender that finds the outbox full writes what waits first. Only if the socket takes nothing is
+/// it decided by [`WhenFull`] what happens; when nothing else helps, the client is too slow: what
+/// waits is dropped and counted, and the socket is closed. The same happens when the socket takes
+/// nothing for too long, however little waits.
 pub(crate) struct Outbox {
     state: Mutex<State>,
+    /// Held by the sweeper while it writes, for senders that have to know what came of it.
+    sweeping: Mutex<()>,
     limits: OutboxLimits,
     when_full: WhenFull,
+    /// How long the client may be behind.
+    max_behind: Duration,
     /// Whether the client has agreed to compressed messages.
     compresses: bool,
     /// How many channels the client has: draining counts them, and finds the socket by its outbox.
@@ -106,8 +122,10 @@ impl Outbox {
         };
         Self {
             state: Mutex::new(state),
+            sweeping: Mutex::new(()),
             limits,
             when_full: WhenFull::default(),
+            max_behind: Duration::MAX,
             compresses: false,
             channels: AtomicUsize::new(0),
             room: None,
@@ -120,6 +138,11 @@ impl Outbox {
     pub(crate) fn when_full(mut self, when_full: WhenFull) -> Self {
         self.room = matches!(when_full, WhenFull::Wait { .. }).then(Box::default);
         Self { when_full, ..self }
+    }
+
+    /// Sets how long the client may be behind. By default there is no limit.
+    pub(crate) fn max_behind(self, max_behind: Duration) -> Self {
+        Self { max_behind, ..self }
     }
 
     /// Sets where it is written to when frames come faster than they can be written one by one.
@@ -158,7 +181,7 @@ impl Outbox {
         let mut state = self.state.lock();
         if !state.finished {
             let last = Outgoing { frame: frame.clone(), since: None, kind: Kind::Essential };
-            state.backlog.get_or_insert_default().push(Arc::new(last));
+            state.backlog(self.limits, 0).push(Arc::new(last));
             state.finished = true;
             state.wake();
             self.tell_of_room();
@@ -200,13 +223,54 @@ impl Outbox {
         self.state.lock().backlog.as_ref().map_or_else(Load::default, |backlog| backlog.load())
     }
 
-    /// Writes what waits, for as long as the socket lives. Completes when the socket has to end. For
-    /// the socket's task only.
-    pub(crate) fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
+    /// Writes what waits, for as long as the socket lives. Completes when the socket has to end,
+    /// which it has when it takes nothing for longer than the client may be behind. For the socket's
+    /// task only.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn write(&self) -> SocketEnd {
+        // Most sockets are never behind, and have no timer.
+        let mut timer: Option<Pin<Box<Sleep>>> = None;
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(end) = self.poll_write(cx) {
+                    return Poll::Ready(end);
+                }
+                let Some(until) = self.blocked_until() else {
+                    timer = None;
+                    return Poll::Pending;
+                };
+                // The socket may have taken something since the timer was set: it is not set anew
+                // every time, but when it has gone off.
+                let timer = timer.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
+                ready!(timer.as_mut().poll(cx));
+                if until <= Instant::now() {
+                    self.give_up();
+                } else {
+                    timer.as_mut().reset(until);
+                }
+            }
+        })
+        .await
+    }
+
+    /// By when the socket has to take something, if it takes nothing and that is limited.
+    fn blocked_until(&self) -> Option<Instant> {
+        let mut state = self.state.lock();
+        state.waiting()?.blocked_until(self.max_behind)?.instant()
+    }
+
+    /// Writes what waits. Completes when the socket has to end. For the socket's task only.
+    fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        if let Poll::Ready(Err(_)) = self.poll_flush(&mut state, cx) {
-            self.end_in(&mut state, SocketEnd::Lost);
+        match self.poll_flush(&mut state, cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => self.end_in(&mut state, SocketEnd::Lost),
+            Poll::Pending if !state.in_hand => state.is_blocked(),
+            Poll::Pending => {}
         }
         match state.end {
             Some(end) => Poll::Ready(end),
@@ -266,6 +330,9 @@ impl Outbox {
         }
         if let Some(backlog) = &mut state.backlog {
             backlog.put_back(hand);
+            if let Ok(1..) = written {
+                backlog.has_moved(self.limits);
+            }
         }
         if matches!(state.writer, Writer::Gone) {
             state.backlog = None;
@@ -337,11 +404,15 @@ impl Outbox {
         outgoing: &Arc<Outgoing>,
         way: Way,
     ) {
-        if !state.is_open() {
-            return;
-        }
-        if let Some(backlog) = state.waiting() {
-            // Whoever writes it is on the way already.
+        loop {
+            if !state.is_open() {
+                return;
+            }
+            let Some(backlog) = state.waiting() else { break };
+            if !backlog.has_room_for(outgoing, self.limits) && self.write_first(&mut state) {
+                continue;
+            }
+            let Some(backlog) = state.waiting() else { break };
             match backlog.admit(outgoing.clone(), self.limits, self.when_full) {
                 Ok(dropped) => self.count(dropped),
                 Err(TooSlow) => self.too_slow(&mut state, 1),
@@ -349,8 +420,7 @@ impl Outbox {
             return;
         }
         if let (Way::Swept, Some(place), true) = (way, &self.place, state.writer.is_shared()) {
-            let new = || Box::new(Backlog::with_capacity(SHARE));
-            state.backlog.get_or_insert_with(new).push(outgoing.clone());
+            state.backlog(self.limits, SHARE).push(outgoing.clone());
             if !mem::replace(&mut state.is_due, true) {
                 drop(state);
                 place.soon(self);
@@ -376,10 +446,38 @@ impl Outbox {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
             Err(_) => return self.end_in(&mut state, SocketEnd::Lost),
         };
-        let backlog = state.backlog.get_or_insert_default();
+        let backlog = state.backlog(self.limits, 0);
         backlog.push(outgoing.clone());
         backlog.wrote(written, |_| {});
         state.wake();
+    }
+
+    /// Writes some of what waits, on behalf of a sender that finds no room. Returns whether it is worth
+    /// looking again, which it is unless the socket takes nothing. Somewhere else, the lock may have
+    /// been held by others.
+    fn write_first(&self, state: &mut MutexGuard<'_, State>) -> bool {
+        if state.in_hand {
+            // The sweeper is about to know. It holds this lock for as long as one write takes.
+            MutexGuard::unlocked(state, || drop(self.sweeping.lock()));
+            return true;
+        }
+        let State { writer, backlog, task, .. } = &mut **state;
+        let Some(backlog) = backlog.as_ref().filter(|backlog| !backlog.is_empty()) else {
+            return true;
+        };
+        let mut slices = [IoSlice::new(&[]); GATHER];
+        let count = backlog.slices(&mut slices);
+        let begun = self.metrics.write_time.begin();
+        match writer.write_for(task.as_ref(), &slices[..count]) {
+            Ok(written @ 1..) => self.wrote(state, written, begun),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                state.is_blocked();
+                state.wake();
+                return false;
+            }
+            Ok(0) | Err(_) => self.end_in(state, SocketEnd::Lost),
+        }
+        true
     }
 
     /// Closes the socket because its client is too slow. What waits is dropped, and so many frames
@@ -436,6 +534,7 @@ impl Outbox {
             self.delivered(since, now);
         });
         self.metrics.frames_out.increment(whole);
+        backlog.has_moved(self.limits);
         let is_full = backlog.is_full(self.limits);
         state.let_go();
         if was_full && !is_full {
@@ -469,6 +568,21 @@ impl State {
     fn let_go(&mut self) {
         if !self.is_warm && self.waiting().is_none() {
             self.backlog = None;
+        }
+    }
+
+    /// What waits, or a place for it.
+    fn backlog(&mut self, limits: OutboxLimits, frames: usize) -> &mut Backlog {
+        self.backlog.get_or_insert_with(|| Box::new(Backlog::new(limits, frames)))
+    }
+
+    /// The socket takes nothing at this moment. Where the client fetches, that is not known.
+    fn is_blocked(&mut self) {
+        if matches!(self.writer, Writer::Fetched) {
+            return;
+        }
+        if let Some(backlog) = self.waiting() {
+            backlog.is_blocked(Instant::now());
         }
     }
 

@@ -2,6 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use pipeline_core::Deadline;
+use tokio::time::Instant;
+
 use super::{Outbox, OutboxLimits, SharedFrame, State, Way, WhenFull};
 
 /// There is no room, and who sends is to wait for it.
@@ -17,9 +20,14 @@ impl Outbox {
         frame: &SharedFrame,
         way: Way,
     ) -> Result<(), NoRoom> {
-        let state = self.state.lock();
-        if !state.takes_more(self.wait_limits()) {
-            return Err(NoRoom);
+        let mut state = self.state.lock();
+        while !state.takes_more(self.wait_limits()) {
+            if !self.write_first(&mut state) {
+                if let Some(backlog) = state.waiting() {
+                    backlog.found_full(Instant::now());
+                }
+                return Err(NoRoom);
+            }
         }
         self.accept_in(state, frame.get(self.compresses), way);
         Ok(())
@@ -53,7 +61,15 @@ impl Outbox {
         }
     }
 
-    /// Closes the socket because its client was too slow for somebody who waited.
+    /// By when senders have waited long enough for this client, one after the other, and it has to
+    /// have caught up with half of its outbox.
+    pub(crate) fn full_until(&self) -> Deadline {
+        let state = self.state.lock();
+        let backlog = state.backlog.as_ref();
+        backlog.map_or(Deadline::NEVER, |backlog| backlog.full_until(self.max_behind))
+    }
+
+    /// Closes the socket because its client has been too slow for too long.
     pub(crate) fn give_up(&self) {
         let mut state = self.state.lock();
         if state.is_open() {
@@ -126,8 +142,7 @@ mod tests {
     async fn who_waits_gets_room_when_a_frame_has_gone_out() {
         let (outbox, mut client, recorded) = outbox(WhenFull::wait());
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
-        for _ in 0..2 {
-            outbox.room().await;
+        for _ in 0..3 {
             outbox.offer_shared(&news(), Way::Direct).unwrap();
         }
         assert_eq!(outbox.offer_shared(&news(), Way::Direct), Err(NoRoom));
@@ -153,10 +168,10 @@ mod tests {
         settle().await;
         assert_eq!(*sent.lock(), 0);
         for round in 1..=3 {
+            client.read_exact(&mut [0; 12]).await.unwrap();
             turn(&outbox);
             settle().await;
             assert_eq!(*sent.lock(), round, "as many as there was room for");
-            client.read_exact(&mut [0; 12]).await.unwrap();
         }
         for sender in senders {
             timeout(PATIENCE, sender).await.unwrap().unwrap();
@@ -189,7 +204,8 @@ mod tests {
     #[tokio::test]
     async fn who_cannot_wait_may_send_twice_as_much() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..4).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        // One is on its way.
+        (0..5).for_each(|_| outbox.send_shared(&news(), Way::Direct));
         assert_eq!(end(&outbox), None);
         outbox.send_shared(&news(), Way::Direct);
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
@@ -201,7 +217,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_is_given_up_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..3).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        (0..4).for_each(|_| outbox.send_shared(&news(), Way::Direct));
         outbox.give_up();
         outbox.give_up();
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));

@@ -159,41 +159,49 @@ impl Sweep {
         }
     }
 
-    /// Takes what has become due. If nothing has, it will be told.
+    /// Takes what has become due: it stands in line behind the sockets that have more. If there are
+    /// none of either, it will be told.
     fn more(&mut self) -> bool {
         let mut due = self.place.round.due.lock();
-        mem::swap(&mut due.sockets, &mut self.sockets);
+        self.sockets.append(&mut due.sockets);
         due.task = if self.sockets.is_empty() { Task::Waiting } else { Task::Writing };
         due.task == Task::Writing
     }
 
-    /// Goes to every socket that was due.
+    /// Goes to every socket that is due, once. One that has more waits for the next round.
     async fn round(&mut self, stretch: &mut Stretch) {
-        let mut visited: usize = 0;
-        while let Some(outbox) = self.sockets.pop_front() {
-            if let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) {
-                if is_new {
-                    self.warm.push(Arc::downgrade(&outbox));
-                }
-                // Without a lock: whoever has a frame for this socket need not wait for the system.
-                let mut slices = [IoSlice::new(&[]); GATHER];
-                let count = self.hand.slices(&mut slices);
-                let begun = outbox.metrics.write_time.begin();
-                let written = stream.try_write_vectored(&slices[..count]);
-                let (wrote, now) = (written.is_ok(), Instant::now());
-                stretch.wrote(count);
-                if outbox.put_back(&mut self.hand, written, now) {
-                    self.sockets.push_back(outbox.clone());
-                }
-                // Last: a recorder may panic, and then the next task finds everything in its place.
-                outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
-                outbox.let_go(&mut self.hand, now);
-            }
-            visited += 1;
+        for visited in 1..=self.sockets.len() {
+            let Some(outbox) = self.sockets.pop_front() else { break };
+            self.visit(outbox, stretch);
             if visited.is_multiple_of(TURN) {
                 task::yield_now().await;
             }
         }
+    }
+
+    /// Writes to a socket what has come for it, or as much as goes into one write.
+    fn visit(&mut self, outbox: Arc<Outbox>, stretch: &mut Stretch) {
+        // A sender that needs to know what came of the write waits for this lock. The others need
+        // not wait for the system.
+        let writing = outbox.sweeping.lock();
+        let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) else { return };
+        if is_new {
+            self.warm.push(Arc::downgrade(&outbox));
+        }
+        let mut slices = [IoSlice::new(&[]); GATHER];
+        let count = self.hand.slices(&mut slices);
+        let begun = outbox.metrics.write_time.begin();
+        let written = stream.try_write_vectored(&slices[..count]);
+        let (wrote, now) = (written.is_ok(), Instant::now());
+        stretch.wrote(count);
+        let has_more = outbox.put_back(&mut self.hand, written, now);
+        drop(writing);
+        if has_more {
+            self.sockets.push_back(outbox.clone());
+        }
+        // Last: a recorder may panic, and then the next task finds everything in its place.
+        outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
+        outbox.let_go(&mut self.hand, now);
     }
 
     /// Has the sockets give back what memory they do not need.

@@ -139,15 +139,19 @@ async fn a_frame_for_a_broken_connection_ends_the_socket_and_does_not_wait() {
     assert_eq!(turn(&outbox), Poll::Ready(SocketEnd::Lost));
 }
 
+fn send_event(outbox: &Arc<Outbox>, length: usize) {
+    outbox.send_event(&small(length), EventKey::new("t", "e"), None);
+}
+
 #[tokio::test]
-async fn as_many_bytes_as_the_limit_may_wait_and_not_one_more() {
+async fn as_many_bytes_as_the_limit_may_wait_behind_the_first_and_not_one_more() {
     let limits = OutboxLimits { frames: 1000, bytes: 20 };
-    let (outbox, recorded) = outbox(Writer::Task(Box::pin(duplex(1).0)), limits);
-    outbox.send(&small(10), None);
-    outbox.send(&small(10), None);
-    assert_eq!((waiting(&outbox), end(&outbox)), (2, None));
-    outbox.send(&small(2), None);
-    assert_eq!((waiting(&outbox), end(&outbox)), (0, Some(SocketEnd::Overflow)));
+    let (ours, _theirs) = duplex(1);
+    let (outbox, recorded) = outbox(Writer::Task(Box::pin(ours)), limits);
+    (0..3).for_each(|_| send_event(&outbox, 10));
+    assert_eq!((waiting(&outbox), end(&outbox)), (3, None));
+    send_event(&outbox, 2);
+    assert_eq!((waiting(&outbox), end(&outbox)), (1, Some(SocketEnd::Overflow)), "one is begun");
     let dropped = recorded.counters("socket.frames_dropped");
     assert_eq!(dropped, [("reason=overflow".to_owned(), 3)]);
 }
@@ -155,12 +159,12 @@ async fn as_many_bytes_as_the_limit_may_wait_and_not_one_more() {
 #[tokio::test]
 async fn as_many_frames_as_the_limit_may_wait_and_not_one_more() {
     let limits = OutboxLimits { frames: 2, bytes: 1000 };
-    let (outbox, _) = outbox(Writer::Task(Box::pin(duplex(1).0)), limits);
-    outbox.send(&small(10), None);
-    outbox.send(&small(10), None);
+    let (ours, _theirs) = duplex(1);
+    let (outbox, _) = outbox(Writer::Task(Box::pin(ours)), limits);
+    (0..2).for_each(|_| send_event(&outbox, 10));
     assert_eq!((waiting(&outbox), end(&outbox)), (2, None));
-    outbox.send(&small(10), None);
-    assert_eq!((waiting(&outbox), end(&outbox)), (0, Some(SocketEnd::Overflow)));
+    send_event(&outbox, 10);
+    assert_eq!((waiting(&outbox), end(&outbox)), (1, Some(SocketEnd::Overflow)), "one is begun");
 }
 
 #[tokio::test]
@@ -168,13 +172,86 @@ async fn what_is_written_makes_room_for_as_much() {
     let limits = OutboxLimits { frames: 1000, bytes: 30 };
     let (ours, _theirs) = duplex(10);
     let (outbox, _) = outbox(Writer::Task(Box::pin(ours)), limits);
-    (0..3).for_each(|_| outbox.send(&small(10), None));
+    (0..4).for_each(|_| send_event(&outbox, 10));
     assert!(turn(&outbox).is_pending());
-    assert_eq!(waiting(&outbox), 2, "the first has been taken");
-    outbox.send(&small(10), None);
-    assert_eq!((waiting(&outbox), end(&outbox)), (3, None));
-    outbox.send(&small(2), None);
+    assert_eq!(waiting(&outbox), 3, "the first has been taken");
+    send_event(&outbox, 10);
+    assert_eq!((waiting(&outbox), end(&outbox)), (4, None));
+    send_event(&outbox, 2);
     assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
+}
+
+/// Takes everything, when asked.
+fn swallowing() -> Writer {
+    Writer::Task(Box::pin(tokio::io::sink()))
+}
+
+#[tokio::test]
+async fn a_sender_that_finds_the_outbox_full_writes_first() {
+    let limits = OutboxLimits { frames: 4, bytes: 1000 };
+    let (ours, mut theirs) = tcp().await;
+    for writer in [swallowing(), Writer::Tcp(Arc::new(ours))] {
+        for when_full in [WhenFull::Disconnect, WhenFull::DropOldest, WhenFull::KeepLatest] {
+            let (telemetry, recorded) = Recorded::new();
+            let metrics = Arc::new(SocketMetrics::register(&telemetry));
+            let writer = match &writer {
+                Writer::Tcp(stream) => Writer::Tcp(stream.clone()),
+                _ => swallowing(),
+            };
+            let outbox = Arc::new(Outbox::new(writer, limits, metrics).when_full(when_full));
+            // Neither the socket's task nor a sweeper ever has a turn.
+            outbox.state.lock().backlog(limits, 0).push(Arc::new(Outgoing {
+                frame: small(10),
+                since: None,
+                kind: Kind::Essential,
+            }));
+            for _ in 0..100 {
+                send_event(&outbox, 10);
+                outbox.send(&small(10), None);
+            }
+            assert_eq!(end(&outbox), None, "{when_full:?}");
+            assert!(recorded.counters("socket.frames_dropped").is_empty(), "{when_full:?}");
+        }
+    }
+    let mut received = vec![0; 10];
+    theirs.read_exact(&mut received).await.unwrap();
+    assert_eq!(received, small(10).bytes()[..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_takes_nothing_is_closed_after_a_while_and_one_that_takes_a_little_is_not() {
+    let (telemetry, recorded) = Recorded::new();
+    let metrics = Arc::new(SocketMetrics::register(&telemetry));
+    let (ours, mut theirs) = duplex(10);
+    let outbox = Outbox::new(Writer::Task(Box::pin(ours)), ROOMY, metrics)
+        .max_behind(Duration::from_secs(30));
+    let outbox = Arc::new(outbox);
+    let opened = Instant::now();
+    let writing = tokio::spawn({
+        let outbox = outbox.clone();
+        async move { outbox.write().await }
+    });
+    (0..10).for_each(|_| send_event(&outbox, 10));
+    for _ in 0..5 {
+        time::sleep(Duration::from_secs(25)).await;
+        theirs.read_exact(&mut [0; 10]).await.unwrap();
+    }
+    assert_eq!(writing.await.unwrap(), SocketEnd::Overflow);
+    assert_eq!(opened.elapsed().as_secs(), 5 * 25 + 30);
+    assert_eq!(recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_task_although_its_outbox_is_held() {
+    let (ours, mut theirs) = tcp().await;
+    let (outbox, _) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
+    outbox.send(&small(10), None);
+    outbox.release();
+    outbox.send(&small(10), None);
+    let mut received = vec![];
+    theirs.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, small(10).bytes()[..]);
+    assert!(outbox.has_ended());
 }
 
 #[tokio::test]
@@ -199,5 +276,5 @@ async fn what_is_heard_counts_as_activity() {
 
 #[test]
 fn an_outbox_in_which_nothing_waits_is_small() {
-    assert!(size_of::<Outbox>() <= 168, "{}", size_of::<Outbox>());
+    assert!(size_of::<Outbox>() <= 184, "{}", size_of::<Outbox>());
 }

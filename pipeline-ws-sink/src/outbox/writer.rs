@@ -1,15 +1,16 @@
 //! Where a socket's bytes go.
 
 use std::{
+    future::{Future, poll_fn},
     io::{self, IoSlice},
     net::Shutdown,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use socket2::SockRef;
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::{io::AsyncWrite, net::TcpStream, task::unconstrained};
 
 /// Where the bytes go.
 pub(crate) enum Writer {
@@ -29,6 +30,34 @@ impl Writer {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes),
             Self::Task(_) | Self::Fetched => Err(io::ErrorKind::WouldBlock.into()),
+            Self::Gone => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Writes some of it, by a task that is not the socket's. If nothing can be written now, the
+    /// socket's own task, whose waker this is, is woken when that changes.
+    ///
+    /// It asks the operating system, and not the runtime: one that has no time to look, because the
+    /// task that calls this does not yield, takes a socket for blocked that is not.
+    pub(super) fn write_for(
+        &mut self,
+        task: Option<&Waker>,
+        slices: &[IoSlice<'_>],
+    ) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(&**stream).send_vectored(slices),
+            Self::Task(writer) => {
+                // The caller may have used up its share of the runtime, which says nothing about
+                // the socket.
+                let writing =
+                    unconstrained(poll_fn(|cx| writer.as_mut().poll_write_vectored(cx, slices)));
+                let waker = task.unwrap_or(Waker::noop());
+                match pin!(writing).poll(&mut Context::from_waker(waker)) {
+                    Poll::Ready(written) => written,
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            }
+            Self::Fetched => Err(io::ErrorKind::WouldBlock.into()),
             Self::Gone => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }

@@ -1,6 +1,9 @@
 //! Messages of the channel protocol, in whichever version a client speaks.
 
-use std::{borrow::Cow, sync::OnceLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, OnceLock},
+};
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -212,7 +215,7 @@ impl Address<'_> {
 /// it.
 #[derive(Debug)]
 pub(crate) struct Encoded {
-    topic: Box<str>,
+    topic: Arc<str>,
     event: Box<str>,
     /// Where the payload begins in the body of its frame.
     payload: usize,
@@ -259,6 +262,10 @@ impl Encoded {
     }
 
     pub(crate) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub(crate) fn shared_topic(&self) -> &Arc<str> {
         &self.topic
     }
 

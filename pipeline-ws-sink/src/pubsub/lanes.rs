@@ -1,55 +1,168 @@
-//! Who waits for whom: those who send on one topic, one behind the other.
+//! Lanes: in which order pushes are sent to a topic.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::poll_fn,
+    hash::BuildHasher,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
 
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
+use tokio::sync::Notify;
 
-/// The topics on which somebody waits. The others take no memory.
+/// How many parts the lanes have, so that few senders meet at one lock.
+const SHARDS: usize = 16;
+
+/// The topics to which something is being sent. The others take no memory.
 #[derive(Default)]
 pub(super) struct Lanes {
-    waiting: Mutex<HashMap<Arc<str>, Arc<Turn<()>>>>,
+    shards: [Mutex<HashMap<Arc<str>, Lane, RandomState>>; SHARDS],
+    hasher: RandomState,
 }
 
-/// A turn on a topic. The next one comes when it is dropped.
-pub(super) struct Lane<'a> {
-    lanes: &'a Lanes,
+/// Those who send to one topic: one has its turn, and the others stand behind it in their order.
+struct Lane {
+    /// Whose turn it is.
+    first: u64,
+    behind: VecDeque<Behind>,
+    next: u64,
+    /// From now on nobody in it waits for slow clients.
+    hurries: bool,
+    /// Tells the first, while it waits for them.
+    hurry: Option<Arc<Notify>>,
+}
+
+struct Behind {
+    number: u64,
+    /// Its task, once that waits for its turn.
+    task: Option<Waker>,
+}
+
+/// A place in the lane of a topic. The next in line has its turn when it is dropped.
+pub(super) struct Place {
+    lanes: Arc<Lanes>,
     topic: Arc<str>,
-    /// Taken when the turn ends.
-    turn: Option<OwnedMutexGuard<()>>,
+    number: u64,
 }
 
 impl Lanes {
-    /// The turns on a topic where others wait. Nobody does, as a rule.
-    pub(super) fn find(&self, topic: &str) -> Option<Arc<Turn<()>>> {
-        self.waiting.lock().get(topic).cloned()
+    /// Takes the last place in the lane of a topic.
+    pub(super) fn enter(self: &Arc<Self>, topic: &Arc<str>) -> Place {
+        let mut shard = self.shard(topic).lock();
+        let number = if let Some(lane) = shard.get_mut(topic) {
+            let number = lane.next;
+            lane.next += 1;
+            lane.behind.push_back(Behind { number, task: None });
+            number
+        } else {
+            let lane =
+                Lane { first: 0, behind: VecDeque::new(), next: 1, hurries: false, hurry: None };
+            shard.insert(topic.clone(), lane);
+            0
+        };
+        Place { lanes: self.clone(), topic: topic.clone(), number }
+    }
+
+    fn shard(&self, topic: &str) -> &Mutex<HashMap<Arc<str>, Lane, RandomState>> {
+        #[expect(clippy::cast_possible_truncation, reason = "any part of the hash will do")]
+        let hash = self.hasher.hash_one(topic) as usize;
+        &self.shards[hash % SHARDS]
+    }
+
+    #[cfg(test)]
+    pub(super) fn open(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+impl Place {
+    pub(super) fn topic(&self) -> &Arc<str> {
+        &self.topic
     }
 
     /// Waits for its turn.
     ///
-    /// Turns come in the order in which the futures were first polled.
-    pub(super) async fn behind(&self, topic: &str, turn: Arc<Turn<()>>) -> Lane<'_> {
-        let guard = turn.lock_owned().await;
-        Lane { lanes: self, topic: topic.into(), turn: Some(guard) }
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the place is kept.
+    pub(super) async fn turn(&self) {
+        poll_fn(|cx| self.poll_turn(cx)).await;
     }
 
-    /// Makes the others on a topic wait.
-    pub(super) async fn open(&self, topic: &str) -> Lane<'_> {
-        let topic: Arc<str> = topic.into();
-        let turn = self.waiting.lock().entry(topic.clone()).or_default().clone();
-        let guard = turn.lock_owned().await;
-        Lane { lanes: self, topic, turn: Some(guard) }
+    fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.in_lane(|lane| {
+            let Ok(at) = lane.behind.binary_search_by_key(&self.number, |behind| behind.number)
+            else {
+                return Poll::Ready(());
+            };
+            match &mut lane.behind[at].task {
+                Some(known) => known.clone_from(cx.waker()),
+                unknown => *unknown = Some(cx.waker().clone()),
+            }
+            Poll::Pending
+        })
+    }
+
+    /// How many stand behind the one whose turn it is.
+    pub(super) fn waiting(&self) -> usize {
+        self.in_lane(|lane| lane.behind.len())
+    }
+
+    /// Has those in the lane stop waiting for slow clients, until the lane is empty.
+    pub(super) fn hurry(&self) {
+        self.in_lane(|lane| {
+            lane.hurries = true;
+            if let Some(hurry) = &lane.hurry {
+                hurry.notify_one();
+            }
+        });
+    }
+
+    /// Waits until the lane has to [hurry](Self::hurry). For the one whose turn it is.
+    pub(super) async fn hurried(&self) {
+        loop {
+            let told = self.in_lane(|lane| {
+                (!lane.hurries).then(|| lane.hurry.get_or_insert_default().clone())
+            });
+            let Some(told) = told else { return };
+            told.notified().await;
+        }
+    }
+
+    fn in_lane<T>(&self, look: impl FnOnce(&mut Lane) -> T) -> T {
+        let mut shard = self.lanes.shard(&self.topic).lock();
+        look(shard.get_mut(&self.topic).expect("a lane is there for as long as its places"))
     }
 }
 
-impl Drop for Lane<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut waiting = self.lanes.waiting.lock();
-        self.turn = None;
-        // Whoever comes does so under this lock, so if nobody is there, nobody will be.
-        if waiting.get(&self.topic).is_some_and(|turn| Arc::strong_count(turn) == 1) {
-            waiting.remove(&self.topic);
+        let mut shard = self.lanes.shard(&self.topic).lock();
+        let Some(lane) = shard.get_mut(&self.topic) else { return };
+        if lane.first != self.number {
+            if let Ok(at) = lane.behind.binary_search_by_key(&self.number, |behind| behind.number) {
+                lane.behind.remove(at);
+            }
+            return;
         }
+        let Some(next) = lane.behind.pop_front() else {
+            shard.remove(&self.topic);
+            return;
+        };
+        lane.first = next.number;
+        drop(shard);
+        if let Some(task) = next.task {
+            task.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("topic", &self.topic).field("number", &self.number).finish()
     }
 }
 
@@ -62,33 +175,48 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_later_waits_and_a_topic_without_waiters_takes_no_memory() {
-        let lanes = Lanes::default();
-        assert!(lanes.find("t").is_none());
-        let first = lanes.open("t").await;
-        let mut second = pin!(lanes.behind("t", lanes.find("t").unwrap()));
-        let mut third = pin!(lanes.behind("t", lanes.find("t").unwrap()));
-        assert!(poll!(&mut second).is_pending() && poll!(&mut third).is_pending());
-        assert!(lanes.find("another").is_none());
+    async fn turns_come_in_the_order_of_the_places_however_late_their_tasks_are() {
+        let lanes = Arc::new(Lanes::default());
+        let [first, second, third] = [(); 3].map(|()| lanes.enter(&"t".into()));
+        let other = lanes.enter(&"another".into());
+        assert!(poll!(pin!(other.turn())).is_ready());
+        assert!(poll!(pin!(third.turn())).is_pending());
+        assert!(poll!(pin!(first.turn())).is_ready());
         drop(first);
-        assert!(poll!(&mut third).is_pending(), "it was behind the second");
-        let second = second.await;
+        assert!(poll!(pin!(third.turn())).is_pending(), "it was behind the second");
+        assert!(poll!(pin!(second.turn())).is_ready());
+        assert_eq!(third.waiting(), 1);
         drop(second);
-        drop(third.await);
-        assert!(lanes.waiting.lock().is_empty());
+        third.turn().await;
+        drop((third, other));
+        assert_eq!(lanes.open(), 0);
     }
 
     #[tokio::test]
-    async fn who_gives_up_waiting_leaves_nothing_behind() {
-        let lanes = Lanes::default();
-        let first = lanes.open("t").await;
-        {
-            let mut second = pin!(lanes.behind("t", lanes.find("t").unwrap()));
-            assert!(poll!(&mut second).is_pending());
-            drop(first);
+    async fn a_lane_that_hurries_does_so_until_it_is_empty() {
+        let lanes = Arc::new(Lanes::default());
+        let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into()));
+        let mut hurried = Box::pin(first.hurried());
+        assert!(poll!(&mut hurried).is_pending());
+        second.hurry();
+        hurried.await;
+        drop(first);
+        second.hurried().await;
+        drop(second);
+        let third = lanes.enter(&"t".into());
+        assert!(poll!(pin!(third.hurried())).is_pending());
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_gives_up_leaves_nothing_behind() {
+        let lanes = Arc::new(Lanes::default());
+        for gives_up in [0, 1, 2] {
+            let mut places = [(); 3].map(|()| Some(lanes.enter(&"t".into())));
+            places[gives_up] = None;
+            for place in places.iter_mut().filter_map(Option::take) {
+                place.turn().await;
+            }
+            assert_eq!(lanes.open(), 0, "{gives_up}");
         }
-        // The turn that nobody took is found by the next one.
-        drop(lanes.open("t").await);
-        assert!(lanes.waiting.lock().is_empty());
     }
 }

@@ -6,11 +6,12 @@ mod lanes;
 mod online;
 mod push;
 mod rush;
+mod sequence;
 mod subscription;
 mod table;
 mod topics;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, pin::pin, sync::Arc};
 
 use pipeline_core::{Telemetry, Timeline};
 use thiserror::Error;
@@ -25,7 +26,7 @@ pub use self::{
     table::SubscriberId,
 };
 use self::{
-    lanes::{Lane, Lanes},
+    lanes::{Lanes, Place},
     table::Behind,
     topics::Topics,
 };
@@ -76,7 +77,7 @@ struct Shared {
     table: Arc<Table>,
     sockets: Arc<Sockets>,
     adapter: Option<Arc<dyn Adapter>>,
-    lanes: Lanes,
+    lanes: Arc<Lanes>,
     times: BroadcastTimes,
     /// Which topics are listened to elsewhere, where nodes tell each other.
     topics: Option<Arc<Topics>>,
@@ -94,7 +95,7 @@ impl PubSub {
         let topics =
             topics.map(|(adapter, options)| Arc::new(Topics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());
-        let (table, lanes) = (Arc::new(Table::new(metrics, changed)), Lanes::default());
+        let (table, lanes) = (Arc::new(Table::new(metrics, changed)), Arc::default());
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
@@ -246,8 +247,13 @@ impl PubSub {
     ///
     /// It returns when every socket of this node has taken the event: to write it, or to drop it
     /// where that is the policy. A client that has no room for as long as its policy says is closed,
-    /// and counted in `socket.closed_slow`. Those who come later to a topic on which somebody waits,
-    /// wait behind.
+    /// and counted in `socket.closed_slow`. So is one that has been full for longer than
+    /// [`Mount::max_behind`](crate::Mount::max_behind), however often it was waited for.
+    ///
+    /// Calls for one topic are sent one after the other, in the order in which their futures are
+    /// first polled. So a slow client holds up all who send to its topic, for as long as its policy
+    /// says, and again if it comes back: [`WhenFull::Wait`](crate::WhenFull::Wait) suits topics of
+    /// one user each.
     ///
     /// # Errors
     ///
@@ -265,36 +271,42 @@ impl PubSub {
     /// # }
     /// ```
     pub async fn send(&self, push: &Push) -> Result<(), BroadcastError> {
-        let topic = push.event.topic();
-        // Whoever has to wait does so in memory of its own: the future of the many who need not is
-        // small, and is copied a few times on its way into a task.
-        let lane = match self.shared.lanes.find(topic) {
-            Some(turn) => Some(Box::pin(self.shared.lanes.behind(topic, turn)).await),
-            None => None,
-        };
+        let place = self.shared.lanes.enter(push.event.shared_topic());
+        self.send_from(&place, push).await
+    }
+
+    /// Sends an event when it is its turn.
+    async fn send_from(&self, place: &Place, push: &Push) -> Result<(), BroadcastError> {
+        place.turn().await;
         self.elsewhere(&push.event)?;
         self.record(push);
         let behind = self.shared.table.dispatch_to_all_with_room(&push.event);
         if push.event.event() == DISCONNECT {
-            self.shared.sockets.disconnect(topic);
+            self.shared.sockets.disconnect(push.event.topic());
         }
         if !behind.is_empty() {
-            Box::pin(self.wait_for_all(behind, &push.event, lane)).await;
+            // In memory of its own: the future of the many that need not wait is small, and is copied
+            // a few times on its way into a task.
+            Box::pin(self.wait_for_all(behind, &push.event, place)).await;
         }
         Ok(())
     }
 
-    /// Waits for room with each of these, while the others who send on the topic wait behind.
-    async fn wait_for_all(&self, behind: Vec<Behind>, event: &Encoded, lane: Option<Lane<'_>>) {
-        let since = Instant::now();
-        let lane = match lane {
-            Some(lane) => lane,
-            None => self.shared.lanes.open(event.topic()).await,
-        };
+    /// Waits for room with each of these, or until it has to hurry: then the event goes into the room
+    /// that sockets have for those who cannot wait.
+    async fn wait_for_all(&self, behind: Vec<Behind>, event: &Encoded, place: &Place) {
+        let (since, mut hurried) = (Instant::now(), pin!(place.hurried()));
+        let mut has_to_hurry = false;
         for who in behind {
-            self.shared.table.wait_for(who, event, since).await;
+            if !has_to_hurry {
+                tokio::select! {
+                    biased;
+                    () = self.shared.table.wait_for(&who, event, since) => continue,
+                    () = &mut hurried => has_to_hurry = true,
+                }
+            }
+            self.shared.table.force(&who, event);
         }
-        drop(lane);
     }
 
     /// Listens to a topic, for as long as the value lives. Broadcasts that begin after the return

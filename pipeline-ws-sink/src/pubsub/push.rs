@@ -1,11 +1,21 @@
 //! An event that its sender can wait with.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
 
-use pipeline_core::{ChildContext, ExitReason, Timeline, Worker};
+use pipeline_core::{ChildContext, ExitReason, Reserved, Timeline, Worker};
 use tokio::time::Instant;
 
-use super::PubSub;
+use super::{
+    PubSub,
+    lanes::Place,
+    sequence::{Sequence, Ticket},
+};
 use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
@@ -61,6 +71,17 @@ impl Push {
 pub struct Pusher<F> {
     pubsub: PubSub,
     push: F,
+    sequence: Arc<Sequence>,
+    /// How many may wait behind one that waits for slow clients, where there are several topics.
+    max_waiting: usize,
+    topics: Topics,
+}
+
+/// Whether a pusher has sent to several topics.
+#[derive(Debug, Default)]
+struct Topics {
+    first: OnceLock<Arc<str>>,
+    several: AtomicBool,
 }
 
 impl PubSub {
@@ -71,7 +92,13 @@ impl PubSub {
     /// sockets: while a client is slow, what is meant for its topic waits with the supervisor, which
     /// asks for no more than its `max_demand`, and so on up to the source. Nothing grows.
     ///
-    /// The events of one topic are sent in the order in which they come.
+    /// The events of one topic are sent in the order in which they come to the supervisor, with any
+    /// number of workers and threads, and however long the function takes. An event that could not be
+    /// sent keeps its place while it is tried again. One whose function failed does not, since its topic
+    /// is not known then: it comes when it succeeds. A supervisor of other workers before the one that
+    /// pushes keeps no order: its children end when they end. [`map`](pipeline_core::map) does.
+    ///
+    /// One slow client does not hold up the others: see [`Pusher::max_waiting`].
     ///
     /// Where the time went is told of pushes that are [timed](Push::timed): `push.timed(item)` for an
     /// item that is [`Timed`](pipeline_core::Timed).
@@ -99,7 +126,53 @@ impl PubSub {
     where
         F: Fn(&E) -> Result<Push, PayloadError> + Send + Sync + 'static,
     {
-        Pusher { pubsub: self.clone(), push }
+        let sequence = Arc::default();
+        Pusher { pubsub: self.clone(), push, sequence, max_waiting: 4, topics: Topics::default() }
+    }
+}
+
+impl<F> Pusher<F> {
+    /// How many workers may wait behind the one that waits for a slow client of their topic, in a
+    /// pipeline that pushes to several topics. Default 4.
+    ///
+    /// With one more, the others on the pipeline would be held up: so the events of that topic no
+    /// longer wait. They go into the room that a socket has for those who cannot wait, which is as
+    /// much again as [`Mount::max_outbox`](crate::Mount::max_outbox), and a client that fills that too
+    /// is closed. It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait). As long as all events
+    /// have been for one topic, all workers may wait.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{PubSub, Push};
+    /// # use serde_json::json;
+    /// # fn pusher(pubsub: &PubSub) {
+    /// let pusher = pubsub
+    ///     .pusher(|n: &u64| Push::new("numbers", "number", json!({ "n": n })))
+    ///     .max_waiting(1);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn max_waiting(self, max_waiting: usize) -> Self {
+        Self { max_waiting, ..self }
+    }
+
+    /// Has a topic hurry on which too many wait.
+    fn limit(&self, place: &Place) {
+        if self.topics.are_several(place.topic()) && place.waiting() > self.max_waiting {
+            place.hurry();
+        }
+    }
+}
+
+impl Topics {
+    fn are_several(&self, topic: &Arc<str>) -> bool {
+        if self.several.load(Relaxed) {
+            return true;
+        }
+        let are_several = self.first.get_or_init(|| topic.clone()) != topic;
+        if are_several {
+            self.several.store(true, Relaxed);
+        }
+        are_several
     }
 }
 
@@ -108,9 +181,23 @@ where
     E: Send + Sync + 'static,
     F: Fn(&E) -> Result<Push, PayloadError> + Send + Sync + 'static,
 {
-    async fn run(&self, event: &E, _: ChildContext) -> Result<(), ExitReason> {
-        let push = (self.push)(event)?;
-        Ok(self.pubsub.send(&push).await?)
+    fn reserve(&self, _: &E) -> Option<Reserved> {
+        Some(Arc::new(self.sequence.ticket(&self.pubsub.shared.lanes)))
+    }
+
+    async fn run(&self, event: &E, context: ChildContext) -> Result<(), ExitReason> {
+        // There is none if another worker calls this one and has reserved nothing.
+        let Some(ticket) = context.reserved::<Ticket>() else {
+            return Ok(self.pubsub.send(&(self.push)(event)?).await?);
+        };
+        let push = ticket.work(|| (self.push)(event))?;
+        let place = ticket.enter(push.event.shared_topic()).await;
+        self.limit(&place);
+        let sent = self.pubsub.send_from(&place, &push).await;
+        if sent.is_err() {
+            ticket.keep(place);
+        }
+        Ok(sent?)
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
 
 use foldhash::quality::RandomState;
 use parking_lot::RwLock;
+use pipeline_core::Deadline;
 use slab::Slab;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::{
     by_route::ByRoute,
@@ -232,16 +233,16 @@ impl Table {
     }
 
     /// Waits until somebody has room, and hands the broadcast over; or closes the socket that has had
-    /// none for as long as its policy says, since this moment.
-    pub(super) async fn wait_for(&self, who: Behind, broadcast: &Encoded, waiting_since: Instant) {
-        let outbox = match &who {
-            Behind::Socket(outbox, _) | Behind::Channel(_, outbox) => outbox.clone(),
-        };
-        let deadline = waiting_since + outbox.wait_limit().unwrap_or_default();
+    /// none for as long as its policy says, since this moment, or that has been full for too long in
+    /// all.
+    pub(super) async fn wait_for(&self, who: &Behind, broadcast: &Encoded, waiting_since: Instant) {
+        let (Behind::Socket(outbox, _) | Behind::Channel(_, outbox)) = who;
+        let limit = outbox.wait_limit().unwrap_or_default();
+        let deadline = Deadline::after(waiting_since, limit).min(outbox.full_until());
         let handing_over = async {
             match who {
                 Behind::Socket(outbox, version) => {
-                    let Some(frame) = broadcast.frame(version) else { return };
+                    let Some(frame) = broadcast.frame(*version) else { return };
                     while outbox.offer_shared(frame, Way::Swept).is_err() {
                         outbox.room().await;
                     }
@@ -253,8 +254,23 @@ impl Table {
                 }
             }
         };
-        if timeout_at(deadline, handing_over).await.is_err() {
-            outbox.give_up();
+        tokio::select! {
+            biased;
+            () = handing_over => {}
+            () = deadline.passed() => outbox.give_up(),
+        }
+    }
+
+    /// Hands a broadcast over without waiting: to a socket, into the room beyond its limits; to a
+    /// channel that intercepts, into its mailbox.
+    pub(super) fn force(&self, who: &Behind, broadcast: &Encoded) {
+        match who {
+            Behind::Socket(outbox, version) => {
+                if let Some(frame) = broadcast.frame(*version) {
+                    outbox.send_shared(frame, Way::Swept);
+                }
+            }
+            Behind::Channel(mailbox, _) => mailbox.intercepted(Intercepted::new(broadcast)),
         }
     }
 

@@ -54,7 +54,8 @@ impl Seat {
         id: Option<String>,
     ) {
         let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, hub.metrics.clone())
-            .when_full(mounted.options.when_full);
+            .when_full(mounted.options.when_full)
+            .max_behind(mounted.options.max_behind);
         let outbox = Arc::new(outbox);
         let registration = hub.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
         let witness = Witness { mailroom: self.mailroom.clone(), socket: self.number };
@@ -78,7 +79,7 @@ impl Seat {
         let end = tokio::select! {
             end = listen(&mut session, commands) => end,
             end = deliver(mailroom, *number, outbox) => end,
-            end = poll_fn(|cx| outbox.poll_write(cx)) => end,
+            end = outbox.write() => end,
         };
         outbox.end(end);
         // What was sent before the end arrives, as it does on the wire.

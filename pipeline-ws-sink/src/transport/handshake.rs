@@ -241,6 +241,7 @@ impl<S: Socket> Mounted<S> {
     ) {
         let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
             .when_full(self.options.when_full)
+            .max_behind(self.options.max_behind)
             .at(hub.sweeper.place())
             .compressing(compresses);
         let outbox = Arc::new(outbox);

@@ -162,7 +162,8 @@ impl<S: Socket> Mounted<S> {
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return say(told(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, hub.metrics.clone())
-            .when_full(self.options.when_full);
+            .when_full(self.options.when_full)
+            .max_behind(self.options.max_behind);
         let outbox = Arc::new(outbox);
         let (token, inbox) = polled.enter(&outbox, SystemTime::now());
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);

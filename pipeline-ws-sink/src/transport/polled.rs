@@ -197,7 +197,7 @@ pub(super) async fn live<S: Socket>(
     let end = tokio::select! {
         end = listen(&mut session, &mut posts, outbox) => end,
         end = deliver(&mut polls, outbox) => end,
-        end = poll_fn(|cx| outbox.poll_write(cx)) => end,
+        end = outbox.write() => end,
         () = silence(outbox, window.saturating_add(window / 2)) => SocketEnd::Inactive,
     };
     tracing::debug!(?end, "a socket ends");

@@ -49,7 +49,7 @@ pub(crate) async fn live<S: Socket>(
     // for room in a channel, frames still go out.
     let end = tokio::select! {
         end = listen(&mut stream.reader, &mut decoder, &mut session, outbox) => end,
-        end = poll_fn(|cx| outbox.poll_write(cx)) => end,
+        end = outbox.write() => end,
         () = silence(outbox, options.timeout) => SocketEnd::Idle,
     };
     tracing::debug!(?end, "a socket ends");

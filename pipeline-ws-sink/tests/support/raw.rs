@@ -84,6 +84,11 @@ impl RawClient {
         Ok((first, payload))
     }
 
+    /// The connection, behind the last frame that was read.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// The code with which the server closes, which is the next that it says.
     pub async fn closed(&mut self) -> u16 {
         let (first, payload) = self.next().await;

@@ -27,6 +27,10 @@ impl Server {
         Self { endpoint, recorded, address, task }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     pub fn url(&self, query: &str) -> String {
         format!("ws://{}/socket/websocket?{query}", self.address)
     }

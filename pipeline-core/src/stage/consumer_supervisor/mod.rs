@@ -28,7 +28,7 @@ use tracing::{Instrument, Span};
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
 use self::{brevity::Brevity, started::Running, turns::Turns};
 use super::{
-    Caller, ChildContext, Phase, StageHandle, Start, Worker, contained, contained_now,
+    Caller, ChildContext, Phase, Reserved, StageHandle, Start, Worker, contained, contained_now,
     gauges::Gauges,
     restart::{Restart, RestartBudget},
 };
@@ -252,6 +252,8 @@ pub enum TerminateError {
 struct Child {
     /// None for one that was started by hand: it takes no slot.
     subscription: Option<SubscriptionId>,
+    /// What the worker has reserved for it, to be dropped when the event is done with.
+    reserved: Option<Reserved>,
     task: Option<AbortHandle>,
     /// What it is to the adaptive limit, if there is one.
     piece: Option<Piece>,
@@ -459,21 +461,23 @@ where
     /// Starts a child for an event. An event whose child does not start is done with.
     fn begin(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
         let context = self.take_on(&event, subscription)?;
+        let reserved = context.reserved.clone();
         let job = self.job(event, context, None);
-        Some(self.spawn_new(subscription, job))
+        Some(self.spawn_new(subscription, reserved, job))
     }
 
     /// Starts a child that is likely to be done at once. Only one that is not gets a task. Returns
     /// what time it is then.
     fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
         let Some(context) = self.take_on(&event, Some(from)) else { return now };
+        let reserved = context.reserved.clone();
         let mut job = Box::pin(self.job(event, context, Some(now)));
         // Its task polls it anew, with a waker of its own.
         let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
             let then = Instant::now();
             // Known now, and not only when it is done: the next one is about to be begun.
             self.brevity.guessed_wrong(then - now, self.behind());
-            self.spawn_new(Some(from), job);
+            self.spawn_new(Some(from), reserved, job);
             return then;
         };
         let now = now + done.took;
@@ -482,15 +486,20 @@ where
             self.free(Some(from));
         } else {
             // One that has failed goes the way of all children.
-            self.spawn_new(Some(from), async { done });
+            self.spawn_new(Some(from), reserved, async { done });
         }
         now
     }
 
     /// What the child is given if the worker takes the event on. If not, it is done with.
     fn take_on(&mut self, event: &E, subscription: Option<SubscriptionId>) -> Option<ChildContext> {
-        let context = self.context(0);
-        let outcome = self.attempt(event, &context);
+        let mut context = self.context(0);
+        let outcome = self.attempt(event, &context).and_then(|start| {
+            if start == Start::Run {
+                context.reserved = contained_now(|| Ok(self.shared.worker.reserve(event)))?;
+            }
+            Ok(start)
+        });
         if matches!(outcome, Ok(Start::Run)) {
             return Some(context);
         }
@@ -519,7 +528,7 @@ where
     }
 
     fn context(&self, restarts: u32) -> ChildContext {
-        ChildContext { stopping: self.stopping.0.clone(), restarts }
+        ChildContext { stopping: self.stopping.0.clone(), restarts, reserved: None }
     }
 
     /// What a child does, from `started` on, or from when it is polled for the first time.
@@ -553,13 +562,16 @@ where
     fn spawn_new(
         &mut self,
         subscription: Option<SubscriptionId>,
+        reserved: Option<Reserved>,
         job: impl Future<Output = Done<E>> + Send + 'static,
     ) -> ChildId {
         let id = ChildId(self.next_child);
         self.next_child += 1;
         self.by_hand += usize::from(subscription.is_none());
-        self.children
-            .insert(id, Child { subscription, task: None, piece: None, terminated: Vec::new() });
+        self.children.insert(
+            id,
+            Child { subscription, reserved, task: None, piece: None, terminated: Vec::new() },
+        );
         self.gauges.workers.store(self.children.len(), Relaxed);
         self.spawn(id, job);
         id
@@ -626,7 +638,8 @@ where
             return Err(ExitReason::Shutdown);
         }
         self.shared.metrics.restarted.increment(1);
-        let context = self.context(restarts);
+        let mut context = self.context(restarts);
+        context.reserved = self.children.get(&id).and_then(|child| child.reserved.clone());
         match self.attempt(&event, &context) {
             Ok(Start::Run) => {
                 let job = self.job(event, context, None);

@@ -1,0 +1,251 @@
+//! A pipeline's own order, kept while its events are worked on.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    future::poll_fn,
+    sync::Arc,
+    task::{Poll, Waker},
+};
+
+use parking_lot::Mutex;
+
+use super::lanes::{Lanes, Place};
+
+/// The order in which the events of a pipeline came, of those that are being worked on.
+///
+/// Each event has a ticket, which is taken in that order. Which topic it goes to is known later, in
+/// whatever order the work is done. The events enter the lanes of their topics in the order of the
+/// tickets: one whose topic is not known yet keeps those behind it from entering, and no longer.
+#[derive(Default)]
+pub(super) struct Sequence {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The number of the first ticket in line.
+    first: u64,
+    line: VecDeque<InLine>,
+    /// Places that have not been fetched.
+    places: HashMap<u64, Place, foldhash::fast::FixedState>,
+}
+
+/// A ticket in line.
+enum InLine {
+    /// Its topic is not known.
+    Working,
+    /// It waits for those before it.
+    Ready { topic: Arc<str>, task: Option<Waker> },
+    /// Its event is done with, or will come later.
+    Gone,
+}
+
+/// An event's ticket. It leaves the line when it is dropped.
+pub(super) struct Ticket {
+    sequence: Arc<Sequence>,
+    lanes: Arc<Lanes>,
+    number: u64,
+    /// Its place, from a try that has failed.
+    kept: Mutex<Option<Place>>,
+}
+
+impl Sequence {
+    /// Takes the next ticket.
+    pub(super) fn ticket(self: &Arc<Self>, lanes: &Arc<Lanes>) -> Ticket {
+        let mut state = self.state.lock();
+        state.line.push_back(InLine::Working);
+        let number = state.first + state.line.len() as u64 - 1;
+        Ticket { sequence: self.clone(), lanes: lanes.clone(), number, kept: Mutex::default() }
+    }
+}
+
+impl State {
+    /// The ticket's place in line, if it is still in line.
+    fn ticket(&mut self, number: u64) -> Option<&mut InLine> {
+        let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        self.line.get_mut(at)
+    }
+
+    /// Gives those at the front of the line their places, as far as their topics are known.
+    fn advance(&mut self, lanes: &Arc<Lanes>) -> Vec<Waker> {
+        let mut tasks = Vec::new();
+        while let Some(InLine::Ready { .. } | InLine::Gone) = self.line.front() {
+            let number = self.first;
+            self.first += 1;
+            if let Some(InLine::Ready { topic, task }) = self.line.pop_front() {
+                self.places.insert(number, lanes.enter(&topic));
+                tasks.extend(task);
+            }
+        }
+        tasks
+    }
+}
+
+impl Ticket {
+    /// Does the work after which the topic is known. If it fails, by a panic too, those behind do not
+    /// wait for the next try.
+    pub(super) fn work<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let leaving = Leave(self);
+        let done = work();
+        if done.is_ok() {
+            std::mem::forget(leaving);
+        }
+        done
+    }
+
+    /// Enters the lane of a topic, when all that have earlier tickets have entered theirs.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe, and called again it goes on.
+    pub(super) async fn enter(&self, topic: &Arc<str>) -> Place {
+        match self.get_ready(topic) {
+            Some(place) => place,
+            None => self.fetch().await,
+        }
+    }
+
+    /// Waits for those with earlier tickets, unless all of them have entered their lanes: then it has
+    /// its place.
+    fn get_ready(&self, topic: &Arc<str>) -> Option<Place> {
+        if let Some(place) = self.kept.lock().take_if(|kept| kept.topic() == topic) {
+            return Some(place);
+        }
+        let mut state = self.sequence.state.lock();
+        match state.ticket(self.number) {
+            Some(ticket) if !matches!(ticket, InLine::Gone) => {
+                *ticket = InLine::Ready { topic: topic.clone(), task: None };
+            }
+            // An earlier try has left the line.
+            _ => return Some(self.lanes.enter(topic)),
+        }
+        let tasks = state.advance(&self.lanes);
+        let place = state.places.remove(&self.number);
+        drop(state);
+        tasks.into_iter().for_each(Waker::wake);
+        place
+    }
+
+    /// Keeps a place for the next try.
+    pub(super) fn keep(&self, place: Place) {
+        *self.kept.lock() = Some(place);
+    }
+
+    async fn fetch(&self) -> Place {
+        poll_fn(|cx| {
+            let mut state = self.sequence.state.lock();
+            if let Some(place) = state.places.remove(&self.number) {
+                return Poll::Ready(place);
+            }
+            if let Some(InLine::Ready { task, .. }) = state.ticket(self.number) {
+                *task = Some(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn leave(&self) {
+        let mut state = self.sequence.state.lock();
+        let tasks = match state.ticket(self.number) {
+            Some(ticket) => {
+                *ticket = InLine::Gone;
+                state.advance(&self.lanes)
+            }
+            None => Vec::new(),
+        };
+        let place = state.places.remove(&self.number);
+        drop(state);
+        drop(place);
+        tasks.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+/// Leaves the line when it is dropped.
+struct Leave<'a>(&'a Ticket);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
+
+    use super::*;
+
+    fn tickets<const N: usize>() -> ([Ticket; N], Arc<Lanes>) {
+        let (sequence, lanes) = (Arc::new(Sequence::default()), Arc::new(Lanes::default()));
+        ([(); N].map(|()| sequence.ticket(&lanes)), lanes)
+    }
+
+    #[tokio::test]
+    async fn lanes_are_entered_in_the_order_of_the_tickets() {
+        let ([first, second, third], lanes) = tickets();
+        let (one, other): (Arc<str>, Arc<str>) = ("one".into(), "other".into());
+        let mut enters_third = pin!(third.enter(&one));
+        let mut enters_second = pin!(second.enter(&other));
+        assert!(poll!(&mut enters_third).is_pending());
+        assert!(poll!(&mut enters_second).is_pending());
+        let first = first.enter(&one).await;
+        let (second, third) = (enters_second.await, enters_third.await);
+        assert!(poll!(pin!(third.turn())).is_pending());
+        second.turn().await;
+        first.turn().await;
+        drop((first, second));
+        third.turn().await;
+        drop(third);
+        assert_eq!(lanes.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_ticket_that_is_dropped_or_whose_work_fails_holds_up_no_other() {
+        let topic: Arc<str> = "t".into();
+        let ([first, second, third], lanes) = tickets();
+        let mut enters = pin!(third.enter(&topic));
+        assert!(poll!(&mut enters).is_pending());
+        drop(first);
+        assert_eq!(second.work(|| Err::<(), _>("no")), Err("no"));
+        let third = enters.await;
+        // It comes when it succeeds.
+        let second = second.enter(&topic).await;
+        assert!(poll!(pin!(second.turn())).is_pending());
+        drop(third);
+        second.turn().await;
+        drop(second);
+        assert_eq!(lanes.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_try_that_failed_later_has_its_place_again() {
+        let topic: Arc<str> = "t".into();
+        let ([first, second], lanes) = tickets();
+        first.keep(first.enter(&topic).await);
+        let behind = second.enter(&topic).await;
+        assert!(poll!(pin!(behind.turn())).is_pending());
+        let place = first.enter(&topic).await;
+        place.turn().await;
+        first.keep(place);
+        drop(first);
+        behind.turn().await;
+        drop((behind, second));
+        assert_eq!(lanes.open(), 0);
+    }
+}
