@@ -22,7 +22,7 @@ use tokio::{
     io::AsyncReadExt,
     net::{TcpSocket, TcpStream},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 const T: &str = "room:a";
@@ -134,7 +134,7 @@ async fn a_pipeline_that_pushes_as_fast_as_it_can_closes_no_client_that_reads() 
 /// Keeps a core busy for 0 to 60 µs, by the number of the event.
 fn work(i: u64) {
     let busy = Duration::from_micros(i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while begun.elapsed() < busy {
         std::hint::spin_loop();
     }
@@ -149,7 +149,7 @@ async fn pushes_to_a_topic_arrive_in_their_order_however_long_the_work_for_each_
         let push = |i: &u64| {
             work(*i);
             // To the topic, and in between to others.
-            let (topic, i) = if i % 2 == 0 { (T, i / 2) } else { ("room:b", *i) };
+            let (topic, i) = if i.is_multiple_of(2) { (T, i / 2) } else { ("room:b", *i) };
             Push::new(topic, "e", json!({ "i": i }))
         };
         let mut pipeline = Pipeline::builder("numbers")

@@ -133,7 +133,7 @@ async fn a_slow_topic_holds_up_only_those_who_send_to_it() {
 /// A pipeline with these workers pushes every other event to one topic, and the rest to another.
 fn pushing_in_turn(server: &MemoryServer, count: u64, workers: usize) -> Pipeline {
     let push = |n: &u64| {
-        let topic = if n % 2 == 0 { T } else { "room:other" };
+        let topic = if n.is_multiple_of(2) { T } else { "room:other" };
         Push::new(topic, "news", json!({ "n": n }))
     };
     Pipeline::builder("numbers")

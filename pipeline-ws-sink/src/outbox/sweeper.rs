@@ -172,7 +172,7 @@ impl Sweep {
     async fn round(&mut self, stretch: &mut Stretch) {
         for visited in 1..=self.sockets.len() {
             let Some(outbox) = self.sockets.pop_front() else { break };
-            self.visit(outbox, stretch);
+            self.visit(&outbox, stretch);
             if visited.is_multiple_of(TURN) {
                 task::yield_now().await;
             }
@@ -180,13 +180,13 @@ impl Sweep {
     }
 
     /// Writes to a socket what has come for it, or as much as goes into one write.
-    fn visit(&mut self, outbox: Arc<Outbox>, stretch: &mut Stretch) {
+    fn visit(&mut self, outbox: &Arc<Outbox>, stretch: &mut Stretch) {
         // A sender that needs to know what came of the write waits for this lock. The others need
         // not wait for the system.
         let writing = outbox.sweeping.lock();
         let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) else { return };
         if is_new {
-            self.warm.push(Arc::downgrade(&outbox));
+            self.warm.push(Arc::downgrade(outbox));
         }
         let mut slices = [IoSlice::new(&[]); GATHER];
         let count = self.hand.slices(&mut slices);

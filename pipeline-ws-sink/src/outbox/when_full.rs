@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-/// What happens when more waits for a client than may: see
+/// What happens when more waits for a client than may, and its socket takes no more: see
 /// [`Mount::max_outbox`](crate::Mount::max_outbox).
 ///
-/// By default the client is closed. The other policies drop pushes and broadcasts, frame by frame, or
+/// It never matters how much is sent at once: a sender that finds no room writes what waits first. By
+/// default the client is closed. The other policies drop pushes and broadcasts, frame by frame, or
 /// have the sender wait. The answers to a client's messages, and what tells it that a channel has
 /// ended, are never dropped: they make room for themselves, and may take twice the limits when nothing
 /// is left to make way. Beyond that, the client is closed with 1011. What remains keeps its order.
@@ -42,9 +43,16 @@ pub enum WhenFull {
     /// Who sends waits for room, if it can wait, and for so long at most; then the client is closed
     /// with 1011. A channel's broadcast never waits for another client: what it sends may take twice
     /// the limits, and then the client is closed.
+    ///
+    /// It suits topics of one user each. On a topic of many, a client that never reads holds up all
+    /// of them for so long, and again when it has connected anew. On a pipeline of several topics, no
+    /// more than a few workers wait for a topic: see
+    /// [`Pusher::max_waiting`](crate::Pusher::max_waiting). How long a client may be full in all is
+    /// limited by [`Mount::max_behind`](crate::Mount::max_behind).
     Wait {
-        /// How long who sends waits for one client. Sensible is what a client needs to come out of
-        /// a tunnel, and no more than the sender can afford: see [`wait`](Self::wait).
+        /// How long who sends waits for one client, for each push; [`Duration::MAX`] is as long as it
+        /// takes. Sensible is what a client needs to come out of a tunnel, and no more than the
+        /// sender can afford: see [`wait`](Self::wait).
         up_to: Duration,
     },
 }
