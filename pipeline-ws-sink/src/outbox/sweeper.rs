@@ -221,18 +221,28 @@ impl Sweep {
 }
 
 impl Drop for Sweep {
-    /// It has not come to its end if a recorder has panicked, or if the runtime is about to end.
+    /// It has not come to its end if a recorder has panicked, or if its runtime ends. In that case the
+    /// sockets of that runtime end too, but others may be in the same round.
     fn drop(&mut self) {
         if self.done {
             return;
         }
         let mut due = self.place.round.due.lock();
         due.task = Task::Absent;
-        due.sockets.append(&mut self.sockets);
-        let next = due.sockets.pop_front();
+        self.sockets.append(&mut due.sockets);
+        let ended = (!thread::panicking()).then(|| self.place.runtime.id());
+        let ends = |place: &Place| Some(place.runtime.id()) == ended;
+        let stays = |outbox: &Arc<Outbox>| !outbox.place.as_ref().is_none_or(ends);
+        let (mut stay, gone): (VecDeque<_>, VecDeque<_>) =
+            mem::take(&mut self.sockets).into_iter().partition(stays);
+        let next = stay.pop_front();
+        due.sockets = stay;
         drop(due);
-        if let Some(outbox) = next.filter(|_| thread::panicking()) {
-            self.place.soon(&outbox);
+        drop(gone);
+        if let Some(outbox) = next
+            && let Some(place) = &outbox.place
+        {
+            place.soon(&outbox);
         }
     }
 }
@@ -246,10 +256,11 @@ mod tests {
         Unit,
     };
     use pipeline_core::Telemetry;
-    use pipeline_test_support::{Recorded, eventually};
+    use pipeline_test_support::{PATIENCE, Recorded, eventually};
     use tokio::{
         io::AsyncReadExt,
         net::{TcpListener, TcpStream},
+        runtime,
     };
 
     use super::{
@@ -441,5 +452,42 @@ mod tests {
         client.read_to_end(&mut received).await.unwrap();
         closing.await.unwrap().unwrap();
         assert_eq!(received, [&frame(b'x', 10).bytes()[..], close.bytes()].concat());
+    }
+
+    fn with_one_round() -> Sweeper {
+        Sweeper { rounds: Box::new([Arc::default()]), next: AtomicUsize::new(0) }
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_always_has_more_waits_for_the_others_in_every_round() {
+        let sweeper = with_one_round();
+        let (busy, _client) = socket(&sweeper, &Telemetry::global()).await;
+        let (calm, _others_client) = socket(&sweeper, &Telemetry::global()).await;
+        (0..3 * GATHER).for_each(|_| busy.send_shared(&news(b'x', 10), Way::Swept));
+        // The round's own task has no turn in this test.
+        let (mut sweep, mut stretch) = (Sweep::new(&sweeper.place()), Stretch::default());
+        assert!(sweep.more());
+        calm.send_shared(&news(b'y', 10), Way::Swept);
+        for _ in 0..2 {
+            sweep.round(&mut stretch).await;
+            sweep.more();
+        }
+        assert_eq!(calm.load().frames, 0);
+        assert_eq!(busy.load().frames, GATHER);
+    }
+
+    #[test]
+    fn a_runtime_that_ends_leaves_the_sockets_of_others_to_another_task() {
+        let sweeper = with_one_round();
+        let runtime = || runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (ends, lives) = (runtime(), runtime());
+        let (gone, _client) = ends.block_on(socket(&sweeper, &Telemetry::global()));
+        let (outbox, mut client) = lives.block_on(socket(&sweeper, &Telemetry::global()));
+        // The task of the round is on the first runtime.
+        gone.send_shared(&news(b'x', 10), Way::Swept);
+        outbox.send_shared(&news(b'x', 10), Way::Swept);
+        drop(ends);
+        let received = async { client.read_exact(&mut [0; 12]).await };
+        lives.block_on(async { time::timeout(PATIENCE, received).await }).unwrap().unwrap();
     }
 }
