@@ -87,7 +87,9 @@ impl State {
     /// Whether one who can wait need not: there is room, or nothing is taken any more.
     fn takes_more(&self, limits: Option<OutboxLimits>) -> bool {
         match (&self.backlog, limits) {
-            (Some(backlog), Some(limits)) if self.is_open() => !backlog.is_full(limits),
+            (Some(backlog), Some(limits)) if self.is_open() => {
+                backlog.is_empty() || !backlog.is_full(limits)
+            }
             _ => true,
         }
     }
@@ -224,6 +226,21 @@ mod tests {
         assert_eq!(recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
         let dropped = recorded.counters("socket.frames_dropped");
         assert_eq!(dropped, [("reason=overflow".to_owned(), 3)]);
+    }
+
+    #[tokio::test]
+    async fn a_frame_is_taken_when_nothing_waits_although_nothing_may() {
+        let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+        let (ours, _theirs) = duplex(12);
+        let limits = OutboxLimits { frames: 0, bytes: 0 };
+        let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
+        let outbox = Arc::new(outbox.when_full(WhenFull::wait()));
+        // The one before has been written by the next one, and its memory is kept.
+        outbox.state.lock().is_warm = true;
+        for _ in 0..2 {
+            outbox.offer_shared(&news(), Way::Direct).unwrap();
+        }
+        assert_eq!(outbox.offer_shared(&news(), Way::Direct), Err(NoRoom));
     }
 
     #[tokio::test]
