@@ -65,6 +65,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let app = Router::new().fallback_service(endpoint.clone());
     let running = serve(listen("127.0.0.1:4000").await?, app).pipeline(pipeline).endpoint(endpoint);
-    println!("{}", running.await?); // at Ctrl-C, after the pipeline has drained
+    println!("{}", running.await?.into_result()?); // at Ctrl-C, after the pipeline has drained
     Ok(())
 }

@@ -24,8 +24,9 @@ use pipeline_ws_sink::EndpointObserver;
 ///
 /// - **Ready** it is when every pipeline runs, none of their queues is full, and nothing is being
 ///   stopped. So it is not while stages start, while it is overloaded, and as soon as it drains.
-/// - **Alive** it is unless a pipeline has failed. It is alive while it starts, is overloaded or
-///   drains: to restart it then would lose what it holds.
+/// - **Alive** it is unless a stage of a pipeline has failed for good, which shows as soon as it has. It
+///   is alive while it starts, is overloaded or drains, and while a stage is started again: to restart it
+///   then would lose what it holds.
 ///
 /// Both are looked up when they are asked for, and tell of that moment. A queue that is full now and then
 /// is for who asks to smooth, as Kubernetes does by `failureThreshold`.
@@ -151,10 +152,20 @@ impl Health {
     ///
     /// # Errors
     ///
-    /// [`Unhealthy`] says which pipelines have failed.
+    /// [`Unhealthy`] says which pipelines have failed, at which stage and why.
     pub fn liveness(&self) -> Result<(), Unhealthy> {
-        let failed = self.pipelines.iter().filter(|pipeline| pipeline.snapshot().failed);
-        let because = failed.map(|pipeline| format!("pipeline {} has failed", pipeline.name()));
+        let snapshots = self.pipelines.iter().map(PipelineObserver::snapshot);
+        let because = snapshots.filter(|pipeline| pipeline.failed).map(|pipeline| {
+            let name = &pipeline.pipeline;
+            let failure =
+                |stage: &StageSnapshot| Some((stage.stage.clone(), stage.failure.clone()?));
+            match pipeline.stages.iter().find_map(failure) {
+                Some((stage, reason)) => {
+                    format!("pipeline {name} has failed: stage {stage} ended ({reason})")
+                }
+                None => format!("pipeline {name} has failed"),
+            }
+        });
         Unhealthy::unless_empty("not alive", because.collect())
     }
 

@@ -56,6 +56,6 @@ pub use pipeline_ws_sink as ws;
 #[cfg(feature = "ws")]
 pub use self::{
     health::{Health, Unhealthy},
-    serve::{Serve, ShutdownReport, serve},
+    serve::{Serve, ShutdownReport, UncleanShutdown, serve},
     signal::shutdown_signal,
 };

@@ -1,6 +1,7 @@
 //! Running everything until it is told to stop, and stopping it in the right order.
 
 use std::{
+    error::Error,
     fmt,
     future::{Future, IntoFuture},
     io,
@@ -34,7 +35,8 @@ use crate::{
 /// # The end
 ///
 /// The process is told to stop by Ctrl-C, SIGTERM or SIGHUP. A second signal cuts everything short. If a
-/// pipeline ends by itself, because a stage failed, everything else is stopped too. The order is:
+/// pipeline ends by itself, because a stage failed for good, everything else is stopped too; an item that
+/// a worker fails at ends nothing by default. The order is:
 ///
 /// 1. [`Health`] says that the process is not ready, and answers carry `connection: close`, so that
 ///    load balancers and clients move on. Connections are accepted as before, for as long as
@@ -46,7 +48,8 @@ use crate::{
 /// 4. Connections end when the request that they are at is answered, and are cut off after six seconds.
 /// 5. What is given to [`and_then`](Serve::and_then) is called.
 ///
-/// What was left undone is in the [`ShutdownReport`].
+/// What was left undone is in the [`ShutdownReport`], and [`ShutdownReport::into_result`] makes a program
+/// end with a failure if something was.
 ///
 /// # Limits
 ///
@@ -79,7 +82,7 @@ use crate::{
 /// let listener = pipeline::ws::listen("0.0.0.0:4000").await?;
 /// let app = Router::new().fallback_service(endpoint.clone());
 /// let report = pipeline::serve(listener, app).pipeline(pipeline).endpoint(endpoint).await?;
-/// println!("{report}");
+/// println!("{}", report.into_result()?);
 /// # Ok(())
 /// # }
 /// ```
@@ -233,7 +236,8 @@ impl Serve {
         self
     }
 
-    /// How long the pipelines have to hand on what they have accepted. Default 10 seconds.
+    /// How long the pipelines have to hand on what they have accepted. Default 10 seconds; with
+    /// [`Duration::MAX`] there is no limit.
     pub fn drain_within(mut self, deadline: Duration) -> Self {
         self.drain_within = deadline;
         self
@@ -391,12 +395,54 @@ pub struct ShutdownReport {
 }
 
 impl ShutdownReport {
-    /// Whether everything that was accepted was handed on, and every stage ended gracefully.
+    /// Whether everything that was accepted was handed on, and every stage ended gracefully. Items that
+    /// were discarded or given up are counted, and do not count against it.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        let clean =
-            |report: &PipelineReport| report.left_undone() == 0 && report.failure().is_none();
-        !self.interrupted && self.pipelines.iter().all(clean)
+        !self.interrupted && self.pipelines.iter().all(PipelineReport::is_clean)
+    }
+
+    /// The report itself if it [is clean](Self::is_clean), and an error with the same text if not.
+    ///
+    /// # Errors
+    ///
+    /// [`UncleanShutdown`]; it converts into an [`io::Error`], too, so that `?` takes it where
+    /// [`serve`] is awaited.
+    pub fn into_result(self) -> Result<Self, UncleanShutdown> {
+        if self.is_clean() { Ok(self) } else { Err(UncleanShutdown(self)) }
+    }
+}
+
+/// Something failed or was left undone: the error of [`ShutdownReport::into_result`].
+#[derive(Clone)]
+pub struct UncleanShutdown(ShutdownReport);
+
+impl UncleanShutdown {
+    /// How everything was stopped.
+    #[must_use]
+    pub fn report(&self) -> &ShutdownReport {
+        &self.0
+    }
+}
+
+impl fmt::Display for UncleanShutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The text of the report, because that is what a `main` prints that returns it.
+impl fmt::Debug for UncleanShutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error for UncleanShutdown {}
+
+impl From<UncleanShutdown> for io::Error {
+    fn from(error: UncleanShutdown) -> Self {
+        Self::other(error)
     }
 }
 

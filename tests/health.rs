@@ -122,6 +122,28 @@ async fn it_is_not_alive_when_a_pipeline_has_failed() {
     queue.push("seven").await.unwrap();
     pipeline.ended().await;
     let why = health.liveness().unwrap_err();
-    assert_eq!(why.to_string(), "not alive: pipeline numbers has failed");
+    assert_eq!(
+        why.to_string(),
+        "not alive: pipeline numbers has failed: stage consumer ended (failed: invalid digit found in string)"
+    );
     assert_eq!(health.readiness().unwrap_err().because(), ["pipeline numbers has ended"]);
+}
+
+#[tokio::test]
+async fn it_is_not_alive_as_soon_as_a_stage_has_failed_though_others_go_on() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let fail = async |_: &u64| Err(ExitReason::failed("no luck"));
+    let supervisor = ConsumerSupervisor::new(fail).max_restarts(0, Duration::from_secs(5));
+    let mut graph = Graph::new("numbers");
+    let source = graph.producer("source", producer);
+    let workers = graph.consumer_supervisor("workers", supervisor);
+    graph.subscribe(&workers, &source, SubscribeOptions::new());
+    let pipeline = graph.start().unwrap();
+    let health = Health::new().pipeline(pipeline.observer());
+    assert_eq!(health.liveness(), Ok(()));
+    queue.push(1).await.unwrap();
+    eventually(|| health.liveness().is_err()).await;
+    assert!(source.is_running());
+    let why = health.liveness().unwrap_err().to_string();
+    assert!(why.contains("stage workers ended (failed: too many restarts of workers"), "{why}");
 }

@@ -83,6 +83,15 @@ impl Backoff {
     }
 }
 
+impl Backoff {
+    /// How long to wait after the `n`th failure, counted from 1. `random` is between 0 and 1.
+    pub(crate) fn nth_delay(self, n: u32, random: f64) -> Duration {
+        let steps = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
+        let next = times(self.first, self.factor.powi(steps), self.max);
+        BackoffState { backoff: self, next }.next_delay(random)
+    }
+}
+
 /// How far a [`Backoff`] has come.
 #[derive(Debug)]
 pub(crate) struct BackoffState {
@@ -168,6 +177,15 @@ mod tests {
         let backoff = Backoff::new(ms(100), ms(1000));
         let last = |randoms: &[f64]| delays(backoff, randoms).pop().unwrap();
         assert_eq!(last(&[0.0, 0.0, 1.0]), last(&[1.0, 1.0, 1.0]));
+    }
+
+    #[test]
+    fn a_delay_can_be_told_by_the_number_of_failures_alone() {
+        let backoff = Backoff::new(ms(100), ms(1000)).jitter(Jitter::None).factor(3.0);
+        assert_eq!(
+            [1, 2, 3, 4, u32::MAX].map(|n| backoff.nth_delay(n, 0.0)),
+            [100, 300, 900, 1000, 1000].map(ms)
+        );
     }
 
     #[test]

@@ -111,7 +111,8 @@ impl<E: Send + 'static> EventStream<E> {
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`] for options that cannot work.
+    /// [`SubscribeError`] for options that cannot work. [`Cancel::Reconnect`] is one of them: a stream does
+    /// nothing while it is not polled, and so cannot subscribe again when the time has come.
     ///
     /// ```
     /// use futures::TryStreamExt;
@@ -151,7 +152,7 @@ impl<E: Send + 'static> EventStream<E> {
         producer: &dyn Target<E>,
         options: SubscribeOptions,
     ) -> Result<(), SubscribeError> {
-        options.check()?;
+        Self::check(&options)?;
         let id = SubscriptionId::new(next_id());
         let consumer: Arc<dyn EventPort<E>> = Arc::new(Port(self.sender.clone()));
         let Occupant::Running(port) = producer.occupant() else {
@@ -182,6 +183,15 @@ impl<E: Send + 'static> EventStream<E> {
         let upstream = Upstream { subscription, window: Window::new(&options), options };
         self.upstreams.insert(id, upstream);
         Ok(())
+    }
+
+    /// Whether a stream can be subscribed with these options.
+    pub(crate) fn check(options: &SubscribeOptions) -> Result<(), SubscribeError> {
+        options.check()?;
+        match options.mode() {
+            Cancel::Reconnect(_) => Err(SubscribeError::Reconnect),
+            _ => Ok(()),
+        }
     }
 
     /// Opens the next chunk of the current message, asking for what the last one made room for.

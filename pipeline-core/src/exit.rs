@@ -2,6 +2,8 @@
 
 use std::{any::Any, error::Error, fmt, sync::Arc};
 
+use crate::stage::TooManyRestarts;
+
 /// Why a stage or a worker ended: a closed list, so that supervision can decide on it.
 ///
 /// Callbacks end their stage by returning one as the error of their `Result`. Any error converts
@@ -71,6 +73,15 @@ impl ExitReason {
     #[must_use]
     pub fn is_graceful(&self) -> bool {
         matches!(self, Self::Normal | Self::Shutdown | Self::ShutdownWith(_))
+    }
+
+    /// What the stages are told that are connected to one that ends for this reason. A supervisor that
+    /// gives up has failed, and is said to have shut down, as in GenStage.
+    pub(crate) fn for_peers(&self) -> Self {
+        match self {
+            Self::Failed(error) if error.is::<TooManyRestarts>() => Self::Shutdown,
+            other => other.clone(),
+        }
     }
 
     /// The error behind a failure.

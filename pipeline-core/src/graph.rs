@@ -1,6 +1,6 @@
 //! Putting stages together in any shape.
 
-use std::{collections::HashSet, convert::Infallible, fmt, sync::Arc};
+use std::{collections::HashSet, convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use tokio::{runtime::Handle, sync::watch};
 
@@ -9,9 +9,9 @@ use crate::{
     running::{Pipeline, Stages},
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
-        ConsumerHandle, ConsumerSupervisor, Gauges, Phase, Planned, PlannedStage, Producer,
+        ConsumerHandle, ConsumerSupervisor, Gauges, Origin, Phase, Planned, PlannedStage, Producer,
         ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Slot, Stage, StageHandle,
-        SupervisorHandle, Whole, Worker,
+        SupervisorHandle, Whole, Worker, next_id,
     },
     subscription::SubscribeOptions,
     telemetry::Telemetry,
@@ -24,7 +24,7 @@ use crate::{
 ///
 /// Stages of a graph are independent: when one ends, the others learn of it by their subscriptions,
 /// and go on or end as their [`Cancel`](crate::Cancel) modes say. The pipeline ends when all stages
-/// have.
+/// have. When a stage fails for good, the [`snapshot`](Pipeline::snapshot) says so at once.
 ///
 /// ```
 /// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
@@ -46,14 +46,33 @@ use crate::{
 #[must_use = "a graph does nothing until it is started"]
 pub struct Graph {
     name: Arc<str>,
+    /// Which pipeline it is, of all of the program.
+    id: u64,
     telemetry: Telemetry,
+    stop_within: Duration,
     stages: Vec<Box<dyn Planned>>,
 }
 
 impl Graph {
     /// No stages yet. The name labels the pipeline's metrics, so it should be one of few.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self { name: name.into(), telemetry: Telemetry::global(), stages: Vec::new() }
+        Self {
+            name: name.into(),
+            id: next_id(),
+            telemetry: Telemetry::global(),
+            stop_within: Duration::from_secs(5),
+            stages: Vec::new(),
+        }
+    }
+
+    /// How long the stages have to come to an end when the pipeline stops because one has failed.
+    /// Default 5 seconds, as in OTP. The time that a supervisor gives its workers
+    /// ([`ConsumerSupervisor::shutdown`]) comes on top.
+    ///
+    /// A stage that is in a callback then is ended in it, within another second, and the report says
+    /// so. With [`Duration::MAX`] there is no limit.
+    pub fn stop_within(&mut self, deadline: Duration) {
+        self.stop_within = deadline;
     }
 
     /// Where the stages record their metrics. Default [`Telemetry::global`].
@@ -154,8 +173,7 @@ impl Graph {
         P: Send + 'static,
         PIn: Send + 'static,
     {
-        let (target, name) = (producer.slot.clone(), producer.slot.name.clone());
-        consumer.slot.plan(target, name, options);
+        consumer.slot.plan(producer.slot.clone(), options, Origin::Planned);
     }
 
     /// Starts all stages, each in a task of its own.
@@ -190,7 +208,7 @@ impl Graph {
             self.stages.iter().for_each(|stage| stage.vacate(false));
             return Err(error);
         }
-        let mut stages = Stages::new(whole, together);
+        let mut stages = Stages::new(whole, together, self.stop_within);
         for (planned, prepared) in self.stages.into_iter().zip(prepared) {
             stages.add(planned, prepared);
         }
@@ -203,7 +221,8 @@ impl Graph {
     ) -> StageHandle<B::Stage, B::In, B::Out> {
         let name = stage.name.clone().unwrap_or_else(|| self.free_name(B::KIND.name()));
         let gauges = Gauges::new(B::KIND, stage.options.buffer_capacity(B::KIND));
-        let slot = Arc::new(Slot::new(name, gauges));
+        let restarts = stage.budget.restarts() > 0;
+        let slot = Arc::new(Slot::new(name, self.id, restarts, gauges));
         self.stages.push(Box::new(PlannedStage::new(stage, slot.clone())));
         StageHandle { slot }
     }

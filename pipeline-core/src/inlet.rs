@@ -78,6 +78,10 @@ impl<E, T> Inlet<E, T> {
         &self.upstreams
     }
 
+    pub(crate) fn upstreams_mut(&mut self) -> &mut [Upstream<T>] {
+        &mut self.upstreams
+    }
+
     pub(crate) fn queue(&mut self, input: Input<E>) {
         self.held += input.events();
         self.queue.push_back(input);

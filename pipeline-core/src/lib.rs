@@ -79,6 +79,9 @@ pub mod guide {}
 // For the other crates of this workspace.
 #[doc(hidden)]
 pub use self::deadline::Deadline;
+// Of a hidden callback, through which the library's own consumers count better.
+#[doc(hidden)]
+pub use self::stage::InHand;
 pub use self::{
     adaptive::Adaptive,
     backoff::{Backoff, Jitter},
@@ -95,7 +98,7 @@ pub use self::{
     outlet::{DemandMode, Unsubscribed},
     pipeline::{Complete, Empty, Open, PipelineBuilder},
     rate_limit::RateLimit,
-    running::{Pipeline, PipelineReport},
+    running::{NotClean, Pipeline, PipelineReport},
     snapshot::{
         Activity, PipelinePhase, PipelineSnapshot, StageKind, StageSnapshot, SubscriptionSnapshot,
     },
@@ -107,7 +110,8 @@ pub use self::{
         CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer, ConsumerHandle,
         ConsumerSupervisor, Emitter, HandleCall, HandleCast, HandleInfo, Job, Producer,
         ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Reserved, Restart, Stage,
-        StageContext, StageHandle, StageReport, Start, SupervisorHandle, TerminateError, Worker,
+        StageContext, StageHandle, StageReport, Start, SupervisorHandle, TerminateError,
+        TooManyRestarts, Worker,
     },
     step::{
         Batch, Filter, ForEach, ForEachBatch, IntoSink, Map, Outcome, batch, filter, for_each,

@@ -43,7 +43,7 @@ struct Inner {
     name: Arc<str>,
     /// Closed when the pipeline has ended.
     phase: watch::Receiver<Phase>,
-    /// Set before the end, if a stage has failed.
+    /// Set as soon as a stage has failed for good.
     failed: Arc<AtomicBool>,
     stages: Vec<Observed>,
 }

@@ -288,6 +288,15 @@ impl<E: 'static> Outlet<E> {
         if self.mode == DemandMode::Accumulate { 0 } else { self.owed }
     }
 
+    /// How much of what it owes the producer is to deliver now. What it owes a subscriber that is gone, or
+    /// that a rate limit holds back, is no reason to take events out of where they are.
+    pub(crate) fn wanted(&self) -> usize {
+        match self.owed() {
+            0 => 0,
+            owed => owed.min(self.unmet()),
+        }
+    }
+
     /// Whether there is nothing to deliver, neither events nor markers.
     pub(crate) fn is_empty(&self) -> bool {
         self.buffer.is_empty() && !self.buffer.has_markers()

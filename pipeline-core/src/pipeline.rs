@@ -9,7 +9,7 @@ use crate::{
     running::Pipeline,
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, ConsumerSupervisor,
-        Producer, Stage, Target, Worker,
+        Origin, Producer, Stage, Target, Worker,
     },
     step::{batch, filter, map},
     subscription::SubscribeOptions,
@@ -96,7 +96,6 @@ pub struct Empty(());
 /// ```
 pub struct Open<E> {
     last: Arc<dyn Target<E>>,
-    name: Arc<str>,
 }
 
 /// A [`PipelineBuilder`] that has all it needs.
@@ -135,6 +134,13 @@ impl<S> PipelineBuilder<S> {
         self.graph.telemetry(telemetry);
         self
     }
+
+    /// How long the stages have to come to an end when the pipeline stops because one has failed.
+    /// Default 5 seconds; see [`Graph::stop_within`].
+    pub fn stop_within(mut self, deadline: Duration) -> Self {
+        self.graph.stop_within(deadline);
+        self
+    }
 }
 
 impl PipelineBuilder<Empty> {
@@ -150,8 +156,7 @@ impl PipelineBuilder<Empty> {
         E: Send + 'static,
     {
         let slot = self.graph.add(producer.map(AsProducer)).slot;
-        let name = slot.name.clone();
-        PipelineBuilder { graph: self.graph, state: Open { last: slot, name } }
+        PipelineBuilder { graph: self.graph, state: Open { last: slot } }
     }
 }
 
@@ -187,9 +192,8 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let slot = graph.add(stage.map(AsProducerConsumer)).slot;
-        slot.plan(T::feed(Source(state.last)).0, state.name, options);
-        let name = slot.name.clone();
-        PipelineBuilder { graph, state: Open { last: slot, name } }
+        slot.plan(T::feed(Source(state.last)).0, options, Origin::Row);
+        PipelineBuilder { graph, state: Open { last: slot } }
     }
 
     /// Turns each event into another. It asks for up to 1000 events at a time; for other options, see
@@ -248,7 +252,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     ) -> Result<(Pipeline, EventStream<E>), StartError> {
         let Self { graph, state } = self;
         let refused = |source| StartError::Subscribe { stage: "stream".into(), source };
-        options.check().map_err(refused)?;
+        EventStream::<E>::check(&options).map_err(refused)?;
         let pipeline = graph.start_with(true)?;
         let mut stream = EventStream::new();
         stream.subscribe_to(&*state.last, options).map_err(refused)?;
@@ -328,7 +332,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let source = feed(Source(state.last));
-        graph.add(stage).slot.plan(source.0, state.name, options);
+        graph.add(stage).slot.plan(source.0, options, Origin::Row);
         PipelineBuilder { graph, state: Complete(()) }
     }
 }

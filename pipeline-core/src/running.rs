@@ -3,7 +3,8 @@
 use std::{
     any::Any,
     collections::HashMap,
-    fmt,
+    fmt, mem,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -11,6 +12,8 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt;
+use thiserror::Error;
 use tokio::{
     sync::mpsc,
     task::{Id, JoinError, JoinHandle, JoinSet},
@@ -20,10 +23,11 @@ use tokio::{
 use tracing::{Instrument, Span, info_span};
 
 use crate::{
+    deadline::Deadline,
     exit::ExitReason,
     observer::PipelineObserver,
-    snapshot::PipelineSnapshot,
-    stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole},
+    snapshot::{PipelineSnapshot, StageKind},
+    stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole, contained_now},
     telemetry::{StageSamples, stage_labels},
 };
 
@@ -31,15 +35,23 @@ use crate::{
 /// in a callback by then is aborted in it.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
+/// How long aborted stages have to say what they left undone. A stage that blocks its thread does not
+/// even notice that it was aborted.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
 /// How often what the stages show of themselves is recorded.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A running pipeline: it owns the tasks of its stages.
 ///
-/// Dropping it ends them all at once, and what they held is lost. To end it in good order, use
-/// [`drain`](Self::drain).
+/// Dropping it ends them all at once, and what they held is lost. The stages' `terminate` callbacks
+/// do not run then, so a sink that closes something in `terminate` does not close it. To end the
+/// pipeline in good order, use [`drain`](Self::drain).
 ///
-/// If a stage fails, the others are stopped too: [`ended`](Self::ended) completes and says why.
+/// If a stage fails for good, the others are stopped too: [`ended`](Self::ended) completes and says
+/// why. The stages of a [`Graph`](crate::Graph) are stopped only when a stage that is
+/// [`restarting`](crate::Stage::restarting) has failed too often; any failure for good is told at once
+/// by the [`snapshot`](Self::snapshot).
 ///
 /// ```
 /// # use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
@@ -198,13 +210,19 @@ impl Pipeline {
         if let Some(report) = &self.report {
             return report.clone();
         }
-        let report = (&mut self.supervisor).await.unwrap_or_else(|_| PipelineReport {
-            // The runtime is shutting down: nobody is left to say more.
-            pipeline: self.observer.shared_name(),
-            stages: Vec::new(),
-            in_time: false,
-        });
+        let ended = (&mut self.supervisor).await;
+        let report = ended.unwrap_or_else(|error| self.lost(error));
         self.report = Some(report.clone());
+        report
+    }
+
+    /// What there is to say when the task that sees to the stages is gone, because the runtime is
+    /// shutting down. That is a failure, and the stages have shown what they held.
+    fn lost(&self, error: JoinError) -> PipelineReport {
+        let reason = reason_of(error);
+        let mut report = PipelineReport::new(self.observer.shared_name());
+        report.stages.extend(self.observer.stages().iter().map(Observed::left));
+        report.fail_as_a_whole(reason);
         report
     }
 
@@ -212,7 +230,9 @@ impl Pipeline {
     /// and the stages end one after the other.
     ///
     /// What is not done when the time is up is stopped where it is, and the report says how much
-    /// that was. The call returns about a second later at the latest.
+    /// that was. The call returns about a second later at the latest, even if a callback blocks its
+    /// thread: the report then has what its stage has shown of itself, and the thread goes on until
+    /// the callback returns. With [`Duration::MAX`] there is no limit.
     ///
     /// # Cancel safety
     ///
@@ -257,23 +277,104 @@ impl Drop for Pipeline {
 pub struct PipelineReport {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
-    /// Its stages, in the order in which they ended.
+    /// Its stages, in the order in which they ended, each once. If the pipeline's own task failed,
+    /// which a metrics recorder that panics may cause, there is one more entry with the pipeline's
+    /// name.
     pub stages: Vec<StageReport>,
     /// Whether it came to its end by itself, before any deadline.
     pub in_time: bool,
 }
 
 impl PipelineReport {
+    fn new(pipeline: Arc<str>) -> Self {
+        Self { pipeline, stages: Vec::new(), in_time: true }
+    }
+
+    /// The pipeline itself has failed, and not a stage of it.
+    fn fail_as_a_whole(&mut self, reason: ExitReason) {
+        self.in_time = false;
+        self.stages.push(StageReport::new(self.pipeline.clone(), reason));
+    }
+
     /// Events that were accepted and not brought to an end.
     #[must_use]
     pub fn left_undone(&self) -> usize {
         self.stages.iter().map(StageReport::left_undone).sum()
     }
 
-    /// The first stage that did not end gracefully, if any.
+    /// The first stage that did not end gracefully, if any. A stage that failed, was started again
+    /// and ended gracefully is none.
     #[must_use]
     pub fn failure(&self) -> Option<&StageReport> {
         self.stages.iter().find(|stage| !stage.reason.is_graceful())
+    }
+
+    /// Whether nothing was left undone and every stage ended gracefully. Events that were discarded
+    /// or given up do not count against it.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.left_undone() == 0 && self.failure().is_none()
+    }
+
+    /// The report itself if it [is clean](Self::is_clean), and an error with the same text if not:
+    /// a program whose `main` returns it by `?` ends with a failure.
+    ///
+    /// # Errors
+    ///
+    /// [`NotClean`].
+    ///
+    /// ```
+    /// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut pipeline = Pipeline::builder("numbers")
+    ///     .producer(from_iter(0..10))
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// println!("{}", pipeline.ended().await.into_result()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn into_result(self) -> Result<Self, NotClean> {
+        if self.is_clean() { Ok(self) } else { Err(NotClean(self)) }
+    }
+}
+
+/// A pipeline failed, or left something undone: the error of [`PipelineReport::into_result`].
+///
+/// ```
+/// use pipeline_core::{ExitReason, Pipeline, SubscribeOptions, for_each, from_iter};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fail = for_each(async |_: u64| Err::<(), _>(ExitReason::failed("no route")));
+/// let mut pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..1))
+///     .consumer(fail, SubscribeOptions::new())
+///     .start()?;
+/// let error = pipeline.ended().await.into_result().unwrap_err();
+/// assert!(error.to_string().contains("consumer ended (failed: no route)"));
+/// assert_eq!(error.report().left_undone(), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Error)]
+#[error("{0}")]
+pub struct NotClean(PipelineReport);
+
+impl NotClean {
+    /// How the pipeline ended.
+    #[must_use]
+    pub fn report(&self) -> &PipelineReport {
+        &self.0
+    }
+}
+
+/// The text of the report, because that is what a `main` prints that returns it.
+impl fmt::Debug for NotClean {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -297,20 +398,37 @@ pub(crate) struct Stages {
     whole: Whole,
     /// Whether the end of one is the end of all.
     together: bool,
-    stages: Vec<Box<dyn Planned>>,
+    stages: Vec<Running>,
     tasks: JoinSet<StageReport>,
     /// Which stage a task runs, and where its report is found if it is aborted.
     by_task: HashMap<Id, (usize, Arc<OnceLock<StageReport>>)>,
     samples: Vec<(Observed, StageSamples)>,
-    /// Whether a stage has failed, for those who look after the end.
+    /// Whether a stage has failed for good.
     failed: Arc<AtomicBool>,
+    /// How long the stages have for their callbacks when they are told to stop.
+    stop_within: Duration,
+    /// How long the workers of the most patient supervisor have on top of that.
+    workers_stop_within: Duration,
+    /// By when the phase that the pipeline is in has to be over.
+    deadline: Deadline,
+    report: PipelineReport,
     /// What is logged in the pipeline's task, and in those of its stages.
     span: Span,
 }
 
+/// A stage, and what has become of it.
+struct Running {
+    planned: Box<dyn Planned>,
+    /// What the incarnations before this one have left behind.
+    earlier: Option<StageReport>,
+    /// Whether it has ended for good.
+    ended: bool,
+}
+
 impl Stages {
-    pub(crate) fn new(whole: Whole, together: bool) -> Self {
+    pub(crate) fn new(whole: Whole, together: bool, stop_within: Duration) -> Self {
         let span = info_span!("pipeline", pipeline = %whole.pipeline);
+        let report = PipelineReport::new(whole.pipeline.clone());
         Self {
             whole,
             together,
@@ -319,13 +437,17 @@ impl Stages {
             by_task: HashMap::new(),
             samples: Vec::new(),
             failed: Arc::default(),
+            stop_within,
+            workers_stop_within: Duration::ZERO,
+            deadline: Deadline::NEVER,
+            report,
             span,
         }
     }
 
     /// Adds a stage, and lets it run.
     pub(crate) fn add(&mut self, planned: Box<dyn Planned>, prepared: Prepared) {
-        self.stages.push(planned);
+        self.stages.push(Running { planned, earlier: None, ended: false });
         self.spawn(self.stages.len() - 1, prepared);
     }
 
@@ -333,8 +455,9 @@ impl Stages {
     pub(crate) fn run(mut self) -> Pipeline {
         let (commands, receiver) = mpsc::channel(1);
         let name = self.whole.pipeline.clone();
-        let slots = self.stages.iter().map(|stage| (stage.name().clone(), stage.slot())).collect();
-        let observed: Vec<_> = self.stages.iter().map(|stage| stage.observed()).collect();
+        let planned = || self.stages.iter().map(|stage| &stage.planned);
+        let slots = planned().map(|stage| (stage.name().clone(), stage.slot())).collect();
+        let observed: Vec<_> = planned().map(|stage| stage.observed()).collect();
         self.samples =
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
         let phase = self.whole.phase.subscribe();
@@ -345,8 +468,10 @@ impl Stages {
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {
-        let Prepared { task, handle, last_words } = prepared;
-        let (name, kind) = (self.stages[stage].name(), self.stages[stage].kind().name());
+        let Prepared { task, handle, last_words, workers_stop_within } = prepared;
+        self.workers_stop_within = self.workers_stop_within.max(workers_stop_within);
+        let planned = &self.stages[stage].planned;
+        let (name, kind) = (planned.name(), planned.kind().name());
         let pipeline = &self.whole.pipeline;
         let span = info_span!(parent: &self.span, "stage", %pipeline, stage = %name, kind);
         let task = self.tasks.spawn(task.instrument(span));
@@ -355,50 +480,64 @@ impl Stages {
         let _ = handle.set(task);
     }
 
-    /// Sees all stages to their end.
+    /// Sees all stages to their end. A panic on the way ends them at once, and is a failure: a
+    /// metrics recorder may panic, for one.
     async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
-        let pipeline = self.whole.pipeline.clone();
-        let mut report = PipelineReport { pipeline, stages: Vec::new(), in_time: true };
-        let mut deadline = None;
+        let seen = AssertUnwindSafe(self.see_to_the_end(&mut commands)).catch_unwind().await;
+        if let Err(panic) = seen {
+            let reason = ExitReason::from_panic(&*panic);
+            tracing::error!(pipeline = %self.whole.pipeline, %reason, "the pipeline's own task failed, ending its stages");
+            self.failed.store(true, Relaxed);
+            self.enter(Phase::Kill);
+            self.abort().await;
+            self.report.fail_as_a_whole(reason);
+        }
+        self.look_once_more();
+        // Before the phase's end is seen, which is when `self` goes.
+        self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
+        self.report.clone()
+    }
+
+    async fn see_to_the_end(&mut self, commands: &mut mpsc::Receiver<Command>) {
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.tasks.is_empty() {
+            let deadline = self.deadline;
             tokio::select! {
-                Some(ended) = self.tasks.join_next_with_id() => {
-                    let id = match &ended {
-                        Ok((id, _)) => *id,
-                        Err(error) => error.id(),
-                    };
-                    let Some((stage, last_words)) = self.by_task.remove(&id) else { continue };
-                    let ended = match ended {
-                        Ok((_, ended)) => ended,
-                        Err(error) => self.report_of(stage, &last_words, error),
-                    };
-                    self.follow_from(stage, &ended);
-                    tracing::debug!(pipeline = %report.pipeline, stage = %ended.stage, reason = %ended.reason, "stage ended");
-                    report.stages.push(ended);
-                }
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 Some(Command::Drain { within }) = commands.recv() => {
-                    deadline = Some(Instant::now() + within);
+                    self.deadline = self.deadline.min(Deadline::from_now(within));
                     self.enter(Phase::Drain);
                 }
                 _ = look.tick() => self.look(),
-                () = until(deadline) => {
-                    report.in_time = false;
+                () = deadline.passed() => {
+                    self.report.in_time = false;
                     if *self.whole.phase.borrow() == Phase::Kill {
-                        self.tasks.abort_all();
-                        deadline = None;
-                    } else {
-                        self.enter(Phase::Kill);
-                        deadline = Some(Instant::now() + LAST_CALL);
+                        return self.abort().await;
                     }
+                    self.enter(Phase::Kill);
+                    self.deadline = Deadline::from_now(LAST_CALL);
                 }
             }
         }
-        self.look();
-        // Before the phase's end is seen, which is when `self` goes.
-        self.failed.store(report.failure().is_some(), Relaxed);
-        report
+    }
+
+    /// Aborts the stages that are left. Of one that does not even notice, the report has what the
+    /// stage has shown of itself; its task ends when it can.
+    async fn abort(&mut self) {
+        self.tasks.abort_all();
+        let deadline = Deadline::from_now(LAST_WORDS);
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
+                () = deadline.passed() => break,
+            }
+        }
+        for (_, (stage, last_words)) in mem::take(&mut self.by_task) {
+            let known = || self.stages[stage].planned.observed().left();
+            let left = last_words.get().cloned().unwrap_or_else(known);
+            self.stage_ended(stage, left);
+        }
     }
 
     fn samples_of(&self, stage: &Observed) -> StageSamples {
@@ -413,41 +552,89 @@ impl Stages {
         }
     }
 
+    /// The same, when the end must not depend on whether the recorder panics.
+    fn look_once_more(&mut self) {
+        let _ = contained_now(|| {
+            self.look();
+            Ok(())
+        });
+    }
+
+    fn task_ended(&mut self, ended: Result<(Id, StageReport), JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some((stage, last_words)) = self.by_task.remove(&id) else { return };
+        let ended = match ended {
+            Ok((_, ended)) => ended,
+            Err(error) => self.report_of(stage, &last_words, error),
+        };
+        self.stage_ended(stage, ended);
+    }
+
     /// Starts a stage again that has failed, or decides what its end means for the others.
-    fn follow_from(&mut self, stage: usize, report: &StageReport) {
-        let planned = &mut self.stages[stage];
-        let running = *self.whole.phase.borrow() == Phase::Run;
-        let failed = !report.reason.is_graceful();
-        if failed && running && planned.may_restart(Instant::now()) {
-            planned.vacate(true);
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %report.stage, reason = %report.reason, "a stage failed, starting it again");
-            match planned.prepare(&self.whole) {
-                Ok(prepared) => self.spawn(stage, prepared),
+    fn stage_ended(&mut self, stage: usize, ended: StageReport) {
+        let phase = *self.whole.phase.borrow();
+        let running = &mut self.stages[stage];
+        let ended = ended.after(running.earlier.take());
+        tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "stage ended");
+        let failed = !ended.reason.is_graceful();
+        // One that is killed with all others has not failed by itself.
+        if failed && phase < Phase::Kill {
+            running.planned.observed().failed();
+        }
+        if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
+            running.planned.vacate(true);
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "a stage failed, starting it again");
+            match running.planned.prepare(&self.whole) {
+                Ok(prepared) => {
+                    running.earlier = Some(ended);
+                    return self.spawn(stage, prepared);
+                }
                 Err(error) => {
                     tracing::error!(pipeline = %self.whole.pipeline, %error, "a stage did not start again");
-                    planned.vacate(false);
-                    self.enter(Phase::Stop);
                 }
             }
-            return;
         }
-        planned.vacate(false);
-        let expected = planned.kind().emits() && matches!(report.reason, ExitReason::Normal);
-        let gives_up = failed && planned.restarts();
-        if (self.together && !expected) || gives_up {
+        running.planned.vacate(false);
+        running.ended = true;
+        let (kind, restarts) = (running.planned.kind(), running.planned.restarts());
+        if failed {
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "a stage failed for good");
+            running.planned.observed().failed_for_good(&ended.reason);
+            self.failed.store(true, Relaxed);
+            self.look_once_more();
+        }
+        let expected = kind.emits() && matches!(ended.reason, ExitReason::Normal);
+        self.report.stages.push(ended);
+        if (self.together && !expected) || (failed && restarts) {
             self.enter(Phase::Stop);
+        } else if self.together && self.sources_have_ended() {
+            // Whatever still waits for a source, waits for nothing.
+            self.enter(Phase::Drain);
         }
     }
 
+    /// Whether no stage is left that events come from.
+    fn sources_have_ended(&self) -> bool {
+        let is_source = |stage: &&Running| stage.planned.kind() == StageKind::Producer;
+        self.stages.iter().filter(is_source).all(|stage| stage.ended)
+    }
+
     /// Goes on to a later phase; never back.
-    fn enter(&self, next: Phase) {
-        self.whole.phase.send_if_modified(|phase| {
+    fn enter(&mut self, next: Phase) {
+        let is_later = self.whole.phase.send_if_modified(|phase| {
             let later = next > *phase;
             if later {
                 *phase = next;
             }
             later
         });
+        if is_later && next == Phase::Stop {
+            let within = self.stop_within.saturating_add(self.workers_stop_within);
+            self.deadline = self.deadline.min(Deadline::from_now(within));
+        }
     }
 
     /// What there is to say of a stage that could not report itself: it was aborted in a callback,
@@ -458,25 +645,23 @@ impl Stages {
         last_words: &OnceLock<StageReport>,
         error: JoinError,
     ) -> StageReport {
-        let reason = match error.try_into_panic() {
-            Ok(payload) => ExitReason::from_panic(&*payload),
-            Err(_) => ExitReason::Killed,
-        };
-        let nothing = || StageReport::new(self.stages[stage].name().clone(), ExitReason::Killed);
-        StageReport { reason, ..last_words.get().cloned().unwrap_or_else(nothing) }
+        let known = || self.stages[stage].planned.observed().left();
+        let left = last_words.get().cloned().unwrap_or_else(known);
+        StageReport { reason: reason_of(error), ..left }
     }
 }
 
 /// Whoever asks for a stage of a pipeline that is gone finds nobody.
 impl Drop for Stages {
     fn drop(&mut self) {
-        self.stages.iter().for_each(|stage| stage.vacate(false));
+        self.stages.iter().for_each(|stage| stage.planned.vacate(false));
     }
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// Why a task ended that has not said so itself.
+fn reason_of(error: JoinError) -> ExitReason {
+    match error.try_into_panic() {
+        Ok(payload) => ExitReason::from_panic(&*payload),
+        Err(_) => ExitReason::Killed,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::subscription::SubscriptionId;
+use crate::{exit::ExitReason, subscription::SubscriptionId};
 
 /// What a pipeline's stages are doing, at one moment. It is taken without stopping any of them, so
 /// what one stage has just sent, the next may not have received.
@@ -31,7 +31,8 @@ pub struct PipelineSnapshot {
     pub pipeline: Arc<str>,
     /// How far it is between its start and its end.
     pub phase: PipelinePhase,
-    /// Whether it has ended because a stage failed.
+    /// Whether a stage has failed for good, which is known as soon as it has. A stage that failed and
+    /// was started again does not count.
     pub failed: bool,
     /// Its stages, in the order in which they were added.
     pub stages: Vec<StageSnapshot>,
@@ -90,8 +91,15 @@ pub struct StageSnapshot {
     pub workers: Option<usize>,
     /// How often a child has failed, or was not started although it should have been.
     pub worker_failures: u64,
+    /// How many events were given up, because their workers failed too often; see
+    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries).
+    pub given_up: u64,
     /// How often it was started again.
     pub restarts: u64,
+    /// How often it has failed, whether it was started again or not.
+    pub failures: u64,
+    /// Why it has failed for good, if it has.
+    pub failure: Option<ExitReason>,
     /// How long it has worked.
     pub busy: Duration,
     /// How long it has waited for events, or for messages.

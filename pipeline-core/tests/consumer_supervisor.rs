@@ -174,7 +174,9 @@ async fn too_many_restarts_stop_the_supervisor_and_with_it_the_pipeline() {
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     let report = pipeline.ended().await;
-    assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Shutdown)));
+    let reasons: Vec<_> = report.stages.iter().map(|stage| stage.reason.to_string()).collect();
+    let failure = "failed: too many restarts of workers, the last one failed: not yet";
+    assert_eq!(reasons, [failure, "shutdown"]);
     assert_eq!(report.left_undone(), 2, "{report}");
     for restarts in 0..=2 {
         assert_eq!(seen.recv().await, Some((1, restarts)));

@@ -184,6 +184,6 @@ async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
     told.sort_unstable();
     assert_eq!(told, [Some(101), Some(102)]);
     let workers = report.stages.iter().find(|stage| stage.unfinished > 0).unwrap();
-    assert!(matches!(workers.reason, ExitReason::Shutdown));
+    assert!(workers.reason.to_string().contains("too many restarts"), "{report}");
     assert_eq!(workers.unfinished, 2, "the one that failed and the one that would not listen");
 }

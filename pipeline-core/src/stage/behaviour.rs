@@ -1,10 +1,13 @@
 //! What the runtime asks of a stage, whatever its kind.
 
-use std::future::{Future, pending};
+use std::{
+    future::{Future, pending},
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
-use super::{Emitter, Phase, StageContext, StageHandle, StageReport};
+use super::{Emitter, InHand, Phase, StageContext, StageHandle, StageReport};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
@@ -110,6 +113,19 @@ pub(crate) trait Behaviour: Send + 'static {
     fn format_discarded(&mut self, _count: usize) -> bool {
         true
     }
+
+    /// How long its workers have when they are told to stop, if it has any.
+    fn workers_stop_within(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// What it knows itself of the events that a callback was given and did not bring to an end.
+    fn in_hand(&self) -> Option<InHand> {
+        None
+    }
+
+    /// It is about to end. If it asks for events itself, it does so no more.
+    fn asks_no_more(&mut self) {}
 
     /// Whether it is still at work on events it has taken.
     fn is_busy(&self) -> bool {

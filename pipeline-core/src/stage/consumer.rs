@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::Future};
 
 use tokio::sync::watch;
 
-use super::{ConsumerHandle, Emitter, Phase, StageContext, behaviour::Behaviour};
+use super::{ConsumerHandle, Emitter, InHand, Phase, StageContext, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
@@ -89,6 +89,13 @@ pub trait Consumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
+    /// What it knows of the events that `handle_events` was given and did not bring to an end. The
+    /// default does not know, and then they count as begun if the callback failed.
+    #[doc(hidden)]
+    fn in_hand(&self) -> Option<InHand> {
+        None
+    }
+
     /// Called last, however the stage ended, unless it was killed.
     fn terminate(&mut self, reason: &ExitReason) -> impl Future<Output = ()> + Send {
         let _ = reason;
@@ -139,6 +146,10 @@ impl<C: Consumer> Behaviour for AsConsumer<C> {
         _out: &mut Emitter<'_, Infallible>,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send {
         self.0.handle_cancel(ended, from)
+    }
+
+    fn in_hand(&self) -> Option<InHand> {
+        self.0.in_hand()
     }
 
     async fn terminate(&mut self, reason: &ExitReason, _phase: &mut watch::Receiver<Phase>) {

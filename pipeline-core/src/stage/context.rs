@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::gauges::Gauges;
+use tokio::sync::watch;
+
+use super::{Phase, gauges::Gauges};
 use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 
 /// What a stage knows about where it runs, from before its first event on. `H` is the stage's own
@@ -52,6 +54,8 @@ pub struct StageContext<H> {
     pub(crate) telemetry: Telemetry,
     pub(crate) handle: H,
     pub(crate) gauges: Arc<Gauges>,
+    /// What the pipeline wants of its stages.
+    pub(crate) phase: watch::Receiver<Phase>,
 }
 
 impl<H> StageContext<H> {
@@ -75,7 +79,7 @@ impl<H> StageContext<H> {
 
     /// The stage's own handle, to send itself messages with, or to give away.
     ///
-    /// A call to oneself waits for ever: a stage does one thing at a time.
+    /// A call to oneself is an error, because it would wait for ever: a stage does one thing at a time.
     ///
     /// ```
     /// # use pipeline_core::{Emitter, ExitReason, Graph, HandleInfo, Producer};

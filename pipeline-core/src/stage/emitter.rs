@@ -70,8 +70,9 @@ impl<'a, E> Emitter<'a, E> {
 
     /// How many more events there is demand for. What is emitted beyond it goes to the buffer.
     ///
-    /// For a producer that is the demand it was told of and has not answered; for a
-    /// producer-consumer, what its consumers would take now.
+    /// For a producer that is the demand it was told of and has not answered, as far as there are
+    /// consumers that would take the events now; for a producer-consumer, what its consumers would take
+    /// now.
     #[must_use]
     pub fn owed(&self) -> usize {
         self.owed.saturating_sub(self.staged.len())

@@ -9,7 +9,7 @@ use super::{
     message::{Call, CallError, Cast, HandleCall, HandleCast, HandleInfo, Info, Letter, Posted},
     producer::Producer,
     producer_consumer::ProducerConsumer,
-    slot::{Address, Control, Mail, Occupant, Slot, Subscribing},
+    slot::{Address, Control, Mail, Occupant, Origin, Slot, Subscribing, next_id},
 };
 use crate::{
     exit::ExitReason,
@@ -164,11 +164,37 @@ where
         matches!(*self.slot.occupant.borrow(), Occupant::Running(_))
     }
 
+    /// Why the stage has ended, once it has for good. None while it runs or is about to be started again.
+    ///
+    /// ```
+    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut graph = Graph::new("numbers");
+    /// let numbers = graph.producer("numbers", from_iter(0..10));
+    /// let _pipeline = graph.start()?;
+    /// assert!(numbers.exit_reason().is_none());
+    ///
+    /// numbers.stop(ExitReason::failed("no more room")).await;
+    /// assert_eq!(numbers.exit_reason().unwrap().to_string(), "failed: no more room");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn exit_reason(&self) -> Option<ExitReason> {
+        match &*self.slot.occupant.borrow() {
+            Occupant::Ended(reason) => Some(reason.clone()),
+            _ => None,
+        }
+    }
+
     /// Sends a message, and waits for the answer.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the stage does not run, ends first, or does not reply.
+    /// [`CallError`] if the stage does not run, ends first, or does not reply, or if it is the stage itself
+    /// that calls.
     ///
     /// # Cancel safety
     ///
@@ -221,6 +247,7 @@ where
         S: HandleCall<M, Out>,
         M: Send + 'static,
     {
+        self.waits_for_another()?;
         let (answer, reply) = oneshot::channel();
         let place = place(&self.slot.places).await;
         let opened = self.post(Call { message, answer }, place, Mail::Letter);
@@ -279,7 +306,11 @@ where
         S: HandleCast<M, Out>,
         M: Send + 'static,
     {
-        let place = place(&self.slot.places).await;
+        let place = match self.waits_for_another() {
+            Ok(()) => place(&self.slot.places).await,
+            // It would have to make room itself.
+            Err(own) => self.slot.places.clone().try_acquire_owned().map_err(|_| own)?,
+        };
         self.post(Cast(message), place, Mail::Letter)
     }
 
@@ -336,6 +367,7 @@ where
         S: HandleInfo<M, Out>,
         M: Send + 'static,
     {
+        self.waits_for_another()?;
         let (queued, wait) = oneshot::channel();
         let place = place(&self.slot.info_places).await;
         self.post(Info(message), place, |posted| Mail::Info(posted, Some(queued)))?;
@@ -459,6 +491,12 @@ where
     /// Lets the stage deliver what it holds, and end then with [`ExitReason::Normal`]. It takes
     /// nothing new. Returns when it has ended.
     ///
+    /// A stage that receives begins by cancelling its subscriptions. What was on its way to it by then it
+    /// still handles, so nothing is lost, and other consumers of its producers get the rest.
+    ///
+    /// In a callback of the stage itself it returns at once, and the stage begins to finish after the
+    /// callback.
+    ///
     /// A producer is told to by [`handle_drain`](crate::Producer::handle_drain): a queue lets out
     /// what waits in it, as it is asked for.
     ///
@@ -488,7 +526,7 @@ where
     }
 
     /// Stops the stage after the messages it has. What it holds is lost, and reported. Returns when
-    /// it has ended.
+    /// it has ended; in a callback of the stage itself at once, and the stage ends later.
     ///
     /// ```
     /// use pipeline_core::{ExitReason, Graph, from_iter};
@@ -538,11 +576,22 @@ where
         let Some(address) = self.slot.address() else { return };
         // If it has just ended, there is nothing to wait for, or not for long.
         let _ = address.send(Mail::Control(control));
+        if address.is_own_callback() {
+            return;
+        }
         let gone = |now: &Occupant<Address<S, In, Out>>| match now {
             Occupant::Running(other) => other.id != address.id,
             _ => true,
         };
         let _ = occupant.wait_for(gone).await;
+    }
+
+    /// An error if it is the stage itself that is about to wait for the stage.
+    fn waits_for_another(&self) -> Result<(), CallError> {
+        match &*self.slot.occupant.borrow() {
+            Occupant::Running(address) if address.is_own_callback() => Err(CallError::OwnCallback),
+            _ => Ok(()),
+        }
     }
 
     fn post<L: Letter<S, Out> + 'static>(
@@ -560,6 +609,7 @@ where
         &self,
         control: impl FnOnce(oneshot::Sender<R>) -> Control<In>,
     ) -> Result<R, CallError> {
+        self.waits_for_another()?;
         let (answer, reply) = oneshot::channel();
         let address = self.slot.address().ok_or(CallError::NoProcess)?;
         address.send(Mail::Control(control(answer))).map_err(|_| CallError::NoProcess)?;
@@ -574,7 +624,8 @@ where
     }
 
     /// Subscribes this stage to a producer of what it receives. Returns when it has said so to the
-    /// producer, which may not have heard it yet.
+    /// producer, which may not have heard it yet. If this stage fails and is started again, it subscribes
+    /// again, unless the subscription has ended by then.
     ///
     /// If the producer does not run, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
     /// [`Cancel::Transient`](crate::Cancel::Transient) subscription ends this stage with
@@ -582,7 +633,7 @@ where
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`] for options that cannot work, or if this stage does not run.
+    /// [`SubscribeError`] for options that cannot work, or if this stage does not run or is about to end.
     ///
     /// ```
     /// use pipeline_core::{Cancel, Graph, SubscribeError, SubscribeOptions, for_each, from_iter};
@@ -669,9 +720,13 @@ where
         let target = producer.slot.clone();
         let subscribed = self.ask(|answer| {
             let answer = Some(answer);
-            Control::Subscribe(Box::new(Subscribing { target, options, replaces, answer }))
+            let origin = Origin::Handle(next_id());
+            Control::Subscribe(Box::new(Subscribing { target, options, origin, replaces, answer }))
         });
-        subscribed.await.unwrap_or(Err(SubscribeError::NoProcess))
+        subscribed.await.unwrap_or_else(|error| match error {
+            CallError::OwnCallback => Err(SubscribeError::OwnCallback),
+            _ => Err(SubscribeError::NoProcess),
+        })
     }
 }
 

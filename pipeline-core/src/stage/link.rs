@@ -21,6 +21,17 @@ pub(crate) enum Phase {
     Kill,
 }
 
+impl Phase {
+    /// Why a stage is to end at once, if it is.
+    pub(crate) fn ends_now(self) -> Option<ExitReason> {
+        match self {
+            Self::Run | Self::Drain => None,
+            Self::Stop => Some(ExitReason::Shutdown),
+            Self::Kill => Some(ExitReason::Killed),
+        }
+    }
+}
+
 /// From a consumer to a producer of events of type `E`.
 pub(crate) enum ToProducer<E> {
     Subscribe(Box<Subscribe<E>>),

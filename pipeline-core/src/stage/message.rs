@@ -271,6 +271,9 @@ pub enum CallError {
     /// Too many messages wait for the stage already.
     #[error("too many messages wait for the stage")]
     Full,
+    /// It was called in a callback of the stage itself, which would have waited for itself for ever.
+    #[error("a stage cannot wait for itself in its own callback")]
+    OwnCallback,
 }
 
 /// A message in the mailbox of a stage of type `S`, whatever its own type.

@@ -25,6 +25,7 @@ mod worker;
 
 use std::{
     future::Future,
+    hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
@@ -39,12 +40,13 @@ pub(crate) use self::{
     planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
-    slot::{Occupant, Slot, Target, next_id},
+    slot::{Occupant, Origin, Slot, Target, next_id},
 };
 pub use self::{
     consumer::Consumer,
     consumer_supervisor::{
         ChildCount, ChildId, ChildState, ConsumerSupervisor, SupervisorHandle, TerminateError,
+        TooManyRestarts,
     },
     context::StageContext,
     emitter::Emitter,
@@ -53,7 +55,7 @@ pub use self::{
     options::Stage,
     producer::Producer,
     producer_consumer::ProducerConsumer,
-    report::StageReport,
+    report::{InHand, StageReport},
     restart::Restart,
     worker::{ChildContext, Job, Reserved, Start, Worker},
 };
@@ -77,4 +79,10 @@ pub(crate) fn contained_now<T>(
 ) -> Result<T, ExitReason> {
     let outcome = catch_unwind(AssertUnwindSafe(callback));
     outcome.unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
+}
+
+/// A number from 0 to 1, so that those who failed together do not all try again together.
+pub(crate) fn random() -> f64 {
+    let bits = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
+    f64::from(bits) / f64::from(u32::MAX)
 }

@@ -4,6 +4,7 @@ use std::{
     any::Any,
     pin::Pin,
     sync::{Arc, OnceLock},
+    time::Duration,
 };
 
 use tokio::{sync::watch, task::AbortHandle, time::Instant};
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::{
     error::StartError,
+    exit::ExitReason,
     snapshot::{StageKind, StageSnapshot},
     subscription::Cancel,
     telemetry::Telemetry,
@@ -85,6 +87,25 @@ impl Observed {
     pub(crate) fn snapshot(&self) -> StageSnapshot {
         self.gauges.snapshot(self.stage.clone())
     }
+
+    /// What the stage leaves undone if it is ended now, as far as it has shown it.
+    pub(crate) fn left(&self) -> StageReport {
+        let seen = self.snapshot();
+        let mut report = StageReport::new(self.stage.clone(), ExitReason::Killed);
+        report.held = seen.queued + seen.waiting + seen.buffered;
+        report.unfinished = seen.workers.unwrap_or_default() + self.gauges.in_hand();
+        report
+    }
+
+    /// An incarnation of the stage has failed.
+    pub(crate) fn failed(&self) {
+        self.gauges.failures.add(1);
+    }
+
+    /// The stage has failed, and is not started again.
+    pub(crate) fn failed_for_good(&self, reason: &ExitReason) {
+        self.gauges.failed_for_good(reason);
+    }
 }
 
 /// A stage that is ready to be spawned.
@@ -94,6 +115,8 @@ pub(crate) struct Prepared {
     pub(crate) handle: Arc<OnceLock<AbortHandle>>,
     /// Where the report is found of a task that did not give one.
     pub(crate) last_words: Arc<OnceLock<StageReport>>,
+    /// How long its workers have when they are told to stop.
+    pub(crate) workers_stop_within: Duration,
 }
 
 /// A stage of a pipeline.
@@ -128,6 +151,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             telemetry: whole.telemetry.clone(),
             handle: StageHandle { slot: self.slot.clone() },
             gauges: self.slot.gauges.clone(),
+            phase: whole.phase.subscribe(),
         };
         // Before `init`, so that it can send itself something.
         let place = self.slot.occupy();
@@ -141,17 +165,22 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             self.vacate(false);
             StartError::Init { stage: self.slot.name.clone(), reason }
         })?;
-        let phase = whole.phase.subscribe();
-        let gauges = self.slot.gauges.clone();
-        gauges.started();
-        let task = StageTask::new(behaviour, &self.options, place, phase, gauges, &context);
+        let workers_stop_within = behaviour.workers_stop_within();
+        let mut phase = whole.phase.subscribe();
+        if *phase.borrow() != Phase::Run {
+            // An incarnation that begins while the pipeline drains has to drain, too.
+            phase.mark_changed();
+        }
+        self.slot.gauges.started();
+        let task = StageTask::new(behaviour, &self.options, &self.slot, place, phase, &context);
         let subscribing = |planned: &PlannedSubscription<B::In>| {
             let (target, options) = (planned.target.clone(), planned.options.clone());
-            Subscribing { target, options, replaces: None, answer: None }
+            Subscribing { target, options, origin: planned.origin, replaces: None, answer: None }
         };
         let subscriptions = self.slot.subscriptions.lock().iter().map(subscribing).collect();
         let (handle, last_words) = (task.task(), task.last_words());
-        Ok(Prepared { handle, last_words, task: Box::pin(task.run(subscriptions)) })
+        let task = Box::pin(task.run(subscriptions));
+        Ok(Prepared { handle, last_words, task, workers_stop_within })
     }
 
     fn check_options(&self) -> Result<(), StartError> {
@@ -167,7 +196,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             let missing =
                 matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended(_));
             if missing && matches!(planned.options.mode(), Cancel::Permanent | Cancel::Transient) {
-                let (stage, producer) = (self.slot.name.clone(), planned.producer.clone());
+                let (stage, producer) = (self.slot.name.clone(), planned.target.name().clone());
                 return Err(StartError::NoProcess { stage, producer });
             }
         }

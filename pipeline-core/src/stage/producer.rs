@@ -83,7 +83,7 @@ pub trait Producer: Sized + Send + 'static {
 
     /// Completes when a source that waits has something, or has come to its end.
     ///
-    /// Awaited only while demand is owed, and followed by [`handle_ready`](Self::handle_ready).
+    /// Awaited only while demand is owed and a consumer would take the events, and followed by [`handle_ready`](Self::handle_ready).
     /// The default never completes.
     ///
     /// # Cancel safety

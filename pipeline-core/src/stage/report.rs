@@ -44,11 +44,42 @@ pub struct StageReport {
     pub unfinished: usize,
     /// Events it discarded while it ran, because a buffer was full.
     pub discarded: usize,
+    /// Events that its workers have failed at so often that they were given up; see
+    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They count as brought to an end.
+    pub given_up: usize,
+    /// How often it was started again. What its earlier incarnations left behind is in the other
+    /// numbers.
+    pub restarts: usize,
+    /// Why it was started again the last time.
+    pub last_failure: Option<ExitReason>,
 }
 
 impl StageReport {
     pub(crate) fn new(stage: Arc<str>, reason: ExitReason) -> Self {
-        Self { stage, reason, held: 0, unfinished: 0, discarded: 0 }
+        Self {
+            stage,
+            reason,
+            held: 0,
+            unfinished: 0,
+            discarded: 0,
+            given_up: 0,
+            restarts: 0,
+            last_failure: None,
+        }
+    }
+
+    /// The report of the stage as a whole, whose earlier incarnations left this.
+    pub(crate) fn after(self, earlier: Option<Self>) -> Self {
+        let Some(earlier) = earlier else { return self };
+        Self {
+            held: self.held + earlier.held,
+            unfinished: self.unfinished + earlier.unfinished,
+            discarded: self.discarded + earlier.discarded,
+            given_up: self.given_up + earlier.given_up,
+            restarts: earlier.restarts + 1,
+            last_failure: Some(earlier.reason),
+            ..self
+        }
     }
 
     /// Events that were accepted and not brought to an end: held and unfinished.
@@ -60,16 +91,47 @@ impl StageReport {
 
 impl fmt::Display for StageReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stage, reason, held, unfinished, discarded } = self;
-        write!(f, "{stage} ended ({reason})")?;
-        for (count, what) in
-            [(held, "held"), (unfinished, "begun and not finished"), (discarded, "discarded")]
-        {
-            if *count > 0 {
-                let events = if *count == 1 { "event" } else { "events" };
+        write!(f, "{} ended ({})", self.stage, self.reason)?;
+        for (count, what) in [
+            (self.held, "held"),
+            (self.unfinished, "begun and not finished"),
+            (self.discarded, "discarded"),
+            (self.given_up, "given up"),
+        ] {
+            if count > 0 {
+                let events = if count == 1 { "event" } else { "events" };
                 write!(f, ", {count} {events} {what}")?;
             }
         }
+        if let Some(failure) = &self.last_failure {
+            let times = if self.restarts == 1 { "once" } else { "times" };
+            let count =
+                if self.restarts == 1 { String::new() } else { format!("{} ", self.restarts) };
+            write!(f, ", restarted {count}{times}, the last time because it {}", Because(failure))?;
+        }
         Ok(())
     }
+}
+
+/// A reason as the end of a sentence about a stage.
+struct Because<'a>(&'a ExitReason);
+
+impl fmt::Display for Because<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            ExitReason::Killed => f.write_str("was killed"),
+            ExitReason::NoProcess => f.write_str("needed a stage that did not run"),
+            reason => reason.fmt(f),
+        }
+    }
+}
+
+/// Events that a callback was given and has not brought to an end.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InHand {
+    /// Those that were begun.
+    pub begun: usize,
+    /// Those that were not even begun.
+    pub waiting: usize,
 }

@@ -12,10 +12,11 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
-    task::AbortHandle,
+    task::{self, AbortHandle, Id},
 };
 
 use super::{
+    consumer_supervisor::started_at,
     gauges::Gauges,
     link::{DemandPort, EventPort, ToConsumer, ToProducer},
     mailbox::{self, Letterbox, mailbox},
@@ -53,10 +54,23 @@ pub(crate) enum Control<In> {
     Stop(ExitReason),
 }
 
+/// Why a subscription is made. It says when the subscription is made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// It was planned, and is made whenever the consumer starts.
+    Planned,
+    /// The same in a row, where it is also made again when the producer is back after a failure.
+    Row,
+    /// It was made by a handle while the consumer ran. It is made again when the consumer is started
+    /// again, unless it has ended before. The number names it.
+    Handle(u64),
+}
+
 /// A subscription that a consumer is to make.
 pub(crate) struct Subscribing<In> {
     pub(crate) target: Arc<dyn Target<In>>,
     pub(crate) options: SubscribeOptions,
+    pub(crate) origin: Origin,
     pub(crate) replaces: Option<(SubscriptionId, ExitReason)>,
     pub(crate) answer: Option<oneshot::Sender<Result<Subscription, SubscribeError>>>,
 }
@@ -64,6 +78,14 @@ pub(crate) struct Subscribing<In> {
 /// The place of a stage that emits events of type `E`.
 pub(crate) trait Target<E>: Send + Sync {
     fn occupant(&self) -> Occupant<Arc<dyn DemandPort<E>>>;
+
+    fn name(&self) -> &Arc<str>;
+
+    /// Which pipeline it belongs to.
+    fn pipeline(&self) -> u64;
+
+    /// Whether a stage that fails here is started again.
+    fn restarts(&self) -> bool;
 
     /// Waits until a stage that is being restarted runs again, or never will.
     fn settled(&self) -> BoxFuture<'_, ()>;
@@ -90,6 +112,8 @@ pub(crate) struct Address<S, In, Out> {
     mailbox: Letterbox<Mail<S, In, Out>>,
     /// Ends the stage's task, once there is one.
     task: Arc<OnceLock<AbortHandle>>,
+    /// The task in which the stage's callbacks run, once they do.
+    runs_in: Arc<OnceLock<Id>>,
     /// Why the stage has ended. Known before the mailbox is closed.
     reason: Arc<OnceLock<ExitReason>>,
 }
@@ -100,7 +124,8 @@ impl<S, In, Out> Address<S, In, Out> {
     pub(crate) fn new() -> (Self, Mailbox<S, In, Out>) {
         let (letterbox, mailbox) = mailbox();
         let id = StageId::new(next_id());
-        (Self { id, mailbox: letterbox, task: Arc::default(), reason: Arc::default() }, mailbox)
+        let (task, runs_in, reason) = Default::default();
+        (Self { id, mailbox: letterbox, task, runs_in, reason }, mailbox)
     }
 
     pub(crate) fn send(&self, mail: Mail<S, In, Out>) -> Result<(), Mail<S, In, Out>> {
@@ -110,6 +135,20 @@ impl<S, In, Out> Address<S, In, Out> {
     /// Where the handle of the stage's task belongs.
     pub(crate) fn task(&self) -> Arc<OnceLock<AbortHandle>> {
         self.task.clone()
+    }
+
+    /// The stage's callbacks run in this task from now on.
+    pub(crate) fn runs_here(&self) {
+        if let Some(task) = task::try_id() {
+            let _ = self.runs_in.set(task);
+        }
+    }
+
+    /// Whether this is called in a callback of the stage. A worker that its supervisor runs itself is
+    /// none: it gets a task when it waits.
+    pub(crate) fn is_own_callback(&self) -> bool {
+        task::try_id().is_some_and(|task| self.runs_in.get() == Some(&task))
+            && started_at().is_none()
     }
 
     /// Says why the stage ends. The first reason counts.
@@ -126,8 +165,13 @@ impl<S, In, Out> Address<S, In, Out> {
 
 impl<S, In, Out> Clone for Address<S, In, Out> {
     fn clone(&self) -> Self {
-        let (mailbox, task) = (self.mailbox.clone(), self.task.clone());
-        Self { id: self.id, mailbox, task, reason: self.reason.clone() }
+        Self {
+            id: self.id,
+            mailbox: self.mailbox.clone(),
+            task: self.task.clone(),
+            runs_in: self.runs_in.clone(),
+            reason: self.reason.clone(),
+        }
     }
 }
 
@@ -159,37 +203,42 @@ where
     }
 
     fn ended(&self) -> Option<ExitReason> {
-        self.reason.get().cloned()
+        self.reason.get().map(ExitReason::for_peers)
     }
 }
 
 /// A place in a pipeline.
 pub(crate) struct Slot<S, In, Out> {
     pub(crate) name: Arc<str>,
+    pub(crate) pipeline: u64,
+    restarts: bool,
     pub(crate) occupant: watch::Sender<Occupant<Address<S, In, Out>>>,
     /// For calls and casts.
     pub(crate) places: Arc<Semaphore>,
     /// For infos, which may wait for events to leave. They must not take the places of the others.
     pub(crate) info_places: Arc<Semaphore>,
     pub(crate) gauges: Arc<Gauges>,
-    /// What whoever is here subscribes to when it starts.
-    pub(crate) subscriptions: Mutex<Vec<PlannedSubscription<In>>>,
+    /// What the stage that is here subscribes to when it starts.
+    pub(crate) subscriptions: Subscriptions<In>,
 }
+
+/// What a stage subscribes to when it starts. The stage adds to it what it subscribes to later.
+pub(crate) type Subscriptions<In> = Arc<Mutex<Vec<PlannedSubscription<In>>>>;
 
 /// A subscription that is made whenever its consumer starts.
 pub(crate) struct PlannedSubscription<In> {
     pub(crate) target: Arc<dyn Target<In>>,
-    /// The producer's name.
-    pub(crate) producer: Arc<str>,
     pub(crate) options: SubscribeOptions,
+    pub(crate) origin: Origin,
 }
 
 impl<S, In, Out> Slot<S, In, Out> {
-    pub(crate) fn new(name: Arc<str>, gauges: Gauges) -> Self {
+    pub(crate) fn new(name: Arc<str>, pipeline: u64, restarts: bool, gauges: Gauges) -> Self {
         let occupant = watch::Sender::new(Occupant::Vacant);
         let [places, info_places] = [ROOM; 2].map(|room| Arc::new(Semaphore::new(room)));
         let gauges = Arc::new(gauges);
-        Self { name, occupant, places, info_places, gauges, subscriptions: Mutex::default() }
+        let subscriptions = Arc::default();
+        Self { name, pipeline, restarts, occupant, places, info_places, gauges, subscriptions }
     }
 
     /// Who is to be told, if anybody.
@@ -204,10 +253,10 @@ impl<S, In, Out> Slot<S, In, Out> {
     pub(crate) fn plan(
         &self,
         target: Arc<dyn Target<In>>,
-        producer: Arc<str>,
         options: SubscribeOptions,
+        origin: Origin,
     ) {
-        self.subscriptions.lock().push(PlannedSubscription { target, producer, options });
+        self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
     }
 
     /// Nobody is here any more, for a while or for good.
@@ -244,8 +293,20 @@ where
             Occupant::Vacant => Occupant::Vacant,
             Occupant::Running(address) => Occupant::Running(Arc::new(address.clone())),
             Occupant::Restarting => Occupant::Restarting,
-            Occupant::Ended(reason) => Occupant::Ended(reason.clone()),
+            Occupant::Ended(reason) => Occupant::Ended(reason.for_peers()),
         }
+    }
+
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn pipeline(&self) -> u64 {
+        self.pipeline
+    }
+
+    fn restarts(&self) -> bool {
+        self.restarts
     }
 
     fn settled(&self) -> BoxFuture<'_, ()> {

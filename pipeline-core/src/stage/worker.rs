@@ -64,8 +64,9 @@ pub trait Worker<E>: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// The event is done with, and the error is logged. On a restart, it is tried again at once, which
-    /// counts as a restart.
+    /// The event is given up; see
+    /// [`ConsumerSupervisor::on_given_up`](crate::ConsumerSupervisor::on_given_up). On a restart, it counts
+    /// as one more try that has failed.
     fn start(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
         let _ = (event, context);
         Ok(Start::Run)

@@ -2,16 +2,16 @@
 
 use std::{future::pending, time::Duration};
 
-use tokio::time::{self, Instant};
-
 use crate::{
+    deadline::Deadline,
     exit::ExitReason,
     stage::{Emitter, ProducerConsumer},
     subscription::Subscription,
 };
 
 /// A stage that puts events together: a batch is emitted when it has `size` events, or when its
-/// first one has waited for `within`. What is left when the source ends is emitted too.
+/// first one has waited for `within`; with [`Duration::MAX`] only the size counts. What is left when
+/// the source ends is emitted too.
 ///
 /// # Panics
 ///
@@ -67,7 +67,7 @@ pub struct Batch<E> {
     within: Duration,
     open: Vec<E>,
     /// When the open batch has to leave.
-    due: Option<Instant>,
+    due: Option<Deadline>,
 }
 
 impl<E> Batch<E> {
@@ -92,7 +92,7 @@ impl<E: Send + 'static> ProducerConsumer for Batch<E> {
     ) -> Result<(), ExitReason> {
         for event in events {
             if self.open.is_empty() {
-                self.due = Some(Instant::now() + self.within);
+                self.due = Some(Deadline::from_now(self.within));
             }
             self.open.push(event);
             if self.open.len() == self.size {
@@ -104,7 +104,7 @@ impl<E: Send + 'static> ProducerConsumer for Batch<E> {
 
     async fn ready(&mut self) {
         match self.due {
-            Some(due) => time::sleep_until(due).await,
+            Some(due) => due.passed().await,
             None => pending().await,
         }
     }

@@ -1,10 +1,14 @@
 //! A function as a consumer.
 
-use std::{fmt, future::Future, marker::PhantomData};
+use std::{fmt, future::Future, marker::PhantomData, vec};
 
-use tokio::task::coop;
+use tokio::{sync::watch, task::coop};
 
-use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
+use crate::{
+    exit::ExitReason,
+    stage::{Consumer, ConsumerHandle, InHand, Phase, StageContext},
+    subscription::Subscription,
+};
 
 /// What the function of a [`for_each`] may return: nothing, or a `Result` whose error ends the stage.
 ///
@@ -65,6 +69,9 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
 
 /// A consumer that calls an async function with each event, one after the other.
 ///
+/// When the function fails, the stage ends, and the events behind the one that it failed at are
+/// reported as held. The same when the pipeline stops: that is looked at between two events.
+///
 /// ```
 /// use pipeline_core::{ExitReason, for_each};
 ///
@@ -85,7 +92,7 @@ where
     F: FnMut(E) -> Fut + Send + 'static,
     Fut: Future<Output: Outcome> + Send,
 {
-    ForEach { function, event: PhantomData }
+    ForEach { function, rest: Vec::new().into_iter(), begun: false, phase: None }
 }
 
 /// The consumer that [`for_each`] makes.
@@ -114,7 +121,20 @@ where
 #[must_use]
 pub struct ForEach<E, F> {
     function: F,
-    event: PhantomData<fn(E)>,
+    /// The events of the chunk that are still to be handled.
+    rest: vec::IntoIter<E>,
+    /// Whether the function is at an event.
+    begun: bool,
+    phase: Option<watch::Receiver<Phase>>,
+}
+
+impl<E, F> ForEach<E, F> {
+    /// Why the stage is to end although it has more events, if it is.
+    fn ends_now(&self) -> Option<ExitReason> {
+        let phase = self.phase.as_ref()?;
+        // To look whether there is a change costs less than to look at the phase.
+        if phase.has_changed().unwrap_or(true) { phase.borrow().ends_now() } else { None }
+    }
 }
 
 #[diagnostic::do_not_recommend]
@@ -126,16 +146,31 @@ where
 {
     type Event = E;
 
+    fn init(&mut self, context: &StageContext<ConsumerHandle<Self>>) -> Result<(), ExitReason> {
+        self.phase = Some(context.phase.clone());
+        Ok(())
+    }
+
     async fn handle_events(
         &mut self,
         events: Vec<E>,
         _from: &Subscription,
     ) -> Result<(), ExitReason> {
-        for event in events {
+        self.rest = events.into_iter();
+        while let Some(event) = self.rest.next() {
             coop::consume_budget().await;
+            self.begun = true;
             (self.function)(event).await.outcome()?;
+            self.begun = false;
+            if let Some(reason) = self.ends_now() {
+                return Err(reason);
+            }
         }
         Ok(())
+    }
+
+    fn in_hand(&self) -> Option<InHand> {
+        Some(InHand { begun: usize::from(self.begun), waiting: self.rest.len() })
     }
 }
 

@@ -30,6 +30,13 @@ pub enum SubscribeError {
     /// The stage that was to subscribe has ended.
     #[error("the stage that was to subscribe has ended")]
     NoProcess,
+    /// An [`EventStream`](crate::EventStream) does not subscribe again by itself.
+    #[error("a stream cannot be subscribed with Cancel::Reconnect, expected another mode")]
+    Reconnect,
+    /// The stage that was to subscribe was asked in its own callback, which would have waited for itself
+    /// for ever.
+    #[error("a stage cannot wait for itself in its own callback")]
+    OwnCallback,
     /// The producer knows a subscription of this id already.
     #[error("there is a subscription with this id already")]
     Duplicated,

@@ -18,6 +18,7 @@ pub(crate) struct StageSamples {
     /// Of a stage that takes from a queue.
     queued: Option<Gauge>,
     restarts: Growing,
+    failures: Growing,
     busy: Growing,
     waiting_for_events: Growing,
     waiting_for_demand: Growing,
@@ -66,6 +67,10 @@ impl StageSamples {
                 gauge("pipeline.events_queued", "Items that wait in the queue before a stage")
             }),
             restarts: growing("pipeline.stage_restarts", "How often a stage was started again"),
+            failures: growing(
+                "pipeline.stage_failures",
+                "How often a stage failed, whether it was started again or not",
+            ),
             busy: growing("pipeline.time_busy", "Milliseconds in which a stage worked"),
             waiting_for_events: growing(
                 "pipeline.time_waiting_for_events",
@@ -92,6 +97,7 @@ impl StageSamples {
             gauge.set(seen.queued as f64);
         }
         self.restarts.reach(seen.restarts);
+        self.failures.reach(seen.failures);
         self.busy.reach(milliseconds(seen.busy));
         self.waiting_for_events.reach(milliseconds(seen.waiting_for_events));
         self.waiting_for_demand.reach(milliseconds(seen.waiting_for_demand));

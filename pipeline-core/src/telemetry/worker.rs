@@ -11,6 +11,7 @@ pub(crate) struct WorkerMetrics {
     pub(crate) process_time: Histogram,
     pub(crate) failed: Counter,
     pub(crate) restarted: Counter,
+    pub(crate) given_up: Counter,
     /// How many may run at once, where that is found by the supervisor itself.
     pub(crate) limit: Gauge,
 }
@@ -22,7 +23,8 @@ impl WorkerMetrics {
         Self {
             process_time: Histogram::noop(),
             failed: nothing.clone(),
-            restarted: nothing,
+            restarted: nothing.clone(),
+            given_up: nothing,
             limit: Gauge::noop(),
         }
     }
@@ -42,6 +44,11 @@ impl WorkerMetrics {
             restarted: telemetry.counter(
                 "pipeline.worker.restarted",
                 "Workers started again with the same event",
+                labels.clone(),
+            ),
+            given_up: telemetry.counter(
+                "pipeline.worker.given_up",
+                "Events that were given up because their workers failed too often",
                 labels.clone(),
             ),
             limit: telemetry.gauge(

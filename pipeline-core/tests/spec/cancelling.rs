@@ -196,9 +196,11 @@ async fn s_052_the_end_of_one_producer_is_passed_on_to_the_other() {
     let to_other = consumer.subscribe(other.handle(), auto(4, 2)).await;
     one.handle().stop(ExitReason::Normal).await;
     settle().await;
-    assert_eq!(ended(consumer.cancelled()), [(to_one, "down (normal)".to_owned())]);
+    let cancelled = "cancelled (normal)".to_owned();
+    let expected = [(to_one, "down (normal)".to_owned()), (to_other.clone(), cancelled.clone())];
+    assert_eq!(ended(consumer.cancelled()), expected);
     assert_eq!(consumer.fate().await, "normal");
-    assert_eq!(ended(other.cancelled()), [(to_other, "down (normal)".to_owned())]);
+    assert_eq!(ended(other.cancelled()), [(to_other, cancelled)]);
     assert!(other.handle().is_running());
 }
 

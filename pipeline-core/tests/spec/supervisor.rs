@@ -1,10 +1,11 @@
 //! Section 5.13: `ConsumerSupervisor`, and.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use pipeline_core::{
     Cancel, ChildCount, ChildId, ChildState, ConsumerSupervisor, ExitReason, Graph, Pipeline,
-    ProducerHandle, Restart, SubscribeOptions, SupervisorHandle, TerminateError,
+    ProducerHandle, Restart, SubscribeOptions, SupervisorHandle, TerminateError, TooManyRestarts,
     testkit::{Script, ScriptedProducer, assert_no_task_left, scripted, settle},
 };
 use pipeline_test_support::Log;
@@ -26,7 +27,9 @@ struct Setup {
 /// `silent`, and a supervisor that subscribes to it as `(max,min)`.
 fn supervised(max: usize, min: usize) -> Setup {
     let children = Children::default();
-    let supervisor = ConsumerSupervisor::new(children.clone());
+    // The reference's rule for children that fail, with its numbers.
+    let supervisor =
+        ConsumerSupervisor::new(children.clone()).max_restarts(3, Duration::from_secs(5));
     let options = SubscribeOptions::new().max_demand(max).min_demand(min);
     Setup { options, producer: scripted(), supervisor, children }
 }
@@ -608,4 +611,50 @@ async fn x_034_the_bound_is_per_subscription_unless_there_is_one_for_all() {
     case.children.end(100, Ok(())).await;
     case.children.end(101, Ok(())).await;
     assert_eq!(case.children.running(), [0, 102, 103, 200, 201]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_042_an_event_that_always_fails_is_given_up_and_its_slot_is_freed() {
+    let children = Children::default();
+    let (producer, script) = scripted();
+    let given_up = Arc::new(Mutex::new(vec![]));
+    let kept = given_up.clone();
+    let supervisor = ConsumerSupervisor::new(children.clone())
+        .on_given_up(move |event, reason| kept.lock().push((event, reason.to_string())));
+    let mut graph = Graph::new("test");
+    let producer = graph.producer("producer", producer.from_iter(0..));
+    let supervisor = graph.consumer_supervisor("supervisor", supervisor);
+    let options = SubscribeOptions::new().max_demand(2).min_demand(1);
+    graph.subscribe(&supervisor, &producer, options);
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    assert_eq!(children.started(), [(0, 0), (1, 0)]);
+    for failed in 1..=2 {
+        children.crash(0).await;
+        assert_eq!(children.started(), [], "not at once");
+        assert_eq!(supervisor.which_children().await.unwrap()[0].1, ChildState::Restarting);
+        time::sleep(Duration::from_millis(100 * failed)).await;
+        settle().await;
+        assert_eq!(children.started(), [(0, u32::try_from(failed).unwrap())]);
+        assert!(given_up.lock().is_empty());
+    }
+    assert_eq!(script.demands(), [2], "and no more while it holds its slot");
+    children.crash(0).await;
+    assert_eq!(*given_up.lock(), [(0, "failed: crash".to_owned())]);
+    assert_eq!((script.demands(), children.started()), (vec![1], vec![(2, 0)]));
+    let snapshot = pipeline.snapshot();
+    assert_eq!((snapshot.failed, snapshot.stages[1].given_up), (false, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn x_043_a_supervisor_that_reaches_its_limit_has_failed_and_tells_its_peers_shutdown() {
+    let mut case = supervised(2, 1).events(0..2).max_restarts(0, 5).start().await;
+    case.children.crash(0).await;
+    assert_eq!(case.gone(), ["down (shutdown)"]);
+    let snapshot = case.pipeline.snapshot();
+    assert!(snapshot.failed, "at once");
+    case.script.handle().stop(ExitReason::Normal).await;
+    let report = case.pipeline.ended().await;
+    let reason = &report.failure().unwrap().reason;
+    assert!(reason.source().unwrap().is::<TooManyRestarts>(), "{reason}");
 }

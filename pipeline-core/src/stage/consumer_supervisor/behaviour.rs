@@ -1,8 +1,8 @@
 //! A supervisor, callback by callback.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task};
+use tokio::{sync::watch, task, time::Instant};
 
 use super::{
     super::{
@@ -86,23 +86,23 @@ where
 
     async fn ready(&mut self) {
         let supervisor = &mut self.0;
-        if supervisor.restarting.is_empty() && supervisor.ended.is_empty() {
+        let again = supervisor.next_restart();
+        if supervisor.ended.is_empty() && !again.has_passed(Instant::now()) {
             // What has ended is kept for `handle_ready`, so nothing is lost when this is dropped.
-            match supervisor.tasks.join_next_with_id().await {
-                Some(ended) => supervisor.ended.push_back(ended),
-                None => std::future::pending().await,
+            tokio::select! {
+                biased;
+                Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended.push_back(ended),
+                () = again.passed() => {}
             }
         }
     }
 
     async fn handle_ready(&mut self, _out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
         let supervisor = &mut self.0;
-        if !supervisor.restarting.is_empty() {
-            // It is tried again at once, but not without letting others have a turn.
+        if supervisor.next_restart().has_passed(Instant::now()) {
+            // It may be tried again at once, but not without letting others have a turn.
             task::yield_now().await;
-        }
-        if let Some((id, event, restarts)) = supervisor.restarting.pop_front() {
-            supervisor.start_again(id, event, restarts + 1)?;
+            supervisor.start_again()?;
         }
         while let Some(ended) =
             supervisor.ended.pop_front().or_else(|| supervisor.tasks.try_join_next_with_id())
@@ -111,6 +111,15 @@ where
         }
         supervisor.ask();
         Ok(())
+    }
+
+    fn asks_no_more(&mut self) {
+        // Slots that are freed from now on are not asked for.
+        self.0.slots.clear();
+    }
+
+    fn workers_stop_within(&self) -> Duration {
+        self.0.shutdown
     }
 
     fn is_busy(&self) -> bool {
@@ -135,6 +144,7 @@ where
         // One that was killed has left the others as they were.
         let left = supervisor.tasks.len() + supervisor.restarting.len();
         report.unfinished += supervisor.unfinished + left;
+        report.given_up += supervisor.given_up;
         report.held += supervisor.waiting.len();
     }
 }

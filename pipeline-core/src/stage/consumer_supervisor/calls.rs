@@ -144,7 +144,7 @@ where
                     // Its slot is free when it has really ended.
                     Some(task) => task.abort(),
                     None => {
-                        self.restarting.retain(|(other, ..)| *other != id);
+                        self.restarting.retain(|(_, other), _| *other != id);
                         self.done(id);
                         self.ask();
                     }

@@ -4,10 +4,11 @@ mod behaviour;
 mod brevity;
 mod calls;
 mod started;
+mod tries;
 mod turns;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     convert::Infallible,
     fmt,
     future::{Future, poll_fn},
@@ -17,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
     sync::watch,
@@ -25,15 +27,19 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
+pub use self::tries::TooManyRestarts;
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
-use self::{brevity::Brevity, started::Running, turns::Turns};
+use self::{brevity::Brevity, started::Running, tries::Tries, turns::Turns};
 use super::{
     Caller, ChildContext, Phase, Reserved, StageHandle, Start, Worker, contained, contained_now,
     gauges::Gauges,
+    random,
     restart::{Restart, RestartBudget},
 };
 use crate::{
     adaptive::{Adaptive, AdaptiveLimit, Piece},
+    backoff::Backoff,
+    deadline::Deadline,
     demand::Slots,
     exit::ExitReason,
     snapshot::StageKind,
@@ -50,16 +56,27 @@ use crate::{
 /// several subscriptions, each has slots of its own; [`max_children`](Self::max_children) bounds them
 /// all together.
 ///
-/// A child that fails is restarted, by default. More than [`max_restarts`](Self::max_restarts)
-/// within the given time end the supervisor with [`ExitReason::Shutdown`], because something is
-/// wrong that restarting doesn't mend.
+/// # When a child fails
+///
+/// By default its event is tried again in the same slot, after a short while, and
+/// [given up](Self::on_given_up) when it has failed three times; all others go on. How often is said by
+/// [`tries`](Self::tries), how long a while is by [`backoff`](Self::backoff). What is given up is counted
+/// in the metric `pipeline.worker.given_up` and in the [report](crate::StageReport::given_up).
+///
+/// GenStage's rule is another: a child is started again at once, and as often as need be, but when there
+/// are more restarts in a time than [`max_restarts`](Self::max_restarts) allows, the supervisor ends,
+/// because something is wrong that restarting doesn't mend. That is a failure of the stage,
+/// [`TooManyRestarts`], and with it of its pipeline, unless it is started again as
+/// [`Stage::restarting`](crate::Stage::restarting) says. Its producers are told
+/// [`ExitReason::Shutdown`].
 ///
 /// When its producer ends with [`ExitReason::Normal`], the supervisor lets its children finish and
 /// ends too. When it has to stop, its children are told so
 /// ([`ChildContext::stopping`]) and are dropped once [`shutdown`](Self::shutdown) is over.
 ///
-/// The semantics are those of GenStage's `ConsumerSupervisor`, except for the gentle end, that it asks
-/// at `min_demand` like any other consumer, and the default of that.
+/// The semantics are those of GenStage's `ConsumerSupervisor`, except for the gentle end, for what
+/// becomes of an event whose child fails, that it asks at `min_demand` like any other consumer, and the
+/// default of that.
 ///
 /// ```
 /// use std::time::Duration;
@@ -73,14 +90,18 @@ use crate::{
 ///     Ok(())
 /// };
 /// let supervisor = ConsumerSupervisor::new(resize)
-///     .max_restarts(10, Duration::from_secs(60))
+///     .tries(5)
+///     .on_given_up(|image, reason| eprintln!("{} bytes: {reason}", image.len()))
 ///     .shutdown(Duration::from_secs(30));
 /// ```
 #[must_use]
 pub struct ConsumerSupervisor<E, W> {
     shared: Arc<Shared<W>>,
     restart: Restart,
-    budget: RestartBudget,
+    tries: Tries,
+    /// How many restarts all children together may have, if that is limited.
+    budget: Option<RestartBudget>,
+    on_given_up: Option<OnGivenUp<E>>,
     shutdown: Duration,
     max_children: usize,
     /// Finds out how many children do best, if that is not fixed.
@@ -100,14 +121,15 @@ pub struct ConsumerSupervisor<E, W> {
     /// How many of the children were started by hand.
     by_hand: usize,
     slots: foldhash::HashMap<SubscriptionId, (Subscription, Slots)>,
-    /// Children that could not be started again yet; they are tried again at once.
-    restarting: VecDeque<(ChildId, E, u32)>,
+    /// Children that have failed, by when they are started again, with how often they have failed.
+    restarting: BTreeMap<(Deadline, ChildId), (E, u32)>,
     /// Events that wait for a place among `max_children`.
     waiting: Turns<E>,
     stopping: Stopping,
     stage: Arc<str>,
     gauges: Arc<Gauges>,
     unfinished: usize,
+    given_up: usize,
 }
 
 /// The handle of a [`ConsumerSupervisor`].
@@ -261,6 +283,10 @@ struct Child {
     terminated: Vec<Caller<Result<(), TerminateError>>>,
 }
 
+/// What is told of an event that is given up. The lock is never waited for: it makes the supervisor
+/// `Sync`, whatever the function is.
+type OnGivenUp<E> = Mutex<Box<dyn FnMut(E, ExitReason) + Send>>;
+
 /// What all children share: one handle for each, because to count more costs as much as a brief child.
 struct Shared<W> {
     worker: W,
@@ -298,13 +324,15 @@ impl<E, W: Worker<E>> ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
 {
-    /// Supervises children of this worker: transient, at most 3 restarts in 5 seconds, and 5
-    /// seconds to stop.
+    /// Supervises children of this worker: transient, with three tries for each event, and 5 seconds to
+    /// stop.
     pub fn new(worker: W) -> Self {
         Self {
             shared: Arc::new(Shared { worker, metrics: WorkerMetrics::none() }),
             restart: Restart::default(),
-            budget: RestartBudget::new(3, Duration::from_secs(5)),
+            tries: Tries::default(),
+            budget: None,
+            on_given_up: None,
             shutdown: Duration::from_secs(5),
             max_children: usize::MAX,
             adaptive: None,
@@ -317,12 +345,13 @@ where
             next_child: 0,
             by_hand: 0,
             slots: foldhash::HashMap::default(),
-            restarting: VecDeque::new(),
+            restarting: BTreeMap::new(),
             waiting: Turns::new(),
             stopping: Stopping::default(),
             stage: "".into(),
             gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
             unfinished: 0,
+            given_up: 0,
         }
     }
 
@@ -332,9 +361,75 @@ where
         self
     }
 
-    /// How many restarts within which time are too many by one. Default 3 within 5 seconds.
+    /// How often an event is tried before it is given up, the first time included. Default 3, and no
+    /// bound with [`max_restarts`](Self::max_restarts).
+    ///
+    /// # Panics
+    ///
+    /// If it is 0.
+    pub fn tries(mut self, tries: u32) -> Self {
+        assert!(tries > 0, "an event is tried at least once");
+        self.tries.most = Some(tries);
+        self
+    }
+
+    /// How long an event waits before it is tried again; it keeps its slot meanwhile. Default from 100
+    /// milliseconds to 5 seconds with [`Jitter::Equal`](crate::Jitter::Equal), and no wait with
+    /// [`max_restarts`](Self::max_restarts).
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.tries.backoff = Some(backoff);
+        self
+    }
+
+    /// Calls this with each event that is given up and why its worker failed the last time: the place to
+    /// put it where somebody sees it. Called between two messages of the supervisor, so it should not
+    /// block.
+    ///
+    /// An event is given up when it has failed so often as [`tries`](Self::tries) says, and when its
+    /// worker refuses to start with an error. It is logged and counted in any case.
+    ///
+    /// ```
+    /// use pipeline_core::{
+    ///     ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, SubscribeOptions, from_iter, queue,
+    /// };
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// // What could not be handled waits for somebody to look at it.
+    /// let (failed, _to_look_at) = queue(QueueOptions::new().capacity(1000));
+    /// # let counted = failed.clone();
+    /// let halve = async |n: &u64| match n % 2 {
+    ///     0 => Ok(println!("{}", n / 2)),
+    ///     _ => Err(ExitReason::failed("odd")),
+    /// };
+    /// let supervisor = ConsumerSupervisor::new(halve).on_given_up(move |n, reason| {
+    ///     eprintln!("{n}: {reason}");
+    ///     failed.offer(n);
+    /// });
+    /// let mut pipeline = Pipeline::builder("halves")
+    ///     .producer(from_iter(0..10))
+    ///     .consumer_supervisor(supervisor, SubscribeOptions::new())
+    ///     .start()?;
+    /// let report = pipeline.ended().await;
+    /// assert!(report.is_clean());
+    /// assert_eq!(report.stages[1].given_up, 5);
+    /// # assert_eq!(counted.len(), 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn on_given_up(mut self, tell: impl FnMut(E, ExitReason) + Send + 'static) -> Self {
+        self.on_given_up = Some(Mutex::new(Box::new(tell)));
+        self
+    }
+
+    /// GenStage's rule for children that fail: they are started again at once, and more than so many
+    /// restarts of all children together within the time end the supervisor with [`TooManyRestarts`].
+    /// GenStage's own numbers are 3 within 5 seconds. By default there is no such bound, because one event
+    /// that cannot be handled would end the pipeline.
+    ///
+    /// [`tries`](Self::tries) and [`backoff`](Self::backoff) can be given as well.
     pub fn max_restarts(mut self, restarts: usize, within: Duration) -> Self {
-        self.budget = RestartBudget::new(restarts, within);
+        self.budget = Some(RestartBudget::new(restarts, within));
         self
     }
 
@@ -460,7 +555,7 @@ where
 
     /// Starts a child for an event. An event whose child does not start is done with.
     fn begin(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
-        let context = self.take_on(&event, subscription)?;
+        let (event, context) = self.take_on(event, subscription)?;
         let reserved = context.reserved.clone();
         let job = self.job(event, context, None);
         Some(self.spawn_new(subscription, reserved, job))
@@ -469,7 +564,7 @@ where
     /// Starts a child that is likely to be done at once. Only one that is not gets a task. Returns
     /// what time it is then.
     fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
-        let Some(context) = self.take_on(&event, Some(from)) else { return now };
+        let Some((event, context)) = self.take_on(event, Some(from)) else { return now };
         let reserved = context.reserved.clone();
         let mut job = Box::pin(self.job(event, context, Some(now)));
         // Its task polls it anew, with a waker of its own.
@@ -492,23 +587,44 @@ where
     }
 
     /// What the child is given if the worker takes the event on. If not, it is done with.
-    fn take_on(&mut self, event: &E, subscription: Option<SubscriptionId>) -> Option<ChildContext> {
+    fn take_on(
+        &mut self,
+        event: E,
+        subscription: Option<SubscriptionId>,
+    ) -> Option<(E, ChildContext)> {
         let mut context = self.context(0);
-        let outcome = self.attempt(event, &context).and_then(|start| {
+        let outcome = self.attempt(&event, &context).and_then(|start| {
             if start == Start::Run {
-                context.reserved = contained_now(|| Ok(self.shared.worker.reserve(event)))?;
+                context.reserved = contained_now(|| Ok(self.shared.worker.reserve(&event)))?;
             }
             Ok(start)
         });
-        if matches!(outcome, Ok(Start::Run)) {
-            return Some(context);
-        }
-        if let Err(reason) = outcome {
-            self.count_failure();
-            tracing::error!(stage = %self.stage, %reason, "a worker did not start");
+        match outcome {
+            Ok(Start::Run) => return Some((event, context)),
+            Ok(Start::Ignore) => {}
+            Err(reason) => {
+                self.count_failure();
+                tracing::error!(stage = %self.stage, %reason, "a worker did not start");
+                self.give_up(event, reason);
+            }
         }
         self.free(subscription);
         None
+    }
+
+    /// Tells of an event that is not tried again.
+    fn give_up(&mut self, event: E, reason: ExitReason) {
+        self.shared.metrics.given_up.increment(1);
+        self.gauges.given_up.add(1);
+        self.given_up += 1;
+        let Some(tell) = &mut self.on_given_up else { return };
+        let told = contained_now(|| {
+            tell.get_mut()(event, reason);
+            Ok(())
+        });
+        if let Err(reason) = told {
+            tracing::error!(stage = %self.stage, %reason, "what is told of events that are given up failed");
+        }
     }
 
     fn count_failure(&self) {
@@ -614,31 +730,85 @@ where
             }
         }
         let terminated = self.children.get(&id).is_some_and(|child| !child.terminated.is_empty());
-        if let Ok((_, Done { event, restarts, outcome: Err(reason), .. })) = ended
-            && !reason.is_graceful()
-            && !terminated
-        {
-            self.count_failure();
-            let restart = self.restart == Restart::Transient;
-            tracing::error!(stage = %self.stage, %reason, restart, "a worker failed");
-            if restart {
-                return self.start_again(id, event, restarts + 1);
+        match ended {
+            Ok((_, Done { event, restarts, outcome: Err(reason), .. }))
+                if !reason.is_graceful() && !terminated =>
+            {
+                self.count_failure();
+                let failed = restarts.saturating_add(1);
+                let restart = self.may_try_again(failed);
+                tracing::error!(stage = %self.stage, %reason, restart, "a worker failed");
+                return self.after_failure(id, event, failed, reason);
             }
+            Err(error) if error.is_panic() => {
+                // A destructor has panicked, and the event went with the task.
+                self.count_failure();
+                self.unfinished += 1;
+                tracing::error!(stage = %self.stage, "a worker's task panicked, its event is lost");
+            }
+            _ => {}
         }
         self.done(id);
         Ok(())
     }
 
-    fn start_again(&mut self, id: ChildId, event: E, restarts: u32) -> Result<(), ExitReason> {
-        if !self.budget.spend(Instant::now()) {
-            // The event is in hand and nobody will finish it.
+    /// Tries an event again whose worker has failed, later or at once, or gives it up. `failed` says how
+    /// often it has failed by now.
+    fn after_failure(
+        &mut self,
+        id: ChildId,
+        event: E,
+        failed: u32,
+        reason: ExitReason,
+    ) -> Result<(), ExitReason> {
+        if !self.may_try_again(failed) {
+            self.give_up(event, reason);
+            self.done(id);
+            return Ok(());
+        }
+        let now = Instant::now();
+        if self.budget.as_mut().is_some_and(|budget| !budget.spend(now)) {
+            // The event is in hand and is not tried again.
             self.unfinished += 1;
             self.forget(id);
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
-            return Err(ExitReason::Shutdown);
+            return Err(TooManyRestarts::new(reason).into());
         }
+        if let Some(child) = self.children.get_mut(&id) {
+            child.task = None;
+        }
+        let delay = self.tries.delay(failed, self.budget.is_some(), random());
+        self.restarting.insert((Deadline::after(now, delay), id), (event, failed));
+        Ok(())
+    }
+
+    fn may_try_again(&self, failed: u32) -> bool {
+        self.restart == Restart::Transient
+            && self.tries.allow_another(failed, self.budget.is_some())
+    }
+
+    /// When the next child is to be started again.
+    fn next_restart(&self) -> Deadline {
+        self.restarting.first_key_value().map_or(Deadline::NEVER, |((at, _), _)| *at)
+    }
+
+    /// Starts the children again whose time has come.
+    fn start_again(&mut self) -> Result<(), ExitReason> {
+        let now = Instant::now();
+        // One that does not start has its turn the next time, with no delay too.
+        for _ in 0..self.restarting.len() {
+            if !self.next_restart().has_passed(now) {
+                break;
+            }
+            let Some(((_, id), (event, failed))) = self.restarting.pop_first() else { break };
+            self.start_one_again(id, event, failed)?;
+        }
+        Ok(())
+    }
+
+    fn start_one_again(&mut self, id: ChildId, event: E, failed: u32) -> Result<(), ExitReason> {
         self.shared.metrics.restarted.increment(1);
-        let mut context = self.context(restarts);
+        let mut context = self.context(failed);
         context.reserved = self.children.get(&id).and_then(|child| child.reserved.clone());
         match self.attempt(&event, &context) {
             Ok(Start::Run) => {
@@ -647,11 +817,9 @@ where
             }
             Ok(Start::Ignore) => self.done(id),
             Err(reason) => {
+                self.count_failure();
                 tracing::error!(stage = %self.stage, %reason, "a worker did not start again");
-                if let Some(child) = self.children.get_mut(&id) {
-                    child.task = None;
-                }
-                self.restarting.push_back((id, event, restarts));
+                return self.after_failure(id, event, failed.saturating_add(1), reason);
             }
         }
         Ok(())

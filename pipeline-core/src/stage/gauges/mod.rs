@@ -12,6 +12,7 @@ use self::front::Front;
 pub(crate) use self::front::Queued;
 use super::times::Times;
 use crate::{
+    exit::ExitReason,
     snapshot::{Activity, StageKind, StageSnapshot, SubscriptionSnapshot},
     subscription::{Subscription, SubscriptionId},
     tally::Tally,
@@ -31,6 +32,14 @@ pub(crate) struct Gauges {
     pub(crate) buffered: AtomicUsize,
     pub(crate) workers: AtomicUsize,
     pub(crate) worker_failures: Tally,
+    /// Events whose workers failed too often.
+    pub(crate) given_up: Tally,
+    /// Events that a callback has been given, of a stage whose callbacks may take their time.
+    in_hand: AtomicUsize,
+    /// How often an incarnation has failed.
+    pub(crate) failures: Tally,
+    /// Why it has failed for good.
+    failure: Mutex<Option<ExitReason>>,
     /// By reason. What a queue has discarded, it knows itself.
     discarded: [Tally; Discard::ALL.len()],
     starts: AtomicU64,
@@ -52,6 +61,10 @@ impl Gauges {
             buffered: AtomicUsize::default(),
             workers: AtomicUsize::default(),
             worker_failures: Tally::default(),
+            given_up: Tally::default(),
+            in_hand: AtomicUsize::default(),
+            failures: Tally::default(),
+            failure: Mutex::default(),
             discarded: Default::default(),
             starts: AtomicU64::default(),
             begun: AtomicBool::default(),
@@ -70,6 +83,7 @@ impl Gauges {
     pub(crate) fn started(&self) {
         self.starts.fetch_add(1, Relaxed);
         self.waiting.store(0, Relaxed);
+        self.in_hand.store(0, Relaxed);
         self.buffered.store(0, Relaxed);
         self.enter(Activity::Starting);
     }
@@ -90,6 +104,23 @@ impl Gauges {
         self.workers.store(0, Relaxed);
         self.front.lock().leave();
         self.enter(if restarting { Activity::Starting } else { Activity::Ended });
+    }
+
+    /// The stage has failed, and is not started again.
+    pub(crate) fn failed_for_good(&self, reason: &ExitReason) {
+        *self.failure.lock() = Some(reason.clone());
+    }
+
+    /// A callback is given so many events, or none any more. What is behind them in the same message
+    /// waits.
+    #[inline]
+    pub(crate) fn take_in_hand(&self, events: usize, behind: usize) {
+        self.in_hand.store(events, Relaxed);
+        self.waiting.store(behind, Relaxed);
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.in_hand.load(Relaxed)
     }
 
     /// A queue stands before the stage, and this is how to look at it.
@@ -142,6 +173,9 @@ impl Gauges {
             discarded_by,
             workers: supervises.then(|| self.workers.load(Relaxed)),
             worker_failures: self.worker_failures.get(),
+            given_up: self.given_up.get(),
+            failures: self.failures.get(),
+            failure: self.failure.lock().clone(),
             restarts: self.starts.load(Relaxed).saturating_sub(1),
             busy: times.busy,
             waiting_for_events: times.waiting_for_events,

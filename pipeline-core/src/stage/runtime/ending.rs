@@ -2,8 +2,13 @@
 
 use super::{
     super::{
-        behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer, message::Posted,
-        slot::Mail,
+        InHand,
+        behaviour::Behaviour,
+        contained_now,
+        link::ToConsumer,
+        link::ToProducer,
+        message::Posted,
+        slot::{Mail, Origin},
     },
     Callback, StageTask,
 };
@@ -27,7 +32,7 @@ pub(super) struct Finishing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// What has arrived is still to be handled.
+    /// What has arrived is still to be handled, and what is on its way.
     Input,
     /// What was emitted is still to be delivered.
     Output,
@@ -41,7 +46,11 @@ impl<B: Behaviour> StageTask<B> {
         self.draining = true;
         self.paused = false;
         self.inlet.resume();
-        self.retries.clear();
+        // In a row, the stage before this one may be about to be started again, to drain what it holds.
+        self.retries.retain(|retry| retry.origin == Origin::Row);
+        // What another pipeline emits does not come to an end because this one drains.
+        let pipeline = self.pipeline;
+        self.let_go(&ExitReason::Normal, |source| source.target.pipeline() != pipeline);
         self.outlet.set_mode(DemandMode::Forward);
         if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
@@ -89,6 +98,10 @@ impl<B: Behaviour> StageTask<B> {
         if self.finishing.is_none() {
             self.paused = false;
             self.inlet.resume();
+            self.retries.clear();
+            // What comes from now on was on its way, and nothing is asked for.
+            self.behaviour.asks_no_more();
+            self.let_go(&reason, |_| true);
             self.finishing = Some(Finishing { reason, step: Step::Input });
         }
     }
@@ -96,7 +109,9 @@ impl<B: Behaviour> StageTask<B> {
     /// Goes on with ending. Whether there is more to do at once.
     pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
         let Some(finishing) = &mut self.finishing else {
-            let abandoned = B::KIND != StageKind::Producer && self.inlet.upstreams().is_empty();
+            let abandoned = B::KIND != StageKind::Producer
+                && self.inlet.upstreams().is_empty()
+                && self.retries.is_empty();
             if self.draining && abandoned && self.inlet.is_empty() {
                 self.finish(ExitReason::Normal);
                 return Ok(true);
@@ -104,7 +119,7 @@ impl<B: Behaviour> StageTask<B> {
             return Ok(false);
         };
         match finishing.step {
-            Step::Input if self.inlet.is_empty() => {
+            Step::Input if self.inlet.is_empty() && self.inlet.upstreams().is_empty() => {
                 finishing.step = Step::Output;
                 if B::KIND == StageKind::ProducerConsumer {
                     self.call(Callback::Drain).await?;
@@ -123,10 +138,17 @@ impl<B: Behaviour> StageTask<B> {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        self.report.unfinished += self.in_hand;
-        self.report.held +=
-            self.behind + self.staged.len() + self.outlet.held() + self.inlet.held();
+        // The stage may know better than that a callback that failed was given so many.
+        let known = self.behaviour.in_hand();
+        let in_hand = known.unwrap_or(InHand { begun: self.in_hand, waiting: 0 });
+        self.report.unfinished += in_hand.begun;
+        self.report.held += in_hand.waiting
+            + self.behind
+            + self.staged.len()
+            + self.outlet.held()
+            + self.inlet.held();
         self.address.end(reason);
+        let reason = &reason.for_peers();
         // First, so that nothing can arrive uncounted.
         self.mailbox.close();
         while let Some(mail) = self.mailbox.next() {

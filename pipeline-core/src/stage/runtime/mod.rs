@@ -36,7 +36,7 @@ use super::{
     mailbox,
     message::{Letter, Opened},
     options::StageOptions,
-    slot::{Address, Control, Mail, Mailbox, Subscribing},
+    slot::{Address, Control, Mail, Mailbox, Slot, Subscribing, Subscriptions},
 };
 use crate::{
     discarding::{Discarding, Seldom},
@@ -46,7 +46,9 @@ use crate::{
     outlet::{DemandMode, Outlet},
     rate_limit::RateLimiter,
     snapshot::{Activity, StageKind},
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription, SubscriptionId},
+    subscription::{
+        Asking, Cancellation, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
+    },
     telemetry::{BatchTimer, StageMetrics},
 };
 
@@ -58,6 +60,10 @@ pub(crate) struct StageTask<B: Behaviour> {
     phase: PhaseWatch,
     inlet: Inlet<B::In, Source<B::In>>,
     retries: Vec<Retry<B::In>>,
+    /// What the next incarnation is to subscribe to.
+    subscriptions: Subscriptions<B::In>,
+    /// Which pipeline it belongs to.
+    pipeline: u64,
     outlet: Outlet<B::Out>,
     consumers: foldhash::HashMap<SubscriptionId, Downstream<B::Out>>,
     staged: VecDeque<B::Out>,
@@ -156,9 +162,9 @@ impl<B: Behaviour> StageTask<B> {
     pub(crate) fn new(
         behaviour: B,
         options: &StageOptions<B::Out>,
+        slot: &Slot<B::Stage, B::In, B::Out>,
         (address, mailbox): Place<B>,
         phase: watch::Receiver<Phase>,
-        gauges: Arc<Gauges>,
         context: &StageContext<HandleOf<B>>,
     ) -> Self {
         Self {
@@ -184,10 +190,12 @@ impl<B: Behaviour> StageTask<B> {
                 StageKind::ConsumerSupervisor => BatchTimer::none(),
                 _ => BatchTimer::register(&context.telemetry, &context.labels()),
             },
-            gauges,
+            gauges: slot.gauges.clone(),
             overflowing: Discarding::default(),
             unroutable: Seldom::default(),
             warnings: Seldom::default(),
+            pipeline: slot.pipeline,
+            subscriptions: slot.subscriptions.clone(),
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
             in_hand: 0,
             behind: 0,
@@ -211,6 +219,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Subscribes, and runs until there is a reason to end.
     pub(crate) async fn run(mut self, subscriptions: Vec<Subscribing<B::In>>) -> StageReport {
+        self.address.runs_here();
         self.gauges.enter(Activity::Busy);
         // A dispatcher may panic too.
         let Err(reason) = contained(self.live(subscriptions)).await;
@@ -377,7 +386,7 @@ impl<B: Behaviour> StageTask<B> {
     fn waits(&self) -> bool {
         self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
             && !self.paused
-            && self.behaviour.waits(self.outlet.owed())
+            && self.behaviour.waits(self.outlet.wanted())
     }
 
     /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before
@@ -436,7 +445,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// When something is to be done although nothing happens.
     fn next_timer(&mut self) -> Option<Instant> {
-        let retry = self.retries.iter().map(|retry| retry.at).min();
+        let retry = self.retries.iter().filter_map(|retry| retry.at.instant()).min();
         let refill = match &mut self.limiter {
             Some(limiter) if !self.paused => limiter.next_refill(Instant::now()),
             _ => None,
@@ -448,8 +457,7 @@ impl<B: Behaviour> StageTask<B> {
         match phase {
             Phase::Run => Ok(()),
             Phase::Drain => self.drain().await,
-            Phase::Stop => Err(ExitReason::Shutdown),
-            Phase::Kill => Err(ExitReason::Killed),
+            Phase::Stop | Phase::Kill => phase.ends_now().map_or(Ok(()), Err),
         }
     }
 
@@ -478,6 +486,12 @@ impl<B: Behaviour> StageTask<B> {
 
     async fn control(&mut self, control: Control<B::In>) -> Result<(), ExitReason> {
         match control {
+            Control::Subscribe(subscribing) if self.draining || self.finishing.is_some() => {
+                // It takes nothing new.
+                if let Some(answer) = subscribing.answer {
+                    let _ = answer.send(Err(SubscribeError::NoProcess));
+                }
+            }
             Control::Subscribe(subscribing) => return self.subscribe(*subscribing, None).await,
             Control::SetMode(mode) => self.set_mode(mode),
             Control::Mode(answer) => {
@@ -537,7 +551,7 @@ impl<B: Behaviour> StageTask<B> {
     fn owed(&self) -> usize {
         match B::KIND {
             StageKind::ProducerConsumer => self.outlet.unmet(),
-            _ => self.outlet.owed(),
+            _ => self.outlet.wanted(),
         }
     }
 

@@ -6,6 +6,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::{sync::watch, task::coop};
 
 use super::super::Phase;
+use crate::exit::ExitReason;
 
 /// The phase of the pipeline, as its stages see it.
 ///
@@ -27,6 +28,12 @@ impl PhaseWatch {
     #[inline]
     pub(super) fn has_changed(&self) -> bool {
         self.phase.has_changed().unwrap_or(true)
+    }
+
+    /// Why the stage is to end before it does anything else, if it is.
+    #[inline]
+    pub(super) fn ends_now(&self) -> Option<ExitReason> {
+        if !self.has_changed() { None } else { self.phase.borrow().ends_now() }
     }
 
     /// Waits for a change. A pipeline that is gone wants its stages to be gone, too.

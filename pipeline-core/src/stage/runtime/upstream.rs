@@ -1,10 +1,7 @@
 //! What a stage does as a consumer: subscribing, handling what arrives, going on when a subscription
 //! has ended.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::Arc,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{task::coop, time::Instant};
 
@@ -14,12 +11,14 @@ use super::{
         behaviour::Behaviour,
         contained,
         link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
-        slot::{Occupant, Subscribing, Target, next_id},
+        random,
+        slot::{Occupant, Origin, PlannedSubscription, Subscribing, Target, next_id},
     },
     Callback, StageTask,
 };
 use crate::{
-    backoff::BackoffState,
+    backoff::{Backoff, BackoffState},
+    deadline::Deadline,
     demand::{Chunk, Window},
     exit::ExitReason,
     inlet::{Input, Upstream},
@@ -34,18 +33,25 @@ use crate::{
 pub(super) struct Source<In> {
     pub(super) target: Arc<dyn Target<In>>,
     pub(super) options: SubscribeOptions,
+    pub(super) origin: Origin,
     pub(super) backoff: Option<BackoffState>,
-    /// Another subscription takes its place, so its end is not the stage's.
-    pub(super) replaced: bool,
+    /// The stage itself has let go of it, so its end is not the stage's.
+    pub(super) let_go: bool,
 }
 
 /// A subscription that is to be made anew.
 pub(super) struct Retry<In> {
-    pub(super) at: Instant,
+    pub(super) at: Deadline,
     pub(super) target: Arc<dyn Target<In>>,
     pub(super) options: SubscribeOptions,
+    pub(super) origin: Origin,
     pub(super) backoff: BackoffState,
     pub(super) reason: ExitReason,
+}
+
+/// How soon the stages of a row look whether the one before them is back, which it mostly is at once.
+fn row_backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(1), Duration::from_secs(1))
 }
 
 impl<B: Behaviour> StageTask<B> {
@@ -113,7 +119,7 @@ impl<B: Behaviour> StageTask<B> {
         subscribing: Subscribing<B::In>,
         backoff: Option<BackoffState>,
     ) -> Result<(), ExitReason> {
-        let Subscribing { target, mut options, replaces, answer } = subscribing;
+        let Subscribing { target, mut options, origin, replaces, answer } = subscribing;
         if B::KIND == StageKind::ConsumerSupervisor {
             options = options.for_slots();
         }
@@ -127,10 +133,11 @@ impl<B: Behaviour> StageTask<B> {
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
                 }
-                return match options.mode() {
-                    Cancel::Temporary => Ok(()),
-                    mode => self.carry_on(mode, target, options, backoff, ExitReason::NoProcess),
-                };
+                if options.mode() == Cancel::Temporary {
+                    return Ok(());
+                }
+                let source = Source { target, options, origin, backoff, let_go: false };
+                return self.carry_on(source, ExitReason::NoProcess);
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason) => {
@@ -157,7 +164,11 @@ impl<B: Behaviour> StageTask<B> {
             }
             sent
         });
-        let source = Source { target, options: options.clone(), backoff, replaced: false };
+        if answer.is_some() {
+            let (target, options) = (target.clone(), options.clone());
+            self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
+        }
+        let source = Source { target, options: options.clone(), origin, backoff, let_go: false };
         self.inlet.add(Upstream {
             subscription: subscription.clone(),
             window: None,
@@ -201,7 +212,7 @@ impl<B: Behaviour> StageTask<B> {
         target: &Arc<dyn Target<B::In>>,
     ) -> Option<(SubscriptionId, ExitReason)> {
         let upstream = self.inlet.get(old)?;
-        upstream.extra.replaced = true;
+        upstream.extra.let_go = true;
         if Arc::ptr_eq(&upstream.extra.target, target) {
             return Some((old, reason));
         }
@@ -209,31 +220,40 @@ impl<B: Behaviour> StageTask<B> {
         None
     }
 
+    /// Lets go of subscriptions. What is on its way by them comes before their ends.
+    pub(super) fn let_go(&mut self, reason: &ExitReason, which: impl Fn(&Source<B::In>) -> bool) {
+        for upstream in self.inlet.upstreams_mut() {
+            if which(&upstream.extra) && !std::mem::replace(&mut upstream.extra.let_go, true) {
+                upstream.subscription.cancel(reason.clone());
+            }
+        }
+    }
+
+    /// The next incarnation does not make this subscription, if it was one that came about later.
+    fn forget(&self, origin: Origin) {
+        if let Origin::Handle(_) = origin {
+            self.subscriptions.lock().retain(|planned| planned.origin != origin);
+        }
+    }
+
     /// Goes on or ends after a subscription has ended, as its mode says.
     pub(super) fn carry_on(
         &mut self,
-        mode: Cancel,
-        target: Arc<dyn Target<B::In>>,
-        options: SubscribeOptions,
-        backoff: Option<BackoffState>,
+        source: Source<B::In>,
         reason: ExitReason,
     ) -> Result<(), ExitReason> {
-        if let Cancel::Reconnect(policy) = mode
-            && !self.draining
-            && !matches!(target.occupant(), Occupant::Ended(_) | Occupant::Vacant)
-        {
-            let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
-            let at = Instant::now() + backoff.next_delay(random());
-            self.retries.push(Retry { at, target, options, backoff, reason });
-            return Ok(());
-        }
+        let mode = source.options.mode();
+        let Some(source) = self.come_back(source, &reason) else { return Ok(()) };
         if mode.survives(&reason) {
+            self.forget(source.origin);
             return Ok(());
         }
         let gently = match B::KIND {
             StageKind::ProducerConsumer => reason.is_graceful(),
-            StageKind::ConsumerSupervisor => matches!(reason, ExitReason::Normal),
-            StageKind::Producer | StageKind::Consumer => false,
+            StageKind::Consumer | StageKind::ConsumerSupervisor => {
+                matches!(reason, ExitReason::Normal)
+            }
+            StageKind::Producer => false,
         };
         if gently {
             self.finish(reason);
@@ -242,18 +262,44 @@ impl<B: Behaviour> StageTask<B> {
         Err(reason)
     }
 
+    /// Waits for a producer that is to come back. Gives the source back if there is none to wait for.
+    fn come_back(&mut self, source: Source<B::In>, reason: &ExitReason) -> Option<Source<B::In>> {
+        let Source { target, options, origin, backoff, .. } = source;
+        let in_row = origin == Origin::Row;
+        let policy = match options.mode() {
+            Cancel::Reconnect(policy) if in_row || !self.draining => Some(policy),
+            _ if in_row && target.restarts() && !reason.is_graceful() => Some(row_backoff()),
+            _ => None,
+        };
+        let is_gone = || matches!(target.occupant(), Occupant::Ended(_) | Occupant::Vacant);
+        let Some(policy) = policy.filter(|_| !is_gone()) else {
+            return Some(Source { target, options, origin, backoff, let_go: false });
+        };
+        let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
+        let at = Deadline::from_now(backoff.next_delay(random()));
+        self.retries.push(Retry { at, target, options, origin, backoff, reason: reason.clone() });
+        None
+    }
+
     /// Makes the subscriptions whose time has come.
     pub(super) async fn retry(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
-        while let Some(place) = self.retries.iter().position(|retry| retry.at <= now) {
-            let Retry { target, options, backoff, reason, .. } = self.retries.swap_remove(place);
-            match target.occupant() {
-                Occupant::Running(_) => {
-                    let subscribing = Subscribing { target, options, replaces: None, answer: None };
+        while let Some(place) = self.retries.iter().position(|retry| retry.at.has_passed(now)) {
+            let Retry { target, options, origin, backoff, reason, .. } =
+                self.retries.swap_remove(place);
+            let reason = match target.occupant() {
+                Occupant::Running(port) if port.ended().is_none() => {
+                    let subscribing =
+                        Subscribing { target, options, origin, replaces: None, answer: None };
                     self.subscribe(subscribing, Some(backoff)).await?;
+                    continue;
                 }
-                _ => self.carry_on(options.mode(), target, options, Some(backoff), reason)?,
-            }
+                // It was back in the meantime, perhaps, and has come to its end.
+                Occupant::Ended(reason) => reason,
+                _ => reason,
+            };
+            let backoff = Some(backoff);
+            self.carry_on(Source { target, options, origin, backoff, let_go: false }, reason)?;
         }
         Ok(())
     }
@@ -266,13 +312,14 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
         let Upstream { subscription, extra, .. } = upstream;
+        if extra.let_go || matches!(how, Cancellation::Cancel(_)) {
+            self.forget(extra.origin);
+        }
         self.call(Callback::Cancelled(&how, &subscription)).await?;
-        if extra.replaced {
+        if extra.let_go || self.finishing.is_some() {
             return Ok(());
         }
-        let Source { target, options, backoff, .. } = extra;
-        let reason = how.reason().clone();
-        self.carry_on(options.mode(), target, options, backoff, reason)
+        self.carry_on(extra, how.reason().clone())
     }
 
     /// Handles a message of events, chunk by chunk, asking between the chunks.
@@ -295,6 +342,7 @@ impl<B: Behaviour> StageTask<B> {
         let (mut whole, mut rest) = (Some(events), Vec::new().into_iter());
         loop {
             let owed = if B::KIND.emits() { self.owed() } else { 0 };
+            let held = self.inlet.held();
             let upstream = self.inlet.get(from).expect("it ends by an input of its own");
             let chunk = match (&mut upstream.window, &mut batch) {
                 (Some(window), Some(batch)) => window.next_chunk(batch),
@@ -318,6 +366,10 @@ impl<B: Behaviour> StageTask<B> {
             };
             self.behind = left;
             self.in_hand = chunk.size;
+            if B::KIND != StageKind::ConsumerSupervisor {
+                // For whoever has to report of a callback that does not return.
+                self.gauges.take_in_hand(chunk.size, held + self.behind);
+            }
             let mut out = Emitter::new(&mut self.staged, owed);
             let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
             let begun = self.timer.begin();
@@ -331,6 +383,9 @@ impl<B: Behaviour> StageTask<B> {
             if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
                 self.in_hand = 0;
             }
+            if B::KIND != StageKind::ConsumerSupervisor {
+                self.gauges.take_in_hand(self.in_hand, self.inlet.held() + self.behind);
+            }
             outcome?;
             if chunk.ask > 0
                 && self.finishing.is_none()
@@ -340,6 +395,10 @@ impl<B: Behaviour> StageTask<B> {
             }
             if is_last {
                 return Ok(());
+            }
+            // A message may take long, and a pipeline that stops does not wait for all of it.
+            if let Some(reason) = self.phase.ends_now() {
+                return Err(reason);
             }
             coop::consume_budget().await;
         }
@@ -357,10 +416,4 @@ impl<E> DemandPort<E> for Nobody {
     fn ended(&self) -> Option<ExitReason> {
         None
     }
-}
-
-/// A number from 0 to 1, so that those who wait do not all come back at once.
-fn random() -> f64 {
-    let bits = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
-    f64::from(bits) / f64::from(u32::MAX)
 }

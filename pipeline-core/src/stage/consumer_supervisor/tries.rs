@@ -1,0 +1,124 @@
+//! How often an event is tried, and how long it waits in between. Pure.
+
+use std::{error::Error, fmt, time::Duration};
+
+use crate::{
+    backoff::{Backoff, Jitter},
+    exit::ExitReason,
+};
+
+/// How often an event is tried unless something else is said.
+const MOST: u32 = 3;
+
+/// How often an event is tried, and how long it waits in between. What is not set depends on whether the
+/// restarts of all children together are limited, which is GenStage's rule.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    pub(super) most: Option<u32>,
+    pub(super) backoff: Option<Backoff>,
+}
+
+impl Tries {
+    /// Whether an event that has failed so often is tried again.
+    pub(super) fn allow_another(&self, failed: u32, limited: bool) -> bool {
+        let usual = if limited { u32::MAX } else { MOST };
+        failed < self.most.unwrap_or(usual)
+    }
+
+    /// How long an event that has failed so often waits before it is tried again. `random` is between 0
+    /// and 1.
+    pub(super) fn delay(&self, failed: u32, limited: bool, random: f64) -> Duration {
+        match self.backoff {
+            None if limited => Duration::ZERO,
+            backoff => backoff.unwrap_or_else(usual).nth_delay(failed, random),
+        }
+    }
+}
+
+fn usual() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).jitter(Jitter::Equal)
+}
+
+/// The children of a [`ConsumerSupervisor`](crate::ConsumerSupervisor) failed more often than its
+/// [`max_restarts`](crate::ConsumerSupervisor::max_restarts) allow: the reason for which it ended, as the
+/// error of an [`ExitReason::Failed`]. Its source is the error of the last child.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use pipeline_core::{
+///     ConsumerSupervisor, ExitReason, Pipeline, SubscribeOptions, TooManyRestarts, from_iter,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let fail = async |_: &u64| Err(ExitReason::failed("no route"));
+/// let supervisor = ConsumerSupervisor::new(fail).max_restarts(3, Duration::from_secs(5));
+/// let mut pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..1))
+///     .consumer_supervisor(supervisor, SubscribeOptions::new())
+///     .start()?;
+/// let report = pipeline.ended().await;
+/// let failure = report.failure().ok_or("all went well")?;
+/// let error = failure.reason.source().and_then(|error| error.downcast_ref::<TooManyRestarts>());
+/// assert_eq!(error.unwrap().last().to_string(), "failed: no route");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct TooManyRestarts {
+    last: ExitReason,
+}
+
+impl TooManyRestarts {
+    pub(super) fn new(last: ExitReason) -> Self {
+        Self { last }
+    }
+
+    /// Why the last child ended.
+    #[must_use]
+    pub fn last(&self) -> &ExitReason {
+        &self.last
+    }
+}
+
+impl fmt::Display for TooManyRestarts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "too many restarts of workers, the last one {}", self.last)
+    }
+}
+
+impl Error for TooManyRestarts {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.last.source()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_tried_three_times_unless_something_else_is_said() {
+        let usual = Tries::default();
+        assert_eq!([1, 2, 3].map(|failed| usual.allow_another(failed, false)), [true, true, false]);
+        assert!(usual.allow_another(1_000_000, true), "the supervisor has a limit of its own");
+        let once = Tries { most: Some(1), backoff: None };
+        assert!(!once.allow_another(1, false) && !once.allow_another(1, true));
+    }
+
+    #[test]
+    fn an_event_waits_longer_each_time_it_has_failed() {
+        let ms = Duration::from_millis;
+        let usual = Tries::default();
+        assert_eq!(
+            [1, 2, 3].map(|failed| usual.delay(failed, false, 1.0)),
+            [100, 200, 400].map(ms)
+        );
+        assert_eq!(usual.delay(u32::MAX, false, 1.0), ms(5000));
+        assert_eq!(usual.delay(1, true, 1.0), Duration::ZERO);
+        let backoff = Backoff::new(ms(1), ms(2)).jitter(Jitter::None);
+        let own = Tries { most: None, backoff: Some(backoff) };
+        assert_eq!([1, 2, 3].map(|failed| own.delay(failed, true, 0.0)), [1, 2, 2].map(ms));
+    }
+}

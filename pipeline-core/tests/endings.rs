@@ -1,0 +1,444 @@
+//! Ends that lose nothing: restarts while draining, one consumer of several that leaves, pipelines that
+//! feed each other, and what a stage says to itself.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Backoff, CallError, Caller, Cancel, ChildContext, Consumer, ConsumerHandle, ConsumerSupervisor,
+    Emitter, EventStream, ExitReason, Graph, HandleCall, Pipeline, Queue, QueueOptions, Stage,
+    StageContext, StartError, SubscribeError, SubscribeOptions, Subscription, SupervisorHandle,
+    Worker, for_each, from_iter, queue,
+    testkit::{recording, settle},
+};
+use tokio::time::{self, Instant};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+fn demand(max: usize, min: usize) -> SubscribeOptions {
+    SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+fn reconnecting() -> Cancel {
+    Cancel::Reconnect(Backoff::new(Duration::from_millis(10), Duration::from_millis(100)))
+}
+
+/// What was handled, by whomever.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<Vec<u64>>>);
+
+impl Seen {
+    /// A consumer that notes each event, and fails once at this one.
+    fn failing_once_at(
+        &self,
+        at: u64,
+    ) -> impl FnMut() -> pipeline_core::ForEach<u64, Failing> + Send + 'static {
+        let (seen, failed) = (self.clone(), Arc::new(AtomicUsize::new(0)));
+        move || {
+            let (seen, failed) = (seen.clone(), failed.clone());
+            let note: Failing = Box::new(move |n| {
+                if n == at && failed.fetch_add(1, Ordering::SeqCst) == 0 {
+                    return std::future::ready(Err(ExitReason::failed("once")));
+                }
+                seen.0.lock().push(n);
+                std::future::ready(Ok(()))
+            });
+            for_each(note)
+        }
+    }
+
+    fn note(&self, n: u64) {
+        self.0.lock().push(n);
+    }
+
+    /// What was handled so far, in order of the numbers.
+    fn sorted(&self) -> Vec<u64> {
+        let mut all = self.0.lock().clone();
+        all.sort_unstable();
+        all
+    }
+}
+
+type Failing = Box<dyn FnMut(u64) -> std::future::Ready<Result<(), ExitReason>> + Send>;
+
+async fn push_all(queue: &Queue<u64>, items: impl IntoIterator<Item = u64>) {
+    for item in items {
+        queue.push(item).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_fails_while_draining_is_started_again_and_goes_on_draining() {
+    let seen = Seen::default();
+    let (queue, producer) = queue(QueueOptions::new());
+    let consumer = Stage::restarting(seen.failing_once_at(500));
+    let pipeline = Pipeline::builder("drained")
+        .producer(producer)
+        .consumer_with(consumer, demand(4, 2))
+        .start()
+        .unwrap();
+    push_all(&queue, 0..1000).await;
+    assert!(seen.0.lock().len() < 500, "it is still to come");
+    let report = pipeline.drain(DAY).await;
+    assert!(report.in_time && report.failure().is_none(), "{report}");
+    let done = seen.0.lock().len();
+    assert_eq!(done + report.left_undone(), 1000, "{report}");
+    assert!(report.left_undone() <= 4, "no more than was in its hands: {report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_that_helped_is_no_failure_and_makes_no_report_of_its_own() {
+    let seen = Seen::default();
+    let mut pipeline = Pipeline::builder("recovered")
+        .producer(from_iter(0..100))
+        .consumer_with(Stage::restarting(seen.failing_once_at(7)), demand(1, 0))
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert!(report.failure().is_none() && !pipeline.snapshot().failed, "{report}");
+    assert_eq!(report.stages.len(), 2, "{report}");
+    let consumer = report.stages.iter().find(|stage| &*stage.stage == "consumer").unwrap();
+    assert_eq!((consumer.restarts, consumer.unfinished), (1, 1));
+    assert_eq!(consumer.last_failure.as_ref().unwrap().to_string(), "failed: once");
+    let text = report.to_string();
+    assert!(text.contains("restarted once, the last time because it failed: once"), "{text}");
+    assert_eq!(seen.0.lock().len(), 99);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_made_by_a_handle_survives_the_restart_of_its_consumer() {
+    let seen = Seen::default();
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let sink = graph.consumer_with(Stage::restarting(seen.failing_once_at(3)).named("sink"));
+    let pipeline = graph.start().unwrap();
+    sink.subscribe(&source, demand(1, 0)).await.unwrap();
+    // One that has ended is not made again.
+    let ended = sink.subscribe(&source, demand(1, 0).cancel(Cancel::Temporary)).await.unwrap();
+    ended.cancel(ExitReason::Normal);
+    settle().await;
+    push_all(&queue, 0..10).await;
+    settle().await;
+    let snapshot = pipeline.snapshot();
+    assert_eq!((snapshot.stages[1].restarts, snapshot.stages[0].subscriptions.len()), (1, 1));
+    assert_eq!(seen.sorted(), [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_with_a_restarting_producer_survives_its_failure_and_ends_with_its_source() {
+    for options in [demand(10, 5), demand(10, 5).cancel(reconnecting())] {
+        let made = AtomicUsize::new(0);
+        let source = Stage::restarting(move || {
+            let first = made.fetch_add(1, Ordering::SeqCst) == 0;
+            from_iter((0..100).inspect(move |n| assert!(!first || *n < 50, "once")))
+        });
+        let seen = Seen::default();
+        let kept = seen.clone();
+        let note = for_each(move |n: u64| {
+            kept.note(n);
+            async {}
+        });
+        let mut pipeline = Pipeline::builder("row")
+            .producer_with(source)
+            .map(|n| n)
+            .consumer(note, options)
+            .start()
+            .unwrap();
+        let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+        assert!(report.failure().is_none(), "{report}");
+        let all = seen.sorted();
+        assert!((0..100).all(|n| all.contains(&n)), "the second incarnation emitted all: {all:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_whose_producer_keeps_failing_ends_with_that_failure() {
+    let source = Stage::restarting(|| from_iter((0..10).map(|n: u64| -> u64 { panic!("no {n}") })));
+    let mut pipeline = Pipeline::builder("row")
+        .producer_with(source)
+        .consumer(for_each(async |_: u64| ()), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+    let failure = report.failure().unwrap();
+    assert_eq!((&*failure.stage, failure.restarts), ("producer", 3), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_ends_when_its_source_has_whatever_its_consumers_cancel_mode() {
+    for mode in [Cancel::Permanent, Cancel::Transient, Cancel::Temporary, reconnecting()] {
+        let (queue, producer) = queue(QueueOptions::new());
+        let mut pipeline = Pipeline::builder("row")
+            .producer(producer)
+            .consumer(for_each(async |_: u64| ()), SubscribeOptions::new().cancel(mode))
+            .start()
+            .unwrap();
+        queue.push(1).await.unwrap();
+        queue.close();
+        let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+        assert!(report.is_clean() && report.in_time, "{mode:?}: {report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_refuses_to_reconnect() {
+    let mut graph = Graph::new("graph");
+    let numbers = graph.producer("numbers", from_iter(0..3u64));
+    let _pipeline = graph.start().unwrap();
+    let options = SubscribeOptions::new().cancel(reconnecting());
+    let refused = EventStream::new().subscribe(&numbers, options.clone());
+    assert_eq!(refused, Err(SubscribeError::Reconnect));
+    let refused = Pipeline::builder("row").producer(from_iter(0..3u64)).into_stream(options);
+    let Err(StartError::Subscribe { source, .. }) = refused else { panic!("it was not refused") };
+    assert_eq!(source, SubscribeError::Reconnect);
+}
+
+/// Two consumers of one queue, of which the first is told to finish while all is busy.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_finishes_among_several_loses_nothing() {
+    let seen = Seen::default();
+    let (queue, producer) = queue(QueueOptions::new());
+    let note = || {
+        let seen = seen.clone();
+        for_each(move |n: u64| {
+            seen.note(n);
+            tokio::task::yield_now()
+        })
+    };
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let (first, second) = (graph.consumer("first", note()), graph.consumer("second", note()));
+    graph.subscribe(&first, &source, SubscribeOptions::new());
+    graph.subscribe(&second, &source, SubscribeOptions::new());
+    let pipeline = graph.start().unwrap();
+    let pushing = tokio::spawn(async move { push_all(&queue, 0..20_000).await });
+    while seen.0.lock().len() < 2000 {
+        tokio::task::yield_now().await;
+    }
+    first.finish().await;
+    pushing.await.unwrap();
+    let report = pipeline.drain(Duration::MAX).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(seen.sorted(), Vec::from_iter(0..20_000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_supervisor_that_finishes_under_load_ends_and_loses_nothing() {
+    let seen = Seen::default();
+    let (queue, producer) = queue(QueueOptions::new().capacity(100));
+    let worker = || {
+        let seen = seen.clone();
+        async move |n: &u64| {
+            time::sleep(Duration::from_micros(100)).await;
+            seen.note(*n);
+            Ok(())
+        }
+    };
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let first = graph.consumer_supervisor("first", ConsumerSupervisor::new(worker()));
+    let second = graph.consumer_supervisor("second", ConsumerSupervisor::new(worker()));
+    graph.subscribe(&first, &source, demand(10, 9));
+    let pipeline = graph.start().unwrap();
+    let pushing = tokio::spawn({
+        let queue = queue.clone();
+        async move {
+            let mut pushed = 0;
+            while queue.push(pushed).await.is_ok() {
+                pushed += 1;
+            }
+            pushed
+        }
+    });
+    while seen.0.lock().len() < 100 {
+        tokio::task::yield_now().await;
+    }
+    // It has more to do at every moment, and ends all the same.
+    first.finish().await;
+    second.subscribe(&source, demand(10, 9)).await.unwrap();
+    let report = pipeline.drain(Duration::MAX).await;
+    let pushed = pushing.await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(seen.sorted(), Vec::from_iter(0..pushed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_of_two_producers_ends_with_the_first_that_does_and_leaves_the_other_its_items()
+ {
+    let ((left, one), (right, two)) = (queue(QueueOptions::new()), queue(QueueOptions::new()));
+    let seen = Seen::default();
+    let kept = seen.clone();
+    let worker = async move |n: &u64| {
+        time::sleep(Duration::from_secs(1)).await;
+        kept.note(*n);
+        Ok(())
+    };
+    let mut graph = Graph::new("graph");
+    let (one, two) = (graph.producer("one", one), graph.producer("two", two));
+    let workers = graph.consumer_supervisor("workers", ConsumerSupervisor::new(worker));
+    graph.subscribe(&workers, &one, demand(2, 1));
+    graph.subscribe(&workers, &two, demand(2, 1));
+    let _pipeline = graph.start().unwrap();
+    push_all(&left, [1]).await;
+    push_all(&right, 10..20).await;
+    settle().await;
+    left.close();
+    time::sleep(Duration::from_millis(1500)).await;
+    assert!(!workers.is_running() && two.is_running());
+    assert_eq!(seen.sorted(), [1, 10, 11], "what it had taken");
+    assert_eq!(right.len(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_is_not_emptied_for_a_consumer_that_is_gone() {
+    let (queue, producer) = queue(QueueOptions::new().capacity(100));
+    let (consumer, _recording) = recording::<u64>();
+    let mut graph = Graph::new("graph");
+    let source = graph.producer_with(Stage::new(producer).named("source").buffer_size(1));
+    let sink = graph.consumer("sink", consumer);
+    let pipeline = graph.start().unwrap();
+    let options = demand(50, 25).cancel(Cancel::Temporary);
+    let subscription = sink.subscribe(&source, options.clone()).await.unwrap();
+    settle().await;
+    subscription.cancel(ExitReason::Normal);
+    settle().await;
+    push_all(&queue, 0..60).await;
+    settle().await;
+    let seen = &pipeline.snapshot().stages[0];
+    assert_eq!((seen.queued, seen.buffered, seen.discarded), (60, 0, 0));
+    // The next consumer gets them all.
+    sink.subscribe(&source, options).await.unwrap();
+    settle().await;
+    assert_eq!(_recording.events(), Vec::from_iter(0..60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_is_fed_by_another_drains_at_once_and_loses_nothing() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut feeding = Graph::new("feeding");
+    let source = feeding.producer("source", producer);
+    let feeding = feeding.start().unwrap();
+    let seen = Seen::default();
+    let kept = seen.clone();
+    let note = for_each(move |n: u64| {
+        kept.note(n);
+        time::sleep(Duration::from_millis(10))
+    });
+    let mut fed = Graph::new("fed");
+    let sink = fed.consumer("sink", note);
+    fed.subscribe(&sink, &source, demand(10, 5));
+    let fed = fed.start().unwrap();
+    push_all(&queue, 0..100).await;
+    time::sleep(Duration::from_millis(205)).await;
+    let start = Instant::now();
+    let report = fed.drain(DAY).await;
+    assert!(report.is_clean() && report.in_time, "{report}");
+    assert!(start.elapsed() < Duration::from_secs(1), "it has only a few to finish");
+    let handled = seen.0.lock().len();
+    assert!(handled < 50, "and it takes no more: {handled}");
+    assert_eq!(handled + queue.len(), 100);
+    assert!(source.is_running());
+    assert!(
+        feeding.drain(Duration::from_secs(1)).await.failure().is_some(),
+        "it has nobody to drain to"
+    );
+}
+
+/// Tries to wait for itself in all the ways there are.
+struct Narcissus {
+    me: Option<ConsumerHandle<Self>>,
+    failed: Arc<Mutex<Vec<String>>>,
+}
+
+struct Reflect;
+
+impl Consumer for Narcissus {
+    type Event = u64;
+
+    fn init(&mut self, context: &StageContext<ConsumerHandle<Self>>) -> Result<(), ExitReason> {
+        self.me = Some(context.handle().clone());
+        Ok(())
+    }
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCall<Reflect> for Narcissus {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        _: Reflect,
+        caller: &mut Caller<()>,
+        _: &mut Emitter<'_, Infallible>,
+    ) -> Result<(), ExitReason> {
+        caller.reply(());
+        let Some(me) = &self.me else { return Ok(()) };
+        let mut graph = Graph::new("other");
+        let numbers = graph.producer("numbers", from_iter(0..3u64));
+        let called = me.call(Reflect).await.unwrap_err();
+        let asked = me.estimate_buffered_count().await.unwrap_err();
+        let subscribed = me.subscribe(&numbers, SubscribeOptions::new()).await.unwrap_err();
+        let told = [called.to_string(), asked.to_string(), subscribed.to_string()];
+        assert_eq!((called, asked), (CallError::OwnCallback, CallError::OwnCallback));
+        self.failed.lock().extend(told);
+        // These say what is to happen, and do not wait for it.
+        me.finish().await;
+        me.stop(ExitReason::ShutdownWith("seen enough".into())).await;
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_would_wait_for_itself_is_told_so() {
+    let failed = Arc::new(Mutex::new(vec![]));
+    let mut graph = Graph::new("graph");
+    let stage = graph.consumer("stage", Narcissus { me: None, failed: failed.clone() });
+    let mut pipeline = graph.start().unwrap();
+    stage.call(Reflect).await.unwrap();
+    let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+    assert!(report.stages[0].reason.is_graceful(), "{report}");
+    assert_eq!(failed.lock().len(), 3);
+}
+
+/// Asks its own supervisor how many children it has.
+#[derive(Clone, Default)]
+struct Counts {
+    supervisor: Arc<OnceLock<SupervisorHandle<u64, Self>>>,
+    answers: Arc<Mutex<Vec<Result<usize, CallError>>>>,
+}
+
+impl Worker<u64> for Counts {
+    async fn run(&self, _: &u64, _: ChildContext) -> Result<(), ExitReason> {
+        let supervisor = self.supervisor.get().unwrap();
+        let answer = supervisor.count_children().await.map(|count| count.workers);
+        self.answers.lock().push(answer);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_may_call_its_supervisor() {
+    let mut graph = Graph::new("graph");
+    let counts = Counts::default();
+    let workers = graph.consumer_supervisor("workers", ConsumerSupervisor::new(counts.clone()));
+    assert!(counts.supervisor.set(workers.clone()).is_ok());
+    let numbers = graph.producer("numbers", from_iter(0..200u64));
+    graph.subscribe(&workers, &numbers, demand(10, 9));
+    let mut pipeline = graph.start().unwrap();
+    pipeline.ended().await;
+    let answers = counts.answers.lock();
+    assert_eq!(answers.len(), 200);
+    assert!(answers.iter().all(Result::is_ok), "one that the supervisor runs itself, too");
+}

@@ -1,0 +1,396 @@
+//! What becomes of a pipeline in which something fails, and how long its end takes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use metrics::{
+    Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
+use parking_lot::Mutex;
+use pipeline_core::{
+    ChildContext, Consumer, ConsumerSupervisor, ExitReason, Graph, NotClean, Pipeline,
+    PipelineReport, ProducerHandle, QueueOptions, QueueProducer, Restart, Stage, Start,
+    SubscribeOptions, Telemetry, TooManyRestarts, Worker, for_each, for_each_batch, from_iter,
+    queue, testkit::settle,
+};
+use pipeline_test_support::Recorded;
+use tokio::{
+    sync::mpsc,
+    time::{self, Instant},
+};
+
+fn demand(max: usize, min: usize) -> SubscribeOptions {
+    SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+/// How many events the stages have accounted for, beside those that are done.
+fn accounted(report: &PipelineReport) -> usize {
+    let given_up: usize = report.stages.iter().map(|stage| stage.given_up).sum();
+    report.left_undone() + given_up
+}
+
+/// What a counter has come to, whatever its labels.
+fn total(recorded: &Recorded, name: &str) -> u64 {
+    recorded.counters(name).iter().map(|(_, count)| count).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_without_a_limit_waits_for_everything() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let done = Arc::new(AtomicUsize::new(0));
+    let counted = done.clone();
+    let pipeline = Pipeline::builder("patient")
+        .producer(producer)
+        .consumer(
+            for_each(move |_| {
+                let counted = counted.clone();
+                async move {
+                    time::sleep(Duration::from_secs(60)).await;
+                    counted.fetch_add(1, Ordering::SeqCst);
+                }
+            }),
+            demand(10, 5),
+        )
+        .start()
+        .unwrap();
+    for item in 0..100 {
+        queue.push(item).await.unwrap();
+    }
+    let report = pipeline.drain(Duration::MAX).await;
+    assert_eq!(done.load(Ordering::SeqCst), 100, "{report}");
+    assert!(report.is_clean() && report.in_time, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_without_a_limit_of_time_waits_for_its_size() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = seen.clone();
+    let mut pipeline = Pipeline::builder("batches")
+        .producer(from_iter(0..5))
+        .batch(3, Duration::MAX)
+        .consumer(
+            for_each(move |batch: Vec<i32>| {
+                kept.lock().push(batch);
+                async {}
+            }),
+            SubscribeOptions::new(),
+        )
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(*seen.lock(), [vec![0, 1, 2], vec![3, 4]]);
+}
+
+/// A recorder whose gauges panic once they are told to.
+#[derive(Clone, Default)]
+struct Trap(Arc<AtomicBool>);
+
+impl GaugeFn for Trap {
+    fn increment(&self, _: f64) {}
+    fn decrement(&self, _: f64) {}
+    fn set(&self, _: f64) {
+        assert!(!self.0.load(Ordering::SeqCst), "the recorder is broken");
+    }
+}
+
+impl Recorder for Trap {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(Arc::new(self.clone()))
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_pipelines_own_task_is_a_failure_that_tells_what_was_held() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let trap = Trap::default();
+    let mut pipeline = Pipeline::builder("trapped")
+        .telemetry(Telemetry::to(trap.clone()))
+        .producer(producer)
+        .consumer(for_each(async |_| pending::<()>().await), demand(2, 1))
+        .start()
+        .unwrap();
+    for item in 0..10 {
+        queue.push(item).await.unwrap();
+    }
+    settle().await;
+    trap.0.store(true, Ordering::SeqCst);
+    let report = pipeline.ended().await;
+    assert!(!report.in_time && !report.is_clean());
+    assert_eq!(report.left_undone(), 10, "{report}");
+    let own = report.stages.iter().find(|entry| *entry.stage == *report.pipeline).unwrap();
+    assert_eq!(own.reason.to_string(), "panicked: the recorder is broken");
+    assert!(pipeline.snapshot().failed);
+}
+
+/// Fails at one event for ever, with an error and a panic in turn.
+#[derive(Clone)]
+struct Poison {
+    at: u64,
+    done: mpsc::UnboundedSender<u64>,
+}
+
+impl Worker<u64> for Poison {
+    async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        if *event == self.at {
+            assert!(context.restarts() % 2 == 0, "cannot parse it");
+            return Err(ExitReason::failed("cannot parse it"));
+        }
+        self.done.send(*event).unwrap();
+        Ok(())
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test sends no more than it reads")]
+fn poison(at: u64) -> (Poison, mpsc::UnboundedReceiver<u64>) {
+    let (done, seen) = mpsc::unbounded_channel();
+    (Poison { at, done }, seen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_rest_goes_on() {
+    let (worker, mut done) = poison(3);
+    let (telemetry, recorded) = Recorded::new();
+    let given_up = Arc::new(Mutex::new(Vec::new()));
+    let kept = given_up.clone();
+    let supervisor = ConsumerSupervisor::new(worker)
+        .on_given_up(move |event, reason| kept.lock().push((event, reason.to_string())));
+    let start = Instant::now();
+    let mut pipeline = Pipeline::builder("poisoned")
+        .telemetry(telemetry)
+        .producer(from_iter(0..100))
+        .consumer_supervisor(supervisor, demand(4, 3))
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert!(report.is_clean(), "{report}");
+    assert!(start.elapsed() >= Duration::from_millis(150), "it waits between the tries");
+    done.close();
+    let mut all = Vec::new();
+    while let Some(event) = done.recv().await {
+        all.push(event);
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..100).filter(|event| *event != 3).collect::<Vec<_>>());
+    assert_eq!(*given_up.lock(), [(3, "failed: cannot parse it".to_owned())]);
+    let workers = &report.stages[1];
+    assert_eq!((workers.given_up, accounted(&report)), (1, 1));
+    assert!(report.to_string().contains("1 event given up"), "{report}");
+    assert_eq!(total(&recorded, "pipeline.worker.failed"), 3, "as many as there were tries");
+    assert_eq!(total(&recorded, "pipeline.worker.given_up"), 1);
+    let seen = pipeline.snapshot();
+    assert_eq!((seen.failed, seen.stages[1].given_up), (false, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_worker_does_not_start_is_given_up_and_told() {
+    struct Refuses;
+    impl Worker<u64> for Refuses {
+        fn start(&self, event: &u64, _: &ChildContext) -> Result<Start, ExitReason> {
+            Err(ExitReason::failed(format!("no start for {event}")))
+        }
+        async fn run(&self, _: &u64, _: ChildContext) -> Result<(), ExitReason> {
+            Ok(())
+        }
+    }
+    let given_up = Arc::new(AtomicUsize::new(0));
+    let counted = given_up.clone();
+    let supervisor = ConsumerSupervisor::new(Refuses).on_given_up(move |_, _| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        panic!("what is told may fail, too");
+    });
+    let mut pipeline = Pipeline::builder("refused")
+        .producer(from_iter(0..3))
+        .consumer_supervisor(supervisor.restart(Restart::Temporary), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert_eq!((given_up.load(Ordering::SeqCst), report.stages[1].given_up), (3, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_gives_up_is_a_failure_that_is_told_at_once() {
+    let (worker, _done) = poison(0);
+    let (queue, producer) = queue(QueueOptions::new());
+    let (telemetry, recorded) = Recorded::new();
+    let mut graph = Graph::new("graph");
+    graph.telemetry(telemetry);
+    let source = graph.producer("source", producer);
+    let supervisor = ConsumerSupervisor::new(worker).max_restarts(3, Duration::from_secs(5));
+    let workers = graph.consumer_supervisor("workers", supervisor);
+    // The source goes on without it.
+    graph.subscribe(&workers, &source, demand(4, 3));
+    let pipeline = graph.start().unwrap();
+    queue.push(0).await.unwrap();
+    settle().await;
+    let observer = pipeline.observer();
+    assert!(source.is_running() && !workers.is_running(), "the pipeline goes on");
+    let reason = workers.exit_reason().unwrap();
+    assert!(!reason.is_graceful());
+    let error = reason.source().unwrap().downcast_ref::<TooManyRestarts>().unwrap();
+    assert!(matches!(error.last(), ExitReason::Panicked(_) | ExitReason::Failed(_)));
+    let seen = observer.snapshot();
+    assert!(seen.failed);
+    assert_eq!(seen.stages[1].failures, 1);
+    assert!(seen.stages[1].failure.as_ref().unwrap().to_string().contains("too many restarts"));
+    assert_eq!(total(&recorded, "pipeline.stage_failures"), 1);
+    let report = pipeline.drain(Duration::from_secs(1)).await;
+    let failure = report.failure().unwrap();
+    assert_eq!((&*failure.stage, report.left_undone()), ("workers", 1));
+    let error: NotClean = report.into_result().unwrap_err();
+    assert!(error.to_string().contains("too many restarts of workers"), "{error}");
+    assert_eq!(format!("{error:?}"), error.to_string(), "what `main` prints");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_gives_up_is_started_again_if_it_is_to_be() {
+    let (worker, mut done) = poison(5);
+    let supervisor = Stage::restarting(move || {
+        ConsumerSupervisor::new(worker.clone()).max_restarts(1, Duration::from_secs(5))
+    });
+    let mut pipeline = Pipeline::builder("again")
+        .producer(from_iter(0..20))
+        .consumer_supervisor_with(supervisor, demand(1, 0))
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert!(report.failure().is_none(), "{report}");
+    assert_eq!(report.left_undone(), 1, "the one event that was in hand: {report}");
+    let workers = report.stages.iter().find(|stage| stage.restarts > 0).unwrap();
+    assert!(workers.last_failure.as_ref().unwrap().to_string().contains("too many restarts"));
+    done.close();
+    let mut count = 0;
+    while done.recv().await.is_some() {
+        count += 1;
+    }
+    assert_eq!(count, 19);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_row_of_which_a_stage_fails_ends_within_its_time_and_says_what_was_not_done() {
+    let (started, mut starting) = mpsc::channel(1);
+    let stuck = for_each(move |_: u64| {
+        let started = started.clone();
+        async move {
+            started.send(()).await.unwrap();
+            pending::<()>().await;
+        }
+    });
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut pipeline = Pipeline::builder("stuck")
+        .producer_with(Stage::new(producer).named("source"))
+        .consumer(stuck, demand(4, 2))
+        .stop_within(Duration::from_secs(2))
+        .start()
+        .unwrap();
+    for item in 0..4 {
+        queue.push(item).await.unwrap();
+    }
+    starting.recv().await.unwrap();
+    let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("source").unwrap();
+    let start = Instant::now();
+    source.stop(ExitReason::failed("the source broke")).await;
+    let report = pipeline.ended().await;
+    let took = start.elapsed();
+    assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(5), "{took:?}");
+    assert!(!report.in_time, "{report}");
+    assert_eq!(report.left_undone(), 4, "{report}");
+    let stuck = report.stages.iter().find(|stage| &*stage.stage == "consumer").unwrap();
+    assert_eq!(stuck.unfinished, 1, "the others were not even begun: {report}");
+}
+
+/// Stops a row in its seventh 100 ms, whose consumer takes so long for an event or a batch.
+async fn stopped_in_the_middle<C: Consumer<Event = u64>>(consumer: C) -> PipelineReport {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut pipeline = Pipeline::builder("slow")
+        .producer_with(Stage::new(producer).named("source"))
+        .consumer(consumer, demand(100, 50))
+        .start()
+        .unwrap();
+    for item in 0..100 {
+        queue.push(item).await.unwrap();
+    }
+    time::sleep(Duration::from_millis(650)).await;
+    let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("source").unwrap();
+    source.stop(ExitReason::failed("the source broke")).await;
+    pipeline.ended().await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_of_one_long_message_stops_between_two_events() {
+    let slow = for_each(async |_: u64| time::sleep(Duration::from_millis(100)).await);
+    let report = stopped_in_the_middle(slow).await;
+    assert!(report.in_time, "{report}");
+    // Seven are done, and none that was begun is not.
+    let left: Vec<_> = report.stages.iter().map(|stage| (stage.held, stage.unfinished)).collect();
+    assert_eq!(left, [(0, 0), (93, 0)], "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_of_one_long_message_stops_between_two_chunks() {
+    let slow = for_each_batch(async |_: Vec<u64>| time::sleep(Duration::from_secs(3)).await);
+    let report = stopped_in_the_middle(slow).await;
+    assert!(report.in_time, "{report}");
+    let left: Vec<_> = report.stages.iter().map(|stage| (stage.held, stage.unfinished)).collect();
+    assert_eq!(left, [(0, 0), (50, 0)], "the second half of the message: {report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_behind_one_that_failed_count_as_held_and_those_before_it_as_done() {
+    let fail = for_each(async |n: u64| match n {
+        3 => Err(ExitReason::failed("not this one")),
+        _ => Ok(()),
+    });
+    let mut pipeline = Pipeline::builder("fails")
+        .producer(from_iter(0..10))
+        .consumer(fail, demand(10, 0))
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    let consumer = report.failure().unwrap();
+    assert_eq!((consumer.unfinished, consumer.held), (1, 6), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn draining_ends_in_time_though_a_callback_blocks_its_thread() {
+    let (blocking, mut blocked) = mpsc::channel(1);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(Some(released));
+    let block = for_each(move |_: u64| {
+        blocking.try_send(()).unwrap();
+        // Until the test lets go of it, and it does after the drain.
+        let _ = released.lock().take().unwrap().recv();
+        async {}
+    });
+    let (queue, producer) = queue(QueueOptions::new());
+    let pipeline = Pipeline::builder("blocked")
+        .producer(producer)
+        .consumer(block, demand(2, 1))
+        .start()
+        .unwrap();
+    for item in 0..10 {
+        queue.push(item).await.unwrap();
+    }
+    blocked.recv().await.unwrap();
+    let report = pipeline.drain(Duration::from_millis(10)).await;
+    drop(release);
+    assert!(!report.in_time);
+    assert_eq!(report.left_undone(), 10, "as far as the stages have shown: {report}");
+    assert!(report.stages.iter().any(|stage| stage.unfinished == 1), "{report}");
+}
