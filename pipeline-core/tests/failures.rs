@@ -149,7 +149,7 @@ struct Poison {
 impl Worker<u64> for Poison {
     async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
         if *event == self.at {
-            assert!(context.restarts() % 2 == 0, "cannot parse it");
+            assert!(context.restarts().is_multiple_of(2), "cannot parse it");
             return Err(ExitReason::failed("cannot parse it"));
         }
         self.done.send(*event).unwrap();
