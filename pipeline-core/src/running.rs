@@ -601,7 +601,9 @@ impl Stages {
         running.ended = true;
         let (kind, restarts) = (running.planned.kind(), running.planned.restarts());
         if failed {
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "a stage failed for good");
+            if phase < Phase::Kill {
+                tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "a stage failed for good");
+            }
             running.planned.observed().failed_for_good(&ended.reason);
             self.failed.store(true, Relaxed);
             self.look_once_more();

@@ -137,9 +137,11 @@ async fn what_a_worker_spawns_is_no_worker() {
 async fn an_item_of_which_a_worker_failed_has_waited_until_the_next_one() {
     let (queue, producer) = queue(QueueOptions::new());
     let (worker, mut seen) = Looking::new(ms(100));
+    // It is tried again at once.
+    let supervisor = ConsumerSupervisor::new(worker).max_restarts(3, ms(5000));
     let _pipeline = Pipeline::builder("failing")
         .producer(producer)
-        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
+        .consumer_supervisor(supervisor, SubscribeOptions::new())
         .start()
         .unwrap();
     queue.push_timed(2).await.unwrap();
