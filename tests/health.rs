@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use axum::Router;
 use pipeline::{
-    ConsumerSupervisor, Health, Pipeline, Queue, QueueOptions, SubscribeOptions, for_each, queue,
-    serve,
+    ConsumerSupervisor, ExitReason, Graph, Health, Pipeline, Queue, QueueOptions, SubscribeOptions,
+    for_each, queue, serve,
     ws::{Endpoint, listen},
 };
 use pipeline_test_support::{Gate, Response, eventually, gate, get};
