@@ -193,6 +193,7 @@ async fn a_channel_that_was_left_is_waited_for_too() {
     let endpoint = server.endpoint.clone();
     let draining = tokio::spawn(async move { endpoint.drain(AN_HOUR).await });
     assert_eq!(client.closed().await, 1012);
+    assert!(client.stream.next().await.is_none(), "the closing handshake is over");
     assert!(seen.terminates.load(Ordering::SeqCst));
     pipeline_test_support::settle().await;
     assert!(!draining.is_finished(), "its end is waited for");

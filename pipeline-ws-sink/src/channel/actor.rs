@@ -493,8 +493,6 @@ mod tests {
         let task = tokio::spawn(pending());
         let handle = task.abort_handle();
         drop(Replaced { join_ref: Ref::NULL, life: Life::new(1), task });
-        while !handle.is_finished() {
-            tokio::task::yield_now().await;
-        }
+        pipeline_test_support::eventually(|| handle.is_finished()).await;
     }
 }
