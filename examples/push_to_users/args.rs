@@ -20,6 +20,10 @@ pub struct Args {
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,
 
+    /// The name that browsers reach the server by, if that is neither localhost nor an address
+    #[arg(long, value_name = "NAME")]
+    pub public_host: Option<String>,
+
     /// Push a steady trickle to users 1, 2 and 3, to have something to look at
     #[arg(long)]
     pub demo: bool,

@@ -91,7 +91,11 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     // it instead, `WhenFull::wait()`, would keep a worker, and in the end all of them.
     let signer = Signer::new(&args.secret(), "user socket")?.max_age(args.token_age());
     let sockets = Mount::new(UserSocket::new(signer.clone())).channel::<UserChannel>("user:*");
-    let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
+    let mut endpoint = Endpoint::builder().mount("/socket", sockets);
+    if let Some(host) = &args.public_host {
+        endpoint = endpoint.host(host);
+    }
+    let endpoint = endpoint.build()?;
 
     // The pipeline: a bounded queue, and one worker for each item, so many at once.
     let (pushes, producer) = queue(QueueOptions::new().capacity(args.buffer));
