@@ -100,3 +100,21 @@ async fn the_connections_own_origin_is_https_when_the_server_says_so() {
         assert_eq!(connected.is_ok(), allowed, "{origin}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_of_broadcasts_closes_no_client_that_reads_over_tls() {
+    // Less than the system holds, and far more than may wait.
+    const EVENTS: u64 = 1_000;
+    let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(10, 1 << 20));
+    let endpoint = builder.build().unwrap();
+    let server = serve(endpoint.clone()).await;
+    let url = "wss://localhost/socket/websocket?vsn=2.0.0&name=ada";
+    let mut client = Client::over(connect(&server).await, url).await;
+    client.join("1", T).await;
+    for n in 0..EVENTS {
+        endpoint.broadcast(T, "news", json!({ "n": n })).unwrap();
+    }
+    for n in 0..EVENTS {
+        client.expect([json!([null, null, T, "news", { "n": n }])]).await;
+    }
+}
