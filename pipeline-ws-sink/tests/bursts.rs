@@ -80,7 +80,15 @@ async fn all_have_got(readers: Vec<JoinHandle<u64>>, events: u64, server: &Serve
 
 /// Broadcasts in a plain loop, which neither waits nor yields.
 async fn a_loop_of(events: u64, clients: usize) {
-    let server = Server::start(endpoint_with(|mount| mount).0).await;
+    a_loop_with(|mount| mount, events, clients).await;
+}
+
+async fn a_loop_with(
+    options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>,
+    events: u64,
+    clients: usize,
+) {
+    let server = Server::start(endpoint_with(options).0).await;
     let readers = readers(&server, clients, events).await;
     for i in 0..events {
         server.endpoint.broadcast(T, "e", json!({ "i": i })).unwrap();
@@ -102,6 +110,14 @@ async fn a_loop_of_100_000_broadcasts_reaches_a_client_that_reads() {
 async fn a_loop_of_broadcasts_reaches_ten_clients_that_read() {
     a_loop_of(1_100, 10).await;
     a_loop_of(20_000, 10).await;
+}
+
+/// A small outbox makes no difference: all that matters is what the system takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loop_of_many_times_the_outbox_reaches_clients_that_read() {
+    for clients in [1, 10] {
+        a_loop_with(|mount| mount.max_outbox(10, 1 << 20), 1_100, clients).await;
+    }
 }
 
 /// The clients read when the loop has ended: what the system's buffers hold reaches them.
