@@ -22,14 +22,14 @@ use pipeline_ws_sink::EndpointObserver;
 ///
 /// Cheap to clone; all clones are the same.
 ///
-/// - **Ready** it is when every pipeline runs, none of their queues is full, and nothing is being
-///   stopped. So it is not while stages start, while it is overloaded, and as soon as it drains.
+/// - **Ready** it is when every pipeline runs, and nothing is being stopped. So it is not while stages
+///   start, and as soon as it drains. A queue that is full counts only with
+///   [`overloaded_at`](Self::overloaded_at).
 /// - **Alive** it is unless a stage of a pipeline has failed for good, which shows as soon as it has. It
 ///   is alive while it starts, is overloaded or drains, and while a stage is started again: to restart it
 ///   then would lose what it holds.
 ///
-/// Both are looked up when they are asked for, and tell of that moment. A queue that is full now and then
-/// is for who asks to smooth, as Kubernetes does by `failureThreshold`.
+/// Both are looked up when they are asked for, and tell of that moment.
 ///
 /// ```
 /// use axum::Router;
@@ -59,7 +59,7 @@ use pipeline_ws_sink::EndpointObserver;
 pub struct Health {
     pipelines: Vec<PipelineObserver>,
     endpoints: Vec<EndpointObserver>,
-    overloaded_at: f64,
+    overloaded_at: Option<f64>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -76,7 +76,7 @@ impl Health {
         Self {
             pipelines: Vec::new(),
             endpoints: Vec::new(),
-            overloaded_at: 1.0,
+            overloaded_at: None,
             stopping: Arc::default(),
         }
     }
@@ -93,8 +93,14 @@ impl Health {
         self
     }
 
-    /// How full a queue is when the process counts as overloaded: 0.8 is at four fifths. Default 1, when
-    /// the next push would have to wait or be refused.
+    /// Says that the process is not ready while one of its queues is so full: 0.8 is at four fifths, and
+    /// at 1 the next push would have to wait or be refused. Default: a full queue changes nothing.
+    ///
+    /// It moves load from one process to others, and is of use where they are unevenly loaded. When all are
+    /// overloaded, all of them leave the balancer together, and nobody is served; the last ones to leave
+    /// get the load of the first. A full queue refuses by itself what is too much, process by process. So
+    /// leave it out where load comes to all of them alike. Smooth it where you use it, as Kubernetes does
+    /// by `failureThreshold`.
     ///
     /// # Panics
     ///
@@ -104,7 +110,7 @@ impl Health {
             share > 0.0 && share <= 1.0,
             "a share of a queue is above 0 and at most 1: {share}"
         );
-        self.overloaded_at = share;
+        self.overloaded_at = Some(share);
         self
     }
 
@@ -178,8 +184,10 @@ impl Health {
     }
 
     fn is_full(&self, stage: &StageSnapshot) -> bool {
-        let full = |capacity: usize| stage.queued as f64 >= capacity as f64 * self.overloaded_at;
-        stage.queue_capacity.is_some_and(full)
+        let (Some(share), Some(capacity)) = (self.overloaded_at, stage.queue_capacity) else {
+            return false;
+        };
+        stage.queued as f64 >= capacity as f64 * share
     }
 }
 

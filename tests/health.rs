@@ -42,11 +42,11 @@ async fn it_is_alive_and_not_ready_until_all_stages_have_started() {
 }
 
 #[tokio::test]
-async fn it_is_not_ready_while_a_queue_is_full_and_ready_again_when_there_is_room() {
+async fn it_is_not_ready_while_a_queue_is_full_if_that_is_to_count() {
     let (gate, mut keeper) = gate();
     let (queue, pipeline) = narrow(gate);
-    let health = Health::new().pipeline(pipeline.observer());
-    let half = health.clone().overloaded_at(0.5);
+    let default = Health::new().pipeline(pipeline.observer());
+    let (health, half) = (default.clone().overloaded_at(1.0), default.clone().overloaded_at(0.5));
     queue.push(1).await.unwrap();
     keeper.started(1).await;
     assert_eq!((health.readiness(), half.readiness()), (Ok(()), Ok(())));
@@ -60,6 +60,7 @@ async fn it_is_not_ready_while_a_queue_is_full_and_ready_again_when_there_is_roo
         why.because(),
         ["pipeline push is overloaded: 2 items wait in the queue of stage producer"]
     );
+    assert_eq!(default.readiness(), Ok(()), "or all processes would leave a balancer together");
     assert_eq!(health.liveness(), Ok(()), "to start it again would lose what it holds");
 
     keeper.let_go(1);
