@@ -56,7 +56,7 @@ impl BroadcastTimes {
         }
         if let Some(trace) = timeline.trace() {
             tracing::trace!(
-                trace_id = trace.trace_id().to_string(),
+                trace_id = %trace.trace_id(),
                 topic = shown(event.topic()),
                 event = shown(event.event()),
                 queued_ms = queued.map(milliseconds),
@@ -91,7 +91,7 @@ impl WriteTimes {
         self.delivered.record(delivered);
         if let Some(trace) = since.trace {
             tracing::trace!(
-                trace_id = trace.trace_id().to_string(),
+                trace_id = %trace.trace_id(),
                 written_ms = written,
                 delivered_ms = delivered,
                 "written to a socket"
