@@ -57,6 +57,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = Dialect::Dogstatsd)]
     pub statsd_dialect: Dialect,
 
+    /// Print the StatsD lines that say something new, instead of one line a second that sums up
+    #[arg(long, conflicts_with = "statsd")]
+    pub statsd_lines: bool,
+
     /// Print all StatsD lines, also those that come each second and say nothing new
     #[arg(long, conflicts_with = "statsd")]
     pub statsd_all: bool,

@@ -38,6 +38,7 @@ use self::{
     args::Args,
     client::PhoenixClient,
     output::{complain, say},
+    printed::Printed,
     statsd::Statsd,
     users::{PushToUser, UserChannel, UserSocket},
 };
@@ -82,9 +83,13 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     })?;
     let address = listener.local_addr()?;
     let client = PhoenixClient::find_or_install().await;
+    let printed = match (args.statsd_all, args.statsd_lines) {
+        (true, _) => Printed::all(),
+        (false, true) => Printed::news(),
+        (false, false) => Printed::summary(),
+    };
     let statsd =
-        Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into(), args.statsd_all)
-            .await?;
+        Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into(), printed).await?;
 
     // The sockets: a user signs in with a token, and joins no topic but its own. What a client that reads
     // slowly has not taken yet waits for it, up to a bound. Then the client is disconnected. To wait for

@@ -3,7 +3,12 @@
 use std::{error::Error, fmt, io, time::Duration};
 
 use pipeline::statsd::{Dialect, StatsdFlusher, StatsdRecorder};
-use tokio::{net::UdpSocket, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    net::UdpSocket,
+    sync::oneshot,
+    task::JoinHandle,
+    time::{interval, timeout},
+};
 
 use crate::{
     output::{complain, say},
@@ -27,12 +32,11 @@ struct Printer {
 }
 
 impl Statsd {
-    /// Sends to this server, or to a listener of our own that prints what it receives: all of it, or
-    /// what tells something new.
+    /// Sends to this server, or to a listener of our own that prints what it receives.
     pub async fn install(
         server: Option<&str>,
         dialect: Dialect,
-        all: bool,
+        printed: Printed,
     ) -> Result<Self, Box<dyn Error>> {
         let (target, printer) = match server {
             Some(server) => (server.to_owned(), None),
@@ -40,7 +44,7 @@ impl Statsd {
                 let socket = UdpSocket::bind("127.0.0.1:0").await?;
                 let address = socket.local_addr()?.to_string();
                 let (stop, stopped) = oneshot::channel();
-                let task = tokio::spawn(print(socket, stopped, Printed::new(all)));
+                let task = tokio::spawn(print(socket, stopped, printed));
                 (address, Some(Printer { stop, task }))
             }
         };
@@ -73,8 +77,10 @@ impl fmt::Display for Statsd {
 
 async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>, mut printed: Printed) {
     let mut packet = vec![0; 65_536];
+    let mut seconds = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
+            _ = seconds.tick() => print_summary(&mut printed),
             received = socket.recv(&mut packet) => print_packet(&packet, received, &mut printed),
             _ = &mut stopped => break,
         }
@@ -82,6 +88,13 @@ async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>, mut printe
     // What was sent before we were stopped is on its way: it ends where nothing more comes.
     while let Ok(received) = timeout(QUIET, socket.recv(&mut packet)).await {
         print_packet(&packet, received, &mut printed);
+    }
+    print_summary(&mut printed);
+}
+
+fn print_summary(printed: &mut Printed) {
+    if let Some(line) = printed.take_summary() {
+        say(line);
     }
 }
 

@@ -66,6 +66,11 @@ pub(crate) fn interleavings() -> Outcome {
     )
 }
 
+/// Whether a line of the example's says that pushes have arrived, and how long they took.
+fn has_arrived(line: &str) -> bool {
+    line.starts_with("pushes   ") && line.contains(" arrived, p50 ") && line.contains(" ms")
+}
+
 /// The README's first command, as it stands there but for the port: it has to come up, push
 /// something, and end cleanly when it is told to.
 fn first_command() -> Outcome {
@@ -83,7 +88,7 @@ fn first_command() -> Outcome {
         .by_ref()
         .map_while(Result::ok)
         .inspect(|line| println!("{line}"))
-        .any(|line| line.contains("statsd | pipeline.worker.process_time"));
+        .any(|line| has_arrived(&line));
     // `cargo run` becomes the program that it runs.
     let told = program("kill").args(["-TERM", &child.id().to_string()]).status();
     if !told.is_ok_and(|status| status.success()) {
