@@ -15,11 +15,12 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restart {
-    /// A child that fails is started again with the same event, in the same slot; one that ends
-    /// gracefully is done. The default.
+    /// A child that fails is started again with the same event, in the same slot, as often as
+    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries) says; one that ends gracefully is
+    /// done. The default.
     #[default]
     Transient,
-    /// A child is done when it ends, however it ends; a failure is reported.
+    /// A child is done when it ends, however it ends; an event that it failed at is given up.
     Temporary,
 }
 
