@@ -12,7 +12,7 @@ use pipeline::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::time::sleep;
+use tokio::{task::coop::consume_budget, time::sleep};
 
 use crate::socket::UserSocket;
 
@@ -117,6 +117,8 @@ impl Channel for Room {
                 let n = at_most(MAX_PUSHES, field(&payload, "n")?)?;
                 for i in 1..=n {
                     cx.push("tick", json!({ "i": i }))?;
+                    // The client has chosen how many, so others have their turn in between.
+                    consume_budget().await;
                 }
                 return Ok(Reply::ok().with(json!({ "n": n })));
             }

@@ -2,7 +2,10 @@
 
 use pipeline_core::ExitReason;
 
-use crate::protocol::{connection::ProtocolError, message::Unreadable};
+use crate::protocol::{
+    connection::ProtocolError,
+    message::{Field, Unreadable},
+};
 
 /// Why a socket ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +22,12 @@ pub(crate) enum SocketEnd {
     Protocol(ProtocolError),
     /// The client sent something that is not a message.
     BadMessage,
+    /// The client sent a message whose topic, event or reference, which is named here, is too long.
+    NameTooLong(Field),
     /// The client said more than it may.
     Limited,
+    /// The endpoint's sockets have received more than can be handled.
+    Overloaded,
     /// The client reads more slowly than it is written to.
     Overflow,
     /// It was disconnected by its id, or the endpoint is gone.
@@ -48,10 +55,23 @@ impl SocketEnd {
             Self::Lost | Self::Inactive => None,
             Self::Idle => Some(1002),
             Self::Protocol(error) => Some(error.close_code()),
-            Self::BadMessage | Self::Overflow => Some(1011),
+            Self::BadMessage | Self::NameTooLong(_) | Self::Overflow => Some(1011),
             Self::Limited => Some(1008),
+            Self::Overloaded => Some(1013),
             Self::Disconnected => Some(1001),
             Self::Draining => Some(1012),
+        }
+    }
+
+    /// What the close frame says beside its code, for those who write clients.
+    pub(crate) fn explanation(self) -> &'static str {
+        match self {
+            Self::NameTooLong(Field::JoinRef) => "the join_ref is longer than 255 bytes",
+            Self::NameTooLong(Field::Reference) => "the ref is longer than 255 bytes",
+            Self::NameTooLong(Field::Topic) => "the topic is longer than 255 bytes",
+            Self::NameTooLong(Field::Event) => "the event is longer than 255 bytes",
+            Self::Overloaded => "the server has received more than it can handle",
+            _ => "",
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     drainer::MountDrainer,
     end::SocketEnd,
     erased_mount::ErasedMount,
-    hub::Hub,
+    hub::{Hub, HubLimits},
     mount::{HandshakeOptions, Mount},
     origin::{self, CheckOrigin, OriginError},
     path::{MountPath, PathError},
@@ -99,6 +99,7 @@ impl Endpoint {
             adapter: None,
             presences: Vec::new(),
             shared_online: None,
+            limits: HubLimits { sockets: 1 << 16, inboxes: 256 << 20 },
         }
     }
 
@@ -245,7 +246,8 @@ impl Endpoint {
     /// [`Drainer`](crate::Drainer).
     ///
     /// Sockets that are not closed when the time is up are cut off, with their channels, and the
-    /// report says how many. The channels are given five seconds to end.
+    /// report says how many. The channels are given five seconds to end. A socket whose channel blocks its
+    /// thread cannot be cut off; it is waited for a second longer, and no more.
     ///
     /// # Cancel safety
     ///
@@ -347,10 +349,12 @@ impl Inner {
             channels,
             topics: self.hub.pubsub.table().topics(),
             broadcasts: metrics.broadcasts.get(),
+            connects_limited: self.hub.admissions.refused(),
             frames_in: metrics.frames_in.get(),
             frames_out: metrics.frames_out.get(),
             frames_waiting: waiting.frames,
             bytes_waiting: waiting.bytes,
+            inbox_bytes: self.hub.inboxes.bytes(),
             dropped: metrics.dropped().into_iter().filter(|(_, frames)| *frames > 0).collect(),
             closed_slow: metrics.closed_slow.get(),
             delivered: metrics.write_times.delivered.get(),
@@ -404,6 +408,7 @@ pub struct EndpointBuilder {
     adapter: Option<Arc<dyn Adapter>>,
     presences: Vec<Presence>,
     shared_online: Option<TrackerOptions>,
+    limits: HubLimits,
 }
 
 /// Where a mount is to be served, and how.
@@ -498,6 +503,44 @@ impl EndpointBuilder {
     /// ```
     pub fn check_origin(mut self, check: CheckOrigin) -> Self {
         self.check_origin = check;
+        self
+    }
+
+    /// How many bytes all sockets together may have received and not handled. Default 256 MiB.
+    ///
+    /// It counts what waits for channels ([`Mount::max_inbox`] bounds that for each socket) and messages
+    /// whose end is still to come. The first 16 KiB of each socket do not count, and are always received:
+    /// so clients that fill the limit do not stop the others. Beyond these, when the limit is reached, a
+    /// socket is not read from for up to five seconds. Then its events and joins are answered with an error,
+    /// as they are when its own inbox is full; a message that has come in part only closes its socket with
+    /// 1013.
+    ///
+    /// The gauge `socket.inbox_bytes` shows what counts.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::Endpoint;
+    /// let endpoint = Endpoint::builder().max_inboxes(64 << 20).build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn max_inboxes(mut self, bytes: usize) -> Self {
+        self.limits.inboxes = bytes;
+        self
+    }
+
+    /// How many sockets may be open, over WebSockets and [polled](Mount::longpoll) together. Default 65,536.
+    ///
+    /// A client that comes when there are as many is answered with 503 and `retry-after`, before
+    /// [`Socket::connect`] is called; the official client tries again by itself. It is counted in
+    /// `socket.connects_limited`. What the system allows is another matter: a process often may have no
+    /// more than 1,024 open files.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::Endpoint;
+    /// let endpoint = Endpoint::builder().max_sockets(10_000).build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn max_sockets(mut self, sockets: usize) -> Self {
+        self.limits.sockets = sockets;
         self
     }
 
@@ -598,8 +641,13 @@ impl EndpointBuilder {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
         }
-        let hub =
-            Arc::new(Hub::new(&shared.telemetry, self.adapter, self.shared_online, presences));
+        let hub = Arc::new(Hub::new(
+            &shared.telemetry,
+            self.adapter,
+            self.shared_online,
+            presences,
+            self.limits,
+        ));
         for presence in &hub.presences {
             if !presence.attach(&hub.pubsub) {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });

@@ -6,6 +6,8 @@ use pipeline_core::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admission::Admissions,
+    inbox::Inboxes,
     outbox::Sweeper,
     presence::Presence,
     pubsub::{Adapter, PubSub},
@@ -22,6 +24,8 @@ pub(crate) struct Hub {
     pub(crate) sweeper: Sweeper,
     pub(crate) metrics: Arc<SocketMetrics>,
     pub(crate) sampler: Sampler,
+    pub(crate) inboxes: Arc<Inboxes>,
+    pub(crate) admissions: Arc<Admissions>,
     /// Each has a name of its own.
     pub(crate) presences: Vec<Presence>,
     /// The tasks of all sockets.
@@ -30,12 +34,22 @@ pub(crate) struct Hub {
     pub(crate) cut_off: CancellationToken,
 }
 
+/// How much an endpoint's sockets may be and hold together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HubLimits {
+    /// How many sockets there may be.
+    pub(crate) sockets: usize,
+    /// How many bytes they may have received and not handled.
+    pub(crate) inboxes: usize,
+}
+
 impl Hub {
     pub(crate) fn new(
         telemetry: &Telemetry,
         adapter: Option<Arc<dyn Adapter>>,
         shared_online: Option<TrackerOptions>,
         presences: Vec<Presence>,
+        limits: HubLimits,
     ) -> Self {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));
@@ -51,6 +65,8 @@ impl Hub {
             sweeper: Sweeper::new(),
             metrics,
             sampler: Sampler::register(telemetry),
+            inboxes: Arc::new(Inboxes::new(limits.inboxes)),
+            admissions: Arc::new(Admissions::new(limits.sockets, telemetry)),
             presences,
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),

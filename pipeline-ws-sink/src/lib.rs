@@ -127,6 +127,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod admission;
 mod broadcast;
 mod channel;
 mod connect_info;
@@ -136,6 +137,7 @@ mod endpoint;
 mod erased_mount;
 mod event_limit;
 mod hub;
+mod inbox;
 mod latencies;
 mod listen;
 mod longpoll;
@@ -171,7 +173,7 @@ pub use self::{
     broadcast::Broadcast,
     channel::{
         Channel, ChannelContext, ChannelHandle, HandleInfo, JoinContext, JoinError, NoReference,
-        Reply, SendError, SocketRef, Stop, TooManyTimers,
+        PushError, Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
     connect_info::{ConnectInfo, PeerAddr},
     drainer::Drainer,

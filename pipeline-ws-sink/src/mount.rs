@@ -21,6 +21,10 @@ use crate::{
     tracker::TRACKERS,
 };
 
+/// How long a client may be silent itself, unless something else is set: a little more than two heartbeats
+/// of the official client.
+const HEARD_WITHIN: Duration = Duration::from_secs(65);
+
 /// A [`Socket`] with the channels that can be joined on it.
 ///
 /// Topics are tried against the patterns in the order in which they were given; the first that
@@ -60,14 +64,26 @@ pub struct Mount<S> {
 pub(crate) struct MountOptions {
     pub(crate) limits: Limits,
     pub(crate) outbox: OutboxLimits,
+    /// In bytes.
+    pub(crate) inbox: usize,
     pub(crate) when_full: WhenFull,
     pub(crate) max_behind: Duration,
     pub(crate) compress: bool,
     pub(crate) timeout: Duration,
+    heard_within: Option<Duration>,
+    /// How many frames of a client are read in a second.
+    pub(crate) max_frames: u32,
     pub(crate) drainer: Drainer,
     event_limit: Option<EventLimit>,
     topic_event_limit: Option<EventLimit>,
     max_channels: usize,
+}
+
+impl MountOptions {
+    /// How long a client may be silent itself.
+    pub(crate) fn heard_within(&self) -> Duration {
+        self.heard_within.unwrap_or_else(|| self.timeout.max(HEARD_WITHIN))
+    }
 }
 
 /// What can be set for how a kind of socket is connected to.
@@ -101,10 +117,13 @@ impl<S: Socket> Mount<S> {
         let options = MountOptions {
             limits: Limits { frame: usize::MAX, message: 1 << 20 },
             outbox: OutboxLimits { frames: 16_384, bytes: 4 << 20 },
+            inbox: 4 << 20,
             when_full: WhenFull::Disconnect,
             max_behind: Duration::from_secs(30),
             compress: false,
             timeout: Duration::from_secs(60),
+            heard_within: None,
+            max_frames: 2000,
             drainer: Drainer::new(),
             event_limit: None,
             topic_event_limit: None,
@@ -372,10 +391,77 @@ impl<S: Socket> Mount<S> {
     }
 
     /// How long a connection may be silent, both ways. Default 60 seconds; then it is closed with
-    /// 1002. The official client sends a heartbeat every 30 seconds. For a client that polls, it is
-    /// [`LongPoll::window`] that counts.
+    /// 1002. The official client sends a heartbeat every 30 seconds. With [`Duration::MAX`], it may be for
+    /// ever. For a client that polls, it is [`LongPoll::window`] that counts.
+    ///
+    /// What the server sends counts here, so a client that has gone is found by
+    /// [`heard_within`](Self::heard_within).
     pub fn timeout(mut self, silence: Duration) -> Self {
         self.options.timeout = silence;
+        self
+    }
+
+    /// How long the client itself may be silent, whatever it is sent. Default 65 seconds, or
+    /// [`timeout`](Self::timeout) if that is longer; then it is closed with 1002.
+    ///
+    /// What the server sends to a client that has gone, such as a phone without a network, is taken by the
+    /// operating system for many minutes. Only what is heard shows that a client is there; the official one
+    /// sends a heartbeat every 30 seconds. Clients that send none need a longer time, or
+    /// [`Duration::MAX`], with which they may be silent for ever.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # use std::time::Duration;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.heard_within(Duration::from_secs(40))
+    /// # }
+    /// ```
+    pub fn heard_within(mut self, silence: Duration) -> Self {
+        self.options.heard_within = Some(silence);
+        self
+    }
+
+    /// How many frames of one client are read in a second, in the long run. Default 2,000. A client that
+    /// sends more is not read from for a moment, so it is slowed down and loses nothing.
+    ///
+    /// All frames count, heartbeats, leaves, pings and fragments too, and each counts for one more for every
+    /// 8 KiB that it has after it has been decompressed. A client may be ahead by what it may send in ten
+    /// seconds. Clients that behave well never meet this limit; it bounds the work that one client can
+    /// cause. How often one was not read from is counted in `socket.reads_paused`, with the reason `rate`.
+    /// With `u32::MAX` there is hardly a limit.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.max_frames(200)
+    /// # }
+    /// ```
+    pub fn max_frames(mut self, a_second: u32) -> Self {
+        self.options.max_frames = a_second;
+        self
+    }
+
+    /// How many bytes of one client may have been received and not handled: what waits for its channels and
+    /// what they are handling, with 256 bytes more for each message. Default 4 MiB. A client that has
+    /// nothing waiting may always send a message, however large.
+    ///
+    /// Events for a channel that is busy wait here, while other channels, heartbeats and leaves go on. When
+    /// it is full, the client is not read from, for five seconds at most. Then its events and joins are
+    /// answered with an error, `{"reason": "too many messages are waiting"}`, until there is room; so
+    /// heartbeats are answered, and a client that has gone is noticed, however long a channel takes. They
+    /// are counted in `socket.events_limited`, with the reason `inbox`.
+    ///
+    /// What all sockets of an endpoint hold is bounded by
+    /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::*;
+    /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
+    /// mount.max_inbox(1 << 20)
+    /// # }
+    /// ```
+    pub fn max_inbox(mut self, bytes: usize) -> Self {
+        self.options.inbox = bytes;
         self
     }
 

@@ -215,6 +215,13 @@ pub enum PayloadError {
     /// The client speaks version 1 of the protocol, which has no binary payloads.
     #[error("the client speaks version 1 of the protocol, which has no binary payloads")]
     NoBinary,
+    /// The event is one of the protocol's own. A client that is told of one takes its channel for joined,
+    /// answered, closed or crashed, or somebody for present.
+    #[error("the event {event:?} belongs to the protocol, and applications cannot send it")]
+    Reserved {
+        /// The event.
+        event: String,
+    },
     /// A binary frame has one byte for the length of each of its fields.
     #[error("a binary frame has no room for a {field} of {length} bytes: 255 is the most")]
     TooLong {

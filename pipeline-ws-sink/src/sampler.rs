@@ -22,6 +22,7 @@ pub(crate) struct Sampler {
     topics: Level,
     frames_waiting: Level,
     bytes_waiting: Level,
+    inbox_bytes: Level,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -32,6 +33,10 @@ impl Sampler {
             topics: level("socket.topics", "Topics that somebody listens to"),
             frames_waiting: level("socket.frames_waiting", "Frames that wait to be written"),
             bytes_waiting: level("socket.bytes_waiting", "Bytes of the frames that wait"),
+            inbox_bytes: level(
+                "socket.inbox_bytes",
+                "Bytes received and not handled, beyond the first 16 KiB of each socket",
+            ),
             task: Mutex::default(),
         }
     }
@@ -63,6 +68,7 @@ impl Sampler {
         let waiting = hub.sockets.waiting();
         self.frames_waiting.set(waiting.frames);
         self.bytes_waiting.set(waiting.bytes);
+        self.inbox_bytes.set(hub.inboxes.bytes());
         // Who comes now either is seen here, or finds no task there and begins another.
         let mut task = self.task.lock();
         let goes_on = hub.sockets.len() > 0;

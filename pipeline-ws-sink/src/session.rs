@@ -14,10 +14,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pipeline_core::ExitReason;
+use pipeline_core::{Deadline, ExitReason};
 use serde_json::json;
 use tokio::{
-    task::JoinHandle,
+    task::{JoinHandle, coop::consume_budget},
     time::{self, Instant},
 };
 use tracing::Instrument;
@@ -29,6 +29,7 @@ use crate::{
     channel::{Join, Letter, Life, Mailbox, Replaced},
     end::SocketEnd,
     event_limit::OnExcess,
+    inbox::{Held, Inbox},
     mount::Routes,
     outbox::Outbox,
     payload::Payload,
@@ -42,9 +43,13 @@ use crate::{
     telemetry::{SocketMetrics, shown},
 };
 
-/// How many messages for a topic may wait while it is being joined. A client that sends more has to
-/// wait itself, as TCP makes it.
-const PENDING: usize = 100;
+/// What a message that waits counts for in the inbox besides its own bytes: about what it takes to keep
+/// it. So the inbox bounds how many there are.
+const OVERHEAD: usize = 256;
+
+/// How long a client whose inbox is full is not read from. It is less than clients wait for the answer to
+/// a heartbeat.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long channels have to end when their socket is gone.
 const CHANNELS_END: Duration = Duration::from_secs(5);
@@ -58,6 +63,7 @@ pub(crate) struct Connection<S: Socket> {
     /// `websocket` or `longpoll`.
     pub(crate) transport: &'static str,
     pub(crate) outbox: Arc<Outbox>,
+    pub(crate) inbox: Arc<Inbox>,
     pub(crate) pubsub: PubSub,
     pub(crate) events: SessionEvents,
     pub(crate) metrics: Arc<SocketMetrics>,
@@ -76,6 +82,8 @@ pub(crate) struct Session<S: Socket> {
     lives: u64,
     /// Where there are limits, and once there is something to remember.
     spent: Option<Box<Spent>>,
+    /// While the inbox is full: when to stop waiting for room.
+    full_until: Option<Deadline>,
 }
 
 /// A topic that is joined, or about to be.
@@ -85,7 +93,7 @@ struct Entry {
     mailbox: Arc<Mailbox>,
     task: JoinHandle<()>,
     /// While the join is running: the messages that wait for it.
-    pending: Option<VecDeque<Received>>,
+    pending: Option<VecDeque<(Received, Held)>>,
 }
 
 impl<S: Socket> Session<S> {
@@ -97,6 +105,7 @@ impl<S: Socket> Session<S> {
             ending: Vec::new(),
             lives: 0,
             spent: None,
+            full_until: None,
         }
     }
 
@@ -109,6 +118,11 @@ impl<S: Socket> Session<S> {
 
     pub(crate) fn metrics(&self) -> &SocketMetrics {
         &self.connection.metrics
+    }
+
+    /// What the client has sent and has not been handled.
+    pub(crate) fn inbox(&self) -> &Arc<Inbox> {
+        &self.connection.inbox
     }
 
     /// Waits until a channel has told something that [`receive`](Self::receive) should know of.
@@ -136,9 +150,10 @@ impl<S: Socket> Session<S> {
                 },
             };
             self.count_channels();
-            for received in waiting.into_iter().flatten() {
+            for (received, held) in waiting.into_iter().flatten() {
+                consume_budget().await;
                 if let Ok(message) = ClientMessage::decode(self.connection.version, &received) {
-                    self.route(&message, &received).await;
+                    self.route(&message, &received, held);
                 }
             }
         }
@@ -146,7 +161,8 @@ impl<S: Socket> Session<S> {
 
     /// Handles what the client sent.
     ///
-    /// It waits for room where the client has sent more than can be handled, and for nothing else.
+    /// It waits for room in the inbox where the client has sent more than can be handled, for so long at
+    /// most, and for nothing else.
     ///
     /// # Errors
     ///
@@ -154,15 +170,69 @@ impl<S: Socket> Session<S> {
     pub(crate) async fn receive(&mut self, received: Received) -> Result<(), SocketEnd> {
         self.catch_up().await;
         let message = ClientMessage::decode(self.connection.version, &received)?;
+        if let Some((field, bytes)) = message.too_long() {
+            tracing::warn!(?field, bytes, "closes a socket that was sent a name of over 255 bytes");
+            return Err(SocketEnd::NameTooLong(field));
+        }
         // When it comes and not when it is handled: what waits for a join has come at its own time.
         if let Err(excess) = self.admit(&message) {
             return self.refuse(&message, excess);
         }
-        while self.has_too_many_pending(&message) {
-            self.changed().await;
-            self.catch_up().await;
+        let (topic, event) = (message.topic(), message.event());
+        if is_heartbeat(topic.as_deref(), event.as_deref()) {
+            self.reply(&Ref::NULL, &message, "ok", &Payload::empty());
+            return Ok(());
         }
-        self.route(&message, &received).await;
+        match event.as_deref() {
+            // A leave makes room, so it does not wait for any. But there may not be any number of them.
+            Some(LEAVE) if self.inbox().overflows() => return Err(SocketEnd::Limited),
+            Some(LEAVE) => {}
+            _ if !self.has_room().await => return self.refuse_for_room(&message),
+            _ => {}
+        }
+        let held = self.inbox().hold(received.len().saturating_add(OVERHEAD));
+        self.route(&message, &received, held);
+        Ok(())
+    }
+
+    /// Whether the inbox takes another message. It waits for room, unless it has done so in vain and there
+    /// has been none since.
+    async fn has_room(&mut self) -> bool {
+        if !self.inbox().is_full() {
+            self.full_until = None;
+            return true;
+        }
+        // In a box, so that a socket that never waits is no larger for it.
+        Box::pin(self.wait_for_room()).await
+    }
+
+    async fn wait_for_room(&mut self) -> bool {
+        let inbox = self.inbox().clone();
+        let until = match self.full_until {
+            Some(until) => until,
+            None => {
+                self.metrics().reads_paused_by_inbox.increment(1);
+                *self.full_until.insert(Deadline::from_now(PATIENCE))
+            }
+        };
+        loop {
+            tokio::select! {
+                biased;
+                () = inbox.room() => {
+                    self.full_until = None;
+                    return true;
+                }
+                // What waits for a join is handled when it has run, and makes room.
+                () = self.changed() => self.catch_up().await,
+                () = until.passed() => return false,
+            }
+        }
+    }
+
+    /// Answers a message for which there is no room.
+    fn refuse_for_room(&self, message: &ClientMessage<'_>) -> Result<(), SocketEnd> {
+        self.routes.limited.count(Scope::Inbox);
+        self.answer_refused(message, &reason("too many messages are waiting"));
         Ok(())
     }
 
@@ -191,25 +261,29 @@ impl<S: Socket> Session<S> {
             tracing::warn!(limit = of.name(), "closes a socket whose client says too much");
             return Err(SocketEnd::Limited);
         }
-        let reference = message.reference();
-        if !reference.is_null() {
-            // So that an event that comes so many milliseconds later passes.
-            let retry_after = u64::try_from(retry_after.as_nanos().div_ceil(1_000_000));
-            let retry_after = retry_after.unwrap_or(u64::MAX);
-            let response = json!({ "reason": "rate limited", "retry_after": retry_after });
-            let response = Payload::new(&response).expect("a literal is JSON");
-            // That of the channel if the client names none, as in the channel's own answers.
-            let topic = message.topic();
-            let entry = topic.as_deref().and_then(|topic| self.channels.get(topic));
-            let join_ref = message.join_ref();
-            let join_ref = entry.map_or(join_ref.clone(), |entry| join_ref.or(&entry.join_ref));
-            self.reply(&join_ref, message, "error", &response);
-        }
+        // So that an event that comes so many milliseconds later passes.
+        let retry_after = u64::try_from(retry_after.as_nanos().div_ceil(1_000_000));
+        let retry_after = retry_after.unwrap_or(u64::MAX);
+        let response = json!({ "reason": "rate limited", "retry_after": retry_after });
+        self.answer_refused(message, &Payload::new(&response).expect("a literal is JSON"));
         Ok(())
     }
 
+    /// Tells the client that its message was not handled, if it asks for an answer.
+    fn answer_refused(&self, message: &ClientMessage<'_>, response: &Payload) {
+        if message.reference().is_null() {
+            return;
+        }
+        // That of the channel if the client names none, as in the channel's own answers.
+        let topic = message.topic();
+        let entry = topic.as_deref().and_then(|topic| self.channels.get(topic));
+        let join_ref = message.join_ref();
+        let join_ref = entry.map_or(join_ref.clone(), |entry| join_ref.or(&entry.join_ref));
+        self.reply(&join_ref, message, "error", response);
+    }
+
     /// Forgets a channel that has told of its end, but for its task. Returns what waited for its join.
-    fn forget(&mut self, entry: Entry) -> Option<VecDeque<Received>> {
+    fn forget(&mut self, entry: Entry) -> Option<VecDeque<(Received, Held)>> {
         self.ending.retain(|task| !task.is_finished());
         if !entry.task.is_finished() {
             self.ending.push(entry.task);
@@ -222,22 +296,16 @@ impl<S: Socket> Session<S> {
         self.channels.values().any(|entry| entry.pending.is_some())
     }
 
-    fn has_too_many_pending(&self, message: &ClientMessage<'_>) -> bool {
-        let entry = message.topic().and_then(|topic| self.channels.get(&*topic));
-        let pending = entry.and_then(|entry| entry.pending.as_ref());
-        pending.is_some_and(|pending| pending.len() >= PENDING)
-    }
-
-    /// Handles a message by what its topic is: unknown, joining or joined.
-    async fn route(&mut self, message: &ClientMessage<'_>, received: &Received) {
+    /// Handles a message by what its topic is: unknown, joining or joined. It counts as received for as
+    /// long as it waits.
+    fn route(&mut self, message: &ClientMessage<'_>, received: &Received, held: Held) {
         let (topic, event) = (message.topic(), message.event());
-        if is_heartbeat(topic.as_deref(), event.as_deref()) {
-            return self.reply(&Ref::NULL, message, "ok", &Payload::empty());
-        }
         let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
         match (entry, event.as_deref()) {
-            (Some(Entry { pending: Some(pending), .. }), _) => pending.push_back(received.clone()),
-            (_, Some(JOIN)) => self.join(message, received),
+            (Some(Entry { pending: Some(pending), .. }), _) => {
+                pending.push_back((received.clone(), held));
+            }
+            (_, Some(JOIN)) => self.join(message, received, held),
             (Some(entry), event) => {
                 let join_ref = message.join_ref();
                 if !join_ref.is_null() && join_ref != entry.join_ref {
@@ -246,17 +314,16 @@ impl<S: Socket> Session<S> {
                 }
                 let reference = message.reference();
                 let letter = match event {
-                    Some(LEAVE) => Letter::Leave { reference },
+                    Some(LEAVE) => Letter::Leave { reference, held },
                     // An event that is not a string has no name that a channel could know.
                     event => Letter::Event {
                         reference,
                         event: event.unwrap_or_default().into(),
                         payload: message.payload(received),
+                        held,
                     },
                 };
-                let mailbox = entry.mailbox.clone();
-                // A channel that has just ended reads it no more; the client is told of that.
-                let _ = mailbox.send(letter).await;
+                entry.mailbox.deliver(letter);
             }
             (None, Some(LEAVE)) => {
                 self.reply(&message.join_ref(), message, "ok", &Payload::empty());
@@ -266,7 +333,7 @@ impl<S: Socket> Session<S> {
     }
 
     /// Begins to join a topic, in place of the channel that is joined on it, if any.
-    fn join(&mut self, message: &ClientMessage<'_>, received: &Received) {
+    fn join(&mut self, message: &ClientMessage<'_>, received: &Received, held: Held) {
         let name = message.topic();
         let found = name.as_deref().and_then(|name| self.routes.find(name));
         let Some((topic, route)) = found else {
@@ -295,6 +362,7 @@ impl<S: Socket> Session<S> {
             join_ref: message.join_ref(),
             reference: message.reference(),
             payload: message.payload(received),
+            held,
             mailbox: mailbox.clone(),
             life: life.clone(),
             meter: route.meter.clone(),

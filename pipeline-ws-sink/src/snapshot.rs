@@ -38,8 +38,10 @@ pub struct EndpointSnapshot {
     pub topics: usize,
     /// Events that were broadcast here, from anywhere, whether anybody listens or not.
     pub broadcasts: u64,
-    /// Frames that clients have sent: messages, the same in several fragments as one, and control
-    /// frames.
+    /// Clients that were refused because as many sockets were open as
+    /// [may be](crate::EndpointBuilder::max_sockets).
+    pub connects_limited: u64,
+    /// Frames that clients have sent: messages, their fragments, and control frames.
     pub frames_in: u64,
     /// Frames of which the operating system has taken the last byte.
     pub frames_out: u64,
@@ -47,6 +49,9 @@ pub struct EndpointSnapshot {
     pub frames_waiting: usize,
     /// Their bytes. Of a frame that is written in part, all.
     pub bytes_waiting: usize,
+    /// Bytes that clients have sent and that have not been handled, beyond the first 16 KiB of each socket:
+    /// see [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
+    pub inbox_bytes: usize,
     /// Frames that were thrown away instead of written, by reason: `overflow`, `drop_oldest`,
     /// `drop_newest`, `superseded` or `mailbox`, as in the metric `socket.frames_dropped`. Reasons
     /// for which there were none are left out.

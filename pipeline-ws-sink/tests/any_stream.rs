@@ -53,10 +53,10 @@ async fn what_the_client_sends_or_gets_keeps_a_socket_open() {
     let server = server().await;
     let mut client = join(&server, 4096).await;
     for _ in 0..3 {
-        sleep(Duration::from_secs(40)).await;
+        sleep(Duration::from_secs(31)).await;
         client.send(json!([null, "2", "phoenix", "heartbeat", {}])).await;
         assert_eq!(client.receive().await[3], "phx_reply");
-        sleep(Duration::from_secs(40)).await;
+        sleep(Duration::from_secs(31)).await;
         server.endpoint.broadcast(T, "news", json!({})).unwrap();
         assert_eq!(client.receive().await[3], "news");
     }

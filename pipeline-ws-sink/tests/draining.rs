@@ -81,6 +81,35 @@ async fn what_a_client_sends_keeps_it_connected_even_if_nothing_answers_it() {
     client.expect_nothing_else().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_not_heard_is_closed_whatever_it_is_sent() {
+    let within = Duration::from_millis(700);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.heard_within(within)).0);
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    let joined = Instant::now();
+    let endpoint = server.endpoint.clone();
+    let telling = tokio::spawn(async move {
+        loop {
+            endpoint.broadcast(T, "tick", json!({})).unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert_eq!(client.closed().await, 1002);
+    let unheard = joined.elapsed().as_millis();
+    assert!((700..720).contains(&unheard), "{unheard}");
+    telling.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_may_be_silent_for_ever_where_the_mount_says_so() {
+    let server = MemoryServer::start(endpoint_with(|mount| mount.timeout(Duration::MAX)).0);
+    let mut client = server.connect(4096).await;
+    client.join("1", T).await;
+    sleep(Duration::from_secs(2 * 3600)).await;
+    client.expect_nothing_else().await;
+}
+
 /// Says nothing, not even at its end.
 struct Quiet;
 

@@ -8,8 +8,8 @@ use pipeline_ws_sink::{
     EndpointReport, EndpointSnapshot, HandleInfo, JoinContext, JoinError, KeyDigest, KeyOptions,
     Lagged, Latencies, LocalNode, LongPoll, MissingParam, Mount, MountSnapshot, NoReference,
     Origin, OriginError, Params, ParamsError, PathError, PatternError, Payload, PayloadError,
-    PeerAddr, PubSub, Ref, Reply, RouteSnapshot, SendError, Signer, SignerError, SocketRef, Stop,
-    SubscriberId, Subscription, TokenError, TooManyTimers, Topic, WhenFull,
+    PeerAddr, PubSub, PushError, Ref, Reply, RouteSnapshot, SendError, Signer, SignerError,
+    SocketRef, Stop, SubscriberId, Subscription, TokenError, TooManyTimers, Topic, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -53,6 +53,7 @@ fn public_types_are_send_and_sync() {
         PayloadError,
         PeerAddr,
         PubSub,
+        PushError,
         Ref,
         Reply,
         RouteSnapshot,

@@ -14,18 +14,20 @@ use futures::FutureExt;
 use pipeline_core::ExitReason;
 use serde_json::json;
 use tokio::{
-    task::JoinHandle,
+    task::{JoinHandle, coop::consume_budget},
     time::{self, Instant},
 };
 use tracing::Instrument;
 
 use super::{
-    Channel, ChannelContext, JoinContext, JoinError, Stop,
+    Channel, ChannelContext, JoinContext, JoinError, PushError, Stop,
     info::{self, Sealed},
     mailbox::{Intercepted, Letter, Mailbox, Overflow, Reading},
     reply::{Refusal, Reply},
 };
 use crate::{
+    end::SocketEnd,
+    inbox::Held,
     outbox::Outbox,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
@@ -52,6 +54,8 @@ pub(crate) struct Join<S: Socket> {
     pub(crate) join_ref: Ref,
     pub(crate) reference: Ref,
     pub(crate) payload: Payload,
+    /// The request counts as received until it has been answered.
+    pub(crate) held: Held,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) life: Life,
     pub(crate) meter: Arc<RouteMeter>,
@@ -102,8 +106,8 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
 
 /// Lets a client in, or tells it why not.
 async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<Joined<C>> {
-    let Join { connection, topic, join_ref, reference, payload, mailbox, life, meter, replaces } =
-        join;
+    let Join { connection, topic, join_ref, reference, payload, held, mailbox, .. } = join;
+    let (life, meter, replaces) = (join.life, join.meter, join.replaces);
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
         None => None,
@@ -117,6 +121,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let (begun, span) = (Instant::now(), log::join_span());
     let joining = contained(C::join(&context.topic, payload, &mut cx)).instrument(span.clone());
     let (joined, took) = (joining.await, begun.elapsed());
+    drop(held);
     let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
     let joined = match (joined, accepted) {
         (Ok(Ok(channel)), Ok(frame)) => Ok((channel, frame)),
@@ -256,10 +261,12 @@ enum LastWord {
 impl<C: Channel> Joined<C> {
     async fn live(mut self, reading: &Reading) {
         let end = loop {
+            // A channel that always has something to handle gives way to others.
+            consume_budget().await;
             // In turn, so that neither the timers nor the others can keep the other from their turn.
             let due = self.context.timers(|timers| timers.due(Instant::now()));
             if let Some(message) = due
-                && let Some(end) = self.handle_info(message).await
+                && let Some(end) = self.handle(Letter::Info(message)).await
             {
                 break end;
             }
@@ -279,10 +286,23 @@ impl<C: Channel> Joined<C> {
         Box::pin(self.end(end)).await;
     }
 
+    /// Handles a message. When a callback ends because it could not push any more, the channel ends as its
+    /// socket does.
     async fn handle(&mut self, letter: Letter) -> Option<End> {
+        match self.call(letter).await {
+            Some(End::Stopped(reason)) if is_socket_end(&reason) => {
+                let ended = self.context.connection.outbox.ended();
+                Some(End::Closed(ended.map_or(reason, SocketEnd::reason)))
+            }
+            end => end,
+        }
+    }
+
+    async fn call(&mut self, letter: Letter) -> Option<End> {
         let Self { channel, context, meter, .. } = self;
         match letter {
-            Letter::Event { reference, event, payload } => {
+            // It counts as received until it has been handled.
+            Letter::Event { reference, event, payload, held: _held } => {
                 context.reference = reference.clone();
                 let outcome = match begin_event() {
                     None if !log::events_are_seen() => {
@@ -313,7 +333,7 @@ impl<C: Channel> Joined<C> {
                 stopped(contained(channel.handle_broadcast(broadcast, context)).await)
             }
             Letter::Info(message) => self.handle_info(message).await,
-            Letter::Leave { reference } => Some(End::Left(reference)),
+            Letter::Leave { reference, held: _held } => Some(End::Left(reference)),
             Letter::Close(reason) => Some(End::Closed(reason)),
         }
     }
@@ -450,7 +470,7 @@ async fn next_letter<C: Channel>(
     }
     tokio::select! {
         biased;
-        () = time::sleep_until(at) => None,
+        () = at.passed() => None,
         letter = reading.0.receive() => Some(letter),
     }
 }
@@ -463,6 +483,12 @@ async fn wait_for_room(outbox: &Outbox) {
     {
         outbox.give_up();
     }
+}
+
+/// Whether a callback failed because it pushed to a socket that has ended.
+fn is_socket_end(reason: &ExitReason) -> bool {
+    let error = reason.source().and_then(|error| error.downcast_ref::<PushError>());
+    matches!(error, Some(PushError::Ended))
 }
 
 /// How a callback without an answer has gone.

@@ -3,10 +3,10 @@
 use std::{fmt, mem, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use pipeline_core::Deadline;
 
 use super::{
-    Channel,
+    Channel, PushError,
     info::{ChannelHandle, HandleInfo, seal},
     mailbox::Mailbox,
     socket_ref::{NoReference, SocketRef},
@@ -17,7 +17,7 @@ use crate::{
     payload::{IntoPayload, Payload, PayloadError},
     presence::Presence,
     protocol::{
-        message::{Address, Encoded},
+        message::{Address, Encoded, is_reserved},
         reference::{Ref, quoted},
     },
     pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId},
@@ -202,17 +202,39 @@ impl<C: Channel> ChannelContext<C> {
     /// Sends an event to this client. The payload has to be a JSON object, or binary.
     ///
     /// It never waits. What happens when the client reads too slowly is for
-    /// [`Mount::when_full`](crate::Mount::when_full) to say. Once the socket is gone, it does nothing.
+    /// [`Mount::when_full`](crate::Mount::when_full) to say.
+    ///
+    /// Because it never waits, a loop of pushes keeps its thread for itself. One of many pushes, or whose
+    /// count a client chooses, should give way to others with
+    /// [`consume_budget`](tokio::task::coop::consume_budget):
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::{Channel, ChannelContext, Stop};
+    /// # use serde_json::json;
+    /// async fn count<C: Channel>(to: u64, cx: &ChannelContext<C>) -> Result<(), Stop> {
+    ///     for n in 1..=to {
+    ///         cx.push("tick", json!({ "n": n }))?; // and ends when the socket does
+    ///         tokio::task::coop::consume_budget().await;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is neither object nor binary, if it has no JSON form, or if
-    /// it is binary and the client cannot receive that.
-    pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PayloadError> {
+    /// [`PushError::Ended`] when the socket has ended. A callback that ends with this error ends its channel
+    /// as the socket's end does: it is no crash.
+    ///
+    /// [`PushError::Payload`] if the payload is neither object nor binary, if it has no JSON form, if it is
+    /// binary and the client cannot receive that, or if the event's name begins with `phx_`.
+    pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PushError> {
+        if is_reserved(event) {
+            return Err(PayloadError::Reserved { event: event.to_owned() }.into());
+        }
         let frame = self.address().push(event, payload)?;
         let key = EventKey::new(&self.topic, event);
         self.connection.outbox.send_event(&frame, key, self.since);
-        Ok(())
+        if self.connection.outbox.has_ended() { Err(PushError::Ended) } else { Ok(()) }
     }
 
     /// Sends an event to everyone on this topic, this client included.
@@ -245,7 +267,7 @@ impl<C: Channel> ChannelContext<C> {
         payload: impl IntoPayload,
         except: Option<SubscriberId>,
     ) -> Result<(), BroadcastError> {
-        let broadcast = Encoded::new(&self.topic, event, payload)?.timed(self.since);
+        let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.since);
         self.pubsub().everywhere(&broadcast, except)
     }
 
@@ -261,7 +283,8 @@ impl<C: Channel> ChannelContext<C> {
         SocketRef::new(outbox, version, topic.clone(), join_ref.clone(), reference.clone())
     }
 
-    /// Sends this channel a message once this time has passed. It ends with the channel.
+    /// Sends this channel a message once this time has passed. It ends with the channel. With
+    /// [`Duration::MAX`], the message never comes, and takes the place of a timer all the same.
     ///
     /// Messages due at one time are handled in the order in which they were sent, and before those
     /// that others have sent.
@@ -274,7 +297,7 @@ impl<C: Channel> ChannelContext<C> {
         C: HandleInfo<M>,
         M: Send + 'static,
     {
-        self.own.lock().timers.set(Instant::now() + delay, seal::<C, M>(message))
+        self.own.lock().timers.set(Deadline::from_now(delay), seal::<C, M>(message))
     }
 
     /// Listens to another topic too. What is broadcast there does not go to the client, but to

@@ -13,13 +13,15 @@ use pipeline_core::ExitReason;
 use super::info::Sealed;
 use crate::{
     broadcast::Broadcast,
+    inbox::Held,
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
     since::Since,
 };
 
-/// How many messages may wait for a channel. A client that sends more has to wait, as TCP makes it;
-/// a channel that is sent more broadcasts than it can intercept has fallen behind for good, and ends.
+/// How many messages of the server may wait for a channel. A channel that is sent more broadcasts than it
+/// can intercept has fallen behind for good, and ends. What its client says is bounded in bytes, by the
+/// socket's [inbox](crate::inbox::Inbox).
 const CAPACITY: usize = 256;
 
 /// A channel's messages, handled one after the other. It takes memory only while some wait.
@@ -31,11 +33,13 @@ pub(crate) struct Mailbox {
 #[derive(Debug, Default)]
 struct State {
     letters: VecDeque<Letter>,
+    /// How many of them [count](Letter::counts) for [`CAPACITY`].
+    counted: usize,
     closed: bool,
     overflowed: bool,
     /// The channel, while it waits for a message.
     receiver: Option<Waker>,
-    /// Those who wait for room: the socket, and tasks that send messages.
+    /// The tasks that wait for room to send a message.
     senders: Vec<Waker>,
 }
 
@@ -43,9 +47,9 @@ struct State {
 #[derive(Debug)]
 pub(crate) enum Letter {
     /// The client sent an event.
-    Event { reference: Ref, event: Box<str>, payload: Payload },
+    Event { reference: Ref, event: Box<str>, payload: Payload, held: Held },
     /// The client leaves.
-    Leave { reference: Ref },
+    Leave { reference: Ref, held: Held },
     /// A broadcast that the channel wants to see first.
     Intercepted(Intercepted),
     /// A broadcast on another topic that the channel listens to.
@@ -54,6 +58,16 @@ pub(crate) enum Letter {
     Info(Sealed),
     /// The socket is gone.
     Close(ExitReason),
+}
+
+impl Letter {
+    /// Whether it is bounded by its number. What the client says is bounded by its bytes.
+    fn counts(&self) -> bool {
+        match self {
+            Self::Intercepted(_) | Self::Foreign(_) | Self::Info(_) => true,
+            Self::Event { .. } | Self::Leave { .. } | Self::Close(_) => false,
+        }
+    }
 }
 
 /// Why a message was not sent.
@@ -88,6 +102,15 @@ pub(super) struct Overflow {
 }
 
 impl Mailbox {
+    /// Sends what the client says. A channel that has just ended reads it no more; the client is told of
+    /// that.
+    pub(crate) fn deliver(&self, letter: Letter) {
+        let mut state = self.state.lock();
+        if !state.closed {
+            state.put(letter);
+        }
+    }
+
     /// Sends a message, waiting for room.
     pub(crate) async fn send(&self, letter: Letter) -> Result<(), NotSent> {
         let mut letter = Some(letter);
@@ -96,7 +119,7 @@ impl Mailbox {
             if state.closed {
                 return Poll::Ready(Err(NotSent::Closed));
             }
-            if state.letters.len() >= CAPACITY {
+            if state.counted >= CAPACITY {
                 if !state.senders.iter().any(|sender| sender.will_wake(cx.waker())) {
                     state.senders.push(cx.waker().clone());
                 }
@@ -116,7 +139,7 @@ impl Mailbox {
         if state.closed {
             return Err(NotSent::Closed);
         }
-        if state.letters.len() >= CAPACITY {
+        if state.counted >= CAPACITY {
             return Err(NotSent::Full);
         }
         state.put(letter);
@@ -155,7 +178,7 @@ impl Mailbox {
         if state.closed || state.overflowed {
             return;
         }
-        if state.letters.len() >= CAPACITY {
+        if state.counted >= CAPACITY {
             state.overflowed = true;
             if let Some(receiver) = state.receiver.take() {
                 receiver.wake();
@@ -187,7 +210,10 @@ impl Mailbox {
                 state.receiver = Some(cx.waker().clone());
                 return Poll::Pending;
             };
-            state.senders.drain(..).for_each(Waker::wake);
+            if letter.counts() {
+                state.counted -= 1;
+                state.senders.drain(..).for_each(Waker::wake);
+            }
             Poll::Ready(Ok(letter))
         })
         .await
@@ -196,6 +222,7 @@ impl Mailbox {
 
 impl State {
     fn put(&mut self, letter: Letter) {
+        self.counted += usize::from(letter.counts());
         self.letters.push_back(letter);
         if let Some(receiver) = self.receiver.take() {
             receiver.wake();

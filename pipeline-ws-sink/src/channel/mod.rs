@@ -4,6 +4,7 @@ mod actor;
 mod context;
 mod info;
 mod mailbox;
+mod push_error;
 mod reply;
 mod route;
 mod socket_ref;
@@ -21,6 +22,7 @@ pub(crate) use self::{
 pub use self::{
     context::{ChannelContext, JoinContext},
     info::{ChannelHandle, HandleInfo, SendError},
+    push_error::PushError,
     reply::{JoinError, Reply, Stop},
     socket_ref::{NoReference, SocketRef},
     timers::TooManyTimers,

@@ -2,6 +2,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap, fmt};
 
+use pipeline_core::Deadline;
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -20,13 +21,13 @@ pub(super) struct Timers {
 }
 
 struct Timer {
-    at: Instant,
+    at: Deadline,
     nth: u64,
     message: Sealed,
 }
 
 impl Timers {
-    pub(super) fn set(&mut self, at: Instant, message: Sealed) -> Result<(), TooManyTimers> {
+    pub(super) fn set(&mut self, at: Deadline, message: Sealed) -> Result<(), TooManyTimers> {
         if self.waiting.len() >= CAPACITY {
             return Err(TooManyTimers);
         }
@@ -36,13 +37,13 @@ impl Timers {
     }
 
     /// When the next one is due.
-    pub(super) fn next(&self) -> Option<Instant> {
+    pub(super) fn next(&self) -> Option<Deadline> {
         self.waiting.peek().map(|timer| timer.at)
     }
 
     /// Takes one that is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<Sealed> {
-        if self.next()? > now {
+        if !self.next()?.has_passed(now) {
             return None;
         }
         let due = self.waiting.pop()?;
@@ -115,27 +116,37 @@ mod tests {
     fn timers_fire_when_they_are_due_in_the_order_in_which_they_were_set() {
         let mut timers = Timers::default();
         let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
+        let at = |ms| Deadline::after(start, Duration::from_millis(ms));
+        let until = |ms| start + Duration::from_millis(ms);
         for (ms, n) in [(20, 1u32), (10, 2), (20, 3), (30, 4)] {
             timers.set(at(ms), Box::new(n)).unwrap();
         }
         assert_eq!(timers.next(), Some(at(10)));
-        assert!(taken(&mut timers, at(9)).is_empty());
-        assert_eq!(taken(&mut timers, at(20)), [2, 1, 3]);
+        assert!(taken(&mut timers, until(9)).is_empty());
+        assert_eq!(taken(&mut timers, until(20)), [2, 1, 3]);
         assert_eq!(timers.next(), Some(at(30)));
-        assert_eq!(taken(&mut timers, at(30)), [4]);
+        assert_eq!(taken(&mut timers, until(30)), [4]);
         assert_eq!((timers.next(), timers.waiting.capacity()), (None, 0));
+    }
+
+    #[test]
+    fn a_timer_that_is_never_due_keeps_no_other_from_firing() {
+        let mut timers = Timers::default();
+        let now = Instant::now();
+        timers.set(Deadline::after(now, Duration::MAX), Box::new(1u32)).unwrap();
+        timers.set(Deadline::after(now, Duration::ZERO), Box::new(2u32)).unwrap();
+        assert_eq!(taken(&mut timers, now), [2]);
+        assert_eq!(timers.next(), Some(Deadline::NEVER));
     }
 
     #[test]
     fn a_channel_has_so_many_timers_and_no_more() {
         let mut timers = Timers::default();
-        let now = Instant::now();
         for _ in 0..CAPACITY {
-            timers.set(now, Box::new(())).unwrap();
+            timers.set(Deadline::NEVER, Box::new(())).unwrap();
         }
-        assert_eq!(timers.set(now, Box::new(())), Err(TooManyTimers));
-        assert!(timers.due(now).is_some());
-        assert_eq!(timers.set(now, Box::new(())), Ok(()));
+        assert_eq!(timers.set(Deadline::NEVER, Box::new(())), Err(TooManyTimers));
+        timers.waiting.pop();
+        assert_eq!(timers.set(Deadline::NEVER, Box::new(())), Ok(()));
     }
 }

@@ -105,10 +105,12 @@ struct State {
     /// The last frame has been sent; nothing goes behind it.
     finished: bool,
     last_active: Instant,
+    last_heard: Instant,
 }
 
 impl Outbox {
     pub(crate) fn new(writer: Writer, limits: OutboxLimits, metrics: Arc<SocketMetrics>) -> Self {
+        let now = Instant::now();
         let state = State {
             writer,
             backlog: None,
@@ -118,7 +120,8 @@ impl Outbox {
             is_warm: false,
             end: None,
             finished: false,
-            last_active: Instant::now(),
+            last_active: now,
+            last_heard: now,
         };
         Self {
             state: Mutex::new(state),
@@ -198,9 +201,21 @@ impl Outbox {
         self.state.lock().end.is_some()
     }
 
+    /// Why the socket ends, or has ended.
+    pub(crate) fn ended(&self) -> Option<SocketEnd> {
+        self.state.lock().end
+    }
+
     /// Takes note that something was received.
     pub(crate) fn heard(&self) {
-        self.state.lock().last_active = Instant::now();
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        (state.last_active, state.last_heard) = (now, now);
+    }
+
+    /// When something was last received.
+    pub(crate) fn last_heard(&self) -> Instant {
+        self.state.lock().last_heard
     }
 
     /// When something was last received or written.

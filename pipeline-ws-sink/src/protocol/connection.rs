@@ -5,7 +5,7 @@
 
 use std::io::Cursor;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
 use tokio_tungstenite::tungstenite::protocol::frame::{
     FrameHeader,
@@ -22,6 +22,9 @@ const MAX_CONTROL: u64 = 125;
 
 /// The longest payload that a header can announce: the highest bit of a length is zero.
 const MAX_LENGTH: u64 = u64::MAX >> 1;
+/// How much is read at once, and how large a frame is that is copied out of what was read. A larger one
+/// has a buffer of its own. So a message that is kept for long keeps no more than itself.
+pub(crate) const CHUNK: usize = 4096;
 
 /// How large frames and messages may be.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +39,23 @@ pub(crate) struct Limits {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
     Message(Received),
+    /// A fragment of a message whose end is still to come, of so many bytes.
+    Part(usize),
     Ping(Bytes),
     Pong,
     Close,
+}
+
+impl Incoming {
+    /// How many bytes had to be handled for it: those of a message, after it has been decompressed.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Message(received) => received.len(),
+            Self::Ping(bytes) => bytes.len(),
+            Self::Part(bytes) => *bytes,
+            Self::Pong | Self::Close => 0,
+        }
+    }
 }
 
 /// What the client did that ends the connection.
@@ -80,6 +97,8 @@ pub(crate) struct Decoder {
     inflates: bool,
     /// Received and not yet understood.
     buffer: BytesMut,
+    /// How long the frame is that has begun in the buffer, once that is known.
+    whole: usize,
     /// The beginning of a message whose end is still to come.
     fragments: Option<Fragments>,
 }
@@ -94,7 +113,8 @@ struct Fragments {
 impl Decoder {
     /// Begins with what the client sent along with its handshake.
     pub(crate) fn new(limits: Limits, received: Bytes) -> Self {
-        Self { limits, inflates: false, buffer: BytesMut::from(received), fragments: None }
+        let buffer = BytesMut::from(received);
+        Self { limits, inflates: false, buffer, whole: 0, fragments: None }
     }
 
     /// Sets whether the client has agreed to compress its messages.
@@ -107,6 +127,19 @@ impl Decoder {
         &mut self.buffer
     }
 
+    /// How much to receive next, at most: the rest of a large frame and nothing behind it, so that the
+    /// buffer becomes its payload.
+    pub(crate) fn wants(&self) -> usize {
+        if self.whole > CHUNK { self.whole.saturating_sub(self.buffer.len()).max(1) } else { CHUNK }
+    }
+
+    /// How many bytes are kept of a message whose end is still to come, unless they are few.
+    pub(crate) fn held(&self) -> usize {
+        let fragments = self.fragments.as_ref().map_or(0, |fragments| fragments.payload.len());
+        let held = self.buffer.len() + fragments;
+        if held > CHUNK { held } else { 0 }
+    }
+
     /// Gives back the memory of an empty buffer, so that a quiet connection holds none.
     pub(crate) fn release(&mut self) {
         if self.buffer.is_empty() {
@@ -114,14 +147,13 @@ impl Decoder {
         }
     }
 
-    /// The next thing the client said, or `None` when more bytes are needed.
+    /// What the next frame says, or `None` when more bytes are needed. Each call takes one frame, so
+    /// that the caller decides after how many of them others have a turn.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming>, ProtocolError> {
-        while let Some((header, payload)) = self.next_frame()? {
-            if let Some(incoming) = self.accept(&header, payload)? {
-                return Ok(Some(incoming));
-            }
+        match self.next_frame()? {
+            Some((header, payload)) => self.accept(&header, payload).map(Some),
+            None => Ok(None),
         }
-        Ok(None)
     }
 
     /// The next whole frame, unmasked.
@@ -165,9 +197,17 @@ impl Decoder {
         if self.buffer.len() < whole {
             // Room for all of it now, instead of doubling until it fits.
             self.buffer.reserve(whole - self.buffer.len());
+            self.whole = whole;
             return Ok(None);
         }
-        let mut payload = self.buffer.split_to(whole).split_off(header_length);
+        self.whole = 0;
+        let mut payload = if whole > CHUNK && whole == self.buffer.len() {
+            std::mem::take(&mut self.buffer).split_off(header_length)
+        } else {
+            let payload = BytesMut::from(&self.buffer[header_length..whole]);
+            self.buffer.advance(whole);
+            payload
+        };
         unmask(&mut payload, mask);
         Ok(Some((header, payload)))
     }
@@ -177,11 +217,12 @@ impl Decoder {
         &mut self,
         header: &FrameHeader,
         payload: BytesMut,
-    ) -> Result<Option<Incoming>, ProtocolError> {
+    ) -> Result<Incoming, ProtocolError> {
+        let bytes = payload.len();
         let (kind, compressed, payload) = match header.opcode {
-            OpCode::Control(Control::Ping) => return Ok(Some(Incoming::Ping(payload.freeze()))),
-            OpCode::Control(Control::Pong) => return Ok(Some(Incoming::Pong)),
-            OpCode::Control(Control::Close) => return check_close(&payload).map(Some),
+            OpCode::Control(Control::Ping) => return Ok(Incoming::Ping(payload.freeze())),
+            OpCode::Control(Control::Pong) => return Ok(Incoming::Pong),
+            OpCode::Control(Control::Close) => return check_close(&payload),
             OpCode::Data(Data::Continue) => {
                 let Some(mut fragments) = self.fragments.take() else {
                     return Err(ProtocolError::Violation);
@@ -189,7 +230,7 @@ impl Decoder {
                 fragments.payload.extend_from_slice(&payload);
                 if !header.is_final {
                     self.fragments = Some(fragments);
-                    return Ok(None);
+                    return Ok(Incoming::Part(bytes));
                 }
                 (fragments.kind, fragments.compressed, fragments.payload)
             }
@@ -198,7 +239,7 @@ impl Decoder {
                 let compressed = header.rsv1;
                 if !header.is_final {
                     self.fragments = Some(Fragments { kind, compressed, payload });
-                    return Ok(None);
+                    return Ok(Incoming::Part(bytes));
                 }
                 (kind, compressed, payload)
             }
@@ -208,8 +249,8 @@ impl Decoder {
             if compressed { inflate(&payload, self.limits.message)? } else { payload.freeze() };
         match kind {
             Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
-            Data::Text => Ok(Some(Incoming::Message(Received::Text(payload)))),
-            _ => Ok(Some(Incoming::Message(Received::Binary(payload)))),
+            Data::Text => Ok(Incoming::Message(Received::Text(payload))),
+            _ => Ok(Incoming::Message(Received::Binary(payload))),
         }
     }
 }
@@ -295,7 +336,9 @@ mod tests {
         for piece in pieces {
             decoder.buffer().extend_from_slice(piece);
             while let Some(incoming) = decoder.next()? {
-                all.push(incoming);
+                if !matches!(incoming, Incoming::Part(_)) {
+                    all.push(incoming);
+                }
             }
         }
         Ok(all)
@@ -383,6 +426,48 @@ mod tests {
         header.extend([0; 4]);
         let decoded = decode_by(Decoder::new(limits, Bytes::new()), &[&header]);
         assert_eq!(decoded, Err(ProtocolError::Violation));
+    }
+
+    #[test]
+    fn a_message_keeps_no_more_memory_than_itself() {
+        let limits = Limits { frame: usize::MAX, message: 1 << 20 };
+        let mut decoder = Decoder::new(limits, Bytes::new());
+        let large = frame(true, BINARY, &[7; 100_000]);
+        // As a transport does it, with something behind the large frame.
+        let mut sent = [&frame(true, TEXT, b"small")[..], &large, &frame(true, PING, b"")].concat();
+        let mut said = vec![];
+        while !sent.is_empty() {
+            let count = decoder.wants().min(sent.len());
+            let rest = sent.split_off(count);
+            decoder.buffer().extend_from_slice(&std::mem::replace(&mut sent, rest));
+            while let Some(incoming) = decoder.next().unwrap() {
+                said.push(incoming);
+            }
+        }
+        let payloads = said.into_iter().filter_map(|incoming| match incoming {
+            Incoming::Message(Received::Text(bytes) | Received::Binary(bytes)) => Some(bytes),
+            _ => None,
+        });
+        let spare: Vec<_> = payloads
+            .map(|payload| {
+                let length = payload.len();
+                (length, payload.try_into_mut().unwrap().capacity() - length)
+            })
+            .collect();
+        assert_eq!(spare.iter().map(|(length, _)| *length).collect::<Vec<_>>(), [5, 100_000]);
+        assert!(spare.iter().all(|(_, spare)| *spare <= CHUNK), "{spare:?}");
+    }
+
+    #[test]
+    fn each_call_takes_one_frame_however_many_make_no_message() {
+        let mut decoder = Decoder::new(LIMITS, Bytes::new());
+        decoder.buffer().extend(frame(false, TEXT, b"he"));
+        (0..3).for_each(|_| decoder.buffer().extend(frame(false, CONTINUE, b"")));
+        assert_eq!(decoder.next(), Ok(Some(Incoming::Part(2))));
+        for _ in 0..3 {
+            assert_eq!(decoder.next(), Ok(Some(Incoming::Part(0))));
+        }
+        assert_eq!(decoder.next(), Ok(None));
     }
 
     #[test]

@@ -40,8 +40,15 @@ impl Frame {
     }
 
     /// A close frame with a status code and no reason.
+    #[cfg(test)]
     pub(crate) fn close(code: u16) -> Self {
-        Self::control(Control::Close, &code.to_be_bytes())
+        Self::close_because(code, "")
+    }
+
+    /// A close frame with a status code and a reason of 123 bytes at most.
+    pub(crate) fn close_because(code: u16, reason: &str) -> Self {
+        debug_assert!(reason.len() <= 123, "a control frame is no longer");
+        Self::control(Control::Close, &[&code.to_be_bytes(), reason.as_bytes()].concat())
     }
 
     /// The answer to a ping.

@@ -22,6 +22,10 @@ use crate::{
     since::Since,
 };
 
+/// How long the names and references of a client may be, in bytes: what a field of a binary frame can
+/// carry.
+const LONGEST_NAME: usize = 255;
+
 /// The event of a join request.
 pub(crate) const JOIN: &str = "phx_join";
 /// The event of a leave request.
@@ -29,6 +33,18 @@ pub(crate) const LEAVE: &str = "phx_leave";
 const REPLY: &str = "phx_reply";
 const CLOSE: &str = "phx_close";
 const ERROR: &str = "phx_error";
+
+/// The events of presences, which all who have joined a topic believe.
+const PRESENCE: [&str; 2] = ["presence_state", "presence_diff"];
+
+/// A field of a message that names something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Field {
+    JoinRef,
+    Reference,
+    Topic,
+    Event,
+}
 
 /// What came in one message of the transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +62,14 @@ pub(crate) enum Unreadable {
     /// Text is UTF-8, and so are the fields of a binary message.
     #[error("not UTF-8")]
     NotUtf8,
+}
+
+impl Received {
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> usize {
+        let (Self::Text(bytes) | Self::Binary(bytes)) = self;
+        bytes.len()
+    }
 }
 
 /// A message of a client. It borrows from what it came in.
@@ -82,6 +106,19 @@ impl<'a> ClientMessage<'a> {
         let text = std::str::from_utf8(text).map_err(|_| Unreadable::NotUtf8)?;
         let message = decode(text).filter(|_| surrogates_are_paired(text));
         message.ok_or(Unreadable::NotAMessage)
+    }
+
+    /// The field that is longer than 255 bytes, and its length. The server keeps topic and join reference
+    /// for as long as a channel lives, and sends them with every frame.
+    pub(crate) fn too_long(&self) -> Option<(Field, usize)> {
+        let fields = [
+            (Field::JoinRef, &self.join_ref),
+            (Field::Reference, &self.reference),
+            (Field::Topic, &self.topic),
+            (Field::Event, &self.event),
+        ];
+        let lengths = fields.into_iter().map(|(field, json)| (field, plain_length(json)));
+        lengths.into_iter().find(|(_, length)| *length > LONGEST_NAME)
     }
 
     pub(crate) fn join_ref(&self) -> Ref {
@@ -228,6 +265,19 @@ pub(crate) struct Encoded {
 }
 
 impl Encoded {
+    /// The same for an application, which may not send the events of the protocol and of presences: it may
+    /// have an event's name from a client.
+    pub(crate) fn by_application(
+        topic: &str,
+        event: &str,
+        payload: impl IntoPayload,
+    ) -> Result<Self, PayloadError> {
+        if is_reserved(event) || PRESENCE.contains(&event) {
+            return Err(PayloadError::Reserved { event: event.to_owned() });
+        }
+        Self::new(topic, event, payload)
+    }
+
     pub(crate) fn new(
         topic: &str,
         event: &str,
@@ -308,6 +358,20 @@ impl Encoded {
     }
 }
 
+/// Whether an event belongs to the protocol.
+pub(crate) fn is_reserved(event: &str) -> bool {
+    event.starts_with("phx_")
+}
+
+/// How many bytes a string says, or how many any other value is written with.
+fn plain_length(json: &str) -> usize {
+    // What is short as JSON is short without its quotes and escapes too.
+    if json.len() <= LONGEST_NAME {
+        return json.len();
+    }
+    string(json).map_or(json.len(), |text| text.len())
+}
+
 pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("a string is always JSON, and memory takes it");
 }
@@ -351,6 +415,25 @@ mod tests {
         for message in [r#"[1,2,"t","e",{"lone":"\ud83d"}]"#, r#"["\ud83d",2,"t","e",{}]"#] {
             assert!(ClientMessage::decode(Version::V2, &text(message)).is_err(), "{message}");
         }
+    }
+
+    #[test]
+    fn names_and_references_have_255_bytes_at_most() {
+        let too_long = |fields: [&str; 4]| {
+            let [join_ref, reference, topic, event] = fields;
+            let text = text(&format!("[{join_ref},{reference},{topic},{event},{{}}]"));
+            ClientMessage::decode(Version::V2, &text).unwrap().too_long()
+        };
+        let (fits, long) = (format!("\"{}\"", "x".repeat(255)), format!("\"{}\"", "x".repeat(256)));
+        let escaped = format!("\"{}\"", r"\u0041".repeat(255));
+        assert_eq!(too_long([&fits; 4]), None);
+        assert_eq!(too_long([&escaped; 4]), None, "it is what is said that counts");
+        assert_eq!(too_long([&long, "1", "1", "1"]), Some((Field::JoinRef, 256)));
+        assert_eq!(too_long(["1", &long, "1", "1"]), Some((Field::Reference, 256)));
+        assert_eq!(too_long(["1", "1", &long, "1"]), Some((Field::Topic, 256)));
+        assert_eq!(too_long(["1", "1", "1", &long]), Some((Field::Event, 256)));
+        let number = "1".repeat(256);
+        assert_eq!(too_long(["1", &number, "1", "1"]), Some((Field::Reference, 256)));
     }
 
     #[test]
@@ -441,6 +524,22 @@ mod tests {
             *b"\x02\x01\x01te\x09"
         );
         assert!(broadcast.frame(Version::V1).is_none());
+    }
+
+    #[test]
+    fn an_application_cannot_broadcast_the_events_of_the_protocol_and_of_presences() {
+        for event in ["phx_close", "phx_error", "phx_reply", "phx_x", "presence_diff"] {
+            let error = Encoded::by_application("t", event, json!({})).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "the event {event:?} belongs to the protocol, and applications cannot send it"
+                )
+            );
+        }
+        for event in ["phx", "presence", "message"] {
+            assert!(Encoded::by_application("t", event, json!({})).is_ok());
+        }
     }
 
     #[test]

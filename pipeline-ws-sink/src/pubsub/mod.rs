@@ -123,7 +123,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::new(topic, event, payload)?, None)
+        self.everywhere(&Encoded::by_application(topic, event, payload)?, None)
     }
 
     /// Sends an event to everyone on a topic, and times it.
@@ -186,7 +186,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::new(topic, event, payload)?, Some(from))
+        self.everywhere(&Encoded::by_application(topic, event, payload)?, Some(from))
     }
 
     /// Sends an event to everyone on a topic on this node.
@@ -200,7 +200,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.here(&Encoded::new(topic, event, payload)?, None);
+        self.here(&Encoded::by_application(topic, event, payload)?, None);
         Ok(())
     }
 
@@ -216,7 +216,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.here(&Encoded::new(topic, event, payload)?, Some(from));
+        self.here(&Encoded::by_application(topic, event, payload)?, Some(from));
         Ok(())
     }
 
@@ -234,7 +234,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        let broadcast = Broadcast::from(&Encoded::new(topic, event, payload)?);
+        let broadcast = Broadcast::from(&Encoded::by_application(topic, event, payload)?);
         let adapter = self.shared.adapter.as_ref();
         let adapter = adapter.ok_or_else(|| AdapterError::new("there is no adapter"))?;
         Ok(adapter.direct_broadcast(node, &broadcast)?)

@@ -49,7 +49,7 @@ impl Push {
     ///
     /// [`PayloadError`] if the payload is neither, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
-        Ok(Self { event: Encoded::new(topic, event, payload)?, way: None })
+        Ok(Self { event: Encoded::by_application(topic, event, payload)?, way: None })
     }
 
     /// Times it. What is known of its way until now is recorded when it is sent; for each socket, the

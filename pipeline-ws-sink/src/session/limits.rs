@@ -50,6 +50,8 @@ pub(super) struct Excess {
 pub(crate) enum Scope {
     Socket,
     Topic,
+    /// What has been received and not handled: see [`Inbox`](crate::inbox::Inbox).
+    Inbox,
 }
 
 impl Scope {
@@ -57,6 +59,7 @@ impl Scope {
         match self {
             Self::Socket => "socket",
             Self::Topic => "topic",
+            Self::Inbox => "inbox",
         }
     }
 }

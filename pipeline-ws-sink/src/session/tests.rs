@@ -10,7 +10,8 @@ use super::*;
 use crate::{
     channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
     connect_info::ConnectInfo,
-    hub::Hub,
+    hub::{Hub, HubLimits},
+    inbox::Inbox,
     mount::Mount,
     outbox::{OutboxLimits, Writer},
     params::Params,
@@ -69,6 +70,8 @@ struct House {
     hub: Hub,
     routes: Arc<Routes<Lobby>>,
     recorded: Recorded,
+    /// How much may wait of each.
+    inbox: usize,
 }
 
 impl House {
@@ -76,7 +79,9 @@ impl House {
         let (telemetry, recorded) = Recorded::new();
         let mount = Mount::new(Lobby).channel::<Room>("room:*");
         let (_, routes) = mount.into_routes(&telemetry).unwrap();
-        Self { hub: Hub::new(&telemetry, None, None, vec![]), routes: Arc::new(routes), recorded }
+        let hub =
+            Hub::new(&telemetry, None, None, vec![], HubLimits { sockets: 8, inboxes: 64 << 20 });
+        Self { hub, routes: Arc::new(routes), recorded, inbox: 1 << 20 }
     }
 
     fn enter(&self, name: &'static str, version: Version) -> Visitor {
@@ -90,6 +95,7 @@ impl House {
             version,
             transport: "websocket",
             outbox: outbox.clone(),
+            inbox: Arc::new(Inbox::new(self.inbox, self.hub.inboxes.clone())),
             pubsub: self.hub.pubsub.clone(),
             events: SessionEvents::default(),
             metrics,

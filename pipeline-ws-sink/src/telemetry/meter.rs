@@ -43,6 +43,7 @@ pub(crate) struct RouteMeter {
 pub(crate) struct LimitMeter {
     socket: Tally,
     topic: Tally,
+    inbox: Tally,
 }
 
 /// How often something was tried, by how it went.
@@ -148,19 +149,21 @@ impl LimitMeter {
             let description = "Events and joins beyond a limit, by which one";
             telemetry.counter("socket.events_limited", description, labels).into()
         };
-        Self { socket: counter(Scope::Socket), topic: counter(Scope::Topic) }
+        let [socket, topic, inbox] = [Scope::Socket, Scope::Topic, Scope::Inbox].map(counter);
+        Self { socket, topic, inbox }
     }
 
     pub(crate) fn count(&self, scope: Scope) {
         match scope {
             Scope::Socket => &self.socket,
             Scope::Topic => &self.topic,
+            Scope::Inbox => &self.inbox,
         }
         .increment(1);
     }
 
     pub(crate) fn limited(&self) -> u64 {
-        self.socket.get() + self.topic.get()
+        self.socket.get() + self.topic.get() + self.inbox.get()
     }
 }
 

@@ -13,14 +13,14 @@ use metrics::Counter;
 use pipeline_core::Telemetry;
 
 pub use self::filter::ParamFilter;
+use self::write_time::WriteTime;
 pub(crate) use self::{
     deliveries::Deliveries,
     meter::{LimitMeter, MountMeter, RouteMeter},
     shown::{described, shown},
-    tally::Level,
+    tally::{Level, Tally},
     times::{Went, begin_event},
 };
-use self::{tally::Tally, write_time::WriteTime};
 
 // The reasons for which frames are dropped.
 const OVERFLOW: &str = "overflow";
@@ -55,6 +55,10 @@ pub(crate) struct SocketMetrics {
     pub(crate) dropped_superseded: Tally,
     /// They waited for a channel that intercepts them and was too slow.
     pub(crate) dropped_by_mailbox: Tally,
+    /// How often a client was not read from because too much of it waits.
+    pub(crate) reads_paused_by_inbox: Counter,
+    /// How often a client was not read from because it sends faster than it may.
+    pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
 }
@@ -69,7 +73,13 @@ impl SocketMetrics {
                 [("reason", reason.to_owned())],
             ))
         };
+        let paused = |reason: &str| {
+            let labels = [("reason", reason.to_owned())];
+            telemetry.counter("socket.reads_paused", "How often a client was not read from", labels)
+        };
         Self {
+            reads_paused_by_inbox: paused("inbox"),
+            reads_paused_by_rate: paused("rate"),
             frames_in: counter("socket.frames_in", "Frames that clients have sent"),
             frames_out: counter("socket.frames_out", "Frames written to sockets"),
             write_time: WriteTime::from(telemetry.milliseconds(

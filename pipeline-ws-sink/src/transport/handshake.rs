@@ -10,7 +10,7 @@ use futures::FutureExt;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
     header::{
-        CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, SEC_WEBSOCKET_EXTENSIONS,
+        CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER, SEC_WEBSOCKET_EXTENSIONS,
         SEC_WEBSOCKET_PROTOCOL, TRANSFER_ENCODING,
     },
 };
@@ -27,6 +27,7 @@ use crate::{
     connect_info::{self, ConnectInfo},
     drainer::MountDrainer,
     hub::Hub,
+    inbox::Inbox,
     mount::{CompressWhen, MountOptions, Routes},
     origin::{CheckOrigin, Origin, Own},
     outbox::Outbox,
@@ -105,6 +106,7 @@ impl<S: Socket> Mounted<S> {
         if hub.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
+        let Some(admission) = hub.admissions.admit() else { return too_many() };
         let socket = self.socket.name();
         let query = request.uri().query().unwrap_or_default();
         let params = match variables.map(|variables| Params::decode(query, variables)) {
@@ -155,6 +157,7 @@ impl<S: Socket> Mounted<S> {
                 () = cut_off.cancelled() => {}
                 () = self.upgrade(hub, upgrading, assigns, id, version, compresses) => {}
             }
+            drop(admission);
         };
         // Most sockets are idle most of the time, so it counts how large they are.
         if span.is_disabled() {
@@ -270,6 +273,7 @@ impl<S: Socket> Mounted<S> {
             version,
             transport,
             outbox: outbox.clone(),
+            inbox: Arc::new(Inbox::new(self.options.inbox, hub.inboxes.clone())),
             pubsub: hub.pubsub.clone(),
             events: SessionEvents::default(),
             metrics: hub.metrics.clone(),
@@ -424,6 +428,13 @@ fn extension(request: &Request<()>) -> Option<HeaderValue> {
     let offers = request.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
     let answer = negotiate(offers.iter().filter_map(|value| value.to_str().ok()))?;
     HeaderValue::from_str(&answer).ok()
+}
+
+/// Refuses a client because as many sockets are open as may be.
+pub(super) fn too_many() -> Answer {
+    let mut answer = status(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    answer
 }
 
 pub(crate) fn status(status: StatusCode, text: &str) -> Answer {

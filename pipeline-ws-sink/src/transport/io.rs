@@ -2,18 +2,16 @@
 
 use std::{io, sync::Arc};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use hyper::upgrade::{Parts, Upgraded};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadHalf},
     net::TcpStream,
+    task::coop::consume_budget,
 };
 
 use crate::outbox::Writer;
-
-/// How much is read at once, when there is something to read.
-const CHUNK: usize = 4096;
 
 /// A connection without its HTTP.
 pub(crate) struct Io {
@@ -64,25 +62,31 @@ impl Io {
 }
 
 impl Reader {
-    /// Reads some bytes to the end of the buffer. 0 is the end of the stream.
+    /// Reads some bytes to the end of the buffer, so many at most. 0 is the end of the stream.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub(crate) async fn read(&mut self, buffer: &mut BytesMut) -> io::Result<usize> {
+    pub(crate) async fn read(
+        &mut self,
+        buffer: &mut BytesMut,
+        at_most: usize,
+    ) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => loop {
+                // The stream itself takes no part in the budget when it is read like this.
+                consume_budget().await;
                 stream.readable().await?;
                 // Only now, so that a connection that is quiet holds no memory.
-                buffer.reserve(CHUNK);
-                match stream.try_read_buf(buffer) {
+                buffer.reserve(at_most);
+                match stream.try_read_buf(&mut buffer.limit(at_most)) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     read => return read,
                 }
             },
             Self::Task(reader) => {
-                buffer.reserve(CHUNK);
-                reader.read_buf(buffer).await
+                buffer.reserve(at_most);
+                reader.read_buf(&mut buffer.limit(at_most)).await
             }
         }
     }

@@ -144,6 +144,7 @@ impl<S: Socket> Mounted<S> {
             self.meter.polled_refused.increment(1);
             return status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions");
         };
+        let Some(admission) = hub.admissions.admit() else { return handshake::too_many() };
         let socket = self.socket.name();
         let Some(version) = handshake::version(socket, params) else {
             return say(told(Status::Refused));
@@ -182,6 +183,7 @@ impl<S: Socket> Mounted<S> {
             drop(registration);
             drop(open);
             drop(room);
+            drop(admission);
         };
         hub.tasks.spawn(living.instrument(span));
         say(protocol::polled(Status::Gone, &token, &[]))

@@ -4,4 +4,5 @@ pub(crate) mod handshake;
 pub(crate) mod io;
 pub(crate) mod longpoll;
 pub(crate) mod polled;
-pub(crate) mod websocket;
+mod read_pace;
+mod websocket;

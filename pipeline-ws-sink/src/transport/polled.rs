@@ -9,6 +9,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use pipeline_core::Deadline;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time,
@@ -194,11 +195,12 @@ pub(super) async fn live<S: Socket>(
     window: Duration,
 ) {
     let Inbox { mut polls, mut posts, place } = inbox;
+    let within = window.saturating_add(window / 2);
     let end = tokio::select! {
         end = listen(&mut session, &mut posts, outbox) => end,
         end = deliver(&mut polls, outbox) => end,
         end = outbox.write() => end,
-        () = silence(outbox, window.saturating_add(window / 2)) => SocketEnd::Inactive,
+        () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
     };
     tracing::debug!(?end, "a socket ends");
     outbox.end(end);

@@ -4,23 +4,39 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use pipeline_core::Deadline;
-use tokio::{task::coop, time};
+use tokio::{
+    task::coop::consume_budget,
+    time::{self, Instant},
+};
 
-use super::io::Reader;
+use super::{
+    io::Reader,
+    read_pace::{ReadPace, cost},
+};
 use crate::{
     end::SocketEnd,
+    inbox::Inbox,
     mount::MountOptions,
     outbox::Outbox,
     protocol::{
-        connection::{Decoder, Incoming},
+        connection::{CHUNK, Decoder, Incoming},
         frame::Frame,
     },
-    session::Session,
+    session::{PATIENCE, Session},
     socket::Socket,
 };
 
 /// How long the closing of a connection may take: to write what waits, and to hear the client close.
 const CLOSING: Duration = Duration::from_secs(5);
+
+/// How long a socket that seems to be silent is listened to once more.
+const ONCE_MORE: Duration = Duration::from_millis(10);
+
+/// A deadline that is noticed so much later than it was means that the process was stopped meanwhile.
+const LATE: Duration = Duration::from_secs(1);
+
+/// How long a process that was stopped has to read what has arrived.
+const RECOVERY: Duration = Duration::from_secs(5);
 
 /// The two ends of a connection, which is closed when this is dropped: whoever else has the outbox,
 /// such as an answer that comes later, does not keep it open.
@@ -45,18 +61,27 @@ pub(crate) async fn live<S: Socket>(
 ) {
     let mut stream = Stream { reader, outbox };
     let mut decoder = Decoder::new(options.limits, received).inflating(outbox.compresses());
+    let pace = ReadPace::new(options.max_frames, Instant::now());
+    let due = || {
+        let heard = Deadline::after(outbox.last_heard(), options.heard_within());
+        heard.min(Deadline::after(outbox.last_active(), options.timeout))
+    };
     // Each is a loop of its own, because none of them may wait for another: while a message waits
-    // for room in a channel, frames still go out.
+    // for room, frames still go out. In this order, because each may use up the task's budget and what
+    // has arrived is read before the socket is called silent.
     let end = tokio::select! {
-        end = listen(&mut stream.reader, &mut decoder, &mut session, outbox) => end,
+        biased;
         end = outbox.write() => end,
-        () = silence(outbox, options.timeout) => SocketEnd::Idle,
+        end = listen(&mut stream.reader, &mut decoder, &mut session, outbox, pace) => end,
+        () = silence(due) => SocketEnd::Idle,
     };
     tracing::debug!(?end, "a socket ends");
+    // Channels that push hear of it.
+    outbox.end(end);
     let reason = end.reason();
     let closing = async move {
         if let Some(code) = end.close_code() {
-            outbox.finish(&Frame::close(code));
+            outbox.finish(&Frame::close_because(code, end.explanation()));
             let _ = time::timeout(CLOSING, close(&mut stream.reader, decoder, outbox, end)).await;
         }
         // As soon as it is closed, however long the channels take to end.
@@ -71,8 +96,12 @@ async fn listen<S: Socket>(
     decoder: &mut Decoder,
     session: &mut Session<S>,
     outbox: &Arc<Outbox>,
+    mut pace: ReadPace,
 ) -> SocketEnd {
+    let inbox = session.inbox().clone();
+    let mut part = inbox.hold(0);
     loop {
+        let mut costs = 0;
         loop {
             let incoming = match decoder.next() {
                 Ok(Some(incoming)) => incoming,
@@ -80,6 +109,8 @@ async fn listen<S: Socket>(
                 Err(error) => return SocketEnd::Protocol(error),
             };
             session.metrics().frames_in.increment(1);
+            costs += spend(&incoming).await;
+            part.resize(decoder.held());
             match incoming {
                 Incoming::Message(message) => {
                     if let Err(end) = session.receive(message).await {
@@ -87,31 +118,93 @@ async fn listen<S: Socket>(
                     }
                 }
                 Incoming::Ping(payload) => outbox.send(&Frame::pong(&payload), None),
-                Incoming::Pong => {}
+                Incoming::Part(_) | Incoming::Pong => {}
                 Incoming::Close => return SocketEnd::Closed,
             }
         }
         decoder.release();
-        tokio::select! {
-            () = session.changed() => session.catch_up().await,
-            read = reader.read(decoder.buffer()) => match read {
-                Ok(0) | Err(_) => return SocketEnd::Lost,
-                Ok(_) => outbox.heard(),
+        part.resize(decoder.held());
+        let paused = pace.took(costs, Instant::now());
+        if paused.is_some() {
+            session.metrics().reads_paused_by_rate.increment(1);
+        }
+        let from = paused.map(Deadline::from_now);
+        let until = Deadline::from_now(PATIENCE);
+        loop {
+            tokio::select! {
+                () = session.changed() => session.catch_up().await,
+                read = read(reader, decoder, &inbox, from, until) => match read {
+                    Ok(()) => {
+                        outbox.heard();
+                        break;
+                    }
+                    Err(end) => return end,
+                }
             }
         }
     }
 }
 
-/// Waits until nothing was received or written for too long.
-pub(super) async fn silence(outbox: &Outbox, timeout: Duration) {
-    let mut last = outbox.last_active();
+/// Reads on, not before the one deadline. A message of which there is a part waits for room until the
+/// other, if all sockets together hold too much.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+async fn read(
+    reader: &mut Reader,
+    decoder: &mut Decoder,
+    inbox: &Inbox,
+    from: Option<Deadline>,
+    until: Deadline,
+) -> Result<(), SocketEnd> {
+    // What is waited for is in a box, so that a socket that never waits is no larger for it.
+    if decoder.held() > 0 && !inbox.has_shared_room() {
+        let waited = Box::pin(async {
+            tokio::select! {
+                biased;
+                () = inbox.shared_room() => Ok(()),
+                () = until.passed() => Err(SocketEnd::Overloaded),
+            }
+        });
+        waited.await?;
+    }
+    if let Some(from) = from {
+        Box::pin(from.passed()).await;
+    }
+    let wants = decoder.wants();
+    match reader.read(decoder.buffer(), wants).await {
+        Ok(0) | Err(_) => Err(SocketEnd::Lost),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Pays for a frame out of the task's budget, and gives way to others once it is used up: a client that
+/// sends without a pause must not keep a thread for itself. Returns what it has cost.
+async fn spend(incoming: &Incoming) -> u64 {
+    let cost = cost(incoming.bytes());
+    for _ in 0..cost {
+        consume_budget().await;
+    }
+    cost
+}
+
+/// Waits until the deadline has passed that each sign of life puts off.
+///
+/// A process that was stopped and goes on finds that deadlines have passed, and has not read yet what has
+/// arrived meanwhile. So the socket is listened to once more before it counts as silent.
+pub(super) async fn silence(due: impl Fn() -> Deadline) {
     loop {
-        Deadline::after(last, timeout).passed().await;
-        let now = outbox.last_active();
-        if now == last {
+        let deadline = due();
+        deadline.passed().await;
+        if due() > deadline {
+            continue;
+        }
+        let late = deadline.instant().is_some_and(|at| at.elapsed() >= LATE);
+        time::sleep(if late { RECOVERY } else { ONCE_MORE }).await;
+        if due() <= deadline {
             return;
         }
-        last = now;
     }
 }
 
@@ -130,14 +223,18 @@ async fn close(reader: &mut Reader, mut decoder: Decoder, outbox: &Outbox, end: 
 /// Waits until the client has closed its side, or is gone. False if it cannot be understood any more.
 async fn close_is_heard(reader: &mut Reader, decoder: &mut Decoder) -> bool {
     loop {
-        coop::consume_budget().await;
         match decoder.next() {
             Ok(Some(Incoming::Close)) => return true,
-            Ok(Some(_)) => {}
-            Ok(None) => match reader.read(decoder.buffer()).await {
-                Ok(0) | Err(_) => return true,
-                Ok(_) => {}
-            },
+            Ok(Some(incoming)) => {
+                spend(&incoming).await;
+            }
+            Ok(None) => {
+                let wants = decoder.wants();
+                match reader.read(decoder.buffer(), wants).await {
+                    Ok(0) | Err(_) => return true,
+                    Ok(_) => {}
+                }
+            }
             Err(_) => return false,
         }
     }
@@ -153,8 +250,49 @@ async fn linger(reader: &mut Reader, outbox: &Outbox) {
         return;
     }
     let mut unread = BytesMut::new();
-    while let Ok(1..) = reader.read(&mut unread).await {
+    while let Ok(1..) = reader.read(&mut unread, CHUNK).await {
         unread.clear();
-        coop::consume_budget().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, pin::pin};
+
+    use futures::poll;
+
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn each_sign_of_life_puts_silence_off() {
+        let heard = Cell::new(Instant::now());
+        let mut silence = pin!(silence(|| Deadline::after(heard.get(), MINUTE)));
+        assert!(poll!(&mut silence).is_pending());
+        time::sleep(MINUTE / 2).await;
+        heard.set(Instant::now());
+        silence.await;
+        assert_eq!(heard.get().elapsed(), MINUTE + ONCE_MORE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_reads_what_has_arrived_before_it_calls_a_socket_silent() {
+        let heard = Cell::new(Instant::now());
+        let mut silence = pin!(silence(|| Deadline::after(heard.get(), MINUTE)));
+        assert!(poll!(&mut silence).is_pending());
+        time::advance(MINUTE + LATE).await;
+        assert!(poll!(&mut silence).is_pending());
+        time::sleep(RECOVERY / 2).await;
+        heard.set(Instant::now());
+        silence.await;
+        assert_eq!(heard.get().elapsed(), MINUTE + ONCE_MORE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_may_be_silent_for_ever() {
+        let due = || Deadline::after(Instant::now(), Duration::MAX);
+        let year = Duration::from_secs(365 * 24 * 3600);
+        assert!(time::timeout(year, silence(due)).await.is_err());
     }
 }

@@ -178,7 +178,7 @@ impl Channel for Farewell {
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
         let told = json!({ "topic": cx.topic().as_str(), "reason": reason.to_string() });
-        cx.push("farewell", &told).unwrap();
+        let _ = cx.push("farewell", &told);
         if let Some(topic) = &self.tell {
             cx.pubsub().broadcast(topic, "terminated", told).unwrap();
         }

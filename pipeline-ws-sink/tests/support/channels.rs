@@ -104,7 +104,8 @@ impl Channel for Room {
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
         let told = json!({ "reason": reason.to_string() });
-        cx.push("farewell", &told).unwrap();
+        // Of no use when it ends because its socket has ended.
+        let _ = cx.push("farewell", &told);
         cx.broadcast_from("gone", told).unwrap();
     }
 }

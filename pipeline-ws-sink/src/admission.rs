@@ -1,0 +1,82 @@
+//! How many sockets an endpoint may have.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+};
+
+use pipeline_core::Telemetry;
+
+use crate::telemetry::Tally;
+
+/// How many sockets an endpoint may have, and has.
+pub(crate) struct Admissions {
+    open: AtomicUsize,
+    max: usize,
+    /// The last client was refused, and that has been logged.
+    is_full: AtomicBool,
+    refused: Tally,
+}
+
+/// A socket's right to be there, until it is dropped. It begins before `connect` is called.
+pub(crate) struct Admission(Arc<Admissions>);
+
+impl Admissions {
+    pub(crate) fn new(max: usize, telemetry: &Telemetry) -> Self {
+        let description = "Connections refused because as many sockets were open as may be";
+        let refused = telemetry.counter("socket.connects_limited", description, []);
+        let (open, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { open, max, is_full, refused: refused.into() }
+    }
+
+    /// Admits a socket, unless there are as many as may be.
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<Admission> {
+        let more = |open: usize| (open < self.max).then_some(open + 1);
+        let admitted = self.open.fetch_update(Relaxed, Relaxed, more).is_ok();
+        if !admitted {
+            self.refused.increment(1);
+        }
+        // Once, and not for each of those who try.
+        let was_full = self.is_full.swap(!admitted, Relaxed);
+        if !admitted && !was_full {
+            tracing::warn!(
+                max = self.max,
+                "refuses connections: as many sockets are open as may be"
+            );
+        }
+        admitted.then(|| Admission(self.clone()))
+    }
+
+    /// How many clients were refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.get()
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipeline_test_support::Recorded;
+
+    use super::*;
+
+    #[test]
+    fn so_many_are_admitted_and_another_one_when_one_has_left() {
+        let (telemetry, recorded) = Recorded::new();
+        let admissions = Arc::new(Admissions::new(2, &telemetry));
+        let [one, other] = [(); 2].map(|()| admissions.admit().unwrap());
+        assert!(admissions.admit().is_none());
+        assert!(admissions.admit().is_none());
+        drop(one);
+        let third = admissions.admit().unwrap();
+        assert!(admissions.admit().is_none());
+        drop((other, third));
+        assert_eq!(admissions.open.load(Relaxed), 0);
+        assert_eq!(recorded.counters("socket.connects_limited"), [(String::new(), 3)]);
+    }
+}

@@ -1,0 +1,400 @@
+//! Hostile clients beside a calm one, over real TCP, with the server on one worker and on two.
+//!
+//! Each attack is run by threads of its own, which the server's runtime cannot slow down. The calm client
+//! asks one question after the other, and the median of how long it waits is compared with its own median
+//! without the attack. The bound is wide: these tests find a client that stops the others, and not one that
+//! makes them a little slower.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
+
+mod support;
+
+use std::{
+    io::{self, Read, Write},
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use pipeline_test_support::PATIENCE;
+use pipeline_ws_sink::{
+    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
+    Params, Payload, Reply, Socket, Stop, Topic,
+};
+use serde_json::{Value, json};
+use support::raw::{COMPRESSED, FIN, TEXT, deflate};
+use tokio::{
+    runtime::{Builder, Runtime},
+    time::{Instant, sleep},
+};
+
+const PING: u8 = 9;
+
+/// How often the calm client asks.
+const QUESTIONS: usize = 30;
+
+/// How large the large messages of hostile clients are.
+const LARGE: usize = 1 << 19;
+
+/// How many hostile clients there are in each attack.
+const HOSTILE: usize = 2;
+
+struct Anyone;
+
+impl Socket for Anyone {
+    type Assigns = ();
+
+    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
+        Ok(())
+    }
+}
+
+/// Answers at once, or never, as the event says.
+struct Room;
+
+impl Channel for Room {
+    type Socket = Anyone;
+    type Config = ();
+
+    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
+        Ok(Self)
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        if event == "stall" {
+            std::future::pending::<()>().await;
+        }
+        Ok(Reply::ok())
+    }
+}
+
+/// The server, which has so many workers.
+struct Server {
+    runtime: Runtime,
+    endpoint: Endpoint,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Its clients may send as fast as they like, so that this is not what protects the others.
+    fn start(workers: usize) -> Self {
+        Self::start_with(workers, |mount| mount.max_frames(u32::MAX))
+    }
+
+    fn start_with(workers: usize, options: impl FnOnce(Mount<Anyone>) -> Mount<Anyone>) -> Self {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
+        let mount = Mount::new(Anyone).channel::<Room>("room:*").compress(true);
+        let endpoint = Endpoint::builder().mount("/socket", options(mount)).build().unwrap();
+        let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
+        let listener = runtime.block_on(pipeline_ws_sink::listen("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async { axum::serve(listener, app).await.unwrap() });
+        Self { runtime, endpoint, address }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A test that fails must not wait for what made it fail.
+        let other = Builder::new_current_thread().build().unwrap();
+        std::mem::replace(&mut self.runtime, other).shutdown_background();
+    }
+}
+
+/// A client that blocks its thread.
+struct Client(TcpStream);
+
+impl Client {
+    fn connect(address: SocketAddr) -> io::Result<Self> {
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let request = format!(
+            "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {address}\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+             Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes())?;
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        Ok(Self(stream))
+    }
+
+    /// The payload of the next frame.
+    fn next(&mut self) -> io::Result<Vec<u8>> {
+        let mut head = [0; 2];
+        self.0.read_exact(&mut head)?;
+        let length = match head[1] {
+            126 => {
+                let mut length = [0; 2];
+                self.0.read_exact(&mut length)?;
+                u16::from_be_bytes(length).into()
+            }
+            127 => {
+                let mut length = [0; 8];
+                self.0.read_exact(&mut length)?;
+                u64::from_be_bytes(length)
+            }
+            length => length.into(),
+        };
+        let mut payload = vec![0; usize::try_from(length).unwrap()];
+        self.0.read_exact(&mut payload)?;
+        Ok(payload)
+    }
+
+    fn ask(&mut self, question: &Value) -> io::Result<Vec<u8>> {
+        self.0.write_all(&text(question))?;
+        self.next()
+    }
+}
+
+/// A masked frame. The mask is 0, so that the payload stands in it as it is.
+fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![first];
+    match payload.len() {
+        length @ ..126 => bytes.push(0x80 | u8::try_from(length).unwrap()),
+        length @ ..65536 => {
+            bytes.push(0x80 | 126);
+            bytes.extend(u16::try_from(length).unwrap().to_be_bytes());
+        }
+        length => {
+            bytes.push(0x80 | 127);
+            bytes.extend((length as u64).to_be_bytes());
+        }
+    }
+    bytes.extend([0; 4]);
+    bytes.extend(payload);
+    bytes
+}
+
+fn text(message: &Value) -> Vec<u8> {
+    frame(FIN | TEXT, message.to_string().as_bytes())
+}
+
+fn heartbeat() -> Value {
+    json!([null, "1", "phoenix", "heartbeat", {}])
+}
+
+fn join(topic: &str) -> Value {
+    json!(["1", "1", topic, "phx_join", {}])
+}
+
+/// How the calm client does.
+struct Calm(Client);
+
+impl Calm {
+    fn connect(server: &Server) -> Self {
+        let mut client = Client::connect(server.address).unwrap();
+        client.ask(&join("room:calm")).unwrap();
+        Self(client)
+    }
+
+    /// The median of how long an answer takes: of the socket itself, and of a channel.
+    fn median(&mut self) -> Duration {
+        let event = json!(["1", "2", "room:calm", "ask", {}]);
+        let mut waits: Vec<_> = (0..QUESTIONS)
+            .map(|n| {
+                let begun = Instant::now();
+                let question = if n % 2 == 0 { &event } else { &heartbeat() };
+                self.0.ask(question).expect("the calm client is answered");
+                begun.elapsed()
+            })
+            .collect();
+        waits.sort();
+        waits[QUESTIONS / 2]
+    }
+
+    /// That it is answered about as fast as when all was calm.
+    fn is_answered_beside(&mut self, calm: Duration) {
+        let attacked = self.median();
+        let bound = calm * 20 + Duration::from_millis(100);
+        assert!(attacked < bound, "a median of {attacked:?} under attack, and of {calm:?} without");
+    }
+}
+
+/// Hostile clients at work, until it is dropped.
+struct Attack {
+    stopped: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Attack {
+    /// Each client sends the beginning once, and then the rest again and again without a pause, and reads
+    /// what it is sent. One that is closed connects again.
+    fn begin(server: &Server, beginning: &[Vec<u8>], again: &[Vec<u8>]) -> Self {
+        let (stopped, address) = (Arc::new(AtomicBool::new(false)), server.address);
+        let (beginning, again) = (beginning.concat(), again.concat());
+        // Many at once, so that a hostile client costs little itself.
+        let times = (1 << 16) / again.len().max(1) + 1;
+        let again = again.repeat(times);
+        let before = server.endpoint.snapshot().frames_in;
+        let threads = (0..HOSTILE).map(|_| {
+            let (stopped, beginning, again) = (stopped.clone(), beginning.clone(), again.clone());
+            thread::spawn(move || {
+                while !stopped.load(Relaxed) {
+                    let _ = Self::send(address, &stopped, &beginning, &again);
+                }
+            })
+        });
+        let threads = threads.collect();
+        let attack = Self { stopped, threads };
+        server.runtime.block_on(async {
+            while server.endpoint.snapshot().frames_in < before + 10 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        });
+        attack
+    }
+
+    fn send(
+        address: SocketAddr,
+        stopped: &AtomicBool,
+        beginning: &[u8],
+        again: &[u8],
+    ) -> io::Result<()> {
+        let Client(mut stream) = Client::connect(address)?;
+        stream.set_write_timeout(Some(Duration::from_millis(100)))?;
+        let mut reading = stream.try_clone()?;
+        let reader = thread::spawn(move || {
+            let mut answers = vec![0; 1 << 16];
+            while reading.read(&mut answers).is_ok_and(|count| count > 0) {}
+        });
+        let mut left = beginning;
+        while !stopped.load(Relaxed) {
+            if left.is_empty() {
+                left = again;
+            }
+            match stream.write(left) {
+                Ok(count) => left = &left[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => break,
+            }
+        }
+        let _ = stream.shutdown(Shutdown::Both);
+        let _ = reader.join();
+        Ok(())
+    }
+}
+
+impl Drop for Attack {
+    fn drop(&mut self) {
+        self.stopped.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The calm client is answered beside this attack about as fast as without it, and the server drains in
+/// time while the attack goes on.
+fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
+    for workers in [1, 2] {
+        let server = Server::start(workers);
+        let mut client = Calm::connect(&server);
+        let calm = client.median();
+        let attack = Attack::begin(&server, beginning, again);
+        client.is_answered_beside(calm);
+        let held = server.endpoint.snapshot().inbox_bytes;
+        assert!(held <= HOSTILE * ((4 << 20) + 2 * LARGE), "{held} bytes are held");
+        drains(&server);
+        drop(attack);
+    }
+}
+
+/// The server's end is not put off by what its clients do.
+fn drains(server: &Server) {
+    let endpoint = server.endpoint.clone();
+    let (done, drained) = mpsc::channel();
+    thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let report = runtime.block_on(endpoint.drain(Duration::from_millis(200)));
+        let _ = done.send(report);
+    });
+    drained.recv_timeout(PATIENCE).expect("it drains beside the attack");
+}
+
+#[test]
+fn heartbeats_without_a_pause_do_not_stop_the_others() {
+    withstands(&[], &[text(&heartbeat())]);
+}
+
+#[test]
+fn pings_without_a_pause_do_not_stop_the_others() {
+    withstands(&[], &[frame(FIN | PING, b"")]);
+}
+
+#[test]
+fn empty_fragments_without_a_pause_do_not_stop_the_others() {
+    withstands(&[frame(TEXT, b"")], &[frame(0, b"")]);
+}
+
+#[test]
+fn messages_that_inflate_to_a_megabyte_do_not_stop_the_others() {
+    let padded = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(LARGE) }]);
+    withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &deflate(&padded.to_string()))]);
+}
+
+#[test]
+fn joins_and_leaves_without_a_pause_do_not_stop_the_others() {
+    let leave = json!(["1", "2", "room:storm", "phx_leave", {}]);
+    withstands(&[], &[text(&join("room:storm")), text(&leave)]);
+}
+
+#[test]
+fn events_before_their_join_do_not_stop_the_others() {
+    withstands(&[], &[text(&json!(["1", "2", "room:unjoined", "ask", {}]))]);
+}
+
+#[test]
+fn events_for_a_channel_that_is_busy_fill_its_inbox_and_no_more() {
+    let stall = json!(["1", "2", "room:busy", "stall", {}]);
+    let event = json!(["1", "3", "room:busy", "ask", { "padding": "x".repeat(LARGE) }]);
+    withstands(&[text(&join("room:busy")), text(&stall)], &[text(&event)]);
+}
+
+#[test]
+fn clients_that_send_too_fast_are_slowed_down() {
+    for workers in [1, 2] {
+        let server = Server::start_with(workers, |mount| mount.max_frames(100));
+        let mut client = Calm::connect(&server);
+        let calm = client.median();
+        let attack = Attack::begin(&server, &[], &[text(&heartbeat())]);
+        client.is_answered_beside(calm);
+        drains(&server);
+        drop(attack);
+    }
+}
+
+#[test]
+fn clients_that_are_silent_or_send_half_a_frame_do_not_stop_the_others() {
+    for workers in [1, 2] {
+        let server = Server::start(workers);
+        let mut client = Calm::connect(&server);
+        let calm = client.median();
+        let whole = text(&json!(["1", "1", "room:slow", "ask", { "padding": "x".repeat(LARGE) }]));
+        let idle: Vec<_> = (0..100)
+            .map(|n| {
+                let mut idle = Client::connect(server.address).unwrap();
+                idle.0.write_all(&whole[..if n % 2 == 0 { 0 } else { 2000 }]).unwrap();
+                idle
+            })
+            .collect();
+        client.is_answered_beside(calm);
+        drains(&server);
+        drop(idle);
+    }
+}

@@ -1,0 +1,219 @@
+//! What a client may make the server hold, on a clock that the test turns.
+
+mod support;
+
+use std::time::Duration;
+
+use futures::SinkExt;
+use pipeline_test_support::{Client, eventually, reply};
+use pipeline_ws_sink::Mount;
+use serde_json::{Value, json};
+use support::{
+    channels::{NamedSocket, endpoint_with},
+    memory::MemoryServer,
+};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    time::{Instant, sleep},
+};
+use tokio_tungstenite::tungstenite::Message;
+
+const T: &str = "room:lobby";
+const BUSY: &str = "slow:busy";
+
+/// How long a client whose inbox is full is not read from.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn server(options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>) -> MemoryServer {
+    let (builder, gate) = endpoint_with(options);
+    gate.add_permits(1000);
+    MemoryServer::start(builder)
+}
+
+/// A client with a channel that is busy for ever, and with one that is not.
+async fn busy(server: &MemoryServer) -> Client<DuplexStream> {
+    let mut ada = server.connect(1 << 24).await;
+    ada.join("1", BUSY).await;
+    ada.join("2", T).await;
+    ada.send(json!(["1", "0", BUSY, "wait", {}])).await;
+    ada
+}
+
+fn event(reference: usize, bytes: usize) -> Value {
+    json!(["1", reference.to_string(), BUSY, "ping", { "padding": "x".repeat(bytes) }])
+}
+
+fn refused(reference: usize) -> Value {
+    let response = json!({ "reason": "too many messages are waiting" });
+    reply("1", &reference.to_string(), BUSY, "error", response)
+}
+
+fn limited_by_inbox(server: &MemoryServer) -> u64 {
+    let counters = server.recorded.counters("socket.events_limited").into_iter();
+    counters.filter(|(labels, _)| labels.contains("reason=inbox")).map(|(_, count)| count).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn c_103_any_number_of_events_for_a_busy_channel_delay_nobody_else() {
+    let server = server(|mount| mount);
+    let mut ada = busy(&server).await;
+    let begun = Instant::now();
+    for n in 1..=1000 {
+        ada.send(event(n, 1)).await;
+    }
+    ada.expect_nothing_else().await;
+    ada.stream.send(Message::Ping("p".into())).await.unwrap();
+    assert_eq!(ada.next().await, Message::Pong("p".into()));
+    ada.send(json!(["2", "2", T, "ping", {}])).await;
+    ada.expect([reply("2", "2", T, "ok", json!({}))]).await;
+    ada.send(json!(["2", "3", T, "phx_leave", {}])).await;
+    ada.expect([reply("2", "3", T, "ok", json!({}))]).await;
+    assert!(begun.elapsed() < PATIENCE, "nothing has waited");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_inbox_is_waited_for_and_then_refuses_events_so_that_heartbeats_are_answered() {
+    let server = server(|mount| mount.max_inbox(10_000));
+    let mut ada = busy(&server).await;
+    let begun = Instant::now();
+    for n in 1..=20 {
+        ada.send(event(n, 1000)).await;
+    }
+    // Each counts for about 1300.
+    ada.expect((9..=20).map(refused)).await;
+    assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    ada.expect_nothing_else().await;
+    assert_eq!(limited_by_inbox(&server), 12);
+    let paused = server.recorded.counters("socket.reads_paused");
+    assert_eq!(paused, [("reason=inbox".to_owned(), 1)]);
+    // Other topics find no room either, and there is some again when the busy channel is gone.
+    ada.send(json!(["2", "30", T, "ping", {}])).await;
+    let response = json!({ "reason": "too many messages are waiting" });
+    ada.expect([reply("2", "30", T, "error", response)]).await;
+    ada.send(json!(["2", "31", T, "phx_leave", {}])).await;
+    ada.expect([reply("2", "31", T, "ok", json!({}))]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_inbox_has_room_again_when_a_channel_has_handled_something() {
+    let (builder, gate) = endpoint_with(|mount| mount.max_inbox(10_000));
+    let server = MemoryServer::start(builder);
+    let mut ada = server.connect(1 << 24).await;
+    ada.send(json!(["1", "join", BUSY, "phx_join", {}])).await;
+    for n in 1..=20 {
+        ada.send(event(n, 1000)).await;
+    }
+    sleep(PATIENCE / 2).await;
+    gate.add_permits(1);
+    ada.expect([reply("1", "join", BUSY, "ok", json!({}))]).await;
+    for n in 1..=20 {
+        let answer = ada.receive().await;
+        assert_eq!((&answer[1], &answer[4]["status"]), (&json!(n.to_string()), &json!("ok")));
+    }
+    assert_eq!(limited_by_inbox(&server), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_that_take_long_count_as_well() {
+    let (builder, _gate) = endpoint_with(|mount| mount.max_inbox(10_000));
+    let server = MemoryServer::start(builder);
+    let mut ada = server.connect(1 << 24).await;
+    let topic = |n: usize| format!("slow:{n}");
+    for n in 1..=12 {
+        let padding = "x".repeat(1000);
+        ada.send(json!(["1", n.to_string(), topic(n), "phx_join", { "padding": padding }])).await;
+    }
+    let response = json!({ "reason": "too many messages are waiting" });
+    let answer = |n: usize| reply("1", &n.to_string(), &topic(n), "error", response.clone());
+    ada.expect((9..=12).map(answer)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_gone_is_noticed_while_its_channel_is_busy() {
+    let server = server(|mount| mount.max_inbox(10_000).timeout(Duration::MAX));
+    let mut ada = busy(&server).await;
+    let gone = Instant::now();
+    for n in 1..=20 {
+        ada.send(event(n, 1000)).await;
+    }
+    drop(ada);
+    // Its reading goes on once it has waited for room; its channels have five seconds to end.
+    eventually(|| server.endpoint.open_sockets() == 0).await;
+    assert!(gone.elapsed() <= PATIENCE * 3, "{:?}", gone.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_only_leaves_is_closed_in_the_end() {
+    let server = server(|mount| mount.max_inbox(10_000));
+    let mut ada = busy(&server).await;
+    for n in 0..100 {
+        ada.send(json!(["1", n.to_string(), BUSY, "phx_leave", {}])).await;
+    }
+    assert_eq!(ada.closed().await, 1008);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_fill_what_the_endpoint_may_hold_leave_the_others_their_share() {
+    let (builder, gate) = endpoint_with(|mount| mount);
+    gate.add_permits(1000);
+    let server = MemoryServer::start(builder.max_inboxes(1 << 20));
+    let mut greedy = busy(&server).await;
+    for n in 1..=20 {
+        greedy.send(event(n, 100_000)).await;
+    }
+    greedy.expect((12..=20).map(refused)).await;
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert!((1 << 20..(1 << 20) + 200_000).contains(&held), "{held}");
+
+    let mut calm = busy(&server).await;
+    calm.send(json!(["2", "2", T, "ping", { "padding": "x".repeat(10_000) }])).await;
+    assert_eq!(calm.receive().await[4]["status"], "ok");
+    // What has come in part is not kept for long.
+    let header = [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4];
+    calm.stream.get_mut().write_all(&header).await.unwrap();
+    calm.stream.get_mut().write_all(&[0; 40_000]).await.unwrap();
+    assert_eq!(calm.closed().await, 1013);
+
+    drop((greedy, calm));
+    eventually(|| server.endpoint.open_sockets() == 0).await;
+    assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_or_a_reference_of_more_than_255_bytes_is_a_bad_message() {
+    let server = server(|mount| mount);
+    let long = "x".repeat(256);
+    for (message, field) in [
+        (json!([long, "1", T, "phx_join", {}]), "join_ref"),
+        (json!(["1", long, T, "phx_join", {}]), "ref"),
+        (json!(["1", "1", long, "phx_join", {}]), "topic"),
+        (json!(["1", "1", T, long, {}]), "event"),
+    ] {
+        let mut ada = server.connect(4096).await;
+        ada.send(message).await;
+        let Message::Close(Some(close)) = ada.next().await else { panic!("expected a close") };
+        assert_eq!(u16::from(close.code), 1011);
+        assert_eq!(close.reason.as_str(), format!("the {field} is longer than 255 bytes"));
+    }
+    let mut ada = server.connect(4096).await;
+    ada.join(&"x".repeat(255), &format!("room:{}", "x".repeat(250))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_sends_faster_than_it_may_is_slowed_down_and_loses_nothing() {
+    let server = server(|mount| mount.max_frames(100));
+    let mut ada = server.connect(1 << 24).await;
+    let begun = Instant::now();
+    let (count, beat) = (3000, json!([null, "1", "phoenix", "heartbeat", {}]));
+    for _ in 0..count {
+        ada.send(beat.clone()).await;
+    }
+    for _ in 0..count {
+        ada.receive().await;
+    }
+    let took = begun.elapsed().as_secs();
+    assert!((15..=21).contains(&took), "1000 at once, the rest at the rate: {took}");
+    ada.expect_nothing_else().await;
+    let paused = server.recorded.counters("socket.reads_paused");
+    assert!(paused.iter().any(|(labels, count)| labels == "reason=rate" && *count > 10));
+}
