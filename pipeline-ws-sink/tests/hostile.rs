@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
     Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
@@ -35,7 +36,13 @@ use tokio::{
 const PING: u8 = 9;
 
 /// How often the calm client asks.
-const QUESTIONS: usize = 30;
+const QUESTIONS: usize = 20;
+
+/// A calm client's own figure is so small that another program on the machine multiplies it.
+const FLOOR: Duration = Duration::from_millis(500);
+
+/// One attack at a time, so that none is measured beside another.
+static ARENA: Mutex<()> = Mutex::new(());
 
 /// How large the large messages of hostile clients are.
 const LARGE: usize = 1 << 19;
@@ -221,7 +228,7 @@ impl Calm {
     /// That it is answered about as fast as when all was calm.
     fn is_answered_beside(&mut self, calm: Duration) {
         let attacked = self.median();
-        let bound = calm * 20 + Duration::from_millis(100);
+        let bound = calm * 20 + FLOOR;
         assert!(attacked < bound, "a median of {attacked:?} under attack, and of {calm:?} without");
     }
 }
@@ -302,6 +309,7 @@ impl Drop for Attack {
 /// The calm client is answered beside this attack about as fast as without it, and the server drains in
 /// time while the attack goes on.
 fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
+    let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start(workers);
         let mut client = Calm::connect(&server);
@@ -368,6 +376,7 @@ fn events_for_a_channel_that_is_busy_fill_its_inbox_and_no_more() {
 
 #[test]
 fn clients_that_send_too_fast_are_slowed_down() {
+    let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start_with(workers, |mount| mount.max_frames(100));
         let mut client = Calm::connect(&server);
@@ -381,6 +390,7 @@ fn clients_that_send_too_fast_are_slowed_down() {
 
 #[test]
 fn clients_that_are_silent_or_send_half_a_frame_do_not_stop_the_others() {
+    let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start(workers);
         let mut client = Calm::connect(&server);
