@@ -36,6 +36,13 @@ pub(crate) struct Buffer<E> {
     markers: VecDeque<(u64, Option<Marker>)>,
 }
 
+/// How many events there was no room for.
+pub(crate) struct Excess {
+    pub(crate) discarded: usize,
+    /// How many of them are still to be dropped, the oldest first.
+    pub(crate) oldest: usize,
+}
+
 impl<E> Buffer<E> {
     pub(crate) fn new(limit: usize, keep: BufferKeep) -> Self {
         Self { events: VecDeque::new(), limit, keep, left: 0, markers: VecDeque::new() }
@@ -72,6 +79,22 @@ impl<E> Buffer<E> {
         }
         self.events.append(incoming);
         excess
+    }
+
+    /// Makes room for events that will come in later, behind so many others. Drops those of `incoming` for
+    /// which there is none, or the oldest here; of the others and `incoming`, `oldest` are to be dropped
+    /// beside.
+    pub(crate) fn make_room(&mut self, others: usize, incoming: &mut VecDeque<E>) -> Excess {
+        let wanted = self.events.len() + others + incoming.len();
+        let discarded = wanted.saturating_sub(self.limit);
+        if self.keep == BufferKeep::First {
+            incoming.truncate(incoming.len() - discarded);
+            return Excess { discarded, oldest: 0 };
+        }
+        let old = discarded.min(self.events.len());
+        self.events.drain(..old);
+        self.left += old as u64;
+        Excess { discarded, oldest: discarded - old }
     }
 
     /// Puts a marker behind what is here.

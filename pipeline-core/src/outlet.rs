@@ -114,13 +114,25 @@ pub(crate) struct Outlet<E> {
     buffer: Buffer<E>,
     owed: usize,
     mode: DemandMode,
-    /// Demand that came while accumulating, to be handed out one by one.
-    recorded: VecDeque<usize>,
+    /// What came while accumulating, to be replayed in the same order.
+    recorded: VecDeque<Recorded<E>>,
+    /// Events in there.
+    withheld: usize,
     unsubscribed: Unsubscribed,
     subscribers: usize,
     /// How many events may be delivered now, whatever the demand: all, unless the stage is paused or
     /// has a rate limit.
     allowance: usize,
+}
+
+/// Something that came while the producer accumulated.
+enum Recorded<E> {
+    /// Demand that the producer is to be told of.
+    Demand(usize),
+    /// What a callback emitted.
+    Events(VecDeque<E>),
+    /// A marker behind events.
+    Marker(Marker),
 }
 
 /// What became of an emission, as far as it is not in the buffer.
@@ -147,6 +159,7 @@ impl<E: 'static> Outlet<E> {
             owed: 0,
             mode,
             recorded: VecDeque::new(),
+            withheld: 0,
             unsubscribed,
             subscribers: 0,
             allowance: usize::MAX,
@@ -198,23 +211,66 @@ impl<E: 'static> Outlet<E> {
             events.clear();
         }
         if !events.is_empty() {
-            emitted.overflow = self.buffer.store(events);
-            if !forward {
-                self.buffer.split();
-            }
+            emitted.overflow =
+                if forward { self.buffer.store(events) } else { self.withhold(events) };
         }
         emitted
     }
 
+    /// Keeps what was emitted while accumulating, in its place among the demands. It takes room in the
+    /// buffer. Returns how many events were discarded.
+    fn withhold(&mut self, events: &mut VecDeque<E>) -> usize {
+        let excess = self.buffer.make_room(self.withheld, events);
+        let mut left = excess.oldest;
+        for recorded in &mut self.recorded {
+            if let Recorded::Events(older) = recorded {
+                let dropped = left.min(older.len());
+                older.drain(..dropped);
+                self.withheld -= dropped;
+                left -= dropped;
+            }
+        }
+        events.drain(..left.min(events.len()));
+        self.withheld += events.len();
+        self.recorded.push_back(Recorded::Events(std::mem::take(events)));
+        excess.discarded
+    }
+
+    /// Goes on with the replay of what was recorded, up to the next demand.
+    fn replay(&mut self) {
+        while let Some(recorded) = self.recorded.pop_front() {
+            match recorded {
+                Recorded::Demand(_) => {
+                    self.recorded.push_front(recorded);
+                    return;
+                }
+                Recorded::Events(mut events) => {
+                    // They have room already.
+                    self.withheld -= events.len();
+                    self.buffer.store(&mut events);
+                    self.buffer.split();
+                }
+                Recorded::Marker(marker) => self.buffer.mark(marker),
+            }
+        }
+    }
+
     /// Puts a marker behind everything that is here.
     pub(crate) fn info(&mut self, marker: Marker) {
-        self.buffer.mark(marker);
+        if self.withheld > 0 {
+            self.recorded.push_back(Recorded::Marker(marker));
+        } else {
+            self.buffer.mark(marker);
+        }
     }
 
     /// Delivers buffered events as far as there is demand, and markers that nothing precedes any
     /// more. Returns how many events were taken from the buffer.
     pub(crate) fn deliver(&mut self, out: &mut Deliveries<E>) -> usize {
         let mut delivered = 0;
+        if self.mode == DemandMode::Forward && !self.recorded.is_empty() {
+            self.replay();
+        }
         loop {
             while let Some(marker) = self.buffer.due() {
                 self.dispatcher.info(marker, out);
@@ -244,7 +300,8 @@ impl<E: 'static> Outlet<E> {
             self.record();
             return 0;
         }
-        if let Some(demand) = self.recorded.pop_front() {
+        self.replay();
+        if let Some(Recorded::Demand(demand)) = self.recorded.pop_front() {
             return demand;
         }
         let new = self.unmet().saturating_sub(self.owed);
@@ -254,11 +311,11 @@ impl<E: 'static> Outlet<E> {
 
     /// What is asked for now and would not be met by what is here or owed, is recorded.
     fn record(&mut self) {
-        let coming = self.buffer.len().saturating_add(self.owed);
+        let coming = self.buffered().saturating_add(self.owed);
         let new = self.dispatcher.unmet().saturating_sub(coming);
         if new > 0 {
             self.owed += new;
-            self.recorded.push_back(new);
+            self.recorded.push_back(Recorded::Demand(new));
         }
     }
 
@@ -299,12 +356,12 @@ impl<E: 'static> Outlet<E> {
 
     /// Whether there is nothing to deliver, neither events nor markers.
     pub(crate) fn is_empty(&self) -> bool {
-        self.buffer.is_empty() && !self.buffer.has_markers()
+        self.buffer.is_empty() && self.withheld == 0 && !self.buffer.has_markers()
     }
 
     /// Events in the buffer.
     pub(crate) fn buffered(&self) -> usize {
-        self.buffer.len()
+        self.buffer.len() + self.withheld
     }
 
     /// Whether half of the buffer is free.
@@ -314,14 +371,14 @@ impl<E: 'static> Outlet<E> {
 
     /// Events that have not left yet, the dispatcher's own queues included.
     pub(crate) fn held(&self) -> usize {
-        self.buffer.len() + self.dispatcher.queued()
+        self.buffered() + self.dispatcher.queued()
     }
 }
 
 impl<E> std::fmt::Debug for Outlet<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outlet")
-            .field("buffered", &self.buffer.len())
+            .field("buffered", &(self.buffer.len() + self.withheld))
             .field("owed", &self.owed)
             .field("mode", &self.mode)
             .finish_non_exhaustive()

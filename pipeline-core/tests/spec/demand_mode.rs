@@ -1,7 +1,8 @@
 //! Section 5.7: the demand mode; and of section 5.16, what is about it.
 
 use pipeline_core::{
-    BroadcastDispatcher, DemandMode, ExitReason, Stage, SubscribeOptions, testkit::settle,
+    BroadcastDispatcher, BufferKeep, DemandMode, ExitReason, Stage, SubscribeOptions,
+    testkit::settle,
 };
 use pipeline_test_support::Log;
 
@@ -95,6 +96,39 @@ async fn s_087_demands_and_emissions_are_replayed_in_order() {
     set(&source, DemandMode::Forward).await;
     assert_eq!(source.script.demands(), [3, 5]);
     assert_eq!((c1.got(), c2.got()), (vec![], vec![vec![x], vec![y, z]]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_emitted_while_a_producer_accumulates_come_after_the_demand_that_came_before_them() {
+    let source = counter(DemandMode::Accumulate);
+    let raw = Reader::raw_of(source.handle()).await;
+    assert_eq!(raw.asks(3).await, NOTHING);
+    source.emit([100, 101]).await;
+    source.mark("m").await;
+    assert_eq!((source.count().await, source.script.infos().len()), (2, 0));
+    set(&source, DemandMode::Forward).await;
+    assert_eq!(raw.got(), [[0, 1, 2]]);
+    assert_eq!((source.count().await, source.script.infos().len()), (2, 0));
+    assert_eq!(raw.asks(2).await, [[100, 101]]);
+    assert_eq!(source.script.infos(), ["m"]);
+    assert_eq!(raw.asks(1).await, [[3]]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_producer_emits_while_it_accumulates_takes_room_in_its_buffer() {
+    for (keep, kept) in [(BufferKeep::First, [1, 2, 3, 4]), (BufferKeep::Last, [4, 5, 6, 7])] {
+        let source = Source::with(|stage| {
+            stage.demand(DemandMode::Accumulate).buffer_size(4).buffer_keep(keep)
+        });
+        let raw = Reader::raw_of(source.handle()).await;
+        assert_eq!(raw.asks(9).await, NOTHING);
+        source.emit([1, 2]).await;
+        source.emit([3, 4, 5]).await;
+        source.emit([6, 7]).await;
+        assert_eq!(source.count().await, 4);
+        set(&source, DemandMode::Forward).await;
+        assert_eq!(raw.got().concat(), kept);
+    }
 }
 
 #[tokio::test(start_paused = true)]

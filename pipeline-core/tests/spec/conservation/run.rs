@@ -96,6 +96,9 @@ impl Run {
             relays: plan.relays.len(),
             waiting: JoinSet::new(),
         };
+        if format!("{plan:?}").contains("Accumulate") {
+            run.ledger.expect_replays();
+        }
         for (n, (frame, style, total)) in plan.sources.iter().cloned().enumerate() {
             let kit = run.kit(&frame);
             let stage = run.emitting(&frame, true, move || Source::new(&kit, style, total));
