@@ -116,8 +116,8 @@ impl BackoffState {
             Jitter::Equal => whole / 2,
             Jitter::Full => Duration::ZERO,
         };
-        let left = whole - sure;
-        sure + times(left, random.clamp(0.0, 1.0), left)
+        let left = whole.saturating_sub(sure);
+        sure.saturating_add(times(left, random.clamp(0.0, 1.0), left))
     }
 
     /// An attempt has succeeded: the next delay is the first again.

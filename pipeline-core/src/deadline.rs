@@ -1,8 +1,12 @@
 //! When something has to be done by, if ever.
 
-use std::{cmp::Ordering, future, time::Duration};
+use std::{
+    cmp::Ordering,
+    future::{self, Future},
+    time::Duration,
+};
 
-use tokio::time::{self, Instant};
+use tokio::time::{self, Instant, error::Elapsed};
 
 /// The moment by which something has to be done, or never.
 ///
@@ -47,6 +51,22 @@ impl Deadline {
     #[must_use]
     pub fn remaining(self, now: Instant) -> Duration {
         self.0.map_or(Duration::MAX, |at| at.saturating_duration_since(now))
+    }
+
+    /// Awaits a future until the deadline has passed.
+    ///
+    /// # Errors
+    ///
+    /// [`Elapsed`] if the deadline has passed first.
+    ///
+    /// # Cancel safety
+    ///
+    /// As that of the future, which is dropped when the deadline has passed.
+    pub async fn limit<F: Future>(self, future: F) -> Result<F::Output, Elapsed> {
+        match self.0 {
+            Some(at) => time::timeout_at(at, future).await,
+            None => Ok(future.await),
+        }
     }
 
     /// Waits until the deadline has passed.
@@ -111,5 +131,13 @@ mod tests {
             () = never.passed() => panic!("never passed"),
             () = deadline.passed() => assert!(deadline.has_passed(Instant::now())),
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_future_is_awaited_until_the_deadline() {
+        let soon = || Deadline::from_now(Duration::from_secs(3));
+        assert!(soon().limit(time::sleep(Duration::from_secs(2))).await.is_ok());
+        assert!(soon().limit(future::pending::<()>()).await.is_err());
+        assert!(Deadline::NEVER.limit(time::sleep(Duration::from_secs(99))).await.is_ok());
     }
 }

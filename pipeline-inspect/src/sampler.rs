@@ -67,8 +67,10 @@ impl Sampler {
 
     /// Looks again and again, and tells viewers. It never ends by itself: its inspector aborts it.
     pub(crate) async fn run(mut self, shown: Arc<Shown>, viewers: PubSub) {
-        let mut ticks = time::interval_at(Instant::now() + EVERY, EVERY);
+        let mut ticks = time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first one is at once, and everything has just been looked at.
+        ticks.tick().await;
         loop {
             ticks.tick().await;
             let view = shown.show(self.look_politely().await);

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use pipeline_core::Deadline;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
 
 use super::{
     mail::{Kind, Recipient, Wanted},
@@ -48,7 +48,7 @@ impl Search {
         mut make: impl FnMut(&Payload) -> Option<T>,
     ) -> Result<T, String> {
         let Self { mailroom, wanted, within } = self;
-        let deadline = Instant::now() + within;
+        let deadline = Deadline::from_now(within);
         let mut watching = mailroom.watch();
         loop {
             mailroom.check()?;
@@ -56,7 +56,7 @@ impl Search {
             if let Some(found) = found {
                 return Ok(found);
             }
-            if timeout_at(deadline, watching.changed()).await.is_err() {
+            if deadline.limit(watching.changed()).await.is_err() {
                 let listing = mailroom.listing();
                 let like = like(pattern);
                 return Err(format!("no {wanted}{like} came within {within:?}\n{listing}"));
@@ -75,7 +75,7 @@ impl Search {
         mut make: impl FnMut(&Payload) -> Option<T>,
     ) -> Result<(), String> {
         let Self { mailroom, wanted, within } = self;
-        let deadline = Instant::now() + within;
+        let deadline = Deadline::from_now(within);
         let mut watching = mailroom.watch();
         loop {
             mailroom.check()?;
@@ -85,7 +85,7 @@ impl Search {
                 let (listing, like) = (mailroom.listing(), like(pattern));
                 return Err(format!("a {wanted}{like} came: {payload:?}\n{listing}"));
             }
-            if timeout_at(deadline, watching.changed()).await.is_err() {
+            if deadline.limit(watching.changed()).await.is_err() {
                 return Ok(());
             }
         }

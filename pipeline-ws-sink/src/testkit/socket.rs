@@ -10,12 +10,9 @@ use std::{
     time::Duration,
 };
 
-use pipeline_core::ExitReason;
+use pipeline_core::{Deadline, ExitReason};
 use thiserror::Error;
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     channel::TestChannel,
@@ -255,7 +252,7 @@ impl Line {
         // If nobody is there to be told, it is closed already.
         let _ = self.commands.send(Command::Close).await;
         // The socket's task gives its end of the line up when all else is done.
-        let gone = timeout_at(Instant::now() + PATIENCE, self.commands.closed()).await;
+        let gone = timeout(PATIENCE, self.commands.closed()).await;
         assert!(gone.is_ok(), "the connection has not ended within {PATIENCE:?}, at {at}");
     }
 
@@ -283,13 +280,13 @@ impl Line {
         what_not: &str,
         at: &'static Location<'static>,
     ) -> T {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Deadline::from_now(PATIENCE);
         let mut watching = self.mailroom.watch();
         loop {
             if let Some(found) = look(self) {
                 return found;
             }
-            if timeout_at(deadline, watching.changed()).await.is_err() {
+            if deadline.limit(watching.changed()).await.is_err() {
                 let listing = self.mailroom.listing();
                 panic!("{what_not} within {PATIENCE:?}, at {at}\n{listing}");
             }

@@ -575,7 +575,8 @@ where
             self.spawn_new(Some(from), reserved, job);
             return then;
         };
-        let now = now + done.took;
+        // The clock is not read for each child; it was read when this one was done.
+        let now = now.checked_add(done.took).unwrap_or(now);
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
             self.brevity.learn(done.at_once, done.took, self.behind());
             self.free(Some(from));
