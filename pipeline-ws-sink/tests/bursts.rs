@@ -258,8 +258,8 @@ impl HandleInfo<Entered> for Present {
     }
 }
 
-/// Every join makes a diff for all who are there. With 2,000, which takes too long for every change
-/// of the code, it was run by hand: `BURST_JOINS=2000`.
+/// Every join makes a diff for all who are there. 2,000 take too long for every change
+/// of the code: `BURST_JOINS=2000` tries them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_join_a_topic_with_presence_at_once_all_stay() {
     let joins = std::env::var("BURST_JOINS").ok().map_or(200, |joins| joins.parse().unwrap());

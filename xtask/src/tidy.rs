@@ -121,14 +121,18 @@ fn pure_files_are_pure(files: &Files) -> Vec<String> {
 /// Where fields of the log may say what a client has chosen.
 const ESCAPED: &str = "pipeline-ws-sink/src/";
 
+/// The one field that is written with `%`: 32 hexadecimal digits, whatever a client has sent. A string
+/// would stand in quotes, and a search for the id as other programs write it would not find the line.
+const TRACE_ID: &str = "%trace.trace_id()";
+
 /// A field given with `%` is written as it is, newlines and all. A string is written in quotes.
 fn log_fields_are_escaped(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
     for (path, text) in files.named(".rs").filter(|(path, _)| path.starts_with(ESCAPED)) {
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         for (number, line) in code.lines().enumerate() {
-            let code = line.split("//").next().unwrap_or_default();
-            if writes_a_field_as_it_is(code) {
+            let code = line.split("//").next().unwrap_or_default().replace(TRACE_ID, "");
+            if writes_a_field_as_it_is(&code) {
                 let at = number + 1;
                 let path = path.display();
                 faults.push(format!("{path}:{at}: a field with `%` is not escaped: use `shown`"));
