@@ -30,6 +30,8 @@
 //! - `test-kit`: what tests of stages need, and with `ws` those of channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+// Moments and durations: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 #[cfg(feature = "ws")]
 mod connection;

@@ -82,6 +82,8 @@
 //! minutes.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+// Moments and durations: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod channel;
 mod held_up;

@@ -88,6 +88,8 @@
 //! | `statsd.client.series` | a gauge: how many series there are |
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+// Moments and durations: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod aggregate;
 mod builder;

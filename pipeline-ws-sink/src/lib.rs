@@ -126,6 +126,8 @@
 //! - `test-kit`: what tests of channels need: `testkit`. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+// Moments and durations: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod admission;
 mod broadcast;

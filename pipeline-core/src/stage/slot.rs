@@ -259,12 +259,14 @@ impl<S, In, Out> Slot<S, In, Out> {
         self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
     }
 
-    /// Nobody is here any more, for a while or for good.
+    /// Notes that the stage has ended, for a while or for good. The pipeline's own end says so once
+    /// more; a reason that is known stays.
     pub(crate) fn vacate(&self, restarting: bool) {
         self.occupant.send_modify(|occupant| {
             let reason = match occupant {
                 Occupant::Running(address) => address.reason.get().cloned(),
-                _ => None,
+                Occupant::Ended(reason) => Some(reason.clone()),
+                Occupant::Vacant | Occupant::Restarting => None,
             };
             *occupant = if restarting {
                 Occupant::Restarting
