@@ -24,7 +24,7 @@ impl ByHand {
         let meta = json!({ "device": device, "phx_ref": self.count.to_string() });
         self.keys.lock().entry(key.to_owned()).or_default().push(meta.clone());
         let diff = json!({ "joins": { key: { "metas": [&meta] } }, "leaves": {} });
-        endpoint.broadcast(T, "presence_diff", diff).unwrap();
+        endpoint.broadcast(T, "members_diff", diff).unwrap();
         meta
     }
 
@@ -38,7 +38,7 @@ impl ByHand {
         }
         drop(keys);
         let diff = json!({ "joins": {}, "leaves": { key: { "metas": [meta] } } });
-        endpoint.broadcast(T, "presence_diff", diff).unwrap();
+        endpoint.broadcast(T, "members_diff", diff).unwrap();
     }
 
     fn list(&self) -> Payload {

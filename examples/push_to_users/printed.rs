@@ -12,6 +12,8 @@ pub struct Printed {
     gauges: HashMap<(String, String), String>,
     /// How long pushes took since the last summary, in milliseconds, and how many took so long.
     delivered: Vec<(f64, f64)>,
+    /// How many pushes have been handled since the last summary. They arrive only where a page is open.
+    handled: f64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -41,7 +43,7 @@ impl Printed {
     }
 
     fn new(kind: Kind) -> Self {
-        Self { kind, gauges: HashMap::new(), delivered: Vec::new() }
+        Self { kind, gauges: HashMap::new(), delivered: Vec::new(), handled: 0.0 }
     }
 
     /// Whether a line is to be printed. A gauge is when it is not what it was, which is zero at first.
@@ -55,6 +57,9 @@ impl Printed {
         let Some((name, rest)) = line.split_once(':') else { return true };
         if self.kind == Kind::Summary && name.starts_with("pipeline.push_delivered") {
             self.delivered.extend(sample(rest));
+        }
+        if self.kind == Kind::Summary && name.starts_with("pipeline.worker.process_time") {
+            self.handled += sample(rest).map_or(0.0, |(_, weight)| weight);
         }
         let is_news = match rest.split_once("|g") {
             Some((value, tags)) => {
@@ -73,10 +78,11 @@ impl Printed {
     pub fn take_summary(&mut self) -> Option<String> {
         let mut times = std::mem::take(&mut self.delivered);
         times.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let handled = std::mem::take(&mut self.handled);
         let count = times.iter().fold(0.0, |sum, (_, weight)| sum + weight);
         let (queued, workers) =
             (self.level("pipeline.events_queued"), self.level("pipeline.workers"));
-        if self.kind != Kind::Summary || (count, queued, workers) == (0.0, 0.0, 0.0) {
+        if self.kind != Kind::Summary || count + handled + queued + workers == 0.0 {
             return None;
         }
         let took = |share: f64| {
@@ -88,7 +94,8 @@ impl Printed {
             found.map_or("-".to_owned(), |(ms, _)| format!("{ms:.2} ms"))
         };
         Some(format!(
-            "pushes   {count:.0} arrived, p50 {}, p99 {}; {queued:.0} queued, {workers:.0} workers",
+            "pushes   {count:.0} arrived, p50 {}, p99 {}; \
+             {handled:.0} handled, {queued:.0} queued, {workers:.0} workers",
             took(0.5),
             took(0.99),
         ))
@@ -138,14 +145,15 @@ mod tests {
         for line in [
             "pipeline.push_delivered:0.25|ms|@0.1",
             "pipeline.push_delivered:2.5|ms",
+            "pipeline.worker.process_time:0.1|ms|@0.25|#pipeline:push",
             "pipeline.events_queued:3|g|#pipeline:push,stage:producer",
             "pipeline.workers;pipeline=push:2|g",
         ] {
             assert!(!printed.wants(line));
         }
-        let told = "pushes   11 arrived, p50 0.25 ms, p99 2.50 ms; 3 queued, 2 workers";
+        let told = "pushes   11 arrived, p50 0.25 ms, p99 2.50 ms; 4 handled, 3 queued, 2 workers";
         assert_eq!(printed.take_summary().as_deref(), Some(told));
-        let told = "pushes   0 arrived, p50 -, p99 -; 3 queued, 2 workers";
+        let told = "pushes   0 arrived, p50 -, p99 -; 0 handled, 3 queued, 2 workers";
         assert_eq!(printed.take_summary().as_deref(), Some(told), "these still wait");
     }
 }
