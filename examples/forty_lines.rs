@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let _statsd = StatsdRecorder::udp("127.0.0.1:8125")?.prefix("push").install()?;
 
     let signer = Signer::new("twenty bytes at least, and secret", "user socket")?;
-    // A client that reads too slowly is disconnected, and costs nobody else anything.
+    // A client that reads too slowly is disconnected, and costs other clients nothing.
     let sockets = Mount::new(UserSocket(signer)).channel::<UserChannel>("user:*");
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 

@@ -4,7 +4,7 @@
 //!
 //! Items come in by `POST /push`, on standard input, or from `--demo`. They wait in a bounded queue
 //! until a worker is free; the worker sends it to the topic of the item's user. A client that is too slow
-//! for what it is sent is disconnected, so that its slowness costs nobody else. The page at `/` shows what arrives, through the official Phoenix client.
+//! for what it is sent is disconnected, so that its slowness costs other clients nothing. The page at `/` shows what arrives, through the official Phoenix client.
 #![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
 
 mod args;
