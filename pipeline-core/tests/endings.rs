@@ -36,23 +36,19 @@ fn reconnecting() -> Cancel {
 struct Seen(Arc<Mutex<Vec<u64>>>);
 
 impl Seen {
-    /// A consumer that notes each event, and fails once at this one.
-    fn failing_once_at(
-        &self,
-        at: u64,
-    ) -> impl FnMut() -> pipeline_core::ForEach<u64, Failing> + Send + 'static {
+    /// A restarting consumer that notes each event, and fails once at this one.
+    fn failing_once_at(&self, at: u64) -> Stage<impl Consumer<Event = u64>, u64> {
         let (seen, failed) = (self.clone(), Arc::new(AtomicUsize::new(0)));
-        move || {
+        Stage::restarting(move || {
             let (seen, failed) = (seen.clone(), failed.clone());
-            let note: Failing = Box::new(move |n| {
+            for_each(async move |n| {
                 if n == at && failed.fetch_add(1, Ordering::SeqCst) == 0 {
-                    return std::future::ready(Err(ExitReason::failed("once")));
+                    return Err(ExitReason::failed("once"));
                 }
-                seen.0.lock().push(n);
-                std::future::ready(Ok(()))
-            });
-            for_each(note)
-        }
+                seen.note(n);
+                Ok(())
+            })
+        })
     }
 
     fn note(&self, n: u64) {
@@ -67,8 +63,6 @@ impl Seen {
     }
 }
 
-type Failing = Box<dyn FnMut(u64) -> std::future::Ready<Result<(), ExitReason>> + Send>;
-
 async fn push_all(queue: &Queue<u64>, items: impl IntoIterator<Item = u64>) {
     for item in items {
         queue.push(item).await.unwrap();
@@ -79,7 +73,7 @@ async fn push_all(queue: &Queue<u64>, items: impl IntoIterator<Item = u64>) {
 async fn a_stage_that_fails_while_draining_is_started_again_and_goes_on_draining() {
     let seen = Seen::default();
     let (queue, producer) = queue(QueueOptions::new());
-    let consumer = Stage::restarting(seen.failing_once_at(500));
+    let consumer = seen.failing_once_at(500);
     let pipeline = Pipeline::builder("drained")
         .producer(producer)
         .consumer_with(consumer, demand(4, 2))
@@ -99,7 +93,7 @@ async fn a_restart_that_helped_is_no_failure_and_makes_no_report_of_its_own() {
     let seen = Seen::default();
     let mut pipeline = Pipeline::builder("recovered")
         .producer(from_iter(0..100))
-        .consumer_with(Stage::restarting(seen.failing_once_at(7)), demand(1, 0))
+        .consumer_with(seen.failing_once_at(7), demand(1, 0))
         .start()
         .unwrap();
     let report = pipeline.ended().await;
@@ -119,7 +113,7 @@ async fn a_subscription_made_by_a_handle_survives_the_restart_of_its_consumer() 
     let (queue, producer) = queue(QueueOptions::new());
     let mut graph = Graph::new("graph");
     let source = graph.producer("source", producer);
-    let sink = graph.consumer_with(Stage::restarting(seen.failing_once_at(3)).named("sink"));
+    let sink = graph.consumer_with(seen.failing_once_at(3).named("sink"));
     let pipeline = graph.start().unwrap();
     sink.subscribe(&source, demand(1, 0)).await.unwrap();
     // One that has ended is not made again.

@@ -207,7 +207,7 @@ async fn a_stage_says_what_it_is_and_how_large_its_buffer_is() {
 
 /// The times that were recorded for a consumer's batches, of one event each, which take so many
 /// milliseconds. Those that take no time are left out, as is its producer.
-async fn times_of_batches(take: impl Fn(u64) -> u64 + Send + 'static) -> Vec<f64> {
+async fn times_of_batches(take: impl Fn(u64) -> u64 + Clone + Send + 'static) -> Vec<f64> {
     let (telemetry, recorded) = Recorded::new();
     let consumer = for_each_batch(move |events: Vec<u64>| {
         let takes = Duration::from_millis(take(events[0]));

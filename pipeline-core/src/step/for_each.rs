@@ -72,6 +72,11 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
 /// When the function fails, the stage ends, and the events behind the one that it failed at are
 /// reported as held. The same when the pipeline stops: that is looked at between two events.
 ///
+/// Each event is given to a clone of the function, because an async closure that captures something can be
+/// called only once. So what it captures has to be `Clone`, as an `Arc`, a pool or a sender is, and what one
+/// call changes in its captures the next does not see: for state of its own, implement
+/// [`Consumer`](crate::Consumer).
+///
 /// ```
 /// use pipeline_core::{ExitReason, for_each};
 ///
@@ -83,13 +88,17 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
 ///     println!("{number}");
 ///     Ok::<_, ExitReason>(())
 /// });
+///
+/// // One that needs something.
+/// let prefix = String::from("> ");
+/// let quote = for_each(async move |line: String| println!("{prefix}{line}"));
 /// # fn consumer<C: pipeline_core::Consumer>(_: C) {}
-/// # consumer(print); consumer(parse);
+/// # consumer(print); consumer(parse); consumer(quote);
 /// ```
 pub fn for_each<E, F, Fut>(function: F) -> ForEach<E, F>
 where
     E: Send + 'static,
-    F: FnMut(E) -> Fut + Send + 'static,
+    F: FnOnce(E) -> Fut + Clone + Send + 'static,
     Fut: Future<Output: Outcome> + Send,
 {
     ForEach { function, rest: Vec::new().into_iter(), begun: false, phase: None }
@@ -141,7 +150,7 @@ impl<E, F> ForEach<E, F> {
 impl<E, F, Fut> Consumer for ForEach<E, F>
 where
     E: Send + 'static,
-    F: FnMut(E) -> Fut + Send + 'static,
+    F: FnOnce(E) -> Fut + Clone + Send + 'static,
     Fut: Future<Output: Outcome> + Send,
 {
     type Event = E;
@@ -160,7 +169,7 @@ where
         while let Some(event) = self.rest.next() {
             coop::consume_budget().await;
             self.begun = true;
-            (self.function)(event).await.outcome()?;
+            (self.function.clone())(event).await.outcome()?;
             self.begun = false;
             if let Some(reason) = self.ends_now() {
                 return Err(reason);
@@ -182,7 +191,8 @@ impl<E, F> fmt::Debug for ForEach<E, F> {
 
 /// A consumer that calls an async function with each chunk of events, one after the other.
 ///
-/// A chunk has at most `max_demand - min_demand` events, and at least one.
+/// A chunk has at most `max_demand - min_demand` events, and at least one. Each is given to a clone of the
+/// function, as with [`for_each`].
 ///
 /// ```
 /// use pipeline_core::for_each_batch;
@@ -194,7 +204,7 @@ impl<E, F> fmt::Debug for ForEach<E, F> {
 pub fn for_each_batch<E, F, Fut>(function: F) -> ForEachBatch<E, F>
 where
     E: Send + 'static,
-    F: FnMut(Vec<E>) -> Fut + Send + 'static,
+    F: FnOnce(Vec<E>) -> Fut + Clone + Send + 'static,
     Fut: Future<Output: Outcome> + Send,
 {
     ForEachBatch { function, event: PhantomData }
@@ -229,7 +239,7 @@ pub struct ForEachBatch<E, F> {
 impl<E, F, Fut> Consumer for ForEachBatch<E, F>
 where
     E: Send + 'static,
-    F: FnMut(Vec<E>) -> Fut + Send + 'static,
+    F: FnOnce(Vec<E>) -> Fut + Clone + Send + 'static,
     Fut: Future<Output: Outcome> + Send,
 {
     type Event = E;
@@ -239,7 +249,7 @@ where
         events: Vec<E>,
         _from: &Subscription,
     ) -> Result<(), ExitReason> {
-        (self.function)(events).await.outcome()
+        (self.function.clone())(events).await.outcome()
     }
 }
 
