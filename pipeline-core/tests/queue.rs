@@ -107,6 +107,64 @@ async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
     assert_eq!(discarded, [(labels.to_owned(), 3)]);
 }
 
+/// Items that are pushed while nothing takes them, some longer ago than they may wait.
+#[tokio::test(start_paused = true)]
+async fn items_that_have_waited_for_longer_than_they_may_are_discarded_and_counted() {
+    let (log, _guard) = Log::keep();
+    let (queue, producer) = queue(QueueOptions::new().capacity(100));
+    let queue = queue.max_age(Duration::from_secs(2));
+    for item in 0..30u64 {
+        queue.push_timed(item).await.unwrap();
+    }
+    tokio::time::advance(Duration::from_millis(2001)).await;
+    for item in 30..40u64 {
+        queue.push_timed(item).await.unwrap();
+    }
+    tokio::time::advance(Duration::from_secs(2)).await;
+
+    let (telemetry, recorded) = Recorded::new();
+    let (sender, mut arrived) = mpsc::unbounded_channel();
+    let worker = async move |event: &Timed<u64>| {
+        sender.send(**event)?;
+        Ok(())
+    };
+    let mut pipeline = Pipeline::builder("test")
+        .telemetry(telemetry)
+        .producer(producer)
+        // Less than what is too old: it does not take the place of what is demanded.
+        .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new().max_demand(7))
+        .start()
+        .unwrap();
+    for item in 30..40 {
+        assert_eq!(arrived.recv().await, Some(item));
+    }
+    assert_eq!(queue.discarded(), 30);
+    let labels = "pipeline=test,reason=too_old,stage=producer";
+    let counted = recorded.counters("pipeline.events_discarded");
+    assert_eq!(counted, [(labels.to_owned(), 30)]);
+    assert_eq!(pipeline.snapshot().stages[0].discarded_by, [("too_old", 30)]);
+    let told = log.take().into_iter().filter(|line| line.contains("max_age"));
+    assert!((1..=5).contains(&told.count()), "the log tells of them, and not of each");
+    drop(queue);
+    assert_eq!(pipeline.ended().await.left_undone(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_of_which_all_items_are_too_old_ends_when_it_is_closed() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let queue = queue.max_age(Duration::ZERO);
+    for item in 0..1000u64 {
+        queue.push_timed(item).await.unwrap();
+    }
+    tokio::time::advance(Duration::from_millis(1)).await;
+    queue.close();
+    let worker = async |_: &Timed<u64>| Err("it is too late for this".into());
+    let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
+    let report = pipeline.ended().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(queue.discarded(), 1000);
+}
+
 #[tokio::test]
 async fn discarding_is_logged_when_it_begins_and_when_it_is_over() {
     let (log, _guard) = Log::keep();

@@ -1,6 +1,12 @@
 //! The two ends of a queue: what tasks push at one, a stage takes from the other.
 
-use std::{fmt, future::poll_fn, sync::OnceLock, task::Waker};
+use std::{
+    fmt,
+    future::poll_fn,
+    sync::{Arc as StdArc, OnceLock},
+    task::Waker,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -10,7 +16,8 @@ use super::{
     store::{Bounded, Offered, Store},
 };
 use crate::{
-    stage::{Emitter, Queued, StageContext},
+    discarding::Seldom,
+    stage::{Emitter, Gauges, Queued, StageContext},
     sync::{Arc, AtomicU64, Mutex, Ordering},
     telemetry::{Discard, StageMetrics},
 };
@@ -18,9 +25,10 @@ use crate::{
 /// Makes the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
     let (state, discarded) = (Mutex::new(state), AtomicU64::new(0));
-    let shared = Arc::new(Shared { state, discarded, stamp: OnceLock::new() });
+    let (stamp, max_age, expired) = (OnceLock::new(), OnceLock::new(), AtomicU64::new(0));
+    let shared = Arc::new(Shared { state, discarded, stamp, max_age, expired });
     let push = PushEnd { end: Arc::new(End(shared.clone())) };
-    (push, TakeEnd { end: End(shared), discards: None })
+    (push, TakeEnd { end: End(shared), counts: None, reported: 0, expiring: Seldom::default() })
 }
 
 /// What both ends share.
@@ -29,10 +37,19 @@ pub(super) struct Shared<S: Bounded> {
     discarded: AtomicU64,
     /// What an item is told when it leaves, if it is of a kind that wants to know.
     stamp: OnceLock<Stamp<S::Item>>,
+    max_age: OnceLock<MaxAge<S::Item>>,
+    /// How many items were discarded because they were too old.
+    expired: AtomicU64,
 }
 
 /// Tells an item that it leaves the queue, and when.
 pub(super) type Stamp<T> = fn(&mut T, Instant);
+
+/// How old an item may be when it leaves.
+pub(super) struct MaxAge<T> {
+    pub(super) age: Duration,
+    pub(super) enqueued_at: fn(&T) -> Instant,
+}
 
 /// One end of a queue. When it is gone, so is the queue, for the other.
 struct End<S: Bounded>(Arc<Shared<S>>);
@@ -45,13 +62,12 @@ pub(super) struct PushEnd<S: Bounded> {
 /// The taking end; a queue's producer is this and nothing more.
 pub(super) struct TakeEnd<S: Bounded> {
     end: End<S>,
-    discards: Option<DiscardCounter>,
-}
-
-/// Carries what the handles discard into the stage's counter.
-struct DiscardCounter {
-    metrics: StageMetrics,
+    /// Where the stage counts what is discarded.
+    counts: Option<(StageMetrics, StdArc<Gauges>)>,
+    /// How many of the items that the handles discarded are in the stage's counter.
     reported: u64,
+    /// When the log tells of items that are too old.
+    expiring: Seldom,
 }
 
 impl<S: Bounded> Shared<S> {
@@ -92,7 +108,8 @@ impl<S: Bounded> PushEnd<S> {
     }
 
     pub(super) fn discarded(&self) -> u64 {
-        self.shared().discarded.load(Ordering::Relaxed)
+        let Shared { discarded, expired, .. } = &**self.shared();
+        discarded.load(Ordering::Relaxed) + expired.load(Ordering::Relaxed)
     }
 
     pub(super) fn close(&self) {
@@ -102,6 +119,11 @@ impl<S: Bounded> PushEnd<S> {
     /// Has items told when they leave. Once is enough.
     pub(super) fn stamp(&self, stamp: Stamp<S::Item>) {
         self.shared().stamp.get_or_init(|| stamp);
+    }
+
+    /// Discards items that are too old when they leave. The first limit stays.
+    pub(super) fn max_age(&self, max_age: MaxAge<S::Item>) {
+        self.shared().max_age.get_or_init(|| max_age);
     }
 
     pub(super) fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,7 +187,7 @@ impl<S: Store> TakeEnd<S> {
         S: Send + 'static,
     {
         let metrics = StageMetrics::register(context.telemetry(), &context.labels());
-        self.discards = Some(DiscardCounter { metrics, reported: 0 });
+        self.counts = Some((metrics, context.gauges.clone()));
         let shared = self.end.0.clone();
         context.gauges.queue(move || shared.look());
     }
@@ -173,11 +195,23 @@ impl<S: Store> TakeEnd<S> {
     /// Emits as much as there is demand for.
     pub(super) fn take(&mut self, out: &mut Emitter<'_, S::Item>) {
         let before = out.staged().len();
-        let (taken, at_end) = {
-            let mut state = self.end.0.state.lock();
-            let owed = out.owed();
-            let taken = state.take(owed, out.staged());
-            (taken, state.is_closed() && state.len() == 0)
+        let mut discarded = 0;
+        // As many as wait now at most, and not those that are pushed meanwhile: what is left makes
+        // the queue ready.
+        let mut old = self.held();
+        let at_end = loop {
+            let (taken, at_end) = {
+                let mut state = self.end.0.state.lock();
+                let taken = state.take(out.owed(), out.staged());
+                (taken, state.is_closed() && state.len() == 0)
+            };
+            taken.wake.into_iter().for_each(Waker::wake);
+            discarded += taken.discarded;
+            let expired = self.expire(before, out);
+            old = old.saturating_sub(expired);
+            if expired == 0 || old == 0 || at_end {
+                break at_end;
+            }
         };
         if let Some(stamp) = self.end.0.stamp.get()
             && out.staged().len() > before
@@ -186,15 +220,47 @@ impl<S: Store> TakeEnd<S> {
             let now = Instant::now();
             out.staged().range_mut(before..).for_each(|item| stamp(item, now));
         }
-        taken.wake.into_iter().for_each(Waker::wake);
-        if taken.discarded > 0 {
-            let discarded = taken.discarded;
+        if discarded > 0 {
             tracing::warn!(discarded, "the queue has room again");
         }
         self.count_discarded();
         if at_end {
             out.finish();
         }
+    }
+
+    /// Discards those of the items behind the first `kept` that are too old. How many they were.
+    fn expire(&mut self, kept: usize, out: &mut Emitter<'_, S::Item>) -> usize {
+        let Some(MaxAge { age, enqueued_at }) = self.end.0.max_age.get() else {
+            return 0;
+        };
+        let staged = out.staged();
+        let taken = staged.len();
+        if taken == kept {
+            return 0;
+        }
+        let now = Instant::now();
+        let mut place = 0;
+        staged.retain(|item| {
+            place += 1;
+            place <= kept || now.saturating_duration_since(enqueued_at(item)) <= *age
+        });
+        let expired = taken - staged.len();
+        if expired > 0 {
+            self.end.0.expired.fetch_add(expired as u64, Ordering::Relaxed);
+            if let Some((metrics, gauges)) = &self.counts {
+                metrics.discarded(Discard::TooOld, expired as u64);
+                gauges.discarded(Discard::TooOld, expired);
+            }
+            if let Some(discarded) = self.expiring.log(expired) {
+                tracing::warn!(
+                    discarded,
+                    max_age = ?age,
+                    "items waited in the queue for longer than max_age, discarding"
+                );
+            }
+        }
+        expired
     }
 
     pub(super) async fn ready(&mut self) {
@@ -210,14 +276,14 @@ impl<S: Store> TakeEnd<S> {
         self.end.0.state.lock().len()
     }
 
-    /// Counts what was discarded since it was last counted.
+    /// Counts what the handles discarded since it was last counted.
     pub(super) fn count_discarded(&mut self) {
-        if let Some(counter) = &mut self.discards {
+        if let Some((metrics, _)) = &self.counts {
             let discarded = self.end.0.discarded.load(Ordering::Relaxed);
-            let new = discarded - counter.reported;
+            let new = discarded - self.reported;
             if new > 0 {
-                counter.reported = discarded;
-                counter.metrics.discarded(Discard::QueueFull, new);
+                self.reported = discarded;
+                metrics.discarded(Discard::QueueFull, new);
             }
         }
     }

@@ -11,6 +11,8 @@ pub(crate) enum Discard {
     BufferFull,
     /// More were offered than the queue holds.
     QueueFull,
+    /// They waited in the queue for longer than they may.
+    TooOld,
     /// Nobody was subscribed, and the stage keeps no events for later.
     Unsubscribed,
     /// The dispatcher knows that nobody wants them.
@@ -21,14 +23,21 @@ pub(crate) enum Discard {
 
 impl Discard {
     /// A reason's number is its place.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::BufferFull, Self::QueueFull, Self::Unsubscribed, Self::Filtered, Self::Unroutable];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::BufferFull,
+        Self::QueueFull,
+        Self::TooOld,
+        Self::Unsubscribed,
+        Self::Filtered,
+        Self::Unroutable,
+    ];
 
     /// What it is called in metrics and snapshots.
     pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::BufferFull => "buffer_full",
             Self::QueueFull => "queue_full",
+            Self::TooOld => "too_old",
             Self::Unsubscribed => "unsubscribed",
             Self::Filtered => "filtered",
             Self::Unroutable => "unroutable",
@@ -50,7 +59,7 @@ impl StageMetrics {
         let discarded = |why: Discard| {
             telemetry.counter(
                 "pipeline.events_discarded",
-                "Events thrown away because there was no room, by reason",
+                "Events thrown away, by reason",
                 labels.iter().cloned().chain([("reason", why.reason().to_owned())]),
             )
         };

@@ -9,12 +9,12 @@ mod options;
 mod rounds;
 mod state;
 
-use std::{fmt, future::Future, hash::Hash, sync::Arc};
+use std::{fmt, future::Future, hash::Hash, sync::Arc, time::Duration};
 
 pub use self::options::FairQueueOptions;
 use self::{options::Rules, state::State};
 use super::{
-    end::{PushEnd, TakeEnd, ends},
+    end::{MaxAge, PushEnd, TakeEnd, ends},
     outcome::{Closed, Offer, TryPushError},
     store::Bounded,
 };
@@ -239,6 +239,29 @@ where
     #[must_use]
     pub fn timed(self) -> Self {
         self.end.stamp(Timed::demanded);
+        self
+    }
+
+    /// Discards items that have waited for longer than this when they leave the queue, instead of
+    /// emitting them. Without it an item waits for as long as it takes.
+    ///
+    /// Under lasting overload a full queue delivers everything late: each item waits for as long as it
+    /// takes to work through the whole queue. With a limit, what is delivered is fresh, and the rest is
+    /// counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded` with the reason
+    /// `too_old`. The age counts from [`Timed::now`], the time in line for room included. To be
+    /// called once, on any handle; the first limit stays.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::{FairQueueOptions, Timed, fair_queue};
+    ///
+    /// let (queue, _producer) = fair_queue::<u64, Timed<&str>>(FairQueueOptions::new());
+    /// let queue = queue.max_age(Duration::from_secs(2));
+    /// ```
+    #[must_use]
+    pub fn max_age(self, age: Duration) -> Self {
+        self.end.max_age(MaxAge { age, enqueued_at: Timed::enqueued_at });
         self
     }
 

@@ -2,11 +2,11 @@
 
 mod state;
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
 
 use self::state::State;
 use super::{
-    end::{PushEnd, TakeEnd, ends},
+    end::{MaxAge, PushEnd, TakeEnd, ends},
     outcome::{Closed, Offer, TryPushError},
     store::Bounded,
 };
@@ -205,7 +205,7 @@ impl<T: Send + 'static> Queue<T> {
         self.end.with(Bounded::capacity)
     }
 
-    /// How many offered items were discarded.
+    /// How many items were discarded: offered ones for want of room, and those that were too old.
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()
@@ -259,6 +259,29 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     #[must_use]
     pub fn timed(self) -> Self {
         self.end.stamp(Timed::demanded);
+        self
+    }
+
+    /// Discards items that have waited for longer than this when they leave the queue, instead of
+    /// emitting them. Without it an item waits for as long as it takes.
+    ///
+    /// Under lasting overload a full queue delivers everything late: each item waits for as long as it
+    /// takes to work through the whole queue. With a limit, what is delivered is fresh, and the rest is
+    /// counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded` with the reason
+    /// `too_old`. The age counts from [`Timed::now`], the time in line for room included. To be
+    /// called once, on any handle; the first limit stays.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    ///
+    /// use pipeline_core::{QueueOptions, Timed, queue};
+    ///
+    /// let (queue, _producer) = queue::<Timed<&str>>(QueueOptions::new());
+    /// let queue = queue.max_age(Duration::from_secs(2));
+    /// ```
+    #[must_use]
+    pub fn max_age(self, age: Duration) -> Self {
+        self.end.max_age(MaxAge { age, enqueued_at: Timed::enqueued_at });
         self
     }
 
