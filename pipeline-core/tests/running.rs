@@ -10,7 +10,7 @@ use std::{
 };
 
 use pipeline_core::{
-    Activity, Adaptive, Backoff, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
+    Activity, Adaptive, Backoff, CallError, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
     HandleCall, Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, QueueProducer,
     RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, Unsubscribed,
     for_each, from_iter, map, queue,
@@ -457,6 +457,19 @@ impl HandleCall<Answer, u32> for Later {
         caller.reply(());
         Ok(())
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_with_a_limit_gives_up_when_the_answer_is_late() {
+    let mut graph = Graph::new("test");
+    let later = graph.producer("later", Later(None));
+    let _pipeline = graph.start().unwrap();
+    let start = Instant::now();
+    let late = later.call_within(HowMany, Duration::from_secs(5)).await;
+    assert_eq!((late, start.elapsed()), (Err(CallError::TimedOut), Duration::from_secs(5)));
+    // The stage goes on, and an answer in time arrives; so does one for which there is no limit.
+    assert_eq!(later.call_within(Answer, Duration::from_secs(5)).await, Ok(()));
+    assert_eq!(later.call_within(Answer, Duration::MAX).await, Ok(()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! A program's hold on a running stage.
 
-use std::{convert::Infallible, fmt, sync::Arc};
+use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -12,6 +12,7 @@ use super::{
     slot::{Address, Control, Mail, Occupant, Origin, Slot, Subscribing, next_id},
 };
 use crate::{
+    deadline::Deadline,
     exit::ExitReason,
     outlet::DemandMode,
     rate_limit::RateLimit,
@@ -189,7 +190,9 @@ where
         }
     }
 
-    /// Sends a message, and waits for the answer.
+    /// Sends a message, and waits for the answer, however long it takes.
+    ///
+    /// [`call_within`](Self::call_within) has a limit, as `GenServer.call` has.
     ///
     /// # Errors
     ///
@@ -255,6 +258,27 @@ where
         reply
             .await
             .map_err(|_| if self.is_running() { CallError::NoReply } else { CallError::NoProcess })
+    }
+
+    /// Sends a message, and waits for the answer for so long at most. `Duration::MAX` is no limit.
+    ///
+    /// The time in line for a place in the stage's mailbox counts.
+    ///
+    /// # Errors
+    ///
+    /// As for [`call`](Self::call), and [`CallError::TimedOut`] if the time is over.
+    ///
+    /// # Cancel safety
+    ///
+    /// As for [`call`](Self::call): a message that was sent is handled even if its time is over. The
+    /// answer is dropped then.
+    pub async fn call_within<M>(&self, message: M, limit: Duration) -> Result<S::Reply, CallError>
+    where
+        S: HandleCall<M, Out>,
+        M: Send + 'static,
+    {
+        let deadline = Deadline::from_now(limit);
+        deadline.limit(self.call(message)).await.unwrap_or(Err(CallError::TimedOut))
     }
 
     /// Sends a message that has no answer. Waits while too many wait for the stage already.

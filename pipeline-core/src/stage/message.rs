@@ -271,6 +271,9 @@ pub enum CallError {
     /// Too many messages wait for the stage already.
     #[error("too many messages wait for the stage")]
     Full,
+    /// The answer did not come in time.
+    #[error("the stage did not reply in time")]
+    TimedOut,
     /// It was called in a callback of the stage itself, which would have waited for itself for ever.
     #[error("a stage cannot wait for itself in its own callback")]
     OwnCallback,
