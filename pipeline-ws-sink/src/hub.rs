@@ -7,6 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admission::Admissions,
+    endings::Endings,
     inbox::Inboxes,
     outbox::Sweeper,
     presence::Presence,
@@ -26,6 +27,7 @@ pub(crate) struct Hub {
     pub(crate) sampler: Sampler,
     pub(crate) inboxes: Arc<Inboxes>,
     pub(crate) admissions: Arc<Admissions>,
+    pub(crate) endings: Endings,
     /// Each has a name of its own.
     pub(crate) presences: Vec<Presence>,
     /// The tasks of all sockets.
@@ -67,6 +69,7 @@ impl Hub {
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
             admissions: Arc::new(Admissions::new(limits.sockets, telemetry)),
+            endings: Endings::new(),
             presences,
             tasks: TaskTracker::new(),
             cut_off: CancellationToken::new(),

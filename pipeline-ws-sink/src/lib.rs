@@ -135,6 +135,7 @@ mod channel;
 mod connect_info;
 mod drainer;
 mod end;
+mod endings;
 mod endpoint;
 mod erased_mount;
 mod event_limit;

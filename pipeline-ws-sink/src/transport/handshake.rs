@@ -253,7 +253,8 @@ impl<S: Socket> Mounted<S> {
         hub.begin();
         let transport = "websocket";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
-        websocket::live(io.reader, io.received, session, &outbox, &self.options).await;
+        let Io { reader, received, .. } = io;
+        websocket::live(reader, received, session, &outbox, &self.options, &hub.endings).await;
         drop(registration);
         drop(open);
     }

@@ -171,21 +171,21 @@ impl<S: Socket> Mounted<S> {
         hub.begin();
         let transport = "longpoll";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
-        let (cut_off, window) = (hub.cut_off.clone(), polled.window);
-        let mounted = self.clone();
+        let window = polled.window;
+        let (mounted, tasks) = (self.clone(), hub.tasks.clone());
         let living = async move {
             let open = mounted.meter.open.hold();
             tokio::select! {
                 biased;
-                () = cut_off.cancelled() => {}
-                () = polled::live(session, inbox, &outbox, window) => {}
+                () = hub.cut_off.cancelled() => {}
+                () = polled::live(session, inbox, &outbox, window, &hub.endings) => {}
             }
             drop(registration);
             drop(open);
             drop(room);
             drop(admission);
         };
-        hub.tasks.spawn(living.instrument(span));
+        tasks.spawn(living.instrument(span));
         say(protocol::polled(Status::Gone, &token, &[]))
     }
 

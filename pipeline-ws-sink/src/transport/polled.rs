@@ -18,6 +18,7 @@ use tokio::{
 use super::websocket::silence;
 use crate::{
     end::SocketEnd,
+    endings::Endings,
     longpoll::LongPoll,
     outbox::Outbox,
     protocol::{frame::Frame, message::Received},
@@ -193,6 +194,7 @@ pub(super) async fn live<S: Socket>(
     inbox: Inbox,
     outbox: &Arc<Outbox>,
     window: Duration,
+    endings: &Endings,
 ) {
     let Inbox { mut polls, mut posts, place } = inbox;
     let within = window.saturating_add(window / 2);
@@ -206,7 +208,7 @@ pub(super) async fn live<S: Socket>(
     outbox.end(end);
     // From here on nobody finds it.
     drop((place, posts, polls));
-    session.end(&end.reason()).await;
+    endings.in_turn(session.end(&end.reason())).await;
 }
 
 /// Handles what the client sends, one message after the other.

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     end::SocketEnd,
+    endings::Endings,
     inbox::Inbox,
     mount::MountOptions,
     outbox::Outbox,
@@ -58,6 +59,7 @@ pub(crate) async fn live<S: Socket>(
     mut session: Session<S>,
     outbox: &Arc<Outbox>,
     options: &MountOptions,
+    endings: &Endings,
 ) {
     let mut stream = Stream { reader, outbox };
     let mut decoder = Decoder::new(options.limits, received).inflating(outbox.compresses());
@@ -87,7 +89,7 @@ pub(crate) async fn live<S: Socket>(
         // As soon as it is closed, however long the channels take to end.
         drop(stream);
     };
-    tokio::join!(closing, session.end(&reason));
+    tokio::join!(closing, endings.in_turn(session.end(&reason)));
 }
 
 /// Handles what the client sends, one message after the other.

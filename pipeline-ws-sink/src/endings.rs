@@ -1,0 +1,89 @@
+//! How sockets that end at the same time take turns.
+
+use std::pin::pin;
+
+use tokio::{sync::Semaphore, task::yield_now};
+
+/// How many sockets wake their channels at once to end them.
+const AT_ONCE: usize = 16;
+
+/// The turns of sockets that end.
+///
+/// The end of a socket wakes all of its channels. When thousands of sockets end at once, as they do
+/// when a proxy in front of them ends, the channels of all of them would stand in the runtime's queue
+/// before the tasks of sockets that live. With turns, the runtime comes to those in between.
+#[derive(Debug)]
+pub(crate) struct Endings(Semaphore);
+
+impl Endings {
+    pub(crate) fn new() -> Self {
+        Self(Semaphore::new(AT_ONCE))
+    }
+
+    /// Ends a socket's channels when it is its turn.
+    ///
+    /// A turn lasts until the runtime has been through its queue once, and no longer: an end that
+    /// takes long does not hold up those of other sockets.
+    pub(crate) async fn in_turn(&self, ending: impl Future<Output = ()>) {
+        let mut ending = pin!(ending);
+        let turn = self.0.acquire().await;
+        tokio::select! {
+            biased;
+            () = &mut ending => return,
+            () = yield_now() => {}
+        }
+        drop(turn);
+        ending.await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn other_tasks_run_between_the_ends_of_many_sockets() {
+        let (endings, woken) = (Arc::new(Endings::new()), Arc::new(AtomicUsize::new(0)));
+        let mut ends = JoinSet::new();
+        for _ in 0..100 * AT_ONCE {
+            let (endings, woken) = (endings.clone(), woken.clone());
+            ends.spawn(async move {
+                let end = async {
+                    woken.fetch_add(1, Ordering::Relaxed);
+                };
+                endings.in_turn(end).await;
+            });
+        }
+        // Between two of its turns, this task finds a few more that have ended, and never all.
+        let mut before = 0;
+        while before < 100 * AT_ONCE {
+            yield_now().await;
+            let now = woken.load(Ordering::Relaxed);
+            assert!(now - before <= 2 * AT_ONCE, "{} at once", now - before);
+            before = now;
+        }
+        ends.join_all().await;
+    }
+
+    #[tokio::test]
+    async fn an_end_that_takes_for_ever_holds_up_no_other() {
+        let endings = Arc::new(Endings::new());
+        let mut stuck = JoinSet::new();
+        for _ in 0..10 * AT_ONCE {
+            let endings = endings.clone();
+            stuck.spawn(async move { endings.in_turn(pending()).await });
+        }
+        endings.in_turn(yield_now()).await;
+        assert_eq!(stuck.len(), 10 * AT_ONCE);
+    }
+}
