@@ -3,6 +3,7 @@
 
 use std::{
     convert::Infallible,
+    error::Error,
     future::{Future, pending},
     io,
     net::SocketAddr,
@@ -81,9 +82,20 @@ pub(crate) async fn serve(
             let TimedOut { head, idle, .. } = &metrics.timed_out;
             if heard.load(Relaxed) { idle } else { head }.increment(1);
         }
-        Err(error) => tracing::debug!(%peer, %error, "a connection broke"),
+        Err(error) => {
+            if is_write_timeout(&error) {
+                metrics.timed_out.write.increment(1);
+            }
+            tracing::debug!(%peer, %error, "a connection broke");
+        }
         Ok(()) => {}
     }
+}
+
+/// Whether the system gave up on a client that took nothing of what waited for it.
+fn is_write_timeout(error: &hyper::Error) -> bool {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
 /// Counts the connection as open until it is dropped.

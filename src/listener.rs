@@ -25,6 +25,8 @@ pub(crate) struct Limits {
     pub(crate) idle: Duration,
     /// Between two pieces of a request's body.
     pub(crate) body: Duration,
+    /// For a client to take more of what waits for it, where the system can say so.
+    pub(crate) write: Duration,
 }
 
 impl Default for Limits {
@@ -34,6 +36,7 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             body: Duration::from_secs(30),
+            write: Duration::from_secs(30),
         }
     }
 }
@@ -76,6 +79,7 @@ pub(crate) struct TimedOut {
     pub(crate) head: Counter,
     pub(crate) idle: Counter,
     pub(crate) body: Counter,
+    pub(crate) write: Counter,
 }
 
 impl Metrics {
@@ -107,6 +111,7 @@ impl Metrics {
                 head: timed_out("head"),
                 idle: timed_out("idle"),
                 body: timed_out("body"),
+                write: timed_out("write"),
             },
         }
     }
@@ -202,10 +207,23 @@ impl Accepting {
     ) -> impl Future<Output = ()> + Send + use<> {
         // A small answer is to leave at once; if that cannot be set, it leaves a little later.
         let _ = stream.set_nodelay(true);
+        limit_writes(&stream, self.limits.write);
         let (app, metrics, phase) = (self.app.clone(), self.metrics.clone(), self.phase.clone());
         connection::serve(stream, peer, app, self.limits, metrics, phase)
     }
 }
+
+/// Has the system break the connection when its client takes nothing of what waits for it for so long.
+/// A write that waits holds the answer and the connection's place; nothing in HTTP limits it.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+fn limit_writes(stream: &TcpStream, within: Duration) {
+    // No time at all would be the system's default, which is hours.
+    let within = within.max(Duration::from_millis(1));
+    let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(within));
+}
+
+#[cfg(not(any(target_os = "android", target_os = "linux")))]
+fn limit_writes(_: &TcpStream, _: Duration) {}
 
 /// Whether it is about one client, who has already gone, and not about the listener.
 fn is_the_clients(error: &io::Error) -> bool {

@@ -62,6 +62,7 @@ use crate::{
 /// | [`header_timeout`](Serve::header_timeout) | 10 s | the connection ends |
 /// | [`keep_alive_timeout`](Serve::keep_alive_timeout) | 75 s | the connection ends |
 /// | [`body_timeout`](Serve::body_timeout) | 30 s | reading the body fails |
+/// | [`write_timeout`](Serve::write_timeout) | 30 s | the connection ends |
 /// | the head of a request | 64 KiB | 431 |
 ///
 /// `http.connections_refused` and `http.connections_timed_out` count how often it came to that.
@@ -227,6 +228,15 @@ impl Serve {
     /// may take in all, is for handlers to say.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
         self.limits.body = timeout;
+        self
+    }
+
+    /// How long a client may take nothing of an answer that waits for it. Default 30 seconds.
+    ///
+    /// The operating system watches it (`TCP_USER_TIMEOUT`), on Linux and Android only. It ends when a
+    /// connection becomes a WebSocket: from then on the mount's `max_behind` counts.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write = timeout;
         self
     }
 

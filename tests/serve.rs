@@ -160,6 +160,21 @@ async fn clients_that_are_slow_with_their_request_are_disconnected_and_others_ar
     );
 }
 
+#[cfg(any(target_os = "android", target_os = "linux"))]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_does_not_read_its_answer_is_disconnected_and_others_are_served() {
+    let large = get(async || vec![b'a'; 64 << 20]);
+    let app = app().route("/large", large);
+    let server = Server::start(app, |serve| serve.write_timeout(SHORT)).await;
+    let mut stalled = server.connect().await;
+    stalled.write_all(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+    let timed_out = || server.recorded.counters("http.connections_timed_out");
+    let ended = eventually(|| timed_out() == [("reason=write".to_owned(), 1)]);
+    calm_meanwhile(&server, ended).await;
+    // One that reads has it all, however long that takes.
+    assert_eq!(server.get("/large").await.1.len(), 64 << 20);
+}
+
 #[tokio::test]
 async fn a_body_that_takes_its_time_is_read_as_long_as_it_does_not_pause() {
     let server = Server::start(app(), |serve| serve.body_timeout(SHORT * 10)).await;

@@ -50,6 +50,9 @@ impl Io {
     fn tcp(stream: TcpStream, received: Bytes) -> Self {
         // A push is to be on its way at once. If it cannot be set, it is only slower.
         let _ = stream.set_nodelay(true);
+        // The server may have limited how long an answer takes; how long frames take, the outbox limits.
+        #[cfg(any(target_os = "android", target_os = "linux"))]
+        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(None);
         let stream = Arc::new(stream);
         Self { reader: Reader::Tcp(stream.clone()), writer: Writer::Tcp(stream), received }
     }
