@@ -37,7 +37,7 @@ struct Seen(Arc<Mutex<Vec<u64>>>);
 
 impl Seen {
     /// A restarting consumer that notes each event, and fails once at this one.
-    fn failing_once_at(&self, at: u64) -> Stage<impl Consumer<Event = u64>, u64> {
+    fn failing_once_at(&self, at: u64) -> Stage<impl Consumer<Event = u64>, Infallible> {
         let (seen, failed) = (self.clone(), Arc::new(AtomicUsize::new(0)));
         Stage::restarting(move || {
             let (seen, failed) = (seen.clone(), failed.clone());

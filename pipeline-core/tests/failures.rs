@@ -371,7 +371,7 @@ async fn events_behind_one_that_failed_count_as_held_and_those_before_it_as_done
 async fn draining_ends_in_time_though_a_callback_blocks_its_thread() {
     let (blocking, mut blocked) = mpsc::channel(1);
     let (release, released) = std::sync::mpsc::channel::<()>();
-    let released = Mutex::new(Some(released));
+    let released = Arc::new(Mutex::new(Some(released)));
     let block = for_each(move |_: u64| {
         blocking.try_send(()).unwrap();
         // Until the test lets go of it, and it does after the drain.

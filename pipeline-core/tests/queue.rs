@@ -158,7 +158,7 @@ async fn a_queue_of_which_all_items_are_too_old_ends_when_it_is_closed() {
     }
     tokio::time::advance(Duration::from_millis(1)).await;
     queue.close();
-    let worker = async |_: &Timed<u64>| Err("it is too late for this".into());
+    let worker = async |_: &Timed<u64>| Err(ExitReason::failed("it is too late for this"));
     let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
     let report = pipeline.ended().await;
     assert!(report.is_clean(), "{report}");
