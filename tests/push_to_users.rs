@@ -258,8 +258,24 @@ async fn standard_input_feeds_the_pipeline_and_waits_when_it_is_full() {
 }
 
 #[tokio::test]
+async fn the_pushes_of_a_user_arrive_in_the_order_in_which_they_came() {
+    // Its runtime has several threads, and each push a worker that waits.
+    let example = Example::start(&["--delay-ms", "1", "--max-demand", "50"]).await;
+    let mut ada = user(&example, 1).await;
+    let lines: Vec<_> = (0..2_000).map(|n| push(1, &json!({ "n": n }).to_string())).collect();
+    let lines = lines.join("\n");
+    let response = example.request("POST", "/push", "application/x-ndjson", &lines).await;
+    assert_eq!((response.status, response.json()), (202, json!({ "accepted": 2_000 })));
+    for n in 0..2_000 {
+        assert_eq!(data(&mut ada).await, json!({ "n": n }));
+    }
+}
+
+#[tokio::test]
 async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
-    for signal in ["-INT", "-TERM", "-HUP"] {
+    // SIGHUP never counts as the second signal: terminals and service managers send it beside others.
+    for [signal, another] in [["-INT", ""], ["-TERM", "-HUP"], ["-HUP", "-HUP"], ["-HUP", "-TERM"]]
+    {
         let example = Example::start(&["--delay-ms", "50", "--max-demand", "1"]).await;
         let mut ada = user(&example, 1).await;
         for n in 0..10 {
@@ -267,13 +283,17 @@ async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
             assert_eq!(response.status, 202);
         }
         example.signal(signal).await;
+        if !another.is_empty() {
+            while get(&example.address, "/readyz").await.status == 200 {}
+            example.signal(another).await;
+        }
         for n in 0..10 {
-            assert_eq!(data(&mut ada).await, json!({ "n": n }), "{signal}");
+            assert_eq!(data(&mut ada).await, json!({ "n": n }), "{signal} {another}");
         }
         assert_eq!(ada.closed().await, 1012);
         drop(ada);
         let (status, lines) = example.ended().await;
-        assert!(status.success(), "{signal}");
+        assert!(status.success(), "{signal} {another}");
         let lines = lines.join("\n");
         assert!(lines.contains("pipeline push ended, nothing left undone"), "{lines}");
         assert!(lines.contains("1 sockets closed, 0 cut off"), "{lines}");
@@ -281,6 +301,22 @@ async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
         let arrived = arrived.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok());
         assert_eq!(arrived.sum::<u64>(), 10, "the metrics are flushed: {lines}");
     }
+}
+
+#[cfg(any(target_os = "android", target_os = "linux"))]
+#[tokio::test]
+async fn started_by_nohup_it_goes_on_when_its_terminal_is_closed() {
+    let example = Example::ignoring_hangup(&[]).await;
+    let mut ada = user(&example, 1).await;
+    example.signal("-HUP").await;
+    for n in 0..100 {
+        assert_eq!(get(&example.address, "/readyz").await.status, 200);
+        assert_eq!(example.push(&push(1, &json!({ "n": n }).to_string())).await.status, 202);
+        assert_eq!(data(&mut ada).await, json!({ "n": n }));
+    }
+    example.signal("-TERM").await;
+    assert_eq!(ada.closed().await, 1012);
+    assert!(example.ended().await.0.success());
 }
 
 #[tokio::test]

@@ -105,7 +105,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     // The pipeline: a bounded queue, and one worker for each item, so many at once.
     let (pushes, producer) = queue(QueueOptions::new().capacity(args.buffer));
     let pushes = pushes.timed();
-    let worker = PushToUser::new(endpoint.clone(), Duration::from_millis(args.delay_ms));
+    let worker = PushToUser::new(&endpoint, Duration::from_millis(args.delay_ms));
     let demand = SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.min_demand());
     let pipeline = Pipeline::builder("push")
         .producer(producer)

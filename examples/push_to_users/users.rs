@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use pipeline::{
-    ChildContext, ExitReason, Timed, Worker,
+    ChildContext, ExitReason, Reserved, Timed, Worker,
     ws::{
         Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Params, Payload,
-        Push as Message, Signer, Socket, Topic,
+        PayloadError, Push as Message, Pusher, Signer, Socket, Topic,
     },
 };
 
@@ -53,28 +53,36 @@ impl Channel for UserChannel {
     }
 }
 
-/// Sends an item to the topic of its user.
+/// Sends an item to the topic of its user. The pushes of one user arrive in the order in which they came,
+/// which the pusher sees to: it reserves the place of each before its worker runs.
 pub struct PushToUser {
-    endpoint: Endpoint,
+    pusher: Pusher<fn(&Timed<Push>) -> Result<Message, PayloadError>>,
     delay: Duration,
 }
 
 impl PushToUser {
-    pub fn new(endpoint: Endpoint, delay: Duration) -> Self {
-        Self { endpoint, delay }
+    pub fn new(endpoint: &Endpoint, delay: Duration) -> Self {
+        Self { pusher: endpoint.pubsub().pusher(message as fn(&_) -> _), delay }
     }
 }
 
+fn message(push: &Timed<Push>) -> Result<Message, PayloadError> {
+    let topic = format!("user:{}", push.user);
+    Ok(Message::new(&topic, &push.event, &push.payload)?.timed(push))
+}
+
 impl Worker<Timed<Push>> for PushToUser {
-    async fn run(&self, push: &Timed<Push>, _: ChildContext) -> Result<(), ExitReason> {
+    fn reserve(&self, push: &Timed<Push>) -> Option<Reserved> {
+        self.pusher.reserve(push)
+    }
+
+    async fn run(&self, push: &Timed<Push>, context: ChildContext) -> Result<(), ExitReason> {
         if let Some(trace) = push.trace() {
             tracing::trace!(trace_id = %trace.trace_id(), "a worker has started");
         }
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        let topic = format!("user:{}", push.user);
-        let message = Message::new(&topic, &push.event, &push.payload)?.timed(push);
-        Ok(self.endpoint.pubsub().send(&message).await?)
+        self.pusher.run(push, context).await
     }
 }
