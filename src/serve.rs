@@ -23,7 +23,7 @@ use tokio::{
 use crate::{
     health::Health,
     listener::{self, Limits, Metrics, Phase},
-    signal::shutdown_signal,
+    signal::{Signals, Told},
 };
 
 /// Serves a router until the process is told to stop, then stops everything in order.
@@ -34,9 +34,10 @@ use crate::{
 ///
 /// # The end
 ///
-/// The process is told to stop by Ctrl-C, SIGTERM or SIGHUP. A second signal cuts everything short. If a
-/// pipeline ends by itself, because a stage failed for good, everything else is stopped too; an item that
-/// a worker fails at ends nothing by default. The order is:
+/// The process is told to stop by Ctrl-C, SIGTERM or SIGHUP. Ctrl-C or SIGTERM for the second time cuts
+/// everything short; SIGHUP never does, because a terminal that is closed sends it more than once. If a
+/// pipeline ends by itself, because a stage failed for good, everything else is stopped too, and the first
+/// signal after that is only noted; an item that a worker fails at ends nothing by default. The order is:
 ///
 /// 1. [`Health`] says that the process is not ready, and answers carry `connection: close`, so that
 ///    load balancers and clients move on. Connections are accepted as before, for as long as
@@ -47,6 +48,10 @@ use crate::{
 ///    again elsewhere.
 /// 4. Connections end when the request that they are at is answered, and are cut off after six seconds.
 /// 5. What is given to [`and_then`](Serve::and_then) is called.
+///
+/// A callback that blocks its thread cannot be ended, and keeps a runtime that is dropped waiting for it,
+/// which is what happens at the end of `main`. A program that has to exit all the same calls
+/// [`std::process::exit`] once this has returned.
 ///
 /// What was left undone is in the [`ShutdownReport`], and [`ShutdownReport::into_result`] makes a program
 /// end with a failure if something was.
@@ -267,17 +272,16 @@ impl Serve {
         self
     }
 
-    /// Stops when this completes, instead of at a signal.
+    /// Stops when this completes, instead of at a signal. Signals are left alone until then; after that,
+    /// the first one is only noted, and the second one cuts the end short.
     pub fn until(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
         self.stop = Some(Box::pin(stop));
         self
     }
 
     async fn run(mut self) -> io::Result<ShutdownReport> {
-        let stop = match self.stop.take() {
-            Some(stop) => stop,
-            None => Box::pin(shutdown_signal()?),
-        };
+        // With `until`, signals end the process as ever, until it stops.
+        let mut signals = self.stop.is_none().then(Signals::listen).transpose()?;
         let metrics = Metrics::new(&self.telemetry);
         let start = |listener, app, phase| {
             let mut server = JoinSet::new();
@@ -295,17 +299,34 @@ impl Serve {
             admin = start(listener, router, private);
         }
 
+        let until = self.stop.take();
+        // Says whether that was a signal which counts.
+        let stop = async {
+            if let Some(signals) = &mut signals {
+                return signals.stop().await == Told::Meant;
+            }
+            if let Some(until) = until {
+                until.await;
+            }
+            false
+        };
+        let mut told = false;
         tokio::select! {
-            () = stop => tracing::info!("stopping"),
+            by_signal = stop => {
+                told = by_signal;
+                tracing::info!("stopping");
+            }
             () = first_to_end(&mut self.pipelines) => tracing::error!("a pipeline ended, stopping"),
             Some(ended) = server.join_next() => return Err(why_it_ended(ended)),
             Some(ended) = admin.join_next() => return Err(why_it_ended(ended)),
         }
+        let signals = match signals {
+            Some(signals) => signals,
+            None => Signals::listen()?,
+        };
         if let Some(health) = &self.health {
             health.stop();
         }
-        // A second signal, at whatever step of the end. Who listens for it before hears the first.
-        let again = shutdown_signal()?;
         phase.send_replace(Phase::Leaving);
         let draining = async {
             if !self.linger.is_zero() {
@@ -329,7 +350,7 @@ impl Serve {
         };
         let report = tokio::select! {
             report = draining => report,
-            () = again => {
+            () = told_again(signals, told) => {
                 tracing::warn!("told to stop again, not waiting any longer");
                 ShutdownReport { pipelines: Vec::new(), endpoint: None, interrupted: true }
             }
@@ -366,6 +387,21 @@ impl fmt::Debug for Serve {
             .field("drain_within", &self.drain_within)
             .field("close_within", &self.close_within)
             .finish_non_exhaustive()
+    }
+}
+
+/// Waits for a signal after which nothing is waited for: the second one that counts. The first may have
+/// been what the server stops for; if it stops for another reason, it is still to come.
+async fn told_again(mut signals: Signals, mut told: bool) {
+    loop {
+        if signals.stop().await == Told::HungUp {
+            continue;
+        }
+        if told {
+            return;
+        }
+        told = true;
+        tracing::info!("told to stop, already stopping; the next signal cuts it short");
     }
 }
 

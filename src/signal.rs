@@ -2,11 +2,15 @@
 
 use std::{future::Future, io};
 
+#[cfg(unix)]
+use tokio::signal::unix;
+
 /// Completes when the process is told to stop: by Ctrl-C, by SIGTERM, or by SIGHUP, which comes when its
 /// terminal is closed.
 ///
 /// Signals count from the call on, before the future is awaited. From then on they no longer end
-/// the process by themselves.
+/// the process by themselves. SIGHUP is left alone if the process was started to ignore it, as `nohup`
+/// does; that is known on Linux and Android only.
 ///
 /// # Errors
 ///
@@ -19,31 +23,111 @@ use std::{future::Future, io};
 /// # Ok(())
 /// # }
 /// ```
-#[cfg(unix)]
 pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut signals = Signals::listen()?;
     Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-        }
+        signals.stop().await;
     })
 }
 
-/// Completes when the process is told to stop: by Ctrl-C.
-///
-/// # Errors
-///
-/// If the signal cannot be listened for.
-#[cfg(windows)]
-pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
-    let mut interrupt = tokio::signal::windows::ctrl_c()?;
-    Ok(async move {
-        let _ = interrupt.recv().await;
-    })
+/// The signals, from the moment on at which they are listened for.
+pub(crate) struct Signals {
+    #[cfg(unix)]
+    interrupt: unix::Signal,
+    #[cfg(unix)]
+    terminate: unix::Signal,
+    #[cfg(unix)]
+    hangup: Option<unix::Signal>,
+    #[cfg(windows)]
+    interrupt: tokio::signal::windows::CtrlC,
+}
+
+/// How the process was told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// By Ctrl-C or SIGTERM.
+    Meant,
+    /// By SIGHUP. It says little when it comes for the second time: a terminal that is closed sends it
+    /// more than once, and a service manager may send it along with SIGTERM.
+    #[cfg_attr(windows, expect(dead_code, reason = "there is no such signal"))]
+    HungUp,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    pub(crate) fn listen() -> io::Result<Self> {
+        let hangup = !ignores_hangup();
+        Ok(Self {
+            interrupt: unix::signal(unix::SignalKind::interrupt())?,
+            terminate: unix::signal(unix::SignalKind::terminate())?,
+            hangup: hangup.then(|| unix::signal(unix::SignalKind::hangup())).transpose()?,
+        })
+    }
+
+    #[cfg(windows)]
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
+    }
+
+    /// Waits for the next signal to stop.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    #[cfg(unix)]
+    pub(crate) async fn stop(&mut self) -> Told {
+        let Self { interrupt, terminate, hangup } = self;
+        let hangup = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = interrupt.recv() => Told::Meant,
+            _ = terminate.recv() => Told::Meant,
+            _ = hangup => Told::HungUp,
+        }
+    }
+
+    #[cfg(windows)]
+    pub(crate) async fn stop(&mut self) -> Told {
+        let _ = self.interrupt.recv().await;
+        Told::Meant
+    }
+}
+
+/// Whether the process was started to ignore SIGHUP. To listen for a signal is to ignore it no longer.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+fn ignores_hangup() -> bool {
+    // Without it, nothing is known.
+    std::fs::read_to_string("/proc/self/status")
+        .is_ok_and(|status| tells_of_ignored_hangup(&status))
+}
+
+#[cfg(all(unix, not(any(target_os = "android", target_os = "linux"))))]
+fn ignores_hangup() -> bool {
+    false
+}
+
+/// Whether the kernel's account of a process says that it ignores SIGHUP, which is the first signal.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+fn tells_of_ignored_hangup(status: &str) -> bool {
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 == 1)
+}
+
+#[cfg(all(test, any(target_os = "android", target_os = "linux")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_sighup_is_ignored_is_read_from_the_account_of_the_process() {
+        let status = |mask: &str| format!("Name:\ta\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
+        assert!(tells_of_ignored_hangup(&status("0000000000001001")));
+        assert!(!tells_of_ignored_hangup(&status("0000000000001000")));
+        assert!(!tells_of_ignored_hangup(&status("")));
+        assert!(!tells_of_ignored_hangup(""));
+    }
 }

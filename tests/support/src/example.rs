@@ -51,6 +51,13 @@ impl Example {
         Self::spawn(command, flags, "page ").await
     }
 
+    /// Starts `push_to_users` with these flags as `nohup` does: SIGHUP is ignored from the beginning.
+    pub async fn ignoring_hangup(flags: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"trap "" HUP; exec "$0" "$@""#]).arg(path("push_to_users").await);
+        Self::spawn(command, flags, "page ").await
+    }
+
     /// Starts `channels` with these flags, and waits until it serves.
     pub async fn channels(flags: &[&str]) -> Self {
         let mut command = Command::new(path("channels").await);
