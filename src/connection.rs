@@ -32,7 +32,10 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::Counter;
 use pipeline_core::Deadline;
-use tokio::{net::TcpStream, sync::watch};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, watch},
+};
 use tower_service::Service as _;
 
 use crate::listener::{Limits, Metrics, Phase, TimedOut};
@@ -44,12 +47,13 @@ const MAX_HEAD: usize = 64 * 1024;
 pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
+    place: OwnedSemaphorePermit,
     app: Router,
     limits: Limits,
     metrics: Arc<Metrics>,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let _open = Open::new(&metrics);
+    let _open = Open::new(&metrics, place);
     // Whether there has been a request.
     let heard = Arc::new(AtomicBool::new(false));
     let service = service_fn({
@@ -98,19 +102,24 @@ fn is_write_timeout(error: &hyper::Error) -> bool {
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Counts the connection as open until it is dropped.
-struct Open<'a>(&'a Metrics);
+/// Counts the connection as open until it is dropped, and has its place until then.
+struct Open<'a> {
+    metrics: &'a Metrics,
+    place: Option<OwnedSemaphorePermit>,
+}
 
 impl<'a> Open<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
+    fn new(metrics: &'a Metrics, place: OwnedSemaphorePermit) -> Self {
         metrics.open.increment(1);
-        Self(metrics)
+        Self { metrics, place: Some(place) }
     }
 }
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        self.0.open.decrement(1);
+        // In this order: when there seems to be room, there is.
+        self.place = None;
+        self.metrics.open.decrement(1);
     }
 }
 

@@ -8,7 +8,7 @@ use pipeline_core::Telemetry;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -164,23 +164,29 @@ struct Accepting {
 impl Accepting {
     async fn run(self, listener: TcpListener, connections: &mut JoinSet<()>) {
         let mut refusals = JoinSet::new();
+        let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
         let mut back_off = BACK_OFF;
         let mut failing = false;
         loop {
-            // Those that have ended make room.
-            while connections.try_join_next().is_some() {}
-            while refusals.try_join_next().is_some() {}
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                // Those that have ended are kept no longer.
+                Some(_) = connections.join_next() => continue,
+                Some(_) = refusals.join_next() => continue,
+            };
+            match accepted {
                 Ok((stream, peer)) => {
                     if std::mem::take(&mut failing) {
                         tracing::info!("accepts connections again");
                     }
                     back_off = BACK_OFF;
-                    if connections.len() < self.limits.connections {
-                        connections.spawn(self.serve(stream, peer));
+                    if let Ok(place) = places.clone().try_acquire_owned() {
+                        connections.spawn(self.serve(stream, peer, place));
                         continue;
                     }
                     self.metrics.refused.increment(1);
+                    // Of these, some may have ended in the meantime.
+                    while refusals.try_join_next().is_some() {}
                     if refusals.len() < REFUSALS {
                         refusals.spawn(async {
                             let _ = timeout(REFUSING, refuse(stream)).await;
@@ -204,12 +210,13 @@ impl Accepting {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
+        place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + Send + use<> {
         // A small answer is to leave at once; if that cannot be set, it leaves a little later.
         let _ = stream.set_nodelay(true);
         limit_writes(&stream, self.limits.write);
         let (app, metrics, phase) = (self.app.clone(), self.metrics.clone(), self.phase.clone());
-        connection::serve(stream, peer, app, self.limits, metrics, phase)
+        connection::serve(stream, peer, place, app, self.limits, metrics, phase)
     }
 }
 

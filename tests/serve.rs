@@ -26,6 +26,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    process::Command,
     sync::oneshot,
     task::JoinHandle,
     time::{Instant, sleep, timeout},
@@ -168,8 +169,15 @@ async fn a_client_that_does_not_read_its_answer_is_disconnected_and_others_are_s
     let server = Server::start(app, |serve| serve.write_timeout(SHORT)).await;
     let mut stalled = server.connect().await;
     stalled.write_all(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+    // One that goes on to ask is not read from any more, and breaks.
+    let mut asking = server.connect().await;
+    let asked = async {
+        let requests = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n".repeat(1_000);
+        while asking.write_all(&requests).await.is_ok() {}
+    };
+    calm_meanwhile(&server, async { timeout(PATIENCE, asked).await.expect("it breaks") }).await;
     let timed_out = || server.recorded.counters("http.connections_timed_out");
-    let ended = eventually(|| timed_out() == [("reason=write".to_owned(), 1)]);
+    let ended = eventually(|| timed_out() == [("reason=write".to_owned(), 2)]);
     calm_meanwhile(&server, ended).await;
     // One that reads has it all, however long that takes.
     assert_eq!(server.get("/large").await.1.len(), 64 << 20);
@@ -210,7 +218,20 @@ async fn one_connection_too_many_is_refused_until_another_ends() {
     assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
     assert_eq!(server.recorded.counters("http.connections_refused"), [(String::new(), 1)]);
     drop(silent);
-    while server.get("/").await != (200, "hello".into()) {}
+    let open = || server.recorded.levels("http.connections");
+    eventually(|| open() == [(String::new(), 1.0)]).await;
+    assert_eq!(server.get("/").await, (200, "hello".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_come_one_after_the_other_never_are_too_many() {
+    let server = Server::start(app(), |serve| serve.max_connections(1)).await;
+    let open = || server.recorded.levels("http.connections");
+    for _ in 0..20 {
+        assert_eq!(server.get("/").await, (200, "hello".into()));
+        eventually(|| open() == [(String::new(), 0.0)]).await;
+    }
+    assert_eq!(server.recorded.counters("http.connections_refused"), []);
 }
 
 #[tokio::test]
@@ -256,6 +277,40 @@ async fn a_request_that_is_being_answered_at_the_end_is_answered() {
     keeper.let_go(1);
     assert!(until_the_end(&mut stream).await.ends_with("done"));
     assert!(server.stopped().await.is_clean());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn the_first_signal_is_not_the_second_when_something_else_began_the_end() {
+    let (log, _guard) = Log::keep();
+    let (gate, mut keeper) = gate();
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let work = async move |n: &u64| gate.pass(*n).await;
+    let pipeline = Pipeline::builder("slow")
+        .producer(producer)
+        .consumer_supervisor(ConsumerSupervisor::new(work), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let health = Health::new();
+    let mut server =
+        Server::start(app(), |serve| serve.health(&health).pipeline(pipeline).drain_within(DAY))
+            .await;
+    queue.push(1).await.unwrap();
+    keeper.started(1).await;
+    server.stop();
+    eventually(|| health.readiness().is_err()).await;
+    // An orchestrator sees that it is not ready, and tells it to stop.
+    let id = std::process::id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+    let mut lines = Vec::new();
+    eventually(|| {
+        lines.extend(log.take());
+        lines.iter().any(|line: &String| line.contains("already stopping"))
+    })
+    .await;
+    keeper.let_go(1);
+    let report = server.stopped().await;
+    assert!(report.is_clean() && !report.interrupted, "{report}");
 }
 
 #[tokio::test]
