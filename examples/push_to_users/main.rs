@@ -115,8 +115,12 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     // How it is, for a load balancer; and what it does can be seen. In a program that is not an
     // example, something stands in front of that.
     let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());
-    let inspector =
-        Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer()).build()?;
+    let mut inspector =
+        Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer());
+    if let Some(host) = &args.public_host {
+        inspector = inspector.host(host);
+    }
+    let inspector = inspector.build()?;
 
     say(format!("page     http://{address}/?user=1"));
     say(format!("inspect  http://{address}/inspect"));

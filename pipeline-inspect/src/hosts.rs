@@ -16,21 +16,27 @@ pub(crate) struct Hosts {
 impl Hosts {
     /// Whether a request for this authority, host and perhaps port, is answered.
     pub(crate) fn allow(&self, authority: &str) -> bool {
-        let host = host(authority).to_ascii_lowercase();
-        let host = host.strip_suffix('.').unwrap_or(&host);
+        let host = &*host(authority);
         let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
         let is_local = host == "localhost" || host.ends_with(".localhost");
         self.any || is_address || is_local || self.known.iter().any(|known| known == host)
     }
 }
 
-/// The host of an authority, IPv6 in its brackets.
-fn host(authority: &str) -> &str {
+/// Whether an origin, as a browser sends it, is a page of the host in this authority. The scheme and the
+/// port do not matter: a proxy in front may have others.
+pub(crate) fn is_of_host(origin: &str, authority: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, page)| host(page) == host(authority))
+}
+
+/// The host of an authority in lower case, IPv6 in its brackets.
+fn host(authority: &str) -> String {
     let end = match authority.rfind(']') {
         Some(bracket) => bracket + 1,
         None => authority.find(':').unwrap_or(authority.len()),
     };
-    &authority[..end]
+    let host = authority[..end].to_ascii_lowercase();
+    host.strip_suffix('.').map(str::to_owned).unwrap_or(host)
 }
 
 #[cfg(test)]
@@ -64,5 +70,24 @@ mod tests {
             assert!(!hosts.allow(bad), "{bad:?}");
         }
         assert!(Hosts { any: true, ..hosts }.allow("evil.example"));
+    }
+
+    #[test]
+    fn a_page_is_of_the_host_that_it_asks_for_whatever_scheme_and_port() {
+        for (origin, authority) in [
+            ("https://ops.example.com", "ops.example.com"),
+            ("https://ops.example.com:8443", "Ops.example.com.:4001"),
+            ("http://[::1]:4001", "[::1]"),
+        ] {
+            assert!(is_of_host(origin, authority), "{origin} {authority}");
+        }
+        for (origin, authority) in [
+            ("https://evil.example", "ops.example.com"),
+            ("https://ops.example.com.evil.example", "ops.example.com"),
+            ("null", "null"),
+            ("ops.example.com", "ops.example.com"),
+        ] {
+            assert!(!is_of_host(origin, authority), "{origin} {authority}");
+        }
     }
 }

@@ -12,9 +12,10 @@ use futures::future::{self, BoxFuture};
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{
-        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY,
+        ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, ORIGIN, REFERRER_POLICY,
         X_CONTENT_TYPE_OPTIONS,
     },
+    uri::Authority,
 };
 use http_body_util::Full;
 use metrics::NoopRecorder;
@@ -25,7 +26,7 @@ use tower_service::Service;
 
 use crate::{
     channel::{InspectChannel, InspectSocket, Shown, TOPIC},
-    hosts::Hosts,
+    hosts::{self, Hosts},
     model::View,
     page::Page,
     sampler::Sampler,
@@ -68,6 +69,8 @@ pub struct Inspector {
 struct Inner {
     page: Page,
     hosts: Hosts,
+    /// Whether pages of the host that they ask for may connect, without being asked anything else.
+    own_pages: bool,
     shown: Arc<Shown>,
     /// The viewers' sockets.
     endpoint: Endpoint,
@@ -168,7 +171,11 @@ where
         let path = request.uri().path();
         if path.starts_with("/socket/") {
             // Nobody sends it anything.
-            let request = request.map(|_body| Full::<Bytes>::default());
+            let mut request = request.map(|_body| Full::<Bytes>::default());
+            if self.inner.own_pages && is_of_the_host_it_asks_for(&request) {
+                // Which hosts may be asked for is known here, and has been checked.
+                request.headers_mut().remove(ORIGIN);
+            }
             return self.inner.endpoint.clone().call(request);
         }
         let answer = self.answer(request.method(), path);
@@ -182,6 +189,17 @@ fn is_known<B>(hosts: &Hosts, request: &Request<B>) -> bool {
     let authority = request.uri().authority();
     named.all(|host| host.is_ok_and(|host| hosts.allow(host)))
         && authority.is_none_or(|authority| hosts.allow(authority.as_str()))
+}
+
+/// Whether a request is from a page of the host that it names.
+fn is_of_the_host_it_asks_for<B>(request: &Request<B>) -> bool {
+    let only = |name| {
+        let mut values = request.headers().get_all(name).iter();
+        let value = values.next().and_then(|value| value.to_str().ok());
+        value.filter(|_| values.next().is_none())
+    };
+    let host = request.uri().authority().map(Authority::as_str).or_else(|| only(HOST));
+    only(ORIGIN).zip(host).is_some_and(|(origin, host)| hosts::is_of_host(origin, host))
 }
 
 impl Drop for Inner {
@@ -256,9 +274,9 @@ impl InspectorBuilder {
         self
     }
 
-    /// Which pages may connect to the channel. Default: those of the [hosts](Self::host) that were named;
-    /// if none was, [`CheckOrigin::host`], which is those of the host that they ask for. A page that may
-    /// not asks for `data.json` every second instead.
+    /// Which pages may connect to the channel. Default: those of the host that they ask for, if requests
+    /// for it are answered, and those of the [hosts](Self::host) that were named. A page that may not asks
+    /// for `data.json` every second instead.
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;
@@ -294,6 +312,7 @@ impl InspectorBuilder {
         let mut endpoint = Endpoint::builder().telemetry(Telemetry::to(NoopRecorder));
         let of_hosts =
             || CheckOrigin::list(self.hosts.known.iter().map(|host| format!("//{host}")));
+        let own_pages = self.check_origin.is_none();
         let check = self.check_origin.or_else(|| (!self.hosts.known.is_empty()).then(of_hosts));
         if let Some(check) = check {
             endpoint = endpoint.check_origin(check);
@@ -301,7 +320,8 @@ impl InspectorBuilder {
         let endpoint = endpoint.mount("/socket", viewers).build()?;
         let sampling = tokio::spawn(sampler.run(shown.clone(), endpoint.pubsub().clone()));
         let sampling = sampling.abort_handle();
-        let inner = Inner { page: Page::new(), hosts: self.hosts, shown, endpoint, sampling };
+        let (page, hosts) = (Page::new(), self.hosts);
+        let inner = Inner { page, hosts, own_pages, shown, endpoint, sampling };
         Ok(Inspector { inner: Arc::new(inner) })
     }
 }

@@ -11,8 +11,8 @@ use pipeline_core::{
 use pipeline_inspect::{ActivityView, Inspector, KindView, PhaseView, VERSION, View};
 use pipeline_test_support::{PATIENCE, connect, eventually, gate};
 use pipeline_ws_sink::{
-    Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params, Payload,
-    Socket, Topic,
+    Channel, CheckOrigin, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
+    Params, Payload, Socket, Topic,
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -257,6 +257,42 @@ async fn a_name_that_leads_here_is_refused_unless_it_is_known() {
         }
     }
     assert_eq!(ask(&strict, "evil.example", "/inspect/socket/websocket").await, "403");
+}
+
+#[tokio::test]
+async fn a_page_that_is_served_may_connect_and_one_from_elsewhere_may_not() {
+    let app = |inspector: Inspector| Router::new().nest_service("/inspect", inspector);
+    let strict = serve(app(Inspector::builder().build().unwrap())).await;
+    let ours = Inspector::builder().host("ops.example.com").build().unwrap();
+    let ours = serve(app(ours)).await;
+    let any = serve(app(Inspector::builder().any_host().build().unwrap())).await;
+    let listed = CheckOrigin::list(["https://ops.example.com"]);
+    let listed = Inspector::builder().any_host().check_origin(listed).build().unwrap();
+    let listed = serve(app(listed)).await;
+    for (address, host, origin, status) in [
+        (&strict, "127.0.0.1:4001", "http://127.0.0.1:4001", "101"),
+        (&strict, "127.0.0.1:4001", "http://evil.example", "403"),
+        (&strict, "localhost", "null", "403"),
+        (&ours, "ops.example.com", "https://ops.example.com", "101"),
+        (&ours, "127.0.0.1:4001", "http://127.0.0.1:4001", "101"),
+        (&ours, "127.0.0.1:4001", "https://ops.example.com", "101"),
+        (&ours, "ops.example.com", "https://evil.example", "403"),
+        (&any, "ops.example.com", "https://ops.example.com", "101"),
+        (&any, "ops.example.com", "https://evil.example", "403"),
+        (&listed, "ops.example.com", "https://ops.example.com", "101"),
+        (&listed, "other.example.com", "https://other.example.com", "403"),
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!(
+            "GET /inspect/socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {host}\r\nOrigin: {origin}\r\n\
+             Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; "HTTP/1.1 101".len()];
+        timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+        assert_eq!(answer, *format!("HTTP/1.1 {status}").as_bytes(), "{host} {origin}");
+    }
 }
 
 #[tokio::test]
