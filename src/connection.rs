@@ -31,7 +31,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::Counter;
-use pipeline_core::Deadline;
+use pipeline_core::{Deadline, shown::described};
 use tokio::{
     net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
@@ -90,7 +90,7 @@ pub(crate) async fn serve(
             if is_write_timeout(&error) {
                 metrics.timed_out.write.increment(1);
             }
-            tracing::debug!(%peer, %error, "a connection broke");
+            tracing::debug!(%peer, error = described(&error), "a connection broke");
         }
         Ok(()) => {}
     }

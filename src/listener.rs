@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use metrics::{Counter, Gauge};
-use pipeline_core::Telemetry;
+use pipeline_core::{Telemetry, shown::shown};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -197,7 +197,7 @@ impl Accepting {
                 Err(error) => {
                     self.metrics.failed.increment(1);
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(%error, "cannot accept connections");
+                        tracing::error!(error = shown(&error), "cannot accept connections");
                     }
                     sleep(back_off).await;
                     back_off = back_off.saturating_mul(2).min(LONGEST_BACK_OFF);

@@ -56,13 +56,15 @@ impl Channel for UserChannel {
 /// Sends an item to the topic of its user. The pushes of one user arrive in the order in which they came,
 /// which the pusher sees to: it reserves the place of each before its worker runs.
 pub struct PushToUser {
-    pusher: Pusher<fn(&Timed<Push>) -> Result<Message, PayloadError>>,
+    pusher: Pusher<ToMessage>,
     delay: Duration,
 }
 
+type ToMessage = fn(&Timed<Push>) -> Result<Message, PayloadError>;
+
 impl PushToUser {
     pub fn new(endpoint: &Endpoint, delay: Duration) -> Self {
-        Self { pusher: endpoint.pubsub().pusher(message as fn(&_) -> _), delay }
+        Self { pusher: endpoint.pubsub().pusher(message as ToMessage), delay }
     }
 }
 

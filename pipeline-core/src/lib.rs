@@ -59,6 +59,9 @@ mod outlet;
 mod pipeline;
 mod rate_limit;
 mod running;
+// For the other crates of this workspace, as `Deadline` is.
+#[doc(hidden)]
+pub mod shown;
 mod snapshot;
 mod source;
 mod stage;

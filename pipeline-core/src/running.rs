@@ -26,6 +26,7 @@ use crate::{
     deadline::Deadline,
     exit::ExitReason,
     observer::PipelineObserver,
+    shown::shown,
     snapshot::{PipelineSnapshot, StageKind},
     stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole, contained_now},
     telemetry::{StageSamples, stage_labels},
@@ -486,7 +487,7 @@ impl Stages {
         let seen = AssertUnwindSafe(self.see_to_the_end(&mut commands)).catch_unwind().await;
         if let Err(panic) = seen {
             let reason = ExitReason::from_panic(&*panic);
-            tracing::error!(pipeline = %self.whole.pipeline, %reason, "the pipeline's own task failed, ending its stages");
+            tracing::error!(pipeline = %self.whole.pipeline, reason = shown(&reason), "the pipeline's own task failed, ending its stages");
             self.failed.store(true, Relaxed);
             self.enter(Phase::Kill);
             self.abort().await;
@@ -578,7 +579,7 @@ impl Stages {
         let phase = *self.whole.phase.borrow();
         let running = &mut self.stages[stage];
         let ended = ended.after(running.earlier.take());
-        tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "stage ended");
+        tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "stage ended");
         let failed = !ended.reason.is_graceful();
         // One that is killed with all others has not failed by itself.
         if failed && phase < Phase::Kill {
@@ -586,14 +587,14 @@ impl Stages {
         }
         if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
             running.planned.vacate(true);
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "a stage failed, starting it again");
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, starting it again");
             match running.planned.prepare(&self.whole) {
                 Ok(prepared) => {
                     running.earlier = Some(ended);
                     return self.spawn(stage, prepared);
                 }
                 Err(error) => {
-                    tracing::error!(pipeline = %self.whole.pipeline, %error, "a stage did not start again");
+                    tracing::error!(pipeline = %self.whole.pipeline, error = shown(&error), "a stage did not start again");
                 }
             }
         }
@@ -602,7 +603,7 @@ impl Stages {
         let (kind, restarts) = (running.planned.kind(), running.planned.restarts());
         if failed {
             if phase < Phase::Kill {
-                tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = %ended.reason, "a stage failed for good");
+                tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed for good");
             }
             running.planned.observed().failed_for_good(&ended.reason);
             self.failed.store(true, Relaxed);

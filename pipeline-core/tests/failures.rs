@@ -20,7 +20,7 @@ use pipeline_core::{
     SubscribeOptions, Telemetry, TooManyRestarts, Worker, for_each, for_each_batch, from_iter,
     queue, testkit::settle,
 };
-use pipeline_test_support::Recorded;
+use pipeline_test_support::{Log, Recorded};
 use tokio::{
     sync::mpsc,
     time::{self, Instant},
@@ -393,4 +393,21 @@ async fn draining_ends_in_time_though_a_callback_blocks_its_thread() {
     assert!(!report.in_time);
     assert_eq!(report.left_undone(), 10, "as far as the stages have shown: {report}");
     assert!(report.stages.iter().any(|stage| stage.unfinished == 1), "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_quotes_an_item_writes_no_line_of_its_own_and_is_cut() {
+    let (log, _guard) = Log::keep();
+    let item = format!("ada\n2026-11-28 ERROR bank: all money is gone{}", "!".repeat(1 << 20));
+    let work = async |item: &String| Err(ExitReason::failed(format!("no such user: {item}")));
+    let mut pipeline = Pipeline::builder("users")
+        .producer(from_iter([item]))
+        .consumer_supervisor(ConsumerSupervisor::new(work).tries(1), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    pipeline.ended().await;
+    let lines = log.take();
+    let failed = lines.iter().find(|line| line.contains("a worker failed")).unwrap();
+    assert!(failed.contains("no such user: ada\\n2026-11-28 ERROR"), "{failed}");
+    assert!(lines.iter().all(|line| !line.contains('\n') && line.len() < 1_000), "{lines:?}");
 }

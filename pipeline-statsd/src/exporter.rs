@@ -99,7 +99,7 @@ impl Exporter {
         match (change, error) {
             (Some(Change::Failed), Some(error)) => {
                 let FlushReport { lines, errors, .. } = report;
-                tracing::warn!(%error, errors, lines, "statsd sink is failing");
+                tracing::warn!(error = error.to_string(), errors, lines, "statsd sink is failing");
             }
             (Some(Change::Recovered { failed_flushes }), _) => {
                 tracing::info!(failed_flushes, "statsd sink has recovered");

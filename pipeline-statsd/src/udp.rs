@@ -70,7 +70,7 @@ impl UdpSink {
             Err(error @ UdpError::Bind(_)) => return Err(error),
             Err(error) => {
                 tracing::warn!(
-                    error = &error as &dyn std::error::Error,
+                    error = error.in_full(),
                     "statsd has no receiver yet, looking for it again"
                 );
                 (None, Some(error))

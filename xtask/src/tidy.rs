@@ -106,11 +106,9 @@ fn pure_files_are_pure(files: &Files) -> Vec<String> {
         if !says_so(text) && !says_so(files.text(&folder.to_string_lossy())) {
             continue;
         }
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for (number, line) in code.lines().enumerate() {
+        for (at, line) in lines_of_code(text) {
             let code = line.split("//").next().unwrap_or_default();
             for word in IMPURE.iter().filter(|word| code.contains(**word)) {
-                let at = number + 1;
                 faults.push(format!("{}:{at}: a pure file has {word:?}", path.display()));
             }
         }
@@ -118,22 +116,24 @@ fn pure_files_are_pure(files: &Files) -> Vec<String> {
     faults
 }
 
-/// Where fields of the log may say what a client has chosen.
-const ESCAPED: &str = "pipeline-ws-sink/src/";
+/// Fields that are written with `%`, since the program itself chooses what they say. A string would stand
+/// in quotes, and a search for the id of a trace as other programs write it would not find the line.
+const AS_IT_IS: [&str; 5] = ["trace_id", "stage", "pipeline", "address", "peer"];
 
-/// The one field that is written with `%`: 32 hexadecimal digits, whatever a client has sent. A string
-/// would stand in quotes, and a search for the id as other programs write it would not find the line.
-const TRACE_ID: &str = "%trace.trace_id()";
-
-/// A field given with `%` is written as it is, newlines and all. A string is written in quotes.
+/// A field given with `%` is written as it is, newlines and all. A string is written in quotes. The text
+/// of an error may be anybody's: it may quote an item, and items come from outside.
 fn log_fields_are_escaped(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
-    for (path, text) in files.named(".rs").filter(|(path, _)| path.starts_with(ESCAPED)) {
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for (number, line) in code.lines().enumerate() {
-            let code = line.split("//").next().unwrap_or_default().replace(TRACE_ID, "");
-            if writes_a_field_as_it_is(&code) {
-                let at = number + 1;
+    let is_test = |path: &Path| {
+        path.starts_with("xtask") || path.starts_with("tests") || {
+            path.components()
+                .any(|part| ["tests", "benches"].iter().any(|it| part.as_os_str() == *it))
+        }
+    };
+    for (path, text) in files.named(".rs").filter(|(path, _)| !is_test(path)) {
+        for (at, line) in lines_of_code(text) {
+            let code = line.split("//").next().unwrap_or_default();
+            if writes_a_field_as_it_is(code) {
                 let path = path.display();
                 faults.push(format!("{path}:{at}: a field with `%` is not escaped: use `shown`"));
             }
@@ -142,16 +142,60 @@ fn log_fields_are_escaped(files: &Files) -> Vec<String> {
     faults
 }
 
+/// The lines of a source file with their numbers, without the items that are only there for tests.
+fn lines_of_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    enum At {
+        Code,
+        /// Attributes, of an item for tests.
+        Attributes,
+        /// Such an item, which ends with a brace in the first column.
+        Item,
+    }
+    let mut at = At::Code;
+    let mut is_code = move |line: &str| match at {
+        At::Code if ["#[cfg(test)]", "#[cfg(all(test,"].iter().any(|it| line.starts_with(it)) => {
+            at = At::Attributes;
+            false
+        }
+        At::Code => true,
+        At::Attributes => {
+            if line.starts_with(|first: char| first.is_ascii_alphabetic()) {
+                at = if line.ends_with(['{', '(']) { At::Item } else { At::Code };
+            }
+            false
+        }
+        At::Item => {
+            if line.starts_with('}') {
+                at = At::Code;
+            }
+            false
+        }
+    };
+    (1..).zip(text.lines()).filter(move |(_, line)| is_code(line))
+}
+
 /// Whether there is a `%` before an expression, as only the macros of `tracing` have it; rustfmt puts a
-/// space behind that of a remainder.
+/// space behind that of a remainder. Fields of which the program decides what they say do not count.
 fn writes_a_field_as_it_is(code: &str) -> bool {
-    let sigil = |(at, _): (usize, &str)| {
-        let before = code[..at].chars().next_back().unwrap_or(' ');
+    let sigil = |(at, _): &(usize, &str)| {
+        let before = code[..*at].chars().next_back().unwrap_or(' ');
         let after = code[at + 1..].chars().next().unwrap_or(' ');
         [' ', '(', '='].contains(&before)
             && (after.is_ascii_lowercase() || ['(', '&', '*'].contains(&after))
     };
-    code.contains("field::display") || code.match_indices('%').any(sigil)
+    let is_known = |(at, _): &(usize, &str)| {
+        let (before, after) = (code[..*at].trim_end(), &code[at + 1..]);
+        let word = |c: char| c.is_alphanumeric() || c == '_';
+        // `name = %value`, or `%name`.
+        let name = match before.strip_suffix('=') {
+            Some(before) => before.trim_end().rsplit(|c| !word(c)).next().unwrap_or_default(),
+            None => after.split(|c| !word(c)).next().unwrap_or_default(),
+        };
+        AS_IT_IS.contains(&name)
+    };
+    code.contains("field::display")
+        || code.contains("as &dyn")
+        || code.match_indices('%').filter(sigil).any(|it| !is_known(&it))
 }
 
 fn manifests_share_the_lints(files: &Files) -> Vec<String> {
@@ -253,7 +297,7 @@ fn readme_shows_the_program(files: &Files) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::writes_a_field_as_it_is;
+    use super::{lines_of_code, writes_a_field_as_it_is};
 
     #[test]
     fn a_field_that_is_written_as_it_is_is_told_from_a_remainder() {
@@ -262,11 +306,30 @@ mod tests {
             "tracing::warn!(id, error = %error, \"refused\");",
             "    target: JOIN, \"ref\" = %&*reference, params,",
             "    peer = peer.map(field::display),",
+            "    tracing::error!(stage = %self.stage, %reason, \"a worker failed\");",
+            "    error = &error as &dyn std::error::Error,",
         ] {
             assert!(writes_a_field_as_it_is(code), "{code}");
         }
-        for code in ["let rest = all % many;", "rest %= many;", "(\"a%20b\", \"100%\")"] {
+        for code in [
+            "let rest = all % many;",
+            "rest %= many;",
+            "(\"a%20b\", \"100%\")",
+            "tracing::debug!(%peer, trace_id = %trace.trace_id(), \"arrived\");",
+            "tracing::warn!(stage = %self.report.stage, reason = shown(reason), \"ended\");",
+        ] {
             assert!(!writes_a_field_as_it_is(code), "{code}");
         }
+    }
+
+    #[test]
+    fn items_for_tests_are_passed_over_and_nothing_else_is() {
+        let text = "use a;\n#[cfg(test)]\nmod tests;\nfn b() {}\n#[cfg(test)]\nimpl C {\n    \
+                    fn d() {}\n}\nfn e() {\n}\n#[cfg(all(test, unix))]\n#[expect(f)]\nmod tests {\n\
+                        \x20   fn g() {}\n}\nfn h() {}";
+        let lines: Vec<_> = lines_of_code(text).collect();
+        let expected =
+            [(1, "use a;"), (4, "fn b() {}"), (9, "fn e() {"), (10, "}"), (16, "fn h() {}")];
+        assert_eq!(lines, expected);
     }
 }

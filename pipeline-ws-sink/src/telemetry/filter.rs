@@ -2,9 +2,9 @@
 
 use std::fmt::{self, Write};
 
+use pipeline_core::shown::{Cut, cut};
 use serde_json::{Map, Value};
 
-use super::shown::{Cut, cut};
 use crate::payload::Payload;
 
 /// What stands in place of what may not be read.
@@ -161,9 +161,10 @@ impl Default for ParamFilter {
 
 #[cfg(test)]
 mod tests {
+    use pipeline_core::shown::LONGEST;
     use serde_json::json;
 
-    use super::{super::shown::LONGEST, *};
+    use super::*;
 
     fn shown(filter: &ParamFilter, value: &Value) -> Value {
         let shown = filter.payload(&Payload::new(value).unwrap());

@@ -6,12 +6,10 @@
 
 use std::time::Duration;
 
+use pipeline_core::shown::{shown, with_causes};
 use tracing::{Level, Span, field::Empty};
 
-use super::{
-    ParamFilter,
-    shown::{shown, with_causes},
-};
+use super::ParamFilter;
 use crate::{
     params::Params,
     payload::Payload,

@@ -4,20 +4,19 @@ mod deliveries;
 mod filter;
 pub(crate) mod log;
 mod meter;
-mod shown;
 mod tally;
 mod times;
 mod write_time;
 
 use metrics::Counter;
 use pipeline_core::Telemetry;
+pub(crate) use pipeline_core::shown::{described, shown};
 
 pub use self::filter::ParamFilter;
 use self::write_time::WriteTime;
 pub(crate) use self::{
     deliveries::Deliveries,
     meter::{LimitMeter, MountMeter, RouteMeter},
-    shown::{described, shown},
     tally::{Level, Tally},
     times::{Went, begin_event},
 };

@@ -42,6 +42,7 @@ use crate::{
     deadline::Deadline,
     demand::Slots,
     exit::ExitReason,
+    shown::shown,
     snapshot::StageKind,
     subscription::{Subscription, SubscriptionId},
     telemetry::WorkerMetrics,
@@ -605,7 +606,7 @@ where
             Ok(Start::Ignore) => {}
             Err(reason) => {
                 self.count_failure();
-                tracing::error!(stage = %self.stage, %reason, "a worker did not start");
+                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start");
                 self.give_up(event, reason);
             }
         }
@@ -624,7 +625,7 @@ where
             Ok(())
         });
         if let Err(reason) = told {
-            tracing::error!(stage = %self.stage, %reason, "what is told of events that are given up failed");
+            tracing::error!(stage = %self.stage, reason = shown(&reason), "what is told of events that are given up failed");
         }
     }
 
@@ -738,7 +739,7 @@ where
                 self.count_failure();
                 let failed = restarts.saturating_add(1);
                 let restart = self.may_try_again(failed);
-                tracing::error!(stage = %self.stage, %reason, restart, "a worker failed");
+                tracing::error!(stage = %self.stage, reason = shown(&reason), restart, "a worker failed");
                 return self.after_failure(id, event, failed, reason);
             }
             Err(error) if error.is_panic() => {
@@ -819,7 +820,7 @@ where
             Ok(Start::Ignore) => self.done(id),
             Err(reason) => {
                 self.count_failure();
-                tracing::error!(stage = %self.stage, %reason, "a worker did not start again");
+                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again");
                 return self.after_failure(id, event, failed.saturating_add(1), reason);
             }
         }

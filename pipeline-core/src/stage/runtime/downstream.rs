@@ -13,6 +13,7 @@ use crate::{
     dispatcher::{Delivery, Subscriber},
     exit::ExitReason,
     outlet::Emitted,
+    shown::shown,
     subscription::{Cancellation, SubscribeError, Subscription, SubscriptionId},
     telemetry::Discard,
 };
@@ -73,7 +74,7 @@ impl<B: Behaviour> StageTask<B> {
             self.outlet.subscribe(Subscriber::new(id, stage, &options))
         };
         if let Err(reason) = accepted {
-            tracing::error!(stage = %self.report.stage, %reason, "refused a subscription");
+            tracing::error!(stage = %self.report.stage, reason = shown(&reason), "refused a subscription");
             let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
             return Ok(());
         }
@@ -188,7 +189,7 @@ impl<B: Behaviour> StageTask<B> {
         }
         for warning in self.deliveries.take_warnings() {
             if let Some(times) = self.warnings.log(1) {
-                tracing::warn!(stage = %self.report.stage, %warning, times, "the dispatcher warns");
+                tracing::warn!(stage = %self.report.stage, warning = shown(&warning), times, "the dispatcher warns");
             }
         }
     }

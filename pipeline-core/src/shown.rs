@@ -1,9 +1,10 @@
-//! What clients have chosen, as it may stand in a field of a log line or of a span. Pure.
+//! Text from outside, as it may stand in a field of a log line or of a span. Pure.
 //!
 //! A subscriber writes a field that is a string in quotes, with its quotes, newlines and control
 //! characters escaped. A field given with `%` it writes as it is, so whoever chose the text may write
-//! lines of its own. So all that a client may have chosen is recorded as a string, and cut.
-//! `cargo xtask tidy` refuses `%` in this crate.
+//! lines of its own. So all that somebody outside may have chosen is recorded as a string, and cut: what a
+//! client has sent, and the errors of the program's own callbacks, which may quote it.
+//! `cargo xtask tidy` refuses `%`.
 
 use std::{
     error::Error,
@@ -11,20 +12,23 @@ use std::{
 };
 
 /// How many bytes of one text are logged. A log tells who it was, and does not keep what they said.
-pub(super) const LONGEST: usize = 512;
+pub const LONGEST: usize = 512;
 
-/// A topic, an event, an id or anything else that a client may have chosen, cut to what a log takes.
-pub(crate) fn shown(what: impl Display) -> String {
+/// A topic, a reason or anything else that may have been chosen outside, cut to what a log takes.
+#[must_use]
+pub fn shown(what: impl Display) -> String {
     cut(|out| write!(out, "{what}"))
 }
 
 /// An error and its causes, cut to what a log takes. Its text may quote what a client has sent.
-pub(crate) fn described(error: &(dyn Error + 'static)) -> String {
+#[must_use]
+pub fn described(error: &(dyn Error + 'static)) -> String {
     with_causes(error, error.source())
 }
 
 /// The same for what is displayed like an error, and its cause.
-pub(crate) fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 'static)>) -> String {
+#[must_use]
+pub fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 'static)>) -> String {
     let mut text = shown(what);
     while let Some(error) = cause {
         // Some errors display their cause themselves.
@@ -38,7 +42,7 @@ pub(crate) fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 's
 }
 
 /// What this writes, up to so much.
-pub(super) fn cut(write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
+pub fn cut(write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
     let mut cut = Cut(String::new());
     if write(&mut cut).is_err() {
         cut.0.push('…');
@@ -47,7 +51,8 @@ pub(super) fn cut(write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
 }
 
 /// A text that takes so much and no more.
-pub(super) struct Cut(String);
+#[derive(Debug)]
+pub struct Cut(String);
 
 impl Write for Cut {
     fn write_str(&mut self, text: &str) -> fmt::Result {
