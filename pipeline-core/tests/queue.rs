@@ -123,9 +123,9 @@ async fn items_that_have_waited_for_longer_than_they_may_are_discarded_and_count
     tokio::time::advance(Duration::from_secs(2)).await;
 
     let (telemetry, recorded) = Recorded::new();
-    let (sender, mut arrived) = mpsc::unbounded_channel();
+    let (sender, mut arrived) = mpsc::channel(100);
     let worker = async move |event: &Timed<u64>| {
-        sender.send(**event)?;
+        sender.send(**event).await?;
         Ok(())
     };
     let mut pipeline = Pipeline::builder("test")
