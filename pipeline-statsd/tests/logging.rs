@@ -48,7 +48,7 @@ fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
     assert_eq!(
         log.take(),
         [
-            "WARN error=connection refused errors=1 lines=0 message=statsd sink is failing",
+            "WARN error=\"connection refused\" errors=1 lines=0 message=statsd sink is failing",
             "INFO failed_flushes=5 message=statsd sink has recovered",
         ]
     );
