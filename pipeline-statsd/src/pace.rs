@@ -48,6 +48,16 @@ impl Pace {
         pause
     }
 
+    /// How long the flush may still wait.
+    pub(crate) fn left(&self) -> Duration {
+        self.left
+    }
+
+    /// Notes that the flush has waited for something else.
+    pub(crate) fn spend(&mut self, waited: Duration) {
+        self.left = self.left.saturating_sub(waited);
+    }
+
     /// A flush has ended; the next one may take its time anew.
     pub(crate) fn rest(&mut self) {
         self.left = self.patience;

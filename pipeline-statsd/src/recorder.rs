@@ -57,7 +57,8 @@ impl StatsdRecorder {
     /// between, so that they find room in the receiver's buffer; the pauses take up to half the
     /// [interval](StatsdBuilder::flush_every), and five seconds at most.
     ///
-    /// The name is resolved here, and again every minute, so a receiver that moves is followed. One that
+    /// The name is resolved here, and again every minute, on a thread of its own, so a receiver that moves
+    /// is followed. Of several addresses the one in use is kept, while it is among them. A name that
     /// cannot be resolved yet is logged, and tried again every ten seconds; what is flushed until then is
     /// lost, and counted. Where the name has addresses of both families the IPv4 ones are tried first,
     /// because that is where StatsD receivers listen unless told otherwise.

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,15 +26,20 @@ const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// How long a packet may wait for the system's own buffer.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
+type Resolve = dyn Fn() -> io::Result<Vec<SocketAddr>> + Send + Sync;
+
 /// Sends to a receiver by its name, which it looks up again and again.
 pub(crate) struct UdpSink {
-    resolve: Box<dyn Fn() -> io::Result<Vec<SocketAddr>> + Send + Sync>,
+    resolve: Arc<Resolve>,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
     receiver: Option<Receiver>,
+    /// What a look-up under way will find. It has a thread of its own: a resolver that does not answer
+    /// holds up no flush, and no program that ends.
+    looking: Option<mpsc::Receiver<io::Result<Vec<SocketAddr>>>>,
     looked_at: Instant,
     /// Why there is no receiver.
     because: Option<UdpError>,
@@ -46,6 +52,10 @@ struct Receiver {
     address: SocketAddr,
     /// Connected, so that it is told when nobody listens there.
     socket: UdpSocket,
+    /// Whether it has been told so.
+    refused: bool,
+    /// Whether a packet may not wait for the system's own buffer.
+    hurried: bool,
 }
 
 impl UdpSink {
@@ -61,7 +71,7 @@ impl UdpSink {
         resolve: impl Fn() -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static,
         now: Instant,
     ) -> Result<Self, UdpError> {
-        let found = find(&resolve);
+        let found = resolve().map_err(UdpError::Resolve).and_then(|found| find(found, None));
         let (receiver, because) = match found {
             Ok(receiver) => (Some(receiver), None),
             Err(UdpError::Resolve(error)) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -77,11 +87,12 @@ impl UdpSink {
             }
         };
         let pace = Pace::new(Duration::ZERO);
-        let state = State { receiver, looked_at: now, because, pace, began: now };
-        Ok(Self { resolve: Box::new(resolve), state: Mutex::new(state) })
+        let looking = None;
+        let state = State { receiver, looking, looked_at: now, because, pace, began: now };
+        Ok(Self { resolve: Arc::new(resolve), state: Mutex::new(state) })
     }
 
-    /// How long a flush may wait for its receiver, all pauses together.
+    /// How long a flush may wait, for its receiver, for the system's own buffer and for a look-up.
     pub(crate) fn patience(self, patience: Duration) -> Self {
         self.state.lock().pace = Pace::new(patience);
         self
@@ -89,18 +100,25 @@ impl UdpSink {
 
     fn send(&self, text: &str, now: Instant) -> io::Result<usize> {
         let mut state = self.state.lock();
-        state.look(&*self.resolve, now);
-        let State { receiver, because, .. } = &*state;
-        let Some(Receiver { socket, .. }) = receiver else {
+        state.look(&self.resolve, now);
+        let State { receiver, because, pace, .. } = &mut *state;
+        let Some(receiver) = receiver else {
             let because = because.as_ref().map_or_else(String::new, UdpError::in_full);
             return Err(io::Error::new(io::ErrorKind::HostUnreachable, because));
         };
         // An answer to an earlier packet: this one is in its stead, so that the count is right. It is
         // sent all the same, for the receiver may be back.
-        let earlier = socket.take_error()?;
-        let sent = socket.send(text.as_bytes())?;
-        match socket.take_error()?.or(earlier) {
-            Some(error) => Err(error),
+        let earlier = receiver.socket.take_error()?;
+        receiver.hurry(pace.left().is_zero())?;
+        let began = Instant::now();
+        let sent = receiver.socket.send(text.as_bytes());
+        pace.spend(began.elapsed());
+        let sent = sent?;
+        match receiver.socket.take_error()?.or(earlier) {
+            Some(error) => {
+                receiver.refused = true;
+                Err(error)
+            }
             None => Ok(sent),
         }
     }
@@ -141,17 +159,42 @@ impl fmt::Debug for UdpSink {
 }
 
 impl State {
-    /// Looks the receiver up, if it is time. What was known is kept while its name cannot be resolved.
-    fn look(&mut self, resolve: &dyn Fn() -> io::Result<Vec<SocketAddr>>, now: Instant) {
+    /// Looks the receiver up, if it is time. What was known is kept until something is found.
+    fn look(&mut self, resolve: &Arc<Resolve>, now: Instant) {
         let known_for = if self.receiver.is_some() { LOOK_AGAIN } else { TRY_AGAIN };
-        if now.saturating_duration_since(self.looked_at) < known_for {
-            return;
+        if self.looking.is_none() && now.saturating_duration_since(self.looked_at) >= known_for {
+            self.looked_at = now;
+            let (found, looking) = mpsc::sync_channel(1);
+            let resolve = resolve.clone();
+            let look = move || drop(found.send(resolve()));
+            match thread::Builder::new().name("statsd-resolve".to_owned()).spawn(look) {
+                Ok(_) => self.looking = Some(looking),
+                Err(error) => self.because = Some(UdpError::Resolve(error)),
+            }
+            self.take_found(self.pace.left() / 2);
+        } else {
+            self.take_found(Duration::ZERO);
         }
-        self.looked_at = now;
-        match find(resolve) {
+    }
+
+    /// Takes in what a look-up has found, if it is done within this time.
+    fn take_found(&mut self, within: Duration) {
+        let Some(looking) = &self.looking else { return };
+        let began = Instant::now();
+        let found = looking.recv_timeout(within);
+        self.pace.spend(began.elapsed());
+        let found = match found {
+            Err(mpsc::RecvTimeoutError::Timeout) => return,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("it panicked")),
+            Ok(found) => found,
+        };
+        self.looking = None;
+        // One that nobody listens at is not preferred to the others.
+        let known = self.receiver.as_ref();
+        let kept = known.filter(|receiver| !receiver.refused).map(|receiver| receiver.address);
+        match found.map_err(UdpError::Resolve).and_then(|found| find(found, kept)) {
             Ok(found) => {
-                let known = self.receiver.as_ref().map(|receiver| receiver.address);
-                if known != Some(found.address) {
+                if known.map(|receiver| receiver.address) != Some(found.address) {
                     tracing::info!(address = %found.address, "statsd has found its receiver");
                 }
                 // A new socket each time: the way to the receiver may have changed as well.
@@ -163,18 +206,35 @@ impl State {
     }
 }
 
-/// A socket that is connected to the first address for which there is one. IPv4 comes first.
-fn find(resolve: &dyn Fn() -> io::Result<Vec<SocketAddr>>) -> Result<Receiver, UdpError> {
-    let mut addresses = resolve().map_err(UdpError::Resolve)?;
-    addresses.sort_by_key(SocketAddr::is_ipv6); // stable: the resolver's order within a family
+impl Receiver {
+    /// Says whether packets may wait for the system's own buffer.
+    fn hurry(&mut self, hurried: bool) -> io::Result<()> {
+        if hurried != self.hurried {
+            self.socket.set_nonblocking(hurried)?;
+            self.hurried = hurried;
+        }
+        Ok(())
+    }
+}
+
+/// A socket that is connected to the first address for which there is one. The one that is known comes
+/// first, since a name's addresses come in another order each time; then IPv4.
+fn find(mut addresses: Vec<SocketAddr>, known: Option<SocketAddr>) -> Result<Receiver, UdpError> {
+    // Stable: the resolver's order within a family.
+    addresses.sort_by_key(|address| (Some(*address) != known, address.is_ipv6()));
     let mut failed = UdpError::NoAddress;
     for address in addresses {
         match connect(address) {
-            Ok(socket) => return Ok(Receiver { address, socket }),
-            Err(error) => failed = error,
+            Ok(socket) => return Ok(Receiver { address, socket, refused: false, hurried: false }),
+            Err(error) => failed = of_both(failed, error),
         }
     }
     Err(failed)
+}
+
+/// What two addresses failed at. One that has no way may have one later, whatever the other lacks.
+fn of_both(one: UdpError, other: UdpError) -> UdpError {
+    if matches!(one, UdpError::Connect(_)) { one } else { other }
 }
 
 fn connect(receiver: SocketAddr) -> Result<UdpSocket, UdpError> {
@@ -202,8 +262,11 @@ mod tests {
             [] => Err(io::Error::other("no such name")),
             addresses => Ok(addresses.to_vec()),
         };
-        UdpSink::resolving(resolve, now).unwrap()
+        UdpSink::resolving(resolve, now).unwrap().patience(PATIENCE)
     }
+
+    /// How long a test waits for what has to happen. A look-up gets half of it.
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     fn receiver() -> (UdpSocket, SocketAddr) {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -266,5 +329,60 @@ mod tests {
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let _ = sink.send("found", now);
         assert_eq!(received(&socket), "found");
+    }
+
+    #[test]
+    fn of_several_addresses_the_one_in_use_is_kept_while_it_is_one_of_them_and_answers() {
+        let ((one, first), (other, second)) = (receiver(), receiver());
+        let (name, start) = (Name::new(Mutex::new(vec![first, second])), Instant::now());
+        let sink = sink(&name, start);
+        let later = |minutes| start + LOOK_AGAIN * minutes;
+        for minute in 0..4 {
+            // As a server of names does.
+            name.lock().rotate_left(1);
+            sink.send("kept", later(minute)).unwrap();
+            assert_eq!(received(&one), "kept");
+        }
+        *name.lock() = vec![second];
+        sink.send("moved", later(4)).unwrap();
+        assert_eq!(received(&other), "moved");
+        *name.lock() = vec![first, second];
+        drop(other);
+        let refused = (0..2).any(|_| sink.send("lost", later(4)).is_err());
+        assert!(refused);
+        let _ = sink.send("back", later(5));
+        assert_eq!(received(&one), "back");
+    }
+
+    #[test]
+    fn a_resolver_that_does_not_answer_holds_up_nothing() {
+        let ((socket, address), start) = (receiver(), Instant::now());
+        let (answer, answered) = mpsc::sync_channel::<SocketAddr>(2);
+        let answered = Mutex::new(answered);
+        answer.send(address).unwrap();
+        let resolve = move || Ok(vec![answered.lock().recv().map_err(io::Error::other)?]);
+        // It may wait for nothing.
+        let sink = UdpSink::resolving(resolve, start).unwrap().patience(Duration::ZERO);
+        for text in ["one", "two"] {
+            sink.send(text, start + LOOK_AGAIN).unwrap();
+            assert_eq!(received(&socket), text);
+        }
+        // What it says in the end is taken.
+        let (other, found) = receiver();
+        answer.send(found).unwrap();
+        other.set_nonblocking(true).unwrap();
+        let mut packet = [0; 100];
+        while other.recv(&mut packet).is_err() {
+            let _ = sink.send("found", start + LOOK_AGAIN);
+        }
+    }
+
+    #[test]
+    fn an_address_without_a_way_is_tried_again_though_another_has_no_socket() {
+        let error = || io::Error::other("no");
+        let (no_way, no_socket) = (UdpError::Connect, UdpError::Bind);
+        assert!(matches!(of_both(no_way(error()), no_socket(error())), UdpError::Connect(_)));
+        assert!(matches!(of_both(no_socket(error()), no_way(error())), UdpError::Connect(_)));
+        assert!(matches!(of_both(UdpError::NoAddress, no_socket(error())), UdpError::Bind(_)));
     }
 }
