@@ -12,20 +12,27 @@ use std::{
 
 use futures::StreamExt;
 use pipeline_core::{
-    CallError, Cancel, Emitter, ExitReason, Graph, HandleCast, HandleInfo, Pipeline, Producer,
-    ProducerHandle, QueueOptions, StageContext, SubscribeOptions, for_each, for_each_batch,
-    from_iter, from_stream, queue,
+    CallError, Caller, Cancel, Emitter, ExitReason, Graph, HandleCall, HandleCast, HandleInfo,
+    Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, Stage, StageContext,
+    SubscribeOptions, Subscription, for_each, for_each_batch, from_iter, from_stream, queue,
     testkit::{recording, settle},
 };
-use tokio::{task, time::Instant};
+use tokio::{
+    task,
+    time::{self, Instant},
+};
 
 /// So many messages a stage may be kept from its turn by, at most. It is a hundred times what is
 /// needed.
 const TOO_MANY: usize = 10_000;
 
+/// So many callbacks a stage has at most before it is asked whether it is ready.
+const LOOK: usize = 16;
+
 /// A stage that sends itself a message for each that it gets, so that there is always one.
 struct Chatty {
     handle: Option<ProducerHandle<Self>>,
+    /// How many it has got since it was last asked whether it is ready.
     messages: usize,
     ticks: Arc<AtomicUsize>,
 }
@@ -50,6 +57,7 @@ impl Producer for Chatty {
     async fn ready(&mut self) {}
 
     async fn handle_ready(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.messages = 0;
         if self.ticks.fetch_add(1, SeqCst) == 2 {
             out.finish();
         }
@@ -62,7 +70,7 @@ struct Again;
 impl HandleInfo<Again, u64> for Chatty {
     async fn handle_info(&mut self, _: Again, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         self.messages += 1;
-        if self.messages == TOO_MANY {
+        if self.messages > LOOK {
             return Err(ExitReason::failed("it was never its turn"));
         }
         self.handle.as_ref().expect("init has set it").async_info(Again)?;
@@ -310,4 +318,127 @@ async fn handling(max: usize, min: usize) -> Duration {
 async fn cutting_a_message_into_chunks_takes_no_longer_the_longer_the_message_is() {
     let (long, short) = (handling(20_000, 19_999).await, handling(10, 9).await);
     assert!(long < short * 4, "{long:?} instead of {short:?}");
+}
+
+/// A stage that takes a tenth of a second for each event.
+struct Slow {
+    ticks: Arc<AtomicUsize>,
+    terminated: Arc<AtomicUsize>,
+}
+
+impl ProducerConsumer for Slow {
+    type In = u64;
+    type Out = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        for n in events {
+            time::sleep(Duration::from_millis(100)).await;
+            out.emit(n);
+        }
+        Ok(())
+    }
+
+    async fn ready(&mut self) {}
+
+    async fn handle_ready(&mut self, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.ticks.fetch_add(1, SeqCst);
+        time::sleep(Duration::from_millis(1)).await;
+        Ok(())
+    }
+
+    async fn terminate(&mut self, _: &ExitReason) {
+        self.terminated.fetch_add(1, SeqCst);
+    }
+}
+
+struct Ping;
+
+impl HandleCall<Ping, u64> for Slow {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        Ping: Ping,
+        caller: &mut Caller<()>,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        caller.reply(());
+        Ok(())
+    }
+}
+
+/// Lets stages settle that are never idle.
+async fn turns() {
+    for _ in 0..10 {
+        task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_in_which_many_messages_wait_has_its_mail_its_timers_and_the_phase_in_between() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let (ticks, terminated) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let slow = Slow { ticks: ticks.clone(), terminated: terminated.clone() };
+    let (queue, producer) = queue(QueueOptions::new());
+    let (consumer, recording) = recording();
+    let mut pipeline = Pipeline::builder("row")
+        .producer_with(Stage::new(producer).named("source"))
+        .producer_consumer_with(
+            Stage::new(slow).named("slow"),
+            SubscribeOptions::new().max_demand(1000).min_demand(500),
+        )
+        .consumer(consumer.manual(), SubscribeOptions::new())
+        .start()
+        .unwrap();
+    turns().await;
+    for n in 0..400 {
+        queue.push(n).await.unwrap();
+        // Each is a message of its own.
+        turns().await;
+    }
+    while pipeline.snapshot().stages[1].waiting < 400 {
+        time::sleep(Duration::from_millis(1)).await;
+    }
+    recording.subscription().ask(400);
+    let before = ticks.load(SeqCst);
+    time::sleep(Duration::from_secs(8)).await;
+    assert!(ticks.load(SeqCst) > before, "80 events, and it was not asked whether it is ready");
+
+    let slow = pipeline.stage::<Slow, u64, u64>("slow").unwrap();
+    assert_eq!(time::timeout(SECOND, slow.call(Ping)).await.unwrap(), Ok(()));
+    assert!(pipeline.snapshot().stages[1].waiting > 200, "it answers although there is more");
+
+    let source = pipeline.stage::<pipeline_core::QueueProducer<u64>, _, u64>("source").unwrap();
+    let source: ProducerHandle<_> = source;
+    source.stop(ExitReason::failed("no route")).await;
+    let report = time::timeout(SECOND, pipeline.ended()).await.unwrap();
+    assert!(report.in_time, "{report}");
+    assert_eq!(terminated.load(SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_was_paused_can_be_stopped_before_all_that_waits_is_handled() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let slow = for_each(async |_: u64| time::sleep(Duration::from_millis(100)).await);
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let sink = graph.consumer("sink", slow);
+    graph.subscribe(&sink, &source, SubscribeOptions::new().max_demand(1000).min_demand(500));
+    let _pipeline = graph.start().unwrap();
+    settle().await;
+    sink.pause();
+    settle().await;
+    for n in 0..400 {
+        queue.push(n).await.unwrap();
+        turns().await;
+    }
+    sink.resume();
+    time::sleep(Duration::from_secs(1)).await;
+    let stopped = sink.stop(ExitReason::Shutdown);
+    time::timeout(Duration::from_secs(1), stopped).await.unwrap();
 }

@@ -68,6 +68,15 @@ impl<T> Mailbox<T> {
         !self.taken.is_empty()
     }
 
+    /// Takes out the mail that is there, without waiting for any. Whether [`next`](Self::next) has
+    /// something.
+    pub(super) fn take(&mut self) -> bool {
+        if !self.has_next() {
+            mem::swap(&mut self.shared.lock().mail, &mut self.taken);
+        }
+        self.has_next()
+    }
+
     /// Waits until there is mail, and takes it out.
     pub(super) fn poll_take(&mut self, context: &Context<'_>) -> Poll<()> {
         if self.has_next() {
@@ -122,6 +131,17 @@ mod tests {
         assert!(mailbox.poll_take(&context).is_ready());
         assert_eq!(all(&mut mailbox), [3]);
         assert!(mailbox.poll_take(&context).is_pending());
+    }
+
+    #[test]
+    fn mail_can_be_taken_without_waiting_for_it() {
+        let (letterbox, mut mailbox) = mailbox();
+        assert!(!mailbox.take());
+        assert!(letterbox.send(1).is_ok() && mailbox.take());
+        assert!(letterbox.send(2).is_ok() && mailbox.take(), "there is still some of before");
+        assert_eq!(all(&mut mailbox), [1]);
+        assert!(mailbox.take());
+        assert_eq!(all(&mut mailbox), [2]);
     }
 
     #[test]

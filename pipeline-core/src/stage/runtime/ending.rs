@@ -101,6 +101,7 @@ impl<B: Behaviour> StageTask<B> {
             self.retries.clear();
             // What comes from now on was on its way, and nothing is asked for.
             self.behaviour.asks_no_more();
+            self.outlet.finish();
             self.let_go(&reason, |_| true);
             self.finishing = Some(Finishing { reason, step: Step::Input });
         }

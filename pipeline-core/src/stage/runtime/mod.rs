@@ -97,6 +97,9 @@ pub(crate) struct StageTask<B: Behaviour> {
     handled: usize,
     /// Callbacks since the stage last looked whether it is ready, or a timer is due.
     unlooked: usize,
+    /// Whether the mail that has come has its turn before what waits in the inlet. The two take turns:
+    /// all the mail there is, then one message of the inlet.
+    mail_first: bool,
     /// Whether it was just found that it does not end yet, although it is about to.
     goes_on: bool,
     /// Whether everybody has been told of the end.
@@ -108,7 +111,7 @@ pub(crate) struct StageTask<B: Behaviour> {
 /// How many messages a stage handles before others have a turn.
 const TURN: usize = 128;
 
-/// After how many callbacks a stage looks at `ready` and its timers before it looks at its mail.
+/// After how many callbacks a stage looks at `ready` and its timers before it does anything else.
 const LOOK: usize = 16;
 
 /// Where a stage runs: whom to tell something, and where it arrives.
@@ -119,6 +122,8 @@ type Place<B> = (
 
 /// What a stage has waited for.
 enum Woken {
+    /// It has only looked.
+    Nothing,
     Phase(Phase),
     Mail,
     Ready(Result<(), ExitReason>),
@@ -132,6 +137,8 @@ enum Next<B: Behaviour> {
         events: Vec<B::In>,
     },
     Demand(usize),
+    /// To see whether the phase has changed, the stage is ready or a timer is due, without waiting.
+    Look,
     Wait,
     /// To let others have a turn.
     Yield,
@@ -201,6 +208,7 @@ impl<B: Behaviour> StageTask<B> {
             behind: 0,
             handled: 0,
             unlooked: 0,
+            mail_first: false,
             goes_on: false,
             ended: false,
             last_words: Arc::default(),
@@ -246,11 +254,12 @@ impl<B: Behaviour> StageTask<B> {
         self.gauges.begun();
         loop {
             let next = self.next();
-            self.unlooked += 1;
+            self.unlooked += usize::from(!matches!(next, Next::Look | Next::Wait));
             match next {
                 Next::Events { from, events } => self.handle_events(from, events).await?,
                 Next::Demand(demand) => self.call_demand(demand).await?,
-                Next::Wait => self.wait().await?,
+                Next::Look => self.wait(true).await?,
+                Next::Wait => self.wait(false).await?,
                 Next::Yield => {
                     self.handled = 0;
                     self.unlooked = LOOK;
@@ -279,10 +288,15 @@ impl<B: Behaviour> StageTask<B> {
                 self.handled += 1;
                 return Next::Marker(marker);
             }
-            if !self.paused && !self.inlet.is_empty() {
+            if self.unlooked >= LOOK || self.phase.has_changed() {
+                return Next::Look;
+            }
+            self.mail_first &= self.mailbox.has_next();
+            if !self.paused && !self.inlet.is_empty() && !self.mail_first {
                 let may = B::KIND != StageKind::ProducerConsumer || self.outlet.unmet() > 0;
                 if let Some(input) = self.inlet.next(may) {
                     self.handled += 1;
+                    self.mail_first = self.mailbox.take();
                     match input {
                         Input::Events { from, events } => return Next::Events { from, events },
                         Input::Ended { from, how } => return Next::Ended { from, how },
@@ -306,7 +320,7 @@ impl<B: Behaviour> StageTask<B> {
                 return Next::End;
             }
             self.show_held();
-            if !self.mailbox.has_next() || self.phase.has_changed() || self.unlooked >= LOOK {
+            if !self.mailbox.has_next() {
                 return Next::Wait;
             }
             self.handled += 1;
@@ -345,14 +359,17 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Waits for one thing to happen, and does what follows from it, unless it is mail.
-    async fn wait(&mut self) -> Result<(), ExitReason> {
+    /// Waits for one thing to happen, and does what follows from it, unless it is mail. A stage that only
+    /// `looks` does not wait, and leaves its mail where it is.
+    async fn wait(&mut self, looks: bool) -> Result<(), ExitReason> {
         let waits_for_more = self.waits() || self.limiter.is_some() || !self.retries.is_empty();
-        let woken =
-            if waits_for_more { self.wait_for_all().await } else { self.wait_for_mail().await };
-        self.unlooked = 0;
+        let woken = if waits_for_more {
+            self.wait_for_all(looks).await
+        } else {
+            self.wait_for_mail(looks).await
+        };
         match woken {
-            Woken::Mail => Ok(()),
+            Woken::Nothing | Woken::Mail => Ok(()),
             Woken::Phase(phase) => self.enter(phase).await,
             Woken::Ready(ready) => {
                 ready?;
@@ -364,10 +381,13 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Waits for mail, or for the phase: mostly there is nothing else to wait for.
-    async fn wait_for_mail(&mut self) -> Woken {
+    async fn wait_for_mail(&mut self, looks: bool) -> Woken {
         let mut idle = false;
         let woken = poll_fn(|context| {
-            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, context);
+            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, looks, context);
+            if arrival.is_pending() && looks {
+                return Poll::Ready(Woken::Nothing);
+            }
             // The clock is read only if there is something to time.
             if arrival.is_pending() && !mem::replace(&mut idle, true) {
                 self.gauges.enter(self.activity());
@@ -375,6 +395,7 @@ impl<B: Behaviour> StageTask<B> {
             arrival
         })
         .await;
+        self.unlooked = 0;
         if idle {
             self.handled = 0;
             self.gauges.enter(Activity::Busy);
@@ -389,10 +410,9 @@ impl<B: Behaviour> StageTask<B> {
             && self.behaviour.waits(self.outlet.wanted())
     }
 
-    /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before
-    /// `ready` and the timer, but it cannot starve them: after some callbacks it is their turn.
-    async fn wait_for_all(&mut self) -> Woken {
-        let mail_first = self.unlooked < LOOK;
+    /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before `ready`
+    /// and the timer, but it cannot starve them: after some callbacks the stage looks at those alone.
+    async fn wait_for_all(&mut self, looks: bool) -> Woken {
         let waits = self.waits();
         let timer = self.next_timer();
         let activity = self.activity();
@@ -400,8 +420,8 @@ impl<B: Behaviour> StageTask<B> {
         let mut timer = pin!(timer.map(time::sleep_until));
         let mut idle = false;
         let woken = poll_fn(|context| {
-            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, context);
-            if matches!(arrival, Poll::Ready(Woken::Phase(_))) || mail_first && arrival.is_ready() {
+            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, looks, context);
+            if arrival.is_ready() {
                 return arrival;
             }
             if let Some(ready) = ready.as_mut().as_pin_mut()
@@ -414,8 +434,8 @@ impl<B: Behaviour> StageTask<B> {
             {
                 return Poll::Ready(Woken::Timer);
             }
-            if arrival.is_ready() {
-                return arrival;
+            if looks {
+                return Poll::Ready(Woken::Nothing);
             }
             if !mem::replace(&mut idle, true) {
                 self.gauges.enter(activity);
@@ -423,6 +443,9 @@ impl<B: Behaviour> StageTask<B> {
             Poll::Pending
         })
         .await;
+        if looks || idle {
+            self.unlooked = 0;
+        }
         if idle {
             self.handled = 0;
             self.gauges.enter(Activity::Busy);
@@ -558,7 +581,7 @@ impl<B: Behaviour> StageTask<B> {
     /// The two callbacks that run all the time, this one and that for events, have no part in the
     /// enumeration of all, whose future is as large as the largest of them.
     async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
-        let mut out = Emitter::new(&mut self.staged, self.outlet.owed());
+        let mut out = Emitter::new(&mut self.staged, self.outlet.wanted());
         let behaviour = &mut self.behaviour;
         let begun = self.timer.begin();
         let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
@@ -617,14 +640,18 @@ impl<B: Behaviour> StageTask<B> {
     }
 }
 
-/// Waits for a change of the phase, or for mail.
+/// Waits for a change of the phase, or for mail, unless that is to be left.
 fn poll_arrival<T>(
     phase: &mut PhaseWatch,
     mailbox: &mut mailbox::Mailbox<T>,
+    leaves_mail: bool,
     context: &mut Context<'_>,
 ) -> Poll<Woken> {
     if let Poll::Ready(phase) = phase.poll_change(context) {
         return Poll::Ready(Woken::Phase(phase));
+    }
+    if leaves_mail {
+        return Poll::Pending;
     }
     mailbox.poll_take(context).map(|()| Woken::Mail)
 }
