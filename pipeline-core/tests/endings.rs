@@ -316,6 +316,32 @@ async fn a_queue_is_not_emptied_for_a_consumer_that_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_iterator_keeps_what_a_consumer_that_is_gone_had_asked_for() {
+    let ((first, _first), (second, got)) = (recording::<u64>(), recording::<u64>());
+    let mut graph = Graph::new("graph");
+    let numbers = graph.producer("numbers", from_iter(0u64..));
+    let (first, second) =
+        (graph.consumer("first", first.manual()), graph.consumer("second", second.manual()));
+    let pipeline = graph.start().unwrap();
+    let temporary = || SubscribeOptions::new().cancel(Cancel::Temporary);
+    let subscription = first.subscribe(&numbers, temporary()).await.unwrap();
+    subscription.ask(50_000);
+    // It leaves before all of that has been sent.
+    subscription.cancel(ExitReason::Normal);
+    settle().await;
+    let sent = pipeline.snapshot().stages[0].events_out;
+    second.subscribe(&numbers, temporary()).await.unwrap();
+    settle().await;
+    for _ in 0..2 {
+        got.subscription().ask(10);
+        settle().await;
+    }
+    assert_eq!(got.events(), (sent..sent + 20).collect::<Vec<_>>());
+    let seen = &pipeline.snapshot().stages[0];
+    assert_eq!((seen.buffered, seen.discarded), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pipeline_that_is_fed_by_another_drains_at_once_and_loses_nothing() {
     let (queue, producer) = queue(QueueOptions::new());
     let mut feeding = Graph::new("feeding");

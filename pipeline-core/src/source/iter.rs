@@ -101,7 +101,8 @@ pub(super) const AT_ONCE: usize = 1 << 14;
 
 impl<I: Iterator> FromIter<I> {
     fn emit(&mut self, out: &mut Emitter<'_, I::Item>) {
-        let count = self.asked.min(AT_ONCE);
+        // What a consumer that is gone had asked for stays where it is.
+        let count = self.asked.min(out.owed()).min(AT_ONCE);
         self.asked -= count;
         // All or nothing: half a batch of an iterator that panics helps nobody.
         let batch: Vec<I::Item> = self.items.by_ref().take(count).collect();
