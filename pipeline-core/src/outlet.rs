@@ -114,10 +114,15 @@ pub(crate) struct Outlet<E> {
     buffer: Buffer<E>,
     owed: usize,
     mode: DemandMode,
-    /// What came while accumulating, to be replayed in the same order.
-    recorded: VecDeque<Recorded<E>>,
-    /// Events in there.
-    withheld: usize,
+    /// What came while accumulating, to be replayed in the same order. No longer than the events in it,
+    /// the markers and [`DEMANDS`].
+    recorded: VecDeque<Recorded>,
+    /// How many of these are demands.
+    demands: usize,
+    /// The events that are recorded. With those in the buffer, they are no more than fit there.
+    withheld: VecDeque<E>,
+    /// Whether the producer is told of no more demand.
+    finishes: bool,
     unsubscribed: Unsubscribed,
     subscribers: usize,
     /// How many events may be delivered now, whatever the demand: all, unless the stage is paused or
@@ -126,14 +131,18 @@ pub(crate) struct Outlet<E> {
 }
 
 /// Something that came while the producer accumulated.
-enum Recorded<E> {
+enum Recorded {
     /// Demand that the producer is to be told of.
     Demand(usize),
-    /// What a callback emitted.
-    Events(VecDeque<E>),
+    /// So many of the withheld events, which a callback emitted. There is at least one.
+    Events(usize),
     /// A marker behind events.
     Marker(Marker),
 }
+
+/// How many demands keep their place among the events. The producer is told of the others in one sum,
+/// behind all that was recorded.
+const DEMANDS: usize = 1024;
 
 /// What became of an emission, as far as it is not in the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,7 +168,9 @@ impl<E: 'static> Outlet<E> {
             owed: 0,
             mode,
             recorded: VecDeque::new(),
-            withheld: 0,
+            demands: 0,
+            withheld: VecDeque::new(),
+            finishes: false,
             unsubscribed,
             subscribers: 0,
             allowance: usize::MAX,
@@ -176,13 +187,13 @@ impl<E: 'static> Outlet<E> {
     pub(crate) fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<E>) {
         self.subscribers -= 1;
         self.dispatcher.cancel(id, out);
+        // It may have been the one that others were held up by.
+        self.record();
     }
 
     pub(crate) fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>) {
         self.dispatcher.ask(id, demand, out);
-        if self.mode == DemandMode::Accumulate {
-            self.record();
-        }
+        self.record();
     }
 
     /// Takes what a callback emitted: to the subscribers, the rest to the buffer. Empties `events`.
@@ -211,29 +222,58 @@ impl<E: 'static> Outlet<E> {
             events.clear();
         }
         if !events.is_empty() {
-            emitted.overflow =
-                if forward { self.buffer.store(events) } else { self.withhold(events) };
+            emitted.overflow = if forward { self.store(events) } else { self.withhold(events) };
         }
         emitted
+    }
+
+    /// Stores what was emitted. It answers demand that is recorded, if anything is recorded, so that is
+    /// behind it. Returns how many events were discarded.
+    fn store(&mut self, events: &mut VecDeque<E>) -> usize {
+        if self.withheld.is_empty() {
+            return self.buffer.store(events);
+        }
+        let excess = self.buffer.make_room(self.withheld.len(), events);
+        let own = excess.oldest.min(events.len());
+        events.drain(..own);
+        self.drop_oldest(excess.oldest - own);
+        self.buffer.store(events);
+        excess.discarded
     }
 
     /// Keeps what was emitted while accumulating, in its place among the demands. It takes room in the
     /// buffer. Returns how many events were discarded.
     fn withhold(&mut self, events: &mut VecDeque<E>) -> usize {
-        let excess = self.buffer.make_room(self.withheld, events);
-        let mut left = excess.oldest;
-        for recorded in &mut self.recorded {
-            if let Recorded::Events(older) = recorded {
-                let dropped = left.min(older.len());
-                older.drain(..dropped);
-                self.withheld -= dropped;
-                left -= dropped;
+        let excess = self.buffer.make_room(self.withheld.len(), events);
+        let older = excess.oldest.min(self.withheld.len());
+        self.drop_oldest(older);
+        events.drain(..excess.oldest - older);
+        if !events.is_empty() {
+            self.recorded.push_back(Recorded::Events(events.len()));
+            self.withheld.append(events);
+        }
+        excess.discarded
+    }
+
+    /// Drops so many of the withheld events.
+    fn drop_oldest(&mut self, count: usize) {
+        self.withheld.drain(..count);
+        let (mut left, mut place) = (count, 0);
+        while left > 0
+            && let Some(recorded) = self.recorded.get_mut(place)
+        {
+            match recorded {
+                Recorded::Events(events) if *events <= left => {
+                    left -= *events;
+                    self.recorded.remove(place);
+                }
+                Recorded::Events(events) => {
+                    *events -= left;
+                    return;
+                }
+                Recorded::Demand(_) | Recorded::Marker(_) => place += 1,
             }
         }
-        events.drain(..left.min(events.len()));
-        self.withheld += events.len();
-        self.recorded.push_back(Recorded::Events(std::mem::take(events)));
-        excess.discarded
     }
 
     /// Goes on with the replay of what was recorded, up to the next demand.
@@ -244,10 +284,9 @@ impl<E: 'static> Outlet<E> {
                     self.recorded.push_front(recorded);
                     return;
                 }
-                Recorded::Events(mut events) => {
+                Recorded::Events(events) => {
                     // They have room already.
-                    self.withheld -= events.len();
-                    self.buffer.store(&mut events);
+                    self.buffer.store(&mut self.withheld.drain(..events).collect());
                     self.buffer.split();
                 }
                 Recorded::Marker(marker) => self.buffer.mark(marker),
@@ -257,7 +296,7 @@ impl<E: 'static> Outlet<E> {
 
     /// Puts a marker behind everything that is here.
     pub(crate) fn info(&mut self, marker: Marker) {
-        if self.withheld > 0 {
+        if self.withholds() {
             self.recorded.push_back(Recorded::Marker(marker));
         } else {
             self.buffer.mark(marker);
@@ -297,11 +336,11 @@ impl<E: 'static> Outlet<E> {
     /// there is none: demands that came while accumulating are handed out one at a time.
     pub(crate) fn new_demand(&mut self) -> usize {
         if self.mode == DemandMode::Accumulate {
-            self.record();
             return 0;
         }
         self.replay();
         if let Some(Recorded::Demand(demand)) = self.recorded.pop_front() {
+            self.demands -= 1;
             return demand;
         }
         let new = self.unmet().saturating_sub(self.owed);
@@ -309,12 +348,24 @@ impl<E: 'static> Outlet<E> {
         new
     }
 
-    /// What is asked for now and would not be met by what is here or owed, is recorded.
+    /// Tells the producer of no more demand. Nothing that is recorded waits for it to be told any more.
+    pub(crate) fn finish(&mut self) {
+        self.finishes = true;
+        self.recorded.retain(|recorded| !matches!(recorded, Recorded::Demand(_)));
+        self.demands = 0;
+    }
+
+    /// What is asked for now and would not be met by what is here or owed, is recorded while the producer
+    /// accumulates.
     fn record(&mut self) {
+        if self.mode == DemandMode::Forward || self.finishes || self.demands == DEMANDS {
+            return;
+        }
         let coming = self.buffered().saturating_add(self.owed);
         let new = self.dispatcher.unmet().saturating_sub(coming);
         if new > 0 {
             self.owed += new;
+            self.demands += 1;
             self.recorded.push_back(Recorded::Demand(new));
         }
     }
@@ -356,12 +407,17 @@ impl<E: 'static> Outlet<E> {
 
     /// Whether there is nothing to deliver, neither events nor markers.
     pub(crate) fn is_empty(&self) -> bool {
-        self.buffer.is_empty() && self.withheld == 0 && !self.buffer.has_markers()
+        self.buffer.is_empty() && !self.withholds() && !self.buffer.has_markers()
+    }
+
+    /// Whether anything but demand is recorded.
+    fn withholds(&self) -> bool {
+        self.recorded.len() > self.demands
     }
 
     /// Events in the buffer.
     pub(crate) fn buffered(&self) -> usize {
-        self.buffer.len() + self.withheld
+        self.buffer.len() + self.withheld.len()
     }
 
     /// Whether half of the buffer is free.
@@ -378,7 +434,7 @@ impl<E: 'static> Outlet<E> {
 impl<E> std::fmt::Debug for Outlet<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outlet")
-            .field("buffered", &(self.buffer.len() + self.withheld))
+            .field("buffered", &(self.buffer.len() + self.withheld.len()))
             .field("owed", &self.owed)
             .field("mode", &self.mode)
             .finish_non_exhaustive()
@@ -439,6 +495,8 @@ mod tests {
         /// What was emitted and marked and has not left, in order.
         inside: VecDeque<Result<u32, Marker>>,
         allowance: usize,
+        /// How many events answer each demand that was recorded.
+        answers: u32,
     }
 
     impl Model {
@@ -461,6 +519,7 @@ mod tests {
                 recorded: VecDeque::new(),
                 inside: VecDeque::new(),
                 allowance: usize::MAX,
+                answers: 0,
             }
         }
 
@@ -480,11 +539,13 @@ mod tests {
                 Step::Cancel(who) if !self.subscribers.is_empty() => {
                     let (id, ..) = self.subscribers.remove(who % self.subscribers.len());
                     self.outlet.cancel(id, &mut self.out);
+                    self.record();
                 }
                 Step::Ask(who, demand) if !self.subscribers.is_empty() => {
                     let who = who % self.subscribers.len();
                     self.subscribers[who].1 += demand;
                     self.outlet.ask(self.subscribers[who].0, demand, &mut self.out);
+                    self.record();
                 }
                 Step::Emit(count) => self.emit(count),
                 Step::Mark => {
@@ -521,10 +582,13 @@ mod tests {
                 let demand = self.outlet.new_demand();
                 if self.outlet.mode() == DemandMode::Accumulate {
                     assert_eq!(demand, 0, "it is recorded, and nothing else");
-                    return self.record();
+                    return;
                 }
                 match self.recorded.pop_front() {
-                    Some(recorded) => assert_eq!(demand, recorded, "each on its own, in order"),
+                    Some(recorded) => {
+                        assert_eq!(demand, recorded, "each on its own, in order");
+                        self.emit(self.answers);
+                    }
                     None if demand == 0 => return,
                     None => self.owed += demand,
                 }
@@ -532,6 +596,9 @@ mod tests {
         }
 
         fn record(&mut self) {
+            if self.outlet.mode() == DemandMode::Forward {
+                return;
+            }
             let new = self.wanted().saturating_sub(self.outlet.buffered() + self.owed);
             if new > 0 {
                 self.owed += new;
@@ -553,6 +620,8 @@ mod tests {
                             assert!(events.len() <= self.allowance, "more than was allowed");
                             self.allowance -= events.len();
                         }
+                        // Answers overtake what was emitted before they were asked for.
+                        let events = if self.answers > 0 { vec![] } else { events };
                         for event in events {
                             assert!(*last < Some(event), "the order on one subscription");
                             *last = Some(event);
@@ -566,6 +635,7 @@ mod tests {
                             }
                         }
                     }
+                    Delivery::Info(_) if self.answers > 0 => {}
                     Delivery::Info(marker) => {
                         let first = self.inside.iter().position(|entry| *entry == Err(marker));
                         let before = self.inside.drain(..=first.expect("it fires once"));
@@ -598,6 +668,43 @@ mod tests {
         }
     }
 
+    /// An outlet that accumulates, whose buffer holds so many, and one who is subscribed to it.
+    fn accumulating(limit: usize, keep: BufferKeep) -> (Model, SubscriptionId) {
+        let mut model = Model::new(limit, keep);
+        model.take(Step::Mode(DemandMode::Accumulate));
+        model.take(Step::Subscribe);
+        let id = model.subscribers[0].0;
+        (model, id)
+    }
+
+    #[test]
+    fn what_is_recorded_is_bounded_however_long_the_producer_accumulates() {
+        for keep in [BufferKeep::First, BufferKeep::Last] {
+            let (mut model, _) = accumulating(10, keep);
+            for _ in 0..2 * DEMANDS {
+                model.take(Step::Ask(0, 1));
+                model.take(Step::Emit(1));
+            }
+            let outlet = &model.outlet;
+            assert_eq!((outlet.withheld.len(), outlet.demands), (10, DEMANDS));
+            assert!(outlet.recorded.len() <= DEMANDS + 10);
+        }
+    }
+
+    #[test]
+    fn a_producer_that_finishes_is_told_of_no_demand_and_nothing_waits_for_that() {
+        let (mut model, id) = accumulating(10, BufferKeep::Last);
+        model.outlet.ask(id, 2, &mut model.out);
+        model.outlet.emit(&mut [1, 2, 3].into(), &mut model.out);
+        model.outlet.info(Marker::new(7));
+        model.outlet.finish();
+        model.outlet.ask(id, 1, &mut model.out);
+        assert_eq!(model.out.drain().count(), 0, "it accumulates");
+        model.outlet.set_mode(DemandMode::Forward);
+        assert_eq!(model.outlet.deliver(&mut model.out), 3);
+        assert!(matches!(model.out.drain().last(), Some(Delivery::Info(_))));
+    }
+
     proptest! {
         /// The ledger, against what can be counted from outside, for any sequence of steps.
         #[test]
@@ -609,6 +716,20 @@ mod tests {
             for step in steps {
                 model.take(step);
                 model.check();
+            }
+        }
+
+        /// The same for a producer that answers the demand that was recorded while it accumulated.
+        #[test]
+        fn answers_to_recorded_demand_take_room_like_all_events(
+            limit in 0usize..12, last: bool, answers in 1u32..9, steps in steps()
+        ) {
+            let keep = if last { BufferKeep::Last } else { BufferKeep::First };
+            let mut model = Model { answers, ..Model::new(limit, keep) };
+            for step in steps {
+                model.take(step);
+                model.check();
+                prop_assert!(model.outlet.buffered() <= limit);
             }
         }
 

@@ -1,10 +1,14 @@
 //! Section 5.7: the demand mode; and of section 5.16, what is about it.
 
+use std::time::Duration;
+
 use pipeline_core::{
-    BroadcastDispatcher, BufferKeep, DemandMode, ExitReason, Stage, SubscribeOptions,
-    testkit::settle,
+    BroadcastDispatcher, BufferKeep, Cancel, DemandMode, ExitReason, QueueOptions, Stage,
+    SubscribeOptions, queue,
+    testkit::{Command, settle},
 };
 use pipeline_test_support::Log;
+use tokio::time;
 
 use crate::stages::{Reader, Relay, Source, auto, complaints};
 
@@ -206,4 +210,73 @@ async fn x_023_the_mode_of_a_producer_consumer_reads_forward() {
     assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
     let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).demand(DemandMode::Accumulate));
     assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_that_accumulates_and_ends_delivers_what_it_holds() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    for subscribed_first in [true, false] {
+        for how in ["drain", "finish", "emit and finish"] {
+            let mut source = accumulating();
+            let consumer = Reader::auto();
+            if subscribed_first {
+                consumer.subscribe(source.handle(), auto(10, 5)).await;
+            }
+            source.emit([1, 2]).await;
+            if !subscribed_first {
+                consumer.subscribe(source.handle(), auto(10, 5)).await;
+            }
+            source.emit([3]).await;
+            let report = match how {
+                "drain" => source.pipeline.drain(HOUR).await,
+                "finish" => {
+                    time::timeout(HOUR, source.handle().finish()).await.unwrap();
+                    source.pipeline.ended().await
+                }
+                _ => {
+                    source.script.tell(Command::EmitAndFinish(vec![4])).await.unwrap();
+                    set(&source, DemandMode::Forward).await;
+                    time::timeout(HOUR, source.pipeline.ended()).await.unwrap()
+                }
+            };
+            assert!(report.in_time && report.is_clean(), "{how}: {report}");
+            assert_eq!(consumer.got().concat()[..3], [1, 2, 3], "{how}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recorded_demand_of_a_consumer_that_is_gone_takes_nothing_out_of_a_queue() {
+    let (pushes, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = pipeline_core::Graph::new("graph");
+    let stage = Stage::new(producer).named("queue").buffer_size(1);
+    let stage = graph.producer_with(stage.demand(DemandMode::Accumulate));
+    let pipeline = graph.start().unwrap();
+    let consumer = Reader::raw();
+    consumer.subscribe(&stage, auto(50, 25).cancel(Cancel::Temporary)).await;
+    assert!(consumer.asks(50).await.is_empty());
+    consumer.recording.subscription().cancel(ExitReason::Normal);
+    settle().await;
+    for n in 0..60 {
+        pushes.push(n).await.unwrap();
+    }
+    stage.demand(DemandMode::Forward);
+    settle().await;
+    let seen = &pipeline.snapshot().stages[0];
+    assert_eq!((seen.queued, seen.buffered, seen.discarded), (60, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_to_recorded_demand_that_nobody_takes_is_discarded_and_counted() {
+    let (producer, script) = pipeline_core::testkit::scripted();
+    let stage = Stage::new(producer.from_iter(0..)).buffer_size(10);
+    let source = Source::of(stage.demand(DemandMode::Accumulate), script);
+    let consumer = Reader::raw_of(source.handle()).await;
+    assert_eq!(consumer.asks(5).await, NOTHING);
+    source.emit(100..110).await;
+    consumer.recording.subscription().cancel(ExitReason::Normal);
+    settle().await;
+    set(&source, DemandMode::Forward).await;
+    let seen = source.pipeline.snapshot().stages[0].clone();
+    assert_eq!((seen.buffered, seen.discarded), (10, 5));
 }
