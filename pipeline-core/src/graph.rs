@@ -70,7 +70,8 @@ impl Graph {
     /// ([`ConsumerSupervisor::shutdown`]) comes on top.
     ///
     /// A stage that is in a callback then is ended in it, within another second, and the report says
-    /// so. With [`Duration::MAX`] there is no limit.
+    /// so. A stage that has failed has as long for its own `terminate`, whether the others go on or not.
+    /// With [`Duration::MAX`] there is no limit.
     pub fn stop_within(&mut self, deadline: Duration) {
         self.stop_within = deadline;
     }
@@ -196,7 +197,13 @@ impl Graph {
         }
         self.stages.iter().try_for_each(|stage| stage.check_options())?;
         let phase = watch::Sender::new(Phase::Run);
-        let whole = Whole { pipeline: self.name, telemetry: self.telemetry, phase };
+        let whole = Whole {
+            pipeline: self.name,
+            telemetry: self.telemetry,
+            phase,
+            failing: Arc::default(),
+            stop_within: self.stop_within,
+        };
         let mut prepared = Vec::with_capacity(self.stages.len());
         let outcome = self.stages.iter_mut().try_for_each(|stage| {
             prepared.push(stage.prepare(&whole)?);
@@ -208,7 +215,7 @@ impl Graph {
             self.stages.iter().for_each(|stage| stage.vacate(false));
             return Err(error);
         }
-        let mut stages = Stages::new(whole, together, self.stop_within);
+        let mut stages = Stages::new(whole, together);
         for (planned, prepared) in self.stages.into_iter().zip(prepared) {
             stages.add(planned, prepared);
         }

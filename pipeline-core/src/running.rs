@@ -49,7 +49,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// do not run then, so a sink that closes something in `terminate` does not close it. To end the
 /// pipeline in good order, use [`drain`](Self::drain).
 ///
-/// If a stage fails for good, the others are stopped too: [`ended`](Self::ended) completes and says
+/// If a stage fails for good, the others are stopped too, while its `terminate` runs: [`ended`](Self::ended) completes and says
 /// why. The stages of a [`Graph`](crate::Graph) are stopped only when a stage that is
 /// [`restarting`](crate::Stage::restarting) has failed too often; any failure for good is told at once
 /// by the [`snapshot`](Self::snapshot).
@@ -401,13 +401,11 @@ pub(crate) struct Stages {
     together: bool,
     stages: Vec<Running>,
     tasks: JoinSet<StageReport>,
-    /// Which stage a task runs, and where its report is found if it is aborted.
-    by_task: HashMap<Id, (usize, Arc<OnceLock<StageReport>>)>,
+    /// Which stage a task runs, and what it says of it.
+    by_task: HashMap<Id, Told>,
     samples: Vec<(Observed, StageSamples)>,
     /// Whether a stage has failed for good.
     failed: Arc<AtomicBool>,
-    /// How long the stages have for their callbacks when they are told to stop.
-    stop_within: Duration,
     /// How long the workers of the most patient supervisor have on top of that.
     workers_stop_within: Duration,
     /// By when the phase that the pipeline is in has to be over.
@@ -417,17 +415,28 @@ pub(crate) struct Stages {
     span: Span,
 }
 
+/// What the task of a stage tells beside its result.
+struct Told {
+    stage: usize,
+    /// Why the stage fails, if its `terminate` takes its time.
+    failing: Arc<OnceLock<ExitReason>>,
+    /// The report, if the task was aborted.
+    last_words: Arc<OnceLock<StageReport>>,
+}
+
 /// A stage, and what has become of it.
 struct Running {
     planned: Box<dyn Planned>,
     /// What the incarnations before this one have left behind.
     earlier: Option<StageReport>,
+    /// Whether it is known that it has failed for good.
+    failed: bool,
     /// Whether it has ended for good.
     ended: bool,
 }
 
 impl Stages {
-    pub(crate) fn new(whole: Whole, together: bool, stop_within: Duration) -> Self {
+    pub(crate) fn new(whole: Whole, together: bool) -> Self {
         let span = info_span!("pipeline", pipeline = %whole.pipeline);
         let report = PipelineReport::new(whole.pipeline.clone());
         Self {
@@ -438,7 +447,6 @@ impl Stages {
             by_task: HashMap::new(),
             samples: Vec::new(),
             failed: Arc::default(),
-            stop_within,
             workers_stop_within: Duration::ZERO,
             deadline: Deadline::NEVER,
             report,
@@ -448,7 +456,7 @@ impl Stages {
 
     /// Adds a stage, and lets it run.
     pub(crate) fn add(&mut self, planned: Box<dyn Planned>, prepared: Prepared) {
-        self.stages.push(Running { planned, earlier: None, ended: false });
+        self.stages.push(Running { planned, earlier: None, failed: false, ended: false });
         self.spawn(self.stages.len() - 1, prepared);
     }
 
@@ -469,14 +477,14 @@ impl Stages {
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {
-        let Prepared { task, handle, last_words, workers_stop_within } = prepared;
+        let Prepared { task, handle, failing, last_words, workers_stop_within } = prepared;
         self.workers_stop_within = self.workers_stop_within.max(workers_stop_within);
         let planned = &self.stages[stage].planned;
         let (name, kind) = (planned.name(), planned.kind().name());
         let pipeline = &self.whole.pipeline;
         let span = info_span!(parent: &self.span, "stage", %pipeline, stage = %name, kind);
         let task = self.tasks.spawn(task.instrument(span));
-        self.by_task.insert(task.id(), (stage, last_words));
+        self.by_task.insert(task.id(), Told { stage, failing, last_words });
         // A new incarnation has a new handle.
         let _ = handle.set(task);
     }
@@ -502,10 +510,12 @@ impl Stages {
     async fn see_to_the_end(&mut self, commands: &mut mpsc::Receiver<Command>) {
         let mut look = time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let failing = self.whole.failing.clone();
         while !self.tasks.is_empty() {
             let deadline = self.deadline;
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
+                () = failing.notified() => self.look_for_failures(),
                 Some(Command::Drain { within }) = commands.recv() => {
                     self.deadline = self.deadline.min(Deadline::from_now(within));
                     self.enter(Phase::Drain);
@@ -534,7 +544,7 @@ impl Stages {
                 () = deadline.passed() => break,
             }
         }
-        for (_, (stage, last_words)) in mem::take(&mut self.by_task) {
+        for (_, Told { stage, last_words, .. }) in mem::take(&mut self.by_task) {
             let known = || self.stages[stage].planned.observed().left();
             let left = last_words.get().cloned().unwrap_or_else(known);
             self.stage_ended(stage, left);
@@ -561,12 +571,47 @@ impl Stages {
         });
     }
 
+    /// Finds stages that have failed, and have their `terminate` still to run. The others need not wait
+    /// for the `terminate` of one that is not started again.
+    fn look_for_failures(&mut self) {
+        let failing = |told: &Told| Some((told.stage, told.failing.get()?.clone()));
+        let failing: Vec<_> = self.by_task.values().filter_map(failing).collect();
+        for (stage, reason) in failing {
+            let planned = &mut self.stages[stage].planned;
+            if *self.whole.phase.borrow() < Phase::Stop && !planned.would_restart(Instant::now()) {
+                self.failed_for_good(stage, &reason);
+            }
+        }
+    }
+
+    /// Tells of a failure after which the stage is not started again. The stages of a row end together,
+    /// and those of a graph when one of them was to be started again and no longer is.
+    fn failed_for_good(&mut self, stage: usize, reason: &ExitReason) {
+        let running = &mut self.stages[stage];
+        if mem::replace(&mut running.failed, true) {
+            return;
+        }
+        let observed = running.planned.observed();
+        // One that is killed with all others has not failed by itself.
+        if *self.whole.phase.borrow() < Phase::Kill {
+            observed.failed();
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed for good");
+        }
+        observed.failed_for_good(reason);
+        self.failed.store(true, Relaxed);
+        let restarts = running.planned.restarts();
+        self.look_once_more();
+        if self.together || restarts {
+            self.enter(Phase::Stop);
+        }
+    }
+
     fn task_ended(&mut self, ended: Result<(Id, StageReport), JoinError>) {
         let id = match &ended {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
-        let Some((stage, last_words)) = self.by_task.remove(&id) else { return };
+        let Some(Told { stage, last_words, .. }) = self.by_task.remove(&id) else { return };
         let ended = match ended {
             Ok((_, ended)) => ended,
             Err(error) => self.report_of(stage, &last_words, error),
@@ -581,15 +626,13 @@ impl Stages {
         let ended = ended.after(running.earlier.take());
         tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "stage ended");
         let failed = !ended.reason.is_graceful();
-        // One that is killed with all others has not failed by itself.
-        if failed && phase < Phase::Kill {
-            running.planned.observed().failed();
-        }
+        self.report.in_time &= ended.in_time;
         if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
             running.planned.vacate(true);
             tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, starting it again");
             match running.planned.prepare(&self.whole) {
                 Ok(prepared) => {
+                    running.planned.observed().failed();
                     running.earlier = Some(ended);
                     return self.spawn(stage, prepared);
                 }
@@ -600,18 +643,12 @@ impl Stages {
         }
         running.planned.vacate(false);
         running.ended = true;
-        let (kind, restarts) = (running.planned.kind(), running.planned.restarts());
+        let expected = running.planned.kind().emits() && matches!(ended.reason, ExitReason::Normal);
         if failed {
-            if phase < Phase::Kill {
-                tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed for good");
-            }
-            running.planned.observed().failed_for_good(&ended.reason);
-            self.failed.store(true, Relaxed);
-            self.look_once_more();
+            self.failed_for_good(stage, &ended.reason);
         }
-        let expected = kind.emits() && matches!(ended.reason, ExitReason::Normal);
         self.report.stages.push(ended);
-        if (self.together && !expected) || (failed && restarts) {
+        if self.together && !expected {
             self.enter(Phase::Stop);
         } else if self.together && self.sources_have_ended() {
             // Whatever still waits for a source, waits for nothing.
@@ -635,7 +672,7 @@ impl Stages {
             later
         });
         if is_later && next == Phase::Stop {
-            let within = self.stop_within.saturating_add(self.workers_stop_within);
+            let within = self.whole.stop_within.saturating_add(self.workers_stop_within);
             self.deadline = self.deadline.min(Deadline::from_now(within));
         }
     }

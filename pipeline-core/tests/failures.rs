@@ -17,8 +17,8 @@ use parking_lot::Mutex;
 use pipeline_core::{
     ChildContext, Consumer, ConsumerSupervisor, ExitReason, Graph, NotClean, Pipeline,
     PipelineReport, ProducerHandle, QueueOptions, QueueProducer, Restart, Stage, Start,
-    SubscribeOptions, Telemetry, TooManyRestarts, Worker, for_each, for_each_batch, from_iter,
-    queue, testkit::settle,
+    SubscribeOptions, Subscription, Telemetry, TooManyRestarts, Worker, for_each, for_each_batch,
+    from_iter, queue, testkit::settle,
 };
 use pipeline_test_support::{Log, Recorded};
 use tokio::{
@@ -410,4 +410,86 @@ async fn an_error_that_quotes_an_item_writes_no_line_of_its_own_and_is_cut() {
     let failed = lines.iter().find(|line| line.contains("a worker failed")).unwrap();
     assert!(failed.contains("no such user: ada\\n2026-11-28 ERROR"), "{failed}");
     assert!(lines.iter().all(|line| !line.contains('\n') && line.len() < 1_000), "{lines:?}");
+}
+
+/// A consumer that fails at its first event, and whose `terminate` never comes to its end.
+struct Hangs;
+
+impl Consumer for Hangs {
+    type Event = u64;
+
+    async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
+        Err(ExitReason::failed("no route"))
+    }
+
+    async fn terminate(&mut self, _: &ExitReason) {
+        pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_is_told_before_terminate_has_run_and_terminate_has_a_deadline() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut pipeline =
+        Pipeline::builder("row").producer(producer).consumer(Hangs, demand(2, 1)).start().unwrap();
+    queue.push(1).await.unwrap();
+    settle().await;
+    let seen = pipeline.snapshot();
+    assert!(seen.failed && seen.stages[1].failure.is_some(), "{seen:?}");
+    assert_eq!(seen.stages[1].failures, 1);
+    assert!(queue.is_closed(), "the others do not wait for it");
+
+    let begun = Instant::now();
+    let report = pipeline.ended().await;
+    assert!(begun.elapsed() <= Duration::from_secs(6), "{report}");
+    assert!(!report.in_time, "{report}");
+    assert_eq!(report.failure().unwrap().reason.to_string(), "failed: no route");
+    assert_eq!(pipeline.snapshot().stages[1].failures, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_of_a_graph_whose_terminate_hangs_ends_and_the_others_go_on() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    graph.stop_within(Duration::from_secs(2));
+    let source = graph.producer("source", producer);
+    let hangs = graph.consumer("hangs", Hangs);
+    let restarts = graph.consumer_with(Stage::restarting(|| Hangs).named("restarts"));
+    for consumer in [&hangs, &restarts] {
+        graph.subscribe(consumer, &source, demand(1, 0));
+    }
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    queue.push(1).await.unwrap();
+    queue.push(2).await.unwrap();
+    settle().await;
+    assert!(pipeline.snapshot().failed);
+    time::sleep(Duration::from_secs(3)).await;
+    assert!(!hangs.is_running());
+    let seen = pipeline.snapshot();
+    assert_eq!((seen.stages[2].restarts, seen.stages[2].failures), (1, 1));
+    assert!(source.is_running() && restarts.is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_that_gives_up_and_waits_for_its_children_without_a_limit_is_seen_as_failed() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let work = async |n: &u64| {
+        if *n == 0 {
+            pending::<()>().await;
+        }
+        Err(ExitReason::failed("poison"))
+    };
+    let supervisor = ConsumerSupervisor::new(work)
+        .max_restarts(1, Duration::from_secs(9))
+        .shutdown(Duration::MAX);
+    let pipeline = Pipeline::builder("row")
+        .producer(producer)
+        .consumer_supervisor(supervisor, demand(2, 1))
+        .start()
+        .unwrap();
+    queue.push(0).await.unwrap();
+    queue.push(1).await.unwrap();
+    settle().await;
+    assert!(pipeline.snapshot().failed);
 }

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, task::AbortHandle, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::Instant,
+};
 
 use super::{
     Phase, Stage, StageContext, StageHandle, StageReport,
@@ -33,6 +37,10 @@ pub(crate) struct Whole {
     pub(crate) pipeline: Arc<str>,
     pub(crate) telemetry: Telemetry,
     pub(crate) phase: watch::Sender<Phase>,
+    /// Tells the pipeline to look which stage is failing.
+    pub(crate) failing: Arc<Notify>,
+    /// How long stages have for their callbacks when they are to stop.
+    pub(crate) stop_within: Duration,
 }
 
 /// A stage of a pipeline, whatever its type.
@@ -51,7 +59,10 @@ pub(crate) trait Planned: Send {
     /// Whether what it subscribes to is there, now that all stages are.
     fn check_producers(&self) -> Result<(), StartError>;
 
-    /// Whether it may be started again.
+    /// Whether it would be started again if it failed now.
+    fn would_restart(&mut self, now: Instant) -> bool;
+
+    /// Whether it may be started again. It counts as started again if so.
     fn may_restart(&mut self, now: Instant) -> bool;
 
     /// Whether it is one that is started again when it fails.
@@ -113,6 +124,8 @@ pub(crate) struct Prepared {
     pub(crate) task: Pin<Box<dyn Future<Output = StageReport> + Send>>,
     /// Where the handle of the spawned task belongs.
     pub(crate) handle: Arc<OnceLock<AbortHandle>>,
+    /// Why the stage fails, if its `terminate` takes its time.
+    pub(crate) failing: Arc<OnceLock<ExitReason>>,
     /// Where the report is found of a task that did not give one.
     pub(crate) last_words: Arc<OnceLock<StageReport>>,
     /// How long its workers have when they are told to stop.
@@ -179,8 +192,15 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
         };
         let subscriptions = self.slot.subscriptions.lock().iter().map(subscribing).collect();
         let (handle, last_words) = (task.task(), task.last_words());
-        let task = Box::pin(task.run(subscriptions));
-        Ok(Prepared { handle, last_words, task, workers_stop_within })
+        let failing = Arc::<OnceLock<_>>::default();
+        let (reason, pipeline) = (failing.clone(), whole.failing.clone());
+        let fails = move |why: &ExitReason| {
+            let _ = reason.set(why.clone());
+            pipeline.notify_one();
+        };
+        let stop_within = whole.stop_within.saturating_add(workers_stop_within);
+        let task = Box::pin(task.run(subscriptions, fails, stop_within));
+        Ok(Prepared { handle, last_words, task, failing, workers_stop_within })
     }
 
     fn check_options(&self) -> Result<(), StartError> {
@@ -201,6 +221,10 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             }
         }
         Ok(())
+    }
+
+    fn would_restart(&mut self, now: Instant) -> bool {
+        self.budget.allows(now)
     }
 
     fn may_restart(&mut self, now: Instant) -> bool {

@@ -152,7 +152,8 @@ pub trait Producer: Sized + Send + 'static {
         0
     }
 
-    /// Called last, however the stage ended, unless it was killed.
+    /// Called last, however the stage ended, unless it was killed. After a failure it has as long as the
+    /// stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is dropped then.
     fn terminate(&mut self, reason: &ExitReason) -> impl Future<Output = ()> + Send {
         let _ = reason;
         async {}

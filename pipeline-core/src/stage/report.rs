@@ -52,6 +52,8 @@ pub struct StageReport {
     pub restarts: usize,
     /// Why it was started again the last time.
     pub last_failure: Option<ExitReason>,
+    /// Whether its `terminate` came to its end.
+    pub(crate) in_time: bool,
 }
 
 impl StageReport {
@@ -65,6 +67,7 @@ impl StageReport {
             given_up: 0,
             restarts: 0,
             last_failure: None,
+            in_time: true,
         }
     }
 
@@ -78,6 +81,7 @@ impl StageReport {
             given_up: self.given_up + earlier.given_up,
             restarts: earlier.restarts + 1,
             last_failure: Some(earlier.reason),
+            in_time: self.in_time && earlier.in_time,
             ..self
         }
     }

@@ -43,12 +43,17 @@ impl RestartBudget {
         self.restarts
     }
 
-    /// Whether one more restart is within the limit. Counts it if so.
-    pub(crate) fn spend(&mut self, now: Instant) -> bool {
+    /// Whether one more restart is within the limit.
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         while self.spent.front().is_some_and(|&then| now.duration_since(then) > self.within) {
             self.spent.pop_front();
         }
-        let allowed = self.spent.len() < self.restarts;
+        self.spent.len() < self.restarts
+    }
+
+    /// Whether one more restart is within the limit. Counts it if so.
+    pub(crate) fn spend(&mut self, now: Instant) -> bool {
+        let allowed = self.allows(now);
         if allowed {
             self.spent.push_back(now);
         }
@@ -67,7 +72,8 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(budget.spend(at(0)));
         assert!(budget.spend(at(3)));
-        assert!(!budget.spend(at(5)), "a third within five seconds");
+        assert!(!budget.allows(at(5)) && !budget.spend(at(5)), "a third within five seconds");
+        assert!(budget.allows(at(6)), "to ask spends nothing");
         assert!(budget.spend(at(6)), "the first is over");
         assert!(!budget.spend(at(7)));
     }

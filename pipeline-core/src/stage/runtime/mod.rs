@@ -13,6 +13,7 @@ use std::{
     pin::pin,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::{
@@ -39,6 +40,7 @@ use super::{
     slot::{Address, Control, Mail, Mailbox, Slot, Subscribing, Subscriptions},
 };
 use crate::{
+    deadline::Deadline,
     discarding::{Discarding, Seldom},
     dispatcher::{Deliveries, Marker},
     exit::ExitReason,
@@ -225,17 +227,40 @@ impl<B: Behaviour> StageTask<B> {
         self.address.task()
     }
 
-    /// Subscribes, and runs until there is a reason to end.
-    pub(crate) async fn run(mut self, subscriptions: Vec<Subscribing<B::In>>) -> StageReport {
+    /// Subscribes, and runs until there is a reason to end. If that is a failure and the stage's
+    /// `terminate` waits, it has so long, and the failure is told before.
+    pub(crate) async fn run(
+        mut self,
+        subscriptions: Vec<Subscribing<B::In>>,
+        fails: impl FnOnce(&ExitReason) + Send,
+        stop_within: Duration,
+    ) -> StageReport {
         self.address.runs_here();
         self.gauges.enter(Activity::Busy);
         // A dispatcher may panic too.
         let Err(reason) = contained(self.live(subscriptions)).await;
-        let terminating = async {
-            self.behaviour.terminate(&reason, self.phase.receiver()).await;
-            Ok(())
+        let in_time = {
+            let terminating = async {
+                self.behaviour.terminate(&reason, self.phase.receiver()).await;
+                Ok(())
+            };
+            let mut terminating = pin!(contained(terminating));
+            let waits =
+                poll_fn(|context| Poll::Ready(terminating.as_mut().poll(context).is_pending()));
+            if !waits.await {
+                true
+            } else if reason.is_graceful() {
+                let _ = terminating.await;
+                true
+            } else {
+                fails(&reason);
+                Deadline::from_now(stop_within).limit(terminating).await.is_ok()
+            }
         };
-        let _ = contained(terminating).await;
+        if !in_time {
+            tracing::warn!(stage = %self.report.stage, "terminate took too long after a failure, ending the stage");
+        }
+        self.report.in_time = in_time;
         let reporting = || {
             self.behaviour.report(&mut self.report);
             Ok(())
