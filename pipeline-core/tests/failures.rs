@@ -423,7 +423,7 @@ impl Consumer for Hangs {
     }
 
     async fn terminate(&mut self, _: &ExitReason) {
-        pending().await
+        pending::<()>().await;
     }
 }
 
