@@ -6,6 +6,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use slab::Slab;
 use tokio::time;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     drainer::MountDrainer,
@@ -21,6 +22,8 @@ const LOOK: usize = 1024;
 #[derive(Default)]
 pub(crate) struct Sockets {
     table: Mutex<Table>,
+    /// Cancelled once none may come.
+    closing: CancellationToken,
 }
 
 #[derive(Default)]
@@ -89,12 +92,22 @@ impl Sockets {
         self.table.lock().closed.is_some()
     }
 
+    /// Waits until no more are let in.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn closed(&self) {
+        self.closing.cancelled().await;
+    }
+
     /// Lets no more in. Those that are there end when the draining runs. The first draining has them
     /// all; another that begins meanwhile only waits.
     pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();
         let count = table.open.len();
         let first = table.closed.replace(SocketEnd::Draining).is_none();
+        self.closing.cancel();
         let mounts = if first { table.by_mount() } else { Vec::new() };
         Draining { mounts, count }
     }
@@ -104,6 +117,7 @@ impl Sockets {
     pub(crate) fn end_all(&self, end: SocketEnd) {
         let mut table = self.table.lock();
         table.closed.get_or_insert(end);
+        self.closing.cancel();
         table.open.iter().for_each(|(_, open)| open.outbox.end(end));
     }
 

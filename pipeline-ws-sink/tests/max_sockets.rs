@@ -1,6 +1,9 @@
 //! How many sockets an endpoint may have.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
+
+use std::time::Duration;
 
 use pipeline_test_support::eventually;
 use pipeline_ws_sink::{Endpoint, LongPoll, Mount};
@@ -9,6 +12,10 @@ use support::{
     memory::MemoryServer,
     poller::{Poller, request},
     server::Server,
+};
+use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
+    time::{Instant, sleep},
 };
 
 fn small() -> Mount<NamedSocket> {
@@ -49,4 +56,37 @@ async fn clients_that_poll_count_as_well() {
     let refused = request(server.stream().await, "GET", path, &[], "").await;
     assert_eq!((refused.status, refused.body.as_str()), (503, "too many connections"));
     assert_eq!(refused.header("retry-after"), Some("5"));
+}
+
+/// Asks for an upgrade, and does not read the answer.
+async fn upgrades_unread(server: &MemoryServer) -> DuplexStream {
+    let mut stream = server.stream_of(32).await;
+    let request = "GET /socket/websocket?vsn=2.0.0&name=ada HTTP/1.1\r\nhost: x\r\n\
+                   connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                   sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    eventually(|| server.endpoint.snapshot().sockets[0].connected == 1).await;
+    stream
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_that_it_is_upgraded_gives_its_place_back() {
+    let builder = Endpoint::builder().mount("/socket", small()).max_sockets(1);
+    let server = MemoryServer::start(builder);
+    let _stream = upgrades_unread(&server).await;
+    let path = "/socket/longpoll?vsn=2.0.0&name=bob";
+    let refused = request(server.stream().await, "GET", path, &[], "").await;
+    assert_eq!(refused.status, 503);
+    sleep(Duration::from_secs(31)).await;
+    Poller::connect(&server, "vsn=2.0.0&name=bob").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_that_it_is_upgraded_does_not_put_off_the_end() {
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", small()));
+    let _stream = upgrades_unread(&server).await;
+    let begun = Instant::now();
+    let report = server.endpoint.drain(Duration::from_secs(20)).await;
+    assert_eq!(report.cut_off, 0);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }

@@ -3,6 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,10 +16,10 @@ use http::{
     },
 };
 use http_body_util::Full;
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use pipeline_core::ExitReason;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::time::{self, Instant};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::{Instrument, Span, field};
 
@@ -42,6 +43,12 @@ use crate::{
 
 /// How a client has come, as the log names it.
 pub(crate) const WEBSOCKET: &str = "websocket";
+
+/// How long a client may take to read that its connection is upgraded.
+const UPGRADED_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long it may take once the endpoint drains.
+const LAST_UPGRADES: Duration = Duration::from_secs(1);
 
 /// What an endpoint answers to a request.
 pub(crate) type Answer = Response<Full<Bytes>>;
@@ -221,9 +228,14 @@ impl<S: Socket> Mounted<S> {
         version: Version,
         compresses: bool,
     ) {
-        let io = match upgrading.await {
-            Ok(upgraded) => Io::of(upgraded),
-            Err(error) => {
+        let io = match Box::pin(in_time(&hub, upgrading)).await {
+            None => {
+                let socket = self.socket.name();
+                tracing::info!(socket, "a client did not read that its connection is upgraded");
+                return;
+            }
+            Some(Ok(upgraded)) => Io::of(upgraded),
+            Some(Err(error)) => {
                 let error = described(&error);
                 tracing::debug!(error, "a client was gone before its connection was upgraded");
                 return;
@@ -365,6 +377,25 @@ impl Handshake {
             Err(payload) => ExitReason::from_panic(&*payload).to_string(),
         };
         Err(Refused { origin: origin.to_string(), expected })
+    }
+}
+
+/// What becomes of an upgrade, or `None` when the client takes too long for it. It has to read the answer
+/// first, and the server may have other answers before that which the client does not read.
+async fn in_time(hub: &Hub, upgrading: OnUpgrade) -> Option<Result<Upgraded, hyper::Error>> {
+    let late = async {
+        tokio::select! {
+            () = time::sleep(UPGRADED_WITHIN) => {}
+            () = async {
+                hub.sockets.closed().await;
+                time::sleep(LAST_UPGRADES).await;
+            } => {}
+        }
+    };
+    tokio::select! {
+        biased;
+        upgraded = upgrading => Some(upgraded),
+        () = late => None,
     }
 }
 

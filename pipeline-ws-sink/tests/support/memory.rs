@@ -42,7 +42,12 @@ impl MemoryServer {
 
     /// A stream that the server reads requests from.
     pub async fn stream(&self) -> DuplexStream {
-        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        self.stream_of(1 << 16).await
+    }
+
+    /// The same, which holds so many bytes each way.
+    pub async fn stream_of(&self, holds: usize) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(holds);
         self.streams.send(theirs).await.unwrap();
         ours
     }
