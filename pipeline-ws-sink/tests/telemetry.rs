@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use pipeline_core::ExitReason;
-use pipeline_test_support::{Log, reply};
+use pipeline_test_support::{Log, eventually, reply};
 use pipeline_ws_sink::{
     Channel, ChannelContext, Drainer, Endpoint, JoinContext, JoinError, Mount, ParamFilter,
     Payload, Reply, Stop, Topic,
@@ -16,6 +16,7 @@ use support::{
     memory::MemoryServer,
     server::Server,
 };
+use tokio::time::sleep;
 use tracing::subscriber::DefaultGuard;
 
 const T: &str = "room:lobby";
@@ -36,10 +37,15 @@ impl Channel for Plain {
         &mut self,
         event: &str,
         payload: Payload,
-        _: &ChannelContext<Self>,
+        cx: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
         assert_ne!(event, "crash", "told to");
         match event {
+            // Until the client has gone.
+            "push" => loop {
+                cx.push("pushed", &payload)?;
+                sleep(Duration::from_secs(1)).await;
+            },
             "stop" => Err(Stop::normal().reply(Reply::ok())),
             "fail" => Err(Stop::because(ExitReason::failed("told to"))),
             _ => Ok(Reply::ok().with(payload)),
@@ -262,6 +268,25 @@ async fn how_an_event_went_is_in_its_time() {
             let end = if event == "stop" { "phx_close" } else { "phx_error" };
             while ada.receive().await[3] != end {}
             assert!(joins < 1000, "it is not timed");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_ends_with_its_socket_has_not_failed() {
+    let server = plain();
+    let times = || server.recorded.sample_counts("channel.handle_in_time");
+    for n in 0.. {
+        assert!(n < 1000, "it is not timed");
+        let mut ada = server.connect(1 << 16).await;
+        ada.join("1", P).await;
+        ada.send(json!([null, null, P, "push", {}])).await;
+        ada.expect([json!(["1", null, P, "pushed", {}])]).await;
+        drop(ada);
+        eventually(|| server.endpoint.open_sockets() == 0).await;
+        if let [(labels, _)] = &times()[..] {
+            assert_eq!(labels, "channel=Plain,status=success");
+            break;
         }
     }
 }

@@ -443,7 +443,7 @@ async fn watched<C: Channel>(
     let handling = contained(channel.handle_in(event, payload, context)).instrument(span.clone());
     let (outcome, took) = (handling.await, timed.elapsed());
     let went = match &outcome {
-        Ok(Err(stop)) if !stop.reason.is_graceful() => Went::Badly,
+        Ok(Err(stop)) if !stop.reason.is_graceful() && !is_socket_end(&stop.reason) => Went::Badly,
         Ok(_) => Went::Well,
         Err(_) => Went::Crashed,
     };
