@@ -51,7 +51,11 @@ const OVERHEAD: usize = 256;
 /// a heartbeat.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long channels have to end when their socket is gone.
+/// How long channels handle what their client has said before it was gone: it may have said something and
+/// gone at once.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
+
+/// How long channels have to end after that: for what they are handling, and for their `terminate`.
 const CHANNELS_END: Duration = Duration::from_secs(5);
 
 /// What a client's channels share.
@@ -398,18 +402,38 @@ impl<S: Socket> Session<S> {
         self.connection.outbox.send(&frame, None);
     }
 
-    /// Ends all channels, because the socket is gone. Those that do not end in time are aborted.
+    /// Ends all channels, because the socket is gone. What waits for them is handled for a moment, and
+    /// dropped then, so that it does not take the time of their `terminate`. Those that do not end in time
+    /// are aborted.
     pub(crate) async fn end(mut self, reason: &ExitReason) {
         for entry in self.channels.values() {
             entry.mailbox.close(reason.clone());
         }
-        let _ = time::timeout(CHANNELS_END, async {
-            let joined = self.channels.values_mut().map(|entry| &mut entry.task);
-            for task in joined.chain(&mut self.ending) {
+        if time::timeout(LAST_EVENTS, self.ended()).await.is_err() {
+            let dropped: usize = self.channels.values().map(|entry| entry.mailbox.hurry()).sum();
+            if dropped > 0 {
+                tracing::info!(
+                    dropped,
+                    "dropped what waited for the channels of a socket that is gone"
+                );
+            }
+            let _ = time::timeout(CHANNELS_END, self.ended()).await;
+        }
+    }
+
+    /// Waits until all channels have ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    async fn ended(&mut self) {
+        let joined = self.channels.values_mut().map(|entry| &mut entry.task);
+        for task in joined.chain(&mut self.ending) {
+            // One that is finished must not be polled again.
+            if !task.is_finished() {
                 let _ = task.await;
             }
-        })
-        .await;
+        }
     }
 }
 

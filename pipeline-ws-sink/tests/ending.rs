@@ -7,7 +7,7 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -27,7 +27,10 @@ use support::{
     raw::{FIN, RawClient, TEXT},
     server::Server,
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 use tokio_tungstenite::tungstenite::Message;
 
 const T: &str = "lasting:1";
@@ -82,6 +85,65 @@ impl Channel for Lasting {
         self.seen.terminates.store(true, Ordering::SeqCst);
         let _ = self.gate.acquire().await;
     }
+}
+
+/// Takes 10 ms for each event.
+struct Plodding(Arc<Plodded>);
+
+/// What a plodding channel has done.
+#[derive(Default)]
+struct Plodded {
+    events: AtomicUsize,
+    terminates: AtomicUsize,
+}
+
+impl Channel for Plodding {
+    type Socket = NamedSocket;
+    type Config = Arc<Plodded>;
+
+    async fn join(
+        _: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        Ok(Self(cx.config().clone()))
+    }
+
+    async fn handle_in(
+        &mut self,
+        event: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> Result<Reply, Stop> {
+        if event == "stuck" {
+            std::future::pending::<()>().await;
+        }
+        sleep(Duration::from_millis(10)).await;
+        self.0.events.fetch_add(1, Ordering::SeqCst);
+        Ok(Reply::none())
+    }
+
+    async fn terminate(&mut self, _: &ExitReason, _: &ChannelContext<Self>) {
+        sleep(Duration::from_secs(4)).await;
+        self.0.terminates.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A client says so many events and goes at once. Returns what its channel has done, and how long it took.
+async fn plods(event: &str, count: usize) -> (Arc<Plodded>, Duration) {
+    let plodded = Arc::<Plodded>::default();
+    let mount = Mount::new(NamedSocket).channel_with::<Plodding>("plodding:*", plodded.clone());
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
+    let mut client = server.connect(1 << 20).await;
+    client.join("1", "plodding:1").await;
+    for _ in 0..count {
+        client.send(json!(["1", null, "plodding:1", event, {}])).await;
+    }
+    let gone = Instant::now();
+    client.stream.close(None).await.unwrap();
+    assert_eq!(client.closed().await, 1000);
+    eventually(|| server.endpoint.open_sockets() == 0).await;
+    (plodded, gone.elapsed())
 }
 
 fn lasting(open: bool) -> (Mount<NamedSocket>, Arc<Seen>, Arc<Semaphore>) {
@@ -228,4 +290,27 @@ async fn a_mount_without_a_time_limit_has_none() {
     let server = start(mount.timeout(Duration::MAX)).await;
     let mut client = server.connect("name=ada").await;
     client.join("1", T).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_client_says_right_before_it_goes_is_handled() {
+    let (plodded, _) = plods("say", 50).await;
+    assert_eq!(plodded.events.load(Ordering::SeqCst), 50);
+    assert_eq!(plodded.terminates.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_terminates_however_much_its_client_had_said() {
+    let (plodded, took) = plods("say", 5000).await;
+    let events = plodded.events.load(Ordering::SeqCst);
+    assert!((50..=200).contains(&events), "{events} were handled for nobody");
+    assert_eq!(plodded.terminates.load(Ordering::SeqCst), 1);
+    assert!(took < Duration::from_secs(7), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_is_stuck_is_aborted() {
+    let (plodded, took) = plods("stuck", 5).await;
+    assert_eq!(plodded.terminates.load(Ordering::SeqCst), 0);
+    assert!(took < Duration::from_secs(7), "{took:?}");
 }

@@ -154,6 +154,21 @@ impl Mailbox {
         }
     }
 
+    /// Drops what waits before the last message, if that has been sent, so that it is the next. Returns how
+    /// many messages it has dropped.
+    pub(crate) fn hurry(&self) -> usize {
+        let mut state = self.state.lock();
+        let Some(at) = state.letters.iter().position(|letter| matches!(letter, Letter::Close(_)))
+        else {
+            return 0;
+        };
+        let last = state.letters.split_off(at);
+        let dropped = std::mem::replace(&mut state.letters, last);
+        state.counted = state.letters.iter().filter(|letter| letter.counts()).count();
+        drop(state);
+        dropped.len()
+    }
+
     /// Sends a broadcast on the channel's own topic.
     pub(crate) fn intercepted(&self, broadcast: Intercepted) {
         self.broadcast(Letter::Intercepted(broadcast));

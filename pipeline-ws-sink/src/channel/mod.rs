@@ -163,7 +163,10 @@ pub trait Channel: Send + Sized + 'static {
     }
 
     /// Called last, unless the channel is replaced by a new join of the same topic. It has five
-    /// seconds.
+    /// seconds. When the socket is gone, the callback that still runs takes its part of them.
+    ///
+    /// What a client had said when it went is handled before, for up to a second. What then still waits
+    /// is dropped.
     ///
     /// The reason is `shutdown: left` when the client left, `shutdown: closed` when the socket is
     /// gone (`draining` and `disconnected` if the server closed it), the one given to [`Stop`], or
