@@ -508,12 +508,14 @@ impl EndpointBuilder {
 
     /// How many bytes all sockets together may have received and not handled. Default 256 MiB.
     ///
-    /// It counts what waits for channels ([`Mount::max_inbox`] bounds that for each socket) and messages
-    /// whose end is still to come. The first 16 KiB of each socket do not count, and are always received:
+    /// It counts what waits for channels ([`Mount::max_inbox`] bounds that for each socket), messages
+    /// whose end is still to come or of which more is to be decompressed, and the bodies of requests of
+    /// clients that [poll](Mount::longpoll). The first 16 KiB of each socket do not count, and are always received:
     /// so clients that fill the limit do not stop the others. Beyond these, when the limit is reached, a
     /// socket is not read from for up to five seconds. Then its events and joins are answered with an error,
     /// as they are when its own inbox is full; a message that has come in part only closes its socket with
-    /// 1013.
+    /// 1013, and the body of a request is answered with status 408 after its
+    /// [window](crate::LongPoll::window).
     ///
     /// The gauge `socket.inbox_bytes` shows what counts.
     ///

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering::SeqCst},
+    atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst},
 };
 
 use tokio::sync::Notify;
@@ -14,7 +14,8 @@ const SHARE: usize = 16 << 10;
 /// What all sockets of an endpoint hold, beyond the [share](SHARE) of each.
 #[derive(Debug)]
 pub(crate) struct Inboxes {
-    bytes: AtomicUsize,
+    /// Less than 0 for a moment, when a thread gives back what another is about to add.
+    bytes: AtomicIsize,
     limit: usize,
     /// Told when there is room again.
     room: Notify,
@@ -40,12 +41,12 @@ pub(crate) struct Held {
 
 impl Inboxes {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { bytes: AtomicUsize::new(0), limit, room: Notify::new() }
+        Self { bytes: AtomicIsize::new(0), limit, room: Notify::new() }
     }
 
     /// How much the sockets hold, beyond the share of each.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(SeqCst)
+        usize::try_from(self.bytes.load(SeqCst)).unwrap_or(0)
     }
 
     fn is_full(&self) -> bool {
@@ -54,14 +55,15 @@ impl Inboxes {
 
     fn add(&self, bytes: usize) {
         if bytes > 0 {
-            self.bytes.fetch_add(bytes, SeqCst);
+            self.bytes.fetch_add(signed(bytes), SeqCst);
         }
     }
 
     fn give_back(&self, bytes: usize) {
         if bytes > 0 {
-            let before = self.bytes.fetch_sub(bytes, SeqCst);
-            if before >= self.limit && before - bytes < self.limit {
+            let before = self.bytes.fetch_sub(signed(bytes), SeqCst);
+            let limit = signed(self.limit);
+            if before >= limit && before.saturating_sub_unsigned(bytes) < limit {
                 self.room.notify_waiters();
             }
         }
@@ -81,29 +83,21 @@ impl Inbox {
         held
     }
 
-    /// Whether nothing more should be received: the socket holds as much as it may, or all sockets of the
-    /// endpoint do and this one has had its share.
-    pub(crate) fn is_full(&self) -> bool {
-        let bytes = self.bytes.load(SeqCst);
-        bytes >= self.limit || self.is_crowded_out(bytes)
+    /// Whether there is room for a message of so many bytes, which are counted already: what the socket holds
+    /// besides is less than it may be, and all sockets of the endpoint hold less than they may besides, or
+    /// this one has no more than its share with it.
+    fn has_room_for(&self, bytes: usize) -> bool {
+        let all = self.bytes.load(SeqCst);
+        let besides = all.saturating_sub(bytes);
+        if besides >= self.limit {
+            return false;
+        }
+        let shared = beyond_share(all) - beyond_share(besides);
+        all <= SHARE || self.all.bytes().saturating_sub(shared) < self.all.limit
     }
 
     fn is_crowded_out(&self, bytes: usize) -> bool {
         bytes > SHARE && self.all.is_full()
-    }
-
-    /// Whether it holds twice as much as it may.
-    pub(crate) fn overflows(&self) -> bool {
-        self.bytes.load(SeqCst) >= self.limit.saturating_mul(2)
-    }
-
-    /// Waits until there is room.
-    ///
-    /// # Cancel safety
-    ///
-    /// Cancel safe.
-    pub(crate) async fn room(&self) {
-        self.until(|| !self.is_full()).await;
     }
 
     /// Whether all sockets of the endpoint hold less than they may, or this one no more than its share.
@@ -145,14 +139,34 @@ impl Inbox {
         let before = self.bytes.fetch_sub(bytes, SeqCst);
         let after = before - bytes;
         self.all.give_back(beyond_share(before) - beyond_share(after));
-        let has_room_now = before >= self.limit && after < self.limit;
-        if has_room_now || (before > SHARE && after <= SHARE) {
+        // Whoever waits for room has one of these beside the message that it has in hand.
+        if before > SHARE || before >= self.limit {
             self.room.notify_waiters();
         }
     }
 }
 
 impl Held {
+    /// Whether there is room for these bytes, beside what the socket and all sockets hold else.
+    pub(crate) fn has_room(&self) -> bool {
+        self.inbox.has_room_for(self.bytes)
+    }
+
+    /// Waits until there is room for these bytes.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn room(&self) {
+        self.inbox.until(|| self.has_room()).await;
+    }
+
+    /// Whether the socket holds twice as much as it may besides these bytes.
+    pub(crate) fn overflow(&self) -> bool {
+        let besides = self.inbox.bytes.load(SeqCst).saturating_sub(self.bytes);
+        besides >= self.inbox.limit.saturating_mul(2)
+    }
+
     /// Has another number of bytes count in place of these.
     pub(crate) fn resize(&mut self, bytes: usize) {
         let inbox = &self.inbox;
@@ -173,6 +187,11 @@ impl Drop for Held {
     }
 }
 
+/// No memory is larger.
+fn signed(bytes: usize) -> isize {
+    isize::try_from(bytes).unwrap_or(isize::MAX)
+}
+
 fn beyond_share(bytes: usize) -> usize {
     bytes.saturating_sub(SHARE)
 }
@@ -188,16 +207,16 @@ mod tests {
     fn an_empty_inbox_takes_a_message_of_any_size_and_a_full_one_none() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let inbox = Arc::new(Inbox::new(100, all));
-        assert!(!inbox.is_full());
         let large = inbox.hold(1000);
-        assert!(inbox.is_full() && inbox.overflows());
-        drop(large);
-        let small = inbox.hold(99);
-        assert!(!inbox.is_full());
+        assert!(large.has_room() && !large.overflow());
+        let next = inbox.hold(1);
+        assert!(!next.has_room() && next.overflow());
+        drop((large, next));
+        let _small = inbox.hold(99);
         let one = inbox.hold(1);
-        assert!(inbox.is_full() && !inbox.overflows());
-        drop((small, one));
-        assert!(!inbox.is_full());
+        assert!(one.has_room());
+        let next = inbox.hold(1);
+        assert!(!next.has_room() && !next.overflow());
     }
 
     #[test]
@@ -206,34 +225,75 @@ mod tests {
         let [greedy, calm] = [(); 2].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
         let held = greedy.hold((1 << 20) + SHARE);
         assert_eq!(all.bytes(), 1 << 20);
-        assert!(greedy.is_full());
+        assert!(!greedy.hold(1).has_room());
         let share = calm.hold(SHARE);
-        assert!(!calm.is_full());
+        assert!(share.has_room() && calm.has_shared_room());
         let more = calm.hold(1);
-        assert!(calm.is_full());
+        assert!(!more.has_room() && !calm.has_shared_room());
         drop(held);
-        assert!(!calm.is_full());
+        assert!(more.has_room() && calm.has_shared_room());
         drop((share, more));
         assert_eq!(all.bytes(), 0);
+    }
+
+    #[test]
+    fn a_message_that_does_not_fit_into_the_share_has_no_room_when_the_endpoint_is_full() {
+        let all = Arc::new(Inboxes::new(1 << 20));
+        let [greedy, other] = [(); 2].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
+        let held = greedy.hold((1 << 20) + SHARE);
+        let large = other.hold(1 << 20);
+        assert!(!large.has_room(), "although the socket held nothing before");
+        drop(held);
+        assert!(large.has_room(), "nothing else is held");
+    }
+
+    #[test]
+    fn bytes_that_are_given_back_before_they_are_added_are_no_reason_to_wait() {
+        let all = Arc::new(Inboxes::new(1 << 20));
+        let inbox = Arc::new(Inbox::new(4 << 20, all.clone()));
+        let held = inbox.hold(2 * SHARE);
+        // Another thread gives back a part of what this one is about to add.
+        all.give_back(2 * SHARE);
+        assert_eq!(all.bytes(), 0);
+        assert!(inbox.has_shared_room() && held.has_room());
+        all.add(2 * SHARE);
+        assert_eq!(all.bytes(), SHARE);
+    }
+
+    #[tokio::test]
+    async fn a_message_that_waits_is_told_of_room_whatever_its_size() {
+        let all = Arc::new(Inboxes::new(1 << 30));
+        let inbox = Arc::new(Inbox::new(1 << 20, all));
+        let (busy, waiting) = (inbox.hold(1 << 20), inbox.hold(1));
+        let large = inbox.hold(3 << 20);
+        let mut room = std::pin::pin!(large.room());
+        assert!(poll!(&mut room).is_pending());
+        drop(busy);
+        // What is held is more than the limit all the time.
+        room.await;
+        drop(waiting);
     }
 
     #[tokio::test]
     async fn a_socket_that_waits_is_told_of_room_of_its_own_and_of_the_endpoints() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let [one, other] = [(); 2].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
-        let own = one.hold(4 << 20);
-        let mut room = std::pin::pin!(one.room());
+        let (own, message) = (one.hold(4 << 20), one.hold(1));
+        let mut room = std::pin::pin!(message.room());
         assert!(poll!(&mut room).is_pending());
         drop(own);
         room.await;
 
-        let (own, others) = (one.hold(SHARE + 1), other.hold(2 << 20));
-        let mut room = std::pin::pin!(one.room());
+        let (own, others) = (one.hold(SHARE), other.hold(2 << 20));
+        let mut room = std::pin::pin!(message.room());
         assert!(poll!(&mut room).is_pending());
+        let mut shared = std::pin::pin!(one.shared_room());
+        assert!(poll!(&mut shared).is_pending());
         drop(others);
         room.await;
+        shared.await;
         let _others = other.hold(2 << 20);
-        let mut room = std::pin::pin!(one.room());
+        let mut room = std::pin::pin!(message.room());
         assert!(poll!(&mut room).is_pending());
         drop(own);
         assert!(room.now_or_never().is_some(), "it has its share");

@@ -18,8 +18,9 @@ use std::time::Duration;
 /// again, so what has to arrive is for `join` to tell. Where the server sees it, the messages wait for
 /// the next poll.
 ///
-/// The same limits hold as for a WebSocket: how large a message may be, how much may wait, and what
-/// happens when more does. Binary messages cannot be sent to a client that polls; they are left out.
+/// The same limits hold as for a WebSocket: how large a message may be, how many are taken in a second, how
+/// much may wait, and what happens when more does. A client may send eight requests at once that say
+/// something, more than the official one ever does; the next is answered with 429. Binary messages cannot be sent to a client that polls; they are left out.
 ///
 /// ```
 /// # use pipeline_ws_sink::*;
@@ -55,8 +56,8 @@ impl LongPoll {
         self
     }
 
-    /// How long a poll waits for messages, and how long a client waits for what it sends to be taken.
-    /// Default ten seconds. It has to be less than 20, after which the official client gives up.
+    /// How long a poll waits for messages, how long the body of a request may take to come, and how long a
+    /// client waits for all that it sends in one to be taken. Default ten seconds. It has to be less than 20, after which the official client gives up.
     ///
     /// A session that is not polled for one and a half windows ends. With [`Duration::MAX`] a poll waits
     /// until there is something, and no session ends for want of polls.

@@ -317,6 +317,9 @@ impl<S: Socket> Mount<S> {
     /// been decompressed. Default 1 MiB; a client that sends more is closed with 1009. For a client that
     /// [polls](Self::longpoll) it is how much it may send in one request; one with more is answered with
     /// 400.
+    ///
+    /// Memory for a message is taken as its bytes come, and not as its header announces them. So with
+    /// [`usize::MAX`] it is what clients really send that is bounded by nothing but memory.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.options.limits.message = bytes;
         self
@@ -422,12 +425,17 @@ impl<S: Socket> Mount<S> {
     }
 
     /// How many frames of one client are read in a second, in the long run. Default 2,000. A client that
-    /// sends more is not read from for a moment, so it is slowed down and loses nothing.
+    /// sends more is not read from until it is within its rate, so it is slowed down and loses nothing.
     ///
     /// All frames count, heartbeats, leaves, pings and fragments too, and each counts for one more for every
-    /// 8 KiB that it has after it has been decompressed. A client may be ahead by what it may send in ten
-    /// seconds. Clients that behave well never meet this limit; it bounds the work that one client can
-    /// cause. How often one was not read from is counted in `socket.reads_paused`, with the reason `rate`.
+    /// 8 KiB that it has after it has been decompressed. A compressed one counts for one more, and for another
+    /// for every eight blocks that it is made of and every 64 KiB that it becomes. A client may be ahead by
+    /// what it may send in ten seconds.
+    ///
+    /// For a client that [polls](Self::longpoll), each message counts as a frame does. One that is slowed down
+    /// for longer than a [window](LongPoll::window) is told that the rest was not taken.
+    ///
+    /// Clients that behave well never meet this limit; it bounds the work that one client can cause. How often one was not read from is counted in `socket.reads_paused`, with the reason `rate`.
     /// With `u32::MAX` there is hardly a limit.
     ///
     /// ```

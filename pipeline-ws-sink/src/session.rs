@@ -55,7 +55,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// gone at once.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
-/// How long channels have to end after that: for what they are handling, and for their `terminate`.
+/// How long channels have to end when their socket is gone, all in all.
 const CHANNELS_END: Duration = Duration::from_secs(5);
 
 /// What a client's channels share.
@@ -163,7 +163,12 @@ impl<S: Socket> Session<S> {
         }
     }
 
-    /// Handles what the client sent.
+    /// Has what the client sent count in its inbox, from before it is handled.
+    pub(crate) fn hold(&self, received: &Received) -> Held {
+        self.inbox().hold(received.len().saturating_add(OVERHEAD))
+    }
+
+    /// Handles what the client sent, which [counts](Self::hold) in the inbox.
     ///
     /// It waits for room in the inbox where the client has sent more than can be handled, for so long at
     /// most, and for nothing else.
@@ -171,7 +176,11 @@ impl<S: Socket> Session<S> {
     /// # Errors
     ///
     /// Why the socket is to end: this was no message of the protocol, or the client says too much.
-    pub(crate) async fn receive(&mut self, received: Received) -> Result<(), SocketEnd> {
+    pub(crate) async fn receive(
+        &mut self,
+        received: Received,
+        held: Held,
+    ) -> Result<(), SocketEnd> {
         self.catch_up().await;
         let message = ClientMessage::decode(self.connection.version, &received)?;
         if let Some((field, bytes)) = message.too_long() {
@@ -189,29 +198,27 @@ impl<S: Socket> Session<S> {
         }
         match event.as_deref() {
             // A leave makes room, so it does not wait for any. But there may not be any number of them.
-            Some(LEAVE) if self.inbox().overflows() => return Err(SocketEnd::Limited),
+            Some(LEAVE) if held.overflow() => return Err(SocketEnd::Limited),
             Some(LEAVE) => {}
-            _ if !self.has_room().await => return self.refuse_for_room(&message),
+            _ if !self.has_room_for(&held).await => return self.refuse_for_room(&message),
             _ => {}
         }
-        let held = self.inbox().hold(received.len().saturating_add(OVERHEAD));
         self.route(&message, &received, held);
         Ok(())
     }
 
-    /// Whether the inbox takes another message. It waits for room, unless it has done so in vain and there
+    /// Whether the inbox takes this message. It waits for room, unless it has done so in vain and there
     /// has been none since.
-    async fn has_room(&mut self) -> bool {
-        if !self.inbox().is_full() {
+    async fn has_room_for(&mut self, held: &Held) -> bool {
+        if held.has_room() {
             self.full_until = None;
             return true;
         }
         // In a box, so that a socket that never waits is no larger for it.
-        Box::pin(self.wait_for_room()).await
+        Box::pin(self.wait_for_room(held)).await
     }
 
-    async fn wait_for_room(&mut self) -> bool {
-        let inbox = self.inbox().clone();
+    async fn wait_for_room(&mut self, held: &Held) -> bool {
         let until = match self.full_until {
             Some(until) => until,
             None => {
@@ -222,7 +229,7 @@ impl<S: Socket> Session<S> {
         loop {
             tokio::select! {
                 biased;
-                () = inbox.room() => {
+                () = held.room() => {
                     self.full_until = None;
                     return true;
                 }
@@ -409,6 +416,7 @@ impl<S: Socket> Session<S> {
         for entry in self.channels.values() {
             entry.mailbox.close(reason.clone());
         }
+        let until = Deadline::from_now(CHANNELS_END);
         if time::timeout(LAST_EVENTS, self.ended()).await.is_err() {
             let dropped: usize = self.channels.values().map(|entry| entry.mailbox.hurry()).sum();
             if dropped > 0 {
@@ -417,7 +425,7 @@ impl<S: Socket> Session<S> {
                     "dropped what waited for the channels of a socket that is gone"
                 );
             }
-            let _ = time::timeout(CHANNELS_END, self.ended()).await;
+            let _ = until.limit(self.ended()).await;
         }
     }
 

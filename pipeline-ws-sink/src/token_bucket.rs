@@ -48,11 +48,9 @@ impl Bucket {
     }
 
     /// So many events come, whether they had to [wait](Self::wait) or not. What comes after them waits until
-    /// they have been worked off, for so long at most.
-    pub(crate) fn take_many(&mut self, events: u64, rate: Rate, now: Duration, at_most: Duration) {
-        let latest = nanos(now).saturating_add(rate.ahead).saturating_add(nanos(at_most));
-        let full_at = self.full_at.max(nanos(now)).saturating_add(rate.gap.saturating_mul(events));
-        self.full_at = full_at.min(latest);
+    /// they have been worked off.
+    pub(crate) fn take_many(&mut self, events: u64, rate: Rate, now: Duration) {
+        self.full_at = self.full_at.max(nanos(now)).saturating_add(rate.gap.saturating_mul(events));
     }
 
     /// How long it is until it is as if nothing had ever come.
@@ -95,16 +93,18 @@ mod tests {
     }
 
     #[test]
-    fn many_that_have_come_are_worked_off_and_not_for_longer_than_was_said() {
+    fn many_that_have_come_are_worked_off_however_many_they_are() {
         let rate = Rate::new(10, Duration::from_secs(1), 3);
         let (ms, mut bucket) = (Duration::from_millis, Bucket::default());
-        bucket.take_many(2, rate, ms(0), ms(1000));
+        bucket.take_many(2, rate, ms(0));
         assert_eq!(bucket.wait(rate, ms(0)), None);
-        bucket.take_many(3, rate, ms(0), ms(1000));
+        bucket.take_many(3, rate, ms(0));
         assert_eq!(bucket.wait(rate, ms(0)), Some(ms(300)));
-        bucket.take_many(u64::MAX, rate, ms(0), ms(1000));
-        assert_eq!(bucket.wait(rate, ms(0)), Some(ms(1000)));
-        assert_eq!(bucket.wait(rate, ms(1000)), None);
+        bucket.take_many(1000, rate, ms(0));
+        assert_eq!(bucket.wait(rate, ms(0)), Some(ms(100_300)));
+        assert_eq!(bucket.wait(rate, ms(100_000)), Some(ms(300)));
+        bucket.take_many(u64::MAX, rate, ms(0));
+        assert!(bucket.wait(rate, ms(0)).is_some(), "it does not wrap");
     }
 
     #[test]

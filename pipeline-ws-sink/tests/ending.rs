@@ -124,7 +124,7 @@ impl Channel for Plodding {
     }
 
     async fn terminate(&mut self, _: &ExitReason, _: &ChannelContext<Self>) {
-        sleep(Duration::from_secs(4)).await;
+        sleep(Duration::from_secs(3)).await;
         self.0.terminates.fetch_add(1, Ordering::SeqCst);
     }
 }
@@ -305,12 +305,12 @@ async fn a_channel_terminates_however_much_its_client_had_said() {
     let events = plodded.events.load(Ordering::SeqCst);
     assert!((50..=200).contains(&events), "{events} were handled for nobody");
     assert_eq!(plodded.terminates.load(Ordering::SeqCst), 1);
-    assert!(took < Duration::from_secs(7), "{took:?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_is_stuck_is_aborted() {
     let (plodded, took) = plods("stuck", 5).await;
     assert_eq!(plodded.terminates.load(Ordering::SeqCst), 0);
-    assert!(took < Duration::from_secs(7), "{took:?}");
+    assert!(took < Duration::from_secs(6), "{took:?}");
 }

@@ -356,6 +356,21 @@ fn messages_that_inflate_to_a_megabyte_do_not_stop_the_others() {
     withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &deflate(&padded.to_string()))]);
 }
 
+/// A heartbeat, and behind it blocks that hold nothing, for each of which tables are built.
+fn empty_blocks(bytes: usize) -> Vec<u8> {
+    let beat = heartbeat().to_string();
+    let length = u16::try_from(beat.len()).unwrap();
+    let head = [&[0][..], &length.to_le_bytes(), &(!length).to_le_bytes(), beat.as_bytes()];
+    // Each has ten bits, so four of them have five bytes.
+    let four = (0..4).fold(0u64, |bits, n| bits | 0b10 << (10 * n));
+    [&head.concat()[..], &four.to_le_bytes()[..5].repeat(bytes / 5), &[0]].concat()
+}
+
+#[test]
+fn messages_that_inflate_to_nothing_do_not_stop_the_others() {
+    withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &empty_blocks(16 << 10))]);
+}
+
 #[test]
 fn joins_and_leaves_without_a_pause_do_not_stop_the_others() {
     let leave = json!(["1", "2", "room:storm", "phx_leave", {}]);
@@ -381,8 +396,14 @@ fn clients_that_send_too_fast_are_slowed_down() {
         let server = Server::start_with(workers, |mount| mount.max_frames(100));
         let mut client = Calm::connect(&server);
         let calm = client.median();
+        let (begun, before) = (Instant::now(), server.endpoint.snapshot().frames_in);
         let attack = Attack::begin(&server, &[], &[text(&heartbeat())]);
         client.is_answered_beside(calm);
+        server.runtime.block_on(async { sleep(Duration::from_secs(1)).await });
+        let read = server.endpoint.snapshot().frames_in - before;
+        // Each may be ahead by ten seconds' worth. Without the limit it is some ten thousand a second.
+        let (clients, seconds) = (HOSTILE as u64 + 1, begun.elapsed().as_secs() + 1);
+        assert!(read <= clients * (1000 + 100 * seconds), "{read} in {seconds} s");
         drains(&server);
         drop(attack);
     }

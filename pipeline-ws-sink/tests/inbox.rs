@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},
     memory::MemoryServer,
+    raw::{COMPRESSED, FIN, RawClient, TEXT, deflate},
 };
 use tokio::{
     io::{AsyncWriteExt, DuplexStream},
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
 
@@ -158,12 +159,15 @@ async fn clients_that_fill_what_the_endpoint_may_hold_leave_the_others_their_sha
     gate.add_permits(1000);
     let server = MemoryServer::start(builder.max_inboxes(1 << 20));
     let mut greedy = busy(&server).await;
-    for n in 1..=20 {
-        greedy.send(event(n, 100_000)).await;
+    // Each counts for about 4100. What is larger comes in parts.
+    for n in 1..=300 {
+        greedy.send(event(n, 3800)).await;
     }
-    greedy.expect((12..=20).map(refused)).await;
+    while limited_by_inbox(&server) < 30 {
+        assert_eq!(greedy.receive().await[4]["status"], "error");
+    }
     let held = server.endpoint.snapshot().inbox_bytes;
-    assert!((1 << 20..(1 << 20) + 200_000).contains(&held), "{held}");
+    assert!((1 << 20..(1 << 20) + 10_000).contains(&held), "{held}");
 
     let mut calm = busy(&server).await;
     calm.send(json!(["2", "2", T, "ping", { "padding": "x".repeat(10_000) }])).await;
@@ -177,6 +181,89 @@ async fn clients_that_fill_what_the_endpoint_may_hold_leave_the_others_their_sha
     drop((greedy, calm));
     eventually(|| server.endpoint.open_sockets() == 0).await;
     assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn compressed_messages_hold_no_more_than_the_endpoint_may() {
+    let (builder, gate) = endpoint_with(|mount| mount.compress(true));
+    gate.add_permits(1000);
+    let server = MemoryServer::start(builder.max_inboxes(1 << 20));
+    let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+    let large = deflate(&event(3, (1 << 20) - 100).to_string());
+    assert!(large.len() < 2000, "{}", large.len());
+    let mut greedy = Vec::new();
+    for _ in 0..20 {
+        let mut client = RawClient::connect(server.stream().await, extension).await;
+        let join = json!(["1", "1", BUSY, "phx_join", {}]);
+        client.send(FIN | TEXT, join.to_string().as_bytes()).await;
+        client.next().await;
+        let wait = json!(["1", "2", BUSY, "wait", {}]);
+        client.send(FIN | TEXT, wait.to_string().as_bytes()).await;
+        client.send(FIN | COMPRESSED | TEXT, &large).await;
+        greedy.push(client);
+    }
+    sleep(PATIENCE / 2).await;
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert!((1 << 19..3 << 20).contains(&held), "{held}");
+    // The endpoint is full, and a small compressed message has its room all the same.
+    let mut calm = RawClient::connect(server.stream().await, extension).await;
+    let beat = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(2000) }]);
+    calm.send(FIN | COMPRESSED | TEXT, &deflate(&beat.to_string())).await;
+    calm.next().await;
+    // Those for whom there was no room are closed.
+    sleep(PATIENCE).await;
+    let mut closed = 0;
+    for client in &mut greedy {
+        let next = timeout(PATIENCE / 5, client.next()).await;
+        closed += usize::from(next.is_ok_and(|(_, payload)| payload.starts_with(&[3, 0xf5])));
+    }
+    assert!(closed >= 15, "{closed} of 20 were closed with 1013");
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert!(held < 3 << 20, "{held}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_counts_while_it_waits_for_room() {
+    let server = server(|mount| mount.max_inbox(10_000));
+    let mut ada = busy(&server).await;
+    for n in 1..=8 {
+        ada.send(event(n, 1000)).await;
+    }
+    ada.send(event(9, 500_000)).await;
+    sleep(PATIENCE / 2).await;
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert!(held > 400_000, "{held}");
+    ada.expect([refused(9)]).await;
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert_eq!(held, 0, "beyond the share of each");
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_frames_are_slowed_down_to_the_rate_as_well() {
+    let server = server(|mount| mount.max_frames(50));
+    let mut ada = server.connect(1 << 20).await;
+    let begun = Instant::now();
+    // Some 680 of them come in one read.
+    let pings = [0x89, 0x80, 0, 0, 0, 0].repeat(2000);
+    ada.stream.get_mut().write_all(&pings).await.unwrap();
+    for _ in 0..2000 {
+        assert_eq!(ada.next().await, Message::Pong("".into()));
+    }
+    let took = begun.elapsed().as_secs();
+    assert!((28..=32).contains(&took), "500 at once, the rest at the rate: {took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_not_read_from_for_long_is_not_silent() {
+    let server = server(|mount| mount.max_frames(1));
+    let mut ada = server.connect(1 << 22).await;
+    let begun = Instant::now();
+    let large = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(1_000_000) }]);
+    ada.send(large).await;
+    ada.receive().await;
+    ada.send(json!([null, "2", "phoenix", "heartbeat", {}])).await;
+    ada.receive().await;
+    assert!(begun.elapsed() > Duration::from_secs(100), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

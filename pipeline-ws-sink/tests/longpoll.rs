@@ -13,11 +13,12 @@ use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, LongPoll, Mount, Paylo
 use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},
-    door::Door,
+    door::{Door, Response},
     memory::MemoryServer,
     poller::{BATCH, Poller, request, told},
 };
 use tokio::{
+    io::{AsyncWriteExt, DuplexStream},
     net::TcpStream,
     sync::Semaphore,
     time::{Instant, sleep, timeout},
@@ -498,4 +499,124 @@ async fn a_window_without_an_end_has_none() {
     };
     let (messages, ()) = tokio::join!(waiting, said);
     assert_eq!(messages, [json!([null, null, T, "late", {}])]);
+}
+
+/// Begins a request that says something, of which so many bytes come and one more does not.
+async fn begin_post(poller: &Poller<'_>, server: &MemoryServer, bytes: usize) -> DuplexStream {
+    let mut stream = server.stream_of(1 << 21).await;
+    let head = format!(
+        "POST /socket/longpoll?{V2}&token={} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        poller.token,
+        bytes + 1
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; bytes]).await.unwrap();
+    stream
+}
+
+fn limited_by_inbox(server: &MemoryServer) -> u64 {
+    let counters = server.recorded.counters("socket.events_limited").into_iter();
+    counters.filter(|(labels, _)| labels.contains("reason=inbox")).map(|(_, count)| count).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_has_eight_requests_at_most_that_say_something() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let mut begun = Vec::new();
+    for _ in 0..8 {
+        begun.push(begin_post(&poller, &server, 100_000).await);
+    }
+    settle().await;
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert!((700_000..2_000_000).contains(&held), "{held}");
+    let path = format!("/socket/longpoll?{V2}&token={}", poller.token);
+    let answer = request(server.stream().await, "POST", &path, &[BATCH], &heartbeat("1")).await;
+    assert_eq!((answer.status, &*answer.body), (429, "too many requests at once"));
+    assert_eq!(limited_by_inbox(&server), 1);
+    // They have a window to come.
+    for stream in &mut begun {
+        assert_eq!(told(&Response::read(stream).await), json!({ "status": 408 }));
+    }
+    assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
+    assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_hold_no_more_than_the_endpoint_may() {
+    let polled = LongPoll::new().window(WINDOW);
+    let (builder, _) = endpoint_with(|mount| mount.longpoll(polled));
+    let server = MemoryServer::start(builder.max_inboxes(1 << 20));
+    let mut begun = Vec::new();
+    for _ in 0..4 {
+        let poller = Poller::connect(&server, V2).await;
+        for _ in 0..4 {
+            begun.push(begin_post(&poller, &server, (1 << 20) - 1).await);
+        }
+    }
+    sleep(WINDOW / 2).await;
+    let held = server.endpoint.snapshot().inbox_bytes;
+    assert!((1 << 20..3 << 20).contains(&held), "{held}");
+    for stream in &mut begun {
+        assert_eq!(told(&Response::read(stream).await), json!({ "status": 408 }));
+    }
+    assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_for_which_there_is_no_room_is_not_taken() {
+    let polled = LongPoll::new().window(WINDOW);
+    let (builder, gate) = endpoint_with(|mount| mount.longpoll(polled));
+    gate.add_permits(1);
+    let server = MemoryServer::start(builder.max_inboxes(1 << 20));
+    let mut greedy = server.connect(1 << 22).await;
+    greedy.join("1", "slow:busy").await;
+    greedy.send(json!(["1", null, "slow:busy", "wait", {}])).await;
+    let large = json!(["1", null, "slow:busy", "ping", { "padding": "x".repeat(300_000) }]);
+    for _ in 0..4 {
+        greedy.send(large.clone()).await;
+    }
+    settle().await;
+    let poller = Poller::connect(&server, V2).await;
+    assert_eq!(poller.post(&" ".repeat(50_000)).await, json!({ "status": 408 }));
+    assert_eq!(limited_by_inbox(&server), 1);
+    // What fits into its share is taken all the same.
+    let poller = Poller::connect(&server, V2).await;
+    assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_may_be_larger_than_the_inbox_of_its_client() {
+    let (server, _) = server_with(|mount| mount.max_inbox(2000));
+    let poller = Poller::connect(&server, V2).await;
+    let lines: Vec<_> = (1..=100).map(|n| heartbeat(&n.to_string())).collect();
+    assert_eq!(poller.post(&lines.join("\n")).await, json!({ "status": 200 }));
+    assert_eq!(poller.messages().await.len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_polls_is_slowed_down_to_the_rate_too() {
+    let polled = LongPoll::new();
+    let (builder, _) = endpoint_with(|mount| mount.longpoll(polled).max_frames(100));
+    let server = MemoryServer::start(builder);
+    let poller = Poller::connect(&server, V2).await;
+    let begun = Instant::now();
+    let lines = vec![heartbeat("1"); 1500].join("\n");
+    assert_eq!(poller.post(&lines).await, json!({ "status": 200 }));
+    let took = begun.elapsed().as_secs();
+    assert!((4..=6).contains(&took), "1000 at once, the rest at the rate: {took}");
+    assert_eq!(poller.messages().await.len(), 1500);
+    let paused = server.recorded.counters("socket.reads_paused");
+    assert!(paused.iter().any(|(labels, count)| labels == "reason=rate" && *count > 10));
+    // All lines of a request together have a window.
+    let begun = Instant::now();
+    let lines = vec![heartbeat("1"); 5000].join("\n");
+    let polling = async {
+        let polled = poller.poll().await;
+        assert_eq!(polled["status"], 200);
+    };
+    let (posted, ()) = tokio::join!(poller.post(&lines), polling);
+    assert_eq!(posted, json!({ "status": 408 }));
+    let took = begun.elapsed().as_secs();
+    assert!((10..=11).contains(&took), "{took}");
 }

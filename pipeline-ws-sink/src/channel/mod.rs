@@ -163,10 +163,11 @@ pub trait Channel: Send + Sized + 'static {
     }
 
     /// Called last, unless the channel is replaced by a new join of the same topic. It has five
-    /// seconds. When the socket is gone, the callback that still runs takes its part of them.
+    /// seconds.
     ///
-    /// What a client had said when it went is handled before, for up to a second. What then still waits
-    /// is dropped.
+    /// When the socket is gone, they begin then. What the client had said is handled before, for up to a
+    /// second; what still waits after that is dropped. So there are four seconds at least, without the time
+    /// that the callback takes that is running.
     ///
     /// The reason is `shutdown: left` when the client left, `shutdown: closed` when the socket is
     /// gone (`draining` and `disconnected` if the server closed it), the one given to [`Stop`], or

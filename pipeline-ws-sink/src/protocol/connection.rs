@@ -3,7 +3,7 @@
 //! RFC 6455 as a server sees it: frames from the client are masked, control frames are short and
 //! whole, a message may come in fragments with control frames between them.
 
-use std::io::Cursor;
+use std::{io::Cursor, mem};
 
 use bytes::{Buf, Bytes, BytesMut};
 use thiserror::Error;
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 };
 
 use super::{
-    deflate::{InflateError, inflate},
+    deflate::{InflateError, Inflating},
     message::Received,
 };
 
@@ -41,6 +41,8 @@ pub(crate) enum Incoming {
     Message(Received),
     /// A fragment of a message whose end is still to come, of so many bytes.
     Part(usize),
+    /// So many blocks of a compressed message were decompressed. The message, or more of it, comes next.
+    Inflated(usize),
     Ping(Bytes),
     Pong,
     Close,
@@ -53,7 +55,7 @@ impl Incoming {
             Self::Message(received) => received.len(),
             Self::Ping(bytes) => bytes.len(),
             Self::Part(bytes) => *bytes,
-            Self::Pong | Self::Close => 0,
+            Self::Inflated(_) | Self::Pong | Self::Close => 0,
         }
     }
 }
@@ -99,22 +101,42 @@ pub(crate) struct Decoder {
     buffer: BytesMut,
     /// How long the frame is that has begun in the buffer, once that is known.
     whole: usize,
-    /// The beginning of a message whose end is still to come.
-    fragments: Option<Fragments>,
+    message: Unfinished,
 }
 
+/// What there is of a message that cannot be handed out yet.
 #[derive(Debug)]
-struct Fragments {
-    kind: Data,
-    compressed: bool,
-    payload: BytesMut,
+enum Unfinished {
+    Nothing,
+    /// The beginning, whose end is still to come.
+    Fragments {
+        kind: Data,
+        compressed: bool,
+        payload: BytesMut,
+    },
+    /// All of it, compressed.
+    Inflating {
+        kind: Data,
+        is_done: bool,
+        message: Box<Inflating>,
+    },
+}
+
+impl Unfinished {
+    /// How many bytes of fragments there are, if there are fragments.
+    fn begun(&self) -> Option<usize> {
+        match self {
+            Self::Fragments { payload, .. } => Some(payload.len()),
+            Self::Nothing | Self::Inflating { .. } => None,
+        }
+    }
 }
 
 impl Decoder {
     /// Begins with what the client sent along with its handshake.
     pub(crate) fn new(limits: Limits, received: Bytes) -> Self {
         let buffer = BytesMut::from(received);
-        Self { limits, inflates: false, buffer, whole: 0, fragments: None }
+        Self { limits, inflates: false, buffer, whole: 0, message: Unfinished::Nothing }
     }
 
     /// Sets whether the client has agreed to compress its messages.
@@ -127,17 +149,34 @@ impl Decoder {
         &mut self.buffer
     }
 
-    /// How much to receive next, at most: the rest of a large frame and nothing behind it, so that the
-    /// buffer becomes its payload.
+    /// How much to receive next, at most: of a large frame no more than about what has come of it, since
+    /// its header may announce anything, and nothing behind it, so that the buffer becomes its payload.
     pub(crate) fn wants(&self) -> usize {
-        if self.whole > CHUNK { self.whole.saturating_sub(self.buffer.len()).max(1) } else { CHUNK }
+        if self.whole <= CHUNK {
+            return CHUNK;
+        }
+        // The halves of the whole, and not of what has come: so the buffer ends as long as the frame.
+        let (length, mut step) = (self.buffer.len(), self.whole);
+        while step.div_ceil(2) >= length.saturating_add(CHUNK) {
+            step = step.div_ceil(2);
+        }
+        step.saturating_sub(length).max(1)
     }
 
-    /// How many bytes are kept of a message whose end is still to come, unless they are few.
+    /// How many bytes are kept of a message that cannot be handed out yet, unless they are few.
     pub(crate) fn held(&self) -> usize {
-        let fragments = self.fragments.as_ref().map_or(0, |fragments| fragments.payload.len());
-        let held = self.buffer.len() + fragments;
-        if held > CHUNK { held } else { 0 }
+        let unfinished = match &self.message {
+            Unfinished::Nothing => 0,
+            Unfinished::Fragments { payload, .. } => payload.len(),
+            Unfinished::Inflating { message, .. } => message.held(),
+        };
+        let bytes = self.buffer.len() + unfinished;
+        if bytes > CHUNK { bytes } else { 0 }
+    }
+
+    /// Whether there is more to be decompressed of a message that has come.
+    pub(crate) fn is_inflating(&self) -> bool {
+        matches!(self.message, Unfinished::Inflating { is_done: false, .. })
     }
 
     /// Gives back the memory of an empty buffer, so that a quiet connection holds none.
@@ -147,9 +186,12 @@ impl Decoder {
         }
     }
 
-    /// What the next frame says, or `None` when more bytes are needed. Each call takes one frame, so
-    /// that the caller decides after how many of them others have a turn.
+    /// What the next frame says, or `None` when more bytes are needed. Each call takes one frame, or
+    /// decompresses a part of one, so that the caller decides after how many of them others have a turn.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming>, ProtocolError> {
+        if matches!(self.message, Unfinished::Inflating { .. }) {
+            return self.inflate().map(Some);
+        }
         match self.next_frame()? {
             Some((header, payload)) => self.accept(&header, payload).map(Some),
             None => Ok(None),
@@ -181,9 +223,9 @@ impl Decoder {
         {
             return Err(ProtocolError::Violation);
         }
-        let begun = match (header.opcode, &self.fragments) {
-            (OpCode::Data(_), Some(fragments)) => fragments.payload.len(),
-            _ => 0,
+        let begun = match header.opcode {
+            OpCode::Data(_) => self.message.begun().unwrap_or_default(),
+            OpCode::Control(_) => 0,
         };
         let whole = usize::try_from(length)
             .ok()
@@ -195,14 +237,12 @@ impl Decoder {
             .filter(|&whole| whole <= self.limits.frame)
             .ok_or(ProtocolError::TooLarge)?;
         if self.buffer.len() < whole {
-            // Room for all of it now, instead of doubling until it fits.
-            self.buffer.reserve(whole - self.buffer.len());
             self.whole = whole;
             return Ok(None);
         }
         self.whole = 0;
         let mut payload = if whole > CHUNK && whole == self.buffer.len() {
-            std::mem::take(&mut self.buffer).split_off(header_length)
+            mem::take(&mut self.buffer).split_off(header_length)
         } else {
             let payload = BytesMut::from(&self.buffer[header_length..whole]);
             self.buffer.advance(whole);
@@ -224,34 +264,63 @@ impl Decoder {
             OpCode::Control(Control::Pong) => return Ok(Incoming::Pong),
             OpCode::Control(Control::Close) => return check_close(&payload),
             OpCode::Data(Data::Continue) => {
-                let Some(mut fragments) = self.fragments.take() else {
+                let begun = mem::replace(&mut self.message, Unfinished::Nothing);
+                let Unfinished::Fragments { kind, compressed, payload: mut message } = begun else {
                     return Err(ProtocolError::Violation);
                 };
-                fragments.payload.extend_from_slice(&payload);
-                if !header.is_final {
-                    self.fragments = Some(fragments);
-                    return Ok(Incoming::Part(bytes));
-                }
-                (fragments.kind, fragments.compressed, fragments.payload)
+                message.extend_from_slice(&payload);
+                (kind, compressed, message)
             }
-            OpCode::Data(_) if self.fragments.is_some() => return Err(ProtocolError::Violation),
-            OpCode::Data(kind) => {
-                let compressed = header.rsv1;
-                if !header.is_final {
-                    self.fragments = Some(Fragments { kind, compressed, payload });
-                    return Ok(Incoming::Part(bytes));
-                }
-                (kind, compressed, payload)
+            OpCode::Data(_) if self.message.begun().is_some() => {
+                return Err(ProtocolError::Violation);
             }
+            OpCode::Data(kind) => (kind, header.rsv1, payload),
             OpCode::Control(Control::Reserved(_)) => return Err(ProtocolError::Violation),
         };
-        let payload =
-            if compressed { inflate(&payload, self.limits.message)? } else { payload.freeze() };
-        match kind {
-            Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
-            Data::Text => Ok(Incoming::Message(Received::Text(payload))),
-            _ => Ok(Incoming::Message(Received::Binary(payload))),
+        if !header.is_final {
+            self.message = Unfinished::Fragments { kind, compressed, payload };
+            return Ok(Incoming::Part(bytes));
         }
+        if compressed {
+            let message = Inflating::new(payload, self.limits.message);
+            self.message = Unfinished::Inflating { kind, is_done: false, message };
+            return self.inflate();
+        }
+        received(kind, compact(payload))
+    }
+
+    /// Decompresses a part of the message that has come, or hands it out once that is done.
+    fn inflate(&mut self) -> Result<Incoming, ProtocolError> {
+        match mem::replace(&mut self.message, Unfinished::Nothing) {
+            Unfinished::Inflating { kind, is_done: true, message } => {
+                received(kind, message.finish())
+            }
+            Unfinished::Inflating { kind, mut message, .. } => {
+                let step = message.step()?;
+                self.message = Unfinished::Inflating { kind, is_done: step.is_last, message };
+                Ok(Incoming::Inflated(step.blocks))
+            }
+            Unfinished::Nothing | Unfinished::Fragments { .. } => Err(ProtocolError::Violation),
+        }
+    }
+}
+
+/// A whole message of this kind.
+fn received(kind: Data, payload: Bytes) -> Result<Incoming, ProtocolError> {
+    match kind {
+        Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
+        Data::Text => Ok(Incoming::Message(Received::Text(payload))),
+        _ => Ok(Incoming::Message(Received::Binary(payload))),
+    }
+}
+
+/// A payload that keeps about as much memory as it is long. One that came in fragments has grown by
+/// doubling.
+fn compact(payload: BytesMut) -> Bytes {
+    if payload.capacity() - payload.len() > CHUNK.max(payload.len() / 8) {
+        Bytes::copy_from_slice(&payload)
+    } else {
+        payload.freeze()
     }
 }
 
@@ -336,7 +405,7 @@ mod tests {
         for piece in pieces {
             decoder.buffer().extend_from_slice(piece);
             while let Some(incoming) = decoder.next()? {
-                if !matches!(incoming, Incoming::Part(_)) {
+                if !matches!(incoming, Incoming::Part(_) | Incoming::Inflated(_)) {
                     all.push(incoming);
                 }
             }
@@ -439,7 +508,7 @@ mod tests {
         while !sent.is_empty() {
             let count = decoder.wants().min(sent.len());
             let rest = sent.split_off(count);
-            decoder.buffer().extend_from_slice(&std::mem::replace(&mut sent, rest));
+            decoder.buffer().extend_from_slice(&mem::replace(&mut sent, rest));
             while let Some(incoming) = decoder.next().unwrap() {
                 said.push(incoming);
             }
@@ -563,6 +632,61 @@ mod tests {
         let bomb = zipped(100_000);
         assert!(bomb.len() < 1024);
         assert_eq!(inflating(&[&bomb]), Err(ProtocolError::TooLarge));
+    }
+
+    #[test]
+    fn memory_is_asked_for_as_bytes_come_whatever_the_header_announces() {
+        let limits = Limits { frame: usize::MAX, message: usize::MAX };
+        for length in [MAX_LENGTH - 1, 64 << 20, 1 << 20, 100_000, 70_000] {
+            let mut decoder = Decoder::new(limits, Bytes::new());
+            decoder.buffer().extend([0x82, 0xff]);
+            decoder.buffer().extend(length.to_be_bytes());
+            decoder.buffer().extend([0; 4]);
+            let whole = usize::try_from(length).unwrap() + 14;
+            loop {
+                match decoder.next() {
+                    Ok(None) => {}
+                    incoming => {
+                        let Ok(Some(Incoming::Message(Received::Binary(payload)))) = incoming
+                        else {
+                            panic!("expected a message, got {incoming:?}");
+                        };
+                        assert_eq!(payload.len() + 14, whole);
+                        let kept = payload.try_into_mut().unwrap().capacity();
+                        assert!(kept <= whole + CHUNK, "{kept} of {whole}");
+                        break;
+                    }
+                }
+                let (come, wants) = (decoder.buffer().len(), decoder.wants());
+                assert!(wants >= CHUNK.min(whole - come), "{wants} are few");
+                assert!(wants <= come + 2 * CHUNK, "{wants} when {come} have come of {whole}");
+                if come > 2 << 20 {
+                    break;
+                }
+                decoder.buffer().reserve(wants);
+                assert!(decoder.buffer().capacity() <= 2 * (come + 2 * CHUNK));
+                decoder.buffer().resize(come + wants, 0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_in_many_fragments_keeps_no_more_than_itself() {
+        let limits = Limits { frame: usize::MAX, message: 1 << 20 };
+        let mut decoder = Decoder::new(limits, Bytes::new());
+        decoder.buffer().extend(frame(false, BINARY, &[0; 40_000]));
+        assert_eq!(decoder.next(), Ok(Some(Incoming::Part(40_000))));
+        decoder.buffer().extend(frame(true, CONTINUE, &[0; 1]));
+        let Ok(Some(Incoming::Message(Received::Binary(payload)))) = decoder.next() else {
+            panic!("expected a message");
+        };
+        assert_eq!(payload.len(), 40_001);
+        assert!(payload.try_into_mut().unwrap().capacity() <= 40_001 + 5000);
+    }
+
+    #[test]
+    fn a_decoder_is_small() {
+        assert!(size_of::<Decoder>() <= 112, "{}", size_of::<Decoder>());
     }
 
     #[test]

@@ -3,13 +3,18 @@
 //! Every message is compressed on its own, in both directions. So a broadcast is compressed once for
 //! all sockets, and a quiet connection holds no memory for it.
 
-use bytes::Bytes;
+use std::{fmt, mem};
+
+use bytes::{Bytes, BytesMut};
 use flate2::{Compress, Compression, FlushCompress, Status};
 use miniz_oxide::inflate::{
     TINFLStatus,
     core::{
         DecompressorOxide, decompress,
-        inflate_flags::{TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF},
+        inflate_flags::{
+            TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY,
+            TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+        },
     },
 };
 use thiserror::Error;
@@ -26,6 +31,19 @@ const END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
 
 /// How many last blocks a message may have. Nobody sends more than one, and each costs a new start.
 const MAX_STREAMS: usize = 8;
+
+/// How many blocks are decompressed in one step, at most. Each takes one to three microseconds besides
+/// what it holds.
+const BLOCKS_A_STEP: usize = 64;
+
+/// How many bytes there is room for at the least.
+const MIN_OUTPUT: usize = 256;
+
+/// How many bytes the first step writes, at most: little enough that it needs no room in the inbox.
+const FIRST_OUTPUT: usize = 8 << 10;
+
+/// How many bytes each later step writes, at most.
+const OUTPUT_A_STEP: usize = 64 << 10;
 
 /// Why a message cannot be decompressed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
@@ -115,47 +133,143 @@ pub(crate) fn deflate(payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
     (out.len() - start < payload.len()).then_some(())
 }
 
-/// Decompresses a message of `limit` bytes at most.
+/// A message that is being decompressed, to `limit` bytes at most.
+///
+/// What one step does is bounded, in blocks and in bytes, because neither the length of what is
+/// decompressed nor of what it becomes says how much work it is: a block of ten bits that holds nothing
+/// has two tables to be built.
 ///
 /// The output is one piece of memory that begins with the message. So a message that refers to what
 /// was said before it, as those of a client that keeps its window do, is invalid; a window would be
 /// zeros there.
-pub(crate) fn inflate(payload: &[u8], limit: usize) -> Result<Bytes, InflateError> {
-    const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-    let mut decompressor = Box::<DecompressorOxide>::default();
-    let (mut out, mut length) = (Vec::new(), 0);
-    let mut streams = 0;
-    let (mut input, mut ending) = (payload, false);
-    loop {
-        let (status, taken, written) =
-            decompress(&mut decompressor, input, &mut out, length, FLAGS);
-        input = &input[taken..];
-        length += written;
-        if length > limit {
-            return Err(InflateError::TooLarge);
-        }
-        match status {
-            TINFLStatus::Done if input.is_empty() && ending => {
-                out.truncate(length);
-                return Ok(out.into());
-            }
-            TINFLStatus::Done => {
-                streams += 1;
-                if streams > MAX_STREAMS {
-                    return Err(InflateError::Invalid);
-                }
-                decompressor.init();
-            }
-            TINFLStatus::NeedsMoreInput if !ending => (input, ending) = (&END, true),
-            TINFLStatus::HasMoreOutput => {
-                // One byte more than allowed, to see whether there is one.
-                let most = limit.saturating_add(1);
-                let more = length.max(input.len().saturating_mul(4)).max(256);
-                out.resize(length.saturating_add(more).min(most), 0);
-            }
-            _ => return Err(InflateError::Invalid),
-        }
+pub(crate) struct Inflating {
+    decompressor: DecompressorOxide,
+    payload: BytesMut,
+    /// How much of the payload has been taken, or of [`END`] behind it.
+    taken: usize,
+    ending: bool,
+    streams: usize,
+    out: Vec<u8>,
+    /// How much of `out` has been written.
+    length: usize,
+    limit: usize,
+    /// Whether `out` has to grow before there can be more.
+    is_full: bool,
+}
+
+/// What a step of decompressing has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// How many blocks have come to their end in it.
+    pub(crate) blocks: usize,
+    /// Whether it was the last step.
+    pub(crate) is_last: bool,
+}
+
+impl Inflating {
+    pub(crate) fn new(payload: BytesMut, limit: usize) -> Box<Self> {
+        let first = payload.len().saturating_mul(4).clamp(MIN_OUTPUT, FIRST_OUTPUT);
+        Box::new(Self {
+            decompressor: DecompressorOxide::default(),
+            payload,
+            taken: 0,
+            ending: false,
+            streams: 0,
+            // One byte more than allowed, to see whether there is one.
+            out: vec![0; first.min(limit.saturating_add(1))],
+            length: 0,
+            limit,
+            is_full: false,
+        })
     }
+
+    /// How many bytes it keeps: what is left to be decompressed, and what it has become so far.
+    pub(crate) fn held(&self) -> usize {
+        self.payload.capacity() + self.out.capacity()
+    }
+
+    /// Decompresses some more.
+    ///
+    /// # Errors
+    ///
+    /// The message is larger than it may be, or is not compressed as it should be.
+    pub(crate) fn step(&mut self) -> Result<Step, InflateError> {
+        const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT
+            | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF
+            | TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY;
+        if self.is_full {
+            self.grow();
+        }
+        let mut blocks = 0;
+        while blocks < BLOCKS_A_STEP {
+            let all = if self.ending { &END[..] } else { &self.payload[..] };
+            let input = &all[self.taken..];
+            let (status, taken, written) =
+                decompress(&mut self.decompressor, input, &mut self.out, self.length, FLAGS);
+            let is_whole = self.ending && taken == input.len();
+            self.taken += taken;
+            self.length += written;
+            if self.length > self.limit {
+                return Err(InflateError::TooLarge);
+            }
+            match status {
+                TINFLStatus::BlockBoundary => blocks += 1,
+                TINFLStatus::Done if is_whole => return Ok(Step { blocks, is_last: true }),
+                TINFLStatus::Done => {
+                    blocks += 1;
+                    self.streams += 1;
+                    if self.streams > MAX_STREAMS {
+                        return Err(InflateError::Invalid);
+                    }
+                    self.decompressor.init();
+                }
+                TINFLStatus::NeedsMoreInput if !self.ending => {
+                    (self.payload, self.taken, self.ending) = (BytesMut::new(), 0, true);
+                }
+                TINFLStatus::HasMoreOutput => {
+                    self.is_full = true;
+                    break;
+                }
+                _ => return Err(InflateError::Invalid),
+            }
+        }
+        Ok(Step { blocks, is_last: false })
+    }
+
+    fn grow(&mut self) {
+        let most = self.limit.saturating_add(1);
+        let length = self.out.len().saturating_add(self.out.len().min(OUTPUT_A_STEP)).min(most);
+        if length > self.out.capacity() {
+            let capacity = self.out.capacity().saturating_mul(2).min(most).max(length);
+            self.out.reserve_exact(capacity - self.out.len());
+        }
+        self.out.resize(length, 0);
+        self.is_full = false;
+    }
+
+    /// The message, after the last step. It keeps about as much memory as it is long.
+    pub(crate) fn finish(mut self: Box<Self>) -> Bytes {
+        let mut out = mem::take(&mut self.out);
+        out.truncate(self.length);
+        if out.capacity() - out.len() > MIN_OUTPUT {
+            out.shrink_to_fit();
+        }
+        out.into()
+    }
+}
+
+impl fmt::Debug for Inflating {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Inflating").field("length", &self.length).finish_non_exhaustive()
+    }
+}
+
+/// Decompresses a message of `limit` bytes at most, all at once.
+#[cfg(test)]
+pub(crate) fn inflate(payload: &[u8], limit: usize) -> Result<Bytes, InflateError> {
+    let mut inflating = Inflating::new(payload.into(), limit);
+    while !inflating.step()?.is_last {}
+    Ok(inflating.finish())
 }
 
 #[cfg(test)]
@@ -250,6 +364,53 @@ mod tests {
         let last = |count| [&[0x03, 0x00].repeat(count)[..], &[0x00]].concat();
         assert_eq!(inflate(&last(MAX_STREAMS), 0).unwrap(), "");
         assert_eq!(inflate(&last(MAX_STREAMS + 1), 0), Err(InflateError::Invalid));
+    }
+
+    /// A block of fixed codes that holds nothing has ten bits, so four of them have five bytes.
+    fn empty_blocks(count: usize) -> Vec<u8> {
+        let four = (0..4).fold(0u64, |bits, n| bits | 0b10 << (10 * n));
+        [&four.to_le_bytes()[..5].repeat(count / 4)[..], &[0x00]].concat()
+    }
+
+    #[test]
+    fn blocks_that_hold_nothing_are_decompressed_a_few_in_a_step() {
+        let mut inflating = Inflating::new(empty_blocks(10_000)[..].into(), 0);
+        let (mut blocks, mut steps) = (0, 0);
+        loop {
+            let step = inflating.step().unwrap();
+            assert!(step.blocks <= BLOCKS_A_STEP, "{} in a step", step.blocks);
+            (blocks, steps) = (blocks + step.blocks, steps + 1);
+            if step.is_last {
+                break;
+            }
+        }
+        assert!(steps >= 10_000 / BLOCKS_A_STEP, "{steps}");
+        assert!((10_000..10_003).contains(&blocks), "{blocks}");
+        assert_eq!(inflating.finish(), "");
+    }
+
+    #[test]
+    fn what_a_step_adds_to_the_memory_is_bounded_and_the_message_keeps_no_more_than_itself() {
+        let mut payload = vec![];
+        deflate(&vec![b'x'; 1 << 20], &mut payload).unwrap();
+        let mut inflating = Inflating::new(payload[..].into(), 1 << 20);
+        let mut before = 0;
+        loop {
+            let step = inflating.step().unwrap();
+            let written = inflating.length - before;
+            assert!(written <= if before == 0 { FIRST_OUTPUT } else { OUTPUT_A_STEP });
+            assert!(
+                inflating.held() <= payload.capacity() + FIRST_OUTPUT.max(2 * inflating.length)
+            );
+            before = inflating.length;
+            if step.is_last {
+                break;
+            }
+        }
+        assert_eq!(before, 1 << 20);
+        inflating.out.reserve_exact(1 << 20);
+        let message = inflating.finish().try_into_mut().unwrap();
+        assert!(message.capacity() <= (1 << 20) + MIN_OUTPUT, "{}", message.capacity());
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! is the `status` in its body.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use serde::Serialize;
 
 use super::{frame::Frame, message::Received};
@@ -115,21 +115,29 @@ impl Iterator for Batch {
             Self::Whole(body) => return body.take().map(|body| Ok(Received::Text(body))),
             Self::Lines(rest) => rest,
         };
-        while !rest.is_empty() {
-            let end = rest.iter().position(|byte| *byte == b'\n');
-            let line = rest.split_to(end.map_or(rest.len(), |end| end + 1));
-            let text = line.strip_suffix(b"\n").unwrap_or(&line);
-            let text = text.strip_suffix(b"\r").unwrap_or(text);
-            match text {
+        let mut left = &rest[..];
+        let message = loop {
+            let Some(first) = left.first() else { break None };
+            if *first == b'\n' {
+                left = &left[1..];
+                continue;
+            }
+            let end = left.iter().position(|byte| *byte == b'\n');
+            let (line, behind) = left.split_at(end.unwrap_or(left.len()));
+            left = behind;
+            match line.strip_suffix(b"\r").unwrap_or(line) {
                 [] => {}
-                [b'[', ..] => return Some(Ok(Received::Text(line.slice_ref(text)))),
+                // A copy, because a slice would keep the whole body for as long as the line waits.
+                text @ [b'[', ..] => break Some(Ok(Received::Text(Bytes::copy_from_slice(text)))),
                 encoded => {
                     let decoded = STANDARD.decode(encoded).map_err(|_| BadLine);
-                    return Some(decoded.map(|bytes| Received::Binary(bytes.into())));
+                    break Some(decoded.map(|bytes| Received::Binary(bytes.into())));
                 }
             }
-        }
-        None
+        };
+        let taken = rest.len() - left.len();
+        rest.advance(taken);
+        message
     }
 }
 
@@ -221,6 +229,15 @@ mod tests {
         assert_eq!(read(Some(BATCH), "[1]\r\n\r\n\n[2]\n"), [text("[1]"), text("[2]")]);
         assert_eq!(read(Some(BATCH), ""), []);
         assert_eq!(read(Some(BATCH), "\n"), []);
+    }
+
+    #[test]
+    fn a_line_keeps_no_more_than_itself() {
+        let body = format!("[1]\n{}[2]", "\n".repeat(1 << 16));
+        for line in Batch::new(Some(BATCH), body.into()) {
+            let Ok(Received::Text(line)) = line else { panic!("expected a text, got {line:?}") };
+            assert!(line.try_into_mut().unwrap().capacity() < 100);
+        }
     }
 
     #[test]

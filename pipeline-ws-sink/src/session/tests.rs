@@ -113,7 +113,9 @@ struct Visitor {
 
 impl Visitor {
     async fn send(&mut self, message: Value) -> Result<(), SocketEnd> {
-        self.session.receive(Received::Text(message.to_string().into())).await
+        let received = Received::Text(message.to_string().into());
+        let held = self.session.hold(&received);
+        self.session.receive(received, held).await
     }
 
     /// The next message, as a transport would send it.

@@ -109,7 +109,9 @@ async fn listen<S: Socket>(
             command = commands.recv() => match command {
                 Some(Command::Say(frame)) => {
                     session.metrics().frames_in.increment(1);
-                    if let Err(end) = session.receive(frame.received()).await {
+                    let received = frame.received();
+                    let held = session.hold(&received);
+                    if let Err(end) = session.receive(received, held).await {
                         return end;
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
+use bytes::{Buf, BufMut, Bytes};
 use futures::future::BoxFuture;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
@@ -11,9 +11,10 @@ use http::{
         ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, CACHE_CONTROL, CONTENT_TYPE,
     },
 };
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Body;
-use tokio::time;
+use pipeline_core::Deadline;
+use tokio::task::coop::consume_budget;
 use tracing::{Instrument, field};
 
 use super::{
@@ -23,6 +24,7 @@ use super::{
 use crate::{
     connect_info::ConnectInfo,
     hub::Hub,
+    inbox::Inbox,
     outbox::{Outbox, Writer},
     params::Params,
     path::BadSegment,
@@ -30,6 +32,7 @@ use crate::{
         longpoll::{self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold},
         query,
     },
+    session::Scope,
     socket::Socket,
 };
 
@@ -42,13 +45,27 @@ const METHODS: HeaderValue = HeaderValue::from_static("get, post, options");
 const AN_HOUR: HeaderValue = HeaderValue::from_static("3600");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// A request's body, to be read up to so many bytes.
-pub(crate) type Reading =
-    Box<dyn FnOnce(usize) -> BoxFuture<'static, Result<Bytes, Unread>> + Send>;
+/// A request's body, to be read up to so many bytes, until the deadline, as there is room for it.
+pub(crate) type Reading = Box<
+    dyn FnOnce(usize, Deadline, polled::Body) -> BoxFuture<'static, Result<Whole, Unread>> + Send,
+>;
 
-/// A body was too large, or broke off.
+/// A body that has been read, and counts until this is dropped.
+pub(crate) struct Whole {
+    bytes: Bytes,
+    _body: polled::Body,
+}
+
+/// Why a body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Unread;
+pub(crate) enum Unread {
+    /// It was too large, or broke off.
+    Broken,
+    /// It did not come in time.
+    Late,
+    /// There was no room for it.
+    NoRoom,
+}
 
 /// A body that is read when somebody wants to know.
 pub(crate) fn reading<B>(body: B) -> Reading
@@ -56,23 +73,31 @@ where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    Box::new(move |limit| {
+    Box::new(move |limit, until: Deadline, mut place: polled::Body| {
         Box::pin(async move {
             // Errors of bodies are of any type, and nobody asks for more than that there was one.
-            let body = body.map_err(|_| Unread);
-            let read = Limited::new(Box::pin(body), limit).collect().await;
-            read.map(http_body_util::Collected::to_bytes).map_err(|_| Unread)
+            let mut body = std::pin::pin!(body.map_err(|_| Unread::Broken));
+            let mut whole = Vec::new();
+            loop {
+                let room = until.limit(place.held.room()).await;
+                room.map_err(|_| Unread::NoRoom)?;
+                let frame = until.limit(body.frame()).await.map_err(|_| Unread::Late)?;
+                let Some(frame) = frame else { break };
+                let Ok(data) = frame?.into_data() else { continue };
+                if data.remaining() > limit.saturating_sub(whole.len()) {
+                    return Err(Unread::Broken);
+                }
+                // A copy, because what the server hands out may be a part of something larger.
+                whole.put(data);
+                place.held.resize(whole.capacity());
+                consume_budget().await;
+            }
+            whole.shrink_to_fit();
+            place.held.resize(whole.len());
+            Ok(Whole { bytes: whole.into(), _body: place })
         })
     })
 }
-
-impl std::fmt::Display for Unread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the body could not be read")
-    }
-}
-
-impl std::error::Error for Unread {}
 
 impl<S: Socket> Mounted<S> {
     /// Answers a client that polls. The first check that fails answers.
@@ -166,19 +191,20 @@ impl<S: Socket> Mounted<S> {
             .when_full(self.options.when_full)
             .max_behind(self.options.max_behind);
         let outbox = Arc::new(outbox);
-        let (token, inbox) = polled.enter(&outbox, SystemTime::now());
+        let bodies = Arc::new(Inbox::new(self.options.inbox, hub.inboxes.clone()));
+        let (token, inbox) = polled.enter(&outbox, bodies, SystemTime::now());
         let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
         hub.begin();
         let transport = "longpoll";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
-        let window = polled.window;
+        let (window, max_frames) = (polled.window, self.options.max_frames);
         let (mounted, tasks) = (self.clone(), hub.tasks.clone());
         let living = async move {
             let open = mounted.meter.open.hold();
             tokio::select! {
                 biased;
                 () = hub.cut_off.cancelled() => {}
-                () = polled::live(session, inbox, &outbox, window, &hub.endings) => {}
+                () = polled::live(session, inbox, &outbox, window, max_frames, &hub.endings) => {}
             }
             drop(registration);
             drop(open);
@@ -197,15 +223,25 @@ impl<S: Socket> Mounted<S> {
         request: &Request<()>,
         body: Reading,
     ) -> Answer {
-        let body = match time::timeout(polled.window, body(self.options.limits.message)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(Unread)) => return status(StatusCode::BAD_REQUEST, ""),
-            Err(_) => return say(told(Status::NotTaken)),
+        let Some(place) = door.body() else {
+            self.routes.limited.count(Scope::Inbox);
+            return status(StatusCode::TOO_MANY_REQUESTS, "too many requests at once");
+        };
+        let until = Deadline::from_now(polled.window);
+        let Whole { bytes, _body } = match body(self.options.limits.message, until, place).await {
+            Ok(whole) => whole,
+            Err(Unread::Broken) => return status(StatusCode::BAD_REQUEST, ""),
+            Err(Unread::Late) => return say(told(Status::NotTaken)),
+            Err(Unread::NoRoom) => {
+                self.routes.limited.count(Scope::Inbox);
+                return say(told(Status::NotTaken));
+            }
         };
         let content_type = header(request.headers(), CONTENT_TYPE.as_str());
-        for received in Batch::new(content_type, body) {
+        let until = Deadline::from_now(polled.window);
+        for received in Batch::new(content_type, bytes) {
             let Ok(received) = received else { return say(told(Status::Unreadable)) };
-            match time::timeout(polled.window, door.post(received)).await {
+            match until.limit(door.post(received)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(polled::NotTaken)) | Err(_) => return say(told(Status::NotTaken)),
             }

@@ -12,13 +12,17 @@ use parking_lot::Mutex;
 use pipeline_core::Deadline;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time,
+    time::{self, Instant},
 };
 
-use super::websocket::silence;
+use super::{
+    read_pace::{ReadPace, cost},
+    websocket::{pay, silence},
+};
 use crate::{
     end::SocketEnd,
     endings::Endings,
+    inbox::{self, Held},
     longpoll::LongPoll,
     outbox::Outbox,
     protocol::{frame::Frame, message::Received},
@@ -30,7 +34,8 @@ use crate::{
 /// What the tokens of sessions are signed for.
 const SALT: &str = "longpoll";
 
-/// How many requests of one client may wait for its session. Others wait for their turn to do so.
+/// How many requests of one client may wait for its session. Other polls wait for their turn to do so; others
+/// that say something are refused.
 const REQUESTS: usize = 8;
 
 /// How many places of the table may be free before it gives some back.
@@ -64,6 +69,23 @@ pub(super) struct Door {
     outbox: Arc<Outbox>,
     polls: mpsc::Sender<Poll>,
     posts: mpsc::Sender<Post>,
+    bodies: Arc<Bodies>,
+}
+
+/// What the requests of one client carry, while it is read and handled.
+struct Bodies {
+    /// How many more there may be.
+    turns: Arc<Semaphore>,
+    /// What has come of them. It is not the session's, so that what a client says in a request does not wait
+    /// for the room that the request itself takes.
+    inbox: Arc<inbox::Inbox>,
+}
+
+/// A body that may be read.
+pub(crate) struct Body {
+    /// As many bytes as have come.
+    pub(super) held: Held,
+    _turn: OwnedSemaphorePermit,
 }
 
 /// A client that waits for messages.
@@ -116,13 +138,20 @@ impl Polled {
     }
 
     /// Makes a place for a session. Returns its token.
-    pub(super) fn enter(&self, outbox: &Arc<Outbox>, now: SystemTime) -> (String, Inbox) {
+    pub(super) fn enter(
+        &self,
+        outbox: &Arc<Outbox>,
+        bodies: Arc<inbox::Inbox>,
+        now: SystemTime,
+    ) -> (String, Inbox) {
         let (polls, polled) = mpsc::channel(REQUESTS);
         let (posts, posted) = mpsc::channel(REQUESTS);
         let mut table = self.open.table.lock();
         table.count += 1;
         let number = table.count;
-        table.sessions.insert(number, Door { outbox: outbox.clone(), polls, posts });
+        let turns = Arc::new(Semaphore::new(REQUESTS));
+        let bodies = Arc::new(Bodies { turns, inbox: bodies });
+        table.sessions.insert(number, Door { outbox: outbox.clone(), polls, posts, bodies });
         drop(table);
         let token = self.signer.sign(&number, now).expect("a number can be expressed");
         let place = Place { open: Arc::downgrade(&self.open), number };
@@ -180,6 +209,12 @@ impl Door {
         }
     }
 
+    /// Lets a body be read, unless as many of the client are being read as may be.
+    pub(super) fn body(&self) -> Option<Body> {
+        let turn = self.bodies.turns.clone().try_acquire_owned().ok()?;
+        Some(Body { held: self.bodies.inbox.hold(0), _turn: turn })
+    }
+
     /// Says something, and waits until it has been taken.
     pub(super) async fn post(&self, received: Received) -> Result<(), NotTaken> {
         let (taken, was_taken) = oneshot::channel();
@@ -194,12 +229,14 @@ pub(super) async fn live<S: Socket>(
     inbox: Inbox,
     outbox: &Arc<Outbox>,
     window: Duration,
+    max_frames: u32,
     endings: &Endings,
 ) {
+    let pace = ReadPace::new(max_frames, Instant::now());
     let Inbox { mut polls, mut posts, place } = inbox;
     let within = window.saturating_add(window / 2);
     let end = tokio::select! {
-        end = listen(&mut session, &mut posts, outbox) => end,
+        end = listen(&mut session, &mut posts, outbox, pace) => end,
         end = deliver(&mut polls, outbox) => end,
         end = outbox.write() => end,
         () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
@@ -216,7 +253,10 @@ async fn listen<S: Socket>(
     session: &mut Session<S>,
     posts: &mut mpsc::Receiver<Post>,
     outbox: &Outbox,
+    mut pace: ReadPace,
 ) -> SocketEnd {
+    // Until when nothing is taken, because the client was faster than it may be.
+    let mut paused = None;
     // What came while a join was running is taken when it has run: the line behind a join is then
     // handled after it, as in Phoenix, and a client that waits for its join in vain is told so.
     let mut untaken = Vec::new();
@@ -228,20 +268,29 @@ async fn listen<S: Socket>(
             }
         }
         untaken.retain(|taken: &oneshot::Sender<()>| !taken.is_closed());
-        let may_come = untaken.len() < REQUESTS;
+        let may_come = untaken.len() < REQUESTS && paused.is_none();
         tokio::select! {
             () = session.changed() => {
                 session.catch_up().await;
             }
+            () = paused.unwrap_or(Deadline::NEVER).passed(), if paused.is_some() => paused = None,
             post = posts.recv(), if may_come => {
                 let Some(Post { received, taken }) = post else { return SocketEnd::Closed };
+                let (cost, held) = (cost(received.len()), session.hold(&received));
+                pay(cost).await;
                 session.metrics().frames_in.increment(1);
-                if let Err(end) = session.receive(received).await {
+                if let Err(end) = session.receive(received, held).await {
                     // Before the client is told, so that it finds no session when it comes again.
                     outbox.end(end);
                     return end;
                 }
                 untaken.push(taken);
+                let now = Instant::now();
+                pace.took(cost, now);
+                paused = pace.wait(now).map(|wait| Deadline::after(now, wait));
+                if paused.is_some() {
+                    session.metrics().reads_paused_by_rate.increment(1);
+                }
             }
         }
     }
@@ -296,11 +345,15 @@ mod tests {
         Arc::new(Outbox::new(Writer::Fetched, OutboxLimits { frames: 8, bytes: 1 << 20 }, metrics))
     }
 
+    fn bodies() -> Arc<inbox::Inbox> {
+        Arc::new(inbox::Inbox::new(1 << 20, Arc::new(inbox::Inboxes::new(1 << 20))))
+    }
+
     #[test]
     fn a_session_is_found_by_its_token_until_it_ends() {
         let polled = Polled::new(&LongPoll::new()).unwrap();
         let (outbox, now) = (outbox(), SystemTime::now());
-        let (token, inbox) = polled.enter(&outbox, now);
+        let (token, inbox) = polled.enter(&outbox, bodies(), now);
         assert!(polled.find(&token, now).is_some());
         outbox.end(SocketEnd::Disconnected);
         assert!(polled.find(&token, now).is_none(), "its task has not had its turn yet");
@@ -315,8 +368,8 @@ mod tests {
         let [polled, other] =
             [(); 2].map(|()| Polled::new(&LongPoll::new().max_age(hour)).unwrap());
         let (outbox, now) = (outbox(), SystemTime::now());
-        let (token, _inbox) = polled.enter(&outbox, now);
-        let (_, _same_number) = other.enter(&outbox, now);
+        let (token, _inbox) = polled.enter(&outbox, bodies(), now);
+        let (_, _same_number) = other.enter(&outbox, bodies(), now);
         assert!(other.find(&token, now).is_none());
         assert!(polled.find(&token, now + hour).is_some());
         assert!(polled.find(&token, now + hour + Duration::from_secs(1)).is_none());
@@ -326,7 +379,7 @@ mod tests {
     async fn what_is_sent_to_a_session_that_is_gone_is_not_taken() {
         let polled = Polled::new(&LongPoll::new()).unwrap();
         let (outbox, now) = (outbox(), SystemTime::now());
-        let (token, inbox) = polled.enter(&outbox, now);
+        let (token, inbox) = polled.enter(&outbox, bodies(), now);
         let door = polled.find(&token, now).unwrap();
         drop(inbox);
         let received = Received::Text("[]".into());

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::token_bucket::{Bucket, Rate};
+use crate::{
+    protocol::connection::Incoming,
+    token_bucket::{Bucket, Rate},
+};
 
 /// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs all that a task has
 /// of tokio's budget for one turn.
@@ -13,8 +16,12 @@ const BYTES_A_UNIT: usize = 8 << 10;
 /// For how many seconds of the rate a client may be ahead of it.
 const BURST: u32 = 10;
 
-/// How long a client is not read from at a time, at most.
-const LONGEST: Duration = Duration::from_secs(1);
+/// How many blocks of a compressed message cost as much as a frame: tables are built for each.
+const BLOCKS_A_UNIT: usize = 8;
+
+/// How long a client is not read from at the least, so that a client that is always too fast does not take a
+/// timer for each of its frames.
+const SHORTEST: Duration = Duration::from_millis(5);
 
 /// What frames cost, and how much of it a client may cause.
 #[derive(Debug)]
@@ -24,9 +31,17 @@ pub(super) struct ReadPace {
     bucket: Bucket,
 }
 
-/// What a frame of so many bytes costs, after it has been decompressed.
+/// What a message of so many bytes costs, after it has been decompressed.
 pub(super) fn cost(bytes: usize) -> u64 {
     1 + (bytes / BYTES_A_UNIT) as u64
+}
+
+/// What it costs to handle this.
+pub(super) fn cost_of(incoming: &Incoming) -> u64 {
+    match incoming {
+        Incoming::Inflated(blocks) => 1 + (blocks / BLOCKS_A_UNIT) as u64,
+        incoming => cost(incoming.bytes()),
+    }
 }
 
 impl ReadPace {
@@ -36,11 +51,15 @@ impl ReadPace {
         Self { since: now, rate, bucket: Bucket::default() }
     }
 
-    /// Frames of this cost were read. Returns how long to wait before the next are.
-    pub(super) fn took(&mut self, cost: u64, now: Instant) -> Option<Duration> {
-        let now = now.saturating_duration_since(self.since);
-        self.bucket.take_many(cost, self.rate, now, LONGEST);
-        self.bucket.wait(self.rate, now)
+    /// Something of this cost was handled.
+    pub(super) fn took(&mut self, cost: u64, now: Instant) {
+        self.bucket.take_many(cost, self.rate, now.saturating_duration_since(self.since));
+    }
+
+    /// How long to wait before more is handled, if at all.
+    pub(super) fn wait(&self, now: Instant) -> Option<Duration> {
+        let wait = self.bucket.wait(self.rate, now.saturating_duration_since(self.since))?;
+        Some(wait.max(SHORTEST))
     }
 }
 
@@ -52,22 +71,47 @@ mod tests {
     fn a_client_may_send_ten_seconds_worth_at_once_and_then_waits() {
         let start = Instant::now();
         let mut pace = ReadPace::new(100, start);
-        assert_eq!(pace.took(999, start), None);
-        assert_eq!(pace.took(11, start), Some(Duration::from_millis(110)));
+        pace.took(999, start);
+        assert_eq!(pace.wait(start), None);
+        pace.took(11, start);
+        assert_eq!(pace.wait(start), Some(Duration::from_millis(110)));
         let later = start + Duration::from_secs(1);
-        assert_eq!(pace.took(50, later), None);
+        pace.took(50, later);
+        assert_eq!(pace.wait(later), None);
     }
 
     #[test]
-    fn a_pause_is_never_long() {
+    fn what_has_cost_more_than_a_second_is_not_forgiven() {
         let start = Instant::now();
         let mut pace = ReadPace::new(100, start);
-        assert_eq!(pace.took(1_000_000, start), Some(LONGEST));
-        assert_eq!(pace.took(1, start + LONGEST), Some(Duration::from_millis(10)));
+        pace.took(999 + 6000, start);
+        assert_eq!(pace.wait(start), Some(Duration::from_secs(60)));
+        let later = start + Duration::from_secs(59);
+        assert_eq!(pace.wait(later), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_client_that_is_always_too_fast_is_read_from_at_its_rate() {
+        let start = Instant::now();
+        let (mut pace, mut now) = (ReadPace::new(200, start), start);
+        let mut frames = 0;
+        while now < start + Duration::from_secs(60) {
+            pace.took(1, now);
+            frames += 1;
+            now += pace.wait(now).unwrap_or_default();
+        }
+        assert!((60 * 200..=70 * 200 + 1).contains(&frames), "{frames}");
     }
 
     #[test]
     fn a_large_frame_costs_as_much_as_many_small_ones() {
         assert_eq!([0, 100, 8 << 10, 1 << 20].map(cost), [1, 1, 2, 129]);
+        let pings = [0, 100].map(|length| Incoming::Ping(vec![0; length].into()));
+        assert_eq!(pings.each_ref().map(cost_of), [1, 1]);
+    }
+
+    #[test]
+    fn each_block_of_a_compressed_message_costs_something_whatever_it_holds() {
+        assert_eq!([0, 7, 8, 64].map(|blocks| cost_of(&Incoming::Inflated(blocks))), [1, 1, 2, 9]);
     }
 }

@@ -1,6 +1,6 @@
 //! The task of one WebSocket.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use pipeline_core::Deadline;
@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     io::Reader,
-    read_pace::{ReadPace, cost},
+    read_pace::{ReadPace, cost_of},
 };
 use crate::{
     end::SocketEnd,
@@ -32,6 +32,10 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// How long a socket that seems to be silent is listened to once more.
 const ONCE_MORE: Duration = Duration::from_millis(10);
+
+/// How long a client is not read from before that counts as a sign of life once more: it is not silent, it
+/// is not heard.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A deadline that is noticed so much later than it was means that the process was stopped meanwhile.
 const LATE: Duration = Duration::from_secs(1);
@@ -81,10 +85,12 @@ pub(crate) async fn live<S: Socket>(
     // Channels that push hear of it.
     outbox.end(end);
     let reason = end.reason();
+    let inbox = session.inbox().clone();
     let closing = async move {
         if let Some(code) = end.close_code() {
             outbox.finish(&Frame::close_because(code, end.explanation()));
-            let _ = time::timeout(CLOSING, close(&mut stream.reader, decoder, outbox, end)).await;
+            let _ = time::timeout(CLOSING, close(&mut stream.reader, decoder, &inbox, outbox, end))
+                .await;
         }
         // As soon as it is closed, however long the channels take to end.
         drop(stream);
@@ -103,39 +109,59 @@ async fn listen<S: Socket>(
     let inbox = session.inbox().clone();
     let mut part = inbox.hold(0);
     loop {
-        let mut costs = 0;
+        let mut now = Instant::now();
         loop {
+            if decoder.is_inflating() && !inbox.has_shared_room() {
+                let room = Box::pin(room_for_part(&inbox, Deadline::from_now(PATIENCE)));
+                if let Err(end) = meanwhile(session, room).await {
+                    return end;
+                }
+            }
             let incoming = match decoder.next() {
                 Ok(Some(incoming)) => incoming,
                 Ok(None) => break,
                 Err(error) => return SocketEnd::Protocol(error),
             };
-            session.metrics().frames_in.increment(1);
-            costs += spend(&incoming).await;
+            // All of it counts before anything is waited for.
+            let held = match &incoming {
+                Incoming::Message(message) => Some(session.hold(message)),
+                _ => None,
+            };
             part.resize(decoder.held());
-            match incoming {
-                Incoming::Message(message) => {
-                    if let Err(end) = session.receive(message).await {
+            let cost = cost_of(&incoming);
+            pay(cost).await;
+            if !matches!(incoming, Incoming::Inflated(_)) {
+                session.metrics().frames_in.increment(1);
+            }
+            match (incoming, held) {
+                (Incoming::Message(message), Some(held)) => {
+                    if let Err(end) = session.receive(message, held).await {
                         return end;
                     }
                 }
-                Incoming::Ping(payload) => outbox.send(&Frame::pong(&payload), None),
-                Incoming::Part(_) | Incoming::Pong => {}
-                Incoming::Close => return SocketEnd::Closed,
+                (Incoming::Ping(payload), _) => outbox.send(&Frame::pong(&payload), None),
+                (Incoming::Close, _) => return SocketEnd::Closed,
+                _ => {}
+            }
+            pace.took(cost, now);
+            if pace.wait(now).is_some() {
+                // Some time has passed since the last read.
+                now = Instant::now();
+                if pace.wait(now).is_some() {
+                    session.metrics().reads_paused_by_rate.increment(1);
+                    // In a box, so that a socket that never waits is no larger for it.
+                    meanwhile(session, Box::pin(pause(&pace, outbox))).await;
+                    now = Instant::now();
+                }
             }
         }
         decoder.release();
         part.resize(decoder.held());
-        let paused = pace.took(costs, Instant::now());
-        if paused.is_some() {
-            session.metrics().reads_paused_by_rate.increment(1);
-        }
-        let from = paused.map(Deadline::from_now);
         let until = Deadline::from_now(PATIENCE);
         loop {
             tokio::select! {
                 () = session.changed() => session.catch_up().await,
-                read = read(reader, decoder, &inbox, from, until) => match read {
+                read = read(reader, decoder, &inbox, until) => match read {
                     Ok(()) => {
                         outbox.heard();
                         break;
@@ -147,8 +173,30 @@ async fn listen<S: Socket>(
     }
 }
 
-/// Reads on, not before the one deadline. A message of which there is a part waits for room until the
-/// other, if all sockets together hold too much.
+/// Waits until the client has no longer been faster than it may be.
+async fn pause(pace: &ReadPace, outbox: &Outbox) {
+    while let Some(wait) = pace.wait(Instant::now()) {
+        time::sleep(wait.min(LONGEST_PAUSE)).await;
+        outbox.heard();
+    }
+}
+
+/// Waits for something while the session goes on.
+async fn meanwhile<S: Socket, T>(
+    session: &mut Session<S>,
+    mut waiting: Pin<Box<impl Future<Output = T>>>,
+) -> T {
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut waiting => return done,
+            () = session.changed() => session.catch_up().await,
+        }
+    }
+}
+
+/// Reads on. A message of which there is a part waits for room until the deadline, if all sockets together
+/// hold too much.
 ///
 /// # Cancel safety
 ///
@@ -157,22 +205,11 @@ async fn read(
     reader: &mut Reader,
     decoder: &mut Decoder,
     inbox: &Inbox,
-    from: Option<Deadline>,
     until: Deadline,
 ) -> Result<(), SocketEnd> {
     // What is waited for is in a box, so that a socket that never waits is no larger for it.
     if decoder.held() > 0 && !inbox.has_shared_room() {
-        let waited = Box::pin(async {
-            tokio::select! {
-                biased;
-                () = inbox.shared_room() => Ok(()),
-                () = until.passed() => Err(SocketEnd::Overloaded),
-            }
-        });
-        waited.await?;
-    }
-    if let Some(from) = from {
-        Box::pin(from.passed()).await;
+        Box::pin(room_for_part(inbox, until)).await?;
     }
     let wants = decoder.wants();
     match reader.read(decoder.buffer(), wants).await {
@@ -181,14 +218,21 @@ async fn read(
     }
 }
 
-/// Pays for a frame out of the task's budget, and gives way to others once it is used up: a client that
-/// sends without a pause must not keep a thread for itself. Returns what it has cost.
-async fn spend(incoming: &Incoming) -> u64 {
-    let cost = cost(incoming.bytes());
+/// Waits until a message of which there is a part may become larger.
+async fn room_for_part(inbox: &Inbox, until: Deadline) -> Result<(), SocketEnd> {
+    tokio::select! {
+        biased;
+        () = inbox.shared_room() => Ok(()),
+        () = until.passed() => Err(SocketEnd::Overloaded),
+    }
+}
+
+/// Pays for what is handled out of the task's budget, and gives way to others once that is used up: a client
+/// that sends without a pause must not keep a thread for itself.
+pub(super) async fn pay(cost: u64) {
     for _ in 0..cost {
         consume_budget().await;
     }
-    cost
 }
 
 /// Waits until the deadline has passed that each sign of life puts off.
@@ -211,25 +255,35 @@ pub(super) async fn silence(due: impl Fn() -> Deadline) {
 }
 
 /// Writes what is left, and waits for the client to close its side too, unless it has.
-async fn close(reader: &mut Reader, mut decoder: Decoder, outbox: &Outbox, end: SocketEnd) {
+async fn close(
+    reader: &mut Reader,
+    mut decoder: Decoder,
+    inbox: &Arc<Inbox>,
+    outbox: &Outbox,
+    end: SocketEnd,
+) {
     if poll_fn(|cx| outbox.poll_close(cx)).await.is_err() || end == SocketEnd::Closed {
         return;
     }
     // What follows an error of the protocol cannot be understood.
     let understood = !matches!(end, SocketEnd::Protocol(_));
-    if !(understood && close_is_heard(reader, &mut decoder).await) {
+    if !(understood && close_is_heard(reader, &mut decoder, inbox).await) {
         linger(reader, outbox).await;
     }
 }
 
-/// Waits until the client has closed its side, or is gone. False if it cannot be understood any more.
-async fn close_is_heard(reader: &mut Reader, decoder: &mut Decoder) -> bool {
+/// Waits until the client has closed its side, or is gone. False if it cannot be understood any more, or
+/// not without more memory than there is.
+async fn close_is_heard(reader: &mut Reader, decoder: &mut Decoder, inbox: &Arc<Inbox>) -> bool {
+    let mut part = inbox.hold(0);
     loop {
+        part.resize(decoder.held());
+        if decoder.held() > 0 && !inbox.has_shared_room() {
+            return false;
+        }
         match decoder.next() {
             Ok(Some(Incoming::Close)) => return true,
-            Ok(Some(incoming)) => {
-                spend(&incoming).await;
-            }
+            Ok(Some(incoming)) => pay(cost_of(&incoming)).await,
             Ok(None) => {
                 let wants = decoder.wants();
                 match reader.read(decoder.buffer(), wants).await {

@@ -5,7 +5,7 @@
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use pipeline_test_support::PATIENCE;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     time::timeout,
 };
@@ -17,15 +17,15 @@ pub const TEXT: u8 = 1;
 pub const CONTINUE: u8 = 0;
 
 /// A client without a library.
-pub struct RawClient {
-    stream: TcpStream,
+pub struct RawClient<S = TcpStream> {
+    stream: S,
     /// The answer to its handshake, in lower case.
     pub head: String,
 }
 
-impl RawClient {
+impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
     /// Connects, with these lines in the head of its request, each with its end.
-    pub async fn connect(mut stream: TcpStream, lines: &str) -> Self {
+    pub async fn connect(mut stream: S, lines: &str) -> Self {
         let request = format!(
             "GET /socket/websocket?vsn=2.0.0&name=ada HTTP/1.1\r\nHost: x\r\n\
              Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -85,7 +85,7 @@ impl RawClient {
     }
 
     /// The connection, behind the last frame that was read.
-    pub fn into_stream(self) -> TcpStream {
+    pub fn into_stream(self) -> S {
         self.stream
     }
 
