@@ -60,6 +60,8 @@ mod tests {
             ends.spawn(async move {
                 let end = async {
                     woken.fetch_add(1, Ordering::Relaxed);
+                    // The channels have their turn after this task.
+                    yield_now().await;
                 };
                 endings.in_turn(end).await;
             });
