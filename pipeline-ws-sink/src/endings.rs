@@ -66,12 +66,13 @@ mod tests {
                 endings.in_turn(end).await;
             });
         }
-        // Between two of its turns, this task finds a few more that have ended, and never all.
+        // Between two of its turns, this task finds a few more that have ended, and never all. The
+        // runtime counts what yields as run until it looks at its driver, after 61 tasks.
         let mut before = 0;
         while before < 100 * AT_ONCE {
             yield_now().await;
             let now = woken.load(Ordering::Relaxed);
-            assert!(now - before <= 2 * AT_ONCE, "{} at once", now - before);
+            assert!(now - before <= 10 * AT_ONCE, "{} at once", now - before);
             before = now;
         }
         ends.join_all().await;

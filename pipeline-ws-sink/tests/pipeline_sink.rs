@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,12 +12,16 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 use pipeline_test_support::settle;
-use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, LocalNode, Push, WhenFull};
+use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, Push, WhenFull};
 use serde_json::{Value, json};
 use support::{channels::endpoint_with, memory::MemoryServer};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    task,
+    time::{Instant, sleep},
+};
 
 const T: &str = "room:lobby";
 
@@ -240,4 +245,28 @@ async fn an_event_that_could_not_be_sent_keeps_its_place_while_it_is_tried_again
         assert_eq!(client.receive().await[4], expected);
     }
     assert_eq!(pipeline.ended().await.left_undone(), 0);
+}
+
+/// Children in tasks of their own wait for each other, because events keep their order. It may come to
+/// tasks at any time, when the system interrupts a child, and it must not stay so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn children_of_a_pusher_that_are_brief_need_no_tasks() {
+    const EVENTS: usize = 50_000;
+    let endpoint = Endpoint::builder().build().unwrap();
+    let tasks: Arc<Mutex<HashMap<task::Id, usize>>> = Arc::default();
+    let seen = tasks.clone();
+    let push = endpoint.pubsub().pusher(move |n: &usize| {
+        *seen.lock().entry(task::id()).or_default() += 1;
+        Push::new(&format!("user:{}", n % 100), "news", json!({ "n": n }))
+    });
+    let options = SubscribeOptions::new().max_demand(100).min_demand(50);
+    let mut pipeline = Pipeline::builder("brief")
+        .producer(from_iter(0..EVENTS))
+        .consumer_supervisor(ConsumerSupervisor::new(push), options)
+        .start()
+        .unwrap();
+    assert!(pipeline.ended().await.is_clean());
+    let tasks = tasks.lock();
+    let by_supervisor = tasks.values().copied().max().unwrap();
+    assert!(by_supervisor > EVENTS / 4, "{by_supervisor} of {EVENTS}, {} tasks", tasks.len());
 }

@@ -1,6 +1,11 @@
 //! What a consumer supervisor runs for each event.
 
-use std::{any::Any, future::Future, sync::Arc};
+use std::{
+    any::Any,
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use tokio::sync::watch;
 
@@ -108,6 +113,17 @@ pub trait Worker<E>: Send + Sync + 'static {
     fn reserve(&self, event: &E) -> Option<Reserved> {
         let _ = event;
         None
+    }
+
+    /// Waits until all children have come to what was reserved for their events, such as their place in
+    /// a line. The default does not wait.
+    ///
+    /// A child that would have to wait for others before it is not worth running without a task: a
+    /// supervisor that runs brief children itself waits for this before the next one. Only what is in
+    /// the hands of children counts, so it does not wait for what they wait for afterwards.
+    fn poll_reserved(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let _ = cx;
+        Poll::Ready(())
     }
 
     /// Handles the event. The child ends when the future does.

@@ -45,31 +45,36 @@ struct Behind {
 pub(super) struct Place {
     lanes: Arc<Lanes>,
     topic: Arc<str>,
+    /// In which part of the lanes its lane is.
+    shard: usize,
     number: u64,
+    /// Whether it was its turn at once.
+    began: bool,
 }
 
 impl Lanes {
     /// Takes the last place in the lane of a topic.
     pub(super) fn enter(self: &Arc<Self>, topic: &Arc<str>) -> Place {
-        let mut shard = self.shard(topic).lock();
-        let number = if let Some(lane) = shard.get_mut(topic) {
+        let at = self.shard_of(topic);
+        let mut shard = self.shards[at].lock();
+        let (number, began) = if let Some(lane) = shard.get_mut(topic) {
             let number = lane.next;
             lane.next += 1;
             lane.behind.push_back(Behind { number, task: None });
-            number
+            (number, false)
         } else {
             let lane =
                 Lane { first: 0, behind: VecDeque::new(), next: 1, hurries: false, hurry: None };
             shard.insert(topic.clone(), lane);
-            0
+            (0, true)
         };
-        Place { lanes: self.clone(), topic: topic.clone(), number }
+        Place { lanes: self.clone(), topic: topic.clone(), shard: at, number, began }
     }
 
-    fn shard(&self, topic: &str) -> &Mutex<HashMap<Arc<str>, Lane, RandomState>> {
+    fn shard_of(&self, topic: &str) -> usize {
         #[expect(clippy::cast_possible_truncation, reason = "any part of the hash will do")]
         let hash = self.hasher.hash_one(topic) as usize;
-        &self.shards[hash % SHARDS]
+        hash % SHARDS
     }
 
     #[cfg(test)]
@@ -89,7 +94,14 @@ impl Place {
     ///
     /// Cancel safe: the place is kept.
     pub(super) async fn turn(&self) {
-        poll_fn(|cx| self.poll_turn(cx)).await;
+        if !self.began {
+            poll_fn(|cx| self.poll_turn(cx)).await;
+        }
+    }
+
+    /// Whether others stood in the lane when it was entered.
+    pub(super) fn was_behind(&self) -> bool {
+        !self.began
     }
 
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -133,14 +145,14 @@ impl Place {
     }
 
     fn in_lane<T>(&self, look: impl FnOnce(&mut Lane) -> T) -> T {
-        let mut shard = self.lanes.shard(&self.topic).lock();
+        let mut shard = self.lanes.shards[self.shard].lock();
         look(shard.get_mut(&self.topic).expect("a lane is there for as long as its places"))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut shard = self.lanes.shard(&self.topic).lock();
+        let mut shard = self.lanes.shards[self.shard].lock();
         let Some(lane) = shard.get_mut(&self.topic) else { return };
         if lane.first != self.number {
             if let Ok(at) = lane.behind.binary_search_by_key(&self.number, |behind| behind.number) {

@@ -6,6 +6,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::{Context, Poll},
 };
 
 use pipeline_core::{ChildContext, ExitReason, Reserved, Timeline, Worker};
@@ -157,7 +158,8 @@ impl<F> Pusher<F> {
 
     /// Has a topic hurry on which too many wait.
     fn limit(&self, place: &Place) {
-        if self.topics.are_several(place.topic()) && place.waiting() > self.max_waiting {
+        let several = self.topics.are_several(place.topic());
+        if several && place.was_behind() && place.waiting() > self.max_waiting {
             place.hurry();
         }
     }
@@ -183,6 +185,10 @@ where
 {
     fn reserve(&self, _: &E) -> Option<Reserved> {
         Some(Arc::new(self.sequence.ticket(&self.pubsub.shared.lanes)))
+    }
+
+    fn poll_reserved(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.sequence.poll_empty(cx)
     }
 
     async fn run(&self, event: &E, context: ChildContext) -> Result<(), ExitReason> {

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::poll_fn,
     sync::Arc,
-    task::{Poll, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use parking_lot::Mutex;
@@ -27,6 +27,8 @@ struct State {
     /// The number of the first ticket in line.
     first: u64,
     line: VecDeque<InLine>,
+    /// Waits until the line is empty.
+    supervisor: Option<Waker>,
     /// Places that have not been fetched.
     places: HashMap<u64, Place, foldhash::fast::FixedState>,
 }
@@ -58,6 +60,16 @@ impl Sequence {
         let number = state.first + state.line.len() as u64 - 1;
         Ticket { sequence: self.clone(), lanes: lanes.clone(), number, kept: Mutex::default() }
     }
+
+    /// Waits until all tickets have entered their lanes, or have left the line. One task at a time waits.
+    pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock();
+        if state.line.is_empty() {
+            return Poll::Ready(());
+        }
+        state.supervisor = Some(cx.waker().clone());
+        Poll::Pending
+    }
 }
 
 impl State {
@@ -77,6 +89,9 @@ impl State {
                 self.places.insert(number, lanes.enter(&topic));
                 tasks.extend(task);
             }
+        }
+        if self.line.is_empty() {
+            tasks.extend(self.supervisor.take());
         }
         tasks
     }
@@ -113,6 +128,16 @@ impl Ticket {
             return Some(place);
         }
         let mut state = self.sequence.state.lock();
+        if state.first == self.number && state.line.len() == 1 {
+            // The only one in line.
+            state.line.clear();
+            state.first += 1;
+            let task = state.supervisor.take();
+            let place = self.lanes.enter(topic);
+            drop(state);
+            task.into_iter().for_each(Waker::wake);
+            return Some(place);
+        }
         match state.ticket(self.number) {
             Some(ticket) if !matches!(ticket, InLine::Gone) => {
                 *ticket = InLine::Ready { topic: topic.clone(), task: None };

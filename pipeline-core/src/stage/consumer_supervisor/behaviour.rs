@@ -89,9 +89,11 @@ where
         let again = supervisor.next_restart();
         if supervisor.ended.is_empty() && !again.has_passed(Instant::now()) {
             // What has ended is kept for `handle_ready`, so nothing is lost when this is dropped.
+            let resumed = supervisor.pauses.is_over(&supervisor.shared);
             tokio::select! {
                 biased;
                 Some(ended) = supervisor.tasks.join_next_with_id() => supervisor.ended.push_back(ended),
+                () = resumed => {}
                 () = again.passed() => {}
             }
         }
@@ -109,6 +111,7 @@ where
         {
             supervisor.child_ended(ended)?;
         }
+        supervisor.resume();
         supervisor.ask();
         Ok(())
     }

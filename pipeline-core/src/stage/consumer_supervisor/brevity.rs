@@ -10,6 +10,9 @@ const TASK: i64 = 5_000;
 /// is not held up by the others, nor holds them up by much.
 const AWAY: Duration = Duration::from_micros(15);
 
+/// How much a child that has something reserved is charged at most for its own time.
+const RESERVED: Duration = Duration::from_micros(500);
+
 /// What it costs to try a child that waits without a task: it has to be tried again.
 const WAITS: i64 = 16 * TASK;
 
@@ -19,53 +22,80 @@ const THRESHOLD: i64 = 32 * TASK;
 /// What can be gained: no child after that costs nothing.
 const MOST: i64 = 1_000_000;
 
-/// About how long the system may interrupt a thread. That holds up others wherever they run; a child that
-/// takes longer blocks.
-const INTERRUPTED: Duration = Duration::from_millis(5);
+/// What can be lost: children that took long are not held against the others for ever.
+const LEAST: i64 = -100_000_000;
 
-/// What can be lost: a minute, which millions of brief children outweigh. So a child that never seemed to
-/// end is not held against the others for ever.
-const LEAST: i64 = -60_000_000_000;
+/// About how long the system may take a thread off its core on a machine that is busy. A child that takes
+/// longer has blocked.
+const INTERRUPTED: Duration = Duration::from_millis(50);
+
+/// How much of what blocked children cost is remembered: a minute, which millions of brief children
+/// outweigh.
+const LONGEST: i64 = 60_000_000_000;
 
 /// What was gained or lost if all children so far had been run without a task, in nanoseconds: one
 /// that is done at once gains a task, and loses what it takes longer than until another core would
-/// have begun with it. One that blocks loses its time once more for each child that waits behind it.
+/// have begun with it.
 ///
-/// So it is the average that counts, and a child that was interrupted by the system may be long.
+/// So it is the average that counts, and a child that was interrupted by the system may be long. One that
+/// blocks is another matter: its time is lost once more for each child that waits behind it, and all of
+/// that has to be gained again.
 #[derive(Debug)]
-pub(super) struct Brevity(i64);
+pub(super) struct Brevity {
+    gained: i64,
+    /// What is still to be gained for children that have blocked.
+    debt: i64,
+}
 
 impl Brevity {
     pub(super) const fn new() -> Self {
-        Self(0)
+        Self { gained: 0, debt: 0 }
     }
 
     /// Whether the next child is likely to be brief, too.
     pub(super) fn is_likely(&self) -> bool {
-        self.0 >= THRESHOLD
+        self.gained >= THRESHOLD && self.debt == 0
     }
 
     /// A child is done, after so long; `at_once` if it did not wait for anything. So many others wait
     /// while a child has no task, or would have waited if it had none.
     pub(super) fn learn(&mut self, at_once: bool, took: Duration, others: usize) {
         if at_once {
-            self.add(TASK, took.saturating_sub(AWAY), took, others);
+            self.debt = (self.debt - TASK).max(0);
+            self.add(TASK, took.saturating_sub(AWAY));
+            self.blocked(took, others);
         } else {
-            self.add(-WAITS, Duration::ZERO, Duration::ZERO, 0);
+            self.add(-WAITS, Duration::ZERO);
         }
+    }
+
+    /// A child that has something reserved is done, in a task of its own or not. Those after it wait for
+    /// it in either case, and their tasks wake each other then. So little is held against one that took
+    /// long without a task, and nothing against one that had a task, but that it blocked.
+    pub(super) fn learn_reserved(&mut self, in_task: bool, took: Duration, others: usize) {
+        let own = if in_task { Duration::ZERO } else { took.min(RESERVED) };
+        self.learn(true, own, 0);
+        self.blocked(took, others);
     }
 
     /// A child was tried without a task, and waits after so long. So many others were held up.
     pub(super) fn guessed_wrong(&mut self, took: Duration, others: usize) {
-        self.add(-WAITS, took, took, others);
+        self.add(-WAITS, took);
+        self.blocked(took, others);
     }
 
-    fn add(&mut self, gain: i64, own: Duration, took: Duration, others: usize) {
-        let others = u32::try_from(others).unwrap_or(u32::MAX);
-        let blocked = took.saturating_sub(INTERRUPTED).saturating_mul(others);
-        let loss = own.saturating_add(blocked).as_nanos();
-        let loss = u64::try_from(loss).unwrap_or(u64::MAX);
-        self.0 = self.0.saturating_add(gain.saturating_sub_unsigned(loss)).clamp(LEAST, MOST);
+    fn add(&mut self, gain: i64, loss: Duration) {
+        let loss = u64::try_from(loss.as_nanos()).unwrap_or(u64::MAX);
+        let gained = self.gained.saturating_add(gain.saturating_sub_unsigned(loss));
+        self.gained = gained.clamp(LEAST, MOST);
+    }
+
+    fn blocked(&mut self, took: Duration, others: usize) {
+        if took > INTERRUPTED {
+            let held_up = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+            let lost = i64::try_from(took.saturating_mul(held_up).as_nanos()).unwrap_or(i64::MAX);
+            self.debt = self.debt.saturating_add(lost).min(LONGEST);
+        }
     }
 }
 
@@ -154,6 +184,26 @@ mod tests {
             guessed
         });
         assert_eq!(guesses.count(), 1);
+    }
+
+    #[test]
+    fn what_children_in_order_wait_for_in_tasks_is_not_held_against_them() {
+        let mut brevity = Brevity::new();
+        (0..100).for_each(|_| brevity.learn_reserved(true, Duration::from_micros(200), 9));
+        assert!(brevity.is_likely());
+        (0..100).for_each(|_| brevity.learn_reserved(true, BRIEF, 9));
+        brevity.learn_reserved(false, LONG, 9);
+        assert!(brevity.is_likely(), "it was interrupted, or it is an exception");
+        brevity.learn_reserved(false, LONG, 9);
+        assert!(!brevity.is_likely());
+    }
+
+    #[test]
+    fn a_child_in_order_that_blocks_is_held_against_the_others() {
+        let mut brevity = Brevity::new();
+        assert!(after(&mut brevity, 10_000));
+        brevity.learn_reserved(true, Duration::from_millis(100), 9);
+        assert!(!brevity.is_likely());
     }
 
     #[test]

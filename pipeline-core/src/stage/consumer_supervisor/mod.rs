@@ -11,7 +11,8 @@ use std::{
     collections::{BTreeMap, VecDeque},
     convert::Infallible,
     fmt,
-    future::{Future, poll_fn},
+    future::{Future, pending, poll_fn},
+    mem,
     pin::pin,
     sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, Waker},
@@ -22,7 +23,7 @@ use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::{
     sync::watch,
-    task::{AbortHandle, Id, JoinError, JoinSet},
+    task::{AbortHandle, Id, JoinError, JoinSet, yield_now},
     time::{self, Instant},
 };
 use tracing::{Instrument, Span};
@@ -118,6 +119,10 @@ pub struct ConsumerSupervisor<E, W> {
     brevity: Brevity,
     /// Whether each gets one all the same.
     always_spawn: bool,
+    /// Whether the worker reserves something for its children, so that they wait for each other.
+    reserves: bool,
+    /// Whether there is room for more children, which have to wait for their turn.
+    pauses: Pause,
     next_child: u64,
     /// How many of the children were started by hand.
     by_hand: usize,
@@ -294,6 +299,17 @@ struct Shared<W> {
     metrics: WorkerMetrics,
 }
 
+impl<W> Shared<W> {
+    /// Whether all children have come to what was reserved for them.
+    fn poll_reserved<E>(&self, cx: &mut Context<'_>) -> Poll<()>
+    where
+        W: Worker<E>,
+    {
+        // A worker that panics is not waited for.
+        contained_now(|| Ok(self.worker.poll_reserved(cx))).unwrap_or(Poll::Ready(()))
+    }
+}
+
 /// How a child's task ended.
 type Ended<E> = Result<(Id, Done<E>), JoinError>;
 
@@ -317,8 +333,30 @@ impl Drop for Stopping {
     }
 }
 
+/// Why a supervisor starts no child although there is room for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    No,
+    /// The children have not all come to what was reserved for them.
+    Reserved,
+    /// It gives way to other tasks.
+    Spell,
+}
+
+impl Pause {
+    /// Waits until children can be started again. For ever, if they can.
+    async fn is_over<E, W: Worker<E>>(self, shared: &Shared<W>) {
+        match self {
+            Self::No => pending().await,
+            Self::Reserved => poll_fn(|cx| shared.poll_reserved::<E>(cx)).await,
+            Self::Spell => yield_now().await,
+        }
+    }
+}
+
 /// For so long a supervisor runs children itself, one after the other, before it gives the next ones
-/// tasks, which other cores may run.
+/// tasks, which other cores may run. Children that keep an order would wait for each other there: they
+/// wait for the supervisor's next turn instead.
 const SPELL: Duration = Duration::from_millis(1);
 
 impl<E, W: Worker<E>> ConsumerSupervisor<E, W>
@@ -343,6 +381,8 @@ where
             by_task: foldhash::HashMap::default(),
             brevity: Brevity::new(),
             always_spawn: false,
+            reserves: false,
+            pauses: Pause::No,
             next_child: 0,
             by_hand: 0,
             slots: foldhash::HashMap::default(),
@@ -538,19 +578,47 @@ where
 
     /// Starts children for events that have waited, as far as there is room.
     fn fill(&mut self) {
-        let mut spell = None;
-        while self.children.len() - self.by_hand < self.limit()
-            && let Some((event, from)) = self.waiting.pop()
-        {
-            // How many children do best is not learned from those that are done already.
-            if self.brevity.is_likely() && !self.always_spawn && self.adaptive.is_none() {
-                let (begun, now) = *spell.get_or_insert_with(|| (Instant::now(), Instant::now()));
-                if now - begun < SPELL {
-                    spell = Some((begun, self.begin_here(event, from, now)));
-                    continue;
-                }
+        // When it began to run children itself, and what time it is.
+        let mut spell: Option<(Instant, Instant)> = None;
+        while self.children.len() - self.by_hand < self.limit() && !self.waiting.is_empty() {
+            let brief = self.is_brief();
+            let is_over = spell.is_some_and(|(begun, now)| now - begun >= SPELL);
+            self.pauses = if brief { self.pause(is_over) } else { Pause::No };
+            if self.pauses != Pause::No {
+                break;
             }
-            self.begin(event, Some(from));
+            let Some((event, from)) = self.waiting.pop() else { break };
+            if brief && !is_over {
+                let (begun, now) = spell.unwrap_or_else(|| {
+                    let now = Instant::now();
+                    (now, now)
+                });
+                spell = Some((begun, self.begin_here(event, from, now)));
+            } else {
+                self.begin(event, Some(from));
+            }
+        }
+    }
+
+    /// Whether the supervisor runs the next child itself.
+    fn is_brief(&self) -> bool {
+        // How many children do best is not learned from those that are done already.
+        self.brevity.is_likely() && !self.always_spawn && self.adaptive.is_none()
+    }
+
+    /// Whether children that the supervisor runs itself have to wait, and what for.
+    fn pause(&self, spell_is_over: bool) -> Pause {
+        match self.shared.poll_reserved(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => Pause::Reserved,
+            Poll::Ready(()) if spell_is_over && self.reserves => Pause::Spell,
+            Poll::Ready(()) => Pause::No,
+        }
+    }
+
+    /// Starts the children that had to wait for their turn.
+    fn resume(&mut self) {
+        if mem::replace(&mut self.pauses, Pause::No) != Pause::No {
+            self.fill();
         }
     }
 
@@ -567,6 +635,7 @@ where
     fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
         let Some((event, context)) = self.take_on(event, Some(from)) else { return now };
         let reserved = context.reserved.clone();
+        let reserves = reserved.is_some();
         let mut job = Box::pin(self.job(event, context, Some(now)));
         // Its task polls it anew, with a waker of its own.
         let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
@@ -579,7 +648,11 @@ where
         // The clock is not read for each child; it was read when this one was done.
         let now = now.checked_add(done.took).unwrap_or(now);
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
-            self.brevity.learn(done.at_once, done.took, self.behind());
+            if reserves {
+                self.brevity.learn_reserved(false, done.took, self.behind());
+            } else {
+                self.brevity.learn(done.at_once, done.took, self.behind());
+            }
             self.free(Some(from));
         } else {
             // One that has failed goes the way of all children.
@@ -598,6 +671,7 @@ where
         let outcome = self.attempt(&event, &context).and_then(|start| {
             if start == Start::Run {
                 context.reserved = contained_now(|| Ok(self.shared.worker.reserve(&event)))?;
+                self.reserves |= context.reserved.is_some();
             }
             Ok(start)
         });
@@ -725,7 +799,11 @@ where
         if let Ok((_, Done { took, outcome, at_once, .. })) = &ended {
             // Without a task, it would have held up the others.
             let others = self.children.len().saturating_sub(1);
-            self.brevity.learn(*at_once, *took, others);
+            if self.reserves {
+                self.brevity.learn_reserved(true, *took, others);
+            } else {
+                self.brevity.learn(*at_once, *took, others);
+            }
             let failed = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
             if counts {
                 self.learn(*took, failed);
