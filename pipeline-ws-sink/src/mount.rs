@@ -545,8 +545,8 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Which parameters of clients may stand in the log. By default, all but those that are called
-    /// something with `password` or `token`.
+    /// Which parameters of clients may stand in the log. By default, all but those whose names tell
+    /// of a secret, such as `password` and `token`: [`ParamFilter`] has the list.
     ///
     /// Those of `connect` are logged at level `INFO`, those of joins and events at `DEBUG`.
     ///

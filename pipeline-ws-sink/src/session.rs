@@ -358,6 +358,7 @@ impl<S: Socket> Session<S> {
         self.ending.retain(|task| !task.is_finished());
         if self.channels.len() + self.ending.len() >= self.routes.max_channels() {
             self.count_channels();
+            route.meter.joins.count(false);
             tracing::warn!(topic = shown(&topic), "refused a join: too many channels");
             let response = reason("too many channels joined");
             return self.reply(&message.join_ref(), message, "error", &response);

@@ -279,6 +279,8 @@ async fn channels_that_are_ending_count_as_channels() {
     let reason = json!({ "reason": "too many channels joined" });
     client.send(json!(["3", "3", T, "phx_join", {}])).await;
     client.expect([reply("3", "3", T, "error", reason)]).await;
+    let joins = server.recorded.counters("channel_join");
+    assert!(joins.iter().any(|(labels, n)| labels.contains("status=fail") && *n == 1), "{joins:?}");
     gate.close();
     pipeline_test_support::settle().await;
     client.join("4", T).await;
