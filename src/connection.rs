@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     error::Error,
-    future::{Future, pending},
+    future::Future,
     io,
     net::SocketAddr,
     pin::{Pin, pin},
@@ -139,6 +139,7 @@ fn answer(
             body,
             within,
             waiting: None,
+            over: false,
             timed_out: metrics.timed_out.body.clone(),
         })
     });
@@ -201,6 +202,8 @@ struct Arriving {
     within: Duration,
     /// Until when the next piece has to come, if it is waited for.
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// Whether it has failed. Then there is no more of it.
+    over: bool,
     timed_out: Counter,
 }
 
@@ -213,6 +216,9 @@ impl HttpBody for Arriving {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        if this.over {
+            return Poll::Ready(None);
+        }
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             this.waiting = None;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
@@ -221,7 +227,7 @@ impl HttpBody for Arriving {
         let waiting =
             this.waiting.get_or_insert_with(|| Box::pin(Deadline::from_now(within).passed()));
         ready!(waiting.as_mut().poll(cx));
-        this.waiting = Some(Box::pin(pending()));
+        this.over = true;
         this.timed_out.increment(1);
         let error = io::Error::new(io::ErrorKind::TimedOut, "the body of the request is too slow");
         Poll::Ready(Some(Err(error.into())))

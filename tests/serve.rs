@@ -10,9 +10,11 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     extract::ConnectInfo,
     routing::{get, post},
 };
+use http_body_util::BodyExt;
 use pipeline::{
     ConsumerSupervisor, ExitReason, Health, Pipeline, QueueOptions, Serve, ShutdownReport,
     SubscribeOptions, queue, serve,
@@ -195,6 +197,21 @@ async fn a_body_that_takes_its_time_is_read_as_long_as_it_does_not_pause() {
         sleep(SHORT / 2).await;
     }
     assert!(until_the_end(&mut stream).await.ends_with("30"));
+}
+
+#[tokio::test]
+async fn a_body_that_failed_is_over() {
+    let twice = post(async |mut body: Body| {
+        let failed = matches!(body.frame().await, Some(Err(_)));
+        format!("{failed} {}", body.frame().await.is_none())
+    });
+    let app = app().route("/twice", twice);
+    let server = Server::start(app, |serve| serve.body_timeout(SHORT)).await;
+    let mut stream = server.connect().await;
+    let head =
+        b"POST /twice HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: 9\r\n\r\n";
+    stream.write_all(head).await.unwrap();
+    assert!(until_the_end(&mut stream).await.ends_with("true true"));
 }
 
 #[tokio::test]

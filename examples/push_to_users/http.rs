@@ -34,6 +34,9 @@ const MAX_BODY: usize = 8 * 1024 * 1024;
 /// How long a client may take to send a body.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long to read what is left of a body, before it is answered.
+const REST_WITHIN: Duration = Duration::from_secs(5);
+
 /// How many requests to push are read at once. Each holds one line, and what has just arrived.
 const MAX_AT_ONCE: usize = 256;
 
@@ -111,6 +114,21 @@ struct Outcome {
     /// How many more there were.
     #[serde(skip_serializing_if = "is_zero")]
     more_errors: usize,
+    /// The last line that was taken in or refused.
+    #[serde(skip)]
+    last_line: usize,
+}
+
+/// Why a request was not looked at to its end.
+struct Stop {
+    status: StatusCode,
+    error: String,
+}
+
+impl Stop {
+    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into() }
+    }
 }
 
 #[derive(Serialize)]
@@ -137,8 +155,9 @@ impl Outcome {
         self.errors.push(LineError { line, error: text });
     }
 
-    /// The answer, if nothing after this line was looked at.
-    fn stop(mut self, status: StatusCode, line: usize, error: &str) -> Response {
+    /// The answer, if nothing after the last line was taken in.
+    fn stop(mut self, Stop { status, error }: Stop) -> Response {
+        let line = self.last_line + 1;
         // The reason for the end is told in any case.
         let error = format!("{error}, nothing from here on was accepted");
         self.errors.push(LineError { line, error });
@@ -154,8 +173,8 @@ impl Outcome {
 /// `RUST_LOG=trace` shows where they are, each line with the `trace_id`.
 async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Response {
     let Ok(_permit) = app.at_once.try_acquire() else {
-        let error = "too many requests at once";
-        return Outcome::default().stop(StatusCode::SERVICE_UNAVAILABLE, 1, error);
+        let stop = Stop::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once");
+        return Outcome::default().stop(stop);
     };
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let many = content_type.is_some_and(|value| value.starts_with(NDJSON));
@@ -163,18 +182,23 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     if let Some(trace) = trace {
         tracing::debug!(trace_id = %trace.trace_id(), "a request to push");
     }
+    // It outlives the time for the body: a client is told what was accepted, and does not push it again.
+    let mut outcome = Outcome::default();
     let taking = async {
-        let answer = if many {
-            take_lines(&app.pushes, trace, &mut body).await
+        if many {
+            take_lines(&app.pushes, trace, &mut body, &mut outcome).await
         } else {
-            take_one(&app.pushes, trace, &mut body).await
-        };
-        skip_rest(&mut body).await;
-        answer
+            take_one(&app.pushes, trace, &mut body, &mut outcome).await
+        }
     };
-    timeout(BODY_WITHIN, taking).await.unwrap_or_else(|_| {
-        (StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive\n").into_response()
-    })
+    let taken = timeout(BODY_WITHIN, taking).await.unwrap_or_else(|_| {
+        Err(Stop::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"))
+    });
+    let _ = timeout(REST_WITHIN, skip_rest(&mut body)).await;
+    match taken {
+        Ok(()) => answer(outcome),
+        Err(stop) => outcome.stop(stop),
+    }
 }
 
 /// Takes in each line as it arrives.
@@ -182,39 +206,31 @@ async fn take_lines(
     pushes: &Queue<Timed<Push>>,
     trace: Option<TraceContext>,
     body: &mut Body,
-) -> Response {
-    let (mut outcome, mut lines) = (Outcome::default(), LineCutter::default());
-    let (mut received, mut last_line) = (0, 0);
+    outcome: &mut Outcome,
+) -> Result<(), Stop> {
+    let (mut lines, mut received) = (LineCutter::default(), 0);
     loop {
         let piece = match body.frame().await {
             Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(error)) => {
-                let error = format!("the body has not arrived: {error}");
-                return outcome.stop(StatusCode::BAD_REQUEST, last_line + 1, &error);
-            }
+            Some(Err(error)) => return Err(has_not_arrived(&error)),
             None => break,
         };
         received += piece.len();
         if received > MAX_BODY {
             let error = format!("the body is longer than {MAX_BODY} bytes");
-            return outcome.stop(StatusCode::PAYLOAD_TOO_LARGE, last_line + 1, &error);
+            return Err(Stop::new(StatusCode::PAYLOAD_TOO_LARGE, error));
         }
         let mut rest = &*piece;
         while let Some(line) = lines.next(&mut rest) {
-            last_line = line.number;
-            if let Err(full) = take(pushes, trace, line, &mut outcome) {
-                return outcome.stop(StatusCode::SERVICE_UNAVAILABLE, last_line, full);
-            }
+            take(pushes, trace, line, outcome)?;
             consume_budget().await;
         }
     }
-    if let Some(line) = lines.end() {
-        let number = line.number;
-        if let Err(full) = take(pushes, trace, line, &mut outcome) {
-            return outcome.stop(StatusCode::SERVICE_UNAVAILABLE, number, full);
-        }
-    }
-    answer(outcome)
+    lines.end().map_or(Ok(()), |line| take(pushes, trace, line, outcome))
+}
+
+fn has_not_arrived(error: &axum::Error) -> Stop {
+    Stop::new(StatusCode::BAD_REQUEST, format!("the body has not arrived: {error}"))
 }
 
 /// Takes in a body that is one push.
@@ -222,17 +238,12 @@ async fn take_one(
     pushes: &Queue<Timed<Push>>,
     trace: Option<TraceContext>,
     body: &mut Body,
-) -> Response {
-    let mut outcome = Outcome::default();
+    outcome: &mut Outcome,
+) -> Result<(), Stop> {
     let mut json = Vec::new();
     while let Some(frame) = body.frame().await {
-        match frame {
-            Ok(frame) => json.extend_from_slice(&frame.into_data().unwrap_or_default()),
-            Err(error) => {
-                let error = format!("the body has not arrived: {error}");
-                return outcome.stop(StatusCode::BAD_REQUEST, 1, &error);
-            }
-        }
+        let frame = frame.map_err(|error| has_not_arrived(&error))?;
+        json.extend_from_slice(&frame.into_data().unwrap_or_default());
         if json.len() > MAX_BYTES {
             break;
         }
@@ -243,12 +254,9 @@ async fn take_one(
     {
         let hint = format!("{fault} (many pushes, one a line, need the content-type {NDJSON})");
         outcome.refuse(1, &hint);
-        return answer(outcome);
+        return Ok(());
     }
-    match take(pushes, trace, PushLine { number: 1, push }, &mut outcome) {
-        Ok(()) => answer(outcome),
-        Err(full) => outcome.stop(StatusCode::SERVICE_UNAVAILABLE, 1, full),
-    }
+    take(pushes, trace, PushLine { number: 1, push }, outcome)
 }
 
 /// Reads what is left of a body, up to a bound. A client that is still sending when the connection is
@@ -264,17 +272,18 @@ async fn skip_rest(body: &mut Body) {
     }
 }
 
-/// Puts a push into the queue, or notes what is wrong with it. Says why there is no room for it.
+/// Puts a push into the queue, or notes what is wrong with it. Stops if there is no room for it.
 fn take(
     pushes: &Queue<Timed<Push>>,
     trace: Option<TraceContext>,
     PushLine { number, push }: PushLine,
     outcome: &mut Outcome,
-) -> Result<(), &'static str> {
+) -> Result<(), Stop> {
     let push = match push {
         Ok(push) => push,
         Err(fault) => {
             outcome.refuse(number, &fault.to_string());
+            outcome.last_line = number;
             return Ok(());
         }
     };
@@ -282,14 +291,18 @@ fn take(
         Some(trace) => push.with_trace(trace),
         None => push,
     };
-    match pushes.try_push(push) {
+    let full = match pushes.try_push(push) {
         Ok(()) => {
             outcome.accepted += 1;
-            Ok(())
+            outcome.last_line = number;
+            return Ok(());
         }
-        Err(TryPushError::Closed(_)) => Err("the server is shutting down"),
-        Err(_) => Err("the buffer is full"),
-    }
+        Err(TryPushError::Closed(_)) => "the server is shutting down",
+        Err(_) => "the buffer is full",
+    };
+    // Lines that are blank are not taken in, and have their numbers.
+    outcome.last_line = number.saturating_sub(1);
+    Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, full))
 }
 
 fn answer(outcome: Outcome) -> Response {
@@ -304,4 +317,39 @@ fn trace(headers: &HeaderMap) -> Option<TraceContext> {
     let header = headers.get("traceparent")?;
     let trace = header.to_str().ok().and_then(|header| header.parse().ok());
     Some(trace.unwrap_or_else(TraceContext::random))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::ready};
+
+    use axum::body::Bytes;
+    use futures::{StreamExt, stream};
+    use pipeline::{QueueOptions, queue};
+    use serde_json::Value;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stops_coming_is_answered_with_what_was_accepted() {
+        let (pushes, _producer) = queue(QueueOptions::new());
+        let app = App {
+            pushes: pushes.timed(),
+            signer: Signer::new("twenty bytes at least, and secret", "user socket").unwrap(),
+            client: None,
+            at_once: Arc::new(Semaphore::new(1)),
+        };
+        let line = r#"{"user_id":1,"event":"push_timed","data":{}}"#;
+        let piece = Bytes::from(format!("{line}\n\n{line}\n{line}"));
+        let begun = stream::once(ready(Ok::<_, Infallible>(piece)));
+        let body = Body::from_stream(begun.chain(stream::pending()));
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(NDJSON))]);
+        let answer = push(State(app), headers, body).await;
+        assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
+        let told = answer.into_body().collect().await.unwrap().to_bytes();
+        let told: Value = serde_json::from_slice(&told).unwrap();
+        assert_eq!(told["accepted"], 2);
+        let error = "the body took too long to arrive, nothing from here on was accepted";
+        assert_eq!(told["errors"], json!([{ "line": 4, "error": error }]));
+    }
 }
