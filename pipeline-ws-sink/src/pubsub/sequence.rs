@@ -124,11 +124,9 @@ impl Ticket {
     /// Waits for those with earlier tickets, unless all of them have entered their lanes: then it has
     /// its place.
     fn get_ready(&self, topic: &Arc<str>) -> Option<Place> {
-        if let Some(place) = self.kept.lock().take_if(|kept| kept.topic() == topic) {
-            return Some(place);
-        }
+        let kept = self.kept.lock().take();
         let mut state = self.sequence.state.lock();
-        if state.first == self.number && state.line.len() == 1 {
+        if kept.is_none() && state.first == self.number && state.line.len() == 1 {
             // The only one in line.
             state.line.clear();
             state.first += 1;
@@ -137,6 +135,12 @@ impl Ticket {
             drop(state);
             task.into_iter().for_each(Waker::wake);
             return Some(place);
+        }
+        // A call that was dropped may have got its place without fetching it.
+        if let Some(place) = kept.or_else(|| state.places.remove(&self.number)) {
+            drop(state);
+            // A place in another lane is given up.
+            return Some(if place.topic() == topic { place } else { self.lanes.enter(topic) });
         }
         match state.ticket(self.number) {
             Some(ticket) if !matches!(ticket, InLine::Gone) => {
@@ -256,6 +260,26 @@ mod tests {
         second.turn().await;
         drop(second);
         assert_eq!(lanes.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn entering_that_is_dropped_and_begun_again_takes_one_place() {
+        let first_topic: Arc<str> = "t".into();
+        for topic in ["t", "another"] {
+            let ([first, second], lanes) = tickets();
+            {
+                let mut enters = pin!(second.enter(&first_topic));
+                assert!(poll!(&mut enters).is_pending());
+            }
+            // Its turn in line comes while nothing awaits it.
+            drop(first.enter(&first_topic).await);
+            let place = second.enter(&topic.into()).await;
+            assert_eq!(&**place.topic(), topic);
+            assert!(poll!(pin!(place.turn())).is_ready(), "it was behind its own place");
+            assert_eq!(lanes.open(), 1);
+            drop((place, second));
+            assert_eq!(lanes.open(), 0);
+        }
     }
 
     #[tokio::test]
