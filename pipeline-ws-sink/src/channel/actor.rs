@@ -28,7 +28,6 @@ use super::{
 use crate::{
     end::SocketEnd,
     inbox::Held,
-    outbox::Outbox,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
     pubsub::{self, Listening, Subscriber},
@@ -323,7 +322,9 @@ impl<C: Channel> Joined<C> {
                 stop.map(End::Stopped)
             }
             Letter::Intercepted(Intercepted { event, payload, since }) => {
-                wait_for_room(&context.connection.outbox).await;
+                // Where clients are waited for, a channel that intercepts does so too: what it does not
+                // handle waits for it, and so those who send do.
+                context.connection.outbox.wait_for_room().await;
                 context.since = since;
                 let outcome = contained(channel.handle_out(&event, payload, context)).await;
                 context.since = None;
@@ -472,16 +473,6 @@ async fn next_letter<C: Channel>(
         biased;
         () = at.passed() => None,
         letter = reading.0.receive() => Some(letter),
-    }
-}
-
-/// Where clients are waited for, a channel that intercepts does so too: what it does not handle waits
-/// for it, and so those who send do.
-async fn wait_for_room(outbox: &Outbox) {
-    if let Some(limit) = outbox.wait_limit()
-        && time::timeout(limit, outbox.room()).await.is_err()
-    {
-        outbox.give_up();
     }
 }
 

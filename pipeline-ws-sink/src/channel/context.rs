@@ -303,7 +303,7 @@ impl<C: Channel> ChannelContext<C> {
     /// Listens to another topic too. What is broadcast there does not go to the client, but to
     /// [`Channel::handle_broadcast`].
     ///
-    /// A channel that subscribes twice receives everything twice, and one that lags 256 broadcasts
+    /// A channel that subscribes twice receives everything twice, and one that lags 256 broadcasts, or 16 MiB,
     /// behind ends.
     pub fn subscribe(&self, topic: &str) {
         let table = self.pubsub().table();

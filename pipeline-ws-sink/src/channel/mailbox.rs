@@ -24,6 +24,9 @@ use crate::{
 /// socket's [inbox](crate::inbox::Inbox).
 const CAPACITY: usize = 256;
 
+/// How many bytes the broadcasts may carry that wait for a channel. One of any size may wait.
+const BYTES: usize = 16 << 20;
+
 /// A channel's messages, handled one after the other. It takes memory only while some wait.
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
@@ -35,6 +38,8 @@ struct State {
     letters: VecDeque<Letter>,
     /// How many of them [count](Letter::counts) for [`CAPACITY`].
     counted: usize,
+    /// How many bytes they carry.
+    bytes: usize,
     closed: bool,
     overflowed: bool,
     /// The channel, while it waits for a message.
@@ -68,6 +73,24 @@ impl Letter {
             Self::Event { .. } | Self::Leave { .. } | Self::Close(_) => false,
         }
     }
+
+    /// How much of [`BYTES`] it takes.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Intercepted(broadcast) => broadcast.payload.bytes().len(),
+            Self::Foreign(broadcast) => broadcast.payload().bytes().len(),
+            Self::Event { .. } | Self::Leave { .. } | Self::Info(_) | Self::Close(_) => 0,
+        }
+    }
+}
+
+/// How much room there is for broadcasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// As much as there is for all.
+    Usual,
+    /// Twice as much, where the usual room may be full because senders wait: for those who cannot.
+    Twice,
 }
 
 /// Why a message was not sent.
@@ -119,7 +142,7 @@ impl Mailbox {
             if state.closed {
                 return Poll::Ready(Err(NotSent::Closed));
             }
-            if state.counted >= CAPACITY {
+            if state.is_full(Room::Usual) {
                 if !state.senders.iter().any(|sender| sender.will_wake(cx.waker())) {
                     state.senders.push(cx.waker().clone());
                 }
@@ -139,7 +162,7 @@ impl Mailbox {
         if state.closed {
             return Err(NotSent::Closed);
         }
-        if state.counted >= CAPACITY {
+        if state.is_full(Room::Usual) {
             return Err(NotSent::Full);
         }
         state.put(letter);
@@ -170,8 +193,8 @@ impl Mailbox {
     }
 
     /// Sends a broadcast on the channel's own topic.
-    pub(crate) fn intercepted(&self, broadcast: Intercepted) {
-        self.broadcast(Letter::Intercepted(broadcast));
+    pub(crate) fn intercepted(&self, broadcast: Intercepted, room: Room) {
+        self.broadcast(Letter::Intercepted(broadcast), room);
     }
 
     /// Sends a broadcast on the channel's own topic, if there is room.
@@ -184,16 +207,16 @@ impl Mailbox {
 
     /// Sends a broadcast on another topic.
     pub(crate) fn foreign(&self, broadcast: Broadcast) {
-        self.broadcast(Letter::Foreign(broadcast));
+        self.broadcast(Letter::Foreign(broadcast), Room::Usual);
     }
 
     /// Never waits: one channel that is behind must not delay the others.
-    fn broadcast(&self, letter: Letter) {
+    fn broadcast(&self, letter: Letter, room: Room) {
         let mut state = self.state.lock();
         if state.closed || state.overflowed {
             return;
         }
-        if state.counted >= CAPACITY {
+        if state.is_full(room) {
             state.overflowed = true;
             if let Some(receiver) = state.receiver.take() {
                 receiver.wake();
@@ -227,6 +250,7 @@ impl Mailbox {
             };
             if letter.counts() {
                 state.counted -= 1;
+                state.bytes -= letter.bytes();
                 state.senders.drain(..).for_each(Waker::wake);
             }
             Poll::Ready(Ok(letter))
@@ -236,8 +260,18 @@ impl Mailbox {
 }
 
 impl State {
+    /// Whether no more messages of the server may be put in.
+    fn is_full(&self, room: Room) -> bool {
+        let times = match room {
+            Room::Usual => 1,
+            Room::Twice => 2,
+        };
+        self.counted >= times * CAPACITY || self.bytes >= times * BYTES
+    }
+
     fn put(&mut self, letter: Letter) {
         self.counted += usize::from(letter.counts());
+        self.bytes += letter.bytes();
         self.letters.push_back(letter);
         if let Some(receiver) = self.receiver.take() {
             receiver.wake();
@@ -258,5 +292,34 @@ impl Drop for Reading {
         drop(state);
         drop(letters);
         senders.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn news(bytes: usize) -> Intercepted {
+        let payload = json!({ "padding": "x".repeat(bytes) });
+        Intercepted::new(&Encoded::new("t", "news", payload).unwrap())
+    }
+
+    #[tokio::test]
+    async fn broadcasts_that_wait_are_bounded_by_their_number_and_their_bytes() {
+        for (bytes, most) in [(10, CAPACITY), (1 << 20, 16)] {
+            let mailbox = Mailbox::default();
+            while mailbox.offer(news(bytes)).is_ok() {}
+            assert_eq!(mailbox.len(), most);
+            for _ in 0..most {
+                mailbox.intercepted(news(bytes), Room::Twice);
+            }
+            assert_eq!(mailbox.len(), 2 * most);
+            assert!(mailbox.receive().await.is_ok());
+            mailbox.intercepted(news(bytes), Room::Twice);
+            mailbox.intercepted(news(bytes), Room::Twice);
+            assert!(mailbox.receive().await.is_err());
+        }
     }
 }

@@ -16,7 +16,7 @@ use pipeline_core::ExitReason;
 
 pub(crate) use self::{
     actor::{Join, Life, Replaced},
-    mailbox::{Intercepted, Letter, Mailbox},
+    mailbox::{Intercepted, Letter, Mailbox, Room},
     route::{ChannelRoute, ErasedChannel, Route},
 };
 pub use self::{

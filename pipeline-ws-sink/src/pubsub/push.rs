@@ -139,7 +139,8 @@ impl<F> Pusher<F> {
     /// With one more, the others on the pipeline would be held up: so the events of that topic no
     /// longer wait. They go into the room that a socket has for those who cannot wait, which is as
     /// much again as [`Mount::max_outbox`](crate::Mount::max_outbox), and a client that fills that too
-    /// is closed. It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait). As long as all events
+    /// is closed. A channel that [intercepts](crate::Channel::INTERCEPT) has room for twice as many
+    /// events too, 512, and crashes with more. It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait). As long as all events
     /// have been for one topic, all workers may wait.
     ///
     /// ```

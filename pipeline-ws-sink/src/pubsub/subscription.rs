@@ -18,10 +18,13 @@ use crate::broadcast::Broadcast;
 /// How many broadcasts may wait for a task. Then the oldest are dropped, and counted.
 const CAPACITY: usize = 1024;
 
+/// How many bytes they may carry together. One of any size may wait.
+const BYTES: usize = 16 << 20;
+
 /// Listens to a topic, for as long as it lives; see [`PubSub::subscribe`](super::PubSub::subscribe).
 ///
-/// A task that reads too slowly never holds up a broadcast: when 1024 wait, the oldest are dropped,
-/// and the next [`recv`](Self::recv) says how many.
+/// A task that reads too slowly never holds up a broadcast: when 1024 wait, or 16 MiB, the oldest are
+/// dropped, and the next [`recv`](Self::recv) says how many.
 ///
 /// It is also a [`Stream`].
 ///
@@ -52,6 +55,8 @@ pub(crate) struct Inbox {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Broadcast>,
+    /// How many bytes those that wait carry.
+    bytes: usize,
     dropped: u64,
     task: Option<Waker>,
 }
@@ -102,12 +107,18 @@ impl Stream for Subscription {
 impl Inbox {
     pub(super) fn put(&self, broadcast: Broadcast) {
         let mut state = self.state.lock();
-        let dropped =
-            if state.waiting.len() >= CAPACITY { state.waiting.pop_front() } else { None };
-        state.dropped += u64::from(dropped.is_some());
+        let new = broadcast.payload().bytes().len();
+        let mut dropped = Vec::new();
+        while state.waiting.len() >= CAPACITY || state.bytes + new > BYTES {
+            let Some(oldest) = state.take() else { break };
+            dropped.push(oldest);
+        }
+        state.dropped += dropped.len() as u64;
+        state.bytes += new;
         state.waiting.push_back(broadcast);
         let task = state.task.take();
         drop(state);
+        drop(dropped);
         if let Some(task) = task {
             task.wake();
         }
@@ -119,13 +130,22 @@ impl Inbox {
         if dropped > 0 {
             return Poll::Ready(Err(Lagged(dropped)));
         }
-        match state.waiting.pop_front() {
+        match state.take() {
             Some(broadcast) => Poll::Ready(Ok(broadcast)),
             None => {
                 state.task = Some(cx.waker().clone());
                 Poll::Pending
             }
         }
+    }
+}
+
+impl State {
+    /// The one that has waited longest.
+    fn take(&mut self) -> Option<Broadcast> {
+        let oldest = self.waiting.pop_front()?;
+        self.bytes -= oldest.payload().bytes().len();
+        Some(oldest)
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     broadcast::Broadcast,
-    channel::{Intercepted, Letter, Mailbox},
+    channel::{Intercepted, Letter, Mailbox, Room},
     outbox::{Outbox, Way},
     protocol::{message::Encoded, version::Version},
     telemetry::{RouteMeter, SocketMetrics, shown},
@@ -192,7 +192,10 @@ impl Table {
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                    joined.mailbox.intercepted(Intercepted::new(broadcast));
+                    // Where senders wait for the client, the usual room is theirs.
+                    let waits = joined.outbox.wait_limit().is_some();
+                    let room = if waits { Room::Twice } else { Room::Usual };
+                    joined.mailbox.intercepted(Intercepted::new(broadcast), room);
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
                     Some(frame) => joined.outbox.send_shared(frame, way),
@@ -212,7 +215,7 @@ impl Table {
             Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
                 let intercepted = Intercepted::new(broadcast);
                 if joined.outbox.wait_limit().is_none() {
-                    joined.mailbox.intercepted(intercepted);
+                    joined.mailbox.intercepted(intercepted, Room::Usual);
                 } else if joined.mailbox.offer(intercepted).is_err() {
                     let (outbox, mailbox) = (joined.outbox.clone(), joined.mailbox.clone());
                     behind.push(Behind::Channel(mailbox, outbox));
@@ -239,7 +242,7 @@ impl Table {
         let (Behind::Socket(outbox, _) | Behind::Channel(_, outbox)) = who;
         let limit = outbox.wait_limit().unwrap_or_default();
         let deadline = Deadline::after(waiting_since, limit).min(outbox.full_until());
-        let handing_over = async {
+        let waiting = async {
             match who {
                 Behind::Socket(outbox, version) => {
                     let Some(frame) = broadcast.frame(*version) else { return };
@@ -254,15 +257,18 @@ impl Table {
                 }
             }
         };
-        tokio::select! {
-            biased;
-            () = handing_over => {}
-            () = deadline.passed() => outbox.give_up(),
-        }
+        let once_more = || match who {
+            Behind::Socket(outbox, version) => {
+                let frame = broadcast.frame(*version);
+                frame.is_none_or(|frame| outbox.offer_shared(frame, Way::Swept).is_ok())
+            }
+            Behind::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
+        };
+        outbox.or_give_up(deadline, waiting, once_more).await;
     }
 
-    /// Hands a broadcast over without waiting: to a socket, into the room beyond its limits; to a
-    /// channel that intercepts, into its mailbox.
+    /// Hands a broadcast over without waiting, into the room beyond the limits of a socket's outbox, or
+    /// of the mailbox of a channel that intercepts.
     pub(super) fn force(&self, who: &Behind, broadcast: &Encoded) {
         match who {
             Behind::Socket(outbox, version) => {
@@ -270,7 +276,9 @@ impl Table {
                     outbox.send_shared(frame, Way::Swept);
                 }
             }
-            Behind::Channel(mailbox, _) => mailbox.intercepted(Intercepted::new(broadcast)),
+            Behind::Channel(mailbox, _) => {
+                mailbox.intercepted(Intercepted::new(broadcast), Room::Twice);
+            }
         }
     }
 
