@@ -99,7 +99,7 @@ impl Endpoint {
             adapter: None,
             presences: Vec::new(),
             shared_online: None,
-            limits: HubLimits { sockets: 1 << 16, inboxes: 256 << 20 },
+            limits: HubLimits { sockets: 1 << 16, inboxes: 256 << 20, outboxes: 256 << 20 },
         }
     }
 
@@ -355,6 +355,7 @@ impl Inner {
             frames_waiting: waiting.frames,
             bytes_waiting: waiting.bytes,
             inbox_bytes: self.hub.inboxes.bytes(),
+            outbox_bytes: self.hub.outboxes.bytes(),
             dropped: metrics.dropped().into_iter().filter(|(_, frames)| *frames > 0).collect(),
             closed_slow: metrics.closed_slow.get(),
             delivered: metrics.write_times.delivered.get(),
@@ -526,6 +527,26 @@ impl EndpointBuilder {
     /// ```
     pub fn max_inboxes(mut self, bytes: usize) -> Self {
         self.limits.inboxes = bytes;
+        self
+    }
+
+    /// How many bytes of memory may wait to be written to all sockets together. Default 256 MiB.
+    ///
+    /// [`Mount::max_outbox`] bounds what waits for each socket. A broadcast counts once, however many
+    /// sockets it waits for. The first 16 KiB of each socket do not count. When the limit is reached, a
+    /// socket may hold these 16 KiB and the message that is being written: with more, its outbox is full,
+    /// and [`Mount::when_full`] says what becomes of its events. Replies may take twice as much; a client
+    /// that reads none of them for so long is closed.
+    ///
+    /// The gauge `socket.outbox_bytes` shows what counts.
+    ///
+    /// ```
+    /// # use pipeline_ws_sink::Endpoint;
+    /// let endpoint = Endpoint::builder().max_outboxes(64 << 20).build()?;
+    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// ```
+    pub fn max_outboxes(mut self, bytes: usize) -> Self {
+        self.limits.outboxes = bytes;
         self
     }
 

@@ -9,7 +9,7 @@ use crate::{
     admission::Admissions,
     endings::Endings,
     inbox::Inboxes,
-    outbox::Sweeper,
+    outbox::{Outboxes, Sweeper},
     presence::Presence,
     pubsub::{Adapter, PubSub},
     sampler::Sampler,
@@ -26,6 +26,7 @@ pub(crate) struct Hub {
     pub(crate) metrics: Arc<SocketMetrics>,
     pub(crate) sampler: Sampler,
     pub(crate) inboxes: Arc<Inboxes>,
+    pub(crate) outboxes: Arc<Outboxes>,
     pub(crate) admissions: Arc<Admissions>,
     pub(crate) endings: Endings,
     /// Each has a name of its own.
@@ -43,6 +44,8 @@ pub(crate) struct HubLimits {
     pub(crate) sockets: usize,
     /// How many bytes they may have received and not handled.
     pub(crate) inboxes: usize,
+    /// How many bytes may wait to be written to them.
+    pub(crate) outboxes: usize,
 }
 
 impl Hub {
@@ -68,6 +71,7 @@ impl Hub {
             metrics,
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),
+            outboxes: Arc::new(Outboxes::new(limits.outboxes)),
             admissions: Arc::new(Admissions::new(limits.sockets, telemetry)),
             endings: Endings::new(),
             presences,

@@ -141,6 +141,7 @@ mod erased_mount;
 mod event_limit;
 mod hub;
 mod inbox;
+mod late;
 mod latencies;
 mod listen;
 mod longpoll;

@@ -480,11 +480,17 @@ impl<S: Socket> Mount<S> {
     /// waits first, so a client that reads can be sent any number of events in a loop. The limits are
     /// for what waits behind the message that is being written, and no message counts for more than
     /// half of the bytes: so none is too large to be sent. Replies, and what else the client waits
-    /// for, may take twice as much.
+    /// for, may take twice as much. A message for one client alone counts for the memory that it takes,
+    /// which is about 500 bytes at least, and a broadcast for its length.
     ///
     /// A loop that does not yield keeps a client from reading that lives on the same thread, and one
-    /// that polls from fetching. Then what the system's buffers do not hold is all that is left. To
-    /// wait for clients in a loop, use [`PubSub::send`](crate::PubSub::send).
+    /// that polls from fetching. Then what the system's buffers do not hold is all that is left. Over
+    /// TLS the same holds when all threads of the runtime are busy, or when it has only the one: what
+    /// the stream says of its socket is what the runtime has last heard of it. To wait for clients in a
+    /// loop, use [`PubSub::send`](crate::PubSub::send).
+    ///
+    /// What waits for all sockets of an endpoint is bounded by
+    /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes).
     pub fn max_outbox(mut self, frames: usize, bytes: usize) -> Self {
         self.options.outbox = OutboxLimits { frames, bytes };
         self

@@ -23,6 +23,7 @@ pub(crate) struct Sampler {
     frames_waiting: Level,
     bytes_waiting: Level,
     inbox_bytes: Level,
+    outbox_bytes: Level,
     task: Mutex<Option<AbortHandle>>,
 }
 
@@ -36,6 +37,10 @@ impl Sampler {
             inbox_bytes: level(
                 "socket.inbox_bytes",
                 "Bytes received and not handled, beyond the first 16 KiB of each socket",
+            ),
+            outbox_bytes: level(
+                "socket.outbox_bytes",
+                "Bytes of memory that waits to be written, beyond the first 16 KiB of each socket",
             ),
             task: Mutex::default(),
         }
@@ -69,6 +74,7 @@ impl Sampler {
         self.frames_waiting.set(waiting.frames);
         self.bytes_waiting.set(waiting.bytes);
         self.inbox_bytes.set(hub.inboxes.bytes());
+        self.outbox_bytes.set(hub.outboxes.bytes());
         // Who comes now either is seen here, or finds no task there and begins another.
         let mut task = self.task.lock();
         let goes_on = hub.sockets.len() > 0;

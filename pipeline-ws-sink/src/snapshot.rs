@@ -52,6 +52,9 @@ pub struct EndpointSnapshot {
     /// Bytes that clients have sent and that have not been handled, beyond the first 16 KiB of each socket:
     /// see [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
     pub inbox_bytes: usize,
+    /// Bytes of memory that wait to be written, beyond the first 16 KiB of each socket: see
+    /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes).
+    pub outbox_bytes: usize,
     /// Frames that were thrown away instead of written, by reason: `overflow`, `drop_oldest`,
     /// `drop_newest`, `superseded` or `mailbox`, as in the metric `socket.frames_dropped`. Reasons
     /// for which there were none are left out.

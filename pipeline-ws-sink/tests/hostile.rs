@@ -23,10 +23,11 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
-    Params, Payload, Reply, Socket, Stop, Topic,
+    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, JoinContext,
+    JoinError, Mount, Params, Payload, Reply, Socket, Stop, Topic,
 };
 use serde_json::{Value, json};
+use socket2::{Domain, Socket as Socket2, Type};
 use support::raw::{COMPRESSED, FIN, TEXT, deflate};
 use tokio::{
     runtime::{Builder, Runtime},
@@ -60,7 +61,7 @@ impl Socket for Anyone {
     }
 }
 
-/// Answers at once, or never, as the event says.
+/// Answers at once, at length, or never, as the event says.
 struct Room;
 
 impl Channel for Room {
@@ -77,10 +78,11 @@ impl Channel for Room {
         _: Payload,
         _: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
-        if event == "stall" {
-            std::future::pending::<()>().await;
+        match event {
+            "stall" => std::future::pending().await,
+            "large" => Ok(Reply::ok().with(json!({ "padding": "x".repeat(1 << 16) }))),
+            _ => Ok(Reply::ok()),
         }
-        Ok(Reply::ok())
     }
 }
 
@@ -98,10 +100,18 @@ impl Server {
     }
 
     fn start_with(workers: usize, options: impl FnOnce(Mount<Anyone>) -> Mount<Anyone>) -> Self {
+        Self::start_in(workers, Endpoint::builder(), options)
+    }
+
+    fn start_in(
+        workers: usize,
+        builder: EndpointBuilder,
+        options: impl FnOnce(Mount<Anyone>) -> Mount<Anyone>,
+    ) -> Self {
         let runtime =
             Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
         let mount = Mount::new(Anyone).channel::<Room>("room:*").compress(true);
-        let endpoint = Endpoint::builder().mount("/socket", options(mount)).build().unwrap();
+        let endpoint = builder.mount("/socket", options(mount)).build().unwrap();
         let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
         let listener = runtime.block_on(pipeline_ws_sink::listen("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
@@ -123,14 +133,29 @@ struct Client(TcpStream);
 
 impl Client {
     fn connect(address: SocketAddr) -> io::Result<Self> {
-        let mut stream = TcpStream::connect(address)?;
+        Self::connect_by(TcpStream::connect(address)?, address, "permessage-deflate")
+    }
+
+    /// Its system receives little for a client that does not read.
+    fn connect_deaf(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket2::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_recv_buffer_size(4096)?;
+        socket.connect(&address.into())?;
+        Self::connect_by(socket.into(), address, "")
+    }
+
+    fn connect_by(
+        mut stream: TcpStream,
+        address: SocketAddr,
+        extensions: &str,
+    ) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let request = format!(
             "GET /socket/websocket?vsn=2.0.0 HTTP/1.1\r\nHost: {address}\r\n\
              Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+             Sec-WebSocket-Extensions: {extensions}\r\n\r\n"
         );
         stream.write_all(request.as_bytes())?;
         let (mut head, mut byte) = (Vec::new(), [0]);
@@ -427,5 +452,38 @@ fn clients_that_are_silent_or_send_half_a_frame_do_not_stop_the_others() {
         client.is_answered_beside(calm);
         drains(&server);
         drop(idle);
+    }
+}
+
+#[test]
+fn clients_that_never_read_their_answers_hold_no_more_than_may_wait() {
+    const OUTBOXES: usize = 1 << 20;
+    let _alone = ARENA.lock();
+    let large = text(&json!(["1", "2", "room:deaf", "large", {}]));
+    for (again, times, clients) in [(large, 40, 10), (text(&heartbeat()), 20_000, 3)] {
+        let builder = Endpoint::builder().max_outboxes(OUTBOXES);
+        let server = Server::start_in(2, builder, |mount| mount.max_frames(u32::MAX));
+        let mut client = Calm::connect(&server);
+        let calm = client.median();
+        let mut deaf: Vec<_> = (0..clients)
+            .map(|_| {
+                let Client(mut stream) = Client::connect_deaf(server.address).unwrap();
+                stream.write_all(&text(&join("room:deaf"))).unwrap();
+                stream
+            })
+            .collect();
+        let again = again.repeat(times);
+        let mut most = 0;
+        while server.endpoint.snapshot().closed_slow == 0 {
+            // One that has been closed cannot write any more.
+            deaf.iter_mut().for_each(|stream| drop(stream.write_all(&again)));
+            client.is_answered_beside(calm);
+            most = most.max(server.endpoint.snapshot().outbox_bytes);
+        }
+        assert!(most > 0, "they hold something");
+        let bound = OUTBOXES + deaf.len() * (128 << 10);
+        assert!(most <= bound, "{most} bytes wait");
+        drains(&server);
+        drop(deaf);
     }
 }

@@ -136,10 +136,15 @@ async fn a_slow_topic_holds_up_only_those_who_send_to_it() {
 }
 
 /// A pipeline with these workers pushes every other event to one topic, and the rest to another.
-fn pushing_in_turn(server: &MemoryServer, count: u64, workers: usize) -> Pipeline {
-    let push = |n: &u64| {
+fn pushing_in_turn(
+    server: &MemoryServer,
+    event: &'static str,
+    count: u64,
+    workers: usize,
+) -> Pipeline {
+    let push = move |n: &u64| {
         let topic = if n.is_multiple_of(2) { T } else { "room:other" };
-        Push::new(topic, "news", json!({ "n": n }))
+        Push::new(topic, event, json!({ "n": n }))
     };
     Pipeline::builder("numbers")
         .producer(from_iter(0..count))
@@ -158,7 +163,7 @@ async fn a_client_that_never_reads_holds_up_no_other_topic_of_its_pipeline() {
     stalled.join("1", T).await;
     other.join("1", "room:other").await;
     let begun = Instant::now();
-    let mut pipeline = pushing_in_turn(&server, 1_000, 10);
+    let mut pipeline = pushing_in_turn(&server, "news", 1_000, 10);
     for n in 0..500 {
         assert_eq!(other.receive().await[4], json!({ "n": 2 * n + 1 }));
     }
@@ -169,29 +174,51 @@ async fn a_client_that_never_reads_holds_up_no_other_topic_of_its_pipeline() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_always_a_little_too_slow_is_not_waited_for_for_ever() {
-    let (builder, _gate) = endpoint_with(|mount| {
-        let mount =
-            mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to: Duration::MAX });
-        mount.max_behind(Duration::from_secs(30))
-    });
-    let server = MemoryServer::start(builder);
-    let mut trickle = server.connect(64).await;
-    trickle.join("1", T).await;
-    let begun = Instant::now();
-    let (mut pipeline, _) = pushing(&server, "news", 500);
-    let reading = tokio::spawn(async move {
-        for n in 0.. {
-            sleep(Duration::from_secs(1)).await;
-            if trickle.receive().await[4] != json!({ "n": n }) {
-                return n;
+    // The second goes through the channel.
+    for event in ["news", "stamped"] {
+        let (builder, _gate) = endpoint_with(|mount| {
+            let mount =
+                mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to: Duration::MAX });
+            mount.max_behind(Duration::from_secs(30))
+        });
+        let server = MemoryServer::start(builder);
+        let mut trickle = server.connect(64).await;
+        trickle.join("1", T).await;
+        let begun = Instant::now();
+        let (mut pipeline, _) = pushing(&server, event, 500);
+        let reading = tokio::spawn(async move {
+            loop {
+                sleep(Duration::from_secs(1)).await;
+                if trickle.receive().await[3] != event {
+                    return;
+                }
             }
-        }
-        unreachable!()
-    });
+        });
+        assert_eq!(pipeline.ended().await.left_undone(), 0);
+        assert_eq!(begun.elapsed().as_secs(), 30, "{event}");
+        assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+        reading.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_intercepts_has_as_much_room_again_when_its_topic_hurries() {
+    let up_to = Duration::from_secs(50);
+    let (builder, _gate) =
+        endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to }));
+    let server = MemoryServer::start(builder);
+    let mut client = server.connect(64).await;
+    client.join("1", T).await;
+    // Ten wait for the client, 256 for its channel, and 200 more than that.
+    let mut pipeline = pushing_in_turn(&server, "stamped", 2 * 466, 10);
+    let begun = Instant::now();
     assert_eq!(pipeline.ended().await.left_undone(), 0);
-    assert_eq!(begun.elapsed().as_secs(), 30);
-    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
-    reading.abort();
+    assert_eq!(begun.elapsed(), Duration::ZERO, "the topic hurries");
+    for n in 0..466 {
+        assert_eq!(client.receive().await[4]["was"], json!({ "n": 2 * n }));
+    }
+    assert!(server.recorded.counters("socket.frames_dropped").is_empty());
+    assert!(server.recorded.counters("socket.closed_slow").is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,12 +1,21 @@
 //! What waits for one socket, and what is dropped when that is too much. Pure.
 
-use std::{collections::VecDeque, io::IoSlice, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io::IoSlice,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use pipeline_core::Deadline;
 use tokio::time::Instant;
 
-use super::{kind::Kind, when_full::WhenFull};
+use super::{
+    kind::Kind,
+    outboxes::{Held, Outboxes, SHARE},
+    when_full::WhenFull,
+};
 use crate::{protocol::frame::Frame, since::Since};
 
 /// How much may wait for one socket.
@@ -18,8 +27,9 @@ pub(crate) struct OutboxLimits {
 
 /// The frames that wait for a socket, in their order.
 ///
-/// Each frame has a cost, which counts against the limits: one frame, and its bytes, but never more
-/// than half of all the bytes that may wait. So no message is too large to be sent, and one that
+/// Each frame has a cost, which counts against the limits: one frame, and the bytes that it holds
+/// because it waits here, but never more than half of all the bytes that may wait. A frame for many
+/// sockets holds its own length, any other all the memory that it takes. So no message is too large to be sent, and one that
 /// waits leaves room for others. The bytes of the frame at the front cost nothing: that frame is
 /// being written, and its size says nothing about how fast the client reads.
 #[derive(Debug)]
@@ -41,6 +51,8 @@ pub(super) struct Backlog {
     blocked_since: Option<Instant>,
     /// Since when there has been no room, until half of it is free again.
     full_since: Option<Instant>,
+    /// What the queue itself counts for the endpoint.
+    slots: Option<Held>,
 }
 
 /// The frames that have been taken out to be written.
@@ -53,12 +65,16 @@ struct InHandLoad {
 }
 
 /// A frame on its way out, for one socket or for many.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(super) frame: Frame,
     /// Since when it is on its way, if that is timed.
     pub(super) since: Option<Since>,
     pub(super) kind: Kind,
+    /// What it counts for each socket that it waits for, in bytes.
+    weight: usize,
+    /// What it counts for the endpoint, once it does.
+    held: OnceLock<Held>,
 }
 
 /// Frames that are being written, without those that come meanwhile having to wait.
@@ -106,13 +122,20 @@ impl Backlog {
             written: 0,
             blocked_since: None,
             full_since: None,
+            slots: None,
         }
     }
 
     /// Whether a frame can be taken in without applying the policy.
     pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: OutboxLimits) -> bool {
-        self.is_empty()
-            || self.behind_front(self.cost).plus(self.cost_of(outgoing)).is_within(limits)
+        self.is_empty() || self.fits(self.cost_of(outgoing), limits)
+    }
+
+    /// Whether something of this cost fits behind what waits.
+    ///
+    /// The limits may be narrower for a while than those that the backlog was made with.
+    fn fits(&self, new: Load, limits: OutboxLimits) -> bool {
+        self.behind_front(self.cost).plus(new.at_most(limits)).is_within(limits)
     }
 
     /// Takes a frame in, if there is room or if room can be made by the policy.
@@ -125,7 +148,7 @@ impl Backlog {
         when_full: WhenFull,
     ) -> Result<Dropped, TooSlow> {
         let mut dropped = Dropped::default();
-        let new = self.cost_of(&outgoing);
+        let new = self.cost_of(&outgoing).at_most(limits);
         if self.has_room_for(&outgoing, limits) {
             self.push(outgoing);
             return Ok(dropped);
@@ -165,6 +188,21 @@ impl Backlog {
     pub(super) fn push(&mut self, outgoing: Arc<Outgoing>) {
         self.now_waits(&outgoing);
         self.queue.push_back(outgoing);
+    }
+
+    /// Has what was taken in last count for the endpoint, if this socket holds more than its
+    /// [share](SHARE).
+    pub(super) fn count_in(&mut self, all: &Arc<Outboxes>) {
+        if self.total.bytes.max(self.cost.bytes) <= SHARE {
+            return;
+        }
+        if let Some(last) = self.queue.back() {
+            last.held.get_or_init(|| Held::new(all, last.memory()));
+        }
+        let slots = self.queue.capacity() * size_of::<Arc<Outgoing>>();
+        if self.slots.as_ref().is_none_or(|held| held.bytes() != slots) {
+            self.slots = Some(Held::new(all, slots));
+        }
     }
 
     /// Whether another frame may have to wait for room.
@@ -262,11 +300,11 @@ impl Backlog {
     }
 
     /// So many bytes have been written. What is whole now is taken out, and told.
-    pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Option<&Since>)) {
+    pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Arc<Outgoing>)) {
         self.written += count;
         while let Some(outgoing) = next_whole(&mut self.queue, &mut self.written) {
             self.no_longer(&outgoing);
-            whole(outgoing.since.as_ref());
+            whole(outgoing);
         }
     }
 
@@ -297,8 +335,7 @@ impl Backlog {
 
     /// What a frame counts for.
     fn cost_of(&self, outgoing: &Outgoing) -> Load {
-        let Load { frames, bytes } = outgoing.load();
-        Load { frames, bytes: bytes.min(self.costliest) }
+        Load { frames: 1, bytes: outgoing.weight.min(self.costliest) }
     }
 
     /// The bytes that the frame at the front would cost, which is being written or is the next.
@@ -319,7 +356,7 @@ impl Backlog {
     fn drop_oldest(&mut self, new: Load, limits: OutboxLimits) -> usize {
         let before = self.queue.len();
         let mut at = self.begun();
-        while at < self.queue.len() && !self.behind_front(self.cost).plus(new).is_within(limits) {
+        while at < self.queue.len() && !self.fits(new, limits) {
             if self.queue[at].kind == Kind::Essential {
                 at += 1;
             } else {
@@ -333,7 +370,7 @@ impl Backlog {
     fn drop_newest(&mut self, new: Load, limits: OutboxLimits) -> usize {
         let before = self.queue.len();
         let mut at = self.queue.len();
-        while at > self.begun() && !self.behind_front(self.cost).plus(new).is_within(limits) {
+        while at > self.begun() && !self.fits(new, limits) {
             at -= 1;
             if self.queue[at].kind != Kind::Essential {
                 self.remove(at);
@@ -431,7 +468,28 @@ fn next_whole(frames: &mut VecDeque<Arc<Outgoing>>, written: &mut usize) -> Opti
     frames.pop_front()
 }
 
+/// What a frame takes besides the memory of its bytes: what is known of it, two counts of references, and
+/// the allocator's own.
+const OVERHEAD: usize = 256;
+
 impl Outgoing {
+    /// A frame for one socket.
+    pub(super) fn alone(frame: Frame, since: Option<Since>, kind: Kind) -> Self {
+        let weight = frame.held() + OVERHEAD;
+        Self { frame, since, kind, weight, held: OnceLock::new() }
+    }
+
+    /// A frame for many sockets.
+    pub(super) fn shared(frame: Frame, kind: Kind) -> Self {
+        let weight = frame.len();
+        Self { frame, since: None, kind, weight, held: OnceLock::new() }
+    }
+
+    /// How much memory it takes.
+    fn memory(&self) -> usize {
+        self.frame.held() + OVERHEAD
+    }
+
     /// The frame, to be written at once if that is possible.
     pub(super) fn bytes(&self) -> &Bytes {
         self.frame.bytes()
@@ -439,6 +497,15 @@ impl Outgoing {
 
     fn load(&self) -> Load {
         Load { frames: 1, bytes: self.frame.len() }
+    }
+}
+
+impl Clone for Outgoing {
+    /// Another frame with the same bytes, which counts for itself.
+    fn clone(&self) -> Self {
+        let Self { frame, since, kind, weight, .. } = self;
+        let (frame, since) = (frame.clone(), *since);
+        Self { frame, since, kind: *kind, weight: *weight, held: OnceLock::new() }
     }
 }
 
@@ -459,7 +526,19 @@ impl Load {
     }
 }
 
+impl Load {
+    /// The cost of a frame under these limits: no more than half of the bytes.
+    fn at_most(self, limits: OutboxLimits) -> Self {
+        Self { bytes: self.bytes.min(limits.bytes / 2), ..self }
+    }
+}
+
 impl OutboxLimits {
+    /// What an outbox may hold when those of the endpoint are full.
+    pub(super) fn of_share(self) -> Self {
+        Self { bytes: self.bytes.min(SHARE), ..self }
+    }
+
     /// For what must not be dropped.
     fn twice(self) -> Self {
         Self { frames: self.frames.saturating_mul(2), bytes: self.bytes.saturating_mul(2) }
@@ -504,7 +583,7 @@ mod tests {
             out.resize(out.len() + length - header, number);
             Ok::<_, ()>(())
         };
-        Arc::new(Outgoing { frame: Frame::text(write).unwrap(), since: None, kind })
+        Arc::new(Outgoing::shared(Frame::text(write).unwrap(), kind))
     }
 
     fn event(key: u8) -> Kind {

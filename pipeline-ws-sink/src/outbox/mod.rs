@@ -2,6 +2,7 @@
 
 mod backlog;
 mod kind;
+mod outboxes;
 mod pace;
 mod room;
 mod shared_frame;
@@ -19,7 +20,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll, Waker, ready},
     time::Duration,
@@ -37,17 +38,24 @@ pub use self::when_full::WhenFull;
 pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
     kind::{EventKey, Kind},
+    outboxes::Outboxes,
     shared_frame::SharedFrame,
     sweeper::{Place, Sweeper},
     writer::Writer,
 };
-use crate::{end::SocketEnd, protocol::frame::Frame, since::Since, telemetry::SocketMetrics};
+use crate::{
+    end::SocketEnd,
+    late::{RECOVERY, is_late},
+    protocol::frame::Frame,
+    since::Since,
+    telemetry::SocketMetrics,
+};
 
 /// How many frames go into one write.
 const GATHER: usize = 64;
 
 /// How many frames can be expected to share a write when frames come fast.
-const SHARE: usize = 16;
+const IN_A_WRITE: usize = 16;
 
 /// Who writes a frame for which nothing has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,19 +82,24 @@ pub(crate) struct Outbox {
     /// Held by the sweeper while it writes, for senders that have to know what came of it.
     sweeping: Mutex<()>,
     limits: OutboxLimits,
+    /// What it holds counts among these.
+    all: Arc<Outboxes>,
     when_full: WhenFull,
     /// How long the client may be behind.
     max_behind: Duration,
     /// Whether the client has agreed to compressed messages.
     compresses: bool,
     /// How many channels the client has: draining counts them, and finds the socket by its outbox.
-    channels: AtomicUsize,
+    channels: AtomicU32,
     /// Those who wait for room, where senders do.
     room: Option<Box<Notify>>,
     /// Where it is written to, if not by its own task alone.
     place: Option<Place>,
     metrics: Arc<SocketMetrics>,
 }
+
+/// Frames that have been written, and when, of those whose way is timed.
+type Timed = Vec<(Arc<Outgoing>, Instant)>;
 
 struct State {
     writer: Writer,
@@ -127,10 +140,11 @@ impl Outbox {
             state: Mutex::new(state),
             sweeping: Mutex::new(()),
             limits,
+            all: Arc::new(Outboxes::new(usize::MAX)),
             when_full: WhenFull::default(),
             max_behind: Duration::MAX,
             compresses: false,
-            channels: AtomicUsize::new(0),
+            channels: AtomicU32::new(0),
             room: None,
             place: None,
             metrics,
@@ -146,6 +160,11 @@ impl Outbox {
     /// Sets how long the client may be behind. By default there is no limit.
     pub(crate) fn max_behind(self, max_behind: Duration) -> Self {
         Self { max_behind, ..self }
+    }
+
+    /// Sets among which outboxes it counts. By default it counts alone, and without a limit.
+    pub(crate) fn among(self, all: &Arc<Outboxes>) -> Self {
+        Self { all: all.clone(), ..self }
     }
 
     /// Sets where it is written to when frames come faster than they can be written one by one.
@@ -176,14 +195,16 @@ impl Outbox {
 
     /// Sends an event that others get too. It may be dropped if the client is behind.
     pub(crate) fn send_shared(self: &Arc<Self>, frame: &SharedFrame, way: Way) {
-        self.accept_in(self.state.lock(), frame.get(self.compresses), way);
+        // It may be compressed first, which takes too long for the lock.
+        let outgoing = frame.get(self.compresses);
+        self.accept_in(self.state.lock(), outgoing, way);
     }
 
     /// Sends the last frame. It goes behind what waits, and nothing goes behind it.
     pub(crate) fn finish(&self, frame: &Frame) {
         let mut state = self.state.lock();
         if !state.finished {
-            let last = Outgoing { frame: frame.clone(), since: None, kind: Kind::Essential };
+            let last = Outgoing::alone(frame.clone(), None, Kind::Essential);
             state.backlog(self.limits, 0).push(Arc::new(last));
             state.finished = true;
             state.wake();
@@ -225,12 +246,12 @@ impl Outbox {
 
     /// Takes note of how many channels the client has.
     pub(crate) fn set_channels(&self, count: usize) {
-        self.channels.store(count, Ordering::Relaxed);
+        self.channels.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
     /// How many channels the client has.
     pub(crate) fn channels(&self) -> usize {
-        self.channels.load(Ordering::Relaxed)
+        self.channels.load(Ordering::Relaxed) as usize
     }
 
     /// What waits to be written.
@@ -248,27 +269,40 @@ impl Outbox {
     pub(crate) async fn write(&self) -> SocketEnd {
         // Most sockets are never behind, and have no timer.
         let mut timer: Option<Pin<Box<Sleep>>> = None;
+        let mut recovers = false;
         poll_fn(|cx| {
             loop {
                 if let Poll::Ready(end) = self.poll_write(cx) {
                     return Poll::Ready(end);
                 }
                 let Some(until) = self.blocked_until() else {
-                    timer = None;
+                    (timer, recovers) = (None, false);
                     return Poll::Pending;
                 };
                 // The socket may have taken something since the timer was set: it is not set anew
                 // every time, but when it has gone off.
                 let timer = timer.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
                 ready!(timer.as_mut().poll(cx));
-                if until <= Instant::now() {
-                    self.give_up();
-                } else {
+                let now = Instant::now();
+                if until > now {
                     timer.as_mut().reset(until);
+                    recovers = false;
+                } else if self.takes_something() {
+                    // The runtime has not heard of it yet.
+                } else if !recovers && is_late(until, now) {
+                    timer.set(time::sleep(RECOVERY));
+                    recovers = true;
+                } else {
+                    self.give_up();
                 }
             }
         })
         .await
+    }
+
+    /// Whether the socket takes some of what waits now. Asks the system.
+    fn takes_something(&self) -> bool {
+        self.write_first(&mut self.state.lock())
     }
 
     /// By when the socket has to take something, if it takes nothing and that is limited.
@@ -281,23 +315,29 @@ impl Outbox {
     fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        match self.poll_flush(&mut state, cx) {
+        let mut timed = Timed::default();
+        match self.poll_flush(&mut state, cx, &mut timed) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => self.end_in(&mut state, SocketEnd::Lost),
             Poll::Pending if !state.in_hand => state.is_blocked(),
             Poll::Pending => {}
         }
-        match state.end {
-            Some(end) => Poll::Ready(end),
-            None => Poll::Pending,
-        }
+        let end = state.end;
+        drop(state);
+        self.record(timed);
+        end.map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Writes what waits to the last byte, then ends the stream. For the socket's task only.
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        ready!(self.poll_flush(&mut state, cx))?;
+        let mut timed = Timed::default();
+        let flushed = self.poll_flush(&mut state, cx, &mut timed);
+        if !timed.is_empty() {
+            MutexGuard::unlocked(&mut state, || self.record(timed));
+        }
+        ready!(flushed)?;
         state.writer.poll_shutdown(cx)
     }
 
@@ -337,16 +377,16 @@ impl Outbox {
     /// Takes back what has not been written, now that it is known how that went. Returns whether to
     /// come again.
     fn put_back(&self, hand: &mut InHand, written: io::Result<usize>, now: Instant) -> bool {
+        let limits = self.limits();
         let mut state = self.state.lock();
         state.in_hand = false;
-        let was_full = state.is_full(self.limits);
         if let Ok(count) = written {
             hand.wrote(count);
         }
         if let Some(backlog) = &mut state.backlog {
             backlog.put_back(hand);
             if let Ok(1..) = written {
-                backlog.has_moved(self.limits);
+                backlog.has_moved(limits);
             }
         }
         if matches!(state.writer, Writer::Gone) {
@@ -366,7 +406,7 @@ impl Outbox {
             // The task could not write meanwhile.
             state.wake();
         }
-        if was_full && !state.is_full(self.limits) {
+        if !state.is_full(limits) {
             self.tell_of_room();
         }
         state.is_due
@@ -408,7 +448,7 @@ impl Outbox {
     }
 
     fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Since>) {
-        let outgoing = Outgoing { frame: frame.clone(), since, kind };
+        let outgoing = Outgoing::alone(frame.clone(), since, kind);
         self.accept_in(self.state.lock(), &Arc::new(outgoing), Way::Direct);
     }
 
@@ -424,18 +464,24 @@ impl Outbox {
                 return;
             }
             let Some(backlog) = state.waiting() else { break };
-            if !backlog.has_room_for(outgoing, self.limits) && self.write_first(&mut state) {
+            let limits = self.limits();
+            if !backlog.has_room_for(outgoing, limits) && self.write_first(&mut state) {
                 continue;
             }
             let Some(backlog) = state.waiting() else { break };
-            match backlog.admit(outgoing.clone(), self.limits, self.when_full) {
-                Ok(dropped) => self.count(dropped),
+            match backlog.admit(outgoing.clone(), limits, self.when_full) {
+                Ok(dropped) => {
+                    backlog.count_in(&self.all);
+                    self.count(dropped);
+                }
                 Err(TooSlow) => self.too_slow(&mut state, 1),
             }
             return;
         }
         if let (Way::Swept, Some(place), true) = (way, &self.place, state.writer.is_shared()) {
-            state.backlog(self.limits, SHARE).push(outgoing.clone());
+            let backlog = state.backlog(self.limits, IN_A_WRITE);
+            backlog.push(outgoing.clone());
+            backlog.count_in(&self.all);
             if !mem::replace(&mut state.is_due, true) {
                 drop(state);
                 place.soon(self);
@@ -463,13 +509,14 @@ impl Outbox {
         };
         let backlog = state.backlog(self.limits, 0);
         backlog.push(outgoing.clone());
+        backlog.count_in(&self.all);
         backlog.wrote(written, |_| {});
         state.wake();
     }
 
     /// Writes some of what waits, on behalf of a sender that finds no room. Returns whether it is worth
-    /// looking again, which it is unless the socket takes nothing. Somewhere else, the lock may have
-    /// been held by others.
+    /// looking again, which it is unless the socket takes nothing. Meanwhile, the lock may have been
+    /// held by others.
     fn write_first(&self, state: &mut MutexGuard<'_, State>) -> bool {
         if state.in_hand {
             // The sweeper is about to know. It holds this lock for as long as one write takes.
@@ -484,7 +531,13 @@ impl Outbox {
         let count = backlog.slices(&mut slices);
         let begun = self.metrics.write_time.begin();
         match writer.write_for(task.as_ref(), &slices[..count]) {
-            Ok(written @ 1..) => self.wrote(state, written, begun),
+            Ok(written @ 1..) => {
+                let mut timed = Timed::default();
+                self.wrote(state, written, begun, &mut timed);
+                if !timed.is_empty() {
+                    MutexGuard::unlocked(state, || self.record(timed));
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 state.is_blocked();
                 state.wake();
@@ -518,7 +571,12 @@ impl Outbox {
         }
     }
 
-    fn poll_flush(&self, state: &mut State, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(
+        &self,
+        state: &mut State,
+        cx: &mut Context<'_>,
+        timed: &mut Timed,
+    ) -> Poll<io::Result<()>> {
         while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
             if state.in_hand {
                 // Whoever has it wakes the task if there is something left to do.
@@ -531,30 +589,47 @@ impl Outbox {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.wrote(state, written, begun);
+            self.wrote(state, written, begun, timed);
         }
         state.writer.poll_flush(cx)
     }
 
-    /// Takes what has been written out of the backlog.
-    fn wrote(&self, state: &mut State, written: usize, begun: Option<Instant>) {
+    /// Takes what has been written out of the backlog. What is timed is to be [recorded](Self::record)
+    /// without the lock.
+    fn wrote(&self, state: &mut State, written: usize, begun: Option<Instant>, timed: &mut Timed) {
         let Some(backlog) = &mut state.backlog else { return };
         let now = Instant::now();
-        self.metrics.write_time.end(begun, now);
         state.last_active = now;
-        let was_full = backlog.is_full(self.limits);
+        let limits = self.limits();
         let mut whole = 0;
-        backlog.wrote(written, |since| {
+        backlog.wrote(written, |outgoing| {
             whole += 1;
-            self.delivered(since, now);
+            if outgoing.since.is_some() {
+                timed.push((outgoing, now));
+            }
         });
+        self.metrics.write_time.end(begun, now);
         self.metrics.frames_out.increment(whole);
-        backlog.has_moved(self.limits);
-        let is_full = backlog.is_full(self.limits);
+        backlog.has_moved(limits);
+        let is_full = backlog.is_full(limits);
         state.let_go();
-        if was_full && !is_full {
+        if !is_full {
             self.tell_of_room();
         }
+    }
+
+    /// Records when these were written. The recorder, and what listens to the log, are code of the
+    /// application's: it may broadcast, or panic.
+    fn record(&self, timed: Timed) {
+        for (outgoing, now) in timed {
+            self.delivered(outgoing.since.as_ref(), now);
+        }
+    }
+
+    /// How much may wait at this moment: less than otherwise while the outboxes of the endpoint hold too
+    /// much together.
+    fn limits(&self) -> OutboxLimits {
+        if self.all.are_full() { self.limits.of_share() } else { self.limits }
     }
 
     fn delivered(&self, since: Option<&Since>, now: Instant) {

@@ -1,11 +1,13 @@
 //! Waiting for room in an outbox.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
+use parking_lot::MutexGuard;
 use pipeline_core::Deadline;
 use tokio::time::Instant;
 
 use super::{Outbox, OutboxLimits, SharedFrame, State, Way, WhenFull};
+use crate::late::{RECOVERY, is_late};
 
 /// There is no room, and who sends is to wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,16 +22,12 @@ impl Outbox {
         frame: &SharedFrame,
         way: Way,
     ) -> Result<(), NoRoom> {
+        let outgoing = frame.get(self.compresses);
         let mut state = self.state.lock();
-        while !state.takes_more(self.wait_limits()) {
-            if !self.write_first(&mut state) {
-                if let Some(backlog) = state.waiting() {
-                    backlog.found_full(Instant::now());
-                }
-                return Err(NoRoom);
-            }
+        if !self.makes_room(&mut state) {
+            return Err(NoRoom);
         }
-        self.accept_in(state, frame.get(self.compresses), way);
+        self.accept_in(state, outgoing, way);
         Ok(())
     }
 
@@ -61,6 +59,46 @@ impl Outbox {
         }
     }
 
+    /// Waits for room as a sender does, or until the client has been too slow for too long: then the
+    /// socket is closed. At once where the policy is not to wait.
+    pub(crate) async fn wait_for_room(&self) {
+        let Some(limit) = self.wait_limit() else { return };
+        let has_room = || self.makes_room(&mut self.state.lock());
+        if !has_room() {
+            let deadline = Deadline::after(Instant::now(), limit).min(self.full_until());
+            self.or_give_up(deadline, self.room(), has_room).await;
+        }
+    }
+
+    /// Waits for something that the client's slowness puts off, and until a deadline at most. Then it is
+    /// tried once more, and in vain only if the client is too slow: then the socket is closed.
+    ///
+    /// A process that was stopped notices the deadline before it has seen what the client has taken
+    /// meanwhile, and waits a little longer.
+    pub(crate) async fn or_give_up(
+        &self,
+        mut deadline: Deadline,
+        waiting: impl Future<Output = ()>,
+        once_more: impl Fn() -> bool,
+    ) {
+        let mut waiting = pin!(waiting);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut waiting => return,
+                () = deadline.passed() => {}
+            }
+            if once_more() {
+                return;
+            }
+            let now = Instant::now();
+            if !deadline.instant().is_some_and(|at| is_late(at, now)) {
+                return self.give_up();
+            }
+            deadline = Deadline::after(now, RECOVERY);
+        }
+    }
+
     /// By when senders have waited long enough for this client, one after the other, and it has to
     /// have caught up with half of its outbox.
     pub(crate) fn full_until(&self) -> Deadline {
@@ -77,9 +115,22 @@ impl Outbox {
         }
     }
 
+    /// Whether one who can wait need not, because there is room when what can be written has been.
+    fn makes_room(&self, state: &mut MutexGuard<'_, State>) -> bool {
+        while !state.takes_more(self.wait_limits()) {
+            if !self.write_first(state) {
+                if let Some(backlog) = state.waiting() {
+                    backlog.found_full(Instant::now());
+                }
+                return false;
+            }
+        }
+        true
+    }
+
     /// Above what there is no room for those who can wait, where they are to.
     fn wait_limits(&self) -> Option<OutboxLimits> {
-        self.room.is_some().then_some(self.limits)
+        self.room.is_some().then(|| self.limits())
     }
 }
 
@@ -102,7 +153,7 @@ mod tests {
     use pipeline_test_support::{PATIENCE, Recorded, settle};
     use tokio::{
         io::{AsyncReadExt, DuplexStream, duplex},
-        time::timeout,
+        time::{advance, timeout},
     };
 
     use super::{super::Writer, *};
@@ -241,6 +292,70 @@ mod tests {
             outbox.offer_shared(&news(), Way::Direct).unwrap();
         }
         assert_eq!(outbox.offer_shared(&news(), Way::Direct), Err(NoRoom));
+    }
+
+    /// A task that waits for room for five seconds, and then has the socket closed.
+    async fn waiting(outbox: &Arc<Outbox>) -> tokio::task::JoinHandle<()> {
+        (0..3).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        let outbox = outbox.clone();
+        let waiting = tokio::spawn(async move { outbox.wait_for_room().await });
+        settle().await;
+        assert!(!waiting.is_finished());
+        waiting
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_read_is_not_closed_because_its_task_had_no_turn() {
+        let (outbox, mut client, _) = outbox(WhenFull::wait());
+        let waiting = waiting(&outbox).await;
+        client.read_exact(&mut [0; 12]).await.unwrap();
+        advance(Duration::from_secs(5)).await;
+        waiting.await.unwrap();
+        assert_eq!(end(&outbox), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_was_stopped_gives_clients_time_to_read() {
+        for reads in [true, false] {
+            let (outbox, mut client, _) = outbox(WhenFull::wait());
+            let waiting = waiting(&outbox).await;
+            advance(Duration::from_secs(60)).await;
+            settle().await;
+            assert!(!waiting.is_finished());
+            if reads {
+                client.read_exact(&mut [0; 12]).await.unwrap();
+            }
+            waiting.await.unwrap();
+            assert_eq!(end(&outbox), (!reads).then_some(SocketEnd::Overflow));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_takes_something_at_its_deadline_is_not_closed() {
+        for (stopped, reads) in [(false, true), (true, true), (true, false)] {
+            let (outbox, mut client, _) = outbox(WhenFull::wait());
+            let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
+            let outbox = Arc::new(outbox);
+            (0..3).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+            let writing = tokio::spawn({
+                let outbox = outbox.clone();
+                async move { outbox.write().await }
+            });
+            settle().await;
+            advance(Duration::from_secs(if stopped { 60 } else { 29 })).await;
+            settle().await;
+            if reads {
+                client.read_exact(&mut [0; 12]).await.unwrap();
+            }
+            advance(Duration::from_secs(4)).await;
+            settle().await;
+            assert_eq!(end(&outbox), None);
+            if !reads {
+                assert_eq!(writing.await.unwrap(), SocketEnd::Overflow);
+            } else {
+                writing.abort();
+            }
+        }
     }
 
     #[tokio::test]

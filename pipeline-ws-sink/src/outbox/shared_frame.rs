@@ -18,7 +18,7 @@ pub(crate) struct SharedFrame {
 
 impl SharedFrame {
     pub(crate) fn new(plain: Frame, key: EventKey) -> Self {
-        let plain = Outgoing { frame: plain, since: None, kind: Kind::Event(key) };
+        let plain = Outgoing::shared(plain, Kind::Event(key));
         Self { plain: Arc::new(plain), deflated: OnceLock::new() }
     }
 
@@ -35,7 +35,9 @@ impl SharedFrame {
         }
         let deflate = || {
             let frame = self.plain.frame.deflated()?;
-            Some(Arc::new(Outgoing { frame, ..Outgoing::clone(&self.plain) }))
+            let mut deflated = Outgoing::shared(frame, self.plain.kind);
+            deflated.since.clone_from(&self.plain.since);
+            Some(Arc::new(deflated))
         };
         self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)
     }

@@ -140,7 +140,8 @@ async fn a_frame_for_a_broken_connection_ends_the_socket_and_does_not_wait() {
 }
 
 fn send_event(outbox: &Arc<Outbox>, length: usize) {
-    outbox.send_event(&small(length), EventKey::new("t", "e"), None);
+    let frame = SharedFrame::new(small(length), EventKey::new("t", "e"));
+    outbox.send_shared(&frame, Way::Direct);
 }
 
 #[tokio::test]
@@ -200,11 +201,11 @@ async fn a_sender_that_finds_the_outbox_full_writes_first() {
             };
             let outbox = Arc::new(Outbox::new(writer, limits, metrics).when_full(when_full));
             // Neither the socket's task nor a sweeper ever has a turn.
-            outbox.state.lock().backlog(limits, 0).push(Arc::new(Outgoing {
-                frame: small(10),
-                since: None,
-                kind: Kind::Essential,
-            }));
+            outbox.state.lock().backlog(limits, 0).push(Arc::new(Outgoing::alone(
+                small(10),
+                None,
+                Kind::Essential,
+            )));
             for _ in 0..100 {
                 send_event(&outbox, 10);
                 outbox.send(&small(10), None);
@@ -277,4 +278,80 @@ async fn what_is_heard_counts_as_activity() {
 #[test]
 fn an_outbox_in_which_nothing_waits_is_small() {
     assert!(size_of::<Outbox>() <= 200, "{}", size_of::<Outbox>());
+}
+
+/// A frame for many sockets.
+fn shared(length: usize) -> SharedFrame {
+    SharedFrame::new(text(length), EventKey::new("t", "e"))
+}
+
+/// An outbox whose client takes nothing, among these.
+fn stuck(all: &Arc<Outboxes>, when_full: WhenFull) -> Arc<Outbox> {
+    let limits = OutboxLimits { frames: 1000, bytes: 1 << 20 };
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+    let outbox = Outbox::new(Writer::Fetched, limits, metrics);
+    Arc::new(outbox.among(all).when_full(when_full))
+}
+
+#[tokio::test]
+async fn answers_that_wait_count_for_the_memory_that_they_take() {
+    let all = Arc::new(Outboxes::new(usize::MAX));
+    let outbox = stuck(&all, WhenFull::Disconnect);
+    while end(&outbox).is_none() {
+        outbox.send(&small(66), None);
+        // A frame of 66 bytes has a buffer of 256.
+        assert!(waiting(&outbox) * (256 + 150) < 2 << 20, "more memory than twice the limit");
+    }
+}
+
+#[tokio::test]
+async fn what_waits_for_many_sockets_counts_once_for_the_endpoint() {
+    let all = Arc::new(Outboxes::new(usize::MAX));
+    let outboxes = [(); 3].map(|()| stuck(&all, WhenFull::Disconnect));
+    let little = shared(outboxes::SHARE / 2);
+    outboxes.iter().for_each(|outbox| outbox.send_shared(&little, Way::Direct));
+    assert_eq!(all.bytes(), 0, "each has its share");
+    for _ in 0..3 {
+        let news = shared(100_000);
+        outboxes.iter().for_each(|outbox| outbox.send_shared(&news, Way::Direct));
+    }
+    let bytes = all.bytes();
+    assert!((300_000..900_000).contains(&bytes), "{bytes}");
+    let [first, second, third] = outboxes;
+    drop(first);
+    second.release();
+    assert!(all.bytes() >= 300_000, "one of them still holds it");
+    third.end(SocketEnd::Lost);
+    third.release();
+    assert_eq!(all.bytes(), 0);
+}
+
+#[tokio::test]
+async fn when_the_outboxes_are_full_each_socket_has_its_share() {
+    let all = Arc::new(Outboxes::new(500_000));
+    let greedy = stuck(&all, WhenFull::Disconnect);
+    let calm = stuck(&all, WhenFull::Disconnect);
+    let dropping = stuck(&all, WhenFull::DropOldest);
+    let waited_for = stuck(&all, WhenFull::wait());
+    for _ in 0..5 {
+        dropping.send_shared(&shared(10_000), Way::Direct);
+    }
+    while !all.are_full() {
+        greedy.send(&text(50_000), None);
+    }
+    assert_eq!(end(&greedy), None);
+    for _ in 0..10 {
+        calm.send(&small(66), None);
+        calm.send_shared(&shared(100), Way::Direct);
+    }
+    assert_eq!(end(&calm), None);
+    dropping.send_shared(&shared(1000), Way::Direct);
+    assert_eq!((end(&dropping), waiting(&dropping)), (None, 3), "one is being written");
+    let offered =
+        (0..20).take_while(|_| waited_for.offer_shared(&shared(2000), Way::Direct).is_ok());
+    assert_eq!(offered.count(), 10, "the senders wait");
+    greedy.send(&small(66), None);
+    assert_eq!(end(&greedy), Some(SocketEnd::Overflow));
+    assert!(!all.are_full());
+    assert!(waited_for.offer_shared(&shared(2000), Way::Direct).is_ok());
 }

@@ -20,6 +20,8 @@ pub(crate) struct Frame {
     bytes: Bytes,
     /// Where the payload begins.
     body: usize,
+    /// How large the memory of the bytes is.
+    held: usize,
 }
 
 impl Frame {
@@ -83,12 +85,12 @@ impl Frame {
     /// Puts the header right before the payload, which begins at [`HEADER`].
     fn seal_with(header: &FrameHeader, mut buffer: Vec<u8>) -> Self {
         let length = (buffer.len() - HEADER) as u64;
-        let start = HEADER - header.len(length);
+        let (start, held) = (HEADER - header.len(length), buffer.capacity());
         let mut space = &mut buffer[start..HEADER];
         header.format(length, &mut space).expect("the header has exactly this length");
         let mut bytes = Bytes::from(buffer);
         bytes.advance(start);
-        Self { bytes, body: HEADER - start }
+        Self { bytes, body: HEADER - start, held }
     }
 
     /// The frame as it is written.
@@ -111,6 +113,11 @@ impl Frame {
 
     pub(crate) fn len(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// How many bytes of memory it takes, which is more than it is long.
+    pub(crate) fn held(&self) -> usize {
+        self.held
     }
 
     pub(crate) fn body_len(&self) -> usize {

@@ -79,8 +79,13 @@ impl House {
         let (telemetry, recorded) = Recorded::new();
         let mount = Mount::new(Lobby).channel::<Room>("room:*");
         let (_, routes) = mount.into_routes(&telemetry).unwrap();
-        let hub =
-            Hub::new(&telemetry, None, None, vec![], HubLimits { sockets: 8, inboxes: 64 << 20 });
+        let hub = Hub::new(
+            &telemetry,
+            None,
+            None,
+            vec![],
+            HubLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20 },
+        );
         Self { hub, routes: Arc::new(routes), recorded, inbox: 1 << 20 }
     }
 

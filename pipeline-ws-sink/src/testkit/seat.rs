@@ -54,6 +54,7 @@ impl Seat {
         id: Option<String>,
     ) {
         let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, hub.metrics.clone())
+            .among(&hub.outboxes)
             .when_full(mounted.options.when_full)
             .max_behind(mounted.options.max_behind);
         let outbox = Arc::new(outbox);

@@ -255,6 +255,7 @@ impl<S: Socket> Mounted<S> {
         compresses: bool,
     ) {
         let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
+            .among(&hub.outboxes)
             .when_full(self.options.when_full)
             .max_behind(self.options.max_behind)
             .at(hub.sweeper.place())

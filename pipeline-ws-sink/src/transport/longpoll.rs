@@ -188,6 +188,7 @@ impl<S: Socket> Mounted<S> {
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return say(told(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, hub.metrics.clone())
+            .among(&hub.outboxes)
             .when_full(self.options.when_full)
             .max_behind(self.options.max_behind);
         let outbox = Arc::new(outbox);

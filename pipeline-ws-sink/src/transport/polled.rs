@@ -223,6 +223,16 @@ impl Door {
     }
 }
 
+/// An outbox whose client comes for what waits. That is dropped with this: an answer that comes later may
+/// have the outbox for long.
+struct Fetched<'a>(&'a Outbox);
+
+impl Drop for Fetched<'_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
 /// Lives until it ends, then ends its channels.
 pub(super) async fn live<S: Socket>(
     mut session: Session<S>,
@@ -234,6 +244,7 @@ pub(super) async fn live<S: Socket>(
 ) {
     let pace = ReadPace::new(max_frames, Instant::now());
     let Inbox { mut polls, mut posts, place } = inbox;
+    let fetched = Fetched(outbox);
     let within = window.saturating_add(window / 2);
     let end = tokio::select! {
         end = listen(&mut session, &mut posts, outbox, pace) => end,
@@ -243,8 +254,8 @@ pub(super) async fn live<S: Socket>(
     };
     tracing::debug!(?end, "a socket ends");
     outbox.end(end);
-    // From here on nobody finds it.
-    drop((place, posts, polls));
+    // From here on no request finds it, so what waits cannot be fetched.
+    drop((place, posts, polls, fetched));
     endings.in_turn(session.end(&end.reason())).await;
 }
 

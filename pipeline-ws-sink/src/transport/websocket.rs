@@ -17,6 +17,7 @@ use crate::{
     end::SocketEnd,
     endings::Endings,
     inbox::Inbox,
+    late::{RECOVERY, is_late},
     mount::MountOptions,
     outbox::Outbox,
     protocol::{
@@ -36,12 +37,6 @@ const ONCE_MORE: Duration = Duration::from_millis(10);
 /// How long a client is not read from before that counts as a sign of life once more: it is not silent, it
 /// is not heard.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-
-/// A deadline that is noticed so much later than it was means that the process was stopped meanwhile.
-const LATE: Duration = Duration::from_secs(1);
-
-/// How long a process that was stopped has to read what has arrived.
-const RECOVERY: Duration = Duration::from_secs(5);
 
 /// The two ends of a connection, which is closed when this is dropped: whoever else has the outbox,
 /// such as an answer that comes later, does not keep it open.
@@ -246,7 +241,7 @@ pub(super) async fn silence(due: impl Fn() -> Deadline) {
         if due() > deadline {
             continue;
         }
-        let late = deadline.instant().is_some_and(|at| at.elapsed() >= LATE);
+        let late = deadline.instant().is_some_and(|at| is_late(at, Instant::now()));
         time::sleep(if late { RECOVERY } else { ONCE_MORE }).await;
         if due() <= deadline {
             return;
@@ -318,6 +313,7 @@ mod tests {
     use futures::poll;
 
     use super::*;
+    use crate::late::LATE;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
