@@ -75,12 +75,20 @@ impl Window {
 #[derive(Debug)]
 pub(crate) struct Slots {
     worth_asking: usize,
+    /// How many may stay taken without keeping the others from being asked for.
+    spare: usize,
     freed: usize,
 }
 
 impl Slots {
     pub(crate) fn new(options: &SubscribeOptions) -> Self {
-        Self { worth_asking: options.max() - options.min(), freed: 0 }
+        let spare = options.min();
+        Self { worth_asking: options.max() - spare, spare, freed: 0 }
+    }
+
+    /// How many may stay taken without keeping the others from being asked for.
+    pub(crate) fn spare(&self) -> usize {
+        self.spare
     }
 
     /// Frees a slot.

@@ -210,6 +210,7 @@ pub struct ChildContext {
     pub(super) stopping: Arc<watch::Sender<bool>>,
     pub(super) restarts: u32,
     pub(super) reserved: Option<Reserved>,
+    pub(super) spare: usize,
 }
 
 /// What a worker has reserved for a child: see [`Worker::reserve`].
@@ -226,6 +227,24 @@ impl ChildContext {
     #[must_use]
     pub fn reserved<T: Any>(&self) -> Option<&T> {
         self.reserved.as_deref()?.downcast_ref()
+    }
+
+    /// How many children of the supervisor may take long at the same time without holding up the events of
+    /// the others: the smallest `min_demand` of its subscriptions, and fewer than
+    /// [`max_children`](crate::ConsumerSupervisor::max_children). With one more, it asks for no events until
+    /// one of them is done. Without a subscription there are no others, and it is `usize::MAX`.
+    ///
+    /// ```
+    /// use pipeline_core::{ChildContext, ExitReason};
+    ///
+    /// /// How many workers may wait for a service that does not answer.
+    /// fn may_wait(context: &ChildContext) -> usize {
+    ///     context.spare() / 2
+    /// }
+    /// ```
+    #[must_use]
+    pub fn spare(&self) -> usize {
+        self.spare
     }
 
     /// Completes when the supervisor wants its children to end soon.

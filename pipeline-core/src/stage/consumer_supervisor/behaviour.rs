@@ -53,6 +53,7 @@ where
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<Asking, ExitReason> {
         self.0.slots.insert(from.id(), (from.clone(), Slots::new(options)));
+        self.0.count_spare();
         from.ask(options.max());
         Ok(Asking::Manual)
     }
@@ -77,6 +78,7 @@ where
     ) -> Result<(), ExitReason> {
         // Its children go on, and their ends ask nobody.
         self.0.slots.remove(&from.id());
+        self.0.count_spare();
         Ok(())
     }
 

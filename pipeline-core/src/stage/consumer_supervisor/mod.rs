@@ -127,6 +127,8 @@ pub struct ConsumerSupervisor<E, W> {
     /// How many of the children were started by hand.
     by_hand: usize,
     slots: foldhash::HashMap<SubscriptionId, (Subscription, Slots)>,
+    /// The [spare](ChildContext::spare) children.
+    spare: usize,
     /// Children that have failed, by when they are started again, with how often they have failed.
     restarting: BTreeMap<(Deadline, ChildId), (E, u32)>,
     /// Events that wait for a place among `max_children`.
@@ -386,6 +388,7 @@ where
             next_child: 0,
             by_hand: 0,
             slots: foldhash::HashMap::default(),
+            spare: usize::MAX,
             restarting: BTreeMap::new(),
             waiting: Turns::new(),
             stopping: Stopping::default(),
@@ -720,7 +723,9 @@ where
     }
 
     fn context(&self, restarts: u32) -> ChildContext {
-        ChildContext { stopping: self.stopping.0.clone(), restarts, reserved: None }
+        let stopping = self.stopping.0.clone();
+        let spare = self.spare.min(self.limit().saturating_sub(1));
+        ChildContext { stopping, restarts, reserved: None, spare }
     }
 
     /// What a child does, from `started` on, or from when it is polled for the first time.
@@ -922,6 +927,12 @@ where
         self.fill();
     }
 
+    /// Takes note that a subscription has come or gone.
+    fn count_spare(&mut self) {
+        self.spare =
+            self.slots.values().map(|(_, slots)| slots.spare()).min().unwrap_or(usize::MAX);
+    }
+
     /// Frees a slot.
     fn free(&mut self, subscription: Option<SubscriptionId>) {
         if let Some(subscription) = subscription
@@ -942,6 +953,15 @@ where
     /// Tells the children to stop, and gives them their time.
     async fn stop_children(&mut self, phase: &mut watch::Receiver<Phase>) {
         self.stopping.0.send_replace(true);
+        // Those that have failed are not tried again: what is reserved for them would keep others waiting.
+        for (_, id) in self.restarting.keys() {
+            if let Some(child) = self.children.get_mut(id) {
+                child.reserved = None;
+            }
+        }
+        while let Some(ended) = self.ended.pop_front() {
+            self.count_unfinished(&ended);
+        }
         if self.shutdown.is_zero() {
             return;
         }
@@ -970,6 +990,15 @@ where
 
     /// Takes note of a child that ended while the supervisor was stopping.
     fn count_unfinished(&mut self, ended: &Ended<E>) {
+        let task = match ended {
+            Ok((task, _)) => *task,
+            Err(error) => error.id(),
+        };
+        let child = self.by_task.remove(&task).and_then(|id| self.children.get_mut(&id));
+        if let Some(child) = child {
+            // It is not tried again.
+            child.reserved = None;
+        }
         if !matches!(ended, Ok((_, Done { outcome: Ok(()), .. }))) {
             self.unfinished += 1;
         }
