@@ -207,6 +207,8 @@ impl Cluster {
                 // It may be late, and from before the node was started anew.
                 other.contested = other.of != from;
                 if other.contested {
+                    // If it is new all the same, it takes itself for alone until it hears of this one.
+                    self.silent = self.options.max_silent_periods;
                     return;
                 }
                 other.heard = now;

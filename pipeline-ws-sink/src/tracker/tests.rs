@@ -471,6 +471,22 @@ fn a_replica_without_news_is_silent_for_so_many_periods() {
 }
 
 #[test]
+fn a_replica_that_begins_again_with_an_earlier_clock_is_answered() {
+    let (mut ann, mut bob) = (replica("ann", 2), replica("bob", 2));
+    track(&mut ann, 1, "ada", 1);
+    for _ in 0..5 {
+        hear(&mut ann, tick(&mut bob), PERIOD);
+        hear(&mut bob, tick(&mut ann), PERIOD);
+    }
+    assert!(tick(&mut ann).is_empty(), "it has nothing to tell");
+    let mut bob = replica("bob", 1);
+    hear(&mut ann, tick(&mut bob), PERIOD);
+    hear(&mut bob, tick(&mut ann), PERIOD);
+    (0..5).for_each(|_| drop(tick(&mut bob)));
+    assert!(!bob.knows_all(), "it has heard of ann, and not yet what she knows");
+}
+
+#[test]
 fn a_silence_is_never_so_long_that_others_count_one_as_down() {
     let options = options().down_period(PERIOD * 4);
     let mut tracker = Tracker::replicated("ann", 1, 0, options, Duration::ZERO);
