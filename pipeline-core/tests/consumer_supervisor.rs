@@ -47,6 +47,25 @@ async fn exactly_max_demand_workers_live_at_once() {
     assert_eq!(started, Vec::from_iter(0..20));
 }
 
+/// Tells how many children can be spared.
+struct TellsSpare(mpsc::Sender<usize>);
+
+impl Worker<u64> for TellsSpare {
+    async fn run(&self, _: &u64, context: ChildContext) -> Result<(), ExitReason> {
+        Ok(self.0.send(context.spare()).await?)
+    }
+}
+
+#[tokio::test]
+async fn a_child_knows_how_many_may_take_long_without_holding_up_the_others() {
+    for (max, min, children, expected) in [(5, 4, 100, 4), (5, 0, 100, 0), (50, 49, 10, 9)] {
+        let (tells, mut told) = mpsc::channel(1);
+        let supervisor = ConsumerSupervisor::new(TellsSpare(tells)).max_children(children);
+        let _pipeline = supervised(from_iter(0..1), supervisor, max, min);
+        assert_eq!(told.recv().await, Some(expected), "{max} {min} {children}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_bound_holds_on_many_threads() {
     const MAX: usize = 7;

@@ -13,7 +13,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+use pipeline_core::{
+    Backoff, ConsumerSupervisor, ExitReason, Graph, Pipeline, SubscribeOptions, from_iter,
+};
 use pipeline_test_support::settle;
 use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, Push, WhenFull};
 use serde_json::{Value, json};
@@ -296,4 +298,115 @@ async fn children_of_a_pusher_that_are_brief_need_no_tasks() {
     let tasks = tasks.lock();
     let by_supervisor = tasks.values().copied().max().unwrap();
     assert!(by_supervisor > EVENTS / 4, "{by_supervisor} of {EVENTS}, {} tasks", tasks.len());
+}
+
+/// Cannot send what contains this.
+struct FailsFor(&'static str);
+
+impl Adapter for FailsFor {
+    fn node_name(&self) -> &str {
+        "here"
+    }
+
+    fn start(&self, _: LocalNode) {}
+
+    fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+        let payload = broadcast.payload().json().unwrap_or_default();
+        if payload.contains(self.0) { Err(AdapterError::new("too large")) } else { Ok(()) }
+    }
+
+    fn direct_broadcast(&self, _: &str, _: &Broadcast) -> Result<(), AdapterError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_cannot_be_sent_holds_up_no_other_topic() {
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":10}")));
+    let [mut one, mut other] = [server.connect(1 << 20).await, server.connect(1 << 20).await];
+    one.join("1", T).await;
+    other.join("1", "room:other").await;
+    let begun = Instant::now();
+    let mut pipeline = pushing_in_turn(&server, "news", 1_000, 50);
+    for n in 0..500 {
+        assert_eq!(other.receive().await[4], json!({ "n": 2 * n + 1 }));
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO, "nothing has waited for the next try");
+    for n in (0..500).filter(|n| *n != 5) {
+        assert_eq!(one.receive().await[4], json!({ "n": 2 * n }), "those behind it have passed it");
+    }
+    assert_eq!(pipeline.ended().await.stages[1].given_up, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_behind_one_that_cannot_be_sent_are_sent_when_the_pipeline_stops() {
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":0}")));
+    let mut client = server.connect(1 << 20).await;
+    client.join("1", T).await;
+    let push = |n: &u64| Push::new(T, "news", json!({ "n": n }));
+    let later = Backoff::new(Duration::from_secs(3600), Duration::from_secs(3600));
+    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)).backoff(later);
+    let mut graph = Graph::new("numbers");
+    let numbers = graph.producer("numbers", from_iter(0..10));
+    let jobs = graph.consumer_supervisor("jobs", supervisor);
+    graph.subscribe(&jobs, &numbers, SubscribeOptions::new().max_demand(10));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    let begun = Instant::now();
+    jobs.stop(ExitReason::Shutdown).await;
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    for n in 1..10 {
+        assert_eq!(client.receive().await[4], json!({ "n": n }));
+    }
+    assert_eq!(pipeline.drain(Duration::from_secs(1)).await.left_undone(), 1);
+}
+
+/// How long the other clients of a pipeline wait at most, between two events, when so many do not read.
+async fn longest_gap(stalled: u64, options: SubscribeOptions) -> Duration {
+    let server = server(Duration::from_secs(5));
+    let mut clients = Vec::new();
+    for n in 0..stalled {
+        let mut client = server.connect(64).await;
+        client.join("1", &format!("room:{n}")).await;
+        clients.push(client);
+    }
+    let mut other = server.connect(1 << 20).await;
+    other.join("1", "room:other").await;
+    let topics = stalled + 1;
+    let push = move |n: &u64| {
+        let topic = match n % topics {
+            0 => "room:other".to_owned(),
+            stalled => format!("room:{}", stalled - 1),
+        };
+        Push::new(&topic, "news", json!({ "n": n }))
+    };
+    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push));
+    let _pipeline = Pipeline::builder("numbers")
+        .producer(from_iter(0..100 * topics))
+        .consumer_supervisor(supervisor, options)
+        .start()
+        .unwrap();
+    let (mut longest, mut before) = (Duration::ZERO, Instant::now());
+    for _ in 0..100 {
+        other.receive().await;
+        longest = longest.max(before.elapsed());
+        before = Instant::now();
+    }
+    longest
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_clients_that_never_read_hold_up_nobody_else() {
+    for (stalled, workers) in [(1, 4), (2, 10), (3, 10), (10, 50), (20, 50), (40, 10)] {
+        let options = SubscribeOptions::new().max_demand(workers);
+        let gap = longest_gap(stalled, options).await;
+        assert_eq!(gap, Duration::ZERO, "{stalled} of them, and {workers} workers");
+    }
+    // Also where events are asked for in batches, as long as several wait.
+    let batches = SubscribeOptions::new().max_demand(10).min_demand(0);
+    for stalled in 1..4 {
+        assert_eq!(longest_gap(stalled, batches.clone()).await, Duration::ZERO, "{stalled}");
+    }
 }

@@ -38,7 +38,9 @@ pub enum WhenFull {
     /// latest is left. It goes behind everything that waits, because a client must not get it before
     /// what was said before it. When that makes no room, those that have waited longest are dropped.
     ///
-    /// As long as there is room, nothing is replaced.
+    /// As long as there is room, nothing is replaced. To find what a new one replaces, all that waits is
+    /// looked at: where the latest of very many events are kept for a client, fewer frames should wait, by
+    /// [`Mount::max_outbox`](crate::Mount::max_outbox).
     KeepLatest,
     /// Who sends waits for room, if it can wait, and for so long at most; then the client is closed
     /// with 1011. A channel's broadcast never waits for another client: what it sends may take twice

@@ -19,8 +19,15 @@ const SHARDS: usize = 16;
 /// The topics to which something is being sent. The others take no memory.
 #[derive(Default)]
 pub(super) struct Lanes {
-    shards: [Mutex<HashMap<Arc<str>, Lane, RandomState>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Shard {
+    lanes: HashMap<Arc<str>, Lane, RandomState>,
+    /// The number of the next place. No two places have the same, in any lane of the shard.
+    next: u64,
 }
 
 /// Those who send to one topic: one has its turn, and the others stand behind it in their order.
@@ -28,7 +35,8 @@ struct Lane {
     /// Whose turn it is.
     first: u64,
     behind: VecDeque<Behind>,
-    next: u64,
+    /// The first could not be sent, and is tried again later.
+    rests: bool,
     /// From now on nobody in it waits for slow clients.
     hurries: bool,
     /// Tells the first, while it waits for them.
@@ -57,17 +65,18 @@ impl Lanes {
     pub(super) fn enter(self: &Arc<Self>, topic: &Arc<str>) -> Place {
         let at = self.shard_of(topic);
         let mut shard = self.shards[at].lock();
-        let (number, began) = if let Some(lane) = shard.get_mut(topic) {
-            let number = lane.next;
-            lane.next += 1;
+        let number = shard.next;
+        shard.next += 1;
+        let began = if let Some(lane) = shard.lanes.get_mut(topic) {
             lane.behind.push_back(Behind { number, task: None });
-            (number, false)
+            false
         } else {
-            let lane =
-                Lane { first: 0, behind: VecDeque::new(), next: 1, hurries: false, hurry: None };
-            shard.insert(topic.clone(), lane);
-            (0, true)
+            let (behind, hurry) = (VecDeque::new(), None);
+            let lane = Lane { first: number, behind, rests: false, hurries: false, hurry };
+            shard.lanes.insert(topic.clone(), lane);
+            true
         };
+        drop(shard);
         Place { lanes: self.clone(), topic: topic.clone(), shard: at, number, began }
     }
 
@@ -79,7 +88,16 @@ impl Lanes {
 
     #[cfg(test)]
     pub(super) fn open(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().lanes.len()).sum()
+    }
+}
+
+impl Lane {
+    /// The next one has its turn, if there is one. Returns its task, once that waits.
+    fn advance(&mut self) -> Option<Option<Waker>> {
+        let next = self.behind.pop_front()?;
+        (self.first, self.rests) = (next.number, false);
+        Some(next.task)
     }
 }
 
@@ -97,11 +115,6 @@ impl Place {
         if !self.began {
             poll_fn(|cx| self.poll_turn(cx)).await;
         }
-    }
-
-    /// Whether others stood in the lane when it was entered.
-    pub(super) fn was_behind(&self) -> bool {
-        !self.began
     }
 
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -123,14 +136,41 @@ impl Place {
         self.in_lane(|lane| lane.behind.len())
     }
 
-    /// Has those in the lane stop waiting for slow clients, until the lane is empty.
+    /// Has those in the lane stop waiting for slow clients, and for one that [rests](Self::rest), until
+    /// the lane is empty.
     pub(super) fn hurry(&self) {
-        self.in_lane(|lane| {
+        let task = self.in_lane(|lane| {
             lane.hurries = true;
             if let Some(hurry) = &lane.hurry {
                 hurry.notify_one();
             }
+            if lane.rests { lane.advance().flatten() } else { None }
         });
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    /// Its event could not be sent, and is tried again later. The others wait for it meanwhile, unless the
+    /// lane hurries: then they pass it.
+    pub(super) fn rest(&self) {
+        let task = self.in_lane(|lane| {
+            if lane.first != self.number {
+                return None;
+            }
+            lane.rests = true;
+            if lane.hurries { lane.advance().flatten() } else { None }
+        });
+        if let Some(task) = task {
+            task.wake();
+        }
+    }
+
+    /// Whether it still is in its lane after it has [rested](Self::rest).
+    pub(super) fn goes_on(&self) -> bool {
+        let mut shard = self.lanes.shards[self.shard].lock();
+        let lane = shard.lanes.get_mut(&self.topic).filter(|lane| lane.first == self.number);
+        lane.map(|lane| lane.rests = false).is_some()
     }
 
     /// Waits until the lane has to [hurry](Self::hurry). For the one whose turn it is.
@@ -146,27 +186,26 @@ impl Place {
 
     fn in_lane<T>(&self, look: impl FnOnce(&mut Lane) -> T) -> T {
         let mut shard = self.lanes.shards[self.shard].lock();
-        look(shard.get_mut(&self.topic).expect("a lane is there for as long as its places"))
+        look(shard.lanes.get_mut(&self.topic).expect("a lane is there for as long as its places"))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut shard = self.lanes.shards[self.shard].lock();
-        let Some(lane) = shard.get_mut(&self.topic) else { return };
+        let Some(lane) = shard.lanes.get_mut(&self.topic) else { return };
         if lane.first != self.number {
             if let Ok(at) = lane.behind.binary_search_by_key(&self.number, |behind| behind.number) {
                 lane.behind.remove(at);
             }
             return;
         }
-        let Some(next) = lane.behind.pop_front() else {
-            shard.remove(&self.topic);
+        let Some(task) = lane.advance() else {
+            shard.lanes.remove(&self.topic);
             return;
         };
-        lane.first = next.number;
         drop(shard);
-        if let Some(task) = next.task {
+        if let Some(task) = task {
             task.wake();
         }
     }
@@ -217,6 +256,34 @@ mod tests {
         drop(second);
         let third = lanes.enter(&"t".into());
         assert!(poll!(pin!(third.hurried())).is_pending());
+    }
+
+    #[tokio::test]
+    async fn one_that_rests_is_passed_only_in_a_lane_that_hurries() {
+        for hurries_before in [true, false] {
+            let lanes = Arc::new(Lanes::default());
+            let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into()));
+            first.rest();
+            assert!(poll!(pin!(second.turn())).is_pending());
+            assert!(first.goes_on());
+            if hurries_before {
+                second.hurry();
+                assert!(poll!(pin!(second.turn())).is_pending(), "the first has its turn");
+                first.rest();
+            } else {
+                first.rest();
+                second.hurry();
+            }
+            assert!(poll!(pin!(second.turn())).is_ready());
+            assert!(!first.goes_on());
+            drop(second);
+            assert_eq!(lanes.open(), 0);
+            // A lane that begins anew is not the one that it was in.
+            let third = lanes.enter(&"t".into());
+            assert!(!first.goes_on());
+            drop(first);
+            assert!(third.goes_on());
+        }
     }
 
     #[tokio::test]

@@ -2,9 +2,11 @@
 
 use std::{
     fmt,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
@@ -13,7 +15,7 @@ use pipeline_core::{ChildContext, ExitReason, Reserved, Timeline, Worker};
 use tokio::time::Instant;
 
 use super::{
-    PubSub,
+    BroadcastError, PubSub,
     lanes::Place,
     sequence::{Sequence, Ticket},
 };
@@ -75,6 +77,8 @@ pub struct Pusher<F> {
     sequence: Arc<Sequence>,
     /// How many may wait behind one that waits for slow clients, where there are several topics.
     max_waiting: usize,
+    /// How many workers wait, for a slow client or for their turn.
+    waiting: AtomicUsize,
     topics: Topics,
 }
 
@@ -95,7 +99,8 @@ impl PubSub {
     ///
     /// The events of one topic are sent in the order in which they come to the supervisor, with any
     /// number of workers and threads, and however long the function takes. An event that could not be
-    /// sent keeps its place while it is tried again. One whose function failed does not, since its topic
+    /// sent keeps its place while it is tried again, unless it holds up other topics: see
+    /// [`Pusher::max_waiting`]. One whose function failed does not, since its topic
     /// is not known then: it comes when it succeeds. A supervisor of other workers before the one that
     /// pushes keeps no order: its children end when they end. [`map`](pipeline_core::map) does.
     ///
@@ -128,7 +133,8 @@ impl PubSub {
         F: Fn(&E) -> Result<Push, PayloadError> + Send + Sync + 'static,
     {
         let sequence = Arc::default();
-        Pusher { pubsub: self.clone(), push, sequence, max_waiting: 4, topics: Topics::default() }
+        let (waiting, topics) = (AtomicUsize::new(0), Topics::default());
+        Pusher { pubsub: self.clone(), push, sequence, max_waiting: 4, waiting, topics }
     }
 }
 
@@ -139,9 +145,16 @@ impl<F> Pusher<F> {
     /// With one more, the others on the pipeline would be held up: so the events of that topic no
     /// longer wait. They go into the room that a socket has for those who cannot wait, which is as
     /// much again as [`Mount::max_outbox`](crate::Mount::max_outbox), and a client that fills that too
-    /// is closed. A channel that [intercepts](crate::Channel::INTERCEPT) has room for twice as many
-    /// events too, 512, and crashes with more. It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait). As long as all events
-    /// have been for one topic, all workers may wait.
+    /// is closed. A channel that [intercepts](crate::Channel::INTERCEPT) has room for as many events
+    /// again too, 256, and crashes with more. They pass an event that could not be sent and is tried
+    /// again.
+    ///
+    /// Several slow clients do not hold up the others either: on all topics together, no more workers
+    /// wait than half of those that can [be spared](ChildContext::spare), and one at least. Where none
+    /// can be, because `min_demand` is 0, that one holds up the others for as long as it waits.
+    ///
+    /// It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait), and for events that cannot be
+    /// sent. As long as all events have been for one topic, all workers may wait.
     ///
     /// ```
     /// # use pipeline_ws_sink::{PubSub, Push};
@@ -157,12 +170,38 @@ impl<F> Pusher<F> {
         Self { max_waiting, ..self }
     }
 
-    /// Has a topic hurry on which too many wait.
-    fn limit(&self, place: &Place) {
-        let several = self.topics.are_several(place.topic());
-        if several && place.was_behind() && place.waiting() > self.max_waiting {
-            place.hurry();
-        }
+    /// Sends an event. If it has to wait and too many do, its topic hurries.
+    async fn send(
+        &self,
+        place: &Place,
+        push: &Push,
+        context: &ChildContext,
+    ) -> Result<(), BroadcastError> {
+        let are_several = self.topics.are_several(place.topic());
+        let mut sending = pin!(self.pubsub.send_from(place, push));
+        let mut waiting = None;
+        poll_fn(|cx| {
+            let sent = sending.as_mut().poll(cx);
+            if sent.is_pending() && are_several && waiting.is_none() {
+                let count = self.waiting.fetch_add(1, Relaxed) + 1;
+                waiting = Some(Waiting(&self.waiting));
+                let most = (context.spare() / 2).max(1);
+                if count > most || place.waiting() > self.max_waiting {
+                    place.hurry();
+                }
+            }
+            sent
+        })
+        .await
+    }
+}
+
+/// A worker that waits.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 
@@ -199,8 +238,7 @@ where
         };
         let push = ticket.work(|| (self.push)(event))?;
         let place = ticket.enter(push.event.shared_topic()).await;
-        self.limit(&place);
-        let sent = self.pubsub.send_from(&place, &push).await;
+        let sent = self.send(&place, &push, &context).await;
         if sent.is_err() {
             ticket.keep(place);
         }

@@ -124,7 +124,8 @@ impl Ticket {
     /// Waits for those with earlier tickets, unless all of them have entered their lanes: then it has
     /// its place.
     fn get_ready(&self, topic: &Arc<str>) -> Option<Place> {
-        let kept = self.kept.lock().take();
+        // It may have been passed meanwhile.
+        let kept = self.kept.lock().take().filter(Place::goes_on);
         let mut state = self.sequence.state.lock();
         if kept.is_none() && state.first == self.number && state.line.len() == 1 {
             // The only one in line.
@@ -156,8 +157,9 @@ impl Ticket {
         place
     }
 
-    /// Keeps a place for the next try.
+    /// Keeps a place for the next try, unless its lane hurries.
     pub(super) fn keep(&self, place: Place) {
+        place.rest();
         *self.kept.lock() = Some(place);
     }
 
@@ -176,6 +178,8 @@ impl Ticket {
     }
 
     fn leave(&self) {
+        let kept = self.kept.lock().take();
+        drop(kept);
         let mut state = self.sequence.state.lock();
         let tasks = match state.ticket(self.number) {
             Some(ticket) => {

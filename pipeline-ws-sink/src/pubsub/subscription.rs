@@ -203,6 +203,22 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn broadcasts_that_wait_for_a_task_are_bounded_in_bytes() {
+        let table = Arc::new(Table::silent());
+        let mut subscription = Subscription::new(&table, "t");
+        let large = |bytes| {
+            let payload = json!({ "padding": "x".repeat(bytes) });
+            table.dispatch(&Encoded::new("t", "e", payload).unwrap(), None);
+        };
+        (0..20).for_each(|_| large(1 << 20));
+        assert_eq!(subscription.recv().await, Err(Lagged(5)));
+        large(2 * BYTES);
+        assert_eq!(subscription.recv().await, Err(Lagged(15)));
+        assert!(subscription.recv().await.is_ok(), "one of any size may wait");
+        assert_eq!(subscription.inbox.state.lock().bytes, 0);
+    }
+
+    #[tokio::test]
     async fn a_task_is_woken_by_a_broadcast() {
         let table = Arc::new(Table::silent());
         let mut subscription = Subscription::new(&table, "t");

@@ -374,6 +374,15 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_fetched_any_more_holds_no_memory() {
+        let outbox = outbox();
+        outbox.send(&Frame::pong(b"late"), None);
+        drop(Fetched(&outbox));
+        outbox.send(&Frame::pong(b"later"), None);
+        assert_eq!(outbox.load().frames, 0);
+    }
+
+    #[test]
     fn a_token_is_good_for_its_age_and_at_its_own_mount() {
         let hour = Duration::from_secs(3600);
         let [polled, other] =
