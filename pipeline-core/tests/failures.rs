@@ -367,6 +367,18 @@ async fn events_behind_one_that_failed_count_as_held_and_those_before_it_as_done
     assert_eq!((consumer.unfinished, consumer.held), (1, 6), "{report}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_event_at_which_a_function_ends_in_good_order_counts_as_done() {
+    let last = for_each(async |n: u64| if n == 2 { Err(ExitReason::Normal) } else { Ok(()) });
+    let mut pipeline = Pipeline::builder("row")
+        .producer(from_iter(0..3))
+        .consumer(last, demand(3, 0))
+        .start()
+        .unwrap();
+    let report = pipeline.ended().await;
+    assert!(report.is_clean(), "{report}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn draining_ends_in_time_though_a_callback_blocks_its_thread() {
     let (blocking, mut blocked) = mpsc::channel(1);

@@ -169,8 +169,10 @@ where
         while let Some(event) = self.rest.next() {
             coop::consume_budget().await;
             self.begun = true;
-            (self.function.clone())(event).await.outcome()?;
-            self.begun = false;
+            let outcome = (self.function.clone())(event).await.outcome();
+            // One that ends the stage in good order has dealt with its event.
+            self.begun = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
+            outcome?;
             if let Some(reason) = self.ends_now() {
                 return Err(reason);
             }
