@@ -70,7 +70,9 @@ impl Graph {
     /// ([`ConsumerSupervisor::shutdown`]) comes on top.
     ///
     /// A stage that is in a callback then is ended in it, within another second, and the report says
-    /// so. A stage that has failed has as long for its own `terminate`, whether the others go on or not.
+    /// so. A stage that has failed has as long for its own `terminate`, whether the others go on or not,
+    /// and a stage that finishes waits as long for producers that are in a callback: what they emit for it
+    /// after that is counted as held.
     /// With [`Duration::MAX`] there is no limit.
     pub fn stop_within(&mut self, deadline: Duration) {
         self.stop_within = deadline;
@@ -174,7 +176,7 @@ impl Graph {
         P: Send + 'static,
         PIn: Send + 'static,
     {
-        consumer.slot.plan(producer.slot.clone(), options, Origin::Planned);
+        consumer.slot.plan(producer.slot.clone(), options, Origin::planned());
     }
 
     /// Starts all stages, each in a task of its own.

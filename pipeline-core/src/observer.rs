@@ -87,7 +87,7 @@ impl PipelineObserver {
         let told = *self.0.phase.borrow();
         if self.0.phase.has_changed().is_err() {
             PipelinePhase::Ended
-        } else if told != Phase::Run {
+        } else if told >= Phase::Drain {
             PipelinePhase::Draining
         } else if self.stages().iter().all(Observed::has_begun) {
             PipelinePhase::Running

@@ -192,7 +192,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let slot = graph.add(stage.map(AsProducerConsumer)).slot;
-        slot.plan(T::feed(Source(state.last)).0, options, Origin::Row);
+        slot.plan(T::feed(Source(state.last)).0, options, Origin::row());
         PipelineBuilder { graph, state: Open { last: slot } }
     }
 
@@ -332,7 +332,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     {
         let Self { mut graph, state } = self;
         let source = feed(Source(state.last));
-        graph.add(stage).slot.plan(source.0, options, Origin::Row);
+        graph.add(stage).slot.plan(source.0, options, Origin::row());
         PipelineBuilder { graph, state: Complete(()) }
     }
 }

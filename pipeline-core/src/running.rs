@@ -652,7 +652,7 @@ impl Stages {
             self.enter(Phase::Stop);
         } else if self.together && self.sources_have_ended() {
             // Whatever still waits for a source, waits for nothing.
-            self.enter(Phase::Drain);
+            self.enter(Phase::SourcesEnded);
         }
     }
 

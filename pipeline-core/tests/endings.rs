@@ -13,11 +13,11 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Backoff, CallError, Caller, Cancel, ChildContext, Consumer, ConsumerHandle, ConsumerSupervisor,
-    Emitter, EventStream, ExitReason, Graph, HandleCall, Pipeline, Queue, QueueOptions, Stage,
-    StageContext, StartError, SubscribeError, SubscribeOptions, Subscription, SupervisorHandle,
-    Worker, for_each, from_iter, queue,
-    testkit::{recording, settle},
+    Asking, Backoff, CallError, Caller, Cancel, ChildContext, Consumer, ConsumerHandle,
+    ConsumerSupervisor, Emitter, EventStream, ExitReason, Graph, HandleCall, Pipeline,
+    PipelinePhase, Producer, Queue, QueueOptions, Stage, StageContext, StartError, SubscribeError,
+    SubscribeOptions, Subscription, SupervisorHandle, Worker, for_each, from_iter, map, queue,
+    testkit::{RecordingConsumer, recording, settle},
 };
 use tokio::time::{self, Instant};
 
@@ -461,4 +461,223 @@ async fn a_worker_may_call_its_supervisor() {
     let answers = counts.answers.lock();
     assert_eq!(answers.len(), 200);
     assert!(answers.iter().all(Result::is_ok), "one that the supervisor runs itself, too");
+}
+
+/// A consumer that shows its subscription, notes what it handles, and fails at 99 the first time.
+struct Shows {
+    subscription: Arc<Mutex<Option<Subscription>>>,
+    failed: Arc<AtomicUsize>,
+    seen: Seen,
+}
+
+impl Consumer for Shows {
+    type Event = u64;
+
+    async fn handle_subscribe(
+        &mut self,
+        _: &SubscribeOptions,
+        from: &Subscription,
+    ) -> Result<Asking, ExitReason> {
+        *self.subscription.lock() = Some(from.clone());
+        Ok(Asking::Automatic)
+    }
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for n in events {
+            if n == 99 && self.failed.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Err(ExitReason::failed("once"));
+            }
+            self.seen.note(n);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_was_replaced_does_not_come_back_with_a_restart() {
+    let subscription = Arc::new(Mutex::new(None::<Subscription>));
+    let (failed, seen) = (Arc::new(AtomicUsize::new(0)), Seen::default());
+    let shows = {
+        let (subscription, seen) = (subscription.clone(), seen.clone());
+        move || Shows {
+            subscription: subscription.clone(),
+            failed: failed.clone(),
+            seen: seen.clone(),
+        }
+    };
+    let ((first, one), (second, two)) =
+        (queue::<u64>(QueueOptions::new()), queue::<u64>(QueueOptions::new()));
+    let mut graph = Graph::new("graph");
+    let (one, two) = (graph.producer("one", one), graph.producer("two", two));
+    let sink = graph.consumer_with(Stage::restarting(shows).named("sink"));
+    graph.subscribe(&sink, &one, demand(2, 1));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    let last = || subscription.lock().clone().unwrap();
+    // First by one of the same producer, then by one of another.
+    sink.resubscribe(&last(), ExitReason::Normal, &one, demand(5, 1)).await.unwrap();
+    settle().await;
+    sink.resubscribe(&last(), ExitReason::Normal, &two, demand(2, 1)).await.unwrap();
+    settle().await;
+    push_all(&first, [1]).await;
+    push_all(&second, [99]).await;
+    time::sleep(Duration::from_secs(1)).await;
+    push_all(&second, [2]).await;
+    time::sleep(Duration::from_secs(1)).await;
+    let seen_at = |stage: usize| pipeline.snapshot().stages[stage].subscriptions.len();
+    assert_eq!((seen_at(0), seen_at(1)), (0, 1));
+    assert_eq!(seen.sorted(), [2], "1 is of a producer that it has left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_that_ended_with_its_producer_is_not_made_again() {
+    let ((_first, one), (_second, two)) =
+        (queue::<u64>(QueueOptions::new()), queue::<u64>(QueueOptions::new()));
+    let mut graph = Graph::new("graph");
+    let (one, two) = (graph.producer("one", one), graph.producer("two", two));
+    let sink = graph.consumer_with(Stage::restarting(|| for_each(async |_: u64| ())).named("sink"));
+    let pipeline = graph.start().unwrap();
+    sink.subscribe(&one, SubscribeOptions::new()).await.unwrap();
+    sink.subscribe(&two, SubscribeOptions::new()).await.unwrap();
+    settle().await;
+    two.stop(ExitReason::failed("no route")).await;
+    time::sleep(Duration::from_secs(1)).await;
+    assert!(sink.is_running() && one.is_running());
+    let seen = pipeline.snapshot();
+    assert_eq!((seen.stages[2].restarts, seen.stages[0].subscriptions.len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_graph_whose_middle_stage_fails_while_draining_delivers_the_rest() {
+    let (failed, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let middle = Stage::restarting(move || {
+        let failed = failed.clone();
+        map(move |n: u64| {
+            assert!(n != 50 || failed.fetch_add(1, Ordering::SeqCst) > 0, "once");
+            n
+        })
+    });
+    let middle = graph.producer_consumer_with(middle.named("middle"));
+    let handled = seen.clone();
+    let sink = graph.consumer(
+        "sink",
+        for_each(move |_: u64| {
+            handled.fetch_add(1, Ordering::SeqCst);
+            time::sleep(Duration::from_millis(1))
+        }),
+    );
+    graph.subscribe(&middle, &source, demand(4, 2));
+    graph.subscribe(&sink, &middle, demand(4, 2).cancel(reconnecting()));
+    let pipeline = graph.start().unwrap();
+    push_all(&queue, 0..1000).await;
+    let report = pipeline.drain(DAY).await;
+    assert!(report.in_time && report.failure().is_none(), "{report}");
+    let handled = seen.load(Ordering::SeqCst);
+    assert_eq!(handled + report.left_undone(), 1000, "{report}");
+    assert!(handled > 980, "all but what the failed stage had in its hands: {report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_is_paused_stays_so_when_its_source_has_ended() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let (consumer, handled) = recording::<u64>();
+    let mut pipeline = Pipeline::builder("row")
+        .producer(producer)
+        .consumer(consumer, SubscribeOptions::new())
+        .start()
+        .unwrap();
+    settle().await;
+    let sink: ConsumerHandle<RecordingConsumer<u64>> = pipeline.stage("consumer").unwrap();
+    sink.pause();
+    settle().await;
+    push_all(&queue, 0..10).await;
+    queue.close();
+    settle().await;
+    assert!(handled.events().is_empty());
+    assert_eq!(pipeline.snapshot().phase, PipelinePhase::Running, "nobody has asked it to drain");
+    sink.resume();
+    let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(handled.events().len(), 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_paused_row_whose_source_has_ended_can_be_drained() {
+    let (consumer, handled) = recording::<u64>();
+    let pipeline = Pipeline::builder("row")
+        .producer(from_iter(0..10))
+        .consumer(consumer, SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let sink: ConsumerHandle<RecordingConsumer<u64>> = pipeline.stage("consumer").unwrap();
+    sink.pause();
+    settle().await;
+    let report = pipeline.drain(DAY).await;
+    assert!(report.in_time && report.is_clean(), "{report}");
+    assert_eq!(handled.events().len(), 10);
+}
+
+/// A producer that never comes out of a callback.
+struct Stuck;
+
+impl Producer for Stuck {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_finishes_waits_for_a_stuck_producer_no_longer_than_it_may_take_to_stop() {
+    let (queue, one) = queue(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    let (one, stuck) = (graph.producer("one", one), graph.producer("stuck", Stuck));
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    graph.subscribe(&sink, &one, SubscribeOptions::new());
+    graph.subscribe(&sink, &stuck, SubscribeOptions::new());
+    let _pipeline = graph.start().unwrap();
+    push_all(&queue, 0..5).await;
+    queue.close();
+    time::sleep(Duration::from_secs(4)).await;
+    assert!(sink.is_running(), "what the producer emits may still come");
+    time::sleep(Duration::from_secs(2)).await;
+    assert!(!sink.is_running() && stuck.is_running());
+    assert_eq!(seen.events().len(), 5);
+    assert_eq!(seen.cancelled().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_supervisor_starts_children_while_it_waits_for_a_producer_to_confirm() {
+    let (queue, one) = queue(QueueOptions::new());
+    let done = Arc::new(AtomicUsize::new(0));
+    let count = done.clone();
+    let work = async move |_: &u64| {
+        time::sleep(Duration::from_millis(10)).await;
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    };
+    let mut graph = Graph::new("graph");
+    let (one, stuck) = (graph.producer("one", one), graph.producer("stuck", Stuck));
+    let supervisor = ConsumerSupervisor::new(work).max_children(1);
+    let sink = graph.consumer_supervisor("sink", supervisor);
+    graph.subscribe(&sink, &one, demand(100, 50));
+    graph.subscribe(&sink, &stuck, demand(100, 50));
+    let _pipeline = graph.start().unwrap();
+    push_all(&queue, 0..100).await;
+    queue.close();
+    time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(done.load(Ordering::SeqCst), 100);
 }

@@ -649,7 +649,7 @@ where
 
     /// Subscribes this stage to a producer of what it receives. Returns when it has said so to the
     /// producer, which may not have heard it yet. If this stage fails and is started again, it subscribes
-    /// again, unless the subscription has ended by then.
+    /// again, unless the subscription has ended by then and its producer is not started again.
     ///
     /// If the producer does not run, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
     /// [`Cancel::Transient`](crate::Cancel::Transient) subscription ends this stage with
@@ -691,7 +691,8 @@ where
 
     /// Subscribes in place of another subscription of this stage, which ends with the reason. The
     /// producer swaps the two without a gap. The stage goes on, whatever the old one's
-    /// [`Cancel`](crate::Cancel) mode says.
+    /// [`Cancel`](crate::Cancel) mode says. If this stage is started again, it makes the new subscription
+    /// and not the old one, planned or not.
     ///
     /// # Errors
     ///

@@ -13,6 +13,8 @@ use crate::{
 pub(crate) enum Phase {
     /// Go on.
     Run,
+    /// Go on, and do not wait for sources: all have come to their end.
+    SourcesEnded,
     /// Take nothing new; pass on what was accepted, then end.
     Drain,
     /// End now. Workers are told, and given their time.
@@ -25,7 +27,7 @@ impl Phase {
     /// Why a stage is to end at once, if it is.
     pub(crate) fn ends_now(self) -> Option<ExitReason> {
         match self {
-            Self::Run | Self::Drain => None,
+            Self::Run | Self::SourcesEnded | Self::Drain => None,
             Self::Stop => Some(ExitReason::Shutdown),
             Self::Kill => Some(ExitReason::Killed),
         }

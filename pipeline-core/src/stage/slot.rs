@@ -54,16 +54,30 @@ pub(crate) enum Control<In> {
     Stop(ExitReason),
 }
 
-/// Why a subscription is made. It says when the subscription is made again.
+/// Why a subscription is made. It says when the subscription is made again. The number names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     /// It was planned, and is made whenever the consumer starts.
-    Planned,
+    Planned(u64),
     /// The same in a row, where it is also made again when the producer is back after a failure.
-    Row,
+    Row(u64),
     /// It was made by a handle while the consumer ran. It is made again when the consumer is started
-    /// again, unless it has ended before. The number names it.
+    /// again, unless it has ended before.
     Handle(u64),
+}
+
+impl Origin {
+    pub(crate) fn planned() -> Self {
+        Self::Planned(next_id())
+    }
+
+    pub(crate) fn row() -> Self {
+        Self::Row(next_id())
+    }
+
+    pub(crate) fn is_row(self) -> bool {
+        matches!(self, Self::Row(_))
+    }
 }
 
 /// A subscription that a consumer is to make.

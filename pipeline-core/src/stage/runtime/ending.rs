@@ -1,19 +1,17 @@
 //! How a stage ends: what it delivers first, and whom it tells.
 
+use tokio::time::Instant;
+
 use super::{
     super::{
-        InHand,
-        behaviour::Behaviour,
-        contained_now,
-        link::ToConsumer,
-        link::ToProducer,
-        message::Posted,
-        slot::{Mail, Origin},
+        InHand, behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer,
+        message::Posted, slot::Mail,
     },
     Callback, StageTask,
 };
 use crate::{
-    dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode, snapshot::StageKind,
+    deadline::Deadline, dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode,
+    snapshot::StageKind, subscription::Cancellation,
 };
 
 /// What happens when a marker is reached.
@@ -28,6 +26,8 @@ pub(super) enum Pending<B: Behaviour> {
 pub(super) struct Finishing {
     pub(super) reason: ExitReason,
     pub(super) step: Step,
+    /// By when the producers have to confirm that they send nothing more.
+    pub(super) confirmed_by: Deadline,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,14 +43,10 @@ pub(super) enum Step {
 impl<B: Behaviour> StageTask<B> {
     /// Takes nothing new. Whatever holds something back lets go of it.
     pub(super) async fn drain(&mut self) -> Result<(), ExitReason> {
-        self.draining = true;
+        self.hurries = true;
         self.paused = false;
         self.inlet.resume();
-        // In a row, the stage before this one may be about to be started again, to drain what it holds.
-        self.retries.retain(|retry| retry.origin == Origin::Row);
-        // What another pipeline emits does not come to an end because this one drains.
-        let pipeline = self.pipeline;
-        self.let_go(&ExitReason::Normal, |source| source.target.pipeline() != pipeline);
+        self.wind_down();
         self.outlet.set_mode(DemandMode::Forward);
         if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
@@ -62,6 +58,18 @@ impl<B: Behaviour> StageTask<B> {
             }
             outcome => outcome,
         }
+    }
+
+    /// Takes nothing new, and ends when all it takes from has ended. It may be paused until then.
+    pub(super) fn wind_down(&mut self) {
+        self.draining = true;
+        // The stage before this one may be about to be started again, to drain what it holds.
+        let mut retries = std::mem::take(&mut self.retries);
+        retries.retain(|retry| retry.origin.is_row() || self.is_worth_waiting_for(&*retry.target));
+        self.retries = retries;
+        // What another pipeline emits does not come to an end because this one drains.
+        let pipeline = self.pipeline;
+        self.let_go(&ExitReason::Normal, |source| source.target.pipeline() != pipeline);
     }
 
     pub(super) fn marker(&mut self, pending: Pending<B>) -> Marker {
@@ -103,12 +111,14 @@ impl<B: Behaviour> StageTask<B> {
             self.behaviour.asks_no_more();
             self.outlet.finish();
             self.let_go(&reason, |_| true);
-            self.finishing = Some(Finishing { reason, step: Step::Input });
+            let confirmed_by = Deadline::from_now(self.stop_within);
+            self.finishing = Some(Finishing { reason, step: Step::Input, confirmed_by });
         }
     }
 
     /// Goes on with ending. Whether there is more to do at once.
     pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
+        let overdue = self.unconfirmed().has_passed(Instant::now());
         let Some(finishing) = &mut self.finishing else {
             let abandoned = B::KIND != StageKind::Producer
                 && self.inlet.upstreams().is_empty()
@@ -129,8 +139,33 @@ impl<B: Behaviour> StageTask<B> {
                 self.outlet.info(marker);
                 Ok(true)
             }
+            Step::Input if overdue => {
+                self.give_up_producers();
+                Ok(true)
+            }
             Step::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
             Step::Input | Step::Output | Step::Work => Ok(false),
+        }
+    }
+
+    /// When the stage no longer waits for producers that have not confirmed, if it waits for nothing else.
+    pub(super) fn unconfirmed(&self) -> Deadline {
+        match &self.finishing {
+            Some(finishing) if finishing.step == Step::Input && self.inlet.is_empty() => {
+                finishing.confirmed_by
+            }
+            _ => Deadline::NEVER,
+        }
+    }
+
+    /// Goes on without the confirmations. What still comes is counted as held.
+    fn give_up_producers(&mut self) {
+        let late: Vec<_> =
+            self.inlet.upstreams().iter().map(|upstream| upstream.subscription.id()).collect();
+        tracing::warn!(stage = %self.report.stage, producers = late.len(), "producers did not confirm the end of their subscriptions in time");
+        for from in late {
+            let how = Cancellation::Cancel(ExitReason::Normal);
+            self.inlet.queue(Input::Ended { from, how });
         }
     }
 

@@ -76,7 +76,12 @@ pub(crate) struct StageTask<B: Behaviour> {
     due: VecDeque<Marker>,
     limiter: Option<RateLimiter>,
     paused: bool,
+    /// It takes nothing new, because the pipeline drains or its sources have ended.
     draining: bool,
+    /// It takes no pause, because the pipeline drains.
+    hurries: bool,
+    /// How long its `terminate` has after a failure, and its producers to confirm when it finishes.
+    stop_within: Duration,
     finishing: Option<Finishing>,
     metrics: StageMetrics,
     /// Not for supervisors: they time each worker.
@@ -193,6 +198,8 @@ impl<B: Behaviour> StageTask<B> {
             limiter: options.rate_limit.map(|limit| RateLimiter::new(limit, Instant::now())),
             paused: false,
             draining: false,
+            hurries: false,
+            stop_within: Duration::MAX,
             finishing: None,
             metrics: StageMetrics::register(&context.telemetry, &context.labels()),
             timer: match B::KIND {
@@ -235,6 +242,7 @@ impl<B: Behaviour> StageTask<B> {
         fails: impl FnOnce(&ExitReason) + Send,
         stop_within: Duration,
     ) -> StageReport {
+        self.stop_within = stop_within;
         self.address.runs_here();
         self.gauges.enter(Activity::Busy);
         // A dispatcher may panic too.
@@ -387,7 +395,10 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for one thing to happen, and does what follows from it, unless it is mail. A stage that only
     /// `looks` does not wait, and leaves its mail where it is.
     async fn wait(&mut self, looks: bool) -> Result<(), ExitReason> {
-        let waits_for_more = self.waits() || self.limiter.is_some() || !self.retries.is_empty();
+        let waits_for_more = self.waits()
+            || self.limiter.is_some()
+            || !self.retries.is_empty()
+            || self.unconfirmed() != Deadline::NEVER;
         let woken = if waits_for_more {
             self.wait_for_all(looks).await
         } else {
@@ -430,7 +441,10 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Whether what the stage itself waits for is wanted.
     fn waits(&self) -> bool {
-        self.finishing.as_ref().is_none_or(|finishing| finishing.step == Step::Work)
+        let works = |finishing: &Finishing| {
+            finishing.step == Step::Work || B::KIND == StageKind::ConsumerSupervisor
+        };
+        self.finishing.as_ref().is_none_or(works)
             && !self.paused
             && self.behaviour.waits(self.outlet.wanted())
     }
@@ -498,12 +512,16 @@ impl<B: Behaviour> StageTask<B> {
             Some(limiter) if !self.paused => limiter.next_refill(Instant::now()),
             _ => None,
         };
-        retry.into_iter().chain(refill).min()
+        retry.into_iter().chain(refill).chain(self.unconfirmed().instant()).min()
     }
 
     async fn enter(&mut self, phase: Phase) -> Result<(), ExitReason> {
         match phase {
             Phase::Run => Ok(()),
+            Phase::SourcesEnded => {
+                self.wind_down();
+                Ok(())
+            }
             Phase::Drain => self.drain().await,
             Phase::Stop | Phase::Kill => phase.ends_now().map_or(Ok(()), Err),
         }
@@ -560,7 +578,7 @@ impl<B: Behaviour> StageTask<B> {
                     }
                 }
             }
-            Control::Pause(paused) => self.paused = paused && !self.draining,
+            Control::Pause(paused) => self.paused = paused && !self.hurries,
             // What a producer holds is in its own hands: it hands it out as it is asked for.
             Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,
             Control::Finish => self.finish(ExitReason::Normal),

@@ -97,7 +97,7 @@ impl<B: Behaviour> StageTask<B> {
                 self.inlet.queue(Input::Ended { from, how: Cancellation::Down(reason) });
             }
             ToConsumer::Pause { from, paused } => {
-                let ending = self.draining || self.finishing.is_some();
+                let ending = self.hurries || self.finishing.is_some();
                 if let Some(upstream) = self.inlet.get(from) {
                     upstream.paused = paused && !ending;
                 }
@@ -119,7 +119,7 @@ impl<B: Behaviour> StageTask<B> {
         subscribing: Subscribing<B::In>,
         backoff: Option<BackoffState>,
     ) -> Result<(), ExitReason> {
-        let Subscribing { target, mut options, origin, replaces, answer } = subscribing;
+        let Subscribing { target, mut options, mut origin, replaces, answer } = subscribing;
         if B::KIND == StageKind::ConsumerSupervisor {
             options = options.for_slots();
         }
@@ -148,7 +148,8 @@ impl<B: Behaviour> StageTask<B> {
         let producer = port.clone().unwrap_or_else(|| Arc::new(Nobody));
         let subscription = self.subscription(&options, producer);
         let id = subscription.id();
-        let replaces = replaces.and_then(|(old, reason)| self.replace(old, reason, &target));
+        let replaces =
+            replaces.and_then(|(old, reason)| self.replace(old, reason, &target, &mut origin));
         let subscribe = Subscribe {
             subscription: subscription.clone(),
             replaces,
@@ -203,17 +204,24 @@ impl<B: Behaviour> StageTask<B> {
         Subscription::new(SubscriptionId::new(next_id()), options, ports)
     }
 
-    /// Takes note that a subscription is to be replaced. The producer swaps the two if it is the
-    /// same; another one has to be told.
-    pub(super) fn replace(
+    /// Takes note that a subscription is to be replaced, also for the next incarnation. The producer
+    /// swaps the two if it is the same, and in a row it is waited for as before; another one has to be
+    /// told.
+    fn replace(
         &mut self,
         old: SubscriptionId,
         reason: ExitReason,
         target: &Arc<dyn Target<B::In>>,
+        origin: &mut Origin,
     ) -> Option<(SubscriptionId, ExitReason)> {
         let upstream = self.inlet.get(old)?;
         upstream.extra.let_go = true;
+        let replaced = upstream.extra.origin;
+        self.subscriptions.lock().retain(|planned| planned.origin != replaced);
         if Arc::ptr_eq(&upstream.extra.target, target) {
+            if replaced.is_row() {
+                *origin = replaced;
+            }
             return Some((old, reason));
         }
         upstream.subscription.cancel(reason);
@@ -244,8 +252,11 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
         let Some(source) = self.come_back(source, &reason) else { return Ok(()) };
-        if mode.survives(&reason) {
+        let survives = mode.survives(&reason);
+        if survives || reason.is_graceful() || !source.target.restarts() {
             self.forget(source.origin);
+        }
+        if survives {
             return Ok(());
         }
         let gently = match B::KIND {
@@ -265,9 +276,10 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for a producer that is to come back. Gives the source back if there is none to wait for.
     fn come_back(&mut self, source: Source<B::In>, reason: &ExitReason) -> Option<Source<B::In>> {
         let Source { target, options, origin, backoff, .. } = source;
-        let in_row = origin == Origin::Row;
+        let in_row = origin.is_row();
+        let may = !self.draining || in_row || self.is_worth_waiting_for(&*target);
         let policy = match options.mode() {
-            Cancel::Reconnect(policy) if in_row || !self.draining => Some(policy),
+            Cancel::Reconnect(policy) if may => Some(policy),
             _ if in_row && target.restarts() && !reason.is_graceful() => Some(row_backoff()),
             _ => None,
         };
@@ -279,6 +291,11 @@ impl<B: Behaviour> StageTask<B> {
         let at = Deadline::from_now(backoff.next_delay(random()));
         self.retries.push(Retry { at, target, options, origin, backoff, reason: reason.clone() });
         None
+    }
+
+    /// Whether a producer that has failed comes back while the pipeline drains, to deliver the rest.
+    pub(super) fn is_worth_waiting_for(&self, target: &dyn Target<B::In>) -> bool {
+        target.restarts() && target.pipeline() == self.pipeline
     }
 
     /// Makes the subscriptions whose time has come.
