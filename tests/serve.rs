@@ -200,6 +200,15 @@ async fn a_body_that_takes_its_time_is_read_as_long_as_it_does_not_pause() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_long_is_refused() {
+    let server = Server::start(app(), |serve| serve).await;
+    let mut stream = server.connect().await;
+    let long = format!("GET / HTTP/1.1\r\nHost: here\r\nLong: {}", "a".repeat(64 * 1024));
+    stream.write_all(long.as_bytes()).await.unwrap();
+    assert!(until_the_end(&mut stream).await.starts_with("HTTP/1.1 431 "));
+}
+
+#[tokio::test]
 async fn a_body_that_failed_is_over() {
     let twice = post(async |mut body: Body| {
         let failed = matches!(body.frame().await, Some(Err(_)));
