@@ -287,7 +287,7 @@ fn shared(length: usize) -> SharedFrame {
 
 /// An outbox whose client takes nothing, among these.
 fn stuck(all: &Arc<Outboxes>, when_full: WhenFull) -> Arc<Outbox> {
-    let limits = OutboxLimits { frames: 1000, bytes: 1 << 20 };
+    let limits = OutboxLimits { frames: 100_000, bytes: 1 << 20 };
     let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
     let outbox = Outbox::new(Writer::Fetched, limits, metrics);
     Arc::new(outbox.among(all).when_full(when_full))
