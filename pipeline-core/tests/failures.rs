@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
+    collections::HashSet,
     future::pending,
     sync::{
         Arc,
@@ -23,6 +24,7 @@ use pipeline_core::{
 use pipeline_test_support::{Log, Recorded};
 use tokio::{
     sync::mpsc,
+    task,
     time::{self, Instant},
 };
 
@@ -504,4 +506,40 @@ async fn a_supervisor_that_gives_up_and_waits_for_its_children_without_a_limit_i
     queue.push(1).await.unwrap();
     settle().await;
     assert!(pipeline.snapshot().failed);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_behind_a_child_that_blocks_its_supervisor_is_reported_to_the_number() {
+    const ALL: u64 = 30_000;
+    let (blocking, mut blocked) = mpsc::channel(1);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Arc::new(Mutex::new(Some(released)));
+    let (tasks, done) = (Arc::new(Mutex::new(HashSet::new())), Arc::new(AtomicUsize::new(0)));
+    let count = done.clone();
+    let work = async move |n: &u64| {
+        // Only the supervisor's own task runs more than one child.
+        let by_supervisor = !tasks.lock().insert(task::id());
+        let released = (by_supervisor && *n >= ALL / 2).then(|| released.lock().take()).flatten();
+        if let Some(released) = released {
+            blocking.try_send(()).unwrap();
+            let _ = released.recv();
+        }
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    };
+    let (queue, producer) = queue(QueueOptions::new().capacity(30_000));
+    for n in 0..ALL {
+        queue.push(n).await.unwrap();
+    }
+    let pipeline = Pipeline::builder("row")
+        .producer(producer)
+        // All that was asked for comes in one message, so nothing is on its way.
+        .consumer_supervisor(ConsumerSupervisor::new(work), demand(1000, 0))
+        .start()
+        .unwrap();
+    blocked.recv().await.unwrap();
+    let report = pipeline.drain(Duration::from_millis(10)).await;
+    let done = done.load(Ordering::SeqCst);
+    drop(release);
+    assert_eq!(done + report.left_undone(), 30_000, "{report}");
 }

@@ -601,6 +601,7 @@ where
                 self.begin(event, Some(from));
             }
         }
+        self.gauges.childless.store(self.waiting.len(), Relaxed);
     }
 
     /// Whether the supervisor runs the next child itself.
@@ -640,8 +641,12 @@ where
         let reserved = context.reserved.clone();
         let reserves = reserved.is_some();
         let mut job = Box::pin(self.job(event, context, Some(now)));
+        // For the report, if it never comes back.
+        self.gauges.runs_itself(1, self.waiting.len());
         // Its task polls it anew, with a waker of its own.
-        let Poll::Ready(done) = job.as_mut().poll(&mut Context::from_waker(Waker::noop())) else {
+        let polled = job.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        self.gauges.runs_itself(0, self.waiting.len());
+        let Poll::Ready(done) = polled else {
             let then = Instant::now();
             // Known now, and not only when it is done: the next one is about to be begun.
             self.brevity.guessed_wrong(then - now, self.behind());

@@ -29,6 +29,8 @@ pub(crate) struct Gauges {
     pub(crate) events_in: Tally,
     pub(crate) events_out: Tally,
     pub(crate) waiting: AtomicUsize,
+    /// Events that wait in a supervisor for a child.
+    pub(crate) childless: AtomicUsize,
     pub(crate) buffered: AtomicUsize,
     pub(crate) workers: AtomicUsize,
     pub(crate) worker_failures: Tally,
@@ -58,6 +60,7 @@ impl Gauges {
             events_in: Tally::default(),
             events_out: Tally::default(),
             waiting: AtomicUsize::default(),
+            childless: AtomicUsize::default(),
             buffered: AtomicUsize::default(),
             workers: AtomicUsize::default(),
             worker_failures: Tally::default(),
@@ -83,6 +86,7 @@ impl Gauges {
     pub(crate) fn started(&self) {
         self.starts.fetch_add(1, Relaxed);
         self.waiting.store(0, Relaxed);
+        self.childless.store(0, Relaxed);
         self.in_hand.store(0, Relaxed);
         self.buffered.store(0, Relaxed);
         self.enter(Activity::Starting);
@@ -117,6 +121,13 @@ impl Gauges {
     pub(crate) fn take_in_hand(&self, events: usize, behind: usize) {
         self.in_hand.store(events, Relaxed);
         self.waiting.store(behind, Relaxed);
+    }
+
+    /// A supervisor runs so many children itself, one or none, and so many events wait for one.
+    #[inline]
+    pub(crate) fn runs_itself(&self, children: usize, childless: usize) {
+        self.in_hand.store(children, Relaxed);
+        self.childless.store(childless, Relaxed);
     }
 
     pub(crate) fn in_hand(&self) -> usize {
@@ -166,7 +177,7 @@ impl Gauges {
             events_out: self.events_out.get(),
             queued: queued.items,
             queue_capacity: queued.capacity,
-            waiting: self.waiting.load(Relaxed),
+            waiting: self.waiting.load(Relaxed) + self.childless.load(Relaxed),
             buffered: self.buffered.load(Relaxed),
             buffer_capacity: self.buffer_capacity,
             discarded: discarded_by.iter().map(|(_, events)| events).sum(),
