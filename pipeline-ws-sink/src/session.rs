@@ -182,42 +182,60 @@ impl<S: Socket> Session<S> {
         held: Held,
     ) -> Result<(), SocketEnd> {
         self.catch_up().await;
-        let message = ClientMessage::decode(self.connection.version, &received)?;
+        match self.handle(&received, held)? {
+            None => Ok(()),
+            // In a box, so that a socket that never waits is no larger for it.
+            Some(held) => Box::pin(self.handle_late(received, held)).await,
+        }
+    }
+
+    /// Handles what the client sent, unless it has to wait for room: then what counts for it is handed
+    /// back. It awaits nothing, so that a message takes no room in the task of a socket that is idle.
+    fn handle(&mut self, received: &Received, held: Held) -> Result<Option<Held>, SocketEnd> {
+        let message = ClientMessage::decode(self.connection.version, received)?;
         if let Some((field, bytes)) = message.too_long() {
             tracing::warn!(?field, bytes, "closes a socket that was sent a name of over 255 bytes");
             return Err(SocketEnd::NameTooLong(field));
         }
         // When it comes and not when it is handled: what waits for a join has come at its own time.
         if let Err(excess) = self.admit(&message) {
-            return self.refuse(&message, excess);
+            self.refuse(&message, excess)?;
+            return Ok(None);
         }
         let (topic, event) = (message.topic(), message.event());
         if is_heartbeat(topic.as_deref(), event.as_deref()) {
             self.reply(&Ref::NULL, &message, "ok", &Payload::empty());
-            return Ok(());
+            return Ok(None);
         }
-        match event.as_deref() {
-            // A leave makes room, so it does not wait for any. But there may not be any number of them.
-            Some(LEAVE) if held.overflow() => return Err(SocketEnd::Limited),
-            Some(LEAVE) => {}
-            _ if !self.has_room_for(&held).await => return self.refuse_for_room(&message),
-            _ => {}
+        let leaves = event.as_deref() == Some(LEAVE);
+        // A leave makes room, so it does not wait for any. But there may not be any number of them.
+        if leaves && held.overflow() {
+            return Err(SocketEnd::Limited);
         }
-        self.route(&message, &received, held);
+        if !leaves {
+            if !held.has_room() {
+                return Ok(Some(held));
+            }
+            self.full_until = None;
+        }
+        self.route(&message, received, held);
+        Ok(None)
+    }
+
+    /// Handles what has to wait for room, or refuses it.
+    async fn handle_late(&mut self, received: Received, held: Held) -> Result<(), SocketEnd> {
+        let has_room = self.wait_for_room(&held).await;
+        let message = ClientMessage::decode(self.connection.version, &received)?;
+        if has_room {
+            self.route(&message, &received, held);
+        } else {
+            self.routes.limited.count(Scope::Inbox);
+            self.answer_refused(&message, &reason("too many messages are waiting"));
+        }
         Ok(())
     }
 
-    /// Whether the inbox takes this message. It waits for room, unless it has done so in vain and there
-    /// has been none since.
-    async fn has_room_for(&mut self, held: &Held) -> bool {
-        if held.has_room() {
-            self.full_until = None;
-            return true;
-        }
-        // In a box, so that a socket that never waits is no larger for it.
-        Box::pin(self.wait_for_room(held)).await
-    }
-
+    /// Waits for room for this message, unless that was done in vain and there has been none since.
     async fn wait_for_room(&mut self, held: &Held) -> bool {
         let until = match self.full_until {
             Some(until) => until,
@@ -238,13 +256,6 @@ impl<S: Socket> Session<S> {
                 () = until.passed() => return false,
             }
         }
-    }
-
-    /// Answers a message for which there is no room.
-    fn refuse_for_room(&self, message: &ClientMessage<'_>) -> Result<(), SocketEnd> {
-        self.routes.limited.count(Scope::Inbox);
-        self.answer_refused(message, &reason("too many messages are waiting"));
-        Ok(())
     }
 
     /// Whether the client may say this now, by the limits of its mount.

@@ -237,3 +237,14 @@ async fn a_broadcast_is_delivered_when_it_is_fetched() {
     ada.expect([json!([null, null, T, "news", {}])]).await;
     assert_eq!(house.recorded.samples("pipeline.push_delivered"), [2000.0]);
 }
+
+#[tokio::test]
+async fn handling_a_message_takes_little_of_the_task_of_a_socket() {
+    let house = House::new();
+    let mut ada = house.enter("ada", Version::V2);
+    let received = Received::Text("[]".into());
+    let held = ada.session.hold(&received);
+    // It is a part of each socket's task, and there is memory for it while the socket is idle.
+    let size = size_of_val(&ada.session.receive(received, held));
+    assert!(size <= 600, "{size}");
+}

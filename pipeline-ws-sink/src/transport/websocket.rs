@@ -81,16 +81,17 @@ pub(crate) async fn live<S: Socket>(
     outbox.end(end);
     let reason = end.reason();
     let inbox = session.inbox().clone();
-    let closing = async move {
+    // In boxes, so that a socket that is open is no larger for its end.
+    let closing = Box::pin(async move {
         if let Some(code) = end.close_code() {
             outbox.finish(&Frame::close_because(code, end.explanation()));
-            let _ = time::timeout(CLOSING, close(&mut stream.reader, decoder, &inbox, outbox, end))
-                .await;
+            let closed = close(&mut stream.reader, decoder, &inbox, outbox, end);
+            let _ = time::timeout(CLOSING, closed).await;
         }
         // As soon as it is closed, however long the channels take to end.
         drop(stream);
-    };
-    tokio::join!(closing, endings.in_turn(session.end(&reason)));
+    });
+    tokio::join!(closing, Box::pin(endings.in_turn(session.end(&reason))));
 }
 
 /// Handles what the client sends, one message after the other.
