@@ -15,7 +15,7 @@ use crate::{
 const MAX_LINES: usize = 1500;
 
 /// How long the view of the whole may be.
-const MAX_ARCHITECTURE: usize = 340;
+const MAX_ARCHITECTURE: usize = 360;
 
 /// What a file that calls itself pure does not do: wait, spawn, lock, read a clock, log.
 const IMPURE: [&str; 8] = [
