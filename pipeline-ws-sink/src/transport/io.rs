@@ -83,7 +83,13 @@ impl Reader {
                 // Only now, so that a connection that is quiet holds no memory.
                 buffer.reserve(at_most);
                 match stream.try_read_buf(&mut buffer.limit(at_most)) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        // It was said to be readable, as it always is after a read. A connection that is
+                        // quiet from here on holds no memory either.
+                        if buffer.is_empty() {
+                            *buffer = BytesMut::new();
+                        }
+                    }
                     read => return read,
                 }
             },
@@ -97,6 +103,9 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures::poll;
     use http::{Request, Response, StatusCode};
     use http_body_util::Empty;
     use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -145,5 +154,18 @@ mod tests {
             assert!(matches!(io.writer, Writer::Tcp(_)), "{by_auto}");
             assert_eq!(io.received, "more", "what came along with the request is not lost");
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_has_said_something_and_is_quiet_holds_no_memory() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut io = Io::tcp(listener.accept().await.unwrap().0, Bytes::new());
+        client.write_all(b"hello").await.unwrap();
+        let mut buffer = BytesMut::new();
+        io.reader.read(&mut buffer, 4096).await.unwrap();
+        assert_eq!(buffer.split(), "hello");
+        assert!(poll!(pin!(io.reader.read(&mut buffer, 4096))).is_pending());
+        assert_eq!(buffer.capacity(), 0);
     }
 }
