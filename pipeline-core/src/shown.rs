@@ -1,8 +1,8 @@
 //! Text from outside, as it may stand in a field of a log line or of a span. Pure.
 //!
 //! A subscriber writes a field that is a string in quotes, with its quotes, newlines and control
-//! characters escaped. A field given with `%` it writes as it is, so whoever chose the text may write
-//! lines of its own. So all that somebody outside may have chosen is recorded as a string, and cut: what a
+//! characters escaped. A field given with `%` it writes as it is, so a client that chose the text could
+//! write lines of its own. So all text that may come from outside is recorded as a string, and cut: what a
 //! client has sent, and the errors of the program's own callbacks, which may quote it.
 //! `cargo xtask tidy` refuses `%`.
 

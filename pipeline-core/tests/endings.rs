@@ -601,7 +601,7 @@ async fn a_consumer_that_is_paused_stays_so_when_its_source_has_ended() {
     queue.close();
     settle().await;
     assert!(handled.events().is_empty());
-    assert_eq!(pipeline.snapshot().phase, PipelinePhase::Running, "nobody has asked it to drain");
+    assert_eq!(pipeline.snapshot().phase, PipelinePhase::Running, "it was not asked to drain");
     sink.resume();
     let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
     assert!(report.is_clean(), "{report}");

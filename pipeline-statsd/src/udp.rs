@@ -189,7 +189,7 @@ impl State {
             Ok(found) => found,
         };
         self.looking = None;
-        // One that nobody listens at is not preferred to the others.
+        // An address that has refused is not preferred to the others.
         let known = self.receiver.as_ref();
         let kept = known.filter(|receiver| !receiver.refused).map(|receiver| receiver.address);
         match found.map_err(UdpError::Resolve).and_then(|found| find(found, kept)) {

@@ -322,8 +322,8 @@ impl<C: Channel> Joined<C> {
                 stop.map(End::Stopped)
             }
             Letter::Intercepted(Intercepted { event, payload, since }) => {
-                // Where clients are waited for, a channel that intercepts does so too: what it does not
-                // handle waits for it, and so those who send do.
+                // With `WhenFull::Wait`, a channel that intercepts waits too: its broadcasts stay in the
+                // mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
                 context.since = since;
                 let outcome = contained(channel.handle_out(&event, payload, context)).await;

@@ -89,7 +89,7 @@ impl Letter {
 pub(crate) enum Room {
     /// As much as there is for all.
     Usual,
-    /// Twice as much, where the usual room may be full because senders wait: for those who cannot.
+    /// Twice as much, for senders that cannot wait, where the usual room may be full because others do.
     Twice,
 }
 
