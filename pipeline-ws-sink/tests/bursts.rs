@@ -39,8 +39,9 @@ async fn join(stream: TcpStream, topic: &str) -> TcpStream {
     client.into_stream()
 }
 
-/// Reads frames until it has the numbers of so many events, which come in order, or the end.
-async fn read_numbers(mut stream: TcpStream, count: u64) -> u64 {
+/// Reads frames until it has the numbers of so many events, which come in order, or the end. The
+/// connection stays open: others on the topic are told of one that ends.
+async fn read_numbers(mut stream: TcpStream, count: u64) -> (u64, TcpStream) {
     let (mut buffer, mut next) = (Vec::with_capacity(1 << 20), 0);
     while next < count {
         if stream.read_buf(&mut buffer).await.unwrap() == 0 {
@@ -51,17 +52,17 @@ async fn read_numbers(mut stream: TcpStream, count: u64) -> u64 {
             let Some((payload, more)) = body.split_at_checked(usize::from(*length)) else { break };
             let expected = format!("{{\"i\":{next}}}]");
             if !payload.ends_with(expected.as_bytes()) {
-                return next;
+                return (next, stream);
             }
             (next, rest) = (next + 1, more);
         }
         let read = buffer.len() - rest.len();
         buffer.drain(..read);
     }
-    next
+    (next, stream)
 }
 
-async fn readers(server: &Server, count: usize, events: u64) -> Vec<JoinHandle<u64>> {
+async fn readers(server: &Server, count: usize, events: u64) -> Vec<JoinHandle<(u64, TcpStream)>> {
     let mut readers = vec![];
     for _ in 0..count {
         let stream = join(server.connect_tcp().await, T).await;
@@ -70,11 +71,13 @@ async fn readers(server: &Server, count: usize, events: u64) -> Vec<JoinHandle<u
     readers
 }
 
-async fn all_have_got(readers: Vec<JoinHandle<u64>>, events: u64, server: &Server) {
+async fn all_have_got(readers: Vec<JoinHandle<(u64, TcpStream)>>, events: u64, server: &Server) {
+    let mut open = vec![];
     for reader in readers {
-        let got = timeout(LONG, reader).await.unwrap().unwrap();
+        let (got, stream) = timeout(LONG, reader).await.unwrap().unwrap();
         let dropped = server.recorded.counters("socket.frames_dropped");
         assert_eq!((got, dropped), (events, vec![]));
+        open.push(stream);
     }
 }
 
