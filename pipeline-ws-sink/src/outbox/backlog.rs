@@ -135,7 +135,10 @@ impl Backlog {
     ///
     /// The limits may be narrower for a while than those that the backlog was made with.
     fn fits(&self, new: Load, limits: OutboxLimits) -> bool {
-        self.behind_front(self.cost).plus(new.at_most(limits)).is_within(limits)
+        let new = new.at_most(limits);
+        // What the front costs has to be fetched from memory, which another core may have.
+        self.cost.plus(new).is_within(limits)
+            || self.behind_front(self.cost).plus(new).is_within(limits)
     }
 
     /// Takes a frame in, if there is room or if room can be made by the policy.
@@ -207,8 +210,10 @@ impl Backlog {
 
     /// Whether another frame may have to wait for room.
     pub(super) fn is_full(&self, limits: OutboxLimits) -> bool {
-        let Load { frames, bytes } = self.behind_front(self.cost);
-        frames >= limits.frames || bytes >= limits.bytes
+        let Load { frames, bytes } = self.cost;
+        // As above.
+        frames >= limits.frames
+            || bytes >= limits.bytes && self.behind_front(self.cost).bytes >= limits.bytes
     }
 
     /// Whether no more waits than half of what may.
@@ -275,8 +280,16 @@ impl Backlog {
     pub(super) fn take_in_hand(&mut self, most: usize, hand: &mut InHand) {
         let count = self.queue.len().min(most);
         self.in_hand.first = self.front_bytes();
-        hand.frames.extend(self.queue.drain(..count));
         hand.written = std::mem::take(&mut self.written);
+        if count == self.queue.len() {
+            // Nothing has to be fetched from memory to know what all of them are.
+            hand.frames.extend(self.queue.drain(..));
+            self.in_hand.load = self.total;
+            self.in_hand.cost = self.cost;
+            self.essential = Load::default();
+            return;
+        }
+        hand.frames.extend(self.queue.drain(..count));
         for outgoing in &hand.frames {
             let cost = self.cost_of(outgoing);
             self.in_hand.load = self.in_hand.load.plus(outgoing.load());
