@@ -320,6 +320,25 @@ async fn started_by_nohup_it_goes_on_when_its_terminal_is_closed() {
 }
 
 #[tokio::test]
+async fn a_server_that_may_open_no_more_files_goes_on_and_accepts_again_when_it_may() {
+    const FILES: usize = 40;
+    let mut example = Example::with_files(FILES, &["--statsd-lines"]).await;
+    let mut ada = user(&example, 1).await;
+    // The system takes these on, and the server cannot have all of them.
+    let mut clients = Vec::new();
+    for _ in 0..FILES {
+        clients.push(TcpStream::connect(&example.address).await.unwrap());
+    }
+    let line = example.line_with("http.accept_errors:").await;
+    assert!(line.ends_with("|c"), "{line}");
+    ada.send(json!([null, "h", "phoenix", "heartbeat", {}])).await;
+    assert_eq!(ada.receive().await[4]["status"], "ok");
+    drop(clients);
+    assert_eq!(example.push(&push(1, r#"{"text":"hello"}"#)).await.status, 202);
+    assert_eq!(data(&mut ada).await, json!({"text": "hello"}));
+}
+
+#[tokio::test]
 async fn the_demo_gives_a_newcomer_something_to_see() {
     let example = Example::start(&["--demo"]).await;
     let mut joe = user(&example, 2).await;

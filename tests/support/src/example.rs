@@ -58,6 +58,14 @@ impl Example {
         Self::spawn(command, flags, "page ").await
     }
 
+    /// Starts `push_to_users` with these flags, and lets it have so many files and connections open.
+    pub async fn with_files(files: usize, flags: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        let limited = format!(r#"ulimit -n {files}; exec "$0" "$@""#);
+        command.args(["-c", &limited]).arg(path("push_to_users").await);
+        Self::spawn(command, flags, "page ").await
+    }
+
     /// Starts `channels` with these flags, and waits until it serves.
     pub async fn channels(flags: &[&str]) -> Self {
         let mut command = Command::new(path("channels").await);
