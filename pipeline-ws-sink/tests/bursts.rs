@@ -261,8 +261,8 @@ impl HandleInfo<Entered> for Present {
     }
 }
 
-/// Every join makes a diff for all who are there. 2,000 take too long for every change
-/// of the code: `BURST_JOINS=2000` tries them.
+/// Every join makes a diff for all who are there. 2,000 take more open files than many systems allow:
+/// `BURST_JOINS=2000` tries them, which takes some four seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_who_join_a_topic_with_presence_at_once_all_stay() {
     let joins = std::env::var("BURST_JOINS").ok().map_or(200, |joins| joins.parse().unwrap());
