@@ -197,13 +197,21 @@ impl<E: 'static> Outlet<E> {
     }
 
     /// Takes what a callback emitted: to the subscribers, the rest to the buffer. Empties `events`.
-    pub(crate) fn emit(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) -> Emitted {
+    ///
+    /// What `answers` demand that the producer was told of last goes before what is still recorded behind
+    /// that demand. Anything else goes behind all that is recorded.
+    pub(crate) fn emit(
+        &mut self,
+        events: &mut VecDeque<E>,
+        answers: bool,
+        out: &mut Deliveries<E>,
+    ) -> Emitted {
         let mut emitted = Emitted::default();
         if events.is_empty() {
             return emitted;
         }
         self.owed = self.owed.saturating_sub(events.len());
-        let forward = self.mode == DemandMode::Forward;
+        let forward = self.mode == DemandMode::Forward && (answers || self.withheld.is_empty());
         if forward && self.buffer.is_empty() && self.allowance > 0 {
             let later = (events.len() > self.allowance).then(|| events.split_off(self.allowance));
             let before = events.len();
@@ -241,8 +249,8 @@ impl<E: 'static> Outlet<E> {
         excess.discarded
     }
 
-    /// Keeps what was emitted while accumulating, in its place among the demands. It takes room in the
-    /// buffer. Returns how many events were discarded.
+    /// Keeps what was emitted while accumulating, or before all that was recorded then has been replayed,
+    /// in its place among the demands. It takes room in the buffer. Returns how many events were discarded.
     fn withhold(&mut self, events: &mut VecDeque<E>) -> usize {
         let excess = self.buffer.make_room(self.withheld.len(), events);
         let older = excess.oldest.min(self.withheld.len());
@@ -569,7 +577,7 @@ mod tests {
             self.emitted += count;
             self.owed = self.owed.saturating_sub(events.len());
             self.inside.extend(events.iter().map(|event| Ok(*event)));
-            let emitted = self.outlet.emit(&mut events, &mut self.out);
+            let emitted = self.outlet.emit(&mut events, true, &mut self.out);
             self.discarded += emitted.overflow;
             self.receive();
         }
@@ -695,7 +703,7 @@ mod tests {
     fn a_producer_that_finishes_is_told_of_no_demand_and_nothing_waits_for_that() {
         let (mut model, id) = accumulating(10, BufferKeep::Last);
         model.outlet.ask(id, 2, &mut model.out);
-        model.outlet.emit(&mut [1, 2, 3].into(), &mut model.out);
+        model.outlet.emit(&mut [1, 2, 3].into(), true, &mut model.out);
         model.outlet.info(Marker::new(7));
         model.outlet.finish();
         model.outlet.ask(id, 1, &mut model.out);

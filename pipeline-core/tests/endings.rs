@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -15,13 +15,19 @@ use parking_lot::Mutex;
 use pipeline_core::{
     Asking, Backoff, CallError, Caller, Cancel, ChildContext, Consumer, ConsumerHandle,
     ConsumerSupervisor, Emitter, EventStream, ExitReason, Graph, HandleCall, Pipeline,
-    PipelinePhase, Producer, Queue, QueueOptions, Stage, StageContext, StartError, SubscribeError,
-    SubscribeOptions, Subscription, SupervisorHandle, Worker, for_each, from_iter, map, queue,
+    PipelinePhase, Producer, ProducerConsumer, Queue, QueueOptions, Stage, StageContext,
+    StageSnapshot, Start, StartError, SubscribeError, SubscribeOptions, Subscription,
+    SupervisorHandle, Worker, for_each, from_iter, map, queue,
     testkit::{RecordingConsumer, recording, settle},
 };
-use tokio::time::{self, Instant};
+use pipeline_test_support::PATIENCE;
+use tokio::{
+    task,
+    time::{self, Instant},
+};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const MOMENT: Duration = Duration::from_millis(1);
 
 fn demand(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
@@ -205,7 +211,7 @@ async fn a_consumer_that_finishes_among_several_loses_nothing() {
         let seen = seen.clone();
         for_each(move |n: u64| {
             seen.note(n);
-            tokio::task::yield_now()
+            task::yield_now()
         })
     };
     let mut graph = Graph::new("graph");
@@ -216,7 +222,7 @@ async fn a_consumer_that_finishes_among_several_loses_nothing() {
     let pipeline = graph.start().unwrap();
     let pushing = tokio::spawn(async move { push_all(&queue, 0..20_000).await });
     while seen.0.lock().len() < 2000 {
-        tokio::task::yield_now().await;
+        task::yield_now().await;
     }
     first.finish().await;
     pushing.await.unwrap();
@@ -254,7 +260,7 @@ async fn a_supervisor_that_finishes_under_load_ends_and_loses_nothing() {
         }
     });
     while seen.0.lock().len() < 100 {
-        tokio::task::yield_now().await;
+        task::yield_now().await;
     }
     // It has more to do at every moment, and ends all the same.
     first.finish().await;
@@ -680,4 +686,238 @@ async fn a_supervisor_starts_children_while_it_waits_for_a_producer_to_confirm()
     queue.close();
     time::sleep(Duration::from_secs(3)).await;
     assert_eq!(done.load(Ordering::SeqCst), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_finishes_handles_what_had_arrived_however_long_that_takes() {
+    for (busy, ends_by_itself) in [(11, false), (20, false), (20, true)] {
+        let mut graph = Graph::new("graph");
+        let one = graph.producer("one", from_iter(0..if ends_by_itself { 10 } else { u64::MAX }));
+        let other = graph.producer("other", from_iter(0u64..));
+        let seen = Arc::new(AtomicUsize::new(0));
+        let count = seen.clone();
+        let sink = graph.consumer(
+            "sink",
+            for_each(async move |_: u64| {
+                time::sleep(Duration::from_millis(busy)).await;
+                count.fetch_add(1, Ordering::SeqCst);
+            }),
+        );
+        graph.subscribe(&sink, &one, demand(1000, 500));
+        graph.subscribe(&sink, &other, demand(1000, 500));
+        let pipeline = graph.start().unwrap();
+        time::sleep(Duration::from_millis(100)).await;
+        if !ends_by_itself {
+            sink.finish().await;
+        }
+        time::sleep(Duration::from_secs(600)).await;
+        assert!(!sink.is_running());
+        let report = pipeline.drain(DAY).await;
+        assert_eq!(report.left_undone(), 0, "{report}");
+        assert!(seen.load(Ordering::SeqCst) >= 1000);
+    }
+}
+
+/// Passes events on, 10 ms each.
+struct Slowly;
+
+impl ProducerConsumer for Slowly {
+    type In = u64;
+    type Out = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        for n in events {
+            time::sleep(Duration::from_millis(10)).await;
+            out.emit(n);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_a_stage_that_has_ended_in_good_order_to_come_back() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let relay = Stage::restarting(|| Slowly);
+    let relay = graph.producer_consumer_with(relay.named("relay"));
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    graph.subscribe(&relay, &source, demand(10, 5));
+    let backoff = Backoff::new(Duration::from_secs(60), Duration::from_secs(60));
+    graph.subscribe(&sink, &relay, demand(10, 5).cancel(Cancel::Reconnect(backoff)));
+    let pipeline = graph.start().unwrap();
+    push_all(&queue, 0..97).await;
+    time::sleep(Duration::from_millis(20)).await;
+    let report = pipeline.drain(Duration::from_secs(30)).await;
+    assert!(report.in_time && report.is_clean(), "{report}");
+    assert_eq!(seen.events().len(), 97);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_another_feeds_drains_although_the_feeding_stage_is_stuck() {
+    let mut feeding = Graph::new("feeding");
+    let stuck = feeding.producer("stuck", Stuck);
+    let _feeding = feeding.start().unwrap();
+    let mut fed = Graph::new("fed");
+    let (consumer, seen) = recording::<u64>();
+    let sink = fed.consumer("sink", consumer);
+    let fed = fed.start().unwrap();
+    sink.subscribe(&stuck, demand(10, 5)).await.unwrap();
+    settle().await;
+    let begun = Instant::now();
+    let report = fed.drain(DAY).await;
+    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(begun.elapsed() <= Duration::from_secs(5), "as long as stages have to stop");
+    assert_eq!(seen.cancelled().len(), 1);
+}
+
+/// Blocks its supervisor at one event, until it is let go.
+#[derive(Clone, Default)]
+struct Blocks {
+    blocks: Arc<AtomicBool>,
+    let_go: Arc<AtomicBool>,
+}
+
+impl Worker<u64> for Blocks {
+    fn start(&self, n: &u64, _: &ChildContext) -> Result<Start, ExitReason> {
+        if *n == 70 {
+            self.blocks.store(true, Ordering::SeqCst);
+            while !self.let_go.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+        }
+        Ok(Start::Run)
+    }
+
+    async fn run(&self, _: &u64, _: ChildContext) -> Result<(), ExitReason> {
+        std::future::pending().await
+    }
+}
+
+struct LetGo(Arc<AtomicBool>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_supervisor_has_taken_on_no_longer_counts_as_waiting() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let worker = Blocks::default();
+    // Also if the test fails: the runtime waits for its threads.
+    let _let_go = LetGo(worker.let_go.clone());
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let sink = graph.consumer_supervisor("sink", ConsumerSupervisor::new(worker.clone()));
+    graph.subscribe(&sink, &source, demand(100, 50));
+    let pipeline = graph.start().unwrap();
+    sink.pause();
+    for n in 0..100 {
+        queue.push(n).await.unwrap();
+        // They come in many messages.
+        time::sleep(Duration::from_micros(100)).await;
+    }
+    let until = async |holds: &(dyn Fn(&StageSnapshot) -> bool + Sync)| {
+        let waiting = async {
+            while !holds(&pipeline.snapshot().stages[1]) {
+                time::sleep(MOMENT).await;
+            }
+        };
+        time::timeout(PATIENCE, waiting).await.unwrap();
+    };
+    until(&|sink| sink.waiting == 100).await;
+    sink.resume();
+    until(&|_| worker.blocks.load(Ordering::SeqCst)).await;
+    let seen = pipeline.snapshot().stages[1].clone();
+    assert!(seen.waiting <= 30, "{seen:?}");
+    let report = pipeline.drain(MOMENT).await;
+    assert!(report.left_undone() <= 100, "{report}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_is_started_again_does_not_subscribe_to_a_producer_that_is_gone() {
+    let mut feeding = Graph::new("feeding");
+    let gone = feeding
+        .producer_with(Stage::restarting(|| from_iter(0u64..)).named("gone").max_restarts(1, DAY));
+    let feeding = feeding.start().unwrap();
+    let mut fed = Graph::new("fed");
+    let (_queue, other) = queue::<u64>(QueueOptions::new());
+    let other = fed.producer("other", other);
+    let sink = Stage::restarting(|| for_each(async |_: u64| time::sleep(MOMENT).await));
+    let sink = fed.consumer_with(sink.named("sink"));
+    fed.subscribe(&sink, &other, demand(10, 5));
+    let fed = fed.start().unwrap();
+    sink.subscribe(&gone, demand(10, 5)).await.unwrap();
+    while feeding.snapshot().phase != PipelinePhase::Ended {
+        gone.stop(ExitReason::failed("no route")).await;
+        time::sleep(Duration::from_millis(300)).await;
+    }
+    time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fed.snapshot().phase, PipelinePhase::Running);
+    assert!(sink.is_running());
+}
+
+/// A source that others put something into, until it is closed.
+struct Watched(Arc<Mutex<Vec<&'static str>>>);
+
+impl Producer for Watched {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+
+    fn close(&mut self) {
+        self.0.lock().push("closed");
+    }
+
+    fn held(&self) -> usize {
+        self.0.lock().push("counted");
+        0
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_closed_before_what_it_holds_is_counted_however_it_ends() {
+    for kills in [true, false] {
+        let calls = Arc::default();
+        let mut graph = Graph::new("graph");
+        let source = graph.producer("source", Watched(Arc::clone(&calls)));
+        let mut pipeline = graph.start().unwrap();
+        settle().await;
+        if kills {
+            source.kill();
+        } else {
+            source.stop(ExitReason::failed("told to")).await;
+        }
+        pipeline.ended().await;
+        assert_eq!(*calls.lock(), ["closed", "counted"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_whose_stage_has_ended_takes_nothing_that_is_in_no_count() {
+    for kills in [true, false] {
+        let (queue, mut producer) = queue(QueueOptions::new());
+        queue.push(1).await.unwrap();
+        if kills {
+            drop(producer);
+        } else {
+            producer.close();
+            assert_eq!(producer.held(), 1);
+        }
+        assert!(queue.push(2).await.is_err());
+    }
 }

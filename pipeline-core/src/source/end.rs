@@ -272,6 +272,10 @@ impl<S: Store> TakeEnd<S> {
         self.take(out);
     }
 
+    pub(super) fn close(&self) {
+        self.end.close();
+    }
+
     pub(super) fn held(&self) -> usize {
         self.end.0.state.lock().len()
     }

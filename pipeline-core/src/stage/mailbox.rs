@@ -77,6 +77,11 @@ impl<T> Mailbox<T> {
         self.has_next()
     }
 
+    /// Whether there is mail of a kind, taken out or not.
+    pub(super) fn has(&self, mut kind: impl FnMut(&T) -> bool) -> bool {
+        self.taken.iter().any(&mut kind) || self.shared.lock().mail.iter().any(kind)
+    }
+
     /// Waits until there is mail, and takes it out.
     pub(super) fn poll_take(&mut self, context: &Context<'_>) -> Poll<()> {
         if self.has_next() {

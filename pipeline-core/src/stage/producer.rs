@@ -147,7 +147,13 @@ pub trait Producer: Sized + Send + 'static {
         true
     }
 
-    /// How many events it has accepted and not emitted, for the report on what was left undone.
+    /// Called when the stage has ended, however it did: nothing can be put in any more, so that
+    /// [`held`](Self::held) stays true. Only a source that others put events into has something to do here;
+    /// the default does nothing.
+    fn close(&mut self) {}
+
+    /// How many events it has accepted and not emitted, for the report on what was left undone. Asked for
+    /// after [`close`](Self::close).
     fn held(&self) -> usize {
         0
     }
@@ -235,6 +241,7 @@ impl<P: Producer> Behaviour for AsProducer<P> {
     }
 
     fn report(&mut self, report: &mut StageReport) {
+        self.0.close();
         report.held += self.0.held();
     }
 }

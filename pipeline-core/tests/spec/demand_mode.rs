@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use pipeline_core::{
-    BroadcastDispatcher, BufferKeep, Cancel, DemandMode, ExitReason, QueueOptions, Stage,
-    SubscribeOptions, queue,
+    BroadcastDispatcher, BufferKeep, Caller, Cancel, DemandMode, Emitter, ExitReason, HandleCall,
+    Producer, QueueOptions, Stage, SubscribeOptions, queue,
     testkit::{Command, settle},
 };
 use pipeline_test_support::Log;
@@ -279,4 +279,86 @@ async fn an_answer_to_recorded_demand_that_nobody_takes_is_discarded_and_counted
     set(&source, DemandMode::Forward).await;
     let seen = source.pipeline.snapshot().stages[0].clone();
     assert_eq!((seen.buffered, seen.discarded), (10, 5));
+}
+
+/// Emits what it is told to, when it is ready, and 99 when it drains.
+#[derive(Default)]
+struct Sensor {
+    ready: bool,
+}
+
+struct Measured(u64);
+
+impl Producer for Sensor {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        // Something comes as soon as there is demand.
+        self.ready = true;
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        if !self.ready {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.ready = false;
+        out.emit(50);
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        out.emit(99);
+        out.finish();
+        Ok(())
+    }
+}
+
+impl HandleCall<Measured, u64> for Sensor {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        Measured(n): Measured,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit(n);
+        caller.reply(());
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_emitted_while_accumulating_comes_before_what_is_emitted_later() {
+    const EVENTS: u64 = 25;
+    for drains in [true, false] {
+        let mut graph = pipeline_core::Graph::new("graph");
+        let stage = Stage::new(Sensor::default()).demand(DemandMode::Accumulate);
+        let sensor = graph.producer_with(stage);
+        let pipeline = graph.start().unwrap();
+        let consumer = Reader::raw_of(&sensor).await;
+        for n in 0..EVENTS {
+            // Each demand is recorded by itself, and the event behind it.
+            assert_eq!(consumer.asks(2).await, NOTHING);
+            sensor.call(Measured(n)).await.unwrap();
+        }
+        if drains {
+            assert!(pipeline.drain(Duration::from_secs(3600)).await.in_time);
+        } else {
+            sensor.demand(DemandMode::Forward);
+            settle().await;
+        }
+        let got = consumer.got().concat();
+        let measured = got.iter().position(|&n| n == EVENTS - 1).unwrap();
+        assert!(got[..=measured].iter().copied().eq(0..EVENTS), "{got:?}");
+        assert_eq!(got.last(), Some(if drains { &99 } else { &50 }));
+    }
 }

@@ -376,6 +376,10 @@ where
         Ok(())
     }
 
+    fn close(&mut self) {
+        self.end.close();
+    }
+
     fn held(&self) -> usize {
         self.end.held()
     }

@@ -396,6 +396,10 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
         Ok(())
     }
 
+    fn close(&mut self) {
+        self.end.close();
+    }
+
     fn held(&self) -> usize {
         self.end.held()
     }

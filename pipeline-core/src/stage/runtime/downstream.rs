@@ -102,14 +102,14 @@ impl<B: Behaviour> StageTask<B> {
         self.call(Callback::ConsumerGone(&ended, &downstream.subscription)).await
     }
 
-    /// Sends off what a callback emitted.
-    pub(super) fn emit(&mut self) {
+    /// Sends off what a callback emitted, which may have been told of demand.
+    pub(super) fn emit(&mut self, answers: bool) {
         if self.staged.is_empty() {
             return;
         }
         self.allow();
         let Emitted { dispatched, overflow, unsubscribed } =
-            self.outlet.emit(&mut self.staged, &mut self.deliveries);
+            self.outlet.emit(&mut self.staged, answers, &mut self.deliveries);
         self.spend(dispatched);
         if unsubscribed > 0 {
             self.report.discarded += unsubscribed;

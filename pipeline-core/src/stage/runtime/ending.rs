@@ -10,8 +10,8 @@ use super::{
     Callback, StageTask,
 };
 use crate::{
-    deadline::Deadline, dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode,
-    snapshot::StageKind, subscription::Cancellation,
+    dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode, snapshot::StageKind,
+    subscription::Cancellation,
 };
 
 /// What happens when a marker is reached.
@@ -26,8 +26,6 @@ pub(super) enum Pending<B: Behaviour> {
 pub(super) struct Finishing {
     pub(super) reason: ExitReason,
     pub(super) step: Step,
-    /// By when the producers have to confirm that they send nothing more.
-    pub(super) confirmed_by: Deadline,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +63,10 @@ impl<B: Behaviour> StageTask<B> {
         self.draining = true;
         // The stage before this one may be about to be started again, to drain what it holds.
         let mut retries = std::mem::take(&mut self.retries);
-        retries.retain(|retry| retry.origin.is_row() || self.is_worth_waiting_for(&*retry.target));
+        retries.retain(|retry| {
+            !retry.reason.is_graceful()
+                && (retry.origin.is_row() || self.is_worth_waiting_for(&*retry.target))
+        });
         self.retries = retries;
         // What another pipeline emits does not come to an end because this one drains.
         let pipeline = self.pipeline;
@@ -111,14 +112,12 @@ impl<B: Behaviour> StageTask<B> {
             self.behaviour.asks_no_more();
             self.outlet.finish();
             self.let_go(&reason, |_| true);
-            let confirmed_by = Deadline::from_now(self.stop_within);
-            self.finishing = Some(Finishing { reason, step: Step::Input, confirmed_by });
+            self.finishing = Some(Finishing { reason, step: Step::Input });
         }
     }
 
     /// Goes on with ending. Whether there is more to do at once.
     pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
-        let overdue = self.unconfirmed().has_passed(Instant::now());
         let Some(finishing) = &mut self.finishing else {
             let abandoned = B::KIND != StageKind::Producer
                 && self.inlet.upstreams().is_empty()
@@ -139,27 +138,35 @@ impl<B: Behaviour> StageTask<B> {
                 self.outlet.info(marker);
                 Ok(true)
             }
-            Step::Input if overdue => {
-                self.give_up_producers();
-                Ok(true)
-            }
             Step::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
             Step::Input | Step::Output | Step::Work => Ok(false),
         }
     }
 
-    /// When the stage no longer waits for producers that have not confirmed, if it waits for nothing else.
-    pub(super) fn unconfirmed(&self) -> Deadline {
-        match &self.finishing {
-            Some(finishing) if finishing.step == Step::Input && self.inlet.is_empty() => {
-                finishing.confirmed_by
-            }
-            _ => Deadline::NEVER,
-        }
+    /// Whether all that the stage still waits for is that producers confirm the ends of subscriptions that
+    /// it has let go of.
+    pub(super) fn waits_for_confirmations(&self) -> bool {
+        let ends = match &self.finishing {
+            Some(finishing) => finishing.step == Step::Input,
+            None => self.draining && self.retries.is_empty(),
+        };
+        let upstreams = self.inlet.upstreams();
+        ends && self.inlet.is_empty()
+            && !upstreams.is_empty()
+            && upstreams.iter().all(|upstream| upstream.extra.let_go)
     }
 
-    /// Goes on without the confirmations. What still comes is counted as held.
-    fn give_up_producers(&mut self) {
+    /// Goes on without the confirmations if they are overdue. What still comes is counted as held.
+    pub(super) fn give_up_producers(&mut self) {
+        if self.confirmed_by.is_none_or(|by| !by.has_passed(Instant::now())) {
+            return;
+        }
+        self.confirmed_by = None;
+        // Perhaps they have confirmed, and the stage has not come to it.
+        let has_come = self.mailbox.has(|mail| matches!(mail, Mail::FromProducer(_)));
+        if has_come || !self.waits_for_confirmations() {
+            return;
+        }
         let late: Vec<_> =
             self.inlet.upstreams().iter().map(|upstream| upstream.subscription.id()).collect();
         tracing::warn!(stage = %self.report.stage, producers = late.len(), "producers did not confirm the end of their subscriptions in time");

@@ -80,9 +80,12 @@ pub(crate) struct StageTask<B: Behaviour> {
     draining: bool,
     /// It takes no pause, because the pipeline drains.
     hurries: bool,
-    /// How long its `terminate` has after a failure, and its producers to confirm when it finishes.
+    /// How long its `terminate` has after a failure, and its producers to confirm that they send nothing
+    /// more.
     stop_within: Duration,
     finishing: Option<Finishing>,
+    /// By when the producers have to confirm, once the stage waits for nothing else.
+    confirmed_by: Option<Deadline>,
     metrics: StageMetrics,
     /// Not for supervisors: they time each worker.
     timer: BatchTimer,
@@ -201,6 +204,7 @@ impl<B: Behaviour> StageTask<B> {
             hurries: false,
             stop_within: Duration::MAX,
             finishing: None,
+            confirmed_by: None,
             metrics: StageMetrics::register(&context.telemetry, &context.labels()),
             timer: match B::KIND {
                 StageKind::ConsumerSupervisor => BatchTimer::none(),
@@ -395,10 +399,13 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for one thing to happen, and does what follows from it, unless it is mail. A stage that only
     /// `looks` does not wait, and leaves its mail where it is.
     async fn wait(&mut self, looks: bool) -> Result<(), ExitReason> {
+        if !looks && self.waits_for_confirmations() {
+            self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.stop_within));
+        }
         let waits_for_more = self.waits()
             || self.limiter.is_some()
             || !self.retries.is_empty()
-            || self.unconfirmed() != Deadline::NEVER;
+            || self.confirmed_by.is_some();
         let woken = if waits_for_more {
             self.wait_for_all(looks).await
         } else {
@@ -412,7 +419,10 @@ impl<B: Behaviour> StageTask<B> {
                 self.handled += LOOK;
                 self.call(Callback::Ready).await
             }
-            Woken::Timer => self.retry().await,
+            Woken::Timer => {
+                self.give_up_producers();
+                self.retry().await
+            }
         }
     }
 
@@ -512,7 +522,8 @@ impl<B: Behaviour> StageTask<B> {
             Some(limiter) if !self.paused => limiter.next_refill(Instant::now()),
             _ => None,
         };
-        retry.into_iter().chain(refill).chain(self.unconfirmed().instant()).min()
+        let confirmed = self.confirmed_by.and_then(Deadline::instant);
+        retry.into_iter().chain(refill).chain(confirmed).min()
     }
 
     async fn enter(&mut self, phase: Phase) -> Result<(), ExitReason> {
@@ -630,6 +641,7 @@ impl<B: Behaviour> StageTask<B> {
         let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
         self.timer.end(begun);
         let finishes = out.finishes();
+        self.emit(true);
         self.called(finishes && outcome.is_ok());
         outcome
     }
@@ -637,7 +649,7 @@ impl<B: Behaviour> StageTask<B> {
     /// Sends off what a callback has emitted, and begins to end if that is what it wants.
     fn called(&mut self, finishes: bool) {
         if B::KIND.emits() {
-            self.emit();
+            self.emit(false);
         }
         if finishes {
             self.finish(ExitReason::Normal);

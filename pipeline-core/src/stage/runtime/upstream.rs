@@ -1,7 +1,10 @@
 //! What a stage does as a consumer: subscribing, handling what arrives, going on when a subscription
 //! has ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use tokio::{task::coop, time::Instant};
 
@@ -73,6 +76,8 @@ impl<B: Behaviour> StageTask<B> {
         &mut self,
         message: ToConsumer<B::In>,
     ) -> Option<(SubscriptionId, Vec<B::In>)> {
+        // They have as long again from when that is dealt with.
+        self.confirmed_by = None;
         match message {
             ToConsumer::Events { from, events, unheard } => {
                 let Some(upstream) = self.inlet.get(from) else {
@@ -141,6 +146,7 @@ impl<B: Behaviour> StageTask<B> {
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason) => {
+                self.forget(origin);
                 gone = Some(reason);
                 None
             }
@@ -277,7 +283,9 @@ impl<B: Behaviour> StageTask<B> {
     fn come_back(&mut self, source: Source<B::In>, reason: &ExitReason) -> Option<Source<B::In>> {
         let Source { target, options, origin, backoff, .. } = source;
         let in_row = origin.is_row();
-        let may = !self.draining || in_row || self.is_worth_waiting_for(&*target);
+        // While the pipeline drains, one that has ended in good order does not come back.
+        let may = !self.draining
+            || !reason.is_graceful() && (in_row || self.is_worth_waiting_for(&*target));
         let policy = match options.mode() {
             Cancel::Reconnect(policy) if may => Some(policy),
             _ if in_row && target.restarts() && !reason.is_graceful() => Some(row_backoff()),
@@ -383,8 +391,11 @@ impl<B: Behaviour> StageTask<B> {
             };
             self.behind = left;
             self.in_hand = chunk.size;
-            if B::KIND != StageKind::ConsumerSupervisor {
-                // For whoever has to report of a callback that does not return.
+            if B::KIND == StageKind::ConsumerSupervisor {
+                // What it takes on it counts itself.
+                self.gauges.waiting.store(held + self.behind, Relaxed);
+            } else {
+                // For the report of a callback that does not return.
                 self.gauges.take_in_hand(chunk.size, held + self.behind);
             }
             let mut out = Emitter::new(&mut self.staged, owed);
