@@ -921,3 +921,27 @@ async fn a_queue_whose_stage_has_ended_takes_nothing_that_is_in_no_count() {
         assert!(queue.push(2).await.is_err());
     }
 }
+
+#[tokio::test]
+async fn an_event_is_in_a_number_when_its_stage_is_killed_before_the_function_has_it() {
+    const EVENTS: usize = 1_000;
+    let (done, mut graph) = (Arc::new(AtomicUsize::new(0)), Graph::new("graph"));
+    let count = done.clone();
+    let source = graph.producer("source", from_iter(0..EVENTS));
+    // It gives way between events, when it has used up its share of the runtime.
+    let handle = move |_: usize| {
+        count.fetch_add(1, Ordering::SeqCst);
+        std::future::ready(())
+    };
+    let sink = graph.consumer("sink", for_each(handle));
+    graph.subscribe(&sink, &source, demand(EVENTS, 0));
+    let pipeline = graph.start().unwrap();
+    while done.load(Ordering::SeqCst) == 0 {
+        task::yield_now().await;
+    }
+    sink.kill();
+    let report = pipeline.drain(DAY).await;
+    let done = done.load(Ordering::SeqCst);
+    assert!(done < EVENTS);
+    assert_eq!(done + report.left_undone(), EVENTS, "{report}");
+}

@@ -573,6 +573,9 @@ where
 
     /// Ends the stage wherever it is, with [`ExitReason::Killed`]. Its `terminate` does not run.
     ///
+    /// The report counts what was not done at that moment. A callback or a worker that runs just then may
+    /// still come to its end on another thread.
+    ///
     /// ```
     /// use pipeline_core::{ExitReason, Graph, from_iter};
     ///
@@ -692,7 +695,8 @@ where
     /// Subscribes in place of another subscription of this stage, which ends with the reason. The
     /// producer swaps the two without a gap. The stage goes on, whatever the old one's
     /// [`Cancel`](crate::Cancel) mode says. If this stage is started again, it makes the new subscription
-    /// and not the old one, planned or not.
+    /// and not the old one, planned or not. A producer that refuses the new subscription has ended the old
+    /// one all the same: the stage then has neither, also when it is started again.
     ///
     /// # Errors
     ///

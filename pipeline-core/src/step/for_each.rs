@@ -166,8 +166,10 @@ where
         _from: &Subscription,
     ) -> Result<(), ExitReason> {
         self.rest = events.into_iter();
-        while let Some(event) = self.rest.next() {
+        while self.rest.len() > 0 {
+            // An event that is taken is begun: the stage may be killed at any await.
             coop::consume_budget().await;
+            let Some(event) = self.rest.next() else { break };
             self.begun = true;
             let outcome = (self.function.clone())(event).await.outcome();
             // One that ends the stage in good order has dealt with its event.

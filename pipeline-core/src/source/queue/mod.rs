@@ -266,10 +266,14 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     /// emitting them. Without it an item waits for as long as it takes.
     ///
     /// Under lasting overload a full queue delivers everything late: each item waits for as long as it
-    /// takes to work through the whole queue. With a limit, what is delivered is fresh, and the rest is
+    /// takes to work through the whole queue. With a limit, what leaves the queue is fresh, and the rest is
     /// counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded` with the reason
     /// `too_old`. The age counts from [`Timed::now`], the time in line for room included. To be
     /// called once, on any handle; the first limit stays.
+    ///
+    /// Events that a stage has asked for have left the queue, and wait there for as long as it takes. So
+    /// give the stages between the queue and the slow part of the pipeline a small
+    /// [`max_demand`](crate::SubscribeOptions::max_demand): by default, each asks for 1,000 events.
     ///
     /// ```
     /// use std::time::Duration;
