@@ -449,7 +449,8 @@ where
     }
 
     /// Says whether demand is to be acted upon. Only producers can accumulate it: another stage logs
-    /// an error and goes on as before. Takes effect in the order of the messages; nobody is told.
+    /// an error and goes on as before, and one that drains accumulates no more. Takes effect in the order of
+    /// the messages.
     pub fn demand(&self, mode: DemandMode) {
         self.tell(Control::SetMode(mode));
     }

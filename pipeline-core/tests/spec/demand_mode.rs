@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pipeline_core::{
     BroadcastDispatcher, BufferKeep, Caller, Cancel, DemandMode, Emitter, ExitReason, HandleCall,
-    Producer, QueueOptions, Stage, SubscribeOptions, queue,
+    Producer, QueueOptions, RateLimit, Stage, SubscribeOptions, queue,
     testkit::{Command, settle},
 };
 use pipeline_test_support::Log;
@@ -361,4 +361,25 @@ async fn what_was_emitted_while_accumulating_comes_before_what_is_emitted_later(
         assert!(got[..=measured].iter().copied().eq(0..EVENTS), "{got:?}");
         assert_eq!(got.last(), Some(if drains { &99 } else { &50 }));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_that_drains_no_longer_accumulates() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = pipeline_core::Graph::new("graph");
+    let stage = Stage::new(producer).rate_limit(RateLimit::new(1, Duration::from_secs(1)));
+    let source = graph.producer_with(stage);
+    let pipeline = graph.start().unwrap();
+    let consumer = Reader::raw_of(&source).await;
+    for n in 0..3 {
+        queue.push(n).await.unwrap();
+    }
+    assert_eq!(consumer.asks(3).await, [[0]]);
+    let drained = pipeline.drain(Duration::from_secs(3600));
+    let (report, ()) = tokio::join!(drained, async {
+        settle().await;
+        source.demand(DemandMode::Accumulate);
+    });
+    assert!(report.in_time && report.is_clean(), "{report}");
+    assert_eq!(consumer.got().concat(), [1, 2]);
 }

@@ -600,6 +600,8 @@ impl<B: Behaviour> StageTask<B> {
 
     fn set_mode(&mut self, mode: DemandMode) {
         match (B::KIND, mode) {
+            // As it takes no pause then.
+            (StageKind::Producer, DemandMode::Accumulate) if self.hurries => {}
             (StageKind::Producer, _) => self.outlet.set_mode(mode),
             (StageKind::ProducerConsumer, DemandMode::Forward) => {}
             _ => {
