@@ -428,9 +428,10 @@ impl<S: Socket> Mount<S> {
     /// sends more is not read from until it is within its rate, so it is slowed down and loses nothing.
     ///
     /// All frames count, heartbeats, leaves, pings and fragments too, and each counts for one more for every
-    /// 8 KiB that it has after it has been decompressed. A compressed one counts for one more, and for another
-    /// for every eight blocks that it is made of and every 64 KiB that it becomes. A client may be ahead by
-    /// what it may send in ten seconds.
+    /// 8 KiB that it has after it has been decompressed. A compressed one counts for one more, or for as many
+    /// more as it has blocks and times 512 bytes before it is decompressed, or times 32 KiB after. A client may
+    /// be ahead by what it may send in ten seconds. What it sends after the server has closed the socket is
+    /// read no faster.
     ///
     /// For a client that [polls](Self::longpoll), each message counts as a frame does. One that is slowed down
     /// for longer than a [window](LongPoll::window) is told that the rest was not taken.

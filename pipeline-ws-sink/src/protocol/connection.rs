@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 };
 
 use super::{
-    deflate::{InflateError, Inflating},
+    deflate::{InflateError, Inflating, Step},
     message::Received,
 };
 
@@ -41,8 +41,8 @@ pub(crate) enum Incoming {
     Message(Received),
     /// A fragment of a message whose end is still to come, of so many bytes.
     Part(usize),
-    /// So many blocks of a compressed message were decompressed. The message, or more of it, comes next.
-    Inflated(usize),
+    /// A part of a compressed message was decompressed. The message, or more of it, comes next.
+    Inflated(Step),
     Ping(Bytes),
     Pong,
     Close,
@@ -298,7 +298,7 @@ impl Decoder {
             Unfinished::Inflating { kind, mut message, .. } => {
                 let step = message.step()?;
                 self.message = Unfinished::Inflating { kind, is_done: step.is_last, message };
-                Ok(Incoming::Inflated(step.blocks))
+                Ok(Incoming::Inflated(step))
             }
             Unfinished::Nothing | Unfinished::Fragments { .. } => Err(ProtocolError::Violation),
         }

@@ -16,8 +16,9 @@ const BYTES_A_UNIT: usize = 8 << 10;
 /// For how many seconds of the rate a client may be ahead of it.
 const BURST: u32 = 10;
 
-/// How many blocks of a compressed message cost as much as a frame: tables are built for each.
-const BLOCKS_A_UNIT: usize = 8;
+/// How many compressed bytes cost as much to decompress as a small frame costs to handle: 8 to 25 nanoseconds
+/// each.
+const COMPRESSED_A_UNIT: usize = 512;
 
 /// How long a client is not read from at the least, so that a client that is always too fast does not take a
 /// timer for each of its frames.
@@ -39,7 +40,8 @@ pub(super) fn cost(bytes: usize) -> u64 {
 /// What it costs to handle this.
 pub(super) fn cost_of(incoming: &Incoming) -> u64 {
     match incoming {
-        Incoming::Inflated(blocks) => 1 + (blocks / BLOCKS_A_UNIT) as u64,
+        // Each block costs as much as a small frame, whatever it holds: tables are built for it.
+        Incoming::Inflated(step) => (step.blocks + step.taken / COMPRESSED_A_UNIT).max(1) as u64,
         incoming => cost(incoming.bytes()),
     }
 }
@@ -66,6 +68,7 @@ impl ReadPace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::deflate::Step;
 
     #[test]
     fn a_client_may_send_ten_seconds_worth_at_once_and_then_waits() {
@@ -111,7 +114,15 @@ mod tests {
     }
 
     #[test]
-    fn each_block_of_a_compressed_message_costs_something_whatever_it_holds() {
-        assert_eq!([0, 7, 8, 64].map(|blocks| cost_of(&Incoming::Inflated(blocks))), [1, 1, 2, 9]);
+    fn a_compressed_message_costs_by_its_blocks_and_by_its_bytes() {
+        let cost =
+            |blocks, taken| cost_of(&Incoming::Inflated(Step { blocks, taken, is_last: false }));
+        assert_eq!([0, 1, 16].map(|blocks| cost(blocks, 20)), [1, 1, 16], "whatever a block holds");
+        assert_eq!([511, 512, 40 << 10].map(|taken| cost(0, taken)), [1, 1, 80]);
+        assert_eq!(
+            cost(1, 511),
+            1,
+            "a small message costs no more than one that is not compressed"
+        );
     }
 }
