@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},
     memory::MemoryServer,
-    raw::{COMPRESSED, FIN, RawClient, TEXT, deflate},
+    raw::{CLOSE, COMPRESSED, FIN, RawClient, TEXT, deflate},
 };
 use tokio::{
     io::{AsyncWriteExt, DuplexStream},
@@ -251,6 +251,38 @@ async fn small_frames_are_slowed_down_to_the_rate_as_well() {
     }
     let took = begun.elapsed().as_secs();
     assert!((28..=32).contains(&took), "500 at once, the rest at the rate: {took}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_close_nothing_is_decompressed_and_the_clients_own_close_is_heard() {
+    let server = server(|mount| mount.compress(true));
+    let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+    let mut client = RawClient::connect(server.stream().await, extension).await;
+    eventually(|| server.endpoint.disconnect("named:ada") == 1).await;
+    let (first, _) = client.next().await;
+    assert_eq!(first, FIN | CLOSE);
+    let begun = Instant::now();
+    client.send(FIN | COMPRESSED | TEXT, &[0xff; 10]).await;
+    client.send(FIN | CLOSE, &[]).await;
+    eventually(|| server.endpoint.open_sockets() == 0).await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_after_a_close_is_read_at_the_rate_as_well() {
+    // 150 units in the five seconds: of frames that are told apart, and of bytes that are not.
+    for (said, most) in [(&[0x89, 0x80, 0, 0, 0, 0][..], 20_000), (&[0xff; 6][..], 700_000)] {
+        let server = server(|mount| mount.max_frames(10));
+        let mut client = RawClient::connect(server.stream_of(4096).await, "").await;
+        eventually(|| server.endpoint.disconnect("named:ada") == 1).await;
+        client.next().await;
+        let mut stream = client.into_stream();
+        let (said, mut sent) = (said.repeat(1 << 20), 0);
+        while let Ok(bytes @ 1..) = stream.write(&said[sent..]).await {
+            sent += bytes;
+        }
+        assert!(sent < most, "{sent} bytes were read");
+    }
 }
 
 #[tokio::test(start_paused = true)]

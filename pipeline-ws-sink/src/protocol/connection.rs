@@ -179,6 +179,19 @@ impl Decoder {
         matches!(self.message, Unfinished::Inflating { is_done: false, .. })
     }
 
+    /// Gives up what has come, and passes over what is still to come. The memory of a large frame that has
+    /// come in part is given back at once.
+    pub(crate) fn into_rest(self) -> Rest {
+        let mut rest =
+            Rest { inflates: self.inflates, buffer: self.buffer, left: 0, closes: false };
+        // No control frame is as large.
+        if self.whole > CHUNK {
+            rest.left = self.whole as u64;
+            rest.pass_over();
+        }
+        rest
+    }
+
     /// Gives back the memory of an empty buffer, so that a quiet connection holds none.
     pub(crate) fn release(&mut self) {
         if self.buffer.is_empty() {
@@ -200,29 +213,11 @@ impl Decoder {
 
     /// The next whole frame, unmasked.
     fn next_frame(&mut self) -> Result<Option<(FrameHeader, BytesMut)>, ProtocolError> {
-        let mut cursor = Cursor::new(&self.buffer);
-        let parsed = FrameHeader::parse(&mut cursor).map_err(|_| ProtocolError::Violation)?;
-        let Some((header, length)) = parsed else {
+        let Some(Head { header, mask, length, bytes: header_length }) =
+            head(&self.buffer, self.inflates)?
+        else {
             return Ok(None);
         };
-        // As long as it was written, which is not always as long as it would have to be.
-        let header_length = usize::try_from(cursor.position()).expect("it is within the buffer");
-        if header_length != header.len(length) || length > MAX_LENGTH {
-            return Err(ProtocolError::Violation);
-        }
-        let Some(mask) = header.mask else {
-            return Err(ProtocolError::Violation);
-        };
-        // Compressed is a message as a whole, and its first frame says so.
-        let may_be_compressed =
-            self.inflates && matches!(header.opcode, OpCode::Data(Data::Text | Data::Binary));
-        if (header.rsv1 && !may_be_compressed) || header.rsv2 || header.rsv3 {
-            return Err(ProtocolError::Violation);
-        }
-        if matches!(header.opcode, OpCode::Control(_)) && (length > MAX_CONTROL || !header.is_final)
-        {
-            return Err(ProtocolError::Violation);
-        }
         let begun = match header.opcode {
             OpCode::Data(_) => self.message.begun().unwrap_or_default(),
             OpCode::Control(_) => 0,
@@ -301,6 +296,98 @@ impl Decoder {
                 Ok(Incoming::Inflated(step))
             }
             Unfinished::Nothing | Unfinished::Fragments { .. } => Err(ProtocolError::Violation),
+        }
+    }
+}
+
+/// The beginning of a frame.
+struct Head {
+    header: FrameHeader,
+    mask: [u8; 4],
+    /// How many bytes of payload it announces.
+    length: u64,
+    /// How many bytes it has itself.
+    bytes: usize,
+}
+
+/// The head of the frame that these bytes begin with, unless more bytes are needed.
+fn head(buffer: &[u8], inflates: bool) -> Result<Option<Head>, ProtocolError> {
+    let mut cursor = Cursor::new(buffer);
+    let parsed = FrameHeader::parse(&mut cursor).map_err(|_| ProtocolError::Violation)?;
+    let Some((header, length)) = parsed else {
+        return Ok(None);
+    };
+    // As long as it was written, which is not always as long as it would have to be.
+    let bytes = usize::try_from(cursor.position()).expect("it is within the buffer");
+    if bytes != header.len(length) || length > MAX_LENGTH {
+        return Err(ProtocolError::Violation);
+    }
+    let Some(mask) = header.mask else {
+        return Err(ProtocolError::Violation);
+    };
+    // Compressed is a message as a whole, and its first frame says so.
+    let may_be_compressed =
+        inflates && matches!(header.opcode, OpCode::Data(Data::Text | Data::Binary));
+    if (header.rsv1 && !may_be_compressed) || header.rsv2 || header.rsv3 {
+        return Err(ProtocolError::Violation);
+    }
+    if matches!(header.opcode, OpCode::Control(_)) && (length > MAX_CONTROL || !header.is_final) {
+        return Err(ProtocolError::Violation);
+    }
+    Ok(Some(Head { header, mask, length, bytes }))
+}
+
+/// What a client still says after the server has closed the connection. Frames are told apart and passed
+/// over: none is kept, unmasked or decompressed, so it costs little and holds no memory.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    inflates: bool,
+    /// Received and not passed over.
+    buffer: BytesMut,
+    /// How many bytes of the frame's payload are still to be passed over.
+    left: u64,
+    /// Whether that is the client's close frame.
+    closes: bool,
+}
+
+/// What was passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Passed {
+    Frame,
+    Close,
+}
+
+impl Rest {
+    /// Where to put what is received.
+    pub(crate) fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Passes over the next frame. `None` when more bytes are needed.
+    pub(crate) fn next(&mut self) -> Result<Option<Passed>, ProtocolError> {
+        if self.left == 0 {
+            let Some(Head { header, length, bytes, .. }) = head(&self.buffer, self.inflates)?
+            else {
+                return Ok(None);
+            };
+            self.buffer.advance(bytes);
+            self.left = length;
+            self.closes = header.opcode == OpCode::Control(Control::Close);
+        }
+        self.pass_over();
+        Ok(match self.left {
+            0 if self.closes => Some(Passed::Close),
+            0 => Some(Passed::Frame),
+            _ => None,
+        })
+    }
+
+    fn pass_over(&mut self) {
+        let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(self.buffer.len());
+        self.buffer.advance(here);
+        self.left -= here as u64;
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
         }
     }
 }
@@ -697,6 +784,45 @@ mod tests {
         assert_eq!(decoder.next(), Ok(Some(text("hi"))));
         decoder.release();
         assert_eq!(decoder.buffer().capacity(), 0);
+    }
+
+    #[test]
+    fn what_is_left_to_say_is_passed_over_up_to_the_close() {
+        let said = [
+            frame(true, TEXT, &[0xff; 3]),
+            frame(false, BINARY, &[0; 900]),
+            frame(true, PING, b"p"),
+            frame(true, CLOSE, &[3, 0xe8]),
+        ];
+        let passed = [Passed::Frame, Passed::Frame, Passed::Frame, Passed::Close];
+        for piece in [1, 7, 5000] {
+            let mut rest = Decoder::new(LIMITS, Bytes::new()).into_rest();
+            let mut all = vec![];
+            for piece in said.concat().chunks(piece) {
+                rest.buffer().extend_from_slice(piece);
+                while let Some(passed) = rest.next().unwrap() {
+                    all.push(passed);
+                }
+            }
+            assert_eq!(all, passed, "in pieces of {piece}");
+            assert!(rest.buffer.is_empty());
+        }
+        let mut rest = Decoder::new(LIMITS, Bytes::from_static(b"nonsense")).into_rest();
+        assert_eq!(rest.next(), Err(ProtocolError::Violation));
+    }
+
+    #[test]
+    fn the_part_of_a_large_frame_is_given_back_when_it_is_of_no_interest_any_more() {
+        let limits = Limits { frame: 1 << 20, message: 1 << 20 };
+        let whole = [frame(true, TEXT, &[0; 100_000]), frame(true, CLOSE, &[])].concat();
+        let mut decoder = Decoder::new(limits, Bytes::new());
+        decoder.buffer().extend_from_slice(&whole[..60_000]);
+        assert_eq!(decoder.next(), Ok(None));
+        let mut rest = decoder.into_rest();
+        assert_eq!(rest.buffer.capacity(), 0);
+        rest.buffer().extend_from_slice(&whole[60_000..]);
+        assert_eq!(rest.next(), Ok(Some(Passed::Frame)));
+        assert_eq!(rest.next(), Ok(Some(Passed::Close)));
     }
 
     proptest! {

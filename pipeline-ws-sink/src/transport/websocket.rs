@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{
     io::Reader,
-    read_pace::{ReadPace, cost_of},
+    read_pace::{ReadPace, cost, cost_of},
 };
 use crate::{
     end::SocketEnd,
@@ -21,7 +21,7 @@ use crate::{
     mount::MountOptions,
     outbox::Outbox,
     protocol::{
-        connection::{CHUNK, Decoder, Incoming},
+        connection::{CHUNK, Decoder, Incoming, Passed, Rest},
         frame::Frame,
     },
     session::{PATIENCE, Session},
@@ -80,12 +80,15 @@ pub(crate) async fn live<S: Socket>(
     // Channels that push hear of it.
     outbox.end(end);
     let reason = end.reason();
-    let inbox = session.inbox().clone();
     // In boxes, so that a socket that is open is no larger for its end.
     let closing = Box::pin(async move {
         if let Some(code) = end.close_code() {
             outbox.finish(&Frame::close_because(code, end.explanation()));
-            let closed = close(&mut stream.reader, decoder, &inbox, outbox, end);
+            // What comes from here on is read at the client's rate as well. It costs less than what is
+            // handled, so a client that was too fast already is not held back for that.
+            let pace = ReadPace::new(options.max_frames, Instant::now());
+            let rest = decoder.into_rest();
+            let closed = close(&mut stream.reader, rest, pace, outbox, end);
             let _ = time::timeout(CLOSING, closed).await;
         }
         // As soon as it is closed, however long the channels take to end.
@@ -253,8 +256,8 @@ pub(super) async fn silence(due: impl Fn() -> Deadline) {
 /// Writes what is left, and waits for the client to close its side too, unless it has.
 async fn close(
     reader: &mut Reader,
-    mut decoder: Decoder,
-    inbox: &Arc<Inbox>,
+    mut rest: Rest,
+    mut pace: ReadPace,
     outbox: &Outbox,
     end: SocketEnd,
 ) {
@@ -263,30 +266,26 @@ async fn close(
     }
     // What follows an error of the protocol cannot be understood.
     let understood = !matches!(end, SocketEnd::Protocol(_));
-    if !(understood && close_is_heard(reader, &mut decoder, inbox).await) {
-        linger(reader, outbox).await;
+    if !(understood && close_is_heard(reader, &mut rest, &mut pace, outbox).await) {
+        linger(reader, &mut pace, outbox).await;
     }
 }
 
-/// Waits until the client has closed its side, or is gone. False if it cannot be understood any more, or
-/// not without more memory than there is.
-async fn close_is_heard(reader: &mut Reader, decoder: &mut Decoder, inbox: &Arc<Inbox>) -> bool {
-    let mut part = inbox.hold(0);
+/// Waits until the client has closed its side, or is gone. False if it cannot be understood any more.
+async fn close_is_heard(
+    reader: &mut Reader,
+    rest: &mut Rest,
+    pace: &mut ReadPace,
+    outbox: &Outbox,
+) -> bool {
     loop {
-        part.resize(decoder.held());
-        if decoder.held() > 0 && !inbox.has_shared_room() {
-            return false;
-        }
-        match decoder.next() {
-            Ok(Some(Incoming::Close)) => return true,
-            Ok(Some(incoming)) => pay(cost_of(&incoming)).await,
-            Ok(None) => {
-                let wants = decoder.wants();
-                match reader.read(decoder.buffer(), wants).await {
-                    Ok(0) | Err(_) => return true,
-                    Ok(_) => {}
-                }
-            }
+        match rest.next() {
+            Ok(Some(Passed::Close)) => return true,
+            Ok(Some(Passed::Frame)) => keep_pace(pace, cost(0), outbox).await,
+            Ok(None) => match reader.read(rest.buffer(), CHUNK).await {
+                Ok(0) | Err(_) => return true,
+                Ok(bytes) => keep_pace(pace, cost(bytes), outbox).await,
+            },
             Err(_) => return false,
         }
     }
@@ -297,14 +296,22 @@ async fn close_is_heard(reader: &mut Reader, decoder: &mut Decoder, inbox: &Arc<
 ///
 /// Where bytes are left unread when a connection is closed, the system resets it, and the client may
 /// lose the close frame that is on its way to it.
-async fn linger(reader: &mut Reader, outbox: &Outbox) {
+async fn linger(reader: &mut Reader, pace: &mut ReadPace, outbox: &Outbox) {
     if outbox.end_writing().is_err() {
         return;
     }
     let mut unread = BytesMut::new();
-    while let Ok(1..) = reader.read(&mut unread, CHUNK).await {
+    while let Ok(bytes @ 1..) = reader.read(&mut unread, CHUNK).await {
         unread.clear();
+        keep_pace(pace, cost(bytes), outbox).await;
     }
+}
+
+/// Pays for what was read and is of no interest any more, and waits where the client is too fast.
+async fn keep_pace(pace: &mut ReadPace, cost: u64, outbox: &Outbox) {
+    pay(cost).await;
+    pace.took(cost, Instant::now());
+    pause(pace, outbox).await;
 }
 
 #[cfg(test)]

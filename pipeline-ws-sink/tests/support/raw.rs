@@ -15,6 +15,7 @@ pub const FIN: u8 = 0x80;
 pub const COMPRESSED: u8 = 0x40;
 pub const TEXT: u8 = 1;
 pub const CONTINUE: u8 = 0;
+pub const CLOSE: u8 = 8;
 
 /// A client without a library.
 pub struct RawClient<S = TcpStream> {
