@@ -35,6 +35,7 @@ use pipeline_core::{Deadline, shown::described};
 use tokio::{
     net::TcpStream,
     sync::{OwnedSemaphorePermit, watch},
+    task::coop::consume_budget,
 };
 use tower_service::Service as _;
 
@@ -42,6 +43,9 @@ use crate::listener::{Limits, Metrics, Phase, TimedOut};
 
 /// How many bytes the head of a request may have. The client of a longer one is answered with 431.
 const MAX_HEAD: usize = 64 * 1024;
+
+/// What a request costs of the 128 units that a task has of tokio's budget for one turn.
+const REQUEST: usize = 8;
 
 /// Answers a connection's requests until it ends, or becomes a WebSocket.
 pub(crate) async fn serve(
@@ -146,6 +150,10 @@ fn answer(
     request.extensions_mut().insert(ConnectInfo(peer));
     let answering = app.call(request);
     async move {
+        // Many answers wait for nothing, and a client may send many requests at once.
+        for _ in 0..REQUEST {
+            consume_budget().await;
+        }
         let mut response = answering.await?;
         let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if *phase.borrow() > Phase::Serving && !upgrades {

@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures::SinkExt;
 use pipeline_test_support::{Client, eventually, reply};
@@ -14,7 +20,8 @@ use support::{
     raw::{CLOSE, COMPRESSED, FIN, RawClient, TEXT, deflate},
 };
 use tokio::{
-    io::{AsyncWriteExt, DuplexStream},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    task::yield_now,
     time::{Instant, sleep, timeout},
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -283,6 +290,34 @@ async fn what_comes_after_a_close_is_read_at_the_rate_as_well() {
         }
         assert!(sent < most, "{sent} bytes were read");
     }
+}
+
+#[tokio::test]
+async fn others_have_their_turns_between_requests_that_come_at_once() {
+    const REQUESTS: usize = 1000;
+    let server = server(|mount| mount);
+    let mut stream = server.stream_of(1 << 20).await;
+    let request = "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n";
+    stream.write_all(request.repeat(REQUESTS).as_bytes()).await.unwrap();
+    let turns = Arc::new(AtomicUsize::new(0));
+    let other = tokio::spawn({
+        let turns = turns.clone();
+        async move {
+            loop {
+                turns.fetch_add(1, Relaxed);
+                yield_now().await;
+            }
+        }
+    });
+    let mut answers = String::new();
+    while answers.matches("HTTP/1.1 404").count() < REQUESTS {
+        let mut some = [0; 4096];
+        let bytes = stream.read(&mut some).await.unwrap();
+        answers += std::str::from_utf8(&some[..bytes]).unwrap();
+    }
+    other.abort();
+    let turns = turns.load(Relaxed);
+    assert!(turns >= REQUESTS / 16, "{turns} turns");
 }
 
 #[tokio::test(start_paused = true)]
