@@ -87,11 +87,14 @@ impl Inbox {
     /// besides is less than it may be, and all sockets of the endpoint hold less than they may besides, or
     /// this one has no more than its share with it.
     fn has_room_for(&self, bytes: usize) -> bool {
+        let besides = self.bytes.load(SeqCst).saturating_sub(bytes);
+        besides < self.limit && self.has_shared_room_for(bytes)
+    }
+
+    /// The same, whatever the socket itself holds besides.
+    fn has_shared_room_for(&self, bytes: usize) -> bool {
         let all = self.bytes.load(SeqCst);
         let besides = all.saturating_sub(bytes);
-        if besides >= self.limit {
-            return false;
-        }
         let shared = beyond_share(all) - beyond_share(besides);
         all <= SHARE || self.all.bytes().saturating_sub(shared) < self.all.limit
     }
@@ -159,6 +162,15 @@ impl Held {
     /// Cancel safe.
     pub(crate) async fn room(&self) {
         self.inbox.until(|| self.has_room()).await;
+    }
+
+    /// Waits until there is room for these bytes beside what all sockets hold else, whatever this one does.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(crate) async fn shared_room(&self) {
+        self.inbox.until(|| self.inbox.has_shared_room_for(self.bytes)).await;
     }
 
     /// Whether the socket holds twice as much as it may besides these bytes.

@@ -501,16 +501,26 @@ async fn a_window_without_an_end_has_none() {
     assert_eq!(messages, [json!([null, null, T, "late", {}])]);
 }
 
-/// Begins a request that says something, of which so many bytes come and one more does not.
-async fn begin_post(poller: &Poller<'_>, server: &MemoryServer, bytes: usize) -> DuplexStream {
+/// Begins a request with empty lines, of which so many come and one more does not.
+async fn begin_post(poller: &Poller<'_>, server: &MemoryServer, lines: usize) -> DuplexStream {
+    begin_part(poller, server, lines, lines + 1).await
+}
+
+/// Begins a request with empty lines, of which so many come at first.
+async fn begin_part(
+    poller: &Poller<'_>,
+    server: &MemoryServer,
+    first: usize,
+    all: usize,
+) -> DuplexStream {
     let mut stream = server.stream_of(1 << 21).await;
     let head = format!(
-        "POST /socket/longpoll?{V2}&token={} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
-        poller.token,
-        bytes + 1
+        "POST /socket/longpoll?{V2}&token={} HTTP/1.1\r\nhost: x\r\n\
+         content-type: application/x-ndjson\r\ncontent-length: {}\r\n\r\n",
+        poller.token, all
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    stream.write_all(&vec![b' '; bytes]).await.unwrap();
+    stream.write_all(&vec![b'\n'; first]).await.unwrap();
     stream
 }
 
@@ -583,6 +593,39 @@ async fn a_body_for_which_there_is_no_room_is_not_taken() {
     // What fits into its share is taken all the same.
     let poller = Poller::connect(&server, V2).await;
     assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_come_side_by_side_are_all_taken_in_the_end() {
+    let (server, _) = server_with(|mount| mount.max_inbox(1 << 20));
+    let poller = Poller::connect(&server, V2).await;
+    // Together they are larger than the inbox of a client, and each holds its part while it waits.
+    let (pieces, piece, mut begun) = (20, vec![b'\n'; 15_000], Vec::new());
+    for _ in 0..8 {
+        begun.push(begin_part(&poller, &server, 0, pieces * piece.len()).await);
+    }
+    for _ in 0..pieces {
+        for stream in &mut begun {
+            stream.write_all(&piece).await.unwrap();
+        }
+        settle().await;
+    }
+    for stream in &mut begun {
+        assert_eq!(told(&Response::read(stream).await), json!({ "status": 200 }));
+    }
+    assert_eq!(server.endpoint.snapshot().inbox_bytes, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_not_waited_for_when_its_session_has_ended() {
+    let server = server();
+    let poller = Poller::connect(&server, V2).await;
+    let mut begun = begin_post(&poller, &server, 100_000).await;
+    settle().await;
+    let ended = Instant::now();
+    assert_eq!(server.endpoint.disconnect("named:ada"), 1);
+    assert_eq!(told(&Response::read(&mut begun).await), json!({ "status": 408 }));
+    assert_eq!(ended.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]

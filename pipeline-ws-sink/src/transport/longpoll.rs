@@ -79,7 +79,7 @@ where
             let mut body = std::pin::pin!(body.map_err(|_| Unread::Broken));
             let mut whole = Vec::new();
             loop {
-                let room = until.limit(place.held.room()).await;
+                let room = until.limit(place.room()).await;
                 room.map_err(|_| Unread::NoRoom)?;
                 let frame = until.limit(body.frame()).await.map_err(|_| Unread::Late)?;
                 let Some(frame) = frame else { break };
@@ -229,7 +229,13 @@ impl<S: Socket> Mounted<S> {
             return status(StatusCode::TOO_MANY_REQUESTS, "too many requests at once");
         };
         let until = Deadline::from_now(polled.window);
-        let Whole { bytes, _body } = match body(self.options.limits.message, until, place).await {
+        let whole = tokio::select! {
+            biased;
+            whole = body(self.options.limits.message, until, place) => whole,
+            // What no session takes need not be read.
+            () = door.closed() => return say(told(Status::NotTaken)),
+        };
+        let Whole { bytes, _body } = match whole {
             Ok(whole) => whole,
             Err(Unread::Broken) => return status(StatusCode::BAD_REQUEST, ""),
             Err(Unread::Late) => return say(told(Status::NotTaken)),

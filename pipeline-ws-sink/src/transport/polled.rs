@@ -76,6 +76,8 @@ pub(super) struct Door {
 struct Bodies {
     /// How many more there may be.
     turns: Arc<Semaphore>,
+    /// For the one that may go on although there is no room in the inbox.
+    first: Arc<Semaphore>,
     /// What has come of them. It is not the session's, so that what a client says in a request does not wait
     /// for the room that the request itself takes.
     inbox: Arc<inbox::Inbox>,
@@ -85,6 +87,9 @@ struct Bodies {
 pub(crate) struct Body {
     /// As many bytes as have come.
     pub(super) held: Held,
+    /// Where to ask to be first, and that it is.
+    ask: Arc<Semaphore>,
+    first: Option<OwnedSemaphorePermit>,
     _turn: OwnedSemaphorePermit,
 }
 
@@ -149,8 +154,8 @@ impl Polled {
         let mut table = self.open.table.lock();
         table.count += 1;
         let number = table.count;
-        let turns = Arc::new(Semaphore::new(REQUESTS));
-        let bodies = Arc::new(Bodies { turns, inbox: bodies });
+        let [turns, first] = [REQUESTS, 1].map(|count| Arc::new(Semaphore::new(count)));
+        let bodies = Arc::new(Bodies { turns, first, inbox: bodies });
         table.sessions.insert(number, Door { outbox: outbox.clone(), polls, posts, bodies });
         drop(table);
         let token = self.signer.sign(&number, now).expect("a number can be expressed");
@@ -211,8 +216,19 @@ impl Door {
 
     /// Lets a body be read, unless as many of the client are being read as may be.
     pub(super) fn body(&self) -> Option<Body> {
-        let turn = self.bodies.turns.clone().try_acquire_owned().ok()?;
-        Some(Body { held: self.bodies.inbox.hold(0), _turn: turn })
+        let bodies = &*self.bodies;
+        let turn = bodies.turns.clone().try_acquire_owned().ok()?;
+        let (held, ask) = (bodies.inbox.hold(0), bodies.first.clone());
+        Some(Body { held, ask, first: None, _turn: turn })
+    }
+
+    /// Waits until the session takes nothing any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn closed(&self) {
+        self.posts.closed().await;
     }
 
     /// Says something, and waits until it has been taken.
@@ -220,6 +236,28 @@ impl Door {
         let (taken, was_taken) = oneshot::channel();
         self.posts.send(Post { received, taken }).await.map_err(|_| NotTaken)?;
         was_taken.await.map_err(|_| NotTaken)
+    }
+}
+
+impl Body {
+    /// Waits until more of the body may be read: until there is room for what has come, beside what the
+    /// client's other requests and all sockets hold.
+    ///
+    /// Bodies that come side by side hold their parts while they wait, so each could wait for the others'
+    /// room. Therefore one of a client's needs no room in its own inbox, for as long as it counts.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn room(&mut self) {
+        if self.first.is_none() {
+            tokio::select! {
+                biased;
+                () = self.held.room() => return,
+                first = self.ask.clone().acquire_owned() => self.first = first.ok(),
+            }
+        }
+        self.held.shared_room().await;
     }
 }
 
