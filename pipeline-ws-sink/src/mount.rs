@@ -429,9 +429,9 @@ impl<S: Socket> Mount<S> {
     ///
     /// All frames count, heartbeats, leaves, pings and fragments too, and each counts for one more for every
     /// 8 KiB that it has after it has been decompressed. A compressed one counts for one more, or for as many
-    /// more as it has blocks and times 512 bytes before it is decompressed, or times 32 KiB after. A client may
-    /// be ahead by what it may send in ten seconds. What it sends after the server has closed the socket is
-    /// read no faster.
+    /// more as it has blocks and times 512 bytes before it is decompressed, or times 32 KiB after. A client
+    /// may be ahead by what it may send in ten seconds. What it sends after the server has closed the socket
+    /// is read no faster.
     ///
     /// For a client that [polls](Self::longpoll), each message counts as a frame does. One that is slowed down
     /// for longer than a [window](LongPoll::window) is told that the rest was not taken.
