@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     fmt,
     future::Future,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Duration,
 };
@@ -265,6 +265,7 @@ impl Endpoint {
     /// ```
     pub async fn drain(&self, within: Duration) -> EndpointReport {
         let hub = &self.inner.hub;
+        let before = hub.unclosed.load(Relaxed);
         let draining = hub.sockets.drain();
         let sockets = draining.sockets();
         hub.tasks.close();
@@ -273,8 +274,9 @@ impl Endpoint {
             hub.tasks.wait().await;
         };
         let closed = time::timeout(within, closing).await;
-        let cut_off = if closed.is_ok() { 0 } else { hub.tasks.len() };
-        if cut_off > 0 {
+        let left = if closed.is_ok() { 0 } else { hub.tasks.len() };
+        let cut_off = left + (hub.unclosed.load(Relaxed) - before);
+        if left > 0 {
             hub.cut_off.cancel();
             // A task that is busy is cut off where it next waits. One that never waits is left alone.
             let _ = time::timeout(CUT_OFF, hub.tasks.wait()).await;
@@ -398,7 +400,8 @@ impl fmt::Debug for Endpoint {
 pub struct EndpointReport {
     /// Sockets that were closed in good order.
     pub closed: usize,
-    /// Sockets that were not closed in time.
+    /// Sockets that were not closed in time, those included whose client did not take what waited for it
+    /// within the five seconds that closing may take.
     pub cut_off: usize,
 }
 

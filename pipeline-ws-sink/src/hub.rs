@@ -1,6 +1,6 @@
 //! What an endpoint's sockets share.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 
 use pipeline_core::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +33,8 @@ pub(crate) struct Hub {
     pub(crate) presences: Vec<Presence>,
     /// The tasks of all sockets.
     pub(crate) tasks: TaskTracker,
+    /// How many sockets have ended before their client had taken the close frame that was meant for it.
+    pub(crate) unclosed: AtomicUsize,
     /// Ends these tasks where they are.
     pub(crate) cut_off: CancellationToken,
 }
@@ -76,6 +78,7 @@ impl Hub {
             endings: Endings::new(),
             presences,
             tasks: TaskTracker::new(),
+            unclosed: AtomicUsize::new(0),
             cut_off: CancellationToken::new(),
         }
     }

@@ -56,8 +56,8 @@ pub struct EndpointSnapshot {
     /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes).
     pub outbox_bytes: usize,
     /// Frames that were thrown away instead of written, by reason: `overflow`, `drop_oldest`,
-    /// `drop_newest`, `superseded` or `mailbox`, as in the metric `socket.frames_dropped`. Reasons
-    /// for which there were none are left out.
+    /// `drop_newest`, `superseded`, `mailbox` or `ended`, as in the metric `socket.frames_dropped`.
+    /// Reasons for which there were none are left out.
     pub dropped: Vec<(&'static str, u64)>,
     /// Sockets that were closed because the client was too slow.
     pub closed_slow: u64,

@@ -256,6 +256,23 @@ async fn what_is_not_closed_when_the_time_is_up_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_client_does_not_take_is_counted_and_it_is_not_closed_in_good_order() {
+    let server = server(1);
+    let mut deaf = server.connect(4096).await;
+    deaf.join("1", "quiet:1").await;
+    let before = server.endpoint.snapshot().frames_out;
+    for n in 0..20 {
+        let padded = json!({ "n": n, "padding": "x".repeat(1000) });
+        server.endpoint.broadcast("quiet:1", "tick", padded).unwrap();
+    }
+    let report = server.endpoint.drain(AN_HOUR).await;
+    assert_eq!((report.closed, report.cut_off), (0, 1));
+    let after = server.endpoint.snapshot();
+    let [("ended", dropped)] = after.dropped[..] else { panic!("{:?}", after.dropped) };
+    assert_eq!(after.frames_out - before + dropped, 21, "the events and the close frame");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_draining_that_nobody_waits_for_closes_the_rest_at_once() {
     let server = server(1);
     let first = client(&server, "/socket", 1).await;

@@ -348,7 +348,7 @@ impl Outbox {
     }
 
     /// Lets go of the stream, which is closed by that once its reader is gone too: references to the
-    /// outbox do not keep it open. What waits is dropped, and nothing is taken any more.
+    /// outbox do not keep it open. What waits is dropped and counted, and nothing is taken any more.
     pub(crate) fn release(&self) {
         let mut state = self.state.lock();
         self.end_in(&mut state, SocketEnd::Lost);
@@ -356,6 +356,8 @@ impl Outbox {
         // What the sweeper has in hand comes back to it first.
         let backlog = if state.in_hand { None } else { state.backlog.take() };
         drop(state);
+        let dropped = backlog.as_ref().map_or(0, |backlog| backlog.load().frames);
+        self.metrics.dropped_by_end.increment(dropped as u64);
         drop((writer, backlog));
     }
 
@@ -390,7 +392,10 @@ impl Outbox {
             }
         }
         if matches!(state.writer, Writer::Gone) {
-            state.backlog = None;
+            let backlog = state.backlog.take();
+            drop(state);
+            let dropped = backlog.map_or(0, |backlog| backlog.load().frames);
+            self.metrics.dropped_by_end.increment(dropped as u64);
             return false;
         }
         match written {

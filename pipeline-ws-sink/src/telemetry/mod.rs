@@ -27,6 +27,7 @@ const OLDEST: &str = "drop_oldest";
 const NEWEST: &str = "drop_newest";
 const SUPERSEDED: &str = "superseded";
 const MAILBOX: &str = "mailbox";
+const ENDED: &str = "ended";
 
 use crate::timing::WriteTimes;
 
@@ -54,6 +55,8 @@ pub(crate) struct SocketMetrics {
     pub(crate) dropped_superseded: Tally,
     /// They waited for a channel that intercepts them and was too slow.
     pub(crate) dropped_by_mailbox: Tally,
+    /// They waited for a client whose connection has ended, for whatever reason.
+    pub(crate) dropped_by_end: Tally,
     /// How often a client was not read from because too much of it waits.
     pub(crate) reads_paused_by_inbox: Counter,
     /// How often a client was not read from because it sends faster than it may.
@@ -98,6 +101,7 @@ impl SocketMetrics {
             dropped_newest: dropped(NEWEST),
             dropped_superseded: dropped(SUPERSEDED),
             dropped_by_mailbox: dropped(MAILBOX),
+            dropped_by_end: dropped(ENDED),
             closed_slow: counter(
                 "socket.closed_slow",
                 "Sockets closed because the client read too slowly",
@@ -106,13 +110,14 @@ impl SocketMetrics {
     }
 
     /// How many frames were dropped, by the reason.
-    pub(crate) fn dropped(&self) -> [(&'static str, u64); 5] {
+    pub(crate) fn dropped(&self) -> [(&'static str, u64); 6] {
         [
             (OVERFLOW, self.dropped_by_overflow.get()),
             (OLDEST, self.dropped_oldest.get()),
             (NEWEST, self.dropped_newest.get()),
             (SUPERSEDED, self.dropped_superseded.get()),
             (MAILBOX, self.dropped_by_mailbox.get()),
+            (ENDED, self.dropped_by_end.get()),
         ]
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
@@ -267,7 +267,10 @@ impl<S: Socket> Mounted<S> {
         let transport = "websocket";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
         let Io { reader, received, .. } = io;
-        websocket::live(reader, received, session, &outbox, &self.options, &hub.endings).await;
+        let live = websocket::live(reader, received, session, &outbox, &self.options, &hub.endings);
+        if !live.await {
+            hub.unclosed.fetch_add(1, Relaxed);
+        }
         drop(registration);
         drop(open);
     }

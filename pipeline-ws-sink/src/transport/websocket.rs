@@ -51,7 +51,8 @@ impl Drop for Stream<'_> {
     }
 }
 
-/// Lives on a connection until it ends, then closes it and ends its channels.
+/// Lives on a connection until it ends, then closes it and ends its channels. False if the client has not
+/// taken all that was meant for it, the close frame last.
 pub(crate) async fn live<S: Socket>(
     reader: Reader,
     received: Bytes,
@@ -59,7 +60,7 @@ pub(crate) async fn live<S: Socket>(
     outbox: &Arc<Outbox>,
     options: &MountOptions,
     endings: &Endings,
-) {
+) -> bool {
     let mut stream = Stream { reader, outbox };
     let mut decoder = Decoder::new(options.limits, received).inflating(outbox.compresses());
     let pace = ReadPace::new(options.max_frames, Instant::now());
@@ -82,19 +83,22 @@ pub(crate) async fn live<S: Socket>(
     let reason = end.reason();
     // In boxes, so that a socket that is open is no larger for its end.
     let closing = Box::pin(async move {
+        let mut is_taken = true;
         if let Some(code) = end.close_code() {
+            is_taken = false;
             outbox.finish(&Frame::close_because(code, end.explanation()));
             // What comes from here on is read at the client's rate as well. It costs less than what is
             // handled, so a client that was too fast already is not held back for that.
             let pace = ReadPace::new(options.max_frames, Instant::now());
             let rest = decoder.into_rest();
-            let closed = close(&mut stream.reader, rest, pace, outbox, end);
+            let closed = close(&mut stream.reader, rest, pace, outbox, end, &mut is_taken);
             let _ = time::timeout(CLOSING, closed).await;
         }
         // As soon as it is closed, however long the channels take to end.
         drop(stream);
+        is_taken
     });
-    tokio::join!(closing, Box::pin(endings.in_turn(session.end(&reason))));
+    tokio::join!(closing, Box::pin(endings.in_turn(session.end(&reason)))).0
 }
 
 /// Handles what the client sends, one message after the other.
@@ -253,15 +257,20 @@ pub(super) async fn silence(due: impl Fn() -> Deadline) {
     }
 }
 
-/// Writes what is left, and waits for the client to close its side too, unless it has.
+/// Writes what is left, says when that has been taken, and waits for the client to close its side too, unless
+/// it has.
 async fn close(
     reader: &mut Reader,
     mut rest: Rest,
     mut pace: ReadPace,
     outbox: &Outbox,
     end: SocketEnd,
+    is_taken: &mut bool,
 ) {
-    if poll_fn(|cx| outbox.poll_close(cx)).await.is_err() || end == SocketEnd::Closed {
+    let written = poll_fn(|cx| outbox.poll_close(cx)).await;
+    // A client that is gone takes nothing, and is waited for no longer.
+    *is_taken = true;
+    if written.is_err() || end == SocketEnd::Closed {
         return;
     }
     // What follows an error of the protocol cannot be understood.
