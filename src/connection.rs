@@ -135,6 +135,7 @@ fn answer(
     metrics: &Metrics,
     phase: watch::Receiver<Phase>,
 ) -> impl Future<Output = Result<Response, Infallible>> + Send + use<> {
+    let is_too_long = head_length(&request) > MAX_HEAD;
     let mut request = request.map(|body| {
         if body.is_end_stream() {
             return Body::empty();
@@ -148,13 +149,15 @@ fn answer(
         })
     });
     request.extensions_mut().insert(ConnectInfo(peer));
-    let answering = app.call(request);
     async move {
         // Many answers wait for nothing, and a client may send many requests at once.
         for _ in 0..REQUEST {
             consume_budget().await;
         }
-        let mut response = answering.await?;
+        if is_too_long {
+            return Ok(too_long());
+        }
+        let mut response = app.call(request).await?;
         let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if *phase.borrow() > Phase::Serving && !upgrades {
             // The client's next request is for another server.
@@ -162,6 +165,26 @@ fn answer(
         }
         Ok(response)
     }
+}
+
+/// How many bytes the head of a request had. hyper looks at that only when it has to read more of a head:
+/// one that has come at once may be longer than its buffer should be.
+fn head_length(request: &Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    let authority = uri.authority().map_or(0, |authority| authority.as_str().len());
+    let line = request.method().as_str().len() + authority + path + "  HTTP/1.1\r\n".len();
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    line + headers.sum::<usize>() + "\r\n".len()
+}
+
+/// The answer to a request whose head is too long. It is the last one of its connection.
+fn too_long() -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// How long a request's head may take. hyper asks for a sleep whenever it begins to wait for one, which

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::{self, BoxFuture};
+use futures::future::BoxFuture;
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
     header::{
@@ -21,7 +21,7 @@ use http_body_util::Full;
 use metrics::NoopRecorder;
 use pipeline_core::{PipelineObserver, Telemetry};
 use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, EndpointObserver, Mount};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, coop::consume_budget};
 use tower_service::Service;
 
 use crate::{
@@ -33,6 +33,9 @@ use crate::{
 };
 
 type Answer = Response<Full<Bytes>>;
+
+/// What a request costs of the 128 units that a task has of tokio's budget for one turn.
+const REQUEST: usize = 8;
 
 /// Shows running pipelines and an endpoint: as a page, as JSON, and on a channel.
 ///
@@ -166,7 +169,7 @@ where
                 StatusCode::FORBIDDEN,
                 "this host is not known here; InspectorBuilder::host makes it known\n",
             );
-            return Box::pin(future::ready(Ok(answer)));
+            return in_turn(answer);
         }
         let path = request.uri().path();
         if path.starts_with("/socket/") {
@@ -179,8 +182,19 @@ where
             return self.inner.endpoint.clone().call(request);
         }
         let answer = self.answer(request.method(), path);
-        Box::pin(future::ready(Ok(answer)))
+        in_turn(answer)
     }
+}
+
+/// Answers when the task's budget allows it.
+fn in_turn(answer: Answer) -> BoxFuture<'static, Result<Answer, Infallible>> {
+    Box::pin(async {
+        // A client may send many requests at once.
+        for _ in 0..REQUEST {
+            consume_budget().await;
+        }
+        Ok(answer)
+    })
 }
 
 /// Whether a request names a host that is known. Whatever is no browser need not name one.
