@@ -10,14 +10,14 @@ use std::{
 };
 
 use axum::Router;
-use futures::future::{join_all, select_all};
+use futures::future::select_all;
 use pipeline_core::{Deadline, Pipeline, PipelineReport, Telemetry};
 use pipeline_ws_sink::{Endpoint, EndpointReport};
 use tokio::{
     net::TcpListener,
     sync::watch,
     task::{JoinError, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -42,8 +42,9 @@ use crate::{
 /// 1. [`Health`] says that the process is not ready, and answers carry `connection: close`, so that
 ///    load balancers and clients move on. Connections are accepted as before, for as long as
 ///    [`linger`](Serve::linger) says.
-/// 2. The pipelines hand on what they have accepted. Connections are still accepted, so that clients
-///    that poll can fetch what is sent to them now.
+/// 2. The pipelines hand on what they have accepted, one after the other, in the order in which they were
+///    given to [`pipeline`](Serve::pipeline). Connections are still accepted, so that clients that poll
+///    can fetch what is sent to them now.
 /// 3. No more connections are accepted, and the endpoint's sockets are closed, so that clients connect
 ///    again elsewhere.
 /// 4. Connections end when the request that they are at is answered, and are cut off after six seconds.
@@ -139,6 +140,42 @@ const LOOK: Duration = Duration::from_millis(20);
 
 impl Serve {
     /// Drains this pipeline at the end. May be called for several.
+    ///
+    /// They are drained one after the other, in the order in which they are given here. So a pipeline that
+    /// feeds another one is given first: the queue of the second takes items in until the first has ended.
+    /// One that takes what [`ConsumerSupervisor::on_given_up`] puts aside is given after the one whose
+    /// workers fail. [`drain_within`](Self::drain_within) is for all of them together.
+    ///
+    /// ```no_run
+    /// use pipeline::{
+    ///     ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, for_each, queue, serve,
+    ///     ws::listen,
+    /// };
+    ///
+    /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
+    /// let (failed, failed_source) = queue(QueueOptions::new());
+    /// let (orders, source) = queue(QueueOptions::new());
+    /// let confirm = ConsumerSupervisor::new(async |order: &u64| order.to_string().parse::<u8>().map(drop))
+    ///     .on_given_up(move |order, reason| {
+    ///         if let Err(error) = failed.offer(order) {
+    ///             eprintln!("order {order} is lost ({error}): {reason}");
+    ///         }
+    ///     });
+    /// let confirmed = Pipeline::builder("orders")
+    ///     .producer(source)
+    ///     .consumer_supervisor(confirm, SubscribeOptions::new())
+    ///     .start()?;
+    /// let put_aside = Pipeline::builder("failed orders")
+    ///     .producer(failed_source)
+    ///     .consumer(for_each(async |order| println!("{order}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// # drop(orders);
+    /// serve(listen("0.0.0.0:4000").await?, app).pipeline(confirmed).pipeline(put_aside).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`ConsumerSupervisor::on_given_up`]: pipeline_core::ConsumerSupervisor::on_given_up
     pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
         self.pipelines.push(pipeline);
         self
@@ -251,8 +288,9 @@ impl Serve {
         self
     }
 
-    /// How long the pipelines have to hand on what they have accepted. Default 10 seconds; with
-    /// [`Duration::MAX`] there is no limit.
+    /// How long the pipelines have to hand on what they have accepted, all of them together. Default 10
+    /// seconds; with [`Duration::MAX`] there is no limit. A pipeline whose turn comes when the time is up
+    /// is stopped at once.
     pub fn drain_within(mut self, deadline: Duration) -> Self {
         self.drain_within = deadline;
         self
@@ -267,7 +305,7 @@ impl Serve {
     /// SIGKILL has to come later than SIGTERM by more than [`linger`](Self::linger),
     /// [`drain_within`](Self::drain_within) and this together, and 15 seconds: stages have one to end,
     /// clients that poll two to fetch what they are sent last, requests six to be answered, and a flush
-    /// of StatsD takes five at most. With the defaults that is 55 seconds; Kubernetes waits for 30 unless
+    /// of StatsD takes five at most. Each pipeline after the first adds a second. With the defaults that is 55 seconds; Kubernetes waits for 30 unless
     /// it is told otherwise.
     pub fn close_within(mut self, deadline: Duration) -> Self {
         self.close_within = deadline;
@@ -335,8 +373,12 @@ impl Serve {
                 tracing::info!(time = ?self.linger, "not ready any more, and still accepting");
                 Deadline::from_now(self.linger).passed().await;
             }
-            let drained = self.pipelines.into_iter().map(|it| it.drain(self.drain_within));
-            let pipelines = join_all(drained).await;
+            let until = Deadline::from_now(self.drain_within);
+            let mut pipelines = Vec::new();
+            // One after the other: a later one may be fed by an earlier one to its end.
+            for pipeline in self.pipelines {
+                pipelines.push(pipeline.drain(until.remaining(Instant::now())).await);
+            }
             // Only now: what the pipelines still held went to these sockets.
             let endpoint = match self.endpoint {
                 Some(endpoint) => {

@@ -2,9 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
-    future::{Future, IntoFuture},
+    future::{self, Future, IntoFuture},
     io,
     net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -16,8 +20,8 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use pipeline::{
-    ConsumerSupervisor, ExitReason, Health, Pipeline, QueueOptions, Serve, ShutdownReport,
-    SubscribeOptions, queue, serve,
+    ConsumerSupervisor, ExitReason, Health, Pipeline, PipelineReport, QueueOptions, Serve,
+    ShutdownReport, SubscribeOptions, for_each, queue, serve,
     ws::{
         Channel, ConnectError, Endpoint, JoinContext, JoinError, LongPoll, Mount, Params, Payload,
         Socket, Topic, listen,
@@ -29,8 +33,8 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     process::Command,
-    sync::oneshot,
-    task::JoinHandle,
+    sync::{oneshot, watch},
+    task::{JoinHandle, yield_now},
     time::{Instant, sleep, timeout},
 };
 
@@ -209,6 +213,46 @@ async fn a_head_that_is_too_long_is_refused() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_long_is_refused_even_if_it_comes_at_once() {
+    let server = Server::start(app(), |serve| serve).await;
+    let head = |bytes: usize| {
+        let rest = "GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nLong: \r\n\r\n".len();
+        let long = "a".repeat(bytes - rest);
+        format!("GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nLong: {long}\r\n\r\n")
+    };
+    for (bytes, status) in [(60_000, 200), (64 * 1024 + 1, 431), (70_000, 431), (100_000, 431)] {
+        let mut stream = server.connect().await;
+        stream.write_all(head(bytes).as_bytes()).await.unwrap();
+        let answer = until_the_end(&mut stream).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{bytes} bytes: {answer}");
+    }
+}
+
+/// On one thread, so that what happens between two turns of a task is what others did in theirs.
+#[tokio::test]
+async fn a_client_that_does_not_wait_for_answers_gets_few_of_them_in_one_turn() {
+    const REQUESTS: usize = 200;
+    let answered = Arc::new(AtomicUsize::new(0));
+    let counted = answered.clone();
+    let count = get(async move || counted.fetch_add(1, Relaxed).to_string());
+    let server = Server::start(Router::new().route("/", count), |serve| serve).await;
+    let mut stream = server.connect().await;
+    let requests = "GET / HTTP/1.1\r\nHost: here\r\n\r\n".repeat(REQUESTS);
+    stream.write_all(requests.as_bytes()).await.unwrap();
+    let (mut seen, mut most) = (0, 0);
+    let all_are_answered = async {
+        while seen < REQUESTS {
+            yield_now().await;
+            let now = answered.load(Relaxed);
+            most = most.max(now - seen);
+            seen = now;
+        }
+    };
+    timeout(PATIENCE, all_are_answered).await.unwrap();
+    assert!((1..=8).contains(&most), "{most} answers in one turn");
+}
+
+#[tokio::test]
 async fn a_body_that_failed_is_over() {
     let twice = post(async |mut body: Body| {
         let failed = matches!(body.frame().await, Some(Err(_)));
@@ -305,6 +349,85 @@ async fn a_request_that_is_being_answered_at_the_end_is_answered() {
     assert!(server.stopped().await.is_clean());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_that_another_one_feeds_takes_in_what_that_one_gives_up_while_it_drains() {
+    let (let_go, gate) = watch::channel(false);
+    let (failed, failed_source) = queue(QueueOptions::new());
+    let (orders, source) = queue(QueueOptions::new());
+    let fail = async move |_: &u64| {
+        let _ = gate.clone().wait_for(|open| *open).await;
+        Err::<(), _>(ExitReason::failed("it always does"))
+    };
+    let put_aside = failed.clone();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counted = refused.clone();
+    let supervisor = ConsumerSupervisor::new(fail).tries(1).on_given_up(move |order, _| {
+        counted.fetch_add(usize::from(put_aside.offer(order).is_err()), Relaxed);
+    });
+    let first = Pipeline::builder("orders")
+        .producer(source)
+        .consumer_supervisor(supervisor, SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let written = Arc::new(AtomicUsize::new(0));
+    let count = written.clone();
+    let write = for_each(async move |_: u64| {
+        count.fetch_add(1, Relaxed);
+    });
+    let second = Pipeline::builder("failed orders")
+        .producer(failed_source)
+        .consumer(write, SubscribeOptions::new())
+        .start()
+        .unwrap();
+    let mut server =
+        Server::start(app(), |serve| serve.pipeline(first).pipeline(second).drain_within(DAY))
+            .await;
+    for order in 0..100 {
+        orders.push(order).await.unwrap();
+    }
+    server.stop();
+    eventually(|| orders.is_closed()).await;
+    // Another that is drained at the same time would be closed by now, as it has nothing to do.
+    sleep(SHORT).await;
+    assert!(!failed.is_closed());
+    let_go.send_replace(true);
+    let report = server.stopped().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(
+        report.pipelines.iter().map(|it| &*it.pipeline).collect::<Vec<_>>(),
+        ["orders", "failed orders"]
+    );
+    assert_eq!((written.load(Relaxed), refused.load(Relaxed)), (100, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_to_drain_is_for_all_pipelines_together() {
+    let minute = Duration::from_secs(60);
+    let stuck = |name: &str| {
+        let (queue, producer) = queue::<u64>(QueueOptions::new());
+        let never = ConsumerSupervisor::new(async |_: &u64| future::pending().await);
+        let pipeline = Pipeline::builder(name)
+            .producer(producer)
+            .consumer_supervisor(never, SubscribeOptions::new())
+            .start()
+            .unwrap();
+        (queue, pipeline)
+    };
+    let (one, first) = stuck("one");
+    let (other, second) = stuck("other");
+    let mut server =
+        Server::start(app(), |serve| serve.pipeline(first).pipeline(second).drain_within(minute))
+            .await;
+    one.push(1).await.unwrap();
+    other.push(1).await.unwrap();
+    let began = Instant::now();
+    server.stop();
+    let report = server.serving.await.unwrap().unwrap();
+    let left: Vec<_> = report.pipelines.iter().map(PipelineReport::left_undone).collect();
+    assert_eq!(left, [1, 1]);
+    assert!(began.elapsed() < minute + minute / 2, "{:?}", began.elapsed());
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn the_first_signal_is_not_the_second_when_something_else_began_the_end() {
@@ -364,7 +487,7 @@ async fn it_says_where_it_listens() {
     let mut lines = Vec::new();
     while !lines.contains(&line) {
         lines.extend(log.take());
-        tokio::task::yield_now().await;
+        yield_now().await;
     }
 }
 
