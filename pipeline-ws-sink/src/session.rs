@@ -370,7 +370,10 @@ impl<S: Socket> Session<S> {
         if self.channels.len() + self.ending.len() >= self.routes.max_channels() {
             self.count_channels();
             route.meter.joins.count(false);
-            tracing::warn!(topic = shown(&topic), "refused a join: too many channels");
+            if let Some(line) = route.meter.join_lines.admit() {
+                let (topic, left_out) = (shown(&topic), line.left_out);
+                tracing::warn!(topic, left_out, "refused a join: too many channels");
+            }
             let response = reason("too many channels joined");
             return self.reply(&message.join_ref(), message, "error", &response);
         }

@@ -138,7 +138,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     meter.join_time.record(went, took);
     match went {
         Went::Well => said.joined(meter.channel, &context.topic, took),
-        Went::Badly => said.refused(meter.channel, &context.topic, took),
+        Went::Badly => said.refused(&meter, &context.topic, took),
         Went::Crashed => {}
     }
 

@@ -9,6 +9,7 @@ use pipeline_core::Telemetry;
 
 use super::{
     filter::ParamFilter,
+    line_limit::LineLimit,
     tally::{Level, Tally},
     times::Times,
 };
@@ -22,6 +23,10 @@ pub(crate) struct MountMeter {
     pub(crate) open: Level,
     /// Clients that wanted to poll while too many others did.
     pub(crate) polled_refused: Tally,
+    /// Lines about requests that the handshake refuses.
+    pub(crate) handshake_lines: LineLimit,
+    /// Lines about clients that the socket refuses.
+    pub(crate) connect_lines: LineLimit,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
 }
@@ -35,6 +40,8 @@ pub(crate) struct RouteMeter {
     pub(crate) handle_in_time: Times,
     open: Level,
     topics: AtomicUsize,
+    /// Lines about joins that are refused.
+    pub(crate) join_lines: LineLimit,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
 }
@@ -79,6 +86,8 @@ impl MountMeter {
                     [("socket", socket.to_owned())],
                 )
                 .into(),
+            handshake_lines: LineLimit::new(),
+            connect_lines: LineLimit::new(),
             filter: filter.clone(),
         }
     }
@@ -115,6 +124,7 @@ impl RouteMeter {
                 )
                 .into(),
             topics: AtomicUsize::new(0),
+            join_lines: LineLimit::new(),
             filter: filter.clone(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod deliveries;
 mod filter;
+mod line_limit;
 pub(crate) mod log;
 mod meter;
 mod tally;
@@ -16,6 +17,7 @@ pub use self::filter::ParamFilter;
 use self::write_time::WriteTime;
 pub(crate) use self::{
     deliveries::Deliveries,
+    line_limit::LineLimit,
     meter::{LimitMeter, MountMeter, RouteMeter},
     tally::{Level, Tally},
     times::{Went, begin_event},

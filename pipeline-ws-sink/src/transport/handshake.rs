@@ -119,13 +119,21 @@ impl<S: Socket> Mounted<S> {
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
             Ok(Err(error)) => {
-                tracing::info!(socket, ?error, "refused a query that cannot be decoded");
+                if let Some(line) = self.meter.handshake_lines.admit() {
+                    let left_out = line.left_out;
+                    tracing::info!(
+                        socket,
+                        ?error,
+                        left_out,
+                        "refused a query that cannot be decoded"
+                    );
+                }
                 return status(StatusCode::BAD_REQUEST, "");
             }
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
         };
         let Some(Agreed { version, subprotocol, token }) =
-            self.handshake.agree(socket, &mut request, &params)
+            self.handshake.agree(&self.meter, &mut request, &params)
         else {
             return status(StatusCode::FORBIDDEN, "");
         };
@@ -213,7 +221,7 @@ impl<S: Socket> Mounted<S> {
                 }
                 span.in_scope(|| client.connected(id.as_deref()));
             }
-            Err(error) => span.in_scope(|| client.refused(error)),
+            Err(error) => span.in_scope(|| client.refused(error, &self.meter.connect_lines)),
         }
         connected
     }
@@ -318,15 +326,28 @@ impl Handshake {
     /// refusal, which has been logged.
     ///
     /// Takes the token out of the request's headers.
-    fn agree(&self, socket: &str, request: &mut Request<()>, params: &Params) -> Option<Agreed> {
-        if !self.allows(socket, request) {
+    fn agree(
+        &self,
+        meter: &MountMeter,
+        request: &mut Request<()>,
+        params: &Params,
+    ) -> Option<Agreed> {
+        let socket = meter.socket;
+        if !self.allows(meter, request) {
             return None;
         }
         let mut offered = offered(request.headers());
         let mut token = None;
         if let (true, Some(header)) = (self.auth_token, &offered) {
             let Ok(without) = subprotocol::take_token(header) else {
-                tracing::warn!(socket, "refused an auth token that is no base64 of a text");
+                if let Some(line) = meter.handshake_lines.admit() {
+                    let left_out = line.left_out;
+                    tracing::warn!(
+                        socket,
+                        left_out,
+                        "refused an auth token that is no base64 of a text"
+                    );
+                }
                 return None;
             };
             (token, offered) = (without.token, without.header);
@@ -339,22 +360,38 @@ impl Handshake {
             }
         }
         let Ok(spoken) = subprotocol::select(&self.subprotocols, offered.as_deref()) else {
-            let supported = &self.subprotocols;
-            tracing::warn!(socket, ?supported, "refused a client of other subprotocols");
+            if let Some(line) = meter.handshake_lines.admit() {
+                let (supported, left_out) = (&self.subprotocols, line.left_out);
+                tracing::warn!(
+                    socket,
+                    ?supported,
+                    left_out,
+                    "refused a client of other subprotocols"
+                );
+            }
             return None;
         };
-        let version = version(socket, params)?;
+        let version = version(meter, params)?;
         // It has been found to be fit for a header when the endpoint was built.
         let subprotocol = spoken.and_then(|spoken| HeaderValue::from_str(spoken).ok());
         Some(Agreed { version, subprotocol, token })
     }
 
     /// Whether the page that a request comes from may connect. It has been logged if not.
-    pub(super) fn allows(&self, socket: &str, request: &Request<()>) -> bool {
+    pub(super) fn allows(&self, meter: &MountMeter, request: &Request<()>) -> bool {
         let checked = self.check_origin(request);
-        if let Err(Refused { origin, expected }) = &checked {
+        if let Err(Refused { origin, expected }) = &checked
+            && let Some(line) = meter.handshake_lines.admit()
+        {
             let (origin, expected) = (shown(origin), shown(expected));
-            tracing::error!(socket, origin, expected, "refused a page from another origin");
+            let (socket, left_out) = (meter.socket, line.left_out);
+            tracing::error!(
+                socket,
+                origin,
+                expected,
+                left_out,
+                "refused a page from another origin"
+            );
         }
         checked.is_ok()
     }
@@ -439,16 +476,18 @@ fn offered(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The version that a client asks for. None is a refusal, which has been logged.
-pub(super) fn version(socket: &str, params: &Params) -> Option<Version> {
+pub(super) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
     let vsn = params.as_map().get("vsn");
     let version = match vsn {
         None => Version::negotiate(None),
         Some(Value::String(vsn)) => Version::negotiate(Some(vsn)),
         Some(_) => None,
     };
-    if version.is_none() {
-        let vsn = vsn.map(shown);
-        tracing::warn!(socket, vsn, "refused a version of the protocol");
+    if version.is_none()
+        && let Some(line) = meter.handshake_lines.admit()
+    {
+        let (socket, vsn, left_out) = (meter.socket, vsn.map(shown), line.left_out);
+        tracing::warn!(socket, vsn, left_out, "refused a version of the protocol");
     }
     version
 }

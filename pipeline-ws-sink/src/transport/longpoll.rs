@@ -131,13 +131,20 @@ impl<S: Socket> Mounted<S> {
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
             Ok(Err(error)) => {
-                let socket = self.socket.name();
-                tracing::info!(socket, ?error, "refused a query that cannot be decoded");
+                if let Some(line) = self.meter.handshake_lines.admit() {
+                    let (socket, left_out) = (self.socket.name(), line.left_out);
+                    tracing::info!(
+                        socket,
+                        ?error,
+                        left_out,
+                        "refused a query that cannot be decoded"
+                    );
+                }
                 return status(StatusCode::BAD_REQUEST, "");
             }
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
         };
-        if !self.handshake.allows(self.socket.name(), &request) {
+        if !self.handshake.allows(&self.meter, &request) {
             return say(told(Status::Refused));
         }
         match *request.method() {
@@ -171,7 +178,7 @@ impl<S: Socket> Mounted<S> {
         };
         let Some(admission) = hub.admissions.admit() else { return handshake::too_many() };
         let socket = self.socket.name();
-        let Some(version) = handshake::version(socket, params) else {
+        let Some(version) = handshake::version(&self.meter, params) else {
             return say(told(Status::Refused));
         };
         let mut info = ConnectInfo::of(request);
