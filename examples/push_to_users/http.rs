@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     Router,
-    body::Body,
+    body::{Body, Bytes},
     extract::{Query, State},
     http::{
         HeaderMap, HeaderValue, StatusCode,
@@ -20,7 +20,11 @@ use http_body_util::BodyExt;
 use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::Signer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::{sync::Semaphore, task::coop::consume_budget, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore, SemaphorePermit},
+    task::coop::consume_budget,
+    time::timeout,
+};
 
 use crate::{
     client::{self, PhoenixClient, javascript},
@@ -40,6 +44,9 @@ const REST_WITHIN: Duration = Duration::from_secs(5);
 /// How many requests to push are read at once. Each holds one line, and what has just arrived.
 const MAX_AT_ONCE: usize = 256;
 
+/// How long a request waits until another one makes room for it.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
+
 /// How many faults an answer tells. The others are counted.
 const MAX_ERRORS: usize = 20;
 
@@ -56,7 +63,47 @@ struct App {
     pushes: Queue<Timed<Push>>,
     signer: Signer,
     client: Option<PhoenixClient>,
-    at_once: Arc<Semaphore>,
+    room: Arc<Room>,
+}
+
+/// Room for requests that are read at once.
+struct Room {
+    places: Semaphore,
+    /// The request that has waited longest for its client is told to make room.
+    crowded: Notify,
+}
+
+impl Room {
+    fn new(places: usize) -> Arc<Self> {
+        Arc::new(Self { places: Semaphore::new(places), crowded: Notify::new() })
+    }
+
+    /// Gets a place. If there is none, the request that has waited longest for its client gives up its own,
+    /// so that clients that send half a request do not shut out those that send a whole one.
+    async fn enter(&self) -> Option<SemaphorePermit<'_>> {
+        if let Ok(place) = self.places.try_acquire() {
+            return Some(place);
+        }
+        self.crowded.notify_one();
+        timeout(ROOM_WITHIN, self.places.acquire()).await.ok()?.ok()
+    }
+
+    /// Waits for the next piece of a body, unless another request needs the place. `None` is the end of it.
+    async fn piece(&self, body: &mut Body) -> Result<Option<Bytes>, Stop> {
+        tokio::select! {
+            biased;
+            frame = body.frame() => match frame {
+                Some(Ok(frame)) => Ok(Some(frame.into_data().unwrap_or_default())),
+                Some(Err(error)) => Err(has_not_arrived(&error)),
+                None => Ok(None),
+            },
+            // Those that wait are told in the order in which they began to.
+            () = self.crowded.notified() => {
+                let error = "too many requests at once, and this one was the slowest";
+                Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, error))
+            }
+        }
+    }
 }
 
 pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<PhoenixClient>) -> Router {
@@ -67,7 +114,7 @@ pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<Phoenix
         .route("/phoenix.mjs", get(phoenix))
         .route("/token", get(token))
         .route("/push", post(push))
-        .with_state(App { pushes, signer, client, at_once: Arc::new(Semaphore::new(MAX_AT_ONCE)) })
+        .with_state(App { pushes, signer, client, room: Room::new(MAX_AT_ONCE) })
 }
 
 async fn page() -> impl IntoResponse {
@@ -172,7 +219,7 @@ impl Outcome {
 /// Takes in one push as JSON, or many as NDJSON. They belong to the trace of the request, if it has one:
 /// `RUST_LOG=trace` shows where they are, each line with the `trace_id`.
 async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Response {
-    let Ok(_permit) = app.at_once.try_acquire() else {
+    let Some(place) = app.room.enter().await else {
         let stop = Stop::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once");
         return Outcome::default().stop(stop);
     };
@@ -186,14 +233,16 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     let mut outcome = Outcome::default();
     let taking = async {
         if many {
-            take_lines(&app.pushes, trace, &mut body, &mut outcome).await
+            take_lines(&app, trace, &mut body, &mut outcome).await
         } else {
-            take_one(&app.pushes, trace, &mut body, &mut outcome).await
+            take_one(&app, trace, &mut body, &mut outcome).await
         }
     };
     let taken = timeout(BODY_WITHIN, taking).await.unwrap_or_else(|_| {
         Err(Stop::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"))
     });
+    // What is left is not held.
+    drop(place);
     let _ = timeout(REST_WITHIN, skip_rest(&mut body)).await;
     match taken {
         Ok(()) => answer(outcome),
@@ -203,18 +252,13 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
 
 /// Takes in each line as it arrives.
 async fn take_lines(
-    pushes: &Queue<Timed<Push>>,
+    app: &App,
     trace: Option<TraceContext>,
     body: &mut Body,
     outcome: &mut Outcome,
 ) -> Result<(), Stop> {
     let (mut lines, mut received) = (LineCutter::default(), 0);
-    loop {
-        let piece = match body.frame().await {
-            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(error)) => return Err(has_not_arrived(&error)),
-            None => break,
-        };
+    while let Some(piece) = app.room.piece(body).await? {
         received += piece.len();
         if received > MAX_BODY {
             let error = format!("the body is longer than {MAX_BODY} bytes");
@@ -222,11 +266,11 @@ async fn take_lines(
         }
         let mut rest = &*piece;
         while let Some(line) = lines.next(&mut rest) {
-            take(pushes, trace, line, outcome)?;
+            take(&app.pushes, trace, line, outcome)?;
             consume_budget().await;
         }
     }
-    lines.end().map_or(Ok(()), |line| take(pushes, trace, line, outcome))
+    lines.end().map_or(Ok(()), |line| take(&app.pushes, trace, line, outcome))
 }
 
 fn has_not_arrived(error: &axum::Error) -> Stop {
@@ -235,15 +279,14 @@ fn has_not_arrived(error: &axum::Error) -> Stop {
 
 /// Takes in a body that is one push.
 async fn take_one(
-    pushes: &Queue<Timed<Push>>,
+    app: &App,
     trace: Option<TraceContext>,
     body: &mut Body,
     outcome: &mut Outcome,
 ) -> Result<(), Stop> {
     let mut json = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| has_not_arrived(&error))?;
-        json.extend_from_slice(&frame.into_data().unwrap_or_default());
+    while let Some(piece) = app.room.piece(body).await? {
+        json.extend_from_slice(&piece);
         if json.len() > MAX_BYTES {
             break;
         }
@@ -256,7 +299,7 @@ async fn take_one(
         outcome.refuse(1, &hint);
         return Ok(());
     }
-    take(pushes, trace, PushLine { number: 1, push }, outcome)
+    take(&app.pushes, trace, PushLine { number: 1, push }, outcome)
 }
 
 /// Reads what is left of a body, up to a bound. A client that is still sending when the connection is
@@ -264,7 +307,7 @@ async fn take_one(
 async fn skip_rest(body: &mut Body) {
     let mut skipped = 0;
     while let Some(Ok(frame)) = body.frame().await {
-        skipped += frame.data_ref().map_or(0, axum::body::Bytes::len);
+        skipped += frame.data_ref().map_or(0, Bytes::len);
         if skipped > MAX_BODY {
             return;
         }
@@ -323,31 +366,71 @@ fn trace(headers: &HeaderMap) -> Option<TraceContext> {
 mod tests {
     use std::{convert::Infallible, future::ready};
 
-    use axum::body::Bytes;
     use futures::{StreamExt, stream};
     use pipeline::{QueueOptions, queue};
     use serde_json::Value;
 
     use super::*;
 
+    const LINE: &str = r#"{"user_id":1,"event":"push_timed","data":{}}"#;
+
+    fn app(pushes: &Queue<Timed<Push>>, places: usize) -> App {
+        App {
+            pushes: pushes.clone().timed(),
+            signer: Signer::new("twenty bytes at least, and secret", "user socket").unwrap(),
+            client: None,
+            room: Room::new(places),
+        }
+    }
+
+    /// A body that begins like this, and never comes to its end.
+    fn unfinished(beginning: String) -> Body {
+        let begun = stream::once(ready(Ok::<_, Infallible>(Bytes::from(beginning))));
+        Body::from_stream(begun.chain(stream::pending()))
+    }
+
+    async fn post(app: App, body: Body) -> (StatusCode, Value) {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(NDJSON))]);
+        let answer = push(State(app), headers, body).await;
+        let status = answer.status();
+        let told = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, serde_json::from_slice(&told).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_that_are_half_sent_make_room_for_one_that_is_whole() {
+        let (pushes, _producer) = queue(QueueOptions::new());
+        let app = app(&pushes, 3);
+        let mut slow = Vec::new();
+        for _ in 0..3 {
+            let half = unfinished(format!("{LINE}\n{LINE}"));
+            slow.push(tokio::spawn(post(app.clone(), half)));
+            tokio::task::yield_now().await;
+        }
+        let began = tokio::time::Instant::now();
+        for _ in 0..2 {
+            let (status, told) = post(app.clone(), Body::from(LINE)).await;
+            assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        // The first of them made room, and is told what was accepted.
+        let (status, told) = slow.remove(0).await.unwrap();
+        assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(1)));
+        let error = "too many requests at once, and this one was the slowest, \
+                     nothing from here on was accepted";
+        assert_eq!(told["errors"], json!([{ "line": 2, "error": error }]));
+        for other in slow {
+            let (status, _) = other.await.unwrap();
+            assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "there was room for it");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_coming_is_answered_with_what_was_accepted() {
         let (pushes, _producer) = queue(QueueOptions::new());
-        let app = App {
-            pushes: pushes.timed(),
-            signer: Signer::new("twenty bytes at least, and secret", "user socket").unwrap(),
-            client: None,
-            at_once: Arc::new(Semaphore::new(1)),
-        };
-        let line = r#"{"user_id":1,"event":"push_timed","data":{}}"#;
-        let piece = Bytes::from(format!("{line}\n\n{line}\n{line}"));
-        let begun = stream::once(ready(Ok::<_, Infallible>(piece)));
-        let body = Body::from_stream(begun.chain(stream::pending()));
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(NDJSON))]);
-        let answer = push(State(app), headers, body).await;
-        assert_eq!(answer.status(), StatusCode::REQUEST_TIMEOUT);
-        let told = answer.into_body().collect().await.unwrap().to_bytes();
-        let told: Value = serde_json::from_slice(&told).unwrap();
+        let body = unfinished(format!("{LINE}\n\n{LINE}\n{LINE}"));
+        let (status, told) = post(app(&pushes, 1), body).await;
+        assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
         assert_eq!(told["accepted"], 2);
         let error = "the body took too long to arrive, nothing from here on was accepted";
         assert_eq!(told["errors"], json!([{ "line": 4, "error": error }]));
