@@ -253,6 +253,9 @@ impl Drop for Pipeline {
 
 /// How a pipeline ended, and what it left undone.
 ///
+/// What its queues discarded is not in it: [`Queue::discarded`](crate::Queue::discarded) counts that, and the
+/// metric `pipeline.events_discarded`.
+///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 ///

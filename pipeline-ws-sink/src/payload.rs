@@ -223,7 +223,7 @@ pub enum PayloadError {
         event: String,
     },
     /// A binary frame has one byte for the length of each of its fields.
-    #[error("a binary frame has no room for a {field} of {length} bytes: 255 is the most")]
+    #[error("the {field} of a binary frame has {length} bytes: 255 is the most")]
     TooLong {
         /// Which field: `topic`, `event`, `ref`, `join_ref` or `status`.
         field: &'static str,

@@ -42,7 +42,11 @@ pub struct StageReport {
     /// Events that were begun and not finished: in the hands of a worker that was stopped, or of a
     /// callback that failed.
     pub unfinished: usize,
-    /// Events it discarded while it ran, because a buffer was full.
+    /// Events it discarded while it ran, because its buffer was full.
+    ///
+    /// What a queue discarded is not among them: items that were too old, and items that were offered when
+    /// it was full, never came to the stage. [`Queue::discarded`](crate::Queue::discarded) and
+    /// [`StageSnapshot::discarded`](crate::StageSnapshot::discarded) count them.
     pub discarded: usize,
     /// Events that its workers have failed at so often that they were given up; see
     /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They count as brought to an end.

@@ -136,8 +136,12 @@ async fn s_154_children_that_do_not_start_free_their_slots_together() {
     assert_eq!(case.children.started(), [(1, 0)]);
     assert_eq!(case.script.demands(), [3]);
     assert_eq!(case.count().await, (1, 1));
-    let failed =
-        |reason| format!("ERROR message=a worker did not start reason={reason:?} stage=supervisor");
+    let failed = |reason| {
+        format!(
+            "ERROR message=a worker did not start, its event is given up reason={reason:?} \
+             stage=supervisor"
+        )
+    };
     let expected = [failed("failed: no start"), failed("panicked: no start either")];
     assert_eq!(errors(&log), expected, "and nothing of the one that was ignored");
 }
@@ -149,8 +153,8 @@ async fn s_155_a_temporary_child_that_crashes_is_reported_and_done() {
     assert_eq!(case.script.demands(), [2]);
     assert_eq!(case.children.started(), [(0, 0), (1, 0)]);
     case.children.crash(0).await;
-    let report =
-        "ERROR message=a worker failed reason=\"failed: crash\" restart=false stage=supervisor";
+    let report = "ERROR message=a worker failed, its event is given up reason=\"failed: crash\" \
+         restart=false stage=supervisor tries=1";
     assert_eq!(errors(&log), [report]);
     assert_eq!(case.script.demands(), [1]);
     assert_eq!(case.children.started(), []);
@@ -165,8 +169,7 @@ async fn s_156_a_transient_child_that_crashes_is_restarted_in_its_slot() {
     assert_eq!(case.children.started(), [(0, 0), (1, 0)]);
     let child = case.child(0).await;
     case.children.crash(0).await;
-    let report =
-        "ERROR message=a worker failed reason=\"failed: crash\" restart=true stage=supervisor";
+    let report = "ERROR message=a worker failed reason=\"failed: crash\" restart=true stage=supervisor tries=1";
     assert_eq!(errors(&log), [report]);
     assert_eq!(case.children.started(), [(0, 1)]);
     assert_eq!(case.script.demands(), NONE);

@@ -114,7 +114,7 @@ mod tests {
         let error = reply("1", "2", "t", &long, BYTES).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "a binary frame has no room for a status of 256 bytes: 255 is the most"
+            "the status of a binary frame has 256 bytes: 255 is the most"
         );
     }
 

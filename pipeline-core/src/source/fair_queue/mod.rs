@@ -207,7 +207,8 @@ where
         self.end.with(State::key_capacity)
     }
 
-    /// How many offered items were discarded, of all keys.
+    /// How many items were discarded, of all keys: offered ones for want of room, and those that were too
+    /// old. They are not in the [`PipelineReport`](crate::PipelineReport).
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()

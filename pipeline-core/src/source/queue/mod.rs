@@ -205,7 +205,8 @@ impl<T: Send + 'static> Queue<T> {
         self.end.with(Bounded::capacity)
     }
 
-    /// How many items were discarded: offered ones for want of room, and those that were too old.
+    /// How many items were discarded: offered ones for want of room, and those that were too old. They are
+    /// not in the [`PipelineReport`](crate::PipelineReport).
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()

@@ -432,9 +432,13 @@ where
     /// An event is given up when it has failed so often as [`tries`](Self::tries) says, and when its
     /// worker refuses to start with an error. It is logged and counted in any case.
     ///
+    /// A queue that such events are put into has a pipeline of its own. Drain that one after this one: this
+    /// one may give up events until it has ended.
+    ///
     /// ```
     /// use pipeline_core::{
-    ///     ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, SubscribeOptions, from_iter, queue,
+    ///     Closed, ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, SubscribeOptions, from_iter,
+    ///     queue,
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -448,7 +452,10 @@ where
     /// };
     /// let supervisor = ConsumerSupervisor::new(halve).on_given_up(move |n, reason| {
     ///     eprintln!("{n}: {reason}");
-    ///     failed.offer(n);
+    ///     // The queue takes nothing more once its own pipeline drains.
+    ///     if let Err(Closed(n)) = failed.offer(n) {
+    ///         eprintln!("{n} is not put aside");
+    ///     }
     /// });
     /// let mut pipeline = Pipeline::builder("halves")
     ///     .producer(from_iter(0..10))
@@ -688,7 +695,7 @@ where
             Ok(Start::Ignore) => {}
             Err(reason) => {
                 self.count_failure();
-                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start");
+                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start, its event is given up");
                 self.give_up(event, reason);
             }
         }
@@ -827,7 +834,15 @@ where
                 self.count_failure();
                 let failed = restarts.saturating_add(1);
                 let restart = self.may_try_again(failed);
-                tracing::error!(stage = %self.stage, reason = shown(&reason), restart, "a worker failed");
+                let (stage, tries) = (&self.stage, failed);
+                if restart {
+                    tracing::error!(%stage, reason = shown(&reason), restart, tries, "a worker failed");
+                } else {
+                    tracing::error!(
+                        %stage, reason = shown(&reason), restart, tries,
+                        "a worker failed, its event is given up"
+                    );
+                }
                 return self.after_failure(id, event, failed, reason);
             }
             Err(error) if error.is_panic() => {
