@@ -249,7 +249,7 @@ async fn a_client_that_does_not_wait_for_answers_gets_few_of_them_in_one_turn() 
         }
     };
     timeout(PATIENCE, all_are_answered).await.unwrap();
-    assert!((1..=8).contains(&most), "{most} answers in one turn");
+    assert!((1..=16).contains(&most), "{most} answers in one turn");
 }
 
 #[tokio::test]

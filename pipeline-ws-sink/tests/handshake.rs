@@ -5,17 +5,9 @@
 
 mod support;
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-};
+use std::net::SocketAddr;
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request};
-use http_body_util::Empty;
+use http::{HeaderName, HeaderValue};
 use pipeline_test_support::{Log, connect, reply};
 use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, Mount, PeerAddr};
 use serde_json::json;
@@ -24,8 +16,6 @@ use support::{
     door::Door,
     server::Server,
 };
-use tokio::task::yield_now;
-use tower_service::Service;
 
 const SOCKET: &str = "/socket/websocket";
 const EVIL: (&str, &str) = ("origin", "http://evil.test");
@@ -203,31 +193,6 @@ async fn a_page_from_elsewhere_is_refused_and_the_log_says_what_was_expected() {
                     origin=\"http://evil.test\" socket=\"Doorman\"";
     assert!(log.iter().any(|line| line == expected), "{log:#?}");
     assert_eq!(door.upgrade(SOCKET, &[("origin", "https://localhost:9")]).await.status, 101);
-}
-
-/// On one thread, so that what happens between two turns of a task is what others did in theirs.
-#[tokio::test]
-async fn a_client_that_does_not_wait_for_answers_gets_few_of_them_in_one_turn() {
-    const REQUESTS: usize = 200;
-    let mut endpoint = Endpoint::builder().build().unwrap();
-    let answered = Arc::new(AtomicUsize::new(0));
-    let counted = answered.clone();
-    let asking = tokio::spawn(async move {
-        for _ in 0..REQUESTS {
-            let request = Request::get("/elsewhere").body(Empty::<Bytes>::new()).unwrap();
-            assert_eq!(endpoint.call(request).await.unwrap().status(), 404);
-            counted.fetch_add(1, Relaxed);
-        }
-    });
-    let (mut seen, mut most) = (0, 0);
-    while !asking.is_finished() {
-        yield_now().await;
-        let now = answered.load(Relaxed);
-        most = most.max(now - seen);
-        seen = now;
-    }
-    asking.await.unwrap();
-    assert!((1..=8).contains(&most), "{most} answers in one turn");
 }
 
 #[tokio::test]
