@@ -89,7 +89,7 @@ impl<C: Channel> ChannelHandle<C> {
         Self { mailbox, channel: PhantomData }
     }
 
-    /// Sends a message. It waits while the channel has 256 messages before it.
+    /// Sends a message. It waits while 256 messages of tasks wait for the channel.
     ///
     /// # Errors
     ///
@@ -148,7 +148,7 @@ pub enum SendError {
     /// It has ended.
     #[error("the channel has ended")]
     Ended,
-    /// 256 messages wait for it.
+    /// 256 messages of tasks wait for it.
     #[error("too many messages wait for the channel")]
     Full,
 }

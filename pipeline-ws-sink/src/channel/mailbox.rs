@@ -19,12 +19,12 @@ use crate::{
     since::Since,
 };
 
-/// How many messages of the server may wait for a channel. A channel that is sent more broadcasts than it
-/// can intercept has fallen behind for good, and ends. What its client says is bounded in bytes, by the
-/// socket's [inbox](crate::inbox::Inbox).
-const CAPACITY: usize = 256;
+/// How many messages of each [kind](Kind) may wait for a channel. A channel that is sent more broadcasts
+/// than it can handle has fallen behind for good, and ends. What its client says is bounded in bytes, by
+/// the socket's [inbox](crate::inbox::Inbox).
+const CAPACITY: u16 = 256;
 
-/// How many bytes the broadcasts may carry that wait for a channel. One of any size may wait.
+/// How many bytes the broadcasts of each kind may carry that wait for a channel. One of any size may wait.
 const BYTES: usize = 16 << 20;
 
 /// A channel's messages, handled one after the other. It takes memory only while some wait.
@@ -36,10 +36,10 @@ pub(crate) struct Mailbox {
 #[derive(Debug, Default)]
 struct State {
     letters: VecDeque<Letter>,
-    /// How many of them [count](Letter::counts) for [`CAPACITY`].
-    counted: usize,
-    /// How many bytes they carry.
-    bytes: usize,
+    /// How many of each kind wait.
+    counts: [u16; 3],
+    /// How many bytes those of each kind carry.
+    bytes: [usize; 3],
     closed: bool,
     overflowed: bool,
     /// The channel, while it waits for a message.
@@ -65,12 +65,23 @@ pub(crate) enum Letter {
     Close(ExitReason),
 }
 
+/// What the server sends to a channel. Each kind has room of its own: broadcasts do not wait, so they must
+/// not find the room taken by senders that do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Intercepted,
+    Foreign,
+    Info,
+}
+
 impl Letter {
-    /// Whether it is bounded by its number. What the client says is bounded by its bytes.
-    fn counts(&self) -> bool {
+    /// Its kind, if it is bounded by its number. What the client says is bounded by its bytes.
+    fn kind(&self) -> Option<Kind> {
         match self {
-            Self::Intercepted(_) | Self::Foreign(_) | Self::Info(_) => true,
-            Self::Event { .. } | Self::Leave { .. } | Self::Close(_) => false,
+            Self::Intercepted(_) => Some(Kind::Intercepted),
+            Self::Foreign(_) => Some(Kind::Foreign),
+            Self::Info(_) => Some(Kind::Info),
+            Self::Event { .. } | Self::Leave { .. } | Self::Close(_) => None,
         }
     }
 
@@ -84,10 +95,9 @@ impl Letter {
     }
 }
 
-/// How much room there is for broadcasts.
+/// How much room there is for broadcasts on the channel's own topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// As much as there is for all.
     Usual,
     /// Twice as much, for senders that cannot wait, where the usual room may be full because others do.
     Twice,
@@ -142,7 +152,7 @@ impl Mailbox {
             if state.closed {
                 return Poll::Ready(Err(NotSent::Closed));
             }
-            if state.is_full(Room::Usual) {
+            if letter.as_ref().is_some_and(|letter| !state.has_room_for(letter, Room::Usual)) {
                 if !state.senders.iter().any(|sender| sender.will_wake(cx.waker())) {
                     state.senders.push(cx.waker().clone());
                 }
@@ -162,7 +172,7 @@ impl Mailbox {
         if state.closed {
             return Err(NotSent::Closed);
         }
-        if state.is_full(Room::Usual) {
+        if !state.has_room_for(&letter, Room::Usual) {
             return Err(NotSent::Full);
         }
         state.put(letter);
@@ -186,8 +196,9 @@ impl Mailbox {
             return 0;
         };
         let last = state.letters.split_off(at);
-        let dropped = std::mem::replace(&mut state.letters, last);
-        state.counted = state.letters.iter().filter(|letter| letter.counts()).count();
+        let dropped = std::mem::take(&mut state.letters);
+        (state.counts, state.bytes) = Default::default();
+        last.into_iter().for_each(|letter| state.put(letter));
         drop(state);
         dropped.len()
     }
@@ -216,7 +227,7 @@ impl Mailbox {
         if state.closed || state.overflowed {
             return;
         }
-        if state.is_full(room) {
+        if !state.has_room_for(&letter, room) {
             state.overflowed = true;
             if let Some(receiver) = state.receiver.take() {
                 receiver.wake();
@@ -248,9 +259,9 @@ impl Mailbox {
                 state.receiver = Some(cx.waker().clone());
                 return Poll::Pending;
             };
-            if letter.counts() {
-                state.counted -= 1;
-                state.bytes -= letter.bytes();
+            if let Some(kind) = letter.kind() {
+                state.counts[kind as usize] -= 1;
+                state.bytes[kind as usize] -= letter.bytes();
                 state.senders.drain(..).for_each(Waker::wake);
             }
             Poll::Ready(Ok(letter))
@@ -260,18 +271,22 @@ impl Mailbox {
 }
 
 impl State {
-    /// Whether no more messages of the server may be put in.
-    fn is_full(&self, room: Room) -> bool {
+    /// Whether one more of this kind may be put in.
+    fn has_room_for(&self, letter: &Letter, room: Room) -> bool {
+        let Some(kind) = letter.kind() else { return true };
         let times = match room {
             Room::Usual => 1,
             Room::Twice => 2,
         };
-        self.counted >= times * CAPACITY || self.bytes >= times * BYTES
+        self.counts[kind as usize] < times * CAPACITY
+            && self.bytes[kind as usize] < usize::from(times) * BYTES
     }
 
     fn put(&mut self, letter: Letter) {
-        self.counted += usize::from(letter.counts());
-        self.bytes += letter.bytes();
+        if let Some(kind) = letter.kind() {
+            self.counts[kind as usize] += 1;
+            self.bytes[kind as usize] += letter.bytes();
+        }
         self.letters.push_back(letter);
         if let Some(receiver) = self.receiver.take() {
             receiver.wake();
@@ -308,7 +323,7 @@ mod tests {
 
     #[tokio::test]
     async fn broadcasts_that_wait_are_bounded_by_their_number_and_their_bytes() {
-        for (bytes, most) in [(10, CAPACITY), (1 << 20, 16)] {
+        for (bytes, most) in [(10, usize::from(CAPACITY)), (1 << 20, 16)] {
             let mailbox = Mailbox::default();
             while mailbox.offer(news(bytes)).is_ok() {}
             assert_eq!(mailbox.len(), most);
@@ -321,5 +336,32 @@ mod tests {
             mailbox.intercepted(news(bytes), Room::Twice);
             assert!(mailbox.receive().await.is_err());
         }
+    }
+
+    #[tokio::test]
+    async fn broadcasts_of_another_topic_have_room_of_their_own() {
+        for (bytes, most) in [(10, usize::from(CAPACITY)), (1 << 20, 16)] {
+            let mailbox = Mailbox::default();
+            for _ in 0..2 * most {
+                mailbox.intercepted(news(bytes), Room::Twice);
+            }
+            for n in 0..=most {
+                assert!(!mailbox.state.lock().overflowed, "{n}");
+                let payload = json!({ "padding": "x".repeat(bytes) });
+                mailbox.foreign((&Encoded::new("elsewhere", "news", payload).unwrap()).into());
+            }
+            assert!(mailbox.receive().await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_of_tasks_that_wait_for_room_take_none_from_broadcasts() {
+        let mailbox = Mailbox::default();
+        while mailbox.try_send(Letter::Info(Box::new(1))).is_ok() {}
+        mailbox.intercepted(news(10), Room::Usual);
+        mailbox.foreign((&Encoded::new("elsewhere", "news", json!({})).unwrap()).into());
+        assert_eq!(mailbox.len(), usize::from(CAPACITY) + 2);
+        assert!(mailbox.receive().await.is_ok());
+        assert_eq!(mailbox.try_send(Letter::Info(Box::new(1))), Ok(()));
     }
 }
