@@ -35,7 +35,7 @@ struct Lane {
     /// Whose turn it is.
     first: u64,
     behind: VecDeque<Behind>,
-    /// The first could not be sent, and is tried again later.
+    /// The first could not be sent, and is tried again later. Nobody has its turn meanwhile.
     rests: bool,
     /// From now on nobody in it waits for slow clients.
     hurries: bool,
@@ -47,6 +47,18 @@ struct Behind {
     number: u64,
     /// Its task, once that waits for its turn.
     task: Option<Waker>,
+    who: Who,
+}
+
+/// Who stands in a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// An event of a pipeline, which keeps its order with the others of that pipeline.
+    Ordered,
+    /// One that goes before an event that rests, and before those that stand behind that.
+    Overtaking,
+    /// An event that rests, and that has been overtaken.
+    Resting,
 }
 
 /// A place in the lane of a topic. The next in line has its turn when it is dropped.
@@ -61,15 +73,16 @@ pub(super) struct Place {
 }
 
 impl Lanes {
-    /// Takes the last place in the lane of a topic.
-    pub(super) fn enter(self: &Arc<Self>, topic: &Arc<str>) -> Place {
+    /// Takes the last place in the lane of a topic, unless it overtakes one that rests.
+    pub(super) fn enter(self: &Arc<Self>, topic: &Arc<str>, who: Who) -> Place {
         let at = self.shard_of(topic);
         let mut shard = self.shards[at].lock();
         let number = shard.next;
         shard.next += 1;
         let began = if let Some(lane) = shard.lanes.get_mut(topic) {
-            lane.behind.push_back(Behind { number, task: None });
-            false
+            lane.behind.push_back(Behind { number, task: None, who });
+            lane.pass();
+            lane.first == number
         } else {
             let (behind, hurry) = (VecDeque::new(), None);
             let lane = Lane { first: number, behind, rests: false, hurries: false, hurry };
@@ -96,8 +109,33 @@ impl Lane {
     /// The next one has its turn, if there is one. Returns its task, once that waits.
     fn advance(&mut self) -> Option<Option<Waker>> {
         let next = self.behind.pop_front()?;
+        (self.first, self.rests) = (next.number, next.who == Who::Resting);
+        Some(if self.rests { self.pass() } else { next.task })
+    }
+
+    /// If the first rests, the next one that may pass it has its turn. Returns its task, once that waits.
+    ///
+    /// In a lane that hurries, all may, and the first is out of the lane with that. Otherwise it stands at
+    /// the front of the others.
+    fn pass(&mut self) -> Option<Waker> {
+        if !self.rests {
+            return None;
+        }
+        let mut behind = self.behind.iter();
+        let at = behind.position(|behind| self.hurries || behind.who == Who::Overtaking)?;
+        let next = self.behind.remove(at)?;
+        if !self.hurries {
+            let number = self.first;
+            self.behind.push_front(Behind { number, task: None, who: Who::Resting });
+        }
         (self.first, self.rests) = (next.number, false);
-        Some(next.task)
+        next.task
+    }
+
+    /// The place of this number, if it is not the first.
+    fn behind(&mut self, number: u64) -> Option<&mut Behind> {
+        let at = self.behind.binary_search_by_key(&number, |behind| behind.number).ok()?;
+        self.behind.get_mut(at)
     }
 }
 
@@ -119,11 +157,8 @@ impl Place {
 
     fn poll_turn(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.in_lane(|lane| {
-            let Ok(at) = lane.behind.binary_search_by_key(&self.number, |behind| behind.number)
-            else {
-                return Poll::Ready(());
-            };
-            match &mut lane.behind[at].task {
+            let Some(behind) = lane.behind(self.number) else { return Poll::Ready(()) };
+            match &mut behind.task {
                 Some(known) => known.clone_from(cx.waker()),
                 unknown => *unknown = Some(cx.waker().clone()),
             }
@@ -144,33 +179,42 @@ impl Place {
             if let Some(hurry) = &lane.hurry {
                 hurry.notify_one();
             }
-            if lane.rests { lane.advance().flatten() } else { None }
+            lane.pass()
         });
         if let Some(task) = task {
             task.wake();
         }
     }
 
-    /// Its event could not be sent, and is tried again later. The others wait for it meanwhile, unless the
-    /// lane hurries: then they pass it.
+    /// Its event could not be sent, and is tried again later. The others of its pipeline wait for it
+    /// meanwhile, unless the lane hurries: then they pass it.
     pub(super) fn rest(&self) {
         let task = self.in_lane(|lane| {
             if lane.first != self.number {
                 return None;
             }
             lane.rests = true;
-            if lane.hurries { lane.advance().flatten() } else { None }
+            lane.pass()
         });
         if let Some(task) = task {
             task.wake();
         }
     }
 
-    /// Whether it still is in its lane after it has [rested](Self::rest).
-    pub(super) fn goes_on(&self) -> bool {
+    /// Its event is tried again after it has [rested](Self::rest). Returns the place, unless it has been
+    /// passed and is in its lane no longer.
+    pub(super) fn goes_on(mut self) -> Option<Self> {
         let mut shard = self.lanes.shards[self.shard].lock();
-        let lane = shard.lanes.get_mut(&self.topic).filter(|lane| lane.first == self.number);
-        lane.map(|lane| lane.rests = false).is_some()
+        let lane = shard.lanes.get_mut(&self.topic)?;
+        self.began = lane.first == self.number;
+        let is_in_lane = if self.began {
+            lane.rests = false;
+            true
+        } else {
+            lane.behind(self.number).map(|behind| behind.who = Who::Ordered).is_some()
+        };
+        drop(shard);
+        is_in_lane.then_some(self)
     }
 
     /// Waits until the lane has to [hurry](Self::hurry). For the one whose turn it is.
@@ -228,8 +272,8 @@ mod tests {
     #[tokio::test]
     async fn turns_come_in_the_order_of_the_places_however_late_their_tasks_are() {
         let lanes = Arc::new(Lanes::default());
-        let [first, second, third] = [(); 3].map(|()| lanes.enter(&"t".into()));
-        let other = lanes.enter(&"another".into());
+        let [first, second, third] = [(); 3].map(|()| lanes.enter(&"t".into(), Who::Ordered));
+        let other = lanes.enter(&"another".into(), Who::Ordered);
         assert!(poll!(pin!(other.turn())).is_ready());
         assert!(poll!(pin!(third.turn())).is_pending());
         assert!(poll!(pin!(first.turn())).is_ready());
@@ -246,7 +290,7 @@ mod tests {
     #[tokio::test]
     async fn a_lane_that_hurries_does_so_until_it_is_empty() {
         let lanes = Arc::new(Lanes::default());
-        let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into()));
+        let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
         let mut hurried = Box::pin(first.hurried());
         assert!(poll!(&mut hurried).is_pending());
         second.hurry();
@@ -254,18 +298,18 @@ mod tests {
         drop(first);
         second.hurried().await;
         drop(second);
-        let third = lanes.enter(&"t".into());
+        let third = lanes.enter(&"t".into(), Who::Ordered);
         assert!(poll!(pin!(third.hurried())).is_pending());
     }
 
     #[tokio::test]
-    async fn one_that_rests_is_passed_only_in_a_lane_that_hurries() {
+    async fn one_that_rests_is_passed_by_its_own_pipeline_only_in_a_lane_that_hurries() {
         for hurries_before in [true, false] {
             let lanes = Arc::new(Lanes::default());
-            let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into()));
+            let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
             first.rest();
             assert!(poll!(pin!(second.turn())).is_pending());
-            assert!(first.goes_on());
+            let first = first.goes_on().unwrap();
             if hurries_before {
                 second.hurry();
                 assert!(poll!(pin!(second.turn())).is_pending(), "the first has its turn");
@@ -275,22 +319,95 @@ mod tests {
                 second.hurry();
             }
             assert!(poll!(pin!(second.turn())).is_ready());
-            assert!(!first.goes_on());
+            assert!(first.goes_on().is_none());
             drop(second);
             assert_eq!(lanes.open(), 0);
-            // A lane that begins anew is not the one that it was in.
-            let third = lanes.enter(&"t".into());
-            assert!(!first.goes_on());
-            drop(first);
-            assert!(third.goes_on());
         }
+    }
+
+    #[tokio::test]
+    async fn a_place_that_was_passed_is_none_in_a_lane_that_begins_anew() {
+        let lanes = Arc::new(Lanes::default());
+        let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
+        first.rest();
+        second.hurry();
+        drop(second);
+        let third = lanes.enter(&"t".into(), Who::Ordered);
+        assert!(first.goes_on().is_none());
+        assert!(third.goes_on().is_some());
+        assert_eq!(lanes.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_that_rests_is_overtaken_and_keeps_its_place_before_the_others() {
+        for entered_before in [true, false] {
+            for goes_on_meanwhile in [true, false] {
+                let lanes = Arc::new(Lanes::default());
+                let enter = |who| lanes.enter(&"t".into(), who);
+                let [first, second] = [(); 2].map(|()| enter(Who::Ordered));
+                let early = entered_before.then(|| enter(Who::Overtaking));
+                first.rest();
+                let overtaking = early.unwrap_or_else(|| enter(Who::Overtaking));
+                assert!(poll!(pin!(overtaking.turn())).is_ready());
+                let another = enter(Who::Overtaking);
+                assert!(poll!(pin!(another.turn())).is_pending(), "one after the other");
+                if goes_on_meanwhile {
+                    let first = first.goes_on().unwrap();
+                    assert!(poll!(pin!(first.turn())).is_pending());
+                    drop(overtaking);
+                    assert!(poll!(pin!(first.turn())).is_ready());
+                    assert!(poll!(pin!(another.turn())).is_pending(), "it rests no longer");
+                    first.rest();
+                    assert!(poll!(pin!(another.turn())).is_ready());
+                    drop((another, first));
+                } else {
+                    drop(overtaking);
+                    assert!(poll!(pin!(another.turn())).is_ready());
+                    drop(another);
+                    assert!(poll!(pin!(second.turn())).is_pending());
+                    let first = first.goes_on().unwrap();
+                    assert!(poll!(pin!(first.turn())).is_ready());
+                    drop(first);
+                }
+                assert!(poll!(pin!(second.turn())).is_ready());
+                drop(second);
+                assert_eq!(lanes.open(), 0);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_rests_and_is_overtaken_is_passed_when_its_lane_hurries() {
+        let lanes = Arc::new(Lanes::default());
+        let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
+        first.rest();
+        let overtaking = lanes.enter(&"t".into(), Who::Overtaking);
+        second.hurry();
+        assert!(poll!(pin!(second.turn())).is_pending());
+        drop(overtaking);
+        assert!(poll!(pin!(second.turn())).is_ready());
+        assert!(first.goes_on().is_none());
+        drop(second);
+        assert_eq!(lanes.open(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_next_event_passes_one_that_rests_alone_in_a_lane_that_hurries() {
+        let lanes = Arc::new(Lanes::default());
+        let first = lanes.enter(&"t".into(), Who::Ordered);
+        first.hurry();
+        first.rest();
+        let second = lanes.enter(&"t".into(), Who::Ordered);
+        assert!(poll!(pin!(second.turn())).is_ready());
+        drop((first, second));
+        assert_eq!(lanes.open(), 0);
     }
 
     #[tokio::test]
     async fn a_sender_that_gives_up_leaves_nothing_behind() {
         let lanes = Arc::new(Lanes::default());
         for gives_up in [0, 1, 2] {
-            let mut places = [(); 3].map(|()| Some(lanes.enter(&"t".into())));
+            let mut places = [(); 3].map(|()| Some(lanes.enter(&"t".into(), Who::Ordered)));
             places[gives_up] = None;
             for place in places.iter_mut().filter_map(Option::take) {
                 place.turn().await;

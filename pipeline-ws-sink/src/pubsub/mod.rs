@@ -26,7 +26,7 @@ pub use self::{
     table::SubscriberId,
 };
 use self::{
-    lanes::{Lanes, Place},
+    lanes::{Lanes, Place, Who},
     table::Behind,
     topics::Topics,
 };
@@ -253,7 +253,9 @@ impl PubSub {
     /// Calls for one topic are sent one after the other, in the order in which their futures are
     /// first polled. So a slow client holds up all who send to its topic, for as long as its policy
     /// says, and again if it comes back: [`WhenFull::Wait`](crate::WhenFull::Wait) suits topics of
-    /// one user each.
+    /// one user each. An event of a [`pusher`](Self::pusher) that could not be sent, and is tried again
+    /// later, does not hold them up: they go before it, and before the events of its topic that wait for
+    /// it.
     ///
     /// # Errors
     ///
@@ -271,7 +273,7 @@ impl PubSub {
     /// # }
     /// ```
     pub async fn send(&self, push: &Push) -> Result<(), BroadcastError> {
-        let place = self.shared.lanes.enter(push.event.shared_topic());
+        let place = self.shared.lanes.enter(push.event.shared_topic(), Who::Overtaking);
         self.send_from(&place, push).await
     }
 

@@ -151,7 +151,9 @@ impl<F> Pusher<F> {
     ///
     /// Several slow clients do not hold up the others either: on all topics together, no more workers
     /// wait than half of those that can [be spared](ChildContext::spare), and one at least. Where none
-    /// can be, because `min_demand` is 0, that one holds up the others for as long as it waits.
+    /// can be, because `min_demand` is 0, that one holds up the others for as long as it waits. An event
+    /// that is tried again later counts for the demand until it is sent or given up: where `min_demand` is
+    /// 0, the pipeline asks for no more until then.
     ///
     /// It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait), and for events that cannot be
     /// sent. As long as all events have been for one topic, all workers may wait.

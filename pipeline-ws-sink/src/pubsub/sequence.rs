@@ -10,7 +10,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::lanes::{Lanes, Place};
+use super::lanes::{Lanes, Place, Who};
 
 /// The order in which the events of a pipeline came, of those that are being worked on.
 ///
@@ -86,7 +86,7 @@ impl State {
             let number = self.first;
             self.first += 1;
             if let Some(InLine::Ready { topic, task }) = self.line.pop_front() {
-                self.places.insert(number, lanes.enter(&topic));
+                self.places.insert(number, lanes.enter(&topic, Who::Ordered));
                 tasks.extend(task);
             }
         }
@@ -125,14 +125,14 @@ impl Ticket {
     /// its place.
     fn get_ready(&self, topic: &Arc<str>) -> Option<Place> {
         // It may have been passed meanwhile.
-        let kept = self.kept.lock().take().filter(Place::goes_on);
+        let kept = self.kept.lock().take().and_then(Place::goes_on);
         let mut state = self.sequence.state.lock();
         if kept.is_none() && state.first == self.number && state.line.len() == 1 {
             // The only one in line.
             state.line.clear();
             state.first += 1;
             let task = state.supervisor.take();
-            let place = self.lanes.enter(topic);
+            let place = self.lanes.enter(topic, Who::Ordered);
             drop(state);
             task.into_iter().for_each(Waker::wake);
             return Some(place);
@@ -141,14 +141,18 @@ impl Ticket {
         if let Some(place) = kept.or_else(|| state.places.remove(&self.number)) {
             drop(state);
             // A place in another lane is given up.
-            return Some(if place.topic() == topic { place } else { self.lanes.enter(topic) });
+            return Some(if place.topic() == topic {
+                place
+            } else {
+                self.lanes.enter(topic, Who::Ordered)
+            });
         }
         match state.ticket(self.number) {
             Some(ticket) if !matches!(ticket, InLine::Gone) => {
                 *ticket = InLine::Ready { topic: topic.clone(), task: None };
             }
             // An earlier try has left the line.
-            _ => return Some(self.lanes.enter(topic)),
+            _ => return Some(self.lanes.enter(topic, Who::Ordered)),
         }
         let tasks = state.advance(&self.lanes);
         let place = state.places.remove(&self.number);
@@ -157,7 +161,7 @@ impl Ticket {
         place
     }
 
-    /// Keeps a place for the next try, unless its lane hurries.
+    /// Keeps a place for the next try, unless it is passed meanwhile.
     pub(super) fn keep(&self, place: Place) {
         place.rest();
         *self.kept.lock() = Some(place);
