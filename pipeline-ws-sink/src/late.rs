@@ -12,6 +12,9 @@ pub(crate) const RECOVERY: Duration = Duration::from_secs(5);
 
 /// Whether the process was stopped when this deadline passed, if it is noticed now: then it says nothing
 /// about a client.
+///
+/// This holds only if the caller has waited for the deadline. One that had passed before the wait began is
+/// late without a stop.
 pub(crate) fn is_late(deadline: Instant, now: Instant) -> bool {
     now.saturating_duration_since(deadline) >= LATE
 }

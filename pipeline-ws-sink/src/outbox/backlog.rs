@@ -232,6 +232,11 @@ impl Backlog {
         self.full_since.get_or_insert(now);
     }
 
+    /// If there is no room, that counts from this moment on.
+    pub(super) fn is_full_anew(&mut self, now: Instant) {
+        self.full_since = self.full_since.map(|_| now);
+    }
+
     /// Takes note that the socket has taken something.
     pub(super) fn has_moved(&mut self, limits: OutboxLimits) {
         self.blocked_since = None;

@@ -66,7 +66,7 @@ impl Outbox {
         let has_room = || self.makes_room(&mut self.state.lock());
         if !has_room() {
             let deadline = Deadline::after(Instant::now(), limit).min(self.full_until());
-            self.or_give_up(deadline, self.room(), has_room).await;
+            self.or_give_up(deadline, &mut None, self.room(), has_room).await;
         }
     }
 
@@ -74,28 +74,44 @@ impl Outbox {
     /// tried once more, and in vain only if the client is too slow: then the socket is closed.
     ///
     /// A process that was stopped notices the deadline before it has seen what the client has taken
-    /// meanwhile, and waits a little longer.
+    /// meanwhile, and waits a little longer: until `recovery`, which is set then. A sender that waits for
+    /// several clients in turn passes the same `recovery` for all of them.
     pub(crate) async fn or_give_up(
         &self,
-        mut deadline: Deadline,
+        deadline: Deadline,
+        recovery: &mut Option<Deadline>,
         waiting: impl Future<Output = ()>,
         once_more: impl Fn() -> bool,
     ) {
+        let begun = Instant::now();
+        let mut deadline = recovery.map_or(deadline, |until| deadline.max(until));
         let mut waiting = pin!(waiting);
         loop {
-            tokio::select! {
+            let has_room = tokio::select! {
                 biased;
-                () = &mut waiting => return,
-                () = deadline.passed() => {}
-            }
-            if once_more() {
-                return;
-            }
+                () = &mut waiting => true,
+                () = deadline.passed() => once_more(),
+            };
             let now = Instant::now();
-            if !deadline.instant().is_some_and(|at| is_late(at, now)) {
-                return self.give_up();
+            // A deadline that had passed before was not waited for, and says nothing about the process.
+            let was_stopped = deadline.instant().is_some_and(|at| is_late(at.max(begun), now));
+            if was_stopped {
+                deadline = Deadline::after(now, RECOVERY);
+                *recovery = Some(deadline);
             }
-            deadline = Deadline::after(now, RECOVERY);
+            match (has_room, &recovery) {
+                (true, None) => return,
+                (true, Some(_)) => return self.is_full_anew(now),
+                (false, _) if was_stopped => {}
+                (false, _) => return self.give_up(),
+            }
+        }
+    }
+
+    /// The process was stopped while there was no room. The client has to catch up from now on.
+    fn is_full_anew(&self, now: Instant) {
+        if let Some(backlog) = &mut self.state.lock().backlog {
+            backlog.is_full_anew(now);
         }
     }
 
@@ -328,6 +344,35 @@ mod tests {
             waiting.await.unwrap();
             assert_eq!(end(&outbox), (!reads).then_some(SocketEnd::Overflow));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_was_full_when_the_process_was_stopped_has_to_catch_up_from_then_on() {
+        let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+        let (ours, mut client) = duplex(12);
+        let limits = OutboxLimits { frames: 4, bytes: 1000 };
+        let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
+        let outbox = outbox.when_full(WhenFull::wait()).max_behind(Duration::from_secs(30));
+        let outbox = Arc::new(outbox);
+        (0..5).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        let wait = || {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { outbox.wait_for_room().await })
+        };
+        let waiting = wait();
+        settle().await;
+        assert!(!waiting.is_finished());
+        client.read_exact(&mut [0; 12]).await.unwrap();
+        advance(Duration::from_secs(60)).await;
+        waiting.await.unwrap();
+        // There is room for one, and less than half of it.
+        outbox.offer_shared(&news(), Way::Direct).unwrap();
+        let waiting = wait();
+        settle().await;
+        assert!(!waiting.is_finished());
+        client.read_exact(&mut [0; 12]).await.unwrap();
+        waiting.await.unwrap();
+        assert_eq!(end(&outbox), None);
     }
 
     #[tokio::test(start_paused = true)]

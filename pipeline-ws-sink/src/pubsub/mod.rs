@@ -298,12 +298,12 @@ impl PubSub {
     /// that sockets have for those who cannot wait.
     async fn wait_for_all(&self, behind: Vec<Behind>, event: &Encoded, place: &Place) {
         let (since, mut hurried) = (Instant::now(), pin!(place.hurried()));
-        let mut has_to_hurry = false;
+        let (mut has_to_hurry, mut recovery) = (false, None);
         for who in behind {
             if !has_to_hurry {
                 tokio::select! {
                     biased;
-                    () = self.shared.table.wait_for(&who, event, since) => continue,
+                    () = self.shared.table.wait_for(&who, event, since, &mut recovery) => continue,
                     () = &mut hurried => has_to_hurry = true,
                 }
             }

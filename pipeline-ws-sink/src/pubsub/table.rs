@@ -237,8 +237,15 @@ impl Table {
 
     /// Waits until somebody has room, and hands the broadcast over; or closes the socket that has had
     /// none for as long as its policy says, since this moment, or that has been full for too long in
-    /// all.
-    pub(super) async fn wait_for(&self, who: &Behind, broadcast: &Encoded, waiting_since: Instant) {
+    /// all. If the process was stopped meanwhile, all clients of the broadcast have one
+    /// [recovery](Outbox::or_give_up).
+    pub(super) async fn wait_for(
+        &self,
+        who: &Behind,
+        broadcast: &Encoded,
+        waiting_since: Instant,
+        recovery: &mut Option<Deadline>,
+    ) {
         let (Behind::Socket(outbox, _) | Behind::Channel(_, outbox)) = who;
         let limit = outbox.wait_limit().unwrap_or_default();
         let deadline = Deadline::after(waiting_since, limit).min(outbox.full_until());
@@ -264,7 +271,7 @@ impl Table {
             }
             Behind::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
         };
-        outbox.or_give_up(deadline, waiting, once_more).await;
+        outbox.or_give_up(deadline, recovery, waiting, once_more).await;
     }
 
     /// Hands a broadcast over without waiting, into the room beyond the limits of a socket's outbox, or
