@@ -545,10 +545,10 @@ impl EndpointBuilder {
     /// How many bytes of memory may wait to be written to all sockets together. Default 256 MiB.
     ///
     /// [`Mount::max_outbox`] bounds what waits for each socket. A broadcast counts once, however many
-    /// sockets it waits for. The first 16 KiB of each socket do not count. When the limit is reached, a
-    /// socket may hold these 16 KiB and the message that is being written: with more, its outbox is full,
-    /// and [`Mount::when_full`] says what becomes of its events. Replies may take twice as much; a client
-    /// that reads none of them for so long is closed.
+    /// sockets it waits for. The first 16 KiB of memory of each socket do not count, which are about 30
+    /// small messages. When the limit is reached, a socket may hold these 16 KiB and the message that is
+    /// being written: with more, its outbox is full, and [`Mount::when_full`] says what becomes of its
+    /// events. Replies may take twice as much; a client that reads none of them for so long is closed.
     ///
     /// The gauge `socket.outbox_bytes` shows what counts.
     ///

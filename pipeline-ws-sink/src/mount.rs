@@ -482,7 +482,8 @@ impl<S: Socket> Mount<S> {
     /// for what waits behind the message that is being written, and no message counts for more than
     /// half of the bytes: so none is too large to be sent. Replies, and what else the client waits
     /// for, may take twice as much. A message for one client alone counts for the memory that it takes,
-    /// which is about 500 bytes at least, and a broadcast for its length.
+    /// which is about 500 bytes at least, and a broadcast for its length. (For the endpoint, both count
+    /// for their memory.)
     ///
     /// A loop that does not yield keeps a client from reading that lives on the same thread, and one
     /// that polls from fetching. Then what the system's buffers do not hold is all that is left. Over

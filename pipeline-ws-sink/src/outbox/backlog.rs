@@ -25,6 +25,15 @@ pub(crate) struct OutboxLimits {
     pub(crate) bytes: usize,
 }
 
+/// How much may wait at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+    /// Bytes of memory, which broadcasts take more of than they are long.
+    pub(super) memory: usize,
+}
+
 /// The frames that wait for a socket, in their order.
 ///
 /// Each frame has a cost, which counts against the limits: one frame, and the bytes that it holds
@@ -40,9 +49,9 @@ pub(super) struct Backlog {
     /// All that waits, and what is in hand.
     total: Load,
     /// What that costs, the bytes of the front included.
-    cost: Load,
+    cost: Cost,
     /// The cost of what waits and must not be dropped because of its kind.
-    essential: Load,
+    essential: Cost,
     /// What has been taken out to be written, and may come back.
     in_hand: InHandLoad,
     /// How much of the first frame has been written.
@@ -59,9 +68,9 @@ pub(super) struct Backlog {
 #[derive(Clone, Copy, Debug, Default)]
 struct InHandLoad {
     load: Load,
-    cost: Load,
+    cost: Cost,
     /// The bytes that the first of them costs.
-    first: usize,
+    first: Cost,
 }
 
 /// A frame on its way out, for one socket or for many.
@@ -109,6 +118,14 @@ pub(crate) struct Load {
     pub(crate) bytes: usize,
 }
 
+/// What frames count for against the limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cost {
+    frames: usize,
+    bytes: usize,
+    memory: usize,
+}
+
 impl Backlog {
     /// An empty one with these limits, and memory for so many frames, which are about to come.
     pub(super) fn new(limits: OutboxLimits, frames: usize) -> Self {
@@ -116,8 +133,8 @@ impl Backlog {
             queue: VecDeque::with_capacity(frames),
             costliest: limits.bytes / 2,
             total: Load::default(),
-            cost: Load::default(),
-            essential: Load::default(),
+            cost: Cost::default(),
+            essential: Cost::default(),
             in_hand: InHandLoad::default(),
             written: 0,
             blocked_since: None,
@@ -127,14 +144,14 @@ impl Backlog {
     }
 
     /// Whether a frame can be taken in without applying the policy.
-    pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: OutboxLimits) -> bool {
+    pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: Limits) -> bool {
         self.is_empty() || self.fits(self.cost_of(outgoing), limits)
     }
 
     /// Whether something of this cost fits behind what waits.
     ///
     /// The limits may be narrower for a while than those that the backlog was made with.
-    fn fits(&self, new: Load, limits: OutboxLimits) -> bool {
+    fn fits(&self, new: Cost, limits: Limits) -> bool {
         let new = new.at_most(limits);
         // What the front costs has to be fetched from memory, which another core may have.
         self.cost.plus(new).is_within(limits)
@@ -147,7 +164,7 @@ impl Backlog {
     pub(super) fn admit(
         &mut self,
         outgoing: Arc<Outgoing>,
-        limits: OutboxLimits,
+        limits: Limits,
         when_full: WhenFull,
     ) -> Result<Dropped, TooSlow> {
         let mut dropped = Dropped::default();
@@ -194,9 +211,9 @@ impl Backlog {
     }
 
     /// Has what was taken in last count for the endpoint, if this socket holds more than its
-    /// [share](SHARE).
+    /// [share](SHARE) of memory. A frame for many sockets takes a part of the share of each.
     pub(super) fn count_in(&mut self, all: &Arc<Outboxes>) {
-        if self.total.bytes.max(self.cost.bytes) <= SHARE {
+        if self.cost.memory <= SHARE {
             return;
         }
         if let Some(last) = self.queue.back() {
@@ -209,17 +226,16 @@ impl Backlog {
     }
 
     /// Whether another frame may have to wait for room.
-    pub(super) fn is_full(&self, limits: OutboxLimits) -> bool {
-        let Load { frames, bytes } = self.cost;
+    pub(super) fn is_full(&self, limits: Limits) -> bool {
+        let reaches = |cost: Cost| cost.bytes >= limits.bytes || cost.memory >= limits.memory;
         // As above.
-        frames >= limits.frames
-            || bytes >= limits.bytes && self.behind_front(self.cost).bytes >= limits.bytes
+        self.cost.frames >= limits.frames
+            || reaches(self.cost) && reaches(self.behind_front(self.cost))
     }
 
     /// Whether no more waits than half of what may.
-    fn has_caught_up(&self, limits: OutboxLimits) -> bool {
-        let half = OutboxLimits { frames: limits.frames / 2, bytes: limits.bytes / 2 };
-        self.behind_front(self.cost).is_within(half)
+    fn has_caught_up(&self, limits: Limits) -> bool {
+        self.behind_front(self.cost).is_within(limits.half())
     }
 
     /// The socket takes nothing at this moment.
@@ -238,7 +254,7 @@ impl Backlog {
     }
 
     /// Takes note that the socket has taken something.
-    pub(super) fn has_moved(&mut self, limits: OutboxLimits) {
+    pub(super) fn has_moved(&mut self, limits: Limits) {
         self.blocked_since = None;
         if self.full_since.is_some() && self.has_caught_up(limits) {
             self.full_since = None;
@@ -284,14 +300,14 @@ impl Backlog {
     /// [put back](Self::put_back), nothing else may be written.
     pub(super) fn take_in_hand(&mut self, most: usize, hand: &mut InHand) {
         let count = self.queue.len().min(most);
-        self.in_hand.first = self.front_bytes();
+        self.in_hand.first = self.front();
         hand.written = std::mem::take(&mut self.written);
         if count == self.queue.len() {
             // Nothing has to be fetched from memory to know what all of them are.
             hand.frames.extend(self.queue.drain(..));
             self.in_hand.load = self.total;
             self.in_hand.cost = self.cost;
-            self.essential = Load::default();
+            self.essential = Cost::default();
             return;
         }
         hand.frames.extend(self.queue.drain(..count));
@@ -341,37 +357,38 @@ impl Backlog {
     }
 
     /// What is left to count against the limits when everything that may be dropped is.
-    fn undroppable(&self) -> Load {
+    fn undroppable(&self) -> Cost {
         let kept = self.essential.plus(self.in_hand.cost);
         match self.queue.front() {
             Some(first) if first.kind == Kind::Essential => self.behind_front(kept),
             Some(first) if self.written > 0 => self.behind_front(kept.plus(self.cost_of(first))),
-            _ if self.in_hand.first > 0 => self.behind_front(kept),
+            _ if self.in_hand.cost.frames > 0 => self.behind_front(kept),
             _ => kept,
         }
     }
 
     /// What a frame counts for.
-    fn cost_of(&self, outgoing: &Outgoing) -> Load {
-        Load { frames: 1, bytes: outgoing.weight.min(self.costliest) }
+    fn cost_of(&self, outgoing: &Outgoing) -> Cost {
+        let bytes = outgoing.weight.min(self.costliest);
+        Cost { frames: 1, bytes, memory: outgoing.memory() }
     }
 
     /// The bytes that the frame at the front would cost, which is being written or is the next.
-    fn front_bytes(&self) -> usize {
+    fn front(&self) -> Cost {
         match self.queue.front() {
-            _ if self.in_hand.first > 0 => self.in_hand.first,
-            Some(first) => self.cost_of(first).bytes,
-            None => 0,
+            _ if self.in_hand.cost.frames > 0 => self.in_hand.first,
+            Some(first) => Cost { frames: 0, ..self.cost_of(first) },
+            None => Cost::default(),
         }
     }
 
     /// A cost in which the front is included, without the bytes of the front.
-    fn behind_front(&self, cost: Load) -> Load {
-        Load { bytes: cost.bytes - self.front_bytes(), ..cost }
+    fn behind_front(&self, cost: Cost) -> Cost {
+        cost.minus(self.front())
     }
 
     /// Drops events from the front until something of this size fits, or none is left.
-    fn drop_oldest(&mut self, new: Load, limits: OutboxLimits) -> usize {
+    fn drop_oldest(&mut self, new: Cost, limits: Limits) -> usize {
         let before = self.queue.len();
         let mut at = self.begun();
         while at < self.queue.len() && !self.fits(new, limits) {
@@ -385,7 +402,7 @@ impl Backlog {
     }
 
     /// The same from the back.
-    fn drop_newest(&mut self, new: Load, limits: OutboxLimits) -> usize {
+    fn drop_newest(&mut self, new: Cost, limits: Limits) -> usize {
         let before = self.queue.len();
         let mut at = self.queue.len();
         while at > self.begun() && !self.fits(new, limits) {
@@ -538,28 +555,60 @@ impl Load {
     fn minus(self, other: Self) -> Self {
         Self { frames: self.frames - other.frames, bytes: self.bytes - other.bytes }
     }
-
-    fn is_within(self, limits: OutboxLimits) -> bool {
-        self.frames <= limits.frames && self.bytes <= limits.bytes
-    }
 }
 
-impl Load {
+impl Cost {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            frames: self.frames.saturating_add(other.frames),
+            bytes: self.bytes.saturating_add(other.bytes),
+            memory: self.memory.saturating_add(other.memory),
+        }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self {
+            frames: self.frames - other.frames,
+            bytes: self.bytes - other.bytes,
+            memory: self.memory - other.memory,
+        }
+    }
+
+    fn is_within(self, limits: Limits) -> bool {
+        self.frames <= limits.frames && self.bytes <= limits.bytes && self.memory <= limits.memory
+    }
+
     /// The cost of a frame under these limits: no more than half of the bytes.
-    fn at_most(self, limits: OutboxLimits) -> Self {
-        Self { bytes: self.bytes.min(limits.bytes / 2), ..self }
+    fn at_most(self, limits: Limits) -> Self {
+        let (bytes, memory) =
+            (self.bytes.min(limits.bytes / 2), self.memory.min(limits.memory / 2));
+        Self { bytes, memory, ..self }
     }
 }
 
-impl OutboxLimits {
+impl From<OutboxLimits> for Limits {
+    fn from(OutboxLimits { frames, bytes }: OutboxLimits) -> Self {
+        Self { frames, bytes, memory: usize::MAX }
+    }
+}
+
+impl Limits {
     /// What an outbox may hold when those of the endpoint are full.
     pub(super) fn of_share(self) -> Self {
-        Self { bytes: self.bytes.min(SHARE), ..self }
+        Self { memory: SHARE, ..self }
     }
 
     /// For what must not be dropped.
     fn twice(self) -> Self {
-        Self { frames: self.frames.saturating_mul(2), bytes: self.bytes.saturating_mul(2) }
+        Self {
+            frames: self.frames.saturating_mul(2),
+            bytes: self.bytes.saturating_mul(2),
+            memory: self.memory.saturating_mul(2),
+        }
+    }
+
+    fn half(self) -> Self {
+        Self { frames: self.frames / 2, bytes: self.bytes / 2, memory: self.memory / 2 }
     }
 }
 
@@ -592,7 +641,8 @@ mod tests {
     use super::*;
     use crate::outbox::kind::EventKey;
 
-    const LIMITS: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
+    const MOST: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
+    const LIMITS: Limits = Limits { frames: MOST.frames, bytes: MOST.bytes, memory: usize::MAX };
 
     /// What a client would see of a frame: its number, and how long it is.
     fn outgoing(number: u8, length: usize, kind: Kind) -> Arc<Outgoing> {
@@ -614,7 +664,7 @@ mod tests {
 
     /// A backlog of these, numbered from 0, of 10 bytes each.
     fn backlog(kinds: &[Kind]) -> Backlog {
-        let mut backlog = Backlog::new(LIMITS, 0);
+        let mut backlog = Backlog::new(MOST, 0);
         (0..).zip(kinds).for_each(|(number, kind)| backlog.push(outgoing(number, 10, *kind)));
         backlog
     }
@@ -649,7 +699,7 @@ mod tests {
     #[test]
     fn room_is_made_for_bytes_too() {
         let admit = |when_full, length, kind| {
-            let mut backlog = Backlog::new(LIMITS, 0);
+            let mut backlog = Backlog::new(MOST, 0);
             // Behind the first, whose bytes do not count, 300 of 400 are taken.
             for number in 0..3 {
                 backlog.push(outgoing(number, 150, event(number)));
@@ -677,7 +727,7 @@ mod tests {
     fn what_is_being_written_does_not_count() {
         for when_full in [WhenFull::Disconnect, WhenFull::DropNewest, WhenFull::wait()] {
             for taken in [false, true] {
-                let (mut backlog, mut hand) = (Backlog::new(LIMITS, 0), InHand::default());
+                let (mut backlog, mut hand) = (Backlog::new(MOST, 0), InHand::default());
                 backlog.push(outgoing(0, 5_000, REPLY));
                 if taken {
                     backlog.take_in_hand(1, &mut hand);
@@ -696,7 +746,7 @@ mod tests {
 
     #[test]
     fn several_large_answers_leave_room_for_events() {
-        let mut backlog = Backlog::new(LIMITS, 0);
+        let mut backlog = Backlog::new(MOST, 0);
         backlog.push(outgoing(0, 5_000, REPLY));
         backlog.push(outgoing(1, 5_000, REPLY));
         let event = backlog.admit(outgoing(2, 120, event(1)), LIMITS, WhenFull::Disconnect);
@@ -810,7 +860,7 @@ mod tests {
         fn no_more_waits_than_may_and_only_events_are_missing(
             when_full in policy(), ops in prop::collection::vec(op(), 0..80)
         ) {
-            let mut backlog = Backlog::new(LIMITS, 0);
+            let mut backlog = Backlog::new(MOST, 0);
             let (mut hand, mut taken, mut was_in_hand) = (InHand::default(), false, false);
             // What has been sent, and what has come out or still waits: numbers in order.
             let (mut sent, mut written, mut dropped) = (vec![], vec![], 0);

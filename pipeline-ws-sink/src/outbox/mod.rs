@@ -33,7 +33,7 @@ use tokio::{
     time::{self, Instant, Sleep},
 };
 
-use self::backlog::{Backlog, Dropped, InHand, TooSlow};
+use self::backlog::{Backlog, Dropped, InHand, Limits, TooSlow};
 pub use self::when_full::WhenFull;
 pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
@@ -633,8 +633,9 @@ impl Outbox {
 
     /// How much may wait at this moment: less than otherwise while the outboxes of the endpoint hold too
     /// much together.
-    fn limits(&self) -> OutboxLimits {
-        if self.all.are_full() { self.limits.of_share() } else { self.limits }
+    fn limits(&self) -> Limits {
+        let limits = Limits::from(self.limits);
+        if self.all.are_full() { limits.of_share() } else { limits }
     }
 
     fn delivered(&self, since: Option<&Since>, now: Instant) {
@@ -682,7 +683,7 @@ impl State {
     }
 
     /// Whether another frame may have to wait for room.
-    fn is_full(&self, limits: OutboxLimits) -> bool {
+    fn is_full(&self, limits: Limits) -> bool {
         self.backlog.as_ref().is_some_and(|backlog| backlog.is_full(limits))
     }
 

@@ -5,8 +5,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// What an outbox may hold even when the endpoint's outboxes together hold too much, in bytes: so a few
-/// clients that fill the endpoint's limit do not cost the others their connections.
+/// What an outbox may hold even when the endpoint's outboxes together hold too much, in bytes of memory: so
+/// a few clients that fill the endpoint's limit do not cost the others their connections.
 pub(super) const SHARE: usize = 16 << 10;
 
 /// What all outboxes of an endpoint hold, beyond the [share](SHARE) of each. A frame that waits for many

@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 use pipeline_core::Deadline;
 use tokio::time::Instant;
 
-use super::{Outbox, OutboxLimits, SharedFrame, State, Way, WhenFull};
+use super::{Limits, Outbox, SharedFrame, State, Way, WhenFull};
 use crate::late::{RECOVERY, is_late};
 
 /// There is no room, and who sends is to wait for it.
@@ -125,9 +125,9 @@ impl Outbox {
 
     /// Closes the socket because its client has been too slow for too long.
     pub(crate) fn give_up(&self) {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if state.is_open() {
-            self.too_slow(&mut state, 0);
+            self.too_slow(state, 0);
         }
     }
 
@@ -145,14 +145,14 @@ impl Outbox {
     }
 
     /// Above what there is no room for those who can wait, where they are to.
-    fn wait_limits(&self) -> Option<OutboxLimits> {
+    fn wait_limits(&self) -> Option<Limits> {
         self.room.is_some().then(|| self.limits())
     }
 }
 
 impl State {
     /// Whether one who can wait need not: there is room, or nothing is taken any more.
-    fn takes_more(&self, limits: Option<OutboxLimits>) -> bool {
+    fn takes_more(&self, limits: Option<Limits>) -> bool {
         match (&self.backlog, limits) {
             (Some(backlog), Some(limits)) if self.is_open() => {
                 backlog.is_empty() || !backlog.is_full(limits)
@@ -172,7 +172,10 @@ mod tests {
         time::{advance, timeout},
     };
 
-    use super::{super::Writer, *};
+    use super::{
+        super::{OutboxLimits, Writer},
+        *,
+    };
     use crate::{
         end::SocketEnd, outbox::EventKey, protocol::frame::Frame, telemetry::SocketMetrics,
     };
