@@ -98,8 +98,16 @@ pub(crate) struct Outbox {
     metrics: Arc<SocketMetrics>,
 }
 
-/// Frames that have been written, and when, of those whose way is timed.
-type Timed = Vec<(Arc<Outgoing>, Instant)>;
+/// What has been written, and is to be [recorded](Outbox::record) without the lock.
+#[derive(Default)]
+struct Written {
+    /// How many frames are whole now.
+    frames: u64,
+    /// Those of them whose way is timed, and when they were whole.
+    timed: Vec<(Arc<Outgoing>, Instant)>,
+    /// How long writes took, of those that were timed: from when until when.
+    writes: Vec<(Instant, Instant)>,
+}
 
 struct State {
     writer: Writer,
@@ -315,8 +323,8 @@ impl Outbox {
     fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let mut timed = Timed::default();
-        match self.poll_flush(&mut state, cx, &mut timed) {
+        let mut written = Written::default();
+        match self.poll_flush(&mut state, cx, &mut written) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => self.end_in(&mut state, SocketEnd::Lost),
             Poll::Pending if !state.in_hand => state.is_blocked(),
@@ -324,7 +332,7 @@ impl Outbox {
         }
         let end = state.end;
         drop(state);
-        self.record(timed);
+        self.record(written);
         end.map_or(Poll::Pending, Poll::Ready)
     }
 
@@ -332,10 +340,10 @@ impl Outbox {
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let mut timed = Timed::default();
-        let flushed = self.poll_flush(&mut state, cx, &mut timed);
-        if !timed.is_empty() {
-            MutexGuard::unlocked(&mut state, || self.record(timed));
+        let mut written = Written::default();
+        let flushed = self.poll_flush(&mut state, cx, &mut written);
+        if !written.is_empty() {
+            MutexGuard::unlocked(&mut state, || self.record(written));
         }
         ready!(flushed)?;
         state.writer.poll_shutdown(cx)
@@ -477,9 +485,10 @@ impl Outbox {
             match backlog.admit(outgoing.clone(), limits, self.when_full) {
                 Ok(dropped) => {
                     backlog.count_in(&self.all);
+                    drop(state);
                     self.count(dropped);
                 }
-                Err(TooSlow) => self.too_slow(&mut state, 1),
+                Err(TooSlow) => self.too_slow(state, 1),
             }
             return;
         }
@@ -537,10 +546,10 @@ impl Outbox {
         let begun = self.metrics.write_time.begin();
         match writer.write_for(task.as_ref(), &slices[..count]) {
             Ok(written @ 1..) => {
-                let mut timed = Timed::default();
-                self.wrote(state, written, begun, &mut timed);
-                if !timed.is_empty() {
-                    MutexGuard::unlocked(state, || self.record(timed));
+                let mut done = Written::default();
+                self.wrote(state, written, begun, &mut done);
+                if !done.is_empty() {
+                    MutexGuard::unlocked(state, || self.record(done));
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -555,11 +564,12 @@ impl Outbox {
 
     /// Closes the socket because its client is too slow. What waits is dropped, and so many frames
     /// more.
-    fn too_slow(&self, state: &mut State, more: usize) {
+    fn too_slow(&self, mut state: MutexGuard<'_, State>, more: usize) {
         let dropped = more + state.drop_waiting();
+        self.end_in(&mut state, SocketEnd::Overflow);
+        drop(state);
         self.metrics.dropped_by_overflow.increment(dropped as u64);
         self.metrics.closed_slow.increment(1);
-        self.end_in(state, SocketEnd::Overflow);
     }
 
     fn end_in(&self, state: &mut State, end: SocketEnd) {
@@ -580,7 +590,7 @@ impl Outbox {
         &self,
         state: &mut State,
         cx: &mut Context<'_>,
-        timed: &mut Timed,
+        done: &mut Written,
     ) -> Poll<io::Result<()>> {
         while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
             if state.in_hand {
@@ -594,27 +604,24 @@ impl Outbox {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.wrote(state, written, begun, timed);
+            self.wrote(state, written, begun, done);
         }
         state.writer.poll_flush(cx)
     }
 
-    /// Takes what has been written out of the backlog. What is timed is to be [recorded](Self::record)
-    /// without the lock.
-    fn wrote(&self, state: &mut State, written: usize, begun: Option<Instant>, timed: &mut Timed) {
+    /// Takes what has been written out of the backlog.
+    fn wrote(&self, state: &mut State, written: usize, begun: Option<Instant>, done: &mut Written) {
         let Some(backlog) = &mut state.backlog else { return };
         let now = Instant::now();
         state.last_active = now;
         let limits = self.limits();
-        let mut whole = 0;
+        done.writes.extend(begun.map(|begun| (begun, now)));
         backlog.wrote(written, |outgoing| {
-            whole += 1;
+            done.frames += 1;
             if outgoing.since.is_some() {
-                timed.push((outgoing, now));
+                done.timed.push((outgoing, now));
             }
         });
-        self.metrics.write_time.end(begun, now);
-        self.metrics.frames_out.increment(whole);
         backlog.has_moved(limits);
         let is_full = backlog.is_full(limits);
         state.let_go();
@@ -623,10 +630,16 @@ impl Outbox {
         }
     }
 
-    /// Records when these were written. The recorder, and what listens to the log, are code of the
+    /// Records what was written. The recorder, and what listens to the log, are code of the
     /// application's: it may broadcast, or panic.
-    fn record(&self, timed: Timed) {
-        for (outgoing, now) in timed {
+    fn record(&self, written: Written) {
+        if written.frames > 0 {
+            self.metrics.frames_out.increment(written.frames);
+        }
+        for (begun, ended) in written.writes {
+            self.metrics.write_time.end(Some(begun), ended);
+        }
+        for (outgoing, now) in written.timed {
             self.delivered(outgoing.since.as_ref(), now);
         }
     }
@@ -650,6 +663,12 @@ impl Outbox {
             self.metrics.dropped_newest.increment(dropped.newest as u64);
             self.metrics.dropped_superseded.increment(dropped.superseded as u64);
         }
+    }
+}
+
+impl Written {
+    fn is_empty(&self) -> bool {
+        self.frames == 0 && self.writes.is_empty()
     }
 }
 

@@ -1,7 +1,18 @@
 //! The outbox over real TCP and over memory.
 
-use std::future::poll_fn;
+use std::{
+    collections::BTreeSet,
+    future::poll_fn,
+    io::Read,
+    pin::pin,
+    sync::{OnceLock, Weak},
+};
 
+use futures::poll;
+use metrics::{
+    Counter, CounterFn, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    SharedString, Unit,
+};
 use pipeline_test_support::Recorded;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
@@ -373,4 +384,131 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     assert_eq!(end(&greedy), Some(SocketEnd::Overflow));
     assert!(!all.are_full());
     assert!(waited_for.offer_shared(&shared(2000), Way::Direct).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_socket_that_takes_something_is_not_closed_although_the_runtime_has_not_heard_of_it() {
+    const MAX_BEHIND: Duration = Duration::from_secs(30);
+    let (ours, theirs) = tcp().await;
+    let (chunk, mut sent) = ([0; 65_536], 0);
+    while let Ok(count) = ours.try_write(&chunk) {
+        sent += count;
+    }
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+    let outbox = Outbox::new(Writer::Tcp(Arc::new(ours)), ROOMY, metrics).max_behind(MAX_BEHIND);
+    let outbox = Arc::new(outbox);
+    outbox.send(&small(10), None);
+    let mut writing = pin!(outbox.write());
+    assert!(poll!(&mut writing).is_pending());
+    advance(MAX_BEHIND).await;
+    // The client reads all of it, and the runtime has no turn to look before the deadline is noticed.
+    let mut theirs = theirs.into_std().unwrap();
+    theirs.set_nonblocking(false).unwrap();
+    theirs.read_exact(&mut vec![0; sent]).unwrap();
+    assert!(poll!(&mut writing).is_pending());
+    assert_eq!((waiting(&outbox), end(&outbox)), (0, None));
+    let mut received = [0; 10];
+    theirs.read_exact(&mut received).unwrap();
+    assert_eq!(received, small(10).bytes()[..]);
+}
+
+/// A recorder that looks whether an outbox is locked while something is recorded.
+#[derive(Clone, Default)]
+struct Watching {
+    outbox: Arc<OnceLock<Weak<Outbox>>>,
+    /// The metrics that were recorded, and whether it was locked then.
+    seen: Arc<Mutex<BTreeSet<(String, bool)>>>,
+}
+
+struct Watched(String, Watching);
+
+impl Watched {
+    fn look(&self) {
+        let Self(name, Watching { outbox, seen }) = self;
+        let Some(outbox) = outbox.get().and_then(Weak::upgrade) else { return };
+        let is_locked = outbox.state.try_lock().is_none();
+        seen.lock().insert((name.clone(), is_locked));
+    }
+}
+
+impl CounterFn for Watched {
+    fn increment(&self, _: u64) {
+        self.look();
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+impl HistogramFn for Watched {
+    fn record(&self, _: f64) {
+        self.look();
+    }
+}
+
+impl Recorder for Watching {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        let labels = key.labels().map(|label| format!(" {}", label.value()));
+        let name = key.name().to_owned() + &labels.collect::<String>();
+        Counter::from_arc(Arc::new(Watched(name, self.clone())))
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(Arc::new(Watched(key.name().to_owned(), self.clone())))
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_while_the_outbox_is_locked() {
+    let limits = OutboxLimits { frames: 4, bytes: 1000 };
+    let mut all = BTreeSet::new();
+    for when_full in
+        [WhenFull::Disconnect, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest]
+    {
+        let recorder = Watching::default();
+        let telemetry = pipeline_core::Telemetry::to(recorder.clone());
+        let metrics = Arc::new(SocketMetrics::register(&telemetry));
+        let (ours, mut theirs) = duplex(200);
+        let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
+        let outbox = Arc::new(outbox.when_full(when_full));
+        recorder.outbox.set(Arc::downgrade(&outbox)).unwrap();
+        for _ in 0..40 {
+            // For the budget that the runtime gives to a task.
+            tokio::task::yield_now().await;
+            // By the socket's task, and by a sender that finds no room.
+            outbox.send(&small(10), Some(Since::now()));
+            let _ = turn(&outbox);
+            (0..6).for_each(|_| outbox.send(&small(10), Some(Since::now())));
+            let _ = turn(&outbox);
+            theirs.read_exact(&mut [0; 70]).await.unwrap();
+        }
+        (0..100).for_each(|_| send_event(&outbox, 10));
+        let _ = poll!(pin!(poll_fn(|cx| outbox.poll_close(cx))));
+        outbox.give_up();
+        all.append(&mut recorder.seen.lock());
+    }
+    let locked: Vec<_> = all.iter().filter(|(_, is_locked)| *is_locked).collect();
+    assert!(locked.is_empty(), "{locked:?}");
+    let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "pipeline.push_delivered",
+        "pipeline.push_written",
+        "socket.closed_slow",
+        "socket.frames_dropped drop_newest",
+        "socket.frames_dropped drop_oldest",
+        "socket.frames_dropped overflow",
+        "socket.frames_dropped superseded",
+        "socket.frames_out",
+        "socket.write_time",
+    ];
+    assert_eq!(names, expected);
 }
