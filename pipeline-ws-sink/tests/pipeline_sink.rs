@@ -17,12 +17,18 @@ use pipeline_core::{
     Backoff, ConsumerSupervisor, ExitReason, Graph, Pipeline, SubscribeOptions, from_iter,
 };
 use pipeline_test_support::settle;
-use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, Push, WhenFull};
+use pipeline_ws_sink::{
+    Adapter, AdapterError, Broadcast, Channel, ChannelContext, Endpoint, JoinContext, JoinError,
+    LocalNode, Payload, Push, Stop, Topic, WhenFull,
+};
 use serde_json::{Value, json};
-use support::{channels::endpoint_with, memory::MemoryServer};
+use support::{
+    channels::{NamedSocket, endpoint_with},
+    memory::MemoryServer,
+};
 use tokio::{
     task,
-    time::{Instant, sleep},
+    time::{Instant, advance, sleep},
 };
 
 const T: &str = "room:lobby";
@@ -409,4 +415,203 @@ async fn several_clients_that_never_read_hold_up_nobody_else() {
     for stalled in 1..4 {
         assert_eq!(longest_gap(stalled, batches.clone()).await, Duration::ZERO, "{stalled}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_tried_again_later_does_not_hold_up_what_others_send_to_its_topic() {
+    let (builder, _gate) = endpoint_with(|mount| mount);
+    let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":1}")));
+    let mut client = server.connect(1 << 20).await;
+    client.join("1", T).await;
+    let push = |n: &u64| Push::new(T, "news", json!({ "n": n }));
+    let later = Backoff::new(Duration::from_secs(5), Duration::from_secs(5));
+    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)).backoff(later);
+    let mut pipeline = Pipeline::builder("numbers")
+        .producer(from_iter(0..4))
+        .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(10))
+        .start()
+        .unwrap();
+    settle().await;
+    let begun = Instant::now();
+    for alert in 0..2 {
+        let alert = Push::new(T, "alert", json!({ "alert": alert })).unwrap();
+        server.endpoint.pubsub().send(&alert).await.unwrap();
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!(client.receive().await[4], json!({ "n": 0 }));
+    for alert in 0..2 {
+        assert_eq!(client.receive().await[4], json!({ "alert": alert }));
+    }
+    // The events of the pipeline keep their order.
+    assert_eq!(pipeline.ended().await.stages[1].given_up, 1);
+    assert!(begun.elapsed() > Duration::ZERO);
+    for n in 2..4 {
+        assert_eq!(client.receive().await[4], json!({ "n": n }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_has_been_full_for_too_long_is_closed_although_no_sender_waited_meanwhile() {
+    let (builder, _gate) = endpoint_with(|mount| {
+        mount
+            .max_outbox(40, 1 << 20)
+            .when_full(WhenFull::Wait { up_to: Duration::from_secs(2) })
+            .max_behind(Duration::from_secs(3))
+    });
+    let server = MemoryServer::start(builder);
+    let mut client = server.connect(64).await;
+    client.join("1", T).await;
+    let reading = tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_millis(900)).await;
+            if client.receive().await[3] != "news" {
+                break;
+            }
+        }
+    });
+    let pubsub = server.endpoint.pubsub().clone();
+    let send = async || {
+        let begun = Instant::now();
+        pubsub.send(&Push::new(T, "news", json!({})).unwrap()).await.unwrap();
+        begun.elapsed()
+    };
+    while send().await == Duration::ZERO {}
+    assert!(server.recorded.counters("socket.closed_slow").is_empty());
+    sleep(Duration::from_secs(6)).await;
+    // There is room for a few, and less than half of it.
+    let mut longest = Duration::ZERO;
+    for _ in 0..20 {
+        longest = longest.max(send().await);
+    }
+    assert_eq!(longest, Duration::ZERO);
+    assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
+    // The lane is held for so long, and no longer with more of them.
+    for (stopped, stalled, held) in [(0, 1, 1), (0, 10, 1), (3, 1, 8), (3, 2, 8), (3, 10, 8)] {
+        let server = server(Duration::from_secs(1));
+        let mut clients = Vec::new();
+        for _ in 0..=stalled {
+            let mut client = server.connect(64).await;
+            client.join("1", T).await;
+            clients.push(client);
+        }
+        let pubsub = server.endpoint.pubsub().clone();
+        let sending = tokio::spawn(async move {
+            let mut longest = Duration::ZERO;
+            for n in 0..40 {
+                let begun = Instant::now();
+                pubsub.send(&Push::new(T, "news", json!({ "n": n })).unwrap()).await.unwrap();
+                longest = longest.max(begun.elapsed());
+            }
+            longest
+        });
+        settle().await;
+        assert!(!sending.is_finished());
+        advance(Duration::from_secs(stopped)).await;
+        // One of them goes on to read after that.
+        let mut last = clients.pop().unwrap();
+        let reading = tokio::spawn(async move {
+            for n in 0..40 {
+                let mut message = last.receive().await;
+                while message[3] != "news" {
+                    message = last.receive().await;
+                }
+                assert_eq!(message[4], json!({ "n": n }));
+            }
+        });
+        assert_eq!(sending.await.unwrap(), Duration::from_secs(held), "{stopped} {stalled}");
+        reading.await.unwrap();
+        let closed = server.recorded.counters("socket.closed_slow");
+        assert_eq!(closed, [(String::new(), stalled)]);
+    }
+}
+
+/// Intercepts, and listens to another topic.
+struct Both;
+
+impl Channel for Both {
+    type Socket = NamedSocket;
+    type Config = ();
+    const INTERCEPT: &'static [&'static str] = &["stamped"];
+
+    async fn join(
+        _: &Topic,
+        _: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> Result<Self, JoinError> {
+        cx.subscribe("elsewhere");
+        Ok(Self)
+    }
+
+    async fn handle_broadcast(
+        &mut self,
+        _: Broadcast,
+        _: &ChannelContext<Self>,
+    ) -> Result<(), Stop> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_whose_senders_wait_for_its_client_has_room_for_broadcasts_of_another_topic() {
+    let (builder, _gate) = endpoint_with(|mount| {
+        mount
+            .channel::<Both>("both:*")
+            .max_outbox(10, 1 << 20)
+            .when_full(WhenFull::Wait { up_to: Duration::from_secs(50) })
+    });
+    let server = MemoryServer::start(builder);
+    let mut client = server.connect(64).await;
+    client.join("1", "both:1").await;
+    let pubsub = server.endpoint.pubsub().clone();
+    let sending = tokio::spawn(async move {
+        for n in 0..500 {
+            let push = Push::new("both:1", "stamped", json!({ "n": n })).unwrap();
+            pubsub.send(&push).await.unwrap();
+        }
+    });
+    settle().await;
+    assert!(!sending.is_finished());
+    for _ in 0..200 {
+        server.endpoint.broadcast("elsewhere", "x", json!({})).unwrap();
+    }
+    for expected in numbers(500) {
+        assert_eq!(client.receive().await[4], expected);
+    }
+    sending.await.unwrap();
+    assert!(server.recorded.counters("socket.frames_dropped").is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_client_has_time_to_read_after_the_process_was_stopped_and_not_only_the_first() {
+    let server = server(Duration::from_secs(1));
+    let [mut first, mut second] = [server.connect(64).await, server.connect(64).await];
+    first.join("1", T).await;
+    second.join("1", T).await;
+    let pubsub = server.endpoint.pubsub().clone();
+    let sending = tokio::spawn(async move {
+        for n in 0..40 {
+            pubsub.send(&Push::new(T, "news", json!({ "n": n })).unwrap()).await.unwrap();
+        }
+    });
+    settle().await;
+    assert!(!sending.is_finished());
+    advance(Duration::from_secs(3)).await;
+    let reading = [(first, 1), (second, 2)].map(|(mut client, seconds)| {
+        tokio::spawn(async move {
+            sleep(Duration::from_secs(seconds)).await;
+            for expected in numbers(40) {
+                assert_eq!(client.receive().await[4], expected);
+            }
+        })
+    });
+    sending.await.unwrap();
+    for reading in reading {
+        reading.await.unwrap();
+    }
+    assert!(server.recorded.counters("socket.closed_slow").is_empty());
 }
