@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::Router;
-use futures::{StreamExt, future::join_all};
+use futures::StreamExt;
 use pipeline::{
     ConsumerSupervisor, ExitReason, Pipeline, Queue, QueueOptions, SubscribeOptions, Telemetry,
     Timed, queue, serve,
@@ -426,11 +426,12 @@ async fn sockets_that_are_not_closed_in_time_are_cut_off_and_counted() {
         clients.push(client);
     }
     stop.send(()).unwrap();
-    // The first batch is closed at once, the second would be a day later.
-    let closed = join_all(clients.into_iter().map(was_closed)).await;
-    assert_eq!(closed.iter().filter(|closed| **closed).count(), 1, "{closed:?}");
+    // The first client answers when it is closed; the second one does not.
+    let silent = clients.pop().unwrap();
+    assert!(was_closed(clients.pop().unwrap()).await);
     let report = serving.await.unwrap().unwrap();
     assert_eq!(report.to_string(), "1 sockets closed, 1 cut off");
+    drop(silent);
 }
 
 /// Waits for the end of a connection; whether it was closed, or broke.

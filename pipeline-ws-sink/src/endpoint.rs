@@ -248,6 +248,10 @@ impl Endpoint {
     /// again: to another server, or to this one when it is back. It closes them in batches: see
     /// [`Drainer`](crate::Drainer).
     ///
+    /// When a fifth of the time is left, or a second if that is less, the sockets whose batch has not come
+    /// are all closed at once, and a line in the log (WARN) says how many: the batches take longer than the
+    /// time allows.
+    ///
     /// Sockets that are not closed when the time is up are cut off, with their channels, and the
     /// report says how many. The channels are given five seconds to end. A socket whose channel blocks its
     /// thread cannot be cut off; it is waited for a second longer, and no more.
@@ -270,7 +274,17 @@ impl Endpoint {
         let sockets = draining.sockets();
         hub.tasks.close();
         let closing = async {
-            draining.run().await;
+            let for_the_last = (within / 5).min(GOODBYE);
+            if time::timeout(within.saturating_sub(for_the_last), draining.run()).await.is_err() {
+                let sockets = draining.left();
+                tracing::warn!(
+                    sockets,
+                    ?within,
+                    "the drainer's batches do not fit into the time: the rest is closed at once"
+                );
+            }
+            // The sockets that are left are told to end.
+            drop(draining);
             hub.tasks.wait().await;
         };
         let closed = time::timeout(within, closing).await;
@@ -373,6 +387,9 @@ impl Inner {
         }
     }
 }
+
+/// How long before the end of a draining all sockets are closed that are left, at most.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// How long the tasks that are cut off have to be gone.
 const CUT_OFF: Duration = Duration::from_secs(1);

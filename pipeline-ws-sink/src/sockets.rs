@@ -174,8 +174,17 @@ impl Draining {
     }
 
     /// Tells all sockets to end, batch by batch. They may take their time.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(&self) {
         join_all(self.mounts.iter().map(MountDraining::run)).await;
+    }
+
+    /// How many sockets have not been told to end.
+    pub(crate) fn left(&self) -> usize {
+        let sockets = |mount: &MountDraining| {
+            let sockets = mount.with_channels.iter().chain(&mount.without_channels);
+            sockets.filter(|outbox| !outbox.has_ended()).count()
+        };
+        self.mounts.iter().map(sockets).sum()
     }
 }
 

@@ -273,6 +273,25 @@ async fn what_a_client_does_not_take_is_counted_and_it_is_not_closed_in_good_ord
 }
 
 #[tokio::test(start_paused = true)]
+async fn sockets_whose_batch_does_not_come_in_time_are_closed_shortly_before_the_end() {
+    let server = server(1);
+    let mut clients = vec![];
+    for topics in [1, 1, 1, 1, 1, 1, 0] {
+        clients.push(client(&server, "/socket", topics).await);
+    }
+    let began = Instant::now();
+    let draining = drain(&server.endpoint, Duration::from_secs(1));
+    let mut closed = vec![];
+    for client in clients {
+        closed.push((client.await.unwrap() - began).as_millis() / 100);
+    }
+    // A batch at 0, 300 and 600 ms; and a fifth of the time before its end, all that are left.
+    assert_eq!(closed, [0, 3, 6, 8, 8, 8, 8]);
+    let report = draining.await.unwrap();
+    assert_eq!((report.closed, report.cut_off), (7, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_draining_that_nobody_waits_for_closes_the_rest_at_once() {
     let server = server(1);
     let first = client(&server, "/socket", 1).await;
