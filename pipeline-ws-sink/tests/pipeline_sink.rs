@@ -615,3 +615,39 @@ async fn each_client_has_time_to_read_after_the_process_was_stopped_and_not_only
     }
     assert!(server.recorded.counters("socket.closed_slow").is_empty());
 }
+
+/// When the other client of a pipeline gets its first event, where the first hundred are for one that does
+/// not read.
+async fn first_after_a_stalled_topic(max_waiting: Option<usize>) -> Duration {
+    let push = |n: &u64| {
+        let topic = if *n < 100 { T } else { "room:other" };
+        Push::new(topic, "news", json!({ "n": n }))
+    };
+    let server = server(Duration::from_secs(5));
+    let (mut stalled, mut other) = (server.connect(64).await, server.connect(4096).await);
+    stalled.join("1", T).await;
+    other.join("1", "room:other").await;
+    let begun = Instant::now();
+    let mut pusher = server.endpoint.pubsub().pusher(push);
+    if let Some(max_waiting) = max_waiting {
+        pusher = pusher.max_waiting(max_waiting);
+    }
+    let _pipeline = Pipeline::builder("numbers")
+        .producer(from_iter(0..101))
+        .consumer_supervisor(
+            ConsumerSupervisor::new(pusher),
+            SubscribeOptions::new().max_demand(10),
+        )
+        .start()
+        .unwrap();
+    assert_eq!(other.receive().await[4], json!({ "n": 100 }));
+    begun.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pusher_that_is_told_how_many_may_wait_keeps_to_it_from_its_first_topic_on() {
+    let told = first_after_a_stalled_topic(Some(4)).await;
+    assert_eq!(told, Duration::ZERO);
+    let untold = first_after_a_stalled_topic(None).await;
+    assert!(untold >= Duration::from_secs(5), "it may be for one topic only: {untold:?}");
+}

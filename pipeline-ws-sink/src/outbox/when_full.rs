@@ -42,14 +42,17 @@ pub enum WhenFull {
     /// looked at: where the latest of very many events are kept for a client, fewer frames should wait, by
     /// [`Mount::max_outbox`](crate::Mount::max_outbox).
     KeepLatest,
-    /// Who sends waits for room, if it can wait, and for so long at most; then the client is closed
-    /// with 1011. A channel's broadcast never waits for another client: what it sends may take twice
-    /// the limits, and then the client is closed.
+    /// A sender waits for room, if it can wait, and for each push for so long at most; then the client is
+    /// closed with 1011. A client that reads nothing may be waited for with two pushes or more, because the
+    /// operating system can take a few frames at the last moment. A channel's broadcast never waits for
+    /// another client: what it sends may take twice the limits, and then the client is closed.
     ///
     /// It suits topics of one user each. On a topic of many, a client that never reads holds up all
-    /// of them for so long, and again when it has connected anew. On a pipeline of several topics, no
-    /// more than a few workers wait for a topic: see
-    /// [`Pusher::max_waiting`](crate::Pusher::max_waiting). How long a client may be full in all is
+    /// of them for so long, and again when it has connected anew. A [`Pusher`](crate::Pusher)
+    /// of several topics lets no more than a few workers wait for one: see
+    /// [`Pusher::max_waiting`](crate::Pusher::max_waiting). Workers of one's own that call
+    /// [`PubSub::send`](crate::PubSub::send) have no such bound: one client that never reads can keep all of
+    /// them waiting, and holds up all that the pipeline pushes. How long a client may be full in all is
     /// limited by [`Mount::max_behind`](crate::Mount::max_behind).
     Wait {
         /// How long who sends waits for one client, for each push; [`Duration::MAX`] is as long as it

@@ -246,8 +246,8 @@ impl PubSub {
     /// would wait with them.
     ///
     /// It returns when every socket of this node has taken the event: to write it, or to drop it
-    /// where that is the policy. A client that has no room for as long as its policy says is closed,
-    /// and counted in `socket.closed_slow`. So is one that has been full for longer than
+    /// where that is the policy. A client that has no room for as long as its policy says, with one push, is
+    /// closed, and counted in `socket.closed_slow`. So is one that has been full for longer than
     /// [`Mount::max_behind`](crate::Mount::max_behind), however often it was waited for.
     ///
     /// Calls for one topic are sent one after the other, in the order in which their futures are
@@ -256,6 +256,10 @@ impl PubSub {
     /// one user each. An event of a [`pusher`](Self::pusher) that could not be sent, and is tried again
     /// later, does not hold them up: they go before it, and before the events of its topic that wait for
     /// it.
+    ///
+    /// In a worker of one's own, the wait takes up the worker: as soon as all workers of a pipeline wait for
+    /// one slow client, the events for all others wait too. A [`pusher`](Self::pusher) keeps some of its
+    /// workers free.
     ///
     /// # Errors
     ///

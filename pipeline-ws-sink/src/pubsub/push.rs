@@ -75,12 +75,16 @@ pub struct Pusher<F> {
     pubsub: PubSub,
     push: F,
     sequence: Arc<Sequence>,
-    /// How many may wait behind one that waits for slow clients, where there are several topics.
-    max_waiting: usize,
+    /// How many may wait behind one that waits for slow clients, if the program has said. It is
+    /// [`MAX_WAITING`] otherwise, as soon as there are several topics.
+    max_waiting: Option<usize>,
     /// How many workers wait, for a slow client or for their turn.
     waiting: AtomicUsize,
     topics: Topics,
 }
+
+/// How many workers may wait behind one that waits for slow clients, unless the program says.
+const MAX_WAITING: usize = 4;
 
 /// Whether a pusher has sent to several topics.
 #[derive(Debug, Default)]
@@ -104,7 +108,8 @@ impl PubSub {
     /// is not known then: it comes when it succeeds. A supervisor of other workers before the one that
     /// pushes keeps no order: its children end when they end. [`map`](pipeline_core::map) does.
     ///
-    /// One slow client does not hold up the others: see [`Pusher::max_waiting`].
+    /// One slow client does not hold up the others, once there have been events for several topics or
+    /// [`Pusher::max_waiting`] is set.
     ///
     /// Where the time went is told of pushes that are [timed](Push::timed): `push.timed(item)` for an
     /// item that is [`Timed`](pipeline_core::Timed).
@@ -134,13 +139,13 @@ impl PubSub {
     {
         let sequence = Arc::default();
         let (waiting, topics) = (AtomicUsize::new(0), Topics::default());
-        Pusher { pubsub: self.clone(), push, sequence, max_waiting: 4, waiting, topics }
+        Pusher { pubsub: self.clone(), push, sequence, max_waiting: None, waiting, topics }
     }
 }
 
 impl<F> Pusher<F> {
-    /// How many workers may wait behind the one that waits for a slow client of their topic, in a
-    /// pipeline that pushes to several topics. Default 4.
+    /// How many workers may wait behind the one that waits for a slow client of their topic. Default 4,
+    /// once there have been events for several topics.
     ///
     /// With one more, the others on the pipeline would be held up: so the events of that topic no
     /// longer wait. They go into the room that a socket has for those who cannot wait, which is as
@@ -156,7 +161,13 @@ impl<F> Pusher<F> {
     /// 0, the pipeline asks for no more until then.
     ///
     /// It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait), and for events that cannot be
-    /// sent. As long as all events have been for one topic, all workers may wait.
+    /// sent.
+    ///
+    /// Unless this is set, all workers may wait as long as all events have been for one topic: a pipeline
+    /// that pushes to a single topic then goes at the pace of its clients. If the first events after a start
+    /// are all for one client that reads nothing, those for others wait until it is closed, which takes twice
+    /// [`up_to`](crate::WhenFull::Wait::up_to) and more: 10 to 12 seconds with five. A pipeline that pushes
+    /// to many topics avoids that by setting this, to 4 for instance: it then holds from the first event on.
     ///
     /// ```
     /// # use pipeline_ws_sink::{PubSub, Push};
@@ -169,7 +180,7 @@ impl<F> Pusher<F> {
     /// ```
     #[must_use]
     pub fn max_waiting(self, max_waiting: usize) -> Self {
-        Self { max_waiting, ..self }
+        Self { max_waiting: Some(max_waiting), ..self }
     }
 
     /// Sends an event. If it has to wait and too many do, its topic hurries.
@@ -179,16 +190,22 @@ impl<F> Pusher<F> {
         push: &Push,
         context: &ChildContext,
     ) -> Result<(), BroadcastError> {
-        let are_several = self.topics.are_several(place.topic());
+        let max_waiting = match self.max_waiting {
+            None if !self.topics.are_several(place.topic()) => None,
+            set => Some(set.unwrap_or(MAX_WAITING)),
+        };
         let mut sending = pin!(self.pubsub.send_from(place, push));
         let mut waiting = None;
         poll_fn(|cx| {
             let sent = sending.as_mut().poll(cx);
-            if sent.is_pending() && are_several && waiting.is_none() {
+            if let Some(max_waiting) = max_waiting
+                && sent.is_pending()
+                && waiting.is_none()
+            {
                 let count = self.waiting.fetch_add(1, Relaxed) + 1;
                 waiting = Some(Waiting(&self.waiting));
                 let most = (context.spare() / 2).max(1);
-                if count > most || place.waiting() > self.max_waiting {
+                if count > most || place.waiting() > max_waiting {
                     place.hurry();
                 }
             }
