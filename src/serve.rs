@@ -251,7 +251,12 @@ impl Serve {
 
     /// How long the head of a connection's first request may take, the time before its first byte
     /// included. Default 10 seconds.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: every connection would end at once.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
+        assert!(!timeout.is_zero(), "a head that may take no time cannot be read");
         self.limits.head = timeout;
         self
     }
@@ -268,7 +273,12 @@ impl Serve {
     ///
     /// A handler that reads the body is then told of an error. How large a body may be, and how long it
     /// may take in all, is for handlers to say.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: every request with a body would fail.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        assert!(!timeout.is_zero(), "a body that may not pause at all cannot be read");
         self.limits.body = timeout;
         self
     }
@@ -277,7 +287,12 @@ impl Serve {
     ///
     /// The operating system watches it (`TCP_USER_TIMEOUT`), on Linux and Android only. It ends when a
     /// connection becomes a WebSocket: from then on the mount's `max_behind` counts.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: an answer that waits at all would end its connection.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        assert!(!timeout.is_zero(), "an answer that may take no time cannot be written");
         self.limits.write = timeout;
         self
     }

@@ -5,6 +5,7 @@ use std::{
     future::{self, Future, IntoFuture},
     io,
     net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -555,4 +556,21 @@ async fn a_client_that_polls_can_fetch_what_a_pipeline_sends_while_it_drains() {
     assert_eq!(fetched["status"], 200, "{fetched}");
     assert!(fetched["messages"][0].as_str().unwrap().contains(r#"{"n":7}"#), "{fetched}");
     assert!(server.stopped().await.is_clean());
+}
+
+#[tokio::test]
+async fn a_time_in_which_nothing_can_be_done_is_refused() {
+    type Set = fn(Serve, Duration) -> Serve;
+    let set: [(Set, &str); 3] = [
+        (Serve::header_timeout, "a head that may take no time"),
+        (Serve::body_timeout, "a body that may not pause"),
+        (Serve::write_timeout, "an answer that may take no time"),
+    ];
+    for (set, starts_with) in set {
+        let serve = serve(listen("127.0.0.1:0").await.unwrap(), Router::new());
+        let panic = catch_unwind(AssertUnwindSafe(|| drop(set(serve, Duration::ZERO))));
+        let panic = panic.expect_err("it was taken");
+        let said = panic.downcast_ref::<&str>().unwrap();
+        assert!(said.starts_with(starts_with), "{said}");
+    }
 }

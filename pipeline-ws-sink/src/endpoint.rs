@@ -460,6 +460,7 @@ impl EndpointBuilder {
     /// A segment that begins with a `:` is a variable: it matches any one segment, which is then among
     /// the [`Params`](crate::Params), in place of a parameter of the same name. If the name begins
     /// with `_`, it only matches. The first mount that matches wins. Slashes at the ends do not count.
+    /// Something that is no path, such as `/socket?x=1`, is an error of [`build`](Self::build).
     /// These are the rules of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
@@ -586,12 +587,17 @@ impl EndpointBuilder {
     /// `socket.connects_limited`. What the system allows is another matter: a process often may have no
     /// more than 1,024 open files.
     ///
+    /// # Panics
+    ///
+    /// If it is zero: every client would be refused.
+    ///
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
     /// let endpoint = Endpoint::builder().max_sockets(10_000).build()?;
     /// # Ok::<(), pipeline_ws_sink::BuildError>(())
     /// ```
     pub fn max_sockets(mut self, sockets: usize) -> Self {
+        assert!(sockets > 0, "an endpoint without sockets refuses every client");
         self.limits.sockets = sockets;
         self
     }

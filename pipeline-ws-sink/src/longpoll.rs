@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// After how long the official client no longer waits for an answer to its poll.
+const GIVES_UP: Duration = Duration::from_secs(20);
+
 /// Long polling: how clients connect that cannot keep a WebSocket open, for instance behind a proxy
 /// that does not let one through. Off, unless a mount is [given it](crate::Mount::longpoll).
 ///
@@ -57,10 +60,15 @@ impl LongPoll {
     }
 
     /// How long a poll waits for messages, how long the body of a request may take to come, and how long a
-    /// client waits for all that it sends in one to be taken. Default ten seconds. It has to be less than 20, after which the official client gives up.
+    /// client waits for all that it sends in one to be taken. Default ten seconds. It has to be less than 20,
+    /// after which the official client gives up.
     ///
     /// A session that is not polled for one and a half windows ends. With [`Duration::MAX`] a poll waits
-    /// until there is something, and no session ends for want of polls.
+    /// until there is something, and no session ends for want of polls: that is for clients of one's own.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero, or 20 seconds or more and not [`Duration::MAX`].
     ///
     /// This is `:window_ms` of Phoenix's long polling.
     ///
@@ -70,6 +78,11 @@ impl LongPoll {
     /// let often = LongPoll::new().window(Duration::from_secs(5));
     /// ```
     pub fn window(mut self, window: Duration) -> Self {
+        assert!(!window.is_zero(), "a session with a window of no time ends at once");
+        assert!(
+            window < GIVES_UP || window == Duration::MAX,
+            "a window is shorter than 20 seconds, after which the official client gives up: {window:?}"
+        );
         self.window = window;
         self
     }
@@ -81,11 +94,16 @@ impl LongPoll {
     /// A session takes several kilobytes and outlives its connection by up to one and a half
     /// [windows](Self::window), so without a bound one client could open any number of them.
     ///
+    /// # Panics
+    ///
+    /// If it is zero: every client that polls would be refused.
+    ///
     /// ```
     /// # use pipeline_ws_sink::LongPoll;
     /// let few = LongPoll::new().max_sessions(500);
     /// ```
     pub fn max_sessions(mut self, sessions: usize) -> Self {
+        assert!(sessions > 0, "a mount without sessions refuses every client that polls");
         self.max_sessions = sessions;
         self
     }

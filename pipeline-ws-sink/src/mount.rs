@@ -144,7 +144,9 @@ impl<S: Socket> Mount<S> {
     /// Routes topics to a kind of channel. A pattern is a topic, or the beginning of one and a `*`.
     ///
     /// A `*` anywhere else is an error of
-    /// [`EndpointBuilder::build`](crate::EndpointBuilder::build).
+    /// [`EndpointBuilder::build`](crate::EndpointBuilder::build), and so are a variable such as `{id}` and a
+    /// pattern that this mount has already. A pattern that is never reached, because one before it matches
+    /// all of its topics, is told in a line of the log (WARN).
     pub fn channel<C>(self, pattern: &str) -> Self
     where
         C: Channel<Socket = S, Config = ()>,
@@ -157,7 +159,8 @@ impl<S: Socket> Mount<S> {
     where
         C: Channel<Socket = S>,
     {
-        match TopicPattern::parse(pattern) {
+        let patterns = self.routes.iter().map(|route| &route.pattern);
+        match TopicPattern::parse(pattern).and_then(|pattern| pattern.once_among(patterns)) {
             Ok(pattern) => {
                 let channel = Arc::new(ChannelRoute::<C>::new(config));
                 self.routes.push(Route { pattern, channel });
@@ -269,7 +272,12 @@ impl<S: Socket> Mount<S> {
     }
 
     /// How many channels a client may have at once. Default 100; a join beyond it is refused.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: no client could join anything.
     pub fn max_channels(mut self, channels: usize) -> Self {
+        assert!(channels > 0, "a client that may have no channels can join nothing");
         self.options.max_channels = channels;
         self
     }
@@ -320,7 +328,12 @@ impl<S: Socket> Mount<S> {
     ///
     /// Memory for a message is taken as its bytes come, and not as its header announces them. So with
     /// [`usize::MAX`] it is what clients really send that is bounded by nothing but memory.
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: every client would be closed.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
+        assert!(bytes > 0, "a client that may send messages of no bytes can say nothing");
         self.options.limits.message = bytes;
         self
     }
@@ -332,6 +345,10 @@ impl<S: Socket> Mount<S> {
     /// This is `max_frame_size` of Phoenix's WebSocket transport. A message may come in several
     /// frames, and be larger than this.
     ///
+    /// # Panics
+    ///
+    /// If it is less than 7: the header and the mask of a frame alone take 6 bytes.
+    ///
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # struct UserSocket;
@@ -342,6 +359,7 @@ impl<S: Socket> Mount<S> {
     /// let mount = Mount::new(UserSocket).max_frame_size(64 << 10).max_message_size(256 << 10);
     /// ```
     pub fn max_frame_size(mut self, bytes: usize) -> Self {
+        assert!(bytes > 6, "a client's frame has 7 bytes at least, with its header and its mask");
         self.options.limits.frame = bytes;
         self
     }
@@ -399,7 +417,12 @@ impl<S: Socket> Mount<S> {
     ///
     /// What the server sends counts here, so a client that has gone is found by
     /// [`heard_within`](Self::heard_within).
+    ///
+    /// # Panics
+    ///
+    /// If it is zero: every client would be closed at once.
     pub fn timeout(mut self, silence: Duration) -> Self {
+        assert!(!silence.is_zero(), "a client that may not be silent at all is closed at once");
         self.options.timeout = silence;
         self
     }
@@ -412,6 +435,10 @@ impl<S: Socket> Mount<S> {
     /// sends a heartbeat every 30 seconds. Clients that send none need a longer time, or
     /// [`Duration::MAX`], with which they may be silent for ever.
     ///
+    /// # Panics
+    ///
+    /// If it is zero: every client would be closed at once.
+    ///
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # use std::time::Duration;
@@ -420,6 +447,7 @@ impl<S: Socket> Mount<S> {
     /// # }
     /// ```
     pub fn heard_within(mut self, silence: Duration) -> Self {
+        assert!(!silence.is_zero(), "a client that may not be silent at all is closed at once");
         self.options.heard_within = Some(silence);
         self
     }
@@ -439,6 +467,10 @@ impl<S: Socket> Mount<S> {
     /// Clients that behave well never meet this limit; it bounds the work that one client can cause. How often one was not read from is counted in `socket.reads_paused`, with the reason `rate`.
     /// With `u32::MAX` there is hardly a limit.
     ///
+    /// # Panics
+    ///
+    /// If it is zero: no client would be read from.
+    ///
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
@@ -446,6 +478,7 @@ impl<S: Socket> Mount<S> {
     /// # }
     /// ```
     pub fn max_frames(mut self, a_second: u32) -> Self {
+        assert!(a_second > 0, "a client of which no frames are read can say nothing");
         self.options.max_frames = a_second;
         self
     }
@@ -573,6 +606,13 @@ impl<S: Socket> Mount<S> {
     pub(crate) fn into_routes(self, telemetry: &Telemetry) -> Result<(S, Routes<S>), PatternError> {
         if let Some(error) = self.refused {
             return Err(error);
+        }
+        let patterns: Vec<_> = self.routes.iter().map(|route| &route.pattern).collect();
+        for (at, pattern) in patterns.iter().enumerate() {
+            if let Some(before) = patterns[..at].iter().find(|before| before.covers(pattern)) {
+                let socket = self.socket.name();
+                tracing::warn!(socket, %pattern, %before, "a channel's topic pattern is never reached");
+            }
         }
         let register = |Route { pattern, channel }| {
             let channel: Arc<dyn ErasedChannel<S>> = channel;

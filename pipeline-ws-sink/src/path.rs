@@ -38,6 +38,14 @@ pub enum PathError {
         /// Their name.
         name: String,
     },
+    /// It is no path that a client could ask for.
+    #[error(
+        "{path:?} is no path: \"/socket\" is one, without scheme, host, query, spaces, wildcards and braces"
+    )]
+    NoPath {
+        /// What was given.
+        path: String,
+    },
 }
 
 /// A segment of a request's path is not percent-encoded UTF-8.
@@ -55,6 +63,9 @@ impl MountPath {
             }
             path
         };
+        if let Some(path) = [mount, transport].into_iter().find(|path| !is_path(path)) {
+            return Err(PathError::NoPath { path: path.to_owned() });
+        }
         let mut parsed: Vec<Segment> = Vec::new();
         for segment in segments(mount).chain(segments(transport)) {
             let Some(name) = segment.strip_prefix(':') else {
@@ -106,6 +117,17 @@ impl MountPath {
                 _ => false,
             })
     }
+}
+
+/// Whether a request may have such a path, literals written as they are when they are decoded. Wildcards and
+/// braces are those of other routers: they would be taken literally.
+fn is_path(path: &str) -> bool {
+    let is_foreign = |character: char| {
+        matches!(character, '?' | '#' | '*' | '{' | '}')
+            || character.is_whitespace()
+            || character.is_control()
+    };
+    !path.contains("://") && !path.contains(is_foreign)
 }
 
 fn segments(path: &str) -> impl Iterator<Item = &str> {
@@ -206,6 +228,21 @@ mod tests {
         assert_eq!(error.to_string(), "the path \"/a/:/b\" has a variable without a name");
         let error = MountPath::parse("/:a", "/:a").unwrap_err();
         assert_eq!(error.to_string(), "the path \"/:a/:a\" has two variables named \"a\"");
+    }
+
+    #[test]
+    fn what_is_no_path_is_refused() {
+        let error = MountPath::parse("http://x/socket", "websocket").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "\"http://x/socket\" is no path: \"/socket\" is one, without scheme, host, query, spaces, \
+             wildcards and braces"
+        );
+        for path in ["/so cket", "/socket?x=1", "/socket#x", "/a/*", "/{id}", "/a\n"] {
+            let error = PathError::NoPath { path: path.to_owned() };
+            assert_eq!(MountPath::parse(path, "websocket").unwrap_err(), error);
+            assert_eq!(MountPath::parse("/socket", path).unwrap_err(), error);
+        }
     }
 
     #[test]

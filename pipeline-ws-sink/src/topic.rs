@@ -4,6 +4,8 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use thiserror::Error;
 
+use crate::tracker::TRACKERS;
+
 /// The name of a conversation, such as `user:42`, and what its route's wildcard stands for.
 ///
 /// It derefs to the whole topic. Cheap to clone.
@@ -68,8 +70,15 @@ impl TopicPattern {
             Some(prefix) => (prefix, true),
             None => (pattern, false),
         };
+        let refused = |why| Err(PatternError { pattern: pattern.into(), why });
         if prefix.contains('*') {
-            return Err(PatternError { pattern: pattern.into() });
+            return refused(Refusal::Wildcard);
+        }
+        if prefix.split_once('{').is_some_and(|(_, rest)| rest.contains('}')) {
+            return refused(Refusal::Variable);
+        }
+        if prefix.starts_with(TRACKERS) {
+            return refused(Refusal::Reserved);
         }
         Ok(if wildcard { Self::Prefix(prefix.into()) } else { Self::Exact(prefix.into()) })
     }
@@ -82,6 +91,28 @@ impl TopicPattern {
         };
         Some(Topic { whole: topic.into(), rest })
     }
+
+    /// Whether it matches all topics that another one matches.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(exact), Self::Exact(other)) => exact == other,
+            (Self::Exact(_), Self::Prefix(_)) => false,
+            (Self::Prefix(prefix), Self::Exact(other) | Self::Prefix(other)) => {
+                other.starts_with(&**prefix)
+            }
+        }
+    }
+
+    /// Refuses a pattern that stands among these already.
+    pub(crate) fn once_among<'a>(
+        self,
+        mut others: impl Iterator<Item = &'a Self>,
+    ) -> Result<Self, PatternError> {
+        if others.any(|other| *other == self) {
+            return Err(PatternError { pattern: self.to_string().into(), why: Refusal::Twice });
+        }
+        Ok(self)
+    }
 }
 
 impl fmt::Display for TopicPattern {
@@ -93,11 +124,27 @@ impl fmt::Display for TopicPattern {
     }
 }
 
-/// A `*` stands where it has no meaning.
+/// A topic pattern that cannot work.
+///
+/// It has a `*` that is not its last character, or a variable such as `{id}`; it stands twice at one mount;
+/// or its topics are those on which nodes talk to each other, which no client may join.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("the topic pattern {pattern:?} has a * that is not its last character")]
+#[error("the topic pattern {pattern:?} {why}")]
 pub struct PatternError {
     pattern: Box<str>,
+    why: Refusal,
+}
+
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+enum Refusal {
+    #[error("has a * that is not its last character")]
+    Wildcard,
+    #[error("has a variable in braces: a * at its end stands for the rest of the topic")]
+    Variable,
+    #[error("is there twice: only the first one would be reached")]
+    Twice,
+    #[error("is for topics that clients may not join: nodes use them to talk to each other")]
+    Reserved,
 }
 
 #[cfg(test)]
@@ -125,6 +172,41 @@ mod tests {
             [("room:*", "room"), ("room:*", "ROOM:x"), ("plain", "plainer"), ("plain", "plai")]
         {
             assert_eq!(rest(pattern, topic), None, "{pattern} {topic}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_cannot_work_is_refused_with_what_to_write() {
+        for (pattern, why) in [
+            (
+                "user:{id}",
+                "has a variable in braces: a * at its end stands for the rest of the topic",
+            ),
+            (
+                "phx_presence:*",
+                "is for topics that clients may not join: nodes use them to talk to each other",
+            ),
+        ] {
+            let error = TopicPattern::parse(pattern).unwrap_err();
+            assert_eq!(error.to_string(), format!("the topic pattern {pattern:?} {why}"));
+        }
+        for pattern in ["open{", "}{", "user::id", ""] {
+            assert!(TopicPattern::parse(pattern).is_ok(), "{pattern} is a topic like any other");
+        }
+    }
+
+    #[test]
+    fn a_pattern_covers_those_whose_topics_it_all_matches() {
+        let covers = |one: &str, other: &str| {
+            let [one, other] = [one, other].map(|pattern| TopicPattern::parse(pattern).unwrap());
+            one.covers(&other)
+        };
+        for (one, other) in [("*", "a:*"), ("a:*", "a:b"), ("a:*", "a:"), ("a", "a"), ("a*", "a*")]
+        {
+            assert!(covers(one, other), "{one} {other}");
+        }
+        for (one, other) in [("a:b", "a:*"), ("a:*", "a"), ("a:*", "*"), ("a", "b"), ("a", "a*")] {
+            assert!(!covers(one, other), "{one} {other}");
         }
     }
 

@@ -2,11 +2,14 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use futures::SinkExt;
 use pipeline_test_support::{connect, reply};
-use pipeline_ws_sink::{BuildError, Endpoint, Mount};
+use pipeline_ws_sink::{BuildError, Endpoint, LongPoll, Mount, PathError};
 use serde_json::json;
 use support::{
     channels::{NamedSocket, Room, endpoint, endpoint_with},
@@ -187,4 +190,56 @@ fn what_makes_no_sense_is_refused_when_it_is_declared() {
     );
     let error = build(&[("/socket", "a"), ("socket", "b")]);
     assert_eq!(error, BuildError::PathTaken { path: "/socket/websocket".into() });
+}
+
+#[test]
+fn a_channel_whose_pattern_cannot_work_is_an_error_of_the_endpoint() {
+    for (pattern, why) in [
+        ("room:*", "is there twice: only the first one would be reached"),
+        ("user:{id}", "has a variable in braces: a * at its end stands for the rest of the topic"),
+    ] {
+        let mount = Mount::new(NamedSocket).channel::<Room>("room:*").channel::<Room>(pattern);
+        let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
+        assert_eq!(error.to_string(), format!("the topic pattern {pattern:?} {why}"));
+    }
+}
+
+#[test]
+fn a_path_that_no_client_can_ask_for_is_an_error_of_the_endpoint() {
+    let mount = Mount::new(NamedSocket).path("/websocket?vsn=2.0.0");
+    let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
+    assert!(matches!(error, BuildError::Path(PathError::NoPath { .. })), "{error}");
+}
+
+/// What it says when it panics.
+fn panics(option: impl FnOnce()) -> String {
+    let panic = catch_unwind(AssertUnwindSafe(option)).expect_err("it was taken");
+    let text = panic.downcast_ref::<String>().cloned();
+    text.unwrap_or_else(|| (*panic.downcast_ref::<&str>().expect("a text")).to_owned())
+}
+
+#[test]
+fn options_that_would_refuse_every_client_are_refused() {
+    let mount = || Mount::new(NamedSocket);
+    let polled = LongPoll::new;
+    let (zero, long) = (Duration::ZERO, Duration::from_secs(20));
+    for (said, starts_with) in [
+        (panics(|| drop(Endpoint::builder().max_sockets(0))), "an endpoint without sockets"),
+        (panics(|| drop(mount().max_channels(0))), "a client that may have no channels"),
+        (
+            panics(|| drop(mount().max_message_size(0))),
+            "a client that may send messages of no bytes",
+        ),
+        (panics(|| drop(mount().max_frame_size(6))), "a client's frame has 7 bytes at least"),
+        (panics(|| drop(mount().timeout(zero))), "a client that may not be silent"),
+        (panics(|| drop(mount().heard_within(zero))), "a client that may not be silent"),
+        (panics(|| drop(mount().max_frames(0))), "a client of which no frames are read"),
+        (panics(|| drop(polled().window(zero))), "a session with a window of no time"),
+        (panics(|| drop(polled().window(long))), "a window is shorter than 20 seconds"),
+        (panics(|| drop(polled().max_sessions(0))), "a mount without sessions"),
+    ] {
+        assert!(said.starts_with(starts_with), "{said}");
+    }
+    drop(polled().window(Duration::MAX));
+    drop(mount().max_frame_size(7).max_behind(zero).max_inbox(0).max_outbox(0, 0));
 }
