@@ -148,19 +148,22 @@ impl Serve {
     ///
     /// ```no_run
     /// use pipeline::{
-    ///     ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, for_each, queue, serve,
-    ///     ws::listen,
+    ///     ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, SubscribeOptions, for_each, queue,
+    ///     serve, ws::listen,
     /// };
     ///
     /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
     /// let (failed, failed_source) = queue(QueueOptions::new());
     /// let (orders, source) = queue(QueueOptions::new());
-    /// let confirm = ConsumerSupervisor::new(async |order: &u64| order.to_string().parse::<u8>().map(drop))
-    ///     .on_given_up(move |order, reason| {
-    ///         if let Err(error) = failed.offer(order) {
-    ///             eprintln!("order {order} is lost ({error}): {reason}");
-    ///         }
-    ///     });
+    /// let confirm = async |order: &u64| match order {
+    ///     0 => Err(ExitReason::failed("there is no such order")),
+    ///     _ => Ok(println!("{order} is confirmed")),
+    /// };
+    /// let confirm = ConsumerSupervisor::new(confirm).on_given_up(move |order, reason| {
+    ///     if let Err(error) = failed.offer(order) {
+    ///         eprintln!("order {order} is lost ({error}): {reason}");
+    ///     }
+    /// });
     /// let confirmed = Pipeline::builder("orders")
     ///     .producer(source)
     ///     .consumer_supervisor(confirm, SubscribeOptions::new())
