@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use pipeline_core::Telemetry;
+use pipeline_core::{Telemetry, shown::shown};
 
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
@@ -611,7 +611,12 @@ impl<S: Socket> Mount<S> {
         for (at, pattern) in patterns.iter().enumerate() {
             if let Some(before) = patterns[..at].iter().find(|before| before.covers(pattern)) {
                 let socket = self.socket.name();
-                tracing::warn!(socket, %pattern, %before, "a channel's topic pattern is never reached");
+                tracing::warn!(
+                    socket,
+                    pattern = shown(pattern),
+                    before = shown(before),
+                    "a channel's topic pattern is never reached"
+                );
             }
         }
         let register = |Route { pattern, channel }| {
