@@ -35,7 +35,7 @@ struct Lane {
     /// Whose turn it is.
     first: u64,
     behind: VecDeque<Behind>,
-    /// The first could not be sent, and is tried again later. Nobody has its turn meanwhile.
+    /// The first could not be sent, and is tried again later. No place has its turn meanwhile.
     rests: bool,
     /// From now on nobody in it waits for slow clients.
     hurries: bool,
