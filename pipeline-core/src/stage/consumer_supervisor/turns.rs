@@ -32,11 +32,13 @@ impl<E> Turns<E> {
 
     /// Takes the next event.
     pub(super) fn pop(&mut self) -> Option<(E, SubscriptionId)> {
-        let (from, mut line) = self.lines.pop_front()?;
-        let event = line.pop_front()?;
+        let (from, line) = self.lines.front_mut()?;
+        let (event, from) = (line.pop_front()?, *from);
         self.len -= 1;
-        if !line.is_empty() {
-            self.lines.push_back((from, line));
+        if line.is_empty() {
+            self.lines.pop_front();
+        } else if self.lines.len() > 1 {
+            self.lines.rotate_left(1);
         }
         Some((event, from))
     }
