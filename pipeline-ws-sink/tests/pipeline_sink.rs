@@ -501,6 +501,41 @@ async fn a_client_that_has_been_full_for_too_long_is_closed_although_no_sender_w
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_was_full_when_the_process_was_stopped_is_not_closed_by_the_next_sender() {
+    let (builder, _gate) = endpoint_with(|mount| {
+        let policy = WhenFull::Wait { up_to: Duration::from_secs(5) };
+        mount.max_outbox(40, 1 << 20).when_full(policy).max_behind(Duration::from_secs(5))
+    });
+    let server = MemoryServer::start(builder);
+    let mut client = server.connect(64).await;
+    client.join("1", T).await;
+    let reading = tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_millis(50)).await;
+            if client.receive().await[3] != "news" {
+                break;
+            }
+        }
+    });
+    let pubsub = server.endpoint.pubsub().clone();
+    let send = async || {
+        let begun = Instant::now();
+        pubsub.send(&Push::new(T, "news", json!({})).unwrap()).await.unwrap();
+        begun.elapsed()
+    };
+    while send().await == Duration::ZERO {}
+    // No sender waits when the process is stopped.
+    advance(Duration::from_secs(60)).await;
+    let mut longest = Duration::ZERO;
+    for _ in 0..60 {
+        longest = longest.max(send().await);
+    }
+    assert!(longest > Duration::ZERO, "the client was waited for");
+    assert!(server.recorded.counters("socket.closed_slow").is_empty());
+    reading.abort();
+}
+
+#[tokio::test(start_paused = true)]
 async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
     // The lane is held for so long, and no longer with more of them.
     for (stopped, stalled, held) in [(0, 1, 1), (0, 10, 1), (3, 1, 8), (3, 2, 8), (3, 10, 8)] {

@@ -16,7 +16,7 @@ use super::{
     outboxes::{Held, Outboxes, SHARE},
     when_full::WhenFull,
 };
-use crate::{protocol::frame::Frame, since::Since};
+use crate::{late::is_late, protocol::frame::Frame, since::Since};
 
 /// How much may wait for one socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,10 +58,18 @@ pub(super) struct Backlog {
     written: usize,
     /// Since when the socket has taken nothing, if it takes nothing.
     blocked_since: Option<Instant>,
-    /// Since when there has been no room, until half of it is free again.
-    full_since: Option<Instant>,
+    /// That there has been no room, until half of it is free again.
+    full: Option<Full>,
     /// What the queue itself counts for the endpoint.
     slots: Option<Held>,
+}
+
+/// A sender has found no room, and the client has not caught up yet.
+#[derive(Clone, Copy, Debug)]
+struct Full {
+    since: Instant,
+    /// The client's time to catch up has passed while the process was running.
+    is_overdue: bool,
 }
 
 /// The frames that have been taken out to be written.
@@ -138,7 +146,7 @@ impl Backlog {
             in_hand: InHandLoad::default(),
             written: 0,
             blocked_since: None,
-            full_since: None,
+            full: None,
             slots: None,
         }
     }
@@ -245,19 +253,19 @@ impl Backlog {
 
     /// A sender has found no room at this moment.
     pub(super) fn found_full(&mut self, now: Instant) {
-        self.full_since.get_or_insert(now);
+        self.full.get_or_insert(Full::since(now));
     }
 
     /// If there is no room, that counts from this moment on.
     pub(super) fn is_full_anew(&mut self, now: Instant) {
-        self.full_since = self.full_since.map(|_| now);
+        self.full = self.full.map(|_| Full::since(now));
     }
 
     /// Takes note that the socket has taken something.
     pub(super) fn has_moved(&mut self, limits: Limits) {
         self.blocked_since = None;
-        if self.full_since.is_some() && self.has_caught_up(limits) {
-            self.full_since = None;
+        if self.full.is_some() && self.has_caught_up(limits) {
+            self.full = None;
         }
     }
 
@@ -267,8 +275,27 @@ impl Backlog {
     }
 
     /// By when half of the room has to be free, if there was none.
-    pub(super) fn full_until(&self, longest: Duration) -> Deadline {
-        self.full_since.map_or(Deadline::NEVER, |since| Deadline::after(since, longest))
+    ///
+    /// The socket's task [watches](Self::watch_full) this deadline. One that has passed a while ago without
+    /// being noted has passed while the process was stopped. It says nothing about the client, whose time
+    /// begins anew.
+    pub(super) fn full_until(&mut self, longest: Duration, now: Instant) -> Deadline {
+        let Some(full) = &mut self.full else { return Deadline::NEVER };
+        let until = Deadline::after(full.since, longest);
+        if full.is_overdue || !until.instant().is_some_and(|at| is_late(at, now)) {
+            return until;
+        }
+        *full = Full::since(now);
+        Deadline::after(now, longest)
+    }
+
+    /// Notes whether the deadline of a full outbox has passed. Returns when to look again, if that is to be
+    /// noted.
+    pub(super) fn watch_full(&mut self, longest: Duration, now: Instant) -> Option<Instant> {
+        let until = self.full_until(longest, now);
+        let full = self.full.as_mut()?;
+        full.is_overdue |= until.has_passed(now);
+        if full.is_overdue { None } else { until.instant() }
     }
 
     /// All that waits, and what is in hand.
@@ -452,6 +479,12 @@ impl Backlog {
         if outgoing.kind == Kind::Essential {
             self.essential = self.essential.minus(cost);
         }
+    }
+}
+
+impl Full {
+    fn since(since: Instant) -> Self {
+        Self { since, is_overdue: false }
     }
 }
 
@@ -770,14 +803,35 @@ mod tests {
         backlog.found_full(now);
         let until = Deadline::after(now, longest);
         assert_eq!(backlog.blocked_until(longest), Some(until));
-        assert_eq!(backlog.full_until(longest), until);
+        assert_eq!(backlog.full_until(longest, now), until);
         backlog.wrote(10, |_| {});
         backlog.has_moved(LIMITS);
         assert_eq!(backlog.blocked_until(longest), None);
-        assert_eq!(backlog.full_until(longest), until, "more than half is taken");
+        assert_eq!(backlog.full_until(longest, later), until, "more than half is taken");
         backlog.wrote(10, |_| {});
         backlog.has_moved(LIMITS);
-        assert_eq!(backlog.full_until(longest), Deadline::NEVER);
+        assert_eq!(backlog.full_until(longest, later), Deadline::NEVER);
+    }
+
+    #[test]
+    fn a_deadline_that_passes_unnoted_is_that_of_a_stopped_process_and_begins_anew() {
+        let longest = Duration::from_secs(30);
+        let now = Instant::now();
+        let [at_it, long_after] = [30, 90].map(|seconds| now + Duration::from_secs(seconds));
+        for is_noted in [true, false] {
+            let mut backlog = backlog(&[event(1); 4]);
+            assert_eq!(backlog.watch_full(longest, now), None);
+            backlog.found_full(now);
+            assert_eq!(backlog.watch_full(longest, now), Some(at_it));
+            if is_noted {
+                assert_eq!(backlog.watch_full(longest, at_it), None);
+            }
+            let since = if is_noted { now } else { long_after };
+            let until = Deadline::after(since, longest);
+            assert_eq!(backlog.full_until(longest, long_after), until);
+            let next = if is_noted { None } else { until.instant() };
+            assert_eq!(backlog.watch_full(longest, long_after), next);
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use pipeline_core::Deadline;
 use tokio::{
     net::TcpStream,
     sync::Notify,
@@ -107,6 +108,15 @@ struct Written {
     timed: Vec<(Arc<Outgoing>, Instant)>,
     /// How long writes took, of those that were timed: from when until when.
     writes: Vec<(Instant, Instant)>,
+}
+
+/// The deadlines of a client that is behind.
+#[derive(Default)]
+struct Watched {
+    /// By when the socket has to take something, if it takes nothing and that is limited.
+    blocked_until: Option<Instant>,
+    /// By when half of the room has to be free, if a sender has found none and that is limited.
+    full_until: Option<Instant>,
 }
 
 struct State {
@@ -277,13 +287,26 @@ impl Outbox {
     pub(crate) async fn write(&self) -> SocketEnd {
         // Most sockets are never behind, and have no timer.
         let mut timer: Option<Pin<Box<Sleep>>> = None;
+        let mut full: Option<Pin<Box<Sleep>>> = None;
         let mut recovers = false;
         poll_fn(|cx| {
             loop {
                 if let Poll::Ready(end) = self.poll_write(cx) {
                     return Poll::Ready(end);
                 }
-                let Some(until) = self.blocked_until() else {
+                let Watched { blocked_until, full_until } = self.watch();
+                match full_until {
+                    None => full = None,
+                    Some(until) => {
+                        let timer = full.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
+                        if timer.as_mut().poll(cx).is_ready() {
+                            // It may have been set for an earlier deadline. Which it is shows the next look.
+                            timer.as_mut().reset(until);
+                            continue;
+                        }
+                    }
+                }
+                let Some(until) = blocked_until else {
                     (timer, recovers) = (None, false);
                     return Poll::Pending;
                 };
@@ -313,10 +336,14 @@ impl Outbox {
         self.write_first(&mut self.state.lock())
     }
 
-    /// By when the socket has to take something, if it takes nothing and that is limited.
-    fn blocked_until(&self) -> Option<Instant> {
+    /// The deadlines that the socket's task waits for. One of a full outbox that has passed is noted here,
+    /// for the next sender that finds no room.
+    fn watch(&self) -> Watched {
         let mut state = self.state.lock();
-        state.waiting()?.blocked_until(self.max_behind)?.instant()
+        let Some(backlog) = state.waiting() else { return Watched::default() };
+        let blocked_until = backlog.blocked_until(self.max_behind).and_then(Deadline::instant);
+        let full_until = backlog.watch_full(self.max_behind, Instant::now());
+        Watched { blocked_until, full_until }
     }
 
     /// Writes what waits. Completes when the socket has to end. For the socket's task only.

@@ -118,9 +118,9 @@ impl Outbox {
     /// By when senders have waited long enough for this client, one after the other, and it has to
     /// have caught up with half of its outbox.
     pub(crate) fn full_until(&self) -> Deadline {
-        let state = self.state.lock();
-        let backlog = state.backlog.as_ref();
-        backlog.map_or(Deadline::NEVER, |backlog| backlog.full_until(self.max_behind))
+        let mut state = self.state.lock();
+        let Some(backlog) = &mut state.backlog else { return Deadline::NEVER };
+        backlog.full_until(self.max_behind, Instant::now())
     }
 
     /// Closes the socket because its client has been too slow for too long.
@@ -371,6 +371,24 @@ mod tests {
         // There is room for one, and less than half of it.
         outbox.offer_shared(&news(), Way::Direct).unwrap();
         let waiting = wait();
+        settle().await;
+        assert!(!waiting.is_finished());
+        client.read_exact(&mut [0; 12]).await.unwrap();
+        waiting.await.unwrap();
+        assert_eq!(end(&outbox), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stop_is_noticed_by_the_sender_if_it_comes_before_the_task_of_the_socket() {
+        let (outbox, mut client, _) = outbox(WhenFull::wait());
+        let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
+        let outbox = Arc::new(outbox);
+        while outbox.offer_shared(&news(), Way::Direct).is_ok() {}
+        advance(Duration::from_secs(60)).await;
+        let waiting = tokio::spawn({
+            let outbox = outbox.clone();
+            async move { outbox.wait_for_room().await }
+        });
         settle().await;
         assert!(!waiting.is_finished());
         client.read_exact(&mut [0; 12]).await.unwrap();
