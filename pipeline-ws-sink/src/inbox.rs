@@ -1,10 +1,17 @@
 //! What sockets have received and not handled yet, in bytes, and how much of it there may be.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst},
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicIsize, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Poll, Waker},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// What a socket may hold even when the endpoint's sockets together hold too much, in bytes: so a few
@@ -17,8 +24,23 @@ pub(crate) struct Inboxes {
     /// Less than 0 for a moment, when a thread gives back what another is about to add.
     bytes: AtomicIsize,
     limit: usize,
-    /// Told when there is room again.
-    room: Notify,
+    waiting: Mutex<Waiting>,
+}
+
+/// The tasks that wait for the sockets to hold less. What a task holds itself does not count against it, so
+/// each waits for a number of its own, and is woken at that.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// By how much there has to be less than, and by the order in which they came.
+    tasks: BTreeMap<(usize, u64), Waker>,
+    /// How many there have been.
+    count: u64,
+}
+
+/// The place of a task among those that wait.
+struct Place<'a> {
+    all: &'a Inboxes,
+    key: (usize, u64),
 }
 
 /// What one socket has received and not handled: messages that wait for their channel or are being
@@ -41,7 +63,7 @@ pub(crate) struct Held {
 
 impl Inboxes {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { bytes: AtomicIsize::new(0), limit, room: Notify::new() }
+        Self { bytes: AtomicIsize::new(0), limit, waiting: Mutex::default() }
     }
 
     /// How much the sockets hold, beyond the share of each.
@@ -62,11 +84,41 @@ impl Inboxes {
     fn give_back(&self, bytes: usize) {
         if bytes > 0 {
             let before = self.bytes.fetch_sub(signed(bytes), SeqCst);
-            let limit = signed(self.limit);
-            if before >= limit && before.saturating_sub_unsigned(bytes) < limit {
-                self.room.notify_waiters();
+            // While they hold less than they may, none waits.
+            if before >= signed(self.limit) {
+                self.tell(before.saturating_sub_unsigned(bytes));
             }
         }
+    }
+
+    /// Wakes the tasks that wait for the sockets to hold no more than this.
+    fn tell(&self, bytes: isize) {
+        let enough = usize::try_from(bytes).unwrap_or(0).saturating_add(1);
+        let told = self.waiting.lock().tasks.split_off(&(enough, 0));
+        told.into_values().for_each(Waker::wake);
+    }
+
+    /// A place for a task that waits for the sockets to hold less than so many bytes.
+    fn place(&self, less_than: usize) -> Place<'_> {
+        let mut waiting = self.waiting.lock();
+        waiting.count += 1;
+        Place { all: self, key: (less_than, waiting.count) }
+    }
+}
+
+impl Place<'_> {
+    /// Has this task woken once.
+    fn wait(&self, task: &Waker) {
+        let task = task.clone();
+        let before = self.all.waiting.lock().tasks.insert(self.key, task);
+        drop(before);
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let task = self.all.waiting.lock().tasks.remove(&self.key);
+        drop(task);
     }
 }
 
@@ -114,26 +166,29 @@ impl Inbox {
     ///
     /// Cancel safe.
     pub(crate) async fn shared_room(&self) {
-        self.until(|| self.has_shared_room()).await;
+        self.until(0, || self.has_shared_room()).await;
     }
 
-    async fn until(&self, is_so: impl Fn() -> bool) {
+    /// Waits for room beside so many bytes of the task's own, which is there when this is so.
+    async fn until(&self, bytes: usize, is_so: impl Fn() -> bool) {
         // Most of the time it is.
         if is_so() {
             return;
         }
+        let place = self.all.place(self.all.limit.saturating_add(bytes));
         loop {
-            let (mut own, mut others) =
-                (std::pin::pin!(self.room.notified()), std::pin::pin!(self.all.room.notified()));
-            // Before looking, so that what is given back in between is not missed.
-            own.as_mut().enable();
-            others.as_mut().enable();
-            if is_so() {
+            let mut own = pin!(self.room.notified());
+            let is_there = poll_fn(|cx| {
+                // Before looking, so that what is given back in between is not missed.
+                place.wait(cx.waker());
+                let told = own.as_mut().poll(cx).is_ready();
+                if is_so() {
+                    return Poll::Ready(true);
+                }
+                if told { Poll::Ready(false) } else { Poll::Pending }
+            });
+            if is_there.await {
                 return;
-            }
-            tokio::select! {
-                () = own => {}
-                () = others => {}
             }
         }
     }
@@ -161,7 +216,7 @@ impl Held {
     ///
     /// Cancel safe.
     pub(crate) async fn room(&self) {
-        self.inbox.until(|| self.has_room()).await;
+        self.inbox.until(self.bytes, || self.has_room()).await;
     }
 
     /// Waits until there is room for these bytes beside what all sockets hold else, whatever this one does.
@@ -170,7 +225,7 @@ impl Held {
     ///
     /// Cancel safe.
     pub(crate) async fn shared_room(&self) {
-        self.inbox.until(|| self.inbox.has_shared_room_for(self.bytes)).await;
+        self.inbox.until(self.bytes, || self.inbox.has_shared_room_for(self.bytes)).await;
     }
 
     /// Whether the socket holds twice as much as it may besides these bytes.
@@ -210,6 +265,11 @@ fn beyond_share(bytes: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::AtomicBool,
+        task::{Context, Wake},
+    };
+
     use futures::{FutureExt, poll};
     use proptest::prelude::*;
 
@@ -311,7 +371,78 @@ mod tests {
         assert!(room.now_or_never().is_some(), "it has its share");
     }
 
+    #[tokio::test]
+    async fn a_large_message_is_told_of_room_although_the_endpoint_holds_more_than_it_may_with_it()
+    {
+        let all = Arc::new(Inboxes::new(1 << 20));
+        let [poller, other, third] = [(); 3].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
+        let (_stays, goes) = (other.hold(700 << 10), third.hold(600 << 10));
+        let body = poller.hold(600 << 10);
+        let (mut room, mut shared) = (pin!(body.room()), pin!(body.shared_room()));
+        assert!(poll!(&mut room).is_pending() && poll!(&mut shared).is_pending());
+        let gone = body.room().now_or_never();
+        assert_eq!((gone, all.waiting.lock().tasks.len()), (None, 2), "one no longer waits");
+        drop(goes);
+        assert!(all.is_full(), "with the message itself");
+        assert_eq!(all.waiting.lock().tasks.len(), 0);
+        assert!(poll!(&mut room).is_ready() && poll!(&mut shared).is_ready());
+    }
+
+    #[tokio::test]
+    async fn tasks_for_which_there_is_no_room_yet_are_not_woken() {
+        let all = Arc::new(Inboxes::new(1 << 20));
+        let [busy, one, other] = [(); 3].map(|()| Arc::new(Inbox::new(8 << 20, all.clone())));
+        let mut held = busy.hold(3 << 20);
+        let (small, large) = (one.hold(SHARE + 1), other.hold(1 << 20));
+        let (mut few, mut many) = (pin!(small.room()), pin!(large.room()));
+        assert!(poll!(&mut few).is_pending() && poll!(&mut many).is_pending());
+        for (holds, waiting) in [(2 << 20, 2), (1 << 20, 1), (1, 0)] {
+            held.resize(holds);
+            assert_eq!(all.waiting.lock().tasks.len(), waiting, "{holds}");
+        }
+    }
+
+    /// Notes that a task was woken.
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, SeqCst);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_message_that_has_room_is_told_whatever_is_held_and_given_back(
+            sizes in prop::collection::vec(1..3 * SHARE, 3),
+            steps in prop::collection::vec((0..3usize, 0..3 * SHARE), 1..50),
+        ) {
+            let all = Arc::new(Inboxes::new(4 * SHARE));
+            let inboxes = [(); 3].map(|()| Arc::new(Inbox::new(4 * SHARE, all.clone())));
+            let mut held: Vec<_> = inboxes.iter().map(|inbox| inbox.hold(5 * SHARE)).collect();
+            let messages: Vec<_> =
+                inboxes.iter().zip(sizes).map(|(inbox, bytes)| inbox.hold(bytes)).collect();
+            let mut waiting: Vec<_> = messages
+                .iter()
+                .map(|message| (message, message.room().boxed(), Arc::new(Woken(true.into()))))
+                .collect();
+            for (n, (socket, bytes)) in steps.into_iter().enumerate() {
+                waiting.retain_mut(|(_, room, woken)| {
+                    let waker = woken.clone().into();
+                    let was_woken = woken.0.swap(false, SeqCst);
+                    !(was_woken && room.as_mut().poll(&mut Context::from_waker(&waker)).is_ready())
+                });
+                if n % 3 == 0 {
+                    held.push(inboxes[socket].hold(bytes));
+                } else if !held.is_empty() {
+                    held.swap_remove(bytes % held.len());
+                }
+                for (message, _, woken) in &waiting {
+                    prop_assert!(!message.has_room() || woken.0.load(SeqCst));
+                }
+            }
+        }
+
         #[test]
         fn what_is_held_is_what_was_not_given_back(
             steps in prop::collection::vec((0..3usize, 0..3 * SHARE), 1..50),

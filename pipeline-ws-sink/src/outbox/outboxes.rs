@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
+use tokio::sync::{Notify, futures::Notified};
+
 /// What an outbox may hold even when the endpoint's outboxes together hold too much, in bytes of memory: so
 /// a few clients that fill the endpoint's limit do not cost the others their connections.
 pub(super) const SHARE: usize = 16 << 10;
@@ -15,6 +17,8 @@ pub(super) const SHARE: usize = 16 << 10;
 pub(crate) struct Outboxes {
     bytes: AtomicUsize,
     limit: usize,
+    /// Told when they hold less than they may again.
+    room: Notify,
 }
 
 /// Bytes that count for an endpoint until this is dropped.
@@ -26,7 +30,7 @@ pub(super) struct Held {
 
 impl Outboxes {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { bytes: AtomicUsize::new(0), limit }
+        Self { bytes: AtomicUsize::new(0), limit, room: Notify::new() }
     }
 
     /// How much the outboxes hold, beyond the share of each.
@@ -37,6 +41,12 @@ impl Outboxes {
     /// Whether the outboxes together hold as much as they may.
     pub(super) fn are_full(&self) -> bool {
         self.bytes() >= self.limit
+    }
+
+    /// Waits until the outboxes hold less than they may together, if they hold as much now. From the call
+    /// on, none is missed.
+    pub(super) fn room(&self) -> Notified<'_> {
+        self.room.notified()
     }
 }
 
@@ -54,6 +64,9 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.all.bytes.fetch_sub(self.bytes, Relaxed);
+        let (before, limit) = (self.all.bytes.fetch_sub(self.bytes, Relaxed), self.all.limit);
+        if before >= limit && before - self.bytes < limit {
+            self.all.room.notify_waiters();
+        }
     }
 }

@@ -50,12 +50,16 @@ impl Outbox {
     pub(crate) async fn room(&self) {
         let Some(room) = &self.room else { return };
         loop {
-            // From here on it is told, so nothing is missed between the look and the wait.
-            let told = room.notified();
+            // From here on it is told, so nothing is missed between the look and the wait. There is more
+            // room, too, as soon as the outboxes of the endpoint are no longer full together.
+            let (told, widened) = (room.notified(), self.all.room());
             if self.state.lock().takes_more(self.wait_limits()) {
                 return;
             }
-            told.await;
+            tokio::select! {
+                () = told => {}
+                () = widened => {}
+            }
         }
     }
 

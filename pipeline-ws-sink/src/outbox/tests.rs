@@ -386,6 +386,21 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     assert!(waited_for.offer_shared(&shared(2000), Way::Direct).is_ok());
 }
 
+#[tokio::test]
+async fn a_sender_that_waits_is_told_when_the_outboxes_of_the_endpoint_are_no_longer_full() {
+    let all = Arc::new(Outboxes::new(500_000));
+    let greedy = stuck(&all, WhenFull::Disconnect);
+    let waited_for = stuck(&all, WhenFull::wait());
+    while !all.are_full() {
+        greedy.send(&text(50_000), None);
+    }
+    while waited_for.offer_shared(&shared(2000), Way::Direct).is_ok() {}
+    let mut room = pin!(waited_for.room());
+    assert!(poll!(&mut room).is_pending());
+    greedy.release();
+    assert!(poll!(&mut room).is_ready(), "although its own client has taken nothing");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_socket_that_takes_something_is_not_closed_although_the_runtime_has_not_heard_of_it() {
     const MAX_BEHIND: Duration = Duration::from_secs(30);
