@@ -1,7 +1,13 @@
 //! What is served besides the sockets: the page, its tokens, and the intake.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Release},
+        },
+    },
     time::{Duration, SystemTime},
 };
 
@@ -21,9 +27,9 @@ use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::Signer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit},
+    sync::{Mutex, Notify, Semaphore, SemaphorePermit},
     task::coop::consume_budget,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
@@ -44,8 +50,11 @@ const REST_WITHIN: Duration = Duration::from_secs(5);
 /// How many requests to push are read at once. Each holds one line, and what has just arrived.
 const MAX_AT_ONCE: usize = 256;
 
-/// How long a request waits until another one makes room for it.
+/// How long a request waits for a place. It is longer than [`PAUSE`]: others may have just begun to pause.
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long a client may send nothing before its request can be told to make room for another.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// How many faults an answer tells. The others are counted.
 const MAX_ERRORS: usize = 20;
@@ -69,23 +78,43 @@ struct App {
 /// Room for requests that are read at once.
 struct Room {
     places: Semaphore,
-    /// The request that has waited longest for its client is told to make room.
+    /// One request at a time asks for a place, so that no more than one makes room for it.
+    turn: Mutex<()>,
+    /// Whether a request asks for a place now.
+    asked: AtomicBool,
+    /// Wakes the request that has paused longest. A request makes room only if `asked` says so: a wake-up
+    /// may come after the other request has got its place.
     crowded: Notify,
 }
 
 impl Room {
     fn new(places: usize) -> Arc<Self> {
-        Arc::new(Self { places: Semaphore::new(places), crowded: Notify::new() })
+        Arc::new(Self {
+            places: Semaphore::new(places),
+            turn: Mutex::default(),
+            asked: AtomicBool::new(false),
+            crowded: Notify::new(),
+        })
     }
 
-    /// Gets a place. If there is none, the request that has waited longest for its client gives up its own,
-    /// so that clients that send half a request do not shut out those that send a whole one.
+    /// Gets a place. If there is none, the request that has paused longest gives up its own, so that clients
+    /// that send half a request do not shut out clients that send a whole one. A request whose pieces keep
+    /// coming keeps its place, however many others arrive.
     async fn enter(&self) -> Option<SemaphorePermit<'_>> {
         if let Ok(place) = self.places.try_acquire() {
             return Some(place);
         }
-        self.crowded.notify_one();
-        timeout(ROOM_WITHIN, self.places.acquire()).await.ok()?.ok()
+        timeout(ROOM_WITHIN, self.ask()).await.ok()?
+    }
+
+    async fn ask(&self) -> Option<SemaphorePermit<'_>> {
+        let _turn = self.turn.lock().await;
+        // A place may have become free while this request waited for its turn.
+        if let Ok(place) = self.places.try_acquire() {
+            return Some(place);
+        }
+        let _asking = Asking::begin(self);
+        self.places.acquire().await.ok()
     }
 
     /// Waits for the next piece of a body, unless another request needs the place. `None` is the end of it.
@@ -97,12 +126,40 @@ impl Room {
                 Some(Err(error)) => Err(has_not_arrived(&error)),
                 None => Ok(None),
             },
-            // Those that wait are told in the order in which they began to.
-            () = self.crowded.notified() => {
-                let error = "too many requests at once, and this one was the slowest";
+            () = self.is_needed() => {
+                let error = "too many requests at once, and this one had paused";
                 Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, error))
             }
         }
+    }
+
+    /// Waits until a request that has paused has to make room.
+    async fn is_needed(&self) {
+        sleep(PAUSE).await;
+        loop {
+            // Requests are woken in the order in which they began to wait here.
+            self.crowded.notified().await;
+            if self.asked.swap(false, AcqRel) {
+                return;
+            }
+        }
+    }
+}
+
+/// A request asks for a place. It no longer does once this is dropped.
+struct Asking<'a>(&'a Room);
+
+impl<'a> Asking<'a> {
+    fn begin(room: &'a Room) -> Self {
+        room.asked.store(true, Release);
+        room.crowded.notify_one();
+        Self(room)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.asked.store(false, Release);
     }
 }
 
@@ -412,17 +469,62 @@ mod tests {
             let (status, told) = post(app.clone(), Body::from(LINE)).await;
             assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
         }
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(began.elapsed(), PAUSE);
         // The first of them made room, and is told what was accepted.
         let (status, told) = slow.remove(0).await.unwrap();
         assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(1)));
-        let error = "too many requests at once, and this one was the slowest, \
+        let error = "too many requests at once, and this one had paused, \
                      nothing from here on was accepted";
         assert_eq!(told["errors"], json!([{ "line": 2, "error": error }]));
         for other in slow {
             let (status, _) = other.await.unwrap();
             assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "there was room for it");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_whose_pieces_keep_coming_keep_their_places_however_many_others_arrive() {
+        const PIECES: usize = 50;
+        let (pushes, _producer) = queue(QueueOptions::new());
+        let app = app(&pushes, 2);
+        let steady = |_| {
+            let pieces = stream::iter(0..PIECES).then(async |_| {
+                sleep(PAUSE * 9 / 10).await;
+                Ok::<_, Infallible>(Bytes::from(format!("{LINE}\n")))
+            });
+            tokio::spawn(post(app.clone(), Body::from_stream(pieces)))
+        };
+        let steady: Vec<_> = (0..2).map(steady).collect();
+        tokio::task::yield_now().await;
+        for _ in 0..10 {
+            let (status, told) = post(app.clone(), Body::from(LINE)).await;
+            assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(0)));
+        }
+        for request in steady {
+            let (status, told) = request.await.unwrap();
+            assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(PIECES)));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_asked_for_a_place_asks_no_more_once_it_is_answered() {
+        let (pushes, _producer) = queue(QueueOptions::new());
+        let app = app(&pushes, 1);
+        // The place is held by a request that does not wait for its client.
+        let held = app.room.enter().await.unwrap();
+        assert!(app.room.enter().await.is_none(), "there is no place in time");
+        let (entered, ()) = tokio::join!(app.room.enter(), async {
+            tokio::task::yield_now().await;
+            drop(held);
+        });
+        drop(entered.expect("the place is free"));
+        // This one is alone now, and may take its time.
+        let late = stream::once(async {
+            sleep(BODY_WITHIN / 2).await;
+            Ok::<_, Infallible>(LINE)
+        });
+        let (status, told) = post(app, Body::from_stream(late)).await;
+        assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
     }
 
     #[tokio::test(start_paused = true)]
