@@ -7,7 +7,7 @@ use std::sync::{
 
 use pipeline_core::Telemetry;
 
-use crate::telemetry::Tally;
+use crate::telemetry::{LineLimit, Tally, limited};
 
 /// How many sockets an endpoint may have, and has.
 pub(crate) struct Admissions {
@@ -15,6 +15,8 @@ pub(crate) struct Admissions {
     max: usize,
     /// The last client was refused, and that has been logged.
     is_full: AtomicBool,
+    /// Lines about clients that are refused.
+    lines: LineLimit,
     refused: Tally,
 }
 
@@ -26,7 +28,7 @@ impl Admissions {
         let description = "Connections refused because as many sockets were open as may be";
         let refused = telemetry.counter("socket.connects_limited", description, []);
         let (open, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { open, max, is_full, refused: refused.into() }
+        Self { open, max, is_full, lines: LineLimit::new(), refused: refused.into() }
     }
 
     /// Admits a socket, unless there are as many as may be.
@@ -36,11 +38,15 @@ impl Admissions {
         if !admitted {
             self.refused.increment(1);
         }
-        // Once, and not for each of those who try.
+        // Not for each client that is refused. Clients that come and go at the limit fill the endpoint again
+        // and again, so this is limited too.
         let was_full = self.is_full.swap(!admitted, Relaxed);
         if !admitted && !was_full {
-            tracing::warn!(
-                max = self.max,
+            let max = self.max;
+            limited!(
+                self.lines,
+                WARN,
+                max,
                 "refuses connections: as many sockets are open as may be"
             );
         }
@@ -61,7 +67,7 @@ impl Drop for Admission {
 
 #[cfg(test)]
 mod tests {
-    use pipeline_test_support::Recorded;
+    use pipeline_test_support::{Log, Recorded};
 
     use super::*;
 
@@ -78,5 +84,22 @@ mod tests {
         drop((other, third));
         assert_eq!(admissions.open.load(Relaxed), 0);
         assert_eq!(recorded.counters("socket.connects_limited"), [(String::new(), 3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_come_and_go_at_the_limit_do_not_fill_the_log() {
+        let (log, _guard) = Log::keep();
+        let admissions = Arc::new(Admissions::new(1, &Telemetry::global()));
+        for _ in 0..300 {
+            let _one = admissions.admit().unwrap();
+            assert!(admissions.admit().is_none());
+            assert!(admissions.admit().is_none());
+        }
+        let lines = log.take();
+        assert_eq!(lines.len(), 100);
+        assert_eq!(
+            lines[0],
+            "WARN max=1 message=refuses connections: as many sockets are open as may be"
+        );
     }
 }

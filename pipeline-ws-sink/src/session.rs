@@ -40,7 +40,7 @@ use crate::{
     },
     pubsub::PubSub,
     socket::Socket,
-    telemetry::{SocketMetrics, shown},
+    telemetry::{SocketMetrics, limited, shown},
 };
 
 /// What a message that waits counts for in the inbox besides its own bytes: about what it takes to keep
@@ -194,7 +194,14 @@ impl<S: Socket> Session<S> {
     fn handle(&mut self, received: &Received, held: Held) -> Result<Option<Held>, SocketEnd> {
         let message = ClientMessage::decode(self.connection.version, received)?;
         if let Some((field, bytes)) = message.too_long() {
-            tracing::warn!(?field, bytes, "closes a socket that was sent a name of over 255 bytes");
+            let lines = &self.routes.limited.lines;
+            limited!(
+                lines,
+                WARN,
+                ?field,
+                bytes,
+                "closes a socket that was sent a name of over 255 bytes"
+            );
             return Err(SocketEnd::NameTooLong(field));
         }
         // When it comes and not when it is handled: what waits for a join has come at its own time.
@@ -280,7 +287,8 @@ impl<S: Socket> Session<S> {
         let Excess { of, retry_after, on_excess } = excess;
         self.routes.limited.count(of);
         if on_excess == OnExcess::Close {
-            tracing::warn!(limit = of.name(), "closes a socket whose client says too much");
+            let lines = &self.routes.limited.lines;
+            limited!(lines, WARN, limit = of.name(), "closes a socket whose client says too much");
             return Err(SocketEnd::Limited);
         }
         // So that an event that comes so many milliseconds later passes.
@@ -370,10 +378,8 @@ impl<S: Socket> Session<S> {
         if self.channels.len() + self.ending.len() >= self.routes.max_channels() {
             self.count_channels();
             route.meter.joins.count(false);
-            if let Some(line) = route.meter.join_lines.admit() {
-                let (topic, left_out) = (shown(&topic), line.left_out);
-                tracing::warn!(topic, left_out, "refused a join: too many channels");
-            }
+            let lines = &route.meter.join_lines;
+            limited!(lines, WARN, topic = shown(&topic), "refused a join: too many channels");
             let response = reason("too many channels joined");
             return self.reply(&message.join_ref(), message, "error", &response);
         }
@@ -435,7 +441,9 @@ impl<S: Socket> Session<S> {
         if time::timeout(LAST_EVENTS, self.ended()).await.is_err() {
             let dropped: usize = self.channels.values().map(|entry| entry.mailbox.hurry()).sum();
             if dropped > 0 {
-                tracing::info!(
+                limited!(
+                    self.routes.limited.lines,
+                    INFO,
                     dropped,
                     "dropped what waited for the channels of a socket that is gone"
                 );

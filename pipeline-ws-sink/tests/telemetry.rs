@@ -7,13 +7,14 @@ use std::time::Duration;
 use pipeline_core::ExitReason;
 use pipeline_test_support::{Log, eventually, reply};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Drainer, Endpoint, JoinContext, JoinError, Mount, ParamFilter,
-    Payload, Reply, Stop, Topic,
+    Channel, ChannelContext, Drainer, Endpoint, EventLimit, JoinContext, JoinError, LongPoll,
+    Mount, OnExcess, ParamFilter, Payload, Reply, Stop, Topic,
 };
 use serde_json::json;
 use support::{
     channels::{NamedSocket, endpoint, endpoint_with},
     memory::MemoryServer,
+    poller::{Poller, request},
     server::Server,
 };
 use tokio::time::sleep;
@@ -289,4 +290,109 @@ async fn an_event_that_ends_with_its_socket_has_not_failed() {
             break;
         }
     }
+}
+
+/// How often a client does in a row what is logged.
+const OFTEN: usize = 300;
+
+/// So many lines of these are written.
+const WRITTEN: usize = 100;
+
+/// How many lines of a level say this since the last call.
+fn lines(log: &Log, level: &str, message: &str) -> usize {
+    let says = |line: &String| {
+        line.starts_with(level) && format!("{line} ").contains(&format!(" message={message} "))
+    };
+    log.take().iter().filter(|line| says(line)).count()
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_that_are_refused_or_crash_do_not_fill_the_log() {
+    let (log, _guard) = Log::keep();
+    let server = MemoryServer::start(endpoint_with(|mount| mount.max_channels(1)).0);
+    let mut ada = server.connect(1 << 16).await;
+    let cases = [
+        (json!({ "refuse": "full" }), "INFO", "refused a join"),
+        (json!({ "crash": true }), "ERROR", "a join crashed"),
+    ];
+    for (params, level, message) in cases {
+        for _ in 0..OFTEN {
+            ada.send(json!(["1", "1", T, "phx_join", params])).await;
+            assert_eq!(ada.receive().await[4]["status"], "error");
+        }
+        assert_eq!(lines(&log, level, message), WRITTEN, "{message}");
+    }
+    ada.join("1", T).await;
+    for _ in 0..OFTEN {
+        ada.send(json!(["2", "2", "room:other", "phx_join", {}])).await;
+        assert_eq!(ada.receive().await[4]["response"]["reason"], "too many channels joined");
+    }
+    assert_eq!(lines(&log, "WARN", "refused a join: too many channels"), WRITTEN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn channels_that_crash_do_not_fill_the_log() {
+    let (log, _guard) = Log::keep();
+    let server = plain();
+    let mut ada = server.connect(1 << 16).await;
+    for _ in 0..OFTEN {
+        ada.join("1", P).await;
+        ada.send(json!(["1", "2", P, "fail", {}])).await;
+        assert_eq!(ada.receive().await[3], "phx_error");
+    }
+    assert_eq!(lines(&log, "ERROR", "a channel crashed"), WRITTEN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_refused_do_not_fill_the_log() {
+    let (log, _guard) = Log::keep();
+    let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(LongPoll::new())).0);
+    let cases = [
+        ("", "INFO", "refused a connection"),
+        ("&vsn=9.0.0", "WARN", "refused a version of the protocol"),
+        ("&a=%ff", "INFO", "refused a query that cannot be decoded"),
+    ];
+    for (query, level, message) in cases {
+        let path = format!("/socket/longpoll?vsn=2.0.0{query}");
+        for _ in 0..OFTEN {
+            request(server.stream().await, "GET", &path, &[], "").await;
+        }
+        assert_eq!(lines(&log, level, message), WRITTEN, "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_whose_sockets_are_closed_for_what_they_say_do_not_fill_the_log() {
+    let (log, _guard) = Log::keep();
+    let limit = EventLimit::per_second(1).burst(1).on_excess(OnExcess::Close);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.event_limit(limit)).0);
+    let long = format!("room:{}", "x".repeat(300));
+    for _ in 0..OFTEN {
+        let mut ada = server.connect(1 << 16).await;
+        ada.send(json!(["1", "1", long, "phx_join", {}])).await;
+        ada.closed().await;
+    }
+    let message = "closes a socket that was sent a name of over 255 bytes";
+    assert_eq!(lines(&log, "WARN", message), WRITTEN);
+    sleep(Duration::from_secs(60)).await;
+    for _ in 0..OFTEN {
+        let mut ada = server.connect(1 << 16).await;
+        ada.join("1", T).await;
+        ada.send(json!(["1", "2", T, "ping", {}])).await;
+        ada.closed().await;
+    }
+    assert_eq!(lines(&log, "WARN", "closes a socket whose client says too much"), WRITTEN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn binary_frames_for_a_client_that_polls_do_not_fill_the_log() {
+    let (log, _guard) = Log::keep();
+    let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(LongPoll::new())).0);
+    let poller = Poller::connect(&server, "vsn=2.0.0&name=ada").await;
+    poller.join(T).await;
+    for _ in 0..OFTEN {
+        server.endpoint.broadcast(T, "picture", Payload::binary(vec![0xff])).unwrap();
+        poller.poll().await;
+    }
+    assert_eq!(lines(&log, "WARN", "left out binary frames, which cannot be polled"), WRITTEN);
 }

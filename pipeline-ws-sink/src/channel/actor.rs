@@ -34,7 +34,7 @@ use crate::{
     session::{Connection, SessionEvent},
     socket::Socket,
     telemetry::{
-        RouteMeter, Went, begin_event,
+        RouteMeter, Went, begin_event, limited,
         log::{self, Said},
         shown,
     },
@@ -158,7 +158,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             {
                 witness.ends(topic, context.join_ref(), reason);
             }
-            let refused = refuse::<C>(refusal, &context.topic, |response| {
+            let refused = refuse(refusal, &meter, &context.topic, |response| {
                 address.reply(&reference, "error", response)
             });
             // The session first: when the client reads the answer, the topic is free.
@@ -206,18 +206,16 @@ impl Drop for Replaced {
 }
 
 /// What a client that is not let in is told.
-fn refuse<C: Channel>(
+fn refuse(
     refusal: Refusal,
+    meter: &RouteMeter,
     topic: &Topic,
     written: impl Fn(&Payload) -> Result<Frame, PayloadError>,
 ) -> Frame {
     let crashed = |reason: ExitReason| {
-        tracing::error!(
-            channel = C::name(),
-            topic = shown(topic),
-            reason = shown(&reason),
-            "a join crashed"
-        );
+        let (lines, channel) = (&meter.crash_lines, meter.channel);
+        let (topic, reason) = (shown(topic), shown(&reason));
+        limited!(lines, ERROR, channel, topic, reason, "a join crashed");
         let response = json!({ "reason": "join crashed" }).into_payload();
         let response = response.expect("a literal is JSON");
         written(&response).expect("JSON can be told in every version")
@@ -367,13 +365,9 @@ impl<C: Channel> Joined<C> {
                 self.terminate(&reason).await;
             }
             End::Stopped(reason) => {
-                let topic = &self.context.topic;
-                tracing::error!(
-                    channel = C::name(),
-                    topic = shown(topic),
-                    reason = shown(&reason),
-                    "a channel crashed"
-                );
+                let (lines, channel) = (&self.meter.crash_lines, self.meter.channel);
+                let (topic, shown) = (shown(&self.context.topic), shown(&reason));
+                limited!(lines, ERROR, channel, topic, reason = shown, "a channel crashed");
                 self.terminate(&reason).await;
                 self.tell(LastWord::Error);
             }
@@ -408,22 +402,17 @@ impl<C: Channel> Joined<C> {
         }
         let terminated =
             time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
+        let (lines, channel) = (&self.meter.crash_lines, self.meter.channel);
         let topic = &self.context.topic;
         match terminated {
             Ok(Ok(())) => {}
             Ok(Err(reason)) => {
-                tracing::error!(
-                    channel = C::name(),
-                    topic = shown(topic),
-                    reason = shown(&reason),
-                    "terminate crashed"
-                );
+                let (topic, reason) = (shown(topic), shown(&reason));
+                limited!(lines, ERROR, channel, topic, reason, "terminate crashed");
             }
-            Err(_) => tracing::error!(
-                channel = C::name(),
-                topic = shown(topic),
-                "terminate took too long"
-            ),
+            Err(_) => {
+                limited!(lines, ERROR, channel, topic = shown(topic), "terminate took too long");
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     pubsub::{PubSub, SubscriberId},
-    telemetry::shown,
+    telemetry::{LineLimit, limited, shown},
     tracker::{
         Diff, Diffs, Input, Meta, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
     },
@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(super) options: TrackerOptions,
     pub(super) fetch: Option<Fetch>,
     pub(super) on_diff: Option<OnDiff>,
+    /// Lines about what fails while clients come and go.
+    pub(super) lines: LineLimit,
     attached: OnceLock<Attached>,
 }
 
@@ -80,7 +82,8 @@ impl Shared {
         fetch: Option<Fetch>,
         on_diff: Option<OnDiff>,
     ) -> Self {
-        Self { name, options, fetch, on_diff, attached: OnceLock::new() }
+        let (lines, attached) = (LineLimit::new(), OnceLock::new());
+        Self { name, options, fetch, on_diff, lines, attached }
     }
 
     /// Whether it belongs to an endpoint, or did.
@@ -278,7 +281,8 @@ impl Shared {
         match fetched.catch_unwind().await {
             Ok(enriched) => who.enrich(enriched),
             Err(_) => {
-                tracing::error!(topic = shown(topic), presence = self.name, "fetch has panicked");
+                let (topic, presence) = (shown(topic), &self.name);
+                limited!(self.lines, ERROR, topic, presence, "fetch has panicked");
             }
         }
         who

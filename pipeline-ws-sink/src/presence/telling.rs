@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     protocol::message::Encoded,
-    telemetry::{described, shown},
+    telemetry::{described, limited, shown},
 };
 
 /// The event by which clients are told.
@@ -113,19 +113,16 @@ impl Telling {
         let Ok(attached) = self.shared.attached() else { return };
         match Encoded::new(&diff.topic, DIFF, diff) {
             Ok(encoded) => attached.pubsub.tell_here(&encoded),
-            Err(error) => tracing::error!(
-                topic = shown(&diff.topic),
-                error = described(&error),
-                "a diff cannot be told"
-            ),
+            Err(error) => {
+                let (topic, error) = (shown(&diff.topic), described(&error));
+                limited!(self.shared.lines, ERROR, topic, error, "a diff cannot be told");
+            }
         }
         if let Some(on_diff) = &self.shared.on_diff
             && catch_unwind(AssertUnwindSafe(|| on_diff(diff))).is_err()
         {
-            tracing::error!(
-                topic = shown(&diff.topic),
-                "who was to be told of a diff has panicked"
-            );
+            let topic = shown(&diff.topic);
+            limited!(self.shared.lines, ERROR, topic, "who was to be told of a diff has panicked");
         }
     }
 }

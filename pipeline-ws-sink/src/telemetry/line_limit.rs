@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tracing::Level;
 
 use crate::token_bucket::{Bucket, Rate};
 
@@ -14,57 +15,115 @@ const BURST: u32 = 100;
 const EACH_SECOND: u32 = 10;
 
 /// Decides which of the lines of a kind are written to the log, and counts the others.
+///
+/// Each level has a limit of its own: a flood of warnings does not keep an error out of the log. Lines are
+/// written with [`limited!`].
 pub(crate) struct LineLimit {
     rate: Rate,
     began: Instant,
-    lines: Mutex<Lines>,
+    levels: Mutex<[Lines; 3]>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Lines {
     bucket: Bucket,
     left_out: u64,
 }
 
-/// A line that may be written.
-pub(crate) struct Line {
-    /// How many lines were left out since the last one, if any.
-    pub(crate) left_out: Option<u64>,
-}
-
 impl LineLimit {
     pub(crate) fn new() -> Self {
         let rate = Rate::new(EACH_SECOND, Duration::from_secs(1), BURST);
-        Self { rate, began: Instant::now(), lines: Mutex::default() }
+        Self { rate, began: Instant::now(), levels: Mutex::default() }
     }
 
-    /// Whether another line may be written now. Counts it if not.
-    pub(crate) fn admit(&self) -> Option<Line> {
+    /// Writes a line, unless too many were written of late: then the line is counted. The line is given
+    /// how many were left out since the last one, if any.
+    ///
+    /// A line whose level is not enabled is neither written nor counted, and takes no other's place.
+    pub(crate) fn write(&self, level: Level, is_enabled: bool, line: impl FnOnce(Option<u64>)) {
+        if is_enabled && let Some(left_out) = self.admit(level) {
+            line((left_out > 0).then_some(left_out));
+        }
+    }
+
+    /// Whether another line may be written now, and how many were left out before it. Counts it if not.
+    fn admit(&self, level: Level) -> Option<u64> {
         let now = self.began.elapsed();
-        let mut lines = self.lines.lock();
+        let mut levels = self.levels.lock();
+        let [errors, warnings, others] = &mut *levels;
+        let lines = match level {
+            Level::ERROR => errors,
+            Level::WARN => warnings,
+            _ => others,
+        };
         if lines.bucket.wait(self.rate, now).is_some() {
             lines.left_out += 1;
             return None;
         }
         lines.bucket.take(self.rate, now);
-        let left_out = std::mem::take(&mut lines.left_out);
-        Some(Line { left_out: (left_out > 0).then_some(left_out) })
+        Some(std::mem::take(&mut lines.left_out))
     }
 }
 
+/// Writes a line that clients can cause as often as they like to the log, as often as its limit allows:
+/// `limited!(lines, WARN, field, "message")`, or `limited!(lines, target: TARGET, WARN, field, "message")`.
+macro_rules! limited {
+    ($lines:expr, target: $target:expr, $level:ident, $($line:tt)+) => {{
+        const LEVEL: tracing::Level = tracing::Level::$level;
+        $lines.write(LEVEL, tracing::enabled!(target: $target, LEVEL), |left_out| {
+            tracing::event!(target: $target, LEVEL, left_out, $($line)+);
+        });
+    }};
+    ($lines:expr, $level:ident, $($line:tt)+) => {
+        $crate::telemetry::limited!($lines, target: module_path!(), $level, $($line)+)
+    };
+}
+pub(crate) use limited;
+
 #[cfg(test)]
 mod tests {
+    use pipeline_test_support::Log;
+    use tracing::level_filters::LevelFilter;
+
     use super::*;
+
+    const NONE: Vec<String> = Vec::new();
 
     #[tokio::test(start_paused = true)]
     async fn a_flood_writes_few_lines_and_the_next_one_says_how_many_were_left_out() {
+        let (log, _guard) = Log::keep();
         let limit = LineLimit::new();
-        let written = (0..1000).filter_map(|_| limit.admit()).collect::<Vec<_>>();
+        (0..1000).for_each(|n| limited!(limit, WARN, n, "again"));
+        let written = log.take();
         assert_eq!(written.len(), 100);
-        assert!(written.iter().all(|line| line.left_out.is_none()));
+        assert_eq!(written[99], "WARN message=again n=99");
         tokio::time::advance(Duration::from_millis(200)).await;
-        assert_eq!(limit.admit().unwrap().left_out, Some(900));
-        assert_eq!(limit.admit().unwrap().left_out, None);
-        assert!(limit.admit().is_none());
+        (0..3).for_each(|n| limited!(limit, WARN, n, "again"));
+        assert_eq!(log.take(), ["WARN left_out=900 message=again n=0", "WARN message=again n=1"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_one_level_leaves_out_no_lines_of_the_others() {
+        let (log, _guard) = Log::keep();
+        let limit = LineLimit::new();
+        (0..1000).for_each(|_| limited!(limit, WARN, "a warning"));
+        let _ = log.take();
+        limited!(limit, ERROR, "an error");
+        limited!(limit, INFO, "a note");
+        assert_eq!(log.take(), ["ERROR message=an error", "INFO message=a note"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn lines_that_are_not_written_use_up_nothing_and_are_not_counted() {
+        let limit = LineLimit::new();
+        {
+            let (log, _guard) = Log::up_to(LevelFilter::WARN);
+            (0..1000).for_each(|_| limited!(limit, INFO, "a note"));
+            (0..1000).for_each(|_| limited!(limit, target: "elsewhere", DEBUG, "a note"));
+            assert_eq!(log.take(), NONE);
+        }
+        let (log, _guard) = Log::keep();
+        limited!(limit, target: "elsewhere", INFO, "a note");
+        assert_eq!(log.take(), ["INFO message=a note"]);
     }
 }

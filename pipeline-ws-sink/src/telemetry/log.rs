@@ -9,7 +9,7 @@ use std::time::Duration;
 use pipeline_core::shown::{shown, with_causes};
 use tracing::{Level, Span, field::Empty};
 
-use super::{LineLimit, ParamFilter, RouteMeter};
+use super::{LineLimit, ParamFilter, RouteMeter, limited};
 use crate::{
     params::Params,
     payload::Payload,
@@ -65,18 +65,12 @@ impl Connecting<'_> {
 
     pub(crate) fn refused(&self, error: &ConnectError, lines: &LineLimit) {
         let Self { socket, transport, version, filter, took, .. } = self;
-        if tracing::enabled!(target: CONNECT, Level::INFO)
-            && let Some(line) = lines.admit()
-        {
-            let left_out = line.left_out;
-            let params = filter.params(self.params.as_map());
-            let cause = error.cause().and_then(std::error::Error::source);
-            let error = with_causes(error, cause);
-            tracing::info!(
-                target: CONNECT, socket, transport, ?version, params, ?took, error, left_out,
-                "refused a connection"
-            );
-        }
+        limited!(
+            lines, target: CONNECT, INFO, socket, transport, ?version,
+            params = filter.params(self.params.as_map()), ?took,
+            error = with_causes(error, error.cause().and_then(std::error::Error::source)),
+            "refused a connection"
+        );
     }
 }
 
@@ -123,13 +117,10 @@ impl Said {
     }
 
     pub(crate) fn refused(&self, meter: &RouteMeter, topic: &Topic, took: Duration) {
-        if is_logged(topic)
-            && tracing::enabled!(target: JOIN, Level::INFO)
-            && let Some(line) = meter.join_lines.admit()
-        {
-            let (channel, params, left_out) = (meter.channel, &self.params, line.left_out);
-            tracing::info!(
-                target: JOIN, channel, topic = shown(topic), params, ?took, left_out,
+        if is_logged(topic) {
+            let (channel, params) = (meter.channel, &self.params);
+            limited!(
+                meter.join_lines, target: JOIN, INFO, channel, topic = shown(topic), params, ?took,
                 "refused a join"
             );
         }

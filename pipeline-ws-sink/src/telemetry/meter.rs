@@ -27,6 +27,8 @@ pub(crate) struct MountMeter {
     pub(crate) handshake_lines: LineLimit,
     /// Lines about clients that the socket refuses.
     pub(crate) connect_lines: LineLimit,
+    /// Lines about answers to clients that poll.
+    pub(crate) polled_lines: LineLimit,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
 }
@@ -42,12 +44,16 @@ pub(crate) struct RouteMeter {
     topics: AtomicUsize,
     /// Lines about joins that are refused.
     pub(crate) join_lines: LineLimit,
+    /// Lines about joins and channels that crash.
+    pub(crate) crash_lines: LineLimit,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
 }
 
 /// What clients of a mount said beyond its limits.
 pub(crate) struct LimitMeter {
+    /// Lines about sockets that end with something unhandled, or because of what their clients say.
+    pub(crate) lines: LineLimit,
     socket: Tally,
     topic: Tally,
     inbox: Tally,
@@ -88,6 +94,7 @@ impl MountMeter {
                 .into(),
             handshake_lines: LineLimit::new(),
             connect_lines: LineLimit::new(),
+            polled_lines: LineLimit::new(),
             filter: filter.clone(),
         }
     }
@@ -125,6 +132,7 @@ impl RouteMeter {
                 .into(),
             topics: AtomicUsize::new(0),
             join_lines: LineLimit::new(),
+            crash_lines: LineLimit::new(),
             filter: filter.clone(),
         }
     }
@@ -160,7 +168,7 @@ impl LimitMeter {
             telemetry.counter("socket.events_limited", description, labels).into()
         };
         let [socket, topic, inbox] = [Scope::Socket, Scope::Topic, Scope::Inbox].map(counter);
-        Self { socket, topic, inbox }
+        Self { lines: LineLimit::new(), socket, topic, inbox }
     }
 
     pub(crate) fn count(&self, scope: Scope) {

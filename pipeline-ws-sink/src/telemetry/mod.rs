@@ -17,7 +17,7 @@ pub use self::filter::ParamFilter;
 use self::write_time::WriteTime;
 pub(crate) use self::{
     deliveries::Deliveries,
-    line_limit::LineLimit,
+    line_limit::{LineLimit, limited},
     meter::{LimitMeter, MountMeter, RouteMeter},
     tally::{Level, Tally},
     times::{Went, begin_event},

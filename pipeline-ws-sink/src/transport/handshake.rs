@@ -38,7 +38,7 @@ use crate::{
     session::{Connection, Session, SessionEvents},
     snapshot::{MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket, TEXT},
-    telemetry::{MountMeter, Went, described, log, shown},
+    telemetry::{MountMeter, Went, described, limited, log, shown},
 };
 
 /// How a client has come, as the log names it.
@@ -119,15 +119,8 @@ impl<S: Socket> Mounted<S> {
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
             Ok(Err(error)) => {
-                if let Some(line) = self.meter.handshake_lines.admit() {
-                    let left_out = line.left_out;
-                    tracing::info!(
-                        socket,
-                        ?error,
-                        left_out,
-                        "refused a query that cannot be decoded"
-                    );
-                }
+                let lines = &self.meter.handshake_lines;
+                limited!(lines, INFO, socket, ?error, "refused a query that cannot be decoded");
                 return status(StatusCode::BAD_REQUEST, "");
             }
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
@@ -239,7 +232,13 @@ impl<S: Socket> Mounted<S> {
         let io = match Box::pin(in_time(&hub, upgrading)).await {
             None => {
                 let socket = self.socket.name();
-                tracing::info!(socket, "a client did not read that its connection is upgraded");
+                let lines = &self.meter.handshake_lines;
+                limited!(
+                    lines,
+                    INFO,
+                    socket,
+                    "a client did not read that its connection is upgraded"
+                );
                 return;
             }
             Some(Ok(upgraded)) => Io::of(upgraded),
@@ -340,14 +339,8 @@ impl Handshake {
         let mut token = None;
         if let (true, Some(header)) = (self.auth_token, &offered) {
             let Ok(without) = subprotocol::take_token(header) else {
-                if let Some(line) = meter.handshake_lines.admit() {
-                    let left_out = line.left_out;
-                    tracing::warn!(
-                        socket,
-                        left_out,
-                        "refused an auth token that is no base64 of a text"
-                    );
-                }
+                let lines = &meter.handshake_lines;
+                limited!(lines, WARN, socket, "refused an auth token that is no base64 of a text");
                 return None;
             };
             (token, offered) = (without.token, without.header);
@@ -360,15 +353,8 @@ impl Handshake {
             }
         }
         let Ok(spoken) = subprotocol::select(&self.subprotocols, offered.as_deref()) else {
-            if let Some(line) = meter.handshake_lines.admit() {
-                let (supported, left_out) = (&self.subprotocols, line.left_out);
-                tracing::warn!(
-                    socket,
-                    ?supported,
-                    left_out,
-                    "refused a client of other subprotocols"
-                );
-            }
+            let (lines, supported) = (&meter.handshake_lines, &self.subprotocols);
+            limited!(lines, WARN, socket, ?supported, "refused a client of other subprotocols");
             return None;
         };
         let version = version(meter, params)?;
@@ -380,18 +366,10 @@ impl Handshake {
     /// Whether the page that a request comes from may connect. It has been logged if not.
     pub(super) fn allows(&self, meter: &MountMeter, request: &Request<()>) -> bool {
         let checked = self.check_origin(request);
-        if let Err(Refused { origin, expected }) = &checked
-            && let Some(line) = meter.handshake_lines.admit()
-        {
+        if let Err(Refused { origin, expected }) = &checked {
+            let (lines, socket) = (&meter.handshake_lines, meter.socket);
             let (origin, expected) = (shown(origin), shown(expected));
-            let (socket, left_out) = (meter.socket, line.left_out);
-            tracing::error!(
-                socket,
-                origin,
-                expected,
-                left_out,
-                "refused a page from another origin"
-            );
+            limited!(lines, ERROR, socket, origin, expected, "refused a page from another origin");
         }
         checked.is_ok()
     }
@@ -483,11 +461,9 @@ pub(super) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
         Some(Value::String(vsn)) => Version::negotiate(Some(vsn)),
         Some(_) => None,
     };
-    if version.is_none()
-        && let Some(line) = meter.handshake_lines.admit()
-    {
-        let (socket, vsn, left_out) = (meter.socket, vsn.map(shown), line.left_out);
-        tracing::warn!(socket, vsn, left_out, "refused a version of the protocol");
+    if version.is_none() {
+        let (lines, socket, vsn) = (&meter.handshake_lines, meter.socket, vsn.map(shown));
+        limited!(lines, WARN, socket, vsn, "refused a version of the protocol");
     }
     version
 }

@@ -34,6 +34,7 @@ use crate::{
     },
     session::Scope,
     socket::Socket,
+    telemetry::{MountMeter, limited},
 };
 
 /// How a client has come, as the log names it.
@@ -131,15 +132,8 @@ impl<S: Socket> Mounted<S> {
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
             Ok(Err(error)) => {
-                if let Some(line) = self.meter.handshake_lines.admit() {
-                    let (socket, left_out) = (self.socket.name(), line.left_out);
-                    tracing::info!(
-                        socket,
-                        ?error,
-                        left_out,
-                        "refused a query that cannot be decoded"
-                    );
-                }
+                let (lines, socket) = (&self.meter.handshake_lines, self.meter.socket);
+                limited!(lines, INFO, socket, ?error, "refused a query that cannot be decoded");
                 return status(StatusCode::BAD_REQUEST, "");
             }
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
@@ -150,7 +144,7 @@ impl<S: Socket> Mounted<S> {
         match *request.method() {
             Method::OPTIONS => preflight(request.headers()),
             Method::GET => match find(polled, &request) {
-                Some((token, door)) => fetch(polled, &door, &token).await,
+                Some((token, door)) => fetch(polled, &self.meter, &door, &token).await,
                 None => self.clone().open(polled, hub, &request, &params).await,
             },
             Method::POST => match find(polled, &request) {
@@ -265,11 +259,12 @@ impl<S: Socket> Mounted<S> {
 }
 
 /// Waits for messages.
-async fn fetch(polled: &Polled, door: &Door, token: &str) -> Answer {
+async fn fetch(polled: &Polled, meter: &MountMeter, door: &Door, token: &str) -> Answer {
     let frames = door.poll(polled.window).await;
     let untold = untold(&frames);
     if untold > 0 {
-        tracing::warn!(untold, "left out binary frames, which cannot be polled");
+        let (lines, socket) = (&meter.polled_lines, meter.socket);
+        limited!(lines, WARN, socket, untold, "left out binary frames, which cannot be polled");
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
     say(protocol::polled(became, token, &frames))

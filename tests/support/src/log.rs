@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tracing::{
     Dispatch, Event, Level, Metadata, Subscriber,
     field::{Field, Visit},
+    level_filters::LevelFilter,
     span::{Attributes, Id, Record},
     subscriber::DefaultGuard,
 };
@@ -18,19 +19,29 @@ use tracing_core::span::Current;
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     events: Arc<Mutex<Vec<String>>>,
+    up_to: Option<LevelFilter>,
 }
 
 impl Log {
     /// Begins to keep what is logged on this thread, until the guard is dropped.
     #[must_use]
     pub fn keep() -> (Self, DefaultGuard) {
+        Self::default().begin()
+    }
+
+    /// The same, of these levels only.
+    #[must_use]
+    pub fn up_to(level: LevelFilter) -> (Self, DefaultGuard) {
+        Self { up_to: Some(level), ..Self::default() }.begin()
+    }
+
+    fn begin(self) -> (Self, DefaultGuard) {
         // With only one subscriber alive, tracing asks whichever thread comes first to a call site
         // whether anybody listens, and remembers a no of a thread that has none. So there are two.
         static OTHER: OnceLock<Dispatch> = OnceLock::new();
         OTHER.get_or_init(|| Dispatch::new(Self::default()));
-        let log = Self::default();
-        let guard = tracing::subscriber::set_default(log.clone());
-        (log, guard)
+        let guard = tracing::subscriber::set_default(self.clone());
+        (self, guard)
     }
 
     /// What was logged since the last call: `LEVEL field=value ..`, the fields in the order of their
@@ -50,8 +61,8 @@ impl Visit for Fields {
 }
 
 impl Subscriber for Log {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.up_to.is_none_or(|most| *metadata.level() <= most)
     }
 
     fn event(&self, event: &Event<'_>) {
