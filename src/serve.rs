@@ -317,14 +317,17 @@ impl Serve {
     /// How long the endpoint's sockets have to close. Default 30 seconds, as in Phoenix.
     ///
     /// They are closed in batches, as their mounts' `Drainer`s say: by default 10,000 channels every two
-    /// seconds, which is 150,000 in the default time. Those that are open when it is over are cut off:
-    /// their clients see the connection break, and no 1012. The report says how many there were.
+    /// seconds, which is 150,000 in the default time. The last fifth of the time, at most a second, is
+    /// for the batches that do not fit: all of their sockets are then closed at once, and the log has a
+    /// warning. Each WebSocket is closed with 1012, so that its client connects again. A socket that has
+    /// not ended when the time is over is cut off: its client took nothing, or its task was busy. The
+    /// client then sees the connection break. The report says how many sockets were cut off.
     ///
     /// SIGKILL has to come later than SIGTERM by more than [`linger`](Self::linger),
     /// [`drain_within`](Self::drain_within) and this together, and 15 seconds: stages have one to end,
     /// clients that poll two to fetch what they are sent last, requests six to be answered, and a flush
-    /// of StatsD takes five at most. Each pipeline after the first adds a second. With the defaults that is 55 seconds; Kubernetes waits for 30 unless
-    /// it is told otherwise.
+    /// of StatsD takes five at most. Each pipeline after the first adds a second. With the defaults that is
+    /// 55 seconds; Kubernetes waits for 30 unless it is told otherwise.
     pub fn close_within(mut self, deadline: Duration) -> Self {
         self.close_within = deadline;
         self
