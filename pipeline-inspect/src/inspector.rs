@@ -339,3 +339,39 @@ impl InspectorBuilder {
         Ok(Inspector { inner: Arc::new(inner) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use tokio::task::yield_now;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_requests_in_a_row_let_other_tasks_have_their_turn() {
+        let mut inspector = Inspector::builder().build().unwrap();
+        let turns = Arc::new(AtomicUsize::new(0));
+        let others = turns.clone();
+        let other = tokio::spawn(async move {
+            loop {
+                others.fetch_add(1, Relaxed);
+                yield_now().await;
+            }
+        });
+        let cases = [
+            ("localhost", "/data.json", StatusCode::OK),
+            ("localhost", "/elsewhere", StatusCode::NOT_FOUND),
+            ("elsewhere.test", "/", StatusCode::FORBIDDEN),
+        ];
+        for (host, path, status) in cases {
+            let before = turns.load(Relaxed);
+            for _ in 0..10 * 128 / REQUEST {
+                let request = Request::builder().uri(path).header(HOST, host).body(()).unwrap();
+                assert_eq!(inspector.call(request).await.unwrap().status(), status, "{host}{path}");
+            }
+            assert!(turns.load(Relaxed) >= before + 9, "{host}{path}");
+        }
+        other.abort();
+    }
+}

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use futures::SinkExt;
-use pipeline_test_support::{Client, settle};
+use pipeline_test_support::{Client, Log, settle};
 use pipeline_ws_sink::{
     Channel, Drainer, Endpoint, EndpointReport, JoinContext, JoinError, Mount, Payload, Topic,
 };
@@ -289,6 +289,44 @@ async fn sockets_whose_batch_does_not_come_in_time_are_closed_shortly_before_the
     assert_eq!(closed, [0, 3, 6, 8, 8, 8, 8]);
     let report = draining.await.unwrap();
     assert_eq!((report.closed, report.cut_off), (7, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_sockets_have_a_second_at_most_and_the_log_says_how_many_there_were() {
+    const WITHIN: Duration = Duration::from_secs(20);
+    const WARNS: &str = "the drainer's batches do not fit into the time";
+    let (log, _guard) = Log::keep();
+    let slow = Drainer::new().batch_size(1).batch_interval(Duration::from_secs(15));
+    let slow = Mount::new(NamedSocket).channel::<Quiet>("quiet:*").drainer(slow);
+    let server = MemoryServer::start(Endpoint::builder().mount("/socket", slow));
+    let mut clients = vec![];
+    for _ in 0..4 {
+        clients.push(client(&server, "/socket", 1).await);
+    }
+    let began = Instant::now();
+    let draining = drain(&server.endpoint, WITHIN);
+    let mut closed = vec![];
+    for client in clients {
+        closed.push((client.await.unwrap() - began).as_secs());
+    }
+    assert_eq!(closed, [0, 15, 19, 19]);
+    assert_eq!(draining.await.unwrap().closed, 4);
+    let warned: Vec<_> = log.take().into_iter().filter(|line| line.contains(WARNS)).collect();
+    let expected = format!("WARN message={WARNS}: the rest is closed at once sockets=2 within=20s");
+    assert_eq!(warned, [expected]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_whose_batches_fit_into_the_time_warns_of_nothing() {
+    let (log, _guard) = Log::keep();
+    let server = server(1);
+    let clients = [client(&server, "/socket", 1).await, client(&server, "/socket", 1).await];
+    assert_eq!(server.endpoint.drain(AN_HOUR).await.closed, 2);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let lines = log.take();
+    assert!(!lines.iter().any(|line| line.starts_with("WARN")), "{lines:#?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -292,6 +292,21 @@ async fn an_event_that_ends_with_its_socket_has_not_failed() {
     }
 }
 
+#[tokio::test]
+async fn a_pattern_that_is_never_reached_is_told_of() {
+    const NEVER: &str = "a channel's topic pattern is never reached";
+    let (log, _guard) = Log::keep();
+    let mount = || Mount::new(NamedSocket);
+    let first = mount().channel::<Plain>("room:one").channel::<Plain>("room:*");
+    drop(Endpoint::builder().mount("/socket", first).build().unwrap());
+    assert_eq!(lines(&log, "WARN", NEVER), 0);
+    let last = mount().channel::<Plain>("room:*").channel::<Plain>("room:one");
+    drop(Endpoint::builder().mount("/socket", last).build().unwrap());
+    let told = log.take();
+    let of = r#"pattern="room:one" socket="NamedSocket""#;
+    assert!(told.contains(&format!(r#"WARN before="room:*" message={NEVER} {of}"#)), "{told:?}");
+}
+
 /// How often a client does in a row what is logged.
 const OFTEN: usize = 300;
 

@@ -399,6 +399,28 @@ mod tests {
     }
 
     #[test]
+    fn the_steps_say_how_many_bytes_of_the_client_they_have_decompressed() {
+        let mut text = vec![];
+        deflate(&vec![b'x'; 1 << 20], &mut text).unwrap();
+        // Two blocks that are not compressed.
+        let plain = [&[0x00, 0xff, 0x7f, 0x00, 0x80][..], &[b'x'; 0x7fff]].concat();
+        let plain = [&plain.repeat(2)[..], &[0x00]].concat();
+        for payload in [text, plain, empty_blocks(1_000)] {
+            let mut inflating = Inflating::new(payload[..].into(), 1 << 20);
+            let mut taken = vec![];
+            loop {
+                let step = inflating.step().unwrap();
+                taken.push(step.taken);
+                if step.is_last {
+                    break;
+                }
+            }
+            assert!(taken.len() > 1, "{taken:?}");
+            assert_eq!(taken.iter().sum::<usize>(), payload.len(), "{taken:?}");
+        }
+    }
+
+    #[test]
     fn what_a_step_adds_to_the_memory_is_bounded_and_the_message_keeps_no_more_than_itself() {
         let mut payload = vec![];
         deflate(&vec![b'x'; 1 << 20], &mut payload).unwrap();
