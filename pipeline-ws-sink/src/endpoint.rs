@@ -248,6 +248,10 @@ impl Endpoint {
     /// again: to another server, or to this one when it is back. It closes them in batches: see
     /// [`Drainer`](crate::Drainer).
     ///
+    /// A client that [polls](Mount::longpoll) has no connection to be closed: its session ends, and its next
+    /// request is told to connect again. What it has not fetched by then is dropped, and counted in
+    /// `socket.frames_dropped`.
+    ///
     /// When a fifth of the time is left, or a second if that is less, the sockets whose batch has not come
     /// are all closed at once, and a line in the log (WARN) says how many: the batches take longer than the
     /// time allows.
@@ -418,7 +422,7 @@ pub struct EndpointReport {
     /// Sockets that were closed in good order.
     pub closed: usize,
     /// Sockets that were not closed in time, those included whose client did not take what waited for it
-    /// within the five seconds that closing may take.
+    /// within the five seconds that closing may take, or where it [polls](Mount::longpoll), had not fetched it.
     pub cut_off: usize,
 }
 

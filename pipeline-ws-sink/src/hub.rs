@@ -33,7 +33,8 @@ pub(crate) struct Hub {
     pub(crate) presences: Vec<Presence>,
     /// The tasks of all sockets.
     pub(crate) tasks: TaskTracker,
-    /// How many sockets have ended before their client had taken the close frame that was meant for it.
+    /// How many sockets have ended before their client had taken all that was meant for it: the close frame,
+    /// or where it polls, what waited.
     pub(crate) unclosed: AtomicUsize,
     /// Ends these tasks where they are.
     pub(crate) cut_off: CancellationToken,

@@ -108,9 +108,14 @@ impl LongPoll {
         self
     }
 
-    /// How long the token of a session is good for. Default two weeks; then the client gets a new
-    /// session.
+    /// How long the token of a session is good for, in whole seconds. Default two weeks; then the client gets
+    /// a new session.
+    ///
+    /// # Panics
+    ///
+    /// If it is less than a second: no request would find its session.
     pub fn max_age(mut self, max_age: Duration) -> Self {
+        assert!(max_age.as_secs() > 0, "a token is good for a second at least: {max_age:?}");
         self.max_age = max_age;
         self
     }

@@ -98,6 +98,26 @@ async fn c_163_a_poll_that_waits_while_the_endpoint_drains_ends_with_its_window(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_whose_client_has_not_fetched_what_waits_is_not_closed_in_good_order() {
+    for fetches in [true, false] {
+        let server = server();
+        let poller = Poller::connect(&server, V2).await;
+        poller.join(T).await;
+        for n in 0..20 {
+            server.endpoint.broadcast(T, "tick", json!({ "n": n })).unwrap();
+        }
+        if fetches {
+            assert_eq!(poller.messages().await.len(), 20);
+        }
+        let report = server.endpoint.drain(WINDOW).await;
+        let expected = if fetches { (1, 0) } else { (0, 1) };
+        assert_eq!((report.closed, report.cut_off), expected);
+        let dropped: Vec<_> = if fetches { vec![] } else { vec![("ended", 20)] };
+        assert_eq!(server.endpoint.snapshot().dropped, dropped);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn c_164_a_client_without_a_token_gets_a_session() {
     let server = server();
     let opened = get(&server, &format!("/socket/longpoll?{V2}"), &[]).await;

@@ -223,6 +223,7 @@ fn options_that_would_refuse_every_client_are_refused() {
     let mount = || Mount::new(NamedSocket);
     let polled = LongPoll::new;
     let (zero, long) = (Duration::ZERO, Duration::from_secs(20));
+    let millis = Duration::from_millis(999);
     for (said, starts_with) in [
         (panics(|| drop(Endpoint::builder().max_sockets(0))), "an endpoint without sockets"),
         (panics(|| drop(mount().max_channels(0))), "a client that may have no channels"),
@@ -237,9 +238,10 @@ fn options_that_would_refuse_every_client_are_refused() {
         (panics(|| drop(polled().window(zero))), "a session with a window of no time"),
         (panics(|| drop(polled().window(long))), "a window is shorter than 20 seconds"),
         (panics(|| drop(polled().max_sessions(0))), "a mount without sessions"),
+        (panics(|| drop(polled().max_age(millis))), "a token is good for a second at least"),
     ] {
         assert!(said.starts_with(starts_with), "{said}");
     }
-    drop(polled().window(Duration::MAX));
+    drop(polled().window(Duration::MAX).max_age(Duration::from_secs(1)));
     drop(mount().max_frame_size(7).max_behind(zero).max_inbox(0).max_outbox(0, 0));
 }

@@ -1,6 +1,9 @@
 //! The requests of clients that poll, in the order of the specification's section 23.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::SystemTime,
+};
 
 use bytes::{Buf, BufMut, Bytes};
 use futures::future::BoxFuture;
@@ -203,10 +206,13 @@ impl<S: Socket> Mounted<S> {
         let (mounted, tasks) = (self.clone(), hub.tasks.clone());
         let living = async move {
             let open = mounted.meter.open.hold();
+            let live = polled::live(session, inbox, &outbox, window, max_frames, &hub.endings);
             tokio::select! {
                 biased;
                 () = hub.cut_off.cancelled() => {}
-                () = polled::live(session, inbox, &outbox, window, max_frames, &hub.endings) => {}
+                is_taken = live => if !is_taken {
+                    hub.unclosed.fetch_add(1, Relaxed);
+                }
             }
             drop(registration);
             drop(open);

@@ -271,7 +271,8 @@ impl Drop for Fetched<'_> {
     }
 }
 
-/// Lives until it ends, then ends its channels.
+/// Lives until it ends, then ends its channels. False if the server has ended it before the client had
+/// fetched all that waited.
 pub(super) async fn live<S: Socket>(
     mut session: Session<S>,
     inbox: Inbox,
@@ -279,22 +280,27 @@ pub(super) async fn live<S: Socket>(
     window: Duration,
     max_frames: u32,
     endings: &Endings,
-) {
+) -> bool {
     let pace = ReadPace::new(max_frames, Instant::now());
     let Inbox { mut polls, mut posts, place } = inbox;
     let fetched = Fetched(outbox);
     let within = window.saturating_add(window / 2);
+    // What a poll has fetched whose client had gone when it was there.
+    let mut kept = Vec::new();
     let end = tokio::select! {
         end = listen(&mut session, &mut posts, outbox, pace) => end,
-        end = deliver(&mut polls, outbox) => end,
+        end = deliver(&mut polls, outbox, &mut kept) => end,
         end = outbox.write() => end,
         () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
     };
     tracing::debug!(?end, "a socket ends");
     outbox.end(end);
+    let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds it, so what waits cannot be fetched.
     drop((place, posts, polls, fetched));
     endings.in_turn(session.end(&end.reason())).await;
+    // A client that has gone by itself fetches nothing any more.
+    nothing_waits || end.close_code().is_none()
 }
 
 /// Handles what the client sends, one message after the other.
@@ -346,9 +352,11 @@ async fn listen<S: Socket>(
 }
 
 /// Hands out what waits to whoever comes for it.
-async fn deliver(polls: &mut mpsc::Receiver<Poll>, outbox: &Outbox) -> SocketEnd {
-    // What somebody came for who had gone when it was there.
-    let mut kept = Vec::new();
+async fn deliver(
+    polls: &mut mpsc::Receiver<Poll>,
+    outbox: &Outbox,
+    kept: &mut Vec<Frame>,
+) -> SocketEnd {
     loop {
         let Some(mut poll) = polls.recv().await else { return SocketEnd::Closed };
         outbox.heard();
@@ -362,10 +370,10 @@ async fn deliver(polls: &mut mpsc::Receiver<Poll>, outbox: &Outbox) -> SocketEnd
                     continue;
                 }
                 () = poll.answer.closed() => break,
-                frames = fetch(outbox, &mut kept) => frames,
+                frames = fetch(outbox, kept) => frames,
             };
             if let Err(frames) = poll.answer.send(frames) {
-                kept = frames;
+                *kept = frames;
             }
             break;
         }
