@@ -646,6 +646,14 @@ impl Limits {
 }
 
 impl Dropped {
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self {
+            oldest: self.oldest + other.oldest,
+            newest: self.newest + other.newest,
+            superseded: self.superseded + other.superseded,
+        }
+    }
+
     /// Whether nothing was.
     pub(super) fn is_none(&self) -> bool {
         *self == Self::default()

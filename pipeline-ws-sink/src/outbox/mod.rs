@@ -9,6 +9,7 @@ mod shared_frame;
 mod sweeper;
 #[cfg(test)]
 mod tests;
+mod unrecorded;
 mod when_full;
 mod writer;
 
@@ -34,7 +35,7 @@ use tokio::{
     time::{self, Instant, Sleep},
 };
 
-use self::backlog::{Backlog, Dropped, InHand, Limits, TooSlow};
+use self::backlog::{Backlog, InHand, Limits, TooSlow};
 pub use self::when_full::WhenFull;
 pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
@@ -42,6 +43,7 @@ pub(crate) use self::{
     outboxes::Outboxes,
     shared_frame::SharedFrame,
     sweeper::{Place, Sweeper},
+    unrecorded::Unrecorded,
     writer::Writer,
 };
 use crate::{
@@ -97,17 +99,6 @@ pub(crate) struct Outbox {
     /// Where it is written to, if not by its own task alone.
     place: Option<Place>,
     metrics: Arc<SocketMetrics>,
-}
-
-/// What has been written, and is to be [recorded](Outbox::record) without the lock.
-#[derive(Default)]
-struct Written {
-    /// How many frames are whole now.
-    frames: u64,
-    /// Those of them whose way is timed, and when they were whole.
-    timed: Vec<(Arc<Outgoing>, Instant)>,
-    /// How long writes took, of those that were timed: from when until when.
-    writes: Vec<(Instant, Instant)>,
 }
 
 /// The deadlines of a client that is behind.
@@ -212,10 +203,24 @@ impl Outbox {
     }
 
     /// Sends an event that others get too. It may be dropped if the client is behind.
-    pub(crate) fn send_shared(self: &Arc<Self>, frame: &SharedFrame, way: Way) {
+    ///
+    /// What is to be recorded of it is left to the caller, who may hold a lock.
+    pub(crate) fn send_shared(
+        self: &Arc<Self>,
+        frame: &SharedFrame,
+        way: Way,
+        unrecorded: &mut Unrecorded,
+    ) {
         // It may be compressed first, which takes too long for the lock.
         let outgoing = frame.get(self.compresses);
-        self.accept_in(self.state.lock(), outgoing, way);
+        self.accept_in(self.state.lock(), outgoing, way, unrecorded);
+    }
+
+    /// The same, and records it.
+    pub(crate) fn send_and_record(self: &Arc<Self>, frame: &SharedFrame, way: Way) {
+        let mut unrecorded = Unrecorded::default();
+        self.send_shared(frame, way, &mut unrecorded);
+        unrecorded.record(&self.metrics);
     }
 
     /// Sends the last frame. It goes behind what waits, and nothing goes behind it.
@@ -333,7 +338,10 @@ impl Outbox {
 
     /// Whether the socket takes some of what waits now. Asks the system.
     fn takes_something(&self) -> bool {
-        self.write_first(&mut self.state.lock())
+        let mut unrecorded = Unrecorded::default();
+        let takes_something = self.write_first(&mut self.state.lock(), &mut unrecorded);
+        unrecorded.record(&self.metrics);
+        takes_something
     }
 
     /// The deadlines that the socket's task waits for. One of a full outbox that has passed is noted here,
@@ -350,8 +358,8 @@ impl Outbox {
     fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let mut written = Written::default();
-        match self.poll_flush(&mut state, cx, &mut written) {
+        let mut unrecorded = Unrecorded::default();
+        match self.poll_flush(&mut state, cx, &mut unrecorded) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => self.end_in(&mut state, SocketEnd::Lost),
             Poll::Pending if !state.in_hand => state.is_blocked(),
@@ -359,7 +367,7 @@ impl Outbox {
         }
         let end = state.end;
         drop(state);
-        self.record(written);
+        unrecorded.record(&self.metrics);
         end.map_or(Poll::Pending, Poll::Ready)
     }
 
@@ -367,10 +375,10 @@ impl Outbox {
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let mut written = Written::default();
-        let flushed = self.poll_flush(&mut state, cx, &mut written);
-        if !written.is_empty() {
-            MutexGuard::unlocked(&mut state, || self.record(written));
+        let mut unrecorded = Unrecorded::default();
+        let flushed = self.poll_flush(&mut state, cx, &mut unrecorded);
+        if !unrecorded.is_empty() {
+            MutexGuard::unlocked(&mut state, || unrecorded.record(&self.metrics));
         }
         ready!(flushed)?;
         state.writer.poll_shutdown(cx)
@@ -413,7 +421,13 @@ impl Outbox {
 
     /// Takes back what has not been written, now that it is known how that went. Returns whether to
     /// come again.
-    fn put_back(&self, hand: &mut InHand, written: io::Result<usize>, now: Instant) -> bool {
+    fn put_back(
+        &self,
+        hand: &mut InHand,
+        written: io::Result<usize>,
+        now: Instant,
+        unrecorded: &mut Unrecorded,
+    ) -> bool {
         let limits = self.limits();
         let mut state = self.state.lock();
         state.in_hand = false;
@@ -429,8 +443,7 @@ impl Outbox {
         if matches!(state.writer, Writer::Gone) {
             let backlog = state.backlog.take();
             drop(state);
-            let dropped = backlog.map_or(0, |backlog| backlog.load().frames);
-            self.metrics.dropped_by_end.increment(dropped as u64);
+            unrecorded.dropped_by_end += backlog.map_or(0, |backlog| backlog.load().frames);
             return false;
         }
         match written {
@@ -488,8 +501,10 @@ impl Outbox {
     }
 
     fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Since>) {
-        let outgoing = Outgoing::alone(frame.clone(), since, kind);
-        self.accept_in(self.state.lock(), &Arc::new(outgoing), Way::Direct);
+        let outgoing = Arc::new(Outgoing::alone(frame.clone(), since, kind));
+        let mut unrecorded = Unrecorded::default();
+        self.accept_in(self.state.lock(), &outgoing, Way::Direct, &mut unrecorded);
+        unrecorded.record(&self.metrics);
     }
 
     /// Writes a frame if nothing waits, or has it wait.
@@ -498,6 +513,7 @@ impl Outbox {
         mut state: MutexGuard<'_, State>,
         outgoing: &Arc<Outgoing>,
         way: Way,
+        unrecorded: &mut Unrecorded,
     ) {
         loop {
             if !state.is_open() {
@@ -505,17 +521,16 @@ impl Outbox {
             }
             let Some(backlog) = state.waiting() else { break };
             let limits = self.limits();
-            if !backlog.has_room_for(outgoing, limits) && self.write_first(&mut state) {
+            if !backlog.has_room_for(outgoing, limits) && self.write_first(&mut state, unrecorded) {
                 continue;
             }
             let Some(backlog) = state.waiting() else { break };
             match backlog.admit(outgoing.clone(), limits, self.when_full) {
                 Ok(dropped) => {
                     backlog.count_in(&self.all);
-                    drop(state);
-                    self.count(dropped);
+                    unrecorded.dropped(dropped);
                 }
-                Err(TooSlow) => self.too_slow(state, 1),
+                Err(TooSlow) => self.too_slow(&mut state, 1, unrecorded),
             }
             return;
         }
@@ -539,9 +554,8 @@ impl Outbox {
                 let now = Instant::now();
                 state.last_active = now;
                 drop(state);
-                self.metrics.frames_out.increment(1);
-                self.metrics.write_time.end(begun, now);
-                self.delivered(outgoing.since.as_ref(), now);
+                unrecorded.wrote(begun, now);
+                unrecorded.frame(outgoing, now);
                 return;
             }
             Ok(count) => count,
@@ -558,7 +572,7 @@ impl Outbox {
     /// Writes some of what waits, on behalf of a sender that finds no room. Returns whether it is worth
     /// looking again, which it is unless the socket takes nothing. Meanwhile, the lock may have been
     /// held by others.
-    fn write_first(&self, state: &mut MutexGuard<'_, State>) -> bool {
+    fn write_first(&self, state: &mut MutexGuard<'_, State>, unrecorded: &mut Unrecorded) -> bool {
         if state.in_hand {
             // The sweeper is about to know. It holds this lock for as long as one write takes.
             MutexGuard::unlocked(state, || drop(self.sweeping.lock()));
@@ -572,13 +586,7 @@ impl Outbox {
         let count = backlog.slices(&mut slices);
         let begun = self.metrics.write_time.begin();
         match writer.write_for(task.as_ref(), &slices[..count]) {
-            Ok(written @ 1..) => {
-                let mut done = Written::default();
-                self.wrote(state, written, begun, &mut done);
-                if !done.is_empty() {
-                    MutexGuard::unlocked(state, || self.record(done));
-                }
-            }
+            Ok(written @ 1..) => self.wrote(state, written, begun, unrecorded),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 state.is_blocked();
                 state.wake();
@@ -591,12 +599,10 @@ impl Outbox {
 
     /// Closes the socket because its client is too slow. What waits is dropped, and so many frames
     /// more.
-    fn too_slow(&self, mut state: MutexGuard<'_, State>, more: usize) {
-        let dropped = more + state.drop_waiting();
-        self.end_in(&mut state, SocketEnd::Overflow);
-        drop(state);
-        self.metrics.dropped_by_overflow.increment(dropped as u64);
-        self.metrics.closed_slow.increment(1);
+    fn too_slow(&self, state: &mut State, more: usize, unrecorded: &mut Unrecorded) {
+        unrecorded.dropped_by_overflow += more + state.drop_waiting();
+        unrecorded.closed_slow += 1;
+        self.end_in(state, SocketEnd::Overflow);
     }
 
     fn end_in(&self, state: &mut State, end: SocketEnd) {
@@ -617,7 +623,7 @@ impl Outbox {
         &self,
         state: &mut State,
         cx: &mut Context<'_>,
-        done: &mut Written,
+        unrecorded: &mut Unrecorded,
     ) -> Poll<io::Result<()>> {
         while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
             if state.in_hand {
@@ -631,43 +637,30 @@ impl Outbox {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.wrote(state, written, begun, done);
+            self.wrote(state, written, begun, unrecorded);
         }
         state.writer.poll_flush(cx)
     }
 
     /// Takes what has been written out of the backlog.
-    fn wrote(&self, state: &mut State, written: usize, begun: Option<Instant>, done: &mut Written) {
+    fn wrote(
+        &self,
+        state: &mut State,
+        written: usize,
+        begun: Option<Instant>,
+        unrecorded: &mut Unrecorded,
+    ) {
         let Some(backlog) = &mut state.backlog else { return };
         let now = Instant::now();
         state.last_active = now;
         let limits = self.limits();
-        done.writes.extend(begun.map(|begun| (begun, now)));
-        backlog.wrote(written, |outgoing| {
-            done.frames += 1;
-            if outgoing.since.is_some() {
-                done.timed.push((outgoing, now));
-            }
-        });
+        unrecorded.wrote(begun, now);
+        backlog.wrote(written, |outgoing| unrecorded.frame(&outgoing, now));
         backlog.has_moved(limits);
         let is_full = backlog.is_full(limits);
         state.let_go();
         if !is_full {
             self.tell_of_room();
-        }
-    }
-
-    /// Records what was written. The recorder, and what listens to the log, are code of the
-    /// application's: it may broadcast, or panic.
-    fn record(&self, written: Written) {
-        if written.frames > 0 {
-            self.metrics.frames_out.increment(written.frames);
-        }
-        for (begun, ended) in written.writes {
-            self.metrics.write_time.end(Some(begun), ended);
-        }
-        for (outgoing, now) in written.timed {
-            self.delivered(outgoing.since.as_ref(), now);
         }
     }
 
@@ -682,20 +675,6 @@ impl Outbox {
         if let Some(since) = since {
             self.metrics.write_times.record(since, now);
         }
-    }
-
-    fn count(&self, dropped: Dropped) {
-        if !dropped.is_none() {
-            self.metrics.dropped_oldest.increment(dropped.oldest as u64);
-            self.metrics.dropped_newest.increment(dropped.newest as u64);
-            self.metrics.dropped_superseded.increment(dropped.superseded as u64);
-        }
-    }
-}
-
-impl Written {
-    fn is_empty(&self) -> bool {
-        self.frames == 0 && self.writes.is_empty()
     }
 }
 

@@ -6,7 +6,7 @@ use parking_lot::MutexGuard;
 use pipeline_core::Deadline;
 use tokio::time::Instant;
 
-use super::{Limits, Outbox, SharedFrame, State, Way, WhenFull};
+use super::{Limits, Outbox, SharedFrame, State, Unrecorded, Way, WhenFull};
 use crate::late::{RECOVERY, is_late};
 
 /// There is no room, and who sends is to wait for it.
@@ -21,14 +21,27 @@ impl Outbox {
         self: &Arc<Self>,
         frame: &SharedFrame,
         way: Way,
+        unrecorded: &mut Unrecorded,
     ) -> Result<(), NoRoom> {
         let outgoing = frame.get(self.compresses);
         let mut state = self.state.lock();
-        if !self.makes_room(&mut state) {
+        if !self.makes_room(&mut state, unrecorded) {
             return Err(NoRoom);
         }
-        self.accept_in(state, outgoing, way);
+        self.accept_in(state, outgoing, way, unrecorded);
         Ok(())
+    }
+
+    /// The same, and records it.
+    pub(crate) fn offer_and_record(
+        self: &Arc<Self>,
+        frame: &SharedFrame,
+        way: Way,
+    ) -> Result<(), NoRoom> {
+        let mut unrecorded = Unrecorded::default();
+        let offered = self.offer_shared(frame, way, &mut unrecorded);
+        unrecorded.record(&self.metrics);
+        offered
     }
 
     /// How long a sender that can wait waits for room, if it is to wait at all.
@@ -67,7 +80,12 @@ impl Outbox {
     /// socket is closed. At once where the policy is not to wait.
     pub(crate) async fn wait_for_room(&self) {
         let Some(limit) = self.wait_limit() else { return };
-        let has_room = || self.makes_room(&mut self.state.lock());
+        let has_room = || {
+            let mut unrecorded = Unrecorded::default();
+            let has_room = self.makes_room(&mut self.state.lock(), &mut unrecorded);
+            unrecorded.record(&self.metrics);
+            has_room
+        };
         if !has_room() {
             let deadline = Deadline::after(Instant::now(), limit).min(self.full_until());
             self.or_give_up(deadline, &mut None, self.room(), has_room).await;
@@ -129,16 +147,19 @@ impl Outbox {
 
     /// Closes the socket because its client has been too slow for too long.
     pub(crate) fn give_up(&self) {
-        let state = self.state.lock();
+        let mut unrecorded = Unrecorded::default();
+        let mut state = self.state.lock();
         if state.is_open() {
-            self.too_slow(state, 0);
+            self.too_slow(&mut state, 0, &mut unrecorded);
         }
+        drop(state);
+        unrecorded.record(&self.metrics);
     }
 
     /// Whether one who can wait need not, because there is room when what can be written has been.
-    fn makes_room(&self, state: &mut MutexGuard<'_, State>) -> bool {
+    fn makes_room(&self, state: &mut MutexGuard<'_, State>, unrecorded: &mut Unrecorded) -> bool {
         while !state.takes_more(self.wait_limits()) {
-            if !self.write_first(state) {
+            if !self.write_first(state, unrecorded) {
                 if let Some(backlog) = state.waiting() {
                     backlog.found_full(Instant::now());
                 }
@@ -219,15 +240,15 @@ mod tests {
         let (outbox, mut client, recorded) = outbox(WhenFull::wait());
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
         for _ in 0..3 {
-            outbox.offer_shared(&news(), Way::Direct).unwrap();
+            outbox.offer_and_record(&news(), Way::Direct).unwrap();
         }
-        assert_eq!(outbox.offer_shared(&news(), Way::Direct), Err(NoRoom));
+        assert_eq!(outbox.offer_and_record(&news(), Way::Direct), Err(NoRoom));
         let sent = Arc::new(parking_lot::Mutex::new(0));
         let senders: Vec<_> = (0..3)
             .map(|_| {
                 let (outbox, sent) = (outbox.clone(), sent.clone());
                 tokio::spawn(async move {
-                    while outbox.offer_shared(&news(), Way::Direct).is_err() {
+                    while outbox.offer_and_record(&news(), Way::Direct).is_err() {
                         outbox.room().await;
                     }
                     *sent.lock() += 1;
@@ -264,7 +285,7 @@ mod tests {
             |outbox: &Outbox| outbox.give_up(),
         ] {
             let (outbox, _client, _) = outbox(WhenFull::wait());
-            (0..2).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+            (0..2).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
             let waiting = tokio::spawn({
                 let outbox = outbox.clone();
                 async move { outbox.room().await }
@@ -273,7 +294,7 @@ mod tests {
             assert!(!waiting.is_finished());
             close(&outbox);
             timeout(PATIENCE, waiting).await.unwrap().unwrap();
-            assert_eq!(outbox.offer_shared(&news(), Way::Direct), Ok(()), "it goes nowhere");
+            assert_eq!(outbox.offer_and_record(&news(), Way::Direct), Ok(()), "it goes nowhere");
         }
     }
 
@@ -281,9 +302,9 @@ mod tests {
     async fn who_cannot_wait_may_send_twice_as_much() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
         // One is on its way.
-        (0..5).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         assert_eq!(end(&outbox), None);
-        outbox.send_shared(&news(), Way::Direct);
+        outbox.send_and_record(&news(), Way::Direct);
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
         let dropped = recorded.counters("socket.frames_dropped");
         assert_eq!(dropped, [("reason=overflow".to_owned(), 5)]);
@@ -293,7 +314,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_is_given_up_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        (0..4).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        (0..4).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         outbox.give_up();
         outbox.give_up();
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
@@ -312,14 +333,14 @@ mod tests {
         // The one before has been written by the next one, and its memory is kept.
         outbox.state.lock().is_warm = true;
         for _ in 0..2 {
-            outbox.offer_shared(&news(), Way::Direct).unwrap();
+            outbox.offer_and_record(&news(), Way::Direct).unwrap();
         }
-        assert_eq!(outbox.offer_shared(&news(), Way::Direct), Err(NoRoom));
+        assert_eq!(outbox.offer_and_record(&news(), Way::Direct), Err(NoRoom));
     }
 
     /// A task that waits for room for five seconds, and then has the socket closed.
     async fn waiting(outbox: &Arc<Outbox>) -> tokio::task::JoinHandle<()> {
-        (0..3).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        (0..3).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         let outbox = outbox.clone();
         let waiting = tokio::spawn(async move { outbox.wait_for_room().await });
         settle().await;
@@ -361,7 +382,7 @@ mod tests {
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
         let outbox = outbox.when_full(WhenFull::wait()).max_behind(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
-        (0..5).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+        (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         let wait = || {
             let outbox = outbox.clone();
             tokio::spawn(async move { outbox.wait_for_room().await })
@@ -373,7 +394,7 @@ mod tests {
         advance(Duration::from_secs(60)).await;
         waiting.await.unwrap();
         // There is room for one, and less than half of it.
-        outbox.offer_shared(&news(), Way::Direct).unwrap();
+        outbox.offer_and_record(&news(), Way::Direct).unwrap();
         let waiting = wait();
         settle().await;
         assert!(!waiting.is_finished());
@@ -387,7 +408,7 @@ mod tests {
         let (outbox, mut client, _) = outbox(WhenFull::wait());
         let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
-        while outbox.offer_shared(&news(), Way::Direct).is_ok() {}
+        while outbox.offer_and_record(&news(), Way::Direct).is_ok() {}
         advance(Duration::from_secs(60)).await;
         let waiting = tokio::spawn({
             let outbox = outbox.clone();
@@ -406,7 +427,7 @@ mod tests {
             let (outbox, mut client, _) = outbox(WhenFull::wait());
             let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
             let outbox = Arc::new(outbox);
-            (0..3).for_each(|_| outbox.send_shared(&news(), Way::Direct));
+            (0..3).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
             let writing = tokio::spawn({
                 let outbox = outbox.clone();
                 async move { outbox.write().await }
@@ -432,7 +453,7 @@ mod tests {
     async fn without_the_policy_nobody_waits() {
         let (outbox, _client, _) = outbox(WhenFull::DropOldest);
         for _ in 0..5 {
-            outbox.offer_shared(&news(), Way::Direct).unwrap();
+            outbox.offer_and_record(&news(), Way::Direct).unwrap();
             outbox.room().await;
         }
         assert_eq!((outbox.wait_limit(), end(&outbox)), (None, None));

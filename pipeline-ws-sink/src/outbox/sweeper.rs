@@ -21,7 +21,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{GATHER, Outbox, backlog::InHand, pace::Stretch};
+use super::{GATHER, Outbox, Unrecorded, backlog::InHand, pace::Stretch};
 
 /// After how many sockets others have a turn. To write to that many takes about as long as a few pushes of
 /// a pipeline, which then make the next writes worth more: with 16, a pipeline to 1000 sockets takes a
@@ -195,7 +195,8 @@ impl Sweep {
         let written = stream.try_write_vectored(&slices[..count]);
         let (wrote, now) = (written.is_ok(), Instant::now());
         stretch.wrote(count);
-        let has_more = outbox.put_back(&mut self.hand, written, now);
+        let mut unrecorded = Unrecorded::default();
+        let has_more = outbox.put_back(&mut self.hand, written, now, &mut unrecorded);
         drop(writing);
         if has_more {
             self.sockets.push_back(outbox.clone());
@@ -203,6 +204,7 @@ impl Sweep {
         // Last: a recorder may panic, and then the next task finds everything in its place.
         outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
         outbox.let_go(&mut self.hand, now);
+        unrecorded.record(&outbox.metrics);
     }
 
     /// Has the sockets give back what memory they do not need.
@@ -317,7 +319,7 @@ mod tests {
         for number in 0..EACH {
             let news = news(number, 100);
             for (outbox, _) in &sockets {
-                outbox.send_shared(&news, Way::Swept);
+                outbox.send_and_record(&news, Way::Swept);
             }
             if number % 50 == 49 {
                 // What is for one socket alone keeps its place.
@@ -356,8 +358,8 @@ mod tests {
         eventually(|| polled.load(Ordering::Relaxed) > 0).await;
 
         let large = news(b'x', 10_000);
-        (0..COUNT).for_each(|_| outbox.send_shared(&large, Way::Swept));
-        other.send_shared(&large, Way::Swept);
+        (0..COUNT).for_each(|_| outbox.send_and_record(&large, Way::Swept));
+        other.send_and_record(&large, Way::Swept);
         let mut received = vec![0; 10_004];
         others_client.read_exact(&mut received).await.unwrap();
 
@@ -375,7 +377,7 @@ mod tests {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
         for _ in 0..2 {
-            outbox.send_shared(&news(b'x', 10), Way::Swept);
+            outbox.send_and_record(&news(b'x', 10), Way::Swept);
             assert!(keeps_memory(&outbox));
             assert_eq!(tasks(&sweeper), 1);
             client.read_exact(&mut [0; 12]).await.unwrap();
@@ -423,7 +425,7 @@ mod tests {
         }
         let news = news(b'x', 10);
         for _ in 0..EACH {
-            sockets.iter().for_each(|(outbox, _)| outbox.send_shared(&news, Way::Swept));
+            sockets.iter().for_each(|(outbox, _)| outbox.send_and_record(&news, Way::Swept));
         }
         for (_, client) in &mut sockets {
             client.read_exact(&mut [0; 12 * EACH]).await.unwrap();
@@ -435,7 +437,7 @@ mod tests {
     async fn a_socket_that_is_gone_is_not_kept_open() {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
-        outbox.send_shared(&news(b'x', 10), Way::Swept);
+        outbox.send_and_record(&news(b'x', 10), Way::Swept);
         client.read_exact(&mut [0; 12]).await.unwrap();
         drop(outbox);
         assert_eq!(client.read(&mut [0; 12]).await.unwrap(), 0);
@@ -446,7 +448,7 @@ mod tests {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
         let close = Frame::close(1000);
-        outbox.send_shared(&news(b'x', 10), Way::Swept);
+        outbox.send_and_record(&news(b'x', 10), Way::Swept);
         outbox.finish(&close);
         let closing = tokio::spawn(async move { poll_fn(|cx| outbox.poll_close(cx)).await });
         let mut received = vec![];
@@ -464,11 +466,11 @@ mod tests {
         let sweeper = with_one_round();
         let (busy, _client) = socket(&sweeper, &Telemetry::global()).await;
         let (calm, _others_client) = socket(&sweeper, &Telemetry::global()).await;
-        (0..3 * GATHER).for_each(|_| busy.send_shared(&news(b'x', 10), Way::Swept));
+        (0..3 * GATHER).for_each(|_| busy.send_and_record(&news(b'x', 10), Way::Swept));
         // The round's own task has no turn in this test.
         let (mut sweep, mut stretch) = (Sweep::new(&sweeper.place()), Stretch::default());
         assert!(sweep.more());
-        calm.send_shared(&news(b'y', 10), Way::Swept);
+        calm.send_and_record(&news(b'y', 10), Way::Swept);
         for _ in 0..2 {
             sweep.round(&mut stretch).await;
             sweep.more();
@@ -485,8 +487,8 @@ mod tests {
         let (gone, _client) = ends.block_on(socket(&sweeper, &Telemetry::global()));
         let (outbox, mut client) = lives.block_on(socket(&sweeper, &Telemetry::global()));
         // The task of the round is on the first runtime.
-        gone.send_shared(&news(b'x', 10), Way::Swept);
-        outbox.send_shared(&news(b'x', 10), Way::Swept);
+        gone.send_and_record(&news(b'x', 10), Way::Swept);
+        outbox.send_and_record(&news(b'x', 10), Way::Swept);
         drop(ends);
         let received = async { client.read_exact(&mut [0; 12]).await };
         lives.block_on(async { time::timeout(PATIENCE, received).await }).unwrap().unwrap();

@@ -1,18 +1,8 @@
 //! The outbox over real TCP and over memory.
 
-use std::{
-    collections::BTreeSet,
-    future::poll_fn,
-    io::Read,
-    pin::pin,
-    sync::{OnceLock, Weak},
-};
+use std::{collections::BTreeSet, future::poll_fn, io::Read, pin::pin};
 
 use futures::poll;
-use metrics::{
-    Counter, CounterFn, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
-    SharedString, Unit,
-};
 use pipeline_test_support::Recorded;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
@@ -21,6 +11,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::telemetry::Watching;
 
 const ROOMY: OutboxLimits = OutboxLimits { frames: 1000, bytes: 1 << 30 };
 
@@ -152,7 +143,7 @@ async fn a_frame_for_a_broken_connection_ends_the_socket_and_does_not_wait() {
 
 fn send_event(outbox: &Arc<Outbox>, length: usize) {
     let frame = SharedFrame::new(small(length), EventKey::new("t", "e"));
-    outbox.send_shared(&frame, Way::Direct);
+    outbox.send_and_record(&frame, Way::Direct);
 }
 
 #[tokio::test]
@@ -320,11 +311,11 @@ async fn what_waits_for_many_sockets_counts_once_for_the_endpoint() {
     let all = Arc::new(Outboxes::new(usize::MAX));
     let outboxes = [(); 3].map(|()| stuck(&all, WhenFull::Disconnect));
     let little = shared(outboxes::SHARE / 2);
-    outboxes.iter().for_each(|outbox| outbox.send_shared(&little, Way::Direct));
+    outboxes.iter().for_each(|outbox| outbox.send_and_record(&little, Way::Direct));
     assert_eq!(all.bytes(), 0, "each has its share");
     for _ in 0..3 {
         let news = shared(100_000);
-        outboxes.iter().for_each(|outbox| outbox.send_shared(&news, Way::Direct));
+        outboxes.iter().for_each(|outbox| outbox.send_and_record(&news, Way::Direct));
     }
     let bytes = all.bytes();
     assert!((300_000..900_000).contains(&bytes), "{bytes}");
@@ -345,7 +336,7 @@ async fn small_broadcasts_count_for_the_endpoint_by_the_memory_that_they_take() 
     let all = Arc::new(Outboxes::new(LIMIT));
     let outboxes: Vec<_> = (0..200).map(|_| stuck(&all, WhenFull::DropOldest)).collect();
     for outbox in &outboxes {
-        (0..300).for_each(|_| outbox.send_shared(&shared(40), Way::Direct));
+        (0..300).for_each(|_| outbox.send_and_record(&shared(40), Way::Direct));
     }
     let frames: usize = outboxes.iter().map(|outbox| waiting(outbox)).sum();
     let (held, share) = (frames * MEMORY, outboxes.len() * outboxes::SHARE);
@@ -363,7 +354,7 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     let dropping = stuck(&all, WhenFull::DropOldest);
     let waited_for = stuck(&all, WhenFull::wait());
     for _ in 0..5 {
-        dropping.send_shared(&shared(10_000), Way::Direct);
+        dropping.send_and_record(&shared(10_000), Way::Direct);
     }
     while !all.are_full() {
         greedy.send(&text(50_000), None);
@@ -371,19 +362,19 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     assert_eq!(end(&greedy), None);
     for _ in 0..10 {
         calm.send(&small(66), None);
-        calm.send_shared(&shared(100), Way::Direct);
+        calm.send_and_record(&shared(100), Way::Direct);
     }
     assert_eq!(end(&calm), None);
-    dropping.send_shared(&shared(1000), Way::Direct);
+    dropping.send_and_record(&shared(1000), Way::Direct);
     assert_eq!((end(&dropping), waiting(&dropping)), (None, 3), "one is being written");
     let offered =
-        (0..20).take_while(|_| waited_for.offer_shared(&shared(2000), Way::Direct).is_ok());
+        (0..20).take_while(|_| waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok());
     // Each takes 2,266 bytes of memory, and the first is being written.
     assert_eq!(offered.count(), 9, "the senders wait");
     greedy.send(&small(66), None);
     assert_eq!(end(&greedy), Some(SocketEnd::Overflow));
     assert!(!all.are_full());
-    assert!(waited_for.offer_shared(&shared(2000), Way::Direct).is_ok());
+    assert!(waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok());
 }
 
 #[tokio::test]
@@ -394,7 +385,7 @@ async fn a_sender_that_waits_is_told_when_the_outboxes_of_the_endpoint_are_no_lo
     while !all.are_full() {
         greedy.send(&text(50_000), None);
     }
-    while waited_for.offer_shared(&shared(2000), Way::Direct).is_ok() {}
+    while waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok() {}
     let mut room = pin!(waited_for.room());
     assert!(poll!(&mut room).is_pending());
     greedy.release();
@@ -427,61 +418,6 @@ async fn a_socket_that_takes_something_is_not_closed_although_the_runtime_has_no
     assert_eq!(received, small(10).bytes()[..]);
 }
 
-/// A recorder that looks whether an outbox is locked while something is recorded.
-#[derive(Clone, Default)]
-struct Watching {
-    outbox: Arc<OnceLock<Weak<Outbox>>>,
-    /// The metrics that were recorded, and whether it was locked then.
-    seen: Arc<Mutex<BTreeSet<(String, bool)>>>,
-}
-
-struct Watched(String, Watching);
-
-impl Watched {
-    fn look(&self) {
-        let Self(name, Watching { outbox, seen }) = self;
-        let Some(outbox) = outbox.get().and_then(Weak::upgrade) else { return };
-        let is_locked = outbox.state.try_lock().is_none();
-        seen.lock().insert((name.clone(), is_locked));
-    }
-}
-
-impl CounterFn for Watched {
-    fn increment(&self, _: u64) {
-        self.look();
-    }
-
-    fn absolute(&self, _: u64) {}
-}
-
-impl HistogramFn for Watched {
-    fn record(&self, _: f64) {
-        self.look();
-    }
-}
-
-impl Recorder for Watching {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-
-    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        let labels = key.labels().map(|label| format!(" {}", label.value()));
-        let name = key.name().to_owned() + &labels.collect::<String>();
-        Counter::from_arc(Arc::new(Watched(name, self.clone())))
-    }
-
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::noop()
-    }
-
-    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::from_arc(Arc::new(Watched(key.name().to_owned(), self.clone())))
-    }
-}
-
 #[tokio::test]
 async fn nothing_is_recorded_while_the_outbox_is_locked() {
     let limits = OutboxLimits { frames: 4, bytes: 1000 };
@@ -495,7 +431,11 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
         let (ours, mut theirs) = duplex(200);
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
         let outbox = Arc::new(outbox.when_full(when_full));
-        recorder.outbox.set(Arc::downgrade(&outbox)).unwrap();
+        let watched = Arc::downgrade(&outbox);
+        recorder.watch(move || {
+            let Some(outbox) = watched.upgrade() else { return false };
+            outbox.state.try_lock().is_none() || outbox.sweeping.try_lock().is_none()
+        });
         for _ in 0..40 {
             // For the budget that the runtime gives to a task.
             tokio::task::yield_now().await;
@@ -509,11 +449,8 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
         (0..100).for_each(|_| send_event(&outbox, 10));
         let _ = poll!(pin!(poll_fn(|cx| outbox.poll_close(cx))));
         outbox.give_up();
-        all.append(&mut recorder.seen.lock());
+        all.append(&mut recorder.names());
     }
-    let locked: Vec<_> = all.iter().filter(|(_, is_locked)| *is_locked).collect();
-    assert!(locked.is_empty(), "{locked:?}");
-    let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
     let expected = [
         "pipeline.push_delivered",
         "pipeline.push_written",
@@ -525,5 +462,5 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
         "socket.frames_out",
         "socket.write_time",
     ];
-    assert_eq!(names, expected);
+    assert_eq!(Vec::from_iter(all), expected);
 }

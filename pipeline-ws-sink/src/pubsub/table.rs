@@ -23,7 +23,7 @@ use super::{
 use crate::{
     broadcast::Broadcast,
     channel::{Intercepted, Letter, Mailbox, Room},
-    outbox::{Outbox, Way},
+    outbox::{Outbox, Unrecorded, Way},
     protocol::{message::Encoded, version::Version},
     telemetry::{RouteMeter, SocketMetrics, shown},
 };
@@ -186,7 +186,8 @@ impl Table {
     ///
     /// Nothing here waits for a socket: what one cannot take now waits in its outbox.
     pub(crate) fn dispatch(&self, broadcast: &Encoded, except: Option<SubscriberId>) {
-        self.each(broadcast.topic(), |id, subscriber, way| {
+        let mut passes_over = false;
+        self.each(broadcast.topic(), |id, subscriber, way, unrecorded| {
             if except == Some(id) {
                 return;
             }
@@ -198,20 +199,23 @@ impl Table {
                     joined.mailbox.intercepted(Intercepted::new(broadcast), room);
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                    Some(frame) => joined.outbox.send_shared(frame, way),
-                    None => self.pass_over(broadcast),
+                    Some(frame) => joined.outbox.send_shared(frame, way, unrecorded),
+                    None => passes_over = true,
                 },
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
                 Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
             }
         });
+        if passes_over {
+            self.pass_over(broadcast);
+        }
     }
 
     /// The same, but for those who are to be waited for and have no room: they get nothing, and are
     /// returned.
     pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<Behind> {
-        let mut behind = Vec::new();
-        self.each(broadcast.topic(), |_, subscriber, way| match subscriber {
+        let (mut behind, mut passes_over) = (Vec::new(), false);
+        self.each(broadcast.topic(), |_, subscriber, way, unrecorded| match subscriber {
             Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
                 let intercepted = Intercepted::new(broadcast);
                 if joined.outbox.wait_limit().is_none() {
@@ -223,15 +227,18 @@ impl Table {
             }
             Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
                 Some(frame) => {
-                    if joined.outbox.offer_shared(frame, way).is_err() {
+                    if joined.outbox.offer_shared(frame, way, unrecorded).is_err() {
                         behind.push(Behind::Socket(joined.outbox.clone(), joined.version));
                     }
                 }
-                None => self.pass_over(broadcast),
+                None => passes_over = true,
             },
             Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
             Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
         });
+        if passes_over {
+            self.pass_over(broadcast);
+        }
         behind
     }
 
@@ -253,7 +260,7 @@ impl Table {
             match who {
                 Behind::Socket(outbox, version) => {
                     let Some(frame) = broadcast.frame(*version) else { return };
-                    while outbox.offer_shared(frame, Way::Swept).is_err() {
+                    while outbox.offer_and_record(frame, Way::Swept).is_err() {
                         outbox.room().await;
                     }
                 }
@@ -267,7 +274,7 @@ impl Table {
         let once_more = || match who {
             Behind::Socket(outbox, version) => {
                 let frame = broadcast.frame(*version);
-                frame.is_none_or(|frame| outbox.offer_shared(frame, Way::Swept).is_ok())
+                frame.is_none_or(|frame| outbox.offer_and_record(frame, Way::Swept).is_ok())
             }
             Behind::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
         };
@@ -280,7 +287,7 @@ impl Table {
         match who {
             Behind::Socket(outbox, version) => {
                 if let Some(frame) = broadcast.frame(*version) {
-                    outbox.send_shared(frame, Way::Swept);
+                    outbox.send_and_record(frame, Way::Swept);
                 }
             }
             Behind::Channel(mailbox, _) => {
@@ -290,19 +297,29 @@ impl Table {
     }
 
     /// Goes through the subscribers of a topic, and says on which way a frame is to reach each.
-    fn each(&self, topic: &str, mut hand: impl FnMut(SubscriberId, &Subscriber, Way)) {
+    ///
+    /// The topic is locked meanwhile, and `hand` runs no code of the application. What is to be recorded is
+    /// recorded after that: a recorder may broadcast on the same topic while a client wants to join it.
+    fn each(
+        &self,
+        topic: &str,
+        mut hand: impl FnMut(SubscriberId, &Subscriber, Way, &mut Unrecorded),
+    ) {
         self.metrics.broadcasts.increment(1);
         let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
         let open = listeners.read();
         let now = Instant::now();
         let since = now.saturating_duration_since(self.epoch);
         let way = open.rush.way(since, open.subscribers.len(), rush::is_one_of_many(now));
+        let mut unrecorded = Unrecorded::default();
         for (_, (id, subscriber)) in &open.subscribers {
-            hand(*id, subscriber, way);
+            hand(*id, subscriber, way, &mut unrecorded);
         }
         let now = Instant::now();
         open.rush.handed_out(now.saturating_duration_since(self.epoch));
         rush::was_handed_out(now);
+        drop(open);
+        unrecorded.record(&self.metrics);
     }
 
     /// Whether somebody listens to this topic.
@@ -403,21 +420,30 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::{collections::BTreeSet, thread};
 
     use pipeline_core::Telemetry;
     use serde_json::json;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::outbox::{OutboxLimits, Writer};
+    use crate::{
+        outbox::{OutboxLimits, WhenFull, Writer},
+        since::Since,
+        telemetry::Watching,
+    };
 
     /// A subscriber whose broadcasts of these events go to its mailbox, to be counted there.
     fn subscriber(intercept: &'static [&'static str]) -> (Subscriber, Arc<Mailbox>) {
         let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
         let limits = OutboxLimits { frames: 1, bytes: 1 };
         let writer = Writer::Task(Box::pin(tokio::io::sink()));
-        let outbox = Arc::new(Outbox::new(writer, limits, metrics));
-        let mailbox = Arc::new(Mailbox::default());
+        joined(Outbox::new(writer, limits, metrics), intercept)
+    }
+
+    /// A subscriber with this outbox.
+    fn joined(outbox: Outbox, intercept: &'static [&'static str]) -> (Subscriber, Arc<Mailbox>) {
+        let (outbox, mailbox) = (Arc::new(outbox), Arc::new(Mailbox::default()));
         let version = Version::V2;
         let route = Arc::new(RouteMeter::register(&Telemetry::global(), "Silent", &Arc::default()));
         let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone(), route };
@@ -441,6 +467,65 @@ mod tests {
         assert_eq!(table.topics(), 1);
         drop(third);
         assert_eq!(table.topics(), 0);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_recorded_while_a_topic_is_locked() {
+        let topic: Arc<str> = "t".into();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.writable().await.unwrap();
+        let (stream, mut names) = (Arc::new(stream), BTreeSet::new());
+        for when_full in [
+            WhenFull::Disconnect,
+            WhenFull::DropOldest,
+            WhenFull::DropNewest,
+            WhenFull::KeepLatest,
+            WhenFull::wait(),
+        ] {
+            let recorder = Watching::default();
+            let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
+            let table = Arc::new(Table::new(metrics.clone(), None));
+            // One takes everything at once, one when it is asked, and one takes nothing.
+            let writers = [
+                Writer::Tcp(stream.clone()),
+                Writer::Task(Box::pin(tokio::io::sink())),
+                Writer::Fetched,
+            ];
+            let listening = writers.map(|writer| {
+                let limits = OutboxLimits { frames: 2, bytes: 1000 };
+                let outbox = Outbox::new(writer, limits, metrics.clone()).when_full(when_full);
+                table.subscribe(&topic, SubscriberId::new(), joined(outbox, &[]).0)
+            });
+            let (watched, name) = (Arc::downgrade(&table), topic.clone());
+            recorder.watch(move || {
+                let Some(table) = watched.upgrade() else { return false };
+                let Some(shard) = table.shard(&name).try_write() else { return true };
+                shard.get(&name).is_some_and(|listeners| listeners.try_write().is_none())
+            });
+            let news = Encoded::new(&topic, "news", json!({})).unwrap().timed(Some(Since::now()));
+            for _ in 0..20 {
+                table.dispatch_to_all_with_room(&news);
+                table.dispatch(&news, None);
+            }
+            names.append(&mut recorder.names());
+            drop(listening);
+        }
+        drop(client);
+        let expected = [
+            "pipeline.push_delivered",
+            "pipeline.push_written",
+            "socket.broadcasts",
+            "socket.closed_slow",
+            "socket.frames_dropped drop_newest",
+            "socket.frames_dropped drop_oldest",
+            "socket.frames_dropped overflow",
+            "socket.frames_dropped superseded",
+            "socket.frames_out",
+            "socket.write_time",
+        ];
+        assert_eq!(Vec::from_iter(names), expected);
     }
 
     #[tokio::test]

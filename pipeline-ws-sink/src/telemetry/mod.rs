@@ -7,6 +7,8 @@ pub(crate) mod log;
 mod meter;
 mod tally;
 mod times;
+#[cfg(test)]
+mod watching;
 mod write_time;
 
 use metrics::Counter;
@@ -14,6 +16,8 @@ use pipeline_core::Telemetry;
 pub(crate) use pipeline_core::shown::{described, shown};
 
 pub use self::filter::ParamFilter;
+#[cfg(test)]
+pub(crate) use self::watching::Watching;
 use self::write_time::WriteTime;
 pub(crate) use self::{
     deliveries::Deliveries,

@@ -1,0 +1,122 @@
+//! What is to be recorded of what was sent, once no lock is held.
+
+use std::{cell::Cell, mem, sync::Arc, thread};
+
+use tokio::time::Instant;
+
+use super::backlog::{Dropped, Outgoing};
+use crate::telemetry::SocketMetrics;
+
+/// How many times a thread keeps memory for.
+const KEPT: usize = 4096;
+
+thread_local! {
+    /// Memory that the next one of this thread need not ask for: a broadcast asks for none per socket.
+    static SPARE: Cell<Vec<Timed>> = const { Cell::new(Vec::new()) };
+}
+
+/// What has been written to sockets of an endpoint, and what was dropped, until it is
+/// [recorded](Self::record).
+///
+/// The recorder, and what listens to the log, are code of the application: it may broadcast, block or panic.
+/// So nothing is recorded while an outbox is locked, or the topic whose subscribers get a broadcast.
+#[derive(Default)]
+#[must_use]
+pub(crate) struct Unrecorded {
+    /// How many frames are whole now.
+    frames: u64,
+    timed: Vec<Timed>,
+    dropped: Dropped,
+    /// They waited for a client that was too slow.
+    pub(super) dropped_by_overflow: usize,
+    /// They waited for a client whose connection has ended.
+    pub(super) dropped_by_end: usize,
+    /// How many sockets were closed because their client was too slow.
+    pub(super) closed_slow: u64,
+}
+
+/// Something whose time is recorded.
+enum Timed {
+    /// A write, from when until when.
+    Write(Instant, Instant),
+    /// A frame's way, and when it was whole.
+    Frame(Arc<Outgoing>, Instant),
+}
+
+impl Unrecorded {
+    /// A frame has been written to its last byte.
+    pub(super) fn frame(&mut self, outgoing: &Arc<Outgoing>, now: Instant) {
+        self.frames += 1;
+        if outgoing.since.is_some() {
+            self.push(Timed::Frame(outgoing.clone(), now));
+        }
+    }
+
+    /// A write has ended, which is timed if it is known when it has begun.
+    pub(super) fn wrote(&mut self, begun: Option<Instant>, now: Instant) {
+        if let Some(begun) = begun {
+            self.push(Timed::Write(begun, now));
+        }
+    }
+
+    /// These have made room, or have found none.
+    pub(super) fn dropped(&mut self, dropped: Dropped) {
+        self.dropped = self.dropped.plus(dropped);
+    }
+
+    fn push(&mut self, timed: Timed) {
+        if self.timed.capacity() == 0 {
+            self.timed = SPARE.try_with(Cell::take).unwrap_or_default();
+        }
+        self.timed.push(timed);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.frames == 0
+            && self.timed.is_empty()
+            && self.dropped.is_none()
+            && self.dropped_by_overflow + self.dropped_by_end == 0
+            && self.closed_slow == 0
+    }
+
+    /// Records it. The caller holds no lock.
+    pub(crate) fn record(mut self, metrics: &SocketMetrics) {
+        let Dropped { oldest, newest, superseded } = mem::take(&mut self.dropped);
+        let counts = [
+            (&metrics.frames_out, mem::take(&mut self.frames)),
+            (&metrics.dropped_oldest, oldest as u64),
+            (&metrics.dropped_newest, newest as u64),
+            (&metrics.dropped_superseded, superseded as u64),
+            (&metrics.dropped_by_overflow, mem::take(&mut self.dropped_by_overflow) as u64),
+            (&metrics.dropped_by_end, mem::take(&mut self.dropped_by_end) as u64),
+            (&metrics.closed_slow, mem::take(&mut self.closed_slow)),
+        ];
+        for (counter, count) in counts {
+            if count > 0 {
+                counter.increment(count);
+            }
+        }
+        for timed in self.timed.drain(..) {
+            match timed {
+                Timed::Write(begun, ended) => metrics.write_time.end(Some(begun), ended),
+                Timed::Frame(outgoing, now) => {
+                    if let Some(since) = &outgoing.since {
+                        metrics.write_times.record(since, now);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Unrecorded {
+    fn drop(&mut self) {
+        debug_assert!(thread::panicking() || self.is_empty(), "it was not recorded");
+        let mut timed = mem::take(&mut self.timed);
+        if (1..=KEPT).contains(&timed.capacity()) {
+            timed.clear();
+            // A thread that ends keeps nothing.
+            let _ = SPARE.try_with(|spare| spare.set(timed));
+        }
+    }
+}
