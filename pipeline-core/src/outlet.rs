@@ -198,20 +198,15 @@ impl<E: 'static> Outlet<E> {
 
     /// Takes what a callback emitted: to the subscribers, the rest to the buffer. Empties `events`.
     ///
-    /// What `answers` demand that the producer was told of last goes before what is still recorded behind
-    /// that demand. Anything else goes behind all that is recorded.
-    pub(crate) fn emit(
-        &mut self,
-        events: &mut VecDeque<E>,
-        answers: bool,
-        out: &mut Deliveries<E>,
-    ) -> Emitted {
+    /// During a replay it goes before what is still recorded: it answers demand, or a marker, that stood
+    /// before that.
+    pub(crate) fn emit(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) -> Emitted {
         let mut emitted = Emitted::default();
         if events.is_empty() {
             return emitted;
         }
         self.owed = self.owed.saturating_sub(events.len());
-        let forward = self.mode == DemandMode::Forward && (answers || self.withheld.is_empty());
+        let forward = self.mode == DemandMode::Forward;
         if forward && self.buffer.is_empty() && self.allowance > 0 {
             let later = (events.len() > self.allowance).then(|| events.split_off(self.allowance));
             let before = events.len();
@@ -235,8 +230,7 @@ impl<E: 'static> Outlet<E> {
         emitted
     }
 
-    /// Stores what was emitted. It answers demand that is recorded, if anything is recorded, so that is
-    /// behind it. Returns how many events were discarded.
+    /// Stores what was emitted, before what is still recorded. Returns how many events were discarded.
     fn store(&mut self, events: &mut VecDeque<E>) -> usize {
         if self.withheld.is_empty() {
             return self.buffer.store(events);
@@ -249,8 +243,8 @@ impl<E: 'static> Outlet<E> {
         excess.discarded
     }
 
-    /// Keeps what was emitted while accumulating, or before all that was recorded then has been replayed,
-    /// in its place among the demands. It takes room in the buffer. Returns how many events were discarded.
+    /// Keeps what was emitted while accumulating in its place among the demands. It takes room in the
+    /// buffer. Returns how many events were discarded.
     fn withhold(&mut self, events: &mut VecDeque<E>) -> usize {
         let excess = self.buffer.make_room(self.withheld.len(), events);
         let older = excess.oldest.min(self.withheld.len());
@@ -332,6 +326,12 @@ impl<E: 'static> Outlet<E> {
             self.spend(taken);
             delivered += taken;
         }
+    }
+
+    /// Whether demand that came while accumulating is to be handed out. Nothing else of the stage, but a
+    /// marker that stood before it, may emit before that.
+    pub(crate) fn replays(&self) -> bool {
+        self.mode == DemandMode::Forward && !self.recorded.is_empty()
     }
 
     fn spend(&mut self, events: usize) {
@@ -577,7 +577,7 @@ mod tests {
             self.emitted += count;
             self.owed = self.owed.saturating_sub(events.len());
             self.inside.extend(events.iter().map(|event| Ok(*event)));
-            let emitted = self.outlet.emit(&mut events, true, &mut self.out);
+            let emitted = self.outlet.emit(&mut events, &mut self.out);
             self.discarded += emitted.overflow;
             self.receive();
         }
@@ -703,7 +703,7 @@ mod tests {
     fn a_producer_that_finishes_is_told_of_no_demand_and_nothing_waits_for_that() {
         let (mut model, id) = accumulating(10, BufferKeep::Last);
         model.outlet.ask(id, 2, &mut model.out);
-        model.outlet.emit(&mut [1, 2, 3].into(), true, &mut model.out);
+        model.outlet.emit(&mut [1, 2, 3].into(), &mut model.out);
         model.outlet.info(Marker::new(7));
         model.outlet.finish();
         model.outlet.ask(id, 1, &mut model.out);

@@ -522,6 +522,8 @@ impl Stages {
                 Some(Command::Drain { within }) = commands.recv() => {
                     self.deadline = self.deadline.min(Deadline::from_now(within));
                     self.enter(Phase::Drain);
+                    // Also those whose stage has no turn, because another blocks its thread.
+                    self.stages.iter().for_each(|stage| stage.planned.observed().close_queue());
                 }
                 _ = look.tick() => self.look(),
                 () = deadline.passed() => {

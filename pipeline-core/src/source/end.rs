@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     discarding::Seldom,
-    stage::{Emitter, Gauges, Queued, StageContext},
+    stage::{Emitter, Gauges, Queue, Queued, StageContext},
     sync::{Arc, AtomicU64, Mutex, Ordering},
     telemetry::{Discard, StageMetrics},
 };
@@ -70,19 +70,32 @@ pub(super) struct TakeEnd<S: Bounded> {
     expiring: Seldom,
 }
 
-impl<S: Bounded> Shared<S> {
+/// A queue as its stage's gauges see it. Unlike an end, it may be dropped and nothing is closed.
+struct Seen<S: Bounded>(Arc<Shared<S>>);
+
+impl<S: Bounded + Send> Queue for Seen<S> {
     fn look(&self) -> Queued {
-        let state = self.state.lock();
+        let state = self.0.state.lock();
         let (items, capacity) = (state.len(), Some(state.capacity()));
         drop(state);
-        Queued { items, capacity, discarded: self.discarded.load(Ordering::Relaxed) }
+        Queued { items, capacity, discarded: self.0.discarded.load(Ordering::Relaxed) }
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+impl<S: Bounded> Shared<S> {
+    fn close(&self) {
+        let wake = self.state.lock().close();
+        wake.into_iter().for_each(Waker::wake);
     }
 }
 
 impl<S: Bounded> End<S> {
     fn close(&self) {
-        let wake = self.0.state.lock().close();
-        wake.into_iter().for_each(Waker::wake);
+        self.0.close();
     }
 
     fn fmt_as(&self, name: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -188,8 +201,7 @@ impl<S: Store> TakeEnd<S> {
     {
         let metrics = StageMetrics::register(context.telemetry(), &context.labels());
         self.counts = Some((metrics, context.gauges.clone()));
-        let shared = self.end.0.clone();
-        context.gauges.queue(move || shared.look());
+        context.gauges.queue(Seen(self.end.0.clone()));
     }
 
     /// Emits as much as there is demand for.

@@ -35,7 +35,7 @@ pub(crate) use self::{
     behaviour::Behaviour,
     consumer::AsConsumer,
     consumer_supervisor::{AsSupervisor, started_at},
-    gauges::{Gauges, Queued},
+    gauges::{Gauges, Queue, Queued},
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,

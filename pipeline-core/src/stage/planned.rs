@@ -99,13 +99,20 @@ impl Observed {
         self.gauges.snapshot(self.stage.clone())
     }
 
-    /// What the stage leaves undone if it is ended now, as far as it has shown it.
+    /// What the stage leaves undone if it is ended now, as far as it has shown it. Its queue takes nothing
+    /// any more, because what it took would be in no report.
     pub(crate) fn left(&self) -> StageReport {
+        self.close_queue();
         let seen = self.snapshot();
         let mut report = StageReport::new(self.stage.clone(), ExitReason::Killed);
         report.held = seen.queued + seen.waiting + seen.buffered;
         report.unfinished = seen.workers.unwrap_or_default() + self.gauges.in_hand();
         report
+    }
+
+    /// The stage's queue, if it has one, takes nothing from now on.
+    pub(crate) fn close_queue(&self) {
+        self.gauges.close_queue();
     }
 
     /// An incarnation of the stage has failed.

@@ -89,8 +89,8 @@ pub trait Producer: Sized + Send + 'static {
     /// # Cancel safety
     ///
     /// It must be cancel safe: the stage drops it whenever a message comes first, and calls `ready`
-    /// again. Messages come first, but never for long: after 16 messages at most, `ready` is polled
-    /// before the next one.
+    /// again. Messages come first, but never for long: after 16 callbacks at most, `ready` is polled
+    /// before the next one, unless demand that came while the stage accumulated is being handed out.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         pending()
     }
@@ -149,7 +149,8 @@ pub trait Producer: Sized + Send + 'static {
 
     /// Called when the stage has ended, however it did: nothing can be put in any more, so that
     /// [`held`](Self::held) stays true. Only a source that others put events into has something to do here;
-    /// the default does nothing.
+    /// the default does nothing. Of a [restarting](crate::Stage::restarting) stage, each incarnation is
+    /// closed by itself: a source that all of them share is closed by the first that ends.
     fn close(&mut self) {}
 
     /// How many events it has accepted and not emitted, for the report on what was left undone. Asked for

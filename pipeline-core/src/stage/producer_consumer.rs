@@ -91,7 +91,7 @@ pub trait ProducerConsumer: Sized + Send + 'static {
     /// # Cancel safety
     ///
     /// It must be cancel safe: the stage drops it whenever a message comes first, and calls `ready`
-    /// again. Messages come first, but never for long: after 16 messages at most, `ready` is polled
+    /// again. Messages come first, but never for long: after 16 callbacks at most, `ready` is polled
     /// before the next one.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         pending()

@@ -42,7 +42,8 @@ pub struct StageReport {
     /// Events that were begun and not finished: in the hands of a worker that was stopped, or of a
     /// callback that failed.
     pub unfinished: usize,
-    /// Events it discarded while it ran, because its buffer was full.
+    /// Events it discarded while it ran: its buffer was full, no consumer was subscribed, or there was no
+    /// partition for them.
     ///
     /// What a queue discarded is not among them: items that were too old, and items that were offered when
     /// it was full, never came to the stage. [`Queue::discarded`](crate::Queue::discarded) and

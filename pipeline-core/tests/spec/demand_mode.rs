@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pipeline_core::{
     BroadcastDispatcher, BufferKeep, Caller, Cancel, DemandMode, Emitter, ExitReason, HandleCall,
-    Producer, QueueOptions, RateLimit, Stage, SubscribeOptions, queue,
+    HandleInfo, Producer, QueueOptions, RateLimit, Stage, SubscribeOptions, queue,
     testkit::{Command, settle},
 };
 use pipeline_test_support::Log;
@@ -382,4 +382,99 @@ async fn a_producer_that_drains_no_longer_accumulates() {
     });
     assert!(report.in_time && report.is_clean(), "{report}");
     assert_eq!(consumer.got().concat(), [1, 2]);
+}
+
+/// Emits a number each time it is asked for events or told something, always the next one.
+#[derive(Default)]
+struct Counter {
+    next: u64,
+    ready: bool,
+}
+
+struct Count;
+
+impl Counter {
+    fn emit(&mut self, out: &mut Emitter<'_, u64>) {
+        out.emit(self.next);
+        self.next += 1;
+    }
+}
+
+impl Producer for Counter {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.ready = true;
+        self.emit(out);
+        Ok(())
+    }
+
+    async fn ready(&mut self) {
+        if !self.ready {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn handle_ready(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.ready = false;
+        self.emit(out);
+        Ok(())
+    }
+}
+
+impl HandleCall<Count, u64> for Counter {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        _: Count,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.emit(out);
+        caller.reply(());
+        Ok(())
+    }
+}
+
+impl HandleInfo<Count, u64> for Counter {
+    async fn handle_info(
+        &mut self,
+        _: Count,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.emit(out);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_emitted_while_recorded_demand_is_handed_out_arrives_in_its_order() {
+    const EVENTS: u64 = 30;
+    for info_after in [None, Some(1)] {
+        let mut graph = pipeline_core::Graph::new("graph");
+        let stage = Stage::new(Counter::default()).demand(DemandMode::Accumulate);
+        let counter = graph.producer_with(stage);
+        let _pipeline = graph.start().unwrap();
+        let consumer = Reader::raw_of(&counter).await;
+        for n in 0..EVENTS {
+            assert_eq!(consumer.asks(3).await, NOTHING);
+            counter.call(Count).await.unwrap();
+            if info_after == Some(n) {
+                counter.async_info(Count).unwrap();
+                settle().await;
+            }
+        }
+        counter.demand(DemandMode::Forward);
+        settle().await;
+        let got = consumer.got().concat();
+        assert!(got.len() as u64 > 2 * EVENTS, "{got:?}");
+        // What was emitted while it accumulated stands in its place among the demands.
+        let later: Vec<_> = got.into_iter().filter(|&n| n >= EVENTS).collect();
+        assert!(later.is_sorted(), "{later:?}");
+    }
 }

@@ -181,7 +181,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
     }
 
     fn emit(&mut self, events: impl IntoIterator<Item = E>) -> Seen<E> {
-        self.outlet.emit(&mut events.into_iter().collect(), true, &mut self.out);
+        self.outlet.emit(&mut events.into_iter().collect(), &mut self.out);
         self.settle()
     }
 
@@ -223,7 +223,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
             if demand > 0 {
                 seen.demand.push(demand);
                 let mut events = (self.source)(demand).into();
-                self.outlet.emit(&mut events, true, &mut self.out);
+                self.outlet.emit(&mut events, &mut self.out);
                 self.deliver(&mut seen, &mut asks);
             } else if let Some((id, demand)) = asks.pop_front() {
                 self.outlet.ask(id, demand, &mut self.out);

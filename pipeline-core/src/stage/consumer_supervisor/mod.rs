@@ -598,6 +598,8 @@ where
                 break;
             }
             let Some((event, from)) = self.waiting.pop() else { break };
+            // For the report, if the worker never comes back.
+            self.gauges.runs_itself(1, self.waiting.len());
             if brief && !is_over {
                 let (begun, now) = spell.unwrap_or_else(|| {
                     let now = Instant::now();
@@ -608,7 +610,7 @@ where
                 self.begin(event, Some(from));
             }
         }
-        self.gauges.childless.store(self.waiting.len(), Relaxed);
+        self.gauges.runs_itself(0, self.waiting.len());
     }
 
     /// Whether the supervisor runs the next child itself.
@@ -648,11 +650,8 @@ where
         let reserved = context.reserved.clone();
         let reserves = reserved.is_some();
         let mut job = Box::pin(self.job(event, context, Some(now)));
-        // For the report, if it never comes back.
-        self.gauges.runs_itself(1, self.waiting.len());
         // Its task polls it anew, with a waker of its own.
         let polled = job.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        self.gauges.runs_itself(0, self.waiting.len());
         let Poll::Ready(done) = polled else {
             let then = Instant::now();
             // Known now, and not only when it is done: the next one is about to be begun.
@@ -923,8 +922,13 @@ where
             Ok(Start::Ignore) => self.done(id),
             Err(reason) => {
                 self.count_failure();
-                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again");
-                return self.after_failure(id, event, failed.saturating_add(1), reason);
+                let failed = failed.saturating_add(1);
+                if self.may_try_again(failed) {
+                    tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again");
+                } else {
+                    tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again, its event is given up");
+                }
+                return self.after_failure(id, event, failed, reason);
             }
         }
         Ok(())

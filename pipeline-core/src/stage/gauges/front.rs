@@ -5,10 +5,18 @@ use std::fmt;
 /// The queue in front of a stage, if there is one, or what was left in it.
 #[derive(Default)]
 pub(super) struct Front {
-    look: Option<Box<dyn Fn() -> Queued + Send>>,
+    queue: Option<Box<dyn Queue>>,
     last: Queued,
     /// What earlier queues of the same place have discarded.
     before: u64,
+}
+
+/// A queue that others push into, as its stage's gauges know it.
+pub(crate) trait Queue: Send {
+    fn look(&self) -> Queued;
+
+    /// Takes nothing from now on.
+    fn close(&self);
 }
 
 /// What a queue shows of itself.
@@ -22,20 +30,27 @@ pub(crate) struct Queued {
 
 impl Front {
     /// A queue stands here from now on.
-    pub(super) fn stand(&mut self, look: Box<dyn Fn() -> Queued + Send>) {
+    pub(super) fn stand(&mut self, queue: Box<dyn Queue>) {
         self.before = self.queued().discarded;
-        self.look = Some(look);
+        self.queue = Some(queue);
     }
 
     /// Keeps no queue alive, but what it was like.
     pub(super) fn leave(&mut self) {
         self.last = self.queued();
         self.before = 0;
-        self.look = None;
+        self.queue = None;
+    }
+
+    /// Nothing is pushed from now on.
+    pub(super) fn close(&self) {
+        if let Some(queue) = &self.queue {
+            queue.close();
+        }
     }
 
     pub(super) fn queued(&self) -> Queued {
-        let now = self.look.as_ref().map_or(self.last, |look| look());
+        let now = self.queue.as_ref().map_or(self.last, |queue| queue.look());
         Queued { discarded: self.before + now.discarded, ..now }
     }
 }
@@ -52,8 +67,18 @@ mod tests {
 
     use super::*;
 
-    fn queue(items: usize, discarded: u64) -> Box<dyn Fn() -> Queued + Send> {
-        Box::new(move || Queued { items, capacity: Some(9), discarded })
+    struct Holding(Arc<usize>, u64);
+
+    impl Queue for Holding {
+        fn look(&self) -> Queued {
+            Queued { items: *self.0, capacity: Some(9), discarded: self.1 }
+        }
+
+        fn close(&self) {}
+    }
+
+    fn queue(items: usize, discarded: u64) -> Box<dyn Queue> {
+        Box::new(Holding(Arc::new(items), discarded))
     }
 
     #[test]
@@ -61,8 +86,7 @@ mod tests {
         let mut front = Front::default();
         assert_eq!(front.queued(), Queued::default());
         let items = Arc::new(3);
-        let held = items.clone();
-        front.stand(Box::new(move || Queued { items: *held, capacity: Some(9), discarded: 1 }));
+        front.stand(Box::new(Holding(items.clone(), 1)));
         front.leave();
         assert_eq!(front.queued(), Queued { items: 3, capacity: Some(9), discarded: 1 });
         assert_eq!(Arc::strong_count(&items), 1, "nobody keeps it");

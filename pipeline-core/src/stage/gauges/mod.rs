@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use self::front::Front;
-pub(crate) use self::front::Queued;
+pub(crate) use self::front::{Queue, Queued};
 use super::times::Times;
 use crate::{
     exit::ExitReason,
@@ -134,9 +134,14 @@ impl Gauges {
         self.in_hand.load(Relaxed)
     }
 
-    /// A queue stands before the stage, and this is how to look at it.
-    pub(crate) fn queue(&self, look: impl Fn() -> Queued + Send + 'static) {
-        self.front.lock().stand(Box::new(look));
+    /// A queue stands before the stage.
+    pub(crate) fn queue(&self, queue: impl Queue + 'static) {
+        self.front.lock().stand(Box::new(queue));
+    }
+
+    /// The queue before the stage, if there is one, takes nothing from now on.
+    pub(crate) fn close_queue(&self) {
+        self.front.lock().close();
     }
 
     pub(crate) fn discarded(&self, why: Discard, events: usize) {

@@ -34,10 +34,7 @@ impl<B: Behaviour> StageTask<B> {
                 self.asked(id, demand, consumer);
                 Ok(())
             }
-            ToProducer::Mode(mode) => {
-                self.set_mode(mode);
-                Ok(())
-            }
+            ToProducer::Mode(mode) => self.set_mode(mode).await,
             ToProducer::Subscribe(subscribe) => self.accept(*subscribe).await,
             ToProducer::Cancel { id, reason } => {
                 self.dismiss(id, Cancellation::Cancel(reason)).await
@@ -102,14 +99,14 @@ impl<B: Behaviour> StageTask<B> {
         self.call(Callback::ConsumerGone(&ended, &downstream.subscription)).await
     }
 
-    /// Sends off what a callback emitted, which may have been told of demand.
-    pub(super) fn emit(&mut self, answers: bool) {
+    /// Sends off what a callback emitted.
+    pub(super) fn emit(&mut self) {
         if self.staged.is_empty() {
             return;
         }
         self.allow();
         let Emitted { dispatched, overflow, unsubscribed } =
-            self.outlet.emit(&mut self.staged, answers, &mut self.deliveries);
+            self.outlet.emit(&mut self.staged, &mut self.deliveries);
         self.spend(dispatched);
         if unsubscribed > 0 {
             self.report.discarded += unsubscribed;

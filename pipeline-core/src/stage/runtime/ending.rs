@@ -8,6 +8,7 @@ use super::{
         message::Posted, slot::Mail,
     },
     Callback, StageTask,
+    upstream::Retry,
 };
 use crate::{
     dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode, snapshot::StageKind,
@@ -46,6 +47,7 @@ impl<B: Behaviour> StageTask<B> {
         self.inlet.resume();
         self.wind_down();
         self.outlet.set_mode(DemandMode::Forward);
+        self.replay().await?;
         if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
         }
@@ -61,15 +63,15 @@ impl<B: Behaviour> StageTask<B> {
     /// Takes nothing new, and ends when all it takes from has ended. It may be paused until then.
     pub(super) fn wind_down(&mut self) {
         self.draining = true;
-        // The stage before this one may be about to be started again, to drain what it holds.
-        let mut retries = std::mem::take(&mut self.retries);
-        retries.retain(|retry| {
-            !retry.reason.is_graceful()
-                && (retry.origin.is_row() || self.is_worth_waiting_for(&*retry.target))
-        });
-        self.retries = retries;
         // What another pipeline emits does not come to an end because this one drains.
         let pipeline = self.pipeline;
+        // The stage before this one may be back by now, or soon, to drain what it holds. How long it was
+        // to be left alone says nothing about how long the drain has.
+        self.retries.retain(|retry| retry.target.pipeline() == pipeline);
+        self.retries.iter_mut().for_each(Retry::hurry);
+        for upstream in self.inlet.upstreams_mut() {
+            upstream.extra.backoff = None;
+        }
         self.let_go(&ExitReason::Normal, |source| source.target.pipeline() != pipeline);
     }
 
@@ -158,13 +160,13 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Goes on without the confirmations if they are overdue. What still comes is counted as held.
     pub(super) fn give_up_producers(&mut self) {
-        if self.confirmed_by.is_none_or(|by| !by.has_passed(Instant::now())) {
+        let overdue = self.confirmed_by.is_some_and(|by| by.has_passed(Instant::now()));
+        if !overdue || !self.waits_for_confirmations() {
             return;
         }
         self.confirmed_by = None;
         // Perhaps they have confirmed, and the stage has not come to it.
-        let has_come = self.mailbox.has(|mail| matches!(mail, Mail::FromProducer(_)));
-        if has_come || !self.waits_for_confirmations() {
+        if self.mailbox.has(|mail| matches!(mail, Mail::FromProducer(_))) {
             return;
         }
         let late: Vec<_> =

@@ -18,7 +18,7 @@ use std::{
 
 use tokio::{
     sync::watch,
-    task::{self, AbortHandle},
+    task::{self, AbortHandle, coop},
     time::{self, Instant},
 };
 
@@ -399,13 +399,12 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for one thing to happen, and does what follows from it, unless it is mail. A stage that only
     /// `looks` does not wait, and leaves its mail where it is.
     async fn wait(&mut self, looks: bool) -> Result<(), ExitReason> {
-        if !looks && self.waits_for_confirmations() {
+        let confirms = self.waits_for_confirmations();
+        if confirms {
             self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.stop_within));
         }
-        let waits_for_more = self.waits()
-            || self.limiter.is_some()
-            || !self.retries.is_empty()
-            || self.confirmed_by.is_some();
+        let waits_for_more =
+            confirms || self.waits() || self.limiter.is_some() || !self.retries.is_empty();
         let woken = if waits_for_more {
             self.wait_for_all(looks).await
         } else {
@@ -459,8 +458,8 @@ impl<B: Behaviour> StageTask<B> {
             && self.behaviour.waits(self.outlet.wanted())
     }
 
-    /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before `ready`
-    /// and the timer, but it cannot starve them: after some callbacks the stage looks at those alone.
+    /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before the timer
+    /// and `ready`, but it cannot starve them: after some callbacks the stage looks at those alone.
     async fn wait_for_all(&mut self, looks: bool) -> Woken {
         let waits = self.waits();
         let timer = self.next_timer();
@@ -473,15 +472,16 @@ impl<B: Behaviour> StageTask<B> {
             if arrival.is_ready() {
                 return arrival;
             }
-            if let Some(ready) = ready.as_mut().as_pin_mut()
-                && let Poll::Ready(ready) = ready.poll(context)
-            {
-                return Poll::Ready(Woken::Ready(ready));
-            }
+            // Before `ready`, which may have something every time. A timer has not.
             if let Some(timer) = timer.as_mut().as_pin_mut()
                 && timer.poll(context).is_ready()
             {
                 return Poll::Ready(Woken::Timer);
+            }
+            if let Some(ready) = ready.as_mut().as_pin_mut()
+                && let Poll::Ready(ready) = ready.poll(context)
+            {
+                return Poll::Ready(Woken::Ready(ready));
             }
             if looks {
                 return Poll::Ready(Woken::Nothing);
@@ -522,7 +522,8 @@ impl<B: Behaviour> StageTask<B> {
             Some(limiter) if !self.paused => limiter.next_refill(Instant::now()),
             _ => None,
         };
-        let confirmed = self.confirmed_by.and_then(Deadline::instant);
+        let confirmed = self.confirmed_by.filter(|_| self.waits_for_confirmations());
+        let confirmed = confirmed.and_then(Deadline::instant);
         retry.into_iter().chain(refill).chain(confirmed).min()
     }
 
@@ -570,7 +571,7 @@ impl<B: Behaviour> StageTask<B> {
                 }
             }
             Control::Subscribe(subscribing) => return self.subscribe(*subscribing, None).await,
-            Control::SetMode(mode) => self.set_mode(mode),
+            Control::SetMode(mode) => return self.set_mode(mode).await,
             Control::Mode(answer) => {
                 let _ = answer.send(self.outlet.mode());
             }
@@ -598,16 +599,41 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    fn set_mode(&mut self, mode: DemandMode) {
+    async fn set_mode(&mut self, mode: DemandMode) -> Result<(), ExitReason> {
         match (B::KIND, mode) {
             // As it takes no pause then.
             (StageKind::Producer, DemandMode::Accumulate) if self.hurries => {}
-            (StageKind::Producer, _) => self.outlet.set_mode(mode),
+            (StageKind::Producer, _) => {
+                self.outlet.set_mode(mode);
+                return self.replay().await;
+            }
             (StageKind::ProducerConsumer, DemandMode::Forward) => {}
             _ => {
                 tracing::error!(stage = %self.report.stage, ?mode, "only producers have a demand mode");
             }
         }
+        Ok(())
+    }
+
+    /// Hands out the demand that came while the stage accumulated. In one go: what anything else emitted
+    /// meanwhile would be out of its place.
+    pub(super) async fn replay(&mut self) -> Result<(), ExitReason> {
+        while self.outlet.replays() {
+            coop::consume_budget().await;
+            if let Some(reason) = self.phase.ends_now() {
+                return Err(reason);
+            }
+            self.deliver();
+            if let Some(marker) = self.due.pop_front() {
+                self.reached(marker).await?;
+                continue;
+            }
+            let demand = self.outlet.new_demand();
+            if demand > 0 {
+                self.call_demand(demand).await?;
+            }
+        }
+        Ok(())
     }
 
     /// How many events may be delivered now.
@@ -643,7 +669,6 @@ impl<B: Behaviour> StageTask<B> {
         let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
         self.timer.end(begun);
         let finishes = out.finishes();
-        self.emit(true);
         self.called(finishes && outcome.is_ok());
         outcome
     }
@@ -651,7 +676,7 @@ impl<B: Behaviour> StageTask<B> {
     /// Sends off what a callback has emitted, and begins to end if that is what it wants.
     fn called(&mut self, finishes: bool) {
         if B::KIND.emits() {
-            self.emit(false);
+            self.emit();
         }
         if finishes {
             self.finish(ExitReason::Normal);

@@ -52,6 +52,14 @@ pub(super) struct Retry<In> {
     pub(super) reason: ExitReason,
 }
 
+impl<In> Retry<In> {
+    /// It is due now, and soon again.
+    pub(super) fn hurry(&mut self) {
+        self.at = Deadline::from_now(Duration::ZERO);
+        self.backoff = BackoffState::new(row_backoff());
+    }
+}
+
 /// How soon the stages of a row look whether the one before them is back, which it mostly is at once.
 fn row_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(1), Duration::from_secs(1))
@@ -76,8 +84,6 @@ impl<B: Behaviour> StageTask<B> {
         &mut self,
         message: ToConsumer<B::In>,
     ) -> Option<(SubscriptionId, Vec<B::In>)> {
-        // They have as long again from when that is dealt with.
-        self.confirmed_by = None;
         match message {
             ToConsumer::Events { from, events, unheard } => {
                 let Some(upstream) = self.inlet.get(from) else {
@@ -87,6 +93,10 @@ impl<B: Behaviour> StageTask<B> {
                     }
                     return None;
                 };
+                if upstream.extra.let_go {
+                    // It has as long again from when that is dealt with.
+                    self.confirmed_by = None;
+                }
                 let is_paused = upstream.paused || self.paused;
                 self.metrics.events_in.increment(events.len() as u64);
                 self.gauges.events_in.add(events.len());
@@ -145,6 +155,11 @@ impl<B: Behaviour> StageTask<B> {
                 return self.carry_on(source, ExitReason::NoProcess);
             }
             Occupant::Restarting => None,
+            Occupant::Ended(_) if planned && matches!(origin, Origin::Handle(_)) => {
+                // It was made while the producer was there. There is none to make it with again.
+                self.forget(origin);
+                return Ok(());
+            }
             Occupant::Ended(reason) => {
                 self.forget(origin);
                 gone = Some(reason);
@@ -239,6 +254,8 @@ impl<B: Behaviour> StageTask<B> {
         for upstream in self.inlet.upstreams_mut() {
             if which(&upstream.extra) && !std::mem::replace(&mut upstream.extra.let_go, true) {
                 upstream.subscription.cancel(reason.clone());
+                // The time of all of them, so that stages that wait for each other do not add theirs up.
+                self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.stop_within));
             }
         }
     }
@@ -282,13 +299,15 @@ impl<B: Behaviour> StageTask<B> {
     /// Waits for a producer that is to come back. Gives the source back if there is none to wait for.
     fn come_back(&mut self, source: Source<B::In>, reason: &ExitReason) -> Option<Source<B::In>> {
         let Source { target, options, origin, backoff, .. } = source;
-        let in_row = origin.is_row();
-        // While the pipeline drains, one that has ended in good order does not come back.
-        let may = !self.draining
-            || !reason.is_graceful() && (in_row || self.is_worth_waiting_for(&*target));
         let policy = match options.mode() {
-            Cancel::Reconnect(policy) if may => Some(policy),
-            _ if in_row && target.restarts() && !reason.is_graceful() => Some(row_backoff()),
+            // There is only as much time as the drain has.
+            Cancel::Reconnect(_) if self.draining => {
+                self.is_worth_waiting_for(&*target).then(row_backoff)
+            }
+            Cancel::Reconnect(policy) => Some(policy),
+            _ if origin.is_row() && target.restarts() && !reason.is_graceful() => {
+                Some(row_backoff())
+            }
             _ => None,
         };
         let is_gone = || matches!(target.occupant(), Occupant::Ended(_) | Occupant::Vacant);
@@ -301,9 +320,16 @@ impl<B: Behaviour> StageTask<B> {
         None
     }
 
-    /// Whether a producer that has failed comes back while the pipeline drains, to deliver the rest.
+    /// Whether a producer delivers the rest while the pipeline drains: it runs, or it has failed and comes
+    /// back.
     pub(super) fn is_worth_waiting_for(&self, target: &dyn Target<B::In>) -> bool {
-        target.restarts() && target.pipeline() == self.pipeline
+        let comes_back = |reason: ExitReason| target.restarts() && !reason.is_graceful();
+        let delivers = match target.occupant() {
+            Occupant::Running(port) => port.ended().is_none_or(comes_back),
+            Occupant::Restarting => true,
+            Occupant::Vacant | Occupant::Ended(_) => false,
+        };
+        delivers && target.pipeline() == self.pipeline
     }
 
     /// Makes the subscriptions whose time has come.
