@@ -3,15 +3,16 @@
 use std::{fmt, path::PathBuf};
 
 use axum::{
+    body::{Body, Bytes},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use tokio::process::Command;
 
-/// The client's source, to be served to the page.
+/// The client's source, to be served to the page. Cheap to clone: each request has one.
 #[derive(Clone)]
 pub struct PhoenixClient {
-    pub module: String,
+    pub module: Bytes,
 }
 
 /// Why there is no client.
@@ -31,8 +32,8 @@ pub fn serve(client: Option<PhoenixClient>) -> Response {
 }
 
 /// Answers with a script.
-pub fn javascript(source: String) -> Response {
-    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source).into_response()
+pub fn javascript(source: impl Into<Body>) -> Response {
+    ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source.into()).into_response()
 }
 
 impl PhoenixClient {
@@ -54,7 +55,7 @@ impl PhoenixClient {
             }
         }
         let module = std::fs::read_to_string(path).map_err(NoClient::Unreadable)?;
-        Ok(Self { module })
+        Ok(Self { module: module.into() })
     }
 }
 
