@@ -1,4 +1,4 @@
-//! What no other tool checks: the project's own invariants, and that its texts tell the truth.
+//! Checks of the project's own invariants and of its texts, which no other tool has.
 
 use std::{
     fs, io,
@@ -10,14 +10,20 @@ use crate::{
     run::{Failure, Outcome, root},
 };
 
-/// How long a source file may be. The limit is there for files that have become several things, and
-/// is so wide that no file is cut in two to pass it.
+/// The longest source file, in lines. The limit is for files that have become several things, and
+/// is wide enough that no file is cut in two to pass it.
 const MAX_LINES: usize = 1500;
 
-/// How long the view of the whole may be.
+/// The longest ARCHITECTURE.md, in lines.
 const MAX_ARCHITECTURE: usize = 360;
 
-/// What a file that calls itself pure does not do: wait, spawn, lock, read a clock, log.
+/// Words to replace by the name of the thing. CONTRIBUTING lists more under "Plain English".
+const DIALECT: [&str; 4] = ["whoever", "nobody", "somebody", "those who"];
+
+/// The most lines with a word of [`DIALECT`]. Lower it when there are fewer.
+const MAX_DIALECT: usize = 450;
+
+/// Code that a file that calls itself pure does not have: it does not wait, spawn, lock, read a clock or log.
 const IMPURE: [&str; 8] = [
     ".await",
     "async fn",
@@ -44,6 +50,7 @@ pub(crate) fn all() -> Outcome {
         no_example_imports_two_globs(&files),
         test_kits_bring_a_clock(&files),
         every_case_has_a_test(&files),
+        texts_are_plain_english(&files),
     ];
     let faults: Vec<String> = checks.into_iter().flatten().collect();
     if faults.is_empty() { Ok(()) } else { Err(Failure::new(faults.join("\n"))) }
@@ -116,12 +123,12 @@ fn pure_files_are_pure(files: &Files) -> Vec<String> {
     faults
 }
 
-/// Fields that are written with `%`, since the program itself chooses what they say. A string would stand
-/// in quotes, and a search for the id of a trace as other programs write it would not find the line.
+/// Fields that may be written with `%`, because their values come from the program. A string would be
+/// quoted, and a search for a trace id as other programs write it would not find the line.
 const AS_IT_IS: [&str; 5] = ["trace_id", "stage", "pipeline", "address", "peer"];
 
-/// A field given with `%` is written as it is, newlines and all. A string is written in quotes. The text
-/// of an error may be anybody's: it may quote an item, and items come from outside.
+/// Fields with text from outside are strings, which are quoted and escaped. A field with `%` is written
+/// unescaped, newlines included. The text of an error may quote an item, and items come from outside.
 fn log_fields_are_escaped(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
     let is_test = |path: &Path| {
@@ -142,13 +149,13 @@ fn log_fields_are_escaped(files: &Files) -> Vec<String> {
     faults
 }
 
-/// The lines of a source file with their numbers, without the items that are only there for tests.
+/// The lines of a source file with their numbers, without items that exist only for tests.
 fn lines_of_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     enum At {
         Code,
-        /// Attributes, of an item for tests.
+        /// Attributes of an item for tests.
         Attributes,
-        /// Such an item, which ends with a brace in the first column.
+        /// An item for tests, which ends with a brace in the first column.
         Item,
     }
     let mut at = At::Code;
@@ -174,8 +181,8 @@ fn lines_of_code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     (1..).zip(text.lines()).filter(move |(_, line)| is_code(line))
 }
 
-/// Whether there is a `%` before an expression, as only the macros of `tracing` have it; rustfmt puts a
-/// space behind that of a remainder. Fields of which the program decides what they say do not count.
+/// Whether there is a `%` before an expression, as only `tracing`'s macros have it; rustfmt puts a
+/// space after a remainder's. Fields in [`AS_IT_IS`] do not count.
 fn writes_a_field_as_it_is(code: &str) -> bool {
     let sigil = |(at, _): &(usize, &str)| {
         let before = code[..*at].chars().next_back().unwrap_or(' ');
@@ -209,7 +216,7 @@ fn lock_files_name_no_registry(files: &Files) -> Vec<String> {
     named.map(|(path, _)| format!("{}: names where packages came from", path.display())).collect()
 }
 
-/// Every file and folder in backticks exists, if only somewhere.
+/// Every file and folder in backticks exists, in any folder.
 fn architecture_names_what_is_there(files: &Files) -> Vec<String> {
     let text = files.text("ARCHITECTURE.md");
     let paths: Vec<String> =
@@ -254,8 +261,43 @@ fn every_case_has_a_test(files: &Files) -> Vec<String> {
     cases::faults(|path| files.text(path), sources.map(|(_, text)| text))
 }
 
-/// Stages and channels both have a `HandleInfo` and a `Subscription`, so with a glob of each, the names
-/// are ambiguous. Who copies an import from a text or an example is to get one that works.
+/// At most [`MAX_DIALECT`] lines of sources and texts have a word of [`DIALECT`]. The specification, the
+/// recordings and the changelog are exempt.
+fn texts_are_plain_english(files: &Files) -> Vec<String> {
+    let exempt = ["docs/spec", "tests/golden", "CHANGELOG.md"];
+    let is_checked = |path: &Path| !exempt.iter().any(|it| path.starts_with(it));
+    let mut counts: Vec<(usize, &Path)> = files
+        .named(".rs")
+        .chain(files.named(".md"))
+        .filter(|(path, _)| is_checked(path))
+        .map(|(path, text)| (text.lines().filter(|line| has_dialect(line)).count(), path))
+        .filter(|(count, _)| *count > 0)
+        .collect();
+    let total: usize = counts.iter().map(|(count, _)| count).sum();
+    if total <= MAX_DIALECT {
+        return Vec::new();
+    }
+    counts.sort_by(|a, b| b.cmp(a));
+    let most =
+        counts.iter().take(10).map(|(count, path)| format!("\n  {count} {}", path.display()));
+    let words = DIALECT.join(", ");
+    let (most, expected): (String, _) = (most.collect(), MAX_DIALECT);
+    vec![format!("{total} lines have one of: {words}; expected at most {expected}. Most in:{most}")]
+}
+
+/// Whether a line has one of the words of [`DIALECT`], in any case. A word in the name of a test counts
+/// too: `_` separates words.
+fn has_dialect(line: &str) -> bool {
+    let line = line.to_lowercase();
+    let is_word = |(at, found): (usize, &str)| {
+        let (before, after) = (&line[..at], &line[at + found.len()..]);
+        !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
+    };
+    DIALECT.iter().any(|word| line.match_indices(word).any(is_word))
+}
+
+/// Imports in texts and examples work when they are copied. Stages and channels both have a `HandleInfo` and
+/// a `Subscription`, so with a glob of each, the names are ambiguous.
 fn no_example_imports_two_globs(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
     for (path, text) in files.named(".md").chain(files.named(".rs")) {
@@ -297,10 +339,28 @@ fn readme_shows_the_program(files: &Files) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{lines_of_code, writes_a_field_as_it_is};
+    use super::{DIALECT, has_dialect, lines_of_code, writes_a_field_as_it_is};
 
     #[test]
-    fn a_field_that_is_written_as_it_is_is_told_from_a_remainder() {
+    fn dialect_is_found_as_whole_words_in_any_case() {
+        for word in DIALECT {
+            for line in [
+                format!("/// {word} waits is woken."),
+                format!("// It is for {}.", word.to_uppercase()),
+                format!("fn {word}_waits() {{"),
+                format!("No{word}, but {word}\u{2019}s too."),
+            ] {
+                assert!(has_dialect(&line), "{line}");
+            }
+            for line in [format!("let {word}s = 1;"), format!("struct No{word};"), String::new()] {
+                assert!(!has_dialect(&line), "{line}");
+            }
+        }
+        assert!(!has_dialect("those whole words"));
+    }
+
+    #[test]
+    fn an_unescaped_field_is_distinguished_from_a_remainder() {
         for code in [
             "tracing::info!(%topic, \"joined\");",
             "tracing::warn!(id, error = %error, \"refused\");",
@@ -323,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn items_for_tests_are_passed_over_and_nothing_else_is() {
+    fn only_items_for_tests_are_skipped() {
         let text = "use a;\n#[cfg(test)]\nmod tests;\nfn b() {}\n#[cfg(test)]\nimpl C {\n    \
                     fn d() {}\n}\nfn e() {\n}\n#[cfg(all(test, unix))]\n#[expect(f)]\nmod tests {\n\
                         \x20   fn g() {}\n}\nfn h() {}";
