@@ -550,7 +550,14 @@ impl Stages {
             }
         }
         for (_, Told { stage, last_words, .. }) in mem::take(&mut self.by_task) {
-            let known = || self.stages[stage].planned.observed().left();
+            let running = &self.stages[stage];
+            let known = || {
+                let mut left = running.planned.observed().left();
+                // The stage shows those of its earlier incarnations, too.
+                let earlier = running.earlier.as_ref().map_or(0, |earlier| earlier.given_up);
+                left.given_up = left.given_up.saturating_sub(earlier);
+                left
+            };
             let left = last_words.get().cloned().unwrap_or_else(known);
             self.stage_ended(stage, left);
         }

@@ -8,16 +8,18 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Wake,
     time::Duration,
 };
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Asking, Backoff, CallError, Caller, Cancel, ChildContext, Consumer, ConsumerHandle,
-    ConsumerSupervisor, Emitter, EventStream, ExitReason, FairQueueOptions, Graph, HandleCall,
-    Pipeline, PipelinePhase, Producer, ProducerConsumer, Queue, QueueOptions, Stage, StageContext,
-    StageSnapshot, Start, StartError, SubscribeError, SubscribeOptions, Subscription,
-    SupervisorHandle, Worker, fair_queue, for_each, from_iter, map, queue,
+    Asking, Backoff, CallError, Caller, Cancel, Cancellation, ChildContext, Consumer,
+    ConsumerHandle, ConsumerSupervisor, Emitter, EventStream, ExitReason, FairQueueOptions, Graph,
+    HandleCall, Pipeline, PipelineObserver, PipelinePhase, Producer, ProducerConsumer, Queue,
+    QueueOptions, Stage, StageContext, StageSnapshot, Start, StartError, SubscribeError,
+    SubscribeOptions, Subscription, SupervisorHandle, Worker, fair_queue, for_each, from_iter, map,
+    queue,
     testkit::{Recording, RecordingConsumer, recording, settle},
 };
 use pipeline_test_support::PATIENCE;
@@ -1183,4 +1185,188 @@ async fn stages_that_wait_for_stuck_ones_one_behind_the_other_wait_no_longer_tha
     let report = fed.drain(DAY).await;
     assert!(report.in_time && report.is_clean(), "{report}");
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+}
+
+/// Fails when it is told to drain.
+struct FailsAtTheEnd;
+
+impl Producer for FailsAtTheEnd {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        Err(ExitReason::failed("no route"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_producer_that_fails_for_good_costs_a_draining_consumer_nothing_of_the_others() {
+    for _ in 0..5 {
+        let (queue, other) = queue(QueueOptions::new());
+        let mut graph = Graph::new("graph");
+        let failing = graph.producer("failing", FailsAtTheEnd);
+        let other = graph.producer("other", other);
+        let seen = Arc::new(AtomicUsize::new(0));
+        let count = seen.clone();
+        let sink = graph.consumer(
+            "sink",
+            for_each(async move |_: u64| {
+                count.fetch_add(1, Ordering::SeqCst);
+                time::sleep(MOMENT).await;
+            }),
+        );
+        let day = Backoff::new(DAY, DAY);
+        graph.subscribe(&sink, &failing, demand(10, 5).cancel(Cancel::Reconnect(day)));
+        graph.subscribe(&sink, &other, demand(10, 5));
+        let pipeline = graph.start().unwrap();
+        push_all(&queue, 0..200).await;
+        let report = time::timeout(PATIENCE, pipeline.drain(DAY)).await.unwrap();
+        assert_eq!((seen.load(Ordering::SeqCst), report.left_undone()), (200, 0), "{report}");
+        assert_eq!(&*report.failure().unwrap().stage, "failing", "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_consumer_ends_if_the_producer_that_a_handle_gave_it_has() {
+    for own in [true, false] {
+        let mut feeding = Graph::new("feeding");
+        let mut fed = Graph::new("fed");
+        let source = from_iter(0u64..9);
+        let source =
+            if own { fed.producer("source", source) } else { feeding.producer("source", source) };
+        let seen = Seen::default();
+        let sink = fed.consumer_with(seen.failing_once_at(3).named("sink"));
+        let _feeding = (!own).then(|| feeding.start().unwrap());
+        let mut fed = fed.start().unwrap();
+        sink.subscribe(&source, demand(10, 5)).await.unwrap();
+        let report = time::timeout(DAY, fed.ended()).await.unwrap();
+        assert!(report.failure().is_none(), "{report}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_consumer_does_not_fail_for_a_failure_that_a_restart_has_mended() {
+    for row in [true, false] {
+        let (queue, producer) = queue(QueueOptions::new());
+        let failed = Arc::new(AtomicUsize::new(0));
+        let relay = Stage::restarting(move || FailsOnce { at: 40, failed: failed.clone() });
+        let relay = relay.named("relay");
+        let slow = for_each(async |_: u64| time::sleep(Duration::from_millis(50)).await);
+        let minute = Duration::from_secs(60);
+        let options = demand(10, 5).cancel(Cancel::Reconnect(Backoff::new(minute, minute)));
+        let pipeline = if row {
+            let builder = Pipeline::builder("row").producer(producer);
+            builder.producer_consumer_with(relay, demand(10, 5)).consumer(slow, options).start()
+        } else {
+            let mut graph = Graph::new("graph");
+            let source = graph.producer("source", producer);
+            let relay = graph.producer_consumer_with(relay);
+            let sink = graph.consumer("sink", slow);
+            graph.subscribe(&relay, &source, demand(10, 5));
+            graph.subscribe(&sink, &relay, options);
+            graph.start()
+        };
+        let pipeline = pipeline.unwrap();
+        push_all(&queue, 0..41).await;
+        settle().await;
+        let report = pipeline.drain(Duration::from_secs(30)).await;
+        assert!(report.in_time && report.failure().is_none(), "{report}");
+    }
+}
+
+/// Emits four events every three seconds, and ends with its consumer.
+struct Slow(Arc<AtomicUsize>);
+
+impl Producer for Slow {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        time::sleep(Duration::from_secs(3)).await;
+        out.emit_all([1_000_000; 4]);
+        self.0.fetch_add(4, Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn handle_cancel(
+        &mut self,
+        _: &Cancellation,
+        _: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.finish();
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_has_its_time_to_confirm_whatever_was_let_go_of_before() {
+    let mut feeding = Graph::new("feeding");
+    let (_calm, foreign) = queue::<u64>(QueueOptions::new());
+    let foreign = feeding.producer("foreign", foreign);
+    let _feeding = feeding.start().unwrap();
+    let (queue, own) = queue(QueueOptions::new());
+    let mut fed = Graph::new("fed");
+    let emitted = Arc::new(AtomicUsize::new(0));
+    let (own, slow) = (fed.producer("own", own), fed.producer("slow", Slow(emitted.clone())));
+    let of_slow = Arc::new(AtomicUsize::new(0));
+    let count = of_slow.clone();
+    let sink = fed.consumer(
+        "sink",
+        for_each(async move |n: u64| {
+            if n < 1_000_000 {
+                time::sleep(Duration::from_millis(10)).await;
+            } else {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        }),
+    );
+    fed.subscribe(&sink, &own, demand(10, 5));
+    fed.subscribe(&sink, &slow, demand(4, 0));
+    let fed = fed.start().unwrap();
+    sink.subscribe(&foreign, demand(10, 5)).await.unwrap();
+    push_all(&queue, 0..1000).await;
+    let report = fed.drain(Duration::from_secs(60)).await;
+    assert!(report.in_time && report.is_clean(), "{report}");
+    assert_eq!(of_slow.load(Ordering::SeqCst), emitted.load(Ordering::SeqCst));
+}
+
+/// Looks at the pipeline when it is woken.
+struct Looking(PipelineObserver, AtomicBool);
+
+impl Wake for Looking {
+    fn wake(self: Arc<Self>) {
+        let _ = self.0.snapshot();
+        self.1.store(true, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waker_of_a_push_may_look_at_the_pipeline_that_drains() {
+    let (queue, producer) = queue(QueueOptions::new().capacity(1));
+    let consumer = for_each(async |_: u64| std::future::pending::<()>().await);
+    let pipeline = Pipeline::builder("row").producer(producer).consumer(consumer, demand(1, 0));
+    let pipeline = pipeline.start().unwrap();
+    push_all(&queue, 0..2).await;
+    settle().await;
+    let looking = Arc::new(Looking(pipeline.observer(), AtomicBool::new(false)));
+    let mut push = std::pin::pin!(queue.push(2));
+    let waker = looking.clone().into();
+    assert!(push.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    pipeline.drain(MOMENT).await;
+    assert!(looking.1.load(Ordering::SeqCst));
 }

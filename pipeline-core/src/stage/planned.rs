@@ -107,6 +107,7 @@ impl Observed {
         let mut report = StageReport::new(self.stage.clone(), ExitReason::Killed);
         report.held = seen.queued + seen.waiting + seen.buffered;
         report.unfinished = seen.workers.unwrap_or_default() + self.gauges.in_hand();
+        report.given_up = usize::try_from(seen.given_up).unwrap_or(usize::MAX);
         report
     }
 

@@ -1,6 +1,12 @@
 //! Section 5.7: the demand mode; and of section 5.16, what is about it.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use pipeline_core::{
     BroadcastDispatcher, BufferKeep, Caller, Cancel, DemandMode, Emitter, ExitReason, HandleCall,
@@ -477,4 +483,112 @@ async fn what_is_emitted_while_recorded_demand_is_handed_out_arrives_in_its_orde
         let later: Vec<_> = got.into_iter().filter(|&n| n >= EVENTS).collect();
         assert!(later.is_sorted(), "{later:?}");
     }
+}
+
+/// Takes its time for each demand, and ends when it is told to drain.
+struct Deliberate(Arc<AtomicUsize>);
+
+impl Producer for Deliberate {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        time::sleep(Duration::from_millis(100)).await;
+        out.emit(self.0.fetch_add(1, Ordering::SeqCst) as u64);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_comes_before_recorded_demand() {
+    for forwards in [false, true] {
+        let made = Arc::new(AtomicUsize::new(0));
+        let mut graph = pipeline_core::Graph::new("graph");
+        let stage = Stage::new(Deliberate(made.clone())).demand(DemandMode::Accumulate);
+        let producer = graph.producer_with(stage);
+        let pipeline = graph.start().unwrap();
+        let consumer = Reader::raw_of(&producer).await;
+        for _ in 0..200 {
+            assert_eq!(consumer.asks(1).await, NOTHING);
+        }
+        if forwards {
+            producer.demand(DemandMode::Forward);
+            time::sleep(Duration::from_millis(150)).await;
+        }
+        let report = pipeline.drain(Duration::from_secs(5)).await;
+        assert!(report.in_time && report.is_clean(), "{report}");
+        assert!(made.load(Ordering::SeqCst) <= 3);
+    }
+}
+
+/// Emits three events when it is told to, and ends at the first demand.
+struct Ends(Arc<AtomicUsize>);
+
+impl Producer for Ends {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        out.emit(100);
+        out.finish();
+        Ok(())
+    }
+}
+
+impl HandleCall<Count, u64> for Ends {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        _: Count,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(1..=3);
+        caller.reply(());
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_producer_that_finishes_in_a_replay_is_told_of_no_more_demand() {
+    let told = Arc::new(AtomicUsize::new(0));
+    let mut graph = pipeline_core::Graph::new("graph");
+    let stage = Stage::new(Ends(told.clone())).demand(DemandMode::Accumulate).buffer_size(1);
+    let producer = graph.producer_with(stage);
+    let _pipeline = graph.start().unwrap();
+    let consumer = Reader::raw_of(&producer).await;
+    assert_eq!(consumer.asks(5).await, NOTHING);
+    producer.call(Count).await.unwrap();
+    producer.demand(DemandMode::Forward);
+    settle().await;
+    assert_eq!(consumer.got().concat(), [100, 3]);
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_infos_emit_while_a_stage_finishes_are_delivered() {
+    let mut graph = pipeline_core::Graph::new("graph");
+    let stage = Stage::new(Counter::default());
+    let stage = stage.rate_limit(RateLimit::new(1, Duration::from_secs(1)));
+    let counter = graph.producer_with(stage);
+    let pipeline = graph.start().unwrap();
+    let consumer = Reader::raw_of(&counter).await;
+    for _ in 0..5 {
+        counter.call(Count).await.unwrap();
+        counter.async_info(Count).unwrap();
+    }
+    settle().await;
+    consumer.asks(100).await;
+    let report = pipeline.drain(Duration::from_secs(3600)).await;
+    assert!(report.in_time && report.is_clean(), "{report}");
+    let got = consumer.got().concat();
+    assert!(got.len() >= 9 && got.is_sorted(), "{got:?}");
 }

@@ -926,7 +926,7 @@ where
                 if self.may_try_again(failed) {
                     tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again");
                 } else {
-                    tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again, its event is given up");
+                    tracing::error!(stage = %self.stage, reason = shown(&reason), tries = failed, "a worker did not start again, its event is given up");
                 }
                 return self.after_failure(id, event, failed, reason);
             }

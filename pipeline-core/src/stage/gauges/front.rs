@@ -1,21 +1,21 @@
 //! What waits in front of a stage, in a queue that others push into.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 /// The queue in front of a stage, if there is one, or what was left in it.
 #[derive(Default)]
 pub(super) struct Front {
-    queue: Option<Box<dyn Queue>>,
+    queue: Option<Arc<dyn Queue>>,
     last: Queued,
     /// What earlier queues of the same place have discarded.
     before: u64,
 }
 
 /// A queue that others push into, as its stage's gauges know it.
-pub(crate) trait Queue: Send {
+pub(crate) trait Queue: Send + Sync {
     fn look(&self) -> Queued;
 
-    /// Takes nothing from now on.
+    /// Takes nothing from now on, and wakes the tasks that wait to push.
     fn close(&self);
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Queued {
 
 impl Front {
     /// A queue stands here from now on.
-    pub(super) fn stand(&mut self, queue: Box<dyn Queue>) {
+    pub(super) fn stand(&mut self, queue: Arc<dyn Queue>) {
         self.before = self.queued().discarded;
         self.queue = Some(queue);
     }
@@ -42,11 +42,9 @@ impl Front {
         self.queue = None;
     }
 
-    /// Nothing is pushed from now on.
-    pub(super) fn close(&self) {
-        if let Some(queue) = &self.queue {
-            queue.close();
-        }
+    /// The queue that stands here.
+    pub(super) fn queue(&self) -> Option<Arc<dyn Queue>> {
+        self.queue.clone()
     }
 
     pub(super) fn queued(&self) -> Queued {
@@ -63,8 +61,6 @@ impl fmt::Debug for Front {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     struct Holding(Arc<usize>, u64);
@@ -77,8 +73,8 @@ mod tests {
         fn close(&self) {}
     }
 
-    fn queue(items: usize, discarded: u64) -> Box<dyn Queue> {
-        Box::new(Holding(Arc::new(items), discarded))
+    fn queue(items: usize, discarded: u64) -> Arc<dyn Queue> {
+        Arc::new(Holding(Arc::new(items), discarded))
     }
 
     #[test]
@@ -86,7 +82,7 @@ mod tests {
         let mut front = Front::default();
         assert_eq!(front.queued(), Queued::default());
         let items = Arc::new(3);
-        front.stand(Box::new(Holding(items.clone(), 1)));
+        front.stand(Arc::new(Holding(items.clone(), 1)));
         front.leave();
         assert_eq!(front.queued(), Queued { items: 3, capacity: Some(9), discarded: 1 });
         assert_eq!(Arc::strong_count(&items), 1, "nobody keeps it");

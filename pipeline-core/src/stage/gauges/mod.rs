@@ -136,12 +136,16 @@ impl Gauges {
 
     /// A queue stands before the stage.
     pub(crate) fn queue(&self, queue: impl Queue + 'static) {
-        self.front.lock().stand(Box::new(queue));
+        self.front.lock().stand(Arc::new(queue));
     }
 
     /// The queue before the stage, if there is one, takes nothing from now on.
     pub(crate) fn close_queue(&self) {
-        self.front.lock().close();
+        // A waker may look at the pipeline, so the lock is free when the queue wakes the tasks that wait.
+        let queue = self.front.lock().queue();
+        if let Some(queue) = queue {
+            queue.close();
+        }
     }
 
     pub(crate) fn discarded(&self, why: Discard, events: usize) {

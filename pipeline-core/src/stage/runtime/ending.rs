@@ -47,17 +47,21 @@ impl<B: Behaviour> StageTask<B> {
         self.inlet.resume();
         self.wind_down();
         self.outlet.set_mode(DemandMode::Forward);
-        self.replay().await?;
         if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
         }
-        match self.call(Callback::Drain).await {
-            Err(ExitReason::Normal) => {
-                self.finish(ExitReason::Normal);
-                Ok(())
-            }
-            outcome => outcome,
+        if self.outlet.replays() {
+            // The producer learns of the drain before it is told of recorded demand. What it emits now
+            // comes after what is recorded.
+            self.outlet.set_mode(DemandMode::Accumulate);
         }
+        let outcome = self.call(Callback::Drain).await;
+        self.outlet.set_mode(DemandMode::Forward);
+        match outcome {
+            Err(ExitReason::Normal) => self.finish(ExitReason::Normal),
+            outcome => outcome?,
+        }
+        self.replay().await
     }
 
     /// Takes nothing new, and ends when all it takes from has ended. It may be paused until then.
@@ -94,6 +98,12 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) async fn reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
         match self.markers.remove(&marker) {
             Some(Pending::Letter(posted)) => self.call(Callback::Letter(posted.letter)).await,
+            Some(Pending::Finish) if !self.outlet.is_empty() => {
+                // A callback has emitted something since.
+                let marker = self.marker(Pending::Finish);
+                self.outlet.info(marker);
+                Ok(())
+            }
             Some(Pending::Finish) => {
                 if let Some(finishing) = &mut self.finishing {
                     finishing.step = Step::Work;

@@ -412,7 +412,10 @@ impl<B: Behaviour> StageTask<B> {
         };
         match woken {
             Woken::Nothing | Woken::Mail => Ok(()),
-            Woken::Phase(phase) => self.enter(phase).await,
+            Woken::Phase(phase) => {
+                self.enter(phase).await?;
+                self.replay().await
+            }
             Woken::Ready(ready) => {
                 ready?;
                 self.handled += LOOK;
@@ -620,16 +623,15 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) async fn replay(&mut self) -> Result<(), ExitReason> {
         while self.outlet.replays() {
             coop::consume_budget().await;
-            if let Some(reason) = self.phase.ends_now() {
-                return Err(reason);
+            if self.phase.has_changed() {
+                // The replay goes on when the stage has entered the new phase.
+                return Ok(());
             }
             self.deliver();
             if let Some(marker) = self.due.pop_front() {
                 self.reached(marker).await?;
-                continue;
-            }
-            let demand = self.outlet.new_demand();
-            if demand > 0 {
+            } else if self.outlet.replays() {
+                let demand = self.outlet.new_demand();
                 self.call_demand(demand).await?;
             }
         }

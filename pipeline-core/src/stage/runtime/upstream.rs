@@ -155,9 +155,12 @@ impl<B: Behaviour> StageTask<B> {
                 return self.carry_on(source, ExitReason::NoProcess);
             }
             Occupant::Restarting => None,
-            Occupant::Ended(_) if planned && matches!(origin, Origin::Handle(_)) => {
-                // It was made while the producer was there. There is none to make it with again.
+            Occupant::Ended(reason)
+                if planned && matches!(origin, Origin::Handle(_)) && !reason.is_graceful() =>
+            {
+                // The failure was the earlier incarnation's. This one has no such subscription.
                 self.forget(origin);
+                tracing::warn!(stage = %self.report.stage, producer = %target.name(), "a producer has failed for good, not subscribing to it again");
                 return Ok(());
             }
             Occupant::Ended(reason) => {
@@ -254,8 +257,8 @@ impl<B: Behaviour> StageTask<B> {
         for upstream in self.inlet.upstreams_mut() {
             if which(&upstream.extra) && !std::mem::replace(&mut upstream.extra.let_go, true) {
                 upstream.subscription.cancel(reason.clone());
-                // The time of all of them, so that stages that wait for each other do not add theirs up.
-                self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.stop_within));
+                // From now on, so that stages that wait for each other do not add their times up.
+                self.confirmed_by = Some(Deadline::from_now(self.stop_within));
             }
         }
     }
@@ -274,8 +277,10 @@ impl<B: Behaviour> StageTask<B> {
         reason: ExitReason,
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
-        let Some(source) = self.come_back(source, &reason) else { return Ok(()) };
-        let survives = mode.survives(&reason);
+        let Some((source, reason)) = self.come_back(source, reason) else { return Ok(()) };
+        // A drain does not make a consumer fail that would still be waiting for its producer.
+        let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
+        let survives = waited || mode.survives(&reason);
         if survives || reason.is_graceful() || !source.target.restarts() {
             self.forget(source.origin);
         }
@@ -296,40 +301,47 @@ impl<B: Behaviour> StageTask<B> {
         Err(reason)
     }
 
-    /// Waits for a producer that is to come back. Gives the source back if there is none to wait for.
-    fn come_back(&mut self, source: Source<B::In>, reason: &ExitReason) -> Option<Source<B::In>> {
+    /// Waits for a producer that is to come back. Gives the source back if there is none to wait for, with
+    /// the reason for which the last incarnation of the producer has ended.
+    fn come_back(
+        &mut self,
+        source: Source<B::In>,
+        reason: ExitReason,
+    ) -> Option<(Source<B::In>, ExitReason)> {
         let Source { target, options, origin, backoff, .. } = source;
         let policy = match options.mode() {
             // There is only as much time as the drain has.
-            Cancel::Reconnect(_) if self.draining => {
-                self.is_worth_waiting_for(&*target).then(row_backoff)
-            }
+            Cancel::Reconnect(_) if self.draining => Some(row_backoff()),
             Cancel::Reconnect(policy) => Some(policy),
             _ if origin.is_row() && target.restarts() && !reason.is_graceful() => {
                 Some(row_backoff())
             }
             _ => None,
         };
-        let is_gone = || matches!(target.occupant(), Occupant::Ended(_) | Occupant::Vacant);
-        let Some(policy) = policy.filter(|_| !is_gone()) else {
-            return Some(Source { target, options, origin, backoff, let_go: false });
+        let give_up = |target, backoff, reason| {
+            Some((
+                Source { target, options: options.clone(), origin, backoff, let_go: false },
+                reason,
+            ))
         };
+        let Some(policy) = policy else { return give_up(target, backoff, reason) };
+        let last = match target.occupant() {
+            Occupant::Running(port) => port.ended(),
+            Occupant::Restarting => None,
+            Occupant::Ended(last) => return give_up(target, backoff, last),
+            Occupant::Vacant => return give_up(target, backoff, reason),
+        };
+        // It has ended, and its place is not vacated yet.
+        if let Some(last) = last.filter(|last| last.is_graceful() || !target.restarts()) {
+            return give_up(target, backoff, last);
+        }
+        if self.draining && target.pipeline() != self.pipeline {
+            return give_up(target, backoff, reason);
+        }
         let mut backoff = backoff.unwrap_or_else(|| BackoffState::new(policy));
         let at = Deadline::from_now(backoff.next_delay(random()));
-        self.retries.push(Retry { at, target, options, origin, backoff, reason: reason.clone() });
+        self.retries.push(Retry { at, target, options, origin, backoff, reason });
         None
-    }
-
-    /// Whether a producer delivers the rest while the pipeline drains: it runs, or it has failed and comes
-    /// back.
-    pub(super) fn is_worth_waiting_for(&self, target: &dyn Target<B::In>) -> bool {
-        let comes_back = |reason: ExitReason| target.restarts() && !reason.is_graceful();
-        let delivers = match target.occupant() {
-            Occupant::Running(port) => port.ended().is_none_or(comes_back),
-            Occupant::Restarting => true,
-            Occupant::Vacant | Occupant::Ended(_) => false,
-        };
-        delivers && target.pipeline() == self.pipeline
     }
 
     /// Makes the subscriptions whose time has come.
@@ -365,6 +377,9 @@ impl<B: Behaviour> StageTask<B> {
         let Upstream { subscription, extra, .. } = upstream;
         if extra.let_go || matches!(how, Cancellation::Cancel(_)) {
             self.forget(extra.origin);
+        }
+        if !self.inlet.upstreams().iter().any(|upstream| upstream.extra.let_go) {
+            self.confirmed_by = None;
         }
         self.call(Callback::Cancelled(&how, &subscription)).await?;
         if extra.let_go || self.finishing.is_some() {
