@@ -1,6 +1,7 @@
 //! What is served besides the sockets: the page, its tokens, and the intake.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{
@@ -117,8 +118,13 @@ impl Room {
         self.places.acquire().await.ok()
     }
 
-    /// Waits for the next piece of a body, unless another request needs the place. `None` is the end of it.
-    async fn piece(&self, body: &mut Body) -> Result<Option<Bytes>, Stop> {
+    /// Waits for the next piece of a body, unless the request has paused and another one needs its place, or
+    /// the queue is closed. `None` is the end of the body.
+    async fn piece(
+        &self,
+        body: &mut Body,
+        pushes: &Queue<Timed<Push>>,
+    ) -> Result<Option<Bytes>, Stop> {
         tokio::select! {
             biased;
             frame = body.frame() => match frame {
@@ -126,21 +132,24 @@ impl Room {
                 Some(Err(error)) => Err(has_not_arrived(&error)),
                 None => Ok(None),
             },
-            () = self.is_needed() => {
-                let error = "too many requests at once, and this one had paused";
-                Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, error))
-            }
+            error = self.is_over(pushes) => Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, error)),
         }
     }
 
-    /// Waits until a request that has paused has to make room.
-    async fn is_needed(&self) {
+    /// Waits until a request that has paused is to be answered, and says why.
+    async fn is_over(&self, pushes: &Queue<Timed<Push>>) -> &'static str {
         sleep(PAUSE).await;
         loop {
             // Requests are woken in the order in which they began to wait here.
-            self.crowded.notified().await;
+            let mut crowded = pin!(self.crowded.notified());
+            // The server has a few seconds to end: the client is told what was accepted before that.
+            while timeout(PAUSE, crowded.as_mut()).await.is_err() {
+                if pushes.is_closed() {
+                    return "the server is shutting down";
+                }
+            }
             if self.asked.swap(false, AcqRel) {
-                return;
+                return "too many requests at once, and this one had paused";
             }
         }
     }
@@ -300,7 +309,9 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     });
     // What is left is not held.
     drop(place);
-    let _ = timeout(REST_WITHIN, skip_rest(&mut body)).await;
+    // A server that ends cuts off connections whose requests are not answered soon.
+    let rest_within = if app.pushes.is_closed() { PAUSE } else { REST_WITHIN };
+    let _ = timeout(rest_within, skip_rest(&mut body)).await;
     match taken {
         Ok(()) => answer(outcome),
         Err(stop) => outcome.stop(stop),
@@ -315,7 +326,7 @@ async fn take_lines(
     outcome: &mut Outcome,
 ) -> Result<(), Stop> {
     let (mut lines, mut received) = (LineCutter::default(), 0);
-    while let Some(piece) = app.room.piece(body).await? {
+    while let Some(piece) = app.room.piece(body, &app.pushes).await? {
         received += piece.len();
         if received > MAX_BODY {
             let error = format!("the body is longer than {MAX_BODY} bytes");
@@ -342,7 +353,7 @@ async fn take_one(
     outcome: &mut Outcome,
 ) -> Result<(), Stop> {
     let mut json = Vec::new();
-    while let Some(piece) = app.room.piece(body).await? {
+    while let Some(piece) = app.room.piece(body, &app.pushes).await? {
         json.extend_from_slice(&piece);
         if json.len() > MAX_BYTES {
             break;
@@ -480,6 +491,19 @@ mod tests {
             let (status, _) = other.await.unwrap();
             assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "there was room for it");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_has_paused_is_told_what_was_accepted_when_the_server_ends() {
+        let (pushes, _producer) = queue(QueueOptions::new());
+        let body = unfinished(format!("{LINE}\n{LINE}\n{{"));
+        let paused = tokio::spawn(post(app(&pushes, 1), body));
+        sleep(PAUSE / 2).await;
+        pushes.close();
+        sleep(PAUSE * 3).await;
+        assert!(paused.is_finished());
+        let (status, told) = paused.await.unwrap();
+        assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(2)));
     }
 
     #[tokio::test(start_paused = true)]
