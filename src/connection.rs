@@ -1,5 +1,5 @@
-//! One HTTP connection: its requests, and how long they may take to come.
-#![expect(clippy::disallowed_types, reason = "hyper's timers are told the time in it")]
+//! One HTTP connection: it answers requests and enforces the timeouts of heads, bodies and writes.
+#![expect(clippy::disallowed_types, reason = "hyper's timers take std's Instant")]
 
 use std::{
     convert::Infallible,
@@ -41,13 +41,13 @@ use tower_service::Service as _;
 
 use crate::listener::{Limits, Metrics, Phase, TimedOut};
 
-/// How many bytes the head of a request may have. The client of a longer one is answered with 431.
+/// Maximum size of a request's head in bytes. Longer heads are answered with 431.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// What a request costs of the 128 units that a task has of tokio's budget for one turn.
+/// Units of tokio's cooperative budget, 128 per poll of a task, that one request uses.
 const REQUEST: usize = 8;
 
-/// Answers a connection's requests until it ends, or becomes a WebSocket.
+/// Answers a connection's requests until it closes or is upgraded to a WebSocket.
 pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
@@ -58,7 +58,7 @@ pub(crate) async fn serve(
     mut phase: watch::Receiver<Phase>,
 ) {
     let _open = Open::new(&metrics, place);
-    // Whether there has been a request.
+    // Whether a request has arrived.
     let heard = Arc::new(AtomicBool::new(false));
     let service = service_fn({
         let (heard, metrics, phase) = (heard.clone(), metrics.clone(), phase.clone());
@@ -69,7 +69,7 @@ pub(crate) async fn serve(
     });
     let mut http = http1::Builder::new();
     http.max_buf_size(MAX_HEAD)
-        // How long that is, says the timer.
+        // `HeadTimer` chooses the duration.
         .header_read_timeout(Duration::ZERO)
         .timer(HeadTimer { first: limits.head, later: limits.idle, heard: heard.clone() });
     let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
@@ -78,7 +78,7 @@ pub(crate) async fn serve(
         served = connection.as_mut() => served,
         () = Phase::Ending.reached(&mut phase) => {
             if !heard.load(Relaxed) {
-                // Nothing that anyone waits for.
+                // No request is pending.
                 return;
             }
             connection.as_mut().graceful_shutdown();
@@ -94,19 +94,19 @@ pub(crate) async fn serve(
             if is_write_timeout(&error) {
                 metrics.timed_out.write.increment(1);
             }
-            tracing::debug!(%peer, error = described(&error), "a connection broke");
+            tracing::debug!(%peer, error = described(&error), "HTTP connection failed");
         }
         Ok(()) => {}
     }
 }
 
-/// Whether the system gave up on a client that took nothing of what waited for it.
+/// Whether the system closed the connection because the client did not read pending data in time.
 fn is_write_timeout(error: &hyper::Error) -> bool {
     let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
     cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut)
 }
 
-/// Counts the connection as open until it is dropped, and has its place until then.
+/// Counts the connection as open, and holds its permit, until it is dropped.
 struct Open<'a> {
     metrics: &'a Metrics,
     place: Option<OwnedSemaphorePermit>,
@@ -121,7 +121,7 @@ impl<'a> Open<'a> {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        // In this order: when there seems to be room, there is.
+        // The permit first: when the gauge shows room, there is room.
         self.place = None;
         self.metrics.open.decrement(1);
     }
@@ -150,7 +150,7 @@ fn answer(
     });
     request.extensions_mut().insert(ConnectInfo(peer));
     async move {
-        // Many answers wait for nothing, and a client may send many requests at once.
+        // Many answers never yield, and a client may pipeline many requests.
         for _ in 0..REQUEST {
             consume_budget().await;
         }
@@ -160,15 +160,15 @@ fn answer(
         let mut response = app.call(request).await?;
         let upgrades = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         if *phase.borrow() > Phase::Serving && !upgrades {
-            // The client's next request is for another server.
+            // The client sends its next request to another server.
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Ok(response)
     }
 }
 
-/// How many bytes the head of a request had. hyper looks at that only when it has to read more of a head:
-/// one that has come at once may be longer than its buffer should be.
+/// The size of a request's head in bytes. hyper checks its limit only when it has to read more of a
+/// head, so a head that arrives in one read may be larger than the buffer's limit.
 fn head_length(request: &Request<Incoming>) -> usize {
     let uri = request.uri();
     let path = uri.path_and_query().map_or(0, |path| path.as_str().len());
@@ -179,7 +179,7 @@ fn head_length(request: &Request<Incoming>) -> usize {
     line + headers.sum::<usize>() + "\r\n".len()
 }
 
-/// The answer to a request whose head is too long. It is the last one of its connection.
+/// The answer to a request whose head is too long. The connection closes after it.
 fn too_long() -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
@@ -187,8 +187,8 @@ fn too_long() -> Response {
     response
 }
 
-/// How long a request's head may take. hyper asks for a sleep whenever it begins to wait for one, which
-/// is before its first byte.
+/// Timer for a request's head. hyper starts a sleep whenever it begins to wait for a head, before the
+/// head's first byte.
 struct HeadTimer {
     first: Duration,
     later: Duration,
@@ -200,7 +200,7 @@ impl Timer for HeadTimer {
         TokioTimer::new().sleep(duration)
     }
 
-    /// Sleeps for the limit, whatever the deadline that hyper has in mind.
+    /// Sleeps for the limit and ignores hyper's deadline.
     fn sleep_until(&self, _: StdInstant) -> Pin<Box<dyn Sleep>> {
         let within = if self.heard.load(Relaxed) { self.later } else { self.first };
         match Deadline::from_now(within).instant() {
@@ -214,7 +214,7 @@ impl Timer for HeadTimer {
     }
 }
 
-/// A sleep without an end.
+/// A sleep that never completes.
 struct Never;
 
 impl Future for Never {
@@ -227,13 +227,13 @@ impl Future for Never {
 
 impl Sleep for Never {}
 
-/// A request's body, which fails when nothing of it comes for too long.
+/// A request's body that fails when the time between two pieces exceeds the limit.
 struct Arriving {
     body: Incoming,
     within: Duration,
-    /// Until when the next piece has to come, if it is waited for.
+    /// Completes when the next piece is overdue. Set only while a piece is awaited.
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
-    /// Whether it has failed. Then there is no more of it.
+    /// Whether the body has failed. No more pieces follow.
     over: bool,
     timed_out: Counter,
 }

@@ -1,4 +1,4 @@
-//! Whether the process is alive, and whether it should be sent work.
+//! Liveness and readiness of the process.
 
 use std::{
     fmt,
@@ -17,19 +17,19 @@ use axum::{
 use pipeline_core::{PipelineObserver, PipelinePhase, StageSnapshot};
 use pipeline_ws_sink::EndpointObserver;
 
-/// Answers whether the process is alive, and whether it is ready to be sent work, for a load balancer
-/// or an orchestrator such as Kubernetes.
+/// Liveness and readiness checks of the process, for a load balancer or an orchestrator such as
+/// Kubernetes.
 ///
-/// Cheap to clone; all clones are the same.
+/// Cheap to clone; all clones share their state.
 ///
-/// - **Ready** it is when every pipeline runs, and nothing is being stopped. So it is not while stages
-///   start, and as soon as it drains. A queue that is full counts only with
+/// - **Ready**: every pipeline is running and nothing is being stopped. The process is not ready while
+///   stages start, and from the moment it begins to drain. A full queue affects readiness only with
 ///   [`overloaded_at`](Self::overloaded_at).
-/// - **Alive** it is unless a stage of a pipeline has failed for good, which shows as soon as it has. It
-///   is alive while it starts, is overloaded or drains, and while a stage is started again: to restart it
-///   then would lose what it holds.
+/// - **Alive**: no stage of a pipeline has failed for good. The process stays alive while it starts, is
+///   overloaded or drains, and while a stage restarts: restarting the process then would lose the items
+///   that it holds.
 ///
-/// Both are looked up when they are asked for, and tell of that moment.
+/// Both are computed when they are requested, and describe that moment.
 ///
 /// ```
 /// use axum::Router;
@@ -63,7 +63,7 @@ pub struct Health {
     stopping: Arc<AtomicBool>,
 }
 
-/// Something is not as it should be, and what.
+/// The reasons why a check fails.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unhealthy {
     state: &'static str,
@@ -71,7 +71,8 @@ pub struct Unhealthy {
 }
 
 impl Health {
-    /// With nothing to look at: alive, and ready until it is [stopped](Self::stop).
+    /// A health check without pipelines or an endpoint: alive, and ready until it is
+    /// [stopped](Self::stop).
     pub fn new() -> Self {
         Self {
             pipelines: Vec::new(),
@@ -81,50 +82,50 @@ impl Health {
         }
     }
 
-    /// Looks at this pipeline, too.
+    /// Adds a pipeline to the checks.
     pub fn pipeline(mut self, pipeline: PipelineObserver) -> Self {
         self.pipelines.push(pipeline);
         self
     }
 
-    /// Looks at this endpoint, too.
+    /// Adds an endpoint to the checks.
     pub fn endpoint(mut self, endpoint: EndpointObserver) -> Self {
         self.endpoints.push(endpoint);
         self
     }
 
-    /// Says that the process is not ready while one of its queues is so full: 0.8 is at four fifths, and
-    /// at 1 the next push would have to wait or be refused. Default: a full queue changes nothing.
+    /// Sets the fill level of a queue from which the process counts as not ready: 0.8 is four fifths,
+    /// and at 1 the next push would have to wait or be refused. Default: queues do not affect readiness.
     ///
-    /// It moves load from one process to others, and is of use where they are unevenly loaded. When all are
-    /// overloaded, all of them leave the balancer together, and nobody is served; the last ones to leave
-    /// get the load of the first. A full queue refuses by itself what is too much, process by process. So
-    /// leave it out where load comes to all of them alike. Smooth it where you use it, as Kubernetes does
-    /// by `failureThreshold`.
+    /// Use it where processes are unevenly loaded: it moves load from one process to others. When all of
+    /// them are overloaded, all of them leave the balancer together and no requests are served; those
+    /// that leave later receive the load of those that left earlier. A full queue already refuses excess
+    /// items, process by process, so do not set this where all processes receive the same load. Smooth
+    /// short spikes in the consumer of the check, for instance with Kubernetes' `failureThreshold`.
     ///
     /// # Panics
     ///
-    /// If it is not above 0 and at most 1.
+    /// If `share` is not above 0 and at most 1.
     pub fn overloaded_at(mut self, share: f64) -> Self {
         assert!(
             share > 0.0 && share <= 1.0,
-            "a share of a queue is above 0 and at most 1: {share}"
+            "the share has to be above 0 and at most 1, not {share}"
         );
         self.overloaded_at = Some(share);
         self
     }
 
-    /// Says that the process is about to end: from now on it is not ready, and it stays alive.
-    /// [`Serve::health`](crate::Serve::health) does so by itself.
+    /// Marks the process as stopping: it stays alive and is not ready from now on.
+    /// [`Serve::health`](crate::Serve::health) calls this by itself.
     pub fn stop(&self) {
         self.stopping.store(true, Relaxed);
     }
 
-    /// Whether the process should be sent work now.
+    /// Whether the process should receive work now.
     ///
     /// # Errors
     ///
-    /// [`Unhealthy`] says all that stands against it.
+    /// [`Unhealthy`] lists all reasons.
     pub fn readiness(&self) -> Result<(), Unhealthy> {
         let mut because = Vec::new();
         if self.stopping.load(Relaxed) {
@@ -154,11 +155,11 @@ impl Health {
         Unhealthy::unless_empty("not ready", because)
     }
 
-    /// Whether the process does what it is there for, or has to be started again.
+    /// Whether the process works, or has to be restarted.
     ///
     /// # Errors
     ///
-    /// [`Unhealthy`] says which pipelines have failed, at which stage and why.
+    /// [`Unhealthy`] lists the failed pipelines, each with the failed stage and the reason.
     pub fn liveness(&self) -> Result<(), Unhealthy> {
         let snapshots = self.pipelines.iter().map(PipelineObserver::snapshot);
         let because = snapshots.filter(|pipeline| pipeline.failed).map(|pipeline| {
@@ -175,7 +176,8 @@ impl Health {
         Unhealthy::unless_empty("not alive", because.collect())
     }
 
-    /// The handlers: `GET /livez` and `GET /readyz` answer with 200, or with 503 and the reasons as text.
+    /// A router with `GET /livez` and `GET /readyz`, which answer with 200, or with 503 and the reasons
+    /// as text.
     pub fn router(&self) -> Router {
         let (live, ready) = (self.clone(), self.clone());
         Router::new()
@@ -198,7 +200,7 @@ impl Default for Health {
 }
 
 impl Unhealthy {
-    /// What stands against it, a sentence each.
+    /// The reasons, one sentence each.
     #[must_use]
     pub fn because(&self) -> &[String] {
         &self.because
@@ -222,6 +224,6 @@ fn answer(result: Result<(), Unhealthy>, good: &'static str) -> impl IntoRespons
         Ok(()) => (StatusCode::OK, format!("{good}\n")),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     };
-    // It is true of this moment, and of no other.
+    // The answer is valid only for this moment.
     (status, [(header::CACHE_CONTROL, "no-store")], text)
 }

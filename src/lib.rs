@@ -5,15 +5,16 @@
 //! have joined it, through the official Phoenix JavaScript client. The time from the push to the
 //! write to each socket is measured, and goes to StatsD.
 //!
-//! This crate is the front door to four that can be used alone:
+//! This crate re-exports four crates that can be used alone:
 //!
 //! - [`pipeline_core`], the stages: everything at the top level here. Its semantics are GenStage's.
 //! - [`pipeline_ws_sink`], sockets and channels, as [`ws`]: the server side of Phoenix Channels.
 //! - [`pipeline_statsd`], as [`statsd`]: a recorder for the `metrics` facade.
-//! - [`pipeline_inspect`], as [`inspect`]: a live view of what runs, to be mounted beside the endpoint.
+//! - [`pipeline_inspect`], as [`inspect`]: a live view of pipelines and sockets, mounted next to the
+//!   endpoint.
 //!
-//! What it adds is [`serve`]: running all of it until the process is told to stop, and stopping it
-//! in the right order; and [`Health`], which says how it is meanwhile.
+//! The crate itself adds [`serve`], which runs everything until the process is asked to stop and then
+//! stops it in the right order, and [`Health`], which reports liveness and readiness.
 //!
 //! # A whole program
 //!
@@ -27,10 +28,10 @@
 //! - `statsd`: the StatsD recorder.
 //! - `inspect`: the live view. It brings `ws`.
 //! - `jwt`: JSON Web Tokens. It brings `ws`.
-//! - `test-kit`: what tests of stages need, and with `ws` those of channels.
+//! - `test-kit`: helpers for tests of stages, and with `ws` for tests of channels.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
-// Moments and durations: see clippy.toml.
+// Instants and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 #[cfg(feature = "ws")]

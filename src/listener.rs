@@ -1,4 +1,5 @@
-//! The accept loop: who is let in, how many, and how their connections end.
+//! The accept loop: it limits the number of connections, refuses those above the limit, and ends them
+//! all.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -15,17 +16,17 @@ use tokio::{
 
 use crate::connection;
 
-/// What a connection may take, and how many there may be.
+/// Timeouts of a connection, and the maximum number of connections.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) connections: usize,
-    /// For the first request's head, the time before its first byte included.
+    /// For the first request's head, including the time before its first byte.
     pub(crate) head: Duration,
-    /// For a later request's head, the time between the requests included.
+    /// For a later request's head, including the time since the previous answer.
     pub(crate) idle: Duration,
     /// Between two pieces of a request's body.
     pub(crate) body: Duration,
-    /// For a client to take more of what waits for it, where the system can say so.
+    /// For a client to read more of the pending data, where the system supports it.
     pub(crate) write: Duration,
 }
 
@@ -41,30 +42,30 @@ impl Default for Limits {
     }
 }
 
-/// How far a server is on its way to its end. It only moves on.
+/// The phases of a server's shutdown. A server only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// Connections are accepted and kept.
     Serving,
-    /// Connections are accepted, and each ends after its next answer.
+    /// Connections are accepted, and each closes after its next answer.
     Leaving,
-    /// No more connections are accepted; those that are open are served.
+    /// No more connections are accepted; open ones are still served.
     Closed,
-    /// Connections end: at once, or when the request that they are at is answered.
+    /// Connections close: at once, or when their current request is answered.
     Ending,
 }
 
 impl Phase {
-    /// Waits until it has come to this phase. Never, if it does not.
+    /// Waits until the server has reached this phase. Never completes if it does not.
     pub(crate) async fn reached(self, phase: &mut watch::Receiver<Self>) {
         if phase.wait_for(|phase| *phase >= self).await.is_err() {
-            // The sender goes when the server does.
+            // The sender is dropped with the server.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// What is counted of connections.
+/// Metrics of connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     pub(crate) open: Gauge,
@@ -73,7 +74,7 @@ pub(crate) struct Metrics {
     pub(crate) timed_out: TimedOut,
 }
 
-/// Connections that were too slow, by what they were slow with.
+/// Counters of connections that timed out, one for each timeout.
 #[derive(Clone, Debug)]
 pub(crate) struct TimedOut {
     pub(crate) head: Counter,
@@ -87,24 +88,24 @@ impl Metrics {
         let timed_out = |reason: &str| {
             telemetry.counter(
                 "http.connections_timed_out",
-                "connections that ended because the client was too slow",
+                "connections that were closed because the client was too slow",
                 [("reason", reason.to_owned())],
             )
         };
         Self {
             open: telemetry.gauge(
                 "http.connections",
-                "HTTP connections that are open and have not become a WebSocket",
+                "open HTTP connections that are not WebSockets",
                 [],
             ),
             refused: telemetry.counter(
                 "http.connections_refused",
-                "connections that were refused because there were too many",
+                "connections that were refused because of max_connections",
                 [],
             ),
             failed: telemetry.counter(
                 "http.accept_errors",
-                "connections that the operating system could not hand over",
+                "connections that could not be accepted",
                 [],
             ),
             timed_out: TimedOut {
@@ -117,7 +118,7 @@ impl Metrics {
     }
 }
 
-/// The answer to a client that is one too many.
+/// The answer to a client above the limit of connections.
 const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: text/plain; charset=utf-8\r\n\
     content-length: 21\r\n\
@@ -125,18 +126,18 @@ const REFUSAL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     connection: close\r\n\r\n\
     too many connections\n";
 
-/// How many clients may be read their refusal at the same time. Further ones are cut off.
+/// How many refusals may be sent at the same time. Further clients are disconnected without an answer.
 const REFUSALS: usize = 256;
 
-/// How long a refused client has to take its refusal.
+/// How long a refused client may take to read the answer.
 const REFUSING: Duration = Duration::from_secs(1);
 
 /// How long to wait before accepting again after an error such as "too many open files".
 const BACK_OFF: Duration = Duration::from_millis(100);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(1);
 
-/// Serves until the phase says that it is to end, and all connections have ended. Dropping the future
-/// cuts off all connections; those that have become WebSockets are the endpoint's.
+/// Serves until the phase is `Ending` and all connections have closed. Dropping the future closes all
+/// connections; those that have become WebSockets belong to the endpoint.
 pub(crate) async fn run(
     listener: TcpListener,
     app: Router,
@@ -150,7 +151,7 @@ pub(crate) async fn run(
         () = Phase::Closed.reached(&mut phase) => {}
         () = accepting.run(listener, &mut connections) => {}
     }
-    // The listener has been dropped: who connects from here on is told so by the system.
+    // The listener has been dropped: the system refuses further connections.
     while connections.join_next().await.is_some() {}
 }
 
@@ -170,14 +171,14 @@ impl Accepting {
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                // Those that have ended are kept no longer.
+                // Finished tasks are removed from the set.
                 Some(_) = connections.join_next() => continue,
                 Some(_) = refusals.join_next() => continue,
             };
             match accepted {
                 Ok((stream, peer)) => {
                     if std::mem::take(&mut failing) {
-                        tracing::info!("accepts connections again");
+                        tracing::info!("accepting connections again");
                     }
                     back_off = BACK_OFF;
                     if let Ok(place) = places.clone().try_acquire_owned() {
@@ -185,7 +186,7 @@ impl Accepting {
                         continue;
                     }
                     self.metrics.refused.increment(1);
-                    // Of these, some may have ended in the meantime.
+                    // Some of these may have finished in the meantime.
                     while refusals.try_join_next().is_some() {}
                     if refusals.len() < REFUSALS {
                         refusals.spawn(async {
@@ -212,7 +213,7 @@ impl Accepting {
         peer: SocketAddr,
         place: OwnedSemaphorePermit,
     ) -> impl Future<Output = ()> + Send + use<> {
-        // A small answer is to leave at once; if that cannot be set, it leaves a little later.
+        // A small answer leaves at once with this; without it, only a little later.
         let _ = stream.set_nodelay(true);
         limit_writes(&stream, self.limits.write);
         let (app, metrics, phase) = (self.app.clone(), self.metrics.clone(), self.phase.clone());
@@ -220,11 +221,11 @@ impl Accepting {
     }
 }
 
-/// Has the system break the connection when its client takes nothing of what waits for it for so long.
-/// A write that waits holds the answer and the connection's place; nothing in HTTP limits it.
+/// Has the system close the connection when the client reads none of the pending data for this long. A
+/// pending write holds the answer and the connection's permit; HTTP has no limit for it.
 #[cfg(any(target_os = "android", target_os = "linux"))]
 fn limit_writes(stream: &TcpStream, within: Duration) {
-    // No time at all would be the system's default, which is hours.
+    // Zero would mean the system's default, which is hours.
     let within = within.max(Duration::from_millis(1));
     let _ = socket2::SockRef::from(stream).set_tcp_user_timeout(Some(within));
 }
@@ -232,14 +233,14 @@ fn limit_writes(stream: &TcpStream, within: Duration) {
 #[cfg(not(any(target_os = "android", target_os = "linux")))]
 fn limit_writes(_: &TcpStream, _: Duration) {}
 
-/// Whether it is about one client, who has already gone, and not about the listener.
+/// Whether the error is about one client that has already disconnected, and not about the listener.
 fn is_the_clients(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Says that there are too many. The client's request is read and thrown away: a socket that is closed
-/// with bytes unread is reset, and the answer might not arrive.
+/// Answers that there are too many connections. The client's request is read and discarded: closing a
+/// socket with unread bytes resets it, and the answer might not arrive.
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(REFUSAL).await?;
     stream.shutdown().await?;

@@ -1,4 +1,4 @@
-//! Running everything until it is told to stop, and stopping it in the right order.
+//! Runs everything until the process is asked to stop, then stops it in the right order.
 
 use std::{
     error::Error,
@@ -26,41 +26,40 @@ use crate::{
     signal::{Signals, Told},
 };
 
-/// Serves a router until the process is told to stop, then stops everything in order.
+/// Serves a router until the process is asked to stop, then stops everything in order.
 ///
-/// The server speaks HTTP/1.1, and upgrades to WebSockets. The address that a client connects from is in
-/// its requests: handlers find it as axum's `ConnectInfo<SocketAddr>`, sockets as
-/// `ConnectInfo::peer_addr`.
+/// The server speaks HTTP/1.1 and upgrades connections to WebSockets. Each request carries its client's
+/// address: handlers read it as axum's `ConnectInfo<SocketAddr>`, sockets as `ConnectInfo::peer_addr`.
 ///
-/// # The end
+/// # Shutdown
 ///
-/// The process is told to stop by Ctrl-C, SIGTERM or SIGHUP. Ctrl-C or SIGTERM for the second time cuts
-/// everything short; SIGHUP never does, because a terminal that is closed sends it more than once. If a
-/// pipeline ends by itself, because a stage failed for good, everything else is stopped too, and the first
-/// signal after that is only noted; an item that a worker fails at ends nothing by default. The order is:
+/// Ctrl-C, SIGTERM or SIGHUP starts the shutdown. A second Ctrl-C or SIGTERM skips the rest of it;
+/// SIGHUP never does, because a terminal sends it more than once when it is closed. If a pipeline ends
+/// by itself because a stage failed for good, everything else is stopped too, and the first signal after
+/// that is only logged. By default, an item whose worker fails does not end a pipeline. The order is:
 ///
-/// 1. [`Health`] says that the process is not ready, and answers carry `connection: close`, so that
-///    load balancers and clients move on. Connections are accepted as before, for as long as
-///    [`linger`](Serve::linger) says.
-/// 2. The pipelines hand on what they have accepted, one after the other, in the order in which they were
-///    given to [`pipeline`](Serve::pipeline). Connections are still accepted, so that clients that poll
-///    can fetch what is sent to them now.
-/// 3. No more connections are accepted, and the endpoint's sockets are closed, so that clients connect
-///    again elsewhere.
-/// 4. Connections end when the request that they are at is answered, and are cut off after six seconds.
-/// 5. What is given to [`and_then`](Serve::and_then) is called.
+/// 1. [`Health`] reports that the process is not ready, and answers carry `connection: close`, so that
+///    load balancers and clients switch to another server. Connections are still accepted for the time
+///    set with [`linger`](Serve::linger).
+/// 2. The pipelines drain, one after the other, in the order in which they were given to
+///    [`pipeline`](Serve::pipeline). Connections are still accepted, so that polling clients can fetch
+///    the last messages.
+/// 3. No more connections are accepted, and the endpoint's sockets are closed, so that clients reconnect
+///    to another server.
+/// 4. Each connection closes when its current request is answered. After six seconds all are closed.
+/// 5. The function given to [`and_then`](Serve::and_then) is called.
 ///
-/// A callback that blocks its thread cannot be ended, and keeps a runtime that is dropped waiting for it,
-/// which is what happens at the end of `main`. A program that has to exit all the same calls
-/// [`std::process::exit`] once this has returned.
+/// A callback that blocks its thread cannot be stopped. The runtime waits for that thread when it is
+/// dropped, at the end of `main`. A program that has to exit anyway calls [`std::process::exit`] once
+/// this has returned.
 ///
-/// What was left undone is in the [`ShutdownReport`], and [`ShutdownReport::into_result`] makes a program
-/// end with a failure if something was.
+/// The [`ShutdownReport`] lists unprocessed items and aborted sockets. [`ShutdownReport::into_result`]
+/// turns an unclean shutdown into an error, so that the program exits with a failure.
 ///
 /// # Limits
 ///
-/// A client that is silent, or too slow to say what it wants, is disconnected. A client that is one too
-/// many is refused.
+/// The server disconnects clients that are silent or too slow, and refuses clients above the limit of
+/// connections.
 ///
 /// | limit | default | beyond it |
 /// | --- | --- | --- |
@@ -71,15 +70,16 @@ use crate::{
 /// | [`write_timeout`](Serve::write_timeout) | 30 s | the connection ends |
 /// | the head of a request | 64 KiB | 431 |
 ///
-/// `http.connections_refused` and `http.connections_timed_out` count how often it came to that.
+/// The metrics `http.connections_refused` and `http.connections_timed_out` count these cases.
 ///
 /// # Your own server
 ///
-/// An [`Endpoint`] is a `tower` service and runs in any server. Set there what is set here: a timeout for
-/// the head of a request that covers the time before its first byte (`header_read_timeout` of hyper's
-/// `http1::Builder` does, once it has a `timer`; `axum::serve` sets none, and the connections of
-/// `hyper_util::server::conn::auto` wait for their first bytes without one), a timeout for bodies, a
-/// bound of connections, a pause after errors of `accept`, and at the end a deadline for connections.
+/// An [`Endpoint`] is a `tower` service and runs in any server. Such a server needs the same limits: a
+/// timeout for the head of a request that includes the time before its first byte (hyper's
+/// `http1::Builder::header_read_timeout` does, once a `timer` is set; `axum::serve` sets none, and the
+/// connections of `hyper_util::server::conn::auto` wait for their first bytes without a timeout), a
+/// timeout for bodies, a limit of connections, a pause after errors of `accept`, and a deadline for open
+/// connections at shutdown.
 ///
 /// ```no_run
 /// use axum::Router;
@@ -111,7 +111,7 @@ pub fn serve(listener: TcpListener, app: Router) -> Serve {
     }
 }
 
-/// What [`serve`] returns: set what is to be stopped, then await it.
+/// The server that [`serve`] returns: set its options, then await it.
 #[must_use = "nothing is served until it is awaited"]
 pub struct Serve {
     listener: TcpListener,
@@ -129,22 +129,22 @@ pub struct Serve {
     stop: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
-/// How long requests have to be answered, when everything else has been stopped.
+/// How long pending requests have to be answered after everything else has stopped.
 const ANSWERING: Duration = Duration::from_secs(6);
 
-/// How long clients that poll have to fetch what the pipelines sent them last.
+/// How long polling clients have to fetch the last messages.
 const FETCHING: Duration = Duration::from_secs(2);
 
-/// How often to look whether they have.
+/// How often to check whether they have.
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Serve {
-    /// Drains this pipeline at the end. May be called for several.
+    /// Drains this pipeline at shutdown. May be called for several pipelines.
     ///
-    /// They are drained one after the other, in the order in which they are given here. So a pipeline that
-    /// feeds another one is given first: the queue of the second takes items in until the first has ended.
-    /// One that takes what [`ConsumerSupervisor::on_given_up`] puts aside is given after the one whose
-    /// workers fail. [`drain_within`](Self::drain_within) is for all of them together.
+    /// Pipelines drain one after the other, in the order in which they are given. Give a pipeline before
+    /// the one that it feeds: the second queue accepts items until the first pipeline has ended. A
+    /// pipeline that receives items from [`ConsumerSupervisor::on_given_up`] is given after the pipeline
+    /// whose workers fail. [`drain_within`](Self::drain_within) limits all of them together.
     ///
     /// ```no_run
     /// use pipeline::{
@@ -184,23 +184,24 @@ impl Serve {
         self
     }
 
-    /// Closes this endpoint's sockets at the end, after the pipelines have drained.
+    /// Closes this endpoint's sockets at shutdown, after the pipelines have drained.
     pub fn endpoint(mut self, endpoint: Endpoint) -> Self {
         self.endpoint = Some(endpoint);
         self
     }
 
-    /// Tells this when it begins to stop, so that it says at once that the process is not ready.
+    /// Marks this [`Health`] as stopping as soon as the shutdown begins, so that the process is not
+    /// ready any more.
     ///
-    /// Its handlers are best in a router of their own, at [`admin`](Self::admin): this one accepts no
-    /// more connections once the pipelines have drained.
+    /// Serve its router with [`admin`](Self::admin): the public listener accepts no more connections
+    /// once the pipelines have drained.
     pub fn health(mut self, health: &Health) -> Self {
         self.health = Some(health.clone());
         self
     }
 
-    /// Serves another router on another listener until everything has stopped: for those who watch, and
-    /// want to watch the end, too.
+    /// Serves another router on another listener until everything has stopped, for monitoring that has
+    /// to see the shutdown, too.
     ///
     /// ```no_run
     /// use axum::Router;
@@ -222,51 +223,52 @@ impl Serve {
         self
     }
 
-    /// Calls this last of all, for instance to drop a `StatsdFlusher`, which flushes it.
+    /// Calls this after everything has stopped, for instance to drop a `StatsdFlusher`, which flushes
+    /// it.
     pub fn and_then(mut self, flush: impl FnOnce() + Send + 'static) -> Self {
         self.flush = Some(Box::new(flush));
         self
     }
 
-    /// How long to go on as before, but for not being ready, once the process is told to stop: so long
-    /// that a load balancer has looked at [`Health`] and sends no more clients. Default: not at all.
+    /// How long to keep serving as not ready once the shutdown begins, so that load balancers see it in
+    /// [`Health`] and send no more clients. Default: no time.
     ///
-    /// Kubernetes takes a pod out of its services when it sends SIGTERM, and needs a moment to tell
-    /// everybody; 5 seconds are usual there. A balancer that asks `/readyz` every two seconds and
-    /// believes the third answer needs 6.
+    /// Kubernetes removes a pod from its services when it sends SIGTERM, and needs a moment to propagate
+    /// that; 5 seconds are usual there. A balancer that requests `/readyz` every two seconds and acts on
+    /// the third failure needs 6.
     pub fn linger(mut self, time: Duration) -> Self {
         self.linger = time;
         self
     }
 
-    /// How many connections may be open that have not become WebSockets. Default 10,000.
+    /// Maximum number of open connections that have not become WebSockets. Default 10,000.
     ///
-    /// A client that is one too many is answered with 503 and `retry-after: 1`.
+    /// Clients above it are answered with 503 and `retry-after: 1`.
     ///
     /// # Panics
     ///
     /// If it is zero.
     pub fn max_connections(mut self, connections: usize) -> Self {
-        assert!(connections > 0, "a server without connections serves nobody");
+        assert!(connections > 0, "max_connections has to be above zero");
         self.limits.connections = connections;
         self
     }
 
-    /// How long the head of a connection's first request may take, the time before its first byte
-    /// included. Default 10 seconds.
+    /// How long the head of a connection's first request may take, including the time before its first
+    /// byte. Default 10 seconds.
     ///
     /// # Panics
     ///
     /// If it is zero: every connection would end at once.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
-        assert!(!timeout.is_zero(), "a head that may take no time cannot be read");
+        assert!(!timeout.is_zero(), "header_timeout has to be above zero");
         self.limits.head = timeout;
         self
     }
 
     /// How long a connection may take from one answer to the end of the next request's head. Default 75
-    /// seconds, which is longer than load balancers keep a connection that they do not use: it is for
-    /// them to close it first.
+    /// seconds, which is longer than load balancers keep an idle connection, so that they close it
+    /// first.
     pub fn keep_alive_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle = timeout;
         self
@@ -274,40 +276,40 @@ impl Serve {
 
     /// How long the body of a request may pause. Default 30 seconds.
     ///
-    /// A handler that reads the body is then told of an error. How large a body may be, and how long it
-    /// may take in all, is for handlers to say.
+    /// After that, reading the body fails in the handler. The size of a body and its total time are for
+    /// handlers to limit.
     ///
     /// # Panics
     ///
     /// If it is zero: every request with a body would fail.
     pub fn body_timeout(mut self, timeout: Duration) -> Self {
-        assert!(!timeout.is_zero(), "a body that may not pause at all cannot be read");
+        assert!(!timeout.is_zero(), "body_timeout has to be above zero");
         self.limits.body = timeout;
         self
     }
 
-    /// How long a client may take nothing of an answer that waits for it. Default 30 seconds.
+    /// How long a client may leave a pending answer unread. Default 30 seconds.
     ///
-    /// The operating system watches it (`TCP_USER_TIMEOUT`), on Linux and Android only. It ends when a
-    /// connection becomes a WebSocket: from then on the mount's `max_behind` counts.
+    /// The operating system enforces it (`TCP_USER_TIMEOUT`), on Linux and Android only. It no longer
+    /// applies once a connection becomes a WebSocket: from then on the mount's `max_behind` does.
     ///
     /// # Panics
     ///
-    /// If it is zero: an answer that waits at all would end its connection.
+    /// If it is zero: a single pending write would close its connection.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        assert!(!timeout.is_zero(), "an answer that may take no time cannot be written");
+        assert!(!timeout.is_zero(), "write_timeout has to be above zero");
         self.limits.write = timeout;
         self
     }
 
-    /// Where to record what is measured of connections. Default: the process's recorder.
+    /// Where to record the metrics of connections. Default: the process's recorder.
     pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
         self.telemetry = telemetry;
         self
     }
 
-    /// How long the pipelines have to hand on what they have accepted, all of them together. Default 10
-    /// seconds; with [`Duration::MAX`] there is no limit. A pipeline whose turn comes when the time is up
+    /// How long the pipelines have to drain, all of them together. Default 10 seconds; with
+    /// [`Duration::MAX`] there is no limit. A pipeline that has not begun to drain when the time is up
     /// is stopped at once.
     pub fn drain_within(mut self, deadline: Duration) -> Self {
         self.drain_within = deadline;
@@ -316,32 +318,34 @@ impl Serve {
 
     /// How long the endpoint's sockets have to close. Default 30 seconds, as in Phoenix.
     ///
-    /// They are closed in batches, as their mounts' `Drainer`s say: by default 10,000 channels every two
-    /// seconds, which is 150,000 in the default time. The last fifth of the time, at most a second, is
-    /// for the batches that do not fit: all of their sockets are then closed at once, and the log has a
-    /// warning. Each WebSocket is closed with 1012, so that its client connects again. A socket that has
-    /// not ended when the time is over is cut off: its client took nothing, or its task was busy. The
-    /// client then sees the connection break. The report says how many sockets were cut off.
+    /// Sockets are closed in batches, as set by their mounts' `Drainer`: by default 10,000 channels
+    /// every two seconds, which is 150,000 in the default time. The last fifth of the time, at most a
+    /// second, is for the batches that do not fit: all of their sockets are then closed at once, and a
+    /// warning is logged. Each WebSocket is closed with 1012, so that its client reconnects. A socket
+    /// that has not closed when the time is over is aborted, and its client sees the connection break:
+    /// the client did not read, or the socket's task was busy. The report contains the number of aborted
+    /// sockets.
     ///
-    /// SIGKILL has to come later than SIGTERM by more than [`linger`](Self::linger),
-    /// [`drain_within`](Self::drain_within) and this together, and 15 seconds: stages have one to end,
-    /// clients that poll two to fetch what they are sent last, requests six to be answered, and a flush
-    /// of StatsD takes five at most. Each pipeline after the first adds a second. With the defaults that is
-    /// 55 seconds; Kubernetes waits for 30 unless it is told otherwise.
+    /// SIGKILL has to follow SIGTERM by more than the sum of [`linger`](Self::linger),
+    /// [`drain_within`](Self::drain_within), this, and 15 seconds: one second for stages to end, two for
+    /// polling clients to fetch the last messages, six for requests to be answered, and at most five for
+    /// a flush of StatsD. Each pipeline after the first adds a second. With the defaults that is 55
+    /// seconds; Kubernetes waits for 30 by default.
     pub fn close_within(mut self, deadline: Duration) -> Self {
         self.close_within = deadline;
         self
     }
 
-    /// Stops when this completes, instead of at a signal. Signals are left alone until then; after that,
-    /// the first one is only noted, and the second one cuts the end short.
+    /// Starts the shutdown when this future completes, instead of at a signal. Until then, signals keep
+    /// their default effect; after that, the first one is only logged, and the second one skips the rest
+    /// of the shutdown.
     pub fn until(mut self, stop: impl Future<Output = ()> + Send + 'static) -> Self {
         self.stop = Some(Box::pin(stop));
         self
     }
 
     async fn run(mut self) -> io::Result<ShutdownReport> {
-        // With `until`, signals end the process as ever, until it stops.
+        // With `until`, signals keep their default effect until the shutdown begins.
         let mut signals = self.stop.is_none().then(Signals::listen).transpose()?;
         let metrics = Metrics::new(&self.telemetry);
         let start = |listener, app, phase| {
@@ -349,7 +353,7 @@ impl Serve {
             server.spawn(listener::run(listener, app, self.limits, metrics.clone(), phase));
             server
         };
-        // Both end with their sets.
+        // Both servers end when their sets are dropped.
         tracing::info!(address = %self.listener.local_addr()?, "listening");
         let (phase, public) = watch::channel(Phase::Serving);
         let mut server = start(self.listener, self.app, public);
@@ -361,7 +365,7 @@ impl Serve {
         }
 
         let until = self.stop.take();
-        // Says whether that was a signal which counts.
+        // Returns whether a signal that counts caused it.
         let stop = async {
             if let Some(signals) = &mut signals {
                 return signals.stop().await == Told::Meant;
@@ -391,21 +395,24 @@ impl Serve {
         phase.send_replace(Phase::Leaving);
         let draining = async {
             if !self.linger.is_zero() {
-                tracing::info!(time = ?self.linger, "not ready any more, and still accepting");
+                tracing::info!(time = ?self.linger, "reporting not ready, still accepting connections");
                 Deadline::from_now(self.linger).passed().await;
             }
             let until = Deadline::from_now(self.drain_within);
             let mut pipelines = Vec::new();
-            // One after the other: a later one may be fed by an earlier one to its end.
+            // One after the other: an earlier pipeline may feed a later one until its end.
             for pipeline in self.pipelines {
                 pipelines.push(pipeline.drain(until.remaining(Instant::now())).await);
             }
-            // Only now: what the pipelines still held went to these sockets.
+            // After the pipelines: their last items went to these sockets.
             let endpoint = match self.endpoint {
                 Some(endpoint) => {
                     if timeout(FETCHING, all_is_fetched(&endpoint)).await.is_err() {
                         let frames = endpoint.snapshot().frames_waiting;
-                        tracing::warn!(frames, "clients have not taken what was sent to them last");
+                        tracing::warn!(
+                            frames,
+                            "polling clients have not fetched their last messages"
+                        );
                     }
                     phase.send_replace(Phase::Closed);
                     Some(endpoint.drain(self.close_within).await)
@@ -414,18 +421,18 @@ impl Serve {
             };
             phase.send_replace(Phase::Ending);
             if timeout(ANSWERING, server.join_next()).await.is_err() {
-                tracing::warn!("connections are cut off, their requests were not answered in time");
+                tracing::warn!("closing connections: requests were not answered in time");
             }
             ShutdownReport { pipelines, endpoint, interrupted: false }
         };
         let report = tokio::select! {
             report = draining => report,
             () = told_again(signals, told) => {
-                tracing::warn!("told to stop again, not waiting any longer");
+                tracing::warn!("second stop signal, exiting without waiting");
                 ShutdownReport { pipelines: Vec::new(), endpoint: None, interrupted: true }
             }
         };
-        // What is still at it is cut off.
+        // Remaining connections are closed.
         server.shutdown().await;
         if let Some(flush) = self.flush {
             flush();
@@ -438,7 +445,7 @@ impl IntoFuture for Serve {
     type Output = io::Result<ShutdownReport>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    /// Fails if the signals cannot be listened for, or a listener has no address.
+    /// Fails if the signal handlers cannot be installed, or a listener has no address.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.run())
     }
@@ -460,8 +467,8 @@ impl fmt::Debug for Serve {
     }
 }
 
-/// Waits for a signal after which nothing is waited for: the second one that counts. The first may have
-/// been what the server stops for; if it stops for another reason, it is still to come.
+/// Waits for the signal that skips the rest of the shutdown: the second one that counts. If a signal
+/// started the shutdown, that was the first one; otherwise the first one is still to come.
 async fn told_again(mut signals: Signals, mut told: bool) {
     loop {
         if signals.stop().await == Told::HungUp {
@@ -471,26 +478,28 @@ async fn told_again(mut signals: Signals, mut told: bool) {
             return;
         }
         told = true;
-        tracing::info!("told to stop, already stopping; the next signal cuts it short");
+        tracing::info!(
+            "stop signal received, already stopping; the next signal exits without waiting"
+        );
     }
 }
 
 /// A server ends only if it panics.
 fn why_it_ended(ended: Result<(), JoinError>) -> io::Error {
     match ended {
-        Ok(()) => io::Error::other("the server ended by itself"),
+        Ok(()) => io::Error::other("the server task ended unexpectedly"),
         Err(error) => io::Error::other(error),
     }
 }
 
-/// Waits until nothing waits for a client any more.
+/// Waits until no frames are pending for a client.
 async fn all_is_fetched(endpoint: &Endpoint) {
     while endpoint.snapshot().frames_waiting > 0 {
         sleep(LOOK).await;
     }
 }
 
-/// Waits until a pipeline ends by itself; for ever, if there is none.
+/// Waits until a pipeline ends by itself; forever if there is none.
 async fn first_to_end(pipelines: &mut [Pipeline]) {
     if pipelines.is_empty() {
         std::future::pending::<()>().await;
@@ -498,7 +507,7 @@ async fn first_to_end(pipelines: &mut [Pipeline]) {
     select_all(pipelines.iter_mut().map(|pipeline| Box::pin(pipeline.ended()))).await;
 }
 
-/// How everything was stopped, and what was left undone.
+/// The result of a shutdown: how each part stopped, and what was left unprocessed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ShutdownReport {
@@ -506,35 +515,35 @@ pub struct ShutdownReport {
     pub pipelines: Vec<PipelineReport>,
     /// The endpoint, if there was one.
     pub endpoint: Option<EndpointReport>,
-    /// Whether a second signal cut it short. Then it is not known what was left.
+    /// Whether a second signal interrupted the shutdown. Then the reports are missing.
     pub interrupted: bool,
 }
 
 impl ShutdownReport {
-    /// Whether everything that was accepted was handed on, and every stage ended gracefully. Items that
-    /// were discarded or given up are counted, and do not count against it.
+    /// Whether all accepted items were processed and every stage ended gracefully. Discarded and
+    /// given-up items are counted in the report; they do not make a shutdown unclean.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         !self.interrupted && self.pipelines.iter().all(PipelineReport::is_clean)
     }
 
-    /// The report itself if it [is clean](Self::is_clean), and an error with the same text if not.
+    /// Returns the report if it [is clean](Self::is_clean), and otherwise an error with the same text.
     ///
     /// # Errors
     ///
-    /// [`UncleanShutdown`]; it converts into an [`io::Error`], too, so that `?` takes it where
+    /// [`UncleanShutdown`], which also converts into an [`io::Error`], so that `?` accepts it where
     /// [`serve`] is awaited.
     pub fn into_result(self) -> Result<Self, UncleanShutdown> {
         if self.is_clean() { Ok(self) } else { Err(UncleanShutdown(self)) }
     }
 }
 
-/// Something failed or was left undone: the error of [`ShutdownReport::into_result`].
+/// The error of [`ShutdownReport::into_result`]: a stage failed or items were left unprocessed.
 #[derive(Clone)]
 pub struct UncleanShutdown(ShutdownReport);
 
 impl UncleanShutdown {
-    /// How everything was stopped.
+    /// The report of the shutdown.
     #[must_use]
     pub fn report(&self) -> &ShutdownReport {
         &self.0
@@ -547,7 +556,7 @@ impl fmt::Display for UncleanShutdown {
     }
 }
 
-/// The text of the report, because that is what a `main` prints that returns it.
+/// The text of the report, because a `main` that returns the error prints it with `Debug`.
 impl fmt::Debug for UncleanShutdown {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -565,7 +574,8 @@ impl From<UncleanShutdown> for io::Error {
 impl fmt::Display for ShutdownReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.interrupted {
-            return f.write_str("stopped without waiting; what was left undone is not known");
+            return f
+                .write_str("stopped without waiting; it is not known what was left unprocessed");
         }
         let pipelines = self.pipelines.iter().map(ToString::to_string);
         let lines: Vec<_> =

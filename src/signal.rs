@@ -1,20 +1,20 @@
-//! The signals that tell a process to stop.
+//! The signals that ask a process to stop.
 
 use std::{future::Future, io};
 
 #[cfg(unix)]
 use tokio::signal::unix;
 
-/// Completes when the process is told to stop: by Ctrl-C, by SIGTERM, or by SIGHUP, which comes when its
-/// terminal is closed.
+/// Completes when the process receives a signal to stop: Ctrl-C, SIGTERM, or SIGHUP, which is sent when
+/// the terminal is closed.
 ///
-/// Signals count from the call on, before the future is awaited. From then on they no longer end
-/// the process by themselves. SIGHUP is left alone if the process was started to ignore it, as `nohup`
-/// does; that is known on Linux and Android only.
+/// Signals are caught from the call on, before the future is awaited. From then on they no longer end
+/// the process by themselves. SIGHUP stays ignored if the process was started with it ignored, as by
+/// `nohup`; this is detected on Linux and Android only.
 ///
 /// # Errors
 ///
-/// If the signals cannot be listened for.
+/// If the signal handlers cannot be installed.
 ///
 /// ```no_run
 /// # async fn run() -> std::io::Result<()> {
@@ -30,7 +30,7 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
     })
 }
 
-/// The signals, from the moment on at which they are listened for.
+/// The signal handlers. Signals are caught from their creation on.
 pub(crate) struct Signals {
     #[cfg(unix)]
     interrupt: unix::Signal,
@@ -42,13 +42,13 @@ pub(crate) struct Signals {
     interrupt: tokio::signal::windows::CtrlC,
 }
 
-/// How the process was told to stop.
+/// The signal that asked the process to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// By Ctrl-C or SIGTERM.
+    /// Ctrl-C or SIGTERM.
     Meant,
-    /// By SIGHUP. It says little when it comes for the second time: a terminal that is closed sends it
-    /// more than once, and a service manager may send it along with SIGTERM.
+    /// SIGHUP. A second one means little: a terminal sends it more than once when it is closed, and a
+    /// service manager may send it along with SIGTERM.
     #[cfg_attr(windows, expect(dead_code, reason = "there is no such signal"))]
     HungUp,
 }
@@ -69,7 +69,7 @@ impl Signals {
         Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
     }
 
-    /// Waits for the next signal to stop.
+    /// Waits for the next stop signal.
     ///
     /// # Cancel safety
     ///
@@ -97,10 +97,10 @@ impl Signals {
     }
 }
 
-/// Whether the process was started to ignore SIGHUP. To listen for a signal is to ignore it no longer.
+/// Whether the process was started with SIGHUP ignored. Installing a handler would end that.
 #[cfg(any(target_os = "android", target_os = "linux"))]
 fn ignores_hangup() -> bool {
-    // Without it, nothing is known.
+    // If the file cannot be read, the answer is no.
     std::fs::read_to_string("/proc/self/status")
         .is_ok_and(|status| tells_of_ignored_hangup(&status))
 }
@@ -110,7 +110,7 @@ fn ignores_hangup() -> bool {
     false
 }
 
-/// Whether the kernel's account of a process says that it ignores SIGHUP, which is the first signal.
+/// Whether the `SigIgn` mask in a process's status contains SIGHUP, which is signal 1.
 #[cfg(any(target_os = "android", target_os = "linux"))]
 fn tells_of_ignored_hangup(status: &str) -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn that_sighup_is_ignored_is_read_from_the_account_of_the_process() {
+    fn an_ignored_sighup_is_read_from_the_process_status() {
         let status = |mask: &str| format!("Name:\ta\nSigBlk:\t0000000000000001\nSigIgn:\t{mask}\n");
         assert!(tells_of_ignored_hangup(&status("0000000000001001")));
         assert!(!tells_of_ignored_hangup(&status("0000000000001000")));

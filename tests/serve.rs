@@ -562,7 +562,7 @@ async fn a_client_that_polls_can_fetch_what_a_pipeline_sends_while_it_drains() {
 async fn a_time_in_which_nothing_can_be_done_is_refused() {
     type Set = fn(Serve, Duration) -> Serve;
     let set: [(Set, &str); 3] = [
-        (Serve::header_timeout, "a head that may take no time"),
+        (Serve::header_timeout, "header_timeout has to be above zero"),
         (Serve::body_timeout, "a body that may not pause"),
         (Serve::write_timeout, "an answer that may take no time"),
     ];

@@ -1,4 +1,4 @@
-//! All series of a recorder, and turning what they hold into lines.
+//! All series of a recorder. A drain turns their values into lines.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::series::{CounterSeries, GaugeSeries};
 use crate::table::{Full, Table};
 use crate::time_unit::TimeUnit;
 
-/// Where recording and flushing meet.
+/// The aggregating store: handles record into its series, flushes drain them.
 #[derive(Debug)]
 pub(crate) struct Aggregate {
     common: Common,
@@ -31,7 +31,7 @@ impl Aggregate {
         &self.common
     }
 
-    // Nothing if there are too many series.
+    // None if there are too many series.
 
     pub(crate) fn counter(&self, key: &Key) -> Option<Arc<CounterSeries>> {
         self.counters.get_or_make(key, || CounterSeries::new(self.common.naming.of(key)))
@@ -50,11 +50,11 @@ impl Aggregate {
         self.histograms.get_or_make(key, make)
     }
 
-    /// Hands everything there is to say since the last time to `emit`, in `line`, whose contents
-    /// are replaced, and lets idle series go. Returns how many samples the dialect had no line
-    /// for. One drain at a time. `now` is how long ago the recorder began.
+    /// Writes each change since the last drain into `line`, whose contents are replaced, passes it to
+    /// `emit`, and removes idle series. Returns the number of samples for which the dialect has no line.
+    /// Call it from one thread at a time. `now` is the time since the recorder was created.
     ///
-    /// `emit` is called with no lock held, so it may be slow, and may record.
+    /// `emit` is called without a lock held, so it may block, and may record.
     pub(crate) fn drain(
         &self,
         now: Duration,
@@ -65,7 +65,7 @@ impl Aggregate {
         let mut skipped = 0_u64;
         let mut longest_idle = Duration::ZERO;
 
-        // A table locks a shard while it visits it, which keeps new series out: hence the copies.
+        // A table locks a shard while it iterates over it, which blocks new series. Hence the copies.
         for (counter, is_held) in self.counters.all(|_, series, is_held| (series, is_held)) {
             let grown = counter.take();
             counter.idle().note(is_held || grown > 0, now);
@@ -121,7 +121,7 @@ impl Aggregate {
         skipped
     }
 
-    /// Hands the samples of a histogram to `emit`, many in a line. Returns how many were skipped.
+    /// Passes the samples of a histogram to `emit`, many in a line. Returns how many were skipped.
     fn pack(
         &self,
         histogram: &HistogramSeries,
@@ -166,8 +166,8 @@ impl Aggregate {
     }
 }
 
-/// Whether a gauge leaves once it is idle. One that was only ever set may have been set once for all, and is
-/// repeated as long as there is room.
+/// Whether an idle gauge is removed. A gauge that was only set may hold a constant, and is repeated
+/// while there is room.
 fn may_leave_when_idle(full: &Full, key: &Key, gauge: &GaugeSeries) -> bool {
     !gauge.is_only_set() || gauge.value().is_none() || full.has(key.name())
 }
@@ -184,10 +184,10 @@ mod tests {
 
     use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label, Unit};
 
-    /// In seconds, and there is a drain every second.
+    /// In seconds; the tests drain once a second.
     const IDLE_AFTER: u64 = 3;
 
-    /// With a clock that each drain moves on by a second.
+    /// An `Aggregate` with a clock that each drain advances by a second.
     struct Clocked {
         aggregate: Aggregate,
         now: Cell<Duration>,
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drain_says_what_is_new_and_repeats_gauges() {
+    fn a_drain_emits_changes_and_repeats_gauges() {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).increment(2);
         gauge(&aggregate, &key("g")).set(1.5);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_series_that_was_only_registered_says_nothing() {
+    fn a_series_that_was_only_registered_emits_nothing() {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).increment(0);
         let _ = gauge(&aggregate, &key("g"));
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_counts_from_the_next_drain_on() {
+    fn a_description_applies_from_the_next_drain_on() {
         let aggregate = aggregate(Dialect::DogStatsD);
         histogram(&aggregate, &key("t")).record(2.0);
         aggregate.common().describe_histogram("t".into(), Unit::Seconds);
@@ -314,14 +314,14 @@ mod tests {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).increment(1);
         aggregate.drain(|_| {
-            // A series that does not exist yet needs its shard for itself.
+            // Creating a series takes the shard's write lock.
             counter(&aggregate, &key("emitted")).increment(1);
             aggregate.common().describe_histogram("t".into(), Unit::Seconds);
         });
         assert_eq!(lines(&aggregate), ["emitted:1|c"]);
     }
 
-    /// How many series are left after so many drains of nothing.
+    /// The number of series after this many drains without a change.
     fn left(aggregate: &Clocked, drains: u64) -> usize {
         for _ in 0..drains {
             aggregate.drain(|_| ());
@@ -330,11 +330,11 @@ mod tests {
     }
 
     #[test]
-    fn series_that_nobody_holds_or_records_into_leave() {
+    fn idle_series_without_a_handle_are_removed() {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).increment(1);
         histogram(&aggregate, &key("h")).record(1.0);
-        // The first drain finds them in use.
+        // The first drain counts as a use.
         assert_eq!(left(&aggregate, 1 + IDLE_AFTER - 1), 2);
         assert_eq!(left(&aggregate, 1), 0);
 
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_that_was_set_once_is_repeated_until_its_room_is_needed() {
+    fn a_gauge_that_was_set_once_is_repeated_until_its_slot_is_needed() {
         let aggregate = aggregate(Dialect::DogStatsD);
         gauge(&aggregate, &key("build_info")).set(1.0);
         assert_eq!(left(&aggregate, 1000), 1);
@@ -370,18 +370,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_into_now_and_then_stays() {
+    fn series_in_occasional_use_are_kept() {
         let aggregate = aggregate(Dialect::DogStatsD);
         for _ in 0..3 {
             counter(&aggregate, &key("c")).increment(1);
-            gauge(&aggregate, &key("g")).set(1.0); // the same value is a change, too
+            gauge(&aggregate, &key("g")).set(1.0); // setting the same value counts as a change
             histogram(&aggregate, &key("h")).record(1.0);
             assert_eq!(left(&aggregate, IDLE_AFTER), 3);
         }
     }
 
     #[test]
-    fn a_series_with_a_handle_stays_and_its_gauge_is_repeated() {
+    fn series_with_a_handle_are_kept_and_gauges_repeated() {
         let aggregate = aggregate(Dialect::DogStatsD);
         let counter = counter(&aggregate, &key("c"));
         let gauge = gauge(&aggregate, &key("g"));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_of_totals_stays_for_the_next_total_is_sent_as_a_difference() {
+    fn a_counter_of_totals_is_kept_as_the_base_of_the_next_difference() {
         let aggregate = aggregate(Dialect::DogStatsD);
         counter(&aggregate, &key("c")).absolute(100);
         assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 1);
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_that_is_counted_up_and_down_stays_until_it_is_back_at_zero() {
+    fn a_gauge_with_increments_is_kept_until_it_is_back_at_zero() {
         let aggregate = aggregate(Dialect::DogStatsD);
         gauge(&aggregate, &key("g")).increment(2.0);
         assert_eq!(left(&aggregate, 2 * IDLE_AFTER), 1);
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_names_are_described_than_there_may_be_series() {
+    fn the_number_of_descriptions_is_bounded_by_max_series() {
         let aggregate = aggregate(Dialect::DogStatsD);
         for n in 0..101 {
             aggregate.common().describe_histogram(format!("t{n}").into(), Unit::Seconds);

@@ -1,4 +1,4 @@
-//! Options of a recorder, and bringing it to life.
+//! The builder of a recorder.
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct StatsdBuilder {
     limits: Limits,
 }
 
-/// Where lines go.
+/// Where lines are sent.
 pub(crate) enum Sink {
     Given(BoxSink),
     Udp(UdpSink),
@@ -46,8 +46,8 @@ pub(crate) enum Sink {
 }
 
 impl Sink {
-    /// How long a flush may wait for its receiver: half the interval, so that flushes are on time, and no
-    /// longer than a program may take to end.
+    /// The sink, with a limit on the time that a flush may wait for its receiver: half the interval, so
+    /// that flushes are on time, and at most the time that a program may take to exit.
     fn waiting(self, interval: Duration) -> BoxSink {
         let patience = (interval / 2).min(LONGEST_WAIT);
         match self {
@@ -84,43 +84,43 @@ impl StatsdBuilder {
         }
     }
 
-    /// Whose lines to write. Default: [`Dialect::DogStatsD`].
+    /// The format of the lines. Default: [`Dialect::DogStatsD`].
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
         self
     }
 
-    /// What every name begins with; a dot is put between. Default: nothing.
+    /// A prefix for every name, followed by a dot. Default: none.
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// Adds a tag to every line. A label with the same key wins over it. Default: none.
+    /// Adds a tag to every line. A label with the same key overrides it. Default: none.
     pub fn tag(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.tags.push((key.into(), value.into()));
         self
     }
 
-    /// How long to wait between two flushes. Default: 10 s, the interval in which both the
-    /// original daemon and the Datadog agent sum up by themselves.
+    /// The time between two flushes. Default: 10 s, the interval at which both the original daemon and
+    /// the Datadog agent aggregate.
     ///
-    /// Shorter makes a dashboard that watches the wire livelier; it costs a line per gauge and per
-    /// active counter each time.
+    /// A shorter interval updates a dashboard that reads the lines more often; it costs a line per gauge
+    /// and per active counter each time.
     pub fn flush_every(mut self, interval: Duration) -> Self {
         self.flush_every = interval;
         self
     }
 
-    /// How many bytes a packet may have. Default: 1432 over UDP, which passes an Ethernet with room
-    /// for a tunnel's headers, and 8192 over a Unix socket, which is what the Datadog agent reads
-    /// at once.
+    /// Maximum size of a packet in bytes. Default: 1432 over UDP, which fits into an Ethernet frame with
+    /// room for a tunnel's headers, and 8192 over a Unix socket, which is the size that the Datadog
+    /// agent reads at once.
     ///
-    /// As many lines as fit go into a packet, separated by newlines. None is ever parted, nor are
-    /// the two lines of a negative gauge in [`Dialect::StatsD`]; one that doesn't fit into a packet
-    /// of its own is left out, and counted in [`FlushReport::lines_oversized`].
+    /// Each packet contains as many lines as fit, separated by newlines. A line is never split over two
+    /// packets, and neither are the two lines of a negative gauge in [`Dialect::StatsD`]. A line longer
+    /// than a packet is dropped and counted in [`FlushReport::lines_oversized`].
     ///
-    /// Any other [`sink`](StatsdRecorder::sink) gets line by line unless this is set.
+    /// Any other [`sink`](StatsdRecorder::sink) receives one line at a time unless this is set.
     ///
     /// [`FlushReport::lines_oversized`]: crate::FlushReport::lines_oversized
     pub fn packet_bytes(mut self, bytes: usize) -> Self {
@@ -128,44 +128,44 @@ impl StatsdBuilder {
         self
     }
 
-    /// Whether flushes tell of themselves, by the counters that the
-    /// [documentation of the crate](crate#its-own-counters) names. Default: true.
+    /// Whether the recorder sends its own counters, which the [documentation of the
+    /// crate](crate#its-own-counters) lists. Default: true.
     pub fn own_counters(mut self, told: bool) -> Self {
         self.own_counters = told;
         self
     }
 
-    /// Whether samples of a histogram share a line, as many as fit into a packet:
-    /// `name:1:2:3|ms|#k:v`. Default: false, a line for each.
+    /// Whether samples of a histogram share a line, as many as fit into a packet: `name:1:2:3|ms|#k:v`.
+    /// Default: false, one line for each sample.
     ///
-    /// That is a fifth of the bytes, and needs a receiver that understands it: the Datadog agent does
-    /// from 7.25 on (version 1.1 of DogStatsD's protocol), and so does Prometheus's `statsd_exporter`.
-    /// One that does not takes the first sample for all of them. It has no effect in
-    /// [`Dialect::StatsD`], which has no such lines, and [`per_event`](Self::per_event).
+    /// Packed lines need a fifth of the bytes, and a receiver that supports them: the Datadog agent from
+    /// 7.25 on (version 1.1 of DogStatsD's protocol) and Prometheus's `statsd_exporter` do. Other
+    /// receivers take the first sample for all of them. It has no effect in [`Dialect::StatsD`], which
+    /// has no such lines, and with [`per_event`](Self::per_event).
     pub fn packed_values(mut self, packed: bool) -> Self {
         self.packed_values = packed;
         self
     }
 
-    /// How many samples a histogram keeps (and sends, a line each) between two flushes.
-    /// Default: 256, which is 2 KiB while they are held.
+    /// Maximum number of samples that a histogram keeps between two flushes, each of which is sent in
+    /// its own line. Default: 256, which is 2 KiB while they are held.
     ///
-    /// The count stays exact above it; percentiles become estimates. Of 256 samples, the p99 that a
-    /// receiver reckons is between the true p97.5 and p99.7 nine times in ten.
+    /// Above it, the count stays exact and percentiles become estimates. With 256 samples, the p99 that
+    /// a receiver computes is between the true p97.5 and p99.7 nine times in ten.
     pub fn histogram_samples(mut self, samples: usize) -> Self {
         self.limits.histogram_samples = samples;
         self
     }
 
-    /// How many of a histogram's samples are sent: `0.1` is one in ten. Default: 1.0, which is all
-    /// of them, up to [`histogram_samples`](Self::histogram_samples).
+    /// The fraction of a histogram's samples that is sent: `0.1` is one in ten. Default: 1.0, which is
+    /// all of them, up to [`histogram_samples`](Self::histogram_samples).
     ///
-    /// Which ones is left to chance. Lines carry the rate (`|@0.1`), and the count that a receiver
-    /// recovers from them is exact. The rate is taken as one divided by a whole number, the
-    /// nearest: Datadog's agent does so, and 0.3 is a third.
+    /// Samples are chosen at random. Lines carry the rate (`|@0.1`), and the count that a receiver
+    /// computes from them is exact. The rate is rounded to one divided by a whole number, as Datadog's
+    /// agent does: 0.3 becomes a third.
     ///
-    /// Counters are added up before they are sent, which no rate can better. They have one only
-    /// [`per_event`](Self::per_event); gauges never have one.
+    /// Counters are aggregated before they are sent, so a rate would save nothing. It applies to them
+    /// only with [`per_event`](Self::per_event), and never to gauges.
     ///
     /// # Examples
     ///
@@ -191,20 +191,20 @@ impl StatsdBuilder {
         self
     }
 
-    /// The same for the metric of this name, as it is recorded, whatever its labels.
+    /// Sets the [`sample_rate`](Self::sample_rate) of one metric, by its name as recorded, for all its
+    /// labels.
     pub fn sample_rate_of(mut self, name: impl Into<String>, rate: f64) -> Self {
         self.sample_rates.push((name.into(), rate));
         self
     }
 
-    /// Sends every value that is recorded, at once, in a line of its own: for development and
-    /// tests, where one wants to see what happens. Default: values are aggregated.
+    /// Sends every recorded value at once, in a line of its own, for development and tests. Default:
+    /// values are aggregated.
     ///
-    /// Counters send each step, gauges each level and nothing when they don't change, histograms
-    /// each sample. Still nobody waits who records: 10,000 values can wait for the flush thread,
-    /// and what is too much is dropped and counted in [`FlushReport::events_dropped`]. With a
-    /// [`sample_rate`](Self::sample_rate), one of so many values in a row is sent, counters
-    /// included.
+    /// Counters send each increment, gauges each change of their value, histograms each sample.
+    /// Recording still never blocks: up to 10,000 values wait for the flush thread, and further ones are
+    /// dropped and counted in [`FlushReport::events_dropped`]. With a [`sample_rate`](Self::sample_rate)
+    /// of one in N, one of each N consecutive values is sent, including those of counters.
     ///
     /// [`FlushReport::events_dropped`]: crate::FlushReport::events_dropped
     ///
@@ -221,7 +221,7 @@ impl StatsdBuilder {
     ///     counter!("joins").increment(1);
     ///     counter!("joins").increment(2);
     /// });
-    /// assert_eq!(sent.recv()?, b"joins:1|c"); // without being asked
+    /// assert_eq!(sent.recv()?, b"joins:1|c"); // without an explicit flush
     /// assert_eq!(sent.recv()?, b"joins:2|c");
     /// # Ok(())
     /// # }
@@ -231,28 +231,29 @@ impl StatsdBuilder {
         self
     }
 
-    /// After how long a series leaves that has no handle and is not recorded into. Default: ten
+    /// The time after which a series without a handle is removed if no value is recorded. Default: ten
     /// minutes.
     ///
-    /// It takes its memory with it. When it is recorded into again, it is there again, and nothing is
-    /// lost. For that, two kinds of series stay for good: a counter that is told totals
-    /// ([`absolute`](metrics::Counter::absolute)), and a gauge that is counted up and down, until it is
-    /// back at zero; the next total, the next step would otherwise mean something else.
+    /// Removing a series frees its memory. The next value creates it again, and no value is lost. For
+    /// that reason, two kinds of series are kept: a counter that was set to totals
+    /// ([`absolute`](metrics::Counter::absolute)), and a gauge that was incremented or decremented,
+    /// until it is back at zero. Without the old value, the next total or step would have another
+    /// meaning.
     ///
-    /// A gauge that is only [`set`](metrics::Gauge::set) stays as well, and is repeated at every flush:
-    /// it may have been set once for all, as `build_info` is. When there is no room for another series,
-    /// or for another of its name, it leaves once it is idle, unless its handle is held.
+    /// A gauge that was only [`set`](metrics::Gauge::set) is kept, too, and repeated at every flush: it
+    /// may hold a constant, as `build_info` does. When the limit of series, or of series of its name, is
+    /// reached, it is removed once it is idle, unless its handle is held.
     pub fn idle_after(mut self, time: Duration) -> Self {
         self.limits.idle_after = time;
         self
     }
 
-    /// How many series there may be, counters, gauges and histograms together. Default: 10,000.
+    /// Maximum number of series: counters, gauges and histograms together. Default: 10,000.
     ///
-    /// A series too many is refused: what is recorded into it goes nowhere and costs nothing, and
-    /// a handle of it remains like this. Each refusal is counted in [`FlushReport::series_refused`], by
-    /// name in `statsd.client.series_refused`, and the first of each name is logged as a warning. Series
-    /// that leave make room.
+    /// Further series are refused: values recorded into them are dropped at no cost, and a handle of a
+    /// refused series stays without effect. Each refusal is counted in [`FlushReport::series_refused`],
+    /// by name in `statsd.client.series_refused`, and the first one of each name is logged as a warning.
+    /// Removed series make room for others.
     ///
     /// [`FlushReport::series_refused`]: crate::FlushReport::series_refused
     pub fn max_series(mut self, series: usize) -> Self {
@@ -260,22 +261,22 @@ impl StatsdBuilder {
         self
     }
 
-    /// How many series of one name there may be, whatever their labels. Default: 1,000.
+    /// Maximum number of series of one name, over all labels. Default: 1,000.
     ///
-    /// So a label with too many values costs its own metric, and no other. A series too many is refused,
-    /// as one of [`max_series`](Self::max_series).
+    /// A label with too many values therefore affects its own metric only. Further series are refused,
+    /// as with [`max_series`](Self::max_series).
     pub fn max_series_per_name(mut self, series: usize) -> Self {
         self.limits.max_series_per_name = series;
         self
     }
 
-    /// Starts the flush thread and gives back the recorder, for programs that combine several or
-    /// hand one to a library explicitly.
+    /// Starts the flush thread and returns the recorder, for programs that combine several recorders or
+    /// pass one to a library.
     ///
     /// # Errors
     ///
-    /// An option is zero that can't be, a sample rate is not above 0 and up to 1, or the thread
-    /// can't be started.
+    /// A sample rate is not above 0 and at most 1, another option is zero, or the thread cannot be
+    /// started.
     ///
     /// # Examples
     ///
@@ -325,12 +326,13 @@ impl StatsdBuilder {
         Ok((StatsdRecorder::new(store), flusher))
     }
 
-    /// Starts the flush thread and makes the recorder the one of the whole process. Keep what is
-    /// returned until the end of the program: dropping it sends what is left and stops the thread.
+    /// Starts the flush thread and installs the recorder for the whole process. Keep the returned
+    /// flusher until the end of the program: dropping it sends the remaining values and stops the
+    /// thread.
     ///
     /// # Errors
     ///
-    /// As [`build`](Self::build), or the process already has a recorder.
+    /// As [`build`](Self::build), or a recorder is already installed in the process.
     pub fn install(self) -> Result<StatsdFlusher, InstallError> {
         let (recorder, flusher) = self.build()?;
         metrics::set_global_recorder(recorder).map_err(|_| InstallError::AlreadyInstalled)?;

@@ -1,4 +1,4 @@
-//! What series are made and sent with, whether values are added up or sent each by itself.
+//! Configuration that all series share, in both stores.
 
 use std::sync::Arc;
 
@@ -11,30 +11,30 @@ use crate::sample_rate::SampleRates;
 use crate::table::{Room, Table};
 use crate::time_unit::TimeUnits;
 
-/// What all series of a recorder have in common.
+/// Configuration that all series of a recorder share.
 #[derive(Debug)]
 pub(crate) struct Common {
     pub(crate) naming: Naming,
     pub(crate) limits: Limits,
     pub(crate) room: Arc<Room>,
     pub(crate) rates: SampleRates,
-    /// How many bytes a line of several samples may have. Nothing if each has a line of its own.
+    /// Maximum size of a line with several samples, in bytes. None if each sample has a line of its own.
     pub(crate) packed: Option<usize>,
-    /// Looked up at each flush, so that a description counts whether it comes before or after the
-    /// first handle.
+    /// Looked up at each flush, so that a description applies whether it comes before or after the first
+    /// handle.
     pub(crate) time_units: TimeUnits,
 }
 
-/// How much is kept, and for how long.
+/// Limits of a recorder's memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Series of all kinds together.
+    /// Maximum number of series, of all kinds together.
     pub(crate) max_series: usize,
-    /// Those of one name, whatever their labels.
+    /// Maximum number of series of one name, over all labels.
     pub(crate) max_series_per_name: usize,
-    /// Values of a histogram between two flushes.
+    /// Maximum number of values of a histogram between two flushes.
     pub(crate) histogram_samples: usize,
-    /// How long a series stays that has no handle and is not recorded into.
+    /// The time after which an unused series without a handle is removed.
     pub(crate) idle_after: Duration,
 }
 
@@ -45,13 +45,13 @@ impl Common {
         Self { naming, limits, room, rates, packed: None, time_units }
     }
 
-    /// Several samples of a histogram share a line of at most so many bytes.
+    /// Puts several samples of a histogram into a line of at most `bytes`.
     pub(crate) fn packed(mut self, bytes: usize) -> Self {
         self.packed = Some(bytes);
         self
     }
 
-    /// For series of one kind. All tables share the room.
+    /// A table for series of one kind. All tables share the limits.
     pub(crate) fn table<S>(&self) -> Table<S> {
         Table::new(Arc::clone(&self.room))
     }

@@ -1,6 +1,6 @@
 //! The two ways to write StatsD. Pure.
 
-/// How lines are written: which receiver they are for.
+/// The format of the lines, by the receiver.
 ///
 /// # Characters
 ///
@@ -13,8 +13,8 @@
 /// | tag key | – | `/` |
 /// | tag value | – | `/` `:` |
 ///
-/// An empty name is written `_`. A tag whose key or value is empty is left out. Series whose names
-/// become equal this way are sent under one name, and the receiver takes them for one series.
+/// An empty name becomes `_`. A tag with an empty key or value is omitted. Series whose names become
+/// equal are sent under one name, and the receiver treats them as one series.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Dialect {
@@ -22,7 +22,7 @@ pub enum Dialect {
     ///
     /// - Tags are part of the name, as graphite writes them: `name;k=v;k2=v2:1|c`.
     /// - Every histogram is sent as `ms`, because this daemon takes `h` for a counter.
-    /// - It has no negative timings: negative samples are left out and counted in
+    /// - It has no negative timings: negative samples are dropped and counted in
     ///   [`FlushReport::samples_skipped`](crate::FlushReport::samples_skipped).
     /// - A leading minus means "less than now" in a gauge, so a gauge below zero is sent as two
     ///   lines, `name:0|g` and `name:-3|g`. They are handed to the sink as one text, and so
@@ -31,8 +31,8 @@ pub enum Dialect {
 
     /// The Datadog agent and receivers that understand its tags: `name:1|c|#k:v,k2:v2`.
     ///
-    /// Histograms with a time unit are sent as `ms`, others as `h`. A gauge below zero is sent as it
-    /// is, which a receiver that takes a minus for a step, such as netdata, gets wrong.
+    /// Histograms with a time unit are sent as `ms`, others as `h`. A gauge below zero is sent
+    /// unchanged. A receiver that treats a leading minus as a decrement, such as netdata, misreads it.
     #[default]
     DogStatsD,
 }

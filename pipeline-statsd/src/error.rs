@@ -1,30 +1,32 @@
-//! What can go wrong while a recorder is set up. Nothing can afterwards: a failing sink is counted
-//! and logged, and recording cannot fail.
+//! Errors of setting up a recorder. There are none afterwards: failures of the sink are counted and
+//! logged, and recording cannot fail.
 
 use std::io;
 
-/// Why [`StatsdRecorder::udp`](crate::StatsdRecorder::udp) failed.
+/// The error of [`StatsdRecorder::udp`](crate::StatsdRecorder::udp).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UdpError {
-    /// What was given is no address.
-    #[error("the address of the statsd receiver has to be a host and a port, as in 127.0.0.1:8125")]
+    /// The address cannot be parsed.
+    #[error(
+        "the address of the statsd receiver has to be a host and a port, for example 127.0.0.1:8125"
+    )]
     Invalid(#[source] io::Error),
 
-    /// The receiver's name could not be resolved. It is tried again, so this is only logged.
+    /// The receiver's name could not be resolved. Resolution is retried, so this is only logged.
     #[error("could not resolve the address of the statsd receiver")]
     Resolve(#[source] io::Error),
 
-    /// The receiver's name exists and has no address. It is tried again, so this is only logged.
+    /// The receiver's name exists but has no address. Resolution is retried, so this is only logged.
     #[error("the name of the statsd receiver has no address")]
     NoAddress,
 
-    /// No local socket could be had for any of the receiver's addresses.
+    /// No local socket could be bound for any of the receiver's addresses.
     #[error("could not bind a local udp socket")]
     Bind(#[source] io::Error),
 
-    /// There is no way to the receiver. It is tried again, so this is only logged.
-    #[error("there is no way to the statsd receiver")]
+    /// There is no route to the receiver. Connecting is retried, so this is only logged.
+    #[error("no route to the statsd receiver")]
     Connect(#[source] io::Error),
 }
 
@@ -38,7 +40,7 @@ impl UdpError {
     }
 }
 
-/// Why [`StatsdBuilder::build`](crate::StatsdBuilder::build) failed.
+/// The error of [`StatsdBuilder::build`](crate::StatsdBuilder::build).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
@@ -46,24 +48,24 @@ pub enum BuildError {
     #[error("the flush interval is zero")]
     ZeroInterval,
 
-    /// Packets are to be empty.
-    #[error("the number of bytes of a packet is zero")]
+    /// The maximum size of a packet is zero.
+    #[error("the maximum size of a packet is zero")]
     ZeroPacket,
 
-    /// Histograms are to keep no samples.
-    #[error("the number of histogram samples is zero")]
+    /// The maximum number of samples of a histogram is zero.
+    #[error("the maximum number of histogram samples is zero")]
     ZeroSamples,
 
-    /// A sample rate is not a number above 0 and up to 1.
-    #[error("a sample rate is not above 0 and up to 1")]
+    /// A sample rate is not above 0 and at most 1.
+    #[error("a sample rate is not above 0 and at most 1")]
     SampleRate,
 
-    /// Series are to leave at once.
-    #[error("the time after which series leave is zero")]
+    /// The idle time of series is zero.
+    #[error("the idle time of series is zero")]
     ZeroIdle,
 
-    /// There are to be no series.
-    #[error("the number of series is zero")]
+    /// The maximum number of series is zero.
+    #[error("the maximum number of series is zero")]
     ZeroSeries,
 
     /// The flush thread could not be started.
@@ -71,7 +73,7 @@ pub enum BuildError {
     Thread(#[source] io::Error),
 }
 
-/// Why [`StatsdBuilder::install`](crate::StatsdBuilder::install) failed.
+/// The error of [`StatsdBuilder::install`](crate::StatsdBuilder::install).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InstallError {
@@ -79,7 +81,7 @@ pub enum InstallError {
     #[error(transparent)]
     Build(#[from] BuildError),
 
-    /// The process has a recorder, and it is there to stay.
+    /// The process already has a recorder, which cannot be replaced.
     #[error("a metrics recorder is already installed")]
     AlreadyInstalled,
 }

@@ -1,5 +1,4 @@
-//! Values on their way from those who record them to the thread that sends them, and what wakes
-//! that thread.
+//! The queue of values from recording threads to the flush thread, which it also wakes.
 #![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
 use std::collections::VecDeque;
@@ -10,10 +9,10 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::per_event::EventSeries;
 
-/// How many values may wait. The next one is dropped, and counted.
+/// Capacity of the queue. Further values are dropped and counted.
 pub(crate) const MAX_EVENTS: usize = 10_000;
 
-/// A bounded queue that drops the newest. Nobody who records ever waits.
+/// A bounded queue that drops the newest value. Pushing never blocks.
 #[derive(Debug, Default)]
 pub(crate) struct EventQueue {
     state: Mutex<State>,
@@ -27,7 +26,7 @@ struct State {
     is_closed: bool,
 }
 
-/// One value that was recorded.
+/// One recorded value.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) series: Arc<EventSeries>,
@@ -36,22 +35,22 @@ pub(crate) struct Event {
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value {
-    /// A counter grew by this, as often as the weight says.
+    /// An increment of a counter, recorded `weight` times.
     Growth { by: u64, weight: u64 },
-    /// A gauge is here now.
+    /// The new value of a gauge.
     Level(f64),
-    /// A histogram was given this, as often as the weight says.
+    /// A sample of a histogram, recorded `weight` times.
     Sample { value: f64, weight: u64 },
 }
 
-/// Why the thread goes on.
+/// Why the thread woke up.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// Something was recorded.
+    /// A value was recorded.
     Event,
-    /// It is time.
+    /// The time is over.
     Due,
-    /// It is to end.
+    /// The queue was closed.
     Closed,
 }
 
@@ -59,7 +58,7 @@ impl EventQueue {
     pub(crate) fn push(&self, event: Event) {
         let mut state = self.state.lock();
         if state.is_closed {
-            return; // nobody will send it
+            return; // the flush thread has ended
         }
         if state.events.len() >= MAX_EVENTS {
             state.dropped += 1;
@@ -70,19 +69,19 @@ impl EventQueue {
         self.changed.notify_one();
     }
 
-    /// What waits, and how many were dropped since the last call.
+    /// The queued values, and the number of values dropped since the last call.
     pub(crate) fn take(&self) -> (VecDeque<Event>, u64) {
         let mut state = self.state.lock();
         (std::mem::take(&mut state.events), std::mem::take(&mut state.dropped))
     }
 
-    /// Takes in nothing from now on, and ends the wait.
+    /// Drops further values, and ends the wait.
     pub(crate) fn close(&self) {
         self.state.lock().is_closed = true;
         self.changed.notify_one();
     }
 
-    /// Waits for an event, the end or this moment; forever if there is no such moment.
+    /// Waits for a value, the close of the queue, or this instant; without an instant, for ever.
     pub(crate) fn wait(&self, until: Option<Instant>) -> Woken {
         let mut state = self.state.lock();
         loop {

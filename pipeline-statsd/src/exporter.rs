@@ -1,4 +1,4 @@
-//! The flush itself: what was recorded becomes lines, lines become packets, the sink gets them.
+//! The flush: recorded values become lines, lines become packets, packets go to the sink.
 #![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
 use std::any::Any;
@@ -20,26 +20,26 @@ use crate::table::{MAX_NAMES, Refused};
 
 pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
 
-/// One store, one sink, one flush at a time.
+/// A store and a sink, with one flush at a time.
 pub(crate) struct Exporter {
     store: Arc<Store>,
     output: Mutex<Output>,
     began: Instant,
 }
 
-/// What a flush works with.
+/// The state that flushes share.
 struct Output {
     sink: BoxSink,
-    /// Nothing if the sink gets line by line, and may pack them by itself.
+    /// None if the sink receives one line at a time, and may pack lines itself.
     packet: Option<Packet>,
-    /// Nothing if flushes don't tell of themselves.
+    /// None if own counters are turned off.
     own: Option<OwnCounters>,
     /// Reused for every line of every flush.
     line: String,
-    /// Whether there is anything that own counters can travel with.
+    /// Whether there are lines that own counters can travel with.
     said: bool,
     health: Health,
-    /// Of which metrics it has been logged that their series are refused.
+    /// The metrics for which refused series have been logged.
     warned_of: HashSet<Box<str>>,
 }
 
@@ -95,7 +95,7 @@ impl Exporter {
 
         let change = health.observe(&report);
         let news = news(&refused, warned_of);
-        drop(output); // a subscriber of the log may take its time
+        drop(output); // a log subscriber may be slow
         match (change, error) {
             (Some(Change::Failed), Some(error)) => {
                 let FlushReport { lines, errors, .. } = report;
@@ -113,14 +113,14 @@ impl Exporter {
                 series,
                 max_series,
                 max_per_name,
-                "statsd refuses series, there are too many"
+                "statsd series refused: too many series"
             );
         }
         report
     }
 }
 
-/// The metrics that have not been warned of.
+/// The metrics that have not been logged yet.
 fn news(refused: &Refused, warned_of: &mut HashSet<Box<str>>) -> Vec<Box<str>> {
     let mut news: Vec<Box<str>> = Vec::new();
     for metric in refused.keys() {
@@ -131,21 +131,21 @@ fn news(refused: &Refused, warned_of: &mut HashSet<Box<str>>) -> Vec<Box<str>> {
     news
 }
 
-/// One flush on its way.
+/// A flush in progress.
 struct Sending<'a> {
     sink: &'a (dyn MetricSink + Send + Sync),
     packet: Option<&'a mut Packet>,
     /// Whether there was anything to send.
     has_begun: bool,
     report: FlushReport,
-    /// The marks of what the sink took, and of what it did not.
+    /// Marks of the counters in sent packets, and of those in lost ones.
     told: u16,
     untold: u16,
-    /// The first thing that went wrong.
+    /// The first error.
     error: Option<io::Error>,
 }
 
-/// What became of it.
+/// The result of a flush.
 struct Sent {
     report: FlushReport,
     told: u16,
@@ -158,7 +158,7 @@ impl<'a> Sending<'a> {
         Self { sink, packet, has_begun: false, report, told: 0, untold: 0, error: None }
     }
 
-    /// A line, or several that must not be parted.
+    /// Adds a line, or several that must stay in one packet.
     fn push(&mut self, text: &str, marks: u16) {
         self.has_begun = true;
         let Some(packet) = self.packet.take() else {
@@ -181,7 +181,7 @@ impl<'a> Sending<'a> {
             self.emit(packet.text(), packet.lines(), packet.marks());
             packet.clear();
         }
-        // Even with no line: a buffering sink may hold what it could not send the last time.
+        // Even without lines: a buffering sink may hold lines of an earlier flush.
         if let Err(error) = unless_it_panics(|| self.sink.flush()) {
             self.failed(error);
         }
@@ -210,14 +210,14 @@ impl<'a> Sending<'a> {
     }
 }
 
-/// Calls the sink. A sink that panics has failed, and is called again.
+/// Calls the sink. A panic counts as an error, and the sink is used again.
 fn unless_it_panics<T>(call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|panic| {
         Err(io::Error::other(format!("the sink panicked: {}", message(&*panic))))
     })
 }
 
-/// What a panic says.
+/// The message of a panic.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")

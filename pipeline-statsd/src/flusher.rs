@@ -1,4 +1,4 @@
-//! The one thread that flushes on time.
+//! The thread that flushes once per interval.
 
 #![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
@@ -14,18 +14,18 @@ use crate::exporter::{Exporter, message};
 use crate::report::FlushReport;
 use crate::store::Occasion;
 
-/// Sends what a [`StatsdRecorder`](crate::StatsdRecorder) has gathered, once per interval, from a
-/// thread of its own.
+/// A handle of the thread that sends what a [`StatsdRecorder`](crate::StatsdRecorder) has recorded, once
+/// per interval.
 ///
-/// Keep it for as long as metrics are to be sent. Dropping it sends what is left, stops the thread
-/// and waits for it, then drops the sink.
+/// Keep it for as long as metrics are to be sent. Dropping it sends the remaining values, stops the
+/// thread, waits for it, and drops the sink.
 ///
-/// A sink that fails, or panics, stops nothing. The first failing flush is logged as a warning, the first
-/// good one after it as information, and nothing in between.
+/// A sink that fails or panics does not stop the thread. The first failing flush is logged as a warning,
+/// the first successful one after it as information, and none in between.
 #[must_use = "dropping the flusher stops it"]
 pub struct StatsdFlusher {
     exporter: Arc<Exporter>,
-    /// Wakes the thread, and tells it to end when it is closed.
+    /// Wakes the thread. Closing it ends the thread.
     queue: Arc<EventQueue>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,11 +44,11 @@ impl StatsdFlusher {
         Ok(Self { exporter, queue, thread: Some(thread) })
     }
 
-    /// Sends now, on the calling thread, what there is to send. The thread goes on as before.
+    /// Flushes now, on the calling thread. The thread's own flushes are not affected.
     ///
-    /// Waits for a flush that is under way. It takes as long as the sink takes. UDP and Unix sockets give
-    /// their receiver time to read: half the [interval](crate::StatsdBuilder::flush_every) and five
-    /// seconds at most. In a task, `spawn_blocking` is the place for that.
+    /// Waits for a flush in progress. A flush takes as long as the sink does. UDP and Unix sockets wait
+    /// for their receiver: half the [interval](crate::StatsdBuilder::flush_every), and five seconds at
+    /// most. In async code, call it in `spawn_blocking`.
     ///
     /// # Examples
     ///
@@ -74,7 +74,7 @@ impl Drop for StatsdFlusher {
     fn drop(&mut self) {
         self.queue.close();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("statsd flush thread had panicked");
+            tracing::error!("statsd flush thread panicked");
         }
     }
 }
@@ -86,12 +86,12 @@ impl fmt::Debug for StatsdFlusher {
 }
 
 fn flush_until_closed(exporter: &Exporter, queue: &EventQueue, interval: Duration) {
-    // An interval without an end in time never comes to one.
+    // An interval too long for an `Instant` never elapses.
     let next = || Instant::now().checked_add(interval);
     let mut due = next();
     let mut has_panicked = false;
-    // A sink that panics is the exporter's affair. Whatever else does, in a subscriber of the log for
-    // instance, costs one flush.
+    // The exporter handles a sink that panics. Any other panic, for instance in a log subscriber, costs
+    // one flush.
     let mut flush = |occasion| {
         let flushed = catch_unwind(AssertUnwindSafe(|| exporter.flush(occasion)));
         if let Err(panic) = flushed
@@ -103,7 +103,7 @@ fn flush_until_closed(exporter: &Exporter, queue: &EventQueue, interval: Duratio
     loop {
         match queue.wait(due) {
             Woken::Event if due.is_none_or(|due| Instant::now() < due) => flush(Occasion::Event),
-            // However many events there are, it is also on time.
+            // A steady stream of events must not delay the regular flush.
             Woken::Event | Woken::Due => {
                 flush(Occasion::Due);
                 due = next();

@@ -7,7 +7,7 @@ use crate::idle::Idle;
 use crate::name::SeriesName;
 use crate::random::Random;
 
-/// A histogram between two flushes.
+/// The samples of a histogram between two flushes.
 #[derive(Debug)]
 pub(crate) struct HistogramSeries {
     name: SeriesName,
@@ -16,9 +16,8 @@ pub(crate) struct HistogramSeries {
 }
 
 impl HistogramSeries {
-    /// Keeps at most `limit` values between two flushes, and gives out one in `one_in` of those
-    /// that were recorded; both are at least one. The choice of values depends on nothing but
-    /// `seed` and the order they were recorded in.
+    /// Keeps at most `limit` values between two flushes, and returns one in `one_in` of the recorded
+    /// ones; both are at least one. The choice depends only on `seed` and the order of recording.
     pub(crate) fn new(name: SeriesName, limit: usize, one_in: u64, seed: u64) -> Self {
         let random = Random::new(seed);
         let reservoir = Reservoir { values: Vec::new(), count: 0, limit, one_in, random };
@@ -33,12 +32,12 @@ impl HistogramSeries {
         &self.idle
     }
 
-    /// Whether nothing would be lost if it began anew.
+    /// Whether removing the series would lose nothing.
     pub(crate) fn may_leave(&self) -> bool {
         self.reservoir.lock().count == 0
     }
 
-    /// What was recorded since the last call.
+    /// The samples recorded since the last call.
     pub(crate) fn take(&self) -> Samples {
         self.reservoir.lock().take()
     }
@@ -57,7 +56,7 @@ impl HistogramFn for HistogramSeries {
     }
 }
 
-/// Values taken from a histogram, and how many recorded ones they stand for.
+/// Values of a histogram, and the number of recorded ones that they represent.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Samples {
     values: Vec<f64>,
@@ -69,21 +68,21 @@ impl Samples {
         self.values.is_empty()
     }
 
-    /// The values in two parts, and the number of recorded ones for which each value of a part
-    /// stands.
+    /// The values in two parts, and for each part the number of recorded values that one of its values
+    /// represents.
     ///
-    /// These weights are whole, because receivers make them so, differ by at most one, and add up to
-    /// the count.
+    /// These weights are whole numbers, because receivers round them, differ by at most one, and add up
+    /// to the count.
     pub(crate) fn parts(&self) -> [(&[f64], u64); 2] {
         let kept = self.values.len() as u64;
-        // No values, no items: the divisor is then of no consequence.
+        // Without values the divisor does not matter.
         let each = self.count / kept.max(1);
         let heavier = usize::try_from(self.count % kept.max(1)).unwrap_or(usize::MAX);
         let (heavier, lighter) = self.values.split_at(heavier);
         [(heavier, each.saturating_add(1)), (lighter, each)]
     }
 
-    /// Each value with the number of recorded ones that it stands for.
+    /// Each value with the number of recorded ones that it represents.
     pub(crate) fn weighted(&self) -> impl Iterator<Item = (f64, u64)> + '_ {
         let weighted = |(values, weight)| {
             let values: &[f64] = values;
@@ -93,12 +92,11 @@ impl Samples {
     }
 }
 
-/// Reservoir sampling: after any number of records, each of them is as likely as any other to be
-/// among the values.
+/// Reservoir sampling: each recorded value is kept with the same probability.
 #[derive(Debug)]
 struct Reservoir {
     values: Vec<f64>,
-    /// Exact, up to the end of its range.
+    /// Exact, up to `u64::MAX`.
     count: u64,
     limit: usize,
     one_in: u64,
@@ -120,7 +118,7 @@ impl Reservoir {
         }
     }
 
-    /// One more value than there is room for.
+    /// Records a value when the reservoir is full.
     fn replace(&mut self, value: f64) {
         self.count = self.count.saturating_add(1);
         let slot = usize::try_from(self.random.below(self.count)).ok();
@@ -129,8 +127,8 @@ impl Reservoir {
         }
     }
 
-    /// As `replace`, `times` over, at the price of one pass over the values: deals the slots from
-    /// the old values and the new ones as if from one pack of cards.
+    /// Records `value` `times` times in one pass over the kept values: it fills each slot at random from
+    /// the old values and the new ones.
     fn merge(&mut self, value: f64, times: u64) {
         let (mut old, mut new) = (self.count, times);
         for slot in &mut self.values {
@@ -144,7 +142,7 @@ impl Reservoir {
         self.count = self.count.saturating_add(times);
     }
 
-    /// Puts a random choice of the values in front.
+    /// Moves a random choice of `wanted` values to the front.
     fn shuffle(&mut self, wanted: usize) {
         for slot in 0..wanted {
             let others = (self.values.len() - slot) as u64;
@@ -159,7 +157,7 @@ impl Reservoir {
             self.shuffle(wanted);
             self.values.truncate(wanted);
         }
-        // The memory goes with the values: a histogram that fell silent holds none.
+        // Takes the buffer, too: a histogram without new values holds no memory.
         Samples { values: std::mem::take(&mut self.values), count: std::mem::take(&mut self.count) }
     }
 }
@@ -201,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_is_ignored() {
+    fn values_that_are_not_finite_are_ignored() {
         let histogram = histogram(4);
         for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             histogram.record(value);
@@ -211,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_number_of_equal_values_is_counted_without_being_walked() {
+    fn a_huge_number_of_equal_values_is_counted_without_iterating() {
         let histogram = histogram(8);
         histogram.record(1.0);
         histogram.record_many(2.0, usize::MAX);
@@ -223,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn of_so_many_one_is_given_out_by_chance_and_stands_for_all() {
+    fn one_in_n_is_chosen_at_random_and_represents_n() {
         let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);
         let histogram = HistogramSeries::new(name, 1000, 10, 7);
         let mut early = 0;
@@ -236,13 +234,13 @@ mod tests {
         }
         assert!(early.abs_diff(10_000) < 350, "{early}");
 
-        // Few are not rounded away.
+        // A few values are not rounded to none.
         histogram.record(1.0);
         assert_eq!(histogram.take().weighted().collect::<Vec<_>>(), [(1.0, 1)]);
     }
 
-    /// Of the values 0..1000, those below 500 must be kept about as often as the others, however
-    /// they were recorded.
+    /// Of the values 0..1000, those below 500 must be kept about as often as the others, for each way of
+    /// recording them.
     #[test]
     fn every_value_is_as_likely_to_be_kept_as_any_other() {
         let one_by_one = |histogram: &HistogramSeries| {
@@ -266,8 +264,7 @@ mod tests {
                     let kept = histogram.take().values;
                     early += kept.into_iter().filter(|value| *value < 500.0).count();
                 }
-                // Fair draws stray further than this once in a million runs, and the choice is
-                // the same in every run.
+                // Fair draws exceed this deviation once in a million runs, and the seed is fixed.
                 let half = 100 * limit;
                 assert!(early.abs_diff(half) <= half * 35 / 1000, "way {n}, {limit}: {early}");
             }

@@ -1,25 +1,25 @@
-//! How long a series has not been needed. Pure, but for the atomic: time comes in as an argument.
+//! How long a series has been unused. Pure, except for the atomic: the time is an argument.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// When a series was last needed, as a duration since the recorder began. Only flushes touch it, and only
+/// The time of a series' last use, as a duration since the recorder was created. Only flushes access it,
 /// one at a time.
 #[derive(Debug)]
 pub(crate) struct Idle(AtomicU64);
 
-/// It has not been looked at yet.
+/// No flush has seen the series yet.
 const NEVER: u64 = u64::MAX;
 
 impl Idle {
-    /// Notes whether the series is held or was recorded into. The first look counts as that.
+    /// Records whether the series is held or was recorded into. The first call counts as a use.
     pub(crate) fn note(&self, in_use: bool, now: Duration) {
         if in_use || self.0.load(Ordering::Relaxed) == NEVER {
             self.0.store(nanos(now), Ordering::Relaxed);
         }
     }
 
-    /// How long it has not been needed.
+    /// How long the series has been unused.
     pub(crate) fn time(&self, now: Duration) -> Duration {
         let since = self.0.load(Ordering::Relaxed);
         Duration::from_nanos(nanos(now).saturating_sub(since))
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn time_passes_from_the_last_use_on_and_the_first_look_is_one() {
+    fn idle_time_starts_at_the_last_use_and_the_first_call_is_one() {
         let (idle, at) = (Idle::default(), Duration::from_secs);
         assert_eq!(idle.time(at(100)), Duration::ZERO);
         idle.note(false, at(100));

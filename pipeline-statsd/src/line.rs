@@ -1,14 +1,14 @@
 //! One line of StatsD text, in either dialect.
 //!
-//! Pure: no clock, no lock, no I/O. A line is the head of its series' name, a value, a type, a
-//! sample rate if there is one, and the tail of the name.
+//! Pure: no clock, no lock, no I/O. A line consists of the head of its series' name, a value, a type, an
+//! optional sample rate, and the tail of the name.
 
 use std::fmt::{self, Write as _};
 
 use crate::dialect::Dialect;
 use crate::name::SeriesName;
 
-/// What the samples of a histogram measure.
+/// The unit of a histogram's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SampleKind {
     /// Milliseconds.
@@ -18,7 +18,7 @@ pub(crate) enum SampleKind {
 }
 
 impl Dialect {
-    /// Appends the line of a counter that grew by `value`, which stands for `weight` times that.
+    /// Appends the line of a counter that grew by `value` times `weight`.
     pub(crate) fn write_counter(
         self,
         out: &mut String,
@@ -31,7 +31,7 @@ impl Dialect {
         out.push_str(series.tail());
     }
 
-    /// Appends the line (or, below zero in StatsD, the two lines) of a gauge.
+    /// Appends the line of a gauge, or the two lines of a negative one in StatsD.
     ///
     /// Appends nothing and returns false if the value is not finite.
     #[must_use]
@@ -48,10 +48,10 @@ impl Dialect {
         true
     }
 
-    /// Appends the line of one histogram sample that stands for `weight` recorded ones.
+    /// Appends the line of one histogram sample that represents `weight` recorded ones.
     ///
-    /// Appends nothing and returns false if the dialect has no line for the value: it is not
-    /// finite, or a negative timing in StatsD.
+    /// Appends nothing and returns false if the dialect has no line for the value: it is not finite, or
+    /// a negative timing in StatsD.
     #[must_use]
     pub(crate) fn write_sample(
         self,
@@ -73,10 +73,10 @@ impl Dialect {
         true
     }
 
-    /// Appends one line of as many of these samples as `limit` bytes hold, and one at least. Returns how
-    /// many those are.
+    /// Appends one line with as many samples as fit into `limit` bytes, at least one. Returns the number
+    /// of samples.
     ///
-    /// Each stands for `weight` recorded ones, and all are finite. Only DogStatsD has such lines.
+    /// Each represents `weight` recorded ones, and all are finite. Only DogStatsD has such lines.
     pub(crate) fn write_samples(
         self,
         out: &mut String,
@@ -114,8 +114,8 @@ impl Dialect {
     }
 }
 
-/// Nine decimals keep a nanosecond in a value of seconds, and drop the noise that floating-point
-/// arithmetic leaves behind the digits that were measured.
+/// Nine decimals keep nanoseconds in a value of seconds, and drop rounding errors beyond the measured
+/// digits.
 const DECIMALS: usize = 9;
 
 /// Appends a finite number: no exponent, no trailing zeros, no `-0`.
@@ -128,10 +128,10 @@ fn write_number(out: &mut String, value: f64) {
     }
 }
 
-/// Appends `|@rate` for a line that stands for `weight` samples, and nothing for a single one.
+/// Appends `|@rate` for a line that represents `weight` samples, and nothing for one sample.
 ///
-/// The Datadog agent takes the integer part of `1 / rate` for the number of samples, so rates are
-/// only ever one divided by a whole number, and are rounded down: rounded up, 1/3 would count 2.
+/// The Datadog agent takes the integer part of `1 / rate` as the number of samples. Rates are therefore
+/// always one divided by a whole number, rounded down: rounded up, 1/3 would count as 2.
 fn write_rate(out: &mut String, weight: u64) {
     if weight <= 1 {
         return;
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_that_share_a_line_fill_it_up_to_its_limit() {
+    fn samples_in_a_shared_line_fill_it_up_to_its_limit() {
         let write = |values: &[f64], weight, limit| {
             let (mut out, series) = (String::new(), series(Dialect::DogStatsD));
             let kind = SampleKind::Timing;
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_one_divided_by_the_samples_a_line_stands_for() {
+    fn rates_are_one_divided_by_the_weight() {
         let table = [
             (0, ""),
             (1, ""),

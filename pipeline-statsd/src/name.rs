@@ -1,6 +1,6 @@
-//! Names of series: prefix, name and tags, made safe for the wire once per series.
+//! Names of series: prefix, name and tags, sanitized once per series.
 //!
-//! Pure. The rule is stated on [`Dialect`].
+//! Pure. [`Dialect`] documents the rules.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use metrics::{Key, Label};
 
 use crate::dialect::Dialect;
 
-/// A name as it stands on the wire, in two pieces with the value between them.
+/// An encoded name in two parts, with the value between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SeriesName {
     head: Box<str>,
@@ -17,24 +17,24 @@ pub(crate) struct SeriesName {
 }
 
 impl SeriesName {
-    /// What stands before the `:` of the value.
+    /// The part before the `:` of the value.
     pub(crate) fn head(&self) -> &str {
         &self.head
     }
 
-    /// What ends the line: empty, or `|#` and the tags.
+    /// The end of the line: empty, or `|#` and the tags.
     pub(crate) fn tail(&self) -> &str {
         &self.tail
     }
 }
 
-/// How many bytes a name, the key of a label or its value may have.
+/// Maximum size of a name, a label's key or a label's value, in bytes.
 pub(crate) const MAX_TEXT: usize = 200;
 
-/// What a text ends with that was longer.
+/// The suffix of a truncated text.
 const CUT: &str = "...";
 
-/// The key with nothing in it longer than [`MAX_TEXT`]. Keys that become equal are one series.
+/// The key with all texts truncated to [`MAX_TEXT`]. Keys that become equal are one series.
 pub(crate) fn within_bounds(key: &Key) -> Cow<'_, Key> {
     let is_long = |text: &str| text.len() > MAX_TEXT;
     let has_long = |label: &Label| is_long(label.key()) || is_long(label.value());
@@ -46,7 +46,7 @@ pub(crate) fn within_bounds(key: &Key) -> Cow<'_, Key> {
     Cow::Owned(Key::from_parts(cut(key.name()), labels))
 }
 
-/// At most [`MAX_TEXT`] bytes of a text, with a visible end if that is not all.
+/// The text, truncated to at most [`MAX_TEXT`] bytes and marked as truncated.
 pub(crate) fn cut(text: &str) -> String {
     if text.len() <= MAX_TEXT {
         return text.to_owned();
@@ -58,13 +58,13 @@ pub(crate) fn cut(text: &str) -> String {
     format!("{}{CUT}", &text[..end])
 }
 
-/// What all series of a recorder have in common.
+/// The dialect, prefix and tags that all series of a recorder share.
 #[derive(Clone, Debug)]
 pub(crate) struct Naming {
     dialect: Dialect,
-    /// Empty, or safe and with its dot.
+    /// Empty, or sanitized and with a trailing dot.
     prefix: String,
-    /// Safe, complete, by key.
+    /// Sanitized and non-empty, by key.
     tags: BTreeMap<String, String>,
 }
 
@@ -84,7 +84,7 @@ impl Naming {
         self.dialect
     }
 
-    /// The name of a key's series.
+    /// The encoded name of a key's series.
     pub(crate) fn of(&self, key: &Key) -> SeriesName {
         self.series(key.name(), key.labels().map(|label| (label.key(), label.value())))
     }
@@ -114,8 +114,7 @@ impl Naming {
     }
 }
 
-/// Nothing if the key or the value is empty: half a tag says nothing, and receivers differ in what
-/// they make of it.
+/// None if the key or the value is empty: receivers treat such tags differently.
 fn clean_tag(dialect: Dialect, key: &str, value: &str) -> Option<(String, String)> {
     if key.is_empty() || value.is_empty() {
         return None;
@@ -127,7 +126,7 @@ fn clean_tag(dialect: Dialect, key: &str, value: &str) -> Option<(String, String
     Some((clean_key, clean_value))
 }
 
-/// Appends `text` with one `_` for each character that may not stand there.
+/// Appends `text` with each character that is not allowed replaced by one `_`.
 fn push_clean(out: &mut String, text: &str, also: impl Fn(char) -> bool) {
     let keeps = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.') || also(c);
     out.extend(text.chars().map(|c| if keeps(c) { c } else { '_' }));
@@ -209,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_longer_than_it_may_be_is_cut_and_ends_in_dots() {
+    fn long_texts_are_truncated_and_end_in_dots() {
         let long = "é".repeat(50_000);
         let key = Key::from_parts(long.clone(), vec![Label::new(long.clone(), long)]);
         let key = within_bounds(&key).into_owned();
@@ -227,7 +226,7 @@ mod tests {
         kind: String,
     }
 
-    /// Reads one line back by the rules of the format alone.
+    /// Parses one line by the rules of the format alone.
     fn parse(dialect: Dialect, line: &str) -> Option<Line> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         let word = |text: &str, also: &str| {
@@ -263,7 +262,7 @@ mod tests {
         Some(Line { name: word(name, "")?, tags, value, kind })
     }
 
-    /// Any text at all, and often text made of what the format itself is made of.
+    /// Any text, and often text made of the format's own characters.
     fn hostile() -> impl Strategy<Value = String> {
         prop_oneof![any::<String>(), "[a-c.:|@#,;=\n\r\t /_-]{0,8}"]
     }
@@ -274,7 +273,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_the_input_one_line_that_reads_back(
+        fn any_input_makes_one_line_that_parses(
             dialect in dialects(),
             prefix in hostile(),
             name in hostile(),
@@ -304,7 +303,7 @@ mod tests {
                 prop_assert!(read.name.len() >= length, "{line:?}");
                 prop_assert_eq!(read.kind, kind);
                 prop_assert!((read.value - value).abs() <= 1e-9 + value * f64::EPSILON);
-                // Every tag given with a key and a value is there, and no other.
+                // Exactly the tags with a key and a value are present.
                 let mut keys: Vec<_> = global.iter().chain(&labels)
                     .filter_map(|(key, value)| clean_tag(dialect, key, value))
                     .map(|(key, _)| key)
@@ -317,7 +316,7 @@ mod tests {
         }
 
         #[test]
-        fn allowed_text_is_left_alone(
+        fn allowed_text_is_unchanged(
             name in "[a-zA-Z0-9_.-]{1,12}",
             key in "[a-zA-Z0-9_.-]{1,12}",
             value in "[a-zA-Z0-9_.-]{1,12}",

@@ -1,4 +1,4 @@
-//! The recorder's own counters: what flushes did, told by the flushes after them. Pure.
+//! The recorder's own counters: each flush sends the results of the flushes before it. Pure.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::name::{Naming, SeriesName};
 use crate::report::FlushReport;
 use crate::table::{MAX_NAMES, OTHERS, Refused};
 
-/// What a counter counts of a flush.
+/// Reads a counter's value from a report.
 type Counted = fn(&FlushReport) -> u64;
 
 const COUNTERS: [(&str, Counted); 8] = [
@@ -20,20 +20,20 @@ const COUNTERS: [(&str, Counted); 8] = [
     ("statsd.client.events_dropped", |report| report.events_dropped),
 ];
 
-/// Told for each metric whose series were refused, by its name.
+/// Sent for each metric with refused series, with its name as a tag.
 const REFUSED: &str = "statsd.client.series_refused";
 
-/// The mark of all of these.
+/// The mark of the lines of refused series.
 const REFUSED_MARK: u16 = 1 << COUNTERS.len();
 
 const SERIES: &str = "statsd.client.series";
 
-/// What was counted and is not yet told.
+/// Counted and not yet sent.
 #[derive(Debug)]
 pub(crate) struct OwnCounters {
     naming: Naming,
     counters: [(SeriesName, u64); COUNTERS.len()],
-    /// No more than are kept apart when they are refused.
+    /// Bounded by the number of names that the table tracks.
     refused: BTreeMap<Box<str>, (SeriesName, u64)>,
     series: SeriesName,
 }
@@ -48,8 +48,8 @@ impl OwnCounters {
         }
     }
 
-    /// Hands a line for each counter that grew, and if any did, one for the gauge of series, to
-    /// `emit`, with a mark for what it tells.
+    /// Passes a line for each counter that grew to `emit`, and if any did, one for the gauge of series.
+    /// Each comes with the mark of its counter.
     pub(crate) fn tell(&self, series: usize, line: &mut String, mut emit: impl FnMut(&str, u16)) {
         let refused = self.refused.values().filter(|(_, untold)| *untold > 0);
         if self.counters.iter().all(|(_, untold)| *untold == 0) && refused.clone().count() == 0 {
@@ -72,7 +72,7 @@ impl OwnCounters {
         }
     }
 
-    /// What these marks stand for has been sent.
+    /// Resets the counters of these marks: their lines have been sent.
     pub(crate) fn told(&mut self, marks: u16) {
         for (n, (_, untold)) in self.counters.iter_mut().enumerate() {
             if marks & (1 << n) != 0 {
@@ -84,7 +84,7 @@ impl OwnCounters {
         }
     }
 
-    /// What a flush did, own lines and all, is told by the next ones.
+    /// Adds the results of a flush, including its own lines, for the next flush to send.
     pub(crate) fn count(&mut self, report: &FlushReport, refused: &Refused) {
         for (metric, count) in refused {
             let is_known = self.refused.contains_key(metric) || self.refused.len() < MAX_NAMES;
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grew_is_told_with_the_prefix_and_the_tags_of_all_series() {
+    fn growing_counters_are_sent_with_the_prefix_and_the_tags_of_all_series() {
         let mut own = own();
         let series = "app.statsd.client.series:7|g|#env:dev";
         assert_eq!(lines(&own), (vec![], 0));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_told_again() {
+    fn unsent_counters_are_sent_again() {
         let mut own = own();
         own.count(&FlushReport { lines: 3, errors: 1, ..FlushReport::default() }, &Refused::new());
         own.told(0b1); // the first packet got through, with the lines
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn series_that_were_refused_are_told_by_the_name_of_their_metric() {
+    fn refused_series_are_counted_by_metric() {
         let mut own = own();
         let refused = Refused::from([("orders".into(), 3), ("users".into(), 4)]);
         own.count(&FlushReport::default(), &refused);
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn each_counter_counts_what_its_name_says() {
+    fn each_counter_counts_the_field_of_its_name() {
         let report = FlushReport {
             lines: 1,
             packets: 2,

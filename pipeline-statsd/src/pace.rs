@@ -1,25 +1,25 @@
-//! How packets are spread over time, so that a receiver's buffer takes them all. Pure.
+//! Spreads packets over time, so that they fit into a receiver's buffer. Pure.
 
 use std::time::Duration;
 
-/// How many packets may follow each other without a pause. A Linux receiver with its default buffer
-/// holds about ninety of 1432 bytes.
+/// The number of packets that are sent without a pause. A Linux receiver with its default buffer holds
+/// about ninety of 1432 bytes.
 const BURST: u32 = 16;
 
-/// The shortest and the longest time in which a burst may be sent.
+/// The shortest and the longest time for a burst.
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_millis(20);
 
-/// Bursts in a flush that are spread at the full distance. Further ones are sent closer together, so
-/// that a flush of any length comes to its end in time.
+/// The number of bursts in a flush with full pauses. Later pauses are shorter, so that a flush of any
+/// length ends in time.
 const FULL: u32 = 100;
 
-/// Says when to pause. Moments are durations since any one moment.
+/// Computes pauses. Instants are durations since an arbitrary start.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// How long the pauses of a flush may be, all together.
+    /// The total time of the pauses in a flush.
     patience: Duration,
-    /// What is left of it.
+    /// The rest of it.
     left: Duration,
     burst: u32,
     began: Duration,
@@ -30,7 +30,7 @@ impl Pace {
         Self { patience, left: patience, burst: 0, began: Duration::ZERO }
     }
 
-    /// Notes a packet that is about to be sent, and says how long to wait first.
+    /// Counts a packet that is about to be sent, and returns the pause before it.
     pub(crate) fn pause(&mut self, now: Duration) -> Duration {
         let mut pause = Duration::ZERO;
         if self.burst >= BURST {
@@ -53,12 +53,12 @@ impl Pace {
         self.left
     }
 
-    /// Notes that the flush has waited for something else.
+    /// Deducts other waiting time of the flush.
     pub(crate) fn spend(&mut self, waited: Duration) {
         self.left = self.left.saturating_sub(waited);
     }
 
-    /// A flush has ended; the next one may take its time anew.
+    /// Resets the waiting time at the end of a flush.
     pub(crate) fn rest(&mut self) {
         self.left = self.patience;
     }
@@ -68,7 +68,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// When each of so many packets is sent, if sending takes no time.
+    /// The send time of each packet, if sending takes no time.
     fn sent_at(pace: &mut Pace, packets: usize) -> Vec<Duration> {
         let mut now = Duration::ZERO;
         let mut sent = Vec::new();
@@ -87,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_come_slowly_anyway_do_not_wait() {
+    fn slow_packets_are_not_delayed() {
         let mut pace = Pace::new(Duration::from_millis(500));
         assert!((0..100).all(|n| pace.pause(Duration::from_millis(n)) == Duration::ZERO));
     }
 
     #[test]
-    fn the_pauses_of_a_flush_have_an_end_however_long_it_is() {
+    fn the_pauses_of_a_flush_are_bounded() {
         for patience in [1, 5, 500, 5000].map(Duration::from_millis) {
             let mut pace = Pace::new(patience);
             for _ in 0..2 {

@@ -1,6 +1,6 @@
-//! Lines, packed into what is sent in one piece. Pure.
+//! Packs lines into packets. Pure.
 
-/// Lines that travel together, separated by newlines, in at most so many bytes.
+/// Lines separated by newlines, up to a maximum number of bytes.
 #[derive(Debug)]
 pub(crate) struct Packet {
     text: String,
@@ -9,14 +9,14 @@ pub(crate) struct Packet {
     limit: usize,
 }
 
-/// Where a text can go.
+/// The packet that has room for a text.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Into this packet.
+    /// This packet.
     Here,
-    /// Into the next one, for this one is too full.
+    /// The next one: this one has too little room.
     Next,
-    /// It is longer than any packet may be.
+    /// None: the text is longer than a packet.
     Nowhere,
 }
 
@@ -25,7 +25,7 @@ impl Packet {
         Self { text: String::new(), lines: 0, marks: 0, limit }
     }
 
-    /// Where a text of one line, or of several that must not be parted, can go.
+    /// Finds the packet for a line, or for several that must stay together.
     pub(crate) fn place_for(&self, text: &str) -> Place {
         if text.len() > self.limit {
             Place::Nowhere
@@ -36,7 +36,7 @@ impl Packet {
         }
     }
 
-    /// Adds a text for which there is place here. Its marks are added to those of the packet.
+    /// Adds a text that fits. Its marks are added to those of the packet.
     pub(crate) fn push(&mut self, text: &str, marks: u16) {
         if !self.text.is_empty() {
             self.text.push('\n');
@@ -46,7 +46,7 @@ impl Packet {
         self.marks |= marks;
     }
 
-    /// Empties it. The memory stays for the next one.
+    /// Empties the packet and keeps its memory.
     pub(crate) fn clear(&mut self) {
         self.text.clear();
         self.lines = 0;
@@ -66,7 +66,7 @@ impl Packet {
     }
 }
 
-/// How many lines a text has.
+/// The number of lines in a text.
 pub(crate) fn lines(text: &str) -> u64 {
     text.split('\n').count() as u64
 }
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(packet.place_for("0123456789a"), Place::Nowhere);
         packet.push("01234", 0);
         assert_eq!(packet.place_for("6789"), Place::Here);
-        assert_eq!(packet.place_for("6789a"), Place::Next, "the newline takes a byte, too");
+        assert_eq!(packet.place_for("6789a"), Place::Next, "the newline takes a byte");
         assert_eq!(packet.place_for("0123456789a"), Place::Nowhere);
         packet.push("6789", 0);
         assert_eq!((packet.text(), packet.lines()), ("01234\n6789", 2));
@@ -104,7 +104,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn packets_hold_every_text_whole_in_order_and_within_the_limit(
+        fn packets_contain_whole_texts_in_order_within_the_limit(
             limit in 1..60_usize,
             texts in prop::collection::vec("[a-z]{1,12}(\n[a-z]{1,12})?", 0..40),
         ) {
@@ -117,7 +117,7 @@ mod tests {
                         continue;
                     }
                     Place::Next => {
-                        // It did not fit, or it would be here.
+                        // A text that is not here did not fit.
                         prop_assert!(packet.text().len() + 1 + text.len() > limit);
                         sent.push(packet.text().to_owned());
                         packet.clear();

@@ -1,4 +1,4 @@
-//! Every value a line of its own, for development and tests.
+//! A store that sends every value in its own line, for development and tests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::sample_rate::Thinning;
 use crate::table::Table;
 use crate::time_unit::TimeUnit;
 
-/// Where recording and sending meet when nothing is aggregated.
+/// The non-aggregating store: handles put values into its queue, flushes drain it.
 #[derive(Debug)]
 pub(crate) struct PerEvent {
     common: Common,
@@ -38,7 +38,7 @@ impl PerEvent {
         self.handle(&self.counters, key, self.common.rates.one_in(key.name()))
     }
 
-    /// A gauge has no rate: a level that is left out is wrong from then on.
+    /// A gauge has no rate: without a skipped value the receiver's value would stay wrong.
     pub(crate) fn gauge(&self, key: &Key) -> Option<Arc<EventHandle>> {
         self.handle(&self.gauges, key, 1)
     }
@@ -68,8 +68,8 @@ impl PerEvent {
         Some(Arc::new(EventHandle { series, queue: Arc::clone(&self.queue) }))
     }
 
-    /// Hands a line for each value that waits to `emit`, in the order in which they were recorded.
-    /// Returns how many samples the dialect had no line for, and how many values were dropped.
+    /// Passes a line for each queued value to `emit`, in the order of recording. Returns the number of
+    /// samples for which the dialect has no line, and the number of dropped values.
     pub(crate) fn drain(&self, line: &mut String, mut emit: impl FnMut(&str)) -> (u64, u64) {
         let dialect = self.common.naming.dialect();
         let mut skipped = 0_u64;
@@ -80,7 +80,7 @@ impl PerEvent {
             match value {
                 Value::Growth { by, weight } => dialect.write_counter(line, name, by, weight),
                 Value::Level(level) => {
-                    // It is finite, so there is a line for it.
+                    // The value is finite, so there is a line for it.
                     let _ = dialect.write_gauge(line, name, level);
                 }
                 Value::Sample { value, weight } => {
@@ -97,7 +97,7 @@ impl PerEvent {
         (skipped, dropped)
     }
 
-    /// Lets idle series go. To be called at every flush.
+    /// Removes idle series. Called at every flush.
     pub(crate) fn sweep(&self, now: Duration) {
         for table in [&self.counters, &self.gauges, &self.histograms] {
             let note = |series: &EventSeries, is_held| {
@@ -121,19 +121,18 @@ impl PerEvent {
 pub(crate) struct EventSeries {
     key: KeyName,
     name: SeriesName,
-    /// Locked while a value is put into the queue, so that what is recorded into one series leaves
-    /// in order.
+    /// Locked while a value is put into the queue, so that the values of one series stay in order.
     state: Mutex<State>,
     idle: Idle,
 }
 
 #[derive(Debug)]
 struct State {
-    /// What a counter was told, to make a difference of the next total.
+    /// A counter's last total, from which the next difference is computed.
     total: u64,
-    /// Where a gauge is, to make a level of the next step.
+    /// A gauge's value, to which the next step is added.
     level: f64,
-    /// Whether the next total or step means nothing without these.
+    /// Whether the next total or step depends on these.
     is_base: bool,
     touched: bool,
     thinning: Thinning,
@@ -145,7 +144,7 @@ impl State {
     }
 }
 
-/// What is behind a handle of the facade.
+/// The implementation of the facade's handles.
 #[derive(Debug)]
 pub(crate) struct EventHandle {
     series: Arc<EventSeries>,
@@ -153,7 +152,7 @@ pub(crate) struct EventHandle {
 }
 
 impl EventHandle {
-    /// Sends what comes of the state, if it is this one's turn.
+    /// Queues the value that results from the state, if the sample rate chooses it.
     fn note(&self, value: impl FnOnce(&mut State) -> Option<Value>) {
         let mut state = self.series.state.lock();
         state.touched = true;

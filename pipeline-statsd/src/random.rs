@@ -1,6 +1,6 @@
-//! Numbers that look random. Pure.
+//! Pseudo-random numbers. Pure.
 
-/// `SplitMix64`. Which values are kept must be fair, not unpredictable.
+/// `SplitMix64`. The choice of samples has to be fair, not unpredictable.
 #[derive(Debug)]
 pub(crate) struct Random {
     state: u64,

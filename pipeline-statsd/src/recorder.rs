@@ -1,4 +1,4 @@
-//! The face of the crate towards the `metrics` facade.
+//! The recorder for the `metrics` facade.
 
 #[cfg(unix)]
 use std::io;
@@ -17,12 +17,12 @@ use crate::udp::{self, UdpSink};
 #[cfg(unix)]
 use crate::unix::{self, UnixSink};
 
-/// A [`metrics::Recorder`] that aggregates what is recorded until a
-/// [`StatsdFlusher`](crate::StatsdFlusher) sends it.
+/// A [`metrics::Recorder`] that aggregates recorded values until a
+/// [`StatsdFlusher`](crate::StatsdFlusher) sends them.
 ///
-/// Clones share their series. Most programs never hold one: they [`install`] it and keep the
-/// flusher. After the flusher is gone a recorder goes on accepting values, in bounded memory, and
-/// nothing sends them.
+/// Clones share their series. Most programs never hold a recorder: they [`install`] it and keep the
+/// flusher. Once the flusher is dropped, the recorder still accepts values, in bounded memory, but they
+/// are never sent.
 ///
 /// [`install`]: StatsdBuilder::install
 ///
@@ -50,23 +50,23 @@ pub struct StatsdRecorder {
 }
 
 impl StatsdRecorder {
-    /// Starts a recorder that sends over UDP to `addr`.
+    /// Creates a recorder that sends over UDP to `addr`.
     ///
-    /// Lines are packed into datagrams of at most 1432 bytes, which pass an Ethernet in one piece
-    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). A flush of many sends them in bursts with pauses
-    /// between, so that they find room in the receiver's buffer; the pauses take up to half the
+    /// Lines are packed into datagrams of at most 1432 bytes, which fit into an Ethernet frame
+    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). A flush of many packets sends them in bursts
+    /// with pauses, so that they fit into the receiver's buffer; the pauses take up to half the
     /// [interval](StatsdBuilder::flush_every), and five seconds at most.
     ///
-    /// The name is resolved here, and again every minute, on a thread of its own, so a receiver that moves
-    /// is followed. Of several addresses the one in use is kept, while it is among them. A name that
-    /// cannot be resolved yet is logged, and tried again every ten seconds; what is flushed until then is
-    /// lost, and counted. Where the name has addresses of both families the IPv4 ones are tried first,
-    /// because that is where StatsD receivers listen unless told otherwise.
+    /// The name is resolved here, and again every minute, on a separate thread, so that the recorder
+    /// follows a receiver that moves. Of several addresses, the one in use is kept while it is among
+    /// them. A name that cannot be resolved yet is logged and retried every ten seconds; lines flushed
+    /// until then are lost, and counted. If the name has addresses of both families, the IPv4 ones are
+    /// tried first, because StatsD receivers listen there by default.
     ///
     /// # Errors
     ///
-    /// `addr` is no address, having no port for instance, or no socket can be bound. That nothing
-    /// listens there is no error: where the system learns of it, packets are counted as lost.
+    /// `addr` is not a valid address, for instance without a port, or no socket can be bound. A receiver
+    /// that does not listen is no error: where the system reports it, packets are counted as lost.
     ///
     /// # Examples
     ///
@@ -85,18 +85,19 @@ impl StatsdRecorder {
         Ok(StatsdBuilder::new(Sink::Udp(sink), Some(udp::PACKET_BYTES)))
     }
 
-    /// Starts a recorder that sends to the Unix datagram socket at `path`.
+    /// Creates a recorder that sends to the Unix datagram socket at `path`.
     ///
     /// Lines are packed into datagrams of at most 8192 bytes
-    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). Where the server's queue is full, which on Linux
-    /// it is with ten of them, a flush waits for room: up to half the
-    /// [interval](StatsdBuilder::flush_every), and five seconds at most. What finds none by then, or is
-    /// sent while nothing listens, is counted in [`FlushReport::errors`](crate::FlushReport::errors) and
-    /// gone. A server need not be there yet, and may be started again.
+    /// ([`packet_bytes`](StatsdBuilder::packet_bytes)). If the server's queue is full, which on Linux
+    /// takes ten datagrams, a flush waits for room: up to half the
+    /// [interval](StatsdBuilder::flush_every), and five seconds at most. Datagrams that find no room by
+    /// then, or are sent while no server listens, are lost, and counted in
+    /// [`FlushReport::errors`](crate::FlushReport::errors). The server may start later, and may be
+    /// restarted.
     ///
     /// # Errors
     ///
-    /// The system has no socket to give.
+    /// The system cannot create a socket.
     ///
     /// # Examples
     ///
@@ -115,17 +116,16 @@ impl StatsdRecorder {
         Ok(StatsdBuilder::new(Sink::Unix(sink), Some(unix::PACKET_BYTES)))
     }
 
-    /// Starts a recorder that sends through any sink of [`cadence`], or one of your own.
+    /// Creates a recorder that sends through any sink of [`cadence`], or a custom one.
     ///
-    /// The sink gets one line at a time, without a newline at its end (a negative gauge in
-    /// [`Dialect::StatsD`](crate::Dialect::StatsD) is two lines in one text), or packets of lines
-    /// if [`packet_bytes`](StatsdBuilder::packet_bytes) says how long, and is flushed after the
-    /// last one. It is called by one thread at a time. A sink that panics counts as one that fails. A
-    /// sink that blocks holds up the flush, and
-    /// with it the drop of the flusher, but never what is being recorded.
+    /// The sink receives one line at a time, without a trailing newline (a negative gauge in
+    /// [`Dialect::StatsD`](crate::Dialect::StatsD) is two lines in one text), or packets of lines if
+    /// [`packet_bytes`](StatsdBuilder::packet_bytes) is set. It is flushed after the last one, and
+    /// called by one thread at a time. A panic of the sink counts as an error. A sink that blocks delays
+    /// the flush, and with it the drop of the flusher, but never recording.
     ///
-    /// [`cadence::QueuingMetricSink`] is not needed to keep recording fast, since recording never
-    /// meets the sink. It hides errors, and doesn't wait for its queue when it is dropped.
+    /// [`cadence::QueuingMetricSink`] is not needed to keep recording fast, because recording never
+    /// calls the sink. It hides errors, and does not wait for its queue when it is dropped.
     ///
     /// # Examples
     ///
@@ -153,14 +153,14 @@ impl StatsdRecorder {
 }
 
 impl Recorder for StatsdRecorder {
-    /// Does nothing: StatsD has no place for descriptions.
+    /// Does nothing: StatsD has no descriptions.
     fn describe_counter(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
 
-    /// Does nothing: StatsD has no place for descriptions.
+    /// Does nothing: StatsD has no descriptions.
     fn describe_gauge(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
 
-    /// Notes the unit: a histogram of times is sent as `ms`. It counts from the next flush on, for
-    /// all labels of the name. A description without a unit changes nothing.
+    /// Stores the unit: a histogram of times is sent as `ms`. It applies from the next flush on, for all
+    /// labels of the name. A description without a unit changes nothing.
     fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, _description: SharedString) {
         if let Some(unit) = unit {
             self.store.common().describe_histogram(key, unit);

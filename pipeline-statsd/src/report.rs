@@ -1,38 +1,36 @@
-//! What a flush tells of itself. Pure.
+//! The report of a flush. Pure.
 
-/// What one flush did, and what happened since the one before.
+/// The result of one flush, with the counts since the flush before it.
 ///
-/// The same numbers are sent as counters, unless that is
-/// [turned off](crate::StatsdBuilder::own_counters).
+/// The same numbers are sent as counters, unless [`own_counters`](crate::StatsdBuilder::own_counters) is
+/// off.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlushReport {
-    /// Lines that the sink took.
+    /// Lines that the sink accepted.
     pub lines: u64,
-    /// Pieces in which it took them: datagrams, if the recorder packs lines, or else lines.
+    /// Calls that the sink accepted: datagrams, if the recorder packs lines, otherwise lines.
     pub packets: u64,
-    /// The bytes of those pieces, without what the sink or the network adds.
+    /// Bytes in these calls, without overhead of the sink or the network.
     pub bytes: u64,
-    /// Calls to the sink that failed: each lost the piece that it was given, except that of
-    /// flushing the sink at the end, after which a buffering sink keeps what it holds and tries
-    /// again.
+    /// Calls to the sink that failed. Each lost its lines, except the final flush of the sink, after
+    /// which a buffering sink keeps its lines and tries again.
     pub errors: u64,
-    /// Lines that were in the pieces that the sink did not take.
+    /// Lines in the failed calls.
     pub lines_lost: u64,
-    /// Lines that were left out because they alone are longer than
-    /// [a packet may be](crate::StatsdBuilder::packet_bytes).
+    /// Lines that were dropped because they are longer than [a
+    /// packet](crate::StatsdBuilder::packet_bytes).
     pub lines_oversized: u64,
-    /// Samples that were left out because the dialect has no line for them, such as negative
-    /// timings in [`Dialect::StatsD`](crate::Dialect::StatsD).
+    /// Samples that were dropped because the dialect has no line for them, such as negative timings in
+    /// [`Dialect::StatsD`](crate::Dialect::StatsD).
     pub samples_skipped: u64,
-    /// Values that were dropped since the last flush because the queue was full, which only
-    /// [`per_event`](crate::StatsdBuilder::per_event) has.
+    /// Values that were dropped since the last flush because the queue of
+    /// [`per_event`](crate::StatsdBuilder::per_event) was full.
     pub events_dropped: u64,
-    /// How often a series was refused since the last flush, because there were
-    /// [`max_series`](crate::StatsdBuilder::max_series) already, or
-    /// [`max_series_per_name`](crate::StatsdBuilder::max_series_per_name) of its name. A macro that records asks for its
-    /// series each time; a handle asked once, when it was made.
+    /// Series refused since the last flush because of [`max_series`](crate::StatsdBuilder::max_series)
+    /// or [`max_series_per_name`](crate::StatsdBuilder::max_series_per_name). A recording macro looks up
+    /// its series each time and counts each time; a handle counts once, when it is made.
     pub series_refused: u64,
-    /// Series that there were: those in use, and those not yet idle for long enough.
+    /// The number of series, including unused ones that are not idle for long enough.
     pub series: usize,
 }

@@ -1,11 +1,11 @@
-//! Of how many values one is sent. Pure.
+//! Sample rates, and the choice of the values that are sent. Pure.
 
 use std::collections::HashMap;
 
 use crate::random::Random;
 
-/// Which rate is whose. A rate is kept as the whole number that it is one divided by, because
-/// that is what receivers make of it.
+/// Sample rates by name. A rate is stored as the whole number N of one in N, because receivers convert
+/// it so.
 #[derive(Clone, Debug)]
 pub(crate) struct SampleRates {
     general: u64,
@@ -13,19 +13,19 @@ pub(crate) struct SampleRates {
 }
 
 impl SampleRates {
-    /// Nothing if one of the rates is not a number above 0 and up to 1.
+    /// None if a rate is not above 0 and at most 1.
     pub(crate) fn new(general: f64, by_name: &[(String, f64)]) -> Option<Self> {
         let by_name = by_name.iter().map(|(name, rate)| Some((name.clone(), one_in(*rate)?)));
         Some(Self { general: one_in(general)?, by_name: by_name.collect::<Option<_>>()? })
     }
 
-    /// Of so many values with this name, one is sent.
+    /// N, where one in N values of this name is sent.
     pub(crate) fn one_in(&self, name: &str) -> u64 {
         self.by_name.get(name).copied().unwrap_or(self.general)
     }
 }
 
-/// The rates that receivers can recover a count from go down to here.
+/// The lowest rate from which receivers can compute an exact count.
 const MIN_RATE: f64 = 1e-9;
 
 fn one_in(rate: f64) -> Option<u64> {
@@ -38,7 +38,7 @@ fn one_in(rate: f64) -> Option<u64> {
     (rate > 0.0 && rate <= 1.0).then(|| one_in(rate))
 }
 
-/// Chooses one of so many, and which one by chance: of each so many in a row, exactly one.
+/// Chooses one at random from each N consecutive values.
 #[derive(Debug)]
 pub(crate) struct Thinning {
     one_in: u64,
@@ -56,7 +56,7 @@ impl Thinning {
         self.one_in
     }
 
-    /// Whether the next one is chosen.
+    /// Whether the next value is chosen.
     pub(crate) fn chooses(&mut self) -> bool {
         if self.seen == 0 {
             self.chosen = self.random.below(self.one_in);
@@ -84,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_have_a_rate_of_its_own() {
+    fn a_name_can_have_its_own_rate() {
         let rates = SampleRates::new(0.5, &[("a".into(), 0.1), ("b".into(), 1.0)]).unwrap();
         assert_eq!(["a", "b", "c"].map(|name| rates.one_in(name)), [10, 1, 2]);
         assert!(SampleRates::new(0.5, &[("a".into(), 2.0)]).is_none());
     }
 
     #[test]
-    fn of_each_so_many_in_a_row_one_is_chosen_and_not_always_the_same() {
+    fn one_of_each_n_consecutive_values_is_chosen_at_random() {
         let mut thinning = Thinning::new(10, 7);
         let chosen: Vec<_> =
             (0..1000).map(|_| (0..10).filter(|_| thinning.chooses()).count()).collect();

@@ -1,4 +1,4 @@
-//! One counter, one gauge: what a handle of the facade writes to and a flush reads.
+//! Counters and gauges: handles of the facade write to them, flushes read them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,15 +9,15 @@ use parking_lot::Mutex;
 use crate::idle::Idle;
 use crate::name::SeriesName;
 
-/// A counter. What has been taken over all flushes always adds up to a value the counter had.
+/// A counter. The sum of all takes is always a value that the counter had.
 #[derive(Debug)]
 pub(crate) struct CounterSeries {
     name: SeriesName,
     total: AtomicU64,
-    /// How much of the total has been taken. Behind a lock so that of two flushes at once neither
-    /// can take a part twice; recording never touches it.
+    /// The part of the total that has been taken. The lock prevents two concurrent flushes from taking a
+    /// part twice; recording never locks it.
     taken: Mutex<u64>,
-    /// Whether it was ever told a total. The next total means nothing without the last one.
+    /// Whether the counter was ever set to a total. The next total has no meaning without the last one.
     told_totals: AtomicBool,
     idle: Idle,
 }
@@ -41,24 +41,24 @@ impl CounterSeries {
         &self.idle
     }
 
-    /// Whether nothing would be lost, and nothing sent twice, if it began anew.
+    /// Whether removing the series would lose nothing and repeat nothing.
     pub(crate) fn may_leave(&self) -> bool {
         let taken = *self.taken.lock();
         !self.told_totals.load(Ordering::Relaxed) && self.total.load(Ordering::Relaxed) == taken
     }
 
-    /// What the counter grew by since the last call.
+    /// The increase since the last call.
     pub(crate) fn take(&self) -> u64 {
         let mut taken = self.taken.lock();
         let total = self.total.load(Ordering::Relaxed);
-        // The total wraps around like any atomic; the difference is right across the seam.
+        // The total wraps around like any atomic; the wrapping difference stays right.
         let grown = total.wrapping_sub(*taken);
         *taken = total;
         grown
     }
 }
 
-// Relaxed throughout: a series publishes no other memory, and a read-modify-write loses nothing.
+// Relaxed ordering: a series publishes no other memory, and a read-modify-write loses nothing.
 impl CounterFn for CounterSeries {
     fn increment(&self, value: u64) {
         self.total.fetch_add(value, Ordering::Relaxed);
@@ -74,11 +74,12 @@ impl CounterFn for CounterSeries {
 #[derive(Debug)]
 pub(crate) struct GaugeSeries {
     name: SeriesName,
-    /// The bits of an `f64`; [`UNSET`] before the first change, and finite ever after.
+    /// The bits of an `f64`; [`UNSET`] before the first change, and finite afterwards.
     bits: AtomicU64,
-    /// Whether it was changed since the last look, be it to the value that it had.
+    /// Whether the gauge was changed since the last call, even to the same value.
     touched: AtomicBool,
-    /// Whether it was ever counted up or down. The next step means nothing without the level.
+    /// Whether the gauge was ever incremented or decremented. The next step has no meaning without the
+    /// value.
     told_steps: AtomicBool,
     idle: Idle,
 }
@@ -104,17 +105,17 @@ impl GaugeSeries {
         &self.idle
     }
 
-    /// Whether it was changed since the last call.
+    /// Whether the gauge was changed since the last call.
     pub(crate) fn take_touched(&self) -> bool {
         self.touched.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether it was only ever set, and never counted up or down.
+    /// Whether the gauge was only ever set, never incremented or decremented.
     pub(crate) fn is_only_set(&self) -> bool {
         !self.told_steps.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing would be lost if it began anew: the first step of a gauge starts from zero.
+    /// Whether removing the series would lose nothing: the first step of a new gauge starts from zero.
     pub(crate) fn may_leave(&self) -> bool {
         let is_base = self.told_steps.load(Ordering::Relaxed)
             && self.value().is_some_and(|value| value != 0.0);
@@ -127,8 +128,8 @@ impl GaugeSeries {
     }
 
     fn add(&self, change: f64) {
-        // The closure declines a sum that is not finite, and the gauge keeps its value: one bad
-        // change must not spoil every later one.
+        // The closure rejects a sum that is not finite, and the gauge keeps its value: one bad change
+        // must not spoil every later one.
         let _ = self.bits.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bits| {
             let now = f64::from_bits(bits);
             let next = if now.is_nan() { change } else { now + change };
@@ -170,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_gives_each_increment_once() {
+    fn a_counter_returns_each_increment_once() {
         let counter = CounterSeries::new(name());
         counter.increment(2);
         counter.increment(3);
@@ -181,11 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn an_absolute_counter_gives_the_difference_and_never_goes_back() {
+    fn an_absolute_counter_returns_the_difference_and_never_decreases() {
         let counter = CounterSeries::new(name());
         counter.absolute(10);
         assert_eq!(counter.take(), 10);
-        counter.absolute(7); // an older reading that arrived late
+        counter.absolute(7); // an older reading that arrives late
         assert_eq!(counter.take(), 0);
         counter.absolute(12);
         counter.increment(1);
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_survives_the_end_of_its_range() {
+    fn a_counter_survives_an_overflow() {
         let counter = CounterSeries::new(name());
         counter.absolute(u64::MAX);
         assert_eq!(counter.take(), u64::MAX);
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_at_the_same_time_give_each_increment_once() {
+    fn concurrent_takes_return_each_increment_once() {
         const WRITERS: u64 = 3;
         const EACH: u64 = 500_000;
         let counter = CounterSeries::new(name());
@@ -214,8 +215,8 @@ mod tests {
                     scope.spawn(|| {
                         while !done.load(Ordering::Acquire) {
                             let grown = counter.take();
-                            // What was taken twice would come back as a negative difference, and
-                            // the sum would still be right.
+                            // An increment taken twice would come back as a negative difference, and the
+                            // sum would still be right.
                             assert!(grown <= WRITERS * EACH);
                             taken.fetch_add(grown, Ordering::Relaxed);
                         }
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_may_leave_when_all_is_taken_unless_it_was_told_a_total() {
+    fn a_counter_can_be_removed_once_taken_unless_it_was_set_to_a_total() {
         let counter = CounterSeries::new(name());
         assert!(counter.may_leave());
         counter.increment(1);
@@ -246,14 +247,14 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_may_leave_unless_it_was_just_changed_or_the_next_step_needs_its_level() {
+    fn a_gauge_can_be_removed_unless_just_changed_or_needed_by_the_next_step() {
         let gauge = GaugeSeries::new(name());
         assert!(gauge.may_leave());
         gauge.set(5.0);
         assert!(!gauge.may_leave());
         assert!(gauge.take_touched() && gauge.may_leave());
         gauge.set(5.0);
-        assert!(gauge.take_touched(), "the same value anew is a change, too");
+        assert!(gauge.take_touched(), "setting the same value counts as a change");
         gauge.decrement(1.0);
         assert!(gauge.take_touched() && !gauge.may_leave());
         gauge.decrement(4.0);
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gauge_ignores_what_is_not_finite() {
+    fn a_gauge_ignores_values_that_are_not_finite() {
         let gauge = GaugeSeries::new(name());
         gauge.set(f64::NAN);
         gauge.increment(f64::INFINITY);
@@ -288,7 +289,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_taken_adds_up_to_the_value(
+        fn the_takes_add_up_to_the_value(
             steps in prop::collection::vec((0..3_u8, 0..1000_u64), 0..60),
         ) {
             let counter = CounterSeries::new(name());

@@ -1,4 +1,4 @@
-//! Where values go when they are recorded: added up, or each by itself.
+//! The store of recorded values: aggregated, or one line per value.
 
 use std::time::Duration;
 
@@ -9,24 +9,23 @@ use crate::common::Common;
 use crate::name::within_bounds;
 use crate::per_event::PerEvent;
 
-/// One of the two. Which one is asked when a handle is made, and by flushes, and not when a value
-/// is recorded.
+/// The two stores. Handles and flushes branch on it; recording a value does not.
 #[derive(Debug)]
 pub(crate) enum Store {
     Aggregate(Aggregate),
     PerEvent(PerEvent),
 }
 
-/// Why there is a flush.
+/// The reason of a flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Occasion {
-    /// Something was recorded.
+    /// A value was recorded.
     Event,
-    /// It is time, or somebody asked for it.
+    /// The interval is over, or a flush was requested.
     Due,
 }
 
-/// What came of values that there is no line for.
+/// The values without a line after a drain.
 #[derive(Debug)]
 pub(crate) struct Drained {
     pub(crate) samples_skipped: u64,
@@ -41,8 +40,8 @@ impl Store {
         }
     }
 
-    // A series that there is no room for records nowhere. A name or a label that is too long is cut
-    // before anything keeps it.
+    // A refused series has a handle without effect. Names and labels are truncated before they are
+    // stored.
 
     pub(crate) fn counter(&self, key: &Key) -> Counter {
         let key = &*within_bounds(key);
@@ -71,8 +70,8 @@ impl Store {
         .unwrap_or(Histogram::noop())
     }
 
-    /// Hands what there is to say to `emit`, in `line`, and lets idle series go when it is due. `now` is
-    /// how long ago the recorder began.
+    /// Writes pending values into `line`, passes it to `emit`, and removes idle series when due. `now`
+    /// is the time since the recorder was created.
     pub(crate) fn drain(
         &self,
         occasion: Occasion,

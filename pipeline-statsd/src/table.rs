@@ -1,4 +1,4 @@
-//! Series by their keys: found quickly, made while there is room, let go when nobody needs them.
+//! Series by key: sharded lookup, creation within limits, removal when idle.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 
 /// The series of one kind.
 ///
-/// In parts with a lock each, so that threads that look up different series seldom meet.
+/// Sharded with a lock per shard, so that threads that look up different series seldom contend.
 pub(crate) struct Table<S> {
     shards: Box<[RwLock<Shard<S>>]>,
     room: Arc<Room>,
@@ -27,8 +27,8 @@ impl<S> Table<S> {
         Self { shards, room }
     }
 
-    /// The series of a key, made if there is none. Nothing if there is no room for another; that
-    /// is counted, and costs no more than having looked.
+    /// The series of a key, created if necessary. None if a limit is reached; that is counted, and costs
+    /// no more than a lookup.
     pub(crate) fn get_or_make(&self, key: &Key, make: impl FnOnce() -> S) -> Option<Arc<S>> {
         let shard = self.shard(key);
         if let Some(series) = shard.read().get(key) {
@@ -49,8 +49,7 @@ impl<S> Table<S> {
         Some(series)
     }
 
-    /// Every series, and whether anybody holds a handle of it. No lock is held any more when this
-    /// returns.
+    /// Every series, and whether a handle of it is held. No lock is held when this returns.
     pub(crate) fn all<T>(&self, mut entry: impl FnMut(&Key, Arc<S>, bool) -> T) -> Vec<T> {
         let mut all = Vec::new();
         for shard in &self.shards {
@@ -63,16 +62,16 @@ impl<S> Table<S> {
         all
     }
 
-    /// Lets go of every series that nobody holds and that `may_leave`.
+    /// Removes every series without a handle for which `may_leave` is true.
     pub(crate) fn sweep(&self, may_leave: impl Fn(&Key, &S) -> bool) {
         for shard in &self.shards {
-            // A handle comes from another handle or from the shard. So while the shard is ours
-            // alone, a series without a handle gets none.
+            // A handle is made from another handle or from the shard. While the shard is locked, a
+            // series without a handle gets none.
             shard.write().retain(|key, series| {
                 if Arc::strong_count(series) > 1 {
                     return true;
                 }
-                // What the last handle did before it was dropped is to be seen by `may_leave`.
+                // `may_leave` has to see the writes of the last handle before its drop.
                 fence(Ordering::Acquire);
                 let leaves = may_leave(key, series);
                 if leaves {
@@ -84,7 +83,7 @@ impl<S> Table<S> {
     }
 
     fn shard(&self, key: &Key) -> &RwLock<Shard<S>> {
-        // The map uses both ends of the hash itself.
+        // The map itself uses the bits at both ends of the hash.
         let [_, _, _, low, high, ..] = key.get_hash().to_le_bytes();
         let middle = usize::from(u16::from_le_bytes([low, high]));
         &self.shards[middle % self.shards.len()]
@@ -97,7 +96,7 @@ impl<S> fmt::Debug for Table<S> {
     }
 }
 
-/// How many series there may be, in all tables of a recorder together.
+/// The limits of series, for all tables of a recorder together.
 #[derive(Debug)]
 pub(crate) struct Room {
     max: usize,
@@ -108,23 +107,23 @@ pub(crate) struct Room {
     names: Mutex<Names>,
 }
 
-/// Touched when series are made, refused or let go, and not when they are recorded into.
+/// Accessed when series are created, refused or removed, and not when values are recorded.
 #[derive(Debug, Default)]
 struct Names {
     used: HashMap<Box<str>, usize>,
     refused: Refused,
 }
 
-/// How often a series was refused, by the name of its metric.
+/// The number of refusals, by metric name.
 pub(crate) type Refused = BTreeMap<Box<str>, u64>;
 
-/// How many names there may be in [`Refused`]. What is beyond them is counted under [`OTHERS`].
+/// Maximum number of names in [`Refused`]. Further ones are counted under [`OTHERS`].
 pub(crate) const MAX_NAMES: usize = 64;
 
-/// A name for all the others.
+/// The name under which all further names are counted.
 pub(crate) const OTHERS: &str = "_others";
 
-/// The names that have no room for another series.
+/// The names without room for another series.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Full {
     All,
@@ -163,12 +162,12 @@ impl Room {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Which series were refused since the last call, and how often.
+    /// The series refused since the last call.
     pub(crate) fn take_refused(&self) -> Refused {
         std::mem::take(&mut self.names.lock().refused)
     }
 
-    /// Of which names the next series would be refused.
+    /// The names for which the next series would be refused.
     pub(crate) fn full(&self) -> Full {
         if self.used() >= self.max {
             return Full::All;
@@ -181,7 +180,7 @@ impl Room {
         Full::Names(full.map(|(name, _)| name.clone()).collect())
     }
 
-    /// Whether there is no room for another series of this name. That is counted.
+    /// Whether a new series of this name is refused. A refusal is counted.
     fn refuses(&self, name: &str) -> bool {
         let mut names = self.names.lock();
         let refuses = self.is_full(&names, name);
@@ -191,7 +190,7 @@ impl Room {
         refuses
     }
 
-    /// Takes a place, or counts that there is none.
+    /// Takes a slot, or counts the refusal.
     fn take(&self, name: &str) -> bool {
         let mut names = self.names.lock();
         if self.is_full(&names, name) {
@@ -241,7 +240,7 @@ impl Names {
     }
 }
 
-/// The hash that a key brings along.
+/// A hasher for keys, which contain their hash.
 #[derive(Debug, Default)]
 struct KnownHash(u64);
 
@@ -250,7 +249,7 @@ impl Hasher for KnownHash {
         self.0
     }
 
-    /// What a key's `Hash` calls, and once.
+    /// Called once by a key's `Hash`.
     fn write_u64(&mut self, hash: u64) {
         self.0 = hash;
     }
@@ -277,20 +276,20 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_one_series_which_is_made_once() {
+    fn a_key_has_one_series_which_is_created_once() {
         let (table, room) = table(10);
         let first = table.get_or_make(&key(1), || 7).unwrap();
-        let again = table.get_or_make(&key(1), || panic!("there is one")).unwrap();
+        let again = table.get_or_make(&key(1), || panic!("the series exists")).unwrap();
         assert!(Arc::ptr_eq(&first, &again));
         assert_eq!((*first, room.used()), (7, 1));
     }
 
     #[test]
-    fn beyond_its_room_it_refuses_what_is_new_and_nothing_else() {
+    fn at_its_limit_it_refuses_new_series_only() {
         let (table, room) = table(2);
         assert!((0..2).all(|n| table.get_or_make(&key(n), || n).is_some()));
         assert!((2..5).all(|n| table.get_or_make(&key(n), || panic!("{n}")).is_none()));
-        assert!(table.get_or_make(&key(1), || panic!("there is one")).is_some());
+        assert!(table.get_or_make(&key(1), || panic!("the series exists")).is_some());
         assert_eq!((room.used(), refused(&room), refused(&room)), (2, 3, 0));
     }
 
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn one_name_with_too_many_labels_leaves_room_for_others_and_is_named() {
+    fn a_name_with_too_many_labels_leaves_room_for_others_and_is_reported() {
         let room = Arc::new(Room::new(10, 3));
         let table = Table::new(Arc::clone(&room));
         let made = (0..8).filter(|n| table.get_or_make(&key(*n), || *n).is_some()).count();
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_more_names_than_are_kept_apart_are_counted_together() {
+    fn refusals_of_further_names_are_counted_together() {
         let room = Room::new(1, 1);
         assert!(room.take("first"));
         for n in 0..MAX_NAMES + 10 {
@@ -323,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn room_is_shared_between_tables() {
+    fn the_limits_are_shared_between_tables() {
         let (one, room) = table(2);
         let other = Table::new(Arc::clone(&room));
         assert!(one.get_or_make(&key(1), || 1).is_some());
@@ -332,19 +331,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_stays_and_what_leaves_makes_room() {
+    fn held_series_are_kept_and_removed_ones_make_room() {
         let (table, room) = table(3);
         let held = table.get_or_make(&key(0), || 0);
         (1..3).for_each(|n| drop(table.get_or_make(&key(n), || n)));
         table.sweep(|_, n| *n != 2);
         assert_eq!(room.used(), 2);
-        assert!(table.get_or_make(&key(1), || 10).is_some_and(|n| *n == 10), "it is a new one");
-        assert!(table.get_or_make(&key(2), || 20).is_some_and(|n| *n == 2), "it may not leave");
+        assert!(table.get_or_make(&key(1), || 10).is_some_and(|n| *n == 10), "a new series");
+        assert!(table.get_or_make(&key(2), || 20).is_some_and(|n| *n == 2), "it was not removed");
         assert!(held.is_some_and(|held| *held == 0));
     }
 
     #[test]
-    fn however_many_come_at_once_there_are_never_more_than_there_is_room_for() {
+    fn concurrent_creation_never_exceeds_the_limit() {
         const MAX: usize = 100;
         let (table, room) = table(MAX);
         let made: usize = thread::scope(|scope| {
@@ -363,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn it_knows_which_series_are_held() {
+    fn it_reports_which_series_are_held() {
         let (table, _) = table(10);
         let _held = table.get_or_make(&key(1), || 1);
         drop(table.get_or_make(&key(2), || 2));

@@ -1,4 +1,4 @@
-//! Which histograms measure time, and in what.
+//! The time units of histograms.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 
 use crate::line::SampleKind;
 
-/// Histograms that were described as times.
+/// Histograms that were described with a time unit.
 #[derive(Debug)]
 pub(crate) struct TimeUnits {
     units: RwLock<HashMap<KeyName, TimeUnit>>,
@@ -15,7 +15,7 @@ pub(crate) struct TimeUnits {
 }
 
 impl TimeUnits {
-    /// For no more names than there are series.
+    /// For at most `max` names, the maximum number of series.
     pub(crate) fn new(max: usize) -> Self {
         Self { units: RwLock::default(), max }
     }
@@ -35,7 +35,7 @@ impl TimeUnits {
         }
     }
 
-    /// Nothing if it is no time.
+    /// None if the histogram does not measure time.
     pub(crate) fn of(&self, name: &str) -> Option<TimeUnit> {
         self.units.read().get(name).copied()
     }
@@ -61,12 +61,12 @@ impl TimeUnit {
         }
     }
 
-    /// What a sample measures, and its value as it is sent.
+    /// The kind of a sample, and its value as it is sent.
     pub(crate) fn sent(unit: Option<Self>, value: f64) -> (SampleKind, f64) {
         (Self::kind(unit), unit.map_or(value, |unit| unit.to_millis(value)))
     }
 
-    /// What the samples of a histogram measure.
+    /// The kind of a histogram's samples.
     pub(crate) fn kind(unit: Option<Self>) -> SampleKind {
         if unit.is_some() { SampleKind::Timing } else { SampleKind::Plain }
     }

@@ -14,21 +14,21 @@ use parking_lot::Mutex;
 use crate::error::UdpError;
 use crate::pace::Pace;
 
-/// What an Ethernet frame of 1500 bytes holds after IP and UDP, with room for a tunnel's headers.
+/// The payload of an Ethernet frame of 1500 bytes after IP and UDP, with room for a tunnel's headers.
 pub(crate) const PACKET_BYTES: usize = 1432;
 
-/// How long an address is believed.
+/// How often a known address is resolved again.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
-/// The same, as long as there is none.
+/// How often resolution is retried while there is no address.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long a packet may wait for the system's own buffer.
+/// How long a packet may wait for the system's send buffer.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 type Resolve = dyn Fn() -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// Sends to a receiver by its name, which it looks up again and again.
+/// Sends to a receiver by name, which it resolves periodically.
 pub(crate) struct UdpSink {
     resolve: Arc<Resolve>,
     state: Mutex<State>,
@@ -37,8 +37,8 @@ pub(crate) struct UdpSink {
 #[derive(Debug)]
 struct State {
     receiver: Option<Receiver>,
-    /// What a look-up under way will find. It has a thread of its own: a resolver that does not answer
-    /// holds up no flush, and no program that ends.
+    /// The result of a lookup in progress. The lookup has its own thread, so that a slow resolver delays
+    /// neither flushes nor the end of the program.
     looking: Option<mpsc::Receiver<io::Result<Vec<SocketAddr>>>>,
     looked_at: Instant,
     /// Why there is no receiver.
@@ -50,16 +50,16 @@ struct State {
 #[derive(Debug)]
 struct Receiver {
     address: SocketAddr,
-    /// Connected, so that it is told when nobody listens there.
+    /// Connected, so that the system reports a closed port.
     socket: UdpSocket,
-    /// Whether it has been told so.
+    /// Whether the system has reported one.
     refused: bool,
-    /// Whether a packet may not wait for the system's own buffer.
+    /// Whether packets may not wait for the system's send buffer.
     hurried: bool,
 }
 
 impl UdpSink {
-    /// Looks up the receiver for the first time. That its name is not known yet is no error.
+    /// Resolves the receiver for the first time. An unresolved name is no error.
     pub(crate) fn new(
         receiver: impl ToSocketAddrs + Send + Sync + 'static,
     ) -> Result<Self, UdpError> {
@@ -79,10 +79,7 @@ impl UdpSink {
             }
             Err(error @ UdpError::Bind(_)) => return Err(error),
             Err(error) => {
-                tracing::warn!(
-                    error = error.in_full(),
-                    "statsd has no receiver yet, looking for it again"
-                );
+                tracing::warn!(error = error.in_full(), "statsd receiver not found, retrying");
                 (None, Some(error))
             }
         };
@@ -92,7 +89,7 @@ impl UdpSink {
         Ok(Self { resolve: Arc::new(resolve), state: Mutex::new(state) })
     }
 
-    /// How long a flush may wait, for its receiver, for the system's own buffer and for a look-up.
+    /// Sets how long a flush may wait: for its receiver, for the system's send buffer and for a lookup.
     pub(crate) fn patience(self, patience: Duration) -> Self {
         self.state.lock().pace = Pace::new(patience);
         self
@@ -106,8 +103,8 @@ impl UdpSink {
             let because = because.as_ref().map_or_else(String::new, UdpError::in_full);
             return Err(io::Error::new(io::ErrorKind::HostUnreachable, because));
         };
-        // An answer to an earlier packet: this one is in its stead, so that the count is right. It is
-        // sent all the same, for the receiver may be back.
+        // The error belongs to an earlier packet. It is reported for this one, so that the count is
+        // right. This one is sent anyway, because the receiver may be back.
         let earlier = receiver.socket.take_error()?;
         receiver.hurry(pace.left().is_zero())?;
         let began = Instant::now();
@@ -123,7 +120,7 @@ impl UdpSink {
         }
     }
 
-    /// Waits if there have been many packets in a short time.
+    /// Pauses if many packets were sent in a short time.
     fn pause(&self) {
         let mut state = self.state.lock();
         let now = state.began.elapsed();
@@ -159,7 +156,7 @@ impl fmt::Debug for UdpSink {
 }
 
 impl State {
-    /// Looks the receiver up, if it is time. What was known is kept until something is found.
+    /// Resolves the receiver if it is due. The known address is kept until another is found.
     fn look(&mut self, resolve: &Arc<Resolve>, now: Instant) {
         let known_for = if self.receiver.is_some() { LOOK_AGAIN } else { TRY_AGAIN };
         if self.looking.is_none() && now.saturating_duration_since(self.looked_at) >= known_for {
@@ -177,7 +174,7 @@ impl State {
         }
     }
 
-    /// Takes in what a look-up has found, if it is done within this time.
+    /// Takes the result of a lookup, if it completes within this time.
     fn take_found(&mut self, within: Duration) {
         let Some(looking) = &self.looking else { return };
         let began = Instant::now();
@@ -185,19 +182,21 @@ impl State {
         self.pace.spend(began.elapsed());
         let found = match found {
             Err(mpsc::RecvTimeoutError::Timeout) => return,
-            Err(mpsc::RecvTimeoutError::Disconnected) => Err(io::Error::other("it panicked")),
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                Err(io::Error::other("the resolver panicked"))
+            }
             Ok(found) => found,
         };
         self.looking = None;
-        // An address that has refused is not preferred to the others.
+        // An address that has refused packets is not preferred to the others.
         let known = self.receiver.as_ref();
         let kept = known.filter(|receiver| !receiver.refused).map(|receiver| receiver.address);
         match found.map_err(UdpError::Resolve).and_then(|found| find(found, kept)) {
             Ok(found) => {
                 if known.map(|receiver| receiver.address) != Some(found.address) {
-                    tracing::info!(address = %found.address, "statsd has found its receiver");
+                    tracing::info!(address = %found.address, "statsd receiver found");
                 }
-                // A new socket each time: the way to the receiver may have changed as well.
+                // A new socket each time: the route to the receiver may have changed.
                 self.receiver = Some(found);
                 self.because = None;
             }
@@ -207,7 +206,7 @@ impl State {
 }
 
 impl Receiver {
-    /// Says whether packets may wait for the system's own buffer.
+    /// Sets whether packets may wait for the system's send buffer.
     fn hurry(&mut self, hurried: bool) -> io::Result<()> {
         if hurried != self.hurried {
             self.socket.set_nonblocking(hurried)?;
@@ -217,10 +216,10 @@ impl Receiver {
     }
 }
 
-/// A socket that is connected to the first address for which there is one. The one that is known comes
-/// first, since a name's addresses come in another order each time; then IPv4.
+/// A socket connected to the first address that works. The known address comes first, because the order
+/// of a name's addresses changes; then IPv4.
 fn find(mut addresses: Vec<SocketAddr>, known: Option<SocketAddr>) -> Result<Receiver, UdpError> {
-    // Stable: the resolver's order within a family.
+    // Stable: keeps the resolver's order within a family.
     addresses.sort_by_key(|address| (Some(*address) != known, address.is_ipv6()));
     let mut failed = UdpError::NoAddress;
     for address in addresses {
@@ -232,7 +231,7 @@ fn find(mut addresses: Vec<SocketAddr>, known: Option<SocketAddr>) -> Result<Rec
     Err(failed)
 }
 
-/// What two addresses failed at. One that has no way may have one later, whatever the other lacks.
+/// The error of two addresses. A missing route may be temporary, whatever the other error is.
 fn of_both(one: UdpError, other: UdpError) -> UdpError {
     if matches!(one, UdpError::Connect(_)) { one } else { other }
 }
@@ -265,7 +264,7 @@ mod tests {
         UdpSink::resolving(resolve, now).unwrap().patience(PATIENCE)
     }
 
-    /// How long a test waits for what has to happen. A look-up gets half of it.
+    /// How long a test waits for an expected event. A lookup gets half of it.
     const PATIENCE: Duration = Duration::from_secs(120);
 
     fn receiver() -> (UdpSocket, SocketAddr) {
@@ -282,21 +281,24 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_an_error_with_its_cause() {
+    fn an_invalid_address_is_an_error_with_its_cause() {
         let error = UdpSink::new("no port").unwrap_err();
         assert!(matches!(error, UdpError::Invalid(_)), "{error:?}");
         assert!(std::error::Error::source(&error).is_some());
     }
 
     #[test]
-    fn a_receiver_whose_name_is_not_known_yet_is_found_later() {
+    fn a_receiver_whose_name_does_not_resolve_yet_is_found_later() {
         let (name, start) = (Name::default(), Instant::now());
         let sink = sink(&name, start);
         let error = sink.send("lost", start).unwrap_err();
         assert!(error.to_string().ends_with("statsd receiver: no such name"), "{error}");
         let (socket, address) = receiver();
         name.lock().push(address);
-        assert!(sink.send("lost", start + TRY_AGAIN / 2).is_err(), "it does not look all the time");
+        assert!(
+            sink.send("lost", start + TRY_AGAIN / 2).is_err(),
+            "it does not resolve at each packet"
+        );
         assert!(sink.send("found", start + TRY_AGAIN).is_ok());
         assert_eq!(received(&socket), "found");
     }
@@ -317,14 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn a_port_where_nobody_listens_is_told_and_found_again_when_somebody_does() {
+    fn a_closed_port_is_reported_and_found_again_when_it_opens() {
         let (socket, address) = receiver();
         drop(socket);
         let (name, now) = (Name::new(Mutex::new(vec![address])), Instant::now());
         let sink = sink(&name, now);
         let told = (0..2).filter_map(|_| sink.send("lost", now).err()).next().unwrap();
         assert_eq!(told.kind(), io::ErrorKind::ConnectionRefused);
-        // The port may be somebody else's by now; then there is nothing to see.
+        // The port may be in use by another program now; then there is nothing to test.
         let Ok(socket) = UdpSocket::bind(address) else { return };
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let _ = sink.send("found", now);
@@ -332,13 +334,13 @@ mod tests {
     }
 
     #[test]
-    fn of_several_addresses_the_one_in_use_is_kept_while_it_is_one_of_them_and_answers() {
+    fn the_address_in_use_is_kept_while_it_is_listed_and_answers() {
         let ((one, first), (other, second)) = (receiver(), receiver());
         let (name, start) = (Name::new(Mutex::new(vec![first, second])), Instant::now());
         let sink = sink(&name, start);
         let later = |minutes| start + LOOK_AGAIN * minutes;
         for minute in 0..4 {
-            // As a server of names does.
+            // As a round-robin name server does.
             name.lock().rotate_left(1);
             sink.send("kept", later(minute)).unwrap();
             assert_eq!(received(&one), "kept");
@@ -355,19 +357,19 @@ mod tests {
     }
 
     #[test]
-    fn a_resolver_that_does_not_answer_holds_up_nothing() {
+    fn a_resolver_that_does_not_answer_blocks_nothing() {
         let ((socket, address), start) = (receiver(), Instant::now());
         let (answer, answered) = mpsc::sync_channel::<SocketAddr>(2);
         let answered = Mutex::new(answered);
         answer.send(address).unwrap();
         let resolve = move || Ok(vec![answered.lock().recv().map_err(io::Error::other)?]);
-        // It may wait for nothing.
+        // The flush may not wait.
         let sink = UdpSink::resolving(resolve, start).unwrap().patience(Duration::ZERO);
         for text in ["one", "two"] {
             sink.send(text, start + LOOK_AGAIN).unwrap();
             assert_eq!(received(&socket), text);
         }
-        // What it says in the end is taken.
+        // A late answer is used.
         let (other, found) = receiver();
         answer.send(found).unwrap();
         other.set_nonblocking(true).unwrap();
@@ -381,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_way_is_tried_again_though_another_has_no_socket() {
+    fn an_address_without_a_route_is_retried_though_another_has_no_socket() {
         let error = || io::Error::other("no");
         let (no_way, no_socket) = (UdpError::Connect, UdpError::Bind);
         assert!(matches!(of_both(no_way(error()), no_socket(error())), UdpError::Connect(_)));

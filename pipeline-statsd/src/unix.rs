@@ -9,19 +9,19 @@ use std::time::{Duration, Instant};
 use cadence::MetricSink;
 use parking_lot::Mutex;
 
-/// What the Datadog agent reads at once, unless told otherwise.
+/// The default read size of the Datadog agent.
 pub(crate) const PACKET_BYTES: usize = 8192;
 
-/// Sends to a datagram socket by its path, and waits for room in its queue.
+/// Sends to a datagram socket by path, and waits for room in its queue.
 ///
-/// It names the server by its path for each packet, so a server that is started again is found again.
+/// Each packet is sent to the path, so a restarted server is found again.
 #[derive(Debug)]
 pub(crate) struct UnixSink {
     path: PathBuf,
     socket: UnixDatagram,
-    /// How long a flush may wait for room, all packets together.
+    /// How long a flush may wait for room, over all packets.
     patience: Duration,
-    /// What is left of it.
+    /// The rest of it.
     left: Mutex<Duration>,
 }
 
@@ -32,7 +32,7 @@ impl UnixSink {
         Ok(Self { path: path.to_owned(), socket, patience: Duration::ZERO, left })
     }
 
-    /// How long a flush may wait for its receiver.
+    /// Sets how long a flush may wait for its receiver.
     pub(crate) fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         *self.left.get_mut() = patience;
@@ -44,7 +44,7 @@ impl MetricSink for UnixSink {
     fn emit(&self, metric: &str) -> io::Result<usize> {
         let mut left = self.left.lock();
         if left.is_zero() {
-            // It had its time: what finds no room now is lost.
+            // The time is over: packets that find no room now are lost.
             self.socket.set_nonblocking(true)?;
             return self.socket.send_to(metric.as_bytes(), &self.path);
         }

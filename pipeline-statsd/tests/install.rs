@@ -1,4 +1,4 @@
-//! The recorder of the whole process; alone in its file because there can be only one.
+//! The recorder of the whole process, in a file of its own because there can be only one.
 
 use pipeline_statsd::cadence::SpyMetricSink;
 use pipeline_statsd::{InstallError, StatsdRecorder};
@@ -11,10 +11,10 @@ fn an_installed_recorder_serves_the_process_and_a_second_one_is_refused() {
     let (second_sent, second) = SpyMetricSink::new();
     let error = StatsdRecorder::sink(second).install().unwrap_err();
     assert!(matches!(error, InstallError::AlreadyInstalled));
-    assert!(second_sent.recv().is_err(), "its thread is gone and its sink with it");
+    assert!(second_sent.recv().is_err(), "the thread has ended and the sink is dropped");
 
     std::thread::spawn(|| metrics::counter!("joins").increment(1)).join().unwrap();
     drop(flusher);
     assert_eq!(sent.recv().unwrap(), b"push.joins:1|c");
-    assert!(sent.recv().is_err(), "the sink is gone");
+    assert!(sent.recv().is_err(), "the sink is dropped");
 }

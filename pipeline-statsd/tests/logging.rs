@@ -1,4 +1,4 @@
-//! What is logged of a failing sink.
+//! Log lines of a failing sink and of refused series.
 
 use std::io;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl MetricSink for Switch {
 }
 
 #[test]
-fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
+fn a_failing_sink_is_logged_at_the_first_failure_and_at_recovery() {
     let broken = Arc::new(AtomicBool::new(false));
     let (recorder, flusher) = StatsdRecorder::sink(Switch { broken: Arc::clone(&broken) })
         .own_counters(false)
@@ -55,7 +55,7 @@ fn a_failing_sink_is_logged_when_it_begins_and_when_it_ends() {
 }
 
 #[test]
-fn that_there_are_too_many_series_is_logged_once_for_each_metric() {
+fn too_many_series_are_logged_once_for_each_metric() {
     let (recorder, flusher) = StatsdRecorder::sink(NopMetricSink)
         .max_series(2)
         .flush_every(Duration::MAX)
@@ -72,6 +72,6 @@ fn that_there_are_too_many_series_is_logged_once_for_each_metric() {
         flusher.flush();
     }
     let limits = "max_per_name=1000 max_series=2";
-    let refused = "message=statsd refuses series, there are too many metric=\"g\" series=2";
+    let refused = "message=statsd series refused: too many series metric=\"g\" series=2";
     assert_eq!(log.take(), [format!("WARN {limits} {refused}")]);
 }

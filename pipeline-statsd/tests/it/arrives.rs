@@ -1,5 +1,5 @@
-//! What is sent is received as a daemon receives it: with the buffer that the system gives, and some time
-//! for each packet.
+//! A daemon with the system's default buffer, and with some processing time per packet, receives all
+//! lines.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::collections::HashMap;
@@ -17,17 +17,17 @@ use crate::support::{PATIENCE, weight};
 const HISTOGRAMS: usize = 20;
 const SAMPLES: usize = 500;
 
-/// How long a daemon takes for a packet. It sleeps for so long, so that it needs no core of its own, and
-/// longer than it would work, because a flush is some ten times slower in a build for tests as well.
+/// Processing time of the daemon per packet. It sleeps, so that it needs no core, and longer than real
+/// processing takes, because a flush is about ten times slower in a test build, too.
 const A_PACKET: Duration = Duration::from_micros(300);
 
-/// One daemon at a time: what they read from is full when they do not run.
+/// One daemon at a time: their buffers fill up when they do not run.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// What the last line begins with.
+/// The prefix of the last line.
 const END: &str = "app.end:";
 
-/// Reads packet after packet, and returns all lines once one is the last.
+/// Reads packets, and returns all lines once one of them is the last.
 fn daemon(
     receive: impl Fn(&mut [u8]) -> io::Result<usize> + Send + 'static,
 ) -> JoinHandle<Vec<String>> {
@@ -40,17 +40,14 @@ fn daemon(
             if text.lines().any(|line| line.starts_with(END)) {
                 break;
             }
-            #[expect(
-                clippy::disallowed_methods,
-                reason = "a thread that stands for another program"
-            )]
+            #[expect(clippy::disallowed_methods, reason = "the thread simulates another program")]
             thread::sleep(A_PACKET);
         }
         lines
     })
 }
 
-/// Flushes busy histograms, and then something that the daemon ends at.
+/// Flushes busy histograms, then sends the last line.
 fn flush_busy_histograms(statsd: StatsdBuilder, daemon: JoinHandle<Vec<String>>) -> Vec<String> {
     let statsd = statsd.histogram_samples(SAMPLES).own_counters(false).prefix("app");
     let (recorder, flusher) = statsd.flush_every(Duration::from_secs(60)).build().unwrap();
@@ -62,7 +59,7 @@ fn flush_busy_histograms(statsd: StatsdBuilder, daemon: JoinHandle<Vec<String>>)
     });
     let report = flusher.flush();
     assert_eq!((report.errors, report.lines_lost), (0, 0));
-    // What the daemon ends at may be lost as well: then it comes again.
+    // The last line may be lost, too: then it is sent again.
     while !daemon.is_finished() {
         with_local_recorder(&recorder, || counter!("end").increment(1));
         flusher.flush();
@@ -70,7 +67,7 @@ fn flush_busy_histograms(statsd: StatsdBuilder, daemon: JoinHandle<Vec<String>>)
     daemon.join().unwrap()
 }
 
-/// How many samples of each histogram have come, those counted that others stand for.
+/// The number of arrived samples of each histogram, by weight.
 fn arrived(lines: &[String]) -> HashMap<String, u64> {
     let mut arrived = HashMap::new();
     for line in lines.iter().filter(|line| line.contains("handle_time")) {
@@ -101,7 +98,7 @@ fn every_line_of_busy_histograms_arrives_over_udp() {
 }
 
 #[test]
-fn values_that_share_lines_arrive_in_far_fewer_of_them() {
+fn packed_values_arrive_in_far_fewer_lines() {
     let _alone = ALONE.lock();
     let (statsd, daemon) = udp();
     let lines = flush_busy_histograms(statsd.packed_values(true), daemon);

@@ -20,7 +20,7 @@ fn nothing_is_lost_between_concurrent_recording_and_concurrent_flushes() {
     let done = AtomicBool::new(false);
 
     thread::scope(|scope| {
-        // Beside the flusher's own thread.
+        // Concurrent with the flusher's own thread.
         let flushing = scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
                 flusher.flush();
@@ -31,7 +31,7 @@ fn nothing_is_lost_between_concurrent_recording_and_concurrent_flushes() {
                 scope.spawn(|| {
                     with_local_recorder(&recorder, || {
                         for n in 0..EACH {
-                            // Each time by name, so that registering takes part in the race.
+                            // By name each time, so that registration takes part in the race.
                             counter!("events").increment(n % 3);
                             histogram!("sizes").record(2);
                         }
@@ -55,7 +55,7 @@ fn nothing_is_lost_between_concurrent_recording_and_concurrent_flushes() {
 }
 
 #[test]
-fn up_to_the_bound_every_sample_is_sent_as_it_is() {
+fn up_to_the_limit_every_sample_is_sent() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector).histogram_samples(100).build().unwrap();
     with_local_recorder(&recorder, || {
@@ -68,7 +68,7 @@ fn up_to_the_bound_every_sample_is_sent_as_it_is() {
 }
 
 #[test]
-fn above_the_bound_the_lines_are_few_and_their_rates_give_the_exact_count() {
+fn above_the_limit_the_rates_of_few_lines_give_the_exact_count() {
     for count in [101_u64, 150, 199, 1_000, 12_345] {
         let collector = Collector::new();
         let (recorder, flusher) = quiet(&collector).histogram_samples(100).build().unwrap();

@@ -9,14 +9,14 @@ use pipeline_statsd::cadence::MetricSink;
 use crate::support::{Collector, PATIENCE, quiet};
 
 #[test]
-fn the_thread_outlives_a_failing_sink_and_sends_again_when_it_recovers() {
+fn the_thread_survives_a_failing_sink_and_sends_after_recovery() {
     let (collector, attempts) = Collector::watched();
     collector.fail(true, true);
     let (recorder, _flusher) =
         quiet(&collector).flush_every(Duration::from_millis(1)).build().unwrap();
     with_local_recorder(&recorder, || gauge!("g").set(1));
 
-    // Several failed flushes: each is an attempt to emit and one to flush.
+    // Several failed flushes: each calls emit once and flush once.
     for _ in 0..6 {
         attempts.recv_timeout(PATIENCE).unwrap();
     }
@@ -33,7 +33,7 @@ fn the_thread_outlives_a_failing_sink_and_sends_again_when_it_recovers() {
 }
 
 #[test]
-fn the_report_counts_what_was_taken_and_what_failed() {
+fn the_report_counts_sent_lines_and_failures() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector).flush_every(Duration::MAX).build().unwrap();
     let record = || {
@@ -47,7 +47,7 @@ fn the_report_counts_what_was_taken_and_what_failed() {
     assert_eq!((report.lines, report.bytes), (0, 0));
     assert_eq!((report.errors, report.lines_lost), (2, 2));
 
-    // What the sink refused is gone.
+    // The refused lines are lost.
     collector.fail(false, false);
     assert_eq!(flusher.flush().lines, 0);
 
@@ -58,7 +58,7 @@ fn the_report_counts_what_was_taken_and_what_failed() {
 }
 
 #[test]
-fn dropping_the_flusher_returns_though_the_sink_fails() {
+fn dropping_the_flusher_returns_with_a_failing_sink() {
     let collector = Collector::new();
     collector.fail(true, true);
     let (recorder, flusher) = quiet(&collector).flush_every(Duration::MAX).build().unwrap();
@@ -67,7 +67,7 @@ fn dropping_the_flusher_returns_though_the_sink_fails() {
     assert_eq!(collector.handles(), 1);
 }
 
-/// Panics once, then hands on.
+/// Panics once, then forwards to the inner sink.
 struct PanicsOnce {
     panicked: AtomicBool,
     collector: Collector,
@@ -75,19 +75,19 @@ struct PanicsOnce {
 
 impl MetricSink for PanicsOnce {
     fn emit(&self, metric: &str) -> io::Result<usize> {
-        assert!(self.panicked.swap(true, Ordering::Relaxed), "a bug of the sink");
+        assert!(self.panicked.swap(true, Ordering::Relaxed), "a bug in the sink");
         self.collector.emit(metric)
     }
 }
 
 #[test]
-fn the_thread_outlives_a_sink_that_panics_and_the_panic_is_counted() {
+fn the_thread_survives_a_sink_that_panics_and_counts_the_panic() {
     let (collector, attempts) = Collector::watched();
     let sink = PanicsOnce { panicked: AtomicBool::new(false), collector: collector.clone() };
     let (recorder, flusher) =
         StatsdRecorder::sink(sink).flush_every(Duration::from_millis(1)).build().unwrap();
     with_local_recorder(&recorder, || counter!("lost").increment(1));
-    // A flush that sends something tells of those before it.
+    // A flush that sends anything reports the flushes before it.
     let told = (0..1_000).find_map(|_| {
         with_local_recorder(&recorder, || counter!("sent").increment(1));
         attempts.recv_timeout(PATIENCE).unwrap();

@@ -8,7 +8,7 @@ use crate::support::{Collector, PATIENCE, quiet};
 const NEVER: Duration = Duration::MAX;
 
 #[test]
-fn the_thread_flushes_by_itself_again_and_again() {
+fn the_thread_flushes_periodically() {
     let (collector, attempts) = Collector::watched();
     let (recorder, _flusher) =
         quiet(&collector).flush_every(Duration::from_millis(1)).build().unwrap();
@@ -24,7 +24,7 @@ fn the_thread_flushes_by_itself_again_and_again() {
 }
 
 #[test]
-fn dropping_the_flusher_sends_the_rest_and_lets_go_of_the_sink() {
+fn dropping_the_flusher_sends_the_rest_and_drops_the_sink() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector).flush_every(NEVER).build().unwrap();
     with_local_recorder(&recorder, || {
@@ -33,9 +33,9 @@ fn dropping_the_flusher_sends_the_rest_and_lets_go_of_the_sink() {
     });
     drop(flusher);
     assert_eq!(collector.take(), ["c:7|c", "h:1|h"]);
-    assert_eq!(collector.handles(), 1, "the thread is gone and so is the sink");
+    assert_eq!(collector.handles(), 1, "the thread has ended and the sink is dropped");
 
-    // What comes too late is accepted and goes nowhere.
+    // Later values are accepted and never sent.
     with_local_recorder(&recorder, || counter!("c").increment(1));
     assert!(collector.take().is_empty());
 }
@@ -61,7 +61,7 @@ fn when_nothing_changed_only_gauges_are_sent() {
 }
 
 #[test]
-fn counters_send_what_they_grew_by_however_they_grew() {
+fn counters_send_their_increase_by_increments_and_totals() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector).flush_every(NEVER).build().unwrap();
     let counter = with_local_recorder(&recorder, || counter!("c"));
@@ -86,7 +86,7 @@ fn clones_of_a_recorder_share_their_series() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_refused() {
+fn invalid_options_are_refused() {
     let builder = || StatsdRecorder::sink(Collector::new());
     let error = builder().flush_every(Duration::ZERO).build().unwrap_err();
     assert!(matches!(error, BuildError::ZeroInterval));

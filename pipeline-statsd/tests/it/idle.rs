@@ -6,11 +6,11 @@ use metrics::{counter, gauge, histogram, with_local_recorder};
 
 use crate::support::{Collector, quiet, value};
 
-/// A series that is not needed leaves at the next flush.
+/// An unused series is removed at the next flush.
 const AT_ONCE: Duration = Duration::from_nanos(1);
 
 #[test]
-fn a_series_that_nobody_records_into_leaves_and_comes_back() {
+fn an_idle_series_is_removed_and_comes_back() {
     let collector = Collector::new();
     let (recorder, flusher) =
         quiet(&collector).flush_every(Duration::MAX).idle_after(AT_ONCE).build().unwrap();
@@ -29,7 +29,7 @@ fn a_series_that_nobody_records_into_leaves_and_comes_back() {
 }
 
 #[test]
-fn a_gauge_that_was_set_once_is_repeated_for_good() {
+fn a_gauge_that_was_set_once_is_always_repeated() {
     let collector = Collector::new();
     let (recorder, flusher) =
         quiet(&collector).flush_every(Duration::MAX).idle_after(AT_ONCE).build().unwrap();
@@ -41,7 +41,7 @@ fn a_gauge_that_was_set_once_is_repeated_for_good() {
 }
 
 #[test]
-fn a_gauge_whose_handle_is_held_is_repeated_until_it_is_dropped_and_its_room_is_needed() {
+fn a_gauge_is_repeated_until_its_handle_is_dropped_and_its_slot_is_needed() {
     let collector = Collector::new();
     let builder = quiet(&collector).flush_every(Duration::MAX).idle_after(AT_ONCE).max_series(1);
     let (recorder, flusher) = builder.build().unwrap();
@@ -56,7 +56,7 @@ fn a_gauge_whose_handle_is_held_is_repeated_until_it_is_dropped_and_its_room_is_
 }
 
 #[test]
-fn an_increment_by_a_handle_that_was_idle_is_not_lost() {
+fn an_increment_by_an_idle_handle_is_not_lost() {
     let collector = Collector::new();
     let (recorder, flusher) =
         quiet(&collector).flush_every(Duration::MAX).idle_after(AT_ONCE).build().unwrap();
@@ -75,7 +75,7 @@ fn an_increment_by_a_handle_that_was_idle_is_not_lost() {
 }
 
 #[test]
-fn nothing_is_lost_while_series_leave_and_come_back_under_their_writers() {
+fn nothing_is_lost_while_series_are_removed_and_recreated_under_their_writers() {
     const WRITERS: u64 = 3;
     const EACH: u64 = 20_000;
     let collector = Collector::new();
@@ -94,7 +94,7 @@ fn nothing_is_lost_while_series_leave_and_come_back_under_their_writers() {
                 scope.spawn(move || {
                     with_local_recorder(recorder, || {
                         for n in 0..EACH {
-                            // Each is idle most of the time, and nobody holds a handle.
+                            // Each series is idle most of the time, and no handle is held.
                             let key = (n / 7 + writer) % 50;
                             counter!("c", "key" => key.to_string()).increment(1);
                             gauge!("g", "key" => key.to_string()).increment(1);
@@ -116,7 +116,7 @@ fn nothing_is_lost_while_series_leave_and_come_back_under_their_writers() {
         .sum();
     assert_eq!(counted, WRITERS * EACH);
 
-    // The gauges are where all steps together have brought them.
+    // The gauges hold the sum of all steps.
     flusher.flush();
     let levels: u64 = collector.take().iter().map(|line| value(line).parse::<u64>().unwrap()).sum();
     assert_eq!(levels, WRITERS * EACH);

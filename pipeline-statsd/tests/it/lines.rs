@@ -4,7 +4,7 @@ use pipeline_statsd::{Dialect, StatsdBuilder, StatsdRecorder};
 
 use crate::support::Collector;
 
-/// Records, flushes once, and compares what the sink was given.
+/// Records, flushes once, and compares the lines in the sink.
 fn check(
     options: impl FnOnce(StatsdBuilder) -> StatsdBuilder,
     record: impl FnOnce(),
@@ -12,7 +12,7 @@ fn check(
 ) {
     let collector = Collector::new();
     let builder = options(StatsdRecorder::sink(collector.clone()));
-    let (recorder, flusher) = builder.build().expect("the options make sense");
+    let (recorder, flusher) = builder.build().expect("the options are valid");
     with_local_recorder(&recorder, record);
     let report = flusher.flush();
     let sent = collector.take();

@@ -1,4 +1,4 @@
-//! The recorder as a program sees it: record through the facade, look at what the sink is given.
+//! Tests through the public API: record through the facade, check the lines in the sink.
 
 mod arrives;
 mod conservation;

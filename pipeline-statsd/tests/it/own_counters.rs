@@ -5,14 +5,14 @@ use pipeline_statsd::{Dialect, StatsdRecorder};
 
 use crate::support::{Collector, quiet, value};
 
-/// What lines of this name add up to.
+/// The sum of all lines of this name.
 fn sum(lines: &[String], name: &str) -> u64 {
     let named = lines.iter().filter(|line| line.starts_with(&format!("{name}:")));
     named.map(|line| value(line).parse::<u64>().expect("a count is a whole number")).sum()
 }
 
 #[test]
-fn a_flush_tells_what_the_flushes_before_it_did() {
+fn a_flush_reports_the_flushes_before_it() {
     let collector = Collector::new();
     let (recorder, flusher) = StatsdRecorder::sink(collector.clone())
         .prefix("app")
@@ -22,7 +22,7 @@ fn a_flush_tells_what_the_flushes_before_it_did() {
     let record = || counter!("c").increment(1);
     with_local_recorder(&recorder, record);
     let first = flusher.flush();
-    assert_eq!(collector.take(), ["app.c:1|c"], "there is nothing to tell yet");
+    assert_eq!(collector.take(), ["app.c:1|c"], "there is nothing to report yet");
 
     with_local_recorder(&recorder, record);
     flusher.flush();
@@ -39,7 +39,7 @@ fn a_flush_tells_what_the_flushes_before_it_did() {
 }
 
 #[test]
-fn own_counters_never_travel_alone() {
+fn own_counters_are_never_sent_alone() {
     let collector = Collector::new();
     let (recorder, flusher) =
         StatsdRecorder::sink(collector.clone()).flush_every(Duration::MAX).build().unwrap();
@@ -53,7 +53,7 @@ fn own_counters_never_travel_alone() {
 }
 
 #[test]
-fn what_was_counted_while_the_sink_failed_is_told_when_it_works_again() {
+fn counts_from_a_failing_sink_are_sent_after_recovery() {
     let collector = Collector::new();
     let (recorder, flusher) =
         StatsdRecorder::sink(collector.clone()).flush_every(Duration::MAX).build().unwrap();
@@ -76,7 +76,7 @@ fn what_was_counted_while_the_sink_failed_is_told_when_it_works_again() {
 }
 
 #[test]
-fn what_was_left_out_or_refused_is_told() {
+fn dropped_lines_and_refused_series_are_reported() {
     let collector = Collector::new();
     let (recorder, flusher) = StatsdRecorder::sink(collector.clone())
         .dialect(Dialect::StatsD)
@@ -102,7 +102,7 @@ fn what_was_left_out_or_refused_is_told() {
 }
 
 #[test]
-fn what_is_told_adds_up_to_what_was_sent() {
+fn reported_counts_add_up_to_the_sent_lines() {
     let collector = Collector::new();
     let (recorder, flusher) = StatsdRecorder::sink(collector.clone())
         .packet_bytes(80)
@@ -112,7 +112,7 @@ fn what_is_told_adds_up_to_what_was_sent() {
     let (mut lines, mut bytes, mut packets) = (0, 0, 0);
     for n in 0..10_u64 {
         if n > 0 {
-            // All but the last, which tells of these.
+            // All but the last flush, which reports these.
             let report = flusher.flush();
             lines += report.lines;
             bytes += report.bytes;

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use pipeline_statsd::cadence::MetricSink;
 use pipeline_statsd::{Dialect, StatsdRecorder};
 
-/// Keeps packets as they are.
+/// A sink that keeps whole packets.
 #[derive(Clone, Default)]
 struct Packets(Arc<Mutex<Vec<String>>>);
 
@@ -24,7 +24,7 @@ impl Packets {
 }
 
 #[test]
-fn lines_are_packed_into_full_packets_and_none_is_parted() {
+fn lines_are_packed_into_full_packets_and_never_split() {
     const LIMIT: usize = 100;
     let packets = Packets::default();
     let (recorder, flusher) = StatsdRecorder::sink(packets.clone())
@@ -54,7 +54,7 @@ fn lines_are_packed_into_full_packets_and_none_is_parted() {
 }
 
 #[test]
-fn the_two_lines_of_a_negative_gauge_are_never_parted() {
+fn the_two_lines_of_a_negative_gauge_stay_in_one_packet() {
     let packets = Packets::default();
     let (recorder, flusher) = StatsdRecorder::sink(packets.clone())
         .dialect(Dialect::StatsD)
@@ -77,7 +77,7 @@ fn the_two_lines_of_a_negative_gauge_are_never_parted() {
 }
 
 #[test]
-fn a_line_longer_than_a_packet_is_left_out_and_counted() {
+fn a_line_longer_than_a_packet_is_dropped_and_counted() {
     let packets = Packets::default();
     let (recorder, flusher) = StatsdRecorder::sink(packets.clone())
         .packet_bytes(20)
@@ -96,7 +96,7 @@ const METADATA: metrics::Metadata<'static> =
     metrics::Metadata::new("packets", metrics::Level::INFO, None);
 
 #[test]
-fn a_sink_of_cadence_gets_line_by_line_unless_it_is_told_otherwise() {
+fn a_cadence_sink_receives_one_line_at_a_time_by_default() {
     let packets = Packets::default();
     let (recorder, flusher) =
         StatsdRecorder::sink(packets.clone()).flush_every(Duration::MAX).build().unwrap();

@@ -10,7 +10,7 @@ use pipeline_statsd::{Dialect, StatsdRecorder};
 use crate::support::{Collector, PATIENCE, quiet, value};
 
 #[test]
-fn every_value_is_a_line_in_its_order_and_comes_without_being_asked_for() {
+fn every_value_is_sent_in_order_in_its_own_line_without_a_flush() {
     let (sent, sink) = SpyMetricSink::new();
     let (recorder, _flusher) = StatsdRecorder::sink(sink)
         .per_event()
@@ -48,7 +48,7 @@ fn every_value_is_a_line_in_its_order_and_comes_without_being_asked_for() {
 }
 
 #[test]
-fn nothing_is_lost_or_out_of_order_when_many_record_at_once() {
+fn concurrent_values_are_neither_lost_nor_reordered() {
     const WRITERS: u64 = 4;
     const EACH: u64 = 2000;
     let (sent, sink) = SpyMetricSink::new();
@@ -73,7 +73,7 @@ fn nothing_is_lost_or_out_of_order_when_many_record_at_once() {
     }
 }
 
-/// Says that it was given something, then stays in the call until it is let go.
+/// Reports each call, then blocks in it until it is released.
 struct Stuck {
     entered: SyncSender<()>,
     let_go: Mutex<Receiver<()>>,
@@ -89,7 +89,7 @@ impl MetricSink for Stuck {
 }
 
 #[test]
-fn when_the_sink_is_stuck_what_is_too_much_is_dropped_and_counted() {
+fn with_a_blocked_sink_excess_values_are_dropped_and_counted() {
     let (entered, entries) = mpsc::sync_channel(1);
     let (go, let_go) = mpsc::channel();
     let collector = Collector::new();
@@ -104,7 +104,7 @@ fn when_the_sink_is_stuck_what_is_too_much_is_dropped_and_counted() {
     counter.increment(1);
     entries.recv_timeout(PATIENCE).unwrap();
 
-    // The thread is in the sink; nobody takes from the queue.
+    // The thread is in the sink, so the queue is not drained.
     (0..10_100).for_each(|_| counter.increment(1));
     drop(go);
     drop(flusher);
@@ -112,7 +112,7 @@ fn when_the_sink_is_stuck_what_is_too_much_is_dropped_and_counted() {
 }
 
 #[test]
-fn dropped_values_are_told() {
+fn dropped_values_are_reported() {
     let (entered, entries) = mpsc::sync_channel(1);
     let (go, let_go) = mpsc::channel();
     let collector = Collector::new();
@@ -134,7 +134,7 @@ fn dropped_values_are_told() {
 }
 
 #[test]
-fn of_each_so_many_values_one_is_sent_with_its_rate() {
+fn one_of_each_n_values_is_sent_with_its_rate() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector)
         .per_event()
@@ -161,7 +161,7 @@ fn of_each_so_many_values_one_is_sent_with_its_rate() {
 }
 
 #[test]
-fn idle_series_leave_and_a_total_stays_known() {
+fn idle_series_are_removed_and_totals_are_kept() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector)
         .per_event()
@@ -177,7 +177,7 @@ fn idle_series_leave_and_a_total_stays_known() {
         histogram!("h").record(1);
     });
     let series: Vec<_> = (0..4).map(|_| flusher.flush().series).collect();
-    // Values that wait hold their series, and whether they still do is the thread's affair.
+    // Queued values hold their series. The thread decides how long they are queued.
     assert_eq!(series.last(), Some(&2));
     collector.take();
     with_local_recorder(&recorder, || {

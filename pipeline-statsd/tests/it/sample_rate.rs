@@ -6,7 +6,7 @@ use pipeline_statsd::BuildError;
 use crate::support::{Collector, quiet, weight};
 
 #[test]
-fn few_of_a_histograms_samples_are_sent_and_their_number_is_exact() {
+fn a_fraction_of_the_samples_is_sent_and_the_count_is_exact() {
     for (count, lines) in [(1_u64, 1), (10, 1), (1000, 100), (1005, 101), (123_456, 200)] {
         let collector = Collector::new();
         let (recorder, flusher) = quiet(&collector)
@@ -27,7 +27,7 @@ fn few_of_a_histograms_samples_are_sent_and_their_number_is_exact() {
 }
 
 #[test]
-fn a_metric_may_have_a_rate_of_its_own_and_counters_and_gauges_have_none() {
+fn a_metric_can_have_its_own_rate_and_counters_and_gauges_have_none() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector)
         .sample_rate(0.25)
@@ -49,7 +49,7 @@ fn a_metric_may_have_a_rate_of_its_own_and_counters_and_gauges_have_none() {
 }
 
 #[test]
-fn a_rate_that_makes_no_sense_is_refused() {
+fn an_invalid_rate_is_refused() {
     for rate in [0.0, -1.0, 1.5, f64::NAN] {
         let error = quiet(&Collector::new()).sample_rate(rate).build().unwrap_err();
         assert!(matches!(error, BuildError::SampleRate), "{rate}");

@@ -5,7 +5,7 @@ use metrics::{counter, gauge, histogram, with_local_recorder};
 use crate::support::{Collector, quiet};
 
 #[test]
-fn a_series_too_many_is_refused_and_counted_and_the_others_go_on() {
+fn a_series_above_the_limit_is_refused_and_counted_and_others_still_work() {
     let collector = Collector::new();
     let (recorder, flusher) =
         quiet(&collector).flush_every(Duration::MAX).max_series(3).build().unwrap();
@@ -29,7 +29,7 @@ fn a_series_too_many_is_refused_and_counted_and_the_others_go_on() {
 }
 
 #[test]
-fn series_that_leave_make_room_for_others() {
+fn removed_series_make_room_for_others() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector)
         .flush_every(Duration::MAX)
@@ -49,7 +49,7 @@ fn series_that_leave_make_room_for_others() {
 }
 
 #[test]
-fn a_handle_of_a_series_that_was_refused_records_nowhere() {
+fn a_handle_of_a_refused_series_has_no_effect() {
     let collector = Collector::new();
     let (recorder, flusher) =
         quiet(&collector).flush_every(Duration::MAX).max_series(1).build().unwrap();
@@ -63,7 +63,7 @@ fn a_handle_of_a_series_that_was_refused_records_nowhere() {
 }
 
 #[test]
-fn labels_without_a_bound_cost_one_metric_and_a_bounded_line() {
+fn unbounded_labels_affect_one_metric_and_lines_stay_bounded() {
     let collector = Collector::new();
     let (recorder, flusher) = quiet(&collector)
         .flush_every(Duration::MAX)

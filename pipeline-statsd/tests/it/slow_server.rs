@@ -10,7 +10,7 @@ use pipeline_statsd::cadence::MetricSink;
 
 use crate::support::{PATIENCE, value, weight};
 
-/// Says what it was given, then stays in the call until it is let go.
+/// Reports each call, then blocks in it until it is released.
 struct Stuck {
     entered: SyncSender<String>,
     let_go: Mutex<Receiver<()>>,
@@ -19,14 +19,14 @@ struct Stuck {
 impl MetricSink for Stuck {
     fn emit(&self, metric: &str) -> io::Result<usize> {
         let _ = self.entered.send(metric.to_owned());
-        // When the test is over, nobody stays.
+        // At the end of the test, the sender is dropped and every call returns.
         let _ = self.let_go.lock().recv();
         Ok(metric.len())
     }
 }
 
 #[test]
-fn a_sink_that_is_stuck_holds_up_no_recording_and_nothing_of_it_is_lost() {
+fn a_blocked_sink_blocks_no_recording_and_no_value_is_lost() {
     const EACH: u64 = 50_000;
     let (entered, entries) = mpsc::sync_channel(100_000);
     let (go, let_go) = mpsc::channel();
@@ -48,7 +48,7 @@ fn a_sink_that_is_stuck_holds_up_no_recording_and_nothing_of_it_is_lost() {
             gauge!("level").set(n as f64);
         }
     });
-    assert!(entries.try_recv().is_err(), "it is still in the same call");
+    assert!(entries.try_recv().is_err(), "the sink is still in the same call");
 
     drop(go);
     drop(flusher);
@@ -61,7 +61,7 @@ fn a_sink_that_is_stuck_holds_up_no_recording_and_nothing_of_it_is_lost() {
 }
 
 #[test]
-fn a_server_that_is_down_costs_what_is_sent_meanwhile_and_nothing_else() {
+fn a_server_that_is_down_costs_only_the_lines_sent_meanwhile() {
     let gone = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = gone.local_addr().unwrap();
     drop(gone);
@@ -72,7 +72,7 @@ fn a_server_that_is_down_costs_what_is_sent_meanwhile_and_nothing_else() {
         flusher.flush();
     }
 
-    // The port may be somebody else's by now; then there is nothing to see.
+    // The port may be in use by another program now; then there is nothing to test.
     let Ok(server) = UdpSocket::bind(address) else { return };
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     with_local_recorder(&recorder, || counter!("found").increment(1));

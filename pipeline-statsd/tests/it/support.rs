@@ -1,4 +1,4 @@
-//! A sink that remembers, and reading back what it was given.
+//! A sink that collects lines, and helpers that parse them.
 
 use std::io;
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use pipeline_statsd::cadence::MetricSink;
 use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
 
-/// How long to wait for something that is sure to come unless it never does.
+/// How long to wait for an expected event before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Collects lines, tells of each, and fails when it is told to.
+/// A sink that collects lines, reports each, and can be set to fail.
 #[derive(Clone)]
 pub(crate) struct Collector {
     state: Arc<Mutex<State>>,
@@ -31,7 +31,7 @@ impl Collector {
         Self { state: Arc::default() }
     }
 
-    /// Also tells of every attempt to emit or flush, good or not.
+    /// Also reports every call of emit or flush, successful or not.
     pub(crate) fn watched() -> (Self, Receiver<()>) {
         let collector = Self::new();
         let (attempts, watch) = mpsc::channel();
@@ -45,20 +45,20 @@ impl Collector {
         state.flush_fails = flush;
     }
 
-    /// What came since the last call, sorted: the order of series means nothing.
+    /// The lines since the last call, sorted: the order of series is undefined.
     pub(crate) fn take(&self) -> Vec<String> {
         let mut lines = std::mem::take(&mut self.state.lock().lines);
         lines.sort();
         lines
     }
 
-    /// How many handles to this collector are left; the sink holds one.
+    /// The number of handles to this collector; the sink holds one.
     pub(crate) fn handles(&self) -> usize {
         Arc::strong_count(&self.state)
     }
 }
 
-/// A recorder that sends to a collector what the test records, and nothing of its own.
+/// A recorder that sends only the test's own metrics to the collector.
 pub(crate) fn quiet(collector: &Collector) -> StatsdBuilder {
     StatsdRecorder::sink(collector.clone()).own_counters(false)
 }
@@ -66,7 +66,7 @@ pub(crate) fn quiet(collector: &Collector) -> StatsdBuilder {
 impl State {
     fn attempt(&self, fails: bool) -> io::Result<()> {
         if let Some(attempts) = &self.attempts {
-            let _ = attempts.send(()); // nobody has to watch
+            let _ = attempts.send(()); // the test may not watch
         }
         if fails { Err(io::Error::from(io::ErrorKind::ConnectionRefused)) } else { Ok(()) }
     }
@@ -86,7 +86,7 @@ impl MetricSink for Collector {
     }
 }
 
-/// The samples that a line stands for: the integer part of one divided by its rate.
+/// The number of samples that a line represents: the integer part of one divided by its rate.
 pub(crate) fn weight(line: &str) -> u64 {
     let rate = line.split('|').find_map(|field| field.strip_prefix('@'));
     let Some(rate) = rate else { return 1 };
@@ -94,7 +94,7 @@ pub(crate) fn weight(line: &str) -> u64 {
     format!("{:.0}", (1.0 / rate).trunc()).parse().expect("a weight is a whole number")
 }
 
-/// The value of a line: what stands between the first `:` and the first `|`.
+/// The value of a line, between the first `:` and the first `|`.
 pub(crate) fn value(line: &str) -> &str {
     let (_, rest) = line.split_once(':').expect("a line has a value");
     rest.split_once('|').expect("a line has a type").0

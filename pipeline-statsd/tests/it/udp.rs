@@ -61,7 +61,7 @@ fn many_lines_are_packed_into_datagrams_that_fit_an_ethernet() {
 }
 
 #[test]
-fn the_thread_sends_without_being_asked_and_the_drop_sends_the_rest() {
+fn the_thread_sends_by_itself_and_the_drop_sends_the_rest() {
     let receiver = receiver("127.0.0.1:0").unwrap();
     let (recorder, flusher) = StatsdRecorder::udp(receiver.local_addr().unwrap())
         .unwrap()
@@ -77,7 +77,7 @@ fn the_thread_sends_without_being_asked_and_the_drop_sends_the_rest() {
 }
 
 #[test]
-fn a_receiver_may_have_an_ipv6_address() {
+fn a_receiver_can_have_an_ipv6_address() {
     let Some(receiver) = receiver("[::1]:0") else {
         return;
     }; // a machine without IPv6

@@ -9,7 +9,7 @@ use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
 
 use crate::support::PATIENCE;
 
-/// A path for a socket of one test. Removed with it.
+/// The path of a test's socket. The file is removed on drop.
 struct Path(PathBuf);
 
 impl Path {
@@ -31,9 +31,9 @@ impl Drop for Path {
     }
 }
 
-/// Flushes when it is asked to.
+/// A recorder that flushes only on request.
 fn to(path: &Path) -> StatsdBuilder {
-    let statsd = StatsdRecorder::unix(&path.0).expect("a socket can be made");
+    let statsd = StatsdRecorder::unix(&path.0).expect("a socket can be created");
     statsd.own_counters(false).flush_every(Duration::MAX)
 }
 
@@ -60,13 +60,13 @@ fn many_lines_arrive_in_packets_of_at_most_8192_bytes() {
 }
 
 #[test]
-fn a_server_that_is_started_later_or_again_is_found() {
+fn a_server_that_starts_later_or_restarts_is_found() {
     let path = Path::new("again");
     let (recorder, flusher) = to(&path).build().unwrap();
     with_local_recorder(&recorder, || gauge!("g").set(1));
     for _ in 0..2 {
         let report = flusher.flush();
-        assert_eq!((report.errors, report.lines_lost), (1, 1), "nobody is there");
+        assert_eq!((report.errors, report.lines_lost), (1, 1), "no server is listening");
 
         let server = path.bind();
         assert_eq!(flusher.flush().errors, 0);
@@ -81,7 +81,7 @@ fn a_server_that_does_not_read_costs_lines_and_half_an_interval() {
     let statsd = to(&path).packet_bytes(10).flush_every(Duration::from_millis(10));
     let (recorder, flusher) = statsd.build().unwrap();
     let counter = with_local_recorder(&recorder, || counter!("c"));
-    // Its queue has an end; were a flush to wait there without one, this would never come to it.
+    // Its queue is bounded; a flush that waited for it without a limit would never return.
     let taken = (0..1_000_000)
         .take_while(|_| {
             counter.increment(1);
@@ -91,5 +91,5 @@ fn a_server_that_does_not_read_costs_lines_and_half_an_interval() {
     assert!((1..1_000_000).contains(&taken), "{taken}");
     assert_eq!(packet(&server), "c:1|c");
     counter.increment(1);
-    assert_eq!(flusher.flush().errors, 0, "there is room again");
+    assert_eq!(flusher.flush().errors, 0, "the queue has room again");
 }
