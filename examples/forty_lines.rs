@@ -1,4 +1,4 @@
-//! Push to users: the whole program.
+//! A complete program that pushes to users.
 
 use std::{error::Error, time::SystemTime};
 

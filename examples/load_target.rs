@@ -1,13 +1,13 @@
-//! A server to put load on, for any client of Phoenix Channels.
+//! A server for load tests with any client of Phoenix Channels.
 //!
-//! Anyone may connect at `/socket`, and join `room:*` and `user:*`. Requests start the work:
+//! Any client may connect at `/socket`, and join `room:*` and `user:*`. Requests start the work:
 //!
 //! - `GET /bcast?topic=T&n=N&size=S[&every_us=U]` broadcasts N messages with S bytes each, one every U
-//!   microseconds if given. It answers how many microseconds that took.
+//!   microseconds if given. The answer is the time that this took in microseconds.
 //! - `GET /pipe?users=U&n=N` pushes N items through a pipeline to `user:0`, `user:1` and so on in turn.
-//! - `GET /paced?users=U&rate=R&secs=S` does so at R a second, in bursts every 10 ms.
+//! - `GET /paced?users=U&rate=R&secs=S` does the same at R a second, in bursts every 10 ms.
 //!
-//! Each payload has the Unix time in microseconds, `at_us`, and each delivery is timed, as always.
+//! Each payload contains the Unix time in microseconds, `at_us`, and each delivery is timed.
 
 use std::{
     error::Error,
@@ -36,26 +36,26 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-/// What one thread asks for, another gives back: frames do so all the time. The C library's allocator
-/// has threads wait for each other then.
+/// Frames are allocated on one thread and freed on another. The C library's allocator makes threads
+/// contend for that.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// How often paced pushes come.
+/// The interval of paced bursts.
 const BURST: Duration = Duration::from_millis(10);
 
-/// A server to put load on.
+/// A server for load tests.
 #[derive(Debug, Parser)]
 struct Args {
     /// The port to serve on; 0 for a free one
     #[arg(long, default_value_t = 4000)]
     port: u16,
 
-    /// How many pushes of the pipeline may be on their way at once
+    /// The maximum number of unfinished pushes in the pipeline
     #[arg(long, default_value_t = 100)]
     max_demand: usize,
 
-    /// Where the metrics go
+    /// The address that StatsD lines are sent to
     #[arg(long, default_value = "127.0.0.1:8125")]
     statsd: String,
 }
@@ -81,7 +81,7 @@ impl Channel for Any {
     }
 }
 
-/// What is broadcast.
+/// The payload of a broadcast.
 #[derive(Serialize)]
 struct Message<'a> {
     d: &'a str,
@@ -89,7 +89,7 @@ struct Message<'a> {
     at_us: u64,
 }
 
-/// What goes through the pipeline.
+/// An item of the pipeline.
 #[derive(Serialize)]
 struct Item {
     #[serde(skip)]
@@ -111,7 +111,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mount = Mount::new(Anyone)
         .channel::<Any>("room:*")
         .channel::<Any>("user:*")
-        // The client is on the same machine, and slower than a real one.
+        // The client shares the machine, and is slower than a real one.
         .max_outbox(4096, 64 << 20);
     let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
 
@@ -211,7 +211,7 @@ async fn paced(State(target): State<Target>, Query(asked): Query<Pace>) -> Strin
 impl Target {
     async fn push(&self, users: u64, n: u64) {
         let item = Item { user: n % users.max(1), n, at_us: now() };
-        // The pipeline ends with the server, and so does whoever asks.
+        // Fails when the pipeline has ended; the server is stopping then.
         let _ = self.items.push_timed(item).await;
     }
 }

@@ -563,8 +563,8 @@ async fn a_time_in_which_nothing_can_be_done_is_refused() {
     type Set = fn(Serve, Duration) -> Serve;
     let set: [(Set, &str); 3] = [
         (Serve::header_timeout, "header_timeout has to be above zero"),
-        (Serve::body_timeout, "a body that may not pause"),
-        (Serve::write_timeout, "an answer that may take no time"),
+        (Serve::body_timeout, "body_timeout has to be above zero"),
+        (Serve::write_timeout, "write_timeout has to be above zero"),
     ];
     for (set, starts_with) in set {
         let serve = serve(listen("127.0.0.1:0").await.unwrap(), Router::new());

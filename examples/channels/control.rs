@@ -1,4 +1,4 @@
-//! `/ctl`: broadcasts from outside any channel, and the end.
+//! `/ctl`: broadcasts from outside of a channel, and the stop of the server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{sync::Notify, time::sleep};
 
-/// How long a request to stop has to be answered.
+/// How long the answer to a stop request has before the server stops.
 const ANSWERING: Duration = Duration::from_millis(50);
 
 #[derive(Deserialize)]
@@ -23,7 +23,7 @@ struct Disconnect {
     user: String,
 }
 
-/// What is served below `/ctl`. It is told through `stop` when to end.
+/// The routes below `/ctl`. A stop request notifies `stop`.
 pub fn router(endpoint: &Endpoint, stop: Arc<Notify>) -> Router {
     let (all, local, sockets) = (endpoint.clone(), endpoint.clone(), endpoint.clone());
     Router::new()

@@ -1,4 +1,4 @@
-//! `dedup:*`: a channel that tells its client each number once.
+//! `dedup:*`: a channel that pushes each number once.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,13 +10,13 @@ use serde_json::json;
 
 use crate::socket::UserSocket;
 
-/// How long numbers are gathered.
+/// How long numbers are collected.
 const GATHERING: Duration = Duration::from_secs(1);
 
-/// How many different numbers are gathered at most; those that come on top are left out.
+/// Maximum number of collected numbers; further ones are dropped.
 const MOST: usize = 10_000;
 
-/// Gathers the numbers that are broadcast for a second, then pushes each once, in order.
+/// Collects broadcast numbers for a second, then pushes each once, in order.
 #[derive(Default)]
 pub struct Dedup {
     numbers: BTreeSet<i64>,

@@ -1,4 +1,4 @@
-//! `bye:*`: a channel that says why it ends.
+//! `bye:*`: a channel that reports why it terminates.
 
 use pipeline::{
     ExitReason,
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::socket::UserSocket;
 
-/// Says why it ends: to its client, and to another topic.
+/// Sends the reason of its termination to its client and to another topic.
 #[derive(Default, Deserialize)]
 pub struct Farewell {
     tell: Option<String>,
@@ -46,7 +46,7 @@ impl Channel for Farewell {
             ExitReason::ShutdownWith(why) => format!("shutdown:{why}"),
             _ => "other".to_owned(),
         };
-        // Nobody is left who could do anything about an error.
+        // The channel is ending, so an error cannot be handled.
         let _ = cx.push("farewell", json!({ "reason": reason }));
         if let Some(topic) = &self.tell {
             let told = json!({ "topic": cx.topic().as_str(), "reason": reason });

@@ -1,11 +1,11 @@
-//! One of everything that a channel can do, for any client of Phoenix Channels to try.
+//! A server with one example of each channel feature, for any client of Phoenix Channels.
 //!
 //! `cargo run --example channels -- --port 4010`, then connect to `ws://127.0.0.1:4010/socket`.
 //!
-//! It is the application that the recorded conversations in `tests/golden/` were held with, whose
-//! README describes it, and some channels more. A test replays them against it.
-#![allow(clippy::panic, reason = "its clients may tell it to crash")]
-#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+//! It is the application of the recorded conversations in `tests/golden/`, whose README describes it,
+//! with some more channels. A test replays the recordings against it.
+#![allow(clippy::panic, reason = "clients can request a crash")]
+#![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod control;
 mod dedup;
@@ -33,7 +33,7 @@ use tokio::sync::Notify;
 
 use self::output::say;
 
-/// One of everything that a channel can do.
+/// A server with one example of each channel feature.
 #[derive(Debug, Parser)]
 #[command(name = "channels")]
 struct Args {
@@ -41,7 +41,7 @@ struct Args {
     #[arg(long, default_value_t = 4010)]
     port: u16,
 
-    /// What tokens are signed with, at least 20 bytes
+    /// The secret that signs tokens, at least 20 bytes
     #[arg(long, env = "SECRET_KEY_BASE", default_value = "a secret for trying things out only")]
     secret: String,
 }

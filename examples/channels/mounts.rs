@@ -1,4 +1,4 @@
-//! Where sockets are mounted, and with which channels.
+//! The mounts and their channels.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::{
     token::{Fresh, Token},
 };
 
-/// How often `token:*` sends a new one.
+/// How often `token:*` sends a new token.
 const RENEWAL: Duration = Duration::from_secs(60);
 
 /// The endpoint with all its sockets.
@@ -64,7 +64,7 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
         .build()
 }
 
-/// The channels, in the order in which topics are tried against them.
+/// The channels, in the order in which topics are matched.
 fn mount(
     info: &'static [Info],
     signer: &Signer,
@@ -75,7 +75,7 @@ fn mount(
         .channel::<Vip>("room:vip")
         .channel::<Room>("room:*")
         .channel_with::<Kind>("late:*", "wildcard")
-        // Never reached: the wildcard comes first.
+        // Never reached: the wildcard matches first.
         .channel::<Vip>("late:special")
         .channel_with::<Role>("role:*", "admin")
         .channel_with::<Present>("pres:*", presence.clone())

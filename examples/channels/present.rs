@@ -1,4 +1,4 @@
-//! `pres:*` and `named:*`: who is there.
+//! `pres:*` and `named:*`: presence.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 
 use crate::socket::UserSocket;
 
-/// Tracks its client, unless it only looks, and does with it what it is told.
+/// Tracks its client, unless the client only watches, and handles its requests.
 pub struct Present {
     presence: Presence,
 }
 
-/// It was joined, with these parameters.
+/// Sent after the join, with the join's parameters.
 pub struct Joined(Value);
 
-/// The one of `named:*`, which adds a name to each key.
+/// The presence of `named:*`, which adds a name to each key.
 pub fn named() -> Presence {
     Presence::builder().name("named").fetch(with_names).build()
 }
@@ -31,7 +31,7 @@ async fn with_names(_: Arc<str>, mut who: Presences) -> Presences {
     who
 }
 
-/// Who is tracked, if nobody else is named.
+/// The tracked key: the user, unless the client sends another one.
 fn user(cx: &ChannelContext<Present>) -> &str {
     cx.assigns().user_id.as_deref().unwrap_or_default()
 }

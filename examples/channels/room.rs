@@ -1,4 +1,4 @@
-//! `room:*`: a channel that does one of everything.
+//! `room:*`: a channel with one example of each feature.
 
 use std::{fmt::Display, time::Duration};
 
@@ -16,21 +16,21 @@ use tokio::{task::coop::consume_budget, time::sleep};
 
 use crate::socket::UserSocket;
 
-/// How many bytes a client may have made.
+/// Maximum number of bytes that a client may request.
 const MAX_BYTES: usize = 1 << 20;
 
-/// How often a client may have something pushed.
+/// Maximum number of pushes that a client may request.
 const MAX_PUSHES: u64 = 10_000;
 
-/// A room. Its assigns are its own: other channels of the socket do not see them.
+/// A room. Its assigns are separate from those of the socket's other channels.
 pub struct Room {
     assigns: Map<String, Value>,
 }
 
-/// Greets who has just joined.
+/// Greets the client after its join.
 struct Greet;
 
-/// Answers a message whose time has come.
+/// Answers a message when its time has come.
 struct Answer {
     to: SocketRef,
     with: Payload,
@@ -42,7 +42,7 @@ enum End {
     Crash,
 }
 
-/// A broadcast that a client asks for.
+/// A broadcast that a client requests.
 #[derive(Deserialize)]
 struct Relay {
     topic: String,
@@ -68,7 +68,7 @@ impl Channel for Room {
         }
         assert!(!has("crash"), "told to crash");
         if has("bad") {
-            // Any error that is no refusal is a crash.
+            // Any error that is not a refusal crashes the channel.
             "no number".parse::<u64>()?;
         }
         if let Some(reply) = params.get("reply") {
@@ -117,7 +117,7 @@ impl Channel for Room {
                 let n = at_most(MAX_PUSHES, field(&payload, "n")?)?;
                 for i in 1..=n {
                     cx.push("tick", json!({ "i": i }))?;
-                    // The client has chosen how many, so others have their turn in between.
+                    // The client chooses the number, so yield in between.
                     consume_budget().await;
                 }
                 return Ok(Reply::ok().with(json!({ "n": n })));
@@ -236,7 +236,7 @@ impl Channel for Room {
 }
 
 impl Room {
-    /// Handles an event that carries bytes.
+    /// Handles an event with a binary payload.
     fn handle_bytes(
         &self,
         event: &str,
@@ -288,7 +288,7 @@ impl HandleInfo<End> for Room {
     }
 }
 
-/// Answers with the status that the client asks for, if it is one that the room knows.
+/// Replies with the requested status, if the room knows it.
 fn status(payload: Payload) -> Result<Reply, Stop> {
     let status: String = field(&payload, "as")?;
     match &*status {
@@ -297,7 +297,7 @@ fn status(payload: Payload) -> Result<Reply, Stop> {
     }
 }
 
-/// A number that a client has chosen, unless it is too large to do what it asks for.
+/// A number from a client, unless it is above the limit.
 fn at_most<N: Copy + PartialOrd + Display>(most: N, number: N) -> Result<N, Stop> {
     if number > most {
         return Err(Stop::because(ExitReason::failed(format!("{number} is more than {most}"))));
@@ -305,7 +305,7 @@ fn at_most<N: Copy + PartialOrd + Display>(most: N, number: N) -> Result<N, Stop
     Ok(number)
 }
 
-/// One field of an object.
+/// A field of an object.
 fn field<T: for<'a> Deserialize<'a>>(payload: &Payload, name: &str) -> Result<T, Stop> {
     let mut fields: Map<String, Value> = payload.parse()?;
     Ok(serde_json::from_value(fields.remove(name).unwrap_or_default())?)

@@ -1,4 +1,4 @@
-//! Channels that take their time.
+//! Slow channels.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::socket::UserSocket;
 /// How long a slow ping takes.
 const PING: Duration = Duration::from_secs(3);
 
-/// `slow:*`: a join that takes as long as it is told to.
+/// `slow:*`: a join that takes the requested time.
 pub struct Slow;
 
 #[derive(Default, Deserialize)]
@@ -53,7 +53,7 @@ impl Channel for Slow {
     }
 }
 
-/// `ping:slow`: each ping keeps the channel for three seconds, so five take fifteen.
+/// `ping:slow`: each ping occupies the channel for three seconds, so five take fifteen.
 pub struct SlowPing;
 
 impl Channel for SlowPing {
@@ -80,7 +80,7 @@ impl Channel for SlowPing {
     }
 }
 
-/// `ping:parallel`: each ping is answered by a task of its own, so five take three seconds.
+/// `ping:parallel`: each ping is answered by its own task, so five take three seconds.
 pub struct ParallelPing;
 
 impl Channel for ParallelPing {

@@ -1,4 +1,4 @@
-//! Channels that do one thing each.
+//! Channels with one feature each.
 
 use pipeline::ws::{
     Broadcast, Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic,
@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::socket::UserSocket;
 
-/// `room:vip`: says what it is, and echoes.
+/// `room:vip`: replies with its kind, and echoes.
 pub struct Vip;
 
 impl Channel for Vip {
@@ -36,7 +36,7 @@ impl Channel for Vip {
     }
 }
 
-/// `late:*`, `feed*` and `plain`: says what kind it is, which its route tells it.
+/// `late:*`, `feed*` and `plain`: reply with their kind, which is the route's config.
 pub struct Kind;
 
 impl Channel for Kind {
@@ -53,7 +53,7 @@ impl Channel for Kind {
     }
 }
 
-/// `role:*`: says which role its route gives.
+/// `role:*`: replies with the role, which is the route's config.
 pub struct Role;
 
 impl Channel for Role {
@@ -70,7 +70,7 @@ impl Channel for Role {
     }
 }
 
-/// `wild:a:b`: lets in only where b is twice a.
+/// `wild:a:b`: accepts a join only if b is twice a.
 pub struct Wild;
 
 impl Channel for Wild {
@@ -94,7 +94,7 @@ impl Channel for Wild {
     }
 }
 
-/// `ext:*`: relays what is broadcast on the `news:` topic of the same name.
+/// `ext:*`: forwards broadcasts of the `news:` topic of the same name.
 pub struct External;
 
 fn news(topic: &Topic) -> String {

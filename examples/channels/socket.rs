@@ -1,16 +1,16 @@
-//! Who connects, and as whom.
+//! The socket: authenticates a connection.
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use pipeline::ws::{ConnectError, ConnectInfo, Params, Socket};
 use serde_json::{Map, Value, json};
 
-/// A user, or a guest. Each mount has one of its own.
+/// A user or a guest. Each mount has its own socket.
 pub struct UserSocket {
-    /// What of the connection is kept for `info`.
+    /// The connection info that is kept for `info`.
     pub info: &'static [Info],
 }
 
-/// Something that is known of a connection.
+/// One piece of connection info.
 #[derive(Clone, Copy)]
 pub enum Info {
     PeerData,
@@ -23,7 +23,7 @@ pub enum Info {
     Custom,
 }
 
-/// What channels know of a user.
+/// The socket's assigns, which channels read.
 pub struct User {
     pub user_id: Option<String>,
     pub params: Map<String, Value>,
@@ -59,7 +59,7 @@ impl Socket for UserSocket {
 }
 
 impl Info {
-    /// What it is called, and what it is. A client that polls has no WebSocket's headers.
+    /// The name and the value. A polling client has no WebSocket headers.
     fn of(self, info: &ConnectInfo) -> Option<(String, Value)> {
         let (name, value) = match self {
             Self::SecWebSocket if info.sec_websocket_headers().next().is_none() => return None,

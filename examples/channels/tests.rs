@@ -1,4 +1,4 @@
-//! The channels that the recordings do not know, on a clock that the test turns.
+//! The channels that the recordings do not cover, on a paused clock.
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ fn signer() -> Signer {
     Signer::new("a secret for tests, long enough", "user socket").unwrap()
 }
 
-/// A client that has joined nothing yet.
+/// A client without channels.
 async fn user(kit: &TestEndpoint, user: &str) -> TestSocket {
     kit.connect(json!({ "user_id": user })).await.unwrap()
 }
@@ -35,7 +35,7 @@ async fn joined(kit: &TestEndpoint, name: &str, topic: &str) -> TestChannel {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wild_lets_in_only_where_the_second_number_is_twice_the_first() {
+async fn wild_accepts_only_a_second_number_that_is_twice_the_first() {
     let ada = user(&kit(), "ada").await;
     for topic in ["wild:2:4", "wild:0:0", "wild:21:42"] {
         ada.join(topic, json!({})).await.unwrap();
@@ -55,7 +55,7 @@ async fn wild_lets_in_only_where_the_second_number_is_twice_the_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_pushes_one_that_verifies_and_another_whenever_it_has_grown_old() {
+async fn token_pushes_a_valid_token_and_a_new_one_before_it_expires() {
     let ada = joined(&kit(), "ada", "token:ada").await;
     let joined = Instant::now();
     for round in 0..3 {
@@ -66,13 +66,13 @@ async fn token_pushes_one_that_verifies_and_another_whenever_it_has_grown_old() 
         let after = joined.elapsed().as_secs_f64();
         let expected = f64::from(round) * 60.0;
         assert!((expected..expected + 1.0).contains(&after), "the token {round} after {after} s");
-        // There is none before its time.
+        // No token is pushed early.
         refute_push!(ada, "token", within: SECOND * 30);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_is_for_the_user_alone() {
+async fn a_token_topic_is_for_its_own_user_only() {
     let refused = user(&kit(), "ada").await.join("token:joe", json!({})).await.unwrap_err();
     assert_eq!(refused.json(), json!({ "reason": "unauthorized" }));
 }
@@ -82,7 +82,7 @@ struct Number {
     number: i64,
 }
 
-/// The next numbers, in the order in which they came.
+/// The next numbers, in the order of arrival.
 async fn numbers(channel: &TestChannel, count: usize) -> Vec<i64> {
     let mut numbers = vec![];
     while numbers.len() < count {
@@ -107,7 +107,7 @@ async fn dedup_pushes_each_number_of_a_second_once_and_in_order() {
     let passed = began.elapsed().as_millis();
     assert!((1000..1050).contains(&passed), "{passed} ms");
 
-    // The next second knows nothing of the last.
+    // The next second starts empty.
     kit.endpoint().broadcast(topic, "number", json!({ "number": 3 })).unwrap();
     kit.endpoint().broadcast(topic, "number", json!({ "number": 3 })).unwrap();
     for channel in [&ada, &joe] {
@@ -118,7 +118,7 @@ async fn dedup_pushes_each_number_of_a_second_once_and_in_order() {
     }
 }
 
-/// How many seconds it takes until five pings are answered, which are sent all at once.
+/// The seconds until five concurrent pings are answered.
 async fn five_pings(topic: &str) -> u64 {
     let ada = joined(&kit(), "ada", topic).await;
     let began = Instant::now();
@@ -135,12 +135,12 @@ async fn slow_pings_are_answered_one_after_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn parallel_pings_are_answered_beside_each_other() {
+async fn parallel_pings_are_answered_concurrently() {
     assert_eq!(five_pings("ping:parallel").await, 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_ping_keeps_no_other_channel_waiting() {
+async fn a_slow_ping_does_not_block_other_channels() {
     let ada = user(&kit(), "ada").await;
     let slow = ada.join("ping:slow", json!({})).await.unwrap();
     let other = ada.join("room:other", json!({})).await.unwrap();
@@ -150,7 +150,7 @@ async fn a_slow_ping_keeps_no_other_channel_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_asks_for_too_much_crashes_its_channel_and_nothing_else() {
+async fn an_excessive_request_crashes_its_own_channel_only() {
     let kit = kit();
     for (event, payload) in [
         ("bin_make", json!({ "size": 1_000_000_000_000_000_u64 })),

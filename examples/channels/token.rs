@@ -1,4 +1,4 @@
-//! `token:*`: a channel that keeps its user signed in.
+//! `token:*`: a channel that keeps its user's token fresh.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,19 +9,19 @@ use serde_json::json;
 
 use crate::socket::UserSocket;
 
-/// Signs tokens, and how often.
+/// Signs tokens, at an interval.
 pub struct Fresh {
     pub signer: Signer,
     pub every: Duration,
 }
 
-/// Sends its user a fresh token on joining, and whenever the last one has grown old.
+/// Pushes a new token after the join and after each interval.
 pub struct Token {
     signer: Signer,
     every: Duration,
 }
 
-/// It is time for a new one.
+/// The interval is over.
 struct Renew;
 
 impl Channel for Token {

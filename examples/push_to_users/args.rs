@@ -1,4 +1,4 @@
-//! The flags.
+//! The command-line arguments.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -7,8 +7,8 @@ use pipeline::statsd;
 
 /// Push items to the users they are meant for, and see how long each takes.
 ///
-/// Open the page that is printed, push something, and watch it arrive. Ctrl-C ends it: what was
-/// accepted is still delivered.
+/// Open the printed URL, push something, and watch it arrive. Ctrl-C stops the program: accepted pushes
+/// are still delivered.
 #[derive(Debug, Parser)]
 #[command(name = "push_to_users")]
 pub struct Args {
@@ -20,11 +20,11 @@ pub struct Args {
     #[arg(long, default_value = "127.0.0.1")]
     pub host: IpAddr,
 
-    /// The name that browsers reach the server by, if that is neither localhost nor an address
+    /// The host name that browsers use, if it is neither localhost nor an address
     #[arg(long, value_name = "NAME")]
     pub public_host: Option<String>,
 
-    /// Push a steady trickle to users 1, 2 and 3, to have something to look at
+    /// Push a steady trickle to users 1, 2 and 3
     #[arg(long)]
     pub demo: bool,
 
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = at_least_one)]
     pub max_demand: usize,
 
-    /// Ask for more items when so few workers are running [default: a little below --max-demand]
+    /// Ask for more items when only this many workers are running [default: a little below --max-demand]
     #[arg(long, value_name = "N")]
     min_demand: Option<usize>,
 
@@ -44,52 +44,52 @@ pub struct Args {
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub delay_ms: u64,
 
-    /// How many items may wait for a worker; when it is full, POST /push answers 503 and standard
-    /// input waits
+    /// How many items may wait for a worker; when the buffer is full, POST /push answers 503 and
+    /// standard input waits
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = at_least_one)]
     pub buffer: usize,
 
-    /// Send StatsD lines there, instead of printing them
+    /// Send StatsD lines to this address, instead of printing them
     #[arg(long, value_name = "HOST:PORT", value_parser = host_and_port)]
     pub statsd: Option<String>,
 
-    /// How to write StatsD lines
+    /// The format of StatsD lines
     #[arg(long, value_enum, default_value_t = Dialect::Dogstatsd)]
     pub statsd_dialect: Dialect,
 
-    /// Print the StatsD lines that say something new, instead of one line a second that sums up
+    /// Print StatsD lines with new values, instead of one summary line a second
     #[arg(long, conflicts_with = "statsd")]
     pub statsd_lines: bool,
 
-    /// Print all StatsD lines, also those that come each second and say nothing new
+    /// Print all StatsD lines, including those without new values
     #[arg(long, conflicts_with = "statsd")]
     pub statsd_all: bool,
 
-    /// The secret that sign-in tokens are signed with, 20 bytes at least [default: a new one, so
-    /// that tokens are good for this run]
+    /// The secret that signs tokens, at least 20 bytes [default: a random one, so that tokens are valid
+    /// for this run only]
     #[arg(long, value_name = "TEXT", env = "PUSH_SECRET", hide_env_values = true)]
     secret: Option<String>,
 
-    /// For how many seconds a token is good
+    /// How many seconds a token is valid
     #[arg(long, value_name = "SECS", default_value_t = 3600)]
     token_age_secs: u64,
 
-    /// How long to go on delivering after Ctrl-C, at most
+    /// Maximum number of seconds to keep delivering after Ctrl-C
     #[arg(long, value_name = "SECS", default_value_t = 10)]
     pub drain_secs: u64,
 }
 
-/// Who reads the StatsD lines.
+/// The receiver of StatsD lines.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Dialect {
     /// The original daemon: tags in the name
     Statsd,
-    /// The Datadog agent and its kind: tags behind the value
+    /// The Datadog agent and compatible receivers: tags after the value
     Dogstatsd,
 }
 
 impl Args {
-    /// Enough to keep the workers busy, and not an ask for each of them.
+    /// Low enough to request items in batches, high enough to keep the workers busy.
     pub fn min_demand(&self) -> usize {
         self.min_demand.unwrap_or(self.max_demand - self.max_demand.div_ceil(5))
     }

@@ -9,13 +9,13 @@ use axum::{
 };
 use tokio::process::Command;
 
-/// The client's source, to be served to the page. Cheap to clone: each request has one.
+/// The client's source code, which the page loads. Cheap to clone: each request has a clone.
 #[derive(Clone)]
 pub struct PhoenixClient {
     pub module: Bytes,
 }
 
-/// Why there is no client.
+/// Why the client is missing.
 #[derive(Debug)]
 pub enum NoClient {
     NoNpm,
@@ -23,7 +23,7 @@ pub enum NoClient {
     Unreadable(std::io::Error),
 }
 
-/// Answers with the client, or says that there is none.
+/// Answers with the client, or with 404.
 pub fn serve(client: Option<PhoenixClient>) -> Response {
     match client {
         Some(client) => javascript(client.module),
@@ -31,15 +31,15 @@ pub fn serve(client: Option<PhoenixClient>) -> Response {
     }
 }
 
-/// Answers with a script.
+/// A response with a script.
 pub fn javascript(source: impl Into<Body>) -> Response {
     ([(CONTENT_TYPE, "text/javascript; charset=utf-8")], source.into()).into_response()
 }
 
 impl PhoenixClient {
-    /// Reads the client, having npm install it first if it is not there.
+    /// Reads the client, and installs it with npm first if it is missing.
     pub async fn find_or_install() -> Result<Self, NoClient> {
-        // `cargo run` says where the project is; a binary that is run by itself remembers.
+        // `cargo run` sets the project's folder; a binary that runs alone uses the folder of its build.
         let project = std::env::var_os("CARGO_MANIFEST_DIR");
         let project = project.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
         let folder = PathBuf::from(project).join("examples/push_to_users");

@@ -1,4 +1,4 @@
-//! A steady trickle, for those who have nothing to push yet.
+//! A steady trickle of pushes for a demonstration.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What is served besides the sockets: the page, its tokens, and the intake.
+//! The HTTP routes: the page, its tokens, and the intake of pushes.
 
 use std::{
     pin::pin,
@@ -39,31 +39,32 @@ use crate::{
     push::{Fault, MAX_BYTES, Push},
 };
 
-/// How large the body of a request may be, in bytes. It is never held as a whole.
+/// Maximum size of a request's body in bytes. It is never held as a whole.
 const MAX_BODY: usize = 8 * 1024 * 1024;
 
 /// How long a client may take to send a body.
 const BODY_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long to read what is left of a body, before it is answered.
+/// How long to read the rest of a body before answering.
 const REST_WITHIN: Duration = Duration::from_secs(5);
 
-/// How many requests to push are read at once. Each holds one line, and what has just arrived.
+/// Maximum number of push requests that are read concurrently. Each holds one line and the latest piece.
 const MAX_AT_ONCE: usize = 256;
 
-/// How long a request waits for a place. It is longer than [`PAUSE`]: others may have just begun to pause.
+/// How long a request waits for a permit. Longer than [`PAUSE`]: other requests may have just begun to
+/// pause.
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long a client may send nothing before its request can be told to make room for another.
+/// How long a request may pause before it can be aborted in favour of another.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How many faults an answer tells. The others are counted.
+/// Maximum number of errors in an answer. Further ones are counted.
 const MAX_ERRORS: usize = 20;
 
-/// How long the text of a fault may be, in characters: it may name what the client has sent.
+/// Maximum length of an error's text in characters: it may quote the client's input.
 const MAX_ERROR: usize = 200;
 
-/// The colours, which other examples have too, and the page's own.
+/// The colours shared with other examples, and the page's own style.
 const STYLE: &str = concat!(include_str!("page/colors.css"), include_str!("page/style.css"));
 
 const NDJSON: &str = "application/x-ndjson";
@@ -76,15 +77,15 @@ struct App {
     room: Arc<Room>,
 }
 
-/// Room for requests that are read at once.
+/// Permits for requests that are read concurrently.
 struct Room {
     places: Semaphore,
-    /// One request at a time asks for a place, so that no more than one makes room for it.
+    /// One request at a time waits for a permit, so that at most one is aborted for it.
     turn: Mutex<()>,
-    /// Whether a request asks for a place now.
+    /// Whether a request waits for a permit now.
     asked: AtomicBool,
-    /// Wakes the request that has paused longest. A request makes room only if `asked` says so: a wake-up
-    /// may come after the other request has got its place.
+    /// Wakes the request that has paused longest. It gives up its permit only if `asked` is set: the
+    /// other request may have received a permit in the meantime.
     crowded: Notify,
 }
 
@@ -98,9 +99,9 @@ impl Room {
         })
     }
 
-    /// Gets a place. If there is none, the request that has paused longest gives up its own, so that clients
-    /// that send half a request do not shut out clients that send a whole one. A request whose pieces keep
-    /// coming keeps its place, however many others arrive.
+    /// Acquires a permit. If there is none, the request that has paused longest gives up its own, so
+    /// that clients that send half a request do not block clients that send a whole one. A request whose
+    /// pieces keep arriving keeps its permit, however many others arrive.
     async fn enter(&self) -> Option<SemaphorePermit<'_>> {
         if let Ok(place) = self.places.try_acquire() {
             return Some(place);
@@ -110,7 +111,7 @@ impl Room {
 
     async fn ask(&self) -> Option<SemaphorePermit<'_>> {
         let _turn = self.turn.lock().await;
-        // A place may have become free while this request waited for its turn.
+        // A permit may have been released while this request waited for the lock.
         if let Ok(place) = self.places.try_acquire() {
             return Some(place);
         }
@@ -118,8 +119,8 @@ impl Room {
         self.places.acquire().await.ok()
     }
 
-    /// Waits for the next piece of a body, unless the request has paused and another one needs its place, or
-    /// the queue is closed. `None` is the end of the body.
+    /// Waits for the next piece of a body, unless the request has paused and another one needs its permit,
+    /// or the queue is closed. `None` at the end of the body.
     async fn piece(
         &self,
         body: &mut Body,
@@ -136,7 +137,7 @@ impl Room {
         }
     }
 
-    /// Waits until a request that has paused is to be answered, and says why.
+    /// Waits until a paused request has to be answered. Returns the reason.
     async fn is_over(&self, pushes: &Queue<Timed<Push>>) -> &'static str {
         sleep(PAUSE).await;
         loop {
@@ -155,7 +156,7 @@ impl Room {
     }
 }
 
-/// A request asks for a place. It no longer does once this is dropped.
+/// Marks that a request waits for a permit, until it is dropped.
 struct Asking<'a>(&'a Room);
 
 impl<'a> Asking<'a> {
@@ -184,7 +185,7 @@ pub fn router(pushes: Queue<Timed<Push>>, signer: Signer, client: Option<Phoenix
 }
 
 async fn page() -> impl IntoResponse {
-    // Isolated from other sites, the page may read a clock of microseconds.
+    // A cross-origin isolated page gets a clock with microsecond resolution.
     let isolation = [
         ("cross-origin-opener-policy", "same-origin"),
         ("cross-origin-embedder-policy", "require-corp"),
@@ -209,7 +210,7 @@ struct SignIn {
     user: u64,
 }
 
-/// Signs a user in, without asking for a password: this is an example.
+/// Issues a token without asking for a password: this is an example.
 async fn token(State(app): State<App>, Query(SignIn { user }): Query<SignIn>) -> Response {
     match app.signer.sign(&user, SystemTime::now()) {
         Ok(token) => Json(json!({ "user": user, "token": token })).into_response(),
@@ -217,22 +218,22 @@ async fn token(State(app): State<App>, Query(SignIn { user }): Query<SignIn>) ->
     }
 }
 
-/// What became of the pushes of a request.
+/// The result of a push request.
 #[derive(Default, Serialize)]
 struct Outcome {
     accepted: usize,
-    /// The first ones.
+    /// The first errors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<LineError>,
-    /// How many more there were.
+    /// The number of further errors.
     #[serde(skip_serializing_if = "is_zero")]
     more_errors: usize,
-    /// The last line that was taken in or refused.
+    /// The last line that was accepted or refused.
     #[serde(skip)]
     last_line: usize,
 }
 
-/// Why a request was not looked at to its end.
+/// Why the rest of a request was not processed.
 struct Stop {
     status: StatusCode,
     error: String,
@@ -268,10 +269,10 @@ impl Outcome {
         self.errors.push(LineError { line, error: text });
     }
 
-    /// The answer, if nothing after the last line was taken in.
+    /// The answer to a request that was stopped after the last line.
     fn stop(mut self, Stop { status, error }: Stop) -> Response {
         let line = self.last_line + 1;
-        // The reason for the end is told in any case.
+        // The reason of the stop is always reported.
         let error = format!("{error}, nothing from here on was accepted");
         self.errors.push(LineError { line, error });
         let mut response = (status, Json(self)).into_response();
@@ -282,8 +283,8 @@ impl Outcome {
     }
 }
 
-/// Takes in one push as JSON, or many as NDJSON. They belong to the trace of the request, if it has one:
-/// `RUST_LOG=trace` shows where they are, each line with the `trace_id`.
+/// Accepts one push as JSON, or many as NDJSON. They belong to the request's trace, if there is one:
+/// `RUST_LOG=trace` logs their progress, each line with the `trace_id`.
 async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Response {
     let Some(place) = app.room.enter().await else {
         let stop = Stop::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once");
@@ -295,7 +296,8 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     if let Some(trace) = trace {
         tracing::debug!(trace_id = %trace.trace_id(), "a request to push");
     }
-    // It outlives the time for the body: a client is told what was accepted, and does not push it again.
+    // Outlives the timeout of the body: the client learns which lines were accepted, and does not push
+    // them again.
     let mut outcome = Outcome::default();
     let taking = async {
         if many {
@@ -307,9 +309,9 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     let taken = timeout(BODY_WITHIN, taking).await.unwrap_or_else(|_| {
         Err(Stop::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive"))
     });
-    // What is left is not held.
+    // The rest of the body is skipped without a permit.
     drop(place);
-    // A server that ends cuts off connections whose requests are not answered soon.
+    // A stopping server closes connections with requests that are not answered soon.
     let rest_within = if app.pushes.is_closed() { PAUSE } else { REST_WITHIN };
     let _ = timeout(rest_within, skip_rest(&mut body)).await;
     match taken {
@@ -318,7 +320,7 @@ async fn push(State(app): State<App>, headers: HeaderMap, mut body: Body) -> Res
     }
 }
 
-/// Takes in each line as it arrives.
+/// Accepts each line as it arrives.
 async fn take_lines(
     app: &App,
     trace: Option<TraceContext>,
@@ -345,7 +347,7 @@ fn has_not_arrived(error: &axum::Error) -> Stop {
     Stop::new(StatusCode::BAD_REQUEST, format!("the body has not arrived: {error}"))
 }
 
-/// Takes in a body that is one push.
+/// Accepts a body that is one push.
 async fn take_one(
     app: &App,
     trace: Option<TraceContext>,
@@ -370,8 +372,8 @@ async fn take_one(
     take(&app.pushes, trace, PushLine { number: 1, push }, outcome)
 }
 
-/// Reads what is left of a body, up to a bound. A client that is still sending when the connection is
-/// closed may not see the answer.
+/// Reads the rest of a body, up to a limit. A client that is still sending when the connection closes
+/// may not see the answer.
 async fn skip_rest(body: &mut Body) {
     let mut skipped = 0;
     while let Some(Ok(frame)) = body.frame().await {
@@ -383,7 +385,7 @@ async fn skip_rest(body: &mut Body) {
     }
 }
 
-/// Puts a push into the queue, or notes what is wrong with it. Stops if there is no room for it.
+/// Pushes into the queue, or records the error. Stops the request if the queue is full.
 fn take(
     pushes: &Queue<Timed<Push>>,
     trace: Option<TraceContext>,
@@ -411,7 +413,7 @@ fn take(
         Err(TryPushError::Closed(_)) => "the server is shutting down",
         Err(_) => "the buffer is full",
     };
-    // Lines that are blank are not taken in, and have their numbers.
+    // Blank lines are skipped, but count.
     outcome.last_line = number.saturating_sub(1);
     Err(Stop::new(StatusCode::SERVICE_UNAVAILABLE, full))
 }
@@ -422,8 +424,8 @@ fn answer(outcome: Outcome) -> Response {
     (status, Json(outcome)).into_response()
 }
 
-/// The trace that a request belongs to. One that cannot be read is ignored, and another begun, as W3C's
-/// Trace Context wants it.
+/// The trace of a request. An invalid header is ignored, and a new trace begun, as W3C's Trace Context
+/// requires.
 fn trace(headers: &HeaderMap) -> Option<TraceContext> {
     let header = headers.get("traceparent")?;
     let trace = header.to_str().ok().and_then(|header| header.parse().ok());
@@ -451,7 +453,7 @@ mod tests {
         }
     }
 
-    /// A body that begins like this, and never comes to its end.
+    /// A body that begins like this and never ends.
     fn unfinished(beginning: String) -> Body {
         let begun = stream::once(ready(Ok::<_, Infallible>(Bytes::from(beginning))));
         Body::from_stream(begun.chain(stream::pending()))
@@ -466,7 +468,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_that_are_half_sent_make_room_for_one_that_is_whole() {
+    async fn half_sent_requests_give_up_their_permit_for_a_whole_one() {
         let (pushes, _producer) = queue(QueueOptions::new());
         let app = app(&pushes, 3);
         let mut slow = Vec::new();
@@ -481,7 +483,7 @@ mod tests {
             assert_eq!((status, &told["accepted"]), (StatusCode::ACCEPTED, &json!(1)));
         }
         assert_eq!(began.elapsed(), PAUSE);
-        // The first of them made room, and is told what was accepted.
+        // The first of them gave up its permit; its answer reports the accepted lines.
         let (status, told) = slow.remove(0).await.unwrap();
         assert_eq!((status, &told["accepted"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(1)));
         let error = "too many requests at once, and this one had paused, \
@@ -489,12 +491,12 @@ mod tests {
         assert_eq!(told["errors"], json!([{ "line": 2, "error": error }]));
         for other in slow {
             let (status, _) = other.await.unwrap();
-            assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "there was room for it");
+            assert_eq!(status, StatusCode::REQUEST_TIMEOUT, "it had a permit");
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_has_paused_is_told_what_was_accepted_when_the_server_ends() {
+    async fn a_paused_request_is_answered_with_the_accepted_lines_when_the_server_stops() {
         let (pushes, _producer) = queue(QueueOptions::new());
         let body = unfinished(format!("{LINE}\n{LINE}\n{{"));
         let paused = tokio::spawn(post(app(&pushes, 1), body));
@@ -507,7 +509,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn requests_whose_pieces_keep_coming_keep_their_places_however_many_others_arrive() {
+    async fn requests_whose_pieces_keep_arriving_keep_their_permits() {
         const PIECES: usize = 50;
         let (pushes, _producer) = queue(QueueOptions::new());
         let app = app(&pushes, 2);
@@ -531,18 +533,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_asked_for_a_place_asks_no_more_once_it_is_answered() {
+    async fn an_answered_request_no_longer_waits_for_a_permit() {
         let (pushes, _producer) = queue(QueueOptions::new());
         let app = app(&pushes, 1);
-        // The place is held by a request that does not wait for its client.
+        // The permit is held by a request that does not wait for its client.
         let held = app.room.enter().await.unwrap();
-        assert!(app.room.enter().await.is_none(), "there is no place in time");
+        assert!(app.room.enter().await.is_none(), "no permit in time");
         let (entered, ()) = tokio::join!(app.room.enter(), async {
             tokio::task::yield_now().await;
             drop(held);
         });
-        drop(entered.expect("the place is free"));
-        // This one is alone now, and may take its time.
+        drop(entered.expect("a permit is free"));
+        // This request is alone now, and may pause.
         let late = stream::once(async {
             sleep(BODY_WITHIN / 2).await;
             Ok::<_, Infallible>(LINE)
@@ -552,7 +554,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_stops_coming_is_answered_with_what_was_accepted() {
+    async fn a_stalled_body_is_answered_with_the_accepted_lines() {
         let (pushes, _producer) = queue(QueueOptions::new());
         let body = unfinished(format!("{LINE}\n\n{LINE}\n{LINE}"));
         let (status, told) = post(app(&pushes, 1), body).await;

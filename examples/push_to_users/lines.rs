@@ -1,4 +1,4 @@
-//! Lines of pushes, from standard input or from the body of a request.
+//! Splits standard input or a request's body into lines of pushes.
 
 use std::{
     io::{self, BufRead},
@@ -9,30 +9,30 @@ use pipeline::Timed;
 
 use crate::push::{Fault, MAX_BYTES, Push};
 
-/// Reads pushes line by line. A line that is too long is skipped without being held in memory.
+/// Reads pushes line by line. A line above the limit is skipped without being held in memory.
 pub struct PushLines<R> {
     reader: R,
     cutter: LineCutter,
 }
 
-/// A line with something in it: its number, from 1, and what it says.
+/// A line that is not blank: its number, from 1, and its push.
 pub struct PushLine {
     pub number: usize,
     pub push: Result<Timed<Push>, Fault>,
 }
 
-/// Cuts what arrives in pieces into lines. It holds the beginning of one line, and no more of it than a
-/// line may have.
+/// Splits pieces of input into lines. It buffers one incomplete line, up to the maximum length of a
+/// line.
 #[derive(Default)]
 pub struct LineCutter {
-    /// How many lines have ended.
+    /// The number of complete lines.
     ended: usize,
     line: Vec<u8>,
     too_long: bool,
 }
 
 impl LineCutter {
-    /// The next line that is not blank, and ends in this piece. What belongs to it is taken off the piece.
+    /// The next line that is not blank and ends in this piece. Its bytes are removed from the piece.
     pub fn next(&mut self, piece: &mut &[u8]) -> Option<PushLine> {
         while let Some(end) = piece.iter().position(|byte| *byte == b'\n') {
             self.add(&piece[..end]);
@@ -47,7 +47,7 @@ impl LineCutter {
         None
     }
 
-    /// The last line, if it has no end of its own.
+    /// The last line, if it has no newline.
     pub fn end(&mut self) -> Option<PushLine> {
         self.cut()
     }
@@ -119,16 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn one_bad_line_harms_no_other_and_is_named() {
+    fn a_bad_line_is_reported_with_its_number_and_affects_no_other() {
         let input = format!("{}\n\n  \nnonsense\r\n{}\r\n{}", push(1), push(2), push(3));
         let read = read(&input);
         assert_eq!(read[0], (1, Ok(1)));
         assert!(matches!(read[1], (4, Err(Fault::Json { .. }))), "{:?}", read[1]);
-        assert_eq!(read[2..], [(5, Ok(2)), (6, Ok(3))], "the last line needs no end");
+        assert_eq!(read[2..], [(5, Ok(2)), (6, Ok(3))], "the last line needs no newline");
     }
 
     #[test]
-    fn a_line_that_is_too_long_is_skipped_to_its_end() {
+    fn a_line_above_the_limit_is_skipped_to_its_end() {
         let long = "x".repeat(3 * MAX_BYTES);
         let input = format!("{}\n{long}\n{}\n{long}", push(1), push(2));
         let too_long = || Err(Fault::TooLong);

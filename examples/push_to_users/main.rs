@@ -2,10 +2,11 @@
 //!
 //! `cargo run --release --example push_to_users -- --help` explains the flags.
 //!
-//! Items come in by `POST /push`, on standard input, or from `--demo`. They wait in a bounded queue
-//! until a worker is free; the worker sends it to the topic of the item's user. A client that is too slow
-//! for what it is sent is disconnected, so that its slowness costs other clients nothing. The page at `/` shows what arrives, through the official Phoenix client.
-#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+//! Items come from `POST /push`, standard input, or `--demo`. They wait in a bounded queue until a
+//! worker is free; the worker broadcasts to the topic of the item's user. A client that reads too slowly
+//! is disconnected, and does not slow down other clients. The page at `/` shows pushes as they arrive,
+//! through the official Phoenix client.
+#![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod args;
 mod client;
@@ -54,7 +55,7 @@ async fn main() -> ExitCode {
         .init();
     let code = match run(Args::parse()).await {
         Ok(true) => ExitCode::SUCCESS,
-        // Something was left undone; it has been said what.
+        // Items were left unprocessed; the report has been printed.
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             complain(format!("error: {error}"));
@@ -91,9 +92,9 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     let statsd =
         Statsd::install(args.statsd.as_deref(), args.statsd_dialect.into(), printed).await?;
 
-    // The sockets: a user signs in with a token, and joins no topic but its own. What a client that reads
-    // slowly has not taken yet waits for it, up to a bound. Then the client is disconnected. To wait for
-    // it instead, `WhenFull::wait()`, would keep a worker, and in the end all of them.
+    // The sockets: a user signs in with a token, and joins only its own topic. Frames for a slow client
+    // are queued, up to a limit; then the client is disconnected. Waiting for it instead, with
+    // `WhenFull::wait()`, would occupy a worker, and in the end all of them.
     let signer = Signer::new(&args.secret(), "user socket")?.max_age(args.token_age());
     let sockets = Mount::new(UserSocket::new(signer.clone())).channel::<UserChannel>("user:*");
     let mut endpoint = Endpoint::builder().mount("/socket", sockets);
@@ -102,7 +103,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
     }
     let endpoint = endpoint.build()?;
 
-    // The pipeline: a bounded queue, and one worker for each item, so many at once.
+    // The pipeline: a bounded queue, and one worker per item, up to `max_demand` at once.
     let (pushes, producer) = queue(QueueOptions::new().capacity(args.buffer));
     let pushes = pushes.timed();
     let worker = PushToUser::new(&endpoint, Duration::from_millis(args.delay_ms));
@@ -112,8 +113,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
         .consumer_supervisor(ConsumerSupervisor::new(worker), demand)
         .start()?;
 
-    // How it is, for a load balancer; and what it does can be seen. In a program that is not an
-    // example, something stands in front of that.
+    // Health checks for a load balancer, and the live view. A real program restricts access to both.
     let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());
     let mut inspector =
         Inspector::builder().pipeline(pipeline.observer()).endpoint(endpoint.observer());

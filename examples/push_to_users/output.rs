@@ -1,4 +1,4 @@
-//! What the program prints, in threads of their own: a terminal that is not read holds up nothing else.
+//! The program's output, written by separate threads: a terminal that does not read blocks nothing else.
 #![allow(dead_code, reason = "each example uses its part")]
 
 use std::{
@@ -11,15 +11,16 @@ use std::{
     time::Duration,
 };
 
-/// How many pieces of text may wait to be written. The next ones are dropped.
+/// Maximum number of queued texts. Further ones are dropped.
 const WAITING: usize = 1024;
 
-/// How long the program waits at its end for what it has printed to be written.
+/// How long the program waits at exit for its output to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The way to standard output, or to standard error.
+/// A writer to standard output or standard error.
 ///
-/// Text is dropped while too much waits, and when nobody reads any more: a broken pipe is no error.
+/// Text is dropped while the queue is full, and after the reader has closed its end: a broken pipe is no
+/// error.
 #[derive(Clone, Debug)]
 pub struct Output {
     texts: SyncSender<Text>,
@@ -28,7 +29,7 @@ pub struct Output {
 #[derive(Debug)]
 enum Text {
     Bytes(Vec<u8>),
-    /// All that came before it has been written.
+    /// Confirms that all earlier text has been written.
     Written(SyncSender<()>),
 }
 
@@ -53,7 +54,7 @@ fn out() -> &'static Output {
     OUT.get_or_init(|| Output::to(io::stdout()))
 }
 
-/// Waits until everything is written, for a second at most.
+/// Waits until all output is written, for a second at most.
 pub fn finish() {
     out().finish();
     err().finish();
@@ -74,7 +75,7 @@ impl Output {
     fn finish(&self) {
         let (written, is_written) = sync_channel(1);
         let mut text = Text::Written(written);
-        // A full channel is one that is not read: then there is nothing to wait for.
+        // A full channel means that the terminal does not read: then there is nothing to wait for.
         for _ in 0..2 {
             match self.texts.try_send(text) {
                 Ok(()) => {
@@ -121,7 +122,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes what is written only while the test lets it.
+    /// A writer that blocks until the test allows it to write.
     #[derive(Clone, Default)]
     struct Terminal(Arc<Mutex<Vec<u8>>>);
 
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_is_written_before_the_end() {
+    fn printed_text_is_written_before_the_exit() {
         let terminal = Terminal::default();
         let output = Output::to(terminal.clone());
         output.line("one");
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_that_is_not_read_holds_up_nobody() {
+    fn a_terminal_that_does_not_read_blocks_nothing() {
         let terminal = Terminal::default();
         let output = Output::to(terminal.clone());
         let unread = terminal.0.lock();

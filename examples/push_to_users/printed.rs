@@ -1,38 +1,38 @@
-//! What a newcomer sees of StatsD lines: one line a second that sums up, or the lines themselves.
+//! Selects the StatsD lines to print: one summary a second, or the lines themselves.
 
 use std::collections::HashMap;
 
-/// Counters that grow each second, whatever happens.
+/// Counters that grow every second, even when idle.
 const CONSTANT: [&str; 2] = ["pipeline.time_", "statsd.client."];
 
-/// What is printed, and what was printed so far.
+/// The selection, and the values printed so far.
 pub struct Printed {
     kind: Kind,
-    /// By everything of a gauge's line but the value.
+    /// Gauges, by the parts of a line except the value.
     gauges: HashMap<(String, String), String>,
-    /// How long pushes took since the last summary, in milliseconds, and how many took so long.
+    /// Delivery times since the last summary in milliseconds, each with its weight.
     delivered: Vec<(f64, f64)>,
-    /// How many pushes have been handled since the last summary. They arrive only where a page is open.
+    /// Pushes handled since the last summary. They only arrive if a page is open.
     handled: f64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// One line a second in which something happened.
+    /// One line for each second with activity.
     Summary,
-    /// Lines that tell something new.
+    /// Lines with new values.
     News,
     /// All lines.
     All,
 }
 
 impl Printed {
-    /// Prints a line a second that sums up.
+    /// Prints one summary line a second.
     pub fn summary() -> Self {
         Self::new(Kind::Summary)
     }
 
-    /// Prints the lines that tell something new.
+    /// Prints the lines with new values.
     pub fn news() -> Self {
         Self::new(Kind::News)
     }
@@ -46,7 +46,8 @@ impl Printed {
         Self { kind, gauges: HashMap::new(), delivered: Vec::new(), handled: 0.0 }
     }
 
-    /// Whether a line is to be printed. A gauge is when it is not what it was, which is zero at first.
+    /// Whether a line is printed. A gauge is printed when it has changed; its first value is compared
+    /// with zero.
     pub fn wants(&mut self, line: &str) -> bool {
         if self.kind == Kind::All {
             return true;
@@ -74,7 +75,7 @@ impl Printed {
         is_news && self.kind == Kind::News
     }
 
-    /// What happened since the last summary, if anything did, or something still waits.
+    /// A summary since the last one, if there was activity or items are queued.
     pub fn take_summary(&mut self) -> Option<String> {
         let mut times = std::mem::take(&mut self.delivered);
         times.sort_by(|(a, _), (b, _)| a.total_cmp(b));
@@ -101,7 +102,7 @@ impl Printed {
         ))
     }
 
-    /// What the gauges of this name come to, whatever their tags.
+    /// The sum of all gauges of this name.
     fn level(&self, name: &str) -> f64 {
         let is_of_it = |key: &str| key.split(';').next() == Some(name);
         let of_name = self.gauges.iter().filter(|((key, _), _)| is_of_it(key));
@@ -111,7 +112,7 @@ impl Printed {
     }
 }
 
-/// A sample and how many it stands for, of what follows its name.
+/// The sample and its weight, from the rest of a line after its name.
 fn sample(rest: &str) -> Option<(f64, f64)> {
     let mut fields = rest.split('|');
     let value = fields.next()?.parse().ok()?;
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_each_second_is_printed_only_if_all_is() {
+    fn constant_counters_are_printed_only_with_all_lines() {
         let lines = ["statsd.client.lines:3|c", "pipeline.time_busy:3|c", "events:3|c", "t:3|ms"];
         assert_eq!(lines.map(|line| Printed::news().wants(line)), [false, false, true, true]);
         assert_eq!(lines.map(|line| Printed::all().wants(line)), [true; 4]);
@@ -139,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn a_summary_tells_how_many_arrived_how_long_they_took_and_what_waits() {
+    fn a_summary_shows_arrivals_their_times_and_queued_items() {
         let mut printed = Printed::summary();
-        assert_eq!(printed.take_summary(), None, "nothing has happened");
+        assert_eq!(printed.take_summary(), None, "no activity");
         for line in [
             "pipeline.push_delivered:0.25|ms|@0.1",
             "pipeline.push_delivered:2.5|ms",
@@ -154,6 +155,6 @@ mod tests {
         let told = "pushes   11 arrived, p50 0.25 ms, p99 2.50 ms; 4 handled, 3 queued, 2 workers";
         assert_eq!(printed.take_summary().as_deref(), Some(told));
         let told = "pushes   0 arrived, p50 -, p99 -; 0 handled, 3 queued, 2 workers";
-        assert_eq!(printed.take_summary().as_deref(), Some(told), "these still wait");
+        assert_eq!(printed.take_summary().as_deref(), Some(told), "items are still queued");
     }
 }

@@ -1,4 +1,4 @@
-//! One item on its way to a user.
+//! A push to a user.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-/// How long a push may be, in bytes.
+/// Maximum size of a push in bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
 
-/// What somebody wants a user to get.
+/// A push to a user's topic.
 #[derive(Debug)]
 pub struct Push {
     pub user: u64,
@@ -18,16 +18,16 @@ pub struct Push {
     pub payload: Delivered,
 }
 
-/// What the user's browser gets. The data is passed on as it came; it is never parsed.
+/// The payload that the browser receives. The data is passed on unchanged and never parsed.
 #[derive(Debug, Serialize)]
 pub struct Delivered {
     data: Box<RawValue>,
-    /// When the push was enqueued, in microseconds since 1970. The browser can tell from it how long
-    /// the way was, by its own clock.
+    /// The Unix time of the enqueue in microseconds. The browser computes the delivery time from it with
+    /// its own clock.
     at_us: u64,
 }
 
-/// What a push looks like when it comes in.
+/// The JSON form of a push.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Input {
@@ -36,7 +36,7 @@ struct Input {
     data: Box<RawValue>,
 }
 
-/// What is wrong with a push.
+/// An error in a push.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum Fault {
     #[error("{message}, at {}column {column}", if *.line == 1 { String::new() } else { format!("line {line}, ") })]
@@ -52,14 +52,14 @@ pub enum Fault {
 }
 
 impl Push {
-    /// Reads a push, and stamps it with this moment.
+    /// Parses a push, and timestamps it.
     pub fn parse(json: &[u8]) -> Result<Timed<Self>, Fault> {
         if json.len() > MAX_BYTES {
             return Err(Fault::TooLong);
         }
         let Input { user_id, event, data } = serde_json::from_slice(json).map_err(|error| {
             let text = error.to_string();
-            // The place is told separately.
+            // The position is reported separately.
             let message = text.rsplit_once(" at line ").map_or(&*text, |(message, _)| message);
             Fault::Json { message: message.to_owned(), line: error.line(), column: error.column() }
         })?;
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_push_keeps_its_data_as_it_came() {
+    fn a_push_keeps_its_data_unchanged() {
         let json = r#"{"user_id": 7, "event": "news", "data": {"n": 1.0, "b":[ ]}}"#;
         let push = Push::parse(json.as_bytes()).unwrap();
         assert_eq!((push.user, &*push.event), (7, "news"));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_says_what_is_wrong_and_where() {
+    fn a_fault_states_the_error_and_its_position() {
         assert_eq!(fault(r#"{"user_id":1,"event":"e"}"#), "missing field `data`, at column 25");
         assert_eq!(
             fault(r#"{"user_id":1,"event":"e","data":{},"more":1}"#),

@@ -1,4 +1,4 @@
-//! Where the StatsD lines go: to a server, or to this terminal.
+//! The receiver of StatsD lines: a server, or this terminal.
 
 use std::{error::Error, fmt, io, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     printed::Printed,
 };
 
-/// How long nothing comes after the last line.
+/// How long the socket stays silent after the last line.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// The installed recorder.
@@ -32,7 +32,7 @@ struct Printer {
 }
 
 impl Statsd {
-    /// Sends to this server, or to a listener of our own that prints what it receives.
+    /// Sends to this server, or to a local listener that prints the lines.
     pub async fn install(
         server: Option<&str>,
         dialect: Dialect,
@@ -56,7 +56,7 @@ impl Statsd {
         Ok(Self { flusher, target, printer })
     }
 
-    /// Sends what is left, and prints it.
+    /// Sends the remaining lines, and prints them.
     pub async fn flush(self) {
         drop(self.flusher);
         if let Some(Printer { stop, task }) = self.printer {
@@ -85,7 +85,7 @@ async fn print(socket: UdpSocket, mut stopped: oneshot::Receiver<()>, mut printe
             _ = &mut stopped => break,
         }
     }
-    // What was sent before we were stopped is on its way: it ends where nothing more comes.
+    // Lines sent before the stop are in flight: read until the socket is silent.
     while let Ok(received) = timeout(QUIET, socket.recv(&mut packet)).await {
         print_packet(&packet, received, &mut printed);
     }

@@ -11,11 +11,11 @@ use crate::{
     push::Push,
 };
 
-/// Reads standard input to its end, in a thread of its own. It waits when the queue is full, and so
-/// does whoever writes to it.
+/// Reads standard input to its end, in a separate thread. It blocks while the queue is full, and so does
+/// the writer of the pipe.
 ///
-/// A read cannot be interrupted, so the thread ends with the process; it holds nothing that is not
-/// in the queue.
+/// A read cannot be interrupted, so the thread ends with the process; it holds only items that are
+/// already in the queue.
 pub fn read(pushes: Queue<Timed<Push>>) {
     let runtime = Handle::current();
     thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! Who may connect, who may join what, and what a worker does for a user.
+//! The socket, the channel, and the worker.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +12,7 @@ use pipeline::{
 
 use crate::push::Push;
 
-/// Lets in whoever brings a token that is signed and not too old.
+/// A socket for clients with a signed token that has not expired.
 pub struct UserSocket {
     signer: Signer,
 }
@@ -36,7 +36,7 @@ impl Socket for UserSocket {
     }
 }
 
-/// `user:ID`, for that user alone.
+/// The channel `user:ID`, for that user only.
 pub struct UserChannel;
 
 impl Channel for UserChannel {
@@ -53,8 +53,8 @@ impl Channel for UserChannel {
     }
 }
 
-/// Sends an item to the topic of its user. The pushes of one user arrive in the order in which they came,
-/// which the pusher sees to: it reserves the place of each before its worker runs.
+/// Broadcasts an item to the topic of its user. The pushes of one user arrive in order: the pusher
+/// reserves each one's position before its worker runs.
 pub struct PushToUser {
     pusher: Pusher<ToMessage>,
     delay: Duration,

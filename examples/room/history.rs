@@ -1,13 +1,13 @@
-//! What was said last.
+//! The last messages.
 
 use std::collections::VecDeque;
 
 use serde::Serialize;
 
-/// What somebody said.
+/// A chat message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Message {
-    /// Messages are counted, so that a page knows the ones that it has.
+    /// The number of the message, by which a page skips messages that it has.
     pub number: u64,
     pub name: String,
     pub text: String,
@@ -21,7 +21,7 @@ pub struct History {
 }
 
 impl History {
-    /// How many are kept. Older ones are forgotten.
+    /// Maximum number of messages. Older ones are dropped.
     pub const MAX: usize = 50;
 
     pub fn add(&mut self, name: &str, text: String) -> Message {

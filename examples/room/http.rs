@@ -1,4 +1,4 @@
-//! The page, and the way to sign in.
+//! The page and its tokens.
 
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ use crate::{
     visitor::{MAX_NAME, is_name},
 };
 
-/// The colours of all examples, and the page's own.
+/// The colours shared by all examples, and the page's own style.
 const STYLE: &str =
     concat!(include_str!("../push_to_users/page/colors.css"), include_str!("page/style.css"));
 
@@ -40,7 +40,7 @@ struct SignIn {
     name: String,
 }
 
-/// Signs somebody in, without asking for a password: this is an example.
+/// Issues a token without asking for a password: this is an example.
 fn token(signer: &Signer, Query(SignIn { name }): Query<SignIn>) -> Response {
     if !is_name(&name) {
         let why = format!("a name has 1 to {MAX_NAME} characters");

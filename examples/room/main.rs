@@ -1,10 +1,10 @@
-//! A room to chat in, which shows who is here, on which device, and who is typing.
+//! A chat room that shows its visitors, their devices, and who is typing.
 //!
-//! `cargo run --example room`, then open the page that is printed in two windows, as two people.
+//! `cargo run --example room`, then open the printed page in two windows, as two visitors.
 //!
 //! The page uses the official Phoenix client: its sockets, its `Presence`, and its fallback to long
-//! polling where no WebSocket gets through.
-#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+//! polling where WebSockets are blocked.
+#![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod history;
 mod http;
@@ -32,7 +32,7 @@ use self::{
     visitor::VisitorSocket,
 };
 
-/// A room to chat in.
+/// A chat room.
 #[derive(Debug, Parser)]
 #[command(name = "room")]
 struct Args {
@@ -40,12 +40,12 @@ struct Args {
     #[arg(long, default_value_t = 4020)]
     port: u16,
 
-    /// What tokens are signed with, at least 20 bytes
+    /// The secret that signs tokens, at least 20 bytes
     #[arg(long, env = "SECRET_KEY_BASE", default_value = "a secret for trying things out only")]
     secret: String,
 }
 
-/// The room, and the way to it: by a WebSocket, or by long polling.
+/// The endpoint with the room, over WebSocket or long polling.
 fn endpoint(signer: &Signer) -> EndpointBuilder {
     let presence = Presence::new();
     let sockets = Mount::new(VisitorSocket::new(signer.clone()))

@@ -1,4 +1,4 @@
-//! What can be done in the room.
+//! The room's channel.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 
 use crate::{history::History, visitor::VisitorSocket};
 
-/// How long a message may be, in characters.
+/// Maximum length of a message in characters.
 const MAX_TEXT: usize = 1000;
 
-/// What all who are in the room share.
+/// The state that all channels of the room share.
 #[derive(Debug)]
 pub struct Lobby {
     presence: Presence,
@@ -28,21 +28,21 @@ impl Lobby {
     }
 }
 
-/// `room:lobby`, as one visitor sees it.
+/// The channel `room:lobby` of one visitor.
 pub struct Room {
     lobby: Arc<Lobby>,
 }
 
-/// It has just been joined.
+/// Sent to the channel after its join.
 pub struct Joined;
 
-/// What a client says.
+/// A message from the client.
 #[derive(Deserialize)]
 struct Said {
     text: String,
 }
 
-/// Whether somebody is typing.
+/// A typing notification.
 #[derive(Deserialize)]
 struct Typing {
     typing: bool,
@@ -79,13 +79,14 @@ impl Channel for Room {
                     let reason = format!("expected a text of 1 to {MAX_TEXT} characters");
                     return Ok(Reply::error().with(json!({ "reason": reason })));
                 }
-                // Kept first: who joins now gets it with the others, or once more, and can tell.
+                // Stored before the broadcast: a visitor who joins now receives the message with the
+                // history, perhaps twice, and its page skips the second one.
                 let message = self.lobby.history.lock().add(name, text);
                 cx.broadcast("said", json!(message))?;
                 self.is_typing(false, cx)?;
                 Ok(Reply::ok())
             }
-            // It is part of being here, so it ends with it: nobody types for ever who was cut off.
+            // Typing is part of the presence, so it ends when the visitor disconnects.
             "typing" => {
                 let Ok(Typing { typing }) = payload.parse() else {
                     return Ok(Reply::error().with(json!({ "reason": "expected typing" })));
@@ -99,7 +100,7 @@ impl Channel for Room {
 }
 
 impl Room {
-    /// Shows it to all.
+    /// Updates the presence, which all visitors receive.
     fn is_typing(&self, typing: bool, cx: &ChannelContext<Self>) -> Result<(), PresenceError> {
         let change = |meta: &mut Map<String, Value>| {
             meta.insert("typing".to_owned(), typing.into());

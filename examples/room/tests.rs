@@ -1,4 +1,4 @@
-//! The room, as its visitors see it.
+//! Tests of the room through its clients.
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::history::History;
 
-/// The room, and the way to sign in.
+/// The room, and a signer of tokens.
 struct Lobby {
     kit: TestEndpoint,
     signer: Signer,
@@ -40,7 +40,7 @@ impl Lobby {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_somebody_says_is_told_to_all_and_to_who_comes_later() {
+async fn a_message_reaches_all_visitors_and_later_ones() {
     let lobby = Lobby::open();
     let (_ada, room) = lobby.enter("ada", "phone").await;
     let said = room.push("say", json!({ "text": "hello" }));
@@ -52,7 +52,7 @@ async fn what_somebody_says_is_told_to_all_and_to_who_comes_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_types_is_seen_to_until_it_is_said() {
+async fn a_visitor_is_shown_as_typing_until_the_message_is_sent() {
     let lobby = Lobby::open();
     let ((_ada, room), (_ben, other)) =
         (lobby.enter("ada", "phone").await, lobby.enter("ben", "laptop").await);
@@ -65,7 +65,7 @@ async fn who_types_is_seen_to_until_it_is_said() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_makes_no_sense_is_refused_with_the_reason_and_told_to_nobody() {
+async fn an_invalid_message_is_refused_with_a_reason_and_not_broadcast() {
     let lobby = Lobby::open();
     let (_ada, room) = lobby.enter("ada", "phone").await;
     for (text, reason) in [
@@ -85,7 +85,7 @@ async fn what_makes_no_sense_is_refused_with_the_reason_and_told_to_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_too_much_at_once_has_to_wait() {
+async fn a_visitor_who_sends_too_much_is_rate_limited() {
     let lobby = Lobby::open();
     let (_ada, room) = lobby.enter("ada", "phone").await;
     let last = (0..100).map(|n| room.push("say", json!({ "text": n.to_string() }))).last().unwrap();

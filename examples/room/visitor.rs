@@ -1,20 +1,20 @@
-//! Who may come in.
+//! The socket of a visitor.
 
 use std::time::SystemTime;
 
 use pipeline::ws::{ConnectError, ConnectInfo, Params, Signer, Socket};
 
-/// How long a name may be, and what a device is called, in characters.
+/// Maximum length of a name and of a device in characters.
 pub const MAX_NAME: usize = 30;
 
-/// Somebody with a name, on a device.
+/// A visitor with a name and a device.
 #[derive(Clone, Debug)]
 pub struct Visitor {
     pub name: String,
     pub device: String,
 }
 
-/// Lets in whoever has signed in.
+/// A socket for visitors with a signed token.
 pub struct VisitorSocket {
     signer: Signer,
 }
@@ -38,7 +38,7 @@ impl Socket for VisitorSocket {
     }
 }
 
-/// Whether somebody may be called that.
+/// Whether this is a valid name.
 pub fn is_name(name: &str) -> bool {
     !name.trim().is_empty() && name.chars().count() <= MAX_NAME
 }

@@ -1,4 +1,4 @@
-//! Where the frames come from: an inspector's `data.json`.
+//! Fetches `data.json` from an inspector.
 
 use http::{Uri, uri::InvalidUri};
 use http_body_util::{BodyExt, Empty, Limited};
@@ -9,10 +9,10 @@ use hyper_util::{
 use pipeline::inspect::{VERSION, View};
 use thiserror::Error;
 
-/// More than any inspector has to say, in bytes.
+/// Maximum size of an answer in bytes, more than any inspector sends.
 const MOST: usize = 16 * 1024 * 1024;
 
-/// An inspector somewhere.
+/// The URL of an inspector.
 pub struct Source {
     client: Client<HttpConnector, Empty<&'static [u8]>>,
     data: Uri,
@@ -31,7 +31,7 @@ impl Source {
         Ok(Self { client, data })
     }
 
-    /// What is seen there now.
+    /// Fetches the current view.
     pub async fn view(&self) -> Result<View, FetchError> {
         let response = self.client.get(self.data.clone()).await.map_err(FetchError::Connect)?;
         let status = response.status();
@@ -49,26 +49,26 @@ impl Source {
     }
 }
 
-/// Why nothing is seen.
+/// Why a view could not be fetched.
 #[derive(Debug, Error)]
 pub enum FetchError {
-    #[error("this is no URL: {0}")]
+    #[error("invalid URL: {0}")]
     Url(#[from] InvalidUri),
-    #[error("only http:// can be asked, by way of a tunnel if need be")]
+    #[error("only http:// is supported; use a tunnel for https://")]
     Scheme,
     #[error("cannot connect: {}", innermost(.0))]
     Connect(hyper_util::client::legacy::Error),
-    #[error("{data} answers with status {status}: is an inspector mounted there?")]
+    #[error("{data} answered with status {status}: is an inspector mounted there?")]
     Status { data: Uri, status: http::StatusCode },
-    #[error("the answer broke off: {0}")]
+    #[error("the answer was interrupted: {0}")]
     Body(Box<dyn std::error::Error + Send + Sync>),
-    #[error("what {data} answers is not an inspector's: {cause}")]
+    #[error("{data} is not an inspector's data: {cause}")]
     SomethingElse { data: Uri, cause: serde_json::Error },
-    #[error("it speaks version {theirs} of the JSON form, and this program version {VERSION}")]
+    #[error("the inspector uses version {theirs} of the JSON form, this program version {VERSION}")]
     Version { theirs: u32 },
 }
 
-/// The cause of all causes: the others say less.
+/// The innermost cause of an error, which says most.
 fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {

@@ -1,4 +1,4 @@
-//! One frame: what is seen of a system, drawn in a terminal. Pure.
+//! Draws one frame of a view in a terminal. Pure.
 
 use pipeline::inspect::{
     ActivityView, EndpointView, KindView, PercentilesView, PhaseView, PipelineView, StageView, View,
@@ -11,11 +11,11 @@ use ratatui::{
     widgets::{Block, Cell, Paragraph, Row, Table},
 };
 
-/// What is drawn.
+/// The state that is drawn.
 pub struct Screen {
     pub url: String,
     pub view: Option<View>,
-    /// Why it is not what there is now, if it is not.
+    /// Why the view is missing or outdated.
     pub trouble: Option<String>,
 }
 
@@ -44,7 +44,7 @@ impl Screen {
         }
     }
 
-    /// How many lines all of it takes.
+    /// The number of lines of the whole frame.
     pub fn height(&self) -> u16 {
         let Some(view) = &self.view else { return 2 };
         let pipelines: u16 = view.pipelines.iter().map(pipeline_rows).sum();
@@ -62,7 +62,7 @@ impl Screen {
     }
 }
 
-/// Its stages, their head and its border.
+/// The number of lines of a pipeline: stages, head and border.
 fn pipeline_rows(pipeline: &PipelineView) -> u16 {
     u16::try_from(pipeline.stages.len()).unwrap_or(u16::MAX).saturating_add(3)
 }
@@ -76,22 +76,22 @@ fn endpoint_rows(endpoint: &EndpointView) -> u16 {
 struct Column {
     name: &'static str,
     width: u16,
-    /// Columns with a greater number are left out first, when there is no room for all.
+    /// Columns with a higher rank are dropped first when the terminal is too narrow.
     rank: u8,
     cell: fn(&StageView) -> String,
 }
 
-/// Between two columns, and on both sides of the table.
+/// The space between two columns, and on both sides of the table.
 const SPACING: u16 = 1;
 const BORDERS: u16 = 2;
 
-/// The least width of the column with a stage's name.
+/// The minimum width of the column with a stage's name.
 const NAME: u16 = 12;
 
 /// The width of a column with times.
 const TIME: u16 = 12;
 
-/// All of them, with the widest text that each can have, because a number that is cut off is a wrong one.
+/// All columns, with the widest text of each, because a truncated number is a wrong one.
 const COLUMNS: [Column; 9] = [
     Column { name: "", width: 16, rank: 1, cell: |stage| doing(stage.mostly).0.to_owned() },
     Column { name: "in/s", width: 5, rank: 2, cell: arrived },
@@ -130,7 +130,7 @@ fn demand(stage: &StageView) -> String {
     }
 }
 
-/// The columns that fit beside the name.
+/// The columns that fit next to the name.
 fn columns(width: u16) -> Vec<&'static Column> {
     let mut columns: Vec<_> = COLUMNS.iter().collect();
     let needed = |columns: &[&Column]| {
@@ -162,7 +162,7 @@ fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
     ]);
     let columns = columns(width);
     let mut stages: Vec<&StageView> = pipeline.stages.iter().collect();
-    // From the source downstream, as the page draws them.
+    // From the source downstream, as on the page.
     stages.sort_by_key(|stage| stage.layer);
     let rows = stages.into_iter().map(|stage| {
         let held = pipeline.held_up_by.as_ref() == Some(&stage.name);
@@ -187,7 +187,7 @@ fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
 }
 
 fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
-    // Those that fit, so that no number is cut off.
+    // Only the columns that fit, so that no number is truncated.
     let fit = usize::from(area.width.saturating_sub(BORDERS) / (TIME + SPACING)).clamp(2, 6);
     let head = ["", "count", "p50", "p90", "p99", "max"].map(|name| right(name.to_owned()));
     let head = head.into_iter().take(fit);
@@ -260,8 +260,8 @@ fn rate(per_second: f64) -> String {
     }
 }
 
-/// A number in four characters at most: `9.4k` of 9410. It is rounded down, so that what is not full does
-/// not look full.
+/// A number in at most four characters: `9.4k` for 9410. It is rounded down, so that a queue that is not
+/// full does not look full.
 fn short(number: f64) -> String {
     const UNITS: [&str; 6] = ["", "k", "M", "G", "T", "P"];
     let (mut scaled, mut unit) = (number, 0);
@@ -303,7 +303,7 @@ mod tests {
         "delivered":{"count":1,"windows":[{"seconds":10,"count":1,"p50":0.714}]}}}"#;
 
     #[test]
-    fn a_frame_shows_stages_what_holds_them_up_times_and_sockets() {
+    fn a_frame_shows_stages_their_bottleneck_times_and_sockets() {
         let text = plain(&screen(SLOW), 120).unwrap();
         let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap().to_owned();
         assert!(line(" push ").contains("render holds it up"), "{text}");
@@ -316,14 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn before_anything_is_seen_it_says_why() {
+    fn without_a_view_the_frame_shows_the_reason() {
         let trouble = Some("cannot connect".to_owned());
         let screen = Screen { url: "http://localhost".into(), view: None, trouble };
         assert!(plain(&screen, 80).unwrap().contains("cannot connect"));
     }
 
     #[test]
-    fn a_narrow_terminal_shows_fewer_columns_and_no_number_that_is_cut_off() {
+    fn a_narrow_terminal_shows_fewer_columns_and_no_truncated_number() {
         let full = SLOW.replace(
             "\"queued\":812,\"queue_capacity\":1000",
             "\"queued\":9410,\"queue_capacity\":10000",

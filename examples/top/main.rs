@@ -1,8 +1,8 @@
-//! What runs, in a terminal: the stages of pipelines, what holds them up, how long deliveries take.
+//! A terminal view of running pipelines: stages, bottlenecks, and delivery times.
 //!
-//! `cargo run --example top -- http://127.0.0.1:4000/inspect` watches whoever has mounted an inspector
-//! there, `push_to_users` for instance. With `--once` it prints one frame as text and ends.
-#![allow(unreachable_pub, reason = "nobody but the program itself uses its modules")]
+//! `cargo run --example top -- http://127.0.0.1:4000/inspect` watches the program with an inspector at
+//! that URL, for instance `push_to_users`. With `--once` it prints one frame as text and exits.
+#![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod fetch;
 mod frame;
@@ -14,15 +14,15 @@ use clap::Parser;
 
 use self::{fetch::Source, frame::Screen};
 
-/// Watches running pipelines and their sockets. `q` or Ctrl-C ends it.
+/// Watches running pipelines and their sockets. `q` or Ctrl-C exits.
 #[derive(Parser)]
 struct Args {
-    /// Where an inspector is mounted: `http://127.0.0.1:4000/inspect`.
+    /// The URL of an inspector: `http://127.0.0.1:4000/inspect`.
     url: String,
-    /// Prints one frame as plain text, and ends.
+    /// Prints one frame as plain text and exits.
     #[arg(long)]
     once: bool,
-    /// How many columns a printed frame has.
+    /// The width of a printed frame in columns.
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u16).range(20..=1000))]
     width: u16,
 }
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Box<dyn Error>> {
     let source = Source::new(&args.url)?;
-    // What cannot be had at the beginning is not waited for.
+    // If the first view cannot be fetched, the program fails.
     let view = source.view().await?;
     let screen = Screen { url: args.url, view: Some(view), trouble: None };
     if args.once {

@@ -1,4 +1,4 @@
-//! The terminal: drawn on again and again, or once as plain text.
+//! Draws frames in the terminal until a key exits, or prints one as plain text.
 
 use std::{io, time::Duration};
 
@@ -11,13 +11,13 @@ use tokio::time;
 
 use crate::{fetch::Source, frame::Screen};
 
-/// How often it asks.
+/// The interval of fetches.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How often it looks for keys.
+/// The interval of checks for keys.
 const KEYS: Duration = Duration::from_millis(50);
 
-/// Draws until somebody presses `q` or Ctrl-C. The terminal is as it was then, after a panic too.
+/// Draws until `q` or Ctrl-C is pressed, and then restores the terminal, also after a panic.
 pub async fn run(source: Source, mut screen: Screen) -> io::Result<()> {
     // Sets a panic hook that restores the terminal.
     let mut terminal = ratatui::try_init().map_err(|error| {
@@ -45,7 +45,7 @@ async fn watch(
                 Err(_) => screen.trouble = Some("no answer".to_owned()),
             },
             _ = keys.tick() => {
-                // There is none to wait for: what has been pressed is taken.
+                // Does not wait: handles keys already pressed.
                 while event::poll(Duration::ZERO)? {
                     if is_quit(&event::read()?) {
                         return Ok(());
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn q_and_control_c_end_it_and_c_alone_does_not() {
+    fn q_and_control_c_exit_and_c_alone_does_not() {
         let pressed = |code, modifiers| is_quit(&Event::Key(KeyEvent::new(code, modifiers)));
         assert!(pressed(KeyCode::Char('q'), KeyModifiers::NONE));
         assert!(pressed(KeyCode::Char('c'), KeyModifiers::CONTROL));

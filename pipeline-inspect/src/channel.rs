@@ -1,4 +1,4 @@
-//! The channel on which viewers get what is seen.
+//! The channel that sends views to viewers.
 
 use std::sync::{
     Arc,
@@ -16,10 +16,10 @@ use crate::model::View;
 /// The topic that viewers join.
 pub(crate) const TOPIC: &str = "inspect";
 
-/// The event that they get.
+/// The event of a view.
 pub(crate) const EVENT: &str = "view";
 
-/// What the sampler and the viewers have in common.
+/// State shared by the sampler and the viewers.
 #[derive(Debug)]
 pub(crate) struct Shown {
     latest: Mutex<Arc<View>>,
@@ -31,7 +31,7 @@ impl Shown {
         Self { latest: Mutex::new(Arc::new(view)), viewers: AtomicUsize::new(0) }
     }
 
-    /// What was seen last.
+    /// The latest view.
     pub(crate) fn latest(&self) -> Arc<View> {
         self.latest.lock().clone()
     }
@@ -42,13 +42,13 @@ impl Shown {
         view
     }
 
-    /// Whether somebody looks.
+    /// Whether a viewer has joined.
     pub(crate) fn has_viewers(&self) -> bool {
         self.viewers.load(Relaxed) > 0
     }
 }
 
-/// Lets everyone in as long as there is room: who may look is decided in front of it.
+/// Accepts every viewer up to the limit: access control is the task of the layers in front.
 pub(crate) struct InspectSocket {
     max: usize,
     open: Arc<AtomicUsize>,
@@ -73,7 +73,7 @@ impl Socket for InspectSocket {
     }
 }
 
-/// The place of a viewer's socket, as long as it is open.
+/// Counts a viewer's socket while it is open.
 pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
@@ -82,7 +82,7 @@ impl Drop for Place {
     }
 }
 
-/// A viewer, counted as long as it looks.
+/// A viewer's channel, counted while it is joined.
 pub(crate) struct InspectChannel(Arc<Shown>);
 
 impl Channel for InspectChannel {
@@ -95,7 +95,7 @@ impl Channel for InspectChannel {
         cx: &mut JoinContext<'_, Self>,
     ) -> Result<Self, JoinError> {
         let shown = cx.config().clone();
-        // It need not wait for the next second.
+        // The viewer need not wait for the next sample.
         cx.reply(&*shown.latest());
         shown.viewers.fetch_add(1, Relaxed);
         Ok(Self(shown))

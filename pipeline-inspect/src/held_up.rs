@@ -1,17 +1,17 @@
-//! Which stage the others wait for. Pure.
+//! Finds the bottleneck of a pipeline: the stage that the others wait for. Pure.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::model::{ActivityView, KindView, PhaseView, PipelineView, StageView};
 
-/// From which part of the window on a stage counts as busy all the time.
+/// The share of the window from which a stage counts as always busy.
 const OCCUPIED: f64 = 0.8;
 
-/// From which part of the window on a stage that waits for demand is being held up.
+/// The share of the window from which a stage that waits for demand counts as held up.
 const HELD: f64 = 0.2;
 
-/// The stage that holds up a pipeline whose shares are filled in, if there is one; `before` is the
-/// pipeline at the beginning of the window. The rules are in the documentation of the crate.
+/// The bottleneck of a pipeline whose shares are filled in, if there is one; `before` is the pipeline at
+/// the beginning of the window. The documentation of the crate states the rules.
 pub(crate) fn held_up_by(pipeline: &PipelineView, before: &PipelineView) -> Option<String> {
     if pipeline.phase == PhaseView::Ended {
         return None;
@@ -33,11 +33,11 @@ fn is_occupied(stage: &StageView) -> bool {
     stage.busy >= OCCUPIED && stage.activity != ActivityView::Ended
 }
 
-/// What waits for whom.
+/// Which stages are waited for.
 struct Waited<'a> {
-    /// The stages at the beginning of the window, by their names.
+    /// The stages at the beginning of the window, by name.
     before: HashMap<&'a str, &'a StageView>,
-    /// The stages that one before them waits for.
+    /// The stages that one of their producers waits for.
     pressed: HashSet<&'a str>,
 }
 
@@ -56,27 +56,27 @@ impl<'a> Waited<'a> {
         waited
     }
 
-    /// Whether the stage waits for others to ask.
+    /// Whether the stage waits for demand.
     fn waits(&self, stage: &StageView) -> bool {
         stage.waiting_for_demand >= HELD || self.always(stage, |stage| stage.buffered)
     }
 
-    /// Whether a stage before this one waits for it to ask.
+    /// Whether a producer of this stage waits for its demand.
     fn is_pressed(&self, stage: &StageView) -> bool {
         self.pressed.contains(&*stage.name)
     }
 
-    /// Whether the stage itself is the first that cannot do more.
+    /// Whether the stage is the first that cannot do more.
     fn falls_behind(&self, stage: &StageView) -> bool {
         match stage.kind {
             KindView::Producer => true,
-            // One worker of many is enough for it to be busy.
+            // A single worker of many makes a supervisor busy.
             KindView::ConsumerSupervisor => false,
             _ => self.always(stage, |stage| stage.waiting),
         }
     }
 
-    /// Whether something waits there, at the end of the window as at its beginning.
+    /// Whether a count is above zero both at the beginning and at the end of the window.
     fn always(&self, stage: &StageView, count: impl Fn(&StageView) -> usize) -> bool {
         let before = self.before.get(&*stage.name);
         count(stage) > 0 && before.is_some_and(|before| count(before) > 0)
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use crate::{layers, model::EdgeView};
 
-    /// Shares of working, waiting for events and waiting for demand.
+    /// Shares of busy, waiting for events and waiting for demand.
     type Shares = (f64, f64, f64);
 
     const SLOW: Shares = (0.99, 0.01, 0.0);
@@ -152,20 +152,20 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_named_when_all_wait_for_events() {
+    fn no_stage_is_named_when_all_wait_for_events() {
         assert_eq!(named(&chain(&[STARVED, STARVED, STARVED])), None);
         assert_eq!(named(&chain(&[])), None);
     }
 
     #[test]
-    fn nobody_is_named_when_all_wait_for_a_demand_that_nobody_has() {
+    fn no_stage_is_named_when_all_wait_for_demand() {
         assert_eq!(named(&chain(&[HELD_UP, HELD_UP])), None);
     }
 
     #[test]
     fn of_two_slow_stages_that_are_waited_for_the_last_is_named() {
         assert_eq!(named(&chain(&[HELD_UP, (0.9, 0.0, 0.1), (0.7, 0.0, 0.3), SLOW])), Some(3));
-        // Nobody waits for the last: it has as much as it can do.
+        // The last stage is busy all the time, but no stage waits for it.
         assert_eq!(named(&chain(&[HELD_UP, SLOW, (0.85, 0.15, 0.0)])), Some(1));
     }
 
@@ -173,25 +173,25 @@ mod tests {
     fn a_supervisor_with_workers_is_named_only_if_it_is_waited_for() {
         let mut pipeline = chain(&[STARVED, SLOW]);
         pipeline.stages[1].kind = KindView::ConsumerSupervisor;
-        assert_eq!(named(&pipeline), None, "one worker of many is enough to be busy");
+        assert_eq!(named(&pipeline), None, "a single worker of many makes it busy");
         pipeline.stages[0].waiting_for_events = 0.6;
         pipeline.stages[0].waiting_for_demand = 0.4;
         assert_eq!(named(&pipeline), Some(1));
     }
 
     #[test]
-    fn a_stage_that_always_has_events_waiting_is_named_though_its_producer_is_not_held_up_yet() {
+    fn a_stage_with_events_always_waiting_is_named_before_its_producer_is_held_up() {
         let mut pipeline = chain(&[STARVED, SLOW]);
-        assert_eq!(named(&pipeline), None, "it keeps up");
+        assert_eq!(named(&pipeline), None, "the stage keeps up");
         pipeline.stages[1].waiting = 400;
         assert_eq!(named(&pipeline), Some(1));
         let mut empty = pipeline.clone();
         empty.stages[1].waiting = 0;
-        assert_eq!(held_up_by(&pipeline, &empty), None, "they have only just come");
+        assert_eq!(held_up_by(&pipeline, &empty), None, "the events have only just arrived");
     }
 
     #[test]
-    fn what_was_emitted_without_demand_presses_too() {
+    fn buffered_events_count_as_waiting_too() {
         let mut pipeline = chain(&[SLOW, SLOW]);
         assert_eq!(named(&pipeline), Some(0));
         pipeline.stages[0].buffered = 10;
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn where_events_are_sent_to_several_the_slow_one_is_named() {
+    fn of_several_consumers_the_slow_one_is_named() {
         let mut pipeline = chain(&[HELD_UP, SLOW, STARVED]);
         pipeline.edges[1].from = "0".into();
         layers::assign(&mut pipeline);
@@ -207,18 +207,19 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_holds_nothing_up() {
+    fn an_ended_stage_is_never_named() {
         let mut pipeline = chain(&[HELD_UP, SLOW]);
         pipeline.phase = PhaseView::Ended;
         assert_eq!(named(&pipeline), None);
     }
 
-    /// A chain of stages with so many milliseconds an event, and room for a few events between them,
-    /// run for a while. The shares come out of it.
+    /// Simulates a chain of stages, each with its milliseconds per event, and room for `room` events
+    /// between two of them. Returns the pipeline with its shares.
     fn run(times: &[u32], room: usize) -> PipelineView {
         const TICKS: u32 = 20_000;
         let length = times.len();
-        // What each has left to do, whether it has a finished event, what waits between.
+        // Per stage: the rest of the current event's time, whether a finished event is held, and the
+        // events in between.
         let (mut left, mut done) = (vec![0u32; length], vec![false; length]);
         let mut between = vec![0usize; length];
         let mut spent = vec![(0u32, 0u32, 0u32); length];
@@ -255,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn of_a_chain_that_runs_the_slow_stage_is_named(
+        fn in_a_simulated_chain_the_slow_stage_is_named(
             mut times in prop::collection::vec(1u32..20, 2..7),
             slow in any::<prop::sample::Index>(),
             room in 1usize..50,
@@ -267,7 +268,7 @@ mod tests {
         }
 
         #[test]
-        fn nobody_is_named_as_long_as_all_wait_for_events_most_of_the_time(
+        fn no_stage_is_named_while_all_wait_for_events_most_of_the_time(
             shares in prop::collection::vec(0.0..0.7f64, 0..7),
         ) {
             let shares: Vec<Shares> = shares.iter().map(|busy| (*busy, 1.0 - busy, 0.0)).collect();

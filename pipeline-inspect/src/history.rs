@@ -1,4 +1,4 @@
-//! What was seen in the last minutes, as far as it is needed. Pure.
+//! The samples of the last minutes, as far as they are needed. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -10,32 +10,32 @@ use crate::{
     rates,
 };
 
-/// Over how long rates and shares are taken. The clock of whoever samples is not exact.
+/// The window of rates and shares. The sampler's timer is not exact.
 const WINDOW: Duration = Duration::from_millis(3_300);
 
-/// Over how long percentiles are taken, in seconds.
+/// The windows of percentiles, in seconds.
 const WINDOWS: [u64; 3] = [10, 60, 300];
 
-/// How many seconds one point of the history is.
+/// The length of one point of the history in seconds.
 const POINT: u64 = 5;
 
-/// How many points there are.
+/// The number of points.
 const POINTS: usize = 60;
 
-/// Samples, each with its moment: the time since the start. Bounded, however long it runs.
+/// Samples with their time since the start. Bounded in memory.
 #[derive(Debug, Default)]
 pub(crate) struct History {
-    /// Of the window, the oldest first.
+    /// Views of the window, the oldest first.
     views: VecDeque<(Duration, View)>,
-    /// Every one of the last seconds.
+    /// Every sample of the last seconds.
     recent: VecDeque<(Duration, Latencies)>,
-    /// One for every point, and the one before the first.
+    /// One sample for every point, and the one before the first.
     coarse: VecDeque<(Duration, Latencies)>,
     points: VecDeque<PercentilesView>,
 }
 
 impl History {
-    /// Takes in what is seen at a moment, and completes it by what was seen before.
+    /// Adds a view, and fills in its rates, shares and percentiles from earlier ones.
     pub(crate) fn add(
         &mut self,
         at: Duration,
@@ -94,7 +94,7 @@ impl History {
         DeliveredView { count, windows, history }
     }
 
-    /// The newest sample that is no younger than this, or the oldest that there is.
+    /// The newest sample that is at least this old, or the oldest one.
     fn before(&self, moment: Duration) -> Option<&Latencies> {
         let newest = |samples: &VecDeque<(Duration, Latencies)>| {
             samples.partition_point(|(then, _)| *then <= moment).checked_sub(1)
@@ -139,7 +139,7 @@ mod tests {
         view.pipelines[0].stages[0].in_per_second
     }
 
-    /// Samples once a second, with so many more deliveries of so many milliseconds each time.
+    /// Samples once a second, with this many more deliveries of this many milliseconds each time.
     fn deliver(history: &mut History, seconds: std::ops::Range<u64>, all: &mut Latencies, ms: u64) {
         for second in seconds {
             all.extend([Duration::from_millis(ms); 10]);
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(per_second(&history.add(at(2), view(100), None)), 50.0);
         let third = history.add(at(3), view(300), None);
         assert_eq!((per_second(&third), third.window_seconds), (100.0, 3.0));
-        // The first second is forgotten.
+        // The first second is out of the window.
         assert_eq!(per_second(&history.add(at(4), view(400), None)), 100.0);
         assert_eq!(per_second(&history.add(at(60), view(400), None)), 0.0);
     }
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_no_more_after_an_hour_than_after_five_minutes() {
+    fn its_size_is_the_same_after_an_hour_as_after_five_minutes() {
         let (mut history, mut all) = (History::default(), Latencies::default());
         deliver(&mut history, 0..400, &mut all, 10);
         let size = |history: &History| {

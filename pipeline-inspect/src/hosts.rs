@@ -1,12 +1,12 @@
-//! Under which names an inspector may be asked for. Pure.
+//! The host names that an inspector answers for. Pure.
 
 use std::net::IpAddr;
 
 /// The hosts that requests may name.
 ///
-/// A page from anywhere can have its own name lead to an address inside of a network, and then read what is
-/// served there. The request still names the host of that page, so it is refused. Addresses and
-/// `localhost` cannot be made to lead elsewhere.
+/// Any page on the web can make its own host name resolve to an address inside of a network (DNS
+/// rebinding), and then read the pages served there. The request still names that page's host, so it is
+/// refused. Addresses and `localhost` cannot be rebound.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Hosts {
     pub(crate) known: Vec<String>,
@@ -14,7 +14,7 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// Whether a request for this authority, host and perhaps port, is answered.
+    /// Whether a request for this authority, a host with or without a port, is answered.
     pub(crate) fn allow(&self, authority: &str) -> bool {
         let host = &*host(authority);
         let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
@@ -23,13 +23,13 @@ impl Hosts {
     }
 }
 
-/// Whether an origin, as a browser sends it, is a page of the host in this authority. The scheme and the
-/// port do not matter: a proxy in front may have others.
+/// Whether an origin, as sent by a browser, has the host of this authority. Scheme and port are ignored:
+/// a proxy in front may change them.
 pub(crate) fn is_of_host(origin: &str, authority: &str) -> bool {
     origin.split_once("://").is_some_and(|(_, page)| host(page) == host(authority))
 }
 
-/// The host of an authority in lower case, IPv6 in its brackets.
+/// The host of an authority in lower case, IPv6 in brackets.
 fn host(authority: &str) -> String {
     let end = match authority.rfind(']') {
         Some(bracket) => bracket + 1,
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_localhost_and_what_is_known_are_allowed_and_other_names_are_not() {
+    fn addresses_localhost_and_known_hosts_are_allowed_and_others_are_not() {
         let hosts = Hosts { known: vec!["ops.example.com".into()], any: false };
         for good in [
             "localhost",
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_of_the_host_that_it_asks_for_whatever_scheme_and_port() {
+    fn an_origin_matches_its_host_with_any_scheme_and_port() {
         for (origin, authority) in [
             ("https://ops.example.com", "ops.example.com"),
             ("https://ops.example.com:8443", "Ops.example.com.:4001"),

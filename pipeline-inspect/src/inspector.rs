@@ -1,4 +1,4 @@
-//! What is mounted beside the endpoint.
+//! The service that serves the page, the JSON and the viewers' sockets.
 
 use std::{
     convert::Infallible,
@@ -34,17 +34,17 @@ use crate::{
 
 type Answer = Response<Full<Bytes>>;
 
-/// What a request costs of the 128 units that a task has of tokio's budget for one turn.
+/// Units of tokio's cooperative budget, 128 per poll of a task, that one request uses.
 const REQUEST: usize = 8;
 
-/// Shows running pipelines and an endpoint: as a page, as JSON, and on a channel.
+/// A live view of running pipelines and an endpoint: as a page, as JSON, and on a channel.
 ///
-/// Cheap to clone; all clones are the same inspector. It looks at what it was given once a second, in a
-/// task of its own, which ends when the last clone is gone, and its viewers' sockets with it. It
-/// does not keep the pipelines or the endpoint alive.
+/// Cheap to clone; all clones are the same inspector. It takes a snapshot once a second, in a task of
+/// its own. The task and the viewers' sockets end when the last clone is dropped. The inspector does not
+/// keep the pipelines or the endpoint alive.
 ///
-/// It is a tower service, to be nested at a path of its own; see [the crate](crate) for how, and for how
-/// to keep strangers out.
+/// It is a tower service, to be nested at a path; see [the crate](crate) for an example, and for access
+/// control.
 ///
 /// ```
 /// use axum::Router;
@@ -72,7 +72,7 @@ pub struct Inspector {
 struct Inner {
     page: Page,
     hosts: Hosts,
-    /// Whether pages of the host that they ask for may connect, without being asked anything else.
+    /// Whether pages of the requested host may connect without a further check.
     own_pages: bool,
     shown: Arc<Shown>,
     /// The viewers' sockets.
@@ -81,7 +81,7 @@ struct Inner {
 }
 
 impl Inspector {
-    /// Begins an inspector, which looks at nothing yet.
+    /// A builder of an inspector, without pipelines or an endpoint yet.
     pub fn builder() -> InspectorBuilder {
         InspectorBuilder {
             pipelines: Vec::new(),
@@ -92,7 +92,7 @@ impl Inspector {
         }
     }
 
-    /// What was seen last, at most a second ago. This is what `data.json` has.
+    /// The latest view, at most a second old. `data.json` contains the same.
     ///
     /// ```
     /// # fn watch(inspector: &pipeline_inspect::Inspector) {
@@ -111,7 +111,8 @@ impl Inspector {
     fn answer(&self, method: &Method, path: &str) -> Answer {
         let known = matches!(path, "" | "/" | "/data.json");
         if known && !matches!(*method, Method::GET | Method::HEAD) {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "there is only to read here\n");
+            let mut response =
+                text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are allowed\n");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
             return response;
         }
@@ -127,7 +128,7 @@ impl Inspector {
                     .expect("the keys are strings, and writing to memory does not fail");
                 answer(StatusCode::OK, "application/json", json.into())
             }
-            _ => text(StatusCode::NOT_FOUND, "there is no such page\n"),
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
 }
@@ -165,18 +166,16 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         if !is_known(&self.inner.hosts, &request) {
-            let answer = text(
-                StatusCode::FORBIDDEN,
-                "this host is not known here; InspectorBuilder::host makes it known\n",
-            );
+            let answer =
+                text(StatusCode::FORBIDDEN, "unknown host; add it with InspectorBuilder::host\n");
             return in_turn(answer);
         }
         let path = request.uri().path();
         if path.starts_with("/socket/") {
-            // Nobody sends it anything.
+            // Requests have no body.
             let mut request = request.map(|_body| Full::<Bytes>::default());
             if self.inner.own_pages && is_of_the_host_it_asks_for(&request) {
-                // Which hosts may be asked for is known here, and has been checked.
+                // The host has been checked here already.
                 request.headers_mut().remove(ORIGIN);
             }
             return self.inner.endpoint.clone().call(request);
@@ -186,10 +185,10 @@ where
     }
 }
 
-/// Answers when the task's budget allows it.
+/// Answers within the task's cooperative budget.
 fn in_turn(answer: Answer) -> BoxFuture<'static, Result<Answer, Infallible>> {
     Box::pin(async {
-        // A client may send many requests at once.
+        // A client may pipeline many requests.
         for _ in 0..REQUEST {
             consume_budget().await;
         }
@@ -197,7 +196,7 @@ fn in_turn(answer: Answer) -> BoxFuture<'static, Result<Answer, Infallible>> {
     })
 }
 
-/// Whether a request names a host that is known. Whatever is no browser need not name one.
+/// Whether a request names a known host. Clients other than browsers need not name one.
 fn is_known<B>(hosts: &Hosts, request: &Request<B>) -> bool {
     let mut named = request.headers().get_all(HOST).iter().map(|host| host.to_str());
     let authority = request.uri().authority();
@@ -230,7 +229,7 @@ impl fmt::Debug for Inspector {
     }
 }
 
-/// Builds an [`Inspector`].
+/// The builder of an [`Inspector`].
 #[derive(Debug)]
 #[must_use]
 pub struct InspectorBuilder {
@@ -242,22 +241,23 @@ pub struct InspectorBuilder {
 }
 
 impl InspectorBuilder {
-    /// Shows this pipeline. May be called for several.
+    /// Adds a pipeline. May be called for several pipelines.
     pub fn pipeline(mut self, pipeline: PipelineObserver) -> Self {
         self.pipelines.push(pipeline);
         self
     }
 
-    /// Shows this endpoint. Called again, the last one counts.
+    /// Sets the endpoint. The last call wins.
     pub fn endpoint(mut self, endpoint: EndpointObserver) -> Self {
         self.endpoint = Some(endpoint);
         self
     }
 
-    /// Answers requests for this host as well, a name without scheme and port. May be called for several.
+    /// Answers requests for this host as well, a name without scheme and port. May be called for several
+    /// hosts.
     ///
-    /// By default only requests for `localhost` and for addresses are answered: see
-    /// [the crate](crate#who-may-look). Pages of the hosts that are named here may connect to the channel.
+    /// By default only requests for `localhost` and for addresses are answered: see [the
+    /// crate](crate#who-may-look). Pages of these hosts may connect to the channel.
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;
@@ -273,24 +273,24 @@ impl InspectorBuilder {
         self
     }
 
-    /// Answers requests for any host: for an inspector that has a check of its own in front of it, such as
-    /// a password.
+    /// Answers requests for any host. For an inspector behind its own access control, such as a
+    /// password.
     pub fn any_host(mut self) -> Self {
         self.hosts.any = true;
         self
     }
 
-    /// How many viewers may be connected at the same time. Default 50.
+    /// Maximum number of connected viewers. Default 50.
     ///
-    /// One too many is answered with 503. Its page asks for `data.json` every second instead.
+    /// Further viewers are answered with 503. Their pages request `data.json` every second instead.
     pub fn max_viewers(mut self, viewers: usize) -> Self {
         self.max_viewers = viewers;
         self
     }
 
-    /// Which pages may connect to the channel. Default: those of the host that they ask for, if requests
-    /// for it are answered, and those of the [hosts](Self::host) that were named. A page that may not asks
-    /// for `data.json` every second instead.
+    /// The origins that may connect to the channel. Default: pages of the requested host, if requests
+    /// for it are answered, and pages of the [hosts](Self::host) that were added. Other pages request
+    /// `data.json` every second instead.
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;
@@ -307,12 +307,12 @@ impl InspectorBuilder {
         self
     }
 
-    /// Makes the inspector, looks once, and starts the task that looks again.
+    /// Creates the inspector, takes the first snapshot, and starts the sampling task.
     ///
     /// # Errors
     ///
-    /// [`BuildError::Origin`] if [`check_origin`](Self::check_origin) was given what is no origin, or
-    /// [`host`](Self::host) what is no host.
+    /// [`BuildError::Origin`] if [`check_origin`](Self::check_origin) was given an invalid origin, or
+    /// [`host`](Self::host) an invalid host.
     ///
     /// # Panics
     ///
@@ -322,7 +322,7 @@ impl InspectorBuilder {
         let shown = Arc::new(Shown::new(sampler.look()));
         let viewers = InspectSocket::new(self.max_viewers);
         let viewers = Mount::new(viewers).channel_with::<InspectChannel>(TOPIC, shown.clone());
-        // Viewers are not what is measured.
+        // Viewers must not show up in the metrics.
         let mut endpoint = Endpoint::builder().telemetry(Telemetry::to(NoopRecorder));
         let of_hosts =
             || CheckOrigin::list(self.hosts.known.iter().map(|host| format!("//{host}")));
@@ -349,7 +349,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn many_requests_in_a_row_let_other_tasks_have_their_turn() {
+    async fn many_pipelined_requests_yield_to_other_tasks() {
         let mut inspector = Inspector::builder().build().unwrap();
         let turns = Arc::new(AtomicUsize::new(0));
         let others = turns.clone();

@@ -1,10 +1,10 @@
-//! Which stage stands how far from the source. Pure.
+//! The layer of each stage: its distance from the source. Pure.
 
 use std::collections::HashMap;
 
 use crate::model::PipelineView;
 
-/// Gives every stage its layer: the length of the longest way to it. Stages in a circle, which
+/// Sets the layer of every stage: the length of the longest path to it. Stages in a cycle, which
 /// subscriptions allow, get one as well.
 pub(crate) fn assign(pipeline: &mut PipelineView) {
     let stages = &mut pipeline.stages;
@@ -25,7 +25,7 @@ pub(crate) fn assign(pipeline: &mut PipelineView) {
         }
     }
 
-    // A stage has its layer when all stages that lead to it have theirs.
+    // A stage gets its layer when all its producers have theirs.
     let mut ready: Vec<usize> = (0..stages.len()).filter(|place| missing[*place] == 0).collect();
     let mut done = vec![false; stages.len()];
     let mut in_circles = 0..stages.len();
@@ -65,30 +65,30 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_is_one_stage_a_layer_in_whatever_order_it_was_added() {
+    fn a_chain_has_one_stage_per_layer_in_any_order() {
         assert_eq!(layers(&["a", "b", "c"], &[("a", "b"), ("b", "c")]), [0, 1, 2]);
         assert_eq!(layers(&["c", "b", "a"], &[("b", "c"), ("a", "b")]), [2, 1, 0]);
     }
 
     #[test]
-    fn where_ways_meet_the_longest_counts() {
+    fn the_longest_path_sets_the_layer() {
         let edges = [("a", "b"), ("b", "d"), ("a", "d"), ("a", "c"), ("c", "d")];
         assert_eq!(layers(&["a", "b", "c", "d"], &edges), [0, 1, 1, 2]);
     }
 
     #[test]
-    fn many_stages_with_many_ways_are_walked_once() {
+    fn many_stages_with_many_paths_are_visited_once() {
         const STAGES: usize = 20_000;
         let names: Vec<_> = (0..STAGES).rev().map(|n| n.to_string()).collect();
         let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-        // Each leads to the one before it in the list, so that it is the worst order to look in.
+        // Each stage feeds the one before it in the list, which is the worst order.
         let edges: Vec<_> = names.windows(2).map(|two| (two[1], two[0])).collect();
         let layers = layers(&names, &edges);
         assert!(layers.iter().enumerate().all(|(n, layer)| *layer == STAGES - 1 - n));
     }
 
     #[test]
-    fn a_circle_and_a_stranger_do_no_harm() {
+    fn cycles_and_unknown_stages_are_tolerated() {
         let edges = [("a", "b"), ("b", "a"), ("b", "elsewhere"), ("b", "b")];
         assert!(layers(&["a", "b"], &edges).iter().all(|layer| *layer < 2));
         assert!(layers(&[], &[]).is_empty());

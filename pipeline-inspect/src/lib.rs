@@ -1,11 +1,11 @@
 //! A live view of running pipelines and their sockets.
 //!
-//! An [`Inspector`] is mounted at a path beside the endpoint. Once a second it looks at the pipelines
-//! and the endpoint that it was given, without stopping any of them, and shows what it has seen:
+//! An [`Inspector`] is mounted at a path next to the endpoint. Once a second it takes a snapshot of the
+//! pipelines and the endpoint, without stopping any of them, and publishes it:
 //!
 //! | path | what |
 //! | --- | --- |
-//! | `/inspect/` | a page with a drawing of the stages, where they are held up, how long deliveries took, sockets, topics and drops |
+//! | `/inspect/` | a page with a drawing of the stages, their bottlenecks, delivery times, sockets, topics and drops |
 //! | `/inspect/data.json` | the same for scripts: a [`View`] |
 //! | `/inspect/socket/websocket` | the same once a second, as the event `view` of the topic `inspect`, for any client of Phoenix Channels |
 //!
@@ -26,14 +26,15 @@
 //!
 //! # Who may look
 //!
-//! It asks nobody for a password. What it shows names stages, mounts and patterns, and never a user, a
-//! topic or a payload; still it is not for everyone. Put in front of it what stands in front of your
-//! other pages: the sockets of the page go through it as well.
+//! The inspector has no password. It shows the names of stages, mounts and patterns, and never a user, a
+//! topic or a payload; still it should not be public. Protect it like your other internal pages: the
+//! sockets of the page pass through the same layers.
 //!
-//! It answers requests for `localhost` and for addresses. One for a name is refused with 403, unless
-//! [`InspectorBuilder::host`] knows it: by a name of its own that leads to your address, a page from
-//! anywhere could else read what it shows. Behind a proxy, that is the name in the browser's address
-//! bar. 50 viewers may look at the same time, unless [`InspectorBuilder::max_viewers`] says otherwise.
+//! It answers requests for `localhost` and for addresses. Requests for other names are refused with 403,
+//! unless the name was added with [`InspectorBuilder::host`]: otherwise any page on the web could read
+//! the data through a host name that resolves to your address (DNS rebinding). Behind a proxy, add the
+//! name in the browser's address bar. 50 viewers may connect at the same time, unless
+//! [`InspectorBuilder::max_viewers`] is set.
 //!
 //! ```no_run
 //! use axum::{
@@ -45,7 +46,7 @@
 //! };
 //! use pipeline_inspect::Inspector;
 //!
-//! /// Asks for the name `ops` and the password `secret`.
+//! /// Requires the user `ops` and the password `secret`.
 //! async fn ask(request: Request, next: Next) -> Response {
 //!     let expected = "Basic b3BzOnNlY3JldA==";
 //!     if request.headers().get(AUTHORIZATION).is_some_and(|given| given == expected) {
@@ -61,28 +62,27 @@
 //!
 //! # What holds it up
 //!
-//! Every stage is busy, waits for events, or waits for demand; the view has the share of each in the last
-//! three seconds. A stage is *occupied* if it was busy for 80 % of them. One stage at most is said to hold
-//! its pipeline up:
+//! Every stage is busy, waits for events, or waits for demand; the view contains the share of each in
+//! the last three seconds. A stage is *occupied* if it was busy for 80 % of them. At most one stage is
+//! named as the one that holds its pipeline up, the bottleneck:
 //!
-//! 1. Of the occupied stages that somebody waits for, the one that is farthest downstream. Somebody waits
-//!    for a stage if one that it has subscribed to waited for demand for 20 % of the time, or had events
-//!    buffered at its beginning and at its end.
-//! 2. If nobody waits for an occupied stage, the first that cannot do more, from the source on: a
-//!    producer, or a stage before which events were waiting at the beginning and at the end. A
-//!    supervisor is not meant here: one worker of many is enough for it to be busy.
+//! 1. The occupied stage farthest downstream that is waited for. A stage is waited for if one of its
+//!    producers waited for demand for 20 % of the time, or had events buffered both at the beginning and
+//!    at the end.
+//! 2. If no occupied stage is waited for, the first one from the source that cannot do more: a producer,
+//!    or a stage with events waiting both at the beginning and at the end. Supervisors are excluded
+//!    here: a single worker of many makes a supervisor busy.
 //!
-//! In a chain with one slow stage it is that one: those before it wait for demand, and those behind
-//! it for events. When all wait for events, it is none.
+//! In a chain with one slow stage, that stage is named: those before it wait for demand, and those after
+//! it for events. When all wait for events, no stage is named.
 //!
 //! # What it costs
 //!
-//! A snapshot a second, and nothing on the way of an event. The JSON is written only when somebody has
-//! joined or asks for it. What it remembers is bounded: a few views, and percentiles of five
-//! minutes.
+//! One snapshot a second, and no work in the path of an event. The JSON is serialized only when a viewer
+//! has joined or requests it. Memory is bounded: a few views, and percentiles of five minutes.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
-// Moments and durations: see clippy.toml.
+// Instants and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod channel;

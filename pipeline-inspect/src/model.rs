@@ -1,18 +1,18 @@
-//! What is shown, as it stands in `data.json`. Pure.
+//! The JSON model of `data.json`. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the JSON form. It goes up when something is renamed, removed or comes to mean
-/// something else; new fields do not count.
+/// The version of the JSON form. It is incremented when a field is renamed, removed or changes its
+/// meaning, and not for new fields.
 pub const VERSION: u32 = 1;
 
-/// All that is seen of a running system at one moment: what `data.json` has, and what the channel
-/// sends once a second.
+/// A snapshot of the running system: the contents of `data.json`, and of the channel's event once a
+/// second.
 ///
-/// Totals count from the start, and go on when a stage is restarted. Rates (`.._per_second`) and
-/// shares are those of the last [`window_seconds`](Self::window_seconds).
+/// Totals count from the start, and continue when a stage is restarted. Rates (`.._per_second`) and
+/// shares cover the last [`window_seconds`](Self::window_seconds).
 ///
 /// ```
 /// use pipeline_inspect::View;
@@ -30,19 +30,19 @@ pub const VERSION: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct View {
-    /// [`VERSION`] of who has written it.
+    /// The [`VERSION`] of the program that wrote it.
     pub version: u32,
     /// Seconds since the inspector was built.
     #[serde(default)]
     pub uptime_seconds: f64,
-    /// Of how many seconds rates and shares are: about 3, less at first. At 0 they are not known
-    /// yet, and are 0 too.
+    /// The window of rates and shares in seconds: about 3, less at first. While it is 0, rates and
+    /// shares are 0, too.
     #[serde(default)]
     pub window_seconds: f64,
     /// The pipelines, in the order in which they were given.
     #[serde(default)]
     pub pipelines: Vec<PipelineView>,
-    /// The endpoint, if one was given and it is still there.
+    /// The endpoint, if one was given and it still exists.
     #[serde(default)]
     pub endpoint: Option<EndpointView>,
 }
@@ -52,31 +52,32 @@ pub struct View {
 #[serde(default)]
 #[non_exhaustive]
 pub struct PipelineView {
-    /// Its name.
+    /// The pipeline's name.
     pub name: String,
-    /// How far it is on its way.
+    /// The pipeline's phase.
     pub phase: PhaseView,
-    /// The stage that the others wait for, if there is one: see [the crate](crate#what-holds-it-up).
+    /// The bottleneck: the stage that the others wait for, if there is one. See [the
+    /// crate](crate#what-holds-it-up).
     pub held_up_by: Option<String>,
-    /// Its stages, in the order in which they were added.
+    /// The stages, in the order in which they were added.
     pub stages: Vec<StageView>,
-    /// Who is subscribed to whom. Two stages with several subscriptions have one edge.
+    /// The subscriptions. Several subscriptions between two stages are one edge.
     pub edges: Vec<EdgeView>,
 }
 
-/// How far a pipeline is.
+/// The phase of a pipeline.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum PhaseView {
-    /// Not every stage has begun.
+    /// Not all stages have started.
     #[default]
     Starting,
-    /// All stages have begun.
+    /// All stages have started.
     Running,
-    /// It takes nothing new, and hands on what it has.
+    /// The pipeline accepts no new items, and processes those that it has.
     Draining,
-    /// Its stages have ended.
+    /// All stages have ended.
     Ended,
 }
 
@@ -85,113 +86,113 @@ pub enum PhaseView {
 #[serde(default)]
 #[non_exhaustive]
 pub struct StageView {
-    /// Its name.
+    /// The stage's name.
     pub name: String,
-    /// What kind of stage it is.
+    /// The kind of stage.
     pub kind: KindView,
-    /// What it does at this moment.
+    /// The current activity.
     pub activity: ActivityView,
-    /// What it did for the longest time of the window.
+    /// The activity with the largest share of the window.
     pub mostly: ActivityView,
-    /// How far it is from the source: 0, or one more than the farthest stage it is subscribed to.
+    /// The distance from the source: 0, or one more than the farthest stage that it is subscribed to.
     pub layer: usize,
-    /// Events that have arrived.
+    /// Events received.
     pub events_in: u64,
-    /// The same, a second.
+    /// Events received per second.
     pub in_per_second: f64,
-    /// Events that were sent; to several consumers, each counts.
+    /// Events sent; an event sent to several consumers counts for each.
     pub events_out: u64,
-    /// The same, a second.
+    /// Events sent per second.
     pub out_per_second: f64,
-    /// Items in the queue in front of it.
+    /// Items in the stage's queue.
     pub queued: usize,
-    /// How many have room there, if there is such a queue.
+    /// The capacity of that queue, if there is one.
     pub queue_capacity: Option<usize>,
-    /// Events that have arrived and wait to be handled.
+    /// Received events that wait to be handled.
     pub waiting: usize,
-    /// Events that were emitted and wait for demand.
+    /// Emitted events that wait for demand.
     pub buffered: usize,
-    /// How many may, if there is a bound.
+    /// The capacity of that buffer, if it is bounded.
     pub buffer_capacity: Option<usize>,
-    /// Events that its consumers have asked for and not been sent.
+    /// Demand of its consumers that is not satisfied yet.
     pub demand: usize,
-    /// Events that were thrown away.
+    /// Events discarded.
     pub discarded: u64,
-    /// The same by reason.
+    /// Events discarded, by reason.
     pub discarded_by: BTreeMap<String, u64>,
-    /// The same, a second, of all reasons.
+    /// Events discarded per second, for all reasons.
     pub discarded_per_second: f64,
-    /// How often it was started again.
+    /// The number of restarts.
     pub restarts: u64,
-    /// Workers alive, if it is a supervisor.
+    /// Live workers, if it is a supervisor.
     pub workers: Option<usize>,
-    /// Workers that have failed.
+    /// The number of workers that have failed.
     pub worker_failures: u64,
-    /// The part of the window in which it worked, from 0 to 1. A supervisor works while it has
-    /// workers.
+    /// The share of the window in which the stage was busy, from 0 to 1. A supervisor is busy while it
+    /// has workers.
     pub busy: f64,
-    /// The part in which it waited for events.
+    /// The share in which the stage waited for events.
     pub waiting_for_events: f64,
-    /// The part in which it waited for demand.
+    /// The share in which the stage waited for demand.
     pub waiting_for_demand: f64,
-    /// How long it has worked since its start, in seconds.
+    /// Busy time since the start, in seconds.
     pub busy_seconds: f64,
-    /// How long it has waited for events, in seconds.
+    /// Time spent waiting for events since the start, in seconds.
     pub waiting_for_events_seconds: f64,
-    /// How long it has waited for demand, in seconds.
+    /// Time spent waiting for demand since the start, in seconds.
     pub waiting_for_demand_seconds: f64,
 }
 
-/// What kind of stage it is.
+/// The kind of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum KindView {
-    /// It emits.
+    /// Emits events.
     #[default]
     Producer,
-    /// It receives and emits.
+    /// Receives and emits events.
     ProducerConsumer,
-    /// It receives.
+    /// Receives events.
     Consumer,
-    /// It has a worker for every event.
+    /// Runs a worker for every event.
     ConsumerSupervisor,
 }
 
-/// What a stage does.
+/// The activity of a stage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ActivityView {
-    /// It is not there yet, or is being started again.
+    /// Not started yet, or restarting.
     #[default]
     Starting,
-    /// It works.
+    /// Handling events or running workers.
     Busy,
-    /// It would go on if there were events.
+    /// Ready, without events.
     WaitingForEvents,
-    /// It would go on if there were demand.
+    /// Ready, without demand.
     WaitingForDemand,
-    /// It was told to wait.
+    /// Paused.
     Paused,
-    /// It has ended for good.
+    /// Ended for good.
     Ended,
 }
 
-/// What goes from one stage to another.
+/// The subscriptions of one stage to another.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct EdgeView {
     /// The stage that sends.
     pub from: String,
-    /// The stage that receives. It need not be of this pipeline.
+    /// The stage that receives. It may belong to another pipeline.
     pub to: String,
-    /// Events sent, by the subscriptions that there are now.
+    /// Events sent, by the current subscriptions.
     pub sent: u64,
-    /// The same, a second.
+    /// Events sent per second.
     pub per_second: f64,
-    /// Events asked for and not sent.
+    /// Events requested and not sent yet.
     pub pending: usize,
 }
 
@@ -200,37 +201,37 @@ pub struct EdgeView {
 #[serde(default)]
 #[non_exhaustive]
 pub struct EndpointView {
-    /// Whether it lets no one in any more, and closes its sockets.
+    /// Whether the endpoint refuses new sockets and closes those it has.
     pub draining: bool,
     /// Its sockets by mount.
     pub sockets: Vec<MountView>,
     /// Its channels by pattern.
     pub channels: Vec<ChannelView>,
-    /// Distinct topics that somebody listens to.
+    /// Topics with subscribers.
     pub topics: usize,
     /// Broadcasts so far.
     pub broadcasts: u64,
-    /// The same, a second.
+    /// Broadcasts per second.
     pub broadcasts_per_second: f64,
     /// Frames received.
     pub frames_in: u64,
-    /// The same, a second.
+    /// Frames received per second.
     pub frames_in_per_second: f64,
     /// Frames written.
     pub frames_out: u64,
-    /// The same, a second.
+    /// Frames written per second.
     pub frames_out_per_second: f64,
-    /// Frames that wait to be written.
+    /// Frames waiting to be written.
     pub frames_waiting: usize,
-    /// The same, in bytes.
+    /// Bytes of the frames waiting to be written.
     pub bytes_waiting: usize,
-    /// Frames thrown away, by reason.
+    /// Frames dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
-    /// The same, a second, of all reasons.
+    /// Frames dropped per second, for all reasons.
     pub dropped_per_second: f64,
-    /// Sockets that were closed because their client was too slow.
+    /// Sockets closed because their client was too slow.
     pub closed_slow: u64,
-    /// How long timed pushes took to be written.
+    /// Delivery times of timed pushes.
     pub delivered: DeliveredView,
 }
 
@@ -239,53 +240,53 @@ pub struct EndpointView {
 #[serde(default)]
 #[non_exhaustive]
 pub struct MountView {
-    /// Where it is mounted.
+    /// The path of the mount.
     pub path: String,
-    /// What the kind of socket is called.
+    /// The name of the socket type.
     pub socket: String,
     /// Sockets open now.
     pub open: usize,
-    /// Clients that were let in so far.
+    /// Clients accepted so far.
     pub connected: u64,
-    /// The same, a second.
+    /// Clients accepted per second.
     pub connected_per_second: f64,
-    /// Clients that were refused so far.
+    /// Clients refused so far.
     pub refused: u64,
 }
 
-/// The channels of a pattern. Topics are not named: there may be one for every user.
+/// The channels of a pattern. Topics are not listed: there may be one for every user.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ChannelView {
-    /// The mount that it belongs to.
+    /// The path of the mount.
     pub path: String,
     /// The pattern: `user:*`.
     pub pattern: String,
-    /// What the kind of channel is called.
+    /// The name of the channel type.
     pub channel: String,
     /// Channels joined now.
     pub open: usize,
-    /// Distinct topics of these.
+    /// Distinct topics of the joined channels.
     pub topics: usize,
-    /// Joins that succeeded so far.
+    /// Successful joins so far.
     pub joined: u64,
-    /// The same, a second.
+    /// Successful joins per second.
     pub joined_per_second: f64,
-    /// Joins that were refused so far.
+    /// Refused joins so far.
     pub refused: u64,
 }
 
-/// How long timed pushes took, from being enqueued until the operating system had the last byte.
+/// Delivery times of timed pushes, from the enqueue until the operating system has the last byte.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct DeliveredView {
-    /// Deliveries since the start: one for every socket.
+    /// Deliveries since the start, one for every socket.
     pub count: u64,
-    /// Those of the last 10 s, minute and 5 min.
+    /// Percentiles of the last 10 s, minute and 5 min.
     pub windows: Vec<PercentilesView>,
-    /// Those of every 5 s, the oldest first, over the last 5 min.
+    /// Percentiles of every 5 s, the oldest first, over the last 5 min.
     pub history: Vec<PercentilesView>,
 }
 
@@ -294,16 +295,16 @@ pub struct DeliveredView {
 #[serde(default)]
 #[non_exhaustive]
 pub struct PercentilesView {
-    /// Of how many seconds; less has been seen at first.
+    /// The length of the window in seconds; at first, less is covered.
     pub seconds: u64,
-    /// How many deliveries.
+    /// The number of deliveries.
     pub count: u64,
-    /// The median, unless there was none.
+    /// The median, unless there were no deliveries.
     pub p50: Option<f64>,
-    /// 90 % took no longer.
+    /// The 90th percentile.
     pub p90: Option<f64>,
-    /// 99 % took no longer.
+    /// The 99th percentile.
     pub p99: Option<f64>,
-    /// The longest.
+    /// The maximum.
     pub max: Option<f64>,
 }

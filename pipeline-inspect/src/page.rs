@@ -1,4 +1,4 @@
-//! The page: one document with its style and its script in it, and what it may do. Pure.
+//! The page: one document with inline style and script, and its content security policy. Pure.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 const DOCUMENT: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/style.css");
-/// In the order in which they need each other.
+/// In the order of their dependencies.
 const SCRIPTS: [&str; 4] = [
     include_str!("page/channel.js"),
     include_str!("page/format.js"),
@@ -19,7 +19,7 @@ const SCRIPTS: [&str; 4] = [
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
     pub(crate) html: Bytes,
-    /// Nothing but its own style and script, and its own server.
+    /// Allows only the page's own style, script and server.
     pub(crate) policy: HeaderValue,
 }
 
@@ -38,7 +38,7 @@ impl Page {
     }
 }
 
-/// What the policy calls this text.
+/// The hash of a text as a source in the policy.
 fn hash(text: &str) -> String {
     format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
 }
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_document_has_its_style_and_script_and_asks_for_nothing_else() {
+    fn the_document_contains_its_style_and_script_and_loads_nothing_else() {
         let page = Page::new();
         let html = std::str::from_utf8(&page.html).unwrap();
         assert!(html.contains(&format!("<style>{STYLE}</style>")));
@@ -60,8 +60,8 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_names_the_script_and_no_other() {
-        // Of the empty text, by any other tool.
+    fn the_policy_allows_only_the_page_script() {
+        // The hash of the empty text, as computed by other tools.
         assert_eq!(hash(""), "'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='");
         let policy = Page::new().policy;
         let policy = policy.to_str().unwrap();

@@ -1,10 +1,10 @@
-//! From two views to what happened between them, a second. Pure.
+//! Computes rates per second and shares from two views. Pure.
 
 use std::{collections::HashMap, time::Duration};
 
 use crate::model::{ActivityView, EndpointView, PipelineView, StageView, View};
 
-/// Fills in the rates and shares of a view, which has totals only, from one that is older by `passed`.
+/// Fills in the rates and shares of a view from an older one, taken `passed` before.
 pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
     let seconds = passed.as_secs_f64();
     if seconds <= 0.0 {
@@ -33,7 +33,7 @@ fn of_pipeline(pipeline: &mut PipelineView, before: &PipelineView, seconds: f64)
     let edges: HashMap<(&str, &str), u64> = edges.collect();
     for edge in &mut pipeline.edges {
         let sent = edges.get(&(&*edge.from, &*edge.to)).copied().unwrap_or_default();
-        // Who has subscribed again counts from the beginning.
+        // A new subscription counts from zero.
         edge.per_second = if edge.sent < sent {
             per_second(edge.sent, 0, seconds)
         } else {
@@ -55,7 +55,7 @@ fn of_stage(stage: &mut StageView, before: &StageView, seconds: f64) {
     stage.mostly = mostly(stage);
 }
 
-/// What took the longest. Where the stage does nothing that has a share, it is what it does now.
+/// The activity with the largest share; the current one where no activity has a share.
 fn mostly(stage: &StageView) -> ActivityView {
     use ActivityView::{Busy, Ended, Paused, Starting, WaitingForDemand, WaitingForEvents};
     if matches!(stage.activity, Starting | Paused | Ended) {
@@ -84,7 +84,7 @@ fn of_endpoint(endpoint: &mut EndpointView, before: &EndpointView, seconds: f64)
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "nobody counts that far in a few seconds")]
+#[expect(clippy::cast_precision_loss, reason = "counts of a few seconds are far smaller")]
 fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
     now.saturating_sub(before) as f64 / seconds
 }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_what_was_added_by_the_time_that_has_passed() {
+    fn rates_are_differences_divided_by_the_time() {
         let before = view(stage(100, 1.0, 10.0, 5.0), 7);
         let mut now = view(stage(300, 1.5, 11.0, 5.5), 47);
         fill(&mut now, &before, Duration::from_secs(2));
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_subscribed_again_counts_from_the_beginning() {
+    fn a_new_subscription_counts_from_zero() {
         let before = view(stage(0, 0.0, 0.0, 0.0), 1000);
         let mut now = view(stage(0, 0.0, 0.0, 0.0), 10);
         fill(&mut now, &before, Duration::from_secs(1));
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_has_no_rates() {
+    fn without_elapsed_time_there_are_no_rates() {
         let before = view(stage(0, 0.0, 0.0, 0.0), 0);
         let mut now = view(stage(10, 0.0, 0.0, 0.0), 10);
         fill(&mut now, &before, Duration::ZERO);
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_that_was_not_there_has_no_rates() {
+    fn a_new_endpoint_has_no_rates() {
         let endpoint = EndpointView { frames_out: 10, ..EndpointView::default() };
         let mut now = View { endpoint: Some(endpoint), ..View::default() };
         fill(&mut now, &View::default(), Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! From snapshots to what is shown of them; totals only. Pure.
+//! Converts snapshots to views with totals only. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -52,7 +52,7 @@ fn stage(seen: &StageSnapshot) -> StageView {
     }
 }
 
-/// One for every stage that has subscribed, in the order of their names.
+/// One edge for every subscribed stage, ordered by name.
 fn edges(stage: &StageSnapshot) -> Vec<EdgeView> {
     let mut edges: BTreeMap<&str, EdgeView> = BTreeMap::new();
     for subscription in &stage.subscriptions {

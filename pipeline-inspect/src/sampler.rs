@@ -1,4 +1,4 @@
-//! Looks at what is observed, once a second.
+//! The task that takes a snapshot once a second.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,10 +16,10 @@ use crate::{
     read,
 };
 
-/// How often it looks.
+/// The sampling interval.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// What is looked at, and what was seen.
+/// The observed pipelines and endpoint, and the history.
 #[derive(Debug)]
 pub(crate) struct Sampler {
     pipelines: Vec<PipelineObserver>,
@@ -36,14 +36,14 @@ impl Sampler {
         Self { pipelines, endpoint, since: Instant::now(), history: History::default() }
     }
 
-    /// Looks once.
+    /// Takes a snapshot.
     pub(crate) fn look(&mut self) -> View {
         let pipelines = self.pipelines.iter().map(|observer| read::pipeline(&observer.snapshot()));
         let pipelines = pipelines.collect();
         self.put_together(pipelines)
     }
 
-    /// Looks once, and gives others a turn between pipelines.
+    /// Takes a snapshot, and yields between pipelines.
     async fn look_politely(&mut self) -> View {
         let mut pipelines = Vec::with_capacity(self.pipelines.len());
         for observer in &self.pipelines {
@@ -65,17 +65,17 @@ impl Sampler {
         self.history.add(at, view, endpoint.map(|endpoint| endpoint.delivered))
     }
 
-    /// Looks again and again, and tells viewers. It never ends by itself: its inspector aborts it.
+    /// Samples periodically and broadcasts to the viewers. Never returns: the inspector aborts it.
     pub(crate) async fn run(mut self, shown: Arc<Shown>, viewers: PubSub) {
         let mut ticks = time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // The first one is at once, and everything has just been looked at.
+        // The first tick is immediate, and a snapshot has just been taken.
         ticks.tick().await;
         loop {
             ticks.tick().await;
             let view = shown.show(self.look_politely().await);
             if shown.has_viewers() {
-                // It is an object, and there are no other nodes, so it can be sent.
+                // Cannot fail: the view is an object, and there are no other nodes.
                 let _ = viewers.local_broadcast(TOPIC, EVENT, &*view);
             }
         }

@@ -1,4 +1,4 @@
-//! The inspector as a browser and a script meet it: over HTTP, beside what it looks at.
+//! The inspector over HTTP, as a browser and a script use it, next to the observed endpoint.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::time::Duration;
@@ -46,7 +46,7 @@ fn endpoint() -> Endpoint {
     Endpoint::builder().mount("/socket", sockets).build().unwrap()
 }
 
-/// Serves it; `HOST:PORT`.
+/// Serves the app; returns `HOST:PORT`.
 async fn serve(app: Router) -> String {
     let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -54,7 +54,7 @@ async fn serve(app: Router) -> String {
     address
 }
 
-/// Head and body of an answer.
+/// The head and the body of an answer.
 async fn request(address: &str, method: &str, path: &str) -> (String, String) {
     let response = pipeline_test_support::request(address, method, path, &[], "").await;
     (response.head, response.body)
@@ -65,7 +65,7 @@ async fn data(address: &str) -> View {
     serde_json::from_str(&body).unwrap()
 }
 
-/// Asks until it shows this.
+/// Polls until the view satisfies the condition.
 async fn until(address: &str, shows: impl Fn(&View) -> bool) -> View {
     let asking = async {
         loop {
@@ -76,7 +76,7 @@ async fn until(address: &str, shows: impl Fn(&View) -> bool) -> View {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    timeout(PATIENCE, asking).await.expect("it is shown")
+    timeout(PATIENCE, asking).await.expect("the view is shown in time")
 }
 
 #[tokio::test]
@@ -137,7 +137,7 @@ async fn json_and_channel_agree_with_what_was_pushed() {
     assert_eq!((seen.topics, seen.broadcasts), (1, 1));
     assert!(seen.delivered.windows.iter().all(|window| window.count == 1 && window.p50.is_some()));
 
-    // Who joins the channel is told the same at once, and again every second.
+    // A new viewer receives the view at once, and again every second.
     let url = format!("ws://{address}/inspect/socket/websocket?vsn=2.0.0");
     let mut viewer = connect(&url).await.unwrap();
     viewer.send(json!(["1", "1", "inspect", "phx_join", {}])).await;
@@ -154,12 +154,12 @@ async fn json_and_channel_agree_with_what_was_pushed() {
             break;
         }
     }
-    // Its own viewers are not what it looks at.
+    // The inspector's own viewers are not observed.
     assert_eq!(data(&address).await.endpoint.unwrap().sockets[0].open, 1);
 }
 
 #[tokio::test]
-async fn the_page_is_there_with_and_without_a_slash_and_nothing_else_is() {
+async fn the_page_is_served_with_and_without_a_slash_and_nothing_else_is() {
     let inspector = Inspector::builder().build().unwrap();
     let address = serve(Router::new().nest_service("/ops/inspect", inspector)).await;
     for path in ["/ops/inspect", "/ops/inspect/"] {
@@ -193,7 +193,7 @@ async fn stages_in_any_shape_have_their_edges() {
     double.subscribe(&numbers, SubscribeOptions::new()).await.unwrap();
     let observer = pipeline.observer();
     assert_eq!(pipeline.ended().await.left_undone(), 0);
-    // It can be looked at when it is over.
+    // The inspector also works after the pipeline has ended.
     let view = Inspector::builder().pipeline(observer).build().unwrap().view();
     let fan = &view.pipelines[0];
     let totals: Vec<_> =
@@ -203,7 +203,7 @@ async fn stages_in_any_shape_have_their_edges() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn it_stops_looking_when_the_last_clone_is_gone() {
+async fn it_stops_sampling_when_the_last_clone_is_dropped() {
     let endpoint = endpoint();
     let inspector = Inspector::builder().endpoint(endpoint.observer()).build().unwrap();
     let clone = inspector.clone();
@@ -228,13 +228,13 @@ async fn it_does_not_keep_an_endpoint_open() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_here_is_refused_unless_it_is_known() {
+async fn an_unknown_host_name_is_refused() {
     let app = |inspector: Inspector| Router::new().nest_service("/inspect", inspector);
     let strict = serve(app(Inspector::builder().build().unwrap())).await;
     let ours = Inspector::builder().host("Ops.example.com").build().unwrap();
     let ours = serve(app(ours)).await;
     let any = serve(app(Inspector::builder().any_host().build().unwrap())).await;
-    // What a browser asks for whose page has had its own name lead here.
+    // A browser's request after DNS rebinding: the page's host name resolves to this server.
     let ask = async |address: &str, host: &str, path: &str| {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
@@ -260,7 +260,7 @@ async fn a_name_that_leads_here_is_refused_unless_it_is_known() {
 }
 
 #[tokio::test]
-async fn a_page_that_is_served_may_connect_and_one_from_elsewhere_may_not() {
+async fn pages_of_the_inspector_may_connect_and_foreign_pages_may_not() {
     let app = |inspector: Inspector| Router::new().nest_service("/inspect", inspector);
     let strict = serve(app(Inspector::builder().build().unwrap())).await;
     let ours = Inspector::builder().host("ops.example.com").build().unwrap();
@@ -296,7 +296,7 @@ async fn a_page_that_is_served_may_connect_and_one_from_elsewhere_may_not() {
 }
 
 #[tokio::test]
-async fn one_viewer_too_many_is_refused_until_another_leaves() {
+async fn a_viewer_above_the_limit_is_refused_until_another_leaves() {
     let inspector = Inspector::builder().max_viewers(2).build().unwrap();
     let address = serve(Router::new().nest_service("/inspect", inspector)).await;
     let url = format!("ws://{address}/inspect/socket/websocket?vsn=2.0.0");

@@ -38,7 +38,7 @@ impl PerEvent {
         self.handle(&self.counters, key, self.common.rates.one_in(key.name()))
     }
 
-    /// A gauge has no rate: without a skipped value the receiver's value would stay wrong.
+    /// A gauge has no rate: after a skipped value the receiver would keep a wrong one.
     pub(crate) fn gauge(&self, key: &Key) -> Option<Arc<EventHandle>> {
         self.handle(&self.gauges, key, 1)
     }

@@ -1,4 +1,4 @@
-// Signs in as a user, shows what is pushed to that user, and how long each push took.
+// Signs in as a user, and shows that user's pushes with their delivery times.
 
 const MINUTE_MS = 60_000
 const SHOWN = 50
@@ -11,7 +11,7 @@ const user = params.get("user") ?? "1"
 const topic = `user:${user}`
 const $ = id => document.getElementById(id)
 
-// The last minute's pushes, oldest first: when each arrived and how long it took, in milliseconds.
+// The pushes of the last minute, oldest first: arrival time and delivery time, in milliseconds.
 const minute = []
 let count = 0
 
@@ -31,7 +31,7 @@ async function connect() {
   let token = await signIn()
   if (!token) return
   const socket = new Socket("/socket", {params: () => ({token})})
-  // The server may have been started again, with another secret: sign in anew for the next attempt.
+  // The server may have restarted with another secret: get a new token for the next attempt.
   socket.onError(async () => {
     show("error", "disconnected, connecting again")
     token = await signIn() ?? token
@@ -89,7 +89,7 @@ function drawForever() {
   $("p95").textContent = percentile(0.95)
   $("p99").textContent = percentile(0.99)
   plot(now, sorted.at(-1) ?? 0)
-  // A steady pace is enough, and goes on in a page that is not looked at.
+  // A timer keeps a steady pace, also in a background tab.
   setTimeout(drawForever, 250)
 }
 

@@ -1,9 +1,9 @@
-// Signs in, joins the room, and shows what is said there, who is there, and who is typing.
+// Signs in, joins the room, and shows messages, visitors, and who is typing.
 
 const TOPIC = "room:lobby"
-// How long after the last key somebody is no longer typing.
+// How long after the last key the visitor counts as typing.
 const PAUSE_MS = 3000
-// How long a WebSocket may take before long polling is tried.
+// How long a WebSocket may take before the fallback to long polling.
 const FALLBACK_MS = 3000
 
 const params = new URLSearchParams(location.search)
@@ -11,7 +11,7 @@ const name = params.get("name") ?? "somebody"
 const device = params.get("device") ?? (matchMedia("(pointer: coarse)").matches ? "phone" : "computer")
 const $ = id => document.getElementById(id)
 
-// The number of the last message that is shown: one that comes again is passed over.
+// The number of the last message shown: repeated messages are skipped.
 let last = 0
 enter()
 
@@ -28,7 +28,7 @@ async function enter() {
   const polls = params.get("transport") === "longpoll"
   const transport = polls ? {transport: LongPoll} : {longPollFallbackMs: FALLBACK_MS}
   const socket = new Socket("/socket", {params: () => ({token, device}), ...transport})
-  // The server may have been started again, with another secret: sign in anew for the next attempt.
+  // The server may have restarted with another secret: get a new token for the next attempt.
   socket.onError(async () => {
     show("error", "disconnected, connecting again")
     token = await signIn() ?? token
@@ -40,7 +40,7 @@ async function enter() {
   channel.on("said", said)
   channel.join()
     .receive("ok", ({messages}) => {
-      // A server that was started again begins to count anew.
+      // A restarted server counts from the beginning.
       if (messages.length === 0 || messages.at(-1).number < last) last = 0
       messages.forEach(said)
       show("joined", `here as ${name}, on ${device}`)
@@ -60,7 +60,7 @@ async function signIn() {
   }
 }
 
-// Sends what is written, and says when somebody is writing.
+// Sends the message, and reports typing.
 function speak(channel) {
   let typing = false, pause
   const isTyping = now => {
@@ -74,7 +74,7 @@ function speak(channel) {
     event.preventDefault()
     const text = $("text").value
     clearTimeout(pause)
-    // The server knows that who has said something has written it.
+    // The server resets the typing state when a message is sent.
     typing = false
     channel.push("say", {text})
       .receive("ok", () => { if ($("text").value === text) $("text").value = "" })

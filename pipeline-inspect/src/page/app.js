@@ -1,5 +1,5 @@
 
-// The page. All text comes from the server and is put in as text.
+// The page. All text from the server is inserted as text, never as HTML.
 const byId = (id) => document.getElementById(id)
 const base = location.pathname.replace(/\/+$/, '')
 const drawn = []
@@ -35,7 +35,7 @@ function showPipelines(pipelines) {
   })
 }
 
-// Cards keep their elements, so that nothing moves when numbers change.
+// Cards keep their elements, so that the layout is stable when numbers change.
 function cards(parent, list) {
   list.forEach(({label, value}, at) => {
     const card = parent.children[at] ?? parent.appendChild(make('div', {className: 'card'}, make('b'), make('span')))
@@ -130,7 +130,7 @@ function status(state, text) {
   document.body.classList.toggle('stale', state === 'lost')
 }
 
-// While the channel cannot be had, the same is asked for.
+// While the channel is not available, data.json is polled.
 async function ask() {
   try {
     const response = await fetch(`${base}/data.json`, {cache: 'no-store'})

@@ -31,7 +31,7 @@ function follow(url, topic, event, {show, lost}) {
     } catch {
       return end()
     }
-    // Who does not answer at all is not waited for.
+    // A server that does not answer in time counts as lost.
     const patience = setTimeout(end, 10_000)
     socket.onopen = () => {
       send(join, topic, 'phx_join', {})

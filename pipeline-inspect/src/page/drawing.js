@@ -1,5 +1,5 @@
 
-// A drawing of a pipeline: stages in layers, from left to right, or downwards where there is no room.
+// A drawing of a pipeline: stages in layers, from left to right, or downwards on narrow screens.
 const BOX = {width: 214, height: 196, across: 64, down: 58, beside: 22}
 
 const WORDS = {
@@ -135,7 +135,7 @@ class Drawing {
   }
 }
 
-// The box of a stage. Its lines stay where they are, whatever they say.
+// The box of a stage. Its lines keep their places when their text changes.
 class StageBox {
   constructor(stage, {x, y, width}) {
     const left = x + 16
@@ -198,7 +198,7 @@ class StageBox {
   }
 }
 
-// What is told of a stage of this kind, and how full it is.
+// The lines of a stage of this kind, and how full it is.
 function lines(stage) {
   const plain = (read) => (s) => ({text: count(read(s))})
   const of = (n, bound) => (bound === null ? {text: count(n)} : {text: `${count(n)} of ${count(bound)}`, part: n / Math.max(1, bound), alarm: n >= bound})

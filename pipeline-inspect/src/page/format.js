@@ -1,5 +1,5 @@
 
-// Numbers as they are read.
+// Formatting of numbers.
 const whole = new Intl.NumberFormat('en')
 const tenth = new Intl.NumberFormat('en', {maximumFractionDigits: 1})
 const short = new Intl.NumberFormat('en', {notation: 'compact', maximumFractionDigits: 1})
@@ -20,7 +20,7 @@ function bytes(n) {
   return n < 1024 * 1024 ? `${tenth.format(n / 1024)} KiB` : `${tenth.format(n / 1024 / 1024)} MiB`
 }
 
-// Text is only touched when it changes.
+// An element's text is only set when it changes.
 function put(element, text) {
   if (element.textContent !== text) element.textContent = text
 }
