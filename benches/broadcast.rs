@@ -1,4 +1,4 @@
-//! What a broadcast costs before it meets a socket, and what a client's token costs to check.
+//! The cost of a broadcast without sockets, and of verifying a client's token.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 use std::{hint::black_box, time::SystemTime};
@@ -21,7 +21,7 @@ fn broadcast(c: &mut Criterion) {
     let endpoint = Endpoint::builder().build().unwrap();
     let text = "x".repeat(64);
     let message = Message { text: &text, n: 7, at_us: 1_700_000_000_000_000 };
-    let mut group = c.benchmark_group("broadcast to nobody");
+    let mut group = c.benchmark_group("broadcast without subscribers");
     group.bench_function("a value", |b| {
         let timed = Timed::now(());
         b.iter(|| {

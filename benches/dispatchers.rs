@@ -1,5 +1,4 @@
-//! How many events are handed out to four consumers by each of the dispatchers, and what it costs
-//! that a queue is fair.
+//! Throughput of each dispatcher with four consumers, and the cost of a fair queue.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 #[path = "common/by_hand.rs"]
@@ -26,16 +25,16 @@ use self::{
     common::{Count, EVENTS, Numbers},
 };
 
-/// How many consumers there are.
+/// The number of consumers.
 const CONSUMERS: u64 = 4;
 
-/// What each of them asks for.
+/// The demand of each consumer.
 const MAX_DEMAND: usize = 1000;
 
-/// How many events are sent at once by hand.
+/// The size of a batch in the hand-written code.
 const BATCH: usize = MAX_DEMAND / 2;
 
-/// How many events a queue holds.
+/// The capacity of a queue.
 const CAPACITY: usize = 10_000;
 
 fn dispatchers(c: &mut Criterion) {
@@ -43,7 +42,7 @@ fn dispatchers(c: &mut Criterion) {
     let mut group = group(c, "one producer to four consumers, demand");
     stages(&mut group, &runtime, EVENTS, |stage| stage.dispatcher(DemandDispatcher::default));
     by_hand(&mut group, &runtime, EVENTS, "mpsc in turn", async |senders| {
-        // A queue for all would need a lock around the receiver.
+        // A shared queue would need a lock around the receiver.
         for (events, sender) in batches(BATCH).zip(senders.iter().cycle()) {
             sender.send(events).await.unwrap();
         }
@@ -60,7 +59,7 @@ fn dispatchers(c: &mut Criterion) {
             }
         }
     });
-    // It has no back-pressure: what it may hold is all there is.
+    // It has no back-pressure: its capacity is the total number of events.
     group.bench_function("tokio's broadcast", |b| {
         b.to_async(&runtime).iter(|| async {
             let count = Count::default();
@@ -103,7 +102,7 @@ fn dispatchers(c: &mut Criterion) {
     group.finish();
 }
 
-/// Measures stages. All consumers are there before the first event is.
+/// Measures stages. All consumers subscribe before the first event.
 fn stages(
     group: &mut BenchmarkGroup<'_, WallTime>,
     runtime: &Runtime,
@@ -121,7 +120,7 @@ fn stages(
                 .collect();
             let mut pipeline = graph.start().unwrap();
             for (n, consumer) in consumers {
-                // Only one of the dispatchers minds the partition.
+                // Only the partition dispatcher uses the partition.
                 let options = SubscribeOptions::new().max_demand(MAX_DEMAND).partition(n);
                 consumer.subscribe(&numbers, options).await.unwrap();
             }
@@ -132,7 +131,7 @@ fn stages(
     });
 }
 
-/// Measures what one would write by hand: a channel to each consumer.
+/// Measures the hand-written equivalent: a channel to each consumer.
 fn by_hand(
     group: &mut BenchmarkGroup<'_, WallTime>,
     runtime: &Runtime,
@@ -174,7 +173,7 @@ fn fair_queues(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("keys", keys), |b| {
             b.to_async(&runtime).iter(|| async {
                 let options = FairQueueOptions::new().capacity(CAPACITY);
-                // Each key has its share, so the queue holds as much as the other.
+                // Each key has its share, so both queues have the same capacity.
                 let (queue, producer) = fair_queue(options.key_capacity(CAPACITY / keys));
                 let (count, pipeline) = counted(producer);
                 for event in 0..EVENTS {

@@ -1,4 +1,4 @@
-//! What it costs to write a broadcast as a frame, and to read a message and answer it.
+//! The cost of encoding a broadcast, and of reading a message and replying.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 #[path = "common/sockets.rs"]
@@ -16,7 +16,7 @@ use tokio::{
 
 use self::sockets::MemoryServer;
 
-/// How many messages are sent before the first answer is waited for.
+/// The number of messages that are sent before the replies are read.
 const MESSAGES: usize = 100;
 
 #[derive(Serialize)]
@@ -26,7 +26,7 @@ struct Message<'a> {
     at_us: u64,
 }
 
-/// A broadcast is written once, whoever listens; in version 1 only if somebody speaks it.
+/// A broadcast is encoded once for all subscribers; in version 1 only if a client uses it.
 fn write(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let _entered = runtime.enter();
@@ -50,7 +50,7 @@ fn write(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("bytes", size), |b| {
             b.iter(|| broadcast("room:1", &bytes));
         });
-        // Its client reads nothing, so that nothing but the writing is measured.
+        // The client reads nothing, so that only the encoding is measured.
         let join = text(br#"{"topic":"room:1","event":"phx_join","payload":{},"ref":"1"}"#);
         let _client = runtime.block_on(async {
             let mut client = server.connect("1.0.0").await;
@@ -64,7 +64,7 @@ fn write(c: &mut Criterion) {
     }
 }
 
-/// From the bytes of a message to those of its answer.
+/// From the bytes of a message to the bytes of its reply.
 fn read(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(async { MemoryServer::start() });
@@ -100,7 +100,7 @@ fn read(c: &mut Criterion) {
     }
 }
 
-/// Sends a message many times, and waits for all answers.
+/// Sends a message many times, and waits for all replies.
 async fn answered(client: &mut DuplexStream, message: &[u8]) {
     client.write_all(&message.repeat(MESSAGES)).await.unwrap();
     for _ in 0..MESSAGES {
@@ -122,7 +122,7 @@ fn text(message: &[u8]) -> Vec<u8> {
     masked(1, message)
 }
 
-/// A frame of a client. A mask of zeros leaves the message as it is.
+/// A client's frame. A mask of zeros leaves the message unchanged.
 fn masked(opcode: u8, message: &[u8]) -> Vec<u8> {
     let length = u8::try_from(message.len()).unwrap();
     let mut frame = vec![0x80 | opcode];

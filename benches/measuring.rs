@@ -1,4 +1,4 @@
-//! What it costs to measure stages: events per second without a recorder, and with the one for StatsD.
+//! The cost of metrics: events per second without a recorder, and with the StatsD recorder.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 mod common;
@@ -14,7 +14,7 @@ use tokio::runtime::Runtime;
 
 use self::common::{Count, EVENTS, Numbers};
 
-/// A recorder that flushes to nowhere, ten times as often as it usually does.
+/// A recorder that flushes into a null sink, ten times as often as by default.
 fn statsd() -> (Telemetry, StatsdFlusher) {
     let builder = StatsdRecorder::sink(NopMetricSink).flush_every(Duration::from_secs(1));
     let (recorder, flusher) = builder.build().unwrap();

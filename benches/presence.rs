@@ -1,4 +1,4 @@
-//! Who is here: one who comes and goes, and a list of many; beside a table of one's own.
+//! Presence compared with a hand-written table: one join and leave, and a long list.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 use std::{collections::BTreeMap, hint::black_box};
@@ -11,7 +11,7 @@ use tokio::runtime::Runtime;
 
 const T: &str = "room:lobby";
 
-/// What one would write for one node: metas by their keys, and a broadcast for each change.
+/// The hand-written equivalent for one node: metas by key, and a broadcast for each change.
 #[derive(Default)]
 struct ByHand {
     keys: Mutex<BTreeMap<String, Vec<Value>>>,
@@ -48,7 +48,7 @@ impl ByHand {
     }
 }
 
-/// An endpoint with a presence on it, and so many who watch.
+/// An endpoint with a presence, and this many subscribers.
 fn endpoint(watching: usize) -> (Presence, Endpoint, Vec<Subscription>) {
     let presence = Presence::new();
     let endpoint = Endpoint::builder().presence(&presence).build().unwrap();

@@ -1,5 +1,5 @@
-//! How many events pass through the stages: from outside into a queue, from a producer to a
-//! consumer, through one between them, and through supervised workers.
+//! Throughput of stages: from a task into a queue, from a producer to a consumer, through a
+//! producer-consumer, and through supervised workers.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 #[path = "common/by_hand.rs"]
@@ -29,7 +29,7 @@ use self::{
     common::{Count, EVENTS, Numbers},
 };
 
-/// Hands on what it receives, as it is.
+/// Emits the events that it receives.
 struct Identity;
 
 impl ProducerConsumer for Identity {
@@ -62,7 +62,7 @@ fn producer_to_consumer(c: &mut Criterion) {
                 assert_eq!(count.get(), EVENTS);
             });
         });
-        // What one would write by hand, with as many on their way.
+        // The hand-written equivalent, with as many events in flight.
         let size = max.div_ceil(2);
         group.bench_function(BenchmarkId::new("mpsc of batches", max), |b| {
             b.to_async(&runtime).iter(|| async {
@@ -98,7 +98,7 @@ fn three_stages(c: &mut Criterion) {
             assert_eq!(count.get(), EVENTS);
         });
     });
-    // What one would write by hand.
+    // The hand-written equivalent.
     group.bench_function(BenchmarkId::new("mpsc of batches", MAX), |b| {
         b.to_async(&runtime).iter(|| async {
             let count = Count::default();
@@ -107,7 +107,7 @@ fn three_stages(c: &mut Criterion) {
             let receiving = tokio::spawn(count_all(count.clone(), receiver));
             let handing_on = tokio::spawn(async move {
                 while let Some(events) = between.recv().await {
-                    // A stage makes a new batch of what it emits, too.
+                    // A stage allocates a new batch for its events, too.
                     let events: Vec<u64> = Vec::into_iter(events).map(black_box).collect();
                     second.send(events).await.unwrap();
                 }
@@ -144,7 +144,7 @@ fn consumer_supervisor(c: &mut Criterion) {
                 assert_eq!(pipeline.ended().await.left_undone(), 0);
             });
         });
-        // What one would write by hand.
+        // The hand-written equivalent.
         group.bench_function(BenchmarkId::new("semaphore and spawn", max), |b| {
             b.to_async(&runtime).iter(|| async {
                 let (permits, done) = (Arc::new(Semaphore::new(max)), Arc::new(AtomicU64::new(0)));
@@ -184,7 +184,7 @@ fn push_from_outside(c: &mut Criterion) {
             assert_eq!(count.get(), EVENTS);
         });
     });
-    // What one would write by hand.
+    // The hand-written equivalent.
     group.bench_function("mpsc and recv_many", |b| {
         b.to_async(&runtime).iter(|| async {
             let (sender, mut receiver) = mpsc::channel(10_000);

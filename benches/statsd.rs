@@ -1,4 +1,4 @@
-//! What it costs to record a metric, and to write it as a line of StatsD.
+//! The cost of recording a metric, and of writing it as a line of StatsD.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 use std::{hint::black_box, time::Duration};
@@ -9,10 +9,10 @@ use pipeline::{
     statsd::{Dialect, StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
 };
 
-/// How many lines there are in a flush.
+/// The number of lines in a flush.
 const LINES: usize = 1000;
 
-/// A recorder whose lines go nowhere, and only when they are asked for.
+/// A recorder with a null sink that flushes only on request.
 fn recorder(dialect: Dialect) -> (Telemetry, StatsdFlusher) {
     let builder = StatsdRecorder::sink(NopMetricSink).dialect(dialect).prefix("push");
     let builder = builder.tag("region", "eu").histogram_samples(LINES);
@@ -41,7 +41,7 @@ fn lines(c: &mut Criterion) {
         });
 
         let (telemetry, flusher) = recorder(dialect);
-        // Held, for a gauge that nobody holds or sets leaves.
+        // The handles are held, because an unused gauge without a handle is removed.
         let gauges: Vec<_> = (0..LINES)
             .map(|n| telemetry.gauge("level", "for the bench", [("stage", n.to_string())]))
             .collect();

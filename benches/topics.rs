@@ -1,4 +1,4 @@
-//! What it costs to find a topic among others, to tell all who listen to it, and to come and go.
+//! The cost of finding a topic among others, of broadcasting to its subscribers, and of subscribing.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
 use std::hint::black_box;
@@ -6,19 +6,20 @@ use std::hint::black_box;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline::ws::{Endpoint, Payload, PubSub, Subscription};
 
-/// The topic that is measured.
+/// The measured topic.
 const SMALL: &str = "room:small";
 
 fn pubsub() -> PubSub {
     Endpoint::builder().build().unwrap().pubsub().clone()
 }
 
-/// Has this many other topics listened to.
+/// Subscribes to this many other topics.
 fn others(pubsub: &PubSub, topics: usize) -> Vec<Subscription> {
     (0..topics).map(|n| pubsub.subscribe(&format!("room:{n}"))).collect()
 }
 
-/// Has so many listen to the same topic. They read nothing: the oldest broadcast makes way.
+/// Subscribes this many times to the same topic. The subscribers read nothing, so the oldest broadcast
+/// is dropped.
 fn listeners(pubsub: &PubSub, count: usize) -> Vec<Subscription> {
     (0..count).map(|_| pubsub.subscribe(SMALL)).collect()
 }
@@ -46,7 +47,7 @@ fn broadcast(c: &mut Criterion) {
     }
 }
 
-/// What a payload is made of.
+/// The content of a payload.
 type Map = std::collections::BTreeMap<&'static str, &'static str>;
 
 fn come_and_go(c: &mut Criterion) {

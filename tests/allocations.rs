@@ -1,8 +1,7 @@
-//! How often a broadcast asks for memory, and that it does not ask more often for more sockets.
+//! The number of allocations per broadcast, which must not grow with the number of sockets.
 //!
-//! Only the server is counted: it has a runtime of one thread, and what other threads ask for does not
-//! count. Its clock is paused, so that whether broadcasts follow each other closely does not depend on
-//! the machine.
+//! Only the server is counted: it runs on a single-threaded runtime, and allocations of other threads
+//! are ignored. Its clock is paused, so that the pace of broadcasts does not depend on the machine.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -29,10 +28,10 @@ use tokio::{
 
 const TOPIC: &str = "room:1";
 
-/// How many broadcasts are counted.
+/// The number of broadcasts that are counted.
 const BROADCASTS: u64 = 100;
 
-/// How many go before, so that everything that is kept is there.
+/// The number of broadcasts before them, after which all reused memory is allocated.
 const BEFORE: u64 = 300;
 
 struct Anyone;
@@ -62,21 +61,21 @@ struct Message {
     n: u64,
 }
 
-/// A server with sockets that have all joined.
+/// A server with joined sockets.
 struct Server {
     runtime: Runtime,
     endpoint: Endpoint,
     clients: Vec<TcpStream>,
-    /// Deliveries are timed, and the times are kept until they are sent.
+    /// Deliveries are timed, and the times are kept until they are flushed.
     _statsd: StatsdFlusher,
 }
 
-/// How broadcasts follow each other.
+/// The pace of broadcasts.
 #[derive(Clone, Copy)]
 enum Pace {
     /// Each is written by the task that broadcasts it.
     Slow,
-    /// Ten at once. All but the first are left to the sweeper, which glues them.
+    /// Ten at once. All but the first are left to the sweeper, which joins them into one write.
     TenAtOnce,
 }
 
@@ -113,12 +112,12 @@ impl Server {
                     sleep(Duration::from_millis(2)).await;
                 }
             }
-            // Whatever waits is written.
+            // All pending frames are written.
             sleep(Duration::from_millis(20)).await;
         });
     }
 
-    /// How often memory is asked for by so many broadcasts.
+    /// The number of allocations of all broadcasts.
     fn allocations(&mut self, pace: Pace) -> u64 {
         self.broadcast(BEFORE, pace);
         let counted = allocation_counter::measure(|| self.broadcast(BROADCASTS, pace));
@@ -147,7 +146,7 @@ fn join(address: SocketAddr) -> TcpStream {
         head.extend(byte);
     }
     let text = format!(r#"["1","1","{TOPIC}","phx_join",{{}}]"#);
-    // A mask of zeros leaves the text as it is.
+    // A mask of zeros leaves the text unchanged.
     let head = [0x81, 0x80 | u8::try_from(text.len()).unwrap(), 0, 0, 0, 0];
     stream.write_all(&[&head, text.as_bytes()].concat()).unwrap();
     assert!(read_frame(&mut stream).ends_with(br#"{"status":"ok","response":{}}]"#));
@@ -165,37 +164,37 @@ fn read_frame(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[test]
-fn a_broadcast_asks_for_no_memory_per_socket() {
+fn a_broadcast_does_not_allocate_per_socket() {
     let [one, many] = [1, 101].map(|sockets| Server::start(sockets).allocations(Pace::Slow));
     assert!(one <= 10 * BROADCASTS, "{one} for {BROADCASTS} broadcasts to one socket");
-    // There is some noise around it, such as timers; not one for a hundred frames.
+    // Timers and the like allocate, too, but less than once per hundred frames.
     let frames = 100 * BROADCASTS;
     assert!(many < one + frames / 100, "{one} for one socket, {many} for {frames} frames more");
 }
 
-/// They keep their memory for as long as frames come fast, so they ask for it once: for a backlog, and as
-/// that grows.
+/// Such sockets keep their buffers while frames come fast, so they allocate a backlog once, and again as
+/// it grows.
 #[test]
-fn sockets_that_are_written_to_again_and_again_ask_for_no_memory_per_frame() {
+fn sockets_with_steady_writes_do_not_allocate_per_frame() {
     let [one, many] = [1, 101].map(|sockets| Server::start(sockets).allocations(Pace::TenAtOnce));
     let (sockets, frames) = (100, 100 * BROADCASTS);
     assert!(many < one + 5 * sockets, "{one} for one socket, {many} for {frames} frames more");
 }
 
 #[test]
-fn who_comes_asks_for_as_much_memory_however_many_others_there_are() {
+fn the_allocations_of_a_join_do_not_depend_on_other_sockets() {
     let endpoint = Endpoint::builder().build().unwrap();
     let come_and_go = || drop(endpoint.subscribe(TOPIC));
     let allocations = || {
-        // Whatever tables have to grow have done so by now.
+        // All tables have grown by now.
         come_and_go();
         allocation_counter::measure(come_and_go).count_total
     };
     let alone = allocations();
     let _topics: Vec<_> = (0..10_000).map(|n| endpoint.subscribe(&format!("other:{n}"))).collect();
-    assert_eq!(allocations(), alone, "beside 10,000 other topics");
+    assert_eq!(allocations(), alone, "with 10,000 other topics");
     let _first = endpoint.subscribe(TOPIC);
     let second = allocations();
     let _others: Vec<_> = (0..1000).map(|_| endpoint.subscribe(TOPIC)).collect();
-    assert_eq!(allocations(), second, "beside 1000 others on the topic");
+    assert_eq!(allocations(), second, "with 1000 others on the topic");
 }

@@ -1,4 +1,4 @@
-//! The example `channels`, used from a terminal: what one types into a plain WebSocket.
+//! The example `channels`, used from a terminal with a plain WebSocket.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use pipeline_test_support::{Client, Example, connect, reply};
@@ -9,7 +9,7 @@ async fn terminal(example: &Example) -> Client {
 }
 
 #[tokio::test]
-async fn a_slip_of_the_finger_closes_the_connection_and_the_next_one_works() {
+async fn an_invalid_message_closes_the_connection_and_a_new_one_works() {
     let example = Example::channels(&[]).await;
     let mut bystander = terminal(&example).await;
     bystander.join("1", "room:lobby").await;
@@ -27,7 +27,7 @@ async fn a_slip_of_the_finger_closes_the_connection_and_the_next_one_works() {
 }
 
 #[tokio::test]
-async fn an_event_that_a_channel_does_not_know_crashes_it_and_no_other() {
+async fn an_unknown_event_crashes_its_own_channel_only() {
     let example = Example::channels(&[]).await;
     let mut client = terminal(&example).await;
     client.join("1", "room:one").await;
@@ -36,7 +36,7 @@ async fn an_event_that_a_channel_does_not_know_crashes_it_and_no_other() {
     client.expect([json!(["1", "1", "room:one", "phx_error", {"reason": "channel_crash"}])]).await;
     client.send_text(r#"["2","4","room:two","ping",{"still":"here"}]"#).await;
     client.expect([reply("2", "4", "room:two", "ok", json!({"still": "here"}))]).await;
-    // The client has to join again, and may.
+    // The client has to join again, and can.
     client.send_text(r#"["1","5","room:one","ping",{}]"#).await;
     let unjoined = json!({"status": "error", "response": {"reason": "unmatched topic"}});
     client.expect([json!([null, "5", "room:one", "phx_reply", unjoined])]).await;
@@ -44,7 +44,7 @@ async fn an_event_that_a_channel_does_not_know_crashes_it_and_no_other() {
 }
 
 #[tokio::test]
-async fn two_terminals_talk_to_each_other() {
+async fn two_terminals_exchange_messages() {
     let example = Example::channels(&[]).await;
     let (mut ada, mut joe) = (terminal(&example).await, terminal(&example).await);
     ada.join("1", "room:lobby").await;

@@ -1,4 +1,4 @@
-//! From the push into the queue to the frame in a user's client, all in one process.
+//! From the push into the queue to the frame in a user's client, in one process.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 #![allow(clippy::needless_pass_by_value, reason = "json!(..) reads best where it stands")]
 
@@ -58,7 +58,7 @@ impl Channel for UserChannel {
 
 type Item = Timed<(u64, Value)>;
 
-/// The whole thing: a queue, workers that push to users, an endpoint, a server.
+/// The whole system: a queue, workers that push to users, an endpoint, a server.
 struct App {
     pushes: Queue<Item>,
     pipeline: Option<Pipeline>,
@@ -71,7 +71,7 @@ struct App {
 }
 
 impl App {
-    /// So many workers at once. Each passes the gate first, if there is one.
+    /// A system with at most `workers` workers. Each waits at the gate first, if there is one.
     async fn new(workers: usize, gate: Option<Gate>) -> Self {
         let (telemetry, recorded) = Recorded::new();
         let endpoint = endpoint(telemetry.clone());
@@ -129,7 +129,7 @@ impl App {
         connect(&format!("ws://{}/socket/websocket?vsn=2.0.0&token={token}", self.address)).await
     }
 
-    /// A client that is signed in and has joined its own topic.
+    /// A client that has signed in and joined its own topic.
     async fn user(&self, user: u64) -> Client {
         let token = signer().sign(&user, SystemTime::now()).unwrap();
         let mut client = self.connect(&token).await.unwrap();
@@ -175,8 +175,8 @@ async fn an_item_is_delivered_to_its_user_and_never_to_another() {
         app.push(1, json!({ "n": n, "secret": true })).await;
         app.push(2, json!({ "n": n, "nobody": "is there" })).await;
     }
-    // With one worker, joe's item comes behind all the others: what arrives before it at joe's is
-    // everything that ever will.
+    // With one worker, joe's item comes after all others: by its arrival, anything else for joe would
+    // have arrived.
     app.push(11, json!({ "sentinel": "joe" })).await;
     app.push(1, json!({ "sentinel": "ada" })).await;
     joe.expect([pushed(11, json!({ "sentinel": "joe" }))]).await;
@@ -187,7 +187,7 @@ async fn an_item_is_delivered_to_its_user_and_never_to_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_delivery_emits_its_timing_and_each_worker_its_own() {
+async fn each_delivery_and_each_worker_is_timed() {
     let app = App::new(5, None).await;
     let mut phone = app.user(1).await;
     let mut laptop = app.user(1).await;
@@ -202,13 +202,13 @@ async fn each_delivery_emits_its_timing_and_each_worker_its_own() {
             assert_eq!(client.receive().await[3], "push_timed");
         }
     }
-    // A frame may have arrived before it is recorded that it was written.
+    // A frame may arrive before its write is recorded.
     let mut delivered = Vec::new();
     while delivered.len() < 60 {
         delivered.extend(app.recorded.samples("pipeline.push_delivered"));
         tokio::task::yield_now().await;
     }
-    assert_eq!(delivered.len(), 60, "one for each socket that got one");
+    assert_eq!(delivered.len(), 60, "one for each socket with a delivery");
     assert!(delivered.iter().all(|ms| *ms > 0.0), "{delivered:?}");
     let mut worked = 0;
     while worked < 60 {
@@ -219,13 +219,13 @@ async fn each_delivery_emits_its_timing_and_each_worker_its_own() {
 }
 
 #[tokio::test]
-async fn the_legs_of_a_push_add_up_and_say_where_it_was_held_up() {
+async fn the_parts_of_a_push_time_add_up_and_show_the_delay() {
     const HELD_UP: Duration = Duration::from_millis(50);
     let (gate, mut keeper): (Gate, Keeper) = gate();
     let app = App::new(1, Some(gate)).await;
     let mut ada = app.user(1).await;
     let recorded = async |name: &str| loop {
-        // A frame may have arrived before it is recorded that it was written.
+        // A frame may arrive before its write is recorded.
         if let [sample, ..] = app.recorded.samples(name)[..] {
             return sample;
         }
@@ -275,7 +275,7 @@ async fn max_demand_bounds_the_workers_exactly() {
 }
 
 #[tokio::test]
-async fn who_is_not_who_it_says_is_kept_out() {
+async fn a_client_with_another_users_token_is_refused() {
     let app = App::new(1, None).await;
     let now = SystemTime::now();
     let token = |signer: Signer, at| signer.sign(&1_u64, at).unwrap();
@@ -321,7 +321,7 @@ async fn who_is_not_who_it_says_is_kept_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn shutdown_under_load_delivers_or_reports_everything_it_accepted() {
+async fn shutdown_under_load_delivers_or_reports_every_accepted_item() {
     let mut app = App::new(4, None).await;
     let mut ada = app.user(1).await;
     let accepted = Arc::new(AtomicUsize::new(0));
@@ -335,7 +335,7 @@ async fn shutdown_under_load_delivers_or_reports_everything_it_accepted() {
             })
         })
         .collect();
-    // Under way for a while before it has to stop.
+    // The load runs for a while before the shutdown.
     for _ in 0..200 {
         assert_eq!(ada.receive().await[3], "push_timed");
     }
@@ -356,7 +356,7 @@ async fn shutdown_under_load_delivers_or_reports_everything_it_accepted() {
         pusher.await.unwrap();
     }
     let (arrived, code) = reading.await.unwrap();
-    assert_eq!(code, 1012, "so that the client connects again");
+    assert_eq!(code, 1012, "so that the client reconnects");
     let accepted = accepted.load(Ordering::SeqCst);
     assert_eq!(accepted, arrived + report.pipelines[0].left_undone(), "{report}");
     assert_eq!(report.endpoint.unwrap().closed, 1);
@@ -364,7 +364,7 @@ async fn shutdown_under_load_delivers_or_reports_everything_it_accepted() {
 }
 
 #[tokio::test]
-async fn what_is_left_when_the_time_is_up_is_said_to_the_number() {
+async fn the_exact_number_of_unprocessed_items_is_reported() {
     let (gate, mut keeper) = gate();
     let mut app = App::new(2, Some(gate)).await;
     for n in 0..10 {
@@ -382,7 +382,7 @@ async fn what_is_left_when_the_time_is_up_is_said_to_the_number() {
 }
 
 #[tokio::test]
-async fn a_pipeline_that_fails_stops_the_server_and_says_why() {
+async fn a_failed_pipeline_stops_the_server_and_reports_the_reason() {
     let endpoint = endpoint(Telemetry::global());
     let (pushes, producer) = queue(QueueOptions::new());
     let fails = async |_: &u64| Err(ExitReason::failed("no luck"));
@@ -405,7 +405,7 @@ async fn a_pipeline_that_fails_stops_the_server_and_says_why() {
 }
 
 #[tokio::test]
-async fn sockets_that_are_not_closed_in_time_are_cut_off_and_counted() {
+async fn sockets_that_do_not_close_in_time_are_aborted_and_counted() {
     let drainer = Drainer::new().batch_size(1).batch_interval(DAY);
     let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*").drainer(drainer);
     let endpoint = Endpoint::builder().mount("/socket", sockets).build().unwrap();
@@ -426,7 +426,7 @@ async fn sockets_that_are_not_closed_in_time_are_cut_off_and_counted() {
         clients.push(client);
     }
     stop.send(()).unwrap();
-    // The first client answers when it is closed; the second one does not.
+    // The first client answers the close frame; the second one does not.
     let silent = clients.pop().unwrap();
     assert!(was_closed(clients.pop().unwrap()).await);
     let report = serving.await.unwrap().unwrap();
@@ -434,7 +434,7 @@ async fn sockets_that_are_not_closed_in_time_are_cut_off_and_counted() {
     drop(silent);
 }
 
-/// Waits for the end of a connection; whether it was closed, or broke.
+/// Waits for the end of a connection. Returns whether it was closed cleanly.
 async fn was_closed(mut client: Client) -> bool {
     let mut closed = false;
     while let Some(Ok(frame)) = client.stream.next().await {
@@ -444,7 +444,7 @@ async fn was_closed(mut client: Client) -> bool {
 }
 
 #[tokio::test]
-async fn sockets_have_as_long_to_close_as_in_phoenix() {
+async fn sockets_have_the_same_time_to_close_as_in_phoenix() {
     let serving = serve(listen("127.0.0.1:0").await.unwrap(), Router::new());
     assert!(format!("{serving:?}").contains("close_within: 30s"), "{serving:?}");
 }

@@ -19,18 +19,18 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::Message;
 
-/// The recordings that are not replayed, and why.
+/// The recordings that are not replayed, with reasons.
 const LEFT_OUT: [(&str, &str); 1] =
     [("48_drain_on_shutdown.jsonl", "it has a test of its own, below")];
 
-/// How many servers there are. The recordings are mostly silence, in which another can be replayed.
+/// The number of servers. Recordings are mostly silence, in which others can be replayed.
 const SERVERS: usize = 3;
 
 fn golden() -> PathBuf {
     project().join("tests/golden")
 }
 
-/// The recordings of Phoenix 1.8, by their names.
+/// The names of the recordings of Phoenix 1.8.
 fn recordings() -> Vec<String> {
     let files = fs::read_dir(golden()).unwrap().map(|file| file.unwrap().file_name());
     let mut names: Vec<_> = files
@@ -41,11 +41,10 @@ fn recordings() -> Vec<String> {
     names
 }
 
-/// What became of a recording: `ok`, `FAIL` or `skip`, and what there is to say.
+/// The outcome of a recording: `ok`, `FAIL` or `skip`, and a message.
 type Outcome = (String, String);
 
-/// Replays recordings one after the other against a server of their own. The outcome of each, by its
-/// name.
+/// Replays recordings one after the other against one server. Returns the outcome of each, by name.
 async fn replay(files: &[PathBuf]) -> BTreeMap<String, Outcome> {
     let example = Example::channels(&[]).await;
     let mut node = Command::new("node");
@@ -73,14 +72,14 @@ fn outcome(line: &str) -> (String, Outcome) {
 }
 
 #[tokio::test]
-async fn every_recorded_conversation_comes_out_the_same() {
+async fn every_recorded_conversation_is_reproduced() {
     let left_out = LEFT_OUT.map(|(name, _)| name);
     let mut all = recordings();
     for name in left_out {
-        assert!(all.iter().any(|recording| recording == name), "there is no recording {name}");
+        assert!(all.iter().any(|recording| recording == name), "recording {name} does not exist");
     }
     all.retain(|name| !left_out.contains(&&**name));
-    // Dealt out like cards, so that the slow ones, which are neighbours, do not all meet one server.
+    // Distributed round-robin, so that the slow ones, which are neighbours, are not all on one server.
     let dealt = (0..SERVERS).map(|server| {
         let names = all.iter().skip(server).step_by(SERVERS);
         names.map(|name| golden().join(name)).collect::<Vec<_>>()
@@ -97,12 +96,11 @@ async fn every_recorded_conversation_comes_out_the_same() {
     let differ = |name: &&String| outcomes.get(*name) != expected.get(*name);
     let wrong: Vec<_> = outcomes.keys().chain(&all).filter(differ).collect();
     let wrong: BTreeMap<_, _> = wrong.into_iter().map(|name| (name, outcomes.get(name))).collect();
-    assert!(wrong.is_empty(), "these did not come out the same: {wrong:#?}");
+    assert!(wrong.is_empty(), "these were not reproduced: {wrong:#?}");
 }
 
-/// What is changed in a recording, so that it no longer tells what happens, and what the replayer has
-/// to say of it: in which recording, in which line, what, into what. A line of which nothing is left
-/// is left out.
+/// Changes that make a recording wrong, and the message that the replayer has to print: the recording,
+/// the line, the text, its replacement. A line that becomes empty is removed.
 const FALSE: [(&str, usize, &str, &str, &str); 14] = [
     ("01_join_ok.jsonl", 3, "ok", "error", "line 3: got"),
     ("01_join_ok.jsonl", 5, r#"\"2\","#, r#"\"3\","#, "line 5: got"),
@@ -121,7 +119,7 @@ const FALSE: [(&str, usize, &str, &str, &str); 14] = [
 ];
 
 #[tokio::test]
-async fn a_recording_that_does_not_tell_what_happens_fails_and_says_in_which_line() {
+async fn a_wrong_recording_fails_and_reports_the_line() {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("false_recordings");
     fs::create_dir_all(&folder).unwrap();
     let mut files = vec![];
@@ -147,7 +145,7 @@ async fn a_recording_that_does_not_tell_what_happens_fails_and_says_in_which_lin
     }
 }
 
-/// The interval between two batches of `/socket`, and how many channels a batch has.
+/// The interval between two batches of `/socket`, and the number of channels in a batch.
 const INTERVAL: Duration = Duration::from_millis(300);
 const BATCH: u32 = 2;
 
@@ -158,8 +156,8 @@ struct Connection {
     channels: u32,
 }
 
-/// Opens and joins what the recording opens and joins before it stops the server. Long polling is
-/// passed over.
+/// Opens the sockets and joins the topics of the recording, up to the stop of the server. Long polling
+/// is skipped.
 async fn recorded_connections(address: &str) -> HashMap<String, Connection> {
     let recording = fs::read_to_string(golden().join("48_drain_on_shutdown.jsonl")).unwrap();
     let mut open: HashMap<String, Connection> = HashMap::new();
@@ -188,12 +186,12 @@ async fn recorded_connections(address: &str) -> HashMap<String, Connection> {
 }
 
 #[tokio::test]
-async fn a_server_that_stops_closes_its_sockets_in_batches_and_lets_nobody_in_meanwhile() {
+async fn a_stopping_server_closes_its_sockets_in_batches_and_refuses_new_ones() {
     let example = Example::channels(&[]).await;
     let open = recorded_connections(&example.address).await;
     let channels: u32 = open.values().map(|connection| connection.channels).sum();
     assert_eq!((channels, open["two"].channels, open["bare"].channels), (9, 2, 0));
-    assert_eq!(open.len(), 9, "nine channels on eight connections, and one without");
+    assert_eq!(open.len(), 9, "nine channels on eight connections, and one without channels");
 
     let (ends, mut ended) = mpsc::channel(100);
     for (name, Connection { mut client, path, channels }) in open {
@@ -201,7 +199,7 @@ async fn a_server_that_stops_closes_its_sockets_in_batches_and_lets_nobody_in_me
         tokio::spawn(async move {
             let first = client.next().await;
             let at = Instant::now();
-            // After its close frame there is nothing more, and no error.
+            // After its close frame there is no more, and no error.
             let rest = timeout(PATIENCE, client.stream.next()).await.unwrap();
             ends.send((name, path, channels, first, at, rest.map(Result::unwrap))).await.unwrap();
         });
@@ -221,11 +219,11 @@ async fn a_server_that_stops_closes_its_sockets_in_batches_and_lets_nobody_in_me
         assert_eq!(rest, None, "{name} is closed once");
         if closed.is_empty() {
             let refused = TcpStream::connect(&example.address).await;
-            assert!(refused.is_err(), "while sockets are closed, nobody is let in");
+            assert!(refused.is_err(), "while sockets are closed, new ones are refused");
         }
         if path.starts_with("/socket/") {
             drained += channels;
-            // However late the test learns of it: so many batches cannot have been any sooner.
+            // However late the test notices: this many batches cannot have been faster.
             let batches = drained.div_ceil(BATCH);
             let passed = at - stopped;
             let closed = closed.join(", ");
@@ -240,7 +238,10 @@ async fn a_server_that_stops_closes_its_sockets_in_batches_and_lets_nobody_in_me
         closed.push(name);
     }
     assert_eq!(closed.len(), 9, "{closed:?}");
-    assert!(bare_after >= Some(8 - BATCH), "who has no channel goes with the last: {closed:?}");
+    assert!(
+        bare_after >= Some(8 - BATCH),
+        "sockets without channels close with the last batch: {closed:?}"
+    );
 
     let (status, printed) = example.ended().await;
     assert!(status.success(), "{status}");

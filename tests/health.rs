@@ -1,4 +1,4 @@
-//! What a load balancer is told while the process starts, is overloaded, and drains.
+//! Health checks while the process starts, is overloaded, and drains.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::time::Duration;
@@ -35,14 +35,14 @@ async fn it_is_alive_and_not_ready_until_all_stages_have_started() {
     let (gate, _keeper) = gate();
     let (_queue, pipeline) = narrow(gate);
     let health = Health::new().pipeline(pipeline.observer());
-    // No stage has had a turn yet.
+    // No stage has run yet.
     assert_eq!(health.readiness().unwrap_err().to_string(), "not ready: pipeline push is starting");
     assert_eq!(health.liveness(), Ok(()));
     eventually(|| health.readiness().is_ok()).await;
 }
 
 #[tokio::test]
-async fn it_is_not_ready_while_a_queue_is_full_if_that_is_to_count() {
+async fn it_is_not_ready_while_a_queue_is_full_with_overloaded_at() {
     let (gate, mut keeper) = gate();
     let (queue, pipeline) = narrow(gate);
     let default = Health::new().pipeline(pipeline.observer());
@@ -52,7 +52,7 @@ async fn it_is_not_ready_while_a_queue_is_full_if_that_is_to_count() {
     assert_eq!((health.readiness(), half.readiness()), (Ok(()), Ok(())));
 
     queue.push(2).await.unwrap();
-    assert!(health.readiness().is_ok(), "there is room for another");
+    assert!(health.readiness().is_ok(), "the queue has room for another");
     assert!(half.readiness().is_err(), "but the queue is half full");
     queue.push(3).await.unwrap();
     let why = health.readiness().unwrap_err();
@@ -61,7 +61,7 @@ async fn it_is_not_ready_while_a_queue_is_full_if_that_is_to_count() {
         ["pipeline push is overloaded: 2 items wait in the queue of stage producer"]
     );
     assert_eq!(default.readiness(), Ok(()), "or all processes would leave a balancer together");
-    assert_eq!(health.liveness(), Ok(()), "to start it again would lose what it holds");
+    assert_eq!(health.liveness(), Ok(()), "a restart would lose the items that it holds");
 
     keeper.let_go(1);
     keeper.started(1).await;
@@ -69,7 +69,7 @@ async fn it_is_not_ready_while_a_queue_is_full_if_that_is_to_count() {
 }
 
 #[tokio::test]
-async fn while_it_drains_it_says_so_at_the_admins_listener_until_the_end() {
+async fn while_draining_it_answers_on_the_admin_listener_until_the_end() {
     let (gate, mut keeper) = gate();
     let (queue, pipeline) = narrow(gate);
     let endpoint = Endpoint::builder().build().unwrap();
@@ -108,7 +108,7 @@ async fn while_it_drains_it_says_so_at_the_admins_listener_until_the_end() {
     assert!(serving.await.unwrap().unwrap().is_clean());
     let why = health.readiness().unwrap_err().to_string();
     assert!(why.ends_with("pipeline push has ended; the endpoint is gone"), "{why}");
-    assert_eq!(health.liveness(), Ok(()), "it ended because it was told to");
+    assert_eq!(health.liveness(), Ok(()), "it ended on request");
 }
 
 #[tokio::test]
@@ -131,7 +131,7 @@ async fn it_is_not_alive_when_a_pipeline_has_failed() {
 }
 
 #[tokio::test]
-async fn it_is_not_alive_as_soon_as_a_stage_has_failed_though_others_go_on() {
+async fn it_is_not_alive_once_a_stage_has_failed_while_others_still_run() {
     let (queue, producer) = queue(QueueOptions::new());
     let fail = async |_: &u64| Err(ExitReason::failed("no luck"));
     let supervisor = ConsumerSupervisor::new(fail).max_restarts(0, Duration::from_secs(5));

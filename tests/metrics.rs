@@ -1,5 +1,5 @@
-//! That docs/metrics.md tells of all that is measured and of nothing else, and that the dashboard and
-//! its mapping ask for what there is.
+//! docs/metrics.md lists exactly the metrics that exist, and the dashboard and its mapping use only
+//! those.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -23,7 +23,7 @@ use pipeline_test_support::{Recorded, Series, project};
 use regex::Regex;
 use serde_json::Value;
 
-/// A row of the table: a kind, and the tags with their values if these are told.
+/// A row of the table: a kind, and the tags, with their values where they are listed.
 #[derive(Debug, PartialEq)]
 struct Row {
     kind: String,
@@ -52,7 +52,7 @@ fn table() -> BTreeMap<String, Row> {
     };
     let rows: Vec<_> = rows.map(row).collect();
     let table: BTreeMap<_, _> = rows.iter().map(|(name, _)| name.clone()).zip(0..).collect();
-    assert_eq!(table.len(), rows.len(), "a metric stands there twice");
+    assert_eq!(table.len(), rows.len(), "a metric is listed twice");
     rows.into_iter().collect()
 }
 
@@ -99,7 +99,7 @@ async fn registered() -> Vec<Series> {
     series
 }
 
-/// Takes everything, but for the first thing.
+/// A sink that accepts everything except the first line.
 #[derive(Clone, Default)]
 struct Sink {
     lines: Arc<Mutex<Option<Vec<String>>>>,
@@ -119,12 +119,12 @@ impl MetricSink for Sink {
     }
 }
 
-/// What the recorder tells of itself after all has gone wrong that can: names, kinds and tags.
+/// The recorder's own metrics after every possible failure: names, kinds and tags.
 fn told_by_the_recorder() -> BTreeMap<String, Row> {
     let sink = Sink::default();
     let builder = || StatsdRecorder::sink(sink.clone()).flush_every(Duration::MAX);
     let adding = builder().dialect(Dialect::StatsD).max_series(3).packet_bytes(60);
-    // It drops what comes while its sink waits, and this one waits for the test.
+    // Values are dropped while its sink blocks, and this sink waits for the test.
     let each = builder().per_event();
     let held = sink.lines.lock();
     let (recorder, flusher) = each.build().unwrap();
@@ -132,7 +132,7 @@ fn told_by_the_recorder() -> BTreeMap<String, Row> {
         (0..20_000).for_each(|_| metrics::counter!("c").increment(1));
     });
     drop(held);
-    // A flush tells what those before it have counted, and the first may be the one that counts.
+    // A flush sends the counts of earlier flushes, and the first flush may be the one that counts.
     for _ in 0..2 {
         metrics::with_local_recorder(&recorder, || metrics::counter!("c").increment(1));
         flusher.flush();
@@ -152,7 +152,7 @@ fn told_by_the_recorder() -> BTreeMap<String, Row> {
     own.map(|line| {
         let (name, rest) = line.split_once(':').unwrap();
         let kind = if rest.ends_with("|g") { "gauge" } else { "counter" };
-        // In this dialect tags are part of the name.
+        // In this dialect, tags are part of the name.
         let mut parts = name.split(';');
         let name = parts.next().unwrap().to_owned();
         let tags = parts.map(|tag| (tag.split_once('=').unwrap().0.to_owned(), BTreeSet::new()));
@@ -161,14 +161,14 @@ fn told_by_the_recorder() -> BTreeMap<String, Row> {
     .collect()
 }
 
-/// All that is emitted, as the table would tell it.
+/// All emitted metrics, in the form of the table's rows.
 async fn emitted() -> BTreeMap<String, Row> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     for Series { kind, name, labels } in registered().await {
         let row = rows.entry(name).or_insert_with(|| Row { kind, tags: BTreeMap::new() });
         for (tag, value) in labels {
             let values = row.tags.entry(tag.clone()).or_default();
-            // The values of the others are names that the program has given.
+            // The values of the other tags are names chosen by the program.
             if ["status", "reason"].contains(&&*tag) {
                 values.insert(value);
             }
@@ -179,7 +179,7 @@ async fn emitted() -> BTreeMap<String, Row> {
 }
 
 #[tokio::test]
-async fn the_table_tells_of_all_that_is_measured_and_of_nothing_else() {
+async fn the_table_lists_exactly_the_emitted_metrics() {
     let (table, emitted) = (table(), emitted().await);
     let names = |rows: &BTreeMap<String, Row>| rows.keys().cloned().collect::<BTreeSet<_>>();
     assert_eq!(names(&table), names(&emitted));
@@ -212,7 +212,7 @@ fn rules() -> Vec<Rule> {
     rules.collect()
 }
 
-/// The names and labels that Prometheus knows, once the mapping is applied to what the table tells of.
+/// The names and labels in Prometheus after the mapping is applied to the table.
 fn prometheus() -> BTreeMap<String, BTreeSet<String>> {
     let rules = rules();
     let mut known = BTreeMap::new();
@@ -236,7 +236,7 @@ fn prometheus() -> BTreeMap<String, BTreeSet<String>> {
     known
 }
 
-/// All strings that stand under this key, at any depth.
+/// All strings under this key, at any depth.
 fn strings<'a>(value: &'a Value, under: &str, found: &mut Vec<&'a str>) {
     match value {
         Value::Object(fields) => {
@@ -251,7 +251,7 @@ fn strings<'a>(value: &'a Value, under: &str, found: &mut Vec<&'a str>) {
 }
 
 #[test]
-fn the_dashboard_asks_for_metrics_and_labels_that_the_mapping_makes_of_the_table() {
+fn the_dashboard_uses_metrics_and_labels_that_the_mapping_produces() {
     let (known, mut asked) = (prometheus(), BTreeSet::new());
     let dashboard: Value = serde_json::from_str(&read("docs/grafana/dashboard.json")).unwrap();
     let mut queries = Vec::new();
@@ -264,7 +264,8 @@ fn the_dashboard_asks_for_metrics_and_labels_that_the_mapping_makes_of_the_table
         let names: Vec<_> = metric.find_iter(query).map(|name| name.as_str()).collect();
         assert!(!names.is_empty(), "{query}");
         for name in names {
-            let labels = known.get(name).unwrap_or_else(|| panic!("{name} is no metric: {query}"));
+            let labels =
+                known.get(name).unwrap_or_else(|| panic!("unknown metric {name}: {query}"));
             for list in lists.captures_iter(query) {
                 let list = list.iter().skip(1).flatten().next().unwrap().as_str();
                 let asked = list.split(',').map(|label| label.split('=').next().unwrap().trim());
@@ -275,7 +276,7 @@ fn the_dashboard_asks_for_metrics_and_labels_that_the_mapping_makes_of_the_table
             asked.insert(name.trim_end_matches("_bucket").trim_end_matches("_sum").to_owned());
         }
     }
-    // And it shows all of them.
+    // And the dashboard shows all of them.
     let shown = |name: &str| {
         let name = name.trim_end_matches("_bucket").trim_end_matches("_sum");
         asked.contains(name) || asked.contains(name.trim_end_matches("_count"))
@@ -285,7 +286,7 @@ fn the_dashboard_asks_for_metrics_and_labels_that_the_mapping_makes_of_the_table
 }
 
 #[test]
-fn a_line_of_the_dashboard_is_named_by_labels_that_its_query_keeps() {
+fn legends_of_the_dashboard_use_labels_that_their_queries_keep() {
     let dashboard: Value = serde_json::from_str(&read("docs/grafana/dashboard.json")).unwrap();
     let kept = Regex::new(r"by \(([^)]*)\)").unwrap();
     let named = Regex::new(r"\{\{([a-z]+)\}\}").unwrap();

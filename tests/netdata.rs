@@ -1,4 +1,4 @@
-//! Metrics as netdata understands them, a StatsD server that has nothing in common with the original.
+//! Metrics as received by netdata, a StatsD server unrelated to the original daemon.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-/// A netdata that knows nothing but StatsD. Killed when it is dropped.
+/// A netdata with only its StatsD plugin enabled. Killed on drop.
 struct Netdata {
     _child: Child,
     statsd: u16,
@@ -39,7 +39,7 @@ impl Netdata {
         let file = folder.join("etc/netdata.conf");
         fs::write(&file, config(&folder, statsd, web)).unwrap();
 
-        // Whoever runs the test, it stays so: by itself it would become somebody else.
+        // Keep the user of the test: by default netdata switches to its own user.
         let user = Command::new("id").arg("-un").output().await.unwrap().stdout;
         let mut command = Command::new(program);
         command.arg("-D").arg("-c").arg(&file).arg("-P").arg(folder.join("pid"));
@@ -51,11 +51,11 @@ impl Netdata {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, up).await.expect("netdata is up");
+        timeout(PATIENCE, up).await.expect("netdata starts");
         netdata
     }
 
-    /// What its web server says to this. Nothing if there is no such thing yet.
+    /// The response of its web server. None if it is not up yet.
     async fn ask(&self, path: &str) -> Option<Value> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.web)).await.ok()?;
         let request = format!("GET {path} HTTP/1.0\r\nConnection: close\r\n\r\n");
@@ -66,7 +66,7 @@ impl Netdata {
         serde_json::from_str(body).ok()
     }
 
-    /// Every value that this dimension of a chart had, the latest first: one a second.
+    /// Every value of a chart's dimension, one per second, the latest first.
     async fn values(&self, chart: &str, dimension: &str) -> Vec<f64> {
         let path = format!("/api/v1/data?chart={chart}&after=-600&format=json");
         let Some(answer) = self.ask(&path).await else { return Vec::new() };
@@ -78,7 +78,7 @@ impl Netdata {
         rows.filter_map(|row| row[column].as_f64()).collect()
     }
 
-    /// Waits until it says that it was sent so many events of a kind.
+    /// Waits until it reports this many received events of a kind.
     async fn wait_for_events(&self, kind: &str, count: f64) {
         let arriving = async {
             loop {
@@ -89,10 +89,10 @@ impl Netdata {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, arriving).await.expect("it tells of what it was sent");
+        timeout(PATIENCE, arriving).await.expect("netdata reports the events");
     }
 
-    /// What a counter came to. A second's growth may be told in two parts.
+    /// The total of a counter. An increase may be reported in two parts.
     async fn total(&self, counter: &str) -> f64 {
         let values = self.values(&format!("statsd_{counter}_counter"), "counter").await;
         (values.iter().sum::<f64>() * 100.0).round() / 100.0
@@ -147,10 +147,10 @@ fn config(folder: &Path, statsd: u16, web: u16) -> String {
     )
 }
 
-/// Where netdata is.
+/// The path of netdata.
 fn program() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Not everybody looks for programs there.
+    // This folder is not always in PATH.
     let folders = env::split_paths(&path).chain(["/usr/sbin".into()]);
     folders.map(|folder| folder.join("netdata")).find(|program| program.is_file())
 }
@@ -163,16 +163,16 @@ async fn another_server_understands_both_dialects() {
         return;
     };
     let netdata = Netdata::start(&program).await;
-    // What it counts before its first look at its own counters, it never tells.
+    // It does not report counts from before its first look at its own counters.
     netdata.wait_for_events("counters", 0.0).await;
     for (prefix, dialect) in [("dog", Dialect::DogStatsD), ("etsy", Dialect::StatsD)] {
         let builder = StatsdRecorder::udp(("127.0.0.1", netdata.statsd)).unwrap();
         let builder = builder.dialect(dialect).prefix(prefix).flush_every(Duration::MAX);
-        // It knows nothing of tags within names.
+        // It does not support tags within names.
         let builder =
             if dialect == Dialect::DogStatsD { builder.tag("env", "test") } else { builder };
         let (recorder, flusher) = builder.build().unwrap();
-        // To it, as to the original, a minus is a step down, unless zero comes first.
+        // It treats a minus as a decrement, as the original daemon does, unless zero comes first.
         let below = if dialect == Dialect::StatsD { -3.25 } else { 3.25 };
         let sent = |record: &dyn Fn()| {
             with_local_recorder(&recorder, record);
@@ -200,13 +200,13 @@ async fn another_server_understands_both_dialects() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, arriving).await.expect("the last counter is seen");
+        timeout(PATIENCE, arriving).await.expect("the last counter arrives");
         assert_eq!(netdata.total(&format!("{prefix}.joins")).await, 129.0);
         for (name, level) in [("level", 12.5), ("below", below)] {
             let values = netdata.values(&format!("statsd_{prefix}.{name}_gauge"), "gauge").await;
             assert_eq!(values.first(), Some(&level), "{prefix}.{name}");
         }
-        // The dialect of the original daemon knows no other kind than times.
+        // The dialect of the original daemon has no other kind of histogram than times.
         let bytes = if dialect == Dialect::DogStatsD { "bytes_histogram" } else { "bytes_timer" };
         for (name, min, max) in [("took_timer", 0.25, 0.75), (bytes, 3.0, 512.5)] {
             for (dimension, value) in [("min", min), ("max", max), ("average", (min + max) / 2.0)] {
@@ -215,7 +215,7 @@ async fn another_server_understands_both_dialects() {
             }
         }
     }
-    // Each dialect sent three lines of counters at least.
+    // Each dialect sent at least three lines of counters.
     netdata.wait_for_events("counters", 5.5).await;
     for complaint in ["unknown", "errors"] {
         let values = netdata.values("netdata.statsd_events", complaint).await;

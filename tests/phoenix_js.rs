@@ -1,4 +1,4 @@
-//! The example with the official JavaScript client, unmodified, under Node.
+//! The example with the unmodified official JavaScript client, under Node.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 
-/// A user with the official client. Ended when it is dropped.
+/// A user with the official client. Stopped on drop.
 struct User {
     _node: Child,
     said: Lines<BufReader<ChildStdout>>,
@@ -27,8 +27,7 @@ impl User {
         Self { _node: node, said }
     }
 
-    /// The next thing it says that has this key. What else it says on the way must be what is
-    /// allowed.
+    /// The next line with this key. Lines before it must be among the allowed ones.
     async fn says(&mut self, key: &str, allowed: &[&str]) -> Value {
         loop {
             let line = timeout(PATIENCE, self.said.next_line()).await.unwrap().unwrap().unwrap();
@@ -48,7 +47,7 @@ async fn push(example: &Example, user: u64, n: u64) {
 }
 
 #[tokio::test]
-async fn the_official_client_joins_and_receives_pushes_in_order_and_only_its_own() {
+async fn the_official_client_joins_and_receives_its_own_pushes_in_order() {
     let example = Example::start(&["--max-demand", "1"]).await;
     let mut ada = User::start(&example, "1", "user:1");
     let mut joe = User::start(&example, "2", "user:2");
@@ -58,19 +57,19 @@ async fn the_official_client_joins_and_receives_pushes_in_order_and_only_its_own
         push(&example, 1, n).await;
     }
     push(&example, 2, 99).await;
-    // Joe's is the last of all; were one of ada's to reach joe, it would have come before.
+    // Joe's push is the last one: a push of ada's for joe would have come before it.
     assert_eq!(joe.says("push", &["ping"]).await, json!({"n": 99}));
     for n in 0..50 {
         assert_eq!(ada.says("push", &["ping"]).await, json!({"n": n}));
     }
-    // Heartbeats are answered, or it would have closed the connection by now.
+    // Heartbeats are answered, or the client would have closed the connection by now.
     for _ in 0..3 {
         ada.says("ping", &[]).await;
     }
 }
 
 #[tokio::test]
-async fn the_official_client_is_told_when_it_may_not_join() {
+async fn the_official_client_receives_the_error_of_a_refused_join() {
     let example = Example::start(&[]).await;
     let mut ada = User::start(&example, "1", "user:2");
     assert_eq!(ada.says("refused", &["open"]).await, json!({"reason": "unauthorized"}));
@@ -90,7 +89,7 @@ async fn the_official_client_reconnects_and_rejoins_after_the_server_restarts() 
     let port = example.address.rsplit(':').next().unwrap().to_owned();
     for (round, signal) in [(2, "-TERM"), (3, "-KILL")] {
         example.signal(signal).await;
-        // Killed, it says nothing, and the client sees the connection break.
+        // A killed server sends no close frame, and the client sees the connection break.
         let code = if signal == "-TERM" { json!(1012) } else { json!(1006) };
         assert_eq!(ada.says("closed", &["ping"]).await, code);
         example.ended().await;

@@ -1,5 +1,4 @@
-//! The official JavaScript client, unmodified, with everything that it does, against the example
-//! `channels`.
+//! All features of the unmodified official JavaScript client, against the example `channels`.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -14,13 +13,13 @@ use tokio::{
     time::timeout,
 };
 
-/// The checks that are left out, and why.
+/// The skipped checks, with reasons.
 const LEFT_OUT: [(&str, &str); 1] = [(
     "server_restart",
     "it needs somebody who restarts the server: it has tests of its own, below",
 )];
 
-/// The suite, running. Ended when it is dropped.
+/// A running suite. Stopped on drop.
 struct Suite {
     node: Child,
     said: Lines<BufReader<ChildStdout>>,
@@ -35,13 +34,13 @@ impl Suite {
         Self { node, said }
     }
 
-    /// The next line. None is the end.
+    /// The next line, or None at the end.
     async fn line(&mut self) -> Option<String> {
         let line = timeout(PATIENCE, self.said.next_line());
-        line.await.expect("the suite to say something").unwrap()
+        line.await.expect("the suite prints a line").unwrap()
     }
 
-    /// Runs it to its end; whether it succeeded, and what it said.
+    /// Runs the suite to its end. Returns whether it succeeded, and its output.
     async fn run(flags: &[&str]) -> (bool, Vec<String>) {
         let mut suite = Self::start(flags);
         let mut lines = vec![];
@@ -58,14 +57,14 @@ fn url(example: &Example) -> String {
 }
 
 #[tokio::test]
-async fn the_official_client_can_do_all_that_it_does() {
+async fn all_features_of_the_official_client_work() {
     let example = Example::channels(&[]).await;
     let left_out = LEFT_OUT.map(|(name, _)| name);
     let (_, checks) = Suite::run(&[&url(&example), "--list"]).await;
     let (passed, lines) = Suite::run(&[&url(&example), "--skip", &left_out.join(",")]).await;
     let failed: Vec<_> = lines.iter().filter(|line| line.starts_with("FAIL ")).collect();
     assert!(passed && failed.is_empty(), "{failed:#?}");
-    // Nothing else was left out, not even by the suite itself.
+    // No other check was skipped, not even by the suite itself.
     let outcome = |line: &String| {
         let (verdict, rest) = line.split_once(' ')?;
         let name = rest.split(':').next()?;
@@ -80,9 +79,9 @@ async fn the_official_client_can_do_all_that_it_does() {
 }
 
 #[tokio::test]
-async fn the_suite_fails_where_the_server_does_something_else() {
+async fn the_suite_fails_if_the_server_behaves_differently() {
     let example = Example::channels(&[]).await;
-    // A mount with other limits, and none at all.
+    // A mount with other limits, and no mount at all.
     let few = format!("ws://{}/few", example.address);
     let (passed, lines) = Suite::run(&[&few, "--only", "several_channels"]).await;
     let why = "FAIL several_channels_on_one_socket: join of room:";
@@ -94,7 +93,7 @@ async fn the_suite_fails_where_the_server_does_something_else() {
 }
 
 #[tokio::test]
-async fn a_check_that_does_not_exist_cannot_be_left_out() {
+async fn an_unknown_check_cannot_be_skipped() {
     let flags = ["ws://127.0.0.1:1/socket", "--skip", "join_refused,no_such_check"];
     let (passed, lines) = Suite::run(&flags).await;
     assert!(!passed);
@@ -103,8 +102,8 @@ async fn a_check_that_does_not_exist_cannot_be_left_out() {
     assert_eq!(names.len(), LEFT_OUT.len());
 }
 
-/// Restarts the server while two tabs, with two channels each, are connected. What the sockets were
-/// closed with.
+/// Restarts the server while two tabs with two channels each are connected. Returns the close codes of
+/// the sockets.
 async fn restarted(signal: &str) -> String {
     let mut example = Example::channels(&[]).await;
     let port = example.address.rsplit(':').next().unwrap().to_owned();
@@ -121,11 +120,11 @@ async fn restarted(signal: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_official_client_is_back_after_the_server_was_stopped_and_started_again() {
+async fn the_official_client_reconnects_after_a_clean_restart() {
     assert_eq!(restarted("-TERM").await, "closed 1012,1012");
 }
 
 #[tokio::test]
-async fn the_official_client_is_back_after_the_server_was_killed_and_started_again() {
+async fn the_official_client_reconnects_after_the_server_was_killed() {
     assert_eq!(restarted("-KILL").await, "closed 1006,1006");
 }

@@ -1,4 +1,4 @@
-//! The example as its users run it: as a process, from outside.
+//! The example as a process, tested from outside.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{collections::HashMap, fs, path::PathBuf, process::Stdio};
@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-/// A user that is signed in to the example and listens to its own topic.
+/// A user that has signed in to the example and joined its own topic.
 async fn user(example: &Example, user: u64) -> Client {
     let mut client = connect(&example.socket_url(user).await).await.unwrap();
     client.join("1", &format!("user:{user}")).await;
@@ -23,7 +23,7 @@ fn push(user: u64, data: &str) -> String {
     format!(r#"{{"user_id":{user},"event":"push_timed","data":{data}}}"#)
 }
 
-/// The data of the next push; checks that it is stamped.
+/// The data of the next push. Also checks its timestamp.
 async fn data(client: &mut Client) -> Value {
     let message = client.receive().await;
     assert_eq!(message[3], "push_timed");
@@ -47,7 +47,7 @@ async fn a_posted_push_arrives_and_its_times_are_printed_as_statsd() {
     while !expected.is_empty() {
         let line = example.line_with("statsd |").await;
         let line = line.trim_start_matches("statsd | ");
-        assert!(!line.starts_with("pipeline.time_"), "nobody has asked for it: {line}");
+        assert!(!line.starts_with("pipeline.time_"), "it was not requested: {line}");
         let (name, rest) = line.split_once(':').unwrap();
         expected.retain(|other| *other != name);
         seen.insert(name.to_owned(), rest.to_owned());
@@ -90,14 +90,14 @@ async fn a_push_can_be_followed_by_one_id_from_the_request_to_the_socket() {
     for line in post(&format!("00-{ID}-00f067aa0ba902b7-01"), stops).await {
         assert!(line.contains(&format!("trace_id={ID}")), "{line}");
     }
-    // One that is not valid is ignored, and another begun.
+    // An invalid header is ignored, and a new trace begun.
     let lines = post(&format!("00-{ID}-0000000000000000-01"), stops).await;
     let ids: Vec<_> = lines.iter().map(|line| line.split("trace_id=").nth(1).unwrap()).collect();
     assert!(ids.iter().all(|id| id[..32] == ids[0][..32] && !id.starts_with(ID)), "{lines:?}");
 }
 
 #[tokio::test]
-async fn a_load_balancer_is_told_that_it_is_alive_and_ready() {
+async fn the_health_routes_report_alive_and_ready() {
     let example = Example::start(&[]).await;
     for (path, said) in [("/livez", "alive\n"), ("/readyz", "ready\n")] {
         let response = example.request("GET", path, "", "").await;
@@ -106,7 +106,7 @@ async fn a_load_balancer_is_told_that_it_is_alive_and_ready() {
 }
 
 #[tokio::test]
-async fn a_bad_push_is_told_what_is_wrong_and_the_rest_goes_on() {
+async fn a_bad_push_is_reported_and_the_others_are_accepted() {
     let example = Example::start(&["--max-demand", "1"]).await;
     let mut ada = user(&example, 1).await;
     let refused = async |body: &str| {
@@ -142,7 +142,7 @@ async fn a_bad_push_is_told_what_is_wrong_and_the_rest_goes_on() {
 }
 
 #[tokio::test]
-async fn many_pushes_without_their_content_type_are_told_which_one_they_need() {
+async fn many_pushes_with_the_wrong_content_type_get_a_hint() {
     let example = Example::start(&[]).await;
     let many = [push(1, "{}"), push(1, "{}")].join("\n");
     for body in [&many, &[&*many; 2_000].join("\n")] {
@@ -153,7 +153,7 @@ async fn many_pushes_without_their_content_type_are_told_which_one_they_need() {
 }
 
 #[tokio::test]
-async fn an_answer_tells_the_first_faults_and_counts_the_others() {
+async fn an_answer_lists_the_first_errors_and_counts_the_others() {
     let example = Example::start(&[]).await;
     let wrong = format!(r#"{{"{}":1}}"#, "x".repeat(1_000));
     let lines = vec![&*wrong; 1_000].join("\n");
@@ -166,7 +166,7 @@ async fn an_answer_tells_the_first_faults_and_counts_the_others() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_long_is_taken_in_up_to_there() {
+async fn a_body_above_the_limit_is_accepted_up_to_the_limit() {
     let example = Example::start(&["--buffer", "1000000"]).await;
     let line = push(1, &json!({ "d": "x".repeat(60_000) }).to_string());
     let lines = vec![&*line; 150].join("\n");
@@ -177,7 +177,7 @@ async fn a_body_that_is_too_long_is_taken_in_up_to_there() {
     assert!(told["errors"][0]["error"].as_str().unwrap().contains("longer than 8388608 bytes"));
 }
 
-/// Starts it as a program whose output nobody reads.
+/// Starts the example as a process whose output is not read.
 async fn unread(broken: bool) -> (Child, String) {
     let mut command = Command::new(Example::program("push_to_users").await);
     command.args(["--port", "0", "--statsd-all"]).kill_on_drop(true);
@@ -190,13 +190,13 @@ async fn unread(broken: bool) -> (Child, String) {
         drop((lines, child.stderr.take()));
         return (child, address);
     }
-    // Held, and not read.
+    // Held open, and not read.
     child.stdout = Some(lines.into_inner().into_inner());
     (child, address)
 }
 
 #[tokio::test]
-async fn output_that_is_not_read_or_closed_holds_up_nothing() {
+async fn unread_or_closed_output_blocks_nothing() {
     for broken in [false, true] {
         let (mut child, address) = unread(broken).await;
         // A log line for each, more than a pipe holds.
@@ -213,10 +213,10 @@ async fn output_that_is_not_read_or_closed_holds_up_nothing() {
 }
 
 #[tokio::test]
-async fn a_full_buffer_answers_503_and_says_when_to_come_back() {
+async fn a_full_buffer_answers_503_with_retry_after() {
     let flags = ["--buffer", "2", "--max-demand", "1", "--delay-ms", "600000", "--drain-secs", "0"];
     let example = Example::start(&flags).await;
-    // One is with the worker, if it has come to take it; two wait; and then it is full.
+    // The worker may hold one push, two are queued, and then the queue is full.
     let mut accepted = 0;
     let response = loop {
         let response = example.push(&push(1, "{}")).await;
@@ -236,12 +236,12 @@ async fn a_full_buffer_answers_503_and_says_when_to_come_back() {
     example.signal("-TERM").await;
     let (status, lines) = example.ended().await;
     let lines = lines.join("\n");
-    assert_eq!(status.code(), Some(1), "something was left undone");
+    assert_eq!(status.code(), Some(1), "items were left unprocessed");
     assert!(lines.contains(&format!("{accepted} events left undone")), "{lines}");
 }
 
 #[tokio::test]
-async fn standard_input_feeds_the_pipeline_and_waits_when_it_is_full() {
+async fn standard_input_feeds_the_pipeline_and_waits_while_it_is_full() {
     let mut example = Example::start(&["--stdin", "--buffer", "1", "--max-demand", "1"]).await;
     let mut ada = user(&example, 1).await;
     // Far more than the buffer holds: none may be lost.
@@ -258,8 +258,8 @@ async fn standard_input_feeds_the_pipeline_and_waits_when_it_is_full() {
 }
 
 #[tokio::test]
-async fn the_pushes_of_a_user_arrive_in_the_order_in_which_they_came() {
-    // Its runtime has several threads, and each push a worker that waits.
+async fn the_pushes_of_a_user_arrive_in_order() {
+    // The runtime has several threads, and each push has a worker that waits.
     let example = Example::start(&["--delay-ms", "1", "--max-demand", "50"]).await;
     let mut ada = user(&example, 1).await;
     let lines: Vec<_> = (0..2_000).map(|n| push(1, &json!({ "n": n }).to_string())).collect();
@@ -272,8 +272,9 @@ async fn the_pushes_of_a_user_arrive_in_the_order_in_which_they_came() {
 }
 
 #[tokio::test]
-async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
-    // SIGHUP never counts as the second signal: terminals and service managers send it beside others.
+async fn ctrl_c_and_sigterm_stop_it_cleanly_after_all_accepted_pushes() {
+    // SIGHUP never counts as the second signal: terminals and service managers send it along with
+    // others.
     for [signal, another] in [["-INT", ""], ["-TERM", "-HUP"], ["-HUP", "-HUP"], ["-HUP", "-TERM"]]
     {
         let example = Example::start(&["--delay-ms", "50", "--max-demand", "1"]).await;
@@ -305,7 +306,7 @@ async fn ctrl_c_and_sigterm_end_it_cleanly_after_what_was_accepted() {
 
 #[cfg(any(target_os = "android", target_os = "linux"))]
 #[tokio::test]
-async fn started_by_nohup_it_goes_on_when_its_terminal_is_closed() {
+async fn under_nohup_it_survives_the_close_of_its_terminal() {
     let example = Example::ignoring_hangup(&[]).await;
     let mut ada = user(&example, 1).await;
     example.signal("-HUP").await;
@@ -320,11 +321,11 @@ async fn started_by_nohup_it_goes_on_when_its_terminal_is_closed() {
 }
 
 #[tokio::test]
-async fn a_server_that_may_open_no_more_files_goes_on_and_accepts_again_when_it_may() {
+async fn a_server_at_its_limit_of_open_files_recovers_when_files_are_closed() {
     const FILES: usize = 40;
     let mut example = Example::with_files(FILES, &["--statsd-lines"]).await;
     let mut ada = user(&example, 1).await;
-    // The system takes these on, and the server cannot have all of them.
+    // The system accepts these into the backlog, and the server cannot accept all of them.
     let mut clients = Vec::new();
     for _ in 0..FILES {
         clients.push(TcpStream::connect(&example.address).await.unwrap());
@@ -339,7 +340,7 @@ async fn a_server_that_may_open_no_more_files_goes_on_and_accepts_again_when_it_
 }
 
 #[tokio::test]
-async fn the_demo_gives_a_newcomer_something_to_see() {
+async fn the_demo_pushes_to_three_users() {
     let example = Example::start(&["--demo"]).await;
     let mut joe = user(&example, 2).await;
     let first = data(&mut joe).await["n"].as_u64().unwrap();
@@ -347,7 +348,7 @@ async fn the_demo_gives_a_newcomer_something_to_see() {
 }
 
 #[tokio::test]
-async fn nobody_gets_in_without_a_token_and_nobody_joins_for_another() {
+async fn a_token_is_required_and_only_for_its_own_topic() {
     let example = Example::start(&["--token-age-secs", "3600"]).await;
     let url = example.socket_url(1).await;
     let (without_token, _) = url.split_once("&token").unwrap();
@@ -363,7 +364,7 @@ async fn nobody_gets_in_without_a_token_and_nobody_joins_for_another() {
 }
 
 #[tokio::test]
-async fn help_explains_every_flag_and_mistakes_are_explained_too() {
+async fn help_explains_every_flag_and_errors_are_explained() {
     let (status, help) = Example::run(&["--help"]).await;
     assert!(status.success());
     for flag in help.lines().filter(|line| line.trim_start().starts_with("--")) {
@@ -390,13 +391,13 @@ async fn help_explains_every_flag_and_mistakes_are_explained_too() {
 }
 
 #[tokio::test]
-async fn a_second_signal_cuts_the_draining_short() {
+async fn a_second_signal_skips_the_rest_of_the_drain() {
     let flags = ["--max-demand", "1", "--delay-ms", "3600000", "--drain-secs", "3600"];
     let mut example = Example::start(&flags).await;
     let mut ada = user(&example, 1).await;
     assert_eq!(example.push(&push(1, "{}")).await.status, 202);
     example.signal("-INT").await;
-    // From here on it drains: it takes nothing more, and clients that poll are still answered.
+    // It is draining from now on: it refuses pushes, and polling clients are still answered.
     while example.push(&push(1, "{}")).await.status == 202 {}
     assert!(TcpStream::connect(&example.address).await.is_ok());
     ada.expect_nothing_else().await;
@@ -406,7 +407,7 @@ async fn a_second_signal_cuts_the_draining_short() {
     assert_eq!(status.code(), Some(1));
 }
 
-/// A project folder with nothing in it but what npm needs to install the page's packages.
+/// A project folder with only the files that npm needs to install the page's packages.
 fn bare_project(name: &str) -> PathBuf {
     let bare = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
     let (from, to) = ("examples/push_to_users", bare.join("examples/push_to_users"));
@@ -429,7 +430,7 @@ async fn the_phoenix_client_is_installed_when_it_is_missing() {
 }
 
 #[tokio::test]
-async fn without_npm_it_says_so_and_does_its_job_all_the_same() {
+async fn without_npm_it_reports_that_and_still_works() {
     let bare = bare_project("no-npm");
     let mut example = Example::start_in(&bare, None, &[]).await;
     let told = example.line_with("client ").await;

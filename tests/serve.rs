@@ -1,4 +1,4 @@
-//! What clients may take of a server, and how its connections end.
+//! Limits of a server's connections, and the end of connections.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -39,12 +39,12 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// A limit that is soon over.
+/// A short limit.
 const SHORT: Duration = Duration::from_millis(100);
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// A server that runs beside the test.
+/// A server in a background task.
 struct Server {
     address: String,
     recorded: Recorded,
@@ -89,7 +89,7 @@ fn app() -> Router {
         .route("/length", post(async |body: String| body.len().to_string()))
 }
 
-/// All that is sent until the connection ends, whichever way it does.
+/// All bytes until the connection ends, by a close or a reset.
 async fn until_the_end(stream: &mut TcpStream) -> String {
     let mut all = Vec::new();
     // A reset is an end as well.
@@ -97,7 +97,7 @@ async fn until_the_end(stream: &mut TcpStream) -> String {
     String::from_utf8(all).unwrap()
 }
 
-/// Says something, and goes on a byte at a time until the connection ends.
+/// Sends the beginning, then continues a byte at a time until the connection ends.
 async fn dribble(mut stream: TcpStream, beginning: &str, bytes: &[u8]) {
     stream.write_all(beginning.as_bytes()).await.unwrap();
     let (mut read, mut write) = stream.split();
@@ -119,7 +119,7 @@ async fn dribble(mut stream: TcpStream, beginning: &str, bytes: &[u8]) {
     timeout(PATIENCE, ended).await.expect("the connection ends");
 }
 
-/// Asks again and again until the other has happened, and is answered each time.
+/// Sends requests until `other` completes, and expects each to be answered.
 async fn calm_meanwhile<T>(server: &Server, other: impl Future<Output = T>) -> T {
     let mut other = std::pin::pin!(other);
     loop {
@@ -131,7 +131,7 @@ async fn calm_meanwhile<T>(server: &Server, other: impl Future<Output = T>) -> T
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_are_slow_with_their_request_are_disconnected_and_others_are_served() {
+async fn clients_with_slow_requests_are_disconnected_and_others_are_served() {
     let server = Server::start(app(), |serve| {
         serve.header_timeout(SHORT).keep_alive_timeout(SHORT).body_timeout(SHORT)
     })
@@ -170,28 +170,31 @@ async fn clients_that_are_slow_with_their_request_are_disconnected_and_others_ar
 
 #[cfg(any(target_os = "android", target_os = "linux"))]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_does_not_read_its_answer_is_disconnected_and_others_are_served() {
+async fn clients_that_do_not_read_are_disconnected_and_others_are_served() {
     let large = get(async || vec![b'a'; 64 << 20]);
     let app = app().route("/large", large);
     let server = Server::start(app, |serve| serve.write_timeout(SHORT)).await;
     let mut stalled = server.connect().await;
     stalled.write_all(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
-    // One that goes on to ask is not read from any more, and breaks.
+    // The server stops reading from a client that keeps sending requests, and closes its connection.
     let mut asking = server.connect().await;
     let asked = async {
         let requests = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n".repeat(1_000);
         while asking.write_all(&requests).await.is_ok() {}
     };
-    calm_meanwhile(&server, async { timeout(PATIENCE, asked).await.expect("it breaks") }).await;
+    calm_meanwhile(&server, async {
+        timeout(PATIENCE, asked).await.expect("the connection is closed")
+    })
+    .await;
     let timed_out = || server.recorded.counters("http.connections_timed_out");
     let ended = eventually(|| timed_out() == [("reason=write".to_owned(), 2)]);
     calm_meanwhile(&server, ended).await;
-    // One that reads has it all, however long that takes.
+    // A client that reads receives the whole answer, however long that takes.
     assert_eq!(server.get("/large").await.1.len(), 64 << 20);
 }
 
 #[tokio::test]
-async fn a_body_that_takes_its_time_is_read_as_long_as_it_does_not_pause() {
+async fn a_slow_body_is_read_while_it_does_not_pause() {
     let server = Server::start(app(), |serve| serve.body_timeout(SHORT * 10)).await;
     let mut stream = server.connect().await;
     let head =
@@ -205,7 +208,7 @@ async fn a_body_that_takes_its_time_is_read_as_long_as_it_does_not_pause() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_long_is_refused() {
+async fn a_head_above_the_limit_is_refused() {
     let server = Server::start(app(), |serve| serve).await;
     let mut stream = server.connect().await;
     let long = format!("GET / HTTP/1.1\r\nHost: here\r\nLong: {}", "a".repeat(64 * 1024));
@@ -214,7 +217,7 @@ async fn a_head_that_is_too_long_is_refused() {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_long_is_refused_even_if_it_comes_at_once() {
+async fn a_head_above_the_limit_is_refused_even_if_it_arrives_at_once() {
     let server = Server::start(app(), |serve| serve).await;
     let head = |bytes: usize| {
         let rest = "GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nLong: \r\n\r\n".len();
@@ -229,9 +232,9 @@ async fn a_head_that_is_too_long_is_refused_even_if_it_comes_at_once() {
     }
 }
 
-/// On one thread, so that what happens between two turns of a task is what others did in theirs.
+/// On one thread, so that other tasks run only between two polls of a task.
 #[tokio::test]
-async fn a_client_that_does_not_wait_for_answers_gets_few_of_them_in_one_turn() {
+async fn a_client_that_pipelines_requests_gets_few_answers_per_poll() {
     const REQUESTS: usize = 200;
     let answered = Arc::new(AtomicUsize::new(0));
     let counted = answered.clone();
@@ -250,11 +253,11 @@ async fn a_client_that_does_not_wait_for_answers_gets_few_of_them_in_one_turn() 
         }
     };
     timeout(PATIENCE, all_are_answered).await.unwrap();
-    assert!((1..=16).contains(&most), "{most} answers in one turn");
+    assert!((1..=16).contains(&most), "{most} answers in one poll");
 }
 
 #[tokio::test]
-async fn a_body_that_failed_is_over() {
+async fn a_failed_body_has_ended() {
     let twice = post(async |mut body: Body| {
         let failed = matches!(body.frame().await, Some(Err(_)));
         format!("{failed} {}", body.frame().await.is_none())
@@ -269,7 +272,7 @@ async fn a_body_that_failed_is_over() {
 }
 
 #[tokio::test]
-async fn requests_tell_the_address_of_their_client() {
+async fn requests_carry_the_address_of_their_client() {
     let server = Server::start(app(), |serve| serve).await;
     let mut stream = server.connect().await;
     let address = stream.local_addr().unwrap().to_string();
@@ -281,7 +284,7 @@ async fn requests_tell_the_address_of_their_client() {
 }
 
 #[tokio::test]
-async fn one_connection_too_many_is_refused_until_another_ends() {
+async fn a_connection_above_the_limit_is_refused_until_another_ends() {
     let server = Server::start(app(), |serve| serve.max_connections(2).header_timeout(DAY)).await;
     let (silent, _other) = (server.connect().await, server.connect().await);
     let refused = pipeline_test_support::get(&server.address, "/").await;
@@ -295,7 +298,7 @@ async fn one_connection_too_many_is_refused_until_another_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_come_one_after_the_other_never_are_too_many() {
+async fn consecutive_clients_never_exceed_the_limit() {
     let server = Server::start(app(), |serve| serve.max_connections(1)).await;
     let open = || server.recorded.levels("http.connections");
     for _ in 0..20 {
@@ -306,7 +309,7 @@ async fn clients_that_come_one_after_the_other_never_are_too_many() {
 }
 
 #[tokio::test]
-async fn half_requests_do_not_delay_the_end() {
+async fn incomplete_requests_do_not_delay_the_shutdown() {
     let mut server = Server::start(app(), |serve| {
         serve.header_timeout(Duration::MAX).keep_alive_timeout(Duration::MAX)
     })
@@ -319,9 +322,9 @@ async fn half_requests_do_not_delay_the_end() {
         stream.write_all(said.as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    // Each has been accepted, as those before it have.
+    // Each has been accepted, as the ones before it.
     assert_eq!(server.get("/").await, (200, "hello".into()));
-    // From here on time moves only when everything waits for it.
+    // From here on the paused clock only moves when all tasks wait for it.
     tokio::time::pause();
     let began = Instant::now();
     server.stop();
@@ -334,7 +337,7 @@ async fn half_requests_do_not_delay_the_end() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_being_answered_at_the_end_is_answered() {
+async fn a_pending_request_is_answered_during_the_shutdown() {
     let (gate, mut keeper) = gate();
     let waits = get(async move || {
         gate.pass(1).await.unwrap();
@@ -351,7 +354,7 @@ async fn a_request_that_is_being_answered_at_the_end_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pipeline_that_another_one_feeds_takes_in_what_that_one_gives_up_while_it_drains() {
+async fn a_pipeline_accepts_given_up_items_of_another_that_drains() {
     let (let_go, gate) = watch::channel(false);
     let (failed, failed_source) = queue(QueueOptions::new());
     let (orders, source) = queue(QueueOptions::new());
@@ -388,7 +391,7 @@ async fn a_pipeline_that_another_one_feeds_takes_in_what_that_one_gives_up_while
     }
     server.stop();
     eventually(|| orders.is_closed()).await;
-    // Another that is drained at the same time would be closed by now, as it has nothing to do.
+    // Draining both at the same time would have closed this one by now, because it is idle.
     sleep(SHORT).await;
     assert!(!failed.is_closed());
     let_go.send_replace(true);
@@ -402,7 +405,7 @@ async fn a_pipeline_that_another_one_feeds_takes_in_what_that_one_gives_up_while
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_to_drain_is_for_all_pipelines_together() {
+async fn the_drain_timeout_covers_all_pipelines() {
     let minute = Duration::from_secs(60);
     let stuck = |name: &str| {
         let (queue, producer) = queue::<u64>(QueueOptions::new());
@@ -431,7 +434,7 @@ async fn the_time_to_drain_is_for_all_pipelines_together() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn the_first_signal_is_not_the_second_when_something_else_began_the_end() {
+async fn the_first_signal_during_a_shutdown_without_one_does_not_interrupt_it() {
     let (log, _guard) = Log::keep();
     let (gate, mut keeper) = gate();
     let (queue, producer) = queue::<u64>(QueueOptions::new());
@@ -449,7 +452,7 @@ async fn the_first_signal_is_not_the_second_when_something_else_began_the_end() 
     keeper.started(1).await;
     server.stop();
     eventually(|| health.readiness().is_err()).await;
-    // An orchestrator sees that it is not ready, and tells it to stop.
+    // An orchestrator sees that the process is not ready, and signals it to stop.
     let id = std::process::id().to_string();
     assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
     let mut lines = Vec::new();
@@ -464,7 +467,7 @@ async fn the_first_signal_is_not_the_second_when_something_else_began_the_end() 
 }
 
 #[tokio::test]
-async fn while_it_lingers_it_is_not_ready_and_still_accepts() {
+async fn while_it_lingers_it_is_not_ready_and_still_accepts_connections() {
     let health = Health::new();
     let app = app().merge(health.router());
     let mut server = Server::start(app, |serve| serve.health(&health).linger(DAY)).await;
@@ -481,7 +484,7 @@ async fn while_it_lingers_it_is_not_ready_and_still_accepts() {
 }
 
 #[tokio::test]
-async fn it_says_where_it_listens() {
+async fn it_logs_its_address() {
     let (log, _guard) = Log::keep();
     let server = Server::start(app(), |serve| serve).await;
     let line = format!("INFO address={} message=listening", server.address);
@@ -514,7 +517,7 @@ impl Channel for UserChannel {
 }
 
 #[tokio::test]
-async fn a_client_that_polls_can_fetch_what_a_pipeline_sends_while_it_drains() {
+async fn a_polling_client_can_fetch_messages_of_a_draining_pipeline() {
     let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
     let sockets = sockets.longpoll(LongPoll::new().window(SHORT * 10));
     let endpoint = Endpoint::builder().mount("/socket", sockets).build().unwrap();
@@ -549,7 +552,7 @@ async fn a_client_that_polls_can_fetch_what_a_pipeline_sends_while_it_drains() {
     keeper.started(1).await;
     server.stop();
     eventually(|| queue.is_closed()).await;
-    // No poll waits when it is sent.
+    // No poll is pending when it is sent.
     keeper.let_go(1);
     sleep(SHORT).await;
     let fetched = pipeline_test_support::get(&address, &path).await.json();
@@ -559,7 +562,7 @@ async fn a_client_that_polls_can_fetch_what_a_pipeline_sends_while_it_drains() {
 }
 
 #[tokio::test]
-async fn a_time_in_which_nothing_can_be_done_is_refused() {
+async fn a_timeout_of_zero_is_refused() {
     type Set = fn(Serve, Duration) -> Serve;
     let set: [(Set, &str); 3] = [
         (Serve::header_timeout, "header_timeout has to be above zero"),

@@ -1,4 +1,4 @@
-//! Metrics as the original StatsD daemon from npm receives and reports them.
+//! Metrics as received and reported by the original StatsD daemon from npm.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -20,7 +20,7 @@ use tokio::{
     time::timeout,
 };
 
-/// The daemon. Killed when it is dropped.
+/// The daemon. Killed on drop.
 struct Daemon {
     _node: Child,
     stdout: Lines<BufReader<ChildStdout>>,
@@ -30,7 +30,7 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// One that does not flush during the test: it forgets at each flush what it has counted.
+    /// A daemon that does not flush during the test: a flush resets its counts.
     async fn start() -> Self {
         Self::flushing_every(Duration::from_secs(3600)).await
     }
@@ -62,7 +62,7 @@ impl Daemon {
         daemon
     }
 
-    /// What it has received so far: `counters` or `timers`, by name.
+    /// The data received so far: `counters` or `timers`, by name.
     async fn ask(&self, what: &str) -> Value {
         let mut stream = TcpStream::connect(("127.0.0.1", self.management)).await.unwrap();
         stream.write_all(format!("{what}\n").as_bytes()).await.unwrap();
@@ -80,12 +80,12 @@ impl Daemon {
         serde_json::from_slice(&node.await.unwrap().stdout).unwrap()
     }
 
-    /// What it reports until it has counted this.
+    /// Collects reports until this counter is in one.
     async fn reported_until(&mut self, counter: &str) -> Reported {
         let mut reported = Reported::default();
         while reported.counters.get(counter).is_none_or(|count| *count == 0.0) {
             let line = timeout(PATIENCE, self.stdout.next_line()).await.unwrap().unwrap().unwrap();
-            // It says other things, too, such as that it is up.
+            // It also prints other lines, for instance that it is up.
             if let Ok(flush) = serde_json::from_str(&line) {
                 reported.add(&flush);
             }
@@ -93,7 +93,7 @@ impl Daemon {
         reported
     }
 
-    /// The values of a timer, once there are so many.
+    /// The values of a timer, once there are `count` of them.
     async fn timer(&self, name: &str, count: usize) -> Vec<f64> {
         let arriving = async {
             loop {
@@ -108,13 +108,13 @@ impl Daemon {
     }
 }
 
-/// What the daemon reported at all its flushes together.
+/// The daemon's reports of all flushes.
 #[derive(Debug, Default)]
 struct Reported {
     counters: BTreeMap<String, f64>,
     gauges: BTreeMap<String, f64>,
     timers: BTreeMap<String, Vec<f64>>,
-    /// How many times there were, those included that no line was sent for.
+    /// The number of samples of each timer, including those without a line.
     timer_counters: BTreeMap<String, f64>,
 }
 
@@ -185,7 +185,7 @@ async fn the_original_daemon_understands_every_line() {
 }
 
 #[tokio::test]
-async fn the_original_daemon_reports_the_values_that_were_recorded() {
+async fn the_original_daemon_reports_the_recorded_values() {
     let mut daemon = Daemon::flushing_every(Duration::from_millis(100)).await;
     let (recorder, flusher) = StatsdRecorder::udp(("127.0.0.1", daemon.port))
         .unwrap()
@@ -227,7 +227,7 @@ async fn the_original_daemon_reports_the_values_that_were_recorded() {
         counter!("a b:c|d\ne", "k;=" => "v:1|c\nevil:9|c").increment(1);
         counter!("", "half" => "").increment(1);
     });
-    // Gauges are sent again, and those below zero stay where they are.
+    // Gauges are sent again, and negative ones keep their value.
     sent(&|| ());
     sent(&|| counter!("end").increment(1));
     let reported = daemon.reported_until("app.end;env=test").await;
@@ -244,12 +244,12 @@ async fn the_original_daemon_reports_the_values_that_were_recorded() {
     assert_eq!(reported.timers[&of("took")], [0.001_234, 0.75]);
     assert_eq!(reported.timers[&of("lasted")], [1.5]);
     assert_eq!(reported.timers[&of("bytes")], [3.0, 512.5]);
-    // Those that stand for others are few, and their number is known nevertheless.
+    // The lines that represent several samples are few, and the total is known nevertheless.
     assert_eq!(reported.timers[&of("many")].len(), 166);
     assert_eq!(reported.timer_counters[&of("many")].round(), 1300.0);
     assert!(!reported.counters.contains_key(&of("bytes")), "a histogram is no counter");
 
-    // It has received what was sent, and is told of it.
+    // It received the lines, and the recorder's own counters report them.
     let sum = |what: fn(&FlushReport) -> u64| flushes.iter().map(what).sum::<u64>() as f64;
     assert_eq!(reported.counters["statsd.metrics_received"], sum(|flush| flush.lines));
     assert_eq!(reported.counters["statsd.packets_received"], sum(|flush| flush.packets));

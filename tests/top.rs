@@ -1,4 +1,4 @@
-//! The live view in a terminal, as its users run it.
+//! The terminal view, as its users run it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::process::{Output, Stdio};
@@ -26,7 +26,7 @@ async fn a_frame_shows_the_stages_of_a_running_program() {
 }
 
 #[tokio::test]
-async fn what_is_no_inspector_is_called_so() {
+async fn an_url_without_an_inspector_is_reported() {
     let example = Example::start(&[]).await;
     let refused = |url: String| async move {
         let shown = top(&url).await;
@@ -42,11 +42,11 @@ async fn what_is_no_inspector_is_called_so() {
 }
 
 #[tokio::test]
-async fn without_a_terminal_it_names_the_option_that_needs_none() {
+async fn without_a_terminal_it_suggests_once() {
     let example = Example::start(&[]).await;
     let mut command = Command::new(Example::program("top").await);
     command.arg(format!("http://{}/inspect", example.address)).stdin(Stdio::null());
-    // In a session of its own it cannot open the terminal of those who run the test.
+    // In a separate session the program cannot open the test's own terminal.
     let output = Command::new("setsid")
         .arg("--wait")
         .arg(command.as_std().get_program())

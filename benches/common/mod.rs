@@ -1,4 +1,4 @@
-//! The ends of the pipelines that are measured.
+//! Source and sink of the measured pipelines.
 
 use std::{
     hint::black_box,
@@ -13,7 +13,7 @@ use pipeline::{Consumer, Emitter, ExitReason, Producer, Subscription};
 /// Events per measurement.
 pub(crate) const EVENTS: u64 = 100_000;
 
-/// Emits so many numbers, as they are asked for, and ends.
+/// A producer that emits this many numbers, on demand, and ends.
 #[derive(Default)]
 pub(crate) struct Numbers {
     next: u64,
@@ -37,7 +37,7 @@ impl Producer for Numbers {
     }
 }
 
-/// Counts what it receives.
+/// A consumer that counts events.
 #[derive(Clone, Default)]
 pub(crate) struct Count(Arc<AtomicU64>);
 

@@ -1,4 +1,4 @@
-//! An endpoint whose sockets never leave the process.
+//! An endpoint with in-memory sockets.
 
 use std::{io, net::SocketAddr};
 
@@ -12,7 +12,7 @@ use tokio::{
     sync::mpsc,
 };
 
-/// How many bytes a stream holds.
+/// The buffer of a stream in bytes.
 const HOLDS: usize = 1 << 20;
 
 pub(crate) struct Anyone;
@@ -25,7 +25,7 @@ impl Socket for Anyone {
     }
 }
 
-/// Answers everything with nothing.
+/// A channel with an empty reply to every event.
 pub(crate) struct Room;
 
 impl Channel for Room {
@@ -62,7 +62,7 @@ impl MemoryServer {
         Self { endpoint, streams }
     }
 
-    /// A WebSocket that speaks this version.
+    /// Opens a WebSocket with this protocol version.
     pub(crate) async fn connect(&self, version: &str) -> DuplexStream {
         let (mut ours, theirs) = tokio::io::duplex(HOLDS);
         self.streams.send(theirs).await.unwrap();
@@ -81,7 +81,7 @@ impl MemoryServer {
     }
 }
 
-/// Hands out streams that never leave the process.
+/// A listener of in-memory streams.
 struct Memory(mpsc::Receiver<DuplexStream>);
 
 impl axum::serve::Listener for Memory {

@@ -1,4 +1,4 @@
-//! Measuring a server under a load.
+//! Measures a server under load.
 #![expect(clippy::disallowed_methods, reason = "there is no runtime here")]
 
 use std::{env, path::PathBuf, process::Command, thread, time::Duration};
@@ -11,21 +11,21 @@ use crate::{
     usage::{ProcessorTime, resident},
 };
 
-/// How long a server has to come to rest, once all have joined.
+/// How long a server has to settle after all sockets have joined.
 const REST: Duration = Duration::from_millis(300);
 
-/// How many may connect to a server by default at the same time.
+/// The default number of concurrent connection attempts.
 const AT_ONCE: usize = 100;
 
-/// The floor accepts one after the other.
+/// The floor accepts one connection at a time.
 const AT_ONCE_TO_THE_FLOOR: usize = 50;
 
-/// Who is put under load.
+/// The server under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
     /// The project's own server.
     Target,
-    /// axum and tokio's broadcast.
+    /// axum and tokio's broadcast channel.
     ByHand,
     /// One thread, one write for each frame.
     Floor,
@@ -33,54 +33,54 @@ pub(crate) enum Contender {
     Glued,
 }
 
-/// How large loads are.
+/// The scale of the loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Size {
     Full,
-    /// For a first look.
+    /// For a first impression.
     Quick,
-    /// Only to see that everything arrives.
+    /// Only checks that everything arrives.
     Tiny,
 }
 
-/// What is measured, and how often.
+/// The configuration of a measurement.
 #[derive(Clone, Debug)]
 pub(crate) struct Bench {
-    /// The program of the project's own server.
+    /// The path of the project's own server.
     pub(crate) target: PathBuf,
     pub(crate) rounds: usize,
     pub(crate) size: Size,
-    /// How many sockets a process may have.
+    /// The maximum number of sockets in a process.
     pub(crate) descriptors: usize,
 }
 
-/// What the sockets of a load join.
+/// The topics that a load's sockets join.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Topics {
-    /// The same for all.
+    /// The same topic for all sockets.
     Room,
-    /// One for each.
+    /// One topic per socket.
     Users,
-    /// Each has its part of so many, and the first few have the same one too.
+    /// Each socket has its share of the other topics, and the first few also join the small one.
     Many { others: usize, sockets: usize, on_the_small: usize },
 }
 
-/// Sockets, and what they are sent.
+/// A number of sockets, and the messages that they receive.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     pub(crate) sockets: usize,
     pub(crate) at_once: usize,
     pub(crate) topics: Topics,
-    /// The path that begins it, if there is more to it than connecting.
+    /// The path of the request that starts the load, if there is one.
     pub(crate) request: Option<String>,
-    /// How many frames it has.
+    /// The number of frames.
     pub(crate) frames: u64,
-    /// Whether to find out how old frames are when they arrive.
+    /// Whether to measure the age of frames on arrival.
     pub(crate) timed: bool,
     pub(crate) within: Duration,
 }
 
-/// What a load has cost.
+/// The cost of a load.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     pub(crate) joined_in_seconds: f64,
@@ -91,12 +91,12 @@ pub(crate) struct Measured {
     pub(crate) p99_ms: f64,
 }
 
-/// What a load has cost in several rounds.
+/// The cost of a load in several rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Series(Vec<Measured>);
 
 impl Load {
-    /// Connecting and joining, and nothing else.
+    /// Connects and joins only.
     pub(crate) fn connecting(sockets: usize, topics: Topics) -> Self {
         Self {
             sockets,
@@ -109,7 +109,7 @@ impl Load {
         }
     }
 
-    /// So many messages to all sockets, on one topic.
+    /// Broadcasts this many messages on one topic to all sockets.
     pub(crate) fn broadcasts(sockets: usize, messages: u64, every: Option<Duration>) -> Self {
         let pace = every.map(|every| format!("&every_us={}", every.as_micros()));
         let pace = pace.unwrap_or_default();
@@ -123,7 +123,7 @@ impl Load {
 }
 
 impl Bench {
-    /// A full load, or less of it.
+    /// The full load, or less of it in a smaller size.
     pub(crate) fn scaled(&self, full: u64) -> u64 {
         let divided = match self.size {
             Size::Full => full,
@@ -133,18 +133,18 @@ impl Bench {
         divided.max(1)
     }
 
-    /// So many sockets, or less.
+    /// The number of sockets, or fewer in a smaller size.
     pub(crate) fn sockets(&self, full: usize) -> usize {
         self.topics(full).min(self.descriptors)
     }
 
-    /// So many topics, or less.
+    /// The number of topics, or fewer in a smaller size.
     pub(crate) fn topics(&self, full: usize) -> usize {
         if self.size == Size::Tiny { full.div_ceil(100) } else { full }
     }
 
-    /// Measures all of these, one after the other, in so many rounds. So whatever else the machine does
-    /// is not held against one of them alone.
+    /// Measures all of these in turn, in several rounds, so that other activity of the machine does not
+    /// affect only one of them.
     pub(crate) fn rounds(&self, loads: &[(Contender, &Load)]) -> Result<Vec<Series>, LoadError> {
         let mut series: Vec<Series> = loads.iter().map(|_| Series::default()).collect();
         for _ in 0..self.rounds {
@@ -155,7 +155,7 @@ impl Bench {
         Ok(series)
     }
 
-    /// Puts a load on a server that has just been started.
+    /// Applies a load to a freshly started server.
     pub(crate) fn measure(&self, contender: Contender, load: &Load) -> Result<Measured, LoadError> {
         let server = Server::start(&mut self.command(contender)?)?;
         let process = server.process();
@@ -218,7 +218,7 @@ impl Topics {
 }
 
 impl Series {
-    /// A quantity of what was measured.
+    /// A figure from one quantity of the measurements.
     pub(crate) fn figure(&self, quantity: impl Fn(&Measured) -> f64) -> Figure {
         let rounds = self.0.iter().map(quantity).collect();
         Figure::new(rounds).expect("there is at least one round")

@@ -1,61 +1,61 @@
-//! What can go wrong under load.
+//! Errors of a measurement.
 
 use std::{io, path::PathBuf, time::Duration};
 
 use thiserror::Error;
 
-/// Why something could not be measured.
+/// Why a measurement failed.
 #[derive(Debug, Error)]
 pub(crate) enum LoadError {
-    /// The operating system refuses.
+    /// An I/O error.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A program does not start.
-    #[error("{program} does not start")]
+    /// A program did not start.
+    #[error("cannot start {program}")]
     NoServer {
         /// The program.
         program: PathBuf,
-        /// Why not, if it is known.
+        /// The cause, if known.
         #[source]
         source: Option<io::Error>,
     },
-    /// The server refuses a socket, or a join.
-    #[error("the server refuses: {0}")]
+    /// The server refused a socket or a join.
+    #[error("the server refused: {0}")]
     Refused(String),
-    /// The server has closed a socket.
-    #[error("the server has closed a socket")]
+    /// The server closed a socket.
+    #[error("the server closed a socket")]
     Closed,
-    /// The request that begins the load has failed.
-    #[error("the request for the load has failed: {0}")]
+    /// The request that starts the load failed.
+    #[error("the request that starts the load failed: {0}")]
     Request(String),
-    /// Not all have joined in time.
-    #[error("{joined} of {of} sockets have joined within {within:?}")]
+    /// Not all sockets joined in time.
+    #[error("{joined} of {of} sockets joined within {within:?}")]
     NotJoined {
-        /// How many have.
+        /// The number of joined sockets.
         joined: usize,
-        /// How many should have.
+        /// The expected number.
         of: usize,
-        /// How long they had.
+        /// The time limit.
         within: Duration,
     },
     /// Frames are missing.
-    #[error("{arrived} of {of} frames have arrived")]
+    #[error("{arrived} of {of} frames arrived")]
     Missing {
-        /// How many have.
+        /// The number of arrived frames.
         arrived: u64,
-        /// How many should have.
+        /// The expected number.
         of: u64,
     },
-    /// A pipeline cannot be started.
+    /// A pipeline could not be started.
     #[error(transparent)]
     Start(#[from] pipeline_core::StartError),
-    /// A stage has ended too early.
-    #[error("a stage has ended: {0}")]
+    /// A stage ended too early.
+    #[error("a stage ended: {0}")]
     Stage(String),
-    /// A file has no place for a table.
+    /// A file has no table to replace.
     #[error("{0} has no table of this kind")]
     NoTable(PathBuf),
-    /// Figures cannot be written down.
+    /// The figures could not be serialized.
     #[error(transparent)]
     Json(#[from] serde_json::Error),
 }

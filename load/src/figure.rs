@@ -1,10 +1,10 @@
-//! A quantity that was measured several times. Pure.
+//! A quantity measured several times. Pure.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// The middle of what was measured, and all of it.
+/// The median of a quantity, and its values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Figure {
     pub(crate) median: f64,
@@ -12,7 +12,7 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    /// None if nothing was measured.
+    /// None without values.
     pub(crate) fn new(rounds: Vec<f64>) -> Option<Self> {
         let mut sorted = rounds.clone();
         sorted.sort_by(f64::total_cmp);
@@ -22,7 +22,7 @@ impl Figure {
     }
 }
 
-/// Three digits, and a thousand or a million where it is one.
+/// Formats a number with three digits, in thousands or millions where it is large.
 pub(crate) struct Short(pub(crate) f64);
 
 impl fmt::Display for Short {

@@ -1,7 +1,7 @@
-//! The project under load, beside what one would write by hand.
+//! Load tests of the project, compared with hand-written programs.
 //!
-//! `cargo xtask load` builds this and the server `examples/load_target.rs`, and prints the table in
-//! the README. `docs/performance.md` tells how it is measured. It runs on Linux.
+//! `cargo xtask load` builds this and the server `examples/load_target.rs`, and prints the table in the
+//! README. `docs/performance.md` describes the method. It runs on Linux.
 
 mod bench;
 mod client;
@@ -29,14 +29,14 @@ use self::{
     usage::Machine,
 };
 
-/// As the project's own server has it.
+/// The same allocator as the project's own server.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
-/// How many sockets the largest load has.
+/// The number of sockets in the largest load.
 const MOST_SOCKETS: usize = 18_000;
 
-/// The project under load, beside what one would write by hand.
+/// Load tests of the project, compared with hand-written programs
 #[derive(Debug, Parser)]
 struct Args {
     #[command(subcommand)]
@@ -47,7 +47,7 @@ struct Args {
 enum Command {
     /// Measure, and print the table
     Table(Table),
-    /// Measure how cost grows with sockets and topics, and draw it
+    /// Measure how cost grows with sockets and topics, and draw a chart
     Growth {
         #[command(flatten)]
         how: How,
@@ -55,13 +55,13 @@ enum Command {
         #[arg(long, default_value = "docs")]
         into: PathBuf,
     },
-    /// Serve broadcasts as one would write it by hand
+    /// Run the hand-written server
     ByHand {
         /// The port to serve on; a free one by default
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
-    /// Serve broadcasts and pushes from one thread, with as little as it can be done
+    /// Run the floor: one thread with the least possible work
     Floor {
         /// The port to serve on; a free one by default
         #[arg(long, default_value_t = 0)]
@@ -72,24 +72,24 @@ enum Command {
     },
 }
 
-/// What is measured, and how often.
+/// The options of all measurements.
 #[derive(Debug, clap::Args)]
 struct How {
     /// The program of the server to measure, `examples/load_target.rs`
     #[arg(long)]
     target: PathBuf,
-    /// How often everything is measured
+    /// The number of rounds
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Measure less, for a first look
+    /// Measure smaller loads, for a first impression
     #[arg(long)]
     quick: bool,
-    /// Measure next to nothing, only to see that everything arrives
+    /// Measure minimal loads, only to check that everything arrives
     #[arg(long, conflicts_with = "quick")]
     tiny: bool,
 }
 
-/// Of which rows a table is made, and where it goes.
+/// The options of the table.
 #[derive(Debug, clap::Args)]
 struct Table {
     #[command(flatten)]
@@ -97,10 +97,10 @@ struct Table {
     /// Only these rows
     #[arg(long, value_delimiter = ',')]
     rows: Vec<Rows>,
-    /// Write all figures to this file too
+    /// Also write all figures to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Put the table into this file too, in the place of the one that is there
+    /// Also replace the table in this file
     #[arg(long)]
     write: Option<PathBuf>,
 }
@@ -119,7 +119,7 @@ impl How {
     fn bench(&self) -> Bench {
         let descriptors = descriptors::raise();
         if descriptors < MOST_SOCKETS {
-            eprintln!("no more than {descriptors} sockets: the limit of open files is no higher");
+            eprintln!("limited to {descriptors} sockets by the limit of open files");
         }
         let size = match (self.quick, self.tiny) {
             (true, _) => Size::Quick,

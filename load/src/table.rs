@@ -1,4 +1,4 @@
-//! The table of what was measured, in Markdown. Pure.
+//! The table of results in Markdown. Pure.
 
 use std::fmt::Write as _;
 
@@ -6,15 +6,15 @@ use serde::Serialize;
 
 use crate::figure::{Figure, Short};
 
-/// Between these lines of a text the table is.
+/// The table is between these lines of a text.
 const BEGIN: &str = "<!-- what `cargo xtask load` has printed -->\n";
 const END: &str = "<!-- until here -->\n";
 
-/// One kind of work, and what it came to.
+/// A row of the table.
 #[derive(Debug, Serialize)]
 pub(crate) struct Line {
     pub(crate) work: String,
-    /// What Phoenix and GenStage came to, measured once. Empty if they were not.
+    /// The figure of Phoenix or GenStage, measured once. Empty if there is none.
     pub(crate) beam: &'static str,
     pub(crate) by_hand: Option<Figure>,
     pub(crate) floor: Option<Figure>,
@@ -22,7 +22,7 @@ pub(crate) struct Line {
     pub(crate) reach: Reach,
 }
 
-/// What is to be reached, and whether it is.
+/// The targets, and whether they are met.
 #[derive(Debug, Serialize)]
 pub(crate) struct Reach {
     words: String,
@@ -47,13 +47,13 @@ impl Line {
         Self { floor: Some(floor), ..self }
     }
 
-    /// It is to be no more than this.
+    /// Adds an upper limit as a target.
     pub(crate) fn at_most(self, limit: f64, words: &str) -> Self {
         let met = self.ours.median <= limit;
         self.reaching(words, met)
     }
 
-    /// It is to be no less than this.
+    /// Adds a lower limit as a target.
     pub(crate) fn at_least(self, limit: f64, words: &str) -> Self {
         let met = self.ours.median >= limit;
         self.reaching(words, met)
@@ -107,7 +107,7 @@ pub(crate) fn markdown(lines: &[Line]) -> String {
     text
 }
 
-/// A text with another table. None if it has none.
+/// The text with its table replaced. None if it has no table.
 pub(crate) fn replaced(text: &str, table: &str) -> Option<String> {
     let (before, rest) = text.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;

@@ -1,12 +1,12 @@
-//! What a process has used, as Linux tells.
+//! Resource usage of a process, from Linux's `/proc`.
 
 use std::{collections::HashMap, fs, io, time::Duration};
 
 /// The processor time of a process, by thread.
 ///
-/// `/proc/PID/stat` counts in hundredths of a second, which is too coarse for a load of a few tenths.
-/// `schedstat` counts nanoseconds, but thread by thread; one that ends takes its time with it, which
-/// those of a server under load do not.
+/// `/proc/PID/stat` has a resolution of a hundredth of a second, which is too coarse for a load of a few
+/// tenths. `schedstat` has nanoseconds, but per thread; a thread that ends is no longer counted, which
+/// does not happen in a server under load.
 #[derive(Debug)]
 pub(crate) struct ProcessorTime(HashMap<String, u64>);
 
@@ -15,7 +15,7 @@ impl ProcessorTime {
         let mut threads = HashMap::new();
         for thread in fs::read_dir(format!("/proc/{process}/task"))? {
             let thread = thread?;
-            // It may have ended since it was listed.
+            // The thread may have ended since it was listed.
             let Ok(text) = fs::read_to_string(thread.path().join("schedstat")) else { continue };
             let nanos = text.split(' ').next().and_then(|number| number.parse().ok());
             let name = thread.file_name().to_string_lossy().into_owned();
@@ -24,7 +24,7 @@ impl ProcessorTime {
         if threads.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(Self(threads)) }
     }
 
-    /// What was used between two moments.
+    /// The time used between two samples.
     pub(crate) fn since(&self, earlier: &Self) -> Duration {
         let used = |(thread, nanos): (&String, &u64)| {
             nanos.saturating_sub(earlier.0.get(thread).copied().unwrap_or_default())
@@ -33,7 +33,7 @@ impl ProcessorTime {
     }
 }
 
-/// The memory of a process that is in use, in bytes.
+/// The resident memory of a process in bytes.
 pub(crate) fn resident(process: u32) -> io::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -41,11 +41,11 @@ pub(crate) fn resident(process: u32) -> io::Result<u64> {
     Ok(kilobytes.ok_or(io::ErrorKind::InvalidData)? << 10)
 }
 
-/// What all processors have done until now, in ticks of the system's own.
+/// The time of all processors until now, in the system's ticks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Machine {
     all: u64,
-    /// For others than this process and those it has started, and seen end.
+    /// The time of other processes: all but this one and its finished children.
     others: u64,
 }
 
@@ -55,11 +55,11 @@ impl Machine {
             let words = text.split_whitespace().skip(from).take(count);
             words.map(|word| word.parse().ok()).collect()
         };
-        // User, nice, system, idle, waiting, interrupts, soft interrupts, stolen.
+        // user, nice, system, idle, iowait, irq, softirq, steal.
         let machine = fs::read_to_string("/proc/stat")?;
         let machine = numbers(&machine, 1, 8).ok_or(io::ErrorKind::InvalidData)?;
         let own = fs::read_to_string("/proc/self/stat")?;
-        // The name may have spaces; twelve fields are between it and the times.
+        // The name may contain spaces; twelve fields are between it and the times.
         let own = own.rsplit(')').next().and_then(|rest| numbers(rest, 11, 4));
         let own: u64 = own.ok_or(io::ErrorKind::InvalidData)?.iter().sum();
         let all: u64 = machine.iter().sum();
@@ -67,7 +67,7 @@ impl Machine {
         Ok(Self { all, others: (all - idle).saturating_sub(own) })
     }
 
-    /// How much of its time the machine has spent on others, in percent.
+    /// The share of the machine's time that other processes used, in percent.
     pub(crate) fn others_since(&self, earlier: &Self) -> f64 {
         let all = self.all.saturating_sub(earlier.all).max(1);
         self.others.saturating_sub(earlier.others) as f64 * 100.0 / all as f64
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_knows_what_it_has_used() {
+    fn a_process_reads_its_own_usage() {
         let process = std::process::id();
         let before = ProcessorTime::of(process).unwrap();
         let mut sum = 0_u64;
@@ -90,14 +90,14 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_is_never_busier_than_it_can_be() {
+    fn the_share_of_others_is_at_most_all() {
         let before = Machine::now().unwrap();
         let others = Machine::now().unwrap().others_since(&before);
         assert!((0.0..=100.0).contains(&others), "{others}");
     }
 
     #[test]
-    fn a_process_that_is_not_there_has_used_nothing_that_is_known() {
+    fn a_missing_process_has_no_usage() {
         assert!(ProcessorTime::of(u32::MAX).is_err());
         assert!(resident(u32::MAX).is_err());
     }

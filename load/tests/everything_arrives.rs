@@ -1,11 +1,11 @@
-//! Next to nothing of each load: no figure is looked at, but all frames have to arrive.
+//! Minimal versions of all loads: figures are not checked, but all frames have to arrive.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use pipeline_test_support::{Example, PATIENCE};
 use tokio::{process::Command, time::timeout};
 
-/// Runs the load with these arguments; what it prints.
+/// Runs the load with these arguments, and returns its output.
 async fn load(arguments: &[&str]) -> String {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline-load"));
     let target = Example::program("load_target").await;
@@ -16,10 +16,10 @@ async fn load(arguments: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn everything_that_is_sent_arrives_from_all_servers() {
+async fn all_frames_arrive_from_all_servers() {
     let printed = load(&["table"]).await;
     let lines = printed.lines().filter(|line| line.starts_with("| "));
-    // Besides the head and the line below it.
+    // Without the head and the separator below it.
     assert_eq!(lines.count() - 2, 4 + 3 + 2 + 2 + 5 + 3 + 9, "{printed}");
     assert!(!printed.contains("NaN"), "{printed}");
 }

@@ -1,4 +1,4 @@
-//! A browser that does what a test says.
+//! A browser controlled by a test.
 
 use std::process::Stdio;
 
@@ -13,10 +13,10 @@ use tokio::{
     time::timeout,
 };
 
-/// A headless Chromium and its driver, with a profile of its own. Ended when it is dropped.
+/// A headless Chromium and its driver, with a separate profile. Both are stopped on drop.
 pub(crate) struct Browser {
     pub(crate) client: Client,
-    /// Where the driver listens.
+    /// The address of the driver.
     port: String,
     _driver: Child,
 }
@@ -48,7 +48,7 @@ impl Browser {
         Self { client, port, _driver: driver }
     }
 
-    /// Opens the page as a user, and waits until it listens.
+    /// Opens the page as a user, and waits until it has joined.
     pub(crate) async fn open(&self, example: &Example, user: u64) {
         self.client.goto(&format!("http://{}/?user={user}", example.address)).await.unwrap();
         self.joined().await;
@@ -63,7 +63,7 @@ impl Browser {
             .unwrap();
     }
 
-    /// Waits until so many pushes are shown; the text of each, the newest first.
+    /// Waits until this many pushes are shown. Returns the text of each, the newest first.
     pub(crate) async fn arrivals(&self, count: usize) -> Vec<String> {
         let last = format!("#arrivals li:nth-child({count})");
         self.client.wait().at_most(PATIENCE).for_element(Locator::Css(&last)).await.unwrap();
@@ -76,7 +76,7 @@ impl Browser {
         self.client.find(Locator::Css(selector)).await.unwrap().text().await.unwrap()
     }
 
-    /// Has the driver do what is Chromium's own.
+    /// Sends one of Chromium's own commands to the driver.
     pub(crate) async fn command(&self, command: &str, body: Value) -> Value {
         let session = self.client.session_id().await.unwrap().unwrap();
         let (address, body) = (format!("127.0.0.1:{}", self.port), body.to_string());
@@ -87,7 +87,7 @@ impl Browser {
             body.len()
         );
         stream.write_all((head + &body).as_bytes()).await.unwrap();
-        // The driver keeps the connection, so what it says is read to the end of its length.
+        // The driver keeps the connection open, so the body is read up to its length.
         let (mut reader, mut line, mut length) = (BufReader::new(stream), String::new(), 0);
         while timeout(PATIENCE, reader.read_line(&mut line)).await.unwrap().unwrap() > 2 {
             if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
@@ -100,14 +100,14 @@ impl Browser {
         serde_json::from_slice::<Value>(&body).unwrap()["value"].clone()
     }
 
-    /// Lets the page believe that it is on a phone.
+    /// Emulates the screen of a phone.
     pub(crate) async fn narrow(&self) {
         let metrics = json!({"width": 375, "height": 812, "deviceScaleFactor": 2, "mobile": true});
         let command = json!({"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics});
         self.command("goog/cdp/execute", command).await;
     }
 
-    /// What the console has said since it was last asked, but for what is no fault.
+    /// The console's messages since the last call, without harmless ones.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let said = self.command("se/log", json!({"type": "browser"})).await;
         let said = said.as_array().unwrap().iter();
@@ -116,7 +116,7 @@ impl Browser {
         faults.map(ToString::to_string).collect()
     }
 
-    /// Ends it in good order, which a panic does not need.
+    /// Closes the browser cleanly, which is not needed after a panic.
     pub(crate) async fn close(self) {
         self.client.close().await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! A known load with one slow stage, as the page, the JSON and StatsD tell of it.
+//! A known load with one slow stage, compared with the page, the JSON and StatsD.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -25,15 +25,15 @@ use tokio::{
 
 use crate::driver::Browser;
 
-/// How many items there are.
+/// The number of items.
 const MANY: u64 = 3000;
 
-/// How many the slow stage may do in a second, and how many of these at once.
+/// How many items the slow stage may handle per second, and how many of these at once.
 const A_SECOND: usize = 200;
 const AT_ONCE: usize = 4;
 
-/// By how much a rate may be off. It is taken over three seconds, in which the slow stage is let go 150
-/// times; the rest is for a machine that has other things to do.
+/// The tolerance of a rate. A rate covers three seconds, in which the slow stage gets 150 permits; the
+/// rest is for a busy machine.
 const ERROR: f64 = 0.25;
 
 struct UserSocket;
@@ -153,7 +153,7 @@ impl System {
         serde_json::from_value(json).unwrap()
     }
 
-    /// Asks until it shows this.
+    /// Polls until the view satisfies the condition.
     async fn until(&self, shows: impl Fn(&View) -> bool) -> View {
         let asking = async {
             loop {
@@ -180,7 +180,7 @@ fn is_about(rate: f64, expected: usize) -> bool {
     (rate - expected).abs() <= expected * ERROR
 }
 
-/// What is summed up of a metric, by its stage.
+/// The sum of a metric, by stage.
 fn by_stage(lines: &[String], name: &str) -> HashMap<String, f64> {
     let mut sums = HashMap::new();
     for line in lines.iter().filter(|line| line.starts_with(&format!("{name}:"))) {
@@ -192,7 +192,7 @@ fn by_stage(lines: &[String], name: &str) -> HashMap<String, f64> {
     sums
 }
 
-/// How many samples of a histogram were sent.
+/// The number of sent samples of a histogram.
 fn samples(lines: &[String], name: &str) -> f64 {
     let named = lines.iter().filter(|line| line.starts_with(&format!("{name}:")));
     named
@@ -211,8 +211,8 @@ fn largest(by_stage: &HashMap<String, f64>) -> &str {
 }
 
 #[tokio::test]
-async fn the_page_and_the_json_and_statsd_name_the_slow_stage_and_agree_with_what_was_pushed() {
-    // First, since it takes its time and the load has an end.
+async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_load() {
+    // The browser first: it takes time to start, and the load is finite.
     let browser = Browser::start().await;
     let system = System::start().await;
     let mut user = system.user().await;
@@ -238,7 +238,7 @@ async fn the_page_and_the_json_and_statsd_name_the_slow_stage_and_agree_with_wha
         }
     });
 
-    // The JSON, while it goes on.
+    // The JSON, under load.
     let seen = system
         .until(|view| {
             let pipeline = &view.pipelines[0];
@@ -249,7 +249,7 @@ async fn the_page_and_the_json_and_statsd_name_the_slow_stage_and_agree_with_wha
                 && stage(view, "source").waiting_for_demand > 0.8
                 && stage(view, "parse").waiting_for_demand > 0.8
                 && stage(view, "to_user").waiting_for_events > 0.5
-                // Whoever pushes fills it again.
+                // A background task refills the queue.
                 && stage(view, "source").queued > 50
         })
         .await;
@@ -267,14 +267,14 @@ async fn the_page_and_the_json_and_statsd_name_the_slow_stage_and_agree_with_wha
     let states = ["waiting_for_demand", "waiting_for_demand", "busy", "waiting_for_events"];
     assert_eq!(shown, json!([["render"], states]));
     let flag = browser.text(".stage.held .flag text").await;
-    assert_eq!(flag, "HOLDS IT UP", "not by its colour alone");
+    assert_eq!(flag, "HOLDS IT UP", "not only by colour");
     if let Some(path) = std::env::var_os("PIPELINE_LIVE_VIEW") {
         sleep(Duration::from_secs(3)).await;
         std::fs::write(path, browser.client.screenshot().await.unwrap()).unwrap();
     }
     browser.close().await;
 
-    // At the end all numbers are those of what was pushed.
+    // At the end, all totals equal the number of pushed items.
     timeout(PATIENCE, reading).await.unwrap().unwrap();
     let seen = system.until(|view| view.endpoint.as_ref().unwrap().delivered.count == MANY).await;
     for name in ["source", "parse", "render"] {
@@ -286,7 +286,7 @@ async fn the_page_and_the_json_and_statsd_name_the_slow_stage_and_agree_with_wha
     let seen = system.until(|view| view.pipelines[0].held_up_by.is_none()).await;
     assert_eq!(stage(&seen, "render").waiting, 0);
 
-    // StatsD, when the pipeline has ended.
+    // StatsD, after the end of the pipeline.
     tasks.abort_all();
     let report = system.pipeline.drain(PATIENCE).await;
     assert_eq!(report.left_undone(), 0, "{report}");

@@ -1,4 +1,4 @@
-//! Pages in a real browser: the example's, and the inspector's.
+//! The pages of the example and of the inspector in a real browser.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod driver;
@@ -17,7 +17,7 @@ async fn push(example: &Example, user: u64, data: Value) {
 }
 
 #[tokio::test]
-async fn the_page_shows_what_arrives_for_its_user_and_how_long_it_took() {
+async fn the_page_shows_its_users_pushes_and_their_times() {
     let example = Example::start(&["--max-demand", "1"]).await;
     let browser = Browser::start().await;
     browser.open(&example, 1).await;
@@ -51,7 +51,7 @@ async fn the_page_shows_what_arrives_for_its_user_and_how_long_it_took() {
 }
 
 #[tokio::test]
-async fn the_page_connects_again_after_a_restart_and_signs_in_anew() {
+async fn the_page_reconnects_after_a_restart_with_a_new_token() {
     let example = Example::start(&[]).await;
     let port = example.address.rsplit(':').next().unwrap().to_owned();
     let browser = Browser::start().await;
@@ -60,7 +60,7 @@ async fn the_page_connects_again_after_a_restart_and_signs_in_anew() {
     let lost = Locator::Css("#status[data-state=error]");
     browser.client.wait().at_most(PATIENCE).for_element(lost).await.unwrap();
     example.ended().await;
-    // It has a new secret now, so the page's token is worth nothing.
+    // The restarted server has a new secret, so the page's token is invalid.
     let example = Example::start(&["--port", &port]).await;
     browser.joined().await;
     push(&example, 1, json!({"text": "after"})).await;
@@ -69,7 +69,7 @@ async fn the_page_connects_again_after_a_restart_and_signs_in_anew() {
 }
 
 #[tokio::test]
-async fn the_page_says_what_is_wrong_with_a_sign_in() {
+async fn the_page_shows_the_error_of_a_sign_in() {
     let example = Example::start(&[]).await;
     let browser = Browser::start().await;
     browser.client.goto(&format!("http://{}/?user=nobody", example.address)).await.unwrap();
@@ -81,7 +81,7 @@ async fn the_page_says_what_is_wrong_with_a_sign_in() {
 }
 
 #[tokio::test]
-async fn the_inspector_shows_the_stages_on_a_phone_too() {
+async fn the_inspector_shows_the_stages_on_a_phone() {
     let example = Example::start(&["--demo"]).await;
     let browser = Browser::start().await;
     for path in ["/inspect", "/inspect/"] {
@@ -102,10 +102,10 @@ async fn the_inspector_shows_the_stages_on_a_phone_too() {
         const boxes = [...document.querySelectorAll('.stage .box')].map(box => box.getBoundingClientRect())
         return [innerWidth, document.documentElement.scrollWidth, boxes[0].bottom < boxes[1].top]";
     let shown = browser.client.execute(script, vec![]).await.unwrap();
-    assert_eq!(shown, json!([375, 375, true]), "nothing to scroll, one box below the other");
+    assert_eq!(shown, json!([375, 375, true]), "no scrolling, one box below the other");
     assert_eq!(browser.complaints().await, Vec::<String>::new());
 
-    // When the server is gone, it says so, and finds it again.
+    // Without the server, the page reports that, and reconnects later.
     let port = example.address.rsplit(':').next().unwrap().to_owned();
     example.signal("-TERM").await;
     let lost = Locator::Css("#status[data-state=lost]");
@@ -117,9 +117,9 @@ async fn the_inspector_shows_the_stages_on_a_phone_too() {
     browser.close().await;
 }
 
-/// Takes the picture in the README, if it is told where to put it.
+/// Takes the screenshot of the README, if an output path is set.
 #[tokio::test]
-async fn the_picture_of_the_running_page_can_be_taken() {
+async fn a_screenshot_of_the_running_page_can_be_taken() {
     let example = Example::start(&["--demo"]).await;
     let browser = Browser::start().await;
     browser.open(&example, 1).await;

@@ -1,4 +1,4 @@
-//! The example `room`: who is there, on which device, who is typing, and what is said.
+//! The example `room`: visitors, devices, typing and messages.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use tokio::time::{Instant, sleep};
 
 use crate::driver::Browser;
 
-/// How soon a page is looked at again.
+/// The polling interval of the page.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Enters the room, and waits until it is there.
+/// Enters the room, and waits until the page has joined.
 async fn enter(browser: &Browser, example: &Example, who: &str) {
     browser.client.goto(&format!("http://{}/?{who}", example.address)).await.unwrap();
     browser.joined().await;
 }
 
-/// What the page shows: who is here with which devices, who is typing, and what was said.
+/// The page's content: visitors with their devices, who is typing, and the messages.
 async fn shown(browser: &Browser) -> Value {
     let script = "
         const texts = (root, tag) => [...root.querySelectorAll(tag)].map(found => found.textContent)
@@ -44,7 +44,7 @@ async fn shows(browser: &Browser, people: Value, typing: &str, messages: &[&str]
     }
 }
 
-/// Writes into the field, without sending it.
+/// Types into the field without sending.
 async fn write(browser: &Browser, text: &str) {
     let field = browser.client.find(Locator::Css("#text")).await.unwrap();
     field.send_keys(text).await.unwrap();
@@ -55,7 +55,7 @@ async fn send(browser: &Browser) {
 }
 
 #[tokio::test]
-async fn two_people_see_each_other_come_type_and_go_on_every_device() {
+async fn two_visitors_see_each_other_join_type_and_leave_on_every_device() {
     let example = Example::room(&[]).await;
     let (ada, ben) = (Browser::start().await, Browser::start().await);
     enter(&ada, &example, "name=ada&device=phone").await;
@@ -70,7 +70,7 @@ async fn two_people_see_each_other_come_type_and_go_on_every_device() {
     send(&ben).await;
     shows(&ada, both(), "", &["ben hello"]).await;
     shows(&ben, both(), "", &["ben hello"]).await;
-    // Who stops writing is no longer typing, after a while or with nothing written.
+    // A visitor stops typing after a pause or with an empty field.
     write(&ada, "<b>hi</b>").await;
     shows(&ben, both(), "ada is typing", &["ben hello"]).await;
     shows(&ben, both(), "", &["ben hello"]).await;
@@ -78,7 +78,7 @@ async fn two_people_see_each_other_come_type_and_go_on_every_device() {
     let said = ["ben hello", "ada <b>hi</b>"];
     shows(&ben, both(), "", &said).await;
 
-    // A second device of the same person, which is told what was said before.
+    // A second device of the same visitor, which receives the earlier messages.
     let phone = ada.client.window().await.unwrap();
     let tablet = ada.client.new_window(true).await.unwrap().handle;
     ada.client.switch_to_window(tablet).await.unwrap();
@@ -96,7 +96,7 @@ async fn two_people_see_each_other_come_type_and_go_on_every_device() {
     shows(&ben, both(), "", &said).await;
     shows(&ada, both(), "", &said).await;
 
-    // Who is gone is not typing either.
+    // A visitor who has left is not typing.
     write(&ben, "bye").await;
     shows(&ada, both(), "ben is typing", &said).await;
     assert_eq!(ben.complaints().await, Vec::<String>::new());
@@ -107,7 +107,7 @@ async fn two_people_see_each_other_come_type_and_go_on_every_device() {
 }
 
 #[tokio::test]
-async fn who_polls_is_in_the_room_like_anybody() {
+async fn a_polling_visitor_is_in_the_room_like_any_other() {
     let example = Example::room(&[]).await;
     let browser = Browser::start().await;
     enter(&browser, &example, "name=ada&device=phone").await;
@@ -127,7 +127,7 @@ async fn who_polls_is_in_the_room_like_anybody() {
 }
 
 #[tokio::test]
-async fn somebody_without_a_name_is_told_what_a_name_is() {
+async fn a_visitor_without_a_name_gets_an_explanation() {
     let example = Example::room(&[]).await;
     let browser = Browser::start().await;
     browser.client.goto(&format!("http://{}/?name=", example.address)).await.unwrap();

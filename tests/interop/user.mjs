@@ -1,4 +1,4 @@
-// A user of the push_to_users example, with the official client: says what happens, a line each.
+// A user of the push_to_users example, with the official client. Prints one line per event.
 //
 //   node user.mjs http://HOST:PORT USER [TOPIC]
 import WebSocket from "ws"
@@ -12,7 +12,7 @@ let token = await signIn()
 const socket = new Socket(`${base.replace("http", "ws")}/socket`, {
   transport: WebSocket,
   params: () => ({token}),
-  // Often, so that one that is not answered is noticed: the client would close the connection.
+  // Often, so that a missing reply is noticed: the client would close the connection.
   heartbeatIntervalMs: 200,
   reconnectAfterMs: () => 50,
   rejoinAfterMs: () => 60_000,

@@ -1,8 +1,8 @@
-//! The numbered cases of the specifications, and the tests that show them.
+//! Checks that every numbered case of the specifications has a test.
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
-/// A specification, and the cases of it that are not due yet.
+/// A specification, and its cases that are postponed.
 struct Specification {
     path: &'static str,
     later: &'static [(char, RangeInclusive<u16>)],
@@ -24,7 +24,7 @@ const SPECIFICATIONS: [Specification; 2] = [
 /// A letter and a number, such as S-014.
 type Id = (char, u16);
 
-/// What is wrong: cases without a test, and tests of cases that are not there.
+/// The faults: cases without a test, and tests of unknown cases.
 pub(crate) fn faults<'a>(
     text: impl Fn(&str) -> &'a str,
     sources: impl Iterator<Item = &'a str>,
@@ -54,19 +54,19 @@ pub(crate) fn faults<'a>(
     faults
 }
 
-/// The case that a row of a table is about.
+/// The case in a row of a table.
 fn case(line: &str) -> Option<Id> {
     let cell = line.strip_prefix("| ")?.split(" |").next()?;
     let (letter, number) = cell.split_once('-')?;
     id(letter, number)
 }
 
-/// The case that a function is named after: `fn s_014_excess_is_reported`.
+/// The case in the name of a function: `fn s_014_excess_is_reported`.
 fn tested(line: &str) -> Option<Id> {
     let name = line.split("fn ").nth(1)?;
     let mut parts = name.split('_');
     let (letter, number) = (parts.next()?, parts.next()?);
-    // A name says what holds, too.
+    // The name needs a statement after the number.
     parts.next()?;
     id(&letter.to_ascii_uppercase(), number)
 }
@@ -97,7 +97,7 @@ see S-002 in the text";
 
     const ANOTHER: &str = "| C-001 | a thing |\n| C-200 | later |";
 
-    /// Of the first specification; the other one is well tested.
+    /// The faults of the first specification; the other one is fully tested.
     fn faults_of(sources: &[&str]) -> Vec<String> {
         let text = |path: &str| if path.contains("stages") { SPECIFICATION } else { ANOTHER };
         faults(text, sources.iter().copied().chain(["fn c_001_a_thing_is() {"]))
@@ -109,11 +109,11 @@ see S-002 in the text";
         let other = "    fn s_014_others_too(n: u32) {";
         assert!(faults_of(&[first, other]).is_empty());
         assert_eq!(faults_of(&[first]), ["docs/spec/stages.md: no test shows S-014"]);
-        assert_eq!(faults_of(&[other, "fn s_001() {"]).len(), 1, "a name says what holds");
+        assert_eq!(faults_of(&[other, "fn s_001() {"]).len(), 1, "the name needs a statement");
     }
 
     #[test]
-    fn a_test_of_no_case_is_a_slip() {
+    fn a_test_of_an_unknown_case_is_a_fault() {
         let sources = ["fn s_001_a() {}\nfn s_014_b() {}\nfn s_999_c() {}"];
         assert_eq!(faults_of(&sources), ["a test shows S-999, which no specification has"]);
     }

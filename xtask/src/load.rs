@@ -1,10 +1,10 @@
-//! Building and running the measurements.
+//! Builds and runs the load tests.
 
 use std::path::PathBuf;
 
 use crate::run::{Outcome, cargo, program, root, step};
 
-/// Builds the project's server and the load, and passes everything else on to it.
+/// Builds the project's server and the load tool, and passes all other arguments to the tool.
 pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
     let command = match arguments.iter().position(|argument| argument == "--growth") {
         Some(growth) => {
@@ -14,7 +14,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
         None => "table",
     };
     step(
-        "build the load and what it is put on",
+        "build the load tool and its server",
         cargo()
             .args(["build", "--release", "--package", "pipeline", "--package", "pipeline-load"])
             .args(["--example", "load_target", "--bin", "pipeline-load"]),
@@ -30,7 +30,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
     )
 }
 
-/// Where cargo puts what it builds.
+/// The target folder of cargo.
 pub(crate) fn target_folder() -> PathBuf {
     root().join(std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into()))
 }

@@ -14,14 +14,14 @@ use self::run::{Failure, Outcome};
 const HELP: &str = "\
 cargo xtask COMMAND
 
-  test    set up what the tests need, and run everything that has to pass
-  setup   only install what the tests need: npm packages, a browser, cargo-deny
-  check   the quick part of test: tidiness, format, lints, docs
+  test    run setup, then all checks and tests
+  setup   install dependencies of the tests: npm packages, a browser, cargo-deny
+  check   the fast checks of test: tidiness, format, lints, docs
   interleavings
-          only the tests that try every order in which the tasks at a queue can meet
-  load    measure, beside what one would write by hand, and print the table of the README;
-          with --growth, measure how cost grows, and draw it (--help says what else there is)
-  tidy    only the checks of what no other tool knows: invariants, and that texts tell the truth
+          only the tests that explore all interleavings of tasks at a queue
+  load    run the load tests, and print the table of the README; with --growth, measure how cost
+          grows, and draw a chart (--help lists further options)
+  tidy    only the checks of the project's own invariants, and of the claims in its texts
   help    this text
 ";
 

@@ -1,4 +1,4 @@
-//! Running other programs.
+//! Runs other programs.
 #![expect(clippy::disallowed_types, reason = "there is no tokio here")]
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-/// What went wrong, in words for whoever ran the command.
+/// An error message for the user of the command.
 #[derive(Debug)]
 pub(crate) struct Failure(String);
 
@@ -35,7 +35,7 @@ impl From<io::Error> for Failure {
 
 /// The project's folder.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("it lies in the project").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the project").to_owned()
 }
 
 /// The cargo that runs this.
@@ -43,14 +43,14 @@ pub(crate) fn cargo() -> Command {
     program(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// A program that is run in the project's folder.
+/// A program with the project's folder as its working directory.
 pub(crate) fn program(name: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(name);
     command.current_dir(root());
     command
 }
 
-/// Runs a step of a command, and says what it is and how long it took.
+/// Runs a step of a command, and prints its name and duration.
 pub(crate) fn step(what: &str, command: &mut Command) -> Outcome {
     println!("\n=== {what}");
     let started = Instant::now();
@@ -64,7 +64,7 @@ pub(crate) fn step(what: &str, command: &mut Command) -> Outcome {
     Ok(())
 }
 
-/// Whether a program can be run.
+/// Whether a program is installed.
 pub(crate) fn is_installed(name: impl AsRef<OsStr>) -> bool {
     let mut command = Command::new(name);
     command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());

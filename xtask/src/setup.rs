@@ -1,4 +1,4 @@
-//! Installing what the tests need and cargo does not bring.
+//! Installs dependencies of the tests that cargo does not provide.
 
 use std::{
     fs,
@@ -11,7 +11,7 @@ use crate::run::{Failure, Outcome, cargo, is_installed, program, root, step};
 /// The folders with packages from npm.
 const NPM_FOLDERS: [&str; 2] = ["examples/push_to_users", "tests/interop"];
 
-/// Which cargo-deny is used.
+/// The version of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
 
 pub(crate) fn all() -> Outcome {
@@ -42,7 +42,7 @@ fn npm_packages() -> Outcome {
     Ok(())
 }
 
-/// Whether npm has installed what the lock file says.
+/// Whether npm has installed the versions of the lock file.
 fn is_current(folder: &Path) -> bool {
     let modified = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let installed = modified(folder.join("node_modules/.package-lock.json"));
@@ -62,19 +62,19 @@ fn browser() -> Outcome {
     apt_get_install("chromium", &["chromium", "chromium-driver"])
 }
 
-/// A second StatsD server, from the system's packages. Its test is passed over where there are none.
+/// A second StatsD server, from the system's packages. Its test is skipped where it is not installed.
 fn netdata() -> Outcome {
-    // It has no `--version`, and lies where not everybody looks for programs.
+    // It has no `--version`, and is in a folder that is not always in PATH.
     let is_there = |name| program(name).arg("-v").output().is_ok_and(|run| run.status.success());
     if is_there("netdata") || is_there("/usr/sbin/netdata") {
         return Ok(());
     }
     if !is_installed("apt-get") {
-        println!("\nnetdata is not installed: the test that sends to it will be passed over");
+        println!("\nnetdata is not installed: its test will be skipped");
         return Ok(());
     }
     apt_get_install("netdata", &["netdata-core"])?;
-    // The test starts one of its own. Where there is no systemd, none was started.
+    // The test starts its own instance. Without systemd, no service was started.
     if is_installed("systemctl") {
         let mut disable = as_root("systemctl", &["disable", "--quiet", "--now", "netdata"]);
         println!("netdata's own service is not needed: {:?}", disable.status()?);
@@ -89,7 +89,7 @@ fn apt_get_install(what: &str, packages: &[&str]) -> Outcome {
     step(&format!("apt-get install {what}"), &mut as_root("apt-get", &install))
 }
 
-/// Root needs no sudo, and may not have it.
+/// Root needs no sudo, which may be missing.
 fn as_root(name: &str, arguments: &[&str]) -> Command {
     let sudo = is_installed("sudo").then_some("sudo");
     let words: Vec<&str> =
@@ -99,7 +99,7 @@ fn as_root(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// The check of licences and sources. Returns where it is.
+/// The checker of licences and sources. Returns its path.
 pub(crate) fn cargo_deny() -> Outcome<PathBuf> {
     if is_installed("cargo-deny") {
         return Ok("cargo-deny".into());
@@ -108,7 +108,7 @@ pub(crate) fn cargo_deny() -> Outcome<PathBuf> {
     let tool = folder.join("bin/cargo-deny");
     if !is_installed(&tool) {
         let mut install = cargo();
-        // Unoptimised: it is built more often than it is run.
+        // Unoptimised: it is built more often than it runs.
         install.args(["install", "--quiet", "--locked", "--debug", "--version", CARGO_DENY]);
         install.arg("--root").arg(&folder).arg("cargo-deny");
         step("install cargo-deny", &mut install)?;

@@ -1,4 +1,4 @@
-//! Everything that has to pass.
+//! All checks and tests.
 
 use std::{
     io::{BufRead, BufReader},
@@ -52,8 +52,8 @@ pub(crate) fn quick() -> Outcome {
     )
 }
 
-/// The tests that try every order in which tasks can meet. What is built for them is of no use for
-/// anything else, so it has a folder of its own.
+/// The tests that explore all interleavings of tasks. Their build shares nothing with other builds, so
+/// it has its own folder.
 pub(crate) fn interleavings() -> Outcome {
     step(
         "queues in every order",
@@ -66,13 +66,13 @@ pub(crate) fn interleavings() -> Outcome {
     )
 }
 
-/// Whether a line of the example says that pushes were handled. They arrive only where a page is open.
+/// Whether a line of the example reports handled pushes. Pushes arrive only where a page is open.
 fn was_handled(line: &str) -> bool {
     line.starts_with("pushes   ") && line.contains(" handled") && !line.contains("; 0 handled")
 }
 
-/// The README's first command, as it stands there but for the port: it has to come up, push
-/// something, and end cleanly when it is told to.
+/// The README's first command, except for the port: it has to start, push an item, and end cleanly on
+/// SIGTERM.
 fn first_command() -> Outcome {
     let build = ["build", "--release", "--example", "push_to_users"];
     step("build the README's first command", cargo().args(build))?;
@@ -82,14 +82,14 @@ fn first_command() -> Outcome {
         .args(["--", "--port", "0", "--demo"])
         .stdout(Stdio::piped())
         .spawn()?;
-    let stdout = child.stdout.take().expect("it was asked for");
+    let stdout = child.stdout.take().expect("stdout is piped");
     let mut lines = BufReader::new(stdout).lines();
     let worked = lines
         .by_ref()
         .map_while(Result::ok)
         .inspect(|line| println!("{line}"))
         .any(|line| was_handled(&line));
-    // `cargo run` becomes the program that it runs.
+    // `cargo run` replaces itself by the program.
     let told = program("kill").args(["-TERM", &child.id().to_string()]).status();
     if !told.is_ok_and(|status| status.success()) {
         child.kill()?;

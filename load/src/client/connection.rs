@@ -10,11 +10,11 @@ use super::{
 };
 use crate::error::LoadError;
 
-/// A socket, from its first byte on.
+/// A socket with its state.
 #[derive(Debug)]
 pub(super) struct Connection {
     pub(super) stream: TcpStream,
-    /// A frame of which the end has not arrived.
+    /// The bytes of an incomplete frame.
     rest: Vec<u8>,
     phase: Phase,
     topics: Vec<String>,
@@ -23,14 +23,14 @@ pub(super) struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Upgrading,
-    /// So many joins have not been answered.
+    /// The number of joins without a reply.
     Joining(usize),
     Joined,
     Closed,
 }
 
 impl Connection {
-    /// Asks for a WebSocket. The topics are joined when it is there.
+    /// Requests a WebSocket. The topics are joined once it is open.
     pub(super) fn open(
         mut stream: TcpStream,
         host: &str,
@@ -41,7 +41,7 @@ impl Connection {
         Ok(Self { stream, rest: Vec::new(), phase: Phase::Upgrading, topics })
     }
 
-    /// Reads what has arrived, and counts it.
+    /// Reads the available bytes and counts their frames.
     pub(super) fn receive(&mut self, space: &mut [u8], tally: &mut Tally) -> Result<(), LoadError> {
         while self.phase != Phase::Closed {
             let length = match self.stream.read(space) {
@@ -53,7 +53,7 @@ impl Connection {
             };
             let (arrived, more) = (&space[..length], length == space.len());
             if self.rest.is_empty() {
-                // Most reads end with a frame, so most frames are never copied.
+                // Most reads end at a frame boundary, so most frames are never copied.
                 let taken = self.take(arrived, tally)?;
                 self.rest.extend_from_slice(&arrived[taken..]);
             } else {
@@ -70,7 +70,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Takes all that is whole, and says how long that was.
+    /// Processes all complete frames, and returns their total length.
     fn take(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<usize, LoadError> {
         let mut taken = 0;
         if self.phase == Phase::Upgrading {

@@ -1,6 +1,6 @@
-//! What a client of Phoenix Channels writes and reads. Pure.
+//! Frames of a client of Phoenix Channels. Pure.
 
-/// What a frame is that closes the connection.
+/// The opcode of a frame that closes the connection.
 const CLOSE: u8 = 8;
 
 /// A frame of a server.
@@ -11,7 +11,7 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
-    /// The first frame of what has arrived, and how long it is. None if it is not all there.
+    /// The first frame of the bytes, and its length. None if it is incomplete.
     pub(super) fn first(bytes: &'a [u8]) -> Option<(Self, usize)> {
         let (head, length) = match bytes.get(1)? & 127 {
             126 => (4, u64::from(u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?))),
@@ -26,12 +26,12 @@ impl<'a> Frame<'a> {
         self.opcode == CLOSE
     }
 
-    /// Whether it is the answer to a request that was granted.
+    /// Whether this is a reply with status `ok`.
     pub(super) fn grants(&self) -> bool {
         contains(self.body, br#""status":"ok""#)
     }
 
-    /// The number that follows this key. The last one, if there are several.
+    /// The number after this key. The last one if there are several.
     pub(super) fn number(&self, key: &[u8]) -> Option<u64> {
         let at = self.body.windows(key.len()).rposition(|window| window == key)?;
         let digits = self.body[at + key.len()..].iter().take_while(|byte| byte.is_ascii_digit());
@@ -48,13 +48,13 @@ pub(super) fn upgrade(host: &str) -> String {
     )
 }
 
-/// How long the head of an HTTP response is, if it is all there.
+/// The length of an HTTP response's head, if it is complete.
 pub(super) fn head(bytes: &[u8]) -> Option<usize> {
     const END: &[u8] = b"\r\n\r\n";
     Some(bytes.windows(END.len()).position(|window| window == END)? + END.len())
 }
 
-/// The frame that asks to join a topic.
+/// The frame that joins a topic.
 pub(super) fn join(topic: &str) -> Vec<u8> {
     let text = format!(r#"["1","1","{topic}","phx_join",{{}}]"#);
     let mut frame = vec![0x81];
@@ -66,7 +66,7 @@ pub(super) fn join(topic: &str) -> Vec<u8> {
             frame.extend(length.to_be_bytes());
         }
     }
-    // A mask of zeros leaves the text as it is.
+    // A mask of zeros leaves the text unchanged.
     frame.extend([0; 4]);
     frame.extend(text.as_bytes());
     frame
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_told_from_the_next() {
+    fn a_frame_is_separated_from_the_next() {
         let bytes = [&[0x81, 2, b'h', b'i', 0x81, 126, 1, 0][..], &[b'x'; 256], &[0x88]].concat();
         let (frame, length) = Frame::first(&bytes).unwrap();
         assert_eq!((frame.body, length), (&b"hi"[..], 4));
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_is_not_all_there_is_none() {
+    fn an_incomplete_frame_is_none() {
         let long = [&[0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0][..], &[b'x'; 65536]].concat();
         assert_eq!(Frame::first(&long).unwrap().1, long.len());
         for length in [0, 1, 2, 9, 10, long.len() - 1] {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_found_behind_their_keys() {
+    fn numbers_are_found_after_their_keys() {
         let body = br#"{"n":7,"at_us":1700000000000000}"#;
         let frame = Frame { opcode: 1, body };
         assert_eq!(frame.number(br#""at_us":"#), Some(1_700_000_000_000_000));

@@ -1,6 +1,6 @@
-//! How long messages were on their way. Pure.
+//! Percentiles of delivery times. Pure.
 
-/// Times in microseconds, in order.
+/// Sorted times in microseconds.
 #[derive(Debug)]
 pub(crate) struct Latencies(Vec<u64>);
 
@@ -10,7 +10,7 @@ impl Latencies {
         Self(micros)
     }
 
-    /// The time in milliseconds that so many in a thousand did not exceed.
+    /// The percentile in milliseconds, given in thousandths.
     pub(crate) fn at(&self, permille: usize) -> f64 {
         let last = self.0.len().saturating_sub(1);
         self.0.get(last * permille / 1000).map_or(f64::NAN, |micros| *micros as f64 / 1e3)

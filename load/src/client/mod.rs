@@ -1,5 +1,5 @@
-//! A client of Phoenix Channels with thousands of sockets in one thread, so that it leaves the
-//! machine to the server that is measured.
+//! A client of Phoenix Channels with thousands of sockets in one thread, which leaves most of the
+//! machine to the measured server.
 
 mod connection;
 mod frame;
@@ -20,21 +20,21 @@ use self::{connection::Connection, tally::Tally};
 pub(crate) use self::{latency::Latencies, tally::unix_micros};
 use crate::error::LoadError;
 
-/// How much is read from a socket at once.
+/// The size of a read.
 const SPACE: usize = 256 << 10;
 
-/// How often the time is looked at when nothing arrives.
+/// How often the deadline is checked while no bytes arrive.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Who is to connect.
+/// The sockets to connect.
 #[derive(Clone, Copy)]
 pub(crate) struct Crowd<'a> {
     pub(crate) sockets: usize,
-    /// How many may be connecting or joining at the same time.
+    /// The maximum number of concurrent connects and joins.
     pub(crate) at_once: usize,
-    /// What each of them joins, by its number.
+    /// The topics of each socket, by its number.
     pub(crate) topics: &'a dyn Fn(usize) -> Vec<String>,
-    /// How long all of this, and each load, may take.
+    /// The time limit for connecting, and for each load.
     pub(crate) within: Duration,
 }
 
@@ -48,21 +48,21 @@ pub(crate) struct Client {
     tally: Tally,
     space: Vec<u8>,
     within: Duration,
-    /// How long it took until all had joined.
+    /// How long all connects and joins took.
     pub(crate) joined_in: Duration,
 }
 
-/// What a load has come to.
+/// The result of a load.
 #[derive(Debug)]
 pub(crate) struct Arrived {
     pub(crate) frames: u64,
-    /// From the request until the last frame.
+    /// The time from the request until the last frame.
     pub(crate) took: Duration,
     pub(crate) latencies: Latencies,
 }
 
 impl Client {
-    /// Connects all, and waits until all have joined.
+    /// Connects all sockets, and waits until all have joined.
     pub(crate) fn join(address: SocketAddr, crowd: Crowd<'_>) -> Result<Self, LoadError> {
         let mut client = Self {
             address,
@@ -109,7 +109,7 @@ impl Client {
         Ok(())
     }
 
-    /// Sends the server a request, and counts frames until as many have arrived as are expected.
+    /// Sends a request to the server, and counts frames until the expected number has arrived.
     pub(crate) fn load(
         &mut self,
         request: &str,
@@ -131,12 +131,14 @@ impl Client {
                 return Err(LoadError::Missing { arrived: self.tally.frames, of: expected });
             }
         }
-        requesting.join().map_err(|_| LoadError::Request("it panicked".to_owned()))??;
+        requesting
+            .join()
+            .map_err(|_| LoadError::Request("the request thread panicked".to_owned()))??;
         let latencies = Latencies::new(self.tally.ages.take().unwrap_or_default());
         Ok(Arrived { frames: self.tally.frames, took: last - began, latencies })
     }
 
-    /// Waits for something to arrive, for a tick at most.
+    /// Waits for bytes to arrive, for a tick at most.
     fn receive(&mut self) -> Result<(), LoadError> {
         if let Err(error) = self.poll.poll(&mut self.events, Some(TICK))
             && error.kind() != ErrorKind::Interrupted
@@ -150,7 +152,7 @@ impl Client {
     }
 }
 
-/// Asks the server to begin, and reads its answer to the end.
+/// Sends the request that starts the load, and reads its response to the end.
 fn get(address: SocketAddr, request: &str) -> Result<(), LoadError> {
     let mut stream = TcpStream::connect(address)?;
     write!(stream, "GET {request} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;

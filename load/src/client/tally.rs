@@ -1,20 +1,20 @@
-//! What a client has received.
+//! Counts of a client's received frames.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::frame::Frame;
 
-/// Where a server puts the time at which it made a message.
+/// The key before a message's creation time.
 const MADE_AT: &[u8] = br#""at_us":"#;
 
-/// What has arrived at all sockets of a client.
+/// Counts over all sockets of a client.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     /// Sockets whose joins have all been granted.
     pub(super) joined: usize,
-    /// Frames that are no answers to joins.
+    /// Frames other than replies to joins.
     pub(super) frames: u64,
-    /// How old frames were, in microseconds, if it is asked for.
+    /// The ages of frames in microseconds, if they are measured.
     pub(super) ages: Option<Vec<u64>>,
 }
 

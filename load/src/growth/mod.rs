@@ -1,4 +1,4 @@
-//! How cost grows with the number of sockets, and of topics.
+//! How cost grows with the number of sockets and topics.
 
 mod svg;
 
@@ -10,25 +10,25 @@ use crate::{
     error::LoadError,
 };
 
-/// How many sockets are on a topic.
+/// The numbers of sockets on a topic.
 const SOCKETS: [usize; 6] = [100, 300, 1000, 3000, 10_000, 18_000];
 
-/// The tasks that are written by hand are not measured beyond this.
+/// The hand-written server is not measured above this number of sockets.
 const SOCKETS_BY_HAND: usize = 10_000;
 
-/// How many frames a burst has, about.
+/// The approximate number of frames in a burst.
 const FRAMES: usize = 500_000;
 
-/// How many topics there are besides the one of a broadcast.
+/// The numbers of topics other than the measured one.
 const TOPICS: [usize; 6] = [1, 10, 100, 1000, 10_000, 100_000];
 
-/// How many sockets are on that one.
+/// The number of sockets on the measured topic.
 const ON_THE_SMALL_TOPIC: usize = 10;
 
-/// On how many sockets the other topics are joined, at most.
+/// The maximum number of sockets for the other topics.
 const ON_THE_OTHERS: usize = 2000;
 
-/// Measures it, and writes the figures and a chart of them into a folder.
+/// Measures both, and writes the figures and a chart into a folder.
 pub(crate) fn measure(bench: &Bench, folder: &Path) -> Result<(), LoadError> {
     let panels = [by_sockets(bench)?, by_topics(bench)?];
     fs::write(folder.join("growth.csv"), csv(&panels))?;

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-/// A diagram: its horizontal axis is logarithmic, its vertical one begins at zero.
+/// A diagram with a logarithmic horizontal axis, and a vertical one from zero.
 #[derive(Debug)]
 pub(super) struct Panel {
     pub(super) title: &'static str,
@@ -11,7 +11,7 @@ pub(super) struct Panel {
     pub(super) curves: Vec<Curve>,
 }
 
-/// What was measured of one kind, from left to right.
+/// A series of points, from left to right.
 #[derive(Debug)]
 pub(super) struct Curve {
     pub(super) name: &'static str,
@@ -24,18 +24,18 @@ impl Curve {
     }
 }
 
-/// Colours that can be told apart by everybody.
+/// Colours that colour-blind readers can tell apart.
 const COLOURS: [&str; 3] = ["#0072b2", "#d55e00", "#009e73"];
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 340.0;
-/// Where the axes are within a panel.
+/// The positions of the axes within a panel.
 const LEFT: f64 = 70.0;
 const RIGHT: f64 = WIDTH - 40.0;
 const TOP: f64 = 62.0;
 const BOTTOM: f64 = HEIGHT - 55.0;
 
-/// Draws the panels below each other.
+/// Draws the panels one below the other.
 pub(super) fn chart(panels: &[Panel]) -> String {
     let height = HEIGHT * panels.len() as f64;
     let mut svg = Svg(format!(
@@ -127,7 +127,7 @@ impl Svg {
     }
 }
 
-/// Where a panel's values are in the picture.
+/// Maps values to positions in the picture.
 struct Scale {
     least: f64,
     most: f64,
@@ -157,7 +157,7 @@ impl Scale {
     }
 }
 
-/// A round number that is no less.
+/// The next round number at or above a value.
 fn above(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
@@ -167,7 +167,7 @@ fn above(value: f64) -> f64 {
     steps.into_iter().find(|step| *step >= value).unwrap_or(power * 10.0)
 }
 
-/// A number at an axis.
+/// Formats a number on an axis.
 struct Tick(f64);
 
 impl fmt::Display for Tick {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn the_axes_hold_all_points() {
+    fn the_axes_contain_all_points() {
         let scale = Scale::of(&panel(&[(1.0, 0.5), (100.0, 3.0)]));
         assert_eq!((scale.x(1.0), scale.x(100.0)), (LEFT, RIGHT));
         assert_eq!((scale.y(0.0), scale.y(5.0)), (BOTTOM, TOP));
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_chart_shows_every_point() {
         let svg = chart(&[panel(&[(1.0, 1.0), (1000.0, 2.0)]), panel(&[(10.0, 1.0)])]);
-        // And one for each name.
+        // And one for each name in the legend.
         assert_eq!(svg.matches("<circle").count(), 3 + 2);
         assert_eq!(svg.matches("<polyline").count(), 2);
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");

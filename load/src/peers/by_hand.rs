@@ -1,5 +1,5 @@
-//! What one would write by hand in an afternoon: axum, a task for each socket, tokio's broadcast, and
-//! just enough of the protocol to answer a join.
+//! A hand-written server as one would write it in an afternoon: axum, a task per socket, tokio's
+//! broadcast, and just enough of the protocol to reply to a join.
 
 use std::{collections::HashMap, io, time::Duration};
 
@@ -21,10 +21,10 @@ use tokio::{
 use super::{JOINED, broadcast};
 use crate::{client::unix_micros, server::LISTENING};
 
-/// How many messages may wait for the slowest socket.
+/// The maximum number of messages that wait for the slowest socket.
 const CAPACITY: usize = 16_384;
 
-/// Serves until the process ends.
+/// Serves until the process is killed.
 pub(crate) async fn serve(port: u16) -> io::Result<()> {
     let (messages, _) = broadcast::channel(CAPACITY);
     let app = Router::new()
@@ -68,11 +68,11 @@ async fn broadcasts(
         if let Some(pace) = &mut pace {
             pace.tick().await;
         }
-        // Who falls behind loses messages, so nobody may.
+        // A receiver that lags loses messages, so wait before that happens.
         while messages.len() > CAPACITY * 9 / 10 {
             sleep(Duration::from_millis(1)).await;
         }
-        // An error says that nobody listens.
+        // An error means that there are no receivers.
         let _ = messages.send(broadcast(n, unix_micros()).into());
     }
 }

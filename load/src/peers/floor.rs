@@ -1,7 +1,7 @@
-//! The least that it can cost: one thread, no runtime, and one write of a ready-made frame for each
-//! socket and message, or of several glued together.
+//! The minimum possible cost: one thread, no runtime, and one write of a prepared frame per socket and
+//! message, or of several concatenated frames.
 //!
-//! It reads nothing once a socket has joined, checks nothing, and bounds nothing.
+//! It reads nothing after a join, checks nothing, and limits nothing.
 
 use std::{
     io::{self, Read, Write},
@@ -15,14 +15,14 @@ use tokio::time::Instant;
 use super::{JOINED, broadcast};
 use crate::{client::unix_micros, server::LISTENING};
 
-/// How often paced pushes come.
+/// The interval of paced bursts.
 const BURST: Duration = Duration::from_millis(10);
 
-/// Part of a request for paced pushes whose time begins with their burst, as if all of it were
+/// Part of a request for paced pushes whose times start with their burst, as if the whole burst were
 /// enqueued at once, and not with the write of each.
 pub(crate) const STAMPED_TOGETHER: &str = "stamped=together";
 
-/// Serves until the process ends.
+/// Serves until the process is killed.
 pub(crate) fn serve(port: u16, glue: u64) -> io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     println!("{LISTENING}{}", listener.local_addr()?);
@@ -49,7 +49,7 @@ pub(crate) fn serve(port: u16, glue: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the head of a request. None if whoever began it has gone.
+/// Reads the head of a request. None if the client has disconnected.
 fn request(stream: &mut TcpStream) -> io::Result<Option<String>> {
     let (mut head, mut space) = (Vec::new(), [0; 4096]);
     while !head.ends_with(b"\r\n\r\n") {
@@ -67,7 +67,7 @@ fn join(stream: &mut TcpStream) -> io::Result<()> {
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
           Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
     )?;
-    // Whatever it wants to join, it may.
+    // Every join is accepted.
     if stream.read(&mut [0; 4096])? == 0 {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -95,7 +95,7 @@ fn broadcasts(
     Ok(())
 }
 
-/// To one socket after the other.
+/// Pushes to one socket after the other.
 fn pushes(sockets: &mut [TcpStream], count: u64) -> io::Result<()> {
     let users = sockets.len();
     for (n, user) in (0..count).zip((0..users).cycle()) {
@@ -128,7 +128,7 @@ fn push(sockets: &mut [TcpStream], user: usize, n: u64, at: u64) -> io::Result<(
     sockets[user].write_all(&frame(&text))
 }
 
-/// A frame as a server sends it.
+/// A frame of a server.
 fn frame(text: &str) -> Vec<u8> {
     let mut frame = vec![0x81];
     match u8::try_from(text.len()) {
@@ -142,7 +142,7 @@ fn frame(text: &str) -> Vec<u8> {
     frame
 }
 
-/// A number among the parameters of a request. Zero if it is not there.
+/// A number among the parameters of a request. Zero if it is missing.
 fn number(request: &str, name: &str) -> u64 {
     let line = request.lines().next().unwrap_or_default();
     let words = line.split(['?', '&', ' ']).filter_map(|word| word.split_once('='));

@@ -1,4 +1,4 @@
-//! Sockets that connect and join, and stay.
+//! Sockets that connect, join, and stay.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
     table::Line,
 };
 
-/// What those that found no place in the backlog take, who try again after a second, and again.
+/// For clients that did not fit into the listen backlog, and retry after growing delays.
 const LONG: Duration = Duration::from_secs(100);
 
 pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
@@ -29,7 +29,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let hundred = Line::new(work(few.at_once), joined(0)).beam("3.0").by_hand(joined(1));
     let mut thousand = Line::new(work(many.at_once), joined(2)).beam("3.0");
     if bench.size == Size::Full {
-        // Once is enough for what takes a minute.
+        // One round is enough for a measurement of a minute.
         let by_hand = bench.measure(Contender::ByHand, &many)?;
         thousand.by_hand = Figure::new(vec![by_hand.joined_in_seconds]);
     }

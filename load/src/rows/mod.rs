@@ -1,4 +1,4 @@
-//! The rows of the table, a kind of load each.
+//! The rows of the table, grouped by load.
 
 mod broadcasts;
 mod connecting;
@@ -12,15 +12,15 @@ use crate::{bench::Bench, error::LoadError, table::Line};
 /// Rows that are measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rows {
-    /// Broadcasts as fast as they come, to 1000 sockets
+    /// Broadcasts at full speed to 1000 sockets
     Burst,
     /// A broadcast every 20 ms to 1000 sockets
     Trickle,
     /// Broadcasts to 10,000 and 18,000 sockets
     Many,
-    /// Timed pushes through a pipeline, as fast as they go
+    /// Timed pushes through a pipeline at full speed
     Pipeline,
-    /// Timed pushes through a pipeline, at a pace
+    /// Timed pushes through a pipeline at a fixed rate
     Paced,
     /// 10,000 sockets that connect and stay
     Connect,

@@ -7,7 +7,7 @@ use crate::{
     table::Line,
 };
 
-/// As fast as they go.
+/// At full speed.
 pub(super) fn fast(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let users = bench.sockets(1000);
     let pushes = bench.scaled(200_000);
@@ -32,19 +32,19 @@ pub(super) fn fast(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     ])
 }
 
-/// At a pace: what the BEAM took to deliver half of them and nearly all, and of processor time.
+/// At a fixed rate, with the BEAM's p50, p99 and processor time.
 pub(super) fn paced(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let paces = [
         (1000, "1 k", ["0.47", "1.8", "84"]),
         (10_000, "10 k", ["1.9", "4.7", "42"]),
         (20_000, "20 k", ["3.3", "5.8", "37"]),
     ];
-    // Each takes a second at least.
+    // Each takes at least a second.
     let paces = if bench.size == Size::Tiny { &paces[..1] } else { &paces };
     let mut lines = Vec::new();
     for (rate, short, [beam_p50, beam_p99, beam_cpu]) in paces {
         let users = bench.sockets(1000);
-        // A burst every 10 ms has at least one.
+        // A burst every 10 ms has at least one push.
         let (rate, secs) = (bench.scaled(*rate).max(100), bench.scaled(3));
         let load = Load {
             request: Some(format!("/paced?users={users}&rate={rate}&secs={secs}")),

@@ -1,4 +1,4 @@
-//! Stages and dispatchers, beside what one would write by hand.
+//! Stages and dispatchers, compared with hand-written code.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::{
     table::Line,
 };
 
-/// How many consumers there are behind a dispatcher.
+/// The number of consumers of a dispatcher.
 const CONSUMERS: u64 = 4;
 
 pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
@@ -89,7 +89,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     Ok(lines)
 }
 
-/// Measures both in turn, each on a runtime of its own.
+/// Measures both in turn, each on its own runtime.
 fn line(
     bench: &Bench,
     work: &str,

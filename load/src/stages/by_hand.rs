@@ -1,4 +1,4 @@
-//! What one would write by hand: channels of batches, and tasks behind a semaphore.
+//! The hand-written equivalents: channels of batches, and tasks behind a semaphore.
 
 use std::{hint::black_box, sync::Arc};
 
@@ -10,10 +10,10 @@ use tokio::{
 
 use super::{Count, Window};
 
-/// How many batches may wait in a channel: as many as two stages have on their way.
+/// The capacity of a channel in batches: as many as two stages have in flight.
 const CAPACITY: usize = 2;
 
-/// How large a batch is in front of several consumers.
+/// The size of a batch for several consumers.
 const BATCH: usize = 500;
 
 /// Batches of this size, from one task to another.
@@ -25,7 +25,7 @@ pub(crate) async fn two_stages(batch: usize, window: Window) -> f64 {
     count.per_second(window).await
 }
 
-/// The same, with a task between them.
+/// The same, with a task in between.
 pub(crate) async fn three_stages(batch: usize, window: Window) -> f64 {
     let (count, mut tasks) = (Count::default(), JoinSet::new());
     let (first, mut between) = mpsc::channel(CAPACITY);
@@ -33,7 +33,7 @@ pub(crate) async fn three_stages(batch: usize, window: Window) -> f64 {
     tasks.spawn(counted(receiver, count.clone()));
     tasks.spawn(async move {
         while let Some(events) = between.recv().await {
-            // A stage makes a new batch of what it emits, too.
+            // A stage allocates a new batch for its events, too.
             let events: Vec<u64> = Vec::into_iter(events).map(black_box).collect();
             if second.send(events).await.is_err() {
                 return;
@@ -44,7 +44,7 @@ pub(crate) async fn three_stages(batch: usize, window: Window) -> f64 {
     count.per_second(window).await
 }
 
-/// A task for each event, so many at once.
+/// A task for each event, up to `at_once` at the same time.
 pub(crate) async fn workers(at_once: usize, window: Window) -> f64 {
     let (count, mut tasks) = (Count::default(), JoinSet::new());
     let (permits, counting) = (Arc::new(Semaphore::new(at_once)), count.clone());
@@ -61,7 +61,7 @@ pub(crate) async fn workers(at_once: usize, window: Window) -> f64 {
     count.per_second(window).await
 }
 
-/// A channel that takes one event at a time, and gives many.
+/// A channel with single sends and batched receives.
 pub(crate) async fn pushes(events: u64) -> f64 {
     let (sender, mut receiver) = mpsc::channel(10_000);
     let receiving = tokio::spawn(async move {
@@ -74,16 +74,16 @@ pub(crate) async fn pushes(events: u64) -> f64 {
     });
     let began = Instant::now();
     for event in 0..events {
-        // The receiver is there until the sender is not.
+        // The receiver lives longer than the sender.
         let _ = sender.send(event).await;
     }
     drop(sender);
-    // It has nothing to fail with.
+    // The task returns no error.
     let _ = receiving.await;
     events as f64 / began.elapsed().as_secs_f64()
 }
 
-/// A copy of each batch to each of so many tasks. All deliveries are counted.
+/// A clone of each batch for each consumer. All deliveries are counted.
 pub(crate) async fn broadcast(consumers: u64, window: Window) -> f64 {
     let (count, mut tasks) = (Count::default(), JoinSet::new());
     let senders = consumers_of(consumers, &count, &mut tasks);
@@ -98,7 +98,7 @@ pub(crate) async fn broadcast(consumers: u64, window: Window) -> f64 {
     count.per_second(window).await
 }
 
-/// Each batch split among so many tasks, by key.
+/// Each batch split among the consumers, by key.
 pub(crate) async fn partition(consumers: u64, window: Window) -> f64 {
     let (count, mut tasks) = (Count::default(), JoinSet::new());
     let senders = consumers_of(consumers, &count, &mut tasks);
@@ -131,7 +131,7 @@ fn consumers_of(
     channels.collect()
 }
 
-/// Hands out numbers in batches until nobody wants them.
+/// Sends numbers in batches until the receiver is dropped.
 async fn for_ever(batch: usize, send: impl AsyncFn(Vec<u64>) -> bool) {
     let mut next = 0;
     loop {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Count, Numbers, Window};
 use crate::error::LoadError;
 
-/// Hands on what it receives, as it is.
+/// Emits the events that it receives.
 struct Identity;
 
 impl ProducerConsumer for Identity {
@@ -43,7 +43,7 @@ pub(crate) async fn three_stages(max_demand: usize, window: Window) -> Result<f6
     Ok(count.per_second(window).await)
 }
 
-/// Supervised workers with nothing to do.
+/// Supervised workers without work.
 pub(crate) async fn workers(max_demand: usize, window: Window) -> Result<f64, LoadError> {
     let count = Count::default();
     let counting = count.clone();
@@ -57,7 +57,7 @@ pub(crate) async fn workers(max_demand: usize, window: Window) -> Result<f64, Lo
     Ok(count.per_second(window).await)
 }
 
-/// Pushes from a task that is no stage.
+/// Pushes from a task outside of the stages.
 pub(crate) async fn pushes(events: u64) -> Result<f64, LoadError> {
     let (queue, producer) = queue(QueueOptions::new());
     let count = Count::default();
@@ -77,13 +77,13 @@ pub(crate) async fn pushes(events: u64) -> Result<f64, LoadError> {
     }
 }
 
-/// A producer that sends every event to each of so many consumers. All deliveries are counted.
+/// A producer that sends every event to each consumer. All deliveries are counted.
 pub(crate) async fn broadcast(consumers: u64, window: Window) -> Result<f64, LoadError> {
     let numbers = numbers().dispatcher(BroadcastDispatcher::new);
     dispatched(numbers, consumers, window).await
 }
 
-/// A producer that sends each event to one of so many consumers, by its key.
+/// A producer that sends each event to one consumer, by its key.
 pub(crate) async fn partition(consumers: u64, window: Window) -> Result<f64, LoadError> {
     let numbers = numbers().dispatcher(move || {
         PartitionDispatcher::by_key(0..consumers, move |n| Some(n % consumers))
@@ -91,7 +91,7 @@ pub(crate) async fn partition(consumers: u64, window: Window) -> Result<f64, Loa
     dispatched(numbers, consumers, window).await
 }
 
-/// A producer that waits until all consumers are there.
+/// A producer that waits until all consumers have subscribed.
 fn numbers() -> Stage<Numbers, u64> {
     Stage::new(Numbers::default()).demand(DemandMode::Accumulate)
 }
@@ -108,7 +108,7 @@ async fn dispatched(
         (0..consumers).map(|n| (n, graph.consumer(format!("{n}"), count.clone()))).collect();
     let _pipeline = graph.start()?;
     for (n, consumer) in consumers {
-        // Only one of the dispatchers minds the partition.
+        // Only the partition dispatcher uses the partition.
         let subscribed = consumer.subscribe(&numbers, demand(1000).partition(n)).await;
         subscribed.map_err(|error| LoadError::Stage(error.to_string()))?;
     }
@@ -116,7 +116,7 @@ async fn dispatched(
     Ok(count.per_second(window).await)
 }
 
-/// Asks again when half has come.
+/// Demand that is renewed when half of it has arrived.
 fn demand(max: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(max / 2)
 }

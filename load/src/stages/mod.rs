@@ -1,5 +1,4 @@
-//! How many events pass through stages in a second: those of the library, and what one would write by
-//! hand instead.
+//! Throughput of stages per second: those of the library, and hand-written equivalents.
 
 pub(crate) mod by_hand;
 pub(crate) mod library;
@@ -16,14 +15,14 @@ use std::{
 use pipeline_core::{Consumer, Emitter, ExitReason, Producer, Subscription};
 use tokio::time::{Instant, sleep};
 
-/// How long events flow before they are counted, and how long they are counted.
+/// The warm-up and the duration of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) warm_up: Duration,
     pub(crate) counted: Duration,
 }
 
-/// Emits numbers, as many as are asked for.
+/// Emits numbers on demand.
 #[derive(Default)]
 struct Numbers(u64);
 
@@ -42,7 +41,7 @@ impl Producer for Numbers {
     }
 }
 
-/// Counts what it receives.
+/// Counts the events that it receives.
 #[derive(Clone, Default)]
 struct Count(Arc<AtomicU64>);
 
@@ -61,7 +60,7 @@ impl Count {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// How many are counted in a second.
+    /// The number of events counted per second.
     async fn per_second(&self, window: Window) -> f64 {
         sleep(window.warm_up).await;
         let (before, began) = (self.get(), Instant::now());

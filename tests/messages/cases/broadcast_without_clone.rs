@@ -1,4 +1,4 @@
-//! Every subscriber is to have an event that cannot be cloned.
+//! A broadcast of events that cannot be cloned.
 
 use pipeline_core::{BroadcastDispatcher, Pipeline, Stage, from_iter};
 

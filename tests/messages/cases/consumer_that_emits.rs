@@ -1,4 +1,4 @@
-//! A consumer has nobody to emit to.
+//! A consumer that emits, without consumers of its own.
 
 use std::convert::Infallible;
 

@@ -1,4 +1,4 @@
-//! Dispatchers of text, for producers of numbers, and something that is no dispatcher.
+//! Dispatchers of text for producers of numbers, and a type that is not a dispatcher.
 
 use pipeline_core::{BroadcastDispatcher, PartitionDispatcher, Pipeline, Stage, from_iter};
 

@@ -1,4 +1,4 @@
-//! What `map` makes of numbers is not what the function at the end takes.
+//! A function at the end with another event type than `map` returns.
 
 use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 

@@ -1,4 +1,4 @@
-//! A producer of numbers, and a stage in the middle that takes text.
+//! A producer of numbers, and a producer-consumer that receives text.
 
 use pipeline_core::{
     Emitter, ExitReason, Pipeline, ProducerConsumer, SubscribeOptions, Subscription, for_each,

@@ -1,4 +1,4 @@
-//! A consumer of text with options, behind a producer of numbers.
+//! A consumer of text with options, after a producer of numbers.
 
 use pipeline_core::{Pipeline, Stage, SubscribeOptions, for_each, from_iter};
 

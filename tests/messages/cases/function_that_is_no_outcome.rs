@@ -1,4 +1,4 @@
-//! The function at the end returns something that is neither nothing nor a result.
+//! A function at the end that returns neither `()` nor a result.
 
 use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 

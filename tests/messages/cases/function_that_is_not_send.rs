@@ -1,4 +1,4 @@
-//! A function in a pipeline that has captured what cannot go to another thread.
+//! A function in a pipeline that captures a value that is not `Send`.
 
 use std::rc::Rc;
 

@@ -1,4 +1,4 @@
-//! A function that keeps something over an `.await` that cannot go to another thread.
+//! A function that holds a value that is not `Send` across an `.await`.
 
 use std::{future::ready, rc::Rc};
 

@@ -1,4 +1,4 @@
-//! A function for text, where numbers come.
+//! A function for text after a producer of numbers.
 
 use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 

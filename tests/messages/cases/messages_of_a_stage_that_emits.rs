@@ -1,4 +1,4 @@
-//! A handler that does not say what its stage emits is one of a consumer.
+//! A handler without the type that its stage emits, which makes it a consumer's.
 
 use std::convert::Infallible;
 

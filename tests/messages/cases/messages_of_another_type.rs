@@ -1,4 +1,4 @@
-//! A cast, a call and an info of types that the stage does not handle so.
+//! A cast, a call and an info of types that the stage does not handle.
 
 use std::convert::Infallible;
 

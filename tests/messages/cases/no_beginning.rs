@@ -1,4 +1,4 @@
-//! A pipeline that begins with its end.
+//! A pipeline without a producer.
 
 use pipeline_core::{Pipeline, SubscribeOptions, for_each};
 

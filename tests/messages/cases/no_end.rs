@@ -1,4 +1,4 @@
-//! A pipeline whose events nobody takes.
+//! A pipeline without a consumer.
 
 use pipeline_core::{Pipeline, from_iter};
 

@@ -1,4 +1,4 @@
-//! A pipeline with nothing in it.
+//! A pipeline without stages.
 
 use pipeline_core::Pipeline;
 

@@ -1,4 +1,4 @@
-//! A type that is no stage at all, in every place where one belongs.
+//! A type that is not a stage, in every place where a stage is expected.
 
 use pipeline_core::{Graph, Pipeline, SubscribeOptions, from_iter};
 

@@ -1,4 +1,4 @@
-//! What looks like a worker and is none.
+//! Functions that resemble workers and are none.
 
 use pipeline_core::ConsumerSupervisor;
 
@@ -10,7 +10,7 @@ fn main() {
     // It takes the event itself, not a reference.
     let _ = ConsumerSupervisor::<u64, _>::new(async |_: u64| Ok(()));
 
-    // It does not say how it went.
+    // It does not return an outcome.
     let _ = ConsumerSupervisor::<u64, _>::new(async |event: &u64| drop(*event));
 
     // It is not async.

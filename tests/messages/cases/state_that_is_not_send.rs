@@ -1,4 +1,4 @@
-//! The state of a stage cannot go to another thread.
+//! A stage with a state that is not `Send`.
 
 use std::rc::Rc;
 

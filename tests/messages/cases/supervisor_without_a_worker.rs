@@ -1,4 +1,4 @@
-//! A supervisor that has nothing to run for an event.
+//! A supervisor without a worker.
 
 use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 

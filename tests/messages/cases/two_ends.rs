@@ -1,4 +1,4 @@
-//! A pipeline that goes on after its end.
+//! A pipeline that continues after its end.
 
 use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 

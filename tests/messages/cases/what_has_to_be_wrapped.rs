@@ -1,4 +1,4 @@
-//! A list and functions, as they are, where stages belong.
+//! A list and functions, unwrapped, where stages are expected.
 
 use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 

@@ -1,4 +1,4 @@
-//! Workers for text, where numbers come.
+//! Workers for text after a producer of numbers.
 
 use pipeline_core::{
     ChildContext, ConsumerSupervisor, ExitReason, Pipeline, SubscribeOptions, Worker, from_iter,

@@ -1,4 +1,4 @@
-//! A worker that has captured what cannot be cloned, where each of its tasks gets a clone.
+//! A worker that captures a value that is not `Clone`, although each task gets a clone.
 
 use pipeline_core::ConsumerSupervisor;
 

@@ -1,4 +1,4 @@
-//! A worker that has captured what cannot go to another thread.
+//! A worker that captures a value that is not `Send`.
 
 use std::rc::Rc;
 

@@ -1,2 +1,2 @@
-//! What the compiler says of pipelines that cannot work. It is a package of its own so that the cases
-//! see of the library what its users see, and so that little is compiled for them.
+//! The compiler's messages for invalid pipelines. A separate package, so that the cases see the library
+//! as its users do, and so that few crates are compiled for them.

@@ -1,22 +1,22 @@
-//! Each file of `cases` has a mistake in it, and beside it stands what the compiler says of it.
+//! Each file of `cases` has an error, and a file with the compiler's message next to it.
 //!
-//! Its words differ from one version of the compiler to the next. They are compared only with the
-//! version they were recorded with. Any other has to refuse the same programs, and no more.
+//! Messages differ between versions of the compiler. They are compared only with the version that they
+//! were recorded with. Any other version has to reject the same programs, and no others.
 
 use std::{env, error::Error, fs, path::Path, process::Command};
 
 use trybuild::TestCases;
 
-/// The compiler whose words were recorded.
+/// The version of the recorded messages.
 const RECORDED_WITH: &str = "rustc 1.95.0 ";
 
 const CASES: &str = "cases";
 
-/// Where the cases of a run that compares nothing are.
+/// The folder of the cases when messages are not compared.
 const COPIES: &str = "PIPELINE_MESSAGES";
 
 #[test]
-fn what_does_not_fit_does_not_compile_and_the_compiler_says_why() -> Result<(), Box<dyn Error>> {
+fn invalid_pipelines_do_not_compile_and_the_compiler_says_why() -> Result<(), Box<dyn Error>> {
     if let Ok(copies) = env::var(COPIES) {
         TestCases::new().compile_fail(format!("{copies}/*.rs"));
         return Ok(());
@@ -31,16 +31,16 @@ fn what_does_not_fit_does_not_compile_and_the_compiler_says_why() -> Result<(), 
     println!("messages are compared only with {RECORDED_WITH}, and this is {version}");
     let copies = Path::new(env!("CARGO_TARGET_TMPDIR")).join("messages");
     copy_cases(&copies)?;
-    // To itself it writes down what is said, and still fails if there is nothing to say.
+    // trybuild then writes the messages into the copy, and still fails if a case compiles.
     let refused = Command::new(env::current_exe()?)
         .env(COPIES, &copies)
         .env("TRYBUILD", "overwrite")
         .status()?;
-    assert!(refused.success(), "something compiles that should not, see above");
+    assert!(refused.success(), "a case compiles that should not, see above");
     Ok(())
 }
 
-/// Copies the programs, without the messages.
+/// Copies the programs without the messages.
 fn copy_cases(to: &Path) -> Result<(), Box<dyn Error>> {
     if to.exists() {
         fs::remove_dir_all(to)?;

@@ -1,4 +1,4 @@
-//! A client of the channel protocol that says what the test says.
+//! A scriptable client of the channel protocol.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::PATIENCE;
 /// A connected client.
 #[derive(Debug)]
 pub struct Client<S = MaybeTlsStream<TcpStream>> {
-    /// For what the methods have no words for.
+    /// For messages without a method.
     pub stream: WebSocketStream<S>,
     patience: Duration,
 }
@@ -28,7 +28,7 @@ pub struct Client<S = MaybeTlsStream<TcpStream>> {
 ///
 /// # Errors
 ///
-/// The status with which the server refused.
+/// The status of the refusal.
 pub async fn connect(url: &str) -> Result<Client, u16> {
     match timeout(PATIENCE, connect_async(url)).await.unwrap() {
         Ok((stream, _)) => Ok(Client { stream, patience: PATIENCE }),
@@ -38,8 +38,8 @@ pub async fn connect(url: &str) -> Result<Client, u16> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    /// Connects over a stream of the test's own, on a clock of the test's own: an hour passes in no
-    /// time when nothing else happens.
+    /// Connects over the test's own stream, on the test's own clock: an hour passes at once when all
+    /// tasks are idle.
     pub async fn over(stream: S, url: &str) -> Self {
         let (stream, _) = client_async(url, stream).await.unwrap();
         Self { stream, patience: Duration::from_secs(3600) }
@@ -50,7 +50,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.send_text(&message.to_string()).await;
     }
 
-    /// Sends any text.
+    /// Sends a text frame.
     pub async fn send_text(&mut self, text: &str) {
         self.stream.send(Message::text(text)).await.unwrap();
     }
@@ -63,13 +63,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    /// The next frame, whatever it is.
+    /// The next frame of any kind.
     pub async fn next(&mut self) -> Message {
-        timeout(self.patience, self.stream.next())
-            .await
-            .expect("something to arrive")
-            .unwrap()
-            .unwrap()
+        timeout(self.patience, self.stream.next()).await.expect("a frame arrives").unwrap().unwrap()
     }
 
     /// Asserts that the next messages are these.
@@ -79,22 +75,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    /// Joins a topic with this join ref, and is let in.
+    /// Joins a topic with this join ref, and expects success.
     pub async fn join(&mut self, join_ref: &str, topic: &str) {
         self.send(json!([join_ref, join_ref, topic, "phx_join", {}])).await;
         self.expect([reply(join_ref, join_ref, topic, "ok", json!({}))]).await;
     }
 
-    /// Asserts that nothing has arrived: the answer to a heartbeat is the next thing that does.
+    /// Asserts that no frame has arrived: the reply to a heartbeat is the next one.
     ///
-    /// The socket itself answers it, so this says nothing about what a channel may still send.
+    /// The socket itself answers the heartbeat, so a channel may still send frames later.
     pub async fn expect_nothing_else(&mut self) {
         self.send(json!([null, "beat", "phoenix", "heartbeat", {}])).await;
         let answer = json!({"status": "ok", "response": {}});
         self.expect([json!([null, "beat", "phoenix", "phx_reply", answer])]).await;
     }
 
-    /// Waits for the server to close; the code. Messages on the way are passed over.
+    /// Waits for the server to close, skipping messages. Returns the close code.
     pub async fn closed(&mut self) -> u16 {
         loop {
             match self.next().await {
@@ -106,7 +102,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// An answer to a client's message.
+/// The reply to a client's message.
 #[must_use]
 pub fn reply(join_ref: &str, reference: &str, topic: &str, status: &str, response: Value) -> Value {
     json!([join_ref, reference, topic, "phx_reply", {"status": status, "response": response}])

@@ -1,4 +1,4 @@
-//! An example of the project, as a process.
+//! An example program as a process.
 
 use std::{
     env,
@@ -18,7 +18,7 @@ use crate::{
     http::{Response, request},
 };
 
-/// A running example. Killed when it is dropped.
+/// A running example. Killed on drop.
 #[derive(Debug)]
 pub struct Example {
     child: Child,
@@ -30,35 +30,35 @@ pub struct Example {
 }
 
 impl Example {
-    /// Starts `push_to_users` with these flags, and waits until it serves. Its port is a free one
-    /// unless given.
+    /// Starts `push_to_users` with these flags, and waits until it is listening, on a free port by
+    /// default.
     pub async fn start(flags: &[&str]) -> Self {
         Self::start_in(&project(), env::var_os("PATH"), flags).await
     }
 
-    /// The same, in another folder and with other programs in reach.
+    /// The same, in another folder and with another PATH.
     pub async fn start_in(project: &Path, programs: Option<OsString>, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
         command.env("CARGO_MANIFEST_DIR", project).env("PATH", programs.unwrap_or_default());
         Self::spawn(command, flags, "page ").await
     }
 
-    /// Starts `push_to_users` with these flags, and keeps what it logs: as much as the filter says, which
-    /// must not be more than the test reads.
+    /// Starts `push_to_users` with these flags, and keeps its log. The filter must not log more than the
+    /// test reads.
     pub async fn logging(filter: &str, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
         command.env("RUST_LOG", filter).stderr(Stdio::piped());
         Self::spawn(command, flags, "page ").await
     }
 
-    /// Starts `push_to_users` with these flags as `nohup` does: SIGHUP is ignored from the beginning.
+    /// Starts `push_to_users` with these flags as `nohup` does: SIGHUP is ignored from the start.
     pub async fn ignoring_hangup(flags: &[&str]) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", r#"trap "" HUP; exec "$0" "$@""#]).arg(path("push_to_users").await);
         Self::spawn(command, flags, "page ").await
     }
 
-    /// Starts `push_to_users` with these flags, and lets it have so many files and connections open.
+    /// Starts `push_to_users` with these flags and a limit of open files and connections.
     pub async fn with_files(files: usize, flags: &[&str]) -> Self {
         let mut command = Command::new("sh");
         let limited = format!(r#"ulimit -n {files}; exec "$0" "$@""#);
@@ -66,25 +66,25 @@ impl Example {
         Self::spawn(command, flags, "page ").await
     }
 
-    /// Starts `channels` with these flags, and waits until it serves.
+    /// Starts `channels` with these flags, and waits until it is listening.
     pub async fn channels(flags: &[&str]) -> Self {
         let mut command = Command::new(path("channels").await);
-        // It is told to crash, and to refuse, more often than anybody would want to read.
+        // Its clients request many crashes and refusals, which would fill the output.
         command.env("RUST_LOG", "off").env("RUST_BACKTRACE", "0");
         Self::spawn(command, flags, "sockets ").await
     }
 
-    /// Starts `room` with these flags, and waits until it serves.
+    /// Starts `room` with these flags, and waits until it is listening.
     pub async fn room(flags: &[&str]) -> Self {
         Self::spawn(Command::new(path("room").await), flags, "page ").await
     }
 
-    /// The program of an example, for those who start it by themselves.
+    /// The path of an example's program, for tests that start it themselves.
     pub async fn program(example: &str) -> PathBuf {
         path(example).await
     }
 
-    /// Starts it, and waits for the line with its address.
+    /// Starts the program, and waits for the line with its address.
     async fn spawn(mut command: Command, flags: &[&str], line: &str) -> Self {
         if !flags.contains(&"--port") {
             command.args(["--port", "0"]);
@@ -102,7 +102,7 @@ impl Example {
         example
     }
 
-    /// Runs `push_to_users` to its end with these flags; what it prints.
+    /// Runs `push_to_users` with these flags to its end. Returns its output.
     pub async fn run(flags: &[&str]) -> (ExitStatus, String) {
         let mut command = Command::new(path("push_to_users").await);
         let output = timeout(PATIENCE, command.args(flags).output()).await.unwrap().unwrap();
@@ -110,34 +110,34 @@ impl Example {
         (output.status, String::from_utf8(text).unwrap())
     }
 
-    /// The next line it prints that contains this.
+    /// The next line of output that contains this text.
     pub async fn line_with(&mut self, text: &str) -> String {
         next_with(&mut self.stdout, text).await
     }
 
-    /// The next line it logs that contains this, if it was started so that it is kept.
+    /// The next log line that contains this text, if the log is kept.
     pub async fn logged_with(&mut self, text: &str) -> String {
         next_with(self.log.as_mut().unwrap(), text).await
     }
 
-    /// Writes to its standard input.
+    /// Writes to the program's standard input.
     pub async fn write(&mut self, text: &str) {
         self.stdin.as_mut().unwrap().write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// Ends its standard input.
+    /// Closes the program's standard input.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
     }
 
-    /// Tells it to stop, as an operator would.
+    /// Sends a signal, as an operator would.
     pub async fn signal(&self, signal: &str) {
         let id = self.child.id().unwrap().to_string();
         let status = Command::new("kill").args([signal, &id]).status().await.unwrap();
         assert!(status.success());
     }
 
-    /// Waits for its end; its status, and what it printed until then.
+    /// Waits for the exit. Returns the status, and the output until then.
     pub async fn ended(mut self) -> (ExitStatus, Vec<String>) {
         let reading = async {
             let mut lines = Vec::new();
@@ -149,13 +149,13 @@ impl Example {
         timeout(PATIENCE, reading).await.unwrap()
     }
 
-    /// Signs a user in.
+    /// A token for a user.
     pub async fn token(&self, user: u64) -> String {
         let response = self.request("GET", &format!("/token?user={user}"), "", "").await;
         response.json()["token"].as_str().unwrap().to_owned()
     }
 
-    /// The address of the socket, for a user that is signed in.
+    /// The URL of the socket with a user's token.
     pub async fn socket_url(&self, user: u64) -> String {
         let token = self.token(user).await;
         format!("ws://{}/socket/websocket?vsn=2.0.0&token={token}", self.address)
@@ -166,7 +166,7 @@ impl Example {
         self.request("POST", "/push", "application/json", body).await
     }
 
-    /// Sends a request on a connection of its own.
+    /// Sends a request on a separate connection.
     pub async fn request(&self, method: &str, path: &str, kind: &str, body: &str) -> Response {
         self.request_with(method, path, &[("Content-Type", kind)], body).await
     }
@@ -188,7 +188,8 @@ async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> 
     let reading = async {
         loop {
             let line = lines.next_line().await.unwrap();
-            let line = line.unwrap_or_else(|| panic!("it ended without a line with {text:?}"));
+            let line =
+                line.unwrap_or_else(|| panic!("the output ended without a line with {text:?}"));
             if line.contains(text) {
                 return line;
             }
@@ -197,8 +198,8 @@ async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> 
     timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("no line with {text:?}"))
 }
 
-/// Where cargo has put an example: beside the folder of the tests. Has it built first, because
-/// `cargo test --test ..` does not.
+/// The path of an example: next to the folder of the tests. Builds it first, because `cargo test --test
+/// ..` does not.
 async fn path(example: &str) -> PathBuf {
     let mut folder = env::current_exe().unwrap();
     folder.pop();
@@ -219,7 +220,7 @@ pub fn project() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The folder of the real things from npm that the project is tested against.
+/// The folder with the npm packages that the tests use.
 #[must_use]
 pub fn interop() -> PathBuf {
     project().join("tests/interop")

@@ -1,4 +1,4 @@
-//! Workers that say when they start, and end when they are let go.
+//! Workers that report their start, and wait until the test releases them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,11 +33,11 @@ pub fn gate() -> (Gate, Keeper) {
 }
 
 impl Gate {
-    /// Says that a worker has started with this event, and waits until it is let go.
+    /// Reports that a worker has started with this event, and waits until it is released.
     ///
     /// # Errors
     ///
-    /// If the keeper is gone.
+    /// If the keeper was dropped.
     pub async fn pass(&self, event: u64) -> Result<(), ExitReason> {
         self.started.send(event).await?;
         self.leave.acquire().await?.forget();
@@ -46,7 +46,7 @@ impl Gate {
 }
 
 impl Keeper {
-    /// Waits for so many workers to start; their events.
+    /// Waits for `count` workers to start. Returns their events.
     pub async fn started(&mut self, count: usize) -> Vec<u64> {
         let mut events = Vec::new();
         for _ in 0..count {
@@ -55,35 +55,34 @@ impl Keeper {
         events
     }
 
-    /// Lets so many workers end.
+    /// Releases `count` workers.
     pub fn let_go(&self, count: usize) {
         self.leave.add_permits(count);
     }
 
-    /// Asserts that no further worker starts, having given every task the time to start one. Needs
-    /// a current-thread runtime.
+    /// Asserts that no further worker starts after every task has had time to start one. Needs a
+    /// current-thread runtime.
     pub async fn assert_none_starts(&mut self) {
         settle().await;
         assert_eq!(self.started.try_recv().ok(), None);
     }
 }
 
-/// Runs all other tasks of a current-thread runtime until they wait for something.
+/// Runs all other tasks of a current-thread runtime until they are idle.
 pub async fn settle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Lets everything else run until this is so. Panics if it does not come about within
-/// [`PATIENCE`].
+/// Runs other tasks until the condition holds. Panics if it does not within [`PATIENCE`].
 pub async fn eventually(mut so: impl FnMut() -> bool) {
     for _ in 0..PATIENCE.as_millis() {
         if so() {
             return;
         }
-        // The tasks of this runtime, then whatever the system has to do.
+        // First the tasks of this runtime, then the system's work.
         sleep(Duration::from_millis(1)).await;
     }
-    panic!("it has not come about");
+    panic!("the condition does not hold in time");
 }

@@ -1,4 +1,4 @@
-//! One HTTP request, and what it was answered.
+//! A single HTTP request.
 
 use serde_json::Value;
 use tokio::{
@@ -9,12 +9,12 @@ use tokio::{
 
 use crate::PATIENCE;
 
-/// What an HTTP request was answered.
+/// An HTTP response.
 #[derive(Debug)]
 pub struct Response {
     /// The status.
     pub status: u16,
-    /// Status line and headers, in lower case.
+    /// The status line and the headers, in lower case.
     pub head: String,
     /// The body.
     pub body: String,
@@ -28,12 +28,12 @@ impl Response {
     }
 }
 
-/// Asks for a path on a connection of its own.
+/// Sends a GET request on a separate connection.
 pub async fn get(address: &str, path: &str) -> Response {
     request(address, "GET", path, &[], "").await
 }
 
-/// Sends a request with these headers on a connection of its own.
+/// Sends a request with these headers on a separate connection.
 pub async fn request(
     address: &str,
     method: &str,

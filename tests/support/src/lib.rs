@@ -1,5 +1,5 @@
-//! What the project's own tests share: a client that says what the test says, a recorder and a log
-//! to look into, workers that wait at a gate, and an example that runs as a process.
+//! Shared helpers of the project's tests: a scriptable client, recorders of metrics and logs, workers
+//! that wait at a gate, and examples as processes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -26,5 +26,5 @@ pub use self::{
     recorded::{Recorded, Series},
 };
 
-/// Longer than anything takes. When it is over, the test has failed.
+/// A timeout that is longer than any operation. A test that exceeds it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Reading the log, and the spans in it.
+//! Recorders of log lines and spans.
 
 use std::{
     fmt::Debug,
@@ -15,7 +15,7 @@ use tracing::{
 };
 use tracing_core::span::Current;
 
-/// Keeps what is logged on this thread: of each event, its level and its fields.
+/// Records the events logged on this thread, each with its level and fields.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
     events: Arc<Mutex<Vec<String>>>,
@@ -23,29 +23,28 @@ pub struct Log {
 }
 
 impl Log {
-    /// Begins to keep what is logged on this thread, until the guard is dropped.
+    /// Starts recording on this thread, until the guard is dropped.
     #[must_use]
     pub fn keep() -> (Self, DefaultGuard) {
         Self::default().begin()
     }
 
-    /// The same, of these levels only.
+    /// The same, for these levels only.
     #[must_use]
     pub fn up_to(level: LevelFilter) -> (Self, DefaultGuard) {
         Self { up_to: Some(level), ..Self::default() }.begin()
     }
 
     fn begin(self) -> (Self, DefaultGuard) {
-        // With only one subscriber alive, tracing asks whichever thread comes first to a call site
-        // whether anybody listens, and remembers a no of a thread that has none. So there are two.
+        // With a single subscriber, tracing caches the interest of whichever thread reaches a call site
+        // first, also that of a thread without a subscriber. Two subscribers prevent that.
         static OTHER: OnceLock<Dispatch> = OnceLock::new();
         OTHER.get_or_init(|| Dispatch::new(Self::default()));
         let guard = tracing::subscriber::set_default(self.clone());
         (self, guard)
     }
 
-    /// What was logged since the last call: `LEVEL field=value ..`, the fields in the order of their
-    /// names.
+    /// The events since the last call: `LEVEL field=value ..`, with fields ordered by name.
     #[must_use]
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.events.lock())
@@ -86,21 +85,21 @@ impl Subscriber for Log {
     fn exit(&self, _: &Id) {}
 }
 
-/// Keeps in which spans it was when something was logged on this thread.
+/// Records the spans around each event logged on this thread.
 #[derive(Clone, Debug, Default)]
 pub struct Spans(Arc<Mutex<Kept>>);
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// By number: what a span is called with its fields, the one around it, and its call site.
+    /// By span number: name and fields, parent, and call site.
     spans: Vec<(String, Option<usize>, &'static Metadata<'static>)>,
     entered: Vec<usize>,
-    /// What was logged, and in which span.
+    /// The messages, each with its span.
     events: Vec<(String, Option<usize>)>,
 }
 
 impl Spans {
-    /// Begins to keep what is logged on this thread, until the guard is dropped.
+    /// Starts recording on this thread, until the guard is dropped.
     #[must_use]
     pub fn keep() -> (Self, DefaultGuard) {
         // As for `Log`.
@@ -111,7 +110,7 @@ impl Spans {
         (spans, guard)
     }
 
-    /// The spans in which this was logged first, the outermost first: `name{field=value ..}`.
+    /// The spans around the first event with this message, outermost first: `name{field=value ..}`.
     #[must_use]
     pub fn of(&self, message: &str) -> String {
         let kept = self.0.lock();
@@ -126,7 +125,7 @@ impl Spans {
         around.join(": ")
     }
 
-    /// How many spans there have been.
+    /// The number of spans created so far.
     #[must_use]
     pub fn made(&self) -> usize {
         self.0.lock().spans.len()
@@ -182,7 +181,7 @@ impl Subscriber for Spans {
     }
 }
 
-/// A span's place in the order in which they were made, from 1.
+/// A span's number in the order of creation, from 1.
 fn number(span: &Id) -> usize {
-    usize::try_from(span.into_u64()).expect("there are not so many")
+    usize::try_from(span.into_u64()).expect("few spans")
 }

@@ -1,4 +1,4 @@
-//! Looking at what was recorded.
+//! A recorder of metrics for tests.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use parking_lot::Mutex;
 use pipeline_core::Telemetry;
 
-/// Counters and samples, as they were recorded since the last look.
+/// Counters and samples recorded since the last call.
 #[derive(Debug)]
 pub struct Recorded {
     snapshotter: Snapshotter,
@@ -21,11 +21,11 @@ pub struct Series {
     pub kind: String,
     /// The metric's name.
     pub name: String,
-    /// Names and values of its labels.
+    /// The labels with their values.
     pub labels: Vec<(String, String)>,
 }
 
-/// What was seen while looking for something else: a snapshot takes it all.
+/// Values from earlier snapshots that were not requested: a snapshot takes all values.
 #[derive(Debug, Default)]
 struct Seen {
     counters: HashMap<String, HashMap<String, u64>>,
@@ -36,7 +36,7 @@ struct Seen {
 }
 
 impl Recorded {
-    /// A recorder, and the way to look into it.
+    /// A telemetry with a recorder, and its reader.
     #[must_use]
     pub fn new() -> (Telemetry, Self) {
         let recorder = DebuggingRecorder::new();
@@ -44,9 +44,8 @@ impl Recorded {
         (Telemetry::to(recorder), Self { snapshotter, seen: Mutex::default() })
     }
 
-    /// What each series of a counter grew by since it was last asked for: its labels, as
-    /// `name=value` in the order of their names, and the number. Those that did not grow are left
-    /// out.
+    /// The increase of each series of a counter since the last call: its labels, as `name=value` ordered
+    /// by name, and the number. Unchanged series are omitted.
     #[must_use]
     pub fn counters(&self, name: &str) -> Vec<(String, u64)> {
         self.look();
@@ -56,15 +55,15 @@ impl Recorded {
         series
     }
 
-    /// The samples of a histogram since they were last asked for, of all its series.
+    /// The samples of a histogram since the last call, of all its series.
     #[must_use]
     pub fn samples(&self, name: &str) -> Vec<f64> {
         self.look();
         self.seen.lock().samples.remove(name).unwrap_or_default()
     }
 
-    /// How many samples each series of a histogram has: its labels, as those of counters, and the
-    /// number. Those that have none are left out.
+    /// The number of samples of each series of a histogram: its labels, as for counters, and the number.
+    /// Series without samples are omitted.
     #[must_use]
     pub fn sample_counts(&self, name: &str) -> Vec<(String, usize)> {
         self.look();
@@ -75,9 +74,9 @@ impl Recorded {
         series
     }
 
-    /// What each series of a gauge was at the last look, if it had been set since the one before, and
-    /// zero otherwise: its labels, as those of counters, and the value. Whoever asks for counters or
-    /// samples looks.
+    /// The value of each series of a gauge in the last snapshot, if it was set since the one before, and
+    /// otherwise zero: its labels, as for counters, and the value. Reading counters or samples takes a
+    /// snapshot.
     #[must_use]
     pub fn gauges(&self, name: &str) -> Vec<(String, f64)> {
         let mut series: Vec<_> = self
@@ -93,8 +92,8 @@ impl Recorded {
         series
     }
 
-    /// What each series of a gauge has come to that is counted up and down and never set: its labels,
-    /// as those of counters, and the value.
+    /// The value of each series of a gauge that is only incremented and decremented: its labels, as for
+    /// counters, and the value.
     #[must_use]
     pub fn levels(&self, name: &str) -> Vec<(String, f64)> {
         self.look();
@@ -105,7 +104,7 @@ impl Recorded {
         series
     }
 
-    /// All series that are registered, recorded into or not.
+    /// All registered series, with or without values.
     #[must_use]
     pub fn series(&self) -> Vec<Series> {
         let series = self.snapshotter.snapshot().into_vec().into_iter();
@@ -127,7 +126,7 @@ impl Recorded {
             .collect()
     }
 
-    /// Takes a look at everything.
+    /// Takes a snapshot.
     pub fn look(&self) {
         let mut seen = self.seen.lock();
         for (key, .., value) in self.snapshotter.snapshot().into_vec() {
@@ -156,7 +155,7 @@ impl Recorded {
     }
 }
 
-/// As `name=value`, in the order of their names.
+/// The labels as `name=value`, ordered by name.
 fn labels(key: &Key) -> String {
     let mut labels: Vec<_> =
         key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
