@@ -173,7 +173,7 @@ async fn an_item_is_delivered_to_its_user_and_never_to_another() {
     let (mut ada, mut joe) = (app.user(1).await, app.user(11).await);
     for n in 0..50 {
         app.push(1, json!({ "n": n, "secret": true })).await;
-        app.push(2, json!({ "n": n, "nobody": "is there" })).await;
+        app.push(2, json!({ "n": n, "user": "absent" })).await;
     }
     // With one worker, joe's item comes after all others: by its arrival, anything else for joe would
     // have arrived.
@@ -195,7 +195,7 @@ async fn each_delivery_and_each_worker_is_timed() {
     for n in 0..20 {
         app.push(1, json!({ "n": n })).await;
         app.push(2, json!({ "n": n })).await;
-        app.push(3, json!({ "nobody": "is there" })).await;
+        app.push(3, json!({ "user": "absent" })).await;
     }
     for client in [&mut phone, &mut laptop, &mut joe] {
         for _ in 0..20 {
@@ -284,7 +284,7 @@ async fn a_client_with_another_users_token_is_refused() {
     for (token, why) in [
         (String::new(), "empty"),
         ("nonsense".to_owned(), "nonsense"),
-        (token(forged, now), "signed by somebody else"),
+        (token(forged, now), "signed with another secret"),
         (token(other_salt, now), "signed for something else"),
         (token(signer(), now - DAY - Duration::from_secs(1)), "expired"),
         (token(signer(), now + DAY), "from the future"),

@@ -14,10 +14,8 @@ use tokio::{
 };
 
 /// The skipped checks, with reasons.
-const LEFT_OUT: [(&str, &str); 1] = [(
-    "server_restart",
-    "it needs somebody who restarts the server: it has tests of its own, below",
-)];
+const LEFT_OUT: [(&str, &str); 1] =
+    [("server_restart", "it needs a caller that restarts the server: separate tests below")];
 
 /// A running suite. Stopped on drop.
 struct Suite {

@@ -183,7 +183,7 @@ async fn clients_that_do_not_read_are_disconnected_and_others_are_served() {
         while asking.write_all(&requests).await.is_ok() {}
     };
     calm_meanwhile(&server, async {
-        timeout(PATIENCE, asked).await.expect("the connection is closed")
+        timeout(PATIENCE, asked).await.expect("the connection is closed");
     })
     .await;
     let timed_out = || server.recorded.counters("http.connections_timed_out");

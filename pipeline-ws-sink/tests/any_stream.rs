@@ -1,4 +1,4 @@
-//! Sockets over something that is not a TCP stream, on a clock that the test turns.
+//! Sockets over streams other than TCP, on a paused clock.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -19,7 +19,7 @@ use tokio::{
 
 const T: &str = "room:lobby";
 
-/// A server for clients that may be silent for 60 seconds and fall 10 frames behind.
+/// A server that allows 60 seconds of silence and 10 pending frames per client.
 async fn server() -> MemoryServer {
     server_with(|mount| mount).await
 }
@@ -31,7 +31,7 @@ async fn server_with(
     MemoryServer::start(builder)
 }
 
-/// A client behind a stream that holds so many bytes.
+/// A client behind a stream with a buffer of this many bytes.
 async fn join(server: &MemoryServer, holds: usize) -> Client<DuplexStream> {
     let mut client = server.connect(holds).await;
     client.join("1", T).await;
@@ -39,7 +39,7 @@ async fn join(server: &MemoryServer, holds: usize) -> Client<DuplexStream> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_closes_a_socket_after_its_time() {
+async fn silence_closes_a_socket_after_its_timeout() {
     let server = server().await;
     let mut client = join(&server, 4096).await;
     let joined = Instant::now();
@@ -49,7 +49,7 @@ async fn silence_closes_a_socket_after_its_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_client_sends_or_gets_keeps_a_socket_open() {
+async fn frames_in_both_directions_keep_a_socket_open() {
     let server = server().await;
     let mut client = join(&server, 4096).await;
     for _ in 0..3 {
@@ -64,7 +64,7 @@ async fn what_the_client_sends_or_gets_keeps_a_socket_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_push_is_timed_when_its_last_byte_is_taken() {
+async fn a_push_is_timed_when_its_last_byte_is_written() {
     let server = server().await;
     let mut client = join(&server, 1024).await;
     let payload = json!({"d": "x".repeat(2000)});
@@ -77,7 +77,7 @@ async fn a_push_is_timed_when_its_last_byte_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_client_gets_everything_in_order_as_long_as_it_keeps_up() {
+async fn a_slow_client_gets_everything_in_order_while_it_keeps_up() {
     let server = server().await;
     let mut client = join(&server, 64).await;
     for round in 0..20 {
@@ -91,7 +91,7 @@ async fn a_slow_client_gets_everything_in_order_as_long_as_it_keeps_up() {
     assert!(server.recorded.counters("socket.frames_dropped").is_empty());
 }
 
-/// Sends more than the stream holds, so that it takes nothing until the client reads.
+/// Sends more than the stream holds, so that it accepts no bytes until the client reads.
 async fn fill(server: &MemoryServer) {
     server.endpoint.broadcast(T, "filler", json!({"d": "x".repeat(5_000)})).unwrap();
     settle().await;
@@ -107,12 +107,12 @@ async fn a_client_that_falls_behind_is_closed_with_1011() {
     }
     let dropped = server.recorded.counters("socket.frames_dropped");
     assert_eq!(dropped, [("reason=overflow".to_owned(), 10)]);
-    assert_eq!(client.receive().await[3], "filler", "it had been begun");
+    assert_eq!(client.receive().await[3], "filler", "it was partly written");
     assert_eq!(client.closed().await, 1011);
 }
 
-/// Sends so many numbered broadcasts while the client does not read, of the events in turn; the
-/// numbers of those that it gets then, and what was dropped.
+/// Sends this many numbered broadcasts, with the events in turn, while the client does not read. Returns
+/// the numbers that the client receives then, and the dropped ones.
 async fn fall_behind(
     when_full: WhenFull,
     count: usize,
@@ -125,7 +125,7 @@ async fn fall_behind(
     for n in 0..count {
         server.endpoint.broadcast(T, events[n % events.len()], json!({"n": n})).unwrap();
     }
-    // Now the socket's task has a turn; what it writes last is the answer to this.
+    // Now the socket's task runs; the last frame that it writes is the reply to this.
     settle().await;
     client.send(json!([null, "beat", "phoenix", "heartbeat", {}])).await;
     assert_eq!(client.receive().await[3], "filler");
@@ -157,7 +157,7 @@ async fn a_client_that_falls_behind_gets_the_oldest_if_the_newest_are_dropped() 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_falls_behind_gets_the_latest_of_each_event() {
     let (numbers, dropped) = fall_behind(WhenFull::KeepLatest, 11, &["a", "b"]).await;
-    assert_eq!(numbers, [1, 3, 5, 7, 9, 10], "the tenth, an a, took the place of all a before it");
+    assert_eq!(numbers, [1, 3, 5, 7, 9, 10], "the tenth, an a, replaced all a before it");
     assert_eq!(dropped, [("reason=superseded".to_owned(), 5)]);
     let (numbers, _) = fall_behind(WhenFull::KeepLatest, 100, &["a", "b"]).await;
     assert!(numbers.is_sorted() && numbers.ends_with(&[98, 99]), "{numbers:?}");
@@ -179,11 +179,11 @@ async fn a_broadcast_does_not_wait_for_a_client_that_falls_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_closing_that_takes_too_long_is_cut_short() {
+async fn a_close_that_takes_too_long_is_aborted() {
     let server = server().await;
     let client = join(&server, 4096).await;
     let asked = Instant::now();
-    // The client is there, and says nothing.
+    // The client stays connected and sends nothing.
     let report = server.endpoint.drain(Duration::from_secs(3600)).await;
     assert_eq!((report.closed, report.cut_off), (1, 0));
     assert!((5.0..6.0).contains(&asked.elapsed().as_secs_f64()));
@@ -194,7 +194,7 @@ async fn a_closing_that_takes_too_long_is_cut_short() {
 async fn a_channel_that_falls_behind_its_broadcasts_crashes_alone() {
     let server = server().await;
     let mut client = join(&server, 65_536).await;
-    // All at once, so that the channel has no turn in between.
+    // All at once, so that the channel does not run in between.
     for n in 0..300 {
         server.endpoint.broadcast(T, "stamped", json!({"n": n})).unwrap();
     }
@@ -202,7 +202,11 @@ async fn a_channel_that_falls_behind_its_broadcasts_crashes_alone() {
     assert_eq!(client.receive().await, json!(["1", null, T, "farewell", {"reason": reason}]));
     assert_eq!(client.receive().await[3], "phx_error");
     let dropped = server.recorded.counters("socket.frames_dropped");
-    assert_eq!(dropped, [("reason=mailbox".to_owned(), 257)], "256 that waited, and one too many");
+    assert_eq!(
+        dropped,
+        [("reason=mailbox".to_owned(), 257)],
+        "256 queued, and one above the limit"
+    );
     client.send(json!(["2", "2", T, "phx_join", {}])).await;
     assert_eq!(client.receive().await[4]["status"], "ok");
 }

@@ -1,4 +1,4 @@
-//! Broadcasts: who gets them, in which form, how often they are encoded, and when they are timed.
+//! Broadcasts: receivers, formats, how often they are encoded, and when they are timed.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -20,7 +20,7 @@ use tokio::{
 
 const T: &str = "room:lobby";
 
-/// A client without a network, and what is recorded of it.
+/// A client without a network, and its recorded metrics.
 fn ada() -> (TestEndpoint, TestSocket, Recorded) {
     let (telemetry, recorded) = Recorded::new();
     let kit = TestEndpoint::of(endpoint().0.telemetry(telemetry).build().unwrap());
@@ -73,7 +73,7 @@ async fn a_timed_broadcast_is_encoded_once_and_timed_for_each_socket() {
     assert_eq!(samples.len(), SOCKETS);
     assert!(samples.iter().all(|&ms| ms >= 250.0), "in milliseconds: {samples:?}");
 
-    // What is not timed leaves no sample.
+    // An untimed broadcast leaves no sample.
     server.endpoint.broadcast(T, "news", json!({})).unwrap();
     clients[0].expect([json!([null, null, T, "news", {}])]).await;
     assert_eq!(server.recorded.samples("pipeline.push_delivered").len(), 0);
@@ -89,7 +89,7 @@ async fn an_intercepted_broadcast_is_timed_to_its_push() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_payload_that_is_no_object_is_an_error_and_nobody_gets_it() {
+async fn a_payload_that_is_not_an_object_is_an_error_and_is_not_sent() {
     let (kit, ada, _) = ada();
     let room = ada.join(T, json!({})).await.unwrap();
     let error = kit.endpoint().broadcast(T, "news", json!([1])).unwrap_err();
@@ -100,7 +100,8 @@ async fn a_payload_that_is_no_object_is_an_error_and_nobody_gets_it() {
     refute_push!(room, "news");
 }
 
-/// Connects and joins by hand, with as small a window as there is, and reads nothing more.
+/// Connects and joins without a library, with the smallest possible receive window, and reads nothing
+/// more.
 async fn lazy_client(server: &Server) -> tokio::net::TcpStream {
     let mut stream = server.connect_tcp().await;
     let request = "GET /socket/websocket?vsn=2.0.0&name=lazy HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
@@ -118,7 +119,7 @@ async fn lazy_client(server: &Server) -> tokio::net::TcpStream {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_nobody() {
+async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_no_other() {
     const FRAMES: usize = 64;
     let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(FRAMES, 1 << 30));
     let server = Server::start(builder).await;
@@ -126,7 +127,7 @@ async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_nobody() {
     let mut ada = server.connect("name=ada").await;
     ada.join("1", T).await;
 
-    // 64 KiB each: more than the kernel takes for one that does not read.
+    // 64 KiB each: more than the kernel buffers for a client that does not read.
     let payload = json!({"d": "x".repeat(65_536)});
     let mut sent = 0;
     let dropped = loop {
@@ -137,27 +138,27 @@ async fn a_client_that_does_not_read_is_closed_and_counted_and_delays_nobody() {
         if !dropped.is_empty() {
             break dropped;
         }
-        assert!(sent < 1000, "the kernel takes it all");
+        assert!(sent < 1000, "the kernel buffers everything");
     };
-    // A full queue and the one too many; but the first of the queue may have been written in part,
-    // and is not dropped then.
+    // A full queue and one above the limit; but the first of the queue may be partly written, and is not
+    // dropped then.
     let count = dropped[0].1;
     assert!(count == FRAMES as u64 || count == FRAMES as u64 + 1, "{dropped:?}");
 
-    // What was not written was not timed: one sample for each frame that ada got, and one for each
-    // that the kernel took for the other.
+    // Unwritten frames are not timed: one sample for each frame that ada received, and one for each that
+    // the kernel accepted for the other client.
     let samples = server.recorded.samples("pipeline.push_delivered").len();
     assert!(samples >= sent && samples <= 2 * sent - FRAMES, "{samples} of {sent}");
 
-    // Its channel is ended, as for any socket that is gone.
+    // Its channel ends, as with any closed socket.
     ada.expect([json!([null, null, T, "gone", {"reason": "shutdown: closed"}])]).await;
 
-    // When it reads at last, it finds what was taken for it, and then the close: 1011.
+    // When it reads at last, it receives the frames in the kernel's buffer, and then the close: 1011.
     let (mut received, mut chunk) = (Vec::new(), vec![0; 65_536]);
     while !received.ends_with(&[0x88, 2, 0x03, 0xf3]) {
         let read = tokio::time::timeout(std::time::Duration::from_secs(20), lazy.read(&mut chunk));
         let count = read.await.unwrap().unwrap();
-        assert!(count > 0, "the end without a close");
+        assert!(count > 0, "the stream ended without a close");
         received.extend_from_slice(&chunk[..count]);
     }
     drop(lazy);

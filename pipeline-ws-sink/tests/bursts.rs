@@ -1,4 +1,4 @@
-//! A client that reads is never called slow, however much comes at once: over real connections, with
+//! A client that reads is never closed as slow, however large the burst: over real connections, with
 //! default options.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
@@ -27,10 +27,10 @@ use tokio::{
 
 const T: &str = "room:a";
 
-/// Far longer than any of this takes.
+/// A timeout far longer than any of these tests.
 const LONG: Duration = PATIENCE.saturating_mul(6);
 
-/// Joins a topic, and leaves behind the connection after the answer.
+/// Joins a topic, and leaves the connection behind the reply.
 async fn join(stream: TcpStream, topic: &str) -> TcpStream {
     let mut client = RawClient::connect(stream, "").await;
     client.send(FIN | TEXT, json!(["1", "1", topic, "phx_join", {}]).to_string().as_bytes()).await;
@@ -39,8 +39,8 @@ async fn join(stream: TcpStream, topic: &str) -> TcpStream {
     client.into_stream()
 }
 
-/// Reads frames until it has the numbers of so many events, which come in order, or the end. The
-/// connection stays open: others on the topic are told of one that ends.
+/// Reads frames until it has this many numbered events, in order, or until the end. The connection stays
+/// open: its end would reach the others on the topic.
 async fn read_numbers(mut stream: TcpStream, count: u64) -> (u64, TcpStream) {
     let (mut buffer, mut next) = (Vec::with_capacity(1 << 20), 0);
     while next < count {
@@ -81,7 +81,7 @@ async fn all_have_got(readers: Vec<JoinHandle<(u64, TcpStream)>>, events: u64, s
     }
 }
 
-/// Broadcasts in a plain loop, which neither waits nor yields.
+/// Broadcasts in a loop that neither waits nor yields.
 async fn a_loop_of(events: u64, clients: usize) {
     a_loop_with(|mount| mount, events, clients).await;
 }
@@ -115,7 +115,7 @@ async fn a_loop_of_broadcasts_reaches_ten_clients_that_read() {
     a_loop_of(20_000, 10).await;
 }
 
-/// A small outbox makes no difference: all that matters is what the system takes.
+/// A small outbox makes no difference: only the system's buffers matter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loop_of_many_times_the_outbox_reaches_clients_that_read() {
     for clients in [1, 10] {
@@ -123,9 +123,9 @@ async fn a_loop_of_many_times_the_outbox_reaches_clients_that_read() {
     }
 }
 
-/// The clients read when the loop has ended: what the system's buffers hold reaches them.
+/// The clients read when the loop has ended: they receive the contents of the system's buffers.
 #[tokio::test]
-async fn a_loop_that_keeps_the_only_thread_reaches_clients_on_it_too() {
+async fn a_loop_that_occupies_the_only_thread_reaches_clients_on_it() {
     a_loop_of(1_100, 10).await;
     a_loop_of(20_000, 1).await;
 }
@@ -150,7 +150,7 @@ async fn a_pipeline_that_pushes_as_fast_as_it_can_closes_no_client_that_reads() 
     }
 }
 
-/// Keeps a core busy for 0 to 60 µs, by the number of the event.
+/// Occupies a core for 0 to 60 µs, by the number of the event.
 fn work(i: u64) {
     let busy = Duration::from_micros(i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58);
     let begun = Instant::now();
@@ -160,14 +160,14 @@ fn work(i: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn pushes_to_a_topic_arrive_in_their_order_however_long_the_work_for_each_takes() {
+async fn pushes_to_a_topic_arrive_in_order_with_any_processing_time() {
     const EVENTS: u64 = 3_000;
     for workers in [2, 50, 1_000] {
         let server = Server::start(endpoint_with(|mount| mount).0).await;
         let readers = readers(&server, 1, EVENTS).await;
         let push = |i: &u64| {
             work(*i);
-            // To the topic, and in between to others.
+            // To the topic, and to others in between.
             let (topic, i) = if i.is_multiple_of(2) { (T, i / 2) } else { ("room:b", *i) };
             Push::new(topic, "e", json!({ "i": i }))
         };
@@ -184,7 +184,7 @@ async fn pushes_to_a_topic_arrive_in_their_order_however_long_the_work_for_each_
     }
 }
 
-/// Answers a join with 6 MB.
+/// Replies to a join with 6 MB.
 struct Large;
 
 impl Channel for Large {
@@ -202,7 +202,7 @@ impl Channel for Large {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_larger_than_the_outbox_reaches_a_client_that_reads_slowly() {
+async fn a_reply_larger_than_the_outbox_reaches_a_slow_client() {
     let mount = Mount::new(NamedSocket).channel::<Room>("room:*").channel::<Large>("large:*");
     let server = Server::start(Endpoint::builder().mount("/socket", mount)).await;
     let slow = TcpSocket::new_v4().unwrap();
@@ -211,7 +211,7 @@ async fn an_answer_larger_than_the_outbox_reaches_a_client_that_reads_slowly() {
     let mut client = RawClient::connect(stream, "").await;
     client.send(FIN | TEXT, json!(["1", "1", T, "phx_join", {}]).to_string().as_bytes()).await;
     client.next().await;
-    // Two of them, and a heartbeat behind.
+    // Two of them, followed by a heartbeat.
     for topic in ["large:1", "large:2"] {
         let join = json!(["1", topic, topic, "phx_join", {}]).to_string();
         client.send(FIN | TEXT, join.as_bytes()).await;
@@ -233,7 +233,7 @@ async fn an_answer_larger_than_the_outbox_reaches_a_client_that_reads_slowly() {
     assert!(server.recorded.counters("socket.closed_slow").is_empty());
 }
 
-/// Tells everybody who is on its topic.
+/// Broadcasts every event to its topic.
 struct Present(Presence);
 
 struct Entered;
@@ -261,10 +261,10 @@ impl HandleInfo<Entered> for Present {
     }
 }
 
-/// Every join makes a diff for all who are there. 2,000 take more open files than many systems allow:
-/// `BURST_JOINS=2000` tries them, which takes some four seconds.
+/// Every join sends a diff to all members. 2,000 need more open files than many systems allow:
+/// `BURST_JOINS=2000` tries that, and takes about four seconds.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_who_join_a_topic_with_presence_at_once_all_stay() {
+async fn many_simultaneous_joins_with_presence_all_stay_open() {
     let joins = std::env::var("BURST_JOINS").ok().map_or(200, |joins| joins.parse().unwrap());
     let presence = Presence::new();
     let mount = Mount::new(NamedSocket).channel_with::<Present>("room:*", presence.clone());

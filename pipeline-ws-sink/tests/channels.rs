@@ -1,4 +1,4 @@
-//! The life of channels, where the cases of the specification do not say it.
+//! The life cycle of channels beyond the cases of the specification.
 
 mod support;
 
@@ -10,7 +10,7 @@ use support::{channels::endpoint, server::Server};
 const T: &str = "room:lobby";
 
 #[tokio::test(start_paused = true)]
-async fn joins_are_counted_by_how_they_went() {
+async fn joins_are_counted_by_result() {
     let (telemetry, recorded) = Recorded::new();
     let kit = TestEndpoint::of(endpoint().0.telemetry(telemetry).build().unwrap());
     let socket = kit.connect(json!({"name": "a"})).await.unwrap();
@@ -26,7 +26,7 @@ async fn joins_are_counted_by_how_they_went() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn terminate_is_told_why_the_channel_ends() {
+async fn terminate_receives_the_exit_reason() {
     let kit = TestEndpoint::of(endpoint().0.build().unwrap());
     let socket = kit.connect(json!({"name": "a"})).await.unwrap();
     let no_event = "failed: the channel has no event \"no_such_event\"";
@@ -49,7 +49,7 @@ async fn terminate_is_told_why_the_channel_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_join_during_a_join_replaces_it_in_turn() {
+async fn a_join_during_a_join_replaces_it_in_order() {
     let (builder, gate) = endpoint();
     let kit = TestEndpoint::of(builder.build().unwrap());
     let socket = kit.connect(json!({"name": "a"})).await.unwrap();
@@ -72,7 +72,7 @@ async fn a_join_during_a_join_replaces_it_in_turn() {
 }
 
 #[tokio::test]
-async fn a_client_that_floods_a_busy_channel_or_a_join_waits_itself_and_loses_nothing() {
+async fn a_client_that_floods_a_busy_channel_is_slowed_down_and_loses_nothing() {
     const MANY: usize = 2000;
     let (builder, gate) = endpoint();
     let server = Server::start(builder).await;

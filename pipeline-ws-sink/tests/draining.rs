@@ -1,4 +1,4 @@
-//! How long connections last: silence, and draining in batches, on a clock that the test turns.
+//! The end of connections: idle timeouts, and draining in batches, on a paused clock.
 #![allow(clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -49,11 +49,11 @@ async fn c_155_a_client_that_sends_heartbeats_stays_connected() {
         sleep(Duration::from_millis(400)).await;
         client.expect_nothing_else().await;
     }
-    assert_eq!(client.closed().await, 1002, "without them it does not");
+    assert_eq!(client.closed().await, 1002, "without heartbeats it is closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_156_what_the_server_sends_and_pings_of_the_client_keep_it_connected() {
+async fn c_156_frames_of_the_server_and_pings_of_the_client_keep_it_connected() {
     let server = impatient();
     let mut client = server.connect(4096).await;
     client.join("1", T).await;
@@ -67,11 +67,11 @@ async fn c_156_what_the_server_sends_and_pings_of_the_client_keep_it_connected()
         client.stream.send(Message::Ping("p".into())).await.unwrap();
         assert_eq!(client.next().await, Message::Pong("p".into()));
     }
-    assert_eq!(client.closed().await, 1002, "without them it does not");
+    assert_eq!(client.closed().await, 1002, "without them it is closed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_client_sends_keeps_it_connected_even_if_nothing_answers_it() {
+async fn frames_of_a_client_keep_it_connected_without_replies() {
     let server = impatient();
     let mut client = server.connect(4096).await;
     for _ in 0..5 {
@@ -82,7 +82,7 @@ async fn what_a_client_sends_keeps_it_connected_even_if_nothing_answers_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_not_heard_is_closed_whatever_it_is_sent() {
+async fn a_silent_client_is_closed_even_if_it_receives_frames() {
     let within = Duration::from_millis(700);
     let server = MemoryServer::start(endpoint_with(|mount| mount.heard_within(within)).0);
     let mut client = server.connect(1 << 16).await;
@@ -102,7 +102,7 @@ async fn a_client_that_is_not_heard_is_closed_whatever_it_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_may_be_silent_for_ever_where_the_mount_says_so() {
+async fn a_mount_can_allow_unlimited_silence() {
     let server = MemoryServer::start(endpoint_with(|mount| mount.timeout(Duration::MAX)).0);
     let mut client = server.connect(4096).await;
     client.join("1", T).await;
@@ -110,7 +110,7 @@ async fn a_client_may_be_silent_for_ever_where_the_mount_says_so() {
     client.expect_nothing_else().await;
 }
 
-/// Says nothing, not even at its end.
+/// Sends nothing, not even when it terminates.
 struct Quiet;
 
 impl Channel for Quiet {
@@ -122,7 +122,7 @@ impl Channel for Quiet {
     }
 }
 
-/// It closes so many channels every 300 ms.
+/// An endpoint that closes this many channels every 300 ms.
 fn mount(batch_size: usize) -> Mount<NamedSocket> {
     let drainer = Drainer::new().batch_size(batch_size).batch_interval(INTERVAL);
     Mount::new(NamedSocket).channel::<Quiet>("quiet:*").drainer(drainer)
@@ -132,8 +132,8 @@ fn server(batch_size: usize) -> MemoryServer {
     MemoryServer::start(Endpoint::builder().mount("/socket", mount(batch_size)))
 }
 
-/// A client that has joined so many topics. The task waits for its end: when it was, after nothing but
-/// a close frame with code 1012.
+/// A client that has joined this many topics. The task waits for its end: it returns the time, and
+/// expects only a close frame with code 1012.
 async fn client(server: &MemoryServer, path: &str, topics: usize) -> JoinHandle<Instant> {
     let mut client = server.connect_at(path, 4096).await;
     for n in 0..topics {
@@ -177,7 +177,7 @@ async fn c_160_no_more_channels_than_a_batch_are_closed_at_a_time() {
         assert!(together.map(|(_, topics)| topics).sum::<usize>() <= 2, "{closed:?}");
     }
     let last = closed.iter().map(|(at, _)| *at).max().unwrap();
-    assert!(last < 6 * INTERVAL, "no longer than it takes: {closed:?}");
+    assert!(last < 6 * INTERVAL, "not longer than necessary: {closed:?}");
     let report = draining.await.unwrap();
     assert_eq!((report.closed, report.cut_off), (8, 0));
 }
@@ -189,7 +189,7 @@ async fn c_161_a_socket_with_two_channels_closes_once() {
     let both = client(&server, "/socket", 2).await;
     let draining = drain(&server.endpoint, AN_HOUR);
     let (other, both) = (other.await.unwrap(), both.await.unwrap());
-    assert!(both - other >= INTERVAL, "in a batch of its own");
+    assert!(both - other >= INTERVAL, "in a separate batch");
     let report = draining.await.unwrap();
     assert_eq!((report.closed, report.cut_off), (2, 0));
 }
@@ -198,7 +198,7 @@ async fn c_161_a_socket_with_two_channels_closes_once() {
 async fn c_162_a_socket_without_channels_closes_with_the_last_batch() {
     let server = server(1);
     let bare = client(&server, "/socket", 0).await;
-    // One that has had a channel has none.
+    // A socket whose channel has ended counts as one without channels.
     let mut left = server.connect(4096).await;
     left.join("1", "quiet:1").await;
     left.send(json!(["1", "2", "quiet:1", "phx_leave", {}])).await;
@@ -223,7 +223,7 @@ async fn c_162_a_socket_without_channels_closes_with_the_last_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn mounts_are_drained_side_by_side() {
+async fn mounts_are_drained_concurrently() {
     let server =
         MemoryServer::start(Endpoint::builder().mount("/a", mount(1)).mount("/b", mount(1)));
     let mut clients = vec![];
@@ -240,7 +240,7 @@ async fn mounts_are_drained_side_by_side() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_closed_when_the_time_is_up_is_cut_off() {
+async fn sockets_that_do_not_close_in_time_are_aborted() {
     let server = server(1);
     let mut clients = vec![];
     for _ in 0..3 {
@@ -256,7 +256,7 @@ async fn what_is_not_closed_when_the_time_is_up_is_cut_off() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_client_does_not_take_is_counted_and_it_is_not_closed_in_good_order() {
+async fn frames_that_a_client_does_not_read_are_counted_and_its_socket_as_aborted() {
     let server = server(1);
     let mut deaf = server.connect(4096).await;
     deaf.join("1", "quiet:1").await;
@@ -273,7 +273,7 @@ async fn what_a_client_does_not_take_is_counted_and_it_is_not_closed_in_good_ord
 }
 
 #[tokio::test(start_paused = true)]
-async fn sockets_whose_batch_does_not_come_in_time_are_closed_shortly_before_the_end() {
+async fn sockets_of_late_batches_are_closed_shortly_before_the_deadline() {
     let server = server(1);
     let mut clients = vec![];
     for topics in [1, 1, 1, 1, 1, 1, 0] {
@@ -285,14 +285,14 @@ async fn sockets_whose_batch_does_not_come_in_time_are_closed_shortly_before_the
     for client in clients {
         closed.push((client.await.unwrap() - began).as_millis() / 100);
     }
-    // A batch at 0, 300 and 600 ms; and a fifth of the time before its end, all that are left.
+    // A batch at 0, 300 and 600 ms; and at a fifth of the time before the deadline, all remaining ones.
     assert_eq!(closed, [0, 3, 6, 8, 8, 8, 8]);
     let report = draining.await.unwrap();
     assert_eq!((report.closed, report.cut_off), (7, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_sockets_have_a_second_at_most_and_the_log_says_how_many_there_were() {
+async fn the_last_sockets_have_at_most_a_second_and_their_number_is_logged() {
     const WITHIN: Duration = Duration::from_secs(20);
     const WARNS: &str = "the drainer's batches do not fit into the time";
     let (log, _guard) = Log::keep();
@@ -317,7 +317,7 @@ async fn the_last_sockets_have_a_second_at_most_and_the_log_says_how_many_there_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_whose_batches_fit_into_the_time_warns_of_nothing() {
+async fn a_drain_whose_batches_fit_into_the_time_logs_no_warning() {
     let (log, _guard) = Log::keep();
     let server = server(1);
     let clients = [client(&server, "/socket", 1).await, client(&server, "/socket", 1).await];
@@ -330,7 +330,7 @@ async fn a_draining_whose_batches_fit_into_the_time_warns_of_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_draining_that_nobody_waits_for_closes_the_rest_at_once() {
+async fn a_dropped_drain_closes_the_rest_at_once() {
     let server = server(1);
     let first = client(&server, "/socket", 1).await;
     let second = client(&server, "/socket", 1).await;
@@ -339,7 +339,7 @@ async fn a_draining_that_nobody_waits_for_closes_the_rest_at_once() {
     first.await.unwrap();
     settle().await;
     assert!(!second.is_finished());
-    // Who begins anew does not hurry it.
+    // A second drain does not speed it up.
     let again = drain(&server.endpoint, AN_HOUR);
     settle().await;
     assert!(!second.is_finished());

@@ -1,5 +1,5 @@
-//! When a socket ends, its connection is closed, whoever still has something of it; and all that it
-//! has started ends with it.
+//! When a socket ends, its connection is closed, whoever holds references to it; and its channels and
+//! tasks end with it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -36,17 +36,17 @@ use tokio_tungstenite::tungstenite::Message;
 const T: &str = "lasting:1";
 const AN_HOUR: Duration = Duration::from_secs(3600);
 
-/// What the channels of a test have done.
+/// What the channels of a test have reported.
 #[derive(Default)]
 struct Seen {
-    /// References to messages that are never answered.
+    /// Reply references that are never used.
     unanswered: Mutex<Vec<SocketRef>>,
     terminates: AtomicBool,
-    /// A channel's task is gone, however it ended.
+    /// The channel's value was dropped, however the channel ended.
     gone: AtomicBool,
 }
 
-/// Keeps a reference to each event, and ends when the test lets it.
+/// Keeps a reply reference to each event, and terminates when the test allows it.
 struct Lasting {
     seen: Arc<Seen>,
     gate: Arc<Semaphore>,
@@ -90,7 +90,7 @@ impl Channel for Lasting {
 /// Takes 10 ms for each event.
 struct Plodding(Arc<Plodded>);
 
-/// What a plodding channel has done.
+/// Reports of a slow channel.
 #[derive(Default)]
 struct Plodded {
     events: AtomicUsize,
@@ -129,7 +129,7 @@ impl Channel for Plodding {
     }
 }
 
-/// A client says so many events and goes at once. Returns what its channel has done, and how long it took.
+/// A client sends this many events and disconnects. Returns the reports of its channel, and the time.
 async fn plods(event: &str, count: usize) -> (Arc<Plodded>, Duration) {
     let plodded = Arc::<Plodded>::default();
     let mount = Mount::new(NamedSocket).channel_with::<Plodding>("plodding:*", plodded.clone());
@@ -159,13 +159,13 @@ async fn start(mount: Mount<NamedSocket>) -> Server {
     Server::start(Endpoint::builder().mount("/socket", mount)).await
 }
 
-/// Waits for the end of the stream, which comes after the closing handshake.
+/// Waits for the end of the stream, after the closing handshake.
 async fn ended(client: &mut Client) {
     assert!(timeout(PATIENCE, client.stream.next()).await.unwrap().is_none());
 }
 
 #[tokio::test]
-async fn an_answer_that_never_comes_does_not_keep_a_connection_open() {
+async fn a_missing_reply_does_not_keep_a_connection_open() {
     let (mount, seen, _) = lasting(true);
     let server = start(mount).await;
     let mut client = server.connect("name=ada").await;
@@ -180,7 +180,7 @@ async fn an_answer_that_never_comes_does_not_keep_a_connection_open() {
 }
 
 #[tokio::test]
-async fn a_channel_that_takes_long_to_end_does_not_keep_a_connection_open() {
+async fn a_channel_that_terminates_slowly_does_not_keep_a_connection_open() {
     let (mount, seen, gate) = lasting(false);
     let server = start(mount).await;
     let mut client = server.connect("name=ada").await;
@@ -189,13 +189,13 @@ async fn a_channel_that_takes_long_to_end_does_not_keep_a_connection_open() {
     assert_eq!(client.closed().await, 1000);
     ended(&mut client).await;
     eventually(|| seen.terminates.load(Ordering::SeqCst)).await;
-    assert!(!seen.gone.load(Ordering::SeqCst), "it is still ending");
+    assert!(!seen.gone.load(Ordering::SeqCst), "the channel is still terminating");
     gate.close();
     server.open_sockets(0).await;
 }
 
 #[tokio::test]
-async fn a_batch_of_a_draining_is_closed_before_the_next_is_told_to() {
+async fn a_batch_of_a_drain_is_closed_before_the_next_one_begins() {
     let (mount, _, _) = lasting(true);
     let drainer = Drainer::new().batch_size(1).batch_interval(AN_HOUR);
     let server = start(mount.drainer(drainer)).await;
@@ -217,15 +217,15 @@ async fn a_batch_of_a_draining_is_closed_before_the_next_is_told_to() {
 }
 
 #[tokio::test]
-async fn after_an_error_of_the_protocol_the_stream_ends_and_is_not_reset() {
+async fn after_a_protocol_error_the_stream_ends_without_a_reset() {
     let (mount, _, _) = lasting(true);
     let server = start(mount).await;
     let mut client = RawClient::connect(server.connect_tcp().await, "").await;
-    // A reserved bit, and much that is not read once that is seen.
+    // A reserved bit, followed by many bytes that the server does not parse.
     client.send_bytes(&[&[FIN | 0x20 | TEXT, 0x80, 1, 2, 3, 4], &[0; 200_000][..]].concat()).await;
     assert_eq!(client.closed().await, 1002);
     assert_eq!(client.ended().await.map_err(|error| error.kind()), Ok(()));
-    // Not even by what comes later.
+    // Not even by later bytes.
     client.send_bytes(&[0; 200_000]).await;
     drop(client);
     server.open_sockets(0).await;
@@ -242,7 +242,7 @@ async fn text_that_is_not_utf_8_in_a_binary_message_closes_with_1007() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_that_was_left_is_waited_for_too() {
+async fn a_drain_also_waits_for_a_channel_that_was_left() {
     let (mount, seen, gate) = lasting(false);
     let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
     let mut client = server.connect(1 << 16).await;
@@ -255,17 +255,17 @@ async fn a_channel_that_was_left_is_waited_for_too() {
     let endpoint = server.endpoint.clone();
     let draining = tokio::spawn(async move { endpoint.drain(AN_HOUR).await });
     assert_eq!(client.closed().await, 1012);
-    assert!(client.stream.next().await.is_none(), "the closing handshake is over");
+    assert!(client.stream.next().await.is_none(), "the closing handshake is complete");
     assert!(seen.terminates.load(Ordering::SeqCst));
     pipeline_test_support::settle().await;
-    assert!(!draining.is_finished(), "its end is waited for");
+    assert!(!draining.is_finished(), "the drain waits for its end");
     gate.close();
     assert_eq!(draining.await.unwrap().closed, 1);
     assert!(seen.gone.load(Ordering::SeqCst));
 }
 
 #[tokio::test(start_paused = true)]
-async fn channels_that_are_ending_count_as_channels() {
+async fn terminating_channels_count_as_channels() {
     let (mount, _, gate) = lasting(false);
     let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount.max_channels(2)));
     let mut client = server.connect(1 << 16).await;
@@ -295,17 +295,20 @@ async fn a_mount_without_a_time_limit_has_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_client_says_right_before_it_goes_is_handled() {
+async fn events_sent_right_before_a_disconnect_are_handled() {
     let (plodded, _) = plods("say", 50).await;
     assert_eq!(plodded.events.load(Ordering::SeqCst), 50);
     assert_eq!(plodded.terminates.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_terminates_however_much_its_client_had_said() {
+async fn a_channel_terminates_despite_many_queued_events() {
     let (plodded, took) = plods("say", 5000).await;
     let events = plodded.events.load(Ordering::SeqCst);
-    assert!((50..=200).contains(&events), "{events} were handled although the client was gone");
+    assert!(
+        (50..=200).contains(&events),
+        "{events} were handled after the client had disconnected"
+    );
     assert_eq!(plodded.terminates.load(Ordering::SeqCst), 1);
     assert!(took < Duration::from_secs(6), "{took:?}");
 }

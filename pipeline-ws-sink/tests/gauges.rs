@@ -1,4 +1,4 @@
-//! Gauges of an endpoint: what is open, and what waits.
+//! Gauges of an endpoint: open sockets and channels, and pending frames.
 
 mod support;
 
@@ -12,13 +12,13 @@ use support::{
 
 const T: &str = "room:lobby";
 
-/// What a gauge without labels has come to.
+/// The value of a gauge without labels.
 fn level(recorded: &Recorded, name: &str) -> f64 {
     recorded.levels(name).iter().map(|(_, level)| level).sum()
 }
 
 #[tokio::test]
-async fn what_is_open_is_counted_by_kind_wherever_it_is_mounted() {
+async fn open_sockets_and_channels_are_counted_by_type_over_all_mounts() {
     let mount = || Mount::new(NamedSocket).channel::<Room>("room:vip").channel::<Room>("room:*");
     let builder = Endpoint::builder().mount("/socket", mount()).mount("/other", mount());
     let server = Server::start(builder).await;
@@ -44,7 +44,7 @@ async fn topics_are_recorded_while_sockets_are_open() {
     eventually(|| topics() == 2.0).await;
     ada.join("1", T).await;
     eventually(|| topics() == 3.0).await;
-    // When nobody is left that is noticed once more, and when somebody comes again.
+    // After the last socket has closed, one more sample is taken; sampling resumes with the next socket.
     drop(ada);
     eventually(|| topics() == 2.0).await;
     let _rest = server.endpoint.subscribe("rest");
@@ -53,7 +53,7 @@ async fn topics_are_recorded_while_sockets_are_open() {
 }
 
 #[tokio::test]
-async fn what_waits_is_recorded_until_it_has_been_written() {
+async fn pending_frames_are_recorded_until_they_are_written() {
     let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(10_000, 1 << 30));
     let server = Server::start(builder).await;
     let mut ada = server.connect("name=ada").await;
@@ -75,7 +75,7 @@ async fn what_waits_is_recorded_until_it_has_been_written() {
 }
 
 #[tokio::test]
-async fn when_an_endpoint_is_gone_nothing_is_left_of_it() {
+async fn a_dropped_endpoint_leaves_no_gauges() {
     let mut server = Server::start(endpoint().0).await;
     let recorded = std::mem::replace(&mut server.recorded, Recorded::new().1);
     let _news = server.endpoint.subscribe("news");

@@ -1,5 +1,5 @@
-//! From a request to a WebSocket: the cases C-001 to C-042 that need a server. Those that do not are
-//! beside the code: `protocol/version.rs`, `protocol/query.rs`, `path.rs`, `origin.rs`.
+//! From a request to a WebSocket: the cases C-001 to C-042 that need a server. The others are next to
+//! the code: `protocol/version.rs`, `protocol/query.rs`, `path.rs`, `origin.rs`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
@@ -21,13 +21,13 @@ const SOCKET: &str = "/socket/websocket";
 const EVIL: (&str, &str) = ("origin", "http://evil.test");
 const OFFER: &str = "sec-websocket-protocol";
 
-/// A host at which nobody is, so that pages from anywhere else are refused.
+/// A host without pages, so that pages of other hosts are refused.
 fn strict(mount: Mount<support::door::Doorman>) -> pipeline_ws_sink::EndpointBuilder {
     Endpoint::builder().host("localhost").mount("/socket", mount)
 }
 
 #[tokio::test]
-async fn c_001_a_client_of_version_2_is_let_in() {
+async fn c_001_a_client_of_version_2_is_accepted() {
     let server = Server::start(endpoint().0).await;
     let mut client = server.connect("name=ada").await;
     client.send(json!(["1", "1", "room:lobby", "phx_join", {}])).await;
@@ -35,7 +35,7 @@ async fn c_001_a_client_of_version_2_is_let_in() {
 }
 
 #[tokio::test]
-async fn c_007_a_version_that_is_no_string_is_refused() {
+async fn c_007_a_version_that_is_not_a_string_is_refused() {
     let mut door = Door::open(|mount| mount).await;
     for query in ["vsn[]=2.0.0", "vsn[a]=2.0.0", "vsn=2.0.0&vsn[]=2.0.0"] {
         let answer = door.upgrade(&format!("{SOCKET}?{query}"), &[]).await;
@@ -45,7 +45,7 @@ async fn c_007_a_version_that_is_no_string_is_refused() {
 }
 
 #[tokio::test]
-async fn c_008_a_post_is_answered_with_400_and_nothing() {
+async fn c_008_a_post_is_answered_with_400_and_an_empty_body() {
     let mut door = Door::open(|mount| mount).await;
     for method in ["POST", "PUT", "OPTIONS"] {
         let answer = door.request(method, &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
@@ -55,7 +55,7 @@ async fn c_008_a_post_is_answered_with_400_and_nothing() {
 }
 
 #[tokio::test]
-async fn c_009_a_get_that_is_no_upgrade_is_told_so() {
+async fn c_009_a_get_without_an_upgrade_gets_an_explanation() {
     let mut door = Door::open(|mount| mount).await;
     let answer = door.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
     assert_eq!(answer.status, 400);
@@ -74,7 +74,7 @@ async fn c_010_another_version_of_websockets_is_refused_with_400() {
 }
 
 #[tokio::test]
-async fn c_012_a_client_that_is_refused_gets_403_and_nothing() {
+async fn c_012_a_refused_client_gets_403_and_an_empty_body() {
     let mut door = Door::open(|mount| mount).await;
     let answer = door.upgrade(&format!("{SOCKET}?reject=error"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
@@ -82,18 +82,18 @@ async fn c_012_a_client_that_is_refused_gets_403_and_nothing() {
 }
 
 #[tokio::test]
-async fn c_013_a_refusal_may_bring_its_answer() {
+async fn c_013_a_refusal_can_have_its_own_response() {
     let door = Door::open(|mount| mount).await;
     let answer = door.upgrade(&format!("{SOCKET}?reject=limit"), &[]).await;
     assert_eq!((answer.status, &*answer.body), (429, "Too many requests"));
     let answer = door.upgrade(&format!("{SOCKET}?reject=later"), &[]).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("60")));
     let answer = door.upgrade(&format!("{SOCKET}?reject=switch"), &[]).await;
-    assert!(answer.is_forbidden(), "a refusal is no switching: {answer:?}");
+    assert!(answer.is_forbidden(), "a refusal does not switch protocols: {answer:?}");
 }
 
 #[tokio::test]
-async fn c_014_a_reason_without_an_answer_is_403_and_logged() {
+async fn c_014_a_reason_without_a_response_is_403_and_logged() {
     let (log, _guard) = Log::keep();
     let door = Door::open(|mount| mount).await;
     let answer = door.upgrade(&format!("{SOCKET}?reject=other"), &[]).await;
@@ -117,18 +117,18 @@ async fn c_016_a_panic_refuses_and_is_logged() {
     assert!(answer.is_forbidden(), "{answer:?}");
     let log = log.take();
     assert!(log.iter().any(|line| line.contains("told to crash")), "{log:?}");
-    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101, "others are let in");
+    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101, "others are accepted");
 }
 
 #[tokio::test]
-async fn c_017_who_cannot_be_named_is_refused() {
+async fn c_017_a_client_without_a_valid_id_is_refused() {
     let door = Door::open(|mount| mount).await;
     let answer = door.upgrade(&format!("{SOCKET}?id=bad"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
 }
 
 #[tokio::test]
-async fn c_018_variables_of_the_path_win_over_the_query() {
+async fn c_018_path_variables_override_the_query() {
     let tenants =
         |mount: Mount<_>| Endpoint::builder().mount("/tenant/:tenant", mount.path("/live/:lane"));
     let mut door = Door::build(tenants).await;
@@ -142,7 +142,7 @@ async fn c_018_variables_of_the_path_win_over_the_query() {
 }
 
 #[tokio::test]
-async fn c_020_of_the_headers_only_the_harmless_are_handed_over() {
+async fn c_020_only_harmless_headers_are_passed_on() {
     let mut door = Door::open(|mount| mount).await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let headers = [
@@ -175,13 +175,13 @@ async fn c_020_of_the_headers_only_the_harmless_are_handed_over() {
 }
 
 #[tokio::test]
-async fn c_021_without_an_origin_a_client_is_let_in() {
+async fn c_021_without_an_origin_a_client_is_accepted() {
     let door = Door::build(strict).await;
     assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101);
 }
 
 #[tokio::test]
-async fn a_page_from_elsewhere_is_refused_and_the_log_says_what_was_expected() {
+async fn a_foreign_origin_is_refused_and_the_expected_ones_are_logged() {
     let (log, _guard) = Log::keep();
     let mut door = Door::build(strict).await;
     let answer = door.upgrade(SOCKET, &[EVIL]).await;
@@ -196,7 +196,7 @@ async fn a_page_from_elsewhere_is_refused_and_the_log_says_what_was_expected() {
 }
 
 #[tokio::test]
-async fn pages_from_elsewhere_do_not_fill_the_log() {
+async fn foreign_origins_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let door = Door::build(strict).await;
     for _ in 0..300 {
@@ -231,7 +231,7 @@ async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own(
         ("/own", "http://127.0.0.1", 403),
         ("/function", "http://allowed.test:77", 101),
         ("/function", "http://other.test", 403),
-        // It panics.
+        // This one panics.
         ("/function", "null", 403),
     ];
     for (path, origin, status) in cases {
@@ -242,7 +242,7 @@ async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own(
 }
 
 #[tokio::test]
-async fn without_a_configured_host_pages_are_from_localhost_or_an_address_that_was_asked_for() {
+async fn without_a_configured_host_only_localhost_and_the_requested_address_are_accepted() {
     let (log, _guard) = Log::keep();
     let door = Door::open(|mount| mount).await;
     for (host, origin, status) in [
@@ -250,7 +250,7 @@ async fn without_a_configured_host_pages_are_from_localhost_or_an_address_that_w
         ("localhost:4000", "http://localhost:3000", 101),
         ("192.0.2.1:4000", "http://192.0.2.1:3000", 101),
         ("localhost", "http://evil.test", 403),
-        // Whoever owns a name can point it here, and have a page that asks for it.
+        // The owner of a name can point it here, and serve a page that connects.
         ("evil.test", "http://evil.test", 403),
         ("evil test", "http://evil.test", 403),
     ] {
@@ -266,7 +266,7 @@ async fn without_a_configured_host_pages_are_from_localhost_or_an_address_that_w
 }
 
 #[tokio::test]
-async fn a_request_that_can_be_read_in_two_ways_is_answered_with_400() {
+async fn an_ambiguous_request_is_answered_with_400() {
     let mut door = Door::open(|mount| mount).await;
     let ask = |headers: &str| {
         format!(
@@ -302,7 +302,7 @@ async fn subprotocols_may_be_offered_in_several_headers() {
 }
 
 #[tokio::test]
-async fn an_auth_token_may_stand_in_any_of_several_headers() {
+async fn an_auth_token_may_be_in_any_of_several_headers() {
     let mut door = Door::open(|mount| mount.auth_token(true)).await;
     let token = "base64url.bearer.phx.bXktdG9rZW4";
     let answer = door.upgrade(SOCKET, &[(OFFER, "phoenix"), (OFFER, token)]).await;
@@ -326,7 +326,7 @@ async fn compression_is_declined_for_the_clients_that_a_function_names() {
     }
 }
 
-/// What is offered, the status, and the subprotocol that is spoken.
+/// The offered subprotocols, the status, and the selected one.
 async fn offers(door: &Door, cases: &[(Option<&str>, u16, Option<&str>)]) {
     for (offered, status, spoken) in cases {
         let headers: Vec<_> = offered.iter().map(|offered| (OFFER, *offered)).collect();
@@ -341,22 +341,22 @@ async fn sip_and_mqtt() -> Door {
 }
 
 #[tokio::test]
-async fn c_033_who_offers_no_subprotocol_speaks_none() {
+async fn c_033_without_an_offer_no_subprotocol_is_selected() {
     offers(&sip_and_mqtt().await, &[(None, 101, None)]).await;
 }
 
 #[tokio::test]
-async fn c_034_the_server_prefers() {
+async fn c_034_the_servers_preference_wins() {
     offers(&sip_and_mqtt().await, &[(Some("mqtt, sip"), 101, Some("sip"))]).await;
 }
 
 #[tokio::test]
-async fn c_035_one_that_is_spoken_is_enough() {
+async fn c_035_one_supported_subprotocol_is_enough() {
     offers(&sip_and_mqtt().await, &[(Some("nope, mqtt"), 101, Some("mqtt"))]).await;
 }
 
 #[tokio::test]
-async fn c_036_who_speaks_nothing_that_is_spoken_here_is_refused() {
+async fn c_036_without_a_supported_subprotocol_a_client_is_refused() {
     offers(&sip_and_mqtt().await, &[(Some("nope"), 403, None), (Some("SIP"), 403, None)]).await;
 }
 
@@ -368,7 +368,7 @@ async fn without_a_list_subprotocols_are_ignored() {
     assert_eq!(door.seen().1.auth_token, None);
 }
 
-/// The token that arrives, and the offers that `connect` still sees.
+/// The token, and the offers that `connect` still sees.
 fn token(door: &mut Door) -> (Option<String>, Option<String>) {
     let (_, info) = door.seen();
     let mut offered = info.sec_websocket_headers().filter(|(name, _)| *name == OFFER);
@@ -383,7 +383,7 @@ async fn with_token() -> Door {
 const TOKEN: &str = "base64url.bearer.phx.bXktdG9rZW4";
 
 #[tokio::test]
-async fn c_037_a_token_is_handed_over_and_not_sent_back() {
+async fn c_037_a_token_is_passed_on_and_not_sent_back() {
     let mut door = with_token().await;
     let offer = format!("phoenix, {TOKEN}");
     offers(&door, &[(Some(&offer), 101, Some("phoenix"))]).await;
@@ -391,7 +391,7 @@ async fn c_037_a_token_is_handed_over_and_not_sent_back() {
 }
 
 #[tokio::test]
-async fn c_038_a_token_is_not_asked_for() {
+async fn c_038_a_token_is_ignored_where_it_is_not_enabled() {
     let mut door = with_token().await;
     for offered in [None, Some("phoenix")] {
         offers(&door, &[(offered, 101, offered)]).await;
@@ -400,21 +400,21 @@ async fn c_038_a_token_is_not_asked_for() {
 }
 
 #[tokio::test]
-async fn c_039_a_token_may_come_alone() {
+async fn c_039_a_token_may_be_the_only_offer() {
     let mut door = with_token().await;
     offers(&door, &[(Some(TOKEN), 101, None)]).await;
     assert_eq!(token(&mut door), (Some("my-token".into()), None));
 }
 
 #[tokio::test]
-async fn c_040_a_token_does_not_stand_in_for_a_subprotocol() {
+async fn c_040_a_token_does_not_replace_a_subprotocol() {
     let mut door = with_token().await;
     offers(&door, &[(Some(&format!("other, {TOKEN}")), 403, None)]).await;
     door.nobody_was_seen();
 }
 
 #[tokio::test]
-async fn c_041_two_tokens_are_none() {
+async fn c_041_two_tokens_count_as_none() {
     let mut door = with_token().await;
     let two = format!("phoenix, {TOKEN}, base64url.bearer.phx.dHdv");
     offers(&door, &[(Some(&two), 101, Some("phoenix"))]).await;
@@ -422,24 +422,24 @@ async fn c_041_two_tokens_are_none() {
 }
 
 #[tokio::test]
-async fn c_042_a_token_that_is_no_base64_is_refused() {
+async fn c_042_a_token_that_is_not_base64_is_refused() {
     let mut door = with_token().await;
     offers(&door, &[(Some("phoenix, base64url.bearer.phx.!!!"), 403, None)]).await;
     door.nobody_was_seen();
 }
 
 #[tokio::test]
-async fn a_token_leaves_the_subprotocols_of_the_mount_alone() {
+async fn a_token_does_not_affect_the_subprotocols_of_the_mount() {
     let mut door = Door::open(|mount| mount.subprotocols(["sip"]).auth_token(true)).await;
     offers(&door, &[(Some(&format!("sip, {TOKEN}")), 101, Some("sip"))]).await;
     assert_eq!(token(&mut door), (Some("my-token".into()), Some("sip".into())));
 }
 
 #[tokio::test]
-async fn the_first_check_that_fails_answers() {
+async fn the_first_failing_check_determines_the_response() {
     let mut door = Door::build(strict).await;
     let cases = [
-        // Neither an upgrade, nor of the right origin: the origin is looked at first.
+        // Neither an upgrade nor an accepted origin: the origin is checked first.
         (door.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[EVIL]).await, 403),
         (door.request("GET", &format!("{SOCKET}?vsn=3.0.0"), &[]).await, 403),
         (door.request("POST", SOCKET, &[EVIL]).await, 400),
@@ -454,7 +454,7 @@ async fn the_first_check_that_fails_answers() {
 }
 
 #[tokio::test]
-async fn an_endpoint_is_found_wherever_a_router_puts_it() {
+async fn an_endpoint_works_at_any_path_of_a_router() {
     let socket = |mount: Mount<_>| Endpoint::builder().mount("/socket", mount);
     type Put = fn(Endpoint) -> axum::Router;
     let routers: [(&str, Put); 4] = [
@@ -484,7 +484,7 @@ async fn an_endpoint_is_found_wherever_a_router_puts_it() {
 }
 
 #[tokio::test]
-async fn any_server_can_tell_where_a_client_is() {
+async fn any_server_can_set_the_peer_address() {
     let peer: SocketAddr = "192.0.2.1:50000".parse().unwrap();
     let socket = |mount: Mount<_>| Endpoint::builder().mount("/socket", mount);
     let told = |endpoint| {
@@ -508,11 +508,11 @@ async fn of_two_mounts_that_match_the_first_wins() {
     assert_eq!(door.upgrade("/tenant/acme/websocket?name=ada", &[]).await.status, 101);
     door.nobody_was_seen();
     let url = format!("ws://{}/tenant/acme/websocket?vsn=2.0.0", door.address());
-    assert_eq!(connect(&url).await.err(), Some(403), "this one asks for a name");
+    assert_eq!(connect(&url).await.err(), Some(403), "this one requires a name");
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_when_the_endpoint_is_built() {
+fn invalid_options_are_refused_when_the_endpoint_is_built() {
     let mount = || Mount::new(NamedSocket);
     let builder = Endpoint::builder;
     let no_host = || CheckOrigin::list(["example.com"]);

@@ -1,9 +1,9 @@
-//! Hostile clients beside a calm one, over real TCP, with the server on one worker and on two.
+//! Hostile clients next to a calm one, over real TCP, with the server on one worker thread and on two.
 //!
-//! Each attack is run by threads of its own, which the server's runtime cannot slow down. The calm client
-//! asks one question after the other, and the median of how long it waits is compared with its own median
-//! without the attack. The bound is wide: these tests find a client that stops the others, and not one that
-//! makes them a little slower.
+//! Each attack runs in separate threads, which the server's runtime cannot slow down. The calm client
+//! sends one request after the other, and its median response time is compared with its own median
+//! without the attack. The bound is wide: these tests detect a client that blocks the others, not one
+//! that slows them down a little.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -36,19 +36,19 @@ use tokio::{
 
 const PING: u8 = 9;
 
-/// How often the calm client asks.
+/// The number of requests of the calm client.
 const QUESTIONS: usize = 20;
 
-/// A calm client's own figure is so small that another program on the machine multiplies it.
+/// A minimum for the calm median, which is so small that another program on the machine can multiply it.
 const FLOOR: Duration = Duration::from_millis(500);
 
-/// One attack at a time, so that none is measured beside another.
+/// One attack at a time, so that they do not affect each other's measurements.
 static ARENA: Mutex<()> = Mutex::new(());
 
-/// How large the large messages of hostile clients are.
+/// The size of the large messages of hostile clients.
 const LARGE: usize = 1 << 19;
 
-/// How many hostile clients there are in each attack.
+/// The number of hostile clients in each attack.
 const HOSTILE: usize = 2;
 
 struct Anyone;
@@ -61,7 +61,7 @@ impl Socket for Anyone {
     }
 }
 
-/// Answers at once, at length, or never, as the event says.
+/// Replies at once, at length, or never, depending on the event.
 struct Room;
 
 impl Channel for Room {
@@ -86,7 +86,7 @@ impl Channel for Room {
     }
 }
 
-/// The server, which has so many workers.
+/// A server with this many worker threads.
 struct Server {
     runtime: Runtime,
     endpoint: Endpoint,
@@ -94,7 +94,7 @@ struct Server {
 }
 
 impl Server {
-    /// Its clients may send as fast as they like, so that this is not what protects the others.
+    /// Without a rate limit for clients, so that the limit is not the protection under test.
     fn start(workers: usize) -> Self {
         Self::start_with(workers, |mount| mount.max_frames(u32::MAX))
     }
@@ -122,13 +122,13 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A test that fails must not wait for what made it fail.
+        // A failing test must not wait for the cause of its failure.
         let other = Builder::new_current_thread().build().unwrap();
         std::mem::replace(&mut self.runtime, other).shutdown_background();
     }
 }
 
-/// A client that blocks its thread.
+/// A client with blocking I/O.
 struct Client(TcpStream);
 
 impl Client {
@@ -136,7 +136,7 @@ impl Client {
         Self::connect_by(TcpStream::connect(address)?, address, "permessage-deflate")
     }
 
-    /// Its system receives little for a client that does not read.
+    /// A client with a small receive buffer that does not read.
     fn connect_deaf(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket2::new(Domain::IPV4, Type::STREAM, None)?;
         socket.set_recv_buffer_size(4096)?;
@@ -194,7 +194,7 @@ impl Client {
     }
 }
 
-/// A masked frame. The mask is 0, so that the payload stands in it as it is.
+/// A masked frame. The mask is 0, so the payload is unchanged.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
@@ -225,7 +225,7 @@ fn join(topic: &str) -> Value {
     json!(["1", "1", topic, "phx_join", {}])
 }
 
-/// How the calm client does.
+/// The measurements of the calm client.
 struct Calm(Client);
 
 impl Calm {
@@ -235,14 +235,14 @@ impl Calm {
         Self(client)
     }
 
-    /// The median of how long an answer takes: of the socket itself, and of a channel.
+    /// The median response time: of the socket itself, and of a channel.
     fn median(&mut self) -> Duration {
         let event = json!(["1", "2", "room:calm", "ask", {}]);
         let mut waits: Vec<_> = (0..QUESTIONS)
             .map(|n| {
                 let begun = Instant::now();
                 let question = if n % 2 == 0 { &event } else { &heartbeat() };
-                self.0.ask(question).expect("the calm client is answered");
+                self.0.ask(question).expect("the calm client receives a reply");
                 begun.elapsed()
             })
             .collect();
@@ -250,7 +250,7 @@ impl Calm {
         waits[QUESTIONS / 2]
     }
 
-    /// That it is answered about as fast as when all was calm.
+    /// Asserts that its response time is about the same as without the attack.
     fn is_answered_beside(&mut self, calm: Duration) {
         let attacked = self.median();
         let bound = calm * 20 + FLOOR;
@@ -258,19 +258,19 @@ impl Calm {
     }
 }
 
-/// Hostile clients at work, until it is dropped.
+/// Running hostile clients, until this is dropped.
 struct Attack {
     stopped: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Attack {
-    /// Each client sends the beginning once, and then the rest again and again without a pause, and reads
-    /// what it is sent. One that is closed connects again.
+    /// Each client sends the beginning once, then the rest repeatedly without a pause, and reads all
+    /// frames. A closed client reconnects.
     fn begin(server: &Server, beginning: &[Vec<u8>], again: &[Vec<u8>]) -> Self {
         let (stopped, address) = (Arc::new(AtomicBool::new(false)), server.address);
         let (beginning, again) = (beginning.concat(), again.concat());
-        // Many at once, so that a hostile client costs little itself.
+        // Many at once, so that a hostile client itself costs little.
         let times = (1 << 16) / again.len().max(1) + 1;
         let again = again.repeat(times);
         let before = server.endpoint.snapshot().frames_in;
@@ -331,8 +331,8 @@ impl Drop for Attack {
     }
 }
 
-/// The calm client is answered beside this attack about as fast as without it, and the server drains in
-/// time while the attack goes on.
+/// During this attack, the calm client's response time is about the same as without it, and the server
+/// drains in time.
 fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
@@ -342,13 +342,13 @@ fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
         let attack = Attack::begin(&server, beginning, again);
         client.is_answered_beside(calm);
         let held = server.endpoint.snapshot().inbox_bytes;
-        assert!(held <= HOSTILE * ((4 << 20) + 2 * LARGE), "{held} bytes are held");
+        assert!(held <= HOSTILE * ((4 << 20) + 2 * LARGE), "{held} bytes are buffered");
         drains(&server);
         drop(attack);
     }
 }
 
-/// The server's end is not put off by what its clients do.
+/// The shutdown is not delayed by the clients.
 fn drains(server: &Server) {
     let endpoint = server.endpoint.clone();
     let (done, drained) = mpsc::channel();
@@ -357,31 +357,31 @@ fn drains(server: &Server) {
         let report = runtime.block_on(endpoint.drain(Duration::from_millis(200)));
         let _ = done.send(report);
     });
-    drained.recv_timeout(PATIENCE).expect("it drains beside the attack");
+    drained.recv_timeout(PATIENCE).expect("it drains during the attack");
 }
 
 #[test]
-fn heartbeats_without_a_pause_do_not_stop_the_others() {
+fn continuous_heartbeats_do_not_block_other_clients() {
     withstands(&[], &[text(&heartbeat())]);
 }
 
 #[test]
-fn pings_without_a_pause_do_not_stop_the_others() {
+fn continuous_pings_do_not_block_other_clients() {
     withstands(&[], &[frame(FIN | PING, b"")]);
 }
 
 #[test]
-fn empty_fragments_without_a_pause_do_not_stop_the_others() {
+fn continuous_empty_fragments_do_not_block_other_clients() {
     withstands(&[frame(TEXT, b"")], &[frame(0, b"")]);
 }
 
 #[test]
-fn messages_that_inflate_to_a_megabyte_do_not_stop_the_others() {
+fn messages_that_inflate_to_a_megabyte_do_not_block_other_clients() {
     let padded = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(LARGE) }]);
     withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &deflate(&padded.to_string()))]);
 }
 
-/// A heartbeat, and behind it blocks that hold nothing, for each of which tables are built.
+/// A heartbeat, followed by empty blocks, each of which requires its tables to be built.
 fn empty_blocks(bytes: usize) -> Vec<u8> {
     let beat = heartbeat().to_string();
     let length = u16::try_from(beat.len()).unwrap();
@@ -392,23 +392,23 @@ fn empty_blocks(bytes: usize) -> Vec<u8> {
 }
 
 #[test]
-fn messages_that_inflate_to_nothing_do_not_stop_the_others() {
+fn messages_that_inflate_to_nothing_do_not_block_other_clients() {
     withstands(&[], &[frame(FIN | COMPRESSED | TEXT, &empty_blocks(16 << 10))]);
 }
 
 #[test]
-fn joins_and_leaves_without_a_pause_do_not_stop_the_others() {
+fn continuous_joins_and_leaves_do_not_block_other_clients() {
     let leave = json!(["1", "2", "room:storm", "phx_leave", {}]);
     withstands(&[], &[text(&join("room:storm")), text(&leave)]);
 }
 
 #[test]
-fn events_before_their_join_do_not_stop_the_others() {
+fn events_before_their_join_do_not_block_other_clients() {
     withstands(&[], &[text(&json!(["1", "2", "room:unjoined", "ask", {}]))]);
 }
 
 #[test]
-fn events_for_a_channel_that_is_busy_fill_its_inbox_and_no_more() {
+fn events_for_a_busy_channel_fill_only_its_inbox() {
     let stall = json!(["1", "2", "room:busy", "stall", {}]);
     let event = json!(["1", "3", "room:busy", "ask", { "padding": "x".repeat(LARGE) }]);
     withstands(&[text(&join("room:busy")), text(&stall)], &[text(&event)]);
@@ -426,7 +426,7 @@ fn clients_that_send_too_fast_are_slowed_down() {
         client.is_answered_beside(calm);
         server.runtime.block_on(async { sleep(Duration::from_secs(1)).await });
         let read = server.endpoint.snapshot().frames_in - before;
-        // Each may be ahead by ten seconds' worth. Without the limit it is some ten thousand a second.
+        // Each may be ahead by ten seconds' worth. Without the limit it is about ten thousand a second.
         let (clients, seconds) = (HOSTILE as u64 + 1, begun.elapsed().as_secs() + 1);
         assert!(read <= clients * (1000 + 100 * seconds), "{read} in {seconds} s");
         drains(&server);
@@ -435,7 +435,7 @@ fn clients_that_send_too_fast_are_slowed_down() {
 }
 
 #[test]
-fn clients_that_are_silent_or_send_half_a_frame_do_not_stop_the_others() {
+fn silent_clients_and_half_frames_do_not_block_other_clients() {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start(workers);
@@ -456,7 +456,7 @@ fn clients_that_are_silent_or_send_half_a_frame_do_not_stop_the_others() {
 }
 
 #[test]
-fn clients_that_never_read_their_answers_hold_no_more_than_may_wait() {
+fn clients_that_never_read_hold_no_more_than_their_outbox() {
     const OUTBOXES: usize = 1 << 20;
     let _alone = ARENA.lock();
     let large = text(&json!(["1", "2", "room:deaf", "large", {}]));
@@ -483,13 +483,13 @@ fn clients_that_never_read_their_answers_hold_no_more_than_may_wait() {
             most
         });
         while !looking.is_finished() {
-            // One that has been closed cannot write any more.
+            // A closed client cannot write any more.
             deaf.iter_mut().for_each(|stream| drop(stream.write_all(&again)));
             client.is_answered_beside(calm);
         }
         let most = server.runtime.block_on(looking).unwrap();
         let bound = OUTBOXES + deaf.len() * (128 << 10);
-        assert!(most <= bound, "{most} bytes wait");
+        assert!(most <= bound, "{most} bytes are pending");
         drains(&server);
         drop(deaf);
     }

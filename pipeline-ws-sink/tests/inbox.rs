@@ -1,4 +1,4 @@
-//! What a client may make the server hold, on a clock that the test turns.
+//! How much memory a client can occupy in the server, on a paused clock.
 
 mod support;
 
@@ -29,7 +29,7 @@ use tokio_tungstenite::tungstenite::Message;
 const T: &str = "room:lobby";
 const BUSY: &str = "slow:busy";
 
-/// How long a client whose inbox is full is not read from.
+/// How long the server does not read from a client with a full inbox.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn server(options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>) -> MemoryServer {
@@ -38,7 +38,7 @@ fn server(options: impl FnOnce(Mount<NamedSocket>) -> Mount<NamedSocket>) -> Mem
     MemoryServer::start(builder)
 }
 
-/// A client with a channel that is busy for ever, and with one that is not.
+/// A client with a channel that is always busy, and one that is idle.
 async fn busy(server: &MemoryServer) -> Client<DuplexStream> {
     let mut ada = server.connect(1 << 24).await;
     ada.join("1", BUSY).await;
@@ -62,7 +62,7 @@ fn limited_by_inbox(server: &MemoryServer) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_103_any_number_of_events_for_a_busy_channel_delay_nobody_else() {
+async fn c_103_any_number_of_events_for_a_busy_channel_delay_no_other() {
     let server = server(|mount| mount);
     let mut ada = busy(&server).await;
     let begun = Instant::now();
@@ -76,25 +76,25 @@ async fn c_103_any_number_of_events_for_a_busy_channel_delay_nobody_else() {
     ada.expect([reply("2", "2", T, "ok", json!({}))]).await;
     ada.send(json!(["2", "3", T, "phx_leave", {}])).await;
     ada.expect([reply("2", "3", T, "ok", json!({}))]).await;
-    assert!(begun.elapsed() < PATIENCE, "nothing has waited");
+    assert!(begun.elapsed() < PATIENCE, "no event was delayed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_inbox_is_waited_for_and_then_refuses_events_so_that_heartbeats_are_answered() {
+async fn a_full_inbox_first_delays_and_then_refuses_events_so_that_heartbeats_pass() {
     let server = server(|mount| mount.max_inbox(10_000));
     let mut ada = busy(&server).await;
     let begun = Instant::now();
     for n in 1..=20 {
         ada.send(event(n, 1000)).await;
     }
-    // Each counts for about 1300.
+    // Each counts as about 1300.
     ada.expect((9..=20).map(refused)).await;
     assert!((PATIENCE..PATIENCE * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     ada.expect_nothing_else().await;
     assert_eq!(limited_by_inbox(&server), 12);
     let paused = server.recorded.counters("socket.reads_paused");
     assert_eq!(paused, [("reason=inbox".to_owned(), 1)]);
-    // Other topics find no room either, and there is some again when the busy channel is gone.
+    // There is no room for other topics either, until the busy channel has ended.
     ada.send(json!(["2", "30", T, "ping", {}])).await;
     let response = json!({ "reason": "too many messages are waiting" });
     ada.expect([reply("2", "30", T, "error", response)]).await;
@@ -103,7 +103,7 @@ async fn a_full_inbox_is_waited_for_and_then_refuses_events_so_that_heartbeats_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_inbox_has_room_again_when_a_channel_has_handled_something() {
+async fn a_full_inbox_has_room_again_after_a_channel_has_handled_an_event() {
     let (builder, gate) = endpoint_with(|mount| mount.max_inbox(10_000));
     let server = MemoryServer::start(builder);
     let mut ada = server.connect(1 << 24).await;
@@ -122,7 +122,7 @@ async fn a_full_inbox_has_room_again_when_a_channel_has_handled_something() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn joins_that_take_long_count_as_well() {
+async fn slow_joins_count_as_well() {
     let (builder, _gate) = endpoint_with(|mount| mount.max_inbox(10_000));
     let server = MemoryServer::start(builder);
     let mut ada = server.connect(1 << 24).await;
@@ -137,7 +137,7 @@ async fn joins_that_take_long_count_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_has_gone_is_noticed_while_its_channel_is_busy() {
+async fn a_disconnect_is_noticed_while_a_channel_is_busy() {
     let server = server(|mount| mount.max_inbox(10_000).timeout(Duration::MAX));
     let mut ada = busy(&server).await;
     let gone = Instant::now();
@@ -145,13 +145,13 @@ async fn a_client_that_has_gone_is_noticed_while_its_channel_is_busy() {
         ada.send(event(n, 1000)).await;
     }
     drop(ada);
-    // Its reading goes on once it has waited for room; its channels have five seconds to end.
+    // Reading resumes after the wait for room; the channels have five seconds to end.
     eventually(|| server.endpoint.open_sockets() == 0).await;
     assert!(gone.elapsed() <= PATIENCE * 3, "{:?}", gone.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_only_leaves_is_closed_in_the_end() {
+async fn a_client_that_only_leaves_is_closed_eventually() {
     let server = server(|mount| mount.max_inbox(10_000));
     let mut ada = busy(&server).await;
     for n in 0..100 {
@@ -161,12 +161,12 @@ async fn a_client_that_only_leaves_is_closed_in_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_fill_what_the_endpoint_may_hold_leave_the_others_their_share() {
+async fn clients_that_fill_the_endpoints_limit_leave_others_their_share() {
     let (builder, gate) = endpoint_with(|mount| mount);
     gate.add_permits(1000);
     let server = MemoryServer::start(builder.max_inboxes(1 << 20));
     let mut greedy = busy(&server).await;
-    // Each counts for about 4100. What is larger comes in parts.
+    // Each counts as about 4100. A larger message arrives in parts.
     for n in 1..=300 {
         greedy.send(event(n, 3800)).await;
     }
@@ -179,7 +179,7 @@ async fn clients_that_fill_what_the_endpoint_may_hold_leave_the_others_their_sha
     let mut calm = busy(&server).await;
     calm.send(json!(["2", "2", T, "ping", { "padding": "x".repeat(10_000) }])).await;
     assert_eq!(calm.receive().await[4]["status"], "ok");
-    // What has come in part is not kept for long.
+    // Partial messages are not kept for long.
     let header = [0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4];
     calm.stream.get_mut().write_all(&header).await.unwrap();
     calm.stream.get_mut().write_all(&[0; 40_000]).await.unwrap();
@@ -191,7 +191,7 @@ async fn clients_that_fill_what_the_endpoint_may_hold_leave_the_others_their_sha
 }
 
 #[tokio::test(start_paused = true)]
-async fn compressed_messages_hold_no_more_than_the_endpoint_may() {
+async fn compressed_messages_stay_within_the_endpoints_limit() {
     let (builder, gate) = endpoint_with(|mount| mount.compress(true));
     gate.add_permits(1000);
     let server = MemoryServer::start(builder.max_inboxes(1 << 20));
@@ -212,12 +212,12 @@ async fn compressed_messages_hold_no_more_than_the_endpoint_may() {
     sleep(PATIENCE / 2).await;
     let held = server.endpoint.snapshot().inbox_bytes;
     assert!((1 << 19..3 << 20).contains(&held), "{held}");
-    // The endpoint is full, and a small compressed message has its room all the same.
+    // The endpoint is full, and a small compressed message still has room.
     let mut calm = RawClient::connect(server.stream().await, extension).await;
     let beat = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(2000) }]);
     calm.send(FIN | COMPRESSED | TEXT, &deflate(&beat.to_string())).await;
     calm.next().await;
-    // Those for whom there was no room are closed.
+    // The clients without room are closed.
     sleep(PATIENCE).await;
     let mut closed = 0;
     for client in &mut greedy {
@@ -242,15 +242,15 @@ async fn a_message_counts_while_it_waits_for_room() {
     assert!(held > 400_000, "{held}");
     ada.expect([refused(9)]).await;
     let held = server.endpoint.snapshot().inbox_bytes;
-    assert_eq!(held, 0, "beyond the share of each");
+    assert_eq!(held, 0, "above the share of each");
 }
 
 #[tokio::test(start_paused = true)]
-async fn small_frames_are_slowed_down_to_the_rate_as_well() {
+async fn small_frames_are_rate_limited_as_well() {
     let server = server(|mount| mount.max_frames(50));
     let mut ada = server.connect(1 << 20).await;
     let begun = Instant::now();
-    // Some 680 of them come in one read.
+    // About 680 of them arrive in one read.
     let pings = [0x89, 0x80, 0, 0, 0, 0].repeat(2000);
     ada.stream.get_mut().write_all(&pings).await.unwrap();
     for _ in 0..2000 {
@@ -261,7 +261,7 @@ async fn small_frames_are_slowed_down_to_the_rate_as_well() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_close_nothing_is_decompressed_and_the_clients_own_close_is_heard() {
+async fn after_a_close_frames_are_not_decompressed_and_the_clients_close_is_read() {
     let server = server(|mount| mount.compress(true));
     let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
     let mut client = RawClient::connect(server.stream().await, extension).await;
@@ -276,8 +276,8 @@ async fn after_a_close_nothing_is_decompressed_and_the_clients_own_close_is_hear
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_after_a_close_is_read_at_the_rate_as_well() {
-    // 150 units in the five seconds: of frames that are told apart, and of bytes that are not.
+async fn frames_after_a_close_are_rate_limited_as_well() {
+    // 150 units in the five seconds: of parsed frames, and of unparsed bytes.
     for (said, most) in [(&[0x89, 0x80, 0, 0, 0, 0][..], 20_000), (&[0xff; 6][..], 700_000)] {
         let server = server(|mount| mount.max_frames(10));
         let mut client = RawClient::connect(server.stream_of(4096).await, "").await;
@@ -293,7 +293,7 @@ async fn what_comes_after_a_close_is_read_at_the_rate_as_well() {
 }
 
 #[tokio::test]
-async fn others_have_their_turns_between_requests_that_come_at_once() {
+async fn other_tasks_run_between_pipelined_requests() {
     const REQUESTS: usize = 1000;
     let server = server(|mount| mount);
     let mut stream = server.stream_of(1 << 20).await;
@@ -321,7 +321,7 @@ async fn others_have_their_turns_between_requests_that_come_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_not_read_from_for_long_is_not_silent() {
+async fn a_client_that_is_not_read_for_long_does_not_count_as_silent() {
     let server = server(|mount| mount.max_frames(1));
     let mut ada = server.connect(1 << 22).await;
     let begun = Instant::now();
@@ -354,7 +354,7 @@ async fn a_name_or_a_reference_of_more_than_255_bytes_is_a_bad_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_sends_faster_than_it_may_is_slowed_down_and_loses_nothing() {
+async fn a_client_above_the_rate_is_slowed_down_and_loses_nothing() {
     let server = server(|mount| mount.max_frames(100));
     let mut ada = server.connect(1 << 24).await;
     let begun = Instant::now();

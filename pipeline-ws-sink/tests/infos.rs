@@ -1,4 +1,4 @@
-//! Messages to channels from tasks and timers, on a clock that the test turns.
+//! Messages to channels from tasks and timers, on a paused clock.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -22,24 +22,24 @@ use tokio::{
 const T: &str = "worker:1";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Pushes what it is sent, and gives its handle to the test before it is let in.
+/// Pushes the messages that it receives, and passes its handle to the test before the join completes.
 struct Worker;
 
-/// One kind of message.
+/// A type of message.
 #[derive(Serialize, Deserialize)]
 struct Note {
     n: u64,
 }
 
-/// Another kind.
+/// Another type.
 enum Order {
     Stop,
     Crash,
-    /// Never to handle anything again.
+    /// Never returns from the handler.
     Hang,
 }
 
-/// Comes again as soon as it has been handled, which takes its time.
+/// Sends itself again after it has been handled, which takes time.
 struct Again;
 
 impl Channel for Worker {
@@ -67,7 +67,7 @@ impl Channel for Worker {
         cx: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
         match event {
-            // A timer for each of these times, with its place in the list.
+            // A timer for each of these times, with its index.
             "timers" => {
                 let seconds: Vec<u32> = payload.parse()?;
                 for (n, seconds) in (1..).zip(seconds) {
@@ -113,19 +113,19 @@ impl HandleInfo<Order> for Worker {
     }
 }
 
-/// A client, and the handles of all channels that it asks for.
+/// A client, and the handles of all channels that it joins.
 fn client() -> (TestSocket, mpsc::Receiver<ChannelHandle<Worker>>) {
     let (sender, handles) = mpsc::channel(10);
     let mount = Mount::new(NamedSocket).channel_with::<Worker>("worker:*", sender);
     (TestEndpoint::new(mount).socket::<NamedSocket>(None, "ada".to_owned()), handles)
 }
 
-/// The channel of a client.
+/// The handle of a client's channel.
 async fn joined() -> TestChannel {
     client().0.join(T, json!({})).await.unwrap()
 }
 
-/// The next notes, in the order in which they came.
+/// The next notes, in the order of arrival.
 async fn notes(worker: &TestChannel, count: usize) -> Vec<u64> {
     let mut notes = Vec::new();
     while notes.len() < count {
@@ -142,7 +142,7 @@ async fn handled(worker: &TestChannel, event: &str, payload: Value) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_sends_a_channel_messages_and_they_are_handled_in_order() {
+async fn messages_of_a_task_are_handled_in_order() {
     let worker = joined().await;
     let handle = worker.handle::<Worker>();
     let sending = tokio::spawn(async move {
@@ -168,7 +168,7 @@ async fn a_message_may_stop_a_channel_or_crash_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_that_has_ended_is_sent_nothing() {
+async fn sending_to_an_ended_channel_fails() {
     let (socket, mut handles) = client();
     let worker = socket.join(T, json!({})).await.unwrap();
     let handle = handles.recv().await.unwrap();
@@ -178,7 +178,7 @@ async fn a_channel_that_has_ended_is_sent_nothing() {
     assert_eq!(handle.try_send(Note { n: 1 }), Err(SendError::Ended));
     refute_push!(worker, "note");
 
-    // Nor is one that was not let in, or whose client is gone.
+    // The same holds for a refused channel, and for one whose client has disconnected.
     socket.join(T, json!({"refuse": true})).await.unwrap_err();
     settle().await;
     let handle = handles.recv().await.unwrap();
@@ -190,7 +190,7 @@ async fn a_channel_that_has_ended_is_sent_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_waits_while_256_messages_wait_and_is_told_when_the_channel_ends_meanwhile() {
+async fn a_send_waits_while_256_messages_are_queued_and_fails_when_the_channel_ends() {
     let worker = joined().await;
     let handle = worker.handle::<Worker>();
     handle.send(Order::Hang).await.unwrap();
@@ -208,7 +208,7 @@ async fn a_task_waits_while_256_messages_wait_and_is_told_when_the_channel_ends_
 }
 
 #[tokio::test(start_paused = true)]
-async fn timers_fire_when_they_are_due_and_those_of_one_time_in_their_order() {
+async fn timers_fire_when_due_and_in_order_at_the_same_time() {
     let worker = joined().await;
     let set = Instant::now();
     handled(&worker, "timers", json!([20, 10, 20, 0])).await;
@@ -221,20 +221,20 @@ async fn timers_fire_when_they_are_due_and_those_of_one_time_in_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_handles_messages_while_a_timer_waits_and_the_timer_first_when_it_is_due() {
+async fn messages_are_handled_before_a_timer_and_a_due_timer_comes_first() {
     let worker = joined().await;
     let handle = worker.handle::<Worker>();
     handled(&worker, "timers", json!([10])).await;
     handle.send(Note { n: 7 }).await.unwrap();
     assert_eq!(notes(&worker, 1).await, [7]);
-    // Both are there when the channel has its turn.
+    // Both are ready when the channel runs.
     tokio::time::advance(SECOND * 10).await;
     handle.try_send(Note { n: 8 }).unwrap();
     assert_eq!(notes(&worker, 2).await, [1, 8]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn timers_that_are_always_due_keep_no_message_from_its_turn() {
+async fn timers_that_are_always_due_do_not_starve_messages() {
     let worker = joined().await;
     let handle = worker.handle::<Worker>();
     // Two, so that one is due whenever the other has been handled.
@@ -263,7 +263,7 @@ async fn a_timer_ends_with_its_channel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_sent_in_a_join_comes_after_its_answer() {
+async fn messages_sent_in_a_join_come_after_its_reply() {
     let (socket, _handles) = client();
     socket.send(json!(["1", "1", T, "phx_join", {"early": true}]));
     let note = |n: u64| json!(["1", null, T, "note", {"n": n}]);

@@ -1,4 +1,4 @@
-//! JSON Web Tokens, as others sign them.
+//! JSON Web Tokens signed by other libraries.
 
 #![cfg(feature = "jwt")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 const SECRET: &[u8] = b"a secret for tests that has sixty-four bytes, just as many as SHA-512";
 const NOW: u64 = 1_700_000_000;
 
-// Made by Python's `cryptography` and `hmac`, each with the claims
-// `{"sub":"ada","exp":1700003600}`; the first three are of `SECRET`.
+// Made by Python's `cryptography` and `hmac`, each with the claims `{"sub":"ada","exp":1700003600}`; the
+// first three are signed with `SECRET`.
 const HS256: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhZGEiLCJleHAiOjE3MDAwMDM2MDB9.sIj117C6a8LEwUV8jhmr7dnfb61Oecq5EzGJFP_kkcY";
 const HS384: &str = "eyJhbGciOiJIUzM4NCIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhZGEiLCJleHAiOjE3MDAwMDM2MDB9.9AGS2HFSOSwpO3Dho13gkVMgmzW8SZNkOPNf7FvrfJSPG8fDq75SMelMefMa2VXF";
 const HS512: &str = "eyJhbGciOiJIUzUxMiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhZGEiLCJleHAiOjE3MDAwMDM2MDB9.4sNP4rX1jgzDE-pzxosk30Mpp7-RpSS61-J_GT77ftI6C1f5dy8ToeyVR79PDm4R4YWlv-Vit5WdA7pAAr1OXw";
@@ -54,7 +54,7 @@ GwIDAQAB
 -----END PUBLIC KEY-----
 ";
 
-/// Signed by HS256 with `RSA_KEY` as the secret, of which everybody knows.
+/// Signed by HS256 with `RSA_KEY`, which is public, as the secret.
 const CONFUSED: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhZGEiLCJleHAiOjE3MDAwMDM2MDB9.ThHgKv6oOKxJPVQsxBtLf2JJXcToSkXZe2AndfL7YfQ";
 
 fn at(seconds: u64) -> SystemTime {
@@ -78,13 +78,13 @@ fn is_invalid(verifier: &JwtVerifier, token: &str) -> bool {
     matches!(verify(verifier, token), Err(Invalid | Signature | Claim { .. }))
 }
 
-/// Signed with `SECRET`, in the name of this key.
+/// Signed with `SECRET`, under this key id.
 fn signed(claims: &Value, kid: Option<&str>) -> String {
     let header = Header { kid: kid.map(Into::into), ..Header::new(Algorithm::HS256) };
     jsonwebtoken::encode(&header, claims, &EncodingKey::from_secret(SECRET)).unwrap()
 }
 
-/// Signed with `SECRET` by HS256, whatever this header says.
+/// Signed with `SECRET` by HS256, independent of this header.
 fn under(header: &str) -> String {
     let message =
         [header, r#"{"exp":1700003600}"#].map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
@@ -93,7 +93,7 @@ fn under(header: &str) -> String {
     format!("{message}.{}", signature.unwrap())
 }
 
-/// One of each kind: its key, and what it has signed.
+/// One of each kind: its key, and a token signed with it.
 fn each() -> Vec<(JwtKey, &'static str)> {
     let secret = |algorithm| JwtKey::secret(algorithm, SECRET).unwrap();
     vec![
@@ -109,7 +109,7 @@ fn each() -> Vec<(JwtKey, &'static str)> {
 }
 
 #[test]
-fn a_token_verifies_with_the_key_and_the_algorithm_that_it_was_signed_with() {
+fn a_token_verifies_only_with_its_own_key_and_algorithm() {
     for (of, (key, _)) in each().into_iter().enumerate() {
         let verifier = JwtVerifier::new(key);
         for (by, (_, token)) in each().into_iter().enumerate() {
@@ -131,7 +131,7 @@ fn a_key_may_be_in_der() {
 }
 
 #[test]
-fn a_token_has_no_say_in_how_it_is_checked() {
+fn a_token_cannot_choose_how_it_is_verified() {
     let rsa = JwtVerifier::new(pem(JwtAlgorithm::Rs256, RSA_KEY)).also_verify(key());
     assert!(verify(&rsa, RS256).is_ok());
     assert!(is_invalid(&rsa, CONFUSED), "a public key is not a secret");
@@ -141,7 +141,7 @@ fn a_token_has_no_say_in_how_it_is_checked() {
 }
 
 #[test]
-fn what_is_wrong_with_a_token_is_told() {
+fn errors_state_what_is_wrong_with_a_token() {
     let verifier = JwtVerifier::new(key()).issuer("us").audience("app");
     let told = |claims: Value| verify(&verifier, &signed(&claims, None)).unwrap_err().to_string();
     let missing = "is missing";
@@ -168,7 +168,7 @@ fn what_is_wrong_with_a_token_is_told() {
 }
 
 #[test]
-fn a_token_is_good_from_its_beginning_until_its_expiration() {
+fn a_token_is_valid_from_nbf_until_exp() {
     let token = signed(&json!({"sub": "ada", "nbf": NOW, "exp": NOW + 60}), None);
     let verifier = JwtVerifier::new(key()).leeway(Duration::ZERO);
     let now = |seconds| verifier.verify::<Value>(&token, at(seconds));
@@ -218,11 +218,11 @@ fn a_token_is_for_this_audience_and_by_this_issuer() {
     }
     let any = JwtVerifier::new(key());
     assert!(verify(&any, &claims(json!("them"), json!(null))).is_ok());
-    assert!(is_invalid(&any, &claims(json!("us"), json!("push"))), "meant for somebody");
+    assert!(is_invalid(&any, &claims(json!("us"), json!("push"))), "meant for an audience");
 }
 
 #[test]
-fn keys_are_changed_with_names_and_without() {
+fn keys_can_be_rotated_with_and_without_names() {
     let claims = json!({"exp": NOW + 60});
     let other = || JwtKey::secret(JwtAlgorithm::Hs256, &[7; 32]).unwrap();
     let verifier = JwtVerifier::new(other()).also_verify(key());
@@ -237,14 +237,14 @@ fn keys_are_changed_with_names_and_without() {
 }
 
 #[test]
-fn extensions_that_have_to_be_understood_are_not() {
+fn tokens_with_critical_extensions_are_refused() {
     let verifier = JwtVerifier::new(key());
     assert!(verify(&verifier, &under(r#"{"alg":"HS256"}"#)).is_ok());
     assert!(is_invalid(&verifier, &under(r#"{"alg":"HS256","crit":["b64"],"b64":false}"#)));
 }
 
 #[test]
-fn an_absent_token_is_missing_and_other_claims_are_told_apart() {
+fn an_absent_token_is_missing_and_other_claims_are_distinguished() {
     #[derive(Debug, serde::Deserialize)]
     struct Claims {
         sub: u64,
@@ -258,7 +258,7 @@ fn an_absent_token_is_missing_and_other_claims_are_told_apart() {
 }
 
 #[test]
-fn what_is_no_key_is_refused_at_once() {
+fn an_invalid_key_is_refused_at_once() {
     for (algorithm, least) in
         [(JwtAlgorithm::Hs256, 32), (JwtAlgorithm::Hs384, 48), (JwtAlgorithm::Hs512, 64)]
     {
@@ -290,7 +290,7 @@ fn what_is_no_key_is_refused_at_once() {
 
 proptest! {
     #[test]
-    fn what_nobody_signed_is_invalid(
+    fn an_unsigned_token_is_invalid(
         nonsense in ".{0,40}|[A-Za-z0-9_.-]{0,200}|[A-Za-z0-9_-]{9}\\.[A-Za-z0-9_-]{9}\\.[A-Za-z0-9_-]{43}",
         place in 0..HS256.len(),
         bit in 0..7_u32,

@@ -1,4 +1,4 @@
-//! How much a client may say, on a clock that the test turns.
+//! Rate limits of clients, on a paused clock.
 
 mod support;
 
@@ -29,7 +29,7 @@ fn limited(retry_after: u64) -> Value {
     json!({ "reason": "rate limited", "retry_after": retry_after })
 }
 
-/// How a ping on a topic is answered.
+/// The reply to a ping on a topic.
 async fn ping(client: &mut Client<DuplexStream>, topic: &str) -> Value {
     client.send(json!(["1", "p", topic, "ping", { "n": 1 }])).await;
     let mut answer = client.receive().await;
@@ -54,7 +54,7 @@ fn counted(server: &MemoryServer) -> Vec<(String, u64)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_burst_passes_and_what_is_too_much_passes_when_it_has_waited() {
+async fn a_burst_passes_and_excess_events_pass_after_a_delay() {
     let server = server(|mount| mount.event_limit(EventLimit::per_second(10).burst(4)));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
@@ -80,7 +80,7 @@ async fn a_burst_passes_and_what_is_too_much_passes_when_it_has_waited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_one_client_says_does_not_count_for_another() {
+async fn the_limit_is_per_client() {
     let server = server(|mount| mount.event_limit(EventLimit::per_second(1).burst(2)));
     let [mut ada, mut bob] = [server.connect(1 << 16).await, server.connect(1 << 16).await];
     ada.join("1", T).await;
@@ -91,7 +91,7 @@ async fn what_one_client_says_does_not_count_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_said_on_one_topic_does_not_count_for_another() {
+async fn the_limit_is_per_topic() {
     let server = server(|mount| mount.topic_event_limit(EventLimit::per_second(1).burst(2)));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
@@ -107,7 +107,7 @@ async fn what_is_said_on_one_topic_does_not_count_for_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_topic_that_is_left_and_joined_again_has_said_what_it_has_said() {
+async fn rejoining_a_topic_does_not_reset_its_limit() {
     let server = server(|mount| mount.topic_event_limit(EventLimit::per_second(1)));
     let mut ada = server.connect(1 << 16).await;
     for joined in 0..3 {
@@ -139,7 +139,7 @@ async fn joins_are_limited_and_heartbeats_and_leaves_are_not() {
     ada.send(json!(["1", "4", T, "phx_leave", {}])).await;
     ada.expect([reply("1", "4", T, "ok", json!({}))]).await;
     while ada.receive().await[3] != "phx_close" {}
-    // Which the official client tries again by itself.
+    // The official client retries these by itself.
     advance(ms(500)).await;
     ada.send(json!(["3", "5", OTHER, "phx_join", {}])).await;
     while ada.receive().await != reply("3", "5", OTHER, "ok", json!({})) {}
@@ -163,7 +163,7 @@ async fn an_event_without_a_reference_is_dropped_and_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_for_a_join_counts_when_it_comes_and_once() {
+async fn events_that_wait_for_a_join_count_once_on_arrival() {
     let limit = EventLimit::per_second(1).burst(2);
     let (builder, gate) = endpoint_with(|mount| mount.topic_event_limit(limit));
     let server = MemoryServer::start(builder);
@@ -187,7 +187,7 @@ async fn what_waits_for_a_join_counts_when_it_comes_and_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_says_too_much_can_be_closed_and_may_come_again() {
+async fn a_client_above_the_limit_can_be_closed_and_may_reconnect() {
     let limit = EventLimit::per_second(1).burst(2).on_excess(OnExcess::Close);
     let server = server(|mount| mount.event_limit(limit));
     let mut ada = server.connect(1 << 16).await;
@@ -206,7 +206,7 @@ async fn who_says_too_much_can_be_closed_and_may_come_again() {
 
 const V2: &str = "vsn=2.0.0&name=ada";
 
-/// Joins, and says this often something.
+/// Joins, and sends this many events.
 async fn polls(server: &MemoryServer, pings: usize) -> (Poller<'_>, Value) {
     let poller = Poller::connect(server, V2).await;
     poller.join(T).await;
@@ -216,7 +216,7 @@ async fn polls(server: &MemoryServer, pings: usize) -> (Poller<'_>, Value) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_polls_is_limited_too() {
+async fn polling_clients_are_limited_too() {
     let limit = EventLimit::per_second(1).burst(2);
     let server = server(|mount| mount.longpoll(LongPoll::new()).event_limit(limit));
     let (poller, taken) = polls(&server, 2).await;
@@ -231,7 +231,7 @@ async fn who_polls_is_limited_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_session_of_one_who_polls_and_says_too_much_is_gone() {
+async fn the_session_of_a_polling_client_above_the_limit_ends() {
     let limit = EventLimit::per_second(1).burst(2).on_excess(OnExcess::Close);
     let server = server(|mount| mount.longpoll(LongPoll::new()).event_limit(limit));
     let (poller, taken) = polls(&server, 2).await;

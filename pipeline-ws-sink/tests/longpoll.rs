@@ -1,5 +1,5 @@
-//! Clients that poll: the cases C-163 to C-182, and those of the handshake that are theirs. The clock
-//! is the test's own.
+//! Polling clients: the cases C-163 to C-182, and those of the handshake that concern them, on a paused
+//! clock.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
@@ -53,7 +53,7 @@ fn beaten(reference: &str) -> Value {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_032_a_page_from_elsewhere_is_refused_in_the_body() {
+async fn c_032_a_foreign_origin_is_refused_in_the_body() {
     let (server, _) = server_with(|mount| mount.check_origin(CheckOrigin::list(["//localhost"])));
     let evil = [("origin", "http://evil.test")];
     let path = format!("/socket/longpoll?{V2}");
@@ -79,7 +79,7 @@ async fn c_043_the_auth_token_comes_in_a_header() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_163_a_poll_that_waits_while_the_endpoint_drains_ends_with_its_window() {
+async fn c_163_a_pending_poll_ends_with_its_window_while_the_endpoint_drains() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     let begun = Instant::now();
@@ -93,12 +93,12 @@ async fn c_163_a_poll_that_waits_while_the_endpoint_drains_ends_with_its_window(
     assert_eq!((report.closed, report.cut_off), (1, 0));
     let path = format!("/socket/longpoll?{V2}");
     let answer = request(server.stream().await, "GET", &path, &[], "").await;
-    assert_eq!(answer.status, 503, "no more are let in");
+    assert_eq!(answer.status, 503, "no more clients are accepted");
     assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_whose_client_has_not_fetched_what_waits_is_not_closed_in_good_order() {
+async fn a_session_with_unfetched_messages_counts_as_aborted() {
     for fetches in [true, false] {
         let server = server();
         let poller = Poller::connect(&server, V2).await;
@@ -141,14 +141,14 @@ async fn c_165_a_client_with_a_bad_token_gets_a_new_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_166_a_line_that_is_sent_is_taken() {
+async fn c_166_a_sent_line_is_accepted() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_167_a_poll_has_all_that_waits_at_once() {
+async fn c_167_a_poll_returns_all_pending_messages_at_once() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     poller.join(T).await;
@@ -159,7 +159,7 @@ async fn c_167_a_poll_has_all_that_waits_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_168_a_poll_for_nothing_ends_with_its_window() {
+async fn c_168_a_poll_without_messages_ends_with_its_window() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     let begun = Instant::now();
@@ -167,11 +167,11 @@ async fn c_168_a_poll_for_nothing_ends_with_its_window() {
     let waited = begun.elapsed();
     assert!((WINDOW..WINDOW * 2).contains(&waited), "{waited:?}");
     poller.post(&heartbeat("1")).await;
-    assert_eq!(poller.messages().await, [beaten("1")], "what comes afterwards waits for the next");
+    assert_eq!(poller.messages().await, [beaten("1")], "later messages wait for the next poll");
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_169_a_broadcast_ends_a_poll_that_waits() {
+async fn c_169_a_broadcast_completes_a_pending_poll() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     poller.join(T).await;
@@ -186,7 +186,7 @@ async fn c_169_a_broadcast_ends_a_poll_that_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_170_a_client_of_version_1_sends_objects_and_gets_them() {
+async fn c_170_a_client_of_version_1_sends_and_receives_objects() {
     let server = server();
     let poller = Poller::connect(&server, "vsn=1.0.0&name=ada").await;
     let path = format!("/socket/longpoll?token={}", poller.token);
@@ -200,7 +200,7 @@ async fn c_170_a_client_of_version_1_sends_objects_and_gets_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_171_what_is_sent_without_a_session_is_gone() {
+async fn c_171_a_message_without_a_session_is_answered_with_gone() {
     let server = server();
     for token in ["", "&token=null", "&token=garbage"] {
         let path = format!("/socket/longpoll?{V2}{token}");
@@ -211,7 +211,7 @@ async fn c_171_what_is_sent_without_a_session_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_172_who_is_refused_is_told_so_in_the_body() {
+async fn c_172_a_refused_client_gets_the_status_in_the_body() {
     let server = server();
     for query in ["vsn=2.0.0", "vsn=2.0.0&name=panic", "vsn=2.0.0&name=no-id", "vsn=3.0.0&name=ada"]
     {
@@ -222,7 +222,7 @@ async fn c_172_who_is_refused_is_told_so_in_the_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_173_a_browser_may_ask_what_it_may_send() {
+async fn c_173_a_cors_preflight_is_answered() {
     let server = server();
     let asked = [("access-control-request-headers", "content-type, x-phoenix-longpoll-token")];
     let answer = request(server.stream().await, "OPTIONS", "/socket/longpoll", &asked, "").await;
@@ -272,7 +272,7 @@ async fn c_176_an_error_reply_comes_with_the_next_poll() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_177_what_is_no_message_ends_the_session() {
+async fn c_177_an_invalid_message_ends_the_session() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     assert_eq!(poller.post("[not json").await, json!({ "status": 408 }));
@@ -298,7 +298,7 @@ async fn c_179_a_join_that_takes_longer_than_the_window_is_answered_later() {
     assert_eq!(poller.post(&lines).await, json!({ "status": 408 }));
     gate.add_permits(1);
     let replied = json!(["1", "1", "slow:x", "phx_reply", {"status": "ok", "response": {}}]);
-    assert_eq!(poller.messages().await, [replied], "the lines behind it are not handled");
+    assert_eq!(poller.messages().await, [replied], "the lines after it are not handled");
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,7 +310,7 @@ async fn c_180_a_session_that_is_never_polled_again_ends() {
     let begun = Instant::now();
     let kept_busy = async {
         loop {
-            // Sending something does not keep it alive.
+            // Sending does not keep the session alive.
             poller.post(&heartbeat("2")).await;
             sleep(WINDOW / 4).await;
         }
@@ -331,7 +331,7 @@ async fn c_180_a_session_that_is_never_polled_again_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_181_a_poll_that_waits_while_its_user_is_disconnected_ends_with_its_window() {
+async fn c_181_a_pending_poll_ends_with_its_window_when_its_user_is_disconnected() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     let begun = Instant::now();
@@ -364,7 +364,7 @@ async fn of_two_polls_the_newer_one_gets_the_messages() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_for_a_poll_that_has_gone_waits_for_the_next() {
+async fn messages_for_a_cancelled_poll_wait_for_the_next() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     assert!(timeout(WINDOW / 4, poller.poll()).await.is_err());
@@ -385,7 +385,7 @@ async fn c_182_text_and_base64_lines_are_handled_in_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_binary_frame_is_left_out_and_what_follows_arrives() {
+async fn a_binary_frame_is_skipped_and_later_frames_arrive() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     poller.join(T).await;
@@ -395,7 +395,7 @@ async fn a_binary_frame_is_left_out_and_what_follows_arrives() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_is_polled_stays() {
+async fn a_polled_session_stays_open() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     for _ in 0..10 {
@@ -430,7 +430,7 @@ async fn a_client_that_is_too_far_behind_loses_its_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_polls_where_that_is_not_served() {
+async fn polling_is_refused_where_it_is_not_enabled() {
     let server = MemoryServer::start(endpoint_with(|mount| mount).0);
     let path = format!("/socket/longpoll?{V2}");
     assert_eq!(request(server.stream().await, "GET", &path, &[], "").await.status, 404);
@@ -456,7 +456,7 @@ async fn the_path_may_have_variables_and_every_request_matches_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sessions_are_sockets_that_are_open() {
+async fn sessions_count_as_open_sockets() {
     let server = server();
     let _poller = Poller::connect(&server, V2).await;
     let observer = server.endpoint.observer();
@@ -466,14 +466,14 @@ async fn sessions_are_sockets_that_are_open() {
 }
 
 #[test]
-fn both_ways_cannot_be_at_one_path() {
+fn both_transports_cannot_share_a_path() {
     let mount = Mount::new(NamedSocket).longpoll(LongPoll::new().path("/websocket"));
     let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
     assert_eq!(error, BuildError::PathTaken { path: "/socket/websocket".to_owned() });
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_more_clients_poll_than_may() {
+async fn the_number_of_polling_clients_is_limited() {
     let builder =
         endpoint_with(|mount| mount.longpoll(LongPoll::new().window(WINDOW).max_sessions(2)));
     let server = MemoryServer::start(builder.0);
@@ -490,12 +490,12 @@ async fn no_more_clients_poll_than_may() {
     first.join(T).await;
     sleep(WINDOW * 4).await;
     settle().await;
-    assert_eq!(server.endpoint.open_sockets(), 0, "nobody has polled");
+    assert_eq!(server.endpoint.open_sockets(), 0, "no client has polled");
     Poller::connect(&server, V2).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_refused_takes_no_place() {
+async fn a_refused_client_does_not_count_towards_the_limit() {
     let polled = LongPoll::new().max_sessions(1);
     let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(polled)).0);
     for _ in 0..2 {
@@ -506,7 +506,7 @@ async fn a_client_that_is_refused_takes_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_window_without_an_end_has_none() {
+async fn an_unlimited_window_never_ends() {
     let polled = LongPoll::new().window(Duration::MAX);
     let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(polled)).0);
     let poller = Poller::connect(&server, V2).await;
@@ -521,12 +521,12 @@ async fn a_window_without_an_end_has_none() {
     assert_eq!(messages, [json!([null, null, T, "late", {}])]);
 }
 
-/// Begins a request with empty lines, of which so many come and one more does not.
+/// Begins a request whose body sends this many empty lines, and not the last one.
 async fn begin_post(poller: &Poller<'_>, server: &MemoryServer, lines: usize) -> DuplexStream {
     begin_part(poller, server, lines, lines + 1).await
 }
 
-/// Begins a request with empty lines, of which so many come at first.
+/// Begins a request whose body sends this many empty lines first.
 async fn begin_part(
     poller: &Poller<'_>,
     server: &MemoryServer,
@@ -550,7 +550,7 @@ fn limited_by_inbox(server: &MemoryServer) -> u64 {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_has_eight_requests_at_most_that_say_something() {
+async fn a_client_has_at_most_eight_concurrent_posts() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     let mut begun = Vec::new();
@@ -564,7 +564,7 @@ async fn a_client_has_eight_requests_at_most_that_say_something() {
     let answer = request(server.stream().await, "POST", &path, &[BATCH], &heartbeat("1")).await;
     assert_eq!((answer.status, &*answer.body), (429, "too many requests at once"));
     assert_eq!(limited_by_inbox(&server), 1);
-    // They have a window to come.
+    // The bodies have a window to arrive.
     for stream in &mut begun {
         assert_eq!(told(&Response::read(stream).await), json!({ "status": 408 }));
     }
@@ -573,7 +573,7 @@ async fn a_client_has_eight_requests_at_most_that_say_something() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bodies_hold_no_more_than_the_endpoint_may() {
+async fn bodies_stay_within_the_endpoints_limit() {
     let polled = LongPoll::new().window(WINDOW);
     let (builder, _) = endpoint_with(|mount| mount.longpoll(polled));
     let server = MemoryServer::start(builder.max_inboxes(1 << 20));
@@ -594,7 +594,7 @@ async fn bodies_hold_no_more_than_the_endpoint_may() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_for_which_there_is_no_room_is_not_taken() {
+async fn a_body_without_room_is_refused() {
     let polled = LongPoll::new().window(WINDOW);
     let (builder, gate) = endpoint_with(|mount| mount.longpoll(polled));
     gate.add_permits(1);
@@ -610,16 +610,16 @@ async fn a_body_for_which_there_is_no_room_is_not_taken() {
     let poller = Poller::connect(&server, V2).await;
     assert_eq!(poller.post(&" ".repeat(50_000)).await, json!({ "status": 408 }));
     assert_eq!(limited_by_inbox(&server), 1);
-    // What fits into its share is taken all the same.
+    // A body within its share is accepted all the same.
     let poller = Poller::connect(&server, V2).await;
     assert_eq!(poller.post(&heartbeat("1")).await, json!({ "status": 200 }));
 }
 
 #[tokio::test(start_paused = true)]
-async fn bodies_that_come_side_by_side_are_all_taken_in_the_end() {
+async fn concurrent_bodies_are_all_accepted_eventually() {
     let (server, _) = server_with(|mount| mount.max_inbox(1 << 20));
     let poller = Poller::connect(&server, V2).await;
-    // Together they are larger than the inbox of a client, and each holds its part while it waits.
+    // Together they exceed the inbox of a client, and each holds its part while it waits.
     let (pieces, piece, mut begun) = (20, vec![b'\n'; 15_000], Vec::new());
     for _ in 0..8 {
         begun.push(begin_part(&poller, &server, 0, pieces * piece.len()).await);
@@ -637,7 +637,7 @@ async fn bodies_that_come_side_by_side_are_all_taken_in_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_is_not_waited_for_when_its_session_has_ended() {
+async fn a_body_is_abandoned_when_its_session_has_ended() {
     let server = server();
     let poller = Poller::connect(&server, V2).await;
     let mut begun = begin_post(&poller, &server, 100_000).await;
@@ -658,7 +658,7 @@ async fn a_body_may_be_larger_than_the_inbox_of_its_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_polls_is_slowed_down_to_the_rate_too() {
+async fn a_polling_client_is_rate_limited_too() {
     let polled = LongPoll::new();
     let (builder, _) = endpoint_with(|mount| mount.longpoll(polled).max_frames(100));
     let server = MemoryServer::start(builder);
@@ -671,7 +671,7 @@ async fn a_client_that_polls_is_slowed_down_to_the_rate_too() {
     assert_eq!(poller.messages().await.len(), 1500);
     let paused = server.recorded.counters("socket.reads_paused");
     assert!(paused.iter().any(|(labels, count)| labels == "reason=rate" && *count > 10));
-    // All lines of a request together have a window.
+    // All lines of a request together have one window.
     let begun = Instant::now();
     let lines = vec![heartbeat("1"); 5000].join("\n");
     let polling = async {

@@ -1,4 +1,4 @@
-//! How many sockets an endpoint may have.
+//! The limit of sockets of an endpoint.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -23,7 +23,7 @@ fn small() -> Mount<NamedSocket> {
 }
 
 #[tokio::test]
-async fn a_client_beyond_the_limit_is_refused_before_connect_and_let_in_when_there_is_room() {
+async fn a_client_above_the_limit_is_refused_before_connect_and_accepted_later() {
     let server = Server::start(Endpoint::builder().mount("/socket", small()).max_sockets(2)).await;
     let [ada, bob] = [server.connect("name=ada").await, server.connect("name=bob").await];
     // `connect` would panic.
@@ -39,7 +39,7 @@ async fn a_client_beyond_the_limit_is_refused_before_connect_and_let_in_when_the
 }
 
 #[tokio::test]
-async fn a_client_that_is_refused_by_connect_takes_nobodys_place() {
+async fn a_client_refused_by_connect_does_not_count() {
     let server = Server::start(Endpoint::builder().mount("/socket", small()).max_sockets(1)).await;
     for _ in 0..3 {
         assert_eq!(server.try_connect("vsn=2.0.0").await.unwrap_err(), 403);
@@ -48,7 +48,7 @@ async fn a_client_that_is_refused_by_connect_takes_nobodys_place() {
 }
 
 #[tokio::test]
-async fn clients_that_poll_count_as_well() {
+async fn polling_clients_count_as_well() {
     let builder = Endpoint::builder().mount("/socket", small()).max_sockets(1);
     let server = MemoryServer::start(builder);
     let _ada = Poller::connect(&server, "vsn=2.0.0&name=ada").await;
@@ -58,7 +58,7 @@ async fn clients_that_poll_count_as_well() {
     assert_eq!(refused.header("retry-after"), Some("5"));
 }
 
-/// Asks for an upgrade, and does not read the answer.
+/// Requests an upgrade, and does not read the response.
 async fn upgrades_unread(server: &MemoryServer) -> DuplexStream {
     let mut stream = server.stream_of(32).await;
     let request = "GET /socket/websocket?vsn=2.0.0&name=ada HTTP/1.1\r\nhost: x\r\n\
@@ -70,7 +70,7 @@ async fn upgrades_unread(server: &MemoryServer) -> DuplexStream {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_that_it_is_upgraded_gives_its_place_back() {
+async fn a_client_that_does_not_read_the_upgrade_releases_its_slot() {
     let builder = Endpoint::builder().mount("/socket", small()).max_sockets(1);
     let server = MemoryServer::start(builder);
     let _stream = upgrades_unread(&server).await;
@@ -82,7 +82,7 @@ async fn a_client_that_does_not_read_that_it_is_upgraded_gives_its_place_back() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_does_not_read_that_it_is_upgraded_does_not_put_off_the_end() {
+async fn a_client_that_does_not_read_the_upgrade_does_not_delay_the_shutdown() {
     let server = MemoryServer::start(Endpoint::builder().mount("/socket", small()));
     let _stream = upgrades_unread(&server).await;
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! A pipeline that does no work for people who are away.
+//! A pipeline that skips work for topics without subscribers.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -15,11 +15,11 @@ use serde_json::json;
 use support::{channels::endpoint_with, cluster::Cluster, memory::MemoryServer};
 use tokio::time::sleep;
 
-/// Items go to the room that they name, and are made dear on the way.
+/// Items name a room, and an expensive stage processes them.
 struct Rooms {
     items: Queue<&'static str>,
     _pipeline: Pipeline,
-    /// What was made dear.
+    /// The items that reached the expensive stage.
     enriched: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -61,7 +61,7 @@ impl Rooms {
 }
 
 #[tokio::test(start_paused = true)]
-async fn items_go_on_while_somebody_has_joined_their_topic() {
+async fn items_pass_while_their_topic_has_a_subscriber() {
     let server = MemoryServer::start(endpoint_with(|mount| mount).0);
     let rooms = Rooms::start(server.endpoint.pubsub());
     let mut client = server.connect(1 << 16).await;
@@ -70,7 +70,7 @@ async fn items_go_on_while_somebody_has_joined_their_topic() {
     for _ in 0..2 {
         assert_eq!(client.receive().await[4], json!({ "for": "room:a" }));
     }
-    // And no more: what is pushed next is the next that arrives.
+    // And no others: the next pushed item is the next that arrives.
     client.join("2", "room:b").await;
     rooms.push(&["room:c", "room:b"]).await;
     assert_eq!(client.receive().await[4], json!({ "for": "room:b" }));
@@ -79,7 +79,7 @@ async fn items_go_on_while_somebody_has_joined_their_topic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_listens_is_somebody_too_until_it_no_longer_does() {
+async fn a_subscribed_task_counts_until_it_unsubscribes() {
     let server = MemoryServer::start(endpoint_with(|mount| mount).0);
     let pubsub = server.endpoint.pubsub();
     let rooms = Rooms::start(pubsub);
@@ -100,7 +100,7 @@ fn sharing(cluster: &Cluster, name: &str) -> Endpoint {
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn who_listens_on_another_node_is_somebody_where_nodes_share_that() {
+async fn subscribers_of_other_nodes_count_where_nodes_share_them() {
     let cluster = Cluster::default();
     let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
     let online = || here.pubsub().is_online("room:a");
@@ -109,7 +109,7 @@ async fn who_listens_on_another_node_is_somebody_where_nodes_share_that() {
     let first = there.subscribe("room:a");
     sleep(SECOND * 2).await;
     assert!(online());
-    // One who comes and one who goes within a period change nothing.
+    // A subscribe and an unsubscribe within a period change nothing.
     drop(first);
     let second = there.subscribe("room:a");
     sleep(SECOND * 2).await;
@@ -120,7 +120,7 @@ async fn who_listens_on_another_node_is_somebody_where_nodes_share_that() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_has_just_started_drops_nothing_for_users_of_others() {
+async fn a_node_that_has_just_started_drops_no_items_for_other_nodes() {
     let cluster = Cluster::default();
     let there = sharing(&cluster, "there");
     let _listening = there.subscribe("room:a");
@@ -131,11 +131,11 @@ async fn a_node_that_has_just_started_drops_nothing_for_users_of_others() {
         assert!(online("room:a"));
         sleep(SECOND / 10).await;
     }
-    assert!(!online("room:b"), "by now it knows");
+    assert!(!online("room:b"), "it knows by now");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_that_is_lost_at_the_start_makes_nobody_offline() {
+async fn a_lost_message_at_the_start_hides_no_subscriber() {
     let cluster = Cluster::default();
     let there = sharing(&cluster, "there");
     let _listening = there.subscribe("room:a");
@@ -148,11 +148,11 @@ async fn a_message_that_is_lost_at_the_start_makes_nobody_offline() {
         assert!(here.pubsub().is_online("room:a"));
         sleep(SECOND / 10).await;
     }
-    assert!(!here.pubsub().is_online("room:b"), "by now it knows");
+    assert!(!here.pubsub().is_online("room:b"), "it knows by now");
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_a_node_is_silent_every_topic_counts_until_it_is_back_or_forgotten() {
+async fn while_a_node_is_silent_every_topic_counts_until_it_is_back_or_removed() {
     let cluster = Cluster::default();
     let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
     let online = |topic| here.pubsub().is_online(topic);
@@ -170,11 +170,11 @@ async fn while_a_node_is_silent_every_topic_counts_until_it_is_back_or_forgotten
     assert!(!online("room:c"));
     cluster.down(true);
     sleep(SECOND * 1_300).await;
-    assert!(!online("room:a"), "the node is forgotten");
+    assert!(!online("room:a"), "the node was removed");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_ends_in_good_order_is_not_waited_for() {
+async fn a_node_that_shuts_down_cleanly_is_removed_at_once() {
     let cluster = Cluster::default();
     let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
     let _listening = there.subscribe("room:a");
@@ -191,5 +191,5 @@ async fn where_nodes_do_not_share_it_every_topic_counts() {
     let here = cluster.join("here");
     assert!(here.pubsub().is_online("room:a"));
     let alone = Endpoint::builder().share_online(TrackerOptions::new()).build().unwrap();
-    assert!(!alone.pubsub().is_online("room:a"), "there is nobody elsewhere");
+    assert!(!alone.pubsub().is_online("room:a"), "there are no other nodes");
 }

@@ -1,4 +1,4 @@
-//! Sockets at the end of a pipeline: its demand follows their room.
+//! Sockets at the end of a pipeline: demand follows the room in their outboxes.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -33,15 +33,15 @@ use tokio::{
 
 const T: &str = "room:lobby";
 
-/// Clients may fall ten frames behind, and are waited for then.
+/// Clients may fall ten frames behind before senders wait for them.
 fn server(up_to: Duration) -> MemoryServer {
     let (builder, _gate) =
         endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to }));
     MemoryServer::start(builder)
 }
 
-/// A pipeline that pushes so many numbers to a topic, five at once; and how many it has taken from
-/// its source.
+/// A pipeline that pushes this many numbers to a topic with five workers, and a counter of the numbers
+/// that it has taken from its source.
 fn pushing(server: &MemoryServer, event: &'static str, count: u64) -> (Pipeline, Arc<AtomicU64>) {
     let taken = Arc::new(AtomicU64::new(0));
     let counter = taken.clone();
@@ -63,13 +63,13 @@ fn numbers(count: u64) -> Vec<Value> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pipeline_takes_no_more_than_its_bounds_however_slow_a_client_is() {
+async fn a_pipeline_takes_no_more_than_its_limits_however_slow_a_client_is() {
     let server = server(Duration::from_secs(50));
     let mut client = server.connect(64).await;
     client.join("1", T).await;
     let (mut pipeline, taken) = pushing(&server, "news", 500);
     settle().await;
-    // Ten in the outbox, one or two on their way, five with the workers, five asked for.
+    // Ten in the outbox, one or two in flight, five with the workers, five in the demand.
     let bound = taken.load(Ordering::Relaxed);
     assert!((10..30).contains(&bound), "{bound}");
     settle().await;
@@ -82,7 +82,7 @@ async fn a_pipeline_takes_no_more_than_its_bounds_however_slow_a_client_is() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_stays_slow_is_closed_and_counted_and_holds_up_nobody_for_good() {
+async fn a_client_that_stays_slow_is_closed_and_counted_and_blocks_no_other_for_good() {
     let server = server(Duration::from_secs(5));
     let (mut fast, mut slow) = (server.connect(64).await, server.connect(64).await);
     fast.join("1", T).await;
@@ -91,7 +91,7 @@ async fn a_client_that_stays_slow_is_closed_and_counted_and_holds_up_nobody_for_
     for expected in numbers(100) {
         let mut message = fast.receive().await;
         if message[3] == "gone" {
-            // The channel of the other one has said so.
+            // The other client's channel has received it.
             message = fast.receive().await;
         }
         assert_eq!(message[4], expected);
@@ -102,7 +102,7 @@ async fn a_client_that_stays_slow_is_closed_and_counted_and_holds_up_nobody_for_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_that_intercepts_is_waited_for_too() {
+async fn senders_also_wait_for_an_intercepting_channel() {
     let server = server(Duration::from_secs(50));
     let mut client = server.connect(64).await;
     client.join("1", T).await;
@@ -118,7 +118,7 @@ async fn a_channel_that_intercepts_is_waited_for_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_topic_holds_up_only_those_who_send_to_it() {
+async fn a_slow_topic_blocks_only_its_own_senders() {
     let server = server(Duration::from_secs(50));
     let mut slow = server.connect(64).await;
     slow.join("1", T).await;
@@ -143,7 +143,7 @@ async fn a_slow_topic_holds_up_only_those_who_send_to_it() {
     assert!(!sending.is_finished());
 }
 
-/// A pipeline with these workers pushes every other event to one topic, and the rest to another.
+/// A pipeline with these workers that pushes to two topics in turn.
 fn pushing_in_turn(
     server: &MemoryServer,
     event: &'static str,
@@ -165,7 +165,7 @@ fn pushing_in_turn(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_never_reads_holds_up_no_other_topic_of_its_pipeline() {
+async fn a_client_that_never_reads_blocks_no_other_topic_of_its_pipeline() {
     let server = server(Duration::from_secs(50));
     let (mut stalled, mut other) = (server.connect(64).await, server.connect(4096).await);
     stalled.join("1", T).await;
@@ -175,13 +175,13 @@ async fn a_client_that_never_reads_holds_up_no_other_topic_of_its_pipeline() {
     for n in 0..500 {
         assert_eq!(other.receive().await[4], json!({ "n": 2 * n + 1 }));
     }
-    assert_eq!(begun.elapsed(), Duration::ZERO, "nobody has waited for the other client");
+    assert_eq!(begun.elapsed(), Duration::ZERO, "no push waited for the other client");
     assert_eq!(pipeline.ended().await.left_undone(), 0);
     assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_is_always_a_little_too_slow_is_not_waited_for_for_ever() {
+async fn senders_do_not_wait_forever_for_a_client_that_is_always_a_little_too_slow() {
     // The second goes through the channel.
     for event in ["news", "stamped"] {
         let (builder, _gate) = endpoint_with(|mount| {
@@ -210,14 +210,14 @@ async fn a_client_that_is_always_a_little_too_slow_is_not_waited_for_for_ever() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_channel_that_intercepts_has_as_much_room_again_when_its_topic_hurries() {
+async fn an_intercepting_channel_has_extra_room_when_its_topic_hurries() {
     let up_to = Duration::from_secs(50);
     let (builder, _gate) =
         endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to }));
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
     client.join("1", T).await;
-    // Ten wait for the client, 256 for its channel, and 200 more than that.
+    // Ten wait for the client, 256 for its channel, and 200 more.
     let mut pipeline = pushing_in_turn(&server, "stamped", 2 * 466, 10);
     let begun = Instant::now();
     assert_eq!(pipeline.ended().await.left_undone(), 0);
@@ -247,7 +247,7 @@ async fn a_sender_that_waits_without_a_limit_waits() {
     assert_eq!(pipeline.ended().await.left_undone(), 0);
 }
 
-/// Fails the first time, and every time at which it is told to.
+/// Fails at the first attempt, and at every requested one.
 struct Flaky(AtomicU64);
 
 impl Adapter for Flaky {
@@ -270,7 +270,7 @@ impl Adapter for Flaky {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_could_not_be_sent_keeps_its_place_while_it_is_tried_again() {
+async fn a_failed_event_keeps_its_position_while_it_is_retried() {
     let (builder, _gate) = endpoint_with(|mount| mount);
     let server = MemoryServer::start(builder.adapter(Flaky(AtomicU64::new(0))));
     let mut client = server.connect(1 << 16).await;
@@ -282,7 +282,7 @@ async fn an_event_that_could_not_be_sent_keeps_its_place_while_it_is_tried_again
     assert_eq!(pipeline.ended().await.left_undone(), 0);
 }
 
-/// How many of so many brief children a pusher's supervisor runs in its own task.
+/// The number of short children that a pusher's supervisor runs in its own task.
 async fn run_by_the_supervisor(events: usize) -> usize {
     let endpoint = Endpoint::builder().build().unwrap();
     let tasks: Arc<Mutex<HashMap<task::Id, usize>>> = Arc::default();
@@ -302,11 +302,11 @@ async fn run_by_the_supervisor(events: usize) -> usize {
     most.unwrap()
 }
 
-/// Children in tasks of their own wait for each other, because events keep their order. It may come to
-/// tasks at any time, when the system interrupts a child, and it must not stay so. On a machine that is
-/// busy it interrupts many.
+/// Children in separate tasks wait for each other, because events keep their order. The supervisor may
+/// switch to tasks at any time when the system preempts a child, and it must switch back. On a busy
+/// machine many children are preempted.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn children_of_a_pusher_that_are_brief_need_no_tasks() {
+async fn short_children_of_a_pusher_need_no_tasks() {
     const EVENTS: usize = 50_000;
     let mut most = 0;
     for _ in 0..8 {
@@ -318,7 +318,7 @@ async fn children_of_a_pusher_that_are_brief_need_no_tasks() {
     panic!("{most} of {EVENTS} at most");
 }
 
-/// Cannot send what contains this.
+/// Fails to send payloads that contain this.
 struct FailsFor(&'static str);
 
 impl Adapter for FailsFor {
@@ -339,7 +339,7 @@ impl Adapter for FailsFor {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_cannot_be_sent_holds_up_no_other_topic() {
+async fn a_failing_event_blocks_no_other_topic() {
     let (builder, _gate) = endpoint_with(|mount| mount);
     let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":10}")));
     let [mut one, mut other] = [server.connect(1 << 20).await, server.connect(1 << 20).await];
@@ -350,15 +350,15 @@ async fn an_event_that_cannot_be_sent_holds_up_no_other_topic() {
     for n in 0..500 {
         assert_eq!(other.receive().await[4], json!({ "n": 2 * n + 1 }));
     }
-    assert_eq!(begun.elapsed(), Duration::ZERO, "nothing has waited for the next try");
+    assert_eq!(begun.elapsed(), Duration::ZERO, "no event waited for the retry");
     for n in (0..500).filter(|n| *n != 5) {
-        assert_eq!(one.receive().await[4], json!({ "n": 2 * n }), "those behind it have passed it");
+        assert_eq!(one.receive().await[4], json!({ "n": 2 * n }), "later events have overtaken it");
     }
     assert_eq!(pipeline.ended().await.stages[1].given_up, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_behind_one_that_cannot_be_sent_are_sent_when_the_pipeline_stops() {
+async fn events_behind_a_failing_one_are_sent_when_the_pipeline_stops() {
     let (builder, _gate) = endpoint_with(|mount| mount);
     let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":0}")));
     let mut client = server.connect(1 << 20).await;
@@ -381,7 +381,8 @@ async fn events_behind_one_that_cannot_be_sent_are_sent_when_the_pipeline_stops(
     assert_eq!(pipeline.drain(Duration::from_secs(1)).await.left_undone(), 1);
 }
 
-/// How long the other clients of a pipeline wait at most, between two events, when so many do not read.
+/// The longest wait of the other clients of a pipeline between two events while this many clients do not
+/// read.
 async fn longest_gap(stalled: u64, options: SubscribeOptions) -> Duration {
     let server = server(Duration::from_secs(5));
     let mut clients = Vec::new();
@@ -416,13 +417,13 @@ async fn longest_gap(stalled: u64, options: SubscribeOptions) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn several_clients_that_never_read_hold_up_nobody_else() {
+async fn several_clients_that_never_read_block_no_others() {
     for (stalled, workers) in [(1, 4), (2, 10), (3, 10), (10, 50), (20, 50), (40, 10)] {
         let options = SubscribeOptions::new().max_demand(workers);
         let gap = longest_gap(stalled, options).await;
         assert_eq!(gap, Duration::ZERO, "{stalled} of them, and {workers} workers");
     }
-    // Also where events are asked for in batches, as long as several wait.
+    // Also with batched demand, as long as several events wait.
     let batches = SubscribeOptions::new().max_demand(10).min_demand(0);
     for stalled in 1..4 {
         assert_eq!(longest_gap(stalled, batches.clone()).await, Duration::ZERO, "{stalled}");
@@ -430,7 +431,7 @@ async fn several_clients_that_never_read_hold_up_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_is_tried_again_later_does_not_hold_up_what_others_send_to_its_topic() {
+async fn a_retried_event_does_not_block_other_senders_of_its_topic() {
     let (builder, _gate) = endpoint_with(|mount| mount);
     let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":1}")));
     let mut client = server.connect(1 << 20).await;
@@ -463,7 +464,7 @@ async fn an_event_that_is_tried_again_later_does_not_hold_up_what_others_send_to
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_has_been_full_for_too_long_is_closed_although_no_sender_waited_meanwhile() {
+async fn a_client_that_is_full_for_too_long_is_closed_even_if_no_sender_waited() {
     let (builder, _gate) = endpoint_with(|mount| {
         mount
             .max_outbox(40, 1 << 20)
@@ -490,7 +491,7 @@ async fn a_client_that_has_been_full_for_too_long_is_closed_although_no_sender_w
     while send().await == Duration::ZERO {}
     assert!(server.recorded.counters("socket.closed_slow").is_empty());
     sleep(Duration::from_secs(6)).await;
-    // There is room for a few, and less than half of it.
+    // There is room for a few, less than half of it.
     let mut longest = Duration::ZERO;
     for _ in 0..20 {
         longest = longest.max(send().await);
@@ -530,14 +531,14 @@ async fn a_client_that_was_full_when_the_process_was_stopped_is_not_closed_by_th
     for _ in 0..60 {
         longest = longest.max(send().await);
     }
-    assert!(longest > Duration::ZERO, "the client was waited for");
+    assert!(longest > Duration::ZERO, "the sender waited for the client");
     assert!(server.recorded.counters("socket.closed_slow").is_empty());
     reading.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
-    // The lane is held for so long, and no longer with more of them.
+    // The lane is held for this long, and no longer with more clients.
     for (stopped, stalled, held) in [(0, 1, 1), (0, 10, 1), (3, 1, 8), (3, 2, 8), (3, 10, 8)] {
         let server = server(Duration::from_secs(1));
         let mut clients = Vec::new();
@@ -559,7 +560,7 @@ async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
         settle().await;
         assert!(!sending.is_finished());
         advance(Duration::from_secs(stopped)).await;
-        // One of them goes on to read after that.
+        // One of them resumes reading after that.
         let mut last = clients.pop().unwrap();
         let reading = tokio::spawn(async move {
             for n in 0..40 {
@@ -577,7 +578,7 @@ async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
     }
 }
 
-/// Intercepts, and listens to another topic.
+/// Intercepts, and subscribes to another topic.
 struct Both;
 
 impl Channel for Both {
@@ -663,8 +664,8 @@ async fn each_client_has_time_to_read_after_the_process_was_stopped_and_not_only
     assert!(server.recorded.counters("socket.closed_slow").is_empty());
 }
 
-/// When the other client of a pipeline gets its first event, where the first hundred are for one that does
-/// not read.
+/// When the other client of a pipeline receives its first event, with the first hundred events for a
+/// client that does not read.
 async fn first_after_a_stalled_topic(max_waiting: Option<usize>) -> Duration {
     let push = |n: &u64| {
         let topic = if *n < 100 { T } else { "room:other" };
@@ -692,7 +693,7 @@ async fn first_after_a_stalled_topic(max_waiting: Option<usize>) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pusher_that_is_told_how_many_may_wait_keeps_to_it_from_its_first_topic_on() {
+async fn a_pushers_max_waiting_applies_from_its_first_topic_on() {
     let told = first_after_a_stalled_topic(Some(4)).await;
     assert_eq!(told, Duration::ZERO);
     let untold = first_after_a_stalled_topic(None).await;

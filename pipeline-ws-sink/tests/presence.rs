@@ -1,4 +1,4 @@
-//! Who is on a topic, as channels track it and clients are told.
+//! Presence as tracked by channels and received by clients.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -30,7 +30,7 @@ impl Socket for UserSocket {
     }
 }
 
-/// Tracks its client by its name, unless it only looks, and does what it is told.
+/// Tracks its client by name, unless the client only watches, and handles its requests.
 struct Room(Presence);
 
 struct Joined {
@@ -67,7 +67,7 @@ impl Channel for Room {
             "away" => presence.update_with(cx, key, |meta| {
                 meta.insert("status".to_owned(), "away".into());
             }),
-            // Asks the presence from inside the function that changes a meta.
+            // Reads the presence from inside of the function that changes a meta.
             "asking" => presence.update_with(cx, key, |meta| {
                 let other = presence.track(cx, "other", &json!({ "device": "bot" }));
                 meta.insert("asked".to_owned(), other.is_ok().into());
@@ -120,7 +120,7 @@ async fn enter(kit: &TestEndpoint, user: &str, device: &str) -> (TestSocket, Tes
     (socket, room)
 }
 
-/// Somebody who only looks, and has been told who is there.
+/// A client that only watches, and has received the state.
 async fn watch(kit: &TestEndpoint) -> (TestSocket, TestChannel) {
     let socket = kit.connect(json!({ "user": "watcher" })).await.unwrap();
     let room = socket.join(T, json!({})).await.unwrap();
@@ -128,7 +128,7 @@ async fn watch(kit: &TestEndpoint) -> (TestSocket, TestChannel) {
     (socket, room)
 }
 
-/// The next diff: who came and who went, each key with its metas, without their references.
+/// The next diff: joins and leaves, each key with its metas, without their references.
 async fn diff(room: &TestChannel) -> (Value, Value) {
     let diff = assert_push!(room, "presence_diff", { "joins": _, "leaves": _ });
     (plain(&diff["joins"]), plain(&diff["leaves"]))
@@ -148,19 +148,19 @@ fn plain(presences: &Value) -> Value {
     presences.as_object().unwrap().iter().map(|(key, entry)| (key.clone(), metas(entry))).collect()
 }
 
-/// Who is there, as the server lists it.
+/// The server's list of the topic.
 async fn listed(presence: &Presence) -> Value {
     plain(&json!(presence.list(T).await))
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_183_who_joins_is_told_who_is_there_and_all_that_he_came() {
+async fn c_183_a_join_receives_the_state_and_is_broadcast() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let socket = kit.connect(json!({ "user": "ada" })).await.unwrap();
     socket.send(json!(["1", "1", T, "phx_join", { "device": "phone" }]));
     sleep(Duration::from_millis(1)).await;
-    // As they are on the wire: the answer, then the two in either order, a push and a broadcast.
+    // In the order on the wire: the reply, then the two in either order, a push and a broadcast.
     let frames: Vec<_> = socket.frames().iter().map(WireFrame::json).collect();
     let [answer, rest @ ..] = &frames[..] else { panic!("{frames:?}") };
     assert_eq!(answer[3], "phx_reply");
@@ -174,7 +174,7 @@ async fn c_183_who_joins_is_told_who_is_there_and_all_that_he_came() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_184_a_second_device_is_under_the_same_key_and_comes_alone() {
+async fn c_184_a_second_device_joins_under_the_same_key_alone() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_phone, first) = enter(&kit, "ada", "phone").await;
@@ -187,7 +187,7 @@ async fn c_184_a_second_device_is_under_the_same_key_and_comes_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_185_another_user_is_told_to_everybody_and_told_of_everybody() {
+async fn c_185_another_user_is_broadcast_and_receives_the_state() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_ada, first) = enter(&kit, "ada", "phone").await;
@@ -202,7 +202,7 @@ async fn c_185_another_user_is_told_to_everybody_and_told_of_everybody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_186_a_change_of_a_meta_is_one_diff_that_names_the_old_one() {
+async fn c_186_an_update_of_a_meta_is_one_diff_with_the_old_reference() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_ada, room) = enter(&kit, "ada", "phone").await;
@@ -221,7 +221,7 @@ async fn c_186_a_change_of_a_meta_is_one_diff_that_names_the_old_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_187_a_meta_that_takes_the_place_of_another_has_nothing_of_it() {
+async fn c_187_a_replacing_meta_contains_nothing_of_the_old_one() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_ada, room) = enter(&kit, "ada", "phone").await;
@@ -235,7 +235,7 @@ async fn c_187_a_meta_that_takes_the_place_of_another_has_nothing_of_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_188_of_two_devices_only_the_one_that_is_gone_leaves() {
+async fn c_188_of_two_devices_only_the_disconnected_one_leaves() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_phone, first) = enter(&kit, "ada", "phone").await;
@@ -248,7 +248,7 @@ async fn c_188_of_two_devices_only_the_one_that_is_gone_leaves() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_189_who_is_untracked_or_leaves_is_gone() {
+async fn c_189_untracking_and_leaving_remove_the_presence() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_watcher, watching) = watch(&kit).await;
@@ -258,7 +258,7 @@ async fn c_189_who_is_untracked_or_leaves_is_gone() {
     room.push("untrack", json!({}));
     assert_eq!(diff(&watching).await, gone);
     assert_eq!(listed(&presence).await, json!({}));
-    // Once more is no matter, and nobody is told.
+    // Untracking again has no effect, and is not broadcast.
     let again = room.push("untrack", json!({}));
     assert_reply!(room, again, "ok");
     refute_push!(watching, "presence_diff");
@@ -269,7 +269,7 @@ async fn c_189_who_is_untracked_or_leaves_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_190_who_is_tracked_cannot_be_tracked_again() {
+async fn c_190_a_tracked_key_cannot_be_tracked_again() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_ada, room) = enter(&kit, "ada", "phone").await;
@@ -285,7 +285,7 @@ async fn c_190_who_is_tracked_cannot_be_tracked_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_191_who_is_not_tracked_has_nothing_to_change() {
+async fn c_191_updating_an_untracked_key_fails() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_watcher, room) = watch(&kit).await;
@@ -298,7 +298,7 @@ async fn c_191_who_is_not_tracked_has_nothing_to_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_192_a_key_that_nobody_has_is_not_found() {
+async fn c_192_an_unknown_key_is_not_found() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_ada, room) = enter(&kit, "ada", "phone").await;
@@ -310,7 +310,7 @@ async fn c_192_a_key_that_nobody_has_is_not_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_193_who_only_looks_is_told_who_is_there_and_is_not_there() {
+async fn c_193_a_watching_client_receives_the_state_and_is_not_listed() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let socket = kit.connect(json!({ "user": "watcher" })).await.unwrap();
@@ -324,7 +324,7 @@ async fn c_193_who_only_looks_is_told_who_is_there_and_is_not_there() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_194_all_keys_of_a_channel_that_crashes_leave_in_one_diff() {
+async fn c_194_all_keys_of_a_crashed_channel_leave_in_one_diff() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_watcher, watching) = watch(&kit).await;
@@ -367,7 +367,7 @@ fn named(calls: &Arc<Mutex<Vec<Vec<String>>>>, permits: &Arc<Semaphore>) -> Pres
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_195_what_fetch_adds_is_in_states_and_in_diffs() {
+async fn c_195_fetched_data_is_in_states_and_in_diffs() {
     let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
     let presence = named(&calls, &permits);
     let kit = kit(&presence);
@@ -383,14 +383,14 @@ async fn c_195_what_fetch_adds_is_in_states_and_in_diffs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fetch_is_asked_for_many_at_once_and_diffs_wait_for_it_in_their_order() {
+async fn fetch_is_batched_and_diffs_wait_for_it_in_order() {
     let (calls, permits) = (Arc::<Mutex<Vec<_>>>::default(), Arc::new(Semaphore::new(0)));
     let presence = named(&calls, &permits);
     let kit = kit(&presence);
     let mut watching = kit.endpoint().subscribe(T);
     let mut entered = vec![presence.enter(T, "first", &json!({})).unwrap()];
     sleep(Duration::from_secs(1)).await;
-    // While fetch is busy with the first, many come, and one of them goes.
+    // While fetch is busy with the first, many join, and one of them leaves.
     for n in 0..100 {
         entered.push(presence.enter(T, &format!("n{n:02}"), &json!({})).unwrap());
     }
@@ -407,7 +407,7 @@ async fn fetch_is_asked_for_many_at_once_and_diffs_wait_for_it_in_their_order() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_diff_of_which_fetch_panics_goes_out_without_what_it_would_add() {
+async fn a_diff_is_sent_without_fetched_data_if_fetch_panics() {
     let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
     let presence = named(&calls, &permits);
     let kit = kit(&presence);
@@ -415,13 +415,13 @@ async fn a_diff_of_which_fetch_panics_goes_out_without_what_it_would_add() {
     let _trouble = presence.enter(T, "trouble", &json!({})).unwrap();
     let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
     assert_eq!(plain(&told["joins"]), json!({ "trouble": [{}] }));
-    // And it goes on.
+    // And later diffs work.
     let _ada = presence.enter("room:other", "ada", &json!({})).unwrap();
     assert_eq!(json!(presence.get_by_key("room:other", "ada").await)["name"], "ADA");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_listens_is_told_each_diff_after_the_clients() {
+async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
     let told = Arc::<Mutex<Vec<PresenceDiff>>>::default();
     let note = told.clone();
     let on_diff = move |diff: &PresenceDiff| {
@@ -441,7 +441,7 @@ async fn a_server_that_listens_is_told_each_diff_after_the_clients() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_there_leaves_however_its_channel_ends() {
+async fn a_presence_leaves_however_its_channel_ends() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_watcher, watching) = watch(&kit).await;
@@ -477,7 +477,7 @@ async fn a_thousand_are_listed_under_their_keys() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nodes_know_of_each_other_and_of_one_that_is_gone() {
+async fn nodes_replicate_presences_and_remove_those_of_a_lost_node() {
     let cluster = Cluster::default();
     let node = |name: &str| {
         let presence = Presence::new();
@@ -501,7 +501,7 @@ async fn nodes_know_of_each_other_and_of_one_that_is_gone() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(diff(&watching).await, (json!({}), json!({ "ada": [{ "device": "phone" }] })));
 
-    // Those of a node that nobody hears any more have left after a while, and are back when it is heard.
+    // The presences of a silent node leave after a while, and are back when it is heard again.
     let (_eve, _room) = enter(&near, "eve", "tv").await;
     sleep(Duration::from_secs(2)).await;
     let eve = json!({ "eve": [{ "device": "tv" }] });
@@ -515,7 +515,7 @@ async fn nodes_know_of_each_other_and_of_one_that_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_node_that_drains_says_so_if_it_is_to() {
+async fn a_draining_node_announces_it_if_configured() {
     let cluster = Cluster::default();
     let node = |name: &str| {
         let options = TrackerOptions::new().permdown_on_shutdown(true);
@@ -533,7 +533,7 @@ async fn a_node_that_drains_says_so_if_it_is_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nodes_say_to_each_other_is_not_for_clients() {
+async fn replication_messages_are_not_sent_to_clients() {
     let presence = Presence::new();
     let sockets = Mount::new(UserSocket).channel_with::<Room>("*", presence.clone());
     let kit = TestEndpoint::of(Endpoint::builder().mount("/socket", sockets).build().unwrap());
@@ -543,7 +543,7 @@ async fn what_nodes_say_to_each_other_is_not_for_clients() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_refused_with_the_reason() {
+async fn invalid_options_are_refused_with_a_reason() {
     let presence = Presence::new();
     let refused = presence.enter(T, "ada", &json!({})).unwrap_err();
     assert!(matches!(refused, PresenceError::NotAttached), "{refused}");
@@ -553,7 +553,7 @@ async fn what_cannot_be_is_refused_with_the_reason() {
 
     let taken = Endpoint::builder().presence(&presence).build().unwrap_err();
     assert_eq!(taken, BuildError::PresenceTaken { name: "presence".into() });
-    // One that was given along with it is still free.
+    // Another name that was given along with it is still free.
     let free = Presence::builder().name("free").build();
     Endpoint::builder().presence(&free).presence(&presence).build().unwrap_err();
     let endpoint = Endpoint::builder().presence(&free).build().unwrap();
@@ -571,7 +571,7 @@ async fn what_cannot_be_is_refused_with_the_reason() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_hidden_and_back_while_fetch_is_slow_stays_for_clients() {
+async fn a_presence_that_is_hidden_and_back_during_a_slow_fetch_stays_for_clients() {
     let cluster = Cluster::default();
     let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1000)));
     let (near, far) = (Presence::new(), named(&calls, &permits));
@@ -583,7 +583,7 @@ async fn who_is_hidden_and_back_while_fetch_is_slow_stays_for_clients() {
     let _ada = near.enter(T, "ada", &json!({})).unwrap();
     sleep(Duration::from_secs(2)).await;
     assert_eq!(watching.recv().await.unwrap().event(), "presence_diff");
-    // fetch is busy elsewhere for as long as the network is down, and longer.
+    // fetch is busy for as long as the network is down, and longer.
     permits.forget_permits(1000);
     let _bot = far.enter("room:other", "bot", &json!({})).unwrap();
     cluster.down(true);
@@ -594,13 +594,13 @@ async fn who_is_hidden_and_back_while_fetch_is_slow_stays_for_clients() {
     assert_eq!(far.tracked(), 2, "ada is back");
     let _ben = far.enter(T, "ben", &json!({})).unwrap();
     permits.add_permits(1000);
-    // Clients take in joins before leaves: if she were in both, she would be gone for them.
+    // Clients apply joins before leaves: if she were in both, she would be gone for them.
     let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
     assert_eq!((plain(&told["joins"]), &told["leaves"]), (json!({ "ben": [{}] }), &json!({})));
 }
 
 #[tokio::test]
-async fn a_function_that_changes_a_meta_may_use_the_presence() {
+async fn an_update_function_may_use_the_presence() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_socket, room) = enter(&kit, "ada", "phone").await;
@@ -612,7 +612,7 @@ async fn a_function_that_changes_a_meta_may_use_the_presence() {
 }
 
 #[tokio::test]
-async fn a_change_of_the_same_key_inside_the_function_is_kept_and_told_of() {
+async fn an_update_of_the_same_key_inside_the_function_is_kept_and_broadcast() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let (_socket, room) = enter(&kit, "ada", "phone").await;
@@ -624,7 +624,7 @@ async fn a_change_of_the_same_key_inside_the_function_is_kept_and_told_of() {
     assert_eq!(listed(&presence).await, json!({ "ada": [{ "device": "inner" }] }));
 }
 
-/// A meta whose encoding asks the presence.
+/// A meta whose serialization reads the presence.
 struct Asking(Presence);
 
 impl serde::Serialize for Asking {
@@ -634,7 +634,7 @@ impl serde::Serialize for Asking {
 }
 
 #[tokio::test]
-async fn a_meta_may_ask_the_presence_while_it_is_encoded() {
+async fn a_meta_may_read_the_presence_while_it_is_serialized() {
     let presence = Presence::new();
     let _kit = kit(&presence);
     let bot = presence.enter(T, "bot", &Asking(presence.clone())).unwrap();
@@ -642,32 +642,32 @@ async fn a_meta_may_ask_the_presence_while_it_is_encoded() {
     assert_eq!(listed(&presence).await, json!({ "bot": [{ "tracked": 1 }] }));
 }
 
-/// Tasks that listen to the topic: more than a change is told to at once.
+/// Tasks subscribed to the topic: more than receive a change at once.
 fn many_listeners(kit: &TestEndpoint) -> Vec<pipeline_ws_sink::Subscription> {
     (0..150).map(|_| kit.endpoint().subscribe(T)).collect()
 }
 
 #[tokio::test]
-async fn changes_that_come_together_on_a_topic_with_many_listeners_are_told_in_one_diff() {
+async fn simultaneous_changes_with_many_subscribers_are_sent_in_one_diff() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let mut listeners = many_listeners(&kit);
     let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
     let _users: Vec<_> = (0..500).map(user).collect();
     let nothing = futures::FutureExt::now_or_never(listeners[0].recv());
-    assert!(nothing.is_none(), "the caller does not tell 150 tasks 500 times");
+    assert!(nothing.is_none(), "the caller does not send 500 diffs to 150 tasks");
     for listener in &mut listeners {
         let diff: Value = listener.recv().await.unwrap().payload().parse().unwrap();
         assert_eq!(diff["joins"].as_object().unwrap().len(), 500);
     }
     let _last = user(500);
     let diff: Value = listeners[0].recv().await.unwrap().payload().parse().unwrap();
-    assert_eq!(diff["joins"].as_object().unwrap().len(), 1, "and it was all");
+    assert_eq!(diff["joins"].as_object().unwrap().len(), 1, "and there are no more");
 }
 
 #[tokio::test]
-async fn nobody_tells_changes_for_as_long_as_others_make_new_ones() {
-    // Each change causes the next one, on a topic of its own.
+async fn a_caller_does_not_send_the_changes_of_others_endlessly() {
+    // Each change causes the next one, on another topic.
     const CHANGES: usize = 100;
     let made = Arc::<Mutex<Vec<_>>>::default();
     let next = Arc::<std::sync::OnceLock<Presence>>::default();
@@ -684,14 +684,14 @@ async fn nobody_tells_changes_for_as_long_as_others_make_new_ones() {
     let _kit = kit(&presence);
     let _first = presence.enter(T, "ada", &json!({})).unwrap();
     let at_once = made.lock().len();
-    assert!(at_once < 10, "the caller told {at_once} changes of others");
+    assert!(at_once < 10, "the caller sent {at_once} changes of others");
     while made.lock().len() < CHANGES {
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
-async fn those_who_ask_for_a_long_list_at_the_same_time_share_it() {
+async fn concurrent_requests_of_a_long_list_share_it() {
     let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1_000)));
     let presence = named(&calls, &permits);
     let _kit = kit(&presence);
@@ -703,13 +703,13 @@ async fn those_who_ask_for_a_long_list_at_the_same_time_share_it() {
     let before = calls.lock().len();
     let lists = futures::future::join_all((0..100).map(|_| presence.list(T))).await;
     assert!(lists.iter().all(|list| list.len() == 150 && *list == lists[0]));
-    assert_eq!(calls.lock().len() - before, 1, "the database is asked once");
+    assert_eq!(calls.lock().len() - before, 1, "the database is queried once");
     let (stale, _late) = (presence.list(T).await, user(150));
     assert_eq!((stale.len(), presence.list(T).await.len()), (150, 151));
 }
 
 #[tokio::test]
-async fn other_tasks_run_between_two_who_are_given_a_long_list() {
+async fn other_tasks_run_between_two_replies_with_a_long_list() {
     let presence = Presence::new();
     let _kit = kit(&presence);
     let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();

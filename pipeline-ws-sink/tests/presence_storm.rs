@@ -1,4 +1,4 @@
-//! Many clients that join a topic with presences at once, over real sockets.
+//! Many clients that join a topic with presence at once, over real sockets.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -27,7 +27,7 @@ impl Socket for AnySocket {
     }
 }
 
-/// Tracks each client under a name of its own, and tells it who is there.
+/// Tracks each client under its own name, and sends it the state.
 struct Room(Presence);
 
 struct Joined(String);
@@ -67,7 +67,7 @@ fn clients() -> usize {
     1_000.min(most.saturating_sub(100) / 2)
 }
 
-/// Reads until the client has been told that all are there.
+/// Reads until the client has received all presences.
 async fn all_there(mut client: RawClient) {
     loop {
         let (first, payload) = client.next().await;
@@ -80,7 +80,7 @@ async fn all_there(mut client: RawClient) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_thousand_who_join_a_topic_with_presences_at_once_none_is_closed_as_slow() {
+async fn of_a_thousand_simultaneous_joins_with_presence_none_is_closed_as_slow() {
     let presence = Presence::new();
     let sockets = Mount::new(AnySocket).channel_with::<Room>("room:*", presence.clone());
     let builder = Endpoint::builder().presence(&presence).mount("/socket", sockets);

@@ -17,7 +17,7 @@ use support::{
 const T: &str = "room:lobby";
 
 #[test]
-fn a_task_is_told_what_is_broadcast_on_its_topic() {
+fn a_task_receives_the_broadcasts_of_its_topic() {
     let endpoint = Endpoint::builder().build().unwrap();
     let pubsub = endpoint.pubsub();
     let mut lobby = pubsub.subscribe(T);
@@ -33,7 +33,7 @@ fn a_task_is_told_what_is_broadcast_on_its_topic() {
 }
 
 #[test]
-fn who_subscribes_twice_is_told_twice_and_who_is_gone_is_told_nothing() {
+fn two_subscriptions_receive_twice_and_a_dropped_one_nothing() {
     let endpoint = Endpoint::builder().build().unwrap();
     let (mut first, second) = (endpoint.subscribe(T), endpoint.subscribe(T));
     assert_ne!(first.id(), second.id());
@@ -44,7 +44,7 @@ fn who_subscribes_twice_is_told_twice_and_who_is_gone_is_told_nothing() {
 }
 
 #[test]
-fn a_task_may_broadcast_to_all_but_itself() {
+fn a_task_can_broadcast_to_all_but_itself() {
     let endpoint = Endpoint::builder().build().unwrap();
     let pubsub = endpoint.pubsub();
     let (mut first, mut second) = (pubsub.subscribe(T), pubsub.subscribe(T));
@@ -69,7 +69,7 @@ async fn a_subscription_is_a_stream() {
 }
 
 #[test]
-fn a_task_that_reads_too_slowly_is_told_how_many_it_has_missed() {
+fn a_slow_task_receives_the_number_of_missed_broadcasts() {
     let endpoint = Endpoint::builder().build().unwrap();
     let mut subscription = endpoint.subscribe(T);
     for n in 0..1026 {
@@ -80,9 +80,9 @@ fn a_task_that_reads_too_slowly_is_told_how_many_it_has_missed() {
     assert_eq!(next().unwrap().payload().json(), Some(r#"{"n":2}"#));
 }
 
-/// What a payload cannot be is said by every way to broadcast.
+/// Every way to broadcast rejects an invalid payload.
 #[test]
-fn a_payload_that_is_no_object_reaches_nobody() {
+fn a_payload_that_is_not_an_object_is_not_sent() {
     let cluster = Cluster::default();
     let (here, _) = (cluster.join("here"), cluster.join("there"));
     let mut subscription = here.subscribe(T);
@@ -113,7 +113,7 @@ fn a_broadcast_reaches_each_node_once_and_the_others_first() {
     let mut listening = [&here, &there, &far].map(|endpoint| endpoint.subscribe(T));
     cluster.witness(here.subscribe(T));
     here.broadcast(T, "news", json!({})).unwrap();
-    // Whoever delivers it does not send it on.
+    // The receiving node does not forward it.
     assert_eq!(cluster.sent(), ["here to all: news"]);
     for subscription in &mut listening {
         assert_eq!(events(subscription), ["news"]);
@@ -121,7 +121,7 @@ fn a_broadcast_reaches_each_node_once_and_the_others_first() {
 }
 
 #[test]
-fn who_is_left_out_is_left_out_here_and_everyone_elsewhere_is_told() {
+fn an_excluded_subscriber_is_skipped_here_and_other_nodes_receive_it() {
     let cluster = Cluster::default();
     let (here, there) = (cluster.join("here"), cluster.join("there"));
     let (mut sender, mut near, mut far) =
@@ -133,12 +133,12 @@ fn who_is_left_out_is_left_out_here_and_everyone_elsewhere_is_told() {
 }
 
 #[test]
-fn what_is_local_stays_here() {
+fn local_broadcasts_stay_on_their_node() {
     let cluster = Cluster::default();
     let (here, there) = (cluster.join("here"), cluster.join("there"));
     let (mut near, mut far) = (here.subscribe(T), there.subscribe(T));
     here.pubsub().local_broadcast(T, "one", json!({})).unwrap();
-    // Who listens to another endpoint is nobody here.
+    // A subscriber of another endpoint does not count here.
     here.pubsub().local_broadcast_from(far.id(), T, "two", json!({})).unwrap();
     assert_eq!(cluster.sent(), nothing());
     assert_eq!(events(&mut near), ["one", "two"]);
@@ -146,7 +146,7 @@ fn what_is_local_stays_here() {
 }
 
 #[test]
-fn when_the_other_nodes_cannot_be_told_nobody_here_is() {
+fn if_the_adapter_fails_the_broadcast_is_not_sent_here_either() {
     let cluster = Cluster::default();
     let here = cluster.join("here");
     let (mut first, mut second) = (here.subscribe(T), here.subscribe(T));
@@ -166,7 +166,7 @@ fn when_the_other_nodes_cannot_be_told_nobody_here_is() {
 }
 
 #[test]
-fn one_node_may_be_told_alone_even_the_own() {
+fn a_broadcast_can_go_to_one_node_even_the_own() {
     let cluster = Cluster::default();
     let [here, there, far] = ["here", "there", "far"].map(|name| cluster.join(name));
     let [mut near, mut chosen, mut other] =
@@ -180,7 +180,7 @@ fn one_node_may_be_told_alone_even_the_own() {
 }
 
 #[test]
-fn without_an_adapter_there_is_no_node_to_be_named() {
+fn without_an_adapter_a_direct_broadcast_fails() {
     let endpoint = Endpoint::builder().build().unwrap();
     let sent = endpoint.pubsub().direct_broadcast("here", T, "news", json!({}));
     let Err(BroadcastError::Adapter(error)) = sent else { panic!("{sent:?}") };
@@ -188,7 +188,7 @@ fn without_an_adapter_there_is_no_node_to_be_named() {
 }
 
 #[test]
-fn what_arrives_when_the_endpoint_is_gone_is_let_go() {
+fn messages_after_the_drop_of_the_endpoint_are_discarded() {
     let endpoint = Endpoint::builder().build().unwrap();
     let pubsub: PubSub = endpoint.pubsub().clone();
     let node = LocalNode::of(&pubsub);
@@ -196,14 +196,14 @@ fn what_arrives_when_the_endpoint_is_gone_is_let_go() {
     drop(endpoint);
     let mut subscription = pubsub.subscribe(T);
     node.deliver(&news).unwrap();
-    assert_eq!(events(&mut subscription), ["news"], "somebody has a use for it");
+    assert_eq!(events(&mut subscription), ["news"], "the subscription is still open");
     drop(pubsub);
     node.deliver(&news).unwrap();
     assert_eq!(events(&mut subscription), nothing());
 }
 
 #[tokio::test]
-async fn clients_of_other_nodes_are_told_and_disconnected() {
+async fn clients_of_other_nodes_receive_broadcasts_and_disconnects() {
     let cluster = Cluster::default();
     let here = Server::start(endpoint().0.adapter(cluster.node("here"))).await;
     let there = Server::start(endpoint().0.adapter(cluster.node("there"))).await;
@@ -217,7 +217,7 @@ async fn clients_of_other_nodes_are_told_and_disconnected() {
         client.expect([json!([null, null, T, "news", {}])]).await;
     }
 
-    assert_eq!(here.endpoint.disconnect("named:ada"), 1, "those of this node are counted");
+    assert_eq!(here.endpoint.disconnect("named:ada"), 1, "only sockets of this node are counted");
     assert_eq!((ada.closed().await, phone.closed().await), (1001, 1001));
     there.endpoint.broadcast("named:joe", "disconnect", json!({})).unwrap();
     assert_eq!(joe.closed().await, 1001);
@@ -229,7 +229,7 @@ async fn clients_of_other_nodes_are_told_and_disconnected() {
 }
 
 #[tokio::test]
-async fn sockets_are_disconnected_here_even_if_the_other_nodes_cannot_be_told() {
+async fn sockets_are_disconnected_here_even_if_the_adapter_fails() {
     let cluster = Cluster::default();
     let here = Server::start(endpoint().0.adapter(cluster.node("here"))).await;
     let mut ada = here.connect("name=ada").await;

@@ -1,4 +1,4 @@
-//! What a channel may push, and for how long.
+//! Pushes of a channel, and their limits.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -15,7 +15,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 const T: &str = "counting:1";
 
-/// Pushes for as long as it can, and tells how it ended.
+/// Pushes until that fails, and reports how it ended.
 struct Counting(mpsc::Sender<String>);
 
 impl Channel for Counting {
@@ -62,12 +62,12 @@ fn server() -> (MemoryServer, mpsc::Receiver<String>) {
 }
 
 #[tokio::test]
-async fn a_handler_that_pushes_without_end_ends_with_its_socket_and_has_not_crashed() {
+async fn a_handler_that_pushes_endlessly_ends_with_its_socket_without_a_crash() {
     let (log, _guard) = Log::keep();
     let (server, mut ends) = server();
     let mut ada = server.connect(4096).await;
     ada.join("1", T).await;
-    // Its client is slow, and the only thread belongs to the handler until it ends.
+    // Its client is slow, and the handler occupies the only thread until it ends.
     ada.send(json!(["1", "2", T, "count", {}])).await;
     let reason = timeout(PATIENCE, ends.recv()).await.unwrap().unwrap();
     assert_eq!(reason, "shutdown: closed");
@@ -76,7 +76,7 @@ async fn a_handler_that_pushes_without_end_ends_with_its_socket_and_has_not_cras
 }
 
 #[tokio::test]
-async fn a_channel_cannot_push_the_events_of_the_protocol() {
+async fn a_channel_cannot_push_protocol_events() {
     let (server, _ends) = server();
     let mut ada = server.connect(4096).await;
     ada.join("1", T).await;

@@ -81,9 +81,9 @@ fn public_types_of_web_tokens_are_send_and_sync() {
     both::<pipeline_ws_sink::JwtVerifier>();
 }
 
-/// What belongs to a channel may cross threads, and so may a mount, whatever they are of.
+/// The parts of a channel may cross threads, and so may a mount, for any channel type.
 #[test]
-fn what_a_channel_has_is_send_and_sync() {
+fn the_parts_of_a_channel_are_send_and_sync() {
     fn both<C: Channel>() {
         send::<ChannelContext<C>>();
         sync::<ChannelContext<C>>();
@@ -111,7 +111,7 @@ fn the_futures_that_callers_await_are_send() {
     let _ = sending::<Silent>;
 }
 
-/// A channel that is sent nothing of interest.
+/// A channel with a trivial message type.
 struct Silent;
 
 impl Channel for Silent {

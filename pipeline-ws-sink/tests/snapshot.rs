@@ -1,4 +1,4 @@
-//! What can be seen of an endpoint.
+//! Snapshots of an endpoint.
 
 mod support;
 
@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 const T: &str = "room:lobby";
 
-/// Of each route: channels joined, on how many topics, joins let in and refused.
+/// Per route: joined channels, their topics, accepted joins and refused ones.
 fn routes(seen: &EndpointSnapshot) -> Vec<(usize, usize, u64, u64)> {
     let routes = seen.channels.iter();
     routes.map(|route| (route.open, route.topics, route.joined, route.refused)).collect()
@@ -84,7 +84,7 @@ async fn channels_and_their_topics_are_counted_by_route_and_joins_by_result() {
     assert_eq!(routes(&seen), [(1, 1, 1, 0), (3, 2, 3, 2), (0, 0, 0, 0), (1, 1, 1, 0)]);
     assert_eq!(seen.topics, 3);
 
-    // To join again takes the place of the first.
+    // A rejoin replaces the first channel.
     bob.send(json!(["3", "3", "room:a", "phx_join", {}])).await;
     assert_eq!(bob.receive().await[4]["status"], "ok");
     assert_eq!(routes(&server.endpoint.snapshot())[1], (3, 2, 4, 2));
@@ -92,7 +92,7 @@ async fn channels_and_their_topics_are_counted_by_route_and_joins_by_result() {
     eventually(|| routes(&server.endpoint.snapshot())[1] == (2, 2, 4, 2)).await;
     bob.send(json!(["3", "4", "room:a", "phx_leave", {}])).await;
     eventually(|| routes(&server.endpoint.snapshot())[1] == (1, 1, 4, 2)).await;
-    assert_eq!(server.endpoint.snapshot().topics, 3, "there is another on the other mount");
+    assert_eq!(server.endpoint.snapshot().topics, 3, "the other mount has another");
     drop((ada, eve));
     let gone = [(0, 0, 1, 0), (0, 0, 4, 2), (0, 0, 0, 0), (0, 0, 1, 0)];
     eventually(|| routes(&server.endpoint.snapshot()) == gone).await;
@@ -100,7 +100,7 @@ async fn channels_and_their_topics_are_counted_by_route_and_joins_by_result() {
 }
 
 #[tokio::test]
-async fn a_topic_that_only_a_task_listens_to_belongs_to_no_route() {
+async fn a_topic_with_only_a_task_subscribed_belongs_to_no_route() {
     let server = Server::start(endpoint().0).await;
     let listening = server.endpoint.subscribe(T);
     let seen = server.endpoint.snapshot();
@@ -148,7 +148,7 @@ async fn frames_and_broadcasts_are_counted_and_deliveries_timed() {
 }
 
 #[tokio::test]
-async fn what_waits_for_a_slow_client_is_seen_until_it_has_been_read() {
+async fn pending_frames_of_a_slow_client_are_shown_until_they_are_read() {
     let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(10_000, 1 << 30));
     let server = Server::start(builder).await;
     let mut ada = server.connect("name=ada").await;
@@ -172,7 +172,7 @@ async fn what_waits_for_a_slow_client_is_seen_until_it_has_been_read() {
 }
 
 #[tokio::test]
-async fn what_is_dropped_is_counted_by_its_reason() {
+async fn dropped_frames_are_counted_by_reason() {
     let policy = |mount: Mount<NamedSocket>| mount.max_outbox(2, 1 << 30);
     let (builder, _gate) = endpoint_with(|mount| policy(mount).when_full(WhenFull::DropOldest));
     let server = Server::start(builder).await;
@@ -199,7 +199,7 @@ async fn what_is_dropped_is_counted_by_its_reason() {
 }
 
 #[tokio::test]
-async fn who_observes_an_endpoint_keeps_none_of_its_sockets_open() {
+async fn an_observer_keeps_no_sockets_open() {
     let server = Server::start(endpoint().0).await;
     let observer = server.endpoint.observer();
     let mut ada = server.connect("name=ada").await;
@@ -212,7 +212,7 @@ async fn who_observes_an_endpoint_keeps_none_of_its_sockets_open() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_drains_is_seen_to() {
+async fn a_draining_endpoint_is_shown_as_draining() {
     let server = Server::start(endpoint().0).await;
     let observer = server.endpoint.observer();
     server.endpoint.drain(Duration::from_secs(1)).await;

@@ -1,4 +1,4 @@
-//! Sockets: who may connect, how they are closed, and what a client can do wrong.
+//! Sockets: connecting, closing, and errors of clients.
 
 mod support;
 
@@ -30,7 +30,7 @@ use tokio_tungstenite::tungstenite::{
 const T: &str = "room:lobby";
 
 #[tokio::test]
-async fn who_is_refused_gets_403_and_is_counted() {
+async fn a_refused_client_gets_403_and_is_counted() {
     let server = Server::start(endpoint().0).await;
     for query in ["vsn=2.0.0", "vsn=2.0.0&name=panic", "vsn=2.0.0&name=no-id"] {
         assert_eq!(server.try_connect(query).await.err(), Some(403), "{query}");
@@ -49,7 +49,7 @@ async fn who_is_refused_gets_403_and_is_counted() {
 }
 
 #[tokio::test]
-async fn what_is_no_websocket_is_told_so() {
+async fn a_request_without_an_upgrade_gets_an_explanation() {
     let server = Server::start(endpoint().0).await;
     let request = async |request: &str| {
         let mut stream = server.connect_tcp().await;
@@ -62,13 +62,13 @@ async fn what_is_no_websocket_is_told_so() {
     let path = "/socket/websocket?vsn=2.0.0&name=a";
     assert!(request(&format!("POST {path}")).await.starts_with("HTTP/1.1 400"));
     let plain = request(&format!("GET {path}")).await;
-    assert!(plain.starts_with("HTTP/1.1 400") && plain.len() > 80, "with a word of why: {plain}");
+    assert!(plain.starts_with("HTTP/1.1 400") && plain.len() > 80, "with an explanation: {plain}");
     assert!(request("GET /socket").await.starts_with("HTTP/1.1 404"));
-    assert!(server.recorded.counters("socket_connect").is_empty(), "nobody was asked");
+    assert!(server.recorded.counters("socket_connect").is_empty(), "connect was not called");
 }
 
 #[tokio::test]
-async fn breaking_the_rules_of_the_protocol_closes_with_the_code_for_it() {
+async fn protocol_violations_close_with_their_code() {
     let (builder, _gate) = endpoint_with(|mount| mount.max_message_size(1024));
     let server = Server::start(builder).await;
 
@@ -115,7 +115,7 @@ async fn disconnecting_by_id_closes_those_sockets_and_no_others() {
 }
 
 #[tokio::test]
-async fn draining_closes_all_sockets_with_1012_and_lets_nobody_in() {
+async fn draining_closes_all_sockets_with_1012_and_refuses_new_ones() {
     let server = Server::start(endpoint().0).await;
     let mut ada = server.connect("name=ada").await;
     let mut joe = server.connect("name=joe").await;
@@ -132,7 +132,7 @@ async fn draining_closes_all_sockets_with_1012_and_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn sockets_that_do_not_close_in_time_are_cut_off_with_their_channels() {
+async fn sockets_that_do_not_close_in_time_are_aborted_with_their_channels() {
     let (builder, gate) = endpoint();
     let server = Server::start(builder).await;
     let mut client = server.connect("name=ada").await;
@@ -146,7 +146,7 @@ async fn sockets_that_do_not_close_in_time_are_cut_off_with_their_channels() {
 }
 
 #[tokio::test]
-async fn when_the_endpoint_is_gone_its_sockets_are_closed() {
+async fn dropping_the_endpoint_closes_its_sockets() {
     let (builder, _gate) = endpoint();
     let endpoint = builder.build().unwrap();
     let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
@@ -160,7 +160,7 @@ async fn when_the_endpoint_is_gone_its_sockets_are_closed() {
 }
 
 #[tokio::test]
-async fn several_sockets_live_at_their_paths() {
+async fn several_sockets_are_served_at_their_paths() {
     let mount = || Mount::new(NamedSocket).channel::<Room>("room:*");
     let builder = Endpoint::builder().mount("/socket", mount()).mount("admin/socket/", mount());
     let server = Server::start(builder).await;
@@ -176,7 +176,7 @@ async fn several_sockets_live_at_their_paths() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_when_it_is_declared() {
+fn invalid_declarations_are_refused_at_once() {
     let build = |mounts: &[(&str, &str)]| {
         let builder = mounts.iter().fold(Endpoint::builder(), |builder, (path, pattern)| {
             builder.mount(path, Mount::new(NamedSocket).channel::<Room>(pattern))
@@ -193,7 +193,7 @@ fn what_makes_no_sense_is_refused_when_it_is_declared() {
 }
 
 #[test]
-fn a_channel_whose_pattern_cannot_work_is_an_error_of_the_endpoint() {
+fn an_invalid_pattern_is_an_error_of_the_endpoint() {
     for (pattern, why) in [
         ("room:*", "is there twice: only the first one would be reached"),
         ("user:{id}", "has a variable in braces: a * at its end stands for the rest of the topic"),
@@ -205,13 +205,13 @@ fn a_channel_whose_pattern_cannot_work_is_an_error_of_the_endpoint() {
 }
 
 #[test]
-fn a_path_that_no_client_can_ask_for_is_an_error_of_the_endpoint() {
+fn an_unreachable_path_is_an_error_of_the_endpoint() {
     let mount = Mount::new(NamedSocket).path("/websocket?vsn=2.0.0");
     let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
     assert!(matches!(error, BuildError::Path(PathError::NoPath { .. })), "{error}");
 }
 
-/// What it says when it panics.
+/// The message of its panic.
 fn panics(option: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(option)).expect_err("it was taken");
     let text = panic.downcast_ref::<String>().cloned();

@@ -1,4 +1,4 @@
-//! What is logged says of which socket and which channel it is.
+//! Log lines carry the spans of their socket and channel.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -19,14 +19,14 @@ use tracing::{Level, subscriber::DefaultGuard};
 
 const T: &str = "room:lobby";
 
-/// What a subscriber writes, with the spans that each line is in.
+/// The output of a subscriber, with the spans of each line.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
-    /// Begins to write down what is logged on this thread, until the guard is dropped.
+    /// Starts recording on this thread, until the guard is dropped.
     fn at(level: Level) -> (Self, [DefaultGuard; 2]) {
-        // Its comments say why one subscriber alone would not do.
+        // The comments of `Log` explain why a single subscriber is not enough.
         let (_, other) = Log::keep();
         let written = Self::default();
         let writer = written.clone();
@@ -45,7 +45,7 @@ impl Written {
         written.lines().map(|line| line.trim().to_owned()).collect()
     }
 
-    /// The first line that says this.
+    /// The first line that contains this.
     fn line(&self, message: &str) -> String {
         self.lines().into_iter().find(|line| line.contains(message)).unwrap()
     }
@@ -62,7 +62,7 @@ impl io::Write for Written {
 }
 
 #[tokio::test]
-async fn what_happens_on_a_socket_or_a_channel_is_logged_in_its_span() {
+async fn events_of_a_socket_or_a_channel_are_logged_in_its_span() {
     let (written, _guards) = Written::at(Level::DEBUG);
     let server = Server::start(endpoint().0).await;
     let mut ada = server.connect("name=ada").await;
@@ -83,7 +83,7 @@ async fn what_happens_on_a_socket_or_a_channel_is_logged_in_its_span() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_so_in_the_span_of_the_socket_it_has_not_become() {
+async fn a_refusal_is_logged_in_the_span_of_the_refused_socket() {
     let (written, _guards) = Written::at(Level::INFO);
     let server = Server::start(endpoint().0).await;
     assert_eq!(server.try_connect("vsn=2.0.0").await.err(), Some(403));
@@ -93,7 +93,7 @@ async fn who_is_refused_is_so_in_the_span_of_the_socket_it_has_not_become() {
 }
 
 #[tokio::test]
-async fn a_span_tells_where_the_client_is_if_the_server_does() {
+async fn a_span_contains_the_peer_address_if_the_server_sets_it() {
     let (written, _guards) = Written::at(Level::INFO);
     let mut endpoint = endpoint().0.build().unwrap();
     let request = Request::get("/socket/websocket?vsn=2.0.0")
@@ -113,7 +113,7 @@ async fn a_span_tells_where_the_client_is_if_the_server_does() {
 }
 
 #[tokio::test]
-async fn what_is_sent_and_received_is_not_logged_unless_that_is_asked_for() {
+async fn frames_are_logged_only_on_request() {
     let (written, _guards) = Written::at(Level::INFO);
     let server = Server::start(endpoint().0).await;
     let mut ada = server.connect("name=ada").await;
@@ -128,7 +128,7 @@ async fn what_is_sent_and_received_is_not_logged_unless_that_is_asked_for() {
     assert_eq!(written.lines()[before..], [""; 0]);
 }
 
-/// Says something in its callbacks.
+/// Logs in its callbacks.
 struct Talkative;
 
 impl Socket for Talkative {
@@ -161,7 +161,7 @@ impl Channel for Talkative {
 }
 
 #[tokio::test]
-async fn callbacks_have_spans_of_their_own_within_those() {
+async fn callbacks_have_nested_spans() {
     let (written, _guards) = Written::at(Level::DEBUG);
     let mount = Mount::new(Talkative).channel::<Talkative>("room:*");
     let server = Server::start(Endpoint::builder().mount("/socket", mount)).await;
@@ -179,7 +179,7 @@ async fn callbacks_have_spans_of_their_own_within_those() {
 }
 
 #[tokio::test]
-async fn a_client_writes_no_lines_of_its_own_and_no_long_ones() {
+async fn a_client_cannot_inject_log_lines_or_long_ones() {
     const FORGED: &str = "\nERROR bank: all money is gone";
     let (written, _guards) = Written::at(Level::TRACE);
     let server = Server::start(endpoint().0).await;
@@ -208,11 +208,11 @@ async fn a_client_writes_no_lines_of_its_own_and_no_long_ones() {
 }
 
 #[tokio::test]
-async fn a_refused_origin_is_escaped_and_cut() {
+async fn a_refused_origin_is_escaped_and_truncated() {
     let (written, _guards) = Written::at(Level::INFO);
     let mut endpoint = endpoint().0.host("example.com").build().unwrap();
     for origin in ["http://a\u{1b}[31m".to_owned(), format!("http://{}", "a".repeat(60_000))] {
-        // A header's value may hold any bytes above 0x7f, an escape by way of the lossy text.
+        // A header's value may contain any bytes above 0x7f, and thus an escape through the lossy text.
         let request = Request::get("/socket/websocket?vsn=2.0.0")
             .header("host", "example.com")
             .header("origin", origin.replace('\u{1b}', "\u{9b}"))

@@ -1,4 +1,4 @@
-//! What is told of clients that connect, join and say something: in the log, and in metrics.
+//! Log lines and metrics of clients that connect, join and send events.
 
 mod support;
 
@@ -23,7 +23,7 @@ use tracing::subscriber::DefaultGuard;
 const T: &str = "room:lobby";
 const P: &str = "plain:one";
 
-/// Does what it is told, and says nothing more.
+/// Does what its client requests, without replies.
 struct Plain;
 
 impl Channel for Plain {
@@ -42,7 +42,7 @@ impl Channel for Plain {
     ) -> Result<Reply, Stop> {
         assert_ne!(event, "crash", "told to");
         match event {
-            // Until the client has gone.
+            // Until the client has disconnected.
             "push" => loop {
                 cx.push("pushed", &payload)?;
                 sleep(Duration::from_secs(1)).await;
@@ -59,7 +59,7 @@ fn plain() -> MemoryServer {
     MemoryServer::start(Endpoint::builder().mount("/socket", mount))
 }
 
-/// What is logged of clients, without how long it took.
+/// Log lines about clients, without durations.
 struct Told(Log, #[expect(dead_code, reason = "it is dropped")] DefaultGuard);
 
 impl Told {
@@ -68,7 +68,7 @@ impl Told {
         Self(log, guard)
     }
 
-    /// The lines since the last call that say this.
+    /// The lines since the last call that contain this.
     fn take(&self, messages: &[&str]) -> Vec<String> {
         let lines = self.0.take().into_iter();
         let said = lines.filter(|line| {
@@ -96,7 +96,7 @@ impl Told {
 }
 
 #[tokio::test]
-async fn c_201_a_connection_is_told_of_unless_its_version_is_unknown() {
+async fn c_201_a_connection_is_logged_unless_its_version_is_unknown() {
     let told = Told::keep();
     let server = Server::start(endpoint().0).await;
     let _ada = server.connect("name=ada&user_token=s3cret").await;
@@ -127,7 +127,7 @@ async fn c_201_a_connection_is_told_of_unless_its_version_is_unknown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_202_a_join_is_told_of_unless_it_crashes() {
+async fn c_202_a_join_is_logged_unless_it_crashes() {
     let told = Told::keep();
     let server = MemoryServer::start(endpoint().0);
     let mut ada = server.connect(1 << 16).await;
@@ -151,7 +151,7 @@ async fn c_202_a_join_is_told_of_unless_it_crashes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_203_an_event_is_told_of_when_it_is_handled_and_a_leave_is_not() {
+async fn c_203_an_event_is_logged_when_it_is_handled_and_a_leave_is_not() {
     let told = Told::keep();
     let server = plain();
     let mut ada = server.connect(1 << 16).await;
@@ -180,7 +180,7 @@ async fn c_203_an_event_is_told_of_when_it_is_handled_and_a_leave_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn c_204_each_batch_of_a_drain_is_told_of() {
+async fn c_204_each_batch_of_a_drain_is_logged() {
     let told = Told::keep();
     let drainer = Drainer::new().batch_size(2).batch_interval(Duration::from_millis(300));
     let server = MemoryServer::start(endpoint_with(|mount| mount.drainer(drainer)).0);
@@ -217,7 +217,7 @@ async fn topics_of_the_server_itself_are_not_logged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_logged_is_for_the_mount_to_say() {
+async fn the_mount_sets_what_is_logged() {
     let told = Told::keep();
     let filter = ParamFilter::keep(["n"]);
     let server = MemoryServer::start(endpoint_with(|mount| mount.filter_params(filter)).0);
@@ -252,7 +252,7 @@ async fn one_event_in_sixteen_is_timed_whether_it_is_logged_or_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn how_an_event_went_is_in_its_time() {
+async fn the_result_of_an_event_is_a_tag_of_its_time() {
     let server = plain();
     let mut ada = server.connect(1 << 16).await;
     let of = |status: &str| format!("channel=Plain,status={status}");
@@ -268,17 +268,17 @@ async fn how_an_event_went_is_in_its_time() {
             ada.send(json!([null, null, P, event, {}])).await;
             let end = if event == "stop" { "phx_close" } else { "phx_error" };
             while ada.receive().await[3] != end {}
-            assert!(joins < 1000, "it is not timed");
+            assert!(joins < 1000, "the join is not timed");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_ends_with_its_socket_has_not_failed() {
+async fn an_event_that_ends_with_its_socket_does_not_count_as_failed() {
     let server = plain();
     let times = || server.recorded.sample_counts("channel.handle_in_time");
     for n in 0.. {
-        assert!(n < 1000, "it is not timed");
+        assert!(n < 1000, "the event is not timed");
         let mut ada = server.connect(1 << 16).await;
         ada.join("1", P).await;
         ada.send(json!([null, null, P, "push", {}])).await;
@@ -293,7 +293,7 @@ async fn an_event_that_ends_with_its_socket_has_not_failed() {
 }
 
 #[tokio::test]
-async fn a_pattern_that_is_never_reached_is_told_of() {
+async fn an_unreachable_pattern_is_logged() {
     const NEVER: &str = "a channel's topic pattern is never reached";
     let (log, _guard) = Log::keep();
     let mount = || Mount::new(NamedSocket);
@@ -307,13 +307,13 @@ async fn a_pattern_that_is_never_reached_is_told_of() {
     assert!(told.contains(&format!(r#"WARN before="room:*" message={NEVER} {of}"#)), "{told:?}");
 }
 
-/// How often a client does in a row what is logged.
+/// How often a client repeats what is logged.
 const OFTEN: usize = 300;
 
-/// So many lines of these are written.
+/// The maximum number of written lines.
 const WRITTEN: usize = 100;
 
-/// How many lines of a level say this since the last call.
+/// The number of lines of a level that contain this since the last call.
 fn lines(log: &Log, level: &str, message: &str) -> usize {
     let says = |line: &String| {
         line.starts_with(level) && format!("{line} ").contains(&format!(" message={message} "))
@@ -322,7 +322,7 @@ fn lines(log: &Log, level: &str, message: &str) -> usize {
 }
 
 #[tokio::test(start_paused = true)]
-async fn joins_that_are_refused_or_crash_do_not_fill_the_log() {
+async fn refused_and_crashed_joins_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let server = MemoryServer::start(endpoint_with(|mount| mount.max_channels(1)).0);
     let mut ada = server.connect(1 << 16).await;
@@ -346,7 +346,7 @@ async fn joins_that_are_refused_or_crash_do_not_fill_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn channels_that_crash_do_not_fill_the_log() {
+async fn crashed_channels_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let server = plain();
     let mut ada = server.connect(1 << 16).await;
@@ -359,7 +359,7 @@ async fn channels_that_crash_do_not_fill_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn requests_that_are_refused_do_not_fill_the_log() {
+async fn refused_requests_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(LongPoll::new())).0);
     let cases = [
@@ -377,7 +377,7 @@ async fn requests_that_are_refused_do_not_fill_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_whose_sockets_are_closed_for_what_they_say_do_not_fill_the_log() {
+async fn clients_closed_for_invalid_messages_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let limit = EventLimit::per_second(1).burst(1).on_excess(OnExcess::Close);
     let server = MemoryServer::start(endpoint_with(|mount| mount.event_limit(limit)).0);
@@ -400,7 +400,7 @@ async fn clients_whose_sockets_are_closed_for_what_they_say_do_not_fill_the_log(
 }
 
 #[tokio::test(start_paused = true)]
-async fn binary_frames_for_a_client_that_polls_do_not_fill_the_log() {
+async fn binary_frames_for_a_polling_client_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(LongPoll::new())).0);
     let poller = Poller::connect(&server, "vsn=2.0.0&name=ada").await;

@@ -1,4 +1,4 @@
-//! The kit for tests of channels: what it finds, and that it fails where it should.
+//! The test kit for channels: its matches, and its failures.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 struct UserSocket;
 
-/// The params and the path of who has connected.
+/// The params and the path of the connected client.
 struct User(Value, String);
 
 impl Socket for UserSocket {
@@ -35,7 +35,7 @@ impl Socket for UserSocket {
     }
 }
 
-/// Does what it is told.
+/// Does what its client requests.
 struct Room;
 
 struct Note(u64);
@@ -116,7 +116,7 @@ fn kit() -> TestEndpoint {
     TestEndpoint::new(mount())
 }
 
-/// A kit, and the channel of a client of it.
+/// A kit, and a joined channel of its client.
 async fn both() -> (TestEndpoint, TestChannel) {
     let kit = kit();
     let socket = kit.connect(json!({"user": "ada"})).await.unwrap();
@@ -130,7 +130,7 @@ async fn room() -> TestChannel {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_expected_is_found_in_any_order_and_nothing_else_is_taken() {
+async fn expected_messages_are_found_in_any_order_and_others_are_kept() {
     let room = room().await;
     for n in 1..=3 {
         room.push("push", json!({"n": n, "deep": {"list": [n, "x"]}}));
@@ -167,7 +167,7 @@ async fn payloads_match_patterns_of_types_and_guards_and_closures() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replies_are_told_apart_by_their_references_and_status() {
+async fn replies_are_distinguished_by_reference_and_status() {
     let room = room().await;
     let (one, two) = (room.push("ping", json!(1)), room.push("ping", json!("two")));
     assert_ne!(one, two);
@@ -183,7 +183,7 @@ async fn replies_are_told_apart_by_their_references_and_status() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
+async fn a_broadcast_is_a_push_to_clients_and_a_broadcast_to_subscribers() {
     let (kit, room) = both().await;
     let elsewhere = kit.subscribe("room:2");
     room.push("shout", json!({"body": "hi"}));
@@ -193,12 +193,12 @@ async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
     refute_broadcast!(room, "shouted");
     refute_broadcast!(elsewhere, "shouted");
 
-    // One that is intercepted reaches the client through the channel.
+    // An intercepted broadcast reaches the client through the channel.
     room.push("stamp", json!({}));
     assert_broadcast!(room, "stamped");
     assert_push!(room, "stamped");
 
-    // The test itself is left out.
+    // The test itself is excluded.
     room.broadcast_from("news", json!({"n": 1}));
     assert_push!(room, "news", { "n": 1 });
     refute_broadcast!(room, "news");
@@ -207,7 +207,7 @@ async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
     elsewhere.broadcast_from("news", json!({}));
     refute_broadcast!(elsewhere, "news");
 
-    // A client that has joined both topics tells them apart.
+    // A client with both topics distinguishes them.
     let joe = kit.connect(json!({"user": "joe"})).await.unwrap();
     let one = joe.join("room:1", json!({})).await.unwrap();
     let two = joe.join("room:2", json!({})).await.unwrap();
@@ -217,7 +217,7 @@ async fn a_broadcast_is_a_push_to_the_client_and_a_broadcast_to_who_listens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn binary_payloads_go_both_ways() {
+async fn binary_payloads_work_in_both_directions() {
     let room = room().await;
     let bytes = || Payload::binary(vec![1, 2, 0xff]);
     let ping = room.push("ping", bytes());
@@ -232,7 +232,7 @@ async fn binary_payloads_go_both_ways() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_assertion_waits_100_ms_unless_it_is_told() {
+async fn an_assertion_waits_100_ms_by_default() {
     let room = room().await;
     let begun = Instant::now();
     refute_push!(room, "note");
@@ -246,7 +246,7 @@ async fn an_assertion_waits_100_ms_unless_it_is_told() {
 }
 
 #[tokio::test]
-async fn on_a_clock_that_runs_what_is_there_is_found_too() {
+async fn assertions_also_work_on_a_running_clock() {
     let room = room().await;
     let ping = room.push("ping", json!({}));
     assert_reply!(room, ping, "ok", {}, within: SECOND * 30);
@@ -269,7 +269,7 @@ async fn messages_and_timers_reach_the_channel() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connect_and_id_say_who_connects() {
+async fn connect_and_id_identify_the_client() {
     let kit = kit();
     let socket = kit.connect(json!({"user": 42, "tags": ["a", true], "n": {"x": null}})).await;
     let socket = socket.unwrap();
@@ -309,7 +309,7 @@ async fn a_socket_is_found_by_its_path_and_its_type() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_join_is_refused_with_what_the_client_is_told() {
+async fn a_refused_join_returns_the_clients_error() {
     let (kit, room) = both().await;
     let socket = kit.connect(json!({"user": "ada"})).await.unwrap();
     let refused = socket.join("room:secret", json!({})).await.unwrap_err();
@@ -318,7 +318,7 @@ async fn a_join_is_refused_with_what_the_client_is_told() {
     let refused = socket.join("other:1", json!({})).await.unwrap_err();
     assert_eq!(refused.json(), json!({"reason": "unmatched topic"}));
 
-    // A join that crashes is no crash of a channel that was joined.
+    // A crashed join does not count as a crash of a joined channel.
     let crashed = socket.join("room:crash", json!({})).await.unwrap_err();
     assert_eq!(
         crashed.to_string(),
@@ -340,13 +340,13 @@ async fn a_client_leaves_is_replaced_and_closes() {
     let first = socket.join("room:1", json!({})).await.unwrap();
     let second = socket.join("room:1", json!({})).await.unwrap();
     assert_push!(first, "phx_close");
-    assert!(matches!(first.ended().await, ExitReason::Killed), "without its terminate");
+    assert!(matches!(first.ended().await, ExitReason::Killed), "without terminate");
     refute_broadcast!(second, "gone");
 
     second.close().await;
     assert_broadcast!(second, "gone", { "reason": "shutdown: closed" }, within: Duration::ZERO);
     assert_eq!((socket.closed().await, kit.endpoint().open_sockets()), (Some(1000), 1));
-    // Who is gone says nothing.
+    // A disconnected client sends nothing.
     let ping = second.push("ping", json!({}));
     refute_reply!(second, ping, "ok");
 }
@@ -362,7 +362,7 @@ async fn a_channel_that_hangs_is_killed_when_its_client_closes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_socket_is_closed_by_the_endpoint_and_by_nonsense() {
+async fn a_socket_is_closed_by_the_endpoint_and_by_an_invalid_message() {
     let (kit, room) = both().await;
     let socket = kit.connect(json!({"user": "joe"})).await.unwrap();
     assert_eq!(kit.endpoint().disconnect("users:ada"), 1);
@@ -377,7 +377,7 @@ async fn a_socket_is_closed_by_the_endpoint_and_by_nonsense() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_socket_lives_as_long_as_somebody_has_it() {
+async fn a_socket_lives_as_long_as_it_is_held() {
     let (kit, room) = both().await;
     sleep(SECOND * 3600).await;
     assert_eq!(kit.endpoint().open_sockets(), 1);
@@ -388,7 +388,7 @@ async fn a_socket_lives_as_long_as_somebody_has_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn frames_are_those_of_the_wire() {
+async fn frames_have_the_wire_format() {
     let kit = kit();
     let socket = kit.connect(json!({"user": "ada"})).await.unwrap();
     socket.send(json!(["7", "8", "room:1", "phx_join", {"a": 1}]));
@@ -398,7 +398,7 @@ async fn frames_are_those_of_the_wire() {
     let pong = WireFrame::Binary(b"\x01\x01\x01\x06\x0279room:1ok\xff".to_vec().into());
     assert_eq!(socket.frame().await, pong);
 
-    // Nobody is linked to a channel that was joined like this.
+    // A channel joined like this is not linked to the test.
     socket.send(json!(["7", "9", "room:1", "crash", {}]));
     sleep(SECOND * 2).await;
     let crashed = json!(["7", "7", "room:1", "phx_error", {"reason": "channel_crash"}]);
@@ -409,7 +409,7 @@ async fn frames_are_those_of_the_wire() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crash_that_is_expected_fails_nothing() {
+async fn an_expected_crash_does_not_fail_the_test() {
     let room = room().await;
     room.unlink();
     let crash = room.push("crash", json!({}));
@@ -430,7 +430,7 @@ async fn a_crash_fails_the_next_assertion() {
 #[should_panic(
     expected = "the channel on room:1 crashed: failed: the channel has no event \"what\""
 )]
-async fn a_crash_fails_an_assertion_on_another_channel_that_would_hold() {
+async fn a_crash_fails_a_passing_assertion_on_another_channel() {
     let (kit, room) = both().await;
     let other = kit.subscribe("other");
     room.push("what", json!({}));
@@ -442,7 +442,7 @@ async fn a_crash_fails_an_assertion_on_another_channel_that_would_hold() {
     in the mailbox:\n  \
     push of \"pushed\" on room:1: {\"n\":1}\n  \
     reply \"ok\" to \"3\" on room:1: {}")]
-async fn a_push_that_does_not_come_fails_and_is_told_from_what_did() {
+async fn a_missing_push_fails_with_the_received_messages() {
     let room = room().await;
     room.push("push", json!({"n": 1}));
     room.push("ping", json!({}));
@@ -453,7 +453,7 @@ async fn a_push_that_does_not_come_fails_and_is_told_from_what_did() {
 #[should_panic(
     expected = "no push of \"pushed\" on room:1 like Pushed { n: 2, .. } came within 1s"
 )]
-async fn a_push_that_is_no_such_value_fails() {
+async fn a_push_with_another_value_fails() {
     let room = room().await;
     room.push("push", json!({"n": 1, "name": "ada"}));
     assert_push!(room, "pushed", Pushed { n: 2, .. }, within: SECOND);
@@ -464,7 +464,7 @@ async fn a_push_that_is_no_such_value_fails() {
     in the mailbox:\n  \
     push of \"pushed\" on room:1: {\"of\":\"joe\"}\n  \
     push of \"pushed\" on room:2: {}")]
-async fn a_push_to_another_client_or_on_another_topic_is_none_of_this_one() {
+async fn a_push_to_another_client_or_topic_does_not_match() {
     let (kit, room) = both().await;
     let joe = kit.connect(json!({"user": "joe"})).await.unwrap();
     for topic in ["room:1", "room:2"] {
@@ -477,14 +477,14 @@ async fn a_push_to_another_client_or_on_another_topic_is_none_of_this_one() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "no push of \"phx_close\" on room:1 came within 100ms\n\
     the mailbox is empty")]
-async fn a_push_that_does_not_come_leaves_an_empty_mailbox() {
+async fn a_missing_push_reports_an_empty_mailbox() {
     let room = room().await;
     assert_push!(room, "phx_close");
 }
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a push of \"pushed\" on room:1 like { \"n\": _ } came: {\"n\":1}")]
-async fn a_push_that_comes_is_not_refuted() {
+async fn refuting_a_received_push_fails() {
     let room = room().await;
     room.push("push", json!({"n": 1}));
     refute_push!(room, "pushed", { "n": _ });
@@ -501,7 +501,7 @@ async fn a_reply_of_another_status_fails() {
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a reply \"ok\" to \"2\" on room:1 came: {}")]
-async fn a_reply_that_comes_is_not_refuted() {
+async fn refuting_a_received_reply_fails() {
     let room = room().await;
     let ping = room.push("ping", json!({}));
     refute_reply!(room, ping, "ok");
@@ -510,7 +510,7 @@ async fn a_reply_that_comes_is_not_refuted() {
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "no broadcast of \"pushed\" on room:1 came within 100ms\n\
     in the mailbox:\n  push of \"pushed\" on room:1: {}")]
-async fn a_push_is_no_broadcast() {
+async fn a_push_is_not_a_broadcast() {
     let room = room().await;
     room.push("push", json!({}));
     assert_broadcast!(room, "pushed");
@@ -518,7 +518,7 @@ async fn a_push_is_no_broadcast() {
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "a broadcast of \"shouted\" on room:1 like |payload|")]
-async fn a_broadcast_that_comes_is_not_refuted() {
+async fn refuting_a_received_broadcast_fails() {
     let room = room().await;
     room.push("shout", json!({}));
     refute_broadcast!(room, "shouted", |payload| !payload.is_binary());
@@ -526,7 +526,7 @@ async fn a_broadcast_that_comes_is_not_refuted() {
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the channel on room:1 has ended: normal")]
-async fn a_channel_that_has_ended_is_told_when_its_push_does_not_come() {
+async fn a_missing_push_reports_an_ended_channel() {
     let room = room().await;
     room.push("stop", json!({}));
     assert_push!(room, "pushed");
@@ -534,21 +534,21 @@ async fn a_channel_that_has_ended_is_told_when_its_push_does_not_come() {
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the join of room:never is not answered within 10s, at pipeline-ws-sink")]
-async fn a_join_that_is_not_answered_fails_where_it_was_called() {
+async fn a_join_without_a_reply_fails_at_its_call() {
     let socket = kit().connect(json!({"user": "ada"})).await.unwrap();
     let _ = socket.join("room:never", json!({})).await;
 }
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "the channel on room:1 has not ended within 10s, at")]
-async fn a_channel_that_lives_has_not_ended() {
+async fn waiting_for_the_end_of_a_live_channel_fails() {
     let room = room().await;
     room.ended().await;
 }
 
 #[tokio::test(start_paused = true)]
 #[should_panic(expected = "there is no channel Other on room:1")]
-async fn a_channel_of_another_kind_has_no_handle() {
+async fn a_channel_of_another_type_has_no_handle() {
     struct Other;
 
     impl Channel for Other {

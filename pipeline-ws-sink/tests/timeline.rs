@@ -1,4 +1,4 @@
-//! How long which leg of a push's way took, and the id by which it can be followed.
+//! The parts of a push's delivery time, and its trace id.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -21,7 +21,7 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// The samples of each leg, and of the whole.
+/// The samples of each part, and of the total.
 fn legs(recorded: &Recorded) -> [Vec<f64>; 5] {
     ["queued", "waited", "worked", "written", "delivered"].map(|leg| {
         let samples = recorded.samples(&format!("pipeline.push_{leg}"));
@@ -30,7 +30,7 @@ fn legs(recorded: &Recorded) -> [Vec<f64>; 5] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_leg_is_measured_and_together_they_are_the_whole() {
+async fn each_part_is_measured_and_they_add_up_to_the_total() {
     let server = MemoryServer::start(endpoint().0);
     let mut client = server.connect(64).await;
     client.join("1", T).await;
@@ -69,7 +69,7 @@ async fn each_leg_is_measured_and_together_they_are_the_whole() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broadcast_is_timed_once_and_a_write_for_each_socket_and_only_what_is_known() {
+async fn a_broadcast_is_timed_once_and_a_write_per_socket_and_only_known_parts() {
     let server = MemoryServer::start(endpoint().0);
     let (mut ada, mut joe) = (server.connect(4096).await, server.connect(4096).await);
     ada.join("1", T).await;
@@ -82,7 +82,8 @@ async fn a_broadcast_is_timed_once_and_a_write_for_each_socket_and_only_what_is_
     }
     assert_eq!(legs(&server.recorded), [vec![], vec![], vec![], vec![0.0; 2], vec![50.0; 2]]);
 
-    // Through a worker, but no queue that tells of demand; and through a channel that intercepts it.
+    // Through a worker, but without a queue that reports demand; and through a channel that intercepts
+    // it.
     let endpoint = server.endpoint.clone();
     let worker = async move |item: &Timed<()>| {
         sleep(ms(20)).await;
@@ -122,7 +123,7 @@ async fn a_push_is_followed_by_its_id_from_the_broadcast_to_each_write() {
     assert_eq!((count("message=broadcast"), count("message=written to a socket")), (1, 2));
     assert_eq!(lines.len(), 3, "{lines:?}");
 
-    // Of one that belongs to no trace, nothing is said.
+    // A push without a trace logs none.
     server.endpoint.broadcast_timed(Instant::now(), T, "news", json!({})).unwrap();
     assert_eq!(ada.receive().await[3], "news");
     assert!(of_this("trace_id").is_empty());

@@ -1,4 +1,4 @@
-//! A socket over TLS, which ends in the same process.
+//! A socket over TLS, terminated in the same process.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -29,7 +29,7 @@ use tower_service::Service;
 
 const T: &str = "room:lobby";
 
-/// Serves an endpoint over TLS; where, and whom to trust.
+/// Serves an endpoint over TLS. Returns its address and the trusted certificate.
 async fn serve(endpoint: Endpoint) -> (SocketAddr, CertificateDer<'static>) {
     let CertifiedKey { cert, signing_key } =
         generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -88,7 +88,7 @@ async fn a_client_joins_and_gets_broadcasts_over_tls() {
 }
 
 #[tokio::test]
-async fn the_connections_own_origin_is_https_when_the_server_says_so() {
+async fn the_connections_own_origin_is_https_when_the_server_sets_it() {
     let check = CheckOrigin::connection();
     let (builder, _gate) = endpoint_with(|mount| mount.check_origin(check));
     let server = serve(builder.build().unwrap()).await;
@@ -103,7 +103,7 @@ async fn the_connections_own_origin_is_https_when_the_server_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loop_of_broadcasts_closes_no_client_that_reads_over_tls() {
-    // Less than the system holds, and far more than may wait.
+    // Less than the system buffers, and far more than the outbox holds.
     const EVENTS: u64 = 1_000;
     let (builder, _gate) = endpoint_with(|mount| mount.max_outbox(10, 1 << 20));
     let endpoint = builder.build().unwrap();

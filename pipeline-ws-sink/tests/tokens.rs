@@ -1,8 +1,8 @@
-//! Tokens, as Phoenix and others make them.
+//! Tokens made by Phoenix and by other libraries.
 //!
-//! Those that Phoenix has not made itself were made by Python: `hashlib.pbkdf2_hmac` for the key,
-//! `hmac` over a term that was put together by hand, and `base64`. Unless it says otherwise, they are
-//! of `SECRET` and `SALT`, have the data `"u1"`, were signed at `SIGNED`, and bring the limit of a day.
+//! Those not made by Phoenix were made by Python: `hashlib.pbkdf2_hmac` for the key, `hmac` over a
+//! hand-made term, and `base64`. By default they are signed with `SECRET` and `SALT`, have the data
+//! `"u1"`, were signed at `SIGNED`, and contain a limit of a day.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
@@ -33,13 +33,13 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(seconds)
 }
 
-/// What a token says ten seconds after it was signed.
+/// The result of verifying a token ten seconds after it was signed.
 fn verified(token: &str) -> Result<Value, TokenError> {
     signer().verify(token, at(SIGNED + 10))
 }
 
 #[test]
-fn c_196_a_token_is_signed_byte_for_byte_as_phoenix_does() {
+fn c_196_a_token_is_byte_for_byte_the_same_as_phoenix() {
     assert_eq!(signer().sign(&99, at(SIGNED)).unwrap(), NINETY_NINE);
     for (data, token) in [
         (json!("u1"), U1),
@@ -114,7 +114,7 @@ fn c_198_other_hashes_and_older_payloads_verify() {
 }
 
 #[test]
-fn c_199_every_spelling_of_the_same_verifies() {
+fn c_199_every_encoding_of_the_same_data_verifies() {
     // Atoms as 119, a small integer as 98, the time as a float.
     let token = "SFMyNTY.g2gDdAAAAAN3AmlkYgAAAAd3BWFkbWludwR0cnVldwR0ZWFtdwNuaWxGQni8_laAAABiAAFRgA.tYuss1zs6AHn56h5ZOi_9dWSvnLE6tBMuaCuiY82d2k";
     assert_eq!(verified(token).unwrap(), json!({"id": 7, "admin": true, "team": null}));
@@ -130,7 +130,7 @@ fn c_199_every_spelling_of_the_same_verifies() {
 }
 
 #[test]
-fn the_limit_in_the_token_counts_unless_the_signer_has_one() {
+fn the_tokens_limit_applies_unless_the_signer_has_one() {
     let short = signer().max_age(Duration::from_secs(60)).sign("u1", at(SIGNED)).unwrap();
     let long = signer().never_expires().sign("u1", at(SIGNED)).unwrap();
     let verify = |signer: Signer, token: &str, now| signer.verify::<String>(token, at(now)).is_ok();
@@ -148,10 +148,10 @@ fn the_limit_in_the_token_counts_unless_the_signer_has_one() {
 }
 
 #[test]
-fn a_secret_is_changed_while_clients_hold_tokens_of_the_old_one() {
+fn a_secret_can_be_rotated_while_old_tokens_are_in_use() {
     const OLD_SECRET: &str =
         "abc123abc123abc123abc123abc123abc123abc123abc123abc123abc123abc123abc123";
-    // Of `OLD_SECRET` and the salt `old salt`.
+    // Signed with `OLD_SECRET` and the salt `old salt`.
     let old_token =
         "SFMyNTY.g2gDbQAAAAJ1MW4GAABo5c-LAWIAAVGA.XLYvQHoufR3fKzpPbUMq3kY9kYlS71aTVSo7sXJvWnw";
     let old = Signer::new(OLD_SECRET, "old salt").unwrap();
@@ -179,7 +179,7 @@ fn a_secret_is_changed_while_clients_hold_tokens_of_the_old_one() {
 }
 
 #[test]
-fn keys_are_derived_as_the_phoenix_side_does() {
+fn keys_are_derived_as_in_phoenix() {
     let options = KeyOptions::default();
     let sha512 = options.iterations(2000).length(64).digest(KeyDigest::Sha512);
     let sha384 = options.length(48).digest(KeyDigest::Sha384);
@@ -207,7 +207,7 @@ fn keys_are_derived_as_the_phoenix_side_does() {
 }
 
 #[test]
-fn what_was_signed_but_cannot_be_expressed_says_why() {
+fn signed_data_without_a_json_form_is_an_error_with_the_reason() {
     let why = |token: &str| match verified(token) {
         Err(TokenError::Data(cause)) => cause.to_string(),
         other => panic!("{other:?}"),
@@ -222,7 +222,7 @@ fn what_was_signed_but_cannot_be_expressed_says_why() {
 }
 
 #[test]
-fn what_was_signed_but_is_no_data_is_invalid() {
+fn signed_bytes_that_are_not_a_token_are_invalid() {
     for (token, what) in [
         (
             "SFMyNTY.g2gDcAAAAARuBgAAaOXPiwFiAAFRgA.mgtwCcS4S_VDIeDssn_1k2PKRv6iEIBkLzqPp8xhJ70",
@@ -242,11 +242,11 @@ fn what_was_signed_but_is_no_data_is_invalid() {
 }
 
 proptest! {
-    // A key takes long to derive in a debug build, so one tries many.
+    // Deriving a key takes long in a debug build, so one key is tried many times.
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn what_nobody_signed_is_invalid(
+    fn an_unsigned_token_is_invalid(
         nonsense in prop::collection::vec(".{0,40}|[A-Za-z0-9_.-]{0,200}|SFM(yNTY|zODQ|1MTI)\\.[A-Za-z0-9_-]{0,80}\\.[A-Za-z0-9_-]{43}", 32),
         flips in prop::collection::vec((0..U1.len(), 0..7_u32), 32),
     ) {

@@ -1,4 +1,4 @@
-//! The WebSocket under the channels: its frames, its limits and what is agreed about it.
+//! The WebSocket layer: frames, limits and negotiation.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -79,7 +79,7 @@ async fn c_060_a_close_is_answered_with_1000_whatever_its_code() {
     server.open_sockets(0).await;
 }
 
-/// A heartbeat of so many bytes.
+/// A heartbeat of this many bytes.
 fn heartbeat(length: usize) -> String {
     let heartbeat =
         |pad: &str| json!([null, "1", "phoenix", "heartbeat", {"pad": pad}]).to_string();
@@ -96,7 +96,7 @@ async fn c_157_the_limit_of_a_frame_counts_its_header_and_its_mask() {
     client
         .expect([json!([null, "1", "phoenix", "phx_reply", {"status": "ok", "response": {}}])])
         .await;
-    // Several frames may be more together.
+    // Several frames together may be larger.
     let long = heartbeat(1500);
     send_frame(&mut client, &long.as_bytes()[..1000], Data::Text, false).await;
     send_frame(&mut client, &long.as_bytes()[1000..], Data::Continue, true).await;
@@ -112,25 +112,26 @@ fn parsed(text: &str) -> Value {
 }
 
 #[tokio::test]
-async fn c_158_messages_are_compressed_both_ways_where_that_is_agreed() {
+async fn c_158_messages_are_compressed_both_ways_if_negotiated() {
     let server = start(|mount| mount.compress(true)).await;
     let mut client = RawClient::connect(server.connect_tcp().await, OFFER).await;
     assert!(client.head.starts_with("http/1.1 101"), "{}", client.head);
     let agreed = "sec-websocket-extensions: permessage-deflate; server_no_context_takeover; \
                   client_no_context_takeover\r\n";
     assert!(client.head.contains(agreed), "{}", client.head);
-    // One who has not offered it shares the topic.
+    // A client without compression shares the topic.
     let mut plain = server.connect("name=joe").await;
     plain.join("1", T).await;
 
     let join = json!(["1", "1", T, "phx_join", {}]).to_string();
     client.send(FIN | COMPRESSED | TEXT, &deflate(&join)).await;
     let (first, payload) = client.next().await;
-    assert_eq!(first, FIN | TEXT, "so small a message is not worth it");
+    assert_eq!(first, FIN | TEXT, "small messages are not compressed");
     let payload = String::from_utf8(payload).unwrap();
     assert_eq!(parsed(&payload), reply("1", "1", T, "ok", json!({})));
 
-    // A reply to it alone, of a message in fragments; and what is sent as it is is understood too.
+    // A reply to this client alone, to a message in fragments; and uncompressed messages are accepted,
+    // too.
     let told = json!({"text": "tell me ".repeat(100)});
     let ping = json!(["1", "2", T, "ping", told]).to_string();
     let zipped = deflate(&ping);
@@ -153,7 +154,7 @@ async fn c_158_messages_are_compressed_both_ways_where_that_is_agreed() {
 }
 
 #[tokio::test]
-async fn c_159_an_offer_to_compress_is_ignored_unless_it_is_wanted() {
+async fn c_159_an_offer_to_compress_is_ignored_unless_enabled() {
     let server = Server::start(endpoint().0).await;
     let mut client = RawClient::connect(server.connect_tcp().await, OFFER).await;
     assert!(client.head.starts_with("http/1.1 101"), "{}", client.head);
@@ -170,11 +171,11 @@ async fn c_159_an_offer_to_compress_is_ignored_unless_it_is_wanted() {
     assert_eq!(first, FIN | TEXT);
     assert_eq!(parsed(&payload), reply("1", "2", T, "ok", json!({"pad": pad})));
     client.send(FIN | COMPRESSED | TEXT, &deflate(&ping)).await;
-    assert_eq!(client.closed().await, 1002, "it was not agreed");
+    assert_eq!(client.closed().await, 1002, "it was not negotiated");
 }
 
 #[tokio::test]
-async fn a_small_message_that_becomes_too_large_closes_with_1009() {
+async fn a_small_message_that_inflates_above_the_limit_closes_with_1009() {
     let server = start(|mount| mount.compress(true).max_message_size(10_000)).await;
     let mut client = RawClient::connect(server.connect_tcp().await, OFFER).await;
     client.send(FIN | COMPRESSED | TEXT, &deflate(&"x".repeat(1 << 20))).await;

@@ -22,7 +22,7 @@ async fn the_page_shows_its_users_pushes_and_their_times() {
     let browser = Browser::start().await;
     browser.open(&example, 1).await;
     push(&example, 1, json!({"text": "first"})).await;
-    push(&example, 2, json!({"text": "for somebody else"})).await;
+    push(&example, 2, json!({"text": "for another user"})).await;
     push(&example, 1, json!({"text": "<b>second</b>"})).await;
     let arrivals = browser.arrivals(2).await;
     assert!(arrivals[0].contains(r#"{"text":"<b>second</b>"}"#), "{arrivals:?}");

@@ -1,4 +1,4 @@
-//! The server of these tests, its channels but for the room, and what its clients are told.
+//! The server of these tests, its channels except for the room, and the frames of its clients.
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ use crate::{
     },
 };
 
-/// Where most tests join.
+/// The topic of most tests.
 pub(crate) const T: &str = "room:lobby";
 
 /// A server with all the channels.
 pub(crate) struct App {
     pub(crate) server: Server,
-    /// Lets clients into `slow:*`, and rooms out of their `wait`.
+    /// Permits that complete joins of `slow:*`, and that release rooms from `wait`.
     pub(crate) gate: Arc<Semaphore>,
     asked: mpsc::Receiver<Asked>,
 }
@@ -71,7 +71,7 @@ impl App {
         client
     }
 
-    /// The next message that a room leaves for the test to answer.
+    /// The next message that a room forwards to the test for a reply.
     pub(crate) async fn asked(&mut self) -> Asked {
         self.asked.recv().await.unwrap()
     }
@@ -89,32 +89,32 @@ pub(crate) async fn send(client: &mut Client, reference: &str, event: &str, payl
     client.send(json!(["1", reference, T, event, payload])).await;
 }
 
-/// The answer `ok` to an event on [`T`] with the join reference 1.
+/// The reply `ok` to an event on [`T`] with the join reference 1.
 pub(crate) fn ok(reference: &str, response: Value) -> Value {
     reply("1", reference, T, "ok", response)
 }
 
-/// The answer to a message for a topic that nobody has joined.
+/// The reply to a message for a topic that is not joined.
 pub(crate) fn unmatched(reference: &str, topic: &str) -> Value {
     json!([null, reference, topic, "phx_reply", {"status": "error", "response": {"reason": "unmatched topic"}}])
 }
 
-/// What tells that a channel on [`T`] has ended in good order.
+/// The frame after a normal end of a channel on [`T`].
 pub(crate) fn close(join_ref: &str) -> Value {
     json!([join_ref, join_ref, T, "phx_close", {}])
 }
 
-/// What tells that a channel on [`T`] has crashed.
+/// The frame after a crash of a channel on [`T`].
 pub(crate) fn error(join_ref: &str) -> Value {
     json!([join_ref, join_ref, T, "phx_error", {"reason": "channel_crash"}])
 }
 
-/// What a channel on [`T`] pushes to a client that has joined it so.
+/// A push of a channel on [`T`] with this join reference.
 pub(crate) fn push(join_ref: &str, event: &str, payload: Value) -> Value {
     json!([join_ref, null, T, event, payload])
 }
 
-/// What was broadcast on [`T`].
+/// A broadcast on [`T`].
 pub(crate) fn broadcast(event: &str, payload: Value) -> Value {
     json!([null, null, T, event, payload])
 }
@@ -124,7 +124,7 @@ pub(crate) fn v1(event: &str, reference: Value, payload: Value) -> Value {
     json!({"topic": T, "event": event, "ref": reference, "payload": payload})
 }
 
-/// Asserts that a close with this code is the next that a client is told.
+/// Asserts that the client's next frame is a close with this code.
 pub(crate) async fn assert_closed(client: &mut Client, code: u16) {
     match client.next().await {
         Message::Close(Some(frame)) => assert_eq!(u16::from(frame.code), code),
@@ -132,7 +132,7 @@ pub(crate) async fn assert_closed(client: &mut Client, code: u16) {
     }
 }
 
-/// Says which pattern it was joined by, and as whom.
+/// Replies with the pattern of the join, and the assigns.
 struct Named;
 
 impl Channel for Named {
@@ -149,7 +149,7 @@ impl Channel for Named {
     }
 }
 
-/// Says farewell to its client, and to a topic that the client names.
+/// Sends a farewell to its client, and to a topic that the client names.
 struct Farewell {
     tell: Option<String>,
 }
@@ -185,7 +185,7 @@ impl Channel for Farewell {
     }
 }
 
-/// Hands on what is broadcast on `news:` and the rest of its topic.
+/// Forwards broadcasts of `news:` with the rest of its topic.
 struct External;
 
 impl External {

@@ -9,7 +9,7 @@ use crate::app::{App, T, joined, ok, send, unmatched, v1};
 
 const BYTES: &[u8] = &[1, 2, 3, 0xff];
 
-/// Sends an event that carries bytes.
+/// Sends an event with a binary payload.
 async fn send_bytes(
     client: &mut Client,
     [join_ref, reference, topic, event]: [&str; 4],
@@ -23,13 +23,13 @@ async fn send_bytes(
     client.stream.send(Message::binary(frame)).await.unwrap();
 }
 
-/// Asserts that a binary frame is next, and that it is this one.
+/// Asserts that the next frame is this binary frame.
 async fn expect_bytes(client: &mut Client, frame: &[u8]) {
     assert_eq!(client.next().await, Message::binary(frame.to_vec()));
 }
 
 #[tokio::test]
-async fn c_141_bytes_are_answered_with_bytes() {
+async fn c_141_a_binary_event_gets_a_binary_reply() {
     let (_app, mut client) = joined().await;
     let event = b"\x00\x01\x01\x0a\x0b12room:lobbyreply_bytes\x01\x02\x03\xff";
     client.stream.send(Message::binary(event.to_vec())).await.unwrap();
@@ -37,28 +37,28 @@ async fn c_141_bytes_are_answered_with_bytes() {
 }
 
 #[tokio::test]
-async fn c_142_no_bytes_are_answered_with_none() {
+async fn c_142_an_empty_binary_event_gets_an_empty_reply() {
     let (_app, mut client) = joined().await;
     send_bytes(&mut client, ["1", "2", T, "ping"], b"").await;
     expect_bytes(&mut client, b"\x01\x01\x01\x0a\x0212room:lobbyok").await;
 }
 
 #[tokio::test]
-async fn c_143_bytes_may_be_answered_with_text() {
+async fn c_143_a_binary_event_can_get_a_text_reply() {
     let (_app, mut client) = joined().await;
     send_bytes(&mut client, ["1", "2", T, "size"], BYTES).await;
     client.expect([ok("2", json!({"size": 4}))]).await;
 }
 
 #[tokio::test]
-async fn c_144_text_may_be_answered_with_bytes() {
+async fn c_144_a_text_event_can_get_a_binary_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "reply_bytes", json!({})).await;
     expect_bytes(&mut client, b"\x01\x01\x01\x0a\x0212room:lobbyok\x07\x08\x09").await;
 }
 
 #[tokio::test]
-async fn c_145_a_push_of_bytes_has_no_ref() {
+async fn c_145_a_binary_push_has_no_ref() {
     let (_app, mut client) = joined().await;
     send_bytes(&mut client, ["1", "2", T, "push_bytes"], BYTES).await;
     expect_bytes(&mut client, b"\x00\x01\x0a\x061room:lobbypushed\x01\x02\x03\xff").await;
@@ -66,7 +66,7 @@ async fn c_145_a_push_of_bytes_has_no_ref() {
 }
 
 #[tokio::test]
-async fn c_146_a_broadcast_of_bytes_reaches_everyone() {
+async fn c_146_a_binary_broadcast_reaches_all_clients() {
     let (app, mut ada) = joined().await;
     let mut joe = app.joined("joe", "2").await;
     send_bytes(&mut ada, ["1", "2", T, "shout"], BYTES).await;
@@ -77,7 +77,7 @@ async fn c_146_a_broadcast_of_bytes_reaches_everyone() {
 }
 
 #[tokio::test]
-async fn c_147_an_empty_ref_comes_back_empty() {
+async fn c_147_an_empty_ref_is_returned_empty() {
     let (_app, mut client) = joined().await;
     send_bytes(&mut client, ["1", "", T, "ping"], BYTES).await;
     expect_bytes(&mut client, b"\x01\x01\x00\x0a\x021room:lobbyok\x01\x02\x03\xff").await;
@@ -87,7 +87,7 @@ async fn c_147_an_empty_ref_comes_back_empty() {
 }
 
 #[tokio::test]
-async fn c_148_an_empty_join_ref_is_that_of_another_join() {
+async fn c_148_an_empty_join_ref_belongs_to_another_join() {
     let (_app, mut client) = joined().await;
     send_bytes(&mut client, ["", "2", T, "ping"], BYTES).await;
     send(&mut client, "3", "ping", json!({})).await;
@@ -103,7 +103,7 @@ async fn c_149_bytes_for_a_topic_that_is_not_joined_are_unmatched_in_text() {
 }
 
 #[tokio::test]
-async fn c_150_a_topic_has_no_more_bytes_than_binary_frames_can_carry() {
+async fn c_150_a_topic_is_no_longer_than_binary_frames_allow() {
     let app = App::start().await;
     let topic = &format!("room:{}", "x".repeat(251));
     let mut client = app.client("ada").await;
@@ -119,7 +119,7 @@ async fn c_150_a_topic_has_no_more_bytes_than_binary_frames_can_carry() {
 }
 
 #[tokio::test]
-async fn c_151_a_client_of_version_1_goes_without_a_broadcast_of_bytes() {
+async fn c_151_a_client_of_version_1_does_not_receive_binary_broadcasts() {
     let (app, mut ada) = joined().await;
     let mut old = app.v1("eve").await;
     old.send(v1("phx_join", json!("1"), json!({}))).await;
@@ -132,7 +132,7 @@ async fn c_151_a_client_of_version_1_goes_without_a_broadcast_of_bytes() {
         expect_bytes(client, b"\x02\x0a\x07room:lobbyshouted\x01\x02\x03\xff").await;
     }
     ada.expect([ok("2", json!({}))]).await;
-    // What comes next comes to all three.
+    // The next one reaches all three.
     send(&mut ada, "4", "shout", json!({"m": 1})).await;
     old.expect([v1("shouted", json!(null), json!({"m": 1}))]).await;
 }

@@ -23,7 +23,7 @@ async fn c_130_a_push_has_the_join_ref_and_no_ref() {
 }
 
 #[tokio::test]
-async fn c_131_a_broadcast_reaches_everyone_in_their_version_and_the_sender_before_its_answer() {
+async fn c_131_a_broadcast_reaches_all_in_their_version_and_the_sender_before_its_reply() {
     let (_app, [mut ada, mut joe], mut old) = three().await;
     send(&mut ada, "4", "shout", json!({"m": 1})).await;
     let shouted = json!([null, null, T, "shouted", {"m": 1}]);
@@ -49,7 +49,7 @@ async fn c_132_the_endpoint_broadcasts_the_same_frames() {
 }
 
 #[tokio::test]
-async fn c_133_a_broadcast_on_another_topic_reaches_nobody_here() {
+async fn c_133_a_broadcast_on_another_topic_is_not_received() {
     let (app, mut client) = joined().await;
     for topic in ["room:other", "room:lobby2", "room:", "nowhere"] {
         app.server.endpoint.broadcast(topic, "news", json!({})).unwrap();
@@ -79,7 +79,7 @@ async fn c_135_the_endpoint_may_broadcast_to_all_but_one_channel() {
 }
 
 #[tokio::test]
-async fn c_136_an_intercepted_broadcast_is_pushed_to_each_client_as_its_channel_wants() {
+async fn c_136_an_intercepted_broadcast_can_be_changed_for_each_client() {
     let (app, mut ada) = joined().await;
     let mut joe = app.joined("joe", "2").await;
     send(&mut ada, "3", "stamp", json!({"m": 1})).await;
@@ -89,7 +89,7 @@ async fn c_136_an_intercepted_broadcast_is_pushed_to_each_client_as_its_channel_
 }
 
 #[tokio::test]
-async fn c_137_an_intercepted_broadcast_may_get_another_name() {
+async fn c_137_an_intercepted_broadcast_can_be_renamed() {
     let (app, mut ada) = joined().await;
     let mut joe = app.joined("joe", "2").await;
     send(&mut ada, "3", "rename", json!({"m": 1})).await;
@@ -98,12 +98,12 @@ async fn c_137_an_intercepted_broadcast_may_get_another_name() {
 }
 
 #[tokio::test]
-async fn c_138_an_intercepted_broadcast_may_be_kept_from_a_client() {
+async fn c_138_an_intercepted_broadcast_can_be_dropped_for_a_client() {
     let (app, mut ada) = joined().await;
     let mut joe = app.joined("joe", "2").await;
     send(&mut ada, "3", "private", json!({"to": "joe"})).await;
     joe.expect([push("2", "private", json!({"to": "joe"}))]).await;
-    // The same channel handles this after the broadcast that it keeps to itself.
+    // The same channel handles this after the broadcast that it drops.
     send(&mut ada, "4", "ping", json!({})).await;
     ada.expect([ok("3", json!({})), ok("4", json!({}))]).await;
 }
@@ -116,7 +116,7 @@ fn relayed(n: u64) -> Value {
 }
 
 #[tokio::test]
-async fn c_139_a_broadcast_on_another_topic_goes_to_the_channel_that_listens_there() {
+async fn c_139_a_broadcast_on_another_topic_reaches_a_subscribed_channel() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.join("1", EXT).await;
@@ -127,11 +127,11 @@ async fn c_139_a_broadcast_on_another_topic_goes_to_the_channel_that_listens_the
 }
 
 #[tokio::test]
-async fn c_140_a_channel_that_listens_no_longer_is_told_nothing() {
+async fn c_140_an_unsubscribed_channel_receives_nothing() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.join("1", EXT).await;
-    // It listens twice, and is told everything twice.
+    // It subscribes twice, and receives everything twice.
     client.send(json!(["1", "2", EXT, "again", {}])).await;
     client.expect([reply("1", "2", EXT, "ok", json!({}))]).await;
     app.server.endpoint.broadcast("news:today", "headline", json!({"n": 1})).unwrap();

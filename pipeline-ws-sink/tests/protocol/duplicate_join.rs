@@ -1,4 +1,4 @@
-//! Joining a topic that is joined.
+//! Joining a topic that is already joined.
 
 use pipeline_test_support::reply;
 use serde_json::json;
@@ -14,7 +14,7 @@ async fn c_087_the_new_join_is_answered_then_the_old_one_closed_then_the_new_one
 }
 
 #[tokio::test]
-async fn c_088_a_refused_join_ends_the_old_channel_all_the_same() {
+async fn c_088_a_refused_join_still_ends_the_old_channel() {
     let app = App::start().await;
     let mut client = app.joined("ada", "2").await;
     client.send(json!(["4", "4", T, "phx_join", {"reject": "full"}])).await;
@@ -26,7 +26,7 @@ async fn c_088_a_refused_join_ends_the_old_channel_all_the_same() {
 }
 
 #[tokio::test]
-async fn c_089_the_old_channel_is_ended_without_its_terminate() {
+async fn c_089_the_old_channel_ends_without_terminate() {
     let (app, mut ada) = joined().await;
     let mut joe = app.client("joe").await;
     for join_ref in ["1", "2"] {
@@ -35,7 +35,7 @@ async fn c_089_the_old_channel_is_ended_without_its_terminate() {
     }
     joe.expect([json!(["1", "1", "bye:x", "phx_close", {}])]).await;
 
-    // Only the second one tells of its end.
+    // Only the second one reports its end.
     joe.send(json!(["2", "3", "bye:x", "phx_leave", {}])).await;
     let told = json!({"topic": "bye:x", "reason": "shutdown: left"});
     joe.expect([
@@ -49,7 +49,7 @@ async fn c_089_the_old_channel_is_ended_without_its_terminate() {
 }
 
 #[tokio::test]
-async fn c_090_who_has_joined_twice_gets_a_broadcast_once() {
+async fn c_090_after_two_joins_a_broadcast_arrives_once() {
     let (app, mut client) = joined().await;
     client.send(json!(["2", "2", T, "phx_join", {}])).await;
     client.expect([reply("2", "2", T, "ok", json!({})), close("1")]).await;

@@ -14,7 +14,7 @@ async fn c_109_leaving_is_answered_and_then_the_channel_closed() {
 }
 
 #[tokio::test]
-async fn c_110_who_has_left_may_leave_again() {
+async fn c_110_leaving_twice_is_allowed() {
     let (_app, mut client) = joined().await;
     client.send(json!(["1", "2", T, "phx_leave", {}])).await;
     client.expect([ok("2", json!({})), close("1")]).await;
@@ -24,7 +24,7 @@ async fn c_110_who_has_left_may_leave_again() {
 }
 
 #[tokio::test]
-async fn c_111_who_has_never_joined_may_leave() {
+async fn c_111_leaving_without_a_join_is_allowed() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     for topic in [T, "nowhere"] {
@@ -35,7 +35,7 @@ async fn c_111_who_has_never_joined_may_leave() {
 }
 
 #[tokio::test]
-async fn c_112_who_has_left_gets_no_more_broadcasts() {
+async fn c_112_after_leaving_no_broadcasts_arrive() {
     let (app, mut client) = joined().await;
     client.send(json!(["1", "2", T, "phx_leave", {}])).await;
     client.expect([ok("2", json!({})), close("1")]).await;
@@ -60,14 +60,14 @@ async fn c_114_leaving_without_a_join_ref_leaves() {
 }
 
 #[tokio::test]
-async fn c_115_a_channel_may_answer_and_stop() {
+async fn c_115_a_channel_can_reply_and_stop() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "stop", json!({"bye": 1})).await;
     client.expect([ok("2", json!({"bye": 1})), close("1")]).await;
 }
 
 #[tokio::test]
-async fn c_116_a_channel_may_stop_without_an_answer() {
+async fn c_116_a_channel_can_stop_without_a_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "stop_silent", json!({})).await;
     client.expect([close("1")]).await;
@@ -95,7 +95,7 @@ async fn c_119_a_channel_that_stops_for_another_reason_has_crashed() {
 }
 
 #[tokio::test]
-async fn c_120_a_panic_is_a_crash_without_an_answer() {
+async fn c_120_a_panic_is_a_crash_without_a_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "crash", json!({})).await;
     client.expect([json!(["1", "1", T, "phx_error", {"reason": "channel_crash"}])]).await;
@@ -173,7 +173,7 @@ async fn c_126_in_version_1_the_end_has_the_join_ref_that_the_join_had() {
 const BYE: &str = "bye:x";
 
 #[tokio::test]
-async fn c_127_what_terminate_pushes_comes_after_the_close() {
+async fn c_127_pushes_of_terminate_come_after_the_close() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.join("1", BYE).await;
@@ -188,7 +188,7 @@ async fn c_127_what_terminate_pushes_comes_after_the_close() {
 }
 
 #[tokio::test]
-async fn c_128_after_a_panic_it_comes_before_the_error() {
+async fn c_128_after_a_panic_they_come_before_the_error() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.join("1", BYE).await;
@@ -203,7 +203,7 @@ async fn c_128_after_a_panic_it_comes_before_the_error() {
 }
 
 #[tokio::test]
-async fn c_129_what_terminate_broadcasts_reaches_others_when_the_client_is_gone() {
+async fn c_129_broadcasts_of_terminate_reach_others_after_a_disconnect() {
     let (app, mut ada) = joined().await;
     let told = broadcast("terminated", json!({"topic": BYE, "reason": "shutdown: closed"}));
     for closes in [true, false] {
@@ -213,7 +213,7 @@ async fn c_129_what_terminate_broadcasts_reaches_others_when_the_client_is_gone(
         if closes {
             joe.stream.close(None).await.unwrap();
         }
-        // And without a word, if it did not.
+        // Also without a close frame.
         drop(joe);
         ada.expect([told.clone()]).await;
     }

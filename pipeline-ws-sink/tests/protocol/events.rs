@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::app::{App, T, error, joined, ok, push, send, unmatched};
 
 #[tokio::test]
-async fn c_091_an_event_is_answered_with_what_the_channel_says() {
+async fn c_091_an_event_is_answered_with_the_channels_reply() {
     let (_app, mut client) = joined().await;
     client.send(json!(["1", "2", T, "ping", {"x": 1}])).await;
     let response = json!({"status": "ok", "response": {"x": 1}});
@@ -15,14 +15,14 @@ async fn c_091_an_event_is_answered_with_what_the_channel_says() {
 }
 
 #[tokio::test]
-async fn c_092_an_answer_without_a_response_has_an_empty_one() {
+async fn c_092_a_reply_without_a_payload_has_an_empty_response() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "ack", json!({"x": 1})).await;
     client.expect([ok("2", json!({}))]).await;
 }
 
 #[tokio::test]
-async fn c_093_a_channel_outlives_an_error_that_it_answers() {
+async fn c_093_a_channel_survives_an_error_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "fail", json!({"why": "no"})).await;
     send(&mut client, "3", "ping", json!({})).await;
@@ -37,7 +37,7 @@ async fn c_094_a_response_may_be_a_list() {
 }
 
 #[tokio::test]
-async fn c_095_a_channel_may_answer_nothing() {
+async fn c_095_a_channel_may_send_no_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "silent", json!({})).await;
     send(&mut client, "3", "ping", json!({})).await;
@@ -52,14 +52,14 @@ async fn c_096_a_status_may_have_any_name() {
 }
 
 #[tokio::test]
-async fn c_097_a_push_of_a_handler_comes_before_its_answer() {
+async fn c_097_a_push_of_a_handler_comes_before_its_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "push", json!({"x": 1})).await;
     client.expect([push("1", "pushed", json!({"x": 1})), ok("2", json!({}))]).await;
 }
 
 #[tokio::test]
-async fn c_098_the_pushes_of_a_handler_come_in_order_and_before_its_answer() {
+async fn c_098_the_pushes_of_a_handler_come_in_order_before_its_reply() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "push_many", json!({})).await;
     client.expect([1, 2, 3, 4].map(|i| push("1", "tick", json!({"i": i})))).await;
@@ -67,11 +67,11 @@ async fn c_098_the_pushes_of_a_handler_come_in_order_and_before_its_answer() {
 }
 
 #[tokio::test]
-async fn c_099_an_event_that_the_channel_does_not_know_crashes_it() {
+async fn c_099_an_unknown_event_crashes_the_channel() {
     let (_app, mut client) = joined().await;
     send(&mut client, "2", "no_such_event", json!({})).await;
     client.expect([error("1")]).await;
-    // So does any event where none is known.
+    // The same holds for any event of a channel without handlers.
     client.send(json!(["3", "3", "feed", "phx_join", {}])).await;
     assert_eq!(client.receive().await[4]["status"], "ok");
     client.send(json!(["3", "4", "feed", "ping", {}])).await;
@@ -88,7 +88,7 @@ async fn c_100_an_error_in_a_handler_crashes_the_channel() {
 }
 
 #[tokio::test]
-async fn c_101_later_answers_come_in_the_order_in_which_they_are_given() {
+async fn c_101_later_replies_come_in_the_order_of_sending() {
     let (mut app, mut client) = joined().await;
     send(&mut client, "2", "ask", json!({})).await;
     send(&mut client, "3", "ask", json!({})).await;
@@ -107,7 +107,7 @@ async fn c_102_an_event_may_be_answered_more_than_once() {
 }
 
 #[tokio::test]
-async fn c_103_a_busy_channel_handles_its_events_in_order_and_delays_nobody_else() {
+async fn c_103_a_busy_channel_handles_its_events_in_order_and_delays_no_other() {
     let (app, mut client) = joined().await;
     client.join("0", "room:other").await;
     send(&mut client, "2", "wait", json!({})).await;
@@ -120,7 +120,7 @@ async fn c_103_a_busy_channel_handles_its_events_in_order_and_delays_nobody_else
 }
 
 #[tokio::test]
-async fn c_104_what_a_channel_remembers_is_its_own() {
+async fn c_104_the_state_of_a_channel_is_its_own() {
     let (_app, mut client) = joined().await;
     client.join("0", "room:other").await;
     send(&mut client, "2", "set", json!({"k": "v"})).await;
@@ -157,7 +157,7 @@ async fn c_107_a_join_ref_of_another_type_is_another_one() {
 }
 
 #[tokio::test]
-async fn c_108_events_of_the_protocol_are_a_clients_own_when_it_sends_them() {
+async fn c_108_protocol_events_sent_by_a_client_are_ordinary_events() {
     let (_app, mut client) = joined().await;
     for event in ["phx_close", "phx_error", "phx_reply"] {
         send(&mut client, "2", event, json!({})).await;

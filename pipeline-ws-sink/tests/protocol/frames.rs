@@ -1,11 +1,11 @@
-//! Frames: reading.
+//! Parsing of frames.
 
 use serde_json::json;
 
 use crate::app::{App, T, assert_closed, joined, ok, push, send, unmatched};
 
 #[tokio::test]
-async fn c_044_a_text_that_is_no_message_closes_with_1011() {
+async fn c_044_a_text_that_is_not_a_message_closes_with_1011() {
     let app = App::start().await;
     for text in [
         "not json",
@@ -32,7 +32,7 @@ async fn c_045_a_client_of_version_2_is_not_understood_in_version_1() {
 }
 
 #[tokio::test]
-async fn c_050_more_elements_and_spaces_between_them_are_passed_over() {
+async fn c_050_extra_elements_and_whitespace_are_ignored() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.send(json!(["1", "1", T, "phx_join", {}, "sixth", 7])).await;
@@ -42,7 +42,7 @@ async fn c_050_more_elements_and_spaces_between_them_are_passed_over() {
 }
 
 #[tokio::test]
-async fn c_051_references_that_are_numbers_come_back_as_numbers() {
+async fn c_051_numeric_references_are_returned_as_numbers() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.send(json!([9, 9, "room:num", "phx_join", {}])).await;
@@ -53,7 +53,7 @@ async fn c_051_references_that_are_numbers_come_back_as_numbers() {
 }
 
 #[tokio::test]
-async fn c_052_a_topic_that_is_a_number_is_unmatched_and_comes_back_as_it_came() {
+async fn c_052_a_numeric_topic_is_unmatched_and_returned_unchanged() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.send(json!([null, "11", 5, "phx_join", {}])).await;
@@ -73,7 +73,7 @@ async fn c_053_a_message_of_nulls_is_unmatched() {
 }
 
 #[tokio::test]
-async fn c_054_a_payload_of_any_kind_reaches_the_channel_as_it_is() {
+async fn c_054_a_payload_of_any_kind_reaches_the_channel_unchanged() {
     let (_app, mut client) = joined().await;
     for payload in [json!([1, 2]), json!("text"), json!(null), json!(1.5), json!({"é": {}})] {
         send(&mut client, "2", "ping", payload.clone()).await;
@@ -90,7 +90,7 @@ async fn c_055_an_event_without_a_ref_is_answered_without_one() {
 }
 
 #[tokio::test]
-async fn c_056_an_event_without_a_join_ref_is_for_the_channel_that_is_joined() {
+async fn c_056_an_event_without_a_join_ref_is_for_the_joined_channel() {
     let (_app, mut client) = joined().await;
     client.send(json!([null, "2", T, "push", {"x": 1}])).await;
     client.expect([push("1", "pushed", json!({"x": 1})), ok("2", json!({}))]).await;

@@ -27,7 +27,7 @@ async fn c_062_its_join_ref_and_its_payload_do_not_matter() {
 }
 
 #[tokio::test]
-async fn c_063_one_without_a_ref_is_answered_without_one() {
+async fn c_063_a_heartbeat_without_a_ref_is_answered_without_one() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.send(json!([null, null, "phoenix", "heartbeat", null])).await;

@@ -16,7 +16,7 @@ async fn assert_kind(client: &mut Client, topic: &str, kind: &str) {
 }
 
 #[tokio::test]
-async fn c_066_a_client_is_let_in() {
+async fn c_066_a_client_joins() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     join(&mut client, "1", T, json!({})).await;
@@ -24,7 +24,7 @@ async fn c_066_a_client_is_let_in() {
 }
 
 #[tokio::test]
-async fn c_067_a_client_is_told_what_the_channel_says_to_it() {
+async fn c_067_a_join_is_answered_with_the_channels_reply() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     for (n, response) in [json!({"a": [1]}), json!([1, "two"]), json!("text")].iter().enumerate() {
@@ -35,7 +35,7 @@ async fn c_067_a_client_is_told_what_the_channel_says_to_it() {
 }
 
 #[tokio::test]
-async fn c_068_what_is_pushed_after_the_join_comes_after_its_answer() {
+async fn c_068_pushes_after_the_join_come_after_its_reply() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     join(&mut client, "1", T, json!({"greet": true})).await;
@@ -43,7 +43,7 @@ async fn c_068_what_is_pushed_after_the_join_comes_after_its_answer() {
 }
 
 #[tokio::test]
-async fn c_069_a_client_that_is_refused_is_told_why_and_nothing_else() {
+async fn c_069_a_refused_client_receives_the_reason_and_nothing_else() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     join(&mut client, "1", T, json!({"reject": "unauthorized"})).await;
@@ -52,7 +52,7 @@ async fn c_069_a_client_that_is_refused_is_told_why_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn c_070_after_a_refusal_the_topic_is_not_joined_and_can_be() {
+async fn c_070_after_a_refusal_the_topic_can_still_be_joined() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     join(&mut client, "1", T, json!({"reject": "unauthorized"})).await;
@@ -63,7 +63,7 @@ async fn c_070_after_a_refusal_the_topic_is_not_joined_and_can_be() {
 }
 
 #[tokio::test]
-async fn c_071_a_join_that_crashes_says_so_and_harms_nothing() {
+async fn c_071_a_crashed_join_is_reported_and_affects_nothing_else() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.join("0", "room:other").await;
@@ -86,7 +86,7 @@ async fn c_072_a_topic_without_a_pattern_is_unmatched() {
 }
 
 #[tokio::test]
-async fn c_073_a_pattern_is_meant_to_the_letter() {
+async fn c_073_a_pattern_matches_literally() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     for topic in ["room", "ROOM:x"] {
@@ -96,7 +96,7 @@ async fn c_073_a_pattern_is_meant_to_the_letter() {
 }
 
 #[tokio::test]
-async fn c_074_a_wildcard_is_any_rest() {
+async fn c_074_a_wildcard_matches_any_rest() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     for topic in ["room:", "room:a:b:c", "room:*"] {
@@ -126,7 +126,7 @@ async fn c_077_a_topic_that_was_declared_first_wins() {
 }
 
 #[tokio::test]
-async fn c_078_a_channel_knows_what_its_pattern_says_besides_what_the_socket_does() {
+async fn c_078_a_channel_sees_the_config_of_its_pattern_and_the_assigns_of_its_socket() {
     let app = App::start().await;
     let mut client = app.client("joe").await;
     join(&mut client, "1", "feed", json!({})).await;
@@ -142,7 +142,7 @@ async fn c_079_a_client_may_join_with_null() {
 }
 
 #[tokio::test]
-async fn c_080_a_join_without_a_join_ref_goes_by_its_ref() {
+async fn c_080_a_join_without_a_join_ref_uses_its_ref() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     client.send(json!([null, "12", T, "phx_join", {"greet": true}])).await;
@@ -154,7 +154,7 @@ async fn c_080_a_join_without_a_join_ref_goes_by_its_ref() {
     client.expect([reply("12", "14", T, "ok", json!({})), closed]).await;
 }
 
-/// A client that may have two channels, and has them.
+/// A client at its limit of two channels.
 async fn full() -> (App, Client) {
     let app = App::with(|mount| mount.max_channels(2)).await;
     let mut client = app.client("ada").await;
@@ -164,7 +164,7 @@ async fn full() -> (App, Client) {
 }
 
 #[tokio::test]
-async fn c_081_a_client_may_have_so_many_channels_and_no_more() {
+async fn c_081_the_number_of_channels_of_a_client_is_limited() {
     let (_app, mut client) = full().await;
     join(&mut client, "3", "room:3", json!({})).await;
     let response = json!({"reason": "too many channels joined"});
@@ -174,7 +174,7 @@ async fn c_081_a_client_may_have_so_many_channels_and_no_more() {
 }
 
 #[tokio::test]
-async fn c_082_joining_again_needs_no_more_room() {
+async fn c_082_a_rejoin_does_not_count_twice() {
     let (_app, mut client) = full().await;
     join(&mut client, "3", "room:2", json!({})).await;
     let closed = json!(["2", "2", "room:2", "phx_close", {}]);
@@ -182,7 +182,7 @@ async fn c_082_joining_again_needs_no_more_room() {
 }
 
 #[tokio::test]
-async fn c_083_who_leaves_a_channel_may_join_another() {
+async fn c_083_after_leaving_a_channel_another_can_be_joined() {
     let (_app, mut client) = full().await;
     client.send(json!(["1", "3", "room:1", "phx_leave", {}])).await;
     let closed = json!(["1", "1", "room:1", "phx_close", {}]);
@@ -191,7 +191,7 @@ async fn c_083_who_leaves_a_channel_may_join_another() {
 }
 
 #[tokio::test]
-async fn c_084_a_topic_without_a_pattern_is_unmatched_even_then() {
+async fn c_084_at_the_limit_a_topic_without_a_pattern_is_unmatched() {
     let (_app, mut client) = full().await;
     join(&mut client, "3", "nowhere", json!({})).await;
     client.expect([unmatched("3", "nowhere")]).await;
@@ -210,7 +210,7 @@ async fn c_085_a_slow_join_delays_neither_heartbeats_nor_other_topics() {
 }
 
 #[tokio::test]
-async fn c_086_what_is_sent_during_a_join_is_handled_after_it() {
+async fn c_086_events_sent_during_a_join_are_handled_after_it() {
     let app = App::start().await;
     let mut client = app.client("ada").await;
     join(&mut client, "1", "slow:in", json!({})).await;

@@ -1,5 +1,5 @@
-//! The cases of section 32 of `docs/spec/channels.md` that are about messages, each in a test of its
-//! own: a file for each of its tables.
+//! The cases of section 32 of `docs/spec/channels.md` that concern messages, one test each, with a file
+//! for each of its tables.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 #![allow(clippy::needless_pass_by_value, reason = "json!(..) reads best where it stands")]
 

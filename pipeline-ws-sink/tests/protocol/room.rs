@@ -1,4 +1,4 @@
-//! A channel that does what it is told.
+//! A channel that does what its client requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,13 +24,13 @@ pub(crate) struct RoomConfig {
     pub(crate) gate: Arc<Semaphore>,
 }
 
-/// A message that the test answers, and the room that it was sent to.
+/// A message for the test to reply to, and its room.
 pub(crate) struct Asked {
     pub(crate) to: SocketRef,
     pub(crate) room: SubscriberId,
 }
 
-/// Greets who has just joined.
+/// Greets the client after its join.
 struct Greet;
 
 /// Ends the room.
@@ -81,7 +81,7 @@ impl Channel for Room {
             "later" => return Ok(Reply::status("later").with(payload)),
             "silent" => return Ok(Reply::none()),
             "list" => return Ok(Reply::ok().with(json!([1, "two", null]))),
-            // What the protocol itself sends, and no client has a reason to.
+            // Events that the protocol itself sends, and that no client needs to send.
             "phx_close" | "phx_error" | "phx_reply" => {
                 return Ok(Reply::ok().with(json!({ "event": event })));
             }
@@ -165,7 +165,7 @@ impl Channel for Room {
     }
 }
 
-/// The bytes that a client has sent, or some if it has sent none.
+/// The bytes from the client, or default ones.
 fn bytes(payload: &Payload) -> Payload {
     if payload.is_binary() { payload.clone() } else { Payload::binary(vec![7, 8, 9]) }
 }

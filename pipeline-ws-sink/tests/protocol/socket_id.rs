@@ -1,11 +1,11 @@
-//! Sockets by their id.
+//! Sockets by id.
 
 use serde_json::json;
 
 use crate::app::{T, assert_closed, joined, send, v1};
 
 #[tokio::test]
-async fn c_152_disconnect_closes_the_sockets_of_its_id_without_a_word_and_no_others() {
+async fn c_152_disconnect_closes_the_sockets_of_its_id_silently_and_no_others() {
     let (app, mut phone) = joined().await;
     let mut old = app.v1("ada").await;
     old.send(v1("phx_join", json!("1"), json!({}))).await;

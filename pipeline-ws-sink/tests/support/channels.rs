@@ -1,4 +1,4 @@
-//! The sockets and channels that the tests talk to.
+//! Sockets and channels for tests.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests too")]
 
@@ -12,7 +12,7 @@ use pipeline_ws_sink::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-/// Lets anyone in who gives a name.
+/// Accepts any client that sends a name.
 pub struct NamedSocket;
 
 impl Socket for NamedSocket {
@@ -35,7 +35,7 @@ impl Socket for NamedSocket {
     }
 }
 
-/// Does what it is told.
+/// A channel that does what its client requests.
 pub struct Room;
 
 impl Channel for Room {
@@ -104,13 +104,13 @@ impl Channel for Room {
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {
         let told = json!({ "reason": reason.to_string() });
-        // Of no use when it ends because its socket has ended.
+        // Fails harmlessly if the channel ends because its socket has ended.
         let _ = cx.push("farewell", &told);
         cx.broadcast_from("gone", told).unwrap();
     }
 }
 
-/// Lets a client in when the test lets it.
+/// Completes a join when the test allows it.
 pub struct Slow;
 
 impl Channel for Slow {
@@ -133,7 +133,7 @@ impl Channel for Slow {
         cx: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
         if event == "wait" {
-            // Never, unless the socket's value says so: it does not.
+            // Never completes unless the socket's value says so, which it does not.
             std::future::pending::<()>().await;
         }
         let _ = cx;
@@ -141,7 +141,7 @@ impl Channel for Slow {
     }
 }
 
-/// An endpoint with all of them; the semaphore lets clients into `slow:*`.
+/// An endpoint with all of them; the semaphore completes joins of `slow:*`.
 pub fn endpoint() -> (EndpointBuilder, Arc<Semaphore>) {
     endpoint_with(|mount| mount)
 }

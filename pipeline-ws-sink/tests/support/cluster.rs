@@ -1,4 +1,4 @@
-//! Nodes in one process, and the network between them.
+//! Nodes in one process, and a network between them.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
@@ -17,14 +17,14 @@ pub struct Cluster {
 #[derive(Default)]
 struct State {
     nodes: HashMap<String, LocalNode>,
-    /// The network is down.
+    /// Whether the network is down.
     down: bool,
     sent: Vec<String>,
-    /// Is looked into whenever something is sent.
+    /// A subscription that is checked on every send.
     witness: Option<Subscription>,
 }
 
-/// One node's way to the others.
+/// The adapter of one node.
 pub struct Node {
     name: String,
     cluster: Cluster,
@@ -39,17 +39,17 @@ impl Cluster {
         Endpoint::builder().adapter(self.node(name)).build().unwrap()
     }
 
-    /// Has this one looked into whenever something is sent: it must not have been told yet.
+    /// Checks on every send that this subscription has not received the broadcast yet.
     pub fn witness(&self, witness: Subscription) {
         self.state.lock().witness = Some(witness);
     }
 
-    /// Whether the network is down.
+    /// Sets whether the network is down.
     pub fn down(&self, down: bool) {
         self.state.lock().down = down;
     }
 
-    /// What was sent: from where, to where, and the event.
+    /// The sent messages: source, target, and event.
     pub fn sent(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().sent)
     }
@@ -62,7 +62,7 @@ impl Cluster {
     ) -> Result<(), AdapterError> {
         let mut state = self.state.lock();
         if let Some(witness) = &mut state.witness {
-            assert_eq!(events(witness), nothing(), "told before the other nodes");
+            assert_eq!(events(witness), nothing(), "received before the other nodes");
         }
         if state.down {
             return Err(AdapterError::new("the network is down"));

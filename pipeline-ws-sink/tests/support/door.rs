@@ -1,4 +1,4 @@
-//! A socket that lets in whom it is told to and says whom it has seen, and requests as they are sent.
+//! A socket that accepts clients on request and reports them, and raw requests.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "these are tests too")]
 
@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Tells of everyone who asks to be let in.
+/// Reports every client that calls connect.
 pub struct Doorman(mpsc::Sender<(Params, ConnectInfo)>);
 
 impl Socket for Doorman {
@@ -51,7 +51,7 @@ impl Socket for Doorman {
     }
 }
 
-/// An endpoint of doormen behind a real server.
+/// An endpoint with such sockets behind a real server.
 pub struct Door {
     seen: mpsc::Receiver<(Params, ConnectInfo)>,
     address: SocketAddr,
@@ -86,7 +86,7 @@ impl Door {
         self.address
     }
 
-    /// Sends a request, and reads the answer.
+    /// Sends a request, and reads the response.
     pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Response {
         let mut request = format!("{method} {path} HTTP/1.1\r\n");
         if !headers.iter().any(|(name, _)| *name == "host") {
@@ -98,14 +98,14 @@ impl Door {
         self.send(&format!("{request}\r\n")).await
     }
 
-    /// Sends a request as it is, and reads the answer.
+    /// Sends a request unchanged, and reads the response.
     pub async fn send(&self, request: &str) -> Response {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         timeout(PATIENCE, Response::read(&mut stream)).await.unwrap()
     }
 
-    /// Asks for a WebSocket, with version 2 of the protocol unless the path names one.
+    /// Requests a WebSocket, with version 2 of the protocol unless the path names one.
     pub async fn upgrade(&self, path: &str, headers: &[(&str, &str)]) -> Response {
         let path = match path.split_once('?') {
             Some((_, query)) if query.contains("vsn") => path.to_owned(),
@@ -124,7 +124,7 @@ impl Door {
         self.request("GET", &path, &all).await
     }
 
-    /// The one who was seen last: there is nobody else.
+    /// The client that was seen last, and expects no other.
     pub fn seen(&mut self) -> (Params, ConnectInfo) {
         let seen = self.seen.try_recv().unwrap();
         self.nobody_was_seen();
@@ -132,7 +132,7 @@ impl Door {
     }
 
     pub fn nobody_was_seen(&mut self) {
-        assert!(self.seen.try_recv().is_err(), "connect has been called");
+        assert!(self.seen.try_recv().is_err(), "connect was called");
     }
 }
 
@@ -142,7 +142,7 @@ impl Drop for Door {
     }
 }
 
-/// An answer.
+/// A response.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -177,7 +177,7 @@ impl Response {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 
-    /// Status 403, and nothing that says more.
+    /// Status 403 with an empty body.
     pub fn is_forbidden(&self) -> bool {
         self.status == 403 && self.body.is_empty()
     }

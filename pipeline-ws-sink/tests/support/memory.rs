@@ -1,4 +1,4 @@
-//! A server whose streams never leave the process, for tests on a clock of their own.
+//! A server with in-memory streams, for tests on a paused clock.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
@@ -15,7 +15,7 @@ pub struct MemoryServer {
     streams: mpsc::Sender<DuplexStream>,
 }
 
-/// Hands out streams that never leave the process.
+/// A listener of in-memory streams.
 struct Memory(mpsc::Receiver<DuplexStream>);
 
 impl MemoryServer {
@@ -28,7 +28,7 @@ impl MemoryServer {
         Self { endpoint, recorded, streams }
     }
 
-    /// A client behind a stream that holds so many bytes.
+    /// A client behind a stream with a buffer of this many bytes.
     pub async fn connect(&self, holds: usize) -> Client<DuplexStream> {
         self.connect_at("/socket", holds).await
     }
@@ -40,12 +40,12 @@ impl MemoryServer {
         Client::over(ours, &format!("ws://x{path}/websocket?vsn=2.0.0&name=ada")).await
     }
 
-    /// A stream that the server reads requests from.
+    /// A stream for raw requests.
     pub async fn stream(&self) -> DuplexStream {
         self.stream_of(1 << 16).await
     }
 
-    /// The same, which holds so many bytes each way.
+    /// The same, with a buffer of this many bytes in each direction.
     pub async fn stream_of(&self, holds: usize) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(holds);
         self.streams.send(theirs).await.unwrap();

@@ -1,4 +1,4 @@
-//! What the tests of this crate share.
+//! Shared helpers of this crate's tests.
 
 pub(crate) mod channels;
 pub(crate) mod cluster;

@@ -1,4 +1,4 @@
-//! A client that polls, request by request.
+//! A polling client, request by request.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
@@ -7,10 +7,10 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{door::Response, memory::MemoryServer};
 
-/// The type of a body with a message a line.
+/// The content type of a body with one message per line.
 pub const BATCH: (&str, &str) = ("content-type", "application/x-ndjson");
 
-/// Sends a request over a stream of its own, and reads the answer.
+/// Sends a request over a separate stream, and reads the response.
 pub async fn request(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     method: &str,
@@ -24,12 +24,12 @@ pub async fn request(
     }
     let length = body.len();
     stream.write_all(format!("{head}content-length: {length}\r\n\r\n").as_bytes()).await.unwrap();
-    // Who does not want it need not read it.
+    // The receiver may have been dropped.
     let _ = stream.write_all(body.as_bytes()).await;
     Response::read(&mut stream).await
 }
 
-/// The body of an answer that says what became of the request.
+/// The response body for a status.
 pub fn told(answer: &Response) -> Value {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/json; charset=utf-8"));
@@ -47,7 +47,7 @@ pub struct Poller<'a> {
 }
 
 impl<'a> Poller<'a> {
-    /// Asks for a session, which is new.
+    /// Requests a new session.
     pub async fn connect(server: &'a MemoryServer, query: &str) -> Self {
         let mut poller = Self { server, query: query.to_owned(), token: "null".to_owned() };
         let opened = poller.poll().await;
@@ -69,7 +69,7 @@ impl<'a> Poller<'a> {
         told(&request(self.server.stream().await, "POST", &self.path(), &[BATCH], lines).await)
     }
 
-    /// The messages that wait, which are some.
+    /// Polls for pending messages, and expects at least one.
     pub async fn messages(&self) -> Vec<Value> {
         let polled = self.poll().await;
         assert_eq!((&polled["status"], &polled["token"]), (&json!(200), &json!(self.token)));
@@ -77,7 +77,7 @@ impl<'a> Poller<'a> {
         messages.iter().map(|text| serde_json::from_str(text.as_str().unwrap()).unwrap()).collect()
     }
 
-    /// Joins a topic, and has the answer.
+    /// Joins a topic, and fetches the reply.
     pub async fn join(&self, topic: &str) {
         let join = json!(["1", "1", topic, "phx_join", {}]).to_string();
         assert_eq!(self.post(&join).await, json!({ "status": 200 }));
@@ -85,7 +85,7 @@ impl<'a> Poller<'a> {
         assert_eq!(self.messages().await, [replied]);
     }
 
-    /// What a poll is answered with when nothing came.
+    /// The response to a poll without messages.
     pub fn nothing(&self) -> Value {
         json!({ "status": 204, "token": self.token, "messages": [] })
     }

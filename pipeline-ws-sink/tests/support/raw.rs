@@ -1,4 +1,4 @@
-//! A client that sends and sees frames as they are on the wire.
+//! A client that sends and receives raw frames.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
@@ -10,7 +10,7 @@ use tokio::{
     time::timeout,
 };
 
-/// First bytes of frames, and what they are made of.
+/// First bytes of frames, and their parts.
 pub const FIN: u8 = 0x80;
 pub const COMPRESSED: u8 = 0x40;
 pub const TEXT: u8 = 1;
@@ -20,12 +20,12 @@ pub const CLOSE: u8 = 8;
 /// A client without a library.
 pub struct RawClient<S = TcpStream> {
     stream: S,
-    /// The answer to its handshake, in lower case.
+    /// The response to its handshake, in lower case.
     pub head: String,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
-    /// Connects, with these lines in the head of its request, each with its end.
+    /// Connects, with these additional header lines, each with its line break.
     pub async fn connect(mut stream: S, lines: &str) -> Self {
         let request = format!(
             "GET /socket/websocket?vsn=2.0.0&name=ada HTTP/1.1\r\nHost: x\r\n\
@@ -56,12 +56,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         self.stream.write_all(&bytes).await.unwrap();
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     pub async fn send_bytes(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    /// Waits for the end of the stream, which is the next thing that comes.
+    /// Waits for the end of the stream, and expects nothing before it.
     pub async fn ended(&mut self) -> std::io::Result<()> {
         let read = timeout(PATIENCE, self.stream.read(&mut [0])).await.unwrap()?;
         assert_eq!(read, 0);
@@ -85,12 +85,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
         Ok((first, payload))
     }
 
-    /// The connection, behind the last frame that was read.
+    /// The connection after the last frame that was read.
     pub fn into_stream(self) -> S {
         self.stream
     }
 
-    /// The code with which the server closes, which is the next that it says.
+    /// The code of the server's close, which has to be the next frame.
     pub async fn closed(&mut self) -> u16 {
         let (first, payload) = self.next().await;
         assert_eq!(first, FIN | 8, "expected a close, got {payload:?}");
@@ -98,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawClient<S> {
     }
 }
 
-/// A payload as permessage-deflate has it.
+/// A payload compressed by permessage-deflate.
 pub fn deflate(payload: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(payload.len() + 64);
     let mut compress = Compress::new(Compression::default(), false);
@@ -107,7 +107,7 @@ pub fn deflate(payload: &str) -> Vec<u8> {
     out
 }
 
-/// The other way round.
+/// The inverse of it.
 pub fn inflate(payload: &[u8]) -> String {
     let mut out = Vec::with_capacity(1 << 20);
     let payload = [payload, &[0, 0, 0xff, 0xff]].concat();

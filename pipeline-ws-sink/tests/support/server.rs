@@ -1,4 +1,4 @@
-//! A server to talk to.
+//! A server for tests.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
@@ -35,12 +35,12 @@ impl Server {
         format!("ws://{}/socket/websocket?{query}", self.address)
     }
 
-    /// Connects, with these parameters besides the version.
+    /// Connects, with these parameters in addition to the version.
     pub async fn connect(&self, params: &str) -> Client {
         self.try_connect(&format!("vsn=2.0.0&{params}")).await.unwrap()
     }
 
-    /// Connects, or says with which status it was refused.
+    /// Connects, or returns the status of the refusal.
     pub async fn try_connect(&self, query: &str) -> Result<Client, u16> {
         connect(&self.url(query)).await
     }

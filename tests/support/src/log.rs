@@ -102,7 +102,7 @@ impl Spans {
     /// Starts recording on this thread, until the guard is dropped.
     #[must_use]
     pub fn keep() -> (Self, DefaultGuard) {
-        // As for `Log`.
+        // See `Log`.
         static OTHER: OnceLock<Dispatch> = OnceLock::new();
         OTHER.get_or_init(|| Dispatch::new(Self::default()));
         let spans = Self::default();
