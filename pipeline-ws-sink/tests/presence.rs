@@ -543,7 +543,7 @@ async fn replication_messages_are_not_sent_to_clients() {
 }
 
 #[tokio::test]
-async fn invalid_options_are_refused_with_a_reason() {
+async fn invalid_calls_are_refused_with_a_reason() {
     let presence = Presence::new();
     let refused = presence.enter(T, "ada", &json!({})).unwrap_err();
     assert!(matches!(refused, PresenceError::NotAttached), "{refused}");
@@ -553,7 +553,7 @@ async fn invalid_options_are_refused_with_a_reason() {
 
     let taken = Endpoint::builder().presence(&presence).build().unwrap_err();
     assert_eq!(taken, BuildError::PresenceTaken { name: "presence".into() });
-    // Another name that was given along with it is still free.
+    // A presence that was given along with it is still free.
     let free = Presence::builder().name("free").build();
     Endpoint::builder().presence(&free).presence(&presence).build().unwrap_err();
     let endpoint = Endpoint::builder().presence(&free).build().unwrap();
