@@ -329,6 +329,25 @@ async fn what_waits_for_many_sockets_counts_once_for_the_endpoint() {
 }
 
 #[tokio::test]
+async fn what_has_been_written_counts_no_more_although_its_time_is_not_recorded_yet() {
+    let all = Arc::new(Outboxes::new(usize::MAX));
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+    let writer = Writer::Task(Box::pin(tokio::io::sink()));
+    let outbox = Arc::new(Outbox::new(writer, ROOMY, metrics.clone()).among(&all));
+    for _ in 0..5 {
+        let news = shared(outboxes::SHARE).timed(Some(Since::now()));
+        outbox.send_and_record(&news, Way::Swept);
+    }
+    assert!(all.bytes() >= 4 * outboxes::SHARE, "they wait for a turn of their task");
+    let mut unrecorded = Unrecorded::default();
+    let context = &mut Context::from_waker(Waker::noop());
+    let flushed = outbox.poll_flush(&mut outbox.state.lock(), context, &mut unrecorded);
+    assert!(flushed.is_ready());
+    assert_eq!(all.bytes(), 0);
+    unrecorded.record(&metrics);
+}
+
+#[tokio::test]
 async fn small_broadcasts_count_for_the_endpoint_by_the_memory_that_they_take() {
     const LIMIT: usize = 1 << 20;
     // A frame of 44 bytes has a buffer of 256, and no other socket has it.

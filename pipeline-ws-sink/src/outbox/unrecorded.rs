@@ -1,11 +1,20 @@
 //! What is to be recorded of what was sent, once no lock is held.
 
-use std::{cell::Cell, mem, sync::Arc, thread};
+use std::{
+    cell::Cell,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
 
+use pipeline_core::ExitReason;
 use tokio::time::Instant;
 
 use super::backlog::{Dropped, Outgoing};
-use crate::telemetry::SocketMetrics;
+use crate::{
+    since::Since,
+    telemetry::{SocketMetrics, limited, shown},
+};
 
 /// How many times a thread keeps memory for.
 const KEPT: usize = 4096;
@@ -39,16 +48,17 @@ pub(crate) struct Unrecorded {
 enum Timed {
     /// A write, from when until when.
     Write(Instant, Instant),
-    /// A frame's way, and when it was whole.
-    Frame(Arc<Outgoing>, Instant),
+    /// A frame's way, and when it was whole. Not the frame: while something keeps it, it counts for the
+    /// endpoint's outboxes.
+    Frame(Since, Instant),
 }
 
 impl Unrecorded {
     /// A frame has been written to its last byte.
-    pub(super) fn frame(&mut self, outgoing: &Arc<Outgoing>, now: Instant) {
+    pub(super) fn frame(&mut self, outgoing: &Outgoing, now: Instant) {
         self.frames += 1;
-        if outgoing.since.is_some() {
-            self.push(Timed::Frame(outgoing.clone(), now));
+        if let Some(since) = outgoing.since {
+            self.push(Timed::Frame(since, now));
         }
     }
 
@@ -80,7 +90,17 @@ impl Unrecorded {
     }
 
     /// Records it. The caller holds no lock.
-    pub(crate) fn record(mut self, metrics: &SocketMetrics) {
+    ///
+    /// A panic of the recorder is logged, and goes no further: the frames are out, and a sender that failed
+    /// here would leave out the clients that it still has to wait for.
+    pub(crate) fn record(self, metrics: &SocketMetrics) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.record_all(metrics))) {
+            let reason = ExitReason::from_panic(&*payload);
+            limited!(metrics.lines, ERROR, reason = shown(&reason), "recording metrics panicked");
+        }
+    }
+
+    fn record_all(mut self, metrics: &SocketMetrics) {
         let Dropped { oldest, newest, superseded } = mem::take(&mut self.dropped);
         let counts = [
             (&metrics.frames_out, mem::take(&mut self.frames)),
@@ -99,11 +119,7 @@ impl Unrecorded {
         for timed in self.timed.drain(..) {
             match timed {
                 Timed::Write(begun, ended) => metrics.write_time.end(Some(begun), ended),
-                Timed::Frame(outgoing, now) => {
-                    if let Some(since) = &outgoing.since {
-                        metrics.write_times.record(since, now);
-                    }
-                }
+                Timed::Frame(since, now) => metrics.write_times.record(&since, now),
             }
         }
     }

@@ -423,6 +423,7 @@ mod tests {
     use std::{collections::BTreeSet, thread};
 
     use pipeline_core::Telemetry;
+    use pipeline_test_support::Log;
     use serde_json::json;
     use tokio::net::{TcpListener, TcpStream};
 
@@ -526,6 +527,31 @@ mod tests {
             "socket.write_time",
         ];
         assert_eq!(Vec::from_iter(names), expected);
+    }
+
+    #[tokio::test]
+    async fn a_recorder_that_panics_keeps_no_event_from_those_that_are_waited_for() {
+        let (log, _guard) = Log::keep();
+        let recorder = Watching::default();
+        let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
+        let table = Arc::new(Table::new(metrics.clone(), None));
+        let topic: Arc<str> = "t".into();
+        let _listening = [WhenFull::wait(), WhenFull::DropOldest].map(|when_full| {
+            let limits = OutboxLimits { frames: 2, bytes: 1000 };
+            let outbox = Outbox::new(Writer::Fetched, limits, metrics.clone()).when_full(when_full);
+            table.subscribe(&topic, SubscriberId::new(), joined(outbox, &[]).0)
+        });
+        let news = Encoded::new(&topic, "news", json!({})).unwrap();
+        while table.dispatch_to_all_with_room(&news).is_empty() {}
+        let recorded = AtomicU64::new(0);
+        recorder.watch(move || {
+            // The first is that there is a broadcast, the second that a frame was dropped.
+            assert_eq!(recorded.fetch_add(1, Ordering::Relaxed), 0, "told to");
+            false
+        });
+        assert_eq!(table.dispatch_to_all_with_room(&news).len(), 1);
+        let lines = log.take();
+        assert!(lines.iter().any(|line| line.contains("recording metrics panicked")), "{lines:?}");
     }
 
     #[tokio::test]
