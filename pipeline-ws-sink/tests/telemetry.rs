@@ -359,6 +359,21 @@ async fn crashed_channels_do_not_fill_the_log() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn crashed_joins_hide_no_crashed_channels_in_the_log() {
+    let (log, _guard) = Log::keep();
+    let server = MemoryServer::start(endpoint_with(|mount| mount).0);
+    let mut ada = server.connect(1 << 16).await;
+    for _ in 0..OFTEN {
+        ada.send(json!(["1", "1", "room:other", "phx_join", { "crash": true }])).await;
+        assert_eq!(ada.receive().await[4]["status"], "error");
+    }
+    ada.join("1", T).await;
+    ada.send(json!(["1", "2", T, "crash", {}])).await;
+    while ada.receive().await[3] != "phx_error" {}
+    assert_eq!(lines(&log, "ERROR", "a channel crashed"), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn refused_requests_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
     let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(LongPoll::new())).0);

@@ -213,9 +213,15 @@ fn refuse(
     written: impl Fn(&Payload) -> Result<Frame, PayloadError>,
 ) -> Frame {
     let crashed = |reason: ExitReason| {
-        let (lines, channel) = (&meter.crash_lines, meter.channel);
-        let (topic, reason) = (shown(topic), shown(&reason));
-        limited!(lines, ERROR, channel, topic, reason, "a join crashed");
+        let (lines, channel) = (&meter.join_crash_lines, meter.channel);
+        limited!(
+            lines,
+            ERROR,
+            channel,
+            topic = shown(topic),
+            reason = shown(&reason),
+            "a join crashed"
+        );
         let response = json!({ "reason": "join crashed" }).into_payload();
         let response = response.expect("a literal is JSON");
         written(&response).expect("JSON can be told in every version")
@@ -366,8 +372,15 @@ impl<C: Channel> Joined<C> {
             }
             End::Stopped(reason) => {
                 let (lines, channel) = (&self.meter.crash_lines, self.meter.channel);
-                let (topic, shown) = (shown(&self.context.topic), shown(&reason));
-                limited!(lines, ERROR, channel, topic, reason = shown, "a channel crashed");
+                let topic = &self.context.topic;
+                limited!(
+                    lines,
+                    ERROR,
+                    channel,
+                    topic = shown(topic),
+                    reason = shown(&reason),
+                    "a channel crashed"
+                );
                 self.terminate(&reason).await;
                 self.tell(LastWord::Error);
             }
@@ -402,13 +415,19 @@ impl<C: Channel> Joined<C> {
         }
         let terminated =
             time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
-        let (lines, channel) = (&self.meter.crash_lines, self.meter.channel);
+        let (lines, channel) = (&self.meter.terminate_lines, self.meter.channel);
         let topic = &self.context.topic;
         match terminated {
             Ok(Ok(())) => {}
             Ok(Err(reason)) => {
-                let (topic, reason) = (shown(topic), shown(&reason));
-                limited!(lines, ERROR, channel, topic, reason, "terminate crashed");
+                limited!(
+                    lines,
+                    ERROR,
+                    channel,
+                    topic = shown(topic),
+                    reason = shown(&reason),
+                    "terminate crashed"
+                );
             }
             Err(_) => {
                 limited!(lines, ERROR, channel, topic = shown(topic), "terminate took too long");

@@ -281,8 +281,8 @@ impl Shared {
         match fetched.catch_unwind().await {
             Ok(enriched) => who.enrich(enriched),
             Err(_) => {
-                let (topic, presence) = (shown(topic), &self.name);
-                limited!(self.lines, ERROR, topic, presence, "fetch has panicked");
+                let presence = &self.name;
+                limited!(self.lines, ERROR, topic = shown(topic), presence, "fetch has panicked");
             }
         }
         who

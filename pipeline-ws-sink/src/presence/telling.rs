@@ -114,15 +114,26 @@ impl Telling {
         match Encoded::new(&diff.topic, DIFF, diff) {
             Ok(encoded) => attached.pubsub.tell_here(&encoded),
             Err(error) => {
-                let (topic, error) = (shown(&diff.topic), described(&error));
-                limited!(self.shared.lines, ERROR, topic, error, "a diff cannot be told");
+                let (lines, topic) = (&self.shared.lines, &diff.topic);
+                limited!(
+                    lines,
+                    ERROR,
+                    topic = shown(topic),
+                    error = described(&error),
+                    "a diff cannot be told"
+                );
             }
         }
         if let Some(on_diff) = &self.shared.on_diff
             && catch_unwind(AssertUnwindSafe(|| on_diff(diff))).is_err()
         {
-            let topic = shown(&diff.topic);
-            limited!(self.shared.lines, ERROR, topic, "who was to be told of a diff has panicked");
+            let (lines, topic) = (&self.shared.lines, &diff.topic);
+            limited!(
+                lines,
+                ERROR,
+                topic = shown(topic),
+                "who was to be told of a diff has panicked"
+            );
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use tracing::Level;
+use tracing::{Dispatch, Level, dispatcher, subscriber::NoSubscriber};
 
 use crate::token_bucket::{Bucket, Rate};
 
@@ -39,9 +39,12 @@ impl LineLimit {
     /// Writes a line, unless too many were written of late: then the line is counted. The line is given
     /// how many were left out since the last one, if any.
     ///
-    /// A line whose level is not enabled is neither written nor counted, and takes no other's place.
+    /// A line whose level is not enabled is neither written nor counted, and takes no other's place. Where
+    /// tracing has no subscriber it knows of no level, but may still write to the `log` crate.
     pub(crate) fn write(&self, level: Level, is_enabled: bool, line: impl FnOnce(Option<u64>)) {
-        if is_enabled && let Some(left_out) = self.admit(level) {
+        if (is_enabled || has_no_subscriber())
+            && let Some(left_out) = self.admit(level)
+        {
             line((left_out > 0).then_some(left_out));
         }
     }
@@ -63,6 +66,11 @@ impl LineLimit {
         lines.bucket.take(self.rate, now);
         Some(std::mem::take(&mut lines.left_out))
     }
+}
+
+/// Whether tracing has no subscriber here.
+fn has_no_subscriber() -> bool {
+    dispatcher::get_default(Dispatch::is::<NoSubscriber>)
 }
 
 /// Writes a line that clients can cause as often as they like to the log, as often as its limit allows:
@@ -125,5 +133,12 @@ mod tests {
         let (log, _guard) = Log::keep();
         limited!(limit, target: "elsewhere", INFO, "a note");
         assert_eq!(log.take(), ["INFO message=a note"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_subscriber_lines_are_written_for_the_log_crate_as_often_as_otherwise() {
+        let (limit, mut written) = (LineLimit::new(), 0);
+        (0..1000).for_each(|_| limit.write(Level::ERROR, false, |_| written += 1));
+        assert_eq!(written, 100);
     }
 }

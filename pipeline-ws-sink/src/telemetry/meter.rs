@@ -44,8 +44,13 @@ pub(crate) struct RouteMeter {
     topics: AtomicUsize,
     /// Lines about joins that are refused.
     pub(crate) join_lines: LineLimit,
-    /// Lines about joins and channels that crash.
+    /// Lines about joins that crash. Clients can cause them as often as they like, so they have a limit of
+    /// their own.
+    pub(crate) join_crash_lines: LineLimit,
+    /// Lines about channels that crash.
     pub(crate) crash_lines: LineLimit,
+    /// Lines about a `terminate` that crashes or takes too long.
+    pub(crate) terminate_lines: LineLimit,
     /// What of its clients' parameters is logged.
     pub(crate) filter: Arc<ParamFilter>,
 }
@@ -132,7 +137,9 @@ impl RouteMeter {
                 .into(),
             topics: AtomicUsize::new(0),
             join_lines: LineLimit::new(),
+            join_crash_lines: LineLimit::new(),
             crash_lines: LineLimit::new(),
+            terminate_lines: LineLimit::new(),
             filter: filter.clone(),
         }
     }

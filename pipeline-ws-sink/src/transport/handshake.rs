@@ -368,8 +368,14 @@ impl Handshake {
         let checked = self.check_origin(request);
         if let Err(Refused { origin, expected }) = &checked {
             let (lines, socket) = (&meter.handshake_lines, meter.socket);
-            let (origin, expected) = (shown(origin), shown(expected));
-            limited!(lines, ERROR, socket, origin, expected, "refused a page from another origin");
+            limited!(
+                lines,
+                ERROR,
+                socket,
+                origin = shown(origin),
+                expected = shown(expected),
+                "refused a page from another origin"
+            );
         }
         checked.is_ok()
     }
@@ -462,8 +468,8 @@ pub(super) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
         Some(_) => None,
     };
     if version.is_none() {
-        let (lines, socket, vsn) = (&meter.handshake_lines, meter.socket, vsn.map(shown));
-        limited!(lines, WARN, socket, vsn, "refused a version of the protocol");
+        let (lines, socket) = (&meter.handshake_lines, meter.socket);
+        limited!(lines, WARN, socket, vsn = vsn.map(shown), "refused a version of the protocol");
     }
     version
 }
