@@ -250,7 +250,8 @@ impl Endpoint {
     ///
     /// A client that [polls](Mount::longpoll) has no connection to be closed: its session ends, and its next
     /// request is told to connect again. What it has not fetched by then is dropped, and counted in
-    /// `socket.frames_dropped`.
+    /// `socket.frames_dropped`, but for what was fetched by a request that its client had given up: that is
+    /// in `socket.frames_out` already.
     ///
     /// When a fifth of the time is left, or a second if that is less, the sockets whose batch has not come
     /// are all closed at once, and a line in the log (WARN) says how many: the batches take longer than the

@@ -8,6 +8,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use futures::future::join_all;
 use pipeline_test_support::settle;
 use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, LongPoll, Mount, Payload};
 use serde_json::{Value, json};
@@ -115,6 +116,26 @@ async fn a_session_with_unfetched_messages_counts_as_aborted() {
         let dropped: Vec<_> = if fetches { vec![] } else { vec![("ended", 20)] };
         assert_eq!(server.endpoint.snapshot().dropped, dropped);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_wait_in_a_poll_get_what_is_broadcast_just_before_a_drain() {
+    let server = server();
+    let mut pollers = Vec::new();
+    for _ in 0..40 {
+        let poller = Poller::connect(&server, V2).await;
+        poller.join(T).await;
+        pollers.push(poller);
+    }
+    let draining = async {
+        sleep(WINDOW / 4).await;
+        server.endpoint.broadcast(T, "bye", json!({})).unwrap();
+        server.endpoint.drain(Duration::from_secs(5)).await
+    };
+    let waiting = join_all(pollers.iter().map(Poller::poll));
+    let (polled, report) = tokio::join!(waiting, draining);
+    let told = polled.iter().filter(|polled| polled.to_string().contains("bye")).count();
+    assert_eq!((told, report.closed, report.cut_off), (40, 40, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,14 +4,17 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     mem,
+    pin::pin,
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
+use futures::FutureExt;
 use parking_lot::Mutex;
 use pipeline_core::Deadline;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    task::coop::unconstrained,
     time::{self, Instant},
 };
 
@@ -287,14 +290,20 @@ pub(super) async fn live<S: Socket>(
     let within = window.saturating_add(window / 2);
     // What a poll has fetched whose client had gone when it was there.
     let mut kept = Vec::new();
-    let end = tokio::select! {
-        end = listen(&mut session, &mut posts, outbox, pace) => end,
-        end = deliver(&mut polls, outbox, &mut kept) => end,
-        end = outbox.write() => end,
-        () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
+    let end = {
+        let mut delivering = pin!(deliver(&mut polls, outbox, &mut kept).fuse());
+        let end = tokio::select! {
+            end = listen(&mut session, &mut posts, outbox, pace) => end,
+            end = &mut delivering => end,
+            end = outbox.write() => end,
+            () = silence(|| Deadline::after(outbox.last_active(), within)) => SocketEnd::Inactive,
+        };
+        outbox.end(end);
+        // A client that waits in a poll gets what has come just before the end.
+        let _ = unconstrained(delivering).now_or_never();
+        end
     };
     tracing::debug!(?end, "a socket ends");
-    outbox.end(end);
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds it, so what waits cannot be fetched.
     drop((place, posts, polls, fetched));
