@@ -557,6 +557,10 @@ impl<S: Socket> Mount<S> {
     /// full for so long, and has not been half empty in between: senders wait for one push after the
     /// other, and would wait for ever for a client that is always a little too slow.
     ///
+    /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not held
+    /// against clients if the deadline passes during the stop, and the stop ends more than a second after it.
+    /// Any other stop counts: it should be short beside this time.
+    ///
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # use std::time::Duration;
