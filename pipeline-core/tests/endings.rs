@@ -1262,8 +1262,12 @@ async fn a_slow_consumer_does_not_fail_for_a_failure_that_a_restart_has_mended()
         let minute = Duration::from_secs(60);
         let options = demand(10, 5).cancel(Cancel::Reconnect(Backoff::new(minute, minute)));
         let pipeline = if row {
+            // Without an option: the stages of a row wait for each other.
             let builder = Pipeline::builder("row").producer(producer);
-            builder.producer_consumer_with(relay, demand(10, 5)).consumer(slow, options).start()
+            builder
+                .producer_consumer_with(relay, demand(10, 5))
+                .consumer(slow, demand(10, 5))
+                .start()
         } else {
             let mut graph = Graph::new("graph");
             let source = graph.producer("source", producer);
