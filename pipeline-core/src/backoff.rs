@@ -1,12 +1,12 @@
-//! How long to wait before trying again. Pure: told a random number, it does not draw one.
+//! Delays between attempts. Pure: callers pass in the random number.
 
 use std::time::Duration;
 
 /// Delays between attempts that grow by a factor, up to the longest one.
 ///
-/// Those who failed together should not try again together, so each delay is cut short at random,
-/// as [`Jitter`] says. The semantics are those of "Exponential Backoff And Jitter" (Marc Brooker,
-/// AWS Architecture Blog, 2015).
+/// Clients that fail together should not retry together, so each delay is shortened at random, as
+/// [`Jitter`] says. The semantics are those of "Exponential Backoff And Jitter" (Marc Brooker, AWS
+/// Architecture Blog, 2015).
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,7 +27,7 @@ pub struct Backoff {
     jitter: Jitter,
 }
 
-/// How much of a [`Backoff`]'s delay is left to chance.
+/// The random share of a [`Backoff`]'s delay.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,46 +37,50 @@ pub struct Backoff {
 /// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
 /// assert_eq!(backoff, backoff.jitter(Jitter::Equal));
 ///
-/// // There is only one of us, and nobody to collide with.
+/// // There is only one client, so retries cannot collide.
 /// let alone = backoff.jitter(Jitter::None);
 /// # assert_ne!(alone, backoff);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Jitter {
-    /// Nothing: all wait for the whole delay.
+    /// No jitter: every delay is waited in full.
     None,
-    /// Half of it: at least half of the delay is waited for. The default.
+    /// Half of the delay is random: at least half of it is waited. The default.
     #[default]
     Equal,
-    /// All of it: anything from nothing to the whole delay. Spreads many clients best.
+    /// The whole delay is random: anything from zero to all of it. Spreads many clients best.
     Full,
 }
 
 impl Backoff {
-    /// The first delay and the longest. Each is twice the one before, with [`Jitter::Equal`].
+    /// A backoff with the first delay and the longest. Each delay is twice the one before, with
+    /// [`Jitter::Equal`].
     ///
     /// # Panics
     ///
-    /// If `first` is 0, which would stay 0 for ever, or longer than `max`.
+    /// If `first` is 0, which would stay 0 forever, or longer than `max`.
     pub fn new(first: Duration, max: Duration) -> Self {
-        assert!(!first.is_zero(), "a back-off begins with a delay longer than 0");
-        assert!(first <= max, "a back-off begins with a delay no longer than the longest");
+        assert!(!first.is_zero(), "the first delay of a back-off must be longer than 0");
+        assert!(first <= max, "the first delay of a back-off must not exceed the longest");
         Self { first, max, factor: 2.0, jitter: Jitter::Equal }
     }
 
-    /// How many times as long as the one before a delay is. Default 2.
+    /// The ratio of a delay to the one before. Default 2.
     ///
     /// # Panics
     ///
     /// If it is less than 1 or not finite.
     pub fn factor(mut self, factor: f64) -> Self {
-        assert!(factor >= 1.0 && factor.is_finite(), "a back-off's factor is finite, at least 1");
+        assert!(
+            factor >= 1.0 && factor.is_finite(),
+            "the factor of a back-off must be finite and at least 1"
+        );
         self.factor = factor;
         self
     }
 
-    /// How much is left to chance. Default [`Jitter::Equal`].
+    /// The random share of each delay. Default [`Jitter::Equal`].
     pub fn jitter(mut self, jitter: Jitter) -> Self {
         self.jitter = jitter;
         self
@@ -84,7 +88,7 @@ impl Backoff {
 }
 
 impl Backoff {
-    /// How long to wait after the `n`th failure, counted from 1. `random` is between 0 and 1.
+    /// The delay after the `n`th failure, counted from 1. `random` is between 0 and 1.
     pub(crate) fn nth_delay(self, n: u32, random: f64) -> Duration {
         let steps = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
         let next = times(self.first, self.factor.powi(steps), self.max);
@@ -92,11 +96,11 @@ impl Backoff {
     }
 }
 
-/// How far a [`Backoff`] has come.
+/// The state of a [`Backoff`] between attempts.
 #[derive(Debug)]
 pub(crate) struct BackoffState {
     backoff: Backoff,
-    /// The next delay, before chance cuts it short.
+    /// The next delay, before jitter.
     next: Duration,
 }
 
@@ -105,8 +109,8 @@ impl BackoffState {
         Self { backoff, next: backoff.first }
     }
 
-    /// How long to wait before the next attempt. `random` is between 0 and 1, and drawn anew for
-    /// each call; what is not a number counts as 1.
+    /// The delay before the next attempt. `random` is between 0 and 1 and drawn anew for each call;
+    /// NaN counts as 1.
     pub(crate) fn next_delay(&mut self, random: f64) -> Duration {
         let Backoff { max, factor, jitter, .. } = self.backoff;
         let whole = self.next;
@@ -120,13 +124,13 @@ impl BackoffState {
         sure.saturating_add(times(left, random.clamp(0.0, 1.0), left))
     }
 
-    /// An attempt has succeeded: the next delay is the first again.
+    /// Resets to the first delay, after an attempt has succeeded.
     pub(crate) fn reset(&mut self) {
         self.next = self.backoff.first;
     }
 }
 
-/// The product, or `most` if it is longer than that or cannot be told.
+/// The product, or `most` if it is longer than that or not representable.
 fn times(duration: Duration, factor: f64, most: Duration) -> Duration {
     let product = Duration::try_from_secs_f64(duration.as_secs_f64() * factor);
     product.map_or(most, |product| product.min(most))
@@ -160,27 +164,27 @@ mod tests {
     }
 
     #[test]
-    fn full_jitter_leaves_all_to_chance() {
+    fn full_jitter_randomizes_the_whole_delay() {
         let backoff = Backoff::new(ms(100), ms(1000)).jitter(Jitter::Full);
         assert_eq!(delays(backoff, &[0.0, 0.5, 1.0, 0.25]), [0, 100, 400, 200].map(ms));
     }
 
     #[test]
-    fn equal_jitter_leaves_half_to_chance_and_is_the_default() {
+    fn equal_jitter_randomizes_half_the_delay_and_is_the_default() {
         let backoff = Backoff::new(ms(100), ms(1000));
         assert_eq!(delays(backoff, &[0.0, 0.5, 1.0, 0.25]), [50, 150, 400, 500].map(ms));
         assert_eq!(backoff, backoff.jitter(Jitter::default()));
     }
 
     #[test]
-    fn chance_does_not_change_how_delays_grow() {
+    fn jitter_does_not_change_how_delays_grow() {
         let backoff = Backoff::new(ms(100), ms(1000));
         let last = |randoms: &[f64]| delays(backoff, randoms).pop().unwrap();
         assert_eq!(last(&[0.0, 0.0, 1.0]), last(&[1.0, 1.0, 1.0]));
     }
 
     #[test]
-    fn a_delay_can_be_told_by_the_number_of_failures_alone() {
+    fn a_delay_follows_from_the_number_of_failures_alone() {
         let backoff = Backoff::new(ms(100), ms(1000)).jitter(Jitter::None).factor(3.0);
         assert_eq!(
             [1, 2, 3, 4, u32::MAX].map(|n| backoff.nth_delay(n, 0.0)),
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_begins_anew() {
+    fn a_success_resets_the_delay() {
         let mut state = BackoffState::new(Backoff::new(ms(100), ms(1000)));
         assert_eq!([state.next_delay(1.0), state.next_delay(1.0)], [ms(100), ms(200)]);
         state.reset();
@@ -197,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_random_number_that_is_none_counts_as_the_nearest() {
+    fn a_random_number_out_of_range_counts_as_the_nearest() {
         let backoff = Backoff::new(ms(100), ms(100)).jitter(Jitter::Full);
         assert_eq!(delays(backoff, &[-1.0, 7.0, f64::NAN]), [0, 100, 100].map(ms));
     }
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "no longer than the longest")]
+    #[should_panic(expected = "must not exceed the longest")]
     fn a_first_delay_longer_than_the_longest_is_refused() {
         let _ = Backoff::new(ms(2), ms(1));
     }
@@ -224,8 +228,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the numbers are, even those at the end of what a duration holds: no delay is
-        /// longer than the whole one, none shorter than its jitter says, and the whole ones grow.
+        /// Any inputs, including the limits of a duration: no delay is longer than the whole one,
+        /// none is shorter than its jitter allows, and the whole ones grow.
         #[test]
         fn delays_keep_to_their_bounds(
             durations: (Duration, Duration),
@@ -246,7 +250,7 @@ mod tests {
             }
         }
 
-        /// From any number of failures: the longest delay is reached, and is the one that stays.
+        /// From any number of failures, the longest delay is reached and stays.
         #[test]
         fn delays_reach_the_longest(first in 1u64..1000, max in 1u64..100_000, factor in 1.1..9.0) {
             let backoff = Backoff::new(ms(first.min(max)), ms(max)).factor(factor);

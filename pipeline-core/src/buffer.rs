@@ -1,4 +1,4 @@
-//! Events that were emitted and that nobody can take yet. Pure.
+//! Emitted events for which there is no demand yet. Pure.
 
 use std::collections::VecDeque;
 
@@ -9,37 +9,37 @@ use crate::dispatcher::Marker;
 /// ```
 /// use pipeline_core::{BufferKeep, QueueOptions};
 ///
-/// // Of prices, only the newest matter.
+/// // Only the newest prices matter.
 /// let prices = QueueOptions::new().capacity(100).keep(BufferKeep::Last);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BufferKeep {
-    /// The ones it has: what comes in is discarded.
+    /// Keeps the events it has and discards new ones.
     First,
-    /// The newest: the oldest one makes room. GenStage's default, and ours.
+    /// Keeps the newest: the oldest one makes room. The default, as in GenStage.
     #[default]
     Last,
 }
 
-/// A bounded first-in-first-out store of events, with markers among them.
+/// A bounded FIFO buffer of events, with markers among them.
 ///
-/// A marker waits until the events before it have left, be it that they were sent or that they made
-/// room for newer ones. Markers take no room and are never discarded.
+/// A marker waits until the events before it have left: they were sent, or they made room for newer
+/// ones. Markers take no room and are never discarded.
 #[derive(Debug)]
 pub(crate) struct Buffer<E> {
     events: VecDeque<E>,
     limit: usize,
     keep: BufferKeep,
-    /// How many events have left the front so far.
+    /// The number of events that have left the front so far.
     left: u64,
-    /// Each with how many events have to leave first, in that order.
+    /// Each marker with the number of events that have to leave first, in that order.
     markers: VecDeque<(u64, Option<Marker>)>,
 }
 
-/// How many events there was no room for.
+/// The events that exceed the room of the buffer.
 pub(crate) struct Excess {
     pub(crate) discarded: usize,
-    /// How many of them are still to be dropped, the oldest first.
+    /// How many of them are still to be dropped, oldest first.
     pub(crate) oldest: usize,
 }
 
@@ -56,7 +56,7 @@ impl<E> Buffer<E> {
         self.events.is_empty()
     }
 
-    /// Whether half of it is free.
+    /// Whether half of the buffer is free.
     pub(crate) fn has_room(&self) -> bool {
         self.events.len() <= self.limit / 2
     }
@@ -81,9 +81,9 @@ impl<E> Buffer<E> {
         excess
     }
 
-    /// Makes room for events that will come in later, behind so many others. Drops those of `incoming` for
-    /// which there is none, or the oldest here; of the others and `incoming`, `oldest` are to be dropped
-    /// beside.
+    /// Makes room for events that come in later, behind `others` more. Drops events of `incoming`
+    /// that do not fit, or the oldest ones here. In addition, the caller has to drop `oldest` of
+    /// the others and `incoming`.
     pub(crate) fn make_room(&mut self, others: usize, incoming: &mut VecDeque<E>) -> Excess {
         let wanted = self.events.len() + others + incoming.len();
         let discarded = wanted.saturating_sub(self.limit);
@@ -97,19 +97,19 @@ impl<E> Buffer<E> {
         Excess { discarded, oldest: discarded - old }
     }
 
-    /// Puts a marker behind what is here.
+    /// Puts a marker behind the buffered events.
     pub(crate) fn mark(&mut self, marker: Marker) {
         self.markers.push_back((self.left + self.events.len() as u64, Some(marker)));
     }
 
-    /// Sees to it that what is here and what comes later do not go out in one message.
+    /// Ensures that buffered events and later ones are not sent in one message.
     pub(crate) fn split(&mut self) {
         if !self.events.is_empty() {
             self.markers.push_back((self.left + self.events.len() as u64, None));
         }
     }
 
-    /// Takes the next marker that no event precedes any more.
+    /// Takes the next marker that is no longer preceded by events.
     pub(crate) fn due(&mut self) -> Option<Marker> {
         while let Some(&(position, marker)) = self.markers.front() {
             if position > self.left {
@@ -123,8 +123,8 @@ impl<E> Buffer<E> {
         None
     }
 
-    /// Lets `take` have events from the front, up to the next marker and no more than `limit`. What
-    /// it leaves stays here. Returns how many it took.
+    /// Passes events from the front to `take`, up to the next marker and no more than `limit`.
+    /// Events that `take` leaves stay in the buffer. Returns how many it took.
     pub(crate) fn take(&mut self, limit: usize, take: impl FnOnce(&mut VecDeque<E>)) -> usize {
         let to_marker = self.markers.front().map_or(usize::MAX, |(position, _)| {
             usize::try_from(position - self.left).unwrap_or(usize::MAX)
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn keeping_the_first_drops_what_comes_in() {
+    fn keeping_the_first_drops_new_events() {
         let (kept, discarded) = stored(5, BufferKeep::First, &[&[1, 2, 3, 4, 5], &[6, 7, 8]]);
         assert_eq!((kept, discarded), (vec![1, 2, 3, 4, 5], vec![0, 3]));
     }
@@ -217,7 +217,7 @@ mod tests {
     }
 
     proptest! {
-        /// The bulk arithmetic is the same as taking the events one at a time.
+        /// Storing a batch is the same as storing its events one at a time.
         #[test]
         fn storing_a_batch_equals_storing_its_events_one_by_one(
             limit in 0usize..8, last: bool, batches in prop::collection::vec(prop::collection::vec(0u32..99, 0..12), 0..8)

@@ -1,4 +1,4 @@
-//! When something has to be done by, if ever.
+//! A moment by which something has to be done, or never.
 
 use std::{
     cmp::Ordering,
@@ -46,8 +46,8 @@ impl Deadline {
         self.0.is_some_and(|at| at <= now)
     }
 
-    /// How long it is from `now` until the deadline: zero once it has passed, and
-    /// [`Duration::MAX`] if it never does.
+    /// The time from `now` until the deadline: zero once it has passed, and [`Duration::MAX`] if it
+    /// never does.
     #[must_use]
     pub fn remaining(self, now: Instant) -> Duration {
         self.0.map_or(Duration::MAX, |at| at.saturating_duration_since(now))

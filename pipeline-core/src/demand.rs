@@ -4,7 +4,7 @@
 
 use crate::subscription::SubscribeOptions;
 
-/// One automatic subscription's demand as its consumer keeps it.
+/// The demand of one automatic subscription, tracked by its consumer.
 ///
 /// It starts with `max` outstanding. What arrives is handled in chunks of at most `max - min`
 /// events, and once no more than `min` are outstanding the demand is topped up to `max` again.
@@ -19,18 +19,19 @@ pub(crate) struct Window {
 #[derive(Debug)]
 pub(crate) struct Batch {
     remaining: usize,
-    /// What was outstanding when the message arrived and is not yet counted against it. It never
-    /// grows, although the window does when it asks between two chunks of the same message.
+    /// The demand that was outstanding when the message arrived and is not yet counted against it.
+    /// It never grows, although the window does when it asks between two chunks of the same
+    /// message.
     countable: usize,
 }
 
-/// A part of a message, to be handled in one go.
+/// A part of a message that is handled in one callback.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
     pub(crate) size: usize,
-    /// How many of these events nobody had asked for.
+    /// How many of these events exceed the demand.
     pub(crate) excess: usize,
-    /// How much to ask for once the chunk has been handled; 0 for nothing.
+    /// The demand to send once the chunk has been handled; 0 for none.
     pub(crate) ask: usize,
 }
 
@@ -40,13 +41,13 @@ impl Window {
         Self { max, min, outstanding: max }
     }
 
-    /// Begins a message of `events` events.
+    /// Starts a message of `events` events.
     #[inline]
     pub(crate) fn receive(&self, events: usize) -> Batch {
         Batch { remaining: events, countable: self.outstanding }
     }
 
-    /// The next chunk of a message, or `None` when it is used up.
+    /// The next chunk of a message, or `None` when the message is used up.
     #[inline]
     pub(crate) fn next_chunk(&mut self, batch: &mut Batch) -> Option<Chunk> {
         let size = batch.remaining.min(self.max - self.min);
@@ -71,11 +72,11 @@ impl Window {
 /// The slots of one subscription of a consumer supervisor: a slot is taken from the moment its
 /// event arrives until the child is done with it.
 ///
-/// Freed slots are asked for together, once `max - min` of them are free.
+/// Demand for freed slots is sent together, once `max - min` of them are free.
 #[derive(Debug)]
 pub(crate) struct Slots {
     worth_asking: usize,
-    /// How many may stay taken without keeping the others from being asked for.
+    /// How many slots may stay taken without delaying demand for the others.
     spare: usize,
     freed: usize,
 }
@@ -86,7 +87,7 @@ impl Slots {
         Self { worth_asking: options.max() - spare, spare, freed: 0 }
     }
 
-    /// How many may stay taken without keeping the others from being asked for.
+    /// How many slots may stay taken without delaying demand for the others.
     pub(crate) fn spare(&self) -> usize {
         self.spare
     }
@@ -96,7 +97,7 @@ impl Slots {
         self.freed += 1;
     }
 
-    /// How much to ask for now; 0 for nothing yet.
+    /// The demand to send now; 0 for none yet.
     pub(crate) fn ask(&mut self) -> usize {
         if self.freed < self.worth_asking { 0 } else { std::mem::take(&mut self.freed) }
     }
@@ -127,7 +128,7 @@ mod tests {
         (handled, asks)
     }
 
-    /// Feeds a window by a producer that at once sends all it is asked, `total` events in all.
+    /// Feeds a window from a producer that answers all demand at once, `total` events in all.
     fn run_greedy(max: usize, min: usize, total: usize) -> (Vec<usize>, Vec<usize>) {
         let mut window = window(max, min);
         let (mut handled, mut asks) = (vec![], vec![max]);
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn events_nobody_asked_for_are_handled_and_reported_but_not_counted() {
+    fn events_beyond_the_demand_are_handled_and_reported_but_not_counted() {
         let mut window = window(3, 1);
         let mut batch = window.receive(5);
         let chunks: Vec<Chunk> = std::iter::from_fn(|| window.next_chunk(&mut batch)).collect();
@@ -208,9 +209,9 @@ mod tests {
     }
 
     proptest! {
-        /// Asked = received + outstanding, as long as the producer keeps to the demand.
+        /// Asked = received + outstanding, if the producer keeps to the demand.
         #[test]
-        fn what_was_asked_is_received_or_outstanding(
+        fn demand_is_received_or_outstanding(
             max in 1usize..200, min in 0usize..200, sizes in prop::collection::vec(1usize..50, 0..60)
         ) {
             let min = min % max;

@@ -1,20 +1,20 @@
-//! When a log tells that events are discarded. Pure.
+//! Decides when discarded events are logged. Pure.
 
-/// Whether something that is full discards what comes: the log tells when that begins and when it is
-/// over, and no line for each event.
+/// Tracks whether a full buffer is discarding events, so that the log has one line when it begins
+/// and one when it ends, not one per event.
 ///
-/// It is over when a good part of the room is free and nothing was discarded for a while. Room alone is
-/// not enough, because a queue that is overloaded has room for a moment after every take.
+/// It ends when a good part of the room is free and nothing was discarded for a while. Room alone
+/// is not enough, because an overloaded queue has room for a moment after every take.
 #[derive(Debug, Default)]
 pub(crate) struct Discarding {
-    /// How many were discarded since it began; 0 while nothing is.
+    /// The number of events discarded since it began; 0 while nothing is discarded.
     count: usize,
-    /// Whether any were since [`over`](Self::over) was last asked.
+    /// Whether any were discarded since [`over`](Self::over) was last called.
     lately: bool,
 }
 
 impl Discarding {
-    /// Counts what is discarded, at least one. Whether it begins with this.
+    /// Counts discarded events, at least one. Returns whether discarding begins with them.
     pub(crate) fn add(&mut self, count: usize) -> bool {
         let begins = self.count == 0;
         self.count = self.count.saturating_add(count);
@@ -22,27 +22,28 @@ impl Discarding {
         begins
     }
 
-    /// Asked when something has left. If that ends the discarding, how many were discarded, else 0.
+    /// Called when something has left. Returns how many events were discarded if that ends it, else
+    /// 0.
     pub(crate) fn over(&mut self, has_room: bool) -> usize {
         let quiet = !std::mem::take(&mut self.lately);
         if has_room && quiet { self.end() } else { 0 }
     }
 
-    /// Nothing will be discarded any more. How many were.
+    /// Ends the discarding for good. Returns how many events were discarded.
     pub(crate) fn end(&mut self) -> usize {
         std::mem::take(&mut self.count)
     }
 }
 
-/// Says of things that happen again and again which ones to log: the first, the second, the fourth, the
-/// eighth and so on.
+/// Selects which of many repeated events are logged: the first, the second, the fourth, the eighth
+/// and so on.
 #[derive(Debug, Default)]
 pub(crate) struct Seldom {
     count: usize,
 }
 
 impl Seldom {
-    /// Counts what has happened. How often it has, if that is to be logged now.
+    /// Counts occurrences. Returns the total if it is to be logged now.
     pub(crate) fn log(&mut self, count: usize) -> Option<usize> {
         let before = self.count;
         self.count = before.saturating_add(count);
@@ -57,20 +58,20 @@ mod tests {
     #[test]
     fn discarding_begins_once_and_is_over_when_there_is_room_and_nothing_more_was_discarded() {
         let mut discarding = Discarding::default();
-        assert_eq!(discarding.over(true), 0, "it has not begun");
+        assert_eq!(discarding.over(true), 0, "not begun");
         assert_eq!([discarding.add(1), discarding.add(2)], [true, false]);
-        assert_eq!(discarding.over(true), 0, "it was a moment ago");
+        assert_eq!(discarding.over(true), 0, "discarded a moment ago");
         assert!(!discarding.add(1));
         assert_eq!(discarding.over(true), 0);
-        assert_eq!(discarding.over(false), 0, "there is no room");
+        assert_eq!(discarding.over(false), 0, "no room");
         assert_eq!(discarding.over(true), 4);
-        assert_eq!(discarding.over(true), 0, "it is told once");
+        assert_eq!(discarding.over(true), 0, "reported once");
         assert!(discarding.add(1));
         assert_eq!(discarding.end(), 1);
     }
 
     #[test]
-    fn of_what_happens_often_few_are_logged() {
+    fn repeated_events_are_logged_rarely() {
         let mut seldom = Seldom::default();
         let logged: Vec<usize> = (0..1000).filter_map(|_| seldom.log(1)).collect();
         assert_eq!(logged, [1, 2, 4, 8, 16, 32, 64, 128, 256, 512]);

@@ -1,4 +1,4 @@
-//! What can go wrong when a pipeline is put together.
+//! Errors of starting a pipeline.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::{exit::ExitReason, subscription::SubscribeError};
 /// assert!(matches!(error, StartError::NameTaken { .. }));
 /// assert_eq!(
 ///     error.to_string(),
-///     "there are two stages called numbers, expected different names"
+///     "two stages are named numbers, expected unique names"
 /// );
 /// # }
 /// ```
@@ -29,19 +29,19 @@ use crate::{exit::ExitReason, subscription::SubscribeError};
 #[non_exhaustive]
 pub enum StartError {
     /// `start` was called outside a tokio runtime.
-    #[error("a pipeline has to be started within a tokio runtime")]
+    #[error("a pipeline must be started within a tokio runtime")]
     NoRuntime,
-    /// A stage's subscription has options that cannot work.
+    /// A stage's subscription has invalid options.
     #[error("{stage} cannot subscribe")]
     Subscribe {
         /// The consumer's name.
         stage: Arc<str>,
-        /// What is wrong with the options.
+        /// The invalid option.
         #[source]
         source: SubscribeError,
     },
-    /// A stage is to subscribe to one that does not run.
-    #[error("{stage} cannot subscribe: {producer} does not run")]
+    /// A stage subscribes to a producer that is not running.
+    #[error("{stage} cannot subscribe: {producer} is not running")]
     NoProcess {
         /// The consumer's name.
         stage: Arc<str>,
@@ -49,17 +49,17 @@ pub enum StartError {
         producer: Arc<str>,
     },
     /// Two stages have the same name.
-    #[error("there are two stages called {stage}, expected different names")]
+    #[error("two stages are named {stage}, expected unique names")]
     NameTaken {
         /// The name.
         stage: Arc<str>,
     },
     /// A stage's `init` failed.
-    #[error("{stage} did not start: {reason}")]
+    #[error("{stage} failed to start: {reason}")]
     Init {
         /// The stage's name.
         stage: Arc<str>,
-        /// What `init` returned, or panicked with.
+        /// The error that `init` returned, or its panic.
         reason: ExitReason,
     },
 }

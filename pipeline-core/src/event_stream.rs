@@ -1,4 +1,4 @@
-//! What stages emit, as a stream.
+//! The events of stages as a `Stream`.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,16 +24,17 @@ use crate::{
     },
 };
 
-/// The events of one or more stages, for ordinary code to take.
+/// A `Stream` of the events of one or more stages.
 ///
-/// It asks for the next chunk of events when the one before has been taken, so a stream that nobody
-/// polls holds up its producers like any slow consumer. Producers that accumulate demand are set to
-/// forward it.
+/// It asks for the next chunk of events when the previous one has been taken, so a stream that is
+/// not polled blocks its producers like any slow consumer. Producers that accumulate demand are set
+/// to forward it.
 ///
-/// When a producer of a [`Cancel::Permanent`] subscription ends, the stream fails with its reason,
-/// even a normal one, and ends. With other modes it goes on, and ends when no producer is left.
+/// When a producer of a [`Cancel::Permanent`] subscription ends, the stream yields its reason as an
+/// error, even a normal one, and ends. With other modes it continues, and ends when no producer is
+/// left.
 ///
-/// Dropping the stream cancels its subscriptions; events that were on their way are lost.
+/// Dropping the stream cancels its subscriptions; events in transit are lost.
 ///
 /// The semantics are those of GenStage's `stream`.
 ///
@@ -59,9 +60,9 @@ pub struct EventStream<E: Send + 'static> {
     sender: mpsc::UnboundedSender<ToConsumer<E>>,
     mailbox: mpsc::UnboundedReceiver<ToConsumer<E>>,
     upstreams: HashMap<SubscriptionId, Upstream>,
-    /// A chunk that is being taken.
+    /// The chunk that is being yielded.
     chunk: VecDeque<E>,
-    /// The rest of its message, and what to ask for once it is taken.
+    /// The rest of its message, and the demand to send once the chunk is taken.
     open: Option<Open<E>>,
     ended: bool,
 }
@@ -89,11 +90,11 @@ impl<E: Send + 'static> EventPort<E> for Port<E> {
 }
 
 impl<E: Send + 'static> EventStream<E> {
-    /// A stream of no producer yet.
+    /// A stream without producers.
     #[expect(clippy::disallowed_methods, reason = "bounded by demand")]
     pub fn new() -> Self {
-        // Demand bounds it: no more events are on their way than were asked for, and beside them each
-        // subscription sends its end.
+        // Demand bounds it: no more events are in transit than were asked for, and each
+        // subscription also sends its end.
         let (sender, mailbox) = mpsc::unbounded_channel();
         Self {
             stage: StageId::new(next_id()),
@@ -106,13 +107,13 @@ impl<E: Send + 'static> EventStream<E> {
         }
     }
 
-    /// Takes the events of this stage too. If it does not run, the stream fails with
+    /// Also takes the events of this stage. If the stage is not running, the stream fails with
     /// [`ExitReason::NoProcess`], unless the subscription is [`Cancel::Temporary`].
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`] for options that cannot work. [`Cancel::Reconnect`] is one of them: a stream does
-    /// nothing while it is not polled, and so cannot subscribe again when the time has come.
+    /// [`SubscribeError`] for invalid options. [`Cancel::Reconnect`] is one of them: a stream does
+    /// nothing while it is not polled, so it cannot subscribe again when the delay has passed.
     ///
     /// ```
     /// use futures::TryStreamExt;
@@ -158,7 +159,7 @@ impl<E: Send + 'static> EventStream<E> {
         let Occupant::Running(port) = producer.occupant() else {
             if !matches!(options.mode(), Cancel::Temporary) {
                 let reason = ExitReason::NoProcess;
-                // Read in its turn, like any other end.
+                // Read in order, like any other end.
                 let _ = self.sender.send(ToConsumer::Down { from: id, reason });
             }
             return Ok(());
@@ -194,7 +195,7 @@ impl<E: Send + 'static> EventStream<E> {
         }
     }
 
-    /// Opens the next chunk of the current message, asking for what the last one made room for.
+    /// Opens the next chunk of the current message, and sends the demand that the last one freed.
     fn next_chunk(&mut self) -> bool {
         let Some(open) = &mut self.open else { return false };
         let Some(upstream) = self.upstreams.get_mut(&open.from) else {
@@ -251,14 +252,14 @@ impl<E: Send + 'static> EventStream<E> {
                 self.open = Some(Open { from, rest: events.into_iter(), batch, ask: 0 });
                 None
             }
-            // What it asked for after the end of a subscription.
+            // The demand that it sent after the end of a subscription.
             ToConsumer::Cancel { from, .. } if !self.upstreams.contains_key(&from) => None,
             ToConsumer::Cancel { from, reason } | ToConsumer::Down { from, reason } => {
                 let mode =
                     self.upstreams.remove(&from).map_or(Cancel::Permanent, |up| up.options.mode());
                 (!mode.survives(&reason)).then_some(reason)
             }
-            // Whoever does not poll the stream has paused it.
+            // Users pause a stream by not polling it.
             ToConsumer::Pause { .. } => None,
         }
     }
@@ -268,7 +269,8 @@ impl<E: Send + 'static> Stream for EventStream<E> {
     type Item = Result<E, ExitReason>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        // Each event counts against tokio's budget: a whole message is here at once.
+        // Each event counts against tokio's cooperative budget: a whole message is available at
+        // once.
         let coop = ready!(coop::poll_proceed(cx));
         let next = self.next_event(cx);
         if next.is_ready() {
@@ -321,7 +323,7 @@ mod tests {
         testkit::{scripted, settle},
     };
 
-    /// Takes nobody.
+    /// A port that takes no producer.
     struct Closed;
 
     impl Dispatcher<u64> for Closed {
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_goes_on_without_a_producer_that_takes_it_only_once() {
+    async fn a_stream_continues_when_a_producer_refuses_a_second_subscription() {
         let ((closed, _), (open, script)) = (scripted(), scripted());
         let mut graph = Graph::new("test");
         let closed = graph.producer_with(Stage::new(closed).named("closed").dispatcher(|| Closed));

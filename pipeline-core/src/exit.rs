@@ -1,16 +1,16 @@
-//! Why a stage, or a worker under one, ended.
+//! Why a stage or a worker ended.
 
 use std::{any::Any, error::Error, fmt, sync::Arc};
 
 use crate::stage::TooManyRestarts;
 
-/// Why a stage or a worker ended: a closed list, so that supervision can decide on it.
+/// The reason why a stage or a worker ended: a closed list, so that supervisors can match on it.
 ///
-/// Callbacks end their stage by returning one as the error of their `Result`. Any error converts
-/// with `?`, which is why this type does not implement [`Error`] itself; its cause is in
+/// Callbacks end their stage by returning one as the error of their `Result`. `?` converts any
+/// error into it, which is why this type does not implement [`Error`] itself; its cause is in
 /// [`source`](Self::source).
 ///
-/// It converts with `?` too, into a boxed error.
+/// `?` also converts it into a boxed error.
 ///
 /// `Normal`, `Shutdown` and `ShutdownWith` are *graceful*: a transient child is not restarted after
 /// one. The reasons and what counts as graceful are GenStage's.
@@ -25,7 +25,7 @@ use crate::stage::TooManyRestarts;
 /// assert!(!reason.is_graceful());
 /// assert_eq!(reason.to_string(), "failed: invalid digit found in string");
 ///
-/// // In a program, among other errors.
+/// // In a program with other errors.
 /// fn double(text: &str) -> Result<u64, Box<dyn std::error::Error>> {
 ///     Ok(2 * parse(text)?)
 /// }
@@ -35,24 +35,24 @@ use crate::stage::TooManyRestarts;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ExitReason {
-    /// It had nothing left to do.
+    /// Nothing was left to do.
     Normal,
-    /// It was told to stop, or stopped for the good of the whole.
+    /// The stage or worker was asked to stop, or stopped because of the rest of the pipeline.
     Shutdown,
-    /// The same, with a detail.
+    /// Like `Shutdown`, with a detail.
     ShutdownWith(Arc<str>),
-    /// It was ended from outside without being asked.
+    /// The stage or worker was killed from outside.
     Killed,
-    /// The stage it needed does not exist, or no longer does.
+    /// A stage that it needed does not exist, or no longer exists.
     NoProcess,
-    /// It panicked; this is the panic's message.
+    /// A panic, with its message.
     Panicked(Arc<str>),
-    /// It failed with an error.
+    /// A failure, with its error.
     Failed(Arc<dyn Error + Send + Sync>),
 }
 
 impl ExitReason {
-    /// A failure told in words only.
+    /// A failure with a message only.
     ///
     /// ```
     /// # use pipeline_core::ExitReason;
@@ -63,7 +63,7 @@ impl ExitReason {
         Self::Failed(Arc::from(message.into()))
     }
 
-    /// Whether this is an ending in good order.
+    /// Whether this is a graceful end.
     ///
     /// ```
     /// # use pipeline_core::ExitReason;
@@ -75,8 +75,8 @@ impl ExitReason {
         matches!(self, Self::Normal | Self::Shutdown | Self::ShutdownWith(_))
     }
 
-    /// What the stages are told that are connected to one that ends for this reason. A supervisor that
-    /// gives up has failed, and is said to have shut down, as in GenStage.
+    /// The reason that the connected stages receive when a stage ends for this one. A supervisor
+    /// that gives up has failed, but its peers see a shutdown, as in GenStage.
     pub(crate) fn for_peers(&self) -> Self {
         match self {
             Self::Failed(error) if error.is::<TooManyRestarts>() => Self::Shutdown,
@@ -100,7 +100,7 @@ impl ExitReason {
         }
     }
 
-    /// The reason that a panic's payload stands for, as `catch_unwind` and a joined task give it.
+    /// The reason for a panic's payload, as `catch_unwind` and a joined task return it.
     ///
     /// ```
     /// # use pipeline_core::ExitReason;
@@ -142,21 +142,21 @@ where
     }
 }
 
-/// `?` hands a reason on in a program whose errors are boxed.
+/// `?` converts a reason in a program with boxed errors.
 impl From<ExitReason> for Box<dyn Error + Send + Sync> {
     fn from(reason: ExitReason) -> Self {
         Box::new(Boxed(reason))
     }
 }
 
-/// The same for a box that stays in its thread.
+/// The same for a box that is not `Send`.
 impl From<ExitReason> for Box<dyn Error> {
     fn from(reason: ExitReason) -> Self {
         Box::new(Boxed(reason))
     }
 }
 
-/// A reason as an error, which it cannot be itself.
+/// A reason as an [`Error`], which [`ExitReason`] itself cannot be.
 #[derive(Debug)]
 struct Boxed(ExitReason);
 

@@ -1,4 +1,4 @@
-//! Putting stages together in any shape.
+//! Building pipelines of any shape.
 
 use std::{collections::HashSet, convert::Infallible, fmt, sync::Arc, time::Duration};
 
@@ -17,14 +17,15 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// Stages, and who subscribes to whom: a pipeline of any shape, before it runs.
+/// A pipeline of any shape before it runs: its stages and their subscriptions.
 ///
-/// Adding a stage gives its handle, which names it from now on, before the start and after. For a
-/// pipeline without branches, [`Pipeline::builder`] is shorter, and checks more.
+/// Adding a stage returns its handle, which names it before the start and after. For a pipeline
+/// without branches, [`Pipeline::builder`] is shorter, and checks more at compile time.
 ///
-/// Stages of a graph are independent: when one ends, the others learn of it by their subscriptions,
-/// and go on or end as their [`Cancel`](crate::Cancel) modes say. The pipeline ends when all stages
-/// have. When a stage fails for good, the [`snapshot`](Pipeline::snapshot) says so at once.
+/// The stages of a graph are independent: when one ends, the others are notified through their
+/// subscriptions, and continue or end as their [`Cancel`](crate::Cancel) modes say. The pipeline
+/// ends when all stages have ended. When a stage fails for good, the
+/// [`snapshot`](Pipeline::snapshot) shows it at once.
 ///
 /// ```
 /// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
@@ -46,7 +47,7 @@ use crate::{
 #[must_use = "a graph does nothing until it is started"]
 pub struct Graph {
     name: Arc<str>,
-    /// Which pipeline it is, of all of the program.
+    /// The id of the pipeline within the program.
     id: u64,
     telemetry: Telemetry,
     stop_within: Duration,
@@ -54,7 +55,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// No stages yet. The name labels the pipeline's metrics, so it should be one of few.
+    /// A graph without stages. The name is used as a metric label; keep its cardinality low.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self {
             name: name.into(),
@@ -65,20 +66,20 @@ impl Graph {
         }
     }
 
-    /// How long the stages have to come to an end when the pipeline stops because one has failed.
-    /// Default 5 seconds, as in OTP. The time that a supervisor gives its workers
-    /// ([`ConsumerSupervisor::shutdown`]) comes on top.
+    /// How long the stages may take to stop when the pipeline stops because one has failed. Default
+    /// 5 seconds, as in OTP. The time that a supervisor gives its workers
+    /// ([`ConsumerSupervisor::shutdown`]) is added.
     ///
-    /// A stage that is in a callback then is ended in it, within another second, and the report says
-    /// so. A stage that has failed has as long for its own `terminate`, whether the others go on or not,
-    /// and a stage that finishes waits as long for producers that are in a callback: what they emit for it
-    /// after that is counted as held.
-    /// With [`Duration::MAX`] there is no limit.
+    /// A stage that is in a callback at the deadline is aborted within another second, and the
+    /// report says so. The same limit applies to the `terminate` of a failed stage, whether the
+    /// others continue or not, and to a finishing stage that waits for producers that are in a
+    /// callback: events that they emit for it after that are counted as held. With
+    /// [`Duration::MAX`] there is no limit.
     pub fn stop_within(&mut self, deadline: Duration) {
         self.stop_within = deadline;
     }
 
-    /// Where the stages record their metrics. Default [`Telemetry::global`].
+    /// The recorder of the stages' metrics. Default [`Telemetry::global`].
     pub fn telemetry(&mut self, telemetry: Telemetry) {
         self.telemetry = telemetry;
     }
@@ -160,12 +161,12 @@ impl Graph {
         self.add(supervisor.map(AsSupervisor))
     }
 
-    /// Lets a stage subscribe to a producer of what it receives, whenever the stage starts.
+    /// Subscribes a stage to a producer of its event type, whenever the stage starts.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](Self::start), and so is a producer of
-    /// another pipeline that does not run, unless the subscription does not need it.
+    /// Invalid options are an error of [`start`](Self::start), and so is a producer of another
+    /// pipeline that is not running, unless the subscription does not need it.
     pub fn subscribe<S, In, Out, P, PIn>(
         &mut self,
         consumer: &StageHandle<S, In, Out>,
@@ -183,14 +184,14 @@ impl Graph {
     ///
     /// # Errors
     ///
-    /// [`StartError`] if there is no tokio runtime, if a name is taken twice, if a subscription
-    /// cannot work, or if the `init` of a stage fails. Then nothing runs.
+    /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
+    /// subscription is invalid, or if the `init` of a stage fails. Then no stage runs.
     pub fn start(self) -> Result<Pipeline, StartError> {
         self.start_with(false)
     }
 
-    /// Starts all stages. If they belong `together`, the end of one is the end of all, unless it is
-    /// a source that comes to its end.
+    /// Starts all stages. With `together`, the end of one stage stops all, unless it is a source
+    /// that has come to its end.
     pub(crate) fn start_with(mut self, together: bool) -> Result<Pipeline, StartError> {
         Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let mut names = HashSet::new();
@@ -236,7 +237,7 @@ impl Graph {
         StageHandle { slot }
     }
 
-    /// A name that no stage has yet.
+    /// An unused stage name.
     fn free_name(&self, kind: &str) -> Arc<str> {
         let taken = |name: &str| self.stages.iter().any(|stage| &**stage.name() == name);
         let numbered = (2..).map(|n| format!("{kind}_{n}"));

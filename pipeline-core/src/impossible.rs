@@ -1,5 +1,5 @@
-//! Cases of docs/spec/stages.md that a program cannot even express: what does not compile, each with
-//! the case's number. What differs in one word compiles, and stands beside it.
+//! Cases of docs/spec/stages.md that a program cannot express: code that does not compile, each
+//! with the case's number, next to code that differs in one word and compiles.
 
 /// S-023: `NotAConsumer`. A producer receives nothing, so there is nothing it could subscribe to.
 ///
@@ -27,7 +27,7 @@
 /// # }
 /// ```
 ///
-/// A consumer is nothing that anybody could subscribe to, a producer included.
+/// Neither a producer nor any other stage can subscribe to a consumer.
 ///
 /// ```compile_fail,E0308
 /// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
@@ -41,8 +41,8 @@
 /// ```
 fn s_023_a_producer_cannot_subscribe() {}
 
-/// S-060: a consumer that emits. None of its callbacks about events is given an emitter, and the
-/// emitter of its messages takes events of a type that has no values.
+/// S-060: a consumer that emits. Its event callbacks have no emitter, and the emitter of its
+/// messages takes events of a type without values.
 ///
 /// ```compile_fail,E0308
 /// # use std::convert::Infallible;
@@ -90,8 +90,8 @@ fn s_023_a_producer_cannot_subscribe() {}
 /// ```
 fn s_060_a_consumer_cannot_emit() {}
 
-/// S-151: children that are always restarted. A child that has finished its event would be started
-/// with it again for ever.
+/// S-151: children that are always restarted. A child that has finished its event would be
+/// restarted with it forever.
 ///
 /// ```compile_fail,E0599
 /// # use pipeline_core::{ConsumerSupervisor, Restart};

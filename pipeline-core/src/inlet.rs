@@ -1,4 +1,4 @@
-//! The receiving half of a stage: what it is subscribed to, and what has arrived and waits. Pure.
+//! The receiving half of a stage: its subscriptions, and its queue of received inputs. Pure.
 
 use std::collections::VecDeque;
 
@@ -8,7 +8,7 @@ use crate::{
     subscription::{Cancellation, Subscription, SubscriptionId},
 };
 
-/// What has arrived at a stage and is handled in order.
+/// An input of a stage, handled in order.
 #[derive(Debug)]
 pub(crate) enum Input<E> {
     Events {
@@ -20,12 +20,12 @@ pub(crate) enum Input<E> {
         from: SubscriptionId,
         how: Cancellation,
     },
-    /// A marker, behind everything that came before it.
+    /// A marker, behind all earlier inputs.
     Info(Marker),
 }
 
 impl<E> Input<E> {
-    /// How many events it is.
+    /// The number of events.
     fn events(&self) -> usize {
         match self {
             Self::Events { events, .. } => events.len(),
@@ -34,7 +34,7 @@ impl<E> Input<E> {
     }
 }
 
-/// Where events arrive at a stage. `T` is what the stage keeps beside each subscription.
+/// The queue of a stage's inputs. `T` is the stage's own data for each subscription.
 #[derive(Debug)]
 pub(crate) struct Inlet<E, T> {
     upstreams: Vec<Upstream<T>>,
@@ -47,7 +47,7 @@ pub(crate) struct Inlet<E, T> {
 #[derive(Debug)]
 pub(crate) struct Upstream<T> {
     pub(crate) subscription: Subscription,
-    /// None while the consumer itself asks for events.
+    /// None while the consumer asks for events manually.
     pub(crate) window: Option<Window>,
     pub(crate) paused: bool,
     pub(crate) extra: T,
@@ -87,9 +87,9 @@ impl<E, T> Inlet<E, T> {
         self.queue.push_back(input);
     }
 
-    /// Takes the next input. Events only if they `may` be handled now, and nothing that waits for a
-    /// subscription that is paused; what comes behind such events on other subscriptions may
-    /// overtake them, but not a marker.
+    /// Takes the next input. Events only if they `may` be handled now and their subscription is not
+    /// paused; inputs behind such events on other subscriptions may overtake them, but not a
+    /// marker.
     pub(crate) fn next(&mut self, may: bool) -> Option<Input<E>> {
         let mut place = 0;
         while let Some(input) = self.queue.get(place) {
@@ -129,7 +129,7 @@ impl<E, T> Inlet<E, T> {
         self.queue.is_empty()
     }
 
-    /// Events that have arrived and wait.
+    /// The number of received events in the queue.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_held_is_what_is_queued() {
+    fn held_counts_the_queued_events() {
         let mut inlet = Inlet::<u32, ()>::new();
         let from = SubscriptionId::new(1);
         inlet.queue(Input::Events { from, events: vec![1, 2] });

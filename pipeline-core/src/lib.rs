@@ -4,8 +4,8 @@
 //! consumer says how many events it will take, and the producer never sends more. That one rule
 //! makes the whole pipeline as fast as its slowest part and no faster, with bounded memory.
 //!
-//! The semantics are those of Elixir's GenStage, and so are the names. The [`guide`] builds a pipeline
-//! from nothing.
+//! The semantics and the names are those of Elixir's GenStage. The [`guide`] builds a pipeline step
+//! by step.
 //!
 //! ```
 //! use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
@@ -28,7 +28,7 @@
 //! queue.push("Ada".to_owned()).await?;
 //! queue.push("Joe".to_owned()).await?;
 //!
-//! // Nothing more comes: what was pushed is handled, then the pipeline ends.
+//! // Close the queue: the pipeline handles all pushed items and ends.
 //! queue.close();
 //! let report = pipeline.ended().await;
 //! assert_eq!(report.left_undone(), 0);
@@ -37,7 +37,7 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
-// Moments and durations: see clippy.toml.
+// Arithmetic on instants and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod adaptive;
@@ -59,7 +59,7 @@ mod outlet;
 mod pipeline;
 mod rate_limit;
 mod running;
-// For the other crates of this workspace, as `Deadline` is.
+// Public for the other crates of this workspace, like `Deadline`.
 #[doc(hidden)]
 pub mod shown;
 mod snapshot;
@@ -81,10 +81,10 @@ mod wiring;
 #[doc = include_str!("docs/guide.md")]
 pub mod guide {}
 
-// For the other crates of this workspace.
+// Public for the other crates of this workspace.
 #[doc(hidden)]
 pub use self::deadline::Deadline;
-// Of a hidden callback, through which the library's own consumers count better.
+// The type of a hidden callback that gives the library's own consumers an exact count.
 #[doc(hidden)]
 pub use self::stage::InHand;
 pub use self::{

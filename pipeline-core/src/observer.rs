@@ -1,4 +1,4 @@
-//! A look at a pipeline by those who do not own it.
+//! Read-only access to a pipeline.
 
 use std::sync::{
     Arc,
@@ -12,7 +12,7 @@ use crate::{
     stage::{Observed, Phase},
 };
 
-/// Sees what a pipeline does, from anywhere in the program and also after its end. Cheap to clone.
+/// A read-only observer of a pipeline, which also works after its end. Cheap to clone.
 ///
 /// It keeps neither the pipeline nor its stages alive.
 ///
@@ -64,7 +64,7 @@ impl PipelineObserver {
         &self.0.name
     }
 
-    /// What the stages are doing now, without stopping them. After the end, what they have done.
+    /// The current state of the stages, without stopping them. After the end, their final state.
     #[must_use]
     pub fn snapshot(&self) -> PipelineSnapshot {
         PipelineSnapshot {

@@ -1,4 +1,4 @@
-//! The sending half of a stage: its dispatcher, its buffer, and the ledger between demand and
+//! The sending half of a stage: its dispatcher, its buffer, and the accounting between demand and
 //! events. Pure.
 
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use crate::{
     subscription::SubscriptionId,
 };
 
-/// Whether a producer's demand is acted upon. GenStage's modes.
+/// Whether a producer receives its demand. These are GenStage's modes.
 ///
 /// ```
 /// use pipeline_core::{
@@ -31,7 +31,7 @@ use crate::{
 /// log.subscribe(&prices, SubscribeOptions::new()).await?;
 /// assert_eq!(prices.demand_mode().await?, DemandMode::Accumulate);
 ///
-/// // All who are to get the first price are here.
+/// // All consumers that need the first price are subscribed.
 /// prices.demand(DemandMode::Forward);
 /// assert_eq!(pipeline.ended().await.left_undone(), 0);
 /// # Ok(())
@@ -39,15 +39,15 @@ use crate::{
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DemandMode {
-    /// Demand goes to the producer, and events to the consumers, as they come.
+    /// Demand goes to the producer, and events to the consumers, as they arrive.
     #[default]
     Forward,
-    /// Demand and events are kept until the mode is `Forward` again: the way to subscribe all
-    /// consumers before the first event flows.
+    /// Demand and events are kept until the mode is `Forward` again. This allows all consumers to
+    /// subscribe before the first event flows.
     Accumulate,
 }
 
-/// What happens to events while nobody is subscribed.
+/// What happens to events while there are no subscribers.
 ///
 /// ```
 /// use pipeline_core::{Graph, Stage, Unsubscribed};
@@ -85,7 +85,7 @@ pub enum DemandMode {
 /// let sensor = graph.producer_with(sensor);
 /// let pipeline = graph.start()?;
 ///
-/// // It emits a reading that nobody will want later.
+/// // It emits a reading that is of no use later.
 /// sensor.call(Reading(21)).await?;
 /// assert_eq!(sensor.estimate_buffered_count().await?, 0);
 /// assert_eq!(pipeline.snapshot().stages[0].discarded, 1);
@@ -95,63 +95,63 @@ pub enum DemandMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Unsubscribed {
-    /// They wait in the buffer for whoever subscribes next. The default, and GenStage's way.
+    /// Events wait in the buffer for the next subscriber. The default, as in GenStage.
     #[default]
     Buffer,
-    /// They are discarded, and counted.
+    /// Events are discarded and counted.
     Discard,
 }
 
-/// Where a stage's events leave it.
+/// The part of a stage that its events leave through.
 ///
-/// Three numbers are kept: the demand that the dispatcher could serve now, the events in the
-/// buffer, and what is *owed*: demand that was handed to the producer and not yet answered by
-/// events. After every change, buffered events are delivered as far as there is demand, oldest
-/// first, and only demand beyond what is owed is handed out. A subscriber that leaves takes its
-/// demand along; what the producer still owes goes to whoever asks next.
+/// It tracks three numbers: the demand that the dispatcher could serve now, the events in the
+/// buffer, and the *owed* events: demand that was passed to the producer and not yet answered.
+/// After every change, buffered events are delivered as far as there is demand, oldest first, and
+/// only demand beyond the owed events is passed to the producer. A subscriber that leaves withdraws
+/// its demand; the events that the producer still owes go to the next subscriber that asks.
 pub(crate) struct Outlet<E> {
     dispatcher: Box<dyn Dispatcher<E>>,
     buffer: Buffer<E>,
     owed: usize,
     mode: DemandMode,
-    /// What came while accumulating, to be replayed in the same order. No longer than the events in it,
-    /// the markers and [`DEMANDS`].
+    /// Arrivals while accumulating, to be replayed in the same order. Its length is bounded by the
+    /// events in it, the markers and [`DEMANDS`].
     recorded: VecDeque<Recorded>,
     /// How many of these are demands.
     demands: usize,
-    /// The events that are recorded. With those in the buffer, they are no more than fit there.
+    /// The recorded events. Together with those in the buffer, they do not exceed its capacity.
     withheld: VecDeque<E>,
-    /// Whether the producer is told of no more demand.
+    /// Whether the stage finishes: the producer receives no more demand.
     finishes: bool,
     unsubscribed: Unsubscribed,
     subscribers: usize,
-    /// How many events may be delivered now, whatever the demand: all, unless the stage is paused or
-    /// has a rate limit.
+    /// How many events may be delivered now, regardless of demand: all, unless the stage is paused
+    /// or has a rate limit.
     allowance: usize,
 }
 
-/// Something that came while the producer accumulated.
+/// An arrival while the producer accumulated.
 enum Recorded {
-    /// Demand that the producer is to be told of.
+    /// Demand to be passed to the producer.
     Demand(usize),
-    /// So many of the withheld events, which a callback emitted. There is at least one.
+    /// A number of withheld events, at least one, that a callback emitted.
     Events(usize),
     /// A marker behind events.
     Marker(Marker),
 }
 
-/// How many demands keep their place among the events. The producer is told of the others in one sum,
-/// behind all that was recorded.
+/// How many demands keep their place among the events. The producer receives the others as one sum,
+/// behind everything that was recorded.
 const DEMANDS: usize = 1024;
 
-/// What became of an emission, as far as it is not in the buffer.
+/// The result of an emission, except for the events in the buffer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Emitted {
-    /// The dispatcher has taken them.
+    /// Taken by the dispatcher.
     pub(crate) dispatched: usize,
-    /// Discarded: there was no room in the buffer.
+    /// Discarded because the buffer was full.
     pub(crate) overflow: usize,
-    /// Discarded: nobody was subscribed, and the stage does not keep events for later.
+    /// Discarded because there were no subscribers and the stage does not keep events for later.
     pub(crate) unsubscribed: usize,
 }
 
@@ -187,7 +187,7 @@ impl<E: 'static> Outlet<E> {
     pub(crate) fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<E>) {
         self.subscribers -= 1;
         self.dispatcher.cancel(id, out);
-        // It may have been the one that others were held up by.
+        // The subscriber may have been the one that blocked the others.
         self.record();
     }
 
@@ -196,10 +196,11 @@ impl<E: 'static> Outlet<E> {
         self.record();
     }
 
-    /// Takes what a callback emitted: to the subscribers, the rest to the buffer. Empties `events`.
+    /// Takes the events that a callback emitted: to the subscribers, the rest to the buffer.
+    /// Empties `events`.
     ///
-    /// During a replay it goes before what is still recorded: it answers demand, or a marker, that stood
-    /// before that.
+    /// During a replay, the events go before the remaining recorded ones: they answer a demand, or
+    /// a marker, that was recorded earlier.
     pub(crate) fn emit(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) -> Emitted {
         let mut emitted = Emitted::default();
         if events.is_empty() {
@@ -230,7 +231,8 @@ impl<E: 'static> Outlet<E> {
         emitted
     }
 
-    /// Stores what was emitted, before what is still recorded. Returns how many events were discarded.
+    /// Stores emitted events before the remaining recorded ones. Returns how many events were
+    /// discarded.
     fn store(&mut self, events: &mut VecDeque<E>) -> usize {
         if self.withheld.is_empty() {
             return self.buffer.store(events);
@@ -243,8 +245,8 @@ impl<E: 'static> Outlet<E> {
         excess.discarded
     }
 
-    /// Keeps what was emitted while accumulating in its place among the demands. It takes room in the
-    /// buffer. Returns how many events were discarded.
+    /// Records events that were emitted while accumulating, in their place among the demands. They
+    /// take room in the buffer. Returns how many events were discarded.
     fn withhold(&mut self, events: &mut VecDeque<E>) -> usize {
         let excess = self.buffer.make_room(self.withheld.len(), events);
         let older = excess.oldest.min(self.withheld.len());
@@ -257,7 +259,7 @@ impl<E: 'static> Outlet<E> {
         excess.discarded
     }
 
-    /// Drops so many of the withheld events.
+    /// Drops the oldest withheld events.
     fn drop_oldest(&mut self, count: usize) {
         self.withheld.drain(..count);
         let (mut left, mut place) = (count, 0);
@@ -278,7 +280,7 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Goes on with the replay of what was recorded, up to the next demand.
+    /// Continues the replay of the recorded arrivals, up to the next demand.
     fn replay(&mut self) {
         while let Some(recorded) = self.recorded.pop_front() {
             match recorded {
@@ -287,7 +289,7 @@ impl<E: 'static> Outlet<E> {
                     return;
                 }
                 Recorded::Events(events) => {
-                    // They have room already.
+                    // Their room is already reserved.
                     self.buffer.store(&mut self.withheld.drain(..events).collect());
                     self.buffer.split();
                 }
@@ -296,7 +298,7 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Puts a marker behind everything that is here.
+    /// Puts a marker behind all events in the stage.
     pub(crate) fn info(&mut self, marker: Marker) {
         if self.withholds() {
             self.recorded.push_back(Recorded::Marker(marker));
@@ -305,8 +307,8 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Delivers buffered events as far as there is demand, and markers that nothing precedes any
-    /// more. Returns how many events were taken from the buffer.
+    /// Delivers buffered events as far as there is demand, and markers that are no longer preceded
+    /// by events. Returns how many events were taken from the buffer.
     pub(crate) fn deliver(&mut self, out: &mut Deliveries<E>) -> usize {
         let mut delivered = 0;
         if self.mode == DemandMode::Forward && !self.recorded.is_empty() {
@@ -328,8 +330,9 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Whether demand that came while accumulating is to be handed out. Nothing else of the stage, but a
-    /// marker that stood before it, may emit before that.
+    /// Whether demand that came while accumulating is still to be passed to the producer. Until
+    /// then, no other callback of the stage may emit, except for a marker that was recorded before
+    /// the demand.
     pub(crate) fn replays(&self) -> bool {
         self.mode == DemandMode::Forward && !self.recorded.is_empty()
     }
@@ -340,8 +343,8 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Demand that is new to the producer, which owes it from now on; 0 for none. To be called until
-    /// there is none: demands that came while accumulating are handed out one at a time.
+    /// New demand for the producer, which then owes it; 0 for none. To be called until it returns
+    /// 0: demands that came while accumulating are returned one at a time.
     pub(crate) fn new_demand(&mut self) -> usize {
         if self.mode == DemandMode::Accumulate {
             return 0;
@@ -356,14 +359,14 @@ impl<E: 'static> Outlet<E> {
         new
     }
 
-    /// Tells the producer of no more demand. Nothing that is recorded waits for it to be told any more.
+    /// Stops passing demand to the producer. Recorded events no longer wait for it.
     pub(crate) fn finish(&mut self) {
         self.finishes = true;
         self.recorded.retain(|recorded| !matches!(recorded, Recorded::Demand(_)));
         self.demands = 0;
     }
 
-    /// What is asked for now and would not be met by what is here or owed, is recorded while the producer
+    /// Records new demand beyond the events that are buffered or owed, while the producer
     /// accumulates.
     fn record(&mut self) {
         if self.mode == DemandMode::Forward || self.finishes || self.demands == DEMANDS {
@@ -386,7 +389,7 @@ impl<E: 'static> Outlet<E> {
         self.mode
     }
 
-    /// How many events may be delivered until this is called again; `usize::MAX` for all.
+    /// Sets how many events may be delivered until the next call; `usize::MAX` for all.
     pub(crate) fn allow(&mut self, events: usize) {
         self.allowance = events;
     }
@@ -399,13 +402,14 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Demand the producer was told of and has not answered.
+    /// Demand that was passed to the producer and not answered.
     pub(crate) fn owed(&self) -> usize {
         if self.mode == DemandMode::Accumulate { 0 } else { self.owed }
     }
 
-    /// How much of what it owes the producer is to deliver now. What it owes a subscriber that is gone, or
-    /// that a rate limit holds back, is no reason to take events out of where they are.
+    /// How many of the owed events the producer is to deliver now. Demand of a cancelled
+    /// subscriber, or demand held back by a rate limit, is no reason to take events out of their
+    /// source.
     pub(crate) fn wanted(&self) -> usize {
         match self.owed() {
             0 => 0,
@@ -413,7 +417,7 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
-    /// Whether there is nothing to deliver, neither events nor markers.
+    /// Whether there are neither events nor markers to deliver.
     pub(crate) fn is_empty(&self) -> bool {
         self.buffer.is_empty() && !self.withholds() && !self.buffer.has_markers()
     }
@@ -433,7 +437,7 @@ impl<E: 'static> Outlet<E> {
         self.buffer.has_room()
     }
 
-    /// Events that have not left yet, the dispatcher's own queues included.
+    /// Events that have not left yet, including the dispatcher's own queues.
     pub(crate) fn held(&self) -> usize {
         self.buffered() + self.dispatcher.queued()
     }
@@ -459,17 +463,17 @@ mod tests {
     };
     use proptest::prelude::*;
 
-    /// One thing that happens to an outlet.
+    /// One operation on an outlet.
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Subscribe,
-        /// One of those that are subscribed leaves.
+        /// One of the subscribers leaves.
         Cancel(usize),
         Ask(usize, usize),
         Emit(u32),
         Mark,
         Mode(DemandMode),
-        /// So many may be delivered from now on.
+        /// Limits the number of events that may be delivered.
         Allow(Option<usize>),
     }
 
@@ -486,24 +490,25 @@ mod tests {
         prop::collection::vec(step, 1..60)
     }
 
-    /// What is known of an outlet from outside: every number is counted by what went in and out.
+    /// A model of an outlet from outside: every number is counted from the events that went in and
+    /// out.
     struct Model {
         outlet: Outlet<u32>,
         out: Deliveries<u32>,
-        /// Who is subscribed, with what they have asked for and not got.
+        /// The subscribers, with their outstanding demand.
         subscribers: Vec<(SubscriptionId, usize, Option<u32>)>,
         made: u64,
         emitted: u32,
         delivered: usize,
         discarded: usize,
-        /// Demand that was handed to the producer, or recorded for it, and not answered.
+        /// Demand that was passed to the producer, or recorded for it, and not answered.
         owed: usize,
         /// Demand that came while accumulating.
         recorded: VecDeque<usize>,
-        /// What was emitted and marked and has not left, in order.
+        /// The events and markers that have not left, in order.
         inside: VecDeque<Result<u32, Marker>>,
         allowance: usize,
-        /// How many events answer each demand that was recorded.
+        /// How many events answer each recorded demand.
         answers: u32,
     }
 
@@ -589,12 +594,15 @@ mod tests {
                 self.receive();
                 let demand = self.outlet.new_demand();
                 if self.outlet.mode() == DemandMode::Accumulate {
-                    assert_eq!(demand, 0, "it is recorded, and nothing else");
+                    assert_eq!(demand, 0, "demand must only be recorded");
                     return;
                 }
                 match self.recorded.pop_front() {
                     Some(recorded) => {
-                        assert_eq!(demand, recorded, "each on its own, in order");
+                        assert_eq!(
+                            demand, recorded,
+                            "demands must be passed on one by one, in order"
+                        );
                         self.emit(self.answers);
                     }
                     None if demand == 0 => return,
@@ -614,13 +622,13 @@ mod tests {
             }
         }
 
-        /// Looks at what goes out.
+        /// Checks the outgoing messages.
         fn receive(&mut self) {
             for delivery in self.out.drain() {
                 match delivery {
                     Delivery::Events { to, events } => {
                         let found = self.subscribers.iter_mut().find(|(id, ..)| *id == to);
-                        let (_, outstanding, last) = found.expect("it is subscribed");
+                        let (_, outstanding, last) = found.expect("the receiver is subscribed");
                         assert!(events.len() <= *outstanding, "more than was asked for");
                         *outstanding -= events.len();
                         self.delivered += events.len();
@@ -631,10 +639,13 @@ mod tests {
                         // Answers overtake what was emitted before they were asked for.
                         let events = if self.answers > 0 { vec![] } else { events };
                         for event in events {
-                            assert!(*last < Some(event), "the order on one subscription");
+                            assert!(
+                                *last < Some(event),
+                                "events must keep their order on one subscription"
+                            );
                             *last = Some(event);
-                            // Whatever is before it has left, or was discarded, and no marker was
-                            // passed over.
+                            // Earlier events have left, or were discarded, and no marker was
+                            // overtaken.
                             while let Some(first) = self.inside.pop_front() {
                                 let Ok(first) = first else { panic!("overtook a marker") };
                                 if first == event {
@@ -646,7 +657,7 @@ mod tests {
                     Delivery::Info(_) if self.answers > 0 => {}
                     Delivery::Info(marker) => {
                         let first = self.inside.iter().position(|entry| *entry == Err(marker));
-                        let before = self.inside.drain(..=first.expect("it fires once"));
+                        let before = self.inside.drain(..=first.expect("a marker fires once"));
                         let left: Vec<u32> = before.filter_map(Result::ok).collect();
                         assert!(
                             self.discarded >= left.len(),
@@ -657,7 +668,7 @@ mod tests {
             }
         }
 
-        /// What holds whenever the stage waits.
+        /// The invariants whenever the stage waits.
         fn check(&self) {
             let (buffered, forward) =
                 (self.outlet.buffered(), self.outlet.mode() == DemandMode::Forward);
@@ -670,13 +681,13 @@ mod tests {
             let servable = if forward { wanted.min(self.allowance) } else { 0 };
             assert!(buffered == 0 || servable == 0, "events wait although there is demand");
             if forward {
-                assert!(self.owed >= servable, "demand that the producer was not told of");
+                assert!(self.owed >= servable, "demand was not passed to the producer");
                 assert_eq!(self.outlet.owed(), self.owed);
             }
         }
     }
 
-    /// An outlet that accumulates, whose buffer holds so many, and one who is subscribed to it.
+    /// An accumulating outlet with a buffer of this size and one subscriber.
     fn accumulating(limit: usize, keep: BufferKeep) -> (Model, SubscriptionId) {
         let mut model = Model::new(limit, keep);
         model.take(Step::Mode(DemandMode::Accumulate));
@@ -686,7 +697,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_is_bounded_however_long_the_producer_accumulates() {
+    fn recorded_arrivals_are_bounded_while_the_producer_accumulates() {
         for keep in [BufferKeep::First, BufferKeep::Last] {
             let (mut model, _) = accumulating(10, keep);
             for _ in 0..2 * DEMANDS {
@@ -700,7 +711,7 @@ mod tests {
     }
 
     #[test]
-    fn a_producer_that_finishes_is_told_of_no_demand_and_nothing_waits_for_that() {
+    fn a_finishing_producer_receives_no_demand_and_events_do_not_wait_for_it() {
         let (mut model, id) = accumulating(10, BufferKeep::Last);
         model.outlet.ask(id, 2, &mut model.out);
         model.outlet.emit(&mut [1, 2, 3].into(), &mut model.out);
@@ -714,9 +725,9 @@ mod tests {
     }
 
     proptest! {
-        /// The ledger, against what can be counted from outside, for any sequence of steps.
+        /// Compares the accounting with the counts from outside, for any sequence of steps.
         #[test]
-        fn the_ledger_holds_whatever_happens(
+        fn the_accounting_is_exact_for_any_steps(
             limit in 0usize..12, last: bool, steps in steps()
         ) {
             let keep = if last { BufferKeep::Last } else { BufferKeep::First };
@@ -727,7 +738,7 @@ mod tests {
             }
         }
 
-        /// The same for a producer that answers the demand that was recorded while it accumulated.
+        /// The same for a producer that answers the demand recorded while it accumulated.
         #[test]
         fn answers_to_recorded_demand_take_room_like_all_events(
             limit in 0usize..12, last: bool, answers in 1u32..9, steps in steps()
@@ -741,8 +752,8 @@ mod tests {
             }
         }
 
-        /// A producer that answers demand at once, and consumers that come and go: nothing is ever
-        /// asked for that nobody wants, but for what those who left had asked.
+        /// A producer that answers demand at once, and consumers that come and go: the producer
+        /// never receives more demand than its consumers sent.
         #[test]
         fn no_more_is_asked_of_the_producer_than_was_asked_by_its_consumers(steps in steps()) {
             let mut model = Model::new(1000, BufferKeep::Last);

@@ -1,4 +1,4 @@
-//! Putting stages together in a row.
+//! Building linear pipelines.
 
 use std::{convert::Infallible, fmt, marker::PhantomData, sync::Arc, time::Duration};
 
@@ -17,10 +17,10 @@ use crate::{
     wiring::{ConsumerOf, Events, Flow, HasEnd, ProducerConsumerOf, Source},
 };
 
-/// Builds a [`Pipeline`] from its source to its end.
+/// A builder of a linear [`Pipeline`], from its source to its last stage.
 ///
-/// What comes next is checked by the compiler: a pipeline begins with a producer, each stage takes
-/// the events of the one before, and only a pipeline with an end can be started.
+/// The compiler checks the order: a pipeline begins with a producer, each stage takes the events of
+/// the one before, and only a pipeline with a last stage can be started.
 ///
 /// ```compile_fail
 /// # use pipeline_core::{Pipeline, QueueOptions, queue};
@@ -58,13 +58,13 @@ pub struct PipelineBuilder<S> {
     state: S,
 }
 
-/// Nothing in it yet: a [`PipelineBuilder`] that wants a producer.
+/// The state of a [`PipelineBuilder`] that has no producer yet.
 ///
 /// ```
 /// use metrics::NoopRecorder;
 /// use pipeline_core::{Empty, Pipeline, PipelineBuilder, Telemetry};
 ///
-/// /// How all pipelines of a program begin.
+/// /// The common beginning of a program's pipelines.
 /// fn silent(name: &'static str) -> PipelineBuilder<Empty> {
 ///     Pipeline::builder(name).telemetry(Telemetry::to(NoopRecorder))
 /// }
@@ -73,13 +73,14 @@ pub struct PipelineBuilder<S> {
 #[derive(Debug)]
 pub struct Empty(());
 
-/// A [`PipelineBuilder`] whose last stage emits events of type `E`, which somebody has to take.
+/// The state of a [`PipelineBuilder`] whose last stage emits events of type `E`, which need a
+/// consumer.
 ///
 /// ```
 /// use futures::TryStreamExt;
 /// use pipeline_core::{Cancel, Open, Pipeline, PipelineBuilder, SubscribeOptions, from_iter};
 ///
-/// /// How many words lines have, wherever they come from.
+/// /// Counts the words of lines from any source.
 /// fn count_words(lines: PipelineBuilder<Open<String>>) -> PipelineBuilder<Open<usize>> {
 ///     lines.map(|line| line.split_whitespace().count()).filter(|words| *words > 0)
 /// }
@@ -98,7 +99,7 @@ pub struct Open<E> {
     last: Arc<dyn Target<E>>,
 }
 
-/// A [`PipelineBuilder`] that has all it needs.
+/// The state of a [`PipelineBuilder`] that can be started.
 ///
 /// ```
 /// use pipeline_core::{Complete, PipelineBuilder, PipelineReport, StartError};
@@ -121,22 +122,22 @@ pub struct Open<E> {
 pub struct Complete(());
 
 impl Pipeline {
-    /// Begins a pipeline with this name. It labels the pipeline's metrics, so it should be one of
-    /// few.
+    /// A builder for a pipeline with this name. The name is used as a metric label; keep its
+    /// cardinality low.
     pub fn builder(name: impl Into<Arc<str>>) -> PipelineBuilder<Empty> {
         PipelineBuilder { graph: Graph::new(name), state: Empty(()) }
     }
 }
 
 impl<S> PipelineBuilder<S> {
-    /// Where the stages record their metrics. Default [`Telemetry::global`].
+    /// The recorder of the stages' metrics. Default [`Telemetry::global`].
     pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
         self.graph.telemetry(telemetry);
         self
     }
 
-    /// How long the stages have to come to an end when the pipeline stops because one has failed.
-    /// Default 5 seconds; see [`Graph::stop_within`].
+    /// How long the stages may take to stop when the pipeline stops because one has failed. Default
+    /// 5 seconds; see [`Graph::stop_within`].
     pub fn stop_within(mut self, deadline: Duration) -> Self {
         self.graph.stop_within(deadline);
         self
@@ -144,12 +145,12 @@ impl<S> PipelineBuilder<S> {
 }
 
 impl PipelineBuilder<Empty> {
-    /// Adds the producer that the events come from.
+    /// Adds the producer of the events.
     pub fn producer<P: Producer>(self, producer: P) -> PipelineBuilder<Open<P::Event>> {
         self.producer_with(Stage::new(producer))
     }
 
-    /// Adds the producer that the events come from, with options.
+    /// Adds the producer of the events, with options.
     pub fn producer_with<P, E>(mut self, producer: Stage<P, E>) -> PipelineBuilder<Open<E>>
     where
         P: Producer<Event = E>,
@@ -161,11 +162,11 @@ impl PipelineBuilder<Empty> {
 }
 
 impl<E: Send + 'static> PipelineBuilder<Open<E>> {
-    /// Adds a stage that turns events into others.
+    /// Adds a stage that receives events and emits others.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    /// Invalid options are an error of [`start`](PipelineBuilder::start).
     pub fn producer_consumer<T>(
         self,
         stage: T,
@@ -177,11 +178,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.producer_consumer_with(Stage::new(stage), options)
     }
 
-    /// Adds a stage that turns events into others, with options.
+    /// Adds a stage that receives events and emits others, with options.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    /// Invalid options are an error of [`start`](PipelineBuilder::start).
     pub fn producer_consumer_with<T>(
         self,
         stage: Stage<T, T::Out>,
@@ -196,8 +197,8 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         PipelineBuilder { graph, state: Open { last: slot } }
     }
 
-    /// Turns each event into another. It asks for up to 1000 events at a time; for other options, see
-    /// [`map`](crate::map).
+    /// Maps each event to another. The stage asks for up to 1000 events at a time; for other
+    /// options, see [`map`](crate::map).
     pub fn map<T, F>(self, function: F) -> PipelineBuilder<Open<T>>
     where
         T: Send + 'static,
@@ -206,8 +207,8 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.producer_consumer(map(function), SubscribeOptions::new())
     }
 
-    /// Lets some events through. It asks for up to 1000 events at a time; for other options, see
-    /// [`filter`](crate::filter).
+    /// Keeps the events for which the function returns `true`. The stage asks for up to 1000 events
+    /// at a time; for other options, see [`filter`](crate::filter).
     pub fn filter<F>(self, function: F) -> PipelineBuilder<Open<E>>
     where
         F: FnMut(&E) -> bool + Send + 'static,
@@ -215,7 +216,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.producer_consumer(filter(function), SubscribeOptions::new())
     }
 
-    /// Puts events together, up to `size` of them, and none waits for longer than `within`. See
+    /// Collects events into batches of up to `size`. No event waits for longer than `within`. See
     /// [`batch`](crate::batch).
     ///
     /// # Panics
@@ -225,7 +226,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.producer_consumer(batch(size, within), SubscribeOptions::new())
     }
 
-    /// Starts the pipeline, and gives its events to whoever polls the stream.
+    /// Starts the pipeline and returns its events as a stream.
     ///
     /// # Errors
     ///
@@ -237,7 +238,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// // The stream ends in good order when the pipeline does.
+    /// // The stream ends without an error when the pipeline ends normally.
     /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
     /// let (_pipeline, mut words) = Pipeline::builder("words")
     ///     .producer(from_iter(["to", "the", "screen"]))
@@ -259,11 +260,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         Ok((pipeline, stream))
     }
 
-    /// Ends the pipeline in a consumer.
+    /// Adds the consumer at the end of the pipeline.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    /// Invalid options are an error of [`start`](PipelineBuilder::start).
     pub fn consumer<C>(self, consumer: C, options: SubscribeOptions) -> PipelineBuilder<Complete>
     where
         C: ConsumerOf<E>,
@@ -271,11 +272,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.consumer_with(Stage::new(consumer), options)
     }
 
-    /// Ends the pipeline in a consumer with options.
+    /// Adds the consumer at the end of the pipeline, with options.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    /// Invalid options are an error of [`start`](PipelineBuilder::start).
     pub fn consumer_with<C>(
         self,
         consumer: Stage<C, Infallible>,
@@ -287,11 +288,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.end(consumer.map(AsConsumer), options, C::feed)
     }
 
-    /// Ends the pipeline in supervised workers, one for each event, `max_demand` of them at once.
+    /// Ends the pipeline with supervised workers, one for each event, up to `max_demand` at once.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    /// Invalid options are an error of [`start`](PipelineBuilder::start).
     pub fn consumer_supervisor<W>(
         self,
         supervisor: ConsumerSupervisor<E, W>,
@@ -304,11 +305,11 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
         self.consumer_supervisor_with(Stage::new(supervisor), options)
     }
 
-    /// Ends the pipeline in supervised workers, with options.
+    /// Ends the pipeline with supervised workers, with options.
     ///
     /// # Errors
     ///
-    /// Options that cannot work are an error of [`start`](PipelineBuilder::start).
+    /// Invalid options are an error of [`start`](PipelineBuilder::start).
     pub fn consumer_supervisor_with<W>(
         self,
         supervisor: Stage<ConsumerSupervisor<E, W>, Infallible>,
@@ -340,14 +341,13 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
 impl<S> PipelineBuilder<S> {
     /// Starts all stages, each in a task of its own.
     ///
-    /// The stages belong together: when one ends, and it is not a source that has come to its end,
-    /// the others are stopped.
+    /// The stages end together: when one ends that is not a source at its end, the others are
+    /// stopped.
     ///
     /// # Errors
     ///
     /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
-    /// subscription has options that cannot work, or if the `init` of a stage fails. Then nothing
-    /// runs.
+    /// subscription has invalid options, or if the `init` of a stage fails. Then no stage runs.
     pub fn start(self) -> Result<Pipeline, StartError>
     where
         S: HasEnd,

@@ -1,21 +1,21 @@
-//! How many events may pass in an interval. Pure: told the time, it does not read it.
+//! A limit of events per interval. Pure: callers pass the time in.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// At most so many events in each interval.
+/// A limit of events per interval.
 ///
-/// The intervals are fixed, one right after the other, as in Broadway; they do not slide. So around
-/// the moment when one ends, up to twice as many events may pass in quick succession. What was not
-/// used of an interval is lost: a long silence saves nothing up.
+/// The intervals are fixed and contiguous, as in Broadway; they do not slide. So around the
+/// boundary of two intervals, up to twice as many events may pass in quick succession. The unused
+/// part of an interval is lost: idle time does not accumulate.
 ///
 /// ```
 /// use std::time::Duration;
 ///
 /// use pipeline_core::RateLimit;
 ///
-/// // What a remote service allows us.
+/// // The limit of a remote service.
 /// let limit = RateLimit::new(300, Duration::from_secs(60));
 /// assert_eq!(limit.events(), 300);
 /// ```
@@ -26,35 +26,37 @@ pub struct RateLimit {
 }
 
 impl RateLimit {
-    /// So many events per interval. An interval too long for the clock to count lasts for ever.
+    /// A limit of `events` per interval. An interval too long for the clock to represent never
+    /// ends.
     ///
     /// # Panics
     ///
-    /// If `events` is 0, with which nothing would ever pass, or if `interval` is 0.
+    /// If `events` is 0, with which no event would ever pass, or if `interval` is 0.
     #[must_use]
     pub const fn new(events: usize, interval: Duration) -> Self {
-        assert!(events > 0, "a rate limit lets at least one event pass");
-        assert!(!interval.is_zero(), "a rate limit needs an interval longer than 0");
+        assert!(events > 0, "a rate limit must allow at least one event");
+        assert!(!interval.is_zero(), "the interval of a rate limit must be longer than 0");
         Self { events, interval }
     }
 
-    /// How many events may pass in an interval.
+    /// The number of events that may pass in an interval.
     #[must_use]
     pub const fn events(&self) -> usize {
         self.events
     }
 
-    /// How long an interval is.
+    /// The length of an interval.
     #[must_use]
     pub const fn interval(&self) -> Duration {
         self.interval
     }
 }
 
-/// Counts what passes against a [`RateLimit`]. All who share the limit share one of these.
+/// The counter of a [`RateLimit`]. All users of the limit share one.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
-    /// What applies from the next refill, and does already, unless it was changed since the last.
+    /// The limit from the next refill on. It already applies unless it was changed since the last
+    /// refill.
     limit: RateLimit,
     left: usize,
     /// When the interval ends, if it ever does.
@@ -62,7 +64,7 @@ pub(crate) struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// The first interval begins now.
+    /// A limiter whose first interval begins now.
     pub(crate) fn new(limit: RateLimit, now: Instant) -> Self {
         let refill = now.checked_add(limit.interval);
         Self { limit, left: limit.events, refill }
@@ -74,18 +76,19 @@ impl RateLimiter {
         self.left
     }
 
-    /// Counts events that pass, out of those that were [`left`](Self::left). If there are more, as
-    /// with those that ask for no leave, they count until nothing is left.
+    /// Counts events that pass, out of those that were [`left`](Self::left). Events beyond, which
+    /// passed without asking, count until none is left.
     pub(crate) fn spend(&mut self, events: usize) {
         self.left = self.left.saturating_sub(events);
     }
 
-    /// When there will be more, if there is nothing now.
+    /// When the next events may pass, if none may pass now.
     pub(crate) fn next_refill(&mut self, now: Instant) -> Option<Instant> {
         if self.left(now) == 0 { self.refill } else { None }
     }
 
-    /// Changes the limit: from the next refill on, or, with `reset`, at once, as if all began now.
+    /// Changes the limit: from the next refill on, or with `reset` at once, with a new first
+    /// interval.
     pub(crate) fn update(&mut self, limit: RateLimit, reset: bool, now: Instant) {
         if reset {
             *self = Self::new(limit, now);
@@ -100,7 +103,7 @@ impl RateLimiter {
             return;
         };
         self.left = self.limit.events;
-        // The intervals follow each other without gaps, also while nobody looks.
+        // The intervals are contiguous, also while the limiter is not used.
         let since = now.duration_since(refill).as_nanos() % self.limit.interval.as_nanos();
         // Saturates after 584 years.
         let since = Duration::from_nanos(u64::try_from(since).unwrap_or(u64::MAX));
@@ -117,7 +120,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// Lets up to `events` pass; how many did.
+    /// Passes up to `events` events; returns how many passed.
     fn pass(limiter: &mut RateLimiter, events: usize, now: Instant) -> usize {
         let passed = limiter.left(now).min(events);
         limiter.spend(passed);
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn who_shares_a_limiter_shares_what_is_left() {
+    fn users_of_a_limiter_share_its_remaining_events() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(4, ms(300)), start);
         assert_eq!([pass(&mut limiter, 3, start), pass(&mut limiter, 3, start)], [3, 1]);
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silence_saves_nothing_up_and_does_not_move_the_intervals() {
+    fn idle_time_does_not_accumulate_and_does_not_move_the_intervals() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(2, ms(100)), start);
         let later = start + ms(1_000_030);
@@ -181,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_is_left_counts_until_nothing_is_left() {
+    fn events_beyond_the_limit_count_until_none_is_left() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(2, ms(100)), start);
         limiter.spend(7);
@@ -189,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interval_longer_than_the_clock_counts_lasts_for_ever() {
+    fn an_interval_too_long_for_the_clock_never_ends() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(1, Duration::MAX), start);
         assert_eq!(pass(&mut limiter, 1, start), 1);
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "an interval longer than 0")]
+    #[should_panic(expected = "must be longer than 0")]
     fn an_interval_of_0_is_refused() {
         let _ = RateLimit::new(1, Duration::ZERO);
     }
@@ -211,7 +214,7 @@ mod tests {
     }
 
     proptest! {
-        /// However long the steps are: the same as a clock that ticks, and refills on the tick.
+        /// Steps of any length: the limiter equals a clock that ticks, and refills on the tick.
         #[test]
         fn a_limiter_is_the_same_as_a_clock_that_ticks(
             events in 1usize..6, interval in 1u64..20,
@@ -249,7 +252,7 @@ mod tests {
             }
         }
 
-        /// What anybody may rely on, wherever the interval that they look at begins.
+        /// The guarantee for an interval that begins at any moment.
         #[test]
         fn no_stretch_of_one_interval_sees_more_than_two_of_them_pass(
             events in 1usize..6, interval in 1u64..20,

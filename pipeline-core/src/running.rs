@@ -1,4 +1,4 @@
-//! A running pipeline, and what it leaves behind.
+//! A running pipeline and its final report.
 
 use std::{
     any::Any,
@@ -32,27 +32,27 @@ use crate::{
     telemetry::{StageSamples, stage_labels},
 };
 
-/// How long stages have to report after they were told that the time is up. A stage that is still
-/// in a callback by then is aborted in it.
+/// How long stages have to report after the deadline. A stage that is still in a callback by then
+/// is aborted.
 const LAST_CALL: Duration = Duration::from_secs(1);
 
-/// How long aborted stages have to say what they left undone. A stage that blocks its thread does not
-/// even notice that it was aborted.
+/// How long aborted stages have to report their unprocessed events. A stage that blocks its thread
+/// does not notice the abort.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
-/// How often what the stages show of themselves is recorded.
+/// The interval at which the stages' gauges are recorded.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A running pipeline: it owns the tasks of its stages.
+/// A running pipeline. It owns the tasks of its stages.
 ///
-/// Dropping it ends them all at once, and what they held is lost. The stages' `terminate` callbacks
-/// do not run then, so a sink that closes something in `terminate` does not close it. To end the
-/// pipeline in good order, use [`drain`](Self::drain).
+/// Dropping it ends all stages at once, and the events they hold are lost. The stages' `terminate`
+/// callbacks do not run then, so a sink that closes a resource in `terminate` does not close it. To
+/// end the pipeline gracefully, use [`drain`](Self::drain).
 ///
-/// If a stage fails for good, the others are stopped too, while its `terminate` runs: [`ended`](Self::ended) completes and says
-/// why. The stages of a [`Graph`](crate::Graph) are stopped only when a stage that is
-/// [`restarting`](crate::Stage::restarting) has failed too often; any failure for good is told at once
-/// by the [`snapshot`](Self::snapshot).
+/// If a stage fails for good, the others are stopped too, while its `terminate` runs, and
+/// [`ended`](Self::ended) completes with the reason. The stages of a [`Graph`](crate::Graph) are
+/// stopped only when a [`restarting`](crate::Stage::restarting) stage has failed too often; any
+/// failure for good shows at once in the [`snapshot`](Self::snapshot).
 ///
 /// ```
 /// # use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
@@ -97,7 +97,7 @@ impl Pipeline {
         self.observer.name()
     }
 
-    /// The handle of the stage with this name, if there is one and it is of this type.
+    /// The handle of the stage with this name, if it exists and has this type.
     ///
     /// ```
     /// use pipeline_core::{
@@ -128,7 +128,7 @@ impl Pipeline {
         Some(StageHandle { slot })
     }
 
-    /// What the stages are doing now, without stopping them.
+    /// The current state of the stages, without stopping them.
     ///
     /// ```
     /// # use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
@@ -150,8 +150,7 @@ impl Pipeline {
         self.observer.snapshot()
     }
 
-    /// Somebody who sees what the stages are doing, and may be given away: to a page that shows it,
-    /// or to a check of whether all is well.
+    /// A cloneable read-only observer, for dashboards and health checks.
     ///
     /// ```
     /// use std::time::Duration;
@@ -180,12 +179,12 @@ impl Pipeline {
         self.observer.clone()
     }
 
-    /// Waits until the pipeline has ended by itself: its source came to an end and everything was
+    /// Waits until the pipeline has ended by itself: its source came to an end and all events were
     /// handled, or a stage failed.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe. Called again after the end, it gives the same report.
+    /// Cancel safe. Called again after the end, it returns the same report.
     ///
     /// ```
     /// # use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
@@ -217,8 +216,8 @@ impl Pipeline {
         report
     }
 
-    /// What there is to say when the task that sees to the stages is gone, because the runtime is
-    /// shutting down. That is a failure, and the stages have shown what they held.
+    /// The report if the pipeline task is gone because the runtime is shutting down. That is a
+    /// failure; the gauges of the stages show the events they held.
     fn lost(&self, error: JoinError) -> PipelineReport {
         let reason = reason_of(error);
         let mut report = PipelineReport::new(self.observer.shared_name());
@@ -227,19 +226,19 @@ impl Pipeline {
         report
     }
 
-    /// Ends the pipeline in good order: its source takes nothing more, what was accepted flows out,
+    /// Ends the pipeline gracefully: its source takes no new items, accepted events are processed,
     /// and the stages end one after the other.
     ///
-    /// What is not done when the time is up is stopped where it is, and the report says how much
-    /// that was. The call returns about a second later at the latest, even if a callback blocks its
-    /// thread: the report then has what its stage has shown of itself, and the thread goes on until
-    /// the callback returns. With [`Duration::MAX`] there is no limit.
+    /// Work that is not done at the deadline is stopped, and the report counts it. The call returns
+    /// at most about a second after the deadline, even if a callback blocks its thread: the report
+    /// then has the last gauges of its stage, and the thread continues until the callback returns.
+    /// With [`Duration::MAX`] there is no limit.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future drops the pipeline, which ends it at once.
     pub async fn drain(mut self, within: Duration) -> PipelineReport {
-        // If nobody receives it, the pipeline has ended already.
+        // Without a receiver, the pipeline has already ended.
         let _ = self.commands.send(Command::Drain { within }).await;
         self.ended().await
     }
@@ -251,10 +250,10 @@ impl Drop for Pipeline {
     }
 }
 
-/// How a pipeline ended, and what it left undone.
+/// The final report of a pipeline: how it ended, and what it left undone.
 ///
-/// What its queues discarded is not in it: [`Queue::discarded`](crate::Queue::discarded) counts that, and the
-/// metric `pipeline.events_discarded`.
+/// Items that its queues discarded are not included: [`Queue::discarded`](crate::Queue::discarded)
+/// and the metric `pipeline.events_discarded` count them.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
@@ -271,7 +270,7 @@ impl Drop for Pipeline {
 /// let failure = report.failure().ok_or("all went well")?;
 /// assert_eq!(&*failure.stage, "consumer");
 /// assert_eq!(failure.reason.to_string(), "failed: invalid digit found in string");
-/// // The one that it failed at.
+/// // The event that it failed on.
 /// assert_eq!(report.left_undone(), 1);
 /// # Ok(())
 /// # }
@@ -281,11 +280,11 @@ impl Drop for Pipeline {
 pub struct PipelineReport {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
-    /// Its stages, in the order in which they ended, each once. If the pipeline's own task failed,
-    /// which a metrics recorder that panics may cause, there is one more entry with the pipeline's
+    /// The stages in the order of their ends, each once. If the pipeline's own task failed, for
+    /// example because a metrics recorder panicked, there is one more entry with the pipeline's
     /// name.
     pub stages: Vec<StageReport>,
-    /// Whether it came to its end by itself, before any deadline.
+    /// Whether it ended by itself, before any deadline.
     pub in_time: bool,
 }
 
@@ -294,34 +293,34 @@ impl PipelineReport {
         Self { pipeline, stages: Vec::new(), in_time: true }
     }
 
-    /// The pipeline itself has failed, and not a stage of it.
+    /// Records a failure of the pipeline itself, not of a stage.
     fn fail_as_a_whole(&mut self, reason: ExitReason) {
         self.in_time = false;
         self.stages.push(StageReport::new(self.pipeline.clone(), reason));
     }
 
-    /// Events that were accepted and not brought to an end.
+    /// The number of events that were accepted and not processed to the end.
     #[must_use]
     pub fn left_undone(&self) -> usize {
         self.stages.iter().map(StageReport::left_undone).sum()
     }
 
-    /// The first stage that did not end gracefully, if any. A stage that failed, was started again
-    /// and ended gracefully is none.
+    /// The first stage that did not end gracefully, if any. A stage that failed, was restarted and
+    /// then ended gracefully does not count.
     #[must_use]
     pub fn failure(&self) -> Option<&StageReport> {
         self.stages.iter().find(|stage| !stage.reason.is_graceful())
     }
 
-    /// Whether nothing was left undone and every stage ended gracefully. Events that were discarded
-    /// or given up do not count against it.
+    /// Whether no event was left undone and every stage ended gracefully. Discarded and given-up
+    /// events do not count against it.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.left_undone() == 0 && self.failure().is_none()
     }
 
-    /// The report itself if it [is clean](Self::is_clean), and an error with the same text if not:
-    /// a program whose `main` returns it by `?` ends with a failure.
+    /// Returns the report itself if it [is clean](Self::is_clean), else an error with the same
+    /// text: a `main` that returns it with `?` exits with a failure.
     ///
     /// # Errors
     ///
@@ -345,7 +344,7 @@ impl PipelineReport {
     }
 }
 
-/// A pipeline failed, or left something undone: the error of [`PipelineReport::into_result`].
+/// A pipeline that failed or left events undone: the error of [`PipelineReport::into_result`].
 ///
 /// ```
 /// use pipeline_core::{ExitReason, Pipeline, SubscribeOptions, for_each, from_iter};
@@ -368,14 +367,14 @@ impl PipelineReport {
 pub struct NotClean(PipelineReport);
 
 impl NotClean {
-    /// How the pipeline ended.
+    /// The final report.
     #[must_use]
     pub fn report(&self) -> &PipelineReport {
         &self.0
     }
 }
 
-/// The text of the report, because that is what a `main` prints that returns it.
+/// Prints the text of the report, because a `main` that returns the error prints its `Debug` form.
 impl fmt::Debug for NotClean {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -384,7 +383,7 @@ impl fmt::Debug for NotClean {
 
 impl fmt::Display for PipelineReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_time = if self.in_time { "" } else { " when its time was up" };
+        let in_time = if self.in_time { "" } else { " after its deadline" };
         match self.left_undone() {
             0 => write!(f, "pipeline {} ended{in_time}, nothing left undone", self.pipeline)?,
             1 => write!(f, "pipeline {} ended{in_time}, 1 event left undone", self.pipeline)?,
@@ -400,39 +399,39 @@ impl fmt::Display for PipelineReport {
 /// The stages of a pipeline, and their tasks.
 pub(crate) struct Stages {
     whole: Whole,
-    /// Whether the end of one is the end of all.
+    /// Whether the end of one stage stops all.
     together: bool,
     stages: Vec<Running>,
     tasks: JoinSet<StageReport>,
-    /// Which stage a task runs, and what it says of it.
+    /// The stage of each task, and the task's channels.
     by_task: HashMap<Id, Told>,
     samples: Vec<(Observed, StageSamples)>,
     /// Whether a stage has failed for good.
     failed: Arc<AtomicBool>,
-    /// How long the workers of the most patient supervisor have on top of that.
+    /// The longest time that a supervisor gives its workers, which is added to the stop deadline.
     workers_stop_within: Duration,
-    /// By when the phase that the pipeline is in has to be over.
+    /// The deadline of the pipeline's current phase.
     deadline: Deadline,
     report: PipelineReport,
-    /// What is logged in the pipeline's task, and in those of its stages.
+    /// The span of the pipeline's task and of its stages' tasks.
     span: Span,
 }
 
-/// What the task of a stage tells beside its result.
+/// The data that a stage's task reports besides its result.
 struct Told {
     stage: usize,
-    /// Why the stage fails, if its `terminate` takes its time.
+    /// Why the stage fails, while its `terminate` still runs.
     failing: Arc<OnceLock<ExitReason>>,
     /// The report, if the task was aborted.
     last_words: Arc<OnceLock<StageReport>>,
 }
 
-/// A stage, and what has become of it.
+/// A stage and its state.
 struct Running {
     planned: Box<dyn Planned>,
-    /// What the incarnations before this one have left behind.
+    /// The report of the earlier incarnations.
     earlier: Option<StageReport>,
-    /// Whether it is known that it has failed for good.
+    /// Whether its final failure has been recorded.
     failed: bool,
     /// Whether it has ended for good.
     ended: bool,
@@ -457,13 +456,13 @@ impl Stages {
         }
     }
 
-    /// Adds a stage, and lets it run.
+    /// Adds a stage and starts it.
     pub(crate) fn add(&mut self, planned: Box<dyn Planned>, prepared: Prepared) {
         self.stages.push(Running { planned, earlier: None, failed: false, ended: false });
         self.spawn(self.stages.len() - 1, prepared);
     }
 
-    /// Sees to the stages from now on, in a task of its own.
+    /// Supervises the stages from now on, in a task of its own.
     pub(crate) fn run(mut self) -> Pipeline {
         let (commands, receiver) = mpsc::channel(1);
         let name = self.whole.pipeline.clone();
@@ -492,20 +491,20 @@ impl Stages {
         let _ = handle.set(task);
     }
 
-    /// Sees all stages to their end. A panic on the way ends them at once, and is a failure: a
-    /// metrics recorder may panic, for one.
+    /// Supervises all stages until they have ended. A panic on the way, for example in a metrics
+    /// recorder, kills them and is a failure.
     async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
         let seen = AssertUnwindSafe(self.see_to_the_end(&mut commands)).catch_unwind().await;
         if let Err(panic) = seen {
             let reason = ExitReason::from_panic(&*panic);
-            tracing::error!(pipeline = %self.whole.pipeline, reason = shown(&reason), "the pipeline's own task failed, ending its stages");
+            tracing::error!(pipeline = %self.whole.pipeline, reason = shown(&reason), "the pipeline task panicked, killing its stages");
             self.failed.store(true, Relaxed);
             self.enter(Phase::Kill);
             self.abort().await;
             self.report.fail_as_a_whole(reason);
         }
         self.look_once_more();
-        // Before the phase's end is seen, which is when `self` goes.
+        // Set before the phase channel closes, which happens when `self` is dropped.
         self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
         self.report.clone()
     }
@@ -522,7 +521,8 @@ impl Stages {
                 Some(Command::Drain { within }) = commands.recv() => {
                     self.deadline = self.deadline.min(Deadline::from_now(within));
                     self.enter(Phase::Drain);
-                    // Also those whose stage has no turn, because another blocks its thread.
+                    // This includes stages that are not polled because another one blocks their
+                    // thread.
                     self.stages.iter().for_each(|stage| stage.planned.observed().close_queue());
                 }
                 _ = look.tick() => self.look(),
@@ -538,8 +538,8 @@ impl Stages {
         }
     }
 
-    /// Aborts the stages that are left. Of one that does not even notice, the report has what the
-    /// stage has shown of itself; its task ends when it can.
+    /// Aborts the remaining stages. For a stage that does not notice, the report has its last
+    /// gauges; its task ends when it can.
     async fn abort(&mut self) {
         self.tasks.abort_all();
         let deadline = Deadline::from_now(LAST_WORDS);
@@ -553,7 +553,7 @@ impl Stages {
             let running = &self.stages[stage];
             let known = || {
                 let mut left = running.planned.observed().left();
-                // The stage shows those of its earlier incarnations, too.
+                // The gauges include the stage's earlier incarnations.
                 let earlier = running.earlier.as_ref().map_or(0, |earlier| earlier.given_up);
                 left.given_up = left.given_up.saturating_sub(earlier);
                 left
@@ -568,14 +568,14 @@ impl Stages {
         StageSamples::register(&self.whole.telemetry, &labels, &stage.snapshot())
     }
 
-    /// Records what the stages show of themselves.
+    /// Records the gauges of the stages.
     fn look(&mut self) {
         for (stage, samples) in &mut self.samples {
             samples.record(&stage.snapshot());
         }
     }
 
-    /// The same, when the end must not depend on whether the recorder panics.
+    /// The same, ignoring a panic of the recorder.
     fn look_once_more(&mut self) {
         let _ = contained_now(|| {
             self.look();
@@ -583,8 +583,8 @@ impl Stages {
         });
     }
 
-    /// Finds stages that have failed, and have their `terminate` still to run. The others need not wait
-    /// for the `terminate` of one that is not started again.
+    /// Finds stages that have failed and still run their `terminate`. If such a stage is not
+    /// restarted, the others do not wait for its `terminate`.
     fn look_for_failures(&mut self) {
         let failing = |told: &Told| Some((told.stage, told.failing.get()?.clone()));
         let failing: Vec<_> = self.by_task.values().filter_map(failing).collect();
@@ -596,18 +596,18 @@ impl Stages {
         }
     }
 
-    /// Tells of a failure after which the stage is not started again. The stages of a row end together,
-    /// and those of a graph when one of them was to be started again and no longer is.
+    /// Records a failure after which the stage is not restarted. The stages of a linear pipeline
+    /// end together, and those of a graph when a restarting stage has failed too often.
     fn failed_for_good(&mut self, stage: usize, reason: &ExitReason) {
         let running = &mut self.stages[stage];
         if mem::replace(&mut running.failed, true) {
             return;
         }
         let observed = running.planned.observed();
-        // One that is killed with all others has not failed by itself.
+        // A stage that is killed together with all others has not failed itself.
         if *self.whole.phase.borrow() < Phase::Kill {
             observed.failed();
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed for good");
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed, not restarting it");
         }
         observed.failed_for_good(reason);
         self.failed.store(true, Relaxed);
@@ -631,7 +631,7 @@ impl Stages {
         self.stage_ended(stage, ended);
     }
 
-    /// Starts a stage again that has failed, or decides what its end means for the others.
+    /// Restarts a failed stage, or decides what its end means for the others.
     fn stage_ended(&mut self, stage: usize, ended: StageReport) {
         let phase = *self.whole.phase.borrow();
         let running = &mut self.stages[stage];
@@ -641,7 +641,7 @@ impl Stages {
         self.report.in_time &= ended.in_time;
         if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
             running.planned.vacate(true);
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, starting it again");
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, restarting it");
             match running.planned.prepare(&self.whole) {
                 Ok(prepared) => {
                     running.planned.observed().failed();
@@ -649,7 +649,7 @@ impl Stages {
                     return self.spawn(stage, prepared);
                 }
                 Err(error) => {
-                    tracing::error!(pipeline = %self.whole.pipeline, error = shown(&error), "a stage did not start again");
+                    tracing::error!(pipeline = %self.whole.pipeline, error = shown(&error), "a stage failed to restart");
                 }
             }
         }
@@ -663,18 +663,18 @@ impl Stages {
         if self.together && !expected {
             self.enter(Phase::Stop);
         } else if self.together && self.sources_have_ended() {
-            // Whatever still waits for a source, waits for nothing.
+            // Stages that still wait for a source no longer need to.
             self.enter(Phase::SourcesEnded);
         }
     }
 
-    /// Whether no stage is left that events come from.
+    /// Whether all producers have ended.
     fn sources_have_ended(&self) -> bool {
         let is_source = |stage: &&Running| stage.planned.kind() == StageKind::Producer;
         self.stages.iter().filter(is_source).all(|stage| stage.ended)
     }
 
-    /// Goes on to a later phase; never back.
+    /// Enters a later phase. Earlier phases are ignored.
     fn enter(&mut self, next: Phase) {
         let is_later = self.whole.phase.send_if_modified(|phase| {
             let later = next > *phase;
@@ -689,8 +689,8 @@ impl Stages {
         }
     }
 
-    /// What there is to say of a stage that could not report itself: it was aborted in a callback,
-    /// or something that is not a callback panicked, such as a destructor.
+    /// The report of a stage that could not report itself: it was aborted in a callback, or code
+    /// that is not a callback panicked, such as a destructor.
     fn report_of(
         &self,
         stage: usize,
@@ -703,14 +703,14 @@ impl Stages {
     }
 }
 
-/// Whoever asks for a stage of a pipeline that is gone finds nobody.
+/// Handles of a dropped pipeline's stages report that the stage is not running.
 impl Drop for Stages {
     fn drop(&mut self) {
         self.stages.iter().for_each(|stage| stage.planned.vacate(false));
     }
 }
 
-/// Why a task ended that has not said so itself.
+/// The reason of a task that ended without a report.
 fn reason_of(error: JoinError) -> ExitReason {
     match error.try_into_panic() {
         Ok(payload) => ExitReason::from_panic(&*payload),

@@ -1,32 +1,33 @@
-//! Text from outside, as it may stand in a field of a log line or of a span. Pure.
+//! Untrusted text as a field of a log line or a span. Pure.
 //!
-//! A subscriber writes a field that is a string in quotes, with its quotes, newlines and control
-//! characters escaped. A field given with `%` it writes as it is, so a client that chose the text could
-//! write lines of its own. So all text that may come from outside is recorded as a string, and cut: what a
-//! client has sent, and the errors of the program's own callbacks, which may quote it.
-//! `cargo xtask tidy` refuses `%`.
+//! A subscriber writes a string field in quotes, with quotes, newlines and control characters
+//! escaped. A field recorded with `%` is written unchanged, so a client that chose the text could
+//! forge log lines. So all text from outside is recorded as a string and truncated: data sent by a
+//! client, and the errors of the program's own callbacks, which may quote it. `cargo xtask tidy`
+//! rejects `%`.
 
 use std::{
     error::Error,
     fmt::{self, Display, Write},
 };
 
-/// How many bytes of one text are logged. A log tells who it was, and does not keep what they said.
+/// The maximum length of a logged text, in bytes. A log identifies a client and does not store its
+/// data.
 pub const LONGEST: usize = 512;
 
-/// A topic, a reason or anything else that may have been chosen outside, cut to what a log takes.
+/// Text that may come from outside, such as a topic or a reason, truncated for the log.
 #[must_use]
 pub fn shown(what: impl Display) -> String {
     cut(|out| write!(out, "{what}"))
 }
 
-/// An error and its causes, cut to what a log takes. Its text may quote what a client has sent.
+/// An error and its causes, truncated for the log. The text may quote data sent by a client.
 #[must_use]
 pub fn described(error: &(dyn Error + 'static)) -> String {
     with_causes(error, error.source())
 }
 
-/// The same for what is displayed like an error, and its cause.
+/// The same for a value that is displayed like an error, and its cause.
 #[must_use]
 pub fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 'static)>) -> String {
     let mut text = shown(what);
@@ -41,7 +42,7 @@ pub fn with_causes(what: impl Display, mut cause: Option<&(dyn Error + 'static)>
     text
 }
 
-/// What this writes, up to so much.
+/// The output of `write`, truncated.
 pub fn cut(write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
     let mut cut = Cut(String::new());
     if write(&mut cut).is_err() {
@@ -50,7 +51,7 @@ pub fn cut(write: impl FnOnce(&mut Cut) -> fmt::Result) -> String {
     cut.0
 }
 
-/// A text that takes so much and no more.
+/// A text buffer of limited length.
 #[derive(Debug)]
 pub struct Cut(String);
 

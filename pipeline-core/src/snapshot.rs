@@ -1,11 +1,11 @@
-//! A look at a running pipeline.
+//! Snapshots of a running pipeline.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{exit::ExitReason, subscription::SubscriptionId};
 
-/// What a pipeline's stages are doing, at one moment. It is taken without stopping any of them, so
-/// what one stage has just sent, the next may not have received.
+/// The state of a pipeline's stages at one moment. It is taken without stopping any of them, so
+/// events that one stage has just sent may not have arrived at the next.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
@@ -29,16 +29,16 @@ use crate::{exit::ExitReason, subscription::SubscriptionId};
 pub struct PipelineSnapshot {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
-    /// How far it is between its start and its end.
+    /// The phase of the pipeline between its start and its end.
     pub phase: PipelinePhase,
-    /// Whether a stage has failed for good, which is known as soon as it has. A stage that failed and
-    /// was started again does not count.
+    /// Whether a stage has failed for good. It is set as soon as the failure is known. A stage that
+    /// failed and was restarted does not count.
     pub failed: bool,
-    /// Its stages, in the order in which they were added.
+    /// The stages, in the order in which they were added.
     pub stages: Vec<StageSnapshot>,
 }
 
-/// What a stage is doing. Counts and times go on when it is restarted.
+/// The state of a stage. Counts and times continue across restarts.
 ///
 /// ```
 /// use pipeline_core::{Activity, Pipeline, SubscribeOptions, for_each, from_iter};
@@ -64,53 +64,53 @@ pub struct StageSnapshot {
     pub stage: Arc<str>,
     /// What kind of stage it is.
     pub kind: StageKind,
-    /// What it is doing now.
+    /// The current activity.
     pub activity: Activity,
-    /// Events that have arrived.
+    /// The number of events received.
     pub events_in: u64,
-    /// Events that were sent to its consumers; to several, each counts.
+    /// The number of events sent; an event sent to several consumers counts for each.
     pub events_out: u64,
-    /// Items that wait in the [`queue`](crate::queue()) or [`fair_queue`](crate::fair_queue()) that it
-    /// takes from; 0 if it takes from none.
+    /// Items in the [`queue`](crate::queue()) or [`fair_queue`](crate::fair_queue()) of this
+    /// producer; 0 for other stages.
     pub queued: usize,
-    /// How many items that queue holds at most; `None` if there is no queue.
+    /// The capacity of that queue; `None` if there is no queue.
     pub queue_capacity: Option<usize>,
-    /// Events that have arrived and wait to be handled.
+    /// Events that were received and wait to be handled.
     pub waiting: usize,
     /// Events that were emitted and wait for demand, in its buffer or its dispatcher.
     pub buffered: usize,
-    /// How many events its buffer holds at most; `None` if it has no bound, or no buffer.
+    /// The capacity of its buffer; `None` if it is unbounded or does not exist.
     pub buffer_capacity: Option<usize>,
-    /// Events that were thrown away, by its queue too.
+    /// The number of discarded events, including items of its queue.
     pub discarded: u64,
-    /// The same by reason, of those for which there were any. The words are those of the label
-    /// `reason` of the metric `pipeline.events_discarded`.
+    /// The discarded events by reason, without reasons that did not occur. The names are those of
+    /// the label `reason` of the metric `pipeline.events_discarded`.
     pub discarded_by: Vec<(&'static str, u64)>,
-    /// How many of its children are alive, if it is a consumer supervisor. One that is done at once is
-    /// never seen.
+    /// The number of its children, if it is a consumer supervisor. A child that completes at once
+    /// never shows.
     pub workers: Option<usize>,
-    /// How often a child has failed, or was not started although it should have been.
+    /// How often a child has failed or failed to start.
     pub worker_failures: u64,
-    /// How many events were given up, because their workers failed too often; see
+    /// How many events were given up because their workers failed too often; see
     /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries).
     pub given_up: u64,
-    /// How often it was started again.
+    /// How often it was restarted.
     pub restarts: u64,
-    /// How often it has failed, whether it was started again or not.
+    /// How often it has failed, whether it was restarted or not.
     pub failures: u64,
     /// Why it has failed for good, if it has.
     pub failure: Option<ExitReason>,
-    /// How long it has worked.
+    /// The total time it has worked.
     pub busy: Duration,
-    /// How long it has waited for events, or for messages.
+    /// The total time it has waited for events or for messages.
     pub waiting_for_events: Duration,
-    /// How long it has waited for demand.
+    /// The total time it has waited for demand.
     pub waiting_for_demand: Duration,
-    /// Who has subscribed to it.
+    /// The subscriptions of its consumers.
     pub subscriptions: Vec<SubscriptionSnapshot>,
 }
 
-/// A subscription, at its producer's end.
+/// A subscription, as seen by its producer.
 ///
 /// ```
 /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
@@ -125,7 +125,7 @@ pub struct StageSnapshot {
 /// let subscription = print.subscribe(&numbers, SubscribeOptions::new().max_demand(50)).await?;
 /// # numbers.estimate_buffered_count().await?;
 ///
-/// // Nothing has come yet, so all that was asked for is still to come.
+/// // No event has been sent yet, so all demand is pending.
 /// let seen = &pipeline.snapshot().stages[0].subscriptions[0];
 /// assert_eq!((&*seen.consumer, seen.pending), ("print", 50));
 /// assert_eq!(seen.id, subscription.id());
@@ -135,17 +135,17 @@ pub struct StageSnapshot {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SubscriptionSnapshot {
-    /// Its name.
+    /// The id of the subscription.
     pub id: SubscriptionId,
-    /// The stage that has subscribed.
+    /// The name of the subscribed stage.
     pub consumer: Arc<str>,
-    /// Events that it has asked for and not been sent.
+    /// The outstanding demand.
     pub pending: usize,
-    /// Events that it was sent so far.
+    /// The number of events sent to it so far.
     pub sent: u64,
 }
 
-/// How far a pipeline is between its start and its end.
+/// The phase of a pipeline between its start and its end.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, PipelinePhase, SubscribeOptions, for_each, from_iter};
@@ -169,15 +169,15 @@ pub struct SubscriptionSnapshot {
 pub enum PipelinePhase {
     /// Not all stages have made their first subscriptions yet.
     Starting,
-    /// It works. One of its stages may be about to be started again.
+    /// All stages run, or are being restarted.
     Running,
-    /// It takes nothing new: it was told to drain, or it stops because a stage has failed.
+    /// The pipeline takes no new events: it drains, or it stops because a stage has failed.
     Draining,
-    /// All its stages have ended.
+    /// All stages have ended.
     Ended,
 }
 
-/// The kinds of stage.
+/// The kinds of stages.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, StageKind, SubscribeOptions, for_each, from_iter, map};
@@ -204,13 +204,13 @@ pub enum StageKind {
     ProducerConsumer,
     /// Receives events.
     Consumer,
-    /// Receives events, and starts a child for each.
+    /// Receives events and starts a child for each.
     ConsumerSupervisor,
 }
 
 impl StageKind {
-    /// What a stage of this kind is called unless it is given a name: `producer`,
-    /// `producer_consumer`, `consumer` or `consumer_supervisor`.
+    /// The default name of a stage of this kind: `producer`, `producer_consumer`, `consumer` or
+    /// `consumer_supervisor`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -227,7 +227,7 @@ impl StageKind {
     }
 }
 
-/// What a stage is doing.
+/// The activity of a stage.
 ///
 /// ```
 /// use pipeline_core::{Activity, Graph, QueueOptions, queue};
@@ -240,7 +240,7 @@ impl StageKind {
 /// let pipeline = graph.start()?;
 /// assert_eq!(pipeline.snapshot().stages[0].activity, Activity::Starting);
 ///
-/// // Nobody has subscribed.
+/// // There are no subscribers.
 /// # numbers.estimate_buffered_count().await?;
 /// assert_eq!(pipeline.snapshot().stages[0].activity, Activity::WaitingForDemand);
 ///
@@ -253,17 +253,17 @@ impl StageKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activity {
-    /// It is not there yet, or is being started again.
+    /// The stage has not started yet, or is being restarted.
     #[default]
     Starting,
-    /// It works.
+    /// The stage is working.
     Busy,
-    /// It would go on if there were events.
+    /// The stage waits for events.
     WaitingForEvents,
-    /// It would go on if there were demand.
+    /// The stage waits for demand.
     WaitingForDemand,
-    /// It was told to wait.
+    /// The stage is paused.
     Paused,
-    /// It has ended for good.
+    /// The stage has ended for good.
     Ended,
 }

@@ -1,7 +1,7 @@
-//! What tasks share a queue by.
+//! The synchronization primitives of queues.
 //!
-//! A test with `--cfg interleavings` has loom's in place of these, which try every order in which
-//! tasks can meet.
+//! A test with `--cfg interleavings` uses loom's primitives instead, which try every interleaving
+//! of tasks.
 
 #[cfg(not(all(test, interleavings)))]
 pub(crate) use std::sync::{
@@ -34,7 +34,7 @@ mod modelled {
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            self.0.lock().expect("a panic has ended the test")
+            self.0.lock().expect("a panic fails the test")
         }
     }
 }

@@ -1,13 +1,13 @@
-//! A sum that one task adds to, and any may read.
+//! A counter with one writer.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// A sum that one task adds to and any may read.
+/// A counter that one task adds to and any task may read.
 #[derive(Debug, Default)]
 pub(crate) struct Tally(AtomicU64);
 
 impl Tally {
-    /// Not for two tasks at a time: one would forget what the other has added.
+    /// Not for two tasks at a time: one could overwrite the update of the other.
     #[inline]
     pub(crate) fn add(&self, events: usize) {
         self.0.store(self.get().saturating_add(events as u64), Relaxed);

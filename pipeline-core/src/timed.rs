@@ -1,4 +1,4 @@
-//! An item and when it was where.
+//! An item with its times.
 
 use std::ops::Deref;
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{stage::started_at, timeline::Timeline, trace_context::TraceContext};
 
-/// An item with the moment it entered the pipeline, so that its way can be timed to the end.
+/// An item with the time at which it entered the pipeline, so that its whole way can be timed.
 ///
 /// It derefs to the item.
 ///
@@ -24,15 +24,15 @@ pub struct Timed<T> {
 }
 
 impl<T> Timed<T> {
-    /// Stamps an item with this moment.
+    /// Stamps an item with the current time.
     #[must_use]
     pub fn now(item: T) -> Self {
         Self { item, timeline: Instant::now().into() }
     }
 
-    /// Has the item belong to a trace, by which it can be followed: at the level `trace` it is logged,
-    /// with the field `trace_id`, when it leaves its queue, when it is broadcast, and when it is
-    /// written to a socket. Nothing is logged of an item that belongs to none.
+    /// Assigns the item to a trace, to follow it in the log: at the level `trace` a line with the
+    /// field `trace_id` is logged when it leaves its queue, when it is broadcast, and when it is
+    /// written to a socket. Items without a trace are not logged.
     ///
     /// ```
     /// use pipeline_core::{QueueOptions, Timed, TraceContext, queue};
@@ -57,17 +57,17 @@ impl<T> Timed<T> {
         self.timeline.enqueued_at()
     }
 
-    /// The trace that the item belongs to.
+    /// The trace of the item, if it has one.
     #[must_use]
     pub fn trace(&self) -> Option<TraceContext> {
         self.timeline.trace()
     }
 
-    /// When the item was where.
+    /// The times of the item on its way.
     ///
-    /// When it left its queue is known if that is a [queue of timed items](crate::Queue::timed). When
-    /// its worker was started is known in the worker: in the future that
-    /// [`Worker::run`](crate::Worker::run) returns, and not in tasks that it spawns.
+    /// The time at which it left its queue is known for a [queue of timed
+    /// items](crate::Queue::timed). The start of its worker is known in the worker: in the future
+    /// that [`Worker::run`](crate::Worker::run) returns, and not in tasks that it spawns.
     ///
     /// ```
     /// use pipeline_core::{
@@ -105,7 +105,7 @@ impl<T> Timed<T> {
         self.item
     }
 
-    /// Takes note that the item leaves a queue.
+    /// Records that the item leaves a queue.
     pub(crate) fn demanded(&mut self, at: Instant) {
         self.timeline.demanded(at);
         if let Some(trace) = self.timeline.trace() {

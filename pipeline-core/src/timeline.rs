@@ -1,4 +1,4 @@
-//! When an item was where. Pure.
+//! The times of an item on its way. Pure.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use tokio::time::Instant;
 
 use crate::{timed::Timed, trace_context::TraceContext};
 
-/// When an item was enqueued, left its queue, and came to a worker, as far as that is known; and the
-/// trace that it belongs to.
+/// The times at which an item was enqueued, left its queue, and reached a worker, as far as they
+/// are known, and its trace.
 ///
-/// [`Timed::timeline`] makes it, in the worker. Who broadcasts the item with it has every leg of the way
-/// measured: in the queue, waiting for a worker, in the worker, and from there to the socket. An
-/// [`Instant`] is a timeline of which nothing else is known.
+/// [`Timed::timeline`] returns it in the worker. Broadcasting the item with it records the duration
+/// of every leg: in the queue, waiting for a worker, in the worker, and from there to the socket.
+/// An [`Instant`] converts into a timeline without other times.
 ///
-/// The legs are spans of one way, so they add up to the whole. An item that goes through several queues
-/// has left them when it left the last one; an item with which a worker is started again was waiting
-/// until then.
+/// The legs are contiguous, so they add up to the whole. An item that passes through several queues
+/// has left them when it left the last one; a retried item was waiting until its worker was
+/// restarted.
 ///
 /// ```
 /// use pipeline_core::{Timed, Timeline};
@@ -23,7 +23,7 @@ use crate::{timed::Timed, trace_context::TraceContext};
 /// let item = Timed::now("hello");
 /// let timeline = item.timeline();
 /// assert_eq!(timeline.enqueued_at(), item.enqueued_at());
-/// // It was in no queue, and no worker has it.
+/// // The item was in no queue, and no worker has it.
 /// assert_eq!((timeline.demanded_at(), timeline.started_at()), (None, None));
 /// assert_eq!(timeline, Timeline::from(item.enqueued_at()));
 /// ```
@@ -42,62 +42,62 @@ impl Timeline {
         self.enqueued_at
     }
 
-    /// When the item left its queue, because there was demand for it.
+    /// When the item left its queue because there was demand for it.
     #[must_use]
     pub fn demanded_at(&self) -> Option<Instant> {
         self.demanded_at
     }
 
-    /// When the worker was started that handles the item.
+    /// When the worker of the item was started.
     #[must_use]
     pub fn started_at(&self) -> Option<Instant> {
         self.started_at
     }
 
-    /// The trace that the item belongs to.
+    /// The trace of the item, if it has one.
     #[must_use]
     pub fn trace(&self) -> Option<TraceContext> {
         self.trace
     }
 
-    /// How long the item waited in its queue: until there was demand for it.
+    /// How long the item waited in its queue, until there was demand for it.
     #[must_use]
     pub fn queued(&self) -> Option<Duration> {
         Some(self.demanded_at? - self.enqueued_at)
     }
 
-    /// How long it waited behind its queue: until a worker was started for it.
+    /// How long the item waited after its queue, until a worker was started for it.
     #[must_use]
     pub fn waited(&self) -> Option<Duration> {
         Some(self.started_at? - self.demanded_at?)
     }
 
-    /// How long its worker had it until then.
+    /// How long its worker had it, until the given time.
     #[must_use]
     pub fn worked(&self, until: Instant) -> Option<Duration> {
         Some(until.saturating_duration_since(self.started_at?))
     }
 
-    /// Has it belong to a trace.
+    /// Assigns the item to a trace.
     #[must_use]
     pub fn with_trace(self, trace: TraceContext) -> Self {
         Self { trace: Some(trace), ..self }
     }
 
-    /// Takes note that the item leaves a queue.
+    /// Records that the item leaves a queue.
     pub(crate) fn demanded(&mut self, at: Instant) {
         self.demanded_at = Some(at.max(self.enqueued_at));
     }
 
-    /// The same with the start of a worker, unless that had nothing to do with the item: one that was
-    /// started before makes items, and does not handle them.
+    /// Sets the start of the item's worker. Ignored if it is before the item was dequeued: then the
+    /// worker creates the item and does not handle it.
     pub(crate) fn started(self, at: Option<Instant>) -> Self {
         let before = self.demanded_at.unwrap_or(self.enqueued_at);
         Self { started_at: at.filter(|at| *at >= before), ..self }
     }
 }
 
-/// Nothing else is known.
+/// A timeline without other times.
 impl From<Instant> for Timeline {
     fn from(enqueued_at: Instant) -> Self {
         Self { enqueued_at, demanded_at: None, started_at: None, trace: None }
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leg_is_known_when_both_its_ends_are() {
+    fn a_leg_is_known_if_both_its_ends_are() {
         let at = moments();
         let mut timeline = Timeline::from(at(0));
         let legs =
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_was_started_before_an_item_was_there_does_not_handle_it() {
+    fn a_worker_started_before_the_item_does_not_handle_it() {
         let at = moments();
         let mut timeline = Timeline::from(at(5));
         assert_eq!(timeline.started(Some(at(4))).started_at(), None);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     proptest! {
-        /// In whatever order it is told: no leg is negative, and those that follow each other add up.
+        /// Times in any order: no leg is negative, and contiguous legs add up.
         #[test]
         fn legs_add_up_to_the_whole(times in prop::array::uniform4(0u64..10_000)) {
             let at = moments();

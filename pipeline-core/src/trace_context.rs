@@ -1,4 +1,4 @@
-//! The trace that an item belongs to, as W3C's Trace Context has it.
+//! The trace of an item, in the format of W3C Trace Context.
 
 use std::{
     fmt,
@@ -9,12 +9,12 @@ use std::{
 
 use thiserror::Error;
 
-/// The trace that an item belongs to: which, and what in it the item comes from.
+/// The trace of an item: its trace id and its parent id.
 ///
-/// It is what the HTTP header `traceparent` says, in the form of W3C's [Trace Context]. An item
-/// carries it through a pipeline ([`Timed::with_trace`](crate::Timed::with_trace)), so that a push can
-/// be followed by one id from an HTTP request to the write to a socket: at the level `trace`, what
-/// happens to the item is logged with the field `trace_id`.
+/// It is the value of the HTTP header `traceparent`, as defined by W3C's [Trace Context]. An item
+/// carries it through a pipeline ([`Timed::with_trace`](crate::Timed::with_trace)), so that a push
+/// can be followed by one id from an HTTP request to the write to a socket: at the level `trace`,
+/// the steps of the item are logged with the field `trace_id`.
 ///
 /// [Trace Context]: https://www.w3.org/TR/trace-context/
 ///
@@ -29,7 +29,7 @@ use thiserror::Error;
 /// # Ok::<(), pipeline_core::TraceContextError>(())
 /// ```
 ///
-/// A header that is none of these is to be ignored, and another trace begun:
+/// An invalid header should be ignored, and a new trace started:
 ///
 /// ```
 /// use pipeline_core::TraceContext;
@@ -44,7 +44,7 @@ pub struct TraceContext {
     flags: u8,
 }
 
-/// Names a trace: 16 bytes, not all zero. It is shown as 32 hexadecimal digits.
+/// The id of a trace: 16 bytes, not all zero. It is displayed as 32 hexadecimal digits.
 ///
 /// ```
 /// use pipeline_core::TraceContext;
@@ -56,12 +56,12 @@ pub struct TraceContext {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceId {
-    // Two halves, because one number would have to be aligned to 16 bytes.
+    // Two halves, because a `u128` would have an alignment of 16 bytes.
     high: u64,
     low: u64,
 }
 
-/// Why a text is not the value of a `traceparent` header.
+/// Why a text is not a valid value of a `traceparent` header.
 ///
 /// ```
 /// use pipeline_core::{TraceContext, TraceContextError};
@@ -72,17 +72,17 @@ pub struct TraceId {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TraceContextError {
-    /// It is not as long as the version says.
-    #[error("a traceparent has 55 characters, and not {0}")]
+    /// The length is wrong for the version.
+    #[error("a traceparent has 55 characters, got {0}")]
     Length(usize),
-    /// Where a `-` should be, something else is.
-    #[error("byte {0} should be a \"-\"")]
+    /// A `-` is missing.
+    #[error("byte {0} must be \"-\"")]
     Separator(usize),
-    /// Where a lower-case hexadecimal digit should be, something else is.
-    #[error("byte {0} should be one of 0123456789abcdef")]
+    /// A lower-case hexadecimal digit is missing.
+    #[error("byte {0} must be one of 0123456789abcdef")]
     Digit(usize),
-    /// The version is `ff`, which there is not.
-    #[error("there is no version ff")]
+    /// The version is `ff`, which is invalid.
+    #[error("version ff is invalid")]
     Version,
     /// The trace id is zero.
     #[error("the trace id is zero")]
@@ -92,21 +92,20 @@ pub enum TraceContextError {
     NoParentId,
 }
 
-/// Somebody may have recorded it.
+/// The caller may have recorded the trace.
 const SAMPLED: u8 = 0b01;
 
 /// The trace id was drawn at random.
 const RANDOM: u8 = 0b10;
 
-/// How long the version is that is known.
+/// The length of version 00.
 const LENGTH: usize = 55;
 
 impl TraceContext {
-    /// Begins a trace, which nobody has recorded yet.
+    /// Starts a new trace, which has not been recorded yet.
     ///
-    /// Its ids come from the random numbers by which the standard library keeps its hash tables. They
-    /// are unique, and not secret: who sees some of them is not supposed to be able to guess others,
-    /// but nothing may depend on it.
+    /// Its ids come from the random keys of the standard library's hash tables. They are unique but
+    /// not secret: seeing some of them should not allow guessing others, but do not rely on it.
     #[must_use]
     pub fn random() -> Self {
         let [high, low, parent] = [draw(), draw(), draw()];
@@ -117,26 +116,26 @@ impl TraceContext {
         }
     }
 
-    /// Which trace it is.
+    /// The id of the trace.
     #[must_use]
     pub fn trace_id(&self) -> TraceId {
         self.trace_id
     }
 
-    /// What in the trace this comes from. Never zero.
+    /// The id of the parent span in the trace. Never zero.
     #[must_use]
     pub fn parent_id(&self) -> u64 {
         self.parent_id.get()
     }
 
-    /// Whether the one from whom it comes may have recorded it.
+    /// Whether the caller may have recorded the trace.
     #[must_use]
     pub fn is_sampled(&self) -> bool {
         self.flags & SAMPLED != 0
     }
 }
 
-/// A number that is not zero, at random. Each state of the hash tables differs from all before.
+/// A random number other than zero. Each hash table has a different key.
 fn draw() -> NonZeroU64 {
     loop {
         if let Some(number) = NonZeroU64::new(RandomState::new().build_hasher().finish()) {
@@ -145,8 +144,8 @@ fn draw() -> NonZeroU64 {
     }
 }
 
-/// The form of version 00. Of the flags, it has those that say whether it was sampled, and whether the
-/// trace id is random; all others are zero, as they have to be.
+/// Formats version 00. It keeps the flags for sampling and for a random trace id; all others are
+/// zero, as required.
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { trace_id, parent_id, flags } = self;
@@ -154,8 +153,8 @@ impl fmt::Display for TraceContext {
     }
 }
 
-/// Reads the value of a `traceparent` header. A version that is yet to come may say more behind what is
-/// known; that is not read.
+/// Parses the value of a `traceparent` header. A future version may have more data behind the known
+/// part, which is ignored.
 impl FromStr for TraceContext {
     type Err = TraceContextError;
 
@@ -187,7 +186,7 @@ impl FromStr for TraceContext {
     }
 }
 
-/// So many digits from there on.
+/// Parses digits from an index.
 fn number(text: &[u8], from: usize, digits: usize) -> Result<u64, TraceContextError> {
     let mut number = 0;
     for (at, byte) in text.iter().enumerate().skip(from).take(digits) {
@@ -202,7 +201,7 @@ fn number(text: &[u8], from: usize, digits: usize) -> Result<u64, TraceContextEr
 }
 
 impl TraceId {
-    /// Its bytes, the most significant one first.
+    /// The bytes, in big-endian order.
     #[must_use]
     pub fn to_bytes(self) -> [u8; 16] {
         (u128::from(self.high) << 64 | u128::from(self.low)).to_be_bytes()
@@ -235,13 +234,13 @@ mod tests {
         text.parse::<TraceContext>().unwrap_err()
     }
 
-    /// The valid one, with something else from there on.
+    /// The valid value, with another text from this index.
     fn with(at: usize, other: &str) -> String {
         format!("{}{other}{}", &VALID[..at], &VALID[at + other.len()..])
     }
 
     #[test]
-    fn a_fault_says_what_is_wrong() {
+    fn an_error_names_the_fault() {
         use TraceContextError::*;
         assert_eq!(fault(""), Length(0));
         assert_eq!(fault(&VALID[..54]), Length(54));
@@ -252,7 +251,7 @@ mod tests {
             assert_eq!(fault(&with(at, "_")), Separator(at));
         }
         for at in [0, 1, 3, 34, 36, 51, 53, 54] {
-            assert_eq!(fault(&with(at, "A")), Digit(at), "upper case is not allowed");
+            assert_eq!(fault(&with(at, "A")), Digit(at), "upper case is invalid");
             assert_eq!(fault(&with(at, "g")), Digit(at));
         }
         assert_eq!(fault(&with(3, &"0".repeat(32))), NoTraceId);
@@ -261,19 +260,19 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_is_yet_to_come_is_read_as_far_as_it_is_known() {
+    fn the_known_part_of_a_future_version_is_parsed() {
         let known: TraceContext = VALID.parse().unwrap();
         for text in [with(0, "01"), format!("{}-more", with(0, "cc")), with(0, "fe-")] {
             assert_eq!(text.parse(), Ok(known), "{text}");
         }
         assert_eq!(fault(&format!("{}.", with(0, "cc"))), TraceContextError::Separator(55));
-        // Its flags mean nothing that is known, but for two.
+        // All of its flags but two are unknown.
         let flags: TraceContext = with(53, "ff").parse().unwrap();
         assert_eq!(flags.to_string(), with(53, "03"));
     }
 
     #[test]
-    fn no_two_traces_that_begin_are_the_same() {
+    fn new_traces_are_unique() {
         const MANY: usize = 10_000;
         let draw = || (0..MANY).map(|_| TraceContext::random()).collect::<Vec<_>>();
         let other = std::thread::spawn(draw).join().unwrap();
@@ -285,7 +284,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(
+        fn formatted_contexts_are_parsed_again(
             id in 1u128.., parent_id in 1u64.., sampled: bool, random: bool
         ) {
             let flags = u8::from(sampled) | u8::from(random) << 1;

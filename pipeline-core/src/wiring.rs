@@ -1,4 +1,4 @@
-//! What may be put together, and what the compiler says of the rest.
+//! The bounds that decide which stages fit together, with their compiler messages.
 
 use std::sync::Arc;
 
@@ -7,35 +7,36 @@ use crate::{
     stage::{Consumer, ProducerConsumer, Target},
 };
 
-/// `Events: Flow<E, In>` says that events of type `E` can go to a stage that takes `In`: the two are
+/// `Events: Flow<E, In>` means that events of type `E` can go to a stage that takes `In`: both are
 /// the same type.
 ///
-/// It is `E == In`, in words that tell those who wire stages what did not meet.
+/// It is `E == In`, with a compiler message that names both types.
 #[diagnostic::on_unimplemented(
     message = "events of type `{E}` cannot go to a stage that takes `{In}`",
     label = "this stage takes `{In}`, but would be given `{E}`",
     note = "a `map(..)` between the two can turn one type into the other"
 )]
 pub trait Flow<E, In>: Sealed {
-    /// The same source, and the same events.
+    /// Returns the source unchanged.
     #[doc(hidden)]
     fn feed(source: Source<E>) -> Source<In>;
 }
 
-/// What flows from stage to stage. It has no values: it stands in bounds, as in `Events: Flow<E, In>`.
+/// A marker type for events that flow between stages. It has no values and appears in bounds such
+/// as `Events: Flow<E, In>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Events {}
 
-// It is not `E: Flow<E>`: the compiler could not conclude from what a stage takes what comes.
+// Not `E: Flow<E>`: the compiler could not infer the event type from the type that a stage takes.
 impl<E> Flow<E, E> for Events {
     fn feed(source: Source<E>) -> Source<E> {
         source
     }
 }
 
-/// A [`Consumer`] of events of type `E`. Every consumer of such events is one.
+/// A [`Consumer`] of events of type `E`. Every consumer of such events implements it.
 ///
-/// It is `Consumer<Event = E>`, in words as good as those of [`Flow`].
+/// It is `Consumer<Event = E>`, with compiler messages as good as those of [`Flow`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a consumer",
     label = "takes no events",
@@ -57,9 +58,10 @@ where
     }
 }
 
-/// A [`ProducerConsumer`] that takes events of type `E`. Every producer-consumer that does is one.
+/// A [`ProducerConsumer`] that takes events of type `E`. Every such producer-consumer implements
+/// it.
 ///
-/// It is `ProducerConsumer<In = E>`, in words as good as those of [`Flow`].
+/// It is `ProducerConsumer<In = E>`, with compiler messages as good as those of [`Flow`].
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a producer-consumer",
     label = "does not turn events into others",
@@ -82,32 +84,33 @@ where
     }
 }
 
-/// What can be subscribed to for events of type `E`. Public only because a public trait names it.
-#[expect(missing_debug_implementations, reason = "nobody can have one")]
+/// A stage that emits events of type `E`. Public only because a public trait names it.
+#[expect(missing_debug_implementations, reason = "it cannot be obtained outside the crate")]
 pub struct Source<E>(pub(crate) Arc<dyn Target<E>>);
 
-/// A [`PipelineBuilder`](crate::PipelineBuilder) in this state can be started: it is [`Complete`].
+/// The state of a [`PipelineBuilder`](crate::PipelineBuilder) that can be started: it is
+/// [`Complete`].
 #[diagnostic::on_unimplemented(
     message = "this pipeline has no end yet, so it cannot be started",
     label = "it is `{Self}`, not `Complete`",
-    note = "`Open<E>`: nobody takes its events of type `E`. End it with `.consumer(..)` or `.consumer_supervisor(..)`, \
+    note = "`Open<E>`: no stage takes its events of type `E`. End it with `.consumer(..)` or `.consumer_supervisor(..)`, \
             or take the events yourself with `.into_stream(..)`",
-    note = "`Empty`: it has no source either. Begin with `.producer(..)`"
+    note = "`Empty`: it has no producer either. Begin with `.producer(..)`"
 )]
 pub trait HasEnd: Sealed {}
 
 impl HasEnd for Complete {}
 
-/// Only what is here decides what fits. Public only because a public trait names it.
+/// Prevents implementations outside this module. Public only because a public trait names it.
 pub trait Sealed {}
 
 impl Sealed for Complete {}
 
 impl Sealed for Events {}
 
-/// What a producer receives: it has no values.
+/// The input type of a producer. It has no values.
 ///
-/// It is not [`Infallible`](std::convert::Infallible), what a consumer emits, or else a producer
-/// could subscribe to a consumer.
+/// It is not [`Infallible`](std::convert::Infallible), the output type of a consumer, because then
+/// a producer could subscribe to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nothing {}

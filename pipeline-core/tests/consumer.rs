@@ -1,4 +1,4 @@
-//! Producers and consumers of one's own: the arithmetic through real tasks, and how they end.
+//! Custom producers and consumers: demand arithmetic with real tasks, and how stages end.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use pipeline_core::{
@@ -8,7 +8,7 @@ use pipeline_core::{
 use pipeline_test_support::{Log, Recorded};
 use tokio::sync::mpsc;
 
-/// Emits as many successive numbers as are asked for, up to an end, and tells what it was asked.
+/// Emits as many successive numbers as requested, up to an end, and records its demand.
 struct Counter {
     next: u64,
     end: u64,
@@ -31,7 +31,7 @@ impl Producer for Counter {
     }
 }
 
-/// Tells what it handles, and fails at one event.
+/// Records the events it handles, and fails at one event.
 struct Recorder {
     batches: mpsc::UnboundedSender<Vec<u64>>,
     fail_at: Option<u64>,
@@ -58,7 +58,7 @@ impl Consumer for Recorder {
     }
 }
 
-/// Runs numbers up to `end` through; what was asked, what was handled, and how it ended.
+/// Runs the numbers up to `end`. Returns the demands, the handled events, and the report.
 async fn run(
     end: u64,
     fail_at: Option<u64>,
@@ -93,7 +93,7 @@ fn batches(sizes: &[u64]) -> Vec<Vec<u64>> {
 async fn events_are_handled_in_chunks_and_demand_is_renewed_after_each() {
     let (asks, handled, report) = run(2000, None, SubscribeOptions::new()).await;
     assert_eq!(asks, [1000, 500, 500]);
-    assert_eq!(handled, batches(&[500, 500, 500, 500, 0]), "the empty one is its terminate");
+    assert_eq!(handled, batches(&[500, 500, 500, 500, 0]), "terminate records the empty batch");
     assert_eq!(report.left_undone(), 0);
 
     let options = SubscribeOptions::new().max_demand(100).min_demand(20);
@@ -103,20 +103,20 @@ async fn events_are_handled_in_chunks_and_demand_is_renewed_after_each() {
 }
 
 #[tokio::test]
-async fn a_failing_consumer_ends_the_pipeline_and_says_why() {
+async fn a_failing_consumer_ends_the_pipeline_with_its_reason() {
     let options = SubscribeOptions::new().max_demand(10).min_demand(8);
     let (asks, handled, report) = run(1000, Some(4), options).await;
     assert_eq!(handled, batches(&[2, 2, 0]));
     let failure = report.failure().unwrap();
     assert_eq!(&*failure.stage, "consumer");
     assert_eq!(failure.reason.to_string(), "failed: an even event");
-    assert_eq!(failure.unfinished, 2, "the chunk that it failed on");
+    assert_eq!(failure.unfinished, 2, "the failed chunk");
     let emitted: usize = asks.iter().sum();
-    assert_eq!(emitted, 4 + report.left_undone(), "all else was on its way: {report}");
+    assert_eq!(emitted, 4 + report.left_undone(), "all other events were in transit: {report}");
 }
 
 #[tokio::test]
-async fn a_consumer_that_has_enough_ends_the_pipeline() {
+async fn a_consumer_that_stops_ends_the_pipeline() {
     /// Takes one chunk.
     struct Once;
 
@@ -146,13 +146,13 @@ async fn a_consumer_that_has_enough_ends_the_pipeline() {
     let report = pipeline.ended().await;
     assert_eq!(&*report.pipeline, "enough");
     assert!(report.failure().is_none());
-    assert_eq!(report.left_undone(), 3, "one in its hands, two in the queue: {report}");
+    assert_eq!(report.left_undone(), 3, "one in the callback, two in the queue: {report}");
     assert!(queue.is_closed());
-    assert_eq!(pipeline.ended().await.left_undone(), 3, "asked again, it says the same");
+    assert_eq!(pipeline.ended().await.left_undone(), 3, "a second call returns the same report");
 }
 
 #[tokio::test]
-async fn a_panic_in_a_consumer_is_contained_and_told() {
+async fn a_panic_in_a_consumer_is_contained_and_reported() {
     let options = SubscribeOptions::new().max_demand(10).min_demand(8);
     let (_, handled, report) = run(1000, Some(5), options).await;
     assert_eq!(handled, batches(&[2, 2, 0]));
@@ -177,7 +177,7 @@ async fn a_consumer_that_is_not_permanent_drains_with_the_pipeline() {
     assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
 }
 
-/// Ends as it is told to, at one point or another.
+/// Ends in a configurable way, in a configurable callback.
 struct Ends {
     reason: Option<ExitReason>,
     when: When,
@@ -215,7 +215,7 @@ impl Drop for Ends {
     }
 }
 
-/// How producer and consumer end when the producer ends like this.
+/// The reasons of producer and consumer when the producer ends like this.
 async fn ends(when: When, reason: ExitReason, cancel: Cancel) -> [String; 2] {
     #[expect(clippy::disallowed_methods, reason = "never read")]
     let (batches, _handled) = mpsc::unbounded_channel();
@@ -232,12 +232,12 @@ async fn ends(when: When, reason: ExitReason, cancel: Cancel) -> [String; 2] {
 }
 
 #[tokio::test]
-async fn a_consumer_follows_its_producer_as_its_cancel_mode_says() {
+async fn a_consumer_reacts_to_its_producer_by_its_cancel_mode() {
     let oops = || ExitReason::failed("oops");
     let end = async |cancel| ends(When::Asked, oops(), cancel).await;
     assert_eq!(end(Cancel::Permanent).await, ["failed: oops", "failed: oops"]);
     assert_eq!(end(Cancel::Transient).await, ["failed: oops", "failed: oops"]);
-    // It would go on; it is the pipeline that stops it.
+    // It would continue, but the pipeline stops it.
     assert_eq!(end(Cancel::Temporary).await, ["failed: oops", "shutdown"]);
     let end =
         async |cancel| ends(When::Asked, ExitReason::ShutdownWith("enough".into()), cancel).await;
@@ -253,7 +253,7 @@ async fn a_panic_outside_the_callbacks_ends_the_pipeline_too() {
     assert_eq!(producer, "panicked: a destructor that panics");
 }
 
-/// Emits one event after the other, for as long as any is owed.
+/// Emits one event after the other while any is owed.
 struct OneByOne(u64);
 
 impl Producer for OneByOne {
@@ -274,7 +274,7 @@ impl Producer for OneByOne {
 }
 
 #[tokio::test]
-async fn a_producer_can_tell_how_much_is_still_owed() {
+async fn a_producer_sees_how_much_is_still_owed() {
     #[expect(clippy::disallowed_methods, reason = "read after the end of a finite run")]
     let (batches, mut handled) = mpsc::unbounded_channel();
     let mut pipeline = Pipeline::builder("test")
@@ -288,7 +288,7 @@ async fn a_producer_can_tell_how_much_is_still_owed() {
     assert_eq!(handled, Vec::from_iter(0..12));
 }
 
-/// Emits far too much at the first demand, and nothing more.
+/// Emits far too many events on its first demand, and none later.
 struct Flood(u64);
 
 impl Producer for Flood {
@@ -305,7 +305,7 @@ impl Producer for Flood {
 }
 
 #[tokio::test]
-async fn what_is_emitted_beyond_demand_and_buffer_is_discarded_and_counted() {
+async fn events_beyond_demand_and_buffer_are_discarded_and_counted() {
     const EMITTED: u64 = 10_010;
     let (log, _guard) = Log::keep();
     let (telemetry, recorded) = Recorded::new();
@@ -331,7 +331,7 @@ async fn what_is_emitted_beyond_demand_and_buffer_is_discarded_and_counted() {
     let labels = "pipeline=test,reason=buffer_full,stage=producer".to_owned();
     assert_eq!(recorded.counters("pipeline.events_discarded"), [(labels, 6)]);
     let full: Vec<_> = log.take().into_iter().filter(|line| line.contains("full")).collect();
-    assert_eq!(full, ["WARN discarded=6 message=the buffer is full stage=producer"]);
+    assert_eq!(full, ["WARN discarded=6 message=the buffer is full, discarding stage=producer"]);
 }
 
 /// Never starts.
@@ -356,7 +356,7 @@ impl Producer for Refuses {
 }
 
 #[tokio::test]
-async fn what_cannot_work_does_not_start() {
+async fn an_invalid_pipeline_does_not_start() {
     let start = |options| {
         #[expect(clippy::disallowed_methods, reason = "never used")]
         let (batches, _) = mpsc::unbounded_channel();
@@ -369,7 +369,7 @@ async fn what_cannot_work_does_not_start() {
     let error = start(SubscribeOptions::new());
     assert_eq!(
         error.to_string(),
-        "producer did not start: failed: test/producer (Telemetry(global))"
+        "producer failed to start: failed: test/producer (Telemetry(global))"
     );
 
     let error = start(SubscribeOptions::new().max_demand(0));

@@ -1,4 +1,4 @@
-//! The consumer supervisor: how many workers live at once, and what happens when one fails.
+//! The consumer supervisor: how many workers run at once, and how failures are handled.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -47,7 +47,7 @@ async fn exactly_max_demand_workers_live_at_once() {
     assert_eq!(started, Vec::from_iter(0..20));
 }
 
-/// Tells how many children can be spared.
+/// Sends the number of spare children.
 struct TellsSpare(mpsc::Sender<usize>);
 
 impl Worker<u64> for TellsSpare {
@@ -57,7 +57,7 @@ impl Worker<u64> for TellsSpare {
 }
 
 #[tokio::test]
-async fn a_child_knows_how_many_may_take_long_without_holding_up_the_others() {
+async fn a_child_knows_how_many_may_take_long_without_delaying_the_others() {
     for (max, min, children, expected) in [(5, 4, 100, 4), (5, 0, 100, 0), (50, 49, 10, 9)] {
         let (tells, mut told) = mpsc::channel(1);
         let supervisor = ConsumerSupervisor::new(TellsSpare(tells)).max_children(children);
@@ -89,7 +89,7 @@ async fn the_bound_holds_on_many_threads() {
 }
 
 #[tokio::test]
-async fn more_is_asked_for_when_workers_fall_to_min_demand() {
+async fn more_events_are_requested_when_workers_fall_to_min_demand() {
     let (queue, producer) = queue(QueueOptions::new());
     let (gate, mut keeper) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
@@ -125,7 +125,7 @@ async fn one_worker_takes_the_events_in_order() {
     }
 }
 
-/// Fails for the first attempts at an event, by an error and by a panic in turn.
+/// Fails on its first attempts at an event, with an error and a panic in turn.
 struct Flaky {
     failures: u32,
     attempts: mpsc::Sender<(u64, u32)>,
@@ -143,7 +143,7 @@ impl Worker<u64> for Flaky {
 }
 
 #[tokio::test]
-async fn a_transient_worker_is_started_again_with_the_same_event() {
+async fn a_transient_worker_is_restarted_with_the_same_event() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
     let (telemetry, recorded) = Recorded::new();
@@ -169,7 +169,7 @@ async fn a_transient_worker_is_started_again_with_the_same_event() {
 }
 
 #[tokio::test]
-async fn a_temporary_worker_is_not_started_again() {
+async fn a_temporary_worker_is_not_restarted() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
     let supervisor =
@@ -184,7 +184,7 @@ async fn a_temporary_worker_is_not_started_again() {
 }
 
 #[tokio::test]
-async fn too_many_restarts_stop_the_supervisor_and_with_it_the_pipeline() {
+async fn too_many_restarts_stop_the_supervisor_and_its_pipeline() {
     let (queue, producer) = queue(QueueOptions::new());
     let (attempts, mut seen) = mpsc::channel(100);
     let supervisor = ConsumerSupervisor::new(Flaky { failures: 9, attempts })
@@ -225,7 +225,7 @@ async fn process_time_is_measured_in_milliseconds_with_fractions() {
     assert!(matches!(samples[..], [ms] if (7250.0..7252.0).contains(&ms)), "{samples:?}");
 }
 
-/// Notes in which tasks it runs. Of the hundred and more events, those up to 99 are done at once.
+/// Records its tasks. The events up to 99, of more than a hundred, complete at once.
 struct Noting {
     tasks: Arc<Mutex<HashSet<task::Id>>>,
     meeting: Barrier,
@@ -244,7 +244,7 @@ impl Worker<u64> for Noting {
         match event {
             80 if context.restarts() == 0 => return Err(ExitReason::failed("not yet")),
             90 if context.restarts() == 0 => panic!("on purpose"),
-            // They need each other.
+            // These children wait for each other.
             100.. => {
                 self.meeting.wait().await;
             }
@@ -256,8 +256,7 @@ impl Worker<u64> for Noting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_many_children_that_were_done_at_once_others_still_wait_fail_and_panic_on_their_own()
-{
+async fn children_after_many_brief_ones_still_wait_fail_and_panic_on_their_own() {
     let worker = Noting::new();
     let (tasks, done) = (worker.tasks.clone(), worker.done.clone());
     let mut pipeline = Pipeline::builder("jobs")
@@ -270,11 +269,11 @@ async fn after_many_children_that_were_done_at_once_others_still_wait_fail_and_p
         .unwrap();
     assert_eq!(pipeline.ended().await.left_undone(), 0);
     assert_eq!(done.load(Ordering::Relaxed), 102);
-    assert!(tasks.lock().len() < 70, "some were done without a task");
+    assert!(tasks.lock().len() < 70, "some children must run without a task");
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_child_gets_a_task_however_brief_it_is_where_that_is_wanted() {
+async fn with_always_spawn_each_child_gets_a_task() {
     let worker = Noting::new();
     let tasks = worker.tasks.clone();
     let supervisor = ConsumerSupervisor::new(worker).always_spawn();
@@ -284,11 +283,11 @@ async fn each_child_gets_a_task_however_brief_it_is_where_that_is_wanted() {
         .start()
         .unwrap();
     assert_eq!(pipeline.ended().await.left_undone(), 0);
-    assert_eq!(tasks.lock().len(), 104, "two were started again");
+    assert_eq!(tasks.lock().len(), 104, "two were restarted");
 }
 
 #[tokio::test(start_paused = true)]
-async fn slots_of_children_that_are_done_at_once_are_asked_for_together() {
+async fn slots_of_children_that_complete_at_once_are_requested_together() {
     let (producer, script) = scripted();
     let worker = ConsumerSupervisor::new(async |_: &u64| Ok(()));
     let options = SubscribeOptions::new().max_demand(10).min_demand(6);
@@ -310,11 +309,11 @@ async fn slots_of_children_that_are_done_at_once_are_asked_for_together() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_supervisor_to_stop_is_told_when_it_is_gone() {
+async fn waiting_for_stopping_ends_when_the_supervisor_is_gone() {
     struct Passing(mpsc::Sender<ChildContext>);
     impl Worker<u64> for Passing {
         async fn run(&self, _: &u64, context: ChildContext) -> Result<(), ExitReason> {
-            self.0.try_send(context).map_err(|_| ExitReason::failed("nobody is there"))
+            self.0.try_send(context).map_err(|_| ExitReason::failed("the receiver is gone"))
         }
     }
     let (sender, mut contexts) = mpsc::channel(1);

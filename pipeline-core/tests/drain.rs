@@ -1,4 +1,4 @@
-//! How a pipeline ends: in good order, when its time is up, and when it is dropped.
+//! The end of a pipeline: gracefully, at its deadline, and when it is dropped.
 
 mod support;
 
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 const LONG: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn draining_hands_on_what_was_accepted_and_takes_nothing_more() {
+async fn draining_processes_accepted_items_and_takes_no_more() {
     let (queue, producer) = queue(QueueOptions::new());
     let (gate, mut keeper) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
@@ -46,7 +46,7 @@ async fn draining_hands_on_what_was_accepted_and_takes_nothing_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_not_done_when_the_time_is_up_is_reported_to_the_number() {
+async fn unfinished_events_at_the_deadline_are_counted_exactly() {
     let (queue, producer) = queue(QueueOptions::new());
     let (gate, mut keeper) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
@@ -64,7 +64,7 @@ async fn what_is_not_done_when_the_time_is_up_is_reported_to_the_number() {
     assert_eq!(report.left_undone(), 10);
     let text = report.to_string();
     assert!(
-        text.starts_with("pipeline test ended when its time was up, 10 events left undone"),
+        text.starts_with("pipeline test ended after its deadline, 10 events left undone"),
         "{text}"
     );
     assert!(text.contains("producer ended (killed), 7 events held"), "{text}");
@@ -72,7 +72,7 @@ async fn what_is_not_done_when_the_time_is_up_is_reported_to_the_number() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn under_load_everything_accepted_is_done_or_reported() {
+async fn under_load_all_accepted_events_are_done_or_reported() {
     for round in 0..20 {
         let (queue, producer) = queue(QueueOptions::new().capacity(50));
         let done = Arc::new(AtomicUsize::new(0));
@@ -100,7 +100,7 @@ async fn under_load_everything_accepted_is_done_or_reported() {
             })
             .collect();
         accepting.recv().await.unwrap();
-        // Sometimes there is no time at all, sometimes enough for some or all of it.
+        // Sometimes there is no time at all, sometimes enough for some or all events.
         let report = pipeline.drain(Duration::from_micros(round * round * 50)).await;
         let mut accepted = 0;
         for pusher in pushers {
@@ -110,7 +110,7 @@ async fn under_load_everything_accepted_is_done_or_reported() {
     }
 }
 
-/// Counts the workers alive.
+/// Counts the running workers.
 struct Alive(Arc<AtomicUsize>);
 
 impl Alive {
@@ -149,7 +149,7 @@ async fn dropping_a_pipeline_ends_its_stages_and_workers() {
     assert_eq!(queue.len(), 7);
 }
 
-/// Ends when it is told to, or never.
+/// Ends when it is notified to stop, or never.
 struct Obedient(mpsc::Sender<u64>);
 
 impl Worker<u64> for Obedient {
@@ -165,7 +165,7 @@ impl Worker<u64> for Obedient {
 }
 
 #[tokio::test(start_paused = true)]
-async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
+async fn workers_are_notified_to_stop_and_dropped_if_they_do_not() {
     let (queue, producer) = queue(QueueOptions::new());
     let (started, mut starting) = mpsc::channel(9);
     let supervisor = ConsumerSupervisor::new(Obedient(started))
@@ -176,7 +176,7 @@ async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
     queue.push(2).await.unwrap();
     assert_eq!([starting.recv().await, starting.recv().await], [Some(1), Some(2)]);
     settle().await;
-    assert!(starting.try_recv().is_err(), "nobody has told them to stop");
+    assert!(starting.try_recv().is_err(), "the workers were not notified to stop");
     queue.push(0).await.unwrap();
     let report = pipeline.ended().await;
     assert_eq!(starting.recv().await, Some(0));
@@ -185,5 +185,8 @@ async fn workers_are_told_to_stop_and_dropped_when_they_do_not() {
     assert_eq!(told, [Some(101), Some(102)]);
     let workers = report.stages.iter().find(|stage| stage.unfinished > 0).unwrap();
     assert!(workers.reason.to_string().contains("too many restarts"), "{report}");
-    assert_eq!(workers.unfinished, 2, "the one that failed and the one that would not listen");
+    assert_eq!(
+        workers.unfinished, 2,
+        "the failed worker and the one that ignored the notification"
+    );
 }

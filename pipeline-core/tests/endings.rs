@@ -1,5 +1,5 @@
-//! Ends that lose nothing: restarts while draining, one consumer of several that leaves, pipelines that
-//! feed each other, and what a stage says to itself.
+//! Ends without lost events: restarts while draining, one of several consumers that leaves,
+//! pipelines that feed each other, and messages of a stage to itself.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -39,12 +39,12 @@ fn reconnecting() -> Cancel {
     Cancel::Reconnect(Backoff::new(Duration::from_millis(10), Duration::from_millis(100)))
 }
 
-/// What was handled, by whomever.
+/// The handled events of all consumers.
 #[derive(Clone, Default)]
 struct Seen(Arc<Mutex<Vec<u64>>>);
 
 impl Seen {
-    /// A restarting consumer that notes each event, and fails once at this one.
+    /// A restarting consumer that records each event, and fails once at this one.
     fn failing_once_at(&self, at: u64) -> Stage<impl Consumer<Event = u64>, Infallible> {
         let (seen, failed) = (self.clone(), Arc::new(AtomicUsize::new(0)));
         Stage::restarting(move || {
@@ -63,7 +63,7 @@ impl Seen {
         self.0.lock().push(n);
     }
 
-    /// What was handled so far, in order of the numbers.
+    /// The handled events so far, sorted.
     fn sorted(&self) -> Vec<u64> {
         let mut all = self.0.lock().clone();
         all.sort_unstable();
@@ -78,7 +78,7 @@ async fn push_all(queue: &Queue<u64>, items: impl IntoIterator<Item = u64>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_that_fails_while_draining_is_started_again_and_goes_on_draining() {
+async fn a_stage_that_fails_while_draining_is_restarted_and_continues_to_drain() {
     let seen = Seen::default();
     let (queue, producer) = queue(QueueOptions::new());
     let consumer = seen.failing_once_at(500);
@@ -87,17 +87,17 @@ async fn a_stage_that_fails_while_draining_is_started_again_and_goes_on_draining
         .consumer_with(consumer, demand(4, 2))
         .start()
         .unwrap();
-    // All at once, so that the failure is still to come.
+    // All at once, so that the failure comes later.
     (0..1000).for_each(|n| queue.try_push(n).unwrap());
     let report = pipeline.drain(DAY).await;
     assert!(report.in_time && report.failure().is_none(), "{report}");
     let done = seen.0.lock().len();
     assert_eq!(done + report.left_undone(), 1000, "{report}");
-    assert!(report.left_undone() <= 4, "no more than was in its hands: {report}");
+    assert!(report.left_undone() <= 4, "at most the events in the callback: {report}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restart_that_helped_is_no_failure_and_makes_no_report_of_its_own() {
+async fn a_successful_restart_is_no_failure_and_adds_no_report() {
     let seen = Seen::default();
     let mut pipeline = Pipeline::builder("recovered")
         .producer(from_iter(0..100))
@@ -124,7 +124,7 @@ async fn a_subscription_made_by_a_handle_survives_the_restart_of_its_consumer() 
     let sink = graph.consumer_with(seen.failing_once_at(3).named("sink"));
     let pipeline = graph.start().unwrap();
     sink.subscribe(&source, demand(1, 0)).await.unwrap();
-    // One that has ended is not made again.
+    // An ended subscription is not made again.
     let ended = sink.subscribe(&source, demand(1, 0).cancel(Cancel::Temporary)).await.unwrap();
     ended.cancel(ExitReason::Normal);
     settle().await;
@@ -136,7 +136,7 @@ async fn a_subscription_made_by_a_handle_survives_the_restart_of_its_consumer() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_with_a_restarting_producer_survives_its_failure_and_ends_with_its_source() {
+async fn a_linear_pipeline_survives_a_restart_of_its_producer_and_ends_with_it() {
     for options in [demand(10, 5), demand(10, 5).cancel(reconnecting())] {
         let made = AtomicUsize::new(0);
         let source = Stage::restarting(move || {
@@ -163,7 +163,7 @@ async fn a_row_with_a_restarting_producer_survives_its_failure_and_ends_with_its
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_whose_producer_keeps_failing_ends_with_that_failure() {
+async fn a_linear_pipeline_whose_producer_keeps_failing_ends_with_that_failure() {
     let source = Stage::restarting(|| from_iter((0..10).map(|n: u64| -> u64 { panic!("no {n}") })));
     let mut pipeline = Pipeline::builder("row")
         .producer_with(source)
@@ -176,7 +176,7 @@ async fn a_row_whose_producer_keeps_failing_ends_with_that_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_ends_when_its_source_has_whatever_its_consumers_cancel_mode() {
+async fn a_linear_pipeline_ends_with_its_source_for_any_cancel_mode() {
     for mode in [Cancel::Permanent, Cancel::Transient, Cancel::Temporary, reconnecting()] {
         let (queue, producer) = queue(QueueOptions::new());
         let mut pipeline = Pipeline::builder("row")
@@ -200,11 +200,11 @@ async fn a_stream_refuses_to_reconnect() {
     let refused = EventStream::new().subscribe(&numbers, options.clone());
     assert_eq!(refused, Err(SubscribeError::Reconnect));
     let refused = Pipeline::builder("row").producer(from_iter(0..3u64)).into_stream(options);
-    let Err(StartError::Subscribe { source, .. }) = refused else { panic!("it was not refused") };
+    let Err(StartError::Subscribe { source, .. }) = refused else { panic!("it must be refused") };
     assert_eq!(source, SubscribeError::Reconnect);
 }
 
-/// Two consumers of one queue, of which the first is told to finish while all is busy.
+/// Two consumers of one queue, of which the first finishes under load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_that_finishes_among_several_loses_nothing() {
     let seen = Seen::default();
@@ -264,7 +264,7 @@ async fn a_supervisor_that_finishes_under_load_ends_and_loses_nothing() {
     while seen.0.lock().len() < 100 {
         task::yield_now().await;
     }
-    // It has more to do at every moment, and ends all the same.
+    // It always has more to do, and ends all the same.
     first.finish().await;
     second.subscribe(&source, demand(10, 9)).await.unwrap();
     let report = pipeline.drain(Duration::MAX).await;
@@ -274,8 +274,7 @@ async fn a_supervisor_that_finishes_under_load_ends_and_loses_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_supervisor_of_two_producers_ends_with_the_first_that_does_and_leaves_the_other_its_items()
- {
+async fn a_supervisor_of_two_producers_ends_with_the_first_and_leaves_the_items_of_the_other() {
     let ((left, one), (right, two)) = (queue(QueueOptions::new()), queue(QueueOptions::new()));
     let seen = Seen::default();
     let kept = seen.clone();
@@ -296,12 +295,12 @@ async fn a_supervisor_of_two_producers_ends_with_the_first_that_does_and_leaves_
     left.close();
     time::sleep(Duration::from_millis(1500)).await;
     assert!(!workers.is_running() && two.is_running());
-    assert_eq!(seen.sorted(), [1, 10, 11], "what it had taken");
+    assert_eq!(seen.sorted(), [1, 10, 11], "the items it had taken");
     assert_eq!(right.len(), 8);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_is_not_emptied_for_a_consumer_that_is_gone() {
+async fn a_queue_is_not_emptied_for_a_cancelled_consumer() {
     let (queue, producer) = queue(QueueOptions::new().capacity(100));
     let (consumer, _recording) = recording::<u64>();
     let mut graph = Graph::new("graph");
@@ -317,14 +316,14 @@ async fn a_queue_is_not_emptied_for_a_consumer_that_is_gone() {
     settle().await;
     let seen = &pipeline.snapshot().stages[0];
     assert_eq!((seen.queued, seen.buffered, seen.discarded), (60, 0, 0));
-    // The next consumer gets them all.
+    // The next consumer gets all of them.
     sink.subscribe(&source, options).await.unwrap();
     settle().await;
     assert_eq!(_recording.events(), Vec::from_iter(0..60));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_iterator_keeps_what_a_consumer_that_is_gone_had_asked_for() {
+async fn an_iterator_keeps_the_items_that_a_cancelled_consumer_had_requested() {
     let ((first, _first), (second, got)) = (recording::<u64>(), recording::<u64>());
     let mut graph = Graph::new("graph");
     let numbers = graph.producer("numbers", from_iter(0u64..));
@@ -334,7 +333,7 @@ async fn an_iterator_keeps_what_a_consumer_that_is_gone_had_asked_for() {
     let temporary = || SubscribeOptions::new().cancel(Cancel::Temporary);
     let subscription = first.subscribe(&numbers, temporary()).await.unwrap();
     subscription.ask(50_000);
-    // It leaves before all of that has been sent.
+    // The consumer leaves before all of them have been sent.
     subscription.cancel(ExitReason::Normal);
     settle().await;
     let sent = pipeline.snapshot().stages[0].events_out;
@@ -350,7 +349,7 @@ async fn an_iterator_keeps_what_a_consumer_that_is_gone_had_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pipeline_that_is_fed_by_another_drains_at_once_and_loses_nothing() {
+async fn a_pipeline_fed_by_another_drains_at_once_and_loses_nothing() {
     let (queue, producer) = queue(QueueOptions::new());
     let mut feeding = Graph::new("feeding");
     let source = feeding.producer("source", producer);
@@ -370,18 +369,18 @@ async fn a_pipeline_that_is_fed_by_another_drains_at_once_and_loses_nothing() {
     let start = Instant::now();
     let report = fed.drain(DAY).await;
     assert!(report.is_clean() && report.in_time, "{report}");
-    assert!(start.elapsed() < Duration::from_secs(1), "it has only a few to finish");
+    assert!(start.elapsed() < Duration::from_secs(1), "only a few events are left to finish");
     let handled = seen.0.lock().len();
-    assert!(handled < 50, "and it takes no more: {handled}");
+    assert!(handled < 50, "it must take no more events: {handled}");
     assert_eq!(handled + queue.len(), 100);
     assert!(source.is_running());
     assert!(
         feeding.drain(Duration::from_secs(1)).await.failure().is_some(),
-        "it has nobody to drain to"
+        "it has no consumer to drain to"
     );
 }
 
-/// Tries to wait for itself in all the ways there are.
+/// Tries to wait for itself in every possible way.
 struct Narcissus {
     me: Option<ConsumerHandle<Self>>,
     failed: Arc<Mutex<Vec<String>>>,
@@ -421,7 +420,7 @@ impl HandleCall<Reflect> for Narcissus {
         let told = [called.to_string(), asked.to_string(), subscribed.to_string()];
         assert_eq!((called, asked), (CallError::OwnCallback, CallError::OwnCallback));
         self.failed.lock().extend(told);
-        // These say what is to happen, and do not wait for it.
+        // These calls send a request and do not wait.
         me.finish().await;
         me.stop(ExitReason::ShutdownWith("seen enough".into())).await;
         Ok(())
@@ -429,7 +428,7 @@ impl HandleCall<Reflect> for Narcissus {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_that_would_wait_for_itself_is_told_so() {
+async fn a_stage_that_would_wait_for_itself_gets_an_error() {
     let failed = Arc::new(Mutex::new(vec![]));
     let mut graph = Graph::new("graph");
     let stage = graph.consumer("stage", Narcissus { me: None, failed: failed.clone() });
@@ -440,7 +439,7 @@ async fn a_stage_that_would_wait_for_itself_is_told_so() {
     assert_eq!(failed.lock().len(), 3);
 }
 
-/// Asks its own supervisor how many children it has.
+/// Asks its own supervisor for the number of children.
 #[derive(Clone, Default)]
 struct Counts {
     supervisor: Arc<OnceLock<SupervisorHandle<u64, Self>>>,
@@ -468,10 +467,10 @@ async fn a_worker_may_call_its_supervisor() {
     pipeline.ended().await;
     let answers = counts.answers.lock();
     assert_eq!(answers.len(), 200);
-    assert!(answers.iter().all(Result::is_ok), "one that the supervisor runs itself, too");
+    assert!(answers.iter().all(Result::is_ok), "a worker that the supervisor runs itself, too");
 }
 
-/// A consumer that shows its subscription, notes what it handles, and fails at 99 the first time.
+/// A consumer that exposes its subscription, records its events, and fails at 99 the first time.
 struct Shows {
     subscription: Arc<Mutex<Option<Subscription>>>,
     failed: Arc<AtomicUsize>,
@@ -506,7 +505,7 @@ impl Consumer for Shows {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_subscription_that_was_replaced_does_not_come_back_with_a_restart() {
+async fn a_replaced_subscription_is_not_made_again_after_a_restart() {
     let subscription = Arc::new(Mutex::new(None::<Subscription>));
     let (failed, seen) = (Arc::new(AtomicUsize::new(0)), Seen::default());
     let shows = {
@@ -526,7 +525,7 @@ async fn a_subscription_that_was_replaced_does_not_come_back_with_a_restart() {
     let pipeline = graph.start().unwrap();
     settle().await;
     let last = || subscription.lock().clone().unwrap();
-    // First by one of the same producer, then by one of another.
+    // First by a subscription to the same producer, then to another.
     sink.resubscribe(&last(), ExitReason::Normal, &one, demand(5, 1)).await.unwrap();
     settle().await;
     sink.resubscribe(&last(), ExitReason::Normal, &two, demand(2, 1)).await.unwrap();
@@ -538,7 +537,7 @@ async fn a_subscription_that_was_replaced_does_not_come_back_with_a_restart() {
     time::sleep(Duration::from_secs(1)).await;
     let seen_at = |stage: usize| pipeline.snapshot().stages[stage].subscriptions.len();
     assert_eq!((seen_at(0), seen_at(1)), (0, 1));
-    assert_eq!(seen.sorted(), [2], "1 is of a producer that it has left");
+    assert_eq!(seen.sorted(), [2], "1 is from a producer that it has left");
 }
 
 #[tokio::test(start_paused = true)]
@@ -589,11 +588,11 @@ async fn a_graph_whose_middle_stage_fails_while_draining_delivers_the_rest() {
     assert!(report.in_time && report.failure().is_none(), "{report}");
     let handled = seen.load(Ordering::SeqCst);
     assert_eq!(handled + report.left_undone(), 1000, "{report}");
-    assert!(handled > 980, "all but what the failed stage had in its hands: {report}");
+    assert!(handled > 980, "all events except those in the failed callback: {report}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_is_paused_stays_so_when_its_source_has_ended() {
+async fn a_paused_consumer_stays_paused_when_its_source_has_ended() {
     let (queue, producer) = queue(QueueOptions::new());
     let (consumer, handled) = recording::<u64>();
     let mut pipeline = Pipeline::builder("row")
@@ -617,7 +616,7 @@ async fn a_consumer_that_is_paused_stays_so_when_its_source_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_row_whose_source_has_ended_can_be_drained() {
+async fn a_paused_pipeline_whose_source_has_ended_can_be_drained() {
     let (consumer, handled) = recording::<u64>();
     let pipeline = Pipeline::builder("row")
         .producer(from_iter(0..10))
@@ -632,7 +631,7 @@ async fn a_paused_row_whose_source_has_ended_can_be_drained() {
     assert_eq!(handled.events().len(), 10);
 }
 
-/// A producer that never comes out of a callback.
+/// A producer that never returns from a callback.
 struct Stuck;
 
 impl Producer for Stuck {
@@ -648,7 +647,7 @@ impl Producer for Stuck {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_finishes_waits_for_a_stuck_producer_no_longer_than_it_may_take_to_stop() {
+async fn a_finishing_consumer_waits_for_a_stuck_producer_no_longer_than_stop_within() {
     let (queue, one) = queue(QueueOptions::new());
     let mut graph = Graph::new("graph");
     let (one, stuck) = (graph.producer("one", one), graph.producer("stuck", Stuck));
@@ -660,7 +659,7 @@ async fn a_consumer_that_finishes_waits_for_a_stuck_producer_no_longer_than_it_m
     push_all(&queue, 0..5).await;
     queue.close();
     time::sleep(Duration::from_secs(4)).await;
-    assert!(sink.is_running(), "what the producer emits may still come");
+    assert!(sink.is_running(), "events of the producer may still arrive");
     time::sleep(Duration::from_secs(2)).await;
     assert!(!sink.is_running() && stuck.is_running());
     assert_eq!(seen.events().len(), 5);
@@ -691,7 +690,7 @@ async fn a_supervisor_starts_children_while_it_waits_for_a_producer_to_confirm()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_finishes_handles_what_had_arrived_however_long_that_takes() {
+async fn a_finishing_consumer_handles_received_events_however_long_that_takes() {
     for (busy, ends_by_itself) in [(11, false), (20, false), (20, true)] {
         let mut graph = Graph::new("graph");
         let one = graph.producer("one", from_iter(0..if ends_by_itself { 10 } else { u64::MAX }));
@@ -720,7 +719,7 @@ async fn a_consumer_that_finishes_handles_what_had_arrived_however_long_that_tak
     }
 }
 
-/// Passes events on, 10 ms each.
+/// Passes events on, one every 10 ms.
 struct Slowly;
 
 impl ProducerConsumer for Slowly {
@@ -742,7 +741,7 @@ impl ProducerConsumer for Slowly {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_for_a_stage_that_has_ended_in_good_order_to_come_back() {
+async fn a_drain_does_not_wait_for_a_gracefully_ended_stage_to_restart() {
     let (queue, producer) = queue(QueueOptions::new());
     let mut graph = Graph::new("graph");
     let source = graph.producer("source", producer);
@@ -762,7 +761,7 @@ async fn a_drain_does_not_wait_for_a_stage_that_has_ended_in_good_order_to_come_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pipeline_that_another_feeds_drains_although_the_feeding_stage_is_stuck() {
+async fn a_pipeline_fed_by_another_drains_although_the_feeding_stage_is_stuck() {
     let mut feeding = Graph::new("feeding");
     let stuck = feeding.producer("stuck", Stuck);
     let _feeding = feeding.start().unwrap();
@@ -779,7 +778,7 @@ async fn a_pipeline_that_another_feeds_drains_although_the_feeding_stage_is_stuc
     assert_eq!(seen.cancelled().len(), 1);
 }
 
-/// Blocks its supervisor at one event, until it is let go.
+/// Blocks its supervisor at one event until it is released.
 #[derive(Clone, Default)]
 struct Blocks {
     blocks: Arc<AtomicBool>,
@@ -811,10 +810,10 @@ impl Drop for LetGo {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_supervisor_has_taken_on_no_longer_counts_as_waiting() {
+async fn events_with_a_child_no_longer_count_as_waiting() {
     let (queue, producer) = queue(QueueOptions::new());
     let worker = Blocks::default();
-    // Also if the test fails: the runtime waits for its threads.
+    // Released even if the test fails: the runtime waits for its threads.
     let _let_go = LetGo(worker.let_go.clone());
     let mut graph = Graph::new("graph");
     let source = graph.producer("source", producer);
@@ -824,7 +823,7 @@ async fn what_a_supervisor_has_taken_on_no_longer_counts_as_waiting() {
     sink.pause();
     for n in 0..100 {
         queue.push(n).await.unwrap();
-        // They come in many messages.
+        // They arrive in many messages.
         time::sleep(Duration::from_micros(100)).await;
     }
     let until = async |holds: &(dyn Fn(&StageSnapshot) -> bool + Sync)| {
@@ -845,7 +844,7 @@ async fn what_a_supervisor_has_taken_on_no_longer_counts_as_waiting() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_that_is_started_again_does_not_subscribe_to_a_producer_that_is_gone() {
+async fn a_restarted_stage_does_not_subscribe_to_a_producer_that_is_gone() {
     let mut feeding = Graph::new("feeding");
     let gone = feeding
         .producer_with(Stage::restarting(|| from_iter(0u64..)).named("gone").max_restarts(1, DAY));
@@ -854,7 +853,7 @@ async fn a_stage_that_is_started_again_does_not_subscribe_to_a_producer_that_is_
     let (_queue, other) = queue::<u64>(QueueOptions::new());
     let other = fed.producer("other", other);
     let sink = Stage::restarting(|| for_each(async |_: u64| time::sleep(MOMENT).await));
-    // One for each failure of the producer, and none for a producer that is not there.
+    // One for each failure of the producer, and none for a missing producer.
     let sink = fed.consumer_with(sink.named("sink").max_restarts(2, DAY));
     fed.subscribe(&sink, &other, demand(10, 5));
     let fed = fed.start().unwrap();
@@ -868,7 +867,7 @@ async fn a_stage_that_is_started_again_does_not_subscribe_to_a_producer_that_is_
     assert!(sink.is_running());
 }
 
-/// A source that others put something into, until it is closed.
+/// A source that accepts items from outside until it is closed.
 struct Watched(Arc<Mutex<Vec<&'static str>>>);
 
 impl Producer for Watched {
@@ -893,7 +892,7 @@ impl Producer for Watched {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_is_closed_before_what_it_holds_is_counted_however_it_ends() {
+async fn a_source_is_closed_before_its_items_are_counted_however_it_ends() {
     for kills in [true, false] {
         let calls = Arc::default();
         let mut graph = Graph::new("graph");
@@ -911,7 +910,7 @@ async fn a_source_is_closed_before_what_it_holds_is_counted_however_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_whose_stage_has_ended_takes_nothing_that_is_in_no_count() {
+async fn a_queue_whose_stage_has_ended_takes_no_uncounted_items() {
     for kills in [true, false] {
         let (queue, mut producer) = queue(QueueOptions::new());
         queue.push(1).await.unwrap();
@@ -935,12 +934,12 @@ async fn a_queue_whose_stage_has_ended_takes_nothing_that_is_in_no_count() {
 }
 
 #[tokio::test]
-async fn an_event_is_in_a_number_when_its_stage_is_killed_before_the_function_has_it() {
+async fn an_event_is_counted_if_its_stage_is_killed_before_the_function_receives_it() {
     const EVENTS: usize = 1_000;
     let (done, mut graph) = (Arc::new(AtomicUsize::new(0)), Graph::new("graph"));
     let count = done.clone();
     let source = graph.producer("source", from_iter(0..EVENTS));
-    // It gives way between events, when it has used up its share of the runtime.
+    // The stage yields between events when its cooperative budget is used up.
     let handle = move |_: usize| {
         count.fetch_add(1, Ordering::SeqCst);
         std::future::ready(())
@@ -958,8 +957,8 @@ async fn an_event_is_in_a_number_when_its_stage_is_killed_before_the_function_ha
     assert_eq!(done + report.left_undone(), EVENTS, "{report}");
 }
 
-/// A graph whose middle stage is started again after a failure at this event, and how many the last stage
-/// has seen. That one would wait for a minute before it subscribes again.
+/// A graph whose middle stage is restarted after a failure at this event, and the recording of its
+/// last stage, which would wait for a minute before it subscribes again.
 fn failing_in_the_middle(at: u64, row: bool) -> (Queue<u64>, Pipeline, Recording<u64>) {
     let (queue, producer) = queue(QueueOptions::new());
     let failed = Arc::new(AtomicUsize::new(0));
@@ -982,7 +981,7 @@ fn failing_in_the_middle(at: u64, row: bool) -> (Queue<u64>, Pipeline, Recording
     (queue, pipeline.unwrap(), seen)
 }
 
-/// Passes events on, 10 ms each, and fails once.
+/// Passes events on, one every 10 ms, and fails once.
 struct FailsOnce {
     at: u64,
     failed: Arc<AtomicUsize>,
@@ -1010,7 +1009,7 @@ impl ProducerConsumer for FailsOnce {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_out_the_back_off_of_a_stage_whose_producer_is_back() {
+async fn a_drain_does_not_wait_for_the_back_off_of_a_stage_whose_producer_is_back() {
     for row in [true, false] {
         let (queue, pipeline, seen) = failing_in_the_middle(5, row);
         push_all(&queue, 0..1000).await;
@@ -1018,12 +1017,12 @@ async fn a_drain_does_not_wait_out_the_back_off_of_a_stage_whose_producer_is_bac
         let report = pipeline.drain(Duration::from_secs(30)).await;
         assert!(report.in_time && report.failure().is_none(), "{report}");
         assert_eq!(seen.events().len() + report.left_undone(), 1000, "{report}");
-        assert!(report.left_undone() <= 10, "no more than was in its hands: {report}");
+        assert!(report.left_undone() <= 10, "at most the events in the callback: {report}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_does_not_wait_for_a_stage_that_came_back_with_nothing_to_do() {
+async fn a_drain_does_not_wait_for_a_restarted_stage_without_work() {
     for row in [true, false] {
         let (queue, pipeline, seen) = failing_in_the_middle(96, row);
         push_all(&queue, 0..97).await;
@@ -1031,12 +1030,12 @@ async fn a_drain_does_not_wait_for_a_stage_that_came_back_with_nothing_to_do() {
         let begun = Instant::now();
         let report = pipeline.drain(Duration::from_secs(30)).await;
         assert!(report.in_time && begun.elapsed() < Duration::from_secs(5), "{report}");
-        // The callback that failed may have emitted some of its events.
+        // The failed callback may have emitted some of its events.
         assert!(seen.events().len() + report.left_undone() >= 97, "{report}");
     }
 }
 
-/// Lets go of its producer after ten events.
+/// Cancels its subscription after ten events.
 struct TakesARest(Arc<AtomicUsize>);
 
 impl Consumer for TakesARest {
@@ -1056,7 +1055,7 @@ impl Consumer for TakesARest {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_has_let_go_for_a_while_is_back_when_the_drain_begins() {
+async fn a_temporarily_cancelled_consumer_is_back_when_the_drain_begins() {
     for row in [true, false] {
         let (queue, producer) = queue(QueueOptions::new());
         let seen = Arc::new(AtomicUsize::new(0));
@@ -1082,8 +1081,8 @@ async fn a_consumer_that_has_let_go_for_a_while_is_back_when_the_drain_begins() 
     }
 }
 
-/// Waits for an event that blocks the thread of the stage that handles it, in a pipeline whose source has
-/// no turn then.
+/// Waits for an event that blocks the thread of the stage that handles it, in a pipeline whose
+/// source is not polled then.
 async fn blocked_by(at: u64) -> (Queue<u64>, Pipeline, LetGo) {
     let (queue, producer) = queue(QueueOptions::new());
     let (blocks, let_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
@@ -1110,15 +1109,15 @@ async fn blocked_by(at: u64) -> (Queue<u64>, Pipeline, LetGo) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_is_closed_when_a_drain_has_returned_although_its_stage_has_no_turn() {
+async fn a_queue_is_closed_when_a_drain_has_returned_although_its_stage_is_not_polled() {
     let (queue, pipeline, _let_go) = blocked_by(1).await;
     let report = pipeline.drain(MOMENT).await;
     assert!(queue.is_closed() && queue.try_push(100).is_err());
-    assert_eq!(report.left_undone(), 99, "all but the one that was handled: {report}");
+    assert_eq!(report.left_undone(), 99, "all but the handled event: {report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_is_closed_when_a_drain_begins_although_its_stage_has_no_turn() {
+async fn a_queue_is_closed_when_a_drain_begins_although_its_stage_is_not_polled() {
     let (queue, pipeline, let_go) = blocked_by(1).await;
     let draining = tokio::spawn(pipeline.drain(DAY));
     let closed = async {
@@ -1131,7 +1130,7 @@ async fn a_queue_is_closed_when_a_drain_begins_although_its_stage_has_no_turn() 
     assert!(draining.await.unwrap().is_clean());
 }
 
-/// Says that it has something to do whenever it is asked.
+/// Always reports that it is ready.
 struct Restless;
 
 impl ProducerConsumer for Restless {
@@ -1150,9 +1149,9 @@ impl ProducerConsumer for Restless {
     async fn ready(&mut self) {}
 }
 
-// The clock runs: it stands still as long as a stage has something to do.
+// With the real clock: a paused clock stands still while a stage has something to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stage_that_is_always_ready_gives_a_stuck_producer_up() {
+async fn a_stage_that_is_always_ready_gives_up_a_stuck_producer() {
     let mut feeding = Graph::new("feeding");
     let stuck = feeding.producer("stuck", Stuck);
     let _feeding = feeding.start().unwrap();
@@ -1166,7 +1165,7 @@ async fn a_stage_that_is_always_ready_gives_a_stuck_producer_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stages_that_wait_for_stuck_ones_one_behind_the_other_wait_no_longer_than_one() {
+async fn a_chain_of_stages_behind_a_stuck_one_waits_no_longer_than_one_stage() {
     let mut feeding = Graph::new("feeding");
     let stuck = feeding.producer("stuck", Stuck);
     let _feeding = feeding.start().unwrap();
@@ -1187,7 +1186,7 @@ async fn stages_that_wait_for_stuck_ones_one_behind_the_other_wait_no_longer_tha
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
-/// Fails when it is told to drain.
+/// Fails when it is asked to drain.
 struct FailsAtTheEnd;
 
 impl Producer for FailsAtTheEnd {
@@ -1207,7 +1206,7 @@ impl Producer for FailsAtTheEnd {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_producer_that_fails_for_good_costs_a_draining_consumer_nothing_of_the_others() {
+async fn a_failed_producer_does_not_lose_events_of_others_at_a_draining_consumer() {
     for _ in 0..5 {
         let (queue, other) = queue(QueueOptions::new());
         let mut graph = Graph::new("graph");
@@ -1234,7 +1233,7 @@ async fn a_producer_that_fails_for_good_costs_a_draining_consumer_nothing_of_the
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restarted_consumer_ends_if_the_producer_that_a_handle_gave_it_has() {
+async fn a_restarted_consumer_ends_if_the_producer_it_subscribed_to_by_a_handle_has_ended() {
     for own in [true, false] {
         let mut feeding = Graph::new("feeding");
         let mut fed = Graph::new("fed");
@@ -1252,7 +1251,7 @@ async fn a_restarted_consumer_ends_if_the_producer_that_a_handle_gave_it_has() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_consumer_does_not_fail_for_a_failure_that_a_restart_has_mended() {
+async fn a_slow_consumer_does_not_fail_for_a_failure_that_a_restart_has_fixed() {
     for row in [true, false] {
         let (queue, producer) = queue(QueueOptions::new());
         let failed = Arc::new(AtomicUsize::new(0));
@@ -1318,7 +1317,7 @@ impl Producer for Slow {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_producer_has_its_time_to_confirm_whatever_was_let_go_of_before() {
+async fn a_producer_has_its_full_time_to_confirm_after_earlier_cancels() {
     let mut feeding = Graph::new("feeding");
     let (_calm, foreign) = queue::<u64>(QueueOptions::new());
     let foreign = feeding.producer("foreign", foreign);
@@ -1349,7 +1348,7 @@ async fn a_producer_has_its_time_to_confirm_whatever_was_let_go_of_before() {
     assert_eq!(of_slow.load(Ordering::SeqCst), emitted.load(Ordering::SeqCst));
 }
 
-/// Looks at the pipeline when it is woken.
+/// Takes a snapshot of the pipeline when it is woken.
 struct Looking(PipelineObserver, AtomicBool);
 
 impl Wake for Looking {
@@ -1360,7 +1359,7 @@ impl Wake for Looking {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waker_of_a_push_may_look_at_the_pipeline_that_drains() {
+async fn a_waker_of_a_push_may_take_a_snapshot_of_the_draining_pipeline() {
     let (queue, producer) = queue(QueueOptions::new().capacity(1));
     let consumer = for_each(async |_: u64| std::future::pending::<()>().await);
     let pipeline = Pipeline::builder("row").producer(producer).consumer(consumer, demand(1, 0));

@@ -1,4 +1,4 @@
-//! What becomes of a pipeline in which something fails, and how long its end takes.
+//! Pipelines with failures: what happens to the pipeline, and how long its end takes.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -32,13 +32,13 @@ fn demand(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
 }
 
-/// How many events the stages have accounted for, beside those that are done.
+/// How many events the stages have accounted for, besides the completed ones.
 fn accounted(report: &PipelineReport) -> usize {
     let given_up: usize = report.stages.iter().map(|stage| stage.given_up).sum();
     report.left_undone() + given_up
 }
 
-/// What a counter has come to, whatever its labels.
+/// The total of a counter over all labels.
 fn total(recorded: &Recorded, name: &str) -> u64 {
     recorded.counters(name).iter().map(|(_, count)| count).sum()
 }
@@ -71,7 +71,7 @@ async fn draining_without_a_limit_waits_for_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_without_a_limit_of_time_waits_for_its_size() {
+async fn a_batch_without_a_time_limit_waits_for_its_size() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = seen.clone();
     let mut pipeline = Pipeline::builder("batches")
@@ -91,7 +91,7 @@ async fn a_batch_without_a_limit_of_time_waits_for_its_size() {
     assert_eq!(*seen.lock(), [vec![0, 1, 2], vec![3, 4]]);
 }
 
-/// A recorder whose gauges panic once they are told to.
+/// A recorder whose gauges panic once the flag is set.
 #[derive(Clone, Default)]
 struct Trap(Arc<AtomicBool>);
 
@@ -119,7 +119,7 @@ impl Recorder for Trap {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_panic_of_the_pipelines_own_task_is_a_failure_that_tells_what_was_held() {
+async fn a_panic_of_the_pipeline_task_is_a_failure_that_reports_held_events() {
     let (queue, producer) = queue::<u64>(QueueOptions::new());
     let trap = Trap::default();
     let mut pipeline = Pipeline::builder("trapped")
@@ -141,7 +141,7 @@ async fn a_panic_of_the_pipelines_own_task_is_a_failure_that_tells_what_was_held
     assert!(pipeline.snapshot().failed);
 }
 
-/// Fails at one event for ever, with an error and a panic in turn.
+/// Always fails at one event, with an error and a panic in turn.
 #[derive(Clone)]
 struct Poison {
     at: u64,
@@ -166,7 +166,7 @@ fn poison(at: u64) -> (Poison, mpsc::UnboundedReceiver<u64>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_rest_goes_on() {
+async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_others_continue() {
     let (worker, mut done) = poison(3);
     let (telemetry, recorded) = Recorded::new();
     let given_up = Arc::new(Mutex::new(Vec::new()));
@@ -194,14 +194,14 @@ async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_rest_g
     let workers = &report.stages[1];
     assert_eq!((workers.given_up, accounted(&report)), (1, 1));
     assert!(report.to_string().contains("1 event given up"), "{report}");
-    assert_eq!(total(&recorded, "pipeline.worker.failed"), 3, "as many as there were tries");
+    assert_eq!(total(&recorded, "pipeline.worker.failed"), 3, "one per try");
     assert_eq!(total(&recorded, "pipeline.worker.given_up"), 1);
     let seen = pipeline.snapshot();
     assert_eq!((seen.failed, seen.stages[1].given_up), (false, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_whose_worker_does_not_start_is_given_up_and_told() {
+async fn an_event_whose_worker_does_not_start_is_given_up_and_reported() {
     struct Refuses;
     impl Worker<u64> for Refuses {
         fn start(&self, event: &u64, _: &ChildContext) -> Result<Start, ExitReason> {
@@ -215,7 +215,7 @@ async fn an_event_whose_worker_does_not_start_is_given_up_and_told() {
     let counted = given_up.clone();
     let supervisor = ConsumerSupervisor::new(Refuses).on_given_up(move |_, _| {
         counted.fetch_add(1, Ordering::SeqCst);
-        panic!("what is told may fail, too");
+        panic!("the callback may fail, too");
     });
     let mut pipeline = Pipeline::builder("refused")
         .producer(from_iter(0..3))
@@ -227,7 +227,7 @@ async fn an_event_whose_worker_does_not_start_is_given_up_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_supervisor_that_gives_up_is_a_failure_that_is_told_at_once() {
+async fn a_supervisor_that_gives_up_is_a_failure_that_shows_at_once() {
     let (worker, _done) = poison(0);
     let (queue, producer) = queue(QueueOptions::new());
     let (telemetry, recorded) = Recorded::new();
@@ -236,13 +236,13 @@ async fn a_supervisor_that_gives_up_is_a_failure_that_is_told_at_once() {
     let source = graph.producer("source", producer);
     let supervisor = ConsumerSupervisor::new(worker).max_restarts(3, Duration::from_secs(5));
     let workers = graph.consumer_supervisor("workers", supervisor);
-    // The source goes on without it.
+    // The source continues without it.
     graph.subscribe(&workers, &source, demand(4, 3));
     let pipeline = graph.start().unwrap();
     queue.push(0).await.unwrap();
     settle().await;
     let observer = pipeline.observer();
-    assert!(source.is_running() && !workers.is_running(), "the pipeline goes on");
+    assert!(source.is_running() && !workers.is_running(), "the pipeline must continue");
     let reason = workers.exit_reason().unwrap();
     assert!(!reason.is_graceful());
     let error = reason.source().unwrap().downcast_ref::<TooManyRestarts>().unwrap();
@@ -257,11 +257,11 @@ async fn a_supervisor_that_gives_up_is_a_failure_that_is_told_at_once() {
     assert_eq!((&*failure.stage, report.left_undone()), ("workers", 1));
     let error: NotClean = report.into_result().unwrap_err();
     assert!(error.to_string().contains("too many restarts of workers"), "{error}");
-    assert_eq!(format!("{error:?}"), error.to_string(), "what `main` prints");
+    assert_eq!(format!("{error:?}"), error.to_string(), "`main` prints this");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_supervisor_that_gives_up_is_started_again_if_it_is_to_be() {
+async fn a_restarting_supervisor_that_gives_up_is_restarted() {
     let (worker, mut done) = poison(5);
     let supervisor = Stage::restarting(move || {
         ConsumerSupervisor::new(worker.clone()).max_restarts(1, Duration::from_secs(5))
@@ -273,7 +273,7 @@ async fn a_supervisor_that_gives_up_is_started_again_if_it_is_to_be() {
         .unwrap();
     let report = pipeline.ended().await;
     assert!(report.failure().is_none(), "{report}");
-    assert_eq!(report.left_undone(), 1, "the one event that was in hand: {report}");
+    assert_eq!(report.left_undone(), 1, "the event of the failed child: {report}");
     let workers = report.stages.iter().find(|stage| stage.restarts > 0).unwrap();
     assert!(workers.last_failure.as_ref().unwrap().to_string().contains("too many restarts"));
     done.close();
@@ -285,7 +285,7 @@ async fn a_supervisor_that_gives_up_is_started_again_if_it_is_to_be() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_row_of_which_a_stage_fails_ends_within_its_time_and_says_what_was_not_done() {
+async fn a_pipeline_with_a_failed_stage_ends_in_time_and_reports_unfinished_events() {
     let (started, mut starting) = mpsc::channel(1);
     let stuck = for_each(move |_: u64| {
         let started = started.clone();
@@ -314,10 +314,10 @@ async fn a_row_of_which_a_stage_fails_ends_within_its_time_and_says_what_was_not
     assert!(!report.in_time, "{report}");
     assert_eq!(report.left_undone(), 4, "{report}");
     let stuck = report.stages.iter().find(|stage| &*stage.stage == "consumer").unwrap();
-    assert_eq!(stuck.unfinished, 1, "the others were not even begun: {report}");
+    assert_eq!(stuck.unfinished, 1, "the others were not begun: {report}");
 }
 
-/// Stops a row in its seventh 100 ms, whose consumer takes so long for an event or a batch.
+/// Stops a pipeline after 700 ms whose consumer takes this long for an event or a batch.
 async fn stopped_in_the_middle<C: Consumer<Event = u64>>(consumer: C) -> PipelineReport {
     let (queue, producer) = queue(QueueOptions::new());
     let mut pipeline = Pipeline::builder("slow")
@@ -339,7 +339,7 @@ async fn a_consumer_of_one_long_message_stops_between_two_events() {
     let slow = for_each(async |_: u64| time::sleep(Duration::from_millis(100)).await);
     let report = stopped_in_the_middle(slow).await;
     assert!(report.in_time, "{report}");
-    // Seven are done, and none that was begun is not.
+    // Seven events are done, and none is half done.
     let left: Vec<_> = report.stages.iter().map(|stage| (stage.held, stage.unfinished)).collect();
     assert_eq!(left, [(0, 0), (93, 0)], "{report}");
 }
@@ -370,7 +370,7 @@ async fn events_behind_one_that_failed_count_as_held_and_those_before_it_as_done
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_event_at_which_a_function_ends_in_good_order_counts_as_done() {
+async fn an_event_at_which_a_function_ends_gracefully_counts_as_done() {
     let last = for_each(async |n: u64| if n == 2 { Err(ExitReason::Normal) } else { Ok(()) });
     let mut pipeline = Pipeline::builder("row")
         .producer(from_iter(0..3))
@@ -382,13 +382,13 @@ async fn an_event_at_which_a_function_ends_in_good_order_counts_as_done() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn draining_ends_in_time_though_a_callback_blocks_its_thread() {
+async fn draining_ends_in_time_although_a_callback_blocks_its_thread() {
     let (blocking, mut blocked) = mpsc::channel(1);
     let (release, released) = std::sync::mpsc::channel::<()>();
     let released = Arc::new(Mutex::new(Some(released)));
     let block = for_each(move |_: u64| {
         blocking.try_send(()).unwrap();
-        // Until the test lets go of it, and it does after the drain.
+        // Until the test releases it after the drain.
         let _ = released.lock().take().unwrap().recv();
         async {}
     });
@@ -405,12 +405,12 @@ async fn draining_ends_in_time_though_a_callback_blocks_its_thread() {
     let report = pipeline.drain(Duration::from_millis(10)).await;
     drop(release);
     assert!(!report.in_time);
-    assert_eq!(report.left_undone(), 10, "as far as the stages have shown: {report}");
+    assert_eq!(report.left_undone(), 10, "according to the gauges of the stages: {report}");
     assert!(report.stages.iter().any(|stage| stage.unfinished == 1), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_that_quotes_an_item_writes_no_line_of_its_own_and_is_cut() {
+async fn an_error_that_quotes_an_item_cannot_forge_a_log_line_and_is_truncated() {
     let (log, _guard) = Log::keep();
     let item = format!("ada\n2026-11-28 ERROR bank: all money is gone{}", "!".repeat(1 << 20));
     let work = async |item: &String| Err(ExitReason::failed(format!("no such user: {item}")));
@@ -426,7 +426,7 @@ async fn an_error_that_quotes_an_item_writes_no_line_of_its_own_and_is_cut() {
     assert!(lines.iter().all(|line| !line.contains('\n') && line.len() < 1_000), "{lines:?}");
 }
 
-/// A consumer that fails at its first event, and whose `terminate` never comes to its end.
+/// A consumer that fails at its first event, and whose `terminate` never completes.
 struct Hangs;
 
 impl Consumer for Hangs {
@@ -442,7 +442,7 @@ impl Consumer for Hangs {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_is_told_before_terminate_has_run_and_terminate_has_a_deadline() {
+async fn a_failure_shows_before_terminate_has_run_and_terminate_has_a_deadline() {
     let (queue, producer) = queue(QueueOptions::new());
     let mut pipeline =
         Pipeline::builder("row").producer(producer).consumer(Hangs, demand(2, 1)).start().unwrap();
@@ -451,7 +451,7 @@ async fn a_failure_is_told_before_terminate_has_run_and_terminate_has_a_deadline
     let seen = pipeline.snapshot();
     assert!(seen.failed && seen.stages[1].failure.is_some(), "{seen:?}");
     assert_eq!(seen.stages[1].failures, 1);
-    assert!(queue.is_closed(), "the others do not wait for it");
+    assert!(queue.is_closed(), "the other stages must not wait for it");
 
     let begun = Instant::now();
     let report = pipeline.ended().await;
@@ -462,7 +462,7 @@ async fn a_failure_is_told_before_terminate_has_run_and_terminate_has_a_deadline
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_of_a_graph_whose_terminate_hangs_ends_and_the_others_go_on() {
+async fn a_stage_of_a_graph_whose_terminate_hangs_ends_and_the_others_continue() {
     let (queue, producer) = queue(QueueOptions::new());
     let mut graph = Graph::new("graph");
     graph.stop_within(Duration::from_secs(2));
@@ -509,13 +509,13 @@ async fn a_supervisor_that_gives_up_and_waits_for_its_children_without_a_limit_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_waits_behind_a_child_that_blocks_its_supervisor_is_reported_to_the_number() {
-    // The supervisor is free to give every child a task of its own, as it does on a machine that is busy.
+async fn events_behind_a_child_that_blocks_its_supervisor_are_counted_exactly() {
+    // The supervisor may give every child a task of its own, as it does on a busy machine.
     let attempts = async { while !a_child_that_blocks_its_supervisor_is_reported().await {} };
     time::timeout(PATIENCE, attempts).await.unwrap();
 }
 
-/// Whether the supervisor has run a child itself that blocked it. If so, all events are in a number.
+/// Whether the supervisor has run a child itself that blocked it. If so, all events are counted.
 async fn a_child_that_blocks_its_supervisor_is_reported() -> bool {
     const ALL: u64 = 30_000;
     let (blocking, mut blocked) = mpsc::channel(1);
@@ -540,7 +540,7 @@ async fn a_child_that_blocks_its_supervisor_is_reported() -> bool {
     }
     let mut pipeline = Pipeline::builder("row")
         .producer(producer)
-        // All that was asked for comes in one message, so nothing is on its way.
+        // All requested events come in one message, so none is in transit.
         .consumer_supervisor(ConsumerSupervisor::new(work), demand(1000, 0))
         .start()
         .unwrap();

@@ -1,4 +1,4 @@
-//! The fair queue: whose turn it is, who waits, who is refused and what is discarded.
+//! The fair queue: turns, waiting pushers, refusals and discarded items.
 
 mod support;
 
@@ -12,14 +12,14 @@ use pipeline_test_support::{Keeper, Log, Recorded, gate, settle};
 use support::supervised;
 use tokio::{sync::mpsc, time::Instant};
 
-/// Workers that the keeper lets go, `workers` of them at once.
+/// Workers, `workers` of them at once, that the keeper releases.
 fn gated(producer: FairQueueProducer<&'static str, u64>, workers: usize) -> (Pipeline, Keeper) {
     let (gate, keeper) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     (supervised(producer, ConsumerSupervisor::new(worker), workers, 0), keeper)
 }
 
-/// Everything that comes out of a queue, once its pushing end is gone.
+/// All items that leave a queue, once its pushing end is gone.
 async fn all(producer: FairQueueProducer<&'static str, u64>) -> Vec<u64> {
     let (sender, mut arrived) = mpsc::channel(100);
     let worker = async move |event: &u64| {
@@ -36,7 +36,7 @@ async fn all(producer: FairQueueProducer<&'static str, u64>) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn who_has_one_item_does_not_wait_for_who_has_ten_thousand() {
+async fn a_key_with_one_item_does_not_wait_for_a_key_with_ten_thousand() {
     let options = FairQueueOptions::new().capacity(20_000).key_capacity(10_000);
     let (queue, producer) = fair_queue(options);
     for item in 0..10_000 {
@@ -54,7 +54,7 @@ async fn who_has_one_item_does_not_wait_for_who_has_ten_thousand() {
 }
 
 #[tokio::test]
-async fn who_has_one_item_does_not_wait_for_callers_that_wait_for_room() {
+async fn a_key_with_one_item_does_not_wait_for_callers_that_wait_for_room() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(10).key_capacity(10));
     let (_pipeline, mut keeper) = gated(producer, 1);
     for item in 0..500 {
@@ -87,7 +87,7 @@ async fn keys_are_served_by_their_weight() {
 }
 
 #[tokio::test]
-async fn an_item_takes_as_much_of_its_keys_share_as_it_costs() {
+async fn an_item_uses_its_keys_share_by_its_cost() {
     // An item's cost is its number, and at least 1.
     let options =
         FairQueueOptions::new().cost(|item: &u64| u32::try_from(*item).unwrap()).quantum(100);
@@ -103,7 +103,7 @@ async fn an_item_takes_as_much_of_its_keys_share_as_it_costs() {
 }
 
 #[tokio::test]
-async fn push_waits_for_room_of_its_key_and_no_other_key_waits_for_it() {
+async fn push_waits_for_room_in_its_key_and_does_not_block_other_keys() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(9).key_capacity(1));
     let (_pipeline, mut keeper) = gated(producer, 1);
     queue.push("a", 0).await.unwrap();
@@ -122,7 +122,7 @@ async fn push_waits_for_room_of_its_key_and_no_other_key_waits_for_it() {
 }
 
 #[tokio::test]
-async fn a_push_that_is_given_up_leaves_nothing_behind() {
+async fn a_dropped_push_leaves_nothing_behind() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(1));
     queue.push("a", 1).await.unwrap();
     let given_up = tokio::spawn(queue.push("a", 2));
@@ -138,7 +138,7 @@ async fn a_push_that_is_given_up_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn push_timed_stamps_the_moment_of_the_call() {
+async fn push_timed_records_the_time_of_the_call() {
     let (queue, producer) = fair_queue(FairQueueOptions::new());
     let (sender, mut arrived) = mpsc::channel(1);
     let worker = async move |event: &Timed<u64>| {
@@ -168,7 +168,7 @@ async fn a_queue_keeps_to_its_bounds() {
 }
 
 #[tokio::test]
-async fn who_floods_the_queue_pays_for_what_is_offered() {
+async fn offers_evict_items_of_the_key_that_floods_the_queue() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(4).key_capacity(3));
     for item in 0..3 {
         assert_eq!(queue.offer("flood", item), Ok(Offer::Kept));
@@ -182,7 +182,7 @@ async fn who_floods_the_queue_pays_for_what_is_offered() {
 }
 
 #[tokio::test]
-async fn what_is_discarded_is_counted_and_logged_when_it_begins_and_is_over() {
+async fn discarded_items_are_counted_and_logged_when_it_begins_and_ends() {
     let (log, _guard) = Log::keep();
     let (telemetry, recorded) = Recorded::new();
     let options = FairQueueOptions::new().capacity(5).key_capacity(2).keep(BufferKeep::First);
@@ -208,7 +208,7 @@ async fn what_is_discarded_is_counted_and_logged_when_it_begins_and_is_over() {
 }
 
 #[tokio::test]
-async fn a_closed_queue_gives_every_item_back() {
+async fn a_closed_queue_returns_every_item() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(1));
     queue.push("a", 1).await.unwrap();
     let waiting = tokio::spawn(queue.push("a", 2));
@@ -239,7 +239,7 @@ async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty()
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_takes_nothing_more_and_reports_what_is_held() {
+async fn draining_takes_no_more_items_and_reports_the_held_ones() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(4));
     let (pipeline, mut keeper) = gated(producer, 1);
     for item in 0..4 {
@@ -258,14 +258,14 @@ async fn draining_takes_nothing_more_and_reports_what_is_held() {
 }
 
 #[test]
-#[should_panic = "a key needs room for at least one item"]
-fn a_key_without_room_is_a_mistake() {
+#[should_panic = "the capacity of a key must be at least 1"]
+fn a_key_capacity_of_0_is_refused() {
     let _ = fair_queue::<u64, u64>(FairQueueOptions::new().key_capacity(0));
 }
 
 #[test]
-#[should_panic = "a turn without a quantum"]
-fn a_turn_without_a_quantum_is_a_mistake() {
+#[should_panic = "the quantum of a fair queue"]
+fn a_quantum_of_0_is_refused() {
     let _ = fair_queue::<u64, u64>(FairQueueOptions::new().quantum(0));
 }
 
@@ -284,7 +284,7 @@ async fn many_pushers_lose_nothing_and_keep_their_own_order() {
         let queue = queue.clone();
         tokio::spawn(async move {
             for n in 0..EACH {
-                // Two pushers a key.
+                // Two pushers per key.
                 queue.push(pusher / 2, (pusher, n)).await.unwrap();
             }
         });

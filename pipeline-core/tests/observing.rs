@@ -1,4 +1,4 @@
-//! What can be seen of a running pipeline, and of one that has ended.
+//! Observing a running pipeline, and one that has ended.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{sync::Arc, time::Duration};
@@ -17,7 +17,7 @@ fn seen<const N: usize>(observer: &PipelineObserver) -> [StageSnapshot; N] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_waits_in_a_queue_is_seen_before_and_after_the_end() {
+async fn queued_items_show_before_and_after_the_end() {
     let (queue, producer) = queue(QueueOptions::new().capacity(2));
     let (gate, mut keeper) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
@@ -32,7 +32,7 @@ async fn what_waits_in_a_queue_is_seen_before_and_after_the_end() {
     for event in 1..6 {
         let _ = queue.offer(event).unwrap();
     }
-    // The source has not looked at its queue since: nobody has asked it for anything.
+    // The source has not read its queue since, because it has no demand.
     let [source, supervisor] = seen(&observer);
     assert_eq!((source.queued, source.queue_capacity), (2, Some(2)));
     assert_eq!((source.discarded, &source.discarded_by[..]), (3, &[("queue_full", 3)][..]));
@@ -47,7 +47,7 @@ async fn what_waits_in_a_queue_is_seen_before_and_after_the_end() {
 }
 
 #[tokio::test]
-async fn what_waits_in_a_fair_queue_is_seen() {
+async fn items_in_a_fair_queue_show() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(10).key_capacity(1));
     let mut graph = Graph::new("test");
     graph.producer("source", producer);
@@ -75,7 +75,7 @@ async fn an_observer_keeps_nothing_alive() {
     assert_no_task_left().await;
     assert_eq!(Arc::strong_count(&event), 1);
     let [source] = seen(&observer);
-    assert_eq!(source.queued, 1, "it was left behind");
+    assert_eq!(source.queued, 1, "one item must be left in the queue");
     assert_eq!(observer.snapshot().phase, PipelinePhase::Ended);
 }
 
@@ -118,7 +118,7 @@ async fn a_pipeline_that_stops_because_a_stage_failed_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_failure_of_a_worker_is_seen() {
+async fn every_failure_of_a_worker_shows() {
     let (queue, producer) = queue(QueueOptions::new());
     let worker = async |event: &u64| match event {
         0 => Err(ExitReason::failed("no luck")),
@@ -141,7 +141,7 @@ async fn every_failure_of_a_worker_is_seen() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_sent_is_counted_for_each_subscription() {
+async fn sent_events_are_counted_for_each_subscription() {
     let (producer, script) = scripted();
     let mut graph = Graph::new("test");
     let producer = Stage::new(producer).named("source").dispatcher(BroadcastDispatcher::new);
@@ -170,7 +170,7 @@ async fn what_was_sent_is_counted_for_each_subscription() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_that_are_thrown_away_are_counted_by_reason() {
+async fn discarded_events_are_counted_by_reason() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer = Stage::new(producer).named("source").buffer_size(2);
@@ -189,7 +189,7 @@ async fn events_that_are_thrown_away_are_counted_by_reason() {
 }
 
 #[tokio::test]
-async fn a_stage_says_what_it_is_and_how_large_its_buffer_is() {
+async fn a_snapshot_shows_the_kind_and_the_buffer_capacity_of_a_stage() {
     let pipeline = Pipeline::builder("test")
         .producer(from_iter(0..10))
         .producer_consumer(map(|n: u64| n), SubscribeOptions::new())
@@ -205,8 +205,8 @@ async fn a_stage_says_what_it_is_and_how_large_its_buffer_is() {
     assert_eq!(kinds, expected);
 }
 
-/// The times that were recorded for a consumer's batches, of one event each, which take so many
-/// milliseconds. Those that take no time are left out, as is its producer.
+/// The recorded times of a consumer's batches of one event each, which take this many milliseconds.
+/// Batches of zero time are left out, and so is the producer.
 async fn times_of_batches(take: impl Fn(u64) -> u64 + Clone + Send + 'static) -> Vec<f64> {
     let (telemetry, recorded) = Recorded::new();
     let consumer = for_each_batch(move |events: Vec<u64>| {
@@ -235,14 +235,14 @@ async fn the_time_of_every_long_batch_is_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_sixteen_short_batches_one_is_timed_and_counts_for_all() {
-    // The first is short, so that 15 are not timed. The 17th counts for them.
+async fn one_of_sixteen_short_batches_is_timed_and_counts_for_all() {
+    // The first batch is short, so 15 are not timed. The 17th counts for them.
     let times = times_of_batches(|n| if n == 16 || n == 17 || n == 18 { 5 } else { 0 }).await;
-    assert_eq!(times, [5.0; 17], "16 and one more");
+    assert_eq!(times, [5.0; 17], "16 batches and one more");
 }
 
 #[tokio::test(start_paused = true)]
-async fn workers_and_what_waits_in_a_queue_are_recorded_of_stages_that_have_them() {
+async fn workers_and_queued_items_are_recorded_for_stages_that_have_them() {
     let (telemetry, recorded) = Recorded::new();
     let (queue, producer) = queue(QueueOptions::new());
     let (gate, mut keeper) = gate();
@@ -266,7 +266,7 @@ async fn workers_and_what_waits_in_a_queue_are_recorded_of_stages_that_have_them
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_logged_in_a_callback_says_in_which_stage_of_which_pipeline() {
+async fn log_lines_of_a_callback_name_their_stage_and_pipeline() {
     let (spans, _guard) = Spans::keep();
     let worker = async |_: &u64| {
         tracing::info!("in a worker");

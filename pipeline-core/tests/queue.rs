@@ -1,4 +1,4 @@
-//! The queue producer: who waits, who is refused, what is stamped and what is discarded.
+//! The queue producer: waiting pushers, refusals, timestamps and discarded items.
 
 mod support;
 
@@ -19,7 +19,7 @@ async fn push_waits_for_room_and_is_served_in_order() {
     let worker = async move |event: &u64| gate.pass(*event).await;
     let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
 
-    // One is with the worker, two are in the queue, and the fourth finds no room.
+    // One item is with the worker, two are in the queue, and the fourth finds no room.
     queue.push(0).await.unwrap();
     assert_eq!(keeper.started(1).await, [0]);
     queue.push(1).await.unwrap();
@@ -36,7 +36,7 @@ async fn push_waits_for_room_and_is_served_in_order() {
 }
 
 #[tokio::test]
-async fn a_push_that_is_given_up_leaves_nothing_behind() {
+async fn a_dropped_push_leaves_nothing_behind() {
     let (queue, producer) = queue(QueueOptions::new().capacity(1));
     queue.push(1).await.unwrap();
     let given_up = tokio::spawn(queue.push(2));
@@ -60,7 +60,7 @@ async fn a_push_that_is_given_up_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn push_timed_stamps_the_moment_of_the_call() {
+async fn push_timed_records_the_time_of_the_call() {
     let (queue, producer) = queue(QueueOptions::new());
     let (sender, mut arrived) = mpsc::channel(1);
     let worker = async move |event: &Timed<u64>| {
@@ -79,7 +79,7 @@ async fn push_timed_stamps_the_moment_of_the_call() {
 }
 
 #[tokio::test]
-async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
+async fn items_offered_to_a_full_queue_are_discarded_and_counted() {
     let (queue, producer) = queue(QueueOptions::new().capacity(2).keep(BufferKeep::First));
     let offers: Vec<Offer> = (0..5u64).map(|item| queue.offer(item).unwrap()).collect();
     assert_eq!(offers[..2], [Offer::Kept; 2]);
@@ -107,9 +107,9 @@ async fn what_is_offered_to_a_full_queue_is_discarded_and_counted() {
     assert_eq!(discarded, [(labels.to_owned(), 3)]);
 }
 
-/// Items that are pushed while nothing takes them, some longer ago than they may wait.
+/// Items are pushed while none are taken, some longer ago than `max_age`.
 #[tokio::test(start_paused = true)]
-async fn items_that_have_waited_for_longer_than_they_may_are_discarded_and_counted() {
+async fn items_older_than_max_age_are_discarded_and_counted() {
     let (log, _guard) = Log::keep();
     let (queue, producer) = queue(QueueOptions::new().capacity(100));
     let queue = queue.max_age(Duration::from_secs(2));
@@ -131,7 +131,7 @@ async fn items_that_have_waited_for_longer_than_they_may_are_discarded_and_count
     let mut pipeline = Pipeline::builder("test")
         .telemetry(telemetry)
         .producer(producer)
-        // Less than what is too old: it does not take the place of what is demanded.
+        // Fewer than the old items: those do not use up demand.
         .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new().max_demand(7))
         .start()
         .unwrap();
@@ -144,13 +144,13 @@ async fn items_that_have_waited_for_longer_than_they_may_are_discarded_and_count
     assert_eq!(counted, [(labels.to_owned(), 30)]);
     assert_eq!(pipeline.snapshot().stages[0].discarded_by, [("too_old", 30)]);
     let told = log.take().into_iter().filter(|line| line.contains("max_age"));
-    assert!((1..=5).contains(&told.count()), "the log tells of them, and not of each");
+    assert!((1..=5).contains(&told.count()), "old items must be logged, but not each of them");
     drop(queue);
     assert_eq!(pipeline.ended().await.left_undone(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_queue_of_which_all_items_are_too_old_ends_when_it_is_closed() {
+async fn a_closed_queue_with_only_old_items_ends() {
     let (queue, producer) = queue(QueueOptions::new());
     let queue = queue.max_age(Duration::ZERO);
     for item in 0..1000u64 {
@@ -166,7 +166,7 @@ async fn a_queue_of_which_all_items_are_too_old_ends_when_it_is_closed() {
 }
 
 #[tokio::test]
-async fn discarding_is_logged_when_it_begins_and_when_it_is_over() {
+async fn discarding_is_logged_when_it_begins_and_ends() {
     let (log, _guard) = Log::keep();
     let (queue, producer) = queue(QueueOptions::new().capacity(1));
     for item in 0..5u64 {
@@ -182,7 +182,7 @@ async fn discarding_is_logged_when_it_begins_and_when_it_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_discarded_until_the_end_is_counted() {
+async fn items_discarded_until_the_end_are_counted() {
     let (telemetry, recorded) = Recorded::new();
     let (queue, producer) = queue(QueueOptions::new().capacity(1));
     let (gate, mut keeper) = gate();
@@ -214,7 +214,7 @@ async fn a_queue_that_keeps_the_last_displaces_the_oldest() {
 }
 
 #[tokio::test]
-async fn a_closed_queue_gives_every_item_back() {
+async fn a_closed_queue_returns_every_item() {
     let (queue, producer) = queue(QueueOptions::new().capacity(1));
     queue.push(1).await.unwrap();
     let waiting = tokio::spawn(queue.push(2));

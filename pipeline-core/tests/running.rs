@@ -1,4 +1,4 @@
-//! What can be done to stages while they run.
+//! Operations on running stages.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use std::{
@@ -24,8 +24,8 @@ fn demand(max: usize, min: usize) -> SubscribeOptions {
 }
 
 #[tokio::test(start_paused = true)]
-async fn either_end_says_what_the_events_are() {
-    // Nothing else says what the queue holds, nor what the function takes.
+async fn either_end_determines_the_event_type() {
+    // Nothing else determines the item type of the queue or the argument of the function.
     let (queue, producer) = queue(QueueOptions::new());
     let mut lengths = Pipeline::builder("lengths")
         .producer(producer)
@@ -44,7 +44,7 @@ async fn either_end_says_what_the_events_are() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_stage_delivers_nothing_and_then_everything() {
+async fn a_paused_stage_delivers_its_events_when_it_is_resumed() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer = graph.producer("producer", producer);
@@ -74,7 +74,7 @@ async fn a_paused_stage_delivers_nothing_and_then_everything() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_paused_subscription_holds_up_no_other() {
+async fn a_paused_subscription_does_not_block_others() {
     let ((left, left_script), (right, right_script)) = (scripted(), scripted());
     let (consumer, recording) = recording();
     let mut graph = Graph::new("test");
@@ -95,7 +95,7 @@ async fn a_paused_subscription_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_that_finishes_delivers_what_it_holds_first() {
+async fn a_finishing_stage_delivers_its_events_first() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer = graph.producer("producer", producer);
@@ -121,7 +121,7 @@ async fn a_stage_that_finishes_delivers_what_it_holds_first() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_producer_consumer_whose_producer_is_done_delivers_what_it_holds_first() {
+async fn a_producer_consumer_whose_producer_has_ended_delivers_its_events_first() {
     let (consumer, recording) = recording();
     let mut graph = Graph::new("test");
     let numbers = graph.producer("numbers", from_iter(1..4));
@@ -136,13 +136,13 @@ async fn a_producer_consumer_whose_producer_is_done_delivers_what_it_holds_first
     assert!(!numbers.is_running() && thrice.is_running());
     recording.allow(7);
     settle().await;
-    assert!(thrice.is_running(), "it has one more");
+    assert!(thrice.is_running(), "one event must be left");
     recording.allow(1);
     assert_eq!(pipeline.ended().await.left_undone(), 0);
     assert_eq!(recording.events(), [1, 1, 1, 2, 2, 2, 3, 3, 3]);
 }
 
-/// Emits what it receives three times.
+/// Emits each event three times.
 struct Thrice;
 
 impl ProducerConsumer for Thrice {
@@ -161,12 +161,12 @@ impl ProducerConsumer for Thrice {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_producer_that_is_made_anew_gets_its_consumer_back() {
+async fn a_restarted_producer_gets_its_consumer_back() {
     let (producer, script) = scripted::<u64>();
     let (consumer, recording) = recording();
     let made = Arc::new(AtomicUsize::new(0));
     let mut graph = Graph::new("test");
-    // Each incarnation has a script of its own; the first is kept here.
+    // Each incarnation has its own script; the first is kept here.
     let mut first = Some(producer);
     let counted = made.clone();
     let producer = graph.producer_with(
@@ -187,7 +187,7 @@ async fn a_producer_that_is_made_anew_gets_its_consumer_back() {
     assert_eq!(recording.events(), [1]);
     assert!(consumer.is_running() && producer.is_running());
     assert_eq!(made.load(Ordering::Relaxed), 2);
-    assert_eq!(recording.subscriptions(), 1, "it waits before it comes back");
+    assert_eq!(recording.subscriptions(), 1, "it must wait before it subscribes again");
     assert_eq!(pipeline.snapshot().stages[0].restarts, 1);
     sleep(Duration::from_millis(200)).await;
     assert_eq!(recording.subscriptions(), 2);
@@ -212,14 +212,18 @@ async fn a_stage_that_keeps_failing_stops_the_pipeline() {
     let mut pipeline = graph.start().unwrap();
     let report = pipeline.ended().await;
     let failures: Vec<_> = report.stages.iter().filter(|it| !it.reason.is_graceful()).collect();
-    assert_eq!((failures.len(), failures[0].restarts), (1, 2), "and once too often: {report}");
+    assert_eq!(
+        (failures.len(), failures[0].restarts),
+        (1, 2),
+        "two restarts and one failure too many: {report}"
+    );
     assert_eq!(pipeline.snapshot().stages[0].failures, 3);
     assert_eq!(recording.terminated().unwrap().to_string(), "shutdown");
     assert_no_task_left().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn events_that_nobody_is_there_for_can_be_discarded() {
+async fn events_without_subscribers_can_be_discarded() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer = graph
@@ -262,7 +266,7 @@ async fn a_rate_limit_spreads_events_over_intervals_and_can_be_changed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_shows_where_events_wait_and_for_whom() {
+async fn a_snapshot_shows_where_events_wait_and_for_which_consumer() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer = graph.producer("source", producer);
@@ -296,7 +300,7 @@ async fn a_snapshot_shows_where_events_wait_and_for_whom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_pipeline_shows_of_itself_is_recorded_every_second_and_at_its_end() {
+async fn gauges_are_recorded_every_second_and_at_the_end() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let (telemetry, recorded) = Recorded::new();
     let mut graph = Graph::new("test");
@@ -331,7 +335,7 @@ async fn what_a_pipeline_shows_of_itself_is_recorded_every_second_and_at_its_end
     sleep(Duration::from_secs(3)).await;
     let expected = ["sink", "source"].map(|stage| (labels(stage), 3_000));
     assert_eq!(waited("pipeline.time_waiting_for_events"), expected);
-    assert_eq!(waited(for_demand), [], "there was some");
+    assert_eq!(waited(for_demand), [], "there was demand");
 
     recording.subscription().cancel(ExitReason::Normal);
     settle().await;
@@ -351,13 +355,13 @@ async fn a_stage_is_found_by_its_name_and_type() {
     let found: Option<ProducerHandle<QueueProducer<u64>>> = pipeline.stage("producer");
     assert_eq!(found.unwrap().name(), "producer");
     let other: Option<ProducerHandle<QueueProducer<u32>>> = pipeline.stage("producer");
-    assert!(other.is_none(), "of another type");
-    let missing: Option<ProducerHandle<QueueProducer<u64>>> = pipeline.stage("nobody");
+    assert!(other.is_none(), "a handle of another type must not be returned");
+    let missing: Option<ProducerHandle<QueueProducer<u64>>> = pipeline.stage("missing");
     assert!(missing.is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_name_names_one_stage() {
+async fn stage_names_are_unique() {
     let mut graph = Graph::new("test");
     let _one = graph.producer("twin", from_iter(0..3));
     let two = graph.producer("twin", from_iter(0..3));
@@ -367,7 +371,7 @@ async fn a_name_names_one_stage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn batches_leave_when_they_are_full_or_their_time_is_up() {
+async fn batches_are_emitted_when_they_are_full_or_their_time_is_up() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let pipeline = Pipeline::builder("test")
         .producer(producer)
@@ -384,7 +388,7 @@ async fn batches_leave_when_they_are_full_or_their_time_is_up() {
     assert!(recording.events().is_empty(), "{:?}", start.elapsed());
     sleep(Duration::from_millis(20)).await;
     assert_eq!(recording.events(), [[4]]);
-    // What is open when the source ends is not lost.
+    // The open batch is not lost when the source ends.
     script.emit([5]).await;
     let report = pipeline.drain(Duration::from_secs(1)).await;
     assert_eq!(report.left_undone(), 0, "{report}");
@@ -392,7 +396,7 @@ async fn batches_leave_when_they_are_full_or_their_time_is_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn maps_and_filters_stand_in_a_row() {
+async fn maps_and_filters_can_be_chained() {
     let (consumer, recording) = recording();
     let mut pipeline = Pipeline::builder("test")
         .producer(from_iter(0..10))
@@ -406,7 +410,7 @@ async fn maps_and_filters_stand_in_a_row() {
     assert_no_task_left().await;
 }
 
-/// Answers how many it has, when it gets around to it.
+/// Answers calls with the number of its events, from a later callback.
 struct Later(Option<pipeline_core::Caller<u32>>);
 struct HowMany;
 struct Answer;
@@ -460,14 +464,14 @@ impl HandleCall<Answer, u32> for Later {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_with_a_limit_gives_up_when_the_answer_is_late() {
+async fn a_call_with_a_limit_times_out_when_the_answer_is_late() {
     let mut graph = Graph::new("test");
     let later = graph.producer("later", Later(None));
     let _pipeline = graph.start().unwrap();
     let start = Instant::now();
     let late = later.call_within(HowMany, Duration::from_secs(5)).await;
     assert_eq!((late, start.elapsed()), (Err(CallError::TimedOut), Duration::from_secs(5)));
-    // The stage goes on, and an answer in time arrives; so does one for which there is no limit.
+    // The stage continues, and an answer in time arrives; so does one without a limit.
     assert_eq!(later.call_within(Answer, Duration::from_secs(5)).await, Ok(()));
     assert_eq!(later.call_within(Answer, Duration::MAX).await, Ok(()));
 }
@@ -488,11 +492,11 @@ async fn a_call_can_be_answered_from_a_later_callback() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_adaptive_supervisor_finds_out_how_many_workers_do_best() {
+async fn an_adaptive_supervisor_finds_the_best_number_of_workers() {
     const CAPACITY: usize = 8;
     let (running, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let (counted, most) = (running.clone(), peak.clone());
-    // A service that is done in 10 ms as long as no more than so many ask it at once.
+    // A service that answers in 10 ms for up to `CAPACITY` concurrent calls.
     let worker = async move |_: &u64| {
         let now = counted.fetch_add(1, Ordering::Relaxed) + 1;
         most.fetch_max(now, Ordering::Relaxed);
@@ -516,7 +520,7 @@ async fn an_adaptive_supervisor_finds_out_how_many_workers_do_best() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_producer_that_ends_before_its_consumers_have_come_is_no_failure() {
+async fn a_producer_that_ends_before_its_consumers_subscribe_is_no_failure() {
     for _ in 0..500 {
         let mut graph = Graph::new("test");
         let producer = graph.producer("producer", from_iter(0..5u64));
@@ -530,7 +534,7 @@ async fn a_producer_that_ends_before_its_consumers_have_come_is_no_failure() {
 }
 
 #[tokio::test]
-async fn a_producer_that_is_told_to_finish_at_once_delivers_what_its_queue_holds() {
+async fn a_producer_that_finishes_at_once_delivers_its_queued_items() {
     let (queue, producer) = queue::<u64>(QueueOptions::new());
     let mut graph = Graph::new("test");
     let producer = graph.producer("producer", producer);

@@ -1,4 +1,4 @@
-//! Which public types may cross threads. A change here is a breaking one.
+//! The public types that may cross threads. A change here is a breaking change.
 
 use pipeline_core::{
     Adaptive, Backoff, BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed,

@@ -1,4 +1,4 @@
-//! When an item was where: what its worker is told of it.
+//! Timelines of items, as their workers see them.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Looks at the timelines of its items, each time at the beginning and after having waited.
+/// Records the timelines of its items, each at the beginning and after waiting.
 #[derive(Clone)]
 struct Looking {
     seen: Sender<[Timeline; 2]>,
@@ -48,7 +48,7 @@ impl Worker<Timed<u64>> for Looking {
     }
 }
 
-/// What a worker is told of an item that is in a queue.
+/// The timeline that a worker sees for an item of a queue.
 async fn of_one(
     queue: Queue<Timed<u64>>,
     producer: pipeline_core::QueueProducer<Timed<u64>>,
@@ -65,7 +65,7 @@ async fn of_one(
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_leg_of_the_way_is_told_apart() {
+async fn every_leg_of_the_way_is_measured_separately() {
     let (queue, producer) = queue(QueueOptions::new());
     for _ in 0..3 {
         queue.push_timed(0).await.unwrap();
@@ -78,10 +78,11 @@ async fn every_leg_of_the_way_is_told_apart() {
         .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(2).min_demand(1))
         .start()
         .unwrap();
-    // The second has left the queue with the first, and waits until that is done. Then the third leaves.
+    // The second item leaves the queue with the first, and waits until that is done. Then the third
+    // leaves.
     for (queued, waited) in [(1000, 0), (1000, 100), (1100, 100)] {
         let [timeline, after] = seen.recv().await.unwrap();
-        assert_eq!(timeline, after, "it stays what it is while the worker waits");
+        assert_eq!(timeline, after, "the timeline must not change while the worker waits");
         assert_eq!(timeline.queued(), Some(ms(queued)));
         assert_eq!(timeline.waited(), Some(ms(waited)));
         assert_eq!(timeline.worked(Instant::now()), Some(ms(100)));
@@ -91,7 +92,7 @@ async fn every_leg_of_the_way_is_told_apart() {
 #[tokio::test]
 async fn every_worker_knows_its_own_start_wherever_it_runs() {
     const MANY: usize = 1000;
-    // First in tasks, then in the supervisor's own, because they take no time.
+    // First in tasks, then in the supervisor's task, because they are brief.
     let (queue, producer) = queue(QueueOptions::new());
     let (worker, mut seen) = Looking::new(ms(0));
     let _pipeline = Pipeline::builder("many")
@@ -107,12 +108,12 @@ async fn every_worker_knows_its_own_start_wherever_it_runs() {
         assert!(timeline.demanded_at().unwrap() >= timeline.enqueued_at());
         last = timeline.started_at().unwrap();
         assert!(last >= timeline.demanded_at().unwrap() && last <= Instant::now());
-        assert_eq!(Timed::now(()).timeline().started_at(), None, "this is no worker");
+        assert_eq!(Timed::now(()).timeline().started_at(), None, "the test is no worker");
     }
 }
 
 #[tokio::test]
-async fn what_a_worker_spawns_is_no_worker() {
+async fn a_task_spawned_by_a_worker_is_no_worker() {
     let (queue, producer) = queue(QueueOptions::new());
     let (tell, mut told) = channel(1000);
     let worker = async move |item: &Timed<u64>| {
@@ -134,10 +135,10 @@ async fn what_a_worker_spawns_is_no_worker() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_item_of_which_a_worker_failed_has_waited_until_the_next_one() {
+async fn a_retried_item_has_waited_until_its_restart() {
     let (queue, producer) = queue(QueueOptions::new());
     let (worker, mut seen) = Looking::new(ms(100));
-    // It is tried again at once.
+    // It is retried at once.
     let supervisor = ConsumerSupervisor::new(worker).max_restarts(3, ms(5000));
     let _pipeline = Pipeline::builder("failing")
         .producer(producer)
@@ -152,7 +153,7 @@ async fn an_item_of_which_a_worker_failed_has_waited_until_the_next_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn when_an_item_leaves_is_told_by_queues_of_timed_items() {
+async fn timed_queues_record_when_an_item_leaves() {
     let fill = async || {
         let (queue, producer) = queue(QueueOptions::new());
         queue.try_push(Timed::now(0)).unwrap();
@@ -161,7 +162,7 @@ async fn when_an_item_leaves_is_told_by_queues_of_timed_items() {
     };
     let (queue, producer) = fill().await;
     assert_eq!(of_one(queue.timed(), producer).await.queued(), Some(ms(7)));
-    // Nobody has said that what is in it is timed.
+    // The queue was not declared as timed.
     let (queue, producer) = fill().await;
     let timeline = of_one(queue, producer).await;
     assert_eq!((timeline.queued(), timeline.waited()), (None, None));
@@ -169,7 +170,7 @@ async fn when_an_item_leaves_is_told_by_queues_of_timed_items() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fair_queue_tells_items_that_they_leave() {
+async fn a_timed_fair_queue_records_when_an_item_leaves() {
     for by_push_timed in [true, false] {
         let (queue, producer) = fair_queue(FairQueueOptions::new());
         if by_push_timed {
@@ -189,7 +190,7 @@ async fn a_fair_queue_tells_items_that_they_leave() {
 }
 
 #[tokio::test]
-async fn an_item_carries_its_trace_and_only_then_is_logged() {
+async fn an_item_is_logged_only_if_it_has_a_trace() {
     let (log, _guard) = Log::keep();
     let trace = TraceContext::random();
     let (queue, producer) = queue(QueueOptions::new());

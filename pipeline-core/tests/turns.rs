@@ -1,5 +1,5 @@
-//! Nothing keeps a stage, or a task beside it, from having its turn: not mail, not a source that is
-//! always ready, not one that takes all it can.
+//! Fair scheduling: neither messages, nor a source that is always ready, nor one that takes all its
+//! events keeps a stage, or another task, from being polled.
 
 use std::{
     future::ready,
@@ -22,17 +22,17 @@ use tokio::{
     time::{self, Instant},
 };
 
-/// So many messages a stage may be kept from its turn by, at most. It is a hundred times what is
-/// needed.
+/// The maximum number of messages for which a stage may be kept from being polled. It is a hundred
+/// times the required number.
 const TOO_MANY: usize = 10_000;
 
-/// So many callbacks a stage has at most before it is asked whether it is ready.
+/// The maximum number of callbacks before a stage polls `ready`.
 const LOOK: usize = 16;
 
-/// A stage that sends itself a message for each that it gets, so that there is always one.
+/// A stage that sends itself a message for each one it receives, so that there is always one.
 struct Chatty {
     handle: Option<ProducerHandle<Self>>,
-    /// How many it has got since it was last asked whether it is ready.
+    /// The messages since `ready` was last polled.
     messages: usize,
     ticks: Arc<AtomicUsize>,
 }
@@ -50,7 +50,7 @@ impl Producer for Chatty {
         _: usize,
         _: &mut Emitter<'_, u64>,
     ) -> Result<(), ExitReason> {
-        self.handle.as_ref().expect("init has set it").async_info(Again)?;
+        self.handle.as_ref().expect("init has set the handle").async_info(Again)?;
         Ok(())
     }
 
@@ -73,13 +73,13 @@ impl HandleInfo<Again, u64> for Chatty {
         if self.messages > LOOK {
             return Err(ExitReason::failed("it was never its turn"));
         }
-        self.handle.as_ref().expect("init has set it").async_info(Again)?;
+        self.handle.as_ref().expect("init has set the handle").async_info(Again)?;
         Ok(())
     }
 }
 
 #[tokio::test]
-async fn mail_that_never_ends_does_not_keep_a_source_from_being_ready() {
+async fn endless_messages_do_not_starve_ready() {
     let ticks = Arc::new(AtomicUsize::new(0));
     let chatty = Chatty { handle: None, messages: 0, ticks: ticks.clone() };
     let mut pipeline = Pipeline::builder("test")
@@ -92,7 +92,7 @@ async fn mail_that_never_ends_does_not_keep_a_source_from_being_ready() {
     assert_eq!(ticks.load(SeqCst), 3);
 }
 
-/// A source that says that it is ready, and has nothing.
+/// A source that reports that it is ready, and has no events.
 struct Hasty(Arc<AtomicUsize>);
 
 impl Producer for Hasty {
@@ -117,7 +117,7 @@ impl Producer for Hasty {
 }
 
 #[tokio::test]
-async fn a_source_that_is_always_ready_lets_other_tasks_have_a_turn() {
+async fn a_source_that_is_always_ready_yields_to_other_tasks() {
     let ready = Arc::new(AtomicUsize::new(0));
     let pipeline = Pipeline::builder("test")
         .producer(Hasty(ready.clone()))
@@ -132,7 +132,7 @@ async fn a_source_that_is_always_ready_lets_other_tasks_have_a_turn() {
 }
 
 #[tokio::test]
-async fn a_message_cut_into_many_chunks_lets_other_tasks_have_a_turn() {
+async fn a_message_split_into_many_chunks_yields_to_other_tasks() {
     let handled = Arc::new(AtomicUsize::new(0));
     let count = handled.clone();
     let options = SubscribeOptions::new().max_demand(TOO_MANY).min_demand(TOO_MANY - 1);
@@ -154,7 +154,7 @@ async fn a_message_cut_into_many_chunks_lets_other_tasks_have_a_turn() {
 }
 
 #[tokio::test]
-async fn a_function_for_each_event_lets_other_tasks_have_a_turn() {
+async fn a_function_for_each_event_yields_to_other_tasks() {
     let handled = Arc::new(AtomicUsize::new(0));
     let count = handled.clone();
     let options = SubscribeOptions::new().max_demand(TOO_MANY).min_demand(0);
@@ -176,7 +176,7 @@ async fn a_function_for_each_event_lets_other_tasks_have_a_turn() {
 }
 
 #[tokio::test]
-async fn a_loop_of_pushes_lets_other_tasks_have_a_turn() {
+async fn a_loop_of_pushes_yields_to_other_tasks() {
     let (queue, _producer) = queue(QueueOptions::new().capacity(TOO_MANY));
     let pushes = queue.clone();
     task::spawn(async move {
@@ -191,7 +191,7 @@ async fn a_loop_of_pushes_lets_other_tasks_have_a_turn() {
 }
 
 #[tokio::test]
-async fn a_loop_over_a_stream_of_events_lets_other_tasks_have_a_turn() {
+async fn a_loop_over_a_stream_of_events_yields_to_other_tasks() {
     let options = SubscribeOptions::new().max_demand(TOO_MANY).min_demand(0);
     let (_pipeline, mut stream) = Pipeline::builder("test")
         .producer(from_iter(0u64..))
@@ -210,7 +210,7 @@ async fn a_loop_over_a_stream_of_events_lets_other_tasks_have_a_turn() {
     assert!(taken.load(SeqCst) < TOO_MANY);
 }
 
-/// A producer that never emits, so that infos wait behind what it holds.
+/// A producer that never emits, so that infos wait behind the events it holds.
 struct Holding;
 
 impl Producer for Holding {
@@ -241,7 +241,7 @@ impl HandleInfo<Again, u64> for Holding {
 }
 
 #[tokio::test(start_paused = true)]
-async fn infos_that_wait_behind_events_are_bounded_and_leave_room_for_casts() {
+async fn infos_behind_events_are_bounded_and_leave_room_for_casts() {
     let mut graph = Graph::new("test");
     let holding = graph.producer("holding", Holding);
     let consumer = graph.consumer("consumer", for_each(async |_: u64| {}));
@@ -260,7 +260,7 @@ async fn infos_that_wait_behind_events_are_bounded_and_leave_room_for_casts() {
     // Casts have places of their own.
     holding.cast(Emit).await.unwrap();
 
-    // Somebody takes the events, and the infos reach the stage.
+    // A consumer takes the events, and the infos reach the stage.
     consumer.subscribe(&holding, SubscribeOptions::new()).await.unwrap();
     waits.await.unwrap().unwrap();
     settle().await;
@@ -268,7 +268,7 @@ async fn infos_that_wait_behind_events_are_bounded_and_leave_room_for_casts() {
 }
 
 #[tokio::test]
-async fn a_consumer_that_asks_for_all_there_is_of_a_source_without_an_end_can_be_stopped() {
+async fn a_consumer_with_unlimited_demand_of_an_endless_source_can_be_stopped() {
     let mut graph = Graph::new("test");
     let numbers = graph.producer("numbers", from_iter(0u64..));
     let repeated = graph.producer("repeated", from_stream(futures::stream::repeat(1u64)));
@@ -291,9 +291,9 @@ async fn a_consumer_that_asks_for_all_there_is_of_a_source_without_an_end_can_be
     repeated.stop(ExitReason::Shutdown).await;
 }
 
-/// How long it takes to handle 20,000 events one by one, the best of three.
+/// The time to handle 20,000 events one by one, the best of three.
 async fn handling(max: usize, min: usize) -> Duration {
-    /// It is moved as a whole.
+    /// A large event, which is moved as a whole.
     #[derive(Clone)]
     struct Large(#[expect(dead_code, reason = "only its size matters")] [u64; 32]);
 
@@ -305,17 +305,17 @@ async fn handling(max: usize, min: usize) -> Duration {
             .producer(from_iter((0..20_000).map(|n| Large([n; 32]))))
             .consumer(for_each_batch(|_: Vec<Large>| ready(())), options)
             .start()
-            .expect("it starts");
+            .expect("the pipeline starts");
         pipeline.ended().await;
         best = best.min(begun.elapsed());
     }
     best
 }
 
-/// The same number of chunks, of long messages and of short ones. If a message were moved anew for
-/// each of its chunks, the long ones would take more than ten times as long.
+/// The same number of chunks, from long messages and from short ones. If each chunk moved the whole
+/// message, the long ones would take more than ten times as long.
 #[tokio::test]
-async fn cutting_a_message_into_chunks_takes_no_longer_the_longer_the_message_is() {
+async fn the_cost_of_a_chunk_does_not_depend_on_the_length_of_its_message() {
     let (long, short) = (handling(20_000, 19_999).await, handling(10, 9).await);
     assert!(long < short * 4, "{long:?} instead of {short:?}");
 }
@@ -372,7 +372,7 @@ impl HandleCall<Ping, u64> for Slow {
     }
 }
 
-/// Lets stages settle that are never idle.
+/// Lets stages run that are never idle.
 async fn turns() {
     for _ in 0..10 {
         task::yield_now().await;
@@ -380,7 +380,7 @@ async fn turns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stage_in_which_many_messages_wait_has_its_mail_its_timers_and_the_phase_in_between() {
+async fn a_stage_with_many_queued_events_handles_messages_timers_and_the_phase_in_between() {
     const SECOND: Duration = Duration::from_secs(1);
     let (ticks, terminated) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
     let slow = Slow { ticks: ticks.clone(), terminated: terminated.clone() };
@@ -398,7 +398,7 @@ async fn a_stage_in_which_many_messages_wait_has_its_mail_its_timers_and_the_pha
     turns().await;
     for n in 0..400 {
         queue.push(n).await.unwrap();
-        // Each is a message of its own.
+        // Each is a separate message.
         turns().await;
     }
     while pipeline.snapshot().stages[1].waiting < 400 {
@@ -407,11 +407,14 @@ async fn a_stage_in_which_many_messages_wait_has_its_mail_its_timers_and_the_pha
     recording.subscription().ask(400);
     let before = ticks.load(SeqCst);
     time::sleep(Duration::from_secs(8)).await;
-    assert!(ticks.load(SeqCst) > before, "80 events, and it was not asked whether it is ready");
+    assert!(ticks.load(SeqCst) > before, "ready was not polled in 80 events");
 
     let slow = pipeline.stage::<Slow, u64, u64>("slow").unwrap();
     assert_eq!(time::timeout(SECOND, slow.call(Ping)).await.unwrap(), Ok(()));
-    assert!(pipeline.snapshot().stages[1].waiting > 200, "it answers although there is more");
+    assert!(
+        pipeline.snapshot().stages[1].waiting > 200,
+        "it must answer although more events wait"
+    );
 
     let source = pipeline.stage::<pipeline_core::QueueProducer<u64>, _, u64>("source").unwrap();
     let source: ProducerHandle<_> = source;
@@ -422,7 +425,7 @@ async fn a_stage_in_which_many_messages_wait_has_its_mail_its_timers_and_the_pha
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_consumer_that_was_paused_can_be_stopped_before_all_that_waits_is_handled() {
+async fn a_resumed_consumer_can_be_stopped_before_all_waiting_events_are_handled() {
     let (queue, producer) = queue(QueueOptions::new());
     let slow = for_each(async |_: u64| time::sleep(Duration::from_millis(100)).await);
     let mut graph = Graph::new("graph");

@@ -1,39 +1,40 @@
-//! How long work takes that does not wait, and how much of it fails.
+//! The baseline of an adaptive limit: the latency of work that does not queue, and its usual share
+//! of failures.
 
 use super::round::Round;
 
-/// After how many rounds a baseline is measured again that was not found where it was, and after how
-/// many at most one that was, time and again.
+/// The number of rounds after which an unconfirmed baseline is measured again, and the maximum for
+/// one that is confirmed repeatedly.
 const PROBE_SOON: u32 = 4;
 const PROBE_LATE: u32 = 64;
 
-/// Which part of the way a baseline goes to what is measured, and to what is found below it.
+/// How far a baseline moves towards a measured latency, and towards a lower one that was observed.
 const LEARN_MEASURED: f64 = 0.5;
 const LEARN_BELOW: f64 = 0.2;
 
-/// How many times as long as is tolerated is much too long.
+/// The factor beyond the tolerance from which work is overdue.
 const OVERDUE: f64 = 8.0;
 
-/// The largest share of failures that is taken for usual.
+/// The largest share of failures that is considered usual.
 const MOST_USUAL: f64 = 0.15;
 
-/// How near two shares of failures are that are the same.
+/// Two shares of failures that differ by less than this are the same.
 const SAME_SHARE: f64 = 0.1;
 
-/// The latency of work that does not wait, as far as it is known; a logarithm, as in a
+/// The known latency of work that does not queue, as a logarithm like in a
 /// [`Round`](super::round::Round).
 #[derive(Debug)]
 pub(super) struct Baseline {
     latency: f64,
-    /// The share of work that fails even if few are in flight.
+    /// The share of work that fails even if little is in flight.
     failing: f64,
-    /// The logarithm of how many times as long is tolerated.
+    /// The logarithm of the tolerated factor.
     tolerated: f64,
-    /// It was found again when it was last measured.
+    /// Whether the last measurement confirmed it.
     settled: bool,
-    /// How many rounds ago it was measured, or found near enough.
+    /// The number of rounds since it was last measured or confirmed.
     age: u32,
-    /// At which age to measure it again.
+    /// The age at which it is measured again.
     probe_at: u32,
 }
 
@@ -49,32 +50,32 @@ impl Baseline {
         }
     }
 
-    /// How many times as long as this latency would be tolerated.
+    /// The tolerated latency divided by this latency.
     pub(super) fn gradient(&self, latency: f64) -> f64 {
         (self.tolerated + self.latency - latency).exp()
     }
 
-    /// Which share of a round failed beyond what is usual, and beyond chance.
+    /// The share of failures in a round beyond the usual share and beyond chance.
     pub(super) fn excess(&self, round: &Round) -> f64 {
         (round.bad() - self.failing - round.chance(self.failing)).max(0.0)
     }
 
-    /// What takes longer, in seconds, takes much too long.
+    /// The latency, in seconds, from which work is overdue.
     pub(super) fn overdue(&self) -> f64 {
         OVERDUE * (self.tolerated + self.latency).exp()
     }
 
-    /// It was measured in the last round, or found near enough.
+    /// Whether the last round measured or confirmed it.
     pub(super) fn is_confirmed(&self) -> bool {
         self.age == 0
     }
 
-    /// It has not been confirmed for so long that it has to be measured.
+    /// Whether it has gone unconfirmed for so many rounds that it has to be measured.
     pub(super) fn is_doubtful(&self) -> bool {
         self.age >= self.probe_at
     }
 
-    /// Learns from a round in which nothing should have waited.
+    /// Learns from a round in which nothing should have queued.
     pub(super) fn measure(&mut self, latency: f64, round: &Round) {
         let off = latency - self.latency;
         self.latency += LEARN_MEASURED * off;
@@ -85,7 +86,7 @@ impl Baseline {
         self.age = 0;
     }
 
-    /// Learns from a round in which work may have waited.
+    /// Learns from a round in which work may have queued.
     pub(super) fn compare(&mut self, latency: f64, round: &Round) {
         let off = latency - self.latency;
         self.latency += LEARN_BELOW * off.min(0.0);
@@ -93,13 +94,13 @@ impl Baseline {
         let less = round.bad() + round.chance(self.failing) - self.failing;
         self.failing += LEARN_BELOW * less.min(0.0);
         if off < -2.0 * self.tolerated {
-            // It has become faster, and nobody knows how much.
+            // The work has become faster, by an unknown amount.
             (self.settled, self.probe_at) = (false, PROBE_SOON);
         }
         let near = self.settled && off <= self.tolerated / 8.0 && usual;
         self.age = if near { 0 } else { self.age + 1 };
     }
-    /// Forgets what was learned: this is the least that was ever measured, and may still be waiting.
+    /// Starts over with the lowest latency that was ever measured. It may still include queueing.
     pub(super) fn replace(&mut self, latency: f64) {
         self.latency = latency;
     }

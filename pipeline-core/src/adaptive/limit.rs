@@ -1,4 +1,4 @@
-//! The limit, and how it goes from round to round.
+//! The limit, and how it changes from round to round.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -6,40 +6,40 @@ use tokio::time::Instant;
 
 use super::{Adaptive, baseline::Baseline, round::Round};
 
-/// The fewest samples in a round. Of fewer, chance says more than load.
+/// The minimum number of samples in a round. With fewer, chance outweighs load.
 const LEAST_SAMPLES: usize = 32;
 
-/// The least a gradient is, so that one bad round does not undo many good ones.
+/// The lower bound of a gradient, so that one bad round does not undo many good ones.
 const STEEPEST: f64 = 0.5;
 
-/// Which share of what was done before counts as just as much.
+/// The share of the earlier throughput that counts as equal throughput.
 const AS_MUCH: f64 = 0.9;
 
-/// The limit that an [`Adaptive`] has come to.
+/// The current limit of an [`Adaptive`].
 #[derive(Debug)]
 pub(crate) struct AdaptiveLimit {
     options: Adaptive,
-    /// Between floor and ceiling. What there is of one more counts, too.
+    /// Between floor and ceiling. The fraction is kept between rounds.
     limit: f64,
-    /// The highest limit since latency was last found where it belongs.
+    /// The highest limit since the latency last matched the baseline.
     reach: f64,
-    /// It has never shrunk.
+    /// Whether it has never shrunk.
     starting: bool,
-    /// The limit is lowered for this round. What was done in the one before.
+    /// Set while the limit is lowered for a measuring round: the throughput of the round before.
     probe: Option<f64>,
     baseline: Option<Baseline>,
     round: Round,
-    /// When it last changed.
+    /// When the limit last changed.
     changed: Option<Instant>,
-    /// When each piece of work that is in flight began.
+    /// When each piece of work in flight began.
     in_flight: BTreeMap<Piece, Instant>,
     /// The next piece of work.
     next: Piece,
-    /// This one and those after it have not been found to be overdue.
+    /// This piece and all later ones have not been found overdue.
     on_time: Piece,
 }
 
-/// Names a piece of work, in the order in which they begin.
+/// The id of a piece of work, in the order of their starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Piece(u64);
 
@@ -61,7 +61,7 @@ impl AdaptiveLimit {
         }
     }
 
-    /// A piece of work begins.
+    /// Registers a new piece of work.
     pub(crate) fn begin(&mut self, now: Instant) -> Piece {
         let piece = self.next;
         self.next = Piece(piece.0 + 1);
@@ -69,14 +69,14 @@ impl AdaptiveLimit {
         piece
     }
 
-    /// A piece of work has ended. Whether it still counts: what was overdue has been counted.
+    /// Ends a piece of work. Returns false if it has already been counted as overdue.
     pub(crate) fn end(&mut self, piece: Piece) -> bool {
         self.in_flight.remove(&piece);
         piece >= self.on_time
     }
 
-    /// Finds what takes much too long already. Each piece is found once; it is no use to wait for its
-    /// end to learn that.
+    /// Finds work that is overdue, each piece once. Its outcome need not be awaited: it counts as
+    /// failed.
     fn find_overdue(&mut self, now: Instant) {
         let Some(baseline) = &self.baseline else { return };
         let overdue = Duration::try_from_secs_f64(baseline.overdue()).unwrap_or(Duration::MAX);
@@ -90,19 +90,19 @@ impl AdaptiveLimit {
         }
     }
 
-    /// How many may be in flight at once.
+    /// The number of pieces that may be in flight at once.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "it is positive, its fraction is no whole one, and too much is the most there is"
+        reason = "positive, truncation is intended, and the cast saturates"
     )]
     pub(crate) fn limit(&self) -> usize {
         let limit = if self.probe.is_some() { self.lowered(self.limit) } else { self.limit };
         (limit as usize).clamp(self.options.floor, self.options.ceiling)
     }
 
-    /// Takes note of a piece of work that ended `now`: how long it took by the same clock, how many
-    /// were in flight, itself included, and whether it failed in a way that load may explain.
+    /// Records a piece of work that ended `now`: how long it took by the same clock, how many were
+    /// in flight, itself included, and whether it failed in a way that load may explain.
     pub(crate) fn record(
         &mut self,
         latency: Duration,
@@ -110,8 +110,8 @@ impl AdaptiveLimit {
         failed: bool,
         now: Instant,
     ) {
-        // What went well under another limit says nothing of this one. What failed does: the limit may
-        // have changed many times before it was known.
+        // A success under another limit says nothing about this one. A failure does: the limit may
+        // have changed many times before the failure was known.
         if !failed && now.checked_sub(latency) < self.changed {
             return;
         }
@@ -127,7 +127,7 @@ impl AdaptiveLimit {
         }
     }
 
-    /// Draws the conclusions from a round.
+    /// Adjusts the limit after a round.
     fn conclude(&mut self, round: &Round) {
         let before = self.probe.take();
         let Some(latency) = round.latency() else {
@@ -172,7 +172,8 @@ impl AdaptiveLimit {
         self.limit = (self.limit - self.options.smoothing * less).max(self.options.floor as f64);
     }
 
-    /// As much was done under the lowered limit: all that was in flight above it was waiting.
+    /// Keeps the lowered limit, because the throughput stayed the same: all work above it was
+    /// queueing.
     fn stay_lowered(&mut self, latency: f64, done: f64) {
         (self.limit, self.starting) = (self.lowered(self.limit), false);
         if let Some(baseline) = &mut self.baseline {
@@ -182,8 +183,8 @@ impl AdaptiveLimit {
         self.probe = (self.limit() > self.options.floor).then_some(done);
     }
 
-    /// Where work no longer waits, if under this limit its latency is just tolerated: half of what
-    /// can be worked on without waiting. The floor will do where there is no less.
+    /// The limit at which work no longer queues if its latency is just tolerated under this limit:
+    /// half of the number that can be worked on without queueing. The floor if that is higher.
     fn lowered(&self, limit: f64) -> f64 {
         (limit / (2.0 * self.options.tolerance)).max(self.options.floor as f64)
     }
@@ -198,7 +199,7 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    /// A limit whose rounds are told what they see.
+    /// A limit that is fed whole rounds.
     struct Told {
         limit: AdaptiveLimit,
         now: Instant,
@@ -209,7 +210,7 @@ mod tests {
             Self { limit: AdaptiveLimit::new(options), now: Instant::now() }
         }
 
-        /// Begins at 100, with a baseline of 10 ms that is certain.
+        /// Begins at 100, with a settled baseline of 10 ms.
         fn at_100() -> Self {
             let mut told = Self::new(Adaptive::between(1, 1000).initial(100));
             for _ in 0..10 {
@@ -236,7 +237,7 @@ mod tests {
             self.limit.limit()
         }
 
-        /// A round of as many as there may be.
+        /// A round with as many in flight as the limit allows.
         fn full_round(&mut self, latency: Duration) -> usize {
             self.round(latency, self.limit.limit())
         }
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn it_goes_as_the_gradient_says() {
+    fn it_follows_the_gradient() {
         let after = |latency| Told::at_100().full_round(latency);
         assert_eq!(after(ms(10)), 135, "tolerance, and a square root");
         assert_eq!(after(ms(12)), 114, "less than the tolerance");
@@ -284,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn smoothing_is_the_part_of_the_way() {
+    fn smoothing_is_the_share_of_the_step_that_is_taken() {
         let after = |smoothing| {
             let options = Adaptive::between(1, 1000).initial(100).smoothing(smoothing);
             let mut told = Told::new(options);
@@ -295,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn tolerance_is_how_many_times_as_long_work_may_take() {
+    fn tolerance_is_a_factor_on_the_baseline() {
         let after = |tolerance| {
             let options = Adaptive::between(1, 1000).initial(100).tolerance(tolerance);
             let mut told = Told::new(options);
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_under_another_limit_does_not_count() {
+    fn successes_that_began_under_another_limit_do_not_count() {
         let mut told = Told::at_100();
         told.full_round(ms(10));
         let (changed, limit) = (told.now, told.limit.limit());
@@ -330,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn how_long_a_failure_takes_does_not_count() {
+    fn the_latency_of_failures_does_not_count() {
         let mut told = Told::at_100();
         for sample in 0..100 {
             let (latency, failed) = if sample % 2 == 0 { (ms(0), true) } else { (ms(10), false) };
@@ -379,7 +380,7 @@ mod tests {
         assert_eq!(told.full_round(ms(25)), 81);
     }
 
-    /// The limits of rounds in which so many can be worked on at once, in 10 ms.
+    /// The limits of rounds in which `capacity` pieces can be worked on at once, in 10 ms each.
     fn limits_with(capacity: usize, options: Adaptive, rounds: usize) -> Vec<usize> {
         let mut told = Told::new(options);
         let mut round = || {
@@ -441,7 +442,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever it is told, and however it is set.
+        /// Any latencies, with any options.
         #[test]
         fn it_keeps_to_its_bounds(
             floor in 1usize..50, more in 0usize..100, initial: usize,

@@ -1,5 +1,4 @@
-//! How many at once, found out by watching how long they take. Pure: told the time, nothing in here
-//! reads it.
+//! A concurrency limit that adapts to the observed latency. Pure: callers pass the time in.
 
 mod baseline;
 mod limit;
@@ -7,16 +6,17 @@ mod round;
 
 pub(crate) use self::limit::{AdaptiveLimit, Piece};
 
-/// How many work at once, as a number that finds itself between a floor and a ceiling.
+/// A concurrency limit that adapts between a floor and a ceiling.
 ///
-/// It grows while the work takes no longer than it has to. It shrinks when the work takes longer:
-/// then it waits inside of what it uses, a processor or a database, and more at once would only wait
-/// more. It shrinks when more of the work fails than usual, too. What takes more than ten times as long as
-/// it should counts as failed at once, so timeouts are noticed before they are over.
+/// It grows while the latency of the work stays near its minimum. It shrinks when the latency
+/// rises: then work queues inside a resource that it uses, such as a processor or a database, and
+/// more concurrency would only lengthen that queue. It also shrinks when more of the work fails
+/// than usual. Work that takes more than ten times as long as it should counts as failed at once,
+/// so timeouts are noticed before they expire.
 ///
-/// The work is watched in rounds: as many pieces as may be in flight, but at least 32. Those that
-/// began under another limit count only if they failed. A round's latency is the geometric mean, in which
-/// a straggler weighs little, and the limit follows from it:
+/// The work is measured in rounds of as many pieces as the limit allows, but at least 32. Pieces
+/// that began under another limit count only if they failed. The latency of a round is the
+/// geometric mean, in which a straggler weighs little, and the limit follows from it:
 ///
 /// ```text
 /// gradient = tolerance × baseline / latency   at least 0.5, at most the tolerance
@@ -26,24 +26,27 @@ pub(crate) use self::limit::{AdaptiveLimit, Piece};
 /// limit → limit × gradient                        if it is less
 /// ```
 ///
-/// Of the way there it goes the part that [`smoothing`](Self::smoothing) says; all of it, until it
-/// shrinks for the first time. It does not grow while less than half of it is in use.
+/// Each round moves the limit by the share of that step that [`smoothing`](Self::smoothing) sets;
+/// by the whole step until it shrinks for the first time. It does not grow while less than half of
+/// it is in use.
 ///
-/// The baseline is the latency of work that does not wait, and which share of it fails: up to a seventh,
-/// failures that have nothing to do with load are taken for usual. It is measured whenever few are in
-/// flight; and when a round has been off the baseline for some time, the limit is lowered for a
-/// round to measure it, to less than half. So work that is slower from now on is told from work that
-/// waits, and accepted. If as much gets done under the lowered limit, the limit stays there.
+/// The baseline is the latency of work that does not queue, and the share of it that fails: up to a
+/// seventh, failures unrelated to load are considered usual. It is measured whenever little is in
+/// flight; and when rounds have deviated from the baseline for some time, the limit is lowered to
+/// less than half for one round to measure it. This distinguishes work that has become slower,
+/// which is accepted, from work that queues. If the throughput is the same under the lowered limit,
+/// the limit stays there.
 ///
 /// The idea is that of TCP Vegas (Brakmo and Peterson, 1995). The gradient is that of Netflix's
 /// concurrency-limits ("Performance Under Load", 2018) and of Envoy's adaptive concurrency filter,
-/// which also lowers the limit to measure. Headroom for growing only is our own: with it the limit
-/// rests at `tolerance` times what can be worked on without waiting, not above.
+/// which also lowers the limit to measure. Applying headroom only for growth is our own addition:
+/// with it the limit settles at `tolerance` times the concurrency that is possible without
+/// queueing, not above.
 ///
 /// ```
 /// use pipeline_core::Adaptive;
 ///
-/// // Calls to a service of which nobody knows how much it bears.
+/// // Calls to a service of unknown capacity.
 /// let workers = Adaptive::between(2, 200).initial(10);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,48 +60,49 @@ pub struct Adaptive {
 }
 
 impl Adaptive {
-    /// At least `floor` and at most `ceiling`. Begins at the floor.
+    /// A limit of at least `floor` and at most `ceiling`. It begins at the floor.
     ///
     /// # Panics
     ///
     /// If `floor` is 0 or more than `ceiling`.
     pub fn between(floor: usize, ceiling: usize) -> Self {
-        assert!(floor > 0, "an adaptive limit's floor is at least 1");
-        assert!(floor <= ceiling, "an adaptive limit's floor is at most its ceiling");
+        assert!(floor > 0, "the floor of an adaptive limit must be at least 1");
+        assert!(floor <= ceiling, "the floor of an adaptive limit must not exceed its ceiling");
         Self { floor, ceiling, initial: floor, tolerance: 1.25, smoothing: 0.2 }
     }
 
-    /// The limit to begin with. Default the floor. What is out of bounds counts as the nearest bound.
+    /// The initial limit. Default the floor. A value out of bounds is clamped.
     pub fn initial(mut self, limit: usize) -> Self {
         self.initial = limit.clamp(self.floor, self.ceiling);
         self
     }
 
-    /// How many times the baseline the latency may be before the limit shrinks. Default 1.25.
+    /// The ratio of latency to baseline above which the limit shrinks. Default 1.25.
     ///
-    /// More makes better use of something whose latency varies by itself, and has more wait for it.
+    /// A higher value makes better use of a resource whose latency varies by itself, and lets more
+    /// work queue there.
     ///
     /// # Panics
     ///
     /// If it is less than 1 or not finite.
     pub fn tolerance(mut self, tolerance: f64) -> Self {
         let fits = tolerance >= 1.0 && tolerance.is_finite();
-        assert!(fits, "an adaptive limit's tolerance is finite, at least 1");
+        assert!(fits, "the tolerance of an adaptive limit must be finite and at least 1");
         self.tolerance = tolerance;
         self
     }
 
-    /// Which part of the way to its next value the limit goes in a round. Default 0.2.
+    /// The share of the step to its next value that the limit takes per round. Default 0.2.
     ///
-    /// Less is steadier, more is quicker. At the default, ten rounds that all fail lower the limit to
-    /// a third.
+    /// A lower value is steadier, a higher one reacts faster. At the default, ten rounds that all
+    /// fail lower the limit to a third.
     ///
     /// # Panics
     ///
     /// If it is not more than 0 and at most 1.
     pub fn smoothing(mut self, smoothing: f64) -> Self {
         let fits = smoothing > 0.0 && smoothing <= 1.0;
-        assert!(fits, "an adaptive limit's smoothing is more than 0 and at most 1");
+        assert!(fits, "the smoothing of an adaptive limit must be more than 0 and at most 1");
         self.smoothing = smoothing;
         self
     }
@@ -116,7 +120,8 @@ mod tests {
     use proptest::prelude::*;
     use tokio::time::Instant;
 
-    /// Something that can work on `capacity` at once, and has the others wait. Always has work.
+    /// A server that works on `capacity` requests at once and queues the others. It always has
+    /// work.
     struct Server {
         base: f64,
         capacity: f64,
@@ -125,13 +130,13 @@ mod tests {
         random: u64,
         start: Instant,
         now: Duration,
-        /// When each that is in flight ends, and when it began.
+        /// When each request in flight ends, and when it began.
         in_flight: BinaryHeap<Reverse<(Duration, Duration, Piece, u64)>>,
-        /// Every so manieth fails, after so long.
+        /// Every nth request fails, after this time.
         failures: Option<(u64, Duration)>,
-        /// Those beyond the capacity get no answer, and fail after so long.
+        /// Requests beyond the capacity get no answer and fail after this time.
         timeout: Option<Duration>,
-        /// Those that fail.
+        /// The requests that fail.
         failing: HashSet<u64>,
         begun: u64,
     }
@@ -155,7 +160,7 @@ mod tests {
             }
         }
 
-        /// Works off so many. Returns the limit after each.
+        /// Completes `count` requests. Returns the limit after each.
         fn run(&mut self, limit: &mut AdaptiveLimit, count: usize) -> Vec<usize> {
             let mut limits = vec![];
             for _ in 0..count {
@@ -188,7 +193,7 @@ mod tests {
             limits
         }
 
-        /// Which part of the next `count` has a limit near the capacity.
+        /// The share of the next `count` requests that see a limit near the capacity.
         fn near_capacity(&mut self, limit: &mut AdaptiveLimit, count: usize) -> f64 {
             let near = 0.7 * self.capacity..=1.6 * self.capacity;
             let limits = self.run(limit, count);
@@ -205,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_is_slower_from_now_on_is_accepted() {
+    fn work_that_becomes_slower_is_accepted() {
         for capacity in [10.0, 80.0] {
             let mut limit = AdaptiveLimit::new(Adaptive::between(1, 1000));
             let mut server = Server::new(capacity, 0.1, 1);
@@ -232,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_that_have_nothing_to_do_with_load_do_not_drive_it_to_the_floor() {
+    fn failures_unrelated_to_load_do_not_drive_it_to_the_floor() {
         for (every, least) in [(10, 200), (50, 200), (8, 100)] {
             let mut limit = AdaptiveLimit::new(Adaptive::between(2, 500));
             let mut server = Server::new(f64::INFINITY, 0.1, 1);
@@ -254,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_gets_no_answer_when_there_is_too_much_of_it_is_noticed_before_it_has_timed_out() {
+    fn overload_without_answers_is_noticed_before_the_timeout() {
         for capacity in [20.0, 100.0] {
             let mut limit = AdaptiveLimit::new(Adaptive::between(2, 1000));
             let mut server = Server::new(capacity, 0.1, 1);

@@ -1,4 +1,4 @@
-//! Every event goes to every consumer.
+//! A dispatcher that sends every event to every consumer.
 
 use std::{
     any::{Any, type_name},
@@ -15,18 +15,18 @@ use crate::{
 
 /// Sends every event to every subscriber, at the pace of the slowest.
 ///
-/// There is demand when all have asked: as much as the one with the least. So a subscriber that
-/// never asks holds up the others, and a newcomer does until it asks; it sees the events that are
-/// sent from then on. An event is cloned for all but the last who gets it, so events that are large
-/// are best shared (`Arc`, `Bytes`).
+/// There is demand when all subscribers have asked: as much as the smallest demand among them. So a
+/// subscriber that never asks blocks the others, and a new one does until it asks; it receives the
+/// events that are sent from then on. An event is cloned for every receiver but the last, so large
+/// events are best shared (`Arc`, `Bytes`).
 ///
-/// A subscriber may choose its events with a [`selector`](SubscribeOptions::selector). An event that
-/// nobody wants is discarded, and counted.
+/// A subscriber may choose its events with a [`selector`](SubscribeOptions::selector). An event
+/// that no subscriber selects is discarded and counted.
 ///
 /// A stage can subscribe only once. A second subscription is refused with
-/// [`SubscribeError::AlreadySubscribed`], and the first goes on.
+/// [`SubscribeError::AlreadySubscribed`], and the first continues.
 ///
-/// The semantics are those of GenStage's broadcast dispatcher, but that no demand is lost when
+/// The semantics are those of GenStage's broadcast dispatcher, except that no demand is lost when
 /// subscribers come and go.
 ///
 /// ```
@@ -38,9 +38,9 @@ use crate::{
 #[must_use]
 pub struct BroadcastDispatcher<E> {
     consumers: Vec<Consumer<E>>,
-    /// The least that anyone has asked for.
+    /// The smallest demand of any subscriber.
     least: usize,
-    /// How many have asked for no more than that, so that not every ask has to look at all.
+    /// How many subscribers have that demand, so that not every ask has to scan all of them.
     lowest: usize,
 }
 
@@ -59,7 +59,7 @@ impl<E> BroadcastDispatcher<E> {
         Self { consumers: Vec::new(), least: 0, lowest: 0 }
     }
 
-    /// Looks who has asked for the least.
+    /// Finds the smallest demand.
     fn look(&mut self) {
         let demands = || self.consumers.iter().map(|consumer| consumer.demand);
         let least = demands().min().unwrap_or(0);
@@ -69,7 +69,7 @@ impl<E> BroadcastDispatcher<E> {
 }
 
 impl<E: Clone> BroadcastDispatcher<E> {
-    /// Everybody wants everything: whole batches are cloned.
+    /// Sends to subscribers without selectors: whole batches are cloned.
     fn dispatch_to_all(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
         let count = self.least.min(events.len());
         if count == 0 {
@@ -86,11 +86,13 @@ impl<E: Clone> BroadcastDispatcher<E> {
         out.send(last.id, batch);
     }
 
-    /// Some choose. An event that a consumer does not want costs it nothing.
+    /// Sends to subscribers of which some have selectors. An event that is not selected costs no
+    /// demand.
     fn dispatch_by_choice(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>) {
         let mut batches: Vec<Vec<E>> = self.consumers.iter().map(|_| Vec::new()).collect();
         loop {
-            // So many can go to everybody; then somebody may still have demand for others.
+            // This many events can go to every subscriber; after that, some may still have demand
+            // for others.
             let count = self.least.min(events.len());
             if count == 0 {
                 break;
@@ -195,7 +197,7 @@ struct Selector {
 }
 
 impl Selector {
-    /// The selector among these options, if there is one. It has to be for events of type `E`.
+    /// The selector in these options, if there is one. It has to be for events of type `E`.
     fn of<E: 'static>(
         options: &SubscribeOptions,
     ) -> Result<Option<Arc<Select<E>>>, SubscribeError> {
@@ -208,12 +210,12 @@ impl Selector {
 }
 
 impl SubscribeOptions {
-    /// Takes only the events for which `select` answers `true`; the others cost no demand. For a
-    /// producer with a [`BroadcastDispatcher`]; the other dispatchers take no notice.
+    /// Takes only the events for which `select` returns `true`; the others cost no demand. For a
+    /// producer with a [`BroadcastDispatcher`]; other dispatchers ignore it.
     ///
-    /// The selector has to be for the events of that producer, or the subscription is refused with
-    /// [`SubscribeError::BadSelector`]. It runs in the producer's task, so it should be quick, and a
-    /// panic in it is the producer's. A second selector replaces the first.
+    /// The selector has to be for the event type of that producer, or the subscription is refused
+    /// with [`SubscribeError::BadSelector`]. It runs in the producer's task, so it should be fast,
+    /// and a panic in it is a panic of the producer. A second selector replaces the first.
     ///
     /// ```
     /// use pipeline_core::SubscribeOptions;
@@ -246,7 +248,7 @@ mod tests {
         dispatcher
     }
 
-    /// Counts how often it is cloned.
+    /// Counts its clones.
     struct Counted(Arc<AtomicUsize>);
 
     impl Clone for Counted {
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_cloned_for_all_but_the_last_who_gets_it() {
+    fn an_event_is_cloned_for_every_receiver_but_the_last() {
         let clones = Arc::new(AtomicUsize::new(0));
         let dispatch = |third: SubscribeOptions| {
             let options = [SubscribeOptions::new(), SubscribeOptions::new(), third];
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_demand_is_known_whatever_is_asked_and_sent() {
+    fn the_smallest_demand_is_tracked_through_asks_and_sends() {
         let mut dispatcher = subscribed::<u32>(Default::default());
         let mut out = Deliveries::new();
         let steps = [(0, 5), (1, 5), (2, usize::MAX), (2, usize::MAX), (0, 9), (1, 3), (0, 1)];
@@ -286,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_that_nobody_wants_is_discarded_and_costs_no_demand() {
+    fn an_event_without_a_receiver_is_discarded_and_costs_no_demand() {
         let never = SubscribeOptions::new().selector(|_: &u32| false);
         let mut dispatcher = subscribed([never.clone(), never.clone(), never]);
         let (mut events, mut out) = (VecDeque::from_iter(0..25u32), Deliveries::new());
@@ -297,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_for_other_events_is_refused_and_says_which_were_expected() {
+    fn a_selector_for_another_event_type_is_refused_and_names_the_expected_type() {
         let mut dispatcher = BroadcastDispatcher::<u32>::new();
         let options = SubscribeOptions::new().selector(|text: &String| text.is_empty());
         let subscriber = Subscriber::new(IDS[0], StageId::new(0), &options);
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_selector_counts_whatever_events_the_first_was_for() {
+    fn the_last_selector_counts_whatever_the_type_of_the_first() {
         let options =
             SubscribeOptions::new().selector(|_: &String| true).selector(|n: &u32| *n > 1);
         let mut dispatcher = subscribed([options.clone(), options.clone(), options]);

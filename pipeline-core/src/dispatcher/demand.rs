@@ -1,4 +1,4 @@
-//! Each event goes to one consumer: the one with the largest outstanding demand.
+//! A dispatcher that sends each event to the consumer with the largest outstanding demand.
 
 use std::{
     cmp::Reverse,
@@ -10,13 +10,13 @@ use std::{
 use super::{Deliveries, Dispatcher, Subscriber};
 use crate::{exit::ExitReason, subscription::SubscriptionId};
 
-/// Serves the subscriber with the largest demand first; among equals, the one that has waited
-/// longest. GenStage's default dispatcher, and ours.
+/// Sends events to the subscriber with the largest demand first; among equals, to the one that has
+/// waited longest. The default, as in GenStage.
 ///
 /// ```
 /// use pipeline_core::DemandDispatcher;
 ///
-/// // Of many producers, not every one begins with the same consumer.
+/// // Several producers do not all begin with the same consumer.
 /// let dispatcher = DemandDispatcher::new().shuffled();
 /// ```
 #[derive(Debug, Default)]
@@ -24,11 +24,11 @@ use crate::{exit::ExitReason, subscription::SubscriptionId};
 pub struct DemandDispatcher {
     /// Largest demand first.
     consumers: Vec<Consumer>,
-    /// The demand of all. Each may have asked for `usize::MAX`, so it is wider.
+    /// The total demand. Each subscriber may have asked for `usize::MAX`, so it is wider.
     total: u128,
     /// The largest single ask that was expected.
     expected: Option<usize>,
-    /// The consumers are to be served in a random order the first time.
+    /// Whether the consumers are to be shuffled before the first delivery.
     shuffle: bool,
 }
 
@@ -44,21 +44,22 @@ impl DemandDispatcher {
         Self::default()
     }
 
-    /// The largest single ask to expect; default the first that comes. A larger one is warned of,
-    /// because who asks for much more than the others gets most of the events.
+    /// The largest single ask that is expected; by default the first one. A larger ask is logged as
+    /// a warning, because a consumer that asks for much more than the others gets most of the
+    /// events.
     pub fn max_demand(mut self, events: usize) -> Self {
         self.expected = Some(events);
         self
     }
 
-    /// Serves the consumers in a random order the first time, so that of several producers not every
-    /// one begins with the same consumer.
+    /// Serves the consumers in a random order the first time, so that several producers do not all
+    /// begin with the same consumer.
     pub fn shuffled(mut self) -> Self {
         self.shuffle = true;
         self
     }
 
-    /// The demand of all.
+    /// The total demand.
     pub(super) fn total(&self) -> u128 {
         self.total
     }
@@ -74,7 +75,7 @@ impl DemandDispatcher {
         Some(self.consumers.remove(place))
     }
 
-    /// Puts those with demand in a random order, in front of those without.
+    /// Shuffles the consumers with demand, in front of those without.
     fn shuffle(&mut self) {
         let random = RandomState::new();
         self.consumers
@@ -103,7 +104,7 @@ impl<E> Dispatcher<E> for DemandDispatcher {
             ));
         }
         match &mut self.consumers[..] {
-            // Alone, it has its place.
+            // A single consumer is already in its place.
             [only] if only.id == id => {
                 only.demand = only.demand.saturating_add(demand);
                 self.total = only.demand as u128;
@@ -201,7 +202,7 @@ mod tests {
     }
 
     impl Case {
-        /// Emits a range of events; returns who got what.
+        /// Emits a range of events; returns which subscriber received which.
         fn emit(&mut self, events: std::ops::RangeInclusive<u32>) -> Vec<(u64, Vec<u32>)> {
             let mut out = Deliveries::new();
             self.left = events.collect();
@@ -220,7 +221,7 @@ mod tests {
     fn sent(out: &mut Deliveries<u32>) -> Vec<(SubscriptionId, Vec<u32>)> {
         let events = |delivery| match delivery {
             Delivery::Events { to, events } => (to, events),
-            Delivery::Info(_) => panic!("no marker was given"),
+            Delivery::Info(_) => panic!("unexpected marker"),
         };
         out.drain().map(events).collect()
     }
@@ -263,14 +264,14 @@ mod tests {
                 Dispatcher::<u32>::ask(&mut case.dispatcher, id, demand, &mut Deliveries::new());
             }
             case.emit(1..=1);
-            // Whoever got it, nobody's place in the order has changed.
+            // The order of the others has not changed.
             let served: Vec<u64> = case.emit(2..=15).into_iter().map(|(to, _)| to).collect();
             assert_eq!(served, [A, B, C]);
         }
     }
 
     #[test]
-    fn an_ask_for_all_there_is_can_be_repeated_and_added_to() {
+    fn an_ask_for_usize_max_can_be_repeated_and_added_to() {
         let mut case = asked(&[(A, usize::MAX), (A, usize::MAX), (B, usize::MAX), (B, 1)]);
         assert_eq!(case.unmet(), usize::MAX);
         assert_eq!(case.emit(1..=2), [(A, vec![1, 2])]);
@@ -283,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaver_takes_its_demand_along() {
+    fn cancelling_withdraws_the_demand() {
         let mut case = asked(&[(A, 3), (B, 2)]);
         Dispatcher::<u32>::cancel(
             &mut case.dispatcher,

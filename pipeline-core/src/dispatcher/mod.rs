@@ -1,4 +1,4 @@
-//! Which consumer gets which event. Pure.
+//! Dispatchers: which consumer gets which event. Pure.
 
 mod broadcast;
 #[cfg(test)]
@@ -16,37 +16,38 @@ use crate::{
     subscription::{StageId, SubscribeOptions, SubscriptionId},
 };
 
-/// The strategy of a stage for handing its events to its subscribers.
+/// A stage's strategy for distributing its events among its subscribers.
 ///
-/// A dispatcher is plain state inside a stage: it never waits and never runs beside a callback.
-/// Demand goes in by [`ask`](Self::ask), events by [`dispatch`](Self::dispatch). After every call
-/// the stage reads [`unmet`](Self::unmet), offers what it has buffered as long as there is unmet
-/// demand, and asks its source for the rest. No call returns demand, so none can be counted twice.
+/// A dispatcher is plain state inside a stage: it never waits and never runs concurrently with a
+/// callback. Demand goes in through [`ask`](Self::ask), events through
+/// [`dispatch`](Self::dispatch). After every call the stage reads [`unmet`](Self::unmet), offers
+/// buffered events while there is unmet demand, and asks its source for the rest. No call returns
+/// demand, so none can be counted twice.
 ///
 /// # Contract
 ///
 /// 1. On one subscription, no more events are sent than were asked for.
 /// 2. Every event given to `dispatch` is sent, left in place, kept in a queue of the dispatcher's
 ///    own, or discarded on purpose: exactly one of these.
-/// 3. On one subscription, events keep their order. What is left in place keeps its order too.
-/// 4. Demand is conserved: asked = served + outstanding + withdrawn by `cancel`. An event that is
-///    discarded costs no demand. There is never more unmet than is outstanding beyond what is queued.
+/// 3. On one subscription, events keep their order. Events left in place keep their order too.
+/// 4. Demand is conserved: asked = served + outstanding + withdrawn by `cancel`. A discarded event
+///    costs no demand. Unmet demand never exceeds the outstanding demand beyond the queued events.
 /// 5. A subscriber's mistake affects that subscriber only.
 /// 6. No empty message is sent.
-/// 7. `cancel` may raise the unmet demand: the one that left may have held up the others.
+/// 7. `cancel` may raise the unmet demand: the subscriber that left may have blocked the others.
 ///
-/// `testkit::check_dispatcher` (feature `test-kit`) checks an implementation against it. What runs
-/// inside a dispatcher, like a closure of the user's, runs in the task of the stage.
+/// `testkit::check_dispatcher` (feature `test-kit`) checks an implementation against this contract.
+/// User code inside a dispatcher, such as a closure, runs in the task of the stage.
 ///
-/// The contract is that of GenStage's dispatchers, but for the demand, which those return from
-/// their calls.
+/// The contract is that of GenStage's dispatchers, except that those return demand from their
+/// calls.
 ///
 /// ```
 /// use std::collections::VecDeque;
 ///
 /// use pipeline_core::{Deliveries, Dispatcher, ExitReason, Subscriber, SubscriptionId};
 ///
-/// /// Sends everything to whoever subscribed first.
+/// /// Sends everything to the first subscriber.
 /// #[derive(Default)]
 /// struct First(Vec<(SubscriptionId, usize)>);
 ///
@@ -91,41 +92,42 @@ pub trait Dispatcher<E>: Send + 'static {
     ///
     /// # Errors
     ///
-    /// A refusal: that subscription is cancelled with the reason, and `cancel` is not called for it.
+    /// A refusal: the subscription is cancelled with this reason, and `cancel` is not called for
+    /// it.
     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason>;
 
-    /// Forgets a subscriber and its demand. Called once for each that was not refused.
+    /// Removes a subscriber and its demand. Called once for each subscriber that was not refused.
     fn cancel(&mut self, id: SubscriptionId, out: &mut Deliveries<E>);
 
     /// Adds to the demand of a known subscriber; `demand` is at least 1.
     fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<E>);
 
-    /// How many events could be taken by `dispatch` now, if each of them costs demand.
+    /// The number of events that `dispatch` could take now if each of them costs demand.
     ///
     /// While there is unmet demand, `dispatch` takes at least one of the events it is given. While
-    /// there is none, it takes none, but to discard it.
+    /// there is none, it takes an event only to discard it.
     fn unmet(&self) -> usize;
 
-    /// Sends what can be sent from the front of `events`, and leaves the rest. Called also when
-    /// nobody has subscribed.
+    /// Sends events from the front of `events` as far as possible, and leaves the rest. Also called
+    /// when there are no subscribers.
     fn dispatch(&mut self, events: &mut VecDeque<E>, out: &mut Deliveries<E>);
 
-    /// Gives the marker to `out` once nothing that the dispatcher has queued precedes it. The
-    /// default has queued nothing, and does so at once.
+    /// Passes the marker to `out` once no event queued in the dispatcher precedes it. The default
+    /// queues nothing, and does so at once.
     fn info(&mut self, marker: Marker, out: &mut Deliveries<E>) {
         out.info(marker);
     }
 
-    /// What a subscriber has asked for and not been sent; 0 for one that is not known.
+    /// The outstanding demand of a subscriber; 0 for one that is not known.
     fn outstanding(&self, id: SubscriptionId) -> usize;
 
-    /// How many events wait in queues of the dispatcher's own. The default has none.
+    /// The number of events in queues of the dispatcher's own. The default has none.
     fn queued(&self) -> usize {
         0
     }
 }
 
-/// Who subscribes, as a [`Dispatcher`] sees it.
+/// A new subscriber, as a [`Dispatcher`] sees it.
 ///
 /// ```
 /// use pipeline_core::{StageId, SubscribeOptions, Subscriber, SubscriptionId};
@@ -146,7 +148,7 @@ pub struct Subscriber<'a> {
     pub id: SubscriptionId,
     /// The stage that subscribes. It may hold several subscriptions.
     pub stage: StageId,
-    /// What it subscribed with.
+    /// The options of the subscription.
     pub options: &'a SubscribeOptions,
 }
 
@@ -158,8 +160,8 @@ impl<'a> Subscriber<'a> {
     }
 }
 
-/// A message of a stage to itself that waits among its events. It is handed back to the stage when
-/// all that was before it has been sent.
+/// A message of a stage to itself, placed among its events. It comes back to the stage when all
+/// events before it have been sent.
 ///
 /// ```
 /// use pipeline_core::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker};
@@ -167,7 +169,7 @@ impl<'a> Subscriber<'a> {
 /// let mut dispatcher = DemandDispatcher::new();
 /// let mut out = Deliveries::<u64>::new();
 ///
-/// // It has queued nothing that could precede the marker.
+/// // This dispatcher queues nothing that could precede the marker.
 /// dispatcher.info(Marker::new(1), &mut out);
 /// let sent: Vec<Delivery<u64>> = out.drain().collect();
 /// assert_eq!(sent, [Delivery::Info(Marker::new(1))]);
@@ -183,7 +185,7 @@ impl Marker {
     }
 }
 
-/// What a [`Dispatcher`] has decided to send, in order.
+/// The messages that a [`Dispatcher`] has decided to send, in order.
 ///
 /// ```
 /// use pipeline_core::{Deliveries, Delivery, SubscriptionId};
@@ -194,7 +196,7 @@ impl Marker {
 /// out.send(to, vec![]);
 /// out.filtered(3);
 ///
-/// // What the stage makes of it.
+/// // What the stage does with them.
 /// let sent: Vec<Delivery<&str>> = out.drain().collect();
 /// assert_eq!(sent, [Delivery::Events { to, events: vec!["a", "b"] }]);
 /// assert_eq!(out.take_discarded(), (3, 0));
@@ -232,7 +234,7 @@ pub struct Deliveries<E> {
 pub enum Delivery<E> {
     /// Events to a subscriber; never none.
     Events {
-        /// The subscription they go out on.
+        /// The receiving subscription.
         to: SubscriptionId,
         /// The events, in order.
         events: Vec<E>,
@@ -242,51 +244,50 @@ pub enum Delivery<E> {
 }
 
 impl<E> Deliveries<E> {
-    /// Nothing yet.
+    /// An empty list.
     #[must_use]
     pub const fn new() -> Self {
         Self { deliveries: VecDeque::new(), filtered: 0, unroutable: 0, warnings: Vec::new() }
     }
 
-    /// Sends events to a subscriber. Sending none does nothing.
+    /// Sends events to a subscriber. An empty `Vec` is ignored.
     pub fn send(&mut self, to: SubscriptionId, events: Vec<E>) {
         if !events.is_empty() {
             self.deliveries.push_back(Delivery::Events { to, events });
         }
     }
 
-    /// Gives a marker back to the stage.
+    /// Returns a marker to the stage.
     pub fn info(&mut self, marker: Marker) {
         self.deliveries.push_back(Delivery::Info(marker));
     }
 
-    /// Says that so many events were taken and thrown away because nobody wants them.
+    /// Counts events that were discarded because no subscriber wants them.
     pub fn filtered(&mut self, events: usize) {
         self.filtered += events;
     }
 
-    /// Says that so many events were taken and thrown away because nobody knows where they belong.
-    /// The stage reports them.
+    /// Counts events that were discarded because their destination is unknown. The stage logs them.
     pub fn unroutable(&mut self, events: usize) {
         self.unroutable += events;
     }
 
-    /// Says something that whoever set the stage up should know. The stage logs it.
+    /// Adds a warning about the stage's configuration. The stage logs it.
     pub fn warn(&mut self, warning: impl Into<Cow<'static, str>>) {
         self.warnings.push(warning.into());
     }
 
-    /// Takes what there is to send, in order.
+    /// Takes the messages to send, in order.
     pub fn drain(&mut self) -> impl Iterator<Item = Delivery<E>> + '_ {
         self.deliveries.drain(..)
     }
 
-    /// Takes the next thing to send.
+    /// Takes the next message to send.
     pub(crate) fn pop(&mut self) -> Option<Delivery<E>> {
         self.deliveries.pop_front()
     }
 
-    /// Whether a dispatcher has put nothing at all here.
+    /// Whether the dispatcher has added nothing at all.
     pub(crate) fn is_untouched(&self) -> bool {
         self.deliveries.is_empty()
             && self.filtered == 0
@@ -300,8 +301,8 @@ impl<E> Deliveries<E> {
         self.deliveries.is_empty()
     }
 
-    /// Takes the numbers of events thrown away: those nobody wants, those nobody knows where to
-    /// send.
+    /// Takes the numbers of discarded events: those without a receiver, and those without a known
+    /// destination.
     pub fn take_discarded(&mut self) -> (usize, usize) {
         (std::mem::take(&mut self.filtered), std::mem::take(&mut self.unroutable))
     }

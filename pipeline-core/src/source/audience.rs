@@ -1,8 +1,8 @@
-//! Who a source has left to work for. Pure.
+//! The number of a source's consumers. Pure.
 
 use crate::exit::ExitReason;
 
-/// The number of a source's consumers, and whether it ends without any.
+/// The number of a source's consumers, and whether the source ends without any.
 #[derive(Debug, Default)]
 pub(super) struct Audience {
     consumers: usize,
@@ -10,7 +10,7 @@ pub(super) struct Audience {
 }
 
 impl Audience {
-    /// From now on, the source ends when the last consumer leaves.
+    /// Makes the source end when its last consumer leaves.
     pub(super) fn needed(&mut self) {
         self.needed = true;
     }

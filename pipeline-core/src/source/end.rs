@@ -1,4 +1,4 @@
-//! The two ends of a queue: what tasks push at one, a stage takes from the other.
+//! The two ends of a queue: tasks push at one, a stage takes from the other.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ use crate::{
     telemetry::{Discard, StageMetrics},
 };
 
-/// Makes the two ends of a queue.
+/// Creates the two ends of a queue.
 pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
     let (state, discarded) = (Mutex::new(state), AtomicU64::new(0));
     let (stamp, max_age, expired) = (OnceLock::new(), OnceLock::new(), AtomicU64::new(0));
@@ -31,46 +31,46 @@ pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
     (push, TakeEnd { end: End(shared), counts: None, reported: 0, expiring: Seldom::default() })
 }
 
-/// What both ends share.
+/// The state shared by both ends.
 pub(super) struct Shared<S: Bounded> {
     pub(super) state: Mutex<S>,
     discarded: AtomicU64,
-    /// What an item is told when it leaves, if it is of a kind that wants to know.
+    /// Called on each item that leaves the queue, if set.
     stamp: OnceLock<Stamp<S::Item>>,
     max_age: OnceLock<MaxAge<S::Item>>,
     /// How many items were discarded because they were too old.
     expired: AtomicU64,
 }
 
-/// Tells an item that it leaves the queue, and when.
+/// Records in an item when it leaves the queue.
 pub(super) type Stamp<T> = fn(&mut T, Instant);
 
-/// How old an item may be when it leaves.
+/// The maximum age of an item when it leaves.
 pub(super) struct MaxAge<T> {
     pub(super) age: Duration,
     pub(super) enqueued_at: fn(&T) -> Instant,
 }
 
-/// One end of a queue. When it is gone, so is the queue, for the other.
+/// One end of a queue. Dropping it closes the queue.
 struct End<S: Bounded>(Arc<Shared<S>>);
 
-/// The pushing end; there may be many handles of it.
+/// The pushing end, shared by all handles.
 pub(super) struct PushEnd<S: Bounded> {
     end: Arc<End<S>>,
 }
 
-/// The taking end; a queue's producer is this and nothing more.
+/// The taking end. A queue's producer consists of this.
 pub(super) struct TakeEnd<S: Bounded> {
     end: End<S>,
-    /// Where the stage counts what is discarded.
+    /// The stage's counters of discarded items.
     counts: Option<(StageMetrics, StdArc<Gauges>)>,
-    /// How many of the items that the handles discarded are in the stage's counter.
+    /// How many items discarded by the handles are already in the stage's counter.
     reported: u64,
-    /// When the log tells of items that are too old.
+    /// Selects which discards of old items are logged.
     expiring: Seldom,
 }
 
-/// A queue as its stage's gauges see it. Unlike an end, it may be dropped and nothing is closed.
+/// A queue as its stage's gauges see it. Dropping it does not close the queue.
 struct Seen<S: Bounded>(Arc<Shared<S>>);
 
 impl<S: Bounded + Send> Queue for Seen<S> {
@@ -115,7 +115,7 @@ impl<S: Bounded> Drop for End<S> {
 }
 
 impl<S: Bounded> PushEnd<S> {
-    /// Looks at the state, under its lock.
+    /// Reads the state, under its lock.
     pub(super) fn with<R>(&self, look: impl FnOnce(&S) -> R) -> R {
         look(&self.shared().state.lock())
     }
@@ -129,12 +129,12 @@ impl<S: Bounded> PushEnd<S> {
         self.end.close();
     }
 
-    /// Has items told when they leave. Once is enough.
+    /// Sets the function that is called on leaving items. Later calls are ignored.
     pub(super) fn stamp(&self, stamp: Stamp<S::Item>) {
         self.shared().stamp.get_or_init(|| stamp);
     }
 
-    /// Discards items that are too old when they leave. The first limit stays.
+    /// Sets the maximum age of leaving items. Later calls are ignored.
     pub(super) fn max_age(&self, max_age: MaxAge<S::Item>) {
         self.shared().max_age.get_or_init(|| max_age);
     }
@@ -159,7 +159,7 @@ impl<S: Store> PushEnd<S> {
         Ok(())
     }
 
-    /// Offers an item, and counts what is discarded.
+    /// Offers an item and counts the discarded one.
     pub(super) fn offer(&self, entry: S::Entry) -> Result<Offer, Closed<S::Item>> {
         let shared = self.shared();
         let offered = shared.state.lock().offer(entry)?;
@@ -169,7 +169,7 @@ impl<S: Store> PushEnd<S> {
                 Ok(Offer::Kept)
             }
             Offered::Discarded { item, displaced, first } => {
-                // Outside the lock, as everywhere.
+                // Items are always dropped outside the lock.
                 drop(item);
                 shared.discarded.fetch_add(1, Ordering::Relaxed);
                 if first {
@@ -193,7 +193,7 @@ impl<S: Bounded> TakeEnd<S> {
     }
 }
 
-/// What a producer does, callback by callback.
+/// The callbacks of the producer.
 impl<S: Store> TakeEnd<S> {
     pub(super) fn init<H>(&mut self, context: &StageContext<H>)
     where
@@ -204,11 +204,11 @@ impl<S: Store> TakeEnd<S> {
         context.gauges.queue(Seen(self.end.0.clone()));
     }
 
-    /// Emits as much as there is demand for.
+    /// Emits as many items as there is demand for.
     pub(super) fn take(&mut self, out: &mut Emitter<'_, S::Item>) {
         let before = out.staged().len();
         let mut discarded = 0;
-        // As many as wait now at most, and not those that are pushed meanwhile: what is left makes
+        // Takes at most as many items as wait now, not those pushed meanwhile: remaining items make
         // the queue ready.
         let mut old = self.held();
         let at_end = loop {
@@ -228,7 +228,7 @@ impl<S: Store> TakeEnd<S> {
         if let Some(stamp) = self.end.0.stamp.get()
             && out.staged().len() > before
         {
-            // They leave together.
+            // These items leave together.
             let now = Instant::now();
             out.staged().range_mut(before..).for_each(|item| stamp(item, now));
         }
@@ -241,7 +241,7 @@ impl<S: Store> TakeEnd<S> {
         }
     }
 
-    /// Discards those of the items behind the first `kept` that are too old. How many they were.
+    /// Discards items behind the first `kept` that are too old. Returns how many.
     fn expire(&mut self, kept: usize, out: &mut Emitter<'_, S::Item>) -> usize {
         let Some(MaxAge { age, enqueued_at }) = self.end.0.max_age.get() else {
             return 0;
@@ -292,7 +292,7 @@ impl<S: Store> TakeEnd<S> {
         self.end.0.state.lock().len()
     }
 
-    /// Counts what the handles discarded since it was last counted.
+    /// Adds the items that the handles discarded since the last call to the stage's counter.
     pub(super) fn count_discarded(&mut self) {
         if let Some((metrics, _)) = &self.counts {
             let discarded = self.end.0.discarded.load(Ordering::Relaxed);

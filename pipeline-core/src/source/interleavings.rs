@@ -1,5 +1,5 @@
-//! Queues whose ends meet in every order that there is, up to a number of preemptions. A lost
-//! wakeup shows as a deadlock.
+//! Queues whose ends meet in every possible order, up to a number of preemptions. A lost wakeup
+//! shows as a deadlock.
 
 use std::{
     collections::VecDeque,
@@ -23,10 +23,11 @@ use crate::{
     stage::{Emitter, Producer},
 };
 
-/// How often a task may be interrupted where it need not wait. Most faults need one or two.
+/// How often a task may be preempted at a point where it need not wait. Most faults need one or
+/// two.
 const PREEMPTIONS: usize = 2;
 
-/// The pushing end, of either queue.
+/// The pushing end of either queue.
 trait Pushing: Clone + Send + Sync + 'static {
     fn push(&self, item: u32) -> impl Future<Output = Result<(), Closed<u32>>> + Send + 'static;
     fn try_push(&self, item: u32) -> Result<(), TryPushError<u32>>;
@@ -57,7 +58,7 @@ impl Pushing for Queue<u32> {
     }
 }
 
-/// Items of ten belong to one key: 10 to 19, 20 to 29.
+/// Ten items belong to one key each: 10 to 19, 20 to 29.
 impl Pushing for FairQueue<u32, u32> {
     fn push(&self, item: u32) -> impl Future<Output = Result<(), Closed<u32>>> + Send + 'static {
         self.push(item / 10, item)
@@ -80,7 +81,7 @@ impl Pushing for FairQueue<u32, u32> {
     }
 }
 
-/// How much a queue holds, of all keys and of one, and which it keeps.
+/// The capacities and the policy of a queue.
 #[derive(Clone, Copy)]
 struct Room {
     all: usize,
@@ -107,8 +108,7 @@ fn in_every_order(case: impl Fn() + Send + Sync + 'static) {
     builder.check(case);
 }
 
-/// A task that pushes items one after the other, each when the one before it is in. Gives those
-/// that went in.
+/// A task that pushes items one after the other. Returns the items that went in.
 fn pusher(queue: &impl Pushing, items: &'static [u32]) -> JoinHandle<Vec<u32>> {
     let queue = queue.clone();
     thread::spawn(move || {
@@ -123,7 +123,7 @@ fn pusher(queue: &impl Pushing, items: &'static [u32]) -> JoinHandle<Vec<u32>> {
     })
 }
 
-/// A stage with demand for one event at a time, until the queue ends. Gives what it took.
+/// A stage with demand for one event at a time, until the queue ends. Returns the taken items.
 fn take_all(producer: &mut impl Producer<Event = u32>) -> Vec<u32> {
     let mut taken = VecDeque::new();
     loop {
@@ -139,7 +139,7 @@ fn take_all(producer: &mut impl Producer<Event = u32>) -> Vec<u32> {
     taken.into()
 }
 
-/// Polls once, as one who will not come back.
+/// Polls once and drops the future.
 fn poll_once<F: Future>(future: F) -> Poll<F::Output> {
     pin!(future).poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -154,7 +154,7 @@ fn of(items: &[u32], ten: u32) -> Vec<u32> {
     items.iter().copied().filter(|item| item / 10 == ten).collect()
 }
 
-/// Two who push more than there is room for, and one who takes.
+/// Two tasks push more items than there is room for, and one stage takes them.
 fn all_comes_out_in_order<Q: Pushing, P: Producer<Event = u32>>((queue, mut producer): (Q, P)) {
     let pushers = [pusher(&queue, &[10, 11]), pusher(&queue, &[20])];
     drop(queue);
@@ -164,8 +164,8 @@ fn all_comes_out_in_order<Q: Pushing, P: Producer<Event = u32>>((queue, mut prod
     assert_eq!((taken.len(), pushed), (3, 3));
 }
 
-/// One who does not wait for long, in line before another.
-fn who_gives_up_takes_nothing_else_along<Q: Pushing, P: Producer<Event = u32>>(
+/// A pusher that gives up, in the wait list before another.
+fn giving_up_affects_no_other_item<Q: Pushing, P: Producer<Event = u32>>(
     (queue, mut producer): (Q, P),
 ) {
     queue.try_push(10).unwrap();
@@ -178,15 +178,15 @@ fn who_gives_up_takes_nothing_else_along<Q: Pushing, P: Producer<Event = u32>>(
     let taken = sorted(take_all(&mut producer));
     assert_eq!(patient.join().unwrap(), [12, 20]);
     let impatient_is_done = impatient.join().unwrap();
-    // One that had moved up by itself when its pusher gave up stays.
+    // An item that had moved up when its pusher gave up stays.
     let is_in = taken.contains(&11);
-    assert!(is_in || !impatient_is_done, "what was pushed is there");
+    assert!(is_in || !impatient_is_done, "the pushed items are in the queue");
     let all: &[u32] = if is_in { &[10, 11, 12, 20] } else { &[10, 12, 20] };
     assert_eq!(taken, all);
 }
 
-/// A stage that is called away while it waits, and waits again.
-fn a_taker_that_was_called_away_is_woken<Q: Pushing, P: Producer<Event = u32>>(
+/// A stage that is interrupted while it waits, and waits again.
+fn an_interrupted_taker_is_woken<Q: Pushing, P: Producer<Event = u32>>(
     (queue, mut producer): (Q, P),
 ) {
     let pusher = pusher(&queue, &[10, 20]);
@@ -196,8 +196,8 @@ fn a_taker_that_was_called_away_is_woken<Q: Pushing, P: Producer<Event = u32>>(
     assert_eq!(sorted(taken), pusher.join().unwrap());
 }
 
-/// A queue that is closed while some wait for room, and one for items.
-fn closing_wakes_everybody<Q: Pushing, P: Producer<Event = u32> + 'static>(
+/// A queue that is closed while some tasks wait for room, and one for items.
+fn closing_wakes_all<Q: Pushing, P: Producer<Event = u32> + 'static>(
     (queue, mut producer): (Q, P),
 ) {
     let pushers = [pusher(&queue, &[10]), pusher(&queue, &[11, 20])];
@@ -207,8 +207,8 @@ fn closing_wakes_everybody<Q: Pushing, P: Producer<Event = u32> + 'static>(
     assert_eq!(sorted(taker.join().unwrap()), sorted(pushed));
 }
 
-/// A stage that ends, or panics, while some wait for room.
-fn nobody_waits_for_a_taker_that_is_gone<Q: Pushing, P: Producer<Event = u32>>(
+/// A stage that ends or panics while some tasks wait for room.
+fn no_pusher_waits_for_a_dropped_taker<Q: Pushing, P: Producer<Event = u32>>(
     (queue, producer): (Q, P),
 ) {
     let pushers = [pusher(&queue, &[10, 11]), pusher(&queue, &[12])];
@@ -218,8 +218,8 @@ fn nobody_waits_for_a_taker_that_is_gone<Q: Pushing, P: Producer<Event = u32>>(
     assert_eq!(block_on(queue.push(13)), Err(Closed(13)));
 }
 
-/// A stage that drains while others push: it takes what was pushed, and no more goes in.
-fn draining_takes_what_was_pushed<Q: Pushing, P: Producer<Event = u32>>(
+/// A stage that drains while others push: it takes the pushed items, and no more go in.
+fn draining_takes_the_pushed_items<Q: Pushing, P: Producer<Event = u32>>(
     (queue, mut producer): (Q, P),
 ) {
     let pushers = [pusher(&queue, &[10]), pusher(&queue, &[11, 20])];
@@ -232,8 +232,8 @@ fn draining_takes_what_was_pushed<Q: Pushing, P: Producer<Event = u32>>(
     assert_eq!(sorted(taken), sorted(pushed));
 }
 
-/// Some who offer, beside one who waits for room: what does not come out was counted.
-fn what_is_discarded_is_counted<Q: Pushing, P: Producer<Event = u32>>(
+/// Some tasks offer, and one waits for room: items that do not come out were counted.
+fn discarded_items_are_counted<Q: Pushing, P: Producer<Event = u32>>(
     (queue, mut producer): (Q, P),
 ) {
     let offerer = {
@@ -255,7 +255,7 @@ fn what_is_discarded_is_counted<Q: Pushing, P: Producer<Event = u32>>(
     assert_eq!(taker.join().unwrap().len() as u64 + discarded, 4);
 }
 
-/// A test of either queue, with room for one item.
+/// A test of either queue with room for one item.
 macro_rules! tests {
     ($($name:ident)*) => {
         mod a_queue {
@@ -276,10 +276,10 @@ macro_rules! tests {
 
 tests! {
     all_comes_out_in_order
-    who_gives_up_takes_nothing_else_along
-    a_taker_that_was_called_away_is_woken
-    closing_wakes_everybody
-    nobody_waits_for_a_taker_that_is_gone
-    draining_takes_what_was_pushed
-    what_is_discarded_is_counted
+    giving_up_affects_no_other_item
+    an_interrupted_taker_is_woken
+    closing_wakes_all
+    no_pusher_waits_for_a_dropped_taker
+    draining_takes_the_pushed_items
+    discarded_items_are_counted
 }

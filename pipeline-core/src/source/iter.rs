@@ -1,4 +1,4 @@
-//! An iterator as a producer.
+//! A producer of an iterator's items.
 
 use std::{fmt, future::pending};
 
@@ -9,10 +9,11 @@ use crate::{
     subscription::{Cancellation, SubscribeOptions, Subscription},
 };
 
-/// A producer of an iterator's items, taking exactly as many as there is demand for.
+/// Creates a producer of an iterator's items. It takes exactly as many items as there is demand
+/// for.
 ///
-/// When the iterator ends, so does the stage, once its last items are delivered. An iterator that
-/// panics ends the stage, and the items it gave for the same demand are lost.
+/// The stage ends once the last items of the iterator are delivered. If the iterator panics, the
+/// stage ends, and the items taken for the same demand are lost.
 ///
 /// The semantics are those of GenStage's `from_enumerable`.
 ///
@@ -36,7 +37,7 @@ where
     FromIter { items: items.into_iter(), asked: 0, audience: Audience::default() }
 }
 
-/// The producer that [`from_iter`] makes.
+/// The producer returned by [`from_iter`].
 ///
 /// ```
 /// use std::ops::Range;
@@ -50,7 +51,7 @@ where
 ///     .consumer(for_each(async |n| assert!(n < 1_000_000)), SubscribeOptions::new())
 ///     .start()?;
 ///
-/// // Its type is needed to find its stage again.
+/// // The type is needed to look up the stage.
 /// let source: ProducerHandle<FromIter<Range<u64>>> =
 ///     pipeline.stage("producer").ok_or("no source")?;
 /// source.pause();
@@ -67,7 +68,7 @@ pub struct FromIter<I> {
 }
 
 impl<I> FromIter<I> {
-    /// Ends the stage when its last consumer leaves. By default it waits for the next.
+    /// Ends the stage when its last consumer leaves. By default it waits for the next consumer.
     ///
     /// ```
     /// use futures::TryStreamExt;
@@ -95,16 +96,16 @@ impl<I> FromIter<I> {
     }
 }
 
-/// How many items leave at once: a consumer may have asked for `usize::MAX`, of an iterator that never
-/// ends.
+/// How many items are taken at once: a consumer may have asked for `usize::MAX` of an infinite
+/// iterator.
 pub(super) const AT_ONCE: usize = 1 << 14;
 
 impl<I: Iterator> FromIter<I> {
     fn emit(&mut self, out: &mut Emitter<'_, I::Item>) {
-        // What a consumer that is gone had asked for stays where it is.
+        // Demand of a cancelled consumer leaves its items in the iterator.
         let count = self.asked.min(out.owed()).min(AT_ONCE);
         self.asked -= count;
-        // All or nothing: half a batch of an iterator that panics helps nobody.
+        // All or nothing: half a batch of an iterator that panics is of no use.
         let batch: Vec<I::Item> = self.items.by_ref().take(count).collect();
         if batch.len() < count {
             out.finish();

@@ -1,10 +1,10 @@
-//! What becomes of an item that is brought to a queue.
+//! The results of pushing an item to a queue.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// What became of an item that was offered.
+/// What happened to an offered item.
 ///
 /// ```
 /// use pipeline_core::{BufferKeep, Offer, QueueOptions, queue};
@@ -24,16 +24,16 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum Offer {
-    /// There was room for it.
+    /// The item was put into the queue.
     Kept,
-    /// It was put in, and the oldest item was discarded for it: of a
+    /// The item was put into the queue, and the oldest item was discarded for it: in a
     /// [`FairQueue`](crate::FairQueue), the oldest of one key.
     DisplacedOldest,
-    /// It was discarded.
+    /// The item was discarded.
     Discarded,
 }
 
-/// The queue takes nothing any more; here is the item.
+/// The error of a closed queue, with the item.
 ///
 /// ```
 /// use pipeline_core::{Closed, QueueOptions, queue};
@@ -41,7 +41,7 @@ pub enum Offer {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let (queue, producer) = queue(QueueOptions::new());
-/// // The pipeline is gone, and the end that it took from.
+/// // The pipeline is gone, and with it the taking end.
 /// drop(producer);
 /// let Closed(order) = queue.push("an order").await.unwrap_err();
 /// assert_eq!(order, "an order");
@@ -51,7 +51,7 @@ pub enum Offer {
 #[error("the queue is closed")]
 pub struct Closed<T>(pub T);
 
-/// Why an item was not taken in; it is in the error.
+/// Why an item was not pushed. The error contains the item.
 ///
 /// ```
 /// use pipeline_core::{QueueOptions, TryPushError, queue};
@@ -69,18 +69,18 @@ pub struct Closed<T>(pub T);
 #[derive(Clone, Copy, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryPushError<T> {
-    /// There is no room now.
+    /// The queue is full.
     #[error("the queue is full")]
     Full(T),
-    /// There is no room now for the item's key. Only a [`FairQueue`](crate::FairQueue) has keys.
+    /// The queue is full for the item's key. Only a [`FairQueue`](crate::FairQueue) has keys.
     #[error("the queue is full for this key")]
     KeyFull(T),
-    /// The queue takes nothing any more.
+    /// The queue is closed.
     #[error("the queue is closed")]
     Closed(T),
 }
 
-// By hand, so that the errors can be used with items that have no `Debug`.
+// Not derived, so that the errors can be used with items that do not implement `Debug`.
 impl<T> fmt::Debug for Closed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Closed(..)")

@@ -35,7 +35,7 @@ impl<S: Store> Push<S> {
     }
 }
 
-// Nothing in it is ever pinned: the item is moved out of it.
+// Nothing in it is pinned: the item is moved out of it.
 impl<S: Store> Unpin for Push<S> {}
 
 impl<S: Store> Future for Push<S> {
@@ -43,7 +43,7 @@ impl<S: Store> Future for Push<S> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        // A task that pushes in a loop lets others have a turn even if there is always room.
+        // A task that pushes in a loop yields to others even if there is always room.
         let coop = ready!(coop::poll_proceed(cx));
         let outcome = match mem::replace(&mut this.step, Step::Done) {
             Step::Start(entry) => {
@@ -79,7 +79,7 @@ impl<S: Store> Future for Push<S> {
 impl<S: Store> Drop for Push<S> {
     fn drop(&mut self) {
         if let Step::Waiting(ticket) = self.step {
-            // The item is dropped here, outside the lock.
+            // The item is dropped outside the lock.
             let item = self.shared.state.lock().leave(ticket);
             drop(item);
         }

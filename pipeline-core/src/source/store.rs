@@ -1,4 +1,5 @@
-//! What a queue is to the two ends that share it. Pure: it says whom to wake, and wakes nobody.
+//! The interface of a queue's state to its two ends. Pure: it returns the wakers and wakes none
+//! itself.
 
 use std::{
     collections::VecDeque,
@@ -7,88 +8,89 @@ use std::{
 
 use super::outcome::{Closed, TryPushError};
 
-/// Something with a bound that can be closed.
+/// A bounded container that can be closed.
 pub(super) trait Bounded {
-    /// What it holds.
+    /// The type of its items.
     type Item;
 
-    /// How many items it holds.
+    /// The number of items in it.
     fn len(&self) -> usize;
 
-    /// How many it holds at most.
+    /// Its capacity.
     fn capacity(&self) -> usize;
 
     fn is_closed(&self) -> bool;
 
-    /// Takes nothing in any more. Returns all who wait.
+    /// Stops taking items. Returns the wakers of all waiting tasks.
     fn close(&mut self) -> Vec<Waker>;
 }
 
 /// A bounded queue with many pushers and one taker.
 ///
-/// A pusher that finds no room leaves its item here, in line, and the item moves up by itself when
-/// there is room: the pusher has only to be told. So nobody waits who could go on.
+/// A pusher that finds no room leaves its item in the wait list, and the item moves up by itself
+/// when there is room: the pusher only has to be woken. So no pusher waits that could continue.
 pub(super) trait Store: Bounded {
-    /// What a pusher brings: the item, and what the queue has to know of it.
+    /// A pushed item, with the data that the queue needs for it.
     type Entry;
-    /// A place in line.
+    /// A place in the wait list.
     type Ticket: Copy;
 
-    /// What is logged when discarding begins.
+    /// Logged when discarding begins.
     const DISCARDING: &'static str;
 
-    /// Takes an item in if there is room. Returns the taker, if it waits.
+    /// Inserts an item if there is room. Returns the waker of the taker, if it waits.
     fn try_push(&mut self, entry: Self::Entry) -> Result<Option<Waker>, TryPushError<Self::Item>>;
 
-    /// Takes an item in, or puts it in line if there is no room.
+    /// Inserts an item, or adds it to the wait list if there is no room.
     fn push(&mut self, entry: Self::Entry, waker: &Waker) -> Pushed<Self::Item, Self::Ticket>;
 
-    /// How it stands with an item in line: taken in, refused by a closed queue, or still waiting.
+    /// The state of a waiting item: inserted, refused by a closed queue, or still waiting.
     fn poll(&mut self, ticket: Self::Ticket, waker: &Waker)
     -> Poll<Result<(), Closed<Self::Item>>>;
 
-    /// Gives up a place in line, with the item, if it has not moved up yet.
+    /// Leaves the wait list, with the item if it has not moved up yet.
     fn leave(&mut self, ticket: Self::Ticket) -> Option<Self::Item>;
 
-    /// Takes an item in, or has one discarded as the policy says.
+    /// Inserts an item, or discards one as the policy says.
     fn offer(&mut self, entry: Self::Entry) -> Result<Offered<Self::Item>, Closed<Self::Item>>;
 
     /// Moves up to `count` items to the end of `out`.
     fn take(&mut self, count: usize, out: &mut VecDeque<Self::Item>) -> Taken;
 
-    /// Whether there is something for the taker: items, or the end. Otherwise it will be woken.
+    /// Ready if there are items, or the queue has ended. Otherwise it registers the waker.
     fn poll_ready(&mut self, waker: &Waker) -> Poll<()>;
 }
 
-/// What happened to an item that was pushed.
+/// The result of a push.
 #[derive(Debug)]
 pub(super) enum Pushed<T, K> {
-    /// It was taken in; the taker, if it waits.
+    /// The item was inserted; contains the waker of the taker, if it waits.
     In(Option<Waker>),
     Waits(K),
     Closed(T),
 }
 
-/// What happened to an item that was offered.
+/// The result of an offer.
 #[derive(Debug)]
 pub(super) enum Offered<T> {
-    /// It was taken in; the taker, if it waits.
+    /// The item was inserted; contains the waker of the taker, if it waits.
     Kept(Option<Waker>),
-    /// It or an older one was discarded.
+    /// The item or an older one was discarded.
     Discarded {
         item: T,
-        /// Whether it is the older one, which made room.
+        /// Whether it is an older one, which made room.
         displaced: bool,
         /// Whether it is the first since there was room.
         first: bool,
     },
 }
 
-/// What taking leads to.
+/// The effects of taking items.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    /// Pushers whose items have moved up.
+    /// The wakers of pushers whose items have moved up.
     pub(super) wake: Vec<Waker>,
-    /// Items that were discarded while there was no room, told once when there is room again.
+    /// The number of items discarded while there was no room, reported once when there is room
+    /// again.
     pub(super) discarded: usize,
 }

@@ -1,4 +1,4 @@
-//! A stream as a producer.
+//! A producer of a stream's items.
 
 use std::{fmt, pin::Pin};
 
@@ -11,10 +11,10 @@ use crate::{
     subscription::{Cancellation, SubscribeOptions, Subscription},
 };
 
-/// A producer of a stream's items. The stream is polled only while there is demand.
+/// Creates a producer of a stream's items. The stream is polled only while there is demand.
 ///
-/// When the stream ends, so does the stage, once its last items are delivered. When the pipeline
-/// drains, the stream is not polled any more.
+/// The stage ends once the last items of the stream are delivered. When the pipeline drains, the
+/// stream is no longer polled.
 ///
 /// ```
 /// use futures::stream;
@@ -38,13 +38,13 @@ where
     FromStream { stream: Box::pin(stream), next: Vec::new(), at_end: false, audience }
 }
 
-/// The producer that [`from_stream`] makes.
+/// The producer returned by [`from_stream`].
 ///
 /// ```
 /// use futures::stream::{self, Repeat};
 /// use pipeline_core::{FromStream, Graph, ProducerHandle, from_stream};
 ///
-/// /// What a program keeps of its pipeline.
+/// /// The part of a pipeline that the program keeps.
 /// struct Clock {
 ///     ticks: ProducerHandle<FromStream<Repeat<()>>>,
 /// }
@@ -61,14 +61,14 @@ where
 #[must_use]
 pub struct FromStream<S: Stream> {
     stream: Pin<Box<S>>,
-    /// What `ready` has received and `handle_ready` is about to emit.
+    /// The items that `ready` has received and `handle_ready` is about to emit.
     next: Vec<S::Item>,
     at_end: bool,
     audience: Audience,
 }
 
 impl<S: Stream> FromStream<S> {
-    /// Ends the stage when its last consumer leaves. By default it waits for the next.
+    /// Ends the stage when its last consumer leaves. By default it waits for the next consumer.
     ///
     /// ```
     /// use futures::{TryStreamExt, stream};
@@ -108,7 +108,7 @@ where
         _demand: usize,
         _out: &mut Emitter<'_, S::Item>,
     ) -> Result<(), ExitReason> {
-        // What is owed is what `ready` is awaited for.
+        // `ready` is awaited only while events are owed.
         Ok(())
     }
 

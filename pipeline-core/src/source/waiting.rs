@@ -1,4 +1,4 @@
-//! Those who wait at a queue: its pushers in line, and the taker. Pure.
+//! The tasks that wait at a queue: pushers and the taker. Pure.
 
 use std::{
     collections::BTreeMap,
@@ -7,17 +7,17 @@ use std::{
 
 use super::outcome::Closed;
 
-/// Items that wait for room, in the order they came.
+/// Items that wait for room, in the order of their arrival.
 #[derive(Debug)]
 pub(super) struct Line<T> {
     places: BTreeMap<Ticket, Place<T>>,
 }
 
-/// A place in line.
+/// A place in the wait list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ticket(u64);
 
-/// The tickets of a queue, each given out once.
+/// The ticket counter of a queue. Tickets are unique.
 #[derive(Debug, Default)]
 pub(super) struct Tickets {
     next: u64,
@@ -29,7 +29,7 @@ struct Place<T> {
     waker: Waker,
 }
 
-/// The one who takes, while it waits for items.
+/// The waker of the taker, while it waits for items.
 #[derive(Debug, Default)]
 pub(super) struct Taker {
     waker: Option<Waker>,
@@ -52,12 +52,12 @@ impl<T> Line<T> {
         self.places.insert(ticket, Place { item, waker });
     }
 
-    /// The first in line moves up: its item, and whom to tell.
+    /// Removes the first waiting item, with the waker of its pusher.
     pub(super) fn pop(&mut self) -> Option<(T, Waker)> {
         self.places.pop_first().map(|(_, place)| (place.item, place.waker))
     }
 
-    /// How it stands with an item: moved up, still waiting, or given back if the queue is closed.
+    /// The state of an item: moved up, still waiting, or returned because the queue is closed.
     pub(super) fn poll(
         &mut self,
         ticket: Ticket,
@@ -76,7 +76,7 @@ impl<T> Line<T> {
         }
     }
 
-    /// Gives up a place, with the item, if it has not moved up yet.
+    /// Leaves the wait list, with the item if it has not moved up yet.
     pub(super) fn leave(&mut self, ticket: Ticket) -> Option<T> {
         self.places.remove(&ticket).map(|place| place.item)
     }
@@ -95,7 +95,7 @@ impl Tickets {
 }
 
 impl Taker {
-    /// Is ready, or waits to be woken.
+    /// Ready, or registers the waker.
     pub(super) fn poll(&mut self, is_ready: bool, waker: &Waker) -> Poll<()> {
         if is_ready {
             return Poll::Ready(());
@@ -107,7 +107,7 @@ impl Taker {
         Poll::Pending
     }
 
-    /// Whom to wake, once.
+    /// Takes the waker.
     pub(super) fn take(&mut self) -> Option<Waker> {
         self.waker.take()
     }
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_is_woken_where_it_was_polled_last() {
+    fn the_waker_of_the_last_poll_is_woken() {
         let [first, last]: [Waker; 2] = [Arc::new(Task).into(), Arc::new(Task).into()];
         let mut line = Line::new();
         let ticket = Tickets::default().draw();

@@ -1,4 +1,4 @@
-//! What the runtime asks of a stage, whatever its kind.
+//! The internal interface of all kinds of stages.
 
 use std::{
     future::{Future, pending},
@@ -14,10 +14,10 @@ use crate::{
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
 };
 
-/// A stage of one kind. The public traits are small and know of their own kind only; each has an
+/// A stage of one kind. The public traits are small and only cover their own kind; each has an
 /// adapter to this one.
 pub(crate) trait Behaviour: Send + 'static {
-    /// What users send messages to.
+    /// The type that handles the users' messages.
     type Stage: Send + 'static;
     type In: Send + 'static;
     type Out: Send + 'static;
@@ -85,7 +85,7 @@ pub(crate) trait Behaviour: Send + 'static {
         async { Ok(()) }
     }
 
-    /// Whether `ready` is worth waiting for.
+    /// Whether `ready` is to be awaited.
     fn waits(&self, _owed: usize) -> bool {
         false
     }
@@ -101,7 +101,7 @@ pub(crate) trait Behaviour: Send + 'static {
         async { Ok(()) }
     }
 
-    /// Nothing new is to be taken; for a stage that receives, nothing more will come.
+    /// The stage must take nothing new; a stage that receives gets no more events.
     fn handle_drain(
         &mut self,
         _out: &mut Emitter<'_, Self::Out>,
@@ -109,25 +109,25 @@ pub(crate) trait Behaviour: Send + 'static {
         async { Ok(()) }
     }
 
-    /// Whether to report and log that so many events were discarded.
+    /// Whether to report and log that events were discarded.
     fn format_discarded(&mut self, _count: usize) -> bool {
         true
     }
 
-    /// How long its workers have when they are told to stop, if it has any.
+    /// How long its workers have to stop, if it has any.
     fn workers_stop_within(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// What it knows itself of the events that a callback was given and did not bring to an end.
+    /// The stage's own count of the events that a callback received and did not finish.
     fn in_hand(&self) -> Option<InHand> {
         None
     }
 
-    /// It is about to end. If it asks for events itself, it does so no more.
+    /// The stage is about to end and must send no more demand.
     fn asks_no_more(&mut self) {}
 
-    /// Whether it is still at work on events it has taken.
+    /// Whether it still works on events it has taken.
     fn is_busy(&self) -> bool {
         false
     }
@@ -140,7 +140,7 @@ pub(crate) trait Behaviour: Send + 'static {
         async {}
     }
 
-    /// Adds what the stage itself knows to be undone. Called once, when it has ended.
+    /// Adds the unprocessed events that the stage itself knows of. Called once, when it has ended.
     fn report(&mut self, _report: &mut StageReport) {}
 }
 

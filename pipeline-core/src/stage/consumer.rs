@@ -1,4 +1,4 @@
-//! The stage that events end in.
+//! The last stage of a pipeline.
 
 use std::{convert::Infallible, future::Future};
 
@@ -14,11 +14,12 @@ use crate::{
 /// A stage that receives events and emits none.
 ///
 /// It asks for `max_demand` events, and for more whenever it has handled so many that only
-/// `min_demand` are to come; see [`SubscribeOptions`](crate::SubscribeOptions). What arrives is
-/// handled in chunks of at most `max_demand - min_demand` events, one chunk at a time.
+/// `min_demand` are outstanding; see [`SubscribeOptions`](crate::SubscribeOptions). Received events
+/// are handled in chunks of at most `max_demand - min_demand`, one chunk at a time.
 ///
-/// For one task per event, with as many at once as there is demand, use a
-/// [`ConsumerSupervisor`](crate::ConsumerSupervisor). For a function, [`for_each`](crate::for_each).
+/// To run one task per event, as many at once as there is demand, use a
+/// [`ConsumerSupervisor`](crate::ConsumerSupervisor). For a function, see
+/// [`for_each`](crate::for_each).
 ///
 /// The callbacks and the arithmetic are GenStage's.
 ///
@@ -46,28 +47,28 @@ use crate::{
     note = "`for_each(..)` makes a consumer of an async function, and `into_sink(..)` of a sink; others implement `Consumer`"
 )]
 pub trait Consumer: Sized + Send + 'static {
-    /// What it receives.
+    /// The type of the received events.
     type Event: Send + 'static;
 
-    /// Runs before the stage does: for the first time while the pipeline is started, and again
-    /// before each restart.
+    /// Runs before the stage starts: first during the pipeline's start, and again before each
+    /// restart.
     ///
     /// # Errors
     ///
-    /// An error makes the start fail.
+    /// An error fails the start.
     fn init(&mut self, context: &StageContext<ConsumerHandle<Self>>) -> Result<(), ExitReason> {
         let _ = context;
         Ok(())
     }
 
-    /// Handles a chunk of events, never an empty one. More are asked for when it returns.
+    /// Handles a chunk of events, never an empty one. More events are asked for when it returns.
     fn handle_events(
         &mut self,
         events: Vec<Self::Event>,
         from: &Subscription,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 
-    /// Called when it has subscribed to a producer. Says who asks for events from now on; by default
+    /// Called when the stage has subscribed to a producer. Returns who sends the demand: by default
     /// the stage does.
     fn handle_subscribe(
         &mut self,
@@ -78,8 +79,8 @@ pub trait Consumer: Sized + Send + 'static {
         async { Ok(Asking::Automatic) }
     }
 
-    /// Called when a subscription has ended and its last event has been handled. What follows is
-    /// up to the subscription's [`Cancel`](crate::Cancel) mode.
+    /// Called when a subscription has ended and its last event has been handled. Then the
+    /// subscription's [`Cancel`](crate::Cancel) mode applies.
     fn handle_cancel(
         &mut self,
         ended: &Cancellation,
@@ -89,15 +90,16 @@ pub trait Consumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// What it knows of the events that `handle_events` was given and did not bring to an end. The
-    /// default does not know, and then they count as begun if the callback failed.
+    /// The consumer's own count of the events that `handle_events` received and did not finish. By
+    /// default there is none, and then all of them count as begun if the callback failed.
     #[doc(hidden)]
     fn in_hand(&self) -> Option<InHand> {
         None
     }
 
-    /// Called last, however the stage ended, unless it was killed. After a failure it has as long as the
-    /// stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is dropped then.
+    /// Called last, after any end of the stage except a kill. After a failure it may take as long
+    /// as the stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is then
+    /// dropped.
     fn terminate(&mut self, reason: &ExitReason) -> impl Future<Output = ()> + Send {
         let _ = reason;
         async {}

@@ -1,4 +1,4 @@
-//! What a stage knows about where it runs.
+//! The context of a stage.
 
 use std::sync::Arc;
 
@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use super::{Phase, gauges::Gauges};
 use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 
-/// What a stage knows about where it runs, from before its first event on. `H` is the stage's own
-/// handle.
+/// The context of a stage: its pipeline, its names and its handle. It is available before the first
+/// event. `H` is the stage's own handle.
 ///
 /// ```
 /// use metrics::Counter;
@@ -54,7 +54,7 @@ pub struct StageContext<H> {
     pub(crate) telemetry: Telemetry,
     pub(crate) handle: H,
     pub(crate) gauges: Arc<Gauges>,
-    /// What the pipeline wants of its stages.
+    /// The phase of the pipeline.
     pub(crate) phase: watch::Receiver<Phase>,
 }
 
@@ -71,21 +71,22 @@ impl<H> StageContext<H> {
         &self.stage
     }
 
-    /// Where the stage records its metrics.
+    /// The recorder of the stage's metrics.
     #[must_use]
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry
     }
 
-    /// The stage's own handle, to send itself messages with, or to give away.
+    /// The stage's own handle, for sending messages to itself or for passing it on.
     ///
-    /// A call to oneself is an error, because it would wait for ever: a stage does one thing at a time.
+    /// A call to itself is an error, because it would wait forever: a stage does one thing at a
+    /// time.
     ///
     /// ```
     /// # use pipeline_core::{Emitter, ExitReason, Graph, HandleInfo, Producer};
     /// use pipeline_core::{ProducerHandle, StageContext};
     ///
-    /// /// Wants to know when its prices are out.
+    /// /// Is notified when its prices have been sent.
     /// struct Prices {
     ///     me: Option<ProducerHandle<Self>>,
     /// }

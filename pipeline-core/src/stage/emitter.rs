@@ -1,10 +1,10 @@
-//! Where a callback puts what it emits.
+//! The output of a callback.
 
 use std::collections::VecDeque;
 
-/// Where a callback puts the events it emits.
+/// The output of a callback: the events it emits.
 ///
-/// They leave the stage when the callback returns, in the order they were emitted.
+/// They leave the stage when the callback returns, in the order of their emission.
 /// [`Producer`](crate::Producer) has an example.
 ///
 /// ```
@@ -62,27 +62,27 @@ impl<'a, E> Emitter<'a, E> {
     pub fn emit_all(&mut self, events: impl IntoIterator<Item = E>) {
         let events = events.into_iter();
         if self.staged.capacity() == 0 {
-            // All at once takes less than to grow.
+            // Reserving once is cheaper than growing.
             *self.staged = VecDeque::with_capacity(events.size_hint().0);
         }
         self.staged.extend(events);
     }
 
-    /// How many more events there is demand for. What is emitted beyond it goes to the buffer.
+    /// How many more events there is demand for. Events emitted beyond it go to the buffer.
     ///
-    /// For a producer that is the demand it was told of and has not answered, as far as there are
-    /// consumers that would take the events now; for a producer-consumer, what its consumers would take
-    /// now.
+    /// For a producer this is the demand it received and has not answered, as far as there are
+    /// consumers that would take the events now; for a producer-consumer, the number of events that
+    /// its consumers would take now.
     #[must_use]
     pub fn owed(&self) -> usize {
         self.owed.saturating_sub(self.staged.len())
     }
 
     /// Ends the stage with [`ExitReason::Normal`](crate::ExitReason::Normal) once everything it
-    /// holds has been delivered, what this callback emits included.
+    /// holds has been delivered, including the events of this callback.
     ///
-    /// To return `Err(ExitReason::Normal)` instead ends the stage at once, and what waits in its
-    /// buffer is lost, and reported.
+    /// Returning `Err(ExitReason::Normal)` instead ends the stage at once; the events in its buffer
+    /// are lost and reported.
     pub fn finish(&mut self) {
         self.finish = true;
     }

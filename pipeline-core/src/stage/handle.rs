@@ -1,4 +1,4 @@
-//! A program's hold on a running stage.
+//! The handle of a running stage.
 
 use std::{convert::Infallible, fmt, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// The handle of a stage of type `S` that receives events of type `In` and emits events of type
-/// `Out`. [`Nothing`] stands for no events received, [`Infallible`] for none emitted.
+/// `Out`. [`Nothing`] means that it receives no events, [`Infallible`] that it emits none.
 ///
-/// Cheap to clone. It names a place in a pipeline: if the stage is restarted, the handle is the new
-/// stage's.
+/// Cheap to clone. It identifies a place in a pipeline: if the stage is restarted, the handle
+/// refers to the new incarnation.
 ///
 /// ```
 /// use pipeline_core::{Graph, SubscribeOptions, from_iter};
@@ -53,7 +53,7 @@ pub struct StageHandle<S, In, Out> {
 ///
 /// use pipeline_core::{Graph, Producer, ProducerHandle, RateLimit, from_iter};
 ///
-/// /// Slows a source down, whatever it is.
+/// /// Slows any source down.
 /// fn slow_down<P: Producer>(source: &ProducerHandle<P>) {
 ///     source.rate_limit(RateLimit::new(10, Duration::from_secs(1)));
 /// }
@@ -78,7 +78,7 @@ pub type ProducerHandle<P> = StageHandle<P, Nothing, <P as Producer>::Event>;
 ///     for_each, from_iter,
 /// };
 ///
-/// /// Gives a source the usual place among those of a consumer.
+/// /// Subscribes a consumer to a source with the usual options.
 /// async fn connect<P, C>(
 ///     source: &ProducerHandle<P>,
 ///     consumer: &ConsumerHandle<C>,
@@ -118,7 +118,7 @@ pub type ConsumerHandle<C> = StageHandle<C, <C as Consumer>::Event, Infallible>;
 ///     graph.producer_consumer("squares", map(|n| n * n));
 /// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
 ///
-/// // It is the consumer of one, and the producer of another.
+/// // It is the consumer of one stage and the producer of another.
 /// graph.subscribe(&squares, &numbers, SubscribeOptions::new());
 /// graph.subscribe(&print, &squares, SubscribeOptions::new());
 /// # let mut pipeline = graph.start()?;
@@ -141,7 +141,7 @@ where
         &self.slot.name
     }
 
-    /// Whether the stage runs.
+    /// Whether the stage is running.
     ///
     /// ```
     /// use pipeline_core::{ExitReason, Graph, from_iter};
@@ -165,7 +165,7 @@ where
         matches!(*self.slot.occupant.borrow(), Occupant::Running(_))
     }
 
-    /// Why the stage has ended, once it has for good. None while it runs or is about to be started again.
+    /// Why the stage has ended for good. None while it runs or is about to be restarted.
     ///
     /// ```
     /// use pipeline_core::{ExitReason, Graph, from_iter};
@@ -190,18 +190,18 @@ where
         }
     }
 
-    /// Sends a message, and waits for the answer, however long it takes.
+    /// Sends a message and waits for the answer, without a time limit.
     ///
-    /// [`call_within`](Self::call_within) has a limit, as `GenServer.call` has.
+    /// [`call_within`](Self::call_within) has a time limit, as `GenServer.call` has.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the stage does not run, ends first, or does not reply, or if it is the stage itself
-    /// that calls.
+    /// [`CallError`] if the stage is not running, ends first, or does not reply, or if the stage
+    /// calls itself.
     ///
     /// # Cancel safety
     ///
-    /// A message that was sent is handled even if nobody waits for the answer any more.
+    /// A message that was sent is handled even if its caller no longer waits for the answer.
     ///
     /// ```
     /// # use std::convert::Infallible;
@@ -260,18 +260,19 @@ where
             .map_err(|_| if self.is_running() { CallError::NoReply } else { CallError::NoProcess })
     }
 
-    /// Sends a message, and waits for the answer for so long at most. `Duration::MAX` is no limit.
+    /// Sends a message and waits for the answer, up to a time limit. `Duration::MAX` means no
+    /// limit.
     ///
-    /// The time in line for a place in the stage's mailbox counts.
+    /// The time spent waiting for a place in the stage's mailbox counts.
     ///
     /// # Errors
     ///
-    /// As for [`call`](Self::call), and [`CallError::TimedOut`] if the time is over.
+    /// As for [`call`](Self::call), and [`CallError::TimedOut`] after the limit.
     ///
     /// # Cancel safety
     ///
-    /// As for [`call`](Self::call): a message that was sent is handled even if its time is over. The
-    /// answer is dropped then.
+    /// As for [`call`](Self::call): a message that was sent is handled even after the limit. Its
+    /// answer is then dropped.
     pub async fn call_within<M>(&self, message: M, limit: Duration) -> Result<S::Reply, CallError>
     where
         S: HandleCall<M, Out>,
@@ -281,11 +282,11 @@ where
         deadline.limit(self.call(message)).await.unwrap_or(Err(CallError::TimedOut))
     }
 
-    /// Sends a message that has no answer. Waits while too many wait for the stage already.
+    /// Sends a message without an answer. Waits while too many messages are queued for the stage.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage does not run.
+    /// [`CallError::NoProcess`] if the stage is not running.
     ///
     /// ```
     /// # use std::convert::Infallible;
@@ -332,19 +333,19 @@ where
     {
         let place = match self.waits_for_another() {
             Ok(()) => place(&self.slot.places).await,
-            // It would have to make room itself.
+            // The stage would have to make room itself.
             Err(own) => self.slot.places.clone().try_acquire_owned().map_err(|_| own)?,
         };
         self.post(Cast(message), place, Mail::Letter)
     }
 
     /// Queues a message behind all events that the stage holds now, and returns when it is queued.
-    /// It reaches [`HandleInfo::handle_info`] when the last of them has been sent or discarded; at
-    /// once if there is none. Waits while 1024 such messages wait for the stage already.
+    /// It reaches [`HandleInfo::handle_info`] when the last of them has been sent or discarded, or
+    /// at once if there is none. Waits while 1024 such messages are queued for the stage.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage does not run.
+    /// [`CallError::NoProcess`] if the stage is not running.
     ///
     /// ```
     /// # use pipeline_core::{
@@ -398,13 +399,12 @@ where
         wait.await.map_err(|_| CallError::NoProcess)
     }
 
-    /// The same, without waiting. It is for the stage itself above all, which cannot wait for
-    /// itself.
+    /// The same without waiting. It is mainly for the stage itself, which cannot wait for itself.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage does not run, [`CallError::Full`] if 1024 such messages
-    /// wait for it already.
+    /// [`CallError::NoProcess`] if the stage is not running, [`CallError::Full`] if 1024 such
+    /// messages are queued for it.
     pub fn async_info<M>(&self, message: M) -> Result<(), CallError>
     where
         S: HandleInfo<M, Out>,
@@ -416,11 +416,11 @@ where
         })
     }
 
-    /// How many events wait in the stage's buffer; 0 for a consumer, which has none.
+    /// The number of events in the stage's buffer; 0 for a consumer, which has none.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage does not run.
+    /// [`CallError::NoProcess`] if the stage is not running.
     ///
     /// ```
     /// use pipeline_core::{Graph, from_iter};
@@ -430,7 +430,7 @@ where
     /// let mut graph = Graph::new("numbers");
     /// let numbers = graph.producer("numbers", from_iter(0..10));
     /// let _pipeline = graph.start()?;
-    /// // It emits nothing that nobody has asked for.
+    /// // It emits only on demand.
     /// assert_eq!(numbers.estimate_buffered_count().await?, 0);
     /// # Ok(())
     /// # }
@@ -439,24 +439,23 @@ where
         self.ask(Control::Buffered).await
     }
 
-    /// Whether demand is acted upon. [`DemandMode::Forward`] for all but producers.
+    /// The current demand mode. [`DemandMode::Forward`] for all stages but producers.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage does not run.
+    /// [`CallError::NoProcess`] if the stage is not running.
     pub async fn demand_mode(&self) -> Result<DemandMode, CallError> {
         self.ask(Control::Mode).await
     }
 
-    /// Says whether demand is to be acted upon. Only producers can accumulate it: another stage logs
-    /// an error and goes on as before, and one that drains accumulates no more. Takes effect in the order of
-    /// the messages.
+    /// Sets the demand mode. Only producers can accumulate demand: another stage logs an error and
+    /// continues unchanged, and a draining stage stops accumulating. Takes effect in message order.
     pub fn demand(&self, mode: DemandMode) {
         self.tell(Control::SetMode(mode));
     }
 
-    /// Lets the stage deliver only so many events in an interval, or as many as there is demand for.
-    /// Takes effect with the next interval.
+    /// Limits how many events the stage delivers per interval; `None` removes the limit. Takes
+    /// effect with the next interval.
     ///
     /// ```
     /// use std::time::Duration;
@@ -469,7 +468,7 @@ where
     /// let numbers = graph.producer("numbers", from_iter(0..10));
     /// let _pipeline = graph.start()?;
     /// numbers.rate_limit(RateLimit::new(100, Duration::from_secs(1)));
-    /// // And no limit any more.
+    /// // Remove the limit.
     /// numbers.rate_limit(None);
     /// # assert!(numbers.is_running());
     /// # Ok(())
@@ -479,7 +478,7 @@ where
         self.tell(Control::Limit(limit.into()));
     }
 
-    /// Lets the stage take and deliver no events for a while. Its messages it still handles.
+    /// Pauses the stage: it takes and delivers no events. It still handles its messages.
     ///
     /// ```
     /// use pipeline_core::{Activity, Graph, QueueOptions, SubscribeOptions, for_each, queue};
@@ -513,17 +512,17 @@ where
         self.tell(Control::Pause(false));
     }
 
-    /// Lets the stage deliver what it holds, and end then with [`ExitReason::Normal`]. It takes
-    /// nothing new. Returns when it has ended.
+    /// Lets the stage deliver the events it holds and then end with [`ExitReason::Normal`]. It
+    /// takes nothing new. Returns when it has ended.
     ///
-    /// A stage that receives begins by cancelling its subscriptions. What was on its way to it by then it
-    /// still handles, so nothing is lost, and other consumers of its producers get the rest.
+    /// A stage that receives first cancels its subscriptions. It still handles events that were in
+    /// transit by then, so no event is lost, and other consumers of its producers get the rest.
     ///
-    /// In a callback of the stage itself it returns at once, and the stage begins to finish after the
-    /// callback.
+    /// In a callback of the stage itself it returns at once, and the stage begins to finish after
+    /// the callback.
     ///
-    /// A producer is told to by [`handle_drain`](crate::Producer::handle_drain): a queue lets out
-    /// what waits in it, as it is asked for.
+    /// A producer is notified by [`handle_drain`](crate::Producer::handle_drain): a queue emits its
+    /// remaining items as they are asked for.
     ///
     /// ```
     /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
@@ -541,7 +540,7 @@ where
     ///
     /// numbers.finish().await;
     /// assert!(queue.push(8).await.is_err());
-    /// // The consumer has handled the 7, and followed.
+    /// // The consumer has handled the 7 and ended too.
     /// assert_eq!(pipeline.ended().await.left_undone(), 0);
     /// # Ok(())
     /// # }
@@ -550,8 +549,9 @@ where
         self.end(Control::Finish).await;
     }
 
-    /// Stops the stage after the messages it has. What it holds is lost, and reported. Returns when
-    /// it has ended; in a callback of the stage itself at once, and the stage ends later.
+    /// Stops the stage after the messages in its mailbox. The events it holds are lost and
+    /// reported. Returns when it has ended; in a callback of the stage itself at once, and the
+    /// stage ends later.
     ///
     /// ```
     /// use pipeline_core::{ExitReason, Graph, from_iter};
@@ -572,10 +572,10 @@ where
         self.end(Control::Stop(reason)).await;
     }
 
-    /// Ends the stage wherever it is, with [`ExitReason::Killed`]. Its `terminate` does not run.
+    /// Kills the stage in any state, with [`ExitReason::Killed`]. Its `terminate` does not run.
     ///
-    /// The report counts what was not done at that moment. A callback or a worker that runs just then may
-    /// still come to its end on another thread.
+    /// The report counts the unprocessed events at that moment. A callback or a worker that runs at
+    /// the same time may still complete on another thread.
     ///
     /// ```
     /// use pipeline_core::{ExitReason, Graph, from_iter};
@@ -598,7 +598,7 @@ where
         }
     }
 
-    /// Sends what ends the stage, and waits until that has happened.
+    /// Sends a message that ends the stage, and waits until it has ended.
     async fn end(&self, control: Control<In>) {
         let mut occupant = self.slot.occupant.subscribe();
         let Some(address) = self.slot.address() else { return };
@@ -614,7 +614,7 @@ where
         let _ = occupant.wait_for(gone).await;
     }
 
-    /// An error if it is the stage itself that is about to wait for the stage.
+    /// An error if the stage is about to wait for itself.
     fn waits_for_another(&self) -> Result<(), CallError> {
         match &*self.slot.occupant.borrow() {
             Occupant::Running(address) if address.is_own_callback() => Err(CallError::OwnCallback),
@@ -646,22 +646,23 @@ where
 
     fn tell(&self, control: Control<In>) {
         if let Some(address) = self.slot.address() {
-            // One that has just ended needs no telling.
+            // A stage that has just ended needs no notification.
             let _ = address.send(Mail::Control(control));
         }
     }
 
-    /// Subscribes this stage to a producer of what it receives. Returns when it has said so to the
-    /// producer, which may not have heard it yet. If this stage fails and is started again, it subscribes
-    /// again, unless the subscription has ended by then and its producer is not started again.
+    /// Subscribes this stage to a producer of its event type. Returns when it has sent the request
+    /// to the producer, which may not have processed it yet. If this stage fails and is restarted,
+    /// it subscribes again, unless the subscription has ended by then and its producer is not
+    /// restarted.
     ///
-    /// If the producer does not run, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
+    /// If the producer is not running, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
     /// [`Cancel::Transient`](crate::Cancel::Transient) subscription ends this stage with
     /// [`ExitReason::NoProcess`].
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`] for options that cannot work, or if this stage does not run or is about to end.
+    /// [`SubscribeError`] for invalid options, or if this stage is not running or is about to end.
     ///
     /// ```
     /// use pipeline_core::{Cancel, Graph, SubscribeError, SubscribeOptions, for_each, from_iter};
@@ -693,11 +694,12 @@ where
         self.subscribe_in_place_of(None, producer, options).await
     }
 
-    /// Subscribes in place of another subscription of this stage, which ends with the reason. The
-    /// producer swaps the two without a gap. The stage goes on, whatever the old one's
-    /// [`Cancel`](crate::Cancel) mode says. If this stage is started again, it makes the new subscription
-    /// and not the old one, planned or not. A producer that refuses the new subscription has ended the old
-    /// one all the same: the stage then has neither, also when it is started again.
+    /// Replaces another subscription of this stage, which ends with the reason. If the producer is
+    /// the same, it swaps the two without a gap. The stage continues whatever the old
+    /// subscription's [`Cancel`](crate::Cancel) mode is. If this stage is restarted, it makes the
+    /// new subscription and not the old one, planned or not. If the producer refuses the new
+    /// subscription, the old one has ended all the same: the stage then has neither, also after a
+    /// restart.
     ///
     /// # Errors
     ///

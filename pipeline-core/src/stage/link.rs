@@ -1,4 +1,4 @@
-//! What two stages say to each other, and what the pipeline says to both.
+//! The messages between two stages, and the phases that the pipeline sends to both.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use crate::{
     subscription::{Link, StageId, SubscribeOptions, Subscription, SubscriptionId},
 };
 
-/// What the pipeline wants of its stages, from the mildest to the harshest.
+/// The phase that the pipeline wants its stages to be in, from the mildest to the harshest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// Go on.
+    /// Continue.
     Run,
-    /// Go on, and do not wait for sources: all have come to their end.
+    /// Continue, and do not wait for sources: all have ended.
     SourcesEnded,
-    /// Take nothing new; pass on what was accepted, then end.
+    /// Take nothing new; pass on the accepted events, then end.
     Drain,
-    /// End now. Workers are told, and given their time.
+    /// End now. Workers are notified and given their time.
     Stop,
-    /// End now, workers and all.
+    /// End now, including the workers.
     Kill,
 }
 
 impl Phase {
-    /// Why a stage is to end at once, if it is.
+    /// The reason to end at once, if there is one.
     pub(crate) fn ends_now(self) -> Option<ExitReason> {
         match self {
             Self::Run | Self::SourcesEnded | Self::Drain => None,
@@ -34,13 +34,13 @@ impl Phase {
     }
 }
 
-/// From a consumer to a producer of events of type `E`.
+/// A message from a consumer to a producer of events of type `E`.
 pub(crate) enum ToProducer<E> {
     Subscribe(Box<Subscribe<E>>),
     Ask {
         id: SubscriptionId,
         demand: usize,
-        /// Who is told if nobody knows the subscription. None if it is known.
+        /// The port to notify if the subscription is unknown. None if it is known.
         consumer: Option<Arc<dyn EventPort<E>>>,
     },
     Cancel {
@@ -52,14 +52,14 @@ pub(crate) enum ToProducer<E> {
         id: SubscriptionId,
         reason: ExitReason,
     },
-    /// Whether to act upon demand.
+    /// Sets the demand mode.
     Mode(DemandMode),
 }
 
-/// A wish to subscribe.
+/// A request to subscribe.
 pub(crate) struct Subscribe<E> {
     pub(crate) subscription: Subscription,
-    /// A subscription that this one takes the place of.
+    /// The subscription that this one replaces.
     pub(crate) replaces: Option<(SubscriptionId, ExitReason)>,
     pub(crate) stage: StageId,
     /// The consumer's name.
@@ -68,7 +68,7 @@ pub(crate) struct Subscribe<E> {
     pub(crate) consumer: Arc<dyn EventPort<E>>,
 }
 
-/// From a producer to a consumer. The end of a subscription comes after its last event.
+/// A message from a producer to a consumer. The end of a subscription comes after its last event.
 pub(crate) enum ToConsumer<E> {
     Events {
         from: SubscriptionId,
@@ -76,26 +76,26 @@ pub(crate) enum ToConsumer<E> {
         /// The subscription itself, unless the consumer is known to have it.
         unheard: Option<Subscription>,
     },
-    /// The subscription was cancelled, by whichever end.
+    /// The subscription was cancelled by either end.
     Cancel { from: SubscriptionId, reason: ExitReason },
     /// The producer has ended.
     Down { from: SubscriptionId, reason: ExitReason },
-    /// Takes no events from this subscription for a while, or takes them again.
+    /// Pauses or resumes the handling of events from this subscription.
     Pause { from: SubscriptionId, paused: bool },
 }
 
 /// The mailbox of a stage, as its producers see it.
 pub(crate) trait EventPort<E>: Send + Sync {
-    /// Gives the message back if the stage has ended.
+    /// Returns the message if the stage has ended.
     fn send(&self, message: ToConsumer<E>) -> Result<(), ToConsumer<E>>;
 }
 
 /// The mailbox of a stage, as its consumers see it.
 pub(crate) trait DemandPort<E>: Send + Sync {
-    /// Gives the message back if the stage has ended.
+    /// Returns the message if the stage has ended.
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>>;
 
-    /// Why the stage has ended, if it has taken leave.
+    /// Why the stage has ended, if it has.
     fn ended(&self) -> Option<ExitReason>;
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct Ports<E> {
     pub(crate) consumer: Arc<dyn EventPort<E>>,
 }
 
-// Whoever has ended has said so to the other.
+// A stage that has ended has notified the other.
 impl<E: Send + 'static> Link for Ports<E> {
     fn ask(&self, id: SubscriptionId, demand: usize, known: bool) {
         let consumer = (!known).then(|| self.consumer.clone());

@@ -1,6 +1,7 @@
-//! The mailbox of a stage: any task puts mail in, and the stage takes out all there is at once.
+//! The mailbox of a stage: any task sends messages, and the stage takes all pending messages at
+//! once.
 //!
-//! It has no bound of its own. Who may put what in is the business of [`Address`](super::slot::Address).
+//! It has no bound of its own. [`Address`](super::slot::Address) limits the senders.
 
 use std::{
     collections::VecDeque,
@@ -10,32 +11,32 @@ use std::{
 
 use crate::sync::{Arc, Mutex};
 
-/// A mailbox: where mail is put in, and where it is taken out.
+/// Creates a mailbox: its sending and its receiving half.
 pub(super) fn mailbox<T>() -> (Letterbox<T>, Mailbox<T>) {
     let shared =
         Arc::new(Mutex::new(Shared { mail: VecDeque::new(), reader: None, closed: false }));
     (Letterbox(shared.clone()), Mailbox { shared, taken: VecDeque::new() })
 }
 
-/// Where mail is put in.
+/// The sending half.
 pub(super) struct Letterbox<T>(Arc<Mutex<Shared<T>>>);
 
-/// Where mail is taken out. Dropping it closes the mailbox.
+/// The receiving half. Dropping it closes the mailbox.
 pub(crate) struct Mailbox<T> {
     shared: Arc<Mutex<Shared<T>>>,
-    /// What was taken out and is still to be read. The lock is taken once for all of it.
+    /// Messages that were taken and are still to be read. The lock is taken once for all of them.
     taken: VecDeque<T>,
 }
 
 struct Shared<T> {
     mail: VecDeque<T>,
-    /// Who waits for mail. The first that comes wakes it; the rest finds nobody to wake.
+    /// The waker of the waiting stage. The first message takes it; later ones have nothing to wake.
     reader: Option<Waker>,
     closed: bool,
 }
 
 impl<T> Letterbox<T> {
-    /// Gives the mail back if the mailbox is closed.
+    /// Returns the message if the mailbox is closed.
     pub(super) fn send(&self, mail: T) -> Result<(), T> {
         let mut shared = self.0.lock();
         if shared.closed {
@@ -58,18 +59,18 @@ impl<T> Clone for Letterbox<T> {
 }
 
 impl<T> Mailbox<T> {
-    /// The next mail of what was taken out.
+    /// The next taken message.
     pub(super) fn next(&mut self) -> Option<T> {
         self.taken.pop_front()
     }
 
-    /// Whether [`next`](Self::next) has something.
+    /// Whether [`next`](Self::next) has a message.
     pub(super) fn has_next(&self) -> bool {
         !self.taken.is_empty()
     }
 
-    /// Takes out the mail that is there, without waiting for any. Whether [`next`](Self::next) has
-    /// something.
+    /// Takes the pending messages without waiting. Returns whether [`next`](Self::next) has a
+    /// message.
     pub(super) fn take(&mut self) -> bool {
         if !self.has_next() {
             mem::swap(&mut self.shared.lock().mail, &mut self.taken);
@@ -77,12 +78,12 @@ impl<T> Mailbox<T> {
         self.has_next()
     }
 
-    /// Whether there is mail of a kind, taken out or not.
+    /// Whether there is a message of a kind, taken or not.
     pub(super) fn has(&self, mut kind: impl FnMut(&T) -> bool) -> bool {
         self.taken.iter().any(&mut kind) || self.shared.lock().mail.iter().any(kind)
     }
 
-    /// Waits until there is mail, and takes it out.
+    /// Waits for messages and takes them.
     pub(super) fn poll_take(&mut self, context: &Context<'_>) -> Poll<()> {
         if self.has_next() {
             return Poll::Ready(());
@@ -95,12 +96,12 @@ impl<T> Mailbox<T> {
             }
             return Poll::Pending;
         }
-        // Both keep their room.
+        // Both buffers keep their allocation.
         mem::swap(&mut shared.mail, &mut self.taken);
         Poll::Ready(())
     }
 
-    /// Lets nothing more in. What is there can still be read.
+    /// Closes the mailbox. Pending messages can still be read.
     pub(super) fn close(&mut self) {
         let mut shared = self.shared.lock();
         shared.closed = true;
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn mail_is_read_in_the_order_it_came() {
+    fn messages_are_read_in_the_order_of_arrival() {
         let (letterbox, mut mailbox) = mailbox();
         let context = Context::from_waker(Waker::noop());
         assert!(mailbox.poll_take(&context).is_pending());
@@ -131,7 +132,7 @@ mod tests {
         assert!(mailbox.poll_take(&context).is_ready());
         assert_eq!(mailbox.next(), Some(1));
         assert!(letterbox.send(3).is_ok());
-        assert!(mailbox.poll_take(&context).is_ready(), "there is still some of before");
+        assert!(mailbox.poll_take(&context).is_ready(), "earlier messages are left");
         assert_eq!(all(&mut mailbox), [2]);
         assert!(mailbox.poll_take(&context).is_ready());
         assert_eq!(all(&mut mailbox), [3]);
@@ -139,18 +140,18 @@ mod tests {
     }
 
     #[test]
-    fn mail_can_be_taken_without_waiting_for_it() {
+    fn messages_can_be_taken_without_waiting() {
         let (letterbox, mut mailbox) = mailbox();
         assert!(!mailbox.take());
         assert!(letterbox.send(1).is_ok() && mailbox.take());
-        assert!(letterbox.send(2).is_ok() && mailbox.take(), "there is still some of before");
+        assert!(letterbox.send(2).is_ok() && mailbox.take(), "earlier messages are left");
         assert_eq!(all(&mut mailbox), [1]);
         assert!(mailbox.take());
         assert_eq!(all(&mut mailbox), [2]);
     }
 
     #[test]
-    fn a_closed_mailbox_gives_mail_back_and_lets_out_what_it_holds() {
+    fn a_closed_mailbox_returns_new_messages_and_yields_pending_ones() {
         let (letterbox, mut mailbox) = mailbox();
         assert!(letterbox.send(1).is_ok());
         assert!(mailbox.poll_take(&Context::from_waker(Waker::noop())).is_ready());
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_a_mailbox_goes_when_it_does() {
+    fn pending_messages_are_dropped_with_the_mailbox() {
         let (letterbox, mailbox) = mailbox();
         let mail = Arc::new(());
         assert!(letterbox.send(mail.clone()).is_ok());
@@ -171,8 +172,8 @@ mod tests {
     }
 }
 
-/// Senders and the reader meet in every order, up to a number of preemptions. A lost wakeup shows as
-/// a deadlock.
+/// The senders and the reader interleave in every order, up to a number of preemptions. A lost
+/// wakeup shows as a deadlock.
 #[cfg(all(test, interleavings))]
 mod interleavings {
     use std::future::poll_fn;
@@ -188,7 +189,7 @@ mod interleavings {
     }
 
     #[test]
-    fn a_reader_gets_all_mail_of_each_sender_in_order() {
+    fn a_reader_gets_all_messages_of_each_sender_in_order() {
         in_every_order(|| {
             let (letterbox, mut mailbox) = mailbox();
             let senders = [10, 20].map(|first| {
@@ -206,7 +207,7 @@ mod interleavings {
                 read
             });
             for sender in senders {
-                sender.join().expect("it does not panic");
+                sender.join().expect("the sender does not panic");
             }
             let of =
                 |tens: u32| read.iter().copied().filter(|n| n / 10 == tens).collect::<Vec<_>>();
@@ -215,13 +216,13 @@ mod interleavings {
     }
 
     #[test]
-    fn mail_for_a_mailbox_that_is_being_closed_is_read_or_given_back() {
+    fn messages_to_a_closing_mailbox_are_read_or_returned() {
         in_every_order(|| {
             let (letterbox, mut mailbox) = mailbox();
             let sender = thread::spawn(move || [1, 2].map(|mail| letterbox.send(mail).is_ok()));
             mailbox.close();
             let read: Vec<u32> = std::iter::from_fn(|| mailbox.next()).collect();
-            let sent = sender.join().expect("it does not panic");
+            let sent = sender.join().expect("the sender does not panic");
             let expected: Vec<u32> = [1, 2]
                 .into_iter()
                 .zip(sent)

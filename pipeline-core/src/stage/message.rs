@@ -1,4 +1,4 @@
-//! What a program can say to a running stage.
+//! The messages that a program sends to a running stage.
 
 use std::{convert::Infallible, future::Future};
 
@@ -9,15 +9,15 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::{Emitter, contained};
 use crate::exit::ExitReason;
 
-/// Answers a message of type `M`, sent by [`StageHandle::call`](crate::StageHandle::call).
+/// Answers messages of type `M`, sent by [`StageHandle::call`](crate::StageHandle::call).
 ///
-/// `E` is what the stage emits; leave it out for a consumer. The callback and its contract are
-/// GenStage's `handle_call`.
+/// `E` is the stage's event type; omit it for a consumer. The callback and its contract are those
+/// of GenStage's `handle_call`.
 ///
 /// ```
 /// use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer};
 ///
-/// /// Emits what it is told to.
+/// /// Emits the numbers that it receives.
 /// struct Told;
 ///
 /// impl Producer for Told {
@@ -50,10 +50,11 @@ use crate::exit::ExitReason;
             which emits nothing"
 )]
 pub trait HandleCall<M, E = Infallible>: Send + 'static {
-    /// What the caller gets.
+    /// The type of the answer.
     type Reply: Send + 'static;
 
-    /// Handles the message. May emit, may reply now, later, or not at all, and may end the stage.
+    /// Handles the message. It may emit events, may reply now, later, or not at all, and may end
+    /// the stage.
     fn handle_call(
         &mut self,
         message: M,
@@ -62,10 +63,10 @@ pub trait HandleCall<M, E = Infallible>: Send + 'static {
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 }
 
-/// Takes a message of type `M`, sent by [`StageHandle::cast`](crate::StageHandle::cast), that nobody
-/// waits for an answer to.
+/// Handles messages of type `M`, sent by [`StageHandle::cast`](crate::StageHandle::cast), which
+/// have no answer.
 ///
-/// `E` is what the stage emits; leave it out for a consumer.
+/// `E` is the stage's event type; omit it for a consumer.
 ///
 /// ```
 /// use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
@@ -97,7 +98,7 @@ pub trait HandleCall<M, E = Infallible>: Send + 'static {
             which emits nothing"
 )]
 pub trait HandleCast<M, E = Infallible>: Send + 'static {
-    /// Handles the message. May emit, and may end the stage.
+    /// Handles the message. It may emit events, and may end the stage.
     fn handle_cast(
         &mut self,
         message: M,
@@ -105,11 +106,11 @@ pub trait HandleCast<M, E = Infallible>: Send + 'static {
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 }
 
-/// Takes a message of type `M` that waited behind the events that the stage held when it was sent,
-/// by [`StageHandle::sync_info`](crate::StageHandle::sync_info) or
+/// Handles messages of type `M` that were queued behind the events that the stage held, by
+/// [`StageHandle::sync_info`](crate::StageHandle::sync_info) or
 /// [`async_info`](crate::StageHandle::async_info).
 ///
-/// `E` is what the stage emits; leave it out for a consumer.
+/// `E` is the stage's event type; omit it for a consumer.
 ///
 /// ```
 /// use pipeline_core::{Emitter, ExitReason, HandleInfo, Producer};
@@ -139,7 +140,7 @@ pub trait HandleCast<M, E = Infallible>: Send + 'static {
             which emits nothing"
 )]
 pub trait HandleInfo<M, E = Infallible>: Send + 'static {
-    /// Handles the message. May emit, and may end the stage.
+    /// Handles the message. It may emit events, and may end the stage.
     fn handle_info(
         &mut self,
         message: M,
@@ -147,7 +148,7 @@ pub trait HandleInfo<M, E = Infallible>: Send + 'static {
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 }
 
-/// Who waits for the answer to a call. [`HandleCall`] has an example.
+/// The caller that waits for the answer to a call. [`HandleCall`] has an example.
 ///
 /// ```
 /// # use std::convert::Infallible;
@@ -157,7 +158,7 @@ pub trait HandleInfo<M, E = Infallible>: Send + 'static {
 /// # };
 /// use pipeline_core::{Caller, ConsumerHandle};
 ///
-/// /// Tells those who ask what comes next.
+/// /// Answers callers with the next event.
 /// #[derive(Default)]
 /// struct Watch {
 ///     waiting: Vec<Caller<u64>>,
@@ -215,21 +216,22 @@ pub struct Caller<R> {
 }
 
 impl<R> Caller<R> {
-    /// Replies when what the callback emits has been sent off, also if the callback ends the stage.
+    /// Replies after the events of the callback have been sent, even if the callback ends the
+    /// stage.
     pub fn reply(&mut self, reply: R) {
         self.reply = Some(reply);
     }
 
-    /// Replies at once, before anything that the callback emits.
+    /// Replies at once, before the events of the callback are sent.
     pub fn reply_now(&mut self, reply: R) {
         if let Some(sender) = self.sender.take() {
-            // A caller that has given up does not mind.
+            // A caller that no longer waits is ignored.
             let _ = sender.send(reply);
         }
     }
 
-    /// Takes the caller along, to reply later, from another callback or another task. Dropping it
-    /// unanswered gives the caller [`CallError::NoReply`].
+    /// Takes the caller out of the callback, to reply later from another callback or task. Dropping
+    /// it without a reply gives the caller [`CallError::NoReply`].
     #[must_use]
     pub fn later(&mut self) -> Self {
         Self { sender: self.sender.take(), reply: None }
@@ -262,24 +264,24 @@ impl<R> Drop for Caller<R> {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallError {
-    /// The stage does not run, or ended before it came to the message.
-    #[error("the stage does not run")]
+    /// The stage is not running, or ended before it handled the message.
+    #[error("the stage is not running")]
     NoProcess,
-    /// The stage took the message and did not answer.
+    /// The stage handled the message and did not answer.
     #[error("the stage did not reply")]
     NoReply,
-    /// Too many messages wait for the stage already.
-    #[error("too many messages wait for the stage")]
+    /// Too many messages are queued for the stage.
+    #[error("too many messages are queued for the stage")]
     Full,
-    /// The answer did not come in time.
+    /// The answer did not arrive in time.
     #[error("the stage did not reply in time")]
     TimedOut,
-    /// It was called in a callback of the stage itself, which would have waited for itself for ever.
+    /// The stage called itself in its own callback, which would have waited forever.
     #[error("a stage cannot wait for itself in its own callback")]
     OwnCallback,
 }
 
-/// A message in the mailbox of a stage of type `S`, whatever its own type.
+/// A message in the mailbox of a stage of type `S`, of any type.
 pub(crate) trait Letter<S, E>: Send {
     fn open<'a, 'e: 'a>(
         self: Box<Self>,
@@ -288,14 +290,14 @@ pub(crate) trait Letter<S, E>: Send {
     ) -> BoxFuture<'a, Opened>;
 }
 
-/// What became of a letter.
+/// The result of handling a message.
 pub(crate) struct Opened {
     pub(crate) outcome: Result<(), ExitReason>,
-    /// To be dropped when what was emitted has been sent off.
+    /// To be dropped when the emitted events have been sent.
     pub(crate) answer: Option<Box<dyn Send>>,
 }
 
-/// A letter, with its place among those that may wait.
+/// A message with its place in the mailbox.
 pub(crate) struct Posted<S, E> {
     pub(crate) letter: Box<dyn Letter<S, E>>,
     pub(crate) _place: OwnedSemaphorePermit,

@@ -1,4 +1,4 @@
-//! The kinds of stage: what a user implements, and the task that runs it.
+//! The kinds of stages: the traits that users implement, and the task that runs them.
 
 mod behaviour;
 mod consumer;
@@ -61,10 +61,10 @@ pub use self::{
 };
 use crate::exit::ExitReason;
 
-/// Runs a callback to its end; a panic in it becomes an [`ExitReason`].
+/// Runs a callback and turns a panic in it into an [`ExitReason`].
 ///
-/// The stage or worker that panicked is not called again, but for its `terminate`, so nobody sees
-/// state that the panic left half-changed.
+/// A stage or worker that panicked is not called again, except for its `terminate`, so no code sees
+/// state that the panic left inconsistent.
 pub(crate) async fn contained<F, T>(callback: F) -> Result<T, ExitReason>
 where
     F: Future<Output = Result<T, ExitReason>>,
@@ -73,7 +73,7 @@ where
     outcome.unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
 }
 
-/// The same for a callback that does not wait.
+/// The same for a synchronous callback.
 pub(crate) fn contained_now<T>(
     callback: impl FnOnce() -> Result<T, ExitReason>,
 ) -> Result<T, ExitReason> {
@@ -81,7 +81,7 @@ pub(crate) fn contained_now<T>(
     outcome.unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
 }
 
-/// A number from 0 to 1, so that those who failed together do not all try again together.
+/// A random number from 0 to 1, so that clients that fail together do not retry together.
 pub(crate) fn random() -> f64 {
     let bits = u32::try_from(RandomState::new().hash_one(()) >> 32).unwrap_or_default();
     f64::from(bits) / f64::from(u32::MAX)

@@ -1,4 +1,4 @@
-//! A stage before it runs: where it comes from, and how it hands on its events.
+//! A stage before it runs, with its options.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,12 +11,12 @@ use crate::{
     snapshot::StageKind,
 };
 
-/// How many events without demand a producer keeps. GenStage's default.
+/// The default buffer size of a producer. It is GenStage's.
 const PRODUCER_BUFFER: usize = 10_000;
 
-/// A stage that is to run, with its options: what a pipeline's `_with` methods take.
+/// A stage before it runs, with its options: the argument of a pipeline's `_with` methods.
 ///
-/// The options are about the events that leave the stage, `E`; a consumer has none to set.
+/// The options concern the events that leave the stage, of type `E`; a consumer has none.
 ///
 /// ```
 /// use pipeline_core::{BroadcastDispatcher, BufferKeep, DemandMode, Stage, from_iter};
@@ -28,7 +28,7 @@ const PRODUCER_BUFFER: usize = 10_000;
 ///     .dispatcher(BroadcastDispatcher::new)
 ///     .demand(DemandMode::Accumulate);
 ///
-/// // One that fails is made anew.
+/// // It is restarted when it fails.
 /// let stubborn = Stage::restarting(|| from_iter(0..100));
 /// # fn stage<S, E>(_: &Stage<S, E>) {}
 /// # stage::<_, i32>(&ticks);
@@ -42,9 +42,9 @@ pub struct Stage<S, E> {
     pub(crate) options: StageOptions<E>,
 }
 
-/// How a stage hands on its events.
+/// Options for the events that a stage emits.
 pub(crate) struct StageOptions<E> {
-    /// `None` for what is usual for the kind.
+    /// `None` for the default of the kind.
     buffer_size: Option<usize>,
     keep: BufferKeep,
     dispatcher: Box<dyn Fn() -> Box<dyn Dispatcher<E>> + Send>,
@@ -54,19 +54,19 @@ pub(crate) struct StageOptions<E> {
 }
 
 impl<S: Send + 'static, E: 'static> Stage<S, E> {
-    /// A stage that ends for good when it ends.
+    /// A stage that is not restarted.
     pub fn new(stage: S) -> Self {
         let mut stage = Some(stage);
-        // The first start takes it; then there is nothing to restart with.
+        // The first start takes it; a restart has nothing to start.
         Self::made_by(move || stage.take(), 0)
     }
 
-    /// A stage that is made anew when it fails, up to 3 times within 5 seconds: then the whole
-    /// pipeline stops. One that ends gracefully is not made anew.
+    /// A stage that `make` creates again when it fails, up to 3 times within 5 seconds: after that
+    /// the whole pipeline stops. After a graceful end it is not restarted.
     ///
-    /// Its subscriptions to others are made again. Those of others to it end, with what was on its
-    /// way to them delivered; see [`Cancel::Reconnect`](crate::Cancel::Reconnect). The events it had
-    /// in hand, in its buffer and in its mailbox are lost, and reported.
+    /// Its own subscriptions are made again. Those of its consumers end after the events in transit
+    /// have been delivered; see [`Cancel::Reconnect`](crate::Cancel::Reconnect). Events in its
+    /// callback, in its buffer and in its mailbox are lost and reported.
     ///
     /// ```
     /// use pipeline_core::{Pipeline, Stage, SubscribeOptions, for_each, from_iter};
@@ -97,21 +97,21 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
         }
     }
 
-    /// How many restarts within which time are too many by one. Default 3 within 5 seconds, for a
-    /// stage that is [`restarting`](Self::restarting).
+    /// The maximum number of restarts within a time. Default 3 within 5 seconds, for a
+    /// [`restarting`](Self::restarting) stage.
     pub fn max_restarts(mut self, restarts: usize, within: Duration) -> Self {
         self.budget = RestartBudget::new(restarts, within);
         self
     }
 
-    /// What the stage is called, in metrics, logs and reports. Default its kind.
+    /// The stage's name in metrics, logs and reports. Default its kind.
     pub fn named(mut self, name: impl Into<Arc<str>>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// How many emitted events wait while nobody can take them. Default 10,000 for a producer; no
-    /// bound for a producer-consumer, which handles no more than one message too early. With 0,
+    /// The capacity of the buffer for emitted events without demand. Default 10,000 for a producer;
+    /// unbounded for a producer-consumer, which handles at most one message too early. With 0,
     /// every event without demand is discarded.
     pub fn buffer_size(mut self, events: usize) -> Self {
         self.options.buffer_size = Some(events);
@@ -124,34 +124,34 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
         self
     }
 
-    /// Which consumer gets which event. Default a [`DemandDispatcher`]. A stage that is made anew
-    /// gets a new one.
+    /// The dispatcher, which decides which consumer gets which event. Default a
+    /// [`DemandDispatcher`]. A restarted stage gets a new one.
     pub fn dispatcher<D: Dispatcher<E>>(mut self, make: impl Fn() -> D + Send + 'static) -> Self {
         self.options.dispatcher = Box::new(move || Box::new(make()));
         self
     }
 
-    /// Whether demand is acted upon from the start. Default [`DemandMode::Forward`]; only a producer
-    /// can accumulate it.
+    /// The initial demand mode. Default [`DemandMode::Forward`]; only a producer can accumulate
+    /// demand.
     pub fn demand(mut self, mode: DemandMode) -> Self {
         self.options.mode = mode;
         self
     }
 
-    /// What happens to events while nobody is subscribed. Default [`Unsubscribed::Buffer`].
+    /// What happens to events while there are no subscribers. Default [`Unsubscribed::Buffer`].
     pub fn unsubscribed(mut self, events: Unsubscribed) -> Self {
         self.options.unsubscribed = events;
         self
     }
 
-    /// How many events may leave the stage in an interval. Default no limit. It can be changed while
-    /// the stage runs, by [`StageHandle::rate_limit`](crate::StageHandle::rate_limit).
+    /// The maximum number of events that leave the stage per interval. Default no limit. It can be
+    /// changed at runtime with [`StageHandle::rate_limit`](crate::StageHandle::rate_limit).
     pub fn rate_limit(mut self, limit: RateLimit) -> Self {
         self.options.rate_limit = Some(limit);
         self
     }
 
-    /// The same, of another type.
+    /// The same with the stage wrapped in another type.
     pub(crate) fn map<T>(self, wrap: impl Fn(S) -> T + Send + 'static) -> Stage<T, E> {
         let Self { name, mut make, budget, options } = self;
         Stage { name, make: Box::new(move || make().map(&wrap)), budget, options }
@@ -164,7 +164,7 @@ impl<E: 'static> StageOptions<E> {
         self.buffer_size.unwrap_or(usual)
     }
 
-    /// How many events the buffer of a stage of this kind holds, if it has one with a bound.
+    /// The capacity of the buffer of a stage of this kind, if it is bounded.
     pub(crate) fn buffer_capacity(&self, kind: StageKind) -> Option<usize> {
         let size = self.buffer_size(kind);
         (kind.emits() && size != usize::MAX).then_some(size)

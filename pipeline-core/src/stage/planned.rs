@@ -1,4 +1,4 @@
-//! A stage of a pipeline that is to be started, and perhaps started again.
+//! A stage of a pipeline that can be started and restarted.
 
 use std::{
     any::Any,
@@ -31,54 +31,54 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// What a stage has in common with the others of its pipeline.
+/// The state that a stage shares with the others of its pipeline.
 #[derive(Clone)]
 pub(crate) struct Whole {
     pub(crate) pipeline: Arc<str>,
     pub(crate) telemetry: Telemetry,
     pub(crate) phase: watch::Sender<Phase>,
-    /// Tells the pipeline to look which stage is failing.
+    /// Notifies the pipeline that a stage is failing.
     pub(crate) failing: Arc<Notify>,
     /// How long stages have for their callbacks when they are to stop.
     pub(crate) stop_within: Duration,
 }
 
-/// A stage of a pipeline, whatever its type.
+/// A stage of a pipeline, of any type.
 pub(crate) trait Planned: Send {
     fn name(&self) -> &Arc<str>;
 
-    /// Whether it is the beginning of something, among others: consumers learn of its end.
+    /// The kind of stage.
     fn kind(&self) -> StageKind;
 
     /// Runs the stage's `init`, and makes the task that runs the stage.
     fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError>;
 
-    /// Whether its subscriptions can work at all.
+    /// Checks the options of its subscriptions.
     fn check_options(&self) -> Result<(), StartError>;
 
-    /// Whether what it subscribes to is there, now that all stages are.
+    /// Checks that its producers exist, now that all stages do.
     fn check_producers(&self) -> Result<(), StartError>;
 
-    /// Whether it would be started again if it failed now.
+    /// Whether it would be restarted if it failed now.
     fn would_restart(&mut self, now: Instant) -> bool;
 
-    /// Whether it may be started again. It counts as started again if so.
+    /// Whether it may be restarted. If so, the restart is counted.
     fn may_restart(&mut self, now: Instant) -> bool;
 
-    /// Whether it is one that is started again when it fails.
+    /// Whether it is a restarting stage.
     fn restarts(&self) -> bool;
 
-    /// Its place, for those who know its type.
+    /// Its slot, for callers that know its type.
     fn slot(&self) -> Arc<dyn Any + Send + Sync>;
 
-    /// What it is doing.
+    /// Its observable state.
     fn observed(&self) -> Observed;
 
-    /// Nobody is in its place any more, for a while or for good.
+    /// Empties its slot, temporarily or for good.
     fn vacate(&self, restarting: bool);
 }
 
-/// What can be seen of a stage, whether it runs or not.
+/// The observable state of a stage, whether it runs or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Observed {
     stage: Arc<str>,
@@ -99,8 +99,8 @@ impl Observed {
         self.gauges.snapshot(self.stage.clone())
     }
 
-    /// What the stage leaves undone if it is ended now, as far as it has shown it. Its queue takes nothing
-    /// any more, because what it took would be in no report.
+    /// The report of a stage that is ended now, from its gauges. Closes its queue, because items
+    /// pushed later would be in no report.
     pub(crate) fn left(&self) -> StageReport {
         self.close_queue();
         let seen = self.snapshot();
@@ -111,17 +111,17 @@ impl Observed {
         report
     }
 
-    /// The stage's queue, if it has one, takes nothing from now on.
+    /// Closes the stage's queue, if it has one.
     pub(crate) fn close_queue(&self) {
         self.gauges.close_queue();
     }
 
-    /// An incarnation of the stage has failed.
+    /// Counts a failure of an incarnation.
     pub(crate) fn failed(&self) {
         self.gauges.failures.add(1);
     }
 
-    /// The stage has failed, and is not started again.
+    /// Records that the stage has failed and is not restarted.
     pub(crate) fn failed_for_good(&self, reason: &ExitReason) {
         self.gauges.failed_for_good(reason);
     }
@@ -130,13 +130,13 @@ impl Observed {
 /// A stage that is ready to be spawned.
 pub(crate) struct Prepared {
     pub(crate) task: Pin<Box<dyn Future<Output = StageReport> + Send>>,
-    /// Where the handle of the spawned task belongs.
+    /// Receives the handle of the spawned task.
     pub(crate) handle: Arc<OnceLock<AbortHandle>>,
-    /// Why the stage fails, if its `terminate` takes its time.
+    /// Why the stage fails, while its `terminate` still runs.
     pub(crate) failing: Arc<OnceLock<ExitReason>>,
-    /// Where the report is found of a task that did not give one.
+    /// The report of a task that did not return one.
     pub(crate) last_words: Arc<OnceLock<StageReport>>,
-    /// How long its workers have when they are told to stop.
+    /// How long its workers have to stop.
     pub(crate) workers_stop_within: Duration,
 }
 
@@ -149,7 +149,7 @@ pub(crate) struct PlannedStage<B: Behaviour> {
 }
 
 impl<B: Behaviour> PlannedStage<B> {
-    /// Plans a stage in this place.
+    /// Plans a stage in this slot.
     pub(crate) fn new(stage: Stage<B, B::Out>, slot: Arc<Slot<B::Stage, B::In, B::Out>>) -> Self {
         let Stage { make, budget, options, .. } = stage;
         Self { slot, make, budget, options }
@@ -174,11 +174,11 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             gauges: self.slot.gauges.clone(),
             phase: whole.phase.subscribe(),
         };
-        // Before `init`, so that it can send itself something.
+        // Before `init`, so that the stage can send messages to itself.
         let place = self.slot.occupy();
         let made = contained_now(|| {
             let mut behaviour =
-                (self.make)().expect("a stage that cannot be made again has no restarts to spend");
+                (self.make)().expect("a stage without a constructor has no restarts");
             behaviour.init(&context)?;
             Ok(behaviour)
         });
@@ -189,7 +189,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
         let workers_stop_within = behaviour.workers_stop_within();
         let mut phase = whole.phase.subscribe();
         if *phase.borrow() != Phase::Run {
-            // An incarnation that begins while the pipeline drains has to drain, too.
+            // An incarnation that starts while the pipeline drains has to drain, too.
             phase.mark_changed();
         }
         self.slot.gauges.started();

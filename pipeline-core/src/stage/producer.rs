@@ -1,4 +1,4 @@
-//! The stage that events come from.
+//! The first stage of a pipeline.
 
 use std::future::{Future, pending};
 
@@ -14,19 +14,19 @@ use crate::{
 
 /// A stage that emits events and receives none.
 ///
-/// Demand flows up: [`handle_demand`](Self::handle_demand) is told how many more events the
+/// Demand flows up: [`handle_demand`](Self::handle_demand) receives how many more events the
 /// consumers will take. Emitting fewer is fine; the rest stays owed, and the producer is not asked
-/// for it again. Emitting more is allowed too; what nobody can take waits in a bounded buffer.
+/// for it again. Emitting more is allowed too; events without demand wait in a bounded buffer.
 ///
-/// Callbacks never overlap: while one runs, nothing else of the stage does. So a source that has
-/// to wait for something does not wait in `handle_demand`. It offers a future by
-/// [`ready`](Self::ready), which the stage awaits beside its mailbox.
+/// Callbacks never overlap: while one runs, the stage does nothing else. So a source that has to
+/// wait does not wait in `handle_demand`. It returns a future from [`ready`](Self::ready), which
+/// the stage awaits together with its mailbox.
 ///
-/// A callback ends the stage by returning an [`ExitReason`]; what it emitted is still sent as far as
-/// there is demand, and what is left in the buffer is lost. To deliver the buffer first, call
+/// A callback ends the stage by returning an [`ExitReason`]; the events it emitted are still sent
+/// as far as there is demand, and the rest of the buffer is lost. To deliver the buffer first, call
 /// [`Emitter::finish`]. A panic ends the stage too, and nothing else.
 ///
-/// To be sent messages, a producer implements [`HandleCall`](crate::HandleCall),
+/// To receive messages, a producer implements [`HandleCall`](crate::HandleCall),
 /// [`HandleCast`](crate::HandleCast) or [`HandleInfo`](crate::HandleInfo).
 ///
 /// The callbacks and their contract are GenStage's.
@@ -60,37 +60,38 @@ use crate::{
             may push to; others implement `Producer`"
 )]
 pub trait Producer: Sized + Send + 'static {
-    /// What it emits.
+    /// The type of the emitted events.
     type Event: Send + 'static;
 
-    /// Runs before the stage does: for the first time while the pipeline is started, and again
-    /// before each restart.
+    /// Runs before the stage starts: first during the pipeline's start, and again before each
+    /// restart.
     ///
     /// # Errors
     ///
-    /// An error makes the start fail.
+    /// An error fails the start.
     fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
         let _ = context;
         Ok(())
     }
 
-    /// Called with new demand, once for each: `demand` more events will be taken.
+    /// Called once for each new demand: `demand` more events will be taken.
     fn handle_demand(
         &mut self,
         demand: usize,
         out: &mut Emitter<'_, Self::Event>,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 
-    /// Completes when a source that waits has something, or has come to its end.
+    /// Completes when a waiting source has events, or has come to its end.
     ///
-    /// Awaited only while demand is owed and a consumer would take the events, and followed by [`handle_ready`](Self::handle_ready).
-    /// The default never completes.
+    /// Awaited only while demand is owed and a consumer would take the events, and followed by
+    /// [`handle_ready`](Self::handle_ready). The default never completes.
     ///
     /// # Cancel safety
     ///
     /// It must be cancel safe: the stage drops it whenever a message comes first, and calls `ready`
-    /// again. Messages come first, but never for long: after 16 callbacks at most, `ready` is polled
-    /// before the next one, unless demand that came while the stage accumulated is being handed out.
+    /// again. Messages come first, but not indefinitely: after at most 16 callbacks, `ready` is
+    /// polled before the next one, unless demand that came while the stage accumulated is still
+    /// being passed on.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         pending()
     }
@@ -116,8 +117,8 @@ pub trait Producer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when a subscription has ended. It is out of the way already: what this emits goes to
-    /// the others.
+    /// Called when a subscription has ended. The subscription is already removed: events emitted
+    /// here go to the others.
     fn handle_cancel(
         &mut self,
         ended: &Cancellation,
@@ -128,10 +129,10 @@ pub trait Producer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when the pipeline begins to drain: take nothing new from now on.
+    /// Called when the pipeline begins to drain: the producer must take nothing new from now on.
     ///
-    /// The producer goes on to emit what it has already accepted, as demand comes, and ends by
-    /// [`Emitter::finish`] when that is done. The default has accepted nothing, and finishes.
+    /// It continues to emit events it has already accepted, as demand comes, and then ends with
+    /// [`Emitter::finish`]. The default has accepted nothing, and finishes at once.
     fn handle_drain(
         &mut self,
         out: &mut Emitter<'_, Self::Event>,
@@ -140,27 +141,28 @@ pub trait Producer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when the stage's buffer had to discard events, with how many. Whether the stage is to
-    /// log it; the default says yes.
+    /// Called with the number of events that the stage's buffer discarded. Returns whether the
+    /// stage logs it; the default returns `true`.
     fn format_discarded(&mut self, count: usize) -> bool {
         let _ = count;
         true
     }
 
-    /// Called when the stage has ended, however it did: nothing can be put in any more, so that
-    /// [`held`](Self::held) stays true. Only a source that others put events into has something to do here;
-    /// the default does nothing. Of a [restarting](crate::Stage::restarting) stage, each incarnation is
-    /// closed by itself: a source that all of them share is closed by the first that ends.
+    /// Called after any end of the stage: no items may be added from now on, so that
+    /// [`held`](Self::held) stays accurate. Only a source that other tasks push to needs it; the
+    /// default does nothing. Each incarnation of a [restarting](crate::Stage::restarting) stage is
+    /// closed separately: a source that they share is closed by the first one that ends.
     fn close(&mut self) {}
 
-    /// How many events it has accepted and not emitted, for the report on what was left undone. Asked for
-    /// after [`close`](Self::close).
+    /// The number of events it has accepted and not emitted, for the report. Called after
+    /// [`close`](Self::close).
     fn held(&self) -> usize {
         0
     }
 
-    /// Called last, however the stage ended, unless it was killed. After a failure it has as long as the
-    /// stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is dropped then.
+    /// Called last, after any end of the stage except a kill. After a failure it may take as long
+    /// as the stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is then
+    /// dropped.
     fn terminate(&mut self, reason: &ExitReason) -> impl Future<Output = ()> + Send {
         let _ = reason;
         async {}

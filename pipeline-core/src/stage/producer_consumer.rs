@@ -1,4 +1,4 @@
-//! The stage between two others.
+//! A stage between two others.
 
 use std::future::{Future, pending};
 
@@ -15,18 +15,18 @@ use crate::{
 
 /// A stage that receives events and emits others.
 ///
-/// Upstream it is like any [`Consumer`](crate::Consumer). What arrives waits, in whole messages,
-/// until there is demand downstream; then a message is handled, in chunks of at most
-/// `max_demand - min_demand` events. It may emit fewer events than it was given, or more: what
-/// nobody downstream can take yet waits in a buffer, which has no bound of its own, because no more
-/// than one message is handled too early.
+/// Upstream it behaves like any [`Consumer`](crate::Consumer). Received messages wait until there
+/// is demand downstream; then a message is handled, in chunks of at most `max_demand - min_demand`
+/// events. The stage may emit fewer events than it received, or more: events without demand wait in
+/// a buffer, which has no bound of its own, because at most one message is handled too early.
 ///
-/// When its producer ends gracefully, it delivers what it holds before it ends too.
+/// When its producer ends gracefully, the stage delivers all its events before it ends too.
 ///
 /// For a function of one event, see [`map`](crate::PipelineBuilder::map) and
 /// [`filter`](crate::PipelineBuilder::filter).
 ///
-/// The callbacks and their contract are GenStage's, but for the end: GenStage would drop the buffer.
+/// The callbacks and their contract are GenStage's, except for the end: GenStage would drop the
+/// buffer.
 ///
 /// ```
 /// use pipeline_core::{Emitter, ExitReason, ProducerConsumer, Subscription};
@@ -57,17 +57,17 @@ use crate::{
             implement `ProducerConsumer`"
 )]
 pub trait ProducerConsumer: Sized + Send + 'static {
-    /// What it receives.
+    /// The type of the received events.
     type In: Send + 'static;
-    /// What it emits.
+    /// The type of the emitted events.
     type Out: Send + 'static;
 
-    /// Runs before the stage does: for the first time while the pipeline is started, and again
-    /// before each restart.
+    /// Runs before the stage starts: first during the pipeline's start, and again before each
+    /// restart.
     ///
     /// # Errors
     ///
-    /// An error makes the start fail.
+    /// An error fails the start.
     fn init(
         &mut self,
         context: &StageContext<ProducerConsumerHandle<Self>>,
@@ -76,8 +76,8 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         Ok(())
     }
 
-    /// Handles a chunk of events, never an empty one. What it emits is sent off when it returns, and
-    /// then more events are asked for.
+    /// Handles a chunk of events, never an empty one. When it returns, its emitted events are sent,
+    /// and then more events are asked for.
     fn handle_events(
         &mut self,
         events: Vec<Self::In>,
@@ -85,14 +85,14 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         out: &mut Emitter<'_, Self::Out>,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 
-    /// Completes when there is something to emit although nothing has come, such as when a time is
-    /// up. Followed by [`handle_ready`](Self::handle_ready). The default never completes.
+    /// Completes when there are events to emit without new input, for example after a timeout.
+    /// Followed by [`handle_ready`](Self::handle_ready). The default never completes.
     ///
     /// # Cancel safety
     ///
     /// It must be cancel safe: the stage drops it whenever a message comes first, and calls `ready`
-    /// again. Messages come first, but never for long: after 16 callbacks at most, `ready` is polled
-    /// before the next one.
+    /// again. Messages come first, but not indefinitely: after at most 16 callbacks, `ready` is
+    /// polled before the next one.
     fn ready(&mut self) -> impl Future<Output = ()> + Send {
         pending()
     }
@@ -106,7 +106,7 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when it has subscribed to a producer. Says who asks for events from now on; by default
+    /// Called when the stage has subscribed to a producer. Returns who sends the demand: by default
     /// the stage does.
     fn handle_subscribe(
         &mut self,
@@ -118,8 +118,8 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         async { Ok(Asking::Automatic) }
     }
 
-    /// Called when a subscription to a producer has ended and its last event has been handled. What
-    /// follows is up to the subscription's [`Cancel`](crate::Cancel) mode.
+    /// Called when a subscription to a producer has ended and its last event has been handled. Then
+    /// the subscription's [`Cancel`](crate::Cancel) mode applies.
     fn handle_cancel(
         &mut self,
         ended: &Cancellation,
@@ -130,7 +130,7 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when a consumer has subscribed to it.
+    /// Called when a consumer has subscribed.
     fn handle_consumer(
         &mut self,
         options: &SubscribeOptions,
@@ -141,7 +141,7 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when a consumer's subscription to it has ended.
+    /// Called when a consumer's subscription has ended.
     fn handle_consumer_gone(
         &mut self,
         ended: &Cancellation,
@@ -152,8 +152,8 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when nothing more will come, before the stage delivers what it holds and ends: the
-    /// place to emit what was kept back.
+    /// Called when no more events will arrive, before the stage delivers its events and ends. Emit
+    /// retained events here.
     fn handle_drain(
         &mut self,
         out: &mut Emitter<'_, Self::Out>,
@@ -162,20 +162,21 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Called when the stage's buffer had to discard events, with how many. Whether the stage is to
-    /// log it; the default says yes.
+    /// Called with the number of events that the stage's buffer discarded. Returns whether the
+    /// stage logs it; the default returns `true`.
     fn format_discarded(&mut self, count: usize) -> bool {
         let _ = count;
         true
     }
 
-    /// How many events it has taken and keeps back, for the report on what was left undone.
+    /// The number of received events that it retains, for the report.
     fn held(&self) -> usize {
         0
     }
 
-    /// Called last, however the stage ended, unless it was killed. After a failure it has as long as the
-    /// stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is dropped then.
+    /// Called last, after any end of the stage except a kill. After a failure it may take as long
+    /// as the stages have to stop ([`Graph::stop_within`](crate::Graph::stop_within)), and is then
+    /// dropped.
     fn terminate(&mut self, reason: &ExitReason) -> impl Future<Output = ()> + Send {
         let _ = reason;
         async {}

@@ -1,10 +1,10 @@
-//! What a stage left behind when it ended.
+//! The final report of a stage.
 
 use std::{fmt, sync::Arc};
 
 use crate::exit::ExitReason;
 
-/// How a stage ended, and what it had not done by then. Part of a
+/// How a stage ended, and the events it left unprocessed. Part of a
 /// [`PipelineReport`](crate::PipelineReport).
 ///
 /// ```
@@ -37,27 +37,28 @@ pub struct StageReport {
     pub stage: Arc<str>,
     /// Why it ended.
     pub reason: ExitReason,
-    /// Events it had accepted and neither passed on nor begun: queued, buffered, or just received.
+    /// Accepted events that were neither passed on nor begun: queued, buffered, or just received.
     pub held: usize,
-    /// Events that were begun and not finished: in the hands of a worker that was stopped, or of a
-    /// callback that failed.
+    /// Events that were begun and not finished: in a worker that was stopped, or in a callback that
+    /// failed.
     pub unfinished: usize,
-    /// Events it discarded while it ran: its buffer was full, no consumer was subscribed, or there was no
-    /// partition for them.
+    /// Events it discarded while it ran: its buffer was full, there were no subscribers, or their
+    /// partition did not exist.
     ///
-    /// What a queue discarded is not among them: items that were too old, and items that were offered when
-    /// it was full, never came to the stage. [`Queue::discarded`](crate::Queue::discarded) and
+    /// Items that a queue discarded are not included: items that were too old, and items that were
+    /// offered when it was full, never reached the stage.
+    /// [`Queue::discarded`](crate::Queue::discarded) and
     /// [`StageSnapshot::discarded`](crate::StageSnapshot::discarded) count them.
     pub discarded: usize,
-    /// Events that its workers have failed at so often that they were given up; see
-    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They count as brought to an end.
+    /// Events that were given up because their workers failed too often; see
+    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They do not count as left
+    /// undone.
     pub given_up: usize,
-    /// How often it was started again. What its earlier incarnations left behind is in the other
-    /// numbers.
+    /// How often the stage was restarted. The other numbers include its earlier incarnations.
     pub restarts: usize,
-    /// Why it was started again the last time.
+    /// Why it was last restarted.
     pub last_failure: Option<ExitReason>,
-    /// Whether its `terminate` came to its end.
+    /// Whether its `terminate` completed.
     pub(crate) in_time: bool,
 }
 
@@ -76,7 +77,7 @@ impl StageReport {
         }
     }
 
-    /// The report of the stage as a whole, whose earlier incarnations left this.
+    /// The report of the whole stage, with the reports of its earlier incarnations.
     pub(crate) fn after(self, earlier: Option<Self>) -> Self {
         let Some(earlier) = earlier else { return self };
         Self {
@@ -91,7 +92,7 @@ impl StageReport {
         }
     }
 
-    /// Events that were accepted and not brought to an end: held and unfinished.
+    /// The number of events that were accepted and not processed to the end: held and unfinished.
     #[must_use]
     pub fn left_undone(&self) -> usize {
         self.held + self.unfinished
@@ -122,7 +123,7 @@ impl fmt::Display for StageReport {
     }
 }
 
-/// A reason as the end of a sentence about a stage.
+/// A reason, formatted as the end of a sentence about a stage.
 struct Because<'a>(&'a ExitReason);
 
 impl fmt::Display for Because<'_> {
@@ -135,12 +136,12 @@ impl fmt::Display for Because<'_> {
     }
 }
 
-/// Events that a callback was given and has not brought to an end.
+/// The events that a callback received and has not finished.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InHand {
-    /// Those that were begun.
+    /// Events that were begun.
     pub begun: usize,
-    /// Those that were not even begun.
+    /// Events that were not begun.
     pub waiting: usize,
 }

@@ -1,4 +1,4 @@
-//! When a child is started again. Pure: told the time, it does not read it.
+//! Restarts of children. Pure: callers pass the time in.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -15,21 +15,21 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Restart {
-    /// A child that fails is started again with the same event, in the same slot, as often as
-    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries) says; one that ends gracefully is
-    /// done. The default.
+    /// A child that fails is restarted with the same event, in the same slot, as often as
+    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries) allows; after a graceful end
+    /// it is done. The default.
     #[default]
     Transient,
-    /// A child is done when it ends, however it ends; an event that it failed at is given up.
+    /// A child is done after any end; if it fails, its event is given up.
     Temporary,
 }
 
-/// How many restarts are still allowed.
+/// A limit on restarts within a time.
 #[derive(Debug)]
 pub(crate) struct RestartBudget {
     restarts: usize,
     within: Duration,
-    /// When the last ones were, oldest first; never more than `restarts`.
+    /// The times of the last restarts, oldest first; never more than `restarts`.
     spent: VecDeque<Instant>,
 }
 
@@ -38,7 +38,7 @@ impl RestartBudget {
         Self { restarts, within, spent: VecDeque::new() }
     }
 
-    /// How many are allowed within the time.
+    /// The number of restarts allowed within the time.
     pub(crate) fn restarts(&self) -> usize {
         self.restarts
     }
@@ -66,15 +66,15 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn restarts_are_forgotten_when_their_time_is_over() {
+    async fn restarts_are_forgotten_after_their_time() {
         let mut budget = RestartBudget::new(2, Duration::from_secs(5));
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(budget.spend(at(0)));
         assert!(budget.spend(at(3)));
         assert!(!budget.allows(at(5)) && !budget.spend(at(5)), "a third within five seconds");
-        assert!(budget.allows(at(6)), "to ask spends nothing");
-        assert!(budget.spend(at(6)), "the first is over");
+        assert!(budget.allows(at(6)), "allows() spends nothing");
+        assert!(budget.spend(at(6)), "the first restart has expired");
         assert!(!budget.spend(at(7)));
     }
 }

@@ -1,5 +1,4 @@
-//! What the library's own stages never say to each other, and what is answered to it: cases of
-//! docs/spec/stages.md that need messages made by hand.
+//! Cases of docs/spec/stages.md with hand-made messages that the library's own stages never send.
 
 use std::sync::Arc;
 
@@ -18,7 +17,7 @@ use crate::{
     testkit::{Script, ScriptedProducer, recording, scripted, settle},
 };
 
-/// One end of a subscription that is held by the test: it keeps what it is sent.
+/// One end of a subscription, held by the test. It records the messages it receives.
 #[derive(Clone, Default)]
 struct Raw(Arc<Mutex<Vec<String>>>);
 
@@ -27,12 +26,12 @@ impl Raw {
         self.0.lock().push(line);
     }
 
-    /// What was sent since the last call.
+    /// The messages since the last call.
     fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock())
     }
 
-    /// Subscribes to a producer, by this name.
+    /// Subscribes to a producer under this name.
     fn subscribe(
         &self,
         producer: &ProducerHandle<ScriptedProducer<u64>>,
@@ -86,10 +85,10 @@ impl DemandPort<u64> for Raw {
 }
 
 fn tell(producer: &impl DemandPort<u64>, message: ToProducer<u64>) {
-    assert!(producer.send(message).is_ok(), "the producer runs");
+    assert!(producer.send(message).is_ok(), "the producer is running");
 }
 
-/// A producer, and a raw consumer that has subscribed to it by the name of 1.
+/// A producer, and a raw consumer subscribed under the name 1.
 async fn subscribed() -> (Pipeline, Script<u64>, Raw, Subscription) {
     let (producer, script) = scripted();
     let mut graph = Graph::new("test");
@@ -103,12 +102,12 @@ async fn subscribed() -> (Pipeline, Script<u64>, Raw, Subscription) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_031_a_subscription_of_a_known_name_is_refused_and_the_first_one_stays() {
+async fn s_031_a_duplicate_subscription_is_refused_and_the_first_one_stays() {
     let (_pipeline, script, raw, first) = subscribed().await;
     raw.subscribe(script.handle(), first.id());
     settle().await;
     let refused =
-        "SubscriptionId(1): cancelled (failed: there is a subscription with this id already)";
+        "SubscriptionId(1): cancelled (failed: a subscription with this id already exists)";
     assert_eq!(raw.take(), [refused]);
     assert_eq!((script.subscribed().len(), script.cancelled().len()), (0, 0));
     first.ask(2);
@@ -126,10 +125,10 @@ async fn s_032_an_ask_of_an_unknown_subscription_is_refused() {
     let ask = ToProducer::Ask { id, demand: 3, consumer };
     tell(&script.handle().slot.address().unwrap(), ask);
     settle().await;
-    let refused = "SubscriptionId(2): cancelled (failed: there is no subscription with this id)";
+    let refused = "SubscriptionId(2): cancelled (failed: no subscription with this id)";
     assert_eq!(raw.take(), [refused]);
     assert_eq!((script.demands(), script.cancelled().len()), (vec![], 0));
-    // The one that is known goes on.
+    // The known subscription continues.
     first.ask(1);
     settle().await;
     assert_eq!((script.demands(), raw.take()), (vec![1], vec![]));
@@ -142,7 +141,7 @@ async fn s_033_a_cancel_of_an_unknown_subscription_is_ignored() {
     tell(&script.handle().slot.address().unwrap(), cancel);
     settle().await;
     assert_eq!((script.cancelled().len(), raw.take()), (0, vec![]));
-    // The one that is known goes on.
+    // The known subscription continues.
     first.ask(1);
     script.emit([1]).await;
     settle().await;
@@ -163,17 +162,17 @@ async fn s_034_events_of_an_unknown_subscription_are_refused() {
     let events = ToConsumer::Events { from, events: vec![1], unheard };
     assert!(EventPort::send(&*address, events).is_ok());
     settle().await;
-    let refused = "SubscriptionId(1): cancelled (failed: there is no subscription with this id)";
+    let refused = "SubscriptionId(1): cancelled (failed: no subscription with this id)";
     assert_eq!(raw.take(), [refused]);
     assert_eq!(recording.batches(), Vec::<Vec<u64>>::new());
     assert!(consumer.is_running());
-    // The event is lost, and counted.
+    // The event is lost and counted.
     consumer.stop(ExitReason::Normal).await;
     assert_eq!(pipeline.ended().await.left_undone(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_048_nothing_is_sent_to_a_consumer_that_is_gone() {
+async fn s_048_nothing_is_sent_to_a_dropped_consumer() {
     let (_pipeline, script, raw, subscription) = subscribed().await;
     subscription.ask(3);
     settle().await;

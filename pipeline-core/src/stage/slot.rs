@@ -1,4 +1,4 @@
-//! A place in a pipeline that a stage runs in, from one restart to the next.
+//! The slot of a stage in a pipeline. It persists across restarts.
 
 use std::{
     fmt,
@@ -29,20 +29,21 @@ use crate::{
     subscription::{StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
 };
 
-/// How many calls and casts may wait in a stage's mailbox, and how many infos there and behind events.
+/// The number of calls and casts in a stage's mailbox, and of infos there and behind events.
 const ROOM: usize = 1024;
 
-/// Everything that can arrive in the mailbox of a stage of type `S`.
+/// The messages in the mailbox of a stage of type `S`.
 pub(crate) enum Mail<S, In, Out> {
     FromConsumer(ToProducer<Out>),
     FromProducer(ToConsumer<In>),
     Letter(Posted<S, Out>),
-    /// A letter that waits behind the events that are here now. Says when it has been queued.
+    /// A message that waits behind the current events. The sender is notified when it has been
+    /// queued.
     Info(Posted<S, Out>, Option<oneshot::Sender<()>>),
     Control(Control<In>),
 }
 
-/// What a handle wants of a stage.
+/// The control messages of a handle.
 pub(crate) enum Control<In> {
     Subscribe(Box<Subscribing<In>>),
     SetMode(DemandMode),
@@ -54,15 +55,16 @@ pub(crate) enum Control<In> {
     Stop(ExitReason),
 }
 
-/// Why a subscription is made. It says when the subscription is made again. The number names it.
+/// The origin of a subscription, which decides when it is made again. The number is its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// It was planned, and is made whenever the consumer starts.
+    /// A planned subscription, which is made whenever the consumer starts.
     Planned(u64),
-    /// The same in a row, where it is also made again when the producer is back after a failure.
+    /// The same in a linear pipeline, where it is also made again when the producer is back after a
+    /// failure.
     Row(u64),
-    /// It was made by a handle while the consumer ran. It is made again when the consumer is started
-    /// again, unless it has ended before.
+    /// A subscription made by a handle while the consumer ran. It is made again when the consumer is
+    /// restarted, unless it has ended before.
     Handle(u64),
 }
 
@@ -80,7 +82,7 @@ impl Origin {
     }
 }
 
-/// A subscription that a consumer is to make.
+/// A request to a consumer to subscribe.
 pub(crate) struct Subscribing<In> {
     pub(crate) target: Arc<dyn Target<In>>,
     pub(crate) options: SubscribeOptions,
@@ -89,46 +91,46 @@ pub(crate) struct Subscribing<In> {
     pub(crate) answer: Option<oneshot::Sender<Result<Subscription, SubscribeError>>>,
 }
 
-/// The place of a stage that emits events of type `E`.
+/// The slot of a stage that emits events of type `E`.
 pub(crate) trait Target<E>: Send + Sync {
     fn occupant(&self) -> Occupant<Arc<dyn DemandPort<E>>>;
 
     fn name(&self) -> &Arc<str>;
 
-    /// Which pipeline it belongs to.
+    /// The id of its pipeline.
     fn pipeline(&self) -> u64;
 
-    /// Whether a stage that fails here is started again.
+    /// Whether a stage that fails here is restarted.
     fn restarts(&self) -> bool;
 
     /// Waits until a stage that is being restarted runs again, or never will.
     fn settled(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Who is in a slot.
+/// The occupant of a slot.
 #[derive(Clone)]
 pub(crate) enum Occupant<A> {
-    /// Nobody has been.
+    /// None yet.
     Vacant,
     Running(A),
     Restarting,
-    /// Nobody, for good, and why.
+    /// None, for good, and why.
     Ended(ExitReason),
 }
 
-/// Where the mail for one incarnation of a stage goes.
+/// The address of one incarnation of a stage.
 ///
-/// The mailbox has no bound of its own. Between stages, demand bounds it: no more events are on
-/// their way than were asked for, and no more asks than events were handled. A message from outside
+/// The mailbox has no bound of its own. Between stages, demand bounds it: no more events are in
+/// transit than were asked for, and no more asks than events were handled. A message from outside
 /// takes one of [`ROOM`] places, and an info keeps its place until it is handled.
 pub(crate) struct Address<S, In, Out> {
     pub(crate) id: StageId,
     mailbox: Letterbox<Mail<S, In, Out>>,
-    /// Ends the stage's task, once there is one.
+    /// Aborts the stage's task, once there is one.
     task: Arc<OnceLock<AbortHandle>>,
     /// The task in which the stage's callbacks run, once they do.
     runs_in: Arc<OnceLock<Id>>,
-    /// Why the stage has ended. Known before the mailbox is closed.
+    /// Why the stage has ended. Set before the mailbox is closed.
     reason: Arc<OnceLock<ExitReason>>,
 }
 
@@ -146,26 +148,26 @@ impl<S, In, Out> Address<S, In, Out> {
         self.mailbox.send(mail)
     }
 
-    /// Where the handle of the stage's task belongs.
+    /// Receives the handle of the stage's task.
     pub(crate) fn task(&self) -> Arc<OnceLock<AbortHandle>> {
         self.task.clone()
     }
 
-    /// The stage's callbacks run in this task from now on.
+    /// Records that the stage's callbacks run in the current task.
     pub(crate) fn runs_here(&self) {
         if let Some(task) = task::try_id() {
             let _ = self.runs_in.set(task);
         }
     }
 
-    /// Whether this is called in a callback of the stage. A worker that its supervisor runs itself is
-    /// none: it gets a task when it waits.
+    /// Whether this is called in a callback of the stage. A worker that its supervisor runs itself
+    /// does not count: it gets a task when it waits.
     pub(crate) fn is_own_callback(&self) -> bool {
         task::try_id().is_some_and(|task| self.runs_in.get() == Some(&task))
             && started_at().is_none()
     }
 
-    /// Says why the stage ends. The first reason counts.
+    /// Records why the stage ends. The first reason wins.
     pub(crate) fn end(&self, reason: &ExitReason) {
         let _ = self.reason.set(reason.clone());
     }
@@ -198,7 +200,7 @@ where
     fn send(&self, message: ToConsumer<In>) -> Result<(), ToConsumer<In>> {
         self.send(Mail::FromProducer(message)).map_err(|mail| match mail {
             Mail::FromProducer(message) => message,
-            _ => unreachable!("it gives back what it was given"),
+            _ => unreachable!("send returns the same message"),
         })
     }
 }
@@ -212,7 +214,7 @@ where
     fn send(&self, message: ToProducer<Out>) -> Result<(), ToProducer<Out>> {
         self.send(Mail::FromConsumer(message)).map_err(|mail| match mail {
             Mail::FromConsumer(message) => message,
-            _ => unreachable!("it gives back what it was given"),
+            _ => unreachable!("send returns the same message"),
         })
     }
 
@@ -221,22 +223,23 @@ where
     }
 }
 
-/// A place in a pipeline.
+/// The slot of a stage.
 pub(crate) struct Slot<S, In, Out> {
     pub(crate) name: Arc<str>,
     pub(crate) pipeline: u64,
     restarts: bool,
     pub(crate) occupant: watch::Sender<Occupant<Address<S, In, Out>>>,
-    /// For calls and casts.
+    /// The places for calls and casts.
     pub(crate) places: Arc<Semaphore>,
-    /// For infos, which may wait for events to leave. They must not take the places of the others.
+    /// The places for infos, which may wait for events to leave. They must not take the places of
+    /// the others.
     pub(crate) info_places: Arc<Semaphore>,
     pub(crate) gauges: Arc<Gauges>,
-    /// What the stage that is here subscribes to when it starts.
+    /// The subscriptions that a stage in this slot makes when it starts.
     pub(crate) subscriptions: Subscriptions<In>,
 }
 
-/// What a stage subscribes to when it starts. The stage adds to it what it subscribes to later.
+/// The subscriptions that a stage makes when it starts. Later ones are added to it.
 pub(crate) type Subscriptions<In> = Arc<Mutex<Vec<PlannedSubscription<In>>>>;
 
 /// A subscription that is made whenever its consumer starts.
@@ -255,7 +258,7 @@ impl<S, In, Out> Slot<S, In, Out> {
         Self { name, pipeline, restarts, occupant, places, info_places, gauges, subscriptions }
     }
 
-    /// Who is to be told, if anybody.
+    /// The address of the current stage, if there is one.
     pub(crate) fn address(&self) -> Option<Address<S, In, Out>> {
         match &*self.occupant.borrow() {
             Occupant::Running(address) => Some(address.clone()),
@@ -263,7 +266,7 @@ impl<S, In, Out> Slot<S, In, Out> {
         }
     }
 
-    /// Whoever starts here is to subscribe to this.
+    /// Adds a subscription for stages that start in this slot.
     pub(crate) fn plan(
         &self,
         target: Arc<dyn Target<In>>,
@@ -273,8 +276,8 @@ impl<S, In, Out> Slot<S, In, Out> {
         self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
     }
 
-    /// Notes that the stage has ended, for a while or for good. The pipeline's own end says so once
-    /// more; a reason that is known stays.
+    /// Records that the stage has ended, temporarily or for good. The pipeline's end records it
+    /// once more; a known reason stays.
     pub(crate) fn vacate(&self, restarting: bool) {
         self.occupant.send_modify(|occupant| {
             let reason = match occupant {
@@ -290,7 +293,7 @@ impl<S, In, Out> Slot<S, In, Out> {
         });
     }
 
-    /// A new incarnation takes the place.
+    /// Puts a new incarnation into the slot.
     pub(crate) fn occupy(&self) -> (Address<S, In, Out>, Mailbox<S, In, Out>) {
         let (address, mailbox) = Address::new();
         self.occupant.send_replace(Occupant::Running(address.clone()));
@@ -328,7 +331,7 @@ where
     fn settled(&self) -> BoxFuture<'_, ()> {
         let mut occupant = self.occupant.subscribe();
         Box::pin(async move {
-            // An error means that the slot is gone, and with it who could come.
+            // An error means that the slot was dropped, so no stage will occupy it.
             let _ = occupant.wait_for(|now| !matches!(now, Occupant::Restarting)).await;
         })
     }
@@ -340,8 +343,8 @@ impl<S, In, Out> fmt::Debug for Slot<S, In, Out> {
     }
 }
 
-/// A number that no other stage or subscription of the program has: stages of different pipelines
-/// may be connected.
+/// An id that is unique among the stages and subscriptions of the program: stages of different
+/// pipelines may be connected.
 pub(crate) fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! How long a stage did what.
+//! The times that a stage spent on its activities.
 
 use std::{
     sync::{
@@ -17,15 +17,15 @@ use tokio::time::Instant;
 
 use crate::snapshot::Activity;
 
-/// What a stage does, since when, and how long it did what before.
+/// The current activity of a stage, its start, and the total time of each activity.
 ///
-/// The stage writes, several times for each message, and never waits for whoever reads; who has read
-/// while it wrote reads again.
+/// The stage writes several times for each message, and never waits for readers; a reader that
+/// overlaps with a write reads again.
 #[derive(Debug, Default)]
 pub(super) struct Times {
-    /// Times are counted in nanoseconds from here.
+    /// The origin of all times, which are counted in nanoseconds.
     origin: OnceLock<Instant>,
-    /// Odd while something is being written.
+    /// Odd during a write.
     version: AtomicU64,
     activity: AtomicU8,
     since: AtomicU64,
@@ -33,7 +33,7 @@ pub(super) struct Times {
     spent: [AtomicU64; ALL.len()],
 }
 
-/// What there is to be read.
+/// The values to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spent {
     pub(super) activity: Activity,
@@ -42,7 +42,7 @@ pub(super) struct Spent {
     pub(super) waiting_for_demand: Duration,
 }
 
-/// An activity's number is its place.
+/// An activity's number is its index here.
 const ALL: [Activity; 6] = [
     Activity::Starting,
     Activity::Busy,
@@ -53,7 +53,7 @@ const ALL: [Activity; 6] = [
 ];
 
 impl Times {
-    /// Something else is done from now on.
+    /// Records a new activity.
     pub(super) fn enter(&self, activity: Activity, now: Instant) {
         let before = self.activity.load(Relaxed);
         if before == activity as u8 {
@@ -71,7 +71,7 @@ impl Times {
         self.version.store(version + 1, Release);
     }
 
-    /// What is done at this time, and how long what was.
+    /// The activity at this time, and the total times.
     pub(super) fn at(&self, now: Instant) -> Spent {
         let now = self.nanoseconds(now);
         loop {
@@ -81,7 +81,7 @@ impl Times {
             if version.is_multiple_of(2) && version == self.version.load(Relaxed) {
                 return spent;
             }
-            // The writer is not far: it was interrupted between two lines.
+            // The writer will finish soon: it was preempted between two lines.
             thread::yield_now();
         }
     }
@@ -114,7 +114,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn every_time_counts_for_what_was_done_in_it() {
+    fn every_period_counts_for_its_activity() {
         let (times, start) = (Times::default(), Instant::now());
         times.enter(Activity::Busy, start);
         times.enter(Activity::WaitingForEvents, start + SECOND);
@@ -128,12 +128,12 @@ mod tests {
             waiting_for_demand: 8 * SECOND,
         };
         assert_eq!(times.at(start + 15 * SECOND), expected);
-        // To look changes nothing.
+        // Reading changes nothing.
         assert_eq!(times.at(start + 15 * SECOND), expected);
     }
 
     #[test]
-    fn what_is_done_is_counted_before_anything_else_is() {
+    fn the_current_activity_is_counted_before_the_next() {
         let (times, start) = (Times::default(), Instant::now());
         assert_eq!(times.at(start), Spent::default());
         times.enter(Activity::Busy, start);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_reads_half_of_what_is_written() {
+    fn no_reader_sees_a_partial_write() {
         let (times, start) = (Times::default(), Instant::now());
         times.enter(Activity::Busy, start);
         thread::scope(|scope| {
@@ -163,7 +163,7 @@ mod tests {
                 }
             });
             while !writing.is_finished() {
-                // All time that has passed is counted, and none of it twice.
+                // The whole elapsed time is counted, and none of it twice.
                 let spent = times.at(start + 100_000 * SECOND);
                 assert_eq!(spent.busy + spent.waiting_for_events, 100_000 * SECOND);
             }

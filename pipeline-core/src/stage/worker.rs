@@ -1,4 +1,4 @@
-//! What a consumer supervisor runs for each event.
+//! The worker that a consumer supervisor runs for each event.
 
 use std::{
     any::Any,
@@ -11,22 +11,21 @@ use tokio::sync::watch;
 
 use crate::exit::ExitReason;
 
-/// Handles one event, in a task of its own.
+/// A handler of single events, each in a task of its own.
 ///
-/// A task is spared to children that need less time than it takes to start one, about 5 microseconds of
-/// all cores.
-/// When those so far have been done at once, and so soon on average, the supervisor runs the next ones
-/// itself. One that waits for something after all gets its task, and goes on there: its future is
-/// polled anew. One that computes or blocks for long holds up those after it once, and then they have
-/// tasks again until as much time was saved as was lost, the time of those that were held up included;
-/// after a minute lost, for some millions of children. So children that compute share the cores, and
-/// mostly nothing is to be configured; but a worker should not mind in which task it begins. If a
-/// child now and then blocks its thread, [`always_spawn`](crate::ConsumerSupervisor::always_spawn)
-/// gives each a task.
+/// Children that complete faster than a task can be spawned, about 5 microseconds of all cores, get
+/// no task. When the children so far have completed in their first poll, and fast enough on
+/// average, the supervisor runs the next ones itself. A child that waits after all gets its task
+/// and continues there: its future is polled again. A child that computes or blocks for long delays
+/// those after it once; then children have tasks again until as much time was saved as was lost,
+/// including the time of the delayed ones; a minute lost takes some millions of children. So
+/// children that compute share the cores, and usually nothing has to be configured; but a worker
+/// should not depend on the task in which it begins. If a child sometimes blocks its thread,
+/// [`always_spawn`](crate::ConsumerSupervisor::always_spawn) gives each a task.
 ///
-/// A worker is shared by all its children, so it holds what they have in common: a connection
-/// pool, an endpoint to broadcast with. It borrows its event, which stays with the supervisor: if
-/// the child fails and is restarted, it is given the same event again.
+/// A worker is shared by all its children, so it holds their common resources: a connection pool,
+/// an endpoint to broadcast with. It borrows its event, which stays with the supervisor: if the
+/// child fails and is restarted, it gets the same event again.
 ///
 /// An async closure or function that takes the event by reference is a worker:
 ///
@@ -41,7 +40,7 @@ use crate::exit::ExitReason;
 /// # let _: ConsumerSupervisor<u64, _> = supervisor;
 /// ```
 ///
-/// Implement the trait for a worker that wants its [`ChildContext`], or that has a name of its own:
+/// Implement the trait for a worker that uses its [`ChildContext`], or that needs a named type:
 ///
 /// ```
 /// use pipeline_core::{ChildContext, ExitReason, Worker};
@@ -64,26 +63,26 @@ use crate::exit::ExitReason;
             whose future is `Send` and returns `Result<(), ExitReason>`, or a type that implements `Worker`"
 )]
 pub trait Worker<E>: Send + Sync + 'static {
-    /// Decides whether to take an event on, before a child is started for it, and again before it is
-    /// restarted. The default takes all.
+    /// Decides whether to accept an event, before a child is started for it and again before it is
+    /// restarted. The default accepts all.
     ///
     /// # Errors
     ///
     /// The event is given up; see
-    /// [`ConsumerSupervisor::on_given_up`](crate::ConsumerSupervisor::on_given_up). On a restart, it counts
-    /// as one more try that has failed.
+    /// [`ConsumerSupervisor::on_given_up`](crate::ConsumerSupervisor::on_given_up). On a restart,
+    /// it counts as one more failed try.
     fn start(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
         let _ = (event, context);
         Ok(Start::Run)
     }
 
-    /// Reserves what the child is to have from the moment at which its event came, such as a place in
-    /// a line. The default reserves nothing.
+    /// Reserves something for the child from the moment its event arrives, such as a place in a
+    /// line. The default reserves nothing.
     ///
-    /// It is called once for each event that is taken on, in the order in which the events come, and
-    /// before the child is started. Children run beside each other and in no order; so what has to
-    /// happen in the order of their events follows from this. The child finds it by
-    /// [`ChildContext::reserved`], when it is restarted too, and it is dropped when the supervisor is
+    /// It is called once for each accepted event, in the order of the events, and before the child
+    /// is started. Children run concurrently and in no order, so work that has to follow the order
+    /// of their events can depend on the reservation. The child finds it in
+    /// [`ChildContext::reserved`], also after a restart, and it is dropped when the supervisor is
     /// done with the event.
     ///
     /// ```
@@ -94,7 +93,7 @@ pub trait Worker<E>: Send + Sync + 'static {
     ///
     /// use pipeline_core::{ChildContext, ExitReason, Reserved, Worker};
     ///
-    /// /// Numbers the orders as they come, whichever is shipped first.
+    /// /// Numbers the orders in the order of their arrival.
     /// #[derive(Default)]
     /// struct Ship(AtomicU64);
     ///
@@ -115,18 +114,18 @@ pub trait Worker<E>: Send + Sync + 'static {
         None
     }
 
-    /// Waits until all children have come to what was reserved for their events, such as their place in
-    /// a line. The default does not wait.
+    /// Waits until all children have used their reservations, such as reached their place in a
+    /// line. The default does not wait.
     ///
     /// A child that would have to wait for others before it is not worth running without a task: a
-    /// supervisor that runs brief children itself waits for this before the next one. Only what is in
-    /// the hands of children counts, so it does not wait for what they wait for afterwards.
+    /// supervisor that runs brief children itself waits for this before the next one. Only
+    /// reservations held by children count, so it does not wait for work that outlives them.
     fn poll_reserved(&self, cx: &mut Context<'_>) -> Poll<()> {
         let _ = cx;
         Poll::Ready(())
     }
 
-    /// Handles the event. The child ends when the future does.
+    /// Handles the event. The child ends when the future completes.
     ///
     /// # Cancel safety
     ///
@@ -139,7 +138,7 @@ pub trait Worker<E>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 }
 
-/// Whether a worker takes an event on.
+/// Whether a worker accepts an event.
 ///
 /// ```
 /// use pipeline_core::{ChildContext, ExitReason, Start, Worker};
@@ -173,17 +172,17 @@ pub enum Start {
     /// A child is started for it. The default.
     #[default]
     Run,
-    /// There is nothing to do; the event is done with.
+    /// The event is done without a child.
     Ignore,
 }
 
-/// What a child of a consumer supervisor knows about itself. [`Worker`] has an example.
+/// The context of a consumer supervisor's child. [`Worker`] has an example.
 ///
 /// ```
 /// use pipeline_core::{ChildContext, ExitReason, Worker};
 /// # use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 ///
-/// /// Has no luck the first time.
+/// /// Fails the first time.
 /// struct Unlucky;
 ///
 /// impl Worker<u64> for Unlucky {
@@ -213,7 +212,7 @@ pub struct ChildContext {
     pub(super) spare: usize,
 }
 
-/// What a worker has reserved for a child: see [`Worker::reserve`].
+/// The worker's reservation for a child: see [`Worker::reserve`].
 pub type Reserved = Arc<dyn Any + Send + Sync>;
 
 impl ChildContext {
@@ -223,21 +222,21 @@ impl ChildContext {
         self.restarts
     }
 
-    /// What the worker has [reserved](Worker::reserve) for this event, if it is of this type.
+    /// The worker's [reservation](Worker::reserve) for this event, if it has this type.
     #[must_use]
     pub fn reserved<T: Any>(&self) -> Option<&T> {
         self.reserved.as_deref()?.downcast_ref()
     }
 
-    /// How many children of the supervisor may take long at the same time without holding up the events of
-    /// the others: the smallest `min_demand` of its subscriptions, and fewer than
-    /// [`max_children`](crate::ConsumerSupervisor::max_children). With one more, it asks for no events until
-    /// one of them is done. Without a subscription there are no others, and it is `usize::MAX`.
+    /// How many children of the supervisor may take long at the same time without delaying the
+    /// events of the others: the smallest `min_demand` of its subscriptions, and less than
+    /// [`max_children`](crate::ConsumerSupervisor::max_children). With one more, it asks for no
+    /// events until one of them is done. Without a subscription it is `usize::MAX`.
     ///
     /// ```
     /// use pipeline_core::{ChildContext, ExitReason};
     ///
-    /// /// How many workers may wait for a service that does not answer.
+    /// /// Limits how many workers wait for a service that does not answer.
     /// fn may_wait(context: &ChildContext) -> usize {
     ///     context.spare() / 2
     /// }
@@ -249,22 +248,23 @@ impl ChildContext {
 
     /// Completes when the supervisor wants its children to end soon.
     ///
-    /// A child may ignore it. It is then dropped when its time is up; see
+    /// A child may ignore it. It is then dropped after
     /// [`ConsumerSupervisor::shutdown`](crate::ConsumerSupervisor::shutdown).
     ///
     /// # Cancel safety
     ///
     /// Cancel safe.
     pub async fn stopping(&self) {
-        // No error: the sender is here.
+        // It cannot fail: the sender is alive.
         let _ = self.stopping.subscribe().wait_for(|stopping| *stopping).await;
     }
 }
 
-/// A function of a borrowed event, whose future may borrow it too: every `FnOnce(&E)` that returns
-/// such a future is one, and so every async closure of `&E`. It is what makes a closure a [`Worker`].
+/// A function of a borrowed event whose future may borrow it too. It is implemented for every
+/// `FnOnce(&E)` that returns such a future, including async closures of `&E`, and makes closures
+/// [`Worker`]s.
 pub trait Job<'a, E: 'a>: FnOnce(&'a E) -> Self::Future {
-    /// What it returns.
+    /// The future it returns.
     type Future: Future<Output = Result<(), ExitReason>> + Send + 'a;
 }
 
@@ -277,8 +277,8 @@ where
     type Future = Fut;
 }
 
-/// Each child gets a clone of the closure, because an async closure lends what it has captured to
-/// its future: capture what is cheap to clone.
+/// Each child gets a clone of the closure, because an async closure lends its captures to its
+/// future: capture values that are cheap to clone.
 impl<E, F> Worker<E> for F
 where
     E: Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! Several events at a time.
+//! A stage that collects events into batches.
 
 use std::{future::pending, time::Duration};
 
@@ -9,9 +9,9 @@ use crate::{
     subscription::Subscription,
 };
 
-/// A stage that puts events together: a batch is emitted when it has `size` events, or when its
-/// first one has waited for `within`; with [`Duration::MAX`] only the size counts. What is left when
-/// the source ends is emitted too.
+/// Creates a stage that collects events into batches: a batch is emitted when it has `size` events,
+/// or when its first event has waited for `within`; with [`Duration::MAX`] only the size counts.
+/// The rest is emitted when the source ends.
 ///
 /// # Panics
 ///
@@ -34,11 +34,11 @@ use crate::{
 /// # }
 /// ```
 pub fn batch<E>(size: usize, within: Duration) -> Batch<E> {
-    assert!(size > 0, "a batch has at least one event");
+    assert!(size > 0, "the size of a batch must be at least 1");
     Batch { size, within, open: Vec::new(), due: None }
 }
 
-/// The stage that [`batch`] makes.
+/// The stage returned by [`batch`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -48,7 +48,7 @@ pub fn batch<E>(size: usize, within: Duration) -> Batch<E> {
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// // With options of its own, which `PipelineBuilder::batch` has not.
+/// // With options, which `PipelineBuilder::batch` does not take.
 /// let fours: Batch<u64> = batch(4, Duration::from_secs(1));
 /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
 /// let (_pipeline, batches) = Pipeline::builder("batches")
@@ -66,7 +66,7 @@ pub struct Batch<E> {
     size: usize,
     within: Duration,
     open: Vec<E>,
-    /// When the open batch has to leave.
+    /// When the open batch has to be emitted.
     due: Option<Deadline>,
 }
 

@@ -1,4 +1,4 @@
-//! A function as a consumer.
+//! Functions as consumers.
 
 use std::{fmt, future::Future, marker::PhantomData, vec};
 
@@ -10,13 +10,13 @@ use crate::{
     subscription::Subscription,
 };
 
-/// What the function of a [`for_each`] may return: nothing, or a `Result` whose error ends the stage.
+/// The return type of a [`for_each`] function: nothing, or a `Result` whose error ends the stage.
 ///
 /// ```
 /// use pipeline_core::{ExitReason, Outcome};
 /// # use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
 ///
-/// /// How our mailer answers.
+/// /// The result of a mailer.
 /// struct Answer(u16);
 ///
 /// impl Outcome for Answer {
@@ -47,11 +47,11 @@ use crate::{
     note = "the error of the result ends the stage; it is an `ExitReason` or can be turned into one, as any error can by `?`"
 )]
 pub trait Outcome {
-    /// The same, as a callback returns it.
+    /// The outcome as the result of a callback.
     ///
     /// # Errors
     ///
-    /// The error it stands for.
+    /// The error of the outcome.
     fn outcome(self) -> Result<(), ExitReason>;
 }
 
@@ -67,14 +67,14 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
     }
 }
 
-/// A consumer that calls an async function with each event, one after the other.
+/// Creates a consumer that calls an async function with each event, one after the other.
 ///
-/// When the function fails, the stage ends, and the events behind the one that it failed at are
-/// reported as held. The same when the pipeline stops: that is looked at between two events.
+/// When the function fails, the stage ends, and the events behind the failed one are reported as
+/// held. The same happens when the pipeline stops, which is checked between two events.
 ///
-/// Each event is given to a clone of the function, because an async closure that captures something can be
-/// called only once. So what it captures has to be `Clone`, as an `Arc`, a pool or a sender is, and what one
-/// call changes in its captures the next does not see: for state of its own, implement
+/// Each event is passed to a clone of the function, because an async closure with captures can be
+/// called only once. So its captures have to be `Clone`, such as an `Arc`, a pool or a sender, and
+/// changes that one call makes to them are lost: for a stage with state, implement
 /// [`Consumer`](crate::Consumer).
 ///
 /// ```
@@ -82,14 +82,14 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
 ///
 /// let print = for_each(async |line: String| println!("{line}"));
 ///
-/// // One that can fail, and end the stage.
+/// // A function that can fail and end the stage.
 /// let parse = for_each(async |line: String| {
 ///     let number: u64 = line.parse()?;
 ///     println!("{number}");
 ///     Ok::<_, ExitReason>(())
 /// });
 ///
-/// // One that needs something.
+/// // A function with a capture.
 /// let prefix = String::from("> ");
 /// let quote = for_each(async move |line: String| println!("{prefix}{line}"));
 /// # fn consumer<C: pipeline_core::Consumer>(_: C) {}
@@ -104,14 +104,14 @@ where
     ForEach { function, rest: Vec::new().into_iter(), begun: false, phase: None }
 }
 
-/// The consumer that [`for_each`] makes.
+/// The consumer returned by [`for_each`].
 ///
 /// ```
 /// use std::future::{Ready, ready};
 ///
 /// use pipeline_core::{ConsumerHandle, ForEach, Graph, for_each};
 ///
-/// /// A function that has a name, so that its consumer's handle has a type to write down.
+/// /// A named function, so that the type of its consumer's handle can be written.
 /// fn print(line: String) -> Ready<()> {
 ///     println!("{line}");
 ///     ready(())
@@ -132,16 +132,16 @@ pub struct ForEach<E, F> {
     function: F,
     /// The events of the chunk that are still to be handled.
     rest: vec::IntoIter<E>,
-    /// Whether the function is at an event.
+    /// Whether the function is running.
     begun: bool,
     phase: Option<watch::Receiver<Phase>>,
 }
 
 impl<E, F> ForEach<E, F> {
-    /// Why the stage is to end although it has more events, if it is.
+    /// The reason to end although there are more events, if there is one.
     fn ends_now(&self) -> Option<ExitReason> {
         let phase = self.phase.as_ref()?;
-        // To look whether there is a change costs less than to look at the phase.
+        // Checking for a change is cheaper than reading the phase.
         if phase.has_changed().unwrap_or(true) { phase.borrow().ends_now() } else { None }
     }
 }
@@ -167,12 +167,12 @@ where
     ) -> Result<(), ExitReason> {
         self.rest = events.into_iter();
         while self.rest.len() > 0 {
-            // An event that is taken is begun: the stage may be killed at any await.
+            // A taken event counts as begun: the stage may be killed at any await.
             coop::consume_budget().await;
             let Some(event) = self.rest.next() else { break };
             self.begun = true;
             let outcome = (self.function.clone())(event).await.outcome();
-            // One that ends the stage in good order has dealt with its event.
+            // After a graceful end, the event is done.
             self.begun = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
             outcome?;
             if let Some(reason) = self.ends_now() {
@@ -193,10 +193,10 @@ impl<E, F> fmt::Debug for ForEach<E, F> {
     }
 }
 
-/// A consumer that calls an async function with each chunk of events, one after the other.
+/// Creates a consumer that calls an async function with each chunk of events, one after the other.
 ///
-/// A chunk has at most `max_demand - min_demand` events, and at least one. Each is given to a clone of the
-/// function, as with [`for_each`].
+/// A chunk has at most `max_demand - min_demand` events, and at least one. Each is passed to a
+/// clone of the function, as with [`for_each`].
 ///
 /// ```
 /// use pipeline_core::for_each_batch;
@@ -214,7 +214,7 @@ where
     ForEachBatch { function, event: PhantomData }
 }
 
-/// The consumer that [`for_each_batch`] makes.
+/// The consumer returned by [`for_each_batch`].
 ///
 /// ```
 /// use pipeline_core::{ForEachBatch, Pipeline, SubscribeOptions, for_each_batch, from_iter};

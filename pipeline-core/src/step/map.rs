@@ -1,4 +1,4 @@
-//! One event at a time, by a function.
+//! Stages that map or filter single events.
 
 use std::{fmt, marker::PhantomData};
 
@@ -8,7 +8,7 @@ use crate::{
     subscription::Subscription,
 };
 
-/// A stage that turns each event into another.
+/// Creates a stage that maps each event to another.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter, map};
@@ -28,13 +28,13 @@ pub fn map<E, T, F: FnMut(E) -> T>(function: F) -> Map<E, T, F> {
     Map { function, event: PhantomData }
 }
 
-/// The stage that [`map`] makes.
+/// The stage returned by [`map`].
 ///
 /// ```
 /// use pipeline_core::{Map, Pipeline, ProducerConsumerHandle, SubscribeOptions, from_iter, map};
 /// # use pipeline_core::for_each;
 ///
-/// /// A function pointer, so that the type can be written down.
+/// /// A function pointer, so that the type can be written.
 /// type Render = Map<u64, String, fn(u64) -> String>;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -83,10 +83,9 @@ impl<E, T, F> fmt::Debug for Map<E, T, F> {
     }
 }
 
-/// A stage that lets some events through.
+/// Creates a stage that keeps the events for which the function returns `true`.
 ///
-/// Demand for events that are not let through stays: the stage goes on to take events until it is
-/// met.
+/// Demand for rejected events stays: the stage takes further events until it is met.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, filter, for_each, from_iter};
@@ -106,13 +105,13 @@ pub fn filter<E, F: FnMut(&E) -> bool>(function: F) -> Filter<E, F> {
     Filter { function, event: PhantomData }
 }
 
-/// The stage that [`filter`] makes.
+/// The stage returned by [`filter`].
 ///
 /// ```
 /// use futures::TryStreamExt;
 /// use pipeline_core::{Cancel, Filter, Pipeline, SubscribeOptions, filter, from_iter};
 ///
-/// /// What all our pipelines let through.
+/// /// The filter of all pipelines.
 /// fn even() -> Filter<u64, fn(&u64) -> bool> {
 ///     filter(|n| n % 2 == 0)
 /// }

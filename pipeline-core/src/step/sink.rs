@@ -1,4 +1,4 @@
-//! A sink as a consumer.
+//! Sinks as consumers.
 
 use std::{fmt, marker::PhantomData, pin::Pin};
 
@@ -7,10 +7,11 @@ use tokio::task::coop;
 
 use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 
-/// A consumer that puts its events into a [`Sink`].
+/// Creates a consumer that sends its events to a [`Sink`].
 ///
-/// A chunk of events is fed to the sink and flushed before more is asked for, so a sink that is slow
-/// slows the pipeline. When the stage ends, the sink is closed. An error of the sink ends the stage.
+/// A chunk of events is fed to the sink and flushed before more events are asked for, so a slow
+/// sink slows the pipeline. When the stage ends, the sink is closed. An error of the sink ends the
+/// stage.
 ///
 /// ```
 /// use futures::channel::mpsc;
@@ -35,7 +36,7 @@ where
     IntoSink { sink: Box::pin(sink), event: PhantomData }
 }
 
-/// The consumer that [`into_sink`] makes.
+/// The consumer returned by [`into_sink`].
 ///
 /// ```
 /// use futures::{StreamExt, channel::mpsc};
@@ -51,7 +52,7 @@ where
 ///     .start()?;
 /// pipeline.ended().await;
 ///
-/// // The stage has closed its end, so this comes to an end too.
+/// // The stage has closed the sink, so the receiver ends too.
 /// assert_eq!(receiver.collect::<Vec<u64>>().await, [0, 1, 2]);
 /// # Ok(())
 /// # }
@@ -83,7 +84,7 @@ where
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {
-        // Whoever reads the other end learns of it by the end itself.
+        // The reader of the other end is notified by the close itself.
         let _ = self.sink.close().await;
     }
 }

@@ -1,4 +1,4 @@
-//! Why a subscription was not made.
+//! Errors of subscriptions.
 
 use thiserror::Error;
 
@@ -27,34 +27,33 @@ pub enum SubscribeError {
         /// The `max_demand` it was given with.
         max: usize,
     },
-    /// The stage that was to subscribe has ended.
-    #[error("the stage that was to subscribe has ended")]
+    /// The subscribing stage has ended.
+    #[error("the subscribing stage has ended")]
     NoProcess,
-    /// An [`EventStream`](crate::EventStream) does not subscribe again by itself.
+    /// An [`EventStream`](crate::EventStream) cannot subscribe again by itself.
     #[error("a stream cannot be subscribed with Cancel::Reconnect, expected another mode")]
     Reconnect,
-    /// The stage that was to subscribe was asked in its own callback, which would have waited for itself
-    /// for ever.
+    /// The stage subscribed itself in its own callback, which would have waited forever.
     #[error("a stage cannot wait for itself in its own callback")]
     OwnCallback,
-    /// The producer knows a subscription of this id already.
-    #[error("there is a subscription with this id already")]
+    /// The producer already has a subscription with this id.
+    #[error("a subscription with this id already exists")]
     Duplicated,
-    /// There is no subscription of this id, or no longer.
-    #[error("there is no subscription with this id")]
+    /// The producer has no subscription with this id, or no longer.
+    #[error("no subscription with this id")]
     Unknown,
-    /// The producer's dispatcher takes each stage once, and this one has subscribed before.
-    #[error("the stage has subscribed already, expected once")]
+    /// The producer's dispatcher accepts each stage once, and this one has already subscribed.
+    #[error("the stage has already subscribed, expected once")]
     AlreadySubscribed,
-    /// The selector is for events of another type than the producer's.
+    /// The selector is for another event type than the producer's.
     #[error("the selector is for events of type {given}, expected {expected}")]
     BadSelector {
-        /// The type of the events that the selector takes.
+        /// The event type of the selector.
         given: &'static str,
-        /// The type of the producer's events.
+        /// The event type of the producer.
         expected: &'static str,
     },
-    /// The partition is missing, or cannot be had.
+    /// The partition is missing, invalid or taken.
     #[error(transparent)]
     BadPartition(#[from] BadPartition),
 }
@@ -66,39 +65,39 @@ impl SubscribeError {
     }
 }
 
-/// What is wrong with the partition that a subscription names, or does not name.
+/// Why the partition of a subscription is invalid.
 ///
 /// ```
 /// use pipeline_core::{BadPartition, SubscribeError};
 ///
 /// let taken = BadPartition::Taken { given: "eu".to_owned() };
 /// let error = SubscribeError::from(taken);
-/// assert_eq!(error.to_string(), "partition eu has a subscriber already, expected one at most");
+/// assert_eq!(error.to_string(), "partition eu already has a subscriber, expected at most one");
 /// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BadPartition {
-    /// The options name none.
+    /// The options name no partition.
     #[error("no partition was given, expected one of {expected}")]
     Missing {
-        /// The partitions there are.
+        /// The existing partitions.
         expected: String,
     },
-    /// There is none of this name.
+    /// The named partition does not exist.
     #[error("there is no partition {given}, expected one of {expected}")]
     Unknown {
         /// The name given.
         given: String,
-        /// The partitions there are.
+        /// The existing partitions.
         expected: String,
     },
-    /// Somebody else has it, and it is not shared.
-    #[error("partition {given} has a subscriber already, expected one at most")]
+    /// The partition has a subscriber and is not shared.
+    #[error("partition {given} already has a subscriber, expected at most one")]
     Taken {
         /// The name given.
         given: String,
     },
-    /// Partitions are named by values of another type.
+    /// The partitions are named by values of another type.
     #[error("partition {given} is of type {given_type}, expected {expected_type}")]
     Type {
         /// The name given.

@@ -1,4 +1,4 @@
-//! One consumer's link to one producer: its identity and its options. Pure.
+//! Subscriptions: a consumer's link to a producer, with its id and its options. Pure.
 
 mod error;
 
@@ -14,7 +14,7 @@ use std::{
 pub use self::error::{BadPartition, SubscribeError};
 use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 
-/// Names one subscription of a pipeline: a consumer may hold several, and a pair of stages may
+/// The id of a subscription in a pipeline: a consumer may hold several, and a pair of stages may
 /// share several.
 ///
 /// ```
@@ -22,7 +22,7 @@ use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 ///
 /// use pipeline_core::{Consumer, ExitReason, Subscription, SubscriptionId};
 ///
-/// /// How many events have come from where.
+/// /// Counts the events of each subscription.
 /// struct Tally(HashMap<SubscriptionId, usize>);
 ///
 /// impl Consumer for Tally {
@@ -52,21 +52,21 @@ use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 pub struct SubscriptionId(u64);
 
 impl SubscriptionId {
-    /// The `n`th subscription of a pipeline. Of use to whoever tests a dispatcher.
+    /// The `n`th subscription of a pipeline, for tests of dispatchers.
     #[must_use]
     pub const fn new(n: u64) -> Self {
         Self(n)
     }
 }
 
-/// Names one stage of a pipeline. A stage that is restarted keeps its name and gets a new id.
+/// The id of a stage in a pipeline. A restarted stage keeps its name and gets a new id.
 ///
 /// ```
 /// use pipeline_core::{
 ///     BroadcastDispatcher, Dispatcher, StageId, SubscribeOptions, Subscriber, SubscriptionId,
 /// };
 ///
-/// // A test of a dispatcher that takes each stage once.
+/// // A test of a dispatcher that accepts each stage once.
 /// let (stage, options) = (StageId::new(7), SubscribeOptions::new());
 /// let mut dispatcher = BroadcastDispatcher::<u64>::new();
 /// let first = Subscriber::new(SubscriptionId::new(1), stage, &options);
@@ -78,7 +78,7 @@ impl SubscriptionId {
 pub struct StageId(u64);
 
 impl StageId {
-    /// The `n`th stage of a pipeline. Of use to whoever tests a dispatcher.
+    /// The `n`th stage of a pipeline, for tests of dispatchers.
     #[must_use]
     pub const fn new(n: u64) -> Self {
         Self(n)
@@ -95,27 +95,27 @@ impl StageId {
 ///
 /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
 ///
-/// // Comes back when the producer does.
+/// // Subscribes again when the producer is back.
 /// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 /// let patient = SubscribeOptions::new().cancel(Cancel::Reconnect(backoff));
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub enum Cancel {
-    /// It stops with the same reason. The default.
+    /// The consumer stops with the same reason. The default.
     #[default]
     Permanent,
-    /// It goes on after a graceful end and stops with the same reason after any other.
+    /// The consumer continues after a graceful end and stops with the same reason after any other.
     Transient,
-    /// It goes on.
+    /// The consumer continues.
     Temporary,
-    /// It goes on, and subscribes again after a while, and again after a longer while, until the
-    /// producer is back. When the producer has ended for good, this is like `Transient`.
+    /// The consumer continues, and subscribes again after growing delays until the producer is back. When the
+    /// producer has ended for good, this is like `Transient`.
     Reconnect(Backoff),
 }
 
 impl Cancel {
-    /// Whether a consumer goes on when a subscription ended for this reason.
+    /// Whether a consumer continues when a subscription ended for this reason.
     pub(crate) fn survives(self, reason: &ExitReason) -> bool {
         match self {
             Self::Permanent => SubscribeError::is_already_subscribed(reason),
@@ -127,7 +127,7 @@ impl Cancel {
     }
 }
 
-/// How a subscription ended: as one end wished, or because the other end is gone.
+/// How a subscription ended: one end cancelled it, or the other end is gone.
 ///
 /// ```
 /// use pipeline_core::{Cancellation, Consumer, ExitReason, Subscription};
@@ -160,14 +160,14 @@ impl Cancel {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Cancellation {
-    /// One of the two cancelled it.
+    /// One of the two stages cancelled it.
     Cancel(ExitReason),
     /// The other stage has ended.
     Down(ExitReason),
 }
 
 impl Cancellation {
-    /// Why.
+    /// The reason.
     #[must_use]
     pub fn reason(&self) -> &ExitReason {
         match self {
@@ -185,13 +185,13 @@ impl fmt::Display for Cancellation {
     }
 }
 
-/// Who decides when a subscription asks for events.
+/// Who sends the demand of a subscription.
 ///
 /// ```
 /// # use pipeline_core::{Consumer, ExitReason};
 /// use pipeline_core::{Asking, SubscribeOptions, Subscription};
 ///
-/// /// Asks for a night's work when the night comes, and for other work as usual.
+/// /// Asks for one kind of work at night, and for other work automatically.
 /// struct Backups {
 ///     nightly: Vec<Subscription>,
 /// }
@@ -230,13 +230,13 @@ pub enum Asking {
     Manual,
 }
 
-/// One consumer's link to one producer, as both ends see it. Cheap to clone, and it may be kept and
-/// used from any task.
+/// A consumer's link to a producer, as seen by both ends. Cheap to clone; it can be kept and used
+/// in any task.
 ///
 /// ```
 /// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
 ///
-/// /// Takes one event after the other, whatever its subscription says.
+/// /// Takes one event after the other, whatever its options are.
 /// struct OneByOne;
 ///
 /// impl Consumer for OneByOne {
@@ -269,32 +269,32 @@ struct Inner {
     id: SubscriptionId,
     max_demand: usize,
     min_demand: usize,
-    /// For those who look. The producer's dispatcher keeps the number that counts.
+    /// For observers. The dispatcher of the producer has the authoritative count.
     ledger: Apart<Ledger>,
-    /// Whether the producer has accepted it, and not forgotten it.
+    /// Whether the producer has accepted it, and not removed it.
     at_producer: AtomicBool,
     /// Whether the consumer expects its events.
     at_consumer: AtomicBool,
     link: Box<dyn Link>,
 }
 
-/// How many events were asked for over a subscription so far, and how many were sent. Its producer
-/// writes both.
+/// The total numbers of events that were asked for and sent. Only the producer writes them.
 #[derive(Default)]
 struct Ledger {
     asked: Tally,
     sent: Tally,
 }
 
-/// Something that one end writes for every message, in a cache line of its own: the rest is read as
-/// often, by the other.
+/// A value that one end writes for every message, in a cache line of its own: the other fields are
+/// read as often by the other end.
 #[derive(Default)]
 #[repr(align(128))]
 struct Apart<T>(T);
 
-/// The two mailboxes that a subscription connects, whatever events it carries.
+/// The two mailboxes that a subscription connects, for any event type.
 pub(crate) trait Link: Send + Sync {
-    /// Asks; of a producer that may not know the subscription, with whom to tell so.
+    /// Sends demand. If the producer may not know the subscription, the consumer's port is included
+    /// for the refusal.
     fn ask(&self, id: SubscriptionId, demand: usize, known: bool);
     fn cancel(&self, id: SubscriptionId, reason: ExitReason);
     fn down(&self, id: SubscriptionId, reason: ExitReason);
@@ -318,21 +318,21 @@ impl Subscription {
         }))
     }
 
-    /// Its name within the program.
+    /// The id of the subscription, unique in the program.
     #[must_use]
     pub fn id(&self) -> SubscriptionId {
         self.0.id
     }
 
-    /// The `max_demand` of the options it was made with.
+    /// The `max_demand` of its options.
     ///
-    /// The stage keeps to it if it asks by itself. For a consumer that asks for events itself
-    /// ([`Asking::Manual`]) it is a wish, which the consumer may follow.
+    /// An automatic subscription keeps to it. For a manual one ([`Asking::Manual`]) it is a hint,
+    /// which the consumer may follow.
     ///
     /// ```
     /// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
     ///
-    /// /// Asks for a new event whenever it is done with one.
+    /// /// Asks for a new event whenever it has finished one.
     /// struct Steady;
     ///
     /// impl Consumer for Steady {
@@ -372,9 +372,9 @@ impl Subscription {
         self.0.max_demand
     }
 
-    /// The `min_demand` of the options it was made with. If they name none, half of `max_demand`, or one
-    /// less than `max_demand` for a [`ConsumerSupervisor`](crate::ConsumerSupervisor).
-    /// A wish, like [`max_demand`](Self::max_demand).
+    /// The `min_demand` of its options. If they have none, half of `max_demand`, or one less than
+    /// `max_demand` for a [`ConsumerSupervisor`](crate::ConsumerSupervisor). A hint, like
+    /// [`max_demand`](Self::max_demand).
     ///
     /// ```
     /// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
@@ -402,19 +402,18 @@ impl Subscription {
         usize::try_from(pending).unwrap_or(usize::MAX)
     }
 
-    /// How many events were sent over it so far.
+    /// The total number of events sent.
     pub(crate) fn total_sent(&self) -> u64 {
         self.0.ledger.0.sent.get()
     }
 
-    /// The producer knows it from now on, or does not any more. Until a consumer sees that, it may ask
-    /// without saying whom to tell; but then the end of the subscription is on its way.
+    /// Records whether the producer knows it. Until a consumer sees a change, it may send demand
+    /// without its port; but then the end of the subscription is already in transit.
     pub(crate) fn set_at_producer(&self, known: bool) {
         self.0.at_producer.store(known, Ordering::Relaxed);
     }
 
-    /// The consumer expects its events from now on, or does not any more. It does until the last of
-    /// them has come.
+    /// Records whether the consumer expects its events. It does until the last of them has arrived.
     pub(crate) fn set_at_consumer(&self, known: bool) {
         self.0.at_consumer.store(known, Ordering::Relaxed);
     }
@@ -424,30 +423,31 @@ impl Subscription {
         self.0.at_consumer.load(Ordering::Relaxed)
     }
 
-    /// The producer was asked for more. Only the producer itself counts.
+    /// Counts demand that the producer received. Called by the producer only.
     #[inline]
     pub(crate) fn asked(&self, events: usize) {
         self.0.ledger.0.asked.add(events);
     }
 
-    /// The producer has sent some.
+    /// Counts events that the producer has sent.
     #[inline]
     pub(crate) fn sent(&self, events: usize) {
         self.0.ledger.0.sent.add(events);
     }
 
-    /// Asks the producer for so many more events; asking for 0 does nothing.
+    /// Asks the producer for `demand` more events; 0 does nothing.
     ///
-    /// For a subscription that is [`Asking::Manual`]. On an automatic one it asks for events beyond
-    /// `max_demand`. A subscription that has ended takes no notice.
+    /// For a manual subscription ([`Asking::Manual`]). On an automatic one it asks for events
+    /// beyond `max_demand`. A subscription that has ended ignores it.
     pub fn ask(&self, demand: usize) {
         if demand > 0 {
             self.0.link.ask(self.0.id, demand, self.0.at_producer.load(Ordering::Relaxed));
         }
     }
 
-    /// Ends the subscription. Both ends see it by their `handle_cancel`; the consumer when it has
-    /// handled what was on its way. A [`Cancel::Permanent`] consumer stops with the reason.
+    /// Cancels the subscription. Both ends are notified by their `handle_cancel`, the consumer
+    /// after it has handled the events in transit. A [`Cancel::Permanent`] consumer stops with the
+    /// reason.
     ///
     /// ```
     /// use pipeline_core::{Cancel, ExitReason, Graph, SubscribeOptions, for_each, from_iter};
@@ -463,7 +463,7 @@ impl Subscription {
     /// let subscription = print.subscribe(&numbers, options).await?;
     /// subscription.cancel(ExitReason::Normal);
     ///
-    /// // The producer has forgotten it when it comes to the next message.
+    /// // The producer removes it before it handles the next message.
     /// numbers.estimate_buffered_count().await?;
     /// assert!(pipeline.snapshot().stages[0].subscriptions.is_empty());
     /// assert!(print.is_running());
@@ -474,13 +474,13 @@ impl Subscription {
         self.0.link.cancel(self.0.id, reason);
     }
 
-    /// Tells the producer that the consumer has ended.
+    /// Notifies the producer that the consumer has ended.
     pub(crate) fn down(&self, reason: ExitReason) {
         self.0.link.down(self.0.id, reason);
     }
 
-    /// Lets the consumer handle nothing from this subscription for a while. What it has asked for
-    /// may still arrive, and waits.
+    /// Pauses the handling of events from this subscription. Events that were asked for may still
+    /// arrive, and wait.
     ///
     /// ```
     /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
@@ -496,7 +496,7 @@ impl Subscription {
     ///
     /// subscription.pause();
     /// queue.push(7).await?;
-    /// // It is printed now, and not before.
+    /// // The event is printed now, not earlier.
     /// subscription.resume();
     /// queue.close();
     /// assert_eq!(pipeline.ended().await.left_undone(), 0);
@@ -527,10 +527,10 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// How a consumer subscribes to a producer: how many events it takes, and when it asks for more.
+/// The options of a subscription: how many events the consumer takes, and when it asks for more.
 ///
-/// A consumer asks for `max_demand` events when it subscribes, and again, up to `max_demand`, each
-/// time no more than `min_demand` are still to come. For a
+/// A consumer asks for `max_demand` events when it subscribes, and again, up to `max_demand`,
+/// whenever no more than `min_demand` are outstanding. For a
 /// [`ConsumerSupervisor`](crate::ConsumerSupervisor), `max_demand` is the number of workers alive
 /// at once.
 ///
@@ -552,7 +552,7 @@ pub struct SubscribeOptions {
     max_demand: usize,
     min_demand: Option<usize>,
     cancel: Cancel,
-    /// What is meant for the producer and its dispatcher, by type.
+    /// Values for the producer and its dispatcher, by type.
     extras: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -568,18 +568,18 @@ impl SubscribeOptions {
         Self::default()
     }
 
-    /// The most events that may be on their way or in hand at once. Default 1000; at least 1.
+    /// The maximum number of events in transit or being handled. Default 1000; at least 1.
     pub fn max_demand(mut self, events: usize) -> Self {
         self.max_demand = events;
         self
     }
 
-    /// How few events may be left before more are asked for; less than `max_demand`. Default half of
-    /// `max_demand`, rounded down.
+    /// The number of outstanding events at which more are asked for; less than `max_demand`.
+    /// Default half of `max_demand`, rounded down.
     ///
-    /// For a [`ConsumerSupervisor`](crate::ConsumerSupervisor) the default is `max_demand - 1`: it asks
-    /// for an event as soon as a worker is free. Workers that become free together are asked for
-    /// together.
+    /// For a [`ConsumerSupervisor`](crate::ConsumerSupervisor) the default is `max_demand - 1`: it
+    /// asks for an event as soon as a worker is free. Demand for workers that become free together
+    /// is sent together.
     pub fn min_demand(mut self, events: usize) -> Self {
         self.min_demand = Some(events);
         self
@@ -591,7 +591,7 @@ impl SubscribeOptions {
         self
     }
 
-    /// Adds something for the producer's `handle_subscribe` or for its dispatcher. There is one of
+    /// Adds a value for the producer's `handle_subscribe` or for its dispatcher. There is one of
     /// each type; a second replaces the first.
     ///
     /// ```
@@ -608,17 +608,17 @@ impl SubscribeOptions {
         self
     }
 
-    /// What was added of this type, if anything.
+    /// The added value of this type, if there is one.
     #[must_use]
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
         self.extras.iter().find_map(|extra| extra.downcast_ref())
     }
 
-    /// Whether the options can be subscribed with.
+    /// Checks whether the options are valid.
     ///
     /// # Errors
     ///
-    /// [`SubscribeError`] says which value is wrong and what it may be.
+    /// [`SubscribeError`] names the invalid value and its limit.
     pub fn check(&self) -> Result<(), SubscribeError> {
         let (max, min) = (self.max_demand, self.min());
         if max == 0 {
@@ -638,8 +638,8 @@ impl SubscribeOptions {
         self.min_demand.unwrap_or(self.max_demand / 2)
     }
 
-    /// The same, for a consumer whose events each take a slot: unless something else is said, no slot
-    /// that is free waits for others.
+    /// The same for a consumer whose events each take a slot: by default, a free slot is asked for
+    /// at once.
     pub(crate) fn for_slots(mut self) -> Self {
         self.min_demand.get_or_insert(self.max_demand.saturating_sub(1));
         self
@@ -672,7 +672,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_cannot_work_are_refused_with_the_limit() {
+    fn invalid_options_are_refused_with_the_limit() {
         let error = |options: SubscribeOptions| options.check().unwrap_err().to_string();
         assert_eq!(
             error(SubscribeOptions::new().max_demand(0)),

@@ -1,4 +1,4 @@
-//! How long a stage takes for its batches.
+//! Sampled timing of a stage's batches.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use tokio::time::Instant;
 
 use super::{StageLabels, Telemetry};
 
-/// A batch that takes less is short: to look at the clock twice would be a good part of it.
+/// A batch that takes less is short: reading the clock twice would be a large part of it.
 const SHORT: Duration = Duration::from_micros(20);
 
 /// How many batches are not timed after a short one.
 const SKIP: usize = 15;
 
 /// Times batches: all of them while they are long, and one in 16 while they are short, which then
-/// counts for those before it as well.
+/// counts for the untimed ones as well.
 #[derive(Debug)]
 pub(crate) struct BatchTimer {
     time: Histogram,
-    /// How many batches have not been timed since one was.
+    /// How many batches have not been timed since the last timed one.
     untimed: usize,
-    /// How many are not to be.
+    /// How many are to be skipped.
     skip: usize,
 }
 
@@ -34,12 +34,12 @@ impl BatchTimer {
         Self { time, untimed: 0, skip: 0 }
     }
 
-    /// Times nothing.
+    /// A timer that times nothing.
     pub(crate) fn none() -> Self {
         Self { time: Histogram::noop(), untimed: 0, skip: usize::MAX }
     }
 
-    /// A batch begins. What this returns belongs to [`end`](Self::end).
+    /// Begins a batch. The result has to be passed to [`end`](Self::end).
     #[inline]
     pub(crate) fn begin(&mut self) -> Option<Instant> {
         if self.untimed < self.skip {
@@ -49,7 +49,7 @@ impl BatchTimer {
         Some(Instant::now())
     }
 
-    /// The batch is done with.
+    /// Ends a batch.
     #[inline]
     pub(crate) fn end(&mut self, begun: Option<Instant>) {
         if let Some(begun) = begun {

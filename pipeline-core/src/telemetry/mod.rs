@@ -1,4 +1,4 @@
-//! What the stages measure, and where it goes.
+//! The metrics of the stages.
 
 mod batch_timer;
 mod samples;
@@ -16,10 +16,10 @@ pub(crate) use self::{
     worker::WorkerMetrics,
 };
 
-/// Where a component records its metrics: the process's recorder, or one given explicitly.
+/// The metrics recorder of a component: the global recorder, or an explicit one.
 ///
-/// Components register their handles once, when they are started, and record through them from then
-/// on. So a global recorder has to be installed before that.
+/// Components register their metrics once, when they start, and keep the handles. So a global
+/// recorder has to be installed before that.
 ///
 /// ```
 /// use metrics::NoopRecorder;
@@ -33,13 +33,13 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// The recorder that is installed for the process, or nowhere.
+    /// The global recorder of the process. Without one, metrics are dropped.
     #[must_use]
     pub fn global() -> Self {
         Self::default()
     }
 
-    /// This recorder, whatever is installed for the process.
+    /// An explicit recorder, independent of the global one.
     #[must_use]
     pub fn to(recorder: impl Recorder + Send + Sync + 'static) -> Self {
         Self { recorder: Some(Arc::new(recorder)) }
@@ -114,7 +114,8 @@ fn key(name: &'static str, labels: impl IntoIterator<Item = (&'static str, Strin
     Key::from_parts(name, labels)
 }
 
-/// The labels of a stage's metrics: names that the program chose, so a closed set.
+/// The labels of a stage's metrics. They are names chosen by the program, so their number is
+/// bounded.
 pub(crate) type StageLabels = [(&'static str, String); 2];
 
 pub(crate) fn stage_labels(pipeline: &str, stage: &str) -> StageLabels {

@@ -1,4 +1,4 @@
-//! What is recorded of a stage by looking at it now and then.
+//! Metrics that are sampled from a stage's gauges.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use metrics::{Counter, Gauge};
 use super::{StageLabels, Telemetry};
 use crate::snapshot::StageSnapshot;
 
-/// The handles of one stage for what it shows of itself anyway, so that it costs the stage nothing.
+/// The metrics of one stage that are sampled from its gauges, at no cost to the stage.
 pub(crate) struct StageSamples {
     demand_pending: Gauge,
     events_buffered: Gauge,
     events_waiting: Gauge,
     subscriptions: Gauge,
-    /// Of a supervisor.
+    /// Only for a supervisor.
     workers: Option<Gauge>,
-    /// Of a stage that takes from a queue.
+    /// Only for a stage with a queue.
     queued: Option<Gauge>,
     restarts: Growing,
     failures: Growing,
@@ -24,15 +24,15 @@ pub(crate) struct StageSamples {
     waiting_for_demand: Growing,
 }
 
-/// A counter of something that is known as a sum. Several pipelines may have the same name, and then
-/// it is a sum of sums.
+/// A counter of a value that is known as a total. Several pipelines may have the same name; then it
+/// is a sum of totals.
 struct Growing {
     counter: Counter,
     counted: u64,
 }
 
 impl StageSamples {
-    /// The handles for a stage that shows this.
+    /// Registers the metrics of a stage with this snapshot.
     pub(crate) fn register(
         telemetry: &Telemetry,
         labels: &StageLabels,

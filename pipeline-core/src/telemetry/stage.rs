@@ -1,4 +1,4 @@
-//! What a stage records itself, as it happens.
+//! Metrics that a stage records itself.
 
 use metrics::Counter;
 
@@ -7,22 +7,22 @@ use super::{StageLabels, Telemetry};
 /// Why events were discarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Discard {
-    /// More were emitted without demand than the stage's buffer holds.
+    /// The stage's buffer was full.
     BufferFull,
-    /// More were offered than the queue holds.
+    /// The queue was full.
     QueueFull,
-    /// They waited in the queue for longer than they may.
+    /// The items waited in the queue for longer than its `max_age`.
     TooOld,
-    /// Nobody was subscribed, and the stage keeps no events for later.
+    /// There were no subscribers, and the stage keeps no events for later.
     Unsubscribed,
-    /// The dispatcher knows that nobody wants them.
+    /// The dispatcher found no subscriber that wants them.
     Filtered,
-    /// The dispatcher does not know where they belong.
+    /// The dispatcher does not know their destination.
     Unroutable,
 }
 
 impl Discard {
-    /// A reason's number is its place.
+    /// A reason's number is its index here.
     pub(crate) const ALL: [Self; 6] = [
         Self::BufferFull,
         Self::QueueFull,
@@ -32,7 +32,7 @@ impl Discard {
         Self::Unroutable,
     ];
 
-    /// What it is called in metrics and snapshots.
+    /// The name of the reason in metrics and snapshots.
     pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::BufferFull => "buffer_full",
@@ -45,7 +45,7 @@ impl Discard {
     }
 }
 
-/// The handles of one stage.
+/// The metrics of one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct StageMetrics {
     pub(crate) events_in: Counter,

@@ -1,18 +1,18 @@
-//! What a consumer supervisor records.
+//! Metrics of a consumer supervisor.
 
 use metrics::{Counter, Gauge, Histogram};
 
 use super::{StageLabels, Telemetry};
 
-/// The handles of one consumer supervisor.
+/// The metrics of one consumer supervisor.
 #[derive(Debug)]
 pub(crate) struct WorkerMetrics {
-    /// From the start of a worker to its end, every attempt on its own.
+    /// The time from the start of a worker to its end, separately for each attempt.
     pub(crate) process_time: Histogram,
     pub(crate) failed: Counter,
     pub(crate) restarted: Counter,
     pub(crate) given_up: Counter,
-    /// How many may run at once, where that is found by the supervisor itself.
+    /// The current limit of children, for an adaptive supervisor.
     pub(crate) limit: Gauge,
 }
 

@@ -1,8 +1,7 @@
-//! What a test of stages needs, of this library's and of one's own: a producer that does as it is
-//! told, a consumer that records, and a way to wait until nothing moves any more. And for a dispatcher of one's own, a check
-//! that it keeps to its contract.
+//! Helpers for testing stages: a producer controlled by the test, a consumer that records, and a
+//! way to wait until all tasks are idle. Also a check that a custom dispatcher keeps its contract.
 //!
-//! With the feature `test-kit`. On tokio's paused clock no time passes but what stages wait for.
+//! Requires the feature `test-kit`. On tokio's paused clock, time only passes when all tasks wait.
 //!
 //! ```
 //! use pipeline_core::{Graph, SubscribeOptions, testkit};
@@ -45,11 +44,10 @@ pub use self::{
     scripted::{Command, Script, ScriptedProducer, scripted},
 };
 
-/// Waits until every task waits for something that only the test can bring about, or for a time that
-/// is at least a millisecond away.
+/// Waits until every task waits for the test, or for a time that is at least a millisecond away.
 ///
-/// It takes a millisecond of tokio's clock, so it is exact while that is paused
-/// (`#[tokio::test(start_paused = true)]`), where time passes only when no task can go on.
+/// It takes a millisecond of tokio's clock, so it is exact while the clock is paused
+/// (`#[tokio::test(start_paused = true)]`): then time passes only when no task can continue.
 ///
 /// # Cancel safety
 ///
@@ -76,8 +74,8 @@ pub async fn settle() {
     time::sleep(Duration::from_millis(1)).await;
 }
 
-/// Waits until nothing moves, and checks that no task is left on this runtime: whatever was started
-/// has been ended by its owner.
+/// Waits until all tasks are idle, and checks that no task is left on this runtime: all started
+/// tasks have been ended by their owners.
 ///
 /// # Panics
 ///
@@ -102,5 +100,5 @@ pub async fn settle() {
 pub async fn assert_no_task_left() {
     settle().await;
     let left = Handle::current().metrics().num_alive_tasks();
-    assert!(left == 0, "{left} tasks have outlived their owners");
+    assert!(left == 0, "{left} tasks outlived their owners");
 }

@@ -1,4 +1,4 @@
-//! A consumer that records what it gets.
+//! A consumer that records the events it receives.
 
 use std::{convert::Infallible, fmt, sync::Arc};
 
@@ -10,7 +10,8 @@ use crate::{
     subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
 };
 
-/// A consumer that records what it gets, and asks for events by itself, as its subscriptions say.
+/// Creates a consumer that records the events it receives. It is automatic, with its subscriptions'
+/// options.
 ///
 /// The [module](crate::testkit) has an example.
 ///
@@ -46,7 +47,7 @@ pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
     (consumer, Recording { shared })
 }
 
-/// The consumer that [`recording`] makes.
+/// The consumer returned by [`recording`].
 ///
 /// ```
 /// use pipeline_core::{ExitReason, Pipeline, SubscribeOptions, from_iter, testkit};
@@ -76,8 +77,8 @@ pub struct RecordingConsumer<E> {
 
 type OnEvents<E> = Box<dyn FnMut(&[E], &Subscription) -> Result<(), ExitReason> + Send>;
 
-/// A test's hold on a [`RecordingConsumer`]. What it has recorded is given once: the next call gives
-/// what came since.
+/// The test's handle of a [`RecordingConsumer`]. It returns each recorded item once: the next call
+/// returns later ones.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, testkit};
@@ -112,13 +113,13 @@ struct Recorded<E> {
 }
 
 impl<E: Send + 'static> RecordingConsumer<E> {
-    /// Asks for nothing by itself: [`Recording::allow`] does.
+    /// Makes it manual: [`Recording::allow`] sends the demand.
     pub fn manual(mut self) -> Self {
         self.asking = Asking::Manual;
         self
     }
 
-    /// Does this with each chunk, after it was recorded.
+    /// Calls a function with each chunk, after it was recorded.
     pub fn on_events(
         mut self,
         act: impl FnMut(&[E], &Subscription) -> Result<(), ExitReason> + Send + 'static,
@@ -127,7 +128,7 @@ impl<E: Send + 'static> RecordingConsumer<E> {
         self
     }
 
-    /// Never comes back from its first chunk.
+    /// Never returns from its first chunk.
     pub fn stuck(mut self) -> Self {
         self.stuck = true;
         self
@@ -135,7 +136,7 @@ impl<E: Send + 'static> RecordingConsumer<E> {
 }
 
 impl<E> Recording<E> {
-    /// Asks for so many events, on the newest subscription.
+    /// Asks for events on the newest subscription.
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! A producer that does as a test tells it.
+//! A producer controlled by a test.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use crate::{
     subscription::{Cancellation, SubscribeOptions, Subscription},
 };
 
-/// A producer that emits what its [`Script`] says, and records what it is asked.
+/// Creates a producer that does what its [`Script`] says, and records its demand.
 ///
 /// The [module](crate::testkit) has an example.
 ///
@@ -46,7 +46,7 @@ pub fn scripted<E: Send + 'static>() -> (ScriptedProducer<E>, Script<E>) {
     (ScriptedProducer { shared: shared.clone(), source: None }, Script { shared })
 }
 
-/// The producer that [`scripted`] makes.
+/// The producer returned by [`scripted`].
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
@@ -71,8 +71,8 @@ pub struct ScriptedProducer<E: Send + 'static> {
     source: Option<Box<dyn Iterator<Item = E> + Send>>,
 }
 
-/// A test's hold on a [`ScriptedProducer`]. What it has recorded is given once: the next call gives
-/// what came since.
+/// The test's handle of a [`ScriptedProducer`]. It returns each recorded item once: the next call
+/// returns later ones.
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
@@ -104,7 +104,7 @@ pub struct Script<E: Send + 'static> {
 struct Shared<E: Send + 'static> {
     handle: OnceLock<ProducerHandle<ScriptedProducer<E>>>,
     recorded: Mutex<Recorded>,
-    /// What to do on the next demands, before anything else.
+    /// The commands for the next demands.
     answers: Mutex<VecDeque<Command<E>>>,
 }
 
@@ -117,7 +117,7 @@ struct Recorded {
     terminated: Option<ExitReason>,
 }
 
-/// What a [`ScriptedProducer`] can be told to do.
+/// A command for a [`ScriptedProducer`].
 ///
 /// ```
 /// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
@@ -140,7 +140,7 @@ struct Recorded {
 pub enum Command<E> {
     /// Emit these events.
     Emit(Vec<E>),
-    /// Emit these events, and finish once all is delivered.
+    /// Emit these events, and finish once all are delivered.
     EmitAndFinish(Vec<E>),
     /// End with this reason.
     End(ExitReason),
@@ -151,7 +151,7 @@ pub enum Command<E> {
 }
 
 impl<E: Send + 'static> ScriptedProducer<E> {
-    /// Also answers each demand by as many items of this iterator, as long as it has some.
+    /// Also answers each demand with items of this iterator, until it ends.
     pub fn from_iter<I>(mut self, items: I) -> Self
     where
         I: IntoIterator<Item = E, IntoIter: Send + 'static>,
@@ -160,7 +160,7 @@ impl<E: Send + 'static> ScriptedProducer<E> {
         self
     }
 
-    #[expect(clippy::panic, reason = "it was told to")]
+    #[expect(clippy::panic, reason = "the test asked for it")]
     fn obey(&self, command: Command<E>, out: &mut Emitter<'_, E>) -> Result<(), ExitReason> {
         match command {
             Command::Emit(events) => out.emit_all(events),
@@ -180,46 +180,48 @@ impl<E: Send + 'static> ScriptedProducer<E> {
 }
 
 impl<E: Send + 'static> Script<E> {
-    /// Lets the producer emit these events, whatever the demand. Returns when it has.
+    /// Lets the producer emit these events, whatever the demand. Returns when it has emitted them.
     ///
     /// # Panics
     ///
-    /// If the producer does not run.
+    /// If the producer is not running.
     pub async fn emit(&self, events: impl IntoIterator<Item = E>) {
-        self.tell(Command::Emit(events.into_iter().collect())).await.expect("the producer runs");
+        self.tell(Command::Emit(events.into_iter().collect()))
+            .await
+            .expect("the producer is running");
     }
 
-    /// Lets the producer do this. Returns when it has, also if this was its end.
+    /// Lets the producer execute a command. Returns when it has, even if the command ends it.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the producer does not run.
+    /// [`CallError`] if the producer is not running.
     pub async fn tell(&self, command: Command<E>) -> Result<(), CallError> {
         self.handle().call(command).await
     }
 
-    /// Lets the producer do this when it is next asked for events; one for each demand.
+    /// Lets the producer execute a command on its next demand; one for each demand.
     pub fn on_demand(&self, command: Command<E>) {
         self.shared.answers.lock().push_back(command);
     }
 
-    /// Queues a message behind all events the producer holds; [`infos`](Self::infos) tells when it
-    /// arrives.
+    /// Queues a message behind all events that the producer holds; [`infos`](Self::infos) returns
+    /// it when it has arrived.
     ///
     /// # Panics
     ///
-    /// If the producer does not run.
+    /// If the producer is not running.
     pub async fn mark(&self, name: &str) {
-        self.handle().sync_info(name.to_owned()).await.expect("the producer runs");
+        self.handle().sync_info(name.to_owned()).await.expect("the producer is running");
     }
 
-    /// The demands that it was told of since the last call.
+    /// The demands received since the last call.
     #[must_use]
     pub fn demands(&self) -> Vec<usize> {
         std::mem::take(&mut self.shared.recorded.lock().demands)
     }
 
-    /// Those who have subscribed since the last call.
+    /// The subscriptions made since the last call.
     #[must_use]
     pub fn subscribed(&self) -> Vec<(Subscription, SubscribeOptions)> {
         std::mem::take(&mut self.shared.recorded.lock().subscribed)
@@ -259,7 +261,7 @@ impl<E: Send + 'static> Producer for ScriptedProducer<E> {
     type Event = E;
 
     fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
-        // A restarted one has the same handle.
+        // A restarted producer has the same handle.
         let _ = self.shared.handle.set(context.handle().clone());
         Ok(())
     }

@@ -30,7 +30,7 @@ fn case<P: Producer>(producer: P, options: SubscribeOptions) -> (Pipeline, Recor
     (graph.start().unwrap(), recording)
 }
 
-/// A pipeline of producers only, for a stream to read.
+/// A pipeline of producers only, read by a stream.
 fn sources<P: Producer>(
     producers: impl IntoIterator<Item = P>,
 ) -> (Pipeline, Vec<ProducerHandle<P>>) {
@@ -102,7 +102,7 @@ async fn s_175_a_failing_iterator_ends_the_stage_and_loses_its_batch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_176_an_endless_source_ends_with_its_last_consumer_if_told_so() {
+async fn s_176_an_endless_source_ends_with_its_last_consumer_if_configured() {
     async fn run<P: Producer<Event = u64>>(producer: P, stops: bool) {
         let mut graph = Graph::new("test");
         let (consumer, recording) = recording();
@@ -117,7 +117,7 @@ async fn s_176_an_endless_source_ends_with_its_last_consumer_if_told_so() {
         assert_eq!(recording.events(), [0, 1]);
         other.cancel(ExitReason::Normal);
         settle().await;
-        assert!(producer.is_running(), "it has another");
+        assert!(producer.is_running(), "it has another consumer");
         consumer.stop(ExitReason::Shutdown).await;
         settle().await;
         assert_eq!(producer.is_running(), !stops);
@@ -133,7 +133,7 @@ async fn s_176_an_endless_source_ends_with_its_last_consumer_if_told_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_177_a_stream_asks_for_the_next_chunk_when_one_is_taken_and_cancels_when_dropped() {
+async fn s_177_a_stream_requests_the_next_chunk_when_one_is_taken_and_cancels_when_dropped() {
     let (_pipeline, script, mut stream) = counter(4);
     assert_eq!(take(&mut stream, 3).await, [0, 1, 2]);
     drop(stream);
@@ -143,7 +143,7 @@ async fn s_177_a_stream_asks_for_the_next_chunk_when_one_is_taken_and_cancels_wh
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_178_a_stream_asks_for_half_at_a_time() {
+async fn s_178_a_stream_requests_half_at_a_time() {
     let (_pipeline, script, mut stream) = counter(4);
     assert_eq!(take(&mut stream, 10).await, Vec::from_iter(0..10));
     settle().await;
@@ -163,7 +163,7 @@ async fn s_179_a_stream_that_was_dropped_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_180_a_stream_of_two_finite_sources_has_all_of_both_and_ends() {
+async fn s_180_a_stream_of_two_finite_sources_yields_all_events_and_ends() {
     let (_pipeline, handles) = sources([0..100, 100..250].map(from_iter));
     let mut stream = EventStream::new();
     for handle in &handles {
@@ -178,7 +178,7 @@ async fn s_180_a_stream_of_two_finite_sources_has_all_of_both_and_ends() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_181_the_end_of_a_permanent_source_is_a_failure_even_a_normal_one() {
+async fn s_181_any_end_of_a_permanent_source_is_an_error() {
     let (_pipeline, handles) = sources([from_iter(0..10)]);
     let mut stream = EventStream::new();
     stream.subscribe(&handles[0], auto(4, 2)).unwrap();
@@ -190,13 +190,13 @@ async fn s_181_the_end_of_a_permanent_source_is_a_failure_even_a_normal_one() {
         }
     };
     assert!(matches!(failure, ExitReason::Normal));
-    assert_eq!(items, Vec::from_iter(0..10), "what was emitted before the end comes before it");
+    assert_eq!(items, Vec::from_iter(0..10), "emitted events come before the end");
     assert!(stream.next().await.is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_182_a_missing_producer_is_a_failure_or_nothing_if_temporary() {
-    // One that was never started, and one that has ended.
+async fn s_182_a_missing_producer_is_an_error_unless_temporary() {
+    // A producer that was never started, and one that has ended.
     let never = Graph::new("never").producer("producer", scripted::<u64>().0);
     let (pipeline, handles) = sources([scripted::<u64>().0]);
     settle().await;
@@ -216,7 +216,7 @@ async fn s_182_a_missing_producer_is_a_failure_or_nothing_if_temporary() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_183_a_stream_with_options_that_cannot_work_is_refused_at_once() {
+async fn s_183_a_stream_with_invalid_options_is_refused_at_once() {
     let (pipeline, handles) = sources([scripted::<u64>().0]);
     let mut stream = EventStream::new();
     let refused = stream.subscribe(&handles[0], SubscribeOptions::new().max_demand(0));

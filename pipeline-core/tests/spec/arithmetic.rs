@@ -28,8 +28,8 @@ fn batches(sizes: &[u64]) -> Vec<Vec<u64>> {
     sizes.iter().map(batch).collect()
 }
 
-/// What a consumer with these options makes of the integers from 0, `total` in all: the sizes of its
-/// batches, and the demands of the producer.
+/// The batches of a consumer with these options that receives `total` integers from 0, and the
+/// demands of the producer.
 async fn takes(options: SubscribeOptions, total: u64) -> (Vec<Vec<u64>>, Vec<usize>) {
     let (producer, consumer) = (finite(total), automatic());
     consumer.subscribe(producer.handle(), options).await;
@@ -79,7 +79,7 @@ async fn s_006_a_maximum_of_three_has_a_minimum_of_one() {
     assert_eq!(demands, [3, 2, 3]);
 }
 
-/// The minimum is what is missing in the first batch, and in the first ask, from the maximum.
+/// The minimum is the difference between the maximum and the first batch, and the first ask.
 #[tokio::test(start_paused = true)]
 async fn s_007_the_minimum_is_half_of_the_maximum_rounded_down() {
     for (max, min) in [(1, 0), (5, 2), (7, 3), (1000, 500)] {
@@ -134,7 +134,7 @@ async fn s_010_a_minimum_of_zero_asks_when_everything_is_handled() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_011_what_is_buffered_is_served_before_the_producer_is_asked() {
+async fn s_011_buffered_events_are_sent_before_the_producer_is_asked() {
     let (producer, consumer) = (silent(), automatic());
     consumer.subscribe(producer.handle(), SubscribeOptions::new()).await;
     assert_eq!(producer.demands(), [1000]);
@@ -145,7 +145,7 @@ async fn s_011_what_is_buffered_is_served_before_the_producer_is_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_012_each_chunk_is_handled_before_its_ask_and_asked_for_before_the_next() {
+async fn s_012_each_chunk_is_handled_before_its_ask_and_the_ask_comes_before_the_next_chunk() {
     let diary = Diary::default();
     let (producer, _pipeline) =
         alone(|graph| graph.producer("producer", NotingProducer(diary.clone())));
@@ -177,7 +177,7 @@ async fn s_013_subscriptions_of_one_consumer_share_nothing() {
     });
     let taken_from = |id| {
         let taken = std::mem::take(&mut *taken.lock());
-        assert!(taken.iter().all(|(from, _)| *from == id), "one of them is from the other");
+        assert!(taken.iter().all(|(from, _)| *from == id), "every batch is from one subscription");
         taken.into_iter().map(|(_, events)| events).collect::<Vec<_>>()
     };
     let (a, b) = (finite(6), silent());
@@ -196,7 +196,7 @@ async fn s_013_subscriptions_of_one_consumer_share_nothing() {
     assert_eq!((a.demands(), b.demands()), (vec![], vec![2]));
 }
 
-/// Sends everything to whoever subscribed last, asked or not.
+/// Sends everything to the last subscriber, whether it asked or not.
 struct Careless {
     to: Option<SubscriptionId>,
     asks: Arc<Mutex<Vec<usize>>>,
@@ -249,7 +249,7 @@ async fn s_014_excess_events_are_handled_but_not_counted() {
     emit(&producer, 1..=5).await;
     assert_eq!(consumer.batches(), [vec![1, 2], vec![3, 4], vec![5]]);
     assert_eq!(asked(), [2]);
-    let excess = "ERROR excess=1 message=received events nobody asked for stage=consumer";
+    let excess = "ERROR excess=1 message=received more events than requested stage=consumer";
     let reports: Vec<String> = logged();
     assert_eq!(reports, [excess, excess]);
 
@@ -276,13 +276,13 @@ async fn s_015_a_handler_that_stops_the_stage_drops_the_rest_and_asks_for_nothin
     assert_eq!(ended(producer.cancelled()), [(subscription, "down (shutdown: enough)".to_owned())]);
     let report = consumer.pipeline.ended().await;
     assert_eq!(only(&report).reason.to_string(), "shutdown: enough");
-    // 3..6 are lost, and counted.
+    // Events 3..6 are lost and counted.
     assert_eq!(only(&report).left_undone(), 4);
     assert_eq!(count(&producer).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_016_what_was_on_its_way_is_handled_after_a_cancel_of_ones_own() {
+async fn s_016_events_in_transit_are_handled_after_ones_own_cancel() {
     let mut consumer = acting(|events, from| {
         if events == [1, 2] {
             from.cancel(oops());
@@ -307,7 +307,7 @@ async fn s_016_what_was_on_its_way_is_handled_after_a_cancel_of_ones_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_017_a_manual_subscription_asks_for_what_it_is_told_to() {
+async fn s_017_a_manual_subscription_asks_only_by_calls() {
     let asks = Arc::new(Mutex::new(Vec::new()));
     let watched = {
         let asks = asks.clone();

@@ -1,4 +1,4 @@
-//! Section 5.5: the buffer; and of section 5.16, what is about it.
+//! Section 5.5: the buffer, and the buffer cases of section 5.16.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -39,7 +39,7 @@ async fn s_062_a_producer_keeps_10_000_events_and_a_producer_consumer_any_number
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_063_keeping_the_last_the_oldest_make_room_and_are_reported_once() {
+async fn s_063_with_keep_last_the_oldest_events_are_dropped_and_reported_once() {
     let (log, _guard) = Log::keep();
     let source = buffering(5, BufferKeep::Last);
     source.emit("abcde".chars()).await;
@@ -53,7 +53,7 @@ async fn s_063_keeping_the_last_the_oldest_make_room_and_are_reported_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_064_keeping_the_first_what_comes_in_is_dropped() {
+async fn s_064_with_keep_first_new_events_are_dropped() {
     let (log, _guard) = Log::keep();
     let source = buffering(5, BufferKeep::First);
     source.emit("abcde".chars()).await;
@@ -65,7 +65,7 @@ async fn s_064_keeping_the_first_what_comes_in_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_065_of_a_batch_larger_than_the_buffer_the_tail_is_kept() {
+async fn s_065_the_tail_of_a_batch_larger_than_the_buffer_is_kept() {
     let (log, _guard) = Log::keep();
     let source = buffering(3, BufferKeep::Last);
     let raw = Reader::raw_of(source.handle()).await;
@@ -77,7 +77,7 @@ async fn s_065_of_a_batch_larger_than_the_buffer_the_tail_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_066_keeping_the_first_a_batch_fills_the_room_that_is_left() {
+async fn s_066_with_keep_first_a_batch_fills_the_remaining_room() {
     let (log, _guard) = Log::keep();
     let source = buffering(5, BufferKeep::First);
     let raw = Reader::raw_of(source.handle()).await;
@@ -89,7 +89,7 @@ async fn s_066_keeping_the_first_a_batch_fills_the_room_that_is_left() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_buffer_that_is_full_again_and_again_is_logged_when_that_begins_and_when_it_is_over() {
+async fn a_repeatedly_full_buffer_is_logged_when_it_begins_and_ends() {
     let (log, _guard) = Log::keep();
     let source = buffering(4, BufferKeep::Last);
     let raw = Reader::raw_of(source.handle()).await;
@@ -100,7 +100,7 @@ async fn a_buffer_that_is_full_again_and_again_is_logged_when_that_begins_and_wh
     assert_eq!(complaints(&log), [dropped(2)]);
     source.emit(0..3).await;
     source.emit(0..1).await;
-    assert_eq!(complaints(&log), [""; 0], "hardly any room is left");
+    assert_eq!(complaints(&log), [""; 0], "less than half of the room is free");
     raw.asks(4).await;
     source.emit(0..1).await;
     let over = "WARN discarded=2000 message=the buffer has room again stage=source";
@@ -108,7 +108,7 @@ async fn a_buffer_that_is_full_again_and_again_is_logged_when_that_begins_and_wh
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_067_an_unlimited_buffer_keeps_all() {
+async fn s_067_an_unlimited_buffer_keeps_all_events() {
     let (log, _guard) = Log::keep();
     let source = buffering(usize::MAX, BufferKeep::Last);
     source.emit("abcde".chars()).await;
@@ -122,7 +122,7 @@ async fn s_067_an_unlimited_buffer_keeps_all() {
     assert_eq!(complaints(&log), [""; 0]);
 }
 
-/// Emits what it is told to, and has an opinion on whether drops are to be logged.
+/// A producer controlled by the test that decides whether drops are logged.
 struct Careful {
     logs: bool,
     told: Arc<Mutex<Vec<usize>>>,
@@ -160,8 +160,8 @@ impl HandleCall<Vec<u64>, u64> for Careful {
     }
 }
 
-/// Emits 8 events into a buffer of 5 that keeps the first; what `format_discarded` was told, and what
-/// was logged.
+/// Emits 8 events into a buffer of 5 that keeps the first; returns the counts passed to
+/// `format_discarded` and the log lines.
 async fn careful(logs: bool) -> (Vec<usize>, Vec<String>) {
     let (log, _guard) = Log::keep();
     let told = Arc::default();
@@ -178,17 +178,17 @@ async fn careful(logs: bool) -> (Vec<usize>, Vec<String>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_068_drops_that_format_discarded_answers_false_to_are_not_logged() {
+async fn s_068_drops_are_not_logged_if_format_discarded_returns_false() {
     assert_eq!(careful(false).await, (vec![3], vec![]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_069_drops_that_format_discarded_answers_true_to_are_logged() {
+async fn s_069_drops_are_logged_if_format_discarded_returns_true() {
     assert_eq!(careful(true).await, (vec![3], vec![dropped(3)]));
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_070_a_consumer_has_nothing_buffered_and_logs_that_it_was_asked() {
+async fn s_070_a_consumer_has_no_buffered_events_and_logs_the_question() {
     let (log, _guard) = Log::keep();
     let consumer = Reader::<u64>::auto();
     assert_eq!(consumer.handle.estimate_buffered_count().await, Ok(0));
@@ -196,7 +196,7 @@ async fn s_070_a_consumer_has_nothing_buffered_and_logs_that_it_was_asked() {
     assert!(consumer.handle.is_running());
 }
 
-/// a asks 10 and leaves; then [1..4] are emitted, and b asks 3.
+/// a asks for 10 and leaves; then [1..4] are emitted, and b asks for 3.
 async fn after_a_leaver() -> (Source<u64>, Reader<u64>) {
     let source = Source::silent();
     let a = Reader::raw();
@@ -213,7 +213,7 @@ async fn after_a_leaver() -> (Source<u64>, Reader<u64>) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_001_what_was_emitted_for_a_leaver_goes_to_who_asks_next() {
+async fn x_001_events_emitted_for_a_cancelled_consumer_go_to_the_next_one_that_asks() {
     let (source, b) = after_a_leaver().await;
     assert_eq!(b.asks(3).await, [[1, 2, 3]]);
     assert_eq!(source.count().await, 1);
@@ -272,7 +272,7 @@ impl<E> Dispatcher<E> for OneByOne {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_004_what_a_dispatcher_leaves_goes_back_to_the_front() {
+async fn x_004_events_that_a_dispatcher_leaves_go_back_to_the_front() {
     let source = Source::with(|stage: Stage<ScriptedProducer<u64>, u64>| {
         stage.dispatcher(OneByOne::default)
     });
@@ -285,7 +285,7 @@ async fn x_004_what_a_dispatcher_leaves_goes_back_to_the_front() {
     assert_eq!(source.count().await, 0);
     assert_eq!(source.script.demands(), [0; 0]);
 
-    // The same before a marker: what is left of its events stays before it.
+    // The same before a marker: the remaining events stay before it.
     source.emit(1..=3).await;
     source.mark("m").await;
     source.emit([4, 5]).await;
@@ -294,7 +294,7 @@ async fn x_004_what_a_dispatcher_leaves_goes_back_to_the_front() {
     assert_eq!(c.asks(3).await, [[3], [4], [5]]);
     assert_eq!(source.script.infos(), ["m"]);
 
-    // The same between two chunks: what the second emits does not overtake what the first one did.
+    // The same between two chunks: events of the second do not overtake those of the first.
     let source = Source::silent();
     let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).dispatcher(OneByOne::default));
     relay.subscribe(&source, auto(4, 2)).await;

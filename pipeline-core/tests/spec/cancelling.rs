@@ -23,7 +23,7 @@ enum End {
     Down,
 }
 
-/// What becomes of four consumers whose subscriptions end so, each for a reason of its own.
+/// The fates of four consumers whose subscriptions end like this, each for its own reason.
 async fn fates(mode: Cancel, end: End) -> Vec<String> {
     let mut fates = Vec::new();
     for reason in four_reasons() {
@@ -34,7 +34,7 @@ async fn fates(mode: Cancel, end: End) -> Vec<String> {
             End::Down => producer.handle().stop(reason.clone()).await,
         }
         settle().await;
-        // Whatever becomes of it, it sees it first.
+        // Each consumer is notified first.
         let (kind, runs) = match end {
             End::Cancel => ("cancelled", true),
             End::Down => ("down", false),
@@ -123,7 +123,7 @@ async fn s_047_the_producer_sees_a_cancel_before_the_consumer_does() {
     assert_eq!(diary.take(), expected);
 }
 
-/// That nothing is sent to the consumer, the unit tests of the runtime say.
+/// The unit tests of the runtime show that nothing is sent to the consumer.
 #[tokio::test(start_paused = true)]
 async fn s_048_a_producer_sees_that_its_consumer_was_killed() {
     let (producer, consumer) = (silent(), automatic());
@@ -149,7 +149,7 @@ async fn s_049_a_consumer_can_subscribe_again_and_asks_for_everything_again() {
     assert_eq!(ended(consumer.cancelled()), [(first, "cancelled (failed: oops)".to_owned())]);
 
     consumer.subscribe(producer.handle(), options).await;
-    // 2 are owed from before.
+    // Two events are still owed.
     assert_eq!(producer.demands(), [3]);
     emit(&producer, [4, 5, 6, 7, 8, 9]).await;
     assert_eq!(consumer.batches(), [vec![4, 5, 6, 7, 8], vec![9]]);
@@ -190,7 +190,7 @@ async fn s_051_events_that_were_sent_are_handled_before_the_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_052_the_end_of_one_producer_is_passed_on_to_the_other() {
+async fn s_052_the_end_of_one_producer_reaches_the_other() {
     let (one, other, mut consumer) = (silent(), silent(), automatic());
     let to_one = consumer.subscribe(one.handle(), auto(4, 2)).await;
     let to_other = consumer.subscribe(other.handle(), auto(4, 2)).await;
@@ -231,7 +231,7 @@ impl ProducerConsumer for Parting {
     }
 }
 
-/// What becomes of four producer-consumers that emit in `handle_cancel`.
+/// The fates of four producer-consumers that emit in `handle_cancel`.
 async fn fates_of_parting(mode: Cancel, end: End) -> Vec<String> {
     let mut fates = Vec::new();
     for reason in four_reasons() {
@@ -264,7 +264,7 @@ async fn x_030_the_cancel_mode_applies_whatever_handle_cancel_returns() {
     }
 }
 
-/// Ends in its `handle_cancel`, for a reason of its own.
+/// Ends in its `handle_cancel`, for its own reason.
 struct Offended;
 
 impl Consumer for Offended {
@@ -296,7 +296,7 @@ async fn x_030_a_reason_that_handle_cancel_returns_ends_the_stage() {
     }
 }
 
-/// Panics in the callback of this name.
+/// Panics in the callback with this name.
 struct Fragile(&'static str);
 
 impl Fragile {
@@ -370,7 +370,7 @@ impl Producer for Fragile {
     }
 }
 
-/// How many events to emit.
+/// The number of events to emit.
 struct Emit(u64);
 
 impl HandleCall<Emit, u64> for Fragile {
@@ -434,7 +434,7 @@ impl Consumer for Fragile {
     }
 }
 
-/// Why the stages of a pipeline ended, in the order of their names.
+/// The reasons of a pipeline's stages, sorted by name.
 async fn reasons(mut pipeline: Pipeline) -> Vec<(String, String)> {
     let stages = pipeline.ended().await.stages;
     let mut reasons: Vec<_> =
@@ -443,8 +443,8 @@ async fn reasons(mut pipeline: Pipeline) -> Vec<(String, String)> {
     reasons
 }
 
-/// Makes a producer panic in this callback: its consumer is told of this end, a sibling notices
-/// nothing.
+/// Makes a producer panic in this callback: its consumer is notified of this end, a sibling is not
+/// affected.
 async fn producer_panics(callback: &'static str, end: &str) {
     let mut graph = Graph::new("test");
     let fragile =
@@ -462,7 +462,7 @@ async fn producer_panics(callback: &'static str, end: &str) {
     let leaving = leaver.subscribe(&fragile, options).await;
     leaving.cancel(ExitReason::Normal);
     settle().await;
-    // Four are asked for, so one has no room. Whoever has ended by now does not mind.
+    // Four are asked for, so one has no room. A stage that has ended by now ignores it.
     let _ = fragile.call(Emit(5)).await;
     let _ = fragile.cast(()).await;
     let _ = fragile.sync_info(()).await;
@@ -500,7 +500,7 @@ async fn x_041_a_panic_in_a_producer_ends_it_with_the_message_and_nothing_else()
     ] {
         producer_panics(callback, &format!("panicked: not in {callback}")).await;
     }
-    // It was ending already.
+    // It was already ending.
     producer_panics("terminate", "failed: oops").await;
     producer_panics("held", "failed: oops").await;
     assert_no_task_left().await;
@@ -532,7 +532,7 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
         let (fragile, mut pipeline) =
             alone(|graph| Graph::consumer(graph, "fragile", Fragile(callback)));
         let options = || auto(4, 2).cancel(Cancel::Temporary);
-        // Who panics while subscribing does not say what came of it.
+        // A consumer that panics while subscribing does not handle the end.
         let _ = fragile.subscribe(producer.handle(), options()).await;
         let leaving = fragile.subscribe(other.handle(), options()).await;
         settle().await;
@@ -549,14 +549,14 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
         let seen: Vec<String> =
             ended(producer.cancelled()).into_iter().map(|(_, how)| how).collect();
         assert_eq!(seen, [format!("down ({end})")]);
-        // Its producers and their other consumers go on.
+        // Its producers and their other consumers continue.
         assert!(producer.handle().is_running());
         emit(&other, [1]).await;
         assert_eq!((sibling.batches(), sibling.fate().await), (vec![vec![1]], "alive".to_owned()));
     }
 }
 
-/// Panics in its `init`, if it is told to; fails later otherwise.
+/// Panics in its `init` if requested, else fails later.
 struct Unborn(bool);
 
 impl Producer for Unborn {
@@ -577,7 +577,7 @@ impl Producer for Unborn {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_041_a_panic_in_init_makes_the_start_fail() {
+async fn x_041_a_panic_in_init_fails_the_start() {
     let mut graph = Graph::new("test");
     let unborn = graph.producer("unborn", Unborn(true));
     match graph.start().unwrap_err() {
@@ -590,9 +590,9 @@ async fn x_041_a_panic_in_init_makes_the_start_fail() {
     assert_no_task_left().await;
 }
 
-/// A stage that cannot be started again is the end of its pipeline, in good order.
+/// If a stage cannot be restarted, its pipeline ends gracefully.
 #[tokio::test(start_paused = true)]
-async fn x_041_a_panic_in_the_init_of_a_restart_is_told_like_any_other_failure() {
+async fn x_041_a_panic_in_the_init_of_a_restart_is_reported_like_any_other_failure() {
     for in_factory in [false, true] {
         let mut made = 0;
         let unborn = Stage::restarting(move || {

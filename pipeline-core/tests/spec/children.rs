@@ -1,4 +1,4 @@
-//! Children of a supervisor that do as a test tells them.
+//! Children of a supervisor that are controlled by a test.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pipeline_core::{ChildContext, ExitReason, Start, Worker, testkit::settle};
 use tokio::{sync::oneshot, task, time::Instant};
 
-/// How the start of a child goes.
+/// The result of a child's start.
 #[derive(Clone, Copy)]
 pub(crate) enum Answer {
     Run,
@@ -18,7 +18,7 @@ pub(crate) enum Answer {
     Panic,
 }
 
-/// Children that run until the test ends them, and their keeper.
+/// Children that run until the test ends them, and their controller.
 #[derive(Clone, Default)]
 pub(crate) struct Children(Arc<Mutex<Kept>>);
 
@@ -34,32 +34,32 @@ struct Kept {
 }
 
 impl Children {
-    /// What the next starts for this event are answered; the last answer holds for all that follow.
+    /// The results of the next starts for this event; the last one applies to all later starts.
     pub(crate) fn answer(&self, event: u64, answers: impl IntoIterator<Item = Answer>) {
         self.0.lock().answers.insert(event, answers.into_iter().collect());
     }
 
-    /// Lets a child end, and everything that follows from it happen.
+    /// Ends a child, and waits until all effects have happened.
     pub(crate) async fn end(&self, event: u64, outcome: Result<(), ExitReason>) {
         self.end_soon(event, outcome);
         settle().await;
     }
 
     pub(crate) fn end_soon(&self, event: u64, outcome: Result<(), ExitReason>) {
-        let child = self.0.lock().running.remove(&event).expect("it runs");
-        child.send(outcome).expect("it waits");
+        let child = self.0.lock().running.remove(&event).expect("the child is running");
+        child.send(outcome).expect("the child is waiting");
     }
 
     pub(crate) async fn crash(&self, event: u64) {
         self.end(event, Err(ExitReason::failed("crash"))).await;
     }
 
-    /// How often a start was asked for.
+    /// The number of start attempts.
     pub(crate) fn attempts(&self) -> usize {
         self.0.lock().attempts
     }
 
-    /// Waits for the `n`th attempt to start a child, of a supervisor that does not come to rest.
+    /// Waits for the `n`th start attempt, for a supervisor that never becomes idle.
     pub(crate) async fn attempted(&self, n: usize) {
         for _ in 0..1000 {
             if self.attempts() >= n {
@@ -70,35 +70,35 @@ impl Children {
         panic!("there were {} attempts to start a child, expected {n}", self.attempts());
     }
 
-    /// Those that were started since the last call: their events, and how often they were restarted.
+    /// The children started since the last call: their events and restart counts.
     pub(crate) fn started(&self) -> Vec<(u64, u32)> {
         std::mem::take(&mut self.0.lock().started)
     }
 
-    /// The events of those that run.
+    /// The events of the running children.
     pub(crate) fn running(&self) -> Vec<u64> {
         self.0.lock().running.keys().copied().collect()
     }
 
-    /// Lets a child not listen when it is told to stop.
+    /// Lets a child ignore the notification to stop.
     pub(crate) fn deaf(&self, event: u64) {
         self.0.lock().deaf.push(event);
     }
 
-    /// Who was told to stop, and when.
+    /// The children that were notified to stop, and when.
     pub(crate) fn told(&self) -> Vec<(u64, Instant)> {
         let mut told = self.0.lock().told.clone();
         told.sort_unstable();
         told
     }
 
-    /// Who was dropped before it had come to its end, and when.
+    /// The children that were dropped before they completed, and when.
     pub(crate) fn dropped(&self) -> Vec<(u64, Instant)> {
         self.0.lock().dropped.clone()
     }
 }
 
-/// Notes that a child was dropped before it had come to its end.
+/// Records that a child was dropped before it completed.
 struct Alive(Children, u64);
 
 impl Drop for Alive {

@@ -12,20 +12,20 @@ use pipeline_core::{
 /// No demand.
 const NONE: [usize; 0] = [];
 
-/// What happened, in order.
+/// The log of calls, in order.
 type Journal = Arc<Mutex<Vec<String>>>;
 
 fn take(journal: &Journal) -> Vec<String> {
     std::mem::take(&mut journal.lock())
 }
 
-/// A user's dispatcher: the slowest subscriber sets the pace, and the first gets everything.
+/// A user's dispatcher: the slowest subscriber sets the pace, and the first gets all events.
 #[derive(Clone, Default)]
 struct Custom {
     journal: Journal,
-    /// Why nobody is accepted.
+    /// The reason for refusing all subscribers.
     refuses: Option<&'static str>,
-    /// What every subscriber has from the start, without asking.
+    /// The initial demand of every subscriber.
     welcome: usize,
     outstanding: Vec<(SubscriptionId, usize)>,
 }
@@ -54,7 +54,7 @@ impl<E: Debug + Send + 'static> Dispatcher<E> for Custom {
     fn ask(&mut self, id: SubscriptionId, demand: usize, _out: &mut Deliveries<E>) {
         self.note(format!("ask {demand}"));
         let asked = self.outstanding.iter_mut().find(|(other, _)| *other == id);
-        asked.expect("only those that were accepted ask").1 += demand;
+        asked.expect("only accepted subscribers ask").1 += demand;
     }
 
     fn unmet(&self) -> usize {
@@ -77,7 +77,7 @@ impl<E: Debug + Send + 'static> Dispatcher<E> for Custom {
     }
 }
 
-/// `silent` with this dispatcher, and as many hand-driven subscribers.
+/// `silent` with this dispatcher, and this many hand-driven subscribers.
 fn silent(dispatcher: Custom, subscribers: usize) -> (Pipeline, Script<u64>, Vec<Recording<u64>>) {
     let mut graph = Graph::new("test");
     let (producer, script) = scripted::<u64>();
@@ -105,26 +105,26 @@ async fn s_147_a_refused_subscription_ends_with_the_dispatchers_reason() {
     settle().await;
     assert_eq!(ends(recordings[0].cancelled()), ["cancelled (failed: full)"]);
     assert_eq!(recordings[0].terminated().unwrap().to_string(), "failed: full");
-    // The producer goes on, and neither it nor its dispatcher hears of that subscription again.
+    // The producer continues, and neither it nor its dispatcher hears of that subscription again.
     assert!(script.handle().is_running());
     assert_eq!((script.subscribed().len(), script.cancelled().len()), (0, 0));
     assert_eq!(take(&journal), ["subscribe"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_148_demand_that_a_leaver_releases_reaches_the_producer() {
+async fn s_148_demand_released_by_a_cancelled_subscriber_reaches_the_producer() {
     let (_pipeline, script, recordings) = silent(Custom::default(), 2);
     settle().await;
     recordings[0].allow(5);
     settle().await;
-    assert_eq!(script.demands(), NONE, "the other one has asked for nothing");
+    assert_eq!(script.demands(), NONE, "the other subscriber has not asked");
     recordings[1].subscription().cancel(ExitReason::Normal);
     settle().await;
     assert_eq!(script.demands(), [5]);
     assert_eq!(ends(script.cancelled()), ["cancelled (normal)"]);
 }
 
-/// Writes down its callbacks where its dispatcher does.
+/// Records its callbacks in the dispatcher's journal.
 struct Journaling(Journal);
 
 impl Producer for Journaling {
@@ -151,7 +151,7 @@ impl Producer for Journaling {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_149_demand_there_is_from_the_start_comes_after_the_subscription() {
+async fn s_149_initial_demand_comes_after_the_subscription() {
     let dispatcher = Custom { welcome: 3, ..Custom::default() };
     let journal = dispatcher.journal.clone();
     let mut graph = Graph::new("test");
@@ -165,7 +165,7 @@ async fn s_149_demand_there_is_from_the_start_comes_after_the_subscription() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_150_events_pass_the_dispatcher_even_when_nobody_has_subscribed() {
+async fn s_150_events_pass_the_dispatcher_even_without_subscribers() {
     let dispatcher = Custom::default();
     let journal = dispatcher.journal.clone();
     let (_pipeline, script, _) = silent(dispatcher, 0);

@@ -1,4 +1,4 @@
-//! Section 5.7: the demand mode; and of section 5.16, what is about it.
+//! Section 5.7: the demand mode, and the demand mode cases of section 5.16.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use tokio::time;
 
 use crate::stages::{Reader, Relay, Source, auto, complaints};
 
-/// `counter`, as far as it is of interest.
+/// The relevant part of `counter`.
 fn counter(mode: DemandMode) -> Source<u64> {
     Source::finite_with(6, |stage| stage.demand(mode))
 }
@@ -28,7 +28,7 @@ fn accumulating() -> Source<u64> {
     Source::with(|stage| stage.demand(DemandMode::Accumulate))
 }
 
-/// Sets the mode, and waits until all that follows has happened.
+/// Sets the mode, and waits until all effects have happened.
 async fn set(source: &Source<u64>, mode: DemandMode) {
     source.handle().demand(mode);
     settle().await;
@@ -61,7 +61,7 @@ async fn s_083_the_mode_can_be_changed_and_read_while_the_producer_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_084_a_mode_may_be_set_before_anybody_subscribes() {
+async fn s_084_a_mode_may_be_set_before_the_first_subscription() {
     let source = counter(DemandMode::Accumulate);
     set(&source, DemandMode::Forward).await;
     let consumer = Reader::auto();
@@ -70,7 +70,7 @@ async fn s_084_a_mode_may_be_set_before_anybody_subscribes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_085_to_accumulate_twice_changes_nothing() {
+async fn s_085_accumulating_twice_changes_nothing() {
     let source = counter(DemandMode::Accumulate);
     let consumer = Reader::auto();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
@@ -125,7 +125,7 @@ async fn events_emitted_while_a_producer_accumulates_come_after_the_demand_that_
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_producer_emits_while_it_accumulates_takes_room_in_its_buffer() {
+async fn events_emitted_while_accumulating_take_room_in_the_buffer() {
     for (keep, kept) in [(BufferKeep::First, [1, 2, 3, 4]), (BufferKeep::Last, [4, 5, 6, 7])] {
         let source = Source::with(|stage| {
             stage.demand(DemandMode::Accumulate).buffer_size(4).buffer_keep(keep)
@@ -155,7 +155,7 @@ async fn s_088_demand_that_the_buffer_covers_is_not_recorded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_089_what_was_emitted_while_nobody_was_there_goes_to_all_who_have_come_since() {
+async fn s_089_events_emitted_without_subscribers_go_to_all_later_ones() {
     let source = Source::with(|stage| stage.dispatcher(BroadcastDispatcher::new));
     let (old, new) = ([Reader::auto(), Reader::auto()], [Reader::auto(), Reader::auto()]);
     for consumer in &old {
@@ -181,7 +181,7 @@ async fn s_089_what_was_emitted_while_nobody_was_there_goes_to_all_who_have_come
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_090_other_stages_have_no_demand_mode_to_set() {
+async fn s_090_the_demand_mode_of_other_stages_cannot_be_set() {
     let (log, _guard) = Log::keep();
     let complaint = |mode, stage| {
         let what = "only producers have a demand mode";
@@ -219,7 +219,7 @@ async fn x_023_the_mode_of_a_producer_consumer_reads_forward() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_producer_that_accumulates_and_ends_delivers_what_it_holds() {
+async fn an_accumulating_producer_that_ends_delivers_its_events() {
     const HOUR: Duration = Duration::from_secs(3600);
     for subscribed_first in [true, false] {
         for how in ["drain", "finish", "emit and finish"] {
@@ -252,7 +252,7 @@ async fn a_producer_that_accumulates_and_ends_delivers_what_it_holds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn recorded_demand_of_a_consumer_that_is_gone_takes_nothing_out_of_a_queue() {
+async fn recorded_demand_of_a_cancelled_consumer_takes_no_items_from_a_queue() {
     let (pushes, producer) = queue::<u64>(QueueOptions::new());
     let mut graph = pipeline_core::Graph::new("graph");
     let stage = Stage::new(producer).named("queue").buffer_size(1);
@@ -273,7 +273,7 @@ async fn recorded_demand_of_a_consumer_that_is_gone_takes_nothing_out_of_a_queue
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_to_recorded_demand_that_nobody_takes_is_discarded_and_counted() {
+async fn an_answer_to_recorded_demand_without_a_consumer_is_discarded_and_counted() {
     let (producer, script) = pipeline_core::testkit::scripted();
     let stage = Stage::new(producer.from_iter(0..)).buffer_size(10);
     let source = Source::of(stage.demand(DemandMode::Accumulate), script);
@@ -287,7 +287,7 @@ async fn an_answer_to_recorded_demand_that_nobody_takes_is_discarded_and_counted
     assert_eq!((seen.buffered, seen.discarded), (10, 5));
 }
 
-/// Emits what it is told to, when it is ready, and 99 when it drains.
+/// Emits what the test passes in when it is ready, and 99 when it drains.
 #[derive(Default)]
 struct Sensor {
     ready: bool,
@@ -303,7 +303,7 @@ impl Producer for Sensor {
         _: usize,
         _: &mut Emitter<'_, u64>,
     ) -> Result<(), ExitReason> {
-        // Something comes as soon as there is demand.
+        // An event arrives as soon as there is demand.
         self.ready = true;
         Ok(())
     }
@@ -343,7 +343,7 @@ impl HandleCall<Measured, u64> for Sensor {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_emitted_while_accumulating_comes_before_what_is_emitted_later() {
+async fn events_emitted_while_accumulating_come_before_later_ones() {
     const EVENTS: u64 = 25;
     for drains in [true, false] {
         let mut graph = pipeline_core::Graph::new("graph");
@@ -352,7 +352,7 @@ async fn what_was_emitted_while_accumulating_comes_before_what_is_emitted_later(
         let pipeline = graph.start().unwrap();
         let consumer = Reader::raw_of(&sensor).await;
         for n in 0..EVENTS {
-            // Each demand is recorded by itself, and the event behind it.
+            // Each demand is recorded separately, and the event behind it.
             assert_eq!(consumer.asks(2).await, NOTHING);
             sensor.call(Measured(n)).await.unwrap();
         }
@@ -370,7 +370,7 @@ async fn what_was_emitted_while_accumulating_comes_before_what_is_emitted_later(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_producer_that_drains_no_longer_accumulates() {
+async fn a_draining_producer_no_longer_accumulates() {
     let (queue, producer) = queue::<u64>(QueueOptions::new());
     let mut graph = pipeline_core::Graph::new("graph");
     let stage = Stage::new(producer).rate_limit(RateLimit::new(1, Duration::from_secs(1)));
@@ -390,7 +390,7 @@ async fn a_producer_that_drains_no_longer_accumulates() {
     assert_eq!(consumer.got().concat(), [1, 2]);
 }
 
-/// Emits a number each time it is asked for events or told something, always the next one.
+/// Emits the next number on each demand and each message.
 #[derive(Default)]
 struct Counter {
     next: u64,
@@ -459,7 +459,7 @@ impl HandleInfo<Count, u64> for Counter {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_emitted_while_recorded_demand_is_handed_out_arrives_in_its_order() {
+async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
     const EVENTS: u64 = 30;
     for info_after in [None, Some(1)] {
         let mut graph = pipeline_core::Graph::new("graph");
@@ -479,13 +479,13 @@ async fn what_is_emitted_while_recorded_demand_is_handed_out_arrives_in_its_orde
         settle().await;
         let got = consumer.got().concat();
         assert!(got.len() as u64 > 2 * EVENTS, "{got:?}");
-        // What was emitted while it accumulated stands in its place among the demands.
+        // Events emitted while accumulating keep their place among the demands.
         let later: Vec<_> = got.into_iter().filter(|&n| n >= EVENTS).collect();
         assert!(later.is_sorted(), "{later:?}");
     }
 }
 
-/// Takes its time for each demand, and ends when it is told to drain.
+/// Handles each demand slowly, and ends when it is asked to drain.
 struct Deliberate(Arc<AtomicUsize>);
 
 impl Producer for Deliberate {
@@ -524,7 +524,7 @@ async fn a_drain_comes_before_recorded_demand() {
     }
 }
 
-/// Emits three events when it is told to, and ends at the first demand.
+/// Emits three events on a call, and ends at the first demand.
 struct Ends(Arc<AtomicUsize>);
 
 impl Producer for Ends {
@@ -558,7 +558,7 @@ impl HandleCall<Count, u64> for Ends {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_producer_that_finishes_in_a_replay_is_told_of_no_more_demand() {
+async fn a_producer_that_finishes_in_a_replay_receives_no_more_demand() {
     let told = Arc::new(AtomicUsize::new(0));
     let mut graph = pipeline_core::Graph::new("graph");
     let stage = Stage::new(Ends(told.clone())).demand(DemandMode::Accumulate).buffer_size(1);

@@ -1,5 +1,5 @@
-//! Sections 5.10 and 5.11, as far as they need stages that run. What the dispatchers do by themselves
-//! is shown beside them, in src/dispatcher/cases.
+//! Sections 5.10 and 5.11, as far as they need running stages. src/dispatcher/cases tests the
+//! dispatchers alone.
 
 use pipeline_core::{
     BroadcastDispatcher, Cancel, DemandMode, Graph, PartitionDispatcher, Pipeline, Stage,
@@ -12,12 +12,12 @@ fn auto(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
 }
 
-fn odd_is_nobodys() -> PartitionDispatcher<u64, usize> {
+fn odd_is_unassigned() -> PartitionDispatcher<u64, usize> {
     PartitionDispatcher::by_key([0], |n: &u64| n.is_multiple_of(2).then_some(0))
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_119_consumers_that_are_busy_hold_demand_at_the_least_of_them() {
+async fn s_119_busy_consumers_keep_demand_at_their_minimum() {
     let (producer, script) = scripted::<u64>();
     let mut graph = Graph::new("test");
     let producer = graph
@@ -34,7 +34,7 @@ async fn s_119_consumers_that_are_busy_hold_demand_at_the_least_of_them() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_131_a_stage_that_broadcasts_takes_each_stage_once() {
+async fn s_131_a_broadcasting_stage_accepts_each_stage_once() {
     let (log, _guard) = Log::keep();
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
@@ -45,14 +45,16 @@ async fn s_131_a_stage_that_broadcasts_takes_each_stage_once() {
     consumer.subscribe(&producer, auto(10, 5)).await.unwrap();
     let second = consumer.subscribe(&producer, auto(10, 5)).await.unwrap();
     settle().await;
-    let [(subscription, how)] = &recording.cancelled()[..] else { panic!("one was refused") };
+    let [(subscription, how)] = &recording.cancelled()[..] else {
+        panic!("one subscription is refused")
+    };
     assert_eq!(subscription, &second);
     assert_eq!(
         how.to_string(),
-        "cancelled (failed: the stage has subscribed already, expected once)"
+        "cancelled (failed: the stage has already subscribed, expected once)"
     );
     assert!(consumer.is_running());
-    let refused = log.take().into_iter().filter(|line| line.contains("refused a subscription"));
+    let refused = log.take().into_iter().filter(|line| line.contains("subscription refused"));
     assert_eq!(refused.count(), 1);
     script.emit([1, 2]).await;
     settle().await;
@@ -60,7 +62,7 @@ async fn s_131_a_stage_that_broadcasts_takes_each_stage_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_132_all_see_the_first_event_if_demand_was_accumulated() {
+async fn s_132_all_consumers_see_the_first_event_if_demand_was_accumulated() {
     let (producer, script) = scripted();
     let ((first, one), (second, two)) = (recording(), recording());
     let mut graph = Graph::new("test");
@@ -85,13 +87,13 @@ async fn s_132_all_see_the_first_event_if_demand_was_accumulated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_011_what_a_stage_between_discards_is_asked_for_again() {
+async fn x_011_events_discarded_by_a_producer_consumer_are_requested_again() {
     let (consumer, recording) = recording();
     let (producer, _script) = scripted();
     let mut graph = Graph::new("test");
     let producer = graph.producer("producer", producer.from_iter(0..20));
     let between = graph.producer_consumer_with(
-        Stage::new(map(|n: u64| n)).named("between").dispatcher(odd_is_nobodys),
+        Stage::new(map(|n: u64| n)).named("between").dispatcher(odd_is_unassigned),
     );
     let consumer = graph.consumer("consumer", consumer);
     graph.subscribe(&between, &producer, auto(4, 2));
@@ -102,11 +104,11 @@ async fn x_011_what_a_stage_between_discards_is_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_013_a_subscription_without_its_partition_is_refused_and_nobody_else_minds() {
+async fn x_013_a_subscription_without_its_partition_is_refused_and_the_others_are_not_affected() {
     let ((producer, script), (good, events)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer =
-        graph.producer_with(Stage::new(producer).named("producer").dispatcher(odd_is_nobodys));
+        graph.producer_with(Stage::new(producer).named("producer").dispatcher(odd_is_unassigned));
     let good = graph.consumer("good", good);
     graph.subscribe(&good, &producer, auto(4, 2).partition(0_usize));
     let (lost, refusals) = recording::<u64>();
@@ -124,13 +126,13 @@ async fn x_013_a_subscription_without_its_partition_is_refused_and_nobody_else_m
         [
             "failed: no partition was given, expected one of 0",
             "failed: there is no partition 7, expected one of 0",
-            "failed: partition 0 has a subscriber already, expected one at most",
+            "failed: partition 0 already has a subscriber, expected at most one",
         ]
     );
     script.emit([2, 4]).await;
     settle().await;
     assert_eq!(events.events(), [2, 4]);
-    // A permanent one ends by it.
+    // A permanent consumer ends with it.
     lost.subscribe(&producer, auto(4, 2)).await.unwrap();
     settle().await;
     assert!(!lost.is_running() && producer.is_running());
@@ -155,6 +157,6 @@ async fn x_014_events_of_an_unknown_partition_are_counted_and_reported() {
     assert_eq!(recording.events(), [1, 1]);
     assert_eq!(pipeline.snapshot().stages[0].discarded, 2);
     let warned = log.take().into_iter().find(|line| line.starts_with("WARN"));
-    let warned = warned.expect("it was reported");
+    let warned = warned.expect("the discard was reported");
     assert!(warned.contains("discarded=2") && warned.contains("stage=producer"), "{warned}");
 }

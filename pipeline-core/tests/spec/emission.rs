@@ -17,11 +17,11 @@ use crate::support::{
     Diary, NO_BATCH, NOTHING, alone, auto, automatic, count, counting, emit, ended, manual, silent,
 };
 
-/// Emits 1, 2 and 3 when it is called.
+/// Emits 1, 2 and 3 on a call.
 struct Answering;
 
 enum Answer {
-    /// What the callback returns.
+    /// The reply of the callback.
     AtTheEnd,
     AtOnce,
 }
@@ -56,7 +56,7 @@ impl HandleCall<Answer, u64> for Answering {
     }
 }
 
-/// Writes down when what it waits for is sent.
+/// Records when it is sent.
 struct Bell(&'static str, Diary);
 
 impl Wake for Bell {
@@ -65,7 +65,7 @@ impl Wake for Bell {
     }
 }
 
-/// In which order the events and the reply are sent.
+/// The order in which the events and the reply are sent.
 async fn order_of(answer: Answer) -> Vec<String> {
     let diary = Diary::default();
     let bell = |name| Waker::from(Arc::new(Bell(name, diary.clone())));
@@ -98,7 +98,7 @@ async fn s_054_an_early_reply_is_sent_before_the_events() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_055_what_nobody_asked_for_is_buffered() {
+async fn s_055_events_without_demand_are_buffered() {
     let (producer, raw) = (silent(), manual());
     raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
     raw.ask(1).await;
@@ -108,7 +108,7 @@ async fn s_055_what_nobody_asked_for_is_buffered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_056_a_producer_is_told_of_demand_once() {
+async fn s_056_a_producer_receives_demand_once() {
     let (producer, raw) = (silent(), manual());
     raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
     raw.ask(5).await;
@@ -135,7 +135,7 @@ async fn s_057_the_buffer_is_served_before_the_producer_is_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_058_what_was_emitted_too_much_is_used_up_first() {
+async fn s_058_excess_events_are_used_up_first() {
     let (producer, raw) = (silent(), manual());
     raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
     producer.on_demand(Command::Emit((0..8).collect()));
@@ -172,7 +172,7 @@ async fn s_061_handle_demand_can_end_the_stage() {
     assert_eq!(consumer.fate().await, "alive");
 }
 
-/// Emits 9 whenever somebody leaves.
+/// Emits 9 whenever a consumer leaves.
 struct Parting;
 
 impl Producer for Parting {
@@ -198,7 +198,7 @@ impl Producer for Parting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_018_what_handle_cancel_emits_goes_to_those_who_are_left() {
+async fn x_018_events_emitted_in_handle_cancel_go_to_the_remaining_consumers() {
     for stops in [false, true] {
         let (producer, _pipeline) = alone(|graph| graph.producer("parting", Parting));
         let (a, b) = (manual(), manual());

@@ -1,4 +1,4 @@
-//! Section 5.6: markers; and of section 5.16, what is about them.
+//! Section 5.6: markers, and the marker cases of section 5.16.
 
 use pipeline_core::{
     BufferKeep, Cancel, DemandMode, Emitter, ExitReason, Graph, HandleInfo, Producer,
@@ -8,7 +8,7 @@ use pipeline_test_support::Log;
 
 use crate::stages::{Reader, Relay, Seen, Source, auto, complaints, dropped, list};
 
-/// `silent` with a buffer of this size, and one who asks by hand.
+/// `silent` with a buffer of this size, and a manual consumer.
 async fn buffering(size: usize, keep: BufferKeep) -> (Source<u64>, Reader<u64>) {
     let source = Source::with(|stage| stage.buffer_size(size).buffer_keep(keep));
     let raw = Reader::raw_of(source.handle()).await;
@@ -19,7 +19,7 @@ const NONE: [&str; 0] = [];
 const NOTHING: [[u64; 0]; 0] = [];
 
 #[tokio::test(start_paused = true)]
-async fn s_071_a_marker_that_nothing_precedes_arrives_at_once() {
+async fn s_071_a_marker_without_earlier_events_arrives_at_once() {
     let source = Source::<u64>::silent();
     source.handle().sync_info("m".to_owned()).await.unwrap();
     source.handle().async_info("n".to_owned()).unwrap();
@@ -46,7 +46,7 @@ async fn s_072_a_marker_waits_for_the_events_before_it() {
         assert_eq!(source.script.infos(), ["m"]);
         assert_eq!(raw.got(), NOTHING);
 
-        // It has waited for the very last one.
+        // It has waited for the very last event.
         let (source, raw) = buffering(3, BufferKeep::Last).await;
         source.emit(1..=events).await;
         source.mark("m").await;
@@ -104,13 +104,13 @@ async fn s_075_each_marker_fires_when_the_last_event_before_it_is_dropped() {
         source.emit([event]).await;
         assert_eq!(source.script.infos(), fired);
     }
-    // The first is logged; how many they were, when it is over.
+    // The first drop is logged, and the total when dropping ends.
     assert_eq!(complaints(&log), [dropped(1)]);
     assert_eq!(raw.asks(10).await, [[d, e, f]]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_076_a_marker_behind_an_event_that_found_no_room_waits_for_those_that_did() {
+async fn s_076_a_marker_behind_a_dropped_event_waits_for_the_kept_ones() {
     let (log, _guard) = Log::keep();
     let (a, b, c) = (1, 2, 3);
     let (source, raw) = buffering(2, BufferKeep::First).await;
@@ -152,7 +152,7 @@ async fn s_078_several_markers_in_one_place_keep_their_order() {
     assert_eq!(source.script.infos(), ["d", "e", "f", "i"]);
 }
 
-/// [a,b,c], a marker, [d]; and three are asked for.
+/// [a,b,c], a marker, [d]; then demand for three events.
 async fn three_before_a_marker(size: usize) {
     let (a, b, c, d) = (1, 2, 3, 4);
     let (source, raw) = buffering(size, BufferKeep::Last).await;
@@ -171,7 +171,7 @@ async fn s_079_a_marker_needs_no_demand_of_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_019_a_marker_in_an_unlimited_buffer_needs_no_demand_of_its_own_either() {
+async fn x_019_a_marker_in_an_unlimited_buffer_needs_no_demand_of_its_own() {
     three_before_a_marker(usize::MAX).await;
 }
 
@@ -198,7 +198,7 @@ async fn s_080_markers_of_a_producer_consumer_wait_for_its_unprocessed_events() 
     );
 }
 
-/// Emits all it has when it is first asked, and tells itself to stop behind it.
+/// Emits all its events on the first demand, and sends itself a message to stop behind them.
 struct Last {
     events: Vec<u64>,
     me: Option<ProducerHandle<Self>>,
@@ -234,11 +234,11 @@ impl HandleInfo<Stop, u64> for Last {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_081_a_producer_that_stops_behind_its_last_events_has_them_all_handled() {
+async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
     let mut graph = Graph::new("test");
     let last = graph.producer("last", Last { events: list(1..=10), me: None });
     let mut pipeline = graph.start().unwrap();
-    // It also sees that the end comes after every event.
+    // Also checks that the end comes after every event.
     let consumer = Reader::with(|consumer, recording| {
         let recording = recording.clone();
         consumer.on_events(move |_, _| {
@@ -256,7 +256,7 @@ async fn s_081_a_producer_that_stops_behind_its_last_events_has_them_all_handled
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_022_a_marker_waits_for_the_events_that_are_withheld_while_accumulating() {
+async fn x_022_a_marker_waits_for_events_withheld_while_accumulating() {
     let source = Source::with(|stage| stage.demand(DemandMode::Accumulate));
     let raw = Reader::raw_of(source.handle()).await;
     assert_eq!(raw.asks(1).await, NOTHING);

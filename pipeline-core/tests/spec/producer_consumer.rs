@@ -1,4 +1,4 @@
-//! Section 5.8: producer-consumers; and of section 5.16, what is about them.
+//! Section 5.8: producer-consumers, and their cases in section 5.16.
 
 use pipeline_core::{
     BroadcastDispatcher, BufferKeep, Cancel, ExitReason, Stage, SubscribeOptions,
@@ -23,7 +23,7 @@ fn temporary(max: usize, min: usize) -> SubscribeOptions {
     auto(max, min).cancel(Cancel::Temporary)
 }
 
-/// Checks that a consumer who has asked for more than it got will get exactly so many.
+/// Checks that a consumer with outstanding demand will get exactly this many events.
 async fn demand_is_left(relay: &Relay, c: &Reader<u64>, left: usize) {
     assert_eq!(relay.count().await, 0);
     relay.emit(900..=900 + left as u64).await;
@@ -32,7 +32,7 @@ async fn demand_is_left(relay: &Relay, c: &Reader<u64>, left: usize) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_091_it_asks_upstream_though_nobody_is_downstream_and_handles_nothing() {
+async fn s_091_it_asks_upstream_without_a_consumer_and_handles_nothing() {
     let (source, relay) = (Source::finite(1000), Relay::identity());
     relay.subscribe(&source, auto(10, 5)).await;
     assert_eq!(source.script.demands(), [10]);
@@ -40,7 +40,7 @@ async fn s_091_it_asks_upstream_though_nobody_is_downstream_and_handles_nothing(
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_092_a_message_is_taken_when_there_is_demand_and_then_handled_whole() {
+async fn s_092_a_message_is_taken_on_demand_and_then_handled_whole() {
     let (source, relay) = (Source::finite(1000), Relay::identity());
     relay.subscribe(&source, auto(10, 5)).await;
     assert_eq!(source.script.demands(), [10]);
@@ -88,7 +88,7 @@ async fn s_093_new_demand_is_served_from_the_buffer_before_a_message_is_taken() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_094_more_out_than_in_fills_the_buffer_and_slows_upstream() {
+async fn s_094_emitting_more_than_received_fills_the_buffer_and_slows_upstream() {
     let (source, relay) = (Source::finite(1000), Relay::new(triple));
     relay.subscribe(&source, auto(4, 2)).await;
     let c = Reader::raw_of(relay.handle()).await;
@@ -111,7 +111,7 @@ async fn s_094_more_out_than_in_fills_the_buffer_and_slows_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_095_nothing_out_keeps_the_demand_open_and_upstream_going() {
+async fn s_095_emitting_nothing_keeps_the_demand_open_and_upstream_going() {
     let (source, relay) = (Source::finite(14), Relay::new(|_| vec![]));
     relay.subscribe(&source, auto(4, 2)).await;
     let c = Reader::raw_of(relay.handle()).await;
@@ -123,7 +123,7 @@ async fn s_095_nothing_out_keeps_the_demand_open_and_upstream_going() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_096_one_that_drops_everything_goes_on_taking_what_there_is() {
+async fn s_096_a_stage_that_drops_everything_continues_to_take_events() {
     let (source, relay) = (Source::finite(1020), Relay::new(|_| vec![]));
     let consumer = Reader::auto();
     consumer.subscribe(relay.handle(), auto(100, 50)).await;
@@ -137,8 +137,8 @@ async fn s_096_one_that_drops_everything_goes_on_taking_what_there_is() {
     assert_eq!(consumer.got(), NOTHING);
 }
 
-/// `counter` → doubling relay → `auto(100,50)`, subscribed in this order. What the relay handled, and
-/// what the consumer got.
+/// `counter` → doubling relay → `auto(100,50)`, subscribed in this order. Returns the events that
+/// the relay handled and that the consumer received.
 async fn doubling(
     upstream: SubscribeOptions,
     consumer_first: bool,
@@ -157,7 +157,7 @@ async fn doubling(
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_097_a_message_in_small_chunks_goes_down_chunk_by_chunk() {
+async fn s_097_a_message_in_small_chunks_is_passed_on_chunk_by_chunk() {
     for consumer_first in [false, true] {
         let (handled, got) = doubling(auto(100, 80), consumer_first).await;
         let chunks: Vec<_> = (0..20).map(|n| list(20 * n..20 * n + 20)).collect();
@@ -169,7 +169,7 @@ async fn s_097_a_message_in_small_chunks_goes_down_chunk_by_chunk() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_098_a_message_in_large_chunks_is_cut_again_downstream() {
+async fn s_098_a_message_in_large_chunks_is_split_again_downstream() {
     for consumer_first in [false, true] {
         let (handled, got) = doubling(auto(100, 20), consumer_first).await;
         assert_eq!(handled[0], list(0..=79));
@@ -179,7 +179,7 @@ async fn s_098_a_message_in_large_chunks_is_cut_again_downstream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_099_what_is_emitted_later_counts_against_the_demand_too() {
+async fn s_099_events_emitted_later_count_against_the_demand_too() {
     let source = Source::finite(1000);
     let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.later()));
     let consumer = Reader::with(|consumer, _| consumer.stuck());
@@ -234,7 +234,7 @@ fn in_order(end: &str) -> [Seen; 4] {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_101_what_a_dead_producer_sent_is_handled_in_order_with_its_end_last() {
+async fn s_101_events_of_an_ended_producer_are_handled_in_order_with_its_end_last() {
     let relay = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
     let c = Reader::raw_of(relay.handle()).await;
     assert_eq!(c.asks(5).await, [vec![1, 2, 3], vec![4]]);
@@ -243,7 +243,7 @@ async fn s_101_what_a_dead_producer_sent_is_handled_in_order_with_its_end_last()
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_102_a_permanent_one_lives_until_it_has_passed_on_what_its_producer_sent() {
+async fn s_102_a_permanent_stage_lives_until_it_has_passed_on_its_producers_events() {
     let mut relay = a_producer_behind_its_events(auto(10, 5), ExitReason::Shutdown).await;
     assert!(relay.handle().is_running());
     let c = Reader::raw();
@@ -259,7 +259,7 @@ async fn s_102_a_permanent_one_lives_until_it_has_passed_on_what_its_producer_se
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_103_a_bounded_output_buffer_drops_what_it_has_no_room_for() {
+async fn s_103_a_bounded_output_buffer_drops_events_without_room() {
     let (log, _guard) = Log::keep();
     let source = Source::silent();
     let relay =
@@ -268,10 +268,13 @@ async fn s_103_a_bounded_output_buffer_drops_what_it_has_no_room_for() {
     source.emit([1, 2, 3]).await;
     let c = Reader::raw_of(relay.handle()).await;
     assert_eq!(c.asks(2).await, [[1, 1]]);
-    assert_eq!(complaints(&log), ["WARN discarded=4 message=the buffer is full stage=relay"]);
+    assert_eq!(
+        complaints(&log),
+        ["WARN discarded=4 message=the buffer is full, discarding stage=relay"]
+    );
     assert_eq!(relay.count().await, 3);
     assert_eq!(c.asks(9).await, [[3, 3, 3]]);
-    // Of an ask that is larger than the first one it warns; that is another case.
+    // An ask larger than the first one is logged as a warning, which is another case.
     assert!(!complaints(&log).iter().any(|line| line.contains("discarded")));
 }
 
@@ -286,7 +289,7 @@ async fn s_104_it_emits_from_a_call_with_nothing_upstream() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_105_a_manual_one_asks_upstream_when_it_wants_to() {
+async fn s_105_a_manual_stage_asks_upstream_by_itself() {
     let source = Source::silent();
     let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.manual()));
     relay.subscribe(&source, auto(10, 5)).await;
@@ -297,7 +300,7 @@ async fn s_105_a_manual_one_asks_upstream_when_it_wants_to() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_106_consumers_of_a_broadcasting_one_get_the_same_from_when_both_are_there() {
+async fn s_106_consumers_of_a_broadcasting_stage_get_the_same_once_both_are_subscribed() {
     let source = Source::finite(100);
     let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
     let (early, late) = (Reader::auto(), Reader::auto());
@@ -305,7 +308,7 @@ async fn s_106_consumers_of_a_broadcasting_one_get_the_same_from_when_both_are_t
     relay.subscribe(&source, auto(10, 5)).await;
     assert_eq!(early.got().concat(), doubled(0..100));
     late.subscribe(relay.handle(), auto(20, 0)).await;
-    // Both have asked by now, each for at least as much as comes.
+    // Both have asked by now, each for at least as many events as are emitted.
     source.emit(100..110).await;
     assert_eq!(early.got().concat(), doubled(100..110));
     assert_eq!(late.got().concat(), doubled(100..110));
@@ -322,7 +325,7 @@ async fn s_106_consumers_of_a_broadcasting_one_get_the_same_from_when_both_are_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_003_demand_of_one_that_was_killed_does_not_turn_the_buffer_round() {
+async fn x_003_demand_of_a_killed_consumer_does_not_reorder_the_buffer() {
     let (source, relay) = (Source::silent(), Relay::identity());
     relay.subscribe(&source, auto(10, 5)).await;
     let c = Reader::raw_of(relay.handle()).await;
@@ -337,7 +340,7 @@ async fn x_003_demand_of_one_that_was_killed_does_not_turn_the_buffer_round() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_024_demand_of_one_that_has_left_takes_no_messages() {
+async fn x_024_demand_of_a_cancelled_consumer_takes_no_messages() {
     let (source, relay) = (Source::finite(1000), Relay::identity());
     let c = Reader::raw_of(relay.handle()).await;
     assert_eq!(c.asks(3).await, NOTHING);
@@ -354,7 +357,7 @@ async fn x_024_demand_of_one_that_has_left_takes_no_messages() {
     assert_eq!(relay.count().await, 3);
     assert_eq!(source.script.demands(), [5, 5]);
 
-    // The two that came since are unprocessed still.
+    // The two later events are still unprocessed.
     let mut relay = relay;
     relay.handle().stop(ExitReason::Normal).await;
     assert_eq!(relay.pipeline.ended().await.left_undone(), 3 + 10);
@@ -371,13 +374,13 @@ async fn x_025_markers_and_ends_need_no_demand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_027_what_handle_cancel_emits_counts_against_the_demand() {
+async fn x_027_events_emitted_in_handle_cancel_count_against_the_demand() {
     let (x, y) = (10, 11);
     let source = Source::silent();
     let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.farewell([x, y])));
     relay.subscribe(&source, temporary(10, 5)).await;
     source.emit([1]).await;
-    // Its producer ends of itself, not by a message from outside.
+    // Its producer ends by itself, not by a message from outside.
     let _ = source.script.tell(Command::End(ExitReason::Normal)).await;
     settle().await;
     assert_eq!(relay.seen(), []);

@@ -1,4 +1,4 @@
-//! Stages for a test, each in a pipeline of its own, so that they subscribe when the case says so.
+//! Test stages, each in a pipeline of its own, so that the case decides when they subscribe.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,15 +18,15 @@ pub(crate) fn auto(max: usize, min: usize) -> SubscribeOptions {
     SubscribeOptions::new().max_demand(max).min_demand(min)
 }
 
-/// What was logged since the last call as a warning or an error.
+/// The warnings and errors logged since the last call.
 pub(crate) fn complaints(log: &Log) -> Vec<String> {
     let complains = |line: &String| line.starts_with("WARN") || line.starts_with("ERROR");
     log.take().into_iter().filter(complains).collect()
 }
 
-/// The complaint of a producer whose full buffer has discarded so many events.
+/// The warning of a producer whose full buffer has discarded this many events.
 pub(crate) fn dropped(events: usize) -> String {
-    format!("WARN discarded={events} message=the buffer is full stage=source")
+    format!("WARN discarded={events} message=the buffer is full, discarding stage=source")
 }
 
 /// A range as the list of its numbers.
@@ -39,7 +39,7 @@ pub(crate) fn doubled(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
     numbers.flat_map(|n| [n, n]).collect()
 }
 
-/// A producer that does as it is told.
+/// A producer controlled by the test.
 pub(crate) struct Source<E: Send + 'static> {
     pub(crate) script: Script<E>,
     pub(crate) pipeline: Pipeline,
@@ -88,7 +88,7 @@ impl<E: Send + 'static> Source<E> {
 }
 
 impl Source<u64> {
-    /// `finite k`, which stands for `counter` too where `k` is more than is asked for.
+    /// `finite k`, which also serves as `counter` where `k` exceeds the demand.
     pub(crate) fn finite(k: u64) -> Self {
         Self::finite_with(k, |stage| stage)
     }
@@ -103,7 +103,7 @@ impl Source<u64> {
     }
 }
 
-/// A consumer that records what it gets.
+/// A consumer that records its events.
 pub(crate) struct Reader<E: Send + 'static> {
     pub(crate) recording: Recording<E>,
     pub(crate) handle: ConsumerHandle<RecordingConsumer<E>>,
@@ -111,12 +111,12 @@ pub(crate) struct Reader<E: Send + 'static> {
 }
 
 impl<E: Send + 'static> Reader<E> {
-    /// One that asks by itself.
+    /// An automatic consumer.
     pub(crate) fn auto() -> Self {
         Self::with(|consumer, _| consumer)
     }
 
-    /// One that asks when it is told to.
+    /// A manual consumer.
     pub(crate) fn raw() -> Self {
         Self::with(|consumer, _| consumer.manual())
     }
@@ -142,7 +142,7 @@ impl<E: Send + 'static> Reader<E> {
         settle().await;
     }
 
-    /// One that asks when it is told to, of this stage.
+    /// A manual consumer of this stage.
     pub(crate) async fn raw_of<P, In>(to: &StageHandle<P, In, E>) -> Self
     where
         P: Send + 'static,
@@ -153,25 +153,25 @@ impl<E: Send + 'static> Reader<E> {
         reader
     }
 
-    /// Asks, and gives what it got then, message by message.
+    /// Asks, and returns the messages received in response.
     pub(crate) async fn asks(&self, events: usize) -> Vec<Vec<E>> {
         self.recording.allow(events);
         settle().await;
         self.got()
     }
 
-    /// What it got since the last call.
+    /// The messages received since the last call.
     pub(crate) fn got(&self) -> Vec<Vec<E>> {
         self.recording.batches()
     }
 
-    /// How its subscriptions have ended since the last call.
+    /// The ends of its subscriptions since the last call.
     pub(crate) fn cancelled(&self) -> Vec<String> {
         self.recording.cancelled().into_iter().map(|(_, how)| how.to_string()).collect()
     }
 }
 
-/// What a [`Relay`] has seen.
+/// The records of a [`Relay`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
     Events(Vec<u64>),
@@ -180,7 +180,7 @@ pub(crate) enum Seen {
     Terminated(String),
 }
 
-/// A producer-consumer that writes down what it sees.
+/// A producer-consumer that records what it receives.
 pub(crate) struct RelayStage {
     shared: Arc<Shared>,
     each: Box<dyn FnMut(u64) -> Vec<u64> + Send>,
@@ -197,19 +197,19 @@ struct Shared {
 }
 
 impl RelayStage {
-    /// It asks for nothing by itself.
+    /// Makes it manual.
     pub(crate) fn manual(mut self) -> Self {
         self.asking = Asking::Manual;
         self
     }
 
-    /// It emits from `handle_info`, by a message to itself.
+    /// Makes it emit from `handle_info`, through a message to itself.
     pub(crate) fn later(mut self) -> Self {
         self.later = true;
         self
     }
 
-    /// It emits this when a subscription of its own ends.
+    /// Makes it emit these events when one of its subscriptions ends.
     pub(crate) fn farewell(mut self, events: impl IntoIterator<Item = u64>) -> Self {
         self.farewell = events.into_iter().collect();
         self
@@ -318,17 +318,17 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// One that emits this for each event.
+    /// A relay that emits these events for each one.
     pub(crate) fn new(each: impl FnMut(u64) -> Vec<u64> + Send + 'static) -> Self {
         Self::with(each, Stage::new)
     }
 
-    /// One that emits what it gets.
+    /// A relay that emits the events it receives.
     pub(crate) fn identity() -> Self {
         Self::new(|n| vec![n])
     }
 
-    /// One that emits this for each event, with options.
+    /// A relay that emits these events for each one, with options.
     pub(crate) fn with(
         each: impl FnMut(u64) -> Vec<u64> + Send + 'static,
         options: impl FnOnce(RelayStage) -> Stage<RelayStage, u64>,
@@ -350,7 +350,7 @@ impl Relay {
         self.shared.handle.get().unwrap()
     }
 
-    /// Lets it subscribe to a source.
+    /// Subscribes it to a source.
     pub(crate) async fn subscribe(&self, to: &Source<u64>, options: SubscribeOptions) {
         self.handle().subscribe(to.handle(), options).await.unwrap();
         settle().await;
@@ -361,7 +361,7 @@ impl Relay {
         self.shared.upstream.lock().clone().unwrap()
     }
 
-    /// Lets it emit these, whatever the demand.
+    /// Makes it emit these events, whatever the demand.
     pub(crate) async fn emit(&self, events: impl IntoIterator<Item = u64>) {
         self.handle().call(events.into_iter().collect::<Vec<_>>()).await.unwrap();
         settle().await;
@@ -373,12 +373,12 @@ impl Relay {
         settle().await;
     }
 
-    /// What it has seen since the last call.
+    /// The records since the last call.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         std::mem::take(&mut self.shared.seen.lock())
     }
 
-    /// The events it has handled since the last call, and nothing else has it seen.
+    /// The events handled since the last call. Panics on any other record.
     pub(crate) fn handled(&self) -> Vec<Vec<u64>> {
         let events = |seen| match seen {
             Seen::Events(events) => events,

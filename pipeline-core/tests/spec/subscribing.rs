@@ -15,7 +15,7 @@ use crate::support::{
     silent_with,
 };
 
-/// A name that was never registered.
+/// A handle of a stage that was never started.
 fn missing() -> ProducerHandle<ScriptedProducer<u64>> {
     Graph::new("never started").producer("missing", scripted().0)
 }
@@ -38,7 +38,7 @@ async fn s_020_both_ends_see_the_same_subscription() {
     assert_eq!(subscribed, [subscription]);
 }
 
-/// Subscribes with options that cannot work; returns what the caller is told.
+/// Subscribes with invalid options; returns the error that the caller gets.
 async fn refused(options: SubscribeOptions) -> String {
     let (producer, mut consumer) = (silent(), automatic());
     let error = consumer.handle.subscribe(producer.handle(), options).await.unwrap_err();
@@ -46,7 +46,7 @@ async fn refused(options: SubscribeOptions) -> String {
     assert_eq!(consumer.fate().await, "alive");
     assert_eq!((consumer.subscriptions(), producer.subscribed().len()), (0, 0));
     assert_eq!(producer.demands(), NOTHING);
-    // As good as before.
+    // The consumer is unaffected.
     consumer.subscribe(producer.handle(), auto(2, 0)).await;
     assert_eq!(producer.demands(), [2]);
     error.to_string()
@@ -62,7 +62,7 @@ async fn s_021_a_maximum_of_zero_is_refused_to_the_caller() {
 async fn s_022_a_minimum_above_the_maximum_is_refused_to_the_caller() {
     let error = refused(SubscribeOptions::new().min_demand(2000)).await;
     assert_eq!(error, "min_demand is 2000, expected at most 999 with a max_demand of 1000");
-    // The limit itself is fine.
+    // The limit itself is valid.
     assert!(SubscribeOptions::new().min_demand(999).check().is_ok());
     assert!(SubscribeOptions::new().min_demand(1000).check().is_err());
 }
@@ -78,7 +78,7 @@ async fn s_024_a_stopped_consumer_cannot_subscribe() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_025_who_needs_a_producer_that_never_was_stops() {
+async fn s_025_a_consumer_that_needs_a_producer_that_never_existed_stops() {
     for mode in [Cancel::Permanent, Cancel::Transient] {
         let mut consumer = automatic();
         consumer.handle.subscribe(&missing(), auto(2, 0).cancel(mode)).await.unwrap();
@@ -88,7 +88,7 @@ async fn s_025_who_needs_a_producer_that_never_was_stops() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_026_who_needs_a_producer_that_has_stopped_stops() {
+async fn s_026_a_consumer_that_needs_a_stopped_producer_stops() {
     let (producer, mut consumer) = (stopped().await, automatic());
     let subscription = consumer.handle.subscribe(producer.handle(), auto(2, 0)).await.unwrap();
     settle().await;
@@ -97,7 +97,7 @@ async fn s_026_who_needs_a_producer_that_has_stopped_stops() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_027_who_does_not_need_a_producer_that_never_was_goes_on() {
+async fn s_027_a_temporary_consumer_of_a_producer_that_never_existed_continues() {
     let mut consumer = automatic();
     let options = auto(2, 0).cancel(Cancel::Temporary);
     consumer.handle.subscribe(&missing(), options).await.unwrap();
@@ -108,7 +108,7 @@ async fn s_027_who_does_not_need_a_producer_that_never_was_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_028_who_does_not_need_a_producer_that_has_stopped_is_told_and_goes_on() {
+async fn s_028_a_temporary_consumer_of_a_stopped_producer_is_notified_and_continues() {
     let (producer, mut consumer) = (stopped().await, automatic());
     let options = auto(2, 0).cancel(Cancel::Temporary);
     let subscription = consumer.handle.subscribe(producer.handle(), options).await.unwrap();
@@ -137,7 +137,7 @@ async fn s_029_a_start_that_needs_a_missing_producer_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_030_a_start_that_does_not_need_a_missing_producer_succeeds_without() {
+async fn s_030_a_start_that_does_not_need_a_missing_producer_succeeds() {
     let (consumer, recording) = recording::<u64>();
     let mut graph = Graph::new("test");
     let consumer = graph.consumer("consumer", consumer);
@@ -168,7 +168,7 @@ async fn s_035_a_consumer_may_subscribe_twice() {
     assert_eq!(consumer.batches(), [[6]]);
 }
 
-/// Asks for events as the options of each subscription say.
+/// Asks for events automatically or manually, by the options of each subscription.
 struct Choosy;
 
 impl Consumer for Choosy {
@@ -199,7 +199,7 @@ async fn s_036_each_subscription_is_automatic_or_manual_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_037_one_subscription_takes_the_place_of_another() {
+async fn s_037_a_subscription_replaces_another() {
     let (producer, mut consumer) = (silent(), automatic());
     let temporary = |max| auto(max, 0).cancel(Cancel::Temporary);
     let old = consumer.subscribe(producer.handle(), temporary(4)).await;
@@ -212,7 +212,7 @@ async fn s_037_one_subscription_takes_the_place_of_another() {
     assert_ne!(old, new);
     let replaced = [(old, "cancelled (failed: changed)".to_owned())];
     assert_eq!(ended(producer.cancelled()), replaced);
-    // 4 were owed already.
+    // Four events were already owed.
     assert_eq!(producer.demands(), [6]);
     assert_eq!(ended(consumer.cancelled()), replaced);
 
@@ -224,7 +224,7 @@ async fn s_037_one_subscription_takes_the_place_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_038_to_replace_an_unknown_subscription_is_to_subscribe() {
+async fn s_038_replacing_an_unknown_subscription_subscribes() {
     let (producer, mut consumer, mut other) = (silent(), automatic(), automatic());
     let of_other = other.subscribe(producer.handle(), auto(5, 0)).await;
     assert_eq!(producer.demands(), [5]);
@@ -239,11 +239,11 @@ async fn s_038_to_replace_an_unknown_subscription_is_to_subscribe() {
     assert_eq!((consumer.fate().await, other.fate().await), ("alive".into(), "alive".into()));
 }
 
-/// Something that a consumer has to say to a producer.
+/// A custom option of a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Foo(u32);
 
-/// The default dispatcher; it writes down what the subscribers had to say.
+/// The default dispatcher, which also records the custom options.
 struct Listening {
     inner: DemandDispatcher,
     heard: Arc<Mutex<Vec<Option<Foo>>>>,
@@ -277,7 +277,7 @@ impl Dispatcher<u64> for Listening {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_039_an_option_of_ones_own_reaches_the_producer_and_its_dispatcher() {
+async fn s_039_a_custom_option_reaches_the_producer_and_its_dispatcher() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let listening = {
         let heard = heard.clone();
@@ -292,7 +292,7 @@ async fn s_039_an_option_of_ones_own_reaches_the_producer_and_its_dispatcher() {
     assert_eq!(*heard.lock(), [Some(Foo(1)), None]);
 }
 
-/// Passes on what it gets, and writes down from where.
+/// Passes on its events, and records their subscriptions.
 struct Relay(Diary);
 
 impl ProducerConsumer for Relay {
@@ -306,7 +306,7 @@ impl ProducerConsumer for Relay {
         out: &mut Emitter<'_, u64>,
     ) -> Result<(), ExitReason> {
         self.0.note(format_args!("{from:?}: {events:?}"));
-        // Nobody is there to hear it, and nobody minds.
+        // There is no producer to notify.
         from.ask(1);
         out.emit_all(events);
         Ok(())
@@ -324,7 +324,7 @@ impl ProducerConsumer for Relay {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_026_queued_events_of_a_producer_that_is_gone_come_with_its_subscription() {
+async fn x_026_queued_events_of_a_dropped_producer_come_with_its_subscription() {
     let diary = Diary::default();
     let (producer, consumer) = (silent(), manual());
     let (relay, _pipeline) = alone(|graph| graph.producer_consumer("relay", Relay(diary.clone())));
@@ -355,7 +355,7 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
     emit(&producer, [1, 2]).await;
     assert_eq!(consumer.batches(), [[1, 2]]);
 
-    // By one to another producer too.
+    // By a subscription to another producer, too.
     let another = silent();
     let new = new.unwrap();
     let newest =
@@ -370,7 +370,7 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
     emit(&another, [4]).await;
     assert_eq!(consumer.batches(), [[4]]);
 
-    // It is the newest that the consumer needs now.
+    // The consumer now needs the newest subscription.
     newest.cancel(oops());
     settle().await;
     assert_eq!(ended(consumer.cancelled()), [(newest, "cancelled (failed: oops)".to_owned())]);
@@ -378,7 +378,7 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_029_a_start_with_options_that_cannot_work_fails() {
+async fn x_029_a_start_with_invalid_options_fails() {
     for (options, wrong) in [
         (auto(0, 0), SubscribeError::MaxDemand),
         (auto(3, 3), SubscribeError::MinDemand { min: 3, max: 3 }),

@@ -27,7 +27,7 @@ struct Setup {
 /// `silent`, and a supervisor that subscribes to it as `(max,min)`.
 fn supervised(max: usize, min: usize) -> Setup {
     let children = Children::default();
-    // The reference's rule for children that fail, with its numbers.
+    // The reference's rule for failing children, with its numbers.
     let supervisor =
         ConsumerSupervisor::new(children.clone()).max_restarts(3, Duration::from_secs(5));
     let options = SubscribeOptions::new().max_demand(max).min_demand(min);
@@ -35,7 +35,7 @@ fn supervised(max: usize, min: usize) -> Setup {
 }
 
 impl Setup {
-    /// Each demand is answered by as many of these.
+    /// Each demand is answered with as many of these events.
     fn events(mut self, events: impl IntoIterator<Item = u64, IntoIter: Send + 'static>) -> Self {
         self.producer.0 = self.producer.0.from_iter(events);
         self
@@ -90,18 +90,18 @@ impl Case {
         settle().await;
     }
 
-    /// How many children run, and how many there are.
+    /// The number of running children, and of all children.
     async fn count(&self) -> (usize, usize) {
         let count = self.supervisor.count_children().await.unwrap();
         (count.active, count.workers)
     }
 
-    /// The child that was started as the `n`th of those that are left.
+    /// The `n`th of the remaining children, in the order of their start.
     async fn child(&self, n: usize) -> ChildId {
         self.supervisor.which_children().await.unwrap()[n].0
     }
 
-    /// How the producer saw the supervisor go.
+    /// The end of the supervisor's subscription, as seen by the producer.
     fn gone(&self) -> Vec<String> {
         self.script.cancelled().into_iter().map(|(_, ended)| ended.to_string()).collect()
     }
@@ -112,7 +112,7 @@ fn errors(log: &Log) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_153_more_is_asked_for_when_the_children_fall_to_min_demand() {
+async fn s_153_more_events_are_requested_when_the_children_fall_to_min_demand() {
     let case = supervised(4, 2).events(0..100).start().await;
     assert_eq!(case.script.demands(), [4]);
     assert_eq!(case.children.started(), [(0, 0), (1, 0), (2, 0), (3, 0)]);
@@ -138,12 +138,12 @@ async fn s_154_children_that_do_not_start_free_their_slots_together() {
     assert_eq!(case.count().await, (1, 1));
     let failed = |reason| {
         format!(
-            "ERROR message=a worker did not start, its event is given up reason={reason:?} \
+            "ERROR message=a worker failed to start, giving up its event reason={reason:?} \
              stage=supervisor"
         )
     };
     let expected = [failed("failed: no start"), failed("panicked: no start either")];
-    assert_eq!(errors(&log), expected, "and nothing of the one that was ignored");
+    assert_eq!(errors(&log), expected, "the ignored event must not be logged");
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,7 +153,7 @@ async fn s_155_a_temporary_child_that_crashes_is_reported_and_done() {
     assert_eq!(case.script.demands(), [2]);
     assert_eq!(case.children.started(), [(0, 0), (1, 0)]);
     case.children.crash(0).await;
-    let report = "ERROR message=a worker failed, its event is given up reason=\"failed: crash\" \
+    let report = "ERROR message=a worker failed, giving up its event reason=\"failed: crash\" \
          restart=false stage=supervisor tries=1";
     assert_eq!(errors(&log), [report]);
     assert_eq!(case.script.demands(), [1]);
@@ -174,7 +174,7 @@ async fn s_156_a_transient_child_that_crashes_is_restarted_in_its_slot() {
     assert_eq!(case.children.started(), [(0, 1)]);
     assert_eq!(case.script.demands(), NONE);
     assert_eq!(case.count().await, (2, 2));
-    assert_eq!(case.child(0).await, child, "it keeps its name");
+    assert_eq!(case.child(0).await, child, "a restarted child keeps its id");
     case.children.end(0, Ok(())).await;
     assert_eq!(case.script.demands(), [1]);
     assert_eq!(errors(&log), [""; 0]);
@@ -189,7 +189,7 @@ async fn s_157_a_transient_child_that_ends_gracefully_is_done() {
     assert_eq!(case.script.demands(), [1]);
     case.children.end(1, Err(ExitReason::ShutdownWith("x".into()))).await;
     assert_eq!(case.script.demands(), [1]);
-    assert_eq!(case.children.started(), [(0, 0), (1, 0)], "and nothing again");
+    assert_eq!(case.children.started(), [(0, 0), (1, 0)], "no child must be restarted");
     assert_eq!(case.count().await, (0, 0));
     assert_eq!(errors(&log), [""; 0]);
 }
@@ -232,12 +232,15 @@ async fn s_159_too_many_crashes_within_the_time_stop_the_supervisor_and_its_chil
     );
     assert_eq!(case.gone(), ["down (shutdown)"]);
     assert!(!case.supervisor.is_running());
-    assert!(matches!(case.children.told()[..], [(1, _)]), "the other one was told to stop");
+    assert!(
+        matches!(case.children.told()[..], [(1, _)]),
+        "the other child must be notified to stop"
+    );
     assert_eq!(case.children.running(), [0u64; 0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_159_crashes_that_are_longer_ago_do_not_count() {
+async fn s_159_older_crashes_do_not_count() {
     let case = supervised(2, 1).events(0..2).max_restarts(2, 5).start().await;
     for _ in 0..10 {
         case.children.crash(0).await;
@@ -272,12 +275,12 @@ async fn s_161_events_whose_child_does_not_start_are_consumed_without_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_162_a_child_that_restarts_for_ever_can_be_terminated() {
+async fn s_162_a_child_that_restarts_forever_can_be_terminated() {
     let case = supervised(1, 0).events(0..2).max_restarts(1_000_000, 5).start().await;
     case.children.answer(0, [Answer::Fail]);
     let child = case.child(0).await;
     case.children.end_soon(0, Err(ExitReason::failed("crash")));
-    // Nothing ever comes to rest now.
+    // From now on the supervisor never becomes idle.
     case.children.attempted(100).await;
     assert_eq!(case.count().await, (0, 1));
     assert_eq!(case.supervisor.terminate_child(child).await, Ok(()));
@@ -301,7 +304,7 @@ async fn s_163_terminating_a_child_frees_its_slot() {
     assert_eq!(case.script.demands(), [1]);
     assert_eq!(case.children.started(), [(2, 0)]);
     assert_eq!(case.count().await, (2, 2));
-    assert_eq!(errors(&log), [""; 0], "it was wanted");
+    assert_eq!(errors(&log), [""; 0], "a requested end must not be logged");
 
     let child = case.child(0).await;
     let terminate = || case.supervisor.terminate_child(child);
@@ -321,7 +324,7 @@ async fn s_164_a_child_started_by_hand_takes_no_slot() {
     assert_eq!(case.script.demands(), NONE);
     assert_eq!(case.count().await, (2, 2));
     case.children.end(0, Ok(())).await;
-    assert_eq!(case.script.demands(), [1], "the slots are as they were");
+    assert_eq!(case.script.demands(), [1], "the slots must be unchanged");
 
     case.children.answer(101, [Answer::Ignore]);
     assert_eq!(case.supervisor.start_child(101).await, Ok(None));
@@ -370,9 +373,9 @@ async fn s_166_children_outlive_a_temporary_subscription() {
     assert_eq!(case.children.told(), []);
 }
 
-/// The same, with a producer that is there to see that nobody asks.
+/// The same, with a producer that shows that no demand is sent.
 #[tokio::test(start_paused = true)]
-async fn s_166_children_of_a_cancelled_subscription_ask_nobody() {
+async fn s_166_children_of_a_cancelled_subscription_send_no_demand() {
     let case = supervised(2, 1).events(0..2).cancel(Cancel::Temporary).start().await;
     assert_eq!(case.script.demands(), [2]);
     let (subscription, _) = case.script.subscribed().remove(0);
@@ -429,7 +432,7 @@ async fn s_169_a_partly_used_demand_is_not_asked_for_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn s_170_children_are_told_together_and_killed_when_their_time_is_up() {
+async fn s_170_children_are_notified_together_and_killed_at_the_deadline() {
     let within = Duration::from_millis(100);
     let setup = supervised(2, 1).events(0..2).shutdown(within);
     setup.children.deaf(1);
@@ -450,7 +453,7 @@ async fn s_171_children_without_any_time_are_killed_at_once() {
     let begun = Instant::now();
     case.supervisor.stop(ExitReason::Shutdown).await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    assert_eq!(case.children.told(), [], "nobody had a say in it");
+    assert_eq!(case.children.told(), [], "no child must be notified");
     assert_eq!(case.children.dropped().len(), 2);
     case.script.handle().stop(ExitReason::Normal).await;
     let mut pipeline = case.pipeline;
@@ -461,9 +464,9 @@ async fn s_171_children_without_any_time_are_killed_at_once() {
     );
 }
 
-/// The third of the choices that section 3 lists.
+/// The third choice listed in section 3.
 #[tokio::test(start_paused = true)]
-async fn s_171_children_with_all_the_time_are_waited_for() {
+async fn s_171_children_without_a_time_limit_are_waited_for() {
     let setup = supervised(2, 1).events(0..2).shutdown(Duration::MAX);
     setup.children.deaf(1);
     let Case { pipeline, script, supervisor, children } = setup.start().await;
@@ -520,7 +523,7 @@ async fn x_032_with_three_slots_and_a_minimum_of_one_two_are_asked_for_after_two
 }
 
 #[tokio::test(start_paused = true)]
-async fn unless_told_otherwise_a_free_slot_does_not_wait_for_busy_ones() {
+async fn by_default_a_free_slot_does_not_wait_for_busy_ones() {
     let mut setup = supervised(10, 5).events(0..);
     setup.options = SubscribeOptions::new().max_demand(10);
     let case = setup.start().await;
@@ -528,7 +531,7 @@ async fn unless_told_otherwise_a_free_slot_does_not_wait_for_busy_ones() {
     case.children.end(3, Ok(())).await;
     assert_eq!(case.script.demands(), [1]);
     assert_eq!(case.children.running(), [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]);
-    // Those that are done together are asked for together.
+    // Slots that become free together are asked for together.
     for child in [0, 1, 2] {
         case.children.end_soon(child, Ok(()));
     }
@@ -537,7 +540,7 @@ async fn unless_told_otherwise_a_free_slot_does_not_wait_for_busy_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_a_bound_for_all_a_subscription_with_few_events_does_not_wait_behind_one_with_many() {
+async fn with_max_children_a_subscription_with_few_events_does_not_wait_behind_one_with_many() {
     let mut setup = supervised(100, 99).events(0..);
     setup.supervisor = setup.supervisor.max_children(2);
     let case = setup.start().await;
@@ -554,10 +557,10 @@ async fn with_a_bound_for_all_a_subscription_with_few_events_does_not_wait_behin
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_033_a_supervisor_that_stops_asks_for_nothing() {
+async fn x_033_a_stopping_supervisor_sends_no_demand() {
     let case = supervised(2, 1).events(0..).max_restarts(0, 5).start().await;
     assert_eq!(case.script.demands(), [2]);
-    // One is done just before the other ends it all.
+    // One child ends just before the other stops the supervisor.
     case.children.end_soon(0, Ok(()));
     case.children.end_soon(1, Err(ExitReason::failed("crash")));
     settle().await;
@@ -565,7 +568,7 @@ async fn x_033_a_supervisor_that_stops_asks_for_nothing() {
     assert_eq!(case.script.demands(), NONE);
     assert_eq!(case.script.handle().estimate_buffered_count().await, Ok(0));
 
-    // And children that end while it waits for them free nothing either.
+    // Children that end while it waits for them free no slots either.
     let setup = supervised(2, 1).events(0..).shutdown(Duration::from_secs(5));
     setup.children.deaf(0);
     let case = setup.start().await;
@@ -581,7 +584,7 @@ async fn x_033_a_supervisor_that_stops_asks_for_nothing() {
     assert_eq!((case.script.demands(), case.gone()), (vec![], vec!["down (shutdown)".to_owned()]));
 }
 
-/// A supervisor `(2,0)` with two children, whose subscription has been cancelled and who has
+/// A supervisor `(2,0)` with two children, whose subscription was cancelled and which has
 /// subscribed to another producer.
 async fn moved(
     supervisor: impl FnOnce(ConsumerSupervisor<u64, Children>) -> ConsumerSupervisor<u64, Children>,
@@ -609,7 +612,7 @@ async fn x_034_the_bound_is_per_subscription_unless_there_is_one_for_all() {
     assert_eq!(case.children.running(), [0, 1, 100]);
     case.children.end(1, Ok(())).await;
     assert_eq!(case.children.running(), [0, 100, 101]);
-    // Those started by hand are not counted.
+    // Children started by hand are not counted.
     case.supervisor.start_child(200).await.unwrap();
     case.supervisor.start_child(201).await.unwrap();
     case.children.end(100, Ok(())).await;
@@ -642,7 +645,7 @@ async fn x_042_an_event_that_always_fails_is_given_up_and_its_slot_is_freed() {
         assert_eq!(children.started(), [(0, u32::try_from(failed).unwrap())]);
         assert!(given_up.lock().is_empty());
     }
-    assert_eq!(script.demands(), [2], "and no more while it holds its slot");
+    assert_eq!(script.demands(), [2], "no more while the event holds its slot");
     children.crash(0).await;
     assert_eq!(*given_up.lock(), [(0, "failed: crash".to_owned())]);
     assert_eq!((script.demands(), children.started()), (vec![1], vec![(2, 0)]));
@@ -651,7 +654,7 @@ async fn x_042_an_event_that_always_fails_is_given_up_and_its_slot_is_freed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x_043_a_supervisor_that_reaches_its_limit_has_failed_and_tells_its_peers_shutdown() {
+async fn x_043_a_supervisor_that_reaches_its_limit_has_failed_and_its_peers_see_shutdown() {
     let mut case = supervised(2, 1).events(0..2).max_restarts(0, 5).start().await;
     case.children.crash(0).await;
     assert_eq!(case.gone(), ["down (shutdown)"]);

@@ -11,10 +11,10 @@ use pipeline_core::{
     },
 };
 
-/// Nobody has asked.
+/// No demand.
 pub(crate) const NOTHING: [usize; 0] = [];
 
-/// Nothing has come.
+/// No events.
 pub(crate) const NO_BATCH: [Vec<u64>; 0] = [];
 
 /// Options of `auto(max,min)`.
@@ -36,12 +36,12 @@ pub(crate) fn silent_with(
     Source::start(options(Stage::new(producer)), script)
 }
 
-/// `finite k`. It is also the `counter` of whom the consumer takes k events.
+/// `finite k`. It is also the `counter` for a consumer that takes k events.
 pub(crate) fn finite(k: u64) -> Source<u64> {
     counting(0..k)
 }
 
-/// A producer that emits exactly as many of these as it is asked for.
+/// A producer that emits exactly as many of these as requested.
 pub(crate) fn counting<E: Send + 'static>(
     events: impl IntoIterator<Item = E, IntoIter: Send + 'static>,
 ) -> Source<E> {
@@ -60,7 +60,7 @@ pub(crate) fn manual() -> Drain<u64> {
     Drain::start((consumer.manual(), recording))
 }
 
-/// A consumer that does this with each chunk.
+/// A consumer that calls a function with each chunk.
 pub(crate) fn acting(
     act: impl FnMut(&[u64], &Subscription) -> Result<(), ExitReason> + Send + 'static,
 ) -> Drain<u64> {
@@ -75,7 +75,7 @@ pub(crate) fn alone<H>(add: impl FnOnce(&mut Graph) -> H) -> (H, Pipeline) {
     (handle, graph.start().unwrap())
 }
 
-/// A scripted producer that runs.
+/// A running scripted producer.
 pub(crate) struct Source<E: Send + 'static> {
     script: Script<E>,
     pub(crate) pipeline: Pipeline,
@@ -96,7 +96,7 @@ impl<E: Send + 'static> Deref for Source<E> {
     }
 }
 
-/// A recording consumer that runs.
+/// A running recording consumer.
 pub(crate) struct Drain<E: Send + 'static> {
     recording: Recording<E>,
     pub(crate) handle: ConsumerHandle<RecordingConsumer<E>>,
@@ -109,7 +109,7 @@ impl<E: Send + 'static> Drain<E> {
         Self { recording, handle, pipeline }
     }
 
-    /// Subscribes, and waits for what comes of it.
+    /// Subscribes, and waits for the effects.
     pub(crate) async fn subscribe<P, PIn>(
         &self,
         producer: &StageHandle<P, PIn, E>,
@@ -124,7 +124,7 @@ impl<E: Send + 'static> Drain<E> {
         subscription
     }
 
-    /// Asks for so many events, and waits for what comes of it.
+    /// Asks for events, and waits for the effects.
     pub(crate) async fn ask(&self, events: usize) {
         self.recording.allow(events);
         settle().await;
@@ -166,7 +166,7 @@ pub(crate) fn only(report: &PipelineReport) -> &StageReport {
     &report.stages[0]
 }
 
-/// Emits, and waits for what comes of it.
+/// Emits, and waits for the effects.
 pub(crate) async fn emit<E: Send + 'static>(
     script: &Script<E>,
     events: impl IntoIterator<Item = E>,
@@ -180,12 +180,12 @@ pub(crate) async fn count<E: Send + 'static>(script: &Script<E>) -> usize {
     script.handle().estimate_buffered_count().await.unwrap()
 }
 
-/// Which subscriptions have ended, and how: `[(a, "down (normal)")]`.
+/// The ended subscriptions and their reasons: `[(a, "down (normal)")]`.
 pub(crate) fn ended(cancelled: Vec<(Subscription, Cancellation)>) -> Vec<(Subscription, String)> {
     cancelled.into_iter().map(|(which, how)| (which, how.to_string())).collect()
 }
 
-/// The reasons that the cases about cancel modes go through.
+/// The reasons that the cases about cancel modes use.
 pub(crate) fn four_reasons() -> [ExitReason; 4] {
     [ExitReason::Normal, ExitReason::Shutdown, ExitReason::ShutdownWith("x".into()), oops()]
 }
@@ -195,7 +195,7 @@ pub(crate) fn oops() -> ExitReason {
     ExitReason::failed("oops")
 }
 
-/// Keeps what several stages write down, in one order.
+/// The records of several stages in one order.
 #[derive(Clone, Default)]
 pub(crate) struct Diary(Arc<Mutex<Vec<String>>>);
 
@@ -204,13 +204,13 @@ impl Diary {
         self.0.lock().push(line.to_string());
     }
 
-    /// What was written since the last call.
+    /// The records since the last call.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock())
     }
 }
 
-/// A `silent` producer that writes down what happens to it.
+/// A `silent` producer that records its callbacks.
 pub(crate) struct NotingProducer(pub(crate) Diary);
 
 impl Producer for NotingProducer {
@@ -236,7 +236,7 @@ impl Producer for NotingProducer {
     }
 }
 
-/// What it is told to emit.
+/// The events to emit.
 impl HandleInfo<Vec<u64>, u64> for NotingProducer {
     async fn handle_info(
         &mut self,
@@ -248,8 +248,8 @@ impl HandleInfo<Vec<u64>, u64> for NotingProducer {
     }
 }
 
-/// A consumer that writes down what happens to it. Before it handles events it lets everybody else
-/// do what they can, so that what it has asked for by then is written down first.
+/// A consumer that records its callbacks. Before it handles events it lets all other tasks run, so
+/// that the effects of its demand are recorded first.
 pub(crate) struct NotingConsumer(pub(crate) Diary);
 
 impl Consumer for NotingConsumer {

@@ -1,4 +1,4 @@
-//! What the stage tests share.
+//! Shared helpers of the stage tests.
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
 use pipeline_core::{ConsumerSupervisor, Pipeline, Producer, SubscribeOptions, Worker};

@@ -1,7 +1,7 @@
 //! The broadcast dispatcher: S-119 to S-132, X-005 to.
 //!
-//! Of S-131, that the consumer lives on and the error is logged is the stage's part; of S-132, that
-//! nothing flows while a producer accumulates.
+//! The stage's tests cover the rest: that the consumer stays alive and the error is logged (S-131),
+//! and that nothing flows while a producer accumulates (S-132).
 
 use super::{Case, Seen, seen};
 use crate::{BroadcastDispatcher, SubscribeError, SubscribeOptions};
@@ -37,7 +37,7 @@ fn s_119_demand_is_the_least_of_all_and_asked_for_once() {
 }
 
 #[test]
-fn s_120_one_that_never_asks_holds_up_all_until_it_leaves() {
+fn s_120_a_subscriber_that_never_asks_blocks_all_until_it_leaves() {
     let mut case = Case::counter(BroadcastDispatcher::new(), 0..);
     for name in ["idle", "a", "b"] {
         case.subscribe(name);
@@ -48,7 +48,7 @@ fn s_120_one_that_never_asks_holds_up_all_until_it_leaves() {
 }
 
 #[test]
-fn s_121_a_leaver_frees_the_demand_of_the_others() {
+fn s_121_a_cancelled_subscriber_frees_the_demand_of_the_others() {
     let mut case = raws(&["a", "b"]);
     assert_eq!(case.ask("a", 10), seen());
     assert_eq!(case.cancel("b"), seen().demand(10));
@@ -56,7 +56,7 @@ fn s_121_a_leaver_frees_the_demand_of_the_others() {
 }
 
 #[test]
-fn s_122_a_newcomer_that_asks_for_as_much_causes_no_demand() {
+fn s_122_a_new_subscriber_with_equal_demand_causes_no_demand() {
     let mut case = raws(&["a"]);
     assert_eq!(case.ask("a", 10), seen().demand(10));
     assert_eq!(case.subscribe("b"), seen());
@@ -64,7 +64,7 @@ fn s_122_a_newcomer_that_asks_for_as_much_causes_no_demand() {
 }
 
 #[test]
-fn s_123_demand_held_up_by_a_newcomer_is_freed_when_it_leaves() {
+fn s_123_demand_blocked_by_a_new_subscriber_is_freed_when_it_leaves() {
     let mut case = raws(&["a"]);
     assert_eq!(case.ask("a", 10), seen().demand(10));
     assert_eq!(case.subscribe("b"), seen());
@@ -73,7 +73,7 @@ fn s_123_demand_held_up_by_a_newcomer_is_freed_when_it_leaves() {
 }
 
 #[test]
-fn s_124_what_is_owed_to_the_last_leaver_goes_to_the_next() {
+fn s_124_events_owed_to_the_last_subscriber_go_to_the_next() {
     let mut case = raws(&["a"]);
     assert_eq!(case.ask("a", 10), seen().demand(10));
     assert_eq!(case.cancel("a"), seen());
@@ -95,7 +95,7 @@ fn s_125_the_slowest_sets_the_pace() {
 }
 
 #[test]
-fn s_126_a_newcomer_with_more_demand_joins_at_the_present_pace() {
+fn s_126_a_new_subscriber_with_more_demand_joins_at_the_current_pace() {
     let mut case = raws(&["a"]);
     case.ask("a", 10);
     case.emit(1..=3);
@@ -171,7 +171,7 @@ fn s_131_a_second_subscription_of_a_stage_is_refused() {
 }
 
 #[test]
-fn s_132_consumers_that_are_there_from_the_first_see_the_same() {
+fn s_132_consumers_subscribed_from_the_start_see_the_same_events() {
     let mut case = Case::counter(BroadcastDispatcher::new(), 0..1000);
     // Neither has asked before both are there.
     case.subscribe("a");
@@ -189,7 +189,7 @@ fn s_132_consumers_that_are_there_from_the_first_see_the_same() {
 }
 
 #[test]
-fn x_005_a_newcomer_gets_all_that_was_buffered_for_a_leaver() {
+fn x_005_a_new_subscriber_gets_all_that_was_buffered_for_the_old_one() {
     let mut case = raws(&["a"]);
     assert_eq!(case.ask("a", 10), seen().demand(10));
     case.cancel("a");
@@ -200,7 +200,7 @@ fn x_005_a_newcomer_gets_all_that_was_buffered_for_a_leaver() {
 }
 
 #[test]
-fn x_006_a_newcomer_gets_what_was_buffered_because_of_it() {
+fn x_006_a_new_subscriber_gets_the_events_buffered_because_of_it() {
     let mut case = raws(&["a"]);
     assert_eq!(case.ask("a", 10), seen().demand(10));
     case.subscribe("b");
@@ -211,7 +211,7 @@ fn x_006_a_newcomer_gets_what_was_buffered_because_of_it() {
 }
 
 #[test]
-fn x_007_demand_that_is_owed_is_not_asked_for_again() {
+fn x_007_owed_demand_is_not_asked_for_again() {
     let mut case = raws(&["a"]);
     assert_eq!(case.ask("a", 1000), seen().demand(1000));
     assert_eq!(case.subscribe("b"), seen());
@@ -232,7 +232,7 @@ fn x_008_no_unit_of_common_demand_is_forgotten() {
 }
 
 #[test]
-fn x_016_one_that_wants_none_of_the_events_gets_no_message() {
+fn x_016_a_subscriber_that_selects_no_event_gets_no_message() {
     let mut case = Case::silent(BroadcastDispatcher::new());
     case.subscribe_with("even", &SubscribeOptions::new().selector(|n: &u32| n.is_multiple_of(2)));
     case.subscribe("all");

@@ -1,13 +1,13 @@
-//! Dispatchers as users may write them: S-147 to S-150, X-004.
+//! Custom dispatchers: S-147 to S-150, X-004.
 //!
-//! What a consumer does when it is refused (S-147) is the stage's part.
+//! The consumer's reaction to a refusal (S-147) is tested with the stage.
 
 use std::collections::VecDeque;
 
 use super::{Case, seen};
 use crate::{Deliveries, Dispatcher, ExitReason, SubscribeOptions, Subscriber, SubscriptionId};
 
-/// Does the least: who asks is sent nothing, unless a field says so.
+/// A minimal dispatcher: it answers no ask unless a field says so.
 #[derive(Default)]
 struct Custom {
     demand: VecDeque<(SubscriptionId, usize)>,
@@ -58,7 +58,7 @@ impl Dispatcher<u32> for Custom {
         0
     }
 
-    /// Only to be seen from outside.
+    /// Only for inspection.
     fn queued(&self) -> usize {
         self.dispatched
     }
@@ -72,20 +72,20 @@ fn s_147_a_subscription_is_refused_with_the_reason_of_the_dispatcher() {
 }
 
 #[test]
-fn s_148_demand_may_rise_when_one_leaves() {
+fn s_148_demand_may_rise_when_a_subscriber_leaves() {
     let mut case = Case::silent(Custom { after_cancel: 5, ..Custom::default() });
     assert_eq!(case.subscribe("a"), seen());
     assert_eq!(case.cancel("a"), seen().demand(5));
 }
 
 #[test]
-fn s_149_demand_may_rise_when_one_subscribes() {
+fn s_149_demand_may_rise_when_a_consumer_subscribes() {
     let mut case = Case::silent(Custom { after_subscribe: 3, ..Custom::default() });
     assert_eq!(case.subscribe("a"), seen().demand(3));
 }
 
 #[test]
-fn s_150_the_dispatcher_is_offered_events_although_nobody_has_subscribed() {
+fn s_150_the_dispatcher_is_offered_events_without_subscribers() {
     let mut case = Case::silent(Custom::default());
     assert_eq!(case.emit([1, 2]), seen());
     assert_eq!((case.queued(), case.buffered()), (1, 2), "offered once, and buffered");

@@ -3,7 +3,7 @@
 use super::{Case, seen};
 use crate::DemandDispatcher;
 
-/// Raw subscribers a, b and c of a producer that emits what it is told to.
+/// Raw subscribers a, b and c of a producer that emits what the test passes in.
 fn abc(dispatcher: DemandDispatcher) -> Case<u32> {
     let mut case = Case::silent(dispatcher);
     for name in ["a", "b", "c"] {
@@ -47,7 +47,7 @@ fn s_109_equal_demands_are_served_in_turn() {
 }
 
 #[test]
-fn s_110_who_was_served_goes_behind_those_who_want_more() {
+fn s_110_a_served_consumer_goes_behind_larger_demands() {
     let mut case = case();
     case.ask("a", 5);
     case.ask("b", 10);
@@ -69,7 +69,7 @@ fn s_111_demand_adds_up() {
 }
 
 #[test]
-fn s_112_demand_of_those_who_left_is_not_asked_for_again() {
+fn s_112_demand_of_cancelled_subscribers_is_not_asked_for_again() {
     let mut case = case();
     assert_eq!(case.ask("a", 10), seen().demand(10));
     assert_eq!(case.cancel("a"), seen());
@@ -81,7 +81,7 @@ fn s_112_demand_of_those_who_left_is_not_asked_for_again() {
 }
 
 #[test]
-fn s_113_what_is_owed_to_a_leaver_goes_to_the_next() {
+fn s_113_events_owed_to_a_cancelled_subscriber_go_to_the_next() {
     let mut case = case();
     case.ask("a", 10);
     assert_eq!(case.emit(1..=4), seen().got("a", 1..=4));
@@ -93,7 +93,7 @@ fn s_113_what_is_owed_to_a_leaver_goes_to_the_next() {
 }
 
 #[test]
-fn s_114_only_demand_beyond_what_is_owed_is_asked_for() {
+fn s_114_only_demand_beyond_the_owed_events_is_asked_for() {
     let mut case = case();
     case.ask("a", 3);
     case.ask("b", 3);
@@ -113,7 +113,7 @@ fn s_115_an_ask_beyond_the_expected_one_is_accepted_with_a_warning() {
 }
 
 #[test]
-fn s_116_the_first_ask_is_the_expected_one_unless_told() {
+fn s_116_the_first_ask_is_the_expected_one_unless_configured() {
     let mut case = case();
     case.ask("a", 4);
     assert!(case.warnings().is_empty());
@@ -140,7 +140,7 @@ fn s_117_the_order_is_random_for_the_first_delivery_only() {
 
         case.ask("a", 3);
         case.ask("b", 3);
-        assert_eq!(case.emit([6, 7]), seen().got("a", [6, 7]), "whoever asked first");
+        assert_eq!(case.emit([6, 7]), seen().got("a", [6, 7]), "a asked first");
     }
     assert!(first[0] > 0 && first[1] > 0, "each of them begins sometimes: {first:?}");
 }
@@ -154,7 +154,7 @@ fn s_118_a_marker_comes_back_at_once() {
 }
 
 #[test]
-fn x_001_a_newcomer_gets_what_was_buffered_for_a_leaver() {
+fn x_001_a_new_subscriber_gets_the_events_buffered_for_the_old_one() {
     let mut case = case();
     case.ask("a", 10);
     case.cancel("a");
@@ -175,7 +175,7 @@ fn x_002_new_events_stay_behind_those_in_the_buffer() {
 }
 
 #[test]
-fn x_009_a_consumer_without_demand_blocks_nobody() {
+fn x_009_a_consumer_without_demand_does_not_block_the_others() {
     for _ in 0..100 {
         let mut case = Case::silent(DemandDispatcher::new().shuffled());
         case.subscribe("z");

@@ -1,5 +1,6 @@
-//! The specification's cases for dispatchers, each by its id, as far as a dispatcher, the buffer and
-//! the ledger show them without a running stage. All that the cases know of the ledger is here.
+//! The specification's cases for dispatchers, as far as a dispatcher, the buffer and the ledger
+//! show them without a running stage. Everything that the cases know of the ledger is in this
+//! module.
 
 mod broadcast;
 mod custom;
@@ -23,14 +24,14 @@ use crate::{
     subscription::{StageId, SubscribeError, SubscribeOptions, SubscriptionId},
 };
 
-/// A stage without the stage: who subscribes, asks and leaves is told by hand, and what the source
-/// is asked for is seen.
+/// A stage without a task: the test subscribes, asks and cancels by hand, and sees the demand that
+/// reaches the source.
 ///
 /// Subscribers have names; a name is a stage. Every step settles before it returns.
 struct Case<E> {
     outlet: Outlet<E>,
     dispatcher: Shared<E>,
-    /// The accepted subscriptions, with the window of those that ask by themselves.
+    /// The accepted subscriptions, with the window of automatic ones.
     subscriptions: Vec<(&'static str, SubscriptionId, Option<Window>)>,
     stages: Vec<&'static str>,
     made: u64,
@@ -40,20 +41,20 @@ struct Case<E> {
     warnings: Vec<String>,
 }
 
-/// What a step caused.
+/// The effects of a step.
 #[derive(Debug, PartialEq)]
 struct Seen<E> {
-    /// The messages that each subscriber got.
+    /// The messages that each subscriber received.
     got: BTreeMap<&'static str, Vec<Vec<E>>>,
-    /// What the source was asked for, each time.
+    /// The demand that the source received, each time.
     demand: Vec<usize>,
     /// The markers that came back.
     fired: Vec<Marker>,
-    /// Events that nobody wanted, and that nobody knew where to send.
+    /// Discarded events: those without a receiver, and those without a route.
     discarded: (usize, usize),
 }
 
-/// Nothing; to say what is expected.
+/// No effects; the start of an expectation.
 fn seen<E>() -> Seen<E> {
     Seen { got: BTreeMap::new(), demand: vec![], fired: vec![], discarded: (0, 0) }
 }
@@ -84,7 +85,7 @@ impl<E> Seen<E> {
         self
     }
 
-    /// All that a subscriber got, as one.
+    /// All events that a subscriber received, as one list.
     fn events_of(&mut self, name: &str) -> Vec<E> {
         self.got.remove(name).into_iter().flatten().flatten().collect()
     }
@@ -96,7 +97,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
         Self::fed_by(dispatcher, |_| vec![])
     }
 
-    /// The source answers demand with these events, as many as it is asked for, until they end.
+    /// The source answers demand with these events until they run out.
     fn counter(
         dispatcher: impl Dispatcher<E>,
         events: impl IntoIterator<Item = E, IntoIter: 'static>,
@@ -144,7 +145,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
         self.ask(name, options.max())
     }
 
-    /// Subscribes, and is refused with this.
+    /// Subscribes, and returns the refusal.
     fn refused(&mut self, name: &'static str, options: &SubscribeOptions) -> SubscribeError {
         let reason = self.try_subscribe(name, options).unwrap_err();
         assert_eq!(self.settle(), seen(), "a refusal changes nothing");
@@ -185,7 +186,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
         self.settle()
     }
 
-    /// Puts a marker behind all that the stage holds.
+    /// Puts a marker behind everything that the stage holds.
     fn mark(&mut self, marker: u64) -> Seen<E> {
         self.outlet.info(Marker::new(marker));
         self.settle()
@@ -203,7 +204,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
         self.dispatcher.outstanding(self.id(name))
     }
 
-    /// The warnings since this was called last.
+    /// The warnings since the last call.
     fn warnings(&mut self) -> Vec<String> {
         std::mem::take(&mut self.warnings)
     }
@@ -259,7 +260,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
     }
 }
 
-/// A dispatcher that the case can look at while the ledger has it.
+/// A dispatcher that the case can inspect while the ledger owns it.
 struct Shared<E>(Arc<Mutex<dyn Dispatcher<E>>>);
 
 impl<E> Clone for Shared<E> {

@@ -1,8 +1,8 @@
 //! The partition dispatcher: S-133 to S-146, X-010, X-012 to X-015.
 //!
-//! X-011 (the same within a producer-consumer) needs a running stage, and so does of X-013 that the
-//! consumer's subscription ends, of X-014 that the discard is reported. S-133 is also shown by
-//! `compile_fail` examples of [`PartitionDispatcher`].
+//! X-011 (the same within a producer-consumer) needs a running stage, and so do two parts: that the
+//! consumer's subscription ends and that the discard is reported. S-133 is also
+//! shown by `compile_fail` examples of [`PartitionDispatcher`].
 
 use std::collections::BTreeMap;
 
@@ -22,14 +22,14 @@ const ODD: u32 = 1;
 
 /// Partition 0 for even numbers, 1 for odd ones, both subscribed.
 fn even_odd() -> Case<u32> {
-    let mut case = nobody();
+    let mut case = unsubscribed();
     case.subscribe_with("even", &partition(EVEN));
     case.subscribe_with("odd", &partition(ODD));
     case
 }
 
-/// The same, with no subscriber.
-fn nobody() -> Case<u32> {
+/// The same, without subscribers.
+fn unsubscribed() -> Case<u32> {
     Case::silent(PartitionDispatcher::by_key([EVEN, ODD], parity))
 }
 
@@ -75,7 +75,7 @@ fn s_135_the_hash_may_change_the_event_once_it_is_taken() {
     case.ask("odd", 3);
     assert_eq!(case.emit((5..=17).step_by(2)), seen().got("odd", [50, 70, 90, 110, 130]));
     assert_eq!((case.queued(), case.buffered()), (0, 2));
-    // Those in the buffer have not been changed, or they would be changed twice.
+    // Events in the buffer have not been hashed, or they would be changed twice.
     assert_eq!(case.ask("odd", 2), seen().got("odd", [150, 170]));
 }
 
@@ -96,16 +96,16 @@ fn s_136_events_of_a_busy_partition_wait_in_its_queue() {
 }
 
 #[test]
-fn s_137_an_idle_partition_is_served_as_far_as_the_demand_of_all_goes() {
+fn s_137_an_idle_partition_is_served_within_the_total_demand() {
     let mut case = s_136();
     assert_eq!(case.emit((1..=11).step_by(2)), seen().got("odd", [1, 3, 5, 7]));
     assert_eq!(case.buffered(), 2);
     assert_eq!(case.ask("odd", 5), seen().got("odd", [9, 11]).demand(3));
 }
 
-/// Nobody has taken the odd numbers.
+/// The odd numbers have no consumer.
 fn s_138() -> Case<u32> {
-    let mut case = nobody();
+    let mut case = unsubscribed();
     case.subscribe_with("even", &partition(EVEN));
     case.ask("even", 4);
     assert_eq!(case.emit([1, 3, 5, 2]), seen().got("even", [2]));
@@ -121,14 +121,14 @@ fn s_138_events_wait_for_a_partition_that_has_no_consumer() {
 }
 
 #[test]
-fn s_139_a_partitions_first_consumer_gets_what_waited() {
+fn s_139_the_first_consumer_of_a_partition_gets_the_queued_events() {
     let mut case = s_138();
     assert_eq!(case.subscribe_with("odd", &partition(ODD)), seen());
     assert_eq!(case.ask("odd", 2), seen().got("odd", [1, 3]).got("even", [4]).demand(1));
 }
 
 #[test]
-fn s_140_what_is_owed_to_a_leaver_goes_to_the_next_of_its_partition() {
+fn s_140_events_owed_to_a_cancelled_consumer_go_to_the_next_of_its_partition() {
     let mut case = even_odd();
     assert_eq!(case.ask("even", 5), seen().demand(5));
     assert_eq!(case.cancel("even"), seen());
@@ -138,7 +138,7 @@ fn s_140_what_is_owed_to_a_leaver_goes_to_the_next_of_its_partition() {
 }
 
 #[test]
-fn s_141_only_demand_beyond_what_is_owed_is_asked_for() {
+fn s_141_only_demand_beyond_the_owed_events_is_asked_for() {
     let mut case = Case::silent(PartitionDispatcher::<u32, usize>::numbered(1));
     case.subscribe_with("a", &SubscribeOptions::new().partition(0));
     assert_eq!(case.ask("a", 5), seen().demand(5));
@@ -150,7 +150,7 @@ fn s_141_only_demand_beyond_what_is_owed_is_asked_for() {
 }
 
 #[test]
-fn s_142_a_marker_waits_for_what_is_queued_before_it() {
+fn s_142_a_marker_waits_for_the_events_queued_before_it() {
     let mut case = even_odd();
     case.ask("even", 1);
     case.ask("odd", 4);
@@ -162,7 +162,7 @@ fn s_142_a_marker_waits_for_what_is_queued_before_it() {
 
 #[test]
 fn s_143_a_marker_comes_back_at_once_when_nothing_is_queued() {
-    assert_eq!(nobody().mark(1), seen().fired(1));
+    assert_eq!(unsubscribed().mark(1), seen().fired(1));
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn x_012_a_partitions_queue_outlives_its_consumer() {
 }
 
 #[test]
-fn x_012_a_marker_fires_when_the_next_consumer_has_taken_what_preceded_it() {
+fn x_012_a_marker_fires_when_the_next_consumer_has_taken_the_events_before_it() {
     let mut case = even_odd();
     case.ask("even", 1);
     case.ask("odd", 5);
@@ -245,18 +245,18 @@ fn x_012_a_marker_fires_when_the_next_consumer_has_taken_what_preceded_it() {
     assert_eq!(case.cancel("even"), seen());
     case.subscribe_with("new", &partition(EVEN));
     assert_eq!(case.ask("new", 1), seen().got("new", [4]).demand(1), "6 is before it too");
-    // What stands behind it comes in a message of its own.
+    // Events behind the marker come in a message of their own.
     assert_eq!(case.ask("new", 3), seen().got("new", [6]).got("new", [8]).fired(1).demand(3));
 }
 
 #[test]
-fn x_013_a_partition_that_cannot_be_had_is_refused_and_nobody_else_notices() {
+fn x_013_an_unavailable_partition_is_refused_and_the_others_are_not_affected() {
     let mut case = Case::silent(PartitionDispatcher::by_key([EVEN, ODD], parity));
     case.subscribe_with("even", &partition(EVEN));
     case.ask("even", 3);
     let mut refused = |options| match case.refused("wrong", &options) {
         SubscribeError::BadPartition(error) => (error.to_string(), error),
-        other => panic!("not about a partition: {other}"),
+        other => panic!("not a partition error: {other}"),
     };
     let expected = || "0, 1".to_owned();
 
@@ -270,7 +270,7 @@ fn x_013_a_partition_that_cannot_be_had_is_refused_and_nobody_else_notices() {
 
     let (message, error) = refused(partition(EVEN));
     assert_eq!(error, BadPartition::Taken { given: "0".to_owned() });
-    assert_eq!(message, "partition 0 has a subscriber already, expected one at most");
+    assert_eq!(message, "partition 0 already has a subscriber, expected at most one");
 
     let (message, _) = refused(SubscribeOptions::new().partition("even"));
     assert_eq!(message, "partition \"even\" is of type &str, expected u32");
@@ -282,7 +282,7 @@ fn x_013_a_partition_that_cannot_be_had_is_refused_and_nobody_else_notices() {
 }
 
 #[test]
-fn x_014_an_event_for_a_partition_that_does_not_exist_is_reported_and_the_rest_goes_on() {
+fn x_014_an_event_for_a_missing_partition_is_reported_and_the_rest_is_delivered() {
     let key = |n: &u32| Some(n % 3);
     let mut case = Case::silent(PartitionDispatcher::by_key([EVEN, ODD], key));
     case.subscribe_with("0", &partition(0));

@@ -1,4 +1,4 @@
-//! Which partition a subscriber names.
+//! The option that names a subscriber's partition.
 
 use std::{
     any::{Any, type_name},
@@ -17,10 +17,10 @@ struct Key {
 
 impl SubscribeOptions {
     /// The partition to take events from, for a producer with a
-    /// [`PartitionDispatcher`](crate::PartitionDispatcher); the other dispatchers take no notice.
+    /// [`PartitionDispatcher`](crate::PartitionDispatcher); other dispatchers ignore it.
     ///
-    /// It has to be of the type that names the partitions. A bare number will do for every integer
-    /// type, although to the compiler it is an `i32`.
+    /// It has to have the type that names the partitions. A bare number works for every integer
+    /// type, although its type is `i32` to the compiler.
     ///
     /// ```
     /// use pipeline_core::SubscribeOptions;
@@ -37,23 +37,23 @@ impl SubscribeOptions {
 /// The partitions by name.
 pub(super) struct Names<K> {
     places: Places<K>,
-    /// As an error shows them, in order.
+    /// The names as an error shows them, in order.
     shown: Vec<String>,
 }
 
-/// Where the partition of a name is. It is asked for every event.
+/// Maps names to places. It is searched for every event.
 enum Places<K> {
-    /// In order: with few, comparing is quicker than hashing.
+    /// In order: with few names, comparing is faster than hashing.
     Few(Vec<K>),
-    /// Keys may come from anywhere, but to look one up puts nothing here.
+    /// Keys may come from untrusted sources, but a lookup inserts nothing.
     Many(foldhash::HashMap<K, usize>),
 }
 
-/// How many names are few.
+/// The largest number of names for which comparing is used.
 const FEW: usize = 8;
 
 impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
-    /// A name that comes twice counts once.
+    /// A duplicate name counts once.
     pub(super) fn new(names: impl IntoIterator<Item = K>) -> Self {
         let (mut places, mut shown) = (foldhash::HashMap::default(), Vec::new());
         for name in names {
@@ -103,12 +103,12 @@ impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
         place.ok_or_else(|| BadPartition::Unknown { given: shown.clone(), expected: self.all() })
     }
 
-    /// The partition of this place is taken.
+    /// The error for a partition that is taken.
     pub(super) fn taken(&self, place: usize) -> BadPartition {
         BadPartition::Taken { given: self.shown[place].clone() }
     }
 
-    /// The names for an error. A long list is cut short.
+    /// The names for an error. A long list is truncated.
     fn all(&self) -> String {
         const MOST: usize = 8;
         let mut text = self.shown[..self.len().min(MOST)].join(", ");
@@ -138,7 +138,7 @@ mod tests {
     fn an_error_names_all_partitions_but_not_a_hundred() {
         let expected = |names: i32| match Names::new(0..names).place_in(&SubscribeOptions::new()) {
             Err(BadPartition::Missing { expected }) => expected,
-            other => panic!("none was given: {other:?}"),
+            other => panic!("unexpected error: {other:?}"),
         };
         assert_eq!(expected(8), "0, 1, 2, 3, 4, 5, 6, 7");
         assert_eq!(expected(9), "0, 1, 2, 3, 4, 5, 6, 7 and 1 more");
@@ -151,13 +151,13 @@ mod tests {
         assert_eq!(Names::new([7i128, 9]).place_in(&SubscribeOptions::new().partition(7)), Ok(0));
         let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(300));
         assert_eq!(error.unwrap_err().to_string(), "partition 300 is of type i32, expected u8");
-        // A number that says its type means it.
+        // A number with an explicit type has that type.
         let error = Names::new([7u8, 9]).place_in(&SubscribeOptions::new().partition(9u16));
         assert!(matches!(error, Err(BadPartition::Type { given_type: "u16", .. })));
     }
 
     #[test]
-    fn every_name_has_its_place_however_many_there_are() {
+    fn every_name_has_its_place_for_any_number_of_names() {
         for count in [1, FEW, FEW + 1, 1000] {
             let names = Names::new((0..count).rev());
             let expected: Vec<_> = (0..count).map(Some).collect();
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_comes_twice_counts_once() {
+    fn a_duplicate_name_counts_once() {
         let names = Names::new(["eu", "us", "eu", "jp"]);
         assert_eq!(names.len(), 3);
         assert_eq!(["eu", "us", "jp"].map(|name| names.place(&name)), [Some(0), Some(1), Some(2)]);

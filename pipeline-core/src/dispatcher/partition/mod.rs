@@ -1,4 +1,4 @@
-//! Each event goes to the partition it belongs to. Pure.
+//! A dispatcher that sends each event to the partition it belongs to. Pure.
 
 mod key;
 mod stable_hash;
@@ -18,32 +18,32 @@ use crate::{
     subscription::{SubscribeError, SubscriptionId},
 };
 
-/// Sends each event to the consumer of the partition it belongs to, so that events that belong
-/// together are handled by one consumer and in order.
+/// Sends each event to the consumer of its partition, so that related events are handled by one
+/// consumer and in order.
 ///
-/// The partitions are fixed, and each has one consumer at most, which names it with
+/// The partitions are fixed, and each has at most one consumer, which names it with
 /// [`SubscribeOptions::partition`](crate::SubscribeOptions::partition). A missing, unknown or taken
-/// one is refused with [`SubscribeError::BadPartition`]. With [`shared`](Self::shared), a partition
-/// may have several consumers.
+/// partition is refused with [`SubscribeError::BadPartition`]. With [`shared`](Self::shared), a
+/// partition may have several consumers.
 ///
 /// # Where events wait
 ///
-/// The producer cannot see partitions: it is asked for the demand of all together. Demand of one is
-/// so spent by an event for another, which then waits in the queue of its partition. These queues
-/// are bounded by demand: together they hold no more than has been asked for at one time. A queue
-/// outlives its consumer, and goes to the next.
+/// The producer cannot see partitions: it receives their total demand. So demand of one partition
+/// can be spent by an event for another, which then waits in the queue of its partition. These
+/// queues are bounded by demand: together they hold no more events than were asked for at one time.
+/// A queue outlives its consumer and is passed to the next.
 ///
-/// What is beyond the demand waits in the producer's buffer, and there an event for a busy partition
-/// holds up one for an idle partition. Partitions presume a load that is about even.
+/// Events beyond the demand wait in the producer's buffer, where an event for a busy partition
+/// blocks one for an idle partition. Partitioning assumes a load that is about even.
 ///
 /// # Where events end
 ///
-/// An event without a partition (`None`) is discarded, and one whose partition does not exist is
-/// discarded and reported. Neither costs demand.
+/// An event without a partition (`None`) is discarded. An event for a partition that does not exist
+/// is discarded and reported. Neither costs demand.
 ///
-/// The semantics are those of GenStage's partition dispatcher, but that no event or demand is lost
-/// when subscribers come and go or events are discarded, and that a wrong partition ends one
-/// subscription instead of the producer.
+/// The semantics are those of GenStage's partition dispatcher, with two exceptions: no event or
+/// demand is lost when subscribers come and go or events are discarded, and a wrong partition ends
+/// one subscription instead of the producer.
 ///
 /// ```
 /// use pipeline_core::{PartitionDispatcher, SubscribeOptions};
@@ -53,7 +53,7 @@ use crate::{
 ///     region: &'static str,
 /// }
 ///
-/// // All orders of a region to the consumer of that region; those from elsewhere to nobody.
+/// // All orders of a region to the consumer of that region; orders from elsewhere are discarded.
 /// let by_region = PartitionDispatcher::by_key(["eu", "us"], |order: &Order| Some(order.region));
 /// let europe = SubscribeOptions::new().partition("eu");
 ///
@@ -62,7 +62,7 @@ use crate::{
 /// let first = SubscribeOptions::new().partition(0);
 /// ```
 ///
-/// Names need a hash that leads to them; that there is none does not compile (case S-133):
+/// Names need a function that maps events to them; omitting it does not compile (case S-133):
 ///
 /// ```compile_fail,E0061
 /// # use pipeline_core::PartitionDispatcher;
@@ -76,45 +76,45 @@ use crate::{
 #[must_use]
 pub struct PartitionDispatcher<E, K> {
     names: Names<K>,
-    /// By their place in `names`.
+    /// Indexed by the place in `names`.
     partitions: Vec<Partition<E>>,
     subscriptions: HashMap<SubscriptionId, usize>,
     markers: Waiting,
     hash: Hashing<E, K>,
     shared: bool,
-    /// The demand of all consumers.
+    /// The total demand of all consumers.
     demand: u128,
     /// Events in the queues of all partitions.
     queued: usize,
-    /// Kept for its room: the partitions that events of an emission belong to.
+    /// The partitions that the events of an emission belong to. Kept to reuse its allocation.
     touched: Vec<usize>,
 }
 
-/// How it is found out where an event belongs.
+/// How the partition of an event is determined.
 enum Hashing<E, K> {
-    /// By a look at it. Most are found so, and an event that is not handed over costs less.
+    /// From a reference. The most common way, and it avoids moving the event.
     Key(Box<KeyFn<E, K>>),
-    /// By somebody who may change it.
+    /// From the event itself, which the function may change.
     Hash(Box<HashFn<E, K>>),
 }
 
 type KeyFn<E, K> = dyn FnMut(&E) -> Option<K> + Send;
 type HashFn<E, K> = dyn FnMut(E) -> Option<(E, K)> + Send;
 
-/// It has demand or a queue, never both.
+/// A partition: it has demand or a queue, never both.
 struct Partition<E> {
     consumers: DemandDispatcher,
     queue: VecDeque<E>,
-    /// Events of the emission that is being dispatched, to come behind the queue.
+    /// Events of the emission that is being dispatched, to be placed behind the queue.
     fresh: Vec<E>,
 }
 
 impl<E: Hash> PartitionDispatcher<E, usize> {
-    /// So many partitions, named 0, 1, 2 and so on. An event belongs to the one that is its hash
-    /// modulo their number.
+    /// A dispatcher with `partitions` partitions, named 0, 1, 2 and so on. An event belongs to the
+    /// partition of its hash modulo their number.
     ///
-    /// The hash is ours and has no random key (FNV-1a, and a mixer), so an event belongs to the same
-    /// partition in every process and every version, as long as its [`Hash`] stays the same.
+    /// The hash function has no random key (FNV-1a with a finalizer), so an event belongs to the
+    /// same partition in every process and every version, as long as its [`Hash`] stays the same.
     ///
     /// # Panics
     ///
@@ -129,16 +129,17 @@ impl<E: Hash> PartitionDispatcher<E, usize> {
     pub fn numbered(partitions: usize) -> Self {
         Self::by_key(0..partitions, move |event| {
             let place = stable_hash(event) % partitions as u64;
-            Some(usize::try_from(place).expect("it is less than a usize"))
+            Some(usize::try_from(place).expect("the remainder fits a usize"))
         })
     }
 }
 
 impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
-    /// These partitions; `key` says which one an event belongs to, and `None` discards it.
+    /// A dispatcher with these partitions; `key` returns the partition of an event, and `None`
+    /// discards it.
     ///
     /// `key` is called once for each event, when there is demand for it. It runs in the producer's
-    /// task, so it should be quick.
+    /// task, so it should be fast.
     ///
     /// # Panics
     ///
@@ -150,7 +151,7 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
         Self::new(partitions, Hashing::Key(Box::new(key)))
     }
 
-    /// Like [`by_key`](Self::by_key), but the event may be changed on its way. This is GenStage's
+    /// Like [`by_key`](Self::by_key), but the function may change the event. This is GenStage's
     /// `hash`.
     ///
     /// # Panics
@@ -179,7 +180,7 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
     fn new(partitions: impl IntoIterator<Item = K>, hash: Hashing<E, K>) -> Self {
         let names = Names::new(partitions);
         assert!(names.len() > 0, "a partition dispatcher needs at least one partition");
-        // With one consumer there is nobody to compare its demand with.
+        // A single consumer has no demand to compare its own with.
         let alone = || DemandDispatcher::new().max_demand(usize::MAX);
         Self {
             partitions: (0..names.len()).map(|_| Partition::new(alone())).collect(),
@@ -194,8 +195,8 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
         }
     }
 
-    /// Lets a partition have several consumers. They share its events as those of a
-    /// [`DemandDispatcher`] do, so its order is kept for each of them but not between them.
+    /// Lets a partition have several consumers. They share its events as the consumers of a
+    /// [`DemandDispatcher`] do, so the order is kept for each of them but not between them.
     pub fn shared(mut self) -> Self {
         self.shared = true;
         for partition in &mut self.partitions {
@@ -216,13 +217,13 @@ impl<E> Partition<E> {
 }
 
 impl<E: Send + 'static, K> PartitionDispatcher<E, K> {
-    /// Sends from a partition's queue as far as it has demand, and gives out the markers that this
-    /// sets free.
+    /// Sends from a partition's queue as far as it has demand, and returns the markers that this
+    /// releases.
     fn serve(&mut self, place: usize, out: &mut Deliveries<E>) {
         let Partition { consumers, queue, .. } = &mut self.partitions[place];
         self.demand -= consumers.total();
         loop {
-            // What stands behind a marker is not sent in one message with what stands before it.
+            // Events behind a marker are not sent in one message with those before it.
             let room = self.markers.room(place).min(queue.len());
             let behind = (room < queue.len()).then(|| queue.split_off(room));
             consumers.dispatch(queue, out);
@@ -313,7 +314,7 @@ where
                 *queue = mem::take(fresh).into();
                 self.serve(place, out);
             } else {
-                // Where something waits already, there is no demand.
+                // A partition with queued events has no demand.
                 queue.extend(fresh.drain(..));
             }
         }
@@ -340,8 +341,8 @@ where
     }
 }
 
-/// The first of some events. What is left of them when a hash panics goes back to the others, to be
-/// counted.
+/// The first events of an emission. When a hash panics, the remaining ones go back to the others,
+/// to be counted.
 struct Coming<'a, E> {
     events: vec::IntoIter<E>,
     others: &'a mut VecDeque<E>,
@@ -388,12 +389,12 @@ mod tests {
         let mut events = VecDeque::from([1, 2, 3, 4, 5, 6]);
         let dispatching = || dispatcher.dispatch(&mut events, &mut out);
         assert!(catch_unwind(AssertUnwindSafe(dispatching)).is_err());
-        // Two have a place, three have not been looked at.
+        // Two events have a place, three have not been hashed.
         assert_eq!((dispatcher.queued(), events.len()), (2, 3));
     }
 
     #[test]
-    fn an_ask_for_all_there_is_can_be_repeated_and_added_to() {
+    fn an_ask_for_usize_max_can_be_repeated_and_added_to() {
         let mut dispatcher = PartitionDispatcher::by_key(0..2, |event: &u64| Some(event % 2));
         let mut out = Deliveries::new();
         for place in 0..2 {

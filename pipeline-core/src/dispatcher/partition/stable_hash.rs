@@ -2,12 +2,12 @@
 
 use std::hash::{Hash, Hasher};
 
-/// The hash of a value: FNV-1a over what the value's `Hash` writes, then mixed, so that the
-/// remainder of a division depends on every bit.
+/// The hash of a value: FNV-1a over the bytes that the value's `Hash` writes, then mixed so that
+/// the remainder of a division depends on every bit.
 ///
-/// It has no random key. Numbers are written in little-endian order, and those of the size of a
-/// pointer as 64 bits, so that machines agree too. It is as stable as the value's `Hash`, and no
-/// protection against keys that were chosen to collide.
+/// It has no random key. Numbers are written in little-endian order, and pointer-sized ones as 64
+/// bits, so that all machines agree. It is as stable as the value's `Hash`, and does not protect
+/// against keys chosen to collide.
 pub(super) fn stable_hash<T: Hash + ?Sized>(value: &T) -> u64 {
     let mut hasher = StableHasher(OFFSET_BASIS);
     value.hash(&mut hasher);
@@ -19,7 +19,7 @@ const PRIME: u64 = 0x0000_0100_0000_01b3;
 
 struct StableHasher(u64);
 
-/// The default for a number is to write its bytes in the order of the machine.
+/// The default implementation writes a number in native byte order.
 macro_rules! write_little_endian {
     ($($write:ident($number:ty),)*) => {$(
         fn $write(&mut self, number: $number) {
@@ -48,8 +48,8 @@ impl Hasher for StableHasher {
         self.write_i64(number as i64);
     }
 
-    /// FNV's lowest bit is no more than the parity of the lowest bits that went in, so keys that
-    /// are all even would share one of two partitions.
+    /// FNV's lowest bit is only the parity of the lowest bits of the input, so keys that are all
+    /// even would share one of two partitions.
     fn finish(&self) -> u64 {
         let mut hash = self.0;
         hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -65,10 +65,10 @@ mod tests {
     #[derive(Hash)]
     enum Key {
         User(u32),
-        Nobody,
+        Anonymous,
     }
 
-    /// These may never change: programs that run side by side have to agree.
+    /// These values must never change: programs that run at the same time have to agree.
     #[test]
     fn the_hash_of_a_value_is_the_same_for_ever() {
         assert_eq!(stable_hash(&0u64), 0x813f_0174_a236_7c13);
@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(stable_hash(&(7u16, -1isize)), 0x8cb8_7f60_7730_211f);
         assert_eq!(stable_hash(&Key::User(9)), 0x8fd7_edb5_6bc2_957c);
         assert_eq!(stable_hash(&[1usize, 2][..]), 0xcedd_5d02_bb83_80ce);
-        assert_ne!(stable_hash(&Key::Nobody), stable_hash(&Key::User(0)));
+        assert_ne!(stable_hash(&Key::Anonymous), stable_hash(&Key::User(0)));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a key holds, and who waits for room in it. Pure.
+//! The queue of one key. Pure.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -10,14 +10,14 @@ use slab::Slab;
 
 use crate::source::waiting::Line;
 
-/// A lane's place in all tables. It is given to another key once the lane is closed.
+/// The index of a lane in all tables. It is reused for another key once the lane is closed.
 pub(super) type LaneId = usize;
 
-/// How many places a table keeps when nothing is left in it, so that a queue with little to do does
-/// not allocate for each item.
+/// How many entries an empty table keeps allocated, so that a queue with little load does not
+/// allocate for each item.
 pub(super) const SPARE: usize = 64;
 
-/// The lanes of those keys that hold something or wait for something. Other keys take no memory.
+/// The lanes of all keys that hold items or have waiting pushers. Other keys take no memory.
 #[derive(Debug)]
 pub(super) struct Lanes<K, T> {
     ids: HashMap<K, LaneId>,
@@ -34,7 +34,7 @@ pub(super) struct Lane<K, T> {
     pub(super) line: Line<Parcel<T>>,
 }
 
-/// An item and what it costs to let it out.
+/// An item and its cost.
 #[derive(Debug)]
 pub(super) struct Parcel<T> {
     pub(super) item: T,
@@ -42,12 +42,12 @@ pub(super) struct Parcel<T> {
 }
 
 impl<K, T> Lane<K, T> {
-    /// Whether nothing would be lost with it.
+    /// Whether the lane can be dropped without losing anything.
     pub(super) fn is_idle(&self) -> bool {
         self.items.is_empty() && self.line.is_empty()
     }
 
-    /// What it costs to let out what comes out next.
+    /// The cost of the item that leaves next.
     pub(super) fn cost(&self) -> u32 {
         let next = self.items.front().or_else(|| self.line.first());
         next.map_or(1, |parcel| parcel.cost)
@@ -77,7 +77,7 @@ impl<K: Hash + Eq + Clone, T> Lanes<K, T> {
         self.ids.get(key).and_then(|id| self.lanes.get(*id))
     }
 
-    /// The lane of a key, a new one if it has none.
+    /// The lane of a key. Creates it if necessary.
     pub(super) fn open(&mut self, key: K, weight: u32) -> LaneId {
         match self.ids.entry(key) {
             Entry::Occupied(entry) => {
@@ -93,13 +93,13 @@ impl<K: Hash + Eq + Clone, T> Lanes<K, T> {
         }
     }
 
-    /// Forgets a key.
+    /// Removes a key.
     pub(super) fn close(&mut self, id: LaneId) {
         let lane = self.lanes.remove(id);
         self.ids.remove(&lane.key);
     }
 
-    /// Gives back what many lanes took, when none is left.
+    /// Releases the memory of many lanes when none is left.
     pub(super) fn clear(&mut self) {
         self.ids.clear();
         self.ids.shrink_to(SPARE);
@@ -126,7 +126,7 @@ impl<K, T> IndexMut<LaneId> for Lanes<K, T> {
 
 #[cfg(test)]
 impl<K, T> Lanes<K, T> {
-    /// How many lanes there is memory for.
+    /// The number of lanes that memory is allocated for.
     pub(super) fn room(&self) -> usize {
         self.ids.capacity().max(self.lanes.capacity())
     }

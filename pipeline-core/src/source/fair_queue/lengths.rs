@@ -1,23 +1,23 @@
-//! Which key holds the most. Pure.
+//! The lanes by length. Pure.
 
 use super::{
     lane::{LaneId, SPARE},
     links::Links,
 };
 
-/// The lanes by how many items they hold. O(1), as lanes grow and shrink by one.
+/// The lanes by the number of their items. O(1), because lanes grow and shrink by one.
 #[derive(Debug, Default)]
 pub(super) struct Lengths {
     links: Links,
-    /// By lane; those that are not in it hold nothing.
+    /// Indexed by lane; missing lanes are empty.
     lengths: Vec<usize>,
-    /// By length, the first of a list of those that hold so many.
+    /// Indexed by length: the first lane of the list with that length.
     lists: Vec<Option<LaneId>>,
     max: usize,
 }
 
 impl Lengths {
-    /// A lane holds so many items now.
+    /// Records the length of a lane.
     pub(super) fn set(&mut self, lane: LaneId, length: usize) {
         let old = self.of(lane);
         if length == old {
@@ -46,18 +46,18 @@ impl Lengths {
         self.lengths.get(lane).copied().unwrap_or(0)
     }
 
-    /// How many items the longest holds.
+    /// The length of the longest lane.
     pub(super) fn max(&self) -> usize {
         self.max
     }
 
-    /// The lane that holds the most; of several, the one that has held so many for the longest
+    /// The lane with the most items; of several, the one that has had that length for the longest
     /// time.
     pub(super) fn longest(&self) -> Option<LaneId> {
         self.lists.get(self.max).copied().flatten()
     }
 
-    /// Forgets all lanes.
+    /// Removes all lanes.
     pub(super) fn clear(&mut self) {
         self.links.clear();
         self.lengths.clear();
@@ -70,7 +70,7 @@ impl Lengths {
 
 #[cfg(test)]
 impl Lengths {
-    /// How many lanes and lengths there is memory for.
+    /// The number of lanes and lengths that memory is allocated for.
     pub(super) fn room(&self) -> usize {
         self.lengths.capacity().max(self.lists.capacity()).max(self.links.room())
     }
@@ -82,7 +82,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn of_several_the_one_that_was_there_first_is_the_longest() {
+    fn among_equal_lengths_the_oldest_is_the_longest() {
         let mut lengths = Lengths::default();
         assert_eq!(lengths.longest(), None);
         lengths.set(5, 1);

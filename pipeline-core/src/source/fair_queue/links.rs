@@ -1,12 +1,11 @@
-//! Circular lists of lanes, through one table. Pure.
+//! Circular lists of lanes in one table. Pure.
 
 use super::lane::{LaneId, SPARE};
 
-/// Which lane comes before and after which. A lane is in one list at most; who holds the first of a
-/// list holds the list.
+/// The predecessor and successor of each lane. A lane is in one list at most; a list is identified
+/// by its first lane.
 ///
-/// So any lane leaves its list at once, wherever in it it is, and moving from list to list
-/// allocates nothing.
+/// So removing a lane from any position is O(1), and moving it to another list does not allocate.
 #[derive(Debug, Default)]
 pub(super) struct Links {
     links: Vec<Link>,
@@ -23,7 +22,7 @@ impl Links {
         self.links[lane].after
     }
 
-    /// Puts a lane at the end of a list.
+    /// Appends a lane to a list.
     pub(super) fn push(&mut self, first: &mut Option<LaneId>, lane: LaneId) {
         if self.links.len() <= lane {
             self.links.resize(lane + 1, Link::default());
@@ -35,7 +34,7 @@ impl Links {
         self.links[after].before = lane;
     }
 
-    /// Takes a lane out of the list it is in.
+    /// Removes a lane from its list.
     pub(super) fn remove(&mut self, first: &mut Option<LaneId>, lane: LaneId) {
         let Link { before, after } = self.links[lane];
         self.links[before].after = after;
@@ -45,7 +44,7 @@ impl Links {
         }
     }
 
-    /// Forgets all lists.
+    /// Removes all lists.
     pub(super) fn clear(&mut self) {
         self.links.clear();
         self.links.shrink_to(SPARE);
@@ -54,7 +53,7 @@ impl Links {
 
 #[cfg(test)]
 impl Links {
-    /// How many lanes there is memory for.
+    /// The number of lanes that memory is allocated for.
     pub(super) fn room(&self) -> usize {
         self.links.capacity()
     }

@@ -1,4 +1,4 @@
-//! A queue that is fair between keys, as a producer.
+//! A producer with a queue that is fair between keys.
 
 mod lane;
 mod lengths;
@@ -24,26 +24,25 @@ use crate::{
     timed::Timed,
 };
 
-/// Makes a bounded queue that is fair between keys: the handle that items are pushed with, and the
-/// producer that a pipeline takes them from.
+/// Creates a bounded queue that is fair between keys: the handle to push items with, and the
+/// producer for a pipeline.
 ///
-/// Each key has a queue of its own, and the keys that have items take turns. So a user with a
-/// million items delays others by no more than their fair share: the first item of a key that had
-/// none comes out when every other key has had one turn, however much they have. The items of one
-/// key come out in order. A key that has nothing in the queue, and nobody who waits for room, is
-/// forgotten; what the tables grew to for many keys is given back when the queue is empty.
+/// Each key has a queue of its own, and the keys with items take turns. So a user with a million
+/// items delays others by no more than a fair share: the first item of a key that had none leaves
+/// after every other key has had one turn, however many items they have. The items of one key leave
+/// in order. A key without items and without waiting pushers is removed; when the queue is empty,
+/// the memory that its tables took for many keys is released.
 ///
-/// The turns are those of deficit round robin (M. Shreedhar and G. Varghese, "Efficient Fair
-/// Queuing using Deficit Round Robin", 1996). The work for an item does not grow with the number of
-/// keys.
+/// The turns follow deficit round robin (M. Shreedhar and G. Varghese, "Efficient Fair Queuing
+/// using Deficit Round Robin", 1996). The work for an item does not grow with the number of keys.
 ///
-/// What consumers have asked for has left the queue, and comes before what is still in it. So ask
-/// for little: workers of a [`ConsumerSupervisor`](crate::ConsumerSupervisor) ask for what they can
-/// begin at once; for another consumer, choose a small
+/// Items that consumers have asked for have left the queue, and come before all items that are
+/// still in it. So keep demand low: workers of a [`ConsumerSupervisor`](crate::ConsumerSupervisor)
+/// ask for as many items as they can start at once; for another consumer, choose a small
 /// [`max_demand`](crate::SubscribeOptions::max_demand).
 ///
-/// The queue ends, and its pipeline with it, when it is closed or every handle is dropped, and what
-/// it holds has been taken.
+/// The queue ends, and its pipeline with it, once it is closed or every handle is dropped, and all
+/// its items have been taken.
 ///
 /// # Panics
 ///
@@ -60,7 +59,7 @@ use crate::{
 /// for item in ["Ada's first", "Ada's second", "Ada's third"] {
 ///     queue.push("Ada", item).await?;
 /// }
-/// // It comes out second.
+/// // Joe's item leaves second.
 /// queue.push("Joe", "Joe's only").await?;
 ///
 /// let print = async |line: &&str| {
@@ -102,7 +101,7 @@ where
 /// assert_eq!(queue.try_push("Ada", "no room"), Err(TryPushError::KeyFull("no room")));
 /// queue.try_push("Joe", "has room")?;
 /// assert_eq!(queue.try_push("Eve", "no room"), Err(TryPushError::Full("no room")));
-/// // Ada holds the most, so it is her oldest that makes room.
+/// // Ada has the most items, so her oldest makes room.
 /// assert_eq!(queue.offer("Eve", "at all costs")?, Offer::DisplacedOldest);
 /// assert_eq!((queue.len_of(&"Ada"), queue.len_of(&"Joe"), queue.len_of(&"Eve")), (1, 1, 1));
 /// # Ok(())
@@ -118,23 +117,22 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     T: Send + 'static,
 {
-    /// Puts an item in, waiting for room if there is none: of its key, and of all.
+    /// Pushes an item, waiting for room in its key and in the whole queue.
     ///
-    /// Waiting callers of one key are served in the order in which they came, and hold up none of
-    /// another key. Nor does it make an item late that it has to wait for room because others take
-    /// up all there is: its key has its turn all the same, and the item then goes straight out.
-    /// Room that becomes free is given to the keys in turn, one place each, whoever has more
-    /// callers waiting.
+    /// Waiting callers of one key are served in the order of their arrival and do not block other
+    /// keys. An item does not leave later because it had to wait for room that other keys take up:
+    /// its key keeps its turn, and the item then leaves directly. Room that becomes free is given
+    /// to the keys in turn, one place each, regardless of how many callers wait.
     ///
     /// # Errors
     ///
-    /// [`Closed`] gives the item back when the queue takes nothing any more.
+    /// [`Closed`] returns the item if the queue is closed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future while the item waits for room drops the item, and nothing else is lost.
-    /// An item that has moved into the queue already, because room came up for it, stays there, even
-    /// if the future had not said so yet.
+    /// Dropping the future while the item waits for room drops the item and has no other effect. An
+    /// item that has already moved into the queue, because room became free, stays there, even if
+    /// the future has not completed.
     pub fn push(
         &self,
         key: K,
@@ -143,85 +141,86 @@ where
         self.end.push(self.rules.entry(key, item))
     }
 
-    /// Puts an item in if there is room.
+    /// Pushes an item if there is room.
     ///
     /// # Errors
     ///
-    /// [`TryPushError`] gives the item back when its key has no room
-    /// ([`KeyFull`](TryPushError::KeyFull)), when there is none at all
+    /// [`TryPushError`] returns the item when its key has no room
+    /// ([`KeyFull`](TryPushError::KeyFull)), when the queue has none
     /// ([`Full`](TryPushError::Full)), or when the queue is closed.
     pub fn try_push(&self, key: K, item: T) -> Result<(), TryPushError<T>> {
         self.end.try_push(self.rules.entry(key, item))
     }
 
-    /// Puts an item in at once, discarding one if there is no room, as [`FairQueueOptions::keep`]
+    /// Pushes an item at once, discarding one if there is no room, as [`FairQueueOptions::keep`]
     /// says:
     ///
-    /// - [`BufferKeep::First`](crate::BufferKeep::First): this one is discarded.
-    /// - [`BufferKeep::Last`](crate::BufferKeep::Last), and its key has no room: the oldest item of
-    ///   its key is.
-    /// - [`BufferKeep::Last`](crate::BufferKeep::Last), and there is no room at all: the oldest
-    ///   item of the key that holds the most items is; that is this key, unless another holds more.
-    ///   So it is who floods the queue that pays for it.
+    /// - [`BufferKeep::First`](crate::BufferKeep::First): discards the new item.
+    /// - [`BufferKeep::Last`](crate::BufferKeep::Last), if the key is full: discards the oldest
+    ///   item of that key.
+    /// - [`BufferKeep::Last`](crate::BufferKeep::Last), if the whole queue is full: discards the
+    ///   oldest item of the key with the most items, which is this key unless another has more. So
+    ///   the key that floods the queue loses items.
     ///
-    /// It never waits, so it gets ahead of callers of [`push`](Self::push) that do.
+    /// It never waits, so it overtakes waiting callers of [`push`](Self::push).
     ///
-    /// What is discarded is counted ([`discarded`](Self::discarded), and the metric
-    /// `pipeline.events_discarded`). The log tells when discarding begins, and when it is over, which
-    /// is when half of the room is free again, of every key and of all.
+    /// Discarded items are counted ([`discarded`](Self::discarded), and the metric
+    /// `pipeline.events_discarded`). The log has one line when discarding begins and one when it
+    /// ends, which is when half of the room is free again, in every key and in the whole queue.
     ///
     /// # Errors
     ///
-    /// [`Closed`] gives the item back when the queue takes nothing any more.
+    /// [`Closed`] returns the item if the queue is closed.
     pub fn offer(&self, key: K, item: T) -> Result<Offer, Closed<T>> {
         self.end.offer(self.rules.entry(key, item))
     }
 
-    /// How many items wait in the queue, of all keys.
+    /// The number of items in the queue, of all keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.end.with(Bounded::len)
     }
 
-    /// How many items of one key wait in the queue.
+    /// The number of items of one key in the queue.
     #[must_use]
     pub fn len_of(&self, key: &K) -> usize {
         self.end.with(|state| state.len_of(key))
     }
 
-    /// Whether no item waits in the queue.
+    /// Whether the queue is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many items the queue holds at most, of all keys.
+    /// The capacity of the queue, for all keys together.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.end.with(Bounded::capacity)
     }
 
-    /// How many items of one key the queue holds at most.
+    /// The capacity for each key.
     #[must_use]
     pub fn key_capacity(&self) -> usize {
         self.end.with(State::key_capacity)
     }
 
-    /// How many items were discarded, of all keys: offered ones for want of room, and those that were too
-    /// old. They are not in the [`PipelineReport`](crate::PipelineReport).
+    /// The number of discarded items, of all keys: offered items without room, and items that were
+    /// too old. They are not in the [`PipelineReport`](crate::PipelineReport).
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()
     }
 
-    /// Takes nothing in from now on. What the queue holds still flows out.
+    /// Closes the queue: it takes no more items. The items in it are still delivered.
     ///
     /// Callers that wait for room get their items back.
     pub fn close(&self) {
         self.end.close();
     }
 
-    /// Whether the queue takes nothing any more: it was closed, or its pipeline drains or has ended.
+    /// Whether the queue is closed: by [`close`](Self::close), or because its pipeline drains or
+    /// has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.end.with(Bounded::is_closed)
@@ -233,27 +232,26 @@ where
     K: Hash + Eq + Clone + Send + 'static,
     T: Send + 'static,
 {
-    /// Has items learn when they leave the queue, for [`Timed::timeline`].
-    ///
-    /// [`push_timed`](Self::push_timed) does so too. It is for queues that timed items are pushed to by
-    /// other functions, and to be called before, once, on any handle.
+    /// Records the time at which each item leaves the queue, for [`Timed::timeline`]. Call it once,
+    /// before pushing, on any handle, if you do not use [`push_timed`](Self::push_timed), which
+    /// does the same.
     #[must_use]
     pub fn timed(self) -> Self {
         self.end.stamp(Timed::demanded);
         self
     }
 
-    /// Discards items that have waited for longer than this when they leave the queue, instead of
-    /// emitting them. Without it an item waits for as long as it takes.
+    /// Discards items that have waited for longer than `age` when they would leave the queue. By
+    /// default there is no limit.
     ///
-    /// Under lasting overload a full queue delivers everything late: each item waits for as long as it
-    /// takes to work through the whole queue. With a limit, what leaves the queue is fresh, and the rest is
-    /// counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded` with the reason
-    /// `too_old`. The age counts from [`Timed::now`], the time in line for room included. To be
-    /// called once, on any handle; the first limit stays.
+    /// Under lasting overload a full queue delivers everything late: each item waits for as long as
+    /// it takes to process the whole queue. With a limit, the delivered items are fresh, and the
+    /// others are counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded`
+    /// with the reason `too_old`. The age counts from [`Timed::now`], including the time spent
+    /// waiting for room. Call it once, on any handle; the first limit stays.
     ///
-    /// Events that a stage has asked for have left the queue, and wait there for as long as it takes. So
-    /// give the stages between the queue and the slow part of the pipeline a small
+    /// Events that a stage has asked for have left the queue and have no limit. So give the stages
+    /// between the queue and the slow part of the pipeline a small
     /// [`max_demand`](crate::SubscribeOptions::max_demand): by default, each asks for 1,000 events.
     ///
     /// ```
@@ -270,10 +268,10 @@ where
         self
     }
 
-    /// Stamps an item with this moment and puts it in, waiting for room if there is none.
+    /// Pushes an item with the current time, waiting for room if there is none.
     ///
-    /// The stamp is taken by the call itself, before anything is awaited, so that the time an item
-    /// waits for room is part of its way.
+    /// The time is taken by the call itself, before the first poll, so that the time spent waiting
+    /// for room is included.
     ///
     /// # Errors
     ///
@@ -316,8 +314,8 @@ impl<K, T> fmt::Debug for FairQueue<K, T> {
     }
 }
 
-/// The taking end of a fair queue: a [`Producer`] that emits what was pushed, without the keys, key
-/// by key in turn, as fast as there is demand.
+/// The taking end of a fair queue: a [`Producer`] that emits the pushed items without their keys,
+/// key by key in turn, as fast as there is demand.
 ///
 /// ```
 /// use futures::TryStreamExt;
@@ -390,7 +388,7 @@ where
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {
-        // What was discarded since the last demand.
+        // Counts the items that were discarded since the last demand.
         self.end.count_discarded();
     }
 }

@@ -1,4 +1,4 @@
-//! A fair queue beside what should be in it, whatever is done to it.
+//! A fair queue compared with a model.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -23,7 +23,7 @@ use crate::{
 
 type Item = (char, u32);
 
-/// Whether somebody in line was woken.
+/// Whether a waiting pusher was woken.
 #[derive(Default)]
 struct Woken(AtomicBool);
 
@@ -33,14 +33,14 @@ impl Wake for Woken {
     }
 }
 
-/// A queue beside what should be in it.
+/// A queue and the model of its contents.
 struct Model {
     state: State<char, Item>,
-    /// What each key holds, oldest first.
+    /// The items of each key, oldest first.
     held: BTreeMap<char, VecDeque<Item>>,
-    /// Who waits, in the order they came.
+    /// The waiting pushers, in the order of their arrival.
     line: Vec<(Place, Item, Arc<Woken>)>,
-    /// What comes out.
+    /// The items that left.
     out: VecDeque<Item>,
     next: u32,
 }
@@ -154,7 +154,7 @@ impl Model {
         }
     }
 
-    /// Those who were woken have moved up, or have their item back, and no others have.
+    /// Checks that exactly the woken pushers have moved up or have their item back.
     fn notice_who_moved_up(&mut self) {
         for (place, item, woken) in mem::take(&mut self.line) {
             let outcome = self.state.poll(place, &woken.clone().into());
@@ -201,10 +201,10 @@ impl Model {
 }
 
 proptest! {
-    /// Whatever is done to a queue: it keeps to its bounds, every item that was accepted comes
-    /// out once, after those of its key that came before, or is still there, or was said to be
-    /// discarded; nobody waits while there is room, and exactly those who can go on are woken;
-    /// and there is a lane for those keys only that need one.
+    /// For any sequence of operations: the queue keeps to its bounds; every accepted item leaves
+    /// once, after earlier ones of its key, or is still in the queue, or was reported as discarded;
+    /// no pusher waits while there is room, and exactly those that can continue are woken; and only
+    /// keys that need a lane have one.
     #[test]
     fn items_are_conserved(
         capacity in 1usize..8, key_capacity in 1usize..5, last: bool, close_after in 0usize..160,
@@ -233,7 +233,7 @@ proptest! {
         prop_assert!(model.state.lanes.is_empty() && model.line.is_empty());
     }
 
-    /// What is pushed leaves in the same order, whether it had to wait for room or not.
+    /// Pushed items leave in the same order, whether they had to wait for room or not.
     #[test]
     fn the_order_does_not_depend_on_the_bounds(
         capacity in 1usize..8, key_capacity in 1usize..5,

@@ -1,4 +1,4 @@
-//! Whose turn it is: deficit round robin. Pure.
+//! Deficit round robin. Pure.
 
 use std::iter;
 
@@ -7,22 +7,21 @@ use super::{
     links::Links,
 };
 
-/// Lanes that take turns. In its turn a lane is given a quantum for each unit of its weight, and
-/// spends it on what it has; what it cannot spend, because the next thing costs more, it keeps for
-/// its next turn. A lane that comes takes its turn after all that are there; one that leaves
-/// forgets what it has kept.
+/// Lanes that take turns. In its turn a lane receives a quantum for each unit of its weight, and
+/// spends it on its items; a rest that is too small for the next item is kept for its next turn. A
+/// new lane has its turn after all others; a lane that leaves loses its rest.
 ///
 /// From M. Shreedhar and G. Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1996.
-/// O(1) if nothing costs more than the quantum. Rounds in which nobody could spend are not walked
-/// through one by one, but are skipped.
+/// O(1) if no item costs more than the quantum. Rounds in which no lane could spend are not
+/// iterated but skipped.
 #[derive(Debug)]
 pub(super) struct Rounds {
     quantum: u32,
     links: Links,
     turns: Vec<Turn>,
-    /// The one whose turn it is, the first of the list.
+    /// The lane whose turn it is, the first of the list.
     current: Option<LaneId>,
-    /// Whether the current turn has begun, and its quantum been given.
+    /// Whether the current turn has begun, and its quantum has been added.
     has_begun: bool,
     lanes: usize,
 }
@@ -46,7 +45,7 @@ impl Rounds {
         }
     }
 
-    /// Lets a lane take turns; if it does already, its weight changes from its next turn on.
+    /// Adds a lane; if it is present, its weight changes from its next turn on.
     pub(super) fn join(&mut self, lane: LaneId, weight: u32) {
         if self.turns.len() <= lane {
             self.turns.resize(lane + 1, Turn::default());
@@ -60,7 +59,7 @@ impl Rounds {
         }
     }
 
-    /// Lets a lane take turns no more. One that does not is fine.
+    /// Removes a lane, if it is present.
     pub(super) fn leave(&mut self, lane: LaneId) {
         if self.turns.get(lane).is_some_and(|turn| turn.is_here) {
             self.turns[lane].is_here = false;
@@ -70,7 +69,7 @@ impl Rounds {
         }
     }
 
-    /// The lane whose turn it is, which has paid for the next thing it has: `cost` says how much.
+    /// The lane whose turn it is, after it has paid the `cost` of its next item.
     pub(super) fn next(&mut self, cost: impl Fn(LaneId) -> u32) -> Option<LaneId> {
         let mut in_vain = 0;
         loop {
@@ -89,13 +88,13 @@ impl Rounds {
             self.has_begun = false;
             self.current = Some(self.links.after(lane));
             if in_vain == self.lanes {
-                // In the round after it, somebody can.
+                // In the round after it, some lane can spend.
                 self.skip(&cost);
             }
         }
     }
 
-    /// Forgets all lanes.
+    /// Removes all lanes.
     pub(super) fn clear(&mut self) {
         self.links.clear();
         self.turns.clear();
@@ -103,13 +102,13 @@ impl Rounds {
         (self.current, self.has_begun, self.lanes) = (None, false, 0);
     }
 
-    /// What a lane is given in a turn: at least 1. With what it may have kept, which is less than a
-    /// cost, it fits.
+    /// The share of a lane in a turn: at least 1. Together with the rest, which is less than a
+    /// cost, it does not overflow.
     fn share(&self, lane: LaneId) -> u64 {
         u64::from(self.quantum) * u64::from(self.turns[lane].weight)
     }
 
-    /// Gives what is given in so many rounds that in the next one somebody can spend.
+    /// Adds the shares of as many rounds at once that some lane can spend in the next one.
     fn skip(&mut self, cost: impl Fn(LaneId) -> u32) {
         let lanes = iter::successors(self.current, |lane| Some(self.links.after(*lane)));
         let lanes: Vec<LaneId> = lanes.take(self.lanes).collect();
@@ -123,7 +122,7 @@ impl Rounds {
 
 #[cfg(test)]
 impl Rounds {
-    /// How many lanes there is memory for.
+    /// The number of lanes that memory is allocated for.
     pub(super) fn room(&self) -> usize {
         self.turns.capacity().max(self.links.room())
     }
@@ -134,8 +133,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Lanes that always have something: whose turn it is, `count` times, and at what cost. The
-    /// cost of what a lane has next is taken from its list, over and over.
+    /// Takes `count` turns of lanes that always have items; returns lanes and costs. The costs of a
+    /// lane's items are taken from its list, repeatedly.
     fn turns(rounds: &mut Rounds, costs: &[Vec<u32>], count: usize) -> Vec<(LaneId, u32)> {
         let mut taken = vec![0; costs.len()];
         let mut turns = Vec::new();
@@ -170,14 +169,14 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lane_cannot_spend_it_keeps() {
+    fn a_lane_keeps_what_it_cannot_spend() {
         // Lane 0 gets 5 a turn and pays 3 each: 1, then 2, then 2 of them.
         let turns = turns(&mut rounds(5, &[1, 1]), &[vec![3], vec![5]], 8);
         assert_eq!(turns.iter().map(|turn| turn.0).collect::<Vec<_>>(), [0, 1, 0, 0, 1, 0, 0, 1]);
     }
 
     #[test]
-    fn who_comes_waits_for_the_turns_of_those_who_are_there() {
+    fn a_new_lane_waits_for_one_turn_of_each_other() {
         let mut rounds = rounds(1, &[2, 1]);
         assert_eq!(lanes(&mut rounds, 1), [0]);
         rounds.join(2, 1);
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_is_passed_over_and_forgets_what_was_kept() {
+    fn a_removed_lane_is_skipped_and_loses_its_rest() {
         let mut rounds = rounds(1, &[1, 1, 9]);
         assert_eq!(lanes(&mut rounds, 3), [0, 1, 2]);
         rounds.leave(2);
@@ -206,14 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn rounds_in_which_nobody_could_pay_are_skipped() {
+    fn rounds_without_a_payment_are_skipped() {
         let asked = std::cell::Cell::new(0);
         let mut rounds = rounds(1, &[1, 2]);
         let turn = rounds.next(|_| {
             asked.set(asked.get() + 1);
             u32::MAX
         });
-        assert_eq!(turn, Some(1), "it comes to the sum in half the rounds");
+        assert_eq!(turn, Some(1), "it saves up the cost in half the rounds");
         assert!(asked.get() < 10, "{}", asked.get());
     }
 
@@ -256,9 +255,8 @@ mod tests {
             prop_assert_eq!(lanes, by_the_book(quantum, &weights, &costs, 200));
         }
 
-        /// In whatever stretch of time, what two lanes that always have something are served
-        /// differs, for each unit of their weights, by less than a quantum and what the most
-        /// expensive thing of each costs.
+        /// In any period, the service per unit of weight of two lanes that always have items
+        /// differs by less than a quantum and the cost of the most expensive item of each.
         #[test]
         fn no_lane_gets_ahead_of_another((quantum, weights, costs) in busy()) {
             let turns = turns(&mut rounds(quantum, &weights), &costs, 60);
@@ -279,9 +277,9 @@ mod tests {
             }
         }
 
-        /// Who comes, whenever it is, is served before any other has had more than one turn.
+        /// A new lane is served before any other has had more than one turn.
         #[test]
-        fn a_newcomer_waits_for_one_turn_of_each(
+        fn a_new_lane_is_served_after_one_turn_of_each_other(
             (quantum, weights, costs) in busy(), before in 0usize..60, cost in 1u32..50
         ) {
             let mut rounds = rounds(quantum, &weights);

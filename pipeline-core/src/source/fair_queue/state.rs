@@ -1,4 +1,4 @@
-//! What a fair queue holds, and who waits for what. Pure: it says whom to wake, and wakes nobody.
+//! The state of a fair queue. Pure: it returns the wakers and wakes none itself.
 
 use std::{
     collections::VecDeque,
@@ -21,20 +21,20 @@ use crate::{
     },
 };
 
-/// A bounded queue for each key, and a bound for all of them.
+/// A bounded queue for each key, with a common bound.
 ///
-/// The order in which items leave does not depend on the bounds. A key has its turn also when all
-/// it has is in line, because others take up the room for all; the first in line then goes straight
-/// out. So the bounds decide only who has to wait, and for how long.
+/// The order in which items leave does not depend on the bounds. A key has its turn even if all of
+/// its items wait for room that others take up; its first waiting item then leaves directly. So the
+/// bounds only decide which pushers wait, and for how long.
 #[derive(Debug)]
 pub(super) struct State<K, T> {
     pub(super) limits: Limits,
     pub(super) lanes: Lanes<K, T>,
     held: usize,
-    /// Whose turn it is to let an item out: lanes that hold something or have somebody in line.
+    /// The turns of lanes to emit an item: lanes with items or waiting pushers.
     leaving: Rounds,
-    /// Whose turn it is to move up, one at a time: lanes with somebody in line and room of their
-    /// own. There are none, unless there is no room for all, or it is closed.
+    /// The turns of lanes to move up one waiting item: lanes with waiting pushers and room of their
+    /// own. Empty unless the whole queue is full or closed.
     entering: Rounds,
     lengths: Lengths,
     tickets: Tickets,
@@ -43,7 +43,7 @@ pub(super) struct State<K, T> {
     discarding: Discarding,
 }
 
-/// How much it holds, of what, and what it discards.
+/// Capacities and policy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) capacity: usize,
@@ -52,7 +52,7 @@ pub(super) struct Limits {
     pub(super) quantum: u32,
 }
 
-/// What a pusher brings.
+/// A pushed item with its weight and cost.
 #[derive(Debug)]
 pub(super) struct Entry<K, T> {
     pub(super) key: K,
@@ -63,14 +63,14 @@ pub(super) struct Entry<K, T> {
     pub(super) cost: u32,
 }
 
-/// A place in a key's line.
+/// A place in the wait list of a key.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     lane: LaneId,
     ticket: Ticket,
 }
 
-/// The bound that is in an item's way.
+/// The capacity that an item exceeds.
 enum Bound {
     Key,
     Total,
@@ -98,7 +98,7 @@ impl<K, T> State<K, T> {
 }
 
 impl<K: Hash + Eq + Clone, T> State<K, T> {
-    /// How many items of a key it holds.
+    /// The number of items of a key.
     pub(super) fn len_of(&self, key: &K) -> usize {
         self.lanes.find(key).map_or(0, |lane| lane.items.len())
     }
@@ -113,7 +113,7 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         }
     }
 
-    /// Takes an item in. Returns the taker, if it waits.
+    /// Inserts an item. Returns the waker of the taker, if it waits.
     fn insert(&mut self, id: LaneId, parcel: Parcel<T>) -> Option<Waker> {
         self.lanes[id].items.push_back(parcel);
         self.held += 1;
@@ -121,7 +121,7 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         self.taker.take()
     }
 
-    /// Lets those in line move up, as far as there is room.
+    /// Moves up waiting items as far as there is room.
     fn move_up(&mut self, wake: &mut Vec<Waker>) {
         while !self.closed && self.held < self.limits.capacity {
             let next = self.entering.next(|_| 1);
@@ -135,7 +135,7 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         }
     }
 
-    /// Brings in order what depends on a lane, and forgets it if there is nothing in it.
+    /// Updates everything that depends on a lane, and removes the lane if it is empty.
     fn settle(&mut self, id: LaneId) {
         let lane = &self.lanes[id];
         let (held, waits) = (lane.items.len(), !lane.line.is_empty());
@@ -189,7 +189,7 @@ impl<K, T> Bounded for State<K, T> {
         for (id, lane) in self.lanes.iter() {
             wake.extend(lane.line.wakers());
             if lane.items.is_empty() {
-                // What is in line goes back, not out.
+                // Waiting items are returned, not emitted.
                 self.leaving.leave(id);
             }
         }
@@ -353,7 +353,7 @@ mod tests {
         items.join(" ")
     }
 
-    /// What is discarded for an item that is offered, and whether it is an older one.
+    /// The item that is discarded for an offered one, and whether it is an older one.
     fn offer(state: &mut Fair, key: char, n: u32) -> Option<(Item, bool)> {
         match state.offer(entry(key, n)).unwrap() {
             Offered::Kept(_) => None,
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_said_which_bound_is_reached() {
+    fn the_error_names_the_bound_that_is_reached() {
         let mut state = state(3, 2, BufferKeep::Last);
         fill(&mut state, "aab");
         let refused = |state: &mut Fair, key| state.try_push(entry(key, 9)).unwrap_err();
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_key_moves_up_in_order_and_holds_up_no_other_key() {
+    fn waiting_items_move_up_in_order_and_do_not_block_other_keys() {
         let mut state = state(9, 1, BufferKeep::Last);
         fill(&mut state, "a");
         let (second, third) = (wait(&mut state, entry('a', 2)), wait(&mut state, entry('a', 3)));
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn room_for_all_goes_to_keys_in_turn_whoever_has_more_in_line() {
+    fn free_room_goes_to_keys_in_turn_regardless_of_their_wait_lists() {
         let mut state = state(3, 9, BufferKeep::Last);
         fill(&mut state, "aaa");
         let entry = |key| Entry { weight: if key == 'a' { 3 } else { 1 }, ..entry(key, 9) };
@@ -404,14 +404,14 @@ mod tests {
             let moved_up = line.iter().map(|place| poll(&mut state, *place).is_ready());
             moved_up.map(u8::from).collect::<Vec<_>>()
         };
-        // It is a's items that go out and make room, three in its turn.
+        // The items of a leave and make room, three in its turn.
         assert_eq!(moved_up(1), [1, 0, 0, 0, 0, 0]);
         assert_eq!(moved_up(1), [1, 0, 0, 0, 1, 0]);
         assert_eq!(moved_up(1), [1, 1, 0, 0, 1, 0]);
     }
 
     #[test]
-    fn who_waits_for_room_for_all_is_not_served_later_for_it() {
+    fn waiting_for_room_does_not_delay_an_item() {
         let mut state = state(3, 3, BufferKeep::Last);
         fill(&mut state, "aaa");
         for n in 4..9 {
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_turn_of_a_key_with_somebody_in_line_goes_on() {
+    fn the_turn_of_a_key_continues_with_its_waiting_items() {
         let mut state = state(9, 1, BufferKeep::Last);
         fill(&mut state, "a");
         for n in 2..5 {
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_are_as_long_as_what_items_cost() {
+    fn the_length_of_a_turn_depends_on_the_cost_of_its_items() {
         let limits =
             Limits { capacity: 99, key_capacity: 99, keep: BufferKeep::Last, quantum: 100 };
         let mut state = State::new(limits);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_the_line_takes_the_item_along() {
+    fn leaving_the_wait_list_returns_the_item() {
         let mut state = state(1, 1, BufferKeep::Last);
         fill(&mut state, "a");
         let (second, other) = (wait(&mut state, entry('a', 2)), wait(&mut state, entry('b', 1)));
@@ -455,12 +455,12 @@ mod tests {
         assert_eq!(state.leave(second), Some(('a', 2)));
         assert_eq!(state.leave(other), Some(('b', 1)));
         assert_eq!(take(&mut state, 1), "a1");
-        assert_eq!(state.leave(third), None, "it has moved up already");
+        assert_eq!(state.leave(third), None, "the item has moved up already");
         assert_eq!(take(&mut state, 9), "a3");
     }
 
     #[test]
-    fn a_place_in_line_is_not_taken_for_that_of_a_later_key() {
+    fn a_place_in_a_wait_list_is_not_mistaken_for_one_of_a_later_key() {
         let mut state = state(1, 1, BufferKeep::Last);
         fill(&mut state, "a");
         let moved_up = wait(&mut state, entry('a', 2));
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_queue_gives_back_what_waits_and_lets_out_what_it_holds() {
+    fn a_closed_queue_returns_waiting_items_and_emits_the_queued_ones() {
         let mut state = state(1, 1, BufferKeep::Last);
         fill(&mut state, "a");
         let (second, other) = (wait(&mut state, entry('a', 2)), wait(&mut state, entry('b', 1)));
@@ -502,11 +502,15 @@ mod tests {
     }
 
     #[test]
-    fn the_key_that_holds_the_most_pays_for_an_offer_beyond_the_total() {
+    fn an_offer_beyond_the_capacity_evicts_from_the_longest_key() {
         let mut last = state(6, 6, BufferKeep::Last);
         fill(&mut last, "abbacc");
-        assert_eq!(offer(&mut last, 'a', 7), Some((('a', 1), true)), "none holds more than itself");
-        assert_eq!(offer(&mut last, 'd', 8), Some((('b', 2), true)), "it has held so many longest");
+        assert_eq!(offer(&mut last, 'a', 7), Some((('a', 1), true)), "no other key has more items");
+        assert_eq!(
+            offer(&mut last, 'd', 8),
+            Some((('b', 2), true)),
+            "b has had the most items for the longest time"
+        );
         assert_eq!(offer(&mut last, 'b', 9), Some((('a', 4), true)));
         assert_eq!(offer(&mut last, 'd', 10), Some((('c', 5), true)));
         assert_eq!(take(&mut last, 9), "a7 b3 c6 d8 b9 d10");
@@ -518,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn discarding_is_told_when_it_begins_and_when_it_is_over_however_often_items_leave() {
+    fn discarding_is_logged_when_it_begins_and_ends_however_often_items_leave() {
         let mut state = state(9, 4, BufferKeep::First);
         fill(&mut state, "aaaa");
         let began = |state: &mut Fair| {
@@ -529,7 +533,11 @@ mod tests {
         assert_eq!(state.take(1, &mut out).discarded, 0);
         assert_eq!([began(&mut state), began(&mut state)], [false, false]);
         for _ in 0..1000 {
-            assert_eq!(state.take(4, &mut out).discarded, 0, "something was discarded lately");
+            assert_eq!(
+                state.take(4, &mut out).discarded,
+                0,
+                "an item was discarded since the last take"
+            );
             fill(&mut state, "aaaa");
             assert!(!began(&mut state));
         }
@@ -539,7 +547,7 @@ mod tests {
         fill(&mut state, "aabbccdda");
         assert!(began(&mut state));
         assert_eq!(state.take(4, &mut out).discarded, 0);
-        assert_eq!(state.take(0, &mut out).discarded, 0, "five of nine are there");
+        assert_eq!(state.take(0, &mut out).discarded, 0, "five of nine places are taken");
         assert_eq!(state.take(1, &mut out).discarded, 1);
     }
 
@@ -553,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_keys_took_is_given_back() {
+    fn the_memory_of_many_keys_is_released() {
         const KEYS: u32 = 20_000;
         let capacity = KEYS as usize;
         let limits = Limits { capacity, key_capacity: 1, keep: BufferKeep::Last, quantum: 1 };

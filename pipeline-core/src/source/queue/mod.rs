@@ -1,4 +1,4 @@
-//! A queue that any task may push to, as a producer.
+//! A producer with a queue that any task may push to.
 
 mod state;
 
@@ -17,14 +17,13 @@ use crate::{
     timed::Timed,
 };
 
-/// How many items a queue holds unless told otherwise.
+/// The default capacity of a queue.
 const DEFAULT_CAPACITY: usize = 10_000;
 
-/// Makes a bounded queue: the handle that items are pushed with, and the producer that a pipeline
-/// takes them from.
+/// Creates a bounded queue: the handle to push items with, and the producer for a pipeline.
 ///
-/// The queue ends, and its pipeline with it, when it is closed or every handle is dropped, and what
-/// it holds has been taken.
+/// The queue ends, and its pipeline with it, once it is closed or every handle is dropped, and all
+/// its items have been taken.
 ///
 /// # Panics
 ///
@@ -53,19 +52,19 @@ const DEFAULT_CAPACITY: usize = 10_000;
 /// ```
 #[must_use]
 pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProducer<T>) {
-    assert!(options.capacity > 0, "a queue needs room for at least one item");
+    assert!(options.capacity > 0, "the capacity of a queue must be at least 1");
     let (push, take) = ends(State::new(options.capacity, options.keep));
     (Queue { end: push }, QueueProducer { end: take })
 }
 
-/// How much a queue holds, and what happens when it is full.
+/// The options of a queue: its capacity, and what happens when it is full.
 ///
 /// ```
 /// use pipeline_core::{BufferKeep, Offer, QueueOptions, queue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// // The newest hundred readings are enough.
+/// // Only the newest hundred readings are kept.
 /// let options = QueueOptions::new().capacity(100).keep(BufferKeep::Last);
 /// let (readings, _producer) = queue(options);
 /// for reading in 0..100 {
@@ -83,18 +82,18 @@ pub struct QueueOptions {
 }
 
 impl QueueOptions {
-    /// Room for 10,000 items; keeps the last when more are offered.
+    /// A capacity of 10,000 items; keeps the last items when more are offered.
     pub fn new() -> Self {
         Self { capacity: DEFAULT_CAPACITY, keep: BufferKeep::Last }
     }
 
-    /// How many items the queue holds. Default 10,000.
+    /// The capacity of the queue. Default 10,000.
     pub fn capacity(mut self, items: usize) -> Self {
         self.capacity = items;
         self
     }
 
-    /// What [`Queue::offer`] keeps when the queue is full. Default [`BufferKeep::Last`].
+    /// Which items [`Queue::offer`] keeps when the queue is full. Default [`BufferKeep::Last`].
     pub fn keep(mut self, keep: BufferKeep) -> Self {
         self.keep = keep;
         self
@@ -127,19 +126,19 @@ pub struct Queue<T> {
 }
 
 impl<T: Send + 'static> Queue<T> {
-    /// Puts an item in, waiting for room if there is none.
+    /// Pushes an item, waiting for room if there is none.
     ///
-    /// Waiting callers are served in the order in which they came.
+    /// Waiting callers are served in the order of their arrival.
     ///
     /// # Errors
     ///
-    /// [`Closed`] gives the item back when the queue takes nothing any more.
+    /// [`Closed`] returns the item if the queue is closed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future while the item waits for room drops the item, and the queue is as it was.
-    /// An item that has moved into the queue already, because room came up for it, stays there, even
-    /// if the future had not said so yet.
+    /// Dropping the future while the item waits for room drops the item and has no other effect. An
+    /// item that has already moved into the queue, because room became free, stays there, even if
+    /// the future has not completed.
     ///
     /// ```
     /// use std::time::Duration;
@@ -152,7 +151,7 @@ impl<T: Send + 'static> Queue<T> {
     /// let (queue, _producer) = queue(QueueOptions::new().capacity(1));
     /// queue.push("first").await?;
     ///
-    /// // There is no room, and nobody takes anything out.
+    /// // There is no room, and no stage takes items.
     /// let second = timeout(Duration::from_secs(1), queue.push("second")).await;
     /// assert!(second.is_err());
     /// assert_eq!(queue.len(), 1);
@@ -163,56 +162,57 @@ impl<T: Send + 'static> Queue<T> {
         self.end.push(item)
     }
 
-    /// Puts an item in if there is room.
+    /// Pushes an item if there is room.
     ///
     /// # Errors
     ///
-    /// [`TryPushError`] gives the item back when the queue is full or closed.
+    /// [`TryPushError`] returns the item when the queue is full or closed.
     pub fn try_push(&self, item: T) -> Result<(), TryPushError<T>> {
         self.end.try_push(item)
     }
 
-    /// Puts an item in at once, discarding one if the queue is full: this one, or the oldest, as
+    /// Pushes an item at once, discarding one if the queue is full: this one, or the oldest, as
     /// [`QueueOptions::keep`] says.
     ///
-    /// It never waits, so it gets ahead of callers of [`push`](Self::push) that do.
+    /// It never waits, so it overtakes waiting callers of [`push`](Self::push).
     ///
-    /// What is discarded is counted ([`discarded`](Self::discarded), and the metric
-    /// `pipeline.events_discarded`). The log tells when discarding begins and when it is over.
+    /// Discarded items are counted ([`discarded`](Self::discarded), and the metric
+    /// `pipeline.events_discarded`). The log has one line when discarding begins and one when it
+    /// ends.
     ///
     /// # Errors
     ///
-    /// [`Closed`] gives the item back when the queue takes nothing any more.
+    /// [`Closed`] returns the item if the queue is closed.
     pub fn offer(&self, item: T) -> Result<Offer, Closed<T>> {
         self.end.offer(item)
     }
 
-    /// How many items wait in the queue.
+    /// The number of items in the queue.
     #[must_use]
     pub fn len(&self) -> usize {
         self.end.with(Bounded::len)
     }
 
-    /// Whether no item waits in the queue.
+    /// Whether the queue is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many items the queue holds at most.
+    /// The capacity of the queue.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.end.with(Bounded::capacity)
     }
 
-    /// How many items were discarded: offered ones for want of room, and those that were too old. They are
-    /// not in the [`PipelineReport`](crate::PipelineReport).
+    /// The number of discarded items: offered items without room, and items that were too old. They
+    /// are not in the [`PipelineReport`](crate::PipelineReport).
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()
     }
 
-    /// Takes nothing in from now on. What the queue holds still flows out.
+    /// Closes the queue: it takes no more items. The items in it are still delivered.
     ///
     /// Callers that wait for room get their items back.
     ///
@@ -233,7 +233,8 @@ impl<T: Send + 'static> Queue<T> {
         self.end.close();
     }
 
-    /// Whether the queue takes nothing any more: it was closed, or its pipeline drains or has ended.
+    /// Whether the queue is closed: by [`close`](Self::close), or because its pipeline drains or
+    /// has ended.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.end.with(Bounded::is_closed)
@@ -241,10 +242,9 @@ impl<T: Send + 'static> Queue<T> {
 }
 
 impl<T: Send + 'static> Queue<Timed<T>> {
-    /// Has items learn when they leave the queue, for [`Timed::timeline`].
-    ///
-    /// [`push_timed`](Self::push_timed) does so too. It is for queues that timed items are pushed to by
-    /// other functions, and to be called before, once, on any handle.
+    /// Records the time at which each item leaves the queue, for [`Timed::timeline`]. Call it once,
+    /// before pushing, on any handle, if you do not use [`push_timed`](Self::push_timed), which
+    /// does the same.
     ///
     /// ```
     /// use pipeline_core::{QueueOptions, Timed, TraceContext, queue};
@@ -263,17 +263,17 @@ impl<T: Send + 'static> Queue<Timed<T>> {
         self
     }
 
-    /// Discards items that have waited for longer than this when they leave the queue, instead of
-    /// emitting them. Without it an item waits for as long as it takes.
+    /// Discards items that have waited for longer than `age` when they would leave the queue. By
+    /// default there is no limit.
     ///
-    /// Under lasting overload a full queue delivers everything late: each item waits for as long as it
-    /// takes to work through the whole queue. With a limit, what leaves the queue is fresh, and the rest is
-    /// counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded` with the reason
-    /// `too_old`. The age counts from [`Timed::now`], the time in line for room included. To be
-    /// called once, on any handle; the first limit stays.
+    /// Under lasting overload a full queue delivers everything late: each item waits for as long as
+    /// it takes to process the whole queue. With a limit, the delivered items are fresh, and the
+    /// others are counted: in [`discarded`](Self::discarded), and in `pipeline.events_discarded`
+    /// with the reason `too_old`. The age counts from [`Timed::now`], including the time spent
+    /// waiting for room. Call it once, on any handle; the first limit stays.
     ///
-    /// Events that a stage has asked for have left the queue, and wait there for as long as it takes. So
-    /// give the stages between the queue and the slow part of the pipeline a small
+    /// Events that a stage has asked for have left the queue and have no limit. So give the stages
+    /// between the queue and the slow part of the pipeline a small
     /// [`max_demand`](crate::SubscribeOptions::max_demand): by default, each asks for 1,000 events.
     ///
     /// ```
@@ -290,10 +290,10 @@ impl<T: Send + 'static> Queue<Timed<T>> {
         self
     }
 
-    /// Stamps an item with this moment and puts it in, waiting for room if there is none.
+    /// Pushes an item with the current time, waiting for room if there is none.
     ///
-    /// The stamp is taken by the call itself, before anything is awaited, so that the time an item
-    /// waits for room is part of its way.
+    /// The time is taken by the call itself, before the first poll, so that the time spent waiting
+    /// for room is included.
     ///
     /// # Errors
     ///
@@ -343,8 +343,8 @@ impl<T> fmt::Debug for Queue<T> {
     }
 }
 
-/// The taking end of a queue: a [`Producer`] that emits what was pushed, in order, as fast as there
-/// is demand.
+/// The taking end of a queue: a [`Producer`] that emits the pushed items, in order, as fast as
+/// there is demand.
 ///
 /// ```
 /// use pipeline_core::{
@@ -359,7 +359,7 @@ impl<T> fmt::Debug for Queue<T> {
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
 ///
-/// // Its type is needed to find its stage again.
+/// // The type is needed to look up the stage.
 /// let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("producer").ok_or("no source")?;
 /// assert!(source.is_running());
 /// # Ok(())
@@ -410,7 +410,7 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {
-        // What was discarded since the last demand.
+        // Counts the items that were discarded since the last demand.
         self.end.count_discarded();
     }
 }

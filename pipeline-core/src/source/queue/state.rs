@@ -1,4 +1,4 @@
-//! What a queue holds, and who waits for what. Pure: it says whom to wake, and wakes nobody.
+//! The state of a queue. Pure: it returns the wakers and wakes none itself.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// A bounded first-in-first-out queue.
+/// A bounded FIFO queue.
 ///
 /// `line` is empty unless the queue is full or closed.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl<T> State<T> {
         self.items.len() == self.capacity
     }
 
-    /// Takes an item in. Returns the taker, if it waits.
+    /// Inserts an item. Returns the waker of the taker, if it waits.
     fn insert(&mut self, item: T) -> Option<Waker> {
         self.items.push_back(item);
         self.taker.take()
@@ -190,7 +190,7 @@ mod tests {
         state.poll(ticket, Waker::noop())
     }
 
-    /// What is discarded for an item that is offered, and whether it is an older one.
+    /// The item that is discarded for an offered one, and whether it is an older one.
     fn offer(state: &mut State<u32>, item: u32) -> Option<(u32, bool)> {
         match state.offer(item).unwrap() {
             Offered::Kept(_) => None,
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_gives_the_item_back() {
+    fn a_full_queue_returns_the_item() {
         let mut state = state(1, BufferKeep::Last);
         assert!(state.try_push(1).is_ok());
         assert_eq!(state.try_push(2).unwrap_err(), TryPushError::Full(2));
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn items_in_line_move_up_in_order_when_there_is_room() {
+    fn waiting_items_move_up_in_order_when_there_is_room() {
         let mut state = state(2, BufferKeep::Last);
         assert!(state.try_push(1).is_ok() && state.try_push(2).is_ok());
         let (third, fourth) = (wait(&mut state, 3), wait(&mut state, 4));
@@ -221,18 +221,18 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_the_line_takes_the_item_along() {
+    fn leaving_the_wait_list_returns_the_item() {
         let mut state = state(1, BufferKeep::Last);
         assert!(state.try_push(1).is_ok());
         let (second, third) = (wait(&mut state, 2), wait(&mut state, 3));
         assert_eq!(state.leave(second), Some(2));
         assert_eq!(take(&mut state, 1).0, [1]);
-        assert_eq!(state.leave(third), None, "it has moved up already");
+        assert_eq!(state.leave(third), None, "the item has moved up already");
         assert_eq!(take(&mut state, 9).0, [3]);
     }
 
     #[test]
-    fn a_closed_queue_gives_back_what_waits_and_lets_out_what_it_holds() {
+    fn a_closed_queue_returns_waiting_items_and_emits_the_queued_ones() {
         let mut state = state(1, BufferKeep::Last);
         assert!(state.try_push(1).is_ok());
         let second = wait(&mut state, 2);
@@ -252,14 +252,14 @@ mod tests {
         };
         let (offered, (kept, taken)) = offers(BufferKeep::Last);
         assert_eq!(offered[2..], [Some((1, true)), Some((2, true))]);
-        assert_eq!((kept, taken.discarded), (vec![3, 4], 0), "it is not over yet");
+        assert_eq!((kept, taken.discarded), (vec![3, 4], 0), "discarding has not ended");
         let (offered, (kept, taken)) = offers(BufferKeep::First);
         assert_eq!(offered[2..], [Some((3, false)), Some((4, false))]);
-        assert_eq!((kept, taken.discarded), (vec![1, 2], 0), "it is not over yet");
+        assert_eq!((kept, taken.discarded), (vec![1, 2], 0), "discarding has not ended");
     }
 
     #[test]
-    fn discarding_is_told_when_it_begins_and_when_it_is_over_however_often_items_leave() {
+    fn discarding_is_logged_when_it_begins_and_ends_however_often_items_leave() {
         let mut state = state(4, BufferKeep::First);
         let began = |state: &mut State<u32>, offers: usize| {
             let first = |_: &usize| {
@@ -273,8 +273,8 @@ mod tests {
             assert_eq!(take(&mut state, 4).1.discarded, 0);
             assert_eq!(began(&mut state, 5), 0);
         }
-        assert_eq!(take(&mut state, 1).1.discarded, 0, "something was discarded since the last");
-        assert_eq!(take(&mut state, 0).1.discarded, 0, "there is hardly any room");
+        assert_eq!(take(&mut state, 1).1.discarded, 0, "an item was discarded since the last take");
+        assert_eq!(take(&mut state, 0).1.discarded, 0, "less than half of the room is free");
         assert_eq!(take(&mut state, 1).1.discarded, 1002);
         assert_eq!(began(&mut state, 3), 1);
         state.close();
@@ -291,9 +291,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done to a queue: it keeps to its bound, nobody waits while there is room,
-        /// and every item comes out once, or is given back, or is counted as discarded. Items that
-        /// were pushed keep their order, and so do those that were offered.
+        /// For any sequence of operations: the queue keeps to its bound, no pusher waits while
+        /// there is room, and every item comes out once, or is returned, or is counted as
+        /// discarded. Pushed items keep their order, and so do offered ones.
         #[test]
         fn items_are_conserved(
             capacity in 1usize..5, last: bool,

@@ -1,4 +1,4 @@
-//! A supervisor, callback by callback.
+//! The callbacks of a supervisor.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -39,7 +39,7 @@ where
 
     fn init(&mut self, context: &StageContext<HandleOf<Self>>) -> Result<(), ExitReason> {
         let telemetry: &Telemetry = &context.telemetry;
-        Arc::get_mut(&mut self.0.shared).expect("there are no children yet").metrics =
+        Arc::get_mut(&mut self.0.shared).expect("no child shares it before the start").metrics =
             WorkerMetrics::register(telemetry, &context.labels());
         self.0.stage = context.stage.clone();
         self.0.gauges = context.gauges.clone();
@@ -76,7 +76,7 @@ where
         from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        // Its children go on, and their ends ask nobody.
+        // Its children continue, and send no demand when they end.
         self.0.slots.remove(&from.id());
         self.0.count_spare();
         Ok(())
@@ -90,7 +90,7 @@ where
         let supervisor = &mut self.0;
         let again = supervisor.next_restart();
         if supervisor.ended.is_empty() && !again.has_passed(Instant::now()) {
-            // What has ended is kept for `handle_ready`, so nothing is lost when this is dropped.
+            // Ended tasks are kept for `handle_ready`, so dropping this future loses nothing.
             let resumed = supervisor.pauses.is_over(&supervisor.shared);
             tokio::select! {
                 biased;
@@ -104,7 +104,7 @@ where
     async fn handle_ready(&mut self, _out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
         let supervisor = &mut self.0;
         if supervisor.next_restart().has_passed(Instant::now()) {
-            // It may be tried again at once, but not without letting others have a turn.
+            // It may be tried again at once, but other tasks are scheduled first.
             task::yield_now().await;
             supervisor.start_again()?;
         }
@@ -119,7 +119,7 @@ where
     }
 
     fn asks_no_more(&mut self) {
-        // Slots that are freed from now on are not asked for.
+        // No demand is sent for slots that are freed from now on.
         self.0.slots.clear();
     }
 
@@ -146,7 +146,7 @@ where
         {
             supervisor.count_unfinished(&ended);
         }
-        // One that was killed has left the others as they were.
+        // A supervisor that was killed did not wait for these.
         let left = supervisor.tasks.len() + supervisor.restarting.len();
         report.unfinished += supervisor.unfinished + left;
         report.given_up += supervisor.given_up;

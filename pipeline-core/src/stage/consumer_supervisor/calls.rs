@@ -1,4 +1,4 @@
-//! What can be asked of a running supervisor.
+//! The calls of a running supervisor's handle.
 
 use std::convert::Infallible;
 
@@ -13,12 +13,12 @@ where
     E: Send + Sync + 'static,
     W: Worker<E>,
 {
-    /// Starts a child by hand. It takes no slot, and its end asks for no event. None if the worker
-    /// did not take the event on.
+    /// Starts a child by hand. It takes no slot, and sends no demand when it ends. Returns None if
+    /// the worker ignores the event.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the supervisor does not run.
+    /// [`CallError`] if the supervisor is not running.
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Graph};
@@ -40,11 +40,11 @@ where
         self.call(StartChild(event)).await
     }
 
-    /// Ends a child wherever it is, and frees its slot. Returns when it has ended.
+    /// Ends a child in any state and frees its slot. Returns when it has ended.
     ///
     /// # Errors
     ///
-    /// [`TerminateError`] if there is no such child, or no supervisor.
+    /// [`TerminateError`] if the child or the supervisor does not exist.
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Graph, TerminateError};
@@ -66,20 +66,20 @@ where
         self.call(TerminateChild(child)).await.unwrap_or(Err(TerminateError::NoProcess))
     }
 
-    /// The children, and what they are doing.
+    /// The children and their states.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the supervisor does not run.
+    /// [`CallError`] if the supervisor is not running.
     pub async fn which_children(&self) -> Result<Vec<(ChildId, ChildState)>, CallError> {
         self.call(WhichChildren).await
     }
 
-    /// How many children there are.
+    /// The number of children.
     ///
     /// # Errors
     ///
-    /// [`CallError`] if the supervisor does not run.
+    /// [`CallError`] if the supervisor is not running.
     pub async fn count_children(&self) -> Result<ChildCount, CallError> {
         let children = self.which_children().await?;
         let running = |(_, state): &&(ChildId, ChildState)| *state == ChildState::Running;
@@ -88,17 +88,17 @@ where
     }
 }
 
-/// Start a child by hand.
+/// The message that starts a child by hand.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct StartChild<E>(E);
 
-/// End a child.
+/// The message that ends a child.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct TerminateChild(ChildId);
 
-/// List the children.
+/// The message that lists the children.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct WhichChildren;
@@ -141,7 +141,7 @@ where
             Some(child) => {
                 child.terminated.push(caller.later());
                 match &child.task {
-                    // Its slot is free when it has really ended.
+                    // Its slot is freed when it has actually ended.
                     Some(task) => task.abort(),
                     None => {
                         self.restarting.retain(|(_, other), _| *other != id);

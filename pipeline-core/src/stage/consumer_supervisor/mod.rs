@@ -1,4 +1,4 @@
-//! The stage that starts one supervised child per event.
+//! A stage that starts one supervised child per event.
 
 mod behaviour;
 mod brevity;
@@ -49,36 +49,38 @@ use crate::{
     telemetry::WorkerMetrics,
 };
 
-/// A stage that runs a [`Worker`] for each event, each in a task of its own, if it is worth one.
+/// A stage that runs a [`Worker`] for each event, each in a task of its own unless it is too brief
+/// for one.
 ///
-/// `max_demand` of its subscription is the number of children alive at once, exactly: an event
-/// takes a slot when it arrives, and the slot is free again when the child is done with the event.
-/// When no more than `min_demand` children are running, more events are asked for. The default is
-/// `max_demand - 1`, which keeps all slots busy; with less, slots are asked for several at a time. With
-/// several subscriptions, each has slots of its own; [`max_children`](Self::max_children) bounds them
-/// all together.
+/// The `max_demand` of its subscription is exactly the maximum number of children alive at once: an
+/// event takes a slot when it arrives, and the slot is free again when the child is done with the
+/// event. When no more than `min_demand` children are running, it asks for more events. The default
+/// is `max_demand - 1`, which keeps all slots busy; a lower value asks for several slots at a time.
+/// With several subscriptions, each has slots of its own; [`max_children`](Self::max_children)
+/// bounds them all together.
 ///
 /// # When a child fails
 ///
-/// By default its event is tried again in the same slot, after a short while, and
-/// [given up](Self::on_given_up) when it has failed three times; all others go on. How often is said by
-/// [`tries`](Self::tries), how long a while is by [`backoff`](Self::backoff). What is given up is counted
-/// in the metric `pipeline.worker.given_up` and in the [report](crate::StageReport::given_up).
+/// By default its event is tried again in the same slot, after a delay, and [given
+/// up](Self::on_given_up) when it has failed three times; all others continue.
+/// [`tries`](Self::tries) sets the number of tries and [`backoff`](Self::backoff) the delay.
+/// Given-up events are counted in the metric `pipeline.worker.given_up` and in the
+/// [report](crate::StageReport::given_up).
 ///
-/// GenStage's rule is another: a child is started again at once, and as often as need be, but when there
-/// are more restarts in a time than [`max_restarts`](Self::max_restarts) allows, the supervisor ends,
-/// because something is wrong that restarting doesn't mend. That is a failure of the stage,
-/// [`TooManyRestarts`], and with it of its pipeline, unless it is started again as
-/// [`Stage::restarting`](crate::Stage::restarting) says. Its producers are told
+/// GenStage's rule is different: a child is restarted at once and without limit, but when there are
+/// more restarts within a time than [`max_restarts`](Self::max_restarts) allows, the supervisor
+/// ends, because restarting does not fix the problem. That is a failure of the stage,
+/// [`TooManyRestarts`], and with it of its pipeline, unless
+/// [`Stage::restarting`](crate::Stage::restarting) restarts it. Its producers receive
 /// [`ExitReason::Shutdown`].
 ///
 /// When its producer ends with [`ExitReason::Normal`], the supervisor lets its children finish and
-/// ends too. When it has to stop, its children are told so
-/// ([`ChildContext::stopping`]) and are dropped once [`shutdown`](Self::shutdown) is over.
+/// then ends too. When it has to stop, its children are notified ([`ChildContext::stopping`]) and
+/// are dropped when [`shutdown`](Self::shutdown) has elapsed.
 ///
-/// The semantics are those of GenStage's `ConsumerSupervisor`, except for the gentle end, for what
-/// becomes of an event whose child fails, that it asks at `min_demand` like any other consumer, and the
-/// default of that.
+/// The semantics are those of GenStage's `ConsumerSupervisor`, with these exceptions: the graceful
+/// end; the handling of an event whose child fails; and it asks at `min_demand` like any other
+/// consumer, with a different default.
 ///
 /// ```
 /// use std::time::Duration;
@@ -101,37 +103,37 @@ pub struct ConsumerSupervisor<E, W> {
     shared: Arc<Shared<W>>,
     restart: Restart,
     tries: Tries,
-    /// How many restarts all children together may have, if that is limited.
+    /// The limit on restarts of all children together, if there is one.
     budget: Option<RestartBudget>,
     on_given_up: Option<OnGivenUp<E>>,
     shutdown: Duration,
     max_children: usize,
-    /// Finds out how many children do best, if that is not fixed.
+    /// The adaptive limit on children, if there is one.
     adaptive: Option<AdaptiveLimit>,
-    /// The children's tasks. A task owns its event, and hands it back with the outcome.
+    /// The children's tasks. A task owns its event, and returns it with the outcome.
     tasks: JoinSet<Done<E>>,
-    /// Tasks that have ended and were not looked at yet.
+    /// Tasks that have ended and are not processed yet.
     ended: VecDeque<Ended<E>>,
     children: foldhash::HashMap<ChildId, Child>,
-    /// Which child a task is, for those that end without saying so themselves.
+    /// The child of each task, for tasks that end without a result.
     by_task: foldhash::HashMap<Id, ChildId>,
-    /// Whether the next child is likely to need no task.
+    /// Predicts whether the next child needs a task.
     brevity: Brevity,
-    /// Whether each gets one all the same.
+    /// Whether each child gets a task regardless.
     always_spawn: bool,
     /// Whether the worker reserves something for its children, so that they wait for each other.
     reserves: bool,
-    /// Whether there is room for more children, which have to wait for their turn.
+    /// Why children wait although there is room, if they do.
     pauses: Pause,
     next_child: u64,
-    /// How many of the children were started by hand.
+    /// The number of children started by hand.
     by_hand: usize,
     slots: foldhash::HashMap<SubscriptionId, (Subscription, Slots)>,
     /// The [spare](ChildContext::spare) children.
     spare: usize,
-    /// Children that have failed, by when they are started again, with how often they have failed.
+    /// Children that have failed, by the time of their restart, with the number of failures.
     restarting: BTreeMap<(Deadline, ChildId), (E, u32)>,
-    /// Events that wait for a place among `max_children`.
+    /// Events that wait for one of `max_children` places.
     waiting: Turns<E>,
     stopping: Stopping,
     stage: Arc<str>,
@@ -146,7 +148,7 @@ pub struct ConsumerSupervisor<E, W> {
 /// use pipeline_core::{CallError, SupervisorHandle, Worker};
 /// # use pipeline_core::{ConsumerSupervisor, Graph};
 ///
-/// /// Whether nothing is being worked on.
+/// /// Whether the supervisor has no children.
 /// async fn is_idle<W: Worker<u64>>(jobs: &SupervisorHandle<u64, W>) -> Result<bool, CallError> {
 ///     Ok(jobs.count_children().await?.workers == 0)
 /// }
@@ -162,7 +164,7 @@ pub struct ConsumerSupervisor<E, W> {
 /// ```
 pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infallible>;
 
-/// Names a child of a supervisor. A child that is restarted keeps its name.
+/// The id of a supervisor's child. A restarted child keeps its id.
 ///
 /// ```
 /// use pipeline_core::{ChildState, ConsumerSupervisor, Graph};
@@ -184,7 +186,7 @@ pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infal
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildId(u64);
 
-/// What a child of a supervisor is doing.
+/// The state of a supervisor's child.
 ///
 /// ```
 /// use pipeline_core::{ChildState, ConsumerSupervisor, Graph};
@@ -209,13 +211,13 @@ pub struct ChildId(u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChildState {
-    /// It runs.
+    /// The child is running.
     Running,
-    /// It failed, and could not be started again yet.
+    /// The child failed and waits to be restarted.
     Restarting,
 }
 
-/// How many children a supervisor has. The names are those of an Elixir supervisor's
+/// The number of children of a supervisor. The names are those of an Elixir supervisor's
 /// `count_children`.
 ///
 /// ```
@@ -237,13 +239,13 @@ pub enum ChildState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChildCount {
-    /// Kinds of child: always 1, the [`Worker`].
+    /// The number of child kinds: always 1, the [`Worker`].
     pub specs: usize,
-    /// Those that run.
+    /// The running children.
     pub active: usize,
-    /// All of them, those that are being restarted included.
+    /// All children, including those that are being restarted.
     pub workers: usize,
-    /// Those that are supervisors themselves: always 0, a child is a task.
+    /// Children that are supervisors themselves: always 0, because a child is a task.
     pub supervisors: usize,
 }
 
@@ -270,39 +272,40 @@ pub struct ChildCount {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TerminateError {
-    /// There is no such child any more.
-    #[error("there is no such child")]
+    /// The child does not exist or no longer exists.
+    #[error("no such child")]
     NotFound,
-    /// The supervisor does not run.
-    #[error("the supervisor does not run")]
+    /// The supervisor is not running.
+    #[error("the supervisor is not running")]
     NoProcess,
 }
 
-/// What a supervisor knows of a child.
+/// The supervisor's data of a child.
 struct Child {
-    /// None for one that was started by hand: it takes no slot.
+    /// None for a child started by hand, which takes no slot.
     subscription: Option<SubscriptionId>,
-    /// What the worker has reserved for it, to be dropped when the event is done with.
+    /// The worker's reservation for it, dropped when its event is done.
     reserved: Option<Reserved>,
     task: Option<AbortHandle>,
-    /// What it is to the adaptive limit, if there is one.
+    /// The child's id in the adaptive limit, if there is one.
     piece: Option<Piece>,
-    /// Those who wait for its end, having asked for it.
+    /// The callers that wait for its termination.
     terminated: Vec<Caller<Result<(), TerminateError>>>,
 }
 
-/// What is told of an event that is given up. The lock is never waited for: it makes the supervisor
-/// `Sync`, whatever the function is.
+/// The user's callback for given-up events. The lock is never contended: it only makes the
+/// supervisor `Sync`, whatever the function is.
 type OnGivenUp<E> = Mutex<Box<dyn FnMut(E, ExitReason) + Send>>;
 
-/// What all children share: one handle for each, because to count more costs as much as a brief child.
+/// The state that all children share: one handle for each, because counting more references costs
+/// as much as a brief child.
 struct Shared<W> {
     worker: W,
     metrics: WorkerMetrics,
 }
 
 impl<W> Shared<W> {
-    /// Whether all children have come to what was reserved for them.
+    /// Ready when all children have used their reservations.
     fn poll_reserved<E>(&self, cx: &mut Context<'_>) -> Poll<()>
     where
         W: Worker<E>,
@@ -315,17 +318,17 @@ impl<W> Shared<W> {
 /// How a child's task ended.
 type Ended<E> = Result<(Id, Done<E>), JoinError>;
 
-/// What a child's task ends with.
+/// The result of a child's task.
 struct Done<E> {
     event: E,
     restarts: u32,
     outcome: Result<(), ExitReason>,
     took: Duration,
-    /// Whether it waited for nothing.
+    /// Whether it completed in its first poll.
     at_once: bool,
 }
 
-/// Tells the children that they are to end soon. They are told, too, when the supervisor is gone.
+/// Notifies the children that they are to end soon. Dropping the supervisor notifies them, too.
 #[derive(Debug, Default)]
 struct Stopping(Arc<watch::Sender<bool>>);
 
@@ -339,14 +342,14 @@ impl Drop for Stopping {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pause {
     No,
-    /// The children have not all come to what was reserved for them.
+    /// Some children have not used their reservations yet.
     Reserved,
-    /// It gives way to other tasks.
+    /// The supervisor yields to other tasks.
     Spell,
 }
 
 impl Pause {
-    /// Waits until children can be started again. For ever, if they can.
+    /// Waits until children can be started again. Never completes if there is no pause.
     async fn is_over<E, W: Worker<E>>(self, shared: &Shared<W>) {
         match self {
             Self::No => pending().await,
@@ -356,17 +359,17 @@ impl Pause {
     }
 }
 
-/// For so long a supervisor runs children itself, one after the other, before it gives the next ones
-/// tasks, which other cores may run. Children that keep an order would wait for each other there: they
-/// wait for the supervisor's next turn instead.
+/// How long a supervisor runs children itself, one after the other, before it spawns tasks for the
+/// next ones, which other cores may run. Children that keep an order would wait for each other
+/// there: they wait until the supervisor is scheduled again.
 const SPELL: Duration = Duration::from_millis(1);
 
 impl<E, W: Worker<E>> ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
 {
-    /// Supervises children of this worker: transient, with three tries for each event, and 5 seconds to
-    /// stop.
+    /// A supervisor of children that run this worker: transient, with three tries for each event,
+    /// and 5 seconds to stop.
     pub fn new(worker: W) -> Self {
         Self {
             shared: Arc::new(Shared { worker, metrics: WorkerMetrics::none() }),
@@ -405,35 +408,35 @@ where
         self
     }
 
-    /// How often an event is tried before it is given up, the first time included. Default 3, and no
-    /// bound with [`max_restarts`](Self::max_restarts).
+    /// How often an event is tried before it is given up, including the first time. Default 3, and
+    /// unlimited with [`max_restarts`](Self::max_restarts).
     ///
     /// # Panics
     ///
     /// If it is 0.
     pub fn tries(mut self, tries: u32) -> Self {
-        assert!(tries > 0, "an event is tried at least once");
+        assert!(tries > 0, "an event must be tried at least once");
         self.tries.most = Some(tries);
         self
     }
 
-    /// How long an event waits before it is tried again; it keeps its slot meanwhile. Default from 100
-    /// milliseconds to 5 seconds with [`Jitter::Equal`](crate::Jitter::Equal), and no wait with
+    /// The delay before an event is tried again; it keeps its slot meanwhile. Default from 100
+    /// milliseconds to 5 seconds with [`Jitter::Equal`](crate::Jitter::Equal), and no delay with
     /// [`max_restarts`](Self::max_restarts).
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.tries.backoff = Some(backoff);
         self
     }
 
-    /// Calls this with each event that is given up and why its worker failed the last time: the place to
-    /// put it where somebody sees it. Called between two messages of the supervisor, so it should not
-    /// block.
+    /// Calls `tell` with each given-up event and the last failure of its worker, for example to
+    /// store the event in a dead-letter queue. It is called between two messages of the supervisor,
+    /// so it should not block.
     ///
-    /// An event is given up when it has failed so often as [`tries`](Self::tries) says, and when its
-    /// worker refuses to start with an error. It is logged and counted in any case.
+    /// An event is given up when it has failed as often as [`tries`](Self::tries) allows, and when
+    /// its worker's `start` returns an error. It is logged and counted in any case.
     ///
-    /// A queue that such events are put into has a pipeline of its own. Drain that one after this one: this
-    /// one may give up events until it has ended.
+    /// A queue for such events has a pipeline of its own. Drain that pipeline after this one, which
+    /// may give up events until it has ended.
     ///
     /// ```
     /// use pipeline_core::{
@@ -443,7 +446,7 @@ where
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// // What could not be handled waits for somebody to look at it.
+    /// // Failed events are kept for inspection.
     /// let (failed, _to_look_at) = queue(QueueOptions::new().capacity(1000));
     /// # let counted = failed.clone();
     /// let halve = async |n: &u64| match n % 2 {
@@ -452,7 +455,7 @@ where
     /// };
     /// let supervisor = ConsumerSupervisor::new(halve).on_given_up(move |n, reason| {
     ///     eprintln!("{n}: {reason}");
-    ///     // The queue takes nothing more once its own pipeline drains.
+    ///     // The queue is closed once its own pipeline drains.
     ///     if let Err(Closed(n)) = failed.offer(n) {
     ///         eprintln!("{n} is not put aside");
     ///     }
@@ -473,29 +476,29 @@ where
         self
     }
 
-    /// GenStage's rule for children that fail: they are started again at once, and more than so many
-    /// restarts of all children together within the time end the supervisor with [`TooManyRestarts`].
-    /// GenStage's own numbers are 3 within 5 seconds. By default there is no such bound, because one event
-    /// that cannot be handled would end the pipeline.
+    /// Uses GenStage's rule for children that fail: they are restarted at once, and more than
+    /// `restarts` restarts of all children together within the time end the supervisor with
+    /// [`TooManyRestarts`]. GenStage's own numbers are 3 within 5 seconds. By default there is no
+    /// such limit, because one event that cannot be handled would end the pipeline.
     ///
-    /// [`tries`](Self::tries) and [`backoff`](Self::backoff) can be given as well.
+    /// It can be combined with [`tries`](Self::tries) and [`backoff`](Self::backoff).
     pub fn max_restarts(mut self, restarts: usize, within: Duration) -> Self {
         self.budget = Some(RestartBudget::new(restarts, within));
         self
     }
 
-    /// How long children have to end after they were told to stop. Default 5 seconds; with
-    /// [`Duration::ZERO`] they are not told but dropped at once, with [`Duration::MAX`] they are waited
-    /// for. These are a supervisor's `brutal_kill` and `infinity`.
+    /// How long children have to end after they were notified to stop. Default 5 seconds; with
+    /// [`Duration::ZERO`] they are dropped at once without a notification, with [`Duration::MAX`]
+    /// there is no limit. These are an Elixir supervisor's `brutal_kill` and `infinity`.
     pub fn shutdown(mut self, within: Duration) -> Self {
         self.shutdown = within;
         self
     }
 
-    /// How many children may be alive over all subscriptions together, those started by hand
-    /// excepted. Events beyond wait in the supervisor, no more than were asked for; subscriptions take
-    /// turns, so that one with many events does not keep another waiting. Default no bound but the
-    /// subscriptions' own.
+    /// The maximum number of children over all subscriptions together, except those started by
+    /// hand. Further events wait in the supervisor, never more than were asked for; subscriptions
+    /// take turns, so that one with many events does not delay another. By default only the
+    /// subscriptions' own limits apply.
     ///
     /// # Panics
     ///
@@ -520,17 +523,17 @@ where
     /// # }
     /// ```
     pub fn max_children(mut self, children: usize) -> Self {
-        assert!(children > 0, "a supervisor needs at least one child to work");
+        assert!(children > 0, "the maximum number of children must be at least 1");
         self.max_children = children;
         self
     }
 
-    /// Lets the supervisor find out how many children should run at once, between a floor and a
-    /// ceiling: more as long as they take no longer for it, fewer when they do or fail.
+    /// Adapts the number of children that run at once, between a floor and a ceiling: it grows
+    /// while their latency stays low, and shrinks when it rises or when they fail.
     ///
-    /// The subscriptions' `max_demand` should be the ceiling. Events for which no child runs yet wait
-    /// in the supervisor. The metric `pipeline.worker.limit` shows what it has come to. By default the
-    /// number is fixed.
+    /// The subscriptions' `max_demand` should be the ceiling. Events without a running child wait
+    /// in the supervisor. The metric `pipeline.worker.limit` shows the current limit. By default
+    /// the number is fixed.
     ///
     /// ```
     /// use pipeline_core::{Adaptive, ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
@@ -552,16 +555,16 @@ where
         self
     }
 
-    /// Gives each child a task of its own, however brief its children are.
+    /// Runs each child in a task of its own, however brief the children are.
     ///
-    /// By default the supervisor runs children itself once they have proven to be brief
-    /// ([`Worker`] says when). That is faster, but a child that blocks its thread all of a sudden holds up
-    /// the supervisor and all other children. If some of yours may block, call this.
+    /// By default the supervisor runs children itself once they have proven to be brief ([`Worker`]
+    /// describes when). That is faster, but a child that suddenly blocks its thread holds up the
+    /// supervisor and all other children. If your workers may block, call this.
     ///
     /// ```
     /// use pipeline_core::ConsumerSupervisor;
     ///
-    /// // Mostly it is in the cache. If not, it comes from the disk.
+    /// // Usually the value is cached. If not, it is read from disk.
     /// let load = async |path: &String| Ok(drop(std::fs::read(path)?));
     /// let supervisor = ConsumerSupervisor::new(load).always_spawn();
     /// ```
@@ -570,25 +573,28 @@ where
         self
     }
 
-    /// How many children may run now.
+    /// The number of children that may run now.
     fn limit(&self) -> usize {
         let adaptive = self.adaptive.as_ref().map_or(usize::MAX, AdaptiveLimit::limit);
         self.max_children.min(adaptive)
     }
 
-    /// Learns from a child that has ended.
+    /// Passes the latency of an ended child to the adaptive limit.
     fn learn(&mut self, latency: Duration, failed: bool) {
         let in_flight = self.children.len() - self.by_hand;
         if let Some(adaptive) = &mut self.adaptive {
             adaptive.record(latency, in_flight, failed, Instant::now());
-            #[expect(clippy::cast_precision_loss, reason = "there are not so many children")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "the number of children is far below the limit of a f64"
+            )]
             self.shared.metrics.limit.set(adaptive.limit() as f64);
         }
     }
 
-    /// Starts children for events that have waited, as far as there is room.
+    /// Starts children for waiting events, as far as there is room.
     fn fill(&mut self) {
-        // When it began to run children itself, and what time it is.
+        // When it began to run children itself, and the current time.
         let mut spell: Option<(Instant, Instant)> = None;
         while self.children.len() - self.by_hand < self.limit() && !self.waiting.is_empty() {
             let brief = self.is_brief();
@@ -598,7 +604,7 @@ where
                 break;
             }
             let Some((event, from)) = self.waiting.pop() else { break };
-            // For the report, if the worker never comes back.
+            // For the report, if the worker never returns.
             self.gauges.runs_itself(1, self.waiting.len());
             if brief && !is_over {
                 let (begun, now) = spell.unwrap_or_else(|| {
@@ -615,11 +621,11 @@ where
 
     /// Whether the supervisor runs the next child itself.
     fn is_brief(&self) -> bool {
-        // How many children do best is not learned from those that are done already.
+        // The adaptive limit cannot learn from children that complete at once.
         self.brevity.is_likely() && !self.always_spawn && self.adaptive.is_none()
     }
 
-    /// Whether children that the supervisor runs itself have to wait, and what for.
+    /// Whether children that the supervisor runs itself have to wait, and for what.
     fn pause(&self, spell_is_over: bool) -> Pause {
         match self.shared.poll_reserved(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => Pause::Reserved,
@@ -628,14 +634,14 @@ where
         }
     }
 
-    /// Starts the children that had to wait for their turn.
+    /// Starts the children that had to wait.
     fn resume(&mut self) {
         if mem::replace(&mut self.pauses, Pause::No) != Pause::No {
             self.fill();
         }
     }
 
-    /// Starts a child for an event. An event whose child does not start is done with.
+    /// Starts a child for an event. If the child does not start, the event is done.
     fn begin(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
         let (event, context) = self.take_on(event, subscription)?;
         let reserved = context.reserved.clone();
@@ -643,23 +649,23 @@ where
         Some(self.spawn_new(subscription, reserved, job))
     }
 
-    /// Starts a child that is likely to be done at once. Only one that is not gets a task. Returns
-    /// what time it is then.
+    /// Starts a child that is likely to complete at once, and spawns a task for it if it does not.
+    /// Returns the current time.
     fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
         let Some((event, context)) = self.take_on(event, Some(from)) else { return now };
         let reserved = context.reserved.clone();
         let reserves = reserved.is_some();
         let mut job = Box::pin(self.job(event, context, Some(now)));
-        // Its task polls it anew, with a waker of its own.
+        // If it gets a task, that polls it again with a waker of its own.
         let polled = job.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         let Poll::Ready(done) = polled else {
             let then = Instant::now();
-            // Known now, and not only when it is done: the next one is about to be begun.
+            // Recorded now and not when it is done: the next child is about to be started.
             self.brevity.guessed_wrong(then - now, self.behind());
             self.spawn_new(Some(from), reserved, job);
             return then;
         };
-        // The clock is not read for each child; it was read when this one was done.
+        // The clock is not read for each child: the end of this one is the start of the next.
         let now = now.checked_add(done.took).unwrap_or(now);
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
             if reserves {
@@ -669,13 +675,14 @@ where
             }
             self.free(Some(from));
         } else {
-            // One that has failed goes the way of all children.
+            // A child that has failed takes the usual path.
             self.spawn_new(Some(from), reserved, async { done });
         }
         now
     }
 
-    /// What the child is given if the worker takes the event on. If not, it is done with.
+    /// The event and the context of a child, if the worker accepts the event. If not, the event is
+    /// done.
     fn take_on(
         &mut self,
         event: E,
@@ -694,7 +701,7 @@ where
             Ok(Start::Ignore) => {}
             Err(reason) => {
                 self.count_failure();
-                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start, its event is given up");
+                tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker failed to start, giving up its event");
                 self.give_up(event, reason);
             }
         }
@@ -702,7 +709,7 @@ where
         None
     }
 
-    /// Tells of an event that is not tried again.
+    /// Counts a given-up event and passes it to the callback.
     fn give_up(&mut self, event: E, reason: ExitReason) {
         self.shared.metrics.given_up.increment(1);
         self.gauges.given_up.add(1);
@@ -713,7 +720,7 @@ where
             Ok(())
         });
         if let Err(reason) = told {
-            tracing::error!(stage = %self.stage, reason = shown(&reason), "what is told of events that are given up failed");
+            tracing::error!(stage = %self.stage, reason = shown(&reason), "the on_given_up callback panicked");
         }
     }
 
@@ -722,13 +729,13 @@ where
         self.gauges.worker_failures.add(1);
     }
 
-    /// How many children have to wait until the supervisor is done with one that it runs itself.
+    /// How many children have to wait for one that the supervisor runs itself.
     fn behind(&self) -> usize {
         let free = self.limit().saturating_sub(self.children.len() - self.by_hand);
         self.waiting.len().min(free)
     }
 
-    /// Asks the worker whether it takes the event on.
+    /// Calls the worker's `start`.
     fn attempt(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
         contained_now(|| self.shared.worker.start(event, context))
     }
@@ -739,7 +746,7 @@ where
         ChildContext { stopping, restarts, reserved: None, spare }
     }
 
-    /// What a child does, from `started` on, or from when it is polled for the first time.
+    /// The future of a child. It is timed from `started` on, or from its first poll.
     fn job(
         &self,
         event: E,
@@ -766,7 +773,7 @@ where
         }
     }
 
-    /// Makes a child of a job.
+    /// Spawns a job as a new child.
     fn spawn_new(
         &mut self,
         subscription: Option<SubscriptionId>,
@@ -787,7 +794,7 @@ where
 
     fn spawn(&mut self, id: ChildId, job: impl Future<Output = Done<E>> + Send + 'static) {
         let span = Span::current();
-        // Without the span, it is a smaller future.
+        // Without the span, the future is smaller.
         let task = if span.is_disabled() {
             self.tasks.spawn(job)
         } else {
@@ -800,7 +807,7 @@ where
         }
     }
 
-    /// Frees the slot of a child that is done, or starts it again.
+    /// Frees the slot of a child that is done, or restarts it.
     fn child_ended(&mut self, ended: Ended<E>) -> Result<(), ExitReason> {
         let task = match &ended {
             Ok((task, _)) => *task,
@@ -839,13 +846,13 @@ where
                 } else {
                     tracing::error!(
                         %stage, reason = shown(&reason), restart, tries,
-                        "a worker failed, its event is given up"
+                        "a worker failed, giving up its event"
                     );
                 }
                 return self.after_failure(id, event, failed, reason);
             }
             Err(error) if error.is_panic() => {
-                // A destructor has panicked, and the event went with the task.
+                // A destructor has panicked, and the event was dropped with the task.
                 self.count_failure();
                 self.unfinished += 1;
                 tracing::error!(stage = %self.stage, "a worker's task panicked, its event is lost");
@@ -856,8 +863,8 @@ where
         Ok(())
     }
 
-    /// Tries an event again whose worker has failed, later or at once, or gives it up. `failed` says how
-    /// often it has failed by now.
+    /// Retries an event whose worker has failed, later or at once, or gives it up. `failed` is the
+    /// number of failures so far.
     fn after_failure(
         &mut self,
         id: ChildId,
@@ -872,7 +879,7 @@ where
         }
         let now = Instant::now();
         if self.budget.as_mut().is_some_and(|budget| !budget.spend(now)) {
-            // The event is in hand and is not tried again.
+            // The event was being processed and is not retried.
             self.unfinished += 1;
             self.forget(id);
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
@@ -891,15 +898,15 @@ where
             && self.tries.allow_another(failed, self.budget.is_some())
     }
 
-    /// When the next child is to be started again.
+    /// The time of the next restart.
     fn next_restart(&self) -> Deadline {
         self.restarting.first_key_value().map_or(Deadline::NEVER, |((at, _), _)| *at)
     }
 
-    /// Starts the children again whose time has come.
+    /// Restarts the children whose delay has passed.
     fn start_again(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
-        // One that does not start has its turn the next time, with no delay too.
+        // A child that fails to start is retried in the next call, even without a delay.
         for _ in 0..self.restarting.len() {
             if !self.next_restart().has_passed(now) {
                 break;
@@ -924,9 +931,9 @@ where
                 self.count_failure();
                 let failed = failed.saturating_add(1);
                 if self.may_try_again(failed) {
-                    tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker did not start again");
+                    tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker failed to restart");
                 } else {
-                    tracing::error!(stage = %self.stage, reason = shown(&reason), tries = failed, "a worker did not start again, its event is given up");
+                    tracing::error!(stage = %self.stage, reason = shown(&reason), tries = failed, "a worker failed to restart, giving up its event");
                 }
                 return self.after_failure(id, event, failed, reason);
             }
@@ -941,7 +948,7 @@ where
         Some(child)
     }
 
-    /// Forgets a child that is done with its event.
+    /// Removes a child that is done with its event.
     fn done(&mut self, id: ChildId) {
         let Some(child) = self.forget(id) else { return };
         for mut caller in child.terminated {
@@ -951,7 +958,7 @@ where
         self.fill();
     }
 
-    /// Takes note that a subscription has come or gone.
+    /// Updates the number of spare children after a subscription was added or removed.
     fn count_spare(&mut self) {
         self.spare =
             self.slots.values().map(|(_, slots)| slots.spare()).min().unwrap_or(usize::MAX);
@@ -966,18 +973,18 @@ where
         }
     }
 
-    /// Asks for more events where it is worth it. Comes last in a callback, so that slots that are
-    /// freed together are asked for together, and none by a supervisor that is about to stop.
+    /// Sends demand for free slots. Called last in a callback, so that slots that are freed
+    /// together are asked for together, and a supervisor that is about to stop asks for none.
     fn ask(&mut self) {
         for (subscription, slots) in self.slots.values_mut() {
             subscription.ask(slots.ask());
         }
     }
 
-    /// Tells the children to stop, and gives them their time.
+    /// Notifies the children to stop, and waits for them until the deadline.
     async fn stop_children(&mut self, phase: &mut watch::Receiver<Phase>) {
         self.stopping.0.send_replace(true);
-        // Those that have failed are not tried again: what is reserved for them would keep others waiting.
+        // Failed children are not retried: their reservations would block others.
         for (_, id) in self.restarting.keys() {
             if let Some(child) = self.children.get_mut(id) {
                 child.reserved = None;
@@ -1004,7 +1011,7 @@ where
         }
     }
 
-    /// Drops the children that are left, wherever they are.
+    /// Drops the remaining children in any state.
     async fn kill_children(&mut self) {
         self.tasks.abort_all();
         while let Some(ended) = self.tasks.join_next_with_id().await {
@@ -1012,7 +1019,7 @@ where
         }
     }
 
-    /// Takes note of a child that ended while the supervisor was stopping.
+    /// Counts a child that ended while the supervisor was stopping.
     fn count_unfinished(&mut self, ended: &Ended<E>) {
         let task = match ended {
             Ok((task, _)) => *task,
@@ -1020,7 +1027,7 @@ where
         };
         let child = self.by_task.remove(&task).and_then(|id| self.children.get_mut(&id));
         if let Some(child) = child {
-            // It is not tried again.
+            // It is not retried.
             child.reserved = None;
         }
         if !matches!(ended, Ok((_, Done { outcome: Ok(()), .. }))) {

@@ -1,20 +1,20 @@
-//! When the worker was started that is being polled.
+//! The start time of the worker that is being polled.
 
 use std::cell::Cell;
 
 use tokio::time::Instant;
 
 thread_local! {
-    /// Set while a worker is polled, and at no other time.
+    /// Set only while a worker is polled.
     static STARTED: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// When the worker was started in which this is called, if it is called in one.
+/// The start time of the worker that this is called in, if any.
 pub(crate) fn started_at() -> Option<Instant> {
     STARTED.get()
 }
 
-/// As long as it lives, what runs on this thread is a worker that was started at this moment.
+/// A guard: while it lives, code on this thread belongs to a worker that started at this time.
 pub(super) struct Running {
     before: Option<Instant>,
 }
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_runs_within_a_worker_knows_it_and_what_comes_after_does_not() {
+    fn the_start_time_is_known_within_a_worker_only() {
         let outer = Instant::now();
         let inner = outer + Duration::from_secs(1);
         assert_eq!(started_at(), None);

@@ -1,4 +1,4 @@
-//! How often an event is tried, and how long it waits in between. Pure.
+//! The number of tries of an event and the delays between them. Pure.
 
 use std::{error::Error, fmt, time::Duration};
 
@@ -7,10 +7,10 @@ use crate::{
     exit::ExitReason,
 };
 
-/// How often an event is tried unless something else is said.
+/// The default number of tries.
 const MOST: u32 = 3;
 
-/// How often an event is tried, and how long it waits in between. What is not set depends on whether the
+/// The number of tries of an event and the delays between them. The defaults depend on whether the
 /// restarts of all children together are limited, which is GenStage's rule.
 #[derive(Debug, Default)]
 pub(super) struct Tries {
@@ -19,14 +19,14 @@ pub(super) struct Tries {
 }
 
 impl Tries {
-    /// Whether an event that has failed so often is tried again.
+    /// Whether an event with this many failures is tried again.
     pub(super) fn allow_another(&self, failed: u32, limited: bool) -> bool {
         let usual = if limited { u32::MAX } else { MOST };
         failed < self.most.unwrap_or(usual)
     }
 
-    /// How long an event that has failed so often waits before it is tried again. `random` is between 0
-    /// and 1.
+    /// The delay before an event with this many failures is tried again. `random` is between 0 and
+    /// 1.
     pub(super) fn delay(&self, failed: u32, limited: bool, random: f64) -> Duration {
         match self.backoff {
             None if limited => Duration::ZERO,
@@ -39,9 +39,9 @@ fn usual() -> Backoff {
     Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).jitter(Jitter::Equal)
 }
 
-/// The children of a [`ConsumerSupervisor`](crate::ConsumerSupervisor) failed more often than its
-/// [`max_restarts`](crate::ConsumerSupervisor::max_restarts) allow: the reason for which it ended, as the
-/// error of an [`ExitReason::Failed`]. Its source is the error of the last child.
+/// The reason for which a [`ConsumerSupervisor`](crate::ConsumerSupervisor) ended whose children
+/// failed more often than its [`max_restarts`](crate::ConsumerSupervisor::max_restarts) allow. It
+/// is the error of an [`ExitReason::Failed`]. Its source is the error of the last child.
 ///
 /// ```
 /// use std::time::Duration;
@@ -99,16 +99,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_tried_three_times_unless_something_else_is_said() {
+    fn an_event_is_tried_three_times_by_default() {
         let usual = Tries::default();
         assert_eq!([1, 2, 3].map(|failed| usual.allow_another(failed, false)), [true, true, false]);
-        assert!(usual.allow_another(1_000_000, true), "the supervisor has a limit of its own");
+        assert!(
+            usual.allow_another(1_000_000, true),
+            "the supervisor's limit on restarts applies instead"
+        );
         let once = Tries { most: Some(1), backoff: None };
         assert!(!once.allow_another(1, false) && !once.allow_another(1, true));
     }
 
     #[test]
-    fn an_event_waits_longer_each_time_it_has_failed() {
+    fn the_delay_grows_with_each_failure() {
         let ms = Duration::from_millis;
         let usual = Tries::default();
         assert_eq!(

@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use crate::subscription::SubscriptionId;
 
-/// Events that wait for a child. Subscriptions take turns, one event each, so that the events of one
-/// never wait behind all those of another; those of one subscription keep their order.
+/// Events that wait for a child. Subscriptions take turns, one event each, so that the events of
+/// one do not wait behind all events of another; those of one subscription keep their order.
 #[derive(Debug)]
 pub(super) struct Turns<E> {
-    /// The next one first. None of them is empty.
+    /// The next one is first. No queue in it is empty.
     lines: VecDeque<(SubscriptionId, VecDeque<E>)>,
     len: usize,
 }

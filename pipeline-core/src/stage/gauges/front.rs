@@ -1,48 +1,48 @@
-//! What waits in front of a stage, in a queue that others push into.
+//! The queue in front of a producer.
 
 use std::{fmt, sync::Arc};
 
-/// The queue in front of a stage, if there is one, or what was left in it.
+/// The queue in front of a stage, if there is one, or its last state.
 #[derive(Default)]
 pub(super) struct Front {
     queue: Option<Arc<dyn Queue>>,
     last: Queued,
-    /// What earlier queues of the same place have discarded.
+    /// The items discarded by earlier queues of the same stage.
     before: u64,
 }
 
-/// A queue that others push into, as its stage's gauges know it.
+/// A queue as its stage's gauges see it.
 pub(crate) trait Queue: Send + Sync {
     fn look(&self) -> Queued;
 
-    /// Takes nothing from now on, and wakes the tasks that wait to push.
+    /// Closes the queue, and wakes the tasks that wait to push.
     fn close(&self);
 }
 
-/// What a queue shows of itself.
+/// The state of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Queued {
     pub(crate) items: usize,
-    /// How many items it holds at most; `None` if there is no queue.
+    /// The capacity of the queue; `None` if there is no queue.
     pub(crate) capacity: Option<usize>,
     pub(crate) discarded: u64,
 }
 
 impl Front {
-    /// A queue stands here from now on.
+    /// Sets the current queue.
     pub(super) fn stand(&mut self, queue: Arc<dyn Queue>) {
         self.before = self.queued().discarded;
         self.queue = Some(queue);
     }
 
-    /// Keeps no queue alive, but what it was like.
+    /// Drops the queue and keeps its last state.
     pub(super) fn leave(&mut self) {
         self.last = self.queued();
         self.before = 0;
         self.queue = None;
     }
 
-    /// The queue that stands here.
+    /// The current queue, if there is one.
     pub(super) fn queue(&self) -> Option<Arc<dyn Queue>> {
         self.queue.clone()
     }
@@ -78,18 +78,18 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_in_a_queue_is_seen_when_it_is_gone() {
+    fn the_last_state_of_a_dropped_queue_is_kept() {
         let mut front = Front::default();
         assert_eq!(front.queued(), Queued::default());
         let items = Arc::new(3);
         front.stand(Arc::new(Holding(items.clone(), 1)));
         front.leave();
         assert_eq!(front.queued(), Queued { items: 3, capacity: Some(9), discarded: 1 });
-        assert_eq!(Arc::strong_count(&items), 1, "nobody keeps it");
+        assert_eq!(Arc::strong_count(&items), 1, "the queue must be dropped");
     }
 
     #[test]
-    fn what_was_discarded_is_counted_from_one_queue_to_the_next() {
+    fn discarded_items_are_counted_across_queues() {
         let mut front = Front::default();
         front.stand(queue(3, 5));
         front.leave();

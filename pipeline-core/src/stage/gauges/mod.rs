@@ -1,4 +1,4 @@
-//! What a stage shows of itself while it runs.
+//! The gauges of a running stage.
 
 use std::sync::{
     Arc,
@@ -21,7 +21,7 @@ use crate::{
 
 mod front;
 
-/// Numbers that the stage writes and a snapshot reads. None of them orders anything.
+/// Numbers that the stage writes and a snapshot reads. They do not synchronize anything.
 #[derive(Debug)]
 pub(crate) struct Gauges {
     kind: StageKind,
@@ -36,13 +36,13 @@ pub(crate) struct Gauges {
     pub(crate) worker_failures: Tally,
     /// Events whose workers failed too often.
     pub(crate) given_up: Tally,
-    /// Events that a callback has been given, of a stage whose callbacks may take their time.
+    /// The number of events in a callback, for stages whose callbacks may take long.
     in_hand: AtomicUsize,
     /// How often an incarnation has failed.
     pub(crate) failures: Tally,
     /// Why it has failed for good.
     failure: Mutex<Option<ExitReason>>,
-    /// By reason. What a queue has discarded, it knows itself.
+    /// By reason. A queue counts its own discarded items.
     discarded: [Tally; Discard::ALL.len()],
     starts: AtomicU64,
     begun: AtomicBool,
@@ -52,7 +52,7 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
-    /// Of a stage of this kind, whose buffer holds so many events, if it has one with a bound.
+    /// Gauges of a stage of this kind, with the capacity of its buffer, if it is bounded.
     pub(crate) fn new(kind: StageKind, buffer_capacity: Option<usize>) -> Self {
         Self {
             kind,
@@ -77,12 +77,12 @@ impl Gauges {
         }
     }
 
-    /// The stage does something else from now on.
+    /// Records a new activity.
     pub(crate) fn enter(&self, activity: Activity) {
         self.times.enter(activity, Instant::now());
     }
 
-    /// A new incarnation of the stage begins.
+    /// Resets the gauges for a new incarnation of the stage.
     pub(crate) fn started(&self) {
         self.starts.fetch_add(1, Relaxed);
         self.waiting.store(0, Relaxed);
@@ -92,7 +92,7 @@ impl Gauges {
         self.enter(Activity::Starting);
     }
 
-    /// The stage has subscribed to what it is to subscribe to, and is ready for events.
+    /// Records that the stage has made its subscriptions and is ready for events.
     pub(crate) fn begun(&self) {
         self.begun.store(true, Relaxed);
     }
@@ -101,8 +101,8 @@ impl Gauges {
         self.begun.load(Relaxed)
     }
 
-    /// The stage has ended, for a while or for good. What it left behind can be seen; what it was
-    /// connected to is let go of.
+    /// Records that the stage has ended, temporarily or for good. The counts stay visible;
+    /// connections are dropped.
     pub(crate) fn vacated(&self, restarting: bool) {
         self.consumers.lock().clear();
         self.workers.store(0, Relaxed);
@@ -110,20 +110,21 @@ impl Gauges {
         self.enter(if restarting { Activity::Starting } else { Activity::Ended });
     }
 
-    /// The stage has failed, and is not started again.
+    /// Records that the stage has failed and is not restarted.
     pub(crate) fn failed_for_good(&self, reason: &ExitReason) {
         *self.failure.lock() = Some(reason.clone());
     }
 
-    /// A callback is given so many events, or none any more. What is behind them in the same message
-    /// waits.
+    /// Records the number of events in a callback, 0 for none, and the number of events behind them
+    /// in the same message.
     #[inline]
     pub(crate) fn take_in_hand(&self, events: usize, behind: usize) {
         self.in_hand.store(events, Relaxed);
         self.waiting.store(behind, Relaxed);
     }
 
-    /// A supervisor runs so many children itself, one or none, and so many events wait for one.
+    /// Records how many children a supervisor runs itself, one or none, and how many events wait
+    /// for a child.
     #[inline]
     pub(crate) fn runs_itself(&self, children: usize, childless: usize) {
         self.in_hand.store(children, Relaxed);
@@ -134,14 +135,14 @@ impl Gauges {
         self.in_hand.load(Relaxed)
     }
 
-    /// A queue stands before the stage.
+    /// Sets the queue in front of the stage.
     pub(crate) fn queue(&self, queue: impl Queue + 'static) {
         self.front.lock().stand(Arc::new(queue));
     }
 
-    /// The queue before the stage, if there is one, takes nothing from now on.
+    /// Closes the queue in front of the stage, if there is one.
     pub(crate) fn close_queue(&self) {
-        // A waker may look at the pipeline, so the lock is free when the queue wakes the tasks that wait.
+        // A waker may read the snapshot, so the lock is released before the queue wakes the waiting tasks.
         let queue = self.front.lock().queue();
         if let Some(queue) = queue {
             queue.close();

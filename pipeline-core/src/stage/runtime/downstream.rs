@@ -1,4 +1,4 @@
-//! What a stage does as a producer: letting consumers subscribe, sending them what was emitted.
+//! The producer side of a stage: accepting consumers and sending them events.
 
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Lets a consumer subscribe, unless the dispatcher refuses it.
+    /// Accepts a consumer, unless the dispatcher refuses it.
     pub(super) async fn accept(&mut self, subscribe: Subscribe<B::Out>) -> Result<(), ExitReason> {
         let Subscribe { subscription, replaces, stage, name, options, consumer } = subscribe;
         if let Some((old, reason)) = replaces {
@@ -71,7 +71,7 @@ impl<B: Behaviour> StageTask<B> {
             self.outlet.subscribe(Subscriber::new(id, stage, &options))
         };
         if let Err(reason) = accepted {
-            tracing::error!(stage = %self.report.stage, reason = shown(&reason), "refused a subscription");
+            tracing::error!(stage = %self.report.stage, reason = shown(&reason), "subscription refused");
             let _ = consumer.send(ToConsumer::Cancel { from: id, reason });
             return Ok(());
         }
@@ -82,7 +82,7 @@ impl<B: Behaviour> StageTask<B> {
         self.call(Callback::Consumer(&options, &subscription)).await
     }
 
-    /// Forgets a consumer. If it is still there, it is told so.
+    /// Removes a consumer. If it is still running, it is notified.
     pub(super) async fn dismiss(
         &mut self,
         id: SubscriptionId,
@@ -99,7 +99,7 @@ impl<B: Behaviour> StageTask<B> {
         self.call(Callback::ConsumerGone(&ended, &downstream.subscription)).await
     }
 
-    /// Sends off what a callback emitted.
+    /// Sends the events that a callback emitted.
     pub(super) fn emit(&mut self) {
         if self.staged.is_empty() {
             return;
@@ -115,7 +115,7 @@ impl<B: Behaviour> StageTask<B> {
         }
         if overflow > 0 {
             if self.discard(Discard::BufferFull, overflow) && self.overflowing.add(overflow) {
-                tracing::warn!(stage = %self.report.stage, discarded = overflow, "the buffer is full");
+                tracing::warn!(stage = %self.report.stage, discarded = overflow, "the buffer is full, discarding");
             }
         } else {
             let discarded = self.overflowing.over(self.outlet.has_room());
@@ -126,7 +126,7 @@ impl<B: Behaviour> StageTask<B> {
         self.send();
     }
 
-    /// Counts events that are discarded. Whether that is to be logged.
+    /// Counts discarded events. Returns whether to log them.
     fn discard(&mut self, why: Discard, count: usize) -> bool {
         self.report.discarded += count;
         self.gauges.discarded(why, count);
@@ -134,7 +134,7 @@ impl<B: Behaviour> StageTask<B> {
         self.behaviour.format_discarded(count)
     }
 
-    /// Sends off what the dispatcher has decided to send.
+    /// Sends the messages that the dispatcher has decided to send.
     pub(super) fn send(&mut self) {
         if !self.deliveries.is_untouched() {
             self.send_all();
@@ -169,7 +169,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Counts and logs what the dispatcher has to say beside what it sends.
+    /// Counts and logs the dispatcher's discards and warnings.
     #[cold]
     fn tell_of_the_rest(&mut self) {
         let (filtered, unroutable) = self.deliveries.take_discarded();
@@ -182,11 +182,11 @@ impl<B: Behaviour> StageTask<B> {
             && let Some(discarded) = self.unroutable.log(unroutable)
         {
             let stage = &self.report.stage;
-            tracing::warn!(%stage, discarded, "events for a partition that is not there");
+            tracing::warn!(%stage, discarded, "discarded events for an unknown partition");
         }
         for warning in self.deliveries.take_warnings() {
             if let Some(times) = self.warnings.log(1) {
-                tracing::warn!(stage = %self.report.stage, warning = shown(&warning), times, "the dispatcher warns");
+                tracing::warn!(stage = %self.report.stage, warning = shown(&warning), times, "dispatcher warning");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! How a stage ends: what it delivers first, and whom it tells.
+//! The end of a stage: the events it delivers first, and the stages it notifies.
 
 use tokio::time::Instant;
 
@@ -17,12 +17,12 @@ use crate::{
 
 /// What happens when a marker is reached.
 pub(super) enum Pending<B: Behaviour> {
-    /// It keeps its place as long as it waits.
+    /// A message, which keeps its place in the mailbox while it waits.
     Letter(Posted<B::Stage, B::Out>),
     Finish,
 }
 
-/// How far a stage is with delivering what it holds, so that it can end.
+/// The progress of a stage that delivers its events before it ends.
 #[derive(Debug)]
 pub(super) struct Finishing {
     pub(super) reason: ExitReason,
@@ -31,16 +31,16 @@ pub(super) struct Finishing {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// What has arrived is still to be handled, and what is on its way.
+    /// Received events, and those in transit, are still to be handled.
     Input,
-    /// What was emitted is still to be delivered.
+    /// Emitted events are still to be delivered.
     Output,
-    /// What it works on is still to be done.
+    /// The current work is still to be done.
     Work,
 }
 
 impl<B: Behaviour> StageTask<B> {
-    /// Takes nothing new. Whatever holds something back lets go of it.
+    /// Takes nothing new, and removes all delays.
     pub(super) async fn drain(&mut self) -> Result<(), ExitReason> {
         self.hurries = true;
         self.paused = false;
@@ -51,8 +51,8 @@ impl<B: Behaviour> StageTask<B> {
             return Ok(());
         }
         if self.outlet.replays() {
-            // The producer learns of the drain before it is told of recorded demand. What it emits now
-            // comes after what is recorded.
+            // The producer is notified of the drain before it receives recorded demand. Events that it
+            // emits now come after the recorded ones.
             self.outlet.set_mode(DemandMode::Accumulate);
         }
         let outcome = self.call(Callback::Drain).await;
@@ -64,13 +64,13 @@ impl<B: Behaviour> StageTask<B> {
         self.replay().await
     }
 
-    /// Takes nothing new, and ends when all it takes from has ended. It may be paused until then.
+    /// Takes nothing new, and ends when all its producers have ended. It may be paused until then.
     pub(super) fn wind_down(&mut self) {
         self.draining = true;
-        // What another pipeline emits does not come to an end because this one drains.
+        // The events of another pipeline do not end because this one drains.
         let pipeline = self.pipeline;
-        // The stage before this one may be back by now, or soon, to drain what it holds. How long it was
-        // to be left alone says nothing about how long the drain has.
+        // The producer of this stage may be restarted by now or soon, to drain its events. The
+        // current retry delay has no relation to the time left for the drain.
         self.retries.retain(|retry| retry.target.pipeline() == pipeline);
         self.retries.iter_mut().for_each(Retry::hurry);
         for upstream in self.inlet.upstreams_mut() {
@@ -86,7 +86,7 @@ impl<B: Behaviour> StageTask<B> {
         marker
     }
 
-    /// Puts a marker behind everything the stage holds.
+    /// Puts a marker behind all events in the stage.
     pub(super) fn mark(&mut self, marker: Marker) {
         if self.inlet.is_empty() {
             self.outlet.info(marker);
@@ -99,7 +99,7 @@ impl<B: Behaviour> StageTask<B> {
         match self.markers.remove(&marker) {
             Some(Pending::Letter(posted)) => self.call(Callback::Letter(posted.letter)).await,
             Some(Pending::Finish) if !self.outlet.is_empty() => {
-                // A callback has emitted something since.
+                // A callback has emitted events since.
                 let marker = self.marker(Pending::Finish);
                 self.outlet.info(marker);
                 Ok(())
@@ -114,13 +114,13 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Begins to deliver what the stage holds, and to end then.
+    /// Begins to deliver the stage's events, and to end then.
     pub(super) fn finish(&mut self, reason: ExitReason) {
         if self.finishing.is_none() {
             self.paused = false;
             self.inlet.resume();
             self.retries.clear();
-            // What comes from now on was on its way, and nothing is asked for.
+            // Events that arrive from now on were in transit, and no more are asked for.
             self.behaviour.asks_no_more();
             self.outlet.finish();
             self.let_go(&reason, |_| true);
@@ -128,7 +128,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Goes on with ending. Whether there is more to do at once.
+    /// Continues to end the stage. Returns whether there is more to do at once.
     pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
         let Some(finishing) = &mut self.finishing else {
             let abandoned = B::KIND != StageKind::Producer
@@ -155,8 +155,8 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Whether all that the stage still waits for is that producers confirm the ends of subscriptions that
-    /// it has let go of.
+    /// Whether the stage only waits for producers to confirm the ends of its cancelled
+    /// subscriptions.
     pub(super) fn waits_for_confirmations(&self) -> bool {
         let ends = match &self.finishing {
             Some(finishing) => finishing.step == Step::Input,
@@ -168,14 +168,15 @@ impl<B: Behaviour> StageTask<B> {
             && upstreams.iter().all(|upstream| upstream.extra.let_go)
     }
 
-    /// Goes on without the confirmations if they are overdue. What still comes is counted as held.
+    /// Continues without the confirmations if they are overdue. Events that still arrive are
+    /// counted as held.
     pub(super) fn give_up_producers(&mut self) {
         let overdue = self.confirmed_by.is_some_and(|by| by.has_passed(Instant::now()));
         if !overdue || !self.waits_for_confirmations() {
             return;
         }
         self.confirmed_by = None;
-        // Perhaps they have confirmed, and the stage has not come to it.
+        // They may have confirmed in messages that the stage has not read yet.
         if self.mailbox.has(|mail| matches!(mail, Mail::FromProducer(_))) {
             return;
         }
@@ -188,12 +189,13 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Tells everybody of the end, and counts what is left.
+    /// Notifies all peers of the end, and counts the remaining events.
     pub(super) fn end(&mut self, reason: &ExitReason) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        // The stage may know better than that a callback that failed was given so many.
+        // The stage may have a more exact count than the number of events given to a failed
+        // callback.
         let known = self.behaviour.in_hand();
         let in_hand = known.unwrap_or(InHand { begun: self.in_hand, waiting: 0 });
         self.report.unfinished += in_hand.begun;
@@ -204,7 +206,7 @@ impl<B: Behaviour> StageTask<B> {
             + self.inlet.held();
         self.address.end(reason);
         let reason = &reason.for_peers();
-        // First, so that nothing can arrive uncounted.
+        // Closed first, so that nothing can arrive uncounted.
         self.mailbox.close();
         while let Some(mail) = self.mailbox.next() {
             match mail {
@@ -229,7 +231,7 @@ impl<B: Behaviour> StageTask<B> {
     }
 }
 
-/// Whoever drops the task has ended the stage without asking it.
+/// Dropping the task ends the stage without its cooperation.
 impl<B: Behaviour> Drop for StageTask<B> {
     fn drop(&mut self) {
         if self.ended {
@@ -239,11 +241,11 @@ impl<B: Behaviour> Drop for StageTask<B> {
             self.behaviour.report(&mut self.report);
             Ok(())
         };
-        // It is a stage's own method; whatever it counts is better than nothing.
+        // This calls a method of the user's stage; a partial count is better than none.
         let _ = contained_now(reporting);
         self.end(&ExitReason::Killed);
         self.report.reason = ExitReason::Killed;
-        // Nobody else sets it.
+        // This is the only place that sets it.
         let _ = self.last_words.set(self.report.clone());
     }
 }

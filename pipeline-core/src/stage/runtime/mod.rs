@@ -1,4 +1,4 @@
-//! The task of a stage, whatever its kind: one message after the other, one callback at a time.
+//! The task of a stage of any kind: one message after the other, one callback at a time.
 
 mod downstream;
 mod ending;
@@ -54,7 +54,7 @@ use crate::{
     telemetry::{BatchTimer, StageMetrics},
 };
 
-/// A stage that runs.
+/// A running stage.
 pub(crate) struct StageTask<B: Behaviour> {
     behaviour: B,
     address: Address<B::Stage, B::In, B::Out>,
@@ -62,9 +62,9 @@ pub(crate) struct StageTask<B: Behaviour> {
     phase: PhaseWatch,
     inlet: Inlet<B::In, Source<B::In>>,
     retries: Vec<Retry<B::In>>,
-    /// What the next incarnation is to subscribe to.
+    /// The subscriptions of the next incarnation.
     subscriptions: Subscriptions<B::In>,
-    /// Which pipeline it belongs to.
+    /// The id of its pipeline.
     pipeline: u64,
     outlet: Outlet<B::Out>,
     consumers: foldhash::HashMap<SubscriptionId, Downstream<B::Out>>,
@@ -72,67 +72,66 @@ pub(crate) struct StageTask<B: Behaviour> {
     deliveries: Deliveries<B::Out>,
     markers: HashMap<Marker, Pending<B>>,
     next_marker: u64,
-    /// Markers that nothing precedes any more.
+    /// Markers that are no longer preceded by events.
     due: VecDeque<Marker>,
     limiter: Option<RateLimiter>,
     paused: bool,
-    /// It takes nothing new, because the pipeline drains or its sources have ended.
+    /// Set when the stage takes nothing new, because the pipeline drains or its sources have ended.
     draining: bool,
-    /// It takes no pause, because the pipeline drains.
+    /// Set when the stage ignores pauses, because the pipeline drains.
     hurries: bool,
-    /// How long its `terminate` has after a failure, and its producers to confirm that they send nothing
-    /// more.
+    /// The time limit for its `terminate` after a failure, and for its producers to confirm that
+    /// they send nothing more.
     stop_within: Duration,
     finishing: Option<Finishing>,
-    /// By when the producers have to confirm, once the stage waits for nothing else.
+    /// When the producers have to confirm, once the stage waits for nothing else.
     confirmed_by: Option<Deadline>,
     metrics: StageMetrics,
-    /// Not for supervisors: they time each worker.
+    /// Unused by supervisors, which time each worker.
     timer: BatchTimer,
     gauges: Arc<Gauges>,
-    /// Whether the buffer is so full that events are discarded.
+    /// Whether the full buffer is discarding events.
     overflowing: Discarding,
-    /// Events that no partition is there for.
+    /// Selects which discards of unroutable events are logged.
     unroutable: Seldom,
-    /// What the dispatcher warns of.
+    /// Selects which warnings of the dispatcher are logged.
     warnings: Seldom,
     report: StageReport,
-    /// Events that a callback has been given and is not done with.
+    /// The number of events in the current callback.
     in_hand: usize,
-    /// Events of the same message that come after those.
+    /// The number of events behind them in the same message.
     behind: usize,
-    /// How much was handled since the stage last waited, or let others have a turn: messages, and
-    /// whatever else needs a callback. What it was ready for counts as several, because that is work
-    /// that nobody has sent it.
+    /// The work since the stage last waited or yielded: messages, and whatever else needs a
+    /// callback. A completed `ready` counts as several, because that is work that it was not sent.
     handled: usize,
-    /// Callbacks since the stage last looked whether it is ready, or a timer is due.
+    /// Callbacks since the stage last polled `ready` and its timers.
     unlooked: usize,
-    /// Whether the mail that has come has its turn before what waits in the inlet. The two take turns:
-    /// all the mail there is, then one message of the inlet.
+    /// Whether mailbox messages come before the inlet. The two take turns: all pending messages,
+    /// then one message of the inlet.
     mail_first: bool,
-    /// Whether it was just found that it does not end yet, although it is about to.
+    /// Whether it was just determined that the stage does not end yet, although it is about to.
     goes_on: bool,
-    /// Whether everybody has been told of the end.
+    /// Whether all peers have been notified of the end.
     ended: bool,
-    /// The report of a stage that was ended without being asked.
+    /// The report of a stage that was ended without its cooperation.
     last_words: Arc<OnceLock<StageReport>>,
 }
 
-/// How many messages a stage handles before others have a turn.
+/// How many messages a stage handles before it yields.
 const TURN: usize = 128;
 
-/// After how many callbacks a stage looks at `ready` and its timers before it does anything else.
+/// After how many callbacks a stage polls `ready` and its timers first.
 const LOOK: usize = 16;
 
-/// Where a stage runs: whom to tell something, and where it arrives.
+/// The place of a stage: its address and its mailbox.
 type Place<B> = (
     Address<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
     Mailbox<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
 );
 
-/// What a stage has waited for.
+/// Why a waiting stage was woken.
 enum Woken {
-    /// It has only looked.
+    /// The stage has only looked.
     Nothing,
     Phase(Phase),
     Mail,
@@ -140,32 +139,32 @@ enum Woken {
     Timer,
 }
 
-/// What a stage has to do next that takes a callback, or time.
+/// The next thing to do that needs a callback or time.
 enum Next<B: Behaviour> {
     Events {
         from: SubscriptionId,
         events: Vec<B::In>,
     },
     Demand(usize),
-    /// To see whether the phase has changed, the stage is ready or a timer is due, without waiting.
+    /// Check whether the phase has changed, the stage is ready or a timer is due, without waiting.
     Look,
     Wait,
-    /// To let others have a turn.
+    /// Yield to other tasks.
     Yield,
-    /// Any mail but events and asks, of which there is most.
+    /// Any message except events and asks, which are the most frequent.
     Mail(Box<MailOf<B>>),
     Ended {
         from: SubscriptionId,
         how: Cancellation,
     },
     Marker(Marker),
-    /// It is about to end.
+    /// The stage is about to end.
     End,
 }
 
 type MailOf<B> = Mail<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>;
 
-/// A callback, and what it is called with.
+/// A callback and its arguments.
 enum Callback<'a, B: Behaviour> {
     Subscribed(&'a SubscribeOptions, &'a Subscription, &'a mut Asking),
     Cancelled(&'a Cancellation, &'a Subscription),
@@ -228,18 +227,18 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Where the report is found if `run` does not come to its end.
+    /// The report if `run` does not complete.
     pub(crate) fn last_words(&self) -> Arc<OnceLock<StageReport>> {
         self.last_words.clone()
     }
 
-    /// Where the handle of this stage's task belongs, for those who want to kill it.
+    /// Receives the handle of this stage's task, used to kill it.
     pub(crate) fn task(&self) -> Arc<OnceLock<AbortHandle>> {
         self.address.task()
     }
 
     /// Subscribes, and runs until there is a reason to end. If that is a failure and the stage's
-    /// `terminate` waits, it has so long, and the failure is told before.
+    /// `terminate` takes time, it is limited, and the failure is reported before.
     pub(crate) async fn run(
         mut self,
         subscriptions: Vec<Subscribing<B::In>>,
@@ -310,7 +309,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Does all that needs neither a callback nor to be waited for. Returns what does.
+    /// Does everything that needs neither a callback nor waiting. Returns the next thing that does.
     #[inline]
     fn next(&mut self) -> Next<B> {
         let mut goes_on = mem::take(&mut self.goes_on);
@@ -376,7 +375,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Delivers what is buffered, as far as there is demand.
+    /// Delivers buffered events, as far as there is demand.
     fn deliver(&mut self) {
         self.allow();
         if !self.outlet.is_empty() {
@@ -386,7 +385,7 @@ impl<B: Behaviour> StageTask<B> {
         self.send();
     }
 
-    /// Shows how many events are here and wait.
+    /// Updates the gauges of waiting events.
     fn show_held(&self) {
         if B::KIND != StageKind::Producer {
             self.gauges.waiting.store(self.inlet.held(), Relaxed);
@@ -396,8 +395,8 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Waits for one thing to happen, and does what follows from it, unless it is mail. A stage that only
-    /// `looks` does not wait, and leaves its mail where it is.
+    /// Waits for one event and handles it, unless it is a message. A stage that only `looks` does
+    /// not wait, and leaves its messages in the mailbox.
     async fn wait(&mut self, looks: bool) -> Result<(), ExitReason> {
         let confirms = self.waits_for_confirmations();
         if confirms {
@@ -428,7 +427,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Waits for mail, or for the phase: mostly there is nothing else to wait for.
+    /// Waits for a message or a phase change: usually there is nothing else to wait for.
     async fn wait_for_mail(&mut self, looks: bool) -> Woken {
         let mut idle = false;
         let woken = poll_fn(|context| {
@@ -451,7 +450,7 @@ impl<B: Behaviour> StageTask<B> {
         woken
     }
 
-    /// Whether what the stage itself waits for is wanted.
+    /// Whether the stage's `ready` is to be awaited.
     fn waits(&self) -> bool {
         let works = |finishing: &Finishing| {
             finishing.step == Step::Work || B::KIND == StageKind::ConsumerSupervisor
@@ -461,8 +460,8 @@ impl<B: Behaviour> StageTask<B> {
             && self.behaviour.waits(self.outlet.wanted())
     }
 
-    /// Waits for the first of all that it may wait for, the most urgent first. Mail comes before the timer
-    /// and `ready`, but it cannot starve them: after some callbacks the stage looks at those alone.
+    /// Waits for the first of all events, the most urgent first. Messages come before the timer and
+    /// `ready`, but cannot starve them: after some callbacks the stage polls only those.
     async fn wait_for_all(&mut self, looks: bool) -> Woken {
         let waits = self.waits();
         let timer = self.next_timer();
@@ -475,7 +474,7 @@ impl<B: Behaviour> StageTask<B> {
             if arrival.is_ready() {
                 return arrival;
             }
-            // Before `ready`, which may have something every time. A timer has not.
+            // Before `ready`, which may complete every time. A timer does not.
             if let Some(timer) = timer.as_mut().as_pin_mut()
                 && timer.poll(context).is_ready()
             {
@@ -505,7 +504,7 @@ impl<B: Behaviour> StageTask<B> {
         woken
     }
 
-    /// What the stage does when it has nothing to do.
+    /// The activity of a stage that has nothing to do.
     fn activity(&self) -> Activity {
         if self.paused {
             Activity::Paused
@@ -518,7 +517,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// When something is to be done although nothing happens.
+    /// When the next timer is due.
     fn next_timer(&mut self) -> Option<Instant> {
         let retry = self.retries.iter().filter_map(|retry| retry.at.instant()).min();
         let refill = match &mut self.limiter {
@@ -556,7 +555,7 @@ impl<B: Behaviour> StageTask<B> {
                 let marker = self.marker(Pending::Letter(posted));
                 self.mark(marker);
                 if let Some(queued) = queued {
-                    // Whoever has stopped waiting does not mind.
+                    // A caller that no longer waits is ignored.
                     let _ = queued.send(());
                 }
                 Ok(())
@@ -594,7 +593,7 @@ impl<B: Behaviour> StageTask<B> {
                 }
             }
             Control::Pause(paused) => self.paused = paused && !self.hurries,
-            // What a producer holds is in its own hands: it hands it out as it is asked for.
+            // A producer keeps its items itself, and emits them as they are asked for.
             Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,
             Control::Finish => self.finish(ExitReason::Normal),
             Control::Stop(reason) => return Err(reason),
@@ -604,7 +603,7 @@ impl<B: Behaviour> StageTask<B> {
 
     async fn set_mode(&mut self, mode: DemandMode) -> Result<(), ExitReason> {
         match (B::KIND, mode) {
-            // As it takes no pause then.
+            // A draining stage ignores pauses.
             (StageKind::Producer, DemandMode::Accumulate) if self.hurries => {}
             (StageKind::Producer, _) => {
                 self.outlet.set_mode(mode);
@@ -618,13 +617,13 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    /// Hands out the demand that came while the stage accumulated. In one go: what anything else emitted
-    /// meanwhile would be out of its place.
+    /// Passes on the demand that came while the stage accumulated. All in one step: events emitted
+    /// by another callback meanwhile would be out of order.
     pub(super) async fn replay(&mut self) -> Result<(), ExitReason> {
         while self.outlet.replays() {
             coop::consume_budget().await;
             if self.phase.has_changed() {
-                // The replay goes on when the stage has entered the new phase.
+                // The replay continues when the stage has entered the new phase.
                 return Ok(());
             }
             self.deliver();
@@ -638,7 +637,7 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    /// How many events may be delivered now.
+    /// Updates how many events may be delivered now.
     fn allow(&mut self) {
         let allowance = match &mut self.limiter {
             _ if self.paused => 0,
@@ -654,7 +653,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// What the next callback is told that there is demand for.
+    /// The demand that the next callback sees.
     fn owed(&self) -> usize {
         match B::KIND {
             StageKind::ProducerConsumer => self.outlet.unmet(),
@@ -662,8 +661,8 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// The two callbacks that run all the time, this one and that for events, have no part in the
-    /// enumeration of all, whose future is as large as the largest of them.
+    /// The two frequent callbacks, this one and the one for events, are not part of the
+    /// enumeration, whose future is as large as the largest of all.
     async fn call_demand(&mut self, demand: usize) -> Result<(), ExitReason> {
         let mut out = Emitter::new(&mut self.staged, self.outlet.wanted());
         let behaviour = &mut self.behaviour;
@@ -675,7 +674,7 @@ impl<B: Behaviour> StageTask<B> {
         outcome
     }
 
-    /// Sends off what a callback has emitted, and begins to end if that is what it wants.
+    /// Sends the events that a callback emitted, and begins to end the stage if it asked for it.
     fn called(&mut self, finishes: bool) {
         if B::KIND.emits() {
             self.emit();
@@ -685,7 +684,7 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    /// Runs a callback and sends off what it emitted, also when it ends the stage.
+    /// Runs a callback and sends the events it emitted, even if it ends the stage.
     async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
         let owed = self.owed();
         let mut out = Emitter::new(&mut self.staged, owed);
@@ -724,7 +723,7 @@ impl<B: Behaviour> StageTask<B> {
     }
 }
 
-/// Waits for a change of the phase, or for mail, unless that is to be left.
+/// Waits for a phase change, or for messages unless those are to be left.
 fn poll_arrival<T>(
     phase: &mut PhaseWatch,
     mailbox: &mut mailbox::Mailbox<T>,
@@ -740,7 +739,7 @@ fn poll_arrival<T>(
     mailbox.poll_take(context).map(|()| Woken::Mail)
 }
 
-/// Waits until a stage has something; a panic in it ends the stage like one in a callback.
+/// Waits until a stage is ready; a panic in it ends the stage like one in a callback.
 async fn is_ready<B: Behaviour>(behaviour: &mut B) -> Result<(), ExitReason> {
     contained(async {
         behaviour.ready().await;

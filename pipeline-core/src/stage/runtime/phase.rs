@@ -1,4 +1,4 @@
-//! What the pipeline wants of a stage.
+//! The phase of the pipeline, as a stage sees it.
 
 use std::task::{Context, Poll, Waker, ready};
 
@@ -10,12 +10,12 @@ use crate::exit::ExitReason;
 
 /// The phase of the pipeline, as its stages see it.
 ///
-/// A stage waits for it whenever it waits for anything, and it changes a few times in its life. So
-/// the stage lines up once for each change, and not each time it waits.
+/// A stage waits for a phase change whenever it waits, but the phase changes only a few times. So
+/// the stage registers once for each change, and not each time it waits.
 pub(super) struct PhaseWatch {
     phase: watch::Receiver<Phase>,
     changed: BoxFuture<'static, bool>,
-    /// Who is in line.
+    /// The registered waker.
     waiting: Option<Waker>,
 }
 
@@ -24,19 +24,19 @@ impl PhaseWatch {
         Self { changed: change(&phase), phase, waiting: None }
     }
 
-    /// Whether there is a change that was not looked at.
+    /// Whether there is an unseen change.
     #[inline]
     pub(super) fn has_changed(&self) -> bool {
         self.phase.has_changed().unwrap_or(true)
     }
 
-    /// Why the stage is to end before it does anything else, if it is.
+    /// The reason to end before doing anything else, if there is one.
     #[inline]
     pub(super) fn ends_now(&self) -> Option<ExitReason> {
         if !self.has_changed() { None } else { self.phase.borrow().ends_now() }
     }
 
-    /// Waits for a change. A pipeline that is gone wants its stages to be gone, too.
+    /// Waits for a change. Dropping the pipeline kills its stages.
     pub(super) fn poll_change(&mut self, context: &mut Context<'_>) -> Poll<Phase> {
         let in_line = |waker: &Waker| waker.will_wake(context.waker());
         if !self.has_changed() && self.waiting.as_ref().is_some_and(in_line) {
@@ -55,9 +55,9 @@ impl PhaseWatch {
     }
 }
 
-/// Completes with the next change; whether there is somebody to make it.
+/// Completes with the next change; false if the sender is gone.
 fn change(phase: &watch::Receiver<Phase>) -> BoxFuture<'static, bool> {
     let mut phase = phase.clone();
-    // Without a budget: one that is spent would keep it from getting in line.
+    // Outside tokio's cooperative budget: an exhausted budget would prevent the registration.
     coop::unconstrained(async move { phase.changed().await.is_ok() }).boxed()
 }

@@ -1,5 +1,5 @@
-//! What a stage does as a consumer: subscribing, handling what arrives, going on when a subscription
-//! has ended.
+//! The consumer side of a stage: subscribing, handling events, and reacting to the ends of
+//! subscriptions.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -32,17 +32,17 @@ use crate::{
     },
 };
 
-/// What a stage keeps beside a subscription of its own.
+/// The stage's data of one of its subscriptions.
 pub(super) struct Source<In> {
     pub(super) target: Arc<dyn Target<In>>,
     pub(super) options: SubscribeOptions,
     pub(super) origin: Origin,
     pub(super) backoff: Option<BackoffState>,
-    /// The stage itself has let go of it, so its end is not the stage's.
+    /// The stage itself has cancelled it, so its end does not end the stage.
     pub(super) let_go: bool,
 }
 
-/// A subscription that is to be made anew.
+/// A subscription that is to be made again.
 pub(super) struct Retry<In> {
     pub(super) at: Deadline,
     pub(super) target: Arc<dyn Target<In>>,
@@ -53,14 +53,15 @@ pub(super) struct Retry<In> {
 }
 
 impl<In> Retry<In> {
-    /// It is due now, and soon again.
+    /// Makes it due now, with short delays after that.
     pub(super) fn hurry(&mut self) {
         self.at = Deadline::from_now(Duration::ZERO);
         self.backoff = BackoffState::new(row_backoff());
     }
 }
 
-/// How soon the stages of a row look whether the one before them is back, which it mostly is at once.
+/// The delays at which a stage of a linear pipeline checks whether its producer is back, which it
+/// usually is at once.
 fn row_backoff() -> Backoff {
     Backoff::new(Duration::from_millis(1), Duration::from_secs(1))
 }
@@ -78,7 +79,7 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    /// Puts what has come to what waits. Events that nothing waits before are returned instead: they
+    /// Queues a message from a producer. Events that nothing precedes are returned instead: they
     /// are next.
     pub(super) fn producer_says(
         &mut self,
@@ -94,7 +95,7 @@ impl<B: Behaviour> StageTask<B> {
                     return None;
                 };
                 if upstream.extra.let_go {
-                    // It has as long again from when that is dealt with.
+                    // The producers have the full time again after this message is handled.
                     self.confirmed_by = None;
                 }
                 let is_paused = upstream.paused || self.paused;
@@ -121,8 +122,8 @@ impl<B: Behaviour> StageTask<B> {
         None
     }
 
-    /// Whether nothing is to be delivered before events are handled. What a rate limit lets through
-    /// by now is.
+    /// Whether nothing has to be delivered before events are handled. Events that a rate limit
+    /// allows by now are delivered first.
     fn may_handle_at_once(&self) -> bool {
         B::KIND != StageKind::ProducerConsumer
             || (self.limiter.is_none() && self.outlet.unmet() > 0)
@@ -138,13 +139,13 @@ impl<B: Behaviour> StageTask<B> {
         if B::KIND == StageKind::ConsumerSupervisor {
             options = options.for_slots();
         }
-        // One that was planned may find that its producer has been here, and has come to its end.
+        // A planned subscription may find that its producer has already come to its end.
         let planned = answer.is_none() && backoff.is_none();
         let mut gone = None;
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
             Occupant::Vacant => {
-                let subscription = self.subscription(&options, Arc::new(Nobody));
+                let subscription = self.subscription(&options, Arc::new(NoProducer));
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
                 }
@@ -158,7 +159,8 @@ impl<B: Behaviour> StageTask<B> {
             Occupant::Ended(reason)
                 if planned && matches!(origin, Origin::Handle(_)) && !reason.is_graceful() =>
             {
-                // The failure was the earlier incarnation's. This one has no such subscription.
+                // The failure concerned the earlier incarnation. This one does not make the
+                // subscription.
                 self.forget(origin);
                 tracing::warn!(stage = %self.report.stage, producer = %target.name(), "a producer has failed for good, not subscribing to it again");
                 return Ok(());
@@ -169,7 +171,7 @@ impl<B: Behaviour> StageTask<B> {
                 None
             }
         };
-        let producer = port.clone().unwrap_or_else(|| Arc::new(Nobody));
+        let producer = port.clone().unwrap_or_else(|| Arc::new(NoProducer));
         let subscription = self.subscription(&options, producer);
         let id = subscription.id();
         let replaces =
@@ -228,9 +230,9 @@ impl<B: Behaviour> StageTask<B> {
         Subscription::new(SubscriptionId::new(next_id()), options, ports)
     }
 
-    /// Takes note that a subscription is to be replaced, also for the next incarnation. The producer
-    /// swaps the two if it is the same, and in a row it is waited for as before; another one has to be
-    /// told.
+    /// Replaces a subscription, also for the next incarnation. If the producer is the same, it
+    /// swaps the two, and in a linear pipeline it is waited for as before; another producer has to
+    /// be notified.
     fn replace(
         &mut self,
         old: SubscriptionId,
@@ -252,25 +254,27 @@ impl<B: Behaviour> StageTask<B> {
         None
     }
 
-    /// Lets go of subscriptions. What is on its way by them comes before their ends.
+    /// Cancels subscriptions. Events in transit arrive before their ends.
     pub(super) fn let_go(&mut self, reason: &ExitReason, which: impl Fn(&Source<B::In>) -> bool) {
         for upstream in self.inlet.upstreams_mut() {
             if which(&upstream.extra) && !std::mem::replace(&mut upstream.extra.let_go, true) {
                 upstream.subscription.cancel(reason.clone());
-                // From now on, so that stages that wait for each other do not add their times up.
+                // The time starts now, so that the times of stages that wait for each other do
+                // not add up.
                 self.confirmed_by = Some(Deadline::from_now(self.stop_within));
             }
         }
     }
 
-    /// The next incarnation does not make this subscription, if it was one that came about later.
+    /// Forgets a subscription that was made at runtime, so that the next incarnation does not make
+    /// it.
     fn forget(&self, origin: Origin) {
         if let Origin::Handle(_) = origin {
             self.subscriptions.lock().retain(|planned| planned.origin != origin);
         }
     }
 
-    /// Goes on or ends after a subscription has ended, as its mode says.
+    /// Continues or ends after a subscription has ended, as its mode says.
     pub(super) fn carry_on(
         &mut self,
         source: Source<B::In>,
@@ -278,7 +282,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
         let Some((source, reason)) = self.come_back(source, reason) else { return Ok(()) };
-        // A drain does not make a consumer fail that would still be waiting for its producer.
+        // A drain does not fail a consumer that would otherwise still wait for its producer.
         let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
         if survives || reason.is_graceful() || !source.target.restarts() {
@@ -301,8 +305,8 @@ impl<B: Behaviour> StageTask<B> {
         Err(reason)
     }
 
-    /// Waits for a producer that is to come back. Gives the source back if there is none to wait for, with
-    /// the reason for which the last incarnation of the producer has ended.
+    /// Waits for a producer to come back. If there is none to wait for, returns the source and the
+    /// end reason of the producer's last incarnation.
     fn come_back(
         &mut self,
         source: Source<B::In>,
@@ -310,7 +314,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Option<(Source<B::In>, ExitReason)> {
         let Source { target, options, origin, backoff, .. } = source;
         let policy = match options.mode() {
-            // There is only as much time as the drain has.
+            // The time limit of the drain applies.
             Cancel::Reconnect(_) if self.draining => Some(row_backoff()),
             Cancel::Reconnect(policy) => Some(policy),
             _ if origin.is_row() && target.restarts() && !reason.is_graceful() => {
@@ -331,7 +335,7 @@ impl<B: Behaviour> StageTask<B> {
             Occupant::Ended(last) => return give_up(target, backoff, last),
             Occupant::Vacant => return give_up(target, backoff, reason),
         };
-        // It has ended, and its place is not vacated yet.
+        // The producer has ended, and its slot is not vacated yet.
         if let Some(last) = last.filter(|last| last.is_graceful() || !target.restarts()) {
             return give_up(target, backoff, last);
         }
@@ -344,7 +348,7 @@ impl<B: Behaviour> StageTask<B> {
         None
     }
 
-    /// Makes the subscriptions whose time has come.
+    /// Makes the subscriptions whose delay has passed.
     pub(super) async fn retry(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
         while let Some(place) = self.retries.iter().position(|retry| retry.at.has_passed(now)) {
@@ -357,7 +361,7 @@ impl<B: Behaviour> StageTask<B> {
                     self.subscribe(subscribing, Some(backoff)).await?;
                     continue;
                 }
-                // It was back in the meantime, perhaps, and has come to its end.
+                // The producer may have been back in the meantime and come to its end.
                 Occupant::Ended(reason) => reason,
                 _ => reason,
             };
@@ -367,7 +371,7 @@ impl<B: Behaviour> StageTask<B> {
         Ok(())
     }
 
-    /// A subscription has ended, and its last event has been handled.
+    /// Handles the end of a subscription, after its last event has been handled.
     pub(super) async fn ended(
         &mut self,
         from: SubscriptionId,
@@ -388,14 +392,14 @@ impl<B: Behaviour> StageTask<B> {
         self.carry_on(extra, how.reason().clone())
     }
 
-    /// Handles a message of events, chunk by chunk, asking between the chunks.
+    /// Handles a message of events chunk by chunk, and sends demand between the chunks.
     pub(super) async fn handle_events(
         &mut self,
         from: SubscriptionId,
         events: Vec<B::In>,
     ) -> Result<(), ExitReason> {
         let Some(upstream) = self.inlet.get(from) else {
-            // Nobody knows whose they are. This cannot be: a subscription's end comes last.
+            // Cannot happen, because a subscription's end comes last: the subscription is unknown.
             self.report.held += events.len();
             return Ok(());
         };
@@ -404,21 +408,21 @@ impl<B: Behaviour> StageTask<B> {
         }
         let mut batch = upstream.window.as_ref().map(|window| window.receive(events.len()));
         let mut left = events.len();
-        // A message that is one chunk is handed on as it is.
+        // A message of a single chunk is passed on unchanged.
         let (mut whole, mut rest) = (Some(events), Vec::new().into_iter());
         loop {
             let owed = if B::KIND.emits() { self.owed() } else { 0 };
             let held = self.inlet.held();
-            let upstream = self.inlet.get(from).expect("it ends by an input of its own");
+            let upstream = self.inlet.get(from).expect("a subscription is removed only by its end");
             let chunk = match (&mut upstream.window, &mut batch) {
                 (Some(window), Some(batch)) => window.next_chunk(batch),
-                // Who asks himself is given all of a message.
+                // A manual subscription gets the whole message.
                 _ => Some(Chunk { size: left, excess: 0, ask: 0 }),
             };
             let Some(chunk) = chunk else { return Ok(()) };
             if chunk.excess > 0 {
                 let excess = chunk.excess;
-                tracing::error!(stage = %self.report.stage, excess, "received events nobody asked for");
+                tracing::error!(stage = %self.report.stage, excess, "received more events than requested");
             }
             let is_last = chunk.size == left;
             left -= chunk.size;
@@ -433,10 +437,10 @@ impl<B: Behaviour> StageTask<B> {
             self.behind = left;
             self.in_hand = chunk.size;
             if B::KIND == StageKind::ConsumerSupervisor {
-                // What it takes on it counts itself.
+                // The stage counts the events it takes itself.
                 self.gauges.waiting.store(held + self.behind, Relaxed);
             } else {
-                // For the report of a callback that does not return.
+                // For the report, if the callback does not return.
                 self.gauges.take_in_hand(chunk.size, held + self.behind);
             }
             let mut out = Emitter::new(&mut self.staged, owed);
@@ -448,7 +452,7 @@ impl<B: Behaviour> StageTask<B> {
             self.timer.end(begun);
             let finishes = out.finishes();
             self.called(finishes && outcome.is_ok());
-            // One that ends in good order has dealt with what it was given.
+            // After a graceful end, the callback has finished its events.
             if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
                 self.in_hand = 0;
             }
@@ -465,7 +469,7 @@ impl<B: Behaviour> StageTask<B> {
             if is_last {
                 return Ok(());
             }
-            // A message may take long, and a pipeline that stops does not wait for all of it.
+            // A message may take long, and a stopping pipeline does not wait for all of it.
             if let Some(reason) = self.phase.ends_now() {
                 return Err(reason);
             }
@@ -474,10 +478,10 @@ impl<B: Behaviour> StageTask<B> {
     }
 }
 
-/// The producer of a subscription that never came about.
-struct Nobody;
+/// The missing producer of a subscription that was not made.
+struct NoProducer;
 
-impl<E> DemandPort<E> for Nobody {
+impl<E> DemandPort<E> for NoProducer {
     fn send(&self, message: ToProducer<E>) -> Result<(), ToProducer<E>> {
         Err(message)
     }

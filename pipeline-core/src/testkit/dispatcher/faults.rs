@@ -1,4 +1,4 @@
-//! That the check finds faults: a dispatcher for each way to break a rule, and the good ones.
+//! Tests of the check: a faulty dispatcher for each broken rule, and the correct ones.
 
 use std::{collections::VecDeque, panic::catch_unwind};
 
@@ -45,7 +45,7 @@ enum Fault {
     Panics,
 }
 
-/// A good dispatcher with a fault.
+/// A correct dispatcher with an added fault.
 struct Faulty<D> {
     inner: D,
     fault: Fault,
@@ -56,7 +56,7 @@ struct Faulty<D> {
     kept: Vec<Marker>,
 }
 
-/// Options that the faulty dispatcher has to refuse.
+/// An option that the dispatcher has to refuse.
 struct Refused;
 
 impl<D: Dispatcher<u64>> Faulty<D> {
@@ -65,7 +65,7 @@ impl<D: Dispatcher<u64>> Faulty<D> {
         Self { inner, fault, seen, left, withdrawn: 0, hoard, kept }
     }
 
-    /// What the inner one decided, with the fault.
+    /// The decisions of the inner dispatcher, with the fault.
     fn spoil(&self, mut inner: Deliveries<u64>, out: &mut Deliveries<u64>) {
         let (filtered, unroutable) = inner.take_discarded();
         out.filtered(filtered);
@@ -122,7 +122,7 @@ impl<D: Dispatcher<u64>> Dispatcher<u64> for Faulty<D> {
             return Err(ExitReason::failed("unwelcome"));
         }
         if self.fault == Fault::RemembersLeavers && !self.left.is_empty() {
-            return Err(ExitReason::failed("somebody has left"));
+            return Err(ExitReason::failed("a subscriber has left"));
         }
         self.inner.subscribe(subscriber)?;
         self.seen.push(subscriber.id);
@@ -137,7 +137,7 @@ impl<D: Dispatcher<u64>> Dispatcher<u64> for Faulty<D> {
     }
 
     fn ask(&mut self, id: SubscriptionId, demand: usize, out: &mut Deliveries<u64>) {
-        assert!(self.fault != Fault::Panics || demand < 4, "too much at once");
+        assert!(self.fault != Fault::Panics || demand < 4, "too much demand at once");
         let demand = if self.fault == Fault::ForgetsDemand { demand.min(3) } else { demand };
         let mut inner = Deliveries::new();
         self.inner.ask(id, demand, &mut inner);
@@ -209,7 +209,7 @@ impl<D: Dispatcher<u64>> Dispatcher<u64> for Faulty<D> {
     }
 }
 
-/// What the check has to say about a fault.
+/// The verdict of the check on a fault.
 fn verdict<D: Dispatcher<u64>>(check: DispatcherCheck<impl Fn() -> D>) -> String {
     let outcome = catch_unwind(AssertUnwindSafe(|| check.run()));
     *outcome.expect_err("the fault was not found").downcast::<String>().unwrap()
@@ -235,7 +235,7 @@ fn partition(fault: Fault) -> DispatcherCheck<impl Fn() -> Faulty<PartitionDispa
         .wanted(|subscriber, event| event % 3 == subscriber as u64)
 }
 
-/// The check finds the fault and names the rule.
+/// Asserts that the check finds the fault and names the rule.
 #[track_caller]
 fn found<D: Dispatcher<u64>>(check: DispatcherCheck<impl Fn() -> D>, rule: &str) {
     let verdict = verdict(check);
@@ -244,15 +244,15 @@ fn found<D: Dispatcher<u64>>(check: DispatcherCheck<impl Fn() -> D>, rule: &str)
 }
 
 #[test]
-fn sending_what_was_not_asked_for_is_found() {
+fn sending_beyond_the_demand_is_found() {
     found(demand(Fault::SendsUnasked), "no more is sent than was asked for");
-    found(demand(Fault::SendsToLeavers), "only those who are subscribed");
+    found(demand(Fault::SendsToLeavers), "only subscribers are sent events");
     found(demand(Fault::TakesUnasked), "without unmet demand nothing is taken");
     found(demand(Fault::Hoards), "without unmet demand nothing is taken");
 }
 
 #[test]
-fn an_event_with_two_fates_or_none_is_found() {
+fn a_duplicated_or_lost_event_is_found() {
     let rule = "every event is sent, left, queued or discarded";
     found(demand(Fault::Loses), rule);
     found(demand(Fault::SendsAndLeaves), rule);
@@ -280,14 +280,14 @@ fn demand_that_appears_or_disappears_is_found() {
 }
 
 #[test]
-fn a_refusal_that_is_not_one_is_found() {
+fn a_refusal_with_side_effects_is_found() {
     found(broadcast(Fault::MindsTheRefused), "a refusal changes nothing");
     found(demand(Fault::AcceptsAll), "what has to be refused is refused");
     found(demand(Fault::RemembersLeavers), "what has to be refused is refused, and nothing else");
 }
 
 #[test]
-fn a_marker_out_of_place_is_found() {
+fn a_marker_in_the_wrong_place_is_found() {
     let rule = "markers come back once, in order";
     found(demand(Fault::MarkerTooLate), rule);
     found(demand(Fault::MarkerTwice), rule);
@@ -299,21 +299,21 @@ fn a_marker_out_of_place_is_found() {
 }
 
 #[test]
-fn an_event_that_goes_astray_is_found() {
+fn an_event_for_the_wrong_subscriber_is_found() {
     found(broadcast(Fault::LeavesOneOut), "every event goes to all");
-    found(partition(Fault::WrongPartition), "an event goes to those who want it");
-    found(partition(Fault::DiscardsWanted), "an event goes to those who want it");
+    found(partition(Fault::WrongPartition), "an event goes to the subscribers that want it");
+    found(partition(Fault::DiscardsWanted), "an event goes to the subscribers that want it");
 }
 
 #[test]
 fn a_panic_is_found() {
     let verdict = verdict(demand(Fault::Panics));
-    assert!(verdict.contains("it panicked: too much at once"), "{verdict}");
+    assert!(verdict.contains("it panicked: too much demand at once"), "{verdict}");
 }
 
-/// Random as the search is, it ends at the shortest sequence.
+/// The search is random, but it ends at the shortest sequence.
 #[test]
-fn a_fault_is_told_by_the_shortest_sequence_that_shows_it() {
+fn a_fault_is_reported_with_the_shortest_sequence_that_shows_it() {
     assert_eq!(
         verdict(demand(Fault::ForgetsDemand)),
         "the dispatcher breaks a rule: demand is conserved
@@ -347,7 +347,7 @@ fn the_broadcast_dispatcher_keeps_the_contract() {
 
 #[test]
 fn the_partition_dispatcher_keeps_the_contract() {
-    // Of five, one is for nobody and one is not there.
+    // Of five events, one has no receiver and one has an unknown partition.
     let key = |event: &u64| Some(event % 5).filter(|key| *key > 0);
     let check = |shared| {
         let make = move || {

@@ -1,4 +1,4 @@
-//! Whether a dispatcher keeps the contract.
+//! Checks of a dispatcher's contract.
 
 #[cfg(test)]
 mod faults;
@@ -15,12 +15,12 @@ use self::trial::{Broken, Trial};
 use crate::{dispatcher::Dispatcher, exit::ExitReason, subscription::SubscribeOptions};
 
 /// Checks that a dispatcher which sends each event to one subscriber keeps the contract of
-/// [`Dispatcher`]. For any other dispatcher there is [`DispatcherCheck`], which also says what is
-/// checked.
+/// [`Dispatcher`]. Other dispatchers need a [`DispatcherCheck`], which also documents the checked
+/// rules.
 ///
 /// # Panics
 ///
-/// If the contract is broken, with the rule and the shortest sequence that was found.
+/// If the contract is broken, with the rule and the shortest failing sequence.
 ///
 /// ```
 /// use pipeline_core::{DemandDispatcher, testkit};
@@ -32,7 +32,7 @@ pub fn check_dispatcher<D: Dispatcher<u64>>(make: impl Fn() -> D) {
     DispatcherCheck::new(make).run();
 }
 
-/// Who gets an event.
+/// How many subscribers receive an event.
 ///
 /// ```
 /// use pipeline_core::{
@@ -53,26 +53,27 @@ pub enum Delivering {
 
 /// A property test of a dispatcher.
 ///
-/// It does what a stage does: subscribers come, ask and leave at random, events and markers are
-/// emitted, what cannot be sent is buffered and offered again, oldest first, while there is unmet
-/// demand. The events are the numbers 0, 1, 2 and so on in the order they were emitted, and they
-/// have to come out as they went in. After every call it checks that
+/// It behaves like a stage: subscribers subscribe, ask and leave at random, events and markers are
+/// emitted, and events that cannot be sent are buffered and offered again, oldest first, while
+/// there is unmet demand. The events are the numbers 0, 1, 2 and so on in the order of their
+/// emission, and they must come out unchanged. After every call it checks that
 ///
-/// - no more is sent than was asked for, and only to those who are subscribed;
+/// - no more is sent than was asked for, and only to subscribers;
 /// - every event is sent, left, queued or discarded, exactly one of these, as `queued` and the
 ///   reported discards say;
-/// - each subscriber gets the events in order, and what is left keeps its order;
-/// - demand is conserved: `outstanding` is what was asked and not sent, nothing of those who left
-///   remains, `unmet` is no more than what is outstanding beyond what is queued;
-/// - unmet demand can be served, and without any nothing is taken but to be discarded;
-/// - a refusal changes nothing, and who is not subscribed may subscribe;
-/// - markers come back once, in order, behind what preceded them and no later, and no message has
-///   events from before and after one;
-/// - with [`wanted`](Self::wanted), an event goes to those who want it, and only what nobody wants is
-///   discarded;
-/// - when all are subscribed at last, and ask for more than there is, everything is sent.
+/// - each subscriber gets the events in order, and the events left in place keep their order;
+/// - demand is conserved: `outstanding` is the demand that was not served, no demand of cancelled
+///   subscribers remains, and `unmet` does not exceed the outstanding demand beyond the queued
+///   events;
+/// - unmet demand can be served, and without any, events are only taken to be discarded;
+/// - a refusal changes nothing, and a stage without a subscription may subscribe;
+/// - markers come back once, in order, behind the events before them and no later, and no message
+///   has events from before and after one;
+/// - with [`wanted`](Self::wanted), an event goes to the subscribers that want it, and only events
+///   that no subscriber wants are discarded;
+/// - in the end, when all are subscribed and ask for more than there is, everything is sent.
 ///
-/// Of the contract's rules, one needs no check: [`Deliveries`](crate::Deliveries) sends no empty
+/// One rule of the contract needs no check: [`Deliveries`](crate::Deliveries) sends no empty
 /// message.
 ///
 /// ```
@@ -83,7 +84,7 @@ pub enum Delivering {
 ///
 /// DispatcherCheck::new(BroadcastDispatcher::new).delivering(Delivering::ToAll).run();
 ///
-/// // Three partitions with a subscriber each; the multiples of 4 are for nobody.
+/// // Three partitions with a subscriber each; the multiples of 4 are discarded.
 /// DispatcherCheck::new(|| PartitionDispatcher::by_key(1..4, |n| (n % 4 > 0).then_some(n % 4)))
 ///     .subscribers(3)
 ///     .options(|subscriber| SubscribeOptions::new().partition(subscriber as u64 + 1))
@@ -91,13 +92,13 @@ pub enum Delivering {
 ///     .refusing(SubscribeOptions::new().partition(4))
 ///     .run();
 /// ```
-#[must_use = "it checks nothing until it is run"]
+#[must_use = "the check does nothing until it is run"]
 pub struct DispatcherCheck<M> {
     make: M,
     rules: Rules,
 }
 
-/// What is special about a dispatcher.
+/// The properties of a dispatcher.
 struct Rules {
     subscribers: usize,
     options: Box<dyn Fn(usize) -> SubscribeOptions>,
@@ -107,7 +108,7 @@ struct Rules {
 }
 
 impl<D: Dispatcher<u64>, M: Fn() -> D> DispatcherCheck<M> {
-    /// A check of the dispatchers that `make` makes, one for each sequence.
+    /// A check of dispatchers that `make` creates, one for each sequence.
     pub fn new(make: M) -> Self {
         let rules = Rules {
             subscribers: 4,
@@ -119,53 +120,54 @@ impl<D: Dispatcher<u64>, M: Fn() -> D> DispatcherCheck<M> {
         Self { make, rules }
     }
 
-    /// How many stages subscribe. Default 4; they are numbered from 0.
+    /// The number of subscribing stages. Default 4; they are numbered from 0.
     ///
     /// # Panics
     ///
-    /// If there are 0.
+    /// If it is 0.
     pub fn subscribers(mut self, stages: usize) -> Self {
-        assert!(stages > 0, "a check needs at least one subscriber");
+        assert!(stages > 0, "the number of subscribers must be at least 1");
         self.rules.subscribers = stages;
         self
     }
 
-    /// What each subscribes with. Each has to be accepted, unless the same one has a subscription
-    /// already. Default [`SubscribeOptions::new`].
+    /// The options of each subscriber. They have to be accepted, unless the same stage already has
+    /// a subscription. Default [`SubscribeOptions::new`].
     pub fn options(mut self, options: impl Fn(usize) -> SubscribeOptions + 'static) -> Self {
         self.rules.options = Box::new(options);
         self
     }
 
-    /// Options that have to be refused. May be called for several.
+    /// Options that have to be refused. Can be called several times.
     pub fn refusing(mut self, options: SubscribeOptions) -> Self {
         self.rules.refused.push(options);
         self
     }
 
-    /// Who gets an event. Default [`Delivering::Once`].
+    /// How many subscribers receive an event. Default [`Delivering::Once`].
     pub fn delivering(mut self, delivering: Delivering) -> Self {
         self.rules.delivering = delivering;
         self
     }
 
-    /// Which subscriber wants which event. Then no other may get it, and what nobody wants has to be
-    /// discarded, and nothing else. Without this, all want everything, and what is reported as
-    /// discarded is believed.
+    /// Which subscriber wants which event. Then no other subscriber may get it, and exactly the
+    /// events that no subscriber wants have to be discarded. Without this, all subscribers want all
+    /// events, and reported discards are not checked.
     pub fn wanted(mut self, wanted: impl Fn(usize, u64) -> bool + 'static) -> Self {
         self.rules.wanted = Some(Box::new(wanted));
         self
     }
 
-    /// Checks. There are twice as many sequences as proptest has cases, which are 256 by default.
+    /// Runs the check. It plays twice as many sequences as proptest has cases, which are 256 by
+    /// default.
     ///
     /// # Panics
     ///
-    /// If the contract is broken, with the rule and the shortest sequence that was found.
+    /// If the contract is broken, with the rule and the shortest failing sequence.
     #[track_caller]
-    #[expect(clippy::panic, reason = "this is how a test fails")]
+    #[expect(clippy::panic, reason = "a failed check fails the test")]
     pub fn run(self) {
-        // A fault that shows on the way is found without the end, which would make it longer to tell.
+        // A fault that shows on the way does not need the ending, which would lengthen the report.
         for ending in [Ending::Open, Ending::Served] {
             if let Err(Fault(fault)) = self.search(ending) {
                 panic!("{fault}");
@@ -176,7 +178,7 @@ impl<D: Dispatcher<u64>, M: Fn() -> D> DispatcherCheck<M> {
     fn search(&self, ending: Ending) -> Result<(), Fault> {
         let config = Config {
             failure_persistence: None,
-            // The default is made for cryptography, and takes most of the time in a debug build.
+            // The default generator is cryptographic and takes most of the time in a debug build.
             rng_algorithm: RngAlgorithm::XorShift,
             ..Config::default()
         };
@@ -203,8 +205,8 @@ impl<M> fmt::Debug for DispatcherCheck<M> {
     }
 }
 
-/// Leaves out steps as long as there is a fault, and returns the last one; proptest tries each step
-/// only once. There may be none, because what is random in a dispatcher may go well another time.
+/// Removes steps while there is a fault, and returns the last one; proptest tries each step only
+/// once. There may be none, because a randomized dispatcher may pass the next time.
 fn shortest(mut steps: Vec<Step>, play: impl Fn(&[Step]) -> Result<(), Fault>) -> Option<Fault> {
     let mut found = play(&steps).err()?;
     let mut place = 0;
@@ -221,7 +223,7 @@ fn shortest(mut steps: Vec<Step>, play: impl Fn(&[Step]) -> Result<(), Fault>) -
     Some(found)
 }
 
-/// How a sequence ends.
+/// The end of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
     Open,
@@ -229,23 +231,23 @@ enum Ending {
     Served,
 }
 
-/// One thing that happens to a stage.
+/// One operation on a stage.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// This subscriber subscribes.
+    /// The subscriber with this number subscribes.
     Subscribe(usize),
-    /// Somebody subscribes with the nth of the options that have to be refused.
+    /// A subscription with the nth of the options that have to be refused.
     Refused(usize),
-    /// The nth of those who are subscribed leaves.
+    /// The nth subscriber leaves.
     Cancel(usize),
-    /// The nth of those who are subscribed asks for so many.
+    /// The nth subscriber asks for this many events.
     Ask(usize, usize),
     Emit(usize),
     Mark,
 }
 
 fn step(rules: &Rules) -> impl Strategy<Value = Step> + use<> {
-    // A stage may have several subscriptions, so there may be more of them than of stages.
+    // A stage may have several subscriptions, so there may be more subscriptions than stages.
     let any = 0..2 * rules.subscribers;
     prop_oneof![
         3 => (0..rules.subscribers).prop_map(Step::Subscribe),
@@ -257,7 +259,7 @@ fn step(rules: &Rules) -> impl Strategy<Value = Step> + use<> {
     ]
 }
 
-/// A broken rule, and how it came to that, as a text for people.
+/// A broken rule and the sequence that led to it, as a readable text.
 struct Fault(String);
 
 fn play<D: Dispatcher<u64>>(

@@ -1,4 +1,4 @@
-//! A dispatcher with a stage played around it, and what is known of every event and every demand.
+//! A simulated stage around a dispatcher, which tracks every event and every demand.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -8,7 +8,7 @@ use crate::{
     subscription::{StageId, SubscribeOptions, SubscriptionId},
 };
 
-/// A rule that was broken, and how.
+/// A broken rule and the details.
 #[derive(Debug)]
 pub(super) struct Broken {
     pub(super) rule: &'static str,
@@ -22,7 +22,7 @@ fn broken<T>(rule: &'static str, detail: String) -> Result<T, Broken> {
 }
 
 const ASKED: &str = "no more is sent than was asked for";
-const KNOWN: &str = "only those who are subscribed are sent events";
+const KNOWN: &str = "only subscribers are sent events";
 const ONE_FATE: &str = "every event is sent, left, queued or discarded: exactly one of these";
 const ORDER: &str = "events keep their order";
 const DEMAND: &str = "demand is conserved";
@@ -31,29 +31,30 @@ const UNASKED: &str = "without unmet demand nothing is taken, but to be discarde
 const REFUSAL: &str = "a refusal changes nothing";
 const REFUSED: &str = "what has to be refused is refused, and nothing else";
 const MARKERS: &str = "markers come back once, in order, and just behind what preceded them";
-const WANTED: &str = "an event goes to those who want it, and is discarded when nobody does";
+const WANTED: &str =
+    "an event goes to the subscribers that want it, and is discarded if there are none";
 const TO_ALL: &str = "every event goes to all who want it";
 const IN_VAIN: &str = "when all have asked for more than there is, everything is sent";
 
 pub(super) struct Trial<'a, D> {
     dispatcher: D,
     rules: &'a Rules,
-    /// What the stage holds because the dispatcher could not take it.
+    /// The events that the dispatcher did not take.
     buffer: VecDeque<Held>,
     emitted: u64,
     subscriptions: u64,
     live: Vec<Subscription>,
-    /// Those who left or were refused.
+    /// Subscriptions that were cancelled or refused.
     gone: Vec<SubscriptionId>,
-    /// Events that the dispatcher has taken and sent to nobody so far.
+    /// Events that the dispatcher has taken and not sent so far.
     taken: BTreeSet<u64>,
-    /// Those of them that nobody wants.
+    /// The number of them that no subscriber wants.
     unwanted: usize,
     discarded: usize,
     marks: u64,
-    /// Markers that the dispatcher has been given and has not given back.
+    /// Markers that the dispatcher has received and not returned.
     waiting: VecDeque<Waiting>,
-    /// Events that had not been sent when this marker, which was behind them, came back.
+    /// Events behind which a marker came back before they had been sent.
     overtaken: BTreeMap<u64, u64>,
     history: Vec<String>,
 }
@@ -61,7 +62,7 @@ pub(super) struct Trial<'a, D> {
 #[derive(Clone, Copy)]
 enum Held {
     Event(u64),
-    /// A marker, and how many events were emitted before it.
+    /// A marker, and the number of events emitted before it.
     Marker(u64, u64),
 }
 
@@ -75,7 +76,7 @@ struct Subscription {
 
 struct Waiting {
     marker: u64,
-    /// How many events were emitted before it.
+    /// The number of events emitted before it.
     before: u64,
     /// How many of those were queued in the dispatcher and have not been sent.
     queued: usize,
@@ -111,12 +112,12 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         }
     }
 
-    /// What has happened so far, one line each.
+    /// The operations so far, one per line.
     pub(super) fn history(&self) -> &[String] {
         &self.history
     }
 
-    /// The rules hold from the first on.
+    /// Checks that the rules hold at the start.
     pub(super) fn begin(&self) -> Kept {
         self.audit()
     }
@@ -136,7 +137,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         self.settle()
     }
 
-    /// Everybody subscribes and asks for more than there is: nothing may remain.
+    /// All stages subscribe and ask for more than there is: no event may remain.
     pub(super) fn finish(&mut self) -> Kept {
         for subscriber in 0..self.rules.subscribers {
             if !self.is_subscribed(subscriber) {
@@ -175,15 +176,15 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
 
     fn be_refused(&mut self, n: usize) -> Kept {
         let Some(options) = self.rules.refused.get(n) else { return Ok(()) };
-        // A stage that never subscribes in any other way.
-        let nobody = self.rules.subscribers + n;
-        if self.introduce(nobody, options)? {
+        // A stage that never subscribes otherwise.
+        let fresh = self.rules.subscribers + n;
+        if self.introduce(fresh, options)? {
             return broken(REFUSED, format!("it accepted {options:?}"));
         }
         Ok(())
     }
 
-    /// Says whether the subscription was accepted.
+    /// Returns whether the subscription was accepted.
     fn introduce(&mut self, subscriber: usize, options: &SubscribeOptions) -> Result<bool, Broken> {
         self.subscriptions += 1;
         let number = self.subscriptions;
@@ -247,7 +248,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         self.buffer.push_back(Held::Marker(self.marks, self.emitted));
     }
 
-    /// Offers what is in the buffer as long as there is demand for it.
+    /// Offers the buffered events while there is demand for them.
     fn settle(&mut self) -> Kept {
         loop {
             match self.buffer.front() {
@@ -272,7 +273,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         }
     }
 
-    /// Gives events to the dispatcher. What it leaves goes to the front of the buffer.
+    /// Passes events to the dispatcher. Events that it leaves go to the front of the buffer.
     fn dispatch(&mut self, given: VecDeque<u64>) -> Kept {
         let (unmet, queued) = (self.dispatcher.unmet(), self.dispatcher.queued());
         let mut left = given.clone();
@@ -308,7 +309,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         self.audit()
     }
 
-    /// Calls the dispatcher in any other way.
+    /// Calls another method of the dispatcher.
     fn call(&mut self, action: impl FnOnce(&mut D, &mut Deliveries<u64>)) -> Kept {
         let mut out = Deliveries::new();
         action(&mut self.dispatcher, &mut out);
@@ -316,8 +317,8 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         self.audit()
     }
 
-    /// Takes in what a call of the dispatcher decided; `taken` are the events that it took in this
-    /// call. Says whether it sent any event.
+    /// Processes the decisions of a call; `taken` are the events that the dispatcher took in this
+    /// call. Returns whether it sent any event.
     fn take_in(&mut self, mut out: Deliveries<u64>, taken: &BTreeSet<u64>) -> Result<bool, Broken> {
         let mut receivers: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
         for delivery in out.drain() {
@@ -340,7 +341,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         Ok(!receivers.is_empty())
     }
 
-    /// A subscriber is sent a message.
+    /// Processes a message to a subscriber.
     fn receive(
         &mut self,
         to: SubscriptionId,
@@ -393,7 +394,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         }
     }
 
-    /// A marker comes back.
+    /// Processes a returned marker.
     fn come_back(&mut self, marker: Marker, receivers: &BTreeMap<u64, Vec<u64>>) -> Kept {
         let next = self.waiting.front().map(|waiting| Marker::new(waiting.marker));
         let waiting = self.waiting.pop_front().filter(|_| next == Some(marker));
@@ -406,17 +407,17 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         Ok(())
     }
 
-    /// Every event that was sent or taken went to all who want it.
+    /// Checks that every event that was sent or taken went to all subscribers that want it.
     fn went_to_all(&self, taken: &BTreeSet<u64>, receivers: &BTreeMap<u64, Vec<u64>>) -> Kept {
-        let nobody = Vec::new();
+        let none = Vec::new();
         for event in taken.iter().chain(receivers.keys()) {
             let wants = |live: &&Subscription| self.rules.wants(live.subscriber, *event);
             let mut wanting: Vec<u64> =
                 self.live.iter().filter(wants).map(|live| live.number).collect();
-            let mut went_to = receivers.get(event).unwrap_or(&nobody).clone();
+            let mut went_to = receivers.get(event).unwrap_or(&none).clone();
             wanting.sort_unstable();
             went_to.sort_unstable();
-            // Without being told who wants what, a discard is believed.
+            // Without `wanted`, a discard is not checked.
             let is_discard = went_to.is_empty() && self.rules.wanted.is_none();
             if went_to != wanting && !is_discard {
                 let detail = format!("{event} went to {went_to:?}, expected {wanting:?}");
@@ -426,7 +427,7 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         Ok(())
     }
 
-    /// What has to be so after every call.
+    /// The invariants after every call.
     fn audit(&self) -> Kept {
         let queued = self.dispatcher.queued();
         let unsent = self.taken.len();
@@ -439,10 +440,8 @@ impl<'a, D: Dispatcher<u64>> Trial<'a, D> {
         }
         let tells = self.rules.wanted.is_some() && self.rules.delivering == Delivering::Once;
         if tells && self.discarded != self.unwanted {
-            let detail = format!(
-                "{} were discarded, and {} are wanted by nobody",
-                self.discarded, self.unwanted
-            );
+            let detail =
+                format!("{} were discarded, and {} are unwanted", self.discarded, self.unwanted);
             return broken(WANTED, detail);
         }
         for live in &self.live {

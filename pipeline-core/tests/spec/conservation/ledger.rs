@@ -1,4 +1,4 @@
-//! What is written down while a pipeline runs, and dispatchers that write too.
+//! The ledger of a pipeline run, and dispatchers that write to it.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -10,36 +10,36 @@ use pipeline_core::{
     Deliveries, Delivery, Dispatcher, ExitReason, Marker, Subscriber, Subscription, SubscriptionId,
 };
 
-/// An event: the `n`th that an incarnation of a stage has emitted.
+/// The `n`th event emitted by an incarnation of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Event {
     pub(super) origin: u64,
     pub(super) n: u64,
 }
 
-/// What has happened so far, and what of it must not happen.
+/// The events so far, and the violations.
 #[derive(Clone, Default)]
 pub(super) struct Ledger(Arc<Mutex<Entries>>);
 
 #[derive(Default)]
 struct Entries {
     incarnations: u64,
-    /// Events that a callback emitted.
+    /// The number of events that callbacks emitted.
     emitted: usize,
-    /// Events that somebody is done with.
+    /// Events that a stage has finished.
     handled: HashSet<Event>,
     /// The subscription that an event was sent on.
     sent: HashMap<Event, SubscriptionId>,
-    /// The last event that has arrived on a subscription.
+    /// The last event received on each subscription.
     last: HashMap<SubscriptionId, Event>,
-    /// Demand that producers were told of, and that subscriptions to them asked for.
+    /// The demand that producers received, and that subscriptions to them asked for.
     told: usize,
     asked: usize,
     subscriptions: Vec<Subscription>,
     ended: HashSet<SubscriptionId>,
     complaints: Vec<String>,
-    /// Producers accumulate now and then. What they emit meanwhile waits for what they emit for demand
-    /// that came before it.
+    /// Whether producers accumulate at times. Events that they emit meanwhile wait for events
+    /// emitted for earlier demand.
     replays: bool,
 }
 
@@ -49,7 +49,7 @@ impl Ledger {
         self.0.lock().replays = true;
     }
 
-    /// A number for a new incarnation of a stage.
+    /// An id for a new incarnation of a stage.
     pub(super) fn incarnation(&self) -> u64 {
         let entries = &mut *self.0.lock();
         entries.incarnations += 1;
@@ -64,7 +64,7 @@ impl Ledger {
         self.0.lock().emitted += events;
     }
 
-    /// These are on their way.
+    /// Records sent events.
     fn sent(&self, on: SubscriptionId, events: &[Event]) {
         let entries = &mut *self.0.lock();
         if entries.ended.contains(&on) {
@@ -77,7 +77,7 @@ impl Ledger {
         }
     }
 
-    /// These have arrived, on a subscription if it is known which.
+    /// Records received events, on a subscription if it is known.
     pub(super) fn arrived(&self, from: Option<SubscriptionId>, events: &[Event]) {
         let entries = &mut *self.0.lock();
         if events.is_empty() {
@@ -91,7 +91,7 @@ impl Ledger {
             if from.is_some_and(|from| from != on) {
                 entries.complaints.push(format!("{event:?} was sent on {on:?}, not {from:?}"));
             }
-            // One subscription, one stage.
+            // Each subscription belongs to one stage.
             let last = entries.last.insert(on, *event);
             let replays = entries.replays;
             let is_late = |last: Event| !replays && last.n >= event.n;
@@ -101,7 +101,7 @@ impl Ledger {
         }
     }
 
-    /// Somebody is done with these.
+    /// Records finished events.
     pub(super) fn handled(&self, events: &[Event]) {
         let entries = &mut *self.0.lock();
         for event in events {
@@ -119,7 +119,7 @@ impl Ledger {
         self.0.lock().ended.insert(subscription.id());
     }
 
-    /// All subscriptions there have been.
+    /// All subscriptions so far.
     pub(super) fn subscriptions(&self) -> Vec<Subscription> {
         self.0.lock().subscriptions.clone()
     }
@@ -132,13 +132,13 @@ impl Ledger {
         self.0.lock().asked += demand;
     }
 
-    /// How many events were emitted, and how many of them handled.
+    /// The number of emitted and of handled events.
     pub(super) fn balance(&self) -> (usize, usize) {
         let entries = &*self.0.lock();
         (entries.emitted, entries.handled.len())
     }
 
-    /// The demand that producers were told of, and what they were asked for at most.
+    /// The demand that producers received, and the maximum that they were asked for.
     pub(super) fn demand(&self) -> (usize, usize) {
         let entries = &*self.0.lock();
         (entries.told, entries.asked)
@@ -149,13 +149,13 @@ impl Ledger {
     }
 }
 
-/// A dispatcher that is watched: what it sends on a subscription was asked for.
+/// A wrapped dispatcher: events that it sends on a subscription must have been asked for.
 pub(super) struct Watched<D> {
     dispatcher: D,
     ledger: Ledger,
-    /// Whether it is a producer's.
+    /// Whether it belongs to a producer.
     first: bool,
-    /// What each subscription has asked for and not been sent.
+    /// The outstanding demand of each subscription.
     outstanding: HashMap<SubscriptionId, usize>,
 }
 
@@ -164,7 +164,7 @@ impl<D: Dispatcher<Event>> Watched<D> {
         Self { dispatcher, ledger, first, outstanding: HashMap::new() }
     }
 
-    /// Does something with the dispatcher, and looks at what it sends.
+    /// Calls the dispatcher and checks the events that it sends.
     fn watch(
         &mut self,
         out: &mut Deliveries<Event>,

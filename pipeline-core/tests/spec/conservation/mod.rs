@@ -1,10 +1,10 @@
-//! Whole pipelines, put together and disturbed at random: nothing is lost that is not counted.
+//! Random pipelines with random disturbances: every lost event is counted.
 //!
-//! What is tested is one law (decision 8): what was emitted was handled, or is counted by a stage's
-//! report as held, unfinished or discarded. With it: the order on each subscription, that nobody is
-//! sent more than was asked for, and that nothing is left when a pipeline has ended.
+//! The tested law (decision 8): every emitted event was handled, or is counted in a stage's report
+//! as held, unfinished or discarded. Also tested: the order on each subscription, that no consumer
+//! is sent more than it asked for, and that no task is left when a pipeline has ended.
 //!
-//! The plans are always the same ones. For others, set `PROPTEST_RNG_SEED`, and for more of them,
+//! The plans are always the same. For others, set `PROPTEST_RNG_SEED`, and for more of them,
 //! `PROPTEST_CASES`.
 
 mod ledger;
@@ -38,7 +38,7 @@ fn config(cases: u32) -> Config {
     config
 }
 
-/// What is lost is counted: in all, events that were emitted and neither handled nor counted.
+/// Checks that lost events are counted: emitted events are handled or counted.
 fn balanced(ledger: &Ledger, report: &PipelineReport) -> TestCaseResult {
     let (emitted, handled) = ledger.balance();
     let counted: usize =
@@ -47,7 +47,7 @@ fn balanced(ledger: &Ledger, report: &PipelineReport) -> TestCaseResult {
     Ok(())
 }
 
-/// What must never happen has not.
+/// Checks that no rule was violated.
 fn in_order(ledger: &Ledger, left: usize) -> TestCaseResult {
     prop_assert_eq!(ledger.complaints(), Vec::<String>::new());
     prop_assert_eq!(left, 0, "tasks are left");
@@ -58,7 +58,7 @@ proptest! {
     #![proptest_config(config(200))]
 
     #[test]
-    fn what_is_lost_is_counted_whatever_happens(plan in wild(), drains in 0u64..200) {
+    fn lost_events_are_counted_for_any_plan(plan in wild(), drains in 0u64..200) {
         let run = Run::new(&plan);
         let ledger = run.ledger.clone();
         let (report, left) = alone(disturbed(run, &plan, drains));
@@ -102,7 +102,7 @@ proptest! {
     #![proptest_config(config(30))]
 
     #[test]
-    fn what_is_lost_is_counted_on_any_number_of_threads(
+    fn lost_events_are_counted_on_any_number_of_threads(
         plan in wild(),
         drains in 0u64..200,
         threads in 1usize..4,
@@ -115,7 +115,7 @@ proptest! {
     }
 }
 
-/// Runs a plan in which anything may happen, and drains it within so many milliseconds.
+/// Runs a plan with any disturbances, and drains it within `drains` milliseconds.
 async fn disturbed(mut run: Run, plan: &Plan, drains: u64) -> PipelineReport {
     let pipeline = run.start();
     run.carry_out_all(&plan.deeds).await;
@@ -124,7 +124,7 @@ async fn disturbed(mut run: Run, plan: &Plan, drains: u64) -> PipelineReport {
     report
 }
 
-/// Runs a plan in which nothing goes wrong, if need be until all is delivered, and drains it.
+/// Runs a plan without disturbances, on request until all events are delivered, and drains it.
 fn undisturbed(plan: &Plan, to_the_end: bool) -> Result<(Ledger, PipelineReport), TestCaseError> {
     let mut run = Run::new(plan);
     let ledger = run.ledger.clone();

@@ -1,4 +1,4 @@
-//! Random pipelines, and what is done to them.
+//! Random pipelines and the operations on them.
 
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use proptest::prelude::*;
 
 use super::stages::{Fault, Shape, Style};
 
-/// A pipeline, from what it is made of to its end. Stages are counted sources first, then relays,
-/// sinks and supervisors.
+/// A pipeline with its stages, subscriptions and end. Stages are numbered: sources first, then
+/// relays, sinks and supervisors.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) sources: Vec<(Frame, Style, usize)>,
@@ -19,16 +19,16 @@ pub(super) struct Plan {
     pub(super) sinks: Vec<Frame>,
     pub(super) supervisors: Vec<(Frame, Crew)>,
     pub(super) edges: Vec<Edge>,
-    /// What is done while it runs.
+    /// The operations while it runs.
     pub(super) deeds: Vec<Deed>,
-    /// What is done while it drains.
+    /// The operations while it drains.
     pub(super) late: Vec<Deed>,
 }
 
-/// What all stages have.
+/// The options of every stage.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
-    /// How long its callbacks take.
+    /// The duration of its callbacks.
     pub(super) pace: Duration,
     pub(super) restarts: bool,
     pub(super) lanes: bool,
@@ -39,7 +39,7 @@ pub(super) struct Frame {
     pub(super) limit: Option<RateLimit>,
 }
 
-/// What a supervisor has.
+/// The options of a supervisor.
 #[derive(Clone, Debug)]
 pub(super) struct Crew {
     pub(super) failures: u32,
@@ -48,7 +48,7 @@ pub(super) struct Crew {
     pub(super) shutdown: Duration,
 }
 
-/// A subscription. The numbers are taken modulo the number of stages that can be meant.
+/// A subscription. The numbers are taken modulo the number of possible stages.
 #[derive(Clone, Debug)]
 pub(super) struct Edge {
     pub(super) from: usize,
@@ -67,20 +67,20 @@ impl Edge {
     }
 }
 
-/// What is done to a running pipeline.
+/// An operation on a running pipeline.
 #[derive(Clone, Debug)]
 pub(super) enum Deed {
     Wait(u64),
-    /// Gives way to the others so often.
+    /// Yields to the other tasks this often.
     Yield(usize),
-    // Whatever happens, nothing is lost by these.
+    // These operations never lose events.
     Pause(usize, bool),
     PauseSubscription(usize, bool),
     Mode(usize, DemandMode),
     Limit(usize, Option<RateLimit>),
     Mark(usize),
     Ask(usize, usize),
-    // By these, it may be.
+    // These operations may lose events.
     Burst(usize, usize),
     Cancel(usize, ExitReason),
     Subscribe(Edge),
@@ -131,7 +131,7 @@ fn edge(cancel: impl Strategy<Value = Cancel>) -> impl Strategy<Value = Edge> {
         .prop_map(|(from, to, max, min, cancel)| Edge { from, to, max, min, cancel })
 }
 
-/// Of a stage by which nothing is lost.
+/// The options of a stage that loses no events.
 fn calm_frame() -> impl Strategy<Value = Frame> {
     (pace(), mode(), prop::option::weighted(0.2, limit())).prop_map(|(pace, mode, limit)| Frame {
         pace,
@@ -228,7 +228,7 @@ fn wild_deed() -> impl Strategy<Value = Deed> {
     ]
 }
 
-/// Nothing goes wrong in it, and all events have somebody to go to.
+/// A plan without failures, in which all events have a receiver.
 pub(super) fn calm() -> impl Strategy<Value = Plan> {
     let crew =
         crew().prop_map(|crew| Crew { restarts: usize::MAX, shutdown: Duration::MAX, ..crew });
@@ -246,7 +246,8 @@ pub(super) fn calm() -> impl Strategy<Value = Plan> {
         .prop_map(
             |(sources, relays, mut sinks, supervisors, mut edges, deeds, late, (edge, last))| {
                 sinks.push(last);
-                // From all that emit to the last sink, and from the first source to each relay.
+                // From all emitting stages to the last sink, and from the first source to each
+                // relay.
                 for from in 0..sources.len() + relays.len() {
                     edges.push(Edge { from, to: relays.len() + sinks.len() - 1, ..edge.clone() });
                 }
@@ -258,7 +259,7 @@ pub(super) fn calm() -> impl Strategy<Value = Plan> {
         )
 }
 
-/// Anything may happen in it.
+/// A plan with any operations.
 pub(super) fn wild() -> impl Strategy<Value = Plan> {
     (
         prop::collection::vec((wild_frame(), style(0..4), 0usize..99), 1..4),

@@ -1,4 +1,4 @@
-//! Running a plan.
+//! Runs a plan.
 
 use std::{future::Future, thread, time::Duration};
 
@@ -19,7 +19,7 @@ use super::{
     stages::{Burst, Faults, Kit, Mark, Relay, Sink, Source, Work},
 };
 
-/// A plan that is carried out.
+/// A plan that is being run.
 pub(super) struct Run {
     pub(super) ledger: Ledger,
     graph: Option<Graph>,
@@ -27,7 +27,7 @@ pub(super) struct Run {
     faults: Vec<Faults>,
     sources: usize,
     relays: usize,
-    /// What waits for something that a deed began.
+    /// Tasks that wait for effects of an operation.
     waiting: JoinSet<()>,
 }
 
@@ -40,7 +40,7 @@ enum Member {
     Supervisor(SupervisorHandle<Event, Work>),
 }
 
-/// Does the same with a stage of whatever kind.
+/// Evaluates the same expression for a stage of any kind.
 macro_rules! with {
     ($member:expr, $stage:ident => $act:expr) => {
         match $member {
@@ -52,9 +52,9 @@ macro_rules! with {
     };
 }
 
-/// Carries out something on a runtime of its own, on which no time passes that nobody waits for.
+/// Runs a future on a runtime of its own, with a paused clock.
 ///
-/// Says how many tasks are left when it is over.
+/// Returns the number of remaining tasks.
 pub(super) fn alone<T>(run: impl Future<Output = T>) -> (T, usize) {
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -64,14 +64,14 @@ pub(super) fn alone<T>(run: impl Future<Output = T>) -> (T, usize) {
     })
 }
 
-/// Carries out something on threads of its own, in real time.
+/// Runs a future on threads of its own, in real time.
 ///
-/// Says how many tasks are left when it is over.
+/// Returns the number of remaining tasks.
 pub(super) fn on_threads<T>(threads: usize, run: impl Future<Output = T>) -> (T, usize) {
     let runtime =
         Builder::new_multi_thread().worker_threads(threads).enable_time().build().unwrap();
     let outcome = runtime.block_on(run);
-    // Those that are told to end do so in their own time, which is long only for one that does not.
+    // Stopping tasks take their own time, which is long only for a stuck one.
     let patience = Instant::now() + Duration::from_secs(10);
     let left = || runtime.metrics().num_alive_tasks();
     while left() > 0 && Instant::now() < patience {
@@ -80,7 +80,7 @@ pub(super) fn on_threads<T>(threads: usize, run: impl Future<Output = T>) -> (T,
     (outcome, left())
 }
 
-/// No more than anything takes that is not stuck.
+/// The maximum duration of any operation that is not stuck.
 async fn soon(act: impl Future) {
     let _ = time::timeout(Duration::from_millis(20), act).await;
 }
@@ -136,7 +136,7 @@ impl Run {
     }
 
     fn graph(&mut self) -> &mut Graph {
-        self.graph.as_mut().expect("it has not been started")
+        self.graph.as_mut().expect("the graph has not been started")
     }
 
     fn kit(&mut self, frame: &Frame) -> Kit {
@@ -168,7 +168,7 @@ impl Run {
         stage.dispatcher(move || Watched::new(DemandDispatcher::new(), ledger.clone(), first))
     }
 
-    /// The two stages that an edge means: a relay subscribes to what comes before it.
+    /// The two stages of an edge: a relay subscribes to a stage before it.
     fn ends(&self, edge: &Edge) -> Option<(Member, Member)> {
         let to = self.sources + edge.to % (self.stages.len() - self.sources).max(1);
         let emitters = to.min(self.sources + self.relays);
@@ -191,7 +191,7 @@ impl Run {
     }
 
     pub(super) fn start(&mut self) -> Pipeline {
-        self.graph.take().expect("it is started once").start().unwrap()
+        self.graph.take().expect("the graph is started once").start().unwrap()
     }
 
     fn stage(&self, stage: usize) -> &Member {
@@ -277,7 +277,7 @@ impl Run {
         }
     }
 
-    /// Lets go of all that is held back.
+    /// Releases everything that is held back.
     pub(super) fn lift(&self) {
         for stage in &self.stages {
             with!(stage, stage => {

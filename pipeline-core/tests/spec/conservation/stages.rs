@@ -1,4 +1,4 @@
-//! The stages that the pipelines are made of. What goes wrong in them is told to them from outside.
+//! The stages of the random pipelines, with injected faults.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -11,18 +11,18 @@ use tokio::time::{self, Instant};
 
 use super::ledger::{Event, Ledger};
 
-/// What happens in the next callback.
+/// A fault in the next callback.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
     Fail,
     Panic,
-    /// It ends the stage in good order.
+    /// Ends the stage gracefully.
     Leave,
-    /// It never comes back.
+    /// Never returns.
     Stick,
 }
 
-/// Where a stage looks for what is to go wrong.
+/// The injected fault of a stage.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Faults(Arc<Mutex<Option<Fault>>>);
 
@@ -31,7 +31,7 @@ impl Faults {
         *self.0.lock() = Some(fault);
     }
 
-    /// Lets go wrong what is to go wrong. Whether the stage is to leave.
+    /// Executes the injected fault. Returns whether the stage is to leave.
     async fn strike(&self) -> Result<bool, ExitReason> {
         let fault = self.0.lock().take();
         match fault {
@@ -44,12 +44,12 @@ impl Faults {
     }
 }
 
-/// What a stage is made with, each time.
+/// The arguments for creating a stage, each time.
 #[derive(Clone)]
 pub(super) struct Kit {
     pub(super) ledger: Ledger,
     pub(super) faults: Faults,
-    /// How long a callback takes.
+    /// The duration of a callback.
     pub(super) pace: Duration,
 }
 
@@ -65,7 +65,7 @@ fn left(leaves: bool) -> Result<(), ExitReason> {
     if leaves { Err(ExitReason::Shutdown) } else { Ok(()) }
 }
 
-/// What a stage emits.
+/// Creates the events of an incarnation.
 struct Origin {
     origin: u64,
     next: u64,
@@ -88,13 +88,13 @@ impl Origin {
 /// How a source answers demand.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Style {
-    /// At once, by so many more than it was asked for.
+    /// At once, with `extra` more events than requested.
     Prompt { extra: usize },
-    /// Later, so many at a time.
+    /// Later, in steps of this size.
     Slow { step: usize },
 }
 
-/// A producer of so many events.
+/// A producer of a fixed number of events.
 pub(super) struct Source {
     kit: Kit,
     style: Style,
@@ -182,7 +182,7 @@ impl Producer for Source {
     }
 }
 
-/// Emit so many, whatever the demand.
+/// Emits this many events, whatever the demand.
 pub(super) struct Burst(pub(super) usize);
 
 impl HandleCast<Burst, Event> for Source {
@@ -217,14 +217,14 @@ takes_marks!(Source, Event);
 takes_marks!(Relay, Event);
 takes_marks!(Sink, Infallible);
 
-/// How many events a relay makes of one.
+/// How many events a relay emits for each one.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Shape {
-    /// The same number.
+    /// One for each.
     Same,
-    /// One of two.
+    /// One for every second one.
     Half,
-    /// So many of each.
+    /// This many for each.
     Times(usize),
     /// None.
     Nothing,
@@ -268,7 +268,7 @@ impl ProducerConsumer for Relay {
         let mut leaves = false;
         for (place, event) in events.iter().enumerate() {
             self.origin.emit(self.shape.of(event), &self.kit, out);
-            // In the middle, so that some are emitted and some are not.
+            // In the middle, so that only some events are emitted.
             if place == events.len() / 2 {
                 leaves = self.kit.faults.strike().await?;
                 self.kit.take_time().await;
@@ -326,7 +326,7 @@ impl Consumer for Sink {
     }
 }
 
-/// What a supervisor runs.
+/// The worker of a supervisor.
 pub(super) struct Work {
     kit: Kit,
     /// How often the children of some events fail.
