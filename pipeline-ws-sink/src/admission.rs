@@ -1,4 +1,4 @@
-//! How many sockets an endpoint may have.
+//! The limit of an endpoint's open sockets.
 
 use std::sync::{
     Arc,
@@ -9,37 +9,37 @@ use pipeline_core::Telemetry;
 
 use crate::telemetry::{LineLimit, Tally, limited};
 
-/// How many sockets an endpoint may have, and has.
+/// The number of an endpoint's sockets, and its limit.
 pub(crate) struct Admissions {
     open: AtomicUsize,
     max: usize,
-    /// The last client was refused, and that has been logged.
+    /// Whether the last client was refused, and that has been logged.
     is_full: AtomicBool,
-    /// Lines about clients that are refused.
+    /// The rate limit of log lines about refused clients.
     lines: LineLimit,
     refused: Tally,
 }
 
-/// A socket's right to be there, until it is dropped. It begins before `connect` is called.
+/// A socket's admission, until it is dropped. It is taken before `connect` is called.
 pub(crate) struct Admission(Arc<Admissions>);
 
 impl Admissions {
     pub(crate) fn new(max: usize, telemetry: &Telemetry) -> Self {
-        let description = "Connections refused because as many sockets were open as may be";
+        let description = "Connections refused because the maximum of open sockets was reached";
         let refused = telemetry.counter("socket.connects_limited", description, []);
         let (open, is_full) = (AtomicUsize::new(0), AtomicBool::new(false));
         Self { open, max, is_full, lines: LineLimit::new(), refused: refused.into() }
     }
 
-    /// Admits a socket, unless there are as many as may be.
+    /// Admits a socket, unless the limit is reached.
     pub(crate) fn admit(self: &Arc<Self>) -> Option<Admission> {
         let more = |open: usize| (open < self.max).then_some(open + 1);
         let admitted = self.open.fetch_update(Relaxed, Relaxed, more).is_ok();
         if !admitted {
             self.refused.increment(1);
         }
-        // Not for each client that is refused. Clients that come and go at the limit fill the endpoint again
-        // and again, so this is limited too.
+        // Not logged for each refused client. Clients that come and go at the limit fill the
+        // endpoint again and again, so the line is rate-limited too.
         let was_full = self.is_full.swap(!admitted, Relaxed);
         if !admitted && !was_full {
             let max = self.max;
@@ -47,13 +47,13 @@ impl Admissions {
                 self.lines,
                 WARN,
                 max,
-                "refuses connections: as many sockets are open as may be"
+                "refusing connections: maximum of open sockets reached"
             );
         }
         admitted.then(|| Admission(self.clone()))
     }
 
-    /// How many clients were refused.
+    /// The number of refused clients.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.get()
     }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_are_admitted_and_another_one_when_one_has_left() {
+    fn the_limit_is_admitted_and_another_one_when_one_has_left() {
         let (telemetry, recorded) = Recorded::new();
         let admissions = Arc::new(Admissions::new(2, &telemetry));
         let [one, other] = [(); 2].map(|()| admissions.admit().unwrap());
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(lines.len(), 100);
         assert_eq!(
             lines[0],
-            "WARN max=1 message=refuses connections: as many sockets are open as may be"
+            "WARN max=1 message=refusing connections: maximum of open sockets reached"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! An event on its way to everyone on a topic.
+//! An event that is broadcast on a topic.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use crate::{
     protocol::message::Encoded,
 };
 
-/// An event that was broadcast on a topic, as those see it who listen to the topic without being
-/// clients: tasks, channels of other topics, other nodes.
+/// An event that was broadcast on a topic, as received by subscribers other than clients: tasks,
+/// channels of other topics, other nodes.
 ///
-/// Cheap to clone. It is what `Phoenix.Socket.Broadcast` is.
+/// Cheap to clone. The counterpart of `Phoenix.Socket.Broadcast`.
 ///
 /// ```
 /// use pipeline_ws_sink::Broadcast;
@@ -28,7 +28,8 @@ pub struct Broadcast {
 }
 
 impl Broadcast {
-    /// Puts a broadcast together, as an [`Adapter`](crate::Adapter) does with what it receives.
+    /// Creates a broadcast; an [`Adapter`](crate::Adapter) does so with each message that it
+    /// receives.
     ///
     /// # Errors
     ///
@@ -38,7 +39,7 @@ impl Broadcast {
         Ok(Self { topic: topic.into(), event: event.into(), payload })
     }
 
-    /// The topic that it was broadcast on.
+    /// The topic of the broadcast.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.topic
@@ -50,7 +51,7 @@ impl Broadcast {
         &self.event
     }
 
-    /// What it carries.
+    /// The payload of the event.
     #[must_use]
     pub fn payload(&self) -> &Payload {
         &self.payload

@@ -1,4 +1,4 @@
-//! What is known of a connection besides its parameters.
+//! Facts about a connection besides its parameters.
 
 use std::{fmt, net::SocketAddr};
 
@@ -8,13 +8,13 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 
-/// What is known of a connection besides its parameters.
+/// Facts about a connection besides its parameters.
 ///
 /// Cookies and the `authorization` header are left out on purpose: a browser sends them with
-/// requests that other sites make, too. What else a `connect` needs to know can be in the
+/// requests that other sites make, too. Anything else that a `connect` needs can be in the
 /// [`Socket`](crate::Socket)'s own value.
 ///
-/// This is `connect_info` of `Phoenix.Endpoint.socket/3`, with everything in it that can be.
+/// This is `connect_info` of `Phoenix.Endpoint.socket/3`, with all of its keys that apply here.
 ///
 /// ```
 /// use pipeline_ws_sink::ConnectInfo;
@@ -35,26 +35,25 @@ use http::{
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectInfo {
-    /// What the client asked for, with the host that it named. The scheme is `http`, unless the
-    /// server has put a [`Scheme`] into the request's extensions. Below a nested router, the path is
-    /// what is left of it; with the feature `axum`, it is whole.
+    /// The requested URI, with the host that the client named. The scheme is `http`, unless the
+    /// server has put a [`Scheme`] into the request's extensions. Below a nested router, the path
+    /// lacks the router's prefix; with the feature `axum`, it is whole.
     pub uri: Uri,
-    /// What the client says it is.
+    /// The header `user-agent`.
     pub user_agent: Option<String>,
-    /// Where the client, or the proxy in front, connected from. None, unless the server tells; see
-    /// [`PeerAddr`].
+    /// The address that the client, or the proxy in front, connected from. `None`, unless the
+    /// server provides it; see [`PeerAddr`].
     pub peer_addr: Option<SocketAddr>,
-    /// The token that was sent as the client's `authToken`. None without
-    /// [`Mount::auth_token`](crate::Mount::auth_token).
+    /// The client's `authToken`. `None` without [`Mount::auth_token`](crate::Mount::auth_token).
     pub auth_token: Option<String>,
     headers: HeaderMap,
 }
 
-/// Where a client connected from. Whoever accepts connections puts it into the extensions of their
-/// requests, so that it is in [`ConnectInfo::peer_addr`].
+/// The address that a client connected from. A server puts it into the extensions of each request,
+/// and [`ConnectInfo::peer_addr`] holds it.
 ///
-/// With the feature `axum`, what `Router::into_make_service_with_connect_info::<SocketAddr>` puts
-/// there is found too.
+/// With the feature `axum`, the extension of
+/// `Router::into_make_service_with_connect_info::<SocketAddr>` is used too.
 ///
 /// ```
 /// use pipeline_ws_sink::{ConnectInfo, PeerAddr};
@@ -71,7 +70,7 @@ pub struct ConnectInfo {
 pub struct PeerAddr(pub SocketAddr);
 
 impl ConnectInfo {
-    /// What a request tells. Endpoints call this; it is public for tests of a
+    /// The facts in a request. Endpoints call this; it is public for tests of a
     /// [`Socket::connect`](crate::Socket::connect). See [`ConnectInfo`] for an example.
     #[must_use]
     pub fn of<B>(request: &Request<B>) -> Self {
@@ -89,8 +88,8 @@ impl ConnectInfo {
         }
     }
 
-    /// The headers whose names begin with `x-`. Anyone can send them; a proxy in front may see to it
-    /// that some are true.
+    /// The headers whose names begin with `x-`. Any client can send them; trust only those that a
+    /// proxy in front sets.
     ///
     /// ```
     /// # fn client(info: &pipeline_ws_sink::ConnectInfo) -> Option<&http::HeaderValue> {
@@ -152,7 +151,7 @@ fn is_sec_websocket(name: &HeaderName) -> bool {
     name.as_str().starts_with("sec-websocket-")
 }
 
-/// The whole URI of a request: a client sends its path, and the rest in a header or not at all.
+/// The whole URI of a request: a client sends its path, and the host in a header or not at all.
 pub(crate) fn uri<B>(request: &Request<B>) -> Uri {
     let mut parts = asked_for(request).clone().into_parts();
     let host = request.headers().get(HOST);
@@ -199,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_uri_is_whole_if_a_host_is_named() {
+    fn the_uri_is_whole_if_the_request_has_a_host() {
         let cases = [
             ("/a?b", Some("h.test:1"), "http://h.test:1/a?b"),
             ("/a", None, "/a"),

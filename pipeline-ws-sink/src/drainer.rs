@@ -1,13 +1,14 @@
-//! In which steps the sockets of a mount are closed. Pure.
+//! The batches in which the sockets of a mount are closed. Pure.
 
 use std::{ops::Range, time::Duration};
 
-/// In which steps the sockets of a mount are closed when the endpoint
-/// [drains](crate::Endpoint::drain), so that their clients do not all connect anew at once.
+/// The batches in which the sockets of a mount are closed when the endpoint
+/// [drains](crate::Endpoint::drain), so that their clients do not all connect again at once.
 ///
-/// The unit is the channel, as in Phoenix, because joining is what costs: a socket with two channels
-/// counts as two. A socket is closed as a whole, and alone if it has more channels than a batch.
-/// Sockets without channels go with the last batch. Mounts are drained side by side.
+/// The unit is the channel, as in Phoenix, because joins are the expensive part: a socket with two
+/// channels counts as two. A socket is always closed as a whole, and alone if it has more channels
+/// than a batch. Sockets without channels belong to the last batch. Mounts are drained
+/// concurrently.
 ///
 /// ```
 /// # use pipeline_ws_sink::*;
@@ -27,16 +28,16 @@ pub struct Drainer {
     batch_interval: Duration,
 }
 
-/// That of a mount. Each has its own, which tells its sockets from those of others.
+/// The drainer of a mount. Each mount has its own, which identifies its sockets.
 #[derive(Debug)]
 pub(crate) struct MountDrainer {
-    /// What its sockets are called.
+    /// The name of the mount's sockets.
     pub(crate) socket: &'static str,
     pub(crate) drainer: Drainer,
 }
 
 impl Drainer {
-    /// Phoenix's own: 10,000 channels every two seconds.
+    /// The defaults of Phoenix: 10,000 channels every two seconds.
     ///
     /// ```
     /// # use pipeline_ws_sink::Drainer;
@@ -46,7 +47,7 @@ impl Drainer {
         Self { batch_size: 10_000, batch_interval: Duration::from_secs(2) }
     }
 
-    /// How many channels are closed in one step, with their sockets. Default 10,000.
+    /// How many channels are closed in one batch, with their sockets. Default 10,000.
     ///
     /// ```
     /// # use pipeline_ws_sink::Drainer;
@@ -57,7 +58,7 @@ impl Drainer {
         self
     }
 
-    /// How long it is from one step to the next. Default two seconds.
+    /// The time from one batch to the next. Default two seconds.
     ///
     /// ```
     /// # use pipeline_ws_sink::Drainer;
@@ -73,8 +74,8 @@ impl Drainer {
         self.batch_interval
     }
 
-    /// Cuts a row of sockets, of which this is how many channels each has, into batches. There is
-    /// always one, if only for the sockets that are not in the row.
+    /// Splits a list of sockets, given by their numbers of channels, into batches. There is always
+    /// one batch, for the sockets that are not in the list.
     pub(crate) fn batches(&self, channels: &[usize]) -> Vec<Range<usize>> {
         let mut batches = Vec::new();
         let (mut start, mut size) = (0, 0_usize);

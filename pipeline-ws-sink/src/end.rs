@@ -1,4 +1,4 @@
-//! How a socket ends.
+//! The reasons for a socket's end.
 
 use pipeline_core::ExitReason;
 
@@ -14,25 +14,25 @@ pub(crate) enum SocketEnd {
     Closed,
     /// The connection broke.
     Lost,
-    /// Nothing was heard and nothing was said for too long.
+    /// No traffic in either direction for too long.
     Idle,
-    /// The client has not come to poll for too long.
+    /// A long-polling client has not polled for too long.
     Inactive,
-    /// The client broke the rules of RFC 6455.
+    /// The client violated RFC 6455.
     Protocol(ProtocolError),
-    /// The client sent something that is not a message.
+    /// The client sent an invalid message.
     BadMessage,
-    /// The client sent a message whose topic, event or reference, which is named here, is too long.
+    /// The client sent a message whose topic, event or reference, named here, is too long.
     NameTooLong(Field),
-    /// The client said more than it may.
+    /// The client exceeded its rate limit.
     Limited,
-    /// The endpoint's sockets have received more than can be handled.
+    /// The endpoint has received more than it can handle.
     Overloaded,
-    /// The client reads more slowly than it is written to.
+    /// The client reads too slowly.
     Overflow,
-    /// It was disconnected by its id, or the endpoint is gone.
+    /// The socket was disconnected by its id, or the endpoint is gone.
     Disconnected,
-    /// The endpoint drains.
+    /// The endpoint is draining.
     Draining,
 }
 
@@ -46,12 +46,12 @@ impl From<Unreadable> for SocketEnd {
 }
 
 impl SocketEnd {
-    /// The code of the close frame. None makes a client stay away for good: that would be 1000.
+    /// The code of the close frame. No code makes a client stay away for good: that would be 1000.
     pub(crate) fn close_code(self) -> Option<u16> {
         match self {
-            // What a client gets back, whatever code it sent.
+            // The answer to a client's close frame, whatever code it has.
             Self::Closed => Some(1000),
-            // The latter has no connection that could be closed.
+            // An inactive client has no connection to close.
             Self::Lost | Self::Inactive => None,
             Self::Idle => Some(1002),
             Self::Protocol(error) => Some(error.close_code()),
@@ -63,7 +63,7 @@ impl SocketEnd {
         }
     }
 
-    /// What the close frame says beside its code, for those who write clients.
+    /// The reason in the close frame, for authors of clients.
     pub(crate) fn explanation(self) -> &'static str {
         match self {
             Self::NameTooLong(Field::JoinRef) => "the join_ref is longer than 255 bytes",
@@ -75,7 +75,7 @@ impl SocketEnd {
         }
     }
 
-    /// What the socket's channels are told.
+    /// The exit reason of the socket's channels.
     pub(crate) fn reason(self) -> ExitReason {
         ExitReason::ShutdownWith(match self {
             Self::Disconnected => "disconnected".into(),

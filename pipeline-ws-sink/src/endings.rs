@@ -1,17 +1,17 @@
-//! How sockets that end at the same time take turns.
+//! Limits how many sockets end at the same time.
 
 use std::pin::pin;
 
 use tokio::{sync::Semaphore, task::yield_now};
 
-/// How many sockets wake their channels at once to end them.
+/// How many sockets may wake their channels at once to end them.
 const AT_ONCE: usize = 16;
 
-/// The turns of sockets that end.
+/// Permits for sockets that end.
 ///
-/// The end of a socket wakes all of its channels. When thousands of sockets end at once, as they do
-/// when a proxy in front of them ends, the channels of all of them would stand in the runtime's queue
-/// before the tasks of sockets that live. With turns, the runtime comes to those in between.
+/// The end of a socket wakes all of its channels. When thousands of sockets end at once, for
+/// example when a proxy in front of them ends, the channels of all of them would be queued before
+/// the tasks of live sockets. With permits, the runtime schedules those in between.
 #[derive(Debug)]
 pub(crate) struct Endings(Semaphore);
 
@@ -20,10 +20,10 @@ impl Endings {
         Self(Semaphore::new(AT_ONCE))
     }
 
-    /// Ends a socket's channels when it is its turn.
+    /// Ends a socket's channels once there is a permit.
     ///
-    /// A turn lasts until the runtime has been through its queue once, and no longer: an end that
-    /// takes long does not hold up those of other sockets.
+    /// A permit is held until the runtime has gone through its queue once, and no longer: a slow
+    /// end does not delay the ends of other sockets.
     pub(crate) async fn in_turn(&self, ending: impl Future<Output = ()>) {
         let mut ending = pin!(ending);
         let turn = self.0.acquire().await;
@@ -60,13 +60,13 @@ mod tests {
             ends.spawn(async move {
                 let end = async {
                     woken.fetch_add(1, Ordering::Relaxed);
-                    // The channels have their turn after this task.
+                    // The channels run after this task.
                     yield_now().await;
                 };
                 endings.in_turn(end).await;
             });
         }
-        // Between two of its turns, this task finds a few more that have ended, and never all. The
+        // Each time this task runs, it finds a few more that have ended, and never all. The
         // runtime counts what yields as run until it looks at its driver, after 61 tasks.
         let mut before = 0;
         while before < 100 * AT_ONCE {
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_end_that_takes_for_ever_holds_up_no_other() {
+    async fn an_end_that_never_completes_does_not_delay_others() {
         let endings = Arc::new(Endings::new());
         let mut stuck = JoinSet::new();
         for _ in 0..10 * AT_ONCE {

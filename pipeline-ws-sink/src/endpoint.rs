@@ -1,4 +1,4 @@
-//! Where sockets are mounted, and from where anyone can broadcast.
+//! The endpoint: it serves the mounted sockets, and broadcasts to their topics.
 
 use std::{
     convert::Infallible,
@@ -41,16 +41,16 @@ use crate::{
     },
 };
 
-/// What a request costs of the 128 units that a task has of tokio's budget for one turn.
+/// The cost of a request, in the 128 units of tokio's budget for one poll of a task.
 const REQUEST: usize = 8;
 
-/// The server side of the channel protocol: sockets at their paths, and the topics they listen to.
+/// The server side of the channel protocol: sockets mounted at paths, and their topics.
 ///
-/// Cheap to clone; all clones are the same endpoint. When the last one is gone, its sockets are
-/// closed.
+/// Cheap to clone; all clones are the same endpoint. When the last clone is dropped, its sockets
+/// are closed.
 ///
-/// It is a tower service, which any server that supports HTTP upgrades can run. With axum, it is the
-/// fallback of a router, or the service of the one path that it answers:
+/// It is a tower service, which any server that supports HTTP upgrades can run. With axum, use it
+/// as a router's fallback, or as the service of its one path:
 ///
 /// ```
 /// # use pipeline_ws_sink::{Endpoint, BuildError};
@@ -64,8 +64,9 @@ const REQUEST: usize = 8;
 /// ```
 ///
 /// A socket mounted at `/socket` is served at `/socket/websocket`, where the official client looks
-/// for it; with [`Mount::longpoll`], clients that poll are served at `/socket/longpoll`. Anything else
-/// is answered with 404. Under a nested router the prefix of the router comes before that: `Router::new().nest_service("/api", endpoint)` is asked for `/api/socket/websocket`.
+/// for it; with [`Mount::longpoll`], long polling is served at `/socket/longpoll`. Any other path
+/// is answered with 404. Under a nested router the router's prefix comes first: with
+/// `Router::new().nest_service("/api", endpoint)` the path is `/api/socket/websocket`.
 #[derive(Clone)]
 pub struct Endpoint {
     pub(crate) inner: Arc<Inner>,
@@ -77,14 +78,14 @@ pub(crate) struct Inner {
     pub(crate) hub: Arc<Hub>,
 }
 
-/// Where a mount is served, and how.
+/// A mount with its path and transport.
 pub(crate) struct Place {
     pub(crate) path: MountPath,
     transport: Transport,
     pub(crate) mount: Arc<dyn ErasedMount>,
 }
 
-/// How clients come.
+/// The transport of a client.
 #[derive(Clone, Copy)]
 enum Transport {
     WebSocket,
@@ -92,7 +93,7 @@ enum Transport {
 }
 
 impl Endpoint {
-    /// Begins an endpoint.
+    /// Starts building an endpoint.
     pub fn builder() -> EndpointBuilder {
         EndpointBuilder {
             telemetry: Telemetry::global(),
@@ -106,22 +107,22 @@ impl Endpoint {
         }
     }
 
-    /// The way to everyone on any topic, for those who need nothing else of the endpoint.
+    /// The endpoint's [`PubSub`], for code that only broadcasts and subscribes.
     #[must_use]
     pub fn pubsub(&self) -> &PubSub {
         &self.inner.hub.pubsub
     }
 
-    /// Sends an event to everyone on a topic.
+    /// Sends an event to all subscribers of a topic.
     ///
-    /// The payload is encoded once, however many there are. It never waits for any of them: what a
-    /// client cannot take at once waits for it, and what becomes of a client that falls too far behind
-    /// is for [`Mount::when_full`] to say.
+    /// The payload is encoded once, for any number of subscribers. The call never waits for a
+    /// client: frames that a client cannot take at once wait in its outbox, and
+    /// [`Mount::when_full`] decides what happens to a client that falls too far behind.
     ///
     /// # Errors
     ///
-    /// [`BroadcastError`] if the payload is neither a JSON object nor binary, or if there are other
-    /// nodes that cannot be told; nobody gets it then.
+    /// [`BroadcastError`] if the payload is neither a JSON object nor binary, or if the other nodes
+    /// cannot be reached; the event is then delivered to no one.
     ///
     /// ```
     /// # use pipeline_ws_sink::{BroadcastError, Endpoint};
@@ -139,11 +140,11 @@ impl Endpoint {
         self.pubsub().broadcast(topic, event, payload)
     }
 
-    /// Sends an event to everyone on a topic, and times it.
+    /// Sends an event to all subscribers of a topic, and records its timing.
     ///
-    /// Every leg of the way that is known is recorded, in milliseconds, the last one for each socket, when
-    /// the operating system has taken the last byte of the frame: see [`PubSub::broadcast_timed`]. The
-    /// payload is still encoded once.
+    /// Each known part of the push's time is recorded in milliseconds. The last part is recorded
+    /// for each socket, when the operating system has taken the last byte of the frame: see
+    /// [`PubSub::broadcast_timed`]. The payload is still encoded once.
     ///
     /// # Errors
     ///
@@ -158,7 +159,7 @@ impl Endpoint {
         self.pubsub().broadcast_timed(timeline, topic, event, payload)
     }
 
-    /// Sends an event to everyone on a topic but one: see [`PubSub::broadcast_from`].
+    /// Sends an event to all subscribers of a topic except one: see [`PubSub::broadcast_from`].
     ///
     /// # Errors
     ///
@@ -173,11 +174,11 @@ impl Endpoint {
         self.pubsub().broadcast_from(from, topic, event, payload)
     }
 
-    /// Sends an event to everyone on a topic on this node: see [`PubSub::local_broadcast`].
+    /// Sends an event to all subscribers of a topic on this node: see [`PubSub::local_broadcast`].
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Payload`] if the payload can be no event's.
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
     pub fn local_broadcast(
         &self,
         topic: &str,
@@ -187,16 +188,16 @@ impl Endpoint {
         self.pubsub().local_broadcast(topic, event, payload)
     }
 
-    /// Listens to a topic, for as long as the value lives: see [`PubSub::subscribe`].
+    /// Subscribes to a topic, until the returned value is dropped: see [`PubSub::subscribe`].
     #[must_use]
     pub fn subscribe(&self, topic: &str) -> Subscription {
         self.pubsub().subscribe(topic)
     }
 
     /// Closes every socket with this id, with a code that makes the official client connect again.
-    /// Returns how many there were on this node.
+    /// Returns the number of sockets closed on this node.
     ///
-    /// To keep a user out, have `connect` refuse it first. See [`Socket::id`].
+    /// To keep a user out, make `connect` refuse it first. See [`Socket::id`].
     ///
     /// ```
     /// # fn sign_out(endpoint: &pipeline_ws_sink::Endpoint) {
@@ -204,21 +205,21 @@ impl Endpoint {
     /// println!("signed out on {devices} devices");
     /// # }
     /// ```
-    #[expect(clippy::must_use_candidate, reason = "the number is for those who care")]
+    #[expect(clippy::must_use_candidate, reason = "the count is optional information")]
     pub fn disconnect(&self, id: &str) -> usize {
         self.pubsub().disconnect(id)
     }
 
-    /// How many sockets are open.
+    /// The number of open sockets.
     #[must_use]
     pub fn open_sockets(&self) -> usize {
         self.inner.hub.sockets.len()
     }
 
-    /// What the sockets and their channels are doing, at this moment.
+    /// A snapshot of the sockets and their channels at this moment.
     ///
-    /// Everything that is counted can be read at once. Only what waits is looked up socket by socket:
-    /// with ten thousand of them that takes about a millisecond, in which none is held up for long.
+    /// Counters are read at once. Only outboxes are looked up socket by socket: with ten thousand
+    /// sockets that takes about a millisecond, and no socket is blocked for long.
     ///
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
@@ -237,33 +238,32 @@ impl Endpoint {
         self.inner.snapshot()
     }
 
-    /// Something to look at the endpoint with, for those who are not to keep it: see
-    /// [`EndpointObserver`].
+    /// A read-only handle that does not keep the endpoint alive: see [`EndpointObserver`].
     #[must_use]
     pub fn observer(&self) -> EndpointObserver {
         EndpointObserver::of(&self.inner)
     }
 
-    /// Lets no more clients connect, and closes the sockets with code 1012, so that clients connect
-    /// again: to another server, or to this one when it is back. It closes them in batches: see
-    /// [`Drainer`](crate::Drainer).
+    /// Stops accepting clients, and closes the sockets with code 1012, so that clients connect
+    /// again: to another server, or to this one after its restart. Sockets are closed in batches:
+    /// see [`Drainer`](crate::Drainer).
     ///
-    /// A client that [polls](Mount::longpoll) has no connection to be closed: its session ends, and its next
-    /// request is told to connect again. What it has not fetched by then is dropped, and counted in
-    /// `socket.frames_dropped`, but for what was fetched by a request that its client had given up: that is
-    /// in `socket.frames_out` already.
+    /// A client that uses [long polling](Mount::longpoll) has no connection to close: its session
+    /// ends, and its next request is answered so that it connects again. Frames that it has not
+    /// fetched by then are dropped and counted in `socket.frames_dropped`, except frames that were
+    /// fetched by a request that the client had given up: these are already in `socket.frames_out`.
     ///
-    /// When a fifth of the time is left, or a second if that is less, the sockets whose batch has not come
-    /// are all closed at once, and a line in the log (WARN) says how many: the batches take longer than the
-    /// time allows.
+    /// When a fifth of the time is left, or one second if that is less, all sockets of the
+    /// remaining batches are closed at once, and a WARN log line gives their number: the batches
+    /// take longer than the time allows.
     ///
-    /// Sockets that are not closed when the time is up are cut off, with their channels, and the
-    /// report says how many. The channels are given five seconds to end. A socket whose channel blocks its
-    /// thread cannot be cut off; it is waited for a second longer, and no more.
+    /// Sockets that are not closed when the time is up are aborted, with their channels, and the
+    /// report counts them. The channels get five seconds to end. A socket whose channel blocks its
+    /// thread cannot be aborted; the drain waits one more second for it, and no longer.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the sockets go on closing, all at once, and none is cut off.
+    /// If the future is dropped, all remaining sockets are closed at once, and none is aborted.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -285,10 +285,10 @@ impl Endpoint {
                 tracing::warn!(
                     sockets,
                     ?within,
-                    "the drainer's batches do not fit into the time: the rest is closed at once"
+                    "drain batches exceed the time limit: closing the remaining sockets at once"
                 );
             }
-            // The sockets that are left are told to end.
+            // Signals the remaining sockets to end.
             drop(draining);
             hub.tasks.wait().await;
         };
@@ -297,15 +297,15 @@ impl Endpoint {
         let cut_off = left + (hub.unclosed.load(Relaxed) - before);
         if left > 0 {
             hub.cut_off.cancel();
-            // A task that is busy is cut off where it next waits. One that never waits is left alone.
+            // An aborted task ends where it next waits. A task that never waits keeps running.
             let _ = time::timeout(CUT_OFF, hub.tasks.wait()).await;
         }
-        // Those who were here have left by now.
+        // All sockets of this node have left by now.
         hub.end();
         EndpointReport { closed: sockets.saturating_sub(cut_off), cut_off }
     }
 
-    /// Answers a request: a client that wants to connect, or something else.
+    /// Answers a request: a client that connects, or any other request.
     fn answer<B>(&self, request: Request<B>) -> impl Future<Output = Answer> + Send + use<B>
     where
         B: Body + Send + 'static,
@@ -354,7 +354,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let answer = self.answer(request);
         Box::pin(async {
-            // Most answers wait for nothing, and a client may send many requests at once.
+            // Most answers are ready at once, and a client may send many requests at once.
             for _ in 0..REQUEST {
                 consume_budget().await;
             }
@@ -393,10 +393,10 @@ impl Inner {
     }
 }
 
-/// How long before the end of a draining all sockets are closed that are left, at most.
+/// The longest time before the end of a drain when all remaining sockets are closed.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// How long the tasks that are cut off have to be gone.
+/// The time that aborted tasks get to end.
 const CUT_OFF: Duration = Duration::from_secs(1);
 
 impl Drop for Inner {
@@ -416,14 +416,15 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// How an endpoint was drained.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EndpointReport {
-    /// Sockets that were closed in good order.
+    /// Sockets that were closed cleanly.
     pub closed: usize,
-    /// Sockets that were not closed in time, those included whose client did not take what waited for it
-    /// within the five seconds that closing may take, or where it [polls](Mount::longpoll), had not fetched it.
+    /// Sockets that were not closed in time. This includes sockets whose client did not take its
+    /// pending frames within the five seconds that closing may take, and
+    /// [long-polling](Mount::longpoll) clients that had not fetched theirs.
     pub cut_off: usize,
 }
 
@@ -446,13 +447,13 @@ pub struct EndpointBuilder {
     limits: HubLimits,
 }
 
-/// Where a mount is to be served, and how.
+/// The transport and the path of a mount that is still to be built.
 type Asked = (Transport, Result<MountPath, PathError>);
 
-/// Registers a mount's metrics and puts it in its place.
+/// Registers a mount's metrics and builds the mount.
 type Build = Box<dyn FnOnce(&Shared) -> Result<Arc<dyn ErasedMount>, BuildError> + Send>;
 
-/// What the builder says to all mounts.
+/// The endpoint's settings that all mounts share.
 struct Shared {
     telemetry: Telemetry,
     host: Option<String>,
@@ -462,11 +463,11 @@ struct Shared {
 impl EndpointBuilder {
     /// Serves a kind of socket below this path: at `/socket/websocket`, if the path is `/socket`.
     ///
-    /// A segment that begins with a `:` is a variable: it matches any one segment, which is then among
-    /// the [`Params`](crate::Params), in place of a parameter of the same name. If the name begins
-    /// with `_`, it only matches. The first mount that matches wins. Slashes at the ends do not count.
-    /// Something that is no path, such as `/socket?x=1`, is an error of [`build`](Self::build).
-    /// These are the rules of `Phoenix.Endpoint.socket/3`.
+    /// A segment that begins with a `:` is a variable: it matches any one segment, whose value is
+    /// added to the [`Params`](crate::Params) and replaces a parameter of the same name. If the
+    /// name begins with `_`, the segment only matches. The first mount that matches wins. Leading
+    /// and trailing slashes are ignored. An invalid path, such as `/socket?x=1`, is an error of
+    /// [`build`](Self::build). These are the rules of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -509,14 +510,14 @@ impl EndpointBuilder {
         self
     }
 
-    /// The host under which the public reaches the endpoint, which [`CheckOrigin::host`] goes by:
-    /// `example.com`, without scheme and port. This is `url: [host: ..]` of `Phoenix.Endpoint`.
+    /// The public host of the endpoint, which [`CheckOrigin::host`] compares with: `example.com`,
+    /// without scheme and port. This is `url: [host: ..]` of `Phoenix.Endpoint`.
     ///
-    /// A server that browsers reach by a name needs it. Without it, a page has to be from the host that
-    /// its own request asks for, and only `localhost` and IP addresses are accepted: see
+    /// A server that browsers reach by a name needs it. Without it, a page's host has to equal the
+    /// `host` header of its own request, and only `localhost` and IP addresses are accepted: see
     /// [`CheckOrigin::host`].
     ///
-    /// Something that is no host is an error of [`build`](Self::build).
+    /// An invalid host is an error of [`build`](Self::build).
     ///
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
@@ -528,7 +529,7 @@ impl EndpointBuilder {
         self
     }
 
-    /// Which pages may connect, where [`Mount::check_origin`] says nothing else. Default
+    /// Which pages may connect to mounts without a [`Mount::check_origin`] of their own. Default
     /// [`CheckOrigin::host`].
     ///
     /// ```
@@ -542,18 +543,19 @@ impl EndpointBuilder {
         self
     }
 
-    /// How many bytes all sockets together may have received and not handled. Default 256 MiB.
+    /// The maximum number of bytes received and not yet handled, for all sockets together. Default
+    /// 256 MiB.
     ///
-    /// It counts what waits for channels ([`Mount::max_inbox`] bounds that for each socket), messages
-    /// whose end is still to come or of which more is to be decompressed, and the bodies of requests of
-    /// clients that [poll](Mount::longpoll). The first 16 KiB of each socket do not count, and are always received:
-    /// so clients that fill the limit do not stop the others. Beyond these, when the limit is reached, a
-    /// socket is not read from for up to five seconds. Then its events and joins are answered with an error,
-    /// as they are when its own inbox is full; a message that has come in part only closes its socket with
-    /// 1013, and the body of a request is answered with status 408 after its
-    /// [window](crate::LongPoll::window).
+    /// The limit counts messages that wait for channels ([`Mount::max_inbox`] bounds these for each
+    /// socket), incomplete messages and messages that are being decompressed, and the request
+    /// bodies of [long-polling](Mount::longpoll) clients. The first 16 KiB of each socket are not
+    /// counted and are always received, so clients that fill the limit do not stop the others.
+    /// Beyond these, when the limit is reached, a socket is not read from for up to five seconds.
+    /// Then its events and joins are answered with an error, as when its own inbox is full; an
+    /// incomplete message closes its socket with 1013, and a request body is answered with status
+    /// 408 after the mount's [window](crate::LongPoll::window).
     ///
-    /// The gauge `socket.inbox_bytes` shows what counts.
+    /// The gauge `socket.inbox_bytes` shows the counted bytes.
     ///
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
@@ -565,15 +567,17 @@ impl EndpointBuilder {
         self
     }
 
-    /// How many bytes of memory may wait to be written to all sockets together. Default 256 MiB.
+    /// The maximum number of bytes of memory that wait to be written, for all sockets together.
+    /// Default 256 MiB.
     ///
-    /// [`Mount::max_outbox`] bounds what waits for each socket. A broadcast counts once, however many
-    /// sockets it waits for. The first 16 KiB of memory of each socket do not count, which are about 30
-    /// small messages. When the limit is reached, a socket may hold these 16 KiB and the message that is
-    /// being written: with more, its outbox is full, and [`Mount::when_full`] says what becomes of its
-    /// events. Replies may take twice as much; a client that reads none of them for so long is closed.
+    /// [`Mount::max_outbox`] bounds the pending bytes of each socket. A broadcast counts once, for
+    /// any number of sockets. The first 16 KiB of memory of each socket, about 30 small messages,
+    /// are not counted. When the limit is reached, a socket may hold these 16 KiB and the message
+    /// that is being written: beyond that its outbox is full, and [`Mount::when_full`] decides what
+    /// happens to its events. Replies may take twice as much; a client that does not read even
+    /// those is closed.
     ///
-    /// The gauge `socket.outbox_bytes` shows what counts.
+    /// The gauge `socket.outbox_bytes` shows the counted bytes.
     ///
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
@@ -585,12 +589,13 @@ impl EndpointBuilder {
         self
     }
 
-    /// How many sockets may be open, over WebSockets and [polled](Mount::longpoll) together. Default 65,536.
+    /// The maximum number of open sockets, WebSockets and [long-polling](Mount::longpoll) sessions
+    /// together. Default 65,536.
     ///
-    /// A client that comes when there are as many is answered with 503 and `retry-after`, before
-    /// [`Socket::connect`] is called; the official client tries again by itself. It is counted in
-    /// `socket.connects_limited`. What the system allows is another matter: a process often may have no
-    /// more than 1,024 open files.
+    /// At the limit, a new client is answered with 503 and `retry-after`, before
+    /// [`Socket::connect`] is called; the official client tries again by itself. Such clients are
+    /// counted in `socket.connects_limited`. The operating system has limits of its own: a process
+    /// often may have no more than 1,024 open files.
     ///
     /// # Panics
     ///
@@ -602,7 +607,7 @@ impl EndpointBuilder {
     /// # Ok::<(), pipeline_ws_sink::BuildError>(())
     /// ```
     pub fn max_sockets(mut self, sockets: usize) -> Self {
-        assert!(sockets > 0, "an endpoint without sockets refuses every client");
+        assert!(sockets > 0, "max_sockets must be at least 1");
         self.limits.sockets = sockets;
         self
     }
@@ -613,21 +618,22 @@ impl EndpointBuilder {
         self
     }
 
-    /// How broadcasts reach the other nodes of a cluster. Without it, there are none.
+    /// How broadcasts reach the other nodes of a cluster. Without an adapter, the node is alone.
     pub fn adapter(mut self, adapter: impl Adapter) -> Self {
         self.adapter = Some(Arc::new(adapter));
         self
     }
 
-    /// Has the nodes of a cluster tell each other to which topics somebody listens, so that
-    /// [`PubSub::is_online`](crate::PubSub::is_online) knows: of changes here within a broadcast period.
-    /// All nodes have to do so. Without an [`adapter`](Self::adapter) there is nobody to be told, and it
-    /// does nothing.
+    /// Makes the nodes of a cluster share which topics have subscribers, so that
+    /// [`PubSub::is_online`](crate::PubSub::is_online) covers all nodes. Changes are shared within
+    /// one broadcast period. All nodes have to enable it. Without an [`adapter`](Self::adapter) it
+    /// has no effect.
     ///
-    /// A node that ends in good order always says so, whatever
-    /// [`permdown_on_shutdown`](crate::TrackerOptions::permdown_on_shutdown) is: nobody listens there any
-    /// more. While a node is silent that has not said so, every topic counts as one that is listened to,
-    /// for as long as [`permdown_period`](crate::TrackerOptions::permdown_period) says.
+    /// A node that shuts down cleanly always announces it, regardless of
+    /// [`permdown_on_shutdown`](crate::TrackerOptions::permdown_on_shutdown): its topics have no
+    /// subscribers there any more. While a node is silent without having announced its shutdown,
+    /// every topic counts as one with subscribers, for as long as
+    /// [`permdown_period`](crate::TrackerOptions::permdown_period).
     ///
     /// ```
     /// # use pipeline_ws_sink::{Endpoint, TrackerOptions};
@@ -639,7 +645,7 @@ impl EndpointBuilder {
         self
     }
 
-    /// Has a presence know who is on the topics of this endpoint.
+    /// Attaches a presence to this endpoint.
     ///
     /// ```
     /// # use pipeline_ws_sink::{Endpoint, Presence};
@@ -652,17 +658,17 @@ impl EndpointBuilder {
         self
     }
 
-    /// Makes the endpoint.
+    /// Builds the endpoint.
     ///
     /// # Errors
     ///
-    /// [`BuildError`] if a topic pattern, a path, a host, an origin or a subprotocol makes no sense, or
+    /// [`BuildError`] if a topic pattern, a path, a host, an origin or a subprotocol is invalid, or
     /// if two sockets are mounted at one path.
     ///
     /// ```
     /// # use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint};
     /// let builder = Endpoint::builder().check_origin(CheckOrigin::list(["example.com"]));
-    /// assert!(matches!(builder.build(), Err(BuildError::Origin(_))), "it takes `//example.com`");
+    /// assert!(matches!(builder.build(), Err(BuildError::Origin(_))), "write `//example.com`");
     /// ```
     pub fn build(self) -> Result<Endpoint, BuildError> {
         let host = match self.host {
@@ -699,7 +705,7 @@ impl EndpointBuilder {
             if presences[..at].iter().any(|other| other.name() == presence.name()) {
                 return Err(BuildError::PresenceName { name: presence.name().to_owned() });
             }
-            // Before any of them is, so that those that are free stay so.
+            // Checked before any presence is attached, so that an error attaches none.
             if presence.is_attached() {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
@@ -716,19 +722,19 @@ impl EndpointBuilder {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
         }
-        // So that other nodes are known before anybody comes.
+        // Starts replication, so that other nodes are known before clients connect.
         hub.begin_to_talk();
         Ok(Endpoint { inner: Arc::new(Inner { mounts, places, hub }) })
     }
 }
 
-/// What is asked of clients at a mount.
+/// The checks that a mount makes before a client connects.
 fn handshake(options: HandshakeOptions, shared: &Shared) -> Result<Handshake, BuildError> {
     let HandshakeOptions { check_origin, mut subprotocols, auth_token, compress_when, .. } =
         options;
     let check_origin = check_origin.unwrap_or_else(|| shared.check_origin.clone());
     check_origin.checked()?;
-    // Names of subprotocols are tokens, as names of headers are, but for their case.
+    // Subprotocol names are tokens, like header names, except that their case counts.
     let is_token = |name: &&String| HeaderName::from_bytes(name.as_bytes()).is_ok();
     if let Some(name) = subprotocols.iter().find(|name| !is_token(name)) {
         return Err(BuildError::Subprotocol { name: name.clone() });
@@ -753,49 +759,52 @@ impl fmt::Debug for EndpointBuilder {
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// A route's pattern makes no sense.
+    /// A topic pattern of a route is invalid.
     #[error(transparent)]
     Pattern(#[from] PatternError),
-    /// A path makes no sense.
+    /// A path is invalid.
     #[error(transparent)]
     Path(#[from] PathError),
-    /// A list of origins has an entry that makes no sense.
+    /// An entry in a list of origins is invalid.
     #[error(transparent)]
     Origin(#[from] OriginError),
-    /// The public host is no host.
-    #[error("{host:?} is no host: \"example.com\" is one, without scheme and port")]
+    /// The public host is invalid.
+    #[error(
+        "invalid host {host:?}: expected a host such as \"example.com\", without scheme and port"
+    )]
     Host {
-        /// What was given.
+        /// The host that was given.
         host: String,
     },
-    /// A subprotocol's name cannot stand in a header.
-    #[error("the subprotocol {name:?} has characters that cannot stand in a header")]
+    /// A subprotocol's name is not a valid header token.
+    #[error("invalid subprotocol {name:?}: it has characters that are not allowed in a header")]
     Subprotocol {
         /// The name.
         name: String,
     },
-    /// The system has no random numbers, which the tokens of clients that poll are signed with.
-    #[error("the system has no random numbers")]
+    /// The system's random number generator failed. Long-polling tokens are signed with its
+    /// numbers.
+    #[error("the system's random number generator failed")]
     NoRandomness,
-    /// Two presences have one name.
-    #[error("two presences are called {name:?}: give one of them another name")]
+    /// Two presences have the same name.
+    #[error("two presences have the name {name:?}: give one of them another name")]
     PresenceName {
         /// The name.
         name: String,
     },
-    /// A presence belongs to another endpoint.
-    #[error("the presence {name:?} belongs to another endpoint already")]
+    /// A presence is attached to another endpoint.
+    #[error("the presence {name:?} is already attached to another endpoint")]
     PresenceTaken {
-        /// Its name.
+        /// The presence's name.
         name: String,
     },
-    /// What a presence does at which times cannot be kept together.
+    /// The periods of a presence's tracker contradict each other.
     #[error(transparent)]
     Tracker(#[from] TrackerOptionsError),
     /// Two sockets are mounted at one path.
     #[error("two sockets are mounted at {path}")]
     PathTaken {
-        /// The path, transport and all.
+        /// The path, with its transport.
         path: String,
     },
 }

@@ -1,4 +1,4 @@
-//! A kind of socket in its place, without its type.
+//! A mounted kind of socket, with its type erased.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::{
     },
 };
 
-/// A kind of socket in its place, without its type.
+/// A mounted kind of socket, with its type erased.
 #[async_trait]
 pub(crate) trait ErasedMount: Send + Sync {
     async fn accept(
@@ -30,7 +30,7 @@ pub(crate) trait ErasedMount: Send + Sync {
         variables: Variables,
     ) -> Answer;
 
-    /// The same for a client that polls.
+    /// Answers a request of a long-polling client.
     async fn answer_poll(
         self: Arc<Self>,
         hub: Arc<Hub>,
@@ -39,10 +39,10 @@ pub(crate) trait ErasedMount: Send + Sync {
         body: Reading,
     ) -> Answer;
 
-    /// What its sockets and their channels do.
+    /// Snapshots of its sockets and their channels.
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>);
 
-    /// Lets a test connect, or refuses it. Returns the socket's id.
+    /// Connects or refuses a test's client. Returns the socket's id.
     #[cfg(feature = "test-kit")]
     async fn seat(
         self: Arc<Self>,
@@ -52,7 +52,7 @@ pub(crate) trait ErasedMount: Send + Sync {
         seat: Seat,
     ) -> Result<Option<String>, ConnectError>;
 
-    /// Itself, for a test that knows the type.
+    /// The mount as `Any`, for a test that knows the type.
     #[cfg(feature = "test-kit")]
     fn any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync>;
 }

@@ -1,16 +1,16 @@
-//! How much a client may say. Pure.
+//! Rate limits of a client's messages. Pure.
 
 use std::time::Duration;
 
 use crate::token_bucket::Rate;
 
-/// How many events a client may send: so many in the long run, and so many at once.
+/// A rate limit of a client's events: an average rate, and a burst.
 ///
-/// It is a bucket of tokens. An event takes one, and is too many if there is none; the bucket holds
-/// `burst` of them, and is refilled evenly at the rate. What is too many costs nothing, so a client that
-/// goes on sending is let through at the rate.
+/// It is a token bucket. An event takes a token, and is over the limit if there is none; the bucket
+/// holds `burst` tokens and is refilled evenly at the rate. An event over the limit takes no token,
+/// so a client that keeps sending gets through at the rate.
 ///
-/// It is given to [`Mount::event_limit`](crate::Mount::event_limit) and
+/// Used by [`Mount::event_limit`](crate::Mount::event_limit) and
 /// [`Mount::topic_event_limit`](crate::Mount::topic_event_limit).
 ///
 /// ```
@@ -27,27 +27,28 @@ pub struct EventLimit {
     on_excess: OnExcess,
 }
 
-/// What becomes of an event that is too many.
+/// What happens to an event over the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnExcess {
-    /// Its channel does not see it, and the client is answered with an error:
-    /// `{"reason": "rate limited", "retry_after": 250}`, in milliseconds. After these, one event passes.
-    /// An event that asks for no answer is dropped.
+    /// The channel does not receive it, and the client is answered with an error: `{"reason": "rate
+    /// limited", "retry_after": 250}`, in milliseconds. After that time, one event passes. An event
+    /// without a reference is dropped.
     #[default]
     Reply,
-    /// The socket is closed with 1008, and its channels end. The official client connects again, with
-    /// its usual delays, and has a full bucket then. One that polls finds its session gone.
+    /// The socket is closed with 1008, and its channels end. The official client connects again,
+    /// with its usual delays, and then has a full bucket. A long-polling client finds its session
+    /// gone.
     Close,
 }
 
 impl EventLimit {
-    /// So many events a second in the long run, and as many at once, unless [`burst`](Self::burst)
-    /// says otherwise.
+    /// This number of events per second on average, and as many at once, unless
+    /// [`burst`](Self::burst) sets another number.
     ///
     /// # Panics
     ///
-    /// If it is 0, with which nothing would ever pass.
+    /// If it is 0: no event would pass.
     ///
     /// ```
     /// # use pipeline_ws_sink::EventLimit;
@@ -57,12 +58,12 @@ impl EventLimit {
         Self::every(events, Duration::from_secs(1))
     }
 
-    /// So many events a minute in the long run, and as many at once, unless [`burst`](Self::burst)
-    /// says otherwise.
+    /// This number of events per minute on average, and as many at once, unless
+    /// [`burst`](Self::burst) sets another number.
     ///
     /// # Panics
     ///
-    /// If it is 0, with which nothing would ever pass.
+    /// If it is 0: no event would pass.
     ///
     /// ```
     /// # use pipeline_ws_sink::EventLimit;
@@ -73,15 +74,15 @@ impl EventLimit {
     }
 
     const fn every(events: u32, interval: Duration) -> Self {
-        assert!(events > 0, "a limit lets at least one event pass");
+        assert!(events > 0, "an event limit must allow at least one event");
         Self { events, interval, burst: events, on_excess: OnExcess::Reply }
     }
 
-    /// How many may come at once, after a silence.
+    /// How many events may come at once, after a silence.
     ///
     /// # Panics
     ///
-    /// If it is 0, with which nothing would ever pass.
+    /// If it is 0: no event would pass.
     ///
     /// ```
     /// # use pipeline_ws_sink::EventLimit;
@@ -89,12 +90,12 @@ impl EventLimit {
     /// let typing = EventLimit::per_second(5).burst(40);
     /// ```
     pub const fn burst(mut self, events: u32) -> Self {
-        assert!(events > 0, "a limit lets at least one event pass");
+        assert!(events > 0, "an event limit must allow at least one event");
         self.burst = events;
         self
     }
 
-    /// What becomes of events that are too many. Default [`OnExcess::Reply`].
+    /// What happens to events over the limit. Default [`OnExcess::Reply`].
     ///
     /// ```
     /// # use pipeline_ws_sink::{EventLimit, OnExcess};

@@ -1,4 +1,4 @@
-//! What an endpoint's sockets share.
+//! The shared state of an endpoint's sockets.
 
 use std::sync::{Arc, atomic::AtomicUsize};
 
@@ -18,7 +18,7 @@ use crate::{
     tracker::TrackerOptions,
 };
 
-/// What an endpoint's sockets share.
+/// The shared state of an endpoint's sockets.
 pub(crate) struct Hub {
     pub(crate) pubsub: PubSub,
     pub(crate) sockets: Arc<Sockets>,
@@ -29,25 +29,25 @@ pub(crate) struct Hub {
     pub(crate) outboxes: Arc<Outboxes>,
     pub(crate) admissions: Arc<Admissions>,
     pub(crate) endings: Endings,
-    /// Each has a name of its own.
+    /// Each presence has a name of its own.
     pub(crate) presences: Vec<Presence>,
     /// The tasks of all sockets.
     pub(crate) tasks: TaskTracker,
-    /// How many sockets have ended before their client had taken all that was meant for it: the close frame,
-    /// or where it polls, what waited.
+    /// The number of sockets that ended before their client had taken everything: the close frame,
+    /// or a long-polling client's pending messages.
     pub(crate) unclosed: AtomicUsize,
-    /// Ends these tasks where they are.
+    /// Aborts these tasks.
     pub(crate) cut_off: CancellationToken,
 }
 
-/// How much an endpoint's sockets may be and hold together.
+/// The limits of all sockets of an endpoint together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HubLimits {
-    /// How many sockets there may be.
+    /// The maximum number of sockets.
     pub(crate) sockets: usize,
-    /// How many bytes they may have received and not handled.
+    /// The maximum number of bytes received and not handled.
     pub(crate) inboxes: usize,
-    /// How many bytes may wait to be written to them.
+    /// The maximum number of bytes that wait to be written.
     pub(crate) outboxes: usize,
 }
 
@@ -84,8 +84,8 @@ impl Hub {
         }
     }
 
-    /// Starts what runs beside the sockets, unless the endpoint has come to its end meanwhile. For a
-    /// socket that is open.
+    /// Starts the background tasks, unless the endpoint has ended meanwhile. Called for each socket
+    /// that opens.
     pub(crate) fn begin(self: &Arc<Self>) {
         if self.sockets.are_closed() {
             return;
@@ -94,13 +94,13 @@ impl Hub {
         self.begin_to_talk();
     }
 
-    /// Begins to talk with other nodes, if there are any, and if there is where that can run.
+    /// Starts replication between nodes, if there is an adapter and a runtime.
     pub(crate) fn begin_to_talk(&self) {
         self.pubsub.begin();
         self.presences.iter().for_each(Presence::begin);
     }
 
-    /// Ends it, but for what ends by itself.
+    /// Ends the background tasks that do not end by themselves.
     pub(crate) fn end(&self) {
         self.presences.iter().for_each(Presence::end);
         self.pubsub.end();

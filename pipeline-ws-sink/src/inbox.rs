@@ -1,4 +1,4 @@
-//! What sockets have received and not handled yet, in bytes, and how much of it there may be.
+//! The bytes that sockets have received and not handled yet, and their limits.
 
 use std::{
     collections::BTreeMap,
@@ -14,42 +14,42 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// What a socket may hold even when the endpoint's sockets together hold too much, in bytes: so a few
-/// clients that fill the endpoint's limit do not stop the others.
+/// The bytes that a socket may hold even when the endpoint's limit is reached: so a few clients
+/// that fill the limit do not stop the others.
 const SHARE: usize = 16 << 10;
 
-/// What all sockets of an endpoint hold, beyond the [share](SHARE) of each.
+/// The bytes of all sockets of an endpoint, beyond the [share](SHARE) of each.
 #[derive(Debug)]
 pub(crate) struct Inboxes {
-    /// Less than 0 for a moment, when a thread gives back what another is about to add.
+    /// Below 0 for a moment, when one thread subtracts bytes that another is about to add.
     bytes: AtomicIsize,
     limit: usize,
     waiting: Mutex<Waiting>,
 }
 
-/// The tasks that wait for the sockets to hold less. What a task holds itself does not count against it, so
-/// each waits for a number of its own, and is woken at that.
+/// The tasks that wait for the total to fall. The bytes that a task holds itself do not count
+/// against it, so each waits for a number of its own.
 #[derive(Debug, Default)]
 struct Waiting {
-    /// By how much there has to be less than, and by the order in which they came.
+    /// By the number that the total has to fall below, and by the order of arrival.
     tasks: BTreeMap<(usize, u64), Waker>,
-    /// How many there have been.
+    /// The number of tasks that have ever waited.
     count: u64,
 }
 
-/// The place of a task among those that wait.
+/// The place of a waiting task.
 struct Place<'a> {
     all: &'a Inboxes,
     key: (usize, u64),
 }
 
-/// What one socket has received and not handled: messages that wait for their channel or are being
-/// handled, and the beginning of a message whose end is still to come.
+/// The bytes that one socket has received and not handled: messages that wait for their channel or
+/// are being handled, and incomplete messages.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     bytes: AtomicUsize,
     limit: usize,
-    /// Told when there is room again.
+    /// Notified when there is room again.
     room: Notify,
     all: Arc<Inboxes>,
 }
@@ -66,7 +66,7 @@ impl Inboxes {
         Self { bytes: AtomicIsize::new(0), limit, waiting: Mutex::default() }
     }
 
-    /// How much the sockets hold, beyond the share of each.
+    /// The bytes of all sockets, beyond the share of each.
     pub(crate) fn bytes(&self) -> usize {
         usize::try_from(self.bytes.load(SeqCst)).unwrap_or(0)
     }
@@ -84,21 +84,21 @@ impl Inboxes {
     fn give_back(&self, bytes: usize) {
         if bytes > 0 {
             let before = self.bytes.fetch_sub(signed(bytes), SeqCst);
-            // While they hold less than they may, none waits.
+            // Below the limit, no task waits.
             if before >= signed(self.limit) {
                 self.tell(before.saturating_sub_unsigned(bytes));
             }
         }
     }
 
-    /// Wakes the tasks that wait for the sockets to hold no more than this.
+    /// Wakes the tasks that wait for a total of no more than this.
     fn tell(&self, bytes: isize) {
         let enough = usize::try_from(bytes).unwrap_or(0).saturating_add(1);
         let told = self.waiting.lock().tasks.split_off(&(enough, 0));
         told.into_values().for_each(Waker::wake);
     }
 
-    /// A place for a task that waits for the sockets to hold less than so many bytes.
+    /// A place for a task that waits until the total is less than this.
     fn place(&self, less_than: usize) -> Place<'_> {
         let mut waiting = self.waiting.lock();
         waiting.count += 1;
@@ -107,7 +107,7 @@ impl Inboxes {
 }
 
 impl Place<'_> {
-    /// Has this task woken once.
+    /// Registers this task to be woken once.
     fn wait(&self, task: &Waker) {
         let task = task.clone();
         let before = self.all.waiting.lock().tasks.insert(self.key, task);
@@ -123,27 +123,27 @@ impl Drop for Place<'_> {
 }
 
 impl Inbox {
-    /// An empty one. A socket that holds nothing may always receive a message, however large.
+    /// An empty inbox. An empty inbox always accepts a message of any size.
     pub(crate) fn new(limit: usize, all: Arc<Inboxes>) -> Self {
         Self { bytes: AtomicUsize::new(0), limit: limit.max(1), room: Notify::new(), all }
     }
 
-    /// Has so many bytes count, whether there is room or not.
+    /// Counts this number of bytes, whether there is room or not.
     pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Held {
         let mut held = Held { inbox: self.clone(), bytes: 0 };
         held.resize(bytes);
         held
     }
 
-    /// Whether there is room for a message of so many bytes, which are counted already: what the socket holds
-    /// besides is less than it may be, and all sockets of the endpoint hold less than they may besides, or
-    /// this one has no more than its share with it.
+    /// Whether there is room for a message of this size, which is already counted: the socket's
+    /// other bytes are below its limit, and either all other bytes of the endpoint are below the
+    /// endpoint's limit, or this socket is within its share.
     fn has_room_for(&self, bytes: usize) -> bool {
         let besides = self.bytes.load(SeqCst).saturating_sub(bytes);
         besides < self.limit && self.has_shared_room_for(bytes)
     }
 
-    /// The same, whatever the socket itself holds besides.
+    /// Like [`has_room_for`](Self::has_room_for), without the socket's own limit.
     fn has_shared_room_for(&self, bytes: usize) -> bool {
         let all = self.bytes.load(SeqCst);
         let besides = all.saturating_sub(bytes);
@@ -155,12 +155,12 @@ impl Inbox {
         bytes > SHARE && self.all.is_full()
     }
 
-    /// Whether all sockets of the endpoint hold less than they may, or this one no more than its share.
+    /// Whether the endpoint is below its limit, or this socket within its share.
     pub(crate) fn has_shared_room(&self) -> bool {
         !self.is_crowded_out(self.bytes.load(SeqCst))
     }
 
-    /// Waits until all sockets of the endpoint hold less than they may, or this one no more than its share.
+    /// Waits until the endpoint is below its limit, or this socket within its share.
     ///
     /// # Cancel safety
     ///
@@ -169,9 +169,9 @@ impl Inbox {
         self.until(0, || self.has_shared_room()).await;
     }
 
-    /// Waits for room beside so many bytes of the task's own, which is there when this is so.
+    /// Waits until the condition holds. `bytes` are the task's own, which do not count against it.
     async fn until(&self, bytes: usize, is_so: impl Fn() -> bool) {
-        // Most of the time it is.
+        // The usual case.
         if is_so() {
             return;
         }
@@ -179,7 +179,7 @@ impl Inbox {
         loop {
             let mut own = pin!(self.room.notified());
             let is_there = poll_fn(|cx| {
-                // Before looking, so that what is given back in between is not missed.
+                // Registered before the check, so that no release in between is missed.
                 place.wait(cx.waker());
                 let told = own.as_mut().poll(cx).is_ready();
                 if is_so() {
@@ -197,7 +197,7 @@ impl Inbox {
         let before = self.bytes.fetch_sub(bytes, SeqCst);
         let after = before - bytes;
         self.all.give_back(beyond_share(before) - beyond_share(after));
-        // Whoever waits for room has one of these beside the message that it has in hand.
+        // A task that waits for room has other bytes besides the message at hand.
         if before > SHARE || before >= self.limit {
             self.room.notify_waiters();
         }
@@ -205,7 +205,8 @@ impl Inbox {
 }
 
 impl Held {
-    /// Whether there is room for these bytes, beside what the socket and all sockets hold else.
+    /// Whether there is room for these bytes, next to all other bytes of the socket and the
+    /// endpoint.
     pub(crate) fn has_room(&self) -> bool {
         self.inbox.has_room_for(self.bytes)
     }
@@ -219,7 +220,7 @@ impl Held {
         self.inbox.until(self.bytes, || self.has_room()).await;
     }
 
-    /// Waits until there is room for these bytes beside what all sockets hold else, whatever this one does.
+    /// Waits until the endpoint has room for these bytes, regardless of this socket's limit.
     ///
     /// # Cancel safety
     ///
@@ -228,13 +229,13 @@ impl Held {
         self.inbox.until(self.bytes, || self.inbox.has_shared_room_for(self.bytes)).await;
     }
 
-    /// Whether the socket holds twice as much as it may besides these bytes.
+    /// Whether the socket holds twice its limit besides these bytes.
     pub(crate) fn overflow(&self) -> bool {
         let besides = self.inbox.bytes.load(SeqCst).saturating_sub(self.bytes);
         besides >= self.inbox.limit.saturating_mul(2)
     }
 
-    /// Has another number of bytes count in place of these.
+    /// Replaces the number of bytes that count.
     pub(crate) fn resize(&mut self, bytes: usize) {
         let inbox = &self.inbox;
         if bytes > self.bytes {
@@ -254,7 +255,7 @@ impl Drop for Held {
     }
 }
 
-/// No memory is larger.
+/// Converts to a signed number, saturating; no allocation is that large.
 fn signed(bytes: usize) -> isize {
     isize::try_from(bytes).unwrap_or(isize::MAX)
 }
@@ -276,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_inbox_takes_a_message_of_any_size_and_a_full_one_none() {
+    fn an_empty_inbox_accepts_any_size_and_a_full_one_nothing() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let inbox = Arc::new(Inbox::new(100, all));
         let large = inbox.hold(1000);
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_has_its_share_when_others_hold_all_that_the_endpoint_may() {
+    fn a_socket_keeps_its_share_when_others_fill_the_endpoint() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let [greedy, calm] = [(); 2].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
         let held = greedy.hold((1 << 20) + SHARE);
@@ -309,22 +310,22 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_does_not_fit_into_the_share_has_no_room_when_the_endpoint_is_full() {
+    fn a_message_larger_than_the_share_has_no_room_in_a_full_endpoint() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let [greedy, other] = [(); 2].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
         let held = greedy.hold((1 << 20) + SHARE);
         let large = other.hold(1 << 20);
-        assert!(!large.has_room(), "although the socket held nothing before");
+        assert!(!large.has_room(), "although the socket was empty before");
         drop(held);
-        assert!(large.has_room(), "nothing else is held");
+        assert!(large.has_room(), "no other bytes are held");
     }
 
     #[test]
-    fn bytes_that_are_given_back_before_they_are_added_are_no_reason_to_wait() {
+    fn bytes_released_before_they_are_added_cause_no_wait() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let inbox = Arc::new(Inbox::new(4 << 20, all.clone()));
         let held = inbox.hold(2 * SHARE);
-        // Another thread gives back a part of what this one is about to add.
+        // Another thread releases a part of the bytes that this one is about to add.
         all.give_back(2 * SHARE);
         assert_eq!(all.bytes(), 0);
         assert!(inbox.has_shared_room() && held.has_room());
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_that_waits_is_told_of_room_whatever_its_size() {
+    async fn a_waiting_message_of_any_size_is_notified_of_room() {
         let all = Arc::new(Inboxes::new(1 << 30));
         let inbox = Arc::new(Inbox::new(1 << 20, all));
         let (busy, waiting) = (inbox.hold(1 << 20), inbox.hold(1));
@@ -341,13 +342,13 @@ mod tests {
         let mut room = std::pin::pin!(large.room());
         assert!(poll!(&mut room).is_pending());
         drop(busy);
-        // What is held is more than the limit all the time.
+        // The total stays above the limit all the time.
         assert!(poll!(&mut room).is_ready());
         drop(waiting);
     }
 
     #[tokio::test]
-    async fn a_socket_that_waits_is_told_of_room_of_its_own_and_of_the_endpoints() {
+    async fn a_waiting_socket_is_notified_of_its_own_room_and_the_endpoints() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let [one, other] = [(); 2].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
         let (own, message) = (one.hold(4 << 20), one.hold(1));
@@ -368,12 +369,11 @@ mod tests {
         let mut room = std::pin::pin!(message.room());
         assert!(poll!(&mut room).is_pending());
         drop(own);
-        assert!(room.now_or_never().is_some(), "it has its share");
+        assert!(room.now_or_never().is_some(), "the socket has its share");
     }
 
     #[tokio::test]
-    async fn a_large_message_is_told_of_room_although_the_endpoint_holds_more_than_it_may_with_it()
-    {
+    async fn a_large_message_is_notified_of_room_although_it_exceeds_the_limit_itself() {
         let all = Arc::new(Inboxes::new(1 << 20));
         let [poller, other, third] = [(); 3].map(|()| Arc::new(Inbox::new(4 << 20, all.clone())));
         let (_stays, goes) = (other.hold(700 << 10), third.hold(600 << 10));
@@ -381,9 +381,9 @@ mod tests {
         let (mut room, mut shared) = (pin!(body.room()), pin!(body.shared_room()));
         assert!(poll!(&mut room).is_pending() && poll!(&mut shared).is_pending());
         let gone = body.room().now_or_never();
-        assert_eq!((gone, all.waiting.lock().tasks.len()), (None, 2), "one no longer waits");
+        assert_eq!((gone, all.waiting.lock().tasks.len()), (None, 2), "one task no longer waits");
         drop(goes);
-        assert!(all.is_full(), "with the message itself");
+        assert!(all.is_full(), "because of the message itself");
         assert_eq!(all.waiting.lock().tasks.len(), 0);
         assert!(poll!(&mut room).is_ready() && poll!(&mut shared).is_ready());
     }
@@ -402,7 +402,7 @@ mod tests {
         }
     }
 
-    /// Notes that a task was woken.
+    /// Records that a task was woken.
     struct Woken(AtomicBool);
 
     impl Wake for Woken {
@@ -413,7 +413,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_message_that_has_room_is_told_whatever_is_held_and_given_back(
+        fn a_message_with_room_is_notified_in_any_order_of_changes(
             sizes in prop::collection::vec(1..3 * SHARE, 3),
             steps in prop::collection::vec((0..3usize, 0..3 * SHARE), 1..50),
         ) {
@@ -444,7 +444,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_held_is_what_was_not_given_back(
+        fn held_bytes_are_those_not_released(
             steps in prop::collection::vec((0..3usize, 0..3 * SHARE), 1..50),
         ) {
             let all = Arc::new(Inboxes::new(1 << 20));

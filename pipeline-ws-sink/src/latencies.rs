@@ -1,29 +1,31 @@
-//! How long something took, of many samples. Pure.
+//! A histogram of durations. Pure.
 
 use std::{fmt, time::Duration};
 
-/// So many buckets for each doubling of the time, as a power of two.
+/// The number of buckets for each doubling of the time, as a power of two.
 const PRECISION: u32 = 5;
 
-/// Bits of an `f64` after those that say which bucket it is in.
+/// The bits of an `f64` below those that select the bucket.
 const BELOW: u32 = f64::MANTISSA_DIGITS - 1 - PRECISION;
 
-/// Where the second bucket begins: about a microsecond. The first has all that took less.
+/// The lower bound of the second bucket: about a microsecond. The first bucket has all shorter
+/// times.
 const SMALLEST: f64 = 1.0 / 1024.0;
 
-/// Up to a little more than an hour; the last bucket has all that took longer.
+/// Covers a little more than an hour; the last bucket has all longer times.
 const DOUBLINGS: usize = 32;
 
-/// How many buckets there are.
+/// The number of buckets.
 pub(crate) const BUCKETS: usize = DOUBLINGS << PRECISION;
 
-/// How long something took, of many samples.
+/// A histogram of durations.
 ///
-/// The times are counted in buckets, 32 for each doubling, so what is read from it is within 1.6 % of
-/// a time that was measured, between a microsecond and an hour. It takes eight kilobytes at most,
-/// however many samples there are.
+/// Times are counted in buckets, 32 for each doubling, so its results are within 1.6 % of a
+/// measured time, between a microsecond and an hour. It takes eight kilobytes at most, for any
+/// number of samples.
 ///
-/// It is cumulative. What came between two looks is the later one [since](Self::since) the earlier.
+/// It is cumulative. The samples between two snapshots are the later one [since](Self::since) the
+/// earlier.
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,22 +44,22 @@ pub(crate) const BUCKETS: usize = DOUBLINGS << PRECISION;
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Latencies {
-    /// Without the buckets at the end that are empty.
+    /// Without the empty buckets at the end.
     buckets: Vec<u64>,
     count: u64,
 }
 
 impl Latencies {
-    /// How many samples there are.
+    /// The number of samples.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// The time that so large a part of the samples did not exceed: the median for 0.5, the 99th
+    /// The time that this part of the samples did not exceed: the median for 0.5, the 99th
     /// percentile for 0.99. `None` without samples.
     ///
-    /// Below 0 is the same as 0, the shortest; above 1 the same as 1, the longest.
+    /// A value below 0 counts as 0, the shortest time; above 1 as 1, the longest.
     #[must_use]
     pub fn quantile(&self, part: f64) -> Option<Duration> {
         if self.count == 0 {
@@ -70,7 +72,7 @@ impl Latencies {
                 return Some(middle(bucket));
             }
         }
-        // So many that an `f64` does not tell their number exactly.
+        // Reached only with more samples than an `f64` can count exactly.
         self.max()
     }
 
@@ -80,7 +82,7 @@ impl Latencies {
         Some(middle(self.buckets.len().checked_sub(1)?))
     }
 
-    /// The samples that are not in an earlier look at the same.
+    /// The samples that are not in an earlier snapshot of the same histogram.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let before = earlier.buckets.iter().chain(std::iter::repeat(&0));
@@ -88,7 +90,7 @@ impl Latencies {
         Self::of_buckets(counts.map(|(now, before)| now.saturating_sub(*before)))
     }
 
-    /// Adds the samples of another.
+    /// Adds the samples of another histogram.
     pub fn merge(&mut self, other: &Self) {
         if self.buckets.len() < other.buckets.len() {
             self.buckets.resize(other.buckets.len(), 0);
@@ -99,7 +101,7 @@ impl Latencies {
         self.count += other.count;
     }
 
-    /// How many are in each bucket, from the first on.
+    /// From the counts of the buckets, from the first on.
     pub(crate) fn of_buckets(counts: impl Iterator<Item = u64>) -> Self {
         let mut buckets: Vec<u64> = counts.collect();
         let used = buckets.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1);
@@ -141,10 +143,10 @@ impl fmt::Debug for Latencies {
     }
 }
 
-/// Which bucket so many milliseconds belong to.
+/// The bucket of a time in milliseconds.
 ///
-/// The bits of a positive `f64` grow with it, and the upper ones are its exponent and the beginning of
-/// its digits: they number the buckets as they are.
+/// The bits of a positive `f64` grow with it, and the upper ones are its exponent and the first
+/// digits of its mantissa: they number the buckets directly.
 pub(crate) fn bucket(milliseconds: f64) -> usize {
     let beyond = (milliseconds.to_bits() >> BELOW).saturating_sub(SMALLEST.to_bits() >> BELOW);
     usize::try_from(beyond).map_or(BUCKETS - 1, |beyond| beyond.min(BUCKETS - 1))
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_counted_at_its_end() {
+    fn times_out_of_range_count_in_the_outermost_buckets() {
         let times =
             [Duration::ZERO, Duration::from_nanos(1), Duration::from_secs(1 << 40), Duration::MAX];
         let latencies: Latencies = times.into_iter().collect();
@@ -197,14 +199,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_sample_is_told_within_a_sixty_fourth(nanos in 1_000u64..3_600_000_000_000) {
+        fn a_sample_is_read_within_a_sixty_fourth(nanos in 1_000u64..3_600_000_000_000) {
             let real = Duration::from_nanos(nanos);
             let latencies: Latencies = [real].into_iter().collect();
             prop_assert!(off_by(latencies.max().unwrap(), real) <= 1.0 / 64.0);
         }
 
         #[test]
-        fn what_came_since_is_what_was_added(
+        fn samples_since_a_snapshot_are_those_added(
             earlier in prop::collection::vec(0u64..10_000_000_000, 0..30),
             later in prop::collection::vec(0u64..10_000_000_000, 0..30),
         ) {

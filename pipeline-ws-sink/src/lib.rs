@@ -1,25 +1,25 @@
 //! The server side of the Phoenix Channels protocol: sockets, channels, topics and broadcasts.
 //!
-//! A client connects once, by a WebSocket, and joins *topics* on it, such as `user:42`. For each
-//! topic it has a *channel* on the server, which decides whether it may join, answers its events,
-//! and pushes to it. Anyone who holds the [`Endpoint`] can *broadcast* to all that have joined a
-//! topic. The official JavaScript client, npm's `phoenix`, works with it unmodified.
+//! A client connects once, by WebSocket, and joins *topics* on that connection, such as `user:42`.
+//! For each joined topic the server has a *channel*, which authorizes the join, answers the
+//! client's events and pushes to it. Any holder of the [`Endpoint`] can *broadcast* to all clients
+//! that have joined a topic. The official JavaScript client, npm's `phoenix`, works unmodified.
 //!
-//! A broadcast is encoded once, and its frame is shared by all sockets. The way of a push can be
-//! timed to the moment when the operating system has taken its last byte, for each socket on its
-//! own; see [`Endpoint::broadcast_timed`].
+//! A broadcast is encoded once, and all sockets share its frame. A push can be timed up to the
+//! moment when the operating system has taken its last byte, for each socket separately; see
+//! [`Endpoint::broadcast_timed`].
 //!
-//! A client that does not keep up harms no one: what waits for it is bounded, and when there is too
-//! much, it is disconnected, to connect again, or whatever else [`WhenFull`] says. A pipeline that ends
-//! in a [`PubSub::pusher`] can wait for its clients: then its demand follows their room. How much a client
-//! may say is limited where [`Mount::event_limit`] does so.
+//! A slow client does not harm the others: its outbox is bounded. When the outbox is full, the
+//! client is disconnected so that it connects again, or [`WhenFull`] selects another policy. A
+//! pipeline that ends in a [`PubSub::pusher`] can wait for its clients: its demand then follows the
+//! room in their outboxes. [`Mount::event_limit`] limits the rate of events from a client.
 //!
-//! [`Presence`] knows who is on a topic, on which device, and tells all who are; and a pipeline can ask
-//! [whether anybody listens](PubSub::only_online), before it works for people who are away. Nodes know of
-//! each other through an [`Adapter`].
+//! [`Presence`] tracks who is on a topic, on which device, and sends changes to all clients on that
+//! topic. A pipeline can ask [whether a topic has subscribers](PubSub::only_online) and skip work
+//! for offline users. The nodes of a cluster are connected by an [`Adapter`].
 //!
-//! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames. Those that
-//! cannot keep a WebSocket open may poll instead: see [`LongPoll`].
+//! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames.
+//! Clients that cannot keep a WebSocket open may use long polling instead: see [`LongPoll`].
 //!
 //! ```no_run
 //! use pipeline_ws_sink::{
@@ -69,20 +69,21 @@
 //!
 //! # Which pages may connect
 //!
-//! A browser lets any page open a socket to any server. So by default only pages from the endpoint's
-//! own host are let in, the one given to [`EndpointBuilder::host`]; see [`CheckOrigin`]. Behind a
-//! proxy that asks with another `host` header than the browser did, that has to be set.
+//! A browser lets any page open a socket to any server. By default, therefore, only pages from the
+//! endpoint's own host may connect, which is the host given to [`EndpointBuilder::host`]; see
+//! [`CheckOrigin`]. Set the host behind a proxy that sends another `host` header than the browser
+//! did.
 //!
 //! # TLS
 //!
-//! Most often TLS ends in a proxy, which passes plain HTTP on to the endpoint. It has to let upgrades
-//! through, and to keep a silent connection for longer than 30 seconds, after which clients send a
-//! heartbeat. The scheme and the port that the endpoint sees are then not those of the public, so
-//! pages are told apart by [`CheckOrigin::host`] or [`CheckOrigin::list`].
+//! TLS usually ends in a proxy, which passes plain HTTP on to the endpoint. The proxy has to let
+//! upgrades through and keep a silent connection open for longer than 30 seconds, the interval of
+//! the clients' heartbeats. The endpoint does not see the public scheme and port, so check origins
+//! with [`CheckOrigin::host`] or [`CheckOrigin::list`].
 //!
-//! An endpoint can also be served over TLS itself, or over any other stream, by any server that
-//! supports HTTP upgrades. Here with rustls and hyper; the server tells the endpoint what it cannot
-//! see by itself:
+//! An endpoint can also be served over TLS directly, or over any other stream, by any server that
+//! supports HTTP upgrades. This example uses rustls and hyper; the server passes on the peer's
+//! address and the scheme, which the endpoint cannot see:
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -101,7 +102,7 @@
 //!         let (stream, peer) = listener.accept().await?;
 //!         let (acceptor, endpoint) = (acceptor.clone(), endpoint.clone());
 //!         tokio::spawn(async move {
-//!             // Who does not get through the handshake is gone.
+//!             // A connection that fails the TLS handshake is dropped.
 //!             let Ok(stream) = acceptor.accept(stream).await else { return };
 //!             let service = service_fn(|mut request: Request<Incoming>| {
 //!                 request.extensions_mut().insert(PeerAddr(peer));
@@ -115,15 +116,16 @@
 //! }
 //! ```
 //!
-//! A plain TCP stream is written to by whichever task broadcasts, as long as nothing waits there;
-//! any other stream only by the socket's own task.
+//! Broadcasting tasks write to a plain TCP stream directly while its outbox is empty; any other
+//! stream is written to only by the socket's own task.
 //!
 //! # Features
 //!
-//! - `axum`: [`ConnectInfo`] finds the peer's address and the whole path of a request where axum
-//!   keeps them. Off by default; sockets work behind axum without it.
-//! - `jwt`: `JwtVerifier`, for JSON Web Tokens where [`Signer`] has tokens of Phoenix. Off by default.
-//! - `test-kit`: what tests of channels need: `testkit`. Off by default.
+//! - `axum`: [`ConnectInfo`] takes the peer's address and the full request path from axum's
+//!   extensions. Off by default; sockets work behind axum without it.
+//! - `jwt`: `JwtVerifier`, for JSON Web Tokens, where [`Signer`] is for Phoenix tokens. Off by
+//!   default.
+//! - `test-kit`: the module `testkit`, for tests of channels. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 // Moments and durations: see clippy.toml.

@@ -1,18 +1,19 @@
-//! A listener that is fit for many clients at once.
+//! A TCP listener for many clients at once.
 
 use std::{io, net::SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket, ToSocketAddrs, lookup_host};
 
-/// How many clients may wait to be accepted. The default of 128 overflows when a server comes back
-/// and its clients with it; those that find no place try again after a second.
+/// How many connections may wait to be accepted. The default of 128 overflows when a server
+/// restarts and all its clients connect again; connections over the limit are retried after a
+/// second.
 const BACKLOG: u32 = 4096;
 
-/// Listens at an address, with room for a rush of clients.
+/// Listens at an address, with a backlog for many clients that connect at once.
 ///
 /// # Errors
 ///
-/// Those of looking the address up, and of binding to it.
+/// Errors of the address lookup, and of binding to the address.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -23,7 +24,8 @@ const BACKLOG: u32 = 4096;
 /// # }
 /// ```
 pub async fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
-    let mut last = io::Error::new(io::ErrorKind::InvalidInput, "the address stands for no host");
+    let mut last =
+        io::Error::new(io::ErrorKind::InvalidInput, "address did not resolve to any host");
     for address in lookup_host(address).await? {
         match bind(address) {
             Ok(listener) => return Ok(listener),
@@ -35,7 +37,7 @@ pub async fn listen(address: impl ToSocketAddrs) -> io::Result<TcpListener> {
 
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A server that is started again finds its port free, although old connections linger.
+    // A restarted server can bind its port although old connections linger.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

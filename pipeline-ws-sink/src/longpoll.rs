@@ -1,29 +1,31 @@
-//! How clients that poll are served.
+//! The options of long polling.
 
 use std::time::Duration;
 
-/// After how long the official client no longer waits for an answer to its poll.
+/// How long the official client waits for the answer to a poll.
 const GIVES_UP: Duration = Duration::from_secs(20);
 
-/// Long polling: how clients connect that cannot keep a WebSocket open, for instance behind a proxy
-/// that does not let one through. Off, unless a mount is [given it](crate::Mount::longpoll).
+/// Long polling: for clients that cannot keep a WebSocket open, for instance behind a proxy that
+/// does not support it. Off, unless a mount [enables it](crate::Mount::longpoll).
 ///
-/// The client asks for its messages again and again, and each time waits until there are some. What
-/// it says itself comes in requests of their own. The official client does this by choice, or by
-/// itself when a WebSocket fails: see its option `longPollFallbackMs`.
+/// The client polls for its messages, and each poll waits until there are some. The client's own
+/// messages are sent in separate requests. The official client uses long polling by choice, or as a
+/// fallback when a WebSocket fails: see its option `longPollFallbackMs`.
 ///
 /// The client's session lives between its requests, in this process: behind a load balancer, all
-/// requests of a client have to come to one server. The token that names the session is signed with
-/// a key that the endpoint makes when it is built, so after a restart clients connect anew.
+/// requests of a client have to reach the same server. The token that names the session is signed
+/// with a key that the endpoint generates when it is built, so after a restart clients connect
+/// anew.
 ///
-/// An answer that does not reach its client is lost, with the messages in it, where the server does not
-/// see that the connection broke. The official client then begins a new session and joins its channels
-/// again, so what has to arrive is for `join` to tell. Where the server sees it, the messages wait for
-/// the next poll.
+/// If an answer does not reach its client and the server does not notice the broken connection, the
+/// messages in it are lost. The official client then begins a new session and joins its channels
+/// again, so `join` should send the messages that must not be lost. If the server notices, the
+/// messages wait for the next poll.
 ///
-/// The same limits hold as for a WebSocket: how large a message may be, how many are taken in a second, how
-/// much may wait, and what happens when more does. A client may send eight requests at once that say
-/// something, more than the official one ever does; the next is answered with 429. Binary messages cannot be sent to a client that polls; they are left out.
+/// The limits of a WebSocket apply here too: the size of a message, the number of messages per
+/// second, the size of the outbox, and the policy when it is full. A client may have eight requests
+/// with messages in progress, more than the official client ever has; the next is answered with
+/// 429. Binary messages cannot be sent to a long-polling client; they are dropped.
 ///
 /// ```
 /// # use pipeline_ws_sink::*;
@@ -52,19 +54,20 @@ impl LongPoll {
         }
     }
 
-    /// Where it is, below the path of the mount. Default `/longpoll`, where the official client looks
+    /// The path below the path of the mount. Default `/longpoll`, where the official client looks
     /// for it. It may have variables, as [`Mount::path`](crate::Mount::path) may.
     pub fn path(mut self, path: &str) -> Self {
         path.clone_into(&mut self.path);
         self
     }
 
-    /// How long a poll waits for messages, how long the body of a request may take to come, and how long a
-    /// client waits for all that it sends in one to be taken. Default ten seconds. It has to be less than 20,
-    /// after which the official client gives up.
+    /// How long a poll waits for messages, how long a request's body may take to arrive, and how
+    /// long a request waits until all of its messages are accepted. Default ten seconds. It has to
+    /// be shorter than 20 seconds, after which the official client gives up.
     ///
-    /// A session that is not polled for one and a half windows ends. With [`Duration::MAX`] a poll waits
-    /// until there is something, and no session ends for want of polls: that is for clients of one's own.
+    /// A session that is not polled for one and a half windows ends. With [`Duration::MAX`] a poll
+    /// waits until there is a message, and no session ends for lack of polls: use it only with
+    /// clients of your own.
     ///
     /// # Panics
     ///
@@ -78,44 +81,44 @@ impl LongPoll {
     /// let often = LongPoll::new().window(Duration::from_secs(5));
     /// ```
     pub fn window(mut self, window: Duration) -> Self {
-        assert!(!window.is_zero(), "a session with a window of no time ends at once");
+        assert!(!window.is_zero(), "window must be longer than zero");
         assert!(
             window < GIVES_UP || window == Duration::MAX,
-            "a window is shorter than 20 seconds, after which the official client gives up: {window:?}"
+            "window must be shorter than 20 seconds, when the official client gives up: {window:?}"
         );
         self.window = window;
         self
     }
 
-    /// How many clients may have a session at once. Default 10,000. A client beyond that is answered
-    /// with 503 before `connect` is asked, and counted in `socket.polled_refused`; the official client
-    /// tries again by itself.
+    /// How many clients may have a session at once. Default 10,000. Further clients are answered
+    /// with 503 before `connect` is called, and counted in `socket.polled_refused`; the official
+    /// client tries again by itself.
     ///
     /// A session takes several kilobytes and outlives its connection by up to one and a half
-    /// [windows](Self::window), so without a bound one client could open any number of them.
+    /// [windows](Self::window), so without a limit one client could open any number of them.
     ///
     /// # Panics
     ///
-    /// If it is zero: every client that polls would be refused.
+    /// If it is zero: every long-polling client would be refused.
     ///
     /// ```
     /// # use pipeline_ws_sink::LongPoll;
     /// let few = LongPoll::new().max_sessions(500);
     /// ```
     pub fn max_sessions(mut self, sessions: usize) -> Self {
-        assert!(sessions > 0, "a mount without sessions refuses every client that polls");
+        assert!(sessions > 0, "max_sessions must be at least 1");
         self.max_sessions = sessions;
         self
     }
 
-    /// How long the token of a session is good for, in whole seconds. Default two weeks; then the client gets
-    /// a new session.
+    /// How long a session's token is valid, in whole seconds. Default two weeks; then the client
+    /// gets a new session.
     ///
     /// # Panics
     ///
     /// If it is less than a second: no request would find its session.
     pub fn max_age(mut self, max_age: Duration) -> Self {
-        assert!(max_age.as_secs() > 0, "a token is good for a second at least: {max_age:?}");
+        assert!(max_age.as_secs() > 0, "max_age must be at least one second: {max_age:?}");
         self.max_age = max_age;
         self
     }

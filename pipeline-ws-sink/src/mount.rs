@@ -21,8 +21,8 @@ use crate::{
     tracker::TRACKERS,
 };
 
-/// How long a client may be silent itself, unless something else is set: a little more than two heartbeats
-/// of the official client.
+/// The default of [`Mount::heard_within`]: a little more than two heartbeats of the official
+/// client.
 const HEARD_WITHIN: Duration = Duration::from_secs(65);
 
 /// A [`Socket`] with the channels that can be joined on it.
@@ -59,7 +59,7 @@ pub struct Mount<S> {
     refused: Option<PatternError>,
 }
 
-/// What can be set for a kind of socket.
+/// The options of a kind of socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MountOptions {
     pub(crate) limits: Limits,
@@ -71,7 +71,7 @@ pub(crate) struct MountOptions {
     pub(crate) compress: bool,
     pub(crate) timeout: Duration,
     heard_within: Option<Duration>,
-    /// How many frames of a client are read in a second.
+    /// How many frames of a client are read per second.
     pub(crate) max_frames: u32,
     pub(crate) drainer: Drainer,
     event_limit: Option<EventLimit>,
@@ -80,24 +80,24 @@ pub(crate) struct MountOptions {
 }
 
 impl MountOptions {
-    /// How long a client may be silent itself.
+    /// The limit of the client's own silence.
     pub(crate) fn heard_within(&self) -> Duration {
         self.heard_within.unwrap_or_else(|| self.timeout.max(HEARD_WITHIN))
     }
 }
 
-/// What can be set for how a kind of socket is connected to.
+/// The handshake options of a kind of socket.
 #[derive(Clone, Debug)]
 pub(crate) struct HandshakeOptions {
-    /// Where the WebSocket is, below the mount.
+    /// The path of the WebSocket below the mount.
     pub(crate) path: String,
-    /// Where those are served that poll, if they are.
+    /// The options of long polling, if it is served.
     pub(crate) longpoll: Option<LongPoll>,
-    /// The endpoint's, if none is set.
+    /// The mount's origin check, in place of the endpoint's.
     pub(crate) check_origin: Option<CheckOrigin>,
     pub(crate) subprotocols: Vec<String>,
     pub(crate) auth_token: bool,
-    /// For which clients messages are compressed, if not for all who offer it.
+    /// Selects the clients with compressed messages; without it, all clients that offer it.
     pub(crate) compress_when: Option<CompressWhen>,
 }
 
@@ -112,7 +112,7 @@ impl fmt::Debug for CompressWhen {
 }
 
 impl<S: Socket> Mount<S> {
-    /// A kind of socket without channels.
+    /// Creates a mount without channels.
     pub fn new(socket: S) -> Self {
         let options = MountOptions {
             limits: Limits { frame: usize::MAX, message: 1 << 20 },
@@ -141,12 +141,11 @@ impl<S: Socket> Mount<S> {
         Self { socket, options, handshake, filter, routes: Vec::new(), refused: None }
     }
 
-    /// Routes topics to a kind of channel. A pattern is a topic, or the beginning of one and a `*`.
+    /// Routes topics to a kind of channel. A pattern is a topic, or a prefix followed by `*`.
     ///
-    /// A `*` anywhere else is an error of
-    /// [`EndpointBuilder::build`](crate::EndpointBuilder::build), and so are a variable such as `{id}` and a
-    /// pattern that this mount has already. A pattern that is never reached, because one before it matches
-    /// all of its topics, is told in a line of the log (WARN).
+    /// A `*` anywhere else, a variable such as `{id}`, and a pattern that this mount already has
+    /// are errors of [`EndpointBuilder::build`](crate::EndpointBuilder::build). A pattern that is
+    /// never reached, because an earlier one matches all of its topics, is logged at WARN.
     pub fn channel<C>(self, pattern: &str) -> Self
     where
         C: Channel<Socket = S, Config = ()>,
@@ -154,7 +153,7 @@ impl<S: Socket> Mount<S> {
         self.channel_with::<C>(pattern, ())
     }
 
-    /// Routes topics to a kind of channel, and gives this to every join.
+    /// Routes topics to a kind of channel, with a configuration that every join receives.
     pub fn channel_with<C>(mut self, pattern: &str, config: C::Config) -> Self
     where
         C: Channel<Socket = S>,
@@ -170,12 +169,11 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Where the WebSocket is, below the path that this is mounted at. Default `/websocket`, where
-    /// the official client looks for it.
+    /// The path of the WebSocket, below the path of the mount. Default `/websocket`, where the
+    /// official client looks for it.
     ///
-    /// It may have variables, as that path may; see
-    /// [`EndpointBuilder::mount`](crate::EndpointBuilder::mount). This is the option `:path` of
-    /// `Phoenix.Endpoint.socket/3`.
+    /// The path may have variables; see [`EndpointBuilder::mount`](crate::EndpointBuilder::mount).
+    /// This is the option `:path` of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -189,7 +187,7 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Serves clients that poll too, beside the WebSocket: see [`LongPoll`]. By default none are.
+    /// Serves long polling in addition to the WebSocket: see [`LongPoll`]. Off by default.
     ///
     /// This is the option `:longpoll` of `Phoenix.Endpoint.socket/3`.
     ///
@@ -205,8 +203,8 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Which pages may connect. Default: what
-    /// [`EndpointBuilder::check_origin`](crate::EndpointBuilder::check_origin) says.
+    /// Which pages may connect. Default: the endpoint's
+    /// [`check_origin`](crate::EndpointBuilder::check_origin).
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -219,12 +217,13 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// The subprotocols that are spoken on this socket, the preferred ones first. None by default.
+    /// The subprotocols of this socket, the preferred ones first. None by default.
     ///
-    /// A client that offers some is answered with the first of these that it offers, or refused with
-    /// 403 if there is none. A client that offers nothing is let in. With an empty list, offers are
-    /// ignored; a browser that made one then gives up. A name that cannot stand in a header is an
-    /// error of [`EndpointBuilder::build`](crate::EndpointBuilder::build).
+    /// A client that offers subprotocols is answered with the first in this list that it offers, or
+    /// refused with 403 if it offers none of them. A client that offers nothing may connect. With
+    /// an empty list, offers are ignored; a browser that made one then gives up. A name that is not
+    /// a valid header token is an error of
+    /// [`EndpointBuilder::build`](crate::EndpointBuilder::build).
     ///
     /// This is the option `:subprotocols` of `Phoenix.Endpoint.socket/3`.
     ///
@@ -239,15 +238,15 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Whether to take a token out of the offered subprotocols, which is where the official client
-    /// puts its `authToken`: there is no other header that a browser lets a page write, and a query
-    /// ends up in logs. Default no.
+    /// Whether to extract a token from the offered subprotocols, where the official client puts its
+    /// `authToken`: a browser lets a page write no other header, and queries end up in logs.
+    /// Default `false`.
     ///
-    /// The token is in [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token). Whether it is
-    /// there and any good is for `connect` to say; only a token that is not base64 of a text is
-    /// refused here, with 403. The subprotocol `phoenix`, which the client offers beside it, is spoken
-    /// in addition to [`subprotocols`](Self::subprotocols). A client that polls sends its token in the
-    /// header `x-phoenix-authtoken`, as it is.
+    /// The token is in [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token). `connect`
+    /// decides whether it is required and valid; only a token that is not the base64 of a text is
+    /// refused before, with 403. The subprotocol `phoenix`, which the client offers along with the
+    /// token, is supported in addition to [`subprotocols`](Self::subprotocols). A long-polling
+    /// client sends its token unencoded in the header `x-phoenix-authtoken`.
     ///
     /// This is the option `:auth_token` of `Phoenix.Endpoint.socket/3`, since Phoenix 1.8.
     ///
@@ -271,25 +270,25 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How many channels a client may have at once. Default 100; a join beyond it is refused.
+    /// The maximum number of channels of a client. Default 100; further joins are refused.
     ///
     /// # Panics
     ///
     /// If it is zero: no client could join anything.
     pub fn max_channels(mut self, channels: usize) -> Self {
-        assert!(channels > 0, "a client that may have no channels can join nothing");
+        assert!(channels > 0, "max_channels must be at least 1");
         self.options.max_channels = channels;
         self
     }
 
-    /// How much a client may say, on all topics together: events, whether anybody has joined their
-    /// topic or not, and joins. By default there is no limit.
+    /// The rate limit of a client's messages on all topics together: events, on joined topics and
+    /// others, and joins. By default there is no limit.
     ///
-    /// Heartbeats and leaves are never too many. A join that is too many is refused like an event, and
-    /// the official client tries again by itself. It is the socket that is limited: who connects again
-    /// begins anew, and how often somebody may connect is for [`Socket::connect`] to say.
+    /// Heartbeats and leaves are never limited. A join over the limit is refused like an event, and
+    /// the official client tries again by itself. The limit applies to the socket: a client that
+    /// connects again starts afresh. Limit the rate of connections in [`Socket::connect`].
     ///
-    /// What was too many is counted in `socket.events_limited`.
+    /// Messages over the limit are counted in `socket.events_limited`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -302,13 +301,13 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How much a client may say on each topic that it has joined. By default there is no limit.
+    /// The rate limit of a client's events on each joined topic. By default there is no limit.
     ///
-    /// An event has to be within this limit and that of the [socket](Self::event_limit), if both are
-    /// set; one that is refused counts for neither. Joins count for the socket only. A topic that is
-    /// left and joined again has said what it has said: it is remembered for as long as that makes a
-    /// difference, for twice as many topics as may be [joined](Self::max_channels). What is said on
-    /// others meanwhile is too much.
+    /// If both limits are set, an event has to be within this limit and that of the
+    /// [socket](Self::event_limit); an event that is refused counts for neither. Joins count for
+    /// the socket only. Leaving and joining a topic again does not reset its limit: it is
+    /// remembered as long as it makes a difference, for twice as many topics as may be
+    /// [joined](Self::max_channels). Events on further topics are over the limit meanwhile.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -321,29 +320,30 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How large a message of a client may be, in bytes: all its fragments together, after it has
-    /// been decompressed. Default 1 MiB; a client that sends more is closed with 1009. For a client that
-    /// [polls](Self::longpoll) it is how much it may send in one request; one with more is answered with
-    /// 400.
+    /// The maximum size of a client's message in bytes: all its fragments together, after
+    /// decompression. Default 1 MiB; a client that sends more is closed with 1009. For a
+    /// [long-polling](Self::longpoll) client it is the maximum size of a request's body; a larger
+    /// one is answered with 400.
     ///
-    /// Memory for a message is taken as its bytes come, and not as its header announces them. So with
-    /// [`usize::MAX`] it is what clients really send that is bounded by nothing but memory.
+    /// Memory for a message is allocated as its bytes arrive, not as its header announces them.
+    /// With [`usize::MAX`], only memory bounds the size of a message.
     ///
     /// # Panics
     ///
     /// If it is zero: every client would be closed.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
-        assert!(bytes > 0, "a client that may send messages of no bytes can say nothing");
+        assert!(bytes > 0, "max_message_size must be at least 1");
         self.options.limits.message = bytes;
         self
     }
 
-    /// How large a frame of a client may be, in bytes, with its header and its mask: with 1024, the
-    /// longest text in one frame has 1016. By default there is no limit but that of
-    /// [messages](Self::max_message_size); a client that sends more is closed with 1009.
+    /// The maximum size of a client's frame in bytes, with its header and its mask: with 1024, the
+    /// longest text in one frame has 1016 bytes. By default only the limit of
+    /// [messages](Self::max_message_size) applies; a client that sends a larger frame is closed
+    /// with 1009.
     ///
-    /// This is `max_frame_size` of Phoenix's WebSocket transport. A message may come in several
-    /// frames, and be larger than this.
+    /// This is `max_frame_size` of Phoenix's WebSocket transport. A message of several frames may
+    /// be larger than this.
     ///
     /// # Panics
     ///
@@ -359,19 +359,19 @@ impl<S: Socket> Mount<S> {
     /// let mount = Mount::new(UserSocket).max_frame_size(64 << 10).max_message_size(256 << 10);
     /// ```
     pub fn max_frame_size(mut self, bytes: usize) -> Self {
-        assert!(bytes > 6, "a client's frame has 7 bytes at least, with its header and its mask");
+        assert!(bytes > 6, "max_frame_size must be at least 7: header and mask take 6 bytes");
         self.options.limits.frame = bytes;
         self
     }
 
-    /// Whether messages are compressed, both ways, for clients that offer it: permessage-deflate,
-    /// RFC 7692. Default `false`; offers are ignored then.
+    /// Whether messages are compressed in both directions, for clients that offer it:
+    /// permessage-deflate, RFC 7692. Default `false`; offers are then ignored.
     ///
-    /// It takes time to compress, about as much as everything else together, and saves bytes: it is
-    /// for large payloads and narrow lines. Each message is compressed on its own, and a broadcast
-    /// once for all who want it so. What is small, or does not shrink, is sent as it is. A secret and
-    /// text that an attacker chooses should not stand in the same message, because its length tells
-    /// whether they are alike.
+    /// Compression takes about as much time as everything else together and saves bytes: use it for
+    /// large payloads and narrow connections. Each message is compressed separately, and a
+    /// broadcast once for all clients with compression. Messages that are small or do not shrink
+    /// are sent uncompressed. Do not put a secret and attacker-chosen text into the same message:
+    /// its length tells whether they are alike.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -387,12 +387,13 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Compresses messages as [`compress`](Self::compress) does, but only for clients for which this
-    /// returns true. For clients that offer compression and get it wrong: some versions of Safari keep
-    /// the window of their compressor from one message to the next although they are told not to, and
-    /// are closed with 1002.
+    /// Compresses messages as [`compress`](Self::compress) does, but only for clients for which
+    /// this returns true. It excludes clients that offer compression and implement it wrongly: some
+    /// versions of Safari keep the window of their compressor from one message to the next although
+    /// the negotiation forbids it, and are closed with 1002.
     ///
-    /// It runs for every client that connects, so it should be quick. A panic means no.
+    /// The function runs for every client that connects, so it should be quick. A panic counts as
+    /// `false`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -411,29 +412,30 @@ impl<S: Socket> Mount<S> {
         self.compress(true)
     }
 
-    /// How long a connection may be silent, both ways. Default 60 seconds; then it is closed with
-    /// 1002. The official client sends a heartbeat every 30 seconds. With [`Duration::MAX`], it may be for
-    /// ever. For a client that polls, it is [`LongPoll::window`] that counts.
+    /// How long a connection may be silent in both directions. Default 60 seconds; then it is
+    /// closed with 1002. The official client sends a heartbeat every 30 seconds. With
+    /// [`Duration::MAX`] there is no limit. For a long-polling client, [`LongPoll::window`] applies
+    /// instead.
     ///
-    /// What the server sends counts here, so a client that has gone is found by
+    /// Frames that the server sends count too, so a client that has gone is detected by
     /// [`heard_within`](Self::heard_within).
     ///
     /// # Panics
     ///
     /// If it is zero: every client would be closed at once.
     pub fn timeout(mut self, silence: Duration) -> Self {
-        assert!(!silence.is_zero(), "a client that may not be silent at all is closed at once");
+        assert!(!silence.is_zero(), "timeout must be longer than zero");
         self.options.timeout = silence;
         self
     }
 
-    /// How long the client itself may be silent, whatever it is sent. Default 65 seconds, or
-    /// [`timeout`](Self::timeout) if that is longer; then it is closed with 1002.
+    /// How long the client itself may be silent, regardless of the frames sent to it. Default 65
+    /// seconds, or [`timeout`](Self::timeout) if that is longer; then it is closed with 1002.
     ///
-    /// What the server sends to a client that has gone, such as a phone without a network, is taken by the
-    /// operating system for many minutes. Only what is heard shows that a client is there; the official one
-    /// sends a heartbeat every 30 seconds. Clients that send none need a longer time, or
-    /// [`Duration::MAX`], with which they may be silent for ever.
+    /// Frames for a client that has gone, such as a phone without a network, are taken by the
+    /// operating system for many minutes. Only received frames show that a client is there; the
+    /// official client sends a heartbeat every 30 seconds. Clients without heartbeats need a longer
+    /// time, or [`Duration::MAX`], which sets no limit.
     ///
     /// # Panics
     ///
@@ -447,25 +449,28 @@ impl<S: Socket> Mount<S> {
     /// # }
     /// ```
     pub fn heard_within(mut self, silence: Duration) -> Self {
-        assert!(!silence.is_zero(), "a client that may not be silent at all is closed at once");
+        assert!(!silence.is_zero(), "heard_within must be longer than zero");
         self.options.heard_within = Some(silence);
         self
     }
 
-    /// How many frames of one client are read in a second, in the long run. Default 2,000. A client that
-    /// sends more is not read from until it is within its rate, so it is slowed down and loses nothing.
+    /// How many frames of one client are read per second, on average. Default 2,000. A client that
+    /// sends more is not read from until it is within its rate: it is slowed down and loses
+    /// nothing.
     ///
-    /// All frames count, heartbeats, leaves, pings and fragments too, and each counts for one more for every
-    /// 8 KiB that it has after it has been decompressed. A compressed one counts for one more, or for as many
-    /// more as it has blocks and times 512 bytes before it is decompressed, or times 32 KiB after. A client
-    /// may be ahead by what it may send in ten seconds. What it sends after the server has closed the socket
-    /// is read no faster.
+    /// All frames count, including heartbeats, leaves, pings and fragments. Each frame counts for
+    /// one more for every 8 KiB of its decompressed size. A compressed frame counts for one more,
+    /// or for as many more as it has blocks and times 512 bytes before decompression, or times 32
+    /// KiB after it. A client may be ahead by ten seconds' worth of frames. Frames that arrive
+    /// after the server has closed the socket are read at the same rate.
     ///
-    /// For a client that [polls](Self::longpoll), each message counts as a frame does. One that is slowed down
-    /// for longer than a [window](LongPoll::window) is told that the rest was not taken.
+    /// For a [long-polling](Self::longpoll) client, each message counts as a frame does. A client
+    /// that is slowed down for longer than a [window](LongPoll::window) is answered that the rest
+    /// was not accepted.
     ///
-    /// Clients that behave well never meet this limit; it bounds the work that one client can cause. How often one was not read from is counted in `socket.reads_paused`, with the reason `rate`.
-    /// With `u32::MAX` there is hardly a limit.
+    /// Clients that behave well never reach this limit; it bounds the work that one client can
+    /// cause. Pauses are counted in `socket.reads_paused`, with the reason `rate`. With `u32::MAX`
+    /// there is practically no limit.
     ///
     /// # Panics
     ///
@@ -478,23 +483,24 @@ impl<S: Socket> Mount<S> {
     /// # }
     /// ```
     pub fn max_frames(mut self, a_second: u32) -> Self {
-        assert!(a_second > 0, "a client of which no frames are read can say nothing");
+        assert!(a_second > 0, "max_frames must be at least 1");
         self.options.max_frames = a_second;
         self
     }
 
-    /// How many bytes of one client may have been received and not handled: what waits for its channels and
-    /// what they are handling, with 256 bytes more for each message. Default 4 MiB. A client that has
-    /// nothing waiting may always send a message, however large.
+    /// The maximum number of bytes received from one client and not yet handled: messages that wait
+    /// for its channels or are being handled, plus 256 bytes for each message. Default 4 MiB. A
+    /// client with an empty inbox may always send a message, of any size.
     ///
-    /// Events for a channel that is busy wait here, while other channels, heartbeats and leaves go on. When
-    /// it is full, the client is not read from, for five seconds at most. Then its events and joins are
-    /// answered with an error, `{"reason": "too many messages are waiting"}`, until there is room; so
-    /// heartbeats are answered, and a client that has gone is noticed, however long a channel takes. They
-    /// are counted in `socket.events_limited`, with the reason `inbox`.
+    /// Events for a busy channel wait here, while other channels, heartbeats and leaves are
+    /// handled. When the inbox is full, the client is not read from, for five seconds at most. Then
+    /// its events and joins are answered with an error, `{"reason": "too many messages are
+    /// waiting"}`, until there is room; so heartbeats are answered, and a client that has gone is
+    /// noticed, however long a channel takes. Refused messages are counted in
+    /// `socket.events_limited`, with the reason `inbox`.
     ///
-    /// What all sockets of an endpoint hold is bounded by
-    /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
+    /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes) bounds the inboxes of
+    /// all sockets of an endpoint.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -507,34 +513,34 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How much may wait to be written to one client. Default 16,384 frames and 4 MiB; what happens
-    /// beyond that is for [`when_full`](Self::when_full) to say.
+    /// The maximum size of one client's outbox. Default 16,384 frames and 4 MiB;
+    /// [`when_full`](Self::when_full) decides what happens beyond that.
     ///
-    /// Only what the client's socket does not take waits: a sender that finds no room writes what
-    /// waits first, so a client that reads can be sent any number of events in a loop. The limits are
-    /// for what waits behind the message that is being written, and no message counts for more than
-    /// half of the bytes: so none is too large to be sent. Replies, and what else the client waits
-    /// for, may take twice as much. A message for one client alone counts for the memory that it takes,
-    /// which is about 500 bytes at least, and a broadcast for its length. (For the endpoint, both count
-    /// for their memory.)
+    /// A frame waits in the outbox only if the client's socket does not take it: a sender that
+    /// finds no room first writes the pending frames, so any number of events can be sent in a loop
+    /// to a client that reads. The limits apply to the frames behind the message that is being
+    /// written, and no message counts for more than half of the bytes, so no message is too large
+    /// to be sent. Replies, and other messages that the client waits for, may take twice as much. A
+    /// message for one client alone counts for its memory, about 500 bytes at least, and a
+    /// broadcast for its length. (For the endpoint's limit, both count for their memory.)
     ///
-    /// A loop that does not yield keeps a client from reading that lives on the same thread, and one
-    /// that polls from fetching. Then what the system's buffers do not hold is all that is left. Over
-    /// TLS the same holds when all threads of the runtime are busy, or when it has only the one: what
-    /// the stream says of its socket is what the runtime has last heard of it. To wait for clients in a
-    /// loop, use [`PubSub::send`](crate::PubSub::send).
+    /// A loop that does not yield keeps a client on the same thread from reading, and a
+    /// long-polling client from fetching. Only the system's buffers and the outbox then take its
+    /// events. Over TLS the same is true when all threads of the runtime are busy, or when it has
+    /// only one: the stream's readiness is then as old as the runtime's last poll. To wait for
+    /// clients in a loop, use [`PubSub::send`](crate::PubSub::send).
     ///
-    /// What waits for all sockets of an endpoint is bounded by
-    /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes).
+    /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes) bounds the outboxes
+    /// of all sockets of an endpoint.
     pub fn max_outbox(mut self, frames: usize, bytes: usize) -> Self {
         self.options.outbox = OutboxLimits { frames, bytes };
         self
     }
 
-    /// What happens when a client falls further behind than [`max_outbox`](Self::max_outbox) allows:
-    /// when that much waits, and its socket takes no more.
-    /// By default it is closed with 1011, and the official client connects again. What waited for it
-    /// is dropped, and counted in `socket.frames_dropped`.
+    /// What happens when a client falls further behind than [`max_outbox`](Self::max_outbox)
+    /// allows: its outbox is full and its socket takes no more. By default the client is closed
+    /// with 1011, and the official client connects again. Its pending frames are dropped and
+    /// counted in `socket.frames_dropped`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -550,12 +556,14 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How long a client may be behind. Default 30 seconds; with [`Duration::MAX`] there is no limit.
+    /// How long a client may be behind. Default 30 seconds; with [`Duration::MAX`] there is no
+    /// limit.
     ///
-    /// A client is closed with 1011, and counted in `socket.closed_slow`, when frames wait for it and
-    /// its socket has taken nothing for so long. And with [`WhenFull::Wait`], when its outbox has been
-    /// full for so long, and has not been half empty in between: senders wait for one push after the
-    /// other, and would wait for ever for a client that is always a little too slow.
+    /// A client is closed with 1011, and counted in `socket.closed_slow`, when frames are pending
+    /// and its socket has taken none of them for this long. With [`WhenFull::Wait`] it is also
+    /// closed when its outbox has been full for this long without being half empty in between:
+    /// otherwise senders, which wait for one push after the other, would wait without end for a
+    /// client that is always a little too slow.
     ///
     /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not held
     /// against clients if the deadline passes during the stop, and the stop ends more than a second after it.
@@ -573,8 +581,8 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// In which steps the sockets are closed when the endpoint
-    /// [drains](crate::Endpoint::drain). Default 10,000 channels every two seconds.
+    /// The batches in which sockets are closed when the endpoint [drains](crate::Endpoint::drain).
+    /// Default 10,000 channels every two seconds.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -590,10 +598,11 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Which parameters of clients may stand in the log. By default, all but those whose names tell
-    /// of a secret, such as `password` and `token`: [`ParamFilter`] has the list.
+    /// Which parameters of clients may be logged. By default, all but parameters whose names suggest
+    /// a secret, such as `password` and `token`: [`ParamFilter`] has the list.
     ///
-    /// Those of `connect` are logged at level `INFO`, those of joins and events at `DEBUG`.
+    /// The parameters of `connect` are logged at level `INFO`, those of joins and events at
+    /// `DEBUG`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
@@ -606,7 +615,7 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Registers the metrics of all channels, and closes the table.
+    /// Registers the metrics of all channels, and builds the routing table.
     pub(crate) fn into_routes(self, telemetry: &Telemetry) -> Result<(S, Routes<S>), PatternError> {
         if let Some(error) = self.refused {
             return Err(error);
@@ -619,7 +628,7 @@ impl<S: Socket> Mount<S> {
                     socket,
                     pattern = shown(pattern),
                     before = shown(before),
-                    "a channel's topic pattern is never reached"
+                    "topic pattern is never reached: an earlier pattern matches its topics"
                 );
             }
         }
@@ -659,7 +668,7 @@ pub(crate) struct Routes<S> {
     max_channels: usize,
 }
 
-/// A route whose joins are counted.
+/// A route with its metrics.
 pub(crate) struct RegisteredRoute<S> {
     pattern: TopicPattern,
     pub(crate) channel: Arc<dyn ErasedChannel<S>>,
@@ -667,15 +676,15 @@ pub(crate) struct RegisteredRoute<S> {
 }
 
 impl<S> Routes<S> {
-    /// The first route that matches, and the topic as it sees it.
+    /// The first route that matches, and the topic as that route sees it.
     pub(crate) fn find(&self, topic: &str) -> Option<(Topic, &RegisteredRoute<S>)> {
         if topic.starts_with(TRACKERS) {
-            return None; // what nodes say to each other is not for clients
+            return None; // topics of node-to-node messages are closed to clients
         }
         self.routes.iter().find_map(|route| Some((route.pattern.matches(topic)?, route)))
     }
 
-    /// What the channels of each route do, at the mount of this path.
+    /// Snapshots of the channels of each route, at the mount of this path.
     pub(crate) fn snapshots<'a>(
         &'a self,
         path: &'a str,
@@ -691,7 +700,7 @@ impl<S> Routes<S> {
         })
     }
 
-    /// What clients may say, if that is limited.
+    /// The rate limits of clients, if there are any.
     pub(crate) fn limits(&self) -> Option<&session::Limits> {
         let limits = &self.limits;
         (limits.socket.is_some() || limits.topic.is_some()).then_some(limits)

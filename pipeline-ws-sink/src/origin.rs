@@ -4,13 +4,13 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use thiserror::Error;
 
-/// Which pages may open sockets, judged by the `origin` header that browsers send.
+/// Which pages may open sockets, by the `origin` header that browsers send.
 ///
 /// A browser lets any page open a socket to any server, and sends the server's cookies along. So a
-/// server that trusts anything the browser adds by itself has to look at where the page is from. A
-/// request without the header is always let in: it is not from a browser's page.
+/// server that trusts anything that the browser adds by itself has to check the page's origin. A
+/// request without the header is always allowed: it is not from a browser's page.
 ///
-/// Whoever is refused gets status 403, and an error in the log says what was expected.
+/// Refused clients receive status 403, and an ERROR log line says what was expected.
 ///
 /// The semantics are those of `check_origin` in `Phoenix.Endpoint`, with one difference in
 /// [`host`](Self::host).
@@ -42,7 +42,7 @@ enum Rule {
     Off,
 }
 
-/// An entry of a list: what it does not name, it does not constrain.
+/// An entry of a list. Parts that it does not name are not compared.
 #[derive(Clone, Debug)]
 struct Entry {
     scheme: Option<String>,
@@ -59,14 +59,15 @@ enum HostPattern {
 }
 
 impl CheckOrigin {
-    /// Pages from the endpoint's own host, whatever their scheme and their port. This is the default.
+    /// Allows pages from the endpoint's own host, with any scheme and port. This is the default.
     ///
-    /// The host is the one given to [`EndpointBuilder::host`](crate::EndpointBuilder::host). If none
-    /// was given, it is the one in the request's own `host` header, provided that this is `localhost`
-    /// or an IP address. A name would prove nothing: whoever owns `evil.com` can point it at any
-    /// server, one behind a firewall too, and a page from there then sends `host: evil.com` itself
-    /// (DNS rebinding). So a server that is reached by a name has to be told the name. Phoenix lets
-    /// everyone in if no host is configured, but configures `localhost` by default.
+    /// The host is the one given to [`EndpointBuilder::host`](crate::EndpointBuilder::host). If
+    /// none was given, it is the host in the request's own `host` header, provided that this is
+    /// `localhost` or an IP address. A name would prove nothing: the owner of `evil.com` can point
+    /// it at any server, one behind a firewall too, and a page from there then sends `host:
+    /// evil.com` itself (DNS rebinding). So a server that is reached by a name has to be configured
+    /// with that name. Phoenix allows all pages if no host is configured, but configures
+    /// `localhost` by default.
     ///
     /// ```
     /// # use pipeline_ws_sink::{CheckOrigin, Endpoint};
@@ -79,7 +80,7 @@ impl CheckOrigin {
         Self(Rule::Host)
     }
 
-    /// Pages from any of these origins.
+    /// Allows pages from any of these origins.
     ///
     /// - `https://example.com` is this scheme, this host, and the scheme's own port.
     /// - `//example.com:8080` is this host and port, with any scheme.
@@ -98,11 +99,11 @@ impl CheckOrigin {
         Self(Rule::List(entries.into_iter().map(|entry| Entry::parse(entry.as_ref())).collect()))
     }
 
-    /// Pages whose scheme, host and port are those of the request itself.
+    /// Allows pages whose scheme, host and port are those of the request itself.
     ///
-    /// Host and port are read from the `host` header. The scheme is `http`, unless the server says
-    /// otherwise: one that speaks TLS itself puts [`http::uri::Scheme::HTTPS`] into the request's
-    /// extensions. Behind a proxy that ends TLS, this is not of use; see [`list`](Self::list).
+    /// Host and port are read from the `host` header. The scheme is `http`, unless the server sets
+    /// another: a server that speaks TLS itself puts [`http::uri::Scheme::HTTPS`] into the
+    /// request's extensions. Behind a proxy that terminates TLS, use [`list`](Self::list) instead.
     ///
     /// ```
     /// # use pipeline_ws_sink::CheckOrigin;
@@ -113,7 +114,7 @@ impl CheckOrigin {
         Self(Rule::Connection)
     }
 
-    /// Pages for which this returns true.
+    /// Allows pages for which this function returns true.
     ///
     /// It runs for every client that connects, so it should be quick. A panic refuses the client.
     ///
@@ -128,7 +129,7 @@ impl CheckOrigin {
         Self(Rule::Function(Arc::new(allows)))
     }
 
-    /// All pages. For sockets that ask for a token which other pages cannot have.
+    /// Allows all pages. For sockets that require a token which other pages cannot have.
     ///
     /// ```
     /// # use pipeline_ws_sink::CheckOrigin;
@@ -147,7 +148,7 @@ impl CheckOrigin {
         }
     }
 
-    /// Whether a page may open a socket, or else what would have been expected of it.
+    /// Whether a page may open a socket. The error says what was expected.
     pub(crate) fn check(&self, origin: &Origin, own: &Own<'_>) -> Result<(), String> {
         let allowed = match &self.0 {
             Rule::Host => own.public_host().is_some() && own.public_host() == origin.host(),
@@ -169,9 +170,9 @@ impl CheckOrigin {
         match &self.0 {
             Rule::Host => match own.public_host() {
                 Some(host) if own.configured.is_some() => {
-                    format!("the host {host}, as EndpointBuilder::host says")
+                    format!("the host {host}, set by EndpointBuilder::host")
                 }
-                Some(host) => format!("the host {host}; EndpointBuilder::host sets another"),
+                Some(host) => format!("the host {host}; set another with EndpointBuilder::host"),
                 None => {
                     "the host that EndpointBuilder::host sets: none is set, and then only pages \
                          of localhost and of IP addresses connect"
@@ -187,7 +188,7 @@ impl CheckOrigin {
                 let port = own.port.map(|port| format!(":{port}")).unwrap_or_default();
                 format!("{}://{}{port}", own.scheme, own.host.as_deref().unwrap_or_default())
             }
-            Rule::Function(_) => "what the function allows".to_owned(),
+            Rule::Function(_) => "an origin that the function allows".to_owned(),
             Rule::Off => "anything".to_owned(),
         }
     }
@@ -214,7 +215,7 @@ impl fmt::Debug for CheckOrigin {
 
 /// An entry of a list of origins has no host.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("the origin {entry:?} has no host: \"//example.com\" and \"https://example.com\" have one")]
+#[error("the origin {entry:?} has no host: expected \"//example.com\" or \"https://example.com\"")]
 pub struct OriginError {
     entry: String,
 }
@@ -222,7 +223,7 @@ pub struct OriginError {
 impl Entry {
     fn parse(text: &str) -> Result<Self, OriginError> {
         let Origin { scheme, host, port, text } = Origin::parse(text);
-        // What we are told may be written in any case; browsers write hosts in lower case.
+        // Configuration may use any case; browsers send hosts in lower case.
         let host = host.map(|host| host.to_ascii_lowercase());
         let host = match host {
             Some(host) => match host.strip_prefix("*.") {
@@ -250,7 +251,7 @@ impl Entry {
     }
 }
 
-/// Where a page is from: an `origin` header, taken apart.
+/// The origin of a page: a parsed `origin` header.
 ///
 /// ```
 /// # use pipeline_ws_sink::CheckOrigin;
@@ -287,14 +288,14 @@ impl Origin {
         self.scheme.as_deref()
     }
 
-    /// The host, as it was sent: browsers send it in lower case. An IPv6 address is without its
-    /// brackets. A page that is from nowhere, such as a file, has none.
+    /// The host as it was sent: browsers send it in lower case. An IPv6 address has no brackets. A
+    /// page without an origin, such as a file, has none.
     #[must_use]
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }
 
-    /// The port; the scheme's own if none was sent.
+    /// The port; the scheme's default port if none was sent.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
@@ -302,13 +303,13 @@ impl Origin {
 }
 
 impl fmt::Display for Origin {
-    /// What was sent.
+    /// Writes the header as it was sent.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-/// What a request says of the server it is meant for.
+/// The server's own host and scheme, by configuration and by the request.
 #[derive(Clone, Debug)]
 pub(crate) struct Own<'a> {
     /// The host that the endpoint is configured with.
@@ -319,7 +320,7 @@ pub(crate) struct Own<'a> {
 }
 
 impl<'a> Own<'a> {
-    /// `authority` is what a `host` header says.
+    /// `authority` is the value of the `host` header.
     pub(crate) fn new(
         configured: Option<&'a str>,
         scheme: &'a str,
@@ -332,15 +333,16 @@ impl<'a> Own<'a> {
         Self { configured, scheme, host, port }
     }
 
-    /// The host that pages have to be from. One that only the request names has to be such that
-    /// nobody else can have a page there.
+    /// The host that pages have to be from. A host that only the request names has to be one where
+    /// an attacker cannot have a page.
     fn public_host(&self) -> Option<&str> {
         self.configured
             .or_else(|| self.host.as_deref().filter(|host| is_localhost_or_address(host)))
     }
 }
 
-/// A host as the builder takes it: a name or an address, and nothing else. IPv6 without its brackets.
+/// Parses a host for the builder: a name or an address, and nothing else. IPv6 without its
+/// brackets.
 pub(crate) fn parse_host(host: &str) -> Option<String> {
     let is_v6 = host.parse::<std::net::Ipv6Addr>().is_ok();
     let host = if is_v6 { format!("[{host}]") } else { host.to_ascii_lowercase() };
@@ -350,7 +352,8 @@ pub(crate) fn parse_host(host: &str) -> Option<String> {
     }
 }
 
-/// Host and port of `user@host:port`. None without a host, or if the port is no number.
+/// Splits `user@host:port` into host and port. `None` without a host, or if the port is not a
+/// number.
 fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let authority = authority.rsplit_once('@').map_or(authority, |(_user, host)| host);
     let (host, port) = match authority.strip_prefix('[') {
@@ -392,7 +395,7 @@ mod tests {
 
     use super::*;
 
-    /// What a rule says to each of these, at an endpoint whose host is `localhost`.
+    /// Asserts the rule's answer for each origin, at an endpoint whose host is `localhost`.
     fn all(rule: &CheckOrigin, allowed: bool, origins: &[&str]) {
         let own = Own::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
         for origin in origins {
@@ -416,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_configured_host_a_name_that_anyone_may_own_is_not_trusted() {
+    fn without_a_configured_host_a_host_name_is_not_trusted() {
         let check = |host: &str| {
             let own = Own::new(None, "http", Some(host));
             CheckOrigin::host().check(&Origin::parse(&format!("http://{host}")), &own)
@@ -439,14 +442,14 @@ mod tests {
     }
 
     #[test]
-    fn c_024_who_is_from_nowhere_is_refused() {
+    fn c_024_a_page_without_an_origin_is_refused() {
         let nowhere = ["null", "", "localhost", "localhost:4010", "file://", "http:localhost"];
         all(&CheckOrigin::host(), false, &nowhere);
         all(&list(), false, &nowhere);
     }
 
     #[test]
-    fn c_025_what_is_in_the_list_is_let_in() {
+    fn c_025_origins_in_the_list_are_allowed() {
         all(
             &list(),
             true,
@@ -455,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn c_026_what_an_entry_names_has_to_be_so() {
+    fn c_026_all_parts_that_an_entry_names_have_to_match() {
         all(
             &list(),
             false,
@@ -464,17 +467,17 @@ mod tests {
     }
 
     #[test]
-    fn c_027_a_wildcard_is_everything_below_a_host_and_the_host() {
+    fn c_027_a_wildcard_matches_a_host_and_everything_below_it() {
         all(&list(), true, &["http://a.wild.test", "http://a.b.wild.test:81", "http://wild.test"]);
     }
 
     #[test]
-    fn c_028_a_wildcard_is_not_what_ends_alike() {
+    fn c_028_a_wildcard_does_not_match_a_mere_suffix() {
         all(&list(), false, &["http://badwild.test", "http://evil.test", "HTTPS://SECURE.TEST"]);
     }
 
     #[test]
-    fn c_029_the_connection_has_to_be_the_same_in_all_three() {
+    fn c_029_scheme_host_and_port_of_the_connection_have_to_match() {
         let rule = CheckOrigin::connection();
         all(&rule, true, &["http://127.0.0.1:4010"]);
         let others =
@@ -487,24 +490,24 @@ mod tests {
     }
 
     #[test]
-    fn c_030_a_function_decides_by_the_parts() {
+    fn c_030_a_function_decides_by_the_parts_of_an_origin() {
         let rule = CheckOrigin::function(|origin| origin.host() == Some("allowed.test"));
         all(&rule, true, &["http://allowed.test:77", "https://allowed.test"]);
         all(&rule, false, &["http://other.test", "null"]);
     }
 
     #[test]
-    fn c_031_everyone_is_let_in_when_it_is_off() {
+    fn c_031_all_origins_are_allowed_when_the_check_is_off() {
         all(&CheckOrigin::off(), true, &["http://evil.test", "null", ""]);
     }
 
     #[test]
-    fn without_a_configured_host_it_is_the_one_that_the_request_asks_for() {
+    fn without_a_configured_host_the_host_of_the_request_counts() {
         let rule = CheckOrigin::host();
         let own = Own::new(None, "http", Some("LocalHost:4000"));
         assert!(rule.check(&Origin::parse("https://localhost"), &own).is_ok());
         let refused = rule.check(&Origin::parse("https://evil.test"), &own);
-        let expected = "the host localhost; EndpointBuilder::host sets another";
+        let expected = "the host localhost; set another with EndpointBuilder::host";
         assert_eq!(refused, Err(expected.to_owned()));
         let nameless = Own::new(None, "http", None);
         assert!(rule.check(&Origin::parse("null"), &nameless).is_err());
@@ -516,10 +519,10 @@ mod tests {
         let evil = Origin::parse("http://evil.test");
         let own = Own::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
         let cases = [
-            (CheckOrigin::host(), "the host localhost, as EndpointBuilder::host says"),
+            (CheckOrigin::host(), "the host localhost, set by EndpointBuilder::host"),
             (CheckOrigin::list(["//a.test", "//*.b.test"]), "one of //a.test, //*.b.test"),
             (CheckOrigin::connection(), "http://127.0.0.1:4010"),
-            (CheckOrigin::function(|_| false), "what the function allows"),
+            (CheckOrigin::function(|_| false), "an origin that the function allows"),
         ];
         for (rule, expected) in cases {
             assert_eq!(rule.check(&evil, &own), Err(expected.to_owned()));
@@ -531,8 +534,8 @@ mod tests {
         for entry in ["example.com", "https://", "", "*.example.com", "//*.", "https:example.com"] {
             let error = CheckOrigin::list(["//ok.test", entry]).checked().unwrap_err();
             let expected = format!(
-                "the origin {entry:?} has no host: \"//example.com\" and \"https://example.com\" \
-                 have one"
+                "the origin {entry:?} has no host: expected \"//example.com\" or \
+                 \"https://example.com\""
             );
             assert_eq!(error.to_string(), expected);
         }
@@ -541,7 +544,7 @@ mod tests {
     }
 
     #[test]
-    fn origins_are_taken_apart() {
+    fn origins_are_parsed_into_parts() {
         let parts = |text: &str| {
             let Origin { scheme, host, port, .. } = Origin::parse(text);
             (scheme.unwrap_or_default(), host.unwrap_or_default(), port.unwrap_or_default())
@@ -567,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn a_public_host_is_a_host_and_nothing_else() {
+    fn a_public_host_has_no_scheme_port_or_path() {
         for (host, parsed) in [
             ("example.com", "example.com"),
             ("Example.COM", "example.com"),

@@ -9,11 +9,12 @@ use crate::protocol::{
     query::{self, QueryError},
 };
 
-/// The parameters that a client connects with: the query of its request, and the variables of the
-/// path that its socket is mounted at.
+/// The parameters of a client's connection: the query of its request, and the variables of the path
+/// that its socket is mounted at.
 ///
 /// Names may nest, as the official client nests them: `a[b]=c` is an object, `l[]=1&l[]=2` a list.
-/// All leaves are strings. The version of the protocol, `vsn`, is among them. This is how
+/// All leaves are strings. The protocol version, `vsn`, is one of the parameters. The decoding is
+/// that of `Plug.Conn.Query`.
 /// `Plug.Conn.Query` decodes.
 ///
 /// A query with more than 1000 parameters, or nested deeper than 32, or that is not percent-encoded
@@ -23,7 +24,7 @@ use crate::protocol::{
 /// # use pipeline_ws_sink::Params;
 /// use serde_json::json;
 ///
-/// // What `?user=42&device[kind]=phone` is decoded to.
+/// // The parameters of `?user=42&device[kind]=phone`.
 /// let params = Params::from_iter([
 ///     ("user".to_owned(), json!("42")),
 ///     ("device".to_owned(), json!({ "kind": "phone" })),
@@ -37,7 +38,7 @@ use crate::protocol::{
 pub struct Params(Map<String, Value>);
 
 impl Params {
-    /// The parameters of a request. Variables of the path win over those of the query.
+    /// The parameters of a request. Variables of the path replace those of the query.
     pub(crate) fn decode(
         query: &str,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -47,7 +48,7 @@ impl Params {
         Ok(Self(params))
     }
 
-    /// The value of a parameter that is a string; the last one, if it was given several times.
+    /// The value of a parameter that is a string; the last value, if there are several.
     ///
     /// ```
     /// # use pipeline_ws_sink::Params;
@@ -59,7 +60,7 @@ impl Params {
         self.0.get(name)?.as_str()
     }
 
-    /// The value of a parameter that has to be there, and has to be a string.
+    /// The value of a required parameter that is a string.
     ///
     /// # Errors
     ///
@@ -78,15 +79,16 @@ impl Params {
         self.get(name).ok_or_else(|| MissingParam { name: name.into() })
     }
 
-    /// All parameters as a type of one's own.
+    /// Deserializes all parameters into a type of your own.
     ///
-    /// A leaf is read as what the type asks for: a number, `true` or `false`, the name of a variant.
-    /// Below `#[serde(flatten)]` and `#[serde(untagged)]`, where serde does not say what it asks for,
-    /// it is a string.
+    /// A leaf is parsed as the expected type: a number, `true` or `false`, the name of a variant.
+    /// Below `#[serde(flatten)]` and `#[serde(untagged)]`, where serde does not pass the expected
+    /// type, it is a string.
     ///
     /// # Errors
     ///
-    /// [`ParamsError`] if they do not fit; as the error of a `connect`, it refuses the client.
+    /// [`ParamsError`] if they do not match the type; as the error of a `connect`, it refuses the
+    /// client.
     ///
     /// ```
     /// # use pipeline_ws_sink::{Params, ParamsError};
@@ -120,23 +122,24 @@ impl Params {
     }
 }
 
-/// For tests of a [`Socket::connect`](crate::Socket::connect): what a query would be decoded to.
+/// For tests of a [`Socket::connect`](crate::Socket::connect): the parameters that a query would
+/// decode to.
 impl FromIterator<(String, Value)> for Params {
     fn from_iter<T: IntoIterator<Item = (String, Value)>>(params: T) -> Self {
         Self(params.into_iter().collect())
     }
 }
 
-/// A parameter that has to be there is not, or is not a string.
+/// A required parameter is missing or is not a string.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("the parameter {name:?} is missing")]
 pub struct MissingParam {
     name: Box<str>,
 }
 
-/// The parameters are not what was asked for.
+/// The parameters do not match the expected type.
 #[derive(Clone, Debug, Error, PartialEq)]
-#[error("the parameters are not as they should be: {source}")]
+#[error("invalid parameters: {source}")]
 pub struct ParamsError {
     source: LeafError,
 }
@@ -148,14 +151,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn variables_win_over_the_query() {
+    fn variables_replace_parameters_of_the_query() {
         let variables = [("tenant".to_owned(), "acme".to_owned())];
         let params = Params::decode("tenant[a]=evil&x=1", variables).unwrap();
         assert_eq!(json!(params), json!({"tenant": "acme", "x": "1"}));
     }
 
     #[test]
-    fn only_a_string_is_got() {
+    fn get_returns_only_strings() {
         let params = Params::decode("a=1&a=2&l[]=3", []).unwrap();
         assert_eq!(params.get("a"), Some("2"));
         assert_eq!((params.get("l"), params.get("b")), (None, None));

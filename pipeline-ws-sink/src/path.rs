@@ -1,4 +1,4 @@
-//! The path a socket is mounted at, and its variables. Pure.
+//! The path that a socket is mounted at, and its variables. Pure.
 
 use std::fmt;
 
@@ -6,8 +6,7 @@ use thiserror::Error;
 
 use crate::protocol::percent;
 
-/// A path, segment by segment. Slashes that stand in a row, at the beginning or at the end do not
-/// count.
+/// A path, segment by segment. Repeated, leading and trailing slashes are ignored.
 #[derive(Clone, Debug)]
 pub(crate) struct MountPath {
     segments: Vec<Segment>,
@@ -20,7 +19,7 @@ enum Segment {
     Variable(String),
 }
 
-/// Why a path cannot be mounted at.
+/// A path that a socket cannot be mounted at.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PathError {
@@ -38,12 +37,13 @@ pub enum PathError {
         /// Their name.
         name: String,
     },
-    /// It is no path that a client could ask for.
+    /// A client cannot request this path.
     #[error(
-        "{path:?} is no path: \"/socket\" is one, without scheme, host, query, spaces, wildcards and braces"
+        "invalid path {path:?}: expected a path such as \"/socket\", without scheme, host, query, spaces, \
+         wildcards and braces"
     )]
     NoPath {
-        /// What was given.
+        /// The path that was given.
         path: String,
     },
 }
@@ -53,7 +53,7 @@ pub enum PathError {
 pub(crate) struct BadSegment;
 
 impl MountPath {
-    /// Where a socket is mounted, and where below it the transport is.
+    /// Parses the mount's path, and the transport's path below it.
     pub(crate) fn parse(mount: &str, transport: &str) -> Result<Self, PathError> {
         let path = || {
             let mut path = String::new();
@@ -85,8 +85,8 @@ impl MountPath {
         Ok(Self { segments: parsed })
     }
 
-    /// The variables of a request's path, if it is this one. A variable whose name begins with `_` is
-    /// not among them.
+    /// The variables of a request's path, if this path matches it. Variables whose names begin with
+    /// `_` are left out.
     pub(crate) fn matches(&self, path: &str) -> Option<Result<Vec<(&str, String)>, BadSegment>> {
         let mut variables = Vec::new();
         let mut asked = segments(path);
@@ -108,7 +108,7 @@ impl MountPath {
         }))
     }
 
-    /// Whether the two answer the same requests: what their variables are called is no matter.
+    /// Whether the two paths match the same requests: the names of variables do not matter.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.segments.len() == other.segments.len()
             && self.segments.iter().zip(&other.segments).all(|pair| match pair {
@@ -119,8 +119,8 @@ impl MountPath {
     }
 }
 
-/// Whether a request may have such a path, literals written as they are when they are decoded. Wildcards and
-/// braces are those of other routers: they would be taken literally.
+/// Whether a request may have this path, with literals in decoded form. Wildcards and braces are
+/// the syntax of other routers: they would be taken literally.
 fn is_path(path: &str) -> bool {
     let is_foreign = |character: char| {
         matches!(character, '?' | '#' | '*' | '{' | '}')
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_that_say_nothing_are_passed_over() {
+    fn superfluous_slashes_are_ignored() {
         for (mount, transport) in [("socket", "websocket"), ("//socket//", "//websocket/")] {
             let path = parse(mount, transport);
             assert_eq!(path.to_string(), "/socket/websocket");
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_have_names_of_their_own() {
+    fn variables_have_distinct_names() {
         let error = MountPath::parse("a/:", "b").unwrap_err();
         assert_eq!(error.to_string(), "the path \"/a/:/b\" has a variable without a name");
         let error = MountPath::parse("/:a", "/:a").unwrap_err();
@@ -231,12 +231,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_path_is_refused() {
+    fn an_invalid_path_is_refused() {
         let error = MountPath::parse("http://x/socket", "websocket").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "\"http://x/socket\" is no path: \"/socket\" is one, without scheme, host, query, spaces, \
-             wildcards and braces"
+            "invalid path \"http://x/socket\": expected a path such as \"/socket\", without scheme, \
+             host, query, spaces, wildcards and braces"
         );
         for path in ["/so cket", "/socket?x=1", "/socket#x", "/a/*", "/{id}", "/a\n"] {
             let error = PathError::NoPath { path: path.to_owned() };
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_the_same_whatever_their_variables_are_called() {
+    fn names_of_variables_do_not_distinguish_paths() {
         let same = |a: &str, b: &str| parse(a, "ws").is_same(&parse(b, "ws"));
         assert!(same("/a/:x", "a/:y/"));
         assert!(!same("/a/:x", "/a/b") && !same("/a", "/a/b") && !same("/a", "/b"));

@@ -1,4 +1,4 @@
-//! What messages carry.
+//! The payload of messages.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The payload of a message: JSON that is parsed only when somebody asks for it, or bytes.
+/// The payload of a message: JSON that is parsed on demand, or bytes.
 ///
 /// Bytes travel in the binary frames of the protocol's version 2.
 ///
@@ -41,7 +41,7 @@ enum Kind {
 }
 
 impl Payload {
-    /// The JSON of a value.
+    /// Encodes a value as JSON.
     ///
     /// # Errors
     ///
@@ -51,9 +51,9 @@ impl Payload {
         Ok(Self::from_json(json.into()))
     }
 
-    /// Bytes, sent as they are.
+    /// A binary payload.
     ///
-    /// Only clients of version 2 can receive them. A broadcast of them passes over the others.
+    /// Only clients of version 2 can receive binary payloads. A broadcast skips the other clients.
     #[must_use]
     pub fn binary(bytes: impl Into<Bytes>) -> Self {
         Self { bytes: bytes.into(), kind: Kind::Binary }
@@ -65,7 +65,7 @@ impl Payload {
         Self::from_json(Bytes::from_static(b"{}"))
     }
 
-    /// Takes text that is known to be JSON.
+    /// Wraps text that is known to be valid JSON.
     pub(crate) fn from_json(json: Bytes) -> Self {
         Self { bytes: json, kind: Kind::Json }
     }
@@ -90,7 +90,7 @@ impl Payload {
         self.kind == Kind::Binary
     }
 
-    /// Reads the payload as a type of the caller's choice, which may borrow from it.
+    /// Deserializes the payload, borrowing from it where the type allows.
     ///
     /// # Errors
     ///
@@ -103,11 +103,11 @@ impl Payload {
         }
     }
 
-    /// The same payload in memory of its own.
+    /// A copy of the payload in memory of its own.
     ///
-    /// A payload shares the memory of the message that it came in, and so keeps alive all that was read
-    /// with it, which may be far more than the payload. One that is kept for long, in a channel's
-    /// history for example, should be detached.
+    /// A payload shares the memory of the message that it arrived in, and keeps that memory alive,
+    /// which may be far larger than the payload. Detach a payload that is kept for long, in a
+    /// channel's history for example.
     ///
     /// ```
     /// # use pipeline_ws_sink::Payload;
@@ -120,7 +120,7 @@ impl Payload {
         Self { bytes: Bytes::copy_from_slice(&self.bytes), kind: self.kind }
     }
 
-    /// The bytes, of whichever kind.
+    /// The bytes of either kind.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
     }
@@ -135,10 +135,10 @@ impl fmt::Debug for Payload {
     }
 }
 
-/// What can be sent as a payload: any value that serde can turn into JSON, or a [`Payload`], which
-/// is passed on as it is.
+/// A value that can be sent as a payload: any value that serde can turn into JSON, or a
+/// [`Payload`], which is passed on unchanged.
 pub trait IntoPayload: Sized {
-    /// Whether it is bytes rather than JSON.
+    /// Whether the value is binary rather than JSON.
     #[doc(hidden)]
     fn is_binary(&self) -> bool {
         false
@@ -148,7 +148,7 @@ pub trait IntoPayload: Sized {
     #[doc(hidden)]
     fn write(self, out: &mut Vec<u8>) -> Result<(), PayloadError>;
 
-    /// Makes a payload of it.
+    /// Converts the value into a payload.
     ///
     /// # Errors
     ///
@@ -196,38 +196,38 @@ impl IntoPayload for Payload {
     }
 }
 
-/// What is wrong with a payload.
+/// An error of encoding, decoding or sending a payload.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PayloadError {
     /// The value has no JSON form.
     #[error("the payload cannot be encoded as JSON")]
     Encode(#[source] serde_json::Error),
-    /// The payload is not what the receiver expected.
-    #[error("the payload is not as expected")]
+    /// The payload does not match the type that the receiver expected.
+    #[error("the payload does not match the expected type")]
     Decode(#[source] serde_json::Error),
-    /// Pushes and broadcasts carry objects, `{..}`, because clients look into them.
+    /// Pushes and broadcasts carry objects, `{..}`, because clients read their fields.
     #[error("the payload of a push or a broadcast has to be a JSON object, or binary")]
     NotAnObject,
     /// The receiver expected JSON, and the payload is binary.
-    #[error("the payload is binary, and JSON was expected")]
+    #[error("expected a JSON payload, found a binary one")]
     NotJson,
     /// The client speaks version 1 of the protocol, which has no binary payloads.
     #[error("the client speaks version 1 of the protocol, which has no binary payloads")]
     NoBinary,
-    /// The event is one of the protocol's own. A client that is told of one takes its channel for joined,
-    /// answered, closed or crashed, or somebody for present.
-    #[error("the event {event:?} belongs to the protocol, and applications cannot send it")]
+    /// The event is reserved for the protocol. A client that received one from an application would
+    /// take its channel for joined, answered, closed or crashed, or a user for present.
+    #[error("the event {event:?} is reserved for the protocol")]
     Reserved {
         /// The event.
         event: String,
     },
     /// A binary frame has one byte for the length of each of its fields.
-    #[error("the {field} of a binary frame has {length} bytes: 255 is the most")]
+    #[error("the {field} of a binary frame has {length} bytes: the maximum is 255")]
     TooLong {
         /// Which field: `topic`, `event`, `ref`, `join_ref` or `status`.
         field: &'static str,
-        /// How many bytes it has.
+        /// The length in bytes.
         length: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! What is recorded of an endpoint by looking at it now and then.
+//! Metrics that are sampled from an endpoint at intervals.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,13 +11,13 @@ use tokio::{
 
 use crate::{hub::Hub, telemetry::Level};
 
-/// How often it is looked at.
+/// The sampling interval.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Records once a second what nobody could keep a count of without costing every frame something.
+/// Samples once a second the levels that cannot be counted without a cost for every frame.
 ///
-/// The task that does so begins with the first socket, and ends when it finds none open, so an endpoint
-/// without sockets does nothing at all. The endpoint owns it.
+/// The task starts with the first socket, and ends when it finds none open, so an endpoint without
+/// sockets does nothing at all. The endpoint owns it.
 pub(crate) struct Sampler {
     topics: Level,
     frames_waiting: Level,
@@ -31,25 +31,25 @@ impl Sampler {
     pub(crate) fn register(telemetry: &Telemetry) -> Self {
         let level = |name, description| Level::from(telemetry.gauge(name, description, []));
         Self {
-            topics: level("socket.topics", "Topics that somebody listens to"),
-            frames_waiting: level("socket.frames_waiting", "Frames that wait to be written"),
-            bytes_waiting: level("socket.bytes_waiting", "Bytes of the frames that wait"),
+            topics: level("socket.topics", "Topics with subscribers"),
+            frames_waiting: level("socket.frames_waiting", "Frames waiting to be written"),
+            bytes_waiting: level("socket.bytes_waiting", "Bytes of the waiting frames"),
             inbox_bytes: level(
                 "socket.inbox_bytes",
                 "Bytes received and not handled, beyond the first 16 KiB of each socket",
             ),
             outbox_bytes: level(
                 "socket.outbox_bytes",
-                "Bytes of memory that waits to be written, beyond the first 16 KiB of each socket",
+                "Bytes of memory waiting to be written, beyond the first 16 KiB of each socket",
             ),
             task: Mutex::default(),
         }
     }
 
-    /// Has the endpoint looked at for as long as it has sockets. For a socket that is open.
+    /// Samples the endpoint for as long as it has sockets. Called for each socket that opens.
     pub(crate) fn begin(hub: &Arc<Hub>) {
         let mut task = hub.sampler.task.lock();
-        // It may have ended with the runtime of an earlier socket.
+        // The task may have ended with the runtime of an earlier socket.
         if task.as_ref().is_none_or(AbortHandle::is_finished) {
             let hub = Arc::downgrade(hub);
             let looking = async move {
@@ -67,7 +67,7 @@ impl Sampler {
         }
     }
 
-    /// Returns whether to look again.
+    /// Samples once. Returns whether to continue.
     fn look(&self, hub: &Hub) -> bool {
         self.topics.set(hub.pubsub.table().topics());
         let waiting = hub.sockets.waiting();
@@ -75,7 +75,7 @@ impl Sampler {
         self.bytes_waiting.set(waiting.bytes);
         self.inbox_bytes.set(hub.inboxes.bytes());
         self.outbox_bytes.set(hub.outboxes.bytes());
-        // Who comes now either is seen here, or finds no task there and begins another.
+        // A socket that opens now is either seen here, or finds no task and starts another.
         let mut task = self.task.lock();
         let goes_on = hub.sockets.len() > 0;
         if !goes_on {

@@ -1,4 +1,5 @@
-//! One client: its channels, and the way from its messages to them. It knows no transport.
+//! The session of one client: it routes the client's messages to its channels. Independent of the
+//! transport.
 
 mod limits;
 #[cfg(test)]
@@ -43,22 +44,22 @@ use crate::{
     telemetry::{SocketMetrics, limited, shown},
 };
 
-/// What a message that waits counts for in the inbox besides its own bytes: about what it takes to keep
-/// it. So the inbox bounds how many there are.
+/// The overhead of a waiting message in the inbox, besides its own bytes: approximately its memory.
+/// It makes the inbox bound the number of messages.
 const OVERHEAD: usize = 256;
 
-/// How long a client whose inbox is full is not read from. It is less than clients wait for the answer to
-/// a heartbeat.
+/// How long a client with a full inbox is not read from. It is shorter than clients wait for the
+/// answer to a heartbeat.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long channels handle what their client has said before it was gone: it may have said something and
-/// gone at once.
+/// How long channels handle pending messages after their client is gone: it may have sent a message
+/// and closed at once.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
-/// How long channels have to end when their socket is gone, all in all.
+/// How long channels have to end when their socket is gone, in total.
 const CHANNELS_END: Duration = Duration::from_secs(5);
 
-/// What a client's channels share.
+/// The state that a client's channels share.
 pub(crate) struct Connection<S: Socket> {
     pub(crate) socket: Arc<S>,
     pub(crate) assigns: S::Assigns,
@@ -75,28 +76,28 @@ pub(crate) struct Connection<S: Socket> {
 
 /// One client.
 ///
-/// It alone knows which topics are joined. A channel tells it of its fate *before* it tells the
-/// client, so when the client answers, the session has been told too.
+/// Only the session knows which topics are joined. A channel announces its end to the session
+/// *before* the client, so when the client answers, the session knows.
 pub(crate) struct Session<S: Socket> {
     connection: Arc<Connection<S>>,
     routes: Arc<Routes<S>>,
     channels: HashMap<Arc<str>, Entry>,
-    /// Channels whose topic is free again, and which have not ended yet: their `terminate` runs.
+    /// Channels that have left their topic and have not ended yet: their `terminate` runs.
     ending: Vec<JoinHandle<()>>,
     lives: u64,
-    /// Where there are limits, and once there is something to remember.
+    /// The state of the rate limits, if there are any and once a message has counted.
     spent: Option<Box<Spent>>,
     /// While the inbox is full: when to stop waiting for room.
     full_until: Option<Deadline>,
 }
 
-/// A topic that is joined, or about to be.
+/// A topic that is joined, or being joined.
 struct Entry {
     join_ref: Ref,
     life: Life,
     mailbox: Arc<Mailbox>,
     task: JoinHandle<()>,
-    /// While the join is running: the messages that wait for it.
+    /// The messages that wait for the join, while it runs.
     pending: Option<VecDeque<(Received, Held)>>,
 }
 
@@ -113,7 +114,7 @@ impl<S: Socket> Session<S> {
         }
     }
 
-    /// Has a test told what becomes of the channels.
+    /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
     pub(crate) fn watched_by(self, witness: crate::testkit::Witness) -> Self {
         self.connection.events.witness.get_or_init(|| witness);
@@ -124,12 +125,12 @@ impl<S: Socket> Session<S> {
         &self.connection.metrics
     }
 
-    /// What the client has sent and has not been handled.
+    /// The client's inbox: bytes that have been received and not handled.
     pub(crate) fn inbox(&self) -> &Arc<Inbox> {
         &self.connection.inbox
     }
 
-    /// Waits until a channel has told something that [`receive`](Self::receive) should know of.
+    /// Waits for a channel's event that [`receive`](Self::receive) needs.
     ///
     /// # Cancel safety
     ///
@@ -138,7 +139,7 @@ impl<S: Socket> Session<S> {
         self.connection.events.wait().await;
     }
 
-    /// Takes note of what the channels have told, and hands on what has waited for it.
+    /// Handles the channels' events, and routes the messages that waited for them.
     pub(crate) async fn catch_up(&mut self) {
         while let Some(event) = self.connection.events.take() {
             let waiting = match event {
@@ -163,19 +164,19 @@ impl<S: Socket> Session<S> {
         }
     }
 
-    /// Has what the client sent count in its inbox, from before it is handled.
+    /// Counts a received message in the inbox, before it is handled.
     pub(crate) fn hold(&self, received: &Received) -> Held {
         self.inbox().hold(received.len().saturating_add(OVERHEAD))
     }
 
-    /// Handles what the client sent, which [counts](Self::hold) in the inbox.
+    /// Handles a received message, which is already [counted](Self::hold) in the inbox.
     ///
-    /// It waits for room in the inbox where the client has sent more than can be handled, for so long at
-    /// most, and for nothing else.
+    /// If the client sends faster than its messages are handled, it waits for room in the inbox,
+    /// for a limited time, and for nothing else.
     ///
     /// # Errors
     ///
-    /// Why the socket is to end: this was no message of the protocol, or the client says too much.
+    /// The socket has to end: the message is invalid, or the client exceeded its rate limit.
     pub(crate) async fn receive(
         &mut self,
         received: Received,
@@ -184,13 +185,13 @@ impl<S: Socket> Session<S> {
         self.catch_up().await;
         match self.handle(&received, held)? {
             None => Ok(()),
-            // In a box, so that a socket that never waits is no larger for it.
+            // Boxed, so that a socket that never waits is no larger.
             Some(held) => Box::pin(self.handle_late(received, held)).await,
         }
     }
 
-    /// Handles what the client sent, unless it has to wait for room: then what counts for it is handed
-    /// back. It awaits nothing, so that a message takes no room in the task of a socket that is idle.
+    /// Handles a message, unless it has to wait for room: then its count is returned. It awaits
+    /// nothing, so that an idle socket's task needs no room for a message.
     fn handle(&mut self, received: &Received, held: Held) -> Result<Option<Held>, SocketEnd> {
         let message = ClientMessage::decode(self.connection.version, received)?;
         if let Some((field, bytes)) = message.too_long() {
@@ -200,11 +201,11 @@ impl<S: Socket> Session<S> {
                 WARN,
                 ?field,
                 bytes,
-                "closes a socket that was sent a name of over 255 bytes"
+                "closing socket: topic, event or reference longer than 255 bytes"
             );
             return Err(SocketEnd::NameTooLong(field));
         }
-        // When it comes and not when it is handled: what waits for a join has come at its own time.
+        // Counted on arrival and not when handled: messages that wait for a join arrived earlier.
         if let Err(excess) = self.admit(&message) {
             self.refuse(&message, excess)?;
             return Ok(None);
@@ -215,7 +216,7 @@ impl<S: Socket> Session<S> {
             return Ok(None);
         }
         let leaves = event.as_deref() == Some(LEAVE);
-        // A leave makes room, so it does not wait for any. But there may not be any number of them.
+        // A leave frees room, so it does not wait for room. But their number has to be bounded.
         if leaves && held.overflow() {
             return Err(SocketEnd::Limited);
         }
@@ -229,7 +230,7 @@ impl<S: Socket> Session<S> {
         Ok(None)
     }
 
-    /// Handles what has to wait for room, or refuses it.
+    /// Handles a message that has to wait for room, or refuses it.
     async fn handle_late(&mut self, received: Received, held: Held) -> Result<(), SocketEnd> {
         let has_room = self.wait_for_room(&held).await;
         let message = ClientMessage::decode(self.connection.version, &received)?;
@@ -242,7 +243,8 @@ impl<S: Socket> Session<S> {
         Ok(())
     }
 
-    /// Waits for room for this message, unless that was done in vain and there has been none since.
+    /// Waits for room for this message, unless that has failed before and there has been no room
+    /// since.
     async fn wait_for_room(&mut self, held: &Held) -> bool {
         let until = match self.full_until {
             Some(until) => until,
@@ -258,17 +260,17 @@ impl<S: Socket> Session<S> {
                     self.full_until = None;
                     return true;
                 }
-                // What waits for a join is handled when it has run, and makes room.
+                // Messages that wait for a join are handled after it, and free room.
                 () = self.changed() => self.catch_up().await,
                 () = until.passed() => return false,
             }
         }
     }
 
-    /// Whether the client may say this now, by the limits of its mount.
+    /// Checks a message against the rate limits of its mount.
     ///
-    /// Heartbeats and leaves always may. Joins and events count for the socket, events for their topic
-    /// too.
+    /// Heartbeats and leaves are not limited. Joins and events count for the socket, events also
+    /// for their topic.
     fn admit(&mut self, message: &ClientMessage<'_>) -> Result<(), Excess> {
         let Some(limits) = self.routes.limits() else { return Ok(()) };
         let (topic, event) = (message.topic(), message.event());
@@ -282,16 +284,16 @@ impl<S: Socket> Session<S> {
         spent.admit(limits, topic, now)
     }
 
-    /// Does with an event that is too many what the limit says.
+    /// Handles a message over the limit, as the limit says.
     fn refuse(&self, message: &ClientMessage<'_>, excess: Excess) -> Result<(), SocketEnd> {
         let Excess { of, retry_after, on_excess } = excess;
         self.routes.limited.count(of);
         if on_excess == OnExcess::Close {
             let lines = &self.routes.limited.lines;
-            limited!(lines, WARN, limit = of.name(), "closes a socket whose client says too much");
+            limited!(lines, WARN, limit = of.name(), "closing socket: rate limit exceeded");
             return Err(SocketEnd::Limited);
         }
-        // So that an event that comes so many milliseconds later passes.
+        // Rounded up, so that an event that is sent after this time passes.
         let retry_after = u64::try_from(retry_after.as_nanos().div_ceil(1_000_000));
         let retry_after = retry_after.unwrap_or(u64::MAX);
         let response = json!({ "reason": "rate limited", "retry_after": retry_after });
@@ -299,12 +301,12 @@ impl<S: Socket> Session<S> {
         Ok(())
     }
 
-    /// Tells the client that its message was not handled, if it asks for an answer.
+    /// Tells the client that its message was refused, if it has a reference.
     fn answer_refused(&self, message: &ClientMessage<'_>, response: &Payload) {
         if message.reference().is_null() {
             return;
         }
-        // That of the channel if the client names none, as in the channel's own answers.
+        // The channel's own if the client sends none, as in the channel's answers.
         let topic = message.topic();
         let entry = topic.as_deref().and_then(|topic| self.channels.get(topic));
         let join_ref = message.join_ref();
@@ -312,7 +314,8 @@ impl<S: Socket> Session<S> {
         self.reply(&join_ref, message, "error", response);
     }
 
-    /// Forgets a channel that has told of its end, but for its task. Returns what waited for its join.
+    /// Removes a channel that has announced its end, but keeps its task. Returns the messages that
+    /// waited for its join.
     fn forget(&mut self, entry: Entry) -> Option<VecDeque<(Received, Held)>> {
         self.ending.retain(|task| !task.is_finished());
         if !entry.task.is_finished() {
@@ -321,13 +324,13 @@ impl<S: Socket> Session<S> {
         entry.pending
     }
 
-    /// Whether a join is running.
+    /// Whether a join is in progress.
     pub(crate) fn is_joining(&self) -> bool {
         self.channels.values().any(|entry| entry.pending.is_some())
     }
 
-    /// Handles a message by what its topic is: unknown, joining or joined. It counts as received for as
-    /// long as it waits.
+    /// Routes a message by the state of its topic: unknown, joining or joined. It counts in the
+    /// inbox for as long as it waits.
     fn route(&mut self, message: &ClientMessage<'_>, received: &Received, held: Held) {
         let (topic, event) = (message.topic(), message.event());
         let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
@@ -339,13 +342,13 @@ impl<S: Socket> Session<S> {
             (Some(entry), event) => {
                 let join_ref = message.join_ref();
                 if !join_ref.is_null() && join_ref != entry.join_ref {
-                    // It belongs to an earlier join, of whose end the client has been told.
+                    // It belongs to an earlier join; the client has received the end of that join.
                     return;
                 }
                 let reference = message.reference();
                 let letter = match event {
                     Some(LEAVE) => Letter::Leave { reference, held },
-                    // An event that is not a string has no name that a channel could know.
+                    // An event that is not a string has no name that a channel could handle.
                     event => Letter::Event {
                         reference,
                         event: event.unwrap_or_default().into(),
@@ -362,7 +365,7 @@ impl<S: Socket> Session<S> {
         }
     }
 
-    /// Begins to join a topic, in place of the channel that is joined on it, if any.
+    /// Starts a join of a topic. A channel that is joined on it is replaced.
     fn join(&mut self, message: &ClientMessage<'_>, received: &Received, held: Held) {
         let name = message.topic();
         let found = name.as_deref().and_then(|name| self.routes.find(name));
@@ -400,7 +403,7 @@ impl<S: Socket> Session<S> {
             meter: route.meter.clone(),
             replaces,
         });
-        // An idle channel is small, and a span that nobody sees would be much of it.
+        // An idle channel is small, and a disabled span would be a large part of it.
         let task = if span.is_disabled() {
             tokio::spawn(living)
         } else {
@@ -412,7 +415,7 @@ impl<S: Socket> Session<S> {
         self.count_channels();
     }
 
-    /// For the drainer.
+    /// Updates the number of channels, for the drainer.
     fn count_channels(&self) {
         self.connection.outbox.set_channels(self.channels.len());
     }
@@ -421,18 +424,18 @@ impl<S: Socket> Session<S> {
         self.reply(&Ref::NULL, message, "error", &reason("unmatched topic"));
     }
 
-    /// Answers a message that no channel answers.
+    /// Answers a message that no channel handles.
     fn reply(&self, join_ref: &Ref, message: &ClientMessage<'_>, status: &str, response: &Payload) {
         let version = self.connection.version;
         let address = Address { version, join_ref, topic: message.topic_json() };
         let frame = address.reply(&message.reference(), status, response);
-        let frame = frame.expect("JSON can be told in every version");
+        let frame = frame.expect("every version can carry JSON");
         self.connection.outbox.send(&frame, None);
     }
 
-    /// Ends all channels, because the socket is gone. What waits for them is handled for a moment, and
-    /// dropped then, so that it does not take the time of their `terminate`. Those that do not end in time
-    /// are aborted.
+    /// Ends all channels, because the socket is gone. Their pending messages are handled for a
+    /// moment, and then dropped, so that they do not use up the time of `terminate`. Channels that
+    /// do not end in time are aborted.
     pub(crate) async fn end(mut self, reason: &ExitReason) {
         for entry in self.channels.values() {
             entry.mailbox.close(reason.clone());
@@ -445,7 +448,7 @@ impl<S: Socket> Session<S> {
                     self.routes.limited.lines,
                     INFO,
                     dropped,
-                    "dropped what waited for the channels of a socket that is gone"
+                    "dropped pending messages to channels of a closed socket"
                 );
             }
             let _ = until.limit(self.ended()).await;
@@ -460,7 +463,7 @@ impl<S: Socket> Session<S> {
     async fn ended(&mut self) {
         let joined = self.channels.values_mut().map(|entry| &mut entry.task);
         for task in joined.chain(&mut self.ending) {
-            // One that is finished must not be polled again.
+            // A finished task must not be polled again.
             if !task.is_finished() {
                 let _ = task.await;
             }
@@ -470,7 +473,7 @@ impl<S: Socket> Session<S> {
 
 impl<S: Socket> Drop for Session<S> {
     fn drop(&mut self) {
-        // Whoever has not ended by now has had its time, or the socket's task was aborted.
+        // Channels that are left have run out of time, or the socket's task was aborted.
         let joined = self.channels.values().map(|entry| &entry.task);
         joined.chain(&self.ending).for_each(JoinHandle::abort);
     }
@@ -490,24 +493,24 @@ fn reason(reason: &str) -> Payload {
     Payload::new(&json!({ "reason": reason })).expect("a literal is JSON")
 }
 
-/// What channels tell their session. Each tells two things in its life, so the number of channels
-/// bounds it.
+/// Events from channels to their session. Each channel sends two in its life, so the number of
+/// channels bounds them.
 #[derive(Debug, Default)]
 pub(crate) struct SessionEvents {
     state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
-    /// Who tells a test of its channels.
+    /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
     pub(crate) witness: std::sync::OnceLock<crate::testkit::Witness>,
 }
 
-/// The fate of a channel: which topic, and which life of it.
+/// An event of a channel, with its topic and its id.
 #[derive(Debug)]
 pub(crate) enum SessionEvent {
     Joined {
         topic: Arc<str>,
         id: u64,
     },
-    /// It ended, or was not let in.
+    /// It ended, or its join was refused.
     Ended {
         topic: Arc<str>,
         id: u64,

@@ -1,13 +1,13 @@
-//! Since when an event is on its way. Pure.
+//! The start time of a timed event. Pure.
 
 use pipeline_core::{Timeline, TraceContext};
 use tokio::time::Instant;
 
-/// Since when a timed event is on its way, and to which trace it belongs: what is needed once its frame
-/// has been written.
+/// The start time of a timed event, and its trace: the data that is needed once its frame has been
+/// written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Since {
-    /// When what it carries was enqueued.
+    /// When its item was enqueued.
     pub(crate) enqueued_at: Instant,
     pub(crate) broadcast_at: Instant,
     pub(crate) trace: Option<TraceContext>,

@@ -1,4 +1,4 @@
-//! A look at the sockets and channels of an endpoint.
+//! Snapshots of the sockets and channels of an endpoint.
 
 use std::{
     fmt,
@@ -7,8 +7,8 @@ use std::{
 
 use crate::{endpoint::Inner, latencies::Latencies};
 
-/// What an endpoint's sockets and channels are doing, at one moment. It is taken while they go on, so
-/// its numbers may be of moments a little apart. What is counted is so since the endpoint was built.
+/// The state of an endpoint's sockets and channels at one moment. It is read while they run, so its
+/// numbers may be of slightly different moments. Counters start when the endpoint is built.
 ///
 /// ```
 /// use pipeline_ws_sink::Endpoint;
@@ -19,7 +19,7 @@ use crate::{endpoint::Inner, latencies::Latencies};
 /// endpoint.broadcast("room:1", "shouted", json!({}))?;
 ///
 /// let seen = endpoint.snapshot();
-/// assert_eq!((seen.broadcasts, seen.frames_out), (1, 0), "nobody listens");
+/// assert_eq!((seen.broadcasts, seen.frames_out), (1, 0), "the topic has no subscribers");
 /// assert_eq!(seen.delivered.count(), 0);
 /// # Ok(())
 /// # }
@@ -27,19 +27,19 @@ use crate::{endpoint::Inner, latencies::Latencies};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct EndpointSnapshot {
-    /// Whether it [drains](crate::Endpoint::drain), and lets nobody in any more.
+    /// Whether the endpoint [drains](crate::Endpoint::drain), and accepts no more clients.
     pub draining: bool,
-    /// Its sockets, by where they are mounted, in the order in which they were mounted.
+    /// The sockets of each mount, in the order in which they were mounted.
     pub sockets: Vec<MountSnapshot>,
-    /// Their channels, by route: mount after mount, and for each in the order of its routes.
+    /// The channels of each route: mount after mount, and in the order of its routes.
     pub channels: Vec<RouteSnapshot>,
-    /// Topics that somebody listens to: a channel, or a task that has
+    /// Topics with subscribers: channels, or tasks that have
     /// [subscribed](crate::PubSub::subscribe).
     pub topics: usize,
-    /// Events that were broadcast here, from anywhere, whether anybody listens or not.
+    /// Events that were broadcast on this node, from any source, with or without subscribers.
     pub broadcasts: u64,
-    /// Clients that were refused because as many sockets were open as
-    /// [may be](crate::EndpointBuilder::max_sockets).
+    /// Clients that were refused because the [maximum](crate::EndpointBuilder::max_sockets) of open
+    /// sockets was reached.
     pub connects_limited: u64,
     /// Frames that clients have sent: messages, their fragments, and control frames.
     pub frames_in: u64,
@@ -47,17 +47,17 @@ pub struct EndpointSnapshot {
     pub frames_out: u64,
     /// Frames that wait to be written.
     pub frames_waiting: usize,
-    /// Their bytes. Of a frame that is written in part, all.
+    /// The bytes of these frames. A partly written frame counts in full.
     pub bytes_waiting: usize,
-    /// Bytes that clients have sent and that have not been handled, beyond the first 16 KiB of each socket:
-    /// see [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
+    /// Bytes received from clients and not handled, beyond the first 16 KiB of each socket: see
+    /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
     pub inbox_bytes: usize,
     /// Bytes of memory that wait to be written, beyond the first 16 KiB of each socket: see
     /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes).
     pub outbox_bytes: usize,
-    /// Frames that were thrown away instead of written, by reason: `overflow`, `drop_oldest`,
+    /// Frames that were dropped instead of written, by reason: `overflow`, `drop_oldest`,
     /// `drop_newest`, `superseded`, `mailbox` or `ended`, as in the metric `socket.frames_dropped`.
-    /// Reasons for which there were none are left out.
+    /// Reasons without dropped frames are left out.
     pub dropped: Vec<(&'static str, u64)>,
     /// Sockets that were closed because the client was too slow.
     pub closed_slow: u64,
@@ -78,17 +78,17 @@ pub struct EndpointSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MountSnapshot {
-    /// Where they are served, transport and all: `/socket/websocket`.
+    /// The full path, including the transport: `/socket/websocket`.
     pub path: String,
-    /// What they are [called](crate::Socket::name) in metrics.
+    /// The sockets' [name](crate::Socket::name) in metrics.
     pub socket: &'static str,
-    /// How many are open.
+    /// The number of open sockets.
     pub open: usize,
-    /// Clients that [`connect`](crate::Socket::connect) let in.
+    /// Clients that [`connect`](crate::Socket::connect) accepted.
     pub connected: u64,
     /// Clients that it refused.
     pub refused: u64,
-    /// What its clients said beyond its [limits](crate::Mount::event_limit), joins included.
+    /// Messages of clients beyond the [rate limits](crate::Mount::event_limit), including joins.
     pub limited: u64,
 }
 
@@ -107,21 +107,21 @@ pub struct MountSnapshot {
 pub struct RouteSnapshot {
     /// The path of its mount: see [`MountSnapshot::path`].
     pub path: String,
-    /// The topics that it is for, such as `room:*`.
+    /// The pattern of its topics, such as `room:*`.
     pub pattern: String,
-    /// What its channels are [called](crate::Channel::name) in metrics.
+    /// The channels' [name](crate::Channel::name) in metrics.
     pub channel: &'static str,
     /// Channels that are joined.
     pub open: usize,
-    /// How many topics they are joined on.
+    /// The number of topics that they are joined on.
     pub topics: usize,
-    /// Joins that were let in.
+    /// Joins that were accepted.
     pub joined: u64,
     /// Joins that were refused, or that crashed.
     pub refused: u64,
 }
 
-/// Looks at an endpoint, and keeps neither it nor its sockets open. Made by
+/// Observes an endpoint without keeping it or its sockets open. Made by
 /// [`Endpoint::observer`](crate::Endpoint::observer); cheap to clone.
 ///
 /// ```
@@ -144,7 +144,7 @@ impl EndpointObserver {
         Self(Arc::downgrade(endpoint))
     }
 
-    /// What the endpoint is doing; `None` when it is gone. See
+    /// A snapshot of the endpoint; `None` when it is gone. See
     /// [`Endpoint::snapshot`](crate::Endpoint::snapshot).
     #[must_use]
     pub fn snapshot(&self) -> Option<EndpointSnapshot> {

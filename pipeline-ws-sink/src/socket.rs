@@ -1,4 +1,4 @@
-//! Sockets: who may connect, and as whom.
+//! Sockets: a kind of client connection and its authentication.
 
 use std::{error::Error, fmt, future::Future};
 
@@ -7,11 +7,10 @@ use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
 use crate::{connect_info::ConnectInfo, params::Params, telemetry::short_type_name};
 
-/// A kind of client connection: it decides who may connect, and as whom.
+/// A kind of client connection: it authenticates and authorizes clients.
 ///
-/// One value serves all clients, so it holds what they have in common: a
-/// [`Signer`](crate::Signer) to verify tokens with, a database pool. The callbacks are those of
-/// `Phoenix.Socket`.
+/// One value serves all clients, so it holds their shared state: a [`Signer`](crate::Signer) to
+/// verify tokens with, a database pool. The callbacks are those of `Phoenix.Socket`.
 ///
 /// ```
 /// use std::time::SystemTime;
@@ -36,10 +35,10 @@ use crate::{connect_info::ConnectInfo, params::Params, telemetry::short_type_nam
 /// }
 /// ```
 pub trait Socket: Send + Sync + Sized + 'static {
-    /// What is known of a client from its connection on; its channels can read it.
+    /// The state of a connection, set by [`connect`](Self::connect); its channels can read it.
     type Assigns: Send + Sync + 'static;
 
-    /// What the socket is called in metrics: the name of the type, unless told otherwise.
+    /// The socket's name in metrics. Default: the name of the type.
     #[must_use]
     fn name(&self) -> &'static str {
         short_type_name::<Self>()
@@ -47,18 +46,19 @@ pub trait Socket: Send + Sync + Sized + 'static {
 
     /// Lets a client connect, or refuses it with status 403.
     ///
-    /// An error or a panic refuses too; it is logged, and the client is told nothing more, unless the
-    /// error [brings an answer](ConnectError::respond).
+    /// An error or a panic refuses too; it is logged, and the client receives nothing more, unless
+    /// the error [has a response](ConnectError::respond).
     ///
-    /// It is not called for what could not become a WebSocket anyway. Phoenix would call it.
+    /// It is not called for requests that could not become a WebSocket anyway. Phoenix calls it for
+    /// those too.
     fn connect(
         &self,
         params: &Params,
         info: &ConnectInfo,
     ) -> impl Future<Output = Result<Self::Assigns, ConnectError>> + Send;
 
-    /// Names the connections that belong together, so that they can be closed together by
-    /// [`Endpoint::disconnect`](crate::Endpoint::disconnect). None by default.
+    /// The id shared by connections that [`Endpoint::disconnect`](crate::Endpoint::disconnect)
+    /// closes together. None by default.
     ///
     /// # Errors
     ///
@@ -69,17 +69,17 @@ pub trait Socket: Send + Sync + Sized + 'static {
     }
 }
 
-/// What an answer with a text in it is.
+/// The content type of a text response.
 pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// Why a client may not connect. It is told status 403, whatever the cause, unless
-/// [`respond`](Self::respond) says otherwise; the cause is logged.
+/// Why a client may not connect. The client receives status 403 for any cause, unless
+/// [`respond`](Self::respond) sets another response; the cause is logged.
 ///
 /// Any error converts with `?`.
 ///
-/// A browser tells its page neither status nor body: to the page, any refusal is a connection that
-/// failed, and the official client tries again and again. So an answer is for other clients, and for
-/// those who look.
+/// A browser hides status and body from its page: for the page, any refusal is a connection that
+/// failed, and the official client tries again and again. So a response is useful for other clients
+/// and for debugging.
 ///
 /// ```
 /// # use pipeline_ws_sink::ConnectError;
@@ -100,19 +100,19 @@ pub struct ConnectError {
 }
 
 impl ConnectError {
-    /// Refuses without a cause worth telling.
+    /// Refuses without a cause.
     #[must_use]
     pub fn refused() -> Self {
         Self { cause: None, answer: None }
     }
 
-    /// Refuses for this reason.
+    /// Refuses with a cause.
     #[must_use]
     pub fn because(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { cause: Some(cause.into()), answer: None }
     }
 
-    /// Refuses with this status and this text, in place of 403 and none.
+    /// Refuses with this status and this text, in place of an empty 403.
     ///
     /// See [`ConnectError`] for an example. Phoenix calls the `:error_handler` of the socket for this.
     #[must_use]
@@ -125,8 +125,8 @@ impl ConnectError {
         self.respond_with(answer)
     }
 
-    /// Refuses with this response. One that is informational, such as 101, would let the client
-    /// believe something else than that it is refused, so it is replaced by 403.
+    /// Refuses with this response. An informational response, such as 101, is replaced by 403,
+    /// because the client would not take it for a refusal.
     ///
     /// ```
     /// # use pipeline_ws_sink::ConnectError;
@@ -142,13 +142,13 @@ impl ConnectError {
         self
     }
 
-    /// What was wrong, if it was told.
+    /// The cause, if one was given.
     #[must_use]
     pub fn cause(&self) -> Option<&(dyn Error + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// What the client is to be told.
+    /// The response to the client.
     pub(crate) fn into_answer(self) -> Response<Bytes> {
         match self.answer {
             Some(answer) if !answer.status().is_informational() => *answer,

@@ -15,14 +15,14 @@ use crate::{
     telemetry::log,
 };
 
-/// How many sockets are looked at before others have a turn at the table.
+/// How many sockets are visited before the table is unlocked for others.
 const LOOK: usize = 1024;
 
-/// The open sockets, to be ended all at once or by their id.
+/// The open sockets, which can be ended all at once or by id.
 #[derive(Default)]
 pub(crate) struct Sockets {
     table: Mutex<Table>,
-    /// Cancelled once none may come.
+    /// Cancelled once no more sockets are accepted.
     closing: CancellationToken,
 }
 
@@ -30,21 +30,21 @@ pub(crate) struct Sockets {
 struct Table {
     open: Slab<Open>,
     by_id: HashMap<Arc<str>, Vec<usize>>,
-    /// Why a socket that comes now is to end at once, once none may come.
+    /// The end of a socket that registers once no more are accepted.
     closed: Option<SocketEnd>,
 }
 
 struct Open {
     outbox: Arc<Outbox>,
     id: Option<Arc<str>>,
-    /// Where it stands among those with its id.
+    /// Its index in the list of its id.
     at: usize,
-    /// That of its mount.
+    /// The drainer of its mount.
     drainer: Arc<MountDrainer>,
 }
 
-/// The draining of all sockets that were open when it began. If it is dropped, it closes at once
-/// those that it has not come to.
+/// The draining of all sockets that were open when it began. Dropping it closes the remaining ones
+/// at once.
 pub(crate) struct Draining {
     mounts: Vec<MountDraining>,
     count: usize,
@@ -58,14 +58,14 @@ struct MountDraining {
     without_channels: Vec<Arc<Outbox>>,
 }
 
-/// A socket's place in the table, for as long as the socket lives.
+/// A socket's entry in the table, for as long as the socket lives.
 pub(crate) struct Registration {
     sockets: Arc<Sockets>,
     key: usize,
 }
 
 impl Sockets {
-    /// Enters a socket. If the endpoint drains or has ended already, the socket is told to end.
+    /// Registers a socket. If the endpoint drains or has ended already, the socket is ended.
     pub(crate) fn register(
         self: &Arc<Self>,
         outbox: &Arc<Outbox>,
@@ -87,12 +87,12 @@ impl Sockets {
         Registration { sockets: self.clone(), key }
     }
 
-    /// Whether no more are let in.
+    /// Whether no more sockets are accepted.
     pub(crate) fn are_closed(&self) -> bool {
         self.table.lock().closed.is_some()
     }
 
-    /// Waits until no more are let in.
+    /// Waits until no more sockets are accepted.
     ///
     /// # Cancel safety
     ///
@@ -101,8 +101,8 @@ impl Sockets {
         self.closing.cancelled().await;
     }
 
-    /// Lets no more in. Those that are there end when the draining runs. The first draining has them
-    /// all; another that begins meanwhile only waits.
+    /// Stops accepting sockets. Open sockets end when the draining runs. The first draining has all
+    /// of them; another that begins meanwhile only waits.
     pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();
         let count = table.open.len();
@@ -112,8 +112,8 @@ impl Sockets {
         Draining { mounts, count }
     }
 
-    /// Ends all sockets, and those that are still to be entered: a client may be between its `connect`
-    /// and its place here.
+    /// Ends all sockets, including those that are still to register: a client may be between its
+    /// `connect` and its registration.
     pub(crate) fn end_all(&self, end: SocketEnd) {
         let mut table = self.table.lock();
         table.closed.get_or_insert(end);
@@ -121,7 +121,7 @@ impl Sockets {
         table.open.iter().for_each(|(_, open)| open.outbox.end(end));
     }
 
-    /// Ends the sockets with this id. Returns how many.
+    /// Ends the sockets with this id. Returns their number.
     pub(crate) fn disconnect(&self, id: &str) -> usize {
         let table = self.table.lock();
         let keys = table.by_id.get(id).map_or(&[][..], Vec::as_slice);
@@ -135,7 +135,7 @@ impl Sockets {
         self.table.lock().open.len()
     }
 
-    /// All that waits for all sockets. Those that come or go meanwhile may be missed.
+    /// The pending frames of all sockets. Sockets that open or close meanwhile may be missed.
     pub(crate) fn waiting(&self) -> Load {
         let (mut waiting, mut next) = (Load::default(), 0);
         loop {
@@ -168,17 +168,17 @@ impl Table {
 }
 
 impl Draining {
-    /// How many sockets were open when it began.
+    /// The number of sockets that were open at the start.
     pub(crate) fn sockets(&self) -> usize {
         self.count
     }
 
-    /// Tells all sockets to end, batch by batch. They may take their time.
+    /// Ends all sockets, batch by batch. They may take their time.
     pub(crate) async fn run(&self) {
         join_all(self.mounts.iter().map(MountDraining::run)).await;
     }
 
-    /// How many sockets have not been told to end.
+    /// The number of sockets that have not been ended.
     pub(crate) fn left(&self) -> usize {
         let sockets = |mount: &MountDraining| {
             let sockets = mount.with_channels.iter().chain(&mount.without_channels);
@@ -242,14 +242,14 @@ impl Table {
         {
             alike.swap_remove(open.at);
             match alike.get(open.at) {
-                // The last of them stands in its place now.
+                // The last socket has taken the freed place.
                 Some(&moved) => self.open[moved].at = open.at,
                 None if alike.is_empty() => drop(self.by_id.remove(id)),
                 None => {}
             }
         }
         if self.open.is_empty() {
-            // It only ever grows, and it may have been large.
+            // The table never shrinks by itself, and it may have been large.
             *self = Self { closed: self.closed, ..Self::default() };
         }
         open
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_that_is_entered_after_the_end_of_all_is_ended_too() {
+    fn a_socket_that_registers_after_the_end_of_all_is_ended_too() {
         let (sockets, drainer) = (Arc::<Sockets>::default(), drainer());
         let early = outbox();
         let _early = sockets.register(&early, None, &drainer);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_of_one_id_are_found_in_whatever_order_others_leave() {
+    fn sockets_of_one_id_are_found_in_any_order_of_leaving() {
         for leaves in 0..3 {
             let (sockets, drainer) = (Arc::<Sockets>::default(), drainer());
             let outboxes = [outbox(), outbox(), outbox()];

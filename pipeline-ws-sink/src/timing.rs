@@ -1,4 +1,4 @@
-//! What is measured of a push: how long which leg of its way took.
+//! The measured parts of a push's time.
 
 use std::time::Duration;
 
@@ -12,14 +12,14 @@ use crate::{
     telemetry::{Deliveries, shown},
 };
 
-/// The legs that end with the broadcast.
+/// The parts up to the broadcast.
 pub(crate) struct BroadcastTimes {
     queued: Histogram,
     waited: Histogram,
     worked: Histogram,
 }
 
-/// The leg that ends with the write, and the whole way.
+/// The write, and the whole push.
 pub(crate) struct WriteTimes {
     written: Histogram,
     pub(crate) delivered: Deliveries,
@@ -31,20 +31,20 @@ impl BroadcastTimes {
         Self {
             queued: histogram(
                 "pipeline.push_queued",
-                "From the moment an item was enqueued to the moment it left its queue",
+                "Time from the enqueue of an item until it left its queue",
             ),
             waited: histogram(
                 "pipeline.push_waited",
-                "From the moment an item left its queue to the start of its worker",
+                "Time from the dequeue of an item to the start of its worker",
             ),
             worked: histogram(
                 "pipeline.push_worked",
-                "From the start of an item's worker to the broadcast",
+                "Time from the start of an item's worker to the broadcast",
             ),
         }
     }
 
-    /// Records a broadcast: those legs that are known.
+    /// Records a broadcast: the parts that are known.
     pub(crate) fn record(&self, event: &Encoded, timeline: &Timeline, broadcast_at: Instant) {
         let (queued, waited) = (timeline.queued(), timeline.waited());
         let worked = timeline.worked(broadcast_at);
@@ -74,11 +74,11 @@ impl WriteTimes {
         Self {
             written: histogram(
                 "pipeline.push_written",
-                "From the broadcast of an item to the moment it was written to a socket",
+                "Time from the broadcast of an item until it was written to a socket",
             ),
             delivered: Deliveries::from(histogram(
                 "pipeline.push_delivered",
-                "From the moment an item was enqueued to the moment it was written to a socket",
+                "Time from the enqueue of an item until it was written to a socket",
             )),
         }
     }

@@ -1,20 +1,20 @@
-//! How many events may come, in the long run and at once. Pure: told the time, it does not read it.
+//! A token bucket: an average rate and a burst. Pure: the caller passes the time.
 
 use std::time::Duration;
 
-/// So many nanoseconds are counted with: 292 years. Twice that is still a number.
+/// The maximum in nanoseconds: 292 years. Twice that still fits.
 const LONGEST: u64 = 1 << 63;
 
-/// One event in so much time in the long run, and so many at once.
+/// A rate: one event per interval on average, and a burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
-    /// The time in which one event may come.
+    /// The interval of one event.
     gap: u64,
-    /// How far events may be ahead of that.
+    /// How far events may be ahead of the average.
     ahead: u64,
 }
 
-/// What has come of late. The bucket of tokens is kept as the time at which it is full again, as in the
+/// The recent events. The bucket of tokens is kept as the time at which it is full again, as in the
 /// generic cell rate algorithm: one number, which needs no refilling.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Bucket {
@@ -22,9 +22,10 @@ pub(crate) struct Bucket {
 }
 
 impl Rate {
-    /// At most so many events in an interval in the long run, and `burst` at once. None of these is 0.
+    /// At most this number of events per interval on average, and `burst` at once. None of these is
+    /// 0.
     ///
-    /// Rounded so that it is rather fewer. A burst that would last for more than 292 years is cut.
+    /// Rounded towards fewer events. A burst that would last for more than 292 years is cut.
     pub(crate) fn new(events: u32, interval: Duration, burst: u32) -> Self {
         let gap = interval.as_nanos().div_ceil(events.max(1).into());
         let gap = u64::try_from(gap).unwrap_or(LONGEST).clamp(1, LONGEST);
@@ -34,26 +35,26 @@ impl Rate {
 }
 
 impl Bucket {
-    /// How long it is until an event may come; `None` if it may now. Times are since any moment that
-    /// is always the same.
+    /// How long until an event is allowed; `None` if it is allowed now. Times are since any fixed
+    /// moment.
     pub(crate) fn wait(&self, rate: Rate, now: Duration) -> Option<Duration> {
         let ahead = self.full_at.saturating_sub(nanos(now));
         let wait = ahead.saturating_sub(rate.ahead);
         (wait > 0).then(|| Duration::from_nanos(wait))
     }
 
-    /// An event comes, which does not have to [wait](Self::wait).
+    /// Counts an event that does not have to [wait](Self::wait).
     pub(crate) fn take(&mut self, rate: Rate, now: Duration) {
         self.full_at = self.full_at.max(nanos(now)).saturating_add(rate.gap);
     }
 
-    /// So many events come, whether they had to [wait](Self::wait) or not. What comes after them waits until
-    /// they have been worked off.
+    /// Counts this number of events, whether they had to [wait](Self::wait) or not. Later events
+    /// wait until these have been worked off.
     pub(crate) fn take_many(&mut self, events: u64, rate: Rate, now: Duration) {
         self.full_at = self.full_at.max(nanos(now)).saturating_add(rate.gap.saturating_mul(events));
     }
 
-    /// How long it is until it is as if nothing had ever come.
+    /// How long until the bucket is full again.
     pub(crate) fn until_full(&self, now: Duration) -> Duration {
         Duration::from_nanos(self.full_at.saturating_sub(nanos(now)))
     }
@@ -71,7 +72,7 @@ mod tests {
 
     const NANO: Duration = Duration::from_nanos(1);
 
-    /// Those of these times at which an event is let through.
+    /// The times at which an event is allowed.
     fn passed(rate: Rate, times: &[Duration]) -> Vec<Duration> {
         let mut bucket = Bucket::default();
         let mut passes = |now: &Duration| {
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn many_that_have_come_are_worked_off_however_many_they_are() {
+    fn any_number_of_events_is_worked_off() {
         let rate = Rate::new(10, Duration::from_secs(1), 3);
         let (ms, mut bucket) = (Duration::from_millis, Bucket::default());
         bucket.take_many(2, rate, ms(0));
@@ -104,18 +105,18 @@ mod tests {
         assert_eq!(bucket.wait(rate, ms(0)), Some(ms(100_300)));
         assert_eq!(bucket.wait(rate, ms(100_000)), Some(ms(300)));
         bucket.take_many(u64::MAX, rate, ms(0));
-        assert!(bucket.wait(rate, ms(0)).is_some(), "it does not wrap");
+        assert!(bucket.wait(rate, ms(0)).is_some(), "the time does not wrap around");
     }
 
     #[test]
-    fn what_does_not_come_out_even_is_rather_fewer() {
+    fn fractions_are_rounded_towards_fewer_events() {
         let rate = Rate::new(3, NANO * 10, 1);
         let times: Vec<_> = (0..=12).map(|at| NANO * at).collect();
         assert_eq!(passed(rate, &times), [0, 4, 8, 12].map(|at| NANO * at));
     }
 
     #[test]
-    fn what_makes_no_sense_limits_all_the_same() {
+    fn extreme_values_still_limit() {
         let ever = Rate::new(1, Duration::MAX, u32::MAX);
         let mut bucket = Bucket::default();
         bucket.take(ever, Duration::ZERO);
@@ -142,7 +143,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_window_has_more_than_the_burst_and_what_its_length_allows(
+        fn no_window_has_more_than_the_burst_plus_its_share_of_the_rate(
             (events, interval, burst) in any_rate(),
             steps in prop::collection::vec((0usize..3, 0u64..2_000_000_000), 1..200),
         ) {
@@ -174,7 +175,7 @@ mod tests {
                 }
             }
             let wait = bucket.wait(rate, now);
-            prop_assert_eq!(wait.is_some(), before >= burst, "so many pass at once");
+            prop_assert_eq!(wait.is_some(), before >= burst, "the burst passes at once");
             if let Some(wait) = wait {
                 prop_assert_eq!(bucket.wait(rate, now + wait), None);
                 prop_assert_eq!(bucket.wait(rate, now + wait - NANO), Some(NANO));

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::tracker::TRACKERS;
 
-/// The name of a conversation, such as `user:42`, and what its route's wildcard stands for.
+/// The name of a topic, such as `user:42`, with the part that matches its route's wildcard.
 ///
 /// It derefs to the whole topic. Cheap to clone.
 ///
@@ -31,8 +31,8 @@ impl Topic {
         &self.whole
     }
 
-    /// What the `*` of the route stands for: `42` in `user:42` routed by `user:*`. Empty for a route
-    /// without a `*`.
+    /// The part that matches the `*` of the route: `42` in `user:42` routed by `user:*`. Empty for
+    /// a route without a `*`.
     #[must_use]
     pub fn rest(&self) -> &str {
         &self.whole[self.rest..]
@@ -57,7 +57,7 @@ impl fmt::Display for Topic {
     }
 }
 
-/// A topic, or all topics that begin alike: `room:lobby`, `room:*`.
+/// A topic, or all topics with a prefix: `room:lobby`, `room:*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum TopicPattern {
     Exact(Box<str>),
@@ -83,7 +83,8 @@ impl TopicPattern {
         Ok(if wildcard { Self::Prefix(prefix.into()) } else { Self::Exact(prefix.into()) })
     }
 
-    /// The topic as this pattern sees it, if it matches. Byte by byte, case and all.
+    /// The topic as this pattern sees it, if it matches. The comparison is by bytes and
+    /// case-sensitive.
     pub(crate) fn matches(&self, topic: &str) -> Option<Topic> {
         let rest = match self {
             Self::Exact(exact) => (**exact == *topic).then_some(topic.len())?,
@@ -92,7 +93,7 @@ impl TopicPattern {
         Some(Topic { whole: topic.into(), rest })
     }
 
-    /// Whether it matches all topics that another one matches.
+    /// Whether this pattern matches all topics that the other one matches.
     pub(crate) fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exact(exact), Self::Exact(other)) => exact == other,
@@ -103,7 +104,7 @@ impl TopicPattern {
         }
     }
 
-    /// Refuses a pattern that stands among these already.
+    /// Refuses a pattern that is already in this list.
     pub(crate) fn once_among<'a>(
         self,
         mut others: impl Iterator<Item = &'a Self>,
@@ -124,10 +125,11 @@ impl fmt::Display for TopicPattern {
     }
 }
 
-/// A topic pattern that cannot work.
+/// A topic pattern is invalid.
 ///
-/// It has a `*` that is not its last character, or a variable such as `{id}`; it stands twice at one mount;
-/// or its topics are those on which nodes talk to each other, which no client may join.
+/// It has a `*` that is not its last character, or a variable such as `{id}`; it is registered
+/// twice at one mount; or its topics are reserved for messages between nodes, which no client may
+/// join.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("the topic pattern {pattern:?} {why}")]
 pub struct PatternError {
@@ -139,11 +141,13 @@ pub struct PatternError {
 enum Refusal {
     #[error("has a * that is not its last character")]
     Wildcard,
-    #[error("has a variable in braces: a * at its end stands for the rest of the topic")]
+    #[error("has a variable in braces: use a * at its end for the rest of the topic")]
     Variable,
-    #[error("is there twice: only the first one would be reached")]
+    #[error("is registered twice: only the first one would be reached")]
     Twice,
-    #[error("is for topics that clients may not join: nodes use them to talk to each other")]
+    #[error(
+        "is for topics that clients may not join: they are reserved for messages between nodes"
+    )]
     Reserved,
 }
 
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_stands_for_any_rest_even_an_empty_one() {
+    fn a_wildcard_matches_any_rest_even_an_empty_one() {
         let matches = |pattern, topic, expected: &str| {
             assert_eq!(rest(pattern, topic).as_deref(), Some(expected), "{pattern} {topic}");
         };
@@ -176,27 +180,24 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_that_cannot_work_is_refused_with_what_to_write() {
+    fn an_invalid_pattern_is_refused_with_a_hint() {
         for (pattern, why) in [
-            (
-                "user:{id}",
-                "has a variable in braces: a * at its end stands for the rest of the topic",
-            ),
+            ("user:{id}", "has a variable in braces: use a * at its end for the rest of the topic"),
             (
                 "phx_presence:*",
-                "is for topics that clients may not join: nodes use them to talk to each other",
+                "is for topics that clients may not join: they are reserved for messages between nodes",
             ),
         ] {
             let error = TopicPattern::parse(pattern).unwrap_err();
             assert_eq!(error.to_string(), format!("the topic pattern {pattern:?} {why}"));
         }
         for pattern in ["open{", "}{", "user::id", ""] {
-            assert!(TopicPattern::parse(pattern).is_ok(), "{pattern} is a topic like any other");
+            assert!(TopicPattern::parse(pattern).is_ok(), "{pattern} is an ordinary topic");
         }
     }
 
     #[test]
-    fn a_pattern_covers_those_whose_topics_it_all_matches() {
+    fn a_pattern_covers_patterns_whose_topics_it_all_matches() {
         let covers = |one: &str, other: &str| {
             let [one, other] = [one, other].map(|pattern| TopicPattern::parse(pattern).unwrap());
             one.covers(&other)

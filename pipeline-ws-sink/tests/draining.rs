@@ -294,7 +294,7 @@ async fn sockets_of_late_batches_are_closed_shortly_before_the_deadline() {
 #[tokio::test(start_paused = true)]
 async fn the_last_sockets_have_at_most_a_second_and_their_number_is_logged() {
     const WITHIN: Duration = Duration::from_secs(20);
-    const WARNS: &str = "the drainer's batches do not fit into the time";
+    const WARNS: &str = "drain batches exceed the time limit";
     let (log, _guard) = Log::keep();
     let slow = Drainer::new().batch_size(1).batch_interval(Duration::from_secs(15));
     let slow = Mount::new(NamedSocket).channel::<Quiet>("quiet:*").drainer(slow);
@@ -312,7 +312,8 @@ async fn the_last_sockets_have_at_most_a_second_and_their_number_is_logged() {
     assert_eq!(closed, [0, 15, 19, 19]);
     assert_eq!(draining.await.unwrap().closed, 4);
     let warned: Vec<_> = log.take().into_iter().filter(|line| line.contains(WARNS)).collect();
-    let expected = format!("WARN message={WARNS}: the rest is closed at once sockets=2 within=20s");
+    let expected =
+        format!("WARN message={WARNS}: closing the remaining sockets at once sockets=2 within=20s");
     assert_eq!(warned, [expected]);
 }
 

@@ -188,7 +188,7 @@ async fn a_foreign_origin_is_refused_and_the_expected_ones_are_logged() {
     assert!(answer.is_forbidden(), "{answer:?}");
     door.nobody_was_seen();
     let log = log.take();
-    let expected = "ERROR expected=\"the host localhost, as EndpointBuilder::host says\" \
+    let expected = "ERROR expected=\"the host localhost, set by EndpointBuilder::host\" \
                     message=refused a page from another origin \
                     origin=\"http://evil.test\" socket=\"Doorman\"";
     assert!(log.iter().any(|line| line == expected), "{log:#?}");
@@ -282,8 +282,11 @@ async fn an_ambiguous_request_is_answered_with_400() {
             "host: localhost\r\norigin: http://localhost\r\norigin: http://evil.test\r\n",
             "more than one origin header",
         ),
-        ("host: localhost\r\ncontent-length: 2\r\n", "a request to upgrade has no body"),
-        ("host: localhost\r\ntransfer-encoding: chunked\r\n", "a request to upgrade has no body"),
+        ("host: localhost\r\ncontent-length: 2\r\n", "an upgrade request must not have a body"),
+        (
+            "host: localhost\r\ntransfer-encoding: chunked\r\n",
+            "an upgrade request must not have a body",
+        ),
     ] {
         let answer = door.send(&ask(headers)).await;
         assert_eq!((answer.status, &*answer.body), (400, fault), "{headers}");
@@ -532,11 +535,12 @@ fn invalid_options_are_refused_when_the_endpoint_is_built() {
         ),
         (
             builder().host("https://a.test"),
-            "\"https://a.test\" is no host: \"example.com\" is one, without scheme and port",
+            "invalid host \"https://a.test\": expected a host such as \"example.com\", without scheme \
+             and port",
         ),
         (
             builder().mount("/a", mount().subprotocols(["a b"])),
-            "the subprotocol \"a b\" has characters that cannot stand in a header",
+            "invalid subprotocol \"a b\": it has characters that are not allowed in a header",
         ),
     ];
     for (builder, expected) in cases {

@@ -145,7 +145,7 @@ fn errors_state_what_is_wrong_with_a_token() {
     let verifier = JwtVerifier::new(key()).issuer("us").audience("app");
     let told = |claims: Value| verify(&verifier, &signed(&claims, None)).unwrap_err().to_string();
     let missing = "is missing";
-    let unexpected = "is not one of those that are expected";
+    let unexpected = "is not one of the expected values";
     let exp = NOW + 60;
     for (claims, claim, fault) in [
         (json!({ "iss": "us", "aud": "app" }), "exp", missing),
@@ -162,7 +162,7 @@ fn errors_state_what_is_wrong_with_a_token() {
         assert_eq!(told(claims), format!("the token is invalid: its claim `{claim}` {fault}"));
     }
     let unsigned = verify(&verifier, ED).unwrap_err();
-    let text = "the token is invalid: none of the keys has made its signature";
+    let text = "the token is invalid: its signature matches none of the keys";
     assert_eq!(unsigned.to_string(), text);
     assert_eq!(verify(&verifier, "no token").unwrap_err().to_string(), "the token is invalid");
 }
@@ -270,7 +270,7 @@ fn an_invalid_key_is_refused_at_once() {
         assert!(matches!(error, JwtKeyError::Algorithm { .. }));
     }
     let error = JwtKey::secret(JwtAlgorithm::Rs256, SECRET).unwrap_err();
-    assert_eq!(error.to_string(), "Rs256 takes the other kind of key");
+    assert_eq!(error.to_string(), "wrong kind of key for Rs256");
     let private = RSA_KEY.replace("PUBLIC", "PRIVATE");
     for (algorithm, text) in [
         (JwtAlgorithm::Es256, ES384_KEY),

@@ -158,7 +158,7 @@ fn if_the_adapter_fails_the_broadcast_is_not_sent_here_either() {
         pubsub.direct_broadcast("here", T, "news", json!({})),
     ] {
         let Err(BroadcastError::Adapter(error)) = sent else { panic!("{sent:?}") };
-        assert_eq!(error.to_string(), "the other nodes were not told: the network is down");
+        assert_eq!(error.to_string(), "failed to reach the other nodes: the network is down");
     }
     assert_eq!(events(&mut second), nothing());
     pubsub.local_broadcast(T, "local", json!({})).unwrap();

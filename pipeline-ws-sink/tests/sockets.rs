@@ -195,8 +195,8 @@ fn invalid_declarations_are_refused_at_once() {
 #[test]
 fn an_invalid_pattern_is_an_error_of_the_endpoint() {
     for (pattern, why) in [
-        ("room:*", "is there twice: only the first one would be reached"),
-        ("user:{id}", "has a variable in braces: a * at its end stands for the rest of the topic"),
+        ("room:*", "is registered twice: only the first one would be reached"),
+        ("user:{id}", "has a variable in braces: use a * at its end for the rest of the topic"),
     ] {
         let mount = Mount::new(NamedSocket).channel::<Room>("room:*").channel::<Room>(pattern);
         let error = Endpoint::builder().mount("/socket", mount).build().unwrap_err();
@@ -225,20 +225,17 @@ fn options_that_would_refuse_every_client_are_refused() {
     let (zero, long) = (Duration::ZERO, Duration::from_secs(20));
     let millis = Duration::from_millis(999);
     for (said, starts_with) in [
-        (panics(|| drop(Endpoint::builder().max_sockets(0))), "an endpoint without sockets"),
-        (panics(|| drop(mount().max_channels(0))), "a client that may have no channels"),
-        (
-            panics(|| drop(mount().max_message_size(0))),
-            "a client that may send messages of no bytes",
-        ),
-        (panics(|| drop(mount().max_frame_size(6))), "a client's frame has 7 bytes at least"),
-        (panics(|| drop(mount().timeout(zero))), "a client that may not be silent"),
-        (panics(|| drop(mount().heard_within(zero))), "a client that may not be silent"),
-        (panics(|| drop(mount().max_frames(0))), "a client of which no frames are read"),
-        (panics(|| drop(polled().window(zero))), "a session with a window of no time"),
-        (panics(|| drop(polled().window(long))), "a window is shorter than 20 seconds"),
-        (panics(|| drop(polled().max_sessions(0))), "a mount without sessions"),
-        (panics(|| drop(polled().max_age(millis))), "a token is good for a second at least"),
+        (panics(|| drop(Endpoint::builder().max_sockets(0))), "max_sockets must be at least 1"),
+        (panics(|| drop(mount().max_channels(0))), "max_channels must be at least 1"),
+        (panics(|| drop(mount().max_message_size(0))), "max_message_size must be at least 1"),
+        (panics(|| drop(mount().max_frame_size(6))), "max_frame_size must be at least 7"),
+        (panics(|| drop(mount().timeout(zero))), "timeout must be longer than zero"),
+        (panics(|| drop(mount().heard_within(zero))), "heard_within must be longer than zero"),
+        (panics(|| drop(mount().max_frames(0))), "max_frames must be at least 1"),
+        (panics(|| drop(polled().window(zero))), "window must be longer than zero"),
+        (panics(|| drop(polled().window(long))), "window must be shorter than 20 seconds"),
+        (panics(|| drop(polled().max_sessions(0))), "max_sessions must be at least 1"),
+        (panics(|| drop(polled().max_age(millis))), "max_age must be at least one second"),
     ] {
         assert!(said.starts_with(starts_with), "{said}");
     }

@@ -196,10 +196,10 @@ async fn c_204_each_batch_of_a_drain_is_logged() {
         assert_eq!(client.closed().await, 1012);
     }
     draining.await.unwrap();
-    let lines = told.0.take().into_iter().filter(|line| line.contains("message=drains"));
+    let lines = told.0.take().into_iter().filter(|line| line.contains("message=draining batch"));
     let batch = |count, index| {
         format!(
-            r#"INFO count={count} index={index} interval=300ms message=drains rounds=3 socket="NamedSocket" total=5"#
+            r#"INFO count={count} index={index} interval=300ms message=draining batch rounds=3 socket="NamedSocket" total=5"#
         )
     };
     assert_eq!(lines.collect::<Vec<_>>(), [batch(2, 1), batch(2, 2), batch(1, 3)]);
@@ -294,7 +294,7 @@ async fn an_event_that_ends_with_its_socket_does_not_count_as_failed() {
 
 #[tokio::test]
 async fn an_unreachable_pattern_is_logged() {
-    const NEVER: &str = "a channel's topic pattern is never reached";
+    const NEVER: &str = "topic pattern is never reached: an earlier pattern matches its topics";
     let (log, _guard) = Log::keep();
     let mount = || Mount::new(NamedSocket);
     let first = mount().channel::<Plain>("room:one").channel::<Plain>("room:*");
@@ -379,7 +379,7 @@ async fn refused_requests_do_not_fill_the_log() {
     let server = MemoryServer::start(endpoint_with(|mount| mount.longpoll(LongPoll::new())).0);
     let cases = [
         ("", "INFO", "refused a connection"),
-        ("&vsn=9.0.0", "WARN", "refused a version of the protocol"),
+        ("&vsn=9.0.0", "WARN", "refused a client: unsupported protocol version"),
         ("&a=%ff", "INFO", "refused a query that cannot be decoded"),
     ];
     for (query, level, message) in cases {
@@ -402,7 +402,7 @@ async fn clients_closed_for_invalid_messages_do_not_fill_the_log() {
         ada.send(json!(["1", "1", long, "phx_join", {}])).await;
         ada.closed().await;
     }
-    let message = "closes a socket that was sent a name of over 255 bytes";
+    let message = "closing socket: topic, event or reference longer than 255 bytes";
     assert_eq!(lines(&log, "WARN", message), WRITTEN);
     sleep(Duration::from_secs(60)).await;
     for _ in 0..OFTEN {
@@ -411,7 +411,7 @@ async fn clients_closed_for_invalid_messages_do_not_fill_the_log() {
         ada.send(json!(["1", "2", T, "ping", {}])).await;
         ada.closed().await;
     }
-    assert_eq!(lines(&log, "WARN", "closes a socket whose client says too much"), WRITTEN);
+    assert_eq!(lines(&log, "WARN", "closing socket: rate limit exceeded"), WRITTEN);
 }
 
 #[tokio::test(start_paused = true)]
@@ -424,5 +424,5 @@ async fn binary_frames_for_a_polling_client_do_not_fill_the_log() {
         server.endpoint.broadcast(T, "picture", Payload::binary(vec![0xff])).unwrap();
         poller.poll().await;
     }
-    assert_eq!(lines(&log, "WARN", "left out binary frames, which cannot be polled"), WRITTEN);
+    assert_eq!(lines(&log, "WARN", "dropped binary frames: unsupported by long polling"), WRITTEN);
 }

@@ -569,7 +569,7 @@ async fn a_channel_of_another_type_has_no_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "1 messages are lost: too many waited")]
+#[should_panic(expected = "1 messages are lost: too many were waiting")]
 async fn more_than_10_000_messages_are_too_many() {
     let (kit, room) = both().await;
     for n in 0..10_001 {

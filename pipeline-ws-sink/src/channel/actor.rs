@@ -41,15 +41,15 @@ use crate::{
     topic::Topic,
 };
 
-/// How long a channel has for its `terminate`, and a replaced one to be gone.
+/// The time limit of a channel's `terminate`, and of the end of a replaced channel.
 const TERMINATE: Duration = Duration::from_secs(5);
 
 /// A client's request to join.
 pub(crate) struct Join<S: Socket> {
     pub(crate) connection: Arc<Connection<S>>,
     pub(crate) topic: Topic,
-    /// The join reference as sent. It stands in the answer to the join, and in the frames that tell
-    /// of the channel's end.
+    /// The join reference as sent. The answer to the join carries it, and so do the frames that
+    /// announce the channel's end.
     pub(crate) join_ref: Ref,
     pub(crate) reference: Ref,
     pub(crate) payload: Payload,
@@ -58,18 +58,18 @@ pub(crate) struct Join<S: Socket> {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) life: Life,
     pub(crate) meter: Arc<RouteMeter>,
-    /// The channel that this one takes the place of.
+    /// The channel that this one replaces.
     pub(crate) replaces: Option<Replaced>,
 }
 
-/// A channel that is joined again.
+/// A channel that is replaced by a new join.
 pub(crate) struct Replaced {
     pub(crate) join_ref: Ref,
     pub(crate) life: Life,
     pub(crate) task: JoinHandle<()>,
 }
 
-/// One life of a channel: which one, and whether its end has been told.
+/// One instance of a channel: its id, and whether its end has been announced.
 #[derive(Clone, Debug)]
 pub(crate) struct Life {
     id: u64,
@@ -85,7 +85,7 @@ impl Life {
         self.id
     }
 
-    /// Whether the caller is the one to tell of the end, which is told once.
+    /// Whether the caller is the one to announce the end, which is announced once.
     fn tell(&self) -> bool {
         !self.told.swap(true, Ordering::AcqRel)
     }
@@ -93,17 +93,17 @@ impl Life {
 
 /// Runs a channel from its join to its end.
 pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
-    // Dropped last, so that a test knows that all else is gone.
+    // Dropped last, so that a test knows that everything else is gone.
     #[cfg(feature = "test-kit")]
     let _watched = join.connection.events.witness.get().map(|witness| witness.begins::<C>(&join));
     let reading = Reading(join.mailbox.clone());
-    // What only joining needs is given back when it is over, and not when the channel ends.
+    // Boxed: the state that only the join needs is freed after it, and not when the channel ends.
     if let Some(joined) = Box::pin(enter::<C>(join, config)).await {
         joined.live(&reading).await;
     }
 }
 
-/// Lets a client in, or tells it why not.
+/// Runs the join: accepts the client, or sends it the refusal.
 async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<Joined<C>> {
     let Join { connection, topic, join_ref, reference, payload, held, mailbox, .. } = join;
     let (life, meter, replaces) = (join.life, join.meter, join.replaces);
@@ -111,7 +111,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         Some(replaced) => replaced.end().await,
         None => None,
     };
-    // Without a join reference of its own, the channel goes by the one of the message.
+    // Without a join reference, the channel uses the reference of the message.
     let context_ref = join_ref.or(&reference);
     let context = ChannelContext::new(connection.clone(), topic, context_ref, mailbox.clone());
     let address = Address { join_ref: &join_ref, ..context.address() };
@@ -161,7 +161,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             let refused = refuse(refusal, &meter, &context.topic, |response| {
                 address.reply(&reference, "error", response)
             });
-            // The session first: when the client reads the answer, the topic is free.
+            // Notify the session first: when the client reads the answer, the topic is free.
             connection.events.tell(SessionEvent::Ended { topic: topic.clone(), id: life.id() });
             connection.outbox.send(&refused, None);
             tell_replaced();
@@ -187,12 +187,12 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
 }
 
 impl Replaced {
-    /// Ends the channel at once, without its `terminate`. Returns its join reference if its end is
-    /// still to be told.
+    /// Aborts the channel at once, without its `terminate`. Returns its join reference if its end
+    /// has not been announced.
     async fn end(mut self) -> Option<Ref> {
         let untold = self.life.tell();
         self.task.abort();
-        // It is gone at its next await. If it never gets there, it can at least not tell of itself.
+        // The task ends at its next await. If it never gets there, it can at least announce nothing.
         let _ = time::timeout(TERMINATE, &mut self.task).await;
         untold.then(|| self.join_ref.clone())
     }
@@ -200,12 +200,12 @@ impl Replaced {
 
 impl Drop for Replaced {
     fn drop(&mut self) {
-        // The join that was to end it may itself have been cut off before it began.
+        // The join that was to end this channel may have been aborted before it began.
         self.task.abort();
     }
 }
 
-/// What a client that is not let in is told.
+/// The response to a client whose join is refused or crashed.
 fn refuse(
     refusal: Refusal,
     meter: &RouteMeter,
@@ -224,7 +224,7 @@ fn refuse(
         );
         let response = json!({ "reason": "join crashed" }).into_payload();
         let response = response.expect("a literal is JSON");
-        written(&response).expect("JSON can be told in every version")
+        written(&response).expect("every version can carry JSON")
     };
     match refusal {
         Refusal::Refused(response) => {
@@ -234,9 +234,10 @@ fn refuse(
     }
 }
 
-/// A channel that was let in.
+/// A channel that was joined.
 struct Joined<C: Channel> {
-    /// Dropped before the context is, whose client leaves then, and is not told of that.
+    /// Dropped before the context: the context's drop announces that the client has left, which
+    /// this channel must not receive.
     listening: Listening,
     channel: C,
     context: ChannelContext<C>,
@@ -245,16 +246,16 @@ struct Joined<C: Channel> {
     meter: Arc<RouteMeter>,
 }
 
-/// Why a channel ends.
+/// The reason why a channel ends.
 enum End {
-    /// The client left; this is its message's reference.
+    /// The client left; holds the reference of its message.
     Left(Ref),
-    /// The socket is gone.
+    /// The socket has ended.
     Closed(ExitReason),
     Stopped(ExitReason),
 }
 
-/// What the client is told at the end.
+/// The last frame that the client receives.
 #[derive(Clone, Copy)]
 enum LastWord {
     Close,
@@ -264,9 +265,9 @@ enum LastWord {
 impl<C: Channel> Joined<C> {
     async fn live(mut self, reading: &Reading) {
         let end = loop {
-            // A channel that always has something to handle gives way to others.
+            // Yields to other tasks, even if there is always something to handle.
             consume_budget().await;
-            // In turn, so that neither the timers nor the others can keep the other from their turn.
+            // Timers and messages alternate, so that neither starves the other.
             let due = self.context.timers(|timers| timers.due(Instant::now()));
             if let Some(message) = due
                 && let Some(end) = self.handle(Letter::Info(message)).await
@@ -285,12 +286,12 @@ impl<C: Channel> Joined<C> {
                 break end;
             }
         };
-        // Like the joining, this is only needed once.
+        // Boxed like the join: it is only needed once.
         Box::pin(self.end(end)).await;
     }
 
-    /// Handles a message. When a callback ends because it could not push any more, the channel ends as its
-    /// socket does.
+    /// Handles a message. A callback that ends because it could no longer push ends the channel as
+    /// its socket's end does.
     async fn handle(&mut self, letter: Letter) -> Option<End> {
         match self.call(letter).await {
             Some(End::Stopped(reason)) if is_socket_end(&reason) => {
@@ -304,14 +305,14 @@ impl<C: Channel> Joined<C> {
     async fn call(&mut self, letter: Letter) -> Option<End> {
         let Self { channel, context, meter, .. } = self;
         match letter {
-            // It counts as received until it has been handled.
+            // The message counts as received until it has been handled.
             Letter::Event { reference, event, payload, held: _held } => {
                 context.reference = reference.clone();
                 let outcome = match begin_event() {
                     None if !log::events_are_seen() => {
                         contained(channel.handle_in(&event, payload, context)).await
                     }
-                    // In a box, so that a channel that waits is no larger for it.
+                    // Boxed, so that an idle channel is no larger for it.
                     begun => {
                         Box::pin(watched(channel, &event, payload, context, meter, begun)).await
                     }
@@ -357,7 +358,8 @@ impl<C: Channel> Joined<C> {
         Ok(())
     }
 
-    /// Ends the channel: tells the client, in the order that it expects, and lets go.
+    /// Ends the channel: announces the end to session and client, in the order that the client
+    /// expects, and terminates it.
     async fn end(mut self, end: End) {
         match end {
             End::Left(reference) => {
@@ -388,8 +390,8 @@ impl<C: Channel> Joined<C> {
         }
     }
 
-    /// Tells the session and then the client that the channel has ended. From here on, the topic is
-    /// free to be joined, and no broadcast reaches the client through this channel.
+    /// Announces the channel's end to the session and then to the client. From here on, the topic
+    /// is free to be joined, and no broadcast reaches the client through this channel.
     fn tell(&mut self, last_word: LastWord) {
         self.listening.cancel();
         if self.life.tell() {
@@ -403,7 +405,7 @@ impl<C: Channel> Joined<C> {
             };
             outbox.send(&frame, None);
         }
-        // It no longer listens, so its client is not told that it has left.
+        // The channel no longer listens, so its client does not receive its own leave.
         self.context.leave();
     }
 
@@ -436,7 +438,7 @@ impl<C: Channel> Joined<C> {
     }
 }
 
-/// Has an event handled, and tells of it.
+/// Runs `handle_in`, and records it.
 async fn watched<C: Channel>(
     channel: &mut C,
     event: &str,
@@ -473,7 +475,7 @@ async fn next_letter<C: Channel>(
 ) -> Option<Result<Letter, Overflow>> {
     let next = context.timers(|timers| timers.next());
     let Some(at) = next else { return Some(reading.0.receive().await) };
-    // One that is there already has its turn, even if there is always a timer that is due.
+    // A message that is already there is handled, even if there is always a timer that is due.
     if let Some(letter) = reading.0.receive().now_or_never() {
         return Some(letter);
     }
@@ -490,7 +492,7 @@ fn is_socket_end(reason: &ExitReason) -> bool {
     matches!(error, Some(PushError::Ended))
 }
 
-/// How a callback without an answer has gone.
+/// The end that results from a callback without an answer, if any.
 fn stopped(outcome: Result<Result<(), Stop>, ExitReason>) -> Option<End> {
     match outcome {
         Ok(Ok(())) => None,
@@ -499,9 +501,9 @@ fn stopped(outcome: Result<Result<(), Stop>, ExitReason>) -> Option<End> {
     }
 }
 
-/// Runs a callback to its end; a panic in it becomes an [`ExitReason`].
+/// Runs a callback; a panic in it becomes an [`ExitReason`].
 ///
-/// After a panic the channel is not called again but for its `terminate`, as in Phoenix.
+/// After a panic only the channel's `terminate` is called, as in Phoenix.
 async fn contained<T>(callback: impl Future<Output = T>) -> Result<T, ExitReason> {
     let outcome = AssertUnwindSafe(callback).catch_unwind().await;
     outcome.map_err(|payload| ExitReason::from_panic(&*payload))
@@ -514,7 +516,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_channel_that_is_to_be_replaced_ends_even_if_the_join_is_never_begun() {
+    async fn a_channel_to_be_replaced_ends_even_if_the_new_join_never_begins() {
         let task = tokio::spawn(pending());
         let handle = task.abort_handle();
         drop(Replaced { join_ref: Ref::NULL, life: Life::new(1), task });

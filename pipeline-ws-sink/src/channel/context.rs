@@ -1,4 +1,4 @@
-//! What a channel's callbacks can do.
+//! The contexts of a channel's callbacks.
 
 use std::{fmt, mem, sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ use crate::{
     topic::Topic,
 };
 
-/// What a channel knows while a client asks to be let in. It cannot send its client anything yet.
+/// The context of a join. It cannot send anything to the client yet.
 pub struct JoinContext<'a, C: Channel> {
     pub(super) channel: &'a ChannelContext<C>,
     pub(super) config: &'a C::Config,
@@ -35,37 +35,37 @@ pub struct JoinContext<'a, C: Channel> {
 }
 
 impl<C: Channel> JoinContext<'_, C> {
-    /// What `connect` made of the client.
+    /// The client's state, as returned by `connect`.
     #[must_use]
     pub fn assigns(&self) -> &<C::Socket as Socket>::Assigns {
         self.channel.assigns()
     }
 
-    /// The socket's own value, shared by all its clients.
+    /// The socket's value, shared by all its clients.
     #[must_use]
     pub fn socket(&self) -> &C::Socket {
         self.channel.socket()
     }
 
-    /// What the route gives to every join.
+    /// The configuration of the route.
     #[must_use]
     pub fn config(&self) -> &C::Config {
         self.config
     }
 
-    /// What the client is told if it is let in: any JSON value, or bytes. `{}` unless set.
+    /// Sets the response to a successful join: any JSON value, or bytes. Default `{}`.
     ///
-    /// One that cannot be encoded crashes the join.
+    /// A response that cannot be encoded crashes the join.
     pub fn reply(&mut self, response: impl IntoPayload) {
         self.reply = response.into_payload();
     }
 
-    /// Sends the channel a message once this time has passed, and not before the client is let in.
-    /// With [`Duration::ZERO`], it is the first thing that the channel does.
+    /// Sends the channel a message after this time, and not before the join has succeeded. With
+    /// [`Duration::ZERO`], it is the first message that the channel handles.
     ///
     /// # Errors
     ///
-    /// [`TooManyTimers`] if 1024 wait already.
+    /// [`TooManyTimers`] if 1024 timers are pending.
     pub fn send_after<M>(&mut self, delay: Duration, message: M) -> Result<(), TooManyTimers>
     where
         C: HandleInfo<M>,
@@ -74,18 +74,18 @@ impl<C: Channel> JoinContext<'_, C> {
         self.channel.send_after(delay, message)
     }
 
-    /// The way for others to send this channel messages. They are handled once the client is let in.
+    /// A handle that sends messages to this channel. They are handled once the join has succeeded.
     #[must_use]
     pub fn handle(&self) -> ChannelHandle<C> {
         self.channel.handle()
     }
 
-    /// Listens to another topic too: see [`ChannelContext::subscribe`].
+    /// Subscribes to another topic: see [`ChannelContext::subscribe`].
     pub fn subscribe(&mut self, topic: &str) {
         self.channel.subscribe(topic);
     }
 
-    /// The way to everyone on any topic.
+    /// The endpoint's [`PubSub`].
     #[must_use]
     pub fn pubsub(&self) -> &PubSub {
         self.channel.pubsub()
@@ -98,7 +98,7 @@ impl<C: Channel> fmt::Debug for JoinContext<'_, C> {
     }
 }
 
-/// A joined channel's way to its client and to its topic.
+/// The context of a joined channel: it pushes to the client and broadcasts to the topic.
 pub struct ChannelContext<C: Channel> {
     pub(super) connection: Arc<Connection<C::Socket>>,
     pub(super) topic: Topic,
@@ -108,18 +108,18 @@ pub struct ChannelContext<C: Channel> {
     mailbox: Arc<Mailbox>,
     /// The reference of the message that is being handled.
     pub(super) reference: Ref,
-    /// Since when what is being handled is on its way, if that is timed.
+    /// The start time of the push that is being handled, if it is timed.
     pub(super) since: Option<Since>,
     own: Mutex<Own>,
 }
 
-/// What a channel has asked for.
+/// Resources that belong to the channel.
 #[derive(Default)]
 struct Own {
     timers: Timers,
-    /// The topics besides its own that it listens to.
+    /// Subscriptions to other topics.
     listening: Vec<Listening>,
-    /// Where its client is tracked, or was.
+    /// The presences that track its client, or did.
     present_in: Vec<Presence>,
 }
 
@@ -131,26 +131,26 @@ impl<C: Channel> ChannelContext<C> {
         mailbox: Arc<Mailbox>,
     ) -> Self {
         let mut topic_json = quoted(&topic);
-        // It stays for as long as the channel does.
+        // It lives as long as the channel.
         topic_json.shrink_to_fit();
         let id = SubscriberId::new();
         let (reference, since, own) = (Ref::NULL, None, Mutex::default());
         Self { connection, topic, topic_json, join_ref, id, mailbox, reference, since, own }
     }
 
-    /// The topic that was joined.
+    /// The topic of the channel.
     #[must_use]
     pub fn topic(&self) -> &Topic {
         &self.topic
     }
 
-    /// What `connect` made of the client.
+    /// The client's state, as returned by `connect`.
     #[must_use]
     pub fn assigns(&self) -> &<C::Socket as Socket>::Assigns {
         &self.connection.assigns
     }
 
-    /// The socket's own value, shared by all its clients.
+    /// The socket's value, shared by all its clients.
     #[must_use]
     pub fn socket(&self) -> &C::Socket {
         &self.connection.socket
@@ -162,7 +162,7 @@ impl<C: Channel> ChannelContext<C> {
         self.connection.id.as_deref()
     }
 
-    /// How the client is connected: `websocket` or `longpoll`.
+    /// The client's transport: `websocket` or `longpoll`.
     #[must_use]
     pub fn transport(&self) -> &'static str {
         self.connection.transport
@@ -175,25 +175,25 @@ impl<C: Channel> ChannelContext<C> {
         &self.reference
     }
 
-    /// The reference of the join. What the client is told about this channel carries it.
+    /// The reference of the join. Every frame that this channel sends to the client carries it.
     #[must_use]
     pub fn join_ref(&self) -> &Ref {
         &self.join_ref
     }
 
-    /// Names this channel, to be left out of a [`PubSub::broadcast_from`].
+    /// The subscriber id of this channel, for [`PubSub::broadcast_from`].
     #[must_use]
     pub fn id(&self) -> SubscriberId {
         self.id
     }
 
-    /// The way to everyone on any topic.
+    /// The endpoint's [`PubSub`].
     #[must_use]
     pub fn pubsub(&self) -> &PubSub {
         &self.connection.pubsub
     }
 
-    /// The way for others to send this channel messages.
+    /// A handle that sends messages to this channel.
     #[must_use]
     pub fn handle(&self) -> ChannelHandle<C> {
         ChannelHandle::new(self.mailbox.clone())
@@ -201,11 +201,11 @@ impl<C: Channel> ChannelContext<C> {
 
     /// Sends an event to this client. The payload has to be a JSON object, or binary.
     ///
-    /// It never waits. What happens when the client reads too slowly is for
-    /// [`Mount::when_full`](crate::Mount::when_full) to say.
+    /// It never waits. [`Mount::when_full`](crate::Mount::when_full) decides what happens when the
+    /// client reads too slowly.
     ///
-    /// Because it never waits, a loop of pushes keeps its thread for itself. One of many pushes, or whose
-    /// count a client chooses, should give way to others with
+    /// Because it never waits, a loop of pushes occupies its thread. A long loop, or one whose
+    /// length a client chooses, should yield with
     /// [`consume_budget`](tokio::task::coop::consume_budget):
     ///
     /// ```
@@ -222,11 +222,12 @@ impl<C: Channel> ChannelContext<C> {
     ///
     /// # Errors
     ///
-    /// [`PushError::Ended`] when the socket has ended. A callback that ends with this error ends its channel
-    /// as the socket's end does: it is no crash.
+    /// [`PushError::Ended`] when the socket has ended. A callback that returns this error ends its
+    /// channel as the socket's end does; it does not count as a crash.
     ///
-    /// [`PushError::Payload`] if the payload is neither object nor binary, if it has no JSON form, if it is
-    /// binary and the client cannot receive that, or if the event's name begins with `phx_`.
+    /// [`PushError::Payload`] if the payload is neither a JSON object nor binary, if it has no JSON
+    /// form, if it is binary and the client cannot receive that, or if the event's name begins with
+    /// `phx_`.
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Result<(), PushError> {
         if is_reserved(event) {
             return Err(PayloadError::Reserved { event: event.to_owned() }.into());
@@ -237,18 +238,19 @@ impl<C: Channel> ChannelContext<C> {
         if self.connection.outbox.has_ended() { Err(PushError::Ended) } else { Ok(()) }
     }
 
-    /// Sends an event to everyone on this topic, this client included.
+    /// Sends an event to all subscribers of this topic, including this client.
     ///
-    /// It never waits, for no client: see [`push`](Self::push).
+    /// It never waits for a client: see [`push`](Self::push).
     ///
     /// # Errors
     ///
-    /// [`BroadcastError`] if the payload can be no event's, or if the other nodes cannot be told.
+    /// [`BroadcastError`] if the payload is not a JSON object or binary, or if the other nodes
+    /// cannot be reached.
     pub fn broadcast(&self, event: &str, payload: impl IntoPayload) -> Result<(), BroadcastError> {
         self.send_broadcast(event, payload, None)
     }
 
-    /// Sends an event to everyone on this topic but this client.
+    /// Sends an event to all subscribers of this topic except this client.
     ///
     /// # Errors
     ///
@@ -271,7 +273,7 @@ impl<C: Channel> ChannelContext<C> {
         self.pubsub().everywhere(&broadcast, except)
     }
 
-    /// Takes hold of the message that is being handled, to answer it later.
+    /// A reference to the message that is being handled, to answer it later.
     ///
     /// # Errors
     ///
@@ -283,15 +285,15 @@ impl<C: Channel> ChannelContext<C> {
         SocketRef::new(outbox, version, topic.clone(), join_ref.clone(), reference.clone())
     }
 
-    /// Sends this channel a message once this time has passed. It ends with the channel. With
-    /// [`Duration::MAX`], the message never comes, and takes the place of a timer all the same.
+    /// Sends this channel a message after this time. The timer ends with the channel. With
+    /// [`Duration::MAX`], the message is never sent, and still counts as a timer.
     ///
-    /// Messages due at one time are handled in the order in which they were sent, and before those
-    /// that others have sent.
+    /// Messages that are due at the same time are handled in the order in which they were
+    /// scheduled, and before messages from others.
     ///
     /// # Errors
     ///
-    /// [`TooManyTimers`] if 1024 wait already.
+    /// [`TooManyTimers`] if 1024 timers are pending.
     pub fn send_after<M>(&self, delay: Duration, message: M) -> Result<(), TooManyTimers>
     where
         C: HandleInfo<M>,
@@ -300,11 +302,11 @@ impl<C: Channel> ChannelContext<C> {
         self.own.lock().timers.set(Deadline::from_now(delay), seal::<C, M>(message))
     }
 
-    /// Listens to another topic too. What is broadcast there does not go to the client, but to
+    /// Subscribes to another topic. Broadcasts on it do not go to the client, but to
     /// [`Channel::handle_broadcast`].
     ///
-    /// A channel that subscribes twice receives everything twice, and one that lags 256 broadcasts, or 16 MiB,
-    /// behind ends.
+    /// A channel that subscribes twice receives everything twice, and a channel that lags 256
+    /// broadcasts or 16 MiB behind ends.
     pub fn subscribe(&self, topic: &str) {
         let table = self.pubsub().table();
         let who = Subscriber::Channel(self.mailbox.clone());
@@ -312,7 +314,7 @@ impl<C: Channel> ChannelContext<C> {
         self.own.lock().listening.push(listening);
     }
 
-    /// Listens no longer to another topic, however often it has subscribed to it.
+    /// Cancels all of this channel's subscriptions to another topic.
     pub fn unsubscribe(&self, topic: &str) {
         let mut own = self.own.lock();
         let (gone, kept): (Vec<_>, Vec<_>) =
@@ -322,7 +324,7 @@ impl<C: Channel> ChannelContext<C> {
         drop(gone);
     }
 
-    /// Its client is tracked there until it ends.
+    /// Records that the client is tracked in this presence until the channel ends.
     pub(crate) fn is_present_in(&self, presence: &Presence) {
         let present_in = &mut self.own.lock().present_in;
         if !present_in.iter().any(|other| other.is_same(presence)) {
@@ -330,13 +332,13 @@ impl<C: Channel> ChannelContext<C> {
         }
     }
 
-    /// Its client is tracked nowhere any more.
+    /// Removes the client from all presences.
     pub(super) fn leave(&self) {
         let present_in = mem::take(&mut self.own.lock().present_in);
         present_in.iter().for_each(|presence| presence.leave(self.id));
     }
 
-    /// Looks at the timers.
+    /// Accesses the timers.
     pub(super) fn timers<R>(&self, look: impl FnOnce(&mut Timers) -> R) -> R {
         look(&mut self.own.lock().timers)
     }

@@ -10,10 +10,10 @@ use super::{
     mailbox::{Letter, Mailbox, NotSent},
 };
 
-/// A channel that handles messages of a type that the server's own tasks and timers send it, through
-/// a [`ChannelHandle`] or [`ChannelContext::send_after`].
+/// A channel that handles messages of this type from the server's own tasks and timers, sent
+/// through a [`ChannelHandle`] or [`ChannelContext::send_after`].
 ///
-/// It is `handle_info` of `Phoenix.Channel`, once for each type of message.
+/// It is `handle_info` of `Phoenix.Channel`, implemented once for each type of message.
 ///
 /// ```
 /// use std::time::Duration;
@@ -39,7 +39,7 @@ use super::{
 ///         _: Payload,
 ///         cx: &mut JoinContext<'_, Self>,
 ///     ) -> Result<Self, JoinError> {
-///         // It arrives after the client has been let in.
+///         // The message arrives after the join has succeeded.
 ///         cx.send_after(Duration::ZERO, Tick)?;
 ///         Ok(ClockChannel)
 ///     }
@@ -65,7 +65,7 @@ pub trait HandleInfo<M>: Channel {
     ) -> impl Future<Output = Result<(), Stop>> + Send;
 }
 
-/// Sends messages to one channel, from anywhere. Cheap to clone; it does not keep the channel alive.
+/// A handle that sends messages to one channel. Cheap to clone; it does not keep the channel alive.
 ///
 /// ```
 /// use pipeline_ws_sink::{Channel, ChannelContext, HandleInfo};
@@ -74,7 +74,7 @@ pub trait HandleInfo<M>: Channel {
 ///     let channel = cx.handle();
 ///     tokio::spawn(async move {
 ///         let found = "what a database has found".to_owned();
-///         // When the channel has ended meanwhile, nobody wants it any more.
+///         // The channel may have ended meanwhile.
 ///         let _ = channel.send(found).await;
 ///     });
 /// }
@@ -89,7 +89,7 @@ impl<C: Channel> ChannelHandle<C> {
         Self { mailbox, channel: PhantomData }
     }
 
-    /// Sends a message. It waits while 256 messages of tasks wait for the channel.
+    /// Sends a message. It waits while 256 messages from tasks are pending for the channel.
     ///
     /// # Errors
     ///
@@ -97,7 +97,7 @@ impl<C: Channel> ChannelHandle<C> {
     ///
     /// # Cancel safety
     ///
-    /// When the future is dropped before it is done, the message is not sent.
+    /// If the future is dropped before it completes, the message is not sent.
     pub async fn send<M>(&self, message: M) -> Result<(), SendError>
     where
         C: HandleInfo<M>,
@@ -106,11 +106,11 @@ impl<C: Channel> ChannelHandle<C> {
         Ok(self.mailbox.send(Letter::Info(seal::<C, M>(message))).await?)
     }
 
-    /// Sends a message, if there is room for it.
+    /// Sends a message if there is room for it.
     ///
     /// # Errors
     ///
-    /// [`SendError`] says what is in the way.
+    /// [`SendError`] if the channel has ended or its mailbox is full.
     pub fn try_send<M>(&self, message: M) -> Result<(), SendError>
     where
         C: HandleInfo<M>,
@@ -132,12 +132,12 @@ impl<C> fmt::Debug for ChannelHandle<C> {
     }
 }
 
-/// Why a channel was not sent a message.
+/// A message was not sent to a channel.
 ///
 /// ```
 /// use pipeline_ws_sink::{ChannelHandle, HandleInfo, SendError};
 ///
-/// /// Whether the channel is still there to be told.
+/// /// Whether the channel still exists.
 /// fn tell<C: HandleInfo<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
 ///     !matches!(channel.try_send(news), Err(SendError::Ended))
 /// }
@@ -145,10 +145,10 @@ impl<C> fmt::Debug for ChannelHandle<C> {
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SendError {
-    /// It has ended.
+    /// The channel has ended.
     #[error("the channel has ended")]
     Ended,
-    /// 256 messages of tasks wait for it.
+    /// 256 messages from tasks are pending for the channel.
     #[error("too many messages wait for the channel")]
     Full,
 }
@@ -162,10 +162,10 @@ impl From<NotSent> for SendError {
     }
 }
 
-/// A message without its type. Only a channel of the kind that it was sealed for opens it.
+/// A message with its type erased. Only a channel of the kind that it was sent to can open it.
 pub(super) type Sealed = Box<dyn Any + Send>;
 
-/// A message that knows how a channel handles it.
+/// A message that a channel can handle.
 trait Envelope<C: Channel>: Send {
     fn deliver<'a>(
         self: Box<Self>,

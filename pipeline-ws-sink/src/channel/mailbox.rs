@@ -1,4 +1,4 @@
-//! What waits for one channel.
+//! The messages that wait for one channel.
 
 use std::{
     collections::VecDeque,
@@ -19,15 +19,16 @@ use crate::{
     since::Since,
 };
 
-/// How many messages of each [kind](Kind) may wait for a channel. A channel that is sent more broadcasts
-/// than it can handle has fallen behind for good, and ends. What its client says is bounded in bytes, by
-/// the socket's [inbox](crate::inbox::Inbox).
+/// How many messages of each [kind](Kind) may wait for a channel. A channel that cannot handle its
+/// broadcasts in time has fallen behind for good, and ends. The client's messages are bounded in
+/// bytes, by the socket's [inbox](crate::inbox::Inbox).
 const CAPACITY: u16 = 256;
 
-/// How many bytes the broadcasts of each kind may carry that wait for a channel. One of any size may wait.
+/// How many bytes the waiting broadcasts of each kind may have. A single broadcast of any size may
+/// wait.
 const BYTES: usize = 16 << 20;
 
-/// A channel's messages, handled one after the other. It takes memory only while some wait.
+/// A channel's messages, handled one after the other. An empty mailbox takes no heap memory.
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
     state: Mutex<State>,
@@ -36,13 +37,13 @@ pub(crate) struct Mailbox {
 #[derive(Debug, Default)]
 struct State {
     letters: VecDeque<Letter>,
-    /// How many of each kind wait.
+    /// The number of waiting messages of each kind.
     counts: [u16; 3],
-    /// How many bytes those of each kind carry.
+    /// The bytes of each kind.
     bytes: [usize; 3],
     closed: bool,
     overflowed: bool,
-    /// The channel, while it waits for a message.
+    /// The channel's task, while it waits for a message.
     receiver: Option<Waker>,
     /// The tasks that wait for room to send a message.
     senders: Vec<Waker>,
@@ -55,18 +56,18 @@ pub(crate) enum Letter {
     Event { reference: Ref, event: Box<str>, payload: Payload, held: Held },
     /// The client leaves.
     Leave { reference: Ref, held: Held },
-    /// A broadcast that the channel wants to see first.
+    /// A broadcast that the channel intercepts.
     Intercepted(Intercepted),
-    /// A broadcast on another topic that the channel listens to.
+    /// A broadcast on another topic that the channel has subscribed to.
     Foreign(Broadcast),
     /// The server's own tasks sent a message.
     Info(Sealed),
-    /// The socket is gone.
+    /// The socket has ended.
     Close(ExitReason),
 }
 
-/// What the server sends to a channel. Each kind has room of its own: broadcasts do not wait, so they must
-/// not find the room taken by senders that do.
+/// The kinds of the server's messages to a channel. Each kind has room of its own: broadcasts do
+/// not wait, so senders that wait must not take their room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Intercepted,
@@ -75,7 +76,7 @@ enum Kind {
 }
 
 impl Letter {
-    /// Its kind, if it is bounded by its number. What the client says is bounded by its bytes.
+    /// The message's kind, if it is bounded by number. The client's messages are bounded by bytes.
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::Intercepted(_) => Some(Kind::Intercepted),
@@ -85,7 +86,7 @@ impl Letter {
         }
     }
 
-    /// How much of [`BYTES`] it takes.
+    /// The number of bytes that count towards [`BYTES`].
     fn bytes(&self) -> usize {
         match self {
             Self::Intercepted(broadcast) => broadcast.payload.bytes().len(),
@@ -95,11 +96,11 @@ impl Letter {
     }
 }
 
-/// How much room there is for broadcasts on the channel's own topic.
+/// The room for broadcasts on the channel's own topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
     Usual,
-    /// Twice as much, for senders that cannot wait, where the usual room may be full because others do.
+    /// Twice as much, for senders that cannot wait, in case waiting senders fill the usual room.
     Twice,
 }
 
@@ -108,7 +109,7 @@ pub(crate) enum Room {
 pub(crate) enum NotSent {
     /// The channel has ended.
     Closed,
-    /// Too many wait.
+    /// Too many messages are waiting.
     Full,
 }
 
@@ -127,16 +128,16 @@ impl Intercepted {
     }
 }
 
-/// More waited for the channel than may.
+/// The channel's mailbox has overflowed.
 #[derive(Debug)]
 pub(super) struct Overflow {
-    /// How many broadcasts are lost by it.
+    /// The number of broadcasts that are lost.
     pub(super) dropped: u64,
 }
 
 impl Mailbox {
-    /// Sends what the client says. A channel that has just ended reads it no more; the client is told of
-    /// that.
+    /// Delivers a client's message. A channel that has just ended does not read it; the client
+    /// learns of that end.
     pub(crate) fn deliver(&self, letter: Letter) {
         let mut state = self.state.lock();
         if !state.closed {
@@ -179,7 +180,7 @@ impl Mailbox {
         Ok(())
     }
 
-    /// Sends the last message, room or not.
+    /// Sends the last message, even if there is no room.
     pub(crate) fn close(&self, reason: ExitReason) {
         let mut state = self.state.lock();
         if !state.closed {
@@ -187,8 +188,8 @@ impl Mailbox {
         }
     }
 
-    /// Drops what waits before the last message, if that has been sent, so that it is the next. Returns how
-    /// many messages it has dropped.
+    /// If the last message has been sent, drops the messages before it, so that it is the next.
+    /// Returns the number of dropped messages.
     pub(crate) fn hurry(&self) -> usize {
         let mut state = self.state.lock();
         let Some(at) = state.letters.iter().position(|letter| matches!(letter, Letter::Close(_)))
@@ -221,7 +222,7 @@ impl Mailbox {
         self.broadcast(Letter::Foreign(broadcast), Room::Usual);
     }
 
-    /// Never waits: one channel that is behind must not delay the others.
+    /// It never waits: one slow channel must not delay the others.
     fn broadcast(&self, letter: Letter, room: Room) {
         let mut state = self.state.lock();
         if state.closed || state.overflowed {
@@ -242,7 +243,7 @@ impl Mailbox {
         self.state.lock().letters.len()
     }
 
-    /// The next message.
+    /// Receives the next message.
     pub(super) async fn receive(&self) -> Result<Letter, Overflow> {
         poll_fn(|cx| {
             let mut state = self.state.lock();
@@ -251,7 +252,7 @@ impl Mailbox {
                     matches!(letter, Letter::Intercepted(_) | Letter::Foreign(_))
                 };
                 let waiting = state.letters.iter().filter(lost).count();
-                // And the one that found no room.
+                // Plus the one that found no room.
                 return Poll::Ready(Err(Overflow { dropped: waiting as u64 + 1 }));
             }
             let Some(letter) = state.letters.pop_front() else {
@@ -271,7 +272,7 @@ impl Mailbox {
 }
 
 impl State {
-    /// Whether one more of this kind may be put in.
+    /// Whether there is room for this message.
     fn has_room_for(&self, letter: &Letter, room: Room) -> bool {
         let Some(kind) = letter.kind() else { return true };
         let times = match room {
@@ -294,7 +295,8 @@ impl State {
     }
 }
 
-/// The channel's end of its mailbox. When the channel ends, however it does, nobody waits for it.
+/// The receiving end of a mailbox. Dropping it, when the channel ends for any reason, wakes all
+/// waiting senders.
 #[derive(Debug)]
 pub(super) struct Reading(pub(super) Arc<Mailbox>);
 
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn broadcasts_that_wait_are_bounded_by_their_number_and_their_bytes() {
+    async fn waiting_broadcasts_are_bounded_by_number_and_bytes() {
         for (bytes, most) in [(10, usize::from(CAPACITY)), (1 << 20, 16)] {
             let mailbox = Mailbox::default();
             while mailbox.offer(news(bytes)).is_ok() {}
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_of_tasks_that_wait_for_room_take_none_from_broadcasts() {
+    async fn waiting_task_messages_take_no_room_from_broadcasts() {
         let mailbox = Mailbox::default();
         while mailbox.try_send(Letter::Info(Box::new(1))).is_ok() {}
         mailbox.intercepted(news(10), Room::Usual);

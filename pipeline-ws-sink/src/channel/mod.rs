@@ -34,11 +34,11 @@ use crate::{
 
 /// The server's side of one topic that a client has joined.
 ///
-/// Each join makes a value of its own, which lives in a task of its own until the client leaves, the
-/// socket closes, or the channel stops. Its callbacks never overlap; other channels go on meanwhile.
+/// Each join creates a value, which lives in a task of its own until the client leaves, the socket
+/// closes, or the channel stops. Its callbacks never overlap; other channels run concurrently.
 ///
-/// An error or a panic in a callback ends this channel and nothing else: the client is told
-/// `phx_error`, and the official client joins again.
+/// An error or a panic in a callback ends only this channel: the client receives `phx_error`, and
+/// the official client joins again.
 ///
 /// The callbacks are those of `Phoenix.Channel`.
 ///
@@ -97,36 +97,35 @@ use crate::{
 /// }
 /// ```
 pub trait Channel: Send + Sized + 'static {
-    /// The kind of socket that it is joined on.
+    /// The kind of socket that the channel is joined on.
     type Socket: Socket;
 
-    /// What its route gives to every join; `()` if nothing. See
+    /// The configuration that the route passes to every join; `()` if there is none. See
     /// [`Mount::channel_with`](crate::Mount::channel_with).
     type Config: Send + Sync + 'static;
 
-    /// Broadcasts of these events are not sent to the client as they are, but go through
-    /// [`handle_out`](Self::handle_out). None by default.
+    /// Broadcasts of these events are passed to [`handle_out`](Self::handle_out) instead of the
+    /// client. None by default.
     const INTERCEPT: &'static [&'static str] = &[];
 
-    /// What the channel is called in metrics: the name of the type, unless told otherwise.
+    /// The channel's name in metrics. Default: the name of the type.
     #[must_use]
     fn name() -> &'static str {
         short_type_name::<Self>()
     }
 
-    /// Lets a client in, or refuses it.
+    /// Accepts or refuses a client's join.
     ///
-    /// What the client is told on success is `{}`, or what was given to
-    /// [`JoinContext::reply`]. A panic, or an error that is not a refusal, tells it
-    /// `{"reason":"join crashed"}`.
+    /// On success the client receives `{}`, or the response set with [`JoinContext::reply`]. After
+    /// a panic, or an error that is not a refusal, it receives `{"reason":"join crashed"}`.
     fn join(
         topic: &Topic,
         payload: Payload,
         cx: &mut JoinContext<'_, Self>,
     ) -> impl Future<Output = Result<Self, JoinError>> + Send;
 
-    /// Handles an event of the client. The default knows no event: it crashes the channel, so that
-    /// the mistake is seen.
+    /// Handles an event from the client. The default handles none: it crashes the channel, so that
+    /// the mistake is noticed.
     fn handle_in(
         &mut self,
         event: &str,
@@ -150,8 +149,8 @@ pub trait Channel: Send + Sized + 'static {
     }
 
     /// Handles a broadcast on another topic, to which the channel has
-    /// [subscribed](ChannelContext::subscribe). The default knows none: it crashes the channel, so
-    /// that the mistake is seen.
+    /// [subscribed](ChannelContext::subscribe). The default handles none: it crashes the channel,
+    /// so that the mistake is noticed.
     fn handle_broadcast(
         &mut self,
         broadcast: Broadcast,
@@ -165,13 +164,13 @@ pub trait Channel: Send + Sized + 'static {
     /// Called last, unless the channel is replaced by a new join of the same topic. It has five
     /// seconds.
     ///
-    /// When the socket is gone, they begin then. What the client had said is handled before, for up to a
-    /// second; what still waits after that is dropped. So there are four seconds at least, without the time
-    /// that the callback takes that is running.
+    /// When the socket has ended, the five seconds begin at that moment. The client's pending
+    /// events are handled before, for up to a second; the rest is dropped. So there are at least
+    /// four seconds, minus the time that the running callback takes.
     ///
-    /// The reason is `shutdown: left` when the client left, `shutdown: closed` when the socket is
-    /// gone (`draining` and `disconnected` if the server closed it), the one given to [`Stop`], or
-    /// that of a crash.
+    /// The reason is `shutdown: left` when the client left, `shutdown: closed` when the socket has
+    /// ended (`draining` and `disconnected` if the server closed it), the reason given to [`Stop`],
+    /// or the reason of a crash.
     fn terminate(
         &mut self,
         reason: &ExitReason,

@@ -1,16 +1,16 @@
-//! Why a client is not sent an event.
+//! The error of a push.
 
 use thiserror::Error;
 
 use crate::payload::PayloadError;
 
-/// Why a client was not sent an event.
+/// An event was not sent to a client.
 ///
 /// ```
 /// use pipeline_ws_sink::{Channel, ChannelContext, PushError};
 /// use serde_json::json;
 ///
-/// /// Whether the client is still there.
+/// /// Whether the client is still connected.
 /// fn greet<C: Channel>(cx: &ChannelContext<C>) -> bool {
 ///     !matches!(cx.push("hello", json!({})), Err(PushError::Ended))
 /// }

@@ -1,4 +1,4 @@
-//! What a channel's callbacks answer.
+//! The results of a channel's callbacks.
 
 use std::{borrow::Cow, error::Error};
 
@@ -30,7 +30,7 @@ pub(super) struct Answer {
 }
 
 impl Reply {
-    /// No answer. The client's push will time out, if it waits for one.
+    /// No answer. A client that waits for one runs into its timeout.
     pub fn none() -> Self {
         Self(None)
     }
@@ -50,9 +50,10 @@ impl Reply {
         Self(Some(Answer { status: status.into(), response: Ok(Payload::empty()) }))
     }
 
-    /// The same status with this response, which may be any JSON value, or bytes.
+    /// Sets the response, which may be any JSON value, or bytes.
     ///
-    /// One that cannot be encoded crashes the channel. No effect on [`none`](Self::none).
+    /// A response that cannot be encoded crashes the channel. It has no effect on
+    /// [`none`](Self::none).
     pub fn with(mut self, response: impl IntoPayload) -> Self {
         if let Some(answer) = &mut self.0 {
             answer.response = response.into_payload();
@@ -65,16 +66,16 @@ impl Reply {
     }
 }
 
-/// Why a channel stops, and what it answers before it does.
+/// The reason why a channel stops, and its last answer.
 ///
-/// After a graceful reason the client is told `phx_close`, and stays away. After any other it is
-/// told `phx_error`, and joins again. Any error converts with `?`.
+/// After a graceful reason the client receives `phx_close`, and does not join again. After any
+/// other it receives `phx_error`, and joins again. Any error converts with `?`.
 ///
 /// ```
 /// use pipeline_ws_sink::{Payload, Reply, Stop};
 ///
 /// fn order(payload: &Payload) -> Result<Reply, Stop> {
-///     let amount: u64 = payload.parse()?; // phx_error, if it is no number
+///     let amount: u64 = payload.parse()?; // phx_error, if it is not a number
 ///     match amount {
 ///         0 => Err(Stop::normal().reply(Reply::error())),
 ///         _ => Ok(Reply::ok()),
@@ -89,29 +90,29 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// For this reason.
+    /// Stops with this reason.
     pub fn because(reason: ExitReason) -> Self {
         Self { reason, reply: Reply::none() }
     }
 
-    /// Because it is done.
+    /// Stops normally: the channel is done.
     pub fn normal() -> Self {
         Self::because(ExitReason::Normal)
     }
 
-    /// Because the client sent an event that the channel does not know.
+    /// Stops because the client sent an unknown event.
     pub fn unknown_event(event: &str) -> Self {
         Self::because(ExitReason::failed(format!("the channel has no event {event:?}")))
     }
 
-    /// Because of a broadcast on a topic that the channel listens to and has no handler for.
+    /// Stops because of a broadcast on a subscribed topic without a handler.
     pub(super) fn unknown_broadcast(topic: &str) -> Self {
         Self::because(ExitReason::failed(format!(
-            "the channel listens to {topic:?} and does not handle its broadcasts"
+            "the channel has subscribed to {topic:?} and does not handle its broadcasts"
         )))
     }
 
-    /// Answers the event before stopping.
+    /// Answers the event before the channel stops.
     pub fn reply(mut self, reply: Reply) -> Self {
         self.reply = reply;
         self
@@ -127,9 +128,9 @@ where
     }
 }
 
-/// Why a client is not let into a channel.
+/// Why a join is refused.
 ///
-/// Any error converts with `?`. That is not a refusal but a crash: the client is told
+/// Any error converts with `?`. It is then not a refusal but a crash: the client receives
 /// `{"reason":"join crashed"}`, and the error is logged.
 ///
 /// ```

@@ -1,4 +1,4 @@
-//! Which channel answers which topics.
+//! The routes from topics to channels.
 
 use std::{marker::PhantomData, sync::Arc};
 
@@ -15,24 +15,24 @@ use crate::{
     topic::TopicPattern,
 };
 
-/// A pattern, and what joins the topics that match it.
+/// A pattern, and the kind of channel for the topics that match it.
 pub(crate) struct Route<S> {
     pub(crate) pattern: TopicPattern,
     pub(crate) channel: Arc<dyn ErasedChannel<S>>,
 }
 
-/// A kind of channel without its type, so that one table holds many. One box for each join; nothing
-/// is boxed for a message.
+/// A kind of channel with its type erased, so that one table holds many. Each join allocates one
+/// box; messages allocate none.
 #[async_trait]
 pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
-    /// The life of one channel, from its join to its end.
+    /// Runs one channel, from its join to its end.
     async fn run(self: Arc<Self>, join: Join<S>);
 
     /// Registers the metrics of this kind.
     fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMeter;
 }
 
-/// A kind of channel, and its route's configuration.
+/// A kind of channel, with its route's configuration.
 pub(crate) struct ChannelRoute<C: Channel> {
     config: C::Config,
     channel: PhantomData<fn() -> C>,

@@ -1,4 +1,4 @@
-//! Answers that come later.
+//! References to messages that are answered later.
 
 use std::{fmt, sync::Arc};
 
@@ -16,13 +16,13 @@ use crate::{
     topic::Topic,
 };
 
-/// One message of a client, to be answered later: by the channel or by any task, any number of
-/// times.
+/// A reference to a client's message, to answer it later: from the channel or from any task, any
+/// number of times.
 ///
-/// It is made by [`ChannelContext::socket_ref`](super::ChannelContext::socket_ref), and is what
-/// `socket_ref/1` of `Phoenix.Channel` gives. Answers leave in the order in which they are given. An
-/// answer is sent even when the channel has ended, as long as the socket is open; the official
-/// client passes over an answer to an earlier join.
+/// Created by [`ChannelContext::socket_ref`](super::ChannelContext::socket_ref), like
+/// `socket_ref/1` of `Phoenix.Channel`. Answers are sent in the order in which they are given. An
+/// answer is sent even after the channel has ended, as long as the socket is open; the official
+/// client ignores an answer to an earlier join.
 ///
 /// ```
 /// use pipeline_ws_sink::*;
@@ -60,7 +60,7 @@ impl SocketRef {
         Ok(Self { outbox, version, topic, join_ref, reference })
     }
 
-    /// Answers the message. It never waits; once the socket is gone, it does nothing.
+    /// Answers the message. It never waits; once the socket has ended, it does nothing.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! What a channel has told itself to handle later.
+//! A channel's timers.
 
 use std::{cmp::Ordering, collections::BinaryHeap, fmt};
 
@@ -8,15 +8,16 @@ use tokio::time::Instant;
 
 use super::info::Sealed;
 
-/// How many timers a channel may have. A client that can make a channel set one can make it set
-/// many.
+/// How many timers a channel may have. If a client can make a channel set one timer, it can make it
+/// set many.
 const CAPACITY: usize = 1024;
 
 /// A channel's timers. They end with it.
 #[derive(Default)]
 pub(super) struct Timers {
     waiting: BinaryHeap<Timer>,
-    /// How many were ever set: those due at one time fire in the order in which they were set.
+    /// The number of timers ever set: timers that are due at the same time fire in the order of
+    /// this number.
     set: u64,
 }
 
@@ -36,26 +37,26 @@ impl Timers {
         Ok(())
     }
 
-    /// When the next one is due.
+    /// When the next timer is due.
     pub(super) fn next(&self) -> Option<Deadline> {
         self.waiting.peek().map(|timer| timer.at)
     }
 
-    /// Takes one that is due.
+    /// Removes a timer that is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<Sealed> {
         if !self.next()?.has_passed(now) {
             return None;
         }
         let due = self.waiting.pop()?;
         if self.waiting.is_empty() {
-            // A channel that waits for nothing holds no memory for it.
+            // A channel without timers keeps no memory for them.
             self.waiting = BinaryHeap::new();
         }
         Some(due.message)
     }
 }
 
-/// The first one due is the greatest.
+/// The timer that is due first is the greatest.
 impl Ord for Timer {
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.nth).cmp(&(self.at, self.nth))
@@ -82,14 +83,14 @@ impl fmt::Debug for Timers {
     }
 }
 
-/// A channel has set 1024 timers, which is the most.
+/// The channel has 1024 timers, the maximum.
 ///
 /// ```
 /// use std::time::Duration;
 ///
 /// use pipeline_ws_sink::{ChannelContext, HandleInfo, Reply, Stop};
 ///
-/// /// Refuses a client that asks for more reminders than that.
+/// /// Refuses a client that asks for more reminders.
 /// fn remind<C: HandleInfo<String>>(cx: &ChannelContext<C>, of: String) -> Result<Reply, Stop> {
 ///     match cx.send_after(Duration::from_secs(60), of) {
 ///         Ok(()) => Ok(Reply::ok()),
@@ -98,7 +99,7 @@ impl fmt::Debug for Timers {
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("the channel has too many timers: 1024 is the most")]
+#[error("the channel has too many timers: the maximum is 1024")]
 pub struct TooManyTimers;
 
 #[cfg(test)]
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn timers_fire_when_they_are_due_in_the_order_in_which_they_were_set() {
+    fn timers_fire_when_due_in_the_order_in_which_they_were_set() {
         let mut timers = Timers::default();
         let start = Instant::now();
         let at = |ms| Deadline::after(start, Duration::from_millis(ms));
@@ -130,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timer_that_is_never_due_keeps_no_other_from_firing() {
+    fn a_timer_that_is_never_due_does_not_block_others() {
         let mut timers = Timers::default();
         let now = Instant::now();
         timers.set(Deadline::after(now, Duration::MAX), Box::new(1u32)).unwrap();
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_has_so_many_timers_and_no_more() {
+    fn the_number_of_timers_is_bounded() {
         let mut timers = Timers::default();
         for _ in 0..CAPACITY {
             timers.set(Deadline::NEVER, Box::new(())).unwrap();

@@ -1,4 +1,4 @@
-//! What waits for one socket, and what is dropped when that is too much. Pure.
+//! The frames that wait for one socket, and the choice of frames to drop. Pure.
 
 use std::{
     collections::VecDeque,
@@ -18,49 +18,49 @@ use super::{
 };
 use crate::{late::is_late, protocol::frame::Frame, since::Since};
 
-/// How much may wait for one socket.
+/// The limits of one outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OutboxLimits {
     pub(crate) frames: usize,
     pub(crate) bytes: usize,
 }
 
-/// How much may wait at this moment.
+/// The limits at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Limits {
     pub(super) frames: usize,
     pub(super) bytes: usize,
-    /// Bytes of memory, which broadcasts take more of than they are long.
+    /// Bytes of memory; a broadcast takes more of it than its length.
     pub(super) memory: usize,
 }
 
-/// The frames that wait for a socket, in their order.
+/// The frames that wait for a socket, in order.
 ///
 /// Each frame has a cost, which counts against the limits: one frame, and the bytes that it holds
-/// because it waits here, but never more than half of all the bytes that may wait. A frame for many
-/// sockets holds its own length, any other all the memory that it takes. So no message is too large to be sent, and one that
-/// waits leaves room for others. The bytes of the frame at the front cost nothing: that frame is
-/// being written, and its size says nothing about how fast the client reads.
+/// because it waits here, but never more than half of the byte limit. A frame for many sockets
+/// costs its own length, any other all of its memory. So no message is too large to be sent, and
+/// one that waits leaves room for others. The bytes of the frame at the front cost nothing: that
+/// frame is being written, and its size says nothing about how fast the client reads.
 #[derive(Debug)]
 pub(super) struct Backlog {
     queue: VecDeque<Arc<Outgoing>>,
-    /// The most bytes that a frame can cost.
+    /// The maximum cost of a frame in bytes.
     costliest: usize,
-    /// All that waits, and what is in hand.
+    /// All waiting frames, including those in hand.
     total: Load,
-    /// What that costs, the bytes of the front included.
+    /// The cost of these, including the bytes of the front.
     cost: Cost,
-    /// The cost of what waits and must not be dropped because of its kind.
+    /// The cost of waiting frames whose kind must not be dropped.
     essential: Cost,
-    /// What has been taken out to be written, and may come back.
+    /// The frames that have been taken out to be written, and may come back.
     in_hand: InHandLoad,
-    /// How much of the first frame has been written.
+    /// How many bytes of the first frame have been written.
     written: usize,
-    /// Since when the socket has taken nothing, if it takes nothing.
+    /// Since when the socket has been blocked, if it is.
     blocked_since: Option<Instant>,
-    /// That there has been no room, until half of it is free again.
+    /// Set when there was no room, until half of the room is free again.
     full: Option<Full>,
-    /// What the queue itself counts for the endpoint.
+    /// The bytes of the queue itself that count for the endpoint.
     slots: Option<Held>,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Backlog {
 #[derive(Clone, Copy, Debug)]
 struct Full {
     since: Instant,
-    /// The client's time to catch up has passed while the process was running.
+    /// Whether the client's time to catch up has passed while the process was running.
     is_overdue: bool,
 }
 
@@ -77,56 +77,56 @@ struct Full {
 struct InHandLoad {
     load: Load,
     cost: Cost,
-    /// The bytes that the first of them costs.
+    /// The cost in bytes of the first of them.
     first: Cost,
 }
 
-/// A frame on its way out, for one socket or for many.
+/// A frame that is to be written, to one socket or to many.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     pub(super) frame: Frame,
-    /// Since when it is on its way, if that is timed.
+    /// The start time of its push, if it is timed.
     pub(super) since: Option<Since>,
     pub(super) kind: Kind,
-    /// What it counts for each socket that it waits for, in bytes.
+    /// Its cost in bytes for each socket that it waits for.
     weight: usize,
-    /// What it counts for the endpoint, once it does.
+    /// Its bytes that count for the endpoint, once they do.
     held: OnceLock<Held>,
 }
 
-/// Frames that are being written, without those that come meanwhile having to wait.
+/// Frames that are being written, while the backlog accepts others.
 #[derive(Debug, Default)]
 pub(super) struct InHand {
     frames: VecDeque<Arc<Outgoing>>,
-    /// How much of the first frame has been written.
+    /// How many bytes of the first frame have been written.
     written: usize,
-    /// Those of which the last byte has been written.
+    /// The frames whose last byte has been written.
     done: Vec<Arc<Outgoing>>,
 }
 
-/// How many frames were dropped to make room for one, and which.
+/// The frames that were dropped to make room for another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Dropped {
-    /// Those that had waited longest.
+    /// The oldest frames.
     pub(super) oldest: usize,
-    /// The new one, or those that had waited shortest.
+    /// The new frame, or the newest waiting ones.
     pub(super) newest: usize,
-    /// Those of the same topic and event as the new one.
+    /// Frames with the same topic and event as the new one.
     pub(super) superseded: usize,
 }
 
-/// More would wait than may, and nothing that could be dropped is left.
+/// The limits are exceeded, and no frame is left that could be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooSlow;
 
-/// So many frames and bytes.
+/// A number of frames and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Load {
     pub(crate) frames: usize,
     pub(crate) bytes: usize,
 }
 
-/// What frames count for against the limits.
+/// The cost of frames, which counts against the limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cost {
     frames: usize,
@@ -135,7 +135,7 @@ struct Cost {
 }
 
 impl Backlog {
-    /// An empty one with these limits, and memory for so many frames, which are about to come.
+    /// An empty backlog with these limits, and memory for this number of expected frames.
     pub(super) fn new(limits: OutboxLimits, frames: usize) -> Self {
         Self {
             queue: VecDeque::with_capacity(frames),
@@ -151,24 +151,24 @@ impl Backlog {
         }
     }
 
-    /// Whether a frame can be taken in without applying the policy.
+    /// Whether a frame fits without applying the policy.
     pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: Limits) -> bool {
         self.is_empty() || self.fits(self.cost_of(outgoing), limits)
     }
 
-    /// Whether something of this cost fits behind what waits.
+    /// Whether this cost fits behind the waiting frames.
     ///
-    /// The limits may be narrower for a while than those that the backlog was made with.
+    /// The limits may temporarily be narrower than those that the backlog was made with.
     fn fits(&self, new: Cost, limits: Limits) -> bool {
         let new = new.at_most(limits);
-        // What the front costs has to be fetched from memory, which another core may have.
+        // Avoids a read of the front's cost, whose memory another core may have cached.
         self.cost.plus(new).is_within(limits)
             || self.behind_front(self.cost).plus(new).is_within(limits)
     }
 
-    /// Takes a frame in, if there is room or if room can be made by the policy.
+    /// Adds a frame, if there is room or if the policy can make room.
     ///
-    /// A frame is always taken when nothing waits, however large it is.
+    /// An empty backlog accepts a frame of any size.
     pub(super) fn admit(
         &mut self,
         outgoing: Arc<Outgoing>,
@@ -181,7 +181,7 @@ impl Backlog {
             self.push(outgoing);
             return Ok(dropped);
         }
-        // What cannot make way has room of its own, and that ends as well.
+        // Frames that cannot be dropped have a reserve, which is bounded too.
         let twice = limits.twice();
         let fits_twice = self.behind_front(self.cost).plus(new).is_within(twice);
         match (when_full, outgoing.kind) {
@@ -190,7 +190,7 @@ impl Backlog {
             (WhenFull::DropNewest, Kind::Event(_)) => {
                 return Ok(Dropped { newest: 1, ..dropped });
             }
-            // It would not fit if everything made way.
+            // It would not fit even if all droppable frames were dropped.
             (_, Kind::Event(_)) if !self.undroppable().plus(new).is_within(limits) => {
                 return Ok(Dropped { newest: 1, ..dropped });
             }
@@ -212,14 +212,14 @@ impl Backlog {
         Ok(dropped)
     }
 
-    /// Takes a frame in, room or not.
+    /// Adds a frame, whether there is room or not.
     pub(super) fn push(&mut self, outgoing: Arc<Outgoing>) {
         self.now_waits(&outgoing);
         self.queue.push_back(outgoing);
     }
 
-    /// Has what was taken in last count for the endpoint, if this socket holds more than its
-    /// [share](SHARE) of memory. A frame for many sockets takes a part of the share of each.
+    /// Counts the newest frame for the endpoint, if this socket holds more than its [share](SHARE)
+    /// of memory. A frame for many sockets takes a part of the share of each.
     pub(super) fn count_in(&mut self, all: &Arc<Outboxes>) {
         if self.cost.memory <= SHARE {
             return;
@@ -236,32 +236,32 @@ impl Backlog {
     /// Whether another frame may have to wait for room.
     pub(super) fn is_full(&self, limits: Limits) -> bool {
         let reaches = |cost: Cost| cost.bytes >= limits.bytes || cost.memory >= limits.memory;
-        // As above.
+        // Avoids a read of the front's cost, as above.
         self.cost.frames >= limits.frames
             || reaches(self.cost) && reaches(self.behind_front(self.cost))
     }
 
-    /// Whether no more waits than half of what may.
+    /// Whether at most half of the limit waits.
     fn has_caught_up(&self, limits: Limits) -> bool {
         self.behind_front(self.cost).is_within(limits.half())
     }
 
-    /// The socket takes nothing at this moment.
+    /// Records that the socket is blocked at this moment.
     pub(super) fn is_blocked(&mut self, now: Instant) {
         self.blocked_since.get_or_insert(now);
     }
 
-    /// A sender has found no room at this moment.
+    /// Records that a sender has found no room at this moment.
     pub(super) fn found_full(&mut self, now: Instant) {
         self.full.get_or_insert(Full::since(now));
     }
 
-    /// If there is no room, that counts from this moment on.
+    /// If there is no room, restarts that time at this moment.
     pub(super) fn is_full_anew(&mut self, now: Instant) {
         self.full = self.full.map(|_| Full::since(now));
     }
 
-    /// Takes note that the socket has taken something.
+    /// Records that the socket has taken some bytes.
     pub(super) fn has_moved(&mut self, limits: Limits) {
         self.blocked_since = None;
         if self.full.is_some() && self.has_caught_up(limits) {
@@ -269,16 +269,16 @@ impl Backlog {
         }
     }
 
-    /// By when the socket has to take something, if it takes nothing.
+    /// The deadline by which a blocked socket has to take some bytes.
     pub(super) fn blocked_until(&self, longest: Duration) -> Option<Deadline> {
         self.blocked_since.map(|since| Deadline::after(since, longest))
     }
 
-    /// By when half of the room has to be free, if there was none.
+    /// The deadline by which half of the room has to be free, if there was none.
     ///
-    /// The socket's task [watches](Self::watch_full) this deadline. One that has passed a while ago without
-    /// being noted has passed while the process was stopped. It says nothing about the client, whose time
-    /// begins anew.
+    /// The socket's task [watches](Self::watch_full) this deadline. If it has passed a while ago
+    /// without being recorded, the process was suspended. Then it says nothing about the client,
+    /// whose time starts again.
     pub(super) fn full_until(&mut self, longest: Duration, now: Instant) -> Deadline {
         let Some(full) = &mut self.full else { return Deadline::NEVER };
         let until = Deadline::after(full.since, longest);
@@ -289,8 +289,8 @@ impl Backlog {
         Deadline::after(now, longest)
     }
 
-    /// Notes whether the deadline of a full outbox has passed. Returns when to look again, if that is to be
-    /// noted.
+    /// Records whether the deadline of a full outbox has passed. Returns when to check again, if
+    /// there is such a deadline.
     pub(super) fn watch_full(&mut self, longest: Duration, now: Instant) -> Option<Instant> {
         let until = self.full_until(longest, now);
         let full = self.full.as_mut()?;
@@ -298,18 +298,18 @@ impl Backlog {
         if full.is_overdue { None } else { until.instant() }
     }
 
-    /// All that waits, and what is in hand.
+    /// All waiting frames, including those in hand.
     pub(super) fn load(&self) -> Load {
         self.total
     }
 
-    /// Whether nothing waits, and nothing is in hand.
+    /// Whether no frame waits, and none is in hand.
     pub(super) fn is_empty(&self) -> bool {
         self.total.frames == 0
     }
 
-    /// Drops everything but a frame that has been written in part, and what is in hand. Returns how
-    /// many.
+    /// Drops all frames except one that has been partly written, and those in hand. Returns their
+    /// number.
     pub(super) fn clear(&mut self) -> usize {
         let before = self.queue.len();
         while self.queue.len() > self.begun() {
@@ -318,19 +318,19 @@ impl Backlog {
         before - self.queue.len()
     }
 
-    /// What is to be written next, as much as there is room for. Returns for how many frames.
+    /// Fills the slices with the next bytes to write. Returns the number of frames.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         write_next(&self.queue, self.written, slices)
     }
 
-    /// Takes out what is to be written next, but no more frames than this. Until it is
-    /// [put back](Self::put_back), nothing else may be written.
+    /// Takes out the next frames to write, at most this number. Until they are [put
+    /// back](Self::put_back), nothing else may be written.
     pub(super) fn take_in_hand(&mut self, most: usize, hand: &mut InHand) {
         let count = self.queue.len().min(most);
         self.in_hand.first = self.front();
         hand.written = std::mem::take(&mut self.written);
         if count == self.queue.len() {
-            // Nothing has to be fetched from memory to know what all of them are.
+            // Taking all frames needs no read of any frame.
             hand.frames.extend(self.queue.drain(..));
             self.in_hand.load = self.total;
             self.in_hand.cost = self.cost;
@@ -348,7 +348,7 @@ impl Backlog {
         }
     }
 
-    /// Takes back what has not been written.
+    /// Takes back the frames that have not been written.
     pub(super) fn put_back(&mut self, hand: &mut InHand) {
         self.total = self.total.minus(self.in_hand.load);
         self.cost = self.cost.minus(self.in_hand.cost);
@@ -360,7 +360,8 @@ impl Backlog {
         }
     }
 
-    /// So many bytes have been written. What is whole now is taken out, and told.
+    /// Records that this number of bytes has been written. Completed frames are removed and passed
+    /// to `whole`.
     pub(super) fn wrote(&mut self, count: usize, mut whole: impl FnMut(Arc<Outgoing>)) {
         self.written += count;
         while let Some(outgoing) = next_whole(&mut self.queue, &mut self.written) {
@@ -369,7 +370,7 @@ impl Backlog {
         }
     }
 
-    /// Takes everything out, and tells of each. None has been written in part.
+    /// Takes out all frames, and passes each to `whole`. None has been partly written.
     pub(super) fn take(self, mut whole: impl FnMut(Option<&Since>)) -> Vec<Frame> {
         let taken = self.queue.into_iter().map(|outgoing| {
             whole(outgoing.since.as_ref());
@@ -378,12 +379,12 @@ impl Backlog {
         taken.collect()
     }
 
-    /// How many frames at the front have been written in part: they have to be finished.
+    /// The number of partly written frames at the front: they have to be finished.
     fn begun(&self) -> usize {
         usize::from(self.written > 0)
     }
 
-    /// What is left to count against the limits when everything that may be dropped is.
+    /// The cost that is left when all droppable frames are dropped.
     fn undroppable(&self) -> Cost {
         let kept = self.essential.plus(self.in_hand.cost);
         match self.queue.front() {
@@ -394,13 +395,13 @@ impl Backlog {
         }
     }
 
-    /// What a frame counts for.
+    /// The cost of a frame.
     fn cost_of(&self, outgoing: &Outgoing) -> Cost {
         let bytes = outgoing.weight.min(self.costliest);
         Cost { frames: 1, bytes, memory: outgoing.memory() }
     }
 
-    /// The bytes that the frame at the front would cost, which is being written or is the next.
+    /// The cost in bytes of the frame at the front, which is being written or is the next.
     fn front(&self) -> Cost {
         match self.queue.front() {
             _ if self.in_hand.cost.frames > 0 => self.in_hand.first,
@@ -409,12 +410,12 @@ impl Backlog {
         }
     }
 
-    /// A cost in which the front is included, without the bytes of the front.
+    /// Subtracts the bytes of the front from a cost that includes them.
     fn behind_front(&self, cost: Cost) -> Cost {
         cost.minus(self.front())
     }
 
-    /// Drops events from the front until something of this size fits, or none is left.
+    /// Drops events from the front until this cost fits, or none is left.
     fn drop_oldest(&mut self, new: Cost, limits: Limits) -> usize {
         let before = self.queue.len();
         let mut at = self.begun();
@@ -428,7 +429,7 @@ impl Backlog {
         before - self.queue.len()
     }
 
-    /// The same from the back.
+    /// Drops events from the back until this cost fits, or none is left.
     fn drop_newest(&mut self, new: Cost, limits: Limits) -> usize {
         let before = self.queue.len();
         let mut at = self.queue.len();
@@ -441,7 +442,7 @@ impl Backlog {
         before - self.queue.len()
     }
 
-    /// Drops all events of a kind.
+    /// Drops all events with this key.
     fn drop_all(&mut self, kind: Kind) -> usize {
         let mut queue = std::mem::take(&mut self.queue);
         let (before, mut at, begun) = (queue.len(), 0, self.begun());
@@ -489,12 +490,12 @@ impl Full {
 }
 
 impl InHand {
-    /// What is to be written, as much as there is room for. Returns for how many frames.
+    /// Fills the slices with the next bytes to write. Returns the number of frames.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         write_next(&self.frames, self.written, slices)
     }
 
-    /// So many bytes have been written.
+    /// Records that this number of bytes has been written.
     pub(super) fn wrote(&mut self, count: usize) {
         self.written += count;
         while let Some(outgoing) = next_whole(&mut self.frames, &mut self.written) {
@@ -502,12 +503,12 @@ impl InHand {
         }
     }
 
-    /// How many frames have been written to their last byte, and not yet been let go of.
+    /// The number of completely written frames that have not been released.
     pub(super) fn done(&self) -> usize {
         self.done.len()
     }
 
-    /// Lets go of the frames that have been written, and tells of each.
+    /// Releases the written frames, and passes each to `whole`.
     pub(super) fn let_go(&mut self, mut whole: impl FnMut(Option<&Since>)) {
         for done in self.done.drain(..) {
             whole(done.since.as_ref());
@@ -515,7 +516,7 @@ impl InHand {
     }
 }
 
-/// These frames, the first of which has been written in part, as far as there is room.
+/// Fills the slices with these frames, the first of which may be partly written.
 fn write_next<'a>(
     frames: &'a VecDeque<Arc<Outgoing>>,
     written: usize,
@@ -530,14 +531,14 @@ fn write_next<'a>(
     count
 }
 
-/// Takes out the first of these frames if so much has been written that it is whole.
+/// Removes the first frame if it is completely written.
 fn next_whole(frames: &mut VecDeque<Arc<Outgoing>>, written: &mut usize) -> Option<Arc<Outgoing>> {
     *written = written.checked_sub(frames.front()?.frame.len())?;
     frames.pop_front()
 }
 
-/// What a frame takes besides the memory of its bytes: what is known of it, two counts of references, and
-/// the allocator's own.
+/// The memory of a frame besides its bytes: its metadata, two reference counts, and the allocator's
+/// overhead.
 const OVERHEAD: usize = 256;
 
 impl Outgoing {
@@ -553,12 +554,12 @@ impl Outgoing {
         Self { frame, since: None, kind, weight, held: OnceLock::new() }
     }
 
-    /// How much memory it takes.
+    /// The memory of the frame.
     fn memory(&self) -> usize {
         self.frame.held() + OVERHEAD
     }
 
-    /// The frame, to be written at once if that is possible.
+    /// The bytes of the frame, to try a direct write.
     pub(super) fn bytes(&self) -> &Bytes {
         self.frame.bytes()
     }
@@ -569,7 +570,7 @@ impl Outgoing {
 }
 
 impl Clone for Outgoing {
-    /// Another frame with the same bytes, which counts for itself.
+    /// A frame with the same bytes, which is counted separately.
     fn clone(&self) -> Self {
         let Self { frame, since, kind, weight, .. } = self;
         let (frame, since) = (frame.clone(), *since);
@@ -611,7 +612,7 @@ impl Cost {
         self.frames <= limits.frames && self.bytes <= limits.bytes && self.memory <= limits.memory
     }
 
-    /// The cost of a frame under these limits: no more than half of the bytes.
+    /// Caps the cost of a frame at half of the byte limit.
     fn at_most(self, limits: Limits) -> Self {
         let (bytes, memory) =
             (self.bytes.min(limits.bytes / 2), self.memory.min(limits.memory / 2));
@@ -626,12 +627,12 @@ impl From<OutboxLimits> for Limits {
 }
 
 impl Limits {
-    /// What an outbox may hold when those of the endpoint are full.
+    /// The limits while the outboxes of the endpoint are full.
     pub(super) fn of_share(self) -> Self {
         Self { memory: SHARE, ..self }
     }
 
-    /// For what must not be dropped.
+    /// The limits of frames that must not be dropped.
     fn twice(self) -> Self {
         Self {
             frames: self.frames.saturating_mul(2),
@@ -654,7 +655,7 @@ impl Dropped {
         }
     }
 
-    /// Whether nothing was.
+    /// Whether no frame was dropped.
     pub(super) fn is_none(&self) -> bool {
         *self == Self::default()
     }
@@ -685,7 +686,7 @@ mod tests {
     const MOST: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
     const LIMITS: Limits = Limits { frames: MOST.frames, bytes: MOST.bytes, memory: usize::MAX };
 
-    /// What a client would see of a frame: its number, and how long it is.
+    /// A frame as a client would see it: with a number and a length.
     fn outgoing(number: u8, length: usize, kind: Kind) -> Arc<Outgoing> {
         let write = |out: &mut Vec<u8>| {
             let header = if length <= 127 { 2 } else { 4 };
@@ -703,7 +704,7 @@ mod tests {
         backlog.queue.iter().map(|outgoing| outgoing.frame.body()[0]).collect()
     }
 
-    /// A backlog of these, numbered from 0, of 10 bytes each.
+    /// A backlog of these kinds, numbered from 0, of 10 bytes each.
     fn backlog(kinds: &[Kind]) -> Backlog {
         let mut backlog = Backlog::new(MOST, 0);
         (0..).zip(kinds).for_each(|(number, kind)| backlog.push(outgoing(number, 10, *kind)));
@@ -713,7 +714,7 @@ mod tests {
     const REPLY: Kind = Kind::Essential;
 
     #[test]
-    fn each_policy_makes_room_in_its_way() {
+    fn each_policy_makes_room() {
         let waiting = [REPLY, event(1), event(2), event(1)];
         let oldest = Dropped { oldest: 1, ..Dropped::default() };
         let newest = Dropped { newest: 1, ..Dropped::default() };
@@ -738,10 +739,10 @@ mod tests {
     }
 
     #[test]
-    fn room_is_made_for_bytes_too() {
+    fn policies_make_room_for_bytes_too() {
         let admit = |when_full, length, kind| {
             let mut backlog = Backlog::new(MOST, 0);
-            // Behind the first, whose bytes do not count, 300 of 400 are taken.
+            // Behind the first, whose bytes do not count, 300 of 400 bytes are used.
             for number in 0..3 {
                 backlog.push(outgoing(number, 150, event(number)));
             }
@@ -754,7 +755,7 @@ mod tests {
         assert_eq!(admit(WhenFull::DropOldest, 120, event(9)), Ok((dropped(1, 0), vec![1, 2, 9])));
         assert_eq!(admit(WhenFull::DropNewest, 120, event(9)), Ok((dropped(0, 1), vec![0, 1, 2])));
         assert_eq!(admit(WhenFull::DropNewest, 200, REPLY), Ok((dropped(0, 1), vec![0, 1, 9])));
-        // However large a message is, it counts for half of what may wait at most.
+        // A message of any size counts for at most half of the byte limit.
         assert_eq!(
             admit(WhenFull::DropOldest, 5_000, event(9)),
             Ok((dropped(1, 0), vec![1, 2, 9]))
@@ -765,7 +766,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_being_written_does_not_count() {
+    fn the_frame_being_written_does_not_count() {
         for when_full in [WhenFull::Disconnect, WhenFull::DropNewest, WhenFull::wait()] {
             for taken in [false, true] {
                 let (mut backlog, mut hand) = (Backlog::new(MOST, 0), InHand::default());
@@ -780,7 +781,7 @@ mod tests {
                 }
                 assert!(!backlog.has_room_for(&outgoing(4, 120, REPLY), LIMITS));
                 let reply = backlog.admit(outgoing(4, 120, REPLY), LIMITS, when_full);
-                assert!(reply.is_ok(), "a reply has room of its own: {when_full:?}");
+                assert!(reply.is_ok(), "a reply has a reserve: {when_full:?}");
             }
         }
     }
@@ -796,11 +797,11 @@ mod tests {
             let reply = outgoing(number, 5_000, REPLY);
             backlog.admit(reply, LIMITS, WhenFull::Disconnect).is_ok()
         });
-        assert_eq!(more.count(), 2, "but there is an end to it");
+        assert_eq!(more.count(), 2, "the reserve is bounded");
     }
 
     #[test]
-    fn how_long_it_is_behind_is_known_until_the_socket_moves() {
+    fn the_time_behind_is_kept_until_the_socket_takes_some_bytes() {
         let longest = Duration::from_secs(30);
         let now = Instant::now();
         let later = now + Duration::from_secs(1);
@@ -815,14 +816,14 @@ mod tests {
         backlog.wrote(10, |_| {});
         backlog.has_moved(LIMITS);
         assert_eq!(backlog.blocked_until(longest), None);
-        assert_eq!(backlog.full_until(longest, later), until, "more than half is taken");
+        assert_eq!(backlog.full_until(longest, later), until, "more than half is used");
         backlog.wrote(10, |_| {});
         backlog.has_moved(LIMITS);
         assert_eq!(backlog.full_until(longest, later), Deadline::NEVER);
     }
 
     #[test]
-    fn a_deadline_that_passes_unnoted_is_that_of_a_stopped_process_and_begins_anew() {
+    fn a_deadline_that_passes_unrecorded_means_a_suspended_process_and_restarts() {
         let longest = Duration::from_secs(30);
         let now = Instant::now();
         let [at_it, long_after] = [30, 90].map(|seconds| now + Duration::from_secs(seconds));
@@ -843,7 +844,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_been_written_in_part_stays() {
+    fn a_partly_written_frame_stays() {
         for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest] {
             let mut backlog = backlog(&[event(1); 4]);
             backlog.wrote(3, |_| {});
@@ -853,7 +854,7 @@ mod tests {
             assert_eq!(backlog.written(), 3);
         }
         for when_full in [WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest] {
-            // It is the only event.
+            // The first frame is the only event.
             let mut backlog = backlog(&[event(1), REPLY, REPLY, REPLY]);
             backlog.wrote(3, |_| {});
             let admitted = backlog.admit(outgoing(4, 10, REPLY), LIMITS, when_full);
@@ -889,9 +890,9 @@ mod tests {
             kind: Kind,
         },
         Write(usize),
-        /// Takes so many in hand, unless some are.
+        /// Takes this number in hand, unless some are in hand.
         Take(usize),
-        /// So many bytes of those have been written.
+        /// This number of their bytes has been written.
         PutBack(usize),
     }
 
@@ -916,15 +917,16 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is sent and written, the client gets what was sent but for events that were
-        /// counted as dropped, in order and whole, and no more waits than may.
+        /// For any sequence of sends and writes, the client receives all sent frames except the
+        /// events that were counted as dropped, in order and complete, and the backlog stays within
+        /// its limits.
         #[test]
-        fn no_more_waits_than_may_and_only_events_are_missing(
+        fn the_limits_hold_and_only_events_are_missing(
             when_full in policy(), ops in prop::collection::vec(op(), 0..80)
         ) {
             let mut backlog = Backlog::new(MOST, 0);
             let (mut hand, mut taken, mut was_in_hand) = (InHand::default(), false, false);
-            // What has been sent, and what has come out or still waits: numbers in order.
+            // The numbers that were sent, written and dropped, in order.
             let (mut sent, mut written, mut dropped) = (vec![], vec![], 0);
             for op in ops {
                 match op {
@@ -940,7 +942,7 @@ mod tests {
                                 dropped += gone;
                             }
                             Err(TooSlow) => {
-                                prop_assert_eq!(numbers(&backlog), before, "to be counted");
+                                prop_assert_eq!(numbers(&backlog), before, "dropped frames are counted");
                                 let drops = !matches!(
                                     when_full, WhenFull::Disconnect | WhenFull::Wait { .. }
                                 );
@@ -952,7 +954,7 @@ mod tests {
                             }
                         }
                     }
-                    // While some are in hand, nothing else may be written.
+                    // While frames are in hand, nothing else may be written.
                     Op::Write(_) if taken => {}
                     Op::Take(most) if !taken && !backlog.is_empty() => {
                         backlog.take_in_hand(most, &mut hand);
@@ -991,7 +993,7 @@ mod tests {
                 let bound = match when_full {
                     WhenFull::DropOldest | WhenFull::DropNewest | WhenFull::KeepLatest
                         if may_be_dropped && !was_in_hand => LIMITS,
-                    // What came while events were in hand could not push them out.
+                    // Frames that arrived while events were in hand could not drop those.
                     _ => LIMITS.twice(),
                 };
                 prop_assert!(counted.is_within(bound), "{:?}", counted);

@@ -1,4 +1,4 @@
-//! What a frame is to its receiver: whether it can do without. Pure.
+//! The kind of a frame: whether it may be dropped. Pure.
 
 use std::{hash::BuildHasher, num::NonZeroU64, sync::LazyLock};
 
@@ -9,14 +9,14 @@ use foldhash::quality::RandomState;
 pub(crate) enum Kind {
     /// A reply, a channel's end, a control frame: the client waits for it.
     Essential,
-    /// A push or a broadcast, and what it is the latest of.
+    /// A push or a broadcast, with the key that a later one supersedes it by.
     Event(EventKey),
 }
 
-/// Stands for a topic and an event: the same for the same two, and different for others.
+/// Identifies a topic and an event: equal for equal pairs, and different for others.
 ///
-/// A hash of 128 bits, so that it is made once and compared without memory. That two pairs have the
-/// same is as good as impossible, and would cost a client one event that it could be refused anyway.
+/// A hash of 128 bits, so that it is made once and compared without memory. A collision is
+/// practically impossible, and would cost a client one event that could be dropped anyway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EventKey(NonZeroU64, u64);
 
@@ -24,7 +24,7 @@ impl EventKey {
     pub(crate) fn new(topic: &str, event: &str) -> Self {
         static HASHERS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
         let [first, second] = HASHERS.each_ref().map(|hasher| hasher.hash_one((topic, event)));
-        // Never 0, so that a kind takes no more memory than its key.
+        // Never 0, so that `Kind` takes no more memory than its key.
         Self(NonZeroU64::MIN.saturating_add(first), second)
     }
 }

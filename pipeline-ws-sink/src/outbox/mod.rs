@@ -1,4 +1,4 @@
-//! What waits to be written to one socket.
+//! The outbox: the frames that wait to be written to one socket.
 
 mod backlog;
 mod kind;
@@ -54,49 +54,50 @@ use crate::{
     telemetry::SocketMetrics,
 };
 
-/// How many frames go into one write.
+/// The maximum number of frames in one write.
 const GATHER: usize = 64;
 
-/// How many frames can be expected to share a write when frames come fast.
+/// The expected number of frames in a write when frames come fast.
 const IN_A_WRITE: usize = 16;
 
-/// Who writes a frame for which nothing has to wait.
+/// Which task writes a frame, if no earlier frame waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// The task that sends it, at once.
     Direct,
-    /// A task that [goes from socket to socket](Sweeper), together with what comes meanwhile.
+    /// A task that [goes from socket to socket](Sweeper), together with later frames.
     Swept,
 }
 
-/// The one way out to a socket: whatever is sent through here leaves in this order.
+/// The outbox of a socket: all frames to it are sent through here, and leave in this order.
 ///
-/// A frame is written at once, by the task that sends it, when nothing waits for the socket, the
-/// socket is a plain TCP stream, and the sender wants it [so](Way). Otherwise it waits, and the socket's own task writes it when there
-/// is room.
+/// A frame is written at once, by the task that sends it, if no frame waits for the socket, the
+/// socket is a plain TCP stream, and the sender asks for [that](Way). Otherwise it waits, and the
+/// socket's own task writes it when there is room.
 ///
-/// A client is slow when its socket takes no more, and not when no task has had its turn to write. So
-/// a sender that finds the outbox full writes what waits first. Only if the socket takes nothing is
-/// it decided by [`WhenFull`] what happens; when nothing else helps, the client is too slow: what
-/// waits is dropped and counted, and the socket is closed. The same happens when the socket takes
-/// nothing for too long, however little waits.
+/// A client is slow when its socket takes no more, and not when no task has been scheduled to
+/// write. So a sender that finds the outbox full first writes the pending frames. Only if the
+/// socket takes nothing does [`WhenFull`] decide; when nothing else helps, the client is too slow:
+/// its frames are dropped and counted, and the socket is closed. The same happens when the socket
+/// takes nothing for too long, however few frames wait.
 pub(crate) struct Outbox {
     state: Mutex<State>,
-    /// Held by the sweeper while it writes, for senders that have to know what came of it.
+    /// Held by the sweeper while it writes, for senders that need the result of the write.
     sweeping: Mutex<()>,
     limits: OutboxLimits,
-    /// What it holds counts among these.
+    /// The outboxes of the endpoint, among which its memory counts.
     all: Arc<Outboxes>,
     when_full: WhenFull,
     /// How long the client may be behind.
     max_behind: Duration,
-    /// Whether the client has agreed to compressed messages.
+    /// Whether compression was negotiated with the client.
     compresses: bool,
-    /// How many channels the client has: draining counts them, and finds the socket by its outbox.
+    /// The number of the client's channels: draining counts them, and finds the socket by its
+    /// outbox.
     channels: AtomicU32,
-    /// Those who wait for room, where senders do.
+    /// Notifies senders that wait for room, if the policy is to wait.
     room: Option<Box<Notify>>,
-    /// Where it is written to, if not by its own task alone.
+    /// The place at the sweeper, unless only the socket's own task writes.
     place: Option<Place>,
     metrics: Arc<SocketMetrics>,
 }
@@ -104,27 +105,27 @@ pub(crate) struct Outbox {
 /// The deadlines of a client that is behind.
 #[derive(Default)]
 struct Watched {
-    /// By when the socket has to take something, if it takes nothing and that is limited.
+    /// The deadline of a blocked socket, if there is one.
     blocked_until: Option<Instant>,
-    /// By when half of the room has to be free, if a sender has found none and that is limited.
+    /// The deadline of a full outbox, if there is one.
     full_until: Option<Instant>,
 }
 
 struct State {
     writer: Writer,
-    /// What waits. Nothing does for most sockets most of the time, and they hold no memory for it.
+    /// The waiting frames. Usually there are none, and most sockets hold no memory for them.
     backlog: Option<Box<Backlog>>,
     /// The socket's task, while it waits.
     task: Option<Waker>,
-    /// It is in its [place](Place), so nobody has to be woken.
+    /// Whether it is queued at the sweeper, so no task has to be woken.
     is_due: bool,
-    /// The sweeper is writing.
+    /// Whether the sweeper is writing.
     in_hand: bool,
-    /// It is written to again and again, so it keeps its memory.
+    /// Whether it is written to again and again, so it keeps its memory.
     is_warm: bool,
-    /// Why the socket has to end, once it has to.
+    /// The reason of the socket's end, once it has to end.
     end: Option<SocketEnd>,
-    /// The last frame has been sent; nothing goes behind it.
+    /// Whether the last frame has been sent; no frame is accepted after it.
     finished: bool,
     last_active: Instant,
     last_heard: Instant,
@@ -160,7 +161,7 @@ impl Outbox {
         }
     }
 
-    /// Sets what happens when too much waits.
+    /// Sets the policy of a full outbox.
     pub(crate) fn when_full(mut self, when_full: WhenFull) -> Self {
         self.room = matches!(when_full, WhenFull::Wait { .. }).then(Box::default);
         Self { when_full, ..self }
@@ -171,27 +172,27 @@ impl Outbox {
         Self { max_behind, ..self }
     }
 
-    /// Sets among which outboxes it counts. By default it counts alone, and without a limit.
+    /// Sets the outboxes among which it counts. By default it counts alone, without a limit.
     pub(crate) fn among(self, all: &Arc<Outboxes>) -> Self {
         Self { all: all.clone(), ..self }
     }
 
-    /// Sets where it is written to when frames come faster than they can be written one by one.
+    /// Sets its place at the sweeper, which writes when frames come faster than single writes.
     pub(crate) fn at(self, place: Place) -> Self {
         Self { place: Some(place), ..self }
     }
 
-    /// Sets whether the client has agreed to compressed messages.
+    /// Sets whether compression was negotiated with the client.
     pub(crate) fn compressing(self, compresses: bool) -> Self {
         Self { compresses, ..self }
     }
 
-    /// Whether messages are compressed on their way out.
+    /// Whether messages are compressed.
     pub(crate) fn compresses(&self) -> bool {
         self.compresses
     }
 
-    /// Sends a frame that is never dropped. If `since` is given, the time from then until the
+    /// Sends a frame that is never dropped. If `since` is set, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<Since>) {
         self.accept(&self.compressed(frame), Kind::Essential, since);
@@ -202,28 +203,28 @@ impl Outbox {
         self.accept(&self.compressed(frame), Kind::Event(key), since);
     }
 
-    /// Sends an event that others get too. It may be dropped if the client is behind.
+    /// Sends an event that other sockets receive too. It may be dropped if the client is behind.
     ///
-    /// What is to be recorded of it is left to the caller, who may hold a lock.
+    /// The caller, who may hold a lock, records the metrics.
     pub(crate) fn send_shared(
         self: &Arc<Self>,
         frame: &SharedFrame,
         way: Way,
         unrecorded: &mut Unrecorded,
     ) {
-        // It may be compressed first, which takes too long for the lock.
+        // Compression takes too long to hold the lock.
         let outgoing = frame.get(self.compresses);
         self.accept_in(self.state.lock(), outgoing, way, unrecorded);
     }
 
-    /// The same, and records it.
+    /// Like [`send_shared`](Self::send_shared), and records the metrics.
     pub(crate) fn send_and_record(self: &Arc<Self>, frame: &SharedFrame, way: Way) {
         let mut unrecorded = Unrecorded::default();
         self.send_shared(frame, way, &mut unrecorded);
         unrecorded.record(&self.metrics);
     }
 
-    /// Sends the last frame. It goes behind what waits, and nothing goes behind it.
+    /// Sends the last frame, behind all waiting frames. No frame is accepted after it.
     pub(crate) fn finish(&self, frame: &Frame) {
         let mut state = self.state.lock();
         if !state.finished {
@@ -235,56 +236,56 @@ impl Outbox {
         }
     }
 
-    /// Has the socket closed. The first reason counts.
+    /// Closes the socket. The first reason counts.
     pub(crate) fn end(&self, end: SocketEnd) {
         self.end_in(&mut self.state.lock(), end);
     }
 
-    /// Whether the socket ends, or has ended.
+    /// Whether the socket is ending or has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.state.lock().end.is_some()
     }
 
-    /// Why the socket ends, or has ended.
+    /// The reason of the socket's end, if it is ending or has ended.
     pub(crate) fn ended(&self) -> Option<SocketEnd> {
         self.state.lock().end
     }
 
-    /// Takes note that something was received.
+    /// Records that data was received.
     pub(crate) fn heard(&self) {
         let now = Instant::now();
         let mut state = self.state.lock();
         (state.last_active, state.last_heard) = (now, now);
     }
 
-    /// When something was last received.
+    /// When data was last received.
     pub(crate) fn last_heard(&self) -> Instant {
         self.state.lock().last_heard
     }
 
-    /// When something was last received or written.
+    /// When data was last received or written.
     pub(crate) fn last_active(&self) -> Instant {
         self.state.lock().last_active
     }
 
-    /// Takes note of how many channels the client has.
+    /// Sets the number of the client's channels.
     pub(crate) fn set_channels(&self, count: usize) {
         self.channels.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
     }
 
-    /// How many channels the client has.
+    /// The number of the client's channels.
     pub(crate) fn channels(&self) -> usize {
         self.channels.load(Ordering::Relaxed) as usize
     }
 
-    /// What waits to be written.
+    /// The waiting frames.
     pub(crate) fn load(&self) -> Load {
         self.state.lock().backlog.as_ref().map_or_else(Load::default, |backlog| backlog.load())
     }
 
-    /// Writes what waits, for as long as the socket lives. Completes when the socket has to end,
-    /// which it has when it takes nothing for longer than the client may be behind. For the socket's
-    /// task only.
+    /// Writes the waiting frames, for as long as the socket lives. Completes when the socket has to
+    /// end, which includes a socket that takes nothing for longer than the client may be behind.
+    /// For the socket's task only.
     ///
     /// # Cancel safety
     ///
@@ -305,7 +306,7 @@ impl Outbox {
                     Some(until) => {
                         let timer = full.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
                         if timer.as_mut().poll(cx).is_ready() {
-                            // It may have been set for an earlier deadline. Which it is shows the next look.
+                            // The timer may be set for an earlier deadline: the next iteration checks.
                             timer.as_mut().reset(until);
                             continue;
                         }
@@ -315,8 +316,8 @@ impl Outbox {
                     (timer, recovers) = (None, false);
                     return Poll::Pending;
                 };
-                // The socket may have taken something since the timer was set: it is not set anew
-                // every time, but when it has gone off.
+                // The timer is not reset each time the socket takes bytes, but only when it fires:
+                // the deadline may have moved since.
                 let timer = timer.get_or_insert_with(|| Box::pin(time::sleep_until(until)));
                 ready!(timer.as_mut().poll(cx));
                 let now = Instant::now();
@@ -324,7 +325,7 @@ impl Outbox {
                     timer.as_mut().reset(until);
                     recovers = false;
                 } else if self.takes_something() {
-                    // The runtime has not heard of it yet.
+                    // The socket is writable, and the runtime has not noticed yet.
                 } else if !recovers && is_late(until, now) {
                     timer.set(time::sleep(RECOVERY));
                     recovers = true;
@@ -336,7 +337,7 @@ impl Outbox {
         .await
     }
 
-    /// Whether the socket takes some of what waits now. Asks the system.
+    /// Whether the socket takes some of the waiting bytes now. Asks the system.
     fn takes_something(&self) -> bool {
         let mut unrecorded = Unrecorded::default();
         let takes_something = self.write_first(&mut self.state.lock(), &mut unrecorded);
@@ -344,8 +345,8 @@ impl Outbox {
         takes_something
     }
 
-    /// The deadlines that the socket's task waits for. One of a full outbox that has passed is noted here,
-    /// for the next sender that finds no room.
+    /// The deadlines that the socket's task waits for. A passed deadline of a full outbox is
+    /// recorded here, for the next sender that finds no room.
     fn watch(&self) -> Watched {
         let mut state = self.state.lock();
         let Some(backlog) = state.waiting() else { return Watched::default() };
@@ -354,7 +355,7 @@ impl Outbox {
         Watched { blocked_until, full_until }
     }
 
-    /// Writes what waits. Completes when the socket has to end. For the socket's task only.
+    /// Writes the waiting frames. Completes when the socket has to end. For the socket's task only.
     fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
@@ -371,7 +372,8 @@ impl Outbox {
         end.map_or(Poll::Pending, Poll::Ready)
     }
 
-    /// Writes what waits to the last byte, then ends the stream. For the socket's task only.
+    /// Writes the waiting frames to the last byte, then ends the stream. For the socket's task
+    /// only.
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
@@ -384,19 +386,19 @@ impl Outbox {
         state.writer.poll_shutdown(cx)
     }
 
-    /// Tells the client that nothing more comes, once all has been [written](Self::poll_close). For the
+    /// Shuts down the write half, once everything has been [written](Self::poll_close). For the
     /// socket's task only.
     pub(crate) fn end_writing(&self) -> io::Result<()> {
         self.state.lock().writer.end_writing()
     }
 
-    /// Lets go of the stream, which is closed by that once its reader is gone too: references to the
-    /// outbox do not keep it open. What waits is dropped and counted, and nothing is taken any more.
+    /// Releases the stream, which closes it once its reader is gone too: references to the outbox
+    /// do not keep it open. Waiting frames are dropped and counted, and no more are accepted.
     pub(crate) fn release(&self) {
         let mut state = self.state.lock();
         self.end_in(&mut state, SocketEnd::Lost);
         let writer = mem::replace(&mut state.writer, Writer::Gone);
-        // What the sweeper has in hand comes back to it first.
+        // Frames in the sweeper's hand come back to the backlog first.
         let backlog = if state.in_hand { None } else { state.backlog.take() };
         drop(state);
         let dropped = backlog.as_ref().map_or(0, |backlog| backlog.load().frames);
@@ -404,13 +406,13 @@ impl Outbox {
         drop((writer, backlog));
     }
 
-    /// Takes what is to be written next in hand: nobody else writes until it is
-    /// [put back](Self::put_back). Returns where to write it, and whether the socket has to be
-    /// [cooled](Self::cool) some time. For the [`Sweeper`] only.
+    /// Takes the next frames in hand: no other task writes until they are [put
+    /// back](Self::put_back). Returns the stream, and whether the socket has to be
+    /// [cooled](Self::cool) later. For the [`Sweeper`] only.
     fn take_in_hand(&self, hand: &mut InHand) -> Option<(Arc<TcpStream>, bool)> {
         let mut state = self.state.lock();
         state.is_due = false;
-        // One that has to end is left to its own task.
+        // A socket that has to end is left to its own task.
         let (None, Writer::Tcp(stream)) = (state.end, &state.writer) else { return None };
         let stream = stream.clone();
         state.waiting()?.take_in_hand(GATHER, hand);
@@ -419,8 +421,8 @@ impl Outbox {
         Some((stream, is_new))
     }
 
-    /// Takes back what has not been written, now that it is known how that went. Returns whether to
-    /// come again.
+    /// Takes back the frames that have not been written, with the result of the write. Returns
+    /// whether to visit the socket again.
     fn put_back(
         &self,
         hand: &mut InHand,
@@ -451,12 +453,12 @@ impl Outbox {
                 state.last_active = now;
                 state.is_due = state.waiting().is_some() && state.end.is_none();
             }
-            // Its task waits until there is room.
+            // The socket's task waits until there is room.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.wake(),
             Ok(0) | Err(_) => self.end_in(&mut state, SocketEnd::Lost),
         }
         if state.end.is_some() || state.finished {
-            // The task could not write meanwhile.
+            // The socket's task could not write meanwhile.
             state.wake();
         }
         if !state.is_full(limits) {
@@ -465,21 +467,21 @@ impl Outbox {
         state.is_due
     }
 
-    /// Records the frames that were whole with that write.
+    /// Records the frames that this write completed.
     fn let_go(&self, hand: &mut InHand, now: Instant) {
         self.metrics.frames_out.increment(hand.done() as u64);
         hand.let_go(|since| self.delivered(since, now));
     }
 
-    /// Gives back the memory that it has kept because frames came fast. For the [`Sweeper`] only.
+    /// Frees the memory that was kept while frames came fast. For the [`Sweeper`] only.
     fn cool(&self) {
         let mut state = self.state.lock();
         state.is_warm = false;
         state.let_go();
     }
 
-    /// Takes all that waits, once something does: for a client that fetches its messages. What it
-    /// carries has then been delivered.
+    /// Takes all waiting frames, once there are some: for a long-polling client. The frames then
+    /// count as delivered.
     pub(crate) fn poll_fetch(&self, cx: &mut Context<'_>) -> Poll<Vec<Frame>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
@@ -494,7 +496,7 @@ impl Outbox {
         Poll::Ready(backlog.take(|since| self.delivered(since, now)))
     }
 
-    /// A frame for this socket alone, compressed if that is agreed and worth it.
+    /// A frame for this socket alone, compressed if that was negotiated and makes it smaller.
     fn compressed<'a>(&self, frame: &'a Frame) -> Cow<'a, Frame> {
         let deflated = if self.compresses { frame.deflated() } else { None };
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
@@ -507,7 +509,7 @@ impl Outbox {
         unrecorded.record(&self.metrics);
     }
 
-    /// Writes a frame if nothing waits, or has it wait.
+    /// Writes a frame if no frame waits, or queues it.
     fn accept_in(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
@@ -569,12 +571,12 @@ impl Outbox {
         state.wake();
     }
 
-    /// Writes some of what waits, on behalf of a sender that finds no room. Returns whether it is worth
-    /// looking again, which it is unless the socket takes nothing. Meanwhile, the lock may have been
-    /// held by others.
+    /// Writes some of the waiting frames, for a sender that finds no room. Returns whether to check
+    /// for room again, which is false only if the socket takes nothing. The lock may have been
+    /// released meanwhile.
     fn write_first(&self, state: &mut MutexGuard<'_, State>, unrecorded: &mut Unrecorded) -> bool {
         if state.in_hand {
-            // The sweeper is about to know. It holds this lock for as long as one write takes.
+            // The sweeper is writing. It holds this lock for the time of one write.
             MutexGuard::unlocked(state, || drop(self.sweeping.lock()));
             return true;
         }
@@ -597,8 +599,8 @@ impl Outbox {
         true
     }
 
-    /// Closes the socket because its client is too slow. What waits is dropped, and so many frames
-    /// more.
+    /// Closes the socket because its client is too slow. The waiting frames are dropped, and `more`
+    /// frames with them.
     fn too_slow(&self, state: &mut State, more: usize, unrecorded: &mut Unrecorded) {
         unrecorded.dropped_by_overflow += more + state.drop_waiting();
         unrecorded.closed_slow += 1;
@@ -627,7 +629,7 @@ impl Outbox {
     ) -> Poll<io::Result<()>> {
         while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
             if state.in_hand {
-                // Whoever has it wakes the task if there is something left to do.
+                // The sweeper wakes the task if there is work left.
                 return Poll::Pending;
             }
             let mut slices = [IoSlice::new(&[]); GATHER];
@@ -642,7 +644,7 @@ impl Outbox {
         state.writer.poll_flush(cx)
     }
 
-    /// Takes what has been written out of the backlog.
+    /// Removes written bytes from the backlog.
     fn wrote(
         &self,
         state: &mut State,
@@ -664,8 +666,8 @@ impl Outbox {
         }
     }
 
-    /// How much may wait at this moment: less than otherwise while the outboxes of the endpoint hold too
-    /// much together.
+    /// The limits at this moment: narrower while the outboxes of the endpoint together hold too
+    /// much.
     fn limits(&self) -> Limits {
         let limits = Limits::from(self.limits);
         if self.all.are_full() { limits.of_share() } else { limits }
@@ -679,25 +681,24 @@ impl Outbox {
 }
 
 impl State {
-    /// Whether frames are still taken.
+    /// Whether frames are still accepted.
     fn is_open(&self) -> bool {
         !self.finished && self.end.is_none()
     }
 
-    /// A socket that has caught up holds no memory for having been behind, unless that is only for a
-    /// moment.
+    /// Frees the backlog of a socket that has caught up, unless it will be needed again soon.
     fn let_go(&mut self) {
         if !self.is_warm && self.waiting().is_none() {
             self.backlog = None;
         }
     }
 
-    /// What waits, or a place for it.
+    /// The backlog, created if there is none.
     fn backlog(&mut self, limits: OutboxLimits, frames: usize) -> &mut Backlog {
         self.backlog.get_or_insert_with(|| Box::new(Backlog::new(limits, frames)))
     }
 
-    /// The socket takes nothing at this moment. Where the client fetches, that is not known.
+    /// Records that the socket is blocked now. Unknown for a long-polling client.
     fn is_blocked(&mut self) {
         if matches!(self.writer, Writer::Fetched) {
             return;
@@ -712,12 +713,12 @@ impl State {
         self.backlog.as_ref().is_some_and(|backlog| backlog.is_full(limits))
     }
 
-    /// What waits, if something does.
+    /// The waiting frames, if there are any.
     fn waiting(&mut self) -> Option<&mut Backlog> {
         self.backlog.as_deref_mut().filter(|backlog| !backlog.is_empty())
     }
 
-    /// Drops what waits, but for a frame that has been written in part. Returns how many frames.
+    /// Drops the waiting frames, except one that has been partly written. Returns their number.
     fn drop_waiting(&mut self) -> usize {
         let Some(backlog) = self.waiting() else { return 0 };
         let dropped = backlog.clear();

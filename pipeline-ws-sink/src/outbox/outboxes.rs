@@ -1,4 +1,4 @@
-//! How much the outboxes of an endpoint hold together, and how much that may be.
+//! The memory of all outboxes of an endpoint, and its limit.
 
 use std::sync::{
     Arc,
@@ -7,17 +7,17 @@ use std::sync::{
 
 use tokio::sync::{Notify, futures::Notified};
 
-/// What an outbox may hold even when the endpoint's outboxes together hold too much, in bytes of memory: so
-/// a few clients that fill the endpoint's limit do not cost the others their connections.
+/// The bytes of memory that an outbox may hold even when the endpoint's limit is reached: so a few
+/// clients that fill the limit do not cost the others their connections.
 pub(super) const SHARE: usize = 16 << 10;
 
-/// What all outboxes of an endpoint hold, beyond the [share](SHARE) of each. A frame that waits for many
-/// sockets counts once.
+/// The memory of all outboxes of an endpoint, beyond the [share](SHARE) of each. A frame that waits
+/// for many sockets counts once.
 #[derive(Debug)]
 pub(crate) struct Outboxes {
     bytes: AtomicUsize,
     limit: usize,
-    /// Told when they hold less than they may again.
+    /// Notified when the total is below the limit again.
     room: Notify,
 }
 
@@ -33,25 +33,25 @@ impl Outboxes {
         Self { bytes: AtomicUsize::new(0), limit, room: Notify::new() }
     }
 
-    /// How much the outboxes hold, beyond the share of each.
+    /// The bytes of all outboxes, beyond the share of each.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes.load(Relaxed)
     }
 
-    /// Whether the outboxes together hold as much as they may.
+    /// Whether the outboxes together have reached the limit.
     pub(super) fn are_full(&self) -> bool {
         self.bytes() >= self.limit
     }
 
-    /// Waits until the outboxes hold less than they may together, if they hold as much now. From the call
-    /// on, none is missed.
+    /// Waits until the outboxes together are below the limit, if they have reached it now.
+    /// Notifications after this call are not missed.
     pub(super) fn room(&self) -> Notified<'_> {
         self.room.notified()
     }
 }
 
 impl Held {
-    /// Has so many bytes count, whether there is room or not.
+    /// Counts this number of bytes, whether there is room or not.
     pub(super) fn new(all: &Arc<Outboxes>, bytes: usize) -> Self {
         all.bytes.fetch_add(bytes, Relaxed);
         Self { all: all.clone(), bytes }

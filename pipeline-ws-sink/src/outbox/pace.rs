@@ -1,18 +1,18 @@
-//! When to pause so that more frames share a write. Pure.
+//! Pauses that let more frames share a write. Pure.
 
 use std::time::Duration;
 
-/// So many frames make a write cheap enough.
+/// With this number of frames, a write is efficient.
 const ENOUGH: usize = 32;
 
-/// Nobody who writes for a shorter time without a break, or less often, is pressed. (A thread that
-/// does not get its turn may take long for little.)
+/// A task that has written for a shorter time or less often does not pause. (A thread that is not
+/// scheduled may take long for little work.)
 const PRESSED: (Duration, usize) = (Duration::from_millis(1), 256);
 
 /// The longest pause.
 const LONGEST: Duration = Duration::from_millis(8);
 
-/// What has been written since the last pause.
+/// The writes since the last pause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stretch {
     pub(super) writes: usize,
@@ -25,10 +25,10 @@ impl Stretch {
         self.frames += frames;
     }
 
-    /// How long to pause when this took so long, and there is more to write already.
+    /// How long to pause when these writes took this long and there is more to write.
     ///
-    /// As long as it took, but for a moment only, and not if the writes were well used. Frames that
-    /// come now and then are never held up.
+    /// As long as the writes took, up to a limit, and not at all if the writes were efficient.
+    /// Frames that come occasionally are never delayed.
     pub(super) fn pause(self, took: Duration) -> Option<Duration> {
         let well_used = self.frames >= self.writes.saturating_mul(ENOUGH);
         let (long, often) = PRESSED;
@@ -41,15 +41,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_those_who_write_without_a_break_and_few_frames_at_once_pause() {
+    fn only_long_stretches_of_inefficient_writes_pause() {
         let ms = Duration::from_millis;
         let pause = |writes, frames, took| Stretch { writes, frames }.pause(took);
-        assert_eq!(pause(300, 300, ms(2)), Some(ms(2)), "as long as it took");
-        assert_eq!(pause(3000, 3000, ms(20)), Some(ms(8)), "but not for long");
-        assert_eq!(pause(300, 300, Duration::from_micros(999)), None, "not for long");
+        assert_eq!(pause(300, 300, ms(2)), Some(ms(2)), "as long as the writes took");
+        assert_eq!(pause(3000, 3000, ms(20)), Some(ms(8)), "up to the limit");
+        assert_eq!(pause(300, 300, Duration::from_micros(999)), None, "too short a time");
         assert_eq!(pause(255, 255, ms(2)), None, "few");
         assert_eq!(pause(300, 300 * 31, ms(2)), Some(ms(2)));
-        assert_eq!(pause(300, 300 * 32, ms(2)), None, "well used");
+        assert_eq!(pause(300, 300 * 32, ms(2)), None, "efficient writes");
         assert_eq!(pause(0, 0, ms(2)), None, "nothing was written");
     }
 

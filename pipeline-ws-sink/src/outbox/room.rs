@@ -9,13 +9,13 @@ use tokio::time::Instant;
 use super::{Limits, Outbox, SharedFrame, State, Unrecorded, Way, WhenFull};
 use crate::late::{RECOVERY, is_late};
 
-/// There is no room, and who sends is to wait for it.
+/// There is no room, and the sender is to wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NoRoom;
 
 impl Outbox {
-    /// Sends an event that others get too, unless the sender is to [wait](Self::room) for room
-    /// first: then nothing is sent. For those who can wait; where the policy is another one, it does
+    /// Sends an event that other sockets receive too, unless the sender is to [wait](Self::room)
+    /// for room first: then nothing is sent. For senders that can wait; with another policy, it is
     /// the same as [`send_shared`](Self::send_shared).
     pub(crate) fn offer_shared(
         self: &Arc<Self>,
@@ -32,7 +32,7 @@ impl Outbox {
         Ok(())
     }
 
-    /// The same, and records it.
+    /// Like [`offer_shared`](Self::offer_shared), and records the metrics.
     pub(crate) fn offer_and_record(
         self: &Arc<Self>,
         frame: &SharedFrame,
@@ -44,7 +44,7 @@ impl Outbox {
         offered
     }
 
-    /// How long a sender that can wait waits for room, if it is to wait at all.
+    /// How long a sender waits for room, if the policy is to wait.
     pub(crate) fn wait_limit(&self) -> Option<Duration> {
         match self.when_full {
             WhenFull::Wait { up_to } => Some(up_to),
@@ -52,8 +52,8 @@ impl Outbox {
         }
     }
 
-    /// Waits until there is room, or until it does not matter because the socket ends. At once where
-    /// the policy is not to wait.
+    /// Waits until there is room, or until the socket ends. Returns at once if the policy is not to
+    /// wait.
     ///
     /// Others may take the room before the caller does: see [`offer_shared`](Self::offer_shared).
     ///
@@ -63,8 +63,8 @@ impl Outbox {
     pub(crate) async fn room(&self) {
         let Some(room) = &self.room else { return };
         loop {
-            // From here on it is told, so nothing is missed between the look and the wait. There is more
-            // room, too, as soon as the outboxes of the endpoint are no longer full together.
+            // Registered before the check, so that no notification is missed. There is also more
+            // room as soon as the outboxes of the endpoint are no longer full together.
             let (told, widened) = (room.notified(), self.all.room());
             if self.state.lock().takes_more(self.wait_limits()) {
                 return;
@@ -76,8 +76,8 @@ impl Outbox {
         }
     }
 
-    /// Waits for room as a sender does, or until the client has been too slow for too long: then the
-    /// socket is closed. At once where the policy is not to wait.
+    /// Waits for room as a sender does, or until the client has been too slow for too long: then
+    /// the socket is closed. Returns at once if the policy is not to wait.
     pub(crate) async fn wait_for_room(&self) {
         let Some(limit) = self.wait_limit() else { return };
         let has_room = || {
@@ -92,12 +92,12 @@ impl Outbox {
         }
     }
 
-    /// Waits for something that the client's slowness puts off, and until a deadline at most. Then it is
-    /// tried once more, and in vain only if the client is too slow: then the socket is closed.
+    /// Waits for an operation that a slow client delays, until a deadline at most. Then it is tried
+    /// once more, and if that fails, the client is too slow and the socket is closed.
     ///
-    /// A process that was stopped notices the deadline before it has seen what the client has taken
-    /// meanwhile, and waits a little longer: until `recovery`, which is set then. A sender that waits for
-    /// several clients in turn passes the same `recovery` for all of them.
+    /// A process that was suspended notices the deadline before it has seen what the client has
+    /// taken meanwhile, and waits a little longer: until `recovery`, which is set then. A sender
+    /// that waits for several clients in turn passes the same `recovery` for all of them.
     pub(crate) async fn or_give_up(
         &self,
         deadline: Deadline,
@@ -115,7 +115,7 @@ impl Outbox {
                 () = deadline.passed() => once_more(),
             };
             let now = Instant::now();
-            // A deadline that had passed before was not waited for, and says nothing about the process.
+            // A deadline that had passed before the wait says nothing about the process.
             let was_stopped = deadline.instant().is_some_and(|at| is_late(at.max(begun), now));
             if was_stopped {
                 deadline = Deadline::after(now, RECOVERY);
@@ -130,15 +130,14 @@ impl Outbox {
         }
     }
 
-    /// The process was stopped while there was no room. The client has to catch up from now on.
+    /// The process was suspended while there was no room. The client's time to catch up starts now.
     fn is_full_anew(&self, now: Instant) {
         if let Some(backlog) = &mut self.state.lock().backlog {
             backlog.is_full_anew(now);
         }
     }
 
-    /// By when senders have waited long enough for this client, one after the other, and it has to
-    /// have caught up with half of its outbox.
+    /// The deadline for this client over all senders: by then half of its outbox has to be free.
     pub(crate) fn full_until(&self) -> Deadline {
         let mut state = self.state.lock();
         let Some(backlog) = &mut state.backlog else { return Deadline::NEVER };
@@ -156,7 +155,7 @@ impl Outbox {
         unrecorded.record(&self.metrics);
     }
 
-    /// Whether one who can wait need not, because there is room when what can be written has been.
+    /// Whether there is room after writing the waiting frames.
     fn makes_room(&self, state: &mut MutexGuard<'_, State>, unrecorded: &mut Unrecorded) -> bool {
         while !state.takes_more(self.wait_limits()) {
             if !self.write_first(state, unrecorded) {
@@ -169,14 +168,14 @@ impl Outbox {
         true
     }
 
-    /// Above what there is no room for those who can wait, where they are to.
+    /// The limits that apply to senders that wait, if the policy is to wait.
     fn wait_limits(&self) -> Option<Limits> {
         self.room.is_some().then(|| self.limits())
     }
 }
 
 impl State {
-    /// Whether one who can wait need not: there is room, or nothing is taken any more.
+    /// Whether a sender need not wait: there is room, or no more frames are accepted.
     fn takes_more(&self, limits: Option<Limits>) -> bool {
         match (&self.backlog, limits) {
             (Some(backlog), Some(limits)) if self.is_open() => {
@@ -207,7 +206,7 @@ mod tests {
 
     const LIMITS: OutboxLimits = OutboxLimits { frames: 2, bytes: 1000 };
 
-    /// An outbox whose client has room for one frame of [`news`] on its way, and two that may wait.
+    /// An outbox whose client has room for one frame of [`news`] in transit, and two that wait.
     fn outbox(when_full: WhenFull) -> (Arc<Outbox>, DuplexStream, Recorded) {
         let (telemetry, recorded) = Recorded::new();
         let metrics = Arc::new(SocketMetrics::register(&telemetry));
@@ -216,7 +215,7 @@ mod tests {
         (Arc::new(outbox.when_full(when_full)), theirs, recorded)
     }
 
-    /// Of 12 bytes.
+    /// A frame of 12 bytes.
     fn news() -> SharedFrame {
         let write = |out: &mut Vec<u8>| {
             out.extend([b'x'; 10]);
@@ -225,7 +224,7 @@ mod tests {
         SharedFrame::new(Frame::text(write).unwrap(), EventKey::new("t", "e"))
     }
 
-    /// The socket's task has a turn.
+    /// Polls the socket's task.
     fn turn(outbox: &Outbox) {
         let waker = futures::task::noop_waker();
         let _ = outbox.poll_write(&mut Context::from_waker(&waker));
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_gets_room_when_a_frame_has_gone_out() {
+    async fn a_waiting_sender_gets_room_when_a_frame_is_written() {
         let (outbox, mut client, recorded) = outbox(WhenFull::wait());
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
         for _ in 0..3 {
@@ -255,7 +254,7 @@ mod tests {
                 })
             })
             .collect();
-        // One that no longer waits takes nobody's place.
+        // A cancelled waiter does not take the place of another.
         let gone = tokio::spawn({
             let outbox = outbox.clone();
             async move { outbox.room().await }
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_is_told_when_the_socket_ends() {
+    async fn a_waiting_sender_is_notified_when_the_socket_ends() {
         for close in [
             |outbox: &Outbox| outbox.end(SocketEnd::Lost),
             |outbox: &Outbox| outbox.finish(&Frame::close(1001)),
@@ -294,14 +293,18 @@ mod tests {
             assert!(!waiting.is_finished());
             close(&outbox);
             timeout(PATIENCE, waiting).await.unwrap().unwrap();
-            assert_eq!(outbox.offer_and_record(&news(), Way::Direct), Ok(()), "it goes nowhere");
+            assert_eq!(
+                outbox.offer_and_record(&news(), Way::Direct),
+                Ok(()),
+                "the frame is discarded"
+            );
         }
     }
 
     #[tokio::test]
-    async fn who_cannot_wait_may_send_twice_as_much() {
+    async fn a_sender_that_cannot_wait_may_send_twice_as_much() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
-        // One is on its way.
+        // One frame is in transit.
         (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         assert_eq!(end(&outbox), None);
         outbox.send_and_record(&news(), Way::Direct);
@@ -312,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_is_given_up_is_counted_once() {
+    async fn a_socket_that_is_closed_as_slow_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::wait());
         (0..4).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         outbox.give_up();
@@ -324,13 +327,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_frame_is_taken_when_nothing_waits_although_nothing_may() {
+    async fn an_empty_outbox_accepts_a_frame_although_the_limit_is_zero() {
         let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
         let (ours, _theirs) = duplex(12);
         let limits = OutboxLimits { frames: 0, bytes: 0 };
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
         let outbox = Arc::new(outbox.when_full(WhenFull::wait()));
-        // The one before has been written by the next one, and its memory is kept.
+        // The previous frame has been written, and the memory of the backlog is kept.
         outbox.state.lock().is_warm = true;
         for _ in 0..2 {
             outbox.offer_and_record(&news(), Way::Direct).unwrap();
@@ -349,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_has_read_is_not_closed_because_its_task_had_no_turn() {
+    async fn a_client_that_has_read_is_not_closed_because_its_task_was_not_polled() {
         let (outbox, mut client, _) = outbox(WhenFull::wait());
         let waiting = waiting(&outbox).await;
         client.read_exact(&mut [0; 12]).await.unwrap();
@@ -359,7 +362,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_that_was_stopped_gives_clients_time_to_read() {
+    async fn a_suspended_process_gives_clients_time_to_read() {
         for reads in [true, false] {
             let (outbox, mut client, _) = outbox(WhenFull::wait());
             let waiting = waiting(&outbox).await;
@@ -375,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_was_full_when_the_process_was_stopped_has_to_catch_up_from_then_on() {
+    async fn a_client_that_was_full_during_a_suspension_has_to_catch_up_from_then_on() {
         let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
         let (ours, mut client) = duplex(12);
         let limits = OutboxLimits { frames: 4, bytes: 1000 };
@@ -393,7 +396,7 @@ mod tests {
         client.read_exact(&mut [0; 12]).await.unwrap();
         advance(Duration::from_secs(60)).await;
         waiting.await.unwrap();
-        // There is room for one, and less than half of it.
+        // There is room for one frame, and less than half is free.
         outbox.offer_and_record(&news(), Way::Direct).unwrap();
         let waiting = wait();
         settle().await;
@@ -404,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stop_is_noticed_by_the_sender_if_it_comes_before_the_task_of_the_socket() {
+    async fn a_suspension_is_noticed_by_the_sender_if_it_runs_before_the_task_of_the_socket() {
         let (outbox, mut client, _) = outbox(WhenFull::wait());
         let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
@@ -422,7 +425,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_socket_that_takes_something_at_its_deadline_is_not_closed() {
+    async fn a_socket_that_takes_bytes_at_its_deadline_is_not_closed() {
         for (stopped, reads) in [(false, true), (true, true), (true, false)] {
             let (outbox, mut client, _) = outbox(WhenFull::wait());
             let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
@@ -450,7 +453,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_the_policy_nobody_waits() {
+    async fn without_the_policy_senders_do_not_wait() {
         let (outbox, _client, _) = outbox(WhenFull::DropOldest);
         for _ in 0..5 {
             outbox.offer_and_record(&news(), Way::Direct).unwrap();

@@ -1,4 +1,4 @@
-//! A frame for many sockets, some of which compress.
+//! A frame for many sockets, some of them with compression.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,11 +8,11 @@ use super::{
 };
 use crate::{protocol::frame::Frame, since::Since};
 
-/// An event's frame for many sockets: built once, and compressed once if one of them wants that.
+/// An event's frame for many sockets: built once, and compressed at most once.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedFrame {
     plain: Arc<Outgoing>,
-    /// `None` inside if compressing does not make it smaller.
+    /// `None` inside if compression does not make it smaller.
     deflated: OnceLock<Option<Arc<Outgoing>>>,
 }
 
@@ -22,13 +22,13 @@ impl SharedFrame {
         Self { plain: Arc::new(plain), deflated: OnceLock::new() }
     }
 
-    /// Sets since when its way is timed, if it is.
+    /// Sets the start time of its push, if it is timed.
     pub(crate) fn timed(mut self, since: Option<Since>) -> Self {
         Arc::make_mut(&mut self.plain).since = since;
         Self { plain: self.plain, deflated: OnceLock::new() }
     }
 
-    /// The frame for a socket that compresses, or that does not.
+    /// The frame for a socket with or without compression.
     pub(crate) fn get(&self, compressed: bool) -> &Arc<Outgoing> {
         if !compressed {
             return &self.plain;
@@ -42,7 +42,7 @@ impl SharedFrame {
         self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)
     }
 
-    /// The frame, not compressed.
+    /// The uncompressed frame.
     pub(crate) fn frame(&self) -> &Frame {
         &self.plain.frame
     }
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_compressed_once_for_all_who_want_that() {
+    fn a_frame_is_compressed_once_for_all_sockets_with_compression() {
         let write = |out: &mut Vec<u8>| {
             out.extend([b'x'; 1000]);
             Ok::<_, ()>(())

@@ -1,4 +1,4 @@
-//! Writes to many sockets in turn, when more comes than can be written one by one.
+//! The sweeper: it writes to many sockets in turn when frames come faster than single writes.
 
 use std::{
     collections::VecDeque,
@@ -23,25 +23,25 @@ use tokio::{
 
 use super::{GATHER, Outbox, Unrecorded, backlog::InHand, pace::Stretch};
 
-/// After how many sockets others have a turn. To write to that many takes about as long as a few pushes of
-/// a pipeline, which then make the next writes worth more: with 16, a pipeline to 1000 sockets takes a
-/// sixth more time of all cores.
+/// The number of sockets after which the task yields. Writing to that many takes about as long as a
+/// few pushes of a pipeline, which then make the next writes more efficient: with 16, a pipeline to
+/// 1000 sockets takes a sixth more time of all cores.
 const TURN: usize = 4;
 
-/// How long sockets keep memory although nothing comes for them.
+/// How long idle sockets keep their memory.
 const COOL: Duration = Duration::from_millis(20);
 
-/// How long they keep it when something does.
+/// How long busy sockets keep it.
 const WARM: Duration = Duration::from_secs(1);
 
-/// The sockets to which frames are to be written soon, but not by whoever sends them.
+/// The sockets that have frames to be written soon, but not by the sender.
 ///
-/// Waking the task of every socket for every frame costs more than the write, and gets every frame a
-/// write of its own. So a few tasks go from socket to socket, and write to each what has come for it
-/// until then: the more there is to do, the more frames share a write.
+/// Waking the task of every socket for every frame costs more than the write, and each frame would
+/// need a write of its own. So a few tasks go from socket to socket, and write to each the frames
+/// that have arrived until then: the higher the load, the more frames share a write.
 ///
-/// A socket that takes no more is left to its own task. Nothing waits here but the names of sockets,
-/// each at most once, and the tasks end when there are none.
+/// A socket that takes no more is left to its own task. The queues hold only references to sockets,
+/// each at most once, and the tasks end when the queues are empty.
 pub(crate) struct Sweeper {
     rounds: Box<[Arc<Round>]>,
     next: AtomicUsize,
@@ -51,7 +51,7 @@ pub(crate) struct Sweeper {
 #[derive(Default)]
 struct Round {
     due: Mutex<Due>,
-    /// Tells a task that waits.
+    /// Notifies a waiting task.
     more: Notify,
 }
 
@@ -71,11 +71,11 @@ enum Task {
     Waiting,
 }
 
-/// A socket's place: which of the tasks writes to it, and where that task is started.
+/// A socket's place: the task that writes to it, and the runtime to start that task on.
 #[derive(Clone)]
 pub(crate) struct Place {
     round: Arc<Round>,
-    /// The socket's own. Whoever broadcasts may live elsewhere.
+    /// The socket's own runtime. Broadcasting tasks may run elsewhere.
     runtime: Handle,
 }
 
@@ -85,7 +85,7 @@ impl Sweeper {
         Self { rounds: (0..tasks).map(|_| Arc::default()).collect(), next: AtomicUsize::new(0) }
     }
 
-    /// A place for a socket that lives on the caller's runtime.
+    /// A place for a socket on the caller's runtime.
     pub(crate) fn place(&self) -> Place {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let round = self.rounds[next % self.rounds.len()].clone();
@@ -94,7 +94,7 @@ impl Sweeper {
 }
 
 impl Place {
-    /// Has a socket written to soon. It must not be due already.
+    /// Queues a socket to be written to soon. It must not be queued already.
     pub(super) fn soon(&self, outbox: &Arc<Outbox>) {
         let mut due = self.round.due.lock();
         due.sockets.push_back(outbox.clone());
@@ -111,13 +111,13 @@ impl Place {
 /// A task that goes from socket to socket.
 struct Sweep {
     place: Place,
-    /// Those of this turn that it has not come to.
+    /// The sockets of this round that have not been visited.
     sockets: VecDeque<Arc<Outbox>>,
-    /// What is written next.
+    /// The frames that are written next.
     hand: InHand,
-    /// Those that keep memory. Some may be gone.
+    /// Sockets that keep memory. Some may be gone.
     warm: Vec<Weak<Outbox>>,
-    /// When they were last told to give it back.
+    /// When they were last cooled.
     cooled: Instant,
     done: bool,
 }
@@ -145,7 +145,7 @@ impl Sweep {
         }
     }
 
-    /// Writes until nothing is due.
+    /// Writes until no socket is queued.
     async fn write(&mut self) {
         let (mut since, mut stretch) = (Instant::now(), Stretch::default());
         while self.more() {
@@ -160,8 +160,8 @@ impl Sweep {
         }
     }
 
-    /// Takes what has become due: it stands in line behind the sockets that have more. If there are
-    /// none of either, it will be told.
+    /// Takes the newly queued sockets, behind those that have more to write. If there are no
+    /// sockets, the next one queued notifies this task.
     fn more(&mut self) -> bool {
         let mut due = self.place.round.due.lock();
         self.sockets.append(&mut due.sockets);
@@ -169,7 +169,7 @@ impl Sweep {
         due.task == Task::Writing
     }
 
-    /// Goes to every socket that is due, once. One that has more waits for the next round.
+    /// Visits every queued socket once. A socket that has more waits for the next round.
     async fn round(&mut self, stretch: &mut Stretch) {
         for visited in 1..=self.sockets.len() {
             let Some(outbox) = self.sockets.pop_front() else { break };
@@ -180,9 +180,9 @@ impl Sweep {
         }
     }
 
-    /// Writes to a socket what has come for it, or as much as goes into one write.
+    /// Writes a socket's pending frames, or as many as fit into one write.
     fn visit(&mut self, outbox: &Arc<Outbox>, stretch: &mut Stretch) {
-        // A sender that needs to know what came of the write waits for this lock. The others need
+        // Senders that need the result of the write wait for this lock. The others need
         // not wait for the system.
         let writing = outbox.sweeping.lock();
         let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) else { return };
@@ -201,19 +201,19 @@ impl Sweep {
         if has_more {
             self.sockets.push_back(outbox.clone());
         }
-        // Last: a recorder may panic, and then the next task finds everything in its place.
+        // Recorded last: a recorder may panic, and then the next task finds a consistent state.
         outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
         outbox.let_go(&mut self.hand, now);
         unrecorded.record(&outbox.metrics);
     }
 
-    /// Has the sockets give back what memory they do not need.
+    /// Makes the sockets free memory that they do not need.
     fn cool(&mut self) {
         self.cooled = Instant::now();
         self.warm.drain(..).filter_map(|outbox| outbox.upgrade()).for_each(|outbox| outbox.cool());
     }
 
-    /// Comes to its end, if nothing is due.
+    /// Ends the task, if no socket is queued.
     fn end(&mut self) {
         let mut due = self.place.round.due.lock();
         self.done = due.sockets.is_empty();
@@ -224,8 +224,8 @@ impl Sweep {
 }
 
 impl Drop for Sweep {
-    /// It has not come to its end if a recorder has panicked, or if its runtime ends. In that case the
-    /// sockets of that runtime end too, but others may be in the same round.
+    /// Without a regular end, a recorder has panicked, or the task's runtime ends. In the latter
+    /// case the sockets of that runtime end too, but others may be in the same round.
     fn drop(&mut self) {
         if self.done {
             return;
@@ -272,7 +272,7 @@ mod tests {
     };
     use crate::{protocol::frame::Frame, since::Since, telemetry::SocketMetrics};
 
-    /// An outbox that is swept, and its client.
+    /// A swept outbox, and its client.
     async fn socket(sweeper: &Sweeper, telemetry: &Telemetry) -> (Arc<Outbox>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -286,7 +286,7 @@ mod tests {
         (Arc::new(outbox), client)
     }
 
-    /// Of so many bytes after its header.
+    /// A frame with a payload of this length.
     fn frame(fill: u8, length: usize) -> Frame {
         let write = |out: &mut Vec<u8>| {
             out.resize(out.len() + length, fill);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_swept_arrives_whole_in_order_and_timed() {
+    async fn swept_frames_arrive_complete_in_order_and_timed() {
         const EACH: u8 = 200;
         let (sweeper, (telemetry, recorded)) = (Sweeper::new(), Recorded::new());
         let mut sockets = vec![];
@@ -322,7 +322,7 @@ mod tests {
                 outbox.send_and_record(&news, Way::Swept);
             }
             if number % 50 == 49 {
-                // What is for one socket alone keeps its place.
+                // A frame for one socket alone keeps its place.
                 sockets.iter().for_each(|(outbox, _)| outbox.send(&frame(number, 20), None));
                 task::yield_now().await;
             }
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn memory_is_given_back_and_the_task_ends_when_nothing_comes() {
+    async fn memory_is_freed_and_the_task_ends_when_no_frames_come() {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
         for _ in 0..2 {
@@ -391,7 +391,7 @@ mod tests {
 
     impl HistogramFn for Faulty {
         fn record(&self, _: f64) {
-            assert!(self.0.fetch_add(1, Ordering::Relaxed) > 0, "told to panic");
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) > 0, "a recorder that panics once");
         }
     }
 
@@ -414,12 +414,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_recorder_that_panics_keeps_no_frame_from_any_socket() {
+    async fn a_recorder_that_panics_loses_no_frame() {
         const EACH: usize = 3 * GATHER;
         let (sweeper, recorded) = (Sweeper::new(), Arc::default());
         let telemetry = Telemetry::to(Faulty(Arc::clone(&recorded)));
         let mut sockets = vec![];
-        // On each round more than one.
+        // More than one socket in each round.
         for _ in 0..2 * sweeper.rounds.len() {
             sockets.push(socket(&sweeper, &telemetry).await);
         }
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_is_gone_is_not_kept_open() {
+    async fn a_closed_socket_is_not_kept_open() {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
         outbox.send_and_record(&news(b'x', 10), Way::Swept);
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_ends_is_told_of_although_it_is_being_written_to() {
+    async fn a_socket_that_ends_wakes_its_task_although_it_is_being_written_to() {
         let sweeper = Sweeper::new();
         let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
         let close = Frame::close(1000);
@@ -467,7 +467,7 @@ mod tests {
         let (busy, _client) = socket(&sweeper, &Telemetry::global()).await;
         let (calm, _others_client) = socket(&sweeper, &Telemetry::global()).await;
         (0..3 * GATHER).for_each(|_| busy.send_and_record(&news(b'x', 10), Way::Swept));
-        // The round's own task has no turn in this test.
+        // The round's own task is not polled in this test.
         let (mut sweep, mut stretch) = (Sweep::new(&sweeper.place()), Stretch::default());
         assert!(sweep.more());
         calm.send_and_record(&news(b'y', 10), Way::Swept);

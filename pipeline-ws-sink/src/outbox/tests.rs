@@ -21,7 +21,7 @@ fn outbox(writer: Writer, limits: OutboxLimits) -> (Arc<Outbox>, Recorded) {
     (Arc::new(Outbox::new(writer, limits, metrics)), recorded)
 }
 
-/// A frame of so many bytes, header and all, of 127 at most.
+/// A frame of this length, including the header, at most 127.
 fn small(length: usize) -> Frame {
     let frame = text(length - 2);
     assert_eq!(frame.len(), length);
@@ -36,7 +36,7 @@ fn text(length: usize) -> Frame {
     Frame::text(write).unwrap()
 }
 
-/// The two ends of a connection. The first can be written to, and the system takes little.
+/// The two ends of a connection. The first can be written to, and the system buffers little.
 async fn tcp() -> (TcpStream, TcpStream) {
     let (ours, theirs) = (TcpSocket::new_v4().unwrap(), TcpSocket::new_v4().unwrap());
     ours.set_send_buffer_size(16_384).unwrap();
@@ -49,7 +49,7 @@ async fn tcp() -> (TcpStream, TcpStream) {
     (ours, theirs)
 }
 
-/// The socket's task has a turn.
+/// Polls the socket's task.
 fn turn(outbox: &Outbox) -> Poll<SocketEnd> {
     outbox.poll_write(&mut Context::from_waker(Waker::noop()))
 }
@@ -88,7 +88,7 @@ async fn nothing_goes_out_once_the_socket_has_to_end() {
 }
 
 #[tokio::test]
-async fn a_frame_that_is_taken_whole_needs_no_task() {
+async fn a_completely_written_frame_needs_no_task() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
     outbox.send(&small(10), Some(Since::now()));
@@ -100,7 +100,7 @@ async fn a_frame_that_is_taken_whole_needs_no_task() {
 }
 
 #[tokio::test]
-async fn a_frame_that_is_taken_in_part_is_delivered_with_its_last_byte() {
+async fn a_partly_written_frame_is_delivered_with_its_last_byte() {
     let (ours, mut theirs) = tcp().await;
     let (outbox, recorded) = outbox(Writer::Tcp(Arc::new(ours)), ROOMY);
     let (large, next) = (text(1 << 19), small(10));
@@ -147,44 +147,52 @@ fn send_event(outbox: &Arc<Outbox>, length: usize) {
 }
 
 #[tokio::test]
-async fn as_many_bytes_as_the_limit_may_wait_behind_the_first_and_not_one_more() {
+async fn exactly_the_limit_of_bytes_may_wait_behind_the_first() {
     let limits = OutboxLimits { frames: 1000, bytes: 20 };
     let (ours, _theirs) = duplex(1);
     let (outbox, recorded) = outbox(Writer::Task(Box::pin(ours)), limits);
     (0..3).for_each(|_| send_event(&outbox, 10));
     assert_eq!((waiting(&outbox), end(&outbox)), (3, None));
     send_event(&outbox, 2);
-    assert_eq!((waiting(&outbox), end(&outbox)), (1, Some(SocketEnd::Overflow)), "one is begun");
+    assert_eq!(
+        (waiting(&outbox), end(&outbox)),
+        (1, Some(SocketEnd::Overflow)),
+        "one is partly written"
+    );
     let dropped = recorded.counters("socket.frames_dropped");
     assert_eq!(dropped, [("reason=overflow".to_owned(), 3)]);
 }
 
 #[tokio::test]
-async fn as_many_frames_as_the_limit_may_wait_and_not_one_more() {
+async fn exactly_the_limit_of_frames_may_wait() {
     let limits = OutboxLimits { frames: 2, bytes: 1000 };
     let (ours, _theirs) = duplex(1);
     let (outbox, _) = outbox(Writer::Task(Box::pin(ours)), limits);
     (0..2).for_each(|_| send_event(&outbox, 10));
     assert_eq!((waiting(&outbox), end(&outbox)), (2, None));
     send_event(&outbox, 10);
-    assert_eq!((waiting(&outbox), end(&outbox)), (1, Some(SocketEnd::Overflow)), "one is begun");
+    assert_eq!(
+        (waiting(&outbox), end(&outbox)),
+        (1, Some(SocketEnd::Overflow)),
+        "one is partly written"
+    );
 }
 
 #[tokio::test]
-async fn what_is_written_makes_room_for_as_much() {
+async fn written_frames_make_room_for_others() {
     let limits = OutboxLimits { frames: 1000, bytes: 30 };
     let (ours, _theirs) = duplex(10);
     let (outbox, _) = outbox(Writer::Task(Box::pin(ours)), limits);
     (0..4).for_each(|_| send_event(&outbox, 10));
     assert!(turn(&outbox).is_pending());
-    assert_eq!(waiting(&outbox), 3, "the first has been taken");
+    assert_eq!(waiting(&outbox), 3, "the first frame has been written");
     send_event(&outbox, 10);
     assert_eq!((waiting(&outbox), end(&outbox)), (4, None));
     send_event(&outbox, 2);
     assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
 }
 
-/// Takes everything, when asked.
+/// A writer that takes everything when polled.
 fn swallowing() -> Writer {
     Writer::Task(Box::pin(tokio::io::sink()))
 }
@@ -202,7 +210,7 @@ async fn a_sender_that_finds_the_outbox_full_writes_first() {
                 _ => swallowing(),
             };
             let outbox = Arc::new(Outbox::new(writer, limits, metrics).when_full(when_full));
-            // Neither the socket's task nor a sweeper ever has a turn.
+            // Neither the socket's task nor a sweeper is ever polled.
             outbox.state.lock().backlog(limits, 0).push(Arc::new(Outgoing::alone(
                 small(10),
                 None,
@@ -268,7 +276,7 @@ async fn an_outbox_that_has_caught_up_holds_no_memory_for_frames() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_heard_counts_as_activity() {
+async fn received_data_counts_as_activity() {
     let (outbox, _) = outbox(Writer::Task(Box::pin(tokio::io::sink())), ROOMY);
     let opened = Instant::now();
     advance(Duration::from_secs(40)).await;
@@ -278,7 +286,7 @@ async fn what_is_heard_counts_as_activity() {
 }
 
 #[test]
-fn an_outbox_in_which_nothing_waits_is_small() {
+fn an_empty_outbox_is_small() {
     assert!(size_of::<Outbox>() <= 200, "{}", size_of::<Outbox>());
 }
 
@@ -296,7 +304,7 @@ fn stuck(all: &Arc<Outboxes>, when_full: WhenFull) -> Arc<Outbox> {
 }
 
 #[tokio::test]
-async fn answers_that_wait_count_for_the_memory_that_they_take() {
+async fn waiting_answers_count_for_their_memory() {
     let all = Arc::new(Outboxes::new(usize::MAX));
     let outbox = stuck(&all, WhenFull::Disconnect);
     while end(&outbox).is_none() {
@@ -307,7 +315,7 @@ async fn answers_that_wait_count_for_the_memory_that_they_take() {
 }
 
 #[tokio::test]
-async fn what_waits_for_many_sockets_counts_once_for_the_endpoint() {
+async fn a_frame_for_many_sockets_counts_once_for_the_endpoint() {
     let all = Arc::new(Outboxes::new(usize::MAX));
     let outboxes = [(); 3].map(|()| stuck(&all, WhenFull::Disconnect));
     let little = shared(outboxes::SHARE / 2);
@@ -322,14 +330,14 @@ async fn what_waits_for_many_sockets_counts_once_for_the_endpoint() {
     let [first, second, third] = outboxes;
     drop(first);
     second.release();
-    assert!(all.bytes() >= 300_000, "one of them still holds it");
+    assert!(all.bytes() >= 300_000, "one of the outboxes still holds it");
     third.end(SocketEnd::Lost);
     third.release();
     assert_eq!(all.bytes(), 0);
 }
 
 #[tokio::test]
-async fn what_has_been_written_counts_no_more_although_its_time_is_not_recorded_yet() {
+async fn written_frames_no_longer_count_although_their_times_are_not_recorded_yet() {
     let all = Arc::new(Outboxes::new(usize::MAX));
     let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
     let writer = Writer::Task(Box::pin(tokio::io::sink()));
@@ -338,7 +346,7 @@ async fn what_has_been_written_counts_no_more_although_its_time_is_not_recorded_
         let news = shared(outboxes::SHARE).timed(Some(Since::now()));
         outbox.send_and_record(&news, Way::Swept);
     }
-    assert!(all.bytes() >= 4 * outboxes::SHARE, "they wait for a turn of their task");
+    assert!(all.bytes() >= 4 * outboxes::SHARE, "they wait until their task is polled");
     let mut unrecorded = Unrecorded::default();
     let context = &mut Context::from_waker(Waker::noop());
     let flushed = outbox.poll_flush(&mut outbox.state.lock(), context, &mut unrecorded);
@@ -348,7 +356,7 @@ async fn what_has_been_written_counts_no_more_although_its_time_is_not_recorded_
 }
 
 #[tokio::test]
-async fn small_broadcasts_count_for_the_endpoint_by_the_memory_that_they_take() {
+async fn small_broadcasts_count_for_the_endpoint_by_their_memory() {
     const LIMIT: usize = 1 << 20;
     // A frame of 44 bytes has a buffer of 256, and no other socket has it.
     const MEMORY: usize = 256 + 150;
@@ -385,11 +393,11 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     }
     assert_eq!(end(&calm), None);
     dropping.send_and_record(&shared(1000), Way::Direct);
-    assert_eq!((end(&dropping), waiting(&dropping)), (None, 3), "one is being written");
+    assert_eq!((end(&dropping), waiting(&dropping)), (None, 3), "one frame is being written");
     let offered =
         (0..20).take_while(|_| waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok());
     // Each takes 2,266 bytes of memory, and the first is being written.
-    assert_eq!(offered.count(), 9, "the senders wait");
+    assert_eq!(offered.count(), 9, "further senders wait");
     greedy.send(&small(66), None);
     assert_eq!(end(&greedy), Some(SocketEnd::Overflow));
     assert!(!all.are_full());
@@ -397,7 +405,7 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
 }
 
 #[tokio::test]
-async fn a_sender_that_waits_is_told_when_the_outboxes_of_the_endpoint_are_no_longer_full() {
+async fn a_waiting_sender_is_notified_when_the_outboxes_of_the_endpoint_have_room() {
     let all = Arc::new(Outboxes::new(500_000));
     let greedy = stuck(&all, WhenFull::Disconnect);
     let waited_for = stuck(&all, WhenFull::wait());
@@ -412,7 +420,7 @@ async fn a_sender_that_waits_is_told_when_the_outboxes_of_the_endpoint_are_no_lo
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_socket_that_takes_something_is_not_closed_although_the_runtime_has_not_heard_of_it() {
+async fn a_writable_socket_is_not_closed_although_the_runtime_has_not_noticed() {
     const MAX_BEHIND: Duration = Duration::from_secs(30);
     let (ours, theirs) = tcp().await;
     let (chunk, mut sent) = ([0; 65_536], 0);
@@ -426,7 +434,7 @@ async fn a_socket_that_takes_something_is_not_closed_although_the_runtime_has_no
     let mut writing = pin!(outbox.write());
     assert!(poll!(&mut writing).is_pending());
     advance(MAX_BEHIND).await;
-    // The client reads all of it, and the runtime has no turn to look before the deadline is noticed.
+    // The client reads everything, and the runtime does not poll before the deadline is noticed.
     let mut theirs = theirs.into_std().unwrap();
     theirs.set_nonblocking(false).unwrap();
     theirs.read_exact(&mut vec![0; sent]).unwrap();
@@ -456,9 +464,9 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
             outbox.state.try_lock().is_none() || outbox.sweeping.try_lock().is_none()
         });
         for _ in 0..40 {
-            // For the budget that the runtime gives to a task.
+            // Refreshes the task's budget.
             tokio::task::yield_now().await;
-            // By the socket's task, and by a sender that finds no room.
+            // Recorded by the socket's task, and by a sender that finds no room.
             outbox.send(&small(10), Some(Since::now()));
             let _ = turn(&outbox);
             (0..6).for_each(|_| outbox.send(&small(10), Some(Since::now())));

@@ -1,4 +1,4 @@
-//! What is to be recorded of what was sent, once no lock is held.
+//! Metrics and log lines that are recorded once no lock is held.
 
 use std::{
     cell::Cell,
@@ -16,45 +16,45 @@ use crate::{
     telemetry::{SocketMetrics, limited, shown},
 };
 
-/// How many times a thread keeps memory for.
+/// How many entries a thread keeps memory for.
 const KEPT: usize = 4096;
 
 thread_local! {
-    /// Memory that the next one of this thread need not ask for: a broadcast asks for none per socket.
+    /// Memory for the next use on this thread, so that a broadcast does not allocate per socket.
     static SPARE: Cell<Vec<Timed>> = const { Cell::new(Vec::new()) };
 }
 
-/// What has been written to sockets of an endpoint, and what was dropped, until it is
+/// The writes to sockets of an endpoint, and the dropped frames, until they are
 /// [recorded](Self::record).
 ///
-/// The recorder, and what listens to the log, are code of the application: it may broadcast, block or panic.
-/// So nothing is recorded while an outbox is locked, or the topic whose subscribers get a broadcast.
+/// The recorder and the log's subscribers are code of the application: they may broadcast, block or
+/// panic. So nothing is recorded while an outbox is locked, or the topic of a broadcast.
 #[derive(Default)]
 #[must_use]
 pub(crate) struct Unrecorded {
-    /// How many frames are whole now.
+    /// The number of completed frames.
     frames: u64,
     timed: Vec<Timed>,
     dropped: Dropped,
-    /// They waited for a client that was too slow.
+    /// Frames that waited for a client that was too slow.
     pub(super) dropped_by_overflow: usize,
-    /// They waited for a client whose connection has ended.
+    /// Frames that waited for a client whose connection has ended.
     pub(super) dropped_by_end: usize,
-    /// How many sockets were closed because their client was too slow.
+    /// The number of sockets closed because their client was too slow.
     pub(super) closed_slow: u64,
 }
 
-/// Something whose time is recorded.
+/// A duration to record.
 enum Timed {
-    /// A write, from when until when.
+    /// A write, with its start and its end.
     Write(Instant, Instant),
-    /// A frame's way, and when it was whole. Not the frame: while something keeps it, it counts for the
-    /// endpoint's outboxes.
+    /// A frame's start time, and the time of its completion. Not the frame itself: as long as it is
+    /// kept, it counts for the endpoint's outboxes.
     Frame(Since, Instant),
 }
 
 impl Unrecorded {
-    /// A frame has been written to its last byte.
+    /// Adds a completed frame.
     pub(super) fn frame(&mut self, outgoing: &Outgoing, now: Instant) {
         self.frames += 1;
         if let Some(since) = outgoing.since {
@@ -62,14 +62,14 @@ impl Unrecorded {
         }
     }
 
-    /// A write has ended, which is timed if it is known when it has begun.
+    /// Adds a write that has ended, if its start is known.
     pub(super) fn wrote(&mut self, begun: Option<Instant>, now: Instant) {
         if let Some(begun) = begun {
             self.push(Timed::Write(begun, now));
         }
     }
 
-    /// These have made room, or have found none.
+    /// Adds the frames that were dropped to make room.
     pub(super) fn dropped(&mut self, dropped: Dropped) {
         self.dropped = self.dropped.plus(dropped);
     }
@@ -89,10 +89,10 @@ impl Unrecorded {
             && self.closed_slow == 0
     }
 
-    /// Records it. The caller holds no lock.
+    /// Records everything. The caller holds no lock.
     ///
-    /// A panic of the recorder is logged, and goes no further: the frames are out, and a sender that failed
-    /// here would leave out the clients that it still has to wait for.
+    /// A panic of the recorder is logged and caught here: the frames are written, and a sender that
+    /// panicked would skip the clients that it still has to wait for.
     pub(crate) fn record(self, metrics: &SocketMetrics) {
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.record_all(metrics))) {
             let reason = ExitReason::from_panic(&*payload);
@@ -127,11 +127,11 @@ impl Unrecorded {
 
 impl Drop for Unrecorded {
     fn drop(&mut self) {
-        debug_assert!(thread::panicking() || self.is_empty(), "it was not recorded");
+        debug_assert!(thread::panicking() || self.is_empty(), "dropped without being recorded");
         let mut timed = mem::take(&mut self.timed);
         if (1..=KEPT).contains(&timed.capacity()) {
             timed.clear();
-            // A thread that ends keeps nothing.
+            // A thread that is ending keeps nothing.
             let _ = SPARE.try_with(|spare| spare.set(timed));
         }
     }

@@ -1,18 +1,19 @@
-//! What happens when a client is behind. Pure.
+//! The policies of a full outbox. Pure.
 
 use std::time::Duration;
 
-/// What happens when more waits for a client than may, and its socket takes no more: see
+/// The policy when a client's outbox is full and its socket takes no more: see
 /// [`Mount::max_outbox`](crate::Mount::max_outbox).
 ///
-/// It never matters how much is sent at once: a sender that finds no room writes what waits first. By
-/// default the client is closed. The other policies drop pushes and broadcasts, frame by frame, or
-/// have the sender wait. The answers to a client's messages, and what tells it that a channel has
-/// ended, are never dropped: they make room for themselves, and may take twice the limits when nothing
-/// is left to make way. Beyond that, the client is closed with 1011. What remains keeps its order.
+/// The number of events sent at once never matters: a sender that finds no room first writes the
+/// pending frames. By default the client is closed. The other policies drop pushes and broadcasts,
+/// frame by frame, or make the sender wait. Answers to a client's messages, and announcements of a
+/// channel's end, are never dropped: other frames are dropped for them, and when no droppable frame
+/// is left they may take twice the limits. Beyond that, the client is closed with 1011. The
+/// remaining frames keep their order.
 ///
-/// Phoenix has no such policies, and no limit either. Whatever is dropped is counted in
-/// `socket.frames_dropped`, and clients that are closed in `socket.closed_slow`.
+/// Phoenix has no such policies, and no limit either. Dropped frames are counted in
+/// `socket.frames_dropped`, and closed clients in `socket.closed_slow`.
 ///
 /// ```
 /// # use pipeline_ws_sink::*;
@@ -21,7 +22,7 @@ use std::time::Duration;
 /// #     type Assigns = ();
 /// #     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> { Ok(()) }
 /// # }
-/// // Of prices, a client that is behind wants the last ones.
+/// // A client that is behind needs only the latest prices.
 /// let mount = Mount::new(PriceSocket).when_full(WhenFull::KeepLatest);
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,34 +31,35 @@ pub enum WhenFull {
     /// The client is closed with 1011. The official client connects again and joins its topics anew.
     #[default]
     Disconnect,
-    /// Those that have waited longest are dropped, as many as it takes.
+    /// Drops the oldest waiting events, as many as necessary.
     DropOldest,
-    /// The new one is dropped. An answer makes room by dropping those that have waited shortest.
+    /// Drops the new event. An answer makes room by dropping the newest waiting events.
     DropNewest,
-    /// The new one takes the place of all that wait with the same topic and event, so that only the
-    /// latest is left. It goes behind everything that waits, because a client must not get it before
-    /// what was said before it. When that makes no room, those that have waited longest are dropped.
+    /// Replaces all waiting events with the same topic and event by the new one, so that only the
+    /// latest is left. It goes behind all waiting frames, because a client must not receive it
+    /// before earlier ones. If that makes no room, the oldest waiting events are dropped.
     ///
-    /// As long as there is room, nothing is replaced. To find what a new one replaces, all that waits is
-    /// looked at: where the latest of very many events are kept for a client, fewer frames should wait, by
-    /// [`Mount::max_outbox`](crate::Mount::max_outbox).
+    /// As long as there is room, nothing is replaced. Finding the events to replace takes a pass
+    /// over all waiting frames: to keep the latest of very many events for a client, allow fewer
+    /// waiting frames with [`Mount::max_outbox`](crate::Mount::max_outbox).
     KeepLatest,
-    /// A sender waits for room, if it can wait, and for each push for so long at most; then the client is
-    /// closed with 1011. A client that reads nothing may be waited for with two pushes or more, because the
-    /// operating system can take a few frames at the last moment. A channel's broadcast never waits for
-    /// another client: what it sends may take twice the limits, and then the client is closed.
+    /// Makes senders that can wait do so, for a limited time for each push; then the client is
+    /// closed with 1011. A client that reads nothing may delay two pushes or more, because the
+    /// operating system can take a few frames at the last moment. A channel's broadcast never waits
+    /// for another client: its events may take twice the limits, and then the client is closed.
     ///
-    /// It suits topics of one user each. On a topic of many, a client that never reads holds up all
-    /// of them for so long, and again when it has connected anew. A [`Pusher`](crate::Pusher)
-    /// of several topics lets no more than a few workers wait for one: see
-    /// [`Pusher::max_waiting`](crate::Pusher::max_waiting). Workers of one's own that call
-    /// [`PubSub::send`](crate::PubSub::send) have no such bound: one client that never reads can keep all of
-    /// them waiting, and holds up all that the pipeline pushes. How long a client may be full in all is
-    /// limited by [`Mount::max_behind`](crate::Mount::max_behind).
+    /// It suits topics of one user each. On a topic of many clients, one that never reads delays
+    /// all of them for this time, and again when it has connected again. A
+    /// [`Pusher`](crate::Pusher) of several topics lets only a few workers wait for one client: see
+    /// [`Pusher::max_waiting`](crate::Pusher::max_waiting). Workers of your own that call
+    /// [`PubSub::send`](crate::PubSub::send) have no such limit: one client that never reads can
+    /// keep all of them waiting, and delay all pushes of the pipeline.
+    /// [`Mount::max_behind`](crate::Mount::max_behind) limits how long a client may be full in
+    /// total.
     Wait {
-        /// How long who sends waits for one client, for each push; [`Duration::MAX`] is as long as it
-        /// takes. Sensible is what a client needs to come out of a tunnel, and no more than the
-        /// sender can afford: see [`wait`](Self::wait).
+        /// How long a sender waits for one client, for each push; [`Duration::MAX`] sets no limit.
+        /// Choose the time that a client needs to come out of a tunnel, and no more than the sender
+        /// can afford: see [`wait`](Self::wait).
         up_to: Duration,
     },
 }

@@ -1,4 +1,4 @@
-//! Where a socket's bytes go.
+//! The writing end of a socket.
 
 use std::{
     future::{Future, poll_fn},
@@ -12,15 +12,15 @@ use std::{
 use socket2::SockRef;
 use tokio::{io::AsyncWrite, net::TcpStream, task::unconstrained};
 
-/// Where the bytes go.
+/// The writing end of a socket.
 pub(crate) enum Writer {
     /// A TCP stream, which any task may write to.
     Tcp(Arc<TcpStream>),
-    /// Something that only the socket's task writes to.
+    /// A stream that only the socket's task writes to.
     Task(Pin<Box<dyn AsyncWrite + Send>>),
-    /// Nowhere: the client comes and [fetches](super::Outbox::poll_fetch) what waits.
+    /// None: a long-polling client [fetches](super::Outbox::poll_fetch) the waiting frames.
     Fetched,
-    /// Nowhere: the socket's task has let the stream go.
+    /// None: the socket's task has released the stream.
     Gone,
 }
 
@@ -34,11 +34,11 @@ impl Writer {
         }
     }
 
-    /// Writes some of it, by a task that is not the socket's. If nothing can be written now, the
+    /// Writes some bytes, from a task that is not the socket's. If nothing can be written now, the
     /// socket's own task, whose waker this is, is woken when that changes.
     ///
-    /// It asks the operating system, and not the runtime: one that has no time to look, because the
-    /// task that calls this does not yield, takes a socket for blocked that is not.
+    /// It asks the operating system, and not the runtime: a runtime that has no time to poll,
+    /// because the calling task does not yield, takes a writable socket for blocked.
     pub(super) fn write_for(
         &mut self,
         task: Option<&Waker>,
@@ -67,7 +67,7 @@ impl Writer {
         matches!(self, Self::Tcp(_))
     }
 
-    /// Writes some of it. For the socket's task only, as is all that follows.
+    /// Writes some bytes. For the socket's task only, like the following functions.
     pub(super) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
@@ -96,13 +96,13 @@ impl Writer {
 
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            // It is closed when the task lets it go; see `Outbox::release`.
+            // The stream is closed when the task releases it; see `Outbox::release`.
             Self::Tcp(_) | Self::Fetched | Self::Gone => Poll::Ready(Ok(())),
             Self::Task(writer) => writer.as_mut().poll_shutdown(cx),
         }
     }
 
-    /// Tells the client that nothing more comes, while it may still be read from.
+    /// Shuts down the write half, while the client may still be read from.
     pub(super) fn end_writing(&self) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => SockRef::from(&**stream).shutdown(Shutdown::Write),

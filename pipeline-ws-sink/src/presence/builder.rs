@@ -1,4 +1,4 @@
-//! How a presence is put together.
+//! The builder of a presence.
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::tracker::TrackerOptions;
 
-/// Puts a [`Presence`] together. Made by [`Presence::builder`].
+/// Builds a [`Presence`]. Made by [`Presence::builder`].
 #[must_use]
 pub struct PresenceBuilder {
     name: String,
@@ -23,28 +23,29 @@ impl PresenceBuilder {
         Self { name, options: TrackerOptions::new(), fetch: None, on_diff: None }
     }
 
-    /// What it is called. Presences of one name on the nodes of a cluster are one; those of an endpoint
-    /// have different names. Default `presence`.
+    /// The name of the presence. Presences with the same name on the nodes of a cluster are
+    /// replicas of one; those of one endpoint have different names. Default `presence`.
     pub fn name(mut self, name: &str) -> Self {
         name.clone_into(&mut self.name);
         self
     }
 
-    /// When nodes tell each other. Without an [`Adapter`](crate::Adapter), there is only this one.
+    /// The options of replication between nodes. Without an [`Adapter`](crate::Adapter), this node
+    /// is alone.
     pub fn tracker(mut self, options: TrackerOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Adds something to what is told of each key: a user's name, for instance, from a database. It is
-    /// asked for many keys at once: for all that are [listed](Presence::list), for all that came in a
-    /// diff, and for all that went; also when there are none. What it returns is only added; who is
-    /// there is not for it to say.
+    /// Adds data to each key: a user's name, for instance, from a database. The function is called
+    /// with many keys at once: with all that are [listed](Presence::list), with all joins of a
+    /// diff, and with all its leaves; also when there are none. It can only add data; it cannot
+    /// change who is present.
     ///
-    /// Diffs wait until it is done, and are told in their order. Those of one topic that wait together
-    /// are told as one, so however slow it is, no more waits than there are presences. What still waits
-    /// when the endpoint ends is not told. If it panics, that is logged, and the diff goes out with
-    /// nothing added.
+    /// Diffs wait until it is done, and are sent in order. Pending diffs of one topic are merged,
+    /// so however slow the function is, no more changes wait than there are presences. Diffs that
+    /// are pending when the endpoint ends are not sent. If the function panics, the panic is
+    /// logged, and the diff is sent without added data.
     ///
     /// This is `fetch/2` of `Phoenix.Presence`.
     ///
@@ -54,7 +55,7 @@ impl PresenceBuilder {
     ///
     /// let presence = Presence::builder()
     ///     .fetch(async |_topic, mut who: Presences| {
-    ///         // One query for all.
+    ///         // One query for all keys.
     ///         let keys: Vec<_> = who.keys().map(str::to_owned).collect();
     ///         for key in keys {
     ///             who.add(&key, "user", json!({ "name": key.to_uppercase() }));
@@ -72,9 +73,9 @@ impl PresenceBuilder {
         self
     }
 
-    /// Is told of each diff of this node after the clients have been, one after the other. It must not
-    /// wait: to do more, it hands on what it is told, to a bounded queue for instance. A panic is
-    /// logged.
+    /// A callback for each diff of this node, called one after the other, after the diff has been
+    /// sent to the clients. It must not block: to do more, pass the diff on, to a bounded queue for
+    /// instance. A panic is logged.
     ///
     /// This is `handle_metas/4` of `Phoenix.Presence`.
     ///
@@ -82,7 +83,7 @@ impl PresenceBuilder {
     /// use pipeline_core::{QueueOptions, queue};
     /// use pipeline_ws_sink::{Presence, PresenceDiff};
     ///
-    /// // Begins the pipeline of what is done for those who come.
+    /// // The start of a pipeline that handles arrivals.
     /// let (arrivals, producer) = queue(QueueOptions::new());
     /// let presence = Presence::builder()
     ///     .on_diff(move |diff: &PresenceDiff| {
@@ -98,8 +99,8 @@ impl PresenceBuilder {
         self
     }
 
-    /// Makes the presence. It does nothing before it is [given](crate::EndpointBuilder::presence) to an
-    /// endpoint.
+    /// Builds the presence. It does nothing before it is
+    /// [attached](crate::EndpointBuilder::presence) to an endpoint.
     #[must_use]
     pub fn build(self) -> Presence {
         let Self { name, options, fetch, on_diff } = self;

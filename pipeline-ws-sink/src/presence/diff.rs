@@ -1,4 +1,4 @@
-//! Who came and who went, as clients are told. Pure.
+//! The joins and leaves on a topic, as sent to clients. Pure.
 
 use std::sync::Arc;
 
@@ -7,20 +7,20 @@ use serde::Serialize;
 use super::Presences;
 use crate::tracker::Diff;
 
-/// Who came to a topic and who went. A change of somebody's meta is both: the new meta has come, the old
-/// one has gone, and no client sees the key missing meanwhile.
+/// The joins and leaves on a topic. An updated meta is in both: the new meta joins, the old one
+/// leaves, and no client sees the key missing meanwhile.
 ///
-/// Clients are told it as the event `presence_diff`; on the server, tasks are by
+/// Clients receive it as the event `presence_diff`; code on the server receives it through
 /// [`PresenceBuilder::on_diff`](crate::PresenceBuilder::on_diff).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PresenceDiff {
-    /// Where.
+    /// The topic.
     #[serde(skip)]
     pub topic: Arc<str>,
-    /// Only the metas that are new, whatever else the key has.
+    /// The new metas only; the key may have others.
     pub joins: Presences,
-    /// Only the metas that are gone.
+    /// The removed metas only.
     pub leaves: Presences,
 }
 

@@ -1,15 +1,15 @@
-//! What can be wrong with a presence.
+//! The errors of a presence.
 
 use std::sync::Arc;
 
 use thiserror::Error;
 
-/// Why somebody is not tracked.
+/// A presence could not be tracked or updated.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum PresenceError {
-    /// The same channel, or task, tracks that key on that topic already: there is
-    /// [`update`](crate::Presence::update) for that.
+    /// The same channel or task already tracks this key on this topic. Use
+    /// [`update`](crate::Presence::update) to change its meta.
     #[error("{key:?} is tracked on {topic:?} already")]
     AlreadyTracked {
         /// The topic.
@@ -17,7 +17,7 @@ pub enum PresenceError {
         /// The key.
         key: Arc<str>,
     },
-    /// There is nothing to update.
+    /// The key is not tracked, so there is nothing to update.
     #[error("{key:?} is not tracked on {topic:?} by this channel")]
     NotTracked {
         /// The topic.
@@ -25,8 +25,8 @@ pub enum PresenceError {
         /// The key.
         key: Arc<str>,
     },
-    /// The meta was changed while the function of
-    /// [`update_with`](crate::Presence::update_with) ran, by the function itself for instance.
+    /// The meta was changed while the function of [`update_with`](crate::Presence::update_with)
+    /// ran, for instance by the function itself.
     #[error("the meta of {key:?} on {topic:?} was changed while update_with ran")]
     ChangedMeanwhile {
         /// The topic.
@@ -40,7 +40,7 @@ pub enum PresenceError {
     /// The meta has no JSON form.
     #[error("the meta cannot be encoded as JSON")]
     Encode(#[source] serde_json::Error),
-    /// It was given to no endpoint, or the endpoint is gone.
-    #[error("the presence belongs to no endpoint: give it to EndpointBuilder::presence")]
+    /// The presence is not attached to an endpoint, or the endpoint is gone.
+    #[error("the presence is not attached to an endpoint: pass it to EndpointBuilder::presence")]
     NotAttached,
 }

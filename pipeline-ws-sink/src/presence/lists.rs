@@ -1,4 +1,4 @@
-//! How topics with many presences are listed.
+//! Lists of topics with many presences.
 
 use std::{
     collections::HashMap,
@@ -17,11 +17,11 @@ use super::Presences;
 
 /// Lists of topics with many presences.
 ///
-/// Listing, encoding and sending a long list takes long, and in a storm of joins each client is sent one.
-/// So tasks that ask for a topic at about the same time share a list, and only a few tasks at a time are
-/// given theirs. The tasks of other clients run in between.
+/// Listing, encoding and sending a long list takes long, and when many clients join at once each of
+/// them is sent one. So tasks that ask for a topic at about the same time share a list, and only a
+/// few tasks at a time receive theirs. The tasks of other clients run in between.
 pub(super) struct Lists {
-    /// The lists that have been asked for and not been made.
+    /// Lists that have been requested and are not done.
     asked: Mutex<HashMap<Arc<str>, Weak<OnceCell<Presences>>>>,
     turns: Semaphore,
 }
@@ -32,17 +32,18 @@ impl Lists {
         Self { asked: Mutex::default(), turns: Semaphore::new(turns) }
     }
 
-    /// The list of a topic, as it is after this call. `listing` makes it, unless another task does.
+    /// The list of a topic, at least as new as this call. `listing` makes it, unless another task
+    /// does.
     pub(super) async fn share(
         &self,
         topic: &str,
         listing: impl Future<Output = Presences>,
     ) -> Presences {
         let list = self.asked(topic);
-        // Tasks that are ready to run ask for the same list meanwhile.
+        // Lets tasks that are ready to run join this request.
         yield_now().await;
         let making = async {
-            // A list that is asked for from now on has to be a later one.
+            // A request from now on needs a newer list.
             self.forget(topic, &list);
             listing.await
         };
@@ -58,7 +59,7 @@ impl Lists {
         if let Some(list) = asked.get(topic).and_then(Weak::upgrade) {
             return list;
         }
-        // Of lists that were asked for and not waited for.
+        // Removes lists whose requests were all cancelled.
         asked.retain(|_, list| list.strong_count() > 0);
         let list = Arc::default();
         asked.insert(topic.into(), Arc::downgrade(&list));

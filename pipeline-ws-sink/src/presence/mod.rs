@@ -1,4 +1,4 @@
-//! Who is on a topic, on which device, on whichever node.
+//! Presence: who is on a topic, on which device, on all nodes.
 
 mod builder;
 mod diff;
@@ -27,20 +27,20 @@ use crate::{
     tracker::TrackerOptionsError,
 };
 
-/// Knows who is on a topic. Somebody is there under a key, usually a user's id, as often as a channel or
-/// task tracks the key; each time with a meta, a JSON object that says on which device, for instance.
+/// Tracks who is on a topic. A presence has a key, usually a user's id, and a meta, a JSON object
+/// that holds the device, for instance. A key has one meta for each channel or task that tracks it.
 ///
-/// Whoever has joined the topic is told of changes, by the event `presence_diff`. A channel that tracks
-/// its client tells it who is there already, as `presence_state`. The official client's `Presence` puts
-/// the two together. Who is tracked leaves when the channel ends, for whatever reason.
+/// All clients on the topic receive changes as the event `presence_diff`. A channel that tracks its
+/// client sends it the current presences, as `presence_state`. The official client's `Presence`
+/// merges the two. A tracked client leaves when its channel ends, for any reason.
 ///
-/// With an [`Adapter`](crate::Adapter), the nodes of a cluster tell each other; nothing else changes. What
-/// they say goes by the adapter on topics of their own, which begin with `phx_presence:`, and which no
-/// client can join.
+/// With an [`Adapter`](crate::Adapter), presences are replicated between the nodes of a cluster;
+/// nothing else changes. Replication messages use topics of their own, which begin with
+/// `phx_presence:` and which no client can join.
 ///
-/// It is made before the endpoint, [given](crate::EndpointBuilder::presence) to it, and to the channels
-/// that use it, for instance as their configuration. Cheap to clone. It is what a module that uses
-/// `Phoenix.Presence` is.
+/// Create a presence before the endpoint, [attach](crate::EndpointBuilder::presence) it to the
+/// endpoint, and pass it to the channels that use it, for instance as their configuration. Cheap to
+/// clone. It is the counterpart of a module that uses `Phoenix.Presence`.
 ///
 /// ```
 /// use std::time::Duration;
@@ -95,41 +95,42 @@ pub struct Presence {
 }
 
 impl Presence {
-    /// One with the default options, called `presence`.
+    /// A presence with the default options and the name `presence`.
     #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
 
-    /// Puts one together that has a name, enriches what it tells, or is listened to.
+    /// Builds a presence with a name, with added data, or with a callback for diffs.
     pub fn builder() -> PresenceBuilder {
         PresenceBuilder::new()
     }
 
-    /// A channel's client is here, on the channel's topic, under this key. It leaves when the channel
-    /// ends. Returns the meta's reference, which is added to it as `phx_ref`.
+    /// Tracks a channel's client on the channel's topic, under this key. It leaves when the channel
+    /// ends. Returns the meta's reference, which is added to the meta as `phx_ref`.
     ///
     /// # Errors
     ///
-    /// [`PresenceError`] if this channel tracks the key already, if the meta is no JSON object, or if the
-    /// presence belongs to no endpoint.
+    /// [`PresenceError`] if this channel already tracks the key, if the meta is not a JSON object,
+    /// or if the presence is not attached to an endpoint.
     pub fn track<C: Channel>(
         &self,
         cx: &ChannelContext<C>,
         key: &str,
         meta: &(impl Serialize + ?Sized),
     ) -> Result<String, PresenceError> {
-        // Before it is there, so that it leaves for certain.
+        // Recorded before the client is tracked, so that it is certain to leave.
         cx.is_present_in(self);
         self.shared.track(cx.id(), cx.topic().shared(), &key.into(), object(meta)?)
     }
 
-    /// Puts another meta in the place of the old one. Clients see both in one diff; the new meta names
-    /// the reference of the old one as `phx_ref_prev`. Returns its own.
+    /// Replaces the meta of a key. Clients see both metas in one diff; the new meta has the
+    /// reference of the old one as `phx_ref_prev`. Returns the reference of the new meta.
     ///
     /// # Errors
     ///
-    /// [`PresenceError`] if this channel does not track the key, or if the meta is no JSON object.
+    /// [`PresenceError`] if this channel does not track the key, or if the meta is not a JSON
+    /// object.
     pub fn update<C: Channel>(
         &self,
         cx: &ChannelContext<C>,
@@ -139,14 +140,14 @@ impl Presence {
         self.shared.update(cx.id(), cx.topic().shared(), &key.into(), object(meta)?, None)
     }
 
-    /// The same with a function that changes the old meta. It may use the presence for anything but a
-    /// change of this key.
+    /// Replaces the meta of a key with a function that changes the old one. The function may use
+    /// the presence, except to change this key.
     ///
     /// # Errors
     ///
     /// [`PresenceError::NotTracked`] if this channel does not track the key.
-    /// [`PresenceError::ChangedMeanwhile`] if the key has been given another meta while the function ran.
-    /// It keeps that one then.
+    /// [`PresenceError::ChangedMeanwhile`] if the key was given another meta while the function
+    /// ran; it keeps that meta.
     ///
     /// ```
     /// # use pipeline_ws_sink::{Channel, ChannelContext, Presence, PresenceError};
@@ -163,7 +164,7 @@ impl Presence {
         key: &str,
         change: impl FnOnce(&mut Map<String, Value>),
     ) -> Result<String, PresenceError> {
-        // The user's function runs under no lock.
+        // The user's function runs outside the lock.
         let (topic, key) = (cx.topic().shared(), key.into());
         let old = self.shared.meta(cx.id(), topic, &key)?;
         let mut meta = (*old).clone();
@@ -171,17 +172,18 @@ impl Presence {
         self.shared.update(cx.id(), topic, &key, meta, Some(&old))
     }
 
-    /// A channel's client is here no longer under this key. Does nothing if it was not.
+    /// Stops tracking a channel's client under this key. Does nothing if it was not tracked.
     pub fn untrack<C: Channel>(&self, cx: &ChannelContext<C>, key: &str) {
         self.shared.untrack(cx.id(), cx.topic().shared(), &key.into());
     }
 
-    /// Somebody without a channel is on a topic: a bot, or a device that is connected otherwise. It
-    /// leaves when the value is dropped.
+    /// Tracks a presence without a channel: a bot, or a device with another kind of connection. It
+    /// leaves when the returned value is dropped.
     ///
     /// # Errors
     ///
-    /// [`PresenceError`] if the meta is no JSON object, or if the presence belongs to no endpoint.
+    /// [`PresenceError`] if the meta is not a JSON object, or if the presence is not attached to an
+    /// endpoint.
     pub fn enter(
         &self,
         topic: &str,
@@ -193,11 +195,11 @@ impl Presence {
         Ok(Tracked { presence: self.clone(), actor, topic, key })
     }
 
-    /// Who is on a topic, with what [`fetch`](PresenceBuilder::fetch) adds.
+    /// Lists who is on a topic, with the data that [`fetch`](PresenceBuilder::fetch) adds.
     ///
-    /// Of a topic with more than 100 presences, tasks that ask at the same time share one list, and a few
-    /// at a time are given it. So when many clients join such a topic at once, other clients are served
-    /// meanwhile.
+    /// If a topic has more than 100 presences, tasks that list it at the same time share one list,
+    /// and only a few at a time receive it. So when many clients join such a topic at once, other
+    /// clients are served meanwhile.
     ///
     /// # Cancel safety
     ///
@@ -206,8 +208,8 @@ impl Presence {
         self.shared.list(topic).await
     }
 
-    /// What is told of one key, with what [`fetch`](PresenceBuilder::fetch) adds; `None` if it is not
-    /// there.
+    /// The entry of one key, with the data that [`fetch`](PresenceBuilder::fetch) adds; `None` if
+    /// the key is not present.
     ///
     /// # Cancel safety
     ///
@@ -216,7 +218,7 @@ impl Presence {
         self.shared.get_by_key(topic, key).await
     }
 
-    /// How many are tracked, on all topics and nodes.
+    /// The number of tracked presences, on all topics and nodes.
     #[must_use]
     pub fn tracked(&self) -> usize {
         self.shared.len()
@@ -226,22 +228,22 @@ impl Presence {
         &self.shared.name
     }
 
-    /// Whether its options can be kept together.
+    /// Checks that its tracker options are consistent.
     pub(crate) fn checked(&self) -> Result<(), TrackerOptionsError> {
         self.shared.options.check()
     }
 
-    /// Whether it belongs to an endpoint, or did.
+    /// Whether it is or was attached to an endpoint.
     pub(crate) fn is_attached(&self) -> bool {
         self.shared.is_attached()
     }
 
-    /// Has it belong to an endpoint. Returns whether it belonged to none.
+    /// Attaches it to an endpoint. Returns whether it was not attached before.
     pub(crate) fn attach(&self, pubsub: &PubSub) -> bool {
         self.shared.attach(pubsub)
     }
 
-    /// Starts what runs beside it, if it has not been yet.
+    /// Starts its background tasks, if they are not running.
     pub(crate) fn begin(&self) {
         self.shared.begin();
     }
@@ -250,7 +252,7 @@ impl Presence {
         self.shared.end();
     }
 
-    /// A channel has ended.
+    /// Removes a channel that has ended.
     pub(crate) fn leave(&self, who: SubscriberId) {
         self.shared.leave(who);
     }

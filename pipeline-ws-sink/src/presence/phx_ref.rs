@@ -1,4 +1,4 @@
-//! The names of metas. Pure.
+//! The references of metas. Pure.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 const REF: &str = "phx_ref";
 const PREVIOUS: &str = "phx_ref_prev";
 
-/// A name that no other meta has: the time since 1970, who gives it, and a count, as Phoenix makes them.
+/// A unique reference: the time since 1970, the giver's number, and a count, as Phoenix makes them.
 pub(super) fn make(time: Duration, giver: u16, count: u16) -> String {
     let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     let mut bytes = [0; 12];
@@ -18,12 +18,12 @@ pub(super) fn make(time: Duration, giver: u16, count: u16) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A meta's name.
+/// A meta's reference.
 pub(super) fn of(meta: &Map<String, Value>) -> Option<&str> {
     meta.get(REF)?.as_str()
 }
 
-/// Gives a meta a name, in place of the one that the meta before it has.
+/// Sets a meta's reference, and the reference of the meta that it replaces.
 pub(super) fn give(meta: &mut Map<String, Value>, name: &str, before: Option<&str>) {
     meta.insert(REF.to_owned(), name.into());
     match before {
@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_has_sixteen_characters_that_need_no_escape() {
+    fn a_reference_has_sixteen_characters_that_need_no_escape() {
         let names = [(0, 0, 0), (1_700_000_000, u16::MAX, 7), (u64::MAX, 1, 2)];
         for (seconds, giver, count) in names {
             let name = make(Duration::from_secs(seconds), giver, count);

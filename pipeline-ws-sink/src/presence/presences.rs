@@ -1,4 +1,4 @@
-//! Who is there, as clients are told. Pure.
+//! The presences of a topic, as sent to clients. Pure.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,16 +7,16 @@ use serde_json::{Map, Value};
 
 use crate::tracker::Meta;
 
-/// Where the metas of a key are.
+/// The field with the metas of a key.
 const METAS: &str = "metas";
 
-/// Who is on a topic: for each key a list of metas, one for each time it is tracked, and what
-/// [`fetch`](crate::PresenceBuilder::fetch) has added.
+/// Who is on a topic: for each key a list of metas, one for each time it is tracked, and the data
+/// that [`fetch`](crate::PresenceBuilder::fetch) has added.
 ///
-/// As JSON it is what the official client's `Presence` expects:
-/// `{"ada": {"metas": [{"device": "phone", "phx_ref": ".."}]}}`.
+/// Its JSON is the format that the official client's `Presence` expects: `{"ada": {"metas":
+/// [{"device": "phone", "phx_ref": ".."}]}}`.
 ///
-/// Cheap to clone: clones share everything until one of them is added to.
+/// Cheap to clone: clones share everything until data is added to one of them.
 ///
 /// ```
 /// # use pipeline_ws_sink::Presences;
@@ -29,7 +29,7 @@ const METAS: &str = "metas";
 #[serde(transparent)]
 pub struct Presences(Arc<BTreeMap<Arc<str>, Entry>>);
 
-/// What is told of one key.
+/// The entry of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Entry {
     /// Shared with the tracker, so that listing a topic copies no meta.
@@ -38,24 +38,24 @@ struct Entry {
 }
 
 impl Presences {
-    /// How many keys there are.
+    /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nobody is there.
+    /// Whether there are no keys.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The keys, in their order.
+    /// The keys, in order.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(|key| &**key)
     }
 
-    /// What is told of a key: its `metas`, and what was added.
+    /// The entry of a key: its `metas`, and the added data.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Map<String, Value>> {
         let Entry { metas, added } = self.0.get(key)?;
@@ -65,13 +65,13 @@ impl Presences {
         Some(told)
     }
 
-    /// The metas of a key. There are none if it is not there.
+    /// The metas of a key; none if the key is not present.
     pub fn metas(&self, key: &str) -> impl Iterator<Item = &Map<String, Value>> {
         self.0.get(key).into_iter().flat_map(|entry| &entry.metas).map(|meta| &**meta)
     }
 
-    /// Adds something to what is told of a key, beside its `metas`, which stay as they are. Does nothing
-    /// if the key is not there.
+    /// Adds a field to a key's entry, next to its `metas`, which cannot be changed. Does nothing if
+    /// the key is not present.
     ///
     /// ```
     /// # use pipeline_ws_sink::Presences;
@@ -94,7 +94,7 @@ impl Presences {
         }
     }
 
-    /// Groups metas by their keys.
+    /// Groups metas by key.
     pub(super) fn of(metas: impl IntoIterator<Item = (Arc<str>, Meta)>) -> Self {
         let mut grouped = BTreeMap::<Arc<str>, Entry>::new();
         for (key, meta) in metas {
@@ -103,8 +103,7 @@ impl Presences {
         Self(Arc::new(grouped))
     }
 
-    /// Takes over what these have been given, and no more: who is there, and with what, is not for
-    /// others to say.
+    /// Takes over the added data, and nothing else: `fetch` cannot change keys or metas.
     pub(super) fn enrich(&mut self, enriched: Self) {
         if Arc::ptr_eq(&self.0, &enriched.0) {
             return;
@@ -144,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn metas_are_grouped_by_their_keys_in_the_order_in_which_they_came() {
+    fn metas_are_grouped_by_key_in_their_order() {
         let expected = json!({
             "ada": { "metas": [{ "on": "phone" }, { "on": "laptop" }] },
             "ben": { "metas": [{ "on": "laptop" }] },
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_be_added_removed_or_changed_by_enriching() {
+    fn enriching_cannot_add_remove_or_change_metas() {
         let mut wrong =
             Presences::of([("eve".into(), Meta::default()), ("ada".into(), Meta::default())]);
         wrong.add("ada", "name", "Ada");
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn clones_share_their_metas_until_one_is_added_to() {
+    fn clones_share_their_metas_until_data_is_added_to_one() {
         let who = two();
         let mut clone = who.clone();
         clone.add("eve", "name", "Eve");

@@ -1,4 +1,4 @@
-//! What the handles of a presence share: its tracker, and how what changes is told.
+//! The shared state of a presence's handles: its tracker, and the sending of its changes.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -26,33 +26,33 @@ use crate::{
     },
 };
 
-/// How many listeners or presences a topic may have for its work to be done at once, by the task that
-/// asks for it. Work for more takes its turn, between the work of others.
+/// How many subscribers or presences a topic may have for its work to be done at once, by the
+/// calling task. Larger topics are handled in steps, between the work of others.
 pub(super) const FEW: usize = 100;
 
-/// Adds to what is told of many keys.
+/// Adds data to many keys.
 pub(super) type Fetch =
     Box<dyn Fn(Arc<str>, Presences) -> BoxFuture<'static, Presences> + Send + Sync>;
 
-/// Is told who came and who went.
+/// The callback for diffs.
 pub(super) type OnDiff = Box<dyn Fn(&PresenceDiff) + Send + Sync>;
 
-/// What the handles of a presence share.
+/// The shared state of a presence's handles.
 pub(crate) struct Shared {
     pub(super) name: String,
     pub(super) options: TrackerOptions,
     pub(super) fetch: Option<Fetch>,
     pub(super) on_diff: Option<OnDiff>,
-    /// Lines about what fails while clients come and go.
+    /// The rate limit of log lines about failures while clients come and go.
     pub(super) lines: LineLimit,
     attached: OnceLock<Attached>,
 }
 
-/// What it has of the endpoint that it belongs to.
+/// The state of a presence that is attached to an endpoint.
 pub(super) struct Attached {
     pub(super) pubsub: PubSub,
     started: Instant,
-    /// Who gives names to metas.
+    /// This node's part in the references of metas.
     giver: u16,
     count: AtomicU16,
     pub(super) state: Mutex<State>,
@@ -63,12 +63,12 @@ pub(super) struct Attached {
 pub(super) struct State {
     tracker: Tracker,
     pub(super) waiting: Waiting,
-    /// A [`Telling`] exists.
+    /// Whether a [`Telling`] exists.
     pub(super) is_telling: bool,
     pub(super) has_ended: bool,
 }
 
-/// The tasks of a presence, if it has any.
+/// The background tasks of a presence.
 #[derive(Default)]
 pub(super) struct Tasks {
     replicates: Option<AbortHandle>,
@@ -86,15 +86,15 @@ impl Shared {
         Self { name, options, fetch, on_diff, lines, attached }
     }
 
-    /// Whether it belongs to an endpoint, or did.
+    /// Whether it is or was attached to an endpoint.
     pub(super) fn is_attached(&self) -> bool {
         self.attached.get().is_some()
     }
 
-    /// Has it belong to an endpoint. Returns whether it belonged to none.
+    /// Attaches it to an endpoint. Returns whether it was not attached before.
     pub(super) fn attach(&self, pubsub: &PubSub) -> bool {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Only nodes that are started at the same nanosecond would be taken for each other.
+        // Two starts get the same version only if they fall on the same nanosecond.
         let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let [.., low, lower] = version.to_be_bytes();
         let started = Instant::now();
@@ -118,7 +118,7 @@ impl Shared {
         self.attached.set(attached).is_ok()
     }
 
-    /// Starts to talk with the other nodes, if there are any, and if there is where that can run.
+    /// Starts replication, if there is an adapter and a runtime.
     pub(super) fn begin(self: &Arc<Self>) {
         let Some(attached) = self.attached.get() else { return };
         if attached.pubsub.node_name().is_none() {
@@ -126,7 +126,7 @@ impl Shared {
         }
         let Ok(runtime) = Handle::try_current() else { return };
         let mut tasks = attached.tasks.lock();
-        // It may have ended with the runtime of an earlier socket.
+        // The task may have ended with the runtime of an earlier socket.
         let runs = tasks.replicates.as_ref().is_some_and(|task| !task.is_finished());
         if runs || attached.state.lock().has_ended {
             return;
@@ -137,7 +137,8 @@ impl Shared {
         tasks.replicates = Some(runtime.spawn(talking).abort_handle());
     }
 
-    /// Ends what runs beside it, and says so to the other nodes, if they are to know.
+    /// Ends the background tasks, and announces the shutdown to the other nodes, if the options say
+    /// so.
     pub(super) fn end(&self) {
         let Some(attached) = self.attached.get() else { return };
         if std::mem::replace(&mut attached.state.lock().has_ended, true) {
@@ -171,7 +172,7 @@ impl Shared {
         Ok(name)
     }
 
-    /// The meta that a key has.
+    /// The current meta of a key.
     pub(super) fn meta(
         &self,
         actor: SubscriberId,
@@ -184,7 +185,7 @@ impl Shared {
         meta.ok_or(PresenceError::NotTracked { topic, key })
     }
 
-    /// Gives a key another meta. `only_if` is the meta that it must still have, if that matters.
+    /// Replaces the meta of a key. If `only_if` is set, the key must still have that meta.
     pub(super) fn update(
         self: &Arc<Self>,
         actor: SubscriberId,
@@ -224,7 +225,7 @@ impl Shared {
         self.tell();
     }
 
-    /// Somebody is gone from all topics.
+    /// Removes an actor from all topics.
     pub(super) fn leave(self: &Arc<Self>, actor: SubscriberId) {
         let Ok(attached) = self.attached() else { return };
         let mut state = attached.state.lock();
@@ -267,14 +268,14 @@ impl Shared {
         self.attached.get().ok_or(PresenceError::NotAttached)
     }
 
-    /// Has what has changed told to the clients.
+    /// Sends pending changes to the clients.
     fn tell(self: &Arc<Self>) {
         if let Some(telling) = Telling::claim(self) {
             telling.run();
         }
     }
 
-    /// With what `fetch` adds, unless it panics.
+    /// Adds the data of `fetch`, unless it panics.
     pub(super) async fn enriched(&self, topic: &Arc<str>, mut who: Presences) -> Presences {
         let Some(fetch) = &self.fetch else { return who };
         let fetched = AssertUnwindSafe(async { fetch(topic.clone(), who.clone()).await });
@@ -282,7 +283,13 @@ impl Shared {
             Ok(enriched) => who.enrich(enriched),
             Err(_) => {
                 let presence = &self.name;
-                limited!(self.lines, ERROR, topic = shown(topic), presence, "fetch has panicked");
+                limited!(
+                    self.lines,
+                    ERROR,
+                    topic = shown(topic),
+                    presence,
+                    "fetch callback panicked"
+                );
             }
         }
         who
@@ -290,7 +297,7 @@ impl Shared {
 }
 
 impl Attached {
-    /// A name for a meta.
+    /// A reference for a meta.
     fn name(&self) -> String {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         phx_ref::make(time, self.giver, self.count.fetch_add(1, Relaxed))
@@ -300,7 +307,7 @@ impl Attached {
         look(&self.state.lock().tracker)
     }
 
-    /// Changes the tracker, and notes what is to be told in the same order.
+    /// Changes the tracker, and queues the resulting diff in the same order.
     fn change(
         &self,
         change: impl FnOnce(&mut Tracker) -> Result<(Diff, Arc<str>), PresenceError>,
@@ -344,12 +351,12 @@ impl Drop for Shared {
     }
 }
 
-/// An entry of a tracker, to be looked at outside of its lock.
+/// Clones a tracker's entry, for use outside the lock.
 fn cloned((key, meta): (&Arc<str>, &Meta)) -> (Arc<str>, Meta) {
     (key.clone(), meta.clone())
 }
 
-/// A meta as it is kept.
+/// A meta as a JSON object.
 pub(super) fn object(
     meta: &(impl serde::Serialize + ?Sized),
 ) -> Result<Map<String, Value>, PresenceError> {

@@ -1,4 +1,4 @@
-//! How clients are told who came and who went.
+//! Sends presence diffs to clients.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,24 +16,24 @@ use crate::{
     telemetry::{described, limited, shown},
 };
 
-/// The event by which clients are told.
+/// The event of a diff.
 const DIFF: &str = "presence_diff";
 
-/// How many diffs the caller of a change tells before it hands the rest to a task. So no channel's
-/// callback goes on for as long as others come and go.
+/// How many diffs the caller of a change sends before it passes the rest to a task. So no channel's
+/// callback runs for as long as others come and go.
 const DIFFS_AT_ONCE: usize = 4;
 
-/// The right to tell clients what has changed. There is at most one for each presence, so diffs leave in
-/// the order of the changes.
+/// The right to send diffs. There is at most one for each presence, so diffs are sent in the order
+/// of the changes.
 pub(super) struct Telling {
     shared: Arc<Shared>,
-    /// It has not been given back.
+    /// Whether the right has not been released.
     held: bool,
 }
 
 impl Telling {
-    /// The right, if there is something to tell, and if no other task has the right already: that task
-    /// then tells this change too.
+    /// Claims the right, if there is a change to send and no other task has the right already: that
+    /// task then also sends this change.
     pub(super) fn claim(shared: &Arc<Shared>) -> Option<Self> {
         let mut state = shared.attached().ok()?.state.lock();
         if state.has_ended || state.is_telling || state.waiting.next_topic().is_none() {
@@ -43,7 +43,7 @@ impl Telling {
         Some(Self { shared: shared.clone(), held: true })
     }
 
-    /// Tells what takes little time, here and now, and has a task tell the rest.
+    /// Sends small diffs here and now, and spawns a task for the rest.
     pub(super) fn run(mut self) {
         if self.shared.fetch.is_none() {
             for _ in 0..DIFFS_AT_ONCE {
@@ -61,7 +61,7 @@ impl Telling {
         let shared = self.shared.clone();
         let Ok(attached) = shared.attached() else { return };
         let Ok(runtime) = Handle::try_current() else {
-            // There is no task to hand over to. What needs `fetch` waits for a change that has one.
+            // No runtime to spawn a task on. With `fetch`, diffs wait for a change that has one.
             if shared.fetch.is_none() {
                 while let Some(diff) = self.next() {
                     self.tell(&diff);
@@ -75,10 +75,10 @@ impl Telling {
         }
     }
 
-    /// Tells what has changed, one diff after the other, until there is nothing left to tell.
+    /// Sends pending diffs, one after the other, until none is left.
     async fn tell_all(mut self) {
         loop {
-            // Other tasks run between two diffs. What they change on a topic is told in one.
+            // Other tasks run between two diffs. Their changes on a topic go into one diff.
             yield_now().await;
             let Some(mut diff) = self.next() else { return };
             if self.shared.fetch.is_some() {
@@ -96,12 +96,12 @@ impl Telling {
         topic.is_some_and(|topic| attached.pubsub.table().listeners(&topic) > FEW)
     }
 
-    /// The next diff. If there is none, the right is given back.
+    /// The next diff. Without one, the right is released.
     fn next(&mut self) -> Option<PresenceDiff> {
         let mut state = self.shared.attached().ok()?.state.lock();
         let next = if state.has_ended { None } else { state.waiting.next() };
         if next.is_none() {
-            // Under the lock under which changes are noted: none is left without one who tells it.
+            // Under the lock that also guards changes, so that no change is left unsent.
             state.is_telling = false;
             self.held = false;
         }
@@ -120,7 +120,7 @@ impl Telling {
                     ERROR,
                     topic = shown(topic),
                     error = described(&error),
-                    "a diff cannot be told"
+                    "failed to encode a presence diff"
                 );
             }
         }
@@ -128,12 +128,7 @@ impl Telling {
             && catch_unwind(AssertUnwindSafe(|| on_diff(diff))).is_err()
         {
             let (lines, topic) = (&self.shared.lines, &diff.topic);
-            limited!(
-                lines,
-                ERROR,
-                topic = shown(topic),
-                "who was to be told of a diff has panicked"
-            );
+            limited!(lines, ERROR, topic = shown(topic), "on_diff callback panicked");
         }
     }
 }

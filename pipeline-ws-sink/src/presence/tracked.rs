@@ -1,4 +1,4 @@
-//! Somebody who is there without a channel.
+//! A presence without a channel.
 
 use std::{fmt, sync::Arc};
 
@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::{Presence, PresenceError};
 use crate::pubsub::SubscriberId;
 
-/// Somebody who is there for as long as the value lives. Made by [`Presence::enter`].
-#[must_use = "who is tracked leaves when this is dropped"]
+/// A presence that lasts until this value is dropped. Made by [`Presence::enter`].
+#[must_use = "the presence leaves when this is dropped"]
 pub struct Tracked {
     pub(super) presence: Presence,
     pub(super) actor: SubscriberId,
@@ -17,11 +17,11 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    /// Puts another meta in the place of the old one.
+    /// Replaces the meta.
     ///
     /// # Errors
     ///
-    /// [`PresenceError`] if it is no JSON object, or if the endpoint is gone.
+    /// [`PresenceError`] if it is not a JSON object, or if the endpoint is gone.
     pub fn update(&self, meta: &(impl Serialize + ?Sized)) -> Result<String, PresenceError> {
         let meta = super::object(meta)?;
         self.presence.shared.update(self.actor, &self.topic, &self.key, meta, None)

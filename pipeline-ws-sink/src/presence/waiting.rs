@@ -1,4 +1,4 @@
-//! Changes that have not been told yet. Pure.
+//! Changes that have not been sent yet. Pure.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,17 +9,17 @@ use std::{
 use super::phx_ref;
 use crate::tracker::{Diff, Diffs, Meta};
 
-/// How many changes one diff tells of, so that encoding it is a short piece of work. A diff has all
-/// changes of a key, so it has more if one key has more.
+/// How many changes one diff has, so that encoding it takes a short time. A diff always has all
+/// changes of a key, so it is larger if one key has more.
 const MAX_CHANGES: usize = 1_000;
 
-/// Changes that have not been told yet, by topic.
+/// Changes that have not been sent yet, by topic.
 ///
-/// Changes of one topic are put together, and two that cancel each other out are not told. So there are
-/// never more changes than there are presences and presences that clients have been told of.
+/// Changes of one topic are merged, and two changes that cancel each other out are not sent. So
+/// there are never more changes than current presences plus presences that clients know of.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    /// The topics in the order in which they are told of. None is without a change.
+    /// The topics in the order in which they are sent. Each has at least one change.
     topics: BTreeMap<u64, Arc<str>>,
     changes: HashMap<Arc<str>, Changes>,
     next: u64,
@@ -42,12 +42,12 @@ impl Waiting {
         }
     }
 
-    /// The topic that is told of next.
+    /// The topic of the next diff.
     pub(super) fn next_topic(&self) -> Option<&Arc<str>> {
         self.topics.first_key_value().map(|(_, topic)| topic)
     }
 
-    /// Takes what is told next: the first changes of a topic. The other changes of that topic are told
+    /// Takes the next diff: the first changes of a topic. The other changes of that topic are sent
     /// after those of the other topics.
     pub(super) fn next(&mut self) -> Option<(Arc<str>, Diff)> {
         let (_, topic) = self.topics.pop_first()?;
@@ -64,21 +64,22 @@ impl Waiting {
     }
 }
 
-/// The changes of one topic. Adding one takes the same time however many there are.
+/// The changes of one topic. Adding a change takes about the same time for any number of
+/// changes.
 #[derive(Debug)]
 struct Changes {
-    /// Where the topic stands among the others.
+    /// The topic's position among the others.
     turn: u64,
-    /// All changes, those of a key side by side, in the order in which they came.
+    /// All changes, grouped by key, in the order in which the keys first changed.
     changes: BTreeMap<Place, Change>,
-    /// The first part of the places of a key's changes, and how many it has.
+    /// The first part of the places of a key's changes, and their number.
     keys: HashMap<Arc<str>, (u64, usize)>,
-    /// Where the change of a meta is.
+    /// The place of each meta's change.
     places: HashMap<Named, Place>,
     next: u64,
 }
 
-/// Of which key, and which change.
+/// The number of the key, and the number of the change.
 type Place = (u64, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +94,7 @@ struct Change {
     of: Named,
 }
 
-/// A meta of a key. Two are the same if they have the same key and the same reference.
+/// A meta of a key. Two are equal if they have the same key and the same reference.
 #[derive(Clone, Debug)]
 struct Named {
     key: Arc<str>,
@@ -110,9 +111,8 @@ impl Changes {
         self.changes.is_empty()
     }
 
-    /// Adds a change, unless it takes back one that has not been told. Clients take in joins before
-    /// leaves, so no meta may be both: one that went and is back, with its node, has never gone, and one
-    /// that came and went has never come.
+    /// Adds a change, unless it cancels one that has not been sent: a join and a leave of the same
+    /// meta cancel out. Clients apply joins before leaves, so no meta may be in both.
     fn add(&mut self, kind: Kind, key: Arc<str>, meta: Meta) {
         let of = Named { key, meta };
         if let Some(place) = self.places.get(&of).copied() {
@@ -142,7 +142,7 @@ impl Changes {
         Some(change)
     }
 
-    /// Takes whole keys until there are so many changes.
+    /// Takes whole keys until there are at least this many changes.
     fn take(&mut self, most: usize) -> Diff {
         let (mut diff, mut taken, mut last_group) = (Diff::default(), 0, None);
         while let Some((&place, _)) = self.changes.first_key_value() {
@@ -197,11 +197,11 @@ mod tests {
     }
 
     #[test]
-    fn who_came_and_went_before_it_was_told_is_not_told_of() {
+    fn a_join_and_a_leave_before_the_diff_cancel_out() {
         let mut waiting = Waiting::default();
         add(&mut waiting, "t", &[("ada", "1"), ("ben", "2")], &[]);
         add(&mut waiting, "u", &[("ada", "3")], &[]);
-        // An update, and one who has been told of before.
+        // An update, and a leave of a meta that was sent before.
         add(&mut waiting, "t", &[("ada", "4")], &[("ada", "1")]);
         add(&mut waiting, "t", &[], &[("eve", "0")]);
         add(&mut waiting, "u", &[], &[("ada", "3")]);
@@ -212,12 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn who_went_and_is_back_before_it_was_told_is_not_told_of() {
+    fn a_leave_and_a_join_before_the_diff_cancel_out() {
         let mut waiting = Waiting::default();
         add(&mut waiting, "t", &[], &[("ada", "1"), ("ben", "2")]);
         add(&mut waiting, "t", &[("ada", "1")], &[]);
         assert_eq!(waiting.next().unwrap().1, diff(&[], &[("ben", "2")]));
-        // And gone again, for good.
+        // The meta leaves again.
         add(&mut waiting, "t", &[], &[("ada", "1")]);
         add(&mut waiting, "t", &[("ada", "1")], &[]);
         add(&mut waiting, "t", &[], &[("ada", "1")]);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_are_told_of_in_turn() {
+    fn diffs_of_topics_are_sent_in_turn() {
         let mut waiting = Waiting::default();
         add(&mut waiting, "b", &[("ada", "1")], &[]);
         add(&mut waiting, "a", &[("ada", "2")], &[]);
@@ -249,14 +249,14 @@ mod tests {
     }
 
     #[test]
-    fn many_changes_are_told_in_pieces_that_split_no_key_and_other_topics_come_between() {
+    fn many_changes_are_sent_in_parts_that_split_no_key_with_other_topics_in_between() {
         let mut waiting = Waiting::default();
         let user = |n: usize| format!("user:{n}");
         for n in 0..MAX_CHANGES + 10 {
             add(&mut waiting, "big", &[], &[(&user(n), "1")]);
         }
         add(&mut waiting, "small", &[("ada", "1")], &[]);
-        // The second half of an update belongs to the first piece, however late it comes.
+        // The second half of an update belongs to the first part, however late it comes.
         add(&mut waiting, "big", &[(&user(MAX_CHANGES - 1), "2")], &[]);
         let (topic, first) = waiting.next().unwrap();
         assert_eq!((&*topic, first.leaves.len(), first.joins.len()), ("big", MAX_CHANGES, 1));
@@ -268,8 +268,8 @@ mod tests {
     }
 
     #[test]
-    fn a_change_takes_as_long_however_many_wait() {
-        // Each one who came leaves before it was told, the last one first.
+    fn adding_a_change_takes_constant_time() {
+        // Each meta leaves before its join was sent, the last one first.
         let per_change = |count: usize| {
             let mut waiting = Waiting::default();
             let topic: Arc<str> = "t".into();

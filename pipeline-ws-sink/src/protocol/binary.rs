@@ -13,8 +13,7 @@ const PUSH: u8 = 0;
 const REPLY: u8 = 1;
 const BROADCAST: u8 = 2;
 
-/// Reads a message. A client sends only pushes, and those have a reference where those of a server
-/// have none.
+/// Decodes a message. Clients send only pushes; theirs have a reference, and a server's have none.
 pub(super) fn decode(frame: &[u8]) -> Result<ClientMessage<'_>, Unreadable> {
     let [PUSH, join_ref, reference, topic, event, rest @ ..] = frame else {
         return Err(Unreadable::NotAMessage);
@@ -32,7 +31,7 @@ pub(super) fn decode(frame: &[u8]) -> Result<ClientMessage<'_>, Unreadable> {
     Ok(ClientMessage { join_ref, reference, topic, event, payload: Body::Binary(rest) })
 }
 
-/// A message of the server to one client.
+/// A message from the server to one client.
 pub(super) fn push(
     join_ref: &str,
     topic: &str,
@@ -54,7 +53,7 @@ pub(super) fn reply(
     write(REPLY, &fields, response)
 }
 
-/// A message to everyone on a topic. It names no join, so all share it.
+/// A message to all clients on a topic. It has no join reference, so all share it.
 pub(super) fn broadcast(topic: &str, event: &str, payload: &[u8]) -> Result<Frame, PayloadError> {
     write(BROADCAST, &[("topic", topic), ("event", event)], payload)
 }
@@ -82,7 +81,7 @@ mod tests {
     const BYTES: &[u8] = &[1, 2, 3, 0xff];
 
     #[test]
-    fn a_push_of_a_client_has_both_references() {
+    fn a_clients_push_has_both_references() {
         let message = decode(b"\x00\x01\x01\x0a\x0812room:lobbybin_echo\x01\x02\x03\xff").unwrap();
         assert_eq!((message.join_ref().json(), message.reference().json()), ("\"1\"", "\"2\""));
         assert_eq!(message.topic().as_deref(), Some("room:lobby"));
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_sends_has_the_fields_of_its_kind() {
+    fn server_messages_have_the_fields_of_their_kind() {
         let bytes = |frame: Result<Frame, PayloadError>| frame.unwrap().body().to_vec();
         assert_eq!(
             bytes(push("1", "room:lobby", "tick", BYTES)),
@@ -108,18 +107,18 @@ mod tests {
     }
 
     #[test]
-    fn a_field_has_255_bytes_at_most() {
+    fn a_field_has_at_most_255_bytes() {
         let (fits, long) = ("é".repeat(127) + "x", "é".repeat(128));
         assert!(push("1", &fits, &fits, BYTES).is_ok());
         let error = reply("1", "2", "t", &long, BYTES).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the status of a binary frame has 256 bytes: 255 is the most"
+            "the status of a binary frame has 256 bytes: the maximum is 255"
         );
     }
 
     #[test]
-    fn c_048_what_is_no_push_is_no_message() {
+    fn c_048_only_a_push_is_a_message() {
         let cases: [&[u8]; 6] = [
             b"",
             b"\x00\x01\x01\x01",

@@ -1,7 +1,7 @@
 //! The receiving side of a WebSocket connection: bytes in, messages out.
 //!
-//! RFC 6455 as a server sees it: frames from the client are masked, control frames are short and
-//! whole, a message may come in fragments with control frames between them.
+//! RFC 6455 on the server side: frames from the client are masked, control frames are short and not
+//! fragmented, a message may come in fragments with control frames between them.
 
 use std::{io::Cursor, mem};
 
@@ -17,31 +17,32 @@ use super::{
     message::Received,
 };
 
-/// The longest payload of a control frame.
+/// The maximum payload of a control frame.
 const MAX_CONTROL: u64 = 125;
 
-/// The longest payload that a header can announce: the highest bit of a length is zero.
+/// The maximum payload that a header can announce: the highest bit of a length is zero.
 const MAX_LENGTH: u64 = u64::MAX >> 1;
-/// How much is read at once, and how large a frame is that is copied out of what was read. A larger one
-/// has a buffer of its own. So a message that is kept for long keeps no more than itself.
+/// How much is read at once, and the maximum size of a frame that is copied out of the read buffer.
+/// A larger frame has a buffer of its own. So a message that is kept for long keeps only its own
+/// memory.
 pub(crate) const CHUNK: usize = 4096;
 
-/// How large frames and messages may be.
+/// The maximum sizes of frames and messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes of one frame, header and mask included.
+    /// Bytes of one frame, including header and mask.
     pub(crate) frame: usize,
-    /// Bytes of one message, all its fragments together, and after it has been decompressed.
+    /// Bytes of one message: all its fragments together, after decompression.
     pub(crate) message: usize,
 }
 
-/// Something the client said.
+/// A decoded unit of the client's data.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Incoming {
     Message(Received),
-    /// A fragment of a message whose end is still to come, of so many bytes.
+    /// A fragment of an incomplete message, with its size in bytes.
     Part(usize),
-    /// A part of a compressed message was decompressed. The message, or more of it, comes next.
+    /// A part of a compressed message was decompressed. The message, or its next part, follows.
     Inflated(Step),
     Ping(Bytes),
     Pong,
@@ -49,7 +50,7 @@ pub(crate) enum Incoming {
 }
 
 impl Incoming {
-    /// How many bytes had to be handled for it: those of a message, after it has been decompressed.
+    /// The number of bytes that were handled: for a message, after decompression.
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Message(received) => received.len(),
@@ -60,14 +61,14 @@ impl Incoming {
     }
 }
 
-/// What the client did that ends the connection.
+/// The client's error that ends the connection.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum ProtocolError {
-    #[error("broke the rules of the protocol")]
+    #[error("violated the WebSocket protocol")]
     Violation,
-    #[error("sent a text that is not UTF-8")]
+    #[error("sent text that is not valid UTF-8")]
     NotUtf8,
-    #[error("sent more than is allowed")]
+    #[error("sent a frame or message over the size limit")]
     TooLarge,
 }
 
@@ -81,7 +82,7 @@ impl From<InflateError> for ProtocolError {
 }
 
 impl ProtocolError {
-    /// The code of the close frame that answers it.
+    /// The code of the resulting close frame.
     pub(crate) fn close_code(self) -> u16 {
         match self {
             Self::Violation => 1002,
@@ -91,30 +92,30 @@ impl ProtocolError {
     }
 }
 
-/// Cuts what was received into messages.
+/// Decodes received bytes into messages.
 #[derive(Debug)]
 pub(crate) struct Decoder {
     limits: Limits,
     /// Whether messages may be compressed.
     inflates: bool,
-    /// Received and not yet understood.
+    /// Received bytes that have not been decoded.
     buffer: BytesMut,
-    /// How long the frame is that has begun in the buffer, once that is known.
+    /// The length of the frame at the start of the buffer, once known.
     whole: usize,
     message: Unfinished,
 }
 
-/// What there is of a message that cannot be handed out yet.
+/// A message that is not complete.
 #[derive(Debug)]
 enum Unfinished {
     Nothing,
-    /// The beginning, whose end is still to come.
+    /// Its first fragments.
     Fragments {
         kind: Data,
         compressed: bool,
         payload: BytesMut,
     },
-    /// All of it, compressed.
+    /// All of it, being decompressed.
     Inflating {
         kind: Data,
         is_done: bool,
@@ -123,7 +124,7 @@ enum Unfinished {
 }
 
 impl Unfinished {
-    /// How many bytes of fragments there are, if there are fragments.
+    /// The number of bytes of the fragments, if there are any.
     fn begun(&self) -> Option<usize> {
         match self {
             Self::Fragments { payload, .. } => Some(payload.len()),
@@ -133,29 +134,29 @@ impl Unfinished {
 }
 
 impl Decoder {
-    /// Begins with what the client sent along with its handshake.
+    /// Starts with the bytes that the client sent along with its handshake.
     pub(crate) fn new(limits: Limits, received: Bytes) -> Self {
         let buffer = BytesMut::from(received);
         Self { limits, inflates: false, buffer, whole: 0, message: Unfinished::Nothing }
     }
 
-    /// Sets whether the client has agreed to compress its messages.
+    /// Sets whether compression was negotiated with the client.
     pub(crate) fn inflating(self, inflates: bool) -> Self {
         Self { inflates, ..self }
     }
 
-    /// Where to put what is received.
+    /// The buffer for received bytes.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// How much to receive next, at most: of a large frame no more than about what has come of it, since
-    /// its header may announce anything, and nothing behind it, so that the buffer becomes its payload.
+    /// How many bytes to receive next, at most: for a large frame about as many as have arrived of it,
+    /// since its header may announce anything, and none beyond it, so that the buffer becomes its payload.
     pub(crate) fn wants(&self) -> usize {
         if self.whole <= CHUNK {
             return CHUNK;
         }
-        // The halves of the whole, and not of what has come: so the buffer ends as long as the frame.
+        // Fractions of the whole frame, not of the received part: so the buffer ends at the frame's length.
         let (length, mut step) = (self.buffer.len(), self.whole);
         while step.div_ceil(2) >= length.saturating_add(CHUNK) {
             step = step.div_ceil(2);
@@ -163,7 +164,7 @@ impl Decoder {
         step.saturating_sub(length).max(1)
     }
 
-    /// How many bytes are kept of a message that cannot be handed out yet, unless they are few.
+    /// The bytes held for an incomplete message, unless they are few.
     pub(crate) fn held(&self) -> usize {
         let unfinished = match &self.message {
             Unfinished::Nothing => 0,
@@ -174,17 +175,17 @@ impl Decoder {
         if bytes > CHUNK { bytes } else { 0 }
     }
 
-    /// Whether there is more to be decompressed of a message that has come.
+    /// Whether a received message is still being decompressed.
     pub(crate) fn is_inflating(&self) -> bool {
         matches!(self.message, Unfinished::Inflating { is_done: false, .. })
     }
 
-    /// Gives up what has come, and passes over what is still to come. The memory of a large frame that has
-    /// come in part is given back at once.
+    /// Drops the received data, and skips further data. The memory of a large incomplete frame is
+    /// freed at once.
     pub(crate) fn into_rest(self) -> Rest {
         let mut rest =
             Rest { inflates: self.inflates, buffer: self.buffer, left: 0, closes: false };
-        // No control frame is as large.
+        // A control frame is never this large.
         if self.whole > CHUNK {
             rest.left = self.whole as u64;
             rest.pass_over();
@@ -192,15 +193,16 @@ impl Decoder {
         rest
     }
 
-    /// Gives back the memory of an empty buffer, so that a quiet connection holds none.
+    /// Frees the memory of an empty buffer, so that a quiet connection holds none.
     pub(crate) fn release(&mut self) {
         if self.buffer.is_empty() {
             self.buffer = BytesMut::new();
         }
     }
 
-    /// What the next frame says, or `None` when more bytes are needed. Each call takes one frame, or
-    /// decompresses a part of one, so that the caller decides after how many of them others have a turn.
+    /// Decodes the next frame, or returns `None` when more bytes are needed. Each call takes one
+    /// frame, or decompresses a part of one, so that the caller decides after how many of them to
+    /// yield.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming>, ProtocolError> {
         if matches!(self.message, Unfinished::Inflating { .. }) {
             return self.inflate().map(Some);
@@ -211,7 +213,7 @@ impl Decoder {
         }
     }
 
-    /// The next whole frame, unmasked.
+    /// The next complete frame, unmasked.
     fn next_frame(&mut self) -> Result<Option<(FrameHeader, BytesMut)>, ProtocolError> {
         let Some(Head { header, mask, length, bytes: header_length }) =
             head(&self.buffer, self.inflates)?
@@ -247,7 +249,7 @@ impl Decoder {
         Ok(Some((header, payload)))
     }
 
-    /// Takes in a frame; a message if it completes one.
+    /// Processes a frame. Returns a message if it completes one.
     fn accept(
         &mut self,
         header: &FrameHeader,
@@ -284,7 +286,7 @@ impl Decoder {
         received(kind, compact(payload))
     }
 
-    /// Decompresses a part of the message that has come, or hands it out once that is done.
+    /// Decompresses a part of the received message, or returns the message when that is done.
     fn inflate(&mut self) -> Result<Incoming, ProtocolError> {
         match mem::replace(&mut self.message, Unfinished::Nothing) {
             Unfinished::Inflating { kind, is_done: true, message } => {
@@ -300,24 +302,24 @@ impl Decoder {
     }
 }
 
-/// The beginning of a frame.
+/// The header of a frame.
 struct Head {
     header: FrameHeader,
     mask: [u8; 4],
-    /// How many bytes of payload it announces.
+    /// The announced length of the payload.
     length: u64,
-    /// How many bytes it has itself.
+    /// The length of the header itself.
     bytes: usize,
 }
 
-/// The head of the frame that these bytes begin with, unless more bytes are needed.
+/// Parses the header at the start of the buffer, unless more bytes are needed.
 fn head(buffer: &[u8], inflates: bool) -> Result<Option<Head>, ProtocolError> {
     let mut cursor = Cursor::new(buffer);
     let parsed = FrameHeader::parse(&mut cursor).map_err(|_| ProtocolError::Violation)?;
     let Some((header, length)) = parsed else {
         return Ok(None);
     };
-    // As long as it was written, which is not always as long as it would have to be.
+    // The length as written, which may be longer than the shortest form.
     let bytes = usize::try_from(cursor.position()).expect("it is within the buffer");
     if bytes != header.len(length) || length > MAX_LENGTH {
         return Err(ProtocolError::Violation);
@@ -325,7 +327,7 @@ fn head(buffer: &[u8], inflates: bool) -> Result<Option<Head>, ProtocolError> {
     let Some(mask) = header.mask else {
         return Err(ProtocolError::Violation);
     };
-    // Compressed is a message as a whole, and its first frame says so.
+    // A message is compressed as a whole, and its first frame has the flag.
     let may_be_compressed =
         inflates && matches!(header.opcode, OpCode::Data(Data::Text | Data::Binary));
     if (header.rsv1 && !may_be_compressed) || header.rsv2 || header.rsv3 {
@@ -337,20 +339,20 @@ fn head(buffer: &[u8], inflates: bool) -> Result<Option<Head>, ProtocolError> {
     Ok(Some(Head { header, mask, length, bytes }))
 }
 
-/// What a client still says after the server has closed the connection. Frames are told apart and passed
-/// over: none is kept, unmasked or decompressed, so it costs little and holds no memory.
+/// Data that a client sends after the server has closed the connection. Its frames are parsed and
+/// skipped: none is kept, unmasked or decompressed, so it costs little and holds no memory.
 #[derive(Debug)]
 pub(crate) struct Rest {
     inflates: bool,
-    /// Received and not passed over.
+    /// Received bytes that have not been skipped.
     buffer: BytesMut,
-    /// How many bytes of the frame's payload are still to be passed over.
+    /// The number of payload bytes of the current frame that are still to be skipped.
     left: u64,
-    /// Whether that is the client's close frame.
+    /// Whether the current frame is the client's close frame.
     closes: bool,
 }
 
-/// What was passed over.
+/// The result of skipping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Passed {
     Frame,
@@ -358,12 +360,12 @@ pub(crate) enum Passed {
 }
 
 impl Rest {
-    /// Where to put what is received.
+    /// The buffer for received bytes.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
     }
 
-    /// Passes over the next frame. `None` when more bytes are needed.
+    /// Skips the next frame. `None` when more bytes are needed.
     pub(crate) fn next(&mut self) -> Result<Option<Passed>, ProtocolError> {
         if self.left == 0 {
             let Some(Head { header, length, bytes, .. }) = head(&self.buffer, self.inflates)?
@@ -392,7 +394,7 @@ impl Rest {
     }
 }
 
-/// A whole message of this kind.
+/// A complete message of this kind.
 fn received(kind: Data, payload: Bytes) -> Result<Incoming, ProtocolError> {
     match kind {
         Data::Text if std::str::from_utf8(&payload).is_err() => Err(ProtocolError::NotUtf8),
@@ -401,8 +403,8 @@ fn received(kind: Data, payload: Bytes) -> Result<Incoming, ProtocolError> {
     }
 }
 
-/// A payload that keeps about as much memory as it is long. One that came in fragments has grown by
-/// doubling.
+/// A payload that holds about as much memory as its length. The buffer of a fragmented message has
+/// grown by doubling.
 fn compact(payload: BytesMut) -> Bytes {
     if payload.capacity() - payload.len() > CHUNK.max(payload.len() / 8) {
         Bytes::copy_from_slice(&payload)
@@ -411,7 +413,7 @@ fn compact(payload: BytesMut) -> Bytes {
     }
 }
 
-/// Checks a close frame. Its code is of no interest: the answer is the same for all.
+/// Checks a close frame. Its code does not matter: the answer is always the same.
 fn check_close(payload: &[u8]) -> Result<Incoming, ProtocolError> {
     match payload {
         [] => Ok(Incoming::Close),
@@ -430,7 +432,7 @@ fn check_close(payload: &[u8]) -> Result<Incoming, ProtocolError> {
 }
 
 fn unmask(payload: &mut [u8], mask: [u8; 4]) {
-    // Whole words first: the compiler makes wide instructions of it.
+    // Whole words first: the compiler vectorizes this loop.
     let (words, rest) = payload.as_chunks_mut::<4>();
     for word in words {
         *word = (u32::from_ne_bytes(*word) ^ u32::from_ne_bytes(mask)).to_ne_bytes();
@@ -455,7 +457,7 @@ mod tests {
     const PING: u8 = 9;
     const PONG: u8 = 10;
 
-    /// A frame as a client sends it.
+    /// A frame as sent by a client.
     fn frame(fin: bool, opcode: u8, payload: &[u8]) -> Vec<u8> {
         let mask = [0x37, 0xfa, 0x21, 0x3d];
         let header = FrameHeader {
@@ -470,7 +472,7 @@ mod tests {
         bytes
     }
 
-    /// A frame whose length is written in so many bytes more than its short form: 2 or 8.
+    /// A frame with a longer form of its length: with 2 or 8 additional bytes.
     fn long_form(bytes: usize, opcode: u8, payload: &[u8]) -> Vec<u8> {
         let mut long = frame(true, opcode, payload);
         let short = long[1] & 0x7f;
@@ -482,7 +484,7 @@ mod tests {
         long
     }
 
-    /// What a decoder makes of these bytes, given piece by piece.
+    /// Decodes these bytes, received piece by piece.
     fn decode(pieces: &[&[u8]]) -> Result<Vec<Incoming>, ProtocolError> {
         decode_by(Decoder::new(LIMITS, Bytes::new()), pieces)
     }
@@ -523,14 +525,14 @@ mod tests {
     }
 
     #[test]
-    fn a_close_is_a_close_whatever_its_code() {
+    fn a_close_frame_with_any_valid_code_is_a_close() {
         for payload in [&b""[..], b"\x03\xe8", b"\x0f\xa1bye"] {
             assert_eq!(decode(&[&frame(true, CLOSE, payload)]), Ok(vec![Incoming::Close]));
         }
     }
 
     #[test]
-    fn what_breaks_the_rules_is_an_error() {
+    fn protocol_violations_are_errors() {
         let unmasked = [0x81, 0x02, b'h', b'i'];
         let mut reserved_bit = frame(true, TEXT, b"hi");
         reserved_bit[0] |= 0x40;
@@ -555,9 +557,9 @@ mod tests {
     }
 
     #[test]
-    fn a_length_that_is_not_written_in_its_shortest_form_is_an_error() {
+    fn a_length_that_is_not_in_its_shortest_form_is_an_error() {
         let mut four_bytes = frame(true, BINARY, &[0; 200]);
-        // 200 in eight bytes, where two do.
+        // The length 200 in eight bytes, where two are enough.
         four_bytes[1] = 0x80 | 127;
         four_bytes.splice(2..2, [0; 6]);
         let cases: [&[u8]; 5] = [
@@ -570,7 +572,7 @@ mod tests {
         for (n, case) in cases.into_iter().enumerate() {
             assert_eq!(decode(&[case]), Err(ProtocolError::Violation), "case {n}");
             let bytewise: Vec<&[u8]> = case.chunks(1).collect();
-            assert_eq!(decode(&bytewise), Err(ProtocolError::Violation), "case {n}, cut up");
+            assert_eq!(decode(&bytewise), Err(ProtocolError::Violation), "case {n}, byte by byte");
         }
     }
 
@@ -585,11 +587,11 @@ mod tests {
     }
 
     #[test]
-    fn a_message_keeps_no_more_memory_than_itself() {
+    fn a_message_keeps_only_its_own_memory() {
         let limits = Limits { frame: usize::MAX, message: 1 << 20 };
         let mut decoder = Decoder::new(limits, Bytes::new());
         let large = frame(true, BINARY, &[7; 100_000]);
-        // As a transport does it, with something behind the large frame.
+        // As in a transport, with another frame behind the large one.
         let mut sent = [&frame(true, TEXT, b"small")[..], &large, &frame(true, PING, b"")].concat();
         let mut said = vec![];
         while !sent.is_empty() {
@@ -615,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn each_call_takes_one_frame_however_many_make_no_message() {
+    fn each_call_takes_one_frame_even_without_a_message() {
         let mut decoder = Decoder::new(LIMITS, Bytes::new());
         decoder.buffer().extend(frame(false, TEXT, b"he"));
         (0..3).for_each(|_| decoder.buffer().extend(frame(false, CONTINUE, b"")));
@@ -632,7 +634,11 @@ mod tests {
         assert_eq!(decode(&[&frame(true, BINARY, &[0; 1016])]).unwrap().len(), 1);
         let too_large = frame(true, BINARY, &[0; 1017]);
         assert_eq!(decode(&[&too_large]), Err(ProtocolError::TooLarge));
-        assert_eq!(decode(&[&too_large[..8]]), Err(ProtocolError::TooLarge), "told by the header");
+        assert_eq!(
+            decode(&[&too_large[..8]]),
+            Err(ProtocolError::TooLarge),
+            "detected in the header"
+        );
     }
 
     #[test]
@@ -646,12 +652,12 @@ mod tests {
     }
 
     #[test]
-    fn a_message_in_one_frame_may_be_as_large_as_a_message() {
+    fn a_frame_may_be_as_large_as_a_message() {
         let limits = Limits { frame: usize::MAX, message: 1000 };
         let decode = |bytes: &[u8]| decode_by(Decoder::new(limits, Bytes::new()), &[bytes]);
         assert_eq!(decode(&frame(true, BINARY, &[0; 1000])).unwrap().len(), 1);
         let too_large = frame(true, BINARY, &[0; 1001]);
-        assert_eq!(decode(&too_large[..8]), Err(ProtocolError::TooLarge), "told by the header");
+        assert_eq!(decode(&too_large[..8]), Err(ProtocolError::TooLarge), "detected in the header");
     }
 
     /// A frame that begins a compressed message.
@@ -669,7 +675,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_message_is_decompressed_whole_fragmented_or_empty() {
+    fn whole_fragmented_and_empty_compressed_messages_are_decompressed() {
         let pieces = [
             compressed(true, TEXT, &HELLO),
             compressed(false, TEXT, &HELLO[..3]),
@@ -685,9 +691,9 @@ mod tests {
     }
 
     #[test]
-    fn compression_where_it_must_not_be_breaks_the_rules() {
+    fn compression_in_the_wrong_place_is_a_violation() {
         let hello = compressed(true, TEXT, &HELLO);
-        assert_eq!(decode(&[&hello]), Err(ProtocolError::Violation), "not agreed");
+        assert_eq!(decode(&[&hello]), Err(ProtocolError::Violation), "not negotiated");
         let cases: [&[u8]; 3] = [
             &[compressed(false, TEXT, &HELLO[..3]), compressed(true, CONTINUE, &HELLO[3..])]
                 .concat(),
@@ -700,15 +706,15 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_keeps_its_window_breaks_the_rules() {
-        // The second message of section 7.2.3.2 of RFC 7692: "Hello", as it stands in the first.
+    fn a_client_that_keeps_its_window_violates_the_protocol() {
+        // The second message of section 7.2.3.2 of RFC 7692: "Hello", as a reference to the first.
         let again = compressed(true, TEXT, &[0xf2, 0x00, 0x11, 0x00, 0x00]);
         let both = [compressed(true, TEXT, &HELLO), again].concat();
         assert_eq!(inflating(&[&both]), Err(ProtocolError::Violation));
     }
 
     #[test]
-    fn a_compressed_message_counts_as_what_it_becomes() {
+    fn a_compressed_message_counts_by_its_decompressed_size() {
         let zipped = |length: usize| {
             let mut out = vec![];
             deflate(&vec![b'x'; length], &mut out).unwrap();
@@ -722,7 +728,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_asked_for_as_bytes_come_whatever_the_header_announces() {
+    fn memory_is_allocated_as_bytes_arrive_regardless_of_the_header() {
         let limits = Limits { frame: usize::MAX, message: usize::MAX };
         for length in [MAX_LENGTH - 1, 64 << 20, 1 << 20, 100_000, 70_000] {
             let mut decoder = Decoder::new(limits, Bytes::new());
@@ -745,8 +751,8 @@ mod tests {
                     }
                 }
                 let (come, wants) = (decoder.buffer().len(), decoder.wants());
-                assert!(wants >= CHUNK.min(whole - come), "{wants} are few");
-                assert!(wants <= come + 2 * CHUNK, "{wants} when {come} have come of {whole}");
+                assert!(wants >= CHUNK.min(whole - come), "{wants} is too few");
+                assert!(wants <= come + 2 * CHUNK, "{wants} when {come} of {whole} have arrived");
                 if come > 2 << 20 {
                     break;
                 }
@@ -758,7 +764,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_in_many_fragments_keeps_no_more_than_itself() {
+    fn a_message_of_many_fragments_keeps_only_its_own_memory() {
         let limits = Limits { frame: usize::MAX, message: 1 << 20 };
         let mut decoder = Decoder::new(limits, Bytes::new());
         decoder.buffer().extend(frame(false, BINARY, &[0; 40_000]));
@@ -787,7 +793,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_to_say_is_passed_over_up_to_the_close() {
+    fn remaining_frames_are_skipped_up_to_the_close() {
         let said = [
             frame(true, TEXT, &[0xff; 3]),
             frame(false, BINARY, &[0; 900]),
@@ -812,7 +818,7 @@ mod tests {
     }
 
     #[test]
-    fn the_part_of_a_large_frame_is_given_back_when_it_is_of_no_interest_any_more() {
+    fn the_memory_of_a_large_incomplete_frame_is_freed_when_frames_are_skipped() {
         let limits = Limits { frame: 1 << 20, message: 1 << 20 };
         let whole = [frame(true, TEXT, &[0; 100_000]), frame(true, CLOSE, &[])].concat();
         let mut decoder = Decoder::new(limits, Bytes::new());
@@ -826,9 +832,9 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut on their way, the messages are the same.
+        /// The network may split the bytes anywhere; the messages are the same.
         #[test]
-        fn the_cuts_of_the_network_do_not_matter(
+        fn the_splits_of_the_network_do_not_matter(
             messages in prop::collection::vec((any::<bool>(), "[a-zé]{0,200}"), 1..6),
             cuts in prop::collection::vec(1usize..40, 0..200)
         ) {
@@ -855,7 +861,7 @@ mod tests {
             prop_assert_eq!(decode(&pieces), Ok(expected));
         }
 
-        /// Garbage is an error or a message, never a panic.
+        /// Random bytes are an error or a message, never a panic.
         #[test]
         fn garbage_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode(&[&bytes]);

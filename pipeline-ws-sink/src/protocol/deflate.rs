@@ -1,7 +1,7 @@
-//! permessage-deflate, RFC 7692: how it is agreed to, and what it does to a message.
+//! permessage-deflate, RFC 7692: its negotiation, and the compression of messages.
 //!
-//! Every message is compressed on its own, in both directions. So a broadcast is compressed once for
-//! all sockets, and a quiet connection holds no memory for it.
+//! Every message is compressed separately, in both directions. So a broadcast is compressed once
+//! for all sockets, and a quiet connection holds no memory for compression.
 
 use std::{fmt, mem};
 
@@ -19,48 +19,49 @@ use miniz_oxide::inflate::{
 };
 use thiserror::Error;
 
-/// A payload that is smaller than this, in bytes, is not worth it.
+/// Payloads smaller than this, in bytes, are not compressed.
 const WORTH_IT: usize = 100;
 
 /// The end of every compressed message, which is not sent: an empty block.
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
 
-/// [`TAIL`], and an empty block that is the last: only a decompressor that was between two blocks
-/// comes to its end here, so a message that was cut off is recognized.
+/// [`TAIL`], and an empty final block: only a decompressor that was between two blocks finishes
+/// here, so a truncated message is detected.
 const END: [u8; 9] = [0x00, 0x00, 0xff, 0xff, 0x01, 0x00, 0x00, 0xff, 0xff];
 
-/// How many last blocks a message may have. Nobody sends more than one, and each costs a new start.
+/// How many final blocks a message may have. Clients normally send no more than one, and each costs
+/// a reset.
 const MAX_STREAMS: usize = 8;
 
-/// How many blocks are decompressed in one step, at most. Each takes five to seven microseconds besides what
-/// it holds, because tables are built for it.
+/// The maximum number of blocks that one step decompresses. Each block takes five to seven
+/// microseconds besides its content, because tables are built for it.
 const BLOCKS_A_STEP: usize = 16;
 
-/// How many bytes there is room for at the least.
+/// The minimum size of the output buffer.
 const MIN_OUTPUT: usize = 256;
 
-/// How many bytes the first step writes, at most: little enough that it needs no room in the inbox.
+/// The maximum output of the first step: small enough to need no room in the inbox.
 const FIRST_OUTPUT: usize = 8 << 10;
 
-/// How many bytes each later step writes, at most. That takes a quarter of a millisecond at the most.
+/// The maximum output of each later step. That takes at most a quarter of a millisecond.
 const OUTPUT_A_STEP: usize = 32 << 10;
 
-/// Why a message cannot be decompressed.
+/// A message cannot be decompressed.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum InflateError {
-    #[error("not compressed as it should be")]
+    #[error("invalid compressed data")]
     Invalid,
-    #[error("larger than allowed")]
+    #[error("larger than the size limit")]
     TooLarge,
 }
 
-/// The answer to what a client offers in its `sec-websocket-extensions` headers: the first offer of
-/// permessage-deflate that can be kept. `None` if there is none.
+/// Answers the offers in a client's `sec-websocket-extensions` headers: accepts the first
+/// acceptable offer of permessage-deflate. `None` if there is none.
 pub(crate) fn negotiate<'a>(headers: impl Iterator<Item = &'a str>) -> Option<String> {
     headers.flat_map(|header| split(header, ',')).find_map(accept)
 }
 
-/// The answer to one offer, if it can be kept.
+/// The answer to one offer, if it is acceptable.
 fn accept(offer: &str) -> Option<String> {
     let mut parts = split(offer, ';').map(str::trim);
     if !parts.next()?.eq_ignore_ascii_case("permessage-deflate") {
@@ -76,10 +77,10 @@ fn accept(offer: &str) -> Option<String> {
         let name = name.to_ascii_lowercase();
         match (name.as_str(), value) {
             ("server_no_context_takeover" | "client_no_context_takeover", None)
-            // A wish to be told a size, which it need not be.
+            // The server may set a window size here, but need not.
             | ("client_max_window_bits", None) => {}
             ("client_max_window_bits", Some(bits)) if is_window(bits) => {}
-            // The compressor's window has this size and no other.
+            // The compressor supports only this window size.
             ("server_max_window_bits", Some("15")) => {
                 answer = "permessage-deflate; server_no_context_takeover; \
                           client_no_context_takeover; server_max_window_bits=15";
@@ -94,7 +95,7 @@ fn accept(offer: &str) -> Option<String> {
     Some(answer.to_owned())
 }
 
-/// The parts between separators that do not stand in quotes.
+/// Splits at separators outside of quotes.
 fn split(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     text.split(move |char| {
@@ -109,19 +110,19 @@ fn unquote(value: &str) -> &str {
     value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
 }
 
-/// Whether it is the base-2 logarithm of a window's size that the RFC knows.
+/// Whether this is a window size of the RFC, as a base-2 logarithm.
 fn is_window(bits: &str) -> bool {
     matches!(bits, "8" | "9" | "10" | "11" | "12" | "13" | "14" | "15")
 }
 
-/// Appends a message's payload in its compressed form. `None` if that is not worth it; there may be
-/// something in the buffer then all the same.
+/// Appends a message's compressed payload. `None` if compression does not make it smaller; the
+/// buffer may then contain partial output.
 pub(crate) fn deflate(payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
     if payload.len() < WORTH_IT {
         return None;
     }
     let start = out.len();
-    // What does not fit is not smaller. The tail comes off again.
+    // Output that does not fit is not smaller. The tail is removed below.
     out.reserve_exact(payload.len() + TAIL.len());
     let mut compress = Compress::new(Compression::fast(), false);
     let status = compress.compress_vec(payload, out, FlushCompress::Sync).ok()?;
@@ -135,36 +136,34 @@ pub(crate) fn deflate(payload: &[u8], out: &mut Vec<u8>) -> Option<()> {
 
 /// A message that is being decompressed, to `limit` bytes at most.
 ///
-/// What one step does is bounded, in blocks and in bytes, because neither the length of what is
-/// decompressed nor of what it becomes says how much work it is: a block of ten bits that holds nothing
-/// has two tables to be built.
+/// One step is bounded in blocks and in bytes, because neither the compressed nor the decompressed
+/// length tells the amount of work: an empty block of ten bits needs two tables to be built.
 ///
-/// The output is one piece of memory that begins with the message. So a message that refers to what
-/// was said before it, as those of a client that keeps its window do, is invalid; a window would be
-/// zeros there.
+/// The output is one buffer that begins with the message. So a message that refers to earlier ones,
+/// as those of a client that keeps its window do, is invalid; a window would contain zeros there.
 pub(crate) struct Inflating {
     decompressor: DecompressorOxide,
     payload: BytesMut,
-    /// How much of the payload has been taken, or of [`END`] behind it.
+    /// How many bytes of the payload, or of [`END`] behind it, have been consumed.
     taken: usize,
     ending: bool,
     streams: usize,
     out: Vec<u8>,
-    /// How much of `out` has been written.
+    /// How many bytes of `out` have been written.
     length: usize,
     limit: usize,
-    /// Whether `out` has to grow before there can be more.
+    /// Whether `out` has to grow before the next output.
     is_full: bool,
 }
 
-/// What a step of decompressing has come to.
+/// The result of one decompression step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// How many blocks of the client's have come to their end in it.
+    /// The number of the client's blocks that ended in this step.
     pub(crate) blocks: usize,
-    /// How many bytes of what the client sent were decompressed.
+    /// The number of compressed bytes that were consumed.
     pub(crate) taken: usize,
-    /// Whether it was the last step.
+    /// Whether this was the last step.
     pub(crate) is_last: bool,
 }
 
@@ -177,7 +176,7 @@ impl Inflating {
             taken: 0,
             ending: false,
             streams: 0,
-            // One byte more than allowed, to see whether there is one.
+            // One byte over the limit, to detect whether it is exceeded.
             out: vec![0; first.min(limit.saturating_add(1))],
             length: 0,
             limit,
@@ -185,16 +184,16 @@ impl Inflating {
         })
     }
 
-    /// How many bytes it keeps: what is left to be decompressed, and what it has become so far.
+    /// The bytes it holds: the remaining compressed ones and the output so far.
     pub(crate) fn held(&self) -> usize {
         self.payload.capacity() + self.out.capacity()
     }
 
-    /// Decompresses some more.
+    /// Decompresses the next part.
     ///
     /// # Errors
     ///
-    /// The message is larger than it may be, or is not compressed as it should be.
+    /// The message exceeds the limit, or is not valid compressed data.
     pub(crate) fn step(&mut self) -> Result<Step, InflateError> {
         const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT
             | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF
@@ -256,7 +255,7 @@ impl Inflating {
         self.is_full = false;
     }
 
-    /// The message, after the last step. It keeps about as much memory as it is long.
+    /// The message, after the last step. It holds about as much memory as its length.
     pub(crate) fn finish(mut self: Box<Self>) -> Bytes {
         let mut out = mem::take(&mut self.out);
         out.truncate(self.length);
@@ -273,7 +272,7 @@ impl fmt::Debug for Inflating {
     }
 }
 
-/// Decompresses a message of `limit` bytes at most, all at once.
+/// Decompresses a message of at most `limit` bytes in one call.
 #[cfg(test)]
 pub(crate) fn inflate(payload: &[u8], limit: usize) -> Result<Bytes, InflateError> {
     let mut inflating = Inflating::new(payload.into(), limit);
@@ -290,7 +289,7 @@ mod tests {
         "permessage-deflate; server_no_context_takeover; client_no_context_takeover";
 
     #[test]
-    fn the_first_offer_that_can_be_kept_is() {
+    fn the_first_acceptable_offer_is_accepted() {
         let accepted = [
             "permessage-deflate",
             "permessage-deflate; client_max_window_bits",
@@ -304,7 +303,7 @@ mod tests {
             assert_eq!(negotiate([offer].into_iter()).as_deref(), Some(PLAIN), "{offer}");
         }
         assert_eq!(negotiate(["other", "permessage-deflate"].into_iter()).as_deref(), Some(PLAIN));
-        // Who asks for a window has to be told which.
+        // A client that requests a window size has to receive it in the answer.
         for offer in [
             "permessage-deflate; server_max_window_bits=15",
             "permessage-deflate; server_max_window_bits=\"15\"",
@@ -315,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_that_cannot_be_kept_is_declined() {
+    fn an_unacceptable_offer_is_declined() {
         let declined = [
             "",
             ",;,",
@@ -337,14 +336,14 @@ mod tests {
     }
 
     #[test]
-    fn the_examples_of_the_rfc_are_understood() {
+    fn the_examples_of_the_rfc_are_decompressed() {
         let hello = [
-            // 7.2.3.1, one block; 7.2.3.3, one that is not compressed.
+            // 7.2.3.1, one block; 7.2.3.3, an uncompressed block.
             &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00][..],
             &[0x00, 0x05, 0x00, 0xfa, 0xff, 0x48, 0x65, 0x6c, 0x6c, 0x6f, 0x00],
-            // 7.2.3.4, one that calls itself the last.
+            // 7.2.3.4, a final block.
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
-            // 7.2.3.5, two.
+            // 7.2.3.5, two blocks.
             &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
         ];
         for (n, payload) in hello.into_iter().enumerate() {
@@ -361,28 +360,28 @@ mod tests {
     }
 
     #[test]
-    fn what_was_cut_off_or_has_no_end_is_invalid() {
+    fn a_truncated_message_or_one_without_an_end_is_invalid() {
         let mut whole = vec![];
         deflate("abcdefgh".repeat(20).as_bytes(), &mut whole).unwrap();
         for length in 1..whole.len() {
             let cut = inflate(&whole[..length], 1000);
-            // Within the last bits, nothing is missing.
+            // The last bits contain nothing.
             assert!(cut.is_err() || length == whole.len() - 1, "{length} of {}", whole.len());
         }
-        // So many empty blocks that call themselves the last.
+        // This number of empty final blocks.
         let last = |count| [&[0x03, 0x00].repeat(count)[..], &[0x00]].concat();
         assert_eq!(inflate(&last(MAX_STREAMS), 0).unwrap(), "");
         assert_eq!(inflate(&last(MAX_STREAMS + 1), 0), Err(InflateError::Invalid));
     }
 
-    /// A block of fixed codes that holds nothing has ten bits, so four of them have five bytes.
+    /// An empty block with fixed codes has ten bits, so four of them have five bytes.
     fn empty_blocks(count: usize) -> Vec<u8> {
         let four = (0..4).fold(0u64, |bits, n| bits | 0b10 << (10 * n));
         [&four.to_le_bytes()[..5].repeat(count / 4)[..], &[0x00]].concat()
     }
 
     #[test]
-    fn blocks_that_hold_nothing_are_decompressed_a_few_in_a_step() {
+    fn empty_blocks_are_decompressed_a_few_per_step() {
         let mut inflating = Inflating::new(empty_blocks(10_000)[..].into(), 0);
         let (mut blocks, mut steps) = (0, 0);
         loop {
@@ -399,10 +398,10 @@ mod tests {
     }
 
     #[test]
-    fn the_steps_say_how_many_bytes_of_the_client_they_have_decompressed() {
+    fn steps_report_the_number_of_compressed_bytes() {
         let mut text = vec![];
         deflate(&vec![b'x'; 1 << 20], &mut text).unwrap();
-        // Two blocks that are not compressed.
+        // Two uncompressed blocks.
         let plain = [&[0x00, 0xff, 0x7f, 0x00, 0x80][..], &[b'x'; 0x7fff]].concat();
         let plain = [&plain.repeat(2)[..], &[0x00]].concat();
         for payload in [text, plain, empty_blocks(1_000)] {
@@ -421,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_step_adds_to_the_memory_is_bounded_and_the_message_keeps_no_more_than_itself() {
+    fn a_steps_memory_is_bounded_and_the_message_keeps_only_its_own() {
         let mut payload = vec![];
         deflate(&vec![b'x'; 1 << 20], &mut payload).unwrap();
         let mut inflating = Inflating::new(payload[..].into(), 1 << 20);
@@ -446,7 +445,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_compressed_is_smaller_and_comes_back(
+        fn compressed_messages_are_smaller_and_decompress_to_the_original(
             text in prop::collection::vec("(news|of|the|world|[a-z]{1,4}) ", 0..400)
         ) {
             let text = text.concat();

@@ -2,11 +2,10 @@
 
 /// Whether every `\uD8xx` escape in a JSON text is half of a pair.
 ///
-/// A raw value is passed on without being decoded, so a lone surrogate, which is no character,
-/// would go unnoticed from one client to all the others.
+/// A raw value is passed on without being decoded, so a lone surrogate, which is not a character,
+/// would be passed from one client to all the others.
 ///
-/// The text is valid JSON otherwise: a backslash stands only inside strings, before what it
-/// escapes.
+/// The text is otherwise valid JSON: a backslash occurs only inside strings, before an escape.
 pub(crate) fn surrogates_are_paired(text: &str) -> bool {
     let mut rest = text;
     while let Some(at) = rest.find('\\') {
@@ -36,7 +35,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_lone_surrogate_is_found() {
+    fn a_lone_surrogate_is_detected() {
         for paired in
             [r"", r#""é""#, r#""\u00e9""#, r#""\ud83d\ude00""#, r#""\\ud83d""#, r#""\n\"\\""#]
         {
@@ -54,7 +53,7 @@ mod tests {
     }
 
     proptest! {
-        /// The same answer as decoding the string for real.
+        /// The result is that of decoding the string.
         #[test]
         fn it_agrees_with_the_decoder(
             parts in prop::collection::vec(prop::sample::select(vec![

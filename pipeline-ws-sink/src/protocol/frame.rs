@@ -1,4 +1,4 @@
-//! Frames on their way out: built once, written as they are to any number of sockets.
+//! Outgoing frames: built once, written unchanged to any number of sockets.
 
 use bytes::{Buf, Bytes};
 use tokio_tungstenite::tungstenite::protocol::frame::{
@@ -8,24 +8,24 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 
 use super::deflate::deflate;
 
-/// The longest header of a frame from a server, which does not mask.
+/// The maximum length of a frame's header from a server, which does not mask.
 const HEADER: usize = 10;
 
-/// In the first byte of a frame: its message is compressed.
+/// The flag in a frame's first byte that marks a compressed message.
 const RSV1: u8 = 0x40;
 
-/// A complete WebSocket frame, header and all. Cloning shares the bytes.
+/// A complete WebSocket frame, including its header. Clones share the bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Frame {
     bytes: Bytes,
-    /// Where the payload begins.
+    /// The offset of the payload.
     body: usize,
-    /// How large the memory of the bytes is.
+    /// The capacity of the bytes' memory.
     held: usize,
 }
 
 impl Frame {
-    /// A text frame whose payload `write` appends to the buffer that it is given.
+    /// A text frame. `write` appends the payload to its buffer.
     pub(crate) fn text<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Self, E> {
         let mut buffer = Vec::with_capacity(256);
         buffer.resize(HEADER, 0);
@@ -33,7 +33,7 @@ impl Frame {
         Ok(Self::seal(OpCode::Data(Data::Text), buffer))
     }
 
-    /// The same for a binary frame.
+    /// A binary frame. `write` appends the payload to its buffer.
     pub(crate) fn binary<E>(write: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Self, E> {
         let mut buffer = Vec::with_capacity(256);
         buffer.resize(HEADER, 0);
@@ -47,9 +47,9 @@ impl Frame {
         Self::close_because(code, "")
     }
 
-    /// A close frame with a status code and a reason of 123 bytes at most.
+    /// A close frame with a status code and a reason of at most 123 bytes.
     pub(crate) fn close_because(code: u16, reason: &str) -> Self {
-        debug_assert!(reason.len() <= 123, "a control frame is no longer");
+        debug_assert!(reason.len() <= 123, "a control frame has at most 125 bytes of payload");
         Self::control(Control::Close, &[&code.to_be_bytes(), reason.as_bytes()].concat())
     }
 
@@ -64,8 +64,8 @@ impl Frame {
         Self::seal(OpCode::Control(kind), buffer)
     }
 
-    /// The same message compressed, for clients that have agreed to permessage-deflate. `None` if
-    /// that would not make it smaller, or if it is no message or is compressed already.
+    /// The same message compressed, for clients with permessage-deflate. `None` if that would not
+    /// make it smaller, if it is not a message, or if it is compressed already.
     pub(crate) fn deflated(&self) -> Option<Self> {
         let first = self.bytes[0];
         let opcode = OpCode::from(first & 0x0f);
@@ -93,17 +93,17 @@ impl Frame {
         Self { bytes, body: HEADER - start, held }
     }
 
-    /// The frame as it is written.
+    /// The frame's bytes as written to the socket.
     pub(crate) fn bytes(&self) -> &Bytes {
         &self.bytes
     }
 
-    /// The payload alone.
+    /// The payload.
     pub(crate) fn body(&self) -> Bytes {
         self.bytes.slice(self.body..)
     }
 
-    /// The payload, if it is a text as it was said: of a text frame that is not compressed.
+    /// The payload as text, if it is an uncompressed text frame.
     pub(crate) fn as_text(&self) -> Option<&str> {
         let is_plain_text = OpCode::from(self.bytes[0] & 0x0f) == OpCode::Data(Data::Text)
             && self.bytes[0] & RSV1 == 0;
@@ -115,7 +115,7 @@ impl Frame {
         self.bytes.len()
     }
 
-    /// How many bytes of memory it takes, which is more than it is long.
+    /// The bytes of memory that the frame takes, which may be more than its length.
     pub(crate) fn held(&self) -> usize {
         self.held
     }
@@ -124,7 +124,7 @@ impl Frame {
         self.bytes.len() - self.body
     }
 
-    /// Where that is in the payload which was so far into the buffer when it was written.
+    /// Converts an offset in the buffer, at the time of writing, to an offset in the payload.
     pub(crate) fn in_body(&self, written: usize) -> usize {
         written - HEADER
     }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_is_as_long_as_the_payload_needs() {
+    fn the_length_of_the_header_follows_the_payload() {
         assert_eq!(text("hi").bytes()[..], *b"\x81\x02hi");
         assert_eq!(text(&"x".repeat(125)).bytes()[..2], *b"\x81\x7d");
         assert_eq!(text(&"x".repeat(126)).bytes()[..4], *b"\x81\x7e\x00\x7e");
@@ -158,12 +158,12 @@ mod tests {
         let long = text(&"news ".repeat(100));
         let deflated = long.deflated().unwrap();
         assert!(deflated.len() < 100);
-        assert_eq!(deflated.bytes()[0], 0xc1, "a whole text, compressed");
+        assert_eq!(deflated.bytes()[0], 0xc1, "a complete text, compressed");
         assert_eq!(inflate(&deflated.body(), 1000).unwrap(), long.body());
-        assert!(deflated.deflated().is_none(), "it is already");
+        assert!(deflated.deflated().is_none(), "compressed already");
         assert_eq!((deflated.as_text(), text("news").as_text()), (None, Some("news")));
         assert!(text("news").deflated().is_none(), "too small");
-        assert!(Frame::pong(&[b'x'; 125]).deflated().is_none(), "no message");
+        assert!(Frame::pong(&[b'x'; 125]).deflated().is_none(), "not a message");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reads values whose leaves are all strings as what is asked for. Pure.
+//! Deserializes values whose leaves are all strings. Pure.
 
 use serde::{
     Deserializer,
@@ -10,10 +10,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 
-/// What was wrong, in serde's words.
+/// The error, as a serde message.
 pub(crate) type LeafError = serde::de::value::Error;
 
-/// Reads an object whose leaves are strings.
+/// Deserializes an object whose leaves are strings.
 pub(crate) fn read<T: DeserializeOwned>(object: &Map<String, Value>) -> Result<T, LeafError> {
     T::deserialize(MapAccessDeserializer::new(entries(object)))
 }
@@ -24,12 +24,12 @@ fn entries<'de>(
     MapDeserializer::new(object.iter().map(|(name, value)| (&**name, Node(value))))
 }
 
-/// A value somewhere below.
+/// A nested value.
 #[derive(Clone, Copy)]
 struct Node<'de>(&'de Value);
 
 impl<'de> Node<'de> {
-    /// A leaf as something that is written in it.
+    /// Parses a leaf.
     fn leaf<T: std::str::FromStr>(self, what: &str) -> Result<T, LeafError> {
         match self.0 {
             Value::String(text) => {
@@ -75,7 +75,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
                 SeqDeserializer::new(list.iter().map(Node)).deserialize_any(visitor)
             }
             Value::Object(object) => visitor.visit_map(entries(object)),
-            // There is no such thing in a query; a test may have put it there.
+            // Queries contain only the kinds above; a test may construct others.
             other => other.deserialize_any(visitor).map_err(Error::custom),
         }
     }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_are_read_as_what_is_asked_for() {
+    fn leaves_are_parsed_as_the_expected_type() {
         let asked = of::<Asked>(&json!({
             "id": "42", "name": "7", "loud": "true", "gain": "0.5", "rooms": ["1", "2"], "kind": "phone",
             "other": {"desk": {"floor": "3"}}, "pair": ["x", "-1"], "rest": {"a": "b"},
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_an_error() {
+    fn a_mismatch_is_an_error() {
         let number = |value| of::<BTreeMap<String, u8>>(&json!({"a": value})).unwrap_err();
         assert_eq!(number(json!("x")), "invalid value: string \"x\", expected a number");
         assert_eq!(number(json!("256")), "invalid value: string \"256\", expected a number");
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_type_it_is_what_it_is() {
+    fn without_an_expected_type_a_leaf_is_a_string() {
         let value = json!({"a": {"b": ["c", {"d": ""}]}});
         assert_eq!(of::<Value>(&value), Ok(value));
     }

@@ -1,7 +1,7 @@
-//! Long polling: what requests carry, and what answers say. Pure.
+//! Long polling: the contents of requests and answers. Pure.
 //!
-//! Every answer is HTTP 200, so that a page of any origin may read it; what became of the request
-//! is the `status` in its body.
+//! Every answer is HTTP 200, so that a page of any origin may read it; the result of the request is
+//! the `status` in its body.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Buf, Bytes};
@@ -12,27 +12,27 @@ use super::{frame::Frame, message::Received};
 /// The header that carries a session's token, if the query does not.
 pub(crate) const TOKEN_HEADER: &str = "x-phoenix-longpoll-token";
 
-/// The header that carries the token which says who the client is.
+/// The header that carries the client's auth token.
 pub(crate) const AUTH_HEADER: &str = "x-phoenix-authtoken";
 
-/// The type of a body with a message a line.
+/// The content type of a body with one message per line.
 const BATCH: &str = "application/x-ndjson";
 
-/// What became of a request, as the body of its answer says it. The official client closes its
-/// connection for a number that it does not know.
+/// The result of a request, as in the body of its answer. The official client closes its connection
+/// on an unknown number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
-    /// There are messages; or what was sent has been taken.
+    /// There are messages, or the sent messages were accepted.
     Ok,
-    /// Nothing came while the client waited.
+    /// No message came while the client waited.
     Nothing,
-    /// What was sent cannot be read.
+    /// The sent messages cannot be decoded.
     Unreadable,
     /// The page or the client may not connect.
     Refused,
-    /// The session did not take what was sent, or not in time.
+    /// The session did not accept the sent messages, or not in time.
     NotTaken,
-    /// There is no such session; to a poll, that there is a new one.
+    /// There is no such session; in the answer to a poll, that there is a new one.
     Gone,
 }
 
@@ -65,13 +65,13 @@ impl Envelope<'_> {
     }
 }
 
-/// An answer that says only what became of the request.
+/// An answer that holds only the result.
 pub(crate) fn told(status: Status) -> Bytes {
     Envelope { status: status.code(), token: None, messages: None }.encode()
 }
 
-/// The answer to a poll: the messages in these frames, each a string. Binary frames cannot be told;
-/// see [`untold`].
+/// The answer to a poll: the messages in these frames, each as a string. Binary frames are left
+/// out; see [`untold`].
 pub(crate) fn polled(status: Status, token: &str, frames: &[Frame]) -> Bytes {
     let messages = frames.iter().filter_map(Frame::as_text).collect();
     Envelope { status: status.code(), token: Some(token), messages: Some(messages) }.encode()
@@ -82,21 +82,21 @@ pub(crate) fn untold(frames: &[Frame]) -> usize {
     frames.iter().filter(|frame| frame.as_text().is_none()).count()
 }
 
-/// A line that is neither a text of version 2 nor base64.
+/// A line is neither a text of version 2 nor base64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadLine;
 
-/// The messages in the body of a request, in their order.
+/// The messages in the body of a request, in order.
 #[derive(Debug)]
 pub(crate) enum Batch {
-    /// All of it is one text.
+    /// The whole body is one text.
     Whole(Option<Bytes>),
-    /// One in each line.
+    /// One message per line.
     Lines(Bytes),
 }
 
 impl Batch {
-    /// The messages in a body of this type.
+    /// Splits a body of this content type.
     pub(crate) fn new(content_type: Option<&str>, body: Bytes) -> Self {
         let essence = content_type.and_then(|name| name.split(';').next()).unwrap_or_default();
         if essence.trim().eq_ignore_ascii_case(BATCH) {
@@ -127,7 +127,7 @@ impl Iterator for Batch {
             left = behind;
             match line.strip_suffix(b"\r").unwrap_or(line) {
                 [] => {}
-                // A copy, because a slice would keep the whole body for as long as the line waits.
+                // Copied, because a slice would keep the whole body alive while the line waits.
                 text @ [b'[', ..] => break Some(Ok(Received::Text(Bytes::copy_from_slice(text)))),
                 encoded => {
                     let decoded = STANDARD.decode(encoded).map_err(|_| BadLine);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn each_answer_has_the_status_that_the_official_client_knows() {
+    fn answers_have_the_statuses_of_the_official_client() {
         let codes = [
             (Status::Ok, 200),
             (Status::Nothing, 204),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn binary_frames_are_left_out_and_the_others_still_arrive() {
+    fn binary_frames_are_left_out_and_others_still_arrive() {
         let frames = [frame("first"), binary(b"\xff\x00"), frame("second"), binary(b"ascii")];
         let answer = parsed(&polled(Status::Ok, "abc", &frames));
         assert_eq!(answer["messages"], json!(["first", "second"]));
@@ -218,21 +218,21 @@ mod tests {
     }
 
     #[test]
-    fn c_182_lines_of_text_and_base64_are_read_in_order() {
+    fn c_182_lines_of_text_and_base64_are_decoded_in_order() {
         let body = "[1]\nAAEC\n[2]";
         let read = read(Some(BATCH), body);
         assert_eq!(read, [text("[1]"), bytes(&[0, 1, 2]), text("[2]")]);
     }
 
     #[test]
-    fn lines_end_in_either_way_and_empty_ones_do_not_count() {
+    fn both_line_endings_are_accepted_and_empty_lines_ignored() {
         assert_eq!(read(Some(BATCH), "[1]\r\n\r\n\n[2]\n"), [text("[1]"), text("[2]")]);
         assert_eq!(read(Some(BATCH), ""), []);
         assert_eq!(read(Some(BATCH), "\n"), []);
     }
 
     #[test]
-    fn a_line_keeps_no_more_than_itself() {
+    fn a_line_keeps_only_its_own_memory() {
         let body = format!("[1]\n{}[2]", "\n".repeat(1 << 16));
         for line in Batch::new(Some(BATCH), body.into()) {
             let Ok(Received::Text(line)) = line else { panic!("expected a text, got {line:?}") };
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_neither_text_nor_base64_is_bad_and_only_it() {
+    fn only_a_line_that_is_neither_text_nor_base64_is_bad() {
         for line in ["not json", "AAE", "{\"topic\":\"t\"}", " [1]", "-_-_"] {
             let mut batch = Batch::new(Some(BATCH), format!("[1]\n{line}\n[2]").into());
             assert_eq!(batch.next(), Some(text("[1]")));
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_a_hundred_lines_are_read() {
+    fn more_than_a_hundred_lines_are_decoded() {
         let mut batch = Batch::new(Some(BATCH), "[1]\n".repeat(1000).into());
         assert_eq!(batch.by_ref().filter(Result::is_ok).count(), 1000);
     }

@@ -1,4 +1,4 @@
-//! Messages of the channel protocol, in whichever version a client speaks.
+//! Messages of the channel protocol, in both versions.
 
 use std::{
     borrow::Cow,
@@ -22,8 +22,8 @@ use crate::{
     since::Since,
 };
 
-/// How long the names and references of a client may be, in bytes: what a field of a binary frame can
-/// carry.
+/// The maximum length of a client's names and references, in bytes: the capacity of a field in a
+/// binary frame.
 const LONGEST_NAME: usize = 255;
 
 /// The event of a join request.
@@ -34,10 +34,10 @@ const REPLY: &str = "phx_reply";
 const CLOSE: &str = "phx_close";
 const ERROR: &str = "phx_error";
 
-/// The events of presences, which all who have joined a topic believe.
+/// The events of presences, which all clients on a topic trust.
 const PRESENCE: [&str; 2] = ["presence_state", "presence_diff"];
 
-/// A field of a message that names something.
+/// A message field that holds a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Field {
     JoinRef,
@@ -46,7 +46,7 @@ pub(crate) enum Field {
     Event,
 }
 
-/// What came in one message of the transport.
+/// A message as received from the transport.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     /// Valid UTF-8.
@@ -54,25 +54,25 @@ pub(crate) enum Received {
     Binary(Bytes),
 }
 
-/// Why what came is no message.
+/// Received data that is not a message.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    #[error("not a message of the protocol")]
+    #[error("not a message of the channel protocol")]
     NotAMessage,
     /// Text is UTF-8, and so are the fields of a binary message.
-    #[error("not UTF-8")]
+    #[error("not valid UTF-8")]
     NotUtf8,
 }
 
 impl Received {
-    /// How many bytes it has.
+    /// The length in bytes.
     pub(crate) fn len(&self) -> usize {
         let (Self::Text(bytes) | Self::Binary(bytes)) = self;
         bytes.len()
     }
 }
 
-/// A message of a client. It borrows from what it came in.
+/// A client's message, borrowed from the received data.
 #[derive(Debug)]
 pub(crate) struct ClientMessage<'a> {
     // All of these are JSON.
@@ -90,13 +90,13 @@ pub(super) enum Body<'a> {
 }
 
 impl<'a> ClientMessage<'a> {
-    /// Reads a message.
+    /// Decodes a message.
     ///
-    /// Version 1 is JSON, whatever kind of frame it comes in: some of its clients send binary ones.
+    /// Version 1 is JSON in any kind of frame: some of its clients send binary frames.
     ///
     /// # Errors
     ///
-    /// It is no message.
+    /// The data is not a message.
     pub(crate) fn decode(version: Version, received: &'a Received) -> Result<Self, Unreadable> {
         let (decode, text): (fn(&'a str) -> Option<Self>, _) = match (version, received) {
             (Version::V2, Received::Binary(frame)) => return binary::decode(frame),
@@ -108,8 +108,8 @@ impl<'a> ClientMessage<'a> {
         message.ok_or(Unreadable::NotAMessage)
     }
 
-    /// The field that is longer than 255 bytes, and its length. The server keeps topic and join reference
-    /// for as long as a channel lives, and sends them with every frame.
+    /// The field that is longer than 255 bytes, and its length. The server keeps topic and join
+    /// reference for as long as a channel lives, and sends them with every frame.
     pub(crate) fn too_long(&self) -> Option<(Field, usize)> {
         let fields = [
             (Field::JoinRef, &self.join_ref),
@@ -129,12 +129,12 @@ impl<'a> ClientMessage<'a> {
         Ref::new(&self.reference)
     }
 
-    /// The topic; `None` if it is not a string, and so names no channel.
+    /// The topic; `None` if it is not a string, and so matches no channel.
     pub(crate) fn topic(&self) -> Option<Cow<'_, str>> {
         string(&self.topic)
     }
 
-    /// The topic as JSON, to be given back as it came.
+    /// The topic as JSON, to be sent back unchanged.
     pub(crate) fn topic_json(&self) -> &str {
         &self.topic
     }
@@ -144,7 +144,7 @@ impl<'a> ClientMessage<'a> {
         string(&self.event)
     }
 
-    /// The payload, sharing the memory of what the message was decoded from.
+    /// The payload, sharing the memory of the received data.
     pub(crate) fn payload(&self, received: &Received) -> Payload {
         let (Received::Text(whole) | Received::Binary(whole)) = received;
         match self.payload {
@@ -154,8 +154,8 @@ impl<'a> ClientMessage<'a> {
     }
 }
 
-/// Whom a message of a channel goes to: the topic, the join that it belongs to, and how the client
-/// wants it written.
+/// The address of a channel's message: the topic, the join that it belongs to, and the client's
+/// version.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Address<'a> {
     pub(crate) version: Version,
@@ -187,7 +187,7 @@ impl Address<'_> {
         })
     }
 
-    /// The channel has ended in good order.
+    /// The channel has ended normally.
     pub(crate) fn close(self) -> Frame {
         self.known(CLOSE, b"{}")
     }
@@ -197,7 +197,7 @@ impl Address<'_> {
         self.known(ERROR, br#"{"reason":"channel_crash"}"#)
     }
 
-    /// A message of the server to this client alone.
+    /// A message from the server to this client alone.
     pub(crate) fn push(
         self,
         event: &str,
@@ -212,7 +212,7 @@ impl Address<'_> {
         self.text(&Ref::NULL, event, |out| write_object(payload, out))
     }
 
-    /// What tells of a channel's end: both references are those of the join.
+    /// A message about a channel's end: both references are those of the join.
     fn known(self, event: &str, payload: &[u8]) -> Frame {
         let written: Result<Frame, std::convert::Infallible> =
             self.text(self.join_ref, event, |out| {
@@ -248,25 +248,25 @@ impl Address<'_> {
     }
 }
 
-/// A broadcast, encoded once for each version: its frame names no join, so every subscriber shares
-/// it.
+/// A broadcast, encoded once for each version: its frame has no join reference, so all subscribers
+/// share it.
 #[derive(Debug)]
 pub(crate) struct Encoded {
     topic: Arc<str>,
     event: Box<str>,
-    /// Where the payload begins in the body of its frame.
+    /// The offset of the payload in the frame's body.
     payload: usize,
     is_binary: bool,
     key: EventKey,
     v2: SharedFrame,
-    /// Made when the first subscriber needs it; `None` if this version cannot express it.
+    /// Built when the first subscriber needs it; `None` if this version cannot express it.
     v1: OnceLock<Option<SharedFrame>>,
     since: Option<Since>,
 }
 
 impl Encoded {
-    /// The same for an application, which may not send the events of the protocol and of presences: it may
-    /// have an event's name from a client.
+    /// Like [`new`](Self::new) for an application, which must not send the events of the protocol
+    /// and of presences: it may take an event's name from a client.
     pub(crate) fn by_application(
         topic: &str,
         event: &str,
@@ -302,8 +302,8 @@ impl Encoded {
         Ok(Self { topic, event, payload: start, is_binary, key, v2, v1, since })
     }
 
-    /// Times it: the time from then until the operating system has taken the last byte of a frame is
-    /// recorded for each socket.
+    /// Enables timing: for each socket, the time from `since` until the operating system has taken
+    /// the last byte of the frame is recorded.
     pub(crate) fn timed(mut self, since: Option<Since>) -> Self {
         self.since = since;
         self.v2 = self.v2.timed(since);
@@ -329,17 +329,17 @@ impl Encoded {
         if self.is_binary {
             Payload::binary(body.slice(self.payload..))
         } else {
-            // Behind it comes the end of the array.
+            // The payload is followed by the end of the array.
             Payload::from_json(body.slice(self.payload..body.len() - 1))
         }
     }
 
-    /// Since when it is on its way, if that is timed.
+    /// The start time of the push, if it is timed.
     pub(crate) fn since(&self) -> Option<Since> {
         self.since
     }
 
-    /// The frame for clients of a version, or `None` if they cannot be told this.
+    /// The frame for clients of a version, or `None` if that version cannot express it.
     pub(crate) fn frame(&self, version: Version) -> Option<&SharedFrame> {
         match version {
             Version::V1 => self.v1.get_or_init(|| self.v1_frame()).as_ref(),
@@ -358,14 +358,14 @@ impl Encoded {
     }
 }
 
-/// Whether an event belongs to the protocol.
+/// Whether an event is reserved for the protocol.
 pub(crate) fn is_reserved(event: &str) -> bool {
     event.starts_with("phx_")
 }
 
-/// How many bytes a string says, or how many any other value is written with.
+/// The length of a string's content, or of any other value's JSON.
 fn plain_length(json: &str) -> usize {
-    // What is short as JSON is short without its quotes and escapes too.
+    // A string that is short as JSON is also short without quotes and escapes.
     if json.len() <= LONGEST_NAME {
         return json.len();
     }
@@ -376,11 +376,11 @@ pub(super) fn write_string(text: &str, out: &mut Vec<u8>) {
     serde_json::to_writer(out, text).expect("a string is always JSON, and memory takes it");
 }
 
-/// Writes a payload that has to be an object, as those of pushes and broadcasts do.
+/// Writes a payload that has to be an object, as in pushes and broadcasts.
 fn write_object(payload: impl IntoPayload, out: &mut Vec<u8>) -> Result<(), PayloadError> {
     let start = out.len();
     payload.write(out)?;
-    // The payload of a client may have spaces in front.
+    // A client's payload may begin with whitespace.
     let first = out[start..].iter().find(|byte| !byte.is_ascii_whitespace());
     if first == Some(&b'{') { Ok(()) } else { Err(PayloadError::NotAnObject) }
 }
@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_references_have_255_bytes_at_most() {
+    fn names_and_references_have_at_most_255_bytes() {
         let too_long = |fields: [&str; 4]| {
             let [join_ref, reference, topic, event] = fields;
             let text = text(&format!("[{join_ref},{reference},{topic},{event},{{}}]"));
@@ -427,7 +427,7 @@ mod tests {
         let (fits, long) = (format!("\"{}\"", "x".repeat(255)), format!("\"{}\"", "x".repeat(256)));
         let escaped = format!("\"{}\"", r"\u0041".repeat(255));
         assert_eq!(too_long([&fits; 4]), None);
-        assert_eq!(too_long([&escaped; 4]), None, "it is what is said that counts");
+        assert_eq!(too_long([&escaped; 4]), None, "the decoded length counts");
         assert_eq!(too_long([&long, "1", "1", "1"]), Some((Field::JoinRef, 256)));
         assert_eq!(too_long(["1", &long, "1", "1"]), Some((Field::Reference, 256)));
         assert_eq!(too_long(["1", "1", &long, "1"]), Some((Field::Topic, 256)));
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_utf8_is_told_from_what_is_no_message() {
+    fn invalid_utf8_is_distinguished_from_other_invalid_messages() {
         for received in [Received::Text, Received::Binary] {
             let decoded = received(Bytes::from_static(b"\xe9"));
             let decoded = ClientMessage::decode(Version::V1, &decoded).unwrap_err();
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_carry_the_references_that_their_kind_has() {
+    fn frames_carry_the_references_of_their_kind() {
         let (join_ref, reference) = (Ref::new("\"1\""), Ref::new("7"));
         let topic = quoted("room:\"lobby\"");
         let [v1, v2] = BOTH.map(|version| Address { version, join_ref: &join_ref, topic: &topic });
@@ -532,9 +532,7 @@ mod tests {
             let error = Encoded::by_application("t", event, json!({})).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                format!(
-                    "the event {event:?} belongs to the protocol, and applications cannot send it"
-                )
+                format!("the event {event:?} is reserved for the protocol")
             );
         }
         for event in ["phx", "presence", "message"] {

@@ -1,4 +1,4 @@
-//! What goes over the wire. Pure: nothing here waits, locks, logs or reads a clock.
+//! The wire protocol. Pure: no code here waits, locks, logs or reads a clock.
 
 pub(crate) mod binary;
 pub(crate) mod connection;

@@ -1,7 +1,7 @@
-//! Percent encoding, read strictly. Pure.
+//! Strict percent decoding. Pure.
 
-/// Decodes `%XX`, and with `plus` a `+` as a space. `None` if a `%` is not followed by two hex digits,
-/// or if what comes out is not UTF-8.
+/// Decodes `%XX`, and with `plus` a `+` as a space. `None` if a `%` is not followed by two hex
+/// digits, or if the result is not UTF-8.
 pub(crate) fn decode(text: &str, plus: bool) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
@@ -24,7 +24,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_encoded_is_decoded() {
+    fn valid_encodings_are_decoded() {
         let cases = [
             ("", ""),
             ("plain", "plain"),
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_badly_is_refused() {
+    fn invalid_encodings_are_refused() {
         for text in ["%", "%2", "a%2", "%zz", "%2g", "%+1", "%-1", "%C3", "%ff", "%ü0", "%C3%28"] {
             assert_eq!(decode(text, true), None, "{text}");
         }

@@ -4,13 +4,14 @@ use serde_json::{Map, Value, map::Entry};
 
 use super::percent;
 
-/// How many parameters a query may have.
+/// The maximum number of parameters in a query.
 const MAX_PARAMETERS: usize = 1000;
 
-/// How deep a parameter's name may nest. What is decoded is dropped, cloned and written recursively.
+/// The maximum nesting of a parameter's name. Decoded values are dropped, cloned and written
+/// recursively.
 const MAX_DEPTH: usize = 32;
 
-/// Why a query cannot be decoded.
+/// A query cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QueryError {
     /// A name or a value is not percent-encoded UTF-8.
@@ -24,12 +25,12 @@ pub(crate) enum QueryError {
 /// Decodes a query as `Plug.Conn.Query` does: `a[b]=c` is an object, `l[]=1&l[]=2` a list, a bare
 /// `flag` is `""`, and all leaves are strings.
 ///
-/// Of values of one name the last wins. So does its shape, where one is a string, one a list and one
-/// an object: what does not fit it is dropped.
+/// The last value of a name wins, and so does its shape, if a name is used as a string, a list or
+/// an object: values of another shape are dropped.
 pub(crate) fn decode(query: &str) -> Result<Map<String, Value>, QueryError> {
     let mut params = Map::new();
     let mut count = 0;
-    // From the last to the first, so that what is there already wins. Lists come out in reverse.
+    // From the last to the first, so that existing values win. Lists are built in reverse.
     for pair in query.rsplit('&').filter(|pair| !pair.is_empty()) {
         count += 1;
         if count > MAX_PARAMETERS {
@@ -49,7 +50,7 @@ pub(crate) fn decode(query: &str) -> Result<Map<String, Value>, QueryError> {
     Ok(params)
 }
 
-/// `a[b][]` is the keys `a`, `b` and the empty one. There is always a first.
+/// `a[b][]` has the keys `a`, `b` and the empty one. There is always a first key.
 fn keys(name: &str) -> Vec<&str> {
     let nested = name.strip_suffix(']').and_then(|name| name.split_once('['));
     match nested {
@@ -73,12 +74,12 @@ fn insert(params: &mut Map<String, Value>, key: &str, below: &[&str], value: Str
                 insert(object, key, below, value);
             }
         }
-        // A later one has won.
+        // A later value has won.
         (Entry::Occupied(_), []) => {}
     }
 }
 
-/// A value below keys that are not there yet.
+/// Wraps a value in keys that do not exist yet.
 fn nested(keys: &[&str], value: String) -> Value {
     keys.iter().rev().fold(Value::String(value), |value, key| match *key {
         "" => Value::Array(vec![value]),
@@ -156,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_encoded_badly_is_refused() {
+    fn invalid_encodings_are_refused() {
         for query in ["a=%ff", "%ff=a", "ok=1&a=%", "a[%zz]=1"] {
             assert_eq!(decode(query), Err(QueryError::Encoding), "{query}");
         }
     }
 
     #[test]
-    fn there_are_bounds_to_depth_and_number() {
+    fn depth_and_number_are_bounded() {
         let deep = |depth| format!("a{}=1", "[b]".repeat(depth - 1));
         assert!(decode(&deep(MAX_DEPTH)).is_ok());
         assert_eq!(decode(&deep(MAX_DEPTH + 1)), Err(QueryError::TooDeep));

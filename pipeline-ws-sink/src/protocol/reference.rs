@@ -1,14 +1,14 @@
-//! References: how a client tells its messages, and its joins of a topic, apart.
+//! References: they identify a client's messages, and its joins of a topic.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
-/// The reference of a message or of a join, chosen by the client: any JSON value, and given back as
-/// it came. Most are strings.
+/// The reference of a message or of a join, chosen by the client: any JSON value, sent back
+/// unchanged. Most references are strings.
 ///
-/// Displayed and serialized, it is that value.
+/// Its display and its serialization are that value.
 ///
 /// ```
 /// use pipeline_ws_sink::{Channel, ChannelContext};
@@ -24,8 +24,7 @@ pub struct Ref(Option<Arc<str>>);
 impl Ref {
     pub(crate) const NULL: Self = Self(None);
 
-    /// Takes a JSON value. A string is written in one way only, so that two are compared by what they
-    /// say.
+    /// Parses a JSON value. A string is normalized, so that two strings compare equal by content.
     pub(crate) fn new(json: &str) -> Self {
         match json {
             "null" => Self::NULL,
@@ -37,7 +36,7 @@ impl Ref {
         }
     }
 
-    /// Whether the client gave none.
+    /// Whether the client sent no reference.
     #[must_use]
     pub fn is_null(&self) -> bool {
         self.0.is_none()
@@ -54,8 +53,7 @@ impl Ref {
         if self.is_null() { other.clone() } else { self.clone() }
     }
 
-    /// The reference as a field of a binary frame: a string without its quotes, and nothing for
-    /// null.
+    /// The reference as a field of a binary frame: a string without its quotes, and empty for null.
     pub(crate) fn plain(&self) -> Cow<'_, str> {
         match &self.0 {
             None => Cow::Borrowed(""),
@@ -64,7 +62,7 @@ impl Ref {
     }
 }
 
-/// The string that a JSON value is, without copying it if it has no escapes.
+/// Decodes a JSON string, without copying it if it has no escapes.
 pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
     match json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
         Some(plain) if !plain.contains('\\') => Some(Cow::Borrowed(plain)),
@@ -73,7 +71,7 @@ pub(crate) fn string(json: &str) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A string as JSON.
+/// Encodes a string as JSON.
 pub(crate) fn quoted(text: &str) -> String {
     serde_json::to_string(text).expect("a string is always JSON")
 }
@@ -103,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reference_is_given_back_as_it_came() {
+    fn a_reference_is_sent_back_unchanged() {
         for json in ["\"1\"", "7", "1.0", "[1,2]", "{\"a\":null}", "null"] {
             let reference = Ref::new(json);
             assert_eq!((reference.json(), reference.is_null()), (json, json == "null"));
@@ -112,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_the_same_if_they_say_the_same() {
+    fn references_are_equal_if_their_content_is() {
         assert_eq!(Ref::new(r#""\u00e9\/""#), Ref::new("\"é/\""));
         assert_ne!(Ref::new("\"1\""), Ref::new("1"));
     }

@@ -1,5 +1,5 @@
-//! The header `sec-websocket-protocol`: which subprotocol is spoken, and the token that a browser can
-//! send nowhere else. Pure.
+//! The header `sec-websocket-protocol`: the negotiated subprotocol, and the auth token, which a
+//! browser can send in no other header. Pure.
 
 use base64::{
     Engine,
@@ -7,28 +7,28 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
 };
 
-/// What an entry that carries a token begins with.
+/// The prefix of an entry that carries a token.
 const TOKEN: &str = "base64url.bearer.phx.";
 
-/// The subprotocol that a client which sends a token offers beside it.
+/// The subprotocol that the official client offers along with its token.
 pub(crate) const PHOENIX: &str = "phoenix";
 
-/// What is left of a header when the token is taken out of it.
+/// The rest of a header after the token was taken out.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WithoutToken {
     pub(crate) token: Option<String>,
-    /// `None` if nothing is left.
+    /// `None` if the rest is empty.
     pub(crate) header: Option<String>,
 }
 
-/// The entry that has to carry a token does not: it is not base64, or not UTF-8 in it.
+/// The token's entry is invalid: it is not base64, or does not contain UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BadToken;
 
 /// Takes the token out of the header, if exactly one of its entries carries one.
 ///
-/// The name says `base64url`, and the official client sends the other alphabet; both are read, with
-/// padding or without.
+/// The prefix says `base64url`, and the official client uses the other alphabet; both are accepted,
+/// with or without padding.
 pub(crate) fn take_token(header: &str) -> Result<WithoutToken, BadToken> {
     let (tokens, rest): (Vec<_>, Vec<_>) =
         entries(header).partition(|entry| entry.starts_with(TOKEN));
@@ -45,12 +45,12 @@ pub(crate) fn take_token(header: &str) -> Result<WithoutToken, BadToken> {
     Ok(WithoutToken { token: Some(token), header })
 }
 
-/// None of the subprotocols that the client offers is spoken here.
+/// The server supports none of the offered subprotocols.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unsupported;
 
-/// The subprotocol that is spoken: the first of ours that is offered. None if nothing is offered, or
-/// if we have no list and do not care.
+/// Selects the subprotocol: the first of ours that is offered. `None` if nothing is offered, or if
+/// the server has no list.
 pub(crate) fn select<'a>(
     ours: &'a [String],
     offered: Option<&str>,
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_ours_that_is_offered_is_spoken() {
+    fn the_first_of_ours_that_is_offered_is_selected() {
         let sip_and_mqtt = ours(&["sip", "mqtt"]);
         let cases = [
             (None, Ok(None)),
@@ -118,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn two_tokens_are_no_token() {
+    fn two_tokens_count_as_none() {
         let header = "phoenix, base64url.bearer.phx.b25l, base64url.bearer.phx.dHdv";
         assert_eq!(take_token(header), without(None, Some(header)));
     }
 
     #[test]
-    fn both_alphabets_are_read_with_padding_and_without() {
+    fn both_alphabets_are_accepted_with_and_without_padding() {
         for encoded in ["YWI+Pz8", "YWI-Pz8", "YWI+Pz8=", "YWI-Pz8="] {
             let taken = take_token(&format!("base64url.bearer.phx.{encoded}"));
             assert_eq!(taken, without(Some("ab>??"), None), "{encoded}");
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_base64_of_a_text_is_refused() {
+    fn a_token_that_is_not_base64_of_text_is_refused() {
         for encoded in ["!!!", "a", "YWI+Pz8-", "YWJ", "/w", "YWI= x"] {
             let taken = take_token(&format!("phoenix, base64url.bearer.phx.{encoded}"));
             assert_eq!(taken, Err(BadToken), "{encoded}");

@@ -11,7 +11,7 @@ use super::{
     reference::Ref,
 };
 
-/// What a client sends. Keys that are not known are passed over.
+/// A client's message. Unknown keys are ignored.
 #[derive(Deserialize)]
 struct Object<'a> {
     #[serde(borrow)]
@@ -22,14 +22,14 @@ struct Object<'a> {
     payload: &'a RawValue,
     #[serde(borrow, rename = "ref")]
     reference: &'a RawValue,
-    /// Clients of this version hardly ever send one.
+    /// Clients of this version rarely send one.
     #[serde(borrow, default)]
     join_ref: Option<&'a RawValue>,
 }
 
-/// Reads a message; `None` for a text that is none.
+/// Decodes a message; `None` if the text is not a message.
 pub(super) fn decode(text: &str) -> Option<ClientMessage<'_>> {
-    // An array of the values would do for serde.
+    // Serde would also accept an array of the values.
     if !text.trim_start().starts_with('{') {
         return None;
     }
@@ -43,7 +43,7 @@ pub(super) fn decode(text: &str) -> Option<ClientMessage<'_>> {
     })
 }
 
-/// Writes a message. It says nothing of joins.
+/// Encodes a message. It has no join reference.
 pub(super) fn text<E>(
     reference: &Ref,
     topic: &str,
@@ -84,13 +84,13 @@ mod tests {
     }
 
     #[test]
-    fn c_046_an_array_is_no_message() {
+    fn c_046_an_array_is_not_a_message() {
         assert!(decode(r#"["1","2","room:1","ping",{}]"#).is_none());
         assert!(decode(r#"["room:1","ping",{},"2","1"]"#).is_none());
     }
 
     #[test]
-    fn c_047_a_missing_key_is_no_message() {
+    fn c_047_a_missing_key_is_not_a_message() {
         let whole = r#"{"topic":"t","event":"e","payload":{},"ref":"1"}"#;
         assert!(decode(whole).is_some());
         for key in ["topic", "event", "payload", "ref"] {

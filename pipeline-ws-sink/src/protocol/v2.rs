@@ -11,7 +11,7 @@ use super::{
     reference::Ref,
 };
 
-/// Reads a message; `None` for a text that is none.
+/// Decodes a message; `None` if the text is not a message.
 pub(super) fn decode(text: &str) -> Option<ClientMessage<'_>> {
     let mut json = serde_json::Deserializer::from_str(text);
     let message = json.deserialize_seq(Elements).ok()?;
@@ -19,7 +19,7 @@ pub(super) fn decode(text: &str) -> Option<ClientMessage<'_>> {
     Some(message)
 }
 
-/// Five elements; what comes after them is passed over.
+/// Five elements; further elements are ignored.
 struct Elements;
 
 impl<'de> Visitor<'de> for Elements {
@@ -46,7 +46,7 @@ impl<'de> Visitor<'de> for Elements {
     }
 }
 
-/// Writes a message.
+/// Encodes a message.
 pub(super) fn text<E>(
     join_ref: &Ref,
     reference: &Ref,
@@ -85,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn any_json_value_will_do_for_a_reference_a_topic_or_an_event() {
+    fn a_reference_a_topic_or_an_event_may_be_any_json_value() {
         let message = decode(r#"[9,null,5,null,"text"]"#).unwrap();
         assert_eq!((message.join_ref().json(), message.reference().json()), ("9", "null"));
         assert_eq!((message.topic(), message.topic_json(), message.event()), (None, "5", None));
     }
 
     #[test]
-    fn what_is_no_message_is_refused() {
+    fn invalid_messages_are_refused() {
         for text in [
             "",
             "not json",

@@ -1,16 +1,16 @@
-//! Which version of the protocol a client speaks.
+//! The versions of the channel protocol.
 
-/// A version of the channel protocol. It decides how messages are written.
+/// A version of the channel protocol. It determines the encoding of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Version {
-    /// Objects: `{"topic", "event", "payload", "ref"}`. What a client that does not say speaks.
+    /// Objects: `{"topic", "event", "payload", "ref"}`. The version of clients that name none.
     V1,
     /// Arrays, `[join_ref, ref, topic, event, payload]`, and binary frames.
     V2,
 }
 
 impl Version {
-    /// The version that a `vsn` parameter asks for, or `None` if there is none such.
+    /// The version of a `vsn` parameter, or `None` if it is not supported.
     ///
     /// The parameter is a semantic version and has to match `~> 1.0.0` or `~> 2.0.0`: three numbers,
     /// the second one 0, no pre-release.
@@ -49,18 +49,18 @@ mod tests {
     }
 
     #[test]
-    fn c_002_who_does_not_say_speaks_version_1() {
+    fn c_002_without_a_version_it_is_version_1() {
         assert_eq!(Version::negotiate(None), Some(Version::V1));
     }
 
     #[test]
-    fn c_003_a_patch_makes_no_difference() {
+    fn c_003_the_patch_number_is_ignored() {
         all(Some(Version::V1), &["1.0.0", "1.0.9"]);
         all(Some(Version::V2), &["2.0.0", "2.0.7"]);
     }
 
     #[test]
-    fn c_004_other_versions_are_not_spoken() {
+    fn c_004_other_versions_are_not_supported() {
         all(None, &["3.0.0", "2.1.0", "1.1.0", "0.9.0"]);
     }
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn c_006_a_build_is_no_matter_and_a_pre_release_never_matches() {
+    fn c_006_a_build_is_ignored_and_a_pre_release_never_matches() {
         all(Some(Version::V2), &["2.0.0+build", "2.0.0+build.1-x"]);
         all(None, &["2.0.0-rc.1", "2.0.0+", "2.0.0+a..b"]);
     }

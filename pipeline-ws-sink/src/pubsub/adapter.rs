@@ -1,4 +1,4 @@
-//! The way to other nodes.
+//! The adapter: broadcasts to and from the other nodes of a cluster.
 
 use std::{
     error::Error,
@@ -9,14 +9,15 @@ use std::{
 use super::{PubSub, Shared};
 use crate::{broadcast::Broadcast, payload::PayloadError, protocol::message::Encoded};
 
-/// Carries broadcasts to the other nodes of a cluster. Without one, an endpoint is alone.
+/// Carries broadcasts to the other nodes of a cluster. Without an adapter, an endpoint is alone.
 ///
-/// It is what an adapter of `Phoenix.PubSub` is. Delivery is at most once, and there is no order
-/// between nodes. A broadcast that arrives from another node is given to [`LocalNode::deliver`], and
-/// never sent on. A node never sends to itself: whoever listens there has been told already.
+/// It is the counterpart of an adapter of `Phoenix.PubSub`. Delivery is at most once, and there is
+/// no order between nodes. Pass a broadcast that arrives from another node to
+/// [`LocalNode::deliver`], and do not send it on. A node never sends to itself: its own subscribers
+/// have already received the broadcast.
 ///
-/// The functions return at once, because whoever broadcasts waits for them. An adapter that has to
-/// wait for a network keeps a bounded queue, and says so when it is full.
+/// The functions return at once, because the broadcasting task waits for them. An adapter that has
+/// to wait for a network keeps a bounded queue, and returns an error when the queue is full.
 ///
 /// ```
 /// use std::sync::{Mutex, OnceLock};
@@ -24,7 +25,7 @@ use crate::{broadcast::Broadcast, payload::PayloadError, protocol::message::Enco
 /// use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode};
 /// use serde_json::json;
 ///
-/// /// Tells one other endpoint in the same process.
+/// /// Delivers to one other endpoint in the same process.
 /// #[derive(Default)]
 /// struct Wire {
 ///     other: OnceLock<LocalNode>,
@@ -59,22 +60,24 @@ use crate::{broadcast::Broadcast, payload::PayloadError, protocol::message::Enco
 /// # }
 /// ```
 pub trait Adapter: Send + Sync + 'static {
-    /// What this node is called. No other node of the cluster has this name.
+    /// The name of this node, unique in the cluster.
     fn node_name(&self) -> &str;
 
-    /// Called once, when the endpoint is built, with the way in for what other nodes send.
+    /// Called once, when the endpoint is built, with the handle that delivers broadcasts from other
+    /// nodes.
     fn start(&self, node: LocalNode) {
         drop(node);
     }
 
-    /// Sends to all nodes but this one.
+    /// Sends a broadcast to all other nodes.
     ///
     /// # Errors
     ///
-    /// [`AdapterError`] if it cannot be sent; those who listen here do not get it then.
+    /// [`AdapterError`] if it cannot be sent; the subscribers on this node then do not receive it
+    /// either.
     fn broadcast(&self, broadcast: &Broadcast) -> Result<(), AdapterError>;
 
-    /// Sends to the node with this name, which may be this one.
+    /// Sends a broadcast to the node with this name, which may be this one.
     ///
     /// # Errors
     ///
@@ -82,25 +85,26 @@ pub trait Adapter: Send + Sync + 'static {
     fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError>;
 }
 
-/// The way in for what other nodes send.
+/// Delivers broadcasts from other nodes on this node.
 ///
 /// It does not keep the endpoint alive.
 #[derive(Clone)]
 pub struct LocalNode(Weak<Shared>);
 
 impl LocalNode {
-    /// The node that this is the way to everyone of.
+    /// The handle of the node of this [`PubSub`].
     #[must_use]
     pub fn of(pubsub: &PubSub) -> Self {
         Self(Arc::downgrade(&pubsub.shared))
     }
 
-    /// Sends what another node has sent to everyone on its topic on this node. Does nothing when
-    /// the endpoint is gone.
+    /// Delivers another node's broadcast to all subscribers of its topic on this node. Does nothing
+    /// once the endpoint is gone.
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload can be no event's; nobody gets it then.
+    /// [`PayloadError`] if the payload is not a JSON object or binary; the broadcast is then
+    /// delivered to no one.
     pub fn deliver(&self, broadcast: &Broadcast) -> Result<(), PayloadError> {
         let encoded = Encoded::new(broadcast.topic(), broadcast.event(), broadcast.payload())?;
         if let Some(shared) = self.0.upgrade() {
@@ -117,26 +121,26 @@ impl fmt::Debug for LocalNode {
     }
 }
 
-/// Why the other nodes were not told. Any error converts with `?`.
+/// The other nodes could not be reached. Any error converts with `?`.
 ///
 /// ```
 /// use pipeline_ws_sink::AdapterError;
 ///
 /// let error = AdapterError::new("the queue to the network is full");
-/// assert_eq!(error.to_string(), "the other nodes were not told: the queue to the network is full");
+/// assert_eq!(error.to_string(), "failed to reach the other nodes: the queue to the network is full");
 /// ```
 pub struct AdapterError {
     cause: Box<dyn Error + Send + Sync>,
 }
 
 impl AdapterError {
-    /// For this reason.
+    /// Creates an error with this cause.
     #[must_use]
     pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { cause: cause.into() }
     }
 
-    /// What went wrong.
+    /// The cause of the error.
     #[must_use]
     pub fn cause(&self) -> &(dyn Error + Send + Sync + 'static) {
         &*self.cause
@@ -157,7 +161,7 @@ impl fmt::Debug for AdapterError {
 
 impl fmt::Display for AdapterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the other nodes were not told: {}", self.cause)
+        write!(f, "failed to reach the other nodes: {}", self.cause)
     }
 }
 

@@ -1,11 +1,11 @@
-//! How many channels of each route have joined a topic. Pure.
+//! The numbers of channels of each route that have joined a topic. Pure.
 
 use std::sync::Arc;
 
-/// How many channels of each route have joined a topic.
+/// The numbers of channels of each route that have joined a topic.
 ///
-/// As a rule they are all of one route, and most topics have a single one: that takes no memory of its
-/// own.
+/// Usually all channels of a topic are of one route, and most topics have a single channel: these
+/// cases take no heap memory.
 #[derive(Debug)]
 pub(super) struct ByRoute<R> {
     first: Option<(Arc<R>, usize)>,
@@ -13,7 +13,7 @@ pub(super) struct ByRoute<R> {
 }
 
 impl<R> ByRoute<R> {
-    /// One more. Returns whether it is the first of its route.
+    /// Adds a channel. Returns whether it is the first of its route.
     pub(super) fn enter(&mut self, route: &Arc<R>) -> bool {
         if let Some(count) = self.count(route) {
             *count += 1;
@@ -28,7 +28,7 @@ impl<R> ByRoute<R> {
         true
     }
 
-    /// One less. Returns whether it was the last of its route.
+    /// Removes a channel. Returns whether it was the last of its route.
     pub(super) fn leave(&mut self, route: &Arc<R>) -> bool {
         match self.count(route) {
             Some(count @ 2..) => {
@@ -67,7 +67,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_first_and_the_last_of_each_route_are_told(
+        fn the_first_and_the_last_of_each_route_are_reported(
             steps in prop::collection::vec((0usize..4, any::<bool>()), 0..60)
         ) {
             let routes: Vec<Arc<usize>> = (0..4).map(Arc::new).collect();

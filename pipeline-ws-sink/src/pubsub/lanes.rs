@@ -1,4 +1,4 @@
-//! Lanes: in which order pushes are sent to a topic.
+//! Lanes: the order in which pushes are sent to a topic.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -13,10 +13,10 @@ use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// How many parts the lanes have, so that few senders meet at one lock.
+/// The number of shards, which reduces lock contention between senders.
 const SHARDS: usize = 16;
 
-/// The topics to which something is being sent. The others take no memory.
+/// The topics with a push in progress. Other topics take no memory.
 #[derive(Default)]
 pub(super) struct Lanes {
     shards: [Mutex<Shard>; SHARDS],
@@ -26,54 +26,54 @@ pub(super) struct Lanes {
 #[derive(Default)]
 struct Shard {
     lanes: HashMap<Arc<str>, Lane, RandomState>,
-    /// The number of the next place. No two places have the same, in any lane of the shard.
+    /// The number of the next place. Numbers are unique in a shard.
     next: u64,
 }
 
-/// Those who send to one topic: one has its turn, and the others stand behind it in their order.
+/// The senders of one topic: one is being served, and the others wait behind it in order.
 struct Lane {
-    /// Whose turn it is.
+    /// The number of the place that is being served.
     first: u64,
     behind: VecDeque<Behind>,
-    /// The first could not be sent, and is tried again later. No place has its turn meanwhile.
+    /// The first place could not be sent and is retried later. Meanwhile no place is served.
     rests: bool,
-    /// From now on nobody in it waits for slow clients.
+    /// From now on, no sender in this lane waits for slow clients.
     hurries: bool,
-    /// Tells the first, while it waits for them.
+    /// Notifies the first place while it waits for slow clients.
     hurry: Option<Arc<Notify>>,
 }
 
 struct Behind {
     number: u64,
-    /// Its task, once that waits for its turn.
+    /// Its task, once it waits to be served.
     task: Option<Waker>,
     who: Who,
 }
 
-/// Who stands in a lane.
+/// The kinds of places in a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Who {
-    /// An event of a pipeline, which keeps its order with the others of that pipeline.
+    /// A pipeline's event, which keeps its order with the pipeline's other events.
     Ordered,
-    /// One that goes before an event that rests, and before those that stand behind that.
+    /// An event that overtakes a resting event and the events behind it.
     Overtaking,
-    /// An event that rests, and that has been overtaken.
+    /// A resting event that has been overtaken.
     Resting,
 }
 
-/// A place in the lane of a topic. The next in line has its turn when it is dropped.
+/// A place in the lane of a topic. Dropping it serves the next place.
 pub(super) struct Place {
     lanes: Arc<Lanes>,
     topic: Arc<str>,
-    /// In which part of the lanes its lane is.
+    /// The shard of its lane.
     shard: usize,
     number: u64,
-    /// Whether it was its turn at once.
+    /// Whether it was served at once.
     began: bool,
 }
 
 impl Lanes {
-    /// Takes the last place in the lane of a topic, unless it overtakes one that rests.
+    /// Enters the lane of a topic at its end, unless the event overtakes a resting one.
     pub(super) fn enter(self: &Arc<Self>, topic: &Arc<str>, who: Who) -> Place {
         let at = self.shard_of(topic);
         let mut shard = self.shards[at].lock();
@@ -94,7 +94,7 @@ impl Lanes {
     }
 
     fn shard_of(&self, topic: &str) -> usize {
-        #[expect(clippy::cast_possible_truncation, reason = "any part of the hash will do")]
+        #[expect(clippy::cast_possible_truncation, reason = "any bits of the hash will do")]
         let hash = self.hasher.hash_one(topic) as usize;
         hash % SHARDS
     }
@@ -106,17 +106,18 @@ impl Lanes {
 }
 
 impl Lane {
-    /// The next one has its turn, if there is one. Returns its task, once that waits.
+    /// Serves the next place, if there is one. Returns its task, if that waits.
     fn advance(&mut self) -> Option<Option<Waker>> {
         let next = self.behind.pop_front()?;
         (self.first, self.rests) = (next.number, next.who == Who::Resting);
         Some(if self.rests { self.pass() } else { next.task })
     }
 
-    /// If the first rests, the next one that may pass it has its turn. Returns its task, once that waits.
+    /// If the first place rests, serves the next place that may pass it. Returns its task, if that
+    /// waits.
     ///
-    /// In a lane that hurries, all may, and the first is out of the lane with that. Otherwise it stands at
-    /// the front of the others.
+    /// In a hurrying lane every place may pass, and the first place leaves the lane. Otherwise it
+    /// stays in front of the others.
     fn pass(&mut self) -> Option<Waker> {
         if !self.rests {
             return None;
@@ -132,7 +133,7 @@ impl Lane {
         next.task
     }
 
-    /// The place of this number, if it is not the first.
+    /// The place with this number, if it is not the first.
     fn behind(&mut self, number: u64) -> Option<&mut Behind> {
         let at = self.behind.binary_search_by_key(&number, |behind| behind.number).ok()?;
         self.behind.get_mut(at)
@@ -144,7 +145,7 @@ impl Place {
         &self.topic
     }
 
-    /// Waits for its turn.
+    /// Waits until this place is served.
     ///
     /// # Cancel safety
     ///
@@ -166,13 +167,13 @@ impl Place {
         })
     }
 
-    /// How many stand behind the one whose turn it is.
+    /// The number of places that wait behind the first.
     pub(super) fn waiting(&self) -> usize {
         self.in_lane(|lane| lane.behind.len())
     }
 
-    /// Has those in the lane stop waiting for slow clients, and for one that [rests](Self::rest), until
-    /// the lane is empty.
+    /// Makes the senders in the lane stop waiting for slow clients, and for a place that
+    /// [rests](Self::rest), until the lane is empty.
     pub(super) fn hurry(&self) {
         let task = self.in_lane(|lane| {
             lane.hurries = true;
@@ -186,8 +187,8 @@ impl Place {
         }
     }
 
-    /// Its event could not be sent, and is tried again later. The others of its pipeline wait for it
-    /// meanwhile, unless the lane hurries: then they pass it.
+    /// Marks the place as resting: its event could not be sent and is retried later. The other
+    /// events of its pipeline wait for it meanwhile, unless the lane hurries: then they pass it.
     pub(super) fn rest(&self) {
         let task = self.in_lane(|lane| {
             if lane.first != self.number {
@@ -201,8 +202,8 @@ impl Place {
         }
     }
 
-    /// Its event is tried again after it has [rested](Self::rest). Returns the place, unless it has been
-    /// passed and is in its lane no longer.
+    /// Retries the event after it has [rested](Self::rest). Returns the place, or `None` if it was
+    /// passed and has left its lane.
     pub(super) fn goes_on(mut self) -> Option<Self> {
         let mut shard = self.lanes.shards[self.shard].lock();
         let lane = shard.lanes.get_mut(&self.topic)?;
@@ -217,7 +218,7 @@ impl Place {
         is_in_lane.then_some(self)
     }
 
-    /// Waits until the lane has to [hurry](Self::hurry). For the one whose turn it is.
+    /// Waits until the lane has to [hurry](Self::hurry). Called by the place that is being served.
     pub(super) async fn hurried(&self) {
         loop {
             let told = self.in_lane(|lane| {
@@ -230,7 +231,7 @@ impl Place {
 
     fn in_lane<T>(&self, look: impl FnOnce(&mut Lane) -> T) -> T {
         let mut shard = self.lanes.shards[self.shard].lock();
-        look(shard.lanes.get_mut(&self.topic).expect("a lane is there for as long as its places"))
+        look(shard.lanes.get_mut(&self.topic).expect("a lane exists as long as its places"))
     }
 }
 
@@ -270,7 +271,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn turns_come_in_the_order_of_the_places_however_late_their_tasks_are() {
+    async fn places_are_served_in_order_however_late_their_tasks_are() {
         let lanes = Arc::new(Lanes::default());
         let [first, second, third] = [(); 3].map(|()| lanes.enter(&"t".into(), Who::Ordered));
         let other = lanes.enter(&"another".into(), Who::Ordered);
@@ -278,7 +279,7 @@ mod tests {
         assert!(poll!(pin!(third.turn())).is_pending());
         assert!(poll!(pin!(first.turn())).is_ready());
         drop(first);
-        assert!(poll!(pin!(third.turn())).is_pending(), "it was behind the second");
+        assert!(poll!(pin!(third.turn())).is_pending(), "it waits behind the second");
         assert!(poll!(pin!(second.turn())).is_ready());
         assert_eq!(third.waiting(), 1);
         drop(second);
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lane_that_hurries_does_so_until_it_is_empty() {
+    async fn a_lane_hurries_until_it_is_empty() {
         let lanes = Arc::new(Lanes::default());
         let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
         let mut hurried = Box::pin(first.hurried());
@@ -303,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_rests_is_passed_by_its_own_pipeline_only_in_a_lane_that_hurries() {
+    async fn a_resting_place_is_passed_by_its_own_pipeline_only_in_a_hurrying_lane() {
         for hurries_before in [true, false] {
             let lanes = Arc::new(Lanes::default());
             let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
@@ -312,7 +313,7 @@ mod tests {
             let first = first.goes_on().unwrap();
             if hurries_before {
                 second.hurry();
-                assert!(poll!(pin!(second.turn())).is_pending(), "the first has its turn");
+                assert!(poll!(pin!(second.turn())).is_pending(), "the first is being served");
                 first.rest();
             } else {
                 first.rest();
@@ -326,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_place_that_was_passed_is_none_in_a_lane_that_begins_anew() {
+    async fn a_passed_place_is_gone_when_its_lane_is_created_again() {
         let lanes = Arc::new(Lanes::default());
         let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
         first.rest();
@@ -339,7 +340,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_rests_is_overtaken_and_keeps_its_place_before_the_others() {
+    async fn a_resting_place_is_overtaken_and_stays_ahead_of_the_others() {
         for entered_before in [true, false] {
             for goes_on_meanwhile in [true, false] {
                 let lanes = Arc::new(Lanes::default());
@@ -356,7 +357,7 @@ mod tests {
                     assert!(poll!(pin!(first.turn())).is_pending());
                     drop(overtaking);
                     assert!(poll!(pin!(first.turn())).is_ready());
-                    assert!(poll!(pin!(another.turn())).is_pending(), "it rests no longer");
+                    assert!(poll!(pin!(another.turn())).is_pending(), "the first no longer rests");
                     first.rest();
                     assert!(poll!(pin!(another.turn())).is_ready());
                     drop((another, first));
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_rests_and_is_overtaken_is_passed_when_its_lane_hurries() {
+    async fn an_overtaken_resting_place_is_passed_when_its_lane_hurries() {
         let lanes = Arc::new(Lanes::default());
         let [first, second] = [(); 2].map(|()| lanes.enter(&"t".into(), Who::Ordered));
         first.rest();
@@ -392,7 +393,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_next_event_passes_one_that_rests_alone_in_a_lane_that_hurries() {
+    async fn the_next_event_passes_a_place_that_rests_alone_in_a_hurrying_lane() {
         let lanes = Arc::new(Lanes::default());
         let first = lanes.enter(&"t".into(), Who::Ordered);
         first.hurry();
@@ -404,7 +405,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_sender_that_gives_up_leaves_nothing_behind() {
+    async fn a_cancelled_sender_leaves_no_place_behind() {
         let lanes = Arc::new(Lanes::default());
         for gives_up in [0, 1, 2] {
             let mut places = [(); 3].map(|()| Some(lanes.enter(&"t".into(), Who::Ordered)));

@@ -1,4 +1,4 @@
-//! Broadcasts: from anyone, to everyone on a topic.
+//! Broadcasts to all subscribers of a topic.
 
 mod adapter;
 mod by_route;
@@ -43,16 +43,17 @@ use crate::{
 /// The event that closes the sockets whose id is the topic it is broadcast on.
 const DISCONNECT: &str = "disconnect";
 
-/// The way to everyone on any topic.
+/// Broadcasts to topics, and subscribes to them.
 ///
 /// Every endpoint has one, [`Endpoint::pubsub`](crate::Endpoint::pubsub), and so has every channel,
 /// [`ChannelContext::pubsub`](crate::ChannelContext::pubsub). Cheap to clone. It keeps no socket
 /// open.
 ///
-/// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client: what
-/// one cannot take at once waits for it, and what becomes of one that falls too far behind is for
-/// [`Mount::when_full`](crate::Mount::when_full) to say. [`send`](Self::send) waits, if that says so.
-/// With an [`Adapter`] they reach the other nodes first, and then this one.
+/// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client:
+/// frames that a client cannot take at once wait in its outbox, and
+/// [`Mount::when_full`](crate::Mount::when_full) decides what happens to a client that falls too
+/// far behind. [`send`](Self::send) waits, if that policy is to wait. With an [`Adapter`]
+/// broadcasts reach the other nodes first, and then this one.
 ///
 /// ```
 /// use pipeline_ws_sink::{Endpoint, PubSub};
@@ -79,7 +80,7 @@ struct Shared {
     adapter: Option<Arc<dyn Adapter>>,
     lanes: Arc<Lanes>,
     times: BroadcastTimes,
-    /// Which topics are listened to elsewhere, where nodes tell each other.
+    /// The topics with subscribers on other nodes, if the nodes share them.
     topics: Option<Arc<Topics>>,
 }
 
@@ -108,15 +109,15 @@ impl PubSub {
         pubsub
     }
 
-    /// Sends an event to everyone on a topic.
+    /// Sends an event to all subscribers of a topic.
     ///
-    /// The payload is encoded once for each version of the protocol that is spoken, however many
-    /// listen.
+    /// The payload is encoded once for each version of the protocol in use, for any number of
+    /// subscribers.
     ///
     /// # Errors
     ///
-    /// [`BroadcastError`] if the payload can be no event's, or if the adapter fails. Nobody here
-    /// gets it then.
+    /// [`BroadcastError`] if the payload is not a JSON object or binary, or if the adapter fails.
+    /// The event is then not delivered on this node.
     pub fn broadcast(
         &self,
         topic: &str,
@@ -126,23 +127,24 @@ impl PubSub {
         self.everywhere(&Encoded::by_application(topic, event, payload)?, None)
     }
 
-    /// Sends an event to everyone on a topic, and times it.
+    /// Sends an event to all subscribers of a topic, and records its timing.
     ///
-    /// `timeline` is what is known of the way until now: that of a [`Timed`](pipeline_core::Timed) item,
-    /// `&item` or `item.timeline()`, or only the moment when it was enqueued. Recorded in milliseconds
-    /// are, for each socket of this node, when the operating system has taken the last byte of the frame:
+    /// `timeline` holds the times before this call: those of a [`Timed`](pipeline_core::Timed)
+    /// item, `&item` or `item.timeline()`, or only the moment when it was enqueued. Recorded in
+    /// milliseconds for each socket of this node, when the operating system has taken the last byte
+    /// of the frame:
     ///
     /// - `pipeline.push_delivered`: the time since the item was enqueued.
     /// - `pipeline.push_written`: the time since this call.
     ///
-    /// And once for this call, as far as it is known:
+    /// Recorded once for this call, as far as known:
     ///
     /// - `pipeline.push_queued`: from when the item was enqueued until it left its queue.
     /// - `pipeline.push_waited`: from then until its worker was started.
     /// - `pipeline.push_worked`: from then until this call.
     ///
-    /// If the item belongs to a [trace](pipeline_core::TraceContext), the call and each write are logged,
-    /// at the level `trace`, with its `trace_id`.
+    /// If the item belongs to a [trace](pipeline_core::TraceContext), the call and each write are
+    /// logged at the level `trace`, with its `trace_id`.
     ///
     /// ```
     /// use pipeline_core::Timed;
@@ -171,10 +173,11 @@ impl PubSub {
         Ok(())
     }
 
-    /// Sends an event to everyone on a topic but one: a channel, or a task that has subscribed.
+    /// Sends an event to all subscribers of a topic except one: a channel, or a task that has
+    /// subscribed.
     ///
-    /// Only that subscriber is left out, and not the user behind it, who may have joined on another
-    /// socket too.
+    /// Only that subscriber is left out. Its user receives the event on other sockets that have
+    /// joined the topic.
     ///
     /// # Errors
     ///
@@ -189,11 +192,11 @@ impl PubSub {
         self.everywhere(&Encoded::by_application(topic, event, payload)?, Some(from))
     }
 
-    /// Sends an event to everyone on a topic on this node.
+    /// Sends an event to all subscribers of a topic on this node.
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Payload`] if the payload can be no event's.
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
     pub fn local_broadcast(
         &self,
         topic: &str,
@@ -204,11 +207,11 @@ impl PubSub {
         Ok(())
     }
 
-    /// Sends an event to everyone on a topic on this node but one.
+    /// Sends an event to all subscribers of a topic on this node except one.
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Payload`] if the payload can be no event's.
+    /// [`BroadcastError::Payload`] if the payload is not a JSON object or binary.
     pub fn local_broadcast_from(
         &self,
         from: SubscriberId,
@@ -220,13 +223,13 @@ impl PubSub {
         Ok(())
     }
 
-    /// Sends an event to everyone on a topic on one node, through the adapter. Without one, there is
-    /// no other node to be named.
+    /// Sends an event to all subscribers of a topic on the node with this name, through the
+    /// adapter.
     ///
     /// # Errors
     ///
-    /// [`BroadcastError`] if the payload can be no event's, if the adapter fails, or if there is
-    /// none.
+    /// [`BroadcastError`] if the payload is not a JSON object or binary, if the adapter fails, or
+    /// if there is no adapter.
     pub fn direct_broadcast(
         &self,
         node: &str,
@@ -240,34 +243,36 @@ impl PubSub {
         Ok(adapter.direct_broadcast(node, &broadcast)?)
     }
 
-    /// Sends an event to everyone on a topic, and waits for room with those clients that are to be
-    /// waited for: see [`WhenFull::Wait`](crate::WhenFull::Wait). For those who can wait, such as the
-    /// end of a pipeline; see [`pusher`](Self::pusher). A channel's callbacks cannot: their own client
-    /// would wait with them.
+    /// Sends an event to all subscribers of a topic, and waits for room in the outboxes of slow
+    /// clients whose policy is [`WhenFull::Wait`](crate::WhenFull::Wait). For senders that can
+    /// wait, such as the end of a pipeline; see [`pusher`](Self::pusher). A channel's callbacks
+    /// cannot: their own client would wait with them.
     ///
-    /// It returns when every socket of this node has taken the event: to write it, or to drop it
-    /// where that is the policy. A client that has no room for as long as its policy says, with one push, is
-    /// closed, and counted in `socket.closed_slow`. So is one that has been full for longer than
-    /// [`Mount::max_behind`](crate::Mount::max_behind), however often it was waited for.
+    /// It returns when every socket of this node has accepted the event: to write it, or to drop it
+    /// where that is the policy. A client that has no room for one push for as long as its policy
+    /// allows is closed, and counted in `socket.closed_slow`. So is a client that has been full for
+    /// longer than [`Mount::max_behind`](crate::Mount::max_behind), over any number of pushes.
     ///
     /// Calls for one topic are sent one after the other, in the order in which their futures are
-    /// first polled. So a slow client holds up all who send to its topic, for as long as its policy
-    /// says, and again if it comes back: [`WhenFull::Wait`](crate::WhenFull::Wait) suits topics of
-    /// one user each. An event of a [`pusher`](Self::pusher) that could not be sent, and is tried again
-    /// later, does not hold them up: they go before it, and before the events of its topic that wait for
-    /// it.
+    /// first polled. A slow client therefore delays all senders of its topic, for as long as its
+    /// policy allows, and again if it connects again: [`WhenFull::Wait`](crate::WhenFull::Wait)
+    /// suits topics of one user each. An event of a [`pusher`](Self::pusher) that could not be sent
+    /// and is retried later does not delay them: calls overtake it, and the events of its topic
+    /// that wait behind it.
     ///
-    /// In a worker of one's own, the wait takes up the worker: as soon as all workers of a pipeline wait for
-    /// one slow client, the events for all others wait too. A [`pusher`](Self::pusher) keeps some of its
-    /// workers free.
+    /// In a worker of your own, the wait occupies the worker: as soon as all workers of a pipeline
+    /// wait for one slow client, the events for all others wait too. A [`pusher`](Self::pusher)
+    /// keeps some of its workers free.
     ///
     /// # Errors
     ///
-    /// [`BroadcastError::Adapter`] if the other nodes cannot be told. Nobody here gets it then.
+    /// [`BroadcastError::Adapter`] if the other nodes cannot be reached. The event is then not
+    /// delivered on this node.
     ///
     /// # Cancel safety
     ///
-    /// When the future is dropped, those who had no room do not get the event; the others have it.
+    /// If the future is dropped, subscribers that had no room do not receive the event; the others
+    /// have received it.
     ///
     /// ```
     /// # use pipeline_ws_sink::{BroadcastError, PubSub, Push};
@@ -281,7 +286,7 @@ impl PubSub {
         self.send_from(&place, push).await
     }
 
-    /// Sends an event when it is its turn.
+    /// Sends an event once its place in the lane is served.
     async fn send_from(&self, place: &Place, push: &Push) -> Result<(), BroadcastError> {
         place.turn().await;
         self.elsewhere(&push.event)?;
@@ -291,15 +296,15 @@ impl PubSub {
             self.shared.sockets.disconnect(push.event.topic());
         }
         if !behind.is_empty() {
-            // In memory of its own: the future of the many that need not wait is small, and is copied
+            // Boxed: most calls do not wait, and their future stays small, as it is copied
             // a few times on its way into a task.
             Box::pin(self.wait_for_all(behind, &push.event, place)).await;
         }
         Ok(())
     }
 
-    /// Waits for room with each of these, or until it has to hurry: then the event goes into the room
-    /// that sockets have for those who cannot wait.
+    /// Waits for room with each of these subscribers, or until the lane has to hurry: then the
+    /// event is forced into the reserve that outboxes have for senders that cannot wait.
     async fn wait_for_all(&self, behind: Vec<Behind>, event: &Encoded, place: &Place) {
         let (since, mut hurried) = (Instant::now(), pin!(place.hurried()));
         let (mut has_to_hurry, mut recovery) = (false, None);
@@ -315,19 +320,19 @@ impl PubSub {
         }
     }
 
-    /// Listens to a topic, for as long as the value lives. Broadcasts that begin after the return
-    /// are not missed.
+    /// Subscribes to a topic, until the returned value is dropped. Broadcasts that begin after the
+    /// return are not missed.
     ///
-    /// Whoever subscribes twice receives everything twice.
+    /// A task that subscribes twice receives everything twice.
     #[must_use]
     pub fn subscribe(&self, topic: &str) -> Subscription {
         Subscription::new(&self.shared.table, topic)
     }
 
     /// Closes every socket with this id, with a code that makes the official client connect again.
-    /// Returns how many there were on this node.
+    /// Returns the number of sockets closed on this node.
     ///
-    /// It is the same as broadcasting the event `disconnect` on the id. To keep a user out, have
+    /// It is the same as broadcasting the event `disconnect` on the id. To keep a user out, make
     /// `connect` refuse it first. See [`Socket::id`](crate::Socket::id).
     #[expect(clippy::missing_panics_doc, reason = "it cannot panic")]
     pub fn disconnect(&self, id: &str) -> usize {
@@ -335,7 +340,7 @@ impl PubSub {
         let event = event.expect("an empty object can be encoded");
         if let Err(error) = self.elsewhere(&event) {
             let (id, error) = (shown(id), described(&error));
-            tracing::warn!(id, error, "the other nodes were not told to disconnect");
+            tracing::warn!(id, error, "failed to broadcast a disconnect to the other nodes");
         }
         self.here(&event, None)
     }
@@ -344,7 +349,7 @@ impl PubSub {
         &self.shared.table
     }
 
-    /// The other nodes first: if they cannot be reached, nobody gets it.
+    /// Sends to the other nodes first: if they cannot be reached, the event is delivered to no one.
     pub(crate) fn everywhere(
         &self,
         broadcast: &Encoded,
@@ -355,14 +360,14 @@ impl PubSub {
         Ok(())
     }
 
-    /// Records what is known of the way of a push until now.
+    /// Records the part of a push's timing that is known by now.
     fn record(&self, push: &Push) {
         if let Some((timeline, broadcast_at)) = &push.way {
             self.shared.times.record(&push.event, timeline, *broadcast_at);
         }
     }
 
-    /// Begins to tell the other nodes which topics are listened to, if they are to know.
+    /// Starts to share this node's topics with the other nodes, if that is enabled.
     pub(crate) fn begin(&self) {
         if let Some(topics) = &self.shared.topics {
             topics.begin(self);
@@ -375,22 +380,22 @@ impl PubSub {
         }
     }
 
-    /// Tells those who listen on this node, and nobody else.
+    /// Delivers to the subscribers on this node only.
     pub(crate) fn tell_here(&self, broadcast: &Encoded) {
         self.here(broadcast, None);
     }
 
-    /// What this node is called, if there are others.
+    /// The name of this node, if there is an adapter.
     pub(crate) fn node_name(&self) -> Option<&str> {
         self.shared.adapter.as_ref().map(|adapter| adapter.node_name())
     }
 
-    /// Tells all other nodes, and nobody here.
+    /// Sends to all other nodes only.
     pub(crate) fn tell_others(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
         self.shared.adapter.as_ref().map_or(Ok(()), |adapter| adapter.broadcast(broadcast))
     }
 
-    /// Tells one other node.
+    /// Sends to one node.
     pub(crate) fn tell_node(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
         let adapter = self.shared.adapter.as_ref();
         adapter.map_or(Ok(()), |adapter| adapter.direct_broadcast(node, broadcast))
@@ -403,7 +408,7 @@ impl PubSub {
         }
     }
 
-    /// Returns how many sockets it has closed.
+    /// Delivers on this node. Returns the number of closed sockets.
     fn here(&self, broadcast: &Encoded, except: Option<SubscriberId>) -> usize {
         self.shared.table.dispatch(broadcast, except);
         if broadcast.event() == DISCONNECT {
@@ -421,7 +426,7 @@ impl fmt::Debug for PubSub {
     }
 }
 
-/// Why a broadcast was not sent.
+/// A broadcast was not sent.
 ///
 /// ```
 /// use pipeline_ws_sink::{BroadcastError, Endpoint};
@@ -437,7 +442,7 @@ impl fmt::Debug for PubSub {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BroadcastError {
-    /// The payload can be no event's.
+    /// The payload is not a JSON object or binary.
     #[error(transparent)]
     Payload(#[from] PayloadError),
     /// The other nodes cannot be reached.

@@ -1,4 +1,4 @@
-//! Whether anybody listens to a topic, and a stage that asks.
+//! Whether a topic has subscribers, and a stage that filters events by it.
 
 use std::{fmt, marker::PhantomData};
 
@@ -7,19 +7,19 @@ use pipeline_core::{Emitter, ExitReason, ProducerConsumer, Subscription};
 use super::PubSub;
 
 impl PubSub {
-    /// Whether anybody listens to a topic: a client that has joined it, or a channel or task that has
+    /// Whether a topic has subscribers: a client that has joined it, or a channel or task that has
     /// subscribed to it.
     ///
-    /// With an [`Adapter`](crate::Adapter), others may listen on other nodes. Which topics these are is
-    /// known where all nodes [share it](crate::EndpointBuilder::share_online), a moment late. What is not
-    /// known counts as somebody. So the answer is `true` for every topic
+    /// With an [`Adapter`](crate::Adapter), there may be subscribers on other nodes. They are
+    /// known, a moment late, if all nodes [share them](crate::EndpointBuilder::share_online). What
+    /// is unknown counts as a subscriber. The answer is therefore `true` for every topic
     ///
-    /// - where nodes do not share it,
+    /// - if the nodes do not share their topics,
     /// - on a node that has just started, until the others have answered it: for three
     ///   [periods](crate::TrackerOptions::broadcast_period),
-    /// - while another node is silent that has not said that it ends, until it is
-    ///   [forgotten](crate::TrackerOptions::permdown_period),
-    /// - while something that another node has told is still on its way.
+    /// - while another node is silent without having announced its shutdown, until it is
+    ///   [removed](crate::TrackerOptions::permdown_period),
+    /// - while a message of another node is still missing.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -39,19 +39,19 @@ impl PubSub {
         self.shared.table.has(topic) || self.is_online_elsewhere(topic)
     }
 
-    /// A stage that passes on only those events whose topic somebody [listens to](Self::is_online), so
-    /// that what comes behind it does no work for people who are away.
+    /// A stage that drops events whose topic has [no subscribers](Self::is_online), so that
+    /// expensive stages downstream do no work for offline users.
     ///
-    /// The events of the others are dropped, and counted in `pipeline.events_offline`; whoever comes
-    /// later would not have got them either. Demand for them stays: the stage goes on to take events
-    /// until it is met.
+    /// Dropped events are counted in `pipeline.events_offline`; later subscribers would not have
+    /// received them either. They do not use up demand: the stage takes further events until the
+    /// demand is met.
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter, map};
     /// use pipeline_ws_sink::{Endpoint, Push};
     /// use serde_json::json;
     ///
-    /// /// What takes long.
+    /// /// An expensive step.
     /// fn enriched(user: u64) -> (u64, String) {
     ///     (user, format!("news for {user}"))
     /// }
@@ -86,7 +86,7 @@ impl PubSub {
 }
 
 impl PubSub {
-    /// What is not known counts as somebody.
+    /// What is unknown counts as a subscriber.
     fn is_online_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {
             Some(topics) => topics.may_have(topic),
@@ -95,7 +95,7 @@ impl PubSub {
     }
 }
 
-/// A stage that passes on what is for those who are there. Made by [`PubSub::only_online`].
+/// A stage that drops events whose topic has no subscribers. Made by [`PubSub::only_online`].
 #[must_use]
 pub struct OnlyOnline<E, F> {
     pubsub: PubSub,

@@ -1,4 +1,4 @@
-//! An event that its sender can wait with.
+//! An encoded event whose sender can wait for slow clients.
 
 use std::{
     fmt,
@@ -25,7 +25,7 @@ use crate::{
     since::Since,
 };
 
-/// An event for everyone on a topic, encoded, and not yet sent: see [`PubSub::send`].
+/// An encoded event for all subscribers of a topic, not yet sent: see [`PubSub::send`].
 ///
 /// ```
 /// use pipeline_core::Timed;
@@ -41,26 +41,28 @@ use crate::{
 #[derive(Debug)]
 pub struct Push {
     pub(super) event: Encoded,
-    /// If its way is timed: what is known of it, until the broadcast.
+    /// The times before the broadcast, if the push is timed.
     pub(super) way: Option<(Timeline, Instant)>,
 }
 
 impl Push {
-    /// An event with its payload: a JSON object, or bytes.
+    /// Encodes an event with its payload: a JSON object, or bytes.
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] if the payload is neither, or has no JSON form.
+    /// [`PayloadError`] if the payload is neither of them, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
         Ok(Self { event: Encoded::by_application(topic, event, payload)?, way: None })
     }
 
-    /// Times it. What is known of its way until now is recorded when it is sent; for each socket, the
-    /// time from now until the operating system has taken the last byte of its frame is recorded as
-    /// `pipeline.push_written`, and the whole time as `pipeline.push_delivered`.
+    /// Enables timing. The times before this call are recorded when the push is sent; for each
+    /// socket, the time from this call until the operating system has taken the last byte of its
+    /// frame is recorded as `pipeline.push_written`, and the whole time as
+    /// `pipeline.push_delivered`.
     ///
-    /// So it comes last, in the worker that sends the push. To wait for room with slow clients is a part
-    /// of writing. [`PubSub::broadcast_timed`] says what is recorded, and what `timeline` may be.
+    /// So call it last, in the worker that sends the push. Waiting for room with slow clients is
+    /// part of the write time. [`PubSub::broadcast_timed`] describes the metrics and the kinds of
+    /// `timeline`.
     #[must_use]
     pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
         let (timeline, now) = (timeline.into(), Instant::now());
@@ -69,21 +71,21 @@ impl Push {
     }
 }
 
-/// The end of a pipeline: sends what a function makes of each event, and waits for room with those
-/// that are to be waited for. Made by [`PubSub::pusher`].
+/// The end of a pipeline: it turns each event into a push with a function, sends it, and waits for
+/// room with slow clients whose policy is to wait. Made by [`PubSub::pusher`].
 pub struct Pusher<F> {
     pubsub: PubSub,
     push: F,
     sequence: Arc<Sequence>,
-    /// How many may wait behind one that waits for slow clients, if the program has said. It is
-    /// [`MAX_WAITING`] otherwise, as soon as there are several topics.
+    /// How many workers may wait behind one that waits for slow clients, if the program has set it.
+    /// Otherwise [`MAX_WAITING`], as soon as there are several topics.
     max_waiting: Option<usize>,
-    /// How many workers wait, for a slow client or for their turn.
+    /// The number of workers that wait for a slow client or for their place.
     waiting: AtomicUsize,
     topics: Topics,
 }
 
-/// How many workers may wait behind one that waits for slow clients, unless the program says.
+/// How many workers may wait behind one that waits for slow clients, unless the program sets it.
 const MAX_WAITING: usize = 4;
 
 /// Whether a pusher has sent to several topics.
@@ -94,25 +96,27 @@ struct Topics {
 }
 
 impl PubSub {
-    /// A worker that sends what this function makes of each event of a pipeline, as
-    /// [`send`](Self::send) does.
+    /// A worker for a pipeline: this function turns each event into a push, and
+    /// [`send`](Self::send) sends it.
     ///
-    /// With [`WhenFull::Wait`](crate::WhenFull::Wait), the pipeline's demand follows the room of its
-    /// sockets: while a client is slow, what is meant for its topic waits with the supervisor, which
-    /// asks for no more than its `max_demand`, and so on up to the source. Nothing grows.
+    /// With [`WhenFull::Wait`](crate::WhenFull::Wait), the pipeline's demand follows the room in
+    /// its sockets' outboxes: while a client is slow, the events for its topic wait in the
+    /// supervisor, which asks for no more than its `max_demand`, and so on up to the source. No
+    /// queue grows without bound.
     ///
-    /// The events of one topic are sent in the order in which they come to the supervisor, with any
-    /// number of workers and threads, and however long the function takes. An event that could not be
-    /// sent keeps its place while it is tried again, unless it holds up other topics: see
-    /// [`Pusher::max_waiting`]. One whose function failed does not, since its topic
-    /// is not known then: it comes when it succeeds. A supervisor of other workers before the one that
-    /// pushes keeps no order: its children end when they end. [`map`](pipeline_core::map) does.
+    /// The events of one topic are sent in the order in which they reach the supervisor, with any
+    /// number of workers and threads, and however long the function takes. An event that could not
+    /// be sent keeps its place while it is retried, unless it delays other topics: see
+    /// [`Pusher::max_waiting`]. An event whose function failed has no place, since its topic is
+    /// unknown: it is sent when the function succeeds. A supervisor of other workers upstream of
+    /// the pushing one keeps no order: its children end when they end. [`map`](pipeline_core::map)
+    /// keeps the order.
     ///
-    /// One slow client does not hold up the others, once there have been events for several topics or
+    /// One slow client does not delay the others, once there have been events for several topics or
     /// [`Pusher::max_waiting`] is set.
     ///
-    /// Where the time went is told of pushes that are [timed](Push::timed): `push.timed(item)` for an
-    /// item that is [`Timed`](pipeline_core::Timed).
+    /// For pushes that are [timed](Push::timed), the metrics show where the time went: use
+    /// `push.timed(item)` for an item that is [`Timed`](pipeline_core::Timed).
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
@@ -144,30 +148,32 @@ impl PubSub {
 }
 
 impl<F> Pusher<F> {
-    /// How many workers may wait behind the one that waits for a slow client of their topic. Default 4,
-    /// once there have been events for several topics.
+    /// How many workers may wait behind the one that waits for a slow client of their topic.
+    /// Default 4, once there have been events for several topics.
     ///
-    /// With one more, the others on the pipeline would be held up: so the events of that topic no
-    /// longer wait. They go into the room that a socket has for those who cannot wait, which is as
-    /// much again as [`Mount::max_outbox`](crate::Mount::max_outbox), and a client that fills that too
-    /// is closed. A channel that [intercepts](crate::Channel::INTERCEPT) has room for as many events
-    /// again too, 256, and crashes with more. They pass an event that could not be sent and is tried
-    /// again.
+    /// One more waiting worker would delay the others of the pipeline, so from there on the events
+    /// of that topic no longer wait. They go into the reserve that an outbox has for senders that
+    /// cannot wait, which is as much again as [`Mount::max_outbox`](crate::Mount::max_outbox), and
+    /// a client that fills that too is closed. A channel that
+    /// [intercepts](crate::Channel::INTERCEPT) has a reserve for another 256 events, and crashes
+    /// with more. These events overtake an event that could not be sent and is retried.
     ///
-    /// Several slow clients do not hold up the others either: on all topics together, no more workers
-    /// wait than half of those that can [be spared](ChildContext::spare), and one at least. Where none
-    /// can be, because `min_demand` is 0, that one holds up the others for as long as it waits. An event
-    /// that is tried again later counts for the demand until it is sent or given up: where `min_demand` is
-    /// 0, the pipeline asks for no more until then.
+    /// Several slow clients do not delay the others either: on all topics together, at most half of
+    /// the workers that can [be spared](ChildContext::spare) wait, and at least one. If none can be
+    /// spared, because `min_demand` is 0, that one delays the others for as long as it waits. An
+    /// event that is retried later counts as demand until it is sent or given up: if `min_demand`
+    /// is 0, the pipeline asks for no more until then.
     ///
-    /// It matters only with [`WhenFull::Wait`](crate::WhenFull::Wait), and for events that cannot be
-    /// sent.
+    /// The limit matters only with [`WhenFull::Wait`](crate::WhenFull::Wait), and for events that
+    /// cannot be sent.
     ///
-    /// Unless this is set, all workers may wait as long as all events have been for one topic: a pipeline
-    /// that pushes to a single topic then goes at the pace of its clients. If the first events after a start
-    /// are all for one client that reads nothing, those for others wait until it is closed, which takes twice
-    /// [`up_to`](crate::WhenFull::Wait::up_to) and more: 10 to 12 seconds with five. A pipeline that pushes
-    /// to many topics avoids that by setting this, to 4 for instance: it then holds from the first event on.
+    /// Unless it is set, all workers may wait as long as all events have been for one topic: a
+    /// pipeline that pushes to a single topic then runs at the pace of its clients. If the first
+    /// events after a start are all for one client that reads nothing, the events for others wait
+    /// until that client is closed, which takes more than twice
+    /// [`up_to`](crate::WhenFull::Wait::up_to): 10 to 12 seconds with five. A pipeline that pushes
+    /// to many topics avoids this by setting the limit, to 4 for instance: it then applies from the
+    /// first event on.
     ///
     /// ```
     /// # use pipeline_ws_sink::{PubSub, Push};
@@ -183,7 +189,7 @@ impl<F> Pusher<F> {
         Self { max_waiting: Some(max_waiting), ..self }
     }
 
-    /// Sends an event. If it has to wait and too many do, its topic hurries.
+    /// Sends an event. If it has to wait and too many workers wait already, its topic hurries.
     async fn send(
         &self,
         place: &Place,
@@ -215,7 +221,7 @@ impl<F> Pusher<F> {
     }
 }
 
-/// A worker that waits.
+/// A waiting worker, counted until it is dropped.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Drop for Waiting<'_> {
@@ -251,7 +257,7 @@ where
     }
 
     async fn run(&self, event: &E, context: ChildContext) -> Result<(), ExitReason> {
-        // There is none if another worker calls this one and has reserved nothing.
+        // Another worker that calls this one may have reserved no ticket.
         let Some(ticket) = context.reserved::<Ticket>() else {
             return Ok(self.pubsub.send(&(self.push)(event)?).await?);
         };

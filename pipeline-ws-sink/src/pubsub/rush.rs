@@ -1,4 +1,4 @@
-//! Whether broadcasts follow each other closely: those of a topic, or those of a thread.
+//! Detects bursts: broadcasts that follow each other closely, on a topic or on a thread.
 
 use std::{
     cell::Cell,
@@ -10,40 +10,40 @@ use tokio::time::Instant;
 
 use crate::outbox::Way;
 
-/// About how long it takes to write one small frame to one socket.
+/// Approximate time to write one small frame to one socket.
 const WRITE: Duration = Duration::from_micros(3);
 
-/// A rush is over when there has been time to write a frame to everyone so many times over. A thread
-/// that does not get its turn for a moment ends none.
+/// A burst is over after the time that this many writes to all subscribers take. A thread that is
+/// not scheduled for a moment does not end a burst.
 const OVER: u64 = 4;
 
-/// Nobody writes for longer than this without letting others have a turn.
+/// The longest time that a task writes without yielding.
 const LONGEST: Duration = Duration::from_millis(8);
 
-/// A topic that has been broadcast to within this time is expected to be so again before a sweeper
-/// that is pressed comes to its sockets.
+/// A topic that was broadcast to within this time is expected to be broadcast to again before a
+/// busy sweeper reaches its sockets.
 const SOON: Duration = Duration::from_millis(25);
 
-/// When a topic was last broadcast to, as time since some moment that is always the same.
+/// The time of a topic's last broadcast, since a fixed moment.
 ///
-/// A frame that is written by the task that broadcasts it is on its way at once, and costs a write. A
-/// frame that waits for the sweeper is a little later, and shares its write with those that come
-/// meanwhile. So the second way is better when the next broadcast can be expected before the first
-/// way has come to its end.
+/// A frame that the broadcasting task writes directly leaves at once, and costs a write. A frame
+/// that waits for the sweeper leaves a little later, and shares its write with the frames that
+/// arrive meanwhile. So the sweeper is better if the next broadcast can be expected before the
+/// direct writes are done.
 #[derive(Debug, Default)]
 pub(super) struct Rush {
-    /// Nanoseconds; 0 if never.
+    /// In nanoseconds; 0 if never.
     last: AtomicU64,
-    /// The last broadcast was swept.
+    /// Whether the last broadcast was swept.
     swept: AtomicBool,
 }
 
 impl Rush {
-    /// The better way for a broadcast that begins now, to so many.
+    /// The better way for a broadcast to this many listeners that begins now.
     ///
-    /// A thread that broadcasts to [one topic after the other](is_one_of_many) rushes as well. The
-    /// time that the writes would take is better spent on the next of them, if a socket can be
-    /// expected to get more than one frame meanwhile.
+    /// A thread that broadcasts to [one topic after the other](is_one_of_many) is in a burst as
+    /// well. It better spends the time of the writes on the next broadcasts, if a socket can be
+    /// expected to receive more than one frame meanwhile.
     pub(super) fn way(&self, now: Duration, listeners: usize, one_of_many: bool) -> Way {
         let last = self.last.load(Relaxed);
         let swept = self.swept.load(Relaxed);
@@ -61,26 +61,26 @@ impl Rush {
         if rush { Way::Swept } else { Way::Direct }
     }
 
-    /// Takes note that a broadcast has been handed to everyone.
+    /// Records that a broadcast has been dispatched to all subscribers.
     pub(super) fn handed_out(&self, now: Duration) {
         self.last.store(nanos(now).max(1), Relaxed);
     }
 }
 
-/// Whoever broadcasts again within this time is expected to do so once more.
+/// A thread that broadcasts again within this time is expected to do so once more.
 const AGAIN: Duration = Duration::from_micros(20);
 
 thread_local! {
-    /// When the last broadcast of this thread had been handed out, whatever its topic.
+    /// The time of this thread's last broadcast, on any topic.
     static LAST: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Whether this thread has broadcast just before, as one does that sends to one user after the other.
+/// Whether this thread has just broadcast, as a thread does that sends to one user after the other.
 pub(super) fn is_one_of_many(now: Instant) -> bool {
     LAST.get().is_some_and(|last| now.saturating_duration_since(last) < AGAIN)
 }
 
-/// Takes note that this thread has handed out a broadcast.
+/// Records that this thread has dispatched a broadcast.
 pub(super) fn was_handed_out(now: Instant) {
     LAST.set(Some(now));
 }
@@ -94,51 +94,51 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_written_at_once_unless_the_next_broadcast_can_be_expected_before_all_are() {
+    fn frames_are_written_directly_unless_the_next_broadcast_is_expected_before_that_is_done() {
         let us = Duration::from_micros;
         let way = |pause, listeners| {
             let rush = Rush::default();
-            assert_eq!(rush.way(us(5), listeners, false), Way::Direct, "nothing is known yet");
+            assert_eq!(rush.way(us(5), listeners, false), Way::Direct, "no broadcast yet");
             rush.handed_out(us(10_000));
             rush.way(us(10_000) + pause, listeners, false)
         };
         assert_eq!(way(us(100), 1000), Way::Swept);
         assert_eq!(way(us(2_999), 1000), Way::Swept);
         assert_eq!(way(us(3_000), 1000), Way::Direct);
-        assert_eq!(way(us(100), 10), Way::Direct, "few are written to quickly");
+        assert_eq!(way(us(100), 10), Way::Direct, "a few writes are quick");
         assert_eq!(Rush::default().way(us(5), 2_666, false), Way::Direct);
         assert_eq!(
             Rush::default().way(us(5), 2_667, false),
             Way::Swept,
-            "others would wait for too long"
+            "the writes would take too long"
         );
         assert_eq!(way(Duration::ZERO, 0), Way::Direct);
     }
 
     #[test]
-    fn one_of_many_is_swept_if_its_topic_can_be_expected_to_get_more_soon() {
+    fn one_of_many_is_swept_if_its_topic_is_expected_to_receive_more_soon() {
         let ms = Duration::from_millis;
         let rush = Rush::default();
-        assert_eq!(rush.way(ms(5), 1, true), Way::Direct, "nothing is known yet");
+        assert_eq!(rush.way(ms(5), 1, true), Way::Direct, "no broadcast yet");
         rush.handed_out(ms(5));
         assert_eq!(rush.way(ms(29), 1, true), Way::Swept);
-        assert_eq!(rush.way(ms(29), 1, false), Way::Direct, "it is alone");
-        assert_eq!(rush.way(ms(30), 1, true), Way::Direct, "its turn comes seldom");
+        assert_eq!(rush.way(ms(29), 1, false), Way::Direct, "a single broadcast");
+        assert_eq!(rush.way(ms(30), 1, true), Way::Direct, "its topic has few broadcasts");
     }
 
     #[test]
-    fn whoever_broadcasts_again_at_once_on_the_same_thread_does_so_once_more() {
+    fn a_second_broadcast_at_once_on_the_same_thread_starts_a_burst() {
         let now = Instant::now();
-        assert!(!is_one_of_many(now), "it is the first");
+        assert!(!is_one_of_many(now), "the first broadcast");
         was_handed_out(now);
         assert!(is_one_of_many(now + Duration::from_micros(19)));
         assert!(!is_one_of_many(now + Duration::from_micros(20)));
         let another = std::thread::spawn(move || is_one_of_many(now));
-        assert!(!another.join().unwrap(), "on another thread nobody has broadcast");
+        assert!(!another.join().unwrap(), "the other thread has not broadcast");
     }
 
     #[test]
-    fn a_rush_outlasts_a_moment_without_broadcasts() {
+    fn a_burst_outlasts_a_moment_without_broadcasts() {
         let us = Duration::from_micros;
         let rush = Rush::default();
         rush.handed_out(us(10_000));
@@ -148,6 +148,6 @@ mod tests {
         rush.handed_out(us(22_200));
         assert_eq!(rush.way(us(34_200), 1000, false), Way::Direct);
         rush.handed_out(us(34_300));
-        assert_eq!(rush.way(us(38_000), 1000, false), Way::Direct, "it is over");
+        assert_eq!(rush.way(us(38_000), 1000, false), Way::Direct, "the burst is over");
     }
 }

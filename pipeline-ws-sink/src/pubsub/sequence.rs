@@ -1,4 +1,4 @@
-//! A pipeline's own order, kept while its events are worked on.
+//! A pipeline's order of events, kept while workers handle them.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 
 use super::lanes::{Lanes, Place, Who};
 
-/// The order in which the events of a pipeline came, of those that are being worked on.
+/// The order in which the events of a pipeline arrived, for the events that are being worked on.
 ///
-/// Each event has a ticket, which is taken in that order. Which topic it goes to is known later, in
-/// whatever order the work is done. The events enter the lanes of their topics in the order of the
-/// tickets: one whose topic is not known yet keeps those behind it from entering, and no longer.
+/// Each event has a ticket, taken in that order. Its topic is known later, when its work is done,
+/// in any order. Events enter the lanes of their topics in the order of the tickets: an event whose
+/// topic is not known yet keeps those behind it from entering, and no longer.
 #[derive(Default)]
 pub(super) struct Sequence {
     state: Mutex<State>,
@@ -27,28 +27,28 @@ struct State {
     /// The number of the first ticket in line.
     first: u64,
     line: VecDeque<InLine>,
-    /// Waits until the line is empty.
+    /// The supervisor's task, while it waits until the line is empty.
     supervisor: Option<Waker>,
-    /// Places that have not been fetched.
+    /// Places that have not been collected.
     places: HashMap<u64, Place, foldhash::fast::FixedState>,
 }
 
-/// A ticket in line.
+/// The state of a ticket in line.
 enum InLine {
-    /// Its topic is not known.
+    /// The topic is not known yet.
     Working,
-    /// It waits for those before it.
+    /// The topic is known, and the ticket waits for those before it.
     Ready { topic: Arc<str>, task: Option<Waker> },
-    /// Its event is done with, or will come later.
+    /// The event is done, or will be retried later.
     Gone,
 }
 
-/// An event's ticket. It leaves the line when it is dropped.
+/// An event's ticket. Dropping it leaves the line.
 pub(super) struct Ticket {
     sequence: Arc<Sequence>,
     lanes: Arc<Lanes>,
     number: u64,
-    /// Its place, from a try that has failed.
+    /// The place kept from an attempt that failed.
     kept: Mutex<Option<Place>>,
 }
 
@@ -61,7 +61,8 @@ impl Sequence {
         Ticket { sequence: self.clone(), lanes: lanes.clone(), number, kept: Mutex::default() }
     }
 
-    /// Waits until all tickets have entered their lanes, or have left the line. One task at a time waits.
+    /// Waits until all tickets have entered their lanes or left the line. Only one task at a time
+    /// waits.
     pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
         if state.line.is_empty() {
@@ -79,7 +80,7 @@ impl State {
         self.line.get_mut(at)
     }
 
-    /// Gives those at the front of the line their places, as far as their topics are known.
+    /// Assigns places to the tickets at the front of the line whose topics are known.
     fn advance(&mut self, lanes: &Arc<Lanes>) -> Vec<Waker> {
         let mut tasks = Vec::new();
         while let Some(InLine::Ready { .. } | InLine::Gone) = self.line.front() {
@@ -98,8 +99,8 @@ impl State {
 }
 
 impl Ticket {
-    /// Does the work after which the topic is known. If it fails, by a panic too, those behind do not
-    /// wait for the next try.
+    /// Runs the work that determines the topic. If it fails, or panics, the tickets behind do not
+    /// wait for the retry.
     pub(super) fn work<T, E>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
         let leaving = Leave(self);
         let done = work();
@@ -109,11 +110,11 @@ impl Ticket {
         done
     }
 
-    /// Enters the lane of a topic, when all that have earlier tickets have entered theirs.
+    /// Enters the lane of a topic, once all earlier tickets have entered theirs.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe, and called again it goes on.
+    /// Cancel safe: a later call resumes.
     pub(super) async fn enter(&self, topic: &Arc<str>) -> Place {
         match self.get_ready(topic) {
             Some(place) => place,
@@ -121,14 +122,13 @@ impl Ticket {
         }
     }
 
-    /// Waits for those with earlier tickets, unless all of them have entered their lanes: then it has
-    /// its place.
+    /// Waits for earlier tickets, or returns the place if all of them have entered their lanes.
     fn get_ready(&self, topic: &Arc<str>) -> Option<Place> {
-        // It may have been passed meanwhile.
+        // The kept place may have been passed meanwhile.
         let kept = self.kept.lock().take().and_then(Place::goes_on);
         let mut state = self.sequence.state.lock();
         if kept.is_none() && state.first == self.number && state.line.len() == 1 {
-            // The only one in line.
+            // This is the only ticket in line.
             state.line.clear();
             state.first += 1;
             let task = state.supervisor.take();
@@ -137,7 +137,7 @@ impl Ticket {
             task.into_iter().for_each(Waker::wake);
             return Some(place);
         }
-        // A call that was dropped may have got its place without fetching it.
+        // A cancelled call may have received a place that it did not collect.
         if let Some(place) = kept.or_else(|| state.places.remove(&self.number)) {
             drop(state);
             // A place in another lane is given up.
@@ -151,7 +151,7 @@ impl Ticket {
             Some(ticket) if !matches!(ticket, InLine::Gone) => {
                 *ticket = InLine::Ready { topic: topic.clone(), task: None };
             }
-            // An earlier try has left the line.
+            // An earlier attempt has left the line.
             _ => return Some(self.lanes.enter(topic, Who::Ordered)),
         }
         let tasks = state.advance(&self.lanes);
@@ -161,7 +161,7 @@ impl Ticket {
         place
     }
 
-    /// Keeps a place for the next try, unless it is passed meanwhile.
+    /// Keeps a place for the retry, unless it is passed meanwhile.
     pub(super) fn keep(&self, place: Place) {
         place.rest();
         *self.kept.lock() = Some(place);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ticket_that_is_dropped_or_whose_work_fails_holds_up_no_other() {
+    async fn a_ticket_that_is_dropped_or_whose_work_fails_does_not_delay_others() {
         let topic: Arc<str> = "t".into();
         let ([first, second, third], lanes) = tickets();
         let mut enters = pin!(third.enter(&topic));
@@ -261,7 +261,7 @@ mod tests {
         drop(first);
         assert_eq!(second.work(|| Err::<(), _>("no")), Err("no"));
         let third = enters.await;
-        // It comes when it succeeds.
+        // It enters when its work succeeds.
         let second = second.enter(&topic).await;
         assert!(poll!(pin!(second.turn())).is_pending());
         drop(third);
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn entering_that_is_dropped_and_begun_again_takes_one_place() {
+    async fn a_cancelled_and_repeated_enter_takes_one_place() {
         let first_topic: Arc<str> = "t".into();
         for topic in ["t", "another"] {
             let ([first, second], lanes) = tickets();
@@ -279,11 +279,11 @@ mod tests {
                 let mut enters = pin!(second.enter(&first_topic));
                 assert!(poll!(&mut enters).is_pending());
             }
-            // Its turn in line comes while nothing awaits it.
+            // It becomes the first in line while nothing awaits it.
             drop(first.enter(&first_topic).await);
             let place = second.enter(&topic.into()).await;
             assert_eq!(&**place.topic(), topic);
-            assert!(poll!(pin!(place.turn())).is_ready(), "it was behind its own place");
+            assert!(poll!(pin!(place.turn())).is_ready(), "it waits behind its own place");
             assert_eq!(lanes.open(), 1);
             drop((place, second));
             assert_eq!(lanes.open(), 0);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_try_that_failed_later_has_its_place_again() {
+    async fn a_retry_gets_its_kept_place() {
         let topic: Arc<str> = "t".into();
         let ([first, second], lanes) = tickets();
         first.keep(first.enter(&topic).await);

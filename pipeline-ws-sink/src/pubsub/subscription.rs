@@ -1,4 +1,4 @@
-//! A task that listens to a topic.
+//! A task's subscription to a topic.
 
 use std::{
     collections::VecDeque,
@@ -15,16 +15,18 @@ use thiserror::Error;
 use super::table::{Listening, Subscriber, SubscriberId, Table};
 use crate::broadcast::Broadcast;
 
-/// How many broadcasts may wait for a task. Then the oldest are dropped, and counted.
+/// How many broadcasts may wait for a task. Beyond that, the oldest are dropped and counted.
 const CAPACITY: usize = 1024;
 
-/// How many bytes they may carry together. One of any size may wait.
+/// How many bytes the waiting broadcasts may have together. A single broadcast of any size may
+/// wait.
 const BYTES: usize = 16 << 20;
 
-/// Listens to a topic, for as long as it lives; see [`PubSub::subscribe`](super::PubSub::subscribe).
+/// A subscription to a topic, until it is dropped; see
+/// [`PubSub::subscribe`](super::PubSub::subscribe).
 ///
-/// A task that reads too slowly never holds up a broadcast: when 1024 wait, or 16 MiB, the oldest are
-/// dropped, and the next [`recv`](Self::recv) says how many.
+/// A task that reads too slowly never delays a broadcast: beyond 1024 waiting broadcasts, or 16
+/// MiB, the oldest are dropped, and the next [`recv`](Self::recv) returns their number.
 ///
 /// It is also a [`Stream`].
 ///
@@ -46,7 +48,7 @@ pub struct Subscription {
     listening: Listening,
 }
 
-/// What waits for a task.
+/// The broadcasts that wait for a task.
 #[derive(Default)]
 pub(crate) struct Inbox {
     state: Mutex<State>,
@@ -55,7 +57,7 @@ pub(crate) struct Inbox {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Broadcast>,
-    /// How many bytes those that wait carry.
+    /// The bytes of the waiting broadcasts.
     bytes: usize,
     dropped: u64,
     task: Option<Waker>,
@@ -69,11 +71,12 @@ impl Subscription {
         Self { inbox, listening }
     }
 
-    /// The next broadcast.
+    /// Receives the next broadcast.
     ///
     /// # Errors
     ///
-    /// [`Lagged`] if some were dropped before it. The next call goes on with what is left.
+    /// [`Lagged`] if broadcasts were dropped before it. The next call continues with those that are
+    /// left.
     ///
     /// # Cancel safety
     ///
@@ -82,14 +85,13 @@ impl Subscription {
         poll_fn(|cx| self.inbox.poll(cx)).await
     }
 
-    /// Names this subscriber, to be left out of a
-    /// [`broadcast_from`](super::PubSub::broadcast_from).
+    /// The subscriber's id, for [`broadcast_from`](super::PubSub::broadcast_from).
     #[must_use]
     pub fn id(&self) -> SubscriberId {
         self.listening.id()
     }
 
-    /// The topic that it listens to.
+    /// The topic of the subscription.
     #[must_use]
     pub fn topic(&self) -> &str {
         self.listening.topic()
@@ -141,7 +143,7 @@ impl Inbox {
 }
 
 impl State {
-    /// The one that has waited longest.
+    /// Removes the oldest broadcast.
     fn take(&mut self) -> Option<Broadcast> {
         let oldest = self.waiting.pop_front()?;
         self.bytes -= oldest.payload().bytes().len();
@@ -155,7 +157,7 @@ impl fmt::Debug for Subscription {
     }
 }
 
-/// A task read too slowly, and this many broadcasts were dropped.
+/// A task read too slowly, and this number of broadcasts was dropped.
 ///
 /// ```
 /// # use pipeline_ws_sink::{Endpoint, Lagged};
@@ -172,7 +174,7 @@ impl fmt::Debug for Subscription {
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("{0} broadcasts were dropped, because they were read too slowly")]
+#[error("the subscriber lagged: {0} broadcasts were dropped")]
 pub struct Lagged(pub u64);
 
 #[cfg(test)]
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_reads_too_slowly_loses_the_oldest_and_is_told_how_many() {
+    async fn a_task_that_reads_too_slowly_loses_the_oldest_and_receives_their_number() {
         let table = Arc::new(Table::silent());
         let mut subscription = Subscription::new(&table, "t");
         (0..CAPACITY + 3).for_each(|n| broadcast(&table, n));
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn broadcasts_that_wait_for_a_task_are_bounded_in_bytes() {
+    async fn waiting_broadcasts_are_bounded_in_bytes() {
         let table = Arc::new(Table::silent());
         let mut subscription = Subscription::new(&table, "t");
         let large = |bytes| {
@@ -214,7 +216,7 @@ mod tests {
         assert_eq!(subscription.recv().await, Err(Lagged(5)));
         large(2 * BYTES);
         assert_eq!(subscription.recv().await, Err(Lagged(15)));
-        assert!(subscription.recv().await.is_ok(), "one of any size may wait");
+        assert!(subscription.recv().await.is_ok(), "a single broadcast of any size may wait");
         assert_eq!(subscription.inbox.state.lock().bytes, 0);
     }
 

@@ -1,4 +1,4 @@
-//! Who listens to which topic.
+//! The subscribers of each topic.
 
 use std::{
     collections::HashMap,
@@ -28,26 +28,26 @@ use crate::{
     telemetry::{RouteMeter, SocketMetrics, shown},
 };
 
-/// How many parts the table of topics has, so that few callers wait for each other.
+/// The number of shards of the topic table, which reduces lock contention.
 const SHARDS: usize = 64;
 
 /// The subscribers of all topics.
 ///
-/// A part of the table is locked only to look a topic up. While a topic hands out a broadcast, those
-/// who join or leave that topic wait for it, and nobody else.
+/// A shard is locked only to look up a topic. While a topic dispatches a broadcast, only joins and
+/// leaves of that topic wait for it.
 pub(crate) struct Table {
     shards: [Shard; SHARDS],
-    /// From when the rush of topics counts its time.
+    /// The reference moment of all burst detection.
     epoch: Instant,
-    /// It has been told that a client of version 1 was passed over.
+    /// Whether a skipped client of version 1 has been logged.
     passed_over: AtomicBool,
     metrics: Arc<SocketMetrics>,
-    /// Where it is noted that a topic has got its first listener, or lost its last, if somebody wants to
-    /// know.
+    /// Records that a topic has got its first subscriber or lost its last, if the nodes share their
+    /// topics.
     changed: Option<Arc<Changed>>,
 }
 
-/// A part of the topics.
+/// A shard of the topics.
 type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>, RandomState>>;
 
 /// The subscribers of one topic.
@@ -56,27 +56,28 @@ struct Listeners {
     subscribers: Slab<(SubscriberId, Subscriber)>,
     by_route: ByRoute<RouteMeter>,
     rush: Rush,
-    /// The last one has left, and the topic is about to go. Who comes now has to look it up again.
+    /// The last subscriber has left, and the topic is about to be removed. New subscribers have to
+    /// look it up again.
     closed: bool,
 }
 
-/// Someone who listens to a topic.
+/// A subscriber of a topic.
 pub(crate) enum Subscriber {
-    /// A channel that has joined it.
+    /// A channel that has joined the topic.
     Joined(Joined),
     /// A channel of another topic.
     Channel(Arc<Mailbox>),
     Task(Arc<Inbox>),
 }
 
-/// A joined channel, as broadcasts see it.
+/// A joined channel, as seen by broadcasts.
 pub(crate) struct Joined {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) version: Version,
     /// Broadcasts of these events go to the channel instead of the socket.
     pub(crate) intercept: &'static [&'static str],
     pub(crate) mailbox: Arc<Mailbox>,
-    /// Where it is counted.
+    /// The metrics of its route.
     pub(crate) route: Arc<RouteMeter>,
 }
 
@@ -91,31 +92,31 @@ impl Subscriber {
 }
 
 impl Joined {
-    /// Whether its channel wants to see this first.
+    /// Whether the channel intercepts this broadcast.
     fn intercepts(&self, broadcast: &Encoded) -> bool {
         self.intercept.contains(&broadcast.event())
     }
 }
 
-/// One who is to be waited for.
+/// A subscriber without room that the sender has to wait for.
 pub(super) enum Behind {
     Socket(Arc<Outbox>, Version),
-    /// A channel that intercepts, and whose own client it is that is slow.
+    /// A channel that intercepts, and its own slow client.
     Channel(Arc<Mailbox>, Arc<Outbox>),
 }
 
-/// Listens to a topic for as long as it lives.
+/// A subscription, until it is dropped.
 pub(crate) struct Listening {
     table: Arc<Table>,
     topic: Arc<str>,
     listeners: Arc<RwLock<Listeners>>,
     id: SubscriberId,
     key: usize,
-    /// A key is given to another subscriber once it is free, so it must be freed only once.
+    /// A key is reused once it is free, so it must be freed only once.
     cancelled: bool,
 }
 
-/// Names one who listens: a channel, or a task that has subscribed. No two have the same.
+/// The id of a subscriber: a channel, or a task that has subscribed. Ids are unique.
 ///
 /// ```
 /// use pipeline_ws_sink::{BroadcastError, Channel, ChannelContext};
@@ -129,7 +130,7 @@ pub(crate) struct Listening {
 pub struct SubscriberId(u64);
 
 impl SubscriberId {
-    /// A name that nobody has yet, on any endpoint.
+    /// A new id, unique across all endpoints.
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
@@ -182,9 +183,9 @@ impl Table {
         }
     }
 
-    /// Hands a broadcast to every subscriber of its topic but one.
+    /// Dispatches a broadcast to every subscriber of its topic except one.
     ///
-    /// Nothing here waits for a socket: what one cannot take now waits in its outbox.
+    /// It never waits for a socket: frames that a socket cannot take now wait in its outbox.
     pub(crate) fn dispatch(&self, broadcast: &Encoded, except: Option<SubscriberId>) {
         let mut passes_over = false;
         self.each(broadcast.topic(), |id, subscriber, way, unrecorded| {
@@ -193,7 +194,7 @@ impl Table {
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                    // Where senders wait for the client, the usual room is theirs.
+                    // Where senders wait for the client, the usual room is reserved for them.
                     let waits = joined.outbox.wait_limit().is_some();
                     let room = if waits { Room::Twice } else { Room::Usual };
                     joined.mailbox.intercepted(Intercepted::new(broadcast), room);
@@ -211,8 +212,8 @@ impl Table {
         }
     }
 
-    /// The same, but for those who are to be waited for and have no room: they get nothing, and are
-    /// returned.
+    /// Like [`dispatch`](Self::dispatch), but skips and returns the subscribers without room that
+    /// the sender has to wait for.
     pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<Behind> {
         let (mut behind, mut passes_over) = (Vec::new(), false);
         self.each(broadcast.topic(), |_, subscriber, way, unrecorded| match subscriber {
@@ -242,10 +243,10 @@ impl Table {
         behind
     }
 
-    /// Waits until somebody has room, and hands the broadcast over; or closes the socket that has had
-    /// none for as long as its policy says, since this moment, or that has been full for too long in
-    /// all. If the process was stopped meanwhile, all clients of the broadcast have one
-    /// [recovery](Outbox::or_give_up).
+    /// Waits until a subscriber has room, and delivers the broadcast. Closes the socket if it has
+    /// had no room since this moment for as long as its policy allows, or if it has been full for
+    /// too long in all. If the process was suspended meanwhile, all clients of the broadcast have
+    /// one [recovery](Outbox::or_give_up).
     pub(super) async fn wait_for(
         &self,
         who: &Behind,
@@ -266,7 +267,7 @@ impl Table {
                 }
                 Behind::Channel(mailbox, _) => {
                     let letter = Letter::Intercepted(Intercepted::new(broadcast));
-                    // A channel that has ended wants it no more.
+                    // A channel that has ended needs no delivery.
                     let _ = mailbox.send(letter).await;
                 }
             }
@@ -281,8 +282,8 @@ impl Table {
         outbox.or_give_up(deadline, recovery, waiting, once_more).await;
     }
 
-    /// Hands a broadcast over without waiting, into the room beyond the limits of a socket's outbox, or
-    /// of the mailbox of a channel that intercepts.
+    /// Delivers a broadcast without waiting, into the reserve beyond the limits of a socket's
+    /// outbox, or of the mailbox of a channel that intercepts.
     pub(super) fn force(&self, who: &Behind, broadcast: &Encoded) {
         match who {
             Behind::Socket(outbox, version) => {
@@ -296,10 +297,11 @@ impl Table {
         }
     }
 
-    /// Goes through the subscribers of a topic, and says on which way a frame is to reach each.
+    /// Iterates over the subscribers of a topic, and decides how a frame reaches each.
     ///
-    /// The topic is locked meanwhile, and `hand` runs no code of the application. What is to be recorded is
-    /// recorded after that: a recorder may broadcast on the same topic while a client wants to join it.
+    /// The topic is locked meanwhile, and `hand` runs no code of the application. Metrics are
+    /// recorded after that: a recorder may broadcast on the same topic while a client wants to join
+    /// it.
     fn each(
         &self,
         topic: &str,
@@ -322,12 +324,12 @@ impl Table {
         unrecorded.record(&self.metrics);
     }
 
-    /// Whether somebody listens to this topic.
+    /// Whether this topic has subscribers.
     pub(crate) fn has(&self, topic: &str) -> bool {
         self.shard(topic).read().contains_key(topic)
     }
 
-    /// How many listen to this topic.
+    /// The number of subscribers of this topic.
     pub(crate) fn listeners(&self, topic: &str) -> usize {
         let listeners = self.shard(topic).read().get(topic).cloned();
         listeners.map_or(0, |listeners| listeners.read().subscribers.len())
@@ -337,24 +339,24 @@ impl Table {
         &self.metrics
     }
 
-    /// How many topics somebody listens to.
+    /// The number of topics with subscribers.
     pub(crate) fn topics(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
-    /// A client whose version cannot express a broadcast goes without it. Told once.
+    /// Skips a client whose protocol version cannot express a broadcast. Logged once.
     fn pass_over(&self, broadcast: &Encoded) {
         if !self.passed_over.swap(true, Ordering::Relaxed) {
             let (topic, event) = (shown(broadcast.topic()), shown(broadcast.event()));
             tracing::warn!(
                 topic,
                 event,
-                "passed over clients of version 1: it has no binary payloads"
+                "skipped clients of protocol version 1: binary payload unsupported"
             );
         }
     }
 
-    /// Takes a topic out of the table, unless it is there anew already.
+    /// Removes a topic from the table, unless it has been created again already.
     fn remove(&self, topic: &str, listeners: &Arc<RwLock<Listeners>>) {
         let mut shard = self.shard(topic).write();
         if shard.get(topic).is_some_and(|current| Arc::ptr_eq(current, listeners)) {
@@ -363,7 +365,7 @@ impl Table {
     }
 
     fn shard(&self, topic: &str) -> &Shard {
-        // It only decides who waits for whom, so any spread will do; topics differ at their end.
+        // The hash only selects a shard, so any spread will do; topics differ at their end.
         let mix = |hash: usize, byte| hash.wrapping_mul(31).wrapping_add(usize::from(byte));
         &self.shards[topic.bytes().rev().take(8).fold(topic.len(), mix) % SHARDS]
     }
@@ -378,7 +380,7 @@ impl Listening {
         &self.topic
     }
 
-    /// Stops listening. Broadcasts that begin after the return are not received.
+    /// Unsubscribes. Broadcasts that begin after the return are not received.
     pub(crate) fn cancel(&mut self) {
         if std::mem::replace(&mut self.cancelled, true) {
             return;
@@ -399,7 +401,7 @@ impl Listening {
         if let Some(route) = route {
             route.left(was_last);
         }
-        // After the locks: it may be the last to hold a whole socket.
+        // Dropped after the locks are released: it may be the last owner of a whole socket.
         drop(gone);
     }
 }
@@ -412,7 +414,7 @@ impl Drop for Listening {
 
 #[cfg(test)]
 impl Table {
-    /// One that records nothing.
+    /// A meter that records nothing.
     pub(super) fn silent() -> Self {
         Self::new(Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global())), None)
     }
@@ -434,7 +436,7 @@ mod tests {
         telemetry::Watching,
     };
 
-    /// A subscriber whose broadcasts of these events go to its mailbox, to be counted there.
+    /// A subscriber that intercepts these events, with the mailbox that receives them.
     fn subscriber(intercept: &'static [&'static str]) -> (Subscriber, Arc<Mailbox>) {
         let metrics = Arc::new(SocketMetrics::register(&Telemetry::global()));
         let limits = OutboxLimits { frames: 1, bytes: 1 };
@@ -452,7 +454,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_topic_that_nobody_listens_to_takes_no_memory() {
+    async fn a_topic_without_subscribers_takes_no_memory() {
         let table = Arc::new(Table::silent());
         let topic: Arc<str> = "t".into();
         let first = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
@@ -462,7 +464,7 @@ mod tests {
         assert_eq!(table.topics(), 1);
         drop(first);
         assert_eq!(table.topics(), 0);
-        // Its key may belong to another by now.
+        // The freed key may belong to another subscriber by now.
         let third = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
         drop(second);
         assert_eq!(table.topics(), 1);
@@ -488,7 +490,7 @@ mod tests {
             let recorder = Watching::default();
             let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
             let table = Arc::new(Table::new(metrics.clone(), None));
-            // One takes everything at once, one when it is asked, and one takes nothing.
+            // The first takes everything at once, the second on request, and the third nothing.
             let writers = [
                 Writer::Tcp(stream.clone()),
                 Writer::Task(Box::pin(tokio::io::sink())),
@@ -530,7 +532,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_recorder_that_panics_keeps_no_event_from_those_that_are_waited_for() {
+    async fn a_recorder_that_panics_loses_no_event_for_slow_subscribers() {
         let (log, _guard) = Log::keep();
         let recorder = Watching::default();
         let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
@@ -545,8 +547,8 @@ mod tests {
         while table.dispatch_to_all_with_room(&news).is_empty() {}
         let recorded = AtomicU64::new(0);
         recorder.watch(move || {
-            // The first is that there is a broadcast, the second that a frame was dropped.
-            assert_eq!(recorded.fetch_add(1, Ordering::Relaxed), 0, "told to");
+            // The first record is the broadcast, the second the dropped frame.
+            assert_eq!(recorded.fetch_add(1, Ordering::Relaxed), 0, "a recorder that panics");
             false
         });
         assert_eq!(table.dispatch_to_all_with_room(&news).len(), 1);
@@ -555,7 +557,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_subscribed_gets_every_broadcast_however_others_come_and_go() {
+    async fn a_subscriber_receives_every_broadcast_while_others_join_and_leave() {
         const ROUNDS: usize = 2_000;
         let table = Arc::new(Table::silent());
         let topic: Arc<str> = "t".into();
@@ -570,11 +572,11 @@ mod tests {
                         let mut subscription =
                             table.subscribe(topic, SubscriberId::new(), subscriber);
                         table.dispatch(&news, None);
-                        assert_eq!(mailbox.len(), 1, "missed its own broadcast");
+                        assert_eq!(mailbox.len(), 1, "a subscriber missed its own broadcast");
                         let except = Some(subscription.id());
                         subscription.cancel();
                         table.dispatch(&news, except);
-                        assert_eq!(mailbox.len(), 1, "still listening");
+                        assert_eq!(mailbox.len(), 1, "received a broadcast after unsubscribing");
                     }
                 });
             }

@@ -1,4 +1,4 @@
-//! Which topics are listened to on which node.
+//! The topics with subscribers, on each node.
 
 use std::{
     collections::HashSet,
@@ -15,20 +15,20 @@ use crate::tracker::{
     Input, Meta, Outgoing, Replica, Step, TRACKERS, Tracker, TrackerOptions, replicate, tell,
 };
 
-/// What the nodes are told topics by.
+/// The tracker topic under which nodes replicate their topics.
 const NAME: &str = "online";
 
-/// All topics are tracked as one.
+/// All topics are tracked for a single actor.
 const ACTOR: u64 = 0;
 
-/// Which topics are listened to, here and on the other nodes.
+/// The topics with subscribers, here and on the other nodes.
 ///
-/// A topic of this node is told of once a period, if somebody has come to it or all have left since. So
-/// whoever comes and goes costs a mark, and no message.
+/// A topic of this node is replicated once a period, if its first subscriber has come or its last
+/// has left since. A subscription costs a mark, and no message.
 pub(crate) struct Topics {
     tracker: Mutex<Tracker>,
     changed: Arc<Changed>,
-    /// What is told of a topic: nothing but that it is there.
+    /// The tracked key of every topic.
     key: Arc<str>,
     meta: Meta,
     started: Instant,
@@ -36,15 +36,15 @@ pub(crate) struct Topics {
     talking: Mutex<Talking>,
 }
 
-/// The task that talks with the other nodes.
+/// The replication task.
 #[derive(Debug, Default)]
 struct Talking {
     task: Option<AbortHandle>,
-    /// None is started any more: a socket may open while its endpoint ends.
+    /// No task is started any more: a socket may open while its endpoint ends.
     has_ended: bool,
 }
 
-/// The topics to which somebody has come first, or which the last has left. As many as there are.
+/// The topics that have got their first subscriber or lost their last.
 #[derive(Debug, Default)]
 pub(super) struct Changed(Mutex<HashSet<Arc<str>>>);
 
@@ -60,7 +60,7 @@ impl Topics {
     pub(super) fn new(node: &str, options: TrackerOptions) -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        // Nobody listens on a node that has ended, so the others need not wait for it.
+        // A node that has ended has no subscribers, so the others need not wait for it.
         let options = options.permdown_on_shutdown(true);
         let tracker = Tracker::replicated(node, version, version, options, Duration::ZERO);
         Self {
@@ -74,26 +74,27 @@ impl Topics {
         }
     }
 
-    /// Where topics are marked when they change.
+    /// The set in which changed topics are marked.
     pub(super) fn changed(&self) -> Arc<Changed> {
         self.changed.clone()
     }
 
     pub(super) fn watch(&self, table: &Arc<Table>) {
-        // It is set once, right after the table is made.
+        // Set only once, right after the table is made.
         let _ = self.table.set(Arc::downgrade(table));
     }
 
-    /// Whether a topic may be listened to on another node: it is there, or not all that is there is known.
+    /// Whether a topic may have subscribers on another node: it has some, or that node's state is
+    /// incomplete.
     pub(super) fn may_have(&self, topic: &str) -> bool {
         let tracker = self.tracker.lock();
         tracker.has_topic(topic) || !tracker.knows_all()
     }
 
-    /// Begins to talk with the other nodes, if there is where that can run.
+    /// Starts the replication task, if there is a runtime.
     pub(super) fn begin(self: &Arc<Self>, pubsub: &PubSub) {
         let mut talking = self.talking.lock();
-        // It may have ended with the runtime of an earlier socket.
+        // The task may have ended with the runtime of an earlier socket.
         let runs = talking.task.as_ref().is_some_and(|task| !task.is_finished());
         if runs || talking.has_ended {
             return;
@@ -111,7 +112,7 @@ impl Topics {
             talking.has_ended = true;
             talking.task.take()
         };
-        // The adapter, which is the user's, is called under no lock.
+        // The task calls the user's adapter, so it is spawned outside the lock.
         if let Some(task) = task {
             task.abort();
             tell(pubsub, NAME, &self.farewell());
@@ -130,14 +131,14 @@ impl Replica for Topics {
             let changed = mem::take(&mut *self.changed.0.lock());
             for topic in changed {
                 if table.has(&topic) {
-                    // If it has been told of, it stays.
+                    // A topic that is tracked already stays.
                     let _ = tracker.track(ACTOR, &topic, &self.key, self.meta.clone());
                 } else {
                     tracker.untrack(ACTOR, &topic, &self.key);
                 }
             }
         }
-        // Nobody is told of the differences: who asks is told what is.
+        // The diffs are not needed: queries read the current state.
         let Step { send, diffs: _ } = tracker.step(input, now);
         send
     }
@@ -156,7 +157,7 @@ mod tests {
         pubsub::{Adapter, AdapterError, LocalNode},
     };
 
-    /// The way to no other node.
+    /// An adapter without other nodes.
     struct NoWay;
 
     impl Adapter for NoWay {
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_opens_after_the_end_starts_no_task_anew() {
+    async fn a_socket_that_opens_after_the_end_starts_no_task() {
         let builder = Endpoint::builder().adapter(NoWay).share_online(TrackerOptions::new());
         let endpoint = builder.build().unwrap();
         let pubsub = endpoint.pubsub();

@@ -1,4 +1,4 @@
-//! What one client may still say, in all and on each topic. Pure: told the time, it does not read it.
+//! The rate limits of one client, in total and on each topic. Pure: the caller passes the time.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,27 +9,27 @@ use crate::{
     token_bucket::{Bucket, Rate},
 };
 
-/// What clients of a mount may say.
+/// The rate limits of a mount's clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) socket: Option<Limit>,
     pub(crate) topic: Option<Limit>,
-    /// Of how many topics it is remembered what was said there.
+    /// How many topics are remembered.
     pub(crate) topics: usize,
 }
 
-/// A limit, ready to be counted with.
+/// A limit in the form that is computed with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     rate: Rate,
     on_excess: OnExcess,
 }
 
-/// What a client has said of late.
+/// The recent messages of a client.
 ///
-/// A topic is remembered for as long as that makes a difference, joined or not: whoever leaves and joins
-/// again finds its bucket as it was. When so many are remembered that there is no room for one more,
-/// what is said on others waits until there is.
+/// A topic is remembered for as long as that makes a difference, joined or not: a client that
+/// leaves and joins again finds its bucket as it was. When there is no room to remember one more
+/// topic, events on other topics are over the limit until there is.
 #[derive(Debug)]
 pub(super) struct Spent {
     since: Instant,
@@ -37,7 +37,7 @@ pub(super) struct Spent {
     topics: HashMap<Arc<str>, Bucket>,
 }
 
-/// A client has said more than it may.
+/// A message over the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Excess {
     pub(super) of: Scope,
@@ -45,12 +45,12 @@ pub(super) struct Excess {
     pub(super) on_excess: OnExcess,
 }
 
-/// Which limit it was.
+/// The limit that was exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
     Socket,
     Topic,
-    /// What has been received and not handled: see [`Inbox`](crate::inbox::Inbox).
+    /// Bytes received and not handled: see [`Inbox`](crate::inbox::Inbox).
     Inbox,
 }
 
@@ -75,8 +75,8 @@ impl Spent {
         Self { since: now, socket: Bucket::default(), topics: HashMap::new() }
     }
 
-    /// The client says something, on a joined topic or otherwise. If it is too much of either limit, it
-    /// counts for neither.
+    /// Counts a message, on a joined topic or otherwise. If it is over either limit, it counts for
+    /// neither.
     pub(super) fn admit(
         &mut self,
         limits: &Limits,
@@ -106,7 +106,7 @@ impl Spent {
         Ok(())
     }
 
-    /// How long it is until something may be said on a topic; `None` if it may now.
+    /// How long until a message on a topic is allowed; `None` if it is allowed now.
     fn wait(
         &mut self,
         limit: Limit,
@@ -117,7 +117,7 @@ impl Spent {
         if let Some(bucket) = self.topics.get(topic) {
             return bucket.wait(limit.rate, now);
         }
-        // Before it grows, so that it grows no larger than it has to.
+        // Cleaned up before the map grows, so that it grows no larger than necessary.
         if self.topics.len() >= room.min(self.topics.capacity()) {
             self.topics.retain(|_, bucket| !bucket.until_full(now).is_zero());
         }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_limit_refuses_does_not_count_for_the_other() {
+    fn a_message_that_one_limit_refuses_does_not_count_for_the_other() {
         let limits =
             limits(Some(EventLimit::per_second(1).burst(2)), Some(EventLimit::per_second(1)));
         let now = Instant::now();
@@ -153,15 +153,23 @@ mod tests {
         assert_eq!(spent.admit(&limits, Some(&lobby), now), Ok(()));
         let refused = spent.admit(&limits, Some(&lobby), now).unwrap_err();
         assert_eq!((refused.of, refused.retry_after), (Scope::Topic, ms(1000)));
-        assert_eq!(spent.admit(&limits, Some(&other), now), Ok(()), "the socket has one left");
+        assert_eq!(
+            spent.admit(&limits, Some(&other), now),
+            Ok(()),
+            "the socket has one token left"
+        );
         let refused = spent.admit(&limits, Some(&topic(3)), now).unwrap_err();
         assert_eq!((refused.of, refused.retry_after), (Scope::Socket, ms(1000)));
         let later = now + ms(1000);
-        assert_eq!(spent.admit(&limits, Some(&topic(3)), later), Ok(()), "its topic has its own");
+        assert_eq!(
+            spent.admit(&limits, Some(&topic(3)), later),
+            Ok(()),
+            "its topic has a bucket of its own"
+        );
     }
 
     #[test]
-    fn it_is_as_long_as_the_longer_of_both_and_closes_if_either_does() {
+    fn the_longer_wait_counts_and_either_limit_may_close() {
         let limits = limits(
             Some(EventLimit::per_minute(60).burst(1)),
             Some(EventLimit::per_minute(6).burst(1).on_excess(OnExcess::Close)),
@@ -189,8 +197,8 @@ mod tests {
         let (at, one_more) = (now + ms(400), topic(4));
         let refused = spent.admit(&limits, Some(&one_more), at).unwrap_err();
         assert_eq!((refused.of, refused.retry_after), (Scope::Topic, ms(600)));
-        assert_eq!(spent.admit(&limits, Some(&topic(0)), at), Ok(()), "it is remembered");
-        // Which puts off the time at which it is forgotten.
+        assert_eq!(spent.admit(&limits, Some(&topic(0)), at), Ok(()), "the topic is remembered");
+        // This event extends the time for which it is remembered.
         let refused = spent.admit(&limits, Some(&one_more), at).unwrap_err();
         assert_eq!(refused.retry_after, ms(700));
         assert!(spent.admit(&limits, Some(&one_more), at + ms(699)).is_err());
@@ -199,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn topics_that_make_no_difference_any_more_are_forgotten() {
+    fn topics_with_full_buckets_are_forgotten() {
         let mut limits = limits(None, Some(EventLimit::per_second(10)));
         limits.topics = 1000;
         let mut now = Instant::now();

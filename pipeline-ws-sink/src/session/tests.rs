@@ -1,4 +1,4 @@
-//! A client without a WebSocket and without HTTP: it hands in messages, and fetches frames.
+//! A client without WebSocket and HTTP: the tests pass messages to its session, and fetch frames.
 
 use std::future::poll_fn;
 
@@ -28,7 +28,7 @@ impl Socket for Lobby {
     type Assigns = &'static str;
 
     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<&'static str, ConnectError> {
-        unreachable!("nobody connects")
+        unreachable!("no client connects")
     }
 }
 
@@ -65,12 +65,12 @@ impl Channel for Room {
     }
 }
 
-/// What the clients have in common.
+/// The state that all clients share.
 struct House {
     hub: Hub,
     routes: Arc<Routes<Lobby>>,
     recorded: Recorded,
-    /// How much may wait of each.
+    /// The inbox limit of each client.
     inbox: usize,
 }
 
@@ -151,7 +151,7 @@ impl Visitor {
         self.expect([reply("1", "1", T, "ok", json!({ "name": name }))]).await;
     }
 
-    /// Nothing waits, and nothing is on its way.
+    /// Asserts that no frame is waiting or on its way.
     async fn expect_nothing_else(&mut self) {
         settle().await;
         assert!(self.fetched.is_empty(), "{:?}", self.fetched);
@@ -160,7 +160,7 @@ impl Visitor {
 }
 
 #[tokio::test]
-async fn a_client_joins_is_answered_is_told_and_leaves() {
+async fn a_client_joins_is_answered_receives_events_and_leaves() {
     let house = House::new();
     let mut ada = house.enter("ada", Version::V2);
     ada.join("ada").await;
@@ -182,7 +182,7 @@ async fn a_client_joins_is_answered_is_told_and_leaves() {
 }
 
 #[tokio::test]
-async fn a_broadcast_waits_for_everyone_in_their_version() {
+async fn a_broadcast_waits_for_each_client_in_its_version() {
     let house = House::new();
     let (mut ada, mut old) = (house.enter("ada", Version::V2), house.enter("old", Version::V1));
     ada.join("ada").await;
@@ -198,7 +198,7 @@ async fn a_broadcast_waits_for_everyone_in_their_version() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_said_to_be_none() {
+async fn an_invalid_message_is_an_error() {
     let house = House::new();
     let mut ada = house.enter("ada", Version::V2);
     assert!(ada.send(json!({"not": "a message"})).await.is_err());
@@ -215,7 +215,7 @@ async fn the_channels_of_a_session_end_with_it() {
     let told = json!({"name": "ada", "reason": "shutdown: inactive"});
     joe.expect([json!([null, null, T, "gone", told])]).await;
 
-    // If it is dropped, they end where they are.
+    // If the session is dropped, its channels are aborted.
     let mut eve = house.enter("eve", Version::V2);
     eve.join("eve").await;
     let outbox = joe.outbox.clone();
@@ -227,7 +227,7 @@ async fn the_channels_of_a_session_end_with_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_broadcast_is_delivered_when_it_is_fetched() {
+async fn a_broadcast_counts_as_delivered_when_it_is_fetched() {
     let house = House::new();
     let mut ada = house.enter("ada", Version::V2);
     ada.join("ada").await;
@@ -244,7 +244,7 @@ async fn handling_a_message_takes_little_of_the_task_of_a_socket() {
     let mut ada = house.enter("ada", Version::V2);
     let received = Received::Text("[]".into());
     let held = ada.session.hold(&received);
-    // It is a part of each socket's task, and there is memory for it while the socket is idle.
+    // The future is part of each socket's task, and takes memory while the socket is idle.
     let size = size_of_val(&ada.session.receive(received, held));
     assert!(size <= 600, "{size}");
 }

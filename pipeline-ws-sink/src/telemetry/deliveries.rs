@@ -1,4 +1,4 @@
-//! How long the way to the sockets took.
+//! A histogram of delivery times.
 
 use std::{
     cell::Cell,
@@ -17,18 +17,18 @@ const OWN: usize = 16;
 
 /// A histogram that can be read.
 ///
-/// Every frame that is timed is recorded here, by all threads that write, and most of those that are
-/// written together belong into the same few buckets. So the first threads that record have a part of
-/// their own: nobody else writes there, so that an addition is a load and a store, a third of what a
-/// locked one takes.
+/// Every timed frame is recorded here, by all threads that write, and most frames that are written
+/// together fall into the same few buckets. So the first threads that record have a part of their
+/// own: with a single writer, an addition is a load and a store, a third of the cost of an atomic
+/// addition.
 pub(crate) struct Deliveries {
     histogram: Histogram,
     own: [OnceLock<Box<Part>>; OWN],
-    /// What all other threads have recorded.
+    /// The samples of all other threads.
     others: Box<Part>,
 }
 
-/// What has been recorded, by itself in its cache lines.
+/// The samples of one thread, in cache lines of their own.
 #[repr(align(128))]
 struct Part([AtomicU64; BUCKETS]);
 
@@ -68,7 +68,7 @@ impl From<Histogram> for Deliveries {
     }
 }
 
-/// The number of this thread, which no other has, among those that have ever recorded something.
+/// The unique number of this thread, among those that have ever recorded.
 fn thread_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_threads_have_recorded_is_seen_together() {
+    fn samples_of_all_threads_are_read_together() {
         let deliveries = Deliveries::from(Histogram::noop());
         thread::scope(|scope| {
             // Some of them have no part of their own.

@@ -1,4 +1,4 @@
-//! What of a client's parameters may stand in a log. Pure.
+//! The filter of clients' parameters in the log. Pure.
 
 use std::fmt::{self, Write};
 
@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 
 use crate::payload::Payload;
 
-/// What stands in place of what may not be read.
+/// The replacement of a hidden value.
 const FILTERED: &str = "[FILTERED]";
 
-/// Names of what tells a secret, as they are compared.
+/// Names that suggest a secret, in normalized form.
 const SECRETS: [&str; 11] = [
     "password",
     "passwd",
@@ -25,17 +25,16 @@ const SECRETS: [&str; 11] = [
     "jwt",
 ];
 
-/// Which parameters of clients may stand in the log: those of `connect`, and the payloads of joins and
-/// events. Names are always shown; in place of a value that may not be, at any depth, `[FILTERED]` is.
+/// Which parameters of clients may be logged: those of `connect`, and the payloads of joins and
+/// events. Names are always shown; hidden values, at any depth, are replaced by `[FILTERED]`.
 ///
-/// By default a parameter is not shown if its name contains `password`, `passwd`, `passphrase`,
-/// `token`, `secret`, `authorization`, `api_key`, `private_key`, `credential`, `cookie` or `jwt`. Nor
-/// is a text in which one of these is given a value, such as `"?token=.."`. Case, `_` and `-` make no
-/// difference: `userToken` and `API-Key` are not shown either. No more than 512 bytes are logged in any
-/// case.
+/// By default a value is hidden if its name contains `password`, `passwd`, `passphrase`, `token`,
+/// `secret`, `authorization`, `api_key`, `private_key`, `credential`, `cookie` or `jwt`, or if it
+/// is a text that assigns a value to one of these, such as `"?token=.."`. Case, `_` and `-` are
+/// ignored: `userToken` and `API-Key` are hidden too. No more than 512 bytes are ever logged.
 ///
-/// This is `:filter_parameters` of Phoenix's `Phoenix.Logger`, in which case counts, and which hides
-/// `password` alone by default.
+/// This is `:filter_parameters` of Phoenix's `Phoenix.Logger`, which is case-sensitive, and hides
+/// only `password` by default.
 ///
 /// ```
 /// # use pipeline_ws_sink::*;
@@ -51,8 +50,8 @@ pub struct ParamFilter {
 }
 
 impl ParamFilter {
-    /// Shows all but the parameters whose names contain one of these, whatever their case, `_` and
-    /// `-`. The default names are not among them unless they are named.
+    /// Shows all parameters except those whose names contain one of these, ignoring case, `_` and
+    /// `-`. This replaces the default names.
     ///
     /// ```
     /// # use pipeline_ws_sink::ParamFilter;
@@ -61,11 +60,11 @@ impl ParamFilter {
     /// ```
     pub fn discard<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {
         let names = names.into_iter().map(|name| plain(&name.into()));
-        // One of nothing but `_` would be in all names.
+        // A name of only `_` would be contained in all names.
         Self { names: names.filter(|name| !name.is_empty()).collect(), keeps: false }
     }
 
-    /// Shows only the parameters of exactly these names, with all that is in them.
+    /// Shows only the parameters of exactly these names, with everything in them.
     ///
     /// ```
     /// # use pipeline_ws_sink::ParamFilter;
@@ -75,17 +74,17 @@ impl ParamFilter {
         Self { names: names.into_iter().map(Into::into).collect(), keeps: true }
     }
 
-    /// The parameters as they may be shown.
+    /// The filtered parameters, for the log.
     pub(crate) fn params(&self, params: &Map<String, Value>) -> String {
         cut(|out| self.write_map(params, out))
     }
 
-    /// What a message carries, as it may be shown.
+    /// The filtered payload, for the log.
     pub(crate) fn payload(&self, payload: &Payload) -> String {
         match (payload.as_binary(), payload.parse::<Value>()) {
             (Some(bytes), _) => format!("{} bytes", bytes.len()),
             (None, Ok(value)) => cut(|out| self.write(&value, out)),
-            // It is nested too deep to be looked through.
+            // The payload is nested too deeply to be filtered.
             (None, Err(_)) => FILTERED.to_owned(),
         }
     }
@@ -123,7 +122,7 @@ impl ParamFilter {
         out.write_char('}')
     }
 
-    /// Whether a parameter of this name is one of those.
+    /// Whether this parameter's name is in the list.
     fn names(&self, parameter: &str) -> bool {
         if self.keeps {
             return self.names.iter().any(|name| parameter == name);
@@ -132,8 +131,8 @@ impl ParamFilter {
         self.names.iter().any(|name| parameter.contains(name))
     }
 
-    /// Whether a text has one of those in it and gives it a value, as the query of a URL, a header or
-    /// JSON does.
+    /// Whether a text contains a name of the list and assigns it a value, as the query of a URL, a
+    /// header or JSON does.
     fn gives_away(&self, text: &str) -> bool {
         let text = plain(text);
         let given = |name: &String| {
@@ -147,7 +146,7 @@ impl ParamFilter {
     }
 }
 
-/// A text as it is compared: in lower case, and without `_` and `-`.
+/// Normalizes a text: lower case, without `_` and `-`.
 fn plain(text: &str) -> String {
     let kept = text.chars().filter(|char| !matches!(char, '_' | '-'));
     kept.flat_map(char::to_lowercase).collect()
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_called_like_a_secret_is_not_shown_at_any_depth() {
+    fn values_with_secret_names_are_hidden_at_any_depth() {
         let value = json!({
             "name": "ada", "password": "x", "auth_token": ["y"], "n": 1,
             "in": [{ "new_password2": { "a": 1 }, "keys": "z" }, null],
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn however_a_name_is_written_it_is_the_same_name() {
+    fn the_spelling_of_a_name_does_not_matter() {
         let filter = ParamFilter::default();
         for name in [
             "userToken",
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_gives_one_away_is_not_shown() {
+    fn a_text_that_contains_a_secret_is_hidden() {
         for text in [
             "/x?token=y",
             "token, password=p",
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_to_be_kept_is_shown() {
+    fn only_kept_parameters_are_shown() {
         let value = json!({ "id": { "of": [1, "x"] }, "ids": 1, "in": [{ "id": 2, "b": "c" }, 3] });
         let expected = json!({
             "id": { "of": [1, "x"] }, "ids": FILTERED,
@@ -236,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_is_cut_and_what_is_binary_is_measured() {
+    fn long_values_are_truncated_and_binary_ones_shown_by_length() {
         let filter = ParamFilter::default();
         let long = filter.payload(&Payload::new(&json!({ "a": "é".repeat(1000) })).unwrap());
         assert!(long.len() <= LONGEST + '…'.len_utf8() && long.ends_with("é…"), "{long}");

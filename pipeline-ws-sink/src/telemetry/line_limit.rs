@@ -1,4 +1,4 @@
-//! How many lines the log has of what clients can cause as often as they like.
+//! The rate limit of log lines that clients can cause at will.
 
 use std::time::Duration;
 
@@ -8,16 +8,16 @@ use tracing::{Dispatch, Level, dispatcher, subscriber::NoSubscriber};
 
 use crate::token_bucket::{Bucket, Rate};
 
-/// So many lines may be written at once.
+/// How many lines may be written at once.
 const BURST: u32 = 100;
 
-/// So many may be written in each second after that.
+/// How many lines may be written per second after that.
 const EACH_SECOND: u32 = 10;
 
-/// Decides which of the lines of a kind are written to the log, and counts the others.
+/// Decides which lines of a kind are written to the log, and counts the others.
 ///
-/// Each level has a limit of its own: a flood of warnings does not keep an error out of the log. Lines are
-/// written with [`limited!`].
+/// Each level has a limit of its own: a flood of warnings does not keep an error out of the log.
+/// Lines are written with [`limited!`].
 pub(crate) struct LineLimit {
     rate: Rate,
     began: Instant,
@@ -36,11 +36,12 @@ impl LineLimit {
         Self { rate, began: Instant::now(), levels: Mutex::default() }
     }
 
-    /// Writes a line, unless too many were written of late: then the line is counted. The line is given
-    /// how many were left out since the last one, if any.
+    /// Writes a line, unless too many were written recently: then the line is counted. The line
+    /// receives the number of lines left out since the last one, if any.
     ///
-    /// A line whose level is not enabled is neither written nor counted, and takes no other's place. Where
-    /// tracing has no subscriber it knows of no level, but may still write to the `log` crate.
+    /// A line whose level is not enabled is neither written nor counted, and does not use up the
+    /// limit. Without a tracing subscriber no level is enabled, but lines may still go to the `log`
+    /// crate.
     pub(crate) fn write(&self, level: Level, is_enabled: bool, line: impl FnOnce(Option<u64>)) {
         if (is_enabled || has_no_subscriber())
             && let Some(left_out) = self.admit(level)
@@ -49,7 +50,8 @@ impl LineLimit {
         }
     }
 
-    /// Whether another line may be written now, and how many were left out before it. Counts it if not.
+    /// Whether another line may be written now, and how many were left out before it. Counts the
+    /// line if not.
     fn admit(&self, level: Level) -> Option<u64> {
         let now = self.began.elapsed();
         let mut levels = self.levels.lock();
@@ -73,8 +75,8 @@ fn has_no_subscriber() -> bool {
     dispatcher::get_default(Dispatch::is::<NoSubscriber>)
 }
 
-/// Writes a line that clients can cause as often as they like to the log, as often as its limit allows:
-/// `limited!(lines, WARN, field, "message")`, or `limited!(lines, target: TARGET, WARN, field, "message")`.
+/// Writes a line that clients can cause at will, within its rate limit: `limited!(lines, WARN,
+/// field, "message")`, or `limited!(lines, target: TARGET, WARN, field, "message")`.
 macro_rules! limited {
     ($lines:expr, target: $target:expr, $level:ident, $($line:tt)+) => {{
         const LEVEL: tracing::Level = tracing::Level::$level;
@@ -98,7 +100,7 @@ mod tests {
     const NONE: Vec<String> = Vec::new();
 
     #[tokio::test(start_paused = true)]
-    async fn a_flood_writes_few_lines_and_the_next_one_says_how_many_were_left_out() {
+    async fn a_flood_writes_few_lines_and_the_next_one_has_the_number_left_out() {
         let (log, _guard) = Log::keep();
         let limit = LineLimit::new();
         (0..1000).for_each(|n| limited!(limit, WARN, n, "again"));
@@ -122,7 +124,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lines_that_are_not_written_use_up_nothing_and_are_not_counted() {
+    async fn lines_of_disabled_levels_are_not_counted() {
         let limit = LineLimit::new();
         {
             let (log, _guard) = Log::up_to(LevelFilter::WARN);

@@ -1,8 +1,8 @@
-//! What is logged of clients that connect, join and say something.
+//! Log lines about clients that connect, join and send events.
 //!
-//! These lines stand for the events of Phoenix, `socket_connected`, `channel_joined`,
-//! `channel_handled_in` and `socket_drain`, and come when those do. Each kind has a target of its own,
-//! so that it can be left out by a filter.
+//! These lines correspond to the events `socket_connected`, `channel_joined`, `channel_handled_in`
+//! and `socket_drain` of Phoenix, and are written at the same moments. Each kind has a target of
+//! its own, so that a filter can leave it out.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const JOIN: &str = "pipeline_ws_sink::join";
 const HANDLE_IN: &str = "pipeline_ws_sink::handle_in";
 const DRAIN: &str = "pipeline_ws_sink::drain";
 
-/// A client that has been asked who it is.
+/// A client whose `connect` has been called.
 pub(crate) struct Connecting<'a> {
     pub(crate) socket: &'static str,
     pub(crate) transport: &'static str,
@@ -33,7 +33,7 @@ pub(crate) struct Connecting<'a> {
     pub(crate) took: Duration,
 }
 
-/// A join or an event of a client, and what it carried, if that is logged.
+/// A client's join or event, with its payload if that is logged.
 pub(crate) struct Said {
     params: Option<String>,
 }
@@ -41,11 +41,11 @@ pub(crate) struct Said {
 /// A batch of sockets that are closed because the endpoint drains.
 pub(crate) struct Batch {
     pub(crate) socket: &'static str,
-    /// How many channels they have.
+    /// The number of their channels.
     pub(crate) count: usize,
-    /// And all sockets of the mount.
+    /// The number of all channels of the mount.
     pub(crate) total: usize,
-    /// Which batch it is, from 1, and of how many.
+    /// The number of the batch, from 1, and the total.
     pub(crate) index: usize,
     pub(crate) rounds: usize,
     pub(crate) interval: Duration,
@@ -74,17 +74,17 @@ impl Connecting<'_> {
     }
 }
 
-/// The span in which a socket is asked who a client is.
+/// The span of a socket's `connect`.
 pub(crate) fn connect_span(socket: &Span) -> Span {
     tracing::info_span!(target: CONNECT, parent: socket, "connect", result = Empty)
 }
 
-/// The span in which a channel is asked whether to let a client in.
+/// The span of a channel's `join`.
 pub(crate) fn join_span() -> Span {
     tracing::debug_span!(target: JOIN, "join", result = Empty)
 }
 
-/// The span in which an event is handled.
+/// The span of a channel's `handle_in`.
 pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
     tracing::debug_span!(
         target: HANDLE_IN, "handle_in", event = shown(event), "ref" = shown(reference.plain()),
@@ -92,13 +92,13 @@ pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
     )
 }
 
-/// Whether somebody sees what is logged of events, or the spans that they are handled in.
+/// Whether log lines of events, or their spans, are enabled.
 pub(crate) fn events_are_seen() -> bool {
     tracing::enabled!(target: HANDLE_IN, Level::DEBUG)
 }
 
 impl Said {
-    /// A client asks to be let in. What it says of itself is logged where more than usual is.
+    /// A join. Its payload is logged at level `DEBUG` only.
     pub(crate) fn join(payload: &Payload, filter: &ParamFilter) -> Self {
         let seen = tracing::enabled!(target: JOIN, Level::DEBUG);
         Self { params: seen.then(|| filter.payload(payload)) }
@@ -142,7 +142,8 @@ impl Said {
     }
 }
 
-/// Lines about the server's own topics would tell of nothing but that somebody looks.
+/// Whether a topic is logged. Lines about the server's own topics would only show that the log is
+/// being watched.
 fn is_logged(topic: &Topic) -> bool {
     !topic.as_str().starts_with("phoenix")
 }
@@ -150,6 +151,6 @@ fn is_logged(topic: &Topic) -> bool {
 impl Batch {
     pub(crate) fn drains(&self) {
         let Self { socket, count, total, index, rounds, interval } = self;
-        tracing::info!(target: DRAIN, socket, count, total, index, rounds, ?interval, "drains");
+        tracing::info!(target: DRAIN, socket, count, total, index, rounds, ?interval, "draining batch");
     }
 }

@@ -1,4 +1,4 @@
-//! What is counted for each mount, and for each of its routes.
+//! The metrics of each mount, and of each of its routes.
 
 use std::sync::{
     Arc,
@@ -15,56 +15,57 @@ use super::{
 };
 use crate::session::Scope;
 
-/// What is counted for a kind of socket in its place.
+/// The metrics of a mounted kind of socket.
 pub(crate) struct MountMeter {
     pub(crate) socket: &'static str,
     pub(crate) connects: Attempts,
     pub(crate) connect_time: Times,
     pub(crate) open: Level,
-    /// Clients that wanted to poll while too many others did.
+    /// Long-polling clients that were refused because there were too many sessions.
     pub(crate) polled_refused: Tally,
-    /// Lines about requests that the handshake refuses.
+    /// The rate limit of lines about requests that the handshake refuses.
     pub(crate) handshake_lines: LineLimit,
-    /// Lines about clients that the socket refuses.
+    /// The rate limit of lines about clients that the socket refuses.
     pub(crate) connect_lines: LineLimit,
-    /// Lines about answers to clients that poll.
+    /// The rate limit of lines about answers to long-polling clients.
     pub(crate) polled_lines: LineLimit,
-    /// What of its clients' parameters is logged.
+    /// The filter of its clients' parameters in the log.
     pub(crate) filter: Arc<ParamFilter>,
 }
 
-/// What is counted for a kind of channel on its route.
+/// The metrics of a kind of channel on its route.
 pub(crate) struct RouteMeter {
     pub(crate) channel: &'static str,
     pub(crate) joins: Attempts,
     pub(crate) join_time: Times,
-    /// One event in sixteen.
+    /// One event in sixteen is timed.
     pub(crate) handle_in_time: Times,
     open: Level,
     topics: AtomicUsize,
-    /// Lines about joins that are refused.
+    /// The rate limit of lines about joins that are refused.
     pub(crate) join_lines: LineLimit,
-    /// Lines about joins that crash. Clients can cause them as often as they like, so they have a limit of
-    /// their own.
+    /// The rate limit of lines about joins that crash. Clients can cause them at will, so these lines
+    /// have a limit of their own.
     pub(crate) join_crash_lines: LineLimit,
-    /// Lines about channels that crash.
+    /// The rate limit of lines about channels that crash.
     pub(crate) crash_lines: LineLimit,
-    /// Lines about a `terminate` that crashes or takes too long.
+    /// The rate limit of lines about a `terminate` that crashes or takes too long.
     pub(crate) terminate_lines: LineLimit,
-    /// What of its clients' parameters is logged.
+    /// The filter of its clients' parameters in the log.
     pub(crate) filter: Arc<ParamFilter>,
 }
 
-/// What clients of a mount said beyond its limits.
+/// The metrics of a mount's rate limits.
 pub(crate) struct LimitMeter {
-    /// Lines about sockets that end with something unhandled, or because of what their clients say.
+    /// The rate limit of lines about sockets that end with pending messages, or because of their
+    /// clients' messages.
     pub(crate) lines: LineLimit,
     socket: Tally,
     topic: Tally,
     inbox: Tally,
 }
 
-/// How often something was tried, by how it went.
+/// Counters of attempts, by status.
 pub(crate) struct Attempts {
     success: Tally,
     fail: Tally,
@@ -77,23 +78,23 @@ impl MountMeter {
         filter: &Arc<ParamFilter>,
     ) -> Self {
         let of = ("socket", socket);
-        let description = "Connections, by how they went";
+        let description = "Connections, by result";
         Self {
             socket,
             connects: Attempts::register(telemetry, "socket_connect", description, of),
             connect_time: Times::register(
                 telemetry,
                 "socket.connect_time",
-                "How long a socket took to say who a client is",
+                "Time that a socket's connect took",
                 of,
             ),
             open: telemetry
-                .gauge("socket.open", "Sockets that are open", [("socket", socket.to_owned())])
+                .gauge("socket.open", "Open sockets", [("socket", socket.to_owned())])
                 .into(),
             polled_refused: telemetry
                 .counter(
                     "socket.polled_refused",
-                    "Clients that were refused because too many poll",
+                    "Long-polling clients refused because of too many sessions",
                     [("socket", socket.to_owned())],
                 )
                 .into(),
@@ -112,28 +113,24 @@ impl RouteMeter {
         filter: &Arc<ParamFilter>,
     ) -> Self {
         let of = ("channel", channel);
-        let description = "Joins, by how they went";
+        let description = "Joins, by result";
         Self {
             channel,
             joins: Attempts::register(telemetry, "channel_join", description, of),
             join_time: Times::register(
                 telemetry,
                 "channel.join_time",
-                "How long a channel took to say whether a client may join",
+                "Time that a channel's join took",
                 of,
             ),
             handle_in_time: Times::register(
                 telemetry,
                 "channel.handle_in_time",
-                "How long a channel took for an event of its client; one in sixteen is timed",
+                "Time that a channel took for a client's event; one in sixteen is timed",
                 of,
             ),
             open: telemetry
-                .gauge(
-                    "channel.open",
-                    "Channels that are joined",
-                    [("channel", channel.to_owned())],
-                )
+                .gauge("channel.open", "Joined channels", [("channel", channel.to_owned())])
                 .into(),
             topics: AtomicUsize::new(0),
             join_lines: LineLimit::new(),
@@ -144,24 +141,24 @@ impl RouteMeter {
         }
     }
 
-    /// A channel has been let in; the first of this route on its topic, or not.
+    /// Records a join, and whether it is the first of this route on its topic.
     pub(crate) fn joined(&self, is_first: bool) {
         self.topics.fetch_add(usize::from(is_first), Relaxed);
         self.open.up();
     }
 
-    /// A channel has ended; the last of this route on its topic, or not.
+    /// Records a channel's end, and whether it was the last of this route on its topic.
     pub(crate) fn left(&self, was_last: bool) {
         self.topics.fetch_sub(usize::from(was_last), Relaxed);
         self.open.down();
     }
 
-    /// How many channels are joined.
+    /// The number of joined channels.
     pub(crate) fn open(&self) -> usize {
         self.open.get()
     }
 
-    /// How many topics they are joined on.
+    /// The number of topics that they are joined on.
     pub(crate) fn topics(&self) -> usize {
         self.topics.load(Relaxed)
     }
@@ -171,7 +168,7 @@ impl LimitMeter {
     pub(crate) fn register(telemetry: &Telemetry, socket: &'static str) -> Self {
         let counter = |scope: Scope| {
             let labels = [("reason", scope.name().to_owned()), ("socket", socket.to_owned())];
-            let description = "Events and joins beyond a limit, by which one";
+            let description = "Events and joins over a limit, by limit";
             telemetry.counter("socket.events_limited", description, labels).into()
         };
         let [socket, topic, inbox] = [Scope::Socket, Scope::Topic, Scope::Inbox].map(counter);

@@ -1,4 +1,4 @@
-//! What the endpoint measures.
+//! The metrics and log lines of the endpoint.
 
 mod deliveries;
 mod filter;
@@ -37,35 +37,35 @@ const ENDED: &str = "ended";
 
 use crate::timing::WriteTimes;
 
-/// The handles that all sockets of an endpoint share.
+/// The metrics that all sockets of an endpoint share.
 pub(crate) struct SocketMetrics {
-    /// What clients have said, control frames included.
+    /// Frames from clients, including control frames.
     pub(crate) frames_in: Tally,
-    /// Frames of which the last byte was written.
+    /// Frames whose last byte was written.
     pub(crate) frames_out: Tally,
-    /// How long the system takes for a write, however many frames share it.
+    /// The time of a write to the system, for any number of frames.
     pub(crate) write_time: WriteTime,
-    /// Events that were broadcast on this node, whoever listens.
+    /// Events that were broadcast on this node, with or without subscribers.
     pub(crate) broadcasts: Tally,
-    /// Events of pipelines that were not passed on, because nobody listens to their topic.
+    /// Events of pipelines that were dropped because their topic has no subscribers.
     pub(crate) events_offline: Counter,
     /// One sample per socket.
     pub(crate) write_times: WriteTimes,
-    /// They waited for a client that was closed for being too slow.
+    /// Frames that waited for a client that was closed as too slow.
     pub(crate) dropped_by_overflow: Tally,
-    /// They had waited longest, and made room for another.
+    /// The oldest frames, dropped to make room for another.
     pub(crate) dropped_oldest: Tally,
-    /// There was no room for them, or they had waited shortest and made room for an answer.
+    /// New frames without room, or the newest waiting ones, dropped for an answer.
     pub(crate) dropped_newest: Tally,
-    /// A later one of the same topic and event took their place.
+    /// Frames replaced by a later one of the same topic and event.
     pub(crate) dropped_superseded: Tally,
-    /// They waited for a channel that intercepts them and was too slow.
+    /// Frames that waited for a channel that intercepts them and was too slow.
     pub(crate) dropped_by_mailbox: Tally,
-    /// They waited for a client whose connection has ended, for whatever reason.
+    /// Frames that waited for a client whose connection has ended, for any reason.
     pub(crate) dropped_by_end: Tally,
-    /// How often a client was not read from because too much of it waits.
+    /// How often reading from a client paused because its inbox was full.
     pub(crate) reads_paused_by_inbox: Counter,
-    /// How often a client was not read from because it sends faster than it may.
+    /// How often reading from a client paused because it exceeded its rate.
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
@@ -79,28 +79,32 @@ impl SocketMetrics {
         let dropped = |reason: &str| {
             Tally::from(telemetry.counter(
                 "socket.frames_dropped",
-                "Frames thrown away instead of written, by reason",
+                "Frames dropped instead of written, by reason",
                 [("reason", reason.to_owned())],
             ))
         };
         let paused = |reason: &str| {
             let labels = [("reason", reason.to_owned())];
-            telemetry.counter("socket.reads_paused", "How often a client was not read from", labels)
+            telemetry.counter(
+                "socket.reads_paused",
+                "Pauses in reading from a client, by reason",
+                labels,
+            )
         };
         Self {
             reads_paused_by_inbox: paused("inbox"),
             reads_paused_by_rate: paused("rate"),
-            frames_in: counter("socket.frames_in", "Frames that clients have sent"),
+            frames_in: counter("socket.frames_in", "Frames received from clients"),
             frames_out: counter("socket.frames_out", "Frames written to sockets"),
             write_time: WriteTime::from(telemetry.milliseconds(
                 "socket.write_time",
-                "How long a write to a socket took; one in sixteen is timed",
+                "Time of a write to a socket; one in sixteen is timed",
                 [],
             )),
             broadcasts: counter("socket.broadcasts", "Events broadcast on this node"),
             events_offline: telemetry.counter(
                 "pipeline.events_offline",
-                "Events that a stage has not passed on, because nobody listens to their topic",
+                "Events that a stage dropped because their topic has no subscribers",
                 [],
             ),
             write_times: WriteTimes::register(telemetry),
@@ -118,7 +122,7 @@ impl SocketMetrics {
         }
     }
 
-    /// How many frames were dropped, by the reason.
+    /// The number of dropped frames, by reason.
     pub(crate) fn dropped(&self) -> [(&'static str, u64); 6] {
         [
             (OVERFLOW, self.dropped_by_overflow.get()),
@@ -131,7 +135,7 @@ impl SocketMetrics {
     }
 }
 
-/// A type's own name, without its path and its parameters: a name from a closed set, fit for a tag.
+/// A type's name, without its path and its parameters: from a closed set, so it can be a tag.
 pub(crate) fn short_type_name<T: ?Sized>() -> &'static str {
     let full = std::any::type_name::<T>();
     let end = full.find('<').unwrap_or(full.len());

@@ -1,4 +1,4 @@
-//! Counts that go to the recorder, and can be read here as well.
+//! Counters that go to the recorder, and can be read here as well.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -10,13 +10,13 @@ pub(crate) struct Tally {
     count: AtomicU64,
 }
 
-/// A number of things that come and go.
+/// A gauge that can be read.
 pub(crate) struct Level {
     gauge: Gauge,
     count: AtomicUsize,
 }
 
-/// One of the things that a [`Level`] counts, until it is dropped.
+/// One unit of a [`Level`], until it is dropped.
 pub(crate) struct Held<'a>(&'a Level);
 
 impl Tally {
@@ -37,7 +37,7 @@ impl From<Counter> for Tally {
 }
 
 impl Level {
-    /// One more, until the value is dropped.
+    /// Adds one, until the value is dropped.
     pub(crate) fn hold(&self) -> Held<'_> {
         self.up();
         Held(self)
@@ -45,17 +45,17 @@ impl Level {
 
     pub(crate) fn up(&self) {
         self.count.fetch_add(1, Relaxed);
-        // Counted and not set: others may have a handle of the same series, and set it in no order.
+        // Incremented and not set: others may have a handle of the same series, and set it in any order.
         self.gauge.increment(1.0);
     }
 
-    /// Each comes after its own [`up`](Self::up).
+    /// Subtracts one. Each call comes after its own [`up`](Self::up).
     pub(crate) fn down(&self) {
         self.count.fetch_sub(1, Relaxed);
         self.gauge.decrement(1.0);
     }
 
-    /// So many, where the caller is the only one to count.
+    /// Sets the number, if the caller is the only one to count.
     pub(crate) fn set(&self, count: usize) {
         let before = self.count.swap(count, Relaxed);
         self.gauge.increment(count as f64 - before as f64);
@@ -68,7 +68,7 @@ impl Level {
 
 impl Drop for Level {
     fn drop(&mut self) {
-        // The series may go on without it.
+        // Other handles of the series may remain.
         self.gauge.decrement(self.get() as f64);
     }
 }

@@ -1,4 +1,4 @@
-//! How long callbacks take, by how they went.
+//! The time that callbacks take, by outcome.
 
 use std::{cell::Cell, time::Duration};
 
@@ -8,22 +8,22 @@ use tokio::time::Instant;
 
 use super::write_time::is_timed;
 
-/// How a callback went.
+/// The outcome of a callback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Went {
     Well,
-    /// It refused, or stopped for a reason that is not a good one.
+    /// It refused, or stopped for a reason that is not graceful.
     Badly,
     Crashed,
 }
 
-/// How long a callback takes, by how it went.
+/// Histograms of a callback's time, by outcome.
 pub(crate) struct Times([Histogram; 3]);
 
 impl Went {
     const ALL: [Self; 3] = [Self::Well, Self::Badly, Self::Crashed];
 
-    /// The value of the tag `status`, which is that of the counters too.
+    /// The value of the tag `status`, the same as for the counters.
     pub(crate) fn status(self) -> &'static str {
         match self {
             Self::Well => "success",
@@ -51,8 +51,8 @@ impl Times {
     }
 }
 
-/// One event in sixteen is timed, as [writes](super::write_time) are. Returns when this one begins, if
-/// it is to be.
+/// One event in sixteen is timed, like [writes](super::write_time). Returns the start time, if this
+/// one is.
 pub(crate) fn begin_event() -> Option<Instant> {
     thread_local! {
         static EVENTS: Cell<u32> = const { Cell::new(0) };

@@ -1,4 +1,4 @@
-//! A recorder for tests that looks whether something is locked while it records.
+//! A recorder for tests that checks whether a lock is held while it records.
 
 use std::{
     collections::BTreeSet,
@@ -11,28 +11,28 @@ use metrics::{
 };
 use parking_lot::Mutex;
 
-/// Records nothing, and looks whether something is locked each time.
+/// Records nothing, and checks each time whether a lock is held.
 #[derive(Clone, Default)]
 pub(crate) struct Watching {
     is_locked: Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>,
-    /// The metrics that were recorded, and whether it was locked then.
+    /// The metrics that were recorded, and whether the lock was held then.
     seen: Arc<Mutex<BTreeSet<(String, bool)>>>,
 }
 
-/// A metric, by its name and the values of its labels.
+/// A metric, by name and label values.
 struct Watched(String, Watching);
 
 impl Watching {
-    /// From now on looks by this.
+    /// Sets the check.
     pub(crate) fn watch(&self, is_locked: impl Fn() -> bool + Send + Sync + 'static) {
-        assert!(self.is_locked.set(Box::new(is_locked)).is_ok(), "it watches something already");
+        assert!(self.is_locked.set(Box::new(is_locked)).is_ok(), "the check is already set");
     }
 
-    /// The metrics that were recorded.
+    /// The names of the metrics that were recorded.
     ///
     /// # Panics
     ///
-    /// If it was locked when one of them was.
+    /// If the lock was held when one of them was.
     pub(crate) fn names(&self) -> BTreeSet<String> {
         let seen = self.seen.lock();
         let locked: Vec<_> = seen.iter().filter(|(_, is_locked)| *is_locked).collect();

@@ -1,19 +1,19 @@
-//! How long writes take.
+//! The time of writes.
 
 use std::cell::Cell;
 
 use metrics::Histogram;
 use tokio::time::Instant;
 
-/// Of so many writes of a thread, one is timed: to look at the clock before each would be one per cent
-/// of what a small one costs.
+/// One in this number of a thread's writes is timed: reading the clock before each would cost one
+/// per cent of a small write.
 const ONE_IN: u32 = 16;
 
-/// How long the system takes for a write.
+/// A histogram of the time that the system takes for a write.
 pub(crate) struct WriteTime(Histogram);
 
 impl WriteTime {
-    /// A write begins. Returns when, if it is to be timed.
+    /// Called when a write begins. Returns the start time, if it is timed.
     pub(crate) fn begin(&self) -> Option<Instant> {
         thread_local! {
             static WRITES: Cell<u32> = const { Cell::new(0) };
@@ -22,7 +22,7 @@ impl WriteTime {
         is_timed(number).then(Instant::now)
     }
 
-    /// The write has ended.
+    /// Records a write that has ended.
     pub(crate) fn end(&self, begun: Option<Instant>, now: Instant) {
         if let Some(begun) = begun {
             self.0.record(now.saturating_duration_since(begun).as_secs_f64() * 1e3);
@@ -36,10 +36,10 @@ impl From<Histogram> for WriteTime {
     }
 }
 
-/// Whether the write of this number is one of those.
+/// Whether the write of this number is timed.
 ///
-/// Not every sixteenth: to sixteen sockets in turn, that would always be the same one. Multiples of
-/// the golden ratio come everywhere as often, by whatever step one goes.
+/// Not every sixteenth: for sixteen sockets in turn, that would always be the same one. Multiples
+/// of the golden ratio are distributed evenly, for any step.
 pub(super) fn is_timed(number: u32) -> bool {
     const GOLDEN_RATIO: u32 = 0x9e37_79b9;
     number.wrapping_mul(GOLDEN_RATIO) < u32::MAX / ONE_IN
@@ -50,8 +50,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_write_in_sixteen_is_timed_of_all_sockets_alike() {
-        assert!(is_timed(0), "the first is, so that there is a sample at all");
+    fn one_write_in_sixteen_is_timed_evenly_over_all_sockets() {
+        assert!(is_timed(0), "the first is timed, so that there is always a sample");
         for sockets in [1, 2, 3, 16, 17, 100] {
             for socket in 0..sockets {
                 let writes = (0..16_000).map(|round| socket + round * sockets);

@@ -20,9 +20,9 @@ use crate::{
 /// A channel that a test has joined: see [`TestSocket::join`](super::TestSocket::join).
 ///
 /// It is linked to the test: when the channel crashes, the next assertion fails, whatever it looks
-/// for, unless the channel has been [unlinked](Self::unlink) or its end [waited for](Self::ended).
+/// for, unless the channel has been [unlinked](Self::unlink) or its end [awaited](Self::ended).
 ///
-/// When this is dropped, the client does not leave; it listens to the broadcasts no more.
+/// Dropping it does not make the client leave; it only stops recording the topic's broadcasts.
 #[derive(Debug)]
 pub struct TestChannel {
     line: Arc<Line>,
@@ -47,28 +47,28 @@ impl TestChannel {
         &self.key.topic
     }
 
-    /// The reference of the join, which is in the frames of the channel.
+    /// The join reference, which is in the frames of the channel.
     #[must_use]
     pub fn join_ref(&self) -> &Ref {
         &self.key.join_ref
     }
 
-    /// What the join was answered: `{}`, or what was given to
+    /// The response to the join: `{}`, or the response set with
     /// [`JoinContext::reply`](crate::JoinContext::reply).
     #[must_use]
     pub fn joined(&self) -> &Payload {
         &self.joined
     }
 
-    /// Sends the channel an event of its client. Returns the reference of the message, which is in its
-    /// [reply](super::assert_reply).
+    /// Sends the channel an event from its client. Returns the reference of the message, which is
+    /// in its [reply](super::assert_reply).
     ///
-    /// It does not wait for the channel: to know that an event has been handled, wait for its reply.
-    /// Binary payloads travel in binary frames.
+    /// It does not wait for the channel: to know that an event has been handled, wait for its
+    /// reply. Binary payloads are sent in binary frames.
     ///
     /// # Panics
     ///
-    /// If the payload has no JSON form, or if 1024 messages wait for the socket already.
+    /// If the payload has no JSON form, or if 1024 messages are already waiting for the socket.
     #[track_caller]
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Ref {
         let payload = payload.into_payload().expect("the payload has a JSON form");
@@ -77,11 +77,11 @@ impl TestChannel {
         reference
     }
 
-    /// Has the client leave. Returns the reference of the message, which is in its reply.
+    /// Makes the client leave. Returns the reference of the message, which is in its reply.
     ///
     /// # Panics
     ///
-    /// If 1024 messages wait for the socket already.
+    /// If 1024 messages are already waiting for the socket.
     #[track_caller]
     pub fn leave(&self) -> Ref {
         self.push("phx_leave", Payload::empty())
@@ -103,17 +103,18 @@ impl TestChannel {
         async move { line.close(at).await }
     }
 
-    /// Sends an event to everyone on the topic but this test: to the channel, and so to its client.
+    /// Sends an event to all subscribers of the topic except this test: to the channel, and so to
+    /// its client.
     ///
     /// # Panics
     ///
-    /// If the payload can be no event's.
+    /// If the payload is not a JSON object or binary.
     #[track_caller]
     pub fn broadcast_from(&self, event: &str, payload: impl IntoPayload) {
         self.listening.broadcast_from(event, payload);
     }
 
-    /// The way to send the channel messages: those that it [handles](crate::HandleInfo).
+    /// A handle that sends the channel messages: those that it [handles](crate::HandleInfo).
     ///
     /// # Panics
     ///
@@ -132,13 +133,13 @@ impl TestChannel {
     pub fn handle<C: Channel>(&self) -> ChannelHandle<C> {
         let handle = self.line.mailroom.handle::<C>(&self.key);
         let Some(handle) = handle else {
-            panic!("there is no channel {} on {}, or not any more", C::name(), self.topic())
+            panic!("there is no channel {} on {}, or it has ended", C::name(), self.topic())
         };
         handle
     }
 
-    /// Lets the channel crash: the test goes on. It is too late when the channel has crashed, and an
-    /// assertion has failed.
+    /// Allows the channel to crash without failing the test. Call it before the crash: afterwards,
+    /// the next assertion fails.
     ///
     /// ```
     /// # use pipeline_ws_sink::testkit::{TestChannel, assert_push, assert_reply};
@@ -154,11 +155,11 @@ impl TestChannel {
         self.line.mailroom.link(&self.key, false);
     }
 
-    /// Waits until the channel has ended, its `terminate` included, and tells why it has. It may crash:
-    /// see [`unlink`](Self::unlink).
+    /// Waits until the channel has ended, including its `terminate`, and returns the reason. The
+    /// channel may crash: see [`unlink`](Self::unlink).
     ///
-    /// [`ExitReason::Killed`] is one that was replaced by another join of its topic, or that has not
-    /// ended in time.
+    /// [`ExitReason::Killed`] means that it was replaced by another join of its topic, or that it
+    /// has not ended in time.
     ///
     /// # Panics
     ///

@@ -18,11 +18,11 @@ use crate::{
 
 /// An endpoint to which a test connects without a network.
 ///
-/// What is tested is what runs: its sockets have the sessions and the queues of those that come by a
-/// WebSocket, speak version 2 of the protocol, and are known to the endpoint, for
-/// [`disconnect`](Endpoint::disconnect) for instance. What differs is that there is no request, so
-/// neither origin nor subprotocols are asked for, that a client takes what it is sent at once, and that
-/// it may be silent for ever.
+/// The tested code is the real one: its sockets have the sessions and queues of WebSocket clients,
+/// speak version 2 of the protocol, and are registered at the endpoint, for
+/// [`disconnect`](Endpoint::disconnect) for instance. There are these differences: there is no
+/// request, so neither origin nor subprotocols are checked; a client takes its frames at once; and
+/// it may be silent without limit.
 ///
 /// ```
 #[doc = include_str!("../../tests/ten_lines.rs")]
@@ -45,7 +45,8 @@ impl TestEndpoint {
         Self::of(endpoint.expect("the endpoint can be built"))
     }
 
-    /// An endpoint as it was built: with several kinds of socket, or with all that an application has.
+    /// Wraps an endpoint that was built elsewhere: with several kinds of socket, or with all that
+    /// an application has.
     ///
     /// ```
     /// use pipeline_ws_sink::{BuildError, EndpointBuilder, testkit::TestEndpoint};
@@ -65,18 +66,17 @@ impl TestEndpoint {
         &self.endpoint
     }
 
-    /// Connects to the first kind of socket: its own `connect` and `id` say who that is.
+    /// Connects to the first kind of socket, calling its `connect` and `id`.
     ///
-    /// The params are an object. Its leaves become strings, as they do on their way through the query
-    /// of a request.
+    /// The params are an object. Its leaves become strings, as they do in the query of a request.
     ///
     /// # Errors
     ///
-    /// The one of `connect` or `id`.
+    /// The error of `connect` or `id`.
     ///
     /// # Panics
     ///
-    /// If the params are no object, or if nothing is mounted.
+    /// If the params are not an object, or if nothing is mounted.
     ///
     /// ```
     /// # use pipeline_ws_sink::{ConnectError, testkit::TestEndpoint};
@@ -95,16 +95,16 @@ impl TestEndpoint {
         self.connect_with(params, &info).await
     }
 
-    /// Connects to the socket that is mounted where the request asked, and tells it this of the
-    /// connection. The variables of the path are among the params.
+    /// Connects to the socket that is mounted at the request's path, and passes it this
+    /// information. The variables of the path are added to the params.
     ///
     /// # Errors
     ///
-    /// The one of `connect` or `id`.
+    /// The error of `connect` or `id`.
     ///
     /// # Panics
     ///
-    /// If the params are no object, or if nothing is mounted there.
+    /// If the params are not an object, or if nothing is mounted at the path.
     ///
     /// ```
     /// # use pipeline_ws_sink::{ConnectInfo, testkit::TestEndpoint};
@@ -125,12 +125,15 @@ impl TestEndpoint {
         info: &ConnectInfo,
     ) -> Result<TestSocket, ConnectError> {
         let params = serde_json::to_value(params).expect("the params have a JSON form");
-        let Value::Object(mut params) = leaves(params) else { panic!("the params are an object") };
+        let Value::Object(mut params) = leaves(params) else {
+            panic!("the params have to be an object")
+        };
         let path = info.uri.path();
         let inner = &self.endpoint.inner;
         let found = inner.places.iter().find_map(|place| Some((place, place.path.matches(path)?)));
         let Some((place, variables)) = found else { panic!("no socket is mounted at {path}") };
-        let variables = variables.map_err(|_| ConnectError::because("a segment is no UTF-8"))?;
+        let variables =
+            variables.map_err(|_| ConnectError::because("a path segment is not valid UTF-8"))?;
         let owned = |(name, value): (&str, String)| (name.to_owned(), Value::String(value));
         params.extend(variables.into_iter().map(owned));
         let params = Params::from_iter(params);
@@ -140,8 +143,8 @@ impl TestEndpoint {
         Ok(TestSocket::new(mailroom, number, commands, endpoint, id))
     }
 
-    /// A client that has connected already, with this id and as this: neither `connect` nor `id` of the
-    /// socket is called.
+    /// A client that is already connected, with this id and these assigns: neither `connect` nor
+    /// `id` of the socket is called.
     ///
     /// # Panics
     ///
@@ -172,7 +175,7 @@ impl TestEndpoint {
         TestSocket::new(mailroom, number, commands, endpoint, id)
     }
 
-    /// Listens to the broadcasts of a topic.
+    /// Subscribes to the broadcasts of a topic.
     ///
     /// # Panics
     ///
@@ -193,7 +196,7 @@ impl TestEndpoint {
     }
 }
 
-/// The JSON with strings for leaves, as a query has them.
+/// Converts the leaves of JSON to strings, as in a query.
 fn leaves(value: Value) -> Value {
     match value {
         Value::Object(fields) => {

@@ -1,10 +1,10 @@
 //! The assertions.
 
-/// Asserts that a channel pushes this event to its client, or has pushed it: by itself, or because it
-/// was broadcast. Returns the payload.
+/// Asserts that a channel pushes this event to its client, or has pushed it: on its own, or because
+/// of a broadcast. Returns the payload.
 ///
-/// See [the module](crate::testkit#assertions) for what can be expected of the payload, and how long it is
-/// waited for. This is `assert_push` of `Phoenix.ChannelTest`.
+/// See [the module](crate::testkit#assertions) for the forms of an expected payload, and for the
+/// time limit. This is `assert_push` of `Phoenix.ChannelTest`.
 ///
 /// ```
 /// # use pipeline_ws_sink::testkit::{TestChannel, assert_push};
@@ -44,8 +44,8 @@ macro_rules! __refute_push {
 /// Asserts that a message is answered with this status. Returns the response.
 ///
 /// The reference is that of [`TestChannel::push`](crate::testkit::TestChannel::push) or
-/// [`leave`](crate::testkit::TestChannel::leave). See [the module](crate::testkit#assertions) for what can
-/// be expected of the response, and how long it is waited for. This is `assert_reply` of
+/// [`leave`](crate::testkit::TestChannel::leave). See [the module](crate::testkit#assertions) for
+/// the forms of an expected response, and for the time limit. This is `assert_reply` of
 /// `Phoenix.ChannelTest`.
 ///
 /// ```
@@ -85,12 +85,12 @@ macro_rules! __refute_reply {
     };
 }
 
-/// Asserts that this event is broadcast, or has been since the test began to listen: on the topic of a
-/// [`TestChannel`](crate::testkit::TestChannel) or a [`TestTopic`](crate::testkit::TestTopic). Returns
-/// the payload.
+/// Asserts that this event is broadcast, or has been since the test subscribed: on the topic of a
+/// [`TestChannel`](crate::testkit::TestChannel) or a [`TestTopic`](crate::testkit::TestTopic).
+/// Returns the payload.
 ///
-/// See [the module](crate::testkit#assertions) for what can be expected of the payload, and how long it is
-/// waited for. This is `assert_broadcast` of `Phoenix.ChannelTest`.
+/// See [the module](crate::testkit#assertions) for the forms of an expected payload, and for the
+/// time limit. This is `assert_broadcast` of `Phoenix.ChannelTest`.
 ///
 /// ```
 /// # use pipeline_ws_sink::testkit::{TestChannel, TestEndpoint, assert_broadcast};
@@ -127,7 +127,7 @@ macro_rules! __refute_broadcast {
     };
 }
 
-/// Looks for what is expected. The rules are tried in this order.
+/// Parses the expectation. The rules are tried in this order.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __expect {
@@ -182,7 +182,7 @@ macro_rules! __expect {
             ::std::stringify!($pattern $(if $guard)?),
             |payload: &$crate::Payload| {
                 let value = payload.parse().ok()?;
-                #[allow(unused_variables, reason = "a binding may say what is there")]
+                #[allow(unused_variables, reason = "a binding may only document the pattern")]
                 match $crate::testkit::again(&value, payload) {
                     ::std::option::Option::Some($pattern) $(if $guard)? => {
                         ::std::option::Option::Some(value)

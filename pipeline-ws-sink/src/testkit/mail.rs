@@ -1,4 +1,4 @@
-//! Messages, as a test sends them and as it looks at them. Pure.
+//! Messages that a test sends, and that it inspects. Pure.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A message as it goes over the wire, in version 2 of the protocol: see
+/// A message on the wire, in version 2 of the protocol: see
 /// [`TestSocket::frame`](super::TestSocket::frame).
 ///
 /// ```
@@ -37,7 +37,7 @@ pub enum WireFrame {
 }
 
 impl WireFrame {
-    /// The JSON of a text frame; null for any other.
+    /// The JSON of a text frame; null for a binary frame.
     #[must_use]
     pub fn json(&self) -> Value {
         match self {
@@ -73,7 +73,7 @@ impl From<&str> for WireFrame {
     }
 }
 
-/// What a client says, as the official client writes it.
+/// A client's message, in the encoding of the official client.
 pub(super) fn said(
     join_ref: &Ref,
     reference: &Ref,
@@ -96,18 +96,18 @@ pub(super) fn said(
     WireFrame::Binary(frame.into())
 }
 
-/// A message that waits to be looked at.
+/// A received message that no assertion has taken.
 #[derive(Debug)]
 pub(super) struct Mail {
     pub(super) to: Recipient,
     pub(super) topic: String,
     pub(super) join_ref: Ref,
     pub(super) content: Content,
-    /// How it came, if it came to a socket.
+    /// The frame, if a socket received it.
     pub(super) frame: Option<WireFrame>,
 }
 
-/// Who has received it, by number.
+/// The recipient of a message, by number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Recipient {
     Socket(u64),
@@ -122,7 +122,7 @@ pub(super) enum Content {
 }
 
 impl Mail {
-    /// What a socket was sent.
+    /// A message that a socket received.
     pub(super) fn to_socket(number: u64, frame: &Frame) -> Self {
         let (topic, join_ref, content) = text(frame)
             .or_else(|| binary(&frame.body()))
@@ -131,7 +131,7 @@ impl Mail {
         Self { to, topic, join_ref, content, frame: Some(WireFrame::of(frame)) }
     }
 
-    /// What somebody who listens to a topic was sent.
+    /// A message that a subscriber of a topic received.
     pub(super) fn to_listener(number: u64, broadcast: &Broadcast) -> Self {
         let (event, payload) = (broadcast.event().to_owned(), broadcast.payload().clone());
         Self {
@@ -169,7 +169,7 @@ fn text(frame: &Frame) -> Option<(String, Ref, Content)> {
 
 fn binary(frame: &Bytes) -> Option<(String, Ref, Content)> {
     let (kind, rest) = frame.split_first()?;
-    // How many fields each kind has.
+    // The number of fields of each kind.
     let count = match kind {
         0 => 3,
         1 => 4,
@@ -216,7 +216,7 @@ impl fmt::Display for Mail {
     }
 }
 
-/// What an assertion looks for, but for the payload.
+/// The expectation of an assertion, except for the payload.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) to: Recipient,
@@ -239,7 +239,7 @@ impl Wanted {
         }
         let (matches, payload) = match (&self.kind, &mail.content) {
             (Kind::Push { join_ref, event: wanted }, Content::Push { event, payload }) => {
-                // A broadcast names no join. One of an earlier join is none of this channel's.
+                // A broadcast has no join reference. Messages of an earlier join are skipped.
                 let own = mail.join_ref.is_null() || mail.join_ref == *join_ref;
                 (own && event == wanted, payload)
             }

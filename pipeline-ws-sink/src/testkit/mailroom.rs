@@ -1,4 +1,5 @@
-//! What all sockets and listeners of a test have received, and what has become of its channels.
+//! The messages that all sockets and subscribers of a test have received, and the state of its
+//! channels.
 
 use std::{
     any::TypeId,
@@ -19,14 +20,15 @@ use crate::{
     protocol::reference::Ref,
 };
 
-/// How many messages may wait to be looked at. What comes beyond them is lost, and the next assertion
-/// fails because of it.
+/// How many messages may wait for assertions. Further messages are lost, and then the next
+/// assertion fails.
 const CAPACITY: usize = 10_000;
 
 /// How many messages a failed assertion lists.
 const LISTED: usize = 100;
 
-/// What all sockets and listeners of a test have received, and what has become of its channels.
+/// The messages that all sockets and subscribers of a test have received, and the state of its
+/// channels.
 #[derive(Debug)]
 pub(crate) struct Mailroom {
     state: watch::Sender<State>,
@@ -36,10 +38,10 @@ pub(crate) struct Mailroom {
 #[derive(Debug, Default)]
 struct State {
     mail: VecDeque<Mail>,
-    /// How many messages found no room.
+    /// How many messages were lost for lack of room.
     lost: u64,
     channels: HashMap<ChannelKey, Fate>,
-    /// The sockets that are closed, and the codes of their close frames.
+    /// The sockets that are closed, with the codes of their close frames.
     closed: HashMap<u64, Option<u16>>,
 }
 
@@ -51,16 +53,16 @@ pub(super) struct ChannelKey {
     pub(super) join_ref: Ref,
 }
 
-/// What has become of a channel.
+/// The state of a channel.
 #[derive(Clone, Debug, Default)]
 struct Fate {
-    /// Its crash is the test's.
+    /// Whether a crash fails the test.
     linked: bool,
-    /// What it ends for, once it does.
+    /// The reason of its end, once it ends.
     reason: Option<ExitReason>,
-    /// It has ended.
+    /// Whether it has ended.
     over: bool,
-    /// The way to it, and of what kind it is.
+    /// Its type and its mailbox.
     mailbox: Option<(TypeId, Arc<Mailbox>)>,
 }
 
@@ -69,7 +71,7 @@ impl Mailroom {
         Arc::new(Self { state: watch::Sender::default(), numbers: AtomicU64::new(1) })
     }
 
-    /// A number for somebody who receives.
+    /// A number for a recipient.
     pub(super) fn number(&self) -> u64 {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
@@ -90,7 +92,7 @@ impl Mailroom {
         self.state.send_modify(|state| state.lost += count);
     }
 
-    /// Takes the first message that is wanted.
+    /// Takes the first message that matches.
     pub(super) fn take<T>(&self, mut wanted: impl FnMut(&Mail) -> Option<T>) -> Option<T> {
         let mut taken = None;
         self.state.send_if_modified(|state| {
@@ -105,12 +107,12 @@ impl Mailroom {
         taken
     }
 
-    /// What keeps a test from going on: a channel has crashed that was not expected to, or messages
-    /// are lost.
+    /// The problem that fails the next assertion: an unexpected crash of a channel, or lost
+    /// messages.
     pub(super) fn check(&self) -> Result<(), String> {
         let state = self.state.borrow();
         if state.lost > 0 {
-            return Err(format!("{} messages are lost: too many waited", state.lost));
+            return Err(format!("{} messages are lost: too many were waiting", state.lost));
         }
         let crashed = state.channels.iter().find_map(|(key, fate)| {
             let reason = fate.reason.as_ref().filter(|reason| is_crash(reason))?;
@@ -119,7 +121,7 @@ impl Mailroom {
         crashed.map_or(Ok(()), Err)
     }
 
-    /// Everything that waits, a line for each.
+    /// All waiting messages, a line for each.
     pub(super) fn listing(&self) -> String {
         let state = self.state.borrow();
         let mut listing = String::new();
@@ -142,22 +144,22 @@ impl Mailroom {
         listing
     }
 
-    /// Waits until something has changed since that was last done.
+    /// Watches for changes.
     pub(super) fn watch(&self) -> Watching {
         Watching(self.state.subscribe())
     }
 
-    /// Takes note of a channel that is about to be joined.
+    /// Registers a channel that is about to be joined.
     pub(super) fn follow(&self, key: ChannelKey) {
         self.state.send_modify(|state| drop(state.channels.insert(key, Fate::default())));
     }
 
-    /// Whether a crash of the channel is the test's.
+    /// Sets whether a crash of the channel fails the test.
     pub(super) fn link(&self, key: &ChannelKey, linked: bool) {
         self.change(key, |fate| fate.linked = linked);
     }
 
-    /// Takes no more note of a channel, and tells why it crashed, if it did.
+    /// Removes a channel, and returns the reason of its crash, if it crashed.
     pub(super) fn forget(&self, key: &ChannelKey) -> Option<ExitReason> {
         let mut reason = None;
         self.state.send_modify(|state| {
@@ -166,14 +168,14 @@ impl Mailroom {
         reason
     }
 
-    /// Why the channel has ended, once it has.
+    /// The reason of the channel's end, once it has ended.
     pub(super) fn end_of(&self, key: &ChannelKey) -> Option<ExitReason> {
         let state = self.state.borrow();
         let fate = state.channels.get(key)?;
         fate.reason.clone().filter(|_| fate.over)
     }
 
-    /// The way to the channel, if it is of this kind.
+    /// A handle of the channel, if it is of this kind.
     pub(super) fn handle<C: Channel>(&self, key: &ChannelKey) -> Option<ChannelHandle<C>> {
         let state = self.state.borrow();
         let (kind, mailbox) = state.channels.get(key)?.mailbox.as_ref()?;
@@ -187,36 +189,36 @@ impl Mailroom {
         });
     }
 
-    /// Takes note that a socket is closed, with this code.
+    /// Records that a socket is closed, with this code.
     pub(super) fn closed(&self, socket: u64, code: Option<u16>) {
         self.state.send_modify(|state| {
             state.closed.entry(socket).or_insert(code);
         });
     }
 
-    /// The code with which a socket was closed, if it was.
+    /// The close code of a socket, if it is closed.
     pub(super) fn close_code(&self, socket: u64) -> Option<Option<u16>> {
         self.state.borrow().closed.get(&socket).copied()
     }
 }
 
-/// Whoever is replaced, or does not end in time, is killed, which is no crash.
+/// A channel that is replaced, or that does not end in time, is killed, which is not a crash.
 fn is_crash(reason: &ExitReason) -> bool {
     !reason.is_graceful() && !matches!(reason, ExitReason::Killed)
 }
 
-/// Somebody who waits for what comes.
+/// Waits for changes of the state.
 pub(super) struct Watching(watch::Receiver<State>);
 
 impl Watching {
-    /// Waits until something has come since this was last called, or since the watching began.
+    /// Waits for a change since the last call, or since the watching began.
     pub(super) async fn changed(&mut self) {
-        // The sender is where the test is.
+        // The sender lives as long as the test.
         let _ = self.0.changed().await;
     }
 }
 
-/// The one who tells a test what becomes of the channels of a socket.
+/// Reports the ends of a socket's channels to the test.
 #[derive(Debug)]
 pub(crate) struct Witness {
     pub(super) mailroom: Arc<Mailroom>,
@@ -224,17 +226,18 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// A channel's task begins. What is returned is to be dropped when all else of it is gone.
+    /// Called when a channel's task begins. Drop the returned value when everything else of the
+    /// task is gone.
     pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Box<Watched> {
         let join_ref = join.join_ref.or(&join.reference);
         let key = self.key(join.topic.shared(), &join_ref);
         let mailbox = (TypeId::of::<C>(), join.mailbox.clone());
         self.mailroom.change(&key, |fate| fate.mailbox = Some(mailbox));
-        // Channels that nobody watches are not to be larger for it.
+        // Boxed, so that channels outside of tests are not larger.
         Box::new(Watched { mailroom: self.mailroom.clone(), key })
     }
 
-    /// A channel ends for this reason.
+    /// Called when a channel ends, with the reason.
     pub(crate) fn ends(&self, topic: &Arc<str>, join_ref: &Ref, reason: &ExitReason) {
         let key = self.key(topic, join_ref);
         self.mailroom.change(&key, |fate| fate.reason = Some(reason.clone()));
@@ -245,7 +248,7 @@ impl Witness {
     }
 }
 
-/// A channel's task, until it ends in whichever way.
+/// Guards a channel's task, and records its end.
 #[derive(Debug)]
 pub(crate) struct Watched {
     mailroom: Arc<Mailroom>,

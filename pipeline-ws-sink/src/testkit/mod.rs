@@ -1,27 +1,28 @@
-//! What tests of channels need: an endpoint without a network, clients that join its channels, and
-//! assertions on what these push, reply and broadcast.
+//! A test kit for channels: an endpoint without a network, clients that join its channels, and
+//! assertions on pushes, replies and broadcasts.
 //!
-//! With the feature `test-kit`. It is what `Phoenix.ChannelTest` is, and works best on tokio's paused
-//! clock, `#[tokio::test(start_paused = true)]`: then no assertion takes real time, and
-//! `tokio::time::advance` or `sleep` bring the timers of channels to their time.
+//! Requires the feature `test-kit`. It is the counterpart of `Phoenix.ChannelTest`, and works best
+//! on tokio's paused clock, `#[tokio::test(start_paused = true)]`: then no assertion takes real
+//! time, and `tokio::time::advance` or `sleep` make the timers of channels fire.
 //!
-//! A whole test is in the example of [`TestEndpoint`].
+//! The example of [`TestEndpoint`] is a whole test.
 //!
 //! # Assertions
 //!
-//! They look through everything that the client or the listener has received, in whichever order it
-//! came, and wait for 100 ms if what they look for is not there; `within:` says how long else. What
-//! they find they take; all else stays. What they find they return.
+//! An assertion searches all messages that the client or the subscriber has received, in any order,
+//! and waits up to 100 ms for a match; `within:` sets another time. It takes and returns the match;
+//! all other messages stay.
 //!
-//! | assertion | what it looks for |
+//! | assertion | searches for |
 //! |---|---|
-//! | [`assert_push!`] | an event that the client was sent |
+//! | [`assert_push!`] | an event that the client received |
 //! | [`assert_reply!`] | the answer to a message of the client |
-//! | [`assert_broadcast!`] | an event that was broadcast on a topic that the test listens to |
+//! | [`assert_broadcast!`] | an event that was broadcast on a topic that the test has subscribed to |
 //!
-//! [`refute_push!`], [`refute_reply!`] and [`refute_broadcast!`] say that there is no such thing.
+//! [`refute_push!`], [`refute_reply!`] and [`refute_broadcast!`] assert that there is no such
+//! message.
 //!
-//! What is expected of the payload comes last, in one of these forms:
+//! The expected payload comes last, in one of these forms:
 //!
 //! ```
 //! # use std::time::Duration;
@@ -37,21 +38,21 @@
 //! assert!(shouted["at"].is_u64());
 //! // JSON, and nothing more than that.
 //! assert_push!(room, "shouted", == json!({ "user": { "id": 42 } }));
-//! // A pattern of a type of one's own. Returns a value of that type.
+//! // A pattern of a type of your own. Returns a value of that type.
 //! #[derive(serde::Deserialize)]
 //! struct Shouted {
 //!     body: String,
 //! }
 //! let Shouted { body } = assert_push!(room, "shouted", Shouted { body } if body.len() > 3);
-//! // Whatever else can be said of a payload, binary ones included. Returns the `Payload`.
+//! // A predicate on any payload, including binary ones. Returns the `Payload`.
 //! assert_push!(room, "photo", |photo| photo.as_binary().is_some_and(|bytes| bytes.len() > 3));
 //! // How long to wait.
 //! assert_push!(room, "tick", { "n": 1 }, within: Duration::from_secs(60));
 //! # }
 //! ```
 //!
-//! An assertion that fails lists what there is instead. A channel that crashes fails the next assertion,
-//! with its reason: see [`TestChannel::unlink`].
+//! An assertion that fails lists the waiting messages. A channel that crashes fails the next
+//! assertion, with its reason: see [`TestChannel::unlink`].
 #![expect(clippy::panic, reason = "it is how a test fails")]
 
 mod channel;

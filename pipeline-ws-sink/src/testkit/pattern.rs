@@ -1,9 +1,9 @@
-//! What an assertion expects of a payload. Pure.
+//! The expected payload of an assertion. Pure.
 
 use serde::Serialize;
 use serde_json::Value;
 
-/// What is expected of a JSON value. The assertions make it of what is written in them.
+/// An expected JSON value, built by the assertion macros.
 #[doc(hidden)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pattern {
@@ -11,24 +11,24 @@ pub enum Pattern {
     Any,
     /// This value, and nothing more or less.
     Exactly(Value),
-    /// An object with these fields, and whichever others.
+    /// An object with at least these fields.
     Object(Vec<(String, Pattern)>),
     /// A list of these items, in this order.
     Array(Vec<Pattern>),
 }
 
 impl Pattern {
-    /// A value that is given by an expression.
+    /// The value of an expression.
     ///
     /// # Panics
     ///
     /// If the value has no JSON form.
     #[must_use]
     pub fn exactly(value: &(impl Serialize + ?Sized)) -> Self {
-        Self::Exactly(serde_json::to_value(value).expect("what is expected has a JSON form"))
+        Self::Exactly(serde_json::to_value(value).expect("the expected value has a JSON form"))
     }
 
-    /// An object with one more field.
+    /// Adds a field to an object.
     #[must_use]
     pub fn field(mut self, key: &str, value: Self) -> Self {
         if let Self::Object(fields) = &mut self {
@@ -37,7 +37,7 @@ impl Pattern {
         self
     }
 
-    /// A list with one more item.
+    /// Adds an item to a list.
     #[must_use]
     pub fn item(mut self, item: Self) -> Self {
         if let Self::Array(items) = &mut self {
@@ -46,7 +46,7 @@ impl Pattern {
         self
     }
 
-    /// Whether the value is as expected.
+    /// Whether the value matches.
     #[must_use]
     pub fn matches(&self, value: &Value) -> bool {
         match (self, value) {
@@ -64,7 +64,7 @@ impl Pattern {
     }
 }
 
-/// Makes a [`Pattern`] of what looks like JSON.
+/// Builds a [`Pattern`] from JSON syntax.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __pattern {
@@ -116,7 +116,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn every_field_that_is_named_has_to_be_there_and_others_may_be() {
+    fn named_fields_are_required_and_others_allowed() {
         let pattern = __pattern!({ "body": "hi", "user": { "id": _ }, });
         assert!(pattern.matches(&json!({"body": "hi", "user": {"id": 1, "n": 2}, "more": true})));
         for other in [
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_has_as_many_items() {
+    fn a_list_has_the_same_number_of_items() {
         let pattern = __pattern!([1, _, { "a": null }, [], "x"]);
         assert!(pattern.matches(&json!([1, [2], {"a": null, "b": 1}, [], "x"])));
         assert!(!pattern.matches(&json!([1, [2], {"a": 0}, [], "x"])));
@@ -149,7 +149,7 @@ mod tests {
         let pattern = __pattern!({ "count": count + 1, "names": names, "many": [names.len(), -1] });
         assert!(pattern.matches(&json!({"count": 4, "names": ["ada", "joe"], "many": [2, -1]})));
         assert!(!pattern.matches(&json!({"count": 3, "names": ["ada", "joe"], "many": [2, -1]})));
-        // What an expression gives is compared as a whole.
+        // The value of an expression is compared as a whole.
         assert!(!__pattern!({ "at": json!({"x": 1}) }).matches(&json!({"at": {"x": 1, "y": 2}})));
         assert!(__pattern!({ "at": { "x": 1 } }).matches(&json!({"at": {"x": 1, "y": 2}})));
     }

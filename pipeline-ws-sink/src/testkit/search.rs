@@ -1,4 +1,4 @@
-//! Looking for a message, now and for a while.
+//! The search for a message, with a time limit.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::payload::Payload;
 
-/// How long an assertion waits, unless it is told.
+/// How long an assertion waits, unless `within` is set.
 const WITHIN: Duration = Duration::from_millis(100);
 
-/// What an assertion looks for, but for the payload. The macros make use of it.
+/// The expectation of an assertion, except for the payload. Used by the macros.
 #[doc(hidden)]
 #[derive(Debug)]
 #[must_use]
@@ -32,16 +32,16 @@ impl Search {
         Self { mailroom: mailroom.clone(), wanted, within: WITHIN }
     }
 
-    /// How long to look for it.
+    /// Sets the time limit.
     pub fn within(self, within: Duration) -> Self {
         Self { within, ..self }
     }
 
-    /// Takes the first message of which something can be made.
+    /// Takes the first message that matches.
     ///
     /// # Errors
     ///
-    /// What to panic with, if there is none in time.
+    /// The panic message, if no message matches in time.
     pub async fn find<T>(
         self,
         pattern: &str,
@@ -64,11 +64,11 @@ impl Search {
         }
     }
 
-    /// Waits all the time, and finds nothing.
+    /// Waits for the whole time, and expects no match.
     ///
     /// # Errors
     ///
-    /// What to panic with, if something has come.
+    /// The panic message, if a message matches.
     pub async fn refute<T>(
         self,
         pattern: &str,
@@ -96,13 +96,13 @@ fn like(pattern: &str) -> String {
     if pattern.is_empty() { String::new() } else { format!(" like {pattern}") }
 }
 
-/// The JSON of payloads that are like this.
+/// The JSON of payloads that match this pattern.
 #[doc(hidden)]
 pub fn json(pattern: Pattern) -> impl FnMut(&Payload) -> Option<Value> {
     move |payload| payload.parse().ok().filter(|value| pattern.matches(value))
 }
 
-/// The payload once more, as a value of the same type.
+/// Parses the payload again, as a value of the same type.
 #[doc(hidden)]
 pub fn again<T: DeserializeOwned>(_: &T, payload: &Payload) -> Option<T> {
     payload.parse().ok()

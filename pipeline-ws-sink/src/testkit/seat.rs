@@ -1,4 +1,4 @@
-//! The task of a test's socket: it does what the task of a WebSocket does, without the WebSocket.
+//! The task of a test's socket: like the task of a WebSocket, without the WebSocket.
 
 use std::{future::poll_fn, sync::Arc};
 
@@ -22,14 +22,14 @@ use crate::{
 /// How many messages of the test may wait for the socket.
 const WAITING: usize = 1024;
 
-/// What a test has its socket do.
+/// A command from the test to its socket.
 #[derive(Debug)]
 pub(super) enum Command {
     Say(WireFrame),
     Close,
 }
 
-/// A socket's place at a kit.
+/// A socket's connection to the kit.
 #[derive(Debug)]
 pub(crate) struct Seat {
     mailroom: Arc<Mailroom>,
@@ -38,14 +38,14 @@ pub(crate) struct Seat {
 }
 
 impl Seat {
-    /// A free one, and the way to whoever takes it.
+    /// A new seat, its number, and the sender of its commands.
     pub(super) fn new(mailroom: &Arc<Mailroom>) -> (Self, u64, mpsc::Sender<Command>) {
         let (sender, commands) = mpsc::channel(WAITING);
         let number = mailroom.number();
         (Self { mailroom: mailroom.clone(), number, commands }, number, sender)
     }
 
-    /// Lives as a socket that has connected, until the test or the endpoint ends it.
+    /// Runs a connected socket, until the test or the endpoint ends it.
     pub(crate) fn take<S: Socket>(
         self,
         mounted: Arc<Mounted<S>>,
@@ -83,7 +83,7 @@ impl Seat {
             end = outbox.write() => end,
         };
         outbox.end(end);
-        // What was sent before the end arrives, as it does on the wire.
+        // Frames that were sent before the end arrive, as on the wire.
         if let Some(frames) = poll_fn(|cx| outbox.poll_fetch(cx)).now_or_never() {
             put(mailroom, *number, &frames);
         }
@@ -94,12 +94,12 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        // If it has ended by itself, it has said so with its code.
+        // A socket that ended by itself has already recorded its code.
         self.mailroom.closed(self.number, None);
     }
 }
 
-/// Handles what the test says, one message after the other.
+/// Handles the test's messages, one after the other.
 async fn listen<S: Socket>(
     session: &mut Session<S>,
     commands: &mut mpsc::Receiver<Command>,
@@ -122,7 +122,7 @@ async fn listen<S: Socket>(
     }
 }
 
-/// Puts what is sent where the test looks for it.
+/// Delivers the socket's frames to the test.
 async fn deliver(mailroom: &Mailroom, number: u64, outbox: &Outbox) -> SocketEnd {
     loop {
         let frames = poll_fn(|cx| outbox.poll_fetch(cx)).await;

@@ -1,4 +1,4 @@
-//! A client of a test.
+//! A test's client.
 
 use std::{
     future::Future,
@@ -27,33 +27,32 @@ use crate::{
     protocol::reference::{Ref, quoted},
 };
 
-/// How long a join, the end of a channel or a frame is waited for: as long as the official client
-/// waits for an answer.
+/// The time limit of a join, of a channel's end and of a frame: the timeout of the official client.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A client that has connected: see [`TestEndpoint`](super::TestEndpoint).
+/// A connected client: see [`TestEndpoint`](super::TestEndpoint).
 ///
-/// Cheap to clone; all clones are the same client. It closes its connection when the last of them is
-/// gone, and the last of its [`TestChannel`]s. It never falls silent, so it lives however far the test
-/// turns the clock.
+/// Cheap to clone; all clones are the same client. It closes its connection when its last clone and
+/// its last [`TestChannel`] are dropped. It never times out, however far the test advances the
+/// clock.
 #[derive(Clone, Debug)]
 pub struct TestSocket {
     line: Arc<Line>,
 }
 
-/// The way to a socket.
+/// The connection to a socket's task.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) mailroom: Arc<Mailroom>,
     pub(super) number: u64,
-    /// Without it, the socket would be disconnected.
+    /// Keeps the endpoint alive: without it, the socket would be disconnected.
     endpoint: Endpoint,
     commands: mpsc::Sender<Command>,
     references: AtomicU64,
     id: Option<String>,
 }
 
-/// A client was not let into a topic.
+/// A client's join was refused.
 ///
 /// ```
 /// use pipeline_ws_sink::testkit::{JoinRefused, TestSocket};
@@ -68,9 +67,9 @@ pub(super) struct Line {
 #[error("the join was refused with {response:?}{}", because(crash.as_ref()))]
 #[non_exhaustive]
 pub struct JoinRefused {
-    /// What the client was told.
+    /// The response to the client.
     pub response: Payload,
-    /// Why the join crashed, if it did.
+    /// The reason of the crash, if the join crashed.
     pub crash: Option<ExitReason>,
 }
 
@@ -79,7 +78,7 @@ fn because(crash: Option<&ExitReason>) -> String {
 }
 
 impl JoinRefused {
-    /// What the client was told, as JSON; null if that was binary.
+    /// The response as JSON; null if it was binary.
     #[must_use]
     pub fn json(&self) -> serde_json::Value {
         self.response.parse().unwrap_or_default()
@@ -104,14 +103,14 @@ impl TestSocket {
         self.line.id.as_deref()
     }
 
-    /// Joins a topic, by the socket's own routes, and listens to its broadcasts: what
-    /// `subscribe_and_join` of `Phoenix.ChannelTest` does.
+    /// Joins a topic by the socket's routes, and subscribes to its broadcasts: the counterpart of
+    /// `subscribe_and_join` of `Phoenix.ChannelTest`.
     ///
-    /// A socket that is given one route for `*` takes any topic to one kind of channel.
+    /// Give the socket one route for `*` to join any topic with one kind of channel.
     ///
     /// # Errors
     ///
-    /// [`JoinRefused`] says what the client was told.
+    /// [`JoinRefused`] holds the response to the client.
     ///
     /// # Panics
     ///
@@ -119,7 +118,7 @@ impl TestSocket {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the client may have joined, and gets what it is sent.
+    /// If the future is dropped, the client may have joined, and receives its messages.
     ///
     /// ```
     /// # use pipeline_ws_sink::testkit::{JoinRefused, TestSocket};
@@ -140,21 +139,21 @@ impl TestSocket {
         self.line.clone().join(topic.to_owned(), payload, Location::caller())
     }
 
-    /// Sends a frame as it is. What is answered is a [`frame`](Self::frame) too.
+    /// Sends a frame as it is. The answer is a [`frame`](Self::frame) too.
     ///
     /// # Panics
     ///
-    /// If 1024 messages wait for the socket already.
+    /// If 1024 messages are already waiting for the socket.
     #[track_caller]
     pub fn send(&self, frame: impl Into<WireFrame>) {
         self.line.send(frame.into());
     }
 
-    /// Takes the next frame, whichever it is: of those that no assertion has taken, the first.
+    /// Takes the next frame: the oldest that no assertion has taken.
     ///
     /// # Panics
     ///
-    /// If none comes within ten seconds.
+    /// If no frame arrives within ten seconds.
     ///
     /// # Cancel safety
     ///
@@ -172,18 +171,19 @@ impl TestSocket {
     #[track_caller]
     pub fn frame(&self) -> impl Future<Output = WireFrame> {
         let (line, at) = (self.line.clone(), Location::caller());
-        async move { line.until(Line::take_frame, "no frame has come", at).await }
+        async move { line.until(Line::take_frame, "no frame arrived", at).await }
     }
 
-    /// Takes the frames that have come, without waiting for any.
+    /// Takes all frames that have arrived, without waiting.
     #[must_use]
     pub fn frames(&self) -> Vec<WireFrame> {
         std::iter::from_fn(|| self.line.take_frame()).collect()
     }
 
-    /// Closes the connection as a client does, or a network, and waits until all channels have ended.
+    /// Closes the connection as a client or a network failure does, and waits until all channels
+    /// have ended.
     ///
-    /// Those that have not ended after five seconds are aborted.
+    /// Channels that have not ended after five seconds are aborted.
     ///
     /// # Panics
     ///
@@ -198,8 +198,8 @@ impl TestSocket {
         async move { line.close(at).await }
     }
 
-    /// Waits until the connection is closed. Returns the code that the client is told: 1001 if it was
-    /// disconnected, 1012 if the endpoint drains, 1011 if it has sent what is no message.
+    /// Waits until the connection is closed. Returns the close code: 1001 after a disconnect, 1012
+    /// if the endpoint drains, 1011 if the client has sent an invalid message.
     ///
     /// # Panics
     ///
@@ -249,9 +249,9 @@ impl Line {
     }
 
     pub(super) async fn close(&self, at: &'static Location<'static>) {
-        // If nobody is there to be told, it is closed already.
+        // If the receiver is gone, the connection is already closed.
         let _ = self.commands.send(Command::Close).await;
-        // The socket's task gives its end of the line up when all else is done.
+        // The socket's task drops its receiver when everything else is done.
         let gone = timeout(PATIENCE, self.commands.closed()).await;
         assert!(gone.is_ok(), "the connection has not ended within {PATIENCE:?}, at {at}");
     }
@@ -260,10 +260,12 @@ impl Line {
     pub(super) fn send(&self, frame: WireFrame) {
         match self.commands.try_send(Command::Say(frame)) {
             Ok(()) => {}
-            // As on the wire, what is sent to nobody is lost.
+            // As on the wire, messages to a closed connection are lost.
             Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(_)) => {
-                panic!("too many messages wait for the socket: await something before you go on")
+                panic!(
+                    "too many messages are waiting for the socket: await an answer before sending more"
+                )
             }
         }
     }
@@ -273,7 +275,7 @@ impl Line {
         Ref::new(&quoted(&number.to_string()))
     }
 
-    /// Looks for something until it is there.
+    /// Waits until a message or a state is found.
     pub(super) async fn until<T>(
         &self,
         mut look: impl FnMut(&Self) -> Option<T>,

@@ -1,4 +1,4 @@
-//! Listening to a topic.
+//! A test's subscription to a topic.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::{
     pubsub::{Lagged, PubSub, SubscriberId, Subscription},
 };
 
-/// A test that listens to a topic, for as long as this lives: see
+/// A test's subscription to a topic, until it is dropped: see
 /// [`TestEndpoint::subscribe`](super::TestEndpoint::subscribe).
 ///
 /// [`assert_broadcast!`](super::assert_broadcast) and
-/// [`refute_broadcast!`](super::refute_broadcast) look at what it hears.
+/// [`refute_broadcast!`](super::refute_broadcast) search its broadcasts.
 #[derive(Debug)]
 pub struct TestTopic {
     mailroom: Arc<Mailroom>,
@@ -44,15 +44,16 @@ impl TestTopic {
         &self.topic
     }
 
-    /// Sends an event to everyone on the topic but this test: its channels, and their clients.
+    /// Sends an event to all subscribers of the topic except this test: its channels, and their
+    /// clients.
     ///
     /// # Panics
     ///
-    /// If the payload can be no event's.
+    /// If the payload is not a JSON object or binary.
     #[track_caller]
     pub fn broadcast_from(&self, event: &str, payload: impl IntoPayload) {
         let sent = self.pubsub.broadcast_from(self.id, &self.topic, event, payload);
-        sent.expect("the payload is an event's");
+        sent.expect("the payload is a JSON object or binary");
     }
 
     #[doc(hidden)]
@@ -68,7 +69,7 @@ impl Drop for TestTopic {
     }
 }
 
-/// Puts what is broadcast where the test looks for it.
+/// Records the topic's broadcasts for the test.
 async fn hear(mailroom: Arc<Mailroom>, number: u64, mut subscription: Subscription) {
     loop {
         match subscription.recv().await {

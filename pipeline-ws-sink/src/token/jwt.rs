@@ -1,7 +1,7 @@
-//! JSON Web Tokens, verified. Pure.
+//! Verification of JSON Web Tokens. Pure.
 //!
-//! The cryptography is jsonwebtoken's. What a token says of itself is checked here, against a time
-//! that the caller tells and by one rule for all keys.
+//! The cryptography is jsonwebtoken's. Claims are checked here, against a time that the caller
+//! passes and by one rule for all keys.
 
 mod claims;
 mod key;
@@ -15,18 +15,18 @@ use self::claims::{Claims, Expected};
 pub use self::key::{JwtAlgorithm, JwtKey, JwtKeyError};
 use super::{CLOCK_SKEW, TokenError};
 
-/// Verifies JSON Web Tokens (RFC 7519) that say who a client is.
+/// Verifies JSON Web Tokens (RFC 7519) that identify a client.
 ///
 /// For applications whose users sign in elsewhere; between a Phoenix application and this one, a
-/// [`Signer`](crate::Signer) has less that can be set wrong. What makes a token valid:
+/// [`Signer`](crate::Signer) has less that can be misconfigured. A token is valid if
 ///
-/// - It is signed with one of the keys, by the algorithm of this key. The token has no say in it. If
-///   both the token and the key have an id (`kid`), they are the same.
-/// - It has an `exp` that has not come yet, and an `nbf`, if any, that has.
-/// - If an [`issuer`](Self::issuer) was named, its `iss` is one of those named.
-/// - If an [`audience`](Self::audience) was named, its `aud` has one of those named. If none was, it has
-///   no `aud`: it is meant for somebody else.
-/// - It has no extensions that have to be understood (`crit`), for none are.
+/// - it is signed with one of the keys, by the algorithm of this key. The token does not choose the
+///   algorithm. If both the token and the key have an id (`kid`), the ids are equal.
+/// - it has an `exp` in the future, and its `nbf`, if any, is past.
+/// - its `iss` is one of the configured [`issuer`](Self::issuer)s, if there are any.
+/// - its `aud` has one of the configured [`audience`](Self::audience)s, if there are any. If there
+///   are none, the token has no `aud`: it would be meant for another service.
+/// - it has no extensions that have to be understood (`crit`), as none are supported.
 ///
 /// ```
 /// use std::time::SystemTime;
@@ -53,7 +53,7 @@ use super::{CLOCK_SKEW, TokenError};
 ///     type Assigns = String;
 ///
 ///     async fn connect(&self, params: &Params, info: &ConnectInfo) -> Result<String, ConnectError> {
-///         // As the client's `authToken`, or else as one of its params.
+///         // From the client's `authToken`, or else from its params.
 ///         let token = info.auth_token.as_deref().or_else(|| params.get("token"));
 ///         let claims: Claims = self.0.verify_optional(token, SystemTime::now())?;
 ///         Ok(claims.sub)
@@ -67,7 +67,7 @@ pub struct JwtVerifier {
     expected: Expected,
 }
 
-/// What is read of a token's header.
+/// The fields that are read from a token's header.
 #[derive(Deserialize)]
 struct Header {
     alg: String,
@@ -76,47 +76,47 @@ struct Header {
 }
 
 impl JwtVerifier {
-    /// Verifies what was signed with this key.
+    /// Verifies tokens that were signed with this key.
     pub fn new(key: JwtKey) -> Self {
         let expected = Expected { issuers: Vec::new(), audiences: Vec::new(), leeway: CLOCK_SKEW };
         Self { keys: vec![key], expected }
     }
 
-    /// Verifies what was signed with this key, too: the next one, before anybody signs with it, or
-    /// the last one, until what was signed with it has expired.
+    /// Adds a key: the next one, before any token is signed with it, or the previous one, until its
+    /// tokens have expired.
     ///
-    /// Keys are tried one after the other, but for those whose id is not the token's.
+    /// Keys are tried one after the other, except those whose id differs from the token's.
     pub fn also_verify(mut self, key: JwtKey) -> Self {
         self.keys.push(key);
         self
     }
 
-    /// Requires this issuer, or another one that was named.
+    /// Requires this issuer, or another one that was added.
     pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
         self.expected.issuers.push(issuer.into());
         self
     }
 
-    /// Requires tokens that are meant for this audience, or for another one that was named.
+    /// Requires tokens for this audience, or for another one that was added.
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         self.expected.audiences.push(audience.into());
         self
     }
 
-    /// How far clocks may differ: for so long tokens are good before their time, and after it.
-    /// Default one minute.
+    /// How far clocks may differ: tokens are accepted this long before their `nbf` and after their
+    /// `exp`. Default one minute.
     pub fn leeway(mut self, leeway: Duration) -> Self {
         self.expected.leeway = leeway;
         self
     }
 
-    /// Checks a token and returns what it claims, as a type of one's own.
+    /// Verifies a token and returns its claims, as a type of your own.
     ///
     /// # Errors
     ///
-    /// [`TokenError::Signature`] if none of the keys has signed it; [`TokenError::Claim`] names the
-    /// claim that is missing or not accepted; [`TokenError::Expired`] if its `exp` is past;
-    /// [`TokenError::Data`] if it is valid but is not the type that was asked for;
+    /// [`TokenError::Signature`] if it was signed with none of the keys; [`TokenError::Claim`]
+    /// names the claim that is missing or not accepted; [`TokenError::Expired`] if its `exp` is
+    /// past; [`TokenError::Data`] if it is valid but does not match the type;
     /// [`TokenError::Invalid`] if it is not a JSON Web Token.
     pub fn verify<T: DeserializeOwned>(
         &self,
@@ -129,11 +129,11 @@ impl JwtVerifier {
         serde_json::from_slice(&payload).map_err(TokenError::Data)
     }
 
-    /// The same for a token that may be absent.
+    /// Verifies a token that may be absent.
     ///
     /// # Errors
     ///
-    /// [`TokenError::Missing`] if it is absent, and those of [`verify`](Self::verify).
+    /// [`TokenError::Missing`] if it is absent, and the errors of [`verify`](Self::verify).
     pub fn verify_optional<T: DeserializeOwned>(
         &self,
         token: Option<&str>,
@@ -142,13 +142,13 @@ impl JwtVerifier {
         self.verify(token.ok_or(TokenError::Missing)?, now)
     }
 
-    /// The payload of a token that one of the keys has signed.
+    /// The payload of a token that was signed with one of the keys.
     fn open(&self, token: &str) -> Result<Vec<u8>, TokenError> {
         let Parts { header, signature, signed, payload } =
             Parts::of(token).ok_or(TokenError::Invalid)?;
         let fits = |key: &&JwtKey| key.may_have_signed(&header.alg, header.kid.as_deref());
         let mut keys = self.keys.iter().filter(fits);
-        // What was not signed is not even read.
+        // Unsigned content is not even parsed.
         if !keys.any(|key| key.made(&signature, signed)) {
             return Err(TokenError::Signature);
         }
@@ -156,11 +156,11 @@ impl JwtVerifier {
     }
 }
 
-/// What a token consists of.
+/// The parts of a token.
 struct Parts<'a> {
     header: Header,
     signature: Vec<u8>,
-    /// What the signature is of: the header and the payload as they were written.
+    /// The signed part: the header and the payload as they were written.
     signed: &'a str,
     payload: &'a str,
 }

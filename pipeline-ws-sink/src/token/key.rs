@@ -1,12 +1,12 @@
-//! Keys derived from secrets, and what is checked with them. Pure.
+//! Keys derived from secrets, and their signatures. Pure.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Sha256, Sha384, Sha512};
 use thiserror::Error;
 
-/// How a key is derived from a secret by PBKDF2: as often, as long and with the same hash as on the
-/// other side.
+/// How a key is derived from a secret by PBKDF2: the iterations, length and hash have to equal
+/// those of the other side.
 ///
 /// These are the options `key_iterations`, `key_length` and `key_digest` of `Phoenix.Token`, with its
 /// defaults. See [`Signer::with_options`](crate::Signer::with_options) for an example.
@@ -30,39 +30,39 @@ pub enum KeyDigest {
     Sha512,
 }
 
-/// Why a key cannot be derived.
+/// A key could not be derived.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SignerError {
-    /// The secret is too short to be one.
+    /// The secret is too short.
     #[error("the secret has {length} bytes, expected at least {MIN_SECRET}")]
     ShortSecret {
-        /// How many bytes it has.
+        /// Its length in bytes.
         length: usize,
     },
-    /// The hash is to be repeated no times.
-    #[error("a key needs one iteration at least")]
+    /// The number of iterations is zero.
+    #[error("a key needs at least one iteration")]
     NoIterations,
-    /// The key has no bytes, or too many.
+    /// The key's length is zero or too large.
     #[error("a key of {length} bytes, expected 1 to {MAX_LENGTH}")]
     KeyLength {
-        /// How many bytes it was to have.
+        /// The requested length in bytes.
         length: usize,
     },
 }
 
-/// How short a secret may be, in bytes.
+/// The minimum length of a secret, in bytes.
 const MIN_SECRET: usize = 20;
 
-/// How long a key may be, in bytes. HMAC makes no use of more than 128.
+/// The maximum length of a key, in bytes. HMAC makes no use of more than 128.
 const MAX_LENGTH: usize = 1024;
 
-/// Says HS256, in base64url. It is not a JWT all the same.
+/// The header "HS256" in base64url. The token is still not a JWT.
 const HS256: &str = "SFMyNTY";
 const HS384: &str = "SFMzODQ";
 const HS512: &str = "SFM1MTI";
 
-/// What signs and verifies.
+/// A key that signs and verifies.
 #[derive(Clone)]
 pub(super) struct Key(Vec<u8>);
 
@@ -73,21 +73,21 @@ impl Default for KeyOptions {
 }
 
 impl KeyOptions {
-    /// How often the hash is repeated. Default 1000. It is the time that deriving a key takes, and
-    /// that trying out a secret takes, too.
+    /// The number of hash iterations. Default 1000. It determines the time to derive a key, and to
+    /// try out a secret.
     pub fn iterations(mut self, iterations: u32) -> Self {
         self.iterations = iterations;
         self
     }
 
-    /// How long the key is, in bytes. Default 32, at most 1024.
+    /// The length of the key, in bytes. Default 32, at most 1024.
     pub fn length(mut self, length: usize) -> Self {
         self.length = length;
         self
     }
 
-    /// The hash that derives the key. Default SHA-256. What tokens are signed with is SHA-256 in any
-    /// case.
+    /// The hash that derives the key. Default SHA-256. The tokens themselves are always signed with
+    /// SHA-256.
     pub fn digest(mut self, digest: KeyDigest) -> Self {
         self.digest = digest;
         self
@@ -120,7 +120,7 @@ impl Key {
         Ok(Self(key))
     }
 
-    /// A token of this term.
+    /// Signs this term.
     pub(super) fn sign(&self, term: &[u8]) -> String {
         let term = URL_SAFE_NO_PAD.encode(term);
         let signed = format!("{HS256}.{term}");
@@ -129,7 +129,7 @@ impl Key {
         format!("{signed}.{mac}")
     }
 
-    /// Whether this key made the code, compared in constant time.
+    /// Whether this key made the signature, compared in constant time.
     fn made(&self, signature: &Signature<'_>) -> bool {
         let Signature { hash, signed, mac } = signature;
         let verified = match hash {
@@ -146,7 +146,7 @@ impl Key {
     }
 }
 
-/// What a token says about who signed it.
+/// The signature of a token.
 struct Signature<'a> {
     hash: Hash,
     signed: &'a str,
@@ -160,7 +160,7 @@ enum Hash {
     Sha512,
 }
 
-/// The term of a token, if one of these keys has signed it.
+/// The term of a token, if it was signed with one of these keys.
 pub(super) fn open<'a>(token: &str, mut keys: impl Iterator<Item = &'a Key>) -> Option<Vec<u8>> {
     let (signed, mac) = token.rsplit_once('.')?;
     let (header, term) = signed.split_once('.')?;
@@ -171,7 +171,7 @@ pub(super) fn open<'a>(token: &str, mut keys: impl Iterator<Item = &'a Key>) -> 
         _ => return None,
     };
     let signature = Signature { hash, signed, mac: URL_SAFE_NO_PAD.decode(mac).ok()? };
-    // What was not signed is not even read.
+    // Unsigned content is not even decoded.
     keys.any(|key| key.made(&signature)).then(|| URL_SAFE_NO_PAD.decode(term).ok())?
 }
 
@@ -188,7 +188,7 @@ mod tests {
 
     /// The last two were made by hashlib's `pbkdf2_hmac` of Python.
     #[test]
-    fn keys_are_derived_as_elsewhere() {
+    fn keys_equal_those_of_other_implementations() {
         let options = KeyOptions::default();
         for (salt, options, expected) in [
             (
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_key_is_refused() {
+    fn an_invalid_key_is_refused() {
         let refused = |options| Key::derive(SECRET, "salt", options).err();
         let options = KeyOptions::default();
         assert_eq!(refused(options), None);

@@ -1,9 +1,9 @@
 //! Signed tokens in the format of `Phoenix.Token`.
 //!
-//! A token is made by one part of an application, often a Phoenix one, and verified here: both know
-//! the secret. It is `SFMyNTY.DATA.MAC`, both parts in base64url without padding. The data is an
-//! Erlang term `{data, signed_at_ms, max_age_s}`, the MAC is HMAC-SHA256 over `SFMyNTY.DATA`, and
-//! the key is derived from the secret and a salt by PBKDF2.
+//! A token is signed by one part of an application, often a Phoenix one, and verified here: both
+//! have the secret. Its format is `SFMyNTY.DATA.MAC`, both parts in base64url without padding. The
+//! data is an Erlang term `{data, signed_at_ms, max_age_s}`, the MAC is HMAC-SHA256 over
+//! `SFMyNTY.DATA`, and the key is derived from the secret and a salt by PBKDF2.
 //!
 //! With the feature `jwt`, JSON Web Tokens are an alternative.
 
@@ -34,11 +34,11 @@ use self::{
 /// How far in the future a token may be dated: clocks differ.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// Signs and verifies tokens that say who a client is.
+/// Signs and verifies tokens that identify a client.
 ///
 /// Compatible with `Phoenix.Token.sign` and `verify`, for data that JSON can express: numbers,
-/// strings, booleans, null, lists, and maps with string keys. What Phoenix has signed may have tuples
-/// and atoms in it, too: they are read as lists and strings.
+/// strings, booleans, null, lists, and maps with string keys. Tuples and atoms in Phoenix's tokens
+/// are read as lists and strings.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -55,19 +55,19 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 ///
 /// # Age
 ///
-/// The limit that [`max_age`](Self::max_age) sets is written into the tokens that are signed, and it
-/// is the one that counts for those to verify, whatever they say. A signer that sets none writes one
-/// day, and goes by what the tokens say: their limit is signed, too. So does Phoenix.
+/// The limit of [`max_age`](Self::max_age) is written into signed tokens, and it applies to all
+/// tokens that are verified, whatever limit they carry. A signer without one writes one day, and
+/// applies the limit that each token carries, which is signed too. Phoenix does the same.
 ///
 /// # Changing the secret
 ///
-/// Clients hold tokens of the old secret while servers change one after the other. So:
+/// Clients hold tokens of the old secret while servers are updated one after the other. So:
 ///
 /// 1. Deploy the new secret for verifying only: `Signer::new(old, salt)?.also_verify(&new)`.
 /// 2. When all servers have it, sign with it: `Signer::new(new, salt)?.also_verify(&old)`.
 /// 3. When the last token of the old secret has expired, drop it: `Signer::new(new, salt)?`.
 ///
-/// If the old secret is known to others, skip to the third: all clients then need a new token.
+/// If the old secret has leaked, skip to the third step: all clients then need a new token.
 ///
 /// ```
 /// use std::time::SystemTime;
@@ -88,15 +88,15 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 #[must_use]
 pub struct Signer {
     key: Key,
-    /// What tokens to verify may have been signed with instead.
+    /// Further keys that verify tokens.
     others: Vec<Key>,
-    /// If it was set.
+    /// The limit, if it was set.
     max_age: Option<MaxAge>,
 }
 
 impl Signer {
     /// Derives the key from a secret, such as Phoenix's `secret_key_base`, and a salt that names
-    /// what the tokens are for.
+    /// the purpose of the tokens.
     ///
     /// This takes about a millisecond: make one signer and keep it.
     ///
@@ -107,11 +107,11 @@ impl Signer {
         Self::with_options(secret, salt, KeyOptions::default())
     }
 
-    /// The same, for a Phoenix side that derives its key in another way.
+    /// Derives the key with other options, for a Phoenix application that uses them.
     ///
     /// # Errors
     ///
-    /// [`SignerError`] if the secret has less than 20 bytes, or if a key cannot be derived like this.
+    /// [`SignerError`] if the secret has less than 20 bytes, or if the options are invalid.
     ///
     /// ```
     /// use pipeline_ws_sink::{KeyDigest, KeyOptions, Signer};
@@ -130,36 +130,36 @@ impl Signer {
         Ok(Self { key, others: Vec::new(), max_age: None })
     }
 
-    /// Verifies what the other one signs, too, by this signer's [`max_age`](Self::max_age). The other
-    /// one may have a secret, a salt and options of its own.
+    /// Also verifies the tokens of another signer, by this signer's [`max_age`](Self::max_age). The
+    /// other signer may have a secret, a salt and options of its own.
     ///
-    /// Tokens are tried with one key after the other, each in constant time. How to change a secret
-    /// with it is told at [`Signer`].
+    /// Tokens are checked against one key after the other, each in constant time. [`Signer`]
+    /// describes how to change a secret with it.
     pub fn also_verify(mut self, other: &Self) -> Self {
         self.others.extend(other.keys().cloned());
         self
     }
 
-    /// How long tokens are valid after they were signed, in whole seconds; with less than one, they
-    /// never are.
+    /// How long tokens are valid after they were signed, in whole seconds; with less than one
+    /// second, they are never valid.
     ///
-    /// See [`Signer`] for what counts without it.
+    /// See [`Signer`] for the limit that applies without it.
     pub fn max_age(mut self, max_age: Duration) -> Self {
         let seconds = max_age.as_secs().try_into().unwrap_or(i64::MAX);
         self.max_age = Some(MaxAge::Seconds(seconds));
         self
     }
 
-    /// Tokens are valid forever, as with `max_age: :infinity` of `Phoenix.Token`. What was signed with
-    /// a limit verifies after it, too.
+    /// Makes tokens valid forever, as with `max_age: :infinity` of `Phoenix.Token`. Tokens that
+    /// were signed with a limit verify after it, too.
     ///
-    /// Nothing but another secret then ends what was given out.
+    /// Only another secret then invalidates issued tokens.
     pub fn never_expires(mut self) -> Self {
         self.max_age = Some(MaxAge::Infinity);
         self
     }
 
-    /// Makes a token of this data, dated `now`.
+    /// Signs this data, dated `now`.
     ///
     /// # Errors
     ///
@@ -174,13 +174,13 @@ impl Signer {
         Ok(self.key.sign(&term::encode(&data, unix_ms(now), max_age)))
     }
 
-    /// Checks a token and returns its data.
+    /// Verifies a token and returns its data.
     ///
     /// # Errors
     ///
-    /// [`TokenError::Invalid`] if it is not a token that was signed with this secret and salt, or if
-    /// it is dated more than a minute after `now`; [`TokenError::Expired`] if it is too old;
-    /// [`TokenError::Data`] if its data is not of the expected type, or nothing that JSON can express.
+    /// [`TokenError::Invalid`] if it was not signed with this secret and salt, or if it is dated
+    /// more than a minute after `now`; [`TokenError::Expired`] if it is too old;
+    /// [`TokenError::Data`] if its data does not match the type, or cannot be expressed in JSON.
     pub fn verify<T: DeserializeOwned>(
         &self,
         token: &str,
@@ -199,12 +199,12 @@ impl Signer {
         data.and_then(serde_json::from_value).map_err(TokenError::Data)
     }
 
-    /// The same for a token that may be absent, such as
+    /// Verifies a token that may be absent, such as
     /// [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token).
     ///
     /// # Errors
     ///
-    /// [`TokenError::Missing`] if it is absent, and those of [`verify`](Self::verify).
+    /// [`TokenError::Missing`] if it is absent, and the errors of [`verify`](Self::verify).
     ///
     /// ```
     /// use std::time::SystemTime;
@@ -229,7 +229,7 @@ impl Signer {
         self.verify(token.ok_or(TokenError::Missing)?, now)
     }
 
-    /// What tokens may have been signed with.
+    /// The keys that tokens may have been signed with.
     fn keys(&self) -> impl Iterator<Item = &Key> {
         iter::once(&self.key).chain(&self.others)
     }
@@ -252,32 +252,32 @@ impl fmt::Debug for Signer {
     }
 }
 
-/// What is wrong with a token.
+/// A token could not be verified or signed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// There is none.
+    /// There is no token.
     #[error("there is no token")]
     Missing,
-    /// It is not a token; or it was not signed with one of the keys, or is dated in the future.
+    /// The token is malformed, was not signed with one of the keys, or is dated in the future.
     #[error("the token is invalid")]
     Invalid,
-    /// A JSON Web Token was not signed with one of the keys, or not with its algorithm.
-    #[error("the token is invalid: none of the keys has made its signature")]
+    /// A JSON Web Token was not signed with one of the keys, or not with that key's algorithm.
+    #[error("the token is invalid: its signature matches none of the keys")]
     Signature,
-    /// A JSON Web Token does not claim what is expected of it.
+    /// A claim of a JSON Web Token is not accepted.
     #[error("the token is invalid: its claim `{claim}` {fault}")]
     Claim {
-        /// Which claim: `exp`, `nbf`, `iss` or `aud`.
+        /// The claim: `exp`, `nbf`, `iss` or `aud`.
         claim: &'static str,
-        /// What is wrong with it: that it is missing, for example.
+        /// The fault, for example that the claim is missing.
         fault: &'static str,
     },
-    /// It is too old.
+    /// The token is too old.
     #[error("the token has expired")]
     Expired,
-    /// Its data is not what was expected, or cannot be expressed.
-    #[error("the token's data does not fit")]
+    /// The token's data does not match the expected type, or cannot be expressed.
+    #[error("the token's data does not match the expected type")]
     Data(#[source] serde_json::Error),
 }
 

@@ -1,7 +1,7 @@
 //! Just enough of Erlang's external term format for tokens. Pure.
 //!
-//! Written by hand, because it reads what a token's holder may have influenced: it knows a closed
-//! list of types, it allocates in proportion to what is there, and its depth is bounded.
+//! Written by hand, because its input comes from the token's holder: it knows a closed list of
+//! types, it allocates in proportion to the input, and its depth is bounded.
 
 mod read;
 mod write;
@@ -13,7 +13,7 @@ pub(super) use self::write::encode;
 
 const VERSION: u8 = 131;
 
-/// What a term begins with: its type.
+/// The tags of terms: their types.
 mod tag {
     pub(super) const NEW_FLOAT: u8 = 70;
     pub(super) const COMPRESSED: u8 = 80;
@@ -34,7 +34,7 @@ mod tag {
     pub(super) const SMALL_ATOM_UTF8: u8 = 119;
 }
 
-/// What a token says: the data, when it was signed, and how long it was meant to be valid.
+/// The content of a token: the data, the signing time, and the limit of its age.
 #[derive(Debug, PartialEq)]
 pub(super) struct SignedTerm {
     pub(super) data: Term,
@@ -49,11 +49,11 @@ pub(super) enum MaxAge {
     Infinity,
 }
 
-/// A term, as far as tokens have them.
+/// The terms that occur in tokens.
 #[derive(Debug, PartialEq)]
 pub(super) enum Term {
     Integer(i128),
-    /// One that is larger than those.
+    /// An integer that does not fit.
     Huge,
     Float(f64),
     Atom(String),
@@ -63,7 +63,7 @@ pub(super) enum Term {
     Map(Vec<(Term, Term)>),
 }
 
-/// Why data is nothing that JSON has.
+/// Data that JSON cannot express.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub(super) enum Inexpressible {
     #[error("a binary is not text in UTF-8")]
@@ -86,7 +86,7 @@ impl Default for MaxAge {
 }
 
 impl MaxAge {
-    /// Whether it is over for what was signed then, to the millisecond.
+    /// Whether a token of this signing time has expired, to the millisecond.
     pub(super) fn is_over(self, signed_at_ms: i64, now_ms: i64) -> bool {
         match self {
             Self::Infinity => false,
@@ -99,8 +99,8 @@ impl MaxAge {
 }
 
 impl SignedTerm {
-    /// Reads `{data, signed_at_ms, max_age_s}`, and the two older forms: `{data, signed_at_ms}`, and a
-    /// map of both.
+    /// Decodes `{data, signed_at_ms, max_age_s}`, and the two older forms: `{data, signed_at_ms}`,
+    /// and a map of both.
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
         let (data, signed_at, max_age) = match read::decode(bytes)? {
             Term::Tuple(parts) => {
@@ -139,7 +139,7 @@ impl SignedTerm {
 }
 
 impl Term {
-    /// The JSON that stands for the same.
+    /// The equivalent JSON.
     pub(super) fn into_value(self) -> Result<Value, Inexpressible> {
         Ok(match self {
             Self::Integer(n) => {

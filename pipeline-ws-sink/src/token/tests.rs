@@ -105,7 +105,7 @@ fn a_token_from_the_future_is_refused_beyond_a_minute() {
 }
 
 #[test]
-fn what_was_not_signed_with_this_key_is_invalid() {
+fn a_token_signed_with_another_key_is_invalid() {
     let token = signer().sign(&"user-1", at(SIGNED)).unwrap();
     let invalid = |signer: &Signer, token: &str| {
         matches!(signer.verify::<String>(token, at(SIGNED)), Err(TokenError::Invalid))
@@ -124,7 +124,7 @@ fn what_was_not_signed_with_this_key_is_invalid() {
 }
 
 #[test]
-fn data_of_another_type_is_told_apart_from_an_invalid_token() {
+fn data_of_another_type_is_distinguished_from_an_invalid_token() {
     let token = signer().sign(&"user-1", at(SIGNED)).unwrap();
     assert!(matches!(signer().verify::<u64>(&token, at(SIGNED)), Err(TokenError::Data(_))));
 }
@@ -136,6 +136,6 @@ fn a_short_secret_is_refused_with_the_limit() {
     assert_eq!(
         format!("{:?}", signer()),
         "Signer { keys: 1, max_age: None, .. }",
-        "no key in sight"
+        "the key is not shown"
     );
 }

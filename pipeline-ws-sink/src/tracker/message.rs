@@ -1,4 +1,4 @@
-//! What replicas say to each other, and how it is written. Pure.
+//! The messages between replicas, and their encoding. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,10 +12,10 @@ use thiserror::Error;
 use super::Meta;
 use crate::payload::{Payload, PayloadError};
 
-/// The version of what is written. Replicas that write another are not understood.
+/// The version of the encoding. Messages of another version are ignored.
 const VERSION: u32 = 1;
 
-/// Names a replica: a node that starts anew has a new one.
+/// Identifies a replica: a node has a new one at each start.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct ReplicaRef {
     pub(crate) node: Arc<str>,
@@ -23,7 +23,7 @@ pub(crate) struct ReplicaRef {
     pub(crate) version: u64,
 }
 
-/// How many of a replica's changes somebody has seen, without a gap.
+/// How many of a replica's changes have been seen, without a gap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Clock {
     pub(crate) of: ReplicaRef,
@@ -38,32 +38,32 @@ pub(crate) struct Value {
     pub(crate) meta: Meta,
 }
 
-/// What a row of one replica's changes has come to. From the first change on, it is all that the
-/// replica has.
+/// The combined effect of an interval of one replica's changes. An interval from the first change
+/// on is the replica's whole state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Delta {
     pub(crate) of: ReplicaRef,
-    /// The row begins after this change.
+    /// The interval begins after this change.
     pub(crate) after: u64,
-    /// The last one of the row.
+    /// The last change of the interval.
     pub(crate) upto: u64,
-    /// Of the entries that were added before the row, those that were removed in it.
+    /// The entries from before the interval that were removed in it.
     pub(crate) removed: BTreeSet<u64>,
-    /// What was added in the row, and not removed, by the change that has added it.
+    /// The entries that were added in the interval and not removed, by the change that added them.
     pub(crate) values: BTreeMap<u64, Value>,
 }
 
-/// What replicas say to each other.
+/// A message between replicas.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Message {
-    /// Said now and then, to all: what is new, and what the sender has seen.
+    /// Sent at intervals, to all: the new changes, and the sender's clocks.
     Heartbeat { from: ReplicaRef, delta: Option<Delta>, clocks: Vec<Clock> },
-    /// Said to one that knows more of these replicas.
+    /// Sent to a replica that knows more about these replicas.
     TransferReq { from: ReplicaRef, clocks: Vec<Clock> },
-    /// The answer: what is missing.
+    /// The answer: the missing changes.
     TransferAck { from: ReplicaRef, deltas: Vec<Delta> },
-    /// The sender ends, and is not to be waited for.
+    /// The sender shuts down, and is removed at once.
     GracefulPermdown { from: ReplicaRef },
 }
 
@@ -74,7 +74,7 @@ struct Envelope<M> {
 }
 
 impl Message {
-    /// Who says it.
+    /// The sender.
     pub(crate) fn from(&self) -> &ReplicaRef {
         match self {
             Self::Heartbeat { from, .. }
@@ -89,7 +89,7 @@ impl Message {
     }
 
     pub(super) fn from_payload(payload: &Payload) -> Result<Self, Unreadable> {
-        // What else a later version says is not looked at.
+        // The rest of the message is parsed only if the version matches.
         let Envelope { v, message } = payload.parse::<Envelope<&RawValue>>()?;
         if v == VERSION {
             let message: Self =
@@ -124,13 +124,13 @@ impl Delta {
     }
 }
 
-/// Why a message cannot be read.
+/// A message cannot be decoded.
 #[derive(Debug, Error)]
 pub(super) enum Unreadable {
     #[error(transparent)]
     Payload(#[from] PayloadError),
-    #[error("it is of version {0}")]
+    #[error("unsupported version {0}")]
     Version(u32),
-    #[error("it contradicts itself")]
+    #[error("inconsistent delta")]
     Nonsense,
 }

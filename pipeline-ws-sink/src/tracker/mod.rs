@@ -1,7 +1,7 @@
-//! Who has said to be there, on this node and on the others: the replicated set behind presence.
+//! The tracker: the replicated set of presences, on this node and on the others.
 //!
-//! Every entry is made and removed by the node that it is from. The others keep copies, which they
-//! bring up to date by what that node says, or by what a third one knows.
+//! Every entry is added and removed by its own node. The other nodes keep copies, which they update
+//! from that node's messages, or from those of a third node.
 
 mod message;
 mod options;
@@ -22,72 +22,72 @@ pub use self::options::{TrackerOptions, TrackerOptionsError};
 pub(crate) use self::replicate::{Replica, TRACKERS, replicate, tell};
 use self::{replica::Cluster, store::Store};
 
-/// What somebody is tracked with: a JSON object.
+/// The meta of an entry: a JSON object.
 pub(crate) type Meta = Arc<serde_json::Map<String, serde_json::Value>>;
 
-/// What has changed on a topic: keys with their metas.
+/// The changes on a topic: keys with their metas.
 #[derive(Default, Debug, PartialEq)]
 pub(crate) struct Diff {
     pub(crate) joins: Vec<(Arc<str>, Meta)>,
     pub(crate) leaves: Vec<(Arc<str>, Meta)>,
 }
 
-/// What has changed, by topic.
+/// The changes, by topic.
 pub(crate) type Diffs = BTreeMap<Arc<str>, Diff>;
 
-/// This actor tracks this key on this topic already.
+/// This actor already tracks this key on this topic.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("it is tracked already")]
+#[error("the key is already tracked")]
 pub(crate) struct AlreadyTracked;
 
-/// What happens to a replica.
+/// An input of a replica.
 pub(crate) enum Input {
     /// The time of [`Tracker::next_tick`] has come.
     Tick,
-    /// Another replica has said this.
+    /// A message from another replica.
     Message(Message),
 }
 
-/// What comes of it.
+/// The result of a step.
 #[derive(Default)]
 pub(crate) struct Step {
-    /// What has changed on other nodes.
+    /// The changes on other nodes.
     pub(crate) diffs: Diffs,
     pub(crate) send: Vec<Outgoing>,
 }
 
-/// What is to be sent to other replicas.
+/// A message to other replicas.
 #[derive(Clone, Debug)]
 pub(crate) struct Outgoing {
     pub(crate) to: To,
     pub(crate) message: Message,
 }
 
-/// Which other replicas.
+/// The receivers of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum To {
     All,
-    /// The one on the node of this name.
+    /// The replica on the node of this name.
     Node(Arc<str>),
 }
 
-/// One replica of the set. It neither waits nor sends: it is told the time and what others say, and
-/// says what it has to tell them.
+/// One replica of the set. It neither waits nor sends: the caller passes the time and the messages
+/// of others, and sends the resulting messages.
 pub(crate) struct Tracker {
     store: Store,
-    /// Nothing is kept for others if there are none.
+    /// State for other replicas, unless this one is alone.
     cluster: Option<Box<Cluster>>,
 }
 
 impl Tracker {
-    /// The only one.
+    /// A replica without others.
     pub(crate) fn alone() -> Self {
         Self { store: Store::default(), cluster: None }
     }
 
-    /// One of several. `version` is different at each start, and should be greater; `now` is the time since some moment that
-    /// stays the same; `seed` is for the moment of the first heartbeat, so that not all nodes that
-    /// start together send theirs together.
+    /// A replica among others. `version` is different at each start, and should be greater; `now`
+    /// is the time since a fixed moment; `seed` determines the moment of the first heartbeat, so
+    /// that nodes that start together do not all send at the same time.
     pub(crate) fn replicated(
         node: &str,
         version: u64,
@@ -115,8 +115,8 @@ impl Tracker {
         Ok(())
     }
 
-    /// Gives an entry another meta, and returns the one that it had. `None` if it is not tracked;
-    /// then nothing changes.
+    /// Replaces the meta of an entry, and returns the old one. `None` if it is not tracked; then
+    /// nothing changes.
     pub(crate) fn update(
         &mut self,
         actor: u64,
@@ -132,7 +132,7 @@ impl Tracker {
         Some(std::mem::replace(&mut entry.meta, meta))
     }
 
-    /// Removes an entry, and returns what it was tracked with.
+    /// Removes an entry, and returns its meta.
     pub(crate) fn untrack(&mut self, actor: u64, topic: &str, key: &str) -> Option<Meta> {
         let entry = self.store.untrack(actor, topic, key)?;
         if let Some(cluster) = &mut self.cluster {
@@ -141,13 +141,13 @@ impl Tracker {
         Some(entry.meta)
     }
 
-    /// Removes all that an actor has tracked.
+    /// Removes all entries of an actor.
     pub(crate) fn untrack_all(&mut self, actor: u64) -> Diffs {
         let topics = self.store.topics_of(actor);
         topics.into_iter().map(|topic| (topic.clone(), self.untrack_topic(actor, &topic))).collect()
     }
 
-    /// Removes all that an actor has tracked on one topic.
+    /// Removes all entries of an actor on one topic.
     pub(crate) fn untrack_topic(&mut self, actor: u64, topic: &str) -> Diff {
         let mut diff = Diff::default();
         for entry in self.store.untrack_topic(actor, topic) {
@@ -159,13 +159,13 @@ impl Tracker {
         diff
     }
 
-    /// What an actor of this node is tracked with.
+    /// The meta of an actor's entry on this node.
     pub(crate) fn get(&self, actor: u64, topic: &str, key: &str) -> Option<&Meta> {
         self.store.get(actor, topic, key).map(|entry| &entry.meta)
     }
 
-    /// All keys on a topic with their metas: those of this node first, in the order in which they
-    /// were tracked; then those of other nodes, but for those that are down.
+    /// All keys on a topic with their metas: first those of this node, in the order in which they
+    /// were tracked; then those of other nodes that are not down.
     pub(crate) fn list(&self, topic: &str) -> impl Iterator<Item = (&Arc<str>, &Meta)> {
         self.store.list(topic)
     }
@@ -175,32 +175,32 @@ impl Tracker {
         self.store.get_by_key(topic, key)
     }
 
-    /// Whether anybody is on a topic.
+    /// Whether a topic has entries.
     pub(crate) fn has_topic(&self, topic: &str) -> bool {
         self.store.has_topic(topic)
     }
 
-    /// Whether all entries of the other nodes are listed here, and not only those that have been heard of.
+    /// Whether all entries of the other nodes are known here, and not only those received so far.
     pub(crate) fn knows_all(&self) -> bool {
         self.cluster.as_ref().is_none_or(|cluster| cluster.knows_all())
     }
 
-    /// How many entries are listed on a topic.
+    /// The number of listed entries on a topic.
     pub(crate) fn count(&self, topic: &str) -> usize {
         self.store.count(topic)
     }
 
-    /// How many entries are listed, on all topics.
+    /// The number of listed entries, on all topics.
     pub(crate) fn len(&self) -> usize {
         self.store.len()
     }
 
-    /// When [`Input::Tick`] is due. Never, for one that is alone.
+    /// When [`Input::Tick`] is due. Never, for a replica that is alone.
     pub(crate) fn next_tick(&self) -> Option<Duration> {
         self.cluster.as_ref().map(|cluster| cluster.next_tick())
     }
 
-    /// Takes in what has happened. A tick that comes too early does nothing.
+    /// Processes an input. A tick that comes too early does nothing.
     pub(crate) fn step(&mut self, input: Input, now: Duration) -> Step {
         match &mut self.cluster {
             Some(cluster) => cluster.step(input, now, &mut self.store),
@@ -208,7 +208,7 @@ impl Tracker {
         }
     }
 
-    /// What is to be told to the others before the end.
+    /// The messages to the others at shutdown.
     pub(crate) fn farewell(&mut self) -> Vec<Outgoing> {
         self.cluster.as_ref().map(|cluster| cluster.farewell()).unwrap_or_default()
     }

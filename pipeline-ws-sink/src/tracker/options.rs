@@ -1,14 +1,14 @@
-//! How replicas of a tracker keep in touch. Pure.
+//! The options of replication between trackers. Pure.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// How the nodes of a cluster tell each other who is there, and when one counts as gone. All nodes
-/// should have the same.
+/// How the nodes of a cluster replicate presences, and when a node counts as down. All nodes should
+/// have the same options.
 ///
-/// The defaults are those of `Phoenix.Tracker`: what changes on one node is known on the others within
-/// 1.5 seconds, and those who are on a node that falls silent leave after 30.
+/// The defaults are those of `Phoenix.Tracker`: a change on one node is known on the others within
+/// 1.5 seconds, and the entries of a node that falls silent leave after 30.
 ///
 /// ```
 /// use std::time::Duration;
@@ -33,7 +33,7 @@ pub struct TrackerOptions {
 }
 
 impl TrackerOptions {
-    /// Those of `Phoenix.Tracker`.
+    /// The defaults of `Phoenix.Tracker`.
     pub fn new() -> Self {
         Self {
             broadcast_period: Duration::from_millis(1_500),
@@ -46,66 +46,66 @@ impl TrackerOptions {
         }
     }
 
-    /// How often a node tells the others what has changed on it. Default 1.5 seconds.
+    /// How often a node sends its changes to the others. Default 1.5 seconds.
     pub fn broadcast_period(mut self, period: Duration) -> Self {
         self.broadcast_period = period;
         self
     }
 
-    /// After how many periods without a change a node says that it is still there. Default ten. It
-    /// does so twice in a [`down_period`](Self::down_period) at least.
+    /// After how many periods without a change a node sends a heartbeat. Default ten. It sends at
+    /// least two in a [`down_period`](Self::down_period).
     pub fn max_silent_periods(mut self, periods: u32) -> Self {
         self.max_silent_periods = periods;
         self
     }
 
-    /// After how long a silence a node counts as down: those who are on it leave, and join when it is
-    /// heard again. Default twice as long as a node is silent when nothing changes: 30 seconds.
+    /// After how long a silence a node counts as down: its entries leave, and join again when it is
+    /// heard again. Default twice the time that a node is silent when nothing changes: 30 seconds.
     pub fn down_period(mut self, period: Duration) -> Self {
         self.down_period = Some(period);
         self
     }
 
-    /// After how long a silence a node is forgotten. Default 20 minutes.
+    /// After how long a silence a node is removed. Default 20 minutes.
     pub fn permdown_period(mut self, period: Duration) -> Self {
         self.permdown_period = period;
         self
     }
 
-    /// Every how many periods a node looks whether it has missed something, and asks for it. Default
-    /// two.
+    /// After how many periods a node checks whether it has missed changes, and requests them.
+    /// Default two.
     pub fn clock_sample_periods(mut self, periods: u32) -> Self {
         self.clock_sample_periods = periods;
         self
     }
 
-    /// How many of its last changes a node keeps, to send them to one that has missed some. There are
-    /// as many copies as sizes, so that the answer is not much longer than need be; who has missed
-    /// more is sent everything. Default 100, 1,000 and 10,000.
+    /// How many of its last changes a node keeps, to send them to a node that has missed some. It
+    /// keeps one delta for each size, so that the answer is not much longer than necessary; a node
+    /// that has missed more is sent the whole state. Default 100, 1,000 and 10,000.
     pub fn max_delta_sizes(mut self, sizes: impl Into<Vec<usize>>) -> Self {
         self.max_delta_sizes = sizes.into();
         self
     }
 
-    /// Whether a node that ends in good order says so, and its entries leave at once. Default
+    /// Whether a node announces a clean shutdown, so that its entries leave at once. Default
     /// `false`: clients have the time of [`down_period`](Self::down_period) to connect to another
-    /// node, and nobody is seen to leave.
+    /// node, and no one sees them leave.
     pub fn permdown_on_shutdown(mut self, announce: bool) -> Self {
         self.permdown_on_shutdown = announce;
         self
     }
 
-    /// Whether these make sense together.
+    /// Checks that the options are consistent.
     ///
     /// # Errors
     ///
-    /// [`TrackerOptionsError`] says what does not.
+    /// [`TrackerOptionsError`] names the inconsistency.
     ///
     /// ```
     /// # use std::time::Duration;
     /// # use pipeline_ws_sink::{TrackerOptions, TrackerOptionsError};
     /// let options = TrackerOptions::new().down_period(Duration::from_secs(2));
-    /// assert_eq!(options.check(), Err(TrackerOptionsError::DownPeriod), "two periods are three");
+    /// assert_eq!(options.check(), Err(TrackerOptionsError::DownPeriod), "2 periods take 3 s");
     /// ```
     pub fn check(&self) -> Result<(), TrackerOptionsError> {
         let counts = [self.max_silent_periods, self.clock_sample_periods];
@@ -125,7 +125,8 @@ impl TrackerOptions {
         self.down_period.unwrap_or(silence.saturating_mul(2))
     }
 
-    /// How many periods a replica is silent. One that is down sooner than that would go and come.
+    /// How many periods a replica is silent at most. A shorter down period would make it leave and
+    /// join repeatedly.
     pub(super) fn silent_periods(&self) -> u32 {
         let period = self.broadcast_period.as_nanos().max(1);
         let most = self.down().as_nanos() / 2 / period;
@@ -139,7 +140,7 @@ impl Default for TrackerOptions {
     }
 }
 
-/// Why [`TrackerOptions`] make no sense.
+/// [`TrackerOptions`] contradict each other.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TrackerOptionsError {
@@ -149,7 +150,7 @@ pub enum TrackerOptionsError {
     /// A replica would be down before it could be heard.
     #[error("the down period has to be at least two broadcast periods")]
     DownPeriod,
-    /// A replica would be forgotten before it is down.
+    /// A replica would be removed before it is down.
     #[error("the permdown period has to be longer than the down period")]
     PermdownPeriod,
 }

@@ -1,4 +1,4 @@
-//! When a replica says what to which others, and what it makes of what they say. Pure.
+//! A replica among others: when it sends its messages, and how it handles theirs. Pure.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,37 +13,38 @@ use super::{
     store::Store,
 };
 
-/// How many heartbeats in a row a replica sends that has just been started. A period after the last one,
-/// all others have answered, even if one message was lost.
+/// How many heartbeats in a row a new replica sends. One period after the last one, all others have
+/// answered, even if one message was lost.
 const STARTING_HEARTBEATS: u32 = 3;
 
 /// A replica among others.
 pub(super) struct Cluster {
     own: Own,
-    /// The others, by their nodes.
+    /// The others, by node.
     others: BTreeMap<Arc<str>, Other>,
     options: TrackerOptions,
     next_tick: Duration,
-    /// For how many periods nothing was said.
+    /// The number of periods without a message.
     silent: u32,
-    /// In how many periods it looks whether something was missed.
+    /// The number of periods until it checks for missing changes.
     until_sample: u32,
-    /// How many more periods it takes until all others have been heard.
+    /// The number of periods until all others have been heard.
     starting: u32,
 }
 
-/// Another replica, as it is known here.
+/// Another replica, as known here.
 struct Other {
     of: ReplicaRef,
     copy: Copy,
     heard: Duration,
-    /// Nothing has been heard of it for so long that its entries are hidden.
+    /// Whether it has been silent for so long that its entries are hidden.
     down: bool,
-    /// How much it has seen of each, when it last said so.
+    /// Its clocks, as of its last message.
     clocks: Vec<Clock>,
-    /// The last of its changes that it has told of.
+    /// The last of its changes that it has announced.
     told: u64,
-    /// Another replica speaks under its name: the node may have been started anew, with an earlier clock.
+    /// Whether another replica uses its name: the node may have been restarted with an earlier
+    /// clock.
     contested: bool,
 }
 
@@ -57,7 +58,7 @@ impl Cluster {
     ) -> Self {
         let of = ReplicaRef { node: node.into(), version };
         let own = Own::new(of, options.max_delta_sizes.clone());
-        // Somewhere in the first quarter of a period.
+        // At some moment in the first quarter of a period.
         let share = u32::try_from(seed % 1_000).unwrap_or_default();
         let next_tick = now.saturating_add(options.broadcast_period / 4 / 1_000 * share);
         let (silent, until_sample) = (options.max_silent_periods, options.clock_sample_periods);
@@ -77,8 +78,8 @@ impl Cluster {
         self.next_tick
     }
 
-    /// Whether all entries of the other nodes are listed here: each node that may exist has been heard
-    /// lately, and nothing that it has told of is missing.
+    /// Whether all entries of the other nodes are known here: each node that may exist has been
+    /// heard recently, and none of its announced changes is missing.
     pub(super) fn knows_all(&self) -> bool {
         let known = |other: &Other| !other.down && !other.contested && !other.is_behind();
         self.starting == 0 && self.others.values().all(known)
@@ -89,7 +90,7 @@ impl Cluster {
         match input {
             Input::Tick if now >= self.next_tick => self.tick(now, store, &mut step),
             Input::Tick => {}
-            // It has been sent by this node, if by one that it was before.
+            // The message is from this node, possibly from an earlier start of it.
             Input::Message(message) if message.from().node == self.own.of().node => {}
             Input::Message(message) => self.receive(message, now, store, &mut step),
         }
@@ -140,7 +141,7 @@ impl Cluster {
         send.push(Outgoing { to: To::All, message });
     }
 
-    /// How much is known here of each replica.
+    /// The clocks of all replicas, as known here.
     fn clocks(&self) -> Vec<Clock> {
         let own = Clock { of: self.own.of().clone(), clock: self.own.told() };
         let clock =
@@ -148,9 +149,9 @@ impl Cluster {
         std::iter::once(own).chain(self.others.values().map(clock)).collect()
     }
 
-    /// Asks as few of the others as possible for what they know and this one does not.
+    /// Requests the missing changes from as few of the others as possible.
     fn ask_for_what_is_missing(&mut self, send: &mut Vec<Outgoing>) {
-        // Who knows most of each replica of which too little is known here.
+        // For each replica with missing changes: the nodes that know most of it.
         let mut best: BTreeMap<&Arc<str>, (u64, BTreeSet<&Arc<str>>)> = BTreeMap::new();
         for other in self.others.values().filter(|other| !other.down) {
             for Clock { of, clock } in &other.clocks {
@@ -171,7 +172,7 @@ impl Cluster {
         while !best.is_empty() {
             let helps =
                 |node: &Arc<str>| best.values().filter(|(_, who)| who.contains(node)).count();
-            // One's own changes are known best to oneself, and sent with the least.
+            // A replica knows its own changes best, and its answer is the shortest.
             let rank = |node: &&&Arc<str>| (helps(node), best.contains_key(**node));
             let candidates = best.values().flat_map(|(_, who)| who);
             let Some(node) = candidates.max_by_key(rank).copied() else { break };
@@ -189,8 +190,8 @@ impl Cluster {
         let diffs = &mut step.diffs;
         match message {
             Message::Heartbeat { from, delta, clocks } => {
-                // A node whose clock was set back has an earlier version. So that it is heard, the later
-                // version has to be down.
+                // A node whose clock was set back has an earlier version. For it to be heard, the
+                // later version has to be down.
                 let is_past = |known: &Other| {
                     known.of.version < from.version || known.down && known.of != from
                 };
@@ -204,10 +205,10 @@ impl Cluster {
                     told: 0,
                     contested: false,
                 });
-                // It may be late, and from before the node was started anew.
+                // The message may be late, and from before the node's restart.
                 other.contested = other.of != from;
                 if other.contested {
-                    // If it is new all the same, it takes itself for alone until it hears of this one.
+                    // If the replica is new after all, it counts itself alone until it hears from this one.
                     self.silent = self.options.max_silent_periods;
                     return;
                 }
@@ -218,7 +219,7 @@ impl Cluster {
                 }
                 if other.down {
                     other.show(store, diffs);
-                    // Who has come, or come back, should soon hear of this one.
+                    // A replica that is new, or back, should soon hear from this one.
                     self.silent = self.options.max_silent_periods;
                 }
             }
@@ -244,7 +245,7 @@ impl Cluster {
         }
     }
 
-    /// What is known here of a replica, and not to one who has seen so much of it.
+    /// The changes of a replica after this clock, as far as known.
     fn since(&self, Clock { of, clock }: &Clock) -> Option<Delta> {
         if of == self.own.of() {
             return (*clock < self.own.told()).then(|| self.own.since(*clock));
@@ -253,7 +254,7 @@ impl Cluster {
         (*clock < other.copy.seen.context()).then(|| other.copy.all(of))
     }
 
-    /// Drops all that is known of a node's replica, if it is past.
+    /// Removes a node's replica, if the condition holds.
     fn forget_if(
         &mut self,
         node: &Arc<str>,
@@ -268,8 +269,7 @@ impl Cluster {
         }
     }
 
-    /// What is kept for the sake of others: rows of changes beyond gaps, and changes for those who
-    /// have missed some.
+    /// The number of intervals kept beyond gaps, and of changes kept for others.
     #[cfg(test)]
     pub(super) fn kept(&self) -> (usize, usize) {
         (self.others.values().map(|other| other.copy.seen.gaps()).sum(), self.own.kept())
@@ -277,7 +277,7 @@ impl Cluster {
 }
 
 impl Other {
-    /// Takes note of how much it knows, unless this was said before what is known already.
+    /// Stores its clocks, unless they are older than the known ones.
     fn hear_clocks(&mut self, clocks: Vec<Clock>) {
         let of_itself = |clocks: &[Clock]| {
             clocks.iter().find(|clock| clock.of == self.of).map(|clock| clock.clock)
@@ -289,7 +289,7 @@ impl Other {
         }
     }
 
-    /// Whether it has told of changes that have not arrived.
+    /// Whether it has announced changes that have not arrived.
     fn is_behind(&self) -> bool {
         self.copy.seen.context() < self.told
     }
@@ -329,7 +329,7 @@ fn join(held: &mut Held, store: &mut Store, diffs: &mut Diffs) {
     diff.joins.push((value.key.clone(), value.meta.clone()));
 }
 
-/// Reports it, if it was listed.
+/// Reports an entry's leave, if it was listed.
 fn leave(held: Held, store: &mut Store, diffs: &mut Diffs) {
     let Held { value, place } = held;
     if place.is_some_and(|place| store.take(&value.topic, place).is_some()) {

@@ -1,4 +1,4 @@
-//! The task that keeps a replica in touch with the others.
+//! The replication task: it exchanges a replica's messages with the others.
 
 use std::{
     future::pending,
@@ -18,28 +18,28 @@ use crate::{
     telemetry::{described, shown},
 };
 
-/// What the topics begin with on which replicas talk. No client can join one.
+/// The prefix of the replicas' topics. No client can join them.
 pub(crate) const TRACKERS: &str = "phx_presence:";
 
-/// The event by which replicas talk.
+/// The event of the replicas' messages.
 const EVENT: &str = "tracker";
 
-/// Somebody who has a tracker, and passes on what comes of it.
+/// An owner of a tracker, which handles its diffs.
 pub(crate) trait Replica: Send + Sync + 'static {
     /// When [`Input::Tick`] is due, since the replica has started; see `Tracker::next_tick`.
     fn next_tick(&self) -> Option<Duration>;
 
-    /// Steps the tracker, and passes on its diffs in order. Returns what is to be sent.
+    /// Steps the tracker, and handles its diffs in order. Returns the messages to send.
     fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing>;
 
-    /// What is to be told to the others before the end.
+    /// The messages to the others at shutdown.
     fn farewell(&self) -> Vec<Outgoing>;
 }
 
-/// Ticks and receives for a replica, and sends what it says. Ends only when the replica is gone;
-/// otherwise it is to be dropped.
+/// Ticks a replica, passes it the received messages, and sends its own. Ends only when the replica
+/// is gone; otherwise drop it.
 ///
-/// What is lost on the way, here by a full subscription, replicas find out by themselves.
+/// Replicas detect lost messages by themselves, including those lost here to a full subscription.
 pub(crate) async fn replicate<R: Replica>(
     replica: Weak<R>,
     pubsub: PubSub,
@@ -63,12 +63,12 @@ pub(crate) async fn replicate<R: Replica>(
             received = subscription.recv() => match received {
                 Ok(broadcast) => read(&broadcast),
                 Err(lagged) => {
-                    tracing::debug!(topic, ?lagged, "what it said will be asked for");
+                    tracing::debug!(topic, ?lagged, "replication messages dropped, will resync");
                     None
                 }
             },
         };
-        // Messages of other nodes that come without a pause leave room for other tasks.
+        // Yields to other tasks when messages of other nodes come without a pause.
         consume_budget().await;
         let (Some(input), Some(replica)) = (input, replica.upgrade()) else { continue };
         let outgoing = replica.step(input, started.elapsed());
@@ -79,7 +79,7 @@ pub(crate) async fn replicate<R: Replica>(
     }
 }
 
-/// Sends what a replica says to the others, such as its farewell.
+/// Sends a replica's messages to the others, such as those at shutdown.
 pub(crate) fn tell(pubsub: &PubSub, name: &str, outgoing: &[Outgoing]) {
     let (topic, mut fault) = (topic(name), Fault::default());
     for one in outgoing {
@@ -87,7 +87,7 @@ pub(crate) fn tell(pubsub: &PubSub, name: &str, outgoing: &[Outgoing]) {
     }
 }
 
-/// Whether the others can be reached. Told when that changes, and not each time.
+/// Whether the others can be reached. Logged when that changes, and not each time.
 #[derive(Default)]
 struct Fault {
     told: bool,
@@ -102,7 +102,7 @@ impl Fault {
                     tracing::warn!(
                         topic,
                         error = described(&error),
-                        "who is there is not told to the other nodes"
+                        "failed to broadcast to the trackers of other nodes"
                     );
                 }
             }
@@ -127,7 +127,7 @@ fn read(broadcast: &Broadcast) -> Option<Input> {
         Ok(message) => Some(Input::Message(message)),
         Err(error) => {
             let (topic, error) = (shown(broadcast.topic()), described(&error));
-            tracing::debug!(topic, error, "a replica's message is ignored");
+            tracing::debug!(topic, error, "ignored an invalid replication message");
             None
         }
     }
@@ -175,7 +175,9 @@ mod tests {
 
         fn direct_broadcast(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
             let node = self.switch.lock().get(node).cloned();
-            Ok(node.ok_or_else(|| AdapterError::new("nobody has this name"))?.deliver(broadcast)?)
+            Ok(node
+                .ok_or_else(|| AdapterError::new("no node has this name"))?
+                .deliver(broadcast)?)
         }
     }
 
@@ -226,7 +228,7 @@ mod tests {
     const PERIOD: Duration = Duration::from_millis(1_500);
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_tracked_on_one_node_is_listed_on_the_other_until_that_is_down() {
+    async fn an_entry_of_one_node_is_listed_on_the_other_until_the_node_is_down() {
         let switch = Switch::default();
         let ann = node("ann", &switch, TrackerOptions::new());
         let bob = node("bob", &switch, TrackerOptions::new());
@@ -239,13 +241,13 @@ mod tests {
         assert_eq!(ann.keys(), ["ada", "bea"]);
         ann.driver.abort();
         sleep(Duration::from_secs(14)).await;
-        assert_eq!(bob.keys(), ["bea", "ada"], "it may come back");
+        assert_eq!(bob.keys(), ["bea", "ada"], "the node may come back");
         sleep(Duration::from_secs(20)).await;
         assert_eq!(bob.keys(), ["bea"]);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_that_comes_later_learns_what_was_tracked_before() {
+    async fn a_node_that_starts_later_receives_earlier_entries() {
         let switch = Switch::default();
         let ann = node("ann", &switch, TrackerOptions::new());
         ann.track("ada");
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_that_says_farewell_is_gone_at_once() {
+    async fn a_node_that_announces_its_shutdown_is_removed_at_once() {
         let switch = Switch::default();
         let options = TrackerOptions::new().permdown_on_shutdown(true);
         let (ann, bob) = (node("ann", &switch, options.clone()), node("bob", &switch, options));
@@ -270,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_cannot_be_read_does_no_harm_and_the_task_ends_with_its_replica() {
+    async fn invalid_messages_are_ignored_and_the_task_ends_with_its_replica() {
         let switch = Switch::default();
         let ann = node("ann", &switch, TrackerOptions::new());
         let bob = node("bob", &switch, TrackerOptions::new());

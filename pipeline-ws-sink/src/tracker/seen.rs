@@ -1,16 +1,17 @@
-//! Which of a replica's changes have been seen. Pure.
+//! The seen changes of a replica: its causal context. Pure.
 
 use std::collections::BTreeMap;
 
-/// How many gaps there may be. What would make one more is not taken in, and is asked for later.
+/// The maximum number of gaps. A change that would need another gap is not accepted, and is
+/// requested later.
 const MAX_GAPS: usize = 1_000;
 
-/// Which of a replica's changes have been seen: all up to one, the context, and some beyond it, the
-/// cloud, which becomes part of the context when the gaps close.
+/// The seen changes of a replica: all up to one, the context, and some beyond it, the cloud, which
+/// becomes part of the context when the gaps close.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     context: u64,
-    /// Rows of changes: after which one each begins, and its last. They neither meet nor overlap.
+    /// Intervals of changes: the change before each, and its last. They neither touch nor overlap.
     cloud: BTreeMap<u64, u64>,
 }
 
@@ -20,7 +21,7 @@ impl Seen {
         self.context
     }
 
-    /// How many rows are beyond the first gap.
+    /// The number of intervals beyond the first gap.
     #[cfg(test)]
     pub(super) fn gaps(&self) -> usize {
         self.cloud.len()
@@ -31,18 +32,18 @@ impl Seen {
         clock <= self.context || self.cloud.range(..clock).next_back().is_some_and(within)
     }
 
-    /// Whether there is room for this row.
+    /// Whether there is room for this interval.
     pub(super) fn has_room(&self, after: u64) -> bool {
         after <= self.context || self.cloud.len() < MAX_GAPS
     }
 
-    /// Adds the changes after the first up to the second.
+    /// Adds the changes after the first number up to the second.
     pub(super) fn insert(&mut self, after: u64, upto: u64) {
         if after >= upto {
             return;
         }
         let (mut after, mut upto) = (after, upto);
-        // All rows that touch it become one with it.
+        // Merges all intervals that touch the new one.
         while let Some((&other, &end)) = self.cloud.range(..=upto).next_back() {
             if end < after {
                 break;
@@ -55,7 +56,7 @@ impl Seen {
         } else {
             self.cloud.insert(after, upto);
         }
-        // The context may have passed what is left.
+        // The context may have passed the remaining intervals.
         while let Some((&other, &end)) = self.cloud.first_key_value() {
             if other > self.context {
                 break;
@@ -88,7 +89,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_seen_is_known_in_whatever_order_and_nothing_else(
+        fn exactly_the_inserted_changes_are_seen_in_any_order(
             rows in prop::collection::vec((0u64..30, 0u64..6), 0..20)
         ) {
             let (mut seen, mut model) = (Seen::default(), BTreeSet::new());

@@ -1,10 +1,10 @@
-//! What a replica has: its own changes as the others are told them, and copies of what others have.
-//! Pure.
+//! The state of a replica: its own changes, to be sent to the others, and copies of the others'
+//! entries. Pure.
 //!
-//! An add-wins observed-remove set. Each change of a replica, an entry added or removed, has a number,
-//! its clock; an entry is named by the change that has added it, and each time by a new one. Only the
-//! replica itself changes its entries, so what is missing from a row of changes that has been seen
-//! has been removed: no tombstones are kept.
+//! An add-wins observed-remove set. Each change of a replica, an entry added or removed, has a
+//! number, its clock; an entry is identified by the change that added it, a new one each time. Only
+//! the replica itself changes its entries, so an entry that is missing from a seen interval of
+//! changes has been removed: no tombstones are kept.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,9 +22,9 @@ use super::{
 pub(super) struct Own {
     of: ReplicaRef,
     values: BTreeMap<u64, Value>,
-    /// What the others have not been told yet.
+    /// The changes that have not been sent yet.
     news: Delta,
-    /// What they were told last, from less to more.
+    /// The last sent changes, from the smallest delta to the largest.
     generations: Vec<Delta>,
     sizes: Vec<usize>,
 }
@@ -41,7 +41,7 @@ impl Own {
         &self.of
     }
 
-    /// The last change that the others have been told.
+    /// The last change that has been sent.
     pub(super) fn told(&self) -> u64 {
         self.news.after
     }
@@ -60,7 +60,7 @@ impl Own {
         self.news.remove(clock);
     }
 
-    /// What the others have not been told; from now on they have.
+    /// Takes the changes that have not been sent; they then count as sent.
     pub(super) fn take_news(&mut self) -> Option<Delta> {
         if self.news.after == self.news.upto {
             return None;
@@ -77,8 +77,8 @@ impl Own {
         Some(news)
     }
 
-    /// What is missing to one who has seen this replica's changes up to this one: the smallest
-    /// generation that goes back so far, or everything.
+    /// The changes after this clock: the smallest generation that reaches back far enough, or the
+    /// whole state.
     pub(super) fn since(&self, clock: u64) -> Delta {
         let covering = self.generations.iter().find(|delta| delta.after <= clock);
         covering.cloned().unwrap_or_else(|| Delta {
@@ -88,7 +88,7 @@ impl Own {
         })
     }
 
-    /// How many changes are kept for others, in all generations.
+    /// The number of changes kept for others, in all generations.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
         self.generations.iter().map(Delta::size).sum::<usize>() + self.news.size()
@@ -96,13 +96,13 @@ impl Own {
 }
 
 impl Delta {
-    /// No change yet, after this one.
+    /// An empty interval after this change.
     pub(super) fn after(of: &ReplicaRef, clock: u64) -> Self {
         let (removed, values) = (BTreeSet::new(), BTreeMap::new());
         Self { of: of.clone(), after: clock, upto: clock, removed, values }
     }
 
-    /// Goes on with the row that follows.
+    /// Appends the interval that follows.
     fn extend(&mut self, next: &Self) {
         for clock in &next.removed {
             self.remove(*clock);
@@ -124,7 +124,7 @@ impl Delta {
     }
 }
 
-/// A copy of what another replica has, as far as it is known.
+/// The copy of another replica's entries, as far as known.
 #[derive(Debug, Default)]
 pub(super) struct Copy {
     pub(super) seen: Seen,
@@ -134,21 +134,21 @@ pub(super) struct Copy {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) value: Value,
-    /// Where it is listed, if it is.
+    /// Its place in the list, if it is listed.
     pub(super) place: Option<Place>,
 }
 
-/// What a merge has changed.
+/// The changes of a merge.
 #[derive(Debug, Default)]
 pub(super) struct Merged {
-    /// By the change that has added it.
+    /// By the change that added the entry.
     pub(super) joins: Vec<u64>,
     pub(super) leaves: Vec<Held>,
 }
 
 impl Copy {
-    /// Takes in what is new in a row of changes. In whatever order rows come, and however often, the
-    /// copy is the same once all have come.
+    /// Merges the new changes of an interval. Intervals may arrive in any order and repeatedly; the
+    /// copy is the same once all have arrived.
     pub(super) fn merge(&mut self, delta: Delta) -> Merged {
         let mut merged = Merged::default();
         if !self.seen.has_room(delta.after) {
@@ -167,13 +167,13 @@ impl Copy {
         }
         self.seen.insert(after, upto);
         for clock in removed {
-            // That it was added is not news any more.
+            // Marks its addition as seen.
             self.seen.insert(clock - 1, clock);
         }
         merged
     }
 
-    /// All that is known, without a gap.
+    /// All known changes, without a gap.
     pub(super) fn all(&self, of: &ReplicaRef) -> Delta {
         let upto = self.seen.context();
         let values = self.values.range(..=upto);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_anew_stays_when_the_removal_of_what_it_was_comes_later() {
+    fn a_readded_entry_stays_when_the_earlier_removal_arrives_later() {
         let mut own = own(&[]);
         let first = add(&mut own);
         let old = own.take_news().unwrap();
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_and_removed_between_two_messages_is_told_to_nobody() {
+    fn an_entry_added_and_removed_between_two_messages_is_not_sent() {
         let mut own = own(&[10]);
         let gone = add(&mut own);
         own.removed(gone);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_missed_little_is_sent_little() {
+    fn a_replica_that_missed_little_is_sent_little() {
         let mut own = own(&[1, 3]);
         for _ in 0..5 {
             add(&mut own);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_leaves_no_more_room_for_gaps_is_left_to_be_asked_for() {
+    fn a_change_without_room_for_its_gap_is_requested_later() {
         let (mut own, mut copy) = (own(&[]), Copy::default());
         for _ in 0..5_000 {
             add(&mut own);
@@ -254,12 +254,12 @@ mod tests {
         assert_eq!((copy.seen.gaps(), copy.values.len()), (0, 5_000));
     }
 
-    /// What a replica does: adds, removes one of its entries, or tells the others.
+    /// A replica's actions: add an entry, remove one, or send to the others.
     fn history() -> impl Strategy<Value = Vec<(u8, prop::sample::Index)>> {
         prop::collection::vec((0u8..5, any::<prop::sample::Index>()), 0..60)
     }
 
-    /// All that this replica has told: when it was news, and to those who have missed something.
+    /// All deltas of this replica: its new changes, and its answers to replicas that missed some.
     fn told(history: &[(u8, prop::sample::Index)]) -> (Own, Vec<Delta>) {
         let (mut own, mut told) = (own(&[2, 5]), Vec::new());
         for (what, which) in history {
@@ -293,7 +293,7 @@ mod tests {
             }
             prop_assert_eq!((clocks(&one), &one.seen), (clocks(&other), &other.seen));
             prop_assert_eq!((clocks(&one), &one.seen), (clocks(&twice), &twice.seen));
-            // By way of a third, who has heard the first of them, and then the rest.
+            // Relayed by a third replica, which has received the first of them, and then the rest.
             let (first, rest) = some.split_at(at.index(some.len() + 1));
             let (mut third, mut last) = <(Copy, Copy)>::default();
             first.iter().for_each(|delta| _ = third.merge((*delta).clone()));
@@ -304,7 +304,7 @@ mod tests {
         }
 
         #[test]
-        fn who_has_heard_all_has_all_and_each_change_is_reported_once(
+        fn a_copy_with_all_deltas_is_complete_and_each_change_is_reported_once(
             history in history(), seed in any::<prop::sample::Index>()
         ) {
             let (own, mut told) = told(&history);

@@ -11,19 +11,19 @@ use super::Meta;
 
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
-/// Where an entry stands in the list of its topic: those of this node are first.
+/// An entry's place in the list of its topic: entries of this node come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Here(u64),
     Elsewhere(u64),
 }
 
-/// One who is listed.
+/// A listed entry.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: Arc<str>,
     pub(super) meta: Meta,
-    /// Of this node's changes, the one that has added it. Means nothing for those of other nodes.
+    /// The change of this node that added it. Meaningless for entries of other nodes.
     pub(super) clock: u64,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Entry {
 #[derive(Default)]
 pub(super) struct Store {
     topics: ByName<Topic>,
-    /// What each actor of this node has tracked.
+    /// The entries of each actor of this node.
     actors: HashMap<u64, ByName<ByName<Place>>, RandomState>,
     next: u64,
     len: usize,
@@ -44,7 +44,7 @@ struct Topic {
 }
 
 impl Store {
-    /// Adds an entry of this node, which it must not have yet.
+    /// Adds an entry of this node, which must not exist yet.
     pub(super) fn track(
         &mut self,
         actor: u64,
@@ -74,7 +74,7 @@ impl Store {
         self.len += 1;
     }
 
-    /// Takes an entry out.
+    /// Removes an entry.
     pub(super) fn take(&mut self, topic: &str, place: Place) -> Option<Entry> {
         let on_topic = self.topics.get_mut(topic)?;
         let entry = on_topic.entries.remove(&place)?;
@@ -104,7 +104,7 @@ impl Store {
         self.take(topic, place)
     }
 
-    /// Takes out all that an actor has on a topic, in the order in which it was tracked.
+    /// Removes all entries of an actor on a topic, in the order in which they were tracked.
     pub(super) fn untrack_topic(&mut self, actor: u64, topic: &str) -> Vec<Entry> {
         let Some(topics) = self.actors.get_mut(&actor) else { return Vec::new() };
         let keys = topics.remove(topic).unwrap_or_default();
@@ -116,7 +116,7 @@ impl Store {
         places.into_iter().filter_map(|place| self.take(topic, place)).collect()
     }
 
-    /// The topics on which an actor has tracked something.
+    /// The topics with entries of an actor.
     pub(super) fn topics_of(&self, actor: u64) -> Vec<Arc<str>> {
         self.actors.get(&actor).map_or_else(Vec::new, |topics| topics.keys().cloned().collect())
     }
@@ -126,7 +126,7 @@ impl Store {
         self.topics.get(topic)?.entries.get(&place)
     }
 
-    /// The entry, with the topic that it is on.
+    /// The entry, with its topic.
     pub(super) fn get_mut(
         &mut self,
         actor: u64,

@@ -1,4 +1,4 @@
-//! Replicas that meet.
+//! Replicas in a simulated network.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::*;
 use crate::tracker::message::{Delta, ReplicaRef};
 
-/// What is listed, or should be: topic, key and a number that is different for each.
+/// The listed entries, or those expected: topic, key and a unique number.
 type Listed = BTreeSet<(Arc<str>, Arc<str>, u64)>;
 
 const TOPICS: [&str; 3] = ["room:1", "room:2", "room:3"];
@@ -37,9 +37,9 @@ fn listed(tracker: &Tracker) -> Listed {
 struct Node {
     name: &'static str,
     tracker: Tracker,
-    /// What it tracks itself, by actor, topic and key.
+    /// Its own entries, by actor, topic and key.
     tracks: BTreeMap<(u64, Arc<str>, Arc<str>), u64>,
-    /// What its diffs have come to.
+    /// The sum of its diffs.
     folded: Listed,
     alive: bool,
 }
@@ -59,7 +59,7 @@ impl Node {
     }
 }
 
-/// What is done to the nodes.
+/// An action on the nodes.
 #[derive(Clone, Debug)]
 enum Act {
     Track {
@@ -86,24 +86,24 @@ enum Act {
     Wait {
         millis: u64,
     },
-    /// With an earlier clock, it has a version that is less than that of all who were before.
+    /// With an earlier clock, its version is less than all previous ones.
     Restart {
         node: usize,
         farewell: bool,
         earlier: bool,
     },
-    /// It ends without a word, and is not started again unless by a restart.
+    /// It ends without an announcement, and only a restart starts it again.
     Stop {
         node: usize,
     },
-    /// Nothing passes between this one and the others.
+    /// No message passes between this node and the others.
     Cut {
         node: usize,
     },
     Heal,
 }
 
-/// What becomes of the messages, one after the other.
+/// The fates of the messages, one after the other.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Lost,
@@ -114,12 +114,12 @@ enum Fate {
 struct Network {
     nodes: Vec<Node>,
     now: Duration,
-    /// What is on its way: when it arrives, to which node.
+    /// The messages in transit: when each arrives, and at which node.
     wire: Vec<(Duration, usize, Message)>,
     fates: Vec<Fate>,
     sent: usize,
     cut: BTreeSet<usize>,
-    /// The greatest and the least that were given.
+    /// The greatest and the least version so far.
     versions: (u64, u64),
     numbers: u64,
     options: TrackerOptions,
@@ -223,7 +223,7 @@ impl Network {
         }
     }
 
-    /// Lets time go by, from one thing that happens to the next.
+    /// Advances the time, from one event to the next.
     fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
@@ -257,13 +257,13 @@ impl Network {
     fn step(&mut self, at: usize, input: Input) {
         let Step { diffs, send } = self.nodes[at].tracker.step(input, self.now);
         self.nodes[at].fold(&diffs);
-        assert_eq!(listed(&self.nodes[at].tracker), self.nodes[at].folded, "what was reported");
+        assert_eq!(listed(&self.nodes[at].tracker), self.nodes[at].folded, "the reported diffs");
         self.post(at, send);
     }
 
     fn post(&mut self, from: usize, outgoing: Vec<Outgoing>) {
         for Outgoing { to, message } in outgoing {
-            // As it arrives.
+            // Encoded and decoded, as on the network.
             let payload = message.to_payload().unwrap();
             let message = Message::from_payload(&payload).unwrap();
             for at in 0..self.nodes.len() {
@@ -289,7 +289,7 @@ impl Network {
         }
     }
 
-    /// What the living nodes track.
+    /// The entries of all live nodes.
     fn truth(&self) -> Listed {
         let living = self.nodes.iter().filter(|node| node.alive);
         let tracks = living.flat_map(|node| &node.tracks);
@@ -328,7 +328,7 @@ fn fates() -> impl Strategy<Value = Vec<Fate>> {
     prop::collection::vec(fate, 0..300)
 }
 
-/// Small, so that every generation is used, and permdown comes within minutes.
+/// Small values, so that every generation is used, and permdown comes within minutes.
 fn options() -> TrackerOptions {
     TrackerOptions::new()
         .permdown_period(Duration::from_secs(120))
@@ -340,7 +340,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn all_replicas_come_to_list_what_the_living_nodes_track(
+    fn all_replicas_converge_to_the_entries_of_live_nodes(
         nodes in 2usize..=3, acts in acts(), fates in fates()
     ) {
         let mut network = Network::new(nodes, fates, options());
@@ -349,7 +349,7 @@ proptest! {
         }
         network.cut.clear();
         network.fates.clear();
-        // The last messages arrive, and who was started anew is not taken for who it was.
+        // The last messages arrive, and restarted nodes are no longer confused with their former selves.
         network.wait(Duration::from_secs(200));
         let truth = network.truth();
         for node in network.nodes.iter().filter(|node| node.alive) {
@@ -359,7 +359,7 @@ proptest! {
             prop_assert_eq!(gaps, 0);
             prop_assert!(kept <= 2 + 4, "{} are kept for others", kept);
         }
-        // Nobody asks for anything any more, and one heartbeat from each is all there is.
+        // No node requests anything any more, and each sends only its heartbeat.
         let sent = network.sent;
         network.wait(PERIOD * 10);
         let heartbeats = nodes * (nodes - 1);
@@ -379,7 +379,7 @@ fn numbers(tracker: &Tracker) -> Vec<u64> {
     tracker.list("room:1").map(|(_, meta)| number(meta)).collect()
 }
 
-/// Ticks, and returns what is sent.
+/// Ticks, and returns the messages.
 fn tick(tracker: &mut Tracker) -> Vec<Outgoing> {
     let now = tracker.next_tick().unwrap();
     tracker.step(Input::Tick, now).send
@@ -396,7 +396,7 @@ fn hear(tracker: &mut Tracker, said: Vec<Outgoing>, now: Duration) -> Step {
 }
 
 #[test]
-fn a_tracker_that_is_alone_keeps_nothing_for_others() {
+fn a_lone_tracker_keeps_no_state_for_others() {
     let mut tracker = Tracker::alone();
     track(&mut tracker, 1, "ada", 1);
     assert!(tracker.cluster.is_none());
@@ -409,7 +409,7 @@ fn a_tracker_that_is_alone_keeps_nothing_for_others() {
 }
 
 #[test]
-fn entries_are_listed_in_the_order_in_which_they_were_tracked_also_when_updated() {
+fn entries_are_listed_in_tracking_order_also_when_updated() {
     let mut tracker = Tracker::alone();
     for number in 0..20 {
         track(&mut tracker, number, "ada", number);
@@ -425,7 +425,7 @@ fn entries_are_listed_in_the_order_in_which_they_were_tracked_also_when_updated(
 }
 
 #[test]
-fn who_is_tracked_twice_or_not_at_all_changes_nothing() {
+fn tracking_twice_or_updating_an_unknown_entry_changes_nothing() {
     let mut tracker = replica("ann", 1);
     track(&mut tracker, 1, "ada", 1);
     let again = tracker.track(1, &"room:1".into(), &"ada".into(), meta(2));
@@ -436,7 +436,7 @@ fn who_is_tracked_twice_or_not_at_all_changes_nothing() {
 }
 
 #[test]
-fn all_that_an_actor_has_leaves_and_an_empty_tracker_keeps_no_topic() {
+fn all_entries_of_an_actor_leave_and_an_empty_tracker_keeps_no_topic() {
     let mut tracker = Tracker::alone();
     for (topic, key, number) in [("a", "ada", 1), ("a", "bea", 2), ("b", "ada", 3)] {
         tracker.track(1, &topic.into(), &key.into(), meta(number)).unwrap();
@@ -463,27 +463,27 @@ fn an_update_is_one_diff_with_the_join_and_the_leave() {
 }
 
 #[test]
-fn a_replica_without_news_is_silent_for_so_many_periods() {
+fn a_replica_without_changes_is_silent_for_the_configured_periods() {
     let mut tracker = replica("ann", 1);
     let beats: Vec<bool> = (0..31).map(|_| !tick(&mut tracker).is_empty()).collect();
     let at: Vec<usize> = (0..31).filter(|at| beats[*at]).collect();
-    assert_eq!(at, [0, 1, 2, 12, 22], "it has just been started, and then it is silent");
+    assert_eq!(at, [0, 1, 2, 12, 22], "heartbeats at the start, and then silence");
 }
 
 #[test]
-fn a_replica_that_begins_again_with_an_earlier_clock_is_answered() {
+fn a_replica_that_restarts_with_an_earlier_clock_is_answered() {
     let (mut ann, mut bob) = (replica("ann", 2), replica("bob", 2));
     track(&mut ann, 1, "ada", 1);
     for _ in 0..5 {
         hear(&mut ann, tick(&mut bob), PERIOD);
         hear(&mut bob, tick(&mut ann), PERIOD);
     }
-    assert!(tick(&mut ann).is_empty(), "it has nothing to tell");
+    assert!(tick(&mut ann).is_empty(), "it has no changes to send");
     let mut bob = replica("bob", 1);
     hear(&mut ann, tick(&mut bob), PERIOD);
     hear(&mut bob, tick(&mut ann), PERIOD);
     (0..5).for_each(|_| drop(tick(&mut bob)));
-    assert!(!bob.knows_all(), "it has heard of ann, and not yet what she knows");
+    assert!(!bob.knows_all(), "bob has heard of ann, and has not received her entries yet");
 }
 
 #[test]
@@ -495,14 +495,14 @@ fn a_silence_is_never_so_long_that_others_count_one_as_down() {
 }
 
 #[test]
-fn one_of_many_is_asked_by_who_knows_nothing() {
+fn a_replica_that_knows_nothing_asks_one_of_many() {
     let mut network = Network::new(3, Vec::new(), options());
     for node in 0..3 {
         network.act(&Act::Track { node, actor: 1, topic: 0, key: 1 });
     }
     network.wait(PERIOD * 4);
     let mut late = Tracker::replicated("dan", 9, 0, options(), network.now);
-    // What has been said so far is lost to it; it hears the next heartbeats, without news.
+    // It has missed all earlier messages; it hears the next heartbeats, without changes.
     let mut heard = Vec::new();
     for node in &mut network.nodes {
         node.tracker.step(Input::Message(hello()), network.now);
@@ -516,14 +516,14 @@ fn one_of_many_is_asked_by_who_knows_nothing() {
     assert_eq!(asked.count(), 1);
 }
 
-/// The first heartbeat of somebody.
+/// The first heartbeat of a replica.
 fn hello() -> Message {
     let from = ReplicaRef { node: "eve".into(), version: 1 };
     Message::Heartbeat { from, delta: None, clocks: Vec::new() }
 }
 
 #[test]
-fn a_node_that_is_started_anew_takes_the_place_of_what_it_was() {
+fn a_restarted_node_replaces_its_former_self() {
     let (mut ann, mut bob) = (replica("ann", 1), replica("bob", 1));
     track(&mut ann, 1, "ada", 1);
     let first = tick(&mut ann);
@@ -533,11 +533,11 @@ fn a_node_that_is_started_anew_takes_the_place_of_what_it_was() {
     let diffs = hear(&mut bob, tick(&mut again), PERIOD).diffs;
     let (joins, leaves) = (vec![("ada".into(), meta(2))], vec![("ada".into(), meta(1))]);
     assert_eq!(diffs["room:1"], Diff { joins, leaves });
-    assert!(hear(&mut bob, first, PERIOD).diffs.is_empty(), "it is late");
+    assert!(hear(&mut bob, first, PERIOD).diffs.is_empty(), "the message is late");
 }
 
 #[test]
-fn a_node_that_starts_again_with_an_earlier_clock_is_heard_once_its_former_self_is_down() {
+fn a_node_restarted_with_an_earlier_clock_is_heard_once_its_former_self_is_down() {
     let (mut ann, mut bob) = (replica("ann", 7), replica("bob", 1));
     track(&mut ann, 1, "ada", 1);
     hear(&mut bob, tick(&mut ann), Duration::ZERO);
@@ -551,7 +551,7 @@ fn a_node_that_starts_again_with_an_earlier_clock_is_heard_once_its_former_self_
     track(&mut again, 1, "bea", 3);
     let heard = hear(&mut bob, tick(&mut again), Duration::from_secs(32));
     assert_eq!(heard.diffs["room:1"].joins, [("bea".into(), meta(3))]);
-    // What it had told before is asked for.
+    // Its earlier changes are requested.
     let asked = (0..2).flat_map(|n| bob.step(Input::Tick, Duration::from_secs(40 + 2 * n)).send);
     let asked: Vec<_> = asked.filter(|said| said.to == To::Node("ann".into())).collect();
     let told = hear(&mut again, asked, PERIOD).send;
@@ -571,7 +571,7 @@ fn settled() -> (Tracker, Tracker) {
 }
 
 #[test]
-fn a_replica_knows_all_once_others_have_had_the_time_to_answer() {
+fn a_replica_knows_all_once_others_have_had_time_to_answer() {
     let mut tracker = replica("ann", 1);
     for _ in 0..4 {
         assert!(!tracker.knows_all());
@@ -582,7 +582,7 @@ fn a_replica_knows_all_once_others_have_had_the_time_to_answer() {
 }
 
 #[test]
-fn a_replica_that_has_missed_news_does_not_know_all_until_they_have_come() {
+fn a_replica_that_missed_changes_does_not_know_all_until_they_arrive() {
     let (mut ann, mut bob) = settled();
     track(&mut ann, 1, "ada", 1);
     let lost = tick(&mut ann);
@@ -594,7 +594,7 @@ fn a_replica_that_has_missed_news_does_not_know_all_until_they_have_come() {
 }
 
 #[test]
-fn a_replica_does_not_know_all_while_another_is_down_or_its_name_is_in_doubt() {
+fn a_replica_does_not_know_all_while_another_is_down_or_contested() {
     let (mut ann, mut bob) = settled();
     bob.step(Input::Tick, Duration::from_secs(40));
     assert!(!bob.knows_all(), "ann is down");
@@ -603,13 +603,13 @@ fn a_replica_does_not_know_all_while_another_is_down_or_its_name_is_in_doubt() {
     assert!(bob.knows_all());
     let mut again = replica("ann", 0);
     hear(&mut bob, tick(&mut again), Duration::from_secs(42));
-    assert!(!bob.knows_all(), "ann may have been started anew");
+    assert!(!bob.knows_all(), "ann may have been restarted");
     bob.step(Input::Tick, Duration::from_secs(200));
-    assert!(bob.knows_all(), "ann is forgotten");
+    assert!(bob.knows_all(), "ann is removed");
 }
 
 #[test]
-fn options_that_contradict_each_other_are_refused() {
+fn inconsistent_options_are_refused() {
     let new = TrackerOptions::new;
     assert_eq!(new().check(), Ok(()));
     assert_eq!(new().down(), Duration::from_secs(30));

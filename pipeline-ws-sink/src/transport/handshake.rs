@@ -1,4 +1,4 @@
-//! From an HTTP request to a WebSocket, or a refusal.
+//! The handshake: from an HTTP request to a WebSocket, or a refusal.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -41,22 +41,22 @@ use crate::{
     telemetry::{MountMeter, Went, described, limited, log, shown},
 };
 
-/// How a client has come, as the log names it.
+/// The transport's name in the log.
 pub(crate) const WEBSOCKET: &str = "websocket";
 
-/// How long a client may take to read that its connection is upgraded.
+/// How long a client may take to read the answer that upgrades its connection.
 const UPGRADED_WITHIN: Duration = Duration::from_secs(30);
 
 /// How long it may take once the endpoint drains.
 const LAST_UPGRADES: Duration = Duration::from_secs(1);
 
-/// What an endpoint answers to a request.
+/// An endpoint's answer to a request.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
 /// The variables of a request's path.
 pub(crate) type Variables = Result<Vec<(String, String)>, BadSegment>;
 
-/// Who a client is, and how it is connected.
+/// A client's identity and its connection.
 pub(crate) struct Identity<S: Socket> {
     pub(crate) assigns: S::Assigns,
     pub(crate) id: Option<String>,
@@ -64,32 +64,32 @@ pub(crate) struct Identity<S: Socket> {
     pub(crate) transport: &'static str,
 }
 
-/// A kind of socket in its place.
+/// A mounted kind of socket.
 pub(crate) struct Mounted<S> {
-    /// Where it is served, transport and all.
+    /// The full path, including the transport.
     pub(crate) path: String,
     pub(crate) socket: Arc<S>,
     pub(crate) routes: Arc<Routes<S>>,
     pub(crate) options: MountOptions,
     pub(crate) handshake: Handshake,
-    /// Those that come by long polling, where that is served.
+    /// The long-polling sessions, if long polling is served.
     pub(crate) polled: Option<Polled>,
     pub(crate) meter: MountMeter,
     pub(crate) drainer: Arc<MountDrainer>,
 }
 
-/// What is asked of a client before the socket is asked.
+/// The checks before the socket's `connect` is called.
 pub(crate) struct Handshake {
     pub(crate) check_origin: CheckOrigin,
-    /// Where the endpoint is for the public.
+    /// The public host of the endpoint.
     pub(crate) host: Option<String>,
-    /// The subprotocols that are spoken. If none, offers are ignored.
+    /// The supported subprotocols. If the list is empty, offers are ignored.
     pub(crate) subprotocols: Vec<String>,
     pub(crate) auth_token: bool,
     pub(crate) compress_when: Option<CompressWhen>,
 }
 
-/// What a client and the server have agreed on.
+/// The result of the negotiation between client and server.
 struct Agreed {
     version: Version,
     subprotocol: Option<HeaderValue>,
@@ -97,7 +97,7 @@ struct Agreed {
 }
 
 impl<S: Socket> Mounted<S> {
-    /// Lets a client connect, or refuses it. The first check that fails answers.
+    /// Accepts or refuses a client. The first check that fails determines the answer.
     pub(crate) async fn accept(
         self: Arc<Self>,
         hub: Arc<Hub>,
@@ -157,7 +157,7 @@ impl<S: Socket> Mounted<S> {
             switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
         }
         let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
-        // The request is not kept for as long as the socket lives.
+        // Taken out of the request, so that the request is not kept as long as the socket.
         let upgrading = hyper::upgrade::on(request);
         let living = async move {
             tokio::select! {
@@ -167,7 +167,7 @@ impl<S: Socket> Mounted<S> {
             }
             drop(admission);
         };
-        // Most sockets are idle most of the time, so it counts how large they are.
+        // Most sockets are idle most of the time, so their size matters.
         if span.is_disabled() {
             tasks.spawn(living);
         } else {
@@ -176,7 +176,7 @@ impl<S: Socket> Mounted<S> {
         switching
     }
 
-    /// Asks the socket who this is, and tells of it in the socket's span.
+    /// Calls the socket's `connect` and `id`, and records the result in the socket's span.
     pub(crate) async fn connect(
         &self,
         params: &Params,
@@ -219,7 +219,7 @@ impl<S: Socket> Mounted<S> {
         connected
     }
 
-    /// Waits for the connection to become a WebSocket, and lives on it.
+    /// Waits until the connection becomes a WebSocket, and serves it.
     async fn upgrade(
         self: Arc<Self>,
         hub: Arc<Hub>,
@@ -237,21 +237,21 @@ impl<S: Socket> Mounted<S> {
                     lines,
                     INFO,
                     socket,
-                    "a client did not read that its connection is upgraded"
+                    "upgrade timed out: the client did not read the answer"
                 );
                 return;
             }
             Some(Ok(upgraded)) => Io::of(upgraded),
             Some(Err(error)) => {
                 let error = described(&error);
-                tracing::debug!(error, "a client was gone before its connection was upgraded");
+                tracing::debug!(error, "the client disconnected before the upgrade");
                 return;
             }
         };
         self.serve(hub, io, assigns, id, version, compresses).await;
     }
 
-    /// Lives on a connection to its end.
+    /// Serves a connection until its end.
     pub(crate) async fn serve(
         self: Arc<Self>,
         hub: Arc<Hub>,
@@ -282,7 +282,7 @@ impl<S: Socket> Mounted<S> {
         drop(open);
     }
 
-    /// A client that has not said anything yet.
+    /// The session of a new client.
     pub(crate) fn session(
         &self,
         hub: &Hub,
@@ -305,7 +305,7 @@ impl<S: Socket> Mounted<S> {
         Session::new(connection, self.routes.clone())
     }
 
-    /// What its sockets and their channels do.
+    /// Snapshots of its sockets and their channels.
     pub(crate) fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
         let MountMeter { socket, connects, open, .. } = &self.meter;
         let sockets = MountSnapshot {
@@ -321,8 +321,8 @@ impl<S: Socket> Mounted<S> {
 }
 
 impl Handshake {
-    /// Whether the page may connect, which subprotocol and which version is spoken. None is a
-    /// refusal, which has been logged.
+    /// Checks the origin, and selects the subprotocol and the version. `None` is a refusal, which
+    /// has been logged.
     ///
     /// Takes the token out of the request's headers.
     fn agree(
@@ -340,7 +340,7 @@ impl Handshake {
         if let (true, Some(header)) = (self.auth_token, &offered) {
             let Ok(without) = subprotocol::take_token(header) else {
                 let lines = &meter.handshake_lines;
-                limited!(lines, WARN, socket, "refused an auth token that is no base64 of a text");
+                limited!(lines, WARN, socket, "refused an auth token: not base64 of UTF-8 text");
                 return None;
             };
             (token, offered) = (without.token, without.header);
@@ -354,16 +354,22 @@ impl Handshake {
         }
         let Ok(spoken) = subprotocol::select(&self.subprotocols, offered.as_deref()) else {
             let (lines, supported) = (&meter.handshake_lines, &self.subprotocols);
-            limited!(lines, WARN, socket, ?supported, "refused a client of other subprotocols");
+            limited!(
+                lines,
+                WARN,
+                socket,
+                ?supported,
+                "refused a client: no supported subprotocol offered"
+            );
             return None;
         };
         let version = version(meter, params)?;
-        // It has been found to be fit for a header when the endpoint was built.
+        // Checked to be a valid header value when the endpoint was built.
         let subprotocol = spoken.and_then(|spoken| HeaderValue::from_str(spoken).ok());
         Some(Agreed { version, subprotocol, token })
     }
 
-    /// Whether the page that a request comes from may connect. It has been logged if not.
+    /// Whether the request's origin is allowed. A refusal is logged.
     pub(super) fn allows(&self, meter: &MountMeter, request: &Request<()>) -> bool {
         let checked = self.check_origin(request);
         if let Err(Refused { origin, expected }) = &checked {
@@ -380,9 +386,9 @@ impl Handshake {
         checked.is_ok()
     }
 
-    /// Whether messages are compressed for this client, if it offers that.
+    /// Whether messages are compressed for this client, if it offers compression.
     fn compresses(&self, info: &ConnectInfo) -> bool {
-        // A function of the user's may panic.
+        // The user's function may panic.
         self.compress_when.as_ref().is_none_or(|CompressWhen(when)| {
             catch_unwind(AssertUnwindSafe(|| when(info))).unwrap_or(false)
         })
@@ -394,7 +400,7 @@ impl Handshake {
         let uri = connect_info::uri(request);
         let authority = uri.authority().map(http::uri::Authority::as_str);
         let own = Own::new(self.host.as_deref(), uri.scheme_str().unwrap_or("http"), authority);
-        // A function of the user's may panic.
+        // The user's function may panic.
         let checked = catch_unwind(AssertUnwindSafe(|| self.check_origin.check(&origin, &own)));
         let expected = match checked {
             Ok(Ok(())) => return Ok(()),
@@ -405,8 +411,8 @@ impl Handshake {
     }
 }
 
-/// What becomes of an upgrade, or `None` when the client takes too long for it. It has to read the answer
-/// first, and the server may have other answers before that which the client does not read.
+/// The result of an upgrade, or `None` when the client takes too long. The client has to read the
+/// answer first, and possibly earlier answers of the server.
 async fn in_time(hub: &Hub, upgrading: OnUpgrade) -> Option<Result<Upgraded, hyper::Error>> {
     let late = async {
         tokio::select! {
@@ -424,8 +430,8 @@ async fn in_time(hub: &Hub, upgrading: OnUpgrade) -> Option<Result<Upgraded, hyp
     }
 }
 
-/// What is wrong with a request that leaves open which server or which page it is about: a proxy in
-/// front may have read it differently.
+/// A fault in a request that makes its host or its origin ambiguous: a proxy in front may have
+/// interpreted it differently.
 pub(super) fn fault(request: &Request<()>) -> Option<&'static str> {
     let headers = request.headers();
     let several = |name| headers.get_all(name).iter().nth(1).is_some();
@@ -440,15 +446,15 @@ pub(super) fn fault(request: &Request<()>) -> Option<&'static str> {
     }
 }
 
-/// What is wrong with a request to switch protocols that has a body, which would be taken for the
-/// first bytes of the WebSocket.
+/// A fault in an upgrade request that has a body, which would be taken for the first bytes of the
+/// WebSocket.
 fn body(headers: &HeaderMap) -> Option<&'static str> {
     let empty = headers.get_all(CONTENT_LENGTH).iter().all(|length| length == "0");
     let has_body = !empty || headers.contains_key(TRANSFER_ENCODING);
-    has_body.then_some("a request to upgrade has no body")
+    has_body.then_some("an upgrade request must not have a body")
 }
 
-/// The subprotocols that a client offers, in as many headers as it likes.
+/// The subprotocols that a client offers, in any number of headers.
 fn offered(headers: &HeaderMap) -> Option<String> {
     let mut offers = headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter();
     let mut all = offers.next()?.to_str().unwrap_or_default().to_owned();
@@ -459,7 +465,7 @@ fn offered(headers: &HeaderMap) -> Option<String> {
     Some(all)
 }
 
-/// The version that a client asks for. None is a refusal, which has been logged.
+/// The protocol version that a client requests. `None` is a refusal, which has been logged.
 pub(super) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
     let vsn = params.as_map().get("vsn");
     let version = match vsn {
@@ -469,25 +475,31 @@ pub(super) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
     };
     if version.is_none() {
         let (lines, socket) = (&meter.handshake_lines, meter.socket);
-        limited!(lines, WARN, socket, vsn = vsn.map(shown), "refused a version of the protocol");
+        limited!(
+            lines,
+            WARN,
+            socket,
+            vsn = vsn.map(shown),
+            "refused a client: unsupported protocol version"
+        );
     }
     version
 }
 
-/// A page that may not connect, and what would have been expected of it.
+/// A refused origin, and what was expected.
 struct Refused {
     origin: String,
     expected: String,
 }
 
-/// What is answered to the extensions that a client offers, if anything.
+/// The answer to the extensions that a client offers, if any.
 fn extension(request: &Request<()>) -> Option<HeaderValue> {
     let offers = request.headers().get_all(SEC_WEBSOCKET_EXTENSIONS);
     let answer = negotiate(offers.iter().filter_map(|value| value.to_str().ok()))?;
     HeaderValue::from_str(&answer).ok()
 }
 
-/// Refuses a client because as many sockets are open as may be.
+/// Refuses a client because the maximum of open sockets is reached.
 pub(super) fn too_many() -> Answer {
     let mut answer = status(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));

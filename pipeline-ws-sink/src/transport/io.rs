@@ -13,34 +13,34 @@ use tokio::{
 
 use crate::outbox::Writer;
 
-/// A connection without its HTTP.
+/// An upgraded connection, after HTTP.
 pub(crate) struct Io {
     pub(crate) reader: Reader,
     pub(crate) writer: Writer,
-    /// What the client sent along with its handshake.
+    /// The bytes that the client sent along with its handshake.
     pub(crate) received: Bytes,
 }
 
-/// Where the bytes come from.
+/// The reading end of a connection.
 pub(crate) enum Reader {
     Tcp(Arc<TcpStream>),
     Task(ReadHalf<Box<dyn Duplex>>),
 }
 
-/// A stream that can be read and written.
+/// A stream that can be read from and written to.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 impl Io {
-    /// Takes a plain TCP stream out of its wrapping, so that any task may write to it. Anything else
-    /// is left as it is, and only the socket's own task writes to it.
+    /// Takes a plain TCP stream out of its wrappers, so that any task may write to it. Any other
+    /// stream stays as it is, and only the socket's own task writes to it.
     pub(crate) fn of(upgraded: Upgraded) -> Self {
         let upgraded = match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(Parts { io, read_buf, .. }) => return Self::tcp(io.into_inner(), read_buf),
             Err(upgraded) => upgraded,
         };
-        // Servers that tell HTTP/1 from HTTP/2 wrap the stream once more; axum's is one of them.
+        // Servers that detect HTTP/1 or HTTP/2, such as axum's, wrap the stream once more.
         match auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
             Ok(parts) => Self::tcp(parts.io.into_inner(), parts.read_buf),
             Err(upgraded) => Self::duplex(TokioIo::new(upgraded)),
@@ -48,9 +48,9 @@ impl Io {
     }
 
     fn tcp(stream: TcpStream, received: Bytes) -> Self {
-        // A push is to be on its way at once. If it cannot be set, it is only slower.
+        // Pushes are sent without delay. If the option cannot be set, they are only slower.
         let _ = stream.set_nodelay(true);
-        // The server may have limited how long an answer takes; how long frames take, the outbox limits.
+        // The server may have set a timeout for its answers; the outbox has its own for frames.
         #[cfg(any(target_os = "android", target_os = "linux"))]
         let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(None);
         let stream = Arc::new(stream);
@@ -65,7 +65,7 @@ impl Io {
 }
 
 impl Reader {
-    /// Reads some bytes to the end of the buffer, so many at most. 0 is the end of the stream.
+    /// Reads at most this number of bytes to the end of the buffer. 0 is the end of the stream.
     ///
     /// # Cancel safety
     ///
@@ -77,14 +77,14 @@ impl Reader {
     ) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => loop {
-                // The stream itself takes no part in the budget when it is read like this.
+                // Reading the stream like this does not use the budget by itself.
                 consume_budget().await;
                 stream.readable().await?;
-                // Only now, so that a connection that is quiet holds no memory.
+                // Reserved only now, so that a quiet connection holds no memory.
                 buffer.reserve(at_most);
                 match stream.try_read_buf(&mut buffer.limit(at_most)) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        // It was said to be readable, as it always is after a read. A connection that is
+                        // A stream counts as readable after each read until this error. A connection that is
                         // quiet from here on holds no memory either.
                         if buffer.is_empty() {
                             *buffer = BytesMut::new();
@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
 
-    /// Agrees to switch, and hands over what becomes of the connection.
+    /// Accepts the upgrade, and sends the resulting connection.
     fn switch(request: Request<Incoming>, to: mpsc::Sender<Io>) -> Response<Empty<Bytes>> {
         tokio::spawn(async move {
             let upgraded = hyper::upgrade::on(request).await.unwrap();
@@ -123,7 +123,7 @@ mod tests {
         switching.header("connection", "upgrade").header("upgrade", "x").body(Empty::new()).unwrap()
     }
 
-    /// What becomes of a connection to a server of this kind.
+    /// The resulting connection of a server of this kind.
     async fn upgraded(by_auto: bool) -> Io {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
@@ -147,17 +147,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tcp_stream_is_found_below_what_servers_wrap_it_in() {
+    async fn a_tcp_stream_is_found_below_the_wrappers_of_servers() {
         for by_auto in [false, true] {
             let io = upgraded(by_auto).await;
             assert!(matches!(io.reader, Reader::Tcp(_)), "{by_auto}");
             assert!(matches!(io.writer, Writer::Tcp(_)), "{by_auto}");
-            assert_eq!(io.received, "more", "what came along with the request is not lost");
+            assert_eq!(io.received, "more", "bytes sent along with the request are not lost");
         }
     }
 
     #[tokio::test]
-    async fn a_connection_that_has_said_something_and_is_quiet_holds_no_memory() {
+    async fn a_connection_that_becomes_quiet_holds_no_memory() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let mut io = Io::tcp(listener.accept().await.unwrap().0, Bytes::new());

@@ -1,4 +1,4 @@
-//! The requests of clients that poll, in the order of the specification's section 23.
+//! The requests of long-polling clients, in the order of the specification's section 23.
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -40,7 +40,7 @@ use crate::{
     telemetry::{MountMeter, limited},
 };
 
-/// How a client has come, as the log names it.
+/// The transport's name in the log.
 const LONGPOLL: &str = "longpoll";
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
@@ -49,29 +49,29 @@ const METHODS: HeaderValue = HeaderValue::from_static("get, post, options");
 const AN_HOUR: HeaderValue = HeaderValue::from_static("3600");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
-/// A request's body, to be read up to so many bytes, until the deadline, as there is room for it.
+/// Reads a request's body up to a maximum size, until a deadline, as there is room.
 pub(crate) type Reading = Box<
     dyn FnOnce(usize, Deadline, polled::Body) -> BoxFuture<'static, Result<Whole, Unread>> + Send,
 >;
 
-/// A body that has been read, and counts until this is dropped.
+/// A complete body, counted until this is dropped.
 pub(crate) struct Whole {
     bytes: Bytes,
     _body: polled::Body,
 }
 
-/// Why a body was not read.
+/// A body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
-    /// It was too large, or broke off.
+    /// It was too large, or incomplete.
     Broken,
-    /// It did not come in time.
+    /// It did not arrive in time.
     Late,
     /// There was no room for it.
     NoRoom,
 }
 
-/// A body that is read when somebody wants to know.
+/// A body that is read on demand.
 pub(crate) fn reading<B>(body: B) -> Reading
 where
     B: Body + Send + 'static,
@@ -79,7 +79,7 @@ where
 {
     Box::new(move |limit, until: Deadline, mut place: polled::Body| {
         Box::pin(async move {
-            // Errors of bodies are of any type, and nobody asks for more than that there was one.
+            // Bodies have errors of any type; only the fact of an error is needed.
             let mut body = std::pin::pin!(body.map_err(|_| Unread::Broken));
             let mut whole = Vec::new();
             loop {
@@ -91,7 +91,7 @@ where
                 if data.remaining() > limit.saturating_sub(whole.len()) {
                     return Err(Unread::Broken);
                 }
-                // A copy, because what the server hands out may be a part of something larger.
+                // Copied, because the server's chunk may be a slice of a larger buffer.
                 whole.put(data);
                 place.held.resize(whole.capacity());
                 consume_budget().await;
@@ -104,7 +104,7 @@ where
 }
 
 impl<S: Socket> Mounted<S> {
-    /// Answers a client that polls. The first check that fails answers.
+    /// Answers a long-polling client. The first check that fails determines the answer.
     pub(crate) async fn answer_poll(
         self: Arc<Self>,
         hub: Arc<Hub>,
@@ -158,7 +158,7 @@ impl<S: Socket> Mounted<S> {
         }
     }
 
-    /// Lets a client connect, or refuses it.
+    /// Connects a client, or refuses it.
     async fn open(
         self: Arc<Self>,
         polled: &Polled,
@@ -223,7 +223,7 @@ impl<S: Socket> Mounted<S> {
         say(protocol::polled(Status::Gone, &token, &[]))
     }
 
-    /// Has the session take what its client sent.
+    /// Passes the client's messages to the session.
     async fn take(
         &self,
         polled: &Polled,
@@ -239,7 +239,7 @@ impl<S: Socket> Mounted<S> {
         let whole = tokio::select! {
             biased;
             whole = body(self.options.limits.message, until, place) => whole,
-            // What no session takes need not be read.
+            // The body need not be read if no session accepts it.
             () = door.closed() => return say(told(Status::NotTaken)),
         };
         let Whole { bytes, _body } = match whole {
@@ -270,13 +270,13 @@ async fn fetch(polled: &Polled, meter: &MountMeter, door: &Door, token: &str) ->
     let untold = untold(&frames);
     if untold > 0 {
         let (lines, socket) = (&meter.polled_lines, meter.socket);
-        limited!(lines, WARN, socket, untold, "left out binary frames, which cannot be polled");
+        limited!(lines, WARN, socket, untold, "dropped binary frames: unsupported by long polling");
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
     say(protocol::polled(became, token, &frames))
 }
 
-/// The session that a request belongs to, and its token.
+/// The session of a request, and its token.
 fn find(polled: &Polled, request: &Request<()>) -> Option<(String, Door)> {
     let token = match header(request.headers(), TOKEN_HEADER) {
         Some(token) => token.to_owned(),
@@ -301,7 +301,7 @@ fn say(body: Bytes) -> Answer {
     answer
 }
 
-/// What a browser asks before it lets a page of another origin send something.
+/// Answers the preflight request of a browser for a page of another origin.
 fn preflight(asked: &HeaderMap) -> Answer {
     let mut answer = status(StatusCode::OK, "");
     let headers = answer.headers_mut();

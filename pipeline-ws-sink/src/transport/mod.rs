@@ -1,4 +1,4 @@
-//! How a client's messages come and go.
+//! The transports: WebSocket and long polling.
 
 pub(crate) mod handshake;
 pub(crate) mod io;

@@ -1,4 +1,4 @@
-//! Clients that come to fetch their messages, and live between their requests.
+//! Long-polling sessions, which live between the client's requests.
 
 use std::{
     collections::HashMap,
@@ -34,26 +34,26 @@ use crate::{
     token::Signer,
 };
 
-/// What the tokens of sessions are signed for.
+/// The salt of the sessions' tokens.
 const SALT: &str = "longpoll";
 
-/// How many requests of one client may wait for its session. Other polls wait for their turn to do so; others
-/// that say something are refused.
+/// How many requests of one client may wait for its session. Further polls wait before that;
+/// further requests with messages are refused.
 const REQUESTS: usize = 8;
 
-/// How many places of the table may be free before it gives some back.
+/// How many free slots the table may have before it shrinks.
 const SPARE: usize = 1024;
 
-/// The clients of a mount that poll.
+/// The long-polling sessions of a mount.
 pub(crate) struct Polled {
     pub(super) window: Duration,
     signer: Signer,
     open: Arc<Open>,
-    /// How many more sessions there may be.
+    /// The permits for further sessions.
     room: Arc<Semaphore>,
 }
 
-/// The sessions that are open, by their numbers.
+/// The open sessions, by number.
 #[derive(Default)]
 struct Open {
     table: Mutex<Table>,
@@ -62,11 +62,11 @@ struct Open {
 #[derive(Default)]
 struct Table {
     sessions: HashMap<u64, Door>,
-    /// How many there have been.
+    /// The number of sessions that were ever opened.
     count: u64,
 }
 
-/// The way to a session.
+/// A handle to a session.
 #[derive(Clone)]
 pub(super) struct Door {
     outbox: Arc<Outbox>,
@@ -75,22 +75,22 @@ pub(super) struct Door {
     bodies: Arc<Bodies>,
 }
 
-/// What the requests of one client carry, while it is read and handled.
+/// The request bodies of one client, while they are read and handled.
 struct Bodies {
-    /// How many more there may be.
+    /// The permits for further bodies.
     turns: Arc<Semaphore>,
-    /// For the one that may go on although there is no room in the inbox.
+    /// The permit of the body that may continue although there is no room in the inbox.
     first: Arc<Semaphore>,
-    /// What has come of them. It is not the session's, so that what a client says in a request does not wait
-    /// for the room that the request itself takes.
+    /// The received bytes. Separate from the session's inbox, so that the messages of a request do
+    /// not wait for the room that the request itself takes.
     inbox: Arc<inbox::Inbox>,
 }
 
-/// A body that may be read.
+/// A permit to read a body.
 pub(crate) struct Body {
-    /// As many bytes as have come.
+    /// The bytes that have arrived.
     pub(super) held: Held,
-    /// Where to ask to be first, and that it is.
+    /// Where to request the permit of the first body, and that permit.
     ask: Arc<Semaphore>,
     first: Option<OwnedSemaphorePermit>,
     _turn: OwnedSemaphorePermit,
@@ -101,35 +101,35 @@ struct Poll {
     answer: oneshot::Sender<Vec<Frame>>,
 }
 
-/// What a client said.
+/// A client's message.
 struct Post {
     received: Received,
     taken: oneshot::Sender<()>,
 }
 
-/// The session ended before it took what was sent.
+/// The session ended before it accepted the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotTaken;
 
-/// What requests bring to a session, and its place in the table.
+/// The requests of a session, and its entry in the table.
 pub(super) struct Inbox {
     polls: mpsc::Receiver<Poll>,
     posts: mpsc::Receiver<Post>,
     place: Place,
 }
 
-/// A session's place in the table, for as long as it can be found there.
+/// A session's entry in the table, for as long as it can be found there.
 struct Place {
     open: Weak<Open>,
     number: u64,
 }
 
 impl Polled {
-    /// Makes a key of its own.
+    /// Generates a key.
     ///
     /// # Errors
     ///
-    /// The system has no random numbers.
+    /// The system's random number generator failed.
     pub(crate) fn new(options: &LongPoll) -> Result<Self, getrandom::Error> {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)?;
@@ -140,12 +140,13 @@ impl Polled {
         Ok(Self { window: options.window, signer, open: Arc::default(), room })
     }
 
-    /// Reserves room for a session, for as long as what is returned lives. None if there are too many.
+    /// Reserves room for a session, until the returned permit is dropped. `None` if there are too
+    /// many.
     pub(super) fn reserve(&self) -> Option<OwnedSemaphorePermit> {
         self.room.clone().try_acquire_owned().ok()
     }
 
-    /// Makes a place for a session. Returns its token.
+    /// Adds a session. Returns its token.
     pub(super) fn enter(
         &self,
         outbox: &Arc<Outbox>,
@@ -166,7 +167,7 @@ impl Polled {
         (token, Inbox { polls: polled, posts: posted, place })
     }
 
-    /// The living session of a token.
+    /// The live session of a token.
     pub(super) fn find(&self, token: &str, now: SystemTime) -> Option<Door> {
         let number: u64 = self.signer.verify(token, now).ok()?;
         let door = self.open.table.lock().sessions.get(&number).cloned();
@@ -179,7 +180,7 @@ impl Drop for Place {
         if let Some(open) = self.open.upgrade() {
             let mut table = open.table.lock();
             let door = table.sessions.remove(&self.number);
-            // Many may have come and gone.
+            // The table may have been much larger.
             if table.sessions.capacity() > SPARE + 4 * table.sessions.len() {
                 let len = table.sessions.len();
                 table.sessions.shrink_to(2 * len);
@@ -191,13 +192,13 @@ impl Drop for Place {
 }
 
 impl Door {
-    /// Waits for messages, for a window at most; then there are none. It waits as long if the session
-    /// ends, or if another poll comes for them.
+    /// Waits for messages, for a window at most; then there are none. It waits the whole window if
+    /// the session ends, or if another poll receives them.
     ///
     /// # Cancel safety
     ///
-    /// What has not been handed over waits for the next poll. What has been is lost, as it is when an
-    /// answer does not reach its client.
+    /// Frames that have not been passed on wait for the next poll. Frames that have been are lost,
+    /// as when an answer does not reach its client.
     pub(super) async fn poll(&self, window: Duration) -> Vec<Frame> {
         let (answer, mut answered) = oneshot::channel();
         let polled = async {
@@ -209,7 +210,7 @@ impl Door {
         };
         match time::timeout(window, polled).await {
             Ok(frames) => frames,
-            // It may have come at the last moment.
+            // Frames may have arrived at the last moment.
             Err(_) => {
                 answered.close();
                 answered.try_recv().unwrap_or_default()
@@ -217,7 +218,7 @@ impl Door {
         }
     }
 
-    /// Lets a body be read, unless as many of the client are being read as may be.
+    /// Permits a body to be read, unless the client has the maximum in progress.
     pub(super) fn body(&self) -> Option<Body> {
         let bodies = &*self.bodies;
         let turn = bodies.turns.clone().try_acquire_owned().ok()?;
@@ -225,7 +226,7 @@ impl Door {
         Some(Body { held, ask, first: None, _turn: turn })
     }
 
-    /// Waits until the session takes nothing any more.
+    /// Waits until the session accepts no more messages.
     ///
     /// # Cancel safety
     ///
@@ -234,7 +235,7 @@ impl Door {
         self.posts.closed().await;
     }
 
-    /// Says something, and waits until it has been taken.
+    /// Sends a message, and waits until it has been accepted.
     pub(super) async fn post(&self, received: Received) -> Result<(), NotTaken> {
         let (taken, was_taken) = oneshot::channel();
         self.posts.send(Post { received, taken }).await.map_err(|_| NotTaken)?;
@@ -243,11 +244,11 @@ impl Door {
 }
 
 impl Body {
-    /// Waits until more of the body may be read: until there is room for what has come, beside what the
-    /// client's other requests and all sockets hold.
+    /// Waits until more of the body may be read: until there is room for the received part, next to
+    /// the bytes of the client's other requests and of all sockets.
     ///
-    /// Bodies that come side by side hold their parts while they wait, so each could wait for the others'
-    /// room. Therefore one of a client's needs no room in its own inbox, for as long as it counts.
+    /// Concurrent bodies hold their parts while they wait, so each could wait for the others' room.
+    /// Therefore one of a client's bodies needs no room in its own inbox, for as long as it counts.
     ///
     /// # Cancel safety
     ///
@@ -264,8 +265,8 @@ impl Body {
     }
 }
 
-/// An outbox whose client comes for what waits. That is dropped with this: an answer that comes later may
-/// have the outbox for long.
+/// The outbox of a long-polling session. Dropping this releases its frames: a later answer may hold
+/// the outbox for long.
 struct Fetched<'a>(&'a Outbox);
 
 impl Drop for Fetched<'_> {
@@ -274,8 +275,8 @@ impl Drop for Fetched<'_> {
     }
 }
 
-/// Lives until it ends, then ends its channels. False if the server has ended it before the client had
-/// fetched all that waited.
+/// Runs a session until it ends, then ends its channels. Returns false if the server has ended it
+/// before the client had fetched all pending frames.
 pub(super) async fn live<S: Socket>(
     mut session: Session<S>,
     inbox: Inbox,
@@ -288,7 +289,7 @@ pub(super) async fn live<S: Socket>(
     let Inbox { mut polls, mut posts, place } = inbox;
     let fetched = Fetched(outbox);
     let within = window.saturating_add(window / 2);
-    // What a poll has fetched whose client had gone when it was there.
+    // Frames that were taken for a poll whose client had gone by then.
     let mut kept = Vec::new();
     let end = {
         let mut delivering = pin!(deliver(&mut polls, outbox, &mut kept).fuse());
@@ -305,29 +306,30 @@ pub(super) async fn live<S: Socket>(
     };
     tracing::debug!(?end, "a socket ends");
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
-    // From here on no request finds it, so what waits cannot be fetched.
+    // From here on no request finds the session, so pending frames cannot be fetched.
     drop((place, posts, polls, fetched));
     endings.in_turn(session.end(&end.reason())).await;
-    // A client that has gone by itself fetches nothing any more.
+    // A client that has gone by itself fetches no more frames.
     nothing_waits || end.close_code().is_none()
 }
 
-/// Handles what the client sends, one message after the other.
+/// Handles the client's messages, one after the other.
 async fn listen<S: Socket>(
     session: &mut Session<S>,
     posts: &mut mpsc::Receiver<Post>,
     outbox: &Outbox,
     mut pace: ReadPace,
 ) -> SocketEnd {
-    // Until when nothing is taken, because the client was faster than it may be.
+    // Until when no message is accepted, because the client exceeded its rate.
     let mut paused = None;
-    // What came while a join was running is taken when it has run: the line behind a join is then
-    // handled after it, as in Phoenix, and a client that waits for its join in vain is told so.
+    // Messages that arrive during a join are accepted after it: the messages behind the join are
+    // then handled after it, as in Phoenix, and a client that waits for its join in vain learns of
+    // that.
     let mut untaken = Vec::new();
     loop {
         if !session.is_joining() {
             for taken in untaken.drain(..) {
-                // If nobody waits for it any more, it is no matter.
+                // The request may have been cancelled, which does not matter.
                 let _ = oneshot::Sender::send(taken, ());
             }
         }
@@ -344,7 +346,7 @@ async fn listen<S: Socket>(
                 pay(cost).await;
                 session.metrics().frames_in.increment(1);
                 if let Err(end) = session.receive(received, held).await {
-                    // Before the client is told, so that it finds no session when it comes again.
+                    // Ended before the answer, so that the client's next request finds no session.
                     outbox.end(end);
                     return end;
                 }
@@ -360,7 +362,7 @@ async fn listen<S: Socket>(
     }
 }
 
-/// Hands out what waits to whoever comes for it.
+/// Passes waiting frames to polls.
 async fn deliver(
     polls: &mut mpsc::Receiver<Poll>,
     outbox: &Outbox,
@@ -389,8 +391,8 @@ async fn deliver(
     }
 }
 
-/// What has been kept, or else what waits, once something does. Never both, so that what is kept is
-/// no more than could wait.
+/// The kept frames, or else the waiting ones, once there are some. Never both, so that no more
+/// frames are kept than may wait.
 async fn fetch(outbox: &Outbox, kept: &mut Vec<Frame>) -> Vec<Frame> {
     if kept.is_empty() { poll_fn(|cx| outbox.poll_fetch(cx)).await } else { mem::take(kept) }
 }
@@ -422,14 +424,14 @@ mod tests {
         let (token, inbox) = polled.enter(&outbox, bodies(), now);
         assert!(polled.find(&token, now).is_some());
         outbox.end(SocketEnd::Disconnected);
-        assert!(polled.find(&token, now).is_none(), "its task has not had its turn yet");
+        assert!(polled.find(&token, now).is_none(), "its task has not been polled yet");
         assert_eq!(polled.open.table.lock().sessions.len(), 1);
         drop(inbox);
         assert!(polled.open.table.lock().sessions.is_empty());
     }
 
     #[test]
-    fn what_cannot_be_fetched_any_more_holds_no_memory() {
+    fn frames_that_cannot_be_fetched_hold_no_memory() {
         let outbox = outbox();
         outbox.send(&Frame::pong(b"late"), None);
         drop(Fetched(&outbox));
@@ -438,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_its_age_and_at_its_own_mount() {
+    fn a_token_is_valid_for_its_age_and_at_its_own_mount() {
         let hour = Duration::from_secs(3600);
         let [polled, other] =
             [(); 2].map(|()| Polled::new(&LongPoll::new().max_age(hour)).unwrap());
@@ -451,7 +453,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_to_a_session_that_is_gone_is_not_taken() {
+    async fn a_message_to_an_ended_session_is_not_accepted() {
         let polled = Polled::new(&LongPoll::new()).unwrap();
         let (outbox, now) = (outbox(), SystemTime::now());
         let (token, inbox) = polled.enter(&outbox, bodies(), now);

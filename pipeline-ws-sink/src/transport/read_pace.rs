@@ -1,4 +1,4 @@
-//! How fast a client is read from. Pure: told the time, it does not read it.
+//! The pace at which a client is read from. Pure: the caller passes the time.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use crate::{
     token_bucket::{Bucket, Rate},
 };
 
-/// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs all that a task has
-/// of tokio's budget for one turn.
+/// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs a task's
+/// whole budget of tokio for one poll.
 const BYTES_A_UNIT: usize = 8 << 10;
 
-/// For how many seconds of the rate a client may be ahead of it.
+/// How many seconds' worth of its rate a client may be ahead.
 const BURST: u32 = 10;
 
-/// How many compressed bytes cost as much to decompress as a small frame costs to handle: 8 to 25 nanoseconds
-/// each.
+/// How many compressed bytes take as long to decompress as a small frame takes to handle: 8 to 25
+/// nanoseconds each.
 const COMPRESSED_A_UNIT: usize = 512;
 
-/// How long a client is not read from at the least, so that a client that is always too fast does not take a
-/// timer for each of its frames.
+/// The minimum pause, so that a client that is always too fast does not need a timer for each of
+/// its frames.
 const SHORTEST: Duration = Duration::from_millis(5);
 
-/// What frames cost, and how much of it a client may cause.
+/// The cost of frames, and a client's rate.
 #[derive(Debug)]
 pub(super) struct ReadPace {
     since: Instant,
@@ -32,28 +32,28 @@ pub(super) struct ReadPace {
     bucket: Bucket,
 }
 
-/// What a message of so many bytes costs, after it has been decompressed.
+/// The cost of a message of this decompressed size.
 pub(super) fn cost(bytes: usize) -> u64 {
     1 + (bytes / BYTES_A_UNIT) as u64
 }
 
-/// What it costs to handle this.
+/// The cost of handling this.
 pub(super) fn cost_of(incoming: &Incoming) -> u64 {
     match incoming {
-        // Each block costs as much as a small frame, whatever it holds: tables are built for it.
+        // Each block costs as much as a small frame, even if empty: tables are built for it.
         Incoming::Inflated(step) => (step.blocks + step.taken / COMPRESSED_A_UNIT).max(1) as u64,
         incoming => cost(incoming.bytes()),
     }
 }
 
 impl ReadPace {
-    /// So much a second in the long run.
+    /// A pace of this cost per second on average.
     pub(super) fn new(a_second: u32, now: Instant) -> Self {
         let rate = Rate::new(a_second, Duration::from_secs(1), a_second.saturating_mul(BURST));
         Self { since: now, rate, bucket: Bucket::default() }
     }
 
-    /// Something of this cost was handled.
+    /// Adds the cost of handled data.
     pub(super) fn took(&mut self, cost: u64, now: Instant) {
         self.bucket.take_many(cost, self.rate, now.saturating_duration_since(self.since));
     }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_cost_more_than_a_second_is_not_forgiven() {
+    fn a_cost_of_more_than_a_second_is_paid_in_full() {
         let start = Instant::now();
         let mut pace = ReadPace::new(100, start);
         pace.took(999 + 6000, start);
@@ -117,12 +117,12 @@ mod tests {
     fn a_compressed_message_costs_by_its_blocks_and_by_its_bytes() {
         let cost =
             |blocks, taken| cost_of(&Incoming::Inflated(Step { blocks, taken, is_last: false }));
-        assert_eq!([0, 1, 16].map(|blocks| cost(blocks, 20)), [1, 1, 16], "whatever a block holds");
-        assert_eq!([511, 512, 40 << 10].map(|taken| cost(0, taken)), [1, 1, 80]);
         assert_eq!(
-            cost(1, 511),
-            1,
-            "a small message costs no more than one that is not compressed"
+            [0, 1, 16].map(|blocks| cost(blocks, 20)),
+            [1, 1, 16],
+            "for any content of a block"
         );
+        assert_eq!([511, 512, 40 << 10].map(|taken| cost(0, taken)), [1, 1, 80]);
+        assert_eq!(cost(1, 511), 1, "a small message costs the same as an uncompressed one");
     }
 }

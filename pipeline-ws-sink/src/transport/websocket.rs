@@ -28,18 +28,19 @@ use crate::{
     socket::Socket,
 };
 
-/// How long the closing of a connection may take: to write what waits, and to hear the client close.
+/// How long closing a connection may take: writing the pending frames, and waiting for the client's
+/// close.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// How long a socket that seems to be silent is listened to once more.
+/// How long a seemingly silent socket is read from once more.
 const ONCE_MORE: Duration = Duration::from_millis(10);
 
-/// How long a client is not read from before that counts as a sign of life once more: it is not silent, it
-/// is not heard.
+/// The longest pause in reading before the pause counts as a sign of life: the client is not
+/// silent, it is not read from.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// The two ends of a connection, which is closed when this is dropped: whoever else has the outbox,
-/// such as an answer that comes later, does not keep it open.
+/// The two ends of a connection, which is closed when this is dropped: other owners of the outbox,
+/// such as a later answer, do not keep it open.
 struct Stream<'a> {
     reader: Reader,
     outbox: &'a Arc<Outbox>,
@@ -51,8 +52,8 @@ impl Drop for Stream<'_> {
     }
 }
 
-/// Lives on a connection until it ends, then closes it and ends its channels. False if the client has not
-/// taken all that was meant for it, the close frame last.
+/// Serves a connection until it ends, then closes it and ends its channels. Returns false if the
+/// client has not taken all of its frames, including the close frame.
 pub(crate) async fn live<S: Socket>(
     reader: Reader,
     received: Bytes,
@@ -69,8 +70,8 @@ pub(crate) async fn live<S: Socket>(
         heard.min(Deadline::after(outbox.last_active(), options.timeout))
     };
     // Each is a loop of its own, because none of them may wait for another: while a message waits
-    // for room, frames still go out. In this order, because each may use up the task's budget and what
-    // has arrived is read before the socket is called silent.
+    // for room, frames are still written. In this order, because each may use up the task's budget
+    // and received data is read before the socket counts as silent.
     let end = tokio::select! {
         biased;
         end = outbox.write() => end,
@@ -78,30 +79,30 @@ pub(crate) async fn live<S: Socket>(
         () = silence(due) => SocketEnd::Idle,
     };
     tracing::debug!(?end, "a socket ends");
-    // Channels that push hear of it.
+    // Pushes of channels fail from here on.
     outbox.end(end);
     let reason = end.reason();
-    // In boxes, so that a socket that is open is no larger for its end.
+    // Boxed, so that an open socket is no larger.
     let closing = Box::pin(async move {
         let mut is_taken = true;
         if let Some(code) = end.close_code() {
             is_taken = false;
             outbox.finish(&Frame::close_because(code, end.explanation()));
-            // What comes from here on is read at the client's rate as well. It costs less than what is
-            // handled, so a client that was too fast already is not held back for that.
+            // Data from here on is read at the client's rate as well. Skipping it costs less than
+            // handling it, so the pace starts afresh for a client that was too fast already.
             let pace = ReadPace::new(options.max_frames, Instant::now());
             let rest = decoder.into_rest();
             let closed = close(&mut stream.reader, rest, pace, outbox, end, &mut is_taken);
             let _ = time::timeout(CLOSING, closed).await;
         }
-        // As soon as it is closed, however long the channels take to end.
+        // Dropped as soon as it is closed, however long the channels take to end.
         drop(stream);
         is_taken
     });
     tokio::join!(closing, Box::pin(endings.in_turn(session.end(&reason)))).0
 }
 
-/// Handles what the client sends, one message after the other.
+/// Handles the client's messages, one after the other.
 async fn listen<S: Socket>(
     reader: &mut Reader,
     decoder: &mut Decoder,
@@ -125,7 +126,7 @@ async fn listen<S: Socket>(
                 Ok(None) => break,
                 Err(error) => return SocketEnd::Protocol(error),
             };
-            // All of it counts before anything is waited for.
+            // All data counts before any wait.
             let held = match &incoming {
                 Incoming::Message(message) => Some(session.hold(message)),
                 _ => None,
@@ -148,11 +149,11 @@ async fn listen<S: Socket>(
             }
             pace.took(cost, now);
             if pace.wait(now).is_some() {
-                // Some time has passed since the last read.
+                // The last read was some time ago.
                 now = Instant::now();
                 if pace.wait(now).is_some() {
                     session.metrics().reads_paused_by_rate.increment(1);
-                    // In a box, so that a socket that never waits is no larger for it.
+                    // Boxed, so that a socket that never waits is no larger.
                     meanwhile(session, Box::pin(pause(&pace, outbox))).await;
                     now = Instant::now();
                 }
@@ -176,7 +177,7 @@ async fn listen<S: Socket>(
     }
 }
 
-/// Waits until the client has no longer been faster than it may be.
+/// Waits until the client is within its rate again.
 async fn pause(pace: &ReadPace, outbox: &Outbox) {
     while let Some(wait) = pace.wait(Instant::now()) {
         time::sleep(wait.min(LONGEST_PAUSE)).await;
@@ -184,7 +185,7 @@ async fn pause(pace: &ReadPace, outbox: &Outbox) {
     }
 }
 
-/// Waits for something while the session goes on.
+/// Waits for a future while the session handles its channels' events.
 async fn meanwhile<S: Socket, T>(
     session: &mut Session<S>,
     mut waiting: Pin<Box<impl Future<Output = T>>>,
@@ -198,8 +199,8 @@ async fn meanwhile<S: Socket, T>(
     }
 }
 
-/// Reads on. A message of which there is a part waits for room until the deadline, if all sockets together
-/// hold too much.
+/// Reads more data. An incomplete message waits for room until the deadline, if all sockets
+/// together hold too much.
 ///
 /// # Cancel safety
 ///
@@ -210,7 +211,7 @@ async fn read(
     inbox: &Inbox,
     until: Deadline,
 ) -> Result<(), SocketEnd> {
-    // What is waited for is in a box, so that a socket that never waits is no larger for it.
+    // The wait is boxed, so that a socket that never waits is no larger.
     if decoder.held() > 0 && !inbox.has_shared_room() {
         Box::pin(room_for_part(inbox, until)).await?;
     }
@@ -221,7 +222,7 @@ async fn read(
     }
 }
 
-/// Waits until a message of which there is a part may become larger.
+/// Waits until an incomplete message may grow.
 async fn room_for_part(inbox: &Inbox, until: Deadline) -> Result<(), SocketEnd> {
     tokio::select! {
         biased;
@@ -230,18 +231,18 @@ async fn room_for_part(inbox: &Inbox, until: Deadline) -> Result<(), SocketEnd> 
     }
 }
 
-/// Pays for what is handled out of the task's budget, and gives way to others once that is used up: a client
-/// that sends without a pause must not keep a thread for itself.
+/// Pays for handled data with the task's budget, and yields once that is used up: a client that
+/// sends without a pause must not occupy a thread.
 pub(super) async fn pay(cost: u64) {
     for _ in 0..cost {
         consume_budget().await;
     }
 }
 
-/// Waits until the deadline has passed that each sign of life puts off.
+/// Waits until the deadline has passed, which each sign of life postpones.
 ///
-/// A process that was stopped and goes on finds that deadlines have passed, and has not read yet what has
-/// arrived meanwhile. So the socket is listened to once more before it counts as silent.
+/// A process that was suspended finds that deadlines have passed before it has read the data that
+/// arrived meanwhile. So the socket is read from once more before it counts as silent.
 pub(super) async fn silence(due: impl Fn() -> Deadline) {
     loop {
         let deadline = due();
@@ -257,8 +258,8 @@ pub(super) async fn silence(due: impl Fn() -> Deadline) {
     }
 }
 
-/// Writes what is left, says when that has been taken, and waits for the client to close its side too, unless
-/// it has.
+/// Writes the pending frames, sets `is_taken` when they have been written, and waits for the client
+/// to close its side too, unless it has.
 async fn close(
     reader: &mut Reader,
     mut rest: Rest,
@@ -268,19 +269,20 @@ async fn close(
     is_taken: &mut bool,
 ) {
     let written = poll_fn(|cx| outbox.poll_close(cx)).await;
-    // A client that is gone takes nothing, and is waited for no longer.
+    // A client that is gone takes nothing, so the wait ends here.
     *is_taken = true;
     if written.is_err() || end == SocketEnd::Closed {
         return;
     }
-    // What follows an error of the protocol cannot be understood.
+    // Data after a protocol error cannot be decoded.
     let understood = !matches!(end, SocketEnd::Protocol(_));
     if !(understood && close_is_heard(reader, &mut rest, &mut pace, outbox).await) {
         linger(reader, &mut pace, outbox).await;
     }
 }
 
-/// Waits until the client has closed its side, or is gone. False if it cannot be understood any more.
+/// Waits until the client has closed its side, or is gone. Returns false if its data cannot be
+/// decoded any more.
 async fn close_is_heard(
     reader: &mut Reader,
     rest: &mut Rest,
@@ -300,8 +302,8 @@ async fn close_is_heard(
     }
 }
 
-/// Tells a client that cannot be understood that nothing more comes, and reads on until it closes its
-/// side too.
+/// Shuts down the write half for a client whose data cannot be decoded, and reads on until it
+/// closes its side too.
 ///
 /// Where bytes are left unread when a connection is closed, the system resets it, and the client may
 /// lose the close frame that is on its way to it.
@@ -316,7 +318,7 @@ async fn linger(reader: &mut Reader, pace: &mut ReadPace, outbox: &Outbox) {
     }
 }
 
-/// Pays for what was read and is of no interest any more, and waits where the client is too fast.
+/// Pays for skipped data, and waits where the client is too fast.
 async fn keep_pace(pace: &mut ReadPace, cost: u64, outbox: &Outbox) {
     pay(cost).await;
     pace.took(cost, Instant::now());
@@ -335,7 +337,7 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[tokio::test(start_paused = true)]
-    async fn each_sign_of_life_puts_silence_off() {
+    async fn each_sign_of_life_postpones_silence() {
         let heard = Cell::new(Instant::now());
         let mut silence = pin!(silence(|| Deadline::after(heard.get(), MINUTE)));
         assert!(poll!(&mut silence).is_pending());
@@ -346,7 +348,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_process_that_was_stopped_reads_what_has_arrived_before_it_calls_a_socket_silent() {
+    async fn a_suspended_process_reads_received_data_before_a_socket_counts_as_silent() {
         let heard = Cell::new(Instant::now());
         let mut silence = pin!(silence(|| Deadline::after(heard.get(), MINUTE)));
         assert!(poll!(&mut silence).is_pending());
@@ -359,7 +361,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_socket_may_be_silent_for_ever() {
+    async fn silence_without_a_limit_never_ends_a_socket() {
         let due = || Deadline::after(Instant::now(), Duration::MAX);
         let year = Duration::from_secs(365 * 24 * 3600);
         assert!(time::timeout(year, silence(due)).await.is_err());

@@ -1,4 +1,4 @@
-//! When a token is good, by whom and for whom it was made. Pure.
+//! The claims of a token: its times, its issuer and its audience. Pure.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,9 +8,9 @@ use crate::token::TokenError;
 
 // What is wrong with a claim.
 const MISSING: &str = "is missing";
-const UNEXPECTED: &str = "is not one of those that are expected";
+const UNEXPECTED: &str = "is not one of the expected values";
 
-/// What is asked of every token.
+/// The claims that every token needs.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
     pub(super) issuers: Vec<String>,
@@ -18,7 +18,7 @@ pub(super) struct Expected {
     pub(super) leeway: Duration,
 }
 
-/// What a token says of itself. Times are in seconds since 1970, and may have fractions.
+/// The claims of a token. Times are in seconds since 1970, and may have fractions.
 #[derive(Deserialize)]
 pub(super) struct Claims {
     exp: Option<f64>,
@@ -58,7 +58,7 @@ impl Claims {
         if self.nbf.is_some_and(|nbf| nbf > now + leeway) {
             return refused("nbf", "is in the future");
         }
-        // On the second of its expiration, it has expired.
+        // At the second of its `exp`, the token has expired.
         if now - leeway < exp { Ok(()) } else { Err(TokenError::Expired) }
     }
 }

@@ -6,11 +6,11 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use jsonwebtoken::{Algorithm, DecodingKey, crypto::rust_crypto::DEFAULT_PROVIDER};
 use thiserror::Error;
 
-/// What JSON Web Tokens are signed with.
+/// The algorithms of JSON Web Tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum JwtAlgorithm {
-    /// HMAC with SHA-256 and a secret that both sides have.
+    /// HMAC with SHA-256 and a shared secret.
     Hs256,
     /// HMAC with SHA-384.
     Hs384,
@@ -61,36 +61,36 @@ pub struct JwtKey {
     key: DecodingKey,
 }
 
-/// Why a key is none.
+/// A key is invalid.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum JwtKeyError {
-    /// It is for an algorithm that takes the other kind: a secret, or a public key.
-    #[error("{algorithm:?} takes the other kind of key")]
+    /// The algorithm needs the other kind of key: a secret, or a public key.
+    #[error("wrong kind of key for {algorithm:?}")]
     Algorithm {
         /// The algorithm.
         algorithm: JwtAlgorithm,
     },
-    /// The secret is shorter than what the hash makes of it, which RFC 7518 forbids.
+    /// The secret is shorter than the hash, which RFC 7518 forbids.
     #[error("the secret has {length} bytes, expected at least {least}")]
     ShortSecret {
-        /// How many bytes it has.
+        /// Its length in bytes.
         length: usize,
-        /// How many it needs.
+        /// The minimum length in bytes.
         least: usize,
     },
-    /// It is not a public key, or not one for the algorithm.
+    /// The key is not a public key, or not one for the algorithm.
     #[error("not a public key for {algorithm:?}")]
     PublicKey {
         /// The algorithm.
         algorithm: JwtAlgorithm,
-        /// What is wrong with it, if that is known.
+        /// The cause, if it is known.
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
 }
 
 impl JwtKey {
-    /// A secret that both sides have, for HS256, HS384 or HS512.
+    /// A shared secret, for HS256, HS384 or HS512.
     ///
     /// # Errors
     ///
@@ -113,7 +113,7 @@ impl JwtKey {
     ///
     /// # Errors
     ///
-    /// [`JwtKeyError`] if it is not one for the algorithm.
+    /// [`JwtKeyError`] if it is not a public key for the algorithm.
     pub fn pem(algorithm: JwtAlgorithm, pem: &str) -> Result<Self, JwtKeyError> {
         let read = match algorithm {
             JwtAlgorithm::Hs256 | JwtAlgorithm::Hs384 | JwtAlgorithm::Hs512 => {
@@ -127,7 +127,7 @@ impl JwtKey {
             let source = source.map(Into::into);
             JwtKeyError::PublicKey { algorithm, source }
         };
-        // A private one has no business here, and a certificate is not read right.
+        // A private key does not belong here, and a certificate would be parsed wrongly.
         if !pem.trim_start().starts_with("-----BEGIN PUBLIC KEY-----") {
             return Err(refused(None));
         }
@@ -146,7 +146,7 @@ impl JwtKey {
         Ok(Self { id: None, algorithm, key })
     }
 
-    /// A public key in DER: the bytes that PEM has in base64, a `SubjectPublicKeyInfo`.
+    /// A public key in DER: the bytes that PEM encodes in base64, a `SubjectPublicKeyInfo`.
     ///
     /// # Errors
     ///
@@ -159,8 +159,8 @@ impl JwtKey {
         )
     }
 
-    /// Names the key: tokens that name one (`kid`) are tried with the keys of this name, and with those
-    /// without.
+    /// Sets the key's id: tokens with an id (`kid`) are verified with keys of this id, and with
+    /// keys without one.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.id = Some(id.into());
         self
@@ -173,14 +173,14 @@ impl JwtKey {
 
     /// Whether this key made the signature.
     pub(super) fn made(&self, signature: &Vec<u8>, signed: &str) -> bool {
-        // Not the process's provider: another part of the program may have chosen one that panics.
+        // Not the process-wide provider: another part of the program may have installed one that panics.
         let verifier = (DEFAULT_PROVIDER.verifier_factory)(&self.algorithm.known(), &self.key);
         verifier.is_ok_and(|verifier| verifier.verify(signed.as_bytes(), signature).is_ok())
     }
 }
 
 impl JwtAlgorithm {
-    /// As tokens call it.
+    /// The algorithm's name in tokens.
     fn name(self) -> &'static str {
         match self {
             Self::Hs256 => "HS256",

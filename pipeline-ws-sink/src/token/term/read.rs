@@ -7,11 +7,12 @@ use super::{Term, VERSION, tag};
 /// How deep lists and maps may be nested.
 const MAX_DEPTH: usize = 64;
 
-/// How large a compressed term may be when it is not, in bytes. Tokens come in URLs and headers.
+/// The maximum size of a compressed term after decompression, in bytes. Tokens come in URLs and
+/// headers.
 const MAX_INFLATED: usize = 64 * 1024;
 
-/// One term, and nothing behind it. None if it is of a type that tokens have no business with, too:
-/// functions, processes, ports, references.
+/// Decodes exactly one term. `None` also for types that do not occur in tokens: functions,
+/// processes, ports, references.
 pub(super) fn decode(bytes: &[u8]) -> Option<Term> {
     let (&VERSION, rest) = bytes.split_first()? else {
         return None;
@@ -28,7 +29,7 @@ fn only(bytes: &[u8]) -> Option<Term> {
     reader.rest.is_empty().then_some(term)
 }
 
-/// What a length and a zlib stream stand for, if they are right about the length.
+/// Decompresses a length and a zlib stream, if the length is right.
 fn inflate(bytes: &[u8]) -> Option<Vec<u8>> {
     let (length, stream) = bytes.split_first_chunk()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
@@ -76,7 +77,7 @@ impl<'a> Reader<'a> {
             tag::LIST => {
                 let length = self.length()?;
                 let mut elements = self.terms(length, depth)?;
-                // What ends in another list is one list.
+                // A list whose tail is a list is one list.
                 let Term::List(tail) = self.term(depth + 1)? else {
                     return None;
                 };
@@ -120,7 +121,7 @@ impl<'a> Reader<'a> {
     }
 
     fn terms(&mut self, count: usize, depth: usize) -> Option<Vec<Term>> {
-        // Grows with what is there: nothing is reserved for a count, which may be false.
+        // Grows with the input: nothing is reserved for the count, which may be false.
         let mut terms = Vec::new();
         for _ in 0..count {
             terms.push(self.term(depth + 1)?);
@@ -128,7 +129,7 @@ impl<'a> Reader<'a> {
         Some(terms)
     }
 
-    /// An integer of any length: a sign, and the bytes from the lowest up.
+    /// An integer of any length: a sign, and little-endian bytes.
     fn big(&mut self, length: usize) -> Option<Term> {
         let negative = self.byte()? != 0;
         let bytes = self.take(length)?;

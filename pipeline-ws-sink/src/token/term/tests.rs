@@ -15,7 +15,7 @@ fn data(bytes: &[u8]) -> Option<Result<Value, Inexpressible>> {
     SignedTerm::decode(&with_data(bytes)).map(|signed| signed.data.into_value())
 }
 
-/// The same term in the compressed form, which says that it is of this length.
+/// The same term in compressed form, with this declared length.
 fn compressed(term: &[u8], length: usize) -> Vec<u8> {
     let mut stream = ZlibEncoder::new(Vec::new(), Compression::best());
     stream.write_all(&term[1..]).unwrap();
@@ -23,14 +23,14 @@ fn compressed(term: &[u8], length: usize) -> Vec<u8> {
     [&[VERSION, tag::COMPRESSED][..], &length, &stream.finish().unwrap()].concat()
 }
 
-/// A token's term with a string of so many zeros.
+/// A token's term with a string of this many zeros.
 fn zeros(count: usize) -> Vec<u8> {
     let length = u32::try_from(count).unwrap().to_be_bytes();
     with_data(&[&[tag::BINARY][..], &length, &vec![0; count]].concat())
 }
 
 #[test]
-fn every_spelling_of_a_value_is_read() {
+fn every_encoding_of_a_value_is_decoded() {
     for (bytes, value) in [
         (&[tag::INTEGER, 255, 255, 255, 255][..], json!(-1)),
         (&[tag::INTEGER, 0, 0, 0, 7], json!(7)),
@@ -48,7 +48,7 @@ fn every_spelling_of_a_value_is_read() {
         assert_eq!(data(bytes), Some(Ok(value)), "{bytes:?}");
     }
     let long_zero = [&[tag::SMALL_BIG, 200, 0, 7][..], &[0; 199]].concat();
-    assert_eq!(data(&long_zero), Some(Ok(json!(7))), "zeros on top change nothing");
+    assert_eq!(data(&long_zero), Some(Ok(json!(7))), "leading zeros change nothing");
 }
 
 #[test]
@@ -73,14 +73,14 @@ fn the_time_may_be_a_float_and_the_age_may_be_infinite_or_absent() {
 fn an_age_is_over_one_millisecond_after_it() {
     assert!(!MaxAge::Seconds(1).is_over(500, 1500));
     assert!(MaxAge::Seconds(1).is_over(500, 1501));
-    assert!(MaxAge::Seconds(0).is_over(500, 500), "none at all");
-    assert!(MaxAge::Seconds(-1).is_over(500, 0), "less than that");
+    assert!(MaxAge::Seconds(0).is_over(500, 500), "a limit of zero");
+    assert!(MaxAge::Seconds(-1).is_over(500, 0), "a negative limit");
     assert!(!MaxAge::Infinity.is_over(0, i64::MAX));
     assert!(!MaxAge::Seconds(i64::MAX).is_over(i64::MAX, i64::MAX), "does not overflow");
 }
 
 #[test]
-fn what_a_token_has_no_business_with_is_refused() {
+fn types_that_do_not_occur_in_tokens_are_refused() {
     const NEW_PID: u8 = 88;
     const NEW_PORT: u8 = 89;
     const NEWER_REFERENCE: u8 = 90;
@@ -122,7 +122,7 @@ fn what_a_token_has_no_business_with_is_refused() {
 }
 
 #[test]
-fn what_json_does_not_have_is_told_apart() {
+fn data_that_json_cannot_express_is_distinguished() {
     let nan = [&[tag::NEW_FLOAT][..], &f64::NAN.to_be_bytes()].concat();
     let huge = [&[tag::LARGE_BIG, 0, 0, 1, 0, 1][..], &[1; 256]].concat();
     let atom = [tag::SMALL_ATOM, 1, b'a'];
@@ -148,8 +148,8 @@ fn a_compressed_term_is_read_up_to_a_limit() {
     let read = |term: &[u8], length| SignedTerm::decode(&compressed(term, length));
     let length = short.len() - 1;
     assert_eq!(read(&short, length), SignedTerm::decode(&short));
-    assert_eq!(read(&short, length - 1), None, "longer than it says");
-    assert_eq!(read(&short, length + 1), None, "shorter than it says");
+    assert_eq!(read(&short, length - 1), None, "longer than declared");
+    assert_eq!(read(&short, length + 1), None, "shorter than declared");
     let trailing = [compressed(&short, length), vec![0]].concat();
     assert_eq!(SignedTerm::decode(&trailing), None);
     let again = [vec![VERSION], compressed(&short, length)[1..].to_vec()].concat();
@@ -162,7 +162,7 @@ fn a_compressed_term_is_read_up_to_a_limit() {
     assert_eq!(read(&bomb, 64 * 1024 + 1), None);
     let liar = compressed(&zeros(10_000_000), 100);
     assert_eq!(SignedTerm::decode(&liar), None);
-    assert!(allocated(&liar) < 100_000, "what does not fit is not even inflated");
+    assert!(allocated(&liar) < 100_000, "a term that is too large is not even inflated");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn maps_are_written_in_the_order_of_their_keys() {
     assert_eq!(keys, ["B", "a", "aa", "b", "é"]);
 }
 
-/// How many bytes it takes in all to read this.
+/// The number of bytes allocated while decoding.
 fn allocated(bytes: &[u8]) -> u64 {
     let counted = allocation_counter::measure(|| {
         let _ = SignedTerm::decode(bytes).map(|signed| signed.data.into_value());
@@ -206,7 +206,7 @@ fn json_values() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Bytes that look like terms as often as not.
+/// Bytes that often look like terms.
 fn nearly_terms() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![
         any::<u8>(),
@@ -221,7 +221,7 @@ fn nearly_terms() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_read_back(data in json_values(), signed_at_ms: i64, age: i64) {
+    fn written_terms_are_read_back(data in json_values(), signed_at_ms: i64, age: i64) {
         let written = encode(&data, signed_at_ms, MaxAge::Seconds(age));
         let signed = SignedTerm::decode(&written).unwrap();
         prop_assert_eq!(signed.signed_at_ms, signed_at_ms);

@@ -1,4 +1,4 @@
-//! JSON to bytes, each as Erlang writes it. Pure.
+//! JSON to bytes, encoded as Erlang does. Pure.
 
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ fn encode_value(value: &Value, out: &mut Vec<u8>) {
         Value::Object(map) => {
             out.push(tag::MAP);
             encode_length(map.len(), out);
-            // Erlang sorts them, and what a map does here is not ours to say.
+            // Erlang sorts the keys, and the order of a map here depends on a feature of serde_json.
             let mut pairs: Vec<_> = map.iter().collect();
             pairs.sort_unstable_by_key(|(key, _)| *key);
             for (key, value) in pairs {
@@ -45,7 +45,7 @@ fn encode_value(value: &Value, out: &mut Vec<u8>) {
 }
 
 fn encode_list(values: &[Value], out: &mut Vec<u8>) {
-    // A list of nothing but bytes is written as Erlang writes it.
+    // Erlang encodes a list of bytes as a string.
     let byte = |value: &Value| value.as_u64().and_then(|n| u8::try_from(n).ok());
     let bytes: Option<Vec<u8>> = values.iter().map(byte).collect();
     match (bytes, u16::try_from(values.len())) {
@@ -74,13 +74,13 @@ fn encode_integer(integer: i128, out: &mut Vec<u8>) {
     } else {
         let digits = integer.unsigned_abs().to_le_bytes();
         let length = digits.iter().rposition(|&digit| digit != 0).map_or(0, |last| last + 1);
-        let length_byte = u8::try_from(length).expect("16 at most");
+        let length_byte = u8::try_from(length).expect("at most 16");
         out.extend_from_slice(&[tag::SMALL_BIG, length_byte, u8::from(integer < 0)]);
         out.extend_from_slice(&digits[..length]);
     }
 }
 
-/// Atoms as all releases of Erlang can read them.
+/// Atoms in the encoding that all releases of Erlang can read.
 fn encode_atom(name: &str, out: &mut Vec<u8>) {
     out.push(tag::ATOM);
     let length = u16::try_from(name.len()).expect("only short names are written");
@@ -95,6 +95,6 @@ fn encode_binary(text: &str, out: &mut Vec<u8>) {
 }
 
 fn encode_length(length: usize, out: &mut Vec<u8>) {
-    let length = u32::try_from(length).expect("a token of 4 GiB is out of the question");
+    let length = u32::try_from(length).expect("a token is smaller than 4 GiB");
     out.extend_from_slice(&length.to_be_bytes());
 }
