@@ -57,7 +57,7 @@ fn endpoint(watching: usize) -> (Presence, Endpoint, Vec<Subscription>) {
 }
 
 fn comes_and_goes(c: &mut Criterion) {
-    let mut group = c.benchmark_group("one comes and goes");
+    let mut group = c.benchmark_group("one joins and leaves");
     for watching in [0, 100] {
         let (presence, endpoint, _watching) = endpoint(watching);
         group.bench_function(BenchmarkId::new("here", watching), |b| {
@@ -75,7 +75,7 @@ fn comes_and_goes(c: &mut Criterion) {
 
 fn who_is_here(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
-    let mut group = c.benchmark_group("who is here");
+    let mut group = c.benchmark_group("list of presences");
     for many in [10, 1000] {
         let (presence, endpoint, _) = endpoint(0);
         let mut by_hand = ByHand::default();

@@ -26,7 +26,7 @@ fn listeners(pubsub: &PubSub, count: usize) -> Vec<Subscription> {
 
 fn broadcast(c: &mut Criterion) {
     let payload = Payload::new(&[("text", "hello")].into_iter().collect::<Map>()).unwrap();
-    let mut group = c.benchmark_group("broadcast to one, beside other topics");
+    let mut group = c.benchmark_group("broadcast to one subscriber, with other topics");
     for topics in [1, 100, 10_000, 100_000] {
         let pubsub = pubsub();
         let (_others, _listener) = (others(&pubsub, topics), listeners(&pubsub, 1));
@@ -36,7 +36,7 @@ fn broadcast(c: &mut Criterion) {
     }
     group.finish();
 
-    let mut group = c.benchmark_group("broadcast to so many");
+    let mut group = c.benchmark_group("broadcast to many subscribers");
     for count in [1, 10, 100, 1000] {
         let pubsub = pubsub();
         let _listeners = listeners(&pubsub, count);
@@ -51,7 +51,7 @@ fn broadcast(c: &mut Criterion) {
 type Map = std::collections::BTreeMap<&'static str, &'static str>;
 
 fn come_and_go(c: &mut Criterion) {
-    let mut group = c.benchmark_group("come and go, beside other topics");
+    let mut group = c.benchmark_group("subscribe and unsubscribe, with other topics");
     for topics in [1, 100, 10_000, 100_000] {
         let pubsub = pubsub();
         let _others = others(&pubsub, topics);
@@ -61,7 +61,7 @@ fn come_and_go(c: &mut Criterion) {
     }
     group.finish();
 
-    let mut group = c.benchmark_group("come and go, beside so many on the topic");
+    let mut group = c.benchmark_group("subscribe and unsubscribe, with many on the topic");
     for count in [1, 10, 100, 1000] {
         let pubsub = pubsub();
         let _listeners = listeners(&pubsub, count);

@@ -35,7 +35,7 @@ impl Channel for Farewell {
     ) -> Result<Reply, Stop> {
         match event {
             "stop" => Err(Stop::normal()),
-            "crash" => panic!("told to crash"),
+            "crash" => panic!("crash requested"),
             other => Err(Stop::unknown_event(other)),
         }
     }

@@ -82,7 +82,7 @@ impl Channel for Present {
                 let found = found.map_or_else(|| json!([]), Value::Object);
                 Ok(Reply::ok().with(json!({ "found": found })))
             }
-            "crash" => panic!("told to crash"),
+            "crash" => panic!("crash requested"),
             other => Err(Stop::unknown_event(other)),
         }
     }

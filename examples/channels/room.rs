@@ -66,7 +66,7 @@ impl Channel for Room {
         if let Some(reason) = params.get("reject") {
             return Err(JoinError::with(json!({ "reason": reason })));
         }
-        assert!(!has("crash"), "told to crash");
+        assert!(!has("crash"), "crash requested");
         if has("bad") {
             // Any error that is not a refusal crashes the channel.
             "no number".parse::<u64>()?;
@@ -153,8 +153,10 @@ impl Channel for Room {
                 let reason = ExitReason::failed("boom");
                 return Err(Stop::because(reason).reply(Reply::error().with(payload)));
             }
-            "crash" => panic!("told to crash"),
-            "bad_return" => return Err(Stop::because(ExitReason::failed("told to make no sense"))),
+            "crash" => panic!("crash requested"),
+            "bad_return" => {
+                return Err(Stop::because(ExitReason::failed("invalid return requested")));
+            }
             "stop_in" => cx.send_after(after(&payload, "ms")?, End::Stop)?,
             "die_in" => cx.send_after(after(&payload, "ms")?, End::Crash)?,
 
@@ -283,7 +285,7 @@ impl HandleInfo<End> for Room {
     async fn handle_info(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
         match end {
             End::Stop => Err(Stop::because(ExitReason::ShutdownWith("later".into()))),
-            End::Crash => panic!("told to crash later"),
+            End::Crash => panic!("crash requested"),
         }
     }
 }

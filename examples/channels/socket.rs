@@ -40,8 +40,10 @@ impl Socket for UserSocket {
                 let refused = ConnectError::because("too many requests");
                 return Err(refused.respond(StatusCode::TOO_MANY_REQUESTS, "Too many requests"));
             }
-            Some("crash") => panic!("told to crash"),
-            Some(other) => return Err(ConnectError::because(format!("told to: {other}"))),
+            Some("crash") => panic!("crash requested"),
+            Some(other) => {
+                return Err(ConnectError::because(format!("refusal requested: {other}")));
+            }
         }
         Ok(User {
             user_id: params.get("user_id").map(str::to_owned),
@@ -52,7 +54,7 @@ impl Socket for UserSocket {
 
     fn id(&self, user: &User) -> Result<Option<String>, ConnectError> {
         if user.params.get("id").is_some_and(|id| id == "bad") {
-            return Err(ConnectError::because("told to have an id that makes no sense"));
+            return Err(ConnectError::because("invalid id requested"));
         }
         Ok(user.user_id.as_ref().map(|id| format!("users_socket:{id}")))
     }

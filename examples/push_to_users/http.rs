@@ -143,7 +143,7 @@ impl Room {
         loop {
             // Requests are woken in the order in which they began to wait here.
             let mut crowded = pin!(self.crowded.notified());
-            // The server has a few seconds to end: the client is told what was accepted before that.
+            // The server stops within a few seconds: the client receives the accepted lines before that.
             while timeout(PAUSE, crowded.as_mut()).await.is_err() {
                 if pushes.is_closed() {
                     return "the server is shutting down";

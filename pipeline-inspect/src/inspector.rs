@@ -257,7 +257,7 @@ impl InspectorBuilder {
     /// hosts.
     ///
     /// By default only requests for `localhost` and for addresses are answered: see [the
-    /// crate](crate#who-may-look). Pages of these hosts may connect to the channel.
+    /// crate](crate#access-control). Pages of these hosts may connect to the channel.
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;

@@ -24,7 +24,7 @@
 //! # }
 //! ```
 //!
-//! # Who may look
+//! # Access control
 //!
 //! The inspector has no password. It shows the names of stages, mounts and patterns, and never a user, a
 //! topic or a payload; still it should not be public. Protect it like your other internal pages: the

@@ -80,7 +80,7 @@ async fn until(address: &str, shows: impl Fn(&View) -> bool) -> View {
 }
 
 #[tokio::test]
-async fn json_and_channel_agree_with_what_was_pushed() {
+async fn json_and_channel_agree_with_the_pushed_events() {
     let (queue, producer) = queue::<u64>(QueueOptions::new().capacity(50));
     let (gate, mut keeper) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;

@@ -31,7 +31,7 @@
 //!
 //! | recorded as | line | sent at a flush |
 //! | --- | --- | --- |
-//! | counter | `name:5\|c` | what it grew by since the last flush, if it grew |
+//! | counter | `name:5\|c` | its increase since the last flush, if it grew |
 //! | gauge | `name:1.5\|g` | its value, at every flush, from the first time it has one |
 //! | histogram described with a time unit | `name:0.75\|ms` | each sample, in milliseconds |
 //! | any other histogram | `name:512\|h` (`\|ms` in [`Dialect::StatsD`]) | each sample, as it was recorded |

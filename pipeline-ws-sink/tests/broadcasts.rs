@@ -36,7 +36,7 @@ async fn a_channel_that_crashes_on_a_broadcast_crashes_alone() {
     room.unlink();
     let curse = room.push("curse", json!({}));
     assert_reply!(room, curse, "ok");
-    assert_push!(room, "farewell", { "reason": "panicked: told to crash" });
+    assert_push!(room, "farewell", { "reason": "panicked: crash requested" });
     assert_push!(room, "phx_error", { "reason": "channel_crash" });
     let ping = other.push("ping", json!({}));
     assert_reply!(other, ping, "ok");

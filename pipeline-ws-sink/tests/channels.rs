@@ -35,7 +35,7 @@ async fn terminate_receives_the_exit_reason() {
     for (event, reason, last_word) in [
         ("stop", "normal", "phx_close"),
         ("boom", "failed: boom", "phx_error"),
-        ("crash", "panicked: told to crash", "phx_error"),
+        ("crash", "panicked: crash requested", "phx_error"),
         ("no_such_event", no_event, "phx_error"),
         ("push", no_object, "phx_error"),
         ("phx_leave", "shutdown: left", "phx_close"),

@@ -1,4 +1,4 @@
-//! When a socket ends, its connection is closed, whoever holds references to it; and its channels and
+//! When a socket ends, its connection is closed, even while references to it are held; and its channels and
 //! tasks end with it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 

@@ -116,7 +116,7 @@ async fn c_016_a_panic_refuses_and_is_logged() {
     let answer = door.upgrade(&format!("{SOCKET}?reject=crash"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
     let log = log.take();
-    assert!(log.iter().any(|line| line.contains("told to crash")), "{log:?}");
+    assert!(log.iter().any(|line| line.contains("crash requested")), "{log:?}");
     assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101, "others are accepted");
 }
 
@@ -316,7 +316,7 @@ async fn an_auth_token_may_be_in_any_of_several_headers() {
 #[tokio::test]
 async fn compression_is_declined_for_the_clients_that_a_function_names() {
     let is_safari = |info: &pipeline_ws_sink::ConnectInfo| {
-        info.user_agent.as_deref().expect("told to crash").contains("Safari")
+        info.user_agent.as_deref().expect("crash requested").contains("Safari")
     };
     let door = Door::open(|mount| mount.compress_when(move |info| !is_safari(info))).await;
     let extensions = "sec-websocket-extensions";

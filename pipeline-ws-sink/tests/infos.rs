@@ -107,7 +107,7 @@ impl HandleInfo<Order> for Worker {
     async fn handle_info(&mut self, order: Order, _: &ChannelContext<Self>) -> Result<(), Stop> {
         match order {
             Order::Stop => Err(Stop::normal()),
-            Order::Crash => panic!("told to crash"),
+            Order::Crash => panic!("crash requested"),
             Order::Hang => pending().await,
         }
     }
@@ -163,7 +163,7 @@ async fn a_message_may_stop_a_channel_or_crash_it() {
 
     let worker = joined().await;
     worker.handle::<Worker>().send(Order::Crash).await.unwrap();
-    assert_eq!(worker.ended().await.to_string(), "panicked: told to crash");
+    assert_eq!(worker.ended().await.to_string(), "panicked: crash requested");
     assert_push!(worker, "phx_error", == json!({"reason": "channel_crash"}));
 }
 

@@ -131,7 +131,7 @@ async fn a_node_that_has_just_started_drops_no_items_for_other_nodes() {
         assert!(online("room:a"));
         sleep(SECOND / 10).await;
     }
-    assert!(!online("room:b"), "it knows by now");
+    assert!(!online("room:b"), "the node has received it by now");
 }
 
 #[tokio::test(start_paused = true)]
@@ -148,7 +148,7 @@ async fn a_lost_message_at_the_start_hides_no_subscriber() {
         assert!(here.pubsub().is_online("room:a"));
         sleep(SECOND / 10).await;
     }
-    assert!(!here.pubsub().is_online("room:b"), "it knows by now");
+    assert!(!here.pubsub().is_online("room:b"), "the node has received it by now");
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,7 +84,7 @@ impl Channel for Room {
             "list" => return Ok(Reply::ok().with(presence.list(cx.topic()).await)),
             "get" => return Ok(Reply::ok().with(presence.get_by_key(cx.topic(), key).await)),
             "stop" => return Err(Stop::normal()),
-            "panic" => panic!("told to"),
+            "panic" => panic!("requested"),
             other => return Err(Stop::unknown_event(other)),
         };
         Ok(match tracked {
@@ -303,8 +303,8 @@ async fn c_192_an_unknown_key_is_not_found() {
     let kit = kit(&presence);
     let (_ada, room) = enter(&kit, "ada", "phone").await;
     diff(&room).await;
-    let nobody = room.push("get", json!({ "key": "nobody" }));
-    assert_reply!(room, nobody, "ok", == json!(null));
+    let absent = room.push("get", json!({ "key": "absent" }));
+    assert_reply!(room, absent, "ok", == json!(null));
     let found = room.push("get", json!({}));
     assert_reply!(room, found, "ok", { "metas": [{ "device": "phone", "phx_ref": _ }] });
 }
@@ -341,10 +341,7 @@ async fn c_194_all_keys_of_a_crashed_channel_leave_in_one_diff() {
     assert_eq!(frames.last().unwrap()[3], "phx_error");
     let leaves = frames.iter().filter(|frame| frame[3] == "presence_diff");
     let mut leaves = leaves.map(|frame| &frame[4]["leaves"]);
-    assert!(
-        leaves.all(|leaves| *leaves == json!({})),
-        "it is not told of its own leave: {frames:?}"
-    );
+    assert!(leaves.all(|leaves| *leaves == json!({})), "it received its own leave: {frames:?}");
 }
 
 /// Adds a name to each key, as often as there are permits.
@@ -355,7 +352,7 @@ fn named(calls: &Arc<Mutex<Vec<Vec<String>>>>, permits: &Arc<Semaphore>) -> Pres
         async move {
             permits.acquire().await.unwrap().forget();
             let keys: Vec<_> = who.keys().map(str::to_owned).collect();
-            assert!(!keys.contains(&"trouble".to_owned()), "told to");
+            assert!(!keys.contains(&"trouble".to_owned()), "requested");
             for key in &keys {
                 who.add(key, "name", key.to_uppercase());
             }
@@ -426,7 +423,7 @@ async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
     let note = told.clone();
     let on_diff = move |diff: &PresenceDiff| {
         note.lock().push(diff.clone());
-        assert!(diff.joins.get("trouble").is_none(), "told to");
+        assert!(diff.joins.get("trouble").is_none(), "requested");
     };
     let presence = Presence::builder().on_diff(on_diff).build();
     let kit = kit(&presence);

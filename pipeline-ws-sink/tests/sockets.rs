@@ -107,7 +107,7 @@ async fn disconnecting_by_id_closes_those_sockets_and_no_others() {
     let mut joe = server.connect("name=joe").await;
     joe.join("1", T).await;
     server.open_sockets(3).await;
-    assert_eq!(server.endpoint.disconnect("named:nobody"), 0);
+    assert_eq!(server.endpoint.disconnect("named:absent"), 0);
     assert_eq!(server.endpoint.disconnect("named:ada"), 2);
     assert_eq!(phone.closed().await, 1001);
     assert_eq!(laptop.closed().await, 1001);
@@ -213,7 +213,7 @@ fn an_unreachable_path_is_an_error_of_the_endpoint() {
 
 /// The message of its panic.
 fn panics(option: impl FnOnce()) -> String {
-    let panic = catch_unwind(AssertUnwindSafe(option)).expect_err("it was taken");
+    let panic = catch_unwind(AssertUnwindSafe(option)).expect_err("the option was accepted");
     let text = panic.downcast_ref::<String>().cloned();
     text.unwrap_or_else(|| (*panic.downcast_ref::<&str>().expect("a text")).to_owned())
 }

@@ -40,7 +40,7 @@ impl Channel for Plain {
         payload: Payload,
         cx: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
-        assert_ne!(event, "crash", "told to");
+        assert_ne!(event, "crash", "requested");
         match event {
             // Until the client has disconnected.
             "push" => loop {
@@ -48,7 +48,7 @@ impl Channel for Plain {
                 sleep(Duration::from_secs(1)).await;
             },
             "stop" => Err(Stop::normal().reply(Reply::ok())),
-            "fail" => Err(Stop::because(ExitReason::failed("told to"))),
+            "fail" => Err(Stop::because(ExitReason::failed("requested"))),
             _ => Ok(Reply::ok().with(payload)),
         }
     }

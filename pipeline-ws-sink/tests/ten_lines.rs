@@ -61,7 +61,7 @@ impl Channel for RoomChannel {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_room_counts_what_is_shouted_and_tells_everybody() {
+async fn a_room_counts_shouts_and_broadcasts_them() {
     let kit = TestEndpoint::new(Mount::new(UserSocket).channel::<RoomChannel>("room:*"));
     let socket = kit.connect(json!({ "user": "ada" })).await.unwrap();
     let room = socket.join("room:1", json!({})).await.unwrap();

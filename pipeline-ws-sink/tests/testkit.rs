@@ -52,7 +52,7 @@ impl Channel for Room {
         cx: &mut JoinContext<'_, Self>,
     ) -> Result<Self, JoinError> {
         match topic.rest() {
-            "crash" => panic!("told to crash"),
+            "crash" => panic!("crash requested"),
             "secret" => Err(JoinError::unauthorized()),
             "never" => std::future::pending().await,
             _ => {
@@ -89,7 +89,7 @@ impl Channel for Room {
                 cx.send_after(SECOND, Note(1))?;
                 Ok(Reply::ok())
             }
-            "crash" => panic!("told to crash"),
+            "crash" => panic!("crash requested"),
             "hang" => std::future::pending().await,
             "stop" => Err(Stop::normal()),
             other => Err(Stop::unknown_event(other)),
@@ -322,7 +322,7 @@ async fn a_refused_join_returns_the_clients_error() {
     let crashed = socket.join("room:crash", json!({})).await.unwrap_err();
     assert_eq!(
         crashed.to_string(),
-        "the join was refused with {\"reason\":\"join crashed\"}, because it panicked: told to crash"
+        "the join was refused with {\"reason\":\"join crashed\"}, because it panicked: crash requested"
     );
     refute_push!(room, "pushed");
 }
@@ -415,11 +415,11 @@ async fn an_expected_crash_does_not_fail_the_test() {
     let crash = room.push("crash", json!({}));
     refute_reply!(room, crash, "ok");
     assert_push!(room, "phx_error", { "reason": "channel_crash" }, within: SECOND);
-    assert_eq!(room.ended().await.to_string(), "panicked: told to crash");
+    assert_eq!(room.ended().await.to_string(), "panicked: crash requested");
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "the channel on room:1 crashed: panicked: told to crash")]
+#[should_panic(expected = "the channel on room:1 crashed: panicked: crash requested")]
 async fn a_crash_fails_the_next_assertion() {
     let room = room().await;
     let crash = room.push("crash", json!({}));

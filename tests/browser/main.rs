@@ -72,11 +72,11 @@ async fn the_page_reconnects_after_a_restart_with_a_new_token() {
 async fn the_page_shows_the_error_of_a_sign_in() {
     let example = Example::start(&[]).await;
     let browser = Browser::start().await;
-    browser.client.goto(&format!("http://{}/?user=nobody", example.address)).await.unwrap();
+    browser.client.goto(&format!("http://{}/?user=absent", example.address)).await.unwrap();
     let refused = Locator::Css("#status[data-state=error]");
     browser.client.wait().at_most(PATIENCE).for_element(refused).await.unwrap();
     let text = browser.text("#status").await;
-    assert!(text.contains("cannot sign in as nobody"), "{text}");
+    assert!(text.contains("cannot sign in as absent"), "{text}");
     browser.close().await;
 }
 

@@ -7,7 +7,7 @@ const PAUSE_MS = 3000
 const FALLBACK_MS = 3000
 
 const params = new URLSearchParams(location.search)
-const name = params.get("name") ?? "somebody"
+const name = params.get("name") ?? "guest"
 const device = params.get("device") ?? (matchMedia("(pointer: coarse)").matches ? "phone" : "computer")
 const $ = id => document.getElementById(id)
 

@@ -173,7 +173,7 @@ impl Channel for Farewell {
         _: Payload,
         _: &ChannelContext<Self>,
     ) -> Result<Reply, Stop> {
-        panic!("told to crash")
+        panic!("crash requested")
     }
 
     async fn terminate(&mut self, reason: &ExitReason, cx: &ChannelContext<Self>) {

@@ -193,7 +193,7 @@ async fn c_128_after_a_panic_they_come_before_the_error() {
     let mut client = app.client("ada").await;
     client.join("1", BYE).await;
     client.send(json!(["1", "2", BYE, "crash", {}])).await;
-    let told = json!({"topic": BYE, "reason": "panicked: told to crash"});
+    let told = json!({"topic": BYE, "reason": "panicked: crash requested"});
     client
         .expect([
             json!(["1", null, BYE, "farewell", told]),

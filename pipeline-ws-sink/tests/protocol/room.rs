@@ -54,7 +54,7 @@ impl Channel for Room {
         if let Some(reason) = params["reject"].as_str() {
             return Err(JoinError::reason(reason));
         }
-        assert!(params["crash"].is_null(), "told to crash");
+        assert!(params["crash"].is_null(), "crash requested");
         if params["bad"].is_string() {
             params["bad"].as_str().unwrap_or_default().parse::<u64>()?;
         }
@@ -136,7 +136,7 @@ impl Channel for Room {
                 let reason = ExitReason::failed("boom");
                 return Err(Stop::because(reason).reply(Reply::error().with(payload)));
             }
-            "crash" => panic!("told to crash"),
+            "crash" => panic!("crash requested"),
             "nonsense" => return Ok(Reply::ok().with(json!(payload.parse::<u64>()?))),
             "stop_later" => cx.send_after(Duration::ZERO, End::Stop)?,
             "crash_later" => cx.send_after(Duration::ZERO, End::Crash)?,
@@ -180,7 +180,7 @@ impl HandleInfo<End> for Room {
     async fn handle_info(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
         match end {
             End::Stop => Err(Stop::because(ExitReason::ShutdownWith("later".into()))),
-            End::Crash => panic!("told to crash"),
+            End::Crash => panic!("crash requested"),
         }
     }
 }

@@ -53,7 +53,7 @@ impl Channel for Room {
         if let Some(reason) = params["refuse"].as_str() {
             return Err(JoinError::reason(reason));
         }
-        assert!(params["crash"].is_null(), "told to crash");
+        assert!(params["crash"].is_null(), "crash requested");
         Ok(Self)
     }
 
@@ -83,7 +83,7 @@ impl Channel for Room {
             }
             "stop" => Err(Stop::normal().reply(Reply::ok().with(payload))),
             "boom" => Err(Stop::because(ExitReason::failed("boom")).reply(Reply::error())),
-            "crash" => panic!("told to crash"),
+            "crash" => panic!("crash requested"),
             other => Err(Stop::unknown_event(other)),
         }
     }
@@ -97,7 +97,7 @@ impl Channel for Room {
         let payload: Value = payload.parse()?;
         match event {
             "stamped" => cx.push(event, json!({ "for": cx.assigns(), "was": payload }))?,
-            _ => panic!("told to crash"),
+            _ => panic!("crash requested"),
         }
         Ok(())
     }

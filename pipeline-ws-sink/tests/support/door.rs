@@ -40,7 +40,7 @@ impl Socket for Doorman {
             }
             Some("other") => return Err(ConnectError::because("other")),
             Some("number") => drop(params.require("reject")?.parse::<u8>()?),
-            Some("crash") => panic!("told to crash"),
+            Some("crash") => panic!("crash requested"),
             _ => {}
         }
         Ok(params.get("id") != Some("bad"))
