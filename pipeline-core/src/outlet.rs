@@ -423,7 +423,7 @@ impl<E: 'static> Outlet<E> {
     }
 
     /// Whether anything but demand is recorded.
-    fn withholds(&self) -> bool {
+    pub(crate) fn withholds(&self) -> bool {
         self.recorded.len() > self.demands
     }
 

@@ -550,15 +550,7 @@ impl Stages {
             }
         }
         for (_, Told { stage, last_words, .. }) in mem::take(&mut self.by_task) {
-            let running = &self.stages[stage];
-            let known = || {
-                let mut left = running.planned.observed().left();
-                // The gauges include the stage's earlier incarnations.
-                let earlier = running.earlier.as_ref().map_or(0, |earlier| earlier.given_up);
-                left.given_up = left.given_up.saturating_sub(earlier);
-                left
-            };
-            let left = last_words.get().cloned().unwrap_or_else(known);
+            let left = last_words.get().cloned().unwrap_or_else(|| self.left(stage));
             self.stage_ended(stage, left);
         }
     }
@@ -689,6 +681,16 @@ impl Stages {
         }
     }
 
+    /// The report of a stage's last incarnation, as far as its gauges have it.
+    fn left(&self, stage: usize) -> StageReport {
+        let running = &self.stages[stage];
+        let mut left = running.planned.observed().left();
+        // The gauges include the stage's earlier incarnations.
+        let earlier = running.earlier.as_ref().map_or(0, |earlier| earlier.given_up);
+        left.given_up = left.given_up.saturating_sub(earlier);
+        left
+    }
+
     /// The report of a stage that could not report itself: it was aborted in a callback, or code
     /// that is not a callback panicked, such as a destructor.
     fn report_of(
@@ -697,8 +699,7 @@ impl Stages {
         last_words: &OnceLock<StageReport>,
         error: JoinError,
     ) -> StageReport {
-        let known = || self.stages[stage].planned.observed().left();
-        let left = last_words.get().cloned().unwrap_or_else(known);
+        let left = last_words.get().cloned().unwrap_or_else(|| self.left(stage));
         StageReport { reason: reason_of(error), ..left }
     }
 }

@@ -1036,7 +1036,7 @@ async fn a_drain_does_not_wait_for_a_restarted_stage_without_work() {
 }
 
 /// Cancels its subscription after ten events.
-struct TakesARest(Arc<AtomicUsize>);
+struct TakesARest(Arc<AtomicUsize>, Duration);
 
 impl Consumer for TakesARest {
     type Event = u64;
@@ -1049,6 +1049,7 @@ impl Consumer for TakesARest {
         let before = self.0.fetch_add(events.len(), Ordering::SeqCst);
         if before < 10 && before + events.len() >= 10 {
             from.cancel(ExitReason::Normal);
+            time::sleep(self.1).await;
         }
         Ok(())
     }
@@ -1059,7 +1060,7 @@ async fn a_temporarily_cancelled_consumer_is_back_when_the_drain_begins() {
     for row in [true, false] {
         let (queue, producer) = queue(QueueOptions::new());
         let seen = Arc::new(AtomicUsize::new(0));
-        let consumer = TakesARest(seen.clone());
+        let consumer = TakesARest(seen.clone(), Duration::ZERO);
         let minute = Duration::from_secs(60);
         let options = demand(10, 5).cancel(Cancel::Reconnect(Backoff::new(minute, minute)));
         let pipeline = if row {
@@ -1372,4 +1373,25 @@ async fn a_waker_of_a_push_may_take_a_snapshot_of_the_draining_pipeline() {
     assert!(push.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
     pipeline.drain(MOMENT).await;
     assert!(looking.1.load(Ordering::SeqCst));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_has_cancelled_gracefully_does_not_fail_when_its_producer_does() {
+    let (queue, producer) = queue(QueueOptions::new());
+    let mut graph = Graph::new("graph");
+    let source = graph.producer("source", producer);
+    let seen = Arc::new(AtomicUsize::new(0));
+    let sink = graph.consumer("sink", TakesARest(seen.clone(), Duration::from_secs(1)));
+    let minute = Duration::from_secs(60);
+    graph.subscribe(
+        &sink,
+        &source,
+        demand(10, 5).cancel(Cancel::Reconnect(Backoff::new(minute, minute))),
+    );
+    let _pipeline = graph.start().unwrap();
+    push_all(&queue, 0..100).await;
+    settle().await;
+    source.stop(ExitReason::failed("no route")).await;
+    time::sleep(DAY).await;
+    assert!(sink.is_running());
 }

@@ -592,3 +592,19 @@ async fn events_that_infos_emit_while_a_stage_finishes_are_delivered() {
     let got = consumer.got().concat();
     assert!(got.len() >= 9 && got.is_sorted(), "{got:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_go_on_emitting_do_not_keep_a_stage_that_finishes() {
+    let mut graph = pipeline_core::Graph::new("graph");
+    let stage = Stage::new(Counter::default());
+    let counter = graph.producer_with(stage.rate_limit(RateLimit::new(1, Duration::from_secs(1))));
+    let pipeline = graph.start().unwrap();
+    let consumer = Reader::raw_of(&counter).await;
+    consumer.asks(1_000).await;
+    let (report, ()) = tokio::join!(pipeline.drain(Duration::from_secs(3600)), async {
+        while counter.call(Count).await.is_ok() {
+            time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    assert!(report.in_time, "{report}");
+}

@@ -35,6 +35,8 @@ pub(super) enum Step {
     Input,
     /// Emitted events are still to be delivered.
     Output,
+    /// Events that were emitted during `Output` are still to be delivered.
+    Rest,
     /// The current work is still to be done.
     Work,
 }
@@ -50,7 +52,7 @@ impl<B: Behaviour> StageTask<B> {
         if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
         }
-        if self.outlet.replays() {
+        if self.outlet.withholds() {
             // The producer is notified of the drain before it receives recorded demand. Events that it
             // emits now come after the recorded ones.
             self.outlet.set_mode(DemandMode::Accumulate);
@@ -98,14 +100,15 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) async fn reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
         match self.markers.remove(&marker) {
             Some(Pending::Letter(posted)) => self.call(Callback::Letter(posted.letter)).await,
-            Some(Pending::Finish) if !self.outlet.is_empty() => {
-                // A callback has emitted events since.
-                let marker = self.marker(Pending::Finish);
-                self.outlet.info(marker);
-                Ok(())
-            }
             Some(Pending::Finish) => {
-                if let Some(finishing) = &mut self.finishing {
+                let Some(finishing) = &mut self.finishing else { return Ok(()) };
+                if finishing.step == Step::Output && !self.outlet.is_empty() {
+                    // Messages that waited among the last events have emitted more. Only once: calls may
+                    // emit without end.
+                    finishing.step = Step::Rest;
+                    let marker = self.marker(Pending::Finish);
+                    self.outlet.info(marker);
+                } else {
                     finishing.step = Step::Work;
                 }
                 Ok(())
@@ -151,7 +154,7 @@ impl<B: Behaviour> StageTask<B> {
                 Ok(true)
             }
             Step::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
-            Step::Input | Step::Output | Step::Work => Ok(false),
+            Step::Input | Step::Output | Step::Rest | Step::Work => Ok(false),
         }
     }
 

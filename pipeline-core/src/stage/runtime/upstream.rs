@@ -330,14 +330,18 @@ impl<B: Behaviour> StageTask<B> {
         };
         let Some(policy) = policy else { return give_up(target, backoff, reason) };
         let last = match target.occupant() {
-            Occupant::Running(port) => port.ended(),
+            // The producer may have ended, and its slot not be vacated yet.
+            Occupant::Running(port) => {
+                port.ended().filter(|last| last.is_graceful() || !target.restarts())
+            }
             Occupant::Restarting => None,
-            Occupant::Ended(last) => return give_up(target, backoff, last),
-            Occupant::Vacant => return give_up(target, backoff, reason),
+            Occupant::Ended(last) => Some(last),
+            Occupant::Vacant => Some(reason.clone()),
         };
-        // The producer has ended, and its slot is not vacated yet.
-        if let Some(last) = last.filter(|last| last.is_graceful() || !target.restarts()) {
-            return give_up(target, backoff, last);
+        if let Some(last) = last {
+            // A consumer that has cancelled gracefully does not fail for a later failure of the producer.
+            let reason = if reason.is_graceful() { reason } else { last };
+            return give_up(target, backoff, reason);
         }
         if self.draining && target.pipeline() != self.pipeline {
             return give_up(target, backoff, reason);
