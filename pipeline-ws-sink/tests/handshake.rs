@@ -41,7 +41,7 @@ async fn c_007_a_version_that_is_not_a_string_is_refused() {
         let answer = door.upgrade(&format!("{SOCKET}?{query}"), &[]).await;
         assert!(answer.is_forbidden(), "{query}: {answer:?}");
     }
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -51,7 +51,7 @@ async fn c_008_a_post_is_answered_with_400_and_an_empty_body() {
         let answer = door.request(method, &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
         assert_eq!((answer.status, &*answer.body), (400, ""), "{method}");
     }
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn c_009_a_get_without_an_upgrade_gets_an_explanation() {
     assert_eq!(answer.status, 400);
     assert!(answer.body.contains("pgrade"), "{answer:?}");
     assert!(answer.header("content-type").unwrap().starts_with("text/plain"), "{answer:?}");
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -70,7 +70,7 @@ async fn c_010_another_version_of_websockets_is_refused_with_400() {
     let answer = door.upgrade(SOCKET, &[("sec-websocket-version", "12"), (OFFER, "any")]).await;
     assert_eq!(answer.status, 400);
     assert!(!answer.body.is_empty());
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -138,7 +138,7 @@ async fn c_018_path_variables_override_the_query() {
     assert_eq!(json!(door.seen().0), expected);
     assert_eq!(door.upgrade("/tenant/%ff/live/fast", &[]).await.status, 400);
     assert_eq!(door.upgrade("/tenant/acme/websocket", &[]).await.status, 404);
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -186,7 +186,7 @@ async fn a_foreign_origin_is_refused_and_the_expected_ones_are_logged() {
     let mut door = Door::build(strict).await;
     let answer = door.upgrade(SOCKET, &[EVIL]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
-    door.nobody_was_seen();
+    door.saw_no_connection();
     let log = log.take();
     let expected = "ERROR expected=\"the host localhost, set by EndpointBuilder::host\" \
                     message=refused a page from another origin \
@@ -291,7 +291,7 @@ async fn an_ambiguous_request_is_answered_with_400() {
         let answer = door.send(&ask(headers)).await;
         assert_eq!((answer.status, &*answer.body), (400, fault), "{headers}");
     }
-    door.nobody_was_seen();
+    door.saw_no_connection();
     for headers in ["host: localhost\r\n", "host: localhost\r\ncontent-length: 0\r\n"] {
         assert_eq!(door.send(&ask(headers)).await.status, 101, "{headers}");
     }
@@ -413,7 +413,7 @@ async fn c_039_a_token_may_be_the_only_offer() {
 async fn c_040_a_token_does_not_replace_a_subprotocol() {
     let mut door = with_token().await;
     offers(&door, &[(Some(&format!("other, {TOKEN}")), 403, None)]).await;
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -428,7 +428,7 @@ async fn c_041_two_tokens_count_as_none() {
 async fn c_042_a_token_that_is_not_base64_is_refused() {
     let mut door = with_token().await;
     offers(&door, &[(Some("phoenix, base64url.bearer.phx.!!!"), 403, None)]).await;
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -453,7 +453,7 @@ async fn the_first_failing_check_determines_the_response() {
     for (answer, status) in cases {
         assert_eq!((answer.status, &*answer.body), (status, ""));
     }
-    door.nobody_was_seen();
+    door.saw_no_connection();
 }
 
 #[tokio::test]
@@ -482,7 +482,7 @@ async fn an_endpoint_works_at_any_path_of_a_router() {
         assert_eq!(door.upgrade(&format!("{prefix}/socket"), &[]).await.status, {
             if prefix.is_empty() { 200 } else { 404 }
         });
-        door.nobody_was_seen();
+        door.saw_no_connection();
     }
 }
 
@@ -509,7 +509,7 @@ async fn of_two_mounts_that_match_the_first_wins() {
     assert_eq!(door.upgrade("/tenant/other/websocket", &[]).await.status, 101);
     assert_eq!(door.seen().0.get("tenant"), Some("other"));
     assert_eq!(door.upgrade("/tenant/acme/websocket?name=ada", &[]).await.status, 101);
-    door.nobody_was_seen();
+    door.saw_no_connection();
     let url = format!("ws://{}/tenant/acme/websocket?vsn=2.0.0", door.address());
     assert_eq!(connect(&url).await.err(), Some(403), "this one requires a name");
 }

@@ -21,7 +21,7 @@ const MAX_ARCHITECTURE: usize = 360;
 const DIALECT: [&str; 4] = ["whoever", "nobody", "somebody", "those who"];
 
 /// The most lines with a word of [`DIALECT`]. Lower it when there are fewer.
-const MAX_DIALECT: usize = 450;
+const MAX_DIALECT: usize = 20;
 
 /// Code that a file that calls itself pure does not have: it does not wait, spawn, lock, read a clock or log.
 const IMPURE: [&str; 8] = [

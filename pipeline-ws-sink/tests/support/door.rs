@@ -127,11 +127,11 @@ impl Door {
     /// The client that was seen last, and expects no other.
     pub fn seen(&mut self) -> (Params, ConnectInfo) {
         let seen = self.seen.try_recv().unwrap();
-        self.nobody_was_seen();
+        self.saw_no_connection();
         seen
     }
 
-    pub fn nobody_was_seen(&mut self) {
+    pub fn saw_no_connection(&mut self) {
         assert!(self.seen.try_recv().is_err(), "connect was called");
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     demand::{Chunk, Window},
     exit::ExitReason,
     inlet::{Input, Upstream},
+    shown::shown,
     snapshot::StageKind,
     subscription::{
         Asking, Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription,
@@ -162,7 +163,7 @@ impl<B: Behaviour> StageTask<B> {
                 // The failure concerned the earlier incarnation. This one does not make the
                 // subscription.
                 self.forget(origin);
-                tracing::warn!(stage = %self.report.stage, producer = %target.name(), "a producer has failed for good, not subscribing to it again");
+                tracing::warn!(stage = %self.report.stage, producer = shown(target.name()), "a producer has failed for good, not subscribing to it again");
                 return Ok(());
             }
             Occupant::Ended(reason) => {
