@@ -719,10 +719,13 @@ async fn a_finishing_consumer_handles_received_events_however_long_that_takes() 
     }
 }
 
-/// Passes events on, one every 10 ms.
-struct Slowly;
+/// Passes events on, one every 10 ms, and fails once.
+struct FailsOnce {
+    at: u64,
+    failed: Arc<AtomicUsize>,
+}
 
-impl ProducerConsumer for Slowly {
+impl ProducerConsumer for FailsOnce {
     type In = u64;
     type Out = u64;
 
@@ -734,6 +737,9 @@ impl ProducerConsumer for Slowly {
     ) -> Result<(), ExitReason> {
         for n in events {
             time::sleep(Duration::from_millis(10)).await;
+            if n == self.at && self.failed.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Err(ExitReason::failed("once"));
+            }
             out.emit(n);
         }
         Ok(())
@@ -745,7 +751,7 @@ async fn a_drain_does_not_wait_for_a_gracefully_ended_stage_to_restart() {
     let (queue, producer) = queue(QueueOptions::new());
     let mut graph = Graph::new("graph");
     let source = graph.producer("source", producer);
-    let relay = Stage::restarting(|| Slowly);
+    let relay = Stage::restarting(|| FailsOnce { at: u64::MAX, failed: Arc::default() });
     let relay = graph.producer_consumer_with(relay.named("relay"));
     let (consumer, seen) = recording::<u64>();
     let sink = graph.consumer("sink", consumer);
@@ -979,33 +985,6 @@ fn failing_in_the_middle(at: u64, row: bool) -> (Queue<u64>, Pipeline, Recording
         graph.start()
     };
     (queue, pipeline.unwrap(), seen)
-}
-
-/// Passes events on, one every 10 ms, and fails once.
-struct FailsOnce {
-    at: u64,
-    failed: Arc<AtomicUsize>,
-}
-
-impl ProducerConsumer for FailsOnce {
-    type In = u64;
-    type Out = u64;
-
-    async fn handle_events(
-        &mut self,
-        events: Vec<u64>,
-        _: &Subscription,
-        out: &mut Emitter<'_, u64>,
-    ) -> Result<(), ExitReason> {
-        for n in events {
-            time::sleep(Duration::from_millis(10)).await;
-            if n == self.at && self.failed.fetch_add(1, Ordering::SeqCst) == 0 {
-                return Err(ExitReason::failed("once"));
-            }
-            out.emit(n);
-        }
-        Ok(())
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use pipeline_core::{
     Backoff, ConsumerSupervisor, ExitReason, Graph, Pipeline, SubscribeOptions, from_iter,
 };
-use pipeline_test_support::settle;
+use pipeline_test_support::{Client, settle};
 use pipeline_ws_sink::{
     Adapter, AdapterError, Broadcast, Channel, ChannelContext, Endpoint, JoinContext, JoinError,
     LocalNode, Payload, Push, Stop, Topic, WhenFull,
@@ -27,6 +27,7 @@ use support::{
     memory::MemoryServer,
 };
 use tokio::{
+    io::DuplexStream,
     task,
     time::{Instant, advance, sleep},
 };
@@ -463,6 +464,16 @@ async fn a_retried_event_does_not_block_other_senders_of_its_topic() {
     }
 }
 
+/// Reads a message after each pause, until one is not news.
+async fn read_news(mut client: Client<DuplexStream>, pause: Duration) {
+    loop {
+        sleep(pause).await;
+        if client.receive().await[3] != "news" {
+            break;
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_full_for_too_long_is_closed_even_if_no_sender_waited() {
     let (builder, _gate) = endpoint_with(|mount| {
@@ -474,14 +485,7 @@ async fn a_client_that_is_full_for_too_long_is_closed_even_if_no_sender_waited()
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
     client.join("1", T).await;
-    let reading = tokio::spawn(async move {
-        loop {
-            sleep(Duration::from_millis(900)).await;
-            if client.receive().await[3] != "news" {
-                break;
-            }
-        }
-    });
+    let reading = tokio::spawn(read_news(client, Duration::from_millis(900)));
     let pubsub = server.endpoint.pubsub().clone();
     let send = async || {
         let begun = Instant::now();
@@ -510,14 +514,7 @@ async fn a_client_that_was_full_when_the_process_was_stopped_is_not_closed_by_th
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
     client.join("1", T).await;
-    let reading = tokio::spawn(async move {
-        loop {
-            sleep(Duration::from_millis(50)).await;
-            if client.receive().await[3] != "news" {
-                break;
-            }
-        }
-    });
+    let reading = tokio::spawn(read_news(client, Duration::from_millis(50)));
     let pubsub = server.endpoint.pubsub().clone();
     let send = async || {
         let begun = Instant::now();
