@@ -24,12 +24,12 @@ mod times;
 mod worker;
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     hash::{BuildHasher, RandomState},
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    task::{Context, Poll},
 };
-
-use futures::FutureExt;
 
 pub(crate) use self::{
     behaviour::Behaviour,
@@ -69,8 +69,17 @@ pub(crate) async fn contained<F, T>(callback: F) -> Result<T, ExitReason>
 where
     F: Future<Output = Result<T, ExitReason>>,
 {
-    let outcome = AssertUnwindSafe(callback).catch_unwind().await;
-    outcome.unwrap_or_else(|payload| Err(ExitReason::from_panic(&*payload)))
+    let mut callback = pin!(callback);
+    poll_fn(|context| poll_contained(callback.as_mut(), context)).await
+}
+
+/// Polls a callback, and turns a panic in it into its outcome.
+pub(crate) fn poll_contained<T>(
+    callback: Pin<&mut impl Future<Output = Result<T, ExitReason>>>,
+    context: &mut Context<'_>,
+) -> Poll<Result<T, ExitReason>> {
+    let polled = catch_unwind(AssertUnwindSafe(|| callback.poll(context)));
+    polled.unwrap_or_else(|payload| Poll::Ready(Err(ExitReason::from_panic(&*payload))))
 }
 
 /// The same for a synchronous callback.
