@@ -3,6 +3,7 @@
 mod behaviour;
 mod brevity;
 mod calls;
+mod reused;
 mod started;
 mod tries;
 mod turns;
@@ -30,11 +31,11 @@ use tracing::{Instrument, Span};
 
 pub use self::tries::TooManyRestarts;
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
-use self::{brevity::Brevity, started::Running, tries::Tries, turns::Turns};
+use self::{brevity::Brevity, reused::Reused, started::Running, tries::Tries, turns::Turns};
 use super::{
-    Caller, ChildContext, Phase, Reserved, StageHandle, Start, Worker, contained, contained_now,
+    Caller, ChildContext, Phase, Reserved, StageHandle, Start, Worker, contained_now,
     gauges::Gauges,
-    random,
+    poll_contained, random,
     restart::{Restart, RestartBudget},
 };
 use crate::{
@@ -596,6 +597,7 @@ where
     fn fill(&mut self) {
         // When it began to run children itself, and the current time.
         let mut spell: Option<(Instant, Instant)> = None;
+        let mut reused = Reused::new();
         while self.children.len() - self.by_hand < self.limit() && !self.waiting.is_empty() {
             let brief = self.is_brief();
             let is_over = spell.is_some_and(|(begun, now)| now - begun >= SPELL);
@@ -606,15 +608,28 @@ where
             let Some((event, from)) = self.waiting.pop() else { break };
             // For the report, if the worker never returns.
             self.gauges.runs_itself(1, self.waiting.len());
-            if brief && !is_over {
-                let (begun, now) = spell.unwrap_or_else(|| {
-                    let now = Instant::now();
-                    (now, now)
-                });
-                spell = Some((begun, self.begin_here(event, from, now)));
-            } else {
+            if !brief || is_over {
                 self.begin(event, Some(from));
+                continue;
             }
+            let (begun, now) = spell.unwrap_or_else(|| {
+                let now = Instant::now();
+                (now, now)
+            });
+            let Some((event, context)) = self.take_on(event, Some(from)) else { continue };
+            let reserved = context.reserved.clone();
+            // A child that waits gets a task, which polls it again with a waker of its own.
+            let now = match reused.poll_once(self.job(event, context, Some(now))) {
+                Ok(done) => self.ran_here(done, from, reserved, now),
+                Err(job) => {
+                    let then = Instant::now();
+                    // Recorded now and not when it is done: the next child is about to be started.
+                    self.brevity.guessed_wrong(then - now, self.behind());
+                    self.spawn_new(Some(from), reserved, job);
+                    then
+                }
+            };
+            spell = Some((begun, now));
         }
         self.gauges.runs_itself(0, self.waiting.len());
     }
@@ -627,9 +642,12 @@ where
 
     /// Whether children that the supervisor runs itself have to wait, and for what.
     fn pause(&self, spell_is_over: bool) -> Pause {
+        if !self.reserves {
+            return Pause::No;
+        }
         match self.shared.poll_reserved(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => Pause::Reserved,
-            Poll::Ready(()) if spell_is_over && self.reserves => Pause::Spell,
+            Poll::Ready(()) if spell_is_over => Pause::Spell,
             Poll::Ready(()) => Pause::No,
         }
     }
@@ -649,26 +667,19 @@ where
         Some(self.spawn_new(subscription, reserved, job))
     }
 
-    /// Starts a child that is likely to complete at once, and spawns a task for it if it does not.
-    /// Returns the current time.
-    fn begin_here(&mut self, event: E, from: SubscriptionId, now: Instant) -> Instant {
-        let Some((event, context)) = self.take_on(event, Some(from)) else { return now };
-        let reserved = context.reserved.clone();
-        let reserves = reserved.is_some();
-        let mut job = Box::pin(self.job(event, context, Some(now)));
-        // If it gets a task, that polls it again with a waker of its own.
-        let polled = job.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-        let Poll::Ready(done) = polled else {
-            let then = Instant::now();
-            // Recorded now and not when it is done: the next child is about to be started.
-            self.brevity.guessed_wrong(then - now, self.behind());
-            self.spawn_new(Some(from), reserved, job);
-            return then;
-        };
+    /// Handles the end of a child that the supervisor has run itself since `started`. Returns the
+    /// current time.
+    fn ran_here(
+        &mut self,
+        done: Done<E>,
+        from: SubscriptionId,
+        reserved: Option<Reserved>,
+        started: Instant,
+    ) -> Instant {
         // The clock is not read for each child: the end of this one is the start of the next.
-        let now = now.checked_add(done.took).unwrap_or(now);
+        let now = started.checked_add(done.took).unwrap_or(started);
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
-            if reserves {
+            if reserved.is_some() {
                 self.brevity.learn_reserved(false, done.took, self.behind());
             } else {
                 self.brevity.learn(done.at_once, done.took, self.behind());
@@ -689,16 +700,20 @@ where
         subscription: Option<SubscriptionId>,
     ) -> Option<(E, ChildContext)> {
         let mut context = self.context(0);
-        let outcome = self.attempt(&event, &context).and_then(|start| {
-            if start == Start::Run {
-                context.reserved = contained_now(|| Ok(self.shared.worker.reserve(&event)))?;
-                self.reserves |= context.reserved.is_some();
-            }
-            Ok(start)
+        let worker = &self.shared.worker;
+        let accepted = contained_now(|| {
+            Ok(match worker.start(&event, &context)? {
+                Start::Run => Some(worker.reserve(&event)),
+                Start::Ignore => None,
+            })
         });
-        match outcome {
-            Ok(Start::Run) => return Some((event, context)),
-            Ok(Start::Ignore) => {}
+        match accepted {
+            Ok(Some(reserved)) => {
+                self.reserves |= reserved.is_some();
+                context.reserved = reserved;
+                return Some((event, context));
+            }
+            Ok(None) => {}
             Err(reason) => {
                 self.count_failure();
                 tracing::error!(stage = %self.stage, reason = shown(&reason), "a worker failed to start, giving up its event");
@@ -759,17 +774,26 @@ where
             let started = started.unwrap_or_else(Instant::now);
             let mut polls = 0u64;
             let outcome = {
-                let mut run = pin!(contained(async { worker.run(&event, context).await }));
-                poll_fn(|context| {
-                    polls += 1;
+                let run = contained_now(|| {
                     let _running = Running::since(started);
-                    run.as_mut().poll(context)
-                })
-                .await
+                    Ok(worker.run(&event, context))
+                });
+                match run {
+                    Ok(run) => {
+                        let mut run = pin!(run);
+                        poll_fn(|context| {
+                            polls += 1;
+                            let _running = Running::since(started);
+                            poll_contained(run.as_mut(), context)
+                        })
+                        .await
+                    }
+                    Err(panicked) => Err(panicked),
+                }
             };
             let took = started.elapsed();
             metrics.process_time.record(took.as_secs_f64() * 1e3);
-            Done { event, restarts, outcome, took, at_once: polls == 1 }
+            Done { event, restarts, outcome, took, at_once: polls <= 1 }
         }
     }
 
