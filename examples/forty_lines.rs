@@ -8,7 +8,7 @@ use pipeline::{
     statsd::StatsdRecorder,
     ws::{
         Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Push, Signer, Socket, Topic, listen,
+        Payload, PreparedBroadcast, Signer, Socket, Topic, listen,
     },
 };
 use serde_json::json;
@@ -49,10 +49,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let endpoint = Endpoint::builder().mount("/socket", sockets).build()?;
 
     let (pushes, producer) = queue(QueueOptions::new());
-    let push_to_user = endpoint.pubsub().pusher(|item: &Timed<(u64, String)>| {
+    let push_to_user = endpoint.pubsub().broadcast_worker(|item: &Timed<(u64, String)>| {
         let (user, text) = &**item;
-        let push = Push::new(&format!("user:{user}"), "push_timed", json!({ "text": text }))?;
-        Ok(push.timed(item))
+        let broadcast =
+            PreparedBroadcast::new(&format!("user:{user}"), "push_timed", json!({ "text": text }))?;
+        Ok(broadcast.timed(item))
     });
     let workers = SubscribeOptions::new().max_demand(50).min_demand(40);
     let pipeline = Pipeline::builder("push")

@@ -27,7 +27,7 @@ use pipeline::{
     statsd::StatsdRecorder,
     ws::{
         Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Push, Socket, Topic, listen,
+        Payload, PreparedBroadcast, Socket, Topic, listen,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -116,9 +116,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let endpoint = Endpoint::builder().mount("/socket", mount).build()?;
 
     let (items, producer) = queue(QueueOptions::new());
-    let push = endpoint.pubsub().pusher(|item: &Timed<Item>| {
-        let push = Push::new(&format!("user:{}", item.user), "push_timed", &**item)?;
-        Ok(push.timed(item))
+    let push = endpoint.pubsub().broadcast_worker(|item: &Timed<Item>| {
+        let broadcast =
+            PreparedBroadcast::new(&format!("user:{}", item.user), "push_timed", &**item)?;
+        Ok(broadcast.timed(item))
     });
     let demand =
         SubscribeOptions::new().max_demand(args.max_demand).min_demand(args.max_demand / 2);

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use pipeline::{
     ChildContext, ExitReason, Reserved, Timed, Worker,
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Params, Payload,
-        PayloadError, Push as Message, Pusher, Signer, Socket, Topic,
+        BroadcastWorker, Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError,
+        Params, Payload, PayloadError, PreparedBroadcast, Signer, Socket, Topic,
     },
 };
 
@@ -53,29 +53,29 @@ impl Channel for UserChannel {
     }
 }
 
-/// Broadcasts an item to the topic of its user. The pushes of one user arrive in order: the pusher
-/// reserves each one's position before its worker runs.
+/// Broadcasts an item to the topic of its user. The pushes of one user arrive in order: the worker
+/// reserves each one's position before it runs.
 pub struct PushToUser {
-    pusher: Pusher<ToMessage>,
+    worker: BroadcastWorker<Prepare>,
     delay: Duration,
 }
 
-type ToMessage = fn(&Timed<Push>) -> Result<Message, PayloadError>;
+type Prepare = fn(&Timed<Push>) -> Result<PreparedBroadcast, PayloadError>;
 
 impl PushToUser {
     pub fn new(endpoint: &Endpoint, delay: Duration) -> Self {
-        Self { pusher: endpoint.pubsub().pusher(message as ToMessage), delay }
+        Self { worker: endpoint.pubsub().broadcast_worker(prepare as Prepare), delay }
     }
 }
 
-fn message(push: &Timed<Push>) -> Result<Message, PayloadError> {
+fn prepare(push: &Timed<Push>) -> Result<PreparedBroadcast, PayloadError> {
     let topic = format!("user:{}", push.user);
-    Ok(Message::new(&topic, &push.event, &push.payload)?.timed(push))
+    Ok(PreparedBroadcast::new(&topic, &push.event, &push.payload)?.timed(push))
 }
 
 impl Worker<Timed<Push>> for PushToUser {
     fn reserve(&self, push: &Timed<Push>) -> Option<Reserved> {
-        self.pusher.reserve(push)
+        self.worker.reserve(push)
     }
 
     async fn run(&self, push: &Timed<Push>, context: ChildContext) -> Result<(), ExitReason> {
@@ -85,6 +85,6 @@ impl Worker<Timed<Push>> for PushToUser {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        self.pusher.run(push, context).await
+        self.worker.run(push, context).await
     }
 }

@@ -11,8 +11,9 @@
 //!
 //! A slow client does not harm the others: its outbox is bounded. When the outbox is full, the
 //! client is disconnected so that it connects again, or [`WhenFull`] selects another policy. A
-//! pipeline that ends in a [`PubSub::pusher`] can wait for its clients: its demand then follows the
-//! room in their outboxes. [`Mount::event_limit`] limits the rate of events from a client.
+//! pipeline that ends in a [`PubSub::broadcast_worker`] can wait for its clients: its demand then
+//! follows the room in their outboxes. [`Mount::event_limit`] limits the rate of events from a
+//! client.
 //!
 //! [`Presence`] tracks who is on a topic, on which device, and sends changes to all clients on that
 //! topic. A pipeline can ask [whether a topic has subscribers](PubSub::only_online) and skip work
@@ -197,8 +198,8 @@ pub use self::{
     presence::{Presence, PresenceBuilder, PresenceDiff, PresenceError, Presences, Tracked},
     protocol::reference::Ref,
     pubsub::{
-        Adapter, AdapterError, BroadcastError, Lagged, LocalNode, OnlyOnline, PubSub, Push, Pusher,
-        SubscriberId, Subscription,
+        Adapter, AdapterError, BroadcastError, BroadcastWorker, Lagged, LocalNode, OnlyOnline,
+        PreparedBroadcast, PubSub, SubscriberId, Subscription,
     },
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket},

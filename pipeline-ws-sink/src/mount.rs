@@ -528,7 +528,7 @@ impl<S: Socket> Mount<S> {
     /// long-polling client from fetching. Only the system's buffers and the outbox then take its
     /// events. Over TLS the same is true when all threads of the runtime are busy, or when it has
     /// only one: the stream's readiness is then as old as the runtime's last poll. To wait for
-    /// clients in a loop, use [`PubSub::send`](crate::PubSub::send).
+    /// clients in a loop, use [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready).
     ///
     /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes) bounds the outboxes
     /// of all sockets of an endpoint.
@@ -565,9 +565,9 @@ impl<S: Socket> Mount<S> {
     /// otherwise senders, which wait for one push after the other, would wait without end for a
     /// client that is always a little too slow.
     ///
-    /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not held
-    /// against clients if the deadline passes during the stop, and the stop ends more than a second after it.
-    /// Any other stop counts: it should be short beside this time.
+    /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not
+    /// held against clients if the deadline passes during the stop, and the stop ends more than a
+    /// second after it. Any other stop counts: it should be short beside this time.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;

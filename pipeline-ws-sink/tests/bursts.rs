@@ -10,7 +10,7 @@ use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
     Channel, ChannelContext, Endpoint, HandleInfo, JoinContext, JoinError, Mount, Payload,
-    Presence, Push, Stop, Topic, WhenFull,
+    PreparedBroadcast, Presence, Stop, Topic, WhenFull,
 };
 use serde_json::json;
 use support::{
@@ -136,11 +136,11 @@ async fn a_pipeline_that_pushes_as_fast_as_it_can_closes_no_client_that_reads() 
     for when_full in [WhenFull::Disconnect, WhenFull::wait()] {
         let server = Server::start(endpoint_with(|mount| mount.when_full(when_full)).0).await;
         let readers = readers(&server, 2, EVENTS).await;
-        let push = |i: &u64| Push::new(T, "e", json!({ "i": i }));
+        let push = |i: &u64| PreparedBroadcast::new(T, "e", json!({ "i": i }));
         let mut pipeline = Pipeline::builder("numbers")
             .producer(from_iter(0..EVENTS))
             .consumer_supervisor(
-                ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)),
+                ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push)),
                 SubscribeOptions::new().max_demand(50),
             )
             .start()
@@ -169,12 +169,12 @@ async fn pushes_to_a_topic_arrive_in_order_with_any_processing_time() {
             work(*i);
             // To the topic, and to others in between.
             let (topic, i) = if i.is_multiple_of(2) { (T, i / 2) } else { ("room:b", *i) };
-            Push::new(topic, "e", json!({ "i": i }))
+            PreparedBroadcast::new(topic, "e", json!({ "i": i }))
         };
         let mut pipeline = Pipeline::builder("numbers")
             .producer(from_iter(0..2 * EVENTS))
             .consumer_supervisor(
-                ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)),
+                ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push)),
                 SubscribeOptions::new().max_demand(workers),
             )
             .start()

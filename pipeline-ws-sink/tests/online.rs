@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use pipeline_core::{
     ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, map, queue,
 };
-use pipeline_ws_sink::{Endpoint, PubSub, Push, TrackerOptions};
+use pipeline_ws_sink::{Endpoint, PreparedBroadcast, PubSub, TrackerOptions};
 use serde_json::json;
 use support::{channels::endpoint_with, cluster::Cluster, memory::MemoryServer};
 use tokio::time::sleep;
@@ -32,7 +32,7 @@ impl Rooms {
             note.lock().push(room);
             room
         };
-        let push = |room: &&str| Push::new(room, "news", json!({ "for": room }));
+        let push = |room: &&str| PreparedBroadcast::new(room, "news", json!({ "for": room }));
         let pipeline = Pipeline::builder("news")
             .producer(producer)
             .producer_consumer(
@@ -41,7 +41,7 @@ impl Rooms {
             )
             .producer_consumer(map(enrich), SubscribeOptions::new())
             .consumer_supervisor(
-                ConsumerSupervisor::new(pubsub.pusher(push)),
+                ConsumerSupervisor::new(pubsub.broadcast_worker(push)),
                 SubscribeOptions::new().max_demand(1).min_demand(0),
             )
             .start()

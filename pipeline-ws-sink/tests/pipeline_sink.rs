@@ -19,7 +19,7 @@ use pipeline_core::{
 use pipeline_test_support::{Client, settle};
 use pipeline_ws_sink::{
     Adapter, AdapterError, Broadcast, Channel, ChannelContext, Endpoint, JoinContext, JoinError,
-    LocalNode, Payload, Push, Stop, Topic, WhenFull,
+    LocalNode, Payload, PreparedBroadcast, Stop, Topic, WhenFull,
 };
 use serde_json::{Value, json};
 use support::{
@@ -49,8 +49,8 @@ fn pushing(server: &MemoryServer, event: &'static str, count: u64) -> (Pipeline,
     let numbers = (0..count).inspect(move |_| {
         counter.fetch_add(1, Ordering::Relaxed);
     });
-    let push = move |n: &u64| Push::new(T, event, json!({ "n": n }));
-    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push));
+    let push = move |n: &u64| PreparedBroadcast::new(T, event, json!({ "n": n }));
+    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push));
     let pipeline = Pipeline::builder("numbers")
         .producer(from_iter(numbers))
         .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(5).min_demand(0))
@@ -126,7 +126,12 @@ async fn a_slow_topic_blocks_only_its_own_senders() {
     let pubsub = server.endpoint.pubsub().clone();
     let sending = tokio::spawn(async move {
         for n in 0..100 {
-            pubsub.send(&Push::new(T, "news", json!({ "n": n })).unwrap()).await.unwrap();
+            pubsub
+                .broadcast_when_ready(
+                    &PreparedBroadcast::new(T, "news", json!({ "n": n })).unwrap(),
+                )
+                .await
+                .unwrap();
         }
     });
     settle().await;
@@ -134,8 +139,8 @@ async fn a_slow_topic_blocks_only_its_own_senders() {
     let mut other = server.connect(4096).await;
     other.join("1", "room:other").await;
     for expected in numbers(100) {
-        let push = Push::new("room:other", "news", &expected).unwrap();
-        server.endpoint.pubsub().send(&push).await.unwrap();
+        let push = PreparedBroadcast::new("room:other", "news", &expected).unwrap();
+        server.endpoint.pubsub().broadcast_when_ready(&push).await.unwrap();
         assert_eq!(other.receive().await[4], expected);
     }
     // A channel's own broadcast does not wait either.
@@ -153,12 +158,12 @@ fn pushing_in_turn(
 ) -> Pipeline {
     let push = move |n: &u64| {
         let topic = if n.is_multiple_of(2) { T } else { "room:other" };
-        Push::new(topic, event, json!({ "n": n }))
+        PreparedBroadcast::new(topic, event, json!({ "n": n }))
     };
     Pipeline::builder("numbers")
         .producer(from_iter(0..count))
         .consumer_supervisor(
-            ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)),
+            ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push)),
             SubscribeOptions::new().max_demand(workers).min_demand(workers - 1),
         )
         .start()
@@ -283,14 +288,14 @@ async fn a_failed_event_keeps_its_position_while_it_is_retried() {
     assert_eq!(pipeline.ended().await.left_undone(), 0);
 }
 
-/// The number of short children that a pusher's supervisor runs in its own task.
+/// The number of short children that a worker's supervisor runs in its own task.
 async fn run_by_the_supervisor(events: usize) -> usize {
     let endpoint = Endpoint::builder().build().unwrap();
     let tasks: Arc<Mutex<HashMap<task::Id, usize>>> = Arc::default();
     let seen = tasks.clone();
-    let push = endpoint.pubsub().pusher(move |n: &usize| {
+    let push = endpoint.pubsub().broadcast_worker(move |n: &usize| {
         *seen.lock().entry(task::id()).or_default() += 1;
-        Push::new(&format!("user:{}", n % 100), "news", json!({ "n": n }))
+        PreparedBroadcast::new(&format!("user:{}", n % 100), "news", json!({ "n": n }))
     });
     let options = SubscribeOptions::new().max_demand(100).min_demand(50);
     let mut pipeline = Pipeline::builder("brief")
@@ -364,9 +369,10 @@ async fn events_behind_a_failing_one_are_sent_when_the_pipeline_stops() {
     let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":0}")));
     let mut client = server.connect(1 << 20).await;
     client.join("1", T).await;
-    let push = |n: &u64| Push::new(T, "news", json!({ "n": n }));
+    let push = |n: &u64| PreparedBroadcast::new(T, "news", json!({ "n": n }));
     let later = Backoff::new(Duration::from_secs(3600), Duration::from_secs(3600));
-    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)).backoff(later);
+    let supervisor =
+        ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push)).backoff(later);
     let mut graph = Graph::new("numbers");
     let numbers = graph.producer("numbers", from_iter(0..10));
     let jobs = graph.consumer_supervisor("jobs", supervisor);
@@ -400,9 +406,9 @@ async fn longest_gap(stalled: u64, options: SubscribeOptions) -> Duration {
             0 => "room:other".to_owned(),
             stalled => format!("room:{}", stalled - 1),
         };
-        Push::new(&topic, "news", json!({ "n": n }))
+        PreparedBroadcast::new(&topic, "news", json!({ "n": n }))
     };
-    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push));
+    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push));
     let _pipeline = Pipeline::builder("numbers")
         .producer(from_iter(0..100 * topics))
         .consumer_supervisor(supervisor, options)
@@ -437,9 +443,10 @@ async fn a_retried_event_does_not_block_other_senders_of_its_topic() {
     let server = MemoryServer::start(builder.adapter(FailsFor("\"n\":1}")));
     let mut client = server.connect(1 << 20).await;
     client.join("1", T).await;
-    let push = |n: &u64| Push::new(T, "news", json!({ "n": n }));
+    let push = |n: &u64| PreparedBroadcast::new(T, "news", json!({ "n": n }));
     let later = Backoff::new(Duration::from_secs(5), Duration::from_secs(5));
-    let supervisor = ConsumerSupervisor::new(server.endpoint.pubsub().pusher(push)).backoff(later);
+    let supervisor =
+        ConsumerSupervisor::new(server.endpoint.pubsub().broadcast_worker(push)).backoff(later);
     let mut pipeline = Pipeline::builder("numbers")
         .producer(from_iter(0..4))
         .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(10))
@@ -448,8 +455,8 @@ async fn a_retried_event_does_not_block_other_senders_of_its_topic() {
     settle().await;
     let begun = Instant::now();
     for alert in 0..2 {
-        let alert = Push::new(T, "alert", json!({ "alert": alert })).unwrap();
-        server.endpoint.pubsub().send(&alert).await.unwrap();
+        let alert = PreparedBroadcast::new(T, "alert", json!({ "alert": alert })).unwrap();
+        server.endpoint.pubsub().broadcast_when_ready(&alert).await.unwrap();
     }
     assert_eq!(begun.elapsed(), Duration::ZERO);
     assert_eq!(client.receive().await[4], json!({ "n": 0 }));
@@ -489,7 +496,10 @@ async fn a_client_that_is_full_for_too_long_is_closed_even_if_no_sender_waited()
     let pubsub = server.endpoint.pubsub().clone();
     let send = async || {
         let begun = Instant::now();
-        pubsub.send(&Push::new(T, "news", json!({})).unwrap()).await.unwrap();
+        pubsub
+            .broadcast_when_ready(&PreparedBroadcast::new(T, "news", json!({})).unwrap())
+            .await
+            .unwrap();
         begun.elapsed()
     };
     while send().await == Duration::ZERO {}
@@ -518,7 +528,10 @@ async fn a_client_that_was_full_when_the_process_was_stopped_is_not_closed_by_th
     let pubsub = server.endpoint.pubsub().clone();
     let send = async || {
         let begun = Instant::now();
-        pubsub.send(&Push::new(T, "news", json!({})).unwrap()).await.unwrap();
+        pubsub
+            .broadcast_when_ready(&PreparedBroadcast::new(T, "news", json!({})).unwrap())
+            .await
+            .unwrap();
         begun.elapsed()
     };
     while send().await == Duration::ZERO {}
@@ -549,7 +562,12 @@ async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
             let mut longest = Duration::ZERO;
             for n in 0..40 {
                 let begun = Instant::now();
-                pubsub.send(&Push::new(T, "news", json!({ "n": n })).unwrap()).await.unwrap();
+                pubsub
+                    .broadcast_when_ready(
+                        &PreparedBroadcast::new(T, "news", json!({ "n": n })).unwrap(),
+                    )
+                    .await
+                    .unwrap();
                 longest = longest.max(begun.elapsed());
             }
             longest
@@ -615,8 +633,8 @@ async fn a_channel_whose_senders_wait_for_its_client_has_room_for_broadcasts_of_
     let pubsub = server.endpoint.pubsub().clone();
     let sending = tokio::spawn(async move {
         for n in 0..500 {
-            let push = Push::new("both:1", "stamped", json!({ "n": n })).unwrap();
-            pubsub.send(&push).await.unwrap();
+            let push = PreparedBroadcast::new("both:1", "stamped", json!({ "n": n })).unwrap();
+            pubsub.broadcast_when_ready(&push).await.unwrap();
         }
     });
     settle().await;
@@ -640,7 +658,12 @@ async fn each_client_has_time_to_read_after_the_process_was_stopped_and_not_only
     let pubsub = server.endpoint.pubsub().clone();
     let sending = tokio::spawn(async move {
         for n in 0..40 {
-            pubsub.send(&Push::new(T, "news", json!({ "n": n })).unwrap()).await.unwrap();
+            pubsub
+                .broadcast_when_ready(
+                    &PreparedBroadcast::new(T, "news", json!({ "n": n })).unwrap(),
+                )
+                .await
+                .unwrap();
         }
     });
     settle().await;
@@ -666,21 +689,21 @@ async fn each_client_has_time_to_read_after_the_process_was_stopped_and_not_only
 async fn first_after_a_stalled_topic(max_waiting: Option<usize>) -> Duration {
     let push = |n: &u64| {
         let topic = if *n < 100 { T } else { "room:other" };
-        Push::new(topic, "news", json!({ "n": n }))
+        PreparedBroadcast::new(topic, "news", json!({ "n": n }))
     };
     let server = server(Duration::from_secs(5));
     let (mut stalled, mut other) = (server.connect(64).await, server.connect(4096).await);
     stalled.join("1", T).await;
     other.join("1", "room:other").await;
     let begun = Instant::now();
-    let mut pusher = server.endpoint.pubsub().pusher(push);
+    let mut worker = server.endpoint.pubsub().broadcast_worker(push);
     if let Some(max_waiting) = max_waiting {
-        pusher = pusher.max_waiting(max_waiting);
+        worker = worker.max_waiting(max_waiting);
     }
     let _pipeline = Pipeline::builder("numbers")
         .producer(from_iter(0..101))
         .consumer_supervisor(
-            ConsumerSupervisor::new(pusher),
+            ConsumerSupervisor::new(worker),
             SubscribeOptions::new().max_demand(10),
         )
         .start()

@@ -10,7 +10,7 @@ use pipeline_core::{
     queue,
 };
 use pipeline_test_support::{Log, Recorded};
-use pipeline_ws_sink::Push;
+use pipeline_ws_sink::PreparedBroadcast;
 use serde_json::json;
 use support::{channels::endpoint, memory::MemoryServer};
 use tokio::time::{Instant, advance, sleep};
@@ -44,8 +44,8 @@ async fn each_part_is_measured_and_they_add_up_to_the_total() {
     let slow = async move |item: &Timed<String>| {
         // with a worker for 300 ms, which is one,
         sleep(ms(300)).await;
-        let push = Push::new(T, "news", json!({ "text": **item }))?.timed(item);
-        Ok(pubsub.send(&push).await?)
+        let push = PreparedBroadcast::new(T, "news", json!({ "text": **item }))?.timed(item);
+        Ok(pubsub.broadcast_when_ready(&push).await?)
     };
     let _pipeline = Pipeline::builder("slow")
         .producer(producer)

@@ -12,7 +12,7 @@ use pipeline::{
     statsd::{StatsdFlusher, StatsdRecorder, cadence::SpyMetricSink},
     ws::{
         Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Push, Socket, Topic, listen,
+        Payload, PreparedBroadcast, Socket, Topic, listen,
     },
 };
 use pipeline_test_support::{Client, PATIENCE, connect, get};
@@ -107,8 +107,8 @@ impl System {
             .mount("/socket", sockets)
             .build()
             .unwrap();
-        let to_user = endpoint.pubsub().pusher(|item: &Timed<u64>| {
-            Ok(Push::new("user:1", "push_timed", json!({ "n": **item }))?.timed(item))
+        let to_user = endpoint.pubsub().broadcast_worker(|item: &Timed<u64>| {
+            Ok(PreparedBroadcast::new("user:1", "push_timed", json!({ "n": **item }))?.timed(item))
         });
         let (pushes, producer) = queue(QueueOptions::new().capacity(100));
         let permits = Arc::new(Semaphore::new(0));

@@ -50,12 +50,13 @@ pub enum WhenFull {
     ///
     /// It suits topics of one user each. On a topic of many clients, one that never reads delays
     /// all of them for this time, and again when it has connected again. A
-    /// [`Pusher`](crate::Pusher) of several topics lets only a few workers wait for one client: see
-    /// [`Pusher::max_waiting`](crate::Pusher::max_waiting). Workers of your own that call
-    /// [`PubSub::send`](crate::PubSub::send) have no such limit: one client that never reads can
-    /// keep all of them waiting, and delay all pushes of the pipeline.
-    /// [`Mount::max_behind`](crate::Mount::max_behind) limits how long a client may be full in
-    /// total.
+    /// [`BroadcastWorker`](crate::BroadcastWorker) of several topics lets only a few workers wait
+    /// for one client: see [`BroadcastWorker::max_waiting`](crate::BroadcastWorker::max_waiting).
+    /// Workers of your own that call
+    /// [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready) have no such limit:
+    /// one client that never reads can keep all of them waiting, and delay all pushes of the
+    /// pipeline. [`Mount::max_behind`](crate::Mount::max_behind) limits how long a client may be
+    /// full in total.
     Wait {
         /// How long a sender waits for one client, for each push; [`Duration::MAX`] sets no limit.
         /// Choose the time that a client needs to come out of a tunnel, and no more than the sender

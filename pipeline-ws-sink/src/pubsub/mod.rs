@@ -21,7 +21,7 @@ pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     online::OnlyOnline,
-    push::{Push, Pusher},
+    push::{BroadcastWorker, PreparedBroadcast},
     subscription::{Lagged, Subscription},
     table::SubscriberId,
 };
@@ -52,8 +52,8 @@ const DISCONNECT: &str = "disconnect";
 /// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client:
 /// frames that a client cannot take at once wait in its outbox, and
 /// [`Mount::when_full`](crate::Mount::when_full) decides what happens to a client that falls too
-/// far behind. [`send`](Self::send) waits, if that policy is to wait. With an [`Adapter`]
-/// broadcasts reach the other nodes first, and then this one.
+/// far behind. [`broadcast_when_ready`](Self::broadcast_when_ready) waits, if that policy is to
+/// wait. With an [`Adapter`] broadcasts reach the other nodes first, and then this one.
 ///
 /// ```
 /// use pipeline_ws_sink::{Endpoint, PubSub};
@@ -166,10 +166,10 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        let push = Push::new(topic, event, payload)?.timed(timeline);
-        self.elsewhere(&push.event)?;
-        self.record(&push);
-        self.here(&push.event, None);
+        let broadcast = PreparedBroadcast::new(topic, event, payload)?.timed(timeline);
+        self.elsewhere(&broadcast.event)?;
+        self.record(&broadcast);
+        self.here(&broadcast.event, None);
         Ok(())
     }
 
@@ -245,24 +245,24 @@ impl PubSub {
 
     /// Sends an event to all subscribers of a topic, and waits for room in the outboxes of slow
     /// clients whose policy is [`WhenFull::Wait`](crate::WhenFull::Wait). For senders that can
-    /// wait, such as the end of a pipeline; see [`pusher`](Self::pusher). A channel's callbacks
-    /// cannot: their own client would wait with them.
+    /// wait, such as the end of a pipeline; see [`broadcast_worker`](Self::broadcast_worker). A
+    /// channel's callbacks cannot: their own client would wait with them.
     ///
     /// It returns when every socket of this node has accepted the event: to write it, or to drop it
-    /// where that is the policy. A client that has no room for one push for as long as its policy
+    /// where that is the policy. A client that has no room for one broadcast for as long as its policy
     /// allows is closed, and counted in `socket.closed_slow`. So is a client that has been full for
-    /// longer than [`Mount::max_behind`](crate::Mount::max_behind), over any number of pushes.
+    /// longer than [`Mount::max_behind`](crate::Mount::max_behind), over any number of broadcasts.
     ///
     /// Calls for one topic are sent one after the other, in the order in which their futures are
     /// first polled. A slow client therefore delays all senders of its topic, for as long as its
     /// policy allows, and again if it connects again: [`WhenFull::Wait`](crate::WhenFull::Wait)
-    /// suits topics of one user each. An event of a [`pusher`](Self::pusher) that could not be sent
-    /// and is retried later does not delay them: calls overtake it, and the events of its topic
-    /// that wait behind it.
+    /// suits topics of one user each. An event of a [`broadcast_worker`](Self::broadcast_worker)
+    /// that could not be sent and is retried later does not delay them: calls overtake it, and the
+    /// events of its topic that wait behind it.
     ///
     /// In a worker of your own, the wait occupies the worker: as soon as all workers of a pipeline
-    /// wait for one slow client, the events for all others wait too. A [`pusher`](Self::pusher)
-    /// keeps some of its workers free.
+    /// wait for one slow client, the events for all others wait too. A
+    /// [`broadcast_worker`](Self::broadcast_worker) keeps some of its workers free.
     ///
     /// # Errors
     ///
@@ -275,30 +275,38 @@ impl PubSub {
     /// have received it.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{BroadcastError, PubSub, Push};
+    /// # use pipeline_ws_sink::{BroadcastError, PubSub, PreparedBroadcast};
     /// # use serde_json::json;
     /// # async fn tell(pubsub: &PubSub) -> Result<(), BroadcastError> {
-    /// pubsub.send(&Push::new("stock:acme", "price", json!({ "price": 1.5 }))?).await
+    /// let broadcast = PreparedBroadcast::new("stock:acme", "price", json!({ "price": 1.5 }))?;
+    /// pubsub.broadcast_when_ready(&broadcast).await
     /// # }
     /// ```
-    pub async fn send(&self, push: &Push) -> Result<(), BroadcastError> {
-        let place = self.shared.lanes.enter(push.event.shared_topic(), Who::Overtaking);
-        self.send_from(&place, push).await
+    pub async fn broadcast_when_ready(
+        &self,
+        broadcast: &PreparedBroadcast,
+    ) -> Result<(), BroadcastError> {
+        let place = self.shared.lanes.enter(broadcast.event.shared_topic(), Who::Overtaking);
+        self.send_from(&place, broadcast).await
     }
 
     /// Sends an event once its place in the lane is served.
-    async fn send_from(&self, place: &Place, push: &Push) -> Result<(), BroadcastError> {
+    async fn send_from(
+        &self,
+        place: &Place,
+        broadcast: &PreparedBroadcast,
+    ) -> Result<(), BroadcastError> {
         place.turn().await;
-        self.elsewhere(&push.event)?;
-        self.record(push);
-        let behind = self.shared.table.dispatch_to_all_with_room(&push.event);
-        if push.event.event() == DISCONNECT {
-            self.shared.sockets.disconnect(push.event.topic());
+        self.elsewhere(&broadcast.event)?;
+        self.record(broadcast);
+        let behind = self.shared.table.dispatch_to_all_with_room(&broadcast.event);
+        if broadcast.event.event() == DISCONNECT {
+            self.shared.sockets.disconnect(broadcast.event.topic());
         }
         if !behind.is_empty() {
             // Boxed: most calls do not wait, and their future stays small, as it is copied
             // a few times on its way into a task.
-            Box::pin(self.wait_for_all(behind, &push.event, place)).await;
+            Box::pin(self.wait_for_all(behind, &broadcast.event, place)).await;
         }
         Ok(())
     }
@@ -360,10 +368,10 @@ impl PubSub {
         Ok(())
     }
 
-    /// Records the part of a push's timing that is known by now.
-    fn record(&self, push: &Push) {
-        if let Some((timeline, broadcast_at)) = &push.way {
-            self.shared.times.record(&push.event, timeline, *broadcast_at);
+    /// Records the part of a broadcast's timing that is known by now.
+    fn record(&self, broadcast: &PreparedBroadcast) {
+        if let Some((timeline, broadcast_at)) = &broadcast.timing {
+            self.shared.times.record(&broadcast.event, timeline, *broadcast_at);
         }
     }
 

@@ -48,7 +48,7 @@ impl PubSub {
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter, map};
-    /// use pipeline_ws_sink::{Endpoint, Push};
+    /// use pipeline_ws_sink::{Endpoint, PreparedBroadcast};
     /// use serde_json::json;
     ///
     /// /// An expensive step.
@@ -60,8 +60,8 @@ impl PubSub {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let endpoint = Endpoint::builder().build()?;
     /// let pubsub = endpoint.pubsub();
-    /// let pusher = pubsub.pusher(|(user, text): &(u64, String)| {
-    ///     Push::new(&format!("user:{user}"), "news", json!({ "text": text }))
+    /// let worker = pubsub.broadcast_worker(|(user, text): &(u64, String)| {
+    ///     PreparedBroadcast::new(&format!("user:{user}"), "news", json!({ "text": text }))
     /// });
     /// let mut pipeline = Pipeline::builder("news")
     ///     .producer(from_iter(0..100))
@@ -70,7 +70,7 @@ impl PubSub {
     ///         SubscribeOptions::new(),
     ///     )
     ///     .producer_consumer(map(enriched), SubscribeOptions::new())
-    ///     .consumer_supervisor(ConsumerSupervisor::new(pusher), SubscribeOptions::new())
+    ///     .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
     ///     .start()?;
     /// # pipeline.ended().await;
     /// # Ok(())

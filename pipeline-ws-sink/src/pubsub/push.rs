@@ -25,57 +25,57 @@ use crate::{
     since::Since,
 };
 
-/// An encoded event for all subscribers of a topic, not yet sent: see [`PubSub::send`].
+/// An encoded event for all subscribers of a topic, not yet sent: see [`PubSub::broadcast_when_ready`].
 ///
 /// ```
 /// use pipeline_core::Timed;
-/// use pipeline_ws_sink::{PayloadError, Push};
+/// use pipeline_ws_sink::{PayloadError, PreparedBroadcast};
 /// use serde_json::json;
 ///
-/// fn push(price: &Timed<f64>) -> Result<Push, PayloadError> {
-///     let push = Push::new("stock:acme", "price", json!({ "price": **price }))?;
-///     Ok(push.timed(price))
+/// fn prepare(price: &Timed<f64>) -> Result<PreparedBroadcast, PayloadError> {
+///     let broadcast = PreparedBroadcast::new("stock:acme", "price", json!({ "price": **price }))?;
+///     Ok(broadcast.timed(price))
 /// }
-/// # assert!(push(&Timed::now(1.0)).is_ok());
+/// # assert!(prepare(&Timed::now(1.0)).is_ok());
 /// ```
 #[derive(Debug)]
-pub struct Push {
+pub struct PreparedBroadcast {
     pub(super) event: Encoded,
-    /// The times before the broadcast, if the push is timed.
-    pub(super) way: Option<(Timeline, Instant)>,
+    /// The times before the broadcast, if it is timed.
+    pub(super) timing: Option<(Timeline, Instant)>,
 }
 
-impl Push {
+impl PreparedBroadcast {
     /// Encodes an event with its payload: a JSON object, or bytes.
     ///
     /// # Errors
     ///
     /// [`PayloadError`] if the payload is neither of them, or has no JSON form.
     pub fn new(topic: &str, event: &str, payload: impl IntoPayload) -> Result<Self, PayloadError> {
-        Ok(Self { event: Encoded::by_application(topic, event, payload)?, way: None })
+        Ok(Self { event: Encoded::by_application(topic, event, payload)?, timing: None })
     }
 
-    /// Enables timing. The times before this call are recorded when the push is sent; for each
+    /// Enables timing. The times before this call are recorded when it is sent; for each
     /// socket, the time from this call until the operating system has taken the last byte of its
     /// frame is recorded as `pipeline.push_written`, and the whole time as
     /// `pipeline.push_delivered`.
     ///
-    /// So call it last, in the worker that sends the push. Waiting for room with slow clients is
+    /// So call it last, in the worker that sends it. Waiting for room with slow clients is
     /// part of the write time. [`PubSub::broadcast_timed`] describes the metrics and the kinds of
     /// `timeline`.
     #[must_use]
     pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
         let (timeline, now) = (timeline.into(), Instant::now());
         let event = self.event.timed(Some(Since::new(&timeline, now)));
-        Self { event, way: Some((timeline, now)) }
+        Self { event, timing: Some((timeline, now)) }
     }
 }
 
-/// The end of a pipeline: it turns each event into a push with a function, sends it, and waits for
-/// room with slow clients whose policy is to wait. Made by [`PubSub::pusher`].
-pub struct Pusher<F> {
+/// The end of a pipeline: it turns each event into a broadcast with a function, sends it, and waits for
+/// room with slow clients whose policy is to wait. Made by [`PubSub::broadcast_worker`].
+pub struct BroadcastWorker<F> {
     pubsub: PubSub,
-    push: F,
+    prepare: F,
     sequence: Arc<Sequence>,
     /// How many workers may wait behind one that waits for slow clients, if the program has set it.
     /// Otherwise [`MAX_WAITING`], as soon as there are several topics.
@@ -88,7 +88,7 @@ pub struct Pusher<F> {
 /// How many workers may wait behind one that waits for slow clients, unless the program sets it.
 const MAX_WAITING: usize = 4;
 
-/// Whether a pusher has sent to several topics.
+/// Whether a worker has sent to several topics.
 #[derive(Debug, Default)]
 struct Topics {
     first: OnceLock<Arc<str>>,
@@ -96,8 +96,8 @@ struct Topics {
 }
 
 impl PubSub {
-    /// A worker for a pipeline: this function turns each event into a push, and
-    /// [`send`](Self::send) sends it.
+    /// A worker for a pipeline: this function turns each event into a broadcast, and
+    /// [`broadcast_when_ready`](Self::broadcast_when_ready) sends it.
     ///
     /// With [`WhenFull::Wait`](crate::WhenFull::Wait), the pipeline's demand follows the room in
     /// its sockets' outboxes: while a client is slow, the events for its topic wait in the
@@ -107,47 +107,54 @@ impl PubSub {
     /// The events of one topic are sent in the order in which they reach the supervisor, with any
     /// number of workers and threads, and however long the function takes. An event that could not
     /// be sent keeps its place while it is retried, unless it delays other topics: see
-    /// [`Pusher::max_waiting`]. An event whose function failed has no place, since its topic is
+    /// [`BroadcastWorker::max_waiting`]. An event whose function failed has no place, since its topic is
     /// unknown: it is sent when the function succeeds. A supervisor of other workers upstream of
     /// the pushing one keeps no order: its children end when they end. [`map`](pipeline_core::map)
     /// keeps the order.
     ///
     /// One slow client does not delay the others, once there have been events for several topics or
-    /// [`Pusher::max_waiting`] is set.
+    /// [`BroadcastWorker::max_waiting`] is set.
     ///
-    /// For pushes that are [timed](Push::timed), the metrics show where the time went: use
-    /// `push.timed(item)` for an item that is [`Timed`](pipeline_core::Timed).
+    /// For broadcasts that are [timed](PreparedBroadcast::timed), the metrics show where the time
+    /// went: use `broadcast.timed(item)` for an item that is [`Timed`](pipeline_core::Timed).
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
-    /// use pipeline_ws_sink::{Endpoint, Push};
+    /// use pipeline_ws_sink::{Endpoint, PreparedBroadcast};
     /// use serde_json::json;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let endpoint = Endpoint::builder().build()?;
-    /// let pusher = endpoint.pubsub().pusher(|n: &u64| {
-    ///     Push::new("numbers", "number", json!({ "n": n }))
+    /// let worker = endpoint.pubsub().broadcast_worker(|n: &u64| {
+    ///     PreparedBroadcast::new("numbers", "number", json!({ "n": n }))
     /// });
     /// let mut pipeline = Pipeline::builder("numbers")
     ///     .producer(from_iter(0..100))
-    ///     .consumer_supervisor(ConsumerSupervisor::new(pusher), SubscribeOptions::new())
+    ///     .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
     ///     .start()?;
     /// assert_eq!(pipeline.ended().await.left_undone(), 0);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn pusher<E, F>(&self, push: F) -> Pusher<F>
+    pub fn broadcast_worker<E, F>(&self, prepare: F) -> BroadcastWorker<F>
     where
-        F: Fn(&E) -> Result<Push, PayloadError> + Send + Sync + 'static,
+        F: Fn(&E) -> Result<PreparedBroadcast, PayloadError> + Send + Sync + 'static,
     {
         let sequence = Arc::default();
         let (waiting, topics) = (AtomicUsize::new(0), Topics::default());
-        Pusher { pubsub: self.clone(), push, sequence, max_waiting: None, waiting, topics }
+        BroadcastWorker {
+            pubsub: self.clone(),
+            prepare,
+            sequence,
+            max_waiting: None,
+            waiting,
+            topics,
+        }
     }
 }
 
-impl<F> Pusher<F> {
+impl<F> BroadcastWorker<F> {
     /// How many workers may wait behind the one that waits for a slow client of their topic.
     /// Default 4, once there have been events for several topics.
     ///
@@ -176,11 +183,13 @@ impl<F> Pusher<F> {
     /// first event on.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{PubSub, Push};
+    /// # use pipeline_ws_sink::{PubSub, PreparedBroadcast};
     /// # use serde_json::json;
-    /// # fn pusher(pubsub: &PubSub) {
-    /// let pusher = pubsub
-    ///     .pusher(|n: &u64| Push::new("numbers", "number", json!({ "n": n })))
+    /// # fn limited(pubsub: &PubSub) {
+    /// let worker = pubsub
+    ///     .broadcast_worker(|n: &u64| {
+    ///         PreparedBroadcast::new("numbers", "number", json!({ "n": n }))
+    ///     })
     ///     .max_waiting(1);
     /// # }
     /// ```
@@ -193,14 +202,14 @@ impl<F> Pusher<F> {
     async fn send(
         &self,
         place: &Place,
-        push: &Push,
+        broadcast: &PreparedBroadcast,
         context: &ChildContext,
     ) -> Result<(), BroadcastError> {
         let max_waiting = match self.max_waiting {
             None if !self.topics.are_several(place.topic()) => None,
             set => Some(set.unwrap_or(MAX_WAITING)),
         };
-        let mut sending = pin!(self.pubsub.send_from(place, push));
+        let mut sending = pin!(self.pubsub.send_from(place, broadcast));
         let mut waiting = None;
         poll_fn(|cx| {
             let sent = sending.as_mut().poll(cx);
@@ -243,10 +252,10 @@ impl Topics {
     }
 }
 
-impl<E, F> Worker<E> for Pusher<F>
+impl<E, F> Worker<E> for BroadcastWorker<F>
 where
     E: Send + Sync + 'static,
-    F: Fn(&E) -> Result<Push, PayloadError> + Send + Sync + 'static,
+    F: Fn(&E) -> Result<PreparedBroadcast, PayloadError> + Send + Sync + 'static,
 {
     fn reserve(&self, _: &E) -> Option<Reserved> {
         Some(Arc::new(self.sequence.ticket(&self.pubsub.shared.lanes)))
@@ -259,11 +268,11 @@ where
     async fn run(&self, event: &E, context: ChildContext) -> Result<(), ExitReason> {
         // Another worker that calls this one may have reserved no ticket.
         let Some(ticket) = context.reserved::<Ticket>() else {
-            return Ok(self.pubsub.send(&(self.push)(event)?).await?);
+            return Ok(self.pubsub.broadcast_when_ready(&(self.prepare)(event)?).await?);
         };
-        let push = ticket.work(|| (self.push)(event))?;
-        let place = ticket.enter(push.event.shared_topic()).await;
-        let sent = self.send(&place, &push, &context).await;
+        let broadcast = ticket.work(|| (self.prepare)(event))?;
+        let place = ticket.enter(broadcast.event.shared_topic()).await;
+        let sent = self.send(&place, &broadcast, &context).await;
         if sent.is_err() {
             ticket.keep(place);
         }
@@ -271,8 +280,8 @@ where
     }
 }
 
-impl<F> fmt::Debug for Pusher<F> {
+impl<F> fmt::Debug for BroadcastWorker<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pusher").field("pubsub", &self.pubsub).finish_non_exhaustive()
+        f.debug_struct("BroadcastWorker").field("pubsub", &self.pubsub).finish_non_exhaustive()
     }
 }
