@@ -102,7 +102,7 @@ impl Endpoint {
             mounts: Vec::new(),
             adapter: None,
             presences: Vec::new(),
-            shared_online: None,
+            synced_subscriptions: None,
             limits: HubLimits { sockets: 1 << 16, inboxes: 256 << 20, outboxes: 256 << 20 },
         }
     }
@@ -443,7 +443,7 @@ pub struct EndpointBuilder {
     mounts: Vec<(Vec<Asked>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
     presences: Vec<Presence>,
-    shared_online: Option<TrackerOptions>,
+    synced_subscriptions: Option<TrackerOptions>,
     limits: HubLimits,
 }
 
@@ -625,9 +625,9 @@ impl EndpointBuilder {
     }
 
     /// Makes the nodes of a cluster share which topics have subscribers, so that
-    /// [`PubSub::is_online`](crate::PubSub::is_online) covers all nodes. Changes are shared within
-    /// one broadcast period. All nodes have to enable it. Without an [`adapter`](Self::adapter) it
-    /// has no effect.
+    /// [`PubSub::has_subscribers`](crate::PubSub::has_subscribers) covers all nodes. Changes are
+    /// shared within one broadcast period. All nodes have to enable it. Without an
+    /// [`adapter`](Self::adapter) it has no effect.
     ///
     /// A node that shuts down cleanly always announces it, regardless of
     /// [`permdown_on_shutdown`](crate::TrackerOptions::permdown_on_shutdown): its topics have no
@@ -637,11 +637,11 @@ impl EndpointBuilder {
     ///
     /// ```
     /// # use pipeline_ws_sink::{Endpoint, TrackerOptions};
-    /// let endpoint = Endpoint::builder().share_online(TrackerOptions::new()).build()?;
+    /// let endpoint = Endpoint::builder().sync_subscriptions(TrackerOptions::new()).build()?;
     /// # Ok::<(), pipeline_ws_sink::BuildError>(())
     /// ```
-    pub fn share_online(mut self, options: TrackerOptions) -> Self {
-        self.shared_online = Some(options);
+    pub fn sync_subscriptions(mut self, options: TrackerOptions) -> Self {
+        self.synced_subscriptions = Some(options);
         self
     }
 
@@ -698,7 +698,7 @@ impl EndpointBuilder {
             places.extend(parsed.into_iter().map(place));
             mounts.push(mount);
         }
-        self.shared_online.as_ref().map_or(Ok(()), TrackerOptions::check)?;
+        self.synced_subscriptions.as_ref().map_or(Ok(()), TrackerOptions::check)?;
         let presences = self.presences;
         for (at, presence) in presences.iter().enumerate() {
             presence.checked()?;
@@ -713,7 +713,7 @@ impl EndpointBuilder {
         let hub = Arc::new(Hub::new(
             &shared.telemetry,
             self.adapter,
-            self.shared_online,
+            self.synced_subscriptions,
             presences,
             self.limits,
         ));

@@ -55,7 +55,7 @@ impl Hub {
     pub(crate) fn new(
         telemetry: &Telemetry,
         adapter: Option<Arc<dyn Adapter>>,
-        shared_online: Option<TrackerOptions>,
+        synced_subscriptions: Option<TrackerOptions>,
         presences: Vec<Presence>,
         limits: HubLimits,
     ) -> Self {
@@ -66,7 +66,7 @@ impl Hub {
                 sockets.clone(),
                 metrics.clone(),
                 adapter,
-                shared_online,
+                synced_subscriptions,
                 telemetry,
             ),
             sockets,

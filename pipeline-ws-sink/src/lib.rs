@@ -16,7 +16,7 @@
 //! client.
 //!
 //! [`Presence`] tracks who is on a topic, on which device, and sends changes to all clients on that
-//! topic. A pipeline can ask [whether a topic has subscribers](PubSub::only_online) and skip work
+//! topic. A pipeline can ask [whether a topic has subscribers](PubSub::filter_subscribed) and skip work
 //! for offline users. The nodes of a cluster are connected by an [`Adapter`].
 //!
 //! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames.
@@ -198,8 +198,8 @@ pub use self::{
     presence::{Presence, PresenceBuilder, PresenceDiff, PresenceError, Presences, Tracked},
     protocol::reference::Ref,
     pubsub::{
-        Adapter, AdapterError, BroadcastError, BroadcastWorker, Lagged, LocalNode, OnlyOnline,
-        PreparedBroadcast, PubSub, SubscriberId, Subscription,
+        Adapter, AdapterError, BroadcastError, BroadcastWorker, FilterSubscribed, Lagged,
+        LocalNode, PreparedBroadcast, PubSub, SubscriberId, Subscription,
     },
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket},

@@ -2,8 +2,8 @@
 
 mod adapter;
 mod by_route;
+mod filter;
 mod lanes;
-mod online;
 mod push;
 mod rush;
 mod sequence;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
-    online::OnlyOnline,
+    filter::FilterSubscribed,
     push::{BroadcastWorker, PreparedBroadcast},
     subscription::{Lagged, Subscription},
     table::SubscriberId,
@@ -89,10 +89,10 @@ impl PubSub {
         sockets: Arc<Sockets>,
         metrics: Arc<SocketMetrics>,
         adapter: Option<Arc<dyn Adapter>>,
-        shared_online: Option<TrackerOptions>,
+        synced_subscriptions: Option<TrackerOptions>,
         telemetry: &Telemetry,
     ) -> Self {
-        let topics = adapter.as_ref().zip(shared_online);
+        let topics = adapter.as_ref().zip(synced_subscriptions);
         let topics =
             topics.map(|(adapter, options)| Arc::new(Topics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());

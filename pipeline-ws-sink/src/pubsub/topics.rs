@@ -16,7 +16,7 @@ use crate::tracker::{
 };
 
 /// The tracker topic under which nodes replicate their topics.
-const NAME: &str = "online";
+const NAME: &str = "subscriptions";
 
 /// All topics are tracked for a single actor.
 const ACTOR: u64 = 0;
@@ -178,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_opens_after_the_end_starts_no_task() {
-        let builder = Endpoint::builder().adapter(NoWay).share_online(TrackerOptions::new());
+        let builder = Endpoint::builder().adapter(NoWay).sync_subscriptions(TrackerOptions::new());
         let endpoint = builder.build().unwrap();
         let pubsub = endpoint.pubsub();
         let topics = pubsub.shared.topics.as_ref().unwrap();

@@ -48,7 +48,7 @@ pub(crate) struct SocketMetrics {
     /// Events that were broadcast on this node, with or without subscribers.
     pub(crate) broadcasts: Tally,
     /// Events of pipelines that were dropped because their topic has no subscribers.
-    pub(crate) events_offline: Counter,
+    pub(crate) events_without_subscribers: Counter,
     /// One sample per socket.
     pub(crate) write_times: WriteTimes,
     /// Frames that waited for a client that was closed as too slow.
@@ -102,8 +102,8 @@ impl SocketMetrics {
                 [],
             )),
             broadcasts: counter("socket.broadcasts", "Events broadcast on this node"),
-            events_offline: telemetry.counter(
-                "pipeline.events_offline",
+            events_without_subscribers: telemetry.counter(
+                "pipeline.events_without_subscribers",
                 "Events that a stage dropped because their topic has no subscribers",
                 [],
             ),

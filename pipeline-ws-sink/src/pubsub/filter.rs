@@ -11,7 +11,7 @@ impl PubSub {
     /// subscribed to it.
     ///
     /// With an [`Adapter`](crate::Adapter), there may be subscribers on other nodes. They are
-    /// known, a moment late, if all nodes [share them](crate::EndpointBuilder::share_online). What
+    /// known, a moment late, if all nodes [share them](crate::EndpointBuilder::sync_subscriptions). What
     /// is unknown counts as a subscriber. The answer is therefore `true` for every topic
     ///
     /// - if the nodes do not share their topics,
@@ -26,25 +26,25 @@ impl PubSub {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # use pipeline_ws_sink::Endpoint;
     /// let endpoint = Endpoint::builder().build()?;
-    /// assert!(!endpoint.pubsub().is_online("user:1"));
+    /// assert!(!endpoint.pubsub().has_subscribers("user:1"));
     /// let listening = endpoint.pubsub().subscribe("user:1");
-    /// assert!(endpoint.pubsub().is_online("user:1"));
+    /// assert!(endpoint.pubsub().has_subscribers("user:1"));
     /// drop(listening);
-    /// assert!(!endpoint.pubsub().is_online("user:1"));
+    /// assert!(!endpoint.pubsub().has_subscribers("user:1"));
     /// # Ok(())
     /// # }
     /// ```
     #[must_use]
-    pub fn is_online(&self, topic: &str) -> bool {
-        self.shared.table.has(topic) || self.is_online_elsewhere(topic)
+    pub fn has_subscribers(&self, topic: &str) -> bool {
+        self.shared.table.has(topic) || self.has_subscribers_elsewhere(topic)
     }
 
-    /// A stage that drops events whose topic has [no subscribers](Self::is_online), so that
-    /// expensive stages downstream do no work for offline users.
+    /// A stage that drops events whose topic has [no subscribers](Self::has_subscribers), so that
+    /// expensive stages downstream do no work for topics without subscribers.
     ///
-    /// Dropped events are counted in `pipeline.events_offline`; later subscribers would not have
-    /// received them either. They do not use up demand: the stage takes further events until the
-    /// demand is met.
+    /// Dropped events are counted in `pipeline.events_without_subscribers`; later subscribers would
+    /// not have received them either. They do not use up demand: the stage takes further events
+    /// until the demand is met.
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter, map};
@@ -66,7 +66,7 @@ impl PubSub {
     /// let mut pipeline = Pipeline::builder("news")
     ///     .producer(from_iter(0..100))
     ///     .producer_consumer(
-    ///         pubsub.only_online(|user| format!("user:{user}")),
+    ///         pubsub.filter_subscribed(|user| format!("user:{user}")),
     ///         SubscribeOptions::new(),
     ///     )
     ///     .producer_consumer(map(enriched), SubscribeOptions::new())
@@ -76,18 +76,18 @@ impl PubSub {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn only_online<E, T, F>(&self, topic: F) -> OnlyOnline<E, F>
+    pub fn filter_subscribed<E, T, F>(&self, topic: F) -> FilterSubscribed<E, F>
     where
         T: AsRef<str>,
         F: FnMut(&E) -> T,
     {
-        OnlyOnline { pubsub: self.clone(), topic, event: PhantomData }
+        FilterSubscribed { pubsub: self.clone(), topic, event: PhantomData }
     }
 }
 
 impl PubSub {
     /// What is unknown counts as a subscriber.
-    fn is_online_elsewhere(&self, topic: &str) -> bool {
+    fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {
             Some(topics) => topics.may_have(topic),
             None => self.shared.adapter.is_some(),
@@ -95,15 +95,15 @@ impl PubSub {
     }
 }
 
-/// A stage that drops events whose topic has no subscribers. Made by [`PubSub::only_online`].
+/// A stage that drops events whose topic has no subscribers. Made by [`PubSub::filter_subscribed`].
 #[must_use]
-pub struct OnlyOnline<E, F> {
+pub struct FilterSubscribed<E, F> {
     pubsub: PubSub,
     topic: F,
     event: PhantomData<fn(E)>,
 }
 
-impl<E, T, F> ProducerConsumer for OnlyOnline<E, F>
+impl<E, T, F> ProducerConsumer for FilterSubscribed<E, F>
 where
     E: Send + 'static,
     T: AsRef<str>,
@@ -119,18 +119,18 @@ where
         out: &mut Emitter<'_, E>,
     ) -> Result<(), ExitReason> {
         let before = events.len();
-        events.retain(|event| self.pubsub.is_online((self.topic)(event).as_ref()));
-        let offline = before - events.len();
-        if offline > 0 {
-            self.pubsub.shared.table.metrics().events_offline.increment(offline as u64);
+        events.retain(|event| self.pubsub.has_subscribers((self.topic)(event).as_ref()));
+        let dropped = before - events.len();
+        if dropped > 0 {
+            self.pubsub.shared.table.metrics().events_without_subscribers.increment(dropped as u64);
         }
         out.emit_all(events);
         Ok(())
     }
 }
 
-impl<E, F> fmt::Debug for OnlyOnline<E, F> {
+impl<E, F> fmt::Debug for FilterSubscribed<E, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OnlyOnline").field("pubsub", &self.pubsub).finish_non_exhaustive()
+        f.debug_struct("FilterSubscribed").field("pubsub", &self.pubsub).finish_non_exhaustive()
     }
 }

@@ -36,7 +36,7 @@ impl Rooms {
         let pipeline = Pipeline::builder("news")
             .producer(producer)
             .producer_consumer(
-                pubsub.only_online(|room: &&'static str| *room),
+                pubsub.filter_subscribed(|room: &&'static str| *room),
                 SubscribeOptions::new(),
             )
             .producer_consumer(map(enrich), SubscribeOptions::new())
@@ -75,7 +75,7 @@ async fn items_pass_while_their_topic_has_a_subscriber() {
     rooms.push(&["room:c", "room:b"]).await;
     assert_eq!(client.receive().await[4], json!({ "for": "room:b" }));
     assert_eq!(rooms.enriched(), ["room:a", "room:a", "room:b"]);
-    assert_eq!(server.recorded.counters("pipeline.events_offline")[0].1, 4);
+    assert_eq!(server.recorded.counters("pipeline.events_without_subscribers")[0].1, 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -94,7 +94,7 @@ async fn a_subscribed_task_counts_until_it_unsubscribes() {
 
 fn sharing(cluster: &Cluster, name: &str) -> Endpoint {
     let builder = Endpoint::builder().adapter(cluster.node(name));
-    builder.share_online(TrackerOptions::new()).build().unwrap()
+    builder.sync_subscriptions(TrackerOptions::new()).build().unwrap()
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -103,20 +103,20 @@ const SECOND: Duration = Duration::from_secs(1);
 async fn subscribers_of_other_nodes_count_where_nodes_share_them() {
     let cluster = Cluster::default();
     let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
-    let online = || here.pubsub().is_online("room:a");
+    let has_subscribers = || here.pubsub().has_subscribers("room:a");
     sleep(SECOND * 10).await;
-    assert!(!online());
+    assert!(!has_subscribers());
     let first = there.subscribe("room:a");
     sleep(SECOND * 2).await;
-    assert!(online());
+    assert!(has_subscribers());
     // A subscribe and an unsubscribe within a period change nothing.
     drop(first);
     let second = there.subscribe("room:a");
     sleep(SECOND * 2).await;
-    assert!(online());
+    assert!(has_subscribers());
     drop(second);
     sleep(SECOND * 2).await;
-    assert!(!online());
+    assert!(!has_subscribers());
 }
 
 #[tokio::test(start_paused = true)]
@@ -126,12 +126,12 @@ async fn a_node_that_has_just_started_drops_no_items_for_other_nodes() {
     let _listening = there.subscribe("room:a");
     sleep(SECOND * 10).await;
     let here = sharing(&cluster, "here");
-    let online = |topic| here.pubsub().is_online(topic);
+    let has_subscribers = |topic| here.pubsub().has_subscribers(topic);
     for _ in 0..100 {
-        assert!(online("room:a"));
+        assert!(has_subscribers("room:a"));
         sleep(SECOND / 10).await;
     }
-    assert!(!online("room:b"), "the node has received it by now");
+    assert!(!has_subscribers("room:b"), "the node has received it by now");
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,32 +145,32 @@ async fn a_lost_message_at_the_start_hides_no_subscriber() {
     sleep(SECOND).await;
     cluster.down(false);
     for _ in 0..100 {
-        assert!(here.pubsub().is_online("room:a"));
+        assert!(here.pubsub().has_subscribers("room:a"));
         sleep(SECOND / 10).await;
     }
-    assert!(!here.pubsub().is_online("room:b"), "the node has received it by now");
+    assert!(!here.pubsub().has_subscribers("room:b"), "the node has received it by now");
 }
 
 #[tokio::test(start_paused = true)]
 async fn while_a_node_is_silent_every_topic_counts_until_it_is_back_or_removed() {
     let cluster = Cluster::default();
     let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
-    let online = |topic| here.pubsub().is_online(topic);
+    let has_subscribers = |topic| here.pubsub().has_subscribers(topic);
     let _listening = there.subscribe("room:a");
     sleep(SECOND * 10).await;
     cluster.down(true);
     sleep(SECOND * 40).await;
     let _later = there.subscribe("room:b");
-    assert!(online("room:a") && online("room:b") && online("room:c"));
+    assert!(has_subscribers("room:a") && has_subscribers("room:b") && has_subscribers("room:c"));
     cluster.down(false);
     for _ in 0..300 {
-        assert!(online("room:a") && online("room:b"));
+        assert!(has_subscribers("room:a") && has_subscribers("room:b"));
         sleep(SECOND / 10).await;
     }
-    assert!(!online("room:c"));
+    assert!(!has_subscribers("room:c"));
     cluster.down(true);
     sleep(SECOND * 1_300).await;
-    assert!(!online("room:a"), "the node was removed");
+    assert!(!has_subscribers("room:a"), "the node was removed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,17 +179,17 @@ async fn a_node_that_shuts_down_cleanly_is_removed_at_once() {
     let (here, there) = (sharing(&cluster, "here"), sharing(&cluster, "there"));
     let _listening = there.subscribe("room:a");
     sleep(SECOND * 10).await;
-    assert!(here.pubsub().is_online("room:a"));
+    assert!(here.pubsub().has_subscribers("room:a"));
     drop(there);
     sleep(SECOND * 60).await;
-    assert!(!here.pubsub().is_online("room:a"));
+    assert!(!here.pubsub().has_subscribers("room:a"));
 }
 
 #[tokio::test]
 async fn where_nodes_do_not_share_it_every_topic_counts() {
     let cluster = Cluster::default();
     let here = cluster.join("here");
-    assert!(here.pubsub().is_online("room:a"));
-    let alone = Endpoint::builder().share_online(TrackerOptions::new()).build().unwrap();
-    assert!(!alone.pubsub().is_online("room:a"), "there are no other nodes");
+    assert!(here.pubsub().has_subscribers("room:a"));
+    let alone = Endpoint::builder().sync_subscriptions(TrackerOptions::new()).build().unwrap();
+    assert!(!alone.pubsub().has_subscribers("room:a"), "there are no other nodes");
 }
