@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, hint::black_box};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use parking_lot::Mutex;
-use pipeline::ws::{Endpoint, Payload, Presence, Subscription};
+use pipeline::ws::{Endpoint, Payload, Presence, TopicSubscription};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -49,7 +49,7 @@ impl ByHand {
 }
 
 /// An endpoint with a presence, and this many subscribers.
-fn endpoint(watching: usize) -> (Presence, Endpoint, Vec<Subscription>) {
+fn endpoint(watching: usize) -> (Presence, Endpoint, Vec<TopicSubscription>) {
     let presence = Presence::new();
     let endpoint = Endpoint::builder().presence(&presence).build().unwrap();
     let watching = (0..watching).map(|_| endpoint.subscribe(T)).collect();

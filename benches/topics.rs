@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pipeline::ws::{Endpoint, Payload, PubSub, Subscription};
+use pipeline::ws::{Endpoint, Payload, PubSub, TopicSubscription};
 
 /// The measured topic.
 const SMALL: &str = "room:small";
@@ -14,13 +14,13 @@ fn pubsub() -> PubSub {
 }
 
 /// Subscribes to this many other topics.
-fn others(pubsub: &PubSub, topics: usize) -> Vec<Subscription> {
+fn others(pubsub: &PubSub, topics: usize) -> Vec<TopicSubscription> {
     (0..topics).map(|n| pubsub.subscribe(&format!("room:{n}"))).collect()
 }
 
 /// Subscribes this many times to the same topic. The subscribers read nothing, so the oldest broadcast
 /// is dropped.
-fn listeners(pubsub: &PubSub, count: usize) -> Vec<Subscription> {
+fn listeners(pubsub: &PubSub, count: usize) -> Vec<TopicSubscription> {
     (0..count).map(|_| pubsub.subscribe(SMALL)).collect()
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pipeline::ws::{
-    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Reply, Stop, Topic,
+    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Reply, Stop, Topic,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -73,8 +73,8 @@ impl Channel for Dedup {
     }
 }
 
-impl HandleInfo<Tell> for Dedup {
-    async fn handle_info(&mut self, _: Tell, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Tell> for Dedup {
+    async fn handle_message(&mut self, _: Tell, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         for number in std::mem::take(&mut self.numbers) {
             cx.push("number", json!({ "number": number }))?;
         }

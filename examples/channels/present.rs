@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use pipeline::ws::{
-    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Presence, PresenceError,
-    Presences, Reply, Stop, Topic,
+    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Presence,
+    PresenceError, Presences, Reply, Stop, Topic,
 };
 use serde_json::{Value, json};
 
@@ -88,8 +88,8 @@ impl Channel for Present {
     }
 }
 
-impl HandleInfo<Joined> for Present {
-    async fn handle_info(
+impl HandleMessage<Joined> for Present {
+    async fn handle_message(
         &mut self,
         Joined(params): Joined,
         cx: &ChannelContext<Self>,

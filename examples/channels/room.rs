@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use pipeline::{
     ExitReason,
     ws::{
-        Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Reply, SocketRef,
+        Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Reply, SocketRef,
         Stop, Topic,
     },
 };
@@ -265,14 +265,14 @@ impl Room {
     }
 }
 
-impl HandleInfo<Greet> for Room {
-    async fn handle_info(&mut self, _: Greet, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Greet> for Room {
+    async fn handle_message(&mut self, _: Greet, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         Ok(cx.push("welcome", json!({ "topic": cx.topic().as_str() }))?)
     }
 }
 
-impl HandleInfo<Answer> for Room {
-    async fn handle_info(
+impl HandleMessage<Answer> for Room {
+    async fn handle_message(
         &mut self,
         Answer { to, with }: Answer,
         _: &ChannelContext<Self>,
@@ -281,8 +281,8 @@ impl HandleInfo<Answer> for Room {
     }
 }
 
-impl HandleInfo<End> for Room {
-    async fn handle_info(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<End> for Room {
+    async fn handle_message(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
         match end {
             End::Stop => Err(Stop::because(ExitReason::ShutdownWith("later".into()))),
             End::Crash => panic!("crash requested"),

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use pipeline::ws::{
-    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Signer, Stop, Topic,
+    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Signer, Stop, Topic,
 };
 use serde_json::json;
 
@@ -42,8 +42,8 @@ impl Channel for Token {
     }
 }
 
-impl HandleInfo<Renew> for Token {
-    async fn handle_info(&mut self, _: Renew, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Renew> for Token {
+    async fn handle_message(&mut self, _: Renew, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         let token = self.signer.sign(&cx.topic().rest(), SystemTime::now())?;
         cx.push("token", json!({ "token": token }))?;
         Ok(cx.send_after(self.every, Renew)?)

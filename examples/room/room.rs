@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline::ws::{
-    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Presence, PresenceError,
-    Reply, Stop, Topic,
+    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Presence,
+    PresenceError, Reply, Stop, Topic,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -110,8 +110,8 @@ impl Room {
     }
 }
 
-impl HandleInfo<Joined> for Room {
-    async fn handle_info(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Joined> for Room {
+    async fn handle_message(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         let visitor = cx.assigns();
         let meta = json!({ "device": visitor.device, "typing": false });
         self.lobby.presence.track(cx, &visitor.name, &meta)?;

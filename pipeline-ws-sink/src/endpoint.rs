@@ -28,7 +28,7 @@ use crate::{
     payload::IntoPayload,
     presence::Presence,
     protocol::subprotocol,
-    pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, Subscription},
+    pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription},
     snapshot::{EndpointObserver, EndpointSnapshot},
     socket::Socket,
     telemetry::MountMeter,
@@ -190,7 +190,7 @@ impl Endpoint {
 
     /// Subscribes to a topic, until the returned value is dropped: see [`PubSub::subscribe`].
     #[must_use]
-    pub fn subscribe(&self, topic: &str) -> Subscription {
+    pub fn subscribe(&self, topic: &str) -> TopicSubscription {
         self.pubsub().subscribe(topic)
     }
 

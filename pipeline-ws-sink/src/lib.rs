@@ -179,7 +179,7 @@ pub use self::token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier};
 pub use self::{
     broadcast::Broadcast,
     channel::{
-        Channel, ChannelContext, ChannelHandle, HandleInfo, JoinContext, JoinError, NoReference,
+        Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, NoReference,
         PushError, Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
     connect_info::{ConnectInfo, PeerAddr},
@@ -199,7 +199,7 @@ pub use self::{
     protocol::reference::Ref,
     pubsub::{
         Adapter, AdapterError, BroadcastError, BroadcastWorker, FilterSubscribed, Lagged,
-        LocalNode, PreparedBroadcast, PubSub, SubscriberId, Subscription,
+        LocalNode, PreparedBroadcast, PubSub, SubscriberId, TopicSubscription,
     },
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket},

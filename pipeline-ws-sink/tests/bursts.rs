@@ -9,7 +9,7 @@ use std::time::Duration;
 use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Endpoint, HandleInfo, JoinContext, JoinError, Mount, Payload,
+    Channel, ChannelContext, Endpoint, HandleMessage, JoinContext, JoinError, Mount, Payload,
     PreparedBroadcast, Presence, Stop, Topic, WhenFull,
 };
 use serde_json::json;
@@ -252,8 +252,8 @@ impl Channel for Present {
     }
 }
 
-impl HandleInfo<Entered> for Present {
-    async fn handle_info(&mut self, _: Entered, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Entered> for Present {
+    async fn handle_message(&mut self, _: Entered, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         let name = format!("{:?}", cx.id());
         self.0.track(cx, &name, &json!({}))?;
         cx.push("presence_state", self.0.list(cx.topic()).await)?;

@@ -7,7 +7,7 @@ use std::{future::pending, time::Duration};
 
 use pipeline_test_support::{reply, settle};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ChannelHandle, HandleInfo, JoinContext, JoinError, Mount, Payload,
+    Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, Mount, Payload,
     Reply, SendError, Stop, TooManyTimers, Topic,
     testkit::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
 };
@@ -89,22 +89,22 @@ impl Channel for Worker {
     }
 }
 
-impl HandleInfo<Note> for Worker {
-    async fn handle_info(&mut self, note: Note, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Note> for Worker {
+    async fn handle_message(&mut self, note: Note, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         assert!(cx.reference().is_null(), "no message of the client is being handled");
         Ok(cx.push("note", note)?)
     }
 }
 
-impl HandleInfo<Again> for Worker {
-    async fn handle_info(&mut self, _: Again, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Again> for Worker {
+    async fn handle_message(&mut self, _: Again, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         sleep(Duration::from_millis(5)).await;
         Ok(cx.send_after(Duration::ZERO, Again)?)
     }
 }
 
-impl HandleInfo<Order> for Worker {
-    async fn handle_info(&mut self, order: Order, _: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Order> for Worker {
+    async fn handle_message(&mut self, order: Order, _: &ChannelContext<Self>) -> Result<(), Stop> {
         match order {
             Order::Stop => Err(Stop::normal()),
             Order::Crash => panic!("crash requested"),

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_ws_sink::{
-    BuildError, Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleInfo,
+    BuildError, Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage,
     JoinContext, JoinError, Mount, Params, Payload, Presence, PresenceDiff, PresenceError,
     Presences, Reply, Socket, Stop, Topic, TrackerOptions,
     testkit::{
@@ -94,8 +94,8 @@ impl Channel for Room {
     }
 }
 
-impl HandleInfo<Joined> for Room {
-    async fn handle_info(
+impl HandleMessage<Joined> for Room {
+    async fn handle_message(
         &mut self,
         Joined { device }: Joined,
         cx: &ChannelContext<Self>,
@@ -640,7 +640,7 @@ async fn a_meta_may_read_the_presence_while_it_is_serialized() {
 }
 
 /// Tasks subscribed to the topic: more than receive a change at once.
-fn many_listeners(kit: &TestEndpoint) -> Vec<pipeline_ws_sink::Subscription> {
+fn many_listeners(kit: &TestEndpoint) -> Vec<pipeline_ws_sink::TopicSubscription> {
     (0..150).map(|_| kit.endpoint().subscribe(T)).collect()
 }
 

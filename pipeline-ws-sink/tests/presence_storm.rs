@@ -6,7 +6,7 @@ mod support;
 use std::{fs, time::Duration};
 
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleInfo, JoinContext,
+    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage, JoinContext,
     JoinError, Mount, Params, Payload, Presence, Socket, Stop, Topic,
 };
 use serde_json::json;
@@ -46,8 +46,8 @@ impl Channel for Room {
     }
 }
 
-impl HandleInfo<Joined> for Room {
-    async fn handle_info(
+impl HandleMessage<Joined> for Room {
+    async fn handle_message(
         &mut self,
         Joined(name): Joined,
         cx: &ChannelContext<Self>,

@@ -5,11 +5,11 @@ mod support;
 use pipeline_ws_sink::{
     AdapterError, Broadcast, BroadcastError, BuildError, Channel, ChannelContext, ChannelHandle,
     CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointObserver,
-    EndpointReport, EndpointSnapshot, HandleInfo, JoinContext, JoinError, KeyDigest, KeyOptions,
+    EndpointReport, EndpointSnapshot, HandleMessage, JoinContext, JoinError, KeyDigest, KeyOptions,
     Lagged, Latencies, LocalNode, LongPoll, MissingParam, Mount, MountSnapshot, NoReference,
     Origin, OriginError, Params, ParamsError, PathError, PatternError, Payload, PayloadError,
     PeerAddr, PubSub, PushError, Ref, Reply, RouteSnapshot, SendError, Signer, SignerError,
-    SocketRef, Stop, SubscriberId, Subscription, TokenError, TooManyTimers, Topic, WhenFull,
+    SocketRef, Stop, SubscriberId, TokenError, TooManyTimers, Topic, TopicSubscription, WhenFull,
 };
 
 fn send<T: Send>() {}
@@ -63,7 +63,7 @@ fn public_types_are_send_and_sync() {
         SocketRef,
         Stop,
         SubscriberId,
-        Subscription,
+        TopicSubscription,
         TokenError,
         TooManyTimers,
         Topic,
@@ -103,11 +103,11 @@ fn a_builder_may_be_sent() {
 #[test]
 fn the_futures_that_callers_await_are_send() {
     fn future<F: Send>(_: &F) {}
-    fn sending<C: HandleInfo<()>>(handle: &ChannelHandle<C>) {
+    fn sending<C: HandleMessage<()>>(handle: &ChannelHandle<C>) {
         future(&handle.send(()));
     }
     let _ = |endpoint: &Endpoint| future(&endpoint.drain(std::time::Duration::ZERO));
-    let _ = |subscription: &mut Subscription| future(&subscription.recv());
+    let _ = |subscription: &mut TopicSubscription| future(&subscription.recv());
     let _ = sending::<Silent>;
 }
 
@@ -123,8 +123,8 @@ impl Channel for Silent {
     }
 }
 
-impl HandleInfo<()> for Silent {
-    async fn handle_info(&mut self, (): (), _: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<()> for Silent {
+    async fn handle_message(&mut self, (): (), _: &ChannelContext<Self>) -> Result<(), Stop> {
         Ok(())
     }
 }

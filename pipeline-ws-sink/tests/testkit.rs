@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleInfo, JoinContext,
+    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage, JoinContext,
     JoinError, Mount, Params, Payload, Reply, SendError, Socket, Stop, Topic,
     testkit::{
         TestChannel, TestEndpoint, WireFrame, assert_broadcast, assert_push, assert_reply,
@@ -102,8 +102,8 @@ impl Channel for Room {
     }
 }
 
-impl HandleInfo<Note> for Room {
-    async fn handle_info(&mut self, note: Note, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Note> for Room {
+    async fn handle_message(&mut self, note: Note, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         Ok(cx.push("note", json!({"n": note.0}))?)
     }
 }

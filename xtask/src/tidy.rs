@@ -296,8 +296,8 @@ fn has_dialect(line: &str) -> bool {
     DIALECT.iter().any(|word| line.match_indices(word).any(is_word))
 }
 
-/// Imports in texts and examples work when they are copied. Stages and channels both have a `HandleInfo` and
-/// a `Subscription`, so with a glob of each, the names are ambiguous.
+/// Imports in texts and examples work when they are copied. Stages and channels both have a module `testkit`, so
+/// with a glob of each, that name is ambiguous.
 fn no_example_imports_two_globs(files: &Files) -> Vec<String> {
     let mut faults = Vec::new();
     for (path, text) in files.named(".md").chain(files.named(".rs")) {

@@ -338,13 +338,13 @@ impl<C: Channel> Joined<C> {
             Letter::Foreign(broadcast) => {
                 stopped(contained(channel.handle_broadcast(broadcast, context)).await)
             }
-            Letter::Info(message) => self.handle_info(message).await,
+            Letter::Info(message) => self.handle_message(message).await,
             Letter::Leave { reference, held: _held } => Some(End::Left(reference)),
             Letter::Close(reason) => Some(End::Closed(reason)),
         }
     }
 
-    async fn handle_info(&mut self, message: Sealed) -> Option<End> {
+    async fn handle_message(&mut self, message: Sealed) -> Option<End> {
         let Self { channel, context, .. } = self;
         stopped(contained(info::open(message, channel, context)).await)
     }

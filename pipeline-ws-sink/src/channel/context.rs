@@ -7,7 +7,7 @@ use pipeline_core::Deadline;
 
 use super::{
     Channel, PushError,
-    info::{ChannelHandle, HandleInfo, seal},
+    info::{ChannelHandle, HandleMessage, seal},
     mailbox::Mailbox,
     socket_ref::{NoReference, SocketRef},
     timers::{Timers, TooManyTimers},
@@ -68,7 +68,7 @@ impl<C: Channel> JoinContext<'_, C> {
     /// [`TooManyTimers`] if 1024 timers are pending.
     pub fn send_after<M>(&mut self, delay: Duration, message: M) -> Result<(), TooManyTimers>
     where
-        C: HandleInfo<M>,
+        C: HandleMessage<M>,
         M: Send + 'static,
     {
         self.channel.send_after(delay, message)
@@ -296,7 +296,7 @@ impl<C: Channel> ChannelContext<C> {
     /// [`TooManyTimers`] if 1024 timers are pending.
     pub fn send_after<M>(&self, delay: Duration, message: M) -> Result<(), TooManyTimers>
     where
-        C: HandleInfo<M>,
+        C: HandleMessage<M>,
         M: Send + 'static,
     {
         self.own.lock().timers.set(Deadline::from_now(delay), seal::<C, M>(message))

@@ -45,8 +45,8 @@ use super::{
 ///     }
 /// }
 ///
-/// impl HandleInfo<Tick> for ClockChannel {
-///     async fn handle_info(&mut self, _: Tick, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+/// impl HandleMessage<Tick> for ClockChannel {
+///     async fn handle_message(&mut self, _: Tick, cx: &ChannelContext<Self>) -> Result<(), Stop> {
 ///         cx.push("tick", json!({}))?;
 ///         Ok(cx.send_after(Duration::from_secs(1), Tick)?)
 ///     }
@@ -54,11 +54,11 @@ use super::{
 /// ```
 #[diagnostic::on_unimplemented(
     message = "the channel `{Self}` does not handle messages of the type `{M}`",
-    label = "needs `impl HandleInfo<{M}> for {Self}`"
+    label = "needs `impl HandleMessage<{M}> for {Self}`"
 )]
-pub trait HandleInfo<M>: Channel {
+pub trait HandleMessage<M>: Channel {
     /// Handles a message.
-    fn handle_info(
+    fn handle_message(
         &mut self,
         message: M,
         cx: &ChannelContext<Self>,
@@ -68,9 +68,9 @@ pub trait HandleInfo<M>: Channel {
 /// A handle that sends messages to one channel. Cheap to clone; it does not keep the channel alive.
 ///
 /// ```
-/// use pipeline_ws_sink::{Channel, ChannelContext, HandleInfo};
+/// use pipeline_ws_sink::{Channel, ChannelContext, HandleMessage};
 ///
-/// fn look_up<C: HandleInfo<String>>(cx: &ChannelContext<C>) {
+/// fn look_up<C: HandleMessage<String>>(cx: &ChannelContext<C>) {
 ///     let channel = cx.handle();
 ///     tokio::spawn(async move {
 ///         let found = "what a database has found".to_owned();
@@ -100,7 +100,7 @@ impl<C: Channel> ChannelHandle<C> {
     /// If the future is dropped before it completes, the message is not sent.
     pub async fn send<M>(&self, message: M) -> Result<(), SendError>
     where
-        C: HandleInfo<M>,
+        C: HandleMessage<M>,
         M: Send + 'static,
     {
         Ok(self.mailbox.send(Letter::Info(seal::<C, M>(message))).await?)
@@ -113,7 +113,7 @@ impl<C: Channel> ChannelHandle<C> {
     /// [`SendError`] if the channel has ended or its mailbox is full.
     pub fn try_send<M>(&self, message: M) -> Result<(), SendError>
     where
-        C: HandleInfo<M>,
+        C: HandleMessage<M>,
         M: Send + 'static,
     {
         Ok(self.mailbox.try_send(Letter::Info(seal::<C, M>(message)))?)
@@ -135,10 +135,10 @@ impl<C> fmt::Debug for ChannelHandle<C> {
 /// A message was not sent to a channel.
 ///
 /// ```
-/// use pipeline_ws_sink::{ChannelHandle, HandleInfo, SendError};
+/// use pipeline_ws_sink::{ChannelHandle, HandleMessage, SendError};
 ///
 /// /// Whether the channel still exists.
-/// fn tell<C: HandleInfo<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
+/// fn tell<C: HandleMessage<String>>(channel: &ChannelHandle<C>, news: String) -> bool {
 ///     !matches!(channel.try_send(news), Err(SendError::Ended))
 /// }
 /// ```
@@ -176,19 +176,19 @@ trait Envelope<C: Channel>: Send {
 
 struct Info<M>(M);
 
-impl<C: HandleInfo<M>, M: Send + 'static> Envelope<C> for Info<M> {
+impl<C: HandleMessage<M>, M: Send + 'static> Envelope<C> for Info<M> {
     fn deliver<'a>(
         self: Box<Self>,
         channel: &'a mut C,
         cx: &'a ChannelContext<C>,
     ) -> BoxFuture<'a, Result<(), Stop>> {
-        Box::pin(channel.handle_info(self.0, cx))
+        Box::pin(channel.handle_message(self.0, cx))
     }
 }
 
 pub(super) fn seal<C, M>(message: M) -> Sealed
 where
-    C: HandleInfo<M>,
+    C: HandleMessage<M>,
     M: Send + 'static,
 {
     let envelope: Box<dyn Envelope<C>> = Box::new(Info(message));

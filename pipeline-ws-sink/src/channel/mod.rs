@@ -21,7 +21,7 @@ pub(crate) use self::{
 };
 pub use self::{
     context::{ChannelContext, JoinContext},
-    info::{ChannelHandle, HandleInfo, SendError},
+    info::{ChannelHandle, HandleMessage, SendError},
     push_error::PushError,
     reply::{JoinError, Reply, Stop},
     socket_ref::{NoReference, SocketRef},

@@ -88,10 +88,10 @@ impl fmt::Debug for Timers {
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_ws_sink::{ChannelContext, HandleInfo, Reply, Stop};
+/// use pipeline_ws_sink::{ChannelContext, HandleMessage, Reply, Stop};
 ///
 /// /// Refuses a client that asks for more reminders.
-/// fn remind<C: HandleInfo<String>>(cx: &ChannelContext<C>, of: String) -> Result<Reply, Stop> {
+/// fn remind<C: HandleMessage<String>>(cx: &ChannelContext<C>, of: String) -> Result<Reply, Stop> {
 ///     match cx.send_after(Duration::from_secs(60), of) {
 ///         Ok(()) => Ok(Reply::ok()),
 ///         Err(too_many) => Ok(Reply::error().with(too_many.to_string())),

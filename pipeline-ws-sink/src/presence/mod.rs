@@ -73,8 +73,8 @@ use crate::{
 ///     }
 /// }
 ///
-/// impl HandleInfo<Joined> for Room {
-///     async fn handle_info(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+/// impl HandleMessage<Joined> for Room {
+///     async fn handle_message(&mut self, _: Joined, cx: &ChannelContext<Self>) -> Result<(), Stop> {
 ///         self.0.track(cx, cx.assigns(), &json!({ "device": "phone" }))?;
 ///         cx.push("presence_state", self.0.list(cx.topic()).await)?;
 ///         Ok(())

@@ -22,7 +22,7 @@ pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     filter::FilterSubscribed,
     push::{BroadcastWorker, PreparedBroadcast},
-    subscription::{Lagged, Subscription},
+    subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
 };
 use self::{
@@ -333,8 +333,8 @@ impl PubSub {
     ///
     /// A task that subscribes twice receives everything twice.
     #[must_use]
-    pub fn subscribe(&self, topic: &str) -> Subscription {
-        Subscription::new(&self.shared.table, topic)
+    pub fn subscribe(&self, topic: &str) -> TopicSubscription {
+        TopicSubscription::new(&self.shared.table, topic)
     }
 
     /// Closes every socket with this id, with a code that makes the official client connect again.

@@ -43,7 +43,7 @@ const BYTES: usize = 16 << 20;
 /// # Ok(())
 /// # }
 /// ```
-pub struct Subscription {
+pub struct TopicSubscription {
     inbox: Arc<Inbox>,
     listening: Listening,
 }
@@ -63,7 +63,7 @@ struct State {
     task: Option<Waker>,
 }
 
-impl Subscription {
+impl TopicSubscription {
     pub(super) fn new(table: &Arc<Table>, topic: &str) -> Self {
         let inbox = Arc::new(Inbox::default());
         let listening =
@@ -98,7 +98,7 @@ impl Subscription {
     }
 }
 
-impl Stream for Subscription {
+impl Stream for TopicSubscription {
     type Item = Result<Broadcast, Lagged>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -151,9 +151,9 @@ impl State {
     }
 }
 
-impl fmt::Debug for Subscription {
+impl fmt::Debug for TopicSubscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").field("topic", &self.topic()).finish_non_exhaustive()
+        f.debug_struct("TopicSubscription").field("topic", &self.topic()).finish_non_exhaustive()
     }
 }
 
@@ -192,7 +192,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_reads_too_slowly_loses_the_oldest_and_receives_their_number() {
         let table = Arc::new(Table::silent());
-        let mut subscription = Subscription::new(&table, "t");
+        let mut subscription = TopicSubscription::new(&table, "t");
         (0..CAPACITY + 3).for_each(|n| broadcast(&table, n));
         assert_eq!(subscription.recv().await, Err(Lagged(3)));
         let next = subscription.recv().await.unwrap();
@@ -207,7 +207,7 @@ mod tests {
     #[tokio::test]
     async fn waiting_broadcasts_are_bounded_in_bytes() {
         let table = Arc::new(Table::silent());
-        let mut subscription = Subscription::new(&table, "t");
+        let mut subscription = TopicSubscription::new(&table, "t");
         let large = |bytes| {
             let payload = json!({ "padding": "x".repeat(bytes) });
             table.dispatch(&Encoded::new("t", "e", payload).unwrap(), None);
@@ -223,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_is_woken_by_a_broadcast() {
         let table = Arc::new(Table::silent());
-        let mut subscription = Subscription::new(&table, "t");
+        let mut subscription = TopicSubscription::new(&table, "t");
         let receiving = tokio::spawn(async move { subscription.recv().await });
         tokio::task::yield_now().await;
         broadcast(&table, 7);

@@ -114,15 +114,15 @@ impl TestChannel {
         self.listening.broadcast_from(event, payload);
     }
 
-    /// A handle that sends the channel messages: those that it [handles](crate::HandleInfo).
+    /// A handle that sends the channel messages: those that it [handles](crate::HandleMessage).
     ///
     /// # Panics
     ///
     /// If the channel is of another kind, or has ended.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{HandleInfo, SendError, testkit::{TestChannel, assert_push}};
-    /// # async fn test<RoomChannel: HandleInfo<u64>>(room: TestChannel) -> Result<(), SendError> {
+    /// # use pipeline_ws_sink::{HandleMessage, SendError, testkit::{TestChannel, assert_push}};
+    /// # async fn test<RoomChannel: HandleMessage<u64>>(room: TestChannel) -> Result<(), SendError> {
     /// room.handle::<RoomChannel>().send(42).await?;
     /// assert_push!(room, "number", { "n": 42 });
     /// # Ok(())

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     payload::IntoPayload,
-    pubsub::{Lagged, PubSub, SubscriberId, Subscription},
+    pubsub::{Lagged, PubSub, SubscriberId, TopicSubscription},
 };
 
 /// A test's subscription to a topic, until it is dropped: see
@@ -70,7 +70,7 @@ impl Drop for TestTopic {
 }
 
 /// Records the topic's broadcasts for the test.
-async fn hear(mailroom: Arc<Mailroom>, number: u64, mut subscription: Subscription) {
+async fn hear(mailroom: Arc<Mailroom>, number: u64, mut subscription: TopicSubscription) {
     loop {
         match subscription.recv().await {
             Ok(broadcast) => mailroom.put([Mail::to_listener(number, &broadcast)]),

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, HandleInfo, JoinContext, JoinError, Payload, Reply, SocketRef, Stop,
-    SubscriberId, Topic,
+    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Reply, SocketRef,
+    Stop, SubscriberId, Topic,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, mpsc};
@@ -170,14 +170,14 @@ fn bytes(payload: &Payload) -> Payload {
     if payload.is_binary() { payload.clone() } else { Payload::binary(vec![7, 8, 9]) }
 }
 
-impl HandleInfo<Greet> for Room {
-    async fn handle_info(&mut self, _: Greet, cx: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<Greet> for Room {
+    async fn handle_message(&mut self, _: Greet, cx: &ChannelContext<Self>) -> Result<(), Stop> {
         Ok(cx.push("welcome", json!({ "topic": cx.topic().as_str() }))?)
     }
 }
 
-impl HandleInfo<End> for Room {
-    async fn handle_info(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
+impl HandleMessage<End> for Room {
+    async fn handle_message(&mut self, end: End, _: &ChannelContext<Self>) -> Result<(), Stop> {
         match end {
             End::Stop => Err(Stop::because(ExitReason::ShutdownWith("later".into()))),
             End::Crash => panic!("crash requested"),

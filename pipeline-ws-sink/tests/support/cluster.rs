@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
-use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, Subscription};
+use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, TopicSubscription};
 
 /// Nodes in one process.
 #[derive(Clone, Default)]
@@ -21,7 +21,7 @@ struct State {
     down: bool,
     sent: Vec<String>,
     /// A subscription that is checked on every send.
-    witness: Option<Subscription>,
+    witness: Option<TopicSubscription>,
 }
 
 /// The adapter of one node.
@@ -40,7 +40,7 @@ impl Cluster {
     }
 
     /// Checks on every send that this subscription has not received the broadcast yet.
-    pub fn witness(&self, witness: Subscription) {
+    pub fn witness(&self, witness: TopicSubscription) {
         self.state.lock().witness = Some(witness);
     }
 
@@ -96,7 +96,7 @@ impl Adapter for Node {
 }
 
 /// The events that have arrived.
-pub fn events(subscription: &mut Subscription) -> Vec<String> {
+pub fn events(subscription: &mut TopicSubscription) -> Vec<String> {
     let next = || subscription.recv().now_or_never();
     std::iter::from_fn(next).map(|received| received.unwrap().event().to_owned()).collect()
 }
