@@ -22,7 +22,7 @@ use std::{error::Error, io::IsTerminal, sync::Arc};
 use clap::Parser;
 use pipeline::{
     serve,
-    ws::{Endpoint, EndpointBuilder, EventLimit, LongPoll, Mount, Presence, Signer, listen},
+    ws::{Endpoint, EndpointBuilder, LongPoll, MessageRateLimit, Mount, Presence, Signer, listen},
 };
 
 use self::{
@@ -49,7 +49,7 @@ struct Args {
 fn endpoint(signer: &Signer) -> EndpointBuilder {
     let presence = Presence::new();
     let sockets = Mount::new(VisitorSocket::new(signer.clone()))
-        .event_limit(EventLimit::per_second(20).burst(60))
+        .message_rate_limit(MessageRateLimit::per_second(20).burst(60))
         .channel_with::<Room>("room:lobby", Arc::new(Lobby::new(presence.clone())))
         .longpoll(LongPoll::new());
     Endpoint::builder().presence(&presence).mount("/socket", sockets)

@@ -12,7 +12,7 @@
 //! A slow client does not harm the others: its outbox is bounded. When the outbox is full, the
 //! client is disconnected so that it connects again, or [`WhenFull`] selects another policy. A
 //! pipeline that ends in a [`PubSub::broadcast_worker`] can wait for its clients: its demand then
-//! follows the room in their outboxes. [`Mount::event_limit`] limits the rate of events from a
+//! follows the room in their outboxes. [`Mount::message_rate_limit`] limits the rate of events from a
 //! client.
 //!
 //! [`Presence`] tracks who is on a topic, on which device, and sends changes to all clients on that
@@ -141,7 +141,6 @@ mod end;
 mod endings;
 mod endpoint;
 mod erased_mount;
-mod event_limit;
 mod hub;
 mod inbox;
 mod late;
@@ -157,6 +156,7 @@ mod payload;
 mod presence;
 mod protocol;
 mod pubsub;
+mod rate_limit;
 mod sampler;
 mod session;
 mod since;
@@ -185,7 +185,6 @@ pub use self::{
     connect_info::{ConnectInfo, PeerAddr},
     drainer::Drainer,
     endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
-    event_limit::{EventLimit, OnExcess},
     latencies::Latencies,
     listen::listen,
     longpoll::LongPoll,
@@ -201,6 +200,7 @@ pub use self::{
         Adapter, AdapterError, BroadcastError, BroadcastWorker, FilterSubscribed, Lagged,
         LocalNode, PreparedBroadcast, PubSub, SubscriberId, TopicSubscription,
     },
+    rate_limit::{MessageRateLimit, OnLimit},
     snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
     socket::{ConnectError, Socket},
     telemetry::ParamFilter,

@@ -8,11 +8,11 @@ use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
     connect_info::ConnectInfo,
     drainer::Drainer,
-    event_limit::EventLimit,
     longpoll::LongPoll,
     origin::CheckOrigin,
     outbox::{OutboxLimits, WhenFull},
     protocol::connection::Limits,
+    rate_limit::MessageRateLimit,
     session,
     snapshot::RouteSnapshot,
     socket::Socket,
@@ -74,8 +74,8 @@ pub(crate) struct MountOptions {
     /// How many frames of a client are read per second.
     pub(crate) max_frames: u32,
     pub(crate) drainer: Drainer,
-    event_limit: Option<EventLimit>,
-    topic_event_limit: Option<EventLimit>,
+    message_rate_limit: Option<MessageRateLimit>,
+    topic_message_rate_limit: Option<MessageRateLimit>,
     max_channels: usize,
 }
 
@@ -125,8 +125,8 @@ impl<S: Socket> Mount<S> {
             heard_within: None,
             max_frames: 2000,
             drainer: Drainer::new(),
-            event_limit: None,
-            topic_event_limit: None,
+            message_rate_limit: None,
+            topic_message_rate_limit: None,
             max_channels: 100,
         };
         let handshake = HandshakeOptions {
@@ -288,23 +288,23 @@ impl<S: Socket> Mount<S> {
     /// the official client tries again by itself. The limit applies to the socket: a client that
     /// connects again starts afresh. Limit the rate of connections in [`Socket::connect`].
     ///
-    /// Messages over the limit are counted in `socket.events_limited`.
+    /// Messages over the limit are counted in `socket.messages_refused`.
     ///
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.event_limit(EventLimit::per_second(50).burst(100))
+    /// mount.message_rate_limit(MessageRateLimit::per_second(50).burst(100))
     /// # }
     /// ```
-    pub fn event_limit(mut self, limit: EventLimit) -> Self {
-        self.options.event_limit = Some(limit);
+    pub fn message_rate_limit(mut self, limit: MessageRateLimit) -> Self {
+        self.options.message_rate_limit = Some(limit);
         self
     }
 
     /// The rate limit of a client's events on each joined topic. By default there is no limit.
     ///
     /// If both limits are set, an event has to be within this limit and that of the
-    /// [socket](Self::event_limit); an event that is refused counts for neither. Joins count for
+    /// [socket](Self::message_rate_limit); an event that is refused counts for neither. Joins count for
     /// the socket only. Leaving and joining a topic again does not reset its limit: it is
     /// remembered as long as it makes a difference, for twice as many topics as may be
     /// [joined](Self::max_channels). Events on further topics are over the limit meanwhile.
@@ -312,11 +312,11 @@ impl<S: Socket> Mount<S> {
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.topic_event_limit(EventLimit::per_second(10).on_excess(OnExcess::Close))
+    /// mount.topic_message_rate_limit(MessageRateLimit::per_second(10).on_limit(OnLimit::Close))
     /// # }
     /// ```
-    pub fn topic_event_limit(mut self, limit: EventLimit) -> Self {
-        self.options.topic_event_limit = Some(limit);
+    pub fn topic_message_rate_limit(mut self, limit: MessageRateLimit) -> Self {
+        self.options.topic_message_rate_limit = Some(limit);
         self
     }
 
@@ -497,7 +497,7 @@ impl<S: Socket> Mount<S> {
     /// its events and joins are answered with an error, `{"reason": "too many messages are
     /// waiting"}`, until there is room; so heartbeats are answered, and a client that has gone is
     /// noticed, however long a channel takes. Refused messages are counted in
-    /// `socket.events_limited`, with the reason `inbox`.
+    /// `socket.messages_refused`, with the reason `inbox`.
     ///
     /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes) bounds the inboxes of
     /// all sockets of an endpoint.
@@ -639,10 +639,11 @@ impl<S: Socket> Mount<S> {
         };
         let routes = self.routes.into_iter().map(register).collect();
         let limited = LimitMeter::register(telemetry, self.socket.name());
-        let MountOptions { event_limit, topic_event_limit, max_channels, .. } = self.options;
+        let MountOptions { message_rate_limit, topic_message_rate_limit, max_channels, .. } =
+            self.options;
         let limits = session::Limits {
-            socket: event_limit.map(Into::into),
-            topic: topic_event_limit.map(Into::into),
+            socket: message_rate_limit.map(Into::into),
+            topic: topic_message_rate_limit.map(Into::into),
             topics: max_channels.saturating_mul(2).max(1),
         };
         Ok((self.socket, Routes { routes, limits, limited, max_channels }))

@@ -29,7 +29,6 @@ pub(crate) use self::limits::{Limits, Scope};
 use crate::{
     channel::{Join, Letter, Life, Mailbox, Replaced},
     end::SocketEnd,
-    event_limit::OnExcess,
     inbox::{Held, Inbox},
     mount::Routes,
     outbox::Outbox,
@@ -40,6 +39,7 @@ use crate::{
         version::Version,
     },
     pubsub::PubSub,
+    rate_limit::OnLimit,
     socket::Socket,
     telemetry::{SocketMetrics, limited, shown},
 };
@@ -286,9 +286,9 @@ impl<S: Socket> Session<S> {
 
     /// Handles a message over the limit, as the limit says.
     fn refuse(&self, message: &ClientMessage<'_>, excess: Excess) -> Result<(), SocketEnd> {
-        let Excess { of, retry_after, on_excess } = excess;
+        let Excess { of, retry_after, on_limit } = excess;
         self.routes.limited.count(of);
-        if on_excess == OnExcess::Close {
+        if on_limit == OnLimit::Close {
             let lines = &self.routes.limited.lines;
             limited!(lines, WARN, limit = of.name(), "closing socket: rate limit exceeded");
             return Err(SocketEnd::Limited);

@@ -88,8 +88,9 @@ pub struct MountSnapshot {
     pub connected: u64,
     /// Clients that it refused.
     pub refused: u64,
-    /// Messages of clients beyond the [rate limits](crate::Mount::event_limit), including joins.
-    pub limited: u64,
+    /// Events and joins beyond a [rate limit](crate::Mount::message_rate_limit) or the bound of an
+    /// inbox.
+    pub messages_refused: u64,
 }
 
 /// The channels of one route.

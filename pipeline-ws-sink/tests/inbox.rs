@@ -57,7 +57,7 @@ fn refused(reference: usize) -> Value {
 }
 
 fn limited_by_inbox(server: &MemoryServer) -> u64 {
-    let counters = server.recorded.counters("socket.events_limited").into_iter();
+    let counters = server.recorded.counters("socket.messages_refused").into_iter();
     counters.filter(|(labels, _)| labels.contains("reason=inbox")).map(|(_, count)| count).sum()
 }
 

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use pipeline_test_support::{Client, reply};
-use pipeline_ws_sink::{EventLimit, LongPoll, Mount, OnExcess};
+use pipeline_ws_sink::{LongPoll, MessageRateLimit, Mount, OnLimit};
 use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},
@@ -45,7 +45,7 @@ fn pong() -> Value {
 }
 
 fn counted(server: &MemoryServer) -> Vec<(String, u64)> {
-    let series = server.recorded.counters("socket.events_limited").into_iter();
+    let series = server.recorded.counters("socket.messages_refused").into_iter();
     series
         .map(|(labels, count)| {
             (labels.replace("reason=", "").replace(",socket=NamedSocket", ""), count)
@@ -55,7 +55,8 @@ fn counted(server: &MemoryServer) -> Vec<(String, u64)> {
 
 #[tokio::test(start_paused = true)]
 async fn a_burst_passes_and_excess_events_pass_after_a_delay() {
-    let server = server(|mount| mount.event_limit(EventLimit::per_second(10).burst(4)));
+    let server =
+        server(|mount| mount.message_rate_limit(MessageRateLimit::per_second(10).burst(4)));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
     for _ in 0..3 {
@@ -76,12 +77,12 @@ async fn a_burst_passes_and_excess_events_pass_after_a_delay() {
     }
     assert_eq!(ping(&mut ada, T).await, limited(100));
     assert_eq!(counted(&server), [("socket".to_owned(), 5)]);
-    assert_eq!(server.endpoint.snapshot().sockets[0].limited, 5);
+    assert_eq!(server.endpoint.snapshot().sockets[0].messages_refused, 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_limit_is_per_client() {
-    let server = server(|mount| mount.event_limit(EventLimit::per_second(1).burst(2)));
+    let server = server(|mount| mount.message_rate_limit(MessageRateLimit::per_second(1).burst(2)));
     let [mut ada, mut bob] = [server.connect(1 << 16).await, server.connect(1 << 16).await];
     ada.join("1", T).await;
     bob.join("1", T).await;
@@ -92,7 +93,8 @@ async fn the_limit_is_per_client() {
 
 #[tokio::test(start_paused = true)]
 async fn the_limit_is_per_topic() {
-    let server = server(|mount| mount.topic_event_limit(EventLimit::per_second(1).burst(2)));
+    let server =
+        server(|mount| mount.topic_message_rate_limit(MessageRateLimit::per_second(1).burst(2)));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
     ada.join("1", OTHER).await;
@@ -108,7 +110,7 @@ async fn the_limit_is_per_topic() {
 
 #[tokio::test(start_paused = true)]
 async fn rejoining_a_topic_does_not_reset_its_limit() {
-    let server = server(|mount| mount.topic_event_limit(EventLimit::per_second(1)));
+    let server = server(|mount| mount.topic_message_rate_limit(MessageRateLimit::per_second(1)));
     let mut ada = server.connect(1 << 16).await;
     for joined in 0..3 {
         ada.join("1", T).await;
@@ -122,7 +124,7 @@ async fn rejoining_a_topic_does_not_reset_its_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn joins_are_limited_and_heartbeats_and_leaves_are_not() {
-    let server = server(|mount| mount.event_limit(EventLimit::per_second(2)));
+    let server = server(|mount| mount.message_rate_limit(MessageRateLimit::per_second(2)));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
     ada.send(json!(["2", "2", "unknown", "phx_join", {}])).await;
@@ -147,7 +149,7 @@ async fn joins_are_limited_and_heartbeats_and_leaves_are_not() {
 
 #[tokio::test(start_paused = true)]
 async fn an_event_without_a_reference_is_dropped_and_counted() {
-    let server = server(|mount| mount.topic_event_limit(EventLimit::per_second(1)));
+    let server = server(|mount| mount.topic_message_rate_limit(MessageRateLimit::per_second(1)));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
     for n in 0..3 {
@@ -164,8 +166,8 @@ async fn an_event_without_a_reference_is_dropped_and_counted() {
 
 #[tokio::test(start_paused = true)]
 async fn events_that_wait_for_a_join_count_once_on_arrival() {
-    let limit = EventLimit::per_second(1).burst(2);
-    let (builder, gate) = endpoint_with(|mount| mount.topic_event_limit(limit));
+    let limit = MessageRateLimit::per_second(1).burst(2);
+    let (builder, gate) = endpoint_with(|mount| mount.topic_message_rate_limit(limit));
     let server = MemoryServer::start(builder);
     let mut ada = server.connect(1 << 16).await;
     let topic = "slow:one";
@@ -188,8 +190,8 @@ async fn events_that_wait_for_a_join_count_once_on_arrival() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_above_the_limit_can_be_closed_and_may_reconnect() {
-    let limit = EventLimit::per_second(1).burst(2).on_excess(OnExcess::Close);
-    let server = server(|mount| mount.event_limit(limit));
+    let limit = MessageRateLimit::per_second(1).burst(2).on_limit(OnLimit::Close);
+    let server = server(|mount| mount.message_rate_limit(limit));
     let mut ada = server.connect(1 << 16).await;
     ada.join("1", T).await;
     assert_eq!(ping(&mut ada, T).await, pong());
@@ -217,8 +219,8 @@ async fn polls(server: &MemoryServer, pings: usize) -> (Poller<'_>, Value) {
 
 #[tokio::test(start_paused = true)]
 async fn polling_clients_are_limited_too() {
-    let limit = EventLimit::per_second(1).burst(2);
-    let server = server(|mount| mount.longpoll(LongPoll::new()).event_limit(limit));
+    let limit = MessageRateLimit::per_second(1).burst(2);
+    let server = server(|mount| mount.longpoll(LongPoll::new()).message_rate_limit(limit));
     let (poller, taken) = polls(&server, 2).await;
     assert_eq!(taken, json!({ "status": 200 }));
     let mut answers = poller.messages().await;
@@ -232,8 +234,8 @@ async fn polling_clients_are_limited_too() {
 
 #[tokio::test(start_paused = true)]
 async fn the_session_of_a_polling_client_above_the_limit_ends() {
-    let limit = EventLimit::per_second(1).burst(2).on_excess(OnExcess::Close);
-    let server = server(|mount| mount.longpoll(LongPoll::new()).event_limit(limit));
+    let limit = MessageRateLimit::per_second(1).burst(2).on_limit(OnLimit::Close);
+    let server = server(|mount| mount.longpoll(LongPoll::new()).message_rate_limit(limit));
     let (poller, taken) = polls(&server, 2).await;
     assert_eq!(taken, json!({ "status": 408 }));
     let again = poller.poll().await;

@@ -566,7 +566,7 @@ async fn begin_part(
 }
 
 fn limited_by_inbox(server: &MemoryServer) -> u64 {
-    let counters = server.recorded.counters("socket.events_limited").into_iter();
+    let counters = server.recorded.counters("socket.messages_refused").into_iter();
     counters.filter(|(labels, _)| labels.contains("reason=inbox")).map(|(_, count)| count).sum()
 }
 

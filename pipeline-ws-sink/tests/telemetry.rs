@@ -7,8 +7,8 @@ use std::time::Duration;
 use pipeline_core::ExitReason;
 use pipeline_test_support::{Log, eventually, reply};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Drainer, Endpoint, EventLimit, JoinContext, JoinError, LongPoll,
-    Mount, OnExcess, ParamFilter, Payload, Reply, Stop, Topic,
+    Channel, ChannelContext, Drainer, Endpoint, JoinContext, JoinError, LongPoll, MessageRateLimit,
+    Mount, OnLimit, ParamFilter, Payload, Reply, Stop, Topic,
 };
 use serde_json::json;
 use support::{
@@ -394,8 +394,8 @@ async fn refused_requests_do_not_fill_the_log() {
 #[tokio::test(start_paused = true)]
 async fn clients_closed_for_invalid_messages_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
-    let limit = EventLimit::per_second(1).burst(1).on_excess(OnExcess::Close);
-    let server = MemoryServer::start(endpoint_with(|mount| mount.event_limit(limit)).0);
+    let limit = MessageRateLimit::per_second(1).burst(1).on_limit(OnLimit::Close);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.message_rate_limit(limit)).0);
     let long = format!("room:{}", "x".repeat(300));
     for _ in 0..OFTEN {
         let mut ada = server.connect(1 << 16).await;

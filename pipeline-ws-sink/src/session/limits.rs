@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
-    event_limit::{EventLimit, OnExcess},
+    rate_limit::{MessageRateLimit, OnLimit},
     token_bucket::{Bucket, Rate},
 };
 
@@ -22,7 +22,7 @@ pub(crate) struct Limits {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
     rate: Rate,
-    on_excess: OnExcess,
+    on_limit: OnLimit,
 }
 
 /// The recent messages of a client.
@@ -42,7 +42,7 @@ pub(super) struct Spent {
 pub(super) struct Excess {
     pub(super) of: Scope,
     pub(super) retry_after: Duration,
-    pub(super) on_excess: OnExcess,
+    pub(super) on_limit: OnLimit,
 }
 
 /// The limit that was exceeded.
@@ -64,9 +64,9 @@ impl Scope {
     }
 }
 
-impl From<EventLimit> for Limit {
-    fn from(limit: EventLimit) -> Self {
-        Self { rate: limit.rate(), on_excess: limit.when_exceeded() }
+impl From<MessageRateLimit> for Limit {
+    fn from(limit: MessageRateLimit) -> Self {
+        Self { rate: limit.rate(), on_limit: limit.action() }
     }
 }
 
@@ -92,10 +92,9 @@ impl Spent {
         let retry_after = socket.map(|(_, wait)| wait).max(topic.map(|(_, wait)| wait));
         if let Some(retry_after) = retry_after {
             let refused = [socket, topic].into_iter().flatten();
-            let closes =
-                refused.map(|(limit, _)| limit.on_excess).find(|on| *on == OnExcess::Close);
+            let closes = refused.map(|(limit, _)| limit.on_limit).find(|on| *on == OnLimit::Close);
             let of = if socket.is_some() { Scope::Socket } else { Scope::Topic };
-            return Err(Excess { of, retry_after, on_excess: closes.unwrap_or_default() });
+            return Err(Excess { of, retry_after, on_limit: closes.unwrap_or_default() });
         }
         if let Some(limit) = limits.socket {
             self.socket.take(limit.rate, now);
@@ -132,7 +131,7 @@ impl Spent {
 mod tests {
     use super::*;
 
-    fn limits(socket: Option<EventLimit>, topic: Option<EventLimit>) -> Limits {
+    fn limits(socket: Option<MessageRateLimit>, topic: Option<MessageRateLimit>) -> Limits {
         Limits { socket: socket.map(Limit::from), topic: topic.map(Limit::from), topics: 4 }
     }
 
@@ -146,8 +145,10 @@ mod tests {
 
     #[test]
     fn a_message_that_one_limit_refuses_does_not_count_for_the_other() {
-        let limits =
-            limits(Some(EventLimit::per_second(1).burst(2)), Some(EventLimit::per_second(1)));
+        let limits = limits(
+            Some(MessageRateLimit::per_second(1).burst(2)),
+            Some(MessageRateLimit::per_second(1)),
+        );
         let now = Instant::now();
         let (mut spent, [lobby, other]) = (Spent::new(now), [1, 2].map(topic));
         assert_eq!(spent.admit(&limits, Some(&lobby), now), Ok(()));
@@ -171,23 +172,23 @@ mod tests {
     #[test]
     fn the_longer_wait_counts_and_either_limit_may_close() {
         let limits = limits(
-            Some(EventLimit::per_minute(60).burst(1)),
-            Some(EventLimit::per_minute(6).burst(1).on_excess(OnExcess::Close)),
+            Some(MessageRateLimit::per_minute(60).burst(1)),
+            Some(MessageRateLimit::per_minute(6).burst(1).on_limit(OnLimit::Close)),
         );
         let now = Instant::now();
         let (mut spent, lobby) = (Spent::new(now), topic(1));
         assert_eq!(spent.admit(&limits, Some(&lobby), now), Ok(()));
         let excess =
-            Excess { of: Scope::Socket, retry_after: ms(10_000), on_excess: OnExcess::Close };
+            Excess { of: Scope::Socket, retry_after: ms(10_000), on_limit: OnLimit::Close };
         assert_eq!(spent.admit(&limits, Some(&lobby), now), Err(excess));
-        let without = Excess { retry_after: ms(1000), on_excess: OnExcess::Reply, ..excess };
+        let without = Excess { retry_after: ms(1000), on_limit: OnLimit::Reply, ..excess };
         assert_eq!(spent.admit(&limits, None, now), Err(without));
         assert_eq!(spent.admit(&limits, Some(&lobby), now + ms(10_000)), Ok(()));
     }
 
     #[test]
     fn no_more_topics_are_remembered_than_there_is_room_for() {
-        let limits = limits(None, Some(EventLimit::per_second(1).burst(2)));
+        let limits = limits(None, Some(MessageRateLimit::per_second(1).burst(2)));
         let now = Instant::now();
         let mut spent = Spent::new(now);
         for number in 0..4 {
@@ -208,7 +209,7 @@ mod tests {
 
     #[test]
     fn topics_with_full_buckets_are_forgotten() {
-        let mut limits = limits(None, Some(EventLimit::per_second(10)));
+        let mut limits = limits(None, Some(MessageRateLimit::per_second(10)));
         limits.topics = 1000;
         let mut now = Instant::now();
         let mut spent = Spent::new(now);

@@ -169,7 +169,7 @@ impl LimitMeter {
         let counter = |scope: Scope| {
             let labels = [("reason", scope.name().to_owned()), ("socket", socket.to_owned())];
             let description = "Events and joins over a limit, by limit";
-            telemetry.counter("socket.events_limited", description, labels).into()
+            telemetry.counter("socket.messages_refused", description, labels).into()
         };
         let [socket, topic, inbox] = [Scope::Socket, Scope::Topic, Scope::Inbox].map(counter);
         Self { lines: LineLimit::new(), socket, topic, inbox }
@@ -184,7 +184,7 @@ impl LimitMeter {
         .increment(1);
     }
 
-    pub(crate) fn limited(&self) -> u64 {
+    pub(crate) fn refused(&self) -> u64 {
         self.socket.get() + self.topic.get() + self.inbox.get()
     }
 }

@@ -314,7 +314,7 @@ impl<S: Socket> Mounted<S> {
             open: open.get(),
             connected: connects.succeeded(),
             refused: connects.failed(),
-            limited: self.routes.limited.limited(),
+            messages_refused: self.routes.limited.refused(),
         };
         (sockets, self.routes.snapshots(&self.path).collect())
     }
