@@ -291,7 +291,7 @@ impl Serve {
     /// How long a client may leave a pending answer unread. Default 30 seconds.
     ///
     /// The operating system enforces it (`TCP_USER_TIMEOUT`), on Linux and Android only. It no longer
-    /// applies once a connection becomes a WebSocket: from then on the mount's `max_behind` does.
+    /// applies once a connection becomes a WebSocket: from then on the mount's `send_timeout` does.
     ///
     /// # Panics
     ///

@@ -48,7 +48,7 @@ pub fn endpoint(signer: &Signer) -> Result<Endpoint, BuildError> {
                 origin.host() == Some("allowed.test")
             })),
         )
-        .mount("/limits", open().timeout(Duration::from_millis(700)).max_frame_size(1024))
+        .mount("/limits", open().idle_timeout(Duration::from_millis(700)).max_frame_size(1024))
         .mount("/deflate", open().compress(true))
         .mount("/proto", open().subprotocols(["sip", "mqtt"]))
         .mount("/tenant/:tenant", open().path("/live/:lane"))

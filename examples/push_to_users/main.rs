@@ -94,7 +94,7 @@ async fn run(args: Args) -> Result<bool, Box<dyn Error>> {
 
     // The sockets: a user signs in with a token, and joins only its own topic. Frames for a slow client
     // are queued, up to a limit; then the client is disconnected. Waiting for it instead, with
-    // `WhenFull::wait()`, would occupy a worker, and in the end all of them.
+    // `WhenFull::block()`, would occupy a worker, and in the end all of them.
     let signer = Signer::new(&args.secret(), "user socket")?.max_age(args.token_age());
     let sockets = Mount::new(UserSocket::new(signer.clone())).channel::<UserChannel>("user:*");
     let mut endpoint = Endpoint::builder().mount("/socket", sockets);

@@ -21,9 +21,9 @@ use crate::{
     tracker::TRACKERS,
 };
 
-/// The default of [`Mount::heard_within`]: a little more than two heartbeats of the official
+/// The default of [`Mount::receive_timeout`]: a little more than two heartbeats of the official
 /// client.
-const HEARD_WITHIN: Duration = Duration::from_secs(65);
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(65);
 
 /// A [`Socket`] with the channels that can be joined on it.
 ///
@@ -67,12 +67,12 @@ pub(crate) struct MountOptions {
     /// In bytes.
     pub(crate) inbox: usize,
     pub(crate) when_full: WhenFull,
-    pub(crate) max_behind: Duration,
+    pub(crate) send_timeout: Duration,
     pub(crate) compress: bool,
-    pub(crate) timeout: Duration,
-    heard_within: Option<Duration>,
+    pub(crate) idle_timeout: Duration,
+    receive_timeout: Option<Duration>,
     /// How many frames of a client are read per second.
-    pub(crate) max_frames: u32,
+    pub(crate) frame_rate_limit: u32,
     pub(crate) drainer: Drainer,
     message_rate_limit: Option<MessageRateLimit>,
     topic_message_rate_limit: Option<MessageRateLimit>,
@@ -81,8 +81,8 @@ pub(crate) struct MountOptions {
 
 impl MountOptions {
     /// The limit of the client's own silence.
-    pub(crate) fn heard_within(&self) -> Duration {
-        self.heard_within.unwrap_or_else(|| self.timeout.max(HEARD_WITHIN))
+    pub(crate) fn receive_timeout(&self) -> Duration {
+        self.receive_timeout.unwrap_or_else(|| self.idle_timeout.max(RECEIVE_TIMEOUT))
     }
 }
 
@@ -119,11 +119,11 @@ impl<S: Socket> Mount<S> {
             outbox: OutboxLimits { frames: 16_384, bytes: 4 << 20 },
             inbox: 4 << 20,
             when_full: WhenFull::Disconnect,
-            max_behind: Duration::from_secs(30),
+            send_timeout: Duration::from_secs(30),
             compress: false,
-            timeout: Duration::from_secs(60),
-            heard_within: None,
-            max_frames: 2000,
+            idle_timeout: Duration::from_secs(60),
+            receive_timeout: None,
+            frame_rate_limit: 2000,
             drainer: Drainer::new(),
             message_rate_limit: None,
             topic_message_rate_limit: None,
@@ -304,8 +304,8 @@ impl<S: Socket> Mount<S> {
     /// The rate limit of a client's events on each joined topic. By default there is no limit.
     ///
     /// If both limits are set, an event has to be within this limit and that of the
-    /// [socket](Self::message_rate_limit); an event that is refused counts for neither. Joins count for
-    /// the socket only. Leaving and joining a topic again does not reset its limit: it is
+    /// [socket](Self::message_rate_limit); an event that is refused counts for neither. Joins count
+    /// for the socket only. Leaving and joining a topic again does not reset its limit: it is
     /// remembered as long as it makes a difference, for twice as many topics as may be
     /// [joined](Self::max_channels). Events on further topics are over the limit meanwhile.
     ///
@@ -418,19 +418,20 @@ impl<S: Socket> Mount<S> {
     /// instead.
     ///
     /// Frames that the server sends count too, so a client that has gone is detected by
-    /// [`heard_within`](Self::heard_within).
+    /// [`receive_timeout`](Self::receive_timeout).
     ///
     /// # Panics
     ///
     /// If it is zero: every client would be closed at once.
-    pub fn timeout(mut self, silence: Duration) -> Self {
-        assert!(!silence.is_zero(), "timeout must be longer than zero");
-        self.options.timeout = silence;
+    pub fn idle_timeout(mut self, silence: Duration) -> Self {
+        assert!(!silence.is_zero(), "idle_timeout must be longer than zero");
+        self.options.idle_timeout = silence;
         self
     }
 
     /// How long the client itself may be silent, regardless of the frames sent to it. Default 65
-    /// seconds, or [`timeout`](Self::timeout) if that is longer; then it is closed with 1002.
+    /// seconds, or [`idle_timeout`](Self::idle_timeout) if that is longer; then it is closed with
+    /// 1002.
     ///
     /// Frames for a client that has gone, such as a phone without a network, are taken by the
     /// operating system for many minutes. Only received frames show that a client is there; the
@@ -445,12 +446,12 @@ impl<S: Socket> Mount<S> {
     /// # use pipeline_ws_sink::*;
     /// # use std::time::Duration;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.heard_within(Duration::from_secs(40))
+    /// mount.receive_timeout(Duration::from_secs(40))
     /// # }
     /// ```
-    pub fn heard_within(mut self, silence: Duration) -> Self {
-        assert!(!silence.is_zero(), "heard_within must be longer than zero");
-        self.options.heard_within = Some(silence);
+    pub fn receive_timeout(mut self, silence: Duration) -> Self {
+        assert!(!silence.is_zero(), "receive_timeout must be longer than zero");
+        self.options.receive_timeout = Some(silence);
         self
     }
 
@@ -479,12 +480,12 @@ impl<S: Socket> Mount<S> {
     /// ```
     /// # use pipeline_ws_sink::*;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.max_frames(200)
+    /// mount.frame_rate_limit(200)
     /// # }
     /// ```
-    pub fn max_frames(mut self, a_second: u32) -> Self {
-        assert!(a_second > 0, "max_frames must be at least 1");
-        self.options.max_frames = a_second;
+    pub fn frame_rate_limit(mut self, per_second: u32) -> Self {
+        assert!(per_second > 0, "frame_rate_limit must be at least 1");
+        self.options.frame_rate_limit = per_second;
         self
     }
 
@@ -528,7 +529,8 @@ impl<S: Socket> Mount<S> {
     /// long-polling client from fetching. Only the system's buffers and the outbox then take its
     /// events. Over TLS the same is true when all threads of the runtime are busy, or when it has
     /// only one: the stream's readiness is then as old as the runtime's last poll. To wait for
-    /// clients in a loop, use [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready).
+    /// clients in a loop, use
+    /// [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready).
     ///
     /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes) bounds the outboxes
     /// of all sockets of an endpoint.
@@ -556,14 +558,13 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How long a client may be behind. Default 30 seconds; with [`Duration::MAX`] there is no
-    /// limit.
+    /// How long a client may take none of its pending frames. Default 30 seconds; with
+    /// [`Duration::MAX`] there is no limit.
     ///
-    /// A client is closed with 1011, and counted in `socket.closed_slow`, when frames are pending
-    /// and its socket has taken none of them for this long. With [`WhenFull::Wait`] it is also
-    /// closed when its outbox has been full for this long without being half empty in between:
-    /// otherwise senders, which wait for one push after the other, would wait without end for a
-    /// client that is always a little too slow.
+    /// Such a client is closed with 1011, and counted in `socket.closed_slow`. With
+    /// [`WhenFull::Block`] it is also closed when its outbox has been full for this long without
+    /// being half empty in between: otherwise senders, which wait for one push after the other,
+    /// would wait without end for a client that is always a little too slow.
     ///
     /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not
     /// held against clients if the deadline passes during the stop, and the stop ends more than a
@@ -573,11 +574,11 @@ impl<S: Socket> Mount<S> {
     /// # use pipeline_ws_sink::*;
     /// # use std::time::Duration;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
-    /// mount.max_behind(Duration::from_secs(10))
+    /// mount.send_timeout(Duration::from_secs(10))
     /// # }
     /// ```
-    pub fn max_behind(mut self, max_behind: Duration) -> Self {
-        self.options.max_behind = max_behind;
+    pub fn send_timeout(mut self, send_timeout: Duration) -> Self {
+        self.options.send_timeout = send_timeout;
         self
     }
 
@@ -598,8 +599,8 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// Which parameters of clients may be logged. By default, all but parameters whose names suggest
-    /// a secret, such as `password` and `token`: [`ParamFilter`] has the list.
+    /// Which parameters of clients may be logged. By default, all but parameters whose names
+    /// suggest a secret, such as `password` and `token`: [`ParamFilter`] has the list.
     ///
     /// The parameters of `connect` are logged at level `INFO`, those of joins and events at
     /// `DEBUG`.

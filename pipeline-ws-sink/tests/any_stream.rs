@@ -165,9 +165,9 @@ async fn a_client_that_falls_behind_gets_the_latest_of_each_event() {
 
 #[tokio::test(start_paused = true)]
 async fn a_broadcast_does_not_wait_for_a_client_that_falls_behind() {
-    let (numbers, dropped) = fall_behind(WhenFull::wait(), 20, &["news"]).await;
+    let (numbers, dropped) = fall_behind(WhenFull::block(), 20, &["news"]).await;
     assert_eq!((numbers, dropped), (Vec::from_iter(0..20), vec![]));
-    let server = server_with(|mount| mount.when_full(WhenFull::wait())).await;
+    let server = server_with(|mount| mount.when_full(WhenFull::block())).await;
     let mut client = join(&server, 4096).await;
     fill(&server).await;
     for n in 0..20 {

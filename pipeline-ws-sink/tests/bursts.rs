@@ -133,7 +133,7 @@ async fn a_loop_that_occupies_the_only_thread_reaches_clients_on_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipeline_that_pushes_as_fast_as_it_can_closes_no_client_that_reads() {
     const EVENTS: u64 = 20_000;
-    for when_full in [WhenFull::Disconnect, WhenFull::wait()] {
+    for when_full in [WhenFull::Disconnect, WhenFull::block()] {
         let server = Server::start(endpoint_with(|mount| mount.when_full(when_full)).0).await;
         let readers = readers(&server, 2, EVENTS).await;
         let push = |i: &u64| PreparedBroadcast::new(T, "e", json!({ "i": i }));

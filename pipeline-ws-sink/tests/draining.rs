@@ -27,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(300);
 
 fn impatient() -> MemoryServer {
     let timeout = Duration::from_millis(700);
-    MemoryServer::start(endpoint_with(|mount| mount.timeout(timeout)).0)
+    MemoryServer::start(endpoint_with(|mount| mount.idle_timeout(timeout)).0)
 }
 
 #[tokio::test(start_paused = true)]
@@ -84,7 +84,7 @@ async fn frames_of_a_client_keep_it_connected_without_replies() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_client_is_closed_even_if_it_receives_frames() {
     let within = Duration::from_millis(700);
-    let server = MemoryServer::start(endpoint_with(|mount| mount.heard_within(within)).0);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.receive_timeout(within)).0);
     let mut client = server.connect(1 << 16).await;
     client.join("1", T).await;
     let joined = Instant::now();
@@ -103,7 +103,7 @@ async fn a_silent_client_is_closed_even_if_it_receives_frames() {
 
 #[tokio::test(start_paused = true)]
 async fn a_mount_can_allow_unlimited_silence() {
-    let server = MemoryServer::start(endpoint_with(|mount| mount.timeout(Duration::MAX)).0);
+    let server = MemoryServer::start(endpoint_with(|mount| mount.idle_timeout(Duration::MAX)).0);
     let mut client = server.connect(4096).await;
     client.join("1", T).await;
     sleep(Duration::from_secs(2 * 3600)).await;

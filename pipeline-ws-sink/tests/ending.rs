@@ -1,5 +1,5 @@
-//! When a socket ends, its connection is closed, even while references to it are held; and its channels and
-//! tasks end with it.
+//! When a socket ends, its connection is closed, even while references to it are held; and its
+//! channels and tasks end with it.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 mod support;
@@ -289,7 +289,7 @@ async fn terminating_channels_count_as_channels() {
 #[tokio::test]
 async fn a_mount_without_a_time_limit_has_none() {
     let (mount, _, _) = lasting(true);
-    let server = start(mount.timeout(Duration::MAX)).await;
+    let server = start(mount.idle_timeout(Duration::MAX)).await;
     let mut client = server.connect("name=ada").await;
     client.join("1", T).await;
 }

@@ -96,7 +96,7 @@ struct Server {
 impl Server {
     /// Without a rate limit for clients, so that the limit is not the protection under test.
     fn start(workers: usize) -> Self {
-        Self::start_with(workers, |mount| mount.max_frames(u32::MAX))
+        Self::start_with(workers, |mount| mount.frame_rate_limit(u32::MAX))
     }
 
     fn start_with(workers: usize, options: impl FnOnce(Mount<Anyone>) -> Mount<Anyone>) -> Self {
@@ -418,7 +418,7 @@ fn events_for_a_busy_channel_fill_only_its_inbox() {
 fn clients_that_send_too_fast_are_slowed_down() {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
-        let server = Server::start_with(workers, |mount| mount.max_frames(100));
+        let server = Server::start_with(workers, |mount| mount.frame_rate_limit(100));
         let mut client = Calm::connect(&server);
         let calm = client.median();
         let (begun, before) = (Instant::now(), server.endpoint.snapshot().frames_in);
@@ -462,7 +462,7 @@ fn clients_that_never_read_hold_no_more_than_their_outbox() {
     let large = text(&json!(["1", "2", "room:deaf", "large", {}]));
     for (again, times, clients) in [(large, 40, 10), (text(&heartbeat()), 20_000, 3)] {
         let builder = Endpoint::builder().max_outboxes(OUTBOXES);
-        let server = Server::start_in(2, builder, |mount| mount.max_frames(u32::MAX));
+        let server = Server::start_in(2, builder, |mount| mount.frame_rate_limit(u32::MAX));
         let mut client = Calm::connect(&server);
         let calm = client.median();
         let mut deaf: Vec<_> = (0..clients)

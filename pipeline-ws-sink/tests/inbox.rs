@@ -138,7 +138,7 @@ async fn slow_joins_count_as_well() {
 
 #[tokio::test(start_paused = true)]
 async fn a_disconnect_is_noticed_while_a_channel_is_busy() {
-    let server = server(|mount| mount.max_inbox(10_000).timeout(Duration::MAX));
+    let server = server(|mount| mount.max_inbox(10_000).idle_timeout(Duration::MAX));
     let mut ada = busy(&server).await;
     let gone = Instant::now();
     for n in 1..=20 {
@@ -247,7 +247,7 @@ async fn a_message_counts_while_it_waits_for_room() {
 
 #[tokio::test(start_paused = true)]
 async fn small_frames_are_rate_limited_as_well() {
-    let server = server(|mount| mount.max_frames(50));
+    let server = server(|mount| mount.frame_rate_limit(50));
     let mut ada = server.connect(1 << 20).await;
     let begun = Instant::now();
     // About 680 of them arrive in one read.
@@ -279,7 +279,7 @@ async fn after_a_close_frames_are_not_decompressed_and_the_clients_close_is_read
 async fn frames_after_a_close_are_rate_limited_as_well() {
     // 150 units in the five seconds: of parsed frames, and of unparsed bytes.
     for (said, most) in [(&[0x89, 0x80, 0, 0, 0, 0][..], 20_000), (&[0xff; 6][..], 700_000)] {
-        let server = server(|mount| mount.max_frames(10));
+        let server = server(|mount| mount.frame_rate_limit(10));
         let mut client = RawClient::connect(server.stream_of(4096).await, "").await;
         eventually(|| server.endpoint.disconnect("named:ada") == 1).await;
         client.next().await;
@@ -322,7 +322,7 @@ async fn other_tasks_run_between_pipelined_requests() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_is_not_read_for_long_does_not_count_as_silent() {
-    let server = server(|mount| mount.max_frames(1));
+    let server = server(|mount| mount.frame_rate_limit(1));
     let mut ada = server.connect(1 << 22).await;
     let begun = Instant::now();
     let large = json!([null, "1", "phoenix", "heartbeat", { "padding": "x".repeat(1_000_000) }]);
@@ -355,7 +355,7 @@ async fn a_name_or_a_reference_of_more_than_255_bytes_is_a_bad_message() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_above_the_rate_is_slowed_down_and_loses_nothing() {
-    let server = server(|mount| mount.max_frames(100));
+    let server = server(|mount| mount.frame_rate_limit(100));
     let mut ada = server.connect(1 << 24).await;
     let begun = Instant::now();
     let (count, beat) = (3000, json!([null, "1", "phoenix", "heartbeat", {}]));

@@ -681,7 +681,7 @@ async fn a_body_may_be_larger_than_the_inbox_of_its_client() {
 #[tokio::test(start_paused = true)]
 async fn a_polling_client_is_rate_limited_too() {
     let polled = LongPoll::new();
-    let (builder, _) = endpoint_with(|mount| mount.longpoll(polled).max_frames(100));
+    let (builder, _) = endpoint_with(|mount| mount.longpoll(polled).frame_rate_limit(100));
     let server = MemoryServer::start(builder);
     let poller = Poller::connect(&server, V2).await;
     let begun = Instant::now();

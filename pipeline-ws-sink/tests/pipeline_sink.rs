@@ -35,9 +35,9 @@ use tokio::{
 const T: &str = "room:lobby";
 
 /// Clients may fall ten frames behind before senders wait for them.
-fn server(up_to: Duration) -> MemoryServer {
+fn server(timeout: Duration) -> MemoryServer {
     let (builder, _gate) =
-        endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to }));
+        endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Block { timeout }));
     MemoryServer::start(builder)
 }
 
@@ -192,8 +192,8 @@ async fn senders_do_not_wait_forever_for_a_client_that_is_always_a_little_too_sl
     for event in ["news", "stamped"] {
         let (builder, _gate) = endpoint_with(|mount| {
             let mount =
-                mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to: Duration::MAX });
-            mount.max_behind(Duration::from_secs(30))
+                mount.max_outbox(10, 1 << 20).when_full(WhenFull::Block { timeout: Duration::MAX });
+            mount.send_timeout(Duration::from_secs(30))
         });
         let server = MemoryServer::start(builder);
         let mut trickle = server.connect(64).await;
@@ -217,9 +217,9 @@ async fn senders_do_not_wait_forever_for_a_client_that_is_always_a_little_too_sl
 
 #[tokio::test(start_paused = true)]
 async fn an_intercepting_channel_has_extra_room_when_its_topic_hurries() {
-    let up_to = Duration::from_secs(50);
+    let timeout = Duration::from_secs(50);
     let (builder, _gate) =
-        endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to }));
+        endpoint_with(|mount| mount.max_outbox(10, 1 << 20).when_full(WhenFull::Block { timeout }));
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
     client.join("1", T).await;
@@ -239,8 +239,8 @@ async fn an_intercepting_channel_has_extra_room_when_its_topic_hurries() {
 async fn a_sender_that_waits_without_a_limit_waits() {
     let (builder, _gate) = endpoint_with(|mount| {
         let mount =
-            mount.max_outbox(10, 1 << 20).when_full(WhenFull::Wait { up_to: Duration::MAX });
-        mount.max_behind(Duration::MAX).timeout(Duration::from_secs(1_000_000))
+            mount.max_outbox(10, 1 << 20).when_full(WhenFull::Block { timeout: Duration::MAX });
+        mount.send_timeout(Duration::MAX).idle_timeout(Duration::from_secs(1_000_000))
     });
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
@@ -486,8 +486,8 @@ async fn a_client_that_is_full_for_too_long_is_closed_even_if_no_sender_waited()
     let (builder, _gate) = endpoint_with(|mount| {
         mount
             .max_outbox(40, 1 << 20)
-            .when_full(WhenFull::Wait { up_to: Duration::from_secs(2) })
-            .max_behind(Duration::from_secs(3))
+            .when_full(WhenFull::Block { timeout: Duration::from_secs(2) })
+            .send_timeout(Duration::from_secs(3))
     });
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
@@ -518,8 +518,8 @@ async fn a_client_that_is_full_for_too_long_is_closed_even_if_no_sender_waited()
 #[tokio::test(start_paused = true)]
 async fn a_client_that_was_full_when_the_process_was_stopped_is_not_closed_by_the_next_sender() {
     let (builder, _gate) = endpoint_with(|mount| {
-        let policy = WhenFull::Wait { up_to: Duration::from_secs(5) };
-        mount.max_outbox(40, 1 << 20).when_full(policy).max_behind(Duration::from_secs(5))
+        let policy = WhenFull::Block { timeout: Duration::from_secs(5) };
+        mount.max_outbox(40, 1 << 20).when_full(policy).send_timeout(Duration::from_secs(5))
     });
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;
@@ -625,7 +625,7 @@ async fn a_channel_whose_senders_wait_for_its_client_has_room_for_broadcasts_of_
         mount
             .channel::<Both>("both:*")
             .max_outbox(10, 1 << 20)
-            .when_full(WhenFull::Wait { up_to: Duration::from_secs(50) })
+            .when_full(WhenFull::Block { timeout: Duration::from_secs(50) })
     });
     let server = MemoryServer::start(builder);
     let mut client = server.connect(64).await;

@@ -229,9 +229,12 @@ fn options_that_would_refuse_every_client_are_refused() {
         (panics(|| drop(mount().max_channels(0))), "max_channels must be at least 1"),
         (panics(|| drop(mount().max_message_size(0))), "max_message_size must be at least 1"),
         (panics(|| drop(mount().max_frame_size(6))), "max_frame_size must be at least 7"),
-        (panics(|| drop(mount().timeout(zero))), "timeout must be longer than zero"),
-        (panics(|| drop(mount().heard_within(zero))), "heard_within must be longer than zero"),
-        (panics(|| drop(mount().max_frames(0))), "max_frames must be at least 1"),
+        (panics(|| drop(mount().idle_timeout(zero))), "idle_timeout must be longer than zero"),
+        (
+            panics(|| drop(mount().receive_timeout(zero))),
+            "receive_timeout must be longer than zero",
+        ),
+        (panics(|| drop(mount().frame_rate_limit(0))), "frame_rate_limit must be at least 1"),
         (panics(|| drop(polled().window(zero))), "window must be longer than zero"),
         (panics(|| drop(polled().window(long))), "window must be shorter than 20 seconds"),
         (panics(|| drop(polled().max_sessions(0))), "max_sessions must be at least 1"),
@@ -240,5 +243,5 @@ fn options_that_would_refuse_every_client_are_refused() {
         assert!(said.starts_with(starts_with), "{said}");
     }
     drop(polled().window(Duration::MAX).max_age(Duration::from_secs(1)));
-    drop(mount().max_frame_size(7).max_behind(zero).max_inbox(0).max_outbox(0, 0));
+    drop(mount().max_frame_size(7).send_timeout(zero).max_inbox(0).max_outbox(0, 0));
 }

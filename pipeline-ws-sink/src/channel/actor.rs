@@ -327,8 +327,8 @@ impl<C: Channel> Joined<C> {
                 stop.map(End::Stopped)
             }
             Letter::Intercepted(Intercepted { event, payload, since }) => {
-                // With `WhenFull::Wait`, a channel that intercepts waits too: its broadcasts stay in the
-                // mailbox meanwhile, and their senders wait for room there.
+                // With `WhenFull::Block`, a channel that intercepts waits too: its broadcasts stay
+                // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
                 context.since = since;
                 let outcome = contained(channel.handle_out(&event, payload, context)).await;

@@ -185,8 +185,9 @@ impl Backlog {
         let twice = limits.twice();
         let fits_twice = self.behind_front(self.cost).plus(new).is_within(twice);
         match (when_full, outgoing.kind) {
-            (WhenFull::Disconnect, Kind::Essential) | (WhenFull::Wait { .. }, _) if fits_twice => {}
-            (WhenFull::Disconnect | WhenFull::Wait { .. }, _) => return Err(TooSlow),
+            (WhenFull::Disconnect, Kind::Essential) | (WhenFull::Block { .. }, _) if fits_twice => {
+            }
+            (WhenFull::Disconnect | WhenFull::Block { .. }, _) => return Err(TooSlow),
             (WhenFull::DropNewest, Kind::Event(_)) => {
                 return Ok(Dropped { newest: 1, ..dropped });
             }
@@ -727,7 +728,7 @@ mod tests {
             (WhenFull::KeepLatest, event(1), Ok(superseded(2)), &[0, 2, 9]),
             (WhenFull::KeepLatest, event(3), Ok(oldest), &[0, 2, 3, 9]),
             (WhenFull::KeepLatest, REPLY, Ok(oldest), &[0, 2, 3, 9]),
-            (WhenFull::wait(), event(1), Ok(Dropped::default()), &[0, 1, 2, 3, 9]),
+            (WhenFull::block(), event(1), Ok(Dropped::default()), &[0, 1, 2, 3, 9]),
             (WhenFull::Disconnect, event(1), Err(TooSlow), &[0, 1, 2, 3]),
             (WhenFull::Disconnect, REPLY, Ok(Dropped::default()), &[0, 1, 2, 3, 9]),
         ];
@@ -767,7 +768,7 @@ mod tests {
 
     #[test]
     fn the_frame_being_written_does_not_count() {
-        for when_full in [WhenFull::Disconnect, WhenFull::DropNewest, WhenFull::wait()] {
+        for when_full in [WhenFull::Disconnect, WhenFull::DropNewest, WhenFull::block()] {
             for taken in [false, true] {
                 let (mut backlog, mut hand) = (Backlog::new(MOST, 0), InHand::default());
                 backlog.push(outgoing(0, 5_000, REPLY));
@@ -912,7 +913,7 @@ mod tests {
             Just(WhenFull::DropOldest),
             Just(WhenFull::DropNewest),
             Just(WhenFull::KeepLatest),
-            Just(WhenFull::wait()),
+            Just(WhenFull::block()),
         ]
     }
 
@@ -944,7 +945,7 @@ mod tests {
                             Err(TooSlow) => {
                                 prop_assert_eq!(numbers(&backlog), before, "dropped frames are counted");
                                 let drops = !matches!(
-                                    when_full, WhenFull::Disconnect | WhenFull::Wait { .. }
+                                    when_full, WhenFull::Disconnect | WhenFull::Block { .. }
                                 );
                                 let new = backlog.cost_of(&outgoing(number, length, kind));
                                 let left = backlog.undroppable().plus(new);

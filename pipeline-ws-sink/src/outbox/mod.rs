@@ -89,7 +89,7 @@ pub(crate) struct Outbox {
     all: Arc<Outboxes>,
     when_full: WhenFull,
     /// How long the client may be behind.
-    max_behind: Duration,
+    send_timeout: Duration,
     /// Whether compression was negotiated with the client.
     compresses: bool,
     /// The number of the client's channels: draining counts them, and finds the socket by its
@@ -152,7 +152,7 @@ impl Outbox {
             limits,
             all: Arc::new(Outboxes::new(usize::MAX)),
             when_full: WhenFull::default(),
-            max_behind: Duration::MAX,
+            send_timeout: Duration::MAX,
             compresses: false,
             channels: AtomicU32::new(0),
             room: None,
@@ -163,13 +163,13 @@ impl Outbox {
 
     /// Sets the policy of a full outbox.
     pub(crate) fn when_full(mut self, when_full: WhenFull) -> Self {
-        self.room = matches!(when_full, WhenFull::Wait { .. }).then(Box::default);
+        self.room = matches!(when_full, WhenFull::Block { .. }).then(Box::default);
         Self { when_full, ..self }
     }
 
     /// Sets how long the client may be behind. By default there is no limit.
-    pub(crate) fn max_behind(self, max_behind: Duration) -> Self {
-        Self { max_behind, ..self }
+    pub(crate) fn send_timeout(self, send_timeout: Duration) -> Self {
+        Self { send_timeout, ..self }
     }
 
     /// Sets the outboxes among which it counts. By default it counts alone, without a limit.
@@ -350,8 +350,8 @@ impl Outbox {
     fn watch(&self) -> Watched {
         let mut state = self.state.lock();
         let Some(backlog) = state.waiting() else { return Watched::default() };
-        let blocked_until = backlog.blocked_until(self.max_behind).and_then(Deadline::instant);
-        let full_until = backlog.watch_full(self.max_behind, Instant::now());
+        let blocked_until = backlog.blocked_until(self.send_timeout).and_then(Deadline::instant);
+        let full_until = backlog.watch_full(self.send_timeout, Instant::now());
         Watched { blocked_until, full_until }
     }
 

@@ -47,7 +47,7 @@ impl Outbox {
     /// How long a sender waits for room, if the policy is to wait.
     pub(crate) fn wait_limit(&self) -> Option<Duration> {
         match self.when_full {
-            WhenFull::Wait { up_to } => Some(up_to),
+            WhenFull::Block { timeout } => Some(timeout),
             _ => None,
         }
     }
@@ -141,7 +141,7 @@ impl Outbox {
     pub(crate) fn full_until(&self) -> Deadline {
         let mut state = self.state.lock();
         let Some(backlog) = &mut state.backlog else { return Deadline::NEVER };
-        backlog.full_until(self.max_behind, Instant::now())
+        backlog.full_until(self.send_timeout, Instant::now())
     }
 
     /// Closes the socket because its client has been too slow for too long.
@@ -236,7 +236,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiting_sender_gets_room_when_a_frame_is_written() {
-        let (outbox, mut client, recorded) = outbox(WhenFull::wait());
+        let (outbox, mut client, recorded) = outbox(WhenFull::block());
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
         for _ in 0..3 {
             outbox.offer_and_record(&news(), Way::Direct).unwrap();
@@ -283,7 +283,7 @@ mod tests {
             |outbox: &Outbox| outbox.finish(&Frame::close(1001)),
             |outbox: &Outbox| outbox.give_up(),
         ] {
-            let (outbox, _client, _) = outbox(WhenFull::wait());
+            let (outbox, _client, _) = outbox(WhenFull::block());
             (0..2).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
             let waiting = tokio::spawn({
                 let outbox = outbox.clone();
@@ -303,7 +303,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_sender_that_cannot_wait_may_send_twice_as_much() {
-        let (outbox, _client, recorded) = outbox(WhenFull::wait());
+        let (outbox, _client, recorded) = outbox(WhenFull::block());
         // One frame is in transit.
         (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         assert_eq!(end(&outbox), None);
@@ -316,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_is_closed_as_slow_is_counted_once() {
-        let (outbox, _client, recorded) = outbox(WhenFull::wait());
+        let (outbox, _client, recorded) = outbox(WhenFull::block());
         (0..4).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         outbox.give_up();
         outbox.give_up();
@@ -332,7 +332,7 @@ mod tests {
         let (ours, _theirs) = duplex(12);
         let limits = OutboxLimits { frames: 0, bytes: 0 };
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
-        let outbox = Arc::new(outbox.when_full(WhenFull::wait()));
+        let outbox = Arc::new(outbox.when_full(WhenFull::block()));
         // The previous frame has been written, and the memory of the backlog is kept.
         outbox.state.lock().is_warm = true;
         for _ in 0..2 {
@@ -353,7 +353,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_has_read_is_not_closed_because_its_task_was_not_polled() {
-        let (outbox, mut client, _) = outbox(WhenFull::wait());
+        let (outbox, mut client, _) = outbox(WhenFull::block());
         let waiting = waiting(&outbox).await;
         client.read_exact(&mut [0; 12]).await.unwrap();
         advance(Duration::from_secs(5)).await;
@@ -364,7 +364,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_suspended_process_gives_clients_time_to_read() {
         for reads in [true, false] {
-            let (outbox, mut client, _) = outbox(WhenFull::wait());
+            let (outbox, mut client, _) = outbox(WhenFull::block());
             let waiting = waiting(&outbox).await;
             advance(Duration::from_secs(60)).await;
             settle().await;
@@ -383,7 +383,7 @@ mod tests {
         let (ours, mut client) = duplex(12);
         let limits = OutboxLimits { frames: 4, bytes: 1000 };
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
-        let outbox = outbox.when_full(WhenFull::wait()).max_behind(Duration::from_secs(30));
+        let outbox = outbox.when_full(WhenFull::block()).send_timeout(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
         (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
         let wait = || {
@@ -408,8 +408,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_suspension_is_noticed_by_the_sender_if_it_runs_before_the_task_of_the_socket() {
-        let (outbox, mut client, _) = outbox(WhenFull::wait());
-        let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
+        let (outbox, mut client, _) = outbox(WhenFull::block());
+        let outbox = Arc::into_inner(outbox).unwrap().send_timeout(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
         while outbox.offer_and_record(&news(), Way::Direct).is_ok() {}
         advance(Duration::from_secs(60)).await;
@@ -427,8 +427,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_socket_that_takes_bytes_at_its_deadline_is_not_closed() {
         for (stopped, reads) in [(false, true), (true, true), (true, false)] {
-            let (outbox, mut client, _) = outbox(WhenFull::wait());
-            let outbox = Arc::into_inner(outbox).unwrap().max_behind(Duration::from_secs(30));
+            let (outbox, mut client, _) = outbox(WhenFull::block());
+            let outbox = Arc::into_inner(outbox).unwrap().send_timeout(Duration::from_secs(30));
             let outbox = Arc::new(outbox);
             (0..3).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
             let writing = tokio::spawn({

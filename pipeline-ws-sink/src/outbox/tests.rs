@@ -235,7 +235,7 @@ async fn a_socket_that_takes_nothing_is_closed_after_a_while_and_one_that_takes_
     let metrics = Arc::new(SocketMetrics::register(&telemetry));
     let (ours, mut theirs) = duplex(10);
     let outbox = Outbox::new(Writer::Task(Box::pin(ours)), ROOMY, metrics)
-        .max_behind(Duration::from_secs(30));
+        .send_timeout(Duration::from_secs(30));
     let outbox = Arc::new(outbox);
     let opened = Instant::now();
     let writing = tokio::spawn({
@@ -379,7 +379,7 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     let greedy = stuck(&all, WhenFull::Disconnect);
     let calm = stuck(&all, WhenFull::Disconnect);
     let dropping = stuck(&all, WhenFull::DropOldest);
-    let waited_for = stuck(&all, WhenFull::wait());
+    let waited_for = stuck(&all, WhenFull::block());
     for _ in 0..5 {
         dropping.send_and_record(&shared(10_000), Way::Direct);
     }
@@ -408,7 +408,7 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
 async fn a_waiting_sender_is_notified_when_the_outboxes_of_the_endpoint_have_room() {
     let all = Arc::new(Outboxes::new(500_000));
     let greedy = stuck(&all, WhenFull::Disconnect);
-    let waited_for = stuck(&all, WhenFull::wait());
+    let waited_for = stuck(&all, WhenFull::block());
     while !all.are_full() {
         greedy.send(&text(50_000), None);
     }
@@ -421,19 +421,20 @@ async fn a_waiting_sender_is_notified_when_the_outboxes_of_the_endpoint_have_roo
 
 #[tokio::test(start_paused = true)]
 async fn a_writable_socket_is_not_closed_although_the_runtime_has_not_noticed() {
-    const MAX_BEHIND: Duration = Duration::from_secs(30);
+    const SEND_TIMEOUT: Duration = Duration::from_secs(30);
     let (ours, theirs) = tcp().await;
     let (chunk, mut sent) = ([0; 65_536], 0);
     while let Ok(count) = ours.try_write(&chunk) {
         sent += count;
     }
     let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
-    let outbox = Outbox::new(Writer::Tcp(Arc::new(ours)), ROOMY, metrics).max_behind(MAX_BEHIND);
+    let outbox =
+        Outbox::new(Writer::Tcp(Arc::new(ours)), ROOMY, metrics).send_timeout(SEND_TIMEOUT);
     let outbox = Arc::new(outbox);
     outbox.send(&small(10), None);
     let mut writing = pin!(outbox.write());
     assert!(poll!(&mut writing).is_pending());
-    advance(MAX_BEHIND).await;
+    advance(SEND_TIMEOUT).await;
     // The client reads everything, and the runtime does not poll before the deadline is noticed.
     let mut theirs = theirs.into_std().unwrap();
     theirs.set_nonblocking(false).unwrap();

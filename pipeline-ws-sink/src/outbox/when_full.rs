@@ -7,7 +7,7 @@ use std::time::Duration;
 ///
 /// The number of events sent at once never matters: a sender that finds no room first writes the
 /// pending frames. By default the client is closed. The other policies drop pushes and broadcasts,
-/// frame by frame, or make the sender wait. Answers to a client's messages, and announcements of a
+/// frame by frame, or block the sender. Answers to a client's messages, and announcements of a
 /// channel's end, are never dropped: other frames are dropped for them, and when no droppable frame
 /// is left they may take twice the limits. Beyond that, the client is closed with 1011. The
 /// remaining frames keep their order.
@@ -43,8 +43,8 @@ pub enum WhenFull {
     /// over all waiting frames: to keep the latest of very many events for a client, allow fewer
     /// waiting frames with [`Mount::max_outbox`](crate::Mount::max_outbox).
     KeepLatest,
-    /// Makes senders that can wait do so, for a limited time for each push; then the client is
-    /// closed with 1011. A client that reads nothing may delay two pushes or more, because the
+    /// Makes senders that can wait do so, for a limited time for each broadcast; then the client is
+    /// closed with 1011. A client that reads nothing may delay two broadcasts or more, because the
     /// operating system can take a few frames at the last moment. A channel's broadcast never waits
     /// for another client: its events may take twice the limits, and then the client is closed.
     ///
@@ -55,26 +55,26 @@ pub enum WhenFull {
     /// Workers of your own that call
     /// [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready) have no such limit:
     /// one client that never reads can keep all of them waiting, and delay all pushes of the
-    /// pipeline. [`Mount::max_behind`](crate::Mount::max_behind) limits how long a client may be
+    /// pipeline. [`Mount::send_timeout`](crate::Mount::send_timeout) limits how long a client may be
     /// full in total.
-    Wait {
-        /// How long a sender waits for one client, for each push; [`Duration::MAX`] sets no limit.
+    Block {
+        /// How long a sender waits for one client, for each broadcast; [`Duration::MAX`] sets no limit.
         /// Choose the time that a client needs to come out of a tunnel, and no more than the sender
-        /// can afford: see [`wait`](Self::wait).
-        up_to: Duration,
+        /// can afford: see [`block`](Self::block).
+        timeout: Duration,
     },
 }
 
 impl WhenFull {
-    /// [`Wait`](Self::Wait), for five seconds at most.
+    /// [`Block`](Self::Block), for five seconds at most.
     ///
     /// ```
     /// # use pipeline_ws_sink::WhenFull;
     /// # use std::time::Duration;
-    /// assert_eq!(WhenFull::wait(), WhenFull::Wait { up_to: Duration::from_secs(5) });
+    /// assert_eq!(WhenFull::block(), WhenFull::Block { timeout: Duration::from_secs(5) });
     /// ```
     #[must_use]
-    pub const fn wait() -> Self {
-        Self::Wait { up_to: Duration::from_secs(5) }
+    pub const fn block() -> Self {
+        Self::Block { timeout: Duration::from_secs(5) }
     }
 }

@@ -244,18 +244,18 @@ impl PubSub {
     }
 
     /// Sends an event to all subscribers of a topic, and waits for room in the outboxes of slow
-    /// clients whose policy is [`WhenFull::Wait`](crate::WhenFull::Wait). For senders that can
+    /// clients whose policy is [`WhenFull::Block`](crate::WhenFull::Block). For senders that can
     /// wait, such as the end of a pipeline; see [`broadcast_worker`](Self::broadcast_worker). A
     /// channel's callbacks cannot: their own client would wait with them.
     ///
     /// It returns when every socket of this node has accepted the event: to write it, or to drop it
     /// where that is the policy. A client that has no room for one broadcast for as long as its policy
     /// allows is closed, and counted in `socket.closed_slow`. So is a client that has been full for
-    /// longer than [`Mount::max_behind`](crate::Mount::max_behind), over any number of broadcasts.
+    /// longer than [`Mount::send_timeout`](crate::Mount::send_timeout), over any number of broadcasts.
     ///
     /// Calls for one topic are sent one after the other, in the order in which their futures are
     /// first polled. A slow client therefore delays all senders of its topic, for as long as its
-    /// policy allows, and again if it connects again: [`WhenFull::Wait`](crate::WhenFull::Wait)
+    /// policy allows, and again if it connects again: [`WhenFull::Block`](crate::WhenFull::Block)
     /// suits topics of one user each. An event of a [`broadcast_worker`](Self::broadcast_worker)
     /// that could not be sent and is retried later does not delay them: calls overtake it, and the
     /// events of its topic that wait behind it.

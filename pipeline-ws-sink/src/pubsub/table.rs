@@ -485,7 +485,7 @@ mod tests {
             WhenFull::DropOldest,
             WhenFull::DropNewest,
             WhenFull::KeepLatest,
-            WhenFull::wait(),
+            WhenFull::block(),
         ] {
             let recorder = Watching::default();
             let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
@@ -538,7 +538,7 @@ mod tests {
         let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
         let table = Arc::new(Table::new(metrics.clone(), None));
         let topic: Arc<str> = "t".into();
-        let _listening = [WhenFull::wait(), WhenFull::DropOldest].map(|when_full| {
+        let _listening = [WhenFull::block(), WhenFull::DropOldest].map(|when_full| {
             let limits = OutboxLimits { frames: 2, bytes: 1000 };
             let outbox = Outbox::new(Writer::Fetched, limits, metrics.clone()).when_full(when_full);
             table.subscribe(&topic, SubscriberId::new(), joined(outbox, &[]).0)

@@ -56,7 +56,7 @@ impl Seat {
         let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, hub.metrics.clone())
             .among(&hub.outboxes)
             .when_full(mounted.options.when_full)
-            .max_behind(mounted.options.max_behind);
+            .send_timeout(mounted.options.send_timeout);
         let outbox = Arc::new(outbox);
         let registration = hub.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
         let witness = Witness { mailroom: self.mailroom.clone(), socket: self.number };

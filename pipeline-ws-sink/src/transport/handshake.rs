@@ -264,7 +264,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
             .among(&hub.outboxes)
             .when_full(self.options.when_full)
-            .max_behind(self.options.max_behind)
+            .send_timeout(self.options.send_timeout)
             .at(hub.sweeper.place())
             .compressing(compresses);
         let outbox = Arc::new(outbox);

@@ -194,7 +194,7 @@ impl<S: Socket> Mounted<S> {
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, hub.metrics.clone())
             .among(&hub.outboxes)
             .when_full(self.options.when_full)
-            .max_behind(self.options.max_behind);
+            .send_timeout(self.options.send_timeout);
         let outbox = Arc::new(outbox);
         let bodies = Arc::new(Inbox::new(self.options.inbox, hub.inboxes.clone()));
         let (token, inbox) = polled.enter(&outbox, bodies, SystemTime::now());
@@ -202,11 +202,12 @@ impl<S: Socket> Mounted<S> {
         hub.begin();
         let transport = "longpoll";
         let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
-        let (window, max_frames) = (polled.window, self.options.max_frames);
+        let (window, frame_rate_limit) = (polled.window, self.options.frame_rate_limit);
         let (mounted, tasks) = (self.clone(), hub.tasks.clone());
         let living = async move {
             let open = mounted.meter.open.hold();
-            let live = polled::live(session, inbox, &outbox, window, max_frames, &hub.endings);
+            let live =
+                polled::live(session, inbox, &outbox, window, frame_rate_limit, &hub.endings);
             tokio::select! {
                 biased;
                 () = hub.cut_off.cancelled() => {}

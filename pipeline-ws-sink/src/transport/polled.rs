@@ -282,10 +282,10 @@ pub(super) async fn live<S: Socket>(
     inbox: Inbox,
     outbox: &Arc<Outbox>,
     window: Duration,
-    max_frames: u32,
+    frame_rate_limit: u32,
     endings: &Endings,
 ) -> bool {
-    let pace = ReadPace::new(max_frames, Instant::now());
+    let pace = ReadPace::new(frame_rate_limit, Instant::now());
     let Inbox { mut polls, mut posts, place } = inbox;
     let fetched = Fetched(outbox);
     let within = window.saturating_add(window / 2);

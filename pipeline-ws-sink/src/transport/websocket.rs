@@ -64,10 +64,10 @@ pub(crate) async fn live<S: Socket>(
 ) -> bool {
     let mut stream = Stream { reader, outbox };
     let mut decoder = Decoder::new(options.limits, received).inflating(outbox.compresses());
-    let pace = ReadPace::new(options.max_frames, Instant::now());
+    let pace = ReadPace::new(options.frame_rate_limit, Instant::now());
     let due = || {
-        let heard = Deadline::after(outbox.last_heard(), options.heard_within());
-        heard.min(Deadline::after(outbox.last_active(), options.timeout))
+        let heard = Deadline::after(outbox.last_heard(), options.receive_timeout());
+        heard.min(Deadline::after(outbox.last_active(), options.idle_timeout))
     };
     // Each is a loop of its own, because none of them may wait for another: while a message waits
     // for room, frames are still written. In this order, because each may use up the task's budget
@@ -90,7 +90,7 @@ pub(crate) async fn live<S: Socket>(
             outbox.finish(&Frame::close_because(code, end.explanation()));
             // Data from here on is read at the client's rate as well. Skipping it costs less than
             // handling it, so the pace starts afresh for a client that was too fast already.
-            let pace = ReadPace::new(options.max_frames, Instant::now());
+            let pace = ReadPace::new(options.frame_rate_limit, Instant::now());
             let rest = decoder.into_rest();
             let closed = close(&mut stream.reader, rest, pace, outbox, end, &mut is_taken);
             let _ = time::timeout(CLOSING, closed).await;
