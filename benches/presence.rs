@@ -61,7 +61,7 @@ fn comes_and_goes(c: &mut Criterion) {
     for watching in [0, 100] {
         let (presence, endpoint, _watching) = endpoint(watching);
         group.bench_function(BenchmarkId::new("here", watching), |b| {
-            b.iter(|| presence.enter(T, "ada", &json!({ "device": "phone" })).unwrap());
+            b.iter(|| presence.track_detached(T, "ada", &json!({ "device": "phone" })).unwrap());
         });
         let mut by_hand = ByHand::default();
         group.bench_function(BenchmarkId::new("by hand", watching), |b| {
@@ -82,7 +82,7 @@ fn who_is_here(c: &mut Criterion) {
         let mut entered = Vec::new();
         for n in 0..many {
             let key = format!("u{n}");
-            entered.push(presence.enter(T, &key, &json!({ "device": "phone" })).unwrap());
+            entered.push(presence.track_detached(T, &key, &json!({ "device": "phone" })).unwrap());
             by_hand.come(&endpoint, &key, "phone");
         }
         group.bench_function(BenchmarkId::new("here", many), |b| {

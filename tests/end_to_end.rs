@@ -378,7 +378,7 @@ async fn the_exact_number_of_unprocessed_items_is_reported() {
     assert!(text.contains("10 events left undone"), "{text}");
     assert!(text.contains("8 events held"), "{text}");
     assert!(text.contains("2 events begun and not finished"), "{text}");
-    assert!(text.contains("0 sockets closed, 0 cut off"), "{text}");
+    assert!(text.contains("0 sockets closed, 0 aborted"), "{text}");
 }
 
 #[tokio::test]
@@ -430,7 +430,7 @@ async fn sockets_that_do_not_close_in_time_are_aborted_and_counted() {
     let silent = clients.pop().unwrap();
     assert!(was_closed(clients.pop().unwrap()).await);
     let report = serving.await.unwrap().unwrap();
-    assert_eq!(report.to_string(), "1 sockets closed, 1 cut off");
+    assert_eq!(report.to_string(), "1 sockets closed, 1 aborted");
     drop(silent);
 }
 

@@ -245,5 +245,5 @@ async fn a_stopping_server_closes_its_sockets_in_batches_and_refuses_new_ones() 
 
     let (status, printed) = example.ended().await;
     assert!(status.success(), "{status}");
-    assert!(printed.contains(&"9 sockets closed, 0 cut off".to_owned()), "{printed:?}");
+    assert!(printed.contains(&"9 sockets closed, 0 aborted".to_owned()), "{printed:?}");
 }

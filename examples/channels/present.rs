@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use pipeline::ws::{
     Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Presence,
-    PresenceError, Presences, Reply, Stop, Topic,
+    PresenceError, PresenceList, Reply, Stop, Topic,
 };
 use serde_json::{Value, json};
 
@@ -23,7 +23,7 @@ pub fn named() -> Presence {
     Presence::builder().name("named").fetch(with_names).build()
 }
 
-async fn with_names(_: Arc<str>, mut who: Presences) -> Presences {
+async fn with_names(_: Arc<str>, mut who: PresenceList) -> PresenceList {
     let keys: Vec<_> = who.keys().map(str::to_owned).collect();
     for key in keys {
         who.add(&key, "user", json!({ "name": key.to_uppercase() }));

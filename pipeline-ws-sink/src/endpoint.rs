@@ -294,15 +294,15 @@ impl Endpoint {
         };
         let closed = time::timeout(within, closing).await;
         let left = if closed.is_ok() { 0 } else { hub.tasks.len() };
-        let cut_off = left + (hub.unclosed.load(Relaxed) - before);
+        let aborted = left + (hub.unclosed.load(Relaxed) - before);
         if left > 0 {
-            hub.cut_off.cancel();
+            hub.abort.cancel();
             // An aborted task ends where it next waits. A task that never waits keeps running.
-            let _ = time::timeout(CUT_OFF, hub.tasks.wait()).await;
+            let _ = time::timeout(ABORT_TIMEOUT, hub.tasks.wait()).await;
         }
         // All sockets of this node have left by now.
         hub.end();
-        EndpointReport { closed: sockets.saturating_sub(cut_off), cut_off }
+        EndpointReport { closed: sockets.saturating_sub(aborted), aborted }
     }
 
     /// Answers a request: a client that connects, or any other request.
@@ -397,7 +397,7 @@ impl Inner {
 const GOODBYE: Duration = Duration::from_secs(1);
 
 /// The time that aborted tasks get to end.
-const CUT_OFF: Duration = Duration::from_secs(1);
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -425,12 +425,12 @@ pub struct EndpointReport {
     /// Sockets that were not closed in time. This includes sockets whose client did not take its
     /// pending frames within the five seconds that closing may take, and
     /// [long-polling](Mount::longpoll) clients that had not fetched theirs.
-    pub cut_off: usize,
+    pub aborted: usize,
 }
 
 impl fmt::Display for EndpointReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} sockets closed, {} cut off", self.closed, self.cut_off)
+        write!(f, "{} sockets closed, {} aborted", self.closed, self.aborted)
     }
 }
 

@@ -37,7 +37,7 @@ pub(crate) struct Hub {
     /// or a long-polling client's pending messages.
     pub(crate) unclosed: AtomicUsize,
     /// Aborts these tasks.
-    pub(crate) cut_off: CancellationToken,
+    pub(crate) abort: CancellationToken,
 }
 
 /// The limits of all sockets of an endpoint together.
@@ -80,7 +80,7 @@ impl Hub {
             presences,
             tasks: TaskTracker::new(),
             unclosed: AtomicUsize::new(0),
-            cut_off: CancellationToken::new(),
+            abort: CancellationToken::new(),
         }
     }
 

@@ -179,8 +179,8 @@ pub use self::token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier};
 pub use self::{
     broadcast::Broadcast,
     channel::{
-        Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, NoReference,
-        PushError, Reply, SendError, SocketRef, Stop, TooManyTimers,
+        Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError,
+        NoReplyExpected, PushError, Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
     connect_info::{ConnectInfo, PeerAddr},
     drainer::Drainer,
@@ -194,7 +194,9 @@ pub use self::{
     params::{MissingParam, Params, ParamsError},
     path::PathError,
     payload::{IntoPayload, Payload, PayloadError},
-    presence::{Presence, PresenceBuilder, PresenceDiff, PresenceError, Presences, Tracked},
+    presence::{
+        Presence, PresenceBuilder, PresenceDiff, PresenceError, PresenceGuard, PresenceList,
+    },
     protocol::reference::Ref,
     pubsub::{
         Adapter, AdapterError, BroadcastError, BroadcastWorker, FilterSubscribed, Lagged,

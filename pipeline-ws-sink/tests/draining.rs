@@ -179,7 +179,7 @@ async fn c_160_no_more_channels_than_a_batch_are_closed_at_a_time() {
     let last = closed.iter().map(|(at, _)| *at).max().unwrap();
     assert!(last < 6 * INTERVAL, "not longer than necessary: {closed:?}");
     let report = draining.await.unwrap();
-    assert_eq!((report.closed, report.cut_off), (8, 0));
+    assert_eq!((report.closed, report.aborted), (8, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,7 +191,7 @@ async fn c_161_a_socket_with_two_channels_closes_once() {
     let (other, both) = (other.await.unwrap(), both.await.unwrap());
     assert!(both - other >= INTERVAL, "in a separate batch");
     let report = draining.await.unwrap();
-    assert_eq!((report.closed, report.cut_off), (2, 0));
+    assert_eq!((report.closed, report.aborted), (2, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,7 +251,7 @@ async fn sockets_that_do_not_close_in_time_are_aborted() {
     let first = tokio::spawn(ended(clients.next().unwrap()));
     let report = server.endpoint.drain(Duration::from_millis(100)).await;
     first.await.unwrap();
-    assert_eq!((report.closed, report.cut_off), (1, 2));
+    assert_eq!((report.closed, report.aborted), (1, 2));
     assert_eq!(server.endpoint.open_sockets(), 0);
 }
 
@@ -266,7 +266,7 @@ async fn frames_that_a_client_does_not_read_are_counted_and_its_socket_as_aborte
         server.endpoint.broadcast("quiet:1", "tick", padded).unwrap();
     }
     let report = server.endpoint.drain(AN_HOUR).await;
-    assert_eq!((report.closed, report.cut_off), (0, 1));
+    assert_eq!((report.closed, report.aborted), (0, 1));
     let after = server.endpoint.snapshot();
     let [("ended", dropped)] = after.dropped[..] else { panic!("{:?}", after.dropped) };
     assert_eq!(after.frames_out - before + dropped, 21, "the events and the close frame");
@@ -288,7 +288,7 @@ async fn sockets_of_late_batches_are_closed_shortly_before_the_deadline() {
     // A batch at 0, 300 and 600 ms; and at a fifth of the time before the deadline, all remaining ones.
     assert_eq!(closed, [0, 3, 6, 8, 8, 8, 8]);
     let report = draining.await.unwrap();
-    assert_eq!((report.closed, report.cut_off), (7, 0));
+    assert_eq!((report.closed, report.aborted), (7, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -346,5 +346,5 @@ async fn a_dropped_drain_closes_the_rest_at_once() {
     assert!(!second.is_finished());
     draining.abort();
     assert!(second.await.unwrap() < began + INTERVAL);
-    assert_eq!(again.await.unwrap().cut_off, 0);
+    assert_eq!(again.await.unwrap().aborted, 0);
 }

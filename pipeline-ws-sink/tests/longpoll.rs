@@ -91,7 +91,7 @@ async fn c_163_a_pending_poll_ends_with_its_window_while_the_endpoint_drains() {
     let (polled, report) = tokio::join!(poller.poll(), draining);
     assert_eq!(polled, poller.nothing());
     assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
-    assert_eq!((report.closed, report.cut_off), (1, 0));
+    assert_eq!((report.closed, report.aborted), (1, 0));
     let path = format!("/socket/longpoll?{V2}");
     let answer = request(server.stream().await, "GET", &path, &[], "").await;
     assert_eq!(answer.status, 503, "no more clients are accepted");
@@ -112,7 +112,7 @@ async fn a_session_with_unfetched_messages_counts_as_aborted() {
         }
         let report = server.endpoint.drain(WINDOW).await;
         let expected = if fetches { (1, 0) } else { (0, 1) };
-        assert_eq!((report.closed, report.cut_off), expected);
+        assert_eq!((report.closed, report.aborted), expected);
         let dropped: Vec<_> = if fetches { vec![] } else { vec![("ended", 20)] };
         assert_eq!(server.endpoint.snapshot().dropped, dropped);
     }
@@ -135,7 +135,7 @@ async fn clients_that_wait_in_a_poll_get_what_is_broadcast_just_before_a_drain()
     let waiting = join_all(pollers.iter().map(Poller::poll));
     let (polled, report) = tokio::join!(waiting, draining);
     let told = polled.iter().filter(|polled| polled.to_string().contains("bye")).count();
-    assert_eq!((told, report.closed, report.cut_off), (40, 40, 0));
+    assert_eq!((told, report.closed, report.aborted), (40, 40, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -87,6 +87,6 @@ async fn a_client_that_does_not_read_the_upgrade_does_not_delay_the_shutdown() {
     let _stream = upgrades_unread(&server).await;
     let begun = Instant::now();
     let report = server.endpoint.drain(Duration::from_secs(20)).await;
-    assert_eq!(report.cut_off, 0);
+    assert_eq!(report.aborted, 0);
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }

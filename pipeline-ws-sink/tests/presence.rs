@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use pipeline_ws_sink::{
     BuildError, Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage,
     JoinContext, JoinError, Mount, Params, Payload, Presence, PresenceDiff, PresenceError,
-    Presences, Reply, Socket, Stop, Topic, TrackerOptions,
+    PresenceList, Reply, Socket, Stop, Topic, TrackerOptions,
     testkit::{
         TestChannel, TestEndpoint, TestSocket, WireFrame, assert_push, assert_reply, refute_push,
     },
@@ -347,7 +347,7 @@ async fn c_194_all_keys_of_a_crashed_channel_leave_in_one_diff() {
 /// Adds a name to each key, as often as there are permits.
 fn named(calls: &Arc<Mutex<Vec<Vec<String>>>>, permits: &Arc<Semaphore>) -> Presence {
     let (calls, permits) = (calls.clone(), permits.clone());
-    let fetch = move |_, mut who: Presences| {
+    let fetch = move |_, mut who: PresenceList| {
         let (calls, permits) = (calls.clone(), permits.clone());
         async move {
             permits.acquire().await.unwrap().forget();
@@ -385,11 +385,11 @@ async fn fetch_is_batched_and_diffs_wait_for_it_in_order() {
     let presence = named(&calls, &permits);
     let kit = kit(&presence);
     let mut watching = kit.endpoint().subscribe(T);
-    let mut entered = vec![presence.enter(T, "first", &json!({})).unwrap()];
+    let mut entered = vec![presence.track_detached(T, "first", &json!({})).unwrap()];
     sleep(Duration::from_secs(1)).await;
     // While fetch is busy with the first, many join, and one of them leaves.
     for n in 0..100 {
-        entered.push(presence.enter(T, &format!("n{n:02}"), &json!({})).unwrap());
+        entered.push(presence.track_detached(T, &format!("n{n:02}"), &json!({})).unwrap());
     }
     drop(entered.remove(50));
     permits.add_permits(100);
@@ -409,11 +409,11 @@ async fn a_diff_is_sent_without_fetched_data_if_fetch_panics() {
     let presence = named(&calls, &permits);
     let kit = kit(&presence);
     let mut watching = kit.endpoint().subscribe(T);
-    let _trouble = presence.enter(T, "trouble", &json!({})).unwrap();
+    let _trouble = presence.track_detached(T, "trouble", &json!({})).unwrap();
     let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
     assert_eq!(plain(&told["joins"]), json!({ "trouble": [{}] }));
     // And later diffs work.
-    let _ada = presence.enter("room:other", "ada", &json!({})).unwrap();
+    let _ada = presence.track_detached("room:other", "ada", &json!({})).unwrap();
     assert_eq!(json!(presence.get_by_key("room:other", "ada").await)["name"], "ADA");
 }
 
@@ -428,8 +428,8 @@ async fn on_diff_is_called_after_each_diff_was_sent_to_the_clients() {
     let presence = Presence::builder().on_diff(on_diff).build();
     let kit = kit(&presence);
     let mut watching = kit.endpoint().subscribe(T);
-    drop(presence.enter(T, "trouble", &json!({})).unwrap());
-    let _ada = presence.enter(T, "ada", &json!({ "device": "bot" })).unwrap();
+    drop(presence.track_detached(T, "trouble", &json!({})).unwrap());
+    let _ada = presence.track_detached(T, "ada", &json!({ "device": "bot" })).unwrap();
     let told: Vec<_> = told.lock().iter().map(|diff| json!(diff)).collect();
     assert_eq!(told.len(), 3);
     for diff in told {
@@ -463,7 +463,7 @@ async fn a_thousand_are_listed_under_their_keys() {
     let presence = Presence::new();
     let _kit = kit(&presence);
     let entered: Vec<_> = (0..1000)
-        .map(|n| presence.enter(T, &format!("u{}", n % 500), &json!({ "n": n })).unwrap())
+        .map(|n| presence.track_detached(T, &format!("u{}", n % 500), &json!({ "n": n })).unwrap())
         .collect();
     let list = presence.list(T).await;
     assert_eq!((list.len(), presence.tracked()), (500, 1000));
@@ -521,7 +521,7 @@ async fn a_draining_node_announces_it_if_configured() {
         (presence.clone(), builder.build().unwrap())
     };
     let ((here, near), (there, _far)) = (node("here"), node("there"));
-    let _bot = here.enter(T, "bot", &json!({})).unwrap();
+    let _bot = here.track_detached(T, "bot", &json!({})).unwrap();
     sleep(Duration::from_secs(2)).await;
     assert_eq!(there.tracked(), 1);
     near.drain(Duration::from_secs(1)).await;
@@ -542,10 +542,10 @@ async fn replication_messages_are_not_sent_to_clients() {
 #[tokio::test]
 async fn invalid_calls_are_refused_with_a_reason() {
     let presence = Presence::new();
-    let refused = presence.enter(T, "ada", &json!({})).unwrap_err();
+    let refused = presence.track_detached(T, "ada", &json!({})).unwrap_err();
     assert!(matches!(refused, PresenceError::NotAttached), "{refused}");
     let _endpoint = Endpoint::builder().presence(&presence).build().unwrap();
-    let refused = presence.enter(T, "ada", &json!([])).unwrap_err();
+    let refused = presence.track_detached(T, "ada", &json!([])).unwrap_err();
     assert!(matches!(refused, PresenceError::NotAnObject), "{refused}");
 
     let taken = Endpoint::builder().presence(&presence).build().unwrap_err();
@@ -555,7 +555,7 @@ async fn invalid_calls_are_refused_with_a_reason() {
     Endpoint::builder().presence(&free).presence(&presence).build().unwrap_err();
     let endpoint = Endpoint::builder().presence(&free).build().unwrap();
     drop(endpoint);
-    let refused = free.enter(T, "ada", &json!({})).unwrap_err();
+    let refused = free.track_detached(T, "ada", &json!({})).unwrap_err();
     assert!(matches!(refused, PresenceError::NotAttached), "{refused}");
 
     let twins = [Presence::new(), Presence::new()];
@@ -577,19 +577,19 @@ async fn a_presence_that_is_hidden_and_back_during_a_slow_fetch_stays_for_client
     };
     let (_here, there) = (node("here", &near), node("there", &far));
     let mut watching = there.subscribe(T);
-    let _ada = near.enter(T, "ada", &json!({})).unwrap();
+    let _ada = near.track_detached(T, "ada", &json!({})).unwrap();
     sleep(Duration::from_secs(2)).await;
     assert_eq!(watching.recv().await.unwrap().event(), "presence_diff");
     // fetch is busy for as long as the network is down, and longer.
     permits.forget_permits(1000);
-    let _bot = far.enter("room:other", "bot", &json!({})).unwrap();
+    let _bot = far.track_detached("room:other", "bot", &json!({})).unwrap();
     cluster.down(true);
     sleep(Duration::from_secs(32)).await;
     assert_eq!(far.tracked(), 1, "ada is hidden");
     cluster.down(false);
     sleep(Duration::from_secs(16)).await;
     assert_eq!(far.tracked(), 2, "ada is back");
-    let _ben = far.enter(T, "ben", &json!({})).unwrap();
+    let _ben = far.track_detached(T, "ben", &json!({})).unwrap();
     permits.add_permits(1000);
     // Clients apply joins before leaves: if she were in both, she would be gone for them.
     let told: Value = watching.recv().await.unwrap().payload().parse().unwrap();
@@ -634,7 +634,7 @@ impl serde::Serialize for Asking {
 async fn a_meta_may_read_the_presence_while_it_is_serialized() {
     let presence = Presence::new();
     let _kit = kit(&presence);
-    let bot = presence.enter(T, "bot", &Asking(presence.clone())).unwrap();
+    let bot = presence.track_detached(T, "bot", &Asking(presence.clone())).unwrap();
     bot.update(&Asking(presence.clone())).unwrap();
     assert_eq!(listed(&presence).await, json!({ "bot": [{ "tracked": 1 }] }));
 }
@@ -649,7 +649,7 @@ async fn simultaneous_changes_with_many_subscribers_are_sent_in_one_diff() {
     let presence = Presence::new();
     let kit = kit(&presence);
     let mut listeners = many_listeners(&kit);
-    let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
+    let user = |n: u32| presence.track_detached(T, &format!("user:{n}"), &json!({})).unwrap();
     let _users: Vec<_> = (0..500).map(user).collect();
     let nothing = futures::FutureExt::now_or_never(listeners[0].recv());
     assert!(nothing.is_none(), "the caller does not send 500 diffs to 150 tasks");
@@ -672,14 +672,15 @@ async fn a_caller_does_not_send_the_changes_of_others_endlessly() {
     let change = move |_: &PresenceDiff| {
         let count = mine.lock().len();
         if count < CHANGES {
-            let tracked = making.get().unwrap().enter(&format!("t:{count}"), "ada", &json!({}));
+            let tracked =
+                making.get().unwrap().track_detached(&format!("t:{count}"), "ada", &json!({}));
             mine.lock().push(tracked.unwrap());
         }
     };
     let presence = Presence::builder().on_diff(change).build();
     assert!(next.set(presence.clone()).is_ok());
     let _kit = kit(&presence);
-    let _first = presence.enter(T, "ada", &json!({})).unwrap();
+    let _first = presence.track_detached(T, "ada", &json!({})).unwrap();
     let at_once = made.lock().len();
     assert!(at_once < 10, "the caller sent {at_once} changes of others");
     while made.lock().len() < CHANGES {
@@ -692,7 +693,7 @@ async fn concurrent_requests_of_a_long_list_share_it() {
     let (calls, permits) = (Arc::default(), Arc::new(Semaphore::new(1_000)));
     let presence = named(&calls, &permits);
     let _kit = kit(&presence);
-    let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
+    let user = |n: u32| presence.track_detached(T, &format!("user:{n}"), &json!({})).unwrap();
     let _users: Vec<_> = (0..150).map(user).collect();
     while calls.lock().len() < 2 {
         tokio::task::yield_now().await;
@@ -709,7 +710,7 @@ async fn concurrent_requests_of_a_long_list_share_it() {
 async fn other_tasks_run_between_two_replies_with_a_long_list() {
     let presence = Presence::new();
     let _kit = kit(&presence);
-    let user = |n: u32| presence.enter(T, &format!("user:{n}"), &json!({})).unwrap();
+    let user = |n: u32| presence.track_detached(T, &format!("user:{n}"), &json!({})).unwrap();
     let _users: Vec<_> = (0..150).map(user).collect();
     let at_a_time = std::thread::available_parallelism().unwrap().get().div_ceil(2);
     let mut lists = tokio::task::JoinSet::new();

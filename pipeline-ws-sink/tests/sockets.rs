@@ -128,7 +128,7 @@ async fn draining_closes_all_sockets_with_1012_and_refuses_new_ones() {
     assert_eq!(server.try_connect("vsn=2.0.0&name=eve").await.err(), Some(503));
     drop((ada, joe));
     let report = draining.await.unwrap();
-    assert_eq!((report.closed, report.cut_off), (2, 0));
+    assert_eq!((report.closed, report.aborted), (2, 0));
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn sockets_that_do_not_close_in_time_are_aborted_with_their_channels() {
     client.send(json!(["1", "2", "slow:in", "wait", {}])).await;
     client.expect_nothing_else().await;
     let report = server.endpoint.drain(Duration::from_millis(10)).await;
-    assert_eq!((report.closed, report.cut_off), (0, 1));
+    assert_eq!((report.closed, report.aborted), (0, 1));
     assert_eq!(server.endpoint.open_sockets(), 0);
 }
 

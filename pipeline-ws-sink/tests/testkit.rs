@@ -372,7 +372,7 @@ async fn a_socket_is_closed_by_the_endpoint_and_by_an_invalid_message() {
 
     let socket = kit.connect(json!({"user": "eve"})).await.unwrap();
     let report = kit.endpoint().drain(SECOND).await;
-    assert_eq!((report.closed, report.cut_off), (1, 0));
+    assert_eq!((report.closed, report.aborted), (1, 0));
     assert_eq!(socket.closed().await, Some(1012));
 }
 

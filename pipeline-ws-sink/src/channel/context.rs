@@ -9,7 +9,7 @@ use super::{
     Channel, PushError,
     info::{ChannelHandle, HandleMessage, seal},
     mailbox::Mailbox,
-    socket_ref::{NoReference, SocketRef},
+    socket_ref::{NoReplyExpected, SocketRef},
     timers::{Timers, TooManyTimers},
 };
 use crate::{
@@ -277,9 +277,9 @@ impl<C: Channel> ChannelContext<C> {
     ///
     /// # Errors
     ///
-    /// [`NoReference`] if no message of the client is being handled, or if the client gave it no
+    /// [`NoReplyExpected`] if no message of the client is being handled, or if the client gave it no
     /// reference.
-    pub fn socket_ref(&self) -> Result<SocketRef, NoReference> {
+    pub fn socket_ref(&self) -> Result<SocketRef, NoReplyExpected> {
         let Self { connection, topic, join_ref, reference, .. } = self;
         let (outbox, version) = (connection.outbox.clone(), connection.version);
         SocketRef::new(outbox, version, topic.clone(), join_ref.clone(), reference.clone())

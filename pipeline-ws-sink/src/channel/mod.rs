@@ -24,7 +24,7 @@ pub use self::{
     info::{ChannelHandle, HandleMessage, SendError},
     push_error::PushError,
     reply::{JoinError, Reply, Stop},
-    socket_ref::{NoReference, SocketRef},
+    socket_ref::{NoReplyExpected, SocketRef},
     timers::TooManyTimers,
 };
 use crate::{

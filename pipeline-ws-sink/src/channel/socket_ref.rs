@@ -53,9 +53,9 @@ impl SocketRef {
         topic: Topic,
         join_ref: Ref,
         reference: Ref,
-    ) -> Result<Self, NoReference> {
+    ) -> Result<Self, NoReplyExpected> {
         if reference.is_null() {
-            return Err(NoReference);
+            return Err(NoReplyExpected);
         }
         Ok(Self { outbox, version, topic, join_ref, reference })
     }
@@ -88,12 +88,12 @@ impl fmt::Debug for SocketRef {
 /// There is no message to answer: none is being handled, or the client gave it no reference.
 ///
 /// ```
-/// use pipeline_ws_sink::{Channel, ChannelContext, NoReference};
+/// use pipeline_ws_sink::{Channel, ChannelContext, NoReplyExpected};
 ///
 /// fn wants_an_answer<C: Channel>(cx: &ChannelContext<C>) -> bool {
-///     !matches!(cx.socket_ref(), Err(NoReference))
+///     !matches!(cx.socket_ref(), Err(NoReplyExpected))
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error("there is no message to answer: none is being handled, or the client gave it no reference")]
-pub struct NoReference;
+pub struct NoReplyExpected;

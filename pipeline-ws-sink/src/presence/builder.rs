@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, sync::Arc};
 
 use super::{
-    Presence, PresenceDiff, Presences,
+    Presence, PresenceDiff, PresenceList,
     shared::{Fetch, OnDiff, Shared},
 };
 use crate::tracker::TrackerOptions;
@@ -50,11 +50,11 @@ impl PresenceBuilder {
     /// This is `fetch/2` of `Phoenix.Presence`.
     ///
     /// ```
-    /// use pipeline_ws_sink::{Presence, Presences};
+    /// use pipeline_ws_sink::{Presence, PresenceList};
     /// use serde_json::json;
     ///
     /// let presence = Presence::builder()
-    ///     .fetch(async |_topic, mut who: Presences| {
+    ///     .fetch(async |_topic, mut who: PresenceList| {
     ///         // One query for all keys.
     ///         let keys: Vec<_> = who.keys().map(str::to_owned).collect();
     ///         for key in keys {
@@ -66,8 +66,8 @@ impl PresenceBuilder {
     /// ```
     pub fn fetch<F, Fut>(mut self, fetch: F) -> Self
     where
-        F: Fn(Arc<str>, Presences) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Presences> + Send + 'static,
+        F: Fn(Arc<str>, PresenceList) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = PresenceList> + Send + 'static,
     {
         self.fetch = Some(Box::new(move |topic, who| Box::pin(fetch(topic, who))));
         self

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::Presences;
+use super::PresenceList;
 use crate::tracker::Diff;
 
 /// The joins and leaves on a topic. An updated meta is in both: the new meta joins, the old one
@@ -19,13 +19,13 @@ pub struct PresenceDiff {
     #[serde(skip)]
     pub topic: Arc<str>,
     /// The new metas only; the key may have others.
-    pub joins: Presences,
+    pub joins: PresenceList,
     /// The removed metas only.
-    pub leaves: Presences,
+    pub leaves: PresenceList,
 }
 
 impl PresenceDiff {
     pub(super) fn new(topic: Arc<str>, Diff { joins, leaves }: Diff) -> Self {
-        Self { topic, joins: Presences::of(joins), leaves: Presences::of(leaves) }
+        Self { topic, joins: PresenceList::of(joins), leaves: PresenceList::of(leaves) }
     }
 }

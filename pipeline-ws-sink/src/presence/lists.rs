@@ -13,7 +13,7 @@ use tokio::{
     task::yield_now,
 };
 
-use super::Presences;
+use super::PresenceList;
 
 /// Lists of topics with many presences.
 ///
@@ -22,7 +22,7 @@ use super::Presences;
 /// few tasks at a time receive theirs. The tasks of other clients run in between.
 pub(super) struct Lists {
     /// Lists that have been requested and are not done.
-    asked: Mutex<HashMap<Arc<str>, Weak<OnceCell<Presences>>>>,
+    asked: Mutex<HashMap<Arc<str>, Weak<OnceCell<PresenceList>>>>,
     turns: Semaphore,
 }
 
@@ -37,8 +37,8 @@ impl Lists {
     pub(super) async fn share(
         &self,
         topic: &str,
-        listing: impl Future<Output = Presences>,
-    ) -> Presences {
+        listing: impl Future<Output = PresenceList>,
+    ) -> PresenceList {
         let list = self.asked(topic);
         // Lets tasks that are ready to run join this request.
         yield_now().await;
@@ -54,7 +54,7 @@ impl Lists {
         presences
     }
 
-    fn asked(&self, topic: &str) -> Arc<OnceCell<Presences>> {
+    fn asked(&self, topic: &str) -> Arc<OnceCell<PresenceList>> {
         let mut asked = self.asked.lock();
         if let Some(list) = asked.get(topic).and_then(Weak::upgrade) {
             return list;
@@ -66,7 +66,7 @@ impl Lists {
         list
     }
 
-    fn forget(&self, topic: &str, list: &Arc<OnceCell<Presences>>) {
+    fn forget(&self, topic: &str, list: &Arc<OnceCell<PresenceList>>) {
         let mut asked = self.asked.lock();
         if asked.get(topic).is_some_and(|current| current.as_ptr() == Arc::as_ptr(list)) {
             asked.remove(topic);

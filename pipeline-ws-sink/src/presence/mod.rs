@@ -3,12 +3,12 @@
 mod builder;
 mod diff;
 mod error;
+mod guard;
+mod list;
 mod lists;
 mod phx_ref;
-mod presences;
 mod shared;
 mod telling;
-mod tracked;
 mod waiting;
 
 use std::{fmt, sync::Arc};
@@ -18,8 +18,8 @@ use serde_json::{Map, Value};
 
 use self::shared::{Shared, object};
 pub use self::{
-    builder::PresenceBuilder, diff::PresenceDiff, error::PresenceError, presences::Presences,
-    tracked::Tracked,
+    builder::PresenceBuilder, diff::PresenceDiff, error::PresenceError, guard::PresenceGuard,
+    list::PresenceList,
 };
 use crate::{
     channel::{Channel, ChannelContext},
@@ -184,15 +184,15 @@ impl Presence {
     ///
     /// [`PresenceError`] if the meta is not a JSON object, or if the presence is not attached to an
     /// endpoint.
-    pub fn enter(
+    pub fn track_detached(
         &self,
         topic: &str,
         key: &str,
         meta: &(impl Serialize + ?Sized),
-    ) -> Result<Tracked, PresenceError> {
+    ) -> Result<PresenceGuard, PresenceError> {
         let (actor, topic, key) = (SubscriberId::new(), topic.into(), key.into());
         self.shared.track(actor, &topic, &key, object(meta)?)?;
-        Ok(Tracked { presence: self.clone(), actor, topic, key })
+        Ok(PresenceGuard { presence: self.clone(), actor, topic, key })
     }
 
     /// Lists who is on a topic, with the data that [`fetch`](PresenceBuilder::fetch) adds.
@@ -204,7 +204,7 @@ impl Presence {
     /// # Cancel safety
     ///
     /// Cancel safe.
-    pub async fn list(&self, topic: &str) -> Presences {
+    pub async fn list(&self, topic: &str) -> PresenceList {
         self.shared.list(topic).await
     }
 

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{
-    PresenceDiff, PresenceError, Presences, lists::Lists, phx_ref, telling::Telling,
+    PresenceDiff, PresenceError, PresenceList, lists::Lists, phx_ref, telling::Telling,
     waiting::Waiting,
 };
 use crate::{
@@ -32,7 +32,7 @@ pub(super) const FEW: usize = 100;
 
 /// Adds data to many keys.
 pub(super) type Fetch =
-    Box<dyn Fn(Arc<str>, Presences) -> BoxFuture<'static, Presences> + Send + Sync>;
+    Box<dyn Fn(Arc<str>, PresenceList) -> BoxFuture<'static, PresenceList> + Send + Sync>;
 
 /// The callback for diffs.
 pub(super) type OnDiff = Box<dyn Fn(&PresenceDiff) + Send + Sync>;
@@ -235,11 +235,11 @@ impl Shared {
         self.tell();
     }
 
-    pub(super) async fn list(&self, topic: &str) -> Presences {
-        let Ok(attached) = self.attached() else { return Presences::default() };
+    pub(super) async fn list(&self, topic: &str) -> PresenceList {
+        let Ok(attached) = self.attached() else { return PresenceList::default() };
         let listed = async {
             let who = attached.look(|tracker| tracker.list(topic).map(cloned).collect::<Vec<_>>());
-            self.enriched(&topic.into(), Presences::of(who)).await
+            self.enriched(&topic.into(), PresenceList::of(who)).await
         };
         if attached.look(|tracker| tracker.count(topic)) <= FEW {
             listed.await
@@ -256,7 +256,7 @@ impl Shared {
             return None;
         }
         let shared_key: Arc<str> = key.into();
-        let who = Presences::of(metas.into_iter().map(|meta| (shared_key.clone(), meta)));
+        let who = PresenceList::of(metas.into_iter().map(|meta| (shared_key.clone(), meta)));
         self.enriched(&topic.into(), who).await.get(key)
     }
 
@@ -276,7 +276,7 @@ impl Shared {
     }
 
     /// Adds the data of `fetch`, unless it panics.
-    pub(super) async fn enriched(&self, topic: &Arc<str>, mut who: Presences) -> Presences {
+    pub(super) async fn enriched(&self, topic: &Arc<str>, mut who: PresenceList) -> PresenceList {
         let Some(fetch) = &self.fetch else { return who };
         let fetched = AssertUnwindSafe(async { fetch(topic.clone(), who.clone()).await });
         match fetched.catch_unwind().await {

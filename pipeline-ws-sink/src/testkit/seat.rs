@@ -63,12 +63,12 @@ impl Seat {
         hub.begin();
         let identity = Identity { assigns, id, version: Version::V2, transport: WEBSOCKET };
         let session = mounted.session(hub, &outbox, identity).watched_by(witness);
-        let cut_off = hub.cut_off.clone();
+        let abort = hub.abort.clone();
         hub.tasks.spawn(async move {
             let open = mounted.meter.open.hold();
             tokio::select! {
                 biased;
-                () = cut_off.cancelled() => {}
+                () = abort.cancelled() => {}
                 () = self.live(session, &outbox) => {}
             }
             drop((registration, open));

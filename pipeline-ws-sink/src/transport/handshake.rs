@@ -156,13 +156,13 @@ impl<S: Socket> Mounted<S> {
         if let Some(extension) = extension {
             switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
         }
-        let (tasks, cut_off) = (hub.tasks.clone(), hub.cut_off.clone());
+        let (tasks, abort) = (hub.tasks.clone(), hub.abort.clone());
         // Taken out of the request, so that the request is not kept as long as the socket.
         let upgrading = hyper::upgrade::on(request);
         let living = async move {
             tokio::select! {
                 biased;
-                () = cut_off.cancelled() => {}
+                () = abort.cancelled() => {}
                 () = self.upgrade(hub, upgrading, assigns, id, version, compresses) => {}
             }
             drop(admission);

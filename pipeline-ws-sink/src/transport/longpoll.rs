@@ -210,7 +210,7 @@ impl<S: Socket> Mounted<S> {
                 polled::live(session, inbox, &outbox, window, frame_rate_limit, &hub.endings);
             tokio::select! {
                 biased;
-                () = hub.cut_off.cancelled() => {}
+                () = hub.abort.cancelled() => {}
                 is_taken = live => if !is_taken {
                     hub.unclosed.fetch_add(1, Relaxed);
                 }

@@ -7,16 +7,16 @@ use serde::Serialize;
 use super::{Presence, PresenceError};
 use crate::pubsub::SubscriberId;
 
-/// A presence that lasts until this value is dropped. Made by [`Presence::enter`].
+/// A presence that lasts until this value is dropped. Made by [`Presence::track_detached`].
 #[must_use = "the presence leaves when this is dropped"]
-pub struct Tracked {
+pub struct PresenceGuard {
     pub(super) presence: Presence,
     pub(super) actor: SubscriberId,
     pub(super) topic: Arc<str>,
     pub(super) key: Arc<str>,
 }
 
-impl Tracked {
+impl PresenceGuard {
     /// Replaces the meta.
     ///
     /// # Errors
@@ -28,15 +28,15 @@ impl Tracked {
     }
 }
 
-impl Drop for Tracked {
+impl Drop for PresenceGuard {
     fn drop(&mut self) {
         self.presence.shared.untrack(self.actor, &self.topic, &self.key);
     }
 }
 
-impl fmt::Debug for Tracked {
+impl fmt::Debug for PresenceGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tracked")
+        f.debug_struct("PresenceGuard")
             .field("topic", &self.topic)
             .field("key", &self.key)
             .finish_non_exhaustive()

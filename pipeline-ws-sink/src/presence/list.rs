@@ -19,15 +19,15 @@ const METAS: &str = "metas";
 /// Cheap to clone: clones share everything until data is added to one of them.
 ///
 /// ```
-/// # use pipeline_ws_sink::Presences;
-/// fn devices<'a>(who: &'a Presences, key: &str) -> Vec<&'a str> {
+/// # use pipeline_ws_sink::PresenceList;
+/// fn devices<'a>(who: &'a PresenceList, key: &str) -> Vec<&'a str> {
 ///     who.metas(key).filter_map(|meta| meta.get("device")?.as_str()).collect()
 /// }
-/// # assert!(devices(&Presences::default(), "ada").is_empty());
+/// # assert!(devices(&PresenceList::default(), "ada").is_empty());
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Presences(Arc<BTreeMap<Arc<str>, Entry>>);
+pub struct PresenceList(Arc<BTreeMap<Arc<str>, Entry>>);
 
 /// The entry of one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ struct Entry {
     added: Map<String, Value>,
 }
 
-impl Presences {
+impl PresenceList {
     /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -74,16 +74,16 @@ impl Presences {
     /// the key is not present.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Presences;
+    /// # use pipeline_ws_sink::PresenceList;
     /// # use serde_json::json;
-    /// fn named(mut who: Presences) -> Presences {
+    /// fn named(mut who: PresenceList) -> PresenceList {
     ///     let keys: Vec<_> = who.keys().map(str::to_owned).collect();
     ///     for key in keys {
     ///         who.add(&key, "user", json!({ "name": key.to_uppercase() }));
     ///     }
     ///     who
     /// }
-    /// # assert!(named(Presences::default()).is_empty());
+    /// # assert!(named(PresenceList::default()).is_empty());
     /// ```
     pub fn add(&mut self, key: &str, field: &str, value: impl Into<Value>) {
         if field == METAS || !self.0.contains_key(key) {
@@ -136,10 +136,10 @@ mod tests {
         Arc::new(value.as_object().unwrap().clone())
     }
 
-    fn two() -> Presences {
+    fn two() -> PresenceList {
         let (phone, laptop) = (meta(&json!({ "on": "phone" })), meta(&json!({ "on": "laptop" })));
         let ada: Arc<str> = "ada".into();
-        Presences::of([("ben".into(), laptop.clone()), (ada.clone(), phone), (ada, laptop)])
+        PresenceList::of([("ben".into(), laptop.clone()), (ada.clone(), phone), (ada, laptop)])
     }
 
     #[test]
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn enriching_cannot_add_remove_or_change_metas() {
         let mut wrong =
-            Presences::of([("eve".into(), Meta::default()), ("ada".into(), Meta::default())]);
+            PresenceList::of([("eve".into(), Meta::default()), ("ada".into(), Meta::default())]);
         wrong.add("ada", "name", "Ada");
         wrong.add("ada", "metas", json!([]));
         wrong.add("eve", "name", "Eve");
