@@ -194,7 +194,7 @@ async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_others
     let workers = &report.stages[1];
     assert_eq!((workers.given_up, accounted(&report)), (1, 1));
     assert!(report.to_string().contains("1 event given up"), "{report}");
-    assert_eq!(total(&recorded, "pipeline.worker.failed"), 3, "one per try");
+    assert_eq!(total(&recorded, "pipeline.worker.failures"), 3, "one per try");
     assert_eq!(total(&recorded, "pipeline.worker.given_up"), 1);
     let seen = pipeline.snapshot();
     assert_eq!((seen.failed, seen.stages[1].given_up), (false, 1));
@@ -251,7 +251,7 @@ async fn a_supervisor_that_gives_up_is_a_failure_that_shows_at_once() {
     assert!(seen.failed);
     assert_eq!(seen.stages[1].failures, 1);
     assert!(seen.stages[1].failure.as_ref().unwrap().to_string().contains("too many restarts"));
-    assert_eq!(total(&recorded, "pipeline.stage_failures"), 1);
+    assert_eq!(total(&recorded, "pipeline.stage.failures"), 1);
     let report = pipeline.drain(Duration::from_secs(1)).await;
     let failure = report.failure().unwrap();
     assert_eq!((&*failure.stage, report.left_undone()), ("workers", 1));

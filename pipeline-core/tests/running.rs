@@ -322,7 +322,7 @@ async fn gauges_are_recorded_every_second_and_at_the_end() {
     assert_eq!(gauges("pipeline.demand_pending"), [of("sink", 0.0), of("source", 0.0)]);
 
     let waited = |name| recorded.counters(name);
-    let for_demand = "pipeline.time_waiting_for_demand";
+    let for_demand = "pipeline.demand_wait_time";
     let [(source, milliseconds)] = &waited(for_demand)[..] else { panic!("the source only") };
     assert_eq!(source, "pipeline=test,stage=source");
     assert!((1..=2_000).contains(milliseconds));
@@ -331,10 +331,10 @@ async fn gauges_are_recorded_every_second_and_at_the_end() {
     sleep(Duration::from_secs(1)).await;
     recorded.look();
     assert_eq!(gauges("pipeline.demand_pending"), [of("sink", 0.0), of("source", 3.0)]);
-    let _ = (waited("pipeline.time_waiting_for_events"), waited(for_demand));
+    let _ = (waited("pipeline.event_wait_time"), waited(for_demand));
     sleep(Duration::from_secs(3)).await;
     let expected = ["sink", "source"].map(|stage| (labels(stage), 3_000));
-    assert_eq!(waited("pipeline.time_waiting_for_events"), expected);
+    assert_eq!(waited("pipeline.event_wait_time"), expected);
     assert_eq!(waited(for_demand), [], "there was demand");
 
     recording.subscription().cancel(ExitReason::Normal);

@@ -91,7 +91,7 @@ impl LongPoll {
     }
 
     /// How many clients may have a session at once. Default 10,000. Further clients are answered
-    /// with 503 before `connect` is called, and counted in `socket.polled_refused`; the official
+    /// with 503 before `connect` is called, and counted in `socket.longpoll_refused`; the official
     /// client tries again by itself.
     ///
     /// A session takes several kilobytes and outlives its connection by up to one and a half

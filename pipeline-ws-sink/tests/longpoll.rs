@@ -505,7 +505,7 @@ async fn the_number_of_polling_clients_is_limited() {
         let refused = request(server.stream().await, "GET", &path, &[], "").await;
         assert_eq!(refused.status, 503);
     }
-    let refused = server.recorded.counters("socket.polled_refused");
+    let refused = server.recorded.counters("socket.longpoll_refused");
     assert_eq!(refused, [("socket=NamedSocket".to_owned(), 3)]);
     assert_eq!(server.endpoint.open_sockets(), 2);
     first.join(T).await;

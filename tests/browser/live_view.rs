@@ -292,9 +292,9 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     assert_eq!(report.left_undone(), 0, "{report}");
     system.statsd.flush();
     let lines = (system.lines)();
-    let busy = by_stage(&lines, "pipeline.time_busy");
+    let busy = by_stage(&lines, "pipeline.busy_time");
     assert_eq!(largest(&busy), "render", "{busy:?}");
-    let held_up = by_stage(&lines, "pipeline.time_waiting_for_demand");
+    let held_up = by_stage(&lines, "pipeline.demand_wait_time");
     let held_up = |stage: &str| held_up.get(stage).copied().unwrap_or_default();
     assert!(held_up("source") > held_up("render") && held_up("parse") > held_up("render"));
     let sent = by_stage(&lines, "pipeline.events_out");

@@ -66,18 +66,18 @@ impl StageSamples {
             queued: seen.queue_capacity.map(|_| {
                 gauge("pipeline.events_queued", "Items that wait in the queue before a stage")
             }),
-            restarts: growing("pipeline.stage_restarts", "How often a stage was started again"),
+            restarts: growing("pipeline.stage.restarts", "How often a stage was started again"),
             failures: growing(
-                "pipeline.stage_failures",
+                "pipeline.stage.failures",
                 "How often a stage failed, whether it was started again or not",
             ),
-            busy: growing("pipeline.time_busy", "Milliseconds in which a stage worked"),
+            busy: growing("pipeline.busy_time", "Milliseconds in which a stage worked"),
             waiting_for_events: growing(
-                "pipeline.time_waiting_for_events",
+                "pipeline.event_wait_time",
                 "Milliseconds in which a stage waited for events",
             ),
             waiting_for_demand: growing(
-                "pipeline.time_waiting_for_demand",
+                "pipeline.demand_wait_time",
                 "Milliseconds in which a stage waited for demand",
             ),
         }

@@ -37,12 +37,12 @@ impl WorkerMetrics {
                 labels.clone(),
             ),
             failed: telemetry.counter(
-                "pipeline.worker.failed",
+                "pipeline.worker.failures",
                 "Workers that ended with an error or a panic",
                 labels.clone(),
             ),
             restarted: telemetry.counter(
-                "pipeline.worker.restarted",
+                "pipeline.worker.restarts",
                 "Workers started again with the same event",
                 labels.clone(),
             ),

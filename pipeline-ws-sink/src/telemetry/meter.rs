@@ -22,7 +22,7 @@ pub(crate) struct MountMeter {
     pub(crate) connect_time: Times,
     pub(crate) open: Level,
     /// Long-polling clients that were refused because there were too many sessions.
-    pub(crate) polled_refused: Tally,
+    pub(crate) longpoll_refused: Tally,
     /// The rate limit of lines about requests that the handshake refuses.
     pub(crate) handshake_lines: LineLimit,
     /// The rate limit of lines about clients that the socket refuses.
@@ -91,9 +91,9 @@ impl MountMeter {
             open: telemetry
                 .gauge("socket.open", "Open sockets", [("socket", socket.to_owned())])
                 .into(),
-            polled_refused: telemetry
+            longpoll_refused: telemetry
                 .counter(
-                    "socket.polled_refused",
+                    "socket.longpoll_refused",
                     "Long-polling clients refused because of too many sessions",
                     [("socket", socket.to_owned())],
                 )

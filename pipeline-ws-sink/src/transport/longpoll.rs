@@ -170,7 +170,7 @@ impl<S: Socket> Mounted<S> {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
         let Some(room) = polled.reserve() else {
-            self.meter.polled_refused.increment(1);
+            self.meter.longpoll_refused.increment(1);
             return status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions");
         };
         let Some(admission) = hub.admissions.admit() else { return handshake::too_many() };
