@@ -132,81 +132,59 @@
 // Moments and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-mod admission;
-mod broadcast;
 mod channel;
-mod connect_info;
-mod drainer;
-mod end;
-mod endings;
 mod endpoint;
-mod erased_mount;
-mod hub;
-mod inbox;
-mod late;
-mod latencies;
-mod listen;
-mod longpoll;
-mod mount;
-mod origin;
+mod handshake;
 mod outbox;
-mod params;
-mod path;
 mod payload;
 mod presence;
 mod protocol;
 mod pubsub;
-mod rate_limit;
-mod sampler;
 mod session;
-mod since;
-mod snapshot;
 mod socket;
-mod sockets;
 mod telemetry;
 #[cfg(feature = "test-kit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
-mod timing;
 mod token;
-mod token_bucket;
-mod topic;
-mod tracker;
 mod transport;
 
 #[cfg(feature = "jwt")]
 pub use self::token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier};
 pub use self::{
-    broadcast::Broadcast,
     channel::{
         Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError,
         NoReplyExpected, PushError, Reply, SendError, SocketRef, Stop, TooManyTimers,
     },
-    connect_info::{ConnectInfo, PeerAddr},
-    drainer::Drainer,
-    endpoint::{BuildError, Endpoint, EndpointBuilder, EndpointReport},
-    latencies::Latencies,
-    listen::listen,
-    longpoll::LongPoll,
-    mount::Mount,
-    origin::{CheckOrigin, Origin, OriginError},
+    endpoint::{
+        BuildError, Endpoint, EndpointBuilder, EndpointReport,
+        drainer::Drainer,
+        listen::listen,
+        longpoll::LongPoll,
+        mount::Mount,
+        snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
+    },
+    handshake::{
+        connect_info::{ConnectInfo, PeerAddr},
+        origin::{CheckOrigin, Origin, OriginError},
+        params::{MissingParam, Params, ParamsError},
+        path::PathError,
+    },
     outbox::WhenFull,
-    params::{MissingParam, Params, ParamsError},
-    path::PathError,
     payload::{IntoPayload, Payload, PayloadError},
     presence::{
         Presence, PresenceBuilder, PresenceDiff, PresenceError, PresenceGuard, PresenceList,
+        tracker::{TrackerOptions, TrackerOptionsError},
     },
     protocol::reference::Ref,
     pubsub::{
         Adapter, AdapterError, BroadcastError, BroadcastWorker, FilterSubscribed, Lagged,
         LocalNode, PreparedBroadcast, PubSub, SubscriberId, TopicSubscription,
+        broadcast::Broadcast,
+        topic::{PatternError, Topic},
     },
-    rate_limit::{MessageRateLimit, OnLimit},
-    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
+    session::rate_limit::{MessageRateLimit, OnLimit},
     socket::{ConnectError, Socket},
-    telemetry::ParamFilter,
+    telemetry::{ParamFilter, latencies::Latencies},
     token::{KeyDigest, KeyOptions, Signer, SignerError, TokenError},
-    topic::{PatternError, Topic},
-    tracker::{TrackerOptions, TrackerOptionsError},
 };

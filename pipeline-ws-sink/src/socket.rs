@@ -5,7 +5,10 @@ use std::{error::Error, fmt, future::Future};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
-use crate::{connect_info::ConnectInfo, params::Params, telemetry::short_type_name};
+use crate::{
+    handshake::{connect_info::ConnectInfo, params::Params},
+    telemetry::short_type_name,
+};
 
 /// A kind of client connection: it authenticates and authorizes clients.
 ///

@@ -26,19 +26,16 @@ use super::{
     reply::{Refusal, Reply},
 };
 use crate::{
-    end::SocketEnd,
-    inbox::Held,
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
-    pubsub::{self, Listening, Subscriber},
-    session::{Connection, SessionEvent},
+    pubsub::{self, Listening, Subscriber, topic::Topic},
+    session::{Connection, SessionEvent, end::SocketEnd, inbox::Held},
     socket::Socket,
     telemetry::{
         RouteMeter, Went, begin_event, limited,
         log::{self, Said},
         shown,
     },
-    topic::Topic,
 };
 
 /// The time limit of a channel's `terminate`, and of the end of a replaced channel.

@@ -20,11 +20,10 @@ use crate::{
         message::{Address, Encoded, is_reserved},
         reference::{Ref, quoted},
     },
-    pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId},
+    pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId, topic::Topic},
     session::Connection,
-    since::Since,
     socket::Socket,
-    topic::Topic,
+    telemetry::since::Since,
 };
 
 /// The context of a join. It cannot send anything to the client yet.

@@ -12,16 +12,16 @@ use pipeline_core::ExitReason;
 
 use super::info::Sealed;
 use crate::{
-    broadcast::Broadcast,
-    inbox::Held,
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
-    since::Since,
+    pubsub::broadcast::Broadcast,
+    session::inbox::Held,
+    telemetry::since::Since,
 };
 
 /// How many messages of each [kind](Kind) may wait for a channel. A channel that cannot handle its
 /// broadcasts in time has fallen behind for good, and ends. The client's messages are bounded in
-/// bytes, by the socket's [inbox](crate::inbox::Inbox).
+/// bytes, by the socket's [inbox](crate::session::inbox::Inbox).
 const CAPACITY: u16 = 256;
 
 /// How many bytes the waiting broadcasts of each kind may have. A single broadcast of any size may

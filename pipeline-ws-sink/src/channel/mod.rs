@@ -28,8 +28,10 @@ pub use self::{
     timers::TooManyTimers,
 };
 use crate::{
-    broadcast::Broadcast, payload::Payload, socket::Socket, telemetry::short_type_name,
-    topic::Topic,
+    payload::Payload,
+    pubsub::{broadcast::Broadcast, topic::Topic},
+    socket::Socket,
+    telemetry::short_type_name,
 };
 
 /// The server's side of one topic that a client has joined.

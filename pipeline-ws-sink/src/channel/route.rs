@@ -10,9 +10,9 @@ use super::{
     actor::{self, Join},
 };
 use crate::{
+    pubsub::topic::TopicPattern,
     socket::Socket,
     telemetry::{ParamFilter, RouteMeter},
-    topic::TopicPattern,
 };
 
 /// A pattern, and the kind of channel for the topics that match it.

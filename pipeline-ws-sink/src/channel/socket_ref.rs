@@ -13,7 +13,7 @@ use crate::{
         reference::{Ref, quoted},
         version::Version,
     },
-    topic::Topic,
+    pubsub::topic::Topic,
 };
 
 /// A reference to a client's message, to answer it later: from the channel or from any task, any

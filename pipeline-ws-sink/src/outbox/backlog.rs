@@ -13,10 +13,11 @@ use tokio::time::Instant;
 
 use super::{
     kind::Kind,
+    late::is_late,
     outboxes::{Held, Outboxes, SHARE},
     when_full::WhenFull,
 };
-use crate::{late::is_late, protocol::frame::Frame, since::Since};
+use crate::{protocol::frame::Frame, telemetry::since::Since};
 
 /// The limits of one outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

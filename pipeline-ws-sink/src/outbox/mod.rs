@@ -2,6 +2,7 @@
 
 mod backlog;
 mod kind;
+pub(crate) mod late;
 mod outboxes;
 mod pace;
 mod room;
@@ -35,8 +36,11 @@ use tokio::{
     time::{self, Instant, Sleep},
 };
 
-use self::backlog::{Backlog, InHand, Limits, TooSlow};
 pub use self::when_full::WhenFull;
+use self::{
+    backlog::{Backlog, InHand, Limits, TooSlow},
+    late::{RECOVERY, is_late},
+};
 pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
     kind::{EventKey, Kind},
@@ -47,11 +51,9 @@ pub(crate) use self::{
     writer::Writer,
 };
 use crate::{
-    end::SocketEnd,
-    late::{RECOVERY, is_late},
     protocol::frame::Frame,
-    since::Since,
-    telemetry::SocketMetrics,
+    session::end::SocketEnd,
+    telemetry::{SocketMetrics, since::Since},
 };
 
 /// The maximum number of frames in one write.

@@ -6,8 +6,10 @@ use parking_lot::MutexGuard;
 use pipeline_core::Deadline;
 use tokio::time::Instant;
 
-use super::{Limits, Outbox, SharedFrame, State, Unrecorded, Way, WhenFull};
-use crate::late::{RECOVERY, is_late};
+use super::{
+    Limits, Outbox, SharedFrame, State, Unrecorded, Way, WhenFull,
+    late::{RECOVERY, is_late},
+};
 
 /// There is no room, and the sender is to wait for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -201,7 +203,7 @@ mod tests {
         *,
     };
     use crate::{
-        end::SocketEnd, outbox::EventKey, protocol::frame::Frame, telemetry::SocketMetrics,
+        outbox::EventKey, protocol::frame::Frame, session::end::SocketEnd, telemetry::SocketMetrics,
     };
 
     const LIMITS: OutboxLimits = OutboxLimits { frames: 2, bytes: 1000 };

@@ -6,7 +6,7 @@ use super::{
     backlog::Outgoing,
     kind::{EventKey, Kind},
 };
-use crate::{protocol::frame::Frame, since::Since};
+use crate::{protocol::frame::Frame, telemetry::since::Since};
 
 /// An event's frame for many sockets: built once, and compressed at most once.
 #[derive(Clone, Debug)]

@@ -270,7 +270,10 @@ mod tests {
         super::{EventKey, OutboxLimits, SharedFrame, Way, WhenFull, Writer},
         *,
     };
-    use crate::{protocol::frame::Frame, since::Since, telemetry::SocketMetrics};
+    use crate::{
+        protocol::frame::Frame,
+        telemetry::{SocketMetrics, since::Since},
+    };
 
     /// A swept outbox, and its client.
     async fn socket(sweeper: &Sweeper, telemetry: &Telemetry) -> (Arc<Outbox>, TcpStream) {

@@ -11,10 +11,7 @@ use pipeline_core::ExitReason;
 use tokio::time::Instant;
 
 use super::backlog::{Dropped, Outgoing};
-use crate::{
-    since::Since,
-    telemetry::{SocketMetrics, limited, shown},
-};
+use crate::telemetry::{SocketMetrics, limited, shown, since::Since};
 
 /// How many entries a thread keeps memory for.
 const KEPT: usize = 4096;

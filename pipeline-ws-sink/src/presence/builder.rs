@@ -5,8 +5,8 @@ use std::{fmt, future::Future, sync::Arc};
 use super::{
     Presence, PresenceDiff, PresenceList,
     shared::{Fetch, OnDiff, Shared},
+    tracker::TrackerOptions,
 };
-use crate::tracker::TrackerOptions;
 
 /// Builds a [`Presence`]. Made by [`Presence::builder`].
 #[must_use]

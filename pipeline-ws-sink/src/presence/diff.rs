@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::PresenceList;
-use crate::tracker::Diff;
+use super::{PresenceList, tracker::Diff};
 
 /// The joins and leaves on a topic. An updated meta is in both: the new meta joins, the old one
 /// leaves, and no client sees the key missing meanwhile.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 
-use crate::tracker::Meta;
+use super::tracker::Meta;
 
 /// The field with the metas of a key.
 const METAS: &str = "metas";

@@ -9,6 +9,7 @@ mod lists;
 mod phx_ref;
 mod shared;
 mod telling;
+pub(crate) mod tracker;
 mod waiting;
 
 use std::{fmt, sync::Arc};
@@ -16,15 +17,17 @@ use std::{fmt, sync::Arc};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use self::shared::{Shared, object};
 pub use self::{
     builder::PresenceBuilder, diff::PresenceDiff, error::PresenceError, guard::PresenceGuard,
     list::PresenceList,
 };
+use self::{
+    shared::{Shared, object},
+    tracker::TrackerOptionsError,
+};
 use crate::{
     channel::{Channel, ChannelContext},
     pubsub::{PubSub, SubscriberId},
-    tracker::TrackerOptionsError,
 };
 
 /// Tracks who is on a topic. A presence has a key, usually a user's id, and a meta, a JSON object

@@ -15,15 +15,18 @@ use serde_json::{Map, Value};
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{
-    PresenceDiff, PresenceError, PresenceList, lists::Lists, phx_ref, telling::Telling,
+    PresenceDiff, PresenceError, PresenceList,
+    lists::Lists,
+    phx_ref,
+    telling::Telling,
+    tracker::{
+        Diff, Diffs, Input, Meta, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
+    },
     waiting::Waiting,
 };
 use crate::{
     pubsub::{PubSub, SubscriberId},
     telemetry::{LineLimit, limited, shown},
-    tracker::{
-        Diff, Diffs, Input, Meta, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
-    },
 };
 
 /// How many subscribers or presences a topic may have for its work to be done at once, by the

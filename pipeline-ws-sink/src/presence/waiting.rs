@@ -6,8 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use super::phx_ref;
-use crate::tracker::{Diff, Diffs, Meta};
+use super::{
+    phx_ref,
+    tracker::{Diff, Diffs, Meta},
+};
 
 /// How many changes one diff has, so that encoding it takes a short time. A diff always has all
 /// changes of a key, so it is larger if one key has more.

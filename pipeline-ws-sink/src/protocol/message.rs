@@ -19,7 +19,7 @@ use super::{
 use crate::{
     outbox::{EventKey, SharedFrame},
     payload::{IntoPayload, Payload, PayloadError},
-    since::Since,
+    telemetry::since::Since,
 };
 
 /// The maximum length of a client's names and references, in bytes: the capacity of a field in a

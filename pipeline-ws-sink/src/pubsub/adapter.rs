@@ -6,8 +6,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{PubSub, Shared};
-use crate::{broadcast::Broadcast, payload::PayloadError, protocol::message::Encoded};
+use super::{PubSub, Shared, broadcast::Broadcast};
+use crate::{payload::PayloadError, protocol::message::Encoded};
 
 /// Carries broadcasts to the other nodes of a cluster. Without an adapter, an endpoint is alone.
 ///

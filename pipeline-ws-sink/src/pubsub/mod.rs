@@ -1,6 +1,7 @@
 //! Broadcasts to all subscribers of a topic.
 
 mod adapter;
+pub(crate) mod broadcast;
 mod by_route;
 mod filter;
 mod lanes;
@@ -9,6 +10,7 @@ mod rush;
 mod sequence;
 mod subscription;
 mod table;
+pub(crate) mod topic;
 mod topics;
 
 use std::{fmt, pin::pin, sync::Arc};
@@ -26,18 +28,17 @@ pub use self::{
     table::SubscriberId,
 };
 use self::{
+    broadcast::Broadcast,
     lanes::{Lanes, Place, Who},
     table::Behind,
     topics::Topics,
 };
 use crate::{
-    broadcast::Broadcast,
+    endpoint::sockets::Sockets,
     payload::{IntoPayload, PayloadError},
+    presence::tracker::TrackerOptions,
     protocol::message::Encoded,
-    sockets::Sockets,
-    telemetry::{SocketMetrics, described, shown},
-    timing::BroadcastTimes,
-    tracker::TrackerOptions,
+    telemetry::{SocketMetrics, described, shown, timing::BroadcastTimes},
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
-    since::Since,
+    telemetry::since::Since,
 };
 
 /// An encoded event for all subscribers of a topic, not yet sent: see [`PubSub::broadcast_when_ready`].

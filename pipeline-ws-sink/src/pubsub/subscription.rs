@@ -12,8 +12,10 @@ use futures::{Stream, future::poll_fn};
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use super::table::{Listening, Subscriber, SubscriberId, Table};
-use crate::broadcast::Broadcast;
+use super::{
+    broadcast::Broadcast,
+    table::{Listening, Subscriber, SubscriberId, Table},
+};
 
 /// How many broadcasts may wait for a task. Beyond that, the oldest are dropped and counted.
 const CAPACITY: usize = 1024;

@@ -15,13 +15,13 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::{
+    broadcast::Broadcast,
     by_route::ByRoute,
     rush::{self, Rush},
     subscription::Inbox,
     topics::Changed,
 };
 use crate::{
-    broadcast::Broadcast,
     channel::{Intercepted, Letter, Mailbox, Room},
     outbox::{Outbox, Unrecorded, Way},
     protocol::{message::Encoded, version::Version},
@@ -432,8 +432,7 @@ mod tests {
     use super::*;
     use crate::{
         outbox::{OutboxLimits, WhenFull, Writer},
-        since::Since,
-        telemetry::Watching,
+        telemetry::{Watching, since::Since},
     };
 
     /// A subscriber that intercepts these events, with the mailbox that receives them.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{PubSub, table::Table};
-use crate::tracker::{
+use crate::presence::tracker::{
     Input, Meta, Outgoing, Replica, Step, TRACKERS, Tracker, TrackerOptions, replicate, tell,
 };
 
@@ -152,9 +152,8 @@ impl Replica for Topics {
 mod tests {
     use super::*;
     use crate::{
-        broadcast::Broadcast,
         endpoint::Endpoint,
-        pubsub::{Adapter, AdapterError, LocalNode},
+        pubsub::{Adapter, AdapterError, LocalNode, broadcast::Broadcast},
     };
 
     /// An adapter without other nodes.

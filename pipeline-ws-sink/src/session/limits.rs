@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{
+use super::{
     rate_limit::{MessageRateLimit, OnLimit},
     token_bucket::{Bucket, Rate},
 };
@@ -50,7 +50,7 @@ pub(super) struct Excess {
 pub(crate) enum Scope {
     Socket,
     Topic,
-    /// Bytes received and not handled: see [`Inbox`](crate::inbox::Inbox).
+    /// Bytes received and not handled: see [`Inbox`](crate::session::inbox::Inbox).
     Inbox,
 }
 

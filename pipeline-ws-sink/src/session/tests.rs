@@ -6,18 +6,18 @@ use pipeline_test_support::{Recorded, reply, settle};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::*;
+use super::{inbox::Inbox, *};
 use crate::{
     channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
-    connect_info::ConnectInfo,
-    hub::{Hub, HubLimits},
-    inbox::Inbox,
-    mount::Mount,
+    endpoint::{
+        mount::Mount,
+        state::{Hub, HubLimits},
+    },
+    handshake::{connect_info::ConnectInfo, params::Params},
     outbox::{OutboxLimits, Writer},
-    params::Params,
     protocol::frame::Frame,
+    pubsub::topic::Topic,
     socket::ConnectError,
-    topic::Topic,
 };
 
 const T: &str = "room:lobby";

@@ -10,7 +10,7 @@ use std::{
 
 use metrics::Histogram;
 
-use crate::latencies::{self, BUCKETS, Latencies};
+use super::latencies::{self, BUCKETS, Latencies};
 
 /// How many threads have a part of their own, of eight kilobytes each.
 const OWN: usize = 16;

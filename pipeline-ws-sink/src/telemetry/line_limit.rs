@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{Dispatch, Level, dispatcher, subscriber::NoSubscriber};
 
-use crate::token_bucket::{Bucket, Rate};
+use crate::session::token_bucket::{Bucket, Rate};
 
 /// How many lines may be written at once.
 const BURST: u32 = 100;

@@ -11,11 +11,11 @@ use tracing::{Level, Span, field::Empty};
 
 use super::{LineLimit, ParamFilter, RouteMeter, limited};
 use crate::{
-    params::Params,
+    handshake::params::Params,
     payload::Payload,
     protocol::{reference::Ref, version::Version},
+    pubsub::topic::Topic,
     socket::ConnectError,
-    topic::Topic,
 };
 
 const CONNECT: &str = "pipeline_ws_sink::connect";

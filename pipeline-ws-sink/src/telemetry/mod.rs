@@ -2,11 +2,14 @@
 
 mod deliveries;
 mod filter;
+pub(crate) mod latencies;
 mod line_limit;
 pub(crate) mod log;
 mod meter;
+pub(crate) mod since;
 mod tally;
 mod times;
+pub(crate) mod timing;
 #[cfg(test)]
 mod watching;
 mod write_time;
@@ -18,7 +21,6 @@ pub(crate) use pipeline_core::shown::{described, shown};
 pub use self::filter::ParamFilter;
 #[cfg(test)]
 pub(crate) use self::watching::Watching;
-use self::write_time::WriteTime;
 pub(crate) use self::{
     deliveries::Deliveries,
     line_limit::{LineLimit, limited},
@@ -26,6 +28,7 @@ pub(crate) use self::{
     tally::{Level, Tally},
     times::{Went, begin_event},
 };
+use self::{timing::WriteTimes, write_time::WriteTime};
 
 // The reasons for which frames are dropped.
 const OVERFLOW: &str = "overflow";
@@ -34,8 +37,6 @@ const NEWEST: &str = "drop_newest";
 const SUPERSEDED: &str = "superseded";
 const MAILBOX: &str = "mailbox";
 const ENDED: &str = "ended";
-
-use crate::timing::WriteTimes;
 
 /// The metrics that all sockets of an endpoint share.
 pub(crate) struct SocketMetrics {

@@ -8,12 +8,9 @@ use serde_json::{Map, Value};
 
 use super::{mailroom::Mailroom, seat::Seat, socket::TestSocket, topic::TestTopic};
 use crate::{
-    connect_info::ConnectInfo,
-    endpoint::Endpoint,
-    mount::Mount,
-    params::Params,
+    endpoint::{Endpoint, mount::Mount},
+    handshake::{Mounted, connect_info::ConnectInfo, params::Params},
     socket::{ConnectError, Socket},
-    transport::handshake::Mounted,
 };
 
 /// An endpoint to which a test connects without a network.

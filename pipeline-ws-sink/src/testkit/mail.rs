@@ -7,7 +7,6 @@ use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    broadcast::Broadcast,
     payload::Payload,
     protocol::{
         frame::Frame,
@@ -15,6 +14,7 @@ use crate::{
         reference::{Ref, quoted},
         version::Version,
     },
+    pubsub::broadcast::Broadcast,
 };
 
 /// A message on the wire, in version 2 of the protocol: see

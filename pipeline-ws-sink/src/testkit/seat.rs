@@ -10,13 +10,12 @@ use super::{
     mailroom::{Mailroom, Witness},
 };
 use crate::{
-    end::SocketEnd,
-    hub::Hub,
+    endpoint::state::Hub,
+    handshake::{Identity, Mounted, WEBSOCKET},
     outbox::{Outbox, Writer},
     protocol::{frame::Frame, version::Version},
-    session::Session,
+    session::{Session, end::SocketEnd},
     socket::Socket,
-    transport::handshake::{Identity, Mounted, WEBSOCKET},
 };
 
 /// How many messages of the test may wait for the socket.

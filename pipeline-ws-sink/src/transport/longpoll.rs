@@ -25,17 +25,13 @@ use super::{
     polled::{self, Door, Polled},
 };
 use crate::{
-    connect_info::ConnectInfo,
-    hub::Hub,
-    inbox::Inbox,
+    endpoint::state::Hub,
+    handshake::{connect_info::ConnectInfo, params::Params, path::BadSegment, query},
     outbox::{Outbox, Writer},
-    params::Params,
-    path::BadSegment,
-    protocol::{
-        longpoll::{self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold},
-        query,
+    protocol::longpoll::{
+        self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold,
     },
-    session::Scope,
+    session::{Scope, inbox::Inbox},
     socket::Socket,
     telemetry::{MountMeter, limited},
 };

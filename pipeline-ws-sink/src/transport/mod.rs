@@ -1,8 +1,8 @@
 //! The transports: WebSocket and long polling.
 
-pub(crate) mod handshake;
+pub(crate) mod endings;
 pub(crate) mod io;
 pub(crate) mod longpoll;
 pub(crate) mod polled;
 mod read_pace;
-mod websocket;
+pub(crate) mod websocket;

@@ -19,17 +19,19 @@ use tokio::{
 };
 
 use super::{
+    endings::Endings,
     read_pace::{ReadPace, cost},
     websocket::{pay, silence},
 };
 use crate::{
-    end::SocketEnd,
-    endings::Endings,
-    inbox::{self, Held},
-    longpoll::LongPoll,
+    endpoint::longpoll::LongPoll,
     outbox::Outbox,
     protocol::{frame::Frame, message::Received},
-    session::Session,
+    session::{
+        Session,
+        end::SocketEnd,
+        inbox::{self, Held},
+    },
     socket::Socket,
     token::Signer,
 };

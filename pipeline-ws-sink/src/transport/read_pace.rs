@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     protocol::connection::Incoming,
-    token_bucket::{Bucket, Rate},
+    session::token_bucket::{Bucket, Rate},
 };
 
 /// How many bytes of a frame cost as much as the frame itself. A frame of 1 MiB costs a task's

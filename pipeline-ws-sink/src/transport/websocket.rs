@@ -10,21 +10,21 @@ use tokio::{
 };
 
 use super::{
+    endings::Endings,
     io::Reader,
     read_pace::{ReadPace, cost, cost_of},
 };
 use crate::{
-    end::SocketEnd,
-    endings::Endings,
-    inbox::Inbox,
-    late::{RECOVERY, is_late},
-    mount::MountOptions,
-    outbox::Outbox,
+    endpoint::mount::MountOptions,
+    outbox::{
+        Outbox,
+        late::{RECOVERY, is_late},
+    },
     protocol::{
         connection::{CHUNK, Decoder, Incoming, Passed, Rest},
         frame::Frame,
     },
-    session::{PATIENCE, Session},
+    session::{PATIENCE, Session, end::SocketEnd, inbox::Inbox},
     socket::Socket,
 };
 
@@ -332,7 +332,7 @@ mod tests {
     use futures::poll;
 
     use super::*;
-    use crate::late::LATE;
+    use crate::outbox::late::LATE;
 
     const MINUTE: Duration = Duration::from_secs(60);
 

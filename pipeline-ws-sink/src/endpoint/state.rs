@@ -5,17 +5,14 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use pipeline_core::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::{admission::Admissions, sampler::Sampler, sockets::Sockets};
 use crate::{
-    admission::Admissions,
-    endings::Endings,
-    inbox::Inboxes,
     outbox::{Outboxes, Sweeper},
-    presence::Presence,
+    presence::{Presence, tracker::TrackerOptions},
     pubsub::{Adapter, PubSub},
-    sampler::Sampler,
-    sockets::Sockets,
+    session::inbox::Inboxes,
     telemetry::SocketMetrics,
-    tracker::TrackerOptions,
+    transport::endings::Endings,
 };
 
 /// The shared state of an endpoint's sockets.

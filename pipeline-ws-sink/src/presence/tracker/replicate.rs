@@ -13,8 +13,7 @@ use tokio::{
 
 use super::{Input, Message, Outgoing, To};
 use crate::{
-    broadcast::Broadcast,
-    pubsub::{AdapterError, PubSub},
+    pubsub::{AdapterError, PubSub, broadcast::Broadcast},
     telemetry::{described, shown},
 };
 
@@ -144,8 +143,8 @@ mod tests {
     use super::*;
     use crate::{
         endpoint::Endpoint,
+        presence::tracker::{Tracker, TrackerOptions},
         pubsub::{Adapter, LocalNode},
-        tracker::{Tracker, TrackerOptions},
     };
 
     /// Connects nodes in one process.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::token_bucket::Rate;
+use super::token_bucket::Rate;
 
 /// A rate limit of a client's messages: an average rate, and a burst.
 ///

@@ -4,21 +4,17 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use pipeline_core::{Telemetry, shown::shown};
 
+use super::{drainer::Drainer, longpoll::LongPoll, snapshot::RouteSnapshot};
 use crate::{
     channel::{Channel, ChannelRoute, ErasedChannel, Route},
-    connect_info::ConnectInfo,
-    drainer::Drainer,
-    longpoll::LongPoll,
-    origin::CheckOrigin,
+    handshake::{connect_info::ConnectInfo, origin::CheckOrigin},
     outbox::{OutboxLimits, WhenFull},
+    presence::tracker::TRACKERS,
     protocol::connection::Limits,
-    rate_limit::MessageRateLimit,
-    session,
-    snapshot::RouteSnapshot,
+    pubsub::topic::{PatternError, Topic, TopicPattern},
+    session::{self, rate_limit::MessageRateLimit},
     socket::Socket,
     telemetry::{LimitMeter, ParamFilter, RouteMeter},
-    topic::{PatternError, Topic, TopicPattern},
-    tracker::TRACKERS,
 };
 
 /// The default of [`Mount::receive_timeout`]: a little more than two heartbeats of the official

@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use crate::protocol::percent;
+use super::percent;
 
 /// A path, segment by segment. Repeated, leading and trailing slashes are ignored.
 #[derive(Clone, Debug)]

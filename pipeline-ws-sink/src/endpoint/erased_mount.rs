@@ -5,19 +5,21 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use http::Request;
 
+use crate::{
+    endpoint::{
+        snapshot::{MountSnapshot, RouteSnapshot},
+        state::Hub,
+    },
+    handshake::{Answer, Mounted, Variables},
+    socket::Socket,
+    transport::longpoll::Reading,
+};
 #[cfg(feature = "test-kit")]
 use crate::{
-    connect_info::ConnectInfo, params::Params, protocol::version::Version, socket::ConnectError,
-    testkit::Seat, transport::handshake::WEBSOCKET,
-};
-use crate::{
-    hub::Hub,
-    snapshot::{MountSnapshot, RouteSnapshot},
-    socket::Socket,
-    transport::{
-        handshake::{Answer, Mounted, Variables},
-        longpoll::Reading,
-    },
+    handshake::{WEBSOCKET, connect_info::ConnectInfo, params::Params},
+    protocol::version::Version,
+    socket::ConnectError,
+    testkit::Seat,
 };
 
 /// A mounted kind of socket, with its type erased.

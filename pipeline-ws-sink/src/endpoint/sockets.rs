@@ -8,10 +8,10 @@ use slab::Slab;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 
+use super::drainer::MountDrainer;
 use crate::{
-    drainer::MountDrainer,
-    end::SocketEnd,
     outbox::{Load, Outbox},
+    session::end::SocketEnd,
     telemetry::log,
 };
 
@@ -269,7 +269,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        drainer::Drainer,
+        endpoint::drainer::Drainer,
         outbox::{OutboxLimits, Writer},
         telemetry::SocketMetrics,
     };

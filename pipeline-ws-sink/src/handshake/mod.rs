@@ -1,5 +1,14 @@
 //! The handshake: from an HTTP request to a WebSocket, or a refusal.
 
+pub(crate) mod connect_info;
+mod leaves;
+pub(crate) mod origin;
+pub(crate) mod params;
+pub(crate) mod path;
+mod percent;
+pub(crate) mod query;
+pub(crate) mod subprotocol;
+
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -23,22 +32,25 @@ use tokio::time::{self, Instant};
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tracing::{Instrument, Span, field};
 
-use super::{io::Io, polled::Polled, websocket};
-use crate::{
-    connect_info::{self, ConnectInfo},
-    drainer::MountDrainer,
-    hub::Hub,
-    inbox::Inbox,
-    mount::{CompressWhen, MountOptions, Routes},
+use self::{
+    connect_info::ConnectInfo,
     origin::{CheckOrigin, Origin, Own},
-    outbox::Outbox,
     params::Params,
     path::BadSegment,
-    protocol::{deflate::negotiate, subprotocol, version::Version},
-    session::{Connection, Session, SessionEvents},
-    snapshot::{MountSnapshot, RouteSnapshot},
+};
+use crate::{
+    endpoint::{
+        drainer::MountDrainer,
+        mount::{CompressWhen, MountOptions, Routes},
+        snapshot::{MountSnapshot, RouteSnapshot},
+        state::Hub,
+    },
+    outbox::Outbox,
+    protocol::{deflate::negotiate, version::Version},
+    session::{Connection, Session, SessionEvents, inbox::Inbox},
     socket::{ConnectError, Socket, TEXT},
     telemetry::{MountMeter, Went, described, limited, log, shown},
+    transport::{io::Io, polled::Polled, websocket},
 };
 
 /// The transport's name in the log.
@@ -370,7 +382,7 @@ impl Handshake {
     }
 
     /// Whether the request's origin is allowed. A refusal is logged.
-    pub(super) fn allows(&self, meter: &MountMeter, request: &Request<()>) -> bool {
+    pub(crate) fn allows(&self, meter: &MountMeter, request: &Request<()>) -> bool {
         let checked = self.check_origin(request);
         if let Err(Refused { origin, expected }) = &checked {
             let (lines, socket) = (&meter.handshake_lines, meter.socket);
@@ -432,7 +444,7 @@ async fn in_time(hub: &Hub, upgrading: OnUpgrade) -> Option<Result<Upgraded, hyp
 
 /// A fault in a request that makes its host or its origin ambiguous: a proxy in front may have
 /// interpreted it differently.
-pub(super) fn fault(request: &Request<()>) -> Option<&'static str> {
+pub(crate) fn fault(request: &Request<()>) -> Option<&'static str> {
     let headers = request.headers();
     let several = |name| headers.get_all(name).iter().nth(1).is_some();
     if several(HOST) {
@@ -466,7 +478,7 @@ fn offered(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The protocol version that a client requests. `None` is a refusal, which has been logged.
-pub(super) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
+pub(crate) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
     let vsn = params.as_map().get("vsn");
     let version = match vsn {
         None => Version::negotiate(None),
@@ -500,7 +512,7 @@ fn extension(request: &Request<()>) -> Option<HeaderValue> {
 }
 
 /// Refuses a client because the maximum of open sockets is reached.
-pub(super) fn too_many() -> Answer {
+pub(crate) fn too_many() -> Answer {
     let mut answer = status(StatusCode::SERVICE_UNAVAILABLE, "too many connections");
     answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
     answer

@@ -4,7 +4,7 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use thiserror::Error;
 
-use crate::tracker::TRACKERS;
+use crate::presence::tracker::TRACKERS;
 
 /// The name of a topic, such as `user:42`, with the part that matches its route's wildcard.
 ///

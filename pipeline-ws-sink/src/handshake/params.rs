@@ -4,7 +4,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
-use crate::protocol::{
+use super::{
     leaves::{self, LeafError},
     query::{self, QueryError},
 };

@@ -1,9 +1,13 @@
 //! The session of one client: it routes the client's messages to its channels. Independent of the
 //! transport.
 
+pub(crate) mod end;
+pub(crate) mod inbox;
 mod limits;
+pub(crate) mod rate_limit;
 #[cfg(test)]
 mod tests;
+pub(crate) mod token_bucket;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,14 +27,17 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use self::limits::{Excess, Spent};
 pub(crate) use self::limits::{Limits, Scope};
+use self::{
+    end::SocketEnd,
+    inbox::{Held, Inbox},
+    limits::{Excess, Spent},
+    rate_limit::OnLimit,
+};
 
 use crate::{
     channel::{Join, Letter, Life, Mailbox, Replaced},
-    end::SocketEnd,
-    inbox::{Held, Inbox},
-    mount::Routes,
+    endpoint::mount::Routes,
     outbox::Outbox,
     payload::Payload,
     protocol::{
@@ -39,7 +46,6 @@ use crate::{
         version::Version,
     },
     pubsub::PubSub,
-    rate_limit::OnLimit,
     socket::Socket,
     telemetry::{SocketMetrics, limited, shown},
 };

@@ -9,8 +9,10 @@ use std::{
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::*;
-use crate::tracker::message::{Delta, ReplicaRef};
+use super::{
+    message::{Delta, ReplicaRef},
+    *,
+};
 
 /// The listed entries, or those expected: topic, key and a unique number.
 type Listed = BTreeSet<(Arc<str>, Arc<str>, u64)>;

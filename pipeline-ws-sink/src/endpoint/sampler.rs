@@ -9,7 +9,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::{hub::Hub, telemetry::Level};
+use super::state::Hub;
+use crate::telemetry::Level;
 
 /// The sampling interval.
 const LOOK: Duration = Duration::from_secs(1);

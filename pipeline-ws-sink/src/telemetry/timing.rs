@@ -6,11 +6,8 @@ use metrics::Histogram;
 use pipeline_core::{Telemetry, Timeline};
 use tokio::time::Instant;
 
-use crate::{
-    protocol::message::Encoded,
-    since::Since,
-    telemetry::{Deliveries, shown},
-};
+use super::{Deliveries, shown, since::Since};
+use crate::protocol::message::Encoded;
 
 /// The parts up to the broadcast.
 pub(crate) struct BroadcastTimes {

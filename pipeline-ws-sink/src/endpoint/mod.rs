@@ -1,5 +1,16 @@
 //! The endpoint: it serves the mounted sockets, and broadcasts to their topics.
 
+mod admission;
+pub(crate) mod drainer;
+mod erased_mount;
+pub(crate) mod listen;
+pub(crate) mod longpoll;
+pub(crate) mod mount;
+mod sampler;
+pub(crate) mod snapshot;
+pub(crate) mod sockets;
+pub(crate) mod state;
+
 use std::{
     convert::Infallible,
     fmt,
@@ -17,28 +28,32 @@ use thiserror::Error;
 use tokio::{task::coop::consume_budget, time};
 use tower_service::Service;
 
-use crate::{
+use self::{
     drainer::MountDrainer,
-    end::SocketEnd,
     erased_mount::ErasedMount,
-    hub::{Hub, HubLimits},
     mount::{HandshakeOptions, Mount},
-    origin::{self, CheckOrigin, OriginError},
-    path::{MountPath, PathError},
-    payload::IntoPayload,
-    presence::Presence,
-    protocol::subprotocol,
-    pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription},
     snapshot::{EndpointObserver, EndpointSnapshot},
+    state::{Hub, HubLimits},
+};
+use crate::{
+    handshake::{
+        Answer, Handshake, Mounted,
+        origin::{self, CheckOrigin, OriginError},
+        path::{MountPath, PathError},
+        status, subprotocol,
+    },
+    payload::IntoPayload,
+    presence::{
+        Presence,
+        tracker::{TrackerOptions, TrackerOptionsError},
+    },
+    pubsub::{
+        Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription, topic::PatternError,
+    },
+    session::end::SocketEnd,
     socket::Socket,
     telemetry::MountMeter,
-    topic::PatternError,
-    tracker::{TrackerOptions, TrackerOptionsError},
-    transport::{
-        handshake::{Answer, Handshake, Mounted, status},
-        longpoll::reading,
-        polled::Polled,
-    },
+    transport::{longpoll::reading, polled::Polled},
 };
 
 /// The cost of a request, in the 128 units of tokio's budget for one poll of a task.

@@ -5,7 +5,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use crate::{endpoint::Inner, latencies::Latencies};
+use super::Inner;
+use crate::telemetry::latencies::Latencies;
 
 /// The state of an endpoint's sockets and channels at one moment. It is read while they run, so its
 /// numbers may be of slightly different moments. Counters start when the endpoint is built.
