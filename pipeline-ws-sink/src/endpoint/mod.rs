@@ -89,12 +89,12 @@ pub struct Endpoint {
 
 pub(crate) struct Inner {
     pub(crate) mounts: Vec<Arc<dyn ErasedMount>>,
-    pub(crate) places: Vec<Place>,
+    pub(crate) mount_points: Vec<MountPoint>,
     pub(crate) hub: Arc<Hub>,
 }
 
 /// A mount with its path and transport.
-pub(crate) struct Place {
+pub(crate) struct MountPoint {
     pub(crate) path: MountPath,
     transport: Transport,
     pub(crate) mount: Arc<dyn ErasedMount>,
@@ -327,9 +327,9 @@ impl Endpoint {
         B::Data: Send,
     {
         let path = request.uri().path();
-        let found = self.inner.places.iter().find_map(|place| {
-            let variables = place.path.matches(path)?;
-            Some((place.transport, place.mount.clone(), variables.map(owned)))
+        let found = self.inner.mount_points.iter().find_map(|mount_point| {
+            let variables = mount_point.path.matches(path)?;
+            Some((mount_point.transport, mount_point.mount.clone(), variables.map(owned)))
         });
         let accept = found.map(|(transport, mount, variables)| {
             let hub = self.inner.hub.clone();
@@ -423,7 +423,12 @@ impl Drop for Inner {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.inner.places.iter().map(|place| place.path.to_string()).collect();
+        let paths: Vec<_> = self
+            .inner
+            .mount_points
+            .iter()
+            .map(|mount_point| mount_point.path.to_string())
+            .collect();
         f.debug_struct("Endpoint")
             .field("paths", &paths)
             .field("open_sockets", &self.open_sockets())
@@ -696,12 +701,12 @@ impl EndpointBuilder {
         self.check_origin.checked()?;
         let Self { telemetry, check_origin, .. } = self;
         let shared = Shared { telemetry, host, check_origin };
-        let (mut mounts, mut places) = (Vec::new(), Vec::<Place>::new());
+        let (mut mounts, mut mount_points) = (Vec::new(), Vec::<MountPoint>::new());
         for (paths, build) in self.mounts {
             let mut parsed = Vec::new();
             for (transport, path) in paths {
                 let path = path?;
-                let taken = places.iter().map(|place| &place.path);
+                let taken = mount_points.iter().map(|mount_point| &mount_point.path);
                 let mut taken = taken.chain(parsed.iter().map(|(_, path)| path));
                 if taken.any(|taken| taken.is_same(&path)) {
                     return Err(BuildError::PathTaken { path: path.to_string() });
@@ -709,8 +714,9 @@ impl EndpointBuilder {
                 parsed.push((transport, path));
             }
             let mount = build(&shared)?;
-            let place = |(transport, path)| Place { path, transport, mount: mount.clone() };
-            places.extend(parsed.into_iter().map(place));
+            let mount_point =
+                |(transport, path)| MountPoint { path, transport, mount: mount.clone() };
+            mount_points.extend(parsed.into_iter().map(mount_point));
             mounts.push(mount);
         }
         self.synced_subscriptions.as_ref().map_or(Ok(()), TrackerOptions::check)?;
@@ -739,7 +745,7 @@ impl EndpointBuilder {
         }
         // Starts replication, so that other nodes are known before clients connect.
         hub.begin_to_talk();
-        Ok(Endpoint { inner: Arc::new(Inner { mounts, places, hub }) })
+        Ok(Endpoint { inner: Arc::new(Inner { mounts, mount_points, hub }) })
     }
 }
 

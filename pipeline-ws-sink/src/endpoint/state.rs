@@ -7,7 +7,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{admission::Admissions, sampler::Sampler, sockets::Sockets};
 use crate::{
-    outbox::{Outboxes, Sweeper},
+    outbox::{Flusher, Outboxes},
     presence::{Presence, tracker::TrackerOptions},
     pubsub::{Adapter, PubSub},
     session::inbox::Inboxes,
@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct Hub {
     pub(crate) pubsub: PubSub,
     pub(crate) sockets: Arc<Sockets>,
-    pub(crate) sweeper: Sweeper,
+    pub(crate) flusher: Flusher,
     pub(crate) metrics: Arc<SocketMetrics>,
     pub(crate) sampler: Sampler,
     pub(crate) inboxes: Arc<Inboxes>,
@@ -67,7 +67,7 @@ impl Hub {
                 telemetry,
             ),
             sockets,
-            sweeper: Sweeper::new(),
+            flusher: Flusher::new(),
             metrics,
             sampler: Sampler::register(telemetry),
             inboxes: Arc::new(Inboxes::new(limits.inboxes)),

@@ -277,7 +277,7 @@ impl<S: Socket> Mounted<S> {
             .among(&hub.outboxes)
             .when_full(self.options.when_full)
             .send_timeout(self.options.send_timeout)
-            .at(hub.sweeper.place())
+            .flushed_by(hub.flusher.slot())
             .compressing(compresses);
         let outbox = Arc::new(outbox);
         let open = self.meter.open.hold();

@@ -12,9 +12,9 @@ use pipeline_core::Deadline;
 use tokio::time::Instant;
 
 use super::{
-    kind::Kind,
     late::is_late,
     outboxes::{Held, Outboxes, SHARE},
+    when_full::Kind,
     when_full::WhenFull,
 };
 use crate::{protocol::frame::Frame, telemetry::since::Since};
@@ -47,14 +47,14 @@ pub(super) struct Backlog {
     queue: VecDeque<Arc<Outgoing>>,
     /// The maximum cost of a frame in bytes.
     costliest: usize,
-    /// All waiting frames, including those in hand.
+    /// All waiting frames, including those that are being written.
     total: Load,
     /// The cost of these, including the bytes of the front.
     cost: Cost,
     /// The cost of waiting frames whose kind must not be dropped.
     essential: Cost,
     /// The frames that have been taken out to be written, and may come back.
-    in_hand: InHandLoad,
+    taken: BatchLoad,
     /// How many bytes of the first frame have been written.
     written: usize,
     /// Since when the socket has been blocked, if it is.
@@ -75,7 +75,7 @@ struct Full {
 
 /// The frames that have been taken out to be written.
 #[derive(Clone, Copy, Debug, Default)]
-struct InHandLoad {
+struct BatchLoad {
     load: Load,
     cost: Cost,
     /// The cost in bytes of the first of them.
@@ -97,7 +97,7 @@ pub(crate) struct Outgoing {
 
 /// Frames that are being written, while the backlog accepts others.
 #[derive(Debug, Default)]
-pub(super) struct InHand {
+pub(super) struct WriteBatch {
     frames: VecDeque<Arc<Outgoing>>,
     /// How many bytes of the first frame have been written.
     written: usize,
@@ -144,7 +144,7 @@ impl Backlog {
             total: Load::default(),
             cost: Cost::default(),
             essential: Cost::default(),
-            in_hand: InHandLoad::default(),
+            taken: BatchLoad::default(),
             written: 0,
             blocked_since: None,
             full: None,
@@ -300,18 +300,18 @@ impl Backlog {
         if full.is_overdue { None } else { until.instant() }
     }
 
-    /// All waiting frames, including those in hand.
+    /// All waiting frames, including those that are being written.
     pub(super) fn load(&self) -> Load {
         self.total
     }
 
-    /// Whether no frame waits, and none is in hand.
+    /// Whether no frame waits, and none is being written.
     pub(super) fn is_empty(&self) -> bool {
         self.total.frames == 0
     }
 
-    /// Drops all frames except one that has been partly written, and those in hand. Returns their
-    /// number.
+    /// Drops all frames except one that has been partly written, and those that are being written.
+    /// Returns their number.
     pub(super) fn clear(&mut self) -> usize {
         let before = self.queue.len();
         while self.queue.len() > self.begun() {
@@ -325,25 +325,25 @@ impl Backlog {
         write_next(&self.queue, self.written, slices)
     }
 
-    /// Takes out the next frames to write, at most this number. Until they are [put
-    /// back](Self::put_back), nothing else may be written.
-    pub(super) fn take_in_hand(&mut self, most: usize, hand: &mut InHand) {
+    /// Takes out the next frames to write, at most this number. Until the write is
+    /// [finished](Self::finish_write), nothing else may be written.
+    pub(super) fn begin_write(&mut self, most: usize, batch: &mut WriteBatch) {
         let count = self.queue.len().min(most);
-        self.in_hand.first = self.front();
-        hand.written = std::mem::take(&mut self.written);
+        self.taken.first = self.front();
+        batch.written = std::mem::take(&mut self.written);
         if count == self.queue.len() {
             // Taking all frames needs no read of any frame.
-            hand.frames.extend(self.queue.drain(..));
-            self.in_hand.load = self.total;
-            self.in_hand.cost = self.cost;
+            batch.frames.extend(self.queue.drain(..));
+            self.taken.load = self.total;
+            self.taken.cost = self.cost;
             self.essential = Cost::default();
             return;
         }
-        hand.frames.extend(self.queue.drain(..count));
-        for outgoing in &hand.frames {
+        batch.frames.extend(self.queue.drain(..count));
+        for outgoing in &batch.frames {
             let cost = self.cost_of(outgoing);
-            self.in_hand.load = self.in_hand.load.plus(outgoing.load());
-            self.in_hand.cost = self.in_hand.cost.plus(cost);
+            self.taken.load = self.taken.load.plus(outgoing.load());
+            self.taken.cost = self.taken.cost.plus(cost);
             if outgoing.kind == Kind::Essential {
                 self.essential = self.essential.minus(cost);
             }
@@ -351,12 +351,12 @@ impl Backlog {
     }
 
     /// Takes back the frames that have not been written.
-    pub(super) fn put_back(&mut self, hand: &mut InHand) {
-        self.total = self.total.minus(self.in_hand.load);
-        self.cost = self.cost.minus(self.in_hand.cost);
-        self.in_hand = InHandLoad::default();
-        self.written = hand.written;
-        while let Some(outgoing) = hand.frames.pop_back() {
+    pub(super) fn finish_write(&mut self, batch: &mut WriteBatch) {
+        self.total = self.total.minus(self.taken.load);
+        self.cost = self.cost.minus(self.taken.cost);
+        self.taken = BatchLoad::default();
+        self.written = batch.written;
+        while let Some(outgoing) = batch.frames.pop_back() {
             self.now_waits(&outgoing);
             self.queue.push_front(outgoing);
         }
@@ -388,11 +388,11 @@ impl Backlog {
 
     /// The cost that is left when all droppable frames are dropped.
     fn undroppable(&self) -> Cost {
-        let kept = self.essential.plus(self.in_hand.cost);
+        let kept = self.essential.plus(self.taken.cost);
         match self.queue.front() {
             Some(first) if first.kind == Kind::Essential => self.behind_front(kept),
             Some(first) if self.written > 0 => self.behind_front(kept.plus(self.cost_of(first))),
-            _ if self.in_hand.cost.frames > 0 => self.behind_front(kept),
+            _ if self.taken.cost.frames > 0 => self.behind_front(kept),
             _ => kept,
         }
     }
@@ -406,7 +406,7 @@ impl Backlog {
     /// The cost in bytes of the frame at the front, which is being written or is the next.
     fn front(&self) -> Cost {
         match self.queue.front() {
-            _ if self.in_hand.cost.frames > 0 => self.in_hand.first,
+            _ if self.taken.cost.frames > 0 => self.taken.first,
             Some(first) => Cost { frames: 0, ..self.cost_of(first) },
             None => Cost::default(),
         }
@@ -491,7 +491,7 @@ impl Full {
     }
 }
 
-impl InHand {
+impl WriteBatch {
     /// Fills the slices with the next bytes to write. Returns the number of frames.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         write_next(&self.frames, self.written, slices)
@@ -511,7 +511,7 @@ impl InHand {
     }
 
     /// Releases the written frames, and passes each to `whole`.
-    pub(super) fn let_go(&mut self, mut whole: impl FnMut(Option<&Since>)) {
+    pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&Since>)) {
         for done in self.done.drain(..) {
             whole(done.since.as_ref());
         }
@@ -771,10 +771,10 @@ mod tests {
     fn the_frame_being_written_does_not_count() {
         for when_full in [WhenFull::Disconnect, WhenFull::DropNewest, WhenFull::block()] {
             for taken in [false, true] {
-                let (mut backlog, mut hand) = (Backlog::new(MOST, 0), InHand::default());
+                let (mut backlog, mut batch) = (Backlog::new(MOST, 0), WriteBatch::default());
                 backlog.push(outgoing(0, 5_000, REPLY));
                 if taken {
-                    backlog.take_in_hand(1, &mut hand);
+                    backlog.begin_write(1, &mut batch);
                 }
                 for number in 1..=3 {
                     let next = outgoing(number, 120, event(number));
@@ -892,7 +892,7 @@ mod tests {
             kind: Kind,
         },
         Write(usize),
-        /// Takes this number in hand, unless some are in hand.
+        /// Begins to write this number, unless some are being written.
         Take(usize),
         /// This number of their bytes has been written.
         PutBack(usize),
@@ -927,7 +927,7 @@ mod tests {
             when_full in policy(), ops in prop::collection::vec(op(), 0..80)
         ) {
             let mut backlog = Backlog::new(MOST, 0);
-            let (mut hand, mut taken, mut was_in_hand) = (InHand::default(), false, false);
+            let (mut batch, mut taken, mut was_written_to) = (WriteBatch::default(), false, false);
             // The numbers that were sent, written and dropped, in order.
             let (mut sent, mut written, mut dropped) = (vec![], vec![], 0);
             for op in ops {
@@ -956,20 +956,20 @@ mod tests {
                             }
                         }
                     }
-                    // While frames are in hand, nothing else may be written.
+                    // While frames are being written, nothing else may be written.
                     Op::Write(_) if taken => {}
                     Op::Take(most) if !taken && !backlog.is_empty() => {
-                        backlog.take_in_hand(most, &mut hand);
-                        (taken, was_in_hand) = (true, true);
+                        backlog.begin_write(most, &mut batch);
+                        (taken, was_written_to) = (true, true);
                     }
                     Op::PutBack(count) if taken => {
-                        let all: usize = hand.frames.iter().map(|frame| frame.frame.len()).sum();
-                        hand.wrote(count.min(all - hand.written));
-                        written.extend(hand.done.iter().map(|done| done.frame.body()[0]));
+                        let all: usize = batch.frames.iter().map(|frame| frame.frame.len()).sum();
+                        batch.wrote(count.min(all - batch.written));
+                        written.extend(batch.done.iter().map(|done| done.frame.body()[0]));
                         let mut whole = 0;
-                        hand.let_go(|_| whole += 1);
+                        batch.complete(|_| whole += 1);
                         prop_assert!(whole <= 4);
-                        backlog.put_back(&mut hand);
+                        backlog.finish_write(&mut batch);
                         taken = false;
                     }
                     Op::Take(_) | Op::PutBack(_) => {}
@@ -984,23 +984,23 @@ mod tests {
                         ));
                     }
                 }
-                let in_hand = hand.frames.iter().map(|outgoing| &outgoing.frame);
+                let taken = batch.frames.iter().map(|outgoing| &outgoing.frame);
                 let total = Load {
-                    frames: backlog.len() + hand.frames.len(),
-                    bytes: backlog.frames().chain(in_hand).map(Frame::len).sum(),
+                    frames: backlog.len() + batch.frames.len(),
+                    bytes: backlog.frames().chain(taken).map(Frame::len).sum(),
                 };
                 prop_assert_eq!(backlog.total, total);
                 let counted = backlog.behind_front(backlog.cost);
                 let may_be_dropped = counted != backlog.undroppable();
                 let bound = match when_full {
                     WhenFull::DropOldest | WhenFull::DropNewest | WhenFull::KeepLatest
-                        if may_be_dropped && !was_in_hand => LIMITS,
+                        if may_be_dropped && !was_written_to => LIMITS,
                     // Frames that arrived while events were in hand could not drop those.
                     _ => LIMITS.twice(),
                 };
                 prop_assert!(counted.is_within(bound), "{:?}", counted);
             }
-            written.extend(hand.frames.iter().map(|outgoing| outgoing.frame.body()[0]));
+            written.extend(batch.frames.iter().map(|outgoing| outgoing.frame.body()[0]));
             written.extend(numbers(&backlog));
             prop_assert!(written.is_sorted(), "{:?}", written);
             prop_assert_eq!(written.len() + dropped, sent.len());

@@ -1,16 +1,15 @@
 //! The outbox: the frames that wait to be written to one socket.
 
 mod backlog;
-mod kind;
+mod flusher;
 pub(crate) mod late;
 mod outboxes;
-mod pace;
+mod pacer;
+mod pending_metrics;
 mod room;
 mod shared_frame;
-mod sweeper;
 #[cfg(test)]
 mod tests;
-mod unrecorded;
 mod when_full;
 mod writer;
 
@@ -38,16 +37,16 @@ use tokio::{
 
 pub use self::when_full::WhenFull;
 use self::{
-    backlog::{Backlog, InHand, Limits, TooSlow},
+    backlog::{Backlog, Limits, TooSlow, WriteBatch},
     late::{RECOVERY, is_late},
 };
 pub(crate) use self::{
     backlog::{Load, OutboxLimits, Outgoing},
-    kind::{EventKey, Kind},
+    flusher::{FlushSlot, Flusher},
     outboxes::Outboxes,
+    pending_metrics::PendingMetrics,
     shared_frame::SharedFrame,
-    sweeper::{Place, Sweeper},
-    unrecorded::Unrecorded,
+    when_full::{EventKey, Kind},
     writer::Writer,
 };
 use crate::{
@@ -64,18 +63,18 @@ const IN_A_WRITE: usize = 16;
 
 /// Which task writes a frame, if no earlier frame waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum WriteMode {
     /// The task that sends it, at once.
-    Direct,
-    /// A task that [goes from socket to socket](Sweeper), together with later frames.
-    Swept,
+    Inline,
+    /// A task that [goes from socket to socket](Flusher), together with later frames.
+    Deferred,
 }
 
 /// The outbox of a socket: all frames to it are sent through here, and leave in this order.
 ///
 /// A frame is written at once, by the task that sends it, if no frame waits for the socket, the
-/// socket is a plain TCP stream, and the sender asks for [that](Way). Otherwise it waits, and the
-/// socket's own task writes it when there is room.
+/// socket is a plain TCP stream, and the sender asks for [that](WriteMode). Otherwise it waits, and
+/// the socket's own task writes it when there is room.
 ///
 /// A client is slow when its socket takes no more, and not when no task has been scheduled to
 /// write. So a sender that finds the outbox full first writes the pending frames. Only if the
@@ -84,8 +83,8 @@ pub(crate) enum Way {
 /// takes nothing for too long, however few frames wait.
 pub(crate) struct Outbox {
     state: Mutex<State>,
-    /// Held by the sweeper while it writes, for senders that need the result of the write.
-    sweeping: Mutex<()>,
+    /// Held by the flusher while it writes, for senders that need the result of the write.
+    flushing: Mutex<()>,
     limits: OutboxLimits,
     /// The outboxes of the endpoint, among which its memory counts.
     all: Arc<Outboxes>,
@@ -99,8 +98,8 @@ pub(crate) struct Outbox {
     channels: AtomicU32,
     /// Notifies senders that wait for room, if the policy is to wait.
     room: Option<Box<Notify>>,
-    /// The place at the sweeper, unless only the socket's own task writes.
-    place: Option<Place>,
+    /// The slot at the flusher, unless only the socket's own task writes.
+    flush_slot: Option<FlushSlot>,
     metrics: Arc<SocketMetrics>,
 }
 
@@ -119,12 +118,12 @@ struct State {
     backlog: Option<Box<Backlog>>,
     /// The socket's task, while it waits.
     task: Option<Waker>,
-    /// Whether it is queued at the sweeper, so no task has to be woken.
-    is_due: bool,
-    /// Whether the sweeper is writing.
-    in_hand: bool,
+    /// Whether it is queued at the flusher, so no task has to be woken.
+    is_queued: bool,
+    /// Whether the flusher is writing.
+    is_flushing: bool,
     /// Whether it is written to again and again, so it keeps its memory.
-    is_warm: bool,
+    keep_buffer: bool,
     /// The reason of the socket's end, once it has to end.
     end: Option<SocketEnd>,
     /// Whether the last frame has been sent; no frame is accepted after it.
@@ -140,9 +139,9 @@ impl Outbox {
             writer,
             backlog: None,
             task: None,
-            is_due: false,
-            in_hand: false,
-            is_warm: false,
+            is_queued: false,
+            is_flushing: false,
+            keep_buffer: false,
             end: None,
             finished: false,
             last_active: now,
@@ -150,7 +149,7 @@ impl Outbox {
         };
         Self {
             state: Mutex::new(state),
-            sweeping: Mutex::new(()),
+            flushing: Mutex::new(()),
             limits,
             all: Arc::new(Outboxes::new(usize::MAX)),
             when_full: WhenFull::default(),
@@ -158,7 +157,7 @@ impl Outbox {
             compresses: false,
             channels: AtomicU32::new(0),
             room: None,
-            place: None,
+            flush_slot: None,
             metrics,
         }
     }
@@ -179,9 +178,9 @@ impl Outbox {
         Self { all: all.clone(), ..self }
     }
 
-    /// Sets its place at the sweeper, which writes when frames come faster than single writes.
-    pub(crate) fn at(self, place: Place) -> Self {
-        Self { place: Some(place), ..self }
+    /// Sets its slot at the flusher, which writes when frames come faster than single writes.
+    pub(crate) fn flushed_by(self, slot: FlushSlot) -> Self {
+        Self { flush_slot: Some(slot), ..self }
     }
 
     /// Sets whether compression was negotiated with the client.
@@ -211,18 +210,18 @@ impl Outbox {
     pub(crate) fn send_shared(
         self: &Arc<Self>,
         frame: &SharedFrame,
-        way: Way,
-        unrecorded: &mut Unrecorded,
+        mode: WriteMode,
+        unrecorded: &mut PendingMetrics,
     ) {
         // Compression takes too long to hold the lock.
         let outgoing = frame.get(self.compresses);
-        self.accept_in(self.state.lock(), outgoing, way, unrecorded);
+        self.accept_in(self.state.lock(), outgoing, mode, unrecorded);
     }
 
     /// Like [`send_shared`](Self::send_shared), and records the metrics.
-    pub(crate) fn send_and_record(self: &Arc<Self>, frame: &SharedFrame, way: Way) {
-        let mut unrecorded = Unrecorded::default();
-        self.send_shared(frame, way, &mut unrecorded);
+    pub(crate) fn send_and_record(self: &Arc<Self>, frame: &SharedFrame, mode: WriteMode) {
+        let mut unrecorded = PendingMetrics::default();
+        self.send_shared(frame, mode, &mut unrecorded);
         unrecorded.record(&self.metrics);
     }
 
@@ -234,7 +233,7 @@ impl Outbox {
             state.backlog(self.limits, 0).push(Arc::new(last));
             state.finished = true;
             state.wake();
-            self.tell_of_room();
+            self.notify_room();
         }
     }
 
@@ -341,7 +340,7 @@ impl Outbox {
 
     /// Whether the socket takes some of the waiting bytes now. Asks the system.
     fn takes_something(&self) -> bool {
-        let mut unrecorded = Unrecorded::default();
+        let mut unrecorded = PendingMetrics::default();
         let takes_something = self.write_first(&mut self.state.lock(), &mut unrecorded);
         unrecorded.record(&self.metrics);
         takes_something
@@ -361,11 +360,11 @@ impl Outbox {
     fn poll_write(&self, cx: &mut Context<'_>) -> Poll<SocketEnd> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let mut unrecorded = Unrecorded::default();
+        let mut unrecorded = PendingMetrics::default();
         match self.poll_flush(&mut state, cx, &mut unrecorded) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => self.end_in(&mut state, SocketEnd::Lost),
-            Poll::Pending if !state.in_hand => state.is_blocked(),
+            Poll::Pending if !state.is_flushing => state.is_blocked(),
             Poll::Pending => {}
         }
         let end = state.end;
@@ -379,7 +378,7 @@ impl Outbox {
     pub(crate) fn poll_close(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state.lock();
         state.remember(cx.waker());
-        let mut unrecorded = Unrecorded::default();
+        let mut unrecorded = PendingMetrics::default();
         let flushed = self.poll_flush(&mut state, cx, &mut unrecorded);
         if !unrecorded.is_empty() {
             MutexGuard::unlocked(&mut state, || unrecorded.record(&self.metrics));
@@ -400,46 +399,46 @@ impl Outbox {
         let mut state = self.state.lock();
         self.end_in(&mut state, SocketEnd::Lost);
         let writer = mem::replace(&mut state.writer, Writer::Gone);
-        // Frames in the sweeper's hand come back to the backlog first.
-        let backlog = if state.in_hand { None } else { state.backlog.take() };
+        // Frames that the flusher is writing come back to the backlog first.
+        let backlog = if state.is_flushing { None } else { state.backlog.take() };
         drop(state);
         let dropped = backlog.as_ref().map_or(0, |backlog| backlog.load().frames);
         self.metrics.dropped_by_end.increment(dropped as u64);
         drop((writer, backlog));
     }
 
-    /// Takes the next frames in hand: no other task writes until they are [put
-    /// back](Self::put_back). Returns the stream, and whether the socket has to be
-    /// [cooled](Self::cool) later. For the [`Sweeper`] only.
-    fn take_in_hand(&self, hand: &mut InHand) -> Option<(Arc<TcpStream>, bool)> {
+    /// Takes out the next frames to write: no other task writes until the write is
+    /// [finished](Self::finish_write). Returns the stream, and whether the socket has to be
+    /// [shrunk](Self::shrink) later. For the [`Flusher`] only.
+    fn begin_write(&self, batch: &mut WriteBatch) -> Option<(Arc<TcpStream>, bool)> {
         let mut state = self.state.lock();
-        state.is_due = false;
+        state.is_queued = false;
         // A socket that has to end is left to its own task.
         let (None, Writer::Tcp(stream)) = (state.end, &state.writer) else { return None };
         let stream = stream.clone();
-        state.waiting()?.take_in_hand(GATHER, hand);
-        state.in_hand = true;
-        let is_new = !mem::replace(&mut state.is_warm, true);
+        state.waiting()?.begin_write(GATHER, batch);
+        state.is_flushing = true;
+        let is_new = !mem::replace(&mut state.keep_buffer, true);
         Some((stream, is_new))
     }
 
     /// Takes back the frames that have not been written, with the result of the write. Returns
     /// whether to visit the socket again.
-    fn put_back(
+    fn finish_write(
         &self,
-        hand: &mut InHand,
+        batch: &mut WriteBatch,
         written: io::Result<usize>,
         now: Instant,
-        unrecorded: &mut Unrecorded,
+        unrecorded: &mut PendingMetrics,
     ) -> bool {
         let limits = self.limits();
         let mut state = self.state.lock();
-        state.in_hand = false;
+        state.is_flushing = false;
         if let Ok(count) = written {
-            hand.wrote(count);
+            batch.wrote(count);
         }
         if let Some(backlog) = &mut state.backlog {
-            backlog.put_back(hand);
+            backlog.finish_write(batch);
             if let Ok(1..) = written {
                 backlog.has_moved(limits);
             }
@@ -453,7 +452,7 @@ impl Outbox {
         match written {
             Ok(1..) => {
                 state.last_active = now;
-                state.is_due = state.waiting().is_some() && state.end.is_none();
+                state.is_queued = state.waiting().is_some() && state.end.is_none();
             }
             // The socket's task waits until there is room.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.wake(),
@@ -464,22 +463,22 @@ impl Outbox {
             state.wake();
         }
         if !state.is_full(limits) {
-            self.tell_of_room();
+            self.notify_room();
         }
-        state.is_due
+        state.is_queued
     }
 
     /// Records the frames that this write completed.
-    fn let_go(&self, hand: &mut InHand, now: Instant) {
-        self.metrics.frames_out.increment(hand.done() as u64);
-        hand.let_go(|since| self.delivered(since, now));
+    fn complete(&self, batch: &mut WriteBatch, now: Instant) {
+        self.metrics.frames_out.increment(batch.done() as u64);
+        batch.complete(|since| self.delivered(since, now));
     }
 
-    /// Frees the memory that was kept while frames came fast. For the [`Sweeper`] only.
-    fn cool(&self) {
+    /// Frees the memory that was kept while frames came fast. For the [`Flusher`] only.
+    fn shrink(&self) {
         let mut state = self.state.lock();
-        state.is_warm = false;
-        state.let_go();
+        state.keep_buffer = false;
+        state.free_backlog();
     }
 
     /// Takes all waiting frames, once there are some: for a long-polling client. The frames then
@@ -493,7 +492,7 @@ impl Outbox {
         let now = Instant::now();
         state.last_active = now;
         drop(state);
-        self.tell_of_room();
+        self.notify_room();
         self.metrics.frames_out.increment(backlog.load().frames as u64);
         Poll::Ready(backlog.take(|since| self.delivered(since, now)))
     }
@@ -506,8 +505,8 @@ impl Outbox {
 
     fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Since>) {
         let outgoing = Arc::new(Outgoing::alone(frame.clone(), since, kind));
-        let mut unrecorded = Unrecorded::default();
-        self.accept_in(self.state.lock(), &outgoing, Way::Direct, &mut unrecorded);
+        let mut unrecorded = PendingMetrics::default();
+        self.accept_in(self.state.lock(), &outgoing, WriteMode::Inline, &mut unrecorded);
         unrecorded.record(&self.metrics);
     }
 
@@ -516,8 +515,8 @@ impl Outbox {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
         outgoing: &Arc<Outgoing>,
-        way: Way,
-        unrecorded: &mut Unrecorded,
+        mode: WriteMode,
+        unrecorded: &mut PendingMetrics,
     ) {
         loop {
             if !state.is_open() {
@@ -538,20 +537,22 @@ impl Outbox {
             }
             return;
         }
-        if let (Way::Swept, Some(place), true) = (way, &self.place, state.writer.is_shared()) {
+        if let (WriteMode::Deferred, Some(slot), true) =
+            (mode, &self.flush_slot, state.writer.is_shared())
+        {
             let backlog = state.backlog(self.limits, IN_A_WRITE);
             backlog.push(outgoing.clone());
             backlog.count_in(&self.all);
-            if !mem::replace(&mut state.is_due, true) {
+            if !mem::replace(&mut state.is_queued, true) {
                 drop(state);
-                place.soon(self);
+                slot.enqueue(self);
             }
             return;
         }
         let begun = self.metrics.write_time.begin();
-        let written = match way {
-            Way::Direct => state.writer.write_now(outgoing.bytes()),
-            Way::Swept => Ok(0),
+        let written = match mode {
+            WriteMode::Inline => state.writer.write_now(outgoing.bytes()),
+            WriteMode::Deferred => Ok(0),
         };
         let written = match written {
             Ok(count) if count == outgoing.bytes().len() => {
@@ -576,10 +577,14 @@ impl Outbox {
     /// Writes some of the waiting frames, for a sender that finds no room. Returns whether to check
     /// for room again, which is false only if the socket takes nothing. The lock may have been
     /// released meanwhile.
-    fn write_first(&self, state: &mut MutexGuard<'_, State>, unrecorded: &mut Unrecorded) -> bool {
-        if state.in_hand {
-            // The sweeper is writing. It holds this lock for the time of one write.
-            MutexGuard::unlocked(state, || drop(self.sweeping.lock()));
+    fn write_first(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        unrecorded: &mut PendingMetrics,
+    ) -> bool {
+        if state.is_flushing {
+            // The flusher is writing. It holds this lock for the time of one write.
+            MutexGuard::unlocked(state, || drop(self.flushing.lock()));
             return true;
         }
         let State { writer, backlog, task, .. } = &mut **state;
@@ -603,7 +608,7 @@ impl Outbox {
 
     /// Closes the socket because its client is too slow. The waiting frames are dropped, and `more`
     /// frames with them.
-    fn too_slow(&self, state: &mut State, more: usize, unrecorded: &mut Unrecorded) {
+    fn too_slow(&self, state: &mut State, more: usize, unrecorded: &mut PendingMetrics) {
         unrecorded.dropped_by_overflow += more + state.drop_waiting();
         unrecorded.closed_slow += 1;
         self.end_in(state, SocketEnd::Overflow);
@@ -613,11 +618,11 @@ impl Outbox {
         if state.end.is_none() {
             state.end = Some(end);
             state.wake();
-            self.tell_of_room();
+            self.notify_room();
         }
     }
 
-    fn tell_of_room(&self) {
+    fn notify_room(&self) {
         if let Some(room) = &self.room {
             room.notify_waiters();
         }
@@ -627,11 +632,11 @@ impl Outbox {
         &self,
         state: &mut State,
         cx: &mut Context<'_>,
-        unrecorded: &mut Unrecorded,
+        unrecorded: &mut PendingMetrics,
     ) -> Poll<io::Result<()>> {
         while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
-            if state.in_hand {
-                // The sweeper wakes the task if there is work left.
+            if state.is_flushing {
+                // The flusher wakes the task if there is work left.
                 return Poll::Pending;
             }
             let mut slices = [IoSlice::new(&[]); GATHER];
@@ -652,7 +657,7 @@ impl Outbox {
         state: &mut State,
         written: usize,
         begun: Option<Instant>,
-        unrecorded: &mut Unrecorded,
+        unrecorded: &mut PendingMetrics,
     ) {
         let Some(backlog) = &mut state.backlog else { return };
         let now = Instant::now();
@@ -662,9 +667,9 @@ impl Outbox {
         backlog.wrote(written, |outgoing| unrecorded.frame(&outgoing, now));
         backlog.has_moved(limits);
         let is_full = backlog.is_full(limits);
-        state.let_go();
+        state.free_backlog();
         if !is_full {
-            self.tell_of_room();
+            self.notify_room();
         }
     }
 
@@ -689,8 +694,8 @@ impl State {
     }
 
     /// Frees the backlog of a socket that has caught up, unless it will be needed again soon.
-    fn let_go(&mut self) {
-        if !self.is_warm && self.waiting().is_none() {
+    fn free_backlog(&mut self) {
+        if !self.keep_buffer && self.waiting().is_none() {
             self.backlog = None;
         }
     }
@@ -724,7 +729,7 @@ impl State {
     fn drop_waiting(&mut self) -> usize {
         let Some(backlog) = self.waiting() else { return 0 };
         let dropped = backlog.clear();
-        self.let_go();
+        self.free_backlog();
         dropped
     }
 

@@ -7,7 +7,7 @@ use pipeline_core::Deadline;
 use tokio::time::Instant;
 
 use super::{
-    Limits, Outbox, SharedFrame, State, Unrecorded, Way, WhenFull,
+    Limits, Outbox, PendingMetrics, SharedFrame, State, WhenFull, WriteMode,
     late::{RECOVERY, is_late},
 };
 
@@ -22,15 +22,15 @@ impl Outbox {
     pub(crate) fn offer_shared(
         self: &Arc<Self>,
         frame: &SharedFrame,
-        way: Way,
-        unrecorded: &mut Unrecorded,
+        mode: WriteMode,
+        unrecorded: &mut PendingMetrics,
     ) -> Result<(), NoRoom> {
         let outgoing = frame.get(self.compresses);
         let mut state = self.state.lock();
         if !self.makes_room(&mut state, unrecorded) {
             return Err(NoRoom);
         }
-        self.accept_in(state, outgoing, way, unrecorded);
+        self.accept_in(state, outgoing, mode, unrecorded);
         Ok(())
     }
 
@@ -38,10 +38,10 @@ impl Outbox {
     pub(crate) fn offer_and_record(
         self: &Arc<Self>,
         frame: &SharedFrame,
-        way: Way,
+        mode: WriteMode,
     ) -> Result<(), NoRoom> {
-        let mut unrecorded = Unrecorded::default();
-        let offered = self.offer_shared(frame, way, &mut unrecorded);
+        let mut unrecorded = PendingMetrics::default();
+        let offered = self.offer_shared(frame, mode, &mut unrecorded);
         unrecorded.record(&self.metrics);
         offered
     }
@@ -83,7 +83,7 @@ impl Outbox {
     pub(crate) async fn wait_for_room(&self) {
         let Some(limit) = self.wait_limit() else { return };
         let has_room = || {
-            let mut unrecorded = Unrecorded::default();
+            let mut unrecorded = PendingMetrics::default();
             let has_room = self.makes_room(&mut self.state.lock(), &mut unrecorded);
             unrecorded.record(&self.metrics);
             has_room
@@ -148,7 +148,7 @@ impl Outbox {
 
     /// Closes the socket because its client has been too slow for too long.
     pub(crate) fn give_up(&self) {
-        let mut unrecorded = Unrecorded::default();
+        let mut unrecorded = PendingMetrics::default();
         let mut state = self.state.lock();
         if state.is_open() {
             self.too_slow(&mut state, 0, &mut unrecorded);
@@ -158,7 +158,11 @@ impl Outbox {
     }
 
     /// Whether there is room after writing the waiting frames.
-    fn makes_room(&self, state: &mut MutexGuard<'_, State>, unrecorded: &mut Unrecorded) -> bool {
+    fn makes_room(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        unrecorded: &mut PendingMetrics,
+    ) -> bool {
         while !state.takes_more(self.wait_limits()) {
             if !self.write_first(state, unrecorded) {
                 if let Some(backlog) = state.waiting() {
@@ -241,15 +245,15 @@ mod tests {
         let (outbox, mut client, recorded) = outbox(WhenFull::block());
         assert_eq!(outbox.wait_limit(), Some(Duration::from_secs(5)));
         for _ in 0..3 {
-            outbox.offer_and_record(&news(), Way::Direct).unwrap();
+            outbox.offer_and_record(&news(), WriteMode::Inline).unwrap();
         }
-        assert_eq!(outbox.offer_and_record(&news(), Way::Direct), Err(NoRoom));
+        assert_eq!(outbox.offer_and_record(&news(), WriteMode::Inline), Err(NoRoom));
         let sent = Arc::new(parking_lot::Mutex::new(0));
         let senders: Vec<_> = (0..3)
             .map(|_| {
                 let (outbox, sent) = (outbox.clone(), sent.clone());
                 tokio::spawn(async move {
-                    while outbox.offer_and_record(&news(), Way::Direct).is_err() {
+                    while outbox.offer_and_record(&news(), WriteMode::Inline).is_err() {
                         outbox.room().await;
                     }
                     *sent.lock() += 1;
@@ -286,7 +290,7 @@ mod tests {
             |outbox: &Outbox| outbox.give_up(),
         ] {
             let (outbox, _client, _) = outbox(WhenFull::block());
-            (0..2).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
+            (0..2).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
             let waiting = tokio::spawn({
                 let outbox = outbox.clone();
                 async move { outbox.room().await }
@@ -296,7 +300,7 @@ mod tests {
             close(&outbox);
             timeout(PATIENCE, waiting).await.unwrap().unwrap();
             assert_eq!(
-                outbox.offer_and_record(&news(), Way::Direct),
+                outbox.offer_and_record(&news(), WriteMode::Inline),
                 Ok(()),
                 "the frame is discarded"
             );
@@ -307,9 +311,9 @@ mod tests {
     async fn a_sender_that_cannot_wait_may_send_twice_as_much() {
         let (outbox, _client, recorded) = outbox(WhenFull::block());
         // One frame is in transit.
-        (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
+        (0..5).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
         assert_eq!(end(&outbox), None);
-        outbox.send_and_record(&news(), Way::Direct);
+        outbox.send_and_record(&news(), WriteMode::Inline);
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
         let dropped = recorded.counters("socket.frames_dropped");
         assert_eq!(dropped, [("reason=overflow".to_owned(), 5)]);
@@ -319,7 +323,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_is_closed_as_slow_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::block());
-        (0..4).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
+        (0..4).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
         outbox.give_up();
         outbox.give_up();
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
@@ -338,14 +342,14 @@ mod tests {
         // The previous frame has been written, and the memory of the backlog is kept.
         outbox.state.lock().is_warm = true;
         for _ in 0..2 {
-            outbox.offer_and_record(&news(), Way::Direct).unwrap();
+            outbox.offer_and_record(&news(), WriteMode::Inline).unwrap();
         }
-        assert_eq!(outbox.offer_and_record(&news(), Way::Direct), Err(NoRoom));
+        assert_eq!(outbox.offer_and_record(&news(), WriteMode::Inline), Err(NoRoom));
     }
 
     /// A task that waits for room for five seconds, and then has the socket closed.
     async fn waiting(outbox: &Arc<Outbox>) -> tokio::task::JoinHandle<()> {
-        (0..3).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
+        (0..3).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
         let outbox = outbox.clone();
         let waiting = tokio::spawn(async move { outbox.wait_for_room().await });
         settle().await;
@@ -387,7 +391,7 @@ mod tests {
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
         let outbox = outbox.when_full(WhenFull::block()).send_timeout(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
-        (0..5).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
+        (0..5).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
         let wait = || {
             let outbox = outbox.clone();
             tokio::spawn(async move { outbox.wait_for_room().await })
@@ -399,7 +403,7 @@ mod tests {
         advance(Duration::from_secs(60)).await;
         waiting.await.unwrap();
         // There is room for one frame, and less than half is free.
-        outbox.offer_and_record(&news(), Way::Direct).unwrap();
+        outbox.offer_and_record(&news(), WriteMode::Inline).unwrap();
         let waiting = wait();
         settle().await;
         assert!(!waiting.is_finished());
@@ -413,7 +417,7 @@ mod tests {
         let (outbox, mut client, _) = outbox(WhenFull::block());
         let outbox = Arc::into_inner(outbox).unwrap().send_timeout(Duration::from_secs(30));
         let outbox = Arc::new(outbox);
-        while outbox.offer_and_record(&news(), Way::Direct).is_ok() {}
+        while outbox.offer_and_record(&news(), WriteMode::Inline).is_ok() {}
         advance(Duration::from_secs(60)).await;
         let waiting = tokio::spawn({
             let outbox = outbox.clone();
@@ -432,7 +436,7 @@ mod tests {
             let (outbox, mut client, _) = outbox(WhenFull::block());
             let outbox = Arc::into_inner(outbox).unwrap().send_timeout(Duration::from_secs(30));
             let outbox = Arc::new(outbox);
-            (0..3).for_each(|_| outbox.send_and_record(&news(), Way::Direct));
+            (0..3).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
             let writing = tokio::spawn({
                 let outbox = outbox.clone();
                 async move { outbox.write().await }
@@ -458,7 +462,7 @@ mod tests {
     async fn without_the_policy_senders_do_not_wait() {
         let (outbox, _client, _) = outbox(WhenFull::DropOldest);
         for _ in 0..5 {
-            outbox.offer_and_record(&news(), Way::Direct).unwrap();
+            outbox.offer_and_record(&news(), WriteMode::Inline).unwrap();
             outbox.room().await;
         }
         assert_eq!((outbox.wait_limit(), end(&outbox)), (None, None));

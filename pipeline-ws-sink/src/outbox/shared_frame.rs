@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{
     backlog::Outgoing,
-    kind::{EventKey, Kind},
+    when_full::{EventKey, Kind},
 };
 use crate::{protocol::frame::Frame, telemetry::since::Since};
 

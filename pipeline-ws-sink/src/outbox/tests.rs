@@ -143,7 +143,7 @@ async fn a_frame_for_a_broken_connection_ends_the_socket_and_does_not_wait() {
 
 fn send_event(outbox: &Arc<Outbox>, length: usize) {
     let frame = SharedFrame::new(small(length), EventKey::new("t", "e"));
-    outbox.send_and_record(&frame, Way::Direct);
+    outbox.send_and_record(&frame, WriteMode::Inline);
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn a_sender_that_finds_the_outbox_full_writes_first() {
                 _ => swallowing(),
             };
             let outbox = Arc::new(Outbox::new(writer, limits, metrics).when_full(when_full));
-            // Neither the socket's task nor a sweeper is ever polled.
+            // Neither the socket's task nor a flusher is ever polled.
             outbox.state.lock().backlog(limits, 0).push(Arc::new(Outgoing::alone(
                 small(10),
                 None,
@@ -319,11 +319,11 @@ async fn a_frame_for_many_sockets_counts_once_for_the_endpoint() {
     let all = Arc::new(Outboxes::new(usize::MAX));
     let outboxes = [(); 3].map(|()| stuck(&all, WhenFull::Disconnect));
     let little = shared(outboxes::SHARE / 2);
-    outboxes.iter().for_each(|outbox| outbox.send_and_record(&little, Way::Direct));
+    outboxes.iter().for_each(|outbox| outbox.send_and_record(&little, WriteMode::Inline));
     assert_eq!(all.bytes(), 0, "each has its share");
     for _ in 0..3 {
         let news = shared(100_000);
-        outboxes.iter().for_each(|outbox| outbox.send_and_record(&news, Way::Direct));
+        outboxes.iter().for_each(|outbox| outbox.send_and_record(&news, WriteMode::Inline));
     }
     let bytes = all.bytes();
     assert!((300_000..900_000).contains(&bytes), "{bytes}");
@@ -344,10 +344,10 @@ async fn written_frames_no_longer_count_although_their_times_are_not_recorded_ye
     let outbox = Arc::new(Outbox::new(writer, ROOMY, metrics.clone()).among(&all));
     for _ in 0..5 {
         let news = shared(outboxes::SHARE).timed(Some(Since::now()));
-        outbox.send_and_record(&news, Way::Swept);
+        outbox.send_and_record(&news, WriteMode::Deferred);
     }
     assert!(all.bytes() >= 4 * outboxes::SHARE, "they wait until their task is polled");
-    let mut unrecorded = Unrecorded::default();
+    let mut unrecorded = PendingMetrics::default();
     let context = &mut Context::from_waker(Waker::noop());
     let flushed = outbox.poll_flush(&mut outbox.state.lock(), context, &mut unrecorded);
     assert!(flushed.is_ready());
@@ -363,7 +363,7 @@ async fn small_broadcasts_count_for_the_endpoint_by_their_memory() {
     let all = Arc::new(Outboxes::new(LIMIT));
     let outboxes: Vec<_> = (0..200).map(|_| stuck(&all, WhenFull::DropOldest)).collect();
     for outbox in &outboxes {
-        (0..300).for_each(|_| outbox.send_and_record(&shared(40), Way::Direct));
+        (0..300).for_each(|_| outbox.send_and_record(&shared(40), WriteMode::Inline));
     }
     let frames: usize = outboxes.iter().map(|outbox| waiting(outbox)).sum();
     let (held, share) = (frames * MEMORY, outboxes.len() * outboxes::SHARE);
@@ -381,7 +381,7 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     let dropping = stuck(&all, WhenFull::DropOldest);
     let waited_for = stuck(&all, WhenFull::block());
     for _ in 0..5 {
-        dropping.send_and_record(&shared(10_000), Way::Direct);
+        dropping.send_and_record(&shared(10_000), WriteMode::Inline);
     }
     while !all.are_full() {
         greedy.send(&text(50_000), None);
@@ -389,19 +389,19 @@ async fn when_the_outboxes_are_full_each_socket_has_its_share() {
     assert_eq!(end(&greedy), None);
     for _ in 0..10 {
         calm.send(&small(66), None);
-        calm.send_and_record(&shared(100), Way::Direct);
+        calm.send_and_record(&shared(100), WriteMode::Inline);
     }
     assert_eq!(end(&calm), None);
-    dropping.send_and_record(&shared(1000), Way::Direct);
+    dropping.send_and_record(&shared(1000), WriteMode::Inline);
     assert_eq!((end(&dropping), waiting(&dropping)), (None, 3), "one frame is being written");
-    let offered =
-        (0..20).take_while(|_| waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok());
+    let offered = (0..20)
+        .take_while(|_| waited_for.offer_and_record(&shared(2000), WriteMode::Inline).is_ok());
     // Each takes 2,266 bytes of memory, and the first is being written.
     assert_eq!(offered.count(), 9, "further senders wait");
     greedy.send(&small(66), None);
     assert_eq!(end(&greedy), Some(SocketEnd::Overflow));
     assert!(!all.are_full());
-    assert!(waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok());
+    assert!(waited_for.offer_and_record(&shared(2000), WriteMode::Inline).is_ok());
 }
 
 #[tokio::test]
@@ -412,7 +412,7 @@ async fn a_waiting_sender_is_notified_when_the_outboxes_of_the_endpoint_have_roo
     while !all.are_full() {
         greedy.send(&text(50_000), None);
     }
-    while waited_for.offer_and_record(&shared(2000), Way::Direct).is_ok() {}
+    while waited_for.offer_and_record(&shared(2000), WriteMode::Inline).is_ok() {}
     let mut room = pin!(waited_for.room());
     assert!(poll!(&mut room).is_pending());
     greedy.release();
@@ -462,7 +462,7 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
         let watched = Arc::downgrade(&outbox);
         recorder.watch(move || {
             let Some(outbox) = watched.upgrade() else { return false };
-            outbox.state.try_lock().is_none() || outbox.sweeping.try_lock().is_none()
+            outbox.state.try_lock().is_none() || outbox.flushing.try_lock().is_none()
         });
         for _ in 0..40 {
             // Refreshes the task's budget.

@@ -2,16 +2,16 @@
 
 mod adapter;
 pub(crate) mod broadcast;
+mod burst;
 mod by_route;
 mod filter;
-mod lanes;
 mod push;
-mod rush;
 mod sequence;
 mod subscription;
 mod table;
 pub(crate) mod topic;
 mod topics;
+mod turns;
 
 use std::{fmt, pin::pin, sync::Arc};
 
@@ -29,9 +29,9 @@ pub use self::{
 };
 use self::{
     broadcast::Broadcast,
-    lanes::{Lanes, Place, Who},
-    table::Behind,
+    table::SlowReceiver,
     topics::Topics,
+    turns::{TopicTurns, Turn, TurnKind},
 };
 use crate::{
     endpoint::sockets::Sockets,
@@ -79,7 +79,7 @@ struct Shared {
     table: Arc<Table>,
     sockets: Arc<Sockets>,
     adapter: Option<Arc<dyn Adapter>>,
-    lanes: Arc<Lanes>,
+    turns: Arc<TopicTurns>,
     times: BroadcastTimes,
     /// The topics with subscribers on other nodes, if the nodes share them.
     topics: Option<Arc<Topics>>,
@@ -97,12 +97,12 @@ impl PubSub {
         let topics =
             topics.map(|(adapter, options)| Arc::new(Topics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());
-        let (table, lanes) = (Arc::new(Table::new(metrics, changed)), Arc::default());
+        let (table, turns) = (Arc::new(Table::new(metrics, changed)), Arc::default());
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
         let times = BroadcastTimes::register(telemetry);
-        let shared = Shared { table, sockets, adapter, lanes, times, topics };
+        let shared = Shared { table, sockets, adapter, turns, times, topics };
         let pubsub = Self { shared: Arc::new(shared) };
         if let Some(adapter) = &pubsub.shared.adapter {
             adapter.start(LocalNode::of(&pubsub));
@@ -287,45 +287,45 @@ impl PubSub {
         &self,
         broadcast: &PreparedBroadcast,
     ) -> Result<(), BroadcastError> {
-        let place = self.shared.lanes.enter(broadcast.event.shared_topic(), Who::Overtaking);
-        self.send_from(&place, broadcast).await
+        let turn = self.shared.turns.enter(broadcast.event.shared_topic(), TurnKind::Overtaking);
+        self.send_from(&turn, broadcast).await
     }
 
-    /// Sends an event once its place in the lane is served.
+    /// Sends an event once it is its turn.
     async fn send_from(
         &self,
-        place: &Place,
+        turn: &Turn,
         broadcast: &PreparedBroadcast,
     ) -> Result<(), BroadcastError> {
-        place.turn().await;
+        turn.wait().await;
         self.elsewhere(&broadcast.event)?;
         self.record(broadcast);
-        let behind = self.shared.table.dispatch_to_all_with_room(&broadcast.event);
+        let slow = self.shared.table.dispatch_to_all_with_room(&broadcast.event);
         if broadcast.event.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.event.topic());
         }
-        if !behind.is_empty() {
+        if !slow.is_empty() {
             // Boxed: most calls do not wait, and their future stays small, as it is copied
             // a few times on its way into a task.
-            Box::pin(self.wait_for_all(behind, &broadcast.event, place)).await;
+            Box::pin(self.wait_for_all(slow, &broadcast.event, turn)).await;
         }
         Ok(())
     }
 
-    /// Waits for room with each of these subscribers, or until the lane has to hurry: then the
+    /// Waits for room with each of these subscribers, or until the topic has to hurry: then the
     /// event is forced into the reserve that outboxes have for senders that cannot wait.
-    async fn wait_for_all(&self, behind: Vec<Behind>, event: &Encoded, place: &Place) {
-        let (since, mut hurried) = (Instant::now(), pin!(place.hurried()));
+    async fn wait_for_all(&self, slow: Vec<SlowReceiver>, event: &Encoded, turn: &Turn) {
+        let (since, mut hurried) = (Instant::now(), pin!(turn.hurried()));
         let (mut has_to_hurry, mut recovery) = (false, None);
-        for who in behind {
+        for receiver in slow {
             if !has_to_hurry {
                 tokio::select! {
                     biased;
-                    () = self.shared.table.wait_for(&who, event, since, &mut recovery) => continue,
+                    () = self.shared.table.wait_for(&receiver, event, since, &mut recovery) => continue,
                     () = &mut hurried => has_to_hurry = true,
                 }
             }
-            self.shared.table.force(&who, event);
+            self.shared.table.force(&receiver, event);
         }
     }
 

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::{
     BroadcastError, PubSub,
-    lanes::Place,
     sequence::{Sequence, Ticket},
+    turns::Turn,
 };
 use crate::{
     payload::{IntoPayload, PayloadError},
@@ -25,7 +25,8 @@ use crate::{
     telemetry::since::Since,
 };
 
-/// An encoded event for all subscribers of a topic, not yet sent: see [`PubSub::broadcast_when_ready`].
+/// An encoded event for all subscribers of a topic, not yet sent: see
+/// [`PubSub::broadcast_when_ready`].
 ///
 /// ```
 /// use pipeline_core::Timed;
@@ -71,8 +72,8 @@ impl PreparedBroadcast {
     }
 }
 
-/// The end of a pipeline: it turns each event into a broadcast with a function, sends it, and waits for
-/// room with slow clients whose policy is to wait. Made by [`PubSub::broadcast_worker`].
+/// The end of a pipeline: it turns each event into a broadcast with a function, sends it, and waits
+/// for room with slow clients whose policy is to wait. Made by [`PubSub::broadcast_worker`].
 pub struct BroadcastWorker<F> {
     pubsub: PubSub,
     prepare: F,
@@ -80,9 +81,9 @@ pub struct BroadcastWorker<F> {
     /// How many workers may wait behind one that waits for slow clients, if the program has set it.
     /// Otherwise [`MAX_WAITING`], as soon as there are several topics.
     max_waiting: Option<usize>,
-    /// The number of workers that wait for a slow client or for their place.
+    /// The number of workers that wait for a slow client or for their turn.
     waiting: AtomicUsize,
-    topics: Topics,
+    topics: SeenTopics,
 }
 
 /// How many workers may wait behind one that waits for slow clients, unless the program sets it.
@@ -90,7 +91,7 @@ const MAX_WAITING: usize = 4;
 
 /// Whether a worker has sent to several topics.
 #[derive(Debug, Default)]
-struct Topics {
+struct SeenTopics {
     first: OnceLock<Arc<str>>,
     several: AtomicBool,
 }
@@ -106,11 +107,11 @@ impl PubSub {
     ///
     /// The events of one topic are sent in the order in which they reach the supervisor, with any
     /// number of workers and threads, and however long the function takes. An event that could not
-    /// be sent keeps its place while it is retried, unless it delays other topics: see
-    /// [`BroadcastWorker::max_waiting`]. An event whose function failed has no place, since its topic is
-    /// unknown: it is sent when the function succeeds. A supervisor of other workers upstream of
-    /// the pushing one keeps no order: its children end when they end. [`map`](pipeline_core::map)
-    /// keeps the order.
+    /// be sent keeps its turn while it is retried, unless it delays other topics: see
+    /// [`BroadcastWorker::max_waiting`]. An event whose function failed has no turn, since its
+    /// topic is unknown: it is sent when the function succeeds. A supervisor of other workers
+    /// upstream of the pushing one keeps no order: its children end when they end.
+    /// [`map`](pipeline_core::map) keeps the order.
     ///
     /// One slow client does not delay the others, once there have been events for several topics or
     /// [`BroadcastWorker::max_waiting`] is set.
@@ -142,7 +143,7 @@ impl PubSub {
         F: Fn(&E) -> Result<PreparedBroadcast, PayloadError> + Send + Sync + 'static,
     {
         let sequence = Arc::default();
-        let (waiting, topics) = (AtomicUsize::new(0), Topics::default());
+        let (waiting, topics) = (AtomicUsize::new(0), SeenTopics::default());
         BroadcastWorker {
             pubsub: self.clone(),
             prepare,
@@ -178,9 +179,9 @@ impl<F> BroadcastWorker<F> {
     /// pipeline that pushes to a single topic then runs at the pace of its clients. If the first
     /// events after a start are all for one client that reads nothing, the events for others wait
     /// until that client is closed, which takes more than twice
-    /// [`timeout`](crate::WhenFull::Block::timeout): 10 to 12 seconds with five. A pipeline that pushes
-    /// to many topics avoids this by setting the limit, to 4 for instance: it then applies from the
-    /// first event on.
+    /// [`timeout`](crate::WhenFull::Block::timeout): 10 to 12 seconds with five. A pipeline that
+    /// pushes to many topics avoids this by setting the limit, to 4 for instance: it then applies
+    /// from the first event on.
     ///
     /// ```
     /// # use pipeline_ws_sink::{PubSub, PreparedBroadcast};
@@ -201,15 +202,15 @@ impl<F> BroadcastWorker<F> {
     /// Sends an event. If it has to wait and too many workers wait already, its topic hurries.
     async fn send(
         &self,
-        place: &Place,
+        turn: &Turn,
         broadcast: &PreparedBroadcast,
         context: &ChildContext,
     ) -> Result<(), BroadcastError> {
         let max_waiting = match self.max_waiting {
-            None if !self.topics.are_several(place.topic()) => None,
+            None if !self.topics.are_several(turn.topic()) => None,
             set => Some(set.unwrap_or(MAX_WAITING)),
         };
-        let mut sending = pin!(self.pubsub.send_from(place, broadcast));
+        let mut sending = pin!(self.pubsub.send_from(turn, broadcast));
         let mut waiting = None;
         poll_fn(|cx| {
             let sent = sending.as_mut().poll(cx);
@@ -218,10 +219,10 @@ impl<F> BroadcastWorker<F> {
                 && waiting.is_none()
             {
                 let count = self.waiting.fetch_add(1, Relaxed) + 1;
-                waiting = Some(Waiting(&self.waiting));
+                waiting = Some(WaitingGuard(&self.waiting));
                 let most = (context.spare() / 2).max(1);
-                if count > most || place.waiting() > max_waiting {
-                    place.hurry();
+                if count > most || turn.waiting() > max_waiting {
+                    turn.hurry();
                 }
             }
             sent
@@ -231,15 +232,15 @@ impl<F> BroadcastWorker<F> {
 }
 
 /// A waiting worker, counted until it is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
+struct WaitingGuard<'a>(&'a AtomicUsize);
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
 }
 
-impl Topics {
+impl SeenTopics {
     fn are_several(&self, topic: &Arc<str>) -> bool {
         if self.several.load(Relaxed) {
             return true;
@@ -258,7 +259,7 @@ where
     F: Fn(&E) -> Result<PreparedBroadcast, PayloadError> + Send + Sync + 'static,
 {
     fn reserve(&self, _: &E) -> Option<Reserved> {
-        Some(Arc::new(self.sequence.ticket(&self.pubsub.shared.lanes)))
+        Some(Arc::new(self.sequence.ticket(&self.pubsub.shared.turns)))
     }
 
     fn poll_reserved(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -271,10 +272,10 @@ where
             return Ok(self.pubsub.broadcast_when_ready(&(self.prepare)(event)?).await?);
         };
         let broadcast = ticket.work(|| (self.prepare)(event))?;
-        let place = ticket.enter(broadcast.event.shared_topic()).await;
-        let sent = self.send(&place, &broadcast, &context).await;
+        let turn = ticket.enter(broadcast.event.shared_topic()).await;
+        let sent = self.send(&turn, &broadcast, &context).await;
         if sent.is_err() {
-            ticket.keep(place);
+            ticket.keep(turn);
         }
         Ok(sent?)
     }

@@ -10,12 +10,12 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::lanes::{Lanes, Place, Who};
+use super::turns::{TopicTurns, Turn, TurnKind};
 
 /// The order in which the events of a pipeline arrived, for the events that are being worked on.
 ///
 /// Each event has a ticket, taken in that order. Its topic is known later, when its work is done,
-/// in any order. Events enter the lanes of their topics in the order of the tickets: an event whose
+/// in any order. Events enter their topics in the order of the tickets: an event whose
 /// topic is not known yet keeps those behind it from entering, and no longer.
 #[derive(Default)]
 pub(super) struct Sequence {
@@ -30,7 +30,7 @@ struct State {
     /// The supervisor's task, while it waits until the line is empty.
     supervisor: Option<Waker>,
     /// Places that have not been collected.
-    places: HashMap<u64, Place, foldhash::fast::FixedState>,
+    turns: HashMap<u64, Turn, foldhash::fast::FixedState>,
 }
 
 /// The state of a ticket in line.
@@ -46,22 +46,22 @@ enum InLine {
 /// An event's ticket. Dropping it leaves the line.
 pub(super) struct Ticket {
     sequence: Arc<Sequence>,
-    lanes: Arc<Lanes>,
+    topics: Arc<TopicTurns>,
     number: u64,
-    /// The place kept from an attempt that failed.
-    kept: Mutex<Option<Place>>,
+    /// The turn kept from an attempt that failed.
+    kept: Mutex<Option<Turn>>,
 }
 
 impl Sequence {
     /// Takes the next ticket.
-    pub(super) fn ticket(self: &Arc<Self>, lanes: &Arc<Lanes>) -> Ticket {
+    pub(super) fn ticket(self: &Arc<Self>, topics: &Arc<TopicTurns>) -> Ticket {
         let mut state = self.state.lock();
         state.line.push_back(InLine::Working);
         let number = state.first + state.line.len() as u64 - 1;
-        Ticket { sequence: self.clone(), lanes: lanes.clone(), number, kept: Mutex::default() }
+        Ticket { sequence: self.clone(), topics: topics.clone(), number, kept: Mutex::default() }
     }
 
-    /// Waits until all tickets have entered their lanes or left the line. Only one task at a time
+    /// Waits until all tickets have entered their topics or left the line. Only one task at a time
     /// waits.
     pub(super) fn poll_empty(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
@@ -74,20 +74,20 @@ impl Sequence {
 }
 
 impl State {
-    /// The ticket's place in line, if it is still in line.
+    /// the ticket's state, if it is still in line.
     fn ticket(&mut self, number: u64) -> Option<&mut InLine> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         self.line.get_mut(at)
     }
 
-    /// Assigns places to the tickets at the front of the line whose topics are known.
-    fn advance(&mut self, lanes: &Arc<Lanes>) -> Vec<Waker> {
+    /// Assigns turns to the tickets at the front of the line whose topics are known.
+    fn advance(&mut self, topics: &Arc<TopicTurns>) -> Vec<Waker> {
         let mut tasks = Vec::new();
         while let Some(InLine::Ready { .. } | InLine::Gone) = self.line.front() {
             let number = self.first;
             self.first += 1;
             if let Some(InLine::Ready { topic, task }) = self.line.pop_front() {
-                self.places.insert(number, lanes.enter(&topic, Who::Ordered));
+                self.turns.insert(number, topics.enter(&topic, TurnKind::Ordered));
                 tasks.extend(task);
             }
         }
@@ -110,41 +110,41 @@ impl Ticket {
         done
     }
 
-    /// Enters the lane of a topic, once all earlier tickets have entered theirs.
+    /// Enters a topic, once all earlier tickets have entered theirs.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: a later call resumes.
-    pub(super) async fn enter(&self, topic: &Arc<str>) -> Place {
+    pub(super) async fn enter(&self, topic: &Arc<str>) -> Turn {
         match self.get_ready(topic) {
-            Some(place) => place,
+            Some(turn) => turn,
             None => self.fetch().await,
         }
     }
 
-    /// Waits for earlier tickets, or returns the place if all of them have entered their lanes.
-    fn get_ready(&self, topic: &Arc<str>) -> Option<Place> {
-        // The kept place may have been passed meanwhile.
-        let kept = self.kept.lock().take().and_then(Place::goes_on);
+    /// Waits for earlier tickets, or returns the turn if all of them have entered their topics.
+    fn get_ready(&self, topic: &Arc<str>) -> Option<Turn> {
+        // The kept turn may have been passed meanwhile.
+        let kept = self.kept.lock().take().and_then(Turn::resume);
         let mut state = self.sequence.state.lock();
         if kept.is_none() && state.first == self.number && state.line.len() == 1 {
             // This is the only ticket in line.
             state.line.clear();
             state.first += 1;
             let task = state.supervisor.take();
-            let place = self.lanes.enter(topic, Who::Ordered);
+            let turn = self.topics.enter(topic, TurnKind::Ordered);
             drop(state);
             task.into_iter().for_each(Waker::wake);
-            return Some(place);
+            return Some(turn);
         }
-        // A cancelled call may have received a place that it did not collect.
-        if let Some(place) = kept.or_else(|| state.places.remove(&self.number)) {
+        // A cancelled call may have received a turn that it did not collect.
+        if let Some(turn) = kept.or_else(|| state.turns.remove(&self.number)) {
             drop(state);
-            // A place in another lane is given up.
-            return Some(if place.topic() == topic {
-                place
+            // A turn of another topic is given up.
+            return Some(if turn.topic() == topic {
+                turn
             } else {
-                self.lanes.enter(topic, Who::Ordered)
+                self.topics.enter(topic, TurnKind::Ordered)
             });
         }
         match state.ticket(self.number) {
@@ -152,26 +152,26 @@ impl Ticket {
                 *ticket = InLine::Ready { topic: topic.clone(), task: None };
             }
             // An earlier attempt has left the line.
-            _ => return Some(self.lanes.enter(topic, Who::Ordered)),
+            _ => return Some(self.topics.enter(topic, TurnKind::Ordered)),
         }
-        let tasks = state.advance(&self.lanes);
-        let place = state.places.remove(&self.number);
+        let tasks = state.advance(&self.topics);
+        let turn = state.turns.remove(&self.number);
         drop(state);
         tasks.into_iter().for_each(Waker::wake);
-        place
+        turn
     }
 
-    /// Keeps a place for the retry, unless it is passed meanwhile.
-    pub(super) fn keep(&self, place: Place) {
-        place.rest();
-        *self.kept.lock() = Some(place);
+    /// Keeps a turn for the retry, unless it is passed meanwhile.
+    pub(super) fn keep(&self, turn: Turn) {
+        turn.rest();
+        *self.kept.lock() = Some(turn);
     }
 
-    async fn fetch(&self) -> Place {
+    async fn fetch(&self) -> Turn {
         poll_fn(|cx| {
             let mut state = self.sequence.state.lock();
-            if let Some(place) = state.places.remove(&self.number) {
-                return Poll::Ready(place);
+            if let Some(turn) = state.turns.remove(&self.number) {
+                return Poll::Ready(turn);
             }
             if let Some(InLine::Ready { task, .. }) = state.ticket(self.number) {
                 *task = Some(cx.waker().clone());
@@ -188,13 +188,13 @@ impl Ticket {
         let tasks = match state.ticket(self.number) {
             Some(ticket) => {
                 *ticket = InLine::Gone;
-                state.advance(&self.lanes)
+                state.advance(&self.topics)
             }
             None => Vec::new(),
         };
-        let place = state.places.remove(&self.number);
+        let turn = state.turns.remove(&self.number);
         drop(state);
-        drop(place);
+        drop(turn);
         tasks.into_iter().for_each(Waker::wake);
     }
 }
@@ -228,14 +228,14 @@ mod tests {
 
     use super::*;
 
-    fn tickets<const N: usize>() -> ([Ticket; N], Arc<Lanes>) {
-        let (sequence, lanes) = (Arc::new(Sequence::default()), Arc::new(Lanes::default()));
-        ([(); N].map(|()| sequence.ticket(&lanes)), lanes)
+    fn tickets<const N: usize>() -> ([Ticket; N], Arc<TopicTurns>) {
+        let (sequence, topics) = (Arc::new(Sequence::default()), Arc::new(TopicTurns::default()));
+        ([(); N].map(|()| sequence.ticket(&topics)), topics)
     }
 
     #[tokio::test]
-    async fn lanes_are_entered_in_the_order_of_the_tickets() {
-        let ([first, second, third], lanes) = tickets();
+    async fn topics_are_entered_in_the_order_of_the_tickets() {
+        let ([first, second, third], topics) = tickets();
         let (one, other): (Arc<str>, Arc<str>) = ("one".into(), "other".into());
         let mut enters_third = pin!(third.enter(&one));
         let mut enters_second = pin!(second.enter(&other));
@@ -244,18 +244,18 @@ mod tests {
         let first = first.enter(&one).await;
         let (second, third) = (enters_second.await, enters_third.await);
         assert!(poll!(pin!(third.turn())).is_pending());
-        second.turn().await;
-        first.turn().await;
+        second.wait().await;
+        first.wait().await;
         drop((first, second));
         third.turn().await;
         drop(third);
-        assert_eq!(lanes.open(), 0);
+        assert_eq!(topics.open(), 0);
     }
 
     #[tokio::test]
     async fn a_ticket_that_is_dropped_or_whose_work_fails_does_not_delay_others() {
         let topic: Arc<str> = "t".into();
-        let ([first, second, third], lanes) = tickets();
+        let ([first, second, third], topics) = tickets();
         let mut enters = pin!(third.enter(&topic));
         assert!(poll!(&mut enters).is_pending());
         drop(first);
@@ -263,46 +263,46 @@ mod tests {
         let third = enters.await;
         // It enters when its work succeeds.
         let second = second.enter(&topic).await;
-        assert!(poll!(pin!(second.turn())).is_pending());
+        assert!(poll!(pin!(second.wait())).is_pending());
         drop(third);
-        second.turn().await;
+        second.wait().await;
         drop(second);
-        assert_eq!(lanes.open(), 0);
+        assert_eq!(topics.open(), 0);
     }
 
     #[tokio::test]
-    async fn a_cancelled_and_repeated_enter_takes_one_place() {
+    async fn a_cancelled_and_repeated_enter_takes_one_turn() {
         let first_topic: Arc<str> = "t".into();
         for topic in ["t", "another"] {
-            let ([first, second], lanes) = tickets();
+            let ([first, second], topics) = tickets();
             {
                 let mut enters = pin!(second.enter(&first_topic));
                 assert!(poll!(&mut enters).is_pending());
             }
             // It becomes the first in line while nothing awaits it.
             drop(first.enter(&first_topic).await);
-            let place = second.enter(&topic.into()).await;
-            assert_eq!(&**place.topic(), topic);
-            assert!(poll!(pin!(place.turn())).is_ready(), "it waits behind its own place");
-            assert_eq!(lanes.open(), 1);
-            drop((place, second));
-            assert_eq!(lanes.open(), 0);
+            let turn = second.enter(&topic.into()).await;
+            assert_eq!(&**turn.topic(), topic);
+            assert!(poll!(pin!(turn.wait())).is_ready(), "it waits behind its own turn");
+            assert_eq!(topics.open(), 1);
+            drop((turn, second));
+            assert_eq!(topics.open(), 0);
         }
     }
 
     #[tokio::test]
-    async fn a_retry_gets_its_kept_place() {
+    async fn a_retry_gets_its_kept_turn() {
         let topic: Arc<str> = "t".into();
-        let ([first, second], lanes) = tickets();
+        let ([first, second], topics) = tickets();
         first.keep(first.enter(&topic).await);
         let behind = second.enter(&topic).await;
         assert!(poll!(pin!(behind.turn())).is_pending());
-        let place = first.enter(&topic).await;
-        place.turn().await;
-        first.keep(place);
+        let turn = first.enter(&topic).await;
+        turn.wait().await;
+        first.keep(turn);
         drop(first);
         behind.turn().await;
         drop((behind, second));
-        assert_eq!(lanes.open(), 0);
+        assert_eq!(topics.open(), 0);
     }
 }

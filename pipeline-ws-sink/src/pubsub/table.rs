@@ -16,14 +16,14 @@ use tokio::time::Instant;
 
 use super::{
     broadcast::Broadcast,
+    burst::{self, BurstDetector},
     by_route::ByRoute,
-    rush::{self, Rush},
     subscription::Inbox,
     topics::Changed,
 };
 use crate::{
     channel::{Intercepted, Letter, Mailbox, Room},
-    outbox::{Outbox, Unrecorded, Way},
+    outbox::{Outbox, PendingMetrics, WriteMode},
     protocol::{message::Encoded, version::Version},
     telemetry::{RouteMeter, SocketMetrics, shown},
 };
@@ -55,7 +55,7 @@ type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>, RandomState>>;
 struct Listeners {
     subscribers: Slab<(SubscriberId, Subscriber)>,
     by_route: ByRoute<RouteMeter>,
-    rush: Rush,
+    bursts: BurstDetector,
     /// The last subscriber has left, and the topic is about to be removed. New subscribers have to
     /// look it up again.
     closed: bool,
@@ -99,7 +99,7 @@ impl Joined {
 }
 
 /// A subscriber without room that the sender has to wait for.
-pub(super) enum Behind {
+pub(super) enum SlowReceiver {
     Socket(Arc<Outbox>, Version),
     /// A channel that intercepts, and its own slow client.
     Channel(Arc<Mailbox>, Arc<Outbox>),
@@ -188,7 +188,7 @@ impl Table {
     /// It never waits for a socket: frames that a socket cannot take now wait in its outbox.
     pub(crate) fn dispatch(&self, broadcast: &Encoded, except: Option<SubscriberId>) {
         let mut passes_over = false;
-        self.each(broadcast.topic(), |id, subscriber, way, unrecorded| {
+        self.each(broadcast.topic(), |id, subscriber, mode, unrecorded| {
             if except == Some(id) {
                 return;
             }
@@ -200,7 +200,7 @@ impl Table {
                     joined.mailbox.intercepted(Intercepted::new(broadcast), room);
                 }
                 Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                    Some(frame) => joined.outbox.send_shared(frame, way, unrecorded),
+                    Some(frame) => joined.outbox.send_shared(frame, mode, unrecorded),
                     None => passes_over = true,
                 },
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
@@ -214,22 +214,22 @@ impl Table {
 
     /// Like [`dispatch`](Self::dispatch), but skips and returns the subscribers without room that
     /// the sender has to wait for.
-    pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<Behind> {
-        let (mut behind, mut passes_over) = (Vec::new(), false);
-        self.each(broadcast.topic(), |_, subscriber, way, unrecorded| match subscriber {
+    pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<SlowReceiver> {
+        let (mut slow, mut passes_over) = (Vec::new(), false);
+        self.each(broadcast.topic(), |_, subscriber, mode, unrecorded| match subscriber {
             Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
                 let intercepted = Intercepted::new(broadcast);
                 if joined.outbox.wait_limit().is_none() {
                     joined.mailbox.intercepted(intercepted, Room::Usual);
                 } else if joined.mailbox.offer(intercepted).is_err() {
                     let (outbox, mailbox) = (joined.outbox.clone(), joined.mailbox.clone());
-                    behind.push(Behind::Channel(mailbox, outbox));
+                    slow.push(SlowReceiver::Channel(mailbox, outbox));
                 }
             }
             Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
                 Some(frame) => {
-                    if joined.outbox.offer_shared(frame, way, unrecorded).is_err() {
-                        behind.push(Behind::Socket(joined.outbox.clone(), joined.version));
+                    if joined.outbox.offer_shared(frame, mode, unrecorded).is_err() {
+                        slow.push(SlowReceiver::Socket(joined.outbox.clone(), joined.version));
                     }
                 }
                 None => passes_over = true,
@@ -240,7 +240,7 @@ impl Table {
         if passes_over {
             self.pass_over(broadcast);
         }
-        behind
+        slow
     }
 
     /// Waits until a subscriber has room, and delivers the broadcast. Closes the socket if it has
@@ -249,49 +249,50 @@ impl Table {
     /// one [recovery](Outbox::or_give_up).
     pub(super) async fn wait_for(
         &self,
-        who: &Behind,
+        receiver: &SlowReceiver,
         broadcast: &Encoded,
         waiting_since: Instant,
         recovery: &mut Option<Deadline>,
     ) {
-        let (Behind::Socket(outbox, _) | Behind::Channel(_, outbox)) = who;
+        let (SlowReceiver::Socket(outbox, _) | SlowReceiver::Channel(_, outbox)) = receiver;
         let limit = outbox.wait_limit().unwrap_or_default();
         let deadline = Deadline::after(waiting_since, limit).min(outbox.full_until());
         let waiting = async {
-            match who {
-                Behind::Socket(outbox, version) => {
+            match receiver {
+                SlowReceiver::Socket(outbox, version) => {
                     let Some(frame) = broadcast.frame(*version) else { return };
-                    while outbox.offer_and_record(frame, Way::Swept).is_err() {
+                    while outbox.offer_and_record(frame, WriteMode::Deferred).is_err() {
                         outbox.room().await;
                     }
                 }
-                Behind::Channel(mailbox, _) => {
+                SlowReceiver::Channel(mailbox, _) => {
                     let letter = Letter::Intercepted(Intercepted::new(broadcast));
                     // A channel that has ended needs no delivery.
                     let _ = mailbox.send(letter).await;
                 }
             }
         };
-        let once_more = || match who {
-            Behind::Socket(outbox, version) => {
+        let once_more = || match receiver {
+            SlowReceiver::Socket(outbox, version) => {
                 let frame = broadcast.frame(*version);
-                frame.is_none_or(|frame| outbox.offer_and_record(frame, Way::Swept).is_ok())
+                frame
+                    .is_none_or(|frame| outbox.offer_and_record(frame, WriteMode::Deferred).is_ok())
             }
-            Behind::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
+            SlowReceiver::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
         };
         outbox.or_give_up(deadline, recovery, waiting, once_more).await;
     }
 
     /// Delivers a broadcast without waiting, into the reserve beyond the limits of a socket's
     /// outbox, or of the mailbox of a channel that intercepts.
-    pub(super) fn force(&self, who: &Behind, broadcast: &Encoded) {
-        match who {
-            Behind::Socket(outbox, version) => {
+    pub(super) fn force(&self, receiver: &SlowReceiver, broadcast: &Encoded) {
+        match receiver {
+            SlowReceiver::Socket(outbox, version) => {
                 if let Some(frame) = broadcast.frame(*version) {
-                    outbox.send_and_record(frame, Way::Swept);
+                    outbox.send_and_record(frame, WriteMode::Deferred);
                 }
             }
-            Behind::Channel(mailbox, _) => {
+            SlowReceiver::Channel(mailbox, _) => {
                 mailbox.intercepted(Intercepted::new(broadcast), Room::Twice);
             }
         }
@@ -299,27 +300,27 @@ impl Table {
 
     /// Iterates over the subscribers of a topic, and decides how a frame reaches each.
     ///
-    /// The topic is locked meanwhile, and `hand` runs no code of the application. Metrics are
+    /// The topic is locked meanwhile, and `visit` runs no code of the application. Metrics are
     /// recorded after that: a recorder may broadcast on the same topic while a client wants to join
     /// it.
     fn each(
         &self,
         topic: &str,
-        mut hand: impl FnMut(SubscriberId, &Subscriber, Way, &mut Unrecorded),
+        mut visit: impl FnMut(SubscriberId, &Subscriber, WriteMode, &mut PendingMetrics),
     ) {
         self.metrics.broadcasts.increment(1);
         let Some(listeners) = self.shard(topic).read().get(topic).cloned() else { return };
         let open = listeners.read();
         let now = Instant::now();
         let since = now.saturating_duration_since(self.epoch);
-        let way = open.rush.way(since, open.subscribers.len(), rush::is_one_of_many(now));
-        let mut unrecorded = Unrecorded::default();
+        let mode = open.bursts.mode(since, open.subscribers.len(), burst::is_one_of_many(now));
+        let mut unrecorded = PendingMetrics::default();
         for (_, (id, subscriber)) in &open.subscribers {
-            hand(*id, subscriber, way, &mut unrecorded);
+            visit(*id, subscriber, mode, &mut unrecorded);
         }
         let now = Instant::now();
-        open.rush.handed_out(now.saturating_duration_since(self.epoch));
-        rush::was_handed_out(now);
+        open.bursts.dispatched(now.saturating_duration_since(self.epoch));
+        burst::note_dispatch(now);
         drop(open);
         unrecorded.record(&self.metrics);
     }

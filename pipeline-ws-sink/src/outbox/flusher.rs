@@ -1,4 +1,4 @@
-//! The sweeper: it writes to many sockets in turn when frames come faster than single writes.
+//! The flusher: it writes to many sockets in turn when frames come faster than single writes.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ use tokio::{
     time::{self, Instant},
 };
 
-use super::{GATHER, Outbox, Unrecorded, backlog::InHand, pace::Stretch};
+use super::{GATHER, Outbox, PendingMetrics, backlog::WriteBatch, pacer::FlushPacer};
 
 /// The number of sockets after which the task yields. Writing to that many takes about as long as a
 /// few pushes of a pipeline, which then make the next writes more efficient: with 16, a pipeline to
@@ -29,10 +29,10 @@ use super::{GATHER, Outbox, Unrecorded, backlog::InHand, pace::Stretch};
 const TURN: usize = 4;
 
 /// How long idle sockets keep their memory.
-const COOL: Duration = Duration::from_millis(20);
+const IDLE_SHRINK: Duration = Duration::from_millis(20);
 
 /// How long busy sockets keep it.
-const WARM: Duration = Duration::from_secs(1);
+const BUSY_SHRINK: Duration = Duration::from_secs(1);
 
 /// The sockets that have frames to be written soon, but not by the sender.
 ///
@@ -42,26 +42,26 @@ const WARM: Duration = Duration::from_secs(1);
 ///
 /// A socket that takes no more is left to its own task. The queues hold only references to sockets,
 /// each at most once, and the tasks end when the queues are empty.
-pub(crate) struct Sweeper {
-    rounds: Box<[Arc<Round>]>,
+pub(crate) struct Flusher {
+    queues: Box<[Arc<FlushQueue>]>,
     next: AtomicUsize,
 }
 
 /// The sockets of one task.
 #[derive(Default)]
-struct Round {
-    due: Mutex<Due>,
+struct FlushQueue {
+    queued: Mutex<Queued>,
     /// Notifies a waiting task.
     more: Notify,
 }
 
 #[derive(Default)]
-struct Due {
+struct Queued {
     sockets: VecDeque<Arc<Outbox>>,
     task: Task,
 }
 
-/// The task of a round.
+/// The task of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Task {
     #[default]
@@ -71,65 +71,65 @@ enum Task {
     Waiting,
 }
 
-/// A socket's place: the task that writes to it, and the runtime to start that task on.
+/// A socket's slot: the task that writes to it, and the runtime to start that task on.
 #[derive(Clone)]
-pub(crate) struct Place {
-    round: Arc<Round>,
+pub(crate) struct FlushSlot {
+    queue: Arc<FlushQueue>,
     /// The socket's own runtime. Broadcasting tasks may run elsewhere.
     runtime: Handle,
 }
 
-impl Sweeper {
+impl Flusher {
     pub(crate) fn new() -> Self {
         let tasks = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Self { rounds: (0..tasks).map(|_| Arc::default()).collect(), next: AtomicUsize::new(0) }
+        Self { queues: (0..tasks).map(|_| Arc::default()).collect(), next: AtomicUsize::new(0) }
     }
 
-    /// A place for a socket on the caller's runtime.
-    pub(crate) fn place(&self) -> Place {
+    /// A slot for a socket on the caller's runtime.
+    pub(crate) fn slot(&self) -> FlushSlot {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
-        let round = self.rounds[next % self.rounds.len()].clone();
-        Place { round, runtime: Handle::current() }
+        let queue = self.queues[next % self.queues.len()].clone();
+        FlushSlot { queue, runtime: Handle::current() }
     }
 }
 
-impl Place {
+impl FlushSlot {
     /// Queues a socket to be written to soon. It must not be queued already.
-    pub(super) fn soon(&self, outbox: &Arc<Outbox>) {
-        let mut due = self.round.due.lock();
-        due.sockets.push_back(outbox.clone());
-        let task = mem::replace(&mut due.task, Task::Writing);
-        drop(due);
+    pub(super) fn enqueue(&self, outbox: &Arc<Outbox>) {
+        let mut queued = self.queue.queued.lock();
+        queued.sockets.push_back(outbox.clone());
+        let task = mem::replace(&mut queued.task, Task::Writing);
+        drop(queued);
         match task {
             Task::Writing => {}
-            Task::Waiting => self.round.more.notify_one(),
-            Task::Absent => drop(self.runtime.spawn(Sweep::new(self).run())),
+            Task::Waiting => self.queue.more.notify_one(),
+            Task::Absent => drop(self.runtime.spawn(FlushTask::new(self).run())),
         }
     }
 }
 
 /// A task that goes from socket to socket.
-struct Sweep {
-    place: Place,
-    /// The sockets of this round that have not been visited.
+struct FlushTask {
+    slot: FlushSlot,
+    /// The sockets of this queue that have not been visited.
     sockets: VecDeque<Arc<Outbox>>,
     /// The frames that are written next.
-    hand: InHand,
+    batch: WriteBatch,
     /// Sockets that keep memory. Some may be gone.
-    warm: Vec<Weak<Outbox>>,
-    /// When they were last cooled.
-    cooled: Instant,
+    keeping: Vec<Weak<Outbox>>,
+    /// When they were last shrunk.
+    last_shrink: Instant,
     done: bool,
 }
 
-impl Sweep {
-    fn new(place: &Place) -> Self {
+impl FlushTask {
+    fn new(slot: &FlushSlot) -> Self {
         Self {
-            place: place.clone(),
+            slot: slot.clone(),
             sockets: VecDeque::new(),
-            hand: InHand::default(),
-            warm: Vec::new(),
-            cooled: Instant::now(),
+            batch: WriteBatch::default(),
+            keeping: Vec::new(),
+            last_shrink: Instant::now(),
             done: false,
         }
     }
@@ -137,9 +137,9 @@ impl Sweep {
     async fn run(mut self) {
         while !self.done {
             self.write().await;
-            let more = self.place.round.more.notified();
-            if time::timeout(COOL, more).await.is_err() {
-                self.cool();
+            let more = self.slot.queue.more.notified();
+            if time::timeout(IDLE_SHRINK, more).await.is_err() {
+                self.shrink();
                 self.end();
             }
         }
@@ -147,33 +147,33 @@ impl Sweep {
 
     /// Writes until no socket is queued.
     async fn write(&mut self) {
-        let (mut since, mut stretch) = (Instant::now(), Stretch::default());
-        while self.more() {
-            if let Some(pause) = stretch.pause(since.elapsed()) {
+        let (mut since, mut pacer) = (Instant::now(), FlushPacer::default());
+        while self.take_queued() {
+            if let Some(pause) = pacer.pause(since.elapsed()) {
                 time::sleep(pause).await;
-                (since, stretch) = (Instant::now(), Stretch::default());
+                (since, pacer) = (Instant::now(), FlushPacer::default());
             }
-            self.round(&mut stretch).await;
-            if self.cooled.elapsed() > WARM {
-                self.cool();
+            self.flush_all(&mut pacer).await;
+            if self.last_shrink.elapsed() > BUSY_SHRINK {
+                self.shrink();
             }
         }
     }
 
     /// Takes the newly queued sockets, behind those that have more to write. If there are no
     /// sockets, the next one queued notifies this task.
-    fn more(&mut self) -> bool {
-        let mut due = self.place.round.due.lock();
-        self.sockets.append(&mut due.sockets);
-        due.task = if self.sockets.is_empty() { Task::Waiting } else { Task::Writing };
-        due.task == Task::Writing
+    fn take_queued(&mut self) -> bool {
+        let mut queued = self.slot.queue.queued.lock();
+        self.sockets.append(&mut queued.sockets);
+        queued.task = if self.sockets.is_empty() { Task::Waiting } else { Task::Writing };
+        queued.task == Task::Writing
     }
 
-    /// Visits every queued socket once. A socket that has more waits for the next round.
-    async fn round(&mut self, stretch: &mut Stretch) {
+    /// Visits every queued socket once. A socket that has more waits for the next pass.
+    async fn flush_all(&mut self, pacer: &mut FlushPacer) {
         for visited in 1..=self.sockets.len() {
             let Some(outbox) = self.sockets.pop_front() else { break };
-            self.visit(&outbox, stretch);
+            self.flush(&outbox, pacer);
             if visited.is_multiple_of(TURN) {
                 task::yield_now().await;
             }
@@ -181,71 +181,74 @@ impl Sweep {
     }
 
     /// Writes a socket's pending frames, or as many as fit into one write.
-    fn visit(&mut self, outbox: &Arc<Outbox>, stretch: &mut Stretch) {
+    fn flush(&mut self, outbox: &Arc<Outbox>, pacer: &mut FlushPacer) {
         // Senders that need the result of the write wait for this lock. The others need
         // not wait for the system.
-        let writing = outbox.sweeping.lock();
-        let Some((stream, is_new)) = outbox.take_in_hand(&mut self.hand) else { return };
+        let writing = outbox.flushing.lock();
+        let Some((stream, is_new)) = outbox.begin_write(&mut self.batch) else { return };
         if is_new {
-            self.warm.push(Arc::downgrade(outbox));
+            self.keeping.push(Arc::downgrade(outbox));
         }
         let mut slices = [IoSlice::new(&[]); GATHER];
-        let count = self.hand.slices(&mut slices);
+        let count = self.batch.slices(&mut slices);
         let begun = outbox.metrics.write_time.begin();
         let written = stream.try_write_vectored(&slices[..count]);
         let (wrote, now) = (written.is_ok(), Instant::now());
-        stretch.wrote(count);
-        let mut unrecorded = Unrecorded::default();
-        let has_more = outbox.put_back(&mut self.hand, written, now, &mut unrecorded);
+        pacer.wrote(count);
+        let mut unrecorded = PendingMetrics::default();
+        let has_more = outbox.finish_write(&mut self.batch, written, now, &mut unrecorded);
         drop(writing);
         if has_more {
             self.sockets.push_back(outbox.clone());
         }
         // Recorded last: a recorder may panic, and then the next task finds a consistent state.
         outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
-        outbox.let_go(&mut self.hand, now);
+        outbox.complete(&mut self.batch, now);
         unrecorded.record(&outbox.metrics);
     }
 
     /// Makes the sockets free memory that they do not need.
-    fn cool(&mut self) {
-        self.cooled = Instant::now();
-        self.warm.drain(..).filter_map(|outbox| outbox.upgrade()).for_each(|outbox| outbox.cool());
+    fn shrink(&mut self) {
+        self.last_shrink = Instant::now();
+        self.keeping
+            .drain(..)
+            .filter_map(|outbox| outbox.upgrade())
+            .for_each(|outbox| outbox.shrink());
     }
 
     /// Ends the task, if no socket is queued.
     fn end(&mut self) {
-        let mut due = self.place.round.due.lock();
-        self.done = due.sockets.is_empty();
+        let mut queued = self.slot.queue.queued.lock();
+        self.done = queued.sockets.is_empty();
         if self.done {
-            due.task = Task::Absent;
+            queued.task = Task::Absent;
         }
     }
 }
 
-impl Drop for Sweep {
+impl Drop for FlushTask {
     /// Without a regular end, a recorder has panicked, or the task's runtime ends. In the latter
-    /// case the sockets of that runtime end too, but others may be in the same round.
+    /// case the sockets of that runtime end too, but others may be in the same queue.
     fn drop(&mut self) {
         if self.done {
             return;
         }
-        let mut due = self.place.round.due.lock();
-        due.task = Task::Absent;
-        self.sockets.append(&mut due.sockets);
-        let ended = (!thread::panicking()).then(|| self.place.runtime.id());
-        let ends = |place: &Place| Some(place.runtime.id()) == ended;
-        let stays = |outbox: &Arc<Outbox>| !outbox.place.as_ref().is_none_or(ends);
+        let mut queued = self.slot.queue.queued.lock();
+        queued.task = Task::Absent;
+        self.sockets.append(&mut queued.sockets);
+        let ended = (!thread::panicking()).then(|| self.slot.runtime.id());
+        let ends = |slot: &FlushSlot| Some(slot.runtime.id()) == ended;
+        let stays = |outbox: &Arc<Outbox>| !outbox.flush_slot.as_ref().is_none_or(ends);
         let (mut stay, gone): (VecDeque<_>, VecDeque<_>) =
             mem::take(&mut self.sockets).into_iter().partition(stays);
         let next = stay.pop_front();
-        due.sockets = stay;
-        drop(due);
+        queued.sockets = stay;
+        drop(queued);
         drop(gone);
         if let Some(outbox) = next
-            && let Some(place) = &outbox.place
+            && let Some(slot) = &outbox.flush_slot
         {
-            place.soon(&outbox);
+            slot.enqueue(&outbox);
         }
     }
 }
@@ -267,7 +270,7 @@ mod tests {
     };
 
     use super::{
-        super::{EventKey, OutboxLimits, SharedFrame, Way, WhenFull, Writer},
+        super::{EventKey, OutboxLimits, SharedFrame, WhenFull, WriteMode, Writer},
         *,
     };
     use crate::{
@@ -275,8 +278,8 @@ mod tests {
         telemetry::{SocketMetrics, since::Since},
     };
 
-    /// A swept outbox, and its client.
-    async fn socket(sweeper: &Sweeper, telemetry: &Telemetry) -> (Arc<Outbox>, TcpStream) {
+    /// A flushed outbox, and its client.
+    async fn socket(flusher: &Flusher, telemetry: &Telemetry) -> (Arc<Outbox>, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (stream, _) = listener.accept().await.unwrap();
@@ -285,7 +288,7 @@ mod tests {
         let metrics = Arc::new(SocketMetrics::register(telemetry));
         let outbox = Outbox::new(Writer::Tcp(Arc::new(stream)), limits, metrics)
             .when_full(WhenFull::DropOldest)
-            .at(sweeper.place());
+            .flushed_by(flusher.slot());
         (Arc::new(outbox), client)
     }
 
@@ -307,22 +310,22 @@ mod tests {
         outbox.state.lock().backlog.is_some()
     }
 
-    fn tasks(sweeper: &Sweeper) -> usize {
-        sweeper.rounds.iter().filter(|round| round.due.lock().task != Task::Absent).count()
+    fn tasks(flusher: &Flusher) -> usize {
+        flusher.queues.iter().filter(|queue| queue.queued.lock().task != Task::Absent).count()
     }
 
     #[tokio::test]
-    async fn swept_frames_arrive_complete_in_order_and_timed() {
+    async fn deferred_frames_arrive_complete_in_order_and_timed() {
         const EACH: u8 = 200;
-        let (sweeper, (telemetry, recorded)) = (Sweeper::new(), Recorded::new());
+        let (flusher, (telemetry, recorded)) = (Flusher::new(), Recorded::new());
         let mut sockets = vec![];
         for _ in 0..7 {
-            sockets.push(socket(&sweeper, &telemetry).await);
+            sockets.push(socket(&flusher, &telemetry).await);
         }
         for number in 0..EACH {
             let news = news(number, 100);
             for (outbox, _) in &sockets {
-                outbox.send_and_record(&news, Way::Swept);
+                outbox.send_and_record(&news, WriteMode::Deferred);
             }
             if number % 50 == 49 {
                 // A frame for one socket alone keeps its place.
@@ -349,9 +352,9 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_takes_no_more_is_left_to_its_own_task() {
         const COUNT: usize = 2_000;
-        let sweeper = Sweeper::new();
-        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
-        let (other, mut others_client) = socket(&sweeper, &Telemetry::global()).await;
+        let flusher = Flusher::new();
+        let (outbox, mut client) = socket(&flusher, &Telemetry::global()).await;
+        let (other, mut others_client) = socket(&flusher, &Telemetry::global()).await;
         let (polled, task) = (Arc::new(AtomicUsize::new(0)), outbox.clone());
         let polls = polled.clone();
         let task = tokio::spawn(poll_fn(move |cx| {
@@ -361,12 +364,12 @@ mod tests {
         eventually(|| polled.load(Ordering::Relaxed) > 0).await;
 
         let large = news(b'x', 10_000);
-        (0..COUNT).for_each(|_| outbox.send_and_record(&large, Way::Swept));
-        other.send_and_record(&large, Way::Swept);
+        (0..COUNT).for_each(|_| outbox.send_and_record(&large, WriteMode::Deferred));
+        other.send_and_record(&large, WriteMode::Deferred);
         let mut received = vec![0; 10_004];
         others_client.read_exact(&mut received).await.unwrap();
 
-        eventually(|| !outbox.state.lock().is_due && !outbox.state.lock().in_hand).await;
+        eventually(|| !outbox.state.lock().is_queued && !outbox.state.lock().is_flushing).await;
         assert!(outbox.state.lock().waiting().is_some(), "the system has taken everything");
         for _ in 0..COUNT {
             client.read_exact(&mut received).await.unwrap();
@@ -377,14 +380,14 @@ mod tests {
 
     #[tokio::test]
     async fn memory_is_freed_and_the_task_ends_when_no_frames_come() {
-        let sweeper = Sweeper::new();
-        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
+        let flusher = Flusher::new();
+        let (outbox, mut client) = socket(&flusher, &Telemetry::global()).await;
         for _ in 0..2 {
-            outbox.send_and_record(&news(b'x', 10), Way::Swept);
+            outbox.send_and_record(&news(b'x', 10), WriteMode::Deferred);
             assert!(keeps_memory(&outbox));
-            assert_eq!(tasks(&sweeper), 1);
+            assert_eq!(tasks(&flusher), 1);
             client.read_exact(&mut [0; 12]).await.unwrap();
-            eventually(|| tasks(&sweeper) == 0).await;
+            eventually(|| tasks(&flusher) == 0).await;
             assert!(!keeps_memory(&outbox));
         }
     }
@@ -419,16 +422,18 @@ mod tests {
     #[tokio::test]
     async fn a_recorder_that_panics_loses_no_frame() {
         const EACH: usize = 3 * GATHER;
-        let (sweeper, recorded) = (Sweeper::new(), Arc::default());
+        let (flusher, recorded) = (Flusher::new(), Arc::default());
         let telemetry = Telemetry::to(Faulty(Arc::clone(&recorded)));
         let mut sockets = vec![];
-        // More than one socket in each round.
-        for _ in 0..2 * sweeper.rounds.len() {
-            sockets.push(socket(&sweeper, &telemetry).await);
+        // More than one socket in each queue.
+        for _ in 0..2 * flusher.queues.len() {
+            sockets.push(socket(&flusher, &telemetry).await);
         }
         let news = news(b'x', 10);
         for _ in 0..EACH {
-            sockets.iter().for_each(|(outbox, _)| outbox.send_and_record(&news, Way::Swept));
+            sockets
+                .iter()
+                .for_each(|(outbox, _)| outbox.send_and_record(&news, WriteMode::Deferred));
         }
         for (_, client) in &mut sockets {
             client.read_exact(&mut [0; 12 * EACH]).await.unwrap();
@@ -438,9 +443,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_closed_socket_is_not_kept_open() {
-        let sweeper = Sweeper::new();
-        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
-        outbox.send_and_record(&news(b'x', 10), Way::Swept);
+        let flusher = Flusher::new();
+        let (outbox, mut client) = socket(&flusher, &Telemetry::global()).await;
+        outbox.send_and_record(&news(b'x', 10), WriteMode::Deferred);
         client.read_exact(&mut [0; 12]).await.unwrap();
         drop(outbox);
         assert_eq!(client.read(&mut [0; 12]).await.unwrap(), 0);
@@ -448,10 +453,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_socket_that_ends_wakes_its_task_although_it_is_being_written_to() {
-        let sweeper = Sweeper::new();
-        let (outbox, mut client) = socket(&sweeper, &Telemetry::global()).await;
+        let flusher = Flusher::new();
+        let (outbox, mut client) = socket(&flusher, &Telemetry::global()).await;
         let close = Frame::close(1000);
-        outbox.send_and_record(&news(b'x', 10), Way::Swept);
+        outbox.send_and_record(&news(b'x', 10), WriteMode::Deferred);
         outbox.finish(&close);
         let closing = tokio::spawn(async move { poll_fn(|cx| outbox.poll_close(cx)).await });
         let mut received = vec![];
@@ -460,23 +465,23 @@ mod tests {
         assert_eq!(received, [&frame(b'x', 10).bytes()[..], close.bytes()].concat());
     }
 
-    fn with_one_round() -> Sweeper {
-        Sweeper { rounds: Box::new([Arc::default()]), next: AtomicUsize::new(0) }
+    fn with_one_queue() -> Flusher {
+        Flusher { queues: Box::new([Arc::default()]), next: AtomicUsize::new(0) }
     }
 
     #[tokio::test]
-    async fn a_socket_that_always_has_more_waits_for_the_others_in_every_round() {
-        let sweeper = with_one_round();
-        let (busy, _client) = socket(&sweeper, &Telemetry::global()).await;
-        let (calm, _others_client) = socket(&sweeper, &Telemetry::global()).await;
-        (0..3 * GATHER).for_each(|_| busy.send_and_record(&news(b'x', 10), Way::Swept));
-        // The round's own task is not polled in this test.
-        let (mut sweep, mut stretch) = (Sweep::new(&sweeper.place()), Stretch::default());
-        assert!(sweep.more());
-        calm.send_and_record(&news(b'y', 10), Way::Swept);
+    async fn a_socket_that_always_has_more_waits_for_the_others_in_every_pass() {
+        let flusher = with_one_queue();
+        let (busy, _client) = socket(&flusher, &Telemetry::global()).await;
+        let (calm, _others_client) = socket(&flusher, &Telemetry::global()).await;
+        (0..3 * GATHER).for_each(|_| busy.send_and_record(&news(b'x', 10), WriteMode::Deferred));
+        // The queue's own task is not polled in this test.
+        let (mut task, mut pacer) = (FlushTask::new(&flusher.slot()), FlushPacer::default());
+        assert!(task.take_queued());
+        calm.send_and_record(&news(b'y', 10), WriteMode::Deferred);
         for _ in 0..2 {
-            sweep.round(&mut stretch).await;
-            sweep.more();
+            task.flush_all(&mut pacer).await;
+            task.take_queued();
         }
         assert_eq!(calm.load().frames, 0);
         assert_eq!(busy.load().frames, GATHER);
@@ -484,14 +489,14 @@ mod tests {
 
     #[test]
     fn a_runtime_that_ends_leaves_the_sockets_of_others_to_another_task() {
-        let sweeper = with_one_round();
+        let flusher = with_one_queue();
         let runtime = || runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (ends, lives) = (runtime(), runtime());
-        let (gone, _client) = ends.block_on(socket(&sweeper, &Telemetry::global()));
-        let (outbox, mut client) = lives.block_on(socket(&sweeper, &Telemetry::global()));
-        // The task of the round is on the first runtime.
-        gone.send_and_record(&news(b'x', 10), Way::Swept);
-        outbox.send_and_record(&news(b'x', 10), Way::Swept);
+        let (gone, _client) = ends.block_on(socket(&flusher, &Telemetry::global()));
+        let (outbox, mut client) = lives.block_on(socket(&flusher, &Telemetry::global()));
+        // The task of the queue is on the first runtime.
+        gone.send_and_record(&news(b'x', 10), WriteMode::Deferred);
+        outbox.send_and_record(&news(b'x', 10), WriteMode::Deferred);
         drop(ends);
         let received = async { client.read_exact(&mut [0; 12]).await };
         lives.block_on(async { time::timeout(PATIENCE, received).await }).unwrap().unwrap();

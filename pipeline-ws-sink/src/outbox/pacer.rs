@@ -14,12 +14,12 @@ const LONGEST: Duration = Duration::from_millis(8);
 
 /// The writes since the last pause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct FlushPacer {
     pub(super) writes: usize,
     pub(super) frames: usize,
 }
 
-impl Stretch {
+impl FlushPacer {
     pub(super) fn wrote(&mut self, frames: usize) {
         self.writes += 1;
         self.frames += frames;
@@ -41,9 +41,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_long_stretches_of_inefficient_writes_pause() {
+    fn only_long_runs_of_inefficient_writes_pause() {
         let ms = Duration::from_millis;
-        let pause = |writes, frames, took| Stretch { writes, frames }.pause(took);
+        let pause = |writes, frames, took| FlushPacer { writes, frames }.pause(took);
         assert_eq!(pause(300, 300, ms(2)), Some(ms(2)), "as long as the writes took");
         assert_eq!(pause(3000, 3000, ms(20)), Some(ms(8)), "up to the limit");
         assert_eq!(pause(300, 300, Duration::from_micros(999)), None, "too short a time");
@@ -54,10 +54,10 @@ mod tests {
     }
 
     #[test]
-    fn a_stretch_counts_writes_and_their_frames() {
-        let mut stretch = Stretch::default();
-        stretch.wrote(3);
-        stretch.wrote(1);
-        assert_eq!(stretch, Stretch { writes: 2, frames: 4 });
+    fn a_pacer_counts_writes_and_their_frames() {
+        let mut pacer = FlushPacer::default();
+        pacer.wrote(3);
+        pacer.wrote(1);
+        assert_eq!(pacer, FlushPacer { writes: 2, frames: 4 });
     }
 }

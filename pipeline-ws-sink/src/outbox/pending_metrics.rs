@@ -28,7 +28,7 @@ thread_local! {
 /// panic. So nothing is recorded while an outbox is locked, or the topic of a broadcast.
 #[derive(Default)]
 #[must_use]
-pub(crate) struct Unrecorded {
+pub(crate) struct PendingMetrics {
     /// The number of completed frames.
     frames: u64,
     timed: Vec<Timed>,
@@ -50,7 +50,7 @@ enum Timed {
     Frame(Since, Instant),
 }
 
-impl Unrecorded {
+impl PendingMetrics {
     /// Adds a completed frame.
     pub(super) fn frame(&mut self, outgoing: &Outgoing, now: Instant) {
         self.frames += 1;
@@ -122,7 +122,7 @@ impl Unrecorded {
     }
 }
 
-impl Drop for Unrecorded {
+impl Drop for PendingMetrics {
     fn drop(&mut self) {
         debug_assert!(thread::panicking() || self.is_empty(), "dropped without being recorded");
         let mut timed = mem::take(&mut self.timed);
