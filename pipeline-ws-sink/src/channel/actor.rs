@@ -32,8 +32,8 @@ use crate::{
     session::{Connection, SessionEvent, end::SocketEnd, inbox::Held},
     socket::Socket,
     telemetry::{
-        RouteMeter, Went, begin_event, limited,
-        log::{self, Said},
+        Outcome, RouteMetrics, begin_event, limited,
+        log::{self, MessageLog},
         shown,
     },
 };
@@ -54,7 +54,7 @@ pub(crate) struct Join<S: Socket> {
     pub(crate) held: Held,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) life: Life,
-    pub(crate) meter: Arc<RouteMeter>,
+    pub(crate) metrics: Arc<RouteMetrics>,
     /// The channel that this one replaces.
     pub(crate) replaces: Option<Replaced>,
 }
@@ -103,7 +103,7 @@ pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
 /// Runs the join: accepts the client, or sends it the refusal.
 async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<Joined<C>> {
     let Join { connection, topic, join_ref, reference, payload, held, mailbox, .. } = join;
-    let (life, meter, replaces) = (join.life, join.meter, join.replaces);
+    let (life, metrics, replaces) = (join.life, join.metrics, join.replaces);
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
         None => None,
@@ -113,7 +113,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let context = ChannelContext::new(connection.clone(), topic, context_ref, mailbox.clone());
     let address = Address { join_ref: &join_ref, ..context.address() };
     let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
-    let said = Said::join(&payload, &meter.filter);
+    let entry = MessageLog::join(&payload, &metrics.filter);
     let (begun, span) = (Instant::now(), log::join_span());
     let joining = contained(C::join(&context.topic, payload, &mut cx)).instrument(span.clone());
     let (joined, took) = (joining.await, begun.elapsed());
@@ -125,18 +125,18 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         (Ok(Err(JoinError(refusal))), _) => Err(refusal),
         (Err(panicked), _) => Err(Refusal::Crashed(panicked)),
     };
-    let went = match &joined {
-        Ok(_) => Went::Well,
-        Err(Refusal::Refused(_)) => Went::Badly,
-        Err(Refusal::Crashed(_)) => Went::Crashed,
+    let result = match &joined {
+        Ok(_) => Outcome::Ok,
+        Err(Refusal::Refused(_)) => Outcome::Rejected,
+        Err(Refusal::Crashed(_)) => Outcome::Panicked,
     };
-    span.record("result", went.status());
-    meter.joins.count(went == Went::Well);
-    meter.join_time.record(went, took);
-    match went {
-        Went::Well => said.joined(meter.channel, &context.topic, took),
-        Went::Badly => said.refused(&meter, &context.topic, took),
-        Went::Crashed => {}
+    span.record("result", result.status());
+    metrics.joins.count(result == Outcome::Ok);
+    metrics.join_time.record(result, took);
+    match result {
+        Outcome::Ok => entry.joined(metrics.channel, &context.topic, took),
+        Outcome::Rejected => entry.refused(&metrics, &context.topic, took),
+        Outcome::Panicked => {}
     }
 
     let tell_replaced = || {
@@ -155,7 +155,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             {
                 witness.ends(topic, context.join_ref(), reason);
             }
-            let refused = refuse(refusal, &meter, &context.topic, |response| {
+            let refused = refuse(refusal, &metrics, &context.topic, |response| {
                 address.reply(&reference, "error", response)
             });
             // Notify the session first: when the client reads the answer, the topic is free.
@@ -173,14 +173,14 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             version: connection.version,
             intercept: C::INTERCEPT,
             mailbox,
-            route: meter.clone(),
+            route: metrics.clone(),
         }),
     );
     connection.events.tell(SessionEvent::Joined { topic: topic.clone(), id: life.id() });
     connection.outbox.send(&accepted, None);
     tell_replaced();
 
-    Some(Joined { channel, context, join_ref, life, listening, meter })
+    Some(Joined { channel, context, join_ref, life, listening, metrics })
 }
 
 impl Replaced {
@@ -205,12 +205,12 @@ impl Drop for Replaced {
 /// The response to a client whose join is refused or crashed.
 fn refuse(
     refusal: Refusal,
-    meter: &RouteMeter,
+    metrics: &RouteMetrics,
     topic: &Topic,
     written: impl Fn(&Payload) -> Result<Frame, PayloadError>,
 ) -> Frame {
     let crashed = |reason: ExitReason| {
-        let (lines, channel) = (&meter.join_crash_lines, meter.channel);
+        let (lines, channel) = (&metrics.join_crash_lines, metrics.channel);
         limited!(
             lines,
             ERROR,
@@ -240,7 +240,7 @@ struct Joined<C: Channel> {
     context: ChannelContext<C>,
     join_ref: Ref,
     life: Life,
-    meter: Arc<RouteMeter>,
+    metrics: Arc<RouteMetrics>,
 }
 
 /// The reason why a channel ends.
@@ -300,7 +300,7 @@ impl<C: Channel> Joined<C> {
     }
 
     async fn call(&mut self, letter: Letter) -> Option<End> {
-        let Self { channel, context, meter, .. } = self;
+        let Self { channel, context, metrics, .. } = self;
         match letter {
             // The message counts as received until it has been handled.
             Letter::Event { reference, event, payload, held: _held } => {
@@ -311,7 +311,7 @@ impl<C: Channel> Joined<C> {
                     }
                     // Boxed, so that an idle channel is no larger for it.
                     begun => {
-                        Box::pin(watched(channel, &event, payload, context, meter, begun)).await
+                        Box::pin(watched(channel, &event, payload, context, metrics, begun)).await
                     }
                 };
                 context.reference = Ref::NULL;
@@ -370,7 +370,7 @@ impl<C: Channel> Joined<C> {
                 self.terminate(&reason).await;
             }
             End::Stopped(reason) => {
-                let (lines, channel) = (&self.meter.crash_lines, self.meter.channel);
+                let (lines, channel) = (&self.metrics.crash_lines, self.metrics.channel);
                 let topic = &self.context.topic;
                 limited!(
                     lines,
@@ -414,7 +414,7 @@ impl<C: Channel> Joined<C> {
         }
         let terminated =
             time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
-        let (lines, channel) = (&self.meter.terminate_lines, self.meter.channel);
+        let (lines, channel) = (&self.metrics.terminate_lines, self.metrics.channel);
         let topic = &self.context.topic;
         match terminated {
             Ok(Ok(())) => {}
@@ -441,26 +441,28 @@ async fn watched<C: Channel>(
     event: &str,
     payload: Payload,
     context: &ChannelContext<C>,
-    meter: &RouteMeter,
+    metrics: &RouteMetrics,
     begun: Option<Instant>,
 ) -> Result<Result<Reply, Stop>, ExitReason> {
     let ChannelContext { topic, reference, .. } = context;
-    let said = Said::event(topic, &payload, &meter.filter);
+    let entry = MessageLog::event(topic, &payload, &metrics.filter);
     let span = log::handle_in_span(event, reference);
     let timed = begun.unwrap_or_else(Instant::now);
     let handling = contained(channel.handle_in(event, payload, context)).instrument(span.clone());
     let (outcome, took) = (handling.await, timed.elapsed());
-    let went = match &outcome {
-        Ok(Err(stop)) if !stop.reason.is_graceful() && !is_socket_end(&stop.reason) => Went::Badly,
-        Ok(_) => Went::Well,
-        Err(_) => Went::Crashed,
+    let result = match &outcome {
+        Ok(Err(stop)) if !stop.reason.is_graceful() && !is_socket_end(&stop.reason) => {
+            Outcome::Rejected
+        }
+        Ok(_) => Outcome::Ok,
+        Err(_) => Outcome::Panicked,
     };
-    span.record("result", went.status());
+    span.record("result", result.status());
     if begun.is_some() {
-        meter.handle_in_time.record(went, took);
+        metrics.handle_in_time.record(result, took);
     }
-    if went != Went::Crashed {
-        said.handled(meter.channel, topic, (event, reference), took);
+    if result != Outcome::Panicked {
+        entry.handled(metrics.channel, topic, (event, reference), took);
     }
     outcome
 }

@@ -23,7 +23,7 @@ use crate::{
     pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId, topic::Topic},
     session::Connection,
     socket::Socket,
-    telemetry::since::Since,
+    telemetry::push_times::PushStamp,
 };
 
 /// The context of a join. It cannot send anything to the client yet.
@@ -108,7 +108,7 @@ pub struct ChannelContext<C: Channel> {
     /// The reference of the message that is being handled.
     pub(super) reference: Ref,
     /// The start time of the push that is being handled, if it is timed.
-    pub(super) since: Option<Since>,
+    pub(super) since: Option<PushStamp>,
     own: Mutex<Own>,
 }
 

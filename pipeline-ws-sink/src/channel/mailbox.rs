@@ -16,7 +16,7 @@ use crate::{
     protocol::{message::Encoded, reference::Ref},
     pubsub::broadcast::Broadcast,
     session::inbox::Held,
-    telemetry::since::Since,
+    telemetry::push_times::PushStamp,
 };
 
 /// How many messages of each [kind](Kind) may wait for a channel. A channel that cannot handle its
@@ -118,7 +118,7 @@ pub(crate) enum NotSent {
 pub(crate) struct Intercepted {
     pub(crate) event: Box<str>,
     pub(crate) payload: Payload,
-    pub(crate) since: Option<Since>,
+    pub(crate) since: Option<PushStamp>,
 }
 
 impl Intercepted {

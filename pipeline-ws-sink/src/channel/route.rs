@@ -12,7 +12,7 @@ use super::{
 use crate::{
     pubsub::topic::TopicPattern,
     socket::Socket,
-    telemetry::{ParamFilter, RouteMeter},
+    telemetry::{ParamFilter, RouteMetrics},
 };
 
 /// A pattern, and the kind of channel for the topics that match it.
@@ -29,7 +29,7 @@ pub(crate) trait ErasedChannel<S: Socket>: Send + Sync {
     async fn run(self: Arc<Self>, join: Join<S>);
 
     /// Registers the metrics of this kind.
-    fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMeter;
+    fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMetrics;
 }
 
 /// A kind of channel, with its route's configuration.
@@ -50,7 +50,7 @@ impl<C: Channel> ErasedChannel<C::Socket> for ChannelRoute<C> {
         actor::run::<C>(join, &self.config).await;
     }
 
-    fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMeter {
-        RouteMeter::register(telemetry, C::name(), filter)
+    fn register(&self, telemetry: &Telemetry, filter: &Arc<ParamFilter>) -> RouteMetrics {
+        RouteMetrics::register(telemetry, C::name(), filter)
     }
 }

@@ -8,7 +8,7 @@ use http::Request;
 use crate::{
     endpoint::{
         snapshot::{MountSnapshot, RouteSnapshot},
-        state::Hub,
+        state::EndpointState,
     },
     handshake::{Answer, Mounted, Variables},
     socket::Socket,
@@ -27,7 +27,7 @@ use crate::{
 pub(crate) trait ErasedMount: Send + Sync {
     async fn accept(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
     ) -> Answer;
@@ -35,7 +35,7 @@ pub(crate) trait ErasedMount: Send + Sync {
     /// Answers a request of a long-polling client.
     async fn answer_poll(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
         body: Reading,
@@ -48,7 +48,7 @@ pub(crate) trait ErasedMount: Send + Sync {
     #[cfg(feature = "test-kit")]
     async fn seat(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         params: &Params,
         info: &ConnectInfo,
         seat: Seat,
@@ -63,21 +63,21 @@ pub(crate) trait ErasedMount: Send + Sync {
 impl<S: Socket> ErasedMount for Mounted<S> {
     async fn accept(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
     ) -> Answer {
-        Mounted::accept(self, hub, request, variables).await
+        Mounted::accept(self, state, request, variables).await
     }
 
     async fn answer_poll(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
         body: Reading,
     ) -> Answer {
-        Mounted::answer_poll(self, hub, request, variables, body).await
+        Mounted::answer_poll(self, state, request, variables, body).await
     }
 
     fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
@@ -87,7 +87,7 @@ impl<S: Socket> ErasedMount for Mounted<S> {
     #[cfg(feature = "test-kit")]
     async fn seat(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         params: &Params,
         info: &ConnectInfo,
         seat: Seat,
@@ -95,7 +95,7 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         let span = tracing::info_span!("socket", socket = self.socket.name(), path = self.path);
         let connected = self.connect(params, info, WEBSOCKET, Version::V2, &span).await;
         let (assigns, id) = connected?;
-        seat.take(self, &hub, assigns, id.clone());
+        seat.take(self, &state, assigns, id.clone());
         Ok(id)
     }
 

@@ -33,7 +33,7 @@ use self::{
     erased_mount::ErasedMount,
     mount::{HandshakeOptions, Mount},
     snapshot::{EndpointObserver, EndpointSnapshot},
-    state::{Hub, HubLimits},
+    state::{EndpointLimits, EndpointState},
 };
 use crate::{
     handshake::{
@@ -52,7 +52,7 @@ use crate::{
     },
     session::end::SocketEnd,
     socket::Socket,
-    telemetry::MountMeter,
+    telemetry::MountMetrics,
     transport::{longpoll::reading, polled::Polled},
 };
 
@@ -90,7 +90,7 @@ pub struct Endpoint {
 pub(crate) struct Inner {
     pub(crate) mounts: Vec<Arc<dyn ErasedMount>>,
     pub(crate) mount_points: Vec<MountPoint>,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) state: Arc<EndpointState>,
 }
 
 /// A mount with its path and transport.
@@ -118,14 +118,14 @@ impl Endpoint {
             adapter: None,
             presences: Vec::new(),
             synced_subscriptions: None,
-            limits: HubLimits { sockets: 1 << 16, inboxes: 256 << 20, outboxes: 256 << 20 },
+            limits: EndpointLimits { sockets: 1 << 16, inboxes: 256 << 20, outboxes: 256 << 20 },
         }
     }
 
     /// The endpoint's [`PubSub`], for code that only broadcasts and subscribes.
     #[must_use]
     pub fn pubsub(&self) -> &PubSub {
-        &self.inner.hub.pubsub
+        &self.inner.state.pubsub
     }
 
     /// Sends an event to all subscribers of a topic.
@@ -228,7 +228,7 @@ impl Endpoint {
     /// The number of open sockets.
     #[must_use]
     pub fn open_sockets(&self) -> usize {
-        self.inner.hub.sockets.len()
+        self.inner.state.sockets.len()
     }
 
     /// A snapshot of the sockets and their channels at this moment.
@@ -288,11 +288,11 @@ impl Endpoint {
     /// # }
     /// ```
     pub async fn drain(&self, within: Duration) -> EndpointReport {
-        let hub = &self.inner.hub;
-        let before = hub.unclosed.load(Relaxed);
-        let draining = hub.sockets.drain();
+        let state = &self.inner.state;
+        let before = state.unclosed.load(Relaxed);
+        let draining = state.sockets.drain();
         let sockets = draining.sockets();
-        hub.tasks.close();
+        state.tasks.close();
         let closing = async {
             let for_the_last = (within / 5).min(GOODBYE);
             if time::timeout(within.saturating_sub(for_the_last), draining.run()).await.is_err() {
@@ -305,18 +305,18 @@ impl Endpoint {
             }
             // Signals the remaining sockets to end.
             drop(draining);
-            hub.tasks.wait().await;
+            state.tasks.wait().await;
         };
         let closed = time::timeout(within, closing).await;
-        let left = if closed.is_ok() { 0 } else { hub.tasks.len() };
-        let aborted = left + (hub.unclosed.load(Relaxed) - before);
+        let left = if closed.is_ok() { 0 } else { state.tasks.len() };
+        let aborted = left + (state.unclosed.load(Relaxed) - before);
         if left > 0 {
-            hub.abort.cancel();
+            state.abort.cancel();
             // An aborted task ends where it next waits. A task that never waits keeps running.
-            let _ = time::timeout(ABORT_TIMEOUT, hub.tasks.wait()).await;
+            let _ = time::timeout(ABORT_TIMEOUT, state.tasks.wait()).await;
         }
         // All sockets of this node have left by now.
-        hub.end();
+        state.end();
         EndpointReport { closed: sockets.saturating_sub(aborted), aborted }
     }
 
@@ -332,12 +332,12 @@ impl Endpoint {
             Some((mount_point.transport, mount_point.mount.clone(), variables.map(owned)))
         });
         let accept = found.map(|(transport, mount, variables)| {
-            let hub = self.inner.hub.clone();
+            let state = self.inner.state.clone();
             let (head, body) = request.into_parts();
             let request = Request::from_parts(head, ());
             match transport {
-                Transport::WebSocket => mount.accept(hub, request, variables),
-                Transport::LongPoll => mount.answer_poll(hub, request, variables, reading(body)),
+                Transport::WebSocket => mount.accept(state, request, variables),
+                Transport::LongPoll => mount.answer_poll(state, request, variables, reading(body)),
             }
         });
         async {
@@ -386,21 +386,21 @@ impl Inner {
             sockets.push(mount);
             channels.extend(routes);
         }
-        let metrics = &self.hub.metrics;
-        let waiting = self.hub.sockets.waiting();
+        let metrics = &self.state.metrics;
+        let waiting = self.state.sockets.waiting();
         EndpointSnapshot {
-            draining: self.hub.sockets.are_closed(),
+            draining: self.state.sockets.are_closed(),
             sockets,
             channels,
-            topics: self.hub.pubsub.table().topics(),
+            topics: self.state.pubsub.table().topics(),
             broadcasts: metrics.broadcasts.get(),
-            connects_limited: self.hub.admissions.refused(),
+            connects_limited: self.state.admissions.refused(),
             frames_in: metrics.frames_in.get(),
             frames_out: metrics.frames_out.get(),
             frames_waiting: waiting.frames,
             bytes_waiting: waiting.bytes,
-            inbox_bytes: self.hub.inboxes.bytes(),
-            outbox_bytes: self.hub.outboxes.bytes(),
+            inbox_bytes: self.state.inboxes.bytes(),
+            outbox_bytes: self.state.outboxes.bytes(),
             dropped: metrics.dropped().into_iter().filter(|(_, frames)| *frames > 0).collect(),
             closed_slow: metrics.closed_slow.get(),
             delivered: metrics.write_times.delivered.get(),
@@ -416,8 +416,8 @@ const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.hub.sockets.end_all(SocketEnd::Disconnected);
-        self.hub.end();
+        self.state.sockets.end_all(SocketEnd::Disconnected);
+        self.state.end();
     }
 }
 
@@ -464,7 +464,7 @@ pub struct EndpointBuilder {
     adapter: Option<Arc<dyn Adapter>>,
     presences: Vec<Presence>,
     synced_subscriptions: Option<TrackerOptions>,
-    limits: HubLimits,
+    limits: EndpointLimits,
 }
 
 /// The transport and the path of a mount that is still to be built.
@@ -510,7 +510,7 @@ impl EndpointBuilder {
             let handshake = handshake(mount.handshake.clone(), shared)?;
             let filter = mount.filter.clone();
             let (socket, routes) = mount.into_routes(&shared.telemetry)?;
-            let meter = MountMeter::register(&shared.telemetry, socket.name(), &filter);
+            let metrics = MountMetrics::register(&shared.telemetry, socket.name(), &filter);
             let (socket, routes) = (Arc::new(socket), Arc::new(routes));
             let drainer = MountDrainer { socket: socket.name(), drainer: options.drainer };
             let drainer = Arc::new(drainer);
@@ -522,7 +522,7 @@ impl EndpointBuilder {
                 options,
                 handshake,
                 polled,
-                meter,
+                metrics,
                 drainer,
             }))
         });
@@ -731,21 +731,21 @@ impl EndpointBuilder {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
         }
-        let hub = Arc::new(Hub::new(
+        let state = Arc::new(EndpointState::new(
             &shared.telemetry,
             self.adapter,
             self.synced_subscriptions,
             presences,
             self.limits,
         ));
-        for presence in &hub.presences {
-            if !presence.attach(&hub.pubsub) {
+        for presence in &state.presences {
+            if !presence.attach(&state.pubsub) {
                 return Err(BuildError::PresenceTaken { name: presence.name().to_owned() });
             }
         }
         // Starts replication, so that other nodes are known before clients connect.
-        hub.begin_to_talk();
-        Ok(Endpoint { inner: Arc::new(Inner { mounts, mount_points, hub }) })
+        state.begin_to_talk();
+        Ok(Endpoint { inner: Arc::new(Inner { mounts, mount_points, state }) })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     pubsub::topic::{PatternError, Topic, TopicPattern},
     session::{self, rate_limit::MessageRateLimit},
     socket::Socket,
-    telemetry::{LimitMeter, ParamFilter, RouteMeter},
+    telemetry::{LimitMetrics, ParamFilter, RouteMetrics},
 };
 
 /// The default of [`Mount::receive_timeout`]: a little more than two heartbeats of the official
@@ -631,11 +631,11 @@ impl<S: Socket> Mount<S> {
         }
         let register = |Route { pattern, channel }| {
             let channel: Arc<dyn ErasedChannel<S>> = channel;
-            let meter = Arc::new(channel.register(telemetry, &self.filter));
-            RegisteredRoute { pattern, channel, meter }
+            let metrics = Arc::new(channel.register(telemetry, &self.filter));
+            RegisteredRoute { pattern, channel, metrics }
         };
         let routes = self.routes.into_iter().map(register).collect();
-        let limited = LimitMeter::register(telemetry, self.socket.name());
+        let limited = LimitMetrics::register(telemetry, self.socket.name());
         let MountOptions { message_rate_limit, topic_message_rate_limit, max_channels, .. } =
             self.options;
         let limits = session::Limits {
@@ -662,7 +662,7 @@ impl<S> fmt::Debug for Mount<S> {
 pub(crate) struct Routes<S> {
     routes: Vec<RegisteredRoute<S>>,
     limits: session::Limits,
-    pub(crate) limited: LimitMeter,
+    pub(crate) limited: LimitMetrics,
     max_channels: usize,
 }
 
@@ -670,7 +670,7 @@ pub(crate) struct Routes<S> {
 pub(crate) struct RegisteredRoute<S> {
     pattern: TopicPattern,
     pub(crate) channel: Arc<dyn ErasedChannel<S>>,
-    pub(crate) meter: Arc<RouteMeter>,
+    pub(crate) metrics: Arc<RouteMetrics>,
 }
 
 impl<S> Routes<S> {
@@ -687,14 +687,14 @@ impl<S> Routes<S> {
         &'a self,
         path: &'a str,
     ) -> impl Iterator<Item = RouteSnapshot> + 'a {
-        self.routes.iter().map(|RegisteredRoute { pattern, meter, .. }| RouteSnapshot {
+        self.routes.iter().map(|RegisteredRoute { pattern, metrics, .. }| RouteSnapshot {
             path: path.to_owned(),
             pattern: pattern.to_string(),
-            channel: meter.channel,
-            open: meter.open(),
-            topics: meter.topics(),
-            joined: meter.joins.succeeded(),
-            refused: meter.joins.failed(),
+            channel: metrics.channel,
+            open: metrics.open(),
+            topics: metrics.topics(),
+            joined: metrics.joins.succeeded(),
+            refused: metrics.joins.failed(),
         })
     }
 

@@ -9,7 +9,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::state::Hub;
+use super::state::EndpointState;
 use crate::telemetry::Level;
 
 /// The sampling interval.
@@ -48,18 +48,18 @@ impl Sampler {
     }
 
     /// Samples the endpoint for as long as it has sockets. Called for each socket that opens.
-    pub(crate) fn begin(hub: &Arc<Hub>) {
-        let mut task = hub.sampler.task.lock();
+    pub(crate) fn begin(state: &Arc<EndpointState>) {
+        let mut task = state.sampler.task.lock();
         // The task may have ended with the runtime of an earlier socket.
         if task.as_ref().is_none_or(AbortHandle::is_finished) {
-            let hub = Arc::downgrade(hub);
+            let state = Arc::downgrade(state);
             let looking = async move {
                 let mut looks = interval(LOOK);
                 looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 loop {
                     looks.tick().await;
-                    match hub.upgrade() {
-                        Some(hub) if hub.sampler.look(&hub) => {}
+                    match state.upgrade() {
+                        Some(state) if state.sampler.look(&state) => {}
                         _ => return,
                     }
                 }
@@ -69,16 +69,16 @@ impl Sampler {
     }
 
     /// Samples once. Returns whether to continue.
-    fn look(&self, hub: &Hub) -> bool {
-        self.topics.set(hub.pubsub.table().topics());
-        let waiting = hub.sockets.waiting();
+    fn look(&self, state: &EndpointState) -> bool {
+        self.topics.set(state.pubsub.table().topics());
+        let waiting = state.sockets.waiting();
         self.frames_waiting.set(waiting.frames);
         self.bytes_waiting.set(waiting.bytes);
-        self.inbox_bytes.set(hub.inboxes.bytes());
-        self.outbox_bytes.set(hub.outboxes.bytes());
+        self.inbox_bytes.set(state.inboxes.bytes());
+        self.outbox_bytes.set(state.outboxes.bytes());
         // A socket that opens now is either seen here, or finds no task and starts another.
         let mut task = self.task.lock();
-        let goes_on = hub.sockets.len() > 0;
+        let goes_on = state.sockets.len() > 0;
         if !goes_on {
             *task = None;
         }

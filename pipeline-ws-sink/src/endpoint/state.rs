@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The shared state of an endpoint's sockets.
-pub(crate) struct Hub {
+pub(crate) struct EndpointState {
     pub(crate) pubsub: PubSub,
     pub(crate) sockets: Arc<Sockets>,
     pub(crate) flusher: Flusher,
@@ -39,7 +39,7 @@ pub(crate) struct Hub {
 
 /// The limits of all sockets of an endpoint together.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct HubLimits {
+pub(crate) struct EndpointLimits {
     /// The maximum number of sockets.
     pub(crate) sockets: usize,
     /// The maximum number of bytes received and not handled.
@@ -48,13 +48,13 @@ pub(crate) struct HubLimits {
     pub(crate) outboxes: usize,
 }
 
-impl Hub {
+impl EndpointState {
     pub(crate) fn new(
         telemetry: &Telemetry,
         adapter: Option<Arc<dyn Adapter>>,
         synced_subscriptions: Option<TrackerOptions>,
         presences: Vec<Presence>,
-        limits: HubLimits,
+        limits: EndpointLimits,
     ) -> Self {
         let sockets: Arc<Sockets> = Arc::default();
         let metrics = Arc::new(SocketMetrics::register(telemetry));

@@ -43,13 +43,13 @@ use crate::{
         drainer::MountDrainer,
         mount::{CompressWhen, MountOptions, Routes},
         snapshot::{MountSnapshot, RouteSnapshot},
-        state::Hub,
+        state::EndpointState,
     },
     outbox::Outbox,
     protocol::{deflate::negotiate, version::Version},
     session::{Connection, Session, SessionEvents, inbox::Inbox},
     socket::{ConnectError, Socket, TEXT},
-    telemetry::{MountMeter, Went, described, limited, log, shown},
+    telemetry::{MountMetrics, Outcome, described, limited, log, shown},
     transport::{io::Io, polled::Polled, websocket},
 };
 
@@ -86,7 +86,7 @@ pub(crate) struct Mounted<S> {
     pub(crate) handshake: Handshake,
     /// The long-polling sessions, if long polling is served.
     pub(crate) polled: Option<Polled>,
-    pub(crate) meter: MountMeter,
+    pub(crate) metrics: MountMetrics,
     pub(crate) drainer: Arc<MountDrainer>,
 }
 
@@ -112,7 +112,7 @@ impl<S: Socket> Mounted<S> {
     /// Accepts or refuses a client. The first check that fails determines the answer.
     pub(crate) async fn accept(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         mut request: Request<()>,
         variables: Variables,
     ) -> Answer {
@@ -122,23 +122,23 @@ impl<S: Socket> Mounted<S> {
         if let Some(fault) = fault(&request).or_else(|| body(request.headers())) {
             return status(StatusCode::BAD_REQUEST, fault);
         }
-        if hub.sockets.are_closed() {
+        if state.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
-        let Some(admission) = hub.admissions.admit() else { return too_many() };
+        let Some(admission) = state.admissions.admit() else { return too_many() };
         let socket = self.socket.name();
         let query = request.uri().query().unwrap_or_default();
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
             Ok(Err(error)) => {
-                let lines = &self.meter.handshake_lines;
+                let lines = &self.metrics.handshake_lines;
                 limited!(lines, INFO, socket, ?error, "refused a query that cannot be decoded");
                 return status(StatusCode::BAD_REQUEST, "");
             }
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
         };
         let Some(Agreed { version, subprotocol, token }) =
-            self.handshake.agree(&self.meter, &mut request, &params)
+            self.handshake.agree(&self.metrics, &mut request, &params)
         else {
             return status(StatusCode::FORBIDDEN, "");
         };
@@ -168,14 +168,14 @@ impl<S: Socket> Mounted<S> {
         if let Some(extension) = extension {
             switching.headers_mut().insert(SEC_WEBSOCKET_EXTENSIONS, extension);
         }
-        let (tasks, abort) = (hub.tasks.clone(), hub.abort.clone());
+        let (tasks, abort) = (state.tasks.clone(), state.abort.clone());
         // Taken out of the request, so that the request is not kept as long as the socket.
         let upgrading = hyper::upgrade::on(request);
         let living = async move {
             tokio::select! {
                 biased;
                 () = abort.cancelled() => {}
-                () = self.upgrade(hub, upgrading, assigns, id, version, compresses) => {}
+                () = self.upgrade(state, upgrading, assigns, id, version, compresses) => {}
             }
             drop(admission);
         };
@@ -206,13 +206,13 @@ impl<S: Socket> Mounted<S> {
         let outcome = AssertUnwindSafe(connecting).catch_unwind().instrument(connect.clone()).await;
         let took = begun.elapsed();
         let went = match &outcome {
-            Ok(Ok(_)) => Went::Well,
-            Ok(Err(_)) => Went::Badly,
-            Err(_) => Went::Crashed,
+            Ok(Ok(_)) => Outcome::Ok,
+            Ok(Err(_)) => Outcome::Rejected,
+            Err(_) => Outcome::Panicked,
         };
         connect.record("result", went.status());
-        let MountMeter { socket, connects, connect_time, filter, .. } = &self.meter;
-        connects.count(went == Went::Well);
+        let MountMetrics { socket, connects, connect_time, filter, .. } = &self.metrics;
+        connects.count(went == Outcome::Ok);
         connect_time.record(went, took);
         let connected = outcome.unwrap_or_else(|payload| {
             let panicked = ExitReason::from_panic(&*payload);
@@ -226,7 +226,7 @@ impl<S: Socket> Mounted<S> {
                 }
                 span.in_scope(|| client.connected(id.as_deref()));
             }
-            Err(error) => span.in_scope(|| client.refused(error, &self.meter.connect_lines)),
+            Err(error) => span.in_scope(|| client.refused(error, &self.metrics.connect_lines)),
         }
         connected
     }
@@ -234,17 +234,17 @@ impl<S: Socket> Mounted<S> {
     /// Waits until the connection becomes a WebSocket, and serves it.
     async fn upgrade(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         upgrading: OnUpgrade,
         assigns: S::Assigns,
         id: Option<String>,
         version: Version,
         compresses: bool,
     ) {
-        let io = match Box::pin(in_time(&hub, upgrading)).await {
+        let io = match Box::pin(in_time(&state, upgrading)).await {
             None => {
                 let socket = self.socket.name();
-                let lines = &self.meter.handshake_lines;
+                let lines = &self.metrics.handshake_lines;
                 limited!(
                     lines,
                     INFO,
@@ -260,35 +260,36 @@ impl<S: Socket> Mounted<S> {
                 return;
             }
         };
-        self.serve(hub, io, assigns, id, version, compresses).await;
+        self.serve(state, io, assigns, id, version, compresses).await;
     }
 
     /// Serves a connection until its end.
     pub(crate) async fn serve(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         io: Io,
         assigns: S::Assigns,
         id: Option<String>,
         version: Version,
         compresses: bool,
     ) {
-        let outbox = Outbox::new(io.writer, self.options.outbox, hub.metrics.clone())
-            .among(&hub.outboxes)
+        let outbox = Outbox::new(io.writer, self.options.outbox, state.metrics.clone())
+            .among(&state.outboxes)
             .when_full(self.options.when_full)
             .send_timeout(self.options.send_timeout)
-            .flushed_by(hub.flusher.slot())
+            .flushed_by(state.flusher.slot())
             .compressing(compresses);
         let outbox = Arc::new(outbox);
-        let open = self.meter.open.hold();
-        let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
-        hub.begin();
+        let open = self.metrics.open.hold();
+        let registration = state.sockets.register(&outbox, id.as_deref(), &self.drainer);
+        state.begin();
         let transport = "websocket";
-        let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
+        let session = self.session(&state, &outbox, Identity { assigns, id, version, transport });
         let Io { reader, received, .. } = io;
-        let live = websocket::live(reader, received, session, &outbox, &self.options, &hub.endings);
+        let live =
+            websocket::live(reader, received, session, &outbox, &self.options, &state.endings);
         if !live.await {
-            hub.unclosed.fetch_add(1, Relaxed);
+            state.unclosed.fetch_add(1, Relaxed);
         }
         drop(registration);
         drop(open);
@@ -297,7 +298,7 @@ impl<S: Socket> Mounted<S> {
     /// The session of a new client.
     pub(crate) fn session(
         &self,
-        hub: &Hub,
+        state: &EndpointState,
         outbox: &Arc<Outbox>,
         identity: Identity<S>,
     ) -> Session<S> {
@@ -309,17 +310,17 @@ impl<S: Socket> Mounted<S> {
             version,
             transport,
             outbox: outbox.clone(),
-            inbox: Arc::new(Inbox::new(self.options.inbox, hub.inboxes.clone())),
-            pubsub: hub.pubsub.clone(),
+            inbox: Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone())),
+            pubsub: state.pubsub.clone(),
             events: SessionEvents::default(),
-            metrics: hub.metrics.clone(),
+            metrics: state.metrics.clone(),
         });
         Session::new(connection, self.routes.clone())
     }
 
     /// Snapshots of its sockets and their channels.
     pub(crate) fn snapshot(&self) -> (MountSnapshot, Vec<RouteSnapshot>) {
-        let MountMeter { socket, connects, open, .. } = &self.meter;
+        let MountMetrics { socket, connects, open, .. } = &self.metrics;
         let sockets = MountSnapshot {
             path: self.path.clone(),
             socket,
@@ -339,19 +340,19 @@ impl Handshake {
     /// Takes the token out of the request's headers.
     fn agree(
         &self,
-        meter: &MountMeter,
+        metrics: &MountMetrics,
         request: &mut Request<()>,
         params: &Params,
     ) -> Option<Agreed> {
-        let socket = meter.socket;
-        if !self.allows(meter, request) {
+        let socket = metrics.socket;
+        if !self.allows(metrics, request) {
             return None;
         }
         let mut offered = offered(request.headers());
         let mut token = None;
         if let (true, Some(header)) = (self.auth_token, &offered) {
             let Ok(without) = subprotocol::take_token(header) else {
-                let lines = &meter.handshake_lines;
+                let lines = &metrics.handshake_lines;
                 limited!(lines, WARN, socket, "refused an auth token: not base64 of UTF-8 text");
                 return None;
             };
@@ -365,7 +366,7 @@ impl Handshake {
             }
         }
         let Ok(spoken) = subprotocol::select(&self.subprotocols, offered.as_deref()) else {
-            let (lines, supported) = (&meter.handshake_lines, &self.subprotocols);
+            let (lines, supported) = (&metrics.handshake_lines, &self.subprotocols);
             limited!(
                 lines,
                 WARN,
@@ -375,17 +376,17 @@ impl Handshake {
             );
             return None;
         };
-        let version = version(meter, params)?;
+        let version = version(metrics, params)?;
         // Checked to be a valid header value when the endpoint was built.
         let subprotocol = spoken.and_then(|spoken| HeaderValue::from_str(spoken).ok());
         Some(Agreed { version, subprotocol, token })
     }
 
     /// Whether the request's origin is allowed. A refusal is logged.
-    pub(crate) fn allows(&self, meter: &MountMeter, request: &Request<()>) -> bool {
+    pub(crate) fn allows(&self, metrics: &MountMetrics, request: &Request<()>) -> bool {
         let checked = self.check_origin(request);
         if let Err(Refused { origin, expected }) = &checked {
-            let (lines, socket) = (&meter.handshake_lines, meter.socket);
+            let (lines, socket) = (&metrics.handshake_lines, metrics.socket);
             limited!(
                 lines,
                 ERROR,
@@ -425,12 +426,15 @@ impl Handshake {
 
 /// The result of an upgrade, or `None` when the client takes too long. The client has to read the
 /// answer first, and possibly earlier answers of the server.
-async fn in_time(hub: &Hub, upgrading: OnUpgrade) -> Option<Result<Upgraded, hyper::Error>> {
+async fn in_time(
+    state: &EndpointState,
+    upgrading: OnUpgrade,
+) -> Option<Result<Upgraded, hyper::Error>> {
     let late = async {
         tokio::select! {
             () = time::sleep(UPGRADED_WITHIN) => {}
             () = async {
-                hub.sockets.closed().await;
+                state.sockets.closed().await;
                 time::sleep(LAST_UPGRADES).await;
             } => {}
         }
@@ -478,7 +482,7 @@ fn offered(headers: &HeaderMap) -> Option<String> {
 }
 
 /// The protocol version that a client requests. `None` is a refusal, which has been logged.
-pub(crate) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
+pub(crate) fn version(metrics: &MountMetrics, params: &Params) -> Option<Version> {
     let vsn = params.as_map().get("vsn");
     let version = match vsn {
         None => Version::negotiate(None),
@@ -486,7 +490,7 @@ pub(crate) fn version(meter: &MountMeter, params: &Params) -> Option<Version> {
         Some(_) => None,
     };
     if version.is_none() {
-        let (lines, socket) = (&meter.handshake_lines, meter.socket);
+        let (lines, socket) = (&metrics.handshake_lines, metrics.socket);
         limited!(
             lines,
             WARN,

@@ -17,7 +17,7 @@ use super::{
     when_full::Kind,
     when_full::WhenFull,
 };
-use crate::{protocol::frame::Frame, telemetry::since::Since};
+use crate::{protocol::frame::Frame, telemetry::push_times::PushStamp};
 
 /// The limits of one outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub(super) struct Backlog {
     taken: BatchLoad,
     /// How many bytes of the first frame have been written.
     written: usize,
-    /// Since when the socket has been blocked, if it is.
+    /// PushStamp when the socket has been blocked, if it is.
     blocked_since: Option<Instant>,
     /// Set when there was no room, until half of the room is free again.
     full: Option<Full>,
@@ -87,7 +87,7 @@ struct BatchLoad {
 pub(crate) struct Outgoing {
     pub(super) frame: Frame,
     /// The start time of its push, if it is timed.
-    pub(super) since: Option<Since>,
+    pub(super) since: Option<PushStamp>,
     pub(super) kind: Kind,
     /// Its cost in bytes for each socket that it waits for.
     weight: usize,
@@ -373,7 +373,7 @@ impl Backlog {
     }
 
     /// Takes out all frames, and passes each to `whole`. None has been partly written.
-    pub(super) fn take(self, mut whole: impl FnMut(Option<&Since>)) -> Vec<Frame> {
+    pub(super) fn take(self, mut whole: impl FnMut(Option<&PushStamp>)) -> Vec<Frame> {
         let taken = self.queue.into_iter().map(|outgoing| {
             whole(outgoing.since.as_ref());
             outgoing.frame.clone()
@@ -511,7 +511,7 @@ impl WriteBatch {
     }
 
     /// Releases the written frames, and passes each to `whole`.
-    pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&Since>)) {
+    pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&PushStamp>)) {
         for done in self.done.drain(..) {
             whole(done.since.as_ref());
         }
@@ -545,7 +545,7 @@ const OVERHEAD: usize = 256;
 
 impl Outgoing {
     /// A frame for one socket.
-    pub(super) fn alone(frame: Frame, since: Option<Since>, kind: Kind) -> Self {
+    pub(super) fn alone(frame: Frame, since: Option<PushStamp>, kind: Kind) -> Self {
         let weight = frame.held() + OVERHEAD;
         Self { frame, since, kind, weight, held: OnceLock::new() }
     }

@@ -275,7 +275,7 @@ mod tests {
     };
     use crate::{
         protocol::frame::Frame,
-        telemetry::{SocketMetrics, since::Since},
+        telemetry::{SocketMetrics, push_times::PushStamp},
     };
 
     /// A flushed outbox, and its client.
@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn news(fill: u8, length: usize) -> SharedFrame {
-        let since = Some(Since::now());
+        let since = Some(PushStamp::now());
         SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(since)
     }
 

@@ -52,7 +52,7 @@ pub(crate) use self::{
 use crate::{
     protocol::frame::Frame,
     session::end::SocketEnd,
-    telemetry::{SocketMetrics, since::Since},
+    telemetry::{SocketMetrics, push_times::PushStamp},
 };
 
 /// The maximum number of frames in one write.
@@ -195,12 +195,17 @@ impl Outbox {
 
     /// Sends a frame that is never dropped. If `since` is set, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
-    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<Since>) {
+    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<PushStamp>) {
         self.accept(&self.compressed(frame), Kind::Essential, since);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
-    pub(crate) fn send_event(self: &Arc<Self>, frame: &Frame, key: EventKey, since: Option<Since>) {
+    pub(crate) fn send_event(
+        self: &Arc<Self>,
+        frame: &Frame,
+        key: EventKey,
+        since: Option<PushStamp>,
+    ) {
         self.accept(&self.compressed(frame), Kind::Event(key), since);
     }
 
@@ -503,7 +508,7 @@ impl Outbox {
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
     }
 
-    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<Since>) {
+    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<PushStamp>) {
         let outgoing = Arc::new(Outgoing::alone(frame.clone(), since, kind));
         let mut unrecorded = PendingMetrics::default();
         self.accept_in(self.state.lock(), &outgoing, WriteMode::Inline, &mut unrecorded);
@@ -680,7 +685,7 @@ impl Outbox {
         if self.all.are_full() { limits.of_share() } else { limits }
     }
 
-    fn delivered(&self, since: Option<&Since>, now: Instant) {
+    fn delivered(&self, since: Option<&PushStamp>, now: Instant) {
         if let Some(since) = since {
             self.metrics.write_times.record(since, now);
         }

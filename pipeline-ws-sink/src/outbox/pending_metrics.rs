@@ -11,7 +11,7 @@ use pipeline_core::ExitReason;
 use tokio::time::Instant;
 
 use super::backlog::{Dropped, Outgoing};
-use crate::telemetry::{SocketMetrics, limited, shown, since::Since};
+use crate::telemetry::{SocketMetrics, limited, push_times::PushStamp, shown};
 
 /// How many entries a thread keeps memory for.
 const KEPT: usize = 4096;
@@ -47,7 +47,7 @@ enum Timed {
     Write(Instant, Instant),
     /// A frame's start time, and the time of its completion. Not the frame itself: as long as it is
     /// kept, it counts for the endpoint's outboxes.
-    Frame(Since, Instant),
+    Frame(PushStamp, Instant),
 }
 
 impl PendingMetrics {

@@ -6,7 +6,7 @@ use super::{
     backlog::Outgoing,
     when_full::{EventKey, Kind},
 };
-use crate::{protocol::frame::Frame, telemetry::since::Since};
+use crate::{protocol::frame::Frame, telemetry::push_times::PushStamp};
 
 /// An event's frame for many sockets: built once, and compressed at most once.
 #[derive(Clone, Debug)]
@@ -23,7 +23,7 @@ impl SharedFrame {
     }
 
     /// Sets the start time of its push, if it is timed.
-    pub(crate) fn timed(mut self, since: Option<Since>) -> Self {
+    pub(crate) fn timed(mut self, since: Option<PushStamp>) -> Self {
         Arc::make_mut(&mut self.plain).since = since;
         Self { plain: self.plain, deflated: OnceLock::new() }
     }

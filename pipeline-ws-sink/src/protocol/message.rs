@@ -19,7 +19,7 @@ use super::{
 use crate::{
     outbox::{EventKey, SharedFrame},
     payload::{IntoPayload, Payload, PayloadError},
-    telemetry::since::Since,
+    telemetry::push_times::PushStamp,
 };
 
 /// The maximum length of a client's names and references, in bytes: the capacity of a field in a
@@ -261,7 +261,7 @@ pub(crate) struct Encoded {
     v2: SharedFrame,
     /// Built when the first subscriber needs it; `None` if this version cannot express it.
     v1: OnceLock<Option<SharedFrame>>,
-    since: Option<Since>,
+    since: Option<PushStamp>,
 }
 
 impl Encoded {
@@ -304,7 +304,7 @@ impl Encoded {
 
     /// Enables timing: for each socket, the time from `since` until the operating system has taken
     /// the last byte of the frame is recorded.
-    pub(crate) fn timed(mut self, since: Option<Since>) -> Self {
+    pub(crate) fn timed(mut self, since: Option<PushStamp>) -> Self {
         self.since = since;
         self.v2 = self.v2.timed(since);
         self.v1 = OnceLock::new();
@@ -335,7 +335,7 @@ impl Encoded {
     }
 
     /// The start time of the push, if it is timed.
-    pub(crate) fn since(&self) -> Option<Since> {
+    pub(crate) fn since(&self) -> Option<PushStamp> {
         self.since
     }
 

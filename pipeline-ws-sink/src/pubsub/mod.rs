@@ -38,7 +38,7 @@ use crate::{
     payload::{IntoPayload, PayloadError},
     presence::tracker::TrackerOptions,
     protocol::message::Encoded,
-    telemetry::{SocketMetrics, described, shown, timing::BroadcastTimes},
+    telemetry::{SocketMetrics, described, push_times::BroadcastTimes, shown},
 };
 
 /// The event that closes the sockets whose id is the topic it is broadcast on.

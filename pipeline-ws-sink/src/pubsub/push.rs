@@ -22,7 +22,7 @@ use super::{
 use crate::{
     payload::{IntoPayload, PayloadError},
     protocol::message::Encoded,
-    telemetry::since::Since,
+    telemetry::push_times::PushStamp,
 };
 
 /// An encoded event for all subscribers of a topic, not yet sent: see
@@ -67,7 +67,7 @@ impl PreparedBroadcast {
     #[must_use]
     pub fn timed(self, timeline: impl Into<Timeline>) -> Self {
         let (timeline, now) = (timeline.into(), Instant::now());
-        let event = self.event.timed(Some(Since::new(&timeline, now)));
+        let event = self.event.timed(Some(PushStamp::new(&timeline, now)));
         Self { event, timing: Some((timeline, now)) }
     }
 }

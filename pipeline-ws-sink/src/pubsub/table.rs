@@ -25,7 +25,7 @@ use crate::{
     channel::{Intercepted, Letter, Mailbox, Room},
     outbox::{Outbox, PendingMetrics, WriteMode},
     protocol::{message::Encoded, version::Version},
-    telemetry::{RouteMeter, SocketMetrics, shown},
+    telemetry::{RouteMetrics, SocketMetrics, shown},
 };
 
 /// The number of shards of the topic table, which reduces lock contention.
@@ -54,7 +54,7 @@ type Shard = RwLock<HashMap<Arc<str>, Arc<RwLock<Listeners>>, RandomState>>;
 #[derive(Default)]
 struct Listeners {
     subscribers: Slab<(SubscriberId, Subscriber)>,
-    by_route: ByRoute<RouteMeter>,
+    by_route: ByRoute<RouteMetrics>,
     bursts: BurstDetector,
     /// The last subscriber has left, and the topic is about to be removed. New subscribers have to
     /// look it up again.
@@ -78,12 +78,12 @@ pub(crate) struct Joined {
     pub(crate) intercept: &'static [&'static str],
     pub(crate) mailbox: Arc<Mailbox>,
     /// The metrics of its route.
-    pub(crate) route: Arc<RouteMeter>,
+    pub(crate) route: Arc<RouteMetrics>,
 }
 
 impl Subscriber {
     /// The route of a channel that has joined.
-    fn route(&self) -> Option<&Arc<RouteMeter>> {
+    fn route(&self) -> Option<&Arc<RouteMetrics>> {
         match self {
             Self::Joined(joined) => Some(&joined.route),
             Self::Channel(_) | Self::Task(_) => None,
@@ -415,7 +415,7 @@ impl Drop for Listening {
 
 #[cfg(test)]
 impl Table {
-    /// A meter that records nothing.
+    /// A table that records nothing.
     pub(super) fn silent() -> Self {
         Self::new(Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global())), None)
     }
@@ -433,7 +433,7 @@ mod tests {
     use super::*;
     use crate::{
         outbox::{OutboxLimits, WhenFull, Writer},
-        telemetry::{Watching, since::Since},
+        telemetry::{LockProbe, push_times::PushStamp},
     };
 
     /// A subscriber that intercepts these events, with the mailbox that receives them.
@@ -448,7 +448,8 @@ mod tests {
     fn joined(outbox: Outbox, intercept: &'static [&'static str]) -> (Subscriber, Arc<Mailbox>) {
         let (outbox, mailbox) = (Arc::new(outbox), Arc::new(Mailbox::default()));
         let version = Version::V2;
-        let route = Arc::new(RouteMeter::register(&Telemetry::global(), "Silent", &Arc::default()));
+        let route =
+            Arc::new(RouteMetrics::register(&Telemetry::global(), "Silent", &Arc::default()));
         let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone(), route };
         (Subscriber::Joined(joined), mailbox)
     }
@@ -487,7 +488,7 @@ mod tests {
             WhenFull::KeepLatest,
             WhenFull::block(),
         ] {
-            let recorder = Watching::default();
+            let recorder = LockProbe::default();
             let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
             let table = Arc::new(Table::new(metrics.clone(), None));
             // The first takes everything at once, the second on request, and the third nothing.
@@ -507,7 +508,8 @@ mod tests {
                 let Some(shard) = table.shard(&name).try_write() else { return true };
                 shard.get(&name).is_some_and(|listeners| listeners.try_write().is_none())
             });
-            let news = Encoded::new(&topic, "news", json!({})).unwrap().timed(Some(Since::now()));
+            let news =
+                Encoded::new(&topic, "news", json!({})).unwrap().timed(Some(PushStamp::now()));
             for _ in 0..20 {
                 table.dispatch_to_all_with_room(&news);
                 table.dispatch(&news, None);
@@ -534,7 +536,7 @@ mod tests {
     #[tokio::test]
     async fn a_recorder_that_panics_loses_no_event_for_slow_subscribers() {
         let (log, _guard) = Log::keep();
-        let recorder = Watching::default();
+        let recorder = LockProbe::default();
         let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
         let table = Arc::new(Table::new(metrics.clone(), None));
         let topic: Arc<str> = "t".into();

@@ -386,8 +386,8 @@ impl<S: Socket> Session<S> {
         self.ending.retain(|task| !task.is_finished());
         if self.channels.len() + self.ending.len() >= self.routes.max_channels() {
             self.count_channels();
-            route.meter.joins.count(false);
-            let lines = &route.meter.join_lines;
+            route.metrics.joins.count(false);
+            let lines = &route.metrics.join_lines;
             limited!(lines, WARN, topic = shown(&topic), "refused a join: too many channels");
             let response = reason("too many channels joined");
             return self.reply(&message.join_ref(), message, "error", &response);
@@ -396,7 +396,7 @@ impl<S: Socket> Session<S> {
         let life = Life::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
         let span =
-            tracing::info_span!("channel", channel = route.meter.channel, topic = shown(&topic));
+            tracing::info_span!("channel", channel = route.metrics.channel, topic = shown(&topic));
         let living = route.channel.clone().run(Join {
             connection: self.connection.clone(),
             topic: topic.clone(),
@@ -406,7 +406,7 @@ impl<S: Socket> Session<S> {
             held,
             mailbox: mailbox.clone(),
             life: life.clone(),
-            meter: route.meter.clone(),
+            metrics: route.metrics.clone(),
             replaces,
         });
         // An idle channel is small, and a disabled span would be a large part of it.

@@ -11,7 +11,7 @@ use crate::{
     channel::{Channel, ChannelContext, JoinContext, JoinError, Reply, Stop},
     endpoint::{
         mount::Mount,
-        state::{Hub, HubLimits},
+        state::{EndpointLimits, EndpointState},
     },
     handshake::{connect_info::ConnectInfo, params::Params},
     outbox::{OutboxLimits, Writer},
@@ -67,7 +67,7 @@ impl Channel for Room {
 
 /// The state that all clients share.
 struct House {
-    hub: Hub,
+    state: EndpointState,
     routes: Arc<Routes<Lobby>>,
     recorded: Recorded,
     /// The inbox limit of each client.
@@ -79,19 +79,19 @@ impl House {
         let (telemetry, recorded) = Recorded::new();
         let mount = Mount::new(Lobby).channel::<Room>("room:*");
         let (_, routes) = mount.into_routes(&telemetry).unwrap();
-        let hub = Hub::new(
+        let state = EndpointState::new(
             &telemetry,
             None,
             None,
             vec![],
-            HubLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20 },
+            EndpointLimits { sockets: 8, inboxes: 64 << 20, outboxes: 64 << 20 },
         );
-        Self { hub, routes: Arc::new(routes), recorded, inbox: 1 << 20 }
+        Self { state, routes: Arc::new(routes), recorded, inbox: 1 << 20 }
     }
 
     fn enter(&self, name: &'static str, version: Version) -> Visitor {
         let limits = OutboxLimits { frames: 100, bytes: 1 << 20 };
-        let metrics = self.hub.metrics.clone();
+        let metrics = self.state.metrics.clone();
         let outbox = Arc::new(Outbox::new(Writer::Fetched, limits, metrics.clone()));
         let connection = Arc::new(Connection {
             socket: Arc::new(Lobby),
@@ -100,8 +100,8 @@ impl House {
             version,
             transport: "websocket",
             outbox: outbox.clone(),
-            inbox: Arc::new(Inbox::new(self.inbox, self.hub.inboxes.clone())),
-            pubsub: self.hub.pubsub.clone(),
+            inbox: Arc::new(Inbox::new(self.inbox, self.state.inboxes.clone())),
+            pubsub: self.state.pubsub.clone(),
             events: SessionEvents::default(),
             metrics,
         });
@@ -167,13 +167,13 @@ async fn a_client_joins_is_answered_receives_events_and_leaves() {
     assert_eq!(ada.outbox.channels(), 1);
     ada.send(json!(["1", "2", T, "ping", {"n": 2}])).await.unwrap();
     ada.expect([reply("1", "2", T, "ok", json!({"n": 2}))]).await;
-    house.hub.pubsub.broadcast(T, "news", json!({"n": 3})).unwrap();
+    house.state.pubsub.broadcast(T, "news", json!({"n": 3})).unwrap();
     ada.expect([json!([null, null, T, "news", {"n": 3}])]).await;
 
     ada.send(json!(["1", "4", T, "phx_leave", {}])).await.unwrap();
     let closed = json!(["1", "1", T, "phx_close", {}]);
     ada.expect([reply("1", "4", T, "ok", json!({})), closed]).await;
-    house.hub.pubsub.broadcast(T, "late", json!({})).unwrap();
+    house.state.pubsub.broadcast(T, "late", json!({})).unwrap();
     ada.send(json!([null, "5", "phoenix", "heartbeat", {}])).await.unwrap();
     ada.expect([json!([null, "5", "phoenix", "phx_reply", {"status": "ok", "response": {}}])])
         .await;
@@ -221,7 +221,7 @@ async fn the_channels_of_a_session_end_with_it() {
     let outbox = joe.outbox.clone();
     drop(joe);
     settle().await;
-    house.hub.pubsub.broadcast(T, "news", json!({})).unwrap();
+    house.state.pubsub.broadcast(T, "news", json!({})).unwrap();
     eve.expect([json!([null, null, T, "news", {}])]).await;
     assert!(futures::poll!(poll_fn(|cx| outbox.poll_fetch(cx))).is_pending());
 }
@@ -231,7 +231,7 @@ async fn a_broadcast_counts_as_delivered_when_it_is_fetched() {
     let house = House::new();
     let mut ada = house.enter("ada", Version::V2);
     ada.join("ada").await;
-    house.hub.pubsub.broadcast_timed(Instant::now(), T, "news", json!({})).unwrap();
+    house.state.pubsub.broadcast_timed(Instant::now(), T, "news", json!({})).unwrap();
     time::advance(Duration::from_secs(2)).await;
     assert!(house.recorded.samples("pipeline.push_delivered").is_empty());
     ada.expect([json!([null, null, T, "news", {}])]).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pipeline_core::shown::{shown, with_causes};
 use tracing::{Level, Span, field::Empty};
 
-use super::{LineLimit, ParamFilter, RouteMeter, limited};
+use super::{LineLimit, ParamFilter, RouteMetrics, limited};
 use crate::{
     handshake::params::Params,
     payload::Payload,
@@ -34,7 +34,7 @@ pub(crate) struct Connecting<'a> {
 }
 
 /// A client's join or event, with its payload if that is logged.
-pub(crate) struct Said {
+pub(crate) struct MessageLog {
     params: Option<String>,
 }
 
@@ -97,7 +97,7 @@ pub(crate) fn events_are_seen() -> bool {
     tracing::enabled!(target: HANDLE_IN, Level::DEBUG)
 }
 
-impl Said {
+impl MessageLog {
     /// A join. Its payload is logged at level `DEBUG` only.
     pub(crate) fn join(payload: &Payload, filter: &ParamFilter) -> Self {
         let seen = tracing::enabled!(target: JOIN, Level::DEBUG);
@@ -116,11 +116,11 @@ impl Said {
         }
     }
 
-    pub(crate) fn refused(&self, meter: &RouteMeter, topic: &Topic, took: Duration) {
+    pub(crate) fn refused(&self, metrics: &RouteMetrics, topic: &Topic, took: Duration) {
         if is_logged(topic) {
-            let (channel, params) = (meter.channel, &self.params);
+            let (channel, params) = (metrics.channel, &self.params);
             limited!(
-                meter.join_lines, target: JOIN, INFO, channel, topic = shown(topic), params, ?took,
+                metrics.join_lines, target: JOIN, INFO, channel, topic = shown(topic), params, ?took,
                 "refused a join"
             );
         }

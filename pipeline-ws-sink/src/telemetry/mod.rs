@@ -4,15 +4,13 @@ mod deliveries;
 mod filter;
 pub(crate) mod latencies;
 mod line_limit;
-pub(crate) mod log;
-mod meter;
-pub(crate) mod since;
-mod tally;
-mod times;
-pub(crate) mod timing;
 #[cfg(test)]
-mod watching;
-mod write_time;
+mod lock_probe;
+pub(crate) mod log;
+mod metrics;
+pub(crate) mod push_times;
+mod tally;
+mod timers;
 
 use metrics::Counter;
 use pipeline_core::Telemetry;
@@ -20,15 +18,15 @@ pub(crate) use pipeline_core::shown::{described, shown};
 
 pub use self::filter::ParamFilter;
 #[cfg(test)]
-pub(crate) use self::watching::Watching;
+pub(crate) use self::lock_probe::LockProbe;
 pub(crate) use self::{
     deliveries::Deliveries,
     line_limit::{LineLimit, limited},
-    meter::{LimitMeter, MountMeter, RouteMeter},
+    metrics::{LimitMetrics, MountMetrics, RouteMetrics},
     tally::{Level, Tally},
-    times::{Went, begin_event},
+    timers::{Outcome, begin_event},
 };
-use self::{timing::WriteTimes, write_time::WriteTime};
+use self::{push_times::WriteTimes, timers::WriteTime};
 
 // The reasons for which frames are dropped.
 const OVERFLOW: &str = "overflow";

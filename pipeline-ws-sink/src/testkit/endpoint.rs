@@ -135,7 +135,7 @@ impl TestEndpoint {
         params.extend(variables.into_iter().map(owned));
         let params = Params::from_iter(params);
         let (seat, number, commands) = Seat::new(&self.mailroom);
-        let id = place.mount.clone().seat(inner.hub.clone(), &params, info, seat).await?;
+        let id = place.mount.clone().seat(inner.state.clone(), &params, info, seat).await?;
         let (mailroom, endpoint) = (self.mailroom.clone(), self.endpoint.clone());
         Ok(TestSocket::new(mailroom, number, commands, endpoint, id))
     }
@@ -167,7 +167,7 @@ impl TestEndpoint {
         let mounted = mounts.find_map(|mount| mount.clone().any().downcast::<Mounted<S>>().ok());
         let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
         let (seat, number, commands) = Seat::new(&self.mailroom);
-        seat.take(mounted, &inner.hub, assigns, id.clone());
+        seat.take(mounted, &inner.state, assigns, id.clone());
         let (mailroom, endpoint) = (self.mailroom.clone(), self.endpoint.clone());
         TestSocket::new(mailroom, number, commands, endpoint, id)
     }

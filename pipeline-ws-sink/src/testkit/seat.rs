@@ -10,7 +10,7 @@ use super::{
     mailroom::{Mailroom, Witness},
 };
 use crate::{
-    endpoint::state::Hub,
+    endpoint::state::EndpointState,
     handshake::{Identity, Mounted, WEBSOCKET},
     outbox::{Outbox, Writer},
     protocol::{frame::Frame, version::Version},
@@ -48,23 +48,23 @@ impl Seat {
     pub(crate) fn take<S: Socket>(
         self,
         mounted: Arc<Mounted<S>>,
-        hub: &Arc<Hub>,
+        state: &Arc<EndpointState>,
         assigns: S::Assigns,
         id: Option<String>,
     ) {
-        let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, hub.metrics.clone())
-            .among(&hub.outboxes)
+        let outbox = Outbox::new(Writer::Fetched, mounted.options.outbox, state.metrics.clone())
+            .among(&state.outboxes)
             .when_full(mounted.options.when_full)
             .send_timeout(mounted.options.send_timeout);
         let outbox = Arc::new(outbox);
-        let registration = hub.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
+        let registration = state.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
         let witness = Witness { mailroom: self.mailroom.clone(), socket: self.number };
-        hub.begin();
+        state.begin();
         let identity = Identity { assigns, id, version: Version::V2, transport: WEBSOCKET };
-        let session = mounted.session(hub, &outbox, identity).watched_by(witness);
-        let abort = hub.abort.clone();
-        hub.tasks.spawn(async move {
-            let open = mounted.meter.open.hold();
+        let session = mounted.session(state, &outbox, identity).watched_by(witness);
+        let abort = state.abort.clone();
+        state.tasks.spawn(async move {
+            let open = mounted.metrics.open.hold();
             tokio::select! {
                 biased;
                 () = abort.cancelled() => {}

@@ -25,7 +25,7 @@ use super::{
     polled::{self, Door, Polled},
 };
 use crate::{
-    endpoint::state::Hub,
+    endpoint::state::EndpointState,
     handshake::{connect_info::ConnectInfo, params::Params, path::BadSegment, query},
     outbox::{Outbox, Writer},
     protocol::longpoll::{
@@ -33,7 +33,7 @@ use crate::{
     },
     session::{Scope, inbox::Inbox},
     socket::Socket,
-    telemetry::{MountMeter, limited},
+    telemetry::{MountMetrics, limited},
 };
 
 /// The transport's name in the log.
@@ -103,13 +103,13 @@ impl<S: Socket> Mounted<S> {
     /// Answers a long-polling client. The first check that fails determines the answer.
     pub(crate) async fn answer_poll(
         self: Arc<Self>,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
         body: Reading,
     ) -> Answer {
         let mut answer = match &self.polled {
-            Some(polled) => self.clone().poll(polled, hub, request, variables, body).await,
+            Some(polled) => self.clone().poll(polled, state, request, variables, body).await,
             None => status(StatusCode::NOT_FOUND, ""),
         };
         answer.headers_mut().insert(ACCESS_CONTROL_ALLOW_ORIGIN, ANYWHERE);
@@ -119,7 +119,7 @@ impl<S: Socket> Mounted<S> {
     async fn poll(
         self: Arc<Self>,
         polled: &Polled,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
         body: Reading,
@@ -131,20 +131,20 @@ impl<S: Socket> Mounted<S> {
         let params = match variables.map(|variables| Params::decode(query, variables)) {
             Ok(Ok(params)) => params,
             Ok(Err(error)) => {
-                let (lines, socket) = (&self.meter.handshake_lines, self.meter.socket);
+                let (lines, socket) = (&self.metrics.handshake_lines, self.metrics.socket);
                 limited!(lines, INFO, socket, ?error, "refused a query that cannot be decoded");
                 return status(StatusCode::BAD_REQUEST, "");
             }
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
         };
-        if !self.handshake.allows(&self.meter, &request) {
+        if !self.handshake.allows(&self.metrics, &request) {
             return say(told(Status::Refused));
         }
         match *request.method() {
             Method::OPTIONS => preflight(request.headers()),
             Method::GET => match find(polled, &request) {
-                Some((token, door)) => fetch(polled, &self.meter, &door, &token).await,
-                None => self.clone().open(polled, hub, &request, &params).await,
+                Some((token, door)) => fetch(polled, &self.metrics, &door, &token).await,
+                None => self.clone().open(polled, state, &request, &params).await,
             },
             Method::POST => match find(polled, &request) {
                 Some((_, door)) => self.take(polled, &door, &request, body).await,
@@ -158,20 +158,20 @@ impl<S: Socket> Mounted<S> {
     async fn open(
         self: Arc<Self>,
         polled: &Polled,
-        hub: Arc<Hub>,
+        state: Arc<EndpointState>,
         request: &Request<()>,
         params: &Params,
     ) -> Answer {
-        if hub.sockets.are_closed() {
+        if state.sockets.are_closed() {
             return status(StatusCode::SERVICE_UNAVAILABLE, "");
         }
         let Some(room) = polled.reserve() else {
-            self.meter.longpoll_refused.increment(1);
+            self.metrics.longpoll_refused.increment(1);
             return status(StatusCode::SERVICE_UNAVAILABLE, "too many sessions");
         };
-        let Some(admission) = hub.admissions.admit() else { return handshake::too_many() };
+        let Some(admission) = state.admissions.admit() else { return handshake::too_many() };
         let socket = self.socket.name();
-        let Some(version) = handshake::version(&self.meter, params) else {
+        let Some(version) = handshake::version(&self.metrics, params) else {
             return say(told(Status::Refused));
         };
         let mut info = ConnectInfo::of(request);
@@ -187,28 +187,28 @@ impl<S: Socket> Mounted<S> {
         );
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
         let Ok((assigns, id)) = connected else { return say(told(Status::Refused)) };
-        let outbox = Outbox::new(Writer::Fetched, self.options.outbox, hub.metrics.clone())
-            .among(&hub.outboxes)
+        let outbox = Outbox::new(Writer::Fetched, self.options.outbox, state.metrics.clone())
+            .among(&state.outboxes)
             .when_full(self.options.when_full)
             .send_timeout(self.options.send_timeout);
         let outbox = Arc::new(outbox);
-        let bodies = Arc::new(Inbox::new(self.options.inbox, hub.inboxes.clone()));
+        let bodies = Arc::new(Inbox::new(self.options.inbox, state.inboxes.clone()));
         let (token, inbox) = polled.enter(&outbox, bodies, SystemTime::now());
-        let registration = hub.sockets.register(&outbox, id.as_deref(), &self.drainer);
-        hub.begin();
+        let registration = state.sockets.register(&outbox, id.as_deref(), &self.drainer);
+        state.begin();
         let transport = "longpoll";
-        let session = self.session(&hub, &outbox, Identity { assigns, id, version, transport });
+        let session = self.session(&state, &outbox, Identity { assigns, id, version, transport });
         let (window, frame_rate_limit) = (polled.window, self.options.frame_rate_limit);
-        let (mounted, tasks) = (self.clone(), hub.tasks.clone());
+        let (mounted, tasks) = (self.clone(), state.tasks.clone());
         let living = async move {
-            let open = mounted.meter.open.hold();
+            let open = mounted.metrics.open.hold();
             let live =
-                polled::live(session, inbox, &outbox, window, frame_rate_limit, &hub.endings);
+                polled::live(session, inbox, &outbox, window, frame_rate_limit, &state.endings);
             tokio::select! {
                 biased;
-                () = hub.abort.cancelled() => {}
+                () = state.abort.cancelled() => {}
                 is_taken = live => if !is_taken {
-                    hub.unclosed.fetch_add(1, Relaxed);
+                    state.unclosed.fetch_add(1, Relaxed);
                 }
             }
             drop(registration);
@@ -262,11 +262,11 @@ impl<S: Socket> Mounted<S> {
 }
 
 /// Waits for messages.
-async fn fetch(polled: &Polled, meter: &MountMeter, door: &Door, token: &str) -> Answer {
+async fn fetch(polled: &Polled, metrics: &MountMetrics, door: &Door, token: &str) -> Answer {
     let frames = door.poll(polled.window).await;
     let untold = untold(&frames);
     if untold > 0 {
-        let (lines, socket) = (&meter.polled_lines, meter.socket);
+        let (lines, socket) = (&metrics.polled_lines, metrics.socket);
         limited!(lines, WARN, socket, untold, "dropped binary frames: unsupported by long polling");
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };

@@ -1,13 +1,29 @@
-//! The measured parts of a push's time.
+//! The measured parts of a push's time, and the stamp that its frames carry.
 
 use std::time::Duration;
 
 use metrics::Histogram;
-use pipeline_core::{Telemetry, Timeline};
+use pipeline_core::{Telemetry, Timeline, TraceContext};
 use tokio::time::Instant;
 
-use super::{Deliveries, shown, since::Since};
+use super::{Deliveries, shown};
 use crate::protocol::message::Encoded;
+
+/// The start time of a timed event, and its trace: the data that is needed once its frame has been
+/// written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PushStamp {
+    /// When its item was enqueued.
+    pub(crate) enqueued_at: Instant,
+    pub(crate) broadcast_at: Instant,
+    pub(crate) trace: Option<TraceContext>,
+}
+
+impl PushStamp {
+    pub(crate) fn new(timeline: &Timeline, broadcast_at: Instant) -> Self {
+        Self { enqueued_at: timeline.enqueued_at(), broadcast_at, trace: timeline.trace() }
+    }
+}
 
 /// The parts up to the broadcast.
 pub(crate) struct BroadcastTimes {
@@ -81,7 +97,7 @@ impl WriteTimes {
     }
 
     /// Records a write to one socket.
-    pub(crate) fn record(&self, since: &Since, now: Instant) {
+    pub(crate) fn record(&self, since: &PushStamp, now: Instant) {
         let written = milliseconds(now.saturating_duration_since(since.broadcast_at));
         let delivered = milliseconds(now.saturating_duration_since(since.enqueued_at));
         self.written.record(written);
@@ -99,4 +115,11 @@ impl WriteTimes {
 
 fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
+}
+
+#[cfg(test)]
+impl PushStamp {
+    pub(crate) fn now() -> Self {
+        Self::new(&Instant::now().into(), Instant::now())
+    }
 }

@@ -13,16 +13,16 @@ use parking_lot::Mutex;
 
 /// Records nothing, and checks each time whether a lock is held.
 #[derive(Clone, Default)]
-pub(crate) struct Watching {
+pub(crate) struct LockProbe {
     is_locked: Arc<OnceLock<Box<dyn Fn() -> bool + Send + Sync>>>,
     /// The metrics that were recorded, and whether the lock was held then.
     seen: Arc<Mutex<BTreeSet<(String, bool)>>>,
 }
 
 /// A metric, by name and label values.
-struct Watched(String, Watching);
+struct Watched(String, LockProbe);
 
-impl Watching {
+impl LockProbe {
     /// Sets the check.
     pub(crate) fn watch(&self, is_locked: impl Fn() -> bool + Send + Sync + 'static) {
         assert!(self.is_locked.set(Box::new(is_locked)).is_ok(), "the check is already set");
@@ -43,7 +43,7 @@ impl Watching {
 
 impl Watched {
     fn look(&self) {
-        let Self(name, Watching { is_locked, seen }) = self;
+        let Self(name, LockProbe { is_locked, seen }) = self;
         if let Some(is_locked) = is_locked.get() {
             let is_locked = is_locked();
             seen.lock().insert((name.clone(), is_locked));
@@ -65,7 +65,7 @@ impl HistogramFn for Watched {
     }
 }
 
-impl Recorder for Watching {
+impl Recorder for LockProbe {
     fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
     fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}

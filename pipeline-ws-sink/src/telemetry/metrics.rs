@@ -11,15 +11,15 @@ use super::{
     filter::ParamFilter,
     line_limit::LineLimit,
     tally::{Level, Tally},
-    times::Times,
+    timers::CallbackTimes,
 };
 use crate::session::Scope;
 
 /// The metrics of a mounted kind of socket.
-pub(crate) struct MountMeter {
+pub(crate) struct MountMetrics {
     pub(crate) socket: &'static str,
     pub(crate) connects: Attempts,
-    pub(crate) connect_time: Times,
+    pub(crate) connect_time: CallbackTimes,
     pub(crate) open: Level,
     /// Long-polling clients that were refused because there were too many sessions.
     pub(crate) longpoll_refused: Tally,
@@ -34,12 +34,12 @@ pub(crate) struct MountMeter {
 }
 
 /// The metrics of a kind of channel on its route.
-pub(crate) struct RouteMeter {
+pub(crate) struct RouteMetrics {
     pub(crate) channel: &'static str,
     pub(crate) joins: Attempts,
-    pub(crate) join_time: Times,
+    pub(crate) join_time: CallbackTimes,
     /// One event in sixteen is timed.
-    pub(crate) handle_in_time: Times,
+    pub(crate) handle_in_time: CallbackTimes,
     open: Level,
     topics: AtomicUsize,
     /// The rate limit of lines about joins that are refused.
@@ -56,7 +56,7 @@ pub(crate) struct RouteMeter {
 }
 
 /// The metrics of a mount's rate limits.
-pub(crate) struct LimitMeter {
+pub(crate) struct LimitMetrics {
     /// The rate limit of lines about sockets that end with pending messages, or because of their
     /// clients' messages.
     pub(crate) lines: LineLimit,
@@ -71,7 +71,7 @@ pub(crate) struct Attempts {
     fail: Tally,
 }
 
-impl MountMeter {
+impl MountMetrics {
     pub(crate) fn register(
         telemetry: &Telemetry,
         socket: &'static str,
@@ -82,7 +82,7 @@ impl MountMeter {
         Self {
             socket,
             connects: Attempts::register(telemetry, "socket_connect", description, of),
-            connect_time: Times::register(
+            connect_time: CallbackTimes::register(
                 telemetry,
                 "socket.connect_time",
                 "Time that a socket's connect took",
@@ -106,7 +106,7 @@ impl MountMeter {
     }
 }
 
-impl RouteMeter {
+impl RouteMetrics {
     pub(crate) fn register(
         telemetry: &Telemetry,
         channel: &'static str,
@@ -117,13 +117,13 @@ impl RouteMeter {
         Self {
             channel,
             joins: Attempts::register(telemetry, "channel_join", description, of),
-            join_time: Times::register(
+            join_time: CallbackTimes::register(
                 telemetry,
                 "channel.join_time",
                 "Time that a channel's join took",
                 of,
             ),
-            handle_in_time: Times::register(
+            handle_in_time: CallbackTimes::register(
                 telemetry,
                 "channel.handle_in_time",
                 "Time that a channel took for a client's event; one in sixteen is timed",
@@ -164,7 +164,7 @@ impl RouteMeter {
     }
 }
 
-impl LimitMeter {
+impl LimitMetrics {
     pub(crate) fn register(telemetry: &Telemetry, socket: &'static str) -> Self {
         let counter = |scope: Scope| {
             let labels = [("reason", scope.name().to_owned()), ("socket", socket.to_owned())];

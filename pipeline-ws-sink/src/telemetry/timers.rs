@@ -1,9 +1,63 @@
-//! The time of writes.
+//! The time that callbacks and writes take.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use metrics::Histogram;
+use pipeline_core::Telemetry;
 use tokio::time::Instant;
+
+/// The outcome of a callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Ok,
+    /// It refused, or stopped for a reason that is not graceful.
+    Rejected,
+    Panicked,
+}
+
+/// Histograms of a callback's time, by outcome.
+pub(crate) struct CallbackTimes([Histogram; 3]);
+
+impl Outcome {
+    const ALL: [Self; 3] = [Self::Ok, Self::Rejected, Self::Panicked];
+
+    /// The value of the tag `status`, the same as for the counters.
+    pub(crate) fn status(self) -> &'static str {
+        match self {
+            Self::Ok => "success",
+            Self::Rejected => "fail",
+            Self::Panicked => "crash",
+        }
+    }
+}
+
+impl CallbackTimes {
+    pub(super) fn register(
+        telemetry: &Telemetry,
+        name: &'static str,
+        description: &'static str,
+        (kind, of): (&'static str, &str),
+    ) -> Self {
+        Self(Outcome::ALL.map(|outcome| {
+            let labels = [("status", outcome.status().to_owned()), (kind, of.to_owned())];
+            telemetry.milliseconds(name, description, labels)
+        }))
+    }
+
+    pub(crate) fn record(&self, outcome: Outcome, took: Duration) {
+        self.0[outcome as usize].record(took.as_secs_f64() * 1e3);
+    }
+}
+
+/// One event in sixteen is timed, like [writes](WriteTime). Returns the start time, if this
+/// one is.
+pub(crate) fn begin_event() -> Option<Instant> {
+    thread_local! {
+        static EVENTS: Cell<u32> = const { Cell::new(0) };
+    }
+    let number = EVENTS.replace(EVENTS.get().wrapping_add(1));
+    is_timed(number).then(Instant::now)
+}
 
 /// One in this number of a thread's writes is timed: reading the clock before each would cost one
 /// per cent of a small write.
