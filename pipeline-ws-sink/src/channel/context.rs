@@ -269,7 +269,7 @@ impl<C: Channel> ChannelContext<C> {
         except: Option<SubscriberId>,
     ) -> Result<(), BroadcastError> {
         let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.since);
-        self.pubsub().everywhere(&broadcast, except)
+        self.pubsub().broadcast_encoded(&broadcast, except)
     }
 
     /// A reference to the message that is being handled, to answer it later.

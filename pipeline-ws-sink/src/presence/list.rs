@@ -1,11 +1,11 @@
-//! The presences of a topic, as sent to clients. Pure.
+//! The presences of a topic, and their changes, as sent to clients. Pure.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 
-use super::tracker::Meta;
+use super::tracker::{Diff, Meta};
 
 /// The field with the metas of a key.
 const METAS: &str = "metas";
@@ -123,6 +123,29 @@ impl Serialize for Entry {
         told.serialize_entry(METAS, &self.metas)?;
         self.added.iter().try_for_each(|(field, value)| told.serialize_entry(field, value))?;
         told.end()
+    }
+}
+
+/// The joins and leaves on a topic. An updated meta is in both: the new meta joins, the old one
+/// leaves, and no client sees the key missing meanwhile.
+///
+/// Clients receive it as the event `presence_diff`; code on the server receives it through
+/// [`PresenceBuilder::on_diff`](crate::PresenceBuilder::on_diff).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PresenceDiff {
+    /// The topic.
+    #[serde(skip)]
+    pub topic: Arc<str>,
+    /// The new metas only; the key may have others.
+    pub joins: PresenceList,
+    /// The removed metas only.
+    pub leaves: PresenceList,
+}
+
+impl PresenceDiff {
+    pub(super) fn new(topic: Arc<str>, Diff { joins, leaves }: Diff) -> Self {
+        Self { topic, joins: PresenceList::of(joins), leaves: PresenceList::of(leaves) }
     }
 }
 

@@ -1,25 +1,23 @@
 //! Presence: who is on a topic, on which device, on all nodes.
 
 mod builder;
-mod diff;
-mod error;
-mod guard;
+mod diff_sender;
 mod list;
-mod lists;
+mod pending;
 mod phx_ref;
 mod shared;
-mod telling;
+mod shared_lists;
 pub(crate) mod tracker;
-mod waiting;
 
 use std::{fmt, sync::Arc};
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use thiserror::Error;
 
 pub use self::{
-    builder::PresenceBuilder, diff::PresenceDiff, error::PresenceError, guard::PresenceGuard,
-    list::PresenceList,
+    builder::PresenceBuilder,
+    list::{PresenceDiff, PresenceList},
 };
 use self::{
     shared::{Shared, object},
@@ -275,4 +273,81 @@ impl fmt::Debug for Presence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Presence").field("name", &self.shared.name).finish_non_exhaustive()
     }
+}
+
+/// A presence that lasts until this value is dropped. Made by [`Presence::track_detached`].
+#[must_use = "the presence leaves when this is dropped"]
+pub struct PresenceGuard {
+    presence: Presence,
+    actor: SubscriberId,
+    topic: Arc<str>,
+    key: Arc<str>,
+}
+
+impl PresenceGuard {
+    /// Replaces the meta.
+    ///
+    /// # Errors
+    ///
+    /// [`PresenceError`] if it is not a JSON object, or if the endpoint is gone.
+    pub fn update(&self, meta: &(impl Serialize + ?Sized)) -> Result<String, PresenceError> {
+        let meta = object(meta)?;
+        self.presence.shared.update(self.actor, &self.topic, &self.key, meta, None)
+    }
+}
+
+impl Drop for PresenceGuard {
+    fn drop(&mut self) {
+        self.presence.shared.untrack(self.actor, &self.topic, &self.key);
+    }
+}
+
+impl fmt::Debug for PresenceGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PresenceGuard")
+            .field("topic", &self.topic)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A presence could not be tracked or updated.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PresenceError {
+    /// The same channel or task already tracks this key on this topic. Use
+    /// [`update`](crate::Presence::update) to change its meta.
+    #[error("{key:?} is tracked on {topic:?} already")]
+    AlreadyTracked {
+        /// The topic.
+        topic: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+    },
+    /// The key is not tracked, so there is nothing to update.
+    #[error("{key:?} is not tracked on {topic:?} by this channel")]
+    NotTracked {
+        /// The topic.
+        topic: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+    },
+    /// The meta was changed while the function of [`update_with`](crate::Presence::update_with)
+    /// ran, for instance by the function itself.
+    #[error("the meta of {key:?} on {topic:?} was changed while update_with ran")]
+    ChangedMeanwhile {
+        /// The topic.
+        topic: Arc<str>,
+        /// The key.
+        key: Arc<str>,
+    },
+    /// A meta is a JSON object, to which its reference is added.
+    #[error("a meta has to be a JSON object")]
+    NotAnObject,
+    /// The meta has no JSON form.
+    #[error("the meta cannot be encoded as JSON")]
+    Encode(#[source] serde_json::Error),
+    /// The presence is not attached to an endpoint, or the endpoint is gone.
+    #[error("the presence is not attached to an endpoint: pass it to EndpointBuilder::presence")]
+    NotAttached,
 }

@@ -16,13 +16,13 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{
     PresenceDiff, PresenceError, PresenceList,
-    lists::Lists,
+    diff_sender::DiffSender,
+    pending::PendingDiffs,
     phx_ref,
-    telling::Telling,
+    shared_lists::SharedLists,
     tracker::{
-        Diff, Diffs, Input, Meta, Outgoing, Replica, Step, Tracker, TrackerOptions, replicate, tell,
+        Diff, Diffs, Input, Meta, OutboundMessage, Replica, StepOutput, Tracker, TrackerOptions, replicate, send_all,
     },
-    waiting::Waiting,
 };
 use crate::{
     pubsub::{PubSub, SubscriberId},
@@ -59,15 +59,15 @@ pub(super) struct Attached {
     giver: u16,
     count: AtomicU16,
     pub(super) state: Mutex<State>,
-    lists: Lists,
+    lists: SharedLists,
     pub(super) tasks: Mutex<Tasks>,
 }
 
 pub(super) struct State {
     tracker: Tracker,
-    pub(super) waiting: Waiting,
-    /// Whether a [`Telling`] exists.
-    pub(super) is_telling: bool,
+    pub(super) pending: PendingDiffs,
+    /// Whether a [`DiffSender`] exists.
+    pub(super) is_sending: bool,
     pub(super) has_ended: bool,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct State {
 #[derive(Default)]
 pub(super) struct Tasks {
     replicates: Option<AbortHandle>,
-    pub(super) tells: Option<AbortHandle>,
+    pub(super) sends: Option<AbortHandle>,
 }
 
 impl Shared {
@@ -108,14 +108,14 @@ impl Shared {
             None => Tracker::alone(),
         };
         let state =
-            State { tracker, waiting: Waiting::default(), is_telling: false, has_ended: false };
+            State { tracker, pending: PendingDiffs::default(), is_sending: false, has_ended: false };
         let attached = Attached {
             pubsub: pubsub.clone(),
             started,
             giver: u16::from_be_bytes([low, lower]),
             count: AtomicU16::new(0),
             state: Mutex::new(state),
-            lists: Lists::new(),
+            lists: SharedLists::new(),
             tasks: Mutex::default(),
         };
         self.attached.set(attached).is_ok()
@@ -136,8 +136,8 @@ impl Shared {
         }
         let (weak, pubsub) = (Arc::downgrade(self), attached.pubsub.clone());
         let (name, started) = (self.name.clone(), attached.started);
-        let talking = async move { replicate(weak, pubsub, &name, started).await };
-        tasks.replicates = Some(runtime.spawn(talking).abort_handle());
+        let replication = async move { replicate(weak, pubsub, &name, started).await };
+        tasks.replicates = Some(runtime.spawn(replication).abort_handle());
     }
 
     /// Ends the background tasks, and announces the shutdown to the other nodes, if the options say
@@ -147,9 +147,9 @@ impl Shared {
         if std::mem::replace(&mut attached.state.lock().has_ended, true) {
             return;
         }
-        let Tasks { replicates, tells } = std::mem::take(&mut *attached.tasks.lock());
-        replicates.into_iter().chain(tells).for_each(|task| task.abort());
-        tell(&attached.pubsub, &self.name, &self.farewell());
+        let Tasks { replicates, sends } = std::mem::take(&mut *attached.tasks.lock());
+        replicates.into_iter().chain(sends).for_each(|task| task.abort());
+        send_all(&attached.pubsub, &self.name, &self.shutdown_message());
     }
 
     pub(super) fn track(
@@ -171,7 +171,7 @@ impl Shared {
                 Err(_) => Err(PresenceError::AlreadyTracked { topic, key }),
             }
         })?;
-        self.tell();
+        self.send_pending();
         Ok(name)
     }
 
@@ -213,7 +213,7 @@ impl Shared {
             let leaves = old.into_iter().map(|old| (key.clone(), old)).collect();
             Ok((Diff { joins: vec![(key, meta)], leaves }, topic))
         })?;
-        self.tell();
+        self.send_pending();
         Ok(name)
     }
 
@@ -222,10 +222,10 @@ impl Shared {
         let mut state = attached.state.lock();
         if let Some(gone) = state.tracker.untrack(actor.number(), topic, key) {
             let diff = Diff { joins: vec![], leaves: vec![(key.clone(), gone)] };
-            state.waiting.add(Diffs::from_iter([(topic.clone(), diff)]));
+            state.pending.add(Diffs::from_iter([(topic.clone(), diff)]));
         }
         drop(state);
-        self.tell();
+        self.send_pending();
     }
 
     /// Removes an actor from all topics.
@@ -233,9 +233,9 @@ impl Shared {
         let Ok(attached) = self.attached() else { return };
         let mut state = attached.state.lock();
         let gone = state.tracker.untrack_all(actor.number());
-        state.waiting.add(gone);
+        state.pending.add(gone);
         drop(state);
-        self.tell();
+        self.send_pending();
     }
 
     pub(super) async fn list(&self, topic: &str) -> PresenceList {
@@ -272,9 +272,9 @@ impl Shared {
     }
 
     /// Sends pending changes to the clients.
-    fn tell(self: &Arc<Self>) {
-        if let Some(telling) = Telling::claim(self) {
-            telling.run();
+    fn send_pending(self: &Arc<Self>) {
+        if let Some(sender) = DiffSender::claim(self) {
+            sender.run();
         }
     }
 
@@ -320,7 +320,7 @@ impl Attached {
             return Err(PresenceError::NotAttached);
         }
         let (diff, topic) = change(&mut state.tracker)?;
-        state.waiting.add(Diffs::from_iter([(topic, diff)]));
+        state.pending.add(Diffs::from_iter([(topic, diff)]));
         Ok(())
     }
 }
@@ -330,20 +330,20 @@ impl Replica for Shared {
         self.attached.get()?.state.lock().tracker.next_tick()
     }
 
-    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing> {
+    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<OutboundMessage> {
         let Some(attached) = self.attached.get() else { return Vec::new() };
         let mut state = attached.state.lock();
-        let Step { diffs, send } = state.tracker.step(input, now);
-        state.waiting.add(diffs);
+        let StepOutput { diffs, send } = state.tracker.step(input, now);
+        state.pending.add(diffs);
         drop(state);
-        self.tell();
+        self.send_pending();
         send
     }
 
-    fn farewell(&self) -> Vec<Outgoing> {
+    fn shutdown_message(&self) -> Vec<OutboundMessage> {
         self.attached
             .get()
-            .map(|attached| attached.state.lock().tracker.farewell())
+            .map(|attached| attached.state.lock().tracker.shutdown_message())
             .unwrap_or_default()
     }
 }

@@ -10,7 +10,7 @@ mod sequence;
 mod subscription;
 mod table;
 pub(crate) mod topic;
-mod topics;
+mod synced_topics;
 mod turns;
 
 use std::{fmt, pin::pin, sync::Arc};
@@ -30,7 +30,7 @@ pub use self::{
 use self::{
     broadcast::Broadcast,
     table::SlowReceiver,
-    topics::Topics,
+    synced_topics::SyncedTopics,
     turns::{TopicTurns, Turn, TurnKind},
 };
 use crate::{
@@ -82,7 +82,7 @@ struct Shared {
     turns: Arc<TopicTurns>,
     times: BroadcastTimes,
     /// The topics with subscribers on other nodes, if the nodes share them.
-    topics: Option<Arc<Topics>>,
+    topics: Option<Arc<SyncedTopics>>,
 }
 
 impl PubSub {
@@ -95,7 +95,7 @@ impl PubSub {
     ) -> Self {
         let topics = adapter.as_ref().zip(synced_subscriptions);
         let topics =
-            topics.map(|(adapter, options)| Arc::new(Topics::new(adapter.node_name(), options)));
+            topics.map(|(adapter, options)| Arc::new(SyncedTopics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());
         let (table, turns) = (Arc::new(Table::new(metrics, changed)), Arc::default());
         if let Some(topics) = &topics {
@@ -125,7 +125,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::by_application(topic, event, payload)?, None)
+        self.broadcast_encoded(&Encoded::by_application(topic, event, payload)?, None)
     }
 
     /// Sends an event to all subscribers of a topic, and records its timing.
@@ -168,9 +168,9 @@ impl PubSub {
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
         let broadcast = PreparedBroadcast::new(topic, event, payload)?.timed(timeline);
-        self.elsewhere(&broadcast.event)?;
+        self.forward(&broadcast.event)?;
         self.record(&broadcast);
-        self.here(&broadcast.event, None);
+        self.deliver_locally(&broadcast.event, None);
         Ok(())
     }
 
@@ -190,7 +190,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.everywhere(&Encoded::by_application(topic, event, payload)?, Some(from))
+        self.broadcast_encoded(&Encoded::by_application(topic, event, payload)?, Some(from))
     }
 
     /// Sends an event to all subscribers of a topic on this node.
@@ -204,7 +204,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.here(&Encoded::by_application(topic, event, payload)?, None);
+        self.deliver_locally(&Encoded::by_application(topic, event, payload)?, None);
         Ok(())
     }
 
@@ -220,7 +220,7 @@ impl PubSub {
         event: &str,
         payload: impl IntoPayload,
     ) -> Result<(), BroadcastError> {
-        self.here(&Encoded::by_application(topic, event, payload)?, Some(from));
+        self.deliver_locally(&Encoded::by_application(topic, event, payload)?, Some(from));
         Ok(())
     }
 
@@ -298,7 +298,7 @@ impl PubSub {
         broadcast: &PreparedBroadcast,
     ) -> Result<(), BroadcastError> {
         turn.wait().await;
-        self.elsewhere(&broadcast.event)?;
+        self.forward(&broadcast.event)?;
         self.record(broadcast);
         let slow = self.shared.table.dispatch_to_all_with_room(&broadcast.event);
         if broadcast.event.event() == DISCONNECT {
@@ -347,11 +347,11 @@ impl PubSub {
     pub fn disconnect(&self, id: &str) -> usize {
         let event = Encoded::new(id, DISCONNECT, serde_json::json!({}));
         let event = event.expect("an empty object can be encoded");
-        if let Err(error) = self.elsewhere(&event) {
+        if let Err(error) = self.forward(&event) {
             let (id, error) = (shown(id), described(&error));
             tracing::warn!(id, error, "failed to broadcast a disconnect to the other nodes");
         }
-        self.here(&event, None)
+        self.deliver_locally(&event, None)
     }
 
     pub(crate) fn table(&self) -> &Arc<Table> {
@@ -359,13 +359,13 @@ impl PubSub {
     }
 
     /// Sends to the other nodes first: if they cannot be reached, the event is delivered to no one.
-    pub(crate) fn everywhere(
+    pub(crate) fn broadcast_encoded(
         &self,
         broadcast: &Encoded,
         except: Option<SubscriberId>,
     ) -> Result<(), BroadcastError> {
-        self.elsewhere(broadcast)?;
-        self.here(broadcast, except);
+        self.forward(broadcast)?;
+        self.deliver_locally(broadcast, except);
         Ok(())
     }
 
@@ -389,28 +389,23 @@ impl PubSub {
         }
     }
 
-    /// Delivers to the subscribers on this node only.
-    pub(crate) fn tell_here(&self, broadcast: &Encoded) {
-        self.here(broadcast, None);
-    }
-
     /// The name of this node, if there is an adapter.
     pub(crate) fn node_name(&self) -> Option<&str> {
         self.shared.adapter.as_ref().map(|adapter| adapter.node_name())
     }
 
     /// Sends to all other nodes only.
-    pub(crate) fn tell_others(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
+    pub(crate) fn send_to_others(&self, broadcast: &Broadcast) -> Result<(), AdapterError> {
         self.shared.adapter.as_ref().map_or(Ok(()), |adapter| adapter.broadcast(broadcast))
     }
 
     /// Sends to one node.
-    pub(crate) fn tell_node(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+    pub(crate) fn send_to_node(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
         let adapter = self.shared.adapter.as_ref();
         adapter.map_or(Ok(()), |adapter| adapter.direct_broadcast(node, broadcast))
     }
 
-    fn elsewhere(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
+    fn forward(&self, broadcast: &Encoded) -> Result<(), AdapterError> {
         match &self.shared.adapter {
             Some(adapter) => adapter.broadcast(&broadcast.into()),
             None => Ok(()),
@@ -418,7 +413,7 @@ impl PubSub {
     }
 
     /// Delivers on this node. Returns the number of closed sockets.
-    fn here(&self, broadcast: &Encoded, except: Option<SubscriberId>) -> usize {
+    pub(crate) fn deliver_locally(&self, broadcast: &Encoded, except: Option<SubscriberId>) -> usize {
         self.shared.table.dispatch(broadcast, except);
         if broadcast.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.topic())

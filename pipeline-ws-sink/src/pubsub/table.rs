@@ -19,7 +19,7 @@ use super::{
     burst::{self, BurstDetector},
     by_route::ByRoute,
     subscription::Inbox,
-    topics::Changed,
+    synced_topics::Changed,
 };
 use crate::{
     channel::{Intercepted, Letter, Mailbox, Room},

@@ -3,11 +3,11 @@
 //! Every entry is added and removed by its own node. The other nodes keep copies, which they update
 //! from that node's messages, or from those of a third node.
 
+mod context;
 mod message;
 mod options;
 mod replica;
 mod replicate;
-mod seen;
 mod state;
 mod store;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use thiserror::Error;
 
 pub(crate) use self::message::Message;
 pub use self::options::{TrackerOptions, TrackerOptionsError};
-pub(crate) use self::replicate::{Replica, TRACKERS, replicate, tell};
+pub(crate) use self::replicate::{Replica, TRACKERS, replicate, send_all};
 use self::{replica::Cluster, store::Store};
 
 /// The meta of an entry: a JSON object.
@@ -50,15 +50,15 @@ pub(crate) enum Input {
 
 /// The result of a step.
 #[derive(Default)]
-pub(crate) struct Step {
+pub(crate) struct StepOutput {
     /// The changes on other nodes.
     pub(crate) diffs: Diffs,
-    pub(crate) send: Vec<Outgoing>,
+    pub(crate) send: Vec<OutboundMessage>,
 }
 
 /// A message to other replicas.
 #[derive(Clone, Debug)]
-pub(crate) struct Outgoing {
+pub(crate) struct OutboundMessage {
     pub(crate) to: To,
     pub(crate) message: Message,
 }
@@ -201,15 +201,15 @@ impl Tracker {
     }
 
     /// Processes an input. A tick that comes too early does nothing.
-    pub(crate) fn step(&mut self, input: Input, now: Duration) -> Step {
+    pub(crate) fn step(&mut self, input: Input, now: Duration) -> StepOutput {
         match &mut self.cluster {
             Some(cluster) => cluster.step(input, now, &mut self.store),
-            None => Step::default(),
+            None => StepOutput::default(),
         }
     }
 
     /// The messages to the others at shutdown.
-    pub(crate) fn farewell(&mut self) -> Vec<Outgoing> {
-        self.cluster.as_ref().map(|cluster| cluster.farewell()).unwrap_or_default()
+    pub(crate) fn shutdown_message(&mut self) -> Vec<OutboundMessage> {
+        self.cluster.as_ref().map(|cluster| cluster.shutdown_message()).unwrap_or_default()
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Input, Message, Outgoing, To};
+use super::{Input, Message, OutboundMessage, To};
 use crate::{
     pubsub::{AdapterError, PubSub, broadcast::Broadcast},
     telemetry::{described, shown},
@@ -29,10 +29,10 @@ pub(crate) trait Replica: Send + Sync + 'static {
     fn next_tick(&self) -> Option<Duration>;
 
     /// Steps the tracker, and handles its diffs in order. Returns the messages to send.
-    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing>;
+    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<OutboundMessage>;
 
     /// The messages to the others at shutdown.
-    fn farewell(&self) -> Vec<Outgoing>;
+    fn shutdown_message(&self) -> Vec<OutboundMessage>;
 }
 
 /// Ticks a replica, passes it the received messages, and sends its own. Ends only when the replica
@@ -79,7 +79,7 @@ pub(crate) async fn replicate<R: Replica>(
 }
 
 /// Sends a replica's messages to the others, such as those at shutdown.
-pub(crate) fn tell(pubsub: &PubSub, name: &str, outgoing: &[Outgoing]) {
+pub(crate) fn send_all(pubsub: &PubSub, name: &str, outgoing: &[OutboundMessage]) {
     let (topic, mut fault) = (topic(name), Fault::default());
     for one in outgoing {
         fault.note(&topic, send(pubsub, &topic, one));
@@ -89,15 +89,15 @@ pub(crate) fn tell(pubsub: &PubSub, name: &str, outgoing: &[Outgoing]) {
 /// Whether the others can be reached. Logged when that changes, and not each time.
 #[derive(Default)]
 struct Fault {
-    told: bool,
+    is_logged: bool,
 }
 
 impl Fault {
     fn note(&mut self, topic: &str, outcome: Result<(), AdapterError>) {
         match outcome {
-            Ok(()) => self.told = false,
+            Ok(()) => self.is_logged = false,
             Err(error) => {
-                if !std::mem::replace(&mut self.told, true) {
+                if !std::mem::replace(&mut self.is_logged, true) {
                     tracing::warn!(
                         topic,
                         error = described(&error),
@@ -113,11 +113,11 @@ fn topic(name: &str) -> String {
     format!("{TRACKERS}{name}")
 }
 
-fn send(pubsub: &PubSub, topic: &str, outgoing: &Outgoing) -> Result<(), AdapterError> {
+fn send(pubsub: &PubSub, topic: &str, outgoing: &OutboundMessage) -> Result<(), AdapterError> {
     let broadcast = Broadcast::new(topic, EVENT, outgoing.message.to_payload()?)?;
     match &outgoing.to {
-        To::All => pubsub.tell_others(&broadcast),
-        To::Node(node) => pubsub.tell_node(node, &broadcast),
+        To::All => pubsub.send_to_others(&broadcast),
+        To::Node(node) => pubsub.send_to_node(node, &broadcast),
     }
 }
 
@@ -187,12 +187,12 @@ mod tests {
             self.0.lock().next_tick()
         }
 
-        fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing> {
+        fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<OutboundMessage> {
             self.0.lock().step(input, now).send
         }
 
-        fn farewell(&self) -> Vec<Outgoing> {
-            self.0.lock().farewell()
+        fn shutdown_message(&self) -> Vec<OutboundMessage> {
+            self.0.lock().shutdown_message()
         }
     }
 
@@ -265,7 +265,7 @@ mod tests {
         sleep(PERIOD * 2).await;
         assert_eq!(bob.keys(), ["ada"]);
         ann.driver.abort();
-        tell(ann.endpoint.pubsub(), "test", &ann.present.farewell());
+        tell(ann.endpoint.pubsub(), "test", &ann.present.shutdown_message());
         sleep(Duration::from_millis(1)).await;
         assert!(bob.keys().is_empty());
     }

@@ -14,27 +14,27 @@ use std::{
 use super::{
     Meta,
     message::{Delta, ReplicaRef, Value},
-    seen::Seen,
-    store::Place,
+    context::CausalContext,
+    store::Position,
 };
 
 /// The changes of this replica.
-pub(super) struct Own {
+pub(super) struct LocalReplica {
     of: ReplicaRef,
     values: BTreeMap<u64, Value>,
     /// The changes that have not been sent yet.
-    news: Delta,
+    pending: Delta,
     /// The last sent changes, from the smallest delta to the largest.
     generations: Vec<Delta>,
     sizes: Vec<usize>,
 }
 
-impl Own {
+impl LocalReplica {
     pub(super) fn new(of: ReplicaRef, mut sizes: Vec<usize>) -> Self {
         sizes.sort_unstable();
         let nothing = Delta::after(&of, 0);
         let generations = vec![nothing.clone(); sizes.len()];
-        Self { of, values: BTreeMap::new(), news: nothing, generations, sizes }
+        Self { of, values: BTreeMap::new(), pending: nothing, generations, sizes }
     }
 
     pub(super) fn of(&self) -> &ReplicaRef {
@@ -42,39 +42,39 @@ impl Own {
     }
 
     /// The last change that has been sent.
-    pub(super) fn told(&self) -> u64 {
-        self.news.after
+    pub(super) fn sent_upto(&self) -> u64 {
+        self.pending.after
     }
 
     pub(super) fn added(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> u64 {
         let value = Value { topic: topic.clone(), key: key.clone(), meta: meta.clone() };
-        self.news.upto += 1;
-        self.news.values.insert(self.news.upto, value.clone());
-        self.values.insert(self.news.upto, value);
-        self.news.upto
+        self.pending.upto += 1;
+        self.pending.values.insert(self.pending.upto, value.clone());
+        self.values.insert(self.pending.upto, value);
+        self.pending.upto
     }
 
     pub(super) fn removed(&mut self, clock: u64) {
         self.values.remove(&clock);
-        self.news.upto += 1;
-        self.news.remove(clock);
+        self.pending.upto += 1;
+        self.pending.remove(clock);
     }
 
     /// Takes the changes that have not been sent; they then count as sent.
-    pub(super) fn take_news(&mut self) -> Option<Delta> {
-        if self.news.after == self.news.upto {
+    pub(super) fn take_pending_delta(&mut self) -> Option<Delta> {
+        if self.pending.after == self.pending.upto {
             return None;
         }
-        let rest = Delta::after(&self.of, self.news.upto);
-        let news = std::mem::replace(&mut self.news, rest);
+        let rest = Delta::after(&self.of, self.pending.upto);
+        let delta = std::mem::replace(&mut self.pending, rest);
         for (generation, size) in self.generations.iter_mut().zip(&self.sizes) {
-            generation.extend(&news);
+            generation.extend(&delta);
             if generation.size() > *size {
-                let fits = news.size() <= *size;
-                *generation = if fits { news.clone() } else { Delta::after(&self.of, news.upto) };
+                let fits = delta.size() <= *size;
+                *generation = if fits { delta.clone() } else { Delta::after(&self.of, delta.upto) };
             }
         }
-        Some(news)
+        Some(delta)
     }
 
     /// The changes after this clock: the smallest generation that reaches back far enough, or the
@@ -82,7 +82,7 @@ impl Own {
     pub(super) fn since(&self, clock: u64) -> Delta {
         let covering = self.generations.iter().find(|delta| delta.after <= clock);
         covering.cloned().unwrap_or_else(|| Delta {
-            upto: self.news.upto,
+            upto: self.pending.upto,
             values: self.values.clone(),
             ..Delta::after(&self.of, 0)
         })
@@ -91,7 +91,7 @@ impl Own {
     /// The number of changes kept for others, in all generations.
     #[cfg(test)]
     pub(super) fn kept(&self) -> usize {
-        self.generations.iter().map(Delta::size).sum::<usize>() + self.news.size()
+        self.generations.iter().map(Delta::size).sum::<usize>() + self.pending.size()
     }
 }
 
@@ -126,16 +126,16 @@ impl Delta {
 
 /// The copy of another replica's entries, as far as known.
 #[derive(Debug, Default)]
-pub(super) struct Copy {
-    pub(super) seen: Seen,
-    pub(super) values: BTreeMap<u64, Held>,
+pub(super) struct RemoteReplica {
+    pub(super) context: CausalContext,
+    pub(super) values: BTreeMap<u64, Entry>,
 }
 
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct Entry {
     pub(super) value: Value,
-    /// Its place in the list, if it is listed.
-    pub(super) place: Option<Place>,
+    /// Its position in the list, if it is listed.
+    pub(super) position: Option<Position>,
 }
 
 /// The changes of a merge.
@@ -143,15 +143,15 @@ pub(super) struct Held {
 pub(super) struct Merged {
     /// By the change that added the entry.
     pub(super) joins: Vec<u64>,
-    pub(super) leaves: Vec<Held>,
+    pub(super) leaves: Vec<Entry>,
 }
 
-impl Copy {
+impl RemoteReplica {
     /// Merges the new changes of an interval. Intervals may arrive in any order and repeatedly; the
     /// copy is the same once all have arrived.
     pub(super) fn merge(&mut self, delta: Delta) -> Merged {
         let mut merged = Merged::default();
-        if !self.seen.has_room(delta.after) {
+        if !self.context.has_room(delta.after) {
             return merged;
         }
         let Delta { after, upto, removed, values, .. } = delta;
@@ -160,24 +160,24 @@ impl Copy {
         let gone: Vec<u64> = gone.chain(removed.iter().copied()).collect();
         merged.leaves = gone.iter().filter_map(|clock| self.values.remove(clock)).collect();
         for (clock, value) in values {
-            if !self.seen.contains(clock) {
-                self.values.insert(clock, Held { value, place: None });
+            if !self.context.contains(clock) {
+                self.values.insert(clock, Entry { value, position: None });
                 merged.joins.push(clock);
             }
         }
-        self.seen.insert(after, upto);
+        self.context.insert(after, upto);
         for clock in removed {
             // Marks its addition as seen.
-            self.seen.insert(clock - 1, clock);
+            self.context.insert(clock - 1, clock);
         }
         merged
     }
 
     /// All known changes, without a gap.
     pub(super) fn all(&self, of: &ReplicaRef) -> Delta {
-        let upto = self.seen.context();
+        let upto = self.context.base();
         let values = self.values.range(..=upto);
-        let values = values.map(|(clock, held)| (*clock, held.value.clone())).collect();
+        let values = values.map(|(clock, entry)| (*clock, entry.value.clone())).collect();
         Delta { upto, values, ..Delta::after(of, 0) }
     }
 }
@@ -188,52 +188,52 @@ mod tests {
 
     use super::*;
 
-    fn own(sizes: &[usize]) -> Own {
-        Own::new(ReplicaRef { node: "ann".into(), version: 1 }, sizes.to_vec())
+    fn local(sizes: &[usize]) -> LocalReplica {
+        LocalReplica::new(ReplicaRef { node: "ann".into(), version: 1 }, sizes.to_vec())
     }
 
-    fn add(own: &mut Own) -> u64 {
-        own.added(&"room:1".into(), &"user:1".into(), &Meta::default())
+    fn add(local: &mut LocalReplica) -> u64 {
+        local.added(&"room:1".into(), &"user:1".into(), &Meta::default())
     }
 
-    fn clocks(copy: &Copy) -> Vec<u64> {
-        copy.values.keys().copied().collect()
+    fn clocks(remote: &RemoteReplica) -> Vec<u64> {
+        remote.values.keys().copied().collect()
     }
 
     #[test]
     fn a_readded_entry_stays_when_the_earlier_removal_arrives_later() {
-        let mut own = own(&[]);
-        let first = add(&mut own);
-        let old = own.take_news().unwrap();
-        own.removed(first);
-        let removal = own.take_news().unwrap();
-        let second = add(&mut own);
-        let addition = own.take_news().unwrap();
-        let mut copy = Copy::default();
+        let mut local = local(&[]);
+        let first = add(&mut local);
+        let old = local.take_pending_delta().unwrap();
+        local.removed(first);
+        let removal = local.take_pending_delta().unwrap();
+        let second = add(&mut local);
+        let addition = local.take_pending_delta().unwrap();
+        let mut remote = RemoteReplica::default();
         for delta in [addition, removal, old.clone(), old] {
-            copy.merge(delta);
+            remote.merge(delta);
         }
-        assert_eq!(clocks(&copy), [second]);
+        assert_eq!(clocks(&remote), [second]);
     }
 
     #[test]
     fn an_entry_added_and_removed_between_two_messages_is_not_sent() {
-        let mut own = own(&[10]);
-        let gone = add(&mut own);
-        own.removed(gone);
-        let news = own.take_news().unwrap();
-        assert_eq!((news.size(), news.upto), (0, 2));
-        assert_eq!(own.take_news(), None);
+        let mut local = local(&[10]);
+        let gone = add(&mut local);
+        local.removed(gone);
+        let delta = local.take_pending_delta().unwrap();
+        assert_eq!((delta.size(), delta.upto), (0, 2));
+        assert_eq!(local.take_pending_delta(), None);
     }
 
     #[test]
     fn a_replica_that_missed_little_is_sent_little() {
-        let mut own = own(&[1, 3]);
+        let mut local = local(&[1, 3]);
         for _ in 0..5 {
-            add(&mut own);
-            own.take_news();
+            add(&mut local);
+            local.take_pending_delta();
         }
-        let sent = |clock| own.since(clock).values.into_keys().collect::<Vec<_>>();
+        let sent = |clock| local.since(clock).values.into_keys().collect::<Vec<_>>();
         assert_eq!(sent(4), [5], "the smallest generation");
         assert_eq!(sent(3), [4, 5], "the next one");
         assert_eq!(sent(2), [1, 2, 3, 4, 5], "more than is kept");
@@ -241,17 +241,17 @@ mod tests {
 
     #[test]
     fn a_change_without_room_for_its_gap_is_requested_later() {
-        let (mut own, mut copy) = (own(&[]), Copy::default());
+        let (mut local, mut remote) = (local(&[]), RemoteReplica::default());
         for _ in 0..5_000 {
-            add(&mut own);
-            let news = own.take_news().unwrap();
-            if news.upto % 2 == 0 {
-                copy.merge(news);
+            add(&mut local);
+            let delta = local.take_pending_delta().unwrap();
+            if delta.upto % 2 == 0 {
+                remote.merge(delta);
             }
         }
-        assert_eq!((copy.seen.gaps(), copy.values.len()), (1_000, 1_000));
-        copy.merge(own.since(0));
-        assert_eq!((copy.seen.gaps(), copy.values.len()), (0, 5_000));
+        assert_eq!((remote.context.gaps(), remote.values.len()), (1_000, 1_000));
+        remote.merge(local.since(0));
+        assert_eq!((remote.context.gaps(), remote.values.len()), (0, 5_000));
     }
 
     /// A replica's actions: add an entry, remove one, or send to the others.
@@ -260,19 +260,19 @@ mod tests {
     }
 
     /// All deltas of this replica: its new changes, and its answers to replicas that missed some.
-    fn told(history: &[(u8, prop::sample::Index)]) -> (Own, Vec<Delta>) {
-        let (mut own, mut told) = (own(&[2, 5]), Vec::new());
+    fn sent(history: &[(u8, prop::sample::Index)]) -> (LocalReplica, Vec<Delta>) {
+        let (mut local, mut deltas) = (local(&[2, 5]), Vec::new());
         for (what, which) in history {
-            let known: Vec<u64> = own.values.keys().copied().collect();
+            let known: Vec<u64> = local.values.keys().copied().collect();
             match what {
-                0 | 1 => _ = add(&mut own),
-                2 if !known.is_empty() => own.removed(*which.get(&known)),
-                2 | 3 => told.extend(own.take_news()),
-                _ => told.push(own.since(which.index(usize::MAX) as u64 % (own.told() + 1))),
+                0 | 1 => _ = add(&mut local),
+                2 if !known.is_empty() => local.removed(*which.get(&known)),
+                2 | 3 => deltas.extend(local.take_pending_delta()),
+                _ => deltas.push(local.since(which.index(usize::MAX) as u64 % (local.sent_upto() + 1))),
             }
         }
-        told.extend(own.take_news());
-        (own, told)
+        deltas.extend(local.take_pending_delta());
+        (local, deltas)
     }
 
     proptest! {
@@ -282,47 +282,47 @@ mod tests {
             order in prop::collection::vec(any::<prop::sample::Index>(), 0..30),
             at in any::<prop::sample::Index>(),
         ) {
-            let (_, told) = told(&history);
-            prop_assume!(!told.is_empty());
-            let some: Vec<&Delta> = order.iter().map(|index| index.get(&told)).collect();
-            let (mut one, mut other, mut twice) = <(Copy, Copy, Copy)>::default();
+            let (_, deltas) = sent(&history);
+            prop_assume!(!deltas.is_empty());
+            let some: Vec<&Delta> = order.iter().map(|index| index.get(&deltas)).collect();
+            let (mut one, mut other, mut twice) = <(RemoteReplica, RemoteReplica, RemoteReplica)>::default();
             some.iter().for_each(|delta| _ = one.merge((*delta).clone()));
             some.iter().rev().for_each(|delta| _ = other.merge((*delta).clone()));
             for delta in some.iter().chain(&some) {
                 twice.merge((*delta).clone());
             }
-            prop_assert_eq!((clocks(&one), &one.seen), (clocks(&other), &other.seen));
-            prop_assert_eq!((clocks(&one), &one.seen), (clocks(&twice), &twice.seen));
+            prop_assert_eq!((clocks(&one), &one.context), (clocks(&other), &other.context));
+            prop_assert_eq!((clocks(&one), &one.context), (clocks(&twice), &twice.context));
             // Relayed by a third replica, which has received the first of them, and then the rest.
             let (first, rest) = some.split_at(at.index(some.len() + 1));
-            let (mut third, mut last) = <(Copy, Copy)>::default();
+            let (mut third, mut last) = <(RemoteReplica, RemoteReplica)>::default();
             first.iter().for_each(|delta| _ = third.merge((*delta).clone()));
             rest.iter().for_each(|delta| _ = last.merge((*delta).clone()));
             last.merge(third.all(&ReplicaRef { node: "ann".into(), version: 1 }));
             first.iter().for_each(|delta| _ = last.merge((*delta).clone()));
-            prop_assert_eq!((clocks(&one), &one.seen), (clocks(&last), &last.seen));
+            prop_assert_eq!((clocks(&one), &one.context), (clocks(&last), &last.context));
         }
 
         #[test]
-        fn a_copy_with_all_deltas_is_complete_and_each_change_is_reported_once(
+        fn a_remote_replica_with_all_deltas_is_complete_and_each_change_is_reported_once(
             history in history(), seed in any::<prop::sample::Index>()
         ) {
-            let (own, mut told) = told(&history);
-            let by = seed.index(told.len().max(1));
-            let by = by.min(told.len());
-            told.rotate_left(by);
-            let (mut copy, mut joined) = (Copy::default(), BTreeSet::new());
+            let (local, mut deltas) = sent(&history);
+            let by = seed.index(deltas.len().max(1));
+            let by = by.min(deltas.len());
+            deltas.rotate_left(by);
+            let (mut remote, mut joined) = (RemoteReplica::default(), BTreeSet::new());
             let mut left = 0;
-            for delta in told {
-                let merged = copy.merge(delta);
+            for delta in deltas {
+                let merged = remote.merge(delta);
                 left += merged.leaves.len();
                 for clock in merged.joins {
                     prop_assert!(joined.insert(clock), "{} has joined twice", clock);
                 }
             }
-            prop_assert_eq!(clocks(&copy), own.values.keys().copied().collect::<Vec<_>>());
-            prop_assert_eq!(joined.len(), left + own.values.len());
-            prop_assert_eq!(copy.seen.gaps(), 0);
+            prop_assert_eq!(clocks(&remote), local.values.keys().copied().collect::<Vec<_>>());
+            prop_assert_eq!(joined.len(), left + local.values.len());
+            prop_assert_eq!(remote.context.gaps(), 0);
         }
     }
 }

@@ -11,16 +11,16 @@ use super::Meta;
 
 type ByName<T> = HashMap<Arc<str>, T, RandomState>;
 
-/// An entry's place in the list of its topic: entries of this node come first.
+/// An entry's position in the list of its topic: entries of this node come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum Position {
     Here(u64),
     Elsewhere(u64),
 }
 
 /// A listed entry.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct ListedEntry {
     pub(super) key: Arc<str>,
     pub(super) meta: Meta,
     /// The change of this node that added it. Meaningless for entries of other nodes.
@@ -32,15 +32,15 @@ pub(super) struct Entry {
 pub(super) struct Store {
     topics: ByName<Topic>,
     /// The entries of each actor of this node.
-    actors: HashMap<u64, ByName<ByName<Place>>, RandomState>,
+    actors: HashMap<u64, ByName<ByName<Position>>, RandomState>,
     next: u64,
     len: usize,
 }
 
 #[derive(Default)]
 struct Topic {
-    entries: BTreeMap<Place, Entry>,
-    keys: ByName<BTreeSet<Place>>,
+    entries: BTreeMap<Position, ListedEntry>,
+    keys: ByName<BTreeSet<Position>>,
 }
 
 impl Store {
@@ -53,34 +53,34 @@ impl Store {
         meta: Meta,
         clock: u64,
     ) {
-        let place = Place::Here(self.next);
-        self.put(place, topic, Entry { key: key.clone(), meta, clock });
+        let position = Position::Here(self.next);
+        self.put(position, topic, ListedEntry { key: key.clone(), meta, clock });
         let topics = self.actors.entry(actor).or_default();
-        topics.entry(topic.clone()).or_default().insert(key.clone(), place);
+        topics.entry(topic.clone()).or_default().insert(key.clone(), position);
     }
 
     /// Adds an entry of another node.
-    pub(super) fn put_elsewhere(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> Place {
-        let place = Place::Elsewhere(self.next);
-        self.put(place, topic, Entry { key: key.clone(), meta: meta.clone(), clock: 0 });
-        place
+    pub(super) fn put_elsewhere(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> Position {
+        let position = Position::Elsewhere(self.next);
+        self.put(position, topic, ListedEntry { key: key.clone(), meta: meta.clone(), clock: 0 });
+        position
     }
 
-    fn put(&mut self, place: Place, topic: &Arc<str>, entry: Entry) {
+    fn put(&mut self, position: Position, topic: &Arc<str>, entry: ListedEntry) {
         let topic = self.topics.entry(topic.clone()).or_default();
-        topic.keys.entry(entry.key.clone()).or_default().insert(place);
-        topic.entries.insert(place, entry);
+        topic.keys.entry(entry.key.clone()).or_default().insert(position);
+        topic.entries.insert(position, entry);
         self.next += 1;
         self.len += 1;
     }
 
     /// Removes an entry.
-    pub(super) fn take(&mut self, topic: &str, place: Place) -> Option<Entry> {
+    pub(super) fn take(&mut self, topic: &str, position: Position) -> Option<ListedEntry> {
         let on_topic = self.topics.get_mut(topic)?;
-        let entry = on_topic.entries.remove(&place)?;
-        if let Some(places) = on_topic.keys.get_mut(&entry.key) {
-            places.remove(&place);
-            if places.is_empty() {
+        let entry = on_topic.entries.remove(&position)?;
+        if let Some(positions) = on_topic.keys.get_mut(&entry.key) {
+            positions.remove(&position);
+            if positions.is_empty() {
                 on_topic.keys.remove(&entry.key);
             }
         }
@@ -91,29 +91,29 @@ impl Store {
         Some(entry)
     }
 
-    pub(super) fn untrack(&mut self, actor: u64, topic: &str, key: &str) -> Option<Entry> {
+    pub(super) fn untrack(&mut self, actor: u64, topic: &str, key: &str) -> Option<ListedEntry> {
         let topics = self.actors.get_mut(&actor)?;
         let keys = topics.get_mut(topic)?;
-        let place = keys.remove(key)?;
+        let position = keys.remove(key)?;
         if keys.is_empty() {
             topics.remove(topic);
         }
         if topics.is_empty() {
             self.actors.remove(&actor);
         }
-        self.take(topic, place)
+        self.take(topic, position)
     }
 
     /// Removes all entries of an actor on a topic, in the order in which they were tracked.
-    pub(super) fn untrack_topic(&mut self, actor: u64, topic: &str) -> Vec<Entry> {
+    pub(super) fn untrack_topic(&mut self, actor: u64, topic: &str) -> Vec<ListedEntry> {
         let Some(topics) = self.actors.get_mut(&actor) else { return Vec::new() };
         let keys = topics.remove(topic).unwrap_or_default();
         if topics.is_empty() {
             self.actors.remove(&actor);
         }
-        let mut places: Vec<Place> = keys.into_values().collect();
-        places.sort_unstable();
-        places.into_iter().filter_map(|place| self.take(topic, place)).collect()
+        let mut positions: Vec<Position> = keys.into_values().collect();
+        positions.sort_unstable();
+        positions.into_iter().filter_map(|position| self.take(topic, position)).collect()
     }
 
     /// The topics with entries of an actor.
@@ -121,9 +121,9 @@ impl Store {
         self.actors.get(&actor).map_or_else(Vec::new, |topics| topics.keys().cloned().collect())
     }
 
-    pub(super) fn get(&self, actor: u64, topic: &str, key: &str) -> Option<&Entry> {
-        let place = self.place(actor, topic, key)?;
-        self.topics.get(topic)?.entries.get(&place)
+    pub(super) fn get(&self, actor: u64, topic: &str, key: &str) -> Option<&ListedEntry> {
+        let position = self.position(actor, topic, key)?;
+        self.topics.get(topic)?.entries.get(&position)
     }
 
     /// The entry, with its topic.
@@ -132,14 +132,14 @@ impl Store {
         actor: u64,
         topic: &str,
         key: &str,
-    ) -> Option<(&Arc<str>, &mut Entry)> {
-        let place = self.place(actor, topic, key)?;
+    ) -> Option<(&Arc<str>, &mut ListedEntry)> {
+        let position = self.position(actor, topic, key)?;
         let (topic, _) = self.actors.get(&actor)?.get_key_value(topic)?;
-        let entry = self.topics.get_mut(topic)?.entries.get_mut(&place)?;
+        let entry = self.topics.get_mut(topic)?.entries.get_mut(&position)?;
         Some((topic, entry))
     }
 
-    fn place(&self, actor: u64, topic: &str, key: &str) -> Option<Place> {
+    fn position(&self, actor: u64, topic: &str, key: &str) -> Option<Position> {
         self.actors.get(&actor)?.get(topic)?.get(key).copied()
     }
 
@@ -151,8 +151,8 @@ impl Store {
     pub(super) fn get_by_key(&self, topic: &str, key: &str) -> impl Iterator<Item = &Meta> {
         let topic = self.topics.get(topic);
         let found = topic.and_then(|topic| Some((topic, topic.keys.get(key)?)));
-        found.into_iter().flat_map(move |(topic, places)| {
-            places.iter().filter_map(move |place| Some(&topic.entries.get(place)?.meta))
+        found.into_iter().flat_map(move |(topic, positions)| {
+            positions.iter().filter_map(move |position| Some(&topic.entries.get(position)?.meta))
         })
     }
 

@@ -91,7 +91,7 @@ enum Act {
     /// With an earlier clock, its version is less than all previous ones.
     Restart {
         node: usize,
-        farewell: bool,
+        shutdown_message: bool,
         earlier: bool,
     },
     /// It ends without an announcement, and only a restart starts it again.
@@ -205,10 +205,10 @@ impl Network {
                 node.fold(&diffs);
             }
             Act::Wait { millis } => self.wait(Duration::from_millis(millis)),
-            Act::Restart { node, farewell, earlier } => {
+            Act::Restart { node, shutdown_message, earlier } => {
                 let at = node % self.nodes.len();
-                if farewell && self.nodes[at].alive {
-                    let last = self.nodes[at].tracker.farewell();
+                if shutdown_message && self.nodes[at].alive {
+                    let last = self.nodes[at].tracker.shutdown_message();
                     self.post(at, last);
                 }
                 let tracker = self.tracker(self.nodes[at].name, earlier);
@@ -257,14 +257,14 @@ impl Network {
     }
 
     fn step(&mut self, at: usize, input: Input) {
-        let Step { diffs, send } = self.nodes[at].tracker.step(input, self.now);
+        let StepOutput { diffs, send } = self.nodes[at].tracker.step(input, self.now);
         self.nodes[at].fold(&diffs);
         assert_eq!(listed(&self.nodes[at].tracker), self.nodes[at].folded, "the reported diffs");
         self.post(at, send);
     }
 
-    fn post(&mut self, from: usize, outgoing: Vec<Outgoing>) {
-        for Outgoing { to, message } in outgoing {
+    fn post(&mut self, from: usize, outgoing: Vec<OutboundMessage>) {
+        for OutboundMessage { to, message } in outgoing {
             // Encoded and decoded, as on the network.
             let payload = message.to_payload().unwrap();
             let message = Message::from_payload(&payload).unwrap();
@@ -312,7 +312,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => (20_000u64..60_000).prop_map(|millis| Act::Wait { millis }),
         1 => (150_000u64..300_000).prop_map(|millis| Act::Wait { millis }),
         1 => (node.clone(), any::<bool>(), any::<bool>())
-            .prop_map(|(node, farewell, earlier)| Act::Restart { node, farewell, earlier }),
+            .prop_map(|(node, shutdown_message, earlier)| Act::Restart { node, shutdown_message, earlier }),
         1 => node.clone().prop_map(|node| Act::Stop { node }),
         1 => node.prop_map(|node| Act::Cut { node }),
         2 => Just(Act::Heal),
@@ -382,15 +382,15 @@ fn numbers(tracker: &Tracker) -> Vec<u64> {
 }
 
 /// Ticks, and returns the messages.
-fn tick(tracker: &mut Tracker) -> Vec<Outgoing> {
+fn tick(tracker: &mut Tracker) -> Vec<OutboundMessage> {
     let now = tracker.next_tick().unwrap();
     tracker.step(Input::Tick, now).send
 }
 
-fn hear(tracker: &mut Tracker, said: Vec<Outgoing>, now: Duration) -> Step {
-    let mut all = Step::default();
-    for Outgoing { message, .. } in said {
-        let Step { diffs, send } = tracker.step(Input::Message(message), now);
+fn hear(tracker: &mut Tracker, said: Vec<OutboundMessage>, now: Duration) -> StepOutput {
+    let mut all = StepOutput::default();
+    for OutboundMessage { message, .. } in said {
+        let StepOutput { diffs, send } = tracker.step(Input::Message(message), now);
         all.diffs.extend(diffs);
         all.send.extend(send);
     }
@@ -405,8 +405,8 @@ fn a_lone_tracker_keeps_no_state_for_others() {
     assert_eq!(tracker.next_tick(), None);
     let mut other = replica("bob", 1);
     track(&mut other, 1, "bea", 2);
-    let Step { diffs, send } = hear(&mut tracker, tick(&mut other), PERIOD);
-    assert!(diffs.is_empty() && send.is_empty() && tracker.farewell().is_empty());
+    let StepOutput { diffs, send } = hear(&mut tracker, tick(&mut other), PERIOD);
+    assert!(diffs.is_empty() && send.is_empty() && tracker.shutdown_message().is_empty());
     assert_eq!((numbers(&tracker), tracker.len()), (vec![1], 1));
 }
 

@@ -12,7 +12,7 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{PubSub, table::Table};
 use crate::presence::tracker::{
-    Input, Meta, Outgoing, Replica, Step, TRACKERS, Tracker, TrackerOptions, replicate, tell,
+    Input, Meta, OutboundMessage, Replica, StepOutput, TRACKERS, Tracker, TrackerOptions, replicate, send_all,
 };
 
 /// The tracker topic under which nodes replicate their topics.
@@ -25,7 +25,7 @@ const ACTOR: u64 = 0;
 ///
 /// A topic of this node is replicated once a period, if its first subscriber has come or its last
 /// has left since. A subscription costs a mark, and no message.
-pub(crate) struct Topics {
+pub(crate) struct SyncedTopics {
     tracker: Mutex<Tracker>,
     changed: Arc<Changed>,
     /// The tracked key of every topic.
@@ -33,12 +33,12 @@ pub(crate) struct Topics {
     meta: Meta,
     started: Instant,
     table: OnceLock<Weak<Table>>,
-    talking: Mutex<Talking>,
+    replication: Mutex<Replication>,
 }
 
 /// The replication task.
 #[derive(Debug, Default)]
-struct Talking {
+struct Replication {
     task: Option<AbortHandle>,
     /// No task is started any more: a socket may open while its endpoint ends.
     has_ended: bool,
@@ -56,7 +56,7 @@ impl Changed {
     }
 }
 
-impl Topics {
+impl SyncedTopics {
     pub(super) fn new(node: &str, options: TrackerOptions) -> Self {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let version = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
@@ -70,7 +70,7 @@ impl Topics {
             meta: Arc::default(),
             started: Instant::now(),
             table: OnceLock::new(),
-            talking: Mutex::default(),
+            replication: Mutex::default(),
         }
     }
 
@@ -93,39 +93,39 @@ impl Topics {
 
     /// Starts the replication task, if there is a runtime.
     pub(super) fn begin(self: &Arc<Self>, pubsub: &PubSub) {
-        let mut talking = self.talking.lock();
+        let mut replication = self.replication.lock();
         // The task may have ended with the runtime of an earlier socket.
-        let runs = talking.task.as_ref().is_some_and(|task| !task.is_finished());
-        if runs || talking.has_ended {
+        let runs = replication.task.as_ref().is_some_and(|task| !task.is_finished());
+        if runs || replication.has_ended {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
             let (weak, pubsub, started) = (Arc::downgrade(self), pubsub.clone(), self.started);
             let task = async move { replicate(weak, pubsub, NAME, started).await };
-            talking.task = Some(runtime.spawn(task).abort_handle());
+            replication.task = Some(runtime.spawn(task).abort_handle());
         }
     }
 
     pub(super) fn end(&self, pubsub: &PubSub) {
         let task = {
-            let mut talking = self.talking.lock();
-            talking.has_ended = true;
-            talking.task.take()
+            let mut replication = self.replication.lock();
+            replication.has_ended = true;
+            replication.task.take()
         };
         // The task calls the user's adapter, so it is spawned outside the lock.
         if let Some(task) = task {
             task.abort();
-            tell(pubsub, NAME, &self.farewell());
+            send_all(pubsub, NAME, &self.shutdown_message());
         }
     }
 }
 
-impl Replica for Topics {
+impl Replica for SyncedTopics {
     fn next_tick(&self) -> Option<Duration> {
         self.tracker.lock().next_tick()
     }
 
-    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<Outgoing> {
+    fn step(self: &Arc<Self>, input: Input, now: Duration) -> Vec<OutboundMessage> {
         let mut tracker = self.tracker.lock();
         if let (Input::Tick, Some(table)) = (&input, self.table.get().and_then(Weak::upgrade)) {
             let changed = mem::take(&mut *self.changed.0.lock());
@@ -139,12 +139,12 @@ impl Replica for Topics {
             }
         }
         // The diffs are not needed: queries read the current state.
-        let Step { send, diffs: _ } = tracker.step(input, now);
+        let StepOutput { send, diffs: _ } = tracker.step(input, now);
         send
     }
 
-    fn farewell(&self) -> Vec<Outgoing> {
-        self.tracker.lock().farewell()
+    fn shutdown_message(&self) -> Vec<OutboundMessage> {
+        self.tracker.lock().shutdown_message()
     }
 }
 
@@ -182,9 +182,9 @@ mod tests {
         let pubsub = endpoint.pubsub();
         let topics = pubsub.shared.topics.as_ref().unwrap();
         pubsub.begin();
-        assert!(topics.talking.lock().task.is_some());
+        assert!(topics.replication.lock().task.is_some());
         pubsub.end();
         pubsub.begin();
-        assert!(topics.talking.lock().task.is_none());
+        assert!(topics.replication.lock().task.is_none());
     }
 }

@@ -25,21 +25,21 @@ const DIFFS_AT_ONCE: usize = 4;
 
 /// The right to send diffs. There is at most one for each presence, so diffs are sent in the order
 /// of the changes.
-pub(super) struct Telling {
+pub(super) struct DiffSender {
     shared: Arc<Shared>,
     /// Whether the right has not been released.
     held: bool,
 }
 
-impl Telling {
+impl DiffSender {
     /// Claims the right, if there is a change to send and no other task has the right already: that
     /// task then also sends this change.
     pub(super) fn claim(shared: &Arc<Shared>) -> Option<Self> {
         let mut state = shared.attached().ok()?.state.lock();
-        if state.has_ended || state.is_telling || state.waiting.next_topic().is_none() {
+        if state.has_ended || state.is_sending || state.pending.next_topic().is_none() {
             return None;
         }
-        state.is_telling = true;
+        state.is_sending = true;
         Some(Self { shared: shared.clone(), held: true })
     }
 
@@ -51,7 +51,7 @@ impl Telling {
                     break;
                 }
                 let Some(diff) = self.next() else { return };
-                self.tell(&diff);
+                self.send(&diff);
             }
         }
         self.hand_over();
@@ -64,19 +64,19 @@ impl Telling {
             // No runtime to spawn a task on. With `fetch`, diffs wait for a change that has one.
             if shared.fetch.is_none() {
                 while let Some(diff) = self.next() {
-                    self.tell(&diff);
+                    self.send(&diff);
                 }
             }
             return;
         };
         let mut tasks = attached.tasks.lock();
         if !attached.state.lock().has_ended {
-            tasks.tells = Some(runtime.spawn(self.tell_all()).abort_handle());
+            tasks.sends = Some(runtime.spawn(self.send_all()).abort_handle());
         }
     }
 
     /// Sends pending diffs, one after the other, until none is left.
-    async fn tell_all(mut self) {
+    async fn send_all(mut self) {
         loop {
             // Other tasks run between two diffs. Their changes on a topic go into one diff.
             yield_now().await;
@@ -85,34 +85,34 @@ impl Telling {
                 diff.joins = self.shared.enriched(&diff.topic, diff.joins).await;
                 diff.leaves = self.shared.enriched(&diff.topic, diff.leaves).await;
             }
-            self.tell(&diff);
+            self.send(&diff);
         }
     }
 
     /// Whether the next diff goes to many clients.
     fn is_next_for_many(&self) -> bool {
         let Ok(attached) = self.shared.attached() else { return false };
-        let topic = attached.state.lock().waiting.next_topic().cloned();
+        let topic = attached.state.lock().pending.next_topic().cloned();
         topic.is_some_and(|topic| attached.pubsub.table().listeners(&topic) > FEW)
     }
 
     /// The next diff. Without one, the right is released.
     fn next(&mut self) -> Option<PresenceDiff> {
         let mut state = self.shared.attached().ok()?.state.lock();
-        let next = if state.has_ended { None } else { state.waiting.next() };
+        let next = if state.has_ended { None } else { state.pending.next() };
         if next.is_none() {
             // Under the lock that also guards changes, so that no change is left unsent.
-            state.is_telling = false;
+            state.is_sending = false;
             self.held = false;
         }
         drop(state);
         next.map(|(topic, diff)| PresenceDiff::new(topic, diff))
     }
 
-    fn tell(&self, diff: &PresenceDiff) {
+    fn send(&self, diff: &PresenceDiff) {
         let Ok(attached) = self.shared.attached() else { return };
         match Encoded::new(&diff.topic, DIFF, diff) {
-            Ok(encoded) => attached.pubsub.tell_here(&encoded),
+            Ok(encoded) => attached.pubsub.deliver_locally(&encoded, None),
             Err(error) => {
                 let (lines, topic) = (&self.shared.lines, &diff.topic);
                 limited!(
@@ -133,12 +133,12 @@ impl Telling {
     }
 }
 
-impl Drop for Telling {
+impl Drop for DiffSender {
     fn drop(&mut self) {
         if self.held
             && let Ok(attached) = self.shared.attached()
         {
-            attached.state.lock().is_telling = false;
+            attached.state.lock().is_sending = false;
         }
     }
 }

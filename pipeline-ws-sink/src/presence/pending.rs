@@ -20,14 +20,14 @@ const MAX_CHANGES: usize = 1_000;
 /// Changes of one topic are merged, and two changes that cancel each other out are not sent. So
 /// there are never more changes than current presences plus presences that clients know of.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct PendingDiffs {
     /// The topics in the order in which they are sent. Each has at least one change.
     topics: BTreeMap<u64, Arc<str>>,
     changes: HashMap<Arc<str>, Changes>,
     next: u64,
 }
 
-impl Waiting {
+impl PendingDiffs {
     pub(super) fn add(&mut self, diffs: Diffs) {
         for (topic, Diff { joins, leaves }) in diffs {
             let changes = self.changes.entry(topic.clone()).or_insert_with(|| {
@@ -35,8 +35,8 @@ impl Waiting {
                 self.topics.insert(self.next, topic.clone());
                 Changes::in_turn(self.next)
             });
-            joins.into_iter().for_each(|(key, meta)| changes.add(Kind::Join, key, meta));
-            leaves.into_iter().for_each(|(key, meta)| changes.add(Kind::Leave, key, meta));
+            joins.into_iter().for_each(|(key, meta)| changes.add(ChangeKind::Join, key, meta));
+            leaves.into_iter().for_each(|(key, meta)| changes.add(ChangeKind::Leave, key, meta));
             if changes.is_empty() {
                 self.topics.remove(&changes.turn);
                 self.changes.remove(&topic);
@@ -73,40 +73,40 @@ struct Changes {
     /// The topic's position among the others.
     turn: u64,
     /// All changes, grouped by key, in the order in which the keys first changed.
-    changes: BTreeMap<Place, Change>,
-    /// The first part of the places of a key's changes, and their number.
+    changes: BTreeMap<Position, Change>,
+    /// The first part of the positions of a key's changes, and their number.
     keys: HashMap<Arc<str>, (u64, usize)>,
-    /// The place of each meta's change.
-    places: HashMap<Named, Place>,
+    /// The position of each meta's change.
+    positions: HashMap<KeyedMeta, Position>,
     next: u64,
 }
 
 /// The number of the key, and the number of the change.
-type Place = (u64, u64);
+type Position = (u64, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum ChangeKind {
     Join,
     Leave,
 }
 
 #[derive(Debug)]
 struct Change {
-    kind: Kind,
-    of: Named,
+    kind: ChangeKind,
+    of: KeyedMeta,
 }
 
 /// A meta of a key. Two are equal if they have the same key and the same reference.
 #[derive(Clone, Debug)]
-struct Named {
+struct KeyedMeta {
     key: Arc<str>,
     meta: Meta,
 }
 
 impl Changes {
     fn in_turn(turn: u64) -> Self {
-        let (changes, keys, places) = Default::default();
-        Self { turn, changes, keys, places, next: 0 }
+        let (changes, keys, positions) = Default::default();
+        Self { turn, changes, keys, positions, next: 0 }
     }
 
     fn is_empty(&self) -> bool {
@@ -115,11 +115,11 @@ impl Changes {
 
     /// Adds a change, unless it cancels one that has not been sent: a join and a leave of the same
     /// meta cancel out. Clients apply joins before leaves, so no meta may be in both.
-    fn add(&mut self, kind: Kind, key: Arc<str>, meta: Meta) {
-        let of = Named { key, meta };
-        if let Some(place) = self.places.get(&of).copied() {
-            if self.changes.get(&place).is_some_and(|untold| untold.kind != kind) {
-                self.remove(place);
+    fn add(&mut self, kind: ChangeKind, key: Arc<str>, meta: Meta) {
+        let of = KeyedMeta { key, meta };
+        if let Some(position) = self.positions.get(&of).copied() {
+            if self.changes.get(&position).is_some_and(|pending| pending.kind != kind) {
+                self.remove(position);
             }
             return;
         }
@@ -127,14 +127,14 @@ impl Changes {
         self.next += 1;
         let (group, count) = self.keys.entry(of.key.clone()).or_insert((number, 0));
         *count += 1;
-        let place = (*group, number);
-        self.places.insert(of.clone(), place);
-        self.changes.insert(place, Change { kind, of });
+        let position = (*group, number);
+        self.positions.insert(of.clone(), position);
+        self.changes.insert(position, Change { kind, of });
     }
 
-    fn remove(&mut self, place: Place) -> Option<Change> {
-        let change = self.changes.remove(&place)?;
-        self.places.remove(&change.of);
+    fn remove(&mut self, position: Position) -> Option<Change> {
+        let change = self.changes.remove(&position)?;
+        self.positions.remove(&change.of);
         if let Some((_, count)) = self.keys.get_mut(&change.of.key) {
             *count -= 1;
             if *count == 0 {
@@ -147,30 +147,30 @@ impl Changes {
     /// Takes whole keys until there are at least this many changes.
     fn take(&mut self, most: usize) -> Diff {
         let (mut diff, mut taken, mut last_group) = (Diff::default(), 0, None);
-        while let Some((&place, _)) = self.changes.first_key_value() {
-            if taken >= most && last_group != Some(place.0) {
+        while let Some((&position, _)) = self.changes.first_key_value() {
+            if taken >= most && last_group != Some(position.0) {
                 break;
             }
-            let Some(Change { kind, of: Named { key, meta } }) = self.remove(place) else { break };
+            let Some(Change { kind, of: KeyedMeta { key, meta } }) = self.remove(position) else { break };
             match kind {
-                Kind::Join => diff.joins.push((key, meta)),
-                Kind::Leave => diff.leaves.push((key, meta)),
+                ChangeKind::Join => diff.joins.push((key, meta)),
+                ChangeKind::Leave => diff.leaves.push((key, meta)),
             }
-            (taken, last_group) = (taken + 1, Some(place.0));
+            (taken, last_group) = (taken + 1, Some(position.0));
         }
         diff
     }
 }
 
-impl PartialEq for Named {
+impl PartialEq for KeyedMeta {
     fn eq(&self, other: &Self) -> bool {
         self.key == other.key && phx_ref::of(&self.meta) == phx_ref::of(&other.meta)
     }
 }
 
-impl Eq for Named {}
+impl Eq for KeyedMeta {}
 
-impl Hash for Named {
+impl Hash for KeyedMeta {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key.hash(state);
         phx_ref::of(&self.meta).hash(state);
@@ -194,13 +194,13 @@ mod tests {
         Diff { joins: all(joins), leaves: all(leaves) }
     }
 
-    fn add(waiting: &mut Waiting, topic: &str, joins: &[(&str, &str)], leaves: &[(&str, &str)]) {
+    fn add(waiting: &mut PendingDiffs, topic: &str, joins: &[(&str, &str)], leaves: &[(&str, &str)]) {
         waiting.add(Diffs::from_iter([(topic.into(), diff(joins, leaves))]));
     }
 
     #[test]
     fn a_join_and_a_leave_before_the_diff_cancel_out() {
-        let mut waiting = Waiting::default();
+        let mut waiting = PendingDiffs::default();
         add(&mut waiting, "t", &[("ada", "1"), ("ben", "2")], &[]);
         add(&mut waiting, "u", &[("ada", "3")], &[]);
         // An update, and a leave of a meta that was sent before.
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_leave_and_a_join_before_the_diff_cancel_out() {
-        let mut waiting = Waiting::default();
+        let mut waiting = PendingDiffs::default();
         add(&mut waiting, "t", &[], &[("ada", "1"), ("ben", "2")]);
         add(&mut waiting, "t", &[("ada", "1")], &[]);
         assert_eq!(waiting.next().unwrap().1, diff(&[], &[("ben", "2")]));
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn diffs_of_topics_are_sent_in_turn() {
-        let mut waiting = Waiting::default();
+        let mut waiting = PendingDiffs::default();
         add(&mut waiting, "b", &[("ada", "1")], &[]);
         add(&mut waiting, "a", &[("ada", "2")], &[]);
         add(&mut waiting, "b", &[("ben", "3")], &[]);
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_topic_whose_changes_cancel_out_takes_no_memory() {
-        let mut waiting = Waiting::default();
+        let mut waiting = PendingDiffs::default();
         add(&mut waiting, "first", &[("ada", "0")], &[]);
         for n in 0..100 {
             let topic = format!("t:{n}");
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn many_changes_are_sent_in_parts_that_split_no_key_with_other_topics_in_between() {
-        let mut waiting = Waiting::default();
+        let mut waiting = PendingDiffs::default();
         let user = |n: usize| format!("user:{n}");
         for n in 0..MAX_CHANGES + 10 {
             add(&mut waiting, "big", &[], &[(&user(n), "1")]);
@@ -273,7 +273,7 @@ mod tests {
     fn adding_a_change_takes_constant_time() {
         // Each meta leaves before its join was sent, the last one first.
         let per_change = |count: usize| {
-            let mut waiting = Waiting::default();
+            let mut waiting = PendingDiffs::default();
             let topic: Arc<str> = "t".into();
             let all: Vec<_> =
                 (0..count).map(|n| who(&format!("user:{n}"), &n.to_string())).collect();
