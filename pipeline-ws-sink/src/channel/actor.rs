@@ -21,8 +21,8 @@ use tracing::Instrument;
 
 use super::{
     Channel, ChannelContext, JoinContext, JoinError, PushError, Stop,
-    info::{self, Sealed},
-    mailbox::{Intercepted, Letter, Mailbox, Overflow, Reading},
+    handle::{self, BoxedMessage},
+    mailbox::{ChannelMessage, Intercepted, Mailbox, MailboxReader, Overflow},
     reply::{Refusal, Reply},
 };
 use crate::{
@@ -53,7 +53,7 @@ pub(crate) struct Join<S: Socket> {
     /// The request counts as received until it has been answered.
     pub(crate) held: Held,
     pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) life: Life,
+    pub(crate) instance: Instance,
     pub(crate) metrics: Arc<RouteMetrics>,
     /// The channel that this one replaces.
     pub(crate) replaces: Option<Replaced>,
@@ -62,20 +62,20 @@ pub(crate) struct Join<S: Socket> {
 /// A channel that is replaced by a new join.
 pub(crate) struct Replaced {
     pub(crate) join_ref: Ref,
-    pub(crate) life: Life,
+    pub(crate) instance: Instance,
     pub(crate) task: JoinHandle<()>,
 }
 
 /// One instance of a channel: its id, and whether its end has been announced.
 #[derive(Clone, Debug)]
-pub(crate) struct Life {
+pub(crate) struct Instance {
     id: u64,
-    told: Arc<AtomicBool>,
+    announced: Arc<AtomicBool>,
 }
 
-impl Life {
+impl Instance {
     pub(crate) fn new(id: u64) -> Self {
-        Self { id, told: Arc::default() }
+        Self { id, announced: Arc::default() }
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -83,8 +83,8 @@ impl Life {
     }
 
     /// Whether the caller is the one to announce the end, which is announced once.
-    fn tell(&self) -> bool {
-        !self.told.swap(true, Ordering::AcqRel)
+    fn announce(&self) -> bool {
+        !self.announced.swap(true, Ordering::AcqRel)
     }
 }
 
@@ -92,18 +92,18 @@ impl Life {
 pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
     // Dropped last, so that a test knows that everything else is gone.
     #[cfg(feature = "test-kit")]
-    let _watched = join.connection.events.witness.get().map(|witness| witness.begins::<C>(&join));
-    let reading = Reading(join.mailbox.clone());
+    let _probed = join.connection.events.probe.get().map(|probe| probe.begins::<C>(&join));
+    let reader = MailboxReader(join.mailbox.clone());
     // Boxed: the state that only the join needs is freed after it, and not when the channel ends.
     if let Some(joined) = Box::pin(enter::<C>(join, config)).await {
-        joined.live(&reading).await;
+        joined.live(&reader).await;
     }
 }
 
 /// Runs the join: accepts the client, or sends it the refusal.
-async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<Joined<C>> {
+async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<RunningChannel<C>> {
     let Join { connection, topic, join_ref, reference, payload, held, mailbox, .. } = join;
-    let (life, metrics, replaces) = (join.life, join.metrics, join.replaces);
+    let (instance, metrics, replaces) = (join.instance, join.metrics, join.replaces);
     let replaced = match replaces {
         Some(replaced) => replaced.end().await,
         None => None,
@@ -139,7 +139,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         Outcome::Panicked => {}
     }
 
-    let tell_replaced = || {
+    let close_replaced = || {
         if let Some(old) = &replaced {
             let frame = Address { join_ref: old, ..address }.close();
             connection.outbox.send(&frame, None);
@@ -150,25 +150,25 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         Ok(joined) => joined,
         Err(refusal) => {
             #[cfg(feature = "test-kit")]
-            if let (Refusal::Crashed(reason), Some(witness)) =
-                (&refusal, connection.events.witness.get())
+            if let (Refusal::Crashed(reason), Some(probe)) =
+                (&refusal, connection.events.probe.get())
             {
-                witness.ends(topic, context.join_ref(), reason);
+                probe.ends(topic, context.join_ref(), reason);
             }
             let refused = refuse(refusal, &metrics, &context.topic, |response| {
                 address.reply(&reference, "error", response)
             });
             // Notify the session first: when the client reads the answer, the topic is free.
-            connection.events.tell(SessionEvent::Ended { topic: topic.clone(), id: life.id() });
+            connection.events.send(SessionEvent::Ended { topic: topic.clone(), id: instance.id() });
             connection.outbox.send(&refused, None);
-            tell_replaced();
+            close_replaced();
             return None;
         }
     };
     let listening = connection.pubsub.table().subscribe(
         topic,
         context.id(),
-        Subscriber::Joined(pubsub::Joined {
+        Subscriber::Joined(pubsub::JoinedChannel {
             outbox: connection.outbox.clone(),
             version: connection.version,
             intercept: C::INTERCEPT,
@@ -176,22 +176,22 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             route: metrics.clone(),
         }),
     );
-    connection.events.tell(SessionEvent::Joined { topic: topic.clone(), id: life.id() });
+    connection.events.send(SessionEvent::Joined { topic: topic.clone(), id: instance.id() });
     connection.outbox.send(&accepted, None);
-    tell_replaced();
+    close_replaced();
 
-    Some(Joined { channel, context, join_ref, life, listening, metrics })
+    Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
 }
 
 impl Replaced {
     /// Aborts the channel at once, without its `terminate`. Returns its join reference if its end
     /// has not been announced.
     async fn end(mut self) -> Option<Ref> {
-        let untold = self.life.tell();
+        let is_unannounced = self.instance.announce();
         self.task.abort();
         // The task ends at its next await. If it never gets there, it can at least announce nothing.
         let _ = time::timeout(TERMINATE, &mut self.task).await;
-        untold.then(|| self.join_ref.clone())
+        is_unannounced.then(|| self.join_ref.clone())
     }
 }
 
@@ -232,14 +232,14 @@ fn refuse(
 }
 
 /// A channel that was joined.
-struct Joined<C: Channel> {
+struct RunningChannel<C: Channel> {
     /// Dropped before the context: the context's drop announces that the client has left, which
     /// this channel must not receive.
     listening: Listening,
     channel: C,
     context: ChannelContext<C>,
     join_ref: Ref,
-    life: Life,
+    instance: Instance,
     metrics: Arc<RouteMetrics>,
 }
 
@@ -254,32 +254,32 @@ enum End {
 
 /// The last frame that the client receives.
 #[derive(Clone, Copy)]
-enum LastWord {
+enum FinalFrame {
     Close,
     Error,
 }
 
-impl<C: Channel> Joined<C> {
-    async fn live(mut self, reading: &Reading) {
+impl<C: Channel> RunningChannel<C> {
+    async fn live(mut self, reader: &MailboxReader) {
         let end = loop {
             // Yields to other tasks, even if there is always something to handle.
             consume_budget().await;
             // Timers and messages alternate, so that neither starves the other.
             let due = self.context.timers(|timers| timers.due(Instant::now()));
             if let Some(message) = due
-                && let Some(end) = self.handle(Letter::Info(message)).await
+                && let Some(end) = self.handle(ChannelMessage::Internal(message)).await
             {
                 break end;
             }
-            let letter = match next_letter(&self.context, reading).await {
-                Some(Ok(letter)) => letter,
+            let message = match next_message(&self.context, reader).await {
+                Some(Ok(message)) => message,
                 Some(Err(Overflow { dropped })) => {
                     self.context.connection.metrics.dropped_by_mailbox.increment(dropped);
                     break End::Stopped(ExitReason::failed("too many broadcasts to handle"));
                 }
                 None => continue,
             };
-            if let Some(end) = self.handle(letter).await {
+            if let Some(end) = self.handle(message).await {
                 break end;
             }
         };
@@ -289,8 +289,8 @@ impl<C: Channel> Joined<C> {
 
     /// Handles a message. A callback that ends because it could no longer push ends the channel as
     /// its socket's end does.
-    async fn handle(&mut self, letter: Letter) -> Option<End> {
-        match self.call(letter).await {
+    async fn handle(&mut self, message: ChannelMessage) -> Option<End> {
+        match self.call(message).await {
             Some(End::Stopped(reason)) if is_socket_end(&reason) => {
                 let ended = self.context.connection.outbox.ended();
                 Some(End::Closed(ended.map_or(reason, SocketEnd::reason)))
@@ -299,11 +299,11 @@ impl<C: Channel> Joined<C> {
         }
     }
 
-    async fn call(&mut self, letter: Letter) -> Option<End> {
+    async fn call(&mut self, message: ChannelMessage) -> Option<End> {
         let Self { channel, context, metrics, .. } = self;
-        match letter {
+        match message {
             // The message counts as received until it has been handled.
-            Letter::Event { reference, event, payload, held: _held } => {
+            ChannelMessage::Event { reference, event, payload, held: _held } => {
                 context.reference = reference.clone();
                 let outcome = match begin_event() {
                     None if !log::events_are_seen() => {
@@ -323,7 +323,7 @@ impl<C: Channel> Joined<C> {
                 let stop = self.answer(&reference, reply).err().or(stop);
                 stop.map(End::Stopped)
             }
-            Letter::Intercepted(Intercepted { event, payload, since }) => {
+            ChannelMessage::Intercepted(Intercepted { event, payload, since }) => {
                 // With `WhenFull::Block`, a channel that intercepts waits too: its broadcasts stay
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
@@ -332,18 +332,18 @@ impl<C: Channel> Joined<C> {
                 context.since = None;
                 stopped(outcome)
             }
-            Letter::Foreign(broadcast) => {
+            ChannelMessage::Foreign(broadcast) => {
                 stopped(contained(channel.handle_broadcast(broadcast, context)).await)
             }
-            Letter::Info(message) => self.handle_message(message).await,
-            Letter::Leave { reference, held: _held } => Some(End::Left(reference)),
-            Letter::Close(reason) => Some(End::Closed(reason)),
+            ChannelMessage::Internal(message) => self.handle_message(message).await,
+            ChannelMessage::Leave { reference, held: _held } => Some(End::Left(reference)),
+            ChannelMessage::Close(reason) => Some(End::Closed(reason)),
         }
     }
 
-    async fn handle_message(&mut self, message: Sealed) -> Option<End> {
+    async fn handle_message(&mut self, message: BoxedMessage) -> Option<End> {
         let Self { channel, context, .. } = self;
-        stopped(contained(info::open(message, channel, context)).await)
+        stopped(contained(handle::deliver(message, channel, context)).await)
     }
 
     fn answer(&self, reference: &Ref, reply: Reply) -> Result<(), ExitReason> {
@@ -362,11 +362,11 @@ impl<C: Channel> Joined<C> {
             End::Left(reference) => {
                 let reply = self.answer(&reference, Reply::ok());
                 debug_assert!(reply.is_ok(), "an empty response can be encoded");
-                self.tell(LastWord::Close);
+                self.announce(FinalFrame::Close);
                 self.terminate(&ExitReason::ShutdownWith("left".into())).await;
             }
             End::Stopped(reason) if reason.is_graceful() => {
-                self.tell(LastWord::Close);
+                self.announce(FinalFrame::Close);
                 self.terminate(&reason).await;
             }
             End::Stopped(reason) => {
@@ -381,7 +381,7 @@ impl<C: Channel> Joined<C> {
                     "a channel crashed"
                 );
                 self.terminate(&reason).await;
-                self.tell(LastWord::Error);
+                self.announce(FinalFrame::Error);
             }
             End::Closed(reason) => self.terminate(&reason).await,
         }
@@ -389,16 +389,16 @@ impl<C: Channel> Joined<C> {
 
     /// Announces the channel's end to the session and then to the client. From here on, the topic
     /// is free to be joined, and no broadcast reaches the client through this channel.
-    fn tell(&mut self, last_word: LastWord) {
+    fn announce(&mut self, final_frame: FinalFrame) {
         self.listening.cancel();
-        if self.life.tell() {
+        if self.instance.announce() {
             let Connection { events, outbox, .. } = &*self.context.connection;
             let topic = self.context.topic.shared().clone();
-            events.tell(SessionEvent::Ended { topic, id: self.life.id() });
+            events.send(SessionEvent::Ended { topic, id: self.instance.id() });
             let address = Address { join_ref: &self.join_ref, ..self.context.address() };
-            let frame = match last_word {
-                LastWord::Close => address.close(),
-                LastWord::Error => address.error(),
+            let frame = match final_frame {
+                FinalFrame::Close => address.close(),
+                FinalFrame::Error => address.error(),
             };
             outbox.send(&frame, None);
         }
@@ -409,8 +409,8 @@ impl<C: Channel> Joined<C> {
     async fn terminate(&mut self, reason: &ExitReason) {
         let Self { channel, context, .. } = self;
         #[cfg(feature = "test-kit")]
-        if let Some(witness) = context.connection.events.witness.get() {
-            witness.ends(context.topic.shared(), context.join_ref(), reason);
+        if let Some(probe) = context.connection.events.probe.get() {
+            probe.ends(context.topic.shared(), context.join_ref(), reason);
         }
         let terminated =
             time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
@@ -468,20 +468,20 @@ async fn watched<C: Channel>(
 }
 
 /// The next message, or `None` when a timer is due before it comes.
-async fn next_letter<C: Channel>(
+async fn next_message<C: Channel>(
     context: &ChannelContext<C>,
-    reading: &Reading,
-) -> Option<Result<Letter, Overflow>> {
+    reader: &MailboxReader,
+) -> Option<Result<ChannelMessage, Overflow>> {
     let next = context.timers(|timers| timers.next());
-    let Some(at) = next else { return Some(reading.0.receive().await) };
+    let Some(at) = next else { return Some(reader.0.receive().await) };
     // A message that is already there is handled, even if there is always a timer that is due.
-    if let Some(letter) = reading.0.receive().now_or_never() {
-        return Some(letter);
+    if let Some(message) = reader.0.receive().now_or_never() {
+        return Some(message);
     }
     tokio::select! {
         biased;
         () = at.passed() => None,
-        letter = reading.0.receive() => Some(letter),
+        message = reader.0.receive() => Some(message),
     }
 }
 
@@ -518,7 +518,7 @@ mod tests {
     async fn a_channel_to_be_replaced_ends_even_if_the_new_join_never_begins() {
         let task = tokio::spawn(pending());
         let handle = task.abort_handle();
-        drop(Replaced { join_ref: Ref::NULL, life: Life::new(1), task });
+        drop(Replaced { join_ref: Ref::NULL, instance: Instance::new(1), task });
         pipeline_test_support::eventually(|| handle.is_finished()).await;
     }
 }

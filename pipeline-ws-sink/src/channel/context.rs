@@ -7,7 +7,7 @@ use pipeline_core::Deadline;
 
 use super::{
     Channel, PushError,
-    info::{ChannelHandle, HandleMessage, seal},
+    handle::{ChannelHandle, HandleMessage, boxed},
     mailbox::Mailbox,
     socket_ref::{NoReplyExpected, SocketRef},
     timers::{Timers, TooManyTimers},
@@ -298,7 +298,7 @@ impl<C: Channel> ChannelContext<C> {
         C: HandleMessage<M>,
         M: Send + 'static,
     {
-        self.own.lock().timers.set(Deadline::from_now(delay), seal::<C, M>(message))
+        self.own.lock().timers.set(Deadline::from_now(delay), boxed::<C, M>(message))
     }
 
     /// Subscribes to another topic. Broadcasts on it do not go to the client, but to

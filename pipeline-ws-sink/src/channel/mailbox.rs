@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_core::ExitReason;
 
-use super::info::Sealed;
+use super::handle::BoxedMessage;
 use crate::{
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
@@ -36,7 +36,7 @@ pub(crate) struct Mailbox {
 
 #[derive(Debug, Default)]
 struct State {
-    letters: VecDeque<Letter>,
+    messages: VecDeque<ChannelMessage>,
     /// The number of waiting messages of each kind.
     counts: [u16; 3],
     /// The bytes of each kind.
@@ -51,7 +51,7 @@ struct State {
 
 /// A message to a channel.
 #[derive(Debug)]
-pub(crate) enum Letter {
+pub(crate) enum ChannelMessage {
     /// The client sent an event.
     Event { reference: Ref, event: Box<str>, payload: Payload, held: Held },
     /// The client leaves.
@@ -61,7 +61,7 @@ pub(crate) enum Letter {
     /// A broadcast on another topic that the channel has subscribed to.
     Foreign(Broadcast),
     /// The server's own tasks sent a message.
-    Info(Sealed),
+    Internal(BoxedMessage),
     /// The socket has ended.
     Close(ExitReason),
 }
@@ -72,16 +72,16 @@ pub(crate) enum Letter {
 enum Kind {
     Intercepted,
     Foreign,
-    Info,
+    Internal,
 }
 
-impl Letter {
+impl ChannelMessage {
     /// The message's kind, if it is bounded by number. The client's messages are bounded by bytes.
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::Intercepted(_) => Some(Kind::Intercepted),
             Self::Foreign(_) => Some(Kind::Foreign),
-            Self::Info(_) => Some(Kind::Info),
+            Self::Internal(_) => Some(Kind::Internal),
             Self::Event { .. } | Self::Leave { .. } | Self::Close(_) => None,
         }
     }
@@ -91,7 +91,7 @@ impl Letter {
         match self {
             Self::Intercepted(broadcast) => broadcast.payload.bytes().len(),
             Self::Foreign(broadcast) => broadcast.payload().bytes().len(),
-            Self::Event { .. } | Self::Leave { .. } | Self::Info(_) | Self::Close(_) => 0,
+            Self::Event { .. } | Self::Leave { .. } | Self::Internal(_) | Self::Close(_) => 0,
         }
     }
 }
@@ -138,29 +138,29 @@ pub(super) struct Overflow {
 impl Mailbox {
     /// Delivers a client's message. A channel that has just ended does not read it; the client
     /// learns of that end.
-    pub(crate) fn deliver(&self, letter: Letter) {
+    pub(crate) fn deliver(&self, message: ChannelMessage) {
         let mut state = self.state.lock();
         if !state.closed {
-            state.put(letter);
+            state.put(message);
         }
     }
 
     /// Sends a message, waiting for room.
-    pub(crate) async fn send(&self, letter: Letter) -> Result<(), NotSent> {
-        let mut letter = Some(letter);
+    pub(crate) async fn send(&self, message: ChannelMessage) -> Result<(), NotSent> {
+        let mut message = Some(message);
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.closed {
                 return Poll::Ready(Err(NotSent::Closed));
             }
-            if letter.as_ref().is_some_and(|letter| !state.has_room_for(letter, Room::Usual)) {
+            if message.as_ref().is_some_and(|message| !state.has_room_for(message, Room::Usual)) {
                 if !state.senders.iter().any(|sender| sender.will_wake(cx.waker())) {
                     state.senders.push(cx.waker().clone());
                 }
                 return Poll::Pending;
             }
-            if let Some(letter) = letter.take() {
-                state.put(letter);
+            if let Some(message) = message.take() {
+                state.put(message);
             }
             Poll::Ready(Ok(()))
         })
@@ -168,15 +168,15 @@ impl Mailbox {
     }
 
     /// Sends a message if there is room.
-    pub(super) fn try_send(&self, letter: Letter) -> Result<(), NotSent> {
+    pub(super) fn try_send(&self, message: ChannelMessage) -> Result<(), NotSent> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(NotSent::Closed);
         }
-        if !state.has_room_for(&letter, Room::Usual) {
+        if !state.has_room_for(&message, Room::Usual) {
             return Err(NotSent::Full);
         }
-        state.put(letter);
+        state.put(message);
         Ok(())
     }
 
@@ -184,7 +184,7 @@ impl Mailbox {
     pub(crate) fn close(&self, reason: ExitReason) {
         let mut state = self.state.lock();
         if !state.closed {
-            state.put(Letter::Close(reason));
+            state.put(ChannelMessage::Close(reason));
         }
     }
 
@@ -192,26 +192,27 @@ impl Mailbox {
     /// Returns the number of dropped messages.
     pub(crate) fn hurry(&self) -> usize {
         let mut state = self.state.lock();
-        let Some(at) = state.letters.iter().position(|letter| matches!(letter, Letter::Close(_)))
+        let Some(at) =
+            state.messages.iter().position(|message| matches!(message, ChannelMessage::Close(_)))
         else {
             return 0;
         };
-        let last = state.letters.split_off(at);
-        let dropped = std::mem::take(&mut state.letters);
+        let last = state.messages.split_off(at);
+        let dropped = std::mem::take(&mut state.messages);
         (state.counts, state.bytes) = Default::default();
-        last.into_iter().for_each(|letter| state.put(letter));
+        last.into_iter().for_each(|message| state.put(message));
         drop(state);
         dropped.len()
     }
 
     /// Sends a broadcast on the channel's own topic.
     pub(crate) fn intercepted(&self, broadcast: Intercepted, room: Room) {
-        self.broadcast(Letter::Intercepted(broadcast), room);
+        self.broadcast(ChannelMessage::Intercepted(broadcast), room);
     }
 
     /// Sends a broadcast on the channel's own topic, if there is room.
     pub(crate) fn offer(&self, broadcast: Intercepted) -> Result<(), NotSent> {
-        match self.try_send(Letter::Intercepted(broadcast)) {
+        match self.try_send(ChannelMessage::Intercepted(broadcast)) {
             Err(NotSent::Full) => Err(NotSent::Full),
             Ok(()) | Err(NotSent::Closed) => Ok(()),
         }
@@ -219,53 +220,53 @@ impl Mailbox {
 
     /// Sends a broadcast on another topic.
     pub(crate) fn foreign(&self, broadcast: Broadcast) {
-        self.broadcast(Letter::Foreign(broadcast), Room::Usual);
+        self.broadcast(ChannelMessage::Foreign(broadcast), Room::Usual);
     }
 
     /// It never waits: one slow channel must not delay the others.
-    fn broadcast(&self, letter: Letter, room: Room) {
+    fn broadcast(&self, message: ChannelMessage, room: Room) {
         let mut state = self.state.lock();
         if state.closed || state.overflowed {
             return;
         }
-        if !state.has_room_for(&letter, room) {
+        if !state.has_room_for(&message, room) {
             state.overflowed = true;
             if let Some(receiver) = state.receiver.take() {
                 receiver.wake();
             }
         } else {
-            state.put(letter);
+            state.put(message);
         }
     }
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.state.lock().letters.len()
+        self.state.lock().messages.len()
     }
 
     /// Receives the next message.
-    pub(super) async fn receive(&self) -> Result<Letter, Overflow> {
+    pub(super) async fn receive(&self) -> Result<ChannelMessage, Overflow> {
         poll_fn(|cx| {
             let mut state = self.state.lock();
             if state.overflowed {
-                let lost = |letter: &&Letter| {
-                    matches!(letter, Letter::Intercepted(_) | Letter::Foreign(_))
+                let lost = |message: &&ChannelMessage| {
+                    matches!(message, ChannelMessage::Intercepted(_) | ChannelMessage::Foreign(_))
                 };
-                let waiting = state.letters.iter().filter(lost).count();
+                let waiting = state.messages.iter().filter(lost).count();
                 // Plus the one that found no room.
                 return Poll::Ready(Err(Overflow { dropped: waiting as u64 + 1 }));
             }
-            let Some(letter) = state.letters.pop_front() else {
-                state.letters = VecDeque::new();
+            let Some(message) = state.messages.pop_front() else {
+                state.messages = VecDeque::new();
                 state.receiver = Some(cx.waker().clone());
                 return Poll::Pending;
             };
-            if let Some(kind) = letter.kind() {
+            if let Some(kind) = message.kind() {
                 state.counts[kind as usize] -= 1;
-                state.bytes[kind as usize] -= letter.bytes();
+                state.bytes[kind as usize] -= message.bytes();
                 state.senders.drain(..).for_each(Waker::wake);
             }
-            Poll::Ready(Ok(letter))
+            Poll::Ready(Ok(message))
         })
         .await
     }
@@ -273,8 +274,8 @@ impl Mailbox {
 
 impl State {
     /// Whether there is room for this message.
-    fn has_room_for(&self, letter: &Letter, room: Room) -> bool {
-        let Some(kind) = letter.kind() else { return true };
+    fn has_room_for(&self, message: &ChannelMessage, room: Room) -> bool {
+        let Some(kind) = message.kind() else { return true };
         let times = match room {
             Room::Usual => 1,
             Room::Twice => 2,
@@ -283,12 +284,12 @@ impl State {
             && self.bytes[kind as usize] < usize::from(times) * BYTES
     }
 
-    fn put(&mut self, letter: Letter) {
-        if let Some(kind) = letter.kind() {
+    fn put(&mut self, message: ChannelMessage) {
+        if let Some(kind) = message.kind() {
             self.counts[kind as usize] += 1;
-            self.bytes[kind as usize] += letter.bytes();
+            self.bytes[kind as usize] += message.bytes();
         }
-        self.letters.push_back(letter);
+        self.messages.push_back(message);
         if let Some(receiver) = self.receiver.take() {
             receiver.wake();
         }
@@ -298,16 +299,16 @@ impl State {
 /// The receiving end of a mailbox. Dropping it, when the channel ends for any reason, wakes all
 /// waiting senders.
 #[derive(Debug)]
-pub(super) struct Reading(pub(super) Arc<Mailbox>);
+pub(super) struct MailboxReader(pub(super) Arc<Mailbox>);
 
-impl Drop for Reading {
+impl Drop for MailboxReader {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
         state.closed = true;
-        let letters = std::mem::take(&mut state.letters);
+        let messages = std::mem::take(&mut state.messages);
         let senders = std::mem::take(&mut state.senders);
         drop(state);
-        drop(letters);
+        drop(messages);
         senders.into_iter().for_each(Waker::wake);
     }
 }
@@ -359,11 +360,11 @@ mod tests {
     #[tokio::test]
     async fn waiting_task_messages_take_no_room_from_broadcasts() {
         let mailbox = Mailbox::default();
-        while mailbox.try_send(Letter::Info(Box::new(1))).is_ok() {}
+        while mailbox.try_send(ChannelMessage::Internal(Box::new(1))).is_ok() {}
         mailbox.intercepted(news(10), Room::Usual);
         mailbox.foreign((&Encoded::new("elsewhere", "news", json!({})).unwrap()).into());
         assert_eq!(mailbox.len(), usize::from(CAPACITY) + 2);
         assert!(mailbox.receive().await.is_ok());
-        assert_eq!(mailbox.try_send(Letter::Info(Box::new(1))), Ok(()));
+        assert_eq!(mailbox.try_send(ChannelMessage::Internal(Box::new(1))), Ok(()));
     }
 }

@@ -2,7 +2,7 @@
 
 mod actor;
 mod context;
-mod info;
+mod handle;
 mod mailbox;
 mod push_error;
 mod reply;
@@ -15,13 +15,13 @@ use std::future::Future;
 use pipeline_core::ExitReason;
 
 pub(crate) use self::{
-    actor::{Join, Life, Replaced},
-    mailbox::{Intercepted, Letter, Mailbox, Room},
+    actor::{Instance, Join, Replaced},
+    mailbox::{ChannelMessage, Intercepted, Mailbox, Room},
     route::{ChannelRoute, ErasedChannel, Route},
 };
 pub use self::{
     context::{ChannelContext, JoinContext},
-    info::{ChannelHandle, HandleMessage, SendError},
+    handle::{ChannelHandle, HandleMessage, SendError},
     push_error::PushError,
     reply::{JoinError, Reply, Stop},
     socket_ref::{NoReplyExpected, SocketRef},

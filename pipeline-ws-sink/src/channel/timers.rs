@@ -6,7 +6,7 @@ use pipeline_core::Deadline;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::info::Sealed;
+use super::handle::BoxedMessage;
 
 /// How many timers a channel may have. If a client can make a channel set one timer, it can make it
 /// set many.
@@ -24,11 +24,11 @@ pub(super) struct Timers {
 struct Timer {
     at: Deadline,
     nth: u64,
-    message: Sealed,
+    message: BoxedMessage,
 }
 
 impl Timers {
-    pub(super) fn set(&mut self, at: Deadline, message: Sealed) -> Result<(), TooManyTimers> {
+    pub(super) fn set(&mut self, at: Deadline, message: BoxedMessage) -> Result<(), TooManyTimers> {
         if self.waiting.len() >= CAPACITY {
             return Err(TooManyTimers);
         }
@@ -43,7 +43,7 @@ impl Timers {
     }
 
     /// Removes a timer that is due.
-    pub(super) fn due(&mut self, now: Instant) -> Option<Sealed> {
+    pub(super) fn due(&mut self, now: Instant) -> Option<BoxedMessage> {
         if !self.next()?.has_passed(now) {
             return None;
         }

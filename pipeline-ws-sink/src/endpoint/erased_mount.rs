@@ -19,7 +19,7 @@ use crate::{
     handshake::{WEBSOCKET, connect_info::ConnectInfo, params::Params},
     protocol::version::Version,
     socket::ConnectError,
-    testkit::Seat,
+    testkit::TestConnection,
 };
 
 /// A mounted kind of socket, with its type erased.
@@ -46,12 +46,12 @@ pub(crate) trait ErasedMount: Send + Sync {
 
     /// Connects or refuses a test's client. Returns the socket's id.
     #[cfg(feature = "test-kit")]
-    async fn seat(
+    async fn connection(
         self: Arc<Self>,
         state: Arc<EndpointState>,
         params: &Params,
         info: &ConnectInfo,
-        seat: Seat,
+        connection: TestConnection,
     ) -> Result<Option<String>, ConnectError>;
 
     /// The mount as `Any`, for a test that knows the type.
@@ -85,17 +85,17 @@ impl<S: Socket> ErasedMount for Mounted<S> {
     }
 
     #[cfg(feature = "test-kit")]
-    async fn seat(
+    async fn connection(
         self: Arc<Self>,
         state: Arc<EndpointState>,
         params: &Params,
         info: &ConnectInfo,
-        seat: Seat,
+        connection: TestConnection,
     ) -> Result<Option<String>, ConnectError> {
         let span = tracing::info_span!("socket", socket = self.socket.name(), path = self.path);
         let connected = self.connect(params, info, WEBSOCKET, Version::V2, &span).await;
         let (assigns, id) = connected?;
-        seat.take(self, &state, assigns, id.clone());
+        connection.run(self, &state, assigns, id.clone());
         Ok(id)
     }
 

@@ -151,7 +151,9 @@ impl Changes {
             if taken >= most && last_group != Some(position.0) {
                 break;
             }
-            let Some(Change { kind, of: KeyedMeta { key, meta } }) = self.remove(position) else { break };
+            let Some(Change { kind, of: KeyedMeta { key, meta } }) = self.remove(position) else {
+                break;
+            };
             match kind {
                 ChangeKind::Join => diff.joins.push((key, meta)),
                 ChangeKind::Leave => diff.leaves.push((key, meta)),
@@ -194,7 +196,12 @@ mod tests {
         Diff { joins: all(joins), leaves: all(leaves) }
     }
 
-    fn add(waiting: &mut PendingDiffs, topic: &str, joins: &[(&str, &str)], leaves: &[(&str, &str)]) {
+    fn add(
+        waiting: &mut PendingDiffs,
+        topic: &str,
+        joins: &[(&str, &str)],
+        leaves: &[(&str, &str)],
+    ) {
         waiting.add(Diffs::from_iter([(topic.into(), diff(joins, leaves))]));
     }
 

@@ -21,7 +21,8 @@ use super::{
     phx_ref,
     shared_lists::SharedLists,
     tracker::{
-        Diff, Diffs, Input, Meta, OutboundMessage, Replica, StepOutput, Tracker, TrackerOptions, replicate, send_all,
+        Diff, Diffs, Input, Meta, OutboundMessage, Replica, StepOutput, Tracker, TrackerOptions,
+        replicate, send_all,
     },
 };
 use crate::{
@@ -107,8 +108,12 @@ impl Shared {
             }
             None => Tracker::alone(),
         };
-        let state =
-            State { tracker, pending: PendingDiffs::default(), is_sending: false, has_ended: false };
+        let state = State {
+            tracker,
+            pending: PendingDiffs::default(),
+            is_sending: false,
+            has_ended: false,
+        };
         let attached = Attached {
             pubsub: pubsub.clone(),
             started,

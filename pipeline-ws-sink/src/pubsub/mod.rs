@@ -8,9 +8,9 @@ mod filter;
 mod push;
 mod sequence;
 mod subscription;
+mod synced_topics;
 mod table;
 pub(crate) mod topic;
-mod synced_topics;
 mod turns;
 
 use std::{fmt, pin::pin, sync::Arc};
@@ -19,7 +19,7 @@ use pipeline_core::{Telemetry, Timeline};
 use thiserror::Error;
 use tokio::time::Instant;
 
-pub(crate) use self::table::{Joined, Listening, Subscriber, Table};
+pub(crate) use self::table::{JoinedChannel, Listening, Subscriber, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     filter::FilterSubscribed,
@@ -29,8 +29,8 @@ pub use self::{
 };
 use self::{
     broadcast::Broadcast,
-    table::SlowReceiver,
     synced_topics::SyncedTopics,
+    table::SlowReceiver,
     turns::{TopicTurns, Turn, TurnKind},
 };
 use crate::{
@@ -94,8 +94,8 @@ impl PubSub {
         telemetry: &Telemetry,
     ) -> Self {
         let topics = adapter.as_ref().zip(synced_subscriptions);
-        let topics =
-            topics.map(|(adapter, options)| Arc::new(SyncedTopics::new(adapter.node_name(), options)));
+        let topics = topics
+            .map(|(adapter, options)| Arc::new(SyncedTopics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());
         let (table, turns) = (Arc::new(Table::new(metrics, changed)), Arc::default());
         if let Some(topics) = &topics {
@@ -400,7 +400,11 @@ impl PubSub {
     }
 
     /// Sends to one node.
-    pub(crate) fn send_to_node(&self, node: &str, broadcast: &Broadcast) -> Result<(), AdapterError> {
+    pub(crate) fn send_to_node(
+        &self,
+        node: &str,
+        broadcast: &Broadcast,
+    ) -> Result<(), AdapterError> {
         let adapter = self.shared.adapter.as_ref();
         adapter.map_or(Ok(()), |adapter| adapter.direct_broadcast(node, broadcast))
     }
@@ -413,7 +417,11 @@ impl PubSub {
     }
 
     /// Delivers on this node. Returns the number of closed sockets.
-    pub(crate) fn deliver_locally(&self, broadcast: &Encoded, except: Option<SubscriberId>) -> usize {
+    pub(crate) fn deliver_locally(
+        &self,
+        broadcast: &Encoded,
+        except: Option<SubscriberId>,
+    ) -> usize {
         self.shared.table.dispatch(broadcast, except);
         if broadcast.event() == DISCONNECT {
             self.shared.sockets.disconnect(broadcast.topic())

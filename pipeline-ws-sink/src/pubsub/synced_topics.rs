@@ -12,7 +12,8 @@ use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use super::{PubSub, table::Table};
 use crate::presence::tracker::{
-    Input, Meta, OutboundMessage, Replica, StepOutput, TRACKERS, Tracker, TrackerOptions, replicate, send_all,
+    Input, Meta, OutboundMessage, Replica, StepOutput, TRACKERS, Tracker, TrackerOptions,
+    replicate, send_all,
 };
 
 /// The tracker topic under which nodes replicate their topics.

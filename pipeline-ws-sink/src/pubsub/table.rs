@@ -22,7 +22,7 @@ use super::{
     synced_topics::Changed,
 };
 use crate::{
-    channel::{Intercepted, Letter, Mailbox, Room},
+    channel::{ChannelMessage, Intercepted, Mailbox, Room},
     outbox::{Outbox, PendingMetrics, WriteMode},
     protocol::{message::Encoded, version::Version},
     telemetry::{RouteMetrics, SocketMetrics, shown},
@@ -64,14 +64,14 @@ struct Listeners {
 /// A subscriber of a topic.
 pub(crate) enum Subscriber {
     /// A channel that has joined the topic.
-    Joined(Joined),
+    Joined(JoinedChannel),
     /// A channel of another topic.
     Channel(Arc<Mailbox>),
     Task(Arc<Inbox>),
 }
 
 /// A joined channel, as seen by broadcasts.
-pub(crate) struct Joined {
+pub(crate) struct JoinedChannel {
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) version: Version,
     /// Broadcasts of these events go to the channel instead of the socket.
@@ -91,7 +91,7 @@ impl Subscriber {
     }
 }
 
-impl Joined {
+impl JoinedChannel {
     /// Whether the channel intercepts this broadcast.
     fn intercepts(&self, broadcast: &Encoded) -> bool {
         self.intercept.contains(&broadcast.event())
@@ -266,9 +266,9 @@ impl Table {
                     }
                 }
                 SlowReceiver::Channel(mailbox, _) => {
-                    let letter = Letter::Intercepted(Intercepted::new(broadcast));
+                    let message = ChannelMessage::Intercepted(Intercepted::new(broadcast));
                     // A channel that has ended needs no delivery.
-                    let _ = mailbox.send(letter).await;
+                    let _ = mailbox.send(message).await;
                 }
             }
         };
@@ -450,7 +450,7 @@ mod tests {
         let version = Version::V2;
         let route =
             Arc::new(RouteMetrics::register(&Telemetry::global(), "Silent", &Arc::default()));
-        let joined = Joined { outbox, version, intercept, mailbox: mailbox.clone(), route };
+        let joined = JoinedChannel { outbox, version, intercept, mailbox: mailbox.clone(), route };
         (Subscriber::Joined(joined), mailbox)
     }
 

@@ -36,7 +36,7 @@ use self::{
 };
 
 use crate::{
-    channel::{Join, Letter, Life, Mailbox, Replaced},
+    channel::{ChannelMessage, Instance, Join, Mailbox, Replaced},
     endpoint::mount::Routes,
     outbox::Outbox,
     payload::Payload,
@@ -100,7 +100,7 @@ pub(crate) struct Session<S: Socket> {
 /// A topic that is joined, or being joined.
 struct Entry {
     join_ref: Ref,
-    life: Life,
+    instance: Instance,
     mailbox: Arc<Mailbox>,
     task: JoinHandle<()>,
     /// The messages that wait for the join, while it runs.
@@ -122,8 +122,8 @@ impl<S: Socket> Session<S> {
 
     /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
-    pub(crate) fn watched_by(self, witness: crate::testkit::Witness) -> Self {
-        self.connection.events.witness.get_or_init(|| witness);
+    pub(crate) fn probed_by(self, probe: crate::testkit::Probe) -> Self {
+        self.connection.events.probe.get_or_init(|| probe);
         self
     }
 
@@ -150,11 +150,11 @@ impl<S: Socket> Session<S> {
         while let Some(event) = self.connection.events.take() {
             let waiting = match event {
                 SessionEvent::Joined { topic, id } => match self.channels.get_mut(&topic) {
-                    Some(entry) if entry.life.id() == id => entry.pending.take(),
+                    Some(entry) if entry.instance.id() == id => entry.pending.take(),
                     _ => None,
                 },
                 SessionEvent::Ended { topic, id } => match self.channels.get(&topic) {
-                    Some(entry) if entry.life.id() == id => {
+                    Some(entry) if entry.instance.id() == id => {
                         self.channels.remove(&topic).and_then(|entry| self.forget(entry))
                     }
                     _ => None,
@@ -352,17 +352,17 @@ impl<S: Socket> Session<S> {
                     return;
                 }
                 let reference = message.reference();
-                let letter = match event {
-                    Some(LEAVE) => Letter::Leave { reference, held },
+                let message = match event {
+                    Some(LEAVE) => ChannelMessage::Leave { reference, held },
                     // An event that is not a string has no name that a channel could handle.
-                    event => Letter::Event {
+                    event => ChannelMessage::Event {
                         reference,
                         event: event.unwrap_or_default().into(),
                         payload: message.payload(received),
                         held,
                     },
                 };
-                entry.mailbox.deliver(letter);
+                entry.mailbox.deliver(message);
             }
             (None, Some(LEAVE)) => {
                 self.reply(&message.join_ref(), message, "ok", &Payload::empty());
@@ -380,7 +380,7 @@ impl<S: Socket> Session<S> {
         };
         let replaces = self.channels.remove(topic.as_str()).map(|entry| Replaced {
             join_ref: entry.join_ref,
-            life: entry.life,
+            instance: entry.instance,
             task: entry.task,
         });
         self.ending.retain(|task| !task.is_finished());
@@ -393,7 +393,7 @@ impl<S: Socket> Session<S> {
             return self.reply(&message.join_ref(), message, "error", &response);
         }
         self.lives += 1;
-        let life = Life::new(self.lives);
+        let instance = Instance::new(self.lives);
         let mailbox = Arc::new(Mailbox::default());
         let span =
             tracing::info_span!("channel", channel = route.metrics.channel, topic = shown(&topic));
@@ -405,7 +405,7 @@ impl<S: Socket> Session<S> {
             payload: message.payload(received),
             held,
             mailbox: mailbox.clone(),
-            life: life.clone(),
+            instance: instance.clone(),
             metrics: route.metrics.clone(),
             replaces,
         });
@@ -416,7 +416,7 @@ impl<S: Socket> Session<S> {
             tokio::spawn(living.instrument(span))
         };
         let join_ref = message.join_ref();
-        let entry = Entry { join_ref, life, mailbox, task, pending: Some(VecDeque::new()) };
+        let entry = Entry { join_ref, instance, mailbox, task, pending: Some(VecDeque::new()) };
         self.channels.insert(topic.shared().clone(), entry);
         self.count_channels();
     }
@@ -499,14 +499,14 @@ fn reason(reason: &str) -> Payload {
     Payload::new(&json!({ "reason": reason })).expect("a literal is JSON")
 }
 
-/// Events from channels to their session. Each channel sends two in its life, so the number of
+/// Events from channels to their session. Each channel sends two in its instance, so the number of
 /// channels bounds them.
 #[derive(Debug, Default)]
 pub(crate) struct SessionEvents {
     state: Mutex<(VecDeque<SessionEvent>, Option<Waker>)>,
     /// Reports the ends of channels to a test.
     #[cfg(feature = "test-kit")]
-    pub(crate) witness: std::sync::OnceLock<crate::testkit::Witness>,
+    pub(crate) probe: std::sync::OnceLock<crate::testkit::Probe>,
 }
 
 /// An event of a channel, with its topic and its id.
@@ -524,7 +524,7 @@ pub(crate) enum SessionEvent {
 }
 
 impl SessionEvents {
-    pub(crate) fn tell(&self, event: SessionEvent) {
+    pub(crate) fn send(&self, event: SessionEvent) {
         let mut state = self.state.lock();
         state.0.push_back(event);
         if let Some(session) = state.1.take() {

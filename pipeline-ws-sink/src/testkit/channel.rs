@@ -5,8 +5,8 @@ use std::{future::Future, panic::Location, sync::Arc};
 use pipeline_core::ExitReason;
 
 use super::{
-    mail::{Kind, Recipient, said},
-    mailroom::ChannelKey,
+    inbox::ChannelKey,
+    message::{ExpectedKind, Recipient, client_frame},
     search::Search,
     socket::Line,
     topic::TestTopic,
@@ -73,7 +73,7 @@ impl TestChannel {
     pub fn push(&self, event: &str, payload: impl IntoPayload) -> Ref {
         let payload = payload.into_payload().expect("the payload has a JSON form");
         let reference = self.line.reference();
-        self.line.send(said(&self.key.join_ref, &reference, self.topic(), event, &payload));
+        self.line.send(client_frame(&self.key.join_ref, &reference, self.topic(), event, &payload));
         reference
     }
 
@@ -131,7 +131,7 @@ impl TestChannel {
     #[must_use]
     #[track_caller]
     pub fn handle<C: Channel>(&self) -> ChannelHandle<C> {
-        let handle = self.line.mailroom.handle::<C>(&self.key);
+        let handle = self.line.inbox.handle::<C>(&self.key);
         let Some(handle) = handle else {
             panic!("there is no channel {} on {}, or it has ended", C::name(), self.topic())
         };
@@ -152,7 +152,7 @@ impl TestChannel {
     /// # }
     /// ```
     pub fn unlink(&self) {
-        self.line.mailroom.link(&self.key, false);
+        self.line.inbox.link(&self.key, false);
     }
 
     /// Waits until the channel has ended, including its `terminate`, and returns the reason. The
@@ -183,18 +183,18 @@ impl TestChannel {
         let at = Location::caller();
         let lives = format!("the channel on {} has not ended", self.topic());
         let (line, key) = (self.line.clone(), self.key.clone());
-        async move { line.until(|line| line.mailroom.end_of(&key), &lives, at).await }
+        async move { line.until(|line| line.inbox.end_of(&key), &lives, at).await }
     }
 
     #[doc(hidden)]
     pub fn pushes(&self, event: &str) -> Search {
         let join_ref = self.key.join_ref.clone();
-        self.search(Kind::Push { join_ref, event: event.to_owned() })
+        self.search(ExpectedKind::Push { join_ref, event: event.to_owned() })
     }
 
     #[doc(hidden)]
     pub fn replies(&self, reference: &Ref, status: &str) -> Search {
-        self.search(Kind::Reply { reference: reference.clone(), status: status.to_owned() })
+        self.search(ExpectedKind::Reply { reference: reference.clone(), status: status.to_owned() })
     }
 
     #[doc(hidden)]
@@ -202,8 +202,8 @@ impl TestChannel {
         self.listening.broadcasts(event)
     }
 
-    fn search(&self, kind: Kind) -> Search {
+    fn search(&self, kind: ExpectedKind) -> Search {
         let to = Recipient::Socket(self.line.number);
-        Search::new(&self.line.mailroom, to, self.topic(), kind)
+        Search::new(&self.line.inbox, to, self.topic(), kind)
     }
 }

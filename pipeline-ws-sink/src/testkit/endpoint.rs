@@ -6,7 +6,7 @@ use http::Request;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{mailroom::Mailroom, seat::Seat, socket::TestSocket, topic::TestTopic};
+use super::{connection::TestConnection, inbox::TestInbox, socket::TestSocket, topic::TestTopic};
 use crate::{
     endpoint::{Endpoint, mount::Mount},
     handshake::{Mounted, connect_info::ConnectInfo, params::Params},
@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug)]
 pub struct TestEndpoint {
     endpoint: Endpoint,
-    mailroom: Arc<Mailroom>,
+    inbox: Arc<TestInbox>,
 }
 
 impl TestEndpoint {
@@ -54,7 +54,7 @@ impl TestEndpoint {
     /// ```
     #[must_use]
     pub fn of(endpoint: Endpoint) -> Self {
-        Self { endpoint, mailroom: Mailroom::new() }
+        Self { endpoint, inbox: TestInbox::new() }
     }
 
     /// The endpoint itself.
@@ -86,7 +86,7 @@ impl TestEndpoint {
     /// # }
     /// ```
     pub async fn connect(&self, params: impl Serialize) -> Result<TestSocket, ConnectError> {
-        let place = self.endpoint.inner.places.first().expect("a socket is mounted");
+        let place = self.endpoint.inner.mount_points.first().expect("a socket is mounted");
         let request = Request::get(place.path.to_string()).body(());
         let info = ConnectInfo::of(&request.expect("the path of a mount is a path"));
         self.connect_with(params, &info).await
@@ -127,17 +127,22 @@ impl TestEndpoint {
         };
         let path = info.uri.path();
         let inner = &self.endpoint.inner;
-        let found = inner.places.iter().find_map(|place| Some((place, place.path.matches(path)?)));
+        let found =
+            inner.mount_points.iter().find_map(|place| Some((place, place.path.matches(path)?)));
         let Some((place, variables)) = found else { panic!("no socket is mounted at {path}") };
         let variables =
             variables.map_err(|_| ConnectError::because("a path segment is not valid UTF-8"))?;
         let owned = |(name, value): (&str, String)| (name.to_owned(), Value::String(value));
         params.extend(variables.into_iter().map(owned));
         let params = Params::from_iter(params);
-        let (seat, number, commands) = Seat::new(&self.mailroom);
-        let id = place.mount.clone().seat(inner.state.clone(), &params, info, seat).await?;
-        let (mailroom, endpoint) = (self.mailroom.clone(), self.endpoint.clone());
-        Ok(TestSocket::new(mailroom, number, commands, endpoint, id))
+        let (connection, number, commands) = TestConnection::new(&self.inbox);
+        let id = mount_point
+            .mount
+            .clone()
+            .connection(inner.state.clone(), &params, info, connection)
+            .await?;
+        let (inbox, endpoint) = (self.inbox.clone(), self.endpoint.clone());
+        Ok(TestSocket::new(inbox, number, commands, endpoint, id))
     }
 
     /// A client that is already connected, with this id and these assigns: neither `connect` nor
@@ -166,10 +171,10 @@ impl TestEndpoint {
         let mut mounts = inner.mounts.iter();
         let mounted = mounts.find_map(|mount| mount.clone().any().downcast::<Mounted<S>>().ok());
         let Some(mounted) = mounted else { panic!("no {} is mounted", std::any::type_name::<S>()) };
-        let (seat, number, commands) = Seat::new(&self.mailroom);
-        seat.take(mounted, &inner.state, assigns, id.clone());
-        let (mailroom, endpoint) = (self.mailroom.clone(), self.endpoint.clone());
-        TestSocket::new(mailroom, number, commands, endpoint, id)
+        let (connection, number, commands) = TestConnection::new(&self.inbox);
+        connection.run(mounted, &inner.state, assigns, id.clone());
+        let (inbox, endpoint) = (self.inbox.clone(), self.endpoint.clone());
+        TestSocket::new(inbox, number, commands, endpoint, id)
     }
 
     /// Subscribes to the broadcasts of a topic.
@@ -189,7 +194,7 @@ impl TestEndpoint {
     /// ```
     #[must_use]
     pub fn subscribe(&self, topic: &str) -> TestTopic {
-        TestTopic::new(&self.mailroom, self.endpoint.pubsub(), topic)
+        TestTopic::new(&self.inbox, self.endpoint.pubsub(), topic)
     }
 }
 

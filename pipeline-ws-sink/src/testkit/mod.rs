@@ -56,13 +56,13 @@
 #![expect(clippy::panic, reason = "it is how a test fails")]
 
 mod channel;
+mod connection;
 mod endpoint;
+mod inbox;
 mod macros;
-mod mail;
-mod mailroom;
+mod message;
 mod pattern;
 mod search;
-mod seat;
 mod socket;
 mod topic;
 
@@ -76,11 +76,11 @@ pub use crate::{
 pub use self::{
     channel::TestChannel,
     endpoint::TestEndpoint,
-    mail::WireFrame,
+    message::WireFrame,
     socket::{JoinRefused, TestSocket},
     topic::TestTopic,
 };
-pub(crate) use self::{mailroom::Witness, seat::Seat};
+pub(crate) use self::{connection::TestConnection, inbox::Probe};
 #[doc(hidden)]
 pub use self::{
     pattern::Pattern,

@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{
-    mail::{Kind, Recipient, Wanted},
-    mailroom::Mailroom,
+    inbox::TestInbox,
+    message::{Expected, ExpectedKind, Recipient},
     pattern::Pattern,
 };
 use crate::payload::Payload;
@@ -21,15 +21,20 @@ const WITHIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 #[must_use]
 pub struct Search {
-    mailroom: Arc<Mailroom>,
-    wanted: Wanted,
+    inbox: Arc<TestInbox>,
+    wanted: Expected,
     within: Duration,
 }
 
 impl Search {
-    pub(super) fn new(mailroom: &Arc<Mailroom>, to: Recipient, topic: &str, kind: Kind) -> Self {
-        let wanted = Wanted { to, topic: topic.to_owned(), kind };
-        Self { mailroom: mailroom.clone(), wanted, within: WITHIN }
+    pub(super) fn new(
+        inbox: &Arc<TestInbox>,
+        to: Recipient,
+        topic: &str,
+        kind: ExpectedKind,
+    ) -> Self {
+        let wanted = Expected { to, topic: topic.to_owned(), kind };
+        Self { inbox: inbox.clone(), wanted, within: WITHIN }
     }
 
     /// Sets the time limit.
@@ -47,17 +52,17 @@ impl Search {
         pattern: &str,
         mut make: impl FnMut(&Payload) -> Option<T>,
     ) -> Result<T, String> {
-        let Self { mailroom, wanted, within } = self;
+        let Self { inbox, wanted, within } = self;
         let deadline = Deadline::from_now(within);
-        let mut watching = mailroom.watch();
+        let mut watching = inbox.watch();
         loop {
-            mailroom.check()?;
-            let found = mailroom.take(|mail| wanted.of(mail).and_then(&mut make));
+            inbox.check()?;
+            let found = inbox.take(|message| wanted.of(message).and_then(&mut make));
             if let Some(found) = found {
                 return Ok(found);
             }
             if deadline.limit(watching.changed()).await.is_err() {
-                let listing = mailroom.listing();
+                let listing = inbox.listing();
                 let like = like(pattern);
                 return Err(format!("no {wanted}{like} came within {within:?}\n{listing}"));
             }
@@ -74,15 +79,16 @@ impl Search {
         pattern: &str,
         mut make: impl FnMut(&Payload) -> Option<T>,
     ) -> Result<(), String> {
-        let Self { mailroom, wanted, within } = self;
+        let Self { inbox, wanted, within } = self;
         let deadline = Deadline::from_now(within);
-        let mut watching = mailroom.watch();
+        let mut watching = inbox.watch();
         loop {
-            mailroom.check()?;
-            let found = mailroom
-                .take(|mail| wanted.of(mail).filter(|payload| make(payload).is_some()).cloned());
+            inbox.check()?;
+            let found = inbox.take(|message| {
+                wanted.of(message).filter(|payload| make(payload).is_some()).cloned()
+            });
             if let Some(payload) = found {
-                let (listing, like) = (mailroom.listing(), like(pattern));
+                let (listing, like) = (inbox.listing(), like(pattern));
                 return Err(format!("a {wanted}{like} came: {payload:?}\n{listing}"));
             }
             if deadline.limit(watching.changed()).await.is_err() {

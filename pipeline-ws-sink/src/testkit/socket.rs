@@ -16,9 +16,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     channel::TestChannel,
-    mail::{Content, Recipient, WireFrame, said},
-    mailroom::{ChannelKey, Mailroom},
-    seat::Command,
+    connection::Command,
+    inbox::{ChannelKey, TestInbox},
+    message::{Content, Recipient, WireFrame, client_frame},
     topic::TestTopic,
 };
 use crate::{
@@ -43,7 +43,7 @@ pub struct TestSocket {
 /// The connection to a socket's task.
 #[derive(Debug)]
 pub(super) struct Line {
-    pub(super) mailroom: Arc<Mailroom>,
+    pub(super) inbox: Arc<TestInbox>,
     pub(super) number: u64,
     /// Keeps the endpoint alive: without it, the socket would be disconnected.
     endpoint: Endpoint,
@@ -87,14 +87,14 @@ impl JoinRefused {
 
 impl TestSocket {
     pub(super) fn new(
-        mailroom: Arc<Mailroom>,
+        inbox: Arc<TestInbox>,
         number: u64,
         commands: mpsc::Sender<Command>,
         endpoint: Endpoint,
         id: Option<String>,
     ) -> Self {
         let references = AtomicU64::new(1);
-        Self { line: Arc::new(Line { mailroom, number, endpoint, commands, references, id }) }
+        Self { line: Arc::new(Line { inbox, number, endpoint, commands, references, id }) }
     }
 
     /// The socket's id, if it has one.
@@ -220,7 +220,7 @@ impl TestSocket {
     pub fn closed(&self) -> impl Future<Output = Option<u16>> {
         let (line, at) = (self.line.clone(), Location::caller());
         let is_open = "the connection is still open";
-        async move { line.until(|line| line.mailroom.close_code(line.number), is_open, at).await }
+        async move { line.until(|line| line.inbox.close_code(line.number), is_open, at).await }
     }
 }
 
@@ -232,19 +232,19 @@ impl Line {
         at: &'static Location<'static>,
     ) -> Result<TestChannel, JoinRefused> {
         let join_ref = self.reference();
-        let listening = TestTopic::new(&self.mailroom, self.endpoint.pubsub(), &topic);
+        let listening = TestTopic::new(&self.inbox, self.endpoint.pubsub(), &topic);
         let (socket, shared) = (self.number, topic.as_str().into());
         let key = ChannelKey { socket, topic: shared, join_ref: join_ref.clone() };
-        self.mailroom.follow(key.clone());
-        self.send(said(&join_ref, &join_ref, &topic, "phx_join", &payload));
+        self.inbox.follow(key.clone());
+        self.send(client_frame(&join_ref, &join_ref, &topic, "phx_join", &payload));
         let no_answer = format!("the join of {topic} is not answered");
         let (status, response) =
             self.until(|line| line.take_reply(&topic, &join_ref), &no_answer, at).await;
         if status != "ok" {
-            let crash = self.mailroom.forget(&key);
+            let crash = self.inbox.forget(&key);
             return Err(JoinRefused { response, crash });
         }
-        self.mailroom.link(&key, true);
+        self.inbox.link(&key, true);
         Ok(TestChannel::new(self, key, listening, response))
     }
 
@@ -258,7 +258,7 @@ impl Line {
 
     #[track_caller]
     pub(super) fn send(&self, frame: WireFrame) {
-        match self.commands.try_send(Command::Say(frame)) {
+        match self.commands.try_send(Command::Send(frame)) {
             Ok(()) => {}
             // As on the wire, messages to a closed connection are lost.
             Err(mpsc::error::TrySendError::Closed(_)) => {}
@@ -283,23 +283,23 @@ impl Line {
         at: &'static Location<'static>,
     ) -> T {
         let deadline = Deadline::from_now(PATIENCE);
-        let mut watching = self.mailroom.watch();
+        let mut watching = self.inbox.watch();
         loop {
             if let Some(found) = look(self) {
                 return found;
             }
             if deadline.limit(watching.changed()).await.is_err() {
-                let listing = self.mailroom.listing();
+                let listing = self.inbox.listing();
                 panic!("{what_not} within {PATIENCE:?}, at {at}\n{listing}");
             }
         }
     }
 
     fn take_reply(&self, topic: &str, to: &Ref) -> Option<(String, Payload)> {
-        self.mailroom.take(|mail| match &mail.content {
+        self.inbox.take(|message| match &message.content {
             Content::Reply { reference, status, response }
-                if mail.to == Recipient::Socket(self.number)
-                    && mail.topic == topic
+                if message.to == Recipient::Socket(self.number)
+                    && message.topic == topic
                     && reference == to =>
             {
                 Some((status.clone(), response.clone()))
@@ -309,8 +309,8 @@ impl Line {
     }
 
     fn take_frame(&self) -> Option<WireFrame> {
-        self.mailroom.take(|mail| match mail.to {
-            Recipient::Socket(number) if number == self.number => mail.frame.clone(),
+        self.inbox.take(|message| match message.to {
+            Recipient::Socket(number) if number == self.number => message.frame.clone(),
             _ => None,
         })
     }

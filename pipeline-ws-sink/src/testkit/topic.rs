@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use super::{
-    mail::{Kind, Mail, Recipient},
-    mailroom::Mailroom,
+    inbox::TestInbox,
+    message::{ExpectedKind, Recipient, TestMessage},
     search::Search,
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 /// [`refute_broadcast!`](super::refute_broadcast) search its broadcasts.
 #[derive(Debug)]
 pub struct TestTopic {
-    mailroom: Arc<Mailroom>,
+    inbox: Arc<TestInbox>,
     number: u64,
     topic: String,
     id: SubscriberId,
@@ -30,12 +30,12 @@ pub struct TestTopic {
 }
 
 impl TestTopic {
-    pub(super) fn new(mailroom: &Arc<Mailroom>, pubsub: &PubSub, topic: &str) -> Self {
+    pub(super) fn new(inbox: &Arc<TestInbox>, pubsub: &PubSub, topic: &str) -> Self {
         let subscription = pubsub.subscribe(topic);
-        let (number, id) = (mailroom.number(), subscription.id());
-        let hearing = tokio::spawn(hear(mailroom.clone(), number, subscription));
-        let (mailroom, pubsub, topic) = (mailroom.clone(), pubsub.clone(), topic.to_owned());
-        Self { mailroom, number, topic, id, pubsub, hearing }
+        let (number, id) = (inbox.number(), subscription.id());
+        let hearing = tokio::spawn(hear(inbox.clone(), number, subscription));
+        let (inbox, pubsub, topic) = (inbox.clone(), pubsub.clone(), topic.to_owned());
+        Self { inbox, number, topic, id, pubsub, hearing }
     }
 
     /// The topic.
@@ -58,8 +58,8 @@ impl TestTopic {
 
     #[doc(hidden)]
     pub fn broadcasts(&self, event: &str) -> Search {
-        let kind = Kind::Broadcast { event: event.to_owned() };
-        Search::new(&self.mailroom, Recipient::Listener(self.number), &self.topic, kind)
+        let kind = ExpectedKind::Broadcast { event: event.to_owned() };
+        Search::new(&self.inbox, Recipient::Listener(self.number), &self.topic, kind)
     }
 }
 
@@ -70,11 +70,11 @@ impl Drop for TestTopic {
 }
 
 /// Records the topic's broadcasts for the test.
-async fn hear(mailroom: Arc<Mailroom>, number: u64, mut subscription: TopicSubscription) {
+async fn hear(inbox: Arc<TestInbox>, number: u64, mut subscription: TopicSubscription) {
     loop {
         match subscription.recv().await {
-            Ok(broadcast) => mailroom.put([Mail::to_listener(number, &broadcast)]),
-            Err(Lagged(count)) => mailroom.lose(count),
+            Ok(broadcast) => inbox.put([TestMessage::to_listener(number, &broadcast)]),
+            Err(Lagged(count)) => inbox.lose(count),
         }
     }
 }

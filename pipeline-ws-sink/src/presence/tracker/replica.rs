@@ -9,7 +9,7 @@ use std::{
 use super::{
     Diffs, Input, Meta, OutboundMessage, StepOutput, To, TrackerOptions,
     message::{Clock, Delta, Message, ReplicaRef},
-    state::{RemoteReplica, Entry, LocalReplica},
+    state::{Entry, LocalReplica, RemoteReplica},
     store::Store,
 };
 
@@ -144,8 +144,7 @@ impl Cluster {
     /// The clocks of all replicas, as known here.
     fn clocks(&self) -> Vec<Clock> {
         let local = Clock { of: self.local.of().clone(), clock: self.local.sent_upto() };
-        let clock =
-            |peer: &Peer| Clock { of: peer.of.clone(), clock: peer.remote.context.base() };
+        let clock = |peer: &Peer| Clock { of: peer.of.clone(), clock: peer.remote.context.base() };
         std::iter::once(local).chain(self.peers.values().map(clock)).collect()
     }
 
@@ -186,7 +185,13 @@ impl Cluster {
         }));
     }
 
-    fn receive(&mut self, message: Message, now: Duration, store: &mut Store, step: &mut StepOutput) {
+    fn receive(
+        &mut self,
+        message: Message,
+        now: Duration,
+        store: &mut Store,
+        step: &mut StepOutput,
+    ) {
         let diffs = &mut step.diffs;
         match message {
             Message::Heartbeat { from, delta, clocks } => {

@@ -13,8 +13,8 @@ use std::{
 
 use super::{
     Meta,
-    message::{Delta, ReplicaRef, Value},
     context::CausalContext,
+    message::{Delta, ReplicaRef, Value},
     store::Position,
 };
 
@@ -268,7 +268,8 @@ mod tests {
                 0 | 1 => _ = add(&mut local),
                 2 if !known.is_empty() => local.removed(*which.get(&known)),
                 2 | 3 => deltas.extend(local.take_pending_delta()),
-                _ => deltas.push(local.since(which.index(usize::MAX) as u64 % (local.sent_upto() + 1))),
+                _ => deltas
+                    .push(local.since(which.index(usize::MAX) as u64 % (local.sent_upto() + 1))),
             }
         }
         deltas.extend(local.take_pending_delta());

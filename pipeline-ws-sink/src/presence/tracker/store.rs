@@ -60,7 +60,12 @@ impl Store {
     }
 
     /// Adds an entry of another node.
-    pub(super) fn put_elsewhere(&mut self, topic: &Arc<str>, key: &Arc<str>, meta: &Meta) -> Position {
+    pub(super) fn put_elsewhere(
+        &mut self,
+        topic: &Arc<str>,
+        key: &Arc<str>,
+        meta: &Meta,
+    ) -> Position {
         let position = Position::Elsewhere(self.next);
         self.put(position, topic, ListedEntry { key: key.clone(), meta: meta.clone(), clock: 0 });
         position

@@ -14,7 +14,7 @@ use std::{
 use pipeline_core::ExitReason;
 use tokio::sync::watch;
 
-use super::mail::Mail;
+use super::message::TestMessage;
 use crate::{
     channel::{Channel, ChannelHandle, Join, Mailbox},
     protocol::reference::Ref,
@@ -30,17 +30,17 @@ const LISTED: usize = 100;
 /// The messages that all sockets and subscribers of a test have received, and the state of its
 /// channels.
 #[derive(Debug)]
-pub(crate) struct Mailroom {
+pub(crate) struct TestInbox {
     state: watch::Sender<State>,
     numbers: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    mail: VecDeque<Mail>,
+    messages: VecDeque<TestMessage>,
     /// How many messages were lost for lack of room.
     lost: u64,
-    channels: HashMap<ChannelKey, Fate>,
+    channels: HashMap<ChannelKey, ChannelStatus>,
     /// The sockets that are closed, with the codes of their close frames.
     closed: HashMap<u64, Option<u16>>,
 }
@@ -55,7 +55,7 @@ pub(super) struct ChannelKey {
 
 /// The state of a channel.
 #[derive(Clone, Debug, Default)]
-struct Fate {
+struct ChannelStatus {
     /// Whether a crash fails the test.
     linked: bool,
     /// The reason of its end, once it ends.
@@ -66,7 +66,7 @@ struct Fate {
     mailbox: Option<(TypeId, Arc<Mailbox>)>,
 }
 
-impl Mailroom {
+impl TestInbox {
     pub(super) fn new() -> Arc<Self> {
         Arc::new(Self { state: watch::Sender::default(), numbers: AtomicU64::new(1) })
     }
@@ -76,11 +76,11 @@ impl Mailroom {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(super) fn put(&self, mail: impl IntoIterator<Item = Mail>) {
+    pub(super) fn put(&self, messages: impl IntoIterator<Item = TestMessage>) {
         self.state.send_modify(|state| {
-            for mail in mail {
-                if state.mail.len() < CAPACITY {
-                    state.mail.push_back(mail);
+            for message in messages {
+                if state.messages.len() < CAPACITY {
+                    state.messages.push_back(message);
                 } else {
                     state.lost += 1;
                 }
@@ -93,13 +93,16 @@ impl Mailroom {
     }
 
     /// Takes the first message that matches.
-    pub(super) fn take<T>(&self, mut wanted: impl FnMut(&Mail) -> Option<T>) -> Option<T> {
+    pub(super) fn take<T>(&self, mut wanted: impl FnMut(&TestMessage) -> Option<T>) -> Option<T> {
         let mut taken = None;
         self.state.send_if_modified(|state| {
-            let found =
-                state.mail.iter().enumerate().find_map(|(at, mail)| Some((at, wanted(mail)?)));
+            let found = state
+                .messages
+                .iter()
+                .enumerate()
+                .find_map(|(at, message)| Some((at, wanted(message)?)));
             if let Some((at, value)) = found {
-                state.mail.remove(at);
+                state.messages.remove(at);
                 taken = Some(value);
             }
             false
@@ -114,9 +117,9 @@ impl Mailroom {
         if state.lost > 0 {
             return Err(format!("{} messages are lost: too many were waiting", state.lost));
         }
-        let crashed = state.channels.iter().find_map(|(key, fate)| {
-            let reason = fate.reason.as_ref().filter(|reason| is_crash(reason))?;
-            fate.linked.then(|| format!("the channel on {} crashed: {reason}", key.topic))
+        let crashed = state.channels.iter().find_map(|(key, status)| {
+            let reason = status.reason.as_ref().filter(|reason| is_crash(reason))?;
+            status.linked.then(|| format!("the channel on {} crashed: {reason}", key.topic))
         });
         crashed.map_or(Ok(()), Err)
     }
@@ -125,45 +128,45 @@ impl Mailroom {
     pub(super) fn listing(&self) -> String {
         let state = self.state.borrow();
         let mut listing = String::new();
-        for (key, fate) in &state.channels {
-            if let Some(reason) = &fate.reason {
+        for (key, status) in &state.channels {
+            if let Some(reason) = &status.reason {
                 let _ = writeln!(listing, "the channel on {} has ended: {reason}", key.topic);
             }
         }
-        if state.mail.is_empty() {
+        if state.messages.is_empty() {
             listing.push_str("the mailbox is empty");
             return listing;
         }
         listing.push_str("in the mailbox:");
-        for mail in state.mail.iter().take(LISTED) {
-            let _ = write!(listing, "\n  {mail}");
+        for message in state.messages.iter().take(LISTED) {
+            let _ = write!(listing, "\n  {message}");
         }
-        if let Some(more @ 1..) = state.mail.len().checked_sub(LISTED) {
+        if let Some(more @ 1..) = state.messages.len().checked_sub(LISTED) {
             let _ = write!(listing, "\n  and {more} more");
         }
         listing
     }
 
     /// Watches for changes.
-    pub(super) fn watch(&self) -> Watching {
-        Watching(self.state.subscribe())
+    pub(super) fn watch(&self) -> ChangeWatcher {
+        ChangeWatcher(self.state.subscribe())
     }
 
     /// Registers a channel that is about to be joined.
     pub(super) fn follow(&self, key: ChannelKey) {
-        self.state.send_modify(|state| drop(state.channels.insert(key, Fate::default())));
+        self.state.send_modify(|state| drop(state.channels.insert(key, ChannelStatus::default())));
     }
 
     /// Sets whether a crash of the channel fails the test.
     pub(super) fn link(&self, key: &ChannelKey, linked: bool) {
-        self.change(key, |fate| fate.linked = linked);
+        self.change(key, |status| status.linked = linked);
     }
 
     /// Removes a channel, and returns the reason of its crash, if it crashed.
     pub(super) fn forget(&self, key: &ChannelKey) -> Option<ExitReason> {
         let mut reason = None;
         self.state.send_modify(|state| {
-            reason = state.channels.remove(key).and_then(|fate| fate.reason).filter(is_crash);
+            reason = state.channels.remove(key).and_then(|status| status.reason).filter(is_crash);
         });
         reason
     }
@@ -171,8 +174,8 @@ impl Mailroom {
     /// The reason of the channel's end, once it has ended.
     pub(super) fn end_of(&self, key: &ChannelKey) -> Option<ExitReason> {
         let state = self.state.borrow();
-        let fate = state.channels.get(key)?;
-        fate.reason.clone().filter(|_| fate.over)
+        let status = state.channels.get(key)?;
+        status.reason.clone().filter(|_| status.over)
     }
 
     /// A handle of the channel, if it is of this kind.
@@ -182,10 +185,10 @@ impl Mailroom {
         (*kind == TypeId::of::<C>()).then(|| ChannelHandle::new(mailbox.clone()))
     }
 
-    fn change(&self, key: &ChannelKey, change: impl FnOnce(&mut Fate)) {
+    fn change(&self, key: &ChannelKey, change: impl FnOnce(&mut ChannelStatus)) {
         self.state.send_if_modified(|state| {
-            let fate = state.channels.get_mut(key);
-            fate.map(change).is_some()
+            let status = state.channels.get_mut(key);
+            status.map(change).is_some()
         });
     }
 
@@ -208,9 +211,9 @@ fn is_crash(reason: &ExitReason) -> bool {
 }
 
 /// Waits for changes of the state.
-pub(super) struct Watching(watch::Receiver<State>);
+pub(super) struct ChangeWatcher(watch::Receiver<State>);
 
-impl Watching {
+impl ChangeWatcher {
     /// Waits for a change since the last call, or since the watching began.
     pub(super) async fn changed(&mut self) {
         // The sender lives as long as the test.
@@ -220,27 +223,27 @@ impl Watching {
 
 /// Reports the ends of a socket's channels to the test.
 #[derive(Debug)]
-pub(crate) struct Witness {
-    pub(super) mailroom: Arc<Mailroom>,
+pub(crate) struct Probe {
+    pub(super) inbox: Arc<TestInbox>,
     pub(super) socket: u64,
 }
 
-impl Witness {
+impl Probe {
     /// Called when a channel's task begins. Drop the returned value when everything else of the
     /// task is gone.
-    pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Box<Watched> {
+    pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Box<ProbeGuard> {
         let join_ref = join.join_ref.or(&join.reference);
         let key = self.key(join.topic.shared(), &join_ref);
         let mailbox = (TypeId::of::<C>(), join.mailbox.clone());
-        self.mailroom.change(&key, |fate| fate.mailbox = Some(mailbox));
+        self.inbox.change(&key, |status| status.mailbox = Some(mailbox));
         // Boxed, so that channels outside of tests are not larger.
-        Box::new(Watched { mailroom: self.mailroom.clone(), key })
+        Box::new(ProbeGuard { inbox: self.inbox.clone(), key })
     }
 
     /// Called when a channel ends, with the reason.
     pub(crate) fn ends(&self, topic: &Arc<str>, join_ref: &Ref, reason: &ExitReason) {
         let key = self.key(topic, join_ref);
-        self.mailroom.change(&key, |fate| fate.reason = Some(reason.clone()));
+        self.inbox.change(&key, |status| status.reason = Some(reason.clone()));
     }
 
     fn key(&self, topic: &Arc<str>, join_ref: &Ref) -> ChannelKey {
@@ -250,17 +253,17 @@ impl Witness {
 
 /// Guards a channel's task, and records its end.
 #[derive(Debug)]
-pub(crate) struct Watched {
-    mailroom: Arc<Mailroom>,
+pub(crate) struct ProbeGuard {
+    inbox: Arc<TestInbox>,
     key: ChannelKey,
 }
 
-impl Drop for Watched {
+impl Drop for ProbeGuard {
     fn drop(&mut self) {
-        self.mailroom.change(&self.key, |fate| {
-            fate.over = true;
-            fate.reason.get_or_insert(ExitReason::Killed);
-            fate.mailbox = None;
+        self.inbox.change(&self.key, |status| {
+            status.over = true;
+            status.reason.get_or_insert(ExitReason::Killed);
+            status.mailbox = None;
         });
     }
 }

@@ -74,7 +74,7 @@ impl From<&str> for WireFrame {
 }
 
 /// A client's message, in the encoding of the official client.
-pub(super) fn said(
+pub(super) fn client_frame(
     join_ref: &Ref,
     reference: &Ref,
     topic: &str,
@@ -98,7 +98,7 @@ pub(super) fn said(
 
 /// A received message that no assertion has taken.
 #[derive(Debug)]
-pub(super) struct Mail {
+pub(super) struct TestMessage {
     pub(super) to: Recipient,
     pub(super) topic: String,
     pub(super) join_ref: Ref,
@@ -121,7 +121,7 @@ pub(super) enum Content {
     Broadcast { event: String, payload: Payload },
 }
 
-impl Mail {
+impl TestMessage {
     /// A message that a socket received.
     pub(super) fn to_socket(number: u64, frame: &Frame) -> Self {
         let (topic, join_ref, content) = text(frame)
@@ -199,7 +199,7 @@ fn binary(frame: &Bytes) -> Option<(String, Ref, Content)> {
     })
 }
 
-impl fmt::Display for Mail {
+impl fmt::Display for TestMessage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let topic = &self.topic;
         match &self.content {
@@ -218,36 +218,36 @@ impl fmt::Display for Mail {
 
 /// The expectation of an assertion, except for the payload.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(super) struct Expected {
     pub(super) to: Recipient,
     pub(super) topic: String,
-    pub(super) kind: Kind,
+    pub(super) kind: ExpectedKind,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Kind {
+pub(super) enum ExpectedKind {
     Push { join_ref: Ref, event: String },
     Reply { reference: Ref, status: String },
     Broadcast { event: String },
 }
 
-impl Wanted {
+impl Expected {
     /// The payload of a message, if it is of this kind.
-    pub(super) fn of<'a>(&self, mail: &'a Mail) -> Option<&'a Payload> {
-        if self.to != mail.to || self.topic != mail.topic {
+    pub(super) fn of<'a>(&self, message: &'a TestMessage) -> Option<&'a Payload> {
+        if self.to != message.to || self.topic != message.topic {
             return None;
         }
-        let (matches, payload) = match (&self.kind, &mail.content) {
-            (Kind::Push { join_ref, event: wanted }, Content::Push { event, payload }) => {
+        let (matches, payload) = match (&self.kind, &message.content) {
+            (ExpectedKind::Push { join_ref, event: wanted }, Content::Push { event, payload }) => {
                 // A broadcast has no join reference. Messages of an earlier join are skipped.
-                let own = mail.join_ref.is_null() || mail.join_ref == *join_ref;
+                let own = message.join_ref.is_null() || message.join_ref == *join_ref;
                 (own && event == wanted, payload)
             }
             (
-                Kind::Reply { reference: to, status: wanted },
+                ExpectedKind::Reply { reference: to, status: wanted },
                 Content::Reply { reference, status, response },
             ) => (reference == to && status == wanted, response),
-            (Kind::Broadcast { event: wanted }, Content::Broadcast { event, payload }) => {
+            (ExpectedKind::Broadcast { event: wanted }, Content::Broadcast { event, payload }) => {
                 (event == wanted, payload)
             }
             _ => return None,
@@ -256,12 +256,14 @@ impl Wanted {
     }
 }
 
-impl fmt::Display for Wanted {
+impl fmt::Display for Expected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            Kind::Push { event, .. } => write!(f, "push of {event:?}")?,
-            Kind::Reply { reference, status } => write!(f, "reply {status:?} to {reference}")?,
-            Kind::Broadcast { event } => write!(f, "broadcast of {event:?}")?,
+            ExpectedKind::Push { event, .. } => write!(f, "push of {event:?}")?,
+            ExpectedKind::Reply { reference, status } => {
+                write!(f, "reply {status:?} to {reference}")?
+            }
+            ExpectedKind::Broadcast { event } => write!(f, "broadcast of {event:?}")?,
         }
         write!(f, " on {}", self.topic)
     }

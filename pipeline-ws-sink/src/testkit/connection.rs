@@ -6,8 +6,8 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 
 use super::{
-    mail::{Mail, WireFrame},
-    mailroom::{Mailroom, Witness},
+    inbox::{Probe, TestInbox},
+    message::{TestMessage, WireFrame},
 };
 use crate::{
     endpoint::state::EndpointState,
@@ -24,28 +24,28 @@ const WAITING: usize = 1024;
 /// A command from the test to its socket.
 #[derive(Debug)]
 pub(super) enum Command {
-    Say(WireFrame),
+    Send(WireFrame),
     Close,
 }
 
 /// A socket's connection to the kit.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    mailroom: Arc<Mailroom>,
+pub(crate) struct TestConnection {
+    inbox: Arc<TestInbox>,
     number: u64,
     commands: mpsc::Receiver<Command>,
 }
 
-impl Seat {
-    /// A new seat, its number, and the sender of its commands.
-    pub(super) fn new(mailroom: &Arc<Mailroom>) -> (Self, u64, mpsc::Sender<Command>) {
+impl TestConnection {
+    /// A new connection, its number, and the sender of its commands.
+    pub(super) fn new(inbox: &Arc<TestInbox>) -> (Self, u64, mpsc::Sender<Command>) {
         let (sender, commands) = mpsc::channel(WAITING);
-        let number = mailroom.number();
-        (Self { mailroom: mailroom.clone(), number, commands }, number, sender)
+        let number = inbox.number();
+        (Self { inbox: inbox.clone(), number, commands }, number, sender)
     }
 
     /// Runs a connected socket, until the test or the endpoint ends it.
-    pub(crate) fn take<S: Socket>(
+    pub(crate) fn run<S: Socket>(
         self,
         mounted: Arc<Mounted<S>>,
         state: &Arc<EndpointState>,
@@ -58,10 +58,10 @@ impl Seat {
             .send_timeout(mounted.options.send_timeout);
         let outbox = Arc::new(outbox);
         let registration = state.sockets.register(&outbox, id.as_deref(), &mounted.drainer);
-        let witness = Witness { mailroom: self.mailroom.clone(), socket: self.number };
+        let probe = Probe { inbox: self.inbox.clone(), socket: self.number };
         state.begin();
         let identity = Identity { assigns, id, version: Version::V2, transport: WEBSOCKET };
-        let session = mounted.session(state, &outbox, identity).watched_by(witness);
+        let session = mounted.session(state, &outbox, identity).probed_by(probe);
         let abort = state.abort.clone();
         state.tasks.spawn(async move {
             let open = mounted.metrics.open.hold();
@@ -75,26 +75,26 @@ impl Seat {
     }
 
     async fn live<S: Socket>(mut self, mut session: Session<S>, outbox: &Arc<Outbox>) {
-        let Self { mailroom, number, commands } = &mut self;
+        let Self { inbox, number, commands } = &mut self;
         let end = tokio::select! {
             end = listen(&mut session, commands) => end,
-            end = deliver(mailroom, *number, outbox) => end,
+            end = deliver(inbox, *number, outbox) => end,
             end = outbox.write() => end,
         };
         outbox.end(end);
         // Frames that were sent before the end arrive, as on the wire.
         if let Some(frames) = poll_fn(|cx| outbox.poll_fetch(cx)).now_or_never() {
-            put(mailroom, *number, &frames);
+            put(inbox, *number, &frames);
         }
-        mailroom.closed(*number, end.close_code());
+        inbox.closed(*number, end.close_code());
         session.end(&end.reason()).await;
     }
 }
 
-impl Drop for Seat {
+impl Drop for TestConnection {
     fn drop(&mut self) {
         // A socket that ended by itself has already recorded its code.
-        self.mailroom.closed(self.number, None);
+        self.inbox.closed(self.number, None);
     }
 }
 
@@ -107,7 +107,7 @@ async fn listen<S: Socket>(
         tokio::select! {
             () = session.changed() => session.catch_up().await,
             command = commands.recv() => match command {
-                Some(Command::Say(frame)) => {
+                Some(Command::Send(frame)) => {
                     session.metrics().frames_in.increment(1);
                     let received = frame.received();
                     let held = session.hold(&received);
@@ -122,13 +122,13 @@ async fn listen<S: Socket>(
 }
 
 /// Delivers the socket's frames to the test.
-async fn deliver(mailroom: &Mailroom, number: u64, outbox: &Outbox) -> SocketEnd {
+async fn deliver(inbox: &TestInbox, number: u64, outbox: &Outbox) -> SocketEnd {
     loop {
         let frames = poll_fn(|cx| outbox.poll_fetch(cx)).await;
-        put(mailroom, number, &frames);
+        put(inbox, number, &frames);
     }
 }
 
-fn put(mailroom: &Mailroom, number: u64, frames: &[Frame]) {
-    mailroom.put(frames.iter().map(|frame| Mail::to_socket(number, frame)));
+fn put(inbox: &TestInbox, number: u64, frames: &[Frame]) {
+    inbox.put(frames.iter().map(|frame| TestMessage::to_socket(number, frame)));
 }

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use super::{
     Channel, ChannelContext, Stop,
-    mailbox::{Letter, Mailbox, NotSent},
+    mailbox::{ChannelMessage, Mailbox, NotSent},
 };
 
 /// A channel that handles messages of this type from the server's own tasks and timers, sent
@@ -103,7 +103,7 @@ impl<C: Channel> ChannelHandle<C> {
         C: HandleMessage<M>,
         M: Send + 'static,
     {
-        Ok(self.mailbox.send(Letter::Info(seal::<C, M>(message))).await?)
+        Ok(self.mailbox.send(ChannelMessage::Internal(boxed::<C, M>(message))).await?)
     }
 
     /// Sends a message if there is room for it.
@@ -116,7 +116,7 @@ impl<C: Channel> ChannelHandle<C> {
         C: HandleMessage<M>,
         M: Send + 'static,
     {
-        Ok(self.mailbox.try_send(Letter::Info(seal::<C, M>(message)))?)
+        Ok(self.mailbox.try_send(ChannelMessage::Internal(boxed::<C, M>(message)))?)
     }
 }
 
@@ -162,11 +162,11 @@ impl From<NotSent> for SendError {
     }
 }
 
-/// A message with its type erased. Only a channel of the kind that it was sent to can open it.
-pub(super) type Sealed = Box<dyn Any + Send>;
+/// A message with its type erased. Only a channel of the kind that it was sent to can handle it.
+pub(super) type BoxedMessage = Box<dyn Any + Send>;
 
 /// A message that a channel can handle.
-trait Envelope<C: Channel>: Send {
+trait Deliver<C: Channel>: Send {
     fn deliver<'a>(
         self: Box<Self>,
         channel: &'a mut C,
@@ -174,9 +174,9 @@ trait Envelope<C: Channel>: Send {
     ) -> BoxFuture<'a, Result<(), Stop>>;
 }
 
-struct Info<M>(M);
+struct Typed<M>(M);
 
-impl<C: HandleMessage<M>, M: Send + 'static> Envelope<C> for Info<M> {
+impl<C: HandleMessage<M>, M: Send + 'static> Deliver<C> for Typed<M> {
     fn deliver<'a>(
         self: Box<Self>,
         channel: &'a mut C,
@@ -186,21 +186,21 @@ impl<C: HandleMessage<M>, M: Send + 'static> Envelope<C> for Info<M> {
     }
 }
 
-pub(super) fn seal<C, M>(message: M) -> Sealed
+pub(super) fn boxed<C, M>(message: M) -> BoxedMessage
 where
     C: HandleMessage<M>,
     M: Send + 'static,
 {
-    let envelope: Box<dyn Envelope<C>> = Box::new(Info(message));
-    Box::new(envelope)
+    let boxed: Box<dyn Deliver<C>> = Box::new(Typed(message));
+    Box::new(boxed)
 }
 
-pub(super) async fn open<C: Channel>(
-    sealed: Sealed,
+pub(super) async fn deliver<C: Channel>(
+    message: BoxedMessage,
     channel: &mut C,
     cx: &ChannelContext<C>,
 ) -> Result<(), Stop> {
-    let envelope: Box<Box<dyn Envelope<C>>> =
-        sealed.downcast().expect("a channel's mailbox takes only what is sealed for its kind");
-    envelope.deliver(channel, cx).await
+    let boxed: Box<Box<dyn Deliver<C>>> =
+        message.downcast().expect("a channel's mailbox takes only messages of its kind");
+    boxed.deliver(channel, cx).await
 }
