@@ -28,8 +28,8 @@ use super::{
 use crate::{
     payload::{IntoPayload, Payload, PayloadError},
     protocol::{frame::Frame, message::Address, reference::Ref},
-    pubsub::{self, Listening, Subscriber, topic::Topic},
-    session::{Connection, SessionEvent, end::SocketEnd, inbox::Held},
+    pubsub::{self, Subscriber, SubscriptionGuard, topic::Topic},
+    session::{Connection, SessionEvent, end::SocketEnd, inbox::InboxBytes},
     socket::Socket,
     telemetry::{
         Outcome, RouteMetrics, begin_event, limited,
@@ -51,7 +51,7 @@ pub(crate) struct Join<S: Socket> {
     pub(crate) reference: Ref,
     pub(crate) payload: Payload,
     /// The request counts as received until it has been answered.
-    pub(crate) held: Held,
+    pub(crate) held: InboxBytes,
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) instance: Instance,
     pub(crate) metrics: Arc<RouteMetrics>,
@@ -235,7 +235,7 @@ fn refuse(
 struct RunningChannel<C: Channel> {
     /// Dropped before the context: the context's drop announces that the client has left, which
     /// this channel must not receive.
-    listening: Listening,
+    listening: SubscriptionGuard,
     channel: C,
     context: ChannelContext<C>,
     join_ref: Ref,

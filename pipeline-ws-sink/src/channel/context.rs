@@ -20,7 +20,7 @@ use crate::{
         message::{Address, Encoded, is_reserved},
         reference::{Ref, quoted},
     },
-    pubsub::{BroadcastError, Listening, PubSub, Subscriber, SubscriberId, topic::Topic},
+    pubsub::{BroadcastError, PubSub, Subscriber, SubscriberId, SubscriptionGuard, topic::Topic},
     session::Connection,
     socket::Socket,
     telemetry::push_times::PushStamp,
@@ -109,15 +109,15 @@ pub struct ChannelContext<C: Channel> {
     pub(super) reference: Ref,
     /// The start time of the push that is being handled, if it is timed.
     pub(super) since: Option<PushStamp>,
-    own: Mutex<Own>,
+    own: Mutex<Resources>,
 }
 
 /// Resources that belong to the channel.
 #[derive(Default)]
-struct Own {
+struct Resources {
     timers: Timers,
     /// Subscriptions to other topics.
-    listening: Vec<Listening>,
+    subscriptions: Vec<SubscriptionGuard>,
     /// The presences that track its client, or did.
     present_in: Vec<Presence>,
 }
@@ -310,15 +310,15 @@ impl<C: Channel> ChannelContext<C> {
         let table = self.pubsub().table();
         let who = Subscriber::Channel(self.mailbox.clone());
         let listening = table.subscribe(&topic.into(), self.id, who);
-        self.own.lock().listening.push(listening);
+        self.own.lock().subscriptions.push(listening);
     }
 
     /// Cancels all of this channel's subscriptions to another topic.
     pub fn unsubscribe(&self, topic: &str) {
         let mut own = self.own.lock();
         let (gone, kept): (Vec<_>, Vec<_>) =
-            mem::take(&mut own.listening).into_iter().partition(|other| other.topic() == topic);
-        own.listening = kept;
+            mem::take(&mut own.subscriptions).into_iter().partition(|other| other.topic() == topic);
+        own.subscriptions = kept;
         drop(own);
         drop(gone);
     }

@@ -15,7 +15,7 @@ use crate::{
     payload::Payload,
     protocol::{message::Encoded, reference::Ref},
     pubsub::broadcast::Broadcast,
-    session::inbox::Held,
+    session::inbox::InboxBytes,
     telemetry::push_times::PushStamp,
 };
 
@@ -53,9 +53,9 @@ struct State {
 #[derive(Debug)]
 pub(crate) enum ChannelMessage {
     /// The client sent an event.
-    Event { reference: Ref, event: Box<str>, payload: Payload, held: Held },
+    Event { reference: Ref, event: Box<str>, payload: Payload, held: InboxBytes },
     /// The client leaves.
-    Leave { reference: Ref, held: Held },
+    Leave { reference: Ref, held: InboxBytes },
     /// A broadcast that the channel intercepts.
     Intercepted(Intercepted),
     /// A broadcast on another topic that the channel has subscribed to.

@@ -12,7 +12,7 @@ use crate::{
     },
     handshake::{Answer, Mounted, Variables},
     socket::Socket,
-    transport::longpoll::Reading,
+    transport::longpoll::ReadBody,
 };
 #[cfg(feature = "test-kit")]
 use crate::{
@@ -38,7 +38,7 @@ pub(crate) trait ErasedMount: Send + Sync {
         state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
-        body: Reading,
+        body: ReadBody,
     ) -> Answer;
 
     /// Snapshots of its sockets and their channels.
@@ -75,7 +75,7 @@ impl<S: Socket> ErasedMount for Mounted<S> {
         state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
-        body: Reading,
+        body: ReadBody,
     ) -> Answer {
         Mounted::answer_poll(self, state, request, variables, body).await
     }

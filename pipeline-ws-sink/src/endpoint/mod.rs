@@ -53,7 +53,7 @@ use crate::{
     session::end::SocketEnd,
     socket::Socket,
     telemetry::MountMetrics,
-    transport::{longpoll::reading, polled::Polled},
+    transport::{longpoll::read_body, longpoll_sessions::LongPollSessions},
 };
 
 /// The cost of a request, in the 128 units of tokio's budget for one poll of a task.
@@ -337,7 +337,9 @@ impl Endpoint {
             let request = Request::from_parts(head, ());
             match transport {
                 Transport::WebSocket => mount.accept(state, request, variables),
-                Transport::LongPoll => mount.answer_poll(state, request, variables, reading(body)),
+                Transport::LongPoll => {
+                    mount.answer_poll(state, request, variables, read_body(body))
+                }
             }
         });
         async {
@@ -505,7 +507,7 @@ impl EndpointBuilder {
         paths.extend(longpoll.map(|path| (Transport::LongPoll, path)));
         let build: Build = Box::new(move |shared| {
             let options = mount.options;
-            let polled = mount.handshake.longpoll.as_ref().map(Polled::new).transpose();
+            let polled = mount.handshake.longpoll.as_ref().map(LongPollSessions::new).transpose();
             let polled = polled.map_err(|_| BuildError::NoRandomness)?;
             let handshake = handshake(mount.handshake.clone(), shared)?;
             let filter = mount.filter.clone();

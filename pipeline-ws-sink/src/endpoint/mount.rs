@@ -10,7 +10,7 @@ use crate::{
     handshake::{connect_info::ConnectInfo, origin::CheckOrigin},
     outbox::{OutboxLimits, WhenFull},
     presence::tracker::TRACKERS,
-    protocol::connection::Limits,
+    protocol::connection::FrameLimits,
     pubsub::topic::{PatternError, Topic, TopicPattern},
     session::{self, rate_limit::MessageRateLimit},
     socket::Socket,
@@ -58,7 +58,7 @@ pub struct Mount<S> {
 /// The options of a kind of socket.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MountOptions {
-    pub(crate) limits: Limits,
+    pub(crate) limits: FrameLimits,
     pub(crate) outbox: OutboxLimits,
     /// In bytes.
     pub(crate) inbox: usize,
@@ -111,7 +111,7 @@ impl<S: Socket> Mount<S> {
     /// Creates a mount without channels.
     pub fn new(socket: S) -> Self {
         let options = MountOptions {
-            limits: Limits { frame: usize::MAX, message: 1 << 20 },
+            limits: FrameLimits { frame: usize::MAX, message: 1 << 20 },
             outbox: OutboxLimits { frames: 16_384, bytes: 4 << 20 },
             inbox: 4 << 20,
             when_full: WhenFull::Disconnect,
@@ -638,7 +638,7 @@ impl<S: Socket> Mount<S> {
         let limited = LimitMetrics::register(telemetry, self.socket.name());
         let MountOptions { message_rate_limit, topic_message_rate_limit, max_channels, .. } =
             self.options;
-        let limits = session::Limits {
+        let limits = session::RateLimits {
             socket: message_rate_limit.map(Into::into),
             topic: topic_message_rate_limit.map(Into::into),
             topics: max_channels.saturating_mul(2).max(1),
@@ -661,7 +661,7 @@ impl<S> fmt::Debug for Mount<S> {
 /// The channels of a kind of socket.
 pub(crate) struct Routes<S> {
     routes: Vec<RegisteredRoute<S>>,
-    limits: session::Limits,
+    limits: session::RateLimits,
     pub(crate) limited: LimitMetrics,
     max_channels: usize,
 }
@@ -699,7 +699,7 @@ impl<S> Routes<S> {
     }
 
     /// The rate limits of clients, if there are any.
-    pub(crate) fn limits(&self) -> Option<&session::Limits> {
+    pub(crate) fn limits(&self) -> Option<&session::RateLimits> {
         let limits = &self.limits;
         (limits.socket.is_some() || limits.topic.is_some()).then_some(limits)
     }

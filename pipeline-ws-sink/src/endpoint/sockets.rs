@@ -28,13 +28,13 @@ pub(crate) struct Sockets {
 
 #[derive(Default)]
 struct Table {
-    open: Slab<Open>,
+    open: Slab<OpenSocket>,
     by_id: HashMap<Arc<str>, Vec<usize>>,
     /// The end of a socket that registers once no more are accepted.
     closed: Option<SocketEnd>,
 }
 
-struct Open {
+struct OpenSocket {
     outbox: Arc<Outbox>,
     id: Option<Arc<str>>,
     /// Its index in the list of its id.
@@ -80,7 +80,7 @@ impl Sockets {
             alike.push(key);
             alike.len() - 1
         });
-        table.open.insert(Open { outbox: outbox.clone(), id, at, drainer: drainer.clone() });
+        table.open.insert(OpenSocket { outbox: outbox.clone(), id, at, drainer: drainer.clone() });
         if let Some(end) = table.closed {
             outbox.end(end);
         }
@@ -101,7 +101,7 @@ impl Sockets {
         self.closing.cancelled().await;
     }
 
-    /// Stops accepting sockets. Open sockets end when the draining runs. The first draining has all
+    /// Stops accepting sockets. OpenSocket sockets end when the draining runs. The first draining has all
     /// of them; another that begins meanwhile only waits.
     pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();
@@ -235,7 +235,7 @@ impl MountDraining {
 }
 
 impl Table {
-    fn remove(&mut self, key: usize) -> Open {
+    fn remove(&mut self, key: usize) -> OpenSocket {
         let open = self.open.remove(key);
         if let Some(id) = &open.id
             && let Some(alike) = self.by_id.get_mut(id)

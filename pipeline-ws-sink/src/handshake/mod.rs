@@ -34,7 +34,7 @@ use tracing::{Instrument, Span, field};
 
 use self::{
     connect_info::ConnectInfo,
-    origin::{CheckOrigin, Origin, Own},
+    origin::{CheckOrigin, Origin, OwnHost},
     params::Params,
     path::BadSegment,
 };
@@ -50,7 +50,7 @@ use crate::{
     session::{Connection, Session, SessionEvents, inbox::Inbox},
     socket::{ConnectError, Socket, TEXT},
     telemetry::{MountMetrics, Outcome, described, limited, log, shown},
-    transport::{io::Io, polled::Polled, websocket},
+    transport::{io::Io, longpoll_sessions::LongPollSessions, websocket},
 };
 
 /// The transport's name in the log.
@@ -85,7 +85,7 @@ pub(crate) struct Mounted<S> {
     pub(crate) options: MountOptions,
     pub(crate) handshake: Handshake,
     /// The long-polling sessions, if long polling is served.
-    pub(crate) polled: Option<Polled>,
+    pub(crate) polled: Option<LongPollSessions>,
     pub(crate) metrics: MountMetrics,
     pub(crate) drainer: Arc<MountDrainer>,
 }
@@ -412,7 +412,7 @@ impl Handshake {
         let origin = Origin::parse(&String::from_utf8_lossy(origin.as_bytes()));
         let uri = connect_info::uri(request);
         let authority = uri.authority().map(http::uri::Authority::as_str);
-        let own = Own::new(self.host.as_deref(), uri.scheme_str().unwrap_or("http"), authority);
+        let own = OwnHost::new(self.host.as_deref(), uri.scheme_str().unwrap_or("http"), authority);
         // The user's function may panic.
         let checked = catch_unwind(AssertUnwindSafe(|| self.check_origin.check(&origin, &own)));
         let expected = match checked {

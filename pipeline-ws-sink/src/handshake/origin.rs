@@ -149,7 +149,7 @@ impl CheckOrigin {
     }
 
     /// Whether a page may open a socket. The error says what was expected.
-    pub(crate) fn check(&self, origin: &Origin, own: &Own<'_>) -> Result<(), String> {
+    pub(crate) fn check(&self, origin: &Origin, own: &OwnHost<'_>) -> Result<(), String> {
         let allowed = match &self.0 {
             Rule::Host => own.public_host().is_some() && own.public_host() == origin.host(),
             Rule::List(Ok(entries)) => entries.iter().any(|entry| entry.matches(origin)),
@@ -166,7 +166,7 @@ impl CheckOrigin {
         if allowed { Ok(()) } else { Err(self.expected(own)) }
     }
 
-    fn expected(&self, own: &Own<'_>) -> String {
+    fn expected(&self, own: &OwnHost<'_>) -> String {
         match &self.0 {
             Rule::Host => match own.public_host() {
                 Some(host) if own.configured.is_some() => {
@@ -311,7 +311,7 @@ impl fmt::Display for Origin {
 
 /// The server's own host and scheme, by configuration and by the request.
 #[derive(Clone, Debug)]
-pub(crate) struct Own<'a> {
+pub(crate) struct OwnHost<'a> {
     /// The host that the endpoint is configured with.
     configured: Option<&'a str>,
     scheme: &'a str,
@@ -319,7 +319,7 @@ pub(crate) struct Own<'a> {
     port: Option<u16>,
 }
 
-impl<'a> Own<'a> {
+impl<'a> OwnHost<'a> {
     /// `authority` is the value of the `host` header.
     pub(crate) fn new(
         configured: Option<&'a str>,
@@ -397,7 +397,7 @@ mod tests {
 
     /// Asserts the rule's answer for each origin, at an endpoint whose host is `localhost`.
     fn all(rule: &CheckOrigin, allowed: bool, origins: &[&str]) {
-        let own = Own::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
+        let own = OwnHost::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
         for origin in origins {
             let checked = rule.check(&Origin::parse(origin), &own);
             assert_eq!(checked.is_ok(), allowed, "{origin}: {checked:?}");
@@ -421,7 +421,7 @@ mod tests {
     #[test]
     fn without_a_configured_host_a_host_name_is_not_trusted() {
         let check = |host: &str| {
-            let own = Own::new(None, "http", Some(host));
+            let own = OwnHost::new(None, "http", Some(host));
             CheckOrigin::host().check(&Origin::parse(&format!("http://{host}")), &own)
         };
         for host in ["localhost", "localhost:4000", "app.localhost", "192.0.2.7:80", "[::1]:4000"] {
@@ -483,10 +483,10 @@ mod tests {
         let others =
             ["http://127.0.0.1", "http://localhost:4010", "https://127.0.0.1:4010", "null"];
         all(&rule, false, &others);
-        let own = Own::new(None, "https", Some("example.com"));
+        let own = OwnHost::new(None, "https", Some("example.com"));
         assert!(rule.check(&Origin::parse("https://example.com"), &own).is_ok());
         assert!(rule.check(&Origin::parse("http://example.com"), &own).is_err());
-        assert!(rule.check(&Origin::parse("//"), &Own::new(None, "http", None)).is_err());
+        assert!(rule.check(&Origin::parse("//"), &OwnHost::new(None, "http", None)).is_err());
     }
 
     #[test]
@@ -504,12 +504,12 @@ mod tests {
     #[test]
     fn without_a_configured_host_the_host_of_the_request_counts() {
         let rule = CheckOrigin::host();
-        let own = Own::new(None, "http", Some("LocalHost:4000"));
+        let own = OwnHost::new(None, "http", Some("LocalHost:4000"));
         assert!(rule.check(&Origin::parse("https://localhost"), &own).is_ok());
         let refused = rule.check(&Origin::parse("https://evil.test"), &own);
         let expected = "the host localhost; set another with EndpointBuilder::host";
         assert_eq!(refused, Err(expected.to_owned()));
-        let nameless = Own::new(None, "http", None);
+        let nameless = OwnHost::new(None, "http", None);
         assert!(rule.check(&Origin::parse("null"), &nameless).is_err());
         assert!(rule.check(&Origin::parse("https://evil.test"), &nameless).is_err());
     }
@@ -517,7 +517,7 @@ mod tests {
     #[test]
     fn a_refusal_says_what_was_expected() {
         let evil = Origin::parse("http://evil.test");
-        let own = Own::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
+        let own = OwnHost::new(Some("localhost"), "http", Some("127.0.0.1:4010"));
         let cases = [
             (CheckOrigin::host(), "the host localhost, set by EndpointBuilder::host"),
             (CheckOrigin::list(["//a.test", "//*.b.test"]), "one of //a.test, //*.b.test"),
@@ -590,7 +590,7 @@ mod tests {
         #[test]
         fn whatever_is_sent_it_is_taken_apart(text in "([a-z:/@\\[\\]*.0-9]|.){0,40}") {
             let origin = Origin::parse(&text);
-            let own = Own::new(None, "http", Some(&text));
+            let own = OwnHost::new(None, "http", Some(&text));
             for rule in [CheckOrigin::host(), list(), CheckOrigin::connection()] {
                 let _ = rule.check(&origin, &own);
             }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     late::is_late,
-    outboxes::{Held, Outboxes, SHARE},
+    outboxes::{OutboxBytes, Outboxes, SHARE},
     when_full::Kind,
     when_full::WhenFull,
 };
@@ -28,7 +28,7 @@ pub(crate) struct OutboxLimits {
 
 /// The limits at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Limits {
+pub(super) struct CurrentLimits {
     pub(super) frames: usize,
     pub(super) bytes: usize,
     /// Bytes of memory; a broadcast takes more of it than its length.
@@ -62,7 +62,7 @@ pub(super) struct Backlog {
     /// Set when there was no room, until half of the room is free again.
     full: Option<Full>,
     /// The bytes of the queue itself that count for the endpoint.
-    slots: Option<Held>,
+    slots: Option<OutboxBytes>,
 }
 
 /// A sender has found no room, and the client has not caught up yet.
@@ -92,7 +92,7 @@ pub(crate) struct Outgoing {
     /// Its cost in bytes for each socket that it waits for.
     weight: usize,
     /// Its bytes that count for the endpoint, once they do.
-    held: OnceLock<Held>,
+    held: OnceLock<OutboxBytes>,
 }
 
 /// Frames that are being written, while the backlog accepts others.
@@ -153,14 +153,14 @@ impl Backlog {
     }
 
     /// Whether a frame fits without applying the policy.
-    pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: Limits) -> bool {
+    pub(super) fn has_room_for(&self, outgoing: &Outgoing, limits: CurrentLimits) -> bool {
         self.is_empty() || self.fits(self.cost_of(outgoing), limits)
     }
 
     /// Whether this cost fits behind the waiting frames.
     ///
     /// The limits may temporarily be narrower than those that the backlog was made with.
-    fn fits(&self, new: Cost, limits: Limits) -> bool {
+    fn fits(&self, new: Cost, limits: CurrentLimits) -> bool {
         let new = new.at_most(limits);
         // Avoids a read of the front's cost, whose memory another core may have cached.
         self.cost.plus(new).is_within(limits)
@@ -173,7 +173,7 @@ impl Backlog {
     pub(super) fn admit(
         &mut self,
         outgoing: Arc<Outgoing>,
-        limits: Limits,
+        limits: CurrentLimits,
         when_full: WhenFull,
     ) -> Result<Dropped, TooSlow> {
         let mut dropped = Dropped::default();
@@ -227,16 +227,16 @@ impl Backlog {
             return;
         }
         if let Some(last) = self.queue.back() {
-            last.held.get_or_init(|| Held::new(all, last.memory()));
+            last.held.get_or_init(|| OutboxBytes::new(all, last.memory()));
         }
         let slots = self.queue.capacity() * size_of::<Arc<Outgoing>>();
         if self.slots.as_ref().is_none_or(|held| held.bytes() != slots) {
-            self.slots = Some(Held::new(all, slots));
+            self.slots = Some(OutboxBytes::new(all, slots));
         }
     }
 
     /// Whether another frame may have to wait for room.
-    pub(super) fn is_full(&self, limits: Limits) -> bool {
+    pub(super) fn is_full(&self, limits: CurrentLimits) -> bool {
         let reaches = |cost: Cost| cost.bytes >= limits.bytes || cost.memory >= limits.memory;
         // Avoids a read of the front's cost, as above.
         self.cost.frames >= limits.frames
@@ -244,7 +244,7 @@ impl Backlog {
     }
 
     /// Whether at most half of the limit waits.
-    fn has_caught_up(&self, limits: Limits) -> bool {
+    fn has_caught_up(&self, limits: CurrentLimits) -> bool {
         self.behind_front(self.cost).is_within(limits.half())
     }
 
@@ -264,7 +264,7 @@ impl Backlog {
     }
 
     /// Records that the socket has taken some bytes.
-    pub(super) fn has_moved(&mut self, limits: Limits) {
+    pub(super) fn has_moved(&mut self, limits: CurrentLimits) {
         self.blocked_since = None;
         if self.full.is_some() && self.has_caught_up(limits) {
             self.full = None;
@@ -418,7 +418,7 @@ impl Backlog {
     }
 
     /// Drops events from the front until this cost fits, or none is left.
-    fn drop_oldest(&mut self, new: Cost, limits: Limits) -> usize {
+    fn drop_oldest(&mut self, new: Cost, limits: CurrentLimits) -> usize {
         let before = self.queue.len();
         let mut at = self.begun();
         while at < self.queue.len() && !self.fits(new, limits) {
@@ -432,7 +432,7 @@ impl Backlog {
     }
 
     /// Drops events from the back until this cost fits, or none is left.
-    fn drop_newest(&mut self, new: Cost, limits: Limits) -> usize {
+    fn drop_newest(&mut self, new: Cost, limits: CurrentLimits) -> usize {
         let before = self.queue.len();
         let mut at = self.queue.len();
         while at > self.begun() && !self.fits(new, limits) {
@@ -610,25 +610,25 @@ impl Cost {
         }
     }
 
-    fn is_within(self, limits: Limits) -> bool {
+    fn is_within(self, limits: CurrentLimits) -> bool {
         self.frames <= limits.frames && self.bytes <= limits.bytes && self.memory <= limits.memory
     }
 
     /// Caps the cost of a frame at half of the byte limit.
-    fn at_most(self, limits: Limits) -> Self {
+    fn at_most(self, limits: CurrentLimits) -> Self {
         let (bytes, memory) =
             (self.bytes.min(limits.bytes / 2), self.memory.min(limits.memory / 2));
         Self { bytes, memory, ..self }
     }
 }
 
-impl From<OutboxLimits> for Limits {
+impl From<OutboxLimits> for CurrentLimits {
     fn from(OutboxLimits { frames, bytes }: OutboxLimits) -> Self {
         Self { frames, bytes, memory: usize::MAX }
     }
 }
 
-impl Limits {
+impl CurrentLimits {
     /// The limits while the outboxes of the endpoint are full.
     pub(super) fn of_share(self) -> Self {
         Self { memory: SHARE, ..self }
@@ -686,7 +686,8 @@ mod tests {
     use crate::outbox::kind::EventKey;
 
     const MOST: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
-    const LIMITS: Limits = Limits { frames: MOST.frames, bytes: MOST.bytes, memory: usize::MAX };
+    const LIMITS: CurrentLimits =
+        CurrentLimits { frames: MOST.frames, bytes: MOST.bytes, memory: usize::MAX };
 
     /// A frame as a client would see it: with a number and a length.
     fn outgoing(number: u8, length: usize, kind: Kind) -> Arc<Outgoing> {

@@ -37,7 +37,7 @@ use tokio::{
 
 pub use self::when_full::WhenFull;
 use self::{
-    backlog::{Backlog, Limits, TooSlow, WriteBatch},
+    backlog::{Backlog, CurrentLimits, TooSlow, WriteBatch},
     late::{RECOVERY, is_late},
 };
 pub(crate) use self::{
@@ -680,8 +680,8 @@ impl Outbox {
 
     /// The limits at this moment: narrower while the outboxes of the endpoint together hold too
     /// much.
-    fn limits(&self) -> Limits {
-        let limits = Limits::from(self.limits);
+    fn limits(&self) -> CurrentLimits {
+        let limits = CurrentLimits::from(self.limits);
         if self.all.are_full() { limits.of_share() } else { limits }
     }
 
@@ -721,7 +721,7 @@ impl State {
     }
 
     /// Whether another frame may have to wait for room.
-    fn is_full(&self, limits: Limits) -> bool {
+    fn is_full(&self, limits: CurrentLimits) -> bool {
         self.backlog.as_ref().is_some_and(|backlog| backlog.is_full(limits))
     }
 

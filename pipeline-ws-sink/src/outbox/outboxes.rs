@@ -23,7 +23,7 @@ pub(crate) struct Outboxes {
 
 /// Bytes that count for an endpoint until this is dropped.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct OutboxBytes {
     all: Arc<Outboxes>,
     bytes: usize,
 }
@@ -50,7 +50,7 @@ impl Outboxes {
     }
 }
 
-impl Held {
+impl OutboxBytes {
     /// Counts this number of bytes, whether there is room or not.
     pub(super) fn new(all: &Arc<Outboxes>, bytes: usize) -> Self {
         all.bytes.fetch_add(bytes, Relaxed);
@@ -62,7 +62,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for OutboxBytes {
     fn drop(&mut self) {
         let (before, limit) = (self.all.bytes.fetch_sub(self.bytes, Relaxed), self.all.limit);
         if before >= limit && before - self.bytes < limit {

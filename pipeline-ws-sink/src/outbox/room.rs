@@ -7,7 +7,7 @@ use pipeline_core::Deadline;
 use tokio::time::Instant;
 
 use super::{
-    Limits, Outbox, PendingMetrics, SharedFrame, State, WhenFull, WriteMode,
+    CurrentLimits, Outbox, PendingMetrics, SharedFrame, State, WhenFull, WriteMode,
     late::{RECOVERY, is_late},
 };
 
@@ -175,14 +175,14 @@ impl Outbox {
     }
 
     /// The limits that apply to senders that wait, if the policy is to wait.
-    fn wait_limits(&self) -> Option<Limits> {
+    fn wait_limits(&self) -> Option<CurrentLimits> {
         self.room.is_some().then(|| self.limits())
     }
 }
 
 impl State {
     /// Whether a sender need not wait: there is room, or no more frames are accepted.
-    fn takes_more(&self, limits: Option<Limits>) -> bool {
+    fn takes_more(&self, limits: Option<CurrentLimits>) -> bool {
         match (&self.backlog, limits) {
             (Some(backlog), Some(limits)) if self.is_open() => {
                 backlog.is_empty() || !backlog.is_full(limits)

@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::{
 };
 
 use super::{
-    deflate::{InflateError, Inflating, Step},
+    deflate::{InflateError, InflateStep, Inflating},
     message::Received,
 };
 
@@ -29,7 +29,7 @@ pub(crate) const CHUNK: usize = 4096;
 
 /// The maximum sizes of frames and messages.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct FrameLimits {
     /// Bytes of one frame, including header and mask.
     pub(crate) frame: usize,
     /// Bytes of one message: all its fragments together, after decompression.
@@ -43,7 +43,7 @@ pub(crate) enum Incoming {
     /// A fragment of an incomplete message, with its size in bytes.
     Part(usize),
     /// A part of a compressed message was decompressed. The message, or its next part, follows.
-    Inflated(Step),
+    Inflated(InflateStep),
     Ping(Bytes),
     Pong,
     Close,
@@ -95,7 +95,7 @@ impl ProtocolError {
 /// Decodes received bytes into messages.
 #[derive(Debug)]
 pub(crate) struct Decoder {
-    limits: Limits,
+    limits: FrameLimits,
     /// Whether messages may be compressed.
     inflates: bool,
     /// Received bytes that have not been decoded.
@@ -135,7 +135,7 @@ impl Unfinished {
 
 impl Decoder {
     /// Starts with the bytes that the client sent along with its handshake.
-    pub(crate) fn new(limits: Limits, received: Bytes) -> Self {
+    pub(crate) fn new(limits: FrameLimits, received: Bytes) -> Self {
         let buffer = BytesMut::from(received);
         Self { limits, inflates: false, buffer, whole: 0, message: Unfinished::Nothing }
     }
@@ -448,7 +448,7 @@ mod tests {
     use crate::protocol::deflate::deflate;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { frame: 1024, message: 2048 };
+    const LIMITS: FrameLimits = FrameLimits { frame: 1024, message: 2048 };
 
     const TEXT: u8 = 1;
     const BINARY: u8 = 2;
@@ -578,7 +578,7 @@ mod tests {
 
     #[test]
     fn a_length_with_its_highest_bit_set_is_an_error() {
-        let limits = Limits { frame: usize::MAX, message: usize::MAX };
+        let limits = FrameLimits { frame: usize::MAX, message: usize::MAX };
         let mut header = vec![0x82, 0x80 | 127];
         header.extend((1_u64 << 63).to_be_bytes());
         header.extend([0; 4]);
@@ -588,7 +588,7 @@ mod tests {
 
     #[test]
     fn a_message_keeps_only_its_own_memory() {
-        let limits = Limits { frame: usize::MAX, message: 1 << 20 };
+        let limits = FrameLimits { frame: usize::MAX, message: 1 << 20 };
         let mut decoder = Decoder::new(limits, Bytes::new());
         let large = frame(true, BINARY, &[7; 100_000]);
         // As in a transport, with another frame behind the large one.
@@ -653,7 +653,7 @@ mod tests {
 
     #[test]
     fn a_frame_may_be_as_large_as_a_message() {
-        let limits = Limits { frame: usize::MAX, message: 1000 };
+        let limits = FrameLimits { frame: usize::MAX, message: 1000 };
         let decode = |bytes: &[u8]| decode_by(Decoder::new(limits, Bytes::new()), &[bytes]);
         assert_eq!(decode(&frame(true, BINARY, &[0; 1000])).unwrap().len(), 1);
         let too_large = frame(true, BINARY, &[0; 1001]);
@@ -729,7 +729,7 @@ mod tests {
 
     #[test]
     fn memory_is_allocated_as_bytes_arrive_regardless_of_the_header() {
-        let limits = Limits { frame: usize::MAX, message: usize::MAX };
+        let limits = FrameLimits { frame: usize::MAX, message: usize::MAX };
         for length in [MAX_LENGTH - 1, 64 << 20, 1 << 20, 100_000, 70_000] {
             let mut decoder = Decoder::new(limits, Bytes::new());
             decoder.buffer().extend([0x82, 0xff]);
@@ -765,7 +765,7 @@ mod tests {
 
     #[test]
     fn a_message_of_many_fragments_keeps_only_its_own_memory() {
-        let limits = Limits { frame: usize::MAX, message: 1 << 20 };
+        let limits = FrameLimits { frame: usize::MAX, message: 1 << 20 };
         let mut decoder = Decoder::new(limits, Bytes::new());
         decoder.buffer().extend(frame(false, BINARY, &[0; 40_000]));
         assert_eq!(decoder.next(), Ok(Some(Incoming::Part(40_000))));
@@ -819,7 +819,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_a_large_incomplete_frame_is_freed_when_frames_are_skipped() {
-        let limits = Limits { frame: 1 << 20, message: 1 << 20 };
+        let limits = FrameLimits { frame: 1 << 20, message: 1 << 20 };
         let whole = [frame(true, TEXT, &[0; 100_000]), frame(true, CLOSE, &[])].concat();
         let mut decoder = Decoder::new(limits, Bytes::new());
         decoder.buffer().extend_from_slice(&whole[..60_000]);

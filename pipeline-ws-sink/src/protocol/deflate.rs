@@ -158,7 +158,7 @@ pub(crate) struct Inflating {
 
 /// The result of one decompression step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
+pub(crate) struct InflateStep {
     /// The number of the client's blocks that ended in this step.
     pub(crate) blocks: usize,
     /// The number of compressed bytes that were consumed.
@@ -194,14 +194,14 @@ impl Inflating {
     /// # Errors
     ///
     /// The message exceeds the limit, or is not valid compressed data.
-    pub(crate) fn step(&mut self) -> Result<Step, InflateError> {
+    pub(crate) fn step(&mut self) -> Result<InflateStep, InflateError> {
         const FLAGS: u32 = TINFL_FLAG_HAS_MORE_INPUT
             | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF
             | TINFL_FLAG_STOP_ON_BLOCK_BOUNDARY;
         if self.is_full {
             self.grow();
         }
-        let mut step = Step { blocks: 0, taken: 0, is_last: false };
+        let mut step = InflateStep { blocks: 0, taken: 0, is_last: false };
         while step.blocks < BLOCKS_A_STEP {
             let all = if self.ending { &END[..] } else { &self.payload[..] };
             let input = &all[self.taken..];

@@ -19,7 +19,7 @@ use pipeline_core::{Telemetry, Timeline};
 use thiserror::Error;
 use tokio::time::Instant;
 
-pub(crate) use self::table::{JoinedChannel, Listening, Subscriber, Table};
+pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriptionGuard, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     filter::FilterSubscribed,

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::{
     broadcast::Broadcast,
-    table::{Listening, Subscriber, SubscriberId, Table},
+    table::{Subscriber, SubscriberId, SubscriptionGuard, Table},
 };
 
 /// How many broadcasts may wait for a task. Beyond that, the oldest are dropped and counted.
@@ -46,13 +46,13 @@ const BYTES: usize = 16 << 20;
 /// # }
 /// ```
 pub struct TopicSubscription {
-    inbox: Arc<Inbox>,
-    listening: Listening,
+    inbox: Arc<BroadcastQueue>,
+    listening: SubscriptionGuard,
 }
 
 /// The broadcasts that wait for a task.
 #[derive(Default)]
-pub(crate) struct Inbox {
+pub(crate) struct BroadcastQueue {
     state: Mutex<State>,
 }
 
@@ -67,7 +67,7 @@ struct State {
 
 impl TopicSubscription {
     pub(super) fn new(table: &Arc<Table>, topic: &str) -> Self {
-        let inbox = Arc::new(Inbox::default());
+        let inbox = Arc::new(BroadcastQueue::default());
         let listening =
             table.subscribe(&topic.into(), SubscriberId::new(), Subscriber::Task(inbox.clone()));
         Self { inbox, listening }
@@ -108,7 +108,7 @@ impl Stream for TopicSubscription {
     }
 }
 
-impl Inbox {
+impl BroadcastQueue {
     pub(super) fn put(&self, broadcast: Broadcast) {
         let mut state = self.state.lock();
         let new = broadcast.payload().bytes().len();

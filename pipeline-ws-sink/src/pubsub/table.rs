@@ -18,7 +18,7 @@ use super::{
     broadcast::Broadcast,
     burst::{self, BurstDetector},
     by_route::ByRoute,
-    subscription::Inbox,
+    subscription::BroadcastQueue,
     synced_topics::Changed,
 };
 use crate::{
@@ -67,7 +67,7 @@ pub(crate) enum Subscriber {
     Joined(JoinedChannel),
     /// A channel of another topic.
     Channel(Arc<Mailbox>),
-    Task(Arc<Inbox>),
+    Task(Arc<BroadcastQueue>),
 }
 
 /// A joined channel, as seen by broadcasts.
@@ -106,7 +106,7 @@ pub(super) enum SlowReceiver {
 }
 
 /// A subscription, until it is dropped.
-pub(crate) struct Listening {
+pub(crate) struct SubscriptionGuard {
     table: Arc<Table>,
     topic: Arc<str>,
     listeners: Arc<RwLock<Listeners>>,
@@ -158,7 +158,7 @@ impl Table {
         topic: &Arc<str>,
         id: SubscriberId,
         who: Subscriber,
-    ) -> Listening {
+    ) -> SubscriptionGuard {
         let route = who.route().cloned();
         loop {
             let listeners = self.shard(topic).write().entry(topic.clone()).or_default().clone();
@@ -179,7 +179,7 @@ impl Table {
                 route.joined(is_first);
             }
             let (table, topic) = (self.clone(), topic.clone());
-            return Listening { table, topic, listeners, id, key, cancelled: false };
+            return SubscriptionGuard { table, topic, listeners, id, key, cancelled: false };
         }
     }
 
@@ -372,7 +372,7 @@ impl Table {
     }
 }
 
-impl Listening {
+impl SubscriptionGuard {
     pub(crate) fn id(&self) -> SubscriberId {
         self.id
     }
@@ -407,7 +407,7 @@ impl Listening {
     }
 }
 
-impl Drop for Listening {
+impl Drop for SubscriptionGuard {
     fn drop(&mut self) {
         self.cancel();
     }

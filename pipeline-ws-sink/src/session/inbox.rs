@@ -24,21 +24,21 @@ pub(crate) struct Inboxes {
     /// Below 0 for a moment, when one thread subtracts bytes that another is about to add.
     bytes: AtomicIsize,
     limit: usize,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Waiters>,
 }
 
 /// The tasks that wait for the total to fall. The bytes that a task holds itself do not count
 /// against it, so each waits for a number of its own.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Waiters {
     /// By the number that the total has to fall below, and by the order of arrival.
     tasks: BTreeMap<(usize, u64), Waker>,
     /// The number of tasks that have ever waited.
     count: u64,
 }
 
-/// The place of a waiting task.
-struct Place<'a> {
+/// A waiting task.
+struct Waiter<'a> {
     all: &'a Inboxes,
     key: (usize, u64),
 }
@@ -56,7 +56,7 @@ pub(crate) struct Inbox {
 
 /// Bytes that count for a socket until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct InboxBytes {
     inbox: Arc<Inbox>,
     bytes: usize,
 }
@@ -86,27 +86,27 @@ impl Inboxes {
             let before = self.bytes.fetch_sub(signed(bytes), SeqCst);
             // Below the limit, no task waits.
             if before >= signed(self.limit) {
-                self.tell(before.saturating_sub_unsigned(bytes));
+                self.wake(before.saturating_sub_unsigned(bytes));
             }
         }
     }
 
     /// Wakes the tasks that wait for a total of no more than this.
-    fn tell(&self, bytes: isize) {
+    fn wake(&self, bytes: isize) {
         let enough = usize::try_from(bytes).unwrap_or(0).saturating_add(1);
-        let told = self.waiting.lock().tasks.split_off(&(enough, 0));
-        told.into_values().for_each(Waker::wake);
+        let ready = self.waiting.lock().tasks.split_off(&(enough, 0));
+        ready.into_values().for_each(Waker::wake);
     }
 
-    /// A place for a task that waits until the total is less than this.
-    fn place(&self, less_than: usize) -> Place<'_> {
+    /// A waiter for a task that waits until the total is less than this.
+    fn waiter(&self, less_than: usize) -> Waiter<'_> {
         let mut waiting = self.waiting.lock();
         waiting.count += 1;
-        Place { all: self, key: (less_than, waiting.count) }
+        Waiter { all: self, key: (less_than, waiting.count) }
     }
 }
 
-impl Place<'_> {
+impl Waiter<'_> {
     /// Registers this task to be woken once.
     fn wait(&self, task: &Waker) {
         let task = task.clone();
@@ -115,7 +115,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let task = self.all.waiting.lock().tasks.remove(&self.key);
         drop(task);
@@ -129,8 +129,8 @@ impl Inbox {
     }
 
     /// Counts this number of bytes, whether there is room or not.
-    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> Held {
-        let mut held = Held { inbox: self.clone(), bytes: 0 };
+    pub(crate) fn hold(self: &Arc<Self>, bytes: usize) -> InboxBytes {
+        let mut held = InboxBytes { inbox: self.clone(), bytes: 0 };
         held.resize(bytes);
         held
     }
@@ -175,17 +175,17 @@ impl Inbox {
         if is_so() {
             return;
         }
-        let place = self.all.place(self.all.limit.saturating_add(bytes));
+        let waiter = self.all.waiter(self.all.limit.saturating_add(bytes));
         loop {
             let mut own = pin!(self.room.notified());
             let is_there = poll_fn(|cx| {
                 // Registered before the check, so that no release in between is missed.
-                place.wait(cx.waker());
-                let told = own.as_mut().poll(cx).is_ready();
+                waiter.wait(cx.waker());
+                let notified = own.as_mut().poll(cx).is_ready();
                 if is_so() {
                     return Poll::Ready(true);
                 }
-                if told { Poll::Ready(false) } else { Poll::Pending }
+                if notified { Poll::Ready(false) } else { Poll::Pending }
             });
             if is_there.await {
                 return;
@@ -204,7 +204,7 @@ impl Inbox {
     }
 }
 
-impl Held {
+impl InboxBytes {
     /// Whether there is room for these bytes, next to all other bytes of the socket and the
     /// endpoint.
     pub(crate) fn has_room(&self) -> bool {
@@ -249,7 +249,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for InboxBytes {
     fn drop(&mut self) {
         self.resize(0);
     }
@@ -449,7 +449,7 @@ mod tests {
         ) {
             let all = Arc::new(Inboxes::new(1 << 20));
             let inboxes = [(); 3].map(|()| Arc::new(Inbox::new(1 << 20, all.clone())));
-            let mut held: Vec<(usize, Held)> = Vec::new();
+            let mut held: Vec<(usize, InboxBytes)> = Vec::new();
             for (n, (socket, bytes)) in steps.into_iter().enumerate() {
                 if n % 3 == 2 {
                     held.swap_remove(bytes % held.len());

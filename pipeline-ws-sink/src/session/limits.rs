@@ -11,7 +11,7 @@ use super::{
 
 /// The rate limits of a mount's clients.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct RateLimits {
     pub(crate) socket: Option<Limit>,
     pub(crate) topic: Option<Limit>,
     /// How many topics are remembered.
@@ -79,7 +79,7 @@ impl Spent {
     /// neither.
     pub(super) fn admit(
         &mut self,
-        limits: &Limits,
+        limits: &RateLimits,
         topic: Option<&Arc<str>>,
         now: Instant,
     ) -> Result<(), Excess> {
@@ -131,8 +131,8 @@ impl Spent {
 mod tests {
     use super::*;
 
-    fn limits(socket: Option<MessageRateLimit>, topic: Option<MessageRateLimit>) -> Limits {
-        Limits { socket: socket.map(Limit::from), topic: topic.map(Limit::from), topics: 4 }
+    fn limits(socket: Option<MessageRateLimit>, topic: Option<MessageRateLimit>) -> RateLimits {
+        RateLimits { socket: socket.map(Limit::from), topic: topic.map(Limit::from), topics: 4 }
     }
 
     fn ms(ms: u64) -> Duration {

@@ -27,10 +27,10 @@ use tokio::{
 };
 use tracing::Instrument;
 
-pub(crate) use self::limits::{Limits, Scope};
+pub(crate) use self::limits::{RateLimits, Scope};
 use self::{
     end::SocketEnd,
-    inbox::{Held, Inbox},
+    inbox::{Inbox, InboxBytes},
     limits::{Excess, Spent},
     rate_limit::OnLimit,
 };
@@ -104,7 +104,7 @@ struct Entry {
     mailbox: Arc<Mailbox>,
     task: JoinHandle<()>,
     /// The messages that wait for the join, while it runs.
-    pending: Option<VecDeque<(Received, Held)>>,
+    pending: Option<VecDeque<(Received, InboxBytes)>>,
 }
 
 impl<S: Socket> Session<S> {
@@ -171,7 +171,7 @@ impl<S: Socket> Session<S> {
     }
 
     /// Counts a received message in the inbox, before it is handled.
-    pub(crate) fn hold(&self, received: &Received) -> Held {
+    pub(crate) fn hold(&self, received: &Received) -> InboxBytes {
         self.inbox().hold(received.len().saturating_add(OVERHEAD))
     }
 
@@ -186,7 +186,7 @@ impl<S: Socket> Session<S> {
     pub(crate) async fn receive(
         &mut self,
         received: Received,
-        held: Held,
+        held: InboxBytes,
     ) -> Result<(), SocketEnd> {
         self.catch_up().await;
         match self.handle(&received, held)? {
@@ -198,7 +198,11 @@ impl<S: Socket> Session<S> {
 
     /// Handles a message, unless it has to wait for room: then its count is returned. It awaits
     /// nothing, so that an idle socket's task needs no room for a message.
-    fn handle(&mut self, received: &Received, held: Held) -> Result<Option<Held>, SocketEnd> {
+    fn handle(
+        &mut self,
+        received: &Received,
+        held: InboxBytes,
+    ) -> Result<Option<InboxBytes>, SocketEnd> {
         let message = ClientMessage::decode(self.connection.version, received)?;
         if let Some((field, bytes)) = message.too_long() {
             let lines = &self.routes.limited.lines;
@@ -237,7 +241,7 @@ impl<S: Socket> Session<S> {
     }
 
     /// Handles a message that has to wait for room, or refuses it.
-    async fn handle_late(&mut self, received: Received, held: Held) -> Result<(), SocketEnd> {
+    async fn handle_late(&mut self, received: Received, held: InboxBytes) -> Result<(), SocketEnd> {
         let has_room = self.wait_for_room(&held).await;
         let message = ClientMessage::decode(self.connection.version, &received)?;
         if has_room {
@@ -251,7 +255,7 @@ impl<S: Socket> Session<S> {
 
     /// Waits for room for this message, unless that has failed before and there has been no room
     /// since.
-    async fn wait_for_room(&mut self, held: &Held) -> bool {
+    async fn wait_for_room(&mut self, held: &InboxBytes) -> bool {
         let until = match self.full_until {
             Some(until) => until,
             None => {
@@ -322,7 +326,7 @@ impl<S: Socket> Session<S> {
 
     /// Removes a channel that has announced its end, but keeps its task. Returns the messages that
     /// waited for its join.
-    fn forget(&mut self, entry: Entry) -> Option<VecDeque<(Received, Held)>> {
+    fn forget(&mut self, entry: Entry) -> Option<VecDeque<(Received, InboxBytes)>> {
         self.ending.retain(|task| !task.is_finished());
         if !entry.task.is_finished() {
             self.ending.push(entry.task);
@@ -337,7 +341,7 @@ impl<S: Socket> Session<S> {
 
     /// Routes a message by the state of its topic: unknown, joining or joined. It counts in the
     /// inbox for as long as it waits.
-    fn route(&mut self, message: &ClientMessage<'_>, received: &Received, held: Held) {
+    fn route(&mut self, message: &ClientMessage<'_>, received: &Received, held: InboxBytes) {
         let (topic, event) = (message.topic(), message.event());
         let entry = topic.as_deref().and_then(|topic| self.channels.get_mut(topic));
         match (entry, event.as_deref()) {
@@ -372,7 +376,7 @@ impl<S: Socket> Session<S> {
     }
 
     /// Starts a join of a topic. A channel that is joined on it is replaced.
-    fn join(&mut self, message: &ClientMessage<'_>, received: &Received, held: Held) {
+    fn join(&mut self, message: &ClientMessage<'_>, received: &Received, held: InboxBytes) {
         let name = message.topic();
         let found = name.as_deref().and_then(|name| self.routes.find(name));
         let Some((topic, route)) = found else {

@@ -17,7 +17,7 @@ pub(crate) struct Level {
 }
 
 /// One unit of a [`Level`], until it is dropped.
-pub(crate) struct Held<'a>(&'a Level);
+pub(crate) struct LevelGuard<'a>(&'a Level);
 
 impl Tally {
     pub(crate) fn increment(&self, by: u64) {
@@ -38,9 +38,9 @@ impl From<Counter> for Tally {
 
 impl Level {
     /// Adds one, until the value is dropped.
-    pub(crate) fn hold(&self) -> Held<'_> {
+    pub(crate) fn hold(&self) -> LevelGuard<'_> {
         self.up();
-        Held(self)
+        LevelGuard(self)
     }
 
     pub(crate) fn up(&self) {
@@ -79,7 +79,7 @@ impl From<Gauge> for Level {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for LevelGuard<'_> {
     fn drop(&mut self) {
         self.0.down();
     }

@@ -22,7 +22,7 @@ use tracing::{Instrument, field};
 
 use super::{
     handshake::{self, Answer, Identity, Mounted, Variables, status},
-    polled::{self, Door, Polled},
+    longpoll_sessions::{self, LongPollSessions, SessionHandle},
 };
 use crate::{
     endpoint::state::EndpointState,
@@ -46,14 +46,19 @@ const AN_HOUR: HeaderValue = HeaderValue::from_static("3600");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 
 /// Reads a request's body up to a maximum size, until a deadline, as there is room.
-pub(crate) type Reading = Box<
-    dyn FnOnce(usize, Deadline, polled::Body) -> BoxFuture<'static, Result<Whole, Unread>> + Send,
+pub(crate) type ReadBody = Box<
+    dyn FnOnce(
+            usize,
+            Deadline,
+            longpoll_sessions::BodyPermit,
+        ) -> BoxFuture<'static, Result<Whole, Unread>>
+        + Send,
 >;
 
 /// A complete body, counted until this is dropped.
 pub(crate) struct Whole {
     bytes: Bytes,
-    _body: polled::Body,
+    _permit: longpoll_sessions::BodyPermit,
 }
 
 /// A body was not read.
@@ -68,18 +73,18 @@ pub(crate) enum Unread {
 }
 
 /// A body that is read on demand.
-pub(crate) fn reading<B>(body: B) -> Reading
+pub(crate) fn read_body<B>(body: B) -> ReadBody
 where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    Box::new(move |limit, until: Deadline, mut place: polled::Body| {
+    Box::new(move |limit, until: Deadline, mut permit: longpoll_sessions::BodyPermit| {
         Box::pin(async move {
             // Bodies have errors of any type; only the fact of an error is needed.
             let mut body = std::pin::pin!(body.map_err(|_| Unread::Broken));
             let mut whole = Vec::new();
             loop {
-                let room = until.limit(place.room()).await;
+                let room = until.limit(permit.room()).await;
                 room.map_err(|_| Unread::NoRoom)?;
                 let frame = until.limit(body.frame()).await.map_err(|_| Unread::Late)?;
                 let Some(frame) = frame else { break };
@@ -89,12 +94,12 @@ where
                 }
                 // Copied, because the server's chunk may be a slice of a larger buffer.
                 whole.put(data);
-                place.held.resize(whole.capacity());
+                permit.held.resize(whole.capacity());
                 consume_budget().await;
             }
             whole.shrink_to_fit();
-            place.held.resize(whole.len());
-            Ok(Whole { bytes: whole.into(), _body: place })
+            permit.held.resize(whole.len());
+            Ok(Whole { bytes: whole.into(), _permit: permit })
         })
     })
 }
@@ -106,7 +111,7 @@ impl<S: Socket> Mounted<S> {
         state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
-        body: Reading,
+        body: ReadBody,
     ) -> Answer {
         let mut answer = match &self.polled {
             Some(polled) => self.clone().poll(polled, state, request, variables, body).await,
@@ -118,11 +123,11 @@ impl<S: Socket> Mounted<S> {
 
     async fn poll(
         self: Arc<Self>,
-        polled: &Polled,
+        polled: &LongPollSessions,
         state: Arc<EndpointState>,
         request: Request<()>,
         variables: Variables,
-        body: Reading,
+        body: ReadBody,
     ) -> Answer {
         if let Some(fault) = handshake::fault(&request) {
             return status(StatusCode::BAD_REQUEST, fault);
@@ -143,11 +148,11 @@ impl<S: Socket> Mounted<S> {
         match *request.method() {
             Method::OPTIONS => preflight(request.headers()),
             Method::GET => match find(polled, &request) {
-                Some((token, door)) => fetch(polled, &self.metrics, &door, &token).await,
+                Some((token, session)) => fetch(polled, &self.metrics, &session, &token).await,
                 None => self.clone().open(polled, state, &request, &params).await,
             },
             Method::POST => match find(polled, &request) {
-                Some((_, door)) => self.take(polled, &door, &request, body).await,
+                Some((_, session)) => self.take(polled, &session, &request, body).await,
                 None => say(told(Status::Gone)),
             },
             _ => status(StatusCode::BAD_REQUEST, ""),
@@ -157,7 +162,7 @@ impl<S: Socket> Mounted<S> {
     /// Connects a client, or refuses it.
     async fn open(
         self: Arc<Self>,
-        polled: &Polled,
+        polled: &LongPollSessions,
         state: Arc<EndpointState>,
         request: &Request<()>,
         params: &Params,
@@ -202,8 +207,14 @@ impl<S: Socket> Mounted<S> {
         let (mounted, tasks) = (self.clone(), state.tasks.clone());
         let living = async move {
             let open = mounted.metrics.open.hold();
-            let live =
-                polled::live(session, inbox, &outbox, window, frame_rate_limit, &state.endings);
+            let live = longpoll_sessions::live(
+                session,
+                inbox,
+                &outbox,
+                window,
+                frame_rate_limit,
+                &state.endings,
+            );
             tokio::select! {
                 biased;
                 () = state.abort.cancelled() => {}
@@ -223,21 +234,21 @@ impl<S: Socket> Mounted<S> {
     /// Passes the client's messages to the session.
     async fn take(
         &self,
-        polled: &Polled,
-        door: &Door,
+        polled: &LongPollSessions,
+        session: &SessionHandle,
         request: &Request<()>,
-        body: Reading,
+        body: ReadBody,
     ) -> Answer {
-        let Some(place) = door.body() else {
+        let Some(permit) = session.body() else {
             self.routes.limited.count(Scope::Inbox);
             return status(StatusCode::TOO_MANY_REQUESTS, "too many requests at once");
         };
         let until = Deadline::from_now(polled.window);
         let whole = tokio::select! {
             biased;
-            whole = body(self.options.limits.message, until, place) => whole,
+            whole = body(self.options.limits.message, until, permit) => whole,
             // The body need not be read if no session accepts it.
-            () = door.closed() => return say(told(Status::NotTaken)),
+            () = session.closed() => return say(told(Status::NotTaken)),
         };
         let Whole { bytes, _body } = match whole {
             Ok(whole) => whole,
@@ -252,9 +263,11 @@ impl<S: Socket> Mounted<S> {
         let until = Deadline::from_now(polled.window);
         for received in Batch::new(content_type, bytes) {
             let Ok(received) = received else { return say(told(Status::Unreadable)) };
-            match until.limit(door.post(received)).await {
+            match until.limit(session.post(received)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(polled::NotTaken)) | Err(_) => return say(told(Status::NotTaken)),
+                Ok(Err(longpoll_sessions::NotTaken)) | Err(_) => {
+                    return say(told(Status::NotTaken));
+                }
             }
         }
         say(told(Status::Ok))
@@ -262,8 +275,13 @@ impl<S: Socket> Mounted<S> {
 }
 
 /// Waits for messages.
-async fn fetch(polled: &Polled, metrics: &MountMetrics, door: &Door, token: &str) -> Answer {
-    let frames = door.poll(polled.window).await;
+async fn fetch(
+    polled: &LongPollSessions,
+    metrics: &MountMetrics,
+    session: &SessionHandle,
+    token: &str,
+) -> Answer {
+    let frames = session.poll(polled.window).await;
     let untold = untold(&frames);
     if untold > 0 {
         let (lines, socket) = (&metrics.polled_lines, metrics.socket);
@@ -274,7 +292,7 @@ async fn fetch(polled: &Polled, metrics: &MountMetrics, door: &Door, token: &str
 }
 
 /// The session of a request, and its token.
-fn find(polled: &Polled, request: &Request<()>) -> Option<(String, Door)> {
+fn find(polled: &LongPollSessions, request: &Request<()>) -> Option<(String, SessionHandle)> {
     let token = match header(request.headers(), TOKEN_HEADER) {
         Some(token) => token.to_owned(),
         None => {
@@ -282,8 +300,8 @@ fn find(polled: &Polled, request: &Request<()>) -> Option<(String, Door)> {
             query.get("token")?.as_str()?.to_owned()
         }
     };
-    let door = polled.find(&token, SystemTime::now())?;
-    Some((token, door))
+    let session = polled.find(&token, SystemTime::now())?;
+    Some((token, session))
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

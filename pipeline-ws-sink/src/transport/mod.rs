@@ -3,6 +3,6 @@
 pub(crate) mod endings;
 pub(crate) mod io;
 pub(crate) mod longpoll;
-pub(crate) mod polled;
+pub(crate) mod longpoll_sessions;
 mod read_pace;
 pub(crate) mod websocket;

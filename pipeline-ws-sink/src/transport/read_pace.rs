@@ -68,7 +68,7 @@ impl ReadPace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::deflate::Step;
+    use crate::protocol::deflate::InflateStep;
 
     #[test]
     fn a_client_may_send_ten_seconds_worth_at_once_and_then_waits() {
@@ -115,8 +115,9 @@ mod tests {
 
     #[test]
     fn a_compressed_message_costs_by_its_blocks_and_by_its_bytes() {
-        let cost =
-            |blocks, taken| cost_of(&Incoming::Inflated(Step { blocks, taken, is_last: false }));
+        let cost = |blocks, taken| {
+            cost_of(&Incoming::Inflated(InflateStep { blocks, taken, is_last: false }))
+        };
         assert_eq!(
             [0, 1, 16].map(|blocks| cost(blocks, 20)),
             [1, 1, 16],

@@ -30,7 +30,7 @@ use crate::{
     session::{
         Session,
         end::SocketEnd,
-        inbox::{self, Held},
+        inbox::{self, InboxBytes},
     },
     socket::Socket,
     token::Signer,
@@ -47,30 +47,30 @@ const REQUESTS: usize = 8;
 const SPARE: usize = 1024;
 
 /// The long-polling sessions of a mount.
-pub(crate) struct Polled {
+pub(crate) struct LongPollSessions {
     pub(super) window: Duration,
     signer: Signer,
-    open: Arc<Open>,
+    open: Arc<SessionTable>,
     /// The permits for further sessions.
     room: Arc<Semaphore>,
 }
 
 /// The open sessions, by number.
 #[derive(Default)]
-struct Open {
+struct SessionTable {
     table: Mutex<Table>,
 }
 
 #[derive(Default)]
 struct Table {
-    sessions: HashMap<u64, Door>,
+    sessions: HashMap<u64, SessionHandle>,
     /// The number of sessions that were ever opened.
     count: u64,
 }
 
 /// A handle to a session.
 #[derive(Clone)]
-pub(super) struct Door {
+pub(super) struct SessionHandle {
     outbox: Arc<Outbox>,
     polls: mpsc::Sender<Poll>,
     posts: mpsc::Sender<Post>,
@@ -89,9 +89,9 @@ struct Bodies {
 }
 
 /// A permit to read a body.
-pub(crate) struct Body {
+pub(crate) struct BodyPermit {
     /// The bytes that have arrived.
-    pub(super) held: Held,
+    pub(super) held: InboxBytes,
     /// Where to request the permit of the first body, and that permit.
     ask: Arc<Semaphore>,
     first: Option<OwnedSemaphorePermit>,
@@ -114,19 +114,19 @@ struct Post {
 pub(super) struct NotTaken;
 
 /// The requests of a session, and its entry in the table.
-pub(super) struct Inbox {
+pub(super) struct SessionRequests {
     polls: mpsc::Receiver<Poll>,
     posts: mpsc::Receiver<Post>,
-    place: Place,
+    entry: TableEntry,
 }
 
 /// A session's entry in the table, for as long as it can be found there.
-struct Place {
-    open: Weak<Open>,
+struct TableEntry {
+    open: Weak<SessionTable>,
     number: u64,
 }
 
-impl Polled {
+impl LongPollSessions {
     /// Generates a key.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ impl Polled {
         outbox: &Arc<Outbox>,
         bodies: Arc<inbox::Inbox>,
         now: SystemTime,
-    ) -> (String, Inbox) {
+    ) -> (String, SessionRequests) {
         let (polls, polled) = mpsc::channel(REQUESTS);
         let (posts, posted) = mpsc::channel(REQUESTS);
         let mut table = self.open.table.lock();
@@ -162,38 +162,40 @@ impl Polled {
         let number = table.count;
         let [turns, first] = [REQUESTS, 1].map(|count| Arc::new(Semaphore::new(count)));
         let bodies = Arc::new(Bodies { turns, first, inbox: bodies });
-        table.sessions.insert(number, Door { outbox: outbox.clone(), polls, posts, bodies });
+        table
+            .sessions
+            .insert(number, SessionHandle { outbox: outbox.clone(), polls, posts, bodies });
         drop(table);
         let token = self.signer.sign(&number, now).expect("a number can be expressed");
-        let place = Place { open: Arc::downgrade(&self.open), number };
-        (token, Inbox { polls: polled, posts: posted, place })
+        let entry = TableEntry { open: Arc::downgrade(&self.open), number };
+        (token, SessionRequests { polls: polled, posts: posted, entry })
     }
 
     /// The live session of a token.
-    pub(super) fn find(&self, token: &str, now: SystemTime) -> Option<Door> {
+    pub(super) fn find(&self, token: &str, now: SystemTime) -> Option<SessionHandle> {
         let number: u64 = self.signer.verify(token, now).ok()?;
-        let door = self.open.table.lock().sessions.get(&number).cloned();
-        door.filter(|door| !door.outbox.has_ended())
+        let handle = self.open.table.lock().sessions.get(&number).cloned();
+        handle.filter(|handle| !handle.outbox.has_ended())
     }
 }
 
-impl Drop for Place {
+impl Drop for TableEntry {
     fn drop(&mut self) {
         if let Some(open) = self.open.upgrade() {
             let mut table = open.table.lock();
-            let door = table.sessions.remove(&self.number);
+            let handle = table.sessions.remove(&self.number);
             // The table may have been much larger.
             if table.sessions.capacity() > SPARE + 4 * table.sessions.len() {
                 let len = table.sessions.len();
                 table.sessions.shrink_to(2 * len);
             }
             drop(table);
-            drop(door);
+            drop(handle);
         }
     }
 }
 
-impl Door {
+impl SessionHandle {
     /// Waits for messages, for a window at most; then there are none. It waits the whole window if
     /// the session ends, or if another poll receives them.
     ///
@@ -221,11 +223,11 @@ impl Door {
     }
 
     /// Permits a body to be read, unless the client has the maximum in progress.
-    pub(super) fn body(&self) -> Option<Body> {
+    pub(super) fn body(&self) -> Option<BodyPermit> {
         let bodies = &*self.bodies;
         let turn = bodies.turns.clone().try_acquire_owned().ok()?;
         let (held, ask) = (bodies.inbox.hold(0), bodies.first.clone());
-        Some(Body { held, ask, first: None, _turn: turn })
+        Some(BodyPermit { held, ask, first: None, _turn: turn })
     }
 
     /// Waits until the session accepts no more messages.
@@ -245,7 +247,7 @@ impl Door {
     }
 }
 
-impl Body {
+impl BodyPermit {
     /// Waits until more of the body may be read: until there is room for the received part, next to
     /// the bytes of the client's other requests and of all sockets.
     ///
@@ -281,14 +283,14 @@ impl Drop for Fetched<'_> {
 /// before the client had fetched all pending frames.
 pub(super) async fn live<S: Socket>(
     mut session: Session<S>,
-    inbox: Inbox,
+    requests: SessionRequests,
     outbox: &Arc<Outbox>,
     window: Duration,
     frame_rate_limit: u32,
     endings: &Endings,
 ) -> bool {
     let pace = ReadPace::new(frame_rate_limit, Instant::now());
-    let Inbox { mut polls, mut posts, place } = inbox;
+    let SessionRequests { mut polls, mut posts, entry } = requests;
     let fetched = Fetched(outbox);
     let within = window.saturating_add(window / 2);
     // Frames that were taken for a poll whose client had gone by then.
@@ -309,7 +311,7 @@ pub(super) async fn live<S: Socket>(
     tracing::debug!(?end, "a socket ends");
     let nothing_waits = kept.is_empty() && outbox.load().frames == 0;
     // From here on no request finds the session, so pending frames cannot be fetched.
-    drop((place, posts, polls, fetched));
+    drop((entry, posts, polls, fetched));
     endings.in_turn(session.end(&end.reason())).await;
     // A client that has gone by itself fetches no more frames.
     nothing_waits || end.close_code().is_none()
@@ -421,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_session_is_found_by_its_token_until_it_ends() {
-        let polled = Polled::new(&LongPoll::new()).unwrap();
+        let polled = LongPollSessions::new(&LongPoll::new()).unwrap();
         let (outbox, now) = (outbox(), SystemTime::now());
         let (token, inbox) = polled.enter(&outbox, bodies(), now);
         assert!(polled.find(&token, now).is_some());
@@ -445,7 +447,7 @@ mod tests {
     fn a_token_is_valid_for_its_age_and_at_its_own_mount() {
         let hour = Duration::from_secs(3600);
         let [polled, other] =
-            [(); 2].map(|()| Polled::new(&LongPoll::new().max_age(hour)).unwrap());
+            [(); 2].map(|()| LongPollSessions::new(&LongPoll::new().max_age(hour)).unwrap());
         let (outbox, now) = (outbox(), SystemTime::now());
         let (token, _inbox) = polled.enter(&outbox, bodies(), now);
         let (_, _same_number) = other.enter(&outbox, bodies(), now);
@@ -456,12 +458,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_to_an_ended_session_is_not_accepted() {
-        let polled = Polled::new(&LongPoll::new()).unwrap();
+        let polled = LongPollSessions::new(&LongPoll::new()).unwrap();
         let (outbox, now) = (outbox(), SystemTime::now());
         let (token, inbox) = polled.enter(&outbox, bodies(), now);
-        let door = polled.find(&token, now).unwrap();
+        let handle = polled.find(&token, now).unwrap();
         drop(inbox);
         let received = Received::Text("[]".into());
-        assert_eq!(door.post(received).await, Err(NotTaken));
+        assert_eq!(handle.post(received).await, Err(NotTaken));
     }
 }
