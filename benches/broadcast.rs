@@ -6,7 +6,7 @@ use std::{hint::black_box, time::SystemTime};
 use criterion::{Criterion, criterion_group, criterion_main};
 use pipeline::{
     Timed,
-    ws::{Endpoint, Payload, Signer},
+    ws::{Endpoint, Payload, token::Signer},
 };
 use serde::Serialize;
 

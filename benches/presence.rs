@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, hint::black_box};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use parking_lot::Mutex;
-use pipeline::ws::{Endpoint, Payload, Presence, TopicSubscription};
+use pipeline::ws::{Endpoint, Payload, Presence, pubsub::TopicSubscription};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pipeline::ws::{Endpoint, Payload, PubSub, TopicSubscription};
+use pipeline::ws::{Endpoint, Payload, PubSub, pubsub::TopicSubscription};
 
 /// The measured topic.
 const SMALL: &str = "room:small";

@@ -7,8 +7,12 @@ use pipeline::{
     ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, Timed, queue, serve,
     statsd::StatsdRecorder,
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, PreparedBroadcast, Signer, Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        pubsub::PreparedBroadcast,
+        socket::{ConnectError, ConnectInfo, Params},
+        token::Signer,
     },
 };
 use serde_json::json;

@@ -26,8 +26,11 @@ use pipeline::{
     ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, Timed, queue, serve,
     statsd::StatsdRecorder,
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, PreparedBroadcast, Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        pubsub::PreparedBroadcast,
+        socket::{ConnectError, ConnectInfo, Params},
     },
 };
 use serde::{Deserialize, Serialize};

@@ -15,7 +15,7 @@ use axum::{
     routing::get,
 };
 use pipeline_core::{PipelineObserver, PipelinePhase, StageSnapshot};
-use pipeline_ws_sink::EndpointObserver;
+use pipeline_ws_sink::endpoint::EndpointObserver;
 
 /// Liveness and readiness checks of the process, for a load balancer or an orchestrator such as
 /// Kubernetes.

@@ -12,7 +12,7 @@ use std::{
 use axum::Router;
 use futures::future::select_all;
 use pipeline_core::{Deadline, Pipeline, PipelineReport, Telemetry};
-use pipeline_ws_sink::{Endpoint, EndpointReport};
+use pipeline_ws_sink::{Endpoint, endpoint::EndpointReport};
 use tokio::{
     net::TcpListener,
     sync::watch,

@@ -15,8 +15,10 @@ use pipeline::{
     Telemetry,
     statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        socket::{ConnectError, ConnectInfo, Params},
     },
 };
 use serde::Serialize;

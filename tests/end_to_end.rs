@@ -16,8 +16,12 @@ use pipeline::{
     ConsumerSupervisor, ExitReason, Pipeline, Queue, QueueOptions, SubscribeOptions, Telemetry,
     Timed, queue, serve,
     ws::{
-        Channel, ConnectError, ConnectInfo, Drainer, Endpoint, JoinContext, JoinError, Mount,
-        Params, Payload, Signer, Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        mount::Drainer,
+        socket::{ConnectError, ConnectInfo, Params},
+        token::Signer,
     },
 };
 use pipeline_test_support::{Client, Gate, Keeper, Recorded, connect, gate, reply};

@@ -15,8 +15,10 @@ use pipeline::{
     ConsumerSupervisor, Graph, QueueOptions, for_each, map, queue, serve,
     statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        socket::{ConnectError, ConnectInfo, Params},
     },
 };
 use pipeline_test_support::{Recorded, Series, project};

@@ -24,8 +24,11 @@ use pipeline::{
     ConsumerSupervisor, ExitReason, Health, Pipeline, PipelineReport, QueueOptions, Serve,
     ShutdownReport, SubscribeOptions, for_each, queue, serve,
     ws::{
-        Channel, ConnectError, Endpoint, JoinContext, JoinError, LongPoll, Mount, Params, Payload,
-        Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        mount::LongPoll,
+        socket::{ConnectError, Params},
     },
 };
 use pipeline_test_support::{Log, PATIENCE, Recorded, eventually, gate, request};
@@ -500,7 +503,11 @@ struct UserSocket;
 impl Socket for UserSocket {
     type Assigns = ();
 
-    async fn connect(&self, _: &Params, _: &pipeline::ws::ConnectInfo) -> Result<(), ConnectError> {
+    async fn connect(
+        &self,
+        _: &Params,
+        _: &pipeline::ws::socket::ConnectInfo,
+    ) -> Result<(), ConnectError> {
         Ok(())
     }
 }

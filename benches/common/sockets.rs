@@ -4,8 +4,10 @@ use std::{io, net::SocketAddr};
 
 use axum::Router;
 use pipeline::ws::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
-    Params, Payload, Reply, Socket, Stop, Topic, WhenFull,
+    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    mount::WhenFull,
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, DuplexStream},

@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use pipeline::ws::{
-    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Reply, Stop, Topic,
+    Channel, Payload, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
 };
 use serde::Deserialize;
 use serde_json::json;

@@ -2,7 +2,10 @@
 
 use pipeline::{
     ExitReason,
-    ws::{Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic},
+    ws::{
+        Channel, Payload, Topic,
+        channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    },
 };
 use serde::Deserialize;
 use serde_json::json;

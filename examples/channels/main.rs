@@ -27,7 +27,7 @@ use std::{error::Error, io::IsTerminal, sync::Arc, time::Duration};
 use clap::Parser;
 use pipeline::{
     serve, shutdown_signal,
-    ws::{Signer, listen},
+    ws::{listen, token::Signer},
 };
 use tokio::sync::Notify;
 

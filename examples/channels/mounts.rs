@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use pipeline::ws::{BuildError, CheckOrigin, Drainer, Endpoint, LongPoll, Mount, Presence, Signer};
+use pipeline::ws::{
+    Endpoint, Mount, Presence,
+    endpoint::BuildError,
+    mount::{CheckOrigin, Drainer, LongPoll},
+    token::Signer,
+};
 
 use crate::{
     dedup::Dedup,

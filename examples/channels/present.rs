@@ -3,8 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use pipeline::ws::{
-    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Presence,
-    PresenceError, PresenceList, Reply, Stop, Topic,
+    Channel, Payload, Presence, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
+    presence::{PresenceError, PresenceList},
 };
 use serde_json::{Value, json};
 

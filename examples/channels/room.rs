@@ -6,8 +6,8 @@ use axum::body::Bytes;
 use pipeline::{
     ExitReason,
     ws::{
-        Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Reply, SocketRef,
-        Stop, Topic,
+        Channel, Payload, Topic,
+        channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, SocketRef, Stop},
     },
 };
 use serde::Deserialize;

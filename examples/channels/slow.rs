@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use pipeline::ws::{Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic};
+use pipeline::ws::{
+    Channel, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::sleep;

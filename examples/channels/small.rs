@@ -1,7 +1,9 @@
 //! Channels with one feature each.
 
 use pipeline::ws::{
-    Broadcast, Channel, ChannelContext, JoinContext, JoinError, Payload, Reply, Stop, Topic,
+    Channel, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    pubsub::Broadcast,
 };
 use serde_json::json;
 

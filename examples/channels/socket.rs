@@ -1,7 +1,10 @@
 //! The socket: authenticates a connection.
 
 use http::{HeaderName, HeaderValue, StatusCode};
-use pipeline::ws::{ConnectError, ConnectInfo, Params, Socket};
+use pipeline::ws::{
+    Socket,
+    socket::{ConnectError, ConnectInfo, Params},
+};
 use serde_json::{Map, Value, json};
 
 /// A user or a guest. Each mount has its own socket.

@@ -4,8 +4,8 @@
 use std::time::{Duration, SystemTime};
 
 use pipeline::ws::{
-    Signer,
     testkit::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
+    token::Signer,
 };
 use serde::Deserialize;
 use serde_json::json;

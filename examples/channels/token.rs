@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use pipeline::ws::{
-    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Signer, Stop, Topic,
+    Channel, Payload, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
+    token::Signer,
 };
 use serde_json::json;
 

@@ -24,7 +24,7 @@ use axum::{
     routing::{get, post},
 };
 use http_body_util::BodyExt;
-use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::Signer};
+use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::token::Signer};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{

@@ -32,7 +32,7 @@ use pipeline::{
     ConsumerSupervisor, Health, Pipeline, QueueOptions, SubscribeOptions,
     inspect::Inspector,
     queue, serve,
-    ws::{Endpoint, Mount, Signer, listen},
+    ws::{Endpoint, Mount, listen, token::Signer},
 };
 
 use self::{

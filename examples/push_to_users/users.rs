@@ -5,8 +5,12 @@ use std::time::{Duration, SystemTime};
 use pipeline::{
     ChildContext, ExitReason, Reserved, Timed, Worker,
     ws::{
-        BroadcastWorker, Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError,
-        Params, Payload, PayloadError, PreparedBroadcast, Signer, Socket, Topic,
+        Channel, Endpoint, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        payload::PayloadError,
+        pubsub::{BroadcastWorker, PreparedBroadcast},
+        socket::{ConnectError, ConnectInfo, Params},
+        token::Signer,
     },
 };
 

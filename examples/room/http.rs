@@ -9,7 +9,7 @@ use axum::{
     response::{Html, IntoResponse, Json, Response},
     routing::get,
 };
-use pipeline::ws::Signer;
+use pipeline::ws::token::Signer;
 use serde::Deserialize;
 use serde_json::json;
 

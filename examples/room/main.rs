@@ -22,7 +22,13 @@ use std::{error::Error, io::IsTerminal, sync::Arc};
 use clap::Parser;
 use pipeline::{
     serve,
-    ws::{Endpoint, EndpointBuilder, LongPoll, MessageRateLimit, Mount, Presence, Signer, listen},
+    ws::{
+        Endpoint, Mount, Presence,
+        endpoint::EndpointBuilder,
+        listen,
+        mount::{LongPoll, MessageRateLimit},
+        token::Signer,
+    },
 };
 
 use self::{

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline::ws::{
-    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Presence,
-    PresenceError, Reply, Stop, Topic,
+    Channel, Payload, Presence, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
+    presence::PresenceError,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};

@@ -4,11 +4,12 @@
 use std::time::SystemTime;
 
 use pipeline::ws::{
-    ConnectError, Signer,
+    socket::ConnectError,
     testkit::{
         TestChannel, TestEndpoint, TestSocket, assert_broadcast, assert_push, assert_reply,
         refute_push, refute_reply,
     },
+    token::Signer,
 };
 use serde_json::json;
 

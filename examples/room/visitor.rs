@@ -2,7 +2,11 @@
 
 use std::time::SystemTime;
 
-use pipeline::ws::{ConnectError, ConnectInfo, Params, Signer, Socket};
+use pipeline::ws::{
+    Socket,
+    socket::{ConnectError, ConnectInfo, Params},
+    token::Signer,
+};
 
 /// Maximum length of a name and of a device in characters.
 pub const MAX_NAME: usize = 30;

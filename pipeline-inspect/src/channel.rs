@@ -8,7 +8,9 @@ use std::sync::{
 use http::StatusCode;
 use parking_lot::Mutex;
 use pipeline_ws_sink::{
-    Channel, ConnectError, ConnectInfo, JoinContext, JoinError, Params, Payload, Socket, Topic,
+    Channel, Payload, Socket, Topic,
+    channel::{JoinContext, JoinError},
+    socket::{ConnectError, ConnectInfo, Params},
 };
 
 use crate::model::View;

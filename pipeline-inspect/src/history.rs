@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use pipeline_ws_sink::Latencies;
+use pipeline_ws_sink::endpoint::Latencies;
 
 use crate::{
     held_up,

@@ -20,7 +20,11 @@ use http::{
 use http_body_util::Full;
 use metrics::NoopRecorder;
 use pipeline_core::{PipelineObserver, Telemetry};
-use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, EndpointObserver, Mount};
+use pipeline_ws_sink::{
+    Endpoint, Mount,
+    endpoint::{BuildError, EndpointObserver},
+    mount::CheckOrigin,
+};
 use tokio::task::{AbortHandle, coop::consume_budget};
 use tower_service::Service;
 
@@ -261,7 +265,7 @@ impl InspectorBuilder {
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;
-    /// # use pipeline_ws_sink::BuildError;
+    /// # use pipeline_ws_sink::endpoint::BuildError;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), BuildError> {
     /// let inspector = Inspector::builder().host("ops.example.com").build()?;
@@ -294,7 +298,7 @@ impl InspectorBuilder {
     ///
     /// ```
     /// # use pipeline_inspect::Inspector;
-    /// # use pipeline_ws_sink::{BuildError, CheckOrigin};
+    /// # use pipeline_ws_sink::{endpoint::BuildError, mount::CheckOrigin};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), BuildError> {
     /// let ours = CheckOrigin::list(["https://ops.example.com"]);

@@ -13,7 +13,7 @@
 //! use axum::Router;
 //! use pipeline_core::Pipeline;
 //! use pipeline_inspect::Inspector;
-//! use pipeline_ws_sink::{BuildError, Endpoint};
+//! use pipeline_ws_sink::{Endpoint, endpoint::BuildError};
 //!
 //! # async fn run(pipeline: Pipeline, endpoint: Endpoint) -> Result<(), BuildError> {
 //! let inspector =

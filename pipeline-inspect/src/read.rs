@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use pipeline_core::{Activity, PipelinePhase, PipelineSnapshot, StageKind, StageSnapshot};
-use pipeline_ws_sink::{EndpointSnapshot, MountSnapshot, RouteSnapshot};
+use pipeline_ws_sink::endpoint::{EndpointSnapshot, MountSnapshot, RouteSnapshot};
 
 use crate::{
     layers,

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use pipeline_core::PipelineObserver;
-use pipeline_ws_sink::{EndpointObserver, PubSub};
+use pipeline_ws_sink::{PubSub, endpoint::EndpointObserver};
 use tokio::{
     task::coop::consume_budget,
     time::{self, Instant, MissedTickBehavior},

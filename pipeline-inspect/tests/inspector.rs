@@ -11,8 +11,10 @@ use pipeline_core::{
 use pipeline_inspect::{ActivityView, Inspector, KindView, PhaseView, VERSION, View};
 use pipeline_test_support::{PATIENCE, connect, eventually, gate};
 use pipeline_ws_sink::{
-    Channel, CheckOrigin, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
-    Params, Payload, Socket, Topic,
+    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    channel::{JoinContext, JoinError},
+    mount::CheckOrigin,
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
 use tokio::{

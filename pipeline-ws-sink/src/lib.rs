@@ -10,22 +10,24 @@
 //! [`Endpoint::broadcast_timed`].
 //!
 //! A slow client does not harm the others: its outbox is bounded. When the outbox is full, the
-//! client is disconnected so that it connects again, or [`WhenFull`] selects another policy. A
-//! pipeline that ends in a [`PubSub::broadcast_worker`] can wait for its clients: its demand then
-//! follows the room in their outboxes. [`Mount::message_rate_limit`] limits the rate of events from a
-//! client.
+//! client is disconnected so that it connects again, or [`WhenFull`](mount::WhenFull) selects
+//! another policy. A pipeline that ends in a [`PubSub::broadcast_worker`] can wait for its clients:
+//! its demand then follows the room in their outboxes. [`Mount::message_rate_limit`] limits the
+//! rate of events from a client.
 //!
 //! [`Presence`] tracks who is on a topic, on which device, and sends changes to all clients on that
-//! topic. A pipeline can ask [whether a topic has subscribers](PubSub::filter_subscribed) and skip work
-//! for offline users. The nodes of a cluster are connected by an [`Adapter`].
+//! topic. A pipeline can ask [whether a topic has subscribers](PubSub::filter_subscribed) and skip
+//! work for offline users. The nodes of a cluster are connected by an [`Adapter`](pubsub::Adapter).
 //!
 //! Clients may speak version 1 or 2 of the protocol, and version 2 in text and binary frames.
-//! Clients that cannot keep a WebSocket open may use long polling instead: see [`LongPoll`].
+//! Clients that cannot keep a WebSocket open may use long polling instead: see
+//! [`LongPoll`](mount::LongPoll).
 //!
 //! ```no_run
 //! use pipeline_ws_sink::{
-//!     Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params, Payload,
-//!     Socket, Topic,
+//!     Channel, Endpoint, Mount, Payload, Socket, Topic,
+//!     channel::{JoinContext, JoinError},
+//!     socket::{ConnectError, ConnectInfo, Params},
 //! };
 //! use serde_json::json;
 //!
@@ -71,16 +73,18 @@
 //! # Which pages may connect
 //!
 //! A browser lets any page open a socket to any server. By default, therefore, only pages from the
-//! endpoint's own host may connect, which is the host given to [`EndpointBuilder::host`]; see
-//! [`CheckOrigin`]. Set the host behind a proxy that sends another `host` header than the browser
-//! did.
+//! endpoint's own host may connect, which is the host given to
+//! [`EndpointBuilder::host`](endpoint::EndpointBuilder::host); see
+//! [`CheckOrigin`](mount::CheckOrigin). Set the host behind a proxy that sends another `host`
+//! header than the browser did.
 //!
 //! # TLS
 //!
 //! TLS usually ends in a proxy, which passes plain HTTP on to the endpoint. The proxy has to let
 //! upgrades through and keep a silent connection open for longer than 30 seconds, the interval of
 //! the clients' heartbeats. The endpoint does not see the public scheme and port, so check origins
-//! with [`CheckOrigin::host`] or [`CheckOrigin::list`].
+//! with [`CheckOrigin::host`](mount::CheckOrigin::host) or
+//! [`CheckOrigin::list`](mount::CheckOrigin::list).
 //!
 //! An endpoint can also be served over TLS directly, or over any other stream, by any server that
 //! supports HTTP upgrades. This example uses rustls and hyper; the server passes on the peer's
@@ -92,7 +96,7 @@
 //! use http::{Request, uri::Scheme};
 //! use hyper::{body::Incoming, service::service_fn};
 //! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto};
-//! use pipeline_ws_sink::{Endpoint, PeerAddr};
+//! use pipeline_ws_sink::{Endpoint, socket::PeerAddr};
 //! use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 //! use tower_service::Service;
 //!
@@ -122,69 +126,50 @@
 //!
 //! # Features
 //!
-//! - `axum`: [`ConnectInfo`] takes the peer's address and the full request path from axum's
-//!   extensions. Off by default; sockets work behind axum without it.
-//! - `jwt`: `JwtVerifier`, for JSON Web Tokens, where [`Signer`] is for Phoenix tokens. Off by
-//!   default.
+//! - `axum`: [`ConnectInfo`](socket::ConnectInfo) takes the peer's address and the full request
+//!   path from axum's extensions. Off by default; sockets work behind axum without it.
+//! - `jwt`: `JwtVerifier`, for JSON Web Tokens, where [`Signer`](token::Signer) is for Phoenix
+//!   tokens. Off by default.
 //! - `test-kit`: the module `testkit`, for tests of channels. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 // Moments and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-mod channel;
-mod endpoint;
+pub mod channel;
+pub mod endpoint;
 mod handshake;
 mod outbox;
-mod payload;
-mod presence;
+pub mod payload;
+pub mod presence;
 mod protocol;
-mod pubsub;
+pub mod pubsub;
 mod session;
-mod socket;
+pub mod socket;
 mod telemetry;
 #[cfg(feature = "test-kit")]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
-mod token;
+pub mod token;
 mod transport;
 
-#[cfg(feature = "jwt")]
-pub use self::token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier};
+/// A kind of socket with its channels, and its options.
+pub mod mount {
+    pub use crate::{
+        endpoint::{drainer::Drainer, longpoll::LongPoll, mount::Mount},
+        handshake::origin::{CheckOrigin, Origin, OriginError},
+        outbox::WhenFull,
+        session::rate_limit::{MessageRateLimit, OnLimit},
+        telemetry::ParamFilter,
+    };
+}
+
 pub use self::{
-    channel::{
-        Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError,
-        NoReplyExpected, PushError, Reply, SendError, SocketRef, Stop, TooManyTimers,
-    },
-    endpoint::{
-        BuildError, Endpoint, EndpointBuilder, EndpointReport,
-        drainer::Drainer,
-        listen::listen,
-        longpoll::LongPoll,
-        mount::Mount,
-        snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
-    },
-    handshake::{
-        connect_info::{ConnectInfo, PeerAddr},
-        origin::{CheckOrigin, Origin, OriginError},
-        params::{MissingParam, Params, ParamsError},
-        path::PathError,
-    },
-    outbox::WhenFull,
-    payload::{IntoPayload, Payload, PayloadError},
-    presence::{
-        Presence, PresenceBuilder, PresenceDiff, PresenceError, PresenceGuard, PresenceList,
-        tracker::{TrackerOptions, TrackerOptionsError},
-    },
-    protocol::reference::Ref,
-    pubsub::{
-        Adapter, AdapterError, BroadcastError, BroadcastWorker, FilterSubscribed, Lagged,
-        LocalNode, PreparedBroadcast, PubSub, SubscriberId, TopicSubscription,
-        broadcast::Broadcast,
-        topic::{PatternError, Topic},
-    },
-    session::rate_limit::{MessageRateLimit, OnLimit},
-    socket::{ConnectError, Socket},
-    telemetry::{ParamFilter, latencies::Latencies},
-    token::{KeyDigest, KeyOptions, Signer, SignerError, TokenError},
+    channel::Channel,
+    endpoint::{Endpoint, listen},
+    mount::Mount,
+    payload::Payload,
+    presence::Presence,
+    pubsub::{PubSub, Topic},
+    socket::Socket,
 };

@@ -25,7 +25,7 @@ use thiserror::Error;
 ///
 /// let payload = Payload::binary(vec![1, 2, 3]);
 /// assert_eq!(payload.as_binary().map(|bytes| bytes.len()), Some(3));
-/// # Ok::<(), pipeline_ws_sink::PayloadError>(())
+/// # Ok::<(), pipeline_ws_sink::payload::PayloadError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload {

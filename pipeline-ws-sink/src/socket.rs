@@ -5,20 +5,21 @@ use std::{error::Error, fmt, future::Future};
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 
-use crate::{
-    handshake::{connect_info::ConnectInfo, params::Params},
-    telemetry::short_type_name,
+pub use crate::handshake::{
+    connect_info::{ConnectInfo, PeerAddr},
+    params::{MissingParam, Params, ParamsError},
 };
+use crate::telemetry::short_type_name;
 
 /// A kind of client connection: it authenticates and authorizes clients.
 ///
-/// One value serves all clients, so it holds their shared state: a [`Signer`](crate::Signer) to
+/// One value serves all clients, so it holds their shared state: a [`Signer`](crate::token::Signer) to
 /// verify tokens with, a database pool. The callbacks are those of `Phoenix.Socket`.
 ///
 /// ```
 /// use std::time::SystemTime;
 ///
-/// use pipeline_ws_sink::{ConnectError, ConnectInfo, Params, Signer, Socket};
+/// use pipeline_ws_sink::{Socket, socket::{ConnectError, ConnectInfo, Params}, token::Signer};
 ///
 /// struct UserSocket {
 ///     signer: Signer,
@@ -85,7 +86,7 @@ pub(crate) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; chars
 /// and for debugging.
 ///
 /// ```
-/// # use pipeline_ws_sink::ConnectError;
+/// # use pipeline_ws_sink::socket::ConnectError;
 /// use http::StatusCode;
 ///
 /// fn admit(waiting: usize) -> Result<(), ConnectError> {
@@ -132,7 +133,7 @@ impl ConnectError {
     /// because the client would not take it for a refusal.
     ///
     /// ```
-    /// # use pipeline_ws_sink::ConnectError;
+    /// # use pipeline_ws_sink::socket::ConnectError;
     /// # fn error() -> Result<ConnectError, http::Error> {
     /// let later = http::Response::builder().status(503).header("retry-after", "60");
     /// let error = ConnectError::because("the database is away").respond_with(later.body("".into())?);

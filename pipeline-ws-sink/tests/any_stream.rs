@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use pipeline_test_support::{Client, settle};
-use pipeline_ws_sink::{Mount, WhenFull};
+use pipeline_ws_sink::{Mount, mount::WhenFull};
 use serde_json::json;
 use support::{
     channels::{NamedSocket, endpoint_with},

@@ -9,8 +9,10 @@ use std::time::Duration;
 use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Endpoint, HandleMessage, JoinContext, JoinError, Mount, Payload,
-    PreparedBroadcast, Presence, Stop, Topic, WhenFull,
+    Channel, Endpoint, Mount, Payload, Presence, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
+    mount::WhenFull,
+    pubsub::PreparedBroadcast,
 };
 use serde_json::json;
 use support::{

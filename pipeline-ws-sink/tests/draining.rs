@@ -8,7 +8,10 @@ use std::time::Duration;
 use futures::SinkExt;
 use pipeline_test_support::{Client, Log, settle};
 use pipeline_ws_sink::{
-    Channel, Drainer, Endpoint, EndpointReport, JoinContext, JoinError, Mount, Payload, Topic,
+    Channel, Endpoint, Mount, Payload, Topic,
+    channel::{JoinContext, JoinError},
+    endpoint::EndpointReport,
+    mount::Drainer,
 };
 use serde_json::json;
 use support::{

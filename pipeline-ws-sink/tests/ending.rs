@@ -17,8 +17,9 @@ use parking_lot::Mutex;
 use pipeline_core::ExitReason;
 use pipeline_test_support::{Client, PATIENCE, eventually, reply};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Drainer, Endpoint, JoinContext, JoinError, Mount, Payload, Reply,
-    SocketRef, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, SocketRef, Stop},
+    mount::Drainer,
 };
 use serde_json::json;
 use support::{

@@ -9,7 +9,9 @@ use std::net::SocketAddr;
 
 use http::{HeaderName, HeaderValue};
 use pipeline_test_support::{Log, connect, reply};
-use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, Mount, PeerAddr};
+use pipeline_ws_sink::{
+    Endpoint, Mount, endpoint::BuildError, mount::CheckOrigin, socket::PeerAddr,
+};
 use serde_json::json;
 use support::{
     channels::{NamedSocket, endpoint},
@@ -22,7 +24,7 @@ const EVIL: (&str, &str) = ("origin", "http://evil.test");
 const OFFER: &str = "sec-websocket-protocol";
 
 /// A host without pages, so that pages of other hosts are refused.
-fn strict(mount: Mount<support::door::Doorman>) -> pipeline_ws_sink::EndpointBuilder {
+fn strict(mount: Mount<support::door::Doorman>) -> pipeline_ws_sink::endpoint::EndpointBuilder {
     Endpoint::builder().host("localhost").mount("/socket", mount)
 }
 
@@ -315,7 +317,7 @@ async fn an_auth_token_may_be_in_any_of_several_headers() {
 
 #[tokio::test]
 async fn compression_is_declined_for_the_clients_that_a_function_names() {
-    let is_safari = |info: &pipeline_ws_sink::ConnectInfo| {
+    let is_safari = |info: &pipeline_ws_sink::socket::ConnectInfo| {
         info.user_agent.as_deref().expect("crash requested").contains("Safari")
     };
     let door = Door::open(|mount| mount.compress_when(move |info| !is_safari(info))).await;

@@ -23,8 +23,10 @@ use std::{
 use parking_lot::Mutex;
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, JoinContext,
-    JoinError, Mount, Params, Payload, Reply, Socket, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    endpoint::EndpointBuilder,
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Socket as Socket2, Type};

@@ -7,8 +7,11 @@ use std::{future::pending, time::Duration};
 
 use pipeline_test_support::{reply, settle};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, Mount, Payload,
-    Reply, SendError, Stop, TooManyTimers, Topic,
+    Channel, Mount, Payload, Topic,
+    channel::{
+        ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, Reply, SendError,
+        Stop, TooManyTimers,
+    },
     testkit::{TestChannel, TestEndpoint, TestSocket, assert_push, assert_reply, refute_push},
 };
 use serde::{Deserialize, Serialize};

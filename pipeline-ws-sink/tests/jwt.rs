@@ -10,7 +10,7 @@ use base64::{
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use pipeline_ws_sink::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier, TokenError};
+use pipeline_ws_sink::token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier, TokenError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

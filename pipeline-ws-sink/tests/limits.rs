@@ -5,7 +5,10 @@ mod support;
 use std::time::Duration;
 
 use pipeline_test_support::{Client, reply};
-use pipeline_ws_sink::{LongPoll, MessageRateLimit, Mount, OnLimit};
+use pipeline_ws_sink::{
+    Mount,
+    mount::{LongPoll, MessageRateLimit, OnLimit},
+};
 use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},

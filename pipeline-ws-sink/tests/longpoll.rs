@@ -10,7 +10,11 @@ use std::{sync::Arc, time::Duration};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use futures::future::join_all;
 use pipeline_test_support::settle;
-use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint, LongPoll, Mount, Payload};
+use pipeline_ws_sink::{
+    Endpoint, Mount, Payload,
+    endpoint::BuildError,
+    mount::{CheckOrigin, LongPoll},
+};
 use serde_json::{Value, json};
 use support::{
     channels::{NamedSocket, endpoint_with},

@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use pipeline_test_support::eventually;
-use pipeline_ws_sink::{Endpoint, LongPoll, Mount};
+use pipeline_ws_sink::{Endpoint, Mount, mount::LongPoll};
 use support::{
     channels::NamedSocket,
     memory::MemoryServer,

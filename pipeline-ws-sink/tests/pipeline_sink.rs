@@ -18,8 +18,10 @@ use pipeline_core::{
 };
 use pipeline_test_support::{Client, settle};
 use pipeline_ws_sink::{
-    Adapter, AdapterError, Broadcast, Channel, ChannelContext, Endpoint, JoinContext, JoinError,
-    LocalNode, Payload, PreparedBroadcast, Stop, Topic, WhenFull,
+    Channel, Endpoint, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Stop},
+    mount::WhenFull,
+    pubsub::{Adapter, AdapterError, Broadcast, LocalNode, PreparedBroadcast},
 };
 use serde_json::{Value, json};
 use support::{

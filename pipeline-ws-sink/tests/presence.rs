@@ -7,9 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_ws_sink::{
-    BuildError, Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage,
-    JoinContext, JoinError, Mount, Params, Payload, Presence, PresenceDiff, PresenceError,
-    PresenceList, Reply, Socket, Stop, Topic, TrackerOptions,
+    Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, Stop},
+    endpoint::BuildError,
+    presence::{PresenceDiff, PresenceError, PresenceList, TrackerOptions},
+    socket::{ConnectError, ConnectInfo, Params},
     testkit::{
         TestChannel, TestEndpoint, TestSocket, WireFrame, assert_push, assert_reply, refute_push,
     },
@@ -640,7 +642,7 @@ async fn a_meta_may_read_the_presence_while_it_is_serialized() {
 }
 
 /// Tasks subscribed to the topic: more than receive a change at once.
-fn many_listeners(kit: &TestEndpoint) -> Vec<pipeline_ws_sink::TopicSubscription> {
+fn many_listeners(kit: &TestEndpoint) -> Vec<pipeline_ws_sink::pubsub::TopicSubscription> {
     (0..150).map(|_| kit.endpoint().subscribe(T)).collect()
 }
 

@@ -6,8 +6,9 @@ mod support;
 use std::{fs, time::Duration};
 
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage, JoinContext,
-    JoinError, Mount, Params, Payload, Presence, Socket, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::json;
 use support::{

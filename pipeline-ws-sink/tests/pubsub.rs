@@ -5,7 +5,9 @@ mod support;
 
 use futures::{FutureExt, StreamExt};
 use pipeline_ws_sink::{
-    Broadcast, BroadcastError, Endpoint, Lagged, LocalNode, PayloadError, PubSub,
+    Endpoint, PubSub,
+    payload::PayloadError,
+    pubsub::{Broadcast, BroadcastError, Lagged, LocalNode},
 };
 use serde_json::json;
 use support::{

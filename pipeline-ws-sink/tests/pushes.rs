@@ -6,8 +6,9 @@ mod support;
 use pipeline_core::ExitReason;
 use pipeline_test_support::{Log, PATIENCE};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Endpoint, JoinContext, JoinError, Mount, Payload, PayloadError,
-    PushError, Reply, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, PushError, Reply, Stop},
+    payload::PayloadError,
 };
 use serde_json::json;
 use support::{channels::NamedSocket, memory::MemoryServer};

@@ -3,13 +3,22 @@
 mod support;
 
 use pipeline_ws_sink::{
-    AdapterError, Broadcast, BroadcastError, BuildError, Channel, ChannelContext, ChannelHandle,
-    CheckOrigin, ConnectError, ConnectInfo, Drainer, Endpoint, EndpointBuilder, EndpointObserver,
-    EndpointReport, EndpointSnapshot, HandleMessage, JoinContext, JoinError, KeyDigest, KeyOptions,
-    Lagged, Latencies, LocalNode, LongPoll, MissingParam, Mount, MountSnapshot, NoReplyExpected,
-    Origin, OriginError, Params, ParamsError, PathError, PatternError, Payload, PayloadError,
-    PeerAddr, PubSub, PushError, Ref, Reply, RouteSnapshot, SendError, Signer, SignerError,
-    SocketRef, Stop, SubscriberId, TokenError, TooManyTimers, Topic, TopicSubscription, WhenFull,
+    Channel, Endpoint, Mount, Payload, PubSub, Topic,
+    channel::{
+        ChannelContext, ChannelHandle, HandleMessage, JoinContext, JoinError, NoReplyExpected,
+        PushError, Ref, Reply, SendError, SocketRef, Stop, TooManyTimers,
+    },
+    endpoint::{
+        BuildError, EndpointBuilder, EndpointObserver, EndpointReport, EndpointSnapshot, Latencies,
+        MountSnapshot, PathError, PatternError, RouteSnapshot,
+    },
+    mount::{CheckOrigin, Drainer, LongPoll, Origin, OriginError, WhenFull},
+    payload::PayloadError,
+    pubsub::{
+        AdapterError, Broadcast, BroadcastError, Lagged, LocalNode, SubscriberId, TopicSubscription,
+    },
+    socket::{ConnectError, ConnectInfo, MissingParam, Params, ParamsError, PeerAddr},
+    token::{KeyDigest, KeyOptions, Signer, SignerError, TokenError},
 };
 
 fn send<T: Send>() {}
@@ -75,10 +84,10 @@ fn public_types_are_send_and_sync() {
 #[test]
 fn public_types_of_web_tokens_are_send_and_sync() {
     fn both<T: Send + Sync>() {}
-    both::<pipeline_ws_sink::JwtAlgorithm>();
-    both::<pipeline_ws_sink::JwtKey>();
-    both::<pipeline_ws_sink::JwtKeyError>();
-    both::<pipeline_ws_sink::JwtVerifier>();
+    both::<pipeline_ws_sink::token::JwtAlgorithm>();
+    both::<pipeline_ws_sink::token::JwtKey>();
+    both::<pipeline_ws_sink::token::JwtKeyError>();
+    both::<pipeline_ws_sink::token::JwtVerifier>();
 }
 
 /// The parts of a channel may cross threads, and so may a mount, for any channel type.

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use pipeline_test_support::{connect, eventually};
-use pipeline_ws_sink::{Endpoint, EndpointSnapshot, Mount, WhenFull};
+use pipeline_ws_sink::{Endpoint, Mount, endpoint::EndpointSnapshot, mount::WhenFull};
 use serde_json::json;
 use support::{
     channels::{NamedSocket, Room, endpoint, endpoint_with},

@@ -9,7 +9,11 @@ use std::{
 
 use futures::SinkExt;
 use pipeline_test_support::{connect, reply};
-use pipeline_ws_sink::{BuildError, Endpoint, LongPoll, Mount, PathError};
+use pipeline_ws_sink::{
+    Endpoint, Mount,
+    endpoint::{BuildError, PathError},
+    mount::LongPoll,
+};
 use serde_json::json;
 use support::{
     channels::{NamedSocket, Room, endpoint, endpoint_with},

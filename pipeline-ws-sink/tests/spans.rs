@@ -9,8 +9,9 @@ use http::Request;
 use parking_lot::Mutex;
 use pipeline_test_support::{Log, eventually, reply};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount,
-    Params, Payload, PeerAddr, Reply, Socket, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    socket::{ConnectError, ConnectInfo, Params, PeerAddr},
 };
 use serde_json::json;
 use support::{channels::endpoint, server::Server};

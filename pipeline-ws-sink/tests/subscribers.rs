@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use pipeline_core::{
     ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, map, queue,
 };
-use pipeline_ws_sink::{Endpoint, PreparedBroadcast, PubSub, TrackerOptions};
+use pipeline_ws_sink::{Endpoint, PubSub, presence::TrackerOptions, pubsub::PreparedBroadcast};
 use serde_json::json;
 use support::{channels::endpoint_with, cluster::Cluster, memory::MemoryServer};
 use tokio::time::sleep;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use pipeline_core::ExitReason;
 use pipeline_test_support::{Log, eventually, reply};
 use pipeline_ws_sink::{
-    Channel, ChannelContext, Drainer, Endpoint, JoinContext, JoinError, LongPoll, MessageRateLimit,
-    Mount, OnLimit, ParamFilter, Payload, Reply, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    mount::{Drainer, LongPoll, MessageRateLimit, OnLimit, ParamFilter},
 };
 use serde_json::json;
 use support::{

@@ -1,8 +1,9 @@
 //! A channel, and its test.
 
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, JoinContext, JoinError, Mount, Params,
-    Payload, Reply, Socket, Stop, Topic,
+    Channel, Mount, Payload, Socket, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    socket::{ConnectError, ConnectInfo, Params},
     testkit::{TestEndpoint, assert_broadcast, assert_push, assert_reply, refute_push},
 };
 use serde_json::json;

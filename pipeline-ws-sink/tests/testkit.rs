@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, HandleMessage, JoinContext,
-    JoinError, Mount, Params, Payload, Reply, SendError, Socket, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, SendError, Stop},
+    socket::{ConnectError, ConnectInfo, Params},
     testkit::{
         TestChannel, TestEndpoint, WireFrame, assert_broadcast, assert_push, assert_reply,
         refute_broadcast, refute_push, refute_reply,

@@ -10,7 +10,7 @@ use pipeline_core::{
     queue,
 };
 use pipeline_test_support::{Log, Recorded};
-use pipeline_ws_sink::PreparedBroadcast;
+use pipeline_ws_sink::pubsub::PreparedBroadcast;
 use serde_json::json;
 use support::{channels::endpoint, memory::MemoryServer};
 use tokio::time::{Instant, advance, sleep};

@@ -12,7 +12,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use pipeline_test_support::Client;
-use pipeline_ws_sink::{CheckOrigin, Endpoint, PeerAddr};
+use pipeline_ws_sink::{Endpoint, mount::CheckOrigin, socket::PeerAddr};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::json;
 use support::channels::endpoint_with;

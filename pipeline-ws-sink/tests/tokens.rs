@@ -8,7 +8,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pipeline_ws_sink::{KeyDigest, KeyOptions, Signer, TokenError};
+use pipeline_ws_sink::token::{KeyDigest, KeyOptions, Signer, TokenError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -11,8 +11,11 @@ use pipeline::{
     map, queue,
     statsd::{StatsdFlusher, StatsdRecorder, cadence::SpyMetricSink},
     ws::{
-        Channel, ConnectError, ConnectInfo, Endpoint, JoinContext, JoinError, Mount, Params,
-        Payload, PreparedBroadcast, Socket, Topic, listen,
+        Channel, Endpoint, Mount, Payload, Socket, Topic,
+        channel::{JoinContext, JoinError},
+        listen,
+        pubsub::PreparedBroadcast,
+        socket::{ConnectError, ConnectInfo, Params},
     },
 };
 use pipeline_test_support::{Client, PATIENCE, connect, get};

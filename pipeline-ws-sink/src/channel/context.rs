@@ -208,7 +208,7 @@ impl<C: Channel> ChannelContext<C> {
     /// [`consume_budget`](tokio::task::coop::consume_budget):
     ///
     /// ```
-    /// # use pipeline_ws_sink::{Channel, ChannelContext, Stop};
+    /// # use pipeline_ws_sink::{Channel, channel::{ChannelContext, Stop}};
     /// # use serde_json::json;
     /// async fn count<C: Channel>(to: u64, cx: &ChannelContext<C>) -> Result<(), Stop> {
     ///     for n in 1..=to {

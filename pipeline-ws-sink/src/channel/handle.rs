@@ -18,7 +18,11 @@ use super::{
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_ws_sink::*;
+/// use pipeline_ws_sink::{
+///     Channel, Payload, Socket, Topic,
+///     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
+///     socket::{ConnectError, ConnectInfo, Params},
+/// };
 /// use serde_json::json;
 /// # struct UserSocket;
 /// # impl Socket for UserSocket {
@@ -68,7 +72,7 @@ pub trait HandleMessage<M>: Channel {
 /// A handle that sends messages to one channel. Cheap to clone; it does not keep the channel alive.
 ///
 /// ```
-/// use pipeline_ws_sink::{Channel, ChannelContext, HandleMessage};
+/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, HandleMessage}};
 ///
 /// fn look_up<C: HandleMessage<String>>(cx: &ChannelContext<C>) {
 ///     let channel = cx.handle();
@@ -135,7 +139,7 @@ impl<C> fmt::Debug for ChannelHandle<C> {
 /// A message was not sent to a channel.
 ///
 /// ```
-/// use pipeline_ws_sink::{ChannelHandle, HandleMessage, SendError};
+/// use pipeline_ws_sink::channel::{ChannelHandle, HandleMessage, SendError};
 ///
 /// /// Whether the channel still exists.
 /// fn tell<C: HandleMessage<String>>(channel: &ChannelHandle<C>, news: String) -> bool {

@@ -27,6 +27,7 @@ pub use self::{
     socket_ref::{NoReplyExpected, SocketRef},
     timers::TooManyTimers,
 };
+pub use crate::protocol::reference::Ref;
 use crate::{
     payload::Payload,
     pubsub::{broadcast::Broadcast, topic::Topic},
@@ -46,8 +47,9 @@ use crate::{
 ///
 /// ```
 /// use pipeline_ws_sink::{
-///     Channel, ChannelContext, ConnectError, ConnectInfo, JoinContext, JoinError, Params, Payload,
-///     Reply, Socket, Stop, Topic,
+///     Channel, Payload, Socket, Topic,
+///     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+///     socket::{ConnectError, ConnectInfo, Params},
 /// };
 /// use serde_json::json;
 ///

@@ -7,7 +7,7 @@ use crate::payload::PayloadError;
 /// An event was not sent to a client.
 ///
 /// ```
-/// use pipeline_ws_sink::{Channel, ChannelContext, PushError};
+/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, PushError}};
 /// use serde_json::json;
 ///
 /// /// Whether the client is still connected.

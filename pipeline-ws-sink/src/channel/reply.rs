@@ -10,7 +10,7 @@ use crate::payload::{IntoPayload, Payload, PayloadError};
 /// The answer to a client's event: none, or a status with a response.
 ///
 /// ```
-/// use pipeline_ws_sink::Reply;
+/// use pipeline_ws_sink::channel::Reply;
 /// use serde_json::json;
 ///
 /// let nothing = Reply::none();
@@ -72,7 +72,7 @@ impl Reply {
 /// other it receives `phx_error`, and joins again. Any error converts with `?`.
 ///
 /// ```
-/// use pipeline_ws_sink::{Payload, Reply, Stop};
+/// use pipeline_ws_sink::{Payload, channel::{Reply, Stop}};
 ///
 /// fn order(payload: &Payload) -> Result<Reply, Stop> {
 ///     let amount: u64 = payload.parse()?; // phx_error, if it is not a number
@@ -134,7 +134,7 @@ where
 /// `{"reason":"join crashed"}`, and the error is logged.
 ///
 /// ```
-/// use pipeline_ws_sink::JoinError;
+/// use pipeline_ws_sink::channel::JoinError;
 /// use serde_json::json;
 ///
 /// let simple = JoinError::reason("the room is full");

@@ -25,7 +25,7 @@ use crate::{
 /// client ignores an answer to an earlier join.
 ///
 /// ```
-/// use pipeline_ws_sink::*;
+/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, Reply, Stop}};
 /// use serde_json::json;
 ///
 /// fn answer_later<C: Channel>(cx: &ChannelContext<C>) -> Result<Reply, Stop> {
@@ -88,7 +88,7 @@ impl fmt::Debug for SocketRef {
 /// There is no message to answer: none is being handled, or the client gave it no reference.
 ///
 /// ```
-/// use pipeline_ws_sink::{Channel, ChannelContext, NoReplyExpected};
+/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, NoReplyExpected}};
 ///
 /// fn wants_an_answer<C: Channel>(cx: &ChannelContext<C>) -> bool {
 ///     !matches!(cx.socket_ref(), Err(NoReplyExpected))

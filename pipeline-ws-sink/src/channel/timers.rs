@@ -88,7 +88,7 @@ impl fmt::Debug for Timers {
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_ws_sink::{ChannelContext, HandleMessage, Reply, Stop};
+/// use pipeline_ws_sink::channel::{ChannelContext, HandleMessage, Reply, Stop};
 ///
 /// /// Refuses a client that asks for more reminders.
 /// fn remind<C: HandleMessage<String>>(cx: &ChannelContext<C>, of: String) -> Result<Reply, Stop> {

@@ -11,7 +11,11 @@ use std::{ops::Range, time::Duration};
 /// concurrently.
 ///
 /// ```
-/// # use pipeline_ws_sink::*;
+/// # use pipeline_ws_sink::{
+/// #     Mount, Socket,
+/// #     mount::Drainer,
+/// #     socket::{ConnectError, ConnectInfo, Params},
+/// # };
 /// # use std::time::Duration;
 /// # struct UserSocket;
 /// # impl Socket for UserSocket {
@@ -40,7 +44,7 @@ impl Drainer {
     /// The defaults of Phoenix: 10,000 channels every two seconds.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Drainer;
+    /// # use pipeline_ws_sink::mount::Drainer;
     /// assert_eq!(Drainer::new(), Drainer::new().batch_size(10_000));
     /// ```
     pub const fn new() -> Self {
@@ -50,7 +54,7 @@ impl Drainer {
     /// How many channels are closed in one batch, with their sockets. Default 10,000.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Drainer;
+    /// # use pipeline_ws_sink::mount::Drainer;
     /// let gently = Drainer::new().batch_size(100);
     /// ```
     pub const fn batch_size(mut self, channels: usize) -> Self {
@@ -61,7 +65,7 @@ impl Drainer {
     /// The time from one batch to the next. Default two seconds.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Drainer;
+    /// # use pipeline_ws_sink::mount::Drainer;
     /// # use std::time::Duration;
     /// let quickly = Drainer::new().batch_interval(Duration::from_millis(200));
     /// ```

@@ -28,7 +28,7 @@ const GIVES_UP: Duration = Duration::from_secs(20);
 /// 429. Binary messages cannot be sent to a long-polling client; they are dropped.
 ///
 /// ```
-/// # use pipeline_ws_sink::*;
+/// # use pipeline_ws_sink::{Endpoint, Mount, Socket, endpoint::BuildError, mount::LongPoll};
 /// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
 /// // Served at `/socket/websocket` and at `/socket/longpoll`.
 /// Endpoint::builder().mount("/socket", mount.longpoll(LongPoll::new())).build()
@@ -76,7 +76,7 @@ impl LongPoll {
     /// This is `:window_ms` of Phoenix's long polling.
     ///
     /// ```
-    /// # use pipeline_ws_sink::LongPoll;
+    /// # use pipeline_ws_sink::mount::LongPoll;
     /// # use std::time::Duration;
     /// let often = LongPoll::new().window(Duration::from_secs(5));
     /// ```
@@ -102,7 +102,7 @@ impl LongPoll {
     /// If it is zero: every long-polling client would be refused.
     ///
     /// ```
-    /// # use pipeline_ws_sink::LongPoll;
+    /// # use pipeline_ws_sink::mount::LongPoll;
     /// let few = LongPoll::new().max_sessions(500);
     /// ```
     pub fn max_sessions(mut self, sessions: usize) -> Self {

@@ -32,14 +32,20 @@ use self::{
     drainer::MountDrainer,
     erased_mount::ErasedMount,
     mount::{HandshakeOptions, Mount},
-    snapshot::{EndpointObserver, EndpointSnapshot},
     state::{EndpointLimits, EndpointState},
+};
+pub use self::{
+    listen::listen,
+    snapshot::{EndpointObserver, EndpointSnapshot, MountSnapshot, RouteSnapshot},
+};
+pub use crate::{
+    handshake::path::PathError, pubsub::topic::PatternError, telemetry::latencies::Latencies,
 };
 use crate::{
     handshake::{
         Answer, Handshake, Mounted,
         origin::{self, CheckOrigin, OriginError},
-        path::{MountPath, PathError},
+        path::MountPath,
         status, subprotocol,
     },
     payload::IntoPayload,
@@ -47,9 +53,7 @@ use crate::{
         Presence,
         tracker::{TrackerOptions, TrackerOptionsError},
     },
-    pubsub::{
-        Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription, topic::PatternError,
-    },
+    pubsub::{Adapter, BroadcastError, PubSub, SubscriberId, TopicSubscription},
     session::end::SocketEnd,
     socket::Socket,
     telemetry::MountMetrics,
@@ -68,7 +72,7 @@ const REQUEST: usize = 8;
 /// as a router's fallback, or as the service of its one path:
 ///
 /// ```
-/// # use pipeline_ws_sink::{Endpoint, BuildError};
+/// # use pipeline_ws_sink::{Endpoint, endpoint::BuildError};
 /// # fn main() -> Result<(), BuildError> {
 /// let endpoint = Endpoint::builder().build()?;
 /// let app: axum::Router = axum::Router::new()
@@ -140,7 +144,7 @@ impl Endpoint {
     /// cannot be reached; the event is then delivered to no one.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{BroadcastError, Endpoint};
+    /// # use pipeline_ws_sink::{Endpoint, pubsub::BroadcastError};
     /// # use serde_json::json;
     /// # fn announce(endpoint: &Endpoint) -> Result<(), BroadcastError> {
     /// endpoint.broadcast("user:42", "greeting", json!({ "text": "hello" }))
@@ -261,7 +265,7 @@ impl Endpoint {
 
     /// Stops accepting clients, and closes the sockets with code 1012, so that clients connect
     /// again: to another server, or to this one after its restart. Sockets are closed in batches:
-    /// see [`Drainer`](crate::Drainer).
+    /// see [`Drainer`](crate::mount::Drainer).
     ///
     /// A client that uses [long polling](Mount::longpoll) has no connection to close: its session
     /// ends, and its next request is answered so that it connects again. Frames that it has not
@@ -486,13 +490,13 @@ impl EndpointBuilder {
     /// Serves a kind of socket below this path: at `/socket/websocket`, if the path is `/socket`.
     ///
     /// A segment that begins with a `:` is a variable: it matches any one segment, whose value is
-    /// added to the [`Params`](crate::Params) and replaces a parameter of the same name. If the
-    /// name begins with `_`, the segment only matches. The first mount that matches wins. Leading
-    /// and trailing slashes are ignored. An invalid path, such as `/socket?x=1`, is an error of
-    /// [`build`](Self::build). These are the rules of `Phoenix.Endpoint.socket/3`.
+    /// added to the [`Params`](crate::socket::Params) and replaces a parameter of the same name. If
+    /// the name begins with `_`, the segment only matches. The first mount that matches wins.
+    /// Leading and trailing slashes are ignored. An invalid path, such as `/socket?x=1`, is an
+    /// error of [`build`](Self::build). These are the rules of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Endpoint, Mount, Socket, endpoint::BuildError};
     /// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
     /// // Served at `/tenant/acme/socket/websocket`, for instance.
     /// Endpoint::builder().mount("/tenant/:tenant/socket", mount).build()
@@ -544,7 +548,7 @@ impl EndpointBuilder {
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
     /// let endpoint = Endpoint::builder().host("example.com").build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn host(mut self, host: &str) -> Self {
         self.host = Some(host.to_owned());
@@ -555,10 +559,10 @@ impl EndpointBuilder {
     /// [`CheckOrigin::host`].
     ///
     /// ```
-    /// # use pipeline_ws_sink::{CheckOrigin, Endpoint};
+    /// # use pipeline_ws_sink::{Endpoint, mount::CheckOrigin};
     /// let ours = CheckOrigin::list(["https://example.com", "https://example.org"]);
     /// let endpoint = Endpoint::builder().check_origin(ours).build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn check_origin(mut self, check: CheckOrigin) -> Self {
         self.check_origin = check;
@@ -575,14 +579,14 @@ impl EndpointBuilder {
     /// Beyond these, when the limit is reached, a socket is not read from for up to five seconds.
     /// Then its events and joins are answered with an error, as when its own inbox is full; an
     /// incomplete message closes its socket with 1013, and a request body is answered with status
-    /// 408 after the mount's [window](crate::LongPoll::window).
+    /// 408 after the mount's [window](crate::mount::LongPoll::window).
     ///
     /// The gauge `socket.inbox_bytes` shows the counted bytes.
     ///
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
     /// let endpoint = Endpoint::builder().max_inboxes(64 << 20).build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn max_inboxes(mut self, bytes: usize) -> Self {
         self.limits.inboxes = bytes;
@@ -604,7 +608,7 @@ impl EndpointBuilder {
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
     /// let endpoint = Endpoint::builder().max_outboxes(64 << 20).build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn max_outboxes(mut self, bytes: usize) -> Self {
         self.limits.outboxes = bytes;
@@ -626,7 +630,7 @@ impl EndpointBuilder {
     /// ```
     /// # use pipeline_ws_sink::Endpoint;
     /// let endpoint = Endpoint::builder().max_sockets(10_000).build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn max_sockets(mut self, sockets: usize) -> Self {
         assert!(sockets > 0, "max_sockets must be at least 1");
@@ -652,15 +656,15 @@ impl EndpointBuilder {
     /// [`adapter`](Self::adapter) it has no effect.
     ///
     /// A node that shuts down cleanly always announces it, regardless of
-    /// [`permdown_on_shutdown`](crate::TrackerOptions::permdown_on_shutdown): its topics have no
-    /// subscribers there any more. While a node is silent without having announced its shutdown,
-    /// every topic counts as one with subscribers, for as long as
-    /// [`permdown_period`](crate::TrackerOptions::permdown_period).
+    /// [`permdown_on_shutdown`](crate::presence::TrackerOptions::permdown_on_shutdown): its topics
+    /// have no subscribers there any more. While a node is silent without having announced its
+    /// shutdown, every topic counts as one with subscribers, for as long as
+    /// [`permdown_period`](crate::presence::TrackerOptions::permdown_period).
     ///
     /// ```
-    /// # use pipeline_ws_sink::{Endpoint, TrackerOptions};
+    /// # use pipeline_ws_sink::{Endpoint, presence::TrackerOptions};
     /// let endpoint = Endpoint::builder().sync_subscriptions(TrackerOptions::new()).build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn sync_subscriptions(mut self, options: TrackerOptions) -> Self {
         self.synced_subscriptions = Some(options);
@@ -673,7 +677,7 @@ impl EndpointBuilder {
     /// # use pipeline_ws_sink::{Endpoint, Presence};
     /// let presence = Presence::new();
     /// let endpoint = Endpoint::builder().presence(&presence).build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     pub fn presence(mut self, presence: &Presence) -> Self {
         self.presences.push(presence.clone());
@@ -688,7 +692,7 @@ impl EndpointBuilder {
     /// if two sockets are mounted at one path.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{BuildError, CheckOrigin, Endpoint};
+    /// # use pipeline_ws_sink::{Endpoint, endpoint::BuildError, mount::CheckOrigin};
     /// let builder = Endpoint::builder().check_origin(CheckOrigin::list(["example.com"]));
     /// assert!(matches!(builder.build(), Err(BuildError::Origin(_))), "write `//example.com`");
     /// ```

@@ -27,7 +27,12 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(65);
 /// matches wins.
 ///
 /// ```
-/// # use pipeline_ws_sink::*;
+/// # use pipeline_ws_sink::{
+/// #     Channel, Endpoint, Mount, Payload, Socket, Topic,
+/// #     channel::{JoinContext, JoinError},
+/// #     endpoint::BuildError,
+/// #     socket::{ConnectError, ConnectInfo, Params},
+/// # };
 /// # struct UserSocket;
 /// # impl Socket for UserSocket {
 /// #     type Assigns = ();
@@ -140,8 +145,8 @@ impl<S: Socket> Mount<S> {
     /// Routes topics to a kind of channel. A pattern is a topic, or a prefix followed by `*`.
     ///
     /// A `*` anywhere else, a variable such as `{id}`, and a pattern that this mount already has
-    /// are errors of [`EndpointBuilder::build`](crate::EndpointBuilder::build). A pattern that is
-    /// never reached, because an earlier one matches all of its topics, is logged at WARN.
+    /// are errors of [`EndpointBuilder::build`](crate::endpoint::EndpointBuilder::build). A pattern
+    /// that is never reached, because an earlier one matches all of its topics, is logged at WARN.
     pub fn channel<C>(self, pattern: &str) -> Self
     where
         C: Channel<Socket = S, Config = ()>,
@@ -168,11 +173,12 @@ impl<S: Socket> Mount<S> {
     /// The path of the WebSocket, below the path of the mount. Default `/websocket`, where the
     /// official client looks for it.
     ///
-    /// The path may have variables; see [`EndpointBuilder::mount`](crate::EndpointBuilder::mount).
-    /// This is the option `:path` of `Phoenix.Endpoint.socket/3`.
+    /// The path may have variables; see
+    /// [`EndpointBuilder::mount`](crate::endpoint::EndpointBuilder::mount). This is the option
+    /// `:path` of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Endpoint, Mount, Socket, endpoint::BuildError};
     /// # fn mount<S: Socket>(mount: Mount<S>) -> Result<Endpoint, BuildError> {
     /// // Served at `/tenant/acme/live/fast`, for instance.
     /// Endpoint::builder().mount("/tenant/:tenant", mount.path("/live/:lane")).build()
@@ -188,7 +194,7 @@ impl<S: Socket> Mount<S> {
     /// This is the option `:longpoll` of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, mount::LongPoll};
     /// # use std::time::Duration;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.longpoll(LongPoll::new().window(Duration::from_secs(5)))
@@ -200,10 +206,10 @@ impl<S: Socket> Mount<S> {
     }
 
     /// Which pages may connect. Default: the endpoint's
-    /// [`check_origin`](crate::EndpointBuilder::check_origin).
+    /// [`check_origin`](crate::endpoint::EndpointBuilder::check_origin).
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, mount::CheckOrigin};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.check_origin(CheckOrigin::list(["https://example.com", "//localhost"]))
     /// # }
@@ -219,12 +225,12 @@ impl<S: Socket> Mount<S> {
     /// refused with 403 if it offers none of them. A client that offers nothing may connect. With
     /// an empty list, offers are ignored; a browser that made one then gives up. A name that is not
     /// a valid header token is an error of
-    /// [`EndpointBuilder::build`](crate::EndpointBuilder::build).
+    /// [`EndpointBuilder::build`](crate::endpoint::EndpointBuilder::build).
     ///
     /// This is the option `:subprotocols` of `Phoenix.Endpoint.socket/3`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.subprotocols(["sip", "mqtt"])
     /// # }
@@ -238,7 +244,7 @@ impl<S: Socket> Mount<S> {
     /// `authToken`: a browser lets a page write no other header, and queries end up in logs.
     /// Default `false`.
     ///
-    /// The token is in [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token). `connect`
+    /// The token is in [`ConnectInfo::auth_token`](crate::socket::ConnectInfo::auth_token). `connect`
     /// decides whether it is required and valid; only a token that is not the base64 of a text is
     /// refused before, with 403. The subprotocol `phoenix`, which the client offers along with the
     /// token, is supported in addition to [`subprotocols`](Self::subprotocols). A long-polling
@@ -247,7 +253,7 @@ impl<S: Socket> Mount<S> {
     /// This is the option `:auth_token` of `Phoenix.Endpoint.socket/3`, since Phoenix 1.8.
     ///
     /// ```
-    /// use pipeline_ws_sink::{ConnectError, ConnectInfo, Mount, Params, Socket};
+    /// use pipeline_ws_sink::{Mount, Socket, socket::{ConnectError, ConnectInfo, Params}};
     ///
     /// struct UserSocket;
     ///
@@ -287,7 +293,7 @@ impl<S: Socket> Mount<S> {
     /// Messages over the limit are counted in `socket.messages_refused`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, mount::MessageRateLimit};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.message_rate_limit(MessageRateLimit::per_second(50).burst(100))
     /// # }
@@ -306,7 +312,7 @@ impl<S: Socket> Mount<S> {
     /// [joined](Self::max_channels). Events on further topics are over the limit meanwhile.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, mount::{MessageRateLimit, OnLimit}};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.topic_message_rate_limit(MessageRateLimit::per_second(10).on_limit(OnLimit::Close))
     /// # }
@@ -346,7 +352,7 @@ impl<S: Socket> Mount<S> {
     /// If it is less than 7: the header and the mask of a frame alone take 6 bytes.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, socket::{ConnectError, ConnectInfo, Params}};
     /// # struct UserSocket;
     /// # impl Socket for UserSocket {
     /// #     type Assigns = ();
@@ -370,7 +376,7 @@ impl<S: Socket> Mount<S> {
     /// its length tells whether they are alike.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, socket::{ConnectError, ConnectInfo, Params}};
     /// # struct UserSocket;
     /// # impl Socket for UserSocket {
     /// #     type Assigns = ();
@@ -392,7 +398,7 @@ impl<S: Socket> Mount<S> {
     /// `false`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.compress_when(|info| {
     ///     let agent = info.user_agent.as_deref().unwrap_or_default();
@@ -439,7 +445,7 @@ impl<S: Socket> Mount<S> {
     /// If it is zero: every client would be closed at once.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket};
     /// # use std::time::Duration;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.receive_timeout(Duration::from_secs(40))
@@ -474,7 +480,7 @@ impl<S: Socket> Mount<S> {
     /// If it is zero: no client would be read from.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.frame_rate_limit(200)
     /// # }
@@ -496,11 +502,11 @@ impl<S: Socket> Mount<S> {
     /// noticed, however long a channel takes. Refused messages are counted in
     /// `socket.messages_refused`, with the reason `inbox`.
     ///
-    /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes) bounds the inboxes of
-    /// all sockets of an endpoint.
+    /// [`EndpointBuilder::max_inboxes`](crate::endpoint::EndpointBuilder::max_inboxes) bounds the
+    /// inboxes of all sockets of an endpoint.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.max_inbox(1 << 20)
     /// # }
@@ -528,8 +534,8 @@ impl<S: Socket> Mount<S> {
     /// clients in a loop, use
     /// [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready).
     ///
-    /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes) bounds the outboxes
-    /// of all sockets of an endpoint.
+    /// [`EndpointBuilder::max_outboxes`](crate::endpoint::EndpointBuilder::max_outboxes) bounds the
+    /// outboxes of all sockets of an endpoint.
     pub fn max_outbox(mut self, frames: usize, bytes: usize) -> Self {
         self.options.outbox = OutboxLimits { frames, bytes };
         self
@@ -541,7 +547,11 @@ impl<S: Socket> Mount<S> {
     /// counted in `socket.frames_dropped`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{
+    /// #     Mount, Socket,
+    /// #     mount::WhenFull,
+    /// #     socket::{ConnectError, ConnectInfo, Params},
+    /// # };
     /// # struct UserSocket;
     /// # impl Socket for UserSocket {
     /// #     type Assigns = ();
@@ -567,7 +577,7 @@ impl<S: Socket> Mount<S> {
     /// second after it. Any other stop counts: it should be short beside this time.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket};
     /// # use std::time::Duration;
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.send_timeout(Duration::from_secs(10))
@@ -582,7 +592,11 @@ impl<S: Socket> Mount<S> {
     /// Default 10,000 channels every two seconds.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{
+    /// #     Mount, Socket,
+    /// #     mount::Drainer,
+    /// #     socket::{ConnectError, ConnectInfo, Params},
+    /// # };
     /// # struct UserSocket;
     /// # impl Socket for UserSocket {
     /// #     type Assigns = ();
@@ -602,7 +616,7 @@ impl<S: Socket> Mount<S> {
     /// `DEBUG`.
     ///
     /// ```
-    /// # use pipeline_ws_sink::*;
+    /// # use pipeline_ws_sink::{Mount, Socket, mount::ParamFilter};
     /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
     /// mount.filter_params(ParamFilter::keep(["vsn", "page"]))
     /// # }

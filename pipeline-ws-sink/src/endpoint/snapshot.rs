@@ -39,8 +39,8 @@ pub struct EndpointSnapshot {
     pub topics: usize,
     /// Events that were broadcast on this node, from any source, with or without subscribers.
     pub broadcasts: u64,
-    /// Clients that were refused because the [maximum](crate::EndpointBuilder::max_sockets) of open
-    /// sockets was reached.
+    /// Clients that were refused because the
+    /// [maximum](crate::endpoint::EndpointBuilder::max_sockets) of open sockets was reached.
     pub connects_limited: u64,
     /// Frames that clients have sent: messages, their fragments, and control frames.
     pub frames_in: u64,
@@ -51,10 +51,10 @@ pub struct EndpointSnapshot {
     /// The bytes of these frames. A partly written frame counts in full.
     pub bytes_waiting: usize,
     /// Bytes received from clients and not handled, beyond the first 16 KiB of each socket: see
-    /// [`EndpointBuilder::max_inboxes`](crate::EndpointBuilder::max_inboxes).
+    /// [`EndpointBuilder::max_inboxes`](crate::endpoint::EndpointBuilder::max_inboxes).
     pub inbox_bytes: usize,
     /// Bytes of memory that wait to be written, beyond the first 16 KiB of each socket: see
-    /// [`EndpointBuilder::max_outboxes`](crate::EndpointBuilder::max_outboxes).
+    /// [`EndpointBuilder::max_outboxes`](crate::endpoint::EndpointBuilder::max_outboxes).
     pub outbox_bytes: usize,
     /// Frames that were dropped instead of written, by reason: `overflow`, `drop_oldest`,
     /// `drop_newest`, `superseded`, `mailbox` or `ended`, as in the metric `socket.frames_dropped`.
@@ -70,7 +70,7 @@ pub struct EndpointSnapshot {
 /// The sockets of one mount.
 ///
 /// ```
-/// use pipeline_ws_sink::EndpointSnapshot;
+/// use pipeline_ws_sink::endpoint::EndpointSnapshot;
 ///
 /// fn open_sockets(seen: &EndpointSnapshot) -> usize {
 ///     seen.sockets.iter().map(|mount| mount.open).sum()
@@ -97,7 +97,7 @@ pub struct MountSnapshot {
 /// The channels of one route.
 ///
 /// ```
-/// use pipeline_ws_sink::EndpointSnapshot;
+/// use pipeline_ws_sink::endpoint::EndpointSnapshot;
 ///
 /// fn channels_on(pattern: &str, seen: &EndpointSnapshot) -> usize {
 ///     let routes = seen.channels.iter().filter(|route| route.pattern == pattern);
@@ -127,9 +127,9 @@ pub struct RouteSnapshot {
 /// [`Endpoint::observer`](crate::Endpoint::observer); cheap to clone.
 ///
 /// ```
-/// use pipeline_ws_sink::{Endpoint, EndpointObserver};
+/// use pipeline_ws_sink::{Endpoint, endpoint::EndpointObserver};
 ///
-/// # fn main() -> Result<(), pipeline_ws_sink::BuildError> {
+/// # fn main() -> Result<(), pipeline_ws_sink::endpoint::BuildError> {
 /// let endpoint = Endpoint::builder().build()?;
 /// let observer: EndpointObserver = endpoint.observer();
 /// assert!(observer.snapshot().is_some());

@@ -17,7 +17,7 @@ use http::{
 /// This is `connect_info` of `Phoenix.Endpoint.socket/3`, with all of its keys that apply here.
 ///
 /// ```
-/// use pipeline_ws_sink::ConnectInfo;
+/// use pipeline_ws_sink::socket::ConnectInfo;
 ///
 /// # fn main() -> Result<(), http::Error> {
 /// let request = http::Request::get("/socket/websocket?vsn=2.0.0")
@@ -56,7 +56,7 @@ pub struct ConnectInfo {
 /// `Router::into_make_service_with_connect_info::<SocketAddr>` is used too.
 ///
 /// ```
-/// use pipeline_ws_sink::{ConnectInfo, PeerAddr};
+/// use pipeline_ws_sink::socket::{ConnectInfo, PeerAddr};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut request = http::Request::get("/socket/websocket").body(())?;
@@ -92,7 +92,7 @@ impl ConnectInfo {
     /// proxy in front sets.
     ///
     /// ```
-    /// # fn client(info: &pipeline_ws_sink::ConnectInfo) -> Option<&http::HeaderValue> {
+    /// # fn client(info: &pipeline_ws_sink::socket::ConnectInfo) -> Option<&http::HeaderValue> {
     /// let mut forwarded = info.x_headers().filter(|(name, _)| *name == "x-forwarded-for");
     /// forwarded.next().map(|(_, value)| value)
     /// # }
@@ -104,7 +104,7 @@ impl ConnectInfo {
     /// The headers `traceparent` and `tracestate`, if they are there.
     ///
     /// ```
-    /// # fn trace(info: &pipeline_ws_sink::ConnectInfo) {
+    /// # fn trace(info: &pipeline_ws_sink::socket::ConnectInfo) {
     /// for (name, value) in info.trace_context_headers() {
     ///     println!("{name}: {value:?}");
     /// }
@@ -118,7 +118,7 @@ impl ConnectInfo {
     /// [`auth_token`](Self::auth_token).
     ///
     /// ```
-    /// # fn offered(info: &pipeline_ws_sink::ConnectInfo) -> bool {
+    /// # fn offered(info: &pipeline_ws_sink::socket::ConnectInfo) -> bool {
     /// info.sec_websocket_headers().any(|(name, _)| name == "sec-websocket-protocol")
     /// # }
     /// ```

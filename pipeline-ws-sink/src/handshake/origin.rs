@@ -16,7 +16,12 @@ use thiserror::Error;
 /// [`host`](Self::host).
 ///
 /// ```
-/// # use pipeline_ws_sink::*;
+/// # use pipeline_ws_sink::{
+/// #     Endpoint, Mount, Socket,
+/// #     endpoint::BuildError,
+/// #     mount::CheckOrigin,
+/// #     socket::{ConnectError, ConnectInfo, Params},
+/// # };
 /// # struct UserSocket;
 /// # impl Socket for UserSocket {
 /// #     type Assigns = ();
@@ -61,19 +66,19 @@ enum HostPattern {
 impl CheckOrigin {
     /// Allows pages from the endpoint's own host, with any scheme and port. This is the default.
     ///
-    /// The host is the one given to [`EndpointBuilder::host`](crate::EndpointBuilder::host). If
-    /// none was given, it is the host in the request's own `host` header, provided that this is
-    /// `localhost` or an IP address. A name would prove nothing: the owner of `evil.com` can point
-    /// it at any server, one behind a firewall too, and a page from there then sends `host:
-    /// evil.com` itself (DNS rebinding). So a server that is reached by a name has to be configured
-    /// with that name. Phoenix allows all pages if no host is configured, but configures
-    /// `localhost` by default.
+    /// The host is the one given to
+    /// [`EndpointBuilder::host`](crate::endpoint::EndpointBuilder::host). If none was given, it is
+    /// the host in the request's own `host` header, provided that this is `localhost` or an IP
+    /// address. A name would prove nothing: the owner of `evil.com` can point it at any server, one
+    /// behind a firewall too, and a page from there then sends `host: evil.com` itself (DNS
+    /// rebinding). So a server that is reached by a name has to be configured with that name.
+    /// Phoenix allows all pages if no host is configured, but configures `localhost` by default.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{CheckOrigin, Endpoint};
+    /// # use pipeline_ws_sink::{Endpoint, mount::CheckOrigin};
     /// let endpoint = Endpoint::builder().host("example.com").check_origin(CheckOrigin::host());
     /// # endpoint.build()?;
-    /// # Ok::<(), pipeline_ws_sink::BuildError>(())
+    /// # Ok::<(), pipeline_ws_sink::endpoint::BuildError>(())
     /// ```
     #[must_use]
     pub fn host() -> Self {
@@ -88,10 +93,10 @@ impl CheckOrigin {
     /// - `//*.example.com` is this host and every host below it.
     ///
     /// An entry without a host is an error of
-    /// [`EndpointBuilder::build`](crate::EndpointBuilder::build).
+    /// [`EndpointBuilder::build`](crate::endpoint::EndpointBuilder::build).
     ///
     /// ```
-    /// # use pipeline_ws_sink::CheckOrigin;
+    /// # use pipeline_ws_sink::mount::CheckOrigin;
     /// let ours = CheckOrigin::list(["https://example.com", "//localhost"]);
     /// ```
     #[must_use]
@@ -106,7 +111,7 @@ impl CheckOrigin {
     /// request's extensions. Behind a proxy that terminates TLS, use [`list`](Self::list) instead.
     ///
     /// ```
-    /// # use pipeline_ws_sink::CheckOrigin;
+    /// # use pipeline_ws_sink::mount::CheckOrigin;
     /// let own = CheckOrigin::connection();
     /// ```
     #[must_use]
@@ -119,7 +124,7 @@ impl CheckOrigin {
     /// It runs for every client that connects, so it should be quick. A panic refuses the client.
     ///
     /// ```
-    /// # use pipeline_ws_sink::CheckOrigin;
+    /// # use pipeline_ws_sink::mount::CheckOrigin;
     /// let tenants = CheckOrigin::function(|origin| {
     ///     origin.host().is_some_and(|host| host.ends_with(".example.com"))
     /// });
@@ -132,7 +137,7 @@ impl CheckOrigin {
     /// Allows all pages. For sockets that require a token which other pages cannot have.
     ///
     /// ```
-    /// # use pipeline_ws_sink::CheckOrigin;
+    /// # use pipeline_ws_sink::mount::CheckOrigin;
     /// let all = CheckOrigin::off();
     /// ```
     #[must_use]
@@ -254,7 +259,7 @@ impl Entry {
 /// The origin of a page: a parsed `origin` header.
 ///
 /// ```
-/// # use pipeline_ws_sink::CheckOrigin;
+/// # use pipeline_ws_sink::mount::CheckOrigin;
 /// let secure = CheckOrigin::function(|origin| {
 ///     origin.scheme() == Some("https") && origin.port() == Some(443)
 /// });

@@ -21,7 +21,7 @@ use super::{
 /// UTF-8, is refused with status 400.
 ///
 /// ```
-/// # use pipeline_ws_sink::Params;
+/// # use pipeline_ws_sink::socket::Params;
 /// use serde_json::json;
 ///
 /// // The parameters of `?user=42&device[kind]=phone`.
@@ -51,7 +51,7 @@ impl Params {
     /// The value of a parameter that is a string; the last value, if there are several.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Params;
+    /// # use pipeline_ws_sink::socket::Params;
     /// # let params = Params::default();
     /// let room = params.get("room").unwrap_or("lobby");
     /// ```
@@ -67,7 +67,7 @@ impl Params {
     /// [`MissingParam`] names the parameter; as the error of a `connect`, it refuses the client.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{MissingParam, Params};
+    /// # use pipeline_ws_sink::socket::{MissingParam, Params};
     /// # let params = Params::default();
     /// # let require = || -> Result<(), MissingParam> {
     /// let token = params.require("token")?;
@@ -91,7 +91,7 @@ impl Params {
     /// client.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{Params, ParamsError};
+    /// # use pipeline_ws_sink::socket::{Params, ParamsError};
     /// # use serde_json::json;
     /// #[derive(serde::Deserialize)]
     /// struct Query {
@@ -112,7 +112,7 @@ impl Params {
     /// All parameters.
     ///
     /// ```
-    /// # use pipeline_ws_sink::Params;
+    /// # use pipeline_ws_sink::socket::Params;
     /// # let params = Params::default();
     /// let names: Vec<_> = params.as_map().keys().collect();
     /// ```

@@ -18,7 +18,11 @@ use foldhash::quality::RandomState;
 /// `socket.frames_dropped`, and closed clients in `socket.closed_slow`.
 ///
 /// ```
-/// # use pipeline_ws_sink::*;
+/// # use pipeline_ws_sink::{
+/// #     Mount, Socket,
+/// #     mount::WhenFull,
+/// #     socket::{ConnectError, ConnectInfo, Params},
+/// # };
 /// # struct PriceSocket;
 /// # impl Socket for PriceSocket {
 /// #     type Assigns = ();
@@ -52,13 +56,13 @@ pub enum WhenFull {
     ///
     /// It suits topics of one user each. On a topic of many clients, one that never reads delays
     /// all of them for this time, and again when it has connected again. A
-    /// [`BroadcastWorker`](crate::BroadcastWorker) of several topics lets only a few workers wait
-    /// for one client: see [`BroadcastWorker::max_waiting`](crate::BroadcastWorker::max_waiting).
-    /// Workers of your own that call
-    /// [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready) have no such limit:
-    /// one client that never reads can keep all of them waiting, and delay all pushes of the
-    /// pipeline. [`Mount::send_timeout`](crate::Mount::send_timeout) limits how long a client may be
-    /// full in total.
+    /// [`BroadcastWorker`](crate::pubsub::BroadcastWorker) of several topics lets only a few
+    /// workers wait for one client: see
+    /// [`BroadcastWorker::max_waiting`](crate::pubsub::BroadcastWorker::max_waiting). Workers of
+    /// your own that call [`PubSub::broadcast_when_ready`](crate::PubSub::broadcast_when_ready)
+    /// have no such limit: one client that never reads can keep all of them waiting, and delay all
+    /// pushes of the pipeline. [`Mount::send_timeout`](crate::Mount::send_timeout) limits how long
+    /// a client may be full in total.
     Block {
         /// How long a sender waits for one client, for each broadcast; [`Duration::MAX`] sets no
         /// limit. Choose the time that a client needs to come out of a tunnel, and no more than the
@@ -71,7 +75,7 @@ impl WhenFull {
     /// [`Block`](Self::Block), for five seconds at most.
     ///
     /// ```
-    /// # use pipeline_ws_sink::WhenFull;
+    /// # use pipeline_ws_sink::mount::WhenFull;
     /// # use std::time::Duration;
     /// assert_eq!(WhenFull::block(), WhenFull::Block { timeout: Duration::from_secs(5) });
     /// ```

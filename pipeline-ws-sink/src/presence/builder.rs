@@ -30,8 +30,8 @@ impl PresenceBuilder {
         self
     }
 
-    /// The options of replication between nodes. Without an [`Adapter`](crate::Adapter), this node
-    /// is alone.
+    /// The options of replication between nodes. Without an [`Adapter`](crate::pubsub::Adapter),
+    /// this node is alone.
     pub fn tracker(mut self, options: TrackerOptions) -> Self {
         self.options = options;
         self
@@ -50,7 +50,7 @@ impl PresenceBuilder {
     /// This is `fetch/2` of `Phoenix.Presence`.
     ///
     /// ```
-    /// use pipeline_ws_sink::{Presence, PresenceList};
+    /// use pipeline_ws_sink::{Presence, presence::PresenceList};
     /// use serde_json::json;
     ///
     /// let presence = Presence::builder()
@@ -81,7 +81,7 @@ impl PresenceBuilder {
     ///
     /// ```
     /// use pipeline_core::{QueueOptions, queue};
-    /// use pipeline_ws_sink::{Presence, PresenceDiff};
+    /// use pipeline_ws_sink::{Presence, presence::PresenceDiff};
     ///
     /// // The start of a pipeline that handles arrivals.
     /// let (arrivals, producer) = queue(QueueOptions::new());
@@ -100,7 +100,7 @@ impl PresenceBuilder {
     }
 
     /// Builds the presence. It does nothing before it is
-    /// [attached](crate::EndpointBuilder::presence) to an endpoint.
+    /// [attached](crate::endpoint::EndpointBuilder::presence) to an endpoint.
     #[must_use]
     pub fn build(self) -> Presence {
         let Self { name, options, fetch, on_diff } = self;

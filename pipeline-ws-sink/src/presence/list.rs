@@ -11,7 +11,7 @@ use super::tracker::{Diff, Meta};
 const METAS: &str = "metas";
 
 /// Who is on a topic: for each key a list of metas, one for each time it is tracked, and the data
-/// that [`fetch`](crate::PresenceBuilder::fetch) has added.
+/// that [`fetch`](crate::presence::PresenceBuilder::fetch) has added.
 ///
 /// Its JSON is the format that the official client's `Presence` expects: `{"ada": {"metas":
 /// [{"device": "phone", "phx_ref": ".."}]}}`.
@@ -19,7 +19,7 @@ const METAS: &str = "metas";
 /// Cheap to clone: clones share everything until data is added to one of them.
 ///
 /// ```
-/// # use pipeline_ws_sink::PresenceList;
+/// # use pipeline_ws_sink::presence::PresenceList;
 /// fn devices<'a>(who: &'a PresenceList, key: &str) -> Vec<&'a str> {
 ///     who.metas(key).filter_map(|meta| meta.get("device")?.as_str()).collect()
 /// }
@@ -74,7 +74,7 @@ impl PresenceList {
     /// the key is not present.
     ///
     /// ```
-    /// # use pipeline_ws_sink::PresenceList;
+    /// # use pipeline_ws_sink::presence::PresenceList;
     /// # use serde_json::json;
     /// fn named(mut who: PresenceList) -> PresenceList {
     ///     let keys: Vec<_> = who.keys().map(str::to_owned).collect();
@@ -130,7 +130,7 @@ impl Serialize for Entry {
 /// leaves, and no client sees the key missing meanwhile.
 ///
 /// Clients receive it as the event `presence_diff`; code on the server receives it through
-/// [`PresenceBuilder::on_diff`](crate::PresenceBuilder::on_diff).
+/// [`PresenceBuilder::on_diff`](crate::presence::PresenceBuilder::on_diff).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct PresenceDiff {

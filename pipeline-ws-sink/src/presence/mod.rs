@@ -15,13 +15,11 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use self::shared::{Shared, object};
 pub use self::{
     builder::PresenceBuilder,
     list::{PresenceDiff, PresenceList},
-};
-use self::{
-    shared::{Shared, object},
-    tracker::TrackerOptionsError,
+    tracker::{TrackerOptions, TrackerOptionsError},
 };
 use crate::{
     channel::{Channel, ChannelContext},
@@ -35,18 +33,23 @@ use crate::{
 /// client sends it the current presences, as `presence_state`. The official client's `Presence`
 /// merges the two. A tracked client leaves when its channel ends, for any reason.
 ///
-/// With an [`Adapter`](crate::Adapter), presences are replicated between the nodes of a cluster;
-/// nothing else changes. Replication messages use topics of their own, which begin with
+/// With an [`Adapter`](crate::pubsub::Adapter), presences are replicated between the nodes of a
+/// cluster; nothing else changes. Replication messages use topics of their own, which begin with
 /// `phx_presence:` and which no client can join.
 ///
-/// Create a presence before the endpoint, [attach](crate::EndpointBuilder::presence) it to the
-/// endpoint, and pass it to the channels that use it, for instance as their configuration. Cheap to
-/// clone. It is the counterpart of a module that uses `Phoenix.Presence`.
+/// Create a presence before the endpoint, [attach](crate::endpoint::EndpointBuilder::presence) it
+/// to the endpoint, and pass it to the channels that use it, for instance as their configuration.
+/// Cheap to clone. It is the counterpart of a module that uses `Phoenix.Presence`.
 ///
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_ws_sink::*;
+/// use pipeline_ws_sink::{
+///     Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
+///     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
+///     endpoint::BuildError,
+///     socket::{ConnectError, ConnectInfo, Params},
+/// };
 /// use serde_json::json;
 ///
 /// # struct UserSocket;
@@ -151,7 +154,7 @@ impl Presence {
     /// ran; it keeps that meta.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{Channel, ChannelContext, Presence, PresenceError};
+    /// # use pipeline_ws_sink::{Channel, Presence, channel::ChannelContext, presence::PresenceError};
     /// # fn away<C: Channel>(presence: &Presence, cx: &ChannelContext<C>) -> Result<(), PresenceError> {
     /// presence.update_with(cx, "ada", |meta| {
     ///     meta.insert("status".to_owned(), "away".into());

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 /// Its display and its serialization are that value.
 ///
 /// ```
-/// use pipeline_ws_sink::{Channel, ChannelContext};
+/// use pipeline_ws_sink::{Channel, channel::ChannelContext};
 /// use serde_json::json;
 ///
 /// fn who<C: Channel>(cx: &ChannelContext<C>) -> serde_json::Value {

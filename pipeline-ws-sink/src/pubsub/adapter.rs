@@ -22,7 +22,7 @@ use crate::{payload::PayloadError, protocol::message::Encoded};
 /// ```
 /// use std::sync::{Mutex, OnceLock};
 ///
-/// use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode};
+/// use pipeline_ws_sink::{Endpoint, pubsub::{Adapter, AdapterError, Broadcast, LocalNode}};
 /// use serde_json::json;
 ///
 /// /// Delivers to one other endpoint in the same process.
@@ -124,7 +124,7 @@ impl fmt::Debug for LocalNode {
 /// The other nodes could not be reached. Any error converts with `?`.
 ///
 /// ```
-/// use pipeline_ws_sink::AdapterError;
+/// use pipeline_ws_sink::pubsub::AdapterError;
 ///
 /// let error = AdapterError::new("the queue to the network is full");
 /// assert_eq!(error.to_string(), "failed to reach the other nodes: the queue to the network is full");

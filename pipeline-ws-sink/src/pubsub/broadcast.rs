@@ -13,12 +13,12 @@ use crate::{
 /// Cheap to clone. The counterpart of `Phoenix.Socket.Broadcast`.
 ///
 /// ```
-/// use pipeline_ws_sink::Broadcast;
+/// use pipeline_ws_sink::pubsub::Broadcast;
 /// use serde_json::json;
 ///
 /// let broadcast = Broadcast::new("room:1", "shouted", json!({ "text": "hello" }))?;
 /// assert_eq!((broadcast.topic(), broadcast.event()), ("room:1", "shouted"));
-/// # Ok::<(), pipeline_ws_sink::PayloadError>(())
+/// # Ok::<(), pipeline_ws_sink::payload::PayloadError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broadcast {
@@ -28,7 +28,7 @@ pub struct Broadcast {
 }
 
 impl Broadcast {
-    /// Creates a broadcast; an [`Adapter`](crate::Adapter) does so with each message that it
+    /// Creates a broadcast; an [`Adapter`](crate::pubsub::Adapter) does so with each message that it
     /// receives.
     ///
     /// # Errors

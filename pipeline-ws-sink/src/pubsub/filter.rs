@@ -10,15 +10,16 @@ impl PubSub {
     /// Whether a topic has subscribers: a client that has joined it, or a channel or task that has
     /// subscribed to it.
     ///
-    /// With an [`Adapter`](crate::Adapter), there may be subscribers on other nodes. They are
-    /// known, a moment late, if all nodes [share them](crate::EndpointBuilder::sync_subscriptions). What
-    /// is unknown counts as a subscriber. The answer is therefore `true` for every topic
+    /// With an [`Adapter`](crate::pubsub::Adapter), there may be subscribers on other nodes. They
+    /// are known, a moment late, if all nodes [share
+    /// them](crate::endpoint::EndpointBuilder::sync_subscriptions). What is unknown counts as a
+    /// subscriber. The answer is therefore `true` for every topic
     ///
     /// - if the nodes do not share their topics,
     /// - on a node that has just started, until the others have answered it: for three
-    ///   [periods](crate::TrackerOptions::broadcast_period),
+    ///   [periods](crate::presence::TrackerOptions::broadcast_period),
     /// - while another node is silent without having announced its shutdown, until it is
-    ///   [removed](crate::TrackerOptions::permdown_period),
+    ///   [removed](crate::presence::TrackerOptions::permdown_period),
     /// - while a message of another node is still missing.
     ///
     /// ```
@@ -48,7 +49,7 @@ impl PubSub {
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter, map};
-    /// use pipeline_ws_sink::{Endpoint, PreparedBroadcast};
+    /// use pipeline_ws_sink::{Endpoint, pubsub::PreparedBroadcast};
     /// use serde_json::json;
     ///
     /// /// An expensive step.

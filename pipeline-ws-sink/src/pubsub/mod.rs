@@ -22,13 +22,14 @@ use tokio::time::Instant;
 pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriptionGuard, Table};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
+    broadcast::Broadcast,
     filter::FilterSubscribed,
     push::{BroadcastWorker, PreparedBroadcast},
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
+    topic::Topic,
 };
 use self::{
-    broadcast::Broadcast,
     synced_topics::SyncedTopics,
     table::SlowReceiver,
     turns::{TopicTurns, Turn, TurnKind},
@@ -47,8 +48,8 @@ const DISCONNECT: &str = "disconnect";
 /// Broadcasts to topics, and subscribes to them.
 ///
 /// Every endpoint has one, [`Endpoint::pubsub`](crate::Endpoint::pubsub), and so has every channel,
-/// [`ChannelContext::pubsub`](crate::ChannelContext::pubsub). Cheap to clone. It keeps no socket
-/// open.
+/// [`ChannelContext::pubsub`](crate::channel::ChannelContext::pubsub). Cheap to clone. It keeps no
+/// socket open.
 ///
 /// The broadcasting functions are those of a Phoenix endpoint. None of them waits for a client:
 /// frames that a client cannot take at once wait in its outbox, and
@@ -149,7 +150,7 @@ impl PubSub {
     ///
     /// ```
     /// use pipeline_core::Timed;
-    /// use pipeline_ws_sink::{BroadcastError, PubSub};
+    /// use pipeline_ws_sink::{PubSub, pubsub::BroadcastError};
     /// use serde_json::json;
     ///
     /// fn tell(pubsub: &PubSub, price: &Timed<f64>) -> Result<(), BroadcastError> {
@@ -245,8 +246,8 @@ impl PubSub {
     }
 
     /// Sends an event to all subscribers of a topic, and waits for room in the outboxes of slow
-    /// clients whose policy is [`WhenFull::Block`](crate::WhenFull::Block). For senders that can
-    /// wait, such as the end of a pipeline; see [`broadcast_worker`](Self::broadcast_worker). A
+    /// clients whose policy is [`WhenFull::Block`](crate::mount::WhenFull::Block). For senders that
+    /// can wait, such as the end of a pipeline; see [`broadcast_worker`](Self::broadcast_worker). A
     /// channel's callbacks cannot: their own client would wait with them.
     ///
     /// It returns when every socket of this node has accepted the event: to write it, or to drop it
@@ -256,10 +257,11 @@ impl PubSub {
     ///
     /// Calls for one topic are sent one after the other, in the order in which their futures are
     /// first polled. A slow client therefore delays all senders of its topic, for as long as its
-    /// policy allows, and again if it connects again: [`WhenFull::Block`](crate::WhenFull::Block)
-    /// suits topics of one user each. An event of a [`broadcast_worker`](Self::broadcast_worker)
-    /// that could not be sent and is retried later does not delay them: calls overtake it, and the
-    /// events of its topic that wait behind it.
+    /// policy allows, and again if it connects again:
+    /// [`WhenFull::Block`](crate::mount::WhenFull::Block) suits topics of one user each. An event
+    /// of a [`broadcast_worker`](Self::broadcast_worker) that could not be sent and is retried
+    /// later does not delay them: calls overtake it, and the events of its topic that wait behind
+    /// it.
     ///
     /// In a worker of your own, the wait occupies the worker: as soon as all workers of a pipeline
     /// wait for one slow client, the events for all others wait too. A
@@ -276,7 +278,7 @@ impl PubSub {
     /// have received it.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{BroadcastError, PubSub, PreparedBroadcast};
+    /// # use pipeline_ws_sink::{PubSub, pubsub::{BroadcastError, PreparedBroadcast}};
     /// # use serde_json::json;
     /// # async fn tell(pubsub: &PubSub) -> Result<(), BroadcastError> {
     /// let broadcast = PreparedBroadcast::new("stock:acme", "price", json!({ "price": 1.5 }))?;
@@ -441,10 +443,10 @@ impl fmt::Debug for PubSub {
 /// A broadcast was not sent.
 ///
 /// ```
-/// use pipeline_ws_sink::{BroadcastError, Endpoint};
+/// use pipeline_ws_sink::{Endpoint, pubsub::BroadcastError};
 /// use serde_json::json;
 ///
-/// # fn main() -> Result<(), pipeline_ws_sink::BuildError> {
+/// # fn main() -> Result<(), pipeline_ws_sink::endpoint::BuildError> {
 /// let endpoint = Endpoint::builder().build()?;
 /// let outcome = endpoint.broadcast("room:1", "shouted", json!("no object"));
 /// assert!(matches!(outcome, Err(BroadcastError::Payload(_))));

@@ -30,7 +30,7 @@ use crate::{
 ///
 /// ```
 /// use pipeline_core::Timed;
-/// use pipeline_ws_sink::{PayloadError, PreparedBroadcast};
+/// use pipeline_ws_sink::{payload::PayloadError, pubsub::PreparedBroadcast};
 /// use serde_json::json;
 ///
 /// fn prepare(price: &Timed<f64>) -> Result<PreparedBroadcast, PayloadError> {
@@ -100,8 +100,8 @@ impl PubSub {
     /// A worker for a pipeline: this function turns each event into a broadcast, and
     /// [`broadcast_when_ready`](Self::broadcast_when_ready) sends it.
     ///
-    /// With [`WhenFull::Block`](crate::WhenFull::Block), the pipeline's demand follows the room in
-    /// its sockets' outboxes: while a client is slow, the events for its topic wait in the
+    /// With [`WhenFull::Block`](crate::mount::WhenFull::Block), the pipeline's demand follows the
+    /// room in its sockets' outboxes: while a client is slow, the events for its topic wait in the
     /// supervisor, which asks for no more than its `max_demand`, and so on up to the source. No
     /// queue grows without bound.
     ///
@@ -121,7 +121,7 @@ impl PubSub {
     ///
     /// ```
     /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
-    /// use pipeline_ws_sink::{Endpoint, PreparedBroadcast};
+    /// use pipeline_ws_sink::{Endpoint, pubsub::PreparedBroadcast};
     /// use serde_json::json;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
@@ -172,19 +172,19 @@ impl<F> BroadcastWorker<F> {
     /// event that is retried later counts as demand until it is sent or given up: if `min_demand`
     /// is 0, the pipeline asks for no more until then.
     ///
-    /// The limit matters only with [`WhenFull::Block`](crate::WhenFull::Block), and for events that
-    /// cannot be sent.
+    /// The limit matters only with [`WhenFull::Block`](crate::mount::WhenFull::Block), and for
+    /// events that cannot be sent.
     ///
     /// Unless it is set, all workers may wait as long as all events have been for one topic: a
     /// pipeline that pushes to a single topic then runs at the pace of its clients. If the first
     /// events after a start are all for one client that reads nothing, the events for others wait
     /// until that client is closed, which takes more than twice
-    /// [`timeout`](crate::WhenFull::Block::timeout): 10 to 12 seconds with five. A pipeline that
-    /// pushes to many topics avoids this by setting the limit, to 4 for instance: it then applies
-    /// from the first event on.
+    /// [`timeout`](crate::mount::WhenFull::Block::timeout): 10 to 12 seconds with five. A pipeline
+    /// that pushes to many topics avoids this by setting the limit, to 4 for instance: it then
+    /// applies from the first event on.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{PubSub, PreparedBroadcast};
+    /// # use pipeline_ws_sink::{PubSub, pubsub::PreparedBroadcast};
     /// # use serde_json::json;
     /// # fn limited(pubsub: &PubSub) {
     /// let worker = pubsub

@@ -162,7 +162,7 @@ impl fmt::Debug for TopicSubscription {
 /// A task read too slowly, and this number of broadcasts was dropped.
 ///
 /// ```
-/// # use pipeline_ws_sink::{Endpoint, Lagged};
+/// # use pipeline_ws_sink::{Endpoint, pubsub::Lagged};
 /// # use serde_json::json;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

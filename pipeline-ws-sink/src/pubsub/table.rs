@@ -119,7 +119,7 @@ pub(crate) struct SubscriptionGuard {
 /// The id of a subscriber: a channel, or a task that has subscribed. Ids are unique.
 ///
 /// ```
-/// use pipeline_ws_sink::{BroadcastError, Channel, ChannelContext};
+/// use pipeline_ws_sink::{Channel, channel::ChannelContext, pubsub::BroadcastError};
 /// use serde_json::json;
 ///
 /// fn tell_the_others<C: Channel>(cx: &ChannelContext<C>) -> Result<(), BroadcastError> {

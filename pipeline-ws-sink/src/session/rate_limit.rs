@@ -14,7 +14,7 @@ use super::token_bucket::Rate;
 /// [`Mount::topic_message_rate_limit`](crate::Mount::topic_message_rate_limit).
 ///
 /// ```
-/// use pipeline_ws_sink::{MessageRateLimit, OnLimit};
+/// use pipeline_ws_sink::mount::{MessageRateLimit, OnLimit};
 ///
 /// let limit = MessageRateLimit::per_second(50).burst(100).on_limit(OnLimit::Close);
 /// ```
@@ -51,7 +51,7 @@ impl MessageRateLimit {
     /// If it is 0: no message would pass.
     ///
     /// ```
-    /// # use pipeline_ws_sink::MessageRateLimit;
+    /// # use pipeline_ws_sink::mount::MessageRateLimit;
     /// assert_eq!(MessageRateLimit::per_second(50), MessageRateLimit::per_second(50).burst(50));
     /// ```
     pub const fn per_second(messages: u32) -> Self {
@@ -66,7 +66,7 @@ impl MessageRateLimit {
     /// If it is 0: no message would pass.
     ///
     /// ```
-    /// # use pipeline_ws_sink::MessageRateLimit;
+    /// # use pipeline_ws_sink::mount::MessageRateLimit;
     /// let chat = MessageRateLimit::per_minute(30).burst(5);
     /// ```
     pub const fn per_minute(messages: u32) -> Self {
@@ -85,7 +85,7 @@ impl MessageRateLimit {
     /// If it is 0: no message would pass.
     ///
     /// ```
-    /// # use pipeline_ws_sink::MessageRateLimit;
+    /// # use pipeline_ws_sink::mount::MessageRateLimit;
     /// // Typing is fast now and then, and slow on average.
     /// let typing = MessageRateLimit::per_second(5).burst(40);
     /// ```
@@ -98,7 +98,7 @@ impl MessageRateLimit {
     /// What happens to messages over the limit. Default [`OnLimit::Reply`].
     ///
     /// ```
-    /// # use pipeline_ws_sink::{MessageRateLimit, OnLimit};
+    /// # use pipeline_ws_sink::mount::{MessageRateLimit, OnLimit};
     /// let strict = MessageRateLimit::per_second(100).on_limit(OnLimit::Close);
     /// ```
     pub const fn on_limit(mut self, on_limit: OnLimit) -> Self {

@@ -37,7 +37,7 @@ const SECRETS: [&str; 11] = [
 /// only `password` by default.
 ///
 /// ```
-/// # use pipeline_ws_sink::*;
+/// # use pipeline_ws_sink::{Mount, Socket, mount::ParamFilter};
 /// # fn options<S: Socket>(mount: Mount<S>) -> Mount<S> {
 /// mount.filter_params(ParamFilter::discard(["password", "token", "card"]))
 /// # }
@@ -54,7 +54,7 @@ impl ParamFilter {
     /// `-`. This replaces the default names.
     ///
     /// ```
-    /// # use pipeline_ws_sink::ParamFilter;
+    /// # use pipeline_ws_sink::mount::ParamFilter;
     /// // Hides `cardNumber` and `card-number` too.
     /// let filter = ParamFilter::discard(["password", "token", "card_number"]);
     /// ```
@@ -67,7 +67,7 @@ impl ParamFilter {
     /// Shows only the parameters of exactly these names, with everything in them.
     ///
     /// ```
-    /// # use pipeline_ws_sink::ParamFilter;
+    /// # use pipeline_ws_sink::mount::ParamFilter;
     /// let little = ParamFilter::keep(["vsn", "page"]);
     /// ```
     pub fn keep<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {

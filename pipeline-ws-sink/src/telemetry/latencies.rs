@@ -30,7 +30,7 @@ pub(crate) const BUCKETS: usize = DOUBLINGS << PRECISION;
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_ws_sink::Latencies;
+/// use pipeline_ws_sink::endpoint::Latencies;
 ///
 /// let earlier: Latencies = (1..=100).map(Duration::from_millis).collect();
 /// let mut later = earlier.clone();

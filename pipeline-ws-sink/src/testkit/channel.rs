@@ -54,7 +54,7 @@ impl TestChannel {
     }
 
     /// The response to the join: `{}`, or the response set with
-    /// [`JoinContext::reply`](crate::JoinContext::reply).
+    /// [`JoinContext::reply`](crate::channel::JoinContext::reply).
     #[must_use]
     pub fn joined(&self) -> &Payload {
         &self.joined
@@ -114,14 +114,18 @@ impl TestChannel {
         self.listening.broadcast_from(event, payload);
     }
 
-    /// A handle that sends the channel messages: those that it [handles](crate::HandleMessage).
+    /// A handle that sends the channel messages: those that it
+    /// [handles](crate::channel::HandleMessage).
     ///
     /// # Panics
     ///
     /// If the channel is of another kind, or has ended.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{HandleMessage, SendError, testkit::{TestChannel, assert_push}};
+    /// # use pipeline_ws_sink::{
+    /// #     channel::{HandleMessage, SendError},
+    /// #     testkit::{TestChannel, assert_push},
+    /// # };
     /// # async fn test<RoomChannel: HandleMessage<u64>>(room: TestChannel) -> Result<(), SendError> {
     /// room.handle::<RoomChannel>().send(42).await?;
     /// assert_push!(room, "number", { "n": 42 });

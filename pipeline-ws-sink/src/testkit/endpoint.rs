@@ -46,7 +46,7 @@ impl TestEndpoint {
     /// an application has.
     ///
     /// ```
-    /// use pipeline_ws_sink::{BuildError, EndpointBuilder, testkit::TestEndpoint};
+    /// use pipeline_ws_sink::{endpoint::{BuildError, EndpointBuilder}, testkit::TestEndpoint};
     ///
     /// # fn kit(application: EndpointBuilder) -> Result<TestEndpoint, BuildError> {
     /// Ok(TestEndpoint::of(application.build()?))
@@ -76,7 +76,7 @@ impl TestEndpoint {
     /// If the params are not an object, or if nothing is mounted.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{ConnectError, testkit::TestEndpoint};
+    /// # use pipeline_ws_sink::{socket::ConnectError, testkit::TestEndpoint};
     /// # use serde_json::json;
     /// # async fn test(kit: TestEndpoint) -> Result<(), ConnectError> {
     /// let socket = kit.connect(json!({ "user": 42 })).await?;
@@ -104,7 +104,7 @@ impl TestEndpoint {
     /// If the params are not an object, or if nothing is mounted at the path.
     ///
     /// ```
-    /// # use pipeline_ws_sink::{ConnectInfo, testkit::TestEndpoint};
+    /// # use pipeline_ws_sink::{socket::ConnectInfo, testkit::TestEndpoint};
     /// # use serde_json::json;
     /// # async fn test(kit: TestEndpoint) -> Result<(), http::Error> {
     /// let request = http::Request::get("/tenant/acme/websocket")

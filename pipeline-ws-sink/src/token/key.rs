@@ -9,7 +9,7 @@ use thiserror::Error;
 /// those of the other side.
 ///
 /// These are the options `key_iterations`, `key_length` and `key_digest` of `Phoenix.Token`, with its
-/// defaults. See [`Signer::with_options`](crate::Signer::with_options) for an example.
+/// defaults. See [`Signer::with_options`](crate::token::Signer::with_options) for an example.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct KeyOptions {

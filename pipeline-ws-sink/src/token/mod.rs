@@ -43,7 +43,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// ```
 /// use std::time::{Duration, SystemTime};
 ///
-/// use pipeline_ws_sink::Signer;
+/// use pipeline_ws_sink::token::Signer;
 ///
 /// let signer = Signer::new("a secret of at least 20 bytes", "user socket")?
 ///     .max_age(Duration::from_secs(3600));
@@ -72,7 +72,7 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// ```
 /// use std::time::SystemTime;
 ///
-/// use pipeline_ws_sink::Signer;
+/// use pipeline_ws_sink::token::Signer;
 ///
 /// let now = SystemTime::now();
 /// let old = Signer::new("the secret of last year, known to many", "user socket")?;
@@ -114,12 +114,12 @@ impl Signer {
     /// [`SignerError`] if the secret has less than 20 bytes, or if the options are invalid.
     ///
     /// ```
-    /// use pipeline_ws_sink::{KeyDigest, KeyOptions, Signer};
+    /// use pipeline_ws_sink::token::{KeyDigest, KeyOptions, Signer};
     ///
     /// // Phoenix.Token.sign(secret, "user socket", id, key_iterations: 2000, key_digest: :sha512)
     /// let options = KeyOptions::default().iterations(2000).digest(KeyDigest::Sha512);
     /// let signer = Signer::with_options("a secret of at least 20 bytes", "user socket", options)?;
-    /// # Ok::<(), pipeline_ws_sink::SignerError>(())
+    /// # Ok::<(), pipeline_ws_sink::token::SignerError>(())
     /// ```
     pub fn with_options(
         secret: &str,
@@ -200,7 +200,7 @@ impl Signer {
     }
 
     /// Verifies a token that may be absent, such as
-    /// [`ConnectInfo::auth_token`](crate::ConnectInfo::auth_token).
+    /// [`ConnectInfo::auth_token`](crate::socket::ConnectInfo::auth_token).
     ///
     /// # Errors
     ///
@@ -209,7 +209,7 @@ impl Signer {
     /// ```
     /// use std::time::SystemTime;
     ///
-    /// use pipeline_ws_sink::{ConnectError, ConnectInfo, Params, Signer, Socket};
+    /// use pipeline_ws_sink::{Socket, socket::{ConnectError, ConnectInfo, Params}, token::Signer};
     ///
     /// struct UserSocket(Signer);
     ///

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use pipeline_core::ExitReason;
 use pipeline_test_support::{Client, reply};
 use pipeline_ws_sink::{
-    Broadcast, Channel, ChannelContext, Endpoint, JoinContext, JoinError, Mount, Payload, Reply,
-    Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    pubsub::Broadcast,
 };
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, mpsc};

@@ -1,7 +1,7 @@
 //! Events and replies.
 
 use pipeline_test_support::reply;
-use pipeline_ws_sink::Reply;
+use pipeline_ws_sink::channel::Reply;
 use serde_json::json;
 
 use crate::app::{App, T, error, joined, ok, push, send, unmatched};

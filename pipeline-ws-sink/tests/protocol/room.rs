@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, HandleMessage, JoinContext, JoinError, Payload, Reply, SocketRef,
-    Stop, SubscriberId, Topic,
+    Channel, Payload, Topic,
+    channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Reply, SocketRef, Stop},
+    pubsub::SubscriberId,
 };
 use serde_json::{Map, Value, json};
 use tokio::sync::{Semaphore, mpsc};

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use pipeline_core::ExitReason;
 use pipeline_ws_sink::{
-    Channel, ChannelContext, ConnectError, ConnectInfo, Endpoint, EndpointBuilder, JoinContext,
-    JoinError, Mount, Params, Payload, Reply, Socket, Stop, Topic,
+    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    endpoint::EndpointBuilder,
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;

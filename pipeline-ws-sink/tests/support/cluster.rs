@@ -6,7 +6,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use futures::FutureExt;
 use parking_lot::Mutex;
-use pipeline_ws_sink::{Adapter, AdapterError, Broadcast, Endpoint, LocalNode, TopicSubscription};
+use pipeline_ws_sink::{
+    Endpoint,
+    pubsub::{Adapter, AdapterError, Broadcast, LocalNode, TopicSubscription},
+};
 
 /// Nodes in one process.
 #[derive(Clone, Default)]

@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use http::StatusCode;
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
-    ConnectError, ConnectInfo, Endpoint, EndpointBuilder, Mount, Params, Socket,
+    Endpoint, Mount, Socket,
+    endpoint::EndpointBuilder,
+    socket::{ConnectError, ConnectInfo, Params},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},

@@ -5,7 +5,7 @@
 use std::{io, net::SocketAddr};
 
 use pipeline_test_support::{Client, Recorded};
-use pipeline_ws_sink::{Endpoint, EndpointBuilder};
+use pipeline_ws_sink::{Endpoint, endpoint::EndpointBuilder};
 use tokio::{io::DuplexStream, sync::mpsc};
 
 /// An endpoint behind a server without a network.

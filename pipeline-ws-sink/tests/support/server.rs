@@ -5,7 +5,7 @@
 use std::net::SocketAddr;
 
 use pipeline_test_support::{Client, PATIENCE, Recorded, connect};
-use pipeline_ws_sink::{Endpoint, EndpointBuilder};
+use pipeline_ws_sink::{Endpoint, endpoint::EndpointBuilder};
 use tokio::{net::TcpStream, task::JoinHandle, time::timeout};
 
 /// An endpoint behind a real server.

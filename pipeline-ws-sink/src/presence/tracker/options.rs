@@ -13,7 +13,7 @@ use thiserror::Error;
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_ws_sink::TrackerOptions;
+/// use pipeline_ws_sink::presence::TrackerOptions;
 ///
 /// let quick = TrackerOptions::new()
 ///     .broadcast_period(Duration::from_millis(500))
@@ -103,7 +103,7 @@ impl TrackerOptions {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use pipeline_ws_sink::{TrackerOptions, TrackerOptionsError};
+    /// # use pipeline_ws_sink::presence::{TrackerOptions, TrackerOptionsError};
     /// let options = TrackerOptions::new().down_period(Duration::from_secs(2));
     /// assert_eq!(options.check(), Err(TrackerOptionsError::DownPeriod), "2 periods take 3 s");
     /// ```

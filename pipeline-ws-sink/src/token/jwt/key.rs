@@ -39,9 +39,9 @@ pub enum JwtAlgorithm {
 /// A key to verify JSON Web Tokens with, by one algorithm.
 ///
 /// ```
-/// use pipeline_ws_sink::{JwtAlgorithm, JwtKey};
+/// use pipeline_ws_sink::token::{JwtAlgorithm, JwtKey};
 ///
-/// # fn key() -> Result<JwtKey, pipeline_ws_sink::JwtKeyError> {
+/// # fn key() -> Result<JwtKey, pipeline_ws_sink::token::JwtKeyError> {
 /// let key = JwtKey::pem(
 ///     JwtAlgorithm::EdDsa,
 ///     "-----BEGIN PUBLIC KEY-----
@@ -173,7 +173,8 @@ impl JwtKey {
 
     /// Whether this key made the signature.
     pub(super) fn made(&self, signature: &Vec<u8>, signed: &str) -> bool {
-        // Not the process-wide provider: another part of the program may have installed one that panics.
+        // Not the process-wide provider: another part of the program may have installed one that
+        // panics.
         let verifier = (DEFAULT_PROVIDER.verifier_factory)(&self.algorithm.known(), &self.key);
         verifier.is_ok_and(|verifier| verifier.verify(signed.as_bytes(), signature).is_ok())
     }

@@ -18,7 +18,7 @@ use super::{CLOCK_SKEW, TokenError};
 /// Verifies JSON Web Tokens (RFC 7519) that identify a client.
 ///
 /// For applications whose users sign in elsewhere; between a Phoenix application and this one, a
-/// [`Signer`](crate::Signer) has less that can be misconfigured. A token is valid if
+/// [`Signer`](crate::token::Signer) has less that can be misconfigured. A token is valid if
 ///
 /// - it is signed with one of the keys, by the algorithm of this key. The token does not choose the
 ///   algorithm. If both the token and the key have an id (`kid`), the ids are equal.
@@ -32,7 +32,9 @@ use super::{CLOCK_SKEW, TokenError};
 /// use std::time::SystemTime;
 ///
 /// use pipeline_ws_sink::{
-///     ConnectError, ConnectInfo, JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier, Params, Socket,
+///     Socket,
+///     socket::{ConnectError, ConnectInfo, Params},
+///     token::{JwtAlgorithm, JwtKey, JwtKeyError, JwtVerifier},
 /// };
 ///
 /// struct UserSocket(JwtVerifier);
