@@ -4,12 +4,13 @@ use std::{fmt, mem, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_core::Deadline;
+use thiserror::Error;
 
 use super::{
-    Channel, PushError,
+    Channel,
     handle::{ChannelHandle, HandleMessage, boxed},
     mailbox::Mailbox,
-    socket_ref::{NoReplyExpected, SocketRef},
+    reply::{NoReplyExpected, SocketRef},
     timers::{Timers, TooManyTimers},
 };
 use crate::{
@@ -361,4 +362,26 @@ impl<C: Channel> fmt::Debug for ChannelContext<C> {
             .field("join_ref", &self.join_ref)
             .finish_non_exhaustive()
     }
+}
+
+/// An event was not sent to a client.
+///
+/// ```
+/// use pipeline_ws_sink::{Channel, channel::{ChannelContext, PushError}};
+/// use serde_json::json;
+///
+/// /// Whether the client is still connected.
+/// fn greet<C: Channel>(cx: &ChannelContext<C>) -> bool {
+///     !matches!(cx.push("hello", json!({})), Err(PushError::Ended))
+/// }
+/// ```
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PushError {
+    /// The socket has ended.
+    #[error("the socket has ended")]
+    Ended,
+    /// The event cannot be sent.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
 }

@@ -4,10 +4,8 @@ mod actor;
 mod context;
 mod handle;
 mod mailbox;
-mod push_error;
 mod reply;
 mod route;
-mod socket_ref;
 mod timers;
 
 use std::future::Future;
@@ -20,11 +18,9 @@ pub(crate) use self::{
     route::{ChannelRoute, ErasedChannel, Route},
 };
 pub use self::{
-    context::{ChannelContext, JoinContext},
+    context::{ChannelContext, JoinContext, PushError},
     handle::{ChannelHandle, HandleMessage, SendError},
-    push_error::PushError,
-    reply::{JoinError, Reply, Stop},
-    socket_ref::{NoReplyExpected, SocketRef},
+    reply::{JoinError, NoReplyExpected, Reply, SocketRef, Stop},
     timers::TooManyTimers,
 };
 pub use crate::protocol::reference::Ref;

@@ -5,7 +5,6 @@ mod leaves;
 pub(crate) mod origin;
 pub(crate) mod params;
 pub(crate) mod path;
-mod percent;
 pub(crate) mod query;
 pub(crate) mod subprotocol;
 

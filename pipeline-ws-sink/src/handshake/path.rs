@@ -4,7 +4,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::percent;
+use super::query::percent_decode;
 
 /// A path, segment by segment. Repeated, leading and trailing slashes are ignored.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl MountPath {
         let mut variables = Vec::new();
         let mut asked = segments(path);
         for segment in &self.segments {
-            match (segment, percent::decode(asked.next()?, false)) {
+            match (segment, percent_decode(asked.next()?, false)) {
                 (Segment::Literal(literal), Some(asked)) if *literal == asked => {}
                 (Segment::Literal(_), _) => return None,
                 (Segment::Variable(name), value) => variables.push((&**name, value)),

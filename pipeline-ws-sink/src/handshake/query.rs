@@ -2,8 +2,6 @@
 
 use serde_json::{Map, Value, map::Entry};
 
-use super::percent;
-
 /// The maximum number of parameters in a query.
 const MAX_PARAMETERS: usize = 1000;
 
@@ -37,7 +35,7 @@ pub(crate) fn decode(query: &str) -> Result<Map<String, Value>, QueryError> {
             return Err(QueryError::TooMany);
         }
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decode = |text| percent::decode(text, true).ok_or(QueryError::Encoding);
+        let decode = |text| percent_decode(text, true).ok_or(QueryError::Encoding);
         let (name, value) = (decode(name)?, decode(value)?);
         let mut keys = keys(&name);
         if keys.len() > MAX_DEPTH {
@@ -96,6 +94,25 @@ fn put_lists_in_order(value: &mut Value) {
         Value::Object(object) => object.values_mut().for_each(put_lists_in_order),
         _ => {}
     }
+}
+
+/// Decodes `%XX`, and with `plus` a `+` as a space. `None` if a `%` is not followed by two hex
+/// digits, or if the result is not UTF-8.
+pub(super) fn percent_decode(text: &str, plus: bool) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => (hex(bytes.next()?)? << 4) | hex(bytes.next()?)?,
+            b'+' if plus => b' ',
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| value.try_into().ok())
 }
 
 #[cfg(test)]
@@ -200,6 +217,30 @@ mod tests {
             let query: Vec<_> =
                 pairs.iter().map(|(k, v)| format!("{}={}", encode(k), encode(v))).collect();
             prop_assert_eq!(decoded(&query.join("&")), json!(pairs));
+        }
+    }
+
+    #[test]
+    fn valid_percent_encodings_are_decoded() {
+        let cases = [
+            ("", ""),
+            ("plain", "plain"),
+            ("x+y", "x y"),
+            ("%2B%2b", "++"),
+            ("%C3%BC%e2%82%ac", "ü€"),
+            ("ü", "ü"),
+            ("a%00b", "a\0b"),
+        ];
+        for (text, decoded) in cases {
+            assert_eq!(percent_decode(text, true).as_deref(), Some(decoded), "{text}");
+        }
+        assert_eq!(percent_decode("x+y", false).as_deref(), Some("x+y"));
+    }
+
+    #[test]
+    fn invalid_percent_encodings_are_refused() {
+        for text in ["%", "%2", "a%2", "%zz", "%2g", "%+1", "%-1", "%C3", "%ff", "%ü0", "%C3%28"] {
+            assert_eq!(percent_decode(text, true), None, "{text}");
         }
     }
 }

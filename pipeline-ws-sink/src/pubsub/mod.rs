@@ -5,13 +5,13 @@ pub(crate) mod broadcast;
 mod burst;
 mod by_route;
 mod filter;
-mod push;
 mod sequence;
 mod subscription;
 mod synced_topics;
 mod table;
 pub(crate) mod topic;
 mod turns;
+mod worker;
 
 use std::{fmt, pin::pin, sync::Arc};
 
@@ -24,10 +24,10 @@ pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     broadcast::Broadcast,
     filter::FilterSubscribed,
-    push::{BroadcastWorker, PreparedBroadcast},
     subscription::{Lagged, TopicSubscription},
     table::SubscriberId,
     topic::Topic,
+    worker::{BroadcastWorker, PreparedBroadcast},
 };
 use self::{
     synced_topics::SyncedTopics,

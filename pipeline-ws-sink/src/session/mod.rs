@@ -3,7 +3,6 @@
 
 pub(crate) mod end;
 pub(crate) mod inbox;
-mod limits;
 pub(crate) mod rate_limit;
 #[cfg(test)]
 mod tests;
@@ -27,14 +26,12 @@ use tokio::{
 };
 use tracing::Instrument;
 
-pub(crate) use self::limits::{RateLimits, Scope};
+pub(crate) use self::rate_limit::{RateLimits, Scope};
 use self::{
     end::SocketEnd,
     inbox::{Inbox, InboxBytes},
-    limits::{Excess, Spent},
-    rate_limit::OnLimit,
+    rate_limit::{Excess, OnLimit, RateState},
 };
-
 use crate::{
     channel::{ChannelMessage, Instance, Join, Mailbox, Replaced},
     endpoint::mount::Routes,
@@ -92,7 +89,7 @@ pub(crate) struct Session<S: Socket> {
     ending: Vec<JoinHandle<()>>,
     lives: u64,
     /// The state of the rate limits, if there are any and once a message has counted.
-    spent: Option<Box<Spent>>,
+    spent: Option<Box<RateState>>,
     /// While the inbox is full: when to stop waiting for room.
     full_until: Option<Deadline>,
 }
@@ -290,7 +287,7 @@ impl<S: Socket> Session<S> {
         let joined = topic.as_deref().and_then(|topic| self.channels.get_key_value(topic));
         let topic = joined.map(|(topic, _)| topic).filter(|_| event.as_deref() != Some(JOIN));
         let now = Instant::now();
-        let spent = self.spent.get_or_insert_with(|| Box::new(Spent::new(now)));
+        let spent = self.spent.get_or_insert_with(|| Box::new(RateState::new(now)));
         spent.admit(limits, topic, now)
     }
 
