@@ -22,7 +22,7 @@ use crate::{
 /// it may be silent without limit.
 ///
 /// ```
-#[doc = include_str!("../../tests/ten_lines.rs")]
+#[doc = include_str!("../../tests/channel_test.rs")]
 /// ```
 #[derive(Debug)]
 pub struct TestEndpoint {
