@@ -92,7 +92,7 @@ impl Instance {
 pub(super) async fn run<C: Channel>(join: Join<C::Socket>, config: &C::Config) {
     // Dropped last, so that a test knows that everything else is gone.
     #[cfg(feature = "test-kit")]
-    let _probed = join.connection.events.probe.get().map(|probe| probe.begins::<C>(&join));
+    let _probed = join.connection.events.probe.get().map(|probe| probe.started::<C>(&join));
     let reader = MailboxReader(join.mailbox.clone());
     // Boxed: the state that only the join needs is freed after it, and not when the channel ends.
     if let Some(joined) = Box::pin(enter::<C>(join, config)).await {
@@ -153,7 +153,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             if let (Refusal::Crashed(reason), Some(probe)) =
                 (&refusal, connection.events.probe.get())
             {
-                probe.ends(topic, context.join_ref(), reason);
+                probe.ended(topic, context.join_ref(), reason);
             }
             let refused = refuse(refusal, &metrics, &context.topic, |response| {
                 address.reply(&reference, "error", response)
@@ -410,7 +410,7 @@ impl<C: Channel> RunningChannel<C> {
         let Self { channel, context, .. } = self;
         #[cfg(feature = "test-kit")]
         if let Some(probe) = context.connection.events.probe.get() {
-            probe.ends(context.topic.shared(), context.join_ref(), reason);
+            probe.ended(context.topic.shared(), context.join_ref(), reason);
         }
         let terminated =
             time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;

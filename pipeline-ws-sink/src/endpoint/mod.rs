@@ -750,7 +750,7 @@ impl EndpointBuilder {
             }
         }
         // Starts replication, so that other nodes are known before clients connect.
-        state.begin_to_talk();
+        state.begin_replication();
         Ok(Endpoint { inner: Arc::new(Inner { mounts, mount_points, state }) })
     }
 }

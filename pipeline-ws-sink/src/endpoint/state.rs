@@ -88,11 +88,11 @@ impl EndpointState {
             return;
         }
         Sampler::begin(self);
-        self.begin_to_talk();
+        self.begin_replication();
     }
 
     /// Starts replication between nodes, if there is an adapter and a runtime.
-    pub(crate) fn begin_to_talk(&self) {
+    pub(crate) fn begin_replication(&self) {
         self.pubsub.begin();
         self.presences.iter().for_each(Presence::begin);
     }

@@ -153,7 +153,7 @@ fn is_sec_websocket(name: &HeaderName) -> bool {
 
 /// The whole URI of a request: a client sends its path, and the host in a header or not at all.
 pub(crate) fn uri<B>(request: &Request<B>) -> Uri {
-    let mut parts = asked_for(request).clone().into_parts();
+    let mut parts = original_uri(request).clone().into_parts();
     let host = request.headers().get(HOST);
     parts.authority =
         parts.authority.or_else(|| host.and_then(|host| host.as_bytes().try_into().ok()));
@@ -161,17 +161,17 @@ pub(crate) fn uri<B>(request: &Request<B>) -> Uri {
     parts.scheme = scheme.or(parts.scheme).or(Some(Scheme::HTTP));
     parts.path_and_query.get_or_insert(PathAndQuery::from_static("/"));
     // Without a host, there is no whole URI.
-    Uri::from_parts(parts).unwrap_or_else(|_| asked_for(request).clone())
+    Uri::from_parts(parts).unwrap_or_else(|_| original_uri(request).clone())
 }
 
 #[cfg(feature = "axum")]
-fn asked_for<B>(request: &Request<B>) -> &Uri {
+fn original_uri<B>(request: &Request<B>) -> &Uri {
     let original = request.extensions().get::<axum::extract::OriginalUri>();
     original.map_or(request.uri(), |original| &original.0)
 }
 
 #[cfg(not(feature = "axum"))]
-fn asked_for<B>(request: &Request<B>) -> &Uri {
+fn original_uri<B>(request: &Request<B>) -> &Uri {
     request.uri()
 }
 

@@ -336,7 +336,7 @@ impl Outbox {
                     timer.set(time::sleep(RECOVERY));
                     recovers = true;
                 } else {
-                    self.give_up();
+                    self.close_slow();
                 }
             }
         })
@@ -538,7 +538,7 @@ impl Outbox {
                     backlog.count_in(&self.all);
                     unrecorded.dropped(dropped);
                 }
-                Err(TooSlow) => self.too_slow(&mut state, 1, unrecorded),
+                Err(TooSlow) => self.drop_slow(&mut state, 1, unrecorded),
             }
             return;
         }
@@ -613,7 +613,7 @@ impl Outbox {
 
     /// Closes the socket because its client is too slow. The waiting frames are dropped, and `more`
     /// frames with them.
-    fn too_slow(&self, state: &mut State, more: usize, unrecorded: &mut PendingMetrics) {
+    fn drop_slow(&self, state: &mut State, more: usize, unrecorded: &mut PendingMetrics) {
         unrecorded.dropped_by_overflow += more + state.drop_waiting();
         unrecorded.closed_slow += 1;
         self.end_in(state, SocketEnd::Overflow);

@@ -90,7 +90,7 @@ impl Outbox {
         };
         if !has_room() {
             let deadline = Deadline::after(Instant::now(), limit).min(self.full_until());
-            self.or_give_up(deadline, &mut None, self.room(), has_room).await;
+            self.or_close_slow(deadline, &mut None, self.room(), has_room).await;
         }
     }
 
@@ -100,7 +100,7 @@ impl Outbox {
     /// A process that was suspended notices the deadline before it has seen what the client has
     /// taken meanwhile, and waits a little longer: until `recovery`, which is set then. A sender
     /// that waits for several clients in turn passes the same `recovery` for all of them.
-    pub(crate) async fn or_give_up(
+    pub(crate) async fn or_close_slow(
         &self,
         deadline: Deadline,
         recovery: &mut Option<Deadline>,
@@ -127,7 +127,7 @@ impl Outbox {
                 (true, None) => return,
                 (true, Some(_)) => return self.is_full_anew(now),
                 (false, _) if was_stopped => {}
-                (false, _) => return self.give_up(),
+                (false, _) => return self.close_slow(),
             }
         }
     }
@@ -147,11 +147,11 @@ impl Outbox {
     }
 
     /// Closes the socket because its client has been too slow for too long.
-    pub(crate) fn give_up(&self) {
+    pub(crate) fn close_slow(&self) {
         let mut unrecorded = PendingMetrics::default();
         let mut state = self.state.lock();
         if state.is_open() {
-            self.too_slow(&mut state, 0, &mut unrecorded);
+            self.drop_slow(&mut state, 0, &mut unrecorded);
         }
         drop(state);
         unrecorded.record(&self.metrics);
@@ -287,7 +287,7 @@ mod tests {
         for close in [
             |outbox: &Outbox| outbox.end(SocketEnd::Lost),
             |outbox: &Outbox| outbox.finish(&Frame::close(1001)),
-            |outbox: &Outbox| outbox.give_up(),
+            |outbox: &Outbox| outbox.close_slow(),
         ] {
             let (outbox, _client, _) = outbox(WhenFull::block());
             (0..2).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
@@ -324,8 +324,8 @@ mod tests {
     async fn a_socket_that_is_closed_as_slow_is_counted_once() {
         let (outbox, _client, recorded) = outbox(WhenFull::block());
         (0..4).for_each(|_| outbox.send_and_record(&news(), WriteMode::Inline));
-        outbox.give_up();
-        outbox.give_up();
+        outbox.close_slow();
+        outbox.close_slow();
         assert_eq!(end(&outbox), Some(SocketEnd::Overflow));
         assert_eq!(recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
         let dropped = recorded.counters("socket.frames_dropped");

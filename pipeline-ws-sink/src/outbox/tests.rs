@@ -476,7 +476,7 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
         }
         (0..100).for_each(|_| send_event(&outbox, 10));
         let _ = poll!(pin!(poll_fn(|cx| outbox.poll_close(cx))));
-        outbox.give_up();
+        outbox.close_slow();
         all.append(&mut recorder.names());
     }
     let expected = [

@@ -24,7 +24,7 @@ pub(super) fn of(meta: &Map<String, Value>) -> Option<&str> {
 }
 
 /// Sets a meta's reference, and the reference of the meta that it replaces.
-pub(super) fn give(meta: &mut Map<String, Value>, name: &str, before: Option<&str>) {
+pub(super) fn set(meta: &mut Map<String, Value>, name: &str, before: Option<&str>) {
     meta.insert(REF.to_owned(), name.into());
     match before {
         Some(before) => drop(meta.insert(PREVIOUS.to_owned(), before.into())),

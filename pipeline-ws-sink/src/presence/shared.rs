@@ -167,7 +167,7 @@ impl Shared {
         let attached = self.attached()?;
         self.begin();
         let name = attached.name();
-        phx_ref::give(&mut meta, &name, None);
+        phx_ref::set(&mut meta, &name, None);
         let meta = Arc::new(meta);
         attached.change(|tracker| {
             let (topic, key) = (topic.clone(), key.clone());
@@ -212,7 +212,7 @@ impl Shared {
             if only_if.is_some_and(|expected| !Arc::ptr_eq(expected, old)) {
                 return Err(PresenceError::ChangedMeanwhile { topic, key });
             }
-            phx_ref::give(&mut meta, &name, phx_ref::of(old));
+            phx_ref::set(&mut meta, &name, phx_ref::of(old));
             let meta = Arc::new(meta);
             let old = tracker.update(actor.number(), &topic, &key, meta.clone());
             let leaves = old.into_iter().map(|old| (key.clone(), old)).collect();

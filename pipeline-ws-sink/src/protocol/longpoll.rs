@@ -66,19 +66,19 @@ impl Envelope<'_> {
 }
 
 /// An answer that holds only the result.
-pub(crate) fn told(status: Status) -> Bytes {
+pub(crate) fn result_body(status: Status) -> Bytes {
     Envelope { status: status.code(), token: None, messages: None }.encode()
 }
 
 /// The answer to a poll: the messages in these frames, each as a string. Binary frames are left
-/// out; see [`untold`].
-pub(crate) fn polled(status: Status, token: &str, frames: &[Frame]) -> Bytes {
+/// out; see [`unsendable`].
+pub(crate) fn messages_body(status: Status, token: &str, frames: &[Frame]) -> Bytes {
     let messages = frames.iter().filter_map(Frame::as_text).collect();
     Envelope { status: status.code(), token: Some(token), messages: Some(messages) }.encode()
 }
 
 /// How many of these frames an answer cannot carry.
-pub(crate) fn untold(frames: &[Frame]) -> usize {
+pub(crate) fn unsendable(frames: &[Frame]) -> usize {
     frames.iter().filter(|frame| frame.as_text().is_none()).count()
 }
 
@@ -190,7 +190,7 @@ mod tests {
             (Status::Gone, 410),
         ];
         for (status, code) in codes {
-            assert_eq!(parsed(&told(status)), json!({ "status": code }));
+            assert_eq!(parsed(&result_body(status)), json!({ "status": code }));
         }
     }
 
@@ -198,7 +198,7 @@ mod tests {
     fn messages_are_strings_in_the_order_in_which_they_were_sent() {
         let frames = [frame(r#"["1","1","t","e",{"a":"é"}]"#), frame("second")];
         assert_eq!(
-            parsed(&polled(Status::Ok, "abc", &frames)),
+            parsed(&messages_body(Status::Ok, "abc", &frames)),
             json!({
                 "status": 200,
                 "token": "abc",
@@ -206,15 +206,15 @@ mod tests {
             })
         );
         let nothing = json!({ "status": 204, "token": "abc", "messages": [] });
-        assert_eq!(parsed(&polled(Status::Nothing, "abc", &[])), nothing);
+        assert_eq!(parsed(&messages_body(Status::Nothing, "abc", &[])), nothing);
     }
 
     #[test]
     fn binary_frames_are_left_out_and_others_still_arrive() {
         let frames = [frame("first"), binary(b"\xff\x00"), frame("second"), binary(b"ascii")];
-        let answer = parsed(&polled(Status::Ok, "abc", &frames));
+        let answer = parsed(&messages_body(Status::Ok, "abc", &frames));
         assert_eq!(answer["messages"], json!(["first", "second"]));
-        assert_eq!(untold(&frames), 2);
+        assert_eq!(unsendable(&frames), 2);
     }
 
     #[test]

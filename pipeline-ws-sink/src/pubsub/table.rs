@@ -246,7 +246,7 @@ impl Table {
     /// Waits until a subscriber has room, and delivers the broadcast. Closes the socket if it has
     /// had no room since this moment for as long as its policy allows, or if it has been full for
     /// too long in all. If the process was suspended meanwhile, all clients of the broadcast have
-    /// one [recovery](Outbox::or_give_up).
+    /// one [recovery](Outbox::or_close_slow).
     pub(super) async fn wait_for(
         &self,
         receiver: &SlowReceiver,
@@ -280,7 +280,7 @@ impl Table {
             }
             SlowReceiver::Channel(mailbox, _) => mailbox.offer(Intercepted::new(broadcast)).is_ok(),
         };
-        outbox.or_give_up(deadline, recovery, waiting, once_more).await;
+        outbox.or_close_slow(deadline, recovery, waiting, once_more).await;
     }
 
     /// Delivers a broadcast without waiting, into the reserve beyond the limits of a socket's

@@ -81,7 +81,7 @@ impl Inboxes {
         }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         if bytes > 0 {
             let before = self.bytes.fetch_sub(signed(bytes), SeqCst);
             // Below the limit, no task waits.
@@ -193,10 +193,10 @@ impl Inbox {
         }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release(&self, bytes: usize) {
         let before = self.bytes.fetch_sub(bytes, SeqCst);
         let after = before - bytes;
-        self.all.give_back(beyond_share(before) - beyond_share(after));
+        self.all.release(beyond_share(before) - beyond_share(after));
         // A task that waits for room has other bytes besides the message at hand.
         if before > SHARE || before >= self.limit {
             self.room.notify_waiters();
@@ -243,7 +243,7 @@ impl InboxBytes {
             let before = inbox.bytes.fetch_add(more, SeqCst);
             inbox.all.add(beyond_share(before + more) - beyond_share(before));
         } else if bytes < self.bytes {
-            inbox.give_back(self.bytes - bytes);
+            inbox.release(self.bytes - bytes);
         }
         self.bytes = bytes;
     }
@@ -326,7 +326,7 @@ mod tests {
         let inbox = Arc::new(Inbox::new(4 << 20, all.clone()));
         let held = inbox.hold(2 * SHARE);
         // Another thread releases a part of the bytes that this one is about to add.
-        all.give_back(2 * SHARE);
+        all.release(2 * SHARE);
         assert_eq!(all.bytes(), 0);
         assert!(inbox.has_shared_room() && held.has_room());
         all.add(2 * SHARE);

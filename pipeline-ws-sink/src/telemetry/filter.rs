@@ -101,7 +101,7 @@ impl ParamFilter {
                 out.write_char(']')
             }
             _ if self.keeps => write!(out, "{FILTERED:?}"),
-            Value::String(text) if self.gives_away(text) => write!(out, "{FILTERED:?}"),
+            Value::String(text) if self.names_a_secret(text) => write!(out, "{FILTERED:?}"),
             value => write!(out, "{value}"),
         }
     }
@@ -133,7 +133,7 @@ impl ParamFilter {
 
     /// Whether a text contains a name of the list and assigns it a value, as the query of a URL, a
     /// header or JSON does.
-    fn gives_away(&self, text: &str) -> bool {
+    fn names_a_secret(&self, text: &str) -> bool {
         let text = plain(text);
         let given = |name: &String| {
             let mut after = text.match_indices(name).map(|(at, name)| at + name.len());

@@ -231,7 +231,7 @@ pub(crate) struct Probe {
 impl Probe {
     /// Called when a channel's task begins. Drop the returned value when everything else of the
     /// task is gone.
-    pub(crate) fn begins<C: Channel>(&self, join: &Join<C::Socket>) -> Box<ProbeGuard> {
+    pub(crate) fn started<C: Channel>(&self, join: &Join<C::Socket>) -> Box<ProbeGuard> {
         let join_ref = join.join_ref.or(&join.reference);
         let key = self.key(join.topic.shared(), &join_ref);
         let mailbox = (TypeId::of::<C>(), join.mailbox.clone());
@@ -241,7 +241,7 @@ impl Probe {
     }
 
     /// Called when a channel ends, with the reason.
-    pub(crate) fn ends(&self, topic: &Arc<str>, join_ref: &Ref, reason: &ExitReason) {
+    pub(crate) fn ended(&self, topic: &Arc<str>, join_ref: &Ref, reason: &ExitReason) {
         let key = self.key(topic, join_ref);
         self.inbox.change(&key, |status| status.reason = Some(reason.clone()));
     }

@@ -29,7 +29,7 @@ use crate::{
     handshake::{connect_info::ConnectInfo, params::Params, path::BadSegment, query},
     outbox::{Outbox, Writer},
     protocol::longpoll::{
-        self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, told, untold,
+        self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, result_body, unsendable,
     },
     session::{Scope, inbox::Inbox},
     socket::Socket,
@@ -143,7 +143,7 @@ impl<S: Socket> Mounted<S> {
             Err(BadSegment) => return status(StatusCode::BAD_REQUEST, ""),
         };
         if !self.handshake.allows(&self.metrics, &request) {
-            return say(told(Status::Refused));
+            return respond(result_body(Status::Refused));
         }
         match *request.method() {
             Method::OPTIONS => preflight(request.headers()),
@@ -153,7 +153,7 @@ impl<S: Socket> Mounted<S> {
             },
             Method::POST => match find(polled, &request) {
                 Some((_, session)) => self.take(polled, &session, &request, body).await,
-                None => say(told(Status::Gone)),
+                None => respond(result_body(Status::Gone)),
             },
             _ => status(StatusCode::BAD_REQUEST, ""),
         }
@@ -177,7 +177,7 @@ impl<S: Socket> Mounted<S> {
         let Some(admission) = state.admissions.admit() else { return handshake::too_many() };
         let socket = self.socket.name();
         let Some(version) = handshake::version(&self.metrics, params) else {
-            return say(told(Status::Refused));
+            return respond(result_body(Status::Refused));
         };
         let mut info = ConnectInfo::of(request);
         if self.handshake.auth_token {
@@ -191,7 +191,7 @@ impl<S: Socket> Mounted<S> {
             id = field::Empty,
         );
         let connected = self.connect(params, &info, LONGPOLL, version, &span).await;
-        let Ok((assigns, id)) = connected else { return say(told(Status::Refused)) };
+        let Ok((assigns, id)) = connected else { return respond(result_body(Status::Refused)) };
         let outbox = Outbox::new(Writer::Fetched, self.options.outbox, state.metrics.clone())
             .among(&state.outboxes)
             .when_full(self.options.when_full)
@@ -228,7 +228,7 @@ impl<S: Socket> Mounted<S> {
             drop(admission);
         };
         tasks.spawn(living.instrument(span));
-        say(protocol::polled(Status::Gone, &token, &[]))
+        respond(protocol::messages_body(Status::Gone, &token, &[]))
     }
 
     /// Passes the client's messages to the session.
@@ -248,29 +248,29 @@ impl<S: Socket> Mounted<S> {
             biased;
             whole = body(self.options.limits.message, until, permit) => whole,
             // The body need not be read if no session accepts it.
-            () = session.closed() => return say(told(Status::NotTaken)),
+            () = session.closed() => return respond(result_body(Status::NotTaken)),
         };
         let Whole { bytes, _body } = match whole {
             Ok(whole) => whole,
             Err(Unread::Broken) => return status(StatusCode::BAD_REQUEST, ""),
-            Err(Unread::Late) => return say(told(Status::NotTaken)),
+            Err(Unread::Late) => return respond(result_body(Status::NotTaken)),
             Err(Unread::NoRoom) => {
                 self.routes.limited.count(Scope::Inbox);
-                return say(told(Status::NotTaken));
+                return respond(result_body(Status::NotTaken));
             }
         };
         let content_type = header(request.headers(), CONTENT_TYPE.as_str());
         let until = Deadline::from_now(polled.window);
         for received in Batch::new(content_type, bytes) {
-            let Ok(received) = received else { return say(told(Status::Unreadable)) };
+            let Ok(received) = received else { return respond(result_body(Status::Unreadable)) };
             match until.limit(session.post(received)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(longpoll_sessions::NotTaken)) | Err(_) => {
-                    return say(told(Status::NotTaken));
+                    return respond(result_body(Status::NotTaken));
                 }
             }
         }
-        say(told(Status::Ok))
+        respond(result_body(Status::Ok))
     }
 }
 
@@ -282,13 +282,13 @@ async fn fetch(
     token: &str,
 ) -> Answer {
     let frames = session.poll(polled.window).await;
-    let untold = untold(&frames);
-    if untold > 0 {
+    let dropped = unsendable(&frames);
+    if dropped > 0 {
         let (lines, socket) = (&metrics.polled_lines, metrics.socket);
-        limited!(lines, WARN, socket, untold, "dropped binary frames: unsupported by long polling");
+        limited!(lines, WARN, socket, dropped, "dropped binary frames: unsupported by long polling");
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
-    say(protocol::polled(became, token, &frames))
+    respond(protocol::messages_body(became, token, &frames))
 }
 
 /// The session of a request, and its token.
@@ -309,7 +309,7 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// An answer with this body.
-fn say(body: Bytes) -> Answer {
+fn respond(body: Bytes) -> Answer {
     let mut answer = Response::new(Full::from(body));
     answer.headers_mut().insert(CONTENT_TYPE, JSON);
     answer.headers_mut().insert(CACHE_CONTROL, NO_STORE);
