@@ -683,7 +683,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::outbox::kind::EventKey;
+    use crate::outbox::EventKey;
 
     const MOST: OutboxLimits = OutboxLimits { frames: 4, bytes: 400 };
     const LIMITS: CurrentLimits =

@@ -340,7 +340,7 @@ mod tests {
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
         let outbox = Arc::new(outbox.when_full(WhenFull::block()));
         // The previous frame has been written, and the memory of the backlog is kept.
-        outbox.state.lock().is_warm = true;
+        outbox.state.lock().keep_buffer = true;
         for _ in 0..2 {
             outbox.offer_and_record(&news(), WriteMode::Inline).unwrap();
         }

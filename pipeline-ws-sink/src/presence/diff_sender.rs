@@ -112,7 +112,9 @@ impl DiffSender {
     fn send(&self, diff: &PresenceDiff) {
         let Ok(attached) = self.shared.attached() else { return };
         match Encoded::new(&diff.topic, DIFF, diff) {
-            Ok(encoded) => attached.pubsub.deliver_locally(&encoded, None),
+            Ok(encoded) => {
+                attached.pubsub.deliver_locally(&encoded, None);
+            }
             Err(error) => {
                 let (lines, topic) = (&self.shared.lines, &diff.topic);
                 limited!(

@@ -108,7 +108,7 @@ impl LocalNode {
     pub fn deliver(&self, broadcast: &Broadcast) -> Result<(), PayloadError> {
         let encoded = Encoded::new(broadcast.topic(), broadcast.event(), broadcast.payload())?;
         if let Some(shared) = self.0.upgrade() {
-            PubSub { shared }.here(&encoded, None);
+            PubSub { shared }.deliver_locally(&encoded, None);
         }
         Ok(())
     }

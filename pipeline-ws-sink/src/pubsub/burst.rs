@@ -138,7 +138,7 @@ mod tests {
     fn a_second_broadcast_at_once_on_the_same_thread_starts_a_burst() {
         let now = Instant::now();
         assert!(!is_one_of_many(now), "the first broadcast");
-        was_handed_out(now);
+        note_dispatch(now);
         assert!(is_one_of_many(now + Duration::from_micros(19)));
         assert!(!is_one_of_many(now + Duration::from_micros(20)));
         let another = std::thread::spawn(move || is_one_of_many(now));

@@ -243,11 +243,11 @@ mod tests {
         assert!(poll!(&mut enters_second).is_pending());
         let first = first.enter(&one).await;
         let (second, third) = (enters_second.await, enters_third.await);
-        assert!(poll!(pin!(third.turn())).is_pending());
+        assert!(poll!(pin!(third.wait())).is_pending());
         second.wait().await;
         first.wait().await;
         drop((first, second));
-        third.turn().await;
+        third.wait().await;
         drop(third);
         assert_eq!(topics.open(), 0);
     }
@@ -296,12 +296,12 @@ mod tests {
         let ([first, second], topics) = tickets();
         first.keep(first.enter(&topic).await);
         let behind = second.enter(&topic).await;
-        assert!(poll!(pin!(behind.turn())).is_pending());
+        assert!(poll!(pin!(behind.wait())).is_pending());
         let turn = first.enter(&topic).await;
         turn.wait().await;
         first.keep(turn);
         drop(first);
-        behind.turn().await;
+        behind.wait().await;
         drop((behind, second));
         assert_eq!(topics.open(), 0);
     }

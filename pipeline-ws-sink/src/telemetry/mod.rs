@@ -7,7 +7,7 @@ mod line_limit;
 #[cfg(test)]
 mod lock_probe;
 pub(crate) mod log;
-mod metrics;
+mod mount_metrics;
 pub(crate) mod push_times;
 mod tally;
 mod timers;
@@ -22,7 +22,7 @@ pub(crate) use self::lock_probe::LockProbe;
 pub(crate) use self::{
     deliveries::Deliveries,
     line_limit::{LineLimit, limited},
-    metrics::{LimitMetrics, MountMetrics, RouteMetrics},
+    mount_metrics::{LimitMetrics, MountMetrics, RouteMetrics},
     tally::{Level, Tally},
     timers::{Outcome, begin_event},
 };

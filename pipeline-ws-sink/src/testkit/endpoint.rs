@@ -86,8 +86,8 @@ impl TestEndpoint {
     /// # }
     /// ```
     pub async fn connect(&self, params: impl Serialize) -> Result<TestSocket, ConnectError> {
-        let place = self.endpoint.inner.mount_points.first().expect("a socket is mounted");
-        let request = Request::get(place.path.to_string()).body(());
+        let mount_point = self.endpoint.inner.mount_points.first().expect("a socket is mounted");
+        let request = Request::get(mount_point.path.to_string()).body(());
         let info = ConnectInfo::of(&request.expect("the path of a mount is a path"));
         self.connect_with(params, &info).await
     }
@@ -127,9 +127,13 @@ impl TestEndpoint {
         };
         let path = info.uri.path();
         let inner = &self.endpoint.inner;
-        let found =
-            inner.mount_points.iter().find_map(|place| Some((place, place.path.matches(path)?)));
-        let Some((place, variables)) = found else { panic!("no socket is mounted at {path}") };
+        let found = inner
+            .mount_points
+            .iter()
+            .find_map(|mount_point| Some((mount_point, mount_point.path.matches(path)?)));
+        let Some((mount_point, variables)) = found else {
+            panic!("no socket is mounted at {path}")
+        };
         let variables =
             variables.map_err(|_| ConnectError::because("a path segment is not valid UTF-8"))?;
         let owned = |(name, value): (&str, String)| (name.to_owned(), Value::String(value));

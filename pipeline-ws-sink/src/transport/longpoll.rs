@@ -20,13 +20,13 @@ use pipeline_core::Deadline;
 use tokio::task::coop::consume_budget;
 use tracing::{Instrument, field};
 
-use super::{
-    handshake::{self, Answer, Identity, Mounted, Variables, status},
-    longpoll_sessions::{self, LongPollSessions, SessionHandle},
-};
+use super::longpoll_sessions::{self, LongPollSessions, SessionHandle};
 use crate::{
     endpoint::state::EndpointState,
-    handshake::{connect_info::ConnectInfo, params::Params, path::BadSegment, query},
+    handshake::{
+        self, Answer, Identity, Mounted, Variables, connect_info::ConnectInfo, params::Params,
+        path::BadSegment, query, status,
+    },
     outbox::{Outbox, Writer},
     protocol::longpoll::{
         self as protocol, AUTH_HEADER, Batch, Status, TOKEN_HEADER, result_body, unsendable,
@@ -250,7 +250,7 @@ impl<S: Socket> Mounted<S> {
             // The body need not be read if no session accepts it.
             () = session.closed() => return respond(result_body(Status::NotTaken)),
         };
-        let Whole { bytes, _body } = match whole {
+        let Whole { bytes, _permit } = match whole {
             Ok(whole) => whole,
             Err(Unread::Broken) => return status(StatusCode::BAD_REQUEST, ""),
             Err(Unread::Late) => return respond(result_body(Status::NotTaken)),
@@ -285,7 +285,13 @@ async fn fetch(
     let dropped = unsendable(&frames);
     if dropped > 0 {
         let (lines, socket) = (&metrics.polled_lines, metrics.socket);
-        limited!(lines, WARN, socket, dropped, "dropped binary frames: unsupported by long polling");
+        limited!(
+            lines,
+            WARN,
+            socket,
+            dropped,
+            "dropped binary frames: unsupported by long polling"
+        );
     }
     let became = if frames.is_empty() { Status::Nothing } else { Status::Ok };
     respond(protocol::messages_body(became, token, &frames))

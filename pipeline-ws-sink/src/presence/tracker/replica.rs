@@ -35,7 +35,7 @@ pub(super) struct Cluster {
 /// Another replica, as known here.
 struct Peer {
     of: ReplicaRef,
-    remote: Copy,
+    remote: RemoteReplica,
     heard: Duration,
     /// Whether it has been silent for so long that its entries are hidden.
     down: bool,

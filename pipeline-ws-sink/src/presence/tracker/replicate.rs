@@ -265,7 +265,7 @@ mod tests {
         sleep(PERIOD * 2).await;
         assert_eq!(bob.keys(), ["ada"]);
         ann.driver.abort();
-        tell(ann.endpoint.pubsub(), "test", &ann.present.shutdown_message());
+        send_all(ann.endpoint.pubsub(), "test", &ann.present.shutdown_message());
         sleep(Duration::from_millis(1)).await;
         assert!(bob.keys().is_empty());
     }
