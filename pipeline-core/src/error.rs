@@ -42,7 +42,7 @@ pub enum StartError {
     },
     /// A stage subscribes to a producer that is not running.
     #[error("{stage} cannot subscribe: {producer} is not running")]
-    NoProcess {
+    NotRunning {
         /// The consumer's name.
         stage: Arc<str>,
         /// The producer's name.

@@ -108,7 +108,7 @@ impl<E: Send + 'static> EventStream<E> {
     }
 
     /// Also takes the events of this stage. If the stage is not running, the stream fails with
-    /// [`ExitReason::NoProcess`], unless the subscription is [`Cancel::Temporary`].
+    /// [`ExitReason::NotRunning`], unless the subscription is [`Cancel::Temporary`].
     ///
     /// # Errors
     ///
@@ -158,7 +158,7 @@ impl<E: Send + 'static> EventStream<E> {
         let consumer: Arc<dyn EventPort<E>> = Arc::new(Port(self.sender.clone()));
         let Occupant::Running(port) = producer.occupant() else {
             if !matches!(options.mode(), Cancel::Temporary) {
-                let reason = ExitReason::NoProcess;
+                let reason = ExitReason::NotRunning;
                 // Read in order, like any other end.
                 let _ = self.sender.send(ToConsumer::Down { from: id, reason });
             }
@@ -175,7 +175,7 @@ impl<E: Send + 'static> EventStream<E> {
             consumer,
         };
         if port.send(ToProducer::Subscribe(Box::new(subscribe))).is_err() {
-            let reason = ExitReason::NoProcess;
+            let reason = ExitReason::NotRunning;
             let _ = self.sender.send(ToConsumer::Down { from: id, reason });
         }
         let _ = port.send(ToProducer::Mode(DemandMode::Forward));

@@ -44,7 +44,7 @@ pub enum ExitReason {
     /// The stage or worker was killed from outside.
     Killed,
     /// A stage that it needed does not exist, or no longer exists.
-    NoProcess,
+    NotRunning,
     /// A panic, with its message.
     Panicked(Arc<str>),
     /// A failure, with its error.
@@ -126,7 +126,7 @@ impl fmt::Display for ExitReason {
             Self::Shutdown => f.write_str("shutdown"),
             Self::ShutdownWith(detail) => write!(f, "shutdown: {detail}"),
             Self::Killed => f.write_str("killed"),
-            Self::NoProcess => f.write_str("no such stage"),
+            Self::NotRunning => f.write_str("no such stage"),
             Self::Panicked(message) => write!(f, "panicked: {message}"),
             Self::Failed(error) => write!(f, "failed: {error}"),
         }

@@ -50,7 +50,7 @@ pub enum DemandMode {
 /// What happens to events while there are no subscribers.
 ///
 /// ```
-/// use pipeline_core::{Graph, Stage, Unsubscribed};
+/// use pipeline_core::{Graph, Stage, WhenUnsubscribed};
 /// # use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer};
 /// # struct Sensor;
 /// # struct Reading(u64);
@@ -81,7 +81,7 @@ pub enum DemandMode {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut graph = Graph::new("weather");
-/// let sensor = Stage::new(Sensor).unsubscribed(Unsubscribed::Discard);
+/// let sensor = Stage::new(Sensor).when_unsubscribed(WhenUnsubscribed::Discard);
 /// let sensor = graph.producer_with(sensor);
 /// let pipeline = graph.start()?;
 ///
@@ -94,7 +94,7 @@ pub enum DemandMode {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Unsubscribed {
+pub enum WhenUnsubscribed {
     /// Events wait in the buffer for the next subscriber. The default, as in GenStage.
     #[default]
     Buffer,
@@ -123,7 +123,7 @@ pub(crate) struct Outlet<E> {
     withheld: VecDeque<E>,
     /// Whether the stage finishes: the producer receives no more demand.
     finishes: bool,
-    unsubscribed: Unsubscribed,
+    when_unsubscribed: WhenUnsubscribed,
     subscribers: usize,
     /// How many events may be delivered now, regardless of demand: all, unless the stage is paused
     /// or has a rate limit.
@@ -160,7 +160,7 @@ impl<E: 'static> Outlet<E> {
         dispatcher: Box<dyn Dispatcher<E>>,
         buffer: Buffer<E>,
         mode: DemandMode,
-        unsubscribed: Unsubscribed,
+        when_unsubscribed: WhenUnsubscribed,
     ) -> Self {
         Self {
             dispatcher,
@@ -171,7 +171,7 @@ impl<E: 'static> Outlet<E> {
             demands: 0,
             withheld: VecDeque::new(),
             finishes: false,
-            unsubscribed,
+            when_unsubscribed,
             subscribers: 0,
             allowance: usize::MAX,
         }
@@ -221,7 +221,7 @@ impl<E: 'static> Outlet<E> {
                 return emitted;
             }
         }
-        if self.subscribers == 0 && self.unsubscribed == Unsubscribed::Discard {
+        if self.subscribers == 0 && self.when_unsubscribed == WhenUnsubscribed::Discard {
             emitted.unsubscribed = events.len();
             events.clear();
         }
@@ -518,7 +518,7 @@ mod tests {
                 Box::new(DemandDispatcher::new()),
                 Buffer::new(limit, keep),
                 DemandMode::Forward,
-                Unsubscribed::Buffer,
+                WhenUnsubscribed::Buffer,
             );
             Self {
                 outlet,

@@ -113,4 +113,4 @@ impl Sealed for Events {}
 /// It is not [`Infallible`](std::convert::Infallible), the output type of a consumer, because then
 /// a producer could subscribe to a consumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nothing {}
+pub enum NoInput {}

@@ -14,12 +14,12 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Asking, Backoff, CallError, Caller, Cancel, Cancellation, ChildContext, Consumer,
-    ConsumerHandle, ConsumerSupervisor, Emitter, EventStream, ExitReason, FairQueueOptions, Graph,
-    HandleCall, Pipeline, PipelineObserver, PipelinePhase, Producer, ProducerConsumer, Queue,
-    QueueOptions, Stage, StageContext, StageSnapshot, Start, StartError, SubscribeError,
-    SubscribeOptions, Subscription, SupervisorHandle, Worker, fair_queue, for_each, from_iter, map,
-    queue,
+    Admission, Backoff, CallError, Caller, Cancel, Cancellation, ChildContext, Consumer,
+    ConsumerHandle, ConsumerSupervisor, DemandControl, Emitter, EventStream, ExitReason,
+    FairQueueOptions, Graph, HandleCall, Pipeline, PipelineObserver, PipelinePhase, Producer,
+    ProducerConsumer, Queue, QueueOptions, Stage, StageContext, StageSnapshot, StartError,
+    SubscribeError, SubscribeOptions, Subscription, SupervisorHandle, Worker, fair_queue, for_each,
+    from_iter, map, queue,
     testkit::{Recording, RecordingConsumer, recording, settle},
 };
 use pipeline_test_support::PATIENCE;
@@ -484,9 +484,9 @@ impl Consumer for Shows {
         &mut self,
         _: &SubscribeOptions,
         from: &Subscription,
-    ) -> Result<Asking, ExitReason> {
+    ) -> Result<DemandControl, ExitReason> {
         *self.subscription.lock() = Some(from.clone());
-        Ok(Asking::Automatic)
+        Ok(DemandControl::Automatic)
     }
 
     async fn handle_events(
@@ -792,14 +792,14 @@ struct Blocks {
 }
 
 impl Worker<u64> for Blocks {
-    fn start(&self, n: &u64, _: &ChildContext) -> Result<Start, ExitReason> {
+    fn start(&self, n: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
         if *n == 70 {
             self.blocks.store(true, Ordering::SeqCst);
             while !self.let_go.load(Ordering::SeqCst) {
                 std::thread::yield_now();
             }
         }
-        Ok(Start::Run)
+        Ok(Admission::Run)
     }
 
     async fn run(&self, _: &u64, _: ChildContext) -> Result<(), ExitReason> {

@@ -5,8 +5,8 @@ mod support;
 use std::time::Duration;
 
 use pipeline_core::{
-    BufferKeep, Closed, ConsumerSupervisor, ExitReason, FairQueueOptions, FairQueueProducer, Offer,
-    Pipeline, SubscribeOptions, Timed, TryPushError, fair_queue,
+    BufferKeep, Closed, ConsumerSupervisor, ExitReason, FairQueueOptions, FairQueueProducer,
+    OfferOutcome, Pipeline, SubscribeOptions, Timed, TryPushError, fair_queue,
 };
 use pipeline_test_support::{Keeper, Log, Recorded, gate, settle};
 use support::supervised;
@@ -171,11 +171,11 @@ async fn a_queue_keeps_to_its_bounds() {
 async fn offers_evict_items_of_the_key_that_floods_the_queue() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(4).key_capacity(3));
     for item in 0..3 {
-        assert_eq!(queue.offer("flood", item), Ok(Offer::Kept));
+        assert_eq!(queue.offer("flood", item), Ok(OfferOutcome::Kept));
     }
-    assert_eq!(queue.offer("flood", 3), Ok(Offer::DisplacedOldest));
-    assert_eq!(queue.offer("small", 10), Ok(Offer::Kept));
-    assert_eq!(queue.offer("other", 20), Ok(Offer::DisplacedOldest));
+    assert_eq!(queue.offer("flood", 3), Ok(OfferOutcome::DisplacedOldest));
+    assert_eq!(queue.offer("small", 10), Ok(OfferOutcome::Kept));
+    assert_eq!(queue.offer("other", 20), Ok(OfferOutcome::DisplacedOldest));
     assert_eq!((queue.len(), queue.discarded()), (4, 2));
     drop(queue);
     assert_eq!(all(producer).await, [2, 10, 20, 3]);
@@ -187,9 +187,9 @@ async fn discarded_items_are_counted_and_logged_when_it_begins_and_ends() {
     let (telemetry, recorded) = Recorded::new();
     let options = FairQueueOptions::new().capacity(5).key_capacity(2).keep(BufferKeep::First);
     let (queue, producer) = fair_queue(options);
-    let offers: Vec<Offer> = (0..5u64).map(|item| queue.offer("a", item).unwrap()).collect();
-    assert_eq!(offers[..2], [Offer::Kept; 2]);
-    assert_eq!(offers[2..], [Offer::Discarded; 3]);
+    let offers: Vec<OfferOutcome> = (0..5u64).map(|item| queue.offer("a", item).unwrap()).collect();
+    assert_eq!(offers[..2], [OfferOutcome::Kept; 2]);
+    assert_eq!(offers[2..], [OfferOutcome::Discarded; 3]);
     assert_eq!(log.take(), ["WARN message=the queue or a key of it is full, discarding"]);
 
     let worker = async |_: &u64| Ok(());

@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 use pipeline_core::{
     BroadcastDispatcher, ConsumerSupervisor, ExitReason, FairQueueOptions, Graph, Pipeline,
     PipelineObserver, PipelinePhase, QueueOptions, Restart, Stage, StageKind, StageSnapshot,
-    SubscribeOptions, Unsubscribed, fair_queue, for_each, for_each_batch, from_iter, map, queue,
+    SubscribeOptions, WhenUnsubscribed, fair_queue, for_each, for_each_batch, from_iter, map,
+    queue,
     testkit::{assert_no_task_left, recording, scripted, settle},
 };
 use pipeline_test_support::{Recorded, Spans, gate};
@@ -174,7 +175,7 @@ async fn discarded_events_are_counted_by_reason() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
     let producer = Stage::new(producer).named("source").buffer_size(2);
-    let producer = graph.producer_with(producer.unsubscribed(Unsubscribed::Discard));
+    let producer = graph.producer_with(producer.when_unsubscribed(WhenUnsubscribed::Discard));
     let consumer = graph.consumer("sink", consumer.manual());
     let pipeline = graph.start().unwrap();
     settle().await;

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use pipeline_core::{
-    BufferKeep, Closed, ConsumerSupervisor, ExitReason, Offer, Pipeline, QueueOptions,
+    BufferKeep, Closed, ConsumerSupervisor, ExitReason, OfferOutcome, Pipeline, QueueOptions,
     SubscribeOptions, Timed, TryPushError, queue,
 };
 use pipeline_test_support::{Log, Recorded, gate, settle};
@@ -81,9 +81,9 @@ async fn push_timed_records_the_time_of_the_call() {
 #[tokio::test]
 async fn items_offered_to_a_full_queue_are_discarded_and_counted() {
     let (queue, producer) = queue(QueueOptions::new().capacity(2).keep(BufferKeep::First));
-    let offers: Vec<Offer> = (0..5u64).map(|item| queue.offer(item).unwrap()).collect();
-    assert_eq!(offers[..2], [Offer::Kept; 2]);
-    assert_eq!(offers[2..], [Offer::Discarded; 3]);
+    let offers: Vec<OfferOutcome> = (0..5u64).map(|item| queue.offer(item).unwrap()).collect();
+    assert_eq!(offers[..2], [OfferOutcome::Kept; 2]);
+    assert_eq!(offers[2..], [OfferOutcome::Discarded; 3]);
     assert_eq!(queue.discarded(), 3);
 
     let (telemetry, recorded) = Recorded::new();
@@ -207,8 +207,8 @@ async fn items_discarded_until_the_end_are_counted() {
 #[tokio::test]
 async fn a_queue_that_keeps_the_last_displaces_the_oldest() {
     let (queue, _producer) = queue(QueueOptions::new().capacity(1));
-    assert_eq!(queue.offer(1).unwrap(), Offer::Kept);
-    assert_eq!(queue.offer(2).unwrap(), Offer::DisplacedOldest);
+    assert_eq!(queue.offer(1).unwrap(), OfferOutcome::Kept);
+    assert_eq!(queue.offer(2).unwrap(), OfferOutcome::DisplacedOldest);
     assert_eq!((queue.len(), queue.capacity(), queue.discarded()), (1, 1, 1));
     assert!(!queue.is_empty());
 }

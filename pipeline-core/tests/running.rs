@@ -12,7 +12,7 @@ use std::{
 use pipeline_core::{
     Activity, Adaptive, Backoff, CallError, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
     HandleCall, Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, QueueProducer,
-    RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, Unsubscribed,
+    RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, WhenUnsubscribed,
     for_each, from_iter, map, queue,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
@@ -226,8 +226,9 @@ async fn a_stage_that_keeps_failing_stops_the_pipeline() {
 async fn events_without_subscribers_can_be_discarded() {
     let ((producer, script), (consumer, recording)) = (scripted(), recording());
     let mut graph = Graph::new("test");
-    let producer = graph
-        .producer_with(Stage::new(producer).named("producer").unsubscribed(Unsubscribed::Discard));
+    let producer = graph.producer_with(
+        Stage::new(producer).named("producer").when_unsubscribed(WhenUnsubscribed::Discard),
+    );
     let consumer = graph.consumer("consumer", consumer.manual());
     let pipeline = graph.start().unwrap();
     settle().await;

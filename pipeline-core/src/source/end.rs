@@ -11,7 +11,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    outcome::{Closed, Offer, TryPushError},
+    outcome::{Closed, OfferOutcome, TryPushError},
     push::Push,
     store::{Bounded, Offered, Store},
 };
@@ -160,13 +160,13 @@ impl<S: Store> PushEnd<S> {
     }
 
     /// Offers an item and counts the discarded one.
-    pub(super) fn offer(&self, entry: S::Entry) -> Result<Offer, Closed<S::Item>> {
+    pub(super) fn offer(&self, entry: S::Entry) -> Result<OfferOutcome, Closed<S::Item>> {
         let shared = self.shared();
         let offered = shared.state.lock().offer(entry)?;
         match offered {
             Offered::Kept(taker) => {
                 taker.into_iter().for_each(Waker::wake);
-                Ok(Offer::Kept)
+                Ok(OfferOutcome::Kept)
             }
             Offered::Discarded { item, displaced, first } => {
                 // Items are always dropped outside the lock.
@@ -175,7 +175,7 @@ impl<S: Store> PushEnd<S> {
                 if first {
                     tracing::warn!("{}", S::DISCARDING);
                 }
-                Ok(if displaced { Offer::DisplacedOldest } else { Offer::Discarded })
+                Ok(if displaced { OfferOutcome::DisplacedOldest } else { OfferOutcome::Discarded })
             }
         }
     }

@@ -15,8 +15,8 @@ use loom::{
 };
 
 use super::{
-    Closed, FairQueue, FairQueueOptions, Offer, Queue, QueueOptions, TryPushError, fair_queue,
-    queue,
+    Closed, FairQueue, FairQueueOptions, OfferOutcome, Queue, QueueOptions, TryPushError,
+    fair_queue, queue,
 };
 use crate::{
     buffer::BufferKeep,
@@ -31,7 +31,7 @@ const PREEMPTIONS: usize = 2;
 trait Pushing: Clone + Send + Sync + 'static {
     fn push(&self, item: u32) -> impl Future<Output = Result<(), Closed<u32>>> + Send + 'static;
     fn try_push(&self, item: u32) -> Result<(), TryPushError<u32>>;
-    fn offer(&self, item: u32) -> Result<Offer, Closed<u32>>;
+    fn offer(&self, item: u32) -> Result<OfferOutcome, Closed<u32>>;
     fn close(&self);
     fn discarded(&self) -> u64;
 }
@@ -45,7 +45,7 @@ impl Pushing for Queue<u32> {
         self.try_push(item)
     }
 
-    fn offer(&self, item: u32) -> Result<Offer, Closed<u32>> {
+    fn offer(&self, item: u32) -> Result<OfferOutcome, Closed<u32>> {
         self.offer(item)
     }
 
@@ -68,7 +68,7 @@ impl Pushing for FairQueue<u32, u32> {
         self.try_push(item / 10, item)
     }
 
-    fn offer(&self, item: u32) -> Result<Offer, Closed<u32>> {
+    fn offer(&self, item: u32) -> Result<OfferOutcome, Closed<u32>> {
         self.offer(item / 10, item)
     }
 
@@ -239,7 +239,7 @@ fn discarded_items_are_counted<Q: Pushing, P: Producer<Event = u32>>(
     let offerer = {
         let queue = queue.clone();
         thread::spawn(move || {
-            let kept = |item| matches!(queue.offer(item), Ok(Offer::Kept));
+            let kept = |item| matches!(queue.offer(item), Ok(OfferOutcome::Kept));
             [10, 11, 12].into_iter().filter(|item| !kept(*item)).count() as u64
         })
     };

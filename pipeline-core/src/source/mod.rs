@@ -16,7 +16,7 @@ mod waiting;
 pub use self::{
     fair_queue::{FairQueue, FairQueueOptions, FairQueueProducer, fair_queue},
     iter::{FromIter, from_iter},
-    outcome::{Closed, Offer, TryPushError},
+    outcome::{Closed, OfferOutcome, TryPushError},
     queue::{Queue, QueueOptions, QueueProducer, queue},
     stream::{FromStream, from_stream},
 };

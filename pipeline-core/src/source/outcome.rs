@@ -7,23 +7,23 @@ use thiserror::Error;
 /// What happened to an offered item.
 ///
 /// ```
-/// use pipeline_core::{BufferKeep, Offer, QueueOptions, queue};
+/// use pipeline_core::{BufferKeep, OfferOutcome, QueueOptions, queue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let (newest, _producer) = queue(QueueOptions::new().capacity(1).keep(BufferKeep::Last));
-/// assert_eq!(newest.offer(1)?, Offer::Kept);
-/// assert_eq!(newest.offer(2)?, Offer::DisplacedOldest);
+/// assert_eq!(newest.offer(1)?, OfferOutcome::Kept);
+/// assert_eq!(newest.offer(2)?, OfferOutcome::DisplacedOldest);
 ///
 /// let (oldest, _producer) = queue(QueueOptions::new().capacity(1).keep(BufferKeep::First));
-/// assert_eq!(oldest.offer(1)?, Offer::Kept);
-/// assert_eq!(oldest.offer(2)?, Offer::Discarded);
+/// assert_eq!(oldest.offer(1)?, OfferOutcome::Kept);
+/// assert_eq!(oldest.offer(2)?, OfferOutcome::Discarded);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
-pub enum Offer {
+pub enum OfferOutcome {
     /// The item was put into the queue.
     Kept,
     /// The item was put into the queue, and the oldest item was discarded for it: in a

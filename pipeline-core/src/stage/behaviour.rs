@@ -11,7 +11,7 @@ use super::{Emitter, InHand, Phase, StageContext, StageHandle, StageReport};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+    subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
 };
 
 /// A stage of one kind. The public traits are small and only cover their own kind; each has an
@@ -51,8 +51,8 @@ pub(crate) trait Behaviour: Send + 'static {
         _options: &SubscribeOptions,
         _from: &Subscription,
         _out: &mut Emitter<'_, Self::Out>,
-    ) -> impl Future<Output = Result<Asking, ExitReason>> + Send {
-        async { Ok(Asking::Automatic) }
+    ) -> impl Future<Output = Result<DemandControl, ExitReason>> + Send {
+        async { Ok(DemandControl::Automatic) }
     }
 
     /// A subscription of this stage has ended.

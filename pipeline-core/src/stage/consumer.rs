@@ -8,7 +8,7 @@ use super::{ConsumerHandle, Emitter, InHand, Phase, StageContext, behaviour::Beh
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+    subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
 };
 
 /// A stage that receives events and emits none.
@@ -74,9 +74,9 @@ pub trait Consumer: Sized + Send + 'static {
         &mut self,
         options: &SubscribeOptions,
         from: &Subscription,
-    ) -> impl Future<Output = Result<Asking, ExitReason>> + Send {
+    ) -> impl Future<Output = Result<DemandControl, ExitReason>> + Send {
         let _ = (options, from);
-        async { Ok(Asking::Automatic) }
+        async { Ok(DemandControl::Automatic) }
     }
 
     /// Called when a subscription has ended and its last event has been handled. Then the
@@ -138,7 +138,7 @@ impl<C: Consumer> Behaviour for AsConsumer<C> {
         options: &SubscribeOptions,
         from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
-    ) -> impl Future<Output = Result<Asking, ExitReason>> + Send {
+    ) -> impl Future<Output = Result<DemandControl, ExitReason>> + Send {
         self.0.handle_subscribe(options, from)
     }
 

@@ -17,11 +17,11 @@ use crate::{
     outlet::DemandMode,
     rate_limit::RateLimit,
     subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
-    wiring::Nothing,
+    wiring::NoInput,
 };
 
 /// The handle of a stage of type `S` that receives events of type `In` and emits events of type
-/// `Out`. [`Nothing`] means that it receives no events, [`Infallible`] that it emits none.
+/// `Out`. [`NoInput`] means that it receives no events, [`Infallible`] that it emits none.
 ///
 /// Cheap to clone. It identifies a place in a pipeline: if the stage is restarted, the handle
 /// refers to the new incarnation.
@@ -68,7 +68,7 @@ pub struct StageHandle<S, In, Out> {
 /// # Ok(())
 /// # }
 /// ```
-pub type ProducerHandle<P> = StageHandle<P, Nothing, <P as Producer>::Event>;
+pub type ProducerHandle<P> = StageHandle<P, NoInput, <P as Producer>::Event>;
 
 /// The handle of a [`Consumer`].
 ///
@@ -254,10 +254,10 @@ where
         let (answer, reply) = oneshot::channel();
         let place = place(&self.slot.places).await;
         let opened = self.post(Call { message, answer }, place, Mail::Letter);
-        opened.map_err(|_| CallError::NoProcess)?;
+        opened.map_err(|_| CallError::NotRunning)?;
         reply
             .await
-            .map_err(|_| if self.is_running() { CallError::NoReply } else { CallError::NoProcess })
+            .map_err(|_| if self.is_running() { CallError::NoReply } else { CallError::NotRunning })
     }
 
     /// Sends a message and waits for the answer, up to a time limit. `Duration::MAX` means no
@@ -286,7 +286,7 @@ where
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage is not running.
+    /// [`CallError::NotRunning`] if the stage is not running.
     ///
     /// ```
     /// # use std::convert::Infallible;
@@ -345,7 +345,7 @@ where
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage is not running.
+    /// [`CallError::NotRunning`] if the stage is not running.
     ///
     /// ```
     /// # use pipeline_core::{
@@ -396,14 +396,14 @@ where
         let (queued, wait) = oneshot::channel();
         let place = place(&self.slot.info_places).await;
         self.post(Info(message), place, |posted| Mail::Info(posted, Some(queued)))?;
-        wait.await.map_err(|_| CallError::NoProcess)
+        wait.await.map_err(|_| CallError::NotRunning)
     }
 
     /// The same without waiting. It is mainly for the stage itself, which cannot wait for itself.
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage is not running, [`CallError::Full`] if 1024 such
+    /// [`CallError::NotRunning`] if the stage is not running, [`CallError::Full`] if 1024 such
     /// messages are queued for it.
     pub fn async_info<M>(&self, message: M) -> Result<(), CallError>
     where
@@ -420,7 +420,7 @@ where
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage is not running.
+    /// [`CallError::NotRunning`] if the stage is not running.
     ///
     /// ```
     /// use pipeline_core::{Graph, from_iter};
@@ -443,7 +443,7 @@ where
     ///
     /// # Errors
     ///
-    /// [`CallError::NoProcess`] if the stage is not running.
+    /// [`CallError::NotRunning`] if the stage is not running.
     pub async fn demand_mode(&self) -> Result<DemandMode, CallError> {
         self.ask(Control::Mode).await
     }
@@ -628,9 +628,9 @@ where
         place: OwnedSemaphorePermit,
         mail: impl FnOnce(Posted<S, Out>) -> Mail<S, In, Out>,
     ) -> Result<(), CallError> {
-        let address = self.slot.address().ok_or(CallError::NoProcess)?;
+        let address = self.slot.address().ok_or(CallError::NotRunning)?;
         let posted = Posted { letter: Box::new(letter), _place: place };
-        address.send(mail(posted)).map_err(|_| CallError::NoProcess)
+        address.send(mail(posted)).map_err(|_| CallError::NotRunning)
     }
 
     async fn ask<R>(
@@ -639,9 +639,9 @@ where
     ) -> Result<R, CallError> {
         self.waits_for_another()?;
         let (answer, reply) = oneshot::channel();
-        let address = self.slot.address().ok_or(CallError::NoProcess)?;
-        address.send(Mail::Control(control(answer))).map_err(|_| CallError::NoProcess)?;
-        reply.await.map_err(|_| CallError::NoProcess)
+        let address = self.slot.address().ok_or(CallError::NotRunning)?;
+        address.send(Mail::Control(control(answer))).map_err(|_| CallError::NotRunning)?;
+        reply.await.map_err(|_| CallError::NotRunning)
     }
 
     fn tell(&self, control: Control<In>) {
@@ -658,7 +658,7 @@ where
     ///
     /// If the producer is not running, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
     /// [`Cancel::Transient`](crate::Cancel::Transient) subscription ends this stage with
-    /// [`ExitReason::NoProcess`].
+    /// [`ExitReason::NotRunning`].
     ///
     /// # Errors
     ///
@@ -757,7 +757,7 @@ where
         });
         subscribed.await.unwrap_or_else(|error| match error {
             CallError::OwnCallback => Err(SubscribeError::OwnCallback),
-            _ => Err(SubscribeError::NoProcess),
+            _ => Err(SubscribeError::NotRunning),
         })
     }
 }

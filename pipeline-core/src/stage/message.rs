@@ -257,7 +257,7 @@ impl<R> Drop for Caller<R> {
 /// let numbers = graph.producer("numbers", from_iter(0..10));
 /// let _pipeline = graph.start()?;
 /// numbers.stop(ExitReason::Shutdown).await;
-/// assert_eq!(numbers.demand_mode().await, Err(CallError::NoProcess));
+/// assert_eq!(numbers.demand_mode().await, Err(CallError::NotRunning));
 /// # Ok(())
 /// # }
 /// ```
@@ -266,7 +266,7 @@ impl<R> Drop for Caller<R> {
 pub enum CallError {
     /// The stage is not running, or ended before it handled the message.
     #[error("the stage is not running")]
-    NoProcess,
+    NotRunning,
     /// The stage handled the message and did not answer.
     #[error("the stage did not reply")]
     NoReply,

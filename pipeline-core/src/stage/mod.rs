@@ -57,7 +57,7 @@ pub use self::{
     producer_consumer::ProducerConsumer,
     report::{InHand, StageReport},
     restart::Restart,
-    worker::{ChildContext, Job, Reserved, Start, Worker},
+    worker::{Admission, ChildContext, Job, Reserved, Worker},
 };
 use crate::exit::ExitReason;
 

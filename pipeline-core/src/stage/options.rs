@@ -6,7 +6,7 @@ use super::restart::RestartBudget;
 use crate::{
     buffer::{Buffer, BufferKeep},
     dispatcher::{DemandDispatcher, Dispatcher},
-    outlet::{DemandMode, Outlet, Unsubscribed},
+    outlet::{DemandMode, Outlet, WhenUnsubscribed},
     rate_limit::RateLimit,
     snapshot::StageKind,
 };
@@ -49,7 +49,7 @@ pub(crate) struct StageOptions<E> {
     keep: BufferKeep,
     dispatcher: Box<dyn Fn() -> Box<dyn Dispatcher<E>> + Send>,
     mode: DemandMode,
-    unsubscribed: Unsubscribed,
+    when_unsubscribed: WhenUnsubscribed,
     pub(crate) rate_limit: Option<RateLimit>,
 }
 
@@ -138,9 +138,9 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
         self
     }
 
-    /// What happens to events while there are no subscribers. Default [`Unsubscribed::Buffer`].
-    pub fn unsubscribed(mut self, events: Unsubscribed) -> Self {
-        self.options.unsubscribed = events;
+    /// What happens to events while there are no subscribers. Default [`WhenUnsubscribed::Buffer`].
+    pub fn when_unsubscribed(mut self, events: WhenUnsubscribed) -> Self {
+        self.options.when_unsubscribed = events;
         self
     }
 
@@ -173,7 +173,7 @@ impl<E: 'static> StageOptions<E> {
     pub(crate) fn outlet(&self, kind: StageKind) -> Outlet<E> {
         let buffer = Buffer::new(self.buffer_size(kind), self.keep);
         let mode = if kind == StageKind::Producer { self.mode } else { DemandMode::Forward };
-        Outlet::new((self.dispatcher)(), buffer, mode, self.unsubscribed)
+        Outlet::new((self.dispatcher)(), buffer, mode, self.when_unsubscribed)
     }
 }
 
@@ -184,7 +184,7 @@ impl<E: 'static> Default for StageOptions<E> {
             keep: BufferKeep::default(),
             dispatcher: Box::new(|| Box::new(DemandDispatcher::new())),
             mode: DemandMode::default(),
-            unsubscribed: Unsubscribed::default(),
+            when_unsubscribed: WhenUnsubscribed::default(),
             rate_limit: None,
         }
     }

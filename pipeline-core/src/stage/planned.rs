@@ -225,7 +225,7 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
                 matches!(planned.target.occupant(), Occupant::Vacant | Occupant::Ended(_));
             if missing && matches!(planned.options.mode(), Cancel::Permanent | Cancel::Transient) {
                 let (stage, producer) = (self.slot.name.clone(), planned.target.name().clone());
-                return Err(StartError::NoProcess { stage, producer });
+                return Err(StartError::NotRunning { stage, producer });
             }
         }
         Ok(())

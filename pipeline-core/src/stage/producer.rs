@@ -9,7 +9,7 @@ use crate::{
     exit::ExitReason,
     snapshot::StageKind,
     subscription::{Cancellation, SubscribeOptions, Subscription},
-    wiring::Nothing,
+    wiring::NoInput,
 };
 
 /// A stage that emits events and receives none.
@@ -174,7 +174,7 @@ pub(crate) struct AsProducer<P>(pub(crate) P);
 
 impl<P: Producer> Behaviour for AsProducer<P> {
     type Stage = P;
-    type In = Nothing;
+    type In = NoInput;
     type Out = P::Event;
 
     const KIND: StageKind = StageKind::Producer;

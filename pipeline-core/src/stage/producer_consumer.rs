@@ -10,7 +10,7 @@ use super::{
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+    subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
 };
 
 /// A stage that receives events and emits others.
@@ -113,9 +113,9 @@ pub trait ProducerConsumer: Sized + Send + 'static {
         options: &SubscribeOptions,
         from: &Subscription,
         out: &mut Emitter<'_, Self::Out>,
-    ) -> impl Future<Output = Result<Asking, ExitReason>> + Send {
+    ) -> impl Future<Output = Result<DemandControl, ExitReason>> + Send {
         let _ = (options, from, out);
-        async { Ok(Asking::Automatic) }
+        async { Ok(DemandControl::Automatic) }
     }
 
     /// Called when a subscription to a producer has ended and its last event has been handled. Then
@@ -218,7 +218,7 @@ impl<T: ProducerConsumer> Behaviour for AsProducerConsumer<T> {
         options: &SubscribeOptions,
         from: &Subscription,
         out: &mut Emitter<'_, T::Out>,
-    ) -> impl Future<Output = Result<Asking, ExitReason>> + Send {
+    ) -> impl Future<Output = Result<DemandControl, ExitReason>> + Send {
         self.0.handle_subscribe(options, from, out)
     }
 

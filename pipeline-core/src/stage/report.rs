@@ -130,7 +130,7 @@ impl fmt::Display for Because<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             ExitReason::Killed => f.write_str("was killed"),
-            ExitReason::NoProcess => f.write_str("needed a stage that did not run"),
+            ExitReason::NotRunning => f.write_str("needed a stage that did not run"),
             reason => reason.fmt(f),
         }
     }

@@ -288,7 +288,7 @@ impl<S, In, Out> Slot<S, In, Out> {
             *occupant = if restarting {
                 Occupant::Restarting
             } else {
-                Occupant::Ended(reason.unwrap_or(ExitReason::NoProcess))
+                Occupant::Ended(reason.unwrap_or(ExitReason::NotRunning))
             };
         });
     }

@@ -71,9 +71,9 @@ pub trait Worker<E>: Send + Sync + 'static {
     /// The event is given up; see
     /// [`ConsumerSupervisor::on_given_up`](crate::ConsumerSupervisor::on_given_up). On a restart,
     /// it counts as one more failed try.
-    fn start(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
+    fn start(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
         let _ = (event, context);
-        Ok(Start::Run)
+        Ok(Admission::Run)
     }
 
     /// Reserves something for the child from the moment its event arrives, such as a place in a
@@ -141,14 +141,14 @@ pub trait Worker<E>: Send + Sync + 'static {
 /// Whether a worker accepts an event.
 ///
 /// ```
-/// use pipeline_core::{ChildContext, ExitReason, Start, Worker};
+/// use pipeline_core::{Admission, ChildContext, ExitReason, Worker};
 /// # use pipeline_core::{ConsumerSupervisor, Graph};
 ///
 /// struct Fetch;
 ///
 /// impl Worker<String> for Fetch {
-///     fn start(&self, url: &String, _context: &ChildContext) -> Result<Start, ExitReason> {
-///         Ok(if url.starts_with("https:") { Start::Run } else { Start::Ignore })
+///     fn start(&self, url: &String, _context: &ChildContext) -> Result<Admission, ExitReason> {
+///         Ok(if url.starts_with("https:") { Admission::Run } else { Admission::Ignore })
 ///     }
 ///
 ///     async fn run(&self, url: &String, _context: ChildContext) -> Result<(), ExitReason> {
@@ -168,7 +168,7 @@ pub trait Worker<E>: Send + Sync + 'static {
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Start {
+pub enum Admission {
     /// A child is started for it. The default.
     #[default]
     Run,

@@ -29,7 +29,7 @@ pub enum SubscribeError {
     },
     /// The subscribing stage has ended.
     #[error("the subscribing stage has ended")]
-    NoProcess,
+    NotRunning,
     /// An [`EventStream`](crate::EventStream) cannot subscribe again by itself.
     #[error("a stream cannot be subscribed with Cancel::Reconnect, expected another mode")]
     Reconnect,

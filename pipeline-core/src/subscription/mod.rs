@@ -189,7 +189,7 @@ impl fmt::Display for Cancellation {
 ///
 /// ```
 /// # use pipeline_core::{Consumer, ExitReason};
-/// use pipeline_core::{Asking, SubscribeOptions, Subscription};
+/// use pipeline_core::{DemandControl, SubscribeOptions, Subscription};
 ///
 /// /// Asks for one kind of work at night, and for other work automatically.
 /// struct Backups {
@@ -205,12 +205,12 @@ impl fmt::Display for Cancellation {
 ///         &mut self,
 ///         options: &SubscribeOptions,
 ///         from: &Subscription,
-///     ) -> Result<Asking, ExitReason> {
+///     ) -> Result<DemandControl, ExitReason> {
 ///         if options.get::<Nightly>().is_none() {
-///             return Ok(Asking::Automatic);
+///             return Ok(DemandControl::Automatic);
 ///         }
 ///         self.nightly.push(from.clone());
-///         Ok(Asking::Manual)
+///         Ok(DemandControl::Manual)
 ///     }
 /// #     async fn handle_events(
 /// #         &mut self,
@@ -222,7 +222,7 @@ impl fmt::Display for Cancellation {
 /// }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Asking {
+pub enum DemandControl {
     /// The stage, by `max_demand` and `min_demand`. The default.
     #[default]
     Automatic,
@@ -234,7 +234,7 @@ pub enum Asking {
 /// in any task.
 ///
 /// ```
-/// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
+/// use pipeline_core::{Consumer, DemandControl, ExitReason, SubscribeOptions, Subscription};
 ///
 /// /// Takes one event after the other, whatever its options are.
 /// struct OneByOne;
@@ -246,9 +246,9 @@ pub enum Asking {
 ///         &mut self,
 ///         _options: &SubscribeOptions,
 ///         from: &Subscription,
-///     ) -> Result<Asking, ExitReason> {
+///     ) -> Result<DemandControl, ExitReason> {
 ///         from.ask(1);
-///         Ok(Asking::Manual)
+///         Ok(DemandControl::Manual)
 ///     }
 ///
 ///     async fn handle_events(
@@ -326,11 +326,11 @@ impl Subscription {
 
     /// The `max_demand` of its options.
     ///
-    /// An automatic subscription keeps to it. For a manual one ([`Asking::Manual`]) it is a hint,
+    /// An automatic subscription keeps to it. For a manual one ([`DemandControl::Manual`]) it is a hint,
     /// which the consumer may follow.
     ///
     /// ```
-    /// use pipeline_core::{Asking, Consumer, ExitReason, SubscribeOptions, Subscription};
+    /// use pipeline_core::{Consumer, DemandControl, ExitReason, SubscribeOptions, Subscription};
     ///
     /// /// Asks for a new event whenever it has finished one.
     /// struct Steady;
@@ -342,9 +342,9 @@ impl Subscription {
     ///         &mut self,
     ///         _options: &SubscribeOptions,
     ///         from: &Subscription,
-    ///     ) -> Result<Asking, ExitReason> {
+    ///     ) -> Result<DemandControl, ExitReason> {
     ///         from.ask(from.max_demand());
-    ///         Ok(Asking::Manual)
+    ///         Ok(DemandControl::Manual)
     ///     }
     ///
     ///     async fn handle_events(
@@ -437,7 +437,7 @@ impl Subscription {
 
     /// Asks the producer for `demand` more events; 0 does nothing.
     ///
-    /// For a manual subscription ([`Asking::Manual`]). On an automatic one it asks for events
+    /// For a manual subscription ([`DemandControl::Manual`]). On an automatic one it asks for events
     /// beyond `max_demand`. A subscription that has ended ignores it.
     pub fn ask(&self, demand: usize) {
         if demand > 0 {

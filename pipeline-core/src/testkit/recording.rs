@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use crate::{
     exit::ExitReason,
     stage::{Consumer, Emitter, HandleInfo},
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+    subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
 };
 
 /// Creates a consumer that records the events it receives. It is automatic, with its subscriptions'
@@ -40,7 +40,7 @@ pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
     }));
     let consumer = RecordingConsumer {
         shared: shared.clone(),
-        asking: Asking::Automatic,
+        demand_control: DemandControl::Automatic,
         on_events: Box::new(|_, _| Ok(())),
         stuck: false,
     };
@@ -70,7 +70,7 @@ pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
 #[must_use]
 pub struct RecordingConsumer<E> {
     shared: Arc<Mutex<Recorded<E>>>,
-    asking: Asking,
+    demand_control: DemandControl,
     on_events: OnEvents<E>,
     stuck: bool,
 }
@@ -115,7 +115,7 @@ struct Recorded<E> {
 impl<E: Send + 'static> RecordingConsumer<E> {
     /// Makes it manual: [`Recording::allow`] sends the demand.
     pub fn manual(mut self) -> Self {
-        self.asking = Asking::Manual;
+        self.demand_control = DemandControl::Manual;
         self
     }
 
@@ -214,9 +214,9 @@ impl<E: Send + 'static> Consumer for RecordingConsumer<E> {
         &mut self,
         _options: &SubscribeOptions,
         from: &Subscription,
-    ) -> Result<Asking, ExitReason> {
+    ) -> Result<DemandControl, ExitReason> {
         self.shared.lock().subscriptions.push(from.clone());
-        Ok(self.asking)
+        Ok(self.demand_control)
     }
 
     async fn handle_cancel(

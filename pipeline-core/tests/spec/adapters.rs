@@ -205,7 +205,7 @@ async fn s_182_a_missing_producer_is_an_error_unless_temporary() {
         for mode in [Cancel::Permanent, Cancel::Transient] {
             let mut stream = EventStream::new();
             stream.subscribe(missing, SubscribeOptions::new().cancel(mode)).unwrap();
-            assert!(matches!(stream.next().await, Some(Err(ExitReason::NoProcess))));
+            assert!(matches!(stream.next().await, Some(Err(ExitReason::NotRunning))));
             assert!(stream.next().await.is_none());
         }
         let mut stream = EventStream::new();

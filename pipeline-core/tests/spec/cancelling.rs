@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pipeline_core::{
-    Asking, Caller, Cancel, Cancellation, Consumer, Emitter, ExitReason, Graph, HandleCall,
+    Caller, Cancel, Cancellation, Consumer, DemandControl, Emitter, ExitReason, Graph, HandleCall,
     HandleCast, HandleInfo, Pipeline, Producer, ProducerConsumer, ProducerHandle, Stage,
     StageContext, StartError, SubscribeOptions, Subscription,
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
@@ -415,9 +415,9 @@ impl Consumer for Fragile {
         &mut self,
         _: &SubscribeOptions,
         _: &Subscription,
-    ) -> Result<Asking, ExitReason> {
+    ) -> Result<DemandControl, ExitReason> {
         self.enter("handle_subscribe");
-        Ok(Asking::Automatic)
+        Ok(DemandControl::Automatic)
     }
 
     async fn handle_cancel(

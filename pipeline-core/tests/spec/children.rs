@@ -6,7 +6,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pipeline_core::{ChildContext, ExitReason, Start, Worker, testkit::settle};
+use pipeline_core::{Admission, ChildContext, ExitReason, Worker, testkit::settle};
 use tokio::{sync::oneshot, task, time::Instant};
 
 /// The result of a child's start.
@@ -110,7 +110,7 @@ impl Drop for Alive {
 }
 
 impl Worker<u64> for Children {
-    fn start(&self, event: &u64, _context: &ChildContext) -> Result<Start, ExitReason> {
+    fn start(&self, event: &u64, _context: &ChildContext) -> Result<Admission, ExitReason> {
         let kept = &mut *self.0.lock();
         kept.attempts += 1;
         let answer = match kept.answers.get_mut(event) {
@@ -119,9 +119,9 @@ impl Worker<u64> for Children {
             None => Answer::Run,
         };
         match answer {
-            Answer::Run => Ok(Start::Run),
+            Answer::Run => Ok(Admission::Run),
             Answer::Fail => Err(ExitReason::failed("no start")),
-            Answer::Ignore => Ok(Start::Ignore),
+            Answer::Ignore => Ok(Admission::Ignore),
             Answer::Panic => panic!("no start either"),
         }
     }

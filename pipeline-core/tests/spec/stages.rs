@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Asking, Caller, Cancellation, ConsumerHandle, Emitter, ExitReason, Graph, HandleCall,
+    Caller, Cancellation, ConsumerHandle, DemandControl, Emitter, ExitReason, Graph, HandleCall,
     HandleInfo, Pipeline, ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Stage,
     StageContext, StageHandle, SubscribeOptions, Subscription,
     testkit::{
@@ -184,7 +184,7 @@ pub(crate) enum Seen {
 pub(crate) struct RelayStage {
     shared: Arc<Shared>,
     each: Box<dyn FnMut(u64) -> Vec<u64> + Send>,
-    asking: Asking,
+    demand_control: DemandControl,
     later: bool,
     farewell: Vec<u64>,
 }
@@ -199,7 +199,7 @@ struct Shared {
 impl RelayStage {
     /// Makes it manual.
     pub(crate) fn manual(mut self) -> Self {
-        self.asking = Asking::Manual;
+        self.demand_control = DemandControl::Manual;
         self
     }
 
@@ -253,9 +253,9 @@ impl ProducerConsumer for RelayStage {
         _options: &SubscribeOptions,
         from: &Subscription,
         _out: &mut Emitter<'_, u64>,
-    ) -> Result<Asking, ExitReason> {
+    ) -> Result<DemandControl, ExitReason> {
         *self.shared.upstream.lock() = Some(from.clone());
-        Ok(self.asking)
+        Ok(self.demand_control)
     }
 
     async fn handle_cancel(
@@ -337,7 +337,7 @@ impl Relay {
         let stage = RelayStage {
             shared: shared.clone(),
             each: Box::new(each),
-            asking: Asking::Automatic,
+            demand_control: DemandControl::Automatic,
             later: false,
             farewell: Vec::new(),
         };

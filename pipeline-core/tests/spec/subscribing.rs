@@ -4,8 +4,8 @@ use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Asking, Cancel, Cancellation, Consumer, Deliveries, DemandDispatcher, Dispatcher, Emitter,
-    ExitReason, Graph, ProducerConsumer, ProducerHandle, StartError, SubscribeError,
+    Cancel, Cancellation, Consumer, Deliveries, DemandControl, DemandDispatcher, Dispatcher,
+    Emitter, ExitReason, Graph, ProducerConsumer, ProducerHandle, StartError, SubscribeError,
     SubscribeOptions, Subscriber, Subscription, SubscriptionId,
     testkit::{ScriptedProducer, assert_no_task_left, recording, scripted, settle},
 };
@@ -72,7 +72,7 @@ async fn s_024_a_stopped_consumer_cannot_subscribe() {
     let (producer, consumer) = (silent(), automatic());
     consumer.handle.stop(ExitReason::Normal).await;
     let error = consumer.handle.subscribe(producer.handle(), auto(2, 0)).await.unwrap_err();
-    assert_eq!(error, SubscribeError::NoProcess);
+    assert_eq!(error, SubscribeError::NotRunning);
     settle().await;
     assert_eq!(producer.subscribed().len(), 0);
 }
@@ -128,7 +128,7 @@ async fn s_029_a_start_that_needs_a_missing_producer_fails() {
             let consumer = graph.consumer("consumer", consumer);
             graph.subscribe(&consumer, &producer, auto(2, 0).cancel(mode));
             let error = graph.start().unwrap_err();
-            assert!(matches!(error, StartError::NoProcess { .. }), "{error}");
+            assert!(matches!(error, StartError::NotRunning { .. }), "{error}");
             settle().await;
             assert_eq!((recording.subscriptions(), consumer.is_running()), (0, false));
         }
@@ -182,8 +182,8 @@ impl Consumer for Choosy {
         &mut self,
         options: &SubscribeOptions,
         _from: &Subscription,
-    ) -> Result<Asking, ExitReason> {
-        Ok(*options.get::<Asking>().unwrap())
+    ) -> Result<DemandControl, ExitReason> {
+        Ok(*options.get::<DemandControl>().unwrap())
     }
 }
 
@@ -191,8 +191,8 @@ impl Consumer for Choosy {
 async fn s_036_each_subscription_is_automatic_or_manual_by_itself() {
     let (x, y) = (silent(), silent());
     let (consumer, _pipeline) = alone(|graph| graph.consumer("choosy", Choosy));
-    consumer.subscribe(x.handle(), auto(7, 3).with(Asking::Manual)).await.unwrap();
-    consumer.subscribe(y.handle(), auto(7, 3).with(Asking::Automatic)).await.unwrap();
+    consumer.subscribe(x.handle(), auto(7, 3).with(DemandControl::Manual)).await.unwrap();
+    consumer.subscribe(y.handle(), auto(7, 3).with(DemandControl::Automatic)).await.unwrap();
     settle().await;
     assert_eq!((x.demands(), y.demands()), (vec![], vec![7]));
     assert_eq!((x.subscribed().len(), y.subscribed().len()), (1, 1));

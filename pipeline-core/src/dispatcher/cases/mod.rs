@@ -20,7 +20,7 @@ use crate::{
     buffer::{Buffer, BufferKeep},
     demand::Window,
     exit::ExitReason,
-    outlet::{DemandMode, Outlet, Unsubscribed},
+    outlet::{DemandMode, Outlet, WhenUnsubscribed},
     subscription::{StageId, SubscribeError, SubscribeOptions, SubscriptionId},
 };
 
@@ -116,7 +116,7 @@ impl<E: Debug + PartialEq + Send + 'static> Case<E> {
                 Box::new(dispatcher.clone()),
                 Buffer::new(10_000, BufferKeep::default()),
                 DemandMode::Forward,
-                Unsubscribed::Buffer,
+                WhenUnsubscribed::Buffer,
             ),
             dispatcher,
             subscriptions: vec![],

@@ -15,7 +15,7 @@ pub use self::options::FairQueueOptions;
 use self::{options::Rules, state::State};
 use super::{
     end::{MaxAge, PushEnd, TakeEnd, ends},
-    outcome::{Closed, Offer, TryPushError},
+    outcome::{Closed, OfferOutcome, TryPushError},
     store::Bounded,
 };
 use crate::{
@@ -91,7 +91,7 @@ where
 /// The pushing end of a fair queue. Cheap to clone; any task may hold one.
 ///
 /// ```
-/// use pipeline_core::{FairQueueOptions, Offer, TryPushError, fair_queue};
+/// use pipeline_core::{FairQueueOptions, OfferOutcome, TryPushError, fair_queue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -102,7 +102,7 @@ where
 /// queue.try_push("Joe", "has room")?;
 /// assert_eq!(queue.try_push("Eve", "no room"), Err(TryPushError::Full("no room")));
 /// // Ada has the most items, so her oldest makes room.
-/// assert_eq!(queue.offer("Eve", "at all costs")?, Offer::DisplacedOldest);
+/// assert_eq!(queue.offer("Eve", "at all costs")?, OfferOutcome::DisplacedOldest);
 /// assert_eq!((queue.len_of(&"Ada"), queue.len_of(&"Joe"), queue.len_of(&"Eve")), (1, 1, 1));
 /// # Ok(())
 /// # }
@@ -171,7 +171,7 @@ where
     /// # Errors
     ///
     /// [`Closed`] returns the item if the queue is closed.
-    pub fn offer(&self, key: K, item: T) -> Result<Offer, Closed<T>> {
+    pub fn offer(&self, key: K, item: T) -> Result<OfferOutcome, Closed<T>> {
         self.end.offer(self.rules.entry(key, item))
     }
 

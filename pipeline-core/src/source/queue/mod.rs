@@ -7,7 +7,7 @@ use std::{fmt, future::Future, time::Duration};
 use self::state::State;
 use super::{
     end::{MaxAge, PushEnd, TakeEnd, ends},
-    outcome::{Closed, Offer, TryPushError},
+    outcome::{Closed, OfferOutcome, TryPushError},
     store::Bounded,
 };
 use crate::{
@@ -60,7 +60,7 @@ pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProduc
 /// The options of a queue: its capacity, and what happens when it is full.
 ///
 /// ```
-/// use pipeline_core::{BufferKeep, Offer, QueueOptions, queue};
+/// use pipeline_core::{BufferKeep, OfferOutcome, QueueOptions, queue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -68,9 +68,9 @@ pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProduc
 /// let options = QueueOptions::new().capacity(100).keep(BufferKeep::Last);
 /// let (readings, _producer) = queue(options);
 /// for reading in 0..100 {
-///     assert_eq!(readings.offer(reading)?, Offer::Kept);
+///     assert_eq!(readings.offer(reading)?, OfferOutcome::Kept);
 /// }
-/// assert_eq!(readings.offer(100)?, Offer::DisplacedOldest);
+/// assert_eq!(readings.offer(100)?, OfferOutcome::DisplacedOldest);
 /// # Ok(())
 /// # }
 /// ```
@@ -109,7 +109,7 @@ impl Default for QueueOptions {
 /// The pushing end of a queue. Cheap to clone; any task may hold one.
 ///
 /// ```
-/// use pipeline_core::{BufferKeep, Offer, QueueOptions, TryPushError, queue};
+/// use pipeline_core::{BufferKeep, OfferOutcome, QueueOptions, TryPushError, queue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -117,7 +117,7 @@ impl Default for QueueOptions {
 /// queue.push("waits if it has to").await?;
 /// queue.try_push("or not at all")?;
 /// assert_eq!(queue.try_push("full"), Err(TryPushError::Full("full")));
-/// assert_eq!(queue.offer("full, and never mind")?, Offer::Discarded);
+/// assert_eq!(queue.offer("full, and never mind")?, OfferOutcome::Discarded);
 /// # Ok(())
 /// # }
 /// ```
@@ -183,7 +183,7 @@ impl<T: Send + 'static> Queue<T> {
     /// # Errors
     ///
     /// [`Closed`] returns the item if the queue is closed.
-    pub fn offer(&self, item: T) -> Result<Offer, Closed<T>> {
+    pub fn offer(&self, item: T) -> Result<OfferOutcome, Closed<T>> {
         self.end.offer(item)
     }
 

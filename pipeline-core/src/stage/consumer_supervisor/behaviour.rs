@@ -15,7 +15,7 @@ use crate::{
     demand::Slots,
     exit::ExitReason,
     snapshot::StageKind,
-    subscription::{Asking, Cancellation, SubscribeOptions, Subscription},
+    subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
     telemetry::{Telemetry, WorkerMetrics},
 };
 
@@ -51,11 +51,11 @@ where
         options: &SubscribeOptions,
         from: &Subscription,
         _out: &mut Emitter<'_, Infallible>,
-    ) -> Result<Asking, ExitReason> {
+    ) -> Result<DemandControl, ExitReason> {
         self.0.slots.insert(from.id(), (from.clone(), Slots::new(options)));
         self.0.count_spare();
         from.ask(options.max());
-        Ok(Asking::Manual)
+        Ok(DemandControl::Manual)
     }
 
     async fn handle_events(

@@ -63,7 +63,7 @@ where
     /// # }
     /// ```
     pub async fn terminate_child(&self, child: ChildId) -> Result<(), TerminateError> {
-        self.call(TerminateChild(child)).await.unwrap_or(Err(TerminateError::NoProcess))
+        self.call(TerminateChild(child)).await.unwrap_or(Err(TerminateError::NotRunning))
     }
 
     /// The children and their states.

@@ -33,7 +33,7 @@ pub use self::tries::TooManyRestarts;
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
 use self::{brevity::Brevity, reused::Reused, started::Running, tries::Tries, turns::Turns};
 use super::{
-    Caller, ChildContext, Phase, Reserved, StageHandle, Start, Worker, contained_now,
+    Admission, Caller, ChildContext, Phase, Reserved, StageHandle, Worker, contained_now,
     gauges::Gauges,
     poll_contained, random,
     restart::{Restart, RestartBudget},
@@ -266,7 +266,7 @@ pub struct ChildCount {
 /// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NotFound));
 ///
 /// jobs.stop(ExitReason::Shutdown).await;
-/// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NoProcess));
+/// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NotRunning));
 /// # Ok(())
 /// # }
 /// ```
@@ -278,7 +278,7 @@ pub enum TerminateError {
     NotFound,
     /// The supervisor is not running.
     #[error("the supervisor is not running")]
-    NoProcess,
+    NotRunning,
 }
 
 /// The supervisor's data of a child.
@@ -703,8 +703,8 @@ where
         let worker = &self.shared.worker;
         let accepted = contained_now(|| {
             Ok(match worker.start(&event, &context)? {
-                Start::Run => Some(worker.reserve(&event)),
-                Start::Ignore => None,
+                Admission::Run => Some(worker.reserve(&event)),
+                Admission::Ignore => None,
             })
         });
         match accepted {
@@ -751,7 +751,7 @@ where
     }
 
     /// Calls the worker's `start`.
-    fn attempt(&self, event: &E, context: &ChildContext) -> Result<Start, ExitReason> {
+    fn attempt(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
         contained_now(|| self.shared.worker.start(event, context))
     }
 
@@ -946,11 +946,11 @@ where
         let mut context = self.context(failed);
         context.reserved = self.children.get(&id).and_then(|child| child.reserved.clone());
         match self.attempt(&event, &context) {
-            Ok(Start::Run) => {
+            Ok(Admission::Run) => {
                 let job = self.job(event, context, None);
                 self.spawn(id, job);
             }
-            Ok(Start::Ignore) => self.done(id),
+            Ok(Admission::Ignore) => self.done(id),
             Err(reason) => {
                 self.count_failure();
                 let failed = failed.saturating_add(1);

@@ -49,7 +49,7 @@ use crate::{
     rate_limit::RateLimiter,
     snapshot::{Activity, StageKind},
     subscription::{
-        Asking, Cancellation, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
+        Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
     },
     telemetry::{BatchTimer, StageMetrics},
 };
@@ -166,7 +166,7 @@ type MailOf<B> = Mail<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behav
 
 /// A callback and its arguments.
 enum Callback<'a, B: Behaviour> {
-    Subscribed(&'a SubscribeOptions, &'a Subscription, &'a mut Asking),
+    Subscribed(&'a SubscribeOptions, &'a Subscription, &'a mut DemandControl),
     Cancelled(&'a Cancellation, &'a Subscription),
     Consumer(&'a SubscribeOptions, &'a Subscription),
     ConsumerGone(&'a Cancellation, &'a Subscription),
@@ -569,7 +569,7 @@ impl<B: Behaviour> StageTask<B> {
             Control::Subscribe(subscribing) if self.draining || self.finishing.is_some() => {
                 // It takes nothing new.
                 if let Some(answer) = subscribing.answer {
-                    let _ = answer.send(Err(SubscribeError::NoProcess));
+                    let _ = answer.send(Err(SubscribeError::NotRunning));
                 }
             }
             Control::Subscribe(subscribing) => return self.subscribe(*subscribing, None).await,
@@ -692,8 +692,8 @@ impl<B: Behaviour> StageTask<B> {
         let mut answer = None;
         let outcome = contained(async {
             match callback {
-                Callback::Subscribed(options, from, asking) => {
-                    *asking = behaviour.handle_subscribe(options, from, &mut out).await?;
+                Callback::Subscribed(options, from, demand_control) => {
+                    *demand_control = behaviour.handle_subscribe(options, from, &mut out).await?;
                     Ok(())
                 }
                 Callback::Cancelled(ended, from) => {

@@ -28,7 +28,7 @@ use crate::{
     shown::shown,
     snapshot::StageKind,
     subscription::{
-        Asking, Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription,
+        Cancel, Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription,
         SubscriptionId,
     },
 };
@@ -154,7 +154,7 @@ impl<B: Behaviour> StageTask<B> {
                     return Ok(());
                 }
                 let source = Source { target, options, origin, backoff, let_go: false };
-                return self.carry_on(source, ExitReason::NoProcess);
+                return self.carry_on(source, ExitReason::NotRunning);
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason)
@@ -203,9 +203,9 @@ impl<B: Behaviour> StageTask<B> {
             paused: false,
             extra: source,
         });
-        let mut asking = Asking::Automatic;
-        self.call(Callback::Subscribed(&options, &subscription, &mut asking)).await?;
-        if asking == Asking::Automatic
+        let mut demand_control = DemandControl::Automatic;
+        self.call(Callback::Subscribed(&options, &subscription, &mut demand_control)).await?;
+        if demand_control == DemandControl::Automatic
             && let Some(upstream) = self.inlet.get(id)
         {
             upstream.window = Some(Window::new(&options));
@@ -215,7 +215,7 @@ impl<B: Behaviour> StageTask<B> {
             let _ = answer.send(Ok(subscription));
         }
         if !running {
-            let reason = gone.filter(|_| planned).unwrap_or(ExitReason::NoProcess);
+            let reason = gone.filter(|_| planned).unwrap_or(ExitReason::NotRunning);
             let how = Cancellation::Down(reason);
             self.inlet.queue(Input::Ended { from: id, how });
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pipeline_core::{
     Backoff, BufferKeep, Cancel, DemandMode, ExitReason, Jitter, RateLimit, SubscribeOptions,
-    Unsubscribed,
+    WhenUnsubscribed,
 };
 use proptest::prelude::*;
 
@@ -34,7 +34,7 @@ pub(super) struct Frame {
     pub(super) lanes: bool,
     pub(super) buffer: Option<usize>,
     pub(super) keep: BufferKeep,
-    pub(super) unsubscribed: Unsubscribed,
+    pub(super) when_unsubscribed: WhenUnsubscribed,
     pub(super) mode: DemandMode,
     pub(super) limit: Option<RateLimit>,
 }
@@ -139,7 +139,7 @@ fn calm_frame() -> impl Strategy<Value = Frame> {
         lanes: false,
         buffer: None,
         keep: BufferKeep::Last,
-        unsubscribed: Unsubscribed::Buffer,
+        when_unsubscribed: WhenUnsubscribed::Buffer,
         mode,
         limit,
     })
@@ -147,17 +147,17 @@ fn calm_frame() -> impl Strategy<Value = Frame> {
 
 fn wild_frame() -> impl Strategy<Value = Frame> {
     let keep = prop_oneof![Just(BufferKeep::First), Just(BufferKeep::Last)];
-    let unsubscribed =
-        prop_oneof![3 => Just(Unsubscribed::Buffer), 1 => Just(Unsubscribed::Discard)];
+    let when_unsubscribed =
+        prop_oneof![3 => Just(WhenUnsubscribed::Buffer), 1 => Just(WhenUnsubscribed::Discard)];
     let lanes = prop::bool::weighted(0.2);
     let buffer = prop::option::of(0usize..8);
-    (calm_frame(), any::<bool>(), lanes, buffer, keep, unsubscribed).prop_map(
-        |(frame, restarts, lanes, buffer, keep, unsubscribed)| Frame {
+    (calm_frame(), any::<bool>(), lanes, buffer, keep, when_unsubscribed).prop_map(
+        |(frame, restarts, lanes, buffer, keep, when_unsubscribed)| Frame {
             restarts,
             lanes,
             buffer,
             keep,
-            unsubscribed,
+            when_unsubscribed,
             ..frame
         },
     )

@@ -153,7 +153,7 @@ impl Run {
     ) -> Stage<S, Event> {
         let mut stage = made(frame, make)
             .buffer_keep(frame.keep)
-            .unsubscribed(frame.unsubscribed)
+            .when_unsubscribed(frame.when_unsubscribed)
             .demand(frame.mode);
         if let Some(size) = frame.buffer {
             stage = stage.buffer_size(size);

@@ -4,8 +4,8 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Cancellation, ChildContext, Consumer, Emitter, ExitReason, HandleCast, HandleInfo, Producer,
-    ProducerConsumer, Start, SubscribeOptions, Subscription, Worker,
+    Admission, Cancellation, ChildContext, Consumer, Emitter, ExitReason, HandleCast, HandleInfo,
+    Producer, ProducerConsumer, SubscribeOptions, Subscription, Worker,
 };
 use tokio::time::{self, Instant};
 
@@ -340,21 +340,21 @@ impl Work {
 }
 
 impl Worker<Event> for Work {
-    fn start(&self, event: &Event, context: &ChildContext) -> Result<Start, ExitReason> {
+    fn start(&self, event: &Event, context: &ChildContext) -> Result<Admission, ExitReason> {
         if context.restarts() == 0 {
             self.kit.ledger.arrived(None, &[*event]);
         }
         match event.n % 13 {
             5 => {
                 self.kit.ledger.handled(&[*event]);
-                Ok(Start::Ignore)
+                Ok(Admission::Ignore)
             }
             7 if context.restarts() == 0 => {
                 self.kit.ledger.handled(&[*event]);
                 Err(ExitReason::failed("no start"))
             }
             n if context.restarts() == 1 && n % 2 == 0 => Err(ExitReason::failed("no restart")),
-            _ => Ok(Start::Run),
+            _ => Ok(Admission::Run),
         }
     }
 
