@@ -125,7 +125,7 @@ fn stages(
                 consumer.subscribe(&numbers, options).await.unwrap();
             }
             numbers.demand(DemandMode::Forward);
-            assert_eq!(pipeline.ended().await.left_undone(), 0);
+            assert_eq!(pipeline.join().await.unprocessed(), 0);
             assert_eq!(count.get(), received);
         });
     });
@@ -195,7 +195,7 @@ fn counted(producer: impl Producer<Event = u64>) -> (Count, Pipeline) {
 }
 
 async fn ended(count: Count, mut pipeline: Pipeline) {
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(count.get(), EVENTS);
 }
 

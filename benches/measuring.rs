@@ -35,8 +35,8 @@ fn producer_to_consumer(c: &mut Criterion) {
                     let builder = Pipeline::builder("bench").telemetry(telemetry.clone());
                     let builder = builder.producer(Numbers::default());
                     let builder = builder.consumer(count.clone(), demand.clone());
-                    let report = builder.start().unwrap().ended().await;
-                    assert_eq!((report.left_undone(), count.get()), (0, EVENTS));
+                    let report = builder.start().unwrap().join().await;
+                    assert_eq!((report.unprocessed(), count.get()), (0, EVENTS));
                 });
             });
         }
@@ -61,7 +61,7 @@ fn supervised_workers(c: &mut Criterion) {
                     let builder = builder.producer(Numbers::default());
                     let workers = ConsumerSupervisor::new(worker);
                     let builder = builder.consumer_supervisor(workers, demand.clone());
-                    assert_eq!(builder.start().unwrap().ended().await.left_undone(), 0);
+                    assert_eq!(builder.start().unwrap().join().await.unprocessed(), 0);
                 });
             });
         }

@@ -58,7 +58,7 @@ fn producer_to_consumer(c: &mut Criterion) {
                 let count = Count::default();
                 let builder = Pipeline::builder("bench").producer(Numbers::default());
                 let mut pipeline = builder.consumer(count.clone(), demand.clone()).start().unwrap();
-                assert_eq!(pipeline.ended().await.left_undone(), 0);
+                assert_eq!(pipeline.join().await.unprocessed(), 0);
                 assert_eq!(count.get(), EVENTS);
             });
         });
@@ -94,7 +94,7 @@ fn three_stages(c: &mut Criterion) {
             let builder = Pipeline::builder("bench").producer(Numbers::default());
             let builder = builder.producer_consumer(Identity, demand.clone());
             let mut pipeline = builder.consumer(count.clone(), demand.clone()).start().unwrap();
-            assert_eq!(pipeline.ended().await.left_undone(), 0);
+            assert_eq!(pipeline.join().await.unprocessed(), 0);
             assert_eq!(count.get(), EVENTS);
         });
     });
@@ -141,7 +141,7 @@ fn consumer_supervisor(c: &mut Criterion) {
                 let workers = ConsumerSupervisor::new(worker);
                 let mut pipeline =
                     builder.consumer_supervisor(workers, demand.clone()).start().unwrap();
-                assert_eq!(pipeline.ended().await.left_undone(), 0);
+                assert_eq!(pipeline.join().await.unprocessed(), 0);
             });
         });
         // The hand-written equivalent.
@@ -180,7 +180,7 @@ fn push_from_outside(c: &mut Criterion) {
                 queue.push(event).await.unwrap();
             }
             drop(queue);
-            assert_eq!(pipeline.ended().await.left_undone(), 0);
+            assert_eq!(pipeline.join().await.unprocessed(), 0);
             assert_eq!(count.get(), EVENTS);
         });
     });

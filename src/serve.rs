@@ -504,7 +504,7 @@ async fn first_to_end(pipelines: &mut [Pipeline]) {
     if pipelines.is_empty() {
         std::future::pending::<()>().await;
     }
-    select_all(pipelines.iter_mut().map(|pipeline| Box::pin(pipeline.ended()))).await;
+    select_all(pipelines.iter_mut().map(|pipeline| Box::pin(pipeline.join()))).await;
 }
 
 /// The result of a shutdown: how each part stopped, and what was left unprocessed.

@@ -362,7 +362,7 @@ async fn shutdown_under_load_delivers_or_reports_every_accepted_item() {
     let (arrived, code) = reading.await.unwrap();
     assert_eq!(code, 1012, "so that the client reconnects");
     let accepted = accepted.load(Ordering::SeqCst);
-    assert_eq!(accepted, arrived + report.pipelines[0].left_undone(), "{report}");
+    assert_eq!(accepted, arrived + report.pipelines[0].unprocessed(), "{report}");
     assert_eq!(report.endpoint.unwrap().closed, 1);
     assert!(app.pushes.is_closed());
 }
@@ -377,7 +377,7 @@ async fn the_exact_number_of_unprocessed_items_is_reported() {
     keeper.started(2).await;
     let report = app.stop().await;
     assert!(!report.is_clean());
-    assert_eq!(report.pipelines[0].left_undone(), 10);
+    assert_eq!(report.pipelines[0].unprocessed(), 10);
     let text = report.to_string();
     assert!(text.contains("10 events left undone"), "{text}");
     assert!(text.contains("8 events held"), "{text}");
@@ -405,7 +405,7 @@ async fn a_failed_pipeline_stops_the_server_and_reports_the_reason() {
     pushes.push(1).await.unwrap();
     let report = serving.await.unwrap();
     assert!(!report.is_clean());
-    assert_eq!(report.pipelines[0].left_undone(), 1);
+    assert_eq!(report.pipelines[0].unprocessed(), 1);
 }
 
 #[tokio::test]

@@ -121,7 +121,7 @@ async fn it_is_not_alive_when_a_pipeline_has_failed() {
         .unwrap();
     let health = Health::new().pipeline(pipeline.observer());
     queue.push("seven").await.unwrap();
-    pipeline.ended().await;
+    pipeline.join().await;
     let why = health.liveness().unwrap_err();
     assert_eq!(
         why.to_string(),

@@ -237,7 +237,7 @@ async fn a_full_buffer_answers_503_with_retry_after() {
     let (status, lines) = example.ended().await;
     let lines = lines.join("\n");
     assert_eq!(status.code(), Some(1), "items were left unprocessed");
-    assert!(lines.contains(&format!("{accepted} events left undone")), "{lines}");
+    assert!(lines.contains(&format!("{accepted} unprocessed events")), "{lines}");
 }
 
 #[tokio::test]

@@ -430,7 +430,7 @@ async fn the_drain_timeout_covers_all_pipelines() {
     let began = Instant::now();
     server.stop();
     let report = server.serving.await.unwrap().unwrap();
-    let left: Vec<_> = report.pipelines.iter().map(PipelineReport::left_undone).collect();
+    let left: Vec<_> = report.pipelines.iter().map(PipelineReport::unprocessed).collect();
     assert_eq!(left, [1, 1]);
     assert!(began.elapsed() < minute + minute / 2, "{:?}", began.elapsed());
 }

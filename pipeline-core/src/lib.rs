@@ -30,8 +30,8 @@
 //!
 //! // Close the queue: the pipeline handles all pushed items and ends.
 //! queue.close();
-//! let report = pipeline.ended().await;
-//! assert_eq!(report.left_undone(), 0);
+//! let report = pipeline.join().await;
+//! assert_eq!(report.unprocessed(), 0);
 //! # Ok(())
 //! # }
 //! ```
@@ -86,7 +86,7 @@ pub mod guide {}
 pub use self::deadline::Deadline;
 // The type of a hidden callback that gives the library's own consumers an exact count.
 #[doc(hidden)]
-pub use self::stage::InHand;
+pub use self::stage::Unprocessed;
 pub use self::{
     adaptive::Adaptive,
     backoff::{Backoff, Jitter},

@@ -26,7 +26,7 @@ use crate::{
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
 /// let observer = pipeline.observer();
-/// pipeline.ended().await;
+/// pipeline.join().await;
 /// drop(pipeline);
 ///
 /// let seen = observer.snapshot();

@@ -33,7 +33,7 @@ use crate::{
 ///
 /// // All consumers that need the first price are subscribed.
 /// prices.demand(DemandMode::Forward);
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```

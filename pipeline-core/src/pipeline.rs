@@ -46,9 +46,9 @@ use crate::{
 ///     .filter(|n| n % 2 == 0)
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
-/// let report = pipeline.ended().await;
+/// let report = pipeline.join().await;
 /// assert_eq!(&*report.stages[0].stage, "numbers");
-/// assert_eq!(report.left_undone(), 0);
+/// assert_eq!(report.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -107,14 +107,14 @@ pub struct Open<E> {
 ///
 /// /// Runs a pipeline to its end.
 /// async fn run(pipeline: PipelineBuilder<Complete>) -> Result<PipelineReport, StartError> {
-///     Ok(pipeline.start()?.ended().await)
+///     Ok(pipeline.start()?.join().await)
 /// }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let count = Pipeline::builder("count")
 /// #     .producer(from_iter(0..10))
 /// #     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new());
-/// # assert_eq!(run(count).await?.left_undone(), 0);
+/// # assert_eq!(run(count).await?.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```

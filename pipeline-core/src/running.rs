@@ -50,7 +50,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// end the pipeline gracefully, use [`drain`](Self::drain).
 ///
 /// If a stage fails for good, the others are stopped too, while its `terminate` runs, and
-/// [`ended`](Self::ended) completes with the reason. The stages of a [`Graph`](crate::Graph) are
+/// [`join`](Self::join) completes with the reason. The stages of a [`Graph`](crate::Graph) are
 /// stopped only when a [`restarting`](crate::Stage::restarting) stage has failed too often; any
 /// failure for good shows at once in the [`snapshot`](Self::snapshot).
 ///
@@ -69,7 +69,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// queue.push(7).await?;
 ///
 /// let report = pipeline.drain(Duration::from_secs(10)).await;
-/// if report.left_undone() > 0 {
+/// if report.unprocessed() > 0 {
 ///     eprintln!("{report}");
 /// }
 /// # Ok(())
@@ -199,14 +199,14 @@ impl Pipeline {
     ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
     ///     .start()?;
     /// let report = tokio::select! {
-    ///     report = pipeline.ended() => report,
+    ///     report = pipeline.join() => report,
     ///     () = told_to_stop => pipeline.drain(Duration::from_secs(10)).await,
     /// };
     /// assert!(report.failure().is_none());
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn ended(&mut self) -> PipelineReport {
+    pub async fn join(&mut self) -> PipelineReport {
         if let Some(report) = &self.report {
             return report.clone();
         }
@@ -240,7 +240,7 @@ impl Pipeline {
     pub async fn drain(mut self, within: Duration) -> PipelineReport {
         // Without a receiver, the pipeline has already ended.
         let _ = self.commands.send(Command::Drain { within }).await;
-        self.ended().await
+        self.join().await
     }
 }
 
@@ -250,7 +250,7 @@ impl Drop for Pipeline {
     }
 }
 
-/// The final report of a pipeline: how it ended, and what it left undone.
+/// The final report of a pipeline: how it ended, and its unprocessed events.
 ///
 /// Items that its queues discarded are not included: [`Queue::discarded`](crate::Queue::discarded)
 /// and the metric `pipeline.events_discarded` count them.
@@ -266,12 +266,12 @@ impl Drop for Pipeline {
 ///     .consumer(parse, SubscribeOptions::new().max_demand(1))
 ///     .start()?;
 ///
-/// let report = pipeline.ended().await;
+/// let report = pipeline.join().await;
 /// let failure = report.failure().ok_or("all went well")?;
 /// assert_eq!(&*failure.stage, "consumer");
 /// assert_eq!(failure.reason.to_string(), "failed: invalid digit found in string");
 /// // The event that it failed on.
-/// assert_eq!(report.left_undone(), 1);
+/// assert_eq!(report.unprocessed(), 1);
 /// # Ok(())
 /// # }
 /// ```
@@ -284,25 +284,26 @@ pub struct PipelineReport {
     /// example because a metrics recorder panicked, there is one more entry with the pipeline's
     /// name.
     pub stages: Vec<StageReport>,
-    /// Whether it ended by itself, before any deadline.
-    pub in_time: bool,
+    /// Whether all stages ran to their end, `terminate` included. False if a deadline passed first,
+    /// or the pipeline's own task failed.
+    pub completed: bool,
 }
 
 impl PipelineReport {
     fn new(pipeline: Arc<str>) -> Self {
-        Self { pipeline, stages: Vec::new(), in_time: true }
+        Self { pipeline, stages: Vec::new(), completed: true }
     }
 
     /// Records a failure of the pipeline itself, not of a stage.
     fn fail_as_a_whole(&mut self, reason: ExitReason) {
-        self.in_time = false;
+        self.completed = false;
         self.stages.push(StageReport::new(self.pipeline.clone(), reason));
     }
 
     /// The number of events that were accepted and not processed to the end.
     #[must_use]
-    pub fn left_undone(&self) -> usize {
-        self.stages.iter().map(StageReport::left_undone).sum()
+    pub fn unprocessed(&self) -> usize {
+        self.stages.iter().map(StageReport::unprocessed).sum()
     }
 
     /// The first stage that did not end gracefully, if any. A stage that failed, was restarted and
@@ -312,11 +313,11 @@ impl PipelineReport {
         self.stages.iter().find(|stage| !stage.reason.is_graceful())
     }
 
-    /// Whether no event was left undone and every stage ended gracefully. Discarded and given-up
+    /// Whether every event was processed and every stage ended gracefully. Discarded and given-up
     /// events do not count against it.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.left_undone() == 0 && self.failure().is_none()
+        self.unprocessed() == 0 && self.failure().is_none()
     }
 
     /// Returns the report itself if it [is clean](Self::is_clean), else an error with the same
@@ -335,7 +336,7 @@ impl PipelineReport {
     ///     .producer(from_iter(0..10))
     ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
     ///     .start()?;
-    /// println!("{}", pipeline.ended().await.into_result()?);
+    /// println!("{}", pipeline.join().await.into_result()?);
     /// # Ok(())
     /// # }
     /// ```
@@ -344,7 +345,7 @@ impl PipelineReport {
     }
 }
 
-/// A pipeline that failed or left events undone: the error of [`PipelineReport::into_result`].
+/// A pipeline that failed or has unprocessed events: the error of [`PipelineReport::into_result`].
 ///
 /// ```
 /// use pipeline_core::{ExitReason, Pipeline, SubscribeOptions, for_each, from_iter};
@@ -356,9 +357,9 @@ impl PipelineReport {
 ///     .producer(from_iter(0..1))
 ///     .consumer(fail, SubscribeOptions::new())
 ///     .start()?;
-/// let error = pipeline.ended().await.into_result().unwrap_err();
+/// let error = pipeline.join().await.into_result().unwrap_err();
 /// assert!(error.to_string().contains("consumer ended (failed: no route)"));
-/// assert_eq!(error.report().left_undone(), 1);
+/// assert_eq!(error.report().unprocessed(), 1);
 /// # Ok(())
 /// # }
 /// ```
@@ -383,11 +384,12 @@ impl fmt::Debug for NotClean {
 
 impl fmt::Display for PipelineReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let in_time = if self.in_time { "" } else { " after its deadline" };
-        match self.left_undone() {
-            0 => write!(f, "pipeline {} ended{in_time}, nothing left undone", self.pipeline)?,
-            1 => write!(f, "pipeline {} ended{in_time}, 1 event left undone", self.pipeline)?,
-            n => write!(f, "pipeline {} ended{in_time}, {n} events left undone", self.pipeline)?,
+        let late = if self.completed { "" } else { " after its deadline" };
+        write!(f, "pipeline {} ended{late}, ", self.pipeline)?;
+        match self.unprocessed() {
+            0 => f.write_str("no unprocessed events")?,
+            1 => f.write_str("1 unprocessed event")?,
+            n => write!(f, "{n} unprocessed events")?,
         }
         for stage in &self.stages {
             write!(f, "; {stage}")?;
@@ -527,7 +529,7 @@ impl Stages {
                 }
                 _ = look.tick() => self.look(),
                 () = deadline.passed() => {
-                    self.report.in_time = false;
+                    self.report.completed = false;
                     if *self.whole.phase.borrow() == Phase::Kill {
                         return self.abort().await;
                     }
@@ -630,7 +632,7 @@ impl Stages {
         let ended = ended.after(running.earlier.take());
         tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "stage ended");
         let failed = !ended.reason.is_graceful();
-        self.report.in_time &= ended.in_time;
+        self.report.completed &= ended.terminated;
         if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
             running.planned.vacate(true);
             tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, restarting it");

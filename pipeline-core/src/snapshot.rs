@@ -49,7 +49,7 @@ pub struct PipelineSnapshot {
 ///     .producer(from_iter(0..10))
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 ///
 /// let stages = pipeline.snapshot().stages;
 /// assert_eq!((stages[0].events_out, stages[1].events_in), (10, 10));

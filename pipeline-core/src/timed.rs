@@ -90,7 +90,7 @@ impl<T> Timed<T> {
     ///     .start()?;
     /// queue.push_timed("hello").await?;
     /// # drop(queue);
-    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```

@@ -72,7 +72,7 @@ async fn run(
         .consumer(Recorder { batches, fail_at }, options)
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     asks.close();
     handled.close();
     let asks = std::iter::from_fn(|| asks.try_recv().ok()).collect();
@@ -94,7 +94,7 @@ async fn events_are_handled_in_chunks_and_demand_is_renewed_after_each() {
     let (asks, handled, report) = run(2000, None, SubscribeOptions::new()).await;
     assert_eq!(asks, [1000, 500, 500]);
     assert_eq!(handled, batches(&[500, 500, 500, 500, 0]), "terminate records the empty batch");
-    assert_eq!(report.left_undone(), 0);
+    assert_eq!(report.unprocessed(), 0);
 
     let options = SubscribeOptions::new().max_demand(100).min_demand(20);
     let (asks, handled, _) = run(280, None, options).await;
@@ -110,9 +110,9 @@ async fn a_failing_consumer_ends_the_pipeline_with_its_reason() {
     let failure = report.failure().unwrap();
     assert_eq!(&*failure.stage, "consumer");
     assert_eq!(failure.reason.to_string(), "failed: an even event");
-    assert_eq!(failure.unfinished, 2, "the failed chunk");
+    assert_eq!(failure.in_progress, 2, "the failed chunk");
     let emitted: usize = asks.iter().sum();
-    assert_eq!(emitted, 4 + report.left_undone(), "all other events were in transit: {report}");
+    assert_eq!(emitted, 4 + report.unprocessed(), "all other events were in transit: {report}");
 }
 
 #[tokio::test]
@@ -143,12 +143,12 @@ async fn a_consumer_that_stops_ends_the_pipeline() {
         .start()
         .unwrap();
     assert_eq!(pipeline.name(), "enough");
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert_eq!(&*report.pipeline, "enough");
     assert!(report.failure().is_none());
-    assert_eq!(report.left_undone(), 3, "one in the callback, two in the queue: {report}");
+    assert_eq!(report.unprocessed(), 3, "one in the callback, two in the queue: {report}");
     assert!(queue.is_closed());
-    assert_eq!(pipeline.ended().await.left_undone(), 3, "a second call returns the same report");
+    assert_eq!(pipeline.join().await.unprocessed(), 3, "a second call returns the same report");
 }
 
 #[tokio::test]
@@ -172,8 +172,8 @@ async fn a_consumer_that_is_not_permanent_drains_with_the_pipeline() {
         .unwrap();
     assert_eq!(handled.recv().await, Some(vec![0, 1, 2, 3, 4]));
     let report = pipeline.drain(std::time::Duration::from_secs(3600)).await;
-    assert!(report.in_time);
-    assert_eq!(report.left_undone(), 0);
+    assert!(report.completed);
+    assert_eq!(report.unprocessed(), 0);
     assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
 }
 
@@ -224,7 +224,7 @@ async fn ends(when: When, reason: ExitReason, cancel: Cancel) -> [String; 2] {
         .consumer(Recorder { batches, fail_at: None }, SubscribeOptions::new().cancel(cancel))
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     ["producer", "consumer"].map(|name| {
         let stage = report.stages.iter().find(|stage| &*stage.stage == name).unwrap();
         stage.reason.to_string()
@@ -282,7 +282,7 @@ async fn a_producer_sees_how_much_is_still_owed() {
         .consumer(Recorder { batches, fail_at: None }, SubscribeOptions::new().max_demand(6))
         .start()
         .unwrap();
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     handled.close();
     let handled: Vec<_> = std::iter::from_fn(|| handled.try_recv().ok()).flatten().collect();
     assert_eq!(handled, Vec::from_iter(0..12));

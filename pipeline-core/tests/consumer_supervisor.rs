@@ -83,7 +83,7 @@ async fn the_bound_holds_on_many_threads() {
         queue.push(item).await.unwrap();
     }
     drop(queue);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(alive.load(Ordering::SeqCst), 0);
     assert_eq!(most.load(Ordering::SeqCst), MAX);
 }
@@ -119,7 +119,7 @@ async fn one_worker_takes_the_events_in_order() {
         queue.push(item).await.unwrap();
     }
     drop(queue);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     for item in 0..100 {
         assert_eq!(seen.recv().await, Some(item));
     }
@@ -158,8 +158,8 @@ async fn a_transient_worker_is_restarted_with_the_same_event() {
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     drop(queue);
-    let report = pipeline.ended().await;
-    assert_eq!((report.left_undone(), report.failure().is_none()), (0, true));
+    let report = pipeline.join().await;
+    assert_eq!((report.unprocessed(), report.failure().is_none()), (0, true));
     for event in [1, 2] {
         for restarts in 0..=3 {
             assert_eq!(seen.recv().await, Some((event, restarts)), "in the same slot");
@@ -178,7 +178,7 @@ async fn a_temporary_worker_is_not_restarted() {
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     drop(queue);
-    assert!(pipeline.ended().await.failure().is_none());
+    assert!(pipeline.join().await.failure().is_none());
     assert_eq!([seen.recv().await, seen.recv().await], [Some((1, 0)), Some((2, 0))]);
     assert_eq!(seen.recv().await, None);
 }
@@ -192,11 +192,11 @@ async fn too_many_restarts_stop_the_supervisor_and_its_pipeline() {
     let mut pipeline = supervised(producer, supervisor, 1, 0);
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     let reasons: Vec<_> = report.stages.iter().map(|stage| stage.reason.to_string()).collect();
     let failure = "failed: too many restarts of workers, the last one failed: not yet";
     assert_eq!(reasons, [failure, "shutdown"]);
-    assert_eq!(report.left_undone(), 2, "{report}");
+    assert_eq!(report.unprocessed(), 2, "{report}");
     for restarts in 0..=2 {
         assert_eq!(seen.recv().await, Some((1, restarts)));
     }
@@ -220,7 +220,7 @@ async fn process_time_is_measured_in_milliseconds_with_fractions() {
         .unwrap();
     queue.push(1).await.unwrap();
     drop(queue);
-    pipeline.ended().await;
+    pipeline.join().await;
     let samples = recorded.samples("pipeline.worker.process_time");
     assert!(matches!(samples[..], [ms] if (7250.0..7252.0).contains(&ms)), "{samples:?}");
 }
@@ -267,7 +267,7 @@ async fn children_after_many_brief_ones_still_wait_fail_and_panic_on_their_own()
         )
         .start()
         .unwrap();
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(done.load(Ordering::Relaxed), 102);
     assert!(tasks.lock().len() < 70, "some children must run without a task");
 }
@@ -282,7 +282,7 @@ async fn with_always_spawn_each_child_gets_a_task() {
         .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(10))
         .start()
         .unwrap();
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(tasks.lock().len(), 104, "two were restarted");
 }
 

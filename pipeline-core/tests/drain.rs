@@ -37,11 +37,11 @@ async fn draining_processes_accepted_items_and_takes_no_more() {
     keeper.let_go(10);
     assert_eq!(keeper.started(8).await, Vec::from_iter(2..10));
     let report = draining.await.unwrap();
-    assert!(report.in_time);
-    assert_eq!(report.left_undone(), 0);
+    assert!(report.completed);
+    assert_eq!(report.unprocessed(), 0);
     assert_eq!(
         report.to_string().split(';').next(),
-        Some("pipeline test ended, nothing left undone")
+        Some("pipeline test ended, no unprocessed events")
     );
 }
 
@@ -56,19 +56,19 @@ async fn unfinished_events_at_the_deadline_are_counted_exactly() {
     }
     keeper.started(3).await;
     let report = pipeline.drain(Duration::from_millis(50)).await;
-    assert!(!report.in_time);
+    assert!(!report.completed);
     let producer = report.stages.iter().find(|stage| &*stage.stage == "producer").unwrap();
     let workers = report.stages.iter().find(|stage| &*stage.stage != "producer").unwrap();
-    assert_eq!((producer.held, producer.unfinished), (7, 0));
-    assert_eq!((workers.held, workers.unfinished), (0, 3));
-    assert_eq!(report.left_undone(), 10);
+    assert_eq!((producer.pending, producer.in_progress), (7, 0));
+    assert_eq!((workers.pending, workers.in_progress), (0, 3));
+    assert_eq!(report.unprocessed(), 10);
     let text = report.to_string();
     assert!(
-        text.starts_with("pipeline test ended after its deadline, 10 events left undone"),
+        text.starts_with("pipeline test ended after its deadline, 10 unprocessed events"),
         "{text}"
     );
-    assert!(text.contains("producer ended (killed), 7 events held"), "{text}");
-    assert!(text.contains("3 events begun and not finished"), "{text}");
+    assert!(text.contains("producer ended (killed), 7 events pending"), "{text}");
+    assert!(text.contains("3 events in progress"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -106,7 +106,7 @@ async fn under_load_all_accepted_events_are_done_or_reported() {
         for pusher in pushers {
             accepted += pusher.await.unwrap();
         }
-        assert_eq!(accepted, done.load(Ordering::SeqCst) + report.left_undone(), "{report}");
+        assert_eq!(accepted, done.load(Ordering::SeqCst) + report.unprocessed(), "{report}");
     }
 }
 
@@ -178,15 +178,15 @@ async fn workers_are_notified_to_stop_and_dropped_if_they_do_not() {
     settle().await;
     assert!(starting.try_recv().is_err(), "the workers were not notified to stop");
     queue.push(0).await.unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert_eq!(starting.recv().await, Some(0));
     let mut told = [starting.recv().await, starting.recv().await];
     told.sort_unstable();
     assert_eq!(told, [Some(101), Some(102)]);
-    let workers = report.stages.iter().find(|stage| stage.unfinished > 0).unwrap();
+    let workers = report.stages.iter().find(|stage| stage.in_progress > 0).unwrap();
     assert!(workers.reason.to_string().contains("too many restarts"), "{report}");
     assert_eq!(
-        workers.unfinished, 2,
+        workers.in_progress, 2,
         "the failed worker and the one that ignored the notification"
     );
 }

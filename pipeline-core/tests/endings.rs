@@ -90,10 +90,10 @@ async fn a_stage_that_fails_while_draining_is_restarted_and_continues_to_drain()
     // All at once, so that the failure comes later.
     (0..1000).for_each(|n| queue.try_push(n).unwrap());
     let report = pipeline.drain(DAY).await;
-    assert!(report.in_time && report.failure().is_none(), "{report}");
+    assert!(report.completed && report.failure().is_none(), "{report}");
     let done = seen.0.lock().len();
-    assert_eq!(done + report.left_undone(), 1000, "{report}");
-    assert!(report.left_undone() <= 4, "at most the events in the callback: {report}");
+    assert_eq!(done + report.unprocessed(), 1000, "{report}");
+    assert!(report.unprocessed() <= 4, "at most the events in the callback: {report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,11 +104,11 @@ async fn a_successful_restart_is_no_failure_and_adds_no_report() {
         .consumer_with(seen.failing_once_at(7), demand(1, 0))
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.failure().is_none() && !pipeline.snapshot().failed, "{report}");
     assert_eq!(report.stages.len(), 2, "{report}");
     let consumer = report.stages.iter().find(|stage| &*stage.stage == "consumer").unwrap();
-    assert_eq!((consumer.restarts, consumer.unfinished), (1, 1));
+    assert_eq!((consumer.restarts, consumer.in_progress), (1, 1));
     assert_eq!(consumer.last_failure.as_ref().unwrap().to_string(), "failed: once");
     let text = report.to_string();
     assert!(text.contains("restarted once, the last time because it failed: once"), "{text}");
@@ -155,7 +155,7 @@ async fn a_linear_pipeline_survives_a_restart_of_its_producer_and_ends_with_it()
             .consumer(note, options)
             .start()
             .unwrap();
-        let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+        let report = time::timeout(DAY, pipeline.join()).await.unwrap();
         assert!(report.failure().is_none(), "{report}");
         let all = seen.sorted();
         assert!((0..100).all(|n| all.contains(&n)), "the second incarnation emitted all: {all:?}");
@@ -170,7 +170,7 @@ async fn a_linear_pipeline_whose_producer_keeps_failing_ends_with_that_failure()
         .consumer(for_each(async |_: u64| ()), SubscribeOptions::new())
         .start()
         .unwrap();
-    let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+    let report = time::timeout(DAY, pipeline.join()).await.unwrap();
     let failure = report.failure().unwrap();
     assert_eq!((&*failure.stage, failure.restarts), ("producer", 3), "{report}");
 }
@@ -186,8 +186,8 @@ async fn a_linear_pipeline_ends_with_its_source_for_any_cancel_mode() {
             .unwrap();
         queue.push(1).await.unwrap();
         queue.close();
-        let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
-        assert!(report.is_clean() && report.in_time, "{mode:?}: {report}");
+        let report = time::timeout(DAY, pipeline.join()).await.unwrap();
+        assert!(report.is_clean() && report.completed, "{mode:?}: {report}");
     }
 }
 
@@ -368,7 +368,7 @@ async fn a_pipeline_fed_by_another_drains_at_once_and_loses_nothing() {
     time::sleep(Duration::from_millis(205)).await;
     let start = Instant::now();
     let report = fed.drain(DAY).await;
-    assert!(report.is_clean() && report.in_time, "{report}");
+    assert!(report.is_clean() && report.completed, "{report}");
     assert!(start.elapsed() < Duration::from_secs(1), "only a few events are left to finish");
     let handled = seen.0.lock().len();
     assert!(handled < 50, "it must take no more events: {handled}");
@@ -434,7 +434,7 @@ async fn a_stage_that_would_wait_for_itself_gets_an_error() {
     let stage = graph.consumer("stage", Narcissus { me: None, failed: failed.clone() });
     let mut pipeline = graph.start().unwrap();
     stage.call(Reflect).await.unwrap();
-    let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+    let report = time::timeout(DAY, pipeline.join()).await.unwrap();
     assert!(report.stages[0].reason.is_graceful(), "{report}");
     assert_eq!(failed.lock().len(), 3);
 }
@@ -464,7 +464,7 @@ async fn a_worker_may_call_its_supervisor() {
     let numbers = graph.producer("numbers", from_iter(0..200u64));
     graph.subscribe(&workers, &numbers, demand(10, 9));
     let mut pipeline = graph.start().unwrap();
-    pipeline.ended().await;
+    pipeline.join().await;
     let answers = counts.answers.lock();
     assert_eq!(answers.len(), 200);
     assert!(answers.iter().all(Result::is_ok), "a worker that the supervisor runs itself, too");
@@ -585,9 +585,9 @@ async fn a_graph_whose_middle_stage_fails_while_draining_delivers_the_rest() {
     let pipeline = graph.start().unwrap();
     push_all(&queue, 0..1000).await;
     let report = pipeline.drain(DAY).await;
-    assert!(report.in_time && report.failure().is_none(), "{report}");
+    assert!(report.completed && report.failure().is_none(), "{report}");
     let handled = seen.load(Ordering::SeqCst);
-    assert_eq!(handled + report.left_undone(), 1000, "{report}");
+    assert_eq!(handled + report.unprocessed(), 1000, "{report}");
     assert!(handled > 980, "all events except those in the failed callback: {report}");
 }
 
@@ -610,7 +610,7 @@ async fn a_paused_consumer_stays_paused_when_its_source_has_ended() {
     assert!(handled.events().is_empty());
     assert_eq!(pipeline.snapshot().phase, PipelinePhase::Running, "it was not asked to drain");
     sink.resume();
-    let report = time::timeout(DAY, pipeline.ended()).await.unwrap();
+    let report = time::timeout(DAY, pipeline.join()).await.unwrap();
     assert!(report.is_clean(), "{report}");
     assert_eq!(handled.events().len(), 10);
 }
@@ -627,7 +627,7 @@ async fn a_paused_pipeline_whose_source_has_ended_can_be_drained() {
     sink.pause();
     settle().await;
     let report = pipeline.drain(DAY).await;
-    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(report.completed && report.is_clean(), "{report}");
     assert_eq!(handled.events().len(), 10);
 }
 
@@ -714,7 +714,7 @@ async fn a_finishing_consumer_handles_received_events_however_long_that_takes() 
         time::sleep(Duration::from_secs(600)).await;
         assert!(!sink.is_running());
         let report = pipeline.drain(DAY).await;
-        assert_eq!(report.left_undone(), 0, "{report}");
+        assert_eq!(report.unprocessed(), 0, "{report}");
         assert!(seen.load(Ordering::SeqCst) >= 1000);
     }
 }
@@ -762,7 +762,7 @@ async fn a_drain_does_not_wait_for_a_gracefully_ended_stage_to_restart() {
     push_all(&queue, 0..97).await;
     time::sleep(Duration::from_millis(20)).await;
     let report = pipeline.drain(Duration::from_secs(30)).await;
-    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(report.completed && report.is_clean(), "{report}");
     assert_eq!(seen.events().len(), 97);
 }
 
@@ -779,7 +779,7 @@ async fn a_pipeline_fed_by_another_drains_although_the_feeding_stage_is_stuck() 
     settle().await;
     let begun = Instant::now();
     let report = fed.drain(DAY).await;
-    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(report.completed && report.is_clean(), "{report}");
     assert!(begun.elapsed() <= Duration::from_secs(5), "as long as stages have to stop");
     assert_eq!(seen.cancelled().len(), 1);
 }
@@ -846,7 +846,7 @@ async fn events_with_a_child_no_longer_count_as_waiting() {
     let seen = pipeline.snapshot().stages[1].clone();
     assert!(seen.waiting <= 30, "{seen:?}");
     let report = pipeline.drain(MOMENT).await;
-    assert_eq!(report.left_undone(), 100, "{report}");
+    assert_eq!(report.unprocessed(), 100, "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -891,7 +891,7 @@ impl Producer for Watched {
         self.0.lock().push("closed");
     }
 
-    fn held(&self) -> usize {
+    fn pending(&self) -> usize {
         self.0.lock().push("counted");
         0
     }
@@ -910,7 +910,7 @@ async fn a_source_is_closed_before_its_items_are_counted_however_it_ends() {
         } else {
             source.stop(ExitReason::failed("told to")).await;
         }
-        pipeline.ended().await;
+        pipeline.join().await;
         assert_eq!(*calls.lock(), ["closed", "counted"]);
     }
 }
@@ -924,7 +924,7 @@ async fn a_queue_whose_stage_has_ended_takes_no_uncounted_items() {
             drop(producer);
         } else {
             producer.close();
-            assert_eq!(producer.held(), 1);
+            assert_eq!(producer.pending(), 1);
         }
         assert!(queue.push(2).await.is_err());
         let (queue, mut producer) = fair_queue(FairQueueOptions::new());
@@ -933,7 +933,7 @@ async fn a_queue_whose_stage_has_ended_takes_no_uncounted_items() {
             drop(producer);
         } else {
             producer.close();
-            assert_eq!(producer.held(), 1);
+            assert_eq!(producer.pending(), 1);
         }
         assert!(queue.push("a", 2).await.is_err());
     }
@@ -960,7 +960,7 @@ async fn an_event_is_counted_if_its_stage_is_killed_before_the_function_receives
     let report = pipeline.drain(DAY).await;
     let done = done.load(Ordering::SeqCst);
     assert!(done < EVENTS);
-    assert_eq!(done + report.left_undone(), EVENTS, "{report}");
+    assert_eq!(done + report.unprocessed(), EVENTS, "{report}");
 }
 
 /// A graph whose middle stage is restarted after a failure at this event, and the recording of its
@@ -994,9 +994,9 @@ async fn a_drain_does_not_wait_for_the_back_off_of_a_stage_whose_producer_is_bac
         push_all(&queue, 0..1000).await;
         time::sleep(Duration::from_millis(500)).await;
         let report = pipeline.drain(Duration::from_secs(30)).await;
-        assert!(report.in_time && report.failure().is_none(), "{report}");
-        assert_eq!(seen.events().len() + report.left_undone(), 1000, "{report}");
-        assert!(report.left_undone() <= 10, "at most the events in the callback: {report}");
+        assert!(report.completed && report.failure().is_none(), "{report}");
+        assert_eq!(seen.events().len() + report.unprocessed(), 1000, "{report}");
+        assert!(report.unprocessed() <= 10, "at most the events in the callback: {report}");
     }
 }
 
@@ -1008,9 +1008,9 @@ async fn a_drain_does_not_wait_for_a_restarted_stage_without_work() {
         time::sleep(Duration::from_millis(20)).await;
         let begun = Instant::now();
         let report = pipeline.drain(Duration::from_secs(30)).await;
-        assert!(report.in_time && begun.elapsed() < Duration::from_secs(5), "{report}");
+        assert!(report.completed && begun.elapsed() < Duration::from_secs(5), "{report}");
         // The failed callback may have emitted some of its events.
-        assert!(seen.events().len() + report.left_undone() >= 97, "{report}");
+        assert!(seen.events().len() + report.unprocessed() >= 97, "{report}");
     }
 }
 
@@ -1056,7 +1056,7 @@ async fn a_temporarily_cancelled_consumer_is_back_when_the_drain_begins() {
         time::sleep(Duration::from_millis(100)).await;
         assert!(seen.load(Ordering::SeqCst) < 50);
         let report = pipeline.drain(Duration::from_secs(30)).await;
-        assert!(report.in_time && report.is_clean(), "{report}");
+        assert!(report.completed && report.is_clean(), "{report}");
         assert_eq!(seen.load(Ordering::SeqCst), 1000);
     }
 }
@@ -1093,7 +1093,7 @@ async fn a_queue_is_closed_when_a_drain_has_returned_although_its_stage_is_not_p
     let (queue, pipeline, _let_go) = blocked_by(1).await;
     let report = pipeline.drain(MOMENT).await;
     assert!(queue.is_closed() && queue.try_push(100).is_err());
-    assert_eq!(report.left_undone(), 99, "all but the handled event: {report}");
+    assert_eq!(report.unprocessed(), 99, "all but the handled event: {report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -1141,7 +1141,7 @@ async fn a_stage_that_is_always_ready_gives_up_a_stuck_producer() {
     let fed = fed.start().unwrap();
     restless.subscribe(&stuck, demand(10, 5)).await.unwrap();
     let report = time::timeout(PATIENCE, fed.drain(DAY)).await.unwrap();
-    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(report.completed && report.is_clean(), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1162,7 +1162,7 @@ async fn a_chain_of_stages_behind_a_stuck_one_waits_no_longer_than_one_stage() {
     settle().await;
     let begun = Instant::now();
     let report = fed.drain(DAY).await;
-    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(report.completed && report.is_clean(), "{report}");
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
@@ -1207,7 +1207,7 @@ async fn a_failed_producer_does_not_lose_events_of_others_at_a_draining_consumer
         let pipeline = graph.start().unwrap();
         push_all(&queue, 0..200).await;
         let report = time::timeout(PATIENCE, pipeline.drain(DAY)).await.unwrap();
-        assert_eq!((seen.load(Ordering::SeqCst), report.left_undone()), (200, 0), "{report}");
+        assert_eq!((seen.load(Ordering::SeqCst), report.unprocessed()), (200, 0), "{report}");
         assert_eq!(&*report.failure().unwrap().stage, "failing", "{report}");
     }
 }
@@ -1225,7 +1225,7 @@ async fn a_restarted_consumer_ends_if_the_producer_it_subscribed_to_by_a_handle_
         let _feeding = (!own).then(|| feeding.start().unwrap());
         let mut fed = fed.start().unwrap();
         sink.subscribe(&source, demand(10, 5)).await.unwrap();
-        let report = time::timeout(DAY, fed.ended()).await.unwrap();
+        let report = time::timeout(DAY, fed.join()).await.unwrap();
         assert!(report.failure().is_none(), "{report}");
     }
 }
@@ -1260,7 +1260,7 @@ async fn a_slow_consumer_does_not_fail_for_a_failure_that_a_restart_has_fixed() 
         push_all(&queue, 0..41).await;
         settle().await;
         let report = pipeline.drain(Duration::from_secs(30)).await;
-        assert!(report.in_time && report.failure().is_none(), "{report}");
+        assert!(report.completed && report.failure().is_none(), "{report}");
     }
 }
 
@@ -1324,7 +1324,7 @@ async fn a_producer_has_its_full_time_to_confirm_after_earlier_cancels() {
     sink.subscribe(&foreign, demand(10, 5)).await.unwrap();
     push_all(&queue, 0..1000).await;
     let report = fed.drain(Duration::from_secs(60)).await;
-    assert!(report.in_time && report.is_clean(), "{report}");
+    assert!(report.completed && report.is_clean(), "{report}");
     assert_eq!(of_slow.load(Ordering::SeqCst), emitted.load(Ordering::SeqCst));
 }
 

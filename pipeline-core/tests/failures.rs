@@ -35,7 +35,7 @@ fn demand(max: usize, min: usize) -> SubscribeOptions {
 /// How many events the stages have accounted for, besides the completed ones.
 fn accounted(report: &PipelineReport) -> usize {
     let given_up: usize = report.stages.iter().map(|stage| stage.given_up).sum();
-    report.left_undone() + given_up
+    report.unprocessed() + given_up
 }
 
 /// The total of a counter over all labels.
@@ -67,7 +67,7 @@ async fn draining_without_a_limit_waits_for_everything() {
     }
     let report = pipeline.drain(Duration::MAX).await;
     assert_eq!(done.load(Ordering::SeqCst), 100, "{report}");
-    assert!(report.is_clean() && report.in_time, "{report}");
+    assert!(report.is_clean() && report.completed, "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,7 +86,7 @@ async fn a_batch_without_a_time_limit_waits_for_its_size() {
         )
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(*seen.lock(), [vec![0, 1, 2], vec![3, 4]]);
 }
@@ -133,9 +133,9 @@ async fn a_panic_of_the_pipeline_task_is_a_failure_that_reports_held_events() {
     }
     settle().await;
     trap.0.store(true, Ordering::SeqCst);
-    let report = pipeline.ended().await;
-    assert!(!report.in_time && !report.is_clean());
-    assert_eq!(report.left_undone(), 10, "{report}");
+    let report = pipeline.join().await;
+    assert!(!report.completed && !report.is_clean());
+    assert_eq!(report.unprocessed(), 10, "{report}");
     let own = report.stages.iter().find(|entry| *entry.stage == *report.pipeline).unwrap();
     assert_eq!(own.reason.to_string(), "panicked: the recorder is broken");
     assert!(pipeline.snapshot().failed);
@@ -180,7 +180,7 @@ async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_others
         .consumer_supervisor(supervisor, demand(4, 3))
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.is_clean(), "{report}");
     assert!(start.elapsed() >= Duration::from_millis(150), "it waits between the tries");
     done.close();
@@ -222,7 +222,7 @@ async fn an_event_whose_worker_does_not_start_is_given_up_and_reported() {
         .consumer_supervisor(supervisor.restart(Restart::Temporary), SubscribeOptions::new())
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert_eq!((given_up.load(Ordering::SeqCst), report.stages[1].given_up), (3, 3));
 }
 
@@ -254,7 +254,7 @@ async fn a_supervisor_that_gives_up_is_a_failure_that_shows_at_once() {
     assert_eq!(total(&recorded, "pipeline.stage.failures"), 1);
     let report = pipeline.drain(Duration::from_secs(1)).await;
     let failure = report.failure().unwrap();
-    assert_eq!((&*failure.stage, report.left_undone()), ("workers", 1));
+    assert_eq!((&*failure.stage, report.unprocessed()), ("workers", 1));
     let error: NotClean = report.into_result().unwrap_err();
     assert!(error.to_string().contains("too many restarts of workers"), "{error}");
     assert_eq!(format!("{error:?}"), error.to_string(), "`main` prints this");
@@ -271,9 +271,9 @@ async fn a_restarting_supervisor_that_gives_up_is_restarted() {
         .consumer_supervisor_with(supervisor, demand(1, 0))
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.failure().is_none(), "{report}");
-    assert_eq!(report.left_undone(), 1, "the event of the failed child: {report}");
+    assert_eq!(report.unprocessed(), 1, "the event of the failed child: {report}");
     let workers = report.stages.iter().find(|stage| stage.restarts > 0).unwrap();
     assert!(workers.last_failure.as_ref().unwrap().to_string().contains("too many restarts"));
     done.close();
@@ -308,13 +308,13 @@ async fn a_pipeline_with_a_failed_stage_ends_in_time_and_reports_unfinished_even
     let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("source").unwrap();
     let start = Instant::now();
     source.stop(ExitReason::failed("the source broke")).await;
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     let took = start.elapsed();
     assert!(took >= Duration::from_secs(2) && took < Duration::from_secs(5), "{took:?}");
-    assert!(!report.in_time, "{report}");
-    assert_eq!(report.left_undone(), 4, "{report}");
+    assert!(!report.completed, "{report}");
+    assert_eq!(report.unprocessed(), 4, "{report}");
     let stuck = report.stages.iter().find(|stage| &*stage.stage == "consumer").unwrap();
-    assert_eq!(stuck.unfinished, 1, "the others were not begun: {report}");
+    assert_eq!(stuck.in_progress, 1, "the others were not begun: {report}");
 }
 
 /// Stops a pipeline after 700 ms whose consumer takes this long for an event or a batch.
@@ -331,16 +331,16 @@ async fn stopped_in_the_middle<C: Consumer<Event = u64>>(consumer: C) -> Pipelin
     time::sleep(Duration::from_millis(650)).await;
     let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("source").unwrap();
     source.stop(ExitReason::failed("the source broke")).await;
-    pipeline.ended().await
+    pipeline.join().await
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_consumer_of_one_long_message_stops_between_two_events() {
     let slow = for_each(async |_: u64| time::sleep(Duration::from_millis(100)).await);
     let report = stopped_in_the_middle(slow).await;
-    assert!(report.in_time, "{report}");
+    assert!(report.completed, "{report}");
     // Seven events are done, and none is half done.
-    let left: Vec<_> = report.stages.iter().map(|stage| (stage.held, stage.unfinished)).collect();
+    let left: Vec<_> = report.stages.iter().map(|stage| (stage.pending, stage.in_progress)).collect();
     assert_eq!(left, [(0, 0), (93, 0)], "{report}");
 }
 
@@ -348,8 +348,8 @@ async fn a_consumer_of_one_long_message_stops_between_two_events() {
 async fn a_consumer_of_one_long_message_stops_between_two_chunks() {
     let slow = for_each_batch(async |_: Vec<u64>| time::sleep(Duration::from_secs(3)).await);
     let report = stopped_in_the_middle(slow).await;
-    assert!(report.in_time, "{report}");
-    let left: Vec<_> = report.stages.iter().map(|stage| (stage.held, stage.unfinished)).collect();
+    assert!(report.completed, "{report}");
+    let left: Vec<_> = report.stages.iter().map(|stage| (stage.pending, stage.in_progress)).collect();
     assert_eq!(left, [(0, 0), (50, 0)], "the second half of the message: {report}");
 }
 
@@ -364,9 +364,9 @@ async fn events_behind_one_that_failed_count_as_held_and_those_before_it_as_done
         .consumer(fail, demand(10, 0))
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     let consumer = report.failure().unwrap();
-    assert_eq!((consumer.unfinished, consumer.held), (1, 6), "{report}");
+    assert_eq!((consumer.in_progress, consumer.pending), (1, 6), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -377,7 +377,7 @@ async fn an_event_at_which_a_function_ends_gracefully_counts_as_done() {
         .consumer(last, demand(3, 0))
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.is_clean(), "{report}");
 }
 
@@ -404,9 +404,9 @@ async fn draining_ends_in_time_although_a_callback_blocks_its_thread() {
     blocked.recv().await.unwrap();
     let report = pipeline.drain(Duration::from_millis(10)).await;
     drop(release);
-    assert!(!report.in_time);
-    assert_eq!(report.left_undone(), 10, "according to the gauges of the stages: {report}");
-    assert!(report.stages.iter().any(|stage| stage.unfinished == 1), "{report}");
+    assert!(!report.completed);
+    assert_eq!(report.unprocessed(), 10, "according to the gauges of the stages: {report}");
+    assert!(report.stages.iter().any(|stage| stage.in_progress == 1), "{report}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,7 +419,7 @@ async fn an_error_that_quotes_an_item_cannot_forge_a_log_line_and_is_truncated()
         .consumer_supervisor(ConsumerSupervisor::new(work).tries(1), SubscribeOptions::new())
         .start()
         .unwrap();
-    pipeline.ended().await;
+    pipeline.join().await;
     let lines = log.take();
     let failed = lines.iter().find(|line| line.contains("a worker failed")).unwrap();
     assert!(failed.contains("no such user: ada\\n2026-11-28 ERROR"), "{failed}");
@@ -454,9 +454,9 @@ async fn a_failure_shows_before_terminate_has_run_and_terminate_has_a_deadline()
     assert!(queue.is_closed(), "the other stages must not wait for it");
 
     let begun = Instant::now();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(begun.elapsed() <= Duration::from_secs(6), "{report}");
-    assert!(!report.in_time, "{report}");
+    assert!(!report.completed, "{report}");
     assert_eq!(report.failure().unwrap().reason.to_string(), "failed: no route");
     assert_eq!(pipeline.snapshot().stages[1].failures, 1);
 }
@@ -547,11 +547,11 @@ async fn a_child_that_blocks_its_supervisor_is_reported() -> bool {
     queue.close();
     tokio::select! {
         blocks = blocked.recv() => blocks.unwrap(),
-        _ = pipeline.ended() => return false,
+        _ = pipeline.join() => return false,
     }
     let report = pipeline.drain(Duration::from_millis(10)).await;
     let done = done.load(Ordering::SeqCst);
     drop(release);
-    assert_eq!(done + report.left_undone(), 30_000, "{report}");
+    assert_eq!(done + report.unprocessed(), 30_000, "{report}");
     true
 }

@@ -27,7 +27,7 @@ async fn all(producer: FairQueueProducer<&'static str, u64>) -> Vec<u64> {
         Ok(())
     };
     let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     let mut items = Vec::new();
     while let Some(item) = arrived.recv().await {
         items.push(item);
@@ -199,7 +199,7 @@ async fn discarded_items_are_counted_and_logged_when_it_begins_and_ends() {
         .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
         .start()
         .unwrap();
-    assert_eq!(pipeline.drain(Duration::from_secs(60)).await.left_undone(), 0);
+    assert_eq!(pipeline.drain(Duration::from_secs(60)).await.unprocessed(), 0);
     let labels = "pipeline=test,reason=queue_full,stage=producer".to_owned();
     assert_eq!(recorded.counters("pipeline.events_discarded"), [(labels, 3)]);
     let told: Vec<String> =
@@ -233,9 +233,9 @@ async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty()
     drop(second);
     assert_eq!(keeper.started(3).await, [0, 1, 2]);
     keeper.let_go(3);
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
-    assert_eq!(report.left_undone(), 0);
+    assert_eq!(report.unprocessed(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -254,7 +254,7 @@ async fn draining_takes_no_more_items_and_reports_the_held_ones() {
     assert_eq!(waiting.await.unwrap(), Err(Closed(5)));
     assert_eq!(queue.try_push("b", 6), Err(TryPushError::Closed(6)));
     let producer = report.stages.iter().find(|stage| &*stage.stage == "producer").unwrap();
-    assert_eq!((producer.held, report.left_undone()), (8, 9));
+    assert_eq!((producer.pending, report.unprocessed()), (8, 9));
 }
 
 #[test]
@@ -296,5 +296,5 @@ async fn many_pushers_lose_nothing_and_keep_their_own_order() {
         next[pusher] += 1;
     }
     assert_eq!(next, [EACH; PUSHERS]);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }

@@ -114,7 +114,7 @@ async fn a_pipeline_that_stops_because_a_stage_failed_has_ended() {
         .start()
         .unwrap();
     let observer = pipeline.observer();
-    pipeline.ended().await;
+    pipeline.join().await;
     assert_eq!(observer.snapshot().phase, PipelinePhase::Ended);
 }
 
@@ -136,7 +136,7 @@ async fn every_failure_of_a_worker_shows() {
         queue.push(event).await.unwrap();
     }
     queue.close();
-    pipeline.ended().await;
+    pipeline.join().await;
     let [source, supervisor] = seen(&pipeline.observer());
     assert_eq!((source.worker_failures, supervisor.worker_failures), (0, 2));
 }
@@ -224,7 +224,7 @@ async fn times_of_batches(take: impl Fn(u64) -> u64 + Clone + Send + 'static) ->
         .consumer(consumer, SubscribeOptions::new().max_demand(2).min_demand(1))
         .start()
         .unwrap();
-    pipeline.ended().await;
+    pipeline.join().await;
     let mut times = recorded.samples("pipeline.handle_time");
     times.retain(|time| *time > 0.0);
     times
@@ -278,7 +278,7 @@ async fn log_lines_of_a_callback_name_their_stage_and_pipeline() {
         .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
         .start()
         .unwrap();
-    pipeline.ended().await;
+    pipeline.join().await;
     let expected = "pipeline{pipeline=test}: \
                     stage{kind=\"consumer_supervisor\" pipeline=test stage=consumer_supervisor}";
     assert_eq!(spans.of("in a worker"), expected);

@@ -54,7 +54,7 @@ async fn a_dropped_push_leaves_nothing_behind() {
     let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
     waits.await.unwrap().unwrap();
     drop(queue);
-    pipeline.ended().await;
+    pipeline.join().await;
     let arrived = [arrived.recv().await, arrived.recv().await, arrived.recv().await];
     assert_eq!(arrived, [Some(1), Some(3), None]);
 }
@@ -99,7 +99,7 @@ async fn items_offered_to_a_full_queue_are_discarded_and_counted() {
         .start()
         .unwrap();
     let report = pipeline.drain(Duration::from_secs(60)).await;
-    assert_eq!(report.left_undone(), 0);
+    assert_eq!(report.unprocessed(), 0);
     assert_eq!([arrived.recv().await, arrived.recv().await], [Some(0), Some(1)]);
     assert_eq!(arrived.recv().await, None);
     let discarded = recorded.counters("pipeline.events_discarded");
@@ -146,7 +146,7 @@ async fn items_older_than_max_age_are_discarded_and_counted() {
     let told = log.take().into_iter().filter(|line| line.contains("max_age"));
     assert!((1..=5).contains(&told.count()), "old items must be logged, but not each of them");
     drop(queue);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -160,7 +160,7 @@ async fn a_closed_queue_with_only_old_items_ends() {
     queue.close();
     let worker = async |_: &Timed<u64>| Err(ExitReason::failed("it is too late for this"));
     let mut pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(queue.discarded(), 1000);
 }
@@ -199,7 +199,7 @@ async fn items_discarded_until_the_end_are_counted() {
         let _ = queue.offer(item).unwrap();
     }
     let report = pipeline.drain(Duration::ZERO).await;
-    assert_eq!(report.left_undone(), 2);
+    assert_eq!(report.unprocessed(), 2);
     let labels = "pipeline=test,reason=queue_full,stage=producer".to_owned();
     assert_eq!(recorded.counters("pipeline.events_discarded"), [(labels, 2)]);
 }
@@ -242,9 +242,9 @@ async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty()
         second.push(item).await.unwrap();
     }
     drop(second);
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
-    assert_eq!(report.left_undone(), 0);
+    assert_eq!(report.unprocessed(), 0);
     for item in 0..3 {
         assert_eq!(arrived.recv().await, Some(item));
     }
@@ -276,5 +276,5 @@ async fn many_pushers_lose_nothing_and_keep_their_own_order() {
         next[pusher] += 1;
     }
     assert_eq!(next, [EACH; PUSHERS]);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }

@@ -33,14 +33,14 @@ async fn either_end_determines_the_event_type() {
         .start()
         .unwrap();
     queue.close();
-    assert_eq!(lengths.ended().await.left_undone(), 0);
+    assert_eq!(lengths.join().await.unprocessed(), 0);
     let mut numbers = Pipeline::builder("numbers")
         .producer(from_iter(0..3))
         .producer_consumer(map(|n: u64| n.to_string()), SubscribeOptions::new())
         .consumer(for_each(async |line| drop(line)), SubscribeOptions::new())
         .start()
         .unwrap();
-    assert_eq!(numbers.ended().await.left_undone(), 0);
+    assert_eq!(numbers.join().await.unprocessed(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -116,8 +116,8 @@ async fn a_finishing_stage_delivers_its_events_first() {
     recording.allow(1);
     finishing.await.unwrap();
     assert_eq!(recording.events(), [1, 2, 3]);
-    let report = pipeline.ended().await;
-    assert_eq!((report.left_undone(), report.failure().is_none()), (0, true));
+    let report = pipeline.join().await;
+    assert_eq!((report.unprocessed(), report.failure().is_none()), (0, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -138,7 +138,7 @@ async fn a_producer_consumer_whose_producer_has_ended_delivers_its_events_first(
     settle().await;
     assert!(thrice.is_running(), "one event must be left");
     recording.allow(1);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(recording.events(), [1, 1, 1, 2, 2, 2, 3, 3, 3]);
 }
 
@@ -210,7 +210,7 @@ async fn a_stage_that_keeps_failing_stops_the_pipeline() {
     let backoff = Backoff::new(Duration::from_millis(1), Duration::from_millis(1));
     graph.subscribe(&consumer, &producer, demand(4, 2).cancel(Cancel::Reconnect(backoff)));
     let mut pipeline = graph.start().unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     let failures: Vec<_> = report.stages.iter().filter(|it| !it.reason.is_graceful()).collect();
     assert_eq!(
         (failures.len(), failures[0].restarts),
@@ -392,7 +392,7 @@ async fn batches_are_emitted_when_they_are_full_or_their_time_is_up() {
     // The open batch is not lost when the source ends.
     script.emit([5]).await;
     let report = pipeline.drain(Duration::from_secs(1)).await;
-    assert_eq!(report.left_undone(), 0, "{report}");
+    assert_eq!(report.unprocessed(), 0, "{report}");
     assert_eq!(recording.events(), [[5]]);
 }
 
@@ -406,7 +406,7 @@ async fn maps_and_filters_can_be_chained() {
         .consumer(consumer, demand(2, 1))
         .start()
         .unwrap();
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(recording.events(), [0, 4, 16, 36, 64]);
     assert_no_task_left().await;
 }
@@ -517,7 +517,7 @@ async fn an_adaptive_supervisor_finds_the_best_number_of_workers() {
     sleep(Duration::from_secs(1)).await;
     let found = peak.load(Ordering::Relaxed);
     assert!((CAPACITY / 2..=CAPACITY * 2).contains(&found), "{found} at once");
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -529,7 +529,7 @@ async fn a_producer_that_ends_before_its_consumers_subscribe_is_no_failure() {
         let second = graph.consumer("second", for_each(async |_: u64| ()));
         graph.subscribe(&first, &producer, SubscribeOptions::new());
         graph.subscribe(&second, &producer, SubscribeOptions::new());
-        let report = graph.start().unwrap().ended().await;
+        let report = graph.start().unwrap().join().await;
         assert!(report.failure().is_none(), "{report}");
     }
 }
@@ -547,7 +547,7 @@ async fn a_producer_that_finishes_at_once_delivers_its_queued_items() {
     }
     let mut pipeline = graph.start().unwrap();
     producer.finish().await;
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.failure().is_none(), "{report}");
-    assert_eq!((recording.events().len(), report.left_undone()), (7, 0));
+    assert_eq!((recording.events().len(), report.unprocessed()), (7, 0));
 }

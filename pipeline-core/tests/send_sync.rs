@@ -65,6 +65,6 @@ fn the_futures_that_callers_await_are_send() {
     fn future<F: Send>(_: &F) {}
     let _ = |queue: &Queue<u64>| future(&queue.push(1));
     let _ = |queue: &FairQueue<u64, u64>| future(&queue.push(1, 1));
-    let _ = |pipeline: &mut Pipeline| future(&pipeline.ended());
+    let _ = |pipeline: &mut Pipeline| future(&pipeline.join());
     let _ = |pipeline: Pipeline| future(&pipeline.drain(std::time::Duration::ZERO));
 }

@@ -60,7 +60,7 @@ async fn of_one(
         .start()
         .unwrap();
     drop(queue);
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     seen.recv().await.unwrap()[0]
 }
 

@@ -87,7 +87,7 @@ async fn endless_messages_do_not_starve_ready() {
         .consumer(for_each(async |_: u64| {}), SubscribeOptions::new())
         .start()
         .unwrap();
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(report.failure().is_none(), "{report}");
     assert_eq!(ticks.load(SeqCst), 3);
 }
@@ -306,7 +306,7 @@ async fn handling(max: usize, min: usize) -> Duration {
             .consumer(for_each_batch(|_: Vec<Large>| ready(())), options)
             .start()
             .expect("the pipeline starts");
-        pipeline.ended().await;
+        pipeline.join().await;
         best = best.min(begun.elapsed());
     }
     best
@@ -419,8 +419,8 @@ async fn a_stage_with_many_queued_events_handles_messages_timers_and_the_phase_i
     let source = pipeline.stage::<pipeline_core::QueueProducer<u64>, _, u64>("source").unwrap();
     let source: ProducerHandle<_> = source;
     source.stop(ExitReason::failed("no route")).await;
-    let report = time::timeout(SECOND, pipeline.ended()).await.unwrap();
-    assert!(report.in_time, "{report}");
+    let report = time::timeout(SECOND, pipeline.join()).await.unwrap();
+    assert!(report.completed, "{report}");
     assert_eq!(terminated.load(SeqCst), 1);
 }
 

@@ -194,7 +194,7 @@ async fn stages_in_any_shape_have_their_edges() {
     print.subscribe(&double, SubscribeOptions::new()).await.unwrap();
     double.subscribe(&numbers, SubscribeOptions::new()).await.unwrap();
     let observer = pipeline.observer();
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     // The inspector also works after the pipeline has ended.
     let view = Inspector::builder().pipeline(observer).build().unwrap().view();
     let fan = &view.pipelines[0];

@@ -80,7 +80,7 @@ async fn a_pipeline_takes_no_more_than_its_limits_however_slow_a_client_is() {
     for expected in numbers(500) {
         assert_eq!(client.receive().await[4], expected);
     }
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert!(server.recorded.counters("socket.frames_dropped").is_empty());
 }
 
@@ -99,7 +99,7 @@ async fn a_client_that_stays_slow_is_closed_and_counted_and_blocks_no_other_for_
         }
         assert_eq!(message[4], expected);
     }
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
     assert_eq!(slow.closed().await, 1011);
 }
@@ -117,7 +117,7 @@ async fn senders_also_wait_for_an_intercepting_channel() {
     for expected in numbers(1000) {
         assert_eq!(client.receive().await[4]["was"], expected);
     }
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,7 +184,7 @@ async fn a_client_that_never_reads_blocks_no_other_topic_of_its_pipeline() {
         assert_eq!(other.receive().await[4], json!({ "n": 2 * n + 1 }));
     }
     assert_eq!(begun.elapsed(), Duration::ZERO, "no push waited for the other client");
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
 }
 
@@ -210,7 +210,7 @@ async fn senders_do_not_wait_forever_for_a_client_that_is_always_a_little_too_sl
                 }
             }
         });
-        assert_eq!(pipeline.ended().await.left_undone(), 0);
+        assert_eq!(pipeline.join().await.unprocessed(), 0);
         assert_eq!(begun.elapsed().as_secs(), 30, "{event}");
         assert_eq!(server.recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
         reading.abort();
@@ -228,7 +228,7 @@ async fn an_intercepting_channel_has_extra_room_when_its_topic_hurries() {
     // Ten wait for the client, 256 for its channel, and 200 more.
     let mut pipeline = pushing_in_turn(&server, "stamped", 2 * 466, 10);
     let begun = Instant::now();
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
     assert_eq!(begun.elapsed(), Duration::ZERO, "the topic hurries");
     for n in 0..466 {
         assert_eq!(client.receive().await[4]["was"], json!({ "n": 2 * n }));
@@ -252,7 +252,7 @@ async fn a_sender_that_waits_without_a_limit_waits() {
     for expected in numbers(100) {
         assert_eq!(client.receive().await[4], expected);
     }
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
 
 /// Fails at the first attempt, and at every requested one.
@@ -287,7 +287,7 @@ async fn a_failed_event_keeps_its_position_while_it_is_retried() {
     for expected in numbers(100) {
         assert_eq!(client.receive().await[4], expected);
     }
-    assert_eq!(pipeline.ended().await.left_undone(), 0);
+    assert_eq!(pipeline.join().await.unprocessed(), 0);
 }
 
 /// The number of short children that a worker's supervisor runs in its own task.
@@ -305,7 +305,7 @@ async fn run_by_the_supervisor(events: usize) -> usize {
         .consumer_supervisor(ConsumerSupervisor::new(push), options)
         .start()
         .unwrap();
-    assert!(pipeline.ended().await.is_clean());
+    assert!(pipeline.join().await.is_clean());
     let most = tasks.lock().values().copied().max();
     most.unwrap()
 }
@@ -362,7 +362,7 @@ async fn a_failing_event_blocks_no_other_topic() {
     for n in (0..500).filter(|n| *n != 5) {
         assert_eq!(one.receive().await[4], json!({ "n": 2 * n }), "later events have overtaken it");
     }
-    assert_eq!(pipeline.ended().await.stages[1].given_up, 1);
+    assert_eq!(pipeline.join().await.stages[1].given_up, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,7 +387,7 @@ async fn events_behind_a_failing_one_are_sent_when_the_pipeline_stops() {
     for n in 1..10 {
         assert_eq!(client.receive().await[4], json!({ "n": n }));
     }
-    assert_eq!(pipeline.drain(Duration::from_secs(1)).await.left_undone(), 1);
+    assert_eq!(pipeline.drain(Duration::from_secs(1)).await.unprocessed(), 1);
 }
 
 /// The longest wait of the other clients of a pipeline between two events while this many clients do not
@@ -466,7 +466,7 @@ async fn a_retried_event_does_not_block_other_senders_of_its_topic() {
         assert_eq!(client.receive().await[4], json!({ "alert": alert }));
     }
     // The events of the pipeline keep their order.
-    assert_eq!(pipeline.ended().await.stages[1].given_up, 1);
+    assert_eq!(pipeline.join().await.stages[1].given_up, 1);
     assert!(begun.elapsed() > Duration::ZERO);
     for n in 2..4 {
         assert_eq!(client.receive().await[4], json!({ "n": n }));

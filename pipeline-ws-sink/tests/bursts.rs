@@ -147,7 +147,7 @@ async fn a_pipeline_that_pushes_as_fast_as_it_can_closes_no_client_that_reads() 
             )
             .start()
             .unwrap();
-        assert_eq!(pipeline.ended().await.left_undone(), 0);
+        assert_eq!(pipeline.join().await.unprocessed(), 0);
         all_have_got(readers, EVENTS, &server).await;
     }
 }
@@ -181,7 +181,7 @@ async fn pushes_to_a_topic_arrive_in_order_with_any_processing_time() {
             )
             .start()
             .unwrap();
-        assert_eq!(pipeline.ended().await.left_undone(), 0);
+        assert_eq!(pipeline.join().await.unprocessed(), 0);
         all_have_got(readers, EVENTS, &server).await;
     }
 }

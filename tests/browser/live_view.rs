@@ -292,7 +292,7 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     // StatsD, after the end of the pipeline.
     tasks.abort_all();
     let report = system.pipeline.drain(PATIENCE).await;
-    assert_eq!(report.left_undone(), 0, "{report}");
+    assert_eq!(report.unprocessed(), 0, "{report}");
     system.statsd.flush();
     let lines = (system.lines)();
     let busy = by_stage(&lines, "pipeline.busy_time");

@@ -68,7 +68,7 @@ pub(crate) async fn pushes(events: u64) -> Result<f64, LoadError> {
         queue.push(event).await.map_err(|error| LoadError::Stage(error.to_string()))?;
     }
     drop(queue);
-    pipeline.ended().await;
+    pipeline.join().await;
     let took = began.elapsed();
     if count.get() == events {
         Ok(events as f64 / took.as_secs_f64())

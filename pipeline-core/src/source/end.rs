@@ -210,7 +210,7 @@ impl<S: Store> TakeEnd<S> {
         let mut discarded = 0;
         // Takes at most as many items as wait now, not those pushed meanwhile: remaining items make
         // the queue ready.
-        let mut old = self.held();
+        let mut old = self.pending();
         let at_end = loop {
             let (taken, at_end) = {
                 let mut state = self.end.0.state.lock();
@@ -288,7 +288,7 @@ impl<S: Store> TakeEnd<S> {
         self.end.close();
     }
 
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn pending(&self) -> usize {
         self.end.0.state.lock().len()
     }
 

@@ -135,7 +135,7 @@ fn take_all(producer: &mut impl Producer<Event = u32>) -> Vec<u32> {
             break;
         }
     }
-    assert_eq!(producer.held(), 0);
+    assert_eq!(producer.pending(), 0);
     taken.into()
 }
 

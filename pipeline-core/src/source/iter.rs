@@ -26,7 +26,7 @@ use crate::{
 ///     .producer(from_iter((0..10).rev()))
 ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -86,7 +86,7 @@ impl<I> FromIter<I> {
     /// assert_eq!(first, Some(0));
     ///
     /// drop(stream);
-    /// assert!(pipeline.ended().await.failure().is_none());
+    /// assert!(pipeline.join().await.failure().is_none());
     /// # Ok(())
     /// # }
     /// ```

@@ -26,7 +26,7 @@ use crate::{
 ///     .producer(from_stream(stream::iter(["to", "the", "screen"])))
 ///     .consumer(for_each(async |word| println!("{word}")), SubscribeOptions::new())
 ///     .start()?;
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -86,7 +86,7 @@ impl<S: Stream> FromStream<S> {
     /// assert_eq!(stream.try_next().await?, Some("tick"));
     ///
     /// drop(stream);
-    /// assert!(pipeline.ended().await.failure().is_none());
+    /// assert!(pipeline.join().await.failure().is_none());
     /// # Ok(())
     /// # }
     /// ```
@@ -159,7 +159,7 @@ where
         self.audience.left()
     }
 
-    fn held(&self) -> usize {
+    fn pending(&self) -> usize {
         self.next.len()
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Emitter, InHand, Phase, StageContext, StageHandle, StageReport};
+use super::{Emitter, Unprocessed, Phase, StageContext, StageHandle, StageReport};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
@@ -120,7 +120,7 @@ pub(crate) trait Behaviour: Send + 'static {
     }
 
     /// The stage's own count of the events that a callback received and did not finish.
-    fn in_hand(&self) -> Option<InHand> {
+    fn unprocessed(&self) -> Option<Unprocessed> {
         None
     }
 

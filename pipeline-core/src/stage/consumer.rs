@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::Future};
 
 use tokio::sync::watch;
 
-use super::{ConsumerHandle, Emitter, InHand, Phase, StageContext, behaviour::Behaviour};
+use super::{ConsumerHandle, Emitter, Unprocessed, Phase, StageContext, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
@@ -93,7 +93,7 @@ pub trait Consumer: Sized + Send + 'static {
     /// The consumer's own count of the events that `handle_events` received and did not finish. By
     /// default there is none, and then all of them count as begun if the callback failed.
     #[doc(hidden)]
-    fn in_hand(&self) -> Option<InHand> {
+    fn unprocessed(&self) -> Option<Unprocessed> {
         None
     }
 
@@ -151,8 +151,8 @@ impl<C: Consumer> Behaviour for AsConsumer<C> {
         self.0.handle_cancel(ended, from)
     }
 
-    fn in_hand(&self) -> Option<InHand> {
-        self.0.in_hand()
+    fn unprocessed(&self) -> Option<Unprocessed> {
+        self.0.unprocessed()
     }
 
     async fn terminate(&mut self, reason: &ExitReason, _phase: &mut watch::Receiver<Phase>) {

@@ -43,7 +43,7 @@ use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 /// #     .producer(from_iter(["to the screen".to_owned()]))
 /// #     .consumer(Log { lines: Counter::noop() }, SubscribeOptions::new())
 /// #     .start()?;
-/// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -131,7 +131,7 @@ impl<H> StageContext<H> {
     /// #     .producer(Prices { me: None })
     /// #     .consumer(for_each(async |price: u64| println!("{price}")), SubscribeOptions::new())
     /// #     .start()?;
-    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```

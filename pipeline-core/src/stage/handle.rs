@@ -98,7 +98,7 @@ pub type ProducerHandle<P> = StageHandle<P, NoInput, <P as Producer>::Event>;
 /// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
 /// let mut pipeline = graph.start()?;
 /// connect(&numbers, &print).await?;
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -122,7 +122,7 @@ pub type ConsumerHandle<C> = StageHandle<C, <C as Consumer>::Event, Infallible>;
 /// graph.subscribe(&squares, &numbers, SubscribeOptions::new());
 /// graph.subscribe(&print, &squares, SubscribeOptions::new());
 /// # let mut pipeline = graph.start()?;
-/// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -383,7 +383,7 @@ where
     /// let mut pipeline = graph.start()?;
     /// // The last price is sent first.
     /// prices.sync_info(EndOfDay).await?;
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```
@@ -499,7 +499,7 @@ where
     ///
     /// numbers.resume();
     /// queue.close();
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```
@@ -541,7 +541,7 @@ where
     /// numbers.finish().await;
     /// assert!(queue.push(8).await.is_err());
     /// // The consumer has handled the 7 and ended too.
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```
@@ -563,7 +563,7 @@ where
     /// let mut pipeline = graph.start()?;
     /// numbers.stop(ExitReason::ShutdownWith("no more room".into())).await;
     ///
-    /// let report = pipeline.ended().await;
+    /// let report = pipeline.join().await;
     /// assert_eq!(report.stages[0].reason.to_string(), "shutdown: no more room");
     /// # Ok(())
     /// # }
@@ -587,7 +587,7 @@ where
     /// let mut pipeline = graph.start()?;
     /// numbers.kill();
     ///
-    /// let report = pipeline.ended().await;
+    /// let report = pipeline.join().await;
     /// assert!(matches!(report.stages[0].reason, ExitReason::Killed));
     /// # Ok(())
     /// # }
@@ -678,7 +678,7 @@ where
     /// assert_eq!(print.subscribe(&numbers, options).await, Err(SubscribeError::MaxDemand));
     ///
     /// print.subscribe(&numbers, SubscribeOptions::new().max_demand(5)).await?;
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```

@@ -55,7 +55,7 @@ pub use self::{
     options::Stage,
     producer::Producer,
     producer_consumer::ProducerConsumer,
-    report::{InHand, StageReport},
+    report::{Unprocessed, StageReport},
     restart::Restart,
     worker::{Admission, ChildContext, Job, Reserved, Worker},
 };

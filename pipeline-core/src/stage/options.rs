@@ -80,7 +80,7 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
     ///     .producer(from_iter(0..10))
     ///     .consumer_with(consumer, SubscribeOptions::new())
     ///     .start()?;
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```

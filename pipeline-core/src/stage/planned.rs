@@ -105,8 +105,8 @@ impl Observed {
         self.close_queue();
         let seen = self.snapshot();
         let mut report = StageReport::new(self.stage.clone(), ExitReason::Killed);
-        report.held = seen.queued + seen.waiting + seen.buffered;
-        report.unfinished = seen.workers.unwrap_or_default() + self.gauges.in_hand();
+        report.pending = seen.queued + seen.waiting + seen.buffered;
+        report.in_progress = seen.workers.unwrap_or_default() + self.gauges.in_hand();
         report.given_up = usize::try_from(seen.given_up).unwrap_or(usize::MAX);
         report
     }

@@ -149,14 +149,14 @@ pub trait Producer: Sized + Send + 'static {
     }
 
     /// Called after any end of the stage: no items may be added from now on, so that
-    /// [`held`](Self::held) stays accurate. Only a source that other tasks push to needs it; the
+    /// [`pending`](Self::pending) stays accurate. Only a source that other tasks push to needs it; the
     /// default does nothing. Each incarnation of a [restarting](crate::Stage::restarting) stage is
     /// closed separately: a source that they share is closed by the first one that ends.
     fn close(&mut self) {}
 
     /// The number of events it has accepted and not emitted, for the report. Called after
     /// [`close`](Self::close).
-    fn held(&self) -> usize {
+    fn pending(&self) -> usize {
         0
     }
 
@@ -245,6 +245,6 @@ impl<P: Producer> Behaviour for AsProducer<P> {
 
     fn report(&mut self, report: &mut StageReport) {
         self.0.close();
-        report.held += self.0.held();
+        report.pending += self.0.pending();
     }
 }

@@ -170,7 +170,7 @@ pub trait ProducerConsumer: Sized + Send + 'static {
     }
 
     /// The number of received events that it retains, for the report.
-    fn held(&self) -> usize {
+    fn pending(&self) -> usize {
         0
     }
 
@@ -280,6 +280,6 @@ impl<T: ProducerConsumer> Behaviour for AsProducerConsumer<T> {
     }
 
     fn report(&mut self, report: &mut StageReport) {
-        report.held += self.0.held();
+        report.pending += self.0.pending();
     }
 }

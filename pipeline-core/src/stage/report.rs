@@ -26,7 +26,7 @@ use crate::exit::ExitReason;
 /// let mut report = pipeline.drain(Duration::from_secs(1)).await;
 /// report.stages.sort_by(|a, b| a.stage.cmp(&b.stage));
 /// let [supervisor, producer] = &report.stages[..] else { panic!("there are two stages") };
-/// assert_eq!((supervisor.unfinished, producer.held), (1, 1));
+/// assert_eq!((supervisor.in_progress, producer.pending), (1, 1));
 /// # Ok(())
 /// # }
 /// ```
@@ -38,10 +38,10 @@ pub struct StageReport {
     /// Why it ended.
     pub reason: ExitReason,
     /// Accepted events that were neither passed on nor begun: queued, buffered, or just received.
-    pub held: usize,
-    /// Events that were begun and not finished: in a worker that was stopped, or in a callback that
+    pub pending: usize,
+    /// Events whose processing was interrupted: in a worker that was stopped, or in a callback that
     /// failed.
-    pub unfinished: usize,
+    pub in_progress: usize,
     /// Events it discarded while it ran: its buffer was full, there were no subscribers, or their
     /// partition did not exist.
     ///
@@ -51,15 +51,15 @@ pub struct StageReport {
     /// [`StageSnapshot::discarded`](crate::StageSnapshot::discarded) count them.
     pub discarded: usize,
     /// Events that were given up because their workers failed too often; see
-    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They do not count as left
-    /// undone.
+    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They do not count as
+    /// unprocessed.
     pub given_up: usize,
     /// How often the stage was restarted. The other numbers include its earlier incarnations.
     pub restarts: usize,
     /// Why it was last restarted.
     pub last_failure: Option<ExitReason>,
     /// Whether its `terminate` completed.
-    pub(crate) in_time: bool,
+    pub(crate) terminated: bool,
 }
 
 impl StageReport {
@@ -67,13 +67,13 @@ impl StageReport {
         Self {
             stage,
             reason,
-            held: 0,
-            unfinished: 0,
+            pending: 0,
+            in_progress: 0,
             discarded: 0,
             given_up: 0,
             restarts: 0,
             last_failure: None,
-            in_time: true,
+            terminated: true,
         }
     }
 
@@ -81,21 +81,21 @@ impl StageReport {
     pub(crate) fn after(self, earlier: Option<Self>) -> Self {
         let Some(earlier) = earlier else { return self };
         Self {
-            held: self.held + earlier.held,
-            unfinished: self.unfinished + earlier.unfinished,
+            pending: self.pending + earlier.pending,
+            in_progress: self.in_progress + earlier.in_progress,
             discarded: self.discarded + earlier.discarded,
             given_up: self.given_up + earlier.given_up,
             restarts: earlier.restarts + 1,
             last_failure: Some(earlier.reason),
-            in_time: self.in_time && earlier.in_time,
+            terminated: self.terminated && earlier.terminated,
             ..self
         }
     }
 
-    /// The number of events that were accepted and not processed to the end: held and unfinished.
+    /// The number of events that were accepted and not processed to the end, pending or in progress.
     #[must_use]
-    pub fn left_undone(&self) -> usize {
-        self.held + self.unfinished
+    pub fn unprocessed(&self) -> usize {
+        self.pending + self.in_progress
     }
 }
 
@@ -103,8 +103,8 @@ impl fmt::Display for StageReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ended ({})", self.stage, self.reason)?;
         for (count, what) in [
-            (self.held, "held"),
-            (self.unfinished, "begun and not finished"),
+            (self.pending, "pending"),
+            (self.in_progress, "in progress"),
             (self.discarded, "discarded"),
             (self.given_up, "given up"),
         ] {
@@ -139,9 +139,9 @@ impl fmt::Display for Because<'_> {
 /// The events that a callback received and has not finished.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InHand {
-    /// Events that were begun.
-    pub begun: usize,
+pub struct Unprocessed {
     /// Events that were not begun.
-    pub waiting: usize,
+    pub pending: usize,
+    /// Events that were begun.
+    pub in_progress: usize,
 }

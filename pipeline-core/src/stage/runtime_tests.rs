@@ -168,7 +168,7 @@ async fn s_034_events_of_an_unknown_subscription_are_refused() {
     assert!(consumer.is_running());
     // The event is lost and counted.
     consumer.stop(ExitReason::Normal).await;
-    assert_eq!(pipeline.ended().await.left_undone(), 1);
+    assert_eq!(pipeline.join().await.unprocessed(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -200,7 +200,7 @@ pub enum Admission {
 ///     .producer(from_iter([7]))
 ///     .consumer_supervisor(ConsumerSupervisor::new(Unlucky), SubscribeOptions::new())
 ///     .start()?;
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```

@@ -29,7 +29,7 @@ use crate::{
 ///     .batch(4, Duration::from_secs(1))
 ///     .consumer(for_each(async |batch: Vec<i32>| println!("{batch:?}")), SubscribeOptions::new())
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 /// # Ok(())
 /// # }
 /// ```
@@ -119,7 +119,7 @@ impl<E: Send + 'static> ProducerConsumer for Batch<E> {
         Ok(())
     }
 
-    fn held(&self) -> usize {
+    fn pending(&self) -> usize {
         self.open.len()
     }
 }

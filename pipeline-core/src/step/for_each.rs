@@ -6,7 +6,7 @@ use tokio::{sync::watch, task::coop};
 
 use crate::{
     exit::ExitReason,
-    stage::{Consumer, ConsumerHandle, InHand, Phase, StageContext},
+    stage::{Consumer, ConsumerHandle, Unprocessed, Phase, StageContext},
     subscription::Subscription,
 };
 
@@ -35,7 +35,7 @@ use crate::{
 ///     .producer(from_iter(["to Ada"]))
 ///     .consumer(send, SubscribeOptions::new())
 ///     .start()?;
-/// let report = pipeline.ended().await;
+/// let report = pipeline.join().await;
 /// let failure = report.failure().ok_or("all went well")?;
 /// assert_eq!(failure.reason.to_string(), "failed: the mailer says 503");
 /// # Ok(())
@@ -182,8 +182,8 @@ where
         Ok(())
     }
 
-    fn in_hand(&self) -> Option<InHand> {
-        Some(InHand { begun: usize::from(self.begun), waiting: self.rest.len() })
+    fn unprocessed(&self) -> Option<Unprocessed> {
+        Some(Unprocessed { pending: self.rest.len(), in_progress: usize::from(self.begun) })
     }
 }
 
@@ -229,7 +229,7 @@ where
 ///     .producer(from_iter(0..1000))
 ///     .consumer(store, SubscribeOptions::new().max_demand(100).min_demand(50))
 ///     .start()?;
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```

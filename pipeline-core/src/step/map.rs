@@ -20,7 +20,7 @@ use crate::{
 ///     .producer_consumer(map(|n| n * n), SubscribeOptions::new().max_demand(4))
 ///     .consumer(for_each(async |n: i32| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 /// # Ok(())
 /// # }
 /// ```
@@ -97,7 +97,7 @@ impl<E, T, F> fmt::Debug for Map<E, T, F> {
 ///     .producer_consumer(filter(|n| n % 2 == 0), SubscribeOptions::new().max_demand(4))
 ///     .consumer(for_each(async |n: i32| println!("{n}")), SubscribeOptions::new())
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 /// # Ok(())
 /// # }
 /// ```

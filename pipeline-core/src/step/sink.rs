@@ -24,7 +24,7 @@ use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 ///     .producer(from_iter(0..10))
 ///     .consumer(into_sink(sink), SubscribeOptions::new())
 ///     .start()?;
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -50,7 +50,7 @@ where
 ///     .producer(from_iter(0..3))
 ///     .consumer(sink, SubscribeOptions::new())
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 ///
 /// // The stage has closed the sink, so the receiver ends too.
 /// assert_eq!(receiver.collect::<Vec<u64>>().await, [0, 1, 2]);

@@ -44,7 +44,7 @@ use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 /// #     .producer(from_iter(0..10))
 /// #     .consumer(Tally(HashMap::new()), SubscribeOptions::new())
 /// #     .start()?;
-/// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// # assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -363,7 +363,7 @@ impl Subscription {
     /// #     .producer(pipeline_core::from_iter(0..10))
     /// #     .consumer(Steady, SubscribeOptions::new().max_demand(3))
     /// #     .start()?;
-    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```
@@ -499,7 +499,7 @@ impl Subscription {
     /// // The event is printed now, not earlier.
     /// subscription.resume();
     /// queue.close();
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```

@@ -25,7 +25,7 @@ use crate::{
 ///     .producer(from_iter(0..10))
 ///     .consumer(consumer, SubscribeOptions::new().max_demand(8))
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 /// assert_eq!(recording.batches(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7], vec![8, 9]]);
 /// # Ok(())
 /// # }
@@ -62,7 +62,7 @@ pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
 ///     .producer(from_iter(0..10))
 ///     .consumer(fragile, SubscribeOptions::new().max_demand(1))
 ///     .start()?;
-/// pipeline.ended().await;
+/// pipeline.join().await;
 /// assert_eq!(recording.events(), [0, 1, 2, 3]);
 /// # Ok(())
 /// # }

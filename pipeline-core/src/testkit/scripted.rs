@@ -131,7 +131,7 @@ struct Recorded {
 ///     .producer(producer)
 ///     .consumer(consumer, SubscribeOptions::new())
 ///     .start()?;
-/// assert!(pipeline.ended().await.failure().is_none());
+/// assert!(pipeline.join().await.failure().is_none());
 /// assert_eq!(recording.events(), [7, 8]);
 /// # Ok(())
 /// # }

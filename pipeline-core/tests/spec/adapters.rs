@@ -57,12 +57,12 @@ async fn take(stream: &mut EventStream<u64>, count: usize) -> Vec<u64> {
 async fn s_173_an_iterator_is_delivered_and_then_the_stage_ends() {
     async fn run<P: Producer<Event = u64>>(producer: P) {
         let (mut pipeline, recording) = case(producer, auto(2, 1));
-        let report = pipeline.ended().await;
+        let report = pipeline.join().await;
         assert_eq!(recording.batches(), [[1], [2], [3], [4], [5]]);
         assert_eq!(ends(recording.cancelled()), ["down (normal)"]);
         assert!(matches!(recording.terminated(), Some(ExitReason::Normal)));
         assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
-        assert_eq!(report.left_undone(), 0);
+        assert_eq!(report.unprocessed(), 0);
     }
     run(from_iter(1..=5)).await;
     run(from_stream(stream::iter(1..=5))).await;

@@ -274,10 +274,10 @@ async fn s_015_a_handler_that_stops_the_stage_drops_the_rest_and_asks_for_nothin
     assert_eq!(consumer.batches(), [[1, 2]]);
     assert_eq!(producer.demands(), NOTHING);
     assert_eq!(ended(producer.cancelled()), [(subscription, "down (shutdown: enough)".to_owned())]);
-    let report = consumer.pipeline.ended().await;
+    let report = consumer.pipeline.join().await;
     assert_eq!(only(&report).reason.to_string(), "shutdown: enough");
     // Events 3..6 are lost and counted.
-    assert_eq!(only(&report).left_undone(), 4);
+    assert_eq!(only(&report).unprocessed(), 4);
     assert_eq!(count(&producer).await, 0);
 }
 

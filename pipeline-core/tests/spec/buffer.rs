@@ -338,7 +338,7 @@ async fn x_021_without_a_buffer_events_without_demand_are_dropped_and_counted_an
         assert_eq!(source.count().await, 0);
         source.handle().stop(ExitReason::Normal).await;
         let Source { mut pipeline, .. } = source;
-        let report = pipeline.ended().await;
-        assert_eq!((report.stages[0].discarded, report.left_undone()), (4, 0));
+        let report = pipeline.join().await;
+        assert_eq!((report.stages[0].discarded, report.unprocessed()), (4, 0));
     }
 }

@@ -360,8 +360,8 @@ impl Producer for Fragile {
         true
     }
 
-    fn held(&self) -> usize {
-        self.enter("held");
+    fn pending(&self) -> usize {
+        self.enter("pending");
         0
     }
 
@@ -436,7 +436,7 @@ impl Consumer for Fragile {
 
 /// The reasons of a pipeline's stages, sorted by name.
 async fn reasons(mut pipeline: Pipeline) -> Vec<(String, String)> {
-    let stages = pipeline.ended().await.stages;
+    let stages = pipeline.join().await.stages;
     let mut reasons: Vec<_> =
         stages.iter().map(|stage| (stage.stage.to_string(), stage.reason.to_string())).collect();
     reasons.sort();
@@ -467,7 +467,7 @@ async fn producer_panics(callback: &'static str, end: &str) {
     let _ = fragile.cast(()).await;
     let _ = fragile.sync_info(()).await;
     settle().await;
-    if matches!(callback, "terminate" | "held") {
+    if matches!(callback, "terminate" | "pending") {
         fragile.stop(oops()).await;
         settle().await;
     }
@@ -502,7 +502,7 @@ async fn x_041_a_panic_in_a_producer_ends_it_with_the_message_and_nothing_else()
     }
     // It was already ending.
     producer_panics("terminate", "failed: oops").await;
-    producer_panics("held", "failed: oops").await;
+    producer_panics("pending", "failed: oops").await;
     assert_no_task_left().await;
 }
 

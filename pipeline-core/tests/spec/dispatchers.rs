@@ -137,7 +137,7 @@ async fn x_013_a_subscription_without_its_partition_is_refused_and_the_others_ar
     settle().await;
     assert!(!lost.is_running() && producer.is_running());
     producer.stop(pipeline_core::ExitReason::Normal).await;
-    pipeline.ended().await;
+    pipeline.join().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -155,7 +155,7 @@ async fn s_059_a_call_that_ends_the_stage_is_answered() {
     let mut producer = silent();
     let answer = producer.tell(Command::End(ExitReason::Shutdown)).await;
     assert_eq!(answer, Ok(()));
-    let report = producer.pipeline.ended().await;
+    let report = producer.pipeline.join().await;
     assert_eq!(report.stages[0].reason.to_string(), "shutdown");
 }
 
@@ -166,7 +166,7 @@ async fn s_061_handle_demand_can_end_the_stage() {
     let options = auto(2, 0).cancel(Cancel::Temporary);
     let subscription = consumer.subscribe(producer.handle(), options).await;
     assert_eq!(producer.demands(), [2]);
-    let report = producer.pipeline.ended().await;
+    let report = producer.pipeline.join().await;
     assert_eq!(report.stages[0].reason.to_string(), "failed: done");
     assert_eq!(ended(consumer.cancelled()), [(subscription, "down (failed: done)".to_owned())]);
     assert_eq!(consumer.fate().await, "alive");

@@ -250,9 +250,9 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
     assert_eq!(consumer.got().concat(), list(1..=10));
     assert_eq!(consumer.cancelled(), ["down (normal)"]);
     assert!(consumer.handle.is_running());
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert!(matches!(report.stages[0].reason, ExitReason::Normal));
-    assert_eq!(report.left_undone(), 0);
+    assert_eq!(report.unprocessed(), 0);
 }
 
 #[tokio::test(start_paused = true)]

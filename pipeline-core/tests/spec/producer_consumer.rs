@@ -253,9 +253,9 @@ async fn s_102_a_permanent_stage_lives_until_it_has_passed_on_its_producers_even
     assert_eq!(seen[..4], in_order("down (shutdown)"));
     assert_eq!(seen[4..], [Seen::Terminated("shutdown".to_owned())]);
     assert_eq!(c.cancelled(), ["down (shutdown)"]);
-    let report = relay.pipeline.ended().await;
+    let report = relay.pipeline.join().await;
     assert!(matches!(report.stages[0].reason, ExitReason::Shutdown));
-    assert_eq!(report.left_undone(), 0);
+    assert_eq!(report.unprocessed(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -360,7 +360,7 @@ async fn x_024_demand_of_a_cancelled_consumer_takes_no_messages() {
     // The two later events are still unprocessed.
     let mut relay = relay;
     relay.handle().stop(ExitReason::Normal).await;
-    assert_eq!(relay.pipeline.ended().await.left_undone(), 3 + 10);
+    assert_eq!(relay.pipeline.join().await.unprocessed(), 3 + 10);
 }
 
 #[tokio::test(start_paused = true)]

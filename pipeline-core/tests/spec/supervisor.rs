@@ -397,11 +397,11 @@ async fn s_167_the_end_of_a_permanent_producer_stops_the_supervisor_and_its_chil
     let told = case.children.told();
     assert!(matches!(told[..], [(0, at), (1, also)] if at == before && also == before), "{told:?}");
     let mut pipeline = case.pipeline;
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     let supervisor = report.stages.last().unwrap();
     assert_eq!(
         supervisor.to_string(),
-        "supervisor ended (shutdown), 2 events begun and not finished"
+        "supervisor ended (shutdown), 2 events in progress"
     );
 }
 
@@ -457,10 +457,10 @@ async fn s_171_children_without_any_time_are_killed_at_once() {
     assert_eq!(case.children.dropped().len(), 2);
     case.script.handle().stop(ExitReason::Normal).await;
     let mut pipeline = case.pipeline;
-    let report = pipeline.ended().await;
+    let report = pipeline.join().await;
     assert_eq!(
         report.stages[0].to_string(),
-        "supervisor ended (shutdown), 2 events begun and not finished"
+        "supervisor ended (shutdown), 2 events in progress"
     );
 }
 
@@ -661,7 +661,7 @@ async fn x_043_a_supervisor_that_reaches_its_limit_has_failed_and_its_peers_see_
     let snapshot = case.pipeline.snapshot();
     assert!(snapshot.failed, "at once");
     case.script.handle().stop(ExitReason::Normal).await;
-    let report = case.pipeline.ended().await;
+    let report = case.pipeline.join().await;
     let reason = &report.failure().unwrap().reason;
     assert!(reason.source().unwrap().is::<TooManyRestarts>(), "{reason}");
 }

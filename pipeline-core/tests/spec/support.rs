@@ -157,7 +157,7 @@ where
     if handle.is_running() {
         return "alive".to_owned();
     }
-    only(&pipeline.ended().await).reason.to_string()
+    only(&pipeline.join().await).reason.to_string()
 }
 
 /// The report of the only stage of a pipeline.

@@ -73,7 +73,7 @@ impl PubSub {
     ///     .producer_consumer(map(enriched), SubscribeOptions::new())
     ///     .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
     ///     .start()?;
-    /// # pipeline.ended().await;
+    /// # pipeline.join().await;
     /// # Ok(())
     /// # }
     /// ```

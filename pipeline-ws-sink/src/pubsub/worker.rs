@@ -134,7 +134,7 @@ impl PubSub {
     ///     .producer(from_iter(0..100))
     ///     .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
     ///     .start()?;
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```

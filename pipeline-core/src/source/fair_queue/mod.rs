@@ -71,7 +71,7 @@ use crate::{
 ///     .consumer_supervisor(ConsumerSupervisor::new(print), SubscribeOptions::new().max_demand(1))
 ///     .start()?;
 /// drop(queue);
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -383,8 +383,8 @@ where
         self.end.close();
     }
 
-    fn held(&self) -> usize {
-        self.end.held()
+    fn pending(&self) -> usize {
+        self.end.pending()
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {

@@ -46,7 +46,7 @@ const DEFAULT_CAPACITY: usize = 10_000;
 ///
 /// queue.push("hello".to_owned()).await?;
 /// drop(queue);
-/// assert_eq!(pipeline.ended().await.left_undone(), 0);
+/// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
@@ -318,7 +318,7 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     ///     .start()?;
     /// queue.push_timed("hello").await?;
     /// # drop(queue);
-    /// # assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// # assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```
@@ -405,8 +405,8 @@ impl<T: Send + 'static> Producer for QueueProducer<T> {
         self.end.close();
     }
 
-    fn held(&self) -> usize {
-        self.end.held()
+    fn pending(&self) -> usize {
+        self.end.pending()
     }
 
     async fn terminate(&mut self, _reason: &ExitReason) {

@@ -148,8 +148,8 @@ where
         }
         // A supervisor that was killed did not wait for these.
         let left = supervisor.tasks.len() + supervisor.restarting.len();
-        report.unfinished += supervisor.unfinished + left;
+        report.in_progress += supervisor.in_progress + left;
         report.given_up += supervisor.given_up;
-        report.held += supervisor.waiting.len();
+        report.pending += supervisor.waiting.len();
     }
 }

@@ -139,7 +139,7 @@ pub struct ConsumerSupervisor<E, W> {
     stopping: Stopping,
     stage: Arc<str>,
     gauges: Arc<Gauges>,
-    unfinished: usize,
+    in_progress: usize,
     given_up: usize,
 }
 
@@ -398,7 +398,7 @@ where
             stopping: Stopping::default(),
             stage: "".into(),
             gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
-            unfinished: 0,
+            in_progress: 0,
             given_up: 0,
         }
     }
@@ -465,7 +465,7 @@ where
     ///     .producer(from_iter(0..10))
     ///     .consumer_supervisor(supervisor, SubscribeOptions::new())
     ///     .start()?;
-    /// let report = pipeline.ended().await;
+    /// let report = pipeline.join().await;
     /// assert!(report.is_clean());
     /// assert_eq!(report.stages[1].given_up, 5);
     /// # assert_eq!(counted.len(), 5);
@@ -547,7 +547,7 @@ where
     ///     .producer(from_iter(0..100))
     ///     .consumer_supervisor(supervisor, SubscribeOptions::new().max_demand(200))
     ///     .start()?;
-    /// assert_eq!(pipeline.ended().await.left_undone(), 0);
+    /// assert_eq!(pipeline.join().await.unprocessed(), 0);
     /// # Ok(())
     /// # }
     /// ```
@@ -878,7 +878,7 @@ where
             Err(error) if error.is_panic() => {
                 // A destructor has panicked, and the event was dropped with the task.
                 self.count_failure();
-                self.unfinished += 1;
+                self.in_progress += 1;
                 tracing::error!(stage = %self.stage, "a worker's task panicked, its event is lost");
             }
             _ => {}
@@ -904,7 +904,7 @@ where
         let now = Instant::now();
         if self.budget.as_mut().is_some_and(|budget| !budget.spend(now)) {
             // The event was being processed and is not retried.
-            self.unfinished += 1;
+            self.in_progress += 1;
             self.forget(id);
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
             return Err(TooManyRestarts::new(reason).into());
@@ -1055,7 +1055,7 @@ where
             child.reserved = None;
         }
         if !matches!(ended, Ok((_, Done { outcome: Ok(()), .. }))) {
-            self.unfinished += 1;
+            self.in_progress += 1;
         }
     }
 }

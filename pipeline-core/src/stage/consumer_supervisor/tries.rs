@@ -58,7 +58,7 @@ fn usual() -> Backoff {
 ///     .producer(from_iter(0..1))
 ///     .consumer_supervisor(supervisor, SubscribeOptions::new())
 ///     .start()?;
-/// let report = pipeline.ended().await;
+/// let report = pipeline.join().await;
 /// let failure = report.failure().ok_or("all went well")?;
 /// let error = failure.reason.source().and_then(|error| error.downcast_ref::<TooManyRestarts>());
 /// assert_eq!(error.unwrap().last().to_string(), "failed: no route");

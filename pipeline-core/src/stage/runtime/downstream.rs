@@ -153,7 +153,7 @@ impl<B: Behaviour> StageTask<B> {
             self.metrics.events_out.increment(events.len() as u64);
             self.gauges.events_out.add(events.len());
             let Some(Downstream { subscription, consumer }) = self.consumers.get(&to) else {
-                self.report.held += events.len();
+                self.report.pending += events.len();
                 continue;
             };
             subscription.sent(events.len());
@@ -161,7 +161,7 @@ impl<B: Behaviour> StageTask<B> {
             let message = ToConsumer::Events { from: to, events, unheard };
             // Its consumer has just ended; the end is in the mailbox.
             if let Err(ToConsumer::Events { events, .. }) = consumer.send(message) {
-                self.report.held += events.len();
+                self.report.pending += events.len();
             }
         }
         if !self.deliveries.is_untouched() {

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        InHand, behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer,
+        Unprocessed, behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer,
         message::Posted, slot::Mail,
     },
     Callback, StageTask,
@@ -172,7 +172,7 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Continues without the confirmations if they are overdue. Events that still arrive are
-    /// counted as held.
+    /// counted as pending.
     pub(super) fn give_up_producers(&mut self) {
         let overdue = self.confirmed_by.is_some_and(|by| by.has_passed(Instant::now()));
         if !overdue || !self.waits_for_confirmations() {
@@ -199,10 +199,10 @@ impl<B: Behaviour> StageTask<B> {
         }
         // The stage may have a more exact count than the number of events given to a failed
         // callback.
-        let known = self.behaviour.in_hand();
-        let in_hand = known.unwrap_or(InHand { begun: self.in_hand, waiting: 0 });
-        self.report.unfinished += in_hand.begun;
-        self.report.held += in_hand.waiting
+        let known = self.behaviour.unprocessed();
+        let unprocessed = known.unwrap_or(Unprocessed { pending: 0, in_progress: self.in_hand });
+        self.report.in_progress += unprocessed.in_progress;
+        self.report.pending += unprocessed.pending
             + self.behind
             + self.staged.len()
             + self.outlet.held()
@@ -214,7 +214,7 @@ impl<B: Behaviour> StageTask<B> {
         while let Some(mail) = self.mailbox.next() {
             match mail {
                 Mail::FromProducer(ToConsumer::Events { events, .. }) => {
-                    self.report.held += events.len();
+                    self.report.pending += events.len();
                 }
                 Mail::FromConsumer(ToProducer::Subscribe(subscribe)) => {
                     let from = subscribe.subscription.id();

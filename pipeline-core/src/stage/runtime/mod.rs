@@ -250,7 +250,7 @@ impl<B: Behaviour> StageTask<B> {
         self.gauges.enter(Activity::Busy);
         // A dispatcher may panic too.
         let Err(reason) = contained(self.live(subscriptions)).await;
-        let in_time = {
+        let terminated = {
             let terminating = async {
                 self.behaviour.terminate(&reason, self.phase.receiver()).await;
                 Ok(())
@@ -268,10 +268,10 @@ impl<B: Behaviour> StageTask<B> {
                 Deadline::from_now(stop_within).limit(terminating).await.is_ok()
             }
         };
-        if !in_time {
+        if !terminated {
             tracing::warn!(stage = %self.report.stage, "terminate took too long after a failure, ending the stage");
         }
-        self.report.in_time = in_time;
+        self.report.terminated = terminated;
         let reporting = || {
             self.behaviour.report(&mut self.report);
             Ok(())

@@ -89,7 +89,7 @@ impl<B: Behaviour> StageTask<B> {
         match message {
             ToConsumer::Events { from, events, unheard } => {
                 let Some(upstream) = self.inlet.get(from) else {
-                    self.report.held += events.len();
+                    self.report.pending += events.len();
                     if let Some(subscription) = unheard {
                         subscription.cancel(SubscribeError::Unknown.into());
                     }
@@ -405,7 +405,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         let Some(upstream) = self.inlet.get(from) else {
             // Cannot happen, because a subscription's end comes last: the subscription is unknown.
-            self.report.held += events.len();
+            self.report.pending += events.len();
             return Ok(());
         };
         if let Some(backoff) = &mut upstream.extra.backoff {
