@@ -113,7 +113,7 @@ fn stages(
         b.to_async(runtime).iter(|| async {
             let count = Count::default();
             let mut graph = Graph::new("bench");
-            let numbers = Stage::new(Numbers::default()).demand(DemandMode::Accumulate);
+            let numbers = Stage::new(Numbers::default()).demand_mode(DemandMode::Accumulate);
             let numbers = graph.producer_with(with_dispatcher(numbers));
             let consumers: Vec<_> = (0..CONSUMERS)
                 .map(|n| (n, graph.consumer(format!("consumer {n}"), count.clone())))
@@ -124,7 +124,7 @@ fn stages(
                 let options = SubscribeOptions::new().max_demand(MAX_DEMAND).partition(n);
                 consumer.subscribe(&numbers, options).await.unwrap();
             }
-            numbers.demand(DemandMode::Forward);
+            numbers.set_demand_mode(DemandMode::Forward);
             assert_eq!(pipeline.join().await.unprocessed(), 0);
             assert_eq!(count.get(), received);
         });

@@ -18,7 +18,7 @@ use self::common::{Count, EVENTS, Numbers};
 fn statsd() -> (Telemetry, StatsdFlusher) {
     let builder = StatsdRecorder::sink(NopMetricSink).flush_every(Duration::from_secs(1));
     let (recorder, flusher) = builder.build().unwrap();
-    (Telemetry::to(recorder), flusher)
+    (Telemetry::with_recorder(recorder), flusher)
 }
 
 fn producer_to_consumer(c: &mut Criterion) {

@@ -17,7 +17,7 @@ fn recorder(dialect: Dialect) -> (Telemetry, StatsdFlusher) {
     let builder = StatsdRecorder::sink(NopMetricSink).dialect(dialect).prefix("push");
     let builder = builder.tag("region", "eu").histogram_samples(LINES);
     let (recorder, flusher) = builder.flush_every(Duration::from_secs(3600)).build().unwrap();
-    (Telemetry::to(recorder), flusher)
+    (Telemetry::with_recorder(recorder), flusher)
 }
 
 fn lines(c: &mut Criterion) {
@@ -25,7 +25,7 @@ fn lines(c: &mut Criterion) {
     group.throughput(Throughput::Elements(LINES as u64));
     for dialect in [Dialect::DogStatsD, Dialect::StatsD] {
         let (telemetry, flusher) = recorder(dialect);
-        let times = telemetry.milliseconds("time", "for the bench", [("stage", "push".to_owned())]);
+        let times = telemetry.timer("time", "for the bench", [("stage", "push".to_owned())]);
         group.bench_function(BenchmarkId::new("samples", format!("{dialect:?}")), |b| {
             let record = || (0..LINES).for_each(|n| times.record(n as f64 * 0.001_234));
             b.iter_batched(record, |()| flusher.flush(), BatchSize::PerIteration);
@@ -57,7 +57,7 @@ fn recording(c: &mut Criterion) {
     let (telemetry, _flusher) = recorder(Dialect::default());
     let counter = telemetry.counter("count", "for the bench", []);
     group.bench_function("a counter", |b| b.iter(|| counter.increment(black_box(1))));
-    let times = telemetry.milliseconds("time", "for the bench", []);
+    let times = telemetry.timer("time", "for the bench", []);
     group.bench_function("a time", |b| b.iter(|| times.record(black_box(0.75))));
 }
 

@@ -89,7 +89,7 @@ impl Server {
         let (recorder, statsd) = statsd.build().unwrap();
         let mount = Mount::new(Anyone).channel::<Room>("room:*");
         let builder = Endpoint::builder().mount("/socket", mount);
-        let endpoint = builder.telemetry(Telemetry::to(recorder)).build().unwrap();
+        let endpoint = builder.telemetry(Telemetry::with_recorder(recorder)).build().unwrap();
         let clients = runtime.block_on(async {
             let listener = listen("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();

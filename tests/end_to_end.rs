@@ -241,14 +241,14 @@ async fn the_parts_of_a_push_time_add_up_and_show_the_delay() {
     app.push(1, json!({ "n": 2 })).await;
     tokio::time::sleep(HELD_UP).await;
     let at_least = HELD_UP.as_secs_f64() * 1e3;
-    for (n, held_up) in [(1, "worked"), (2, "queued")] {
+    for (n, slow) in [(1, "worked"), (2, "queued")] {
         keeper.let_go(1);
         ada.expect([pushed(1, json!({ "n": n }))]).await;
         let whole = recorded("pipeline.push_delivered").await;
         let mut sum = 0.0;
         for leg in ["queued", "waited", "worked", "written"] {
             let took = recorded(&format!("pipeline.push_{leg}")).await;
-            assert!(leg != held_up || took >= at_least, "{n}: {leg} for {took} ms");
+            assert!(leg != slow || took >= at_least, "{n}: {leg} for {took} ms");
             sum += took;
         }
         assert!((whole - sum).abs() < 0.001, "{n}: {sum} is not {whole}");

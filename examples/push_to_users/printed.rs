@@ -3,7 +3,12 @@
 use std::collections::HashMap;
 
 /// Counters that grow every second, even when idle.
-const CONSTANT: [&str; 2] = ["pipeline.time_", "statsd.client."];
+const CONSTANT: [&str; 4] = [
+    "pipeline.stage.busy_time",
+    "pipeline.stage.event_wait_time",
+    "pipeline.stage.demand_wait_time",
+    "statsd.client.",
+];
 
 /// The selection, and the values printed so far.
 pub struct Printed {

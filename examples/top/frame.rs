@@ -151,9 +151,9 @@ fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
         PhaseView::Ended => "ended",
         _ => "running",
     };
-    let verdict = match &pipeline.held_up_by {
-        Some(stage) => format!("{stage} holds it up ").red().bold(),
-        None => "nothing holds it up ".dark_gray(),
+    let verdict = match &pipeline.bottleneck {
+        Some(stage) => format!("bottleneck: {stage} ").red().bold(),
+        None => "no bottleneck ".dark_gray(),
     };
     let title = Line::from(vec![
         Span::from(format!(" {} ", pipeline.name)).bold(),
@@ -165,10 +165,13 @@ fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
     // From the source downstream, as on the page.
     stages.sort_by_key(|stage| stage.layer);
     let rows = stages.into_iter().map(|stage| {
-        let held = pipeline.held_up_by.as_ref() == Some(&stage.name);
-        let mark = if held { "▲ " } else { "  " };
-        let style =
-            if held { Style::new().red().add_modifier(Modifier::BOLD) } else { Style::new() };
+        let is_bottleneck = pipeline.bottleneck.as_ref() == Some(&stage.name);
+        let mark = if is_bottleneck { "▲ " } else { "  " };
+        let style = if is_bottleneck {
+            Style::new().red().add_modifier(Modifier::BOLD)
+        } else {
+            Style::new()
+        };
         let name = Cell::from(format!("{mark}{}", stage.name)).style(style);
         let cells = columns.iter().map(|column| match column.name {
             "" => Cell::from((column.cell)(stage)).style(Style::new().fg(doing(stage.mostly).1)),
@@ -295,7 +298,7 @@ mod tests {
     }
 
     const SLOW: &str = r#"{"version":1,"pipelines":[{"name":"push","phase":"running",
-        "held_up_by":"render","stages":[
+        "bottleneck":"render","stages":[
         {"name":"queue","mostly":"waiting_for_demand","queued":812,"queue_capacity":1000},
         {"name":"render","kind":"consumer","layer":1,"mostly":"busy","busy":0.99,"in_per_second":50.25}]}],
         "endpoint":{"sockets":[{"path":"/socket","open":3}],
@@ -306,7 +309,7 @@ mod tests {
     fn a_frame_shows_stages_their_bottleneck_times_and_sockets() {
         let text = plain(&screen(SLOW), 120).unwrap();
         let line = |with: &str| text.lines().find(|line| line.contains(with)).unwrap().to_owned();
-        assert!(line(" push ").contains("render holds it up"), "{text}");
+        assert!(line(" push ").contains("bottleneck: render"), "{text}");
         assert!(line("│  queue ").contains("waits for demand"), "{text}");
         assert!(line("│  queue ").contains("812/1k"), "{text}");
         assert!(line("▲ render").contains("busy") && line("▲ render").contains("99 %"), "{text}");

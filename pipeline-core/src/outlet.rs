@@ -23,7 +23,7 @@ use crate::{
 /// let prices = graph.producer_with(
 ///     Stage::new(from_iter([101, 99, 105]))
 ///         .dispatcher(BroadcastDispatcher::new)
-///         .demand(DemandMode::Accumulate),
+///         .demand_mode(DemandMode::Accumulate),
 /// );
 /// let log = graph.consumer("log", for_each(async |price: i32| println!("{price}")));
 /// let mut pipeline = graph.start()?;
@@ -32,7 +32,7 @@ use crate::{
 /// assert_eq!(prices.demand_mode().await?, DemandMode::Accumulate);
 ///
 /// // All consumers that need the first price are subscribed.
-/// prices.demand(DemandMode::Forward);
+/// prices.set_demand_mode(DemandMode::Forward);
 /// assert_eq!(pipeline.join().await.unprocessed(), 0);
 /// # Ok(())
 /// # }

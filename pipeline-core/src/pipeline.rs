@@ -66,7 +66,7 @@ pub struct PipelineBuilder<S> {
 ///
 /// /// The common beginning of a program's pipelines.
 /// fn silent(name: &'static str) -> PipelineBuilder<Empty> {
-///     Pipeline::builder(name).telemetry(Telemetry::to(NoopRecorder))
+///     Pipeline::builder(name).telemetry(Telemetry::with_recorder(NoopRecorder))
 /// }
 /// # let _ = silent("numbers");
 /// ```

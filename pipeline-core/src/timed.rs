@@ -79,9 +79,9 @@ impl<T> Timed<T> {
     /// let (queue, producer) = queue(QueueOptions::new());
     /// let work = async |item: &Timed<&str>| {
     ///     let timeline = item.timeline();
-    ///     println!("{} was in the queue for {:?}", **item, timeline.queued());
-    ///     println!("and waited for a worker for {:?}", timeline.waited());
-    /// #   assert!(timeline.queued().is_some() && timeline.waited().is_some());
+    ///     println!("{} was in the queue for {:?}", **item, timeline.queue_time());
+    ///     println!("and waited for a worker for {:?}", timeline.dispatch_time());
+    /// #   assert!(timeline.queue_time().is_some() && timeline.dispatch_time().is_some());
     ///     Ok(())
     /// };
     /// let mut pipeline = Pipeline::builder("work")
@@ -106,8 +106,8 @@ impl<T> Timed<T> {
     }
 
     /// Records that the item leaves a queue.
-    pub(crate) fn demanded(&mut self, at: Instant) {
-        self.timeline.demanded(at);
+    pub(crate) fn dequeued(&mut self, at: Instant) {
+        self.timeline.dequeued(at);
         if let Some(trace) = self.timeline.trace() {
             tracing::trace!(trace_id = %trace.trace_id(), "left the queue");
         }

@@ -24,13 +24,13 @@ use crate::{timed::Timed, trace_context::TraceContext};
 /// let timeline = item.timeline();
 /// assert_eq!(timeline.enqueued_at(), item.enqueued_at());
 /// // The item was in no queue, and no worker has it.
-/// assert_eq!((timeline.demanded_at(), timeline.started_at()), (None, None));
+/// assert_eq!((timeline.dequeued_at(), timeline.started_at()), (None, None));
 /// assert_eq!(timeline, Timeline::from(item.enqueued_at()));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeline {
     enqueued_at: Instant,
-    demanded_at: Option<Instant>,
+    dequeued_at: Option<Instant>,
     started_at: Option<Instant>,
     trace: Option<TraceContext>,
 }
@@ -44,8 +44,8 @@ impl Timeline {
 
     /// When the item left its queue because there was demand for it.
     #[must_use]
-    pub fn demanded_at(&self) -> Option<Instant> {
-        self.demanded_at
+    pub fn dequeued_at(&self) -> Option<Instant> {
+        self.dequeued_at
     }
 
     /// When the worker of the item was started.
@@ -62,19 +62,19 @@ impl Timeline {
 
     /// How long the item waited in its queue, until there was demand for it.
     #[must_use]
-    pub fn queued(&self) -> Option<Duration> {
-        Some(self.demanded_at? - self.enqueued_at)
+    pub fn queue_time(&self) -> Option<Duration> {
+        Some(self.dequeued_at? - self.enqueued_at)
     }
 
     /// How long the item waited after its queue, until a worker was started for it.
     #[must_use]
-    pub fn waited(&self) -> Option<Duration> {
-        Some(self.started_at? - self.demanded_at?)
+    pub fn dispatch_time(&self) -> Option<Duration> {
+        Some(self.started_at? - self.dequeued_at?)
     }
 
     /// How long its worker had it, until the given time.
     #[must_use]
-    pub fn worked(&self, until: Instant) -> Option<Duration> {
+    pub fn work_time(&self, until: Instant) -> Option<Duration> {
         Some(until.saturating_duration_since(self.started_at?))
     }
 
@@ -85,14 +85,14 @@ impl Timeline {
     }
 
     /// Records that the item leaves a queue.
-    pub(crate) fn demanded(&mut self, at: Instant) {
-        self.demanded_at = Some(at.max(self.enqueued_at));
+    pub(crate) fn dequeued(&mut self, at: Instant) {
+        self.dequeued_at = Some(at.max(self.enqueued_at));
     }
 
     /// Sets the start of the item's worker. Ignored if it is before the item was dequeued: then the
     /// worker creates the item and does not handle it.
     pub(crate) fn started(self, at: Option<Instant>) -> Self {
-        let before = self.demanded_at.unwrap_or(self.enqueued_at);
+        let before = self.dequeued_at.unwrap_or(self.enqueued_at);
         Self { started_at: at.filter(|at| *at >= before), ..self }
     }
 }
@@ -100,7 +100,7 @@ impl Timeline {
 /// A timeline without other times.
 impl From<Instant> for Timeline {
     fn from(enqueued_at: Instant) -> Self {
-        Self { enqueued_at, demanded_at: None, started_at: None, trace: None }
+        Self { enqueued_at, dequeued_at: None, started_at: None, trace: None }
     }
 }
 
@@ -125,12 +125,13 @@ mod tests {
     fn a_leg_is_known_if_both_its_ends_are() {
         let at = moments();
         let mut timeline = Timeline::from(at(0));
-        let legs =
-            |timeline: &Timeline| (timeline.queued(), timeline.waited(), timeline.worked(at(9)));
+        let legs = |timeline: &Timeline| {
+            (timeline.queue_time(), timeline.dispatch_time(), timeline.work_time(at(9)))
+        };
         let span = |nanoseconds| Some(Duration::from_nanos(nanoseconds));
         assert_eq!(legs(&timeline), (None, None, None));
         assert_eq!(legs(&timeline.started(Some(at(7)))), (None, None, span(2)));
-        timeline.demanded(at(4));
+        timeline.dequeued(at(4));
         assert_eq!(legs(&timeline), (span(4), None, None));
         assert_eq!(legs(&timeline.started(Some(at(7)))), (span(4), span(3), span(2)));
         assert_eq!(timeline.started(Some(at(7))).started(None), timeline);
@@ -142,7 +143,7 @@ mod tests {
         let mut timeline = Timeline::from(at(5));
         assert_eq!(timeline.started(Some(at(4))).started_at(), None);
         assert_eq!(timeline.started(Some(at(5))).started_at(), Some(at(5)));
-        timeline.demanded(at(7));
+        timeline.dequeued(at(7));
         assert_eq!(timeline.started(Some(at(6))).started_at(), None);
     }
 
@@ -151,11 +152,11 @@ mod tests {
         #[test]
         fn legs_add_up_to_the_whole(times in prop::array::uniform4(0u64..10_000)) {
             let at = moments();
-            let [enqueued, demanded, started, broadcast] = times.map(&at);
+            let [enqueued, dequeued, started, broadcast] = times.map(&at);
             let mut timeline = Timeline::from(enqueued);
-            timeline.demanded(demanded);
+            timeline.dequeued(dequeued);
             let timeline = timeline.started(Some(started));
-            let legs = [timeline.queued(), timeline.waited(), timeline.worked(broadcast)];
+            let legs = [timeline.queue_time(), timeline.dispatch_time(), timeline.work_time(broadcast)];
             if let [Some(queued), Some(waited), Some(worked)] = legs
                 && broadcast >= started
             {

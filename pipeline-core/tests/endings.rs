@@ -449,7 +449,7 @@ struct Counts {
 impl Worker<u64> for Counts {
     async fn run(&self, _: &u64, _: ChildContext) -> Result<(), ExitReason> {
         let supervisor = self.supervisor.get().unwrap();
-        let answer = supervisor.count_children().await.map(|count| count.workers);
+        let answer = supervisor.child_count().await.map(|count| count.workers);
         self.answers.lock().push(answer);
         Ok(())
     }

@@ -123,7 +123,7 @@ async fn a_panic_of_the_pipeline_task_is_a_failure_that_reports_held_events() {
     let (queue, producer) = queue::<u64>(QueueOptions::new());
     let trap = Trap::default();
     let mut pipeline = Pipeline::builder("trapped")
-        .telemetry(Telemetry::to(trap.clone()))
+        .telemetry(Telemetry::with_recorder(trap.clone()))
         .producer(producer)
         .consumer(for_each(async |_| pending::<()>().await), demand(2, 1))
         .start()
@@ -340,7 +340,8 @@ async fn a_consumer_of_one_long_message_stops_between_two_events() {
     let report = stopped_in_the_middle(slow).await;
     assert!(report.completed, "{report}");
     // Seven events are done, and none is half done.
-    let left: Vec<_> = report.stages.iter().map(|stage| (stage.pending, stage.in_progress)).collect();
+    let left: Vec<_> =
+        report.stages.iter().map(|stage| (stage.pending, stage.in_progress)).collect();
     assert_eq!(left, [(0, 0), (93, 0)], "{report}");
 }
 
@@ -349,7 +350,8 @@ async fn a_consumer_of_one_long_message_stops_between_two_chunks() {
     let slow = for_each_batch(async |_: Vec<u64>| time::sleep(Duration::from_secs(3)).await);
     let report = stopped_in_the_middle(slow).await;
     assert!(report.completed, "{report}");
-    let left: Vec<_> = report.stages.iter().map(|stage| (stage.pending, stage.in_progress)).collect();
+    let left: Vec<_> =
+        report.stages.iter().map(|stage| (stage.pending, stage.in_progress)).collect();
     assert_eq!(left, [(0, 0), (50, 0)], "the second half of the message: {report}");
 }
 

@@ -225,7 +225,7 @@ async fn times_of_batches(take: impl Fn(u64) -> u64 + Clone + Send + 'static) ->
         .start()
         .unwrap();
     pipeline.join().await;
-    let mut times = recorded.samples("pipeline.handle_time");
+    let mut times = recorded.samples("pipeline.stage.handle_time");
     times.retain(|time| *time > 0.0);
     times
 }

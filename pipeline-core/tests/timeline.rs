@@ -83,9 +83,9 @@ async fn every_leg_of_the_way_is_measured_separately() {
     for (queued, waited) in [(1000, 0), (1000, 100), (1100, 100)] {
         let [timeline, after] = seen.recv().await.unwrap();
         assert_eq!(timeline, after, "the timeline must not change while the worker waits");
-        assert_eq!(timeline.queued(), Some(ms(queued)));
-        assert_eq!(timeline.waited(), Some(ms(waited)));
-        assert_eq!(timeline.worked(Instant::now()), Some(ms(100)));
+        assert_eq!(timeline.queue_time(), Some(ms(queued)));
+        assert_eq!(timeline.dispatch_time(), Some(ms(waited)));
+        assert_eq!(timeline.work_time(Instant::now()), Some(ms(100)));
     }
 }
 
@@ -105,9 +105,9 @@ async fn every_worker_knows_its_own_start_wherever_it_runs() {
         queue.push_timed(0).await.unwrap();
         let [timeline, _] = seen.recv().await.unwrap();
         assert!(timeline.enqueued_at() >= last);
-        assert!(timeline.demanded_at().unwrap() >= timeline.enqueued_at());
+        assert!(timeline.dequeued_at().unwrap() >= timeline.enqueued_at());
         last = timeline.started_at().unwrap();
-        assert!(last >= timeline.demanded_at().unwrap() && last <= Instant::now());
+        assert!(last >= timeline.dequeued_at().unwrap() && last <= Instant::now());
         assert_eq!(Timed::now(()).timeline().started_at(), None, "the test is no worker");
     }
 }
@@ -130,7 +130,7 @@ async fn a_task_spawned_by_a_worker_is_no_worker() {
     queue.push_timed(0).await.unwrap();
     let (own, spawned) = told.recv().await.unwrap();
     assert!(own.started_at().is_some());
-    assert_eq!(spawned.demanded_at(), own.demanded_at());
+    assert_eq!(spawned.dequeued_at(), own.dequeued_at());
     assert_eq!(spawned.started_at(), None);
 }
 
@@ -148,7 +148,7 @@ async fn a_retried_item_has_waited_until_its_restart() {
     queue.push_timed(2).await.unwrap();
     for waited in [0, 100, 200] {
         let [timeline, _] = seen.recv().await.unwrap();
-        assert_eq!(timeline.waited(), Some(ms(waited)));
+        assert_eq!(timeline.dispatch_time(), Some(ms(waited)));
     }
 }
 
@@ -161,11 +161,11 @@ async fn timed_queues_record_when_an_item_leaves() {
         (queue, producer)
     };
     let (queue, producer) = fill().await;
-    assert_eq!(of_one(queue.timed(), producer).await.queued(), Some(ms(7)));
+    assert_eq!(of_one(queue.timed(), producer).await.queue_time(), Some(ms(7)));
     // The queue was not declared as timed.
     let (queue, producer) = fill().await;
     let timeline = of_one(queue, producer).await;
-    assert_eq!((timeline.queued(), timeline.waited()), (None, None));
+    assert_eq!((timeline.queue_time(), timeline.dispatch_time()), (None, None));
     assert!(timeline.started_at().is_some());
 }
 
@@ -185,7 +185,7 @@ async fn a_timed_fair_queue_records_when_an_item_leaves() {
             .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
             .start()
             .unwrap();
-        assert_eq!(seen.recv().await.unwrap()[0].queued(), Some(ms(7)));
+        assert_eq!(seen.recv().await.unwrap()[0].queue_time(), Some(ms(7)));
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use pipeline_ws_sink::endpoint::Latencies;
 
 use crate::{
-    held_up,
+    bottleneck,
     model::{DeliveredView, PercentilesView, View},
     rates,
 };
@@ -50,7 +50,7 @@ impl History {
         if let Some((then, before)) = self.views.front() {
             rates::fill(&mut view, before, at.saturating_sub(*then));
             for (pipeline, before) in view.pipelines.iter_mut().zip(&before.pipelines) {
-                pipeline.held_up_by = held_up::held_up_by(pipeline, before);
+                pipeline.bottleneck = bottleneck::bottleneck(pipeline, before);
             }
         }
         if let Some(delivered) = delivered {

@@ -101,8 +101,8 @@ impl Inspector {
     /// ```
     /// # fn watch(inspector: &pipeline_inspect::Inspector) {
     /// for pipeline in &inspector.view().pipelines {
-    ///     if let Some(stage) = &pipeline.held_up_by {
-    ///         println!("{} is held up by {stage}", pipeline.name);
+    ///     if let Some(stage) = &pipeline.bottleneck {
+    ///         println!("the bottleneck of {} is {stage}", pipeline.name);
     ///     }
     /// }
     /// # }
@@ -327,7 +327,7 @@ impl InspectorBuilder {
         let viewers = InspectSocket::new(self.max_viewers);
         let viewers = Mount::new(viewers).channel_with::<InspectChannel>(TOPIC, shown.clone());
         // Viewers must not show up in the metrics.
-        let mut endpoint = Endpoint::builder().telemetry(Telemetry::to(NoopRecorder));
+        let mut endpoint = Endpoint::builder().telemetry(Telemetry::with_recorder(NoopRecorder));
         let of_hosts =
             || CheckOrigin::list(self.hosts.known.iter().map(|host| format!("//{host}")));
         let own_pages = self.check_origin.is_none();

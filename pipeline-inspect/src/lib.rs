@@ -60,11 +60,11 @@
 //! }
 //! ```
 //!
-//! # What holds it up
+//! # The bottleneck
 //!
 //! Every stage is busy, waits for events, or waits for demand; the view contains the share of each in
 //! the last three seconds. A stage is *occupied* if it was busy for 80 % of them. At most one stage is
-//! named as the one that holds its pipeline up, the bottleneck:
+//! named as the bottleneck of its pipeline:
 //!
 //! 1. The occupied stage farthest downstream that is waited for. A stage is waited for if one of its
 //!    producers waited for demand for 20 % of the time, or had events buffered both at the beginning and
@@ -85,8 +85,8 @@
 // Instants and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod bottleneck;
 mod channel;
-mod held_up;
 mod history;
 mod hosts;
 mod inspector;

@@ -17,11 +17,11 @@ pub const VERSION: u32 = 1;
 /// ```
 /// use pipeline_inspect::View;
 ///
-/// # let json = r#"{"version":1,"pipelines":[{"name":"push","held_up_by":"work"}]}"#;
+/// # let json = r#"{"version":1,"pipelines":[{"name":"push","bottleneck":"work"}]}"#;
 /// let view: View = serde_json::from_str(json)?;
 /// for pipeline in &view.pipelines {
-///     match &pipeline.held_up_by {
-///         Some(stage) => println!("{} is held up by {stage}", pipeline.name),
+///     match &pipeline.bottleneck {
+///         Some(stage) => println!("the bottleneck of {} is {stage}", pipeline.name),
 ///         None => println!("{} keeps up", pipeline.name),
 ///     }
 /// }
@@ -57,8 +57,8 @@ pub struct PipelineView {
     /// The pipeline's phase.
     pub phase: PhaseView,
     /// The bottleneck: the stage that the others wait for, if there is one. See [the
-    /// crate](crate#what-holds-it-up).
-    pub held_up_by: Option<String>,
+    /// crate](crate#the-bottleneck).
+    pub bottleneck: Option<String>,
     /// The stages, in the order in which they were added.
     pub stages: Vec<StageView>,
     /// The subscriptions. Several subscriptions between two stages are one edge.

@@ -17,7 +17,7 @@ pub(crate) fn pipeline(snapshot: &PipelineSnapshot) -> PipelineView {
     let mut view = PipelineView {
         name: snapshot.pipeline.to_string(),
         phase: phase(snapshot.phase),
-        held_up_by: None,
+        bottleneck: None,
         stages: snapshot.stages.iter().map(stage).collect(),
         edges: snapshot.stages.iter().flat_map(edges).collect(),
     };

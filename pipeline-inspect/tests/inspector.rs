@@ -114,7 +114,7 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     user.receive().await;
 
     let view = until(&address, |view| {
-        view.pipelines[0].held_up_by.is_some()
+        view.pipelines[0].bottleneck.is_some()
             && view.endpoint.as_ref().is_some_and(|seen| seen.delivered.count == 1)
     })
     .await;
@@ -122,7 +122,7 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     let push = &view.pipelines[0];
     let [source, work] = &push.stages[..] else { panic!("two stages: {push:?}") };
     assert_eq!((&*push.name, push.phase), ("push", PhaseView::Running));
-    assert_eq!(push.held_up_by.as_deref(), Some(&*work.name));
+    assert_eq!(push.bottleneck.as_deref(), Some(&*work.name));
     assert_eq!((source.kind, work.kind), (KindView::Producer, KindView::ConsumerSupervisor));
     assert_eq!((source.queued, source.queue_capacity, source.demand), (6, Some(50), 0));
     assert_eq!((source.events_out, work.events_in, work.workers), (4, 4, Some(4)));
@@ -201,7 +201,7 @@ async fn stages_in_any_shape_have_their_edges() {
     let totals: Vec<_> =
         fan.stages.iter().map(|stage| (stage.events_in, stage.events_out)).collect();
     assert_eq!(totals, [(0, 10), (10, 10), (10, 0)]);
-    assert_eq!((fan.phase, &fan.held_up_by), (PhaseView::Ended, &None));
+    assert_eq!((fan.phase, &fan.bottleneck), (PhaseView::Ended, &None));
 }
 
 #[tokio::test(start_paused = true)]

@@ -103,7 +103,7 @@ impl System {
             let lines = sent.try_iter().map(|line| String::from_utf8(line).unwrap());
             lines.flat_map(|lines| lines.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
         });
-        let telemetry = Telemetry::to(recorder);
+        let telemetry = Telemetry::with_recorder(recorder);
         let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
         let endpoint = Endpoint::builder()
             .telemetry(telemetry.clone())
@@ -245,7 +245,7 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     let seen = system
         .until(|view| {
             let pipeline = &view.pipelines[0];
-            pipeline.held_up_by.as_deref() == Some("render")
+            pipeline.bottleneck.as_deref() == Some("render")
                 && is_about(stage(view, "render").out_per_second, A_SECOND)
                 && pipeline.edges.iter().all(|edge| is_about(edge.per_second, A_SECOND))
                 && stage(view, "render").busy > 0.8
@@ -260,17 +260,17 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
 
     // The page.
     browser.client.goto(&format!("http://{}/inspect", system.address)).await.unwrap();
-    let held = Locator::Css(".stage.held[data-stage=render]");
-    browser.client.wait().at_most(PATIENCE).for_element(held).await.unwrap();
+    let bottleneck = Locator::Css(".stage.bottleneck[data-stage=render]");
+    browser.client.wait().at_most(PATIENCE).for_element(bottleneck).await.unwrap();
     let script = "
-        const held = [...document.querySelectorAll('.stage.held')].map(stage => stage.dataset.stage)
+        const bottlenecks = [...document.querySelectorAll('.stage.bottleneck')].map(stage => stage.dataset.stage)
         const state = name => document.querySelector(`.stage[data-stage=${name}]`).dataset.state
-        return [held, ['source', 'parse', 'render', 'to_user'].map(state)]";
+        return [bottlenecks, ['source', 'parse', 'render', 'to_user'].map(state)]";
     let shown = browser.client.execute(script, vec![]).await.unwrap();
     let states = ["waiting_for_demand", "waiting_for_demand", "busy", "waiting_for_events"];
     assert_eq!(shown, json!([["render"], states]));
-    let flag = browser.text(".stage.held .flag text").await;
-    assert_eq!(flag, "HOLDS IT UP", "not only by colour");
+    let flag = browser.text(".stage.bottleneck .flag text").await;
+    assert_eq!(flag, "BOTTLENECK", "not only by colour");
     if let Some(path) = std::env::var_os("PIPELINE_LIVE_VIEW") {
         sleep(Duration::from_secs(3)).await;
         std::fs::write(path, browser.client.screenshot().await.unwrap()).unwrap();
@@ -286,7 +286,7 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     assert_eq!(stage(&seen, "to_user").events_in, MANY);
     assert_eq!(stage(&seen, "source").discarded, 0);
     assert_eq!(seen.pipelines[0].edges.iter().map(|edge| edge.sent).collect::<Vec<_>>(), [MANY; 3]);
-    let seen = system.until(|view| view.pipelines[0].held_up_by.is_none()).await;
+    let seen = system.until(|view| view.pipelines[0].bottleneck.is_none()).await;
     assert_eq!(stage(&seen, "render").waiting, 0);
 
     // StatsD, after the end of the pipeline.

@@ -93,7 +93,7 @@ pub(crate) async fn partition(consumers: u64, window: Window) -> Result<f64, Loa
 
 /// A producer that waits until all consumers have subscribed.
 fn numbers() -> Stage<Numbers, u64> {
-    Stage::new(Numbers::default()).demand(DemandMode::Accumulate)
+    Stage::new(Numbers::default()).demand_mode(DemandMode::Accumulate)
 }
 
 async fn dispatched(
@@ -112,7 +112,7 @@ async fn dispatched(
         let subscribed = consumer.subscribe(&numbers, demand(1000).partition(n)).await;
         subscribed.map_err(|error| LoadError::Stage(error.to_string()))?;
     }
-    numbers.demand(DemandMode::Forward);
+    numbers.set_demand_mode(DemandMode::Forward);
     Ok(count.per_second(window).await)
 }
 

@@ -201,7 +201,7 @@ impl Selector {
     fn of<E: 'static>(
         options: &SubscribeOptions,
     ) -> Result<Option<Arc<Select<E>>>, SubscribeError> {
-        let Some(Self { select, event }) = options.get() else { return Ok(None) };
+        let Some(Self { select, event }) = options.get_extension() else { return Ok(None) };
         match select.downcast_ref::<Arc<Select<E>>>() {
             Some(select) => Ok(Some(select.clone())),
             None => Err(SubscribeError::BadSelector { given: event, expected: type_name::<E>() }),
@@ -224,7 +224,7 @@ impl SubscribeOptions {
     /// ```
     pub fn selector<E: 'static>(self, select: impl Fn(&E) -> bool + Send + Sync + 'static) -> Self {
         let select: Arc<Select<E>> = Arc::new(select);
-        self.with(Selector { select: Box::new(select), event: type_name::<E>() })
+        self.extension(Selector { select: Box::new(select), event: type_name::<E>() })
     }
 }
 

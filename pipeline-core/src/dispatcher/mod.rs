@@ -134,11 +134,11 @@ pub trait Dispatcher<E>: Send + 'static {
 ///
 /// struct Region(&'static str);
 ///
-/// let options = SubscribeOptions::new().with(Region("eu"));
+/// let options = SubscribeOptions::new().extension(Region("eu"));
 /// let subscriber = Subscriber::new(SubscriptionId::new(1), StageId::new(7), &options);
 ///
 /// // In a dispatcher's `subscribe`:
-/// let region = subscriber.options.get::<Region>();
+/// let region = subscriber.options.get_extension::<Region>();
 /// assert_eq!(region.map(|region| region.0), Some("eu"));
 /// ```
 #[derive(Clone, Copy, Debug)]

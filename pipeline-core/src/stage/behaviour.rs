@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Emitter, Unprocessed, Phase, StageContext, StageHandle, StageReport};
+use super::{Emitter, Phase, StageContext, StageHandle, StageReport, Unprocessed};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,

@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::Future};
 
 use tokio::sync::watch;
 
-use super::{ConsumerHandle, Emitter, Unprocessed, Phase, StageContext, behaviour::Behaviour};
+use super::{ConsumerHandle, Emitter, Phase, StageContext, Unprocessed, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,

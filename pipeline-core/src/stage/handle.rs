@@ -450,7 +450,7 @@ where
 
     /// Sets the demand mode. Only producers can accumulate demand: another stage logs an error and
     /// continues unchanged, and a draining stage stops accumulating. Takes effect in message order.
-    pub fn demand(&self, mode: DemandMode) {
+    pub fn set_demand_mode(&self, mode: DemandMode) {
         self.tell(Control::SetMode(mode));
     }
 

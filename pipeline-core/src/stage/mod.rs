@@ -55,7 +55,7 @@ pub use self::{
     options::Stage,
     producer::Producer,
     producer_consumer::ProducerConsumer,
-    report::{Unprocessed, StageReport},
+    report::{StageReport, Unprocessed},
     restart::Restart,
     worker::{Admission, ChildContext, Job, Reserved, Worker},
 };

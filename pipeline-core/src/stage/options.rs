@@ -26,7 +26,7 @@ const PRODUCER_BUFFER: usize = 10_000;
 ///     .buffer_size(500)
 ///     .buffer_keep(BufferKeep::First)
 ///     .dispatcher(BroadcastDispatcher::new)
-///     .demand(DemandMode::Accumulate);
+///     .demand_mode(DemandMode::Accumulate);
 ///
 /// // It is restarted when it fails.
 /// let stubborn = Stage::restarting(|| from_iter(0..100));
@@ -133,7 +133,7 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
 
     /// The initial demand mode. Default [`DemandMode::Forward`]; only a producer can accumulate
     /// demand.
-    pub fn demand(mut self, mode: DemandMode) -> Self {
+    pub fn demand_mode(mut self, mode: DemandMode) -> Self {
         self.options.mode = mode;
         self
     }

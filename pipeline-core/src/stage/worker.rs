@@ -162,8 +162,8 @@ pub trait Worker<E>: Send + Sync + 'static {
 /// # let mut graph = Graph::new("fetch");
 /// # let fetch = graph.consumer_supervisor("fetch", ConsumerSupervisor::new(Fetch));
 /// # let _pipeline = graph.start()?;
-/// assert!(fetch.start_child("https://example.org".to_owned()).await?.is_some());
-/// assert!(fetch.start_child("mailto:ada@example.org".to_owned()).await?.is_none());
+/// assert!(fetch.spawn_child("https://example.org".to_owned()).await?.is_some());
+/// assert!(fetch.spawn_child("mailto:ada@example.org".to_owned()).await?.is_none());
 /// # Ok(())
 /// # }
 /// ```

@@ -6,7 +6,7 @@ use tokio::{sync::watch, task::coop};
 
 use crate::{
     exit::ExitReason,
-    stage::{Consumer, ConsumerHandle, Unprocessed, Phase, StageContext},
+    stage::{Consumer, ConsumerHandle, Phase, StageContext, Unprocessed},
     subscription::Subscription,
 };
 

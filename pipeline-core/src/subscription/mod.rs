@@ -206,7 +206,7 @@ impl fmt::Display for Cancellation {
 ///         options: &SubscribeOptions,
 ///         from: &Subscription,
 ///     ) -> Result<DemandControl, ExitReason> {
-///         if options.get::<Nightly>().is_none() {
+///         if options.get_extension::<Nightly>().is_none() {
 ///             return Ok(DemandControl::Automatic);
 ///         }
 ///         self.nightly.push(from.clone());
@@ -553,12 +553,17 @@ pub struct SubscribeOptions {
     min_demand: Option<usize>,
     cancel: Cancel,
     /// Values for the producer and its dispatcher, by type.
-    extras: Vec<Arc<dyn Any + Send + Sync>>,
+    extensions: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Default for SubscribeOptions {
     fn default() -> Self {
-        Self { max_demand: 1000, min_demand: None, cancel: Cancel::Permanent, extras: Vec::new() }
+        Self {
+            max_demand: 1000,
+            min_demand: None,
+            cancel: Cancel::Permanent,
+            extensions: Vec::new(),
+        }
     }
 }
 
@@ -591,27 +596,27 @@ impl SubscribeOptions {
         self
     }
 
-    /// Adds a value for the producer's `handle_subscribe` or for its dispatcher. There is one of
-    /// each type; a second replaces the first.
+    /// Adds an extension: a value for the producer's `handle_subscribe` or for its dispatcher. There
+    /// is one of each type; a second replaces the first.
     ///
     /// ```
     /// use pipeline_core::SubscribeOptions;
     ///
     /// struct Region(&'static str);
     ///
-    /// let options = SubscribeOptions::new().with(Region("eu"));
-    /// assert_eq!(options.get::<Region>().unwrap().0, "eu");
+    /// let options = SubscribeOptions::new().extension(Region("eu"));
+    /// assert_eq!(options.get_extension::<Region>().unwrap().0, "eu");
     /// ```
-    pub fn with<T: Send + Sync + 'static>(mut self, extra: T) -> Self {
-        self.extras.retain(|other| !other.is::<T>());
-        self.extras.push(Arc::new(extra));
+    pub fn extension<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.extensions.retain(|other| !other.is::<T>());
+        self.extensions.push(Arc::new(value));
         self
     }
 
-    /// The added value of this type, if there is one.
+    /// The extension of this type, if there is one.
     #[must_use]
-    pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
-        self.extras.iter().find_map(|extra| extra.downcast_ref())
+    pub fn get_extension<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.extensions.iter().find_map(|value| value.downcast_ref())
     }
 
     /// Checks whether the options are valid.
@@ -656,7 +661,7 @@ impl fmt::Debug for SubscribeOptions {
             .field("max_demand", &self.max_demand)
             .field("min_demand", &self.min())
             .field("cancel", &self.cancel)
-            .field("extras", &self.extras.len())
+            .field("extensions", &self.extensions.len())
             .finish()
     }
 }

@@ -26,8 +26,8 @@ pub(crate) struct BatchTimer {
 
 impl BatchTimer {
     pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
-        let time = telemetry.milliseconds(
-            "pipeline.handle_time",
+        let time = telemetry.timer(
+            "pipeline.stage.handle_time",
             "How long a stage took for a batch of events, or for a demand",
             labels.clone(),
         );

@@ -25,7 +25,7 @@ pub(crate) use self::{
 /// use metrics::NoopRecorder;
 /// use pipeline_core::{Pipeline, Telemetry};
 ///
-/// let builder = Pipeline::builder("silent").telemetry(Telemetry::to(NoopRecorder));
+/// let builder = Pipeline::builder("silent").telemetry(Telemetry::with_recorder(NoopRecorder));
 /// ```
 #[derive(Clone, Default)]
 pub struct Telemetry {
@@ -41,7 +41,7 @@ impl Telemetry {
 
     /// An explicit recorder, independent of the global one.
     #[must_use]
-    pub fn to(recorder: impl Recorder + Send + Sync + 'static) -> Self {
+    pub fn with_recorder(recorder: impl Recorder + Send + Sync + 'static) -> Self {
         Self { recorder: Some(Arc::new(recorder)) }
     }
 
@@ -74,7 +74,7 @@ impl Telemetry {
     }
 
     /// Registers a histogram of times, in milliseconds with fractions.
-    pub fn milliseconds(
+    pub fn timer(
         &self,
         name: &'static str,
         description: &'static str,

@@ -31,7 +31,7 @@ impl WorkerMetrics {
 
     pub(crate) fn register(telemetry: &Telemetry, labels: &StageLabels) -> Self {
         Self {
-            process_time: telemetry.milliseconds(
+            process_time: telemetry.timer(
                 "pipeline.worker.process_time",
                 "From the start of a worker to its end",
                 labels.clone(),

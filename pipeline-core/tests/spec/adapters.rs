@@ -232,7 +232,7 @@ async fn s_183_a_stream_with_invalid_options_is_refused_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_stream_sets_its_producers_to_forward() {
     let mut graph = Graph::new("test");
-    let stage = Stage::new(from_iter(0..3)).named("source").demand(DemandMode::Accumulate);
+    let stage = Stage::new(from_iter(0..3)).named("source").demand_mode(DemandMode::Accumulate);
     let producer = graph.producer_with(stage);
     let _pipeline = graph.start().unwrap();
     let mut stream = EventStream::new();

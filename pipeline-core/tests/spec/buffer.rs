@@ -312,7 +312,7 @@ async fn x_020_markers_are_not_counted_and_withheld_events_are() {
     source.emit([3, 4]).await;
     assert_eq!(source.count().await, 4);
 
-    let source = Source::with(|stage| stage.demand(DemandMode::Accumulate));
+    let source = Source::with(|stage| stage.demand_mode(DemandMode::Accumulate));
     let raw = Reader::raw_of(source.handle()).await;
     raw.asks(10).await;
     source.emit([1, 2, 3]).await;

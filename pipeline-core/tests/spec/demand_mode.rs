@@ -20,17 +20,17 @@ use crate::stages::{Reader, Relay, Source, auto, complaints};
 
 /// The relevant part of `counter`.
 fn counter(mode: DemandMode) -> Source<u64> {
-    Source::finite_with(6, |stage| stage.demand(mode))
+    Source::finite_with(6, |stage| stage.demand_mode(mode))
 }
 
 /// `silent`, accumulating.
 fn accumulating() -> Source<u64> {
-    Source::with(|stage| stage.demand(DemandMode::Accumulate))
+    Source::with(|stage| stage.demand_mode(DemandMode::Accumulate))
 }
 
 /// Sets the mode, and waits until all effects have happened.
 async fn set(source: &Source<u64>, mode: DemandMode) {
-    source.handle().demand(mode);
+    source.handle().set_demand_mode(mode);
     settle().await;
 }
 
@@ -128,7 +128,7 @@ async fn events_emitted_while_a_producer_accumulates_come_after_the_demand_that_
 async fn events_emitted_while_accumulating_take_room_in_the_buffer() {
     for (keep, kept) in [(BufferKeep::First, [1, 2, 3, 4]), (BufferKeep::Last, [4, 5, 6, 7])] {
         let source = Source::with(|stage| {
-            stage.demand(DemandMode::Accumulate).buffer_size(4).buffer_keep(keep)
+            stage.demand_mode(DemandMode::Accumulate).buffer_size(4).buffer_keep(keep)
         });
         let raw = Reader::raw_of(source.handle()).await;
         assert_eq!(raw.asks(9).await, NOTHING);
@@ -192,16 +192,16 @@ async fn s_090_the_demand_mode_of_other_stages_cannot_be_set() {
     consumer.subscribe(relay.handle(), auto(10, 5)).await;
     assert_eq!(source.script.demands(), [10]);
 
-    relay.handle().demand(DemandMode::Forward);
+    relay.handle().set_demand_mode(DemandMode::Forward);
     settle().await;
     assert_eq!(complaints(&log), [""; 0]);
-    relay.handle().demand(DemandMode::Accumulate);
+    relay.handle().set_demand_mode(DemandMode::Accumulate);
     settle().await;
     assert_eq!(complaints(&log), [complaint("Accumulate", "relay")]);
-    consumer.handle.demand(DemandMode::Forward);
+    consumer.handle.set_demand_mode(DemandMode::Forward);
     settle().await;
     assert_eq!(complaints(&log), [complaint("Forward", "reader")]);
-    consumer.handle.demand(DemandMode::Accumulate);
+    consumer.handle.set_demand_mode(DemandMode::Accumulate);
     settle().await;
     assert_eq!(complaints(&log), [complaint("Accumulate", "reader")]);
 
@@ -214,7 +214,8 @@ async fn s_090_the_demand_mode_of_other_stages_cannot_be_set() {
 async fn x_023_the_mode_of_a_producer_consumer_reads_forward() {
     let relay = Relay::identity();
     assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
-    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).demand(DemandMode::Accumulate));
+    let relay =
+        Relay::with(|n| vec![n], |stage| Stage::new(stage).demand_mode(DemandMode::Accumulate));
     assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
 }
 
@@ -256,7 +257,7 @@ async fn recorded_demand_of_a_cancelled_consumer_takes_no_items_from_a_queue() {
     let (pushes, producer) = queue::<u64>(QueueOptions::new());
     let mut graph = pipeline_core::Graph::new("graph");
     let stage = Stage::new(producer).named("queue").buffer_size(1);
-    let stage = graph.producer_with(stage.demand(DemandMode::Accumulate));
+    let stage = graph.producer_with(stage.demand_mode(DemandMode::Accumulate));
     let pipeline = graph.start().unwrap();
     let consumer = Reader::raw();
     consumer.subscribe(&stage, auto(50, 25).cancel(Cancel::Temporary)).await;
@@ -266,7 +267,7 @@ async fn recorded_demand_of_a_cancelled_consumer_takes_no_items_from_a_queue() {
     for n in 0..60 {
         pushes.push(n).await.unwrap();
     }
-    stage.demand(DemandMode::Forward);
+    stage.set_demand_mode(DemandMode::Forward);
     settle().await;
     let seen = &pipeline.snapshot().stages[0];
     assert_eq!((seen.queued, seen.buffered, seen.discarded), (60, 0, 0));
@@ -276,7 +277,7 @@ async fn recorded_demand_of_a_cancelled_consumer_takes_no_items_from_a_queue() {
 async fn an_answer_to_recorded_demand_without_a_consumer_is_discarded_and_counted() {
     let (producer, script) = pipeline_core::testkit::scripted();
     let stage = Stage::new(producer.from_iter(0..)).buffer_size(10);
-    let source = Source::of(stage.demand(DemandMode::Accumulate), script);
+    let source = Source::of(stage.demand_mode(DemandMode::Accumulate), script);
     let consumer = Reader::raw_of(source.handle()).await;
     assert_eq!(consumer.asks(5).await, NOTHING);
     source.emit(100..110).await;
@@ -347,7 +348,7 @@ async fn events_emitted_while_accumulating_come_before_later_ones() {
     const EVENTS: u64 = 25;
     for drains in [true, false] {
         let mut graph = pipeline_core::Graph::new("graph");
-        let stage = Stage::new(Sensor::default()).demand(DemandMode::Accumulate);
+        let stage = Stage::new(Sensor::default()).demand_mode(DemandMode::Accumulate);
         let sensor = graph.producer_with(stage);
         let pipeline = graph.start().unwrap();
         let consumer = Reader::raw_of(&sensor).await;
@@ -359,7 +360,7 @@ async fn events_emitted_while_accumulating_come_before_later_ones() {
         if drains {
             assert!(pipeline.drain(Duration::from_secs(3600)).await.completed);
         } else {
-            sensor.demand(DemandMode::Forward);
+            sensor.set_demand_mode(DemandMode::Forward);
             settle().await;
         }
         let got = consumer.got().concat();
@@ -384,7 +385,7 @@ async fn a_draining_producer_no_longer_accumulates() {
     let drained = pipeline.drain(Duration::from_secs(3600));
     let (report, ()) = tokio::join!(drained, async {
         settle().await;
-        source.demand(DemandMode::Accumulate);
+        source.set_demand_mode(DemandMode::Accumulate);
     });
     assert!(report.completed && report.is_clean(), "{report}");
     assert_eq!(consumer.got().concat(), [1, 2]);
@@ -463,7 +464,7 @@ async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
     const EVENTS: u64 = 30;
     for info_after in [None, Some(1)] {
         let mut graph = pipeline_core::Graph::new("graph");
-        let stage = Stage::new(Counter::default()).demand(DemandMode::Accumulate);
+        let stage = Stage::new(Counter::default()).demand_mode(DemandMode::Accumulate);
         let counter = graph.producer_with(stage);
         let _pipeline = graph.start().unwrap();
         let consumer = Reader::raw_of(&counter).await;
@@ -475,7 +476,7 @@ async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
                 settle().await;
             }
         }
-        counter.demand(DemandMode::Forward);
+        counter.set_demand_mode(DemandMode::Forward);
         settle().await;
         let got = consumer.got().concat();
         assert!(got.len() as u64 > 2 * EVENTS, "{got:?}");
@@ -507,7 +508,7 @@ async fn a_drain_comes_before_recorded_demand() {
     for forwards in [false, true] {
         let made = Arc::new(AtomicUsize::new(0));
         let mut graph = pipeline_core::Graph::new("graph");
-        let stage = Stage::new(Deliberate(made.clone())).demand(DemandMode::Accumulate);
+        let stage = Stage::new(Deliberate(made.clone())).demand_mode(DemandMode::Accumulate);
         let producer = graph.producer_with(stage);
         let pipeline = graph.start().unwrap();
         let consumer = Reader::raw_of(&producer).await;
@@ -515,7 +516,7 @@ async fn a_drain_comes_before_recorded_demand() {
             assert_eq!(consumer.asks(1).await, NOTHING);
         }
         if forwards {
-            producer.demand(DemandMode::Forward);
+            producer.set_demand_mode(DemandMode::Forward);
             time::sleep(Duration::from_millis(150)).await;
         }
         let report = pipeline.drain(Duration::from_secs(5)).await;
@@ -561,13 +562,13 @@ impl HandleCall<Count, u64> for Ends {
 async fn a_producer_that_finishes_in_a_replay_receives_no_more_demand() {
     let told = Arc::new(AtomicUsize::new(0));
     let mut graph = pipeline_core::Graph::new("graph");
-    let stage = Stage::new(Ends(told.clone())).demand(DemandMode::Accumulate).buffer_size(1);
+    let stage = Stage::new(Ends(told.clone())).demand_mode(DemandMode::Accumulate).buffer_size(1);
     let producer = graph.producer_with(stage);
     let _pipeline = graph.start().unwrap();
     let consumer = Reader::raw_of(&producer).await;
     assert_eq!(consumer.asks(5).await, NOTHING);
     producer.call(Count).await.unwrap();
-    producer.demand(DemandMode::Forward);
+    producer.set_demand_mode(DemandMode::Forward);
     settle().await;
     assert_eq!(consumer.got().concat(), [100, 3]);
     assert_eq!(told.load(Ordering::SeqCst), 1);

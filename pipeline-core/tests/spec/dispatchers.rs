@@ -70,7 +70,7 @@ async fn s_132_all_consumers_see_the_first_event_if_demand_was_accumulated() {
         Stage::new(producer.from_iter(0..40))
             .named("producer")
             .dispatcher(BroadcastDispatcher::new)
-            .demand(DemandMode::Accumulate),
+            .demand_mode(DemandMode::Accumulate),
     );
     let first = graph.consumer("first", first);
     let second = graph.consumer("second", second);
@@ -79,7 +79,7 @@ async fn s_132_all_consumers_see_the_first_event_if_demand_was_accumulated() {
     second.subscribe(&producer, auto(20, 0)).await.unwrap();
     settle().await;
     assert!(one.events().is_empty() && two.events().is_empty() && script.demands().is_empty());
-    producer.demand(DemandMode::Forward);
+    producer.set_demand_mode(DemandMode::Forward);
     settle().await;
     let seen = one.events();
     assert_eq!(seen, (0..40).collect::<Vec<u64>>());

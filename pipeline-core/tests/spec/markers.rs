@@ -257,13 +257,13 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
 
 #[tokio::test(start_paused = true)]
 async fn x_022_a_marker_waits_for_events_withheld_while_accumulating() {
-    let source = Source::with(|stage| stage.demand(DemandMode::Accumulate));
+    let source = Source::with(|stage| stage.demand_mode(DemandMode::Accumulate));
     let raw = Reader::raw_of(source.handle()).await;
     assert_eq!(raw.asks(1).await, NOTHING);
     source.emit([1]).await;
     source.mark("m").await;
     assert_eq!((source.script.infos(), raw.got()), (vec![], vec![]));
-    source.handle().demand(DemandMode::Forward);
+    source.handle().set_demand_mode(DemandMode::Forward);
     settle().await;
     assert_eq!((source.script.infos(), raw.got()), (vec!["m".to_owned()], vec![vec![1]]));
 }

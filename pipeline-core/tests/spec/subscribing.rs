@@ -183,7 +183,7 @@ impl Consumer for Choosy {
         options: &SubscribeOptions,
         _from: &Subscription,
     ) -> Result<DemandControl, ExitReason> {
-        Ok(*options.get::<DemandControl>().unwrap())
+        Ok(*options.get_extension::<DemandControl>().unwrap())
     }
 }
 
@@ -191,8 +191,8 @@ impl Consumer for Choosy {
 async fn s_036_each_subscription_is_automatic_or_manual_by_itself() {
     let (x, y) = (silent(), silent());
     let (consumer, _pipeline) = alone(|graph| graph.consumer("choosy", Choosy));
-    consumer.subscribe(x.handle(), auto(7, 3).with(DemandControl::Manual)).await.unwrap();
-    consumer.subscribe(y.handle(), auto(7, 3).with(DemandControl::Automatic)).await.unwrap();
+    consumer.subscribe(x.handle(), auto(7, 3).extension(DemandControl::Manual)).await.unwrap();
+    consumer.subscribe(y.handle(), auto(7, 3).extension(DemandControl::Automatic)).await.unwrap();
     settle().await;
     assert_eq!((x.demands(), y.demands()), (vec![], vec![7]));
     assert_eq!((x.subscribed().len(), y.subscribed().len()), (1, 1));
@@ -251,7 +251,7 @@ struct Listening {
 
 impl Dispatcher<u64> for Listening {
     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
-        self.heard.lock().push(subscriber.options.get().copied());
+        self.heard.lock().push(subscriber.options.get_extension().copied());
         Dispatcher::<u64>::subscribe(&mut self.inner, subscriber)
     }
 
@@ -284,10 +284,10 @@ async fn s_039_a_custom_option_reaches_the_producer_and_its_dispatcher() {
         move || Listening { inner: DemandDispatcher::new(), heard: heard.clone() }
     };
     let (producer, consumer) = (silent_with(|stage| stage.dispatcher(listening)), automatic());
-    consumer.subscribe(producer.handle(), auto(2, 0).with(Foo(1))).await;
+    consumer.subscribe(producer.handle(), auto(2, 0).extension(Foo(1))).await;
     consumer.subscribe(producer.handle(), auto(2, 0)).await;
     let told: Vec<Option<Foo>> =
-        producer.subscribed().iter().map(|(_, options)| options.get().copied()).collect();
+        producer.subscribed().iter().map(|(_, options)| options.get_extension().copied()).collect();
     assert_eq!(told, [Some(Foo(1)), None]);
     assert_eq!(*heard.lock(), [Some(Foo(1)), None]);
 }

@@ -92,13 +92,13 @@ impl Case {
 
     /// The number of running children, and of all children.
     async fn count(&self) -> (usize, usize) {
-        let count = self.supervisor.count_children().await.unwrap();
+        let count = self.supervisor.child_count().await.unwrap();
         (count.active, count.workers)
     }
 
     /// The `n`th of the remaining children, in the order of their start.
     async fn child(&self, n: usize) -> ChildId {
-        self.supervisor.which_children().await.unwrap()[n].0
+        self.supervisor.children().await.unwrap()[n].0
     }
 
     /// The end of the supervisor's subscription, as seen by the producer.
@@ -204,7 +204,7 @@ async fn s_158_a_child_whose_restart_fails_is_restarting_until_one_succeeds() {
     let mut seen = vec![];
     for _ in 0..20 {
         seen.push(case.count().await);
-        let state = case.supervisor.which_children().await.unwrap()[0];
+        let state = case.supervisor.children().await.unwrap()[0];
         assert!(matches!(state, (id, ChildState::Running | ChildState::Restarting) if id == child));
     }
     assert!(seen.contains(&(1, 2)), "shown while it is restarting: {seen:?}");
@@ -316,7 +316,7 @@ async fn s_163_terminating_a_child_frees_its_slot() {
 async fn s_164_a_child_started_by_hand_takes_no_slot() {
     let case = supervised(2, 1).events(0..).start().await;
     assert_eq!(case.script.demands(), [2]);
-    let child = case.supervisor.start_child(100).await.unwrap();
+    let child = case.supervisor.spawn_child(100).await.unwrap();
     settle().await;
     assert_eq!(case.count().await, (3, 3));
     assert_eq!(child, Some(case.child(2).await));
@@ -327,9 +327,9 @@ async fn s_164_a_child_started_by_hand_takes_no_slot() {
     assert_eq!(case.script.demands(), [1], "the slots must be unchanged");
 
     case.children.answer(101, [Answer::Ignore]);
-    assert_eq!(case.supervisor.start_child(101).await, Ok(None));
+    assert_eq!(case.supervisor.spawn_child(101).await, Ok(None));
     case.children.answer(102, [Answer::Fail]);
-    assert_eq!(case.supervisor.start_child(102).await, Ok(None));
+    assert_eq!(case.supervisor.spawn_child(102).await, Ok(None));
     assert_eq!(case.script.demands(), NONE);
 }
 
@@ -348,7 +348,7 @@ async fn s_165_each_subscription_has_slots_of_its_own() {
     settle().await;
     assert_eq!((p.1.demands(), q.1.demands()), (vec![2], vec![3]));
     assert_eq!(children.running(), [0, 1, 100, 101, 102]);
-    assert_eq!(supervisor.count_children().await.unwrap().active, 5);
+    assert_eq!(supervisor.child_count().await.unwrap().active, 5);
     children.end(100, Ok(())).await;
     assert_eq!((p.1.demands(), q.1.demands()), (vec![], vec![]));
     children.end(0, Ok(())).await;
@@ -399,10 +399,7 @@ async fn s_167_the_end_of_a_permanent_producer_stops_the_supervisor_and_its_chil
     let mut pipeline = case.pipeline;
     let report = pipeline.join().await;
     let supervisor = report.stages.last().unwrap();
-    assert_eq!(
-        supervisor.to_string(),
-        "supervisor ended (shutdown), 2 events in progress"
-    );
+    assert_eq!(supervisor.to_string(), "supervisor ended (shutdown), 2 events in progress");
 }
 
 #[tokio::test(start_paused = true)]
@@ -458,10 +455,7 @@ async fn s_171_children_without_any_time_are_killed_at_once() {
     case.script.handle().stop(ExitReason::Normal).await;
     let mut pipeline = case.pipeline;
     let report = pipeline.join().await;
-    assert_eq!(
-        report.stages[0].to_string(),
-        "supervisor ended (shutdown), 2 events in progress"
-    );
+    assert_eq!(report.stages[0].to_string(), "supervisor ended (shutdown), 2 events in progress");
 }
 
 /// The third choice listed in section 3.
@@ -490,10 +484,9 @@ async fn s_172_children_are_counted_as_a_supervisor_counts_them() {
     case.children.answer(2, [Answer::Fail]);
     case.children.end_soon(2, Err(ExitReason::failed("crash")));
     case.children.attempted(5).await;
-    let ChildCount { specs, active, workers, supervisors, .. } =
-        case.supervisor.count_children().await.unwrap();
-    assert_eq!((specs, active, workers, supervisors), (1, 2, 3, 0));
-    let children = case.supervisor.which_children().await.unwrap();
+    let ChildCount { active, workers, .. } = case.supervisor.child_count().await.unwrap();
+    assert_eq!((active, workers), (2, 3));
+    let children = case.supervisor.children().await.unwrap();
     let states: Vec<_> = children.into_iter().map(|(_, state)| state).collect();
     assert_eq!(states, [ChildState::Running, ChildState::Running, ChildState::Restarting]);
 }
@@ -613,8 +606,8 @@ async fn x_034_the_bound_is_per_subscription_unless_there_is_one_for_all() {
     case.children.end(1, Ok(())).await;
     assert_eq!(case.children.running(), [0, 100, 101]);
     // Children started by hand are not counted.
-    case.supervisor.start_child(200).await.unwrap();
-    case.supervisor.start_child(201).await.unwrap();
+    case.supervisor.spawn_child(200).await.unwrap();
+    case.supervisor.spawn_child(201).await.unwrap();
     case.children.end(100, Ok(())).await;
     case.children.end(101, Ok(())).await;
     assert_eq!(case.children.running(), [0, 102, 103, 200, 201]);
@@ -639,7 +632,7 @@ async fn x_042_an_event_that_always_fails_is_given_up_and_its_slot_is_freed() {
     for failed in 1..=2 {
         children.crash(0).await;
         assert_eq!(children.started(), [], "not at once");
-        assert_eq!(supervisor.which_children().await.unwrap()[0].1, ChildState::Restarting);
+        assert_eq!(supervisor.children().await.unwrap()[0].1, ChildState::Restarting);
         time::sleep(Duration::from_millis(100 * failed)).await;
         settle().await;
         assert_eq!(children.started(), [(0, u32::try_from(failed).unwrap())]);

@@ -28,9 +28,9 @@ function showPipelines(pipelines) {
     const {section, name, phase, verdict, drawing} = drawn[at]
     put(name, pipeline.name)
     put(phase, pipeline.phase)
-    const held = pipeline.held_up_by
-    verdict.dataset.held = String(held !== null)
-    put(verdict, held === null ? 'nothing holds it up' : `${held} holds it up`)
+    const bottleneck = pipeline.bottleneck
+    verdict.dataset.bottleneck = String(bottleneck !== null)
+    put(verdict, bottleneck === null ? 'no bottleneck' : `bottleneck: ${bottleneck}`)
     drawing.show(pipeline, Math.floor(section.clientWidth))
   })
 }

@@ -43,15 +43,15 @@ class Drawing {
       this.shape = shape
       this.arrange(stages, inside, width)
     }
-    for (const stage of stages) this.stages.get(stage.name).show(stage, stage.name === pipeline.held_up_by)
+    for (const stage of stages) this.stages.get(stage.name).show(stage, stage.name === pipeline.bottleneck)
     for (const edge of inside) {
       const {text, asked, flow} = this.edges.get(JSON.stringify([edge.from, edge.to]))
       put(text, rate(edge.per_second))
       put(asked, `${count(edge.pending)} asked`)
       flow.classList.toggle('moves', edge.per_second > 0)
     }
-    const held = pipeline.held_up_by ? `, held up by ${pipeline.held_up_by}` : ''
-    this.element.setAttribute('aria-label', `${pipeline.name}: ${stages.map((s) => `${s.name} ${WORDS[s.mostly]?.[1] ?? s.mostly}`).join(', ')}${held}`)
+    const bottleneck = pipeline.bottleneck ? `, bottleneck ${pipeline.bottleneck}` : ''
+    this.element.setAttribute('aria-label', `${pipeline.name}: ${stages.map((s) => `${s.name} ${WORDS[s.mostly]?.[1] ?? s.mostly}`).join(', ')}${bottleneck}`)
   }
 
   arrange(stages, edges, width) {
@@ -170,13 +170,13 @@ class StageBox {
     const wide = Math.min(112, width - 16)
     svg('rect', {x: x + width - wide - 8, y: y - 10, width: wide, height: 20, rx: 10}, flag)
     this.flag = svg('text', {x: x + width - wide / 2 - 8, y: y + 4}, flag)
-    this.flag.textContent = 'HOLDS IT UP'
+    this.flag.textContent = 'BOTTLENECK'
   }
 
-  show(stage, held) {
+  show(stage, isBottleneck) {
     const [icon, word] = WORDS[stage.mostly] ?? ['', stage.mostly]
     this.element.setAttribute('data-state', stage.mostly)
-    this.element.classList.toggle('held', held)
+    this.element.classList.toggle('bottleneck', isBottleneck)
     const narrow = this.room < 180
     put(this.state, `${icon} ${narrow ? word.replace('waits for', 'no') : word}`)
     const emits = stage.kind === 'producer' || stage.kind === 'producer_consumer'

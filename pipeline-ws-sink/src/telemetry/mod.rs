@@ -95,7 +95,7 @@ impl SocketMetrics {
             reads_paused_by_rate: paused("rate"),
             frames_in: counter("socket.frames_in", "Frames received from clients"),
             frames_out: counter("socket.frames_out", "Frames written to sockets"),
-            write_time: WriteTime::from(telemetry.milliseconds(
+            write_time: WriteTime::from(telemetry.timer(
                 "socket.write_time",
                 "Time of a write to a socket; one in sixteen is timed",
                 [],

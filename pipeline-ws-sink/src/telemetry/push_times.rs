@@ -40,7 +40,7 @@ pub(crate) struct WriteTimes {
 
 impl BroadcastTimes {
     pub(crate) fn register(telemetry: &Telemetry) -> Self {
-        let histogram = |name, description| telemetry.milliseconds(name, description, []);
+        let histogram = |name, description| telemetry.timer(name, description, []);
         Self {
             queued: histogram(
                 "pipeline.push_queued",
@@ -59,8 +59,8 @@ impl BroadcastTimes {
 
     /// Records a broadcast: the parts that are known.
     pub(crate) fn record(&self, event: &Encoded, timeline: &Timeline, broadcast_at: Instant) {
-        let (queued, waited) = (timeline.queued(), timeline.waited());
-        let worked = timeline.worked(broadcast_at);
+        let (queued, waited) = (timeline.queue_time(), timeline.dispatch_time());
+        let worked = timeline.work_time(broadcast_at);
         let legs = [(&self.queued, queued), (&self.waited, waited), (&self.worked, worked)];
         for (histogram, leg) in legs {
             if let Some(leg) = leg {
@@ -83,7 +83,7 @@ impl BroadcastTimes {
 
 impl WriteTimes {
     pub(crate) fn register(telemetry: &Telemetry) -> Self {
-        let histogram = |name, description| telemetry.milliseconds(name, description, []);
+        let histogram = |name, description| telemetry.timer(name, description, []);
         Self {
             written: histogram(
                 "pipeline.push_written",

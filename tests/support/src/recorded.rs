@@ -41,7 +41,7 @@ impl Recorded {
     pub fn new() -> (Telemetry, Self) {
         let recorder = DebuggingRecorder::new();
         let snapshotter = recorder.snapshotter();
-        (Telemetry::to(recorder), Self { snapshotter, seen: Mutex::default() })
+        (Telemetry::with_recorder(recorder), Self { snapshotter, seen: Mutex::default() })
     }
 
     /// The increase of each series of a counter since the last call: its labels, as `name=value` ordered

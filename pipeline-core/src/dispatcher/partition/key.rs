@@ -30,7 +30,7 @@ impl SubscribeOptions {
     /// ```
     pub fn partition<K: fmt::Debug + Send + Sync + 'static>(self, key: K) -> Self {
         let shown = format!("{key:?}");
-        self.with(Key { key: Box::new(key), shown, type_name: type_name::<K>() })
+        self.extension(Key { key: Box::new(key), shown, type_name: type_name::<K>() })
     }
 }
 
@@ -86,7 +86,7 @@ impl<K: Eq + Hash + fmt::Debug + 'static> Names<K> {
 
     /// The place of the partition that these options name.
     pub(super) fn place_in(&self, options: &SubscribeOptions) -> Result<usize, BadPartition> {
-        let Some(Key { key, shown, type_name: given }) = options.get() else {
+        let Some(Key { key, shown, type_name: given }) = options.get_extension() else {
             return Err(BadPartition::Missing { expected: self.all() });
         };
         let place = if let Some(name) = key.downcast_ref::<K>() {

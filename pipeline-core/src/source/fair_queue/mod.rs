@@ -237,7 +237,7 @@ where
     /// does the same.
     #[must_use]
     pub fn timed(self) -> Self {
-        self.end.stamp(Timed::demanded);
+        self.end.stamp(Timed::dequeued);
         self
     }
 
@@ -297,7 +297,7 @@ where
         key: K,
         item: T,
     ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<K, T> {
-        self.end.stamp(Timed::demanded);
+        self.end.stamp(Timed::dequeued);
         self.push(key, Timed::now(item))
     }
 }

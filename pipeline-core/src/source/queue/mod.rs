@@ -259,7 +259,7 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     /// ```
     #[must_use]
     pub fn timed(self) -> Self {
-        self.end.stamp(Timed::demanded);
+        self.end.stamp(Timed::dequeued);
         self
     }
 
@@ -326,7 +326,7 @@ impl<T: Send + 'static> Queue<Timed<T>> {
         &self,
         item: T,
     ) -> impl Future<Output = Result<(), Closed<Timed<T>>>> + Send + use<T> {
-        self.end.stamp(Timed::demanded);
+        self.end.stamp(Timed::dequeued);
         self.push(Timed::now(item))
     }
 }

@@ -32,12 +32,12 @@ where
     /// };
     /// let greetings = graph.consumer_supervisor("greetings", ConsumerSupervisor::new(greet));
     /// let _pipeline = graph.start()?;
-    /// assert!(greetings.start_child("Ada".to_owned()).await?.is_some());
+    /// assert!(greetings.spawn_child("Ada".to_owned()).await?.is_some());
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn start_child(&self, event: E) -> Result<Option<ChildId>, CallError> {
-        self.call(StartChild(event)).await
+    pub async fn spawn_child(&self, event: E) -> Result<Option<ChildId>, CallError> {
+        self.call(SpawnChild(event)).await
     }
 
     /// Ends a child in any state and frees its slot. Returns when it has ended.
@@ -56,7 +56,7 @@ where
     /// let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
     /// let _pipeline = graph.start()?;
     ///
-    /// let stuck = jobs.start_child(7).await?.ok_or("not taken on")?;
+    /// let stuck = jobs.spawn_child(7).await?.ok_or("not taken on")?;
     /// jobs.terminate_child(stuck).await?;
     /// assert_eq!(jobs.terminate_child(stuck).await, Err(TerminateError::NotFound));
     /// # Ok(())
@@ -71,8 +71,8 @@ where
     /// # Errors
     ///
     /// [`CallError`] if the supervisor is not running.
-    pub async fn which_children(&self) -> Result<Vec<(ChildId, ChildState)>, CallError> {
-        self.call(WhichChildren).await
+    pub async fn children(&self) -> Result<Vec<(ChildId, ChildState)>, CallError> {
+        self.call(ListChildren).await
     }
 
     /// The number of children.
@@ -80,18 +80,18 @@ where
     /// # Errors
     ///
     /// [`CallError`] if the supervisor is not running.
-    pub async fn count_children(&self) -> Result<ChildCount, CallError> {
-        let children = self.which_children().await?;
+    pub async fn child_count(&self) -> Result<ChildCount, CallError> {
+        let children = self.children().await?;
         let running = |(_, state): &&(ChildId, ChildState)| *state == ChildState::Running;
         let active = children.iter().filter(running).count();
-        Ok(ChildCount { specs: 1, active, workers: children.len(), supervisors: 0 })
+        Ok(ChildCount { active, workers: children.len() })
     }
 }
 
 /// The message that starts a child by hand.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct StartChild<E>(E);
+pub struct SpawnChild<E>(E);
 
 /// The message that ends a child.
 #[doc(hidden)]
@@ -101,10 +101,10 @@ pub struct TerminateChild(ChildId);
 /// The message that lists the children.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct WhichChildren;
+pub struct ListChildren;
 
 #[diagnostic::do_not_recommend]
-impl<E, W> HandleCall<StartChild<E>> for ConsumerSupervisor<E, W>
+impl<E, W> HandleCall<SpawnChild<E>> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
     W: Worker<E>,
@@ -113,7 +113,7 @@ where
 
     async fn handle_call(
         &mut self,
-        StartChild(event): StartChild<E>,
+        SpawnChild(event): SpawnChild<E>,
         caller: &mut Caller<Option<ChildId>>,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
@@ -156,7 +156,7 @@ where
 }
 
 #[diagnostic::do_not_recommend]
-impl<E, W> HandleCall<WhichChildren> for ConsumerSupervisor<E, W>
+impl<E, W> HandleCall<ListChildren> for ConsumerSupervisor<E, W>
 where
     E: Send + Sync + 'static,
     W: Worker<E>,
@@ -165,7 +165,7 @@ where
 
     async fn handle_call(
         &mut self,
-        _: WhichChildren,
+        _: ListChildren,
         caller: &mut Caller<Self::Reply>,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {

@@ -151,7 +151,7 @@ pub struct ConsumerSupervisor<E, W> {
 ///
 /// /// Whether the supervisor has no children.
 /// async fn is_idle<W: Worker<u64>>(jobs: &SupervisorHandle<u64, W>) -> Result<bool, CallError> {
-///     Ok(jobs.count_children().await?.workers == 0)
+///     Ok(jobs.child_count().await?.workers == 0)
 /// }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -177,10 +177,10 @@ pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infal
 /// let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
 /// let _pipeline = graph.start()?;
 ///
-/// let first = jobs.start_child(7).await?.ok_or("not taken on")?;
-/// let second = jobs.start_child(8).await?.ok_or("not taken on")?;
+/// let first = jobs.spawn_child(7).await?.ok_or("not taken on")?;
+/// let second = jobs.spawn_child(8).await?.ok_or("not taken on")?;
 /// jobs.terminate_child(first).await?;
-/// assert_eq!(jobs.which_children().await?, [(second, ChildState::Running)]);
+/// assert_eq!(jobs.children().await?, [(second, ChildState::Running)]);
 /// # Ok(())
 /// # }
 /// ```
@@ -198,8 +198,8 @@ pub struct ChildId(u64);
 /// # let work = async |_: &u64| std::future::pending().await;
 /// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
 /// # let _pipeline = graph.start()?;
-/// # jobs.start_child(7).await?;
-/// for (child, state) in jobs.which_children().await? {
+/// # jobs.spawn_child(7).await?;
+/// for (child, state) in jobs.children().await? {
 ///     match state {
 ///         ChildState::Running => println!("{child:?} runs"),
 ///         ChildState::Restarting => panic!("nothing has failed"),
@@ -219,7 +219,7 @@ pub enum ChildState {
 }
 
 /// The number of children of a supervisor. The names are those of an Elixir supervisor's
-/// `count_children`.
+/// `count_children`, without `specs` and `supervisors`, which would always be 1 and 0.
 ///
 /// ```
 /// use pipeline_core::{ConsumerSupervisor, Graph};
@@ -230,9 +230,9 @@ pub enum ChildState {
 /// # let work = async |_: &u64| std::future::pending().await;
 /// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
 /// # let _pipeline = graph.start()?;
-/// jobs.start_child(7).await?;
-/// jobs.start_child(8).await?;
-/// let count = jobs.count_children().await?;
+/// jobs.spawn_child(7).await?;
+/// jobs.spawn_child(8).await?;
+/// let count = jobs.child_count().await?;
 /// assert_eq!((count.active, count.workers), (2, 2));
 /// # Ok(())
 /// # }
@@ -240,14 +240,10 @@ pub enum ChildState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChildCount {
-    /// The number of child kinds: always 1, the [`Worker`].
-    pub specs: usize,
     /// The running children.
     pub active: usize,
     /// All children, including those that are being restarted.
     pub workers: usize,
-    /// Children that are supervisors themselves: always 0, because a child is a task.
-    pub supervisors: usize,
 }
 
 /// Why a child was not terminated.
@@ -261,7 +257,7 @@ pub struct ChildCount {
 /// # let work = async |_: &u64| std::future::pending().await;
 /// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
 /// # let _pipeline = graph.start()?;
-/// let child = jobs.start_child(7).await?.ok_or("not taken on")?;
+/// let child = jobs.spawn_child(7).await?.ok_or("not taken on")?;
 /// jobs.terminate_child(child).await?;
 /// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NotFound));
 ///
@@ -519,7 +515,7 @@ where
     /// graph.subscribe(&jobs, &urgent, SubscribeOptions::new().max_demand(5));
     /// graph.subscribe(&jobs, &other, SubscribeOptions::new().max_demand(5));
     /// # let pipeline = graph.start()?;
-    /// # assert!(jobs.count_children().await?.workers <= 8);
+    /// # assert!(jobs.child_count().await?.workers <= 8);
     /// # Ok(())
     /// # }
     /// ```

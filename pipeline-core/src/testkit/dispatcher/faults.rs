@@ -114,7 +114,7 @@ impl<D: Dispatcher<u64>> Faulty<D> {
 
 impl<D: Dispatcher<u64>> Dispatcher<u64> for Faulty<D> {
     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
-        let is_refused = subscriber.options.get::<Refused>().is_some();
+        let is_refused = subscriber.options.get_extension::<Refused>().is_some();
         if is_refused && self.fault == Fault::MindsTheRefused {
             let _ = self.inner.subscribe(subscriber);
         }
@@ -217,13 +217,13 @@ fn verdict<D: Dispatcher<u64>>(check: DispatcherCheck<impl Fn() -> D>) -> String
 
 fn demand(fault: Fault) -> DispatcherCheck<impl Fn() -> Faulty<DemandDispatcher>> {
     DispatcherCheck::new(move || Faulty::new(DemandDispatcher::new(), fault))
-        .refusing(SubscribeOptions::new().with(Refused))
+        .refusing(SubscribeOptions::new().extension(Refused))
 }
 
 fn broadcast(fault: Fault) -> DispatcherCheck<impl Fn() -> Faulty<BroadcastDispatcher<u64>>> {
     DispatcherCheck::new(move || Faulty::new(BroadcastDispatcher::new(), fault))
         .delivering(Delivering::ToAll)
-        .refusing(SubscribeOptions::new().with(Refused))
+        .refusing(SubscribeOptions::new().extension(Refused))
 }
 
 fn partition(fault: Fault) -> DispatcherCheck<impl Fn() -> Faulty<PartitionDispatcher<u64, u64>>> {

@@ -154,7 +154,7 @@ impl Run {
         let mut stage = made(frame, make)
             .buffer_keep(frame.keep)
             .when_unsubscribed(frame.when_unsubscribed)
-            .demand(frame.mode);
+            .demand_mode(frame.mode);
         if let Some(size) = frame.buffer {
             stage = stage.buffer_size(size);
         }
@@ -219,7 +219,7 @@ impl Run {
             }
             Deed::Mode(stage, mode) => {
                 if let Member::Source(source) = self.stage(stage % self.sources) {
-                    source.demand(mode);
+                    source.set_demand_mode(mode);
                 }
             }
             Deed::Limit(stage, limit) => with!(self.stage(stage), stage => stage.rate_limit(limit)),
@@ -285,7 +285,7 @@ impl Run {
                 stage.rate_limit(None);
             });
             if let Member::Source(source) = stage {
-                source.demand(DemandMode::Forward);
+                source.set_demand_mode(DemandMode::Forward);
             }
         }
         self.ledger.subscriptions().iter().for_each(Subscription::resume);

@@ -7,12 +7,12 @@ use crate::model::{ActivityView, KindView, PhaseView, PipelineView, StageView};
 /// The share of the window from which a stage counts as always busy.
 const OCCUPIED: f64 = 0.8;
 
-/// The share of the window from which a stage that waits for demand counts as held up.
-const HELD: f64 = 0.2;
+/// The share of the window from which a stage that waits for demand counts as held back.
+const HELD_BACK: f64 = 0.2;
 
 /// The bottleneck of a pipeline whose shares are filled in, if there is one; `before` is the pipeline at
 /// the beginning of the window. The documentation of the crate states the rules.
-pub(crate) fn held_up_by(pipeline: &PipelineView, before: &PipelineView) -> Option<String> {
+pub(crate) fn bottleneck(pipeline: &PipelineView, before: &PipelineView) -> Option<String> {
     if pipeline.phase == PhaseView::Ended {
         return None;
     }
@@ -58,7 +58,7 @@ impl<'a> Waited<'a> {
 
     /// Whether the stage waits for demand.
     fn waits(&self, stage: &StageView) -> bool {
-        stage.waiting_for_demand >= HELD || self.always(stage, |stage| stage.buffered)
+        stage.waiting_for_demand >= HELD_BACK || self.always(stage, |stage| stage.buffered)
     }
 
     /// Whether a producer of this stage waits for its demand.
@@ -95,7 +95,7 @@ mod tests {
 
     const SLOW: Shares = (0.99, 0.01, 0.0);
     const STARVED: Shares = (0.05, 0.95, 0.0);
-    const HELD_UP: Shares = (0.05, 0.0, 0.95);
+    const BLOCKED: Shares = (0.05, 0.0, 0.95);
 
     fn kind(at: usize, length: usize) -> KindView {
         match at {
@@ -131,7 +131,7 @@ mod tests {
     }
 
     fn named(pipeline: &PipelineView) -> Option<usize> {
-        held_up_by(pipeline, pipeline).map(|name| name.parse().unwrap())
+        bottleneck(pipeline, pipeline).map(|name| name.parse().unwrap())
     }
 
     #[test]
@@ -140,7 +140,7 @@ mod tests {
             for slow in 0..length {
                 let shares: Vec<Shares> = (0..length)
                     .map(|at| match at {
-                        _ if at < slow => HELD_UP,
+                        _ if at < slow => BLOCKED,
                         _ if at == slow => SLOW,
                         _ => STARVED,
                     })
@@ -159,14 +159,14 @@ mod tests {
 
     #[test]
     fn no_stage_is_named_when_all_wait_for_demand() {
-        assert_eq!(named(&chain(&[HELD_UP, HELD_UP])), None);
+        assert_eq!(named(&chain(&[BLOCKED, HELD_UP])), None);
     }
 
     #[test]
     fn of_two_slow_stages_that_are_waited_for_the_last_is_named() {
-        assert_eq!(named(&chain(&[HELD_UP, (0.9, 0.0, 0.1), (0.7, 0.0, 0.3), SLOW])), Some(3));
+        assert_eq!(named(&chain(&[BLOCKED, (0.9, 0.0, 0.1), (0.7, 0.0, 0.3), SLOW])), Some(3));
         // The last stage is busy all the time, but no stage waits for it.
-        assert_eq!(named(&chain(&[HELD_UP, SLOW, (0.85, 0.15, 0.0)])), Some(1));
+        assert_eq!(named(&chain(&[BLOCKED, SLOW, (0.85, 0.15, 0.0)])), Some(1));
     }
 
     #[test]
@@ -180,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_with_events_always_waiting_is_named_before_its_producer_is_held_up() {
+    fn a_stage_with_events_always_waiting_is_named_before_its_producer_is_held_back() {
         let mut pipeline = chain(&[STARVED, SLOW]);
         assert_eq!(named(&pipeline), None, "the stage keeps up");
         pipeline.stages[1].waiting = 400;
         assert_eq!(named(&pipeline), Some(1));
         let mut empty = pipeline.clone();
         empty.stages[1].waiting = 0;
-        assert_eq!(held_up_by(&pipeline, &empty), None, "the events have only just arrived");
+        assert_eq!(bottleneck(&pipeline, &empty), None, "the events have only just arrived");
     }
 
     #[test]
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn of_several_consumers_the_slow_one_is_named() {
-        let mut pipeline = chain(&[HELD_UP, SLOW, STARVED]);
+        let mut pipeline = chain(&[BLOCKED, SLOW, STARVED]);
         pipeline.edges[1].from = "0".into();
         layers::assign(&mut pipeline);
         assert_eq!(named(&pipeline), Some(1));
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn an_ended_stage_is_never_named() {
-        let mut pipeline = chain(&[HELD_UP, SLOW]);
+        let mut pipeline = chain(&[BLOCKED, SLOW]);
         pipeline.phase = PhaseView::Ended;
         assert_eq!(named(&pipeline), None);
     }
