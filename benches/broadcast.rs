@@ -5,7 +5,7 @@ use std::{hint::black_box, time::SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use pipeline::{
-    Timed,
+    timed::Timed,
     ws::{Endpoint, Payload, token::Signer},
 };
 use serde::Serialize;

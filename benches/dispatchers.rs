@@ -10,9 +10,11 @@ use criterion::{
     measurement::WallTime,
 };
 use pipeline::{
-    BroadcastDispatcher, DemandDispatcher, DemandMode, FairQueueOptions, Graph,
-    PartitionDispatcher, Pipeline, Producer, QueueOptions, Stage, SubscribeOptions, fair_queue,
-    queue,
+    Graph, Pipeline,
+    dispatcher::{BroadcastDispatcher, DemandDispatcher, PartitionDispatcher},
+    source::{FairQueueOptions, QueueOptions, fair_queue, queue},
+    stage::{DemandMode, Producer, Stage},
+    subscription::SubscribeOptions,
 };
 use tokio::{
     runtime::Runtime,

@@ -7,8 +7,11 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline::{
-    ConsumerSupervisor, Pipeline, SubscribeOptions, Telemetry,
+    Pipeline,
     statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    telemetry::Telemetry,
 };
 use tokio::runtime::Runtime;
 

@@ -16,8 +16,11 @@ use std::{
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline::{
-    ConsumerSupervisor, Emitter, ExitReason, Pipeline, ProducerConsumer, QueueOptions,
-    SubscribeOptions, Subscription, queue,
+    ExitReason, Pipeline,
+    source::{QueueOptions, queue},
+    stage::{Emitter, ProducerConsumer},
+    subscription::{SubscribeOptions, Subscription},
+    supervisor::ConsumerSupervisor,
 };
 use tokio::{
     runtime::Runtime,

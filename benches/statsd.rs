@@ -5,8 +5,8 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pipeline::{
-    Telemetry,
     statsd::{Dialect, StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
+    telemetry::Telemetry,
 };
 
 /// The number of lines in a flush.

@@ -4,8 +4,12 @@ use std::{error::Error, time::SystemTime};
 
 use axum::Router;
 use pipeline::{
-    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, Timed, queue, serve,
+    Pipeline, serve,
+    source::{QueueOptions, queue},
     statsd::StatsdRecorder,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    timed::Timed,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},

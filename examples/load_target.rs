@@ -23,8 +23,12 @@ use axum::{
 use clap::Parser;
 use mimalloc::MiMalloc;
 use pipeline::{
-    ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, Timed, queue, serve,
+    Pipeline, serve,
+    source::{Queue, QueueOptions, queue},
     statsd::StatsdRecorder,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    timed::Timed,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},

@@ -14,7 +14,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use pipeline_core::{PipelineObserver, PipelinePhase, StageSnapshot};
+use pipeline_core::snapshot::{PipelineObserver, PipelinePhase, StageSnapshot};
 use pipeline_ws_sink::endpoint::EndpointObserver;
 
 /// Liveness and readiness checks of the process, for a load balancer or an orchestrator such as
@@ -33,7 +33,13 @@ use pipeline_ws_sink::endpoint::EndpointObserver;
 ///
 /// ```
 /// use axum::Router;
-/// use pipeline::{Health, Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+/// use pipeline::{
+///     Pipeline,
+///     health::Health,
+///     source::{QueueOptions, queue},
+///     step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -116,7 +122,7 @@ impl Health {
     }
 
     /// Marks the process as stopping: it stays alive and is not ready from now on.
-    /// [`Serve::health`](crate::Serve::health) calls this by itself.
+    /// [`Serve::health`](crate::serve::Serve::health) calls this by itself.
     pub fn stop(&self) {
         self.stopping.store(true, Relaxed);
     }

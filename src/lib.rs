@@ -7,7 +7,7 @@
 //!
 //! This crate re-exports four crates that can be used alone:
 //!
-//! - [`pipeline_core`], the stages: everything at the top level here. Its semantics are GenStage's.
+//! - [`pipeline_core`], the stages: its modules are modules here. Its semantics are GenStage's.
 //! - [`pipeline_ws_sink`], sockets and channels, as [`ws`]: the server side of Phoenix Channels.
 //! - [`pipeline_statsd`], as [`statsd`]: a recorder for the `metrics` facade.
 //! - [`pipeline_inspect`], as [`inspect`]: a live view of pipelines and sockets, mounted next to the
@@ -37,15 +37,21 @@
 #[cfg(feature = "ws")]
 mod connection;
 #[cfg(feature = "ws")]
-mod health;
+pub mod health;
 #[cfg(feature = "ws")]
 mod listener;
 #[cfg(feature = "ws")]
-mod serve;
+pub mod serve;
 #[cfg(feature = "ws")]
 mod signal;
 
-pub use pipeline_core::*;
+#[cfg(feature = "test-kit")]
+#[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
+pub use pipeline_core::testkit;
+pub use pipeline_core::{
+    ExitReason, Graph, Pipeline, backoff, builder, dispatcher, guide, prelude, report, snapshot,
+    source, stage, step, subscription, supervisor, telemetry, timed,
+};
 /// A live view of pipelines and sockets.
 #[cfg(feature = "inspect")]
 pub use pipeline_inspect as inspect;
@@ -57,8 +63,4 @@ pub use pipeline_statsd as statsd;
 pub use pipeline_ws_sink as ws;
 
 #[cfg(feature = "ws")]
-pub use self::{
-    health::{Health, Unhealthy},
-    serve::{Serve, ShutdownReport, UncleanShutdown, serve},
-    signal::shutdown_signal,
-};
+pub use self::{serve::serve, signal::shutdown_signal};

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use metrics::{Counter, Gauge};
-use pipeline_core::{Telemetry, shown::shown};
+use pipeline_core::{shown::shown, telemetry::Telemetry};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

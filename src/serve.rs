@@ -11,7 +11,7 @@ use std::{
 
 use axum::Router;
 use futures::future::select_all;
-use pipeline_core::{Deadline, Pipeline, PipelineReport, Telemetry};
+use pipeline_core::{Deadline, Pipeline, report::PipelineReport, telemetry::Telemetry};
 use pipeline_ws_sink::{Endpoint, endpoint::EndpointReport};
 use tokio::{
     net::TcpListener,
@@ -148,8 +148,12 @@ impl Serve {
     ///
     /// ```no_run
     /// use pipeline::{
-    ///     ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, SubscribeOptions, for_each, queue,
-    ///     serve, ws::listen,
+    ///     ExitReason, Pipeline, serve,
+    ///     source::{QueueOptions, queue},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
+    ///     ws::listen,
     /// };
     ///
     /// # async fn run(app: axum::Router) -> Result<(), Box<dyn std::error::Error>> {
@@ -178,7 +182,7 @@ impl Serve {
     /// # }
     /// ```
     ///
-    /// [`ConsumerSupervisor::on_given_up`]: pipeline_core::ConsumerSupervisor::on_given_up
+    /// [`ConsumerSupervisor::on_given_up`]: pipeline_core::supervisor::ConsumerSupervisor::on_given_up
     pub fn pipeline(mut self, pipeline: Pipeline) -> Self {
         self.pipelines.push(pipeline);
         self
@@ -205,7 +209,12 @@ impl Serve {
     ///
     /// ```no_run
     /// use axum::Router;
-    /// use pipeline::{Health, Pipeline, serve, ws::{Endpoint, listen}};
+    /// use pipeline::{
+    ///     Pipeline,
+    ///     health::Health,
+    ///     serve,
+    ///     ws::{Endpoint, listen},
+    /// };
     ///
     /// # async fn run(pipeline: Pipeline, endpoint: Endpoint, app: Router) -> std::io::Result<()> {
     /// let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());

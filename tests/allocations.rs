@@ -12,8 +12,8 @@ use std::{
 
 use axum::Router;
 use pipeline::{
-    Telemetry,
     statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
+    telemetry::Telemetry,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},

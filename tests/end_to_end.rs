@@ -13,8 +13,12 @@ use std::{
 use axum::Router;
 use futures::StreamExt;
 use pipeline::{
-    ConsumerSupervisor, ExitReason, Pipeline, Queue, QueueOptions, SubscribeOptions, Telemetry,
-    Timed, queue, serve,
+    ExitReason, Pipeline, serve,
+    source::{Queue, QueueOptions, queue},
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    telemetry::Telemetry,
+    timed::Timed,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},
@@ -70,7 +74,7 @@ struct App {
     listener: Option<TcpListener>,
     address: String,
     recorded: Recorded,
-    serving: Option<JoinHandle<std::io::Result<pipeline::ShutdownReport>>>,
+    serving: Option<JoinHandle<std::io::Result<serve::ShutdownReport>>>,
     stop: Option<oneshot::Sender<()>>,
 }
 
@@ -124,7 +128,7 @@ impl App {
         self.stop = Some(stop);
     }
 
-    async fn stop(&mut self) -> pipeline::ShutdownReport {
+    async fn stop(&mut self) -> serve::ShutdownReport {
         self.stop.take().unwrap().send(()).unwrap();
         self.serving.take().unwrap().await.unwrap().unwrap()
     }
@@ -379,9 +383,9 @@ async fn the_exact_number_of_unprocessed_items_is_reported() {
     assert!(!report.is_clean());
     assert_eq!(report.pipelines[0].unprocessed(), 10);
     let text = report.to_string();
-    assert!(text.contains("10 events left undone"), "{text}");
-    assert!(text.contains("8 events held"), "{text}");
-    assert!(text.contains("2 events begun and not finished"), "{text}");
+    assert!(text.contains("10 unprocessed events"), "{text}");
+    assert!(text.contains("8 events pending"), "{text}");
+    assert!(text.contains("2 events in progress"), "{text}");
     assert!(text.contains("0 sockets closed, 0 aborted"), "{text}");
 }
 

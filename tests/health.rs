@@ -5,8 +5,13 @@ use std::time::Duration;
 
 use axum::Router;
 use pipeline::{
-    ConsumerSupervisor, ExitReason, Graph, Health, Pipeline, Queue, QueueOptions, SubscribeOptions,
-    for_each, queue, serve,
+    ExitReason, Graph, Pipeline,
+    health::Health,
+    serve,
+    source::{Queue, QueueOptions, queue},
+    step::for_each,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
     ws::{Endpoint, listen},
 };
 use pipeline_test_support::{Gate, Response, eventually, gate, get};

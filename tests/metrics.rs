@@ -12,8 +12,11 @@ use std::{
 use axum::Router;
 use parking_lot::Mutex;
 use pipeline::{
-    ConsumerSupervisor, Graph, QueueOptions, for_each, map, queue, serve,
+    Graph, serve,
+    source::{QueueOptions, queue},
     statsd::{Dialect, StatsdRecorder, cadence::MetricSink},
+    step::{for_each, map},
+    supervisor::ConsumerSupervisor,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},

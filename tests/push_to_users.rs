@@ -299,7 +299,7 @@ async fn ctrl_c_and_sigterm_stop_it_cleanly_after_all_accepted_pushes() {
         let (status, lines) = example.ended().await;
         assert!(status.success(), "{signal} {another}");
         let lines = lines.join("\n");
-        assert!(lines.contains("pipeline push ended, nothing left undone"), "{lines}");
+        assert!(lines.contains("pipeline push ended, no unprocessed events"), "{lines}");
         assert!(lines.contains("1 sockets closed, 0 aborted"), "{lines}");
         let arrived = lines.lines().filter_map(|line| line.strip_prefix("pushes   "));
         let arrived = arrived.filter_map(|line| line.split(' ').next()?.parse::<u64>().ok());

@@ -21,8 +21,15 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use pipeline::{
-    ConsumerSupervisor, ExitReason, Health, Pipeline, PipelineReport, QueueOptions, Serve,
-    ShutdownReport, SubscribeOptions, for_each, queue, serve,
+    ExitReason, Pipeline,
+    health::Health,
+    report::PipelineReport,
+    serve,
+    serve::{Serve, ShutdownReport},
+    source::{QueueOptions, queue},
+    step::for_each,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},

@@ -8,7 +8,11 @@ use std::{
     },
 };
 
-use pipeline::{Consumer, Emitter, ExitReason, Producer, Subscription};
+use pipeline::{
+    ExitReason,
+    stage::{Consumer, Emitter, Producer},
+    subscription::Subscription,
+};
 
 /// Events per measurement.
 pub(crate) const EVENTS: u64 = 100_000;

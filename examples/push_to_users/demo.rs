@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pipeline::{Queue, Timed};
+use pipeline::{source::Queue, timed::Timed};
 use serde_json::{json, value::to_raw_value};
 use tokio::time::{MissedTickBehavior, interval};
 

@@ -24,7 +24,11 @@ use axum::{
     routing::{get, post},
 };
 use http_body_util::BodyExt;
-use pipeline::{Queue, Timed, TraceContext, TryPushError, ws::token::Signer};
+use pipeline::{
+    source::{Queue, TryPushError},
+    timed::{Timed, TraceContext},
+    ws::token::Signer,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
@@ -437,7 +441,7 @@ mod tests {
     use std::{convert::Infallible, future::ready};
 
     use futures::{StreamExt, stream};
-    use pipeline::{QueueOptions, queue};
+    use pipeline::source::{QueueOptions, queue};
     use serde_json::Value;
 
     use super::*;

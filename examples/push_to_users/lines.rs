@@ -5,7 +5,7 @@ use std::{
     mem,
 };
 
-use pipeline::Timed;
+use pipeline::timed::Timed;
 
 use crate::push::{Fault, MAX_BYTES, Push};
 

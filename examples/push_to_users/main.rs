@@ -29,9 +29,13 @@ use std::{
 
 use clap::Parser;
 use pipeline::{
-    ConsumerSupervisor, Health, Pipeline, QueueOptions, SubscribeOptions,
+    Pipeline,
+    health::Health,
     inspect::Inspector,
-    queue, serve,
+    serve,
+    source::{QueueOptions, queue},
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
     ws::{Endpoint, Mount, listen, token::Signer},
 };
 

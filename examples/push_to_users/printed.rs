@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn constant_counters_are_printed_only_with_all_lines() {
-        let lines = ["statsd.client.lines:3|c", "pipeline.busy_time:3|c", "events:3|c", "t:3|ms"];
+        let lines =
+            ["statsd.client.lines:3|c", "pipeline.stage.busy_time:3|c", "events:3|c", "t:3|ms"];
         assert_eq!(lines.map(|line| Printed::news().wants(line)), [false, false, true, true]);
         assert_eq!(lines.map(|line| Printed::all().wants(line)), [true; 4]);
         assert_eq!(lines.map(|line| Printed::summary().wants(line)), [false; 4]);

@@ -2,7 +2,7 @@
 
 use std::{io, thread};
 
-use pipeline::{Queue, Timed};
+use pipeline::{source::Queue, timed::Timed};
 use tokio::runtime::Handle;
 
 use crate::{

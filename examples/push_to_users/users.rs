@@ -3,7 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use pipeline::{
-    ChildContext, ExitReason, Reserved, Timed, Worker,
+    ExitReason,
+    supervisor::{ChildContext, Reserved, Worker},
+    timed::Timed,
     ws::{
         Channel, Endpoint, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},

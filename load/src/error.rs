@@ -48,7 +48,7 @@ pub(crate) enum LoadError {
     },
     /// A pipeline could not be started.
     #[error(transparent)]
-    Start(#[from] pipeline_core::StartError),
+    Start(#[from] pipeline_core::builder::StartError),
     /// A stage ended too early.
     #[error("a stage ended: {0}")]
     Stage(String),

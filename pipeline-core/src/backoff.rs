@@ -11,7 +11,7 @@ use std::time::Duration;
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::{Backoff, Jitter};
+/// use pipeline_core::backoff::{Backoff, Jitter};
 ///
 /// // At most 0.1 s, then 0.3 s, 0.9 s and so on, and from then on 30 s.
 /// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30))
@@ -32,7 +32,7 @@ pub struct Backoff {
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::{Backoff, Jitter};
+/// use pipeline_core::backoff::{Backoff, Jitter};
 ///
 /// let backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
 /// assert_eq!(backoff, backoff.jitter(Jitter::Equal));

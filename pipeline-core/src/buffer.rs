@@ -7,7 +7,7 @@ use crate::dispatcher::Marker;
 /// Which events a full buffer keeps.
 ///
 /// ```
-/// use pipeline_core::{BufferKeep, QueueOptions};
+/// use pipeline_core::{source::QueueOptions, stage::BufferKeep};
 ///
 /// // Only the newest prices matter.
 /// let prices = QueueOptions::new().capacity(100).keep(BufferKeep::Last);

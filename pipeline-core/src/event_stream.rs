@@ -40,7 +40,11 @@ use crate::{
 ///
 /// ```
 /// use futures::TryStreamExt;
-/// use pipeline_core::{Cancel, Pipeline, SubscribeOptions, from_iter};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     subscription::{Cancel, SubscribeOptions},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -117,7 +121,12 @@ impl<E: Send + 'static> EventStream<E> {
     ///
     /// ```
     /// use futures::TryStreamExt;
-    /// use pipeline_core::{Cancel, EventStream, Graph, SubscribeOptions, from_iter};
+    /// use pipeline_core::{
+    ///     Graph,
+    ///     source::from_iter,
+    ///     stage::EventStream,
+    ///     subscription::{Cancel, SubscribeOptions},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -5,8 +5,8 @@ use std::{collections::HashSet, convert::Infallible, fmt, sync::Arc, time::Durat
 use tokio::{runtime::Handle, sync::watch};
 
 use crate::{
-    error::StartError,
-    running::{Pipeline, Stages},
+    builder::StartError,
+    pipeline::{Pipeline, Stages},
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
         ConsumerHandle, ConsumerSupervisor, Gauges, Origin, Phase, Planned, PlannedStage, Producer,
@@ -23,12 +23,17 @@ use crate::{
 /// without branches, [`Pipeline::builder`] is shorter, and checks more at compile time.
 ///
 /// The stages of a graph are independent: when one ends, the others are notified through their
-/// subscriptions, and continue or end as their [`Cancel`](crate::Cancel) modes say. The pipeline
-/// ends when all stages have ended. When a stage fails for good, the
+/// subscriptions, and continue or end as their [`Cancel`](crate::subscription::Cancel) modes say.
+/// The pipeline ends when all stages have ended. When a stage fails for good, the
 /// [`snapshot`](Pipeline::snapshot) shows it at once.
 ///
 /// ```
-/// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{
+///     Graph,
+///     source::from_iter,
+///     step::for_each,
+///     subscription::{Cancel, SubscribeOptions},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,8 +42,8 @@ use crate::{
 /// let low = graph.producer("low", from_iter(0..5));
 /// let high = graph.producer("high", from_iter(100..105));
 /// let print = graph.consumer("print", for_each(async |n: i32| println!("{n}")));
-/// graph.subscribe(&print, &low, SubscribeOptions::new().cancel(pipeline_core::Cancel::Temporary));
-/// graph.subscribe(&print, &high, SubscribeOptions::new().cancel(pipeline_core::Cancel::Temporary));
+/// graph.subscribe(&print, &low, SubscribeOptions::new().cancel(Cancel::Temporary));
+/// graph.subscribe(&print, &high, SubscribeOptions::new().cancel(Cancel::Temporary));
 /// let pipeline = graph.start()?;
 /// # pipeline.drain(std::time::Duration::from_secs(1)).await;
 /// # Ok(())

@@ -8,7 +8,12 @@
 //! by step.
 //!
 //! ```
-//! use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
+//! use pipeline_core::{
+//!     Pipeline,
+//!     source::{QueueOptions, queue},
+//!     subscription::SubscribeOptions,
+//!     supervisor::ConsumerSupervisor,
+//! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,42 +46,69 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod adaptive;
-mod backoff;
+pub mod backoff;
 mod buffer;
+pub mod builder;
+#[cfg(doctest)]
+mod compile_fail;
 mod deadline;
 mod demand;
 mod discarding;
-mod dispatcher;
-mod error;
+pub mod dispatcher;
 mod event_stream;
 mod exit;
 mod graph;
-#[cfg(doctest)]
-mod impossible;
 mod inlet;
-mod observer;
 mod outlet;
 mod pipeline;
 mod rate_limit;
-mod running;
+pub mod report;
 // Public for the other crates of this workspace, like `Deadline`.
 #[doc(hidden)]
 pub mod shown;
-mod snapshot;
-mod source;
-mod stage;
-mod step;
-mod subscription;
+pub mod snapshot;
+pub mod source;
+pub mod stage;
+pub mod step;
+pub mod subscription;
 mod sync;
 mod tally;
-mod telemetry;
+pub mod telemetry;
 #[cfg(any(test, feature = "test-kit"))]
 #[cfg_attr(docsrs, doc(cfg(feature = "test-kit")))]
 pub mod testkit;
-mod timed;
-mod timeline;
-mod trace_context;
-mod wiring;
+pub mod timed;
+#[doc(hidden)]
+pub mod wiring;
+
+/// Consumer supervisors: a child task for each event, and how many at once.
+pub mod supervisor {
+    pub use crate::{
+        adaptive::Adaptive,
+        stage::{
+            consumer_supervisor::{
+                ChildCount, ChildId, ChildState, ConsumerSupervisor, SupervisorHandle,
+                TerminateError, TooManyRestarts,
+            },
+            restart::Restart,
+            worker::{Admission, ChildContext, Reserved, Worker},
+        },
+    };
+}
+
+/// The names that most programs use.
+///
+/// ```
+/// use pipeline_core::prelude::*;
+/// ```
+pub mod prelude {
+    pub use crate::{
+        ExitReason, Graph, Pipeline,
+        stage::{Consumer, Emitter, Producer, ProducerConsumer},
+        subscription::{SubscribeOptions, Subscription},
+        supervisor::{ConsumerSupervisor, Worker},
+    };
+}
 
 #[doc = include_str!("docs/guide.md")]
 pub mod guide {}
@@ -84,52 +116,4 @@ pub mod guide {}
 // Public for the other crates of this workspace.
 #[doc(hidden)]
 pub use self::deadline::Deadline;
-// The type of a hidden callback that gives the library's own consumers an exact count.
-#[doc(hidden)]
-pub use self::stage::Unprocessed;
-pub use self::{
-    adaptive::Adaptive,
-    backoff::{Backoff, Jitter},
-    buffer::BufferKeep,
-    dispatcher::{
-        BroadcastDispatcher, Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker,
-        PartitionDispatcher, Subscriber,
-    },
-    error::StartError,
-    event_stream::EventStream,
-    exit::ExitReason,
-    graph::Graph,
-    observer::PipelineObserver,
-    outlet::{DemandMode, WhenUnsubscribed},
-    pipeline::{Complete, Empty, Open, PipelineBuilder},
-    rate_limit::RateLimit,
-    running::{NotClean, Pipeline, PipelineReport},
-    snapshot::{
-        Activity, PipelinePhase, PipelineSnapshot, StageKind, StageSnapshot, SubscriptionSnapshot,
-    },
-    source::{
-        Closed, FairQueue, FairQueueOptions, FairQueueProducer, FromIter, FromStream, OfferOutcome,
-        Queue, QueueOptions, QueueProducer, TryPushError, fair_queue, from_iter, from_stream,
-        queue,
-    },
-    stage::{
-        Admission, CallError, Caller, ChildContext, ChildCount, ChildId, ChildState, Consumer,
-        ConsumerHandle, ConsumerSupervisor, Emitter, HandleCall, HandleCast, HandleInfo, Job,
-        Producer, ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Reserved, Restart,
-        Stage, StageContext, StageHandle, StageReport, SupervisorHandle, TerminateError,
-        TooManyRestarts, Worker,
-    },
-    step::{
-        Batch, Filter, ForEach, ForEachBatch, IntoSink, Map, Outcome, batch, filter, for_each,
-        for_each_batch, into_sink, map,
-    },
-    subscription::{
-        BadPartition, Cancel, Cancellation, DemandControl, StageId, SubscribeError,
-        SubscribeOptions, Subscription, SubscriptionId,
-    },
-    telemetry::Telemetry,
-    timed::Timed,
-    timeline::Timeline,
-    trace_context::{TraceContext, TraceContextError, TraceId},
-    wiring::{ConsumerOf, Events, Flow, HasEnd, NoInput, ProducerConsumerOf},
-};
+pub use self::{exit::ExitReason, graph::Graph, pipeline::Pipeline};

@@ -14,7 +14,12 @@ use crate::{
 ///
 /// ```
 /// use pipeline_core::{
-///     BroadcastDispatcher, DemandMode, Graph, Stage, SubscribeOptions, for_each, from_iter,
+///     Graph,
+///     dispatcher::BroadcastDispatcher,
+///     source::from_iter,
+///     stage::{DemandMode, Stage},
+///     step::for_each,
+///     subscription::SubscribeOptions,
 /// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -50,8 +55,14 @@ pub enum DemandMode {
 /// What happens to events while there are no subscribers.
 ///
 /// ```
-/// use pipeline_core::{Graph, Stage, WhenUnsubscribed};
-/// # use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer};
+/// use pipeline_core::{
+///     Graph,
+///     stage::{Stage, WhenUnsubscribed},
+/// };
+/// # use pipeline_core::{
+/// #     ExitReason,
+/// #     stage::{Caller, Emitter, HandleCall, Producer},
+/// # };
 /// # struct Sensor;
 /// # struct Reading(u64);
 /// # impl Producer for Sensor {

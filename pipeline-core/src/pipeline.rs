@@ -1,369 +1,595 @@
-//! Building linear pipelines.
+//! A running pipeline.
 
-use std::{convert::Infallible, fmt, marker::PhantomData, sync::Arc, time::Duration};
-
-use crate::{
-    error::StartError,
-    event_stream::EventStream,
-    graph::Graph,
-    running::Pipeline,
-    stage::{
-        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, ConsumerSupervisor,
-        Origin, Producer, Stage, Target, Worker,
+use std::{
+    any::Any,
+    collections::HashMap,
+    mem,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
-    step::{batch, filter, map},
-    subscription::SubscribeOptions,
-    telemetry::Telemetry,
-    wiring::{ConsumerOf, Events, Flow, HasEnd, ProducerConsumerOf, Source},
+    time::Duration,
 };
 
-/// A builder of a linear [`Pipeline`], from its source to its last stage.
+use futures::FutureExt;
+use tokio::{
+    sync::mpsc,
+    task::{Id, JoinError, JoinHandle, JoinSet},
+    time::{self, Instant, MissedTickBehavior},
+};
+use tracing::{Instrument, Span, info_span};
+
+use crate::{
+    deadline::Deadline,
+    exit::ExitReason,
+    report::PipelineReport,
+    shown::shown,
+    snapshot::{PipelineObserver, PipelineSnapshot, StageKind},
+    stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole, contained_now},
+    telemetry::{StageSamples, stage_labels},
+};
+
+/// How long stages have to report after the deadline. A stage that is still in a callback by then
+/// is aborted.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// How long aborted stages have to report their unprocessed events. A stage that blocks its thread
+/// does not notice the abort.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// The interval at which the stages' gauges are recorded.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A running pipeline. It owns the tasks of its stages.
 ///
-/// The compiler checks the order: a pipeline begins with a producer, each stage takes the events of
-/// the one before, and only a pipeline with a last stage can be started.
+/// Dropping it ends all stages at once, and the events they hold are lost. The stages' `terminate`
+/// callbacks do not run then, so a sink that closes a resource in `terminate` does not close it. To
+/// end the pipeline gracefully, use [`drain`](Self::drain).
 ///
-/// ```compile_fail
-/// # use pipeline_core::{Pipeline, QueueOptions, queue};
-/// let (_queue, producer) = queue::<u64>(QueueOptions::new());
-/// let unfinished = Pipeline::builder("unfinished").producer(producer).start();
+/// If a stage fails for good, the others are stopped too, while its `terminate` runs, and
+/// [`join`](Self::join) completes with the reason. The stages of a [`Graph`](crate::Graph) are
+/// stopped only when a [`restarting`](crate::stage::Stage::restarting) stage has failed too often;
+/// any failure for good shows at once in the [`snapshot`](Self::snapshot).
+///
 /// ```
-///
-/// A pipeline whose stages have options:
-///
-/// ```
-///
-/// use pipeline_core::{Pipeline, RateLimit, Stage, SubscribeOptions, for_each, from_iter};
+/// # use pipeline_core::{
+/// #     Pipeline,
+/// #     source::{QueueOptions, queue},
+/// #     subscription::SubscribeOptions,
+/// #     supervisor::ConsumerSupervisor,
+/// # };
 /// use std::time::Duration;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let numbers = Stage::new(from_iter(1..=20))
-///     .named("numbers")
-///     .rate_limit(RateLimit::new(1000, Duration::from_secs(1)));
-/// let mut pipeline = Pipeline::builder("squares")
-///     .producer_with(numbers)
-///     .map(|n: u64| n * n)
-///     .filter(|n| n % 2 == 0)
-///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+/// # let (queue, producer) = queue(QueueOptions::new());
+/// # let worker = async |_: &u64| Ok(());
+/// let pipeline = Pipeline::builder("numbers")
+///     .producer(producer)
+///     .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
 ///     .start()?;
-/// let report = pipeline.join().await;
-/// assert_eq!(&*report.stages[0].stage, "numbers");
-/// assert_eq!(report.unprocessed(), 0);
-/// # Ok(())
-/// # }
-/// ```
-#[must_use]
-pub struct PipelineBuilder<S> {
-    graph: Graph,
-    state: S,
-}
-
-/// The state of a [`PipelineBuilder`] that has no producer yet.
+/// queue.push(7).await?;
 ///
-/// ```
-/// use metrics::NoopRecorder;
-/// use pipeline_core::{Empty, Pipeline, PipelineBuilder, Telemetry};
-///
-/// /// The common beginning of a program's pipelines.
-/// fn silent(name: &'static str) -> PipelineBuilder<Empty> {
-///     Pipeline::builder(name).telemetry(Telemetry::with_recorder(NoopRecorder))
+/// let report = pipeline.drain(Duration::from_secs(10)).await;
+/// if report.unprocessed() > 0 {
+///     eprintln!("{report}");
 /// }
-/// # let _ = silent("numbers");
-/// ```
-#[derive(Debug)]
-pub struct Empty(());
-
-/// The state of a [`PipelineBuilder`] whose last stage emits events of type `E`, which need a
-/// consumer.
-///
-/// ```
-/// use futures::TryStreamExt;
-/// use pipeline_core::{Cancel, Open, Pipeline, PipelineBuilder, SubscribeOptions, from_iter};
-///
-/// /// Counts the words of lines from any source.
-/// fn count_words(lines: PipelineBuilder<Open<String>>) -> PipelineBuilder<Open<usize>> {
-///     lines.map(|line| line.split_whitespace().count()).filter(|words| *words > 0)
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let lines = ["to the screen", "", "at once"].map(str::to_owned);
-/// let lines = Pipeline::builder("words").producer(from_iter(lines));
-/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
-/// let (_pipeline, counts) = count_words(lines).into_stream(options)?;
-/// assert_eq!(counts.try_collect::<Vec<_>>().await?, [3, 2]);
-/// # Ok(())
-/// # }
-/// ```
-pub struct Open<E> {
-    last: Arc<dyn Target<E>>,
-}
-
-/// The state of a [`PipelineBuilder`] that can be started.
-///
-/// ```
-/// use pipeline_core::{Complete, PipelineBuilder, PipelineReport, StartError};
-/// # use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
-///
-/// /// Runs a pipeline to its end.
-/// async fn run(pipeline: PipelineBuilder<Complete>) -> Result<PipelineReport, StartError> {
-///     Ok(pipeline.start()?.join().await)
-/// }
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let count = Pipeline::builder("count")
-/// #     .producer(from_iter(0..10))
-/// #     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new());
-/// # assert_eq!(run(count).await?.unprocessed(), 0);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Complete(());
+#[must_use = "a pipeline ends when it is dropped"]
+pub struct Pipeline {
+    observer: PipelineObserver,
+    commands: mpsc::Sender<Command>,
+    supervisor: JoinHandle<PipelineReport>,
+    report: Option<PipelineReport>,
+    slots: HashMap<Arc<str>, Arc<dyn Any + Send + Sync>>,
+}
+
+#[derive(Debug)]
+enum Command {
+    Drain { within: Duration },
+}
 
 impl Pipeline {
-    /// A builder for a pipeline with this name. The name is used as a metric label; keep its
-    /// cardinality low.
-    pub fn builder(name: impl Into<Arc<str>>) -> PipelineBuilder<Empty> {
-        PipelineBuilder { graph: Graph::new(name), state: Empty(()) }
-    }
-}
-
-impl<S> PipelineBuilder<S> {
-    /// The recorder of the stages' metrics. Default [`Telemetry::global`].
-    pub fn telemetry(mut self, telemetry: Telemetry) -> Self {
-        self.graph.telemetry(telemetry);
-        self
+    /// The pipeline's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.observer.name()
     }
 
-    /// How long the stages may take to stop when the pipeline stops because one has failed. Default
-    /// 5 seconds; see [`Graph::stop_within`].
-    pub fn stop_within(mut self, deadline: Duration) -> Self {
-        self.graph.stop_within(deadline);
-        self
-    }
-}
-
-impl PipelineBuilder<Empty> {
-    /// Adds the producer of the events.
-    pub fn producer<P: Producer>(self, producer: P) -> PipelineBuilder<Open<P::Event>> {
-        self.producer_with(Stage::new(producer))
-    }
-
-    /// Adds the producer of the events, with options.
-    pub fn producer_with<P, E>(mut self, producer: Stage<P, E>) -> PipelineBuilder<Open<E>>
-    where
-        P: Producer<Event = E>,
-        E: Send + 'static,
-    {
-        let slot = self.graph.add(producer.map(AsProducer)).slot;
-        PipelineBuilder { graph: self.graph, state: Open { last: slot } }
-    }
-}
-
-impl<E: Send + 'static> PipelineBuilder<Open<E>> {
-    /// Adds a stage that receives events and emits others.
-    ///
-    /// # Errors
-    ///
-    /// Invalid options are an error of [`start`](PipelineBuilder::start).
-    pub fn producer_consumer<T>(
-        self,
-        stage: T,
-        options: SubscribeOptions,
-    ) -> PipelineBuilder<Open<T::Out>>
-    where
-        T: ProducerConsumerOf<E>,
-    {
-        self.producer_consumer_with(Stage::new(stage), options)
-    }
-
-    /// Adds a stage that receives events and emits others, with options.
-    ///
-    /// # Errors
-    ///
-    /// Invalid options are an error of [`start`](PipelineBuilder::start).
-    pub fn producer_consumer_with<T>(
-        self,
-        stage: Stage<T, T::Out>,
-        options: SubscribeOptions,
-    ) -> PipelineBuilder<Open<T::Out>>
-    where
-        T: ProducerConsumerOf<E>,
-    {
-        let Self { mut graph, state } = self;
-        let slot = graph.add(stage.map(AsProducerConsumer)).slot;
-        slot.plan(T::feed(Source(state.last)).0, options, Origin::row());
-        PipelineBuilder { graph, state: Open { last: slot } }
-    }
-
-    /// Maps each event to another. The stage asks for up to 1000 events at a time; for other
-    /// options, see [`map`](crate::map).
-    pub fn map<T, F>(self, function: F) -> PipelineBuilder<Open<T>>
-    where
-        T: Send + 'static,
-        F: FnMut(E) -> T + Send + 'static,
-    {
-        self.producer_consumer(map(function), SubscribeOptions::new())
-    }
-
-    /// Keeps the events for which the function returns `true`. The stage asks for up to 1000 events
-    /// at a time; for other options, see [`filter`](crate::filter).
-    pub fn filter<F>(self, function: F) -> PipelineBuilder<Open<E>>
-    where
-        F: FnMut(&E) -> bool + Send + 'static,
-    {
-        self.producer_consumer(filter(function), SubscribeOptions::new())
-    }
-
-    /// Collects events into batches of up to `size`. No event waits for longer than `within`. See
-    /// [`batch`](crate::batch).
-    ///
-    /// # Panics
-    ///
-    /// If the size is 0.
-    pub fn batch(self, size: usize, within: Duration) -> PipelineBuilder<Open<Vec<E>>> {
-        self.producer_consumer(batch(size, within), SubscribeOptions::new())
-    }
-
-    /// Starts the pipeline and returns its events as a stream.
-    ///
-    /// # Errors
-    ///
-    /// As for [`start`](PipelineBuilder::start).
+    /// The handle of the stage with this name, if it exists and has this type.
     ///
     /// ```
-    /// use futures::TryStreamExt;
-    /// use pipeline_core::{Cancel, Pipeline, SubscribeOptions, from_iter};
+    /// use pipeline_core::{
+    ///     Pipeline,
+    ///     source::{QueueOptions, QueueProducer, queue},
+    ///     stage::{ConsumerHandle, ProducerHandle},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// // The stream ends without an error when the pipeline ends normally.
-    /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
-    /// let (_pipeline, mut words) = Pipeline::builder("words")
-    ///     .producer(from_iter(["to", "the", "screen"]))
-    ///     .into_stream(options)?;
-    /// assert_eq!(words.try_next().await?, Some("to"));
+    /// let (queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let source: ProducerHandle<QueueProducer<u64>> = pipeline.stage("producer").unwrap();
+    /// source.pause();
     /// # Ok(())
     /// # }
     /// ```
-    pub fn into_stream(
-        self,
-        options: SubscribeOptions,
-    ) -> Result<(Pipeline, EventStream<E>), StartError> {
-        let Self { graph, state } = self;
-        let refused = |source| StartError::Subscribe { stage: "stream".into(), source };
-        EventStream::<E>::check(&options).map_err(refused)?;
-        let pipeline = graph.start_with(true)?;
-        let mut stream = EventStream::new();
-        stream.subscribe_to(&*state.last, options).map_err(refused)?;
-        Ok((pipeline, stream))
+    #[must_use]
+    pub fn stage<S, In, Out>(&self, name: &str) -> Option<StageHandle<S, In, Out>>
+    where
+        S: Send + 'static,
+        In: Send + 'static,
+        Out: Send + 'static,
+    {
+        let slot = self.slots.get(name)?.clone().downcast().ok()?;
+        Some(StageHandle { slot })
     }
 
-    /// Adds the consumer at the end of the pipeline.
+    /// The current state of the stages, without stopping them.
     ///
-    /// # Errors
-    ///
-    /// Invalid options are an error of [`start`](PipelineBuilder::start).
-    pub fn consumer<C>(self, consumer: C, options: SubscribeOptions) -> PipelineBuilder<Complete>
-    where
-        C: ConsumerOf<E>,
-    {
-        self.consumer_with(Stage::new(consumer), options)
+    /// ```
+    /// # use pipeline_core::{
+    /// #     Pipeline,
+    /// #     source::{QueueOptions, queue},
+    /// #     step::for_each,
+    /// #     subscription::SubscribeOptions,
+    /// # };
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let snapshot = pipeline.snapshot();
+    /// let names: Vec<&str> = snapshot.stages.iter().map(|stage| &*stage.stage).collect();
+    /// assert_eq!(names, ["producer", "consumer"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn snapshot(&self) -> PipelineSnapshot {
+        self.observer.snapshot()
     }
 
-    /// Adds the consumer at the end of the pipeline, with options.
+    /// A cloneable read-only observer, for dashboards and health checks.
     ///
-    /// # Errors
+    /// ```
+    /// use std::time::Duration;
+    /// # use pipeline_core::{
+    /// #     Pipeline,
+    /// #     source::{QueueOptions, queue},
+    /// #     step::for_each,
+    /// #     subscription::SubscribeOptions,
+    /// # };
     ///
-    /// Invalid options are an error of [`start`](PipelineBuilder::start).
-    pub fn consumer_with<C>(
-        self,
-        consumer: Stage<C, Infallible>,
-        options: SubscribeOptions,
-    ) -> PipelineBuilder<Complete>
-    where
-        C: ConsumerOf<E>,
-    {
-        self.end(consumer.map(AsConsumer), options, C::feed)
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    /// let pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let observer = pipeline.observer();
+    /// tokio::spawn(async move {
+    ///     loop {
+    ///         let waiting: usize = observer.snapshot().stages.iter().map(|s| s.queued).sum();
+    ///         println!("{waiting} in the queue");
+    ///         tokio::time::sleep(Duration::from_secs(10)).await;
+    ///     }
+    /// });
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn observer(&self) -> PipelineObserver {
+        self.observer.clone()
     }
 
-    /// Ends the pipeline with supervised workers, one for each event, up to `max_demand` at once.
+    /// Waits until the pipeline has ended by itself: its source came to an end and all events were
+    /// handled, or a stage failed.
     ///
-    /// # Errors
+    /// # Cancel safety
     ///
-    /// Invalid options are an error of [`start`](PipelineBuilder::start).
-    pub fn consumer_supervisor<W>(
-        self,
-        supervisor: ConsumerSupervisor<E, W>,
-        options: SubscribeOptions,
-    ) -> PipelineBuilder<Complete>
-    where
-        E: Sync,
-        W: Worker<E>,
-    {
-        self.consumer_supervisor_with(Stage::new(supervisor), options)
+    /// Cancel safe. Called again after the end, it returns the same report.
+    ///
+    /// ```
+    /// # use pipeline_core::{
+    /// #     Pipeline,
+    /// #     source::{QueueOptions, queue},
+    /// #     step::for_each,
+    /// #     subscription::SubscribeOptions,
+    /// # };
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
+    /// # let told_to_stop = async {};
+    /// let mut pipeline = Pipeline::builder("numbers")
+    ///     .producer(producer)
+    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+    ///     .start()?;
+    /// let report = tokio::select! {
+    ///     report = pipeline.join() => report,
+    ///     () = told_to_stop => pipeline.drain(Duration::from_secs(10)).await,
+    /// };
+    /// assert!(report.failure().is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn join(&mut self) -> PipelineReport {
+        if let Some(report) = &self.report {
+            return report.clone();
+        }
+        let ended = (&mut self.supervisor).await;
+        let report = ended.unwrap_or_else(|error| self.lost(error));
+        self.report = Some(report.clone());
+        report
     }
 
-    /// Ends the pipeline with supervised workers, with options.
-    ///
-    /// # Errors
-    ///
-    /// Invalid options are an error of [`start`](PipelineBuilder::start).
-    pub fn consumer_supervisor_with<W>(
-        self,
-        supervisor: Stage<ConsumerSupervisor<E, W>, Infallible>,
-        options: SubscribeOptions,
-    ) -> PipelineBuilder<Complete>
-    where
-        E: Sync,
-        W: Worker<E>,
-    {
-        self.end(supervisor.map(AsSupervisor), options, Events::feed)
+    /// The report if the pipeline task is gone because the runtime is shutting down. That is a
+    /// failure; the gauges of the stages show the events they held.
+    fn lost(&self, error: JoinError) -> PipelineReport {
+        let reason = reason_of(error);
+        let mut report = PipelineReport::new(self.observer.shared_name());
+        report.stages.extend(self.observer.stages().iter().map(Observed::left));
+        report.fail_as_a_whole(reason);
+        report
     }
 
-    fn end<B>(
-        self,
-        stage: Stage<B, Infallible>,
-        options: SubscribeOptions,
-        feed: fn(Source<E>) -> Source<B::In>,
-    ) -> PipelineBuilder<Complete>
-    where
-        B: Behaviour<Out = Infallible>,
-    {
-        let Self { mut graph, state } = self;
-        let source = feed(Source(state.last));
-        graph.add(stage).slot.plan(source.0, options, Origin::row());
-        PipelineBuilder { graph, state: Complete(()) }
+    /// Ends the pipeline gracefully: its source takes no new items, accepted events are processed,
+    /// and the stages end one after the other.
+    ///
+    /// Work that is not done at the deadline is stopped, and the report counts it. The call returns
+    /// at most about a second after the deadline, even if a callback blocks its thread: the report
+    /// then has the last gauges of its stage, and the thread continues until the callback returns.
+    /// With [`Duration::MAX`] there is no limit.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future drops the pipeline, which ends it at once.
+    pub async fn drain(mut self, within: Duration) -> PipelineReport {
+        // Without a receiver, the pipeline has already ended.
+        let _ = self.commands.send(Command::Drain { within }).await;
+        self.join().await
     }
 }
 
-impl<S> PipelineBuilder<S> {
-    /// Starts all stages, each in a task of its own.
-    ///
-    /// The stages end together: when one ends that is not a source at its end, the others are
-    /// stopped.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`] if there is no tokio runtime, if two stages have the same name, if a
-    /// subscription has invalid options, or if the `init` of a stage fails. Then no stage runs.
-    pub fn start(self) -> Result<Pipeline, StartError>
-    where
-        S: HasEnd,
-    {
-        self.graph.start_with(true)
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        self.supervisor.abort();
     }
 }
 
-impl<S> fmt::Debug for PipelineBuilder<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("PipelineBuilder").field(&self.graph).finish()
+/// The stages of a pipeline, and their tasks.
+pub(crate) struct Stages {
+    whole: Whole,
+    /// Whether the end of one stage stops all.
+    together: bool,
+    stages: Vec<Running>,
+    tasks: JoinSet<StageReport>,
+    /// The stage of each task, and the task's channels.
+    by_task: HashMap<Id, Told>,
+    samples: Vec<(Observed, StageSamples)>,
+    /// Whether a stage has failed for good.
+    failed: Arc<AtomicBool>,
+    /// The longest time that a supervisor gives its workers, which is added to the stop deadline.
+    workers_stop_within: Duration,
+    /// The deadline of the pipeline's current phase.
+    deadline: Deadline,
+    report: PipelineReport,
+    /// The span of the pipeline's task and of its stages' tasks.
+    span: Span,
+}
+
+/// The data that a stage's task reports besides its result.
+struct Told {
+    stage: usize,
+    /// Why the stage fails, while its `terminate` still runs.
+    failing: Arc<OnceLock<ExitReason>>,
+    /// The report, if the task was aborted.
+    last_words: Arc<OnceLock<StageReport>>,
+}
+
+/// A stage and its state.
+struct Running {
+    planned: Box<dyn Planned>,
+    /// The report of the earlier incarnations.
+    earlier: Option<StageReport>,
+    /// Whether its final failure has been recorded.
+    failed: bool,
+    /// Whether it has ended for good.
+    ended: bool,
+}
+
+impl Stages {
+    pub(crate) fn new(whole: Whole, together: bool) -> Self {
+        let span = info_span!("pipeline", pipeline = %whole.pipeline);
+        let report = PipelineReport::new(whole.pipeline.clone());
+        Self {
+            whole,
+            together,
+            stages: Vec::new(),
+            tasks: JoinSet::new(),
+            by_task: HashMap::new(),
+            samples: Vec::new(),
+            failed: Arc::default(),
+            workers_stop_within: Duration::ZERO,
+            deadline: Deadline::NEVER,
+            report,
+            span,
+        }
+    }
+
+    /// Adds a stage and starts it.
+    pub(crate) fn add(&mut self, planned: Box<dyn Planned>, prepared: Prepared) {
+        self.stages.push(Running { planned, earlier: None, failed: false, ended: false });
+        self.spawn(self.stages.len() - 1, prepared);
+    }
+
+    /// Supervises the stages from now on, in a task of its own.
+    pub(crate) fn run(mut self) -> Pipeline {
+        let (commands, receiver) = mpsc::channel(1);
+        let name = self.whole.pipeline.clone();
+        let planned = || self.stages.iter().map(|stage| &stage.planned);
+        let slots = planned().map(|stage| (stage.name().clone(), stage.slot())).collect();
+        let observed: Vec<_> = planned().map(|stage| stage.observed()).collect();
+        self.samples =
+            observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
+        let phase = self.whole.phase.subscribe();
+        let observer = PipelineObserver::new(name, phase, self.failed.clone(), observed);
+        let span = self.span.clone();
+        let supervisor = tokio::spawn(self.supervise(receiver).instrument(span));
+        Pipeline { observer, commands, supervisor, report: None, slots }
+    }
+
+    fn spawn(&mut self, stage: usize, prepared: Prepared) {
+        let Prepared { task, handle, failing, last_words, workers_stop_within } = prepared;
+        self.workers_stop_within = self.workers_stop_within.max(workers_stop_within);
+        let planned = &self.stages[stage].planned;
+        let (name, kind) = (planned.name(), planned.kind().name());
+        let pipeline = &self.whole.pipeline;
+        let span = info_span!(parent: &self.span, "stage", %pipeline, stage = %name, kind);
+        let task = self.tasks.spawn(task.instrument(span));
+        self.by_task.insert(task.id(), Told { stage, failing, last_words });
+        // A new incarnation has a new handle.
+        let _ = handle.set(task);
+    }
+
+    /// Supervises all stages until they have ended. A panic on the way, for example in a metrics
+    /// recorder, kills them and is a failure.
+    async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
+        let seen = AssertUnwindSafe(self.see_to_the_end(&mut commands)).catch_unwind().await;
+        if let Err(panic) = seen {
+            let reason = ExitReason::from_panic(&*panic);
+            tracing::error!(pipeline = %self.whole.pipeline, reason = shown(&reason), "the pipeline task panicked, killing its stages");
+            self.failed.store(true, Relaxed);
+            self.enter(Phase::Kill);
+            self.abort().await;
+            self.report.fail_as_a_whole(reason);
+        }
+        self.look_once_more();
+        // Set before the phase channel closes, which happens when `self` is dropped.
+        self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
+        self.report.clone()
+    }
+
+    async fn see_to_the_end(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        let mut look = time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let failing = self.whole.failing.clone();
+        while !self.tasks.is_empty() {
+            let deadline = self.deadline;
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
+                () = failing.notified() => self.look_for_failures(),
+                Some(Command::Drain { within }) = commands.recv() => {
+                    self.deadline = self.deadline.min(Deadline::from_now(within));
+                    self.enter(Phase::Drain);
+                    // This includes stages that are not polled because another one blocks their
+                    // thread.
+                    self.stages.iter().for_each(|stage| stage.planned.observed().close_queue());
+                }
+                _ = look.tick() => self.look(),
+                () = deadline.passed() => {
+                    self.report.completed = false;
+                    if *self.whole.phase.borrow() == Phase::Kill {
+                        return self.abort().await;
+                    }
+                    self.enter(Phase::Kill);
+                    self.deadline = Deadline::from_now(LAST_CALL);
+                }
+            }
+        }
+    }
+
+    /// Aborts the remaining stages. For a stage that does not notice, the report has its last
+    /// gauges; its task ends when it can.
+    async fn abort(&mut self) {
+        self.tasks.abort_all();
+        let deadline = Deadline::from_now(LAST_WORDS);
+        while !self.tasks.is_empty() {
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
+                () = deadline.passed() => break,
+            }
+        }
+        for (_, Told { stage, last_words, .. }) in mem::take(&mut self.by_task) {
+            let left = last_words.get().cloned().unwrap_or_else(|| self.left(stage));
+            self.stage_ended(stage, left);
+        }
+    }
+
+    fn samples_of(&self, stage: &Observed) -> StageSamples {
+        let labels = stage_labels(&self.whole.pipeline, stage.name());
+        StageSamples::register(&self.whole.telemetry, &labels, &stage.snapshot())
+    }
+
+    /// Records the gauges of the stages.
+    fn look(&mut self) {
+        for (stage, samples) in &mut self.samples {
+            samples.record(&stage.snapshot());
+        }
+    }
+
+    /// The same, ignoring a panic of the recorder.
+    fn look_once_more(&mut self) {
+        let _ = contained_now(|| {
+            self.look();
+            Ok(())
+        });
+    }
+
+    /// Finds stages that have failed and still run their `terminate`. If such a stage is not
+    /// restarted, the others do not wait for its `terminate`.
+    fn look_for_failures(&mut self) {
+        let failing = |told: &Told| Some((told.stage, told.failing.get()?.clone()));
+        let failing: Vec<_> = self.by_task.values().filter_map(failing).collect();
+        for (stage, reason) in failing {
+            let planned = &mut self.stages[stage].planned;
+            if *self.whole.phase.borrow() < Phase::Stop && !planned.would_restart(Instant::now()) {
+                self.failed_for_good(stage, &reason);
+            }
+        }
+    }
+
+    /// Records a failure after which the stage is not restarted. The stages of a linear pipeline
+    /// end together, and those of a graph when a restarting stage has failed too often.
+    fn failed_for_good(&mut self, stage: usize, reason: &ExitReason) {
+        let running = &mut self.stages[stage];
+        if mem::replace(&mut running.failed, true) {
+            return;
+        }
+        let observed = running.planned.observed();
+        // A stage that is killed together with all others has not failed itself.
+        if *self.whole.phase.borrow() < Phase::Kill {
+            observed.failed();
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed, not restarting it");
+        }
+        observed.failed_for_good(reason);
+        self.failed.store(true, Relaxed);
+        let restarts = running.planned.restarts();
+        self.look_once_more();
+        if self.together || restarts {
+            self.enter(Phase::Stop);
+        }
+    }
+
+    fn task_ended(&mut self, ended: Result<(Id, StageReport), JoinError>) {
+        let id = match &ended {
+            Ok((id, _)) => *id,
+            Err(error) => error.id(),
+        };
+        let Some(Told { stage, last_words, .. }) = self.by_task.remove(&id) else { return };
+        let ended = match ended {
+            Ok((_, ended)) => ended,
+            Err(error) => self.report_of(stage, &last_words, error),
+        };
+        self.stage_ended(stage, ended);
+    }
+
+    /// Restarts a failed stage, or decides what its end means for the others.
+    fn stage_ended(&mut self, stage: usize, ended: StageReport) {
+        let phase = *self.whole.phase.borrow();
+        let running = &mut self.stages[stage];
+        let ended = ended.after(running.earlier.take());
+        tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "stage ended");
+        let failed = !ended.reason.is_graceful();
+        self.report.completed &= ended.terminated;
+        if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
+            running.planned.vacate(true);
+            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, restarting it");
+            match running.planned.prepare(&self.whole) {
+                Ok(prepared) => {
+                    running.planned.observed().failed();
+                    running.earlier = Some(ended);
+                    return self.spawn(stage, prepared);
+                }
+                Err(error) => {
+                    tracing::error!(pipeline = %self.whole.pipeline, error = shown(&error), "a stage failed to restart");
+                }
+            }
+        }
+        running.planned.vacate(false);
+        running.ended = true;
+        let expected = running.planned.kind().emits() && matches!(ended.reason, ExitReason::Normal);
+        if failed {
+            self.failed_for_good(stage, &ended.reason);
+        }
+        self.report.stages.push(ended);
+        if self.together && !expected {
+            self.enter(Phase::Stop);
+        } else if self.together && self.sources_have_ended() {
+            // Stages that still wait for a source no longer need to.
+            self.enter(Phase::SourcesEnded);
+        }
+    }
+
+    /// Whether all producers have ended.
+    fn sources_have_ended(&self) -> bool {
+        let is_source = |stage: &&Running| stage.planned.kind() == StageKind::Producer;
+        self.stages.iter().filter(is_source).all(|stage| stage.ended)
+    }
+
+    /// Enters a later phase. Earlier phases are ignored.
+    fn enter(&mut self, next: Phase) {
+        let is_later = self.whole.phase.send_if_modified(|phase| {
+            let later = next > *phase;
+            if later {
+                *phase = next;
+            }
+            later
+        });
+        if is_later && next == Phase::Stop {
+            let within = self.whole.stop_within.saturating_add(self.workers_stop_within);
+            self.deadline = self.deadline.min(Deadline::from_now(within));
+        }
+    }
+
+    /// The report of a stage's last incarnation, as far as its gauges have it.
+    fn left(&self, stage: usize) -> StageReport {
+        let running = &self.stages[stage];
+        let mut left = running.planned.observed().left();
+        // The gauges include the stage's earlier incarnations.
+        let earlier = running.earlier.as_ref().map_or(0, |earlier| earlier.given_up);
+        left.given_up = left.given_up.saturating_sub(earlier);
+        left
+    }
+
+    /// The report of a stage that could not report itself: it was aborted in a callback, or code
+    /// that is not a callback panicked, such as a destructor.
+    fn report_of(
+        &self,
+        stage: usize,
+        last_words: &OnceLock<StageReport>,
+        error: JoinError,
+    ) -> StageReport {
+        let left = last_words.get().cloned().unwrap_or_else(|| self.left(stage));
+        StageReport { reason: reason_of(error), ..left }
     }
 }
 
-impl<E> fmt::Debug for Open<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Open").field(&PhantomData::<E>).finish()
+/// Handles of a dropped pipeline's stages report that the stage is not running.
+impl Drop for Stages {
+    fn drop(&mut self) {
+        self.stages.iter().for_each(|stage| stage.planned.vacate(false));
+    }
+}
+
+/// The reason of a task that ended without a report.
+fn reason_of(error: JoinError) -> ExitReason {
+    match error.try_into_panic() {
+        Ok(payload) => ExitReason::from_panic(&*payload),
+        Err(_) => ExitReason::Killed,
     }
 }

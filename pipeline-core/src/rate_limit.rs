@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::RateLimit;
+/// use pipeline_core::stage::RateLimit;
 ///
 /// // The limit of a remote service.
 /// let limit = RateLimit::new(300, Duration::from_secs(60));

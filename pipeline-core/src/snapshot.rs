@@ -1,14 +1,31 @@
-//! Snapshots of a running pipeline.
+//! Snapshots of a running pipeline, and the observer that takes them.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use crate::{exit::ExitReason, subscription::SubscriptionId};
+use tokio::sync::watch;
+
+use crate::{
+    exit::ExitReason,
+    stage::{Observed, Phase},
+    subscription::SubscriptionId,
+};
 
 /// The state of a pipeline's stages at one moment. It is taken without stopping any of them, so
 /// events that one stage has just sent may not have arrived at the next.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::{QueueOptions, queue},
+///     step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -41,7 +58,10 @@ pub struct PipelineSnapshot {
 /// The state of a stage. Counts and times continue across restarts.
 ///
 /// ```
-/// use pipeline_core::{Activity, Pipeline, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{
+///     Pipeline, snapshot::Activity, source::from_iter, step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -70,8 +90,8 @@ pub struct StageSnapshot {
     pub events_in: u64,
     /// The number of events sent; an event sent to several consumers counts for each.
     pub events_out: u64,
-    /// Items in the [`queue`](crate::queue()) or [`fair_queue`](crate::fair_queue()) of this
-    /// producer; 0 for other stages.
+    /// Items in the [`queue`](crate::source::queue()) or
+    /// [`fair_queue`](crate::source::fair_queue()) of this producer; 0 for other stages.
     pub queued: usize,
     /// The capacity of that queue; `None` if there is no queue.
     pub queue_capacity: Option<usize>,
@@ -92,7 +112,7 @@ pub struct StageSnapshot {
     /// How often a child has failed or failed to start.
     pub worker_failures: u64,
     /// How many events were given up because their workers failed too often; see
-    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries).
+    /// [`ConsumerSupervisor::tries`](crate::supervisor::ConsumerSupervisor::tries).
     pub given_up: u64,
     /// How often it was restarted.
     pub restarts: u64,
@@ -113,7 +133,12 @@ pub struct StageSnapshot {
 /// A subscription, as seen by its producer.
 ///
 /// ```
-/// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
+/// use pipeline_core::{
+///     Graph,
+///     source::{QueueOptions, queue},
+///     step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -148,7 +173,10 @@ pub struct SubscriptionSnapshot {
 /// The phase of a pipeline between its start and its end.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, PipelinePhase, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{
+///     Pipeline, snapshot::PipelinePhase, source::from_iter, step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 /// use std::time::Duration;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -180,7 +208,13 @@ pub enum PipelinePhase {
 /// The kinds of stages.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, StageKind, SubscribeOptions, for_each, from_iter, map};
+/// use pipeline_core::{
+///     Pipeline,
+///     snapshot::StageKind,
+///     source::from_iter,
+///     step::{for_each, map},
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -230,7 +264,11 @@ impl StageKind {
 /// The activity of a stage.
 ///
 /// ```
-/// use pipeline_core::{Activity, Graph, QueueOptions, queue};
+/// use pipeline_core::{
+///     Graph,
+///     snapshot::Activity,
+///     source::{QueueOptions, queue},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -266,4 +304,92 @@ pub enum Activity {
     Paused,
     /// The stage has ended for good.
     Ended,
+}
+
+/// A read-only observer of a pipeline, which also works after its end. Cheap to clone.
+///
+/// It keeps neither the pipeline nor its stages alive.
+///
+/// ```
+/// use pipeline_core::{
+///     Pipeline, snapshot::PipelinePhase, source::from_iter, step::for_each,
+///     subscription::SubscribeOptions,
+/// };
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut pipeline = Pipeline::builder("numbers")
+///     .producer(from_iter(0..10))
+///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
+///     .start()?;
+/// let observer = pipeline.observer();
+/// pipeline.join().await;
+/// drop(pipeline);
+///
+/// let seen = observer.snapshot();
+/// assert_eq!((observer.name(), seen.phase), ("numbers", PipelinePhase::Ended));
+/// assert_eq!(seen.stages[1].events_in, 10);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct PipelineObserver(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    name: Arc<str>,
+    /// Closed when the pipeline has ended.
+    phase: watch::Receiver<Phase>,
+    /// Set as soon as a stage has failed for good.
+    failed: Arc<AtomicBool>,
+    stages: Vec<Observed>,
+}
+
+impl PipelineObserver {
+    pub(crate) fn new(
+        name: Arc<str>,
+        phase: watch::Receiver<Phase>,
+        failed: Arc<AtomicBool>,
+        stages: Vec<Observed>,
+    ) -> Self {
+        Self(Arc::new(Inner { name, phase, failed, stages }))
+    }
+
+    /// The pipeline's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The current state of the stages, without stopping them. After the end, their final state.
+    #[must_use]
+    pub fn snapshot(&self) -> PipelineSnapshot {
+        PipelineSnapshot {
+            pipeline: self.0.name.clone(),
+            phase: self.phase(),
+            failed: self.0.failed.load(Relaxed),
+            stages: self.stages().iter().map(Observed::snapshot).collect(),
+        }
+    }
+
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.0.name.clone()
+    }
+
+    pub(crate) fn stages(&self) -> &[Observed] {
+        &self.0.stages
+    }
+
+    fn phase(&self) -> PipelinePhase {
+        let told = *self.0.phase.borrow();
+        if self.0.phase.has_changed().is_err() {
+            PipelinePhase::Ended
+        } else if told >= Phase::Drain {
+            PipelinePhase::Draining
+        } else if self.stages().iter().all(Observed::has_begun) {
+            PipelinePhase::Running
+        } else {
+            PipelinePhase::Starting
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! The bounds that decide which stages fit together, with their compiler messages.
+//! The bounds that decide which stages fit together, with their compiler messages, and other types
+//! that are public only because a public trait names them.
 
 use std::sync::Arc;
 
+pub use crate::stage::{report::Unprocessed, worker::Job};
 use crate::{
-    pipeline::Complete,
+    builder::Complete,
     stage::{Consumer, ProducerConsumer, Target},
 };
 
@@ -88,7 +90,7 @@ where
 #[expect(missing_debug_implementations, reason = "it cannot be obtained outside the crate")]
 pub struct Source<E>(pub(crate) Arc<dyn Target<E>>);
 
-/// The state of a [`PipelineBuilder`](crate::PipelineBuilder) that can be started: it is
+/// The state of a [`PipelineBuilder`](crate::builder::PipelineBuilder) that can be started: it is
 /// [`Complete`].
 #[diagnostic::on_unimplemented(
     message = "this pipeline has no end yet, so it cannot be started",
@@ -107,10 +109,3 @@ pub trait Sealed {}
 impl Sealed for Complete {}
 
 impl Sealed for Events {}
-
-/// The input type of a producer. It has no values.
-///
-/// It is not [`Infallible`](std::convert::Infallible), the output type of a consumer, because then
-/// a producer could subscribe to a consumer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoInput {}

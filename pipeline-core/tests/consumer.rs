@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
 
 use pipeline_core::{
-    Cancel, Consumer, Emitter, ExitReason, Pipeline, Producer, ProducerHandle, StageContext,
-    StartError, SubscribeOptions, Subscription,
+    ExitReason, Pipeline,
+    builder::StartError,
+    stage::{Consumer, Emitter, Producer, ProducerHandle, StageContext},
+    subscription::{Cancel, SubscribeOptions, Subscription},
 };
 use pipeline_test_support::{Log, Recorded};
 use tokio::sync::mpsc;
@@ -63,7 +65,7 @@ async fn run(
     end: u64,
     fail_at: Option<u64>,
     options: SubscribeOptions,
-) -> (Vec<usize>, Vec<Vec<u64>>, pipeline_core::PipelineReport) {
+) -> (Vec<usize>, Vec<Vec<u64>>, pipeline_core::report::PipelineReport) {
     #[expect(clippy::disallowed_methods, reason = "read after the end of a finite run")]
     let ((asked, mut asks), (batches, mut handled)) =
         (mpsc::unbounded_channel(), mpsc::unbounded_channel());
@@ -133,7 +135,8 @@ async fn a_consumer_that_stops_ends_the_pipeline() {
         }
     }
 
-    let (queue, producer) = pipeline_core::queue(pipeline_core::QueueOptions::new());
+    let (queue, producer) =
+        pipeline_core::source::queue(pipeline_core::source::QueueOptions::new());
     for item in 0..5 {
         queue.push(item).await.unwrap();
     }
@@ -378,8 +381,9 @@ async fn an_invalid_pipeline_does_not_start() {
 
 #[test]
 fn a_pipeline_needs_a_runtime() {
-    let (queue, producer) = pipeline_core::queue::<u64>(pipeline_core::QueueOptions::new());
-    let worker = pipeline_core::ConsumerSupervisor::new(async |_: &u64| Ok(()));
+    let (queue, producer) =
+        pipeline_core::source::queue::<u64>(pipeline_core::source::QueueOptions::new());
+    let worker = pipeline_core::supervisor::ConsumerSupervisor::new(async |_: &u64| Ok(()));
     let error = Pipeline::builder("test")
         .producer(producer)
         .consumer_supervisor(worker, SubscribeOptions::new())

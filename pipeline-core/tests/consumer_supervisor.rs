@@ -14,8 +14,10 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    ChildContext, ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, Restart,
-    SubscribeOptions, Worker, from_iter, queue,
+    ExitReason, Pipeline,
+    source::{QueueOptions, from_iter, queue},
+    subscription::SubscribeOptions,
+    supervisor::{ChildContext, ConsumerSupervisor, Restart, Worker},
     testkit::{scripted, settle},
 };
 use pipeline_test_support::{Recorded, gate};

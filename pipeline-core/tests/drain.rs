@@ -11,7 +11,9 @@ use std::{
 };
 
 use pipeline_core::{
-    ChildContext, Closed, ConsumerSupervisor, ExitReason, QueueOptions, Worker, queue,
+    ExitReason,
+    source::{Closed, QueueOptions, queue},
+    supervisor::{ChildContext, ConsumerSupervisor, Worker},
 };
 use pipeline_test_support::{gate, settle};
 use support::supervised;

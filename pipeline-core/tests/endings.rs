@@ -14,12 +14,20 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Admission, Backoff, CallError, Caller, Cancel, Cancellation, ChildContext, Consumer,
-    ConsumerHandle, ConsumerSupervisor, DemandControl, Emitter, EventStream, ExitReason,
-    FairQueueOptions, Graph, HandleCall, Pipeline, PipelineObserver, PipelinePhase, Producer,
-    ProducerConsumer, Queue, QueueOptions, Stage, StageContext, StageSnapshot, StartError,
-    SubscribeError, SubscribeOptions, Subscription, SupervisorHandle, Worker, fair_queue, for_each,
-    from_iter, map, queue,
+    ExitReason, Graph, Pipeline,
+    backoff::Backoff,
+    builder::StartError,
+    snapshot::{PipelineObserver, PipelinePhase, StageSnapshot},
+    source::{FairQueueOptions, Queue, QueueOptions, fair_queue, from_iter, queue},
+    stage::{
+        CallError, Caller, Consumer, ConsumerHandle, Emitter, EventStream, HandleCall, Producer,
+        ProducerConsumer, Stage, StageContext,
+    },
+    step::{for_each, map},
+    subscription::{
+        Cancel, Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription,
+    },
+    supervisor::{Admission, ChildContext, ConsumerSupervisor, SupervisorHandle, Worker},
     testkit::{Recording, RecordingConsumer, recording, settle},
 };
 use pipeline_test_support::PATIENCE;
@@ -792,7 +800,7 @@ struct Blocks {
 }
 
 impl Worker<u64> for Blocks {
-    fn start(&self, n: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
+    fn admit(&self, n: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
         if *n == 70 {
             self.blocks.store(true, Ordering::SeqCst);
             while !self.let_go.load(Ordering::SeqCst) {

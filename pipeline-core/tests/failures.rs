@@ -16,9 +16,14 @@ use metrics::{
 };
 use parking_lot::Mutex;
 use pipeline_core::{
-    Admission, ChildContext, Consumer, ConsumerSupervisor, ExitReason, Graph, NotClean, Pipeline,
-    PipelineReport, ProducerHandle, QueueOptions, QueueProducer, Restart, Stage, SubscribeOptions,
-    Subscription, Telemetry, TooManyRestarts, Worker, for_each, for_each_batch, from_iter, queue,
+    ExitReason, Graph, Pipeline,
+    report::{NotClean, PipelineReport},
+    source::{QueueOptions, QueueProducer, from_iter, queue},
+    stage::{Consumer, ProducerHandle, Stage},
+    step::{for_each, for_each_batch},
+    subscription::{SubscribeOptions, Subscription},
+    supervisor::{Admission, ChildContext, ConsumerSupervisor, Restart, TooManyRestarts, Worker},
+    telemetry::Telemetry,
     testkit::settle,
 };
 use pipeline_test_support::{Log, PATIENCE, Recorded};
@@ -204,7 +209,7 @@ async fn an_event_that_always_fails_is_given_up_after_three_tries_and_the_others
 async fn an_event_whose_worker_does_not_start_is_given_up_and_reported() {
     struct Refuses;
     impl Worker<u64> for Refuses {
-        fn start(&self, event: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
+        fn admit(&self, event: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
             Err(ExitReason::failed(format!("no start for {event}")))
         }
         async fn run(&self, _: &u64, _: ChildContext) -> Result<(), ExitReason> {

@@ -5,8 +5,12 @@ mod support;
 use std::time::Duration;
 
 use pipeline_core::{
-    BufferKeep, Closed, ConsumerSupervisor, ExitReason, FairQueueOptions, FairQueueProducer,
-    OfferOutcome, Pipeline, SubscribeOptions, Timed, TryPushError, fair_queue,
+    ExitReason, Pipeline,
+    source::{Closed, FairQueueOptions, FairQueueProducer, OfferOutcome, TryPushError, fair_queue},
+    stage::BufferKeep,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    timed::Timed,
 };
 use pipeline_test_support::{Keeper, Log, Recorded, gate, settle};
 use support::supervised;

@@ -4,10 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use pipeline_core::{
-    BroadcastDispatcher, ConsumerSupervisor, ExitReason, FairQueueOptions, Graph, Pipeline,
-    PipelineObserver, PipelinePhase, QueueOptions, Restart, Stage, StageKind, StageSnapshot,
-    SubscribeOptions, WhenUnsubscribed, fair_queue, for_each, for_each_batch, from_iter, map,
-    queue,
+    ExitReason, Graph, Pipeline,
+    dispatcher::BroadcastDispatcher,
+    snapshot::{PipelineObserver, PipelinePhase, StageKind, StageSnapshot},
+    source::{FairQueueOptions, QueueOptions, fair_queue, from_iter, queue},
+    stage::{Stage, WhenUnsubscribed},
+    step::{for_each, for_each_batch, map},
+    subscription::SubscribeOptions,
+    supervisor::{ConsumerSupervisor, Restart},
     testkit::{assert_no_task_left, recording, scripted, settle},
 };
 use pipeline_test_support::{Recorded, Spans, gate};

@@ -5,8 +5,12 @@ mod support;
 use std::time::Duration;
 
 use pipeline_core::{
-    BufferKeep, Closed, ConsumerSupervisor, ExitReason, OfferOutcome, Pipeline, QueueOptions,
-    SubscribeOptions, Timed, TryPushError, queue,
+    ExitReason, Pipeline,
+    source::{Closed, OfferOutcome, QueueOptions, TryPushError, queue},
+    stage::BufferKeep,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    timed::Timed,
 };
 use pipeline_test_support::{Log, Recorded, gate, settle};
 use support::supervised;

@@ -10,10 +10,18 @@ use std::{
 };
 
 use pipeline_core::{
-    Activity, Adaptive, Backoff, CallError, Cancel, ConsumerSupervisor, Emitter, ExitReason, Graph,
-    HandleCall, Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, QueueProducer,
-    RateLimit, Stage, StageContext, StartError, SubscribeOptions, Subscription, WhenUnsubscribed,
-    for_each, from_iter, map, queue,
+    ExitReason, Graph, Pipeline,
+    backoff::Backoff,
+    builder::StartError,
+    snapshot::Activity,
+    source::{QueueOptions, QueueProducer, from_iter, queue},
+    stage::{
+        CallError, Emitter, HandleCall, Producer, ProducerConsumer, ProducerHandle, RateLimit,
+        Stage, StageContext, WhenUnsubscribed,
+    },
+    step::{for_each, map},
+    subscription::{Cancel, SubscribeOptions, Subscription},
+    supervisor::{Adaptive, ConsumerSupervisor},
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
 use pipeline_test_support::Recorded;
@@ -323,7 +331,7 @@ async fn gauges_are_recorded_every_second_and_at_the_end() {
     assert_eq!(gauges("pipeline.demand_pending"), [of("sink", 0.0), of("source", 0.0)]);
 
     let waited = |name| recorded.counters(name);
-    let for_demand = "pipeline.demand_wait_time";
+    let for_demand = "pipeline.stage.demand_wait_time";
     let [(source, milliseconds)] = &waited(for_demand)[..] else { panic!("the source only") };
     assert_eq!(source, "pipeline=test,stage=source");
     assert!((1..=2_000).contains(milliseconds));
@@ -332,10 +340,10 @@ async fn gauges_are_recorded_every_second_and_at_the_end() {
     sleep(Duration::from_secs(1)).await;
     recorded.look();
     assert_eq!(gauges("pipeline.demand_pending"), [of("sink", 0.0), of("source", 3.0)]);
-    let _ = (waited("pipeline.event_wait_time"), waited(for_demand));
+    let _ = (waited("pipeline.stage.event_wait_time"), waited(for_demand));
     sleep(Duration::from_secs(3)).await;
     let expected = ["sink", "source"].map(|stage| (labels(stage), 3_000));
-    assert_eq!(waited("pipeline.event_wait_time"), expected);
+    assert_eq!(waited("pipeline.stage.event_wait_time"), expected);
     assert_eq!(waited(for_demand), [], "there was demand");
 
     recording.subscription().cancel(ExitReason::Normal);
@@ -412,7 +420,7 @@ async fn maps_and_filters_can_be_chained() {
 }
 
 /// Answers calls with the number of its events, from a later callback.
-struct Later(Option<pipeline_core::Caller<u32>>);
+struct Later(Option<pipeline_core::stage::Caller<u32>>);
 struct HowMany;
 struct Answer;
 
@@ -439,7 +447,7 @@ impl HandleCall<HowMany, u32> for Later {
     async fn handle_call(
         &mut self,
         _: HowMany,
-        caller: &mut pipeline_core::Caller<u32>,
+        caller: &mut pipeline_core::stage::Caller<u32>,
         _: &mut Emitter<'_, u32>,
     ) -> Result<(), ExitReason> {
         self.0 = Some(caller.later());
@@ -453,7 +461,7 @@ impl HandleCall<Answer, u32> for Later {
     async fn handle_call(
         &mut self,
         _: Answer,
-        caller: &mut pipeline_core::Caller<()>,
+        caller: &mut pipeline_core::stage::Caller<()>,
         _: &mut Emitter<'_, u32>,
     ) -> Result<(), ExitReason> {
         if let Some(mut waiting) = self.0.take() {

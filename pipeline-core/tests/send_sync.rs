@@ -1,11 +1,20 @@
 //! The public types that may cross threads. A change here is a breaking change.
 
 use pipeline_core::{
-    Adaptive, Backoff, BadPartition, BroadcastDispatcher, Cancel, ChildContext, Closed,
-    ConsumerSupervisor, DemandDispatcher, ExitReason, FairQueue, FairQueueOptions,
-    FairQueueProducer, PartitionDispatcher, Pipeline, PipelineObserver, PipelineReport, Queue,
-    QueueProducer, RateLimit, StartError, SubscribeError, SubscribeOptions, Telemetry, Timed,
-    Timeline, TraceContext, TryPushError,
+    ExitReason, Pipeline,
+    backoff::Backoff,
+    builder::StartError,
+    dispatcher::{BroadcastDispatcher, DemandDispatcher, PartitionDispatcher},
+    report::PipelineReport,
+    snapshot::PipelineObserver,
+    source::{
+        Closed, FairQueue, FairQueueOptions, FairQueueProducer, Queue, QueueProducer, TryPushError,
+    },
+    stage::RateLimit,
+    subscription::{BadPartition, Cancel, SubscribeError, SubscribeOptions},
+    supervisor::{Adaptive, ChildContext, ConsumerSupervisor},
+    telemetry::Telemetry,
+    timed::{Timed, Timeline, TraceContext},
 };
 
 fn send<T: Send>() {}

@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use pipeline_core::{
-    ChildContext, ConsumerSupervisor, ExitReason, FairQueueOptions, Pipeline, Queue, QueueOptions,
-    SubscribeOptions, Timed, Timeline, TraceContext, Worker, fair_queue, queue,
+    ExitReason, Pipeline,
+    source::{FairQueueOptions, Queue, QueueOptions, fair_queue, queue},
+    subscription::SubscribeOptions,
+    supervisor::{ChildContext, ConsumerSupervisor, Worker},
+    timed::{Timed, Timeline, TraceContext},
 };
 use pipeline_test_support::Log;
 use tokio::{
@@ -51,7 +54,7 @@ impl Worker<Timed<u64>> for Looking {
 /// The timeline that a worker sees for an item of a queue.
 async fn of_one(
     queue: Queue<Timed<u64>>,
-    producer: pipeline_core::QueueProducer<Timed<u64>>,
+    producer: pipeline_core::source::QueueProducer<Timed<u64>>,
 ) -> Timeline {
     let (worker, mut seen) = Looking::new(ms(0));
     let mut pipeline = Pipeline::builder("one")
@@ -203,7 +206,7 @@ async fn an_item_is_logged_only_if_it_has_a_trace() {
     };
     assert!(of_leaving(&log).is_empty());
 
-    let (queue, producer) = pipeline_core::queue(QueueOptions::new());
+    let (queue, producer) = pipeline_core::source::queue(QueueOptions::new());
     let queue = queue.timed();
     queue.push(Timed::now(0).with_trace(trace)).await.unwrap();
     assert_eq!(of_one(queue, producer).await.trace(), Some(trace));

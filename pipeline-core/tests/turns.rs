@@ -12,9 +12,14 @@ use std::{
 
 use futures::StreamExt;
 use pipeline_core::{
-    CallError, Caller, Cancel, Emitter, ExitReason, Graph, HandleCall, HandleCast, HandleInfo,
-    Pipeline, Producer, ProducerConsumer, ProducerHandle, QueueOptions, Stage, StageContext,
-    SubscribeOptions, Subscription, for_each, for_each_batch, from_iter, from_stream, queue,
+    ExitReason, Graph, Pipeline,
+    source::{QueueOptions, from_iter, from_stream, queue},
+    stage::{
+        CallError, Caller, Emitter, HandleCall, HandleCast, HandleInfo, Producer, ProducerConsumer,
+        ProducerHandle, Stage, StageContext,
+    },
+    step::{for_each, for_each_batch},
+    subscription::{Cancel, SubscribeOptions, Subscription},
     testkit::{recording, settle},
 };
 use tokio::{
@@ -416,7 +421,8 @@ async fn a_stage_with_many_queued_events_handles_messages_timers_and_the_phase_i
         "it must answer although more events wait"
     );
 
-    let source = pipeline.stage::<pipeline_core::QueueProducer<u64>, _, u64>("source").unwrap();
+    let source =
+        pipeline.stage::<pipeline_core::source::QueueProducer<u64>, _, u64>("source").unwrap();
     let source: ProducerHandle<_> = source;
     source.stop(ExitReason::failed("no route")).await;
     let report = time::timeout(SECOND, pipeline.join()).await.unwrap();

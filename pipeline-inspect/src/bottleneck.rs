@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn no_stage_is_named_when_all_wait_for_demand() {
-        assert_eq!(named(&chain(&[BLOCKED, HELD_UP])), None);
+        assert_eq!(named(&chain(&[BLOCKED, BLOCKED])), None);
     }
 
     #[test]

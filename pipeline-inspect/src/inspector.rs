@@ -19,7 +19,7 @@ use http::{
 };
 use http_body_util::Full;
 use metrics::NoopRecorder;
-use pipeline_core::{PipelineObserver, Telemetry};
+use pipeline_core::{snapshot::PipelineObserver, telemetry::Telemetry};
 use pipeline_ws_sink::{
     Endpoint, Mount,
     endpoint::{BuildError, EndpointObserver},
@@ -52,7 +52,12 @@ const REQUEST: usize = 8;
 ///
 /// ```
 /// use axum::Router;
-/// use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, for_each, queue};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::{QueueOptions, queue},
+///     step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 /// use pipeline_inspect::Inspector;
 ///
 /// # #[tokio::main(flavor = "current_thread")]

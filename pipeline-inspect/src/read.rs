@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use pipeline_core::{Activity, PipelinePhase, PipelineSnapshot, StageKind, StageSnapshot};
+use pipeline_core::snapshot::{
+    Activity, PipelinePhase, PipelineSnapshot, StageKind, StageSnapshot,
+};
 use pipeline_ws_sink::endpoint::{EndpointSnapshot, MountSnapshot, RouteSnapshot};
 
 use crate::{

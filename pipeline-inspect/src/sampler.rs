@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pipeline_core::PipelineObserver;
+use pipeline_core::snapshot::PipelineObserver;
 use pipeline_ws_sink::{PubSub, endpoint::EndpointObserver};
 use tokio::{
     task::coop::consume_budget,

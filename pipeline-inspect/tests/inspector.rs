@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use axum::Router;
 use pipeline_core::{
-    ConsumerSupervisor, ExitReason, Graph, Pipeline, QueueOptions, SubscribeOptions, for_each,
-    from_iter, map, queue,
+    ExitReason, Graph, Pipeline,
+    source::{QueueOptions, from_iter, queue},
+    step::{for_each, map},
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
 };
 use pipeline_inspect::{ActivityView, Inspector, KindView, PhaseView, VERSION, View};
 use pipeline_test_support::{PATIENCE, connect, eventually, gate};

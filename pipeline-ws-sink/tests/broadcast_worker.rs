@@ -14,7 +14,8 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Backoff, ConsumerSupervisor, ExitReason, Graph, Pipeline, SubscribeOptions, from_iter,
+    ExitReason, Graph, Pipeline, backoff::Backoff, source::from_iter,
+    subscription::SubscribeOptions, supervisor::ConsumerSupervisor,
 };
 use pipeline_test_support::{Client, settle};
 use pipeline_ws_sink::{

@@ -6,7 +6,9 @@ mod support;
 
 use std::time::Duration;
 
-use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+use pipeline_core::{
+    Pipeline, source::from_iter, subscription::SubscribeOptions, supervisor::ConsumerSupervisor,
+};
 use pipeline_test_support::PATIENCE;
 use pipeline_ws_sink::{
     Channel, Endpoint, Mount, Payload, Presence, Topic,

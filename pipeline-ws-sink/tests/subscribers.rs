@@ -8,7 +8,11 @@ use std::{sync::Arc, time::Duration};
 use parking_lot::Mutex;
 
 use pipeline_core::{
-    ConsumerSupervisor, Pipeline, Queue, QueueOptions, SubscribeOptions, map, queue,
+    Pipeline,
+    source::{Queue, QueueOptions, queue},
+    step::map,
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
 };
 use pipeline_ws_sink::{Endpoint, PubSub, presence::TrackerOptions, pubsub::PreparedBroadcast};
 use serde_json::json;

@@ -6,8 +6,11 @@ mod support;
 use std::time::Duration;
 
 use pipeline_core::{
-    ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, Timed, Timeline, TraceContext,
-    queue,
+    Pipeline,
+    source::{QueueOptions, queue},
+    subscription::SubscribeOptions,
+    supervisor::ConsumerSupervisor,
+    timed::{Timed, Timeline, TraceContext},
 };
 use pipeline_test_support::{Log, Recorded};
 use pipeline_ws_sink::pubsub::PreparedBroadcast;
@@ -90,7 +93,7 @@ async fn a_broadcast_is_timed_once_and_a_write_per_socket_and_only_known_parts()
         Ok(endpoint.broadcast_timed(item, T, "stamped", json!({}))?)
     };
     let _pipeline = Pipeline::builder("one")
-        .producer(pipeline_core::from_iter([Timed::now(())]))
+        .producer(pipeline_core::source::from_iter([Timed::now(())]))
         .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
         .start()
         .unwrap();

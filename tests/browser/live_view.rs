@@ -5,11 +5,16 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use axum::Router;
 use fantoccini::Locator;
 use pipeline::{
-    ConsumerSupervisor, Emitter, ExitReason, Pipeline, ProducerConsumer, Queue, QueueOptions,
-    SubscribeOptions, Subscription, Telemetry, Timed,
+    ExitReason, Pipeline,
     inspect::{Inspector, StageView, View},
-    map, queue,
+    source::{Queue, QueueOptions, queue},
+    stage::{Emitter, ProducerConsumer},
     statsd::{StatsdFlusher, StatsdRecorder, cadence::SpyMetricSink},
+    step::map,
+    subscription::{SubscribeOptions, Subscription},
+    supervisor::ConsumerSupervisor,
+    telemetry::Telemetry,
+    timed::Timed,
     ws::{
         Channel, Endpoint, Mount, Payload, Socket, Topic,
         channel::{JoinContext, JoinError},
@@ -119,14 +124,14 @@ impl System {
         let few = || SubscribeOptions::new().max_demand(20);
         let pipeline = Pipeline::builder("push")
             .telemetry(telemetry)
-            .producer_with(pipeline::Stage::new(producer).named("source"))
+            .producer_with(pipeline::stage::Stage::new(producer).named("source"))
             .producer_consumer_with(
-                pipeline::Stage::new(map(|item: Timed<u64>| item)).named("parse"),
+                pipeline::stage::Stage::new(map(|item: Timed<u64>| item)).named("parse"),
                 few(),
             )
-            .producer_consumer_with(pipeline::Stage::new(render).named("render"), few())
+            .producer_consumer_with(pipeline::stage::Stage::new(render).named("render"), few())
             .consumer_supervisor_with(
-                pipeline::Stage::new(ConsumerSupervisor::new(to_user)).named("to_user"),
+                pipeline::stage::Stage::new(ConsumerSupervisor::new(to_user)).named("to_user"),
                 few(),
             )
             .start()
@@ -295,11 +300,11 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     assert_eq!(report.unprocessed(), 0, "{report}");
     system.statsd.flush();
     let lines = (system.lines)();
-    let busy = by_stage(&lines, "pipeline.busy_time");
+    let busy = by_stage(&lines, "pipeline.stage.busy_time");
     assert_eq!(largest(&busy), "render", "{busy:?}");
-    let held_up = by_stage(&lines, "pipeline.demand_wait_time");
-    let held_up = |stage: &str| held_up.get(stage).copied().unwrap_or_default();
-    assert!(held_up("source") > held_up("render") && held_up("parse") > held_up("render"));
+    let waiting = by_stage(&lines, "pipeline.stage.demand_wait_time");
+    let waiting = |stage: &str| waiting.get(stage).copied().unwrap_or_default();
+    assert!(waiting("source") > waiting("render") && waiting("parse") > waiting("render"));
     let sent = by_stage(&lines, "pipeline.events_out");
     let all = |stages: &[&str]| stages.iter().map(|s| ((*s).to_owned(), MANY as f64)).collect();
     assert_eq!(sent, all(&["source", "parse", "render"]));

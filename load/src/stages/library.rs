@@ -1,9 +1,12 @@
 //! The library's stages.
 
 use pipeline_core::{
-    BroadcastDispatcher, ConsumerSupervisor, DemandMode, Emitter, ExitReason, Graph,
-    PartitionDispatcher, Pipeline, ProducerConsumer, QueueOptions, Stage, SubscribeOptions,
-    Subscription, queue,
+    ExitReason, Graph, Pipeline,
+    dispatcher::{BroadcastDispatcher, PartitionDispatcher},
+    source::{QueueOptions, queue},
+    stage::{DemandMode, Emitter, ProducerConsumer, Stage},
+    subscription::{SubscribeOptions, Subscription},
+    supervisor::ConsumerSupervisor,
 };
 use tokio::time::Instant;
 

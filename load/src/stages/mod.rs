@@ -12,7 +12,11 @@ use std::{
     time::Duration,
 };
 
-use pipeline_core::{Consumer, Emitter, ExitReason, Producer, Subscription};
+use pipeline_core::{
+    ExitReason,
+    stage::{Consumer, Emitter, Producer},
+    subscription::Subscription,
+};
 use tokio::time::{Instant, sleep};
 
 /// The warm-up and the duration of a measurement.

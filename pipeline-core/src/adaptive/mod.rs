@@ -44,7 +44,7 @@ pub(crate) use self::limit::{AdaptiveLimit, Piece};
 /// queueing, not above.
 ///
 /// ```
-/// use pipeline_core::Adaptive;
+/// use pipeline_core::supervisor::Adaptive;
 ///
 /// // Calls to a service of unknown capacity.
 /// let workers = Adaptive::between(2, 200).initial(10);

@@ -30,7 +30,7 @@ use crate::{
 /// subscribers come and go.
 ///
 /// ```
-/// use pipeline_core::{BroadcastDispatcher, SubscribeOptions};
+/// use pipeline_core::{dispatcher::BroadcastDispatcher, subscription::SubscribeOptions};
 ///
 /// let dispatcher = BroadcastDispatcher::<String>::new();
 /// let shouts = SubscribeOptions::new().selector(|line: &String| line.ends_with('!'));
@@ -218,7 +218,7 @@ impl SubscribeOptions {
     /// and a panic in it is a panic of the producer. A second selector replaces the first.
     ///
     /// ```
-    /// use pipeline_core::SubscribeOptions;
+    /// use pipeline_core::subscription::SubscribeOptions;
     ///
     /// let options = SubscribeOptions::new().selector(|order: &u64| *order >= 1000);
     /// ```

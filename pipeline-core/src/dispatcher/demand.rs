@@ -14,7 +14,7 @@ use crate::{exit::ExitReason, subscription::SubscriptionId};
 /// waited longest. The default, as in GenStage.
 ///
 /// ```
-/// use pipeline_core::DemandDispatcher;
+/// use pipeline_core::dispatcher::DemandDispatcher;
 ///
 /// // Several producers do not all begin with the same consumer.
 /// let dispatcher = DemandDispatcher::new().shuffled();

@@ -45,7 +45,11 @@ use crate::{
 /// ```
 /// use std::collections::VecDeque;
 ///
-/// use pipeline_core::{Deliveries, Dispatcher, ExitReason, Subscriber, SubscriptionId};
+/// use pipeline_core::{
+///     ExitReason,
+///     dispatcher::{Deliveries, Dispatcher, Subscriber},
+///     subscription::SubscriptionId,
+/// };
 ///
 /// /// Sends everything to the first subscriber.
 /// #[derive(Default)]
@@ -130,7 +134,10 @@ pub trait Dispatcher<E>: Send + 'static {
 /// A new subscriber, as a [`Dispatcher`] sees it.
 ///
 /// ```
-/// use pipeline_core::{StageId, SubscribeOptions, Subscriber, SubscriptionId};
+/// use pipeline_core::{
+///     dispatcher::Subscriber,
+///     subscription::{StageId, SubscribeOptions, SubscriptionId},
+/// };
 ///
 /// struct Region(&'static str);
 ///
@@ -164,7 +171,7 @@ impl<'a> Subscriber<'a> {
 /// events before it have been sent.
 ///
 /// ```
-/// use pipeline_core::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker};
+/// use pipeline_core::dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker};
 ///
 /// let mut dispatcher = DemandDispatcher::new();
 /// let mut out = Deliveries::<u64>::new();
@@ -188,7 +195,10 @@ impl Marker {
 /// The messages that a [`Dispatcher`] has decided to send, in order.
 ///
 /// ```
-/// use pipeline_core::{Deliveries, Delivery, SubscriptionId};
+/// use pipeline_core::{
+///     dispatcher::{Deliveries, Delivery},
+///     subscription::SubscriptionId,
+/// };
 ///
 /// let mut out = Deliveries::new();
 /// let to = SubscriptionId::new(1);
@@ -214,8 +224,8 @@ pub struct Deliveries<E> {
 /// use std::collections::VecDeque;
 ///
 /// use pipeline_core::{
-///     Deliveries, Delivery, DemandDispatcher, Dispatcher, StageId, SubscribeOptions, Subscriber,
-///     SubscriptionId,
+///     dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Subscriber},
+///     subscription::{StageId, SubscribeOptions, SubscriptionId},
 /// };
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -201,10 +201,10 @@ fn closing_wakes_all<Q: Pushing, P: Producer<Event = u32> + 'static>(
     (queue, mut producer): (Q, P),
 ) {
     let pushers = [pusher(&queue, &[10]), pusher(&queue, &[11, 20])];
-    let taker = thread::spawn(move || take_all(&mut producer));
+    let reader = thread::spawn(move || take_all(&mut producer));
     queue.close();
     let pushed: Vec<u32> = pushers.into_iter().flat_map(|pusher| pusher.join().unwrap()).collect();
-    assert_eq!(sorted(taker.join().unwrap()), sorted(pushed));
+    assert_eq!(sorted(reader.join().unwrap()), sorted(pushed));
 }
 
 /// A stage that ends or panics while some tasks wait for room.
@@ -246,13 +246,13 @@ fn discarded_items_are_counted<Q: Pushing, P: Producer<Event = u32>>(
     let pusher = pusher(&queue, &[13]);
     let counting = queue.clone();
     drop(queue);
-    let taker = thread::spawn(move || take_all(&mut producer));
+    let reader = thread::spawn(move || take_all(&mut producer));
     let not_kept = offerer.join().unwrap();
     assert_eq!(pusher.join().unwrap(), [13]);
     let discarded = counting.discarded();
     drop(counting);
     assert_eq!(discarded, not_kept);
-    assert_eq!(taker.join().unwrap().len() as u64 + discarded, 4);
+    assert_eq!(reader.join().unwrap().len() as u64 + discarded, 4);
 }
 
 /// A test of either queue with room for one item.

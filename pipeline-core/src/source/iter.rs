@@ -2,7 +2,7 @@
 
 use std::{fmt, future::pending};
 
-use super::audience::Audience;
+use super::ConsumerCount;
 use crate::{
     exit::ExitReason,
     stage::{Emitter, Producer},
@@ -18,7 +18,9 @@ use crate::{
 /// The semantics are those of GenStage's `from_enumerable`.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{
+///     Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,7 +36,7 @@ pub fn from_iter<I>(items: I) -> FromIter<I::IntoIter>
 where
     I: IntoIterator<Item: Send + 'static, IntoIter: Send + 'static>,
 {
-    FromIter { items: items.into_iter(), asked: 0, audience: Audience::default() }
+    FromIter { items: items.into_iter(), asked: 0, consumers: ConsumerCount::default() }
 }
 
 /// The producer returned by [`from_iter`].
@@ -42,7 +44,13 @@ where
 /// ```
 /// use std::ops::Range;
 ///
-/// use pipeline_core::{FromIter, Pipeline, ProducerHandle, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::{FromIter, from_iter},
+///     stage::ProducerHandle,
+///     step::for_each,
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -64,7 +72,7 @@ pub struct FromIter<I> {
     items: I,
     /// Demand that is still to be met.
     asked: usize,
-    audience: Audience,
+    consumers: ConsumerCount,
 }
 
 impl<I> FromIter<I> {
@@ -72,7 +80,9 @@ impl<I> FromIter<I> {
     ///
     /// ```
     /// use futures::TryStreamExt;
-    /// use pipeline_core::{EventStream, Graph, SubscribeOptions, from_iter};
+    /// use pipeline_core::{
+    ///     Graph, source::from_iter, stage::EventStream, subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -91,7 +101,7 @@ impl<I> FromIter<I> {
     /// # }
     /// ```
     pub fn stop_when_abandoned(mut self) -> Self {
-        self.audience.needed();
+        self.consumers.needed();
         self
     }
 }
@@ -148,7 +158,7 @@ where
         _to: &Subscription,
         _out: &mut Emitter<'_, I::Item>,
     ) -> Result<(), ExitReason> {
-        self.audience.joined();
+        self.consumers.joined();
         Ok(())
     }
 
@@ -158,12 +168,12 @@ where
         _to: &Subscription,
         _out: &mut Emitter<'_, I::Item>,
     ) -> Result<(), ExitReason> {
-        self.audience.left()
+        self.consumers.left()
     }
 }
 
 impl<I> fmt::Debug for FromIter<I> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FromIter").field("audience", &self.audience).finish_non_exhaustive()
+        f.debug_struct("FromIter").field("consumers", &self.consumers).finish_non_exhaustive()
     }
 }

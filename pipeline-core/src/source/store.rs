@@ -6,7 +6,7 @@ use std::{
     task::{Poll, Waker},
 };
 
-use super::outcome::{Closed, TryPushError};
+use super::{Closed, TryPushError};
 
 /// A bounded container that can be closed.
 pub(super) trait Bounded {
@@ -25,7 +25,7 @@ pub(super) trait Bounded {
     fn close(&mut self) -> Vec<Waker>;
 }
 
-/// A bounded queue with many pushers and one taker.
+/// A bounded queue with many pushers and one reader.
 ///
 /// A pusher that finds no room leaves its item in the wait list, and the item moves up by itself
 /// when there is room: the pusher only has to be woken. So no pusher waits that could continue.
@@ -38,7 +38,7 @@ pub(super) trait Store: Bounded {
     /// Logged when discarding begins.
     const DISCARDING: &'static str;
 
-    /// Inserts an item if there is room. Returns the waker of the taker, if it waits.
+    /// Inserts an item if there is room. Returns the waker of the reader, if it waits.
     fn try_push(&mut self, entry: Self::Entry) -> Result<Option<Waker>, TryPushError<Self::Item>>;
 
     /// Inserts an item, or adds it to the wait list if there is no room.
@@ -64,7 +64,7 @@ pub(super) trait Store: Bounded {
 /// The result of a push.
 #[derive(Debug)]
 pub(super) enum Pushed<T, K> {
-    /// The item was inserted; contains the waker of the taker, if it waits.
+    /// The item was inserted; contains the waker of the reader, if it waits.
     In(Option<Waker>),
     Waits(K),
     Closed(T),
@@ -73,7 +73,7 @@ pub(super) enum Pushed<T, K> {
 /// The result of an offer.
 #[derive(Debug)]
 pub(super) enum Offered<T> {
-    /// The item was inserted; contains the waker of the taker, if it waits.
+    /// The item was inserted; contains the waker of the reader, if it waits.
     Kept(Option<Waker>),
     /// The item or an older one was discarded.
     Discarded {

@@ -4,7 +4,7 @@ use std::{fmt, pin::Pin};
 
 use futures::{FutureExt, Stream, StreamExt};
 
-use super::{audience::Audience, iter::AT_ONCE};
+use super::{ConsumerCount, iter::AT_ONCE};
 use crate::{
     exit::ExitReason,
     stage::{Emitter, Producer},
@@ -18,7 +18,9 @@ use crate::{
 ///
 /// ```
 /// use futures::stream;
-/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_stream};
+/// use pipeline_core::{
+///     Pipeline, source::from_stream, step::for_each, subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -34,15 +36,19 @@ pub fn from_stream<S>(stream: S) -> FromStream<S>
 where
     S: Stream<Item: Send + 'static> + Send + 'static,
 {
-    let audience = Audience::default();
-    FromStream { stream: Box::pin(stream), next: Vec::new(), at_end: false, audience }
+    let consumers = ConsumerCount::default();
+    FromStream { stream: Box::pin(stream), next: Vec::new(), at_end: false, consumers }
 }
 
 /// The producer returned by [`from_stream`].
 ///
 /// ```
 /// use futures::stream::{self, Repeat};
-/// use pipeline_core::{FromStream, Graph, ProducerHandle, from_stream};
+/// use pipeline_core::{
+///     Graph,
+///     source::{FromStream, from_stream},
+///     stage::ProducerHandle,
+/// };
 ///
 /// /// The part of a pipeline that the program keeps.
 /// struct Clock {
@@ -64,7 +70,7 @@ pub struct FromStream<S: Stream> {
     /// The items that `ready` has received and `handle_ready` is about to emit.
     next: Vec<S::Item>,
     at_end: bool,
-    audience: Audience,
+    consumers: ConsumerCount,
 }
 
 impl<S: Stream> FromStream<S> {
@@ -72,7 +78,9 @@ impl<S: Stream> FromStream<S> {
     ///
     /// ```
     /// use futures::{TryStreamExt, stream};
-    /// use pipeline_core::{EventStream, Graph, SubscribeOptions, from_stream};
+    /// use pipeline_core::{
+    ///     Graph, source::from_stream, stage::EventStream, subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -91,7 +99,7 @@ impl<S: Stream> FromStream<S> {
     /// # }
     /// ```
     pub fn stop_when_abandoned(mut self) -> Self {
-        self.audience.needed();
+        self.consumers.needed();
         self
     }
 }
@@ -146,7 +154,7 @@ where
         _to: &Subscription,
         _out: &mut Emitter<'_, S::Item>,
     ) -> Result<(), ExitReason> {
-        self.audience.joined();
+        self.consumers.joined();
         Ok(())
     }
 
@@ -156,7 +164,7 @@ where
         _to: &Subscription,
         _out: &mut Emitter<'_, S::Item>,
     ) -> Result<(), ExitReason> {
-        self.audience.left()
+        self.consumers.left()
     }
 
     fn pending(&self) -> usize {

@@ -14,17 +14,17 @@ use crate::{
 /// A stage that receives events and emits none.
 ///
 /// It asks for `max_demand` events, and for more whenever it has handled so many that only
-/// `min_demand` are outstanding; see [`SubscribeOptions`](crate::SubscribeOptions). Received events
-/// are handled in chunks of at most `max_demand - min_demand`, one chunk at a time.
+/// `min_demand` are outstanding; see [`SubscribeOptions`](crate::subscription::SubscribeOptions).
+/// Received events are handled in chunks of at most `max_demand - min_demand`, one chunk at a time.
 ///
 /// To run one task per event, as many at once as there is demand, use a
-/// [`ConsumerSupervisor`](crate::ConsumerSupervisor). For a function, see
-/// [`for_each`](crate::for_each).
+/// [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor). For a function, see
+/// [`for_each`](crate::step::for_each).
 ///
 /// The callbacks and the arithmetic are GenStage's.
 ///
 /// ```
-/// use pipeline_core::{Consumer, ExitReason, Subscription};
+/// use pipeline_core::{ExitReason, stage::Consumer, subscription::Subscription};
 ///
 /// struct Sum(u64);
 ///
@@ -80,7 +80,7 @@ pub trait Consumer: Sized + Send + 'static {
     }
 
     /// Called when a subscription has ended and its last event has been handled. Then the
-    /// subscription's [`Cancel`](crate::Cancel) mode applies.
+    /// subscription's [`Cancel`](crate::subscription::Cancel) mode applies.
     fn handle_cancel(
         &mut self,
         ended: &Cancellation,

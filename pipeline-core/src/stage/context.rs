@@ -12,7 +12,11 @@ use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 ///
 /// ```
 /// use metrics::Counter;
-/// use pipeline_core::{Consumer, ConsumerHandle, ExitReason, StageContext, Subscription};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Consumer, ConsumerHandle, StageContext},
+///     subscription::Subscription,
+/// };
 ///
 /// struct Log {
 ///     lines: Counter,
@@ -36,7 +40,7 @@ use crate::telemetry::{StageLabels, Telemetry, stage_labels};
 ///         Ok(())
 ///     }
 /// }
-/// # use pipeline_core::{Pipeline, SubscribeOptions, from_iter};
+/// # use pipeline_core::{Pipeline, source::from_iter, subscription::SubscribeOptions};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let mut pipeline = Pipeline::builder("log")
@@ -83,8 +87,11 @@ impl<H> StageContext<H> {
     /// time.
     ///
     /// ```
-    /// # use pipeline_core::{Emitter, ExitReason, Graph, HandleInfo, Producer};
-    /// use pipeline_core::{ProducerHandle, StageContext};
+    /// # use pipeline_core::{
+    /// #     ExitReason, Graph,
+    /// #     stage::{Emitter, HandleInfo, Producer},
+    /// # };
+    /// use pipeline_core::stage::{ProducerHandle, StageContext};
     ///
     /// /// Is notified when its prices have been sent.
     /// struct Prices {
@@ -124,7 +131,7 @@ impl<H> StageContext<H> {
     /// #         Err(ExitReason::Normal)
     /// #     }
     /// # }
-    /// # use pipeline_core::{Pipeline, SubscribeOptions, for_each};
+    /// # use pipeline_core::{Pipeline, step::for_each, subscription::SubscribeOptions};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let mut pipeline = Pipeline::builder("prices")

@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 /// The output of a callback: the events it emits.
 ///
 /// They leave the stage when the callback returns, in the order of their emission.
-/// [`Producer`](crate::Producer) has an example.
+/// [`Producer`](crate::stage::Producer) has an example.
 ///
 /// ```
-/// use pipeline_core::{Emitter, ExitReason, Producer};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Emitter, Producer},
+/// };
 ///
 /// struct Countdown(u64);
 ///
@@ -31,7 +34,10 @@ use std::collections::VecDeque;
 ///     }
 /// }
 /// # use futures::TryStreamExt;
-/// # use pipeline_core::{Cancel, Pipeline, SubscribeOptions};
+/// # use pipeline_core::{
+/// #     Pipeline,
+/// #     subscription::{Cancel, SubscribeOptions},
+/// # };
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let options = SubscribeOptions::new().max_demand(2).cancel(Cancel::Transient);

@@ -7,7 +7,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::{
     consumer::Consumer,
     message::{Call, CallError, Cast, HandleCall, HandleCast, HandleInfo, Info, Letter, Posted},
-    producer::Producer,
+    producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
     slot::{Address, Control, Mail, Occupant, Origin, Slot, Subscribing, next_id},
 };
@@ -17,7 +17,6 @@ use crate::{
     outlet::DemandMode,
     rate_limit::RateLimit,
     subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
-    wiring::NoInput,
 };
 
 /// The handle of a stage of type `S` that receives events of type `In` and emits events of type
@@ -27,13 +26,13 @@ use crate::{
 /// refers to the new incarnation.
 ///
 /// ```
-/// use pipeline_core::{Graph, SubscribeOptions, from_iter};
+/// use pipeline_core::{Graph, source::from_iter, step::for_each, subscription::SubscribeOptions};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let mut graph = Graph::new("numbers");
 /// let numbers = graph.producer("numbers", from_iter(0..));
-/// let print = graph.consumer("print", pipeline_core::for_each(async |n: u64| println!("{n}")));
+/// let print = graph.consumer("print", for_each(async |n: u64| println!("{n}")));
 /// let pipeline = graph.start()?;
 ///
 /// let subscription = print.subscribe(&numbers, SubscribeOptions::new().max_demand(10)).await?;
@@ -51,7 +50,11 @@ pub struct StageHandle<S, In, Out> {
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::{Graph, Producer, ProducerHandle, RateLimit, from_iter};
+/// use pipeline_core::{
+///     Graph,
+///     source::from_iter,
+///     stage::{Producer, ProducerHandle, RateLimit},
+/// };
 ///
 /// /// Slows any source down.
 /// fn slow_down<P: Producer>(source: &ProducerHandle<P>) {
@@ -74,8 +77,11 @@ pub type ProducerHandle<P> = StageHandle<P, NoInput, <P as Producer>::Event>;
 ///
 /// ```
 /// use pipeline_core::{
-///     Consumer, ConsumerHandle, Graph, Producer, ProducerHandle, SubscribeError, SubscribeOptions,
-///     for_each, from_iter,
+///     Graph,
+///     source::from_iter,
+///     stage::{Consumer, ConsumerHandle, Producer, ProducerHandle},
+///     step::for_each,
+///     subscription::{SubscribeError, SubscribeOptions},
 /// };
 ///
 /// /// Subscribes a consumer to a source with the usual options.
@@ -107,8 +113,14 @@ pub type ConsumerHandle<C> = StageHandle<C, <C as Consumer>::Event, Infallible>;
 /// The handle of a [`ProducerConsumer`].
 ///
 /// ```
-/// use pipeline_core::{Graph, Map, ProducerConsumerHandle, SubscribeOptions, from_iter, map};
-/// # use pipeline_core::for_each;
+/// use pipeline_core::{
+///     Graph,
+///     source::from_iter,
+///     stage::ProducerConsumerHandle,
+///     step::{Map, map},
+///     subscription::SubscribeOptions,
+/// };
+/// # use pipeline_core::step::for_each;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -144,7 +156,7 @@ where
     /// Whether the stage is running.
     ///
     /// ```
-    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    /// use pipeline_core::{ExitReason, Graph, source::from_iter};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -168,7 +180,7 @@ where
     /// Why the stage has ended for good. None while it runs or is about to be restarted.
     ///
     /// ```
-    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    /// use pipeline_core::{ExitReason, Graph, source::from_iter};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -206,7 +218,9 @@ where
     /// ```
     /// # use std::convert::Infallible;
     /// # use pipeline_core::{
-    /// #     Caller, Consumer, Emitter, ExitReason, Graph, HandleCall, Subscription,
+    /// #     ExitReason, Graph,
+    /// #     stage::{Caller, Consumer, Emitter, HandleCall},
+    /// #     subscription::Subscription,
     /// # };
     /// # #[derive(Default)]
     /// # struct Sum(u64);
@@ -290,7 +304,11 @@ where
     ///
     /// ```
     /// # use std::convert::Infallible;
-    /// # use pipeline_core::{Consumer, Emitter, ExitReason, Graph, HandleCast, Subscription};
+    /// # use pipeline_core::{
+    /// #     ExitReason, Graph,
+    /// #     stage::{Consumer, Emitter, HandleCast},
+    /// #     subscription::Subscription,
+    /// # };
     /// # struct Log { verbose: bool }
     /// # struct Verbose(bool);
     /// # impl Consumer for Log {
@@ -349,7 +367,10 @@ where
     ///
     /// ```
     /// # use pipeline_core::{
-    /// #     Emitter, ExitReason, Graph, HandleInfo, Producer, SubscribeOptions, for_each,
+    /// #     ExitReason, Graph,
+    /// #     stage::{Emitter, HandleInfo, Producer},
+    /// #     step::for_each,
+    /// #     subscription::SubscribeOptions,
     /// # };
     /// # struct Prices;
     /// # struct EndOfDay;
@@ -423,7 +444,7 @@ where
     /// [`CallError::NotRunning`] if the stage is not running.
     ///
     /// ```
-    /// use pipeline_core::{Graph, from_iter};
+    /// use pipeline_core::{Graph, source::from_iter};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -460,7 +481,7 @@ where
     /// ```
     /// use std::time::Duration;
     ///
-    /// use pipeline_core::{Graph, RateLimit, from_iter};
+    /// use pipeline_core::{Graph, source::from_iter, stage::RateLimit};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -481,7 +502,13 @@ where
     /// Pauses the stage: it takes and delivers no events. It still handles its messages.
     ///
     /// ```
-    /// use pipeline_core::{Activity, Graph, QueueOptions, SubscribeOptions, for_each, queue};
+    /// use pipeline_core::{
+    ///     Graph,
+    ///     snapshot::Activity,
+    ///     source::{QueueOptions, queue},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -521,11 +548,16 @@ where
     /// In a callback of the stage itself it returns at once, and the stage begins to finish after
     /// the callback.
     ///
-    /// A producer is notified by [`handle_drain`](crate::Producer::handle_drain): a queue emits its
-    /// remaining items as they are asked for.
+    /// A producer is notified by [`handle_drain`](crate::stage::Producer::handle_drain): a queue
+    /// emits its remaining items as they are asked for.
     ///
     /// ```
-    /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
+    /// use pipeline_core::{
+    ///     Graph,
+    ///     source::{QueueOptions, queue},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -554,7 +586,7 @@ where
     /// stage ends later.
     ///
     /// ```
-    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    /// use pipeline_core::{ExitReason, Graph, source::from_iter};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -578,7 +610,7 @@ where
     /// the same time may still complete on another thread.
     ///
     /// ```
-    /// use pipeline_core::{ExitReason, Graph, from_iter};
+    /// use pipeline_core::{ExitReason, Graph, source::from_iter};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -656,16 +688,22 @@ where
     /// it subscribes again, unless the subscription has ended by then and its producer is not
     /// restarted.
     ///
-    /// If the producer is not running, a [`Cancel::Permanent`](crate::Cancel::Permanent) or
-    /// [`Cancel::Transient`](crate::Cancel::Transient) subscription ends this stage with
-    /// [`ExitReason::NotRunning`].
+    /// If the producer is not running, a
+    /// [`Cancel::Permanent`](crate::subscription::Cancel::Permanent) or
+    /// [`Cancel::Transient`](crate::subscription::Cancel::Transient) subscription ends this stage
+    /// with [`ExitReason::NotRunning`].
     ///
     /// # Errors
     ///
     /// [`SubscribeError`] for invalid options, or if this stage is not running or is about to end.
     ///
     /// ```
-    /// use pipeline_core::{Cancel, Graph, SubscribeError, SubscribeOptions, for_each, from_iter};
+    /// use pipeline_core::{
+    ///     Graph,
+    ///     source::from_iter,
+    ///     step::for_each,
+    ///     subscription::{Cancel, SubscribeError, SubscribeOptions},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -696,10 +734,10 @@ where
 
     /// Replaces another subscription of this stage, which ends with the reason. If the producer is
     /// the same, it swaps the two without a gap. The stage continues whatever the old
-    /// subscription's [`Cancel`](crate::Cancel) mode is. If this stage is restarted, it makes the
-    /// new subscription and not the old one, planned or not. If the producer refuses the new
-    /// subscription, the old one has ended all the same: the stage then has neither, also after a
-    /// restart.
+    /// subscription's [`Cancel`](crate::subscription::Cancel) mode is. If this stage is restarted,
+    /// it makes the new subscription and not the old one, planned or not. If the producer refuses
+    /// the new subscription, the old one has ended all the same: the stage then has neither, also
+    /// after a restart.
     ///
     /// # Errors
     ///
@@ -707,7 +745,9 @@ where
     ///
     /// ```
     /// use futures::stream;
-    /// use pipeline_core::{ExitReason, Graph, SubscribeOptions, for_each, from_stream};
+    /// use pipeline_core::{
+    ///     ExitReason, Graph, source::from_stream, step::for_each, subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

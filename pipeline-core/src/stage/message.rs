@@ -9,13 +9,16 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::{Emitter, contained};
 use crate::exit::ExitReason;
 
-/// Answers messages of type `M`, sent by [`StageHandle::call`](crate::StageHandle::call).
+/// Answers messages of type `M`, sent by [`StageHandle::call`](crate::stage::StageHandle::call).
 ///
 /// `E` is the stage's event type; omit it for a consumer. The callback and its contract are those
 /// of GenStage's `handle_call`.
 ///
 /// ```
-/// use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Caller, Emitter, HandleCall, Producer},
+/// };
 ///
 /// /// Emits the numbers that it receives.
 /// struct Told;
@@ -63,13 +66,17 @@ pub trait HandleCall<M, E = Infallible>: Send + 'static {
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 }
 
-/// Handles messages of type `M`, sent by [`StageHandle::cast`](crate::StageHandle::cast), which
-/// have no answer.
+/// Handles messages of type `M`, sent by [`StageHandle::cast`](crate::stage::StageHandle::cast),
+/// which have no answer.
 ///
 /// `E` is the stage's event type; omit it for a consumer.
 ///
 /// ```
-/// use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Consumer, Emitter, HandleCast},
+///     subscription::Subscription,
+/// };
 /// use std::convert::Infallible;
 ///
 /// struct Log { verbose: bool }
@@ -107,13 +114,16 @@ pub trait HandleCast<M, E = Infallible>: Send + 'static {
 }
 
 /// Handles messages of type `M` that were queued behind the events that the stage held, by
-/// [`StageHandle::sync_info`](crate::StageHandle::sync_info) or
-/// [`async_info`](crate::StageHandle::async_info).
+/// [`StageHandle::sync_info`](crate::stage::StageHandle::sync_info) or
+/// [`async_info`](crate::stage::StageHandle::async_info).
 ///
 /// `E` is the stage's event type; omit it for a consumer.
 ///
 /// ```
-/// use pipeline_core::{Emitter, ExitReason, HandleInfo, Producer};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Emitter, HandleInfo, Producer},
+/// };
 ///
 /// struct Prices;
 /// struct EndOfDay;
@@ -153,10 +163,12 @@ pub trait HandleInfo<M, E = Infallible>: Send + 'static {
 /// ```
 /// # use std::convert::Infallible;
 /// # use pipeline_core::{
-/// #     Consumer, Emitter, ExitReason, HandleCall, Pipeline, QueueOptions, SubscribeOptions,
-/// #     Subscription, queue,
+/// #     ExitReason, Pipeline,
+/// #     source::{QueueOptions, queue},
+/// #     stage::{Consumer, Emitter, HandleCall},
+/// #     subscription::{SubscribeOptions, Subscription},
 /// # };
-/// use pipeline_core::{Caller, ConsumerHandle};
+/// use pipeline_core::stage::{Caller, ConsumerHandle};
 ///
 /// /// Answers callers with the next event.
 /// #[derive(Default)]
@@ -249,7 +261,7 @@ impl<R> Drop for Caller<R> {
 /// Why a call has no answer.
 ///
 /// ```
-/// use pipeline_core::{CallError, ExitReason, Graph, from_iter};
+/// use pipeline_core::{ExitReason, Graph, source::from_iter, stage::CallError};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -1,8 +1,8 @@
-//! The kinds of stages: the traits that users implement, and the task that runs them.
+//! Stages: the traits that users implement, their options and handles.
 
 mod behaviour;
 mod consumer;
-mod consumer_supervisor;
+pub(crate) mod consumer_supervisor;
 mod context;
 mod emitter;
 mod gauges;
@@ -14,14 +14,14 @@ mod options;
 mod planned;
 mod producer;
 mod producer_consumer;
-mod report;
-mod restart;
+pub(crate) mod report;
+pub(crate) mod restart;
 mod runtime;
 #[cfg(test)]
 mod runtime_tests;
 mod slot;
 mod times;
-mod worker;
+pub(crate) mod worker;
 
 use std::{
     future::{Future, poll_fn},
@@ -34,32 +34,33 @@ use std::{
 pub(crate) use self::{
     behaviour::Behaviour,
     consumer::AsConsumer,
-    consumer_supervisor::{AsSupervisor, started_at},
+    consumer_supervisor::{AsSupervisor, ConsumerSupervisor, SupervisorHandle, started_at},
     gauges::{Gauges, Queue, Queued},
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
+    report::{StageReport, Unprocessed},
     slot::{Occupant, Origin, Slot, Target, next_id},
+    worker::{Admission, ChildContext, Reserved, Worker},
 };
 pub use self::{
     consumer::Consumer,
-    consumer_supervisor::{
-        ChildCount, ChildId, ChildState, ConsumerSupervisor, SupervisorHandle, TerminateError,
-        TooManyRestarts,
-    },
     context::StageContext,
     emitter::Emitter,
     handle::{ConsumerHandle, ProducerConsumerHandle, ProducerHandle, StageHandle},
     message::{CallError, Caller, HandleCall, HandleCast, HandleInfo},
     options::Stage,
-    producer::Producer,
+    producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
-    report::{StageReport, Unprocessed},
-    restart::Restart,
-    worker::{Admission, ChildContext, Job, Reserved, Worker},
 };
 use crate::exit::ExitReason;
+pub use crate::{
+    buffer::BufferKeep,
+    event_stream::EventStream,
+    outlet::{DemandMode, WhenUnsubscribed},
+    rate_limit::RateLimit,
+};
 
 /// Runs a callback and turns a panic in it into an [`ExitReason`].
 ///

@@ -19,7 +19,11 @@ const PRODUCER_BUFFER: usize = 10_000;
 /// The options concern the events that leave the stage, of type `E`; a consumer has none.
 ///
 /// ```
-/// use pipeline_core::{BroadcastDispatcher, BufferKeep, DemandMode, Stage, from_iter};
+/// use pipeline_core::{
+///     dispatcher::BroadcastDispatcher,
+///     source::from_iter,
+///     stage::{BufferKeep, DemandMode, Stage},
+/// };
 ///
 /// let ticks = Stage::new(from_iter(0..100))
 ///     .named("ticks")
@@ -65,11 +69,14 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
     /// the whole pipeline stops. After a graceful end it is not restarted.
     ///
     /// Its own subscriptions are made again. Those of its consumers end after the events in transit
-    /// have been delivered; see [`Cancel::Reconnect`](crate::Cancel::Reconnect). Events in its
-    /// callback, in its buffer and in its mailbox are lost and reported.
+    /// have been delivered; see [`Cancel::Reconnect`](crate::subscription::Cancel::Reconnect).
+    /// Events in its callback, in its buffer and in its mailbox are lost and reported.
     ///
     /// ```
-    /// use pipeline_core::{Pipeline, Stage, SubscribeOptions, for_each, from_iter};
+    /// use pipeline_core::{
+    ///     Pipeline, source::from_iter, stage::Stage, step::for_each,
+    ///     subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -145,7 +152,7 @@ impl<S: Send + 'static, E: 'static> Stage<S, E> {
     }
 
     /// The maximum number of events that leave the stage per interval. Default no limit. It can be
-    /// changed at runtime with [`StageHandle::rate_limit`](crate::StageHandle::rate_limit).
+    /// changed at runtime with [`StageHandle::rate_limit`](crate::stage::StageHandle::rate_limit).
     pub fn rate_limit(mut self, limit: RateLimit) -> Self {
         self.options.rate_limit = Some(limit);
         self

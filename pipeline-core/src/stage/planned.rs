@@ -24,7 +24,7 @@ use super::{
     slot::{Occupant, PlannedSubscription, Slot, Subscribing},
 };
 use crate::{
-    error::StartError,
+    builder::StartError,
     exit::ExitReason,
     snapshot::{StageKind, StageSnapshot},
     subscription::Cancel,

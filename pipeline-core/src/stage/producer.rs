@@ -9,7 +9,6 @@ use crate::{
     exit::ExitReason,
     snapshot::StageKind,
     subscription::{Cancellation, SubscribeOptions, Subscription},
-    wiring::NoInput,
 };
 
 /// A stage that emits events and receives none.
@@ -26,13 +25,16 @@ use crate::{
 /// as far as there is demand, and the rest of the buffer is lost. To deliver the buffer first, call
 /// [`Emitter::finish`]. A panic ends the stage too, and nothing else.
 ///
-/// To receive messages, a producer implements [`HandleCall`](crate::HandleCall),
-/// [`HandleCast`](crate::HandleCast) or [`HandleInfo`](crate::HandleInfo).
+/// To receive messages, a producer implements [`HandleCall`](crate::stage::HandleCall),
+/// [`HandleCast`](crate::stage::HandleCast) or [`HandleInfo`](crate::stage::HandleInfo).
 ///
 /// The callbacks and their contract are GenStage's.
 ///
 /// ```
-/// use pipeline_core::{Emitter, ExitReason, Producer};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Emitter, Producer},
+/// };
 ///
 /// struct Counter {
 ///     next: u64,
@@ -149,9 +151,10 @@ pub trait Producer: Sized + Send + 'static {
     }
 
     /// Called after any end of the stage: no items may be added from now on, so that
-    /// [`pending`](Self::pending) stays accurate. Only a source that other tasks push to needs it; the
-    /// default does nothing. Each incarnation of a [restarting](crate::Stage::restarting) stage is
-    /// closed separately: a source that they share is closed by the first one that ends.
+    /// [`pending`](Self::pending) stays accurate. Only a source that other tasks push to needs it;
+    /// the default does nothing. Each incarnation of a
+    /// [restarting](crate::stage::Stage::restarting) stage is closed separately: a source that they
+    /// share is closed by the first one that ends.
     fn close(&mut self) {}
 
     /// The number of events it has accepted and not emitted, for the report. Called after
@@ -168,6 +171,13 @@ pub trait Producer: Sized + Send + 'static {
         async {}
     }
 }
+
+/// The input type of a producer. It has no values.
+///
+/// It is not [`Infallible`](std::convert::Infallible), the output type of a consumer, because then
+/// a producer could subscribe to a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoInput {}
 
 /// A producer, as the runtime sees it.
 pub(crate) struct AsProducer<P>(pub(crate) P);

@@ -15,21 +15,26 @@ use crate::{
 
 /// A stage that receives events and emits others.
 ///
-/// Upstream it behaves like any [`Consumer`](crate::Consumer). Received messages wait until there
-/// is demand downstream; then a message is handled, in chunks of at most `max_demand - min_demand`
-/// events. The stage may emit fewer events than it received, or more: events without demand wait in
-/// a buffer, which has no bound of its own, because at most one message is handled too early.
+/// Upstream it behaves like any [`Consumer`](crate::stage::Consumer). Received messages wait until
+/// there is demand downstream; then a message is handled, in chunks of at most
+/// `max_demand - min_demand` events. The stage may emit fewer events than it received, or more:
+/// events without demand wait in a buffer, which has no bound of its own, because at most one
+/// message is handled too early.
 ///
 /// When its producer ends gracefully, the stage delivers all its events before it ends too.
 ///
-/// For a function of one event, see [`map`](crate::PipelineBuilder::map) and
-/// [`filter`](crate::PipelineBuilder::filter).
+/// For a function of one event, see [`map`](crate::builder::PipelineBuilder::map) and
+/// [`filter`](crate::builder::PipelineBuilder::filter).
 ///
 /// The callbacks and their contract are GenStage's, except for the end: GenStage would drop the
 /// buffer.
 ///
 /// ```
-/// use pipeline_core::{Emitter, ExitReason, ProducerConsumer, Subscription};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::{Emitter, ProducerConsumer},
+///     subscription::Subscription,
+/// };
 ///
 /// struct Words;
 ///
@@ -119,7 +124,7 @@ pub trait ProducerConsumer: Sized + Send + 'static {
     }
 
     /// Called when a subscription to a producer has ended and its last event has been handled. Then
-    /// the subscription's [`Cancel`](crate::Cancel) mode applies.
+    /// the subscription's [`Cancel`](crate::subscription::Cancel) mode applies.
     fn handle_cancel(
         &mut self,
         ended: &Cancellation,

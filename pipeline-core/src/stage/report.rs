@@ -5,12 +5,17 @@ use std::{fmt, sync::Arc};
 use crate::exit::ExitReason;
 
 /// How a stage ended, and the events it left unprocessed. Part of a
-/// [`PipelineReport`](crate::PipelineReport).
+/// [`PipelineReport`](crate::report::PipelineReport).
 ///
 /// ```
 /// use std::{future::pending, time::Duration};
 ///
-/// use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::{QueueOptions, queue},
+///     subscription::SubscribeOptions,
+///     supervisor::ConsumerSupervisor,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,12 +52,12 @@ pub struct StageReport {
     ///
     /// Items that a queue discarded are not included: items that were too old, and items that were
     /// offered when it was full, never reached the stage.
-    /// [`Queue::discarded`](crate::Queue::discarded) and
-    /// [`StageSnapshot::discarded`](crate::StageSnapshot::discarded) count them.
+    /// [`Queue::discarded`](crate::source::Queue::discarded) and
+    /// [`StageSnapshot::discarded`](crate::snapshot::StageSnapshot::discarded) count them.
     pub discarded: usize,
     /// Events that were given up because their workers failed too often; see
-    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries). They do not count as
-    /// unprocessed.
+    /// [`ConsumerSupervisor::tries`](crate::supervisor::ConsumerSupervisor::tries). They do not
+    /// count as unprocessed.
     pub given_up: usize,
     /// How often the stage was restarted. The other numbers include its earlier incarnations.
     pub restarts: usize,
@@ -92,7 +97,8 @@ impl StageReport {
         }
     }
 
-    /// The number of events that were accepted and not processed to the end, pending or in progress.
+    /// The number of events that were accepted and not processed to the end, pending or in
+    /// progress.
     #[must_use]
     pub fn unprocessed(&self) -> usize {
         self.pending + self.in_progress

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// What happens to a child that ends.
 ///
 /// ```
-/// use pipeline_core::{ConsumerSupervisor, Restart};
+/// use pipeline_core::supervisor::{ConsumerSupervisor, Restart};
 ///
 /// let once = async |_: &u64| Ok(());
 /// let supervisor = ConsumerSupervisor::<u64, _>::new(once).restart(Restart::Temporary);
@@ -16,8 +16,8 @@ use tokio::time::Instant;
 #[non_exhaustive]
 pub enum Restart {
     /// A child that fails is restarted with the same event, in the same slot, as often as
-    /// [`ConsumerSupervisor::tries`](crate::ConsumerSupervisor::tries) allows; after a graceful end
-    /// it is done. The default.
+    /// [`ConsumerSupervisor::tries`](crate::supervisor::ConsumerSupervisor::tries) allows; after a
+    /// graceful end it is done. The default.
     #[default]
     Transient,
     /// A child is done after any end; if it fails, its event is given up.

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     exit::ExitReason,
     graph::Graph,
-    running::Pipeline,
+    pipeline::Pipeline,
     subscription::{StageId, SubscribeOptions, Subscription, SubscriptionId},
     testkit::{Script, ScriptedProducer, recording, scripted, settle},
 };

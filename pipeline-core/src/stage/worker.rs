@@ -21,7 +21,7 @@ use crate::exit::ExitReason;
 /// including the time of the delayed ones; a minute lost takes some millions of children. So
 /// children that compute share the cores, and usually nothing has to be configured; but a worker
 /// should not depend on the task in which it begins. If a child sometimes blocks its thread,
-/// [`always_spawn`](crate::ConsumerSupervisor::always_spawn) gives each a task.
+/// [`always_spawn`](crate::supervisor::ConsumerSupervisor::always_spawn) gives each a task.
 ///
 /// A worker is shared by all its children, so it holds their common resources: a connection pool,
 /// an endpoint to broadcast with. It borrows its event, which stays with the supervisor: if the
@@ -30,7 +30,7 @@ use crate::exit::ExitReason;
 /// An async closure or function that takes the event by reference is a worker:
 ///
 /// ```
-/// use pipeline_core::{ConsumerSupervisor, ExitReason};
+/// use pipeline_core::{ExitReason, supervisor::ConsumerSupervisor};
 ///
 /// let prefix = String::from("got");
 /// let supervisor = ConsumerSupervisor::new(async move |event: &u64| {
@@ -43,7 +43,10 @@ use crate::exit::ExitReason;
 /// Implement the trait for a worker that uses its [`ChildContext`], or that needs a named type:
 ///
 /// ```
-/// use pipeline_core::{ChildContext, ExitReason, Worker};
+/// use pipeline_core::{
+///     ExitReason,
+///     supervisor::{ChildContext, Worker},
+/// };
 ///
 /// struct Fetch;
 ///
@@ -69,9 +72,9 @@ pub trait Worker<E>: Send + Sync + 'static {
     /// # Errors
     ///
     /// The event is given up; see
-    /// [`ConsumerSupervisor::on_given_up`](crate::ConsumerSupervisor::on_given_up). On a restart,
-    /// it counts as one more failed try.
-    fn start(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
+    /// [`ConsumerSupervisor::on_given_up`](crate::supervisor::ConsumerSupervisor::on_given_up). On
+    /// a restart, it counts as one more failed try.
+    fn admit(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
         let _ = (event, context);
         Ok(Admission::Run)
     }
@@ -91,7 +94,10 @@ pub trait Worker<E>: Send + Sync + 'static {
     ///     atomic::{AtomicU64, Ordering},
     /// };
     ///
-    /// use pipeline_core::{ChildContext, ExitReason, Reserved, Worker};
+    /// use pipeline_core::{
+    ///     ExitReason,
+    ///     supervisor::{ChildContext, Reserved, Worker},
+    /// };
     ///
     /// /// Numbers the orders in the order of their arrival.
     /// #[derive(Default)]
@@ -141,13 +147,16 @@ pub trait Worker<E>: Send + Sync + 'static {
 /// Whether a worker accepts an event.
 ///
 /// ```
-/// use pipeline_core::{Admission, ChildContext, ExitReason, Worker};
-/// # use pipeline_core::{ConsumerSupervisor, Graph};
+/// use pipeline_core::{
+///     ExitReason,
+///     supervisor::{Admission, ChildContext, Worker},
+/// };
+/// # use pipeline_core::{Graph, supervisor::ConsumerSupervisor};
 ///
 /// struct Fetch;
 ///
 /// impl Worker<String> for Fetch {
-///     fn start(&self, url: &String, _context: &ChildContext) -> Result<Admission, ExitReason> {
+///     fn admit(&self, url: &String, _context: &ChildContext) -> Result<Admission, ExitReason> {
 ///         Ok(if url.starts_with("https:") { Admission::Run } else { Admission::Ignore })
 ///     }
 ///
@@ -179,8 +188,14 @@ pub enum Admission {
 /// The context of a consumer supervisor's child. [`Worker`] has an example.
 ///
 /// ```
-/// use pipeline_core::{ChildContext, ExitReason, Worker};
-/// # use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+/// use pipeline_core::{
+///     ExitReason,
+///     supervisor::{ChildContext, Worker},
+/// };
+/// # use pipeline_core::{
+/// #     Pipeline, source::from_iter, subscription::SubscribeOptions,
+/// #     supervisor::ConsumerSupervisor,
+/// # };
 ///
 /// /// Fails the first time.
 /// struct Unlucky;
@@ -230,11 +245,11 @@ impl ChildContext {
 
     /// How many children of the supervisor may take long at the same time without delaying the
     /// events of the others: the smallest `min_demand` of its subscriptions, and less than
-    /// [`max_children`](crate::ConsumerSupervisor::max_children). With one more, it asks for no
-    /// events until one of them is done. Without a subscription it is `usize::MAX`.
+    /// [`max_children`](crate::supervisor::ConsumerSupervisor::max_children). With one more, it
+    /// asks for no events until one of them is done. Without a subscription it is `usize::MAX`.
     ///
     /// ```
-    /// use pipeline_core::{ChildContext, ExitReason};
+    /// use pipeline_core::{ExitReason, supervisor::ChildContext};
     ///
     /// /// Limits how many workers wait for a service that does not answer.
     /// fn may_wait(context: &ChildContext) -> usize {
@@ -249,7 +264,7 @@ impl ChildContext {
     /// Completes when the supervisor wants its children to end soon.
     ///
     /// A child may ignore it. It is then dropped after
-    /// [`ConsumerSupervisor::shutdown`](crate::ConsumerSupervisor::shutdown).
+    /// [`ConsumerSupervisor::shutdown`](crate::supervisor::ConsumerSupervisor::shutdown).
     ///
     /// # Cancel safety
     ///

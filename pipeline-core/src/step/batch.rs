@@ -20,7 +20,9 @@ use crate::{
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{
+///     Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,7 +46,12 @@ pub fn batch<E>(size: usize, within: Duration) -> Batch<E> {
 /// use std::time::Duration;
 ///
 /// use futures::TryStreamExt;
-/// use pipeline_core::{Batch, Cancel, Pipeline, SubscribeOptions, batch, from_iter};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{Batch, batch},
+///     subscription::{Cancel, SubscribeOptions},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -13,8 +13,10 @@ use crate::{
 /// The return type of a [`for_each`] function: nothing, or a `Result` whose error ends the stage.
 ///
 /// ```
-/// use pipeline_core::{ExitReason, Outcome};
-/// # use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+/// use pipeline_core::{ExitReason, step::Outcome};
+/// # use pipeline_core::{
+/// #     Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions,
+/// # };
 ///
 /// /// The result of a mailer.
 /// struct Answer(u16);
@@ -75,10 +77,10 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
 /// Each event is passed to a clone of the function, because an async closure with captures can be
 /// called only once. So its captures have to be `Clone`, such as an `Arc`, a pool or a sender, and
 /// changes that one call makes to them are lost: for a stage with state, implement
-/// [`Consumer`](crate::Consumer).
+/// [`Consumer`](crate::stage::Consumer).
 ///
 /// ```
-/// use pipeline_core::{ExitReason, for_each};
+/// use pipeline_core::{ExitReason, step::for_each};
 ///
 /// let print = for_each(async |line: String| println!("{line}"));
 ///
@@ -92,7 +94,7 @@ impl<R: Into<ExitReason>> Outcome for Result<(), R> {
 /// // A function with a capture.
 /// let prefix = String::from("> ");
 /// let quote = for_each(async move |line: String| println!("{prefix}{line}"));
-/// # fn consumer<C: pipeline_core::Consumer>(_: C) {}
+/// # fn consumer<C: pipeline_core::stage::Consumer>(_: C) {}
 /// # consumer(print); consumer(parse); consumer(quote);
 /// ```
 pub fn for_each<E, F, Fut>(function: F) -> ForEach<E, F>
@@ -109,7 +111,11 @@ where
 /// ```
 /// use std::future::{Ready, ready};
 ///
-/// use pipeline_core::{ConsumerHandle, ForEach, Graph, for_each};
+/// use pipeline_core::{
+///     Graph,
+///     stage::ConsumerHandle,
+///     step::{ForEach, for_each},
+/// };
 ///
 /// /// A named function, so that the type of its consumer's handle can be written.
 /// fn print(line: String) -> Ready<()> {
@@ -199,10 +205,10 @@ impl<E, F> fmt::Debug for ForEach<E, F> {
 /// clone of the function, as with [`for_each`].
 ///
 /// ```
-/// use pipeline_core::for_each_batch;
+/// use pipeline_core::step::for_each_batch;
 ///
 /// let store = for_each_batch(async |rows: Vec<u64>| println!("{} rows", rows.len()));
-/// # fn consumer<C: pipeline_core::Consumer>(_: C) {}
+/// # fn consumer<C: pipeline_core::stage::Consumer>(_: C) {}
 /// # consumer(store);
 /// ```
 pub fn for_each_batch<E, F, Fut>(function: F) -> ForEachBatch<E, F>
@@ -217,7 +223,12 @@ where
 /// The consumer returned by [`for_each_batch`].
 ///
 /// ```
-/// use pipeline_core::{ForEachBatch, Pipeline, SubscribeOptions, for_each_batch, from_iter};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{ForEachBatch, for_each_batch},
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -11,7 +11,12 @@ use crate::{
 /// Creates a stage that maps each event to another.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter, map};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{for_each, map},
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -31,8 +36,14 @@ pub fn map<E, T, F: FnMut(E) -> T>(function: F) -> Map<E, T, F> {
 /// The stage returned by [`map`].
 ///
 /// ```
-/// use pipeline_core::{Map, Pipeline, ProducerConsumerHandle, SubscribeOptions, from_iter, map};
-/// # use pipeline_core::for_each;
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     stage::ProducerConsumerHandle,
+///     step::{Map, map},
+///     subscription::SubscribeOptions,
+/// };
+/// # use pipeline_core::step::for_each;
 ///
 /// /// A function pointer, so that the type can be written.
 /// type Render = Map<u64, String, fn(u64) -> String>;
@@ -88,7 +99,12 @@ impl<E, T, F> fmt::Debug for Map<E, T, F> {
 /// Demand for rejected events stays: the stage takes further events until it is met.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, filter, for_each, from_iter};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{filter, for_each},
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -109,7 +125,12 @@ pub fn filter<E, F: FnMut(&E) -> bool>(function: F) -> Filter<E, F> {
 ///
 /// ```
 /// use futures::TryStreamExt;
-/// use pipeline_core::{Cancel, Filter, Pipeline, SubscribeOptions, filter, from_iter};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{Filter, filter},
+///     subscription::{Cancel, SubscribeOptions},
+/// };
 ///
 /// /// The filter of all pipelines.
 /// fn even() -> Filter<u64, fn(&u64) -> bool> {

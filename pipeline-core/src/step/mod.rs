@@ -1,4 +1,4 @@
-//! Ready-made stages that receive: functions, batches, sinks.
+//! Ready-made stages that receive: functions, batches and sinks.
 
 mod batch;
 mod for_each;

@@ -15,7 +15,9 @@ use crate::{exit::ExitReason, stage::Consumer, subscription::Subscription};
 ///
 /// ```
 /// use futures::channel::mpsc;
-/// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, into_sink};
+/// use pipeline_core::{
+///     Pipeline, source::from_iter, step::into_sink, subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -40,7 +42,12 @@ where
 ///
 /// ```
 /// use futures::{StreamExt, channel::mpsc};
-/// use pipeline_core::{IntoSink, Pipeline, SubscribeOptions, from_iter, into_sink};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::from_iter,
+///     step::{IntoSink, into_sink},
+///     subscription::SubscribeOptions,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

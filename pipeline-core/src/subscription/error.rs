@@ -7,7 +7,7 @@ use crate::exit::ExitReason;
 /// Why a subscription was not made.
 ///
 /// ```
-/// use pipeline_core::{SubscribeError, SubscribeOptions};
+/// use pipeline_core::subscription::{SubscribeError, SubscribeOptions};
 ///
 /// let options = SubscribeOptions::new().max_demand(10).min_demand(20);
 /// let error = options.check().unwrap_err();
@@ -30,7 +30,7 @@ pub enum SubscribeError {
     /// The subscribing stage has ended.
     #[error("the subscribing stage has ended")]
     NotRunning,
-    /// An [`EventStream`](crate::EventStream) cannot subscribe again by itself.
+    /// An [`EventStream`](crate::stage::EventStream) cannot subscribe again by itself.
     #[error("a stream cannot be subscribed with Cancel::Reconnect, expected another mode")]
     Reconnect,
     /// The stage subscribed itself in its own callback, which would have waited forever.
@@ -68,7 +68,7 @@ impl SubscribeError {
 /// Why the partition of a subscription is invalid.
 ///
 /// ```
-/// use pipeline_core::{BadPartition, SubscribeError};
+/// use pipeline_core::subscription::{BadPartition, SubscribeError};
 ///
 /// let taken = BadPartition::Taken { given: "eu".to_owned() };
 /// let error = SubscribeError::from(taken);

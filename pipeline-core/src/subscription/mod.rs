@@ -20,7 +20,11 @@ use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 /// ```
 /// use std::collections::HashMap;
 ///
-/// use pipeline_core::{Consumer, ExitReason, Subscription, SubscriptionId};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::Consumer,
+///     subscription::{Subscription, SubscriptionId},
+/// };
 ///
 /// /// Counts the events of each subscription.
 /// struct Tally(HashMap<SubscriptionId, usize>);
@@ -37,7 +41,7 @@ use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 ///         Ok(())
 ///     }
 /// }
-/// # use pipeline_core::{Pipeline, SubscribeOptions, from_iter};
+/// # use pipeline_core::{Pipeline, source::from_iter, subscription::SubscribeOptions};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let mut pipeline = Pipeline::builder("tally")
@@ -63,7 +67,8 @@ impl SubscriptionId {
 ///
 /// ```
 /// use pipeline_core::{
-///     BroadcastDispatcher, Dispatcher, StageId, SubscribeOptions, Subscriber, SubscriptionId,
+///     dispatcher::{BroadcastDispatcher, Dispatcher, Subscriber},
+///     subscription::{StageId, SubscribeOptions, SubscriptionId},
 /// };
 ///
 /// // A test of a dispatcher that accepts each stage once.
@@ -91,7 +96,10 @@ impl StageId {
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::{Backoff, Cancel, SubscribeOptions};
+/// use pipeline_core::{
+///     backoff::Backoff,
+///     subscription::{Cancel, SubscribeOptions},
+/// };
 ///
 /// let options = SubscribeOptions::new().cancel(Cancel::Transient);
 ///
@@ -109,8 +117,8 @@ pub enum Cancel {
     Transient,
     /// The consumer continues.
     Temporary,
-    /// The consumer continues, and subscribes again after growing delays until the producer is back. When the
-    /// producer has ended for good, this is like `Transient`.
+    /// The consumer continues, and subscribes again after growing delays until the producer is
+    /// back. When the producer has ended for good, this is like `Transient`.
     Reconnect(Backoff),
 }
 
@@ -130,7 +138,11 @@ impl Cancel {
 /// How a subscription ended: one end cancelled it, or the other end is gone.
 ///
 /// ```
-/// use pipeline_core::{Cancellation, Consumer, ExitReason, Subscription};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::Consumer,
+///     subscription::{Cancellation, Subscription},
+/// };
 ///
 /// struct Log;
 ///
@@ -188,8 +200,8 @@ impl fmt::Display for Cancellation {
 /// Who sends the demand of a subscription.
 ///
 /// ```
-/// # use pipeline_core::{Consumer, ExitReason};
-/// use pipeline_core::{DemandControl, SubscribeOptions, Subscription};
+/// # use pipeline_core::{ExitReason, stage::Consumer};
+/// use pipeline_core::subscription::{DemandControl, SubscribeOptions, Subscription};
 ///
 /// /// Asks for one kind of work at night, and for other work automatically.
 /// struct Backups {
@@ -234,7 +246,11 @@ pub enum DemandControl {
 /// in any task.
 ///
 /// ```
-/// use pipeline_core::{Consumer, DemandControl, ExitReason, SubscribeOptions, Subscription};
+/// use pipeline_core::{
+///     ExitReason,
+///     stage::Consumer,
+///     subscription::{DemandControl, SubscribeOptions, Subscription},
+/// };
 ///
 /// /// Takes one event after the other, whatever its options are.
 /// struct OneByOne;
@@ -270,7 +286,7 @@ struct Inner {
     max_demand: usize,
     min_demand: usize,
     /// For observers. The dispatcher of the producer has the authoritative count.
-    ledger: Apart<Ledger>,
+    ledger: CachePadded<Ledger>,
     /// Whether the producer has accepted it, and not removed it.
     at_producer: AtomicBool,
     /// Whether the consumer expects its events.
@@ -289,7 +305,7 @@ struct Ledger {
 /// read as often by the other end.
 #[derive(Default)]
 #[repr(align(128))]
-struct Apart<T>(T);
+struct CachePadded<T>(T);
 
 /// The two mailboxes that a subscription connects, for any event type.
 pub(crate) trait Link: Send + Sync {
@@ -311,7 +327,7 @@ impl Subscription {
             id,
             max_demand: options.max(),
             min_demand: options.min(),
-            ledger: Apart::default(),
+            ledger: CachePadded::default(),
             at_producer: AtomicBool::new(false),
             at_consumer: AtomicBool::new(false),
             link: Box::new(link),
@@ -326,11 +342,15 @@ impl Subscription {
 
     /// The `max_demand` of its options.
     ///
-    /// An automatic subscription keeps to it. For a manual one ([`DemandControl::Manual`]) it is a hint,
-    /// which the consumer may follow.
+    /// An automatic subscription keeps to it. For a manual one ([`DemandControl::Manual`]) it is a
+    /// hint, which the consumer may follow.
     ///
     /// ```
-    /// use pipeline_core::{Consumer, DemandControl, ExitReason, SubscribeOptions, Subscription};
+    /// use pipeline_core::{
+    ///     ExitReason,
+    ///     stage::Consumer,
+    ///     subscription::{DemandControl, SubscribeOptions, Subscription},
+    /// };
     ///
     /// /// Asks for a new event whenever it has finished one.
     /// struct Steady;
@@ -360,7 +380,7 @@ impl Subscription {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let mut pipeline = pipeline_core::Pipeline::builder("numbers")
-    /// #     .producer(pipeline_core::from_iter(0..10))
+    /// #     .producer(pipeline_core::source::from_iter(0..10))
     /// #     .consumer(Steady, SubscribeOptions::new().max_demand(3))
     /// #     .start()?;
     /// # assert_eq!(pipeline.join().await.unprocessed(), 0);
@@ -373,11 +393,13 @@ impl Subscription {
     }
 
     /// The `min_demand` of its options. If they have none, half of `max_demand`, or one less than
-    /// `max_demand` for a [`ConsumerSupervisor`](crate::ConsumerSupervisor). A hint, like
-    /// [`max_demand`](Self::max_demand).
+    /// `max_demand` for a [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor). A hint,
+    /// like [`max_demand`](Self::max_demand).
     ///
     /// ```
-    /// use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
+    /// use pipeline_core::{
+    ///     Graph, source::from_iter, step::for_each, subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -437,8 +459,8 @@ impl Subscription {
 
     /// Asks the producer for `demand` more events; 0 does nothing.
     ///
-    /// For a manual subscription ([`DemandControl::Manual`]). On an automatic one it asks for events
-    /// beyond `max_demand`. A subscription that has ended ignores it.
+    /// For a manual subscription ([`DemandControl::Manual`]). On an automatic one it asks for
+    /// events beyond `max_demand`. A subscription that has ended ignores it.
     pub fn ask(&self, demand: usize) {
         if demand > 0 {
             self.0.link.ask(self.0.id, demand, self.0.at_producer.load(Ordering::Relaxed));
@@ -450,7 +472,12 @@ impl Subscription {
     /// reason.
     ///
     /// ```
-    /// use pipeline_core::{Cancel, ExitReason, Graph, SubscribeOptions, for_each, from_iter};
+    /// use pipeline_core::{
+    ///     ExitReason, Graph,
+    ///     source::from_iter,
+    ///     step::for_each,
+    ///     subscription::{Cancel, SubscribeOptions},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -483,7 +510,12 @@ impl Subscription {
     /// arrive, and wait.
     ///
     /// ```
-    /// use pipeline_core::{Graph, QueueOptions, SubscribeOptions, for_each, queue};
+    /// use pipeline_core::{
+    ///     Graph,
+    ///     source::{QueueOptions, queue},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -531,11 +563,11 @@ impl fmt::Debug for Subscription {
 ///
 /// A consumer asks for `max_demand` events when it subscribes, and again, up to `max_demand`,
 /// whenever no more than `min_demand` are outstanding. For a
-/// [`ConsumerSupervisor`](crate::ConsumerSupervisor), `max_demand` is the number of workers alive
-/// at once.
+/// [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor), `max_demand` is the number of
+/// workers alive at once.
 ///
 /// ```
-/// use pipeline_core::SubscribeOptions;
+/// use pipeline_core::subscription::SubscribeOptions;
 ///
 /// let options = SubscribeOptions::new().max_demand(50).min_demand(40);
 /// assert!(options.check().is_ok());
@@ -582,9 +614,9 @@ impl SubscribeOptions {
     /// The number of outstanding events at which more are asked for; less than `max_demand`.
     /// Default half of `max_demand`, rounded down.
     ///
-    /// For a [`ConsumerSupervisor`](crate::ConsumerSupervisor) the default is `max_demand - 1`: it
-    /// asks for an event as soon as a worker is free. Demand for workers that become free together
-    /// is sent together.
+    /// For a [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor) the default is
+    /// `max_demand - 1`: it asks for an event as soon as a worker is free. Demand for workers that
+    /// become free together is sent together.
     pub fn min_demand(mut self, events: usize) -> Self {
         self.min_demand = Some(events);
         self
@@ -596,11 +628,11 @@ impl SubscribeOptions {
         self
     }
 
-    /// Adds an extension: a value for the producer's `handle_subscribe` or for its dispatcher. There
-    /// is one of each type; a second replaces the first.
+    /// Adds an extension: a value for the producer's `handle_subscribe` or for its dispatcher.
+    /// There is one of each type; a second replaces the first.
     ///
     /// ```
-    /// use pipeline_core::SubscribeOptions;
+    /// use pipeline_core::subscription::SubscribeOptions;
     ///
     /// struct Region(&'static str);
     ///

@@ -1,4 +1,4 @@
-//! The metrics of the stages.
+//! Metrics: the recorder of a component, and the metrics of stages and supervisors.
 
 mod batch_timer;
 mod samples;
@@ -23,7 +23,7 @@ pub(crate) use self::{
 ///
 /// ```
 /// use metrics::NoopRecorder;
-/// use pipeline_core::{Pipeline, Telemetry};
+/// use pipeline_core::{Pipeline, telemetry::Telemetry};
 ///
 /// let builder = Pipeline::builder("silent").telemetry(Telemetry::with_recorder(NoopRecorder));
 /// ```

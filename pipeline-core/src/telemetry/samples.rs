@@ -71,13 +71,13 @@ impl StageSamples {
                 "pipeline.stage.failures",
                 "How often a stage failed, whether it was started again or not",
             ),
-            busy: growing("pipeline.busy_time", "Milliseconds in which a stage worked"),
+            busy: growing("pipeline.stage.busy_time", "Milliseconds in which a stage worked"),
             waiting_for_events: growing(
-                "pipeline.event_wait_time",
+                "pipeline.stage.event_wait_time",
                 "Milliseconds in which a stage waited for events",
             ),
             waiting_for_demand: growing(
-                "pipeline.demand_wait_time",
+                "pipeline.stage.demand_wait_time",
                 "Milliseconds in which a stage waited for demand",
             ),
         }

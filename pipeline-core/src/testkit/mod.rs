@@ -4,7 +4,7 @@
 //! Requires the feature `test-kit`. On tokio's paused clock, time only passes when all tasks wait.
 //!
 //! ```
-//! use pipeline_core::{Graph, SubscribeOptions, testkit};
+//! use pipeline_core::{Graph, subscription::SubscribeOptions, testkit};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -86,7 +86,7 @@ pub async fn settle() {
 /// Cancel safe.
 ///
 /// ```
-/// use pipeline_core::{Graph, from_iter, testkit};
+/// use pipeline_core::{Graph, source::from_iter, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

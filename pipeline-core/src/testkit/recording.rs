@@ -16,7 +16,7 @@ use crate::{
 /// The [module](crate::testkit) has an example.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, testkit};
+/// use pipeline_core::{Pipeline, source::from_iter, subscription::SubscribeOptions, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -50,7 +50,9 @@ pub fn recording<E: Send + 'static>() -> (RecordingConsumer<E>, Recording<E>) {
 /// The consumer returned by [`recording`].
 ///
 /// ```
-/// use pipeline_core::{ExitReason, Pipeline, SubscribeOptions, from_iter, testkit};
+/// use pipeline_core::{
+///     ExitReason, Pipeline, source::from_iter, subscription::SubscribeOptions, testkit,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -81,7 +83,7 @@ type OnEvents<E> = Box<dyn FnMut(&[E], &Subscription) -> Result<(), ExitReason> 
 /// returns later ones.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, from_iter, testkit};
+/// use pipeline_core::{Pipeline, source::from_iter, subscription::SubscribeOptions, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

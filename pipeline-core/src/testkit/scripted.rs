@@ -21,7 +21,7 @@ use crate::{
 /// The [module](crate::testkit) has an example.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+/// use pipeline_core::{Pipeline, subscription::SubscribeOptions, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -49,7 +49,7 @@ pub fn scripted<E: Send + 'static>() -> (ScriptedProducer<E>, Script<E>) {
 /// The producer returned by [`scripted`].
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+/// use pipeline_core::{Pipeline, subscription::SubscribeOptions, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -75,7 +75,7 @@ pub struct ScriptedProducer<E: Send + 'static> {
 /// returns later ones.
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+/// use pipeline_core::{Pipeline, subscription::SubscribeOptions, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -120,7 +120,7 @@ struct Recorded {
 /// A command for a [`ScriptedProducer`].
 ///
 /// ```
-/// use pipeline_core::{Pipeline, SubscribeOptions, testkit};
+/// use pipeline_core::{Pipeline, subscription::SubscribeOptions, testkit};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

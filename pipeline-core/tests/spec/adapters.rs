@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use pipeline_core::{
-    Cancel, Cancellation, DemandMode, EventStream, ExitReason, Graph, Pipeline, Producer,
-    ProducerHandle, Stage, StartError, SubscribeError, SubscribeOptions, Subscription, from_iter,
-    from_stream,
+    ExitReason, Graph, Pipeline,
+    builder::StartError,
+    source::{from_iter, from_stream},
+    stage::{DemandMode, EventStream, Producer, ProducerHandle, Stage},
+    subscription::{Cancel, Cancellation, SubscribeError, SubscribeOptions, Subscription},
     testkit::{Recording, Script, assert_no_task_left, recording, scripted, settle},
 };
 use tokio::time;

@@ -4,7 +4,9 @@ use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Cancel, Deliveries, Dispatcher, ExitReason, SubscribeOptions, Subscriber, SubscriptionId,
+    ExitReason,
+    dispatcher::{Deliveries, Dispatcher, Subscriber},
+    subscription::{Cancel, SubscribeOptions, SubscriptionId},
     testkit::settle,
 };
 use pipeline_test_support::Log;

@@ -4,9 +4,10 @@ use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    BufferKeep, Caller, Cancel, Deliveries, DemandMode, Dispatcher, Emitter, ExitReason, Graph,
-    HandleCall, Pipeline, Producer, ProducerHandle, Stage, SubscribeOptions, Subscriber,
-    SubscriptionId,
+    ExitReason, Graph, Pipeline,
+    dispatcher::{Deliveries, Dispatcher, Subscriber},
+    stage::{BufferKeep, Caller, DemandMode, Emitter, HandleCall, Producer, ProducerHandle, Stage},
+    subscription::{Cancel, SubscribeOptions, SubscriptionId},
     testkit::{ScriptedProducer, settle},
 };
 use pipeline_test_support::Log;

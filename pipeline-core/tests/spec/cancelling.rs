@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use pipeline_core::{
-    Caller, Cancel, Cancellation, Consumer, DemandControl, Emitter, ExitReason, Graph, HandleCall,
-    HandleCast, HandleInfo, Pipeline, Producer, ProducerConsumer, ProducerHandle, Stage,
-    StageContext, StartError, SubscribeOptions, Subscription,
+    ExitReason, Graph, Pipeline,
+    builder::StartError,
+    stage::{
+        Caller, Consumer, Emitter, HandleCall, HandleCast, HandleInfo, Producer, ProducerConsumer,
+        ProducerHandle, Stage, StageContext,
+    },
+    subscription::{Cancel, Cancellation, DemandControl, SubscribeOptions, Subscription},
     testkit::{Command, assert_no_task_left, recording, scripted, settle},
 };
 

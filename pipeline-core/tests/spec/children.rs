@@ -6,7 +6,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pipeline_core::{Admission, ChildContext, ExitReason, Worker, testkit::settle};
+use pipeline_core::{
+    ExitReason,
+    supervisor::{Admission, ChildContext, Worker},
+    testkit::settle,
+};
 use tokio::{sync::oneshot, task, time::Instant};
 
 /// The result of a child's start.
@@ -110,7 +114,7 @@ impl Drop for Alive {
 }
 
 impl Worker<u64> for Children {
-    fn start(&self, event: &u64, _context: &ChildContext) -> Result<Admission, ExitReason> {
+    fn admit(&self, event: &u64, _context: &ChildContext) -> Result<Admission, ExitReason> {
         let kept = &mut *self.0.lock();
         kept.attempts += 1;
         let answer = match kept.answers.get_mut(event) {

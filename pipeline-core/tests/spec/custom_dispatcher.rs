@@ -4,8 +4,10 @@ use std::{collections::VecDeque, fmt::Debug, sync::Arc};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Cancellation, Deliveries, Dispatcher, Emitter, ExitReason, Graph, Pipeline, Producer,
-    ProducerHandle, Stage, SubscribeOptions, Subscriber, Subscription, SubscriptionId,
+    ExitReason, Graph, Pipeline,
+    dispatcher::{Deliveries, Dispatcher, Subscriber},
+    stage::{Emitter, Producer, ProducerHandle, Stage},
+    subscription::{Cancellation, SubscribeOptions, Subscription, SubscriptionId},
     testkit::{Recording, Script, recording, scripted, settle},
 };
 

@@ -9,8 +9,13 @@ use std::{
 };
 
 use pipeline_core::{
-    BroadcastDispatcher, BufferKeep, Caller, Cancel, DemandMode, Emitter, ExitReason, HandleCall,
-    HandleInfo, Producer, QueueOptions, RateLimit, Stage, SubscribeOptions, queue,
+    ExitReason,
+    dispatcher::BroadcastDispatcher,
+    source::{QueueOptions, queue},
+    stage::{
+        BufferKeep, Caller, DemandMode, Emitter, HandleCall, HandleInfo, Producer, RateLimit, Stage,
+    },
+    subscription::{Cancel, SubscribeOptions},
     testkit::{Command, settle},
 };
 use pipeline_test_support::Log;

@@ -2,8 +2,11 @@
 //! dispatchers alone.
 
 use pipeline_core::{
-    BroadcastDispatcher, Cancel, DemandMode, Graph, PartitionDispatcher, Pipeline, Stage,
-    SubscribeOptions, map,
+    Graph, Pipeline,
+    dispatcher::{BroadcastDispatcher, PartitionDispatcher},
+    stage::{DemandMode, Stage},
+    step::map,
+    subscription::{Cancel, SubscribeOptions},
     testkit::{recording, scripted, settle},
 };
 use pipeline_test_support::Log;

@@ -8,8 +8,9 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use pipeline_core::{
-    Caller, Cancel, Cancellation, Emitter, EventStream, ExitReason, HandleCall, Producer,
-    SubscribeOptions, Subscription,
+    ExitReason,
+    stage::{Caller, Emitter, EventStream, HandleCall, Producer},
+    subscription::{Cancel, Cancellation, SubscribeOptions, Subscription},
     testkit::{Command, settle},
 };
 

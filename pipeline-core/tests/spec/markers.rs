@@ -1,8 +1,10 @@
 //! Section 5.6: markers, and the marker cases of section 5.16.
 
 use pipeline_core::{
-    BufferKeep, Cancel, DemandMode, Emitter, ExitReason, Graph, HandleInfo, Producer,
-    ProducerHandle, StageContext, SubscribeOptions, testkit::settle,
+    ExitReason, Graph,
+    stage::{BufferKeep, DemandMode, Emitter, HandleInfo, Producer, ProducerHandle, StageContext},
+    subscription::{Cancel, SubscribeOptions},
+    testkit::settle,
 };
 use pipeline_test_support::Log;
 

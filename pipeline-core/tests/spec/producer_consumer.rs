@@ -1,7 +1,10 @@
 //! Section 5.8: producer-consumers, and their cases in section 5.16.
 
 use pipeline_core::{
-    BroadcastDispatcher, BufferKeep, Cancel, ExitReason, Stage, SubscribeOptions,
+    ExitReason,
+    dispatcher::BroadcastDispatcher,
+    stage::{BufferKeep, Stage},
+    subscription::{Cancel, SubscribeOptions},
     testkit::{Command, settle},
 };
 use pipeline_test_support::Log;

@@ -4,9 +4,12 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Caller, Cancellation, ConsumerHandle, DemandControl, Emitter, ExitReason, Graph, HandleCall,
-    HandleInfo, Pipeline, ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Stage,
-    StageContext, StageHandle, SubscribeOptions, Subscription,
+    ExitReason, Graph, Pipeline,
+    stage::{
+        Caller, ConsumerHandle, Emitter, HandleCall, HandleInfo, ProducerConsumer,
+        ProducerConsumerHandle, ProducerHandle, Stage, StageContext, StageHandle,
+    },
+    subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
     testkit::{
         Recording, RecordingConsumer, Script, ScriptedProducer, recording, scripted, settle,
     },

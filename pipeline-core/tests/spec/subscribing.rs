@@ -4,9 +4,14 @@ use std::{collections::VecDeque, sync::Arc};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Cancel, Cancellation, Consumer, Deliveries, DemandControl, DemandDispatcher, Dispatcher,
-    Emitter, ExitReason, Graph, ProducerConsumer, ProducerHandle, StartError, SubscribeError,
-    SubscribeOptions, Subscriber, Subscription, SubscriptionId,
+    ExitReason, Graph,
+    builder::StartError,
+    dispatcher::{Deliveries, DemandDispatcher, Dispatcher, Subscriber},
+    stage::{Consumer, Emitter, ProducerConsumer, ProducerHandle},
+    subscription::{
+        Cancel, Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription,
+        SubscriptionId,
+    },
     testkit::{ScriptedProducer, assert_no_task_left, recording, scripted, settle},
 };
 

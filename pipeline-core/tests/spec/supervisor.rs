@@ -4,8 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Cancel, ChildCount, ChildId, ChildState, ConsumerSupervisor, ExitReason, Graph, Pipeline,
-    ProducerHandle, Restart, SubscribeOptions, SupervisorHandle, TerminateError, TooManyRestarts,
+    ExitReason, Graph, Pipeline,
+    stage::ProducerHandle,
+    subscription::{Cancel, SubscribeOptions},
+    supervisor::{
+        ChildCount, ChildId, ChildState, ConsumerSupervisor, Restart, SupervisorHandle,
+        TerminateError, TooManyRestarts,
+    },
     testkit::{Script, ScriptedProducer, assert_no_task_left, scripted, settle},
 };
 use pipeline_test_support::Log;

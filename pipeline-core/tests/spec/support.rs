@@ -4,8 +4,10 @@ use std::{fmt, ops::Deref, sync::Arc};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Cancellation, Consumer, ConsumerHandle, Emitter, ExitReason, Graph, HandleInfo, Pipeline,
-    PipelineReport, Producer, Stage, StageHandle, StageReport, SubscribeOptions, Subscription,
+    ExitReason, Graph, Pipeline,
+    report::{PipelineReport, StageReport},
+    stage::{Consumer, ConsumerHandle, Emitter, HandleInfo, Producer, Stage, StageHandle},
+    subscription::{Cancellation, SubscribeOptions, Subscription},
     testkit::{
         Recording, RecordingConsumer, Script, ScriptedProducer, recording, scripted, settle,
     },

@@ -1,7 +1,12 @@
 //! Shared helpers of the stage tests.
 #![allow(clippy::unwrap_used, reason = "these are tests too")]
 
-use pipeline_core::{ConsumerSupervisor, Pipeline, Producer, SubscribeOptions, Worker};
+use pipeline_core::{
+    Pipeline,
+    stage::Producer,
+    subscription::SubscribeOptions,
+    supervisor::{ConsumerSupervisor, Worker},
+};
 
 /// A pipeline of a producer and supervised workers.
 pub(crate) fn supervised<P, W>(

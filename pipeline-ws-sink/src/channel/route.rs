@@ -3,7 +3,7 @@
 use std::{marker::PhantomData, sync::Arc};
 
 use async_trait::async_trait;
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 
 use super::{
     Channel,

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
 };
 
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 
 use crate::telemetry::{LineLimit, Tally, limited};
 

@@ -23,7 +23,7 @@ use std::{
 use futures::future::BoxFuture;
 use http::{HeaderName, Request, StatusCode};
 use hyper::body::Body;
-use pipeline_core::{Telemetry, Timeline};
+use pipeline_core::{telemetry::Telemetry, timed::Timeline};
 use thiserror::Error;
 use tokio::{task::coop::consume_budget, time};
 use tower_service::Service;

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use pipeline_core::{Telemetry, shown::shown};
+use pipeline_core::{shown::shown, telemetry::Telemetry};
 
 use super::{drainer::Drainer, longpoll::LongPoll, snapshot::RouteSnapshot};
 use crate::{

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 use tokio::{
     task::AbortHandle,
     time::{MissedTickBehavior, interval},

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::AtomicUsize};
 
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{admission::Admissions, sampler::Sampler, sockets::Sockets};

@@ -261,7 +261,7 @@ mod tests {
         Counter, Gauge, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString,
         Unit,
     };
-    use pipeline_core::Telemetry;
+    use pipeline_core::telemetry::Telemetry;
     use pipeline_test_support::{PATIENCE, Recorded, eventually};
     use tokio::{
         io::AsyncReadExt,
@@ -423,7 +423,7 @@ mod tests {
     async fn a_recorder_that_panics_loses_no_frame() {
         const EACH: usize = 3 * GATHER;
         let (flusher, recorded) = (Flusher::new(), Arc::default());
-        let telemetry = Telemetry::to(Faulty(Arc::clone(&recorded)));
+        let telemetry = Telemetry::with_recorder(Faulty(Arc::clone(&recorded)));
         let mut sockets = vec![];
         // More than one socket in each queue.
         for _ in 0..2 * flusher.queues.len() {

@@ -334,7 +334,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_empty_outbox_accepts_a_frame_although_the_limit_is_zero() {
-        let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+        let metrics =
+            Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global()));
         let (ours, _theirs) = duplex(12);
         let limits = OutboxLimits { frames: 0, bytes: 0 };
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);
@@ -385,7 +386,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_was_full_during_a_suspension_has_to_catch_up_from_then_on() {
-        let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+        let metrics =
+            Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global()));
         let (ours, mut client) = duplex(12);
         let limits = OutboxLimits { frames: 4, bytes: 1000 };
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);

@@ -298,7 +298,7 @@ fn shared(length: usize) -> SharedFrame {
 /// An outbox whose client takes nothing, among these.
 fn stuck(all: &Arc<Outboxes>, when_full: WhenFull) -> Arc<Outbox> {
     let limits = OutboxLimits { frames: 100_000, bytes: 1 << 20 };
-    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global()));
     let outbox = Outbox::new(Writer::Fetched, limits, metrics);
     Arc::new(outbox.among(all).when_full(when_full))
 }
@@ -339,7 +339,7 @@ async fn a_frame_for_many_sockets_counts_once_for_the_endpoint() {
 #[tokio::test]
 async fn written_frames_no_longer_count_although_their_times_are_not_recorded_yet() {
     let all = Arc::new(Outboxes::new(usize::MAX));
-    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global()));
     let writer = Writer::Task(Box::pin(tokio::io::sink()));
     let outbox = Arc::new(Outbox::new(writer, ROOMY, metrics.clone()).among(&all));
     for _ in 0..5 {
@@ -427,7 +427,7 @@ async fn a_writable_socket_is_not_closed_although_the_runtime_has_not_noticed() 
     while let Ok(count) = ours.try_write(&chunk) {
         sent += count;
     }
-    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global()));
+    let metrics = Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global()));
     let outbox =
         Outbox::new(Writer::Tcp(Arc::new(ours)), ROOMY, metrics).send_timeout(SEND_TIMEOUT);
     let outbox = Arc::new(outbox);
@@ -454,7 +454,7 @@ async fn nothing_is_recorded_while_the_outbox_is_locked() {
         [WhenFull::Disconnect, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::KeepLatest]
     {
         let recorder = LockProbe::default();
-        let telemetry = pipeline_core::Telemetry::to(recorder.clone());
+        let telemetry = pipeline_core::telemetry::Telemetry::with_recorder(recorder.clone());
         let metrics = Arc::new(SocketMetrics::register(&telemetry));
         let (ours, mut theirs) = duplex(200);
         let outbox = Outbox::new(Writer::Task(Box::pin(ours)), limits, metrics);

@@ -80,7 +80,7 @@ impl PresenceBuilder {
     /// This is `handle_metas/4` of `Phoenix.Presence`.
     ///
     /// ```
-    /// use pipeline_core::{QueueOptions, queue};
+    /// use pipeline_core::source::{QueueOptions, queue};
     /// use pipeline_ws_sink::{Presence, presence::PresenceDiff};
     ///
     /// // The start of a pipeline that handles arrivals.

@@ -2,7 +2,11 @@
 
 use std::{fmt, marker::PhantomData};
 
-use pipeline_core::{Emitter, ExitReason, ProducerConsumer, Subscription};
+use pipeline_core::{
+    ExitReason,
+    stage::{Emitter, ProducerConsumer},
+    subscription::Subscription,
+};
 
 use super::PubSub;
 
@@ -48,7 +52,10 @@ impl PubSub {
     /// until the demand is met.
     ///
     /// ```
-    /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter, map};
+    /// use pipeline_core::{
+    ///     Pipeline, source::from_iter, step::map, subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
+    /// };
     /// use pipeline_ws_sink::{Endpoint, pubsub::PreparedBroadcast};
     /// use serde_json::json;
     ///

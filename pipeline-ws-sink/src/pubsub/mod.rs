@@ -15,7 +15,7 @@ mod worker;
 
 use std::{fmt, pin::pin, sync::Arc};
 
-use pipeline_core::{Telemetry, Timeline};
+use pipeline_core::{telemetry::Telemetry, timed::Timeline};
 use thiserror::Error;
 use tokio::time::Instant;
 
@@ -131,7 +131,7 @@ impl PubSub {
 
     /// Sends an event to all subscribers of a topic, and records its timing.
     ///
-    /// `timeline` holds the times before this call: those of a [`Timed`](pipeline_core::Timed)
+    /// `timeline` holds the times before this call: those of a [`Timed`](pipeline_core::timed::Timed)
     /// item, `&item` or `item.timeline()`, or only the moment when it was enqueued. Recorded in
     /// milliseconds for each socket of this node, when the operating system has taken the last byte
     /// of the frame:
@@ -145,11 +145,11 @@ impl PubSub {
     /// - `pipeline.push_waited`: from then until its worker was started.
     /// - `pipeline.push_worked`: from then until this call.
     ///
-    /// If the item belongs to a [trace](pipeline_core::TraceContext), the call and each write are
+    /// If the item belongs to a [trace](pipeline_core::timed::TraceContext), the call and each write are
     /// logged at the level `trace`, with its `trace_id`.
     ///
     /// ```
-    /// use pipeline_core::Timed;
+    /// use pipeline_core::timed::Timed;
     /// use pipeline_ws_sink::{PubSub, pubsub::BroadcastError};
     /// use serde_json::json;
     ///

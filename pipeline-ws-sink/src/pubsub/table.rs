@@ -417,7 +417,10 @@ impl Drop for SubscriptionGuard {
 impl Table {
     /// A table that records nothing.
     pub(super) fn silent() -> Self {
-        Self::new(Arc::new(SocketMetrics::register(&pipeline_core::Telemetry::global())), None)
+        Self::new(
+            Arc::new(SocketMetrics::register(&pipeline_core::telemetry::Telemetry::global())),
+            None,
+        )
     }
 }
 
@@ -425,7 +428,7 @@ impl Table {
 mod tests {
     use std::{collections::BTreeSet, thread};
 
-    use pipeline_core::Telemetry;
+    use pipeline_core::telemetry::Telemetry;
     use pipeline_test_support::Log;
     use serde_json::json;
     use tokio::net::{TcpListener, TcpStream};
@@ -489,7 +492,8 @@ mod tests {
             WhenFull::block(),
         ] {
             let recorder = LockProbe::default();
-            let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
+            let metrics =
+                Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
             let table = Arc::new(Table::new(metrics.clone(), None));
             // The first takes everything at once, the second on request, and the third nothing.
             let writers = [
@@ -537,7 +541,8 @@ mod tests {
     async fn a_recorder_that_panics_loses_no_event_for_slow_subscribers() {
         let (log, _guard) = Log::keep();
         let recorder = LockProbe::default();
-        let metrics = Arc::new(SocketMetrics::register(&Telemetry::to(recorder.clone())));
+        let metrics =
+            Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
         let table = Arc::new(Table::new(metrics.clone(), None));
         let topic: Arc<str> = "t".into();
         let _listening = [WhenFull::block(), WhenFull::DropOldest].map(|when_full| {

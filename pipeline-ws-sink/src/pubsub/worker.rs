@@ -11,7 +11,11 @@ use std::{
     task::{Context, Poll},
 };
 
-use pipeline_core::{ChildContext, ExitReason, Reserved, Timeline, Worker};
+use pipeline_core::{
+    ExitReason,
+    supervisor::{ChildContext, Reserved, Worker},
+    timed::Timeline,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -29,7 +33,7 @@ use crate::{
 /// [`PubSub::broadcast_when_ready`].
 ///
 /// ```
-/// use pipeline_core::Timed;
+/// use pipeline_core::timed::Timed;
 /// use pipeline_ws_sink::{payload::PayloadError, pubsub::PreparedBroadcast};
 /// use serde_json::json;
 ///
@@ -111,16 +115,19 @@ impl PubSub {
     /// [`BroadcastWorker::max_waiting`]. An event whose function failed has no turn, since its
     /// topic is unknown: it is sent when the function succeeds. A supervisor of other workers
     /// upstream of the pushing one keeps no order: its children end when they end.
-    /// [`map`](pipeline_core::map) keeps the order.
+    /// [`map`](pipeline_core::step::map) keeps the order.
     ///
     /// One slow client does not delay the others, once there have been events for several topics or
     /// [`BroadcastWorker::max_waiting`] is set.
     ///
     /// For broadcasts that are [timed](PreparedBroadcast::timed), the metrics show where the time
-    /// went: use `broadcast.timed(item)` for an item that is [`Timed`](pipeline_core::Timed).
+    /// went: use `broadcast.timed(item)` for an item that is [`Timed`](pipeline_core::timed::Timed).
     ///
     /// ```
-    /// use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+    /// use pipeline_core::{
+    ///     Pipeline, source::from_iter, subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
+    /// };
     /// use pipeline_ws_sink::{Endpoint, pubsub::PreparedBroadcast};
     /// use serde_json::json;
     ///

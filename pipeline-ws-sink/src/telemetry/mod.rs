@@ -13,8 +13,8 @@ mod tally;
 mod timers;
 
 use metrics::Counter;
-use pipeline_core::Telemetry;
 pub(crate) use pipeline_core::shown::{described, shown};
+use pipeline_core::telemetry::Telemetry;
 
 pub use self::filter::ParamFilter;
 #[cfg(test)]

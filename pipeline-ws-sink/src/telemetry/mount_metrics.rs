@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 
 use super::{
     filter::ParamFilter,

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use metrics::Histogram;
-use pipeline_core::{Telemetry, Timeline, TraceContext};
+use pipeline_core::{
+    telemetry::Telemetry,
+    timed::{Timeline, TraceContext},
+};
 use tokio::time::Instant;
 
 use super::{Deliveries, shown};

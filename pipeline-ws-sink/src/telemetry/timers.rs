@@ -3,7 +3,7 @@
 use std::{cell::Cell, time::Duration};
 
 use metrics::Histogram;
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 use tokio::time::Instant;
 
 /// The outcome of a callback.
@@ -40,7 +40,7 @@ impl CallbackTimes {
     ) -> Self {
         Self(Outcome::ALL.map(|outcome| {
             let labels = [("status", outcome.status().to_owned()), (kind, of.to_owned())];
-            telemetry.milliseconds(name, description, labels)
+            telemetry.timer(name, description, labels)
         }))
     }
 

@@ -1,6 +1,6 @@
 //! A broadcast of events that cannot be cloned.
 
-use pipeline_core::{BroadcastDispatcher, Pipeline, Stage, from_iter};
+use pipeline_core::{Pipeline, dispatcher::BroadcastDispatcher, source::from_iter, stage::Stage};
 
 struct Ticket(u64);
 

@@ -1,6 +1,11 @@
 //! Dispatchers of text for producers of numbers, and a type that is not a dispatcher.
 
-use pipeline_core::{BroadcastDispatcher, PartitionDispatcher, Pipeline, Stage, from_iter};
+use pipeline_core::{
+    Pipeline,
+    dispatcher::{BroadcastDispatcher, PartitionDispatcher},
+    source::from_iter,
+    stage::Stage,
+};
 
 fn main() {
     let numbers = Stage::new(from_iter(0..10_u64)).dispatcher(BroadcastDispatcher::<String>::new);

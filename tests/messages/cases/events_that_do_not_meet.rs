@@ -1,6 +1,11 @@
 //! A producer of numbers, and a consumer of text.
 
-use pipeline_core::{Consumer, ExitReason, Pipeline, SubscribeOptions, Subscription, from_iter};
+use pipeline_core::{
+    ExitReason, Pipeline,
+    source::from_iter,
+    stage::Consumer,
+    subscription::{SubscribeOptions, Subscription},
+};
 
 struct Print;
 

@@ -1,8 +1,11 @@
 //! A producer of numbers, and a producer-consumer that receives text.
 
 use pipeline_core::{
-    Emitter, ExitReason, Pipeline, ProducerConsumer, SubscribeOptions, Subscription, for_each,
-    from_iter,
+    ExitReason, Pipeline,
+    source::from_iter,
+    stage::{Emitter, ProducerConsumer},
+    step::for_each,
+    subscription::{SubscribeOptions, Subscription},
 };
 
 struct Length;

@@ -1,6 +1,8 @@
 //! A consumer of text with options, after a producer of numbers.
 
-use pipeline_core::{Pipeline, Stage, SubscribeOptions, for_each, from_iter};
+use pipeline_core::{
+    Pipeline, source::from_iter, stage::Stage, step::for_each, subscription::SubscribeOptions,
+};
 
 fn main() {
     let print = Stage::new(for_each(async |line: String| println!("{line}")));

@@ -1,6 +1,6 @@
 //! A consumer where a producer belongs.
 
-use pipeline_core::{Consumer, ExitReason, Pipeline, Subscription};
+use pipeline_core::{ExitReason, Pipeline, stage::Consumer, subscription::Subscription};
 
 struct Print;
 

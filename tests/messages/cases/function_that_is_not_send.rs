@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use pipeline_core::{Pipeline, from_iter};
+use pipeline_core::{Pipeline, source::from_iter};
 
 fn main() {
     let offset = Rc::new(1);

@@ -2,7 +2,7 @@
 
 use std::{future::ready, rc::Rc};
 
-use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+use pipeline_core::{Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions};
 
 fn main() {
     let print = for_each(async |number: u64| {

@@ -1,6 +1,6 @@
 //! A function for text after a producer of numbers.
 
-use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+use pipeline_core::{Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions};
 
 fn main() {
     let _ = Pipeline::builder("lengths")

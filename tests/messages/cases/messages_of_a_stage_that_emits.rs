@@ -2,7 +2,10 @@
 
 use std::convert::Infallible;
 
-use pipeline_core::{Caller, Emitter, ExitReason, HandleCall, Producer, ProducerHandle};
+use pipeline_core::{
+    ExitReason,
+    stage::{Caller, Emitter, HandleCall, Producer, ProducerHandle},
+};
 
 struct Counter(u64);
 

@@ -2,7 +2,11 @@
 
 use std::convert::Infallible;
 
-use pipeline_core::{Consumer, ConsumerHandle, Emitter, ExitReason, HandleCast, Subscription};
+use pipeline_core::{
+    ExitReason,
+    stage::{Consumer, ConsumerHandle, Emitter, HandleCast},
+    subscription::Subscription,
+};
 
 struct Log;
 

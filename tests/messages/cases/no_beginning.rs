@@ -1,6 +1,6 @@
 //! A pipeline without a producer.
 
-use pipeline_core::{Pipeline, SubscribeOptions, for_each};
+use pipeline_core::{Pipeline, step::for_each, subscription::SubscribeOptions};
 
 fn main() {
     let print = for_each(async |number: u64| println!("{number}"));

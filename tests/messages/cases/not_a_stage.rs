@@ -1,6 +1,6 @@
 //! A type that is not a stage, in every place where a stage is expected.
 
-use pipeline_core::{Graph, Pipeline, SubscribeOptions, from_iter};
+use pipeline_core::{Graph, Pipeline, source::from_iter, subscription::SubscribeOptions};
 
 struct Plain;
 

@@ -1,6 +1,6 @@
 //! Functions that resemble workers and are none.
 
-use pipeline_core::ConsumerSupervisor;
+use pipeline_core::supervisor::ConsumerSupervisor;
 
 struct Fetch;
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use pipeline_core::{Consumer, ExitReason, Subscription};
+use pipeline_core::{ExitReason, stage::Consumer, subscription::Subscription};
 
 struct Count(Rc<u64>);
 

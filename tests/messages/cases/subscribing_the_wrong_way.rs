@@ -1,6 +1,6 @@
 //! A producer that subscribes to a consumer.
 
-use pipeline_core::{Graph, SubscribeOptions, for_each, from_iter};
+use pipeline_core::{Graph, source::from_iter, step::for_each, subscription::SubscribeOptions};
 
 fn main() {
     let mut graph = Graph::new("numbers");

@@ -1,6 +1,11 @@
 //! A stage for text that subscribes to numbers, before the start and after.
 
-use pipeline_core::{Graph, SubscribeError, SubscribeOptions, for_each, from_iter};
+use pipeline_core::{
+    Graph,
+    source::from_iter,
+    step::for_each,
+    subscription::{SubscribeError, SubscribeOptions},
+};
 
 async fn subscribe() -> Result<(), SubscribeError> {
     let mut graph = Graph::new("numbers");

@@ -1,6 +1,8 @@
 //! A supervisor without a worker.
 
-use pipeline_core::{ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+use pipeline_core::{
+    Pipeline, source::from_iter, subscription::SubscribeOptions, supervisor::ConsumerSupervisor,
+};
 
 fn main() {
     let _ = Pipeline::builder("numbers")

@@ -1,6 +1,6 @@
 //! A list and functions, unwrapped, where stages are expected.
 
-use pipeline_core::{Pipeline, SubscribeOptions, for_each, from_iter};
+use pipeline_core::{Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions};
 
 fn main() {
     let _ = Pipeline::builder("numbers").producer(vec![1, 2, 3]);

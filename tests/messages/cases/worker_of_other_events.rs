@@ -1,7 +1,10 @@
 //! Workers for text after a producer of numbers.
 
 use pipeline_core::{
-    ChildContext, ConsumerSupervisor, ExitReason, Pipeline, SubscribeOptions, Worker, from_iter,
+    ExitReason, Pipeline,
+    source::from_iter,
+    subscription::SubscribeOptions,
+    supervisor::{ChildContext, ConsumerSupervisor, Worker},
 };
 
 struct Fetch;

@@ -1,6 +1,6 @@
 //! A worker that captures a value that is not `Clone`, although each task gets a clone.
 
-use pipeline_core::ConsumerSupervisor;
+use pipeline_core::supervisor::ConsumerSupervisor;
 
 struct Connection;
 

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use pipeline_core::ConsumerSupervisor;
+use pipeline_core::supervisor::ConsumerSupervisor;
 
 fn main() {
     let offset = Rc::new(1);

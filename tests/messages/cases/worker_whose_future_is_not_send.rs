@@ -2,7 +2,7 @@
 
 use std::{future::ready, rc::Rc};
 
-use pipeline_core::ConsumerSupervisor;
+use pipeline_core::supervisor::ConsumerSupervisor;
 
 fn main() {
     let _ = ConsumerSupervisor::<u64, _>::new(async |event: &u64| {

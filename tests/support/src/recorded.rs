@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use metrics::Key;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use parking_lot::Mutex;
-use pipeline_core::Telemetry;
+use pipeline_core::telemetry::Telemetry;
 
 /// Counters and samples recorded since the last call.
 #[derive(Debug)]

@@ -4,7 +4,10 @@
 //! and that nothing flows while a producer accumulates (S-132).
 
 use super::{Case, Seen, seen};
-use crate::{BroadcastDispatcher, SubscribeError, SubscribeOptions};
+use crate::{
+    dispatcher::BroadcastDispatcher,
+    subscription::{SubscribeError, SubscribeOptions},
+};
 
 /// Raw subscribers with these names.
 fn raws(names: &[&'static str]) -> Case<u32> {

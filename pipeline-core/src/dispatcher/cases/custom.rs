@@ -5,7 +5,11 @@
 use std::collections::VecDeque;
 
 use super::{Case, seen};
-use crate::{Deliveries, Dispatcher, ExitReason, SubscribeOptions, Subscriber, SubscriptionId};
+use crate::{
+    ExitReason,
+    dispatcher::{Deliveries, Dispatcher, Subscriber},
+    subscription::{SubscribeOptions, SubscriptionId},
+};
 
 /// A minimal dispatcher: it answers no ask unless a field says so.
 #[derive(Default)]

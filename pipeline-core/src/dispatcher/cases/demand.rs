@@ -1,7 +1,7 @@
 //! The demand dispatcher: S-107 to S-118, X-001, X-002, X-009.
 
 use super::{Case, seen};
-use crate::DemandDispatcher;
+use crate::dispatcher::DemandDispatcher;
 
 /// Raw subscribers a, b and c of a producer that emits what the test passes in.
 fn abc(dispatcher: DemandDispatcher) -> Case<u32> {

@@ -7,7 +7,10 @@
 use std::collections::BTreeMap;
 
 use super::{Case, Seen, seen};
-use crate::{BadPartition, PartitionDispatcher, SubscribeError, SubscribeOptions};
+use crate::{
+    dispatcher::PartitionDispatcher,
+    subscription::{BadPartition, SubscribeError, SubscribeOptions},
+};
 
 fn parity(n: &u32) -> Option<u32> {
     Some(n % 2)

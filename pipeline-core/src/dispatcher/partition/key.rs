@@ -17,13 +17,14 @@ struct Key {
 
 impl SubscribeOptions {
     /// The partition to take events from, for a producer with a
-    /// [`PartitionDispatcher`](crate::PartitionDispatcher); other dispatchers ignore it.
+    /// [`PartitionDispatcher`](crate::dispatcher::PartitionDispatcher); other dispatchers ignore
+    /// it.
     ///
     /// It has to have the type that names the partitions. A bare number works for every integer
     /// type, although its type is `i32` to the compiler.
     ///
     /// ```
-    /// use pipeline_core::SubscribeOptions;
+    /// use pipeline_core::subscription::SubscribeOptions;
     ///
     /// let first = SubscribeOptions::new().partition(0);
     /// let europe = SubscribeOptions::new().partition("eu");

@@ -2,7 +2,6 @@
 
 mod key;
 mod stable_hash;
-mod waiting;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -11,7 +10,7 @@ use std::{
     mem, vec,
 };
 
-use self::{key::Names, stable_hash::stable_hash, waiting::Waiting};
+use self::{key::Names, stable_hash::stable_hash};
 use super::{Deliveries, DemandDispatcher, Dispatcher, Marker, Subscriber, demand::take_front};
 use crate::{
     exit::ExitReason,
@@ -22,9 +21,9 @@ use crate::{
 /// consumer and in order.
 ///
 /// The partitions are fixed, and each has at most one consumer, which names it with
-/// [`SubscribeOptions::partition`](crate::SubscribeOptions::partition). A missing, unknown or taken
-/// partition is refused with [`SubscribeError::BadPartition`]. With [`shared`](Self::shared), a
-/// partition may have several consumers.
+/// [`SubscribeOptions::partition`](crate::subscription::SubscribeOptions::partition). A missing,
+/// unknown or taken partition is refused with [`SubscribeError::BadPartition`]. With
+/// [`shared`](Self::shared), a partition may have several consumers.
 ///
 /// # Where events wait
 ///
@@ -46,7 +45,7 @@ use crate::{
 /// one subscription instead of the producer.
 ///
 /// ```
-/// use pipeline_core::{PartitionDispatcher, SubscribeOptions};
+/// use pipeline_core::{dispatcher::PartitionDispatcher, subscription::SubscribeOptions};
 ///
 /// struct Order {
 ///     user: u64,
@@ -65,12 +64,12 @@ use crate::{
 /// Names need a function that maps events to them; omitting it does not compile (case S-133):
 ///
 /// ```compile_fail,E0061
-/// # use pipeline_core::PartitionDispatcher;
+/// # use pipeline_core::dispatcher::PartitionDispatcher;
 /// let dispatcher = PartitionDispatcher::<u64, &str>::by_key(["odd", "even"]);
 /// ```
 ///
 /// ```compile_fail,E0599
-/// # use pipeline_core::PartitionDispatcher;
+/// # use pipeline_core::dispatcher::PartitionDispatcher;
 /// let dispatcher = PartitionDispatcher::<u64, &str>::numbered(2);
 /// ```
 #[must_use]
@@ -79,7 +78,7 @@ pub struct PartitionDispatcher<E, K> {
     /// Indexed by the place in `names`.
     partitions: Vec<Partition<E>>,
     subscriptions: HashMap<SubscriptionId, usize>,
-    markers: Waiting,
+    markers: PendingMarkers,
     hash: Hashing<E, K>,
     shared: bool,
     /// The total demand of all consumers.
@@ -121,7 +120,7 @@ impl<E: Hash> PartitionDispatcher<E, usize> {
     /// If there are 0 partitions.
     ///
     /// ```
-    /// use pipeline_core::{PartitionDispatcher, SubscribeOptions};
+    /// use pipeline_core::{dispatcher::PartitionDispatcher, subscription::SubscribeOptions};
     ///
     /// let dispatcher = PartitionDispatcher::<String, _>::numbered(4);
     /// let last = SubscribeOptions::new().partition(3);
@@ -159,7 +158,7 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
     /// If there are 0 partitions.
     ///
     /// ```
-    /// use pipeline_core::PartitionDispatcher;
+    /// use pipeline_core::dispatcher::PartitionDispatcher;
     ///
     /// // "eu:shoes" becomes "shoes", for the partition "eu".
     /// let dispatcher = PartitionDispatcher::by_hash(
@@ -186,7 +185,7 @@ impl<E, K: Eq + Hash + fmt::Debug + 'static> PartitionDispatcher<E, K> {
             partitions: (0..names.len()).map(|_| Partition::new(alone())).collect(),
             names,
             subscriptions: HashMap::new(),
-            markers: Waiting::default(),
+            markers: PendingMarkers::default(),
             hash,
             shared: false,
             demand: 0,
@@ -367,6 +366,38 @@ impl<E, K> fmt::Debug for PartitionDispatcher<E, K> {
             .field("consumers", &self.subscriptions.len())
             .field("shared", &self.shared)
             .finish_non_exhaustive()
+    }
+}
+
+/// Markers in the order of their arrival, each with the number of events that have to leave each
+/// partition's queue before it. Events queued behind a marker do not delay it.
+#[derive(Debug, Default)]
+struct PendingMarkers(VecDeque<(Marker, Vec<usize>)>);
+
+impl PendingMarkers {
+    /// Puts a marker behind `queued` events of each partition.
+    fn push(&mut self, marker: Marker, queued: Vec<usize>) {
+        self.0.push_back((marker, queued));
+    }
+
+    /// How many events may leave this partition's queue before the next marker.
+    fn room(&self, partition: usize) -> usize {
+        let ahead = self.0.iter().map(|(_, ahead)| ahead[partition]);
+        ahead.into_iter().find(|events| *events > 0).unwrap_or(usize::MAX)
+    }
+
+    /// Records that events have left this partition's queue; returns the markers that are no longer
+    /// preceded by events.
+    fn left<E>(&mut self, partition: usize, events: usize, out: &mut Deliveries<E>) {
+        for (_, ahead) in &mut self.0 {
+            ahead[partition] = ahead[partition].saturating_sub(events);
+        }
+        while let Some(&(marker, ref ahead)) = self.0.front()
+            && ahead.iter().all(|events| *events == 0)
+        {
+            out.info(marker);
+            self.0.pop_front();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use slab::Slab;
 
-use crate::source::waiting::Line;
+use crate::source::wait_list::WaitList;
 
 /// The index of a lane in all tables. It is reused for another key once the lane is closed.
 pub(super) type LaneId = usize;
@@ -31,7 +31,7 @@ pub(super) struct Lane<K, T> {
     pub(super) weight: u32,
     /// Oldest first.
     pub(super) items: VecDeque<Parcel<T>>,
-    pub(super) line: Line<Parcel<T>>,
+    pub(super) wait_list: WaitList<Parcel<T>>,
 }
 
 /// An item and its cost.
@@ -44,12 +44,12 @@ pub(super) struct Parcel<T> {
 impl<K, T> Lane<K, T> {
     /// Whether the lane can be dropped without losing anything.
     pub(super) fn is_idle(&self) -> bool {
-        self.items.is_empty() && self.line.is_empty()
+        self.items.is_empty() && self.wait_list.is_empty()
     }
 
     /// The cost of the item that leaves next.
     pub(super) fn cost(&self) -> u32 {
-        let next = self.items.front().or_else(|| self.line.first());
+        let next = self.items.front().or_else(|| self.wait_list.first());
         next.map_or(1, |parcel| parcel.cost)
     }
 }
@@ -87,8 +87,8 @@ impl<K: Hash + Eq + Clone, T> Lanes<K, T> {
             }
             Entry::Vacant(entry) => {
                 let key = entry.key().clone();
-                let (items, line) = (VecDeque::new(), Line::new());
-                *entry.insert(self.lanes.insert(Lane { key, weight, items, line }))
+                let (items, wait_list) = (VecDeque::new(), WaitList::new());
+                *entry.insert(self.lanes.insert(Lane { key, weight, items, wait_list }))
             }
         }
     }

@@ -14,8 +14,8 @@ use std::{fmt, future::Future, hash::Hash, sync::Arc, time::Duration};
 pub use self::options::FairQueueOptions;
 use self::{options::Rules, state::State};
 use super::{
-    end::{MaxAge, PushEnd, TakeEnd, ends},
-    outcome::{Closed, OfferOutcome, TryPushError},
+    Closed, OfferOutcome, TryPushError,
+    ends::{MaxAge, PushEnd, TakeEnd, ends},
     store::Bounded,
 };
 use crate::{
@@ -37,9 +37,10 @@ use crate::{
 /// using Deficit Round Robin", 1996). The work for an item does not grow with the number of keys.
 ///
 /// Items that consumers have asked for have left the queue, and come before all items that are
-/// still in it. So keep demand low: workers of a [`ConsumerSupervisor`](crate::ConsumerSupervisor)
-/// ask for as many items as they can start at once; for another consumer, choose a small
-/// [`max_demand`](crate::SubscribeOptions::max_demand).
+/// still in it. So keep demand low: workers of a
+/// [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor) ask for as many items as they can
+/// start at once; for another consumer, choose a small
+/// [`max_demand`](crate::subscription::SubscribeOptions::max_demand).
 ///
 /// The queue ends, and its pipeline with it, once it is closed or every handle is dropped, and all
 /// its items have been taken.
@@ -50,7 +51,10 @@ use crate::{
 ///
 /// ```
 /// use pipeline_core::{
-///     ConsumerSupervisor, FairQueueOptions, Pipeline, SubscribeOptions, fair_queue,
+///     Pipeline,
+///     source::{FairQueueOptions, fair_queue},
+///     subscription::SubscribeOptions,
+///     supervisor::ConsumerSupervisor,
 /// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -91,7 +95,7 @@ where
 /// The pushing end of a fair queue. Cheap to clone; any task may hold one.
 ///
 /// ```
-/// use pipeline_core::{FairQueueOptions, OfferOutcome, TryPushError, fair_queue};
+/// use pipeline_core::source::{FairQueueOptions, OfferOutcome, TryPushError, fair_queue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -155,12 +159,12 @@ where
     /// Pushes an item at once, discarding one if there is no room, as [`FairQueueOptions::keep`]
     /// says:
     ///
-    /// - [`BufferKeep::First`](crate::BufferKeep::First): discards the new item.
-    /// - [`BufferKeep::Last`](crate::BufferKeep::Last), if the key is full: discards the oldest
-    ///   item of that key.
-    /// - [`BufferKeep::Last`](crate::BufferKeep::Last), if the whole queue is full: discards the
-    ///   oldest item of the key with the most items, which is this key unless another has more. So
-    ///   the key that floods the queue loses items.
+    /// - [`BufferKeep::First`](crate::stage::BufferKeep::First): discards the new item.
+    /// - [`BufferKeep::Last`](crate::stage::BufferKeep::Last), if the key is full: discards the
+    ///   oldest item of that key.
+    /// - [`BufferKeep::Last`](crate::stage::BufferKeep::Last), if the whole queue is full: discards
+    ///   the oldest item of the key with the most items, which is this key unless another has more.
+    ///   So the key that floods the queue loses items.
     ///
     /// It never waits, so it overtakes waiting callers of [`push`](Self::push).
     ///
@@ -206,7 +210,7 @@ where
     }
 
     /// The number of discarded items, of all keys: offered items without room, and items that were
-    /// too old. They are not in the [`PipelineReport`](crate::PipelineReport).
+    /// too old. They are not in the [`PipelineReport`](crate::report::PipelineReport).
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()
@@ -252,12 +256,16 @@ where
     ///
     /// Events that a stage has asked for have left the queue and have no limit. So give the stages
     /// between the queue and the slow part of the pipeline a small
-    /// [`max_demand`](crate::SubscribeOptions::max_demand): by default, each asks for 1,000 events.
+    /// [`max_demand`](crate::subscription::SubscribeOptions::max_demand): by default, each asks for
+    /// 1,000 events.
     ///
     /// ```
     /// use std::time::Duration;
     ///
-    /// use pipeline_core::{FairQueueOptions, Timed, fair_queue};
+    /// use pipeline_core::{
+    ///     source::{FairQueueOptions, fair_queue},
+    ///     timed::Timed,
+    /// };
     ///
     /// let (queue, _producer) = fair_queue::<u64, Timed<&str>>(FairQueueOptions::new());
     /// let queue = queue.max_age(Duration::from_secs(2));
@@ -282,7 +290,10 @@ where
     /// As for [`push`](Self::push).
     ///
     /// ```
-    /// use pipeline_core::{FairQueueOptions, Timed, fair_queue};
+    /// use pipeline_core::{
+    ///     source::{FairQueueOptions, fair_queue},
+    ///     timed::Timed,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -320,7 +331,9 @@ impl<K, T> fmt::Debug for FairQueue<K, T> {
 /// ```
 /// use futures::TryStreamExt;
 /// use pipeline_core::{
-///     Cancel, FairQueueOptions, FairQueueProducer, Pipeline, SubscribeOptions, fair_queue,
+///     Pipeline,
+///     source::{FairQueueOptions, FairQueueProducer, fair_queue},
+///     subscription::{Cancel, SubscribeOptions},
 /// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]

@@ -12,11 +12,11 @@ use std::{
 
 use proptest::prelude::*;
 
-use super::state::{Entry, Limits, Place, State};
+use super::state::{Entry, KeyTicket, Limits, State};
 use crate::{
     buffer::BufferKeep,
     source::{
-        outcome::{Closed, TryPushError},
+        Closed, TryPushError,
         store::{Bounded, Offered, Pushed, Store},
     },
 };
@@ -39,7 +39,7 @@ struct Model {
     /// The items of each key, oldest first.
     held: BTreeMap<char, VecDeque<Item>>,
     /// The waiting pushers, in the order of their arrival.
-    line: Vec<(Place, Item, Arc<Woken>)>,
+    waiting: Vec<(KeyTicket, Item, Arc<Woken>)>,
     /// The items that left.
     out: VecDeque<Item>,
     next: u32,
@@ -47,9 +47,9 @@ struct Model {
 
 impl Model {
     fn new(capacity: usize, key_capacity: usize, keep: BufferKeep) -> Self {
-        let (held, line, out) = (BTreeMap::new(), Vec::new(), VecDeque::new());
+        let (held, waiting, out) = (BTreeMap::new(), Vec::new(), VecDeque::new());
         let limits = Limits { capacity, key_capacity, keep, quantum: 2 };
-        Self { state: State::new(limits), held, line, out, next: 0 }
+        Self { state: State::new(limits), held, waiting, out, next: 0 }
     }
 
     fn entry(&mut self, key: char, weight: u32, cost: u32) -> Entry<char, Item> {
@@ -102,9 +102,9 @@ impl Model {
                 assert!(!full);
                 self.held(item.0).push_back(item);
             }
-            Pushed::Waits(place) => {
+            Pushed::Waits(ticket) => {
                 assert!(full);
-                self.line.push((place, item, woken));
+                self.waiting.push((ticket, item, woken));
             }
             Pushed::Closed(back) => {
                 assert!(self.state.is_closed());
@@ -156,11 +156,11 @@ impl Model {
 
     /// Checks that exactly the woken pushers have moved up or have their item back.
     fn notice_who_moved_up(&mut self) {
-        for (place, item, woken) in mem::take(&mut self.line) {
-            let outcome = self.state.poll(place, &woken.clone().into());
+        for (ticket, item, woken) in mem::take(&mut self.waiting) {
+            let outcome = self.state.poll(ticket, &woken.clone().into());
             assert_eq!(outcome.is_ready(), woken.0.load(Ordering::Relaxed), "{item:?}");
             match outcome {
-                Poll::Pending => self.line.push((place, item, woken)),
+                Poll::Pending => self.waiting.push((ticket, item, woken)),
                 Poll::Ready(Ok(())) => self.held(item.0).push_back(item),
                 Poll::Ready(Err(Closed(back))) => {
                     assert!(self.state.is_closed());
@@ -171,16 +171,16 @@ impl Model {
     }
 
     fn leave(&mut self, n: usize) {
-        if n < self.line.len() {
-            let (place, item, _) = self.line.remove(n);
-            assert_eq!(self.state.leave(place), Some(item));
+        if n < self.waiting.len() {
+            let (ticket, item, _) = self.waiting.remove(n);
+            assert_eq!(self.state.leave(ticket), Some(item));
         }
     }
 
     fn close(&mut self) {
         self.state.close().into_iter().for_each(Waker::wake);
         self.notice_who_moved_up();
-        assert!(self.line.is_empty());
+        assert!(self.waiting.is_empty());
     }
 
     fn check(&mut self) {
@@ -190,12 +190,12 @@ impl Model {
             assert_eq!(self.state.len_of(key), held.len());
             assert!(held.len() <= self.state.limits.key_capacity);
         }
-        for key in self.line.iter().map(|(_, item, _)| item.0).collect::<Vec<_>>() {
+        for key in self.waiting.iter().map(|(_, item, _)| item.0).collect::<Vec<_>>() {
             assert!(self.is_full(key), "{key} waits while there is room");
         }
-        let waiting = |key: &char| self.line.iter().any(|(_, item, _)| item.0 == *key);
+        let waits = |key: &char| self.waiting.iter().any(|(_, item, _)| item.0 == *key);
         let holds = |key: &char| self.held.get(key).is_some_and(|held| !held.is_empty());
-        let busy = ('a'..='z').filter(|key| holds(key) || waiting(key));
+        let busy = ('a'..='z').filter(|key| holds(key) || waits(key));
         assert_eq!(self.state.lanes.iter().count(), busy.count());
     }
 }
@@ -230,7 +230,7 @@ proptest! {
         }
         model.take(usize::MAX);
         model.check();
-        prop_assert!(model.state.lanes.is_empty() && model.line.is_empty());
+        prop_assert!(model.state.lanes.is_empty() && model.waiting.is_empty());
     }
 
     /// Pushed items leave in the same order, whether they had to wait for room or not.

@@ -15,7 +15,7 @@ const DEFAULT_KEY_CAPACITY: usize = 100;
 /// full.
 ///
 /// ```
-/// use pipeline_core::{FairQueueOptions, fair_queue};
+/// use pipeline_core::source::{FairQueueOptions, fair_queue};
 ///
 /// #[derive(Clone, PartialEq, Eq, Hash)]
 /// struct User {

@@ -15,9 +15,9 @@ use crate::{
     buffer::BufferKeep,
     discarding::Discarding,
     source::{
-        outcome::{Closed, TryPushError},
+        Closed, TryPushError,
         store::{Bounded, Offered, Pushed, Store, Taken},
-        waiting::{Taker, Ticket, Tickets},
+        wait_list::{ReaderWaker, Ticket, Tickets},
     },
 };
 
@@ -38,7 +38,7 @@ pub(super) struct State<K, T> {
     entering: Rounds,
     lengths: Lengths,
     tickets: Tickets,
-    taker: Taker,
+    reader: ReaderWaker,
     closed: bool,
     discarding: Discarding,
 }
@@ -63,9 +63,9 @@ pub(super) struct Entry<K, T> {
     pub(super) cost: u32,
 }
 
-/// A place in the wait list of a key.
+/// A ticket of the wait list of a key.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct KeyTicket {
     lane: LaneId,
     ticket: Ticket,
 }
@@ -86,7 +86,7 @@ impl<K, T> State<K, T> {
             entering: Rounds::new(1),
             lengths: Lengths::default(),
             tickets: Tickets::default(),
-            taker: Taker::default(),
+            reader: ReaderWaker::default(),
             closed: false,
             discarding: Discarding::default(),
         }
@@ -113,12 +113,12 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         }
     }
 
-    /// Inserts an item. Returns the waker of the taker, if it waits.
+    /// Inserts an item. Returns the waker of the reader, if it waits.
     fn insert(&mut self, id: LaneId, parcel: Parcel<T>) -> Option<Waker> {
         self.lanes[id].items.push_back(parcel);
         self.held += 1;
         self.settle(id);
-        self.taker.take()
+        self.reader.take()
     }
 
     /// Moves up waiting items as far as there is room.
@@ -126,7 +126,7 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
         while !self.closed && self.held < self.limits.capacity {
             let next = self.entering.next(|_| 1);
             let Some((id, (parcel, waker))) =
-                next.and_then(|id| Some((id, self.lanes[id].line.pop()?)))
+                next.and_then(|id| Some((id, self.lanes[id].wait_list.pop()?)))
             else {
                 break;
             };
@@ -138,7 +138,7 @@ impl<K: Hash + Eq + Clone, T> State<K, T> {
     /// Updates everything that depends on a lane, and removes the lane if it is empty.
     fn settle(&mut self, id: LaneId) {
         let lane = &self.lanes[id];
-        let (held, waits) = (lane.items.len(), !lane.line.is_empty());
+        let (held, waits) = (lane.items.len(), !lane.wait_list.is_empty());
         self.lengths.set(id, held);
         if held > 0 || waits && !self.closed {
             self.leaving.join(id, lane.weight);
@@ -185,9 +185,9 @@ impl<K, T> Bounded for State<K, T> {
 
     fn close(&mut self) -> Vec<Waker> {
         self.closed = true;
-        let mut wake: Vec<Waker> = self.taker.take().into_iter().collect();
+        let mut wake: Vec<Waker> = self.reader.take().into_iter().collect();
         for (id, lane) in self.lanes.iter() {
-            wake.extend(lane.line.wakers());
+            wake.extend(lane.wait_list.wakers());
             if lane.items.is_empty() {
                 // Waiting items are returned, not emitted.
                 self.leaving.leave(id);
@@ -199,7 +199,7 @@ impl<K, T> Bounded for State<K, T> {
 
 impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
     type Entry = Entry<K, T>;
-    type Ticket = Place;
+    type Ticket = KeyTicket;
 
     const DISCARDING: &'static str = "the queue or a key of it is full, discarding";
 
@@ -221,7 +221,7 @@ impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
         }
     }
 
-    fn push(&mut self, entry: Entry<K, T>, waker: &Waker) -> Pushed<T, Place> {
+    fn push(&mut self, entry: Entry<K, T>, waker: &Waker) -> Pushed<T, KeyTicket> {
         let Entry { key, weight, item, cost } = entry;
         if self.closed {
             return Pushed::Closed(item);
@@ -231,25 +231,25 @@ impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
             return Pushed::In(self.insert(id, Parcel { item, cost }));
         }
         let ticket = self.tickets.draw();
-        self.lanes[id].line.join(ticket, Parcel { item, cost }, waker.clone());
+        self.lanes[id].wait_list.join(ticket, Parcel { item, cost }, waker.clone());
         self.settle(id);
-        Pushed::Waits(Place { lane: id, ticket })
+        Pushed::Waits(KeyTicket { lane: id, ticket })
     }
 
-    fn poll(&mut self, place: Place, waker: &Waker) -> Poll<Result<(), Closed<T>>> {
-        let Some(lane) = self.lanes.get_mut(place.lane) else {
+    fn poll(&mut self, ticket: KeyTicket, waker: &Waker) -> Poll<Result<(), Closed<T>>> {
+        let Some(lane) = self.lanes.get_mut(ticket.lane) else {
             return Poll::Ready(Ok(()));
         };
-        let outcome = lane.line.poll(place.ticket, waker, self.closed);
+        let outcome = lane.wait_list.poll(ticket.ticket, waker, self.closed);
         if outcome.is_ready() {
-            self.settle(place.lane);
+            self.settle(ticket.lane);
         }
         outcome.map_err(|Closed(parcel)| Closed(parcel.item))
     }
 
-    fn leave(&mut self, place: Place) -> Option<T> {
-        let parcel = self.lanes.get_mut(place.lane)?.line.leave(place.ticket)?;
-        self.settle(place.lane);
+    fn leave(&mut self, ticket: KeyTicket) -> Option<T> {
+        let parcel = self.lanes.get_mut(ticket.lane)?.wait_list.leave(ticket.ticket)?;
+        self.settle(ticket.lane);
         Some(parcel.item)
     }
 
@@ -291,7 +291,7 @@ impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
             if let Some(parcel) = lane.items.pop_front() {
                 self.held -= 1;
                 out.push_back(parcel.item);
-            } else if let Some((parcel, waker)) = lane.line.pop() {
+            } else if let Some((parcel, waker)) = lane.wait_list.pop() {
                 taken.wake.push(waker);
                 out.push_back(parcel.item);
             }
@@ -308,7 +308,7 @@ impl<K: Hash + Eq + Clone, T> Store for State<K, T> {
     }
 
     fn poll_ready(&mut self, waker: &Waker) -> Poll<()> {
-        self.taker.poll(self.held > 0 || self.closed, waker)
+        self.reader.poll(self.held > 0 || self.closed, waker)
     }
 }
 
@@ -334,15 +334,15 @@ mod tests {
         }
     }
 
-    fn wait(state: &mut Fair, entry: Entry<char, Item>) -> Place {
+    fn wait(state: &mut Fair, entry: Entry<char, Item>) -> KeyTicket {
         match state.push(entry, Waker::noop()) {
-            Pushed::Waits(place) => place,
+            Pushed::Waits(ticket) => ticket,
             other => panic!("{other:?} instead of waiting"),
         }
     }
 
-    fn poll(state: &mut Fair, place: Place) -> Poll<Result<(), Closed<Item>>> {
-        state.poll(place, Waker::noop())
+    fn poll(state: &mut Fair, ticket: KeyTicket) -> Poll<Result<(), Closed<Item>>> {
+        state.poll(ticket, Waker::noop())
     }
 
     /// The keys and numbers of up to `count` items: `"a1 b2"`.
@@ -398,10 +398,11 @@ mod tests {
         let mut state = state(3, 9, BufferKeep::Last);
         fill(&mut state, "aaa");
         let entry = |key| Entry { weight: if key == 'a' { 3 } else { 1 }, ..entry(key, 9) };
-        let line: Vec<Place> = "aaaabb".chars().map(|key| wait(&mut state, entry(key))).collect();
+        let waiting: Vec<KeyTicket> =
+            "aaaabb".chars().map(|key| wait(&mut state, entry(key))).collect();
         let mut moved_up = |count| {
             take(&mut state, count);
-            let moved_up = line.iter().map(|place| poll(&mut state, *place).is_ready());
+            let moved_up = waiting.iter().map(|ticket| poll(&mut state, *ticket).is_ready());
             moved_up.map(u8::from).collect::<Vec<_>>()
         };
         // The items of a leave and make room, three in its turn.

@@ -6,8 +6,8 @@ use std::{fmt, future::Future, time::Duration};
 
 use self::state::State;
 use super::{
-    end::{MaxAge, PushEnd, TakeEnd, ends},
-    outcome::{Closed, OfferOutcome, TryPushError},
+    Closed, OfferOutcome, TryPushError,
+    ends::{MaxAge, PushEnd, TakeEnd, ends},
     store::Bounded,
 };
 use crate::{
@@ -30,7 +30,12 @@ const DEFAULT_CAPACITY: usize = 10_000;
 /// If the capacity is 0.
 ///
 /// ```
-/// use pipeline_core::{ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, queue};
+/// use pipeline_core::{
+///     Pipeline,
+///     source::{QueueOptions, queue},
+///     subscription::SubscribeOptions,
+///     supervisor::ConsumerSupervisor,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -60,7 +65,10 @@ pub fn queue<T: Send + 'static>(options: QueueOptions) -> (Queue<T>, QueueProduc
 /// The options of a queue: its capacity, and what happens when it is full.
 ///
 /// ```
-/// use pipeline_core::{BufferKeep, OfferOutcome, QueueOptions, queue};
+/// use pipeline_core::{
+///     source::{OfferOutcome, QueueOptions, queue},
+///     stage::BufferKeep,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -109,7 +117,10 @@ impl Default for QueueOptions {
 /// The pushing end of a queue. Cheap to clone; any task may hold one.
 ///
 /// ```
-/// use pipeline_core::{BufferKeep, OfferOutcome, QueueOptions, TryPushError, queue};
+/// use pipeline_core::{
+///     source::{OfferOutcome, QueueOptions, TryPushError, queue},
+///     stage::BufferKeep,
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -143,7 +154,7 @@ impl<T: Send + 'static> Queue<T> {
     /// ```
     /// use std::time::Duration;
     ///
-    /// use pipeline_core::{QueueOptions, queue};
+    /// use pipeline_core::source::{QueueOptions, queue};
     /// use tokio::time::timeout;
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -206,7 +217,7 @@ impl<T: Send + 'static> Queue<T> {
     }
 
     /// The number of discarded items: offered items without room, and items that were too old. They
-    /// are not in the [`PipelineReport`](crate::PipelineReport).
+    /// are not in the [`PipelineReport`](crate::report::PipelineReport).
     #[must_use]
     pub fn discarded(&self) -> u64 {
         self.end.discarded()
@@ -217,7 +228,7 @@ impl<T: Send + 'static> Queue<T> {
     /// Callers that wait for room get their items back.
     ///
     /// ```
-    /// use pipeline_core::{Closed, QueueOptions, queue};
+    /// use pipeline_core::source::{Closed, QueueOptions, queue};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -247,7 +258,10 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     /// does the same.
     ///
     /// ```
-    /// use pipeline_core::{QueueOptions, Timed, TraceContext, queue};
+    /// use pipeline_core::{
+    ///     source::{QueueOptions, queue},
+    ///     timed::{Timed, TraceContext},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -274,12 +288,16 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     ///
     /// Events that a stage has asked for have left the queue and have no limit. So give the stages
     /// between the queue and the slow part of the pipeline a small
-    /// [`max_demand`](crate::SubscribeOptions::max_demand): by default, each asks for 1,000 events.
+    /// [`max_demand`](crate::subscription::SubscribeOptions::max_demand): by default, each asks for
+    /// 1,000 events.
     ///
     /// ```
     /// use std::time::Duration;
     ///
-    /// use pipeline_core::{QueueOptions, Timed, queue};
+    /// use pipeline_core::{
+    ///     source::{QueueOptions, queue},
+    ///     timed::Timed,
+    /// };
     ///
     /// let (queue, _producer) = queue::<Timed<&str>>(QueueOptions::new());
     /// let queue = queue.max_age(Duration::from_secs(2));
@@ -304,7 +322,13 @@ impl<T: Send + 'static> Queue<Timed<T>> {
     /// As for [`push`](Self::push).
     ///
     /// ```
-    /// use pipeline_core::{Pipeline, QueueOptions, SubscribeOptions, Timed, for_each, queue};
+    /// use pipeline_core::{
+    ///     Pipeline,
+    ///     source::{QueueOptions, queue},
+    ///     step::for_each,
+    ///     subscription::SubscribeOptions,
+    ///     timed::Timed,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -348,7 +372,11 @@ impl<T> fmt::Debug for Queue<T> {
 ///
 /// ```
 /// use pipeline_core::{
-///     Pipeline, ProducerHandle, QueueOptions, QueueProducer, SubscribeOptions, for_each, queue,
+///     Pipeline,
+///     source::{QueueOptions, QueueProducer, queue},
+///     stage::ProducerHandle,
+///     step::for_each,
+///     subscription::SubscribeOptions,
 /// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]

@@ -10,23 +10,23 @@ use crate::{
     buffer::BufferKeep,
     discarding::Discarding,
     source::{
-        outcome::{Closed, TryPushError},
+        Closed, TryPushError,
         store::{Bounded, Offered, Pushed, Store, Taken},
-        waiting::{Line, Taker, Ticket, Tickets},
+        wait_list::{ReaderWaker, Ticket, Tickets, WaitList},
     },
 };
 
 /// A bounded FIFO queue.
 ///
-/// `line` is empty unless the queue is full or closed.
+/// `wait_list` is empty unless the queue is full or closed.
 #[derive(Debug)]
 pub(super) struct State<T> {
     items: VecDeque<T>,
     capacity: usize,
     keep: BufferKeep,
-    line: Line<T>,
+    wait_list: WaitList<T>,
     tickets: Tickets,
-    taker: Taker,
+    reader: ReaderWaker,
     closed: bool,
     discarding: Discarding,
 }
@@ -37,9 +37,9 @@ impl<T> State<T> {
             items: VecDeque::new(),
             capacity,
             keep,
-            line: Line::new(),
+            wait_list: WaitList::new(),
             tickets: Tickets::default(),
-            taker: Taker::default(),
+            reader: ReaderWaker::default(),
             closed: false,
             discarding: Discarding::default(),
         }
@@ -49,10 +49,10 @@ impl<T> State<T> {
         self.items.len() == self.capacity
     }
 
-    /// Inserts an item. Returns the waker of the taker, if it waits.
+    /// Inserts an item. Returns the waker of the reader, if it waits.
     fn insert(&mut self, item: T) -> Option<Waker> {
         self.items.push_back(item);
-        self.taker.take()
+        self.reader.take()
     }
 }
 
@@ -73,7 +73,7 @@ impl<T> Bounded for State<T> {
 
     fn close(&mut self) -> Vec<Waker> {
         self.closed = true;
-        self.line.wakers().chain(self.taker.take()).collect()
+        self.wait_list.wakers().chain(self.reader.take()).collect()
     }
 }
 
@@ -98,7 +98,7 @@ impl<T> Store for State<T> {
             Pushed::Closed(item)
         } else if self.is_full() {
             let ticket = self.tickets.draw();
-            self.line.join(ticket, item, waker.clone());
+            self.wait_list.join(ticket, item, waker.clone());
             Pushed::Waits(ticket)
         } else {
             Pushed::In(self.insert(item))
@@ -106,11 +106,11 @@ impl<T> Store for State<T> {
     }
 
     fn poll(&mut self, ticket: Ticket, waker: &Waker) -> Poll<Result<(), Closed<T>>> {
-        self.line.poll(ticket, waker, self.closed)
+        self.wait_list.poll(ticket, waker, self.closed)
     }
 
     fn leave(&mut self, ticket: Ticket) -> Option<T> {
-        self.line.leave(ticket)
+        self.wait_list.leave(ticket)
     }
 
     fn offer(&mut self, item: T) -> Result<Offered<T>, Closed<T>> {
@@ -144,7 +144,7 @@ impl<T> Store for State<T> {
             out.extend(self.items.drain(..count));
         }
         while !self.closed && !self.is_full() {
-            let Some((item, waker)) = self.line.pop() else {
+            let Some((item, waker)) = self.wait_list.pop() else {
                 break;
             };
             self.items.push_back(item);
@@ -159,7 +159,7 @@ impl<T> Store for State<T> {
     }
 
     fn poll_ready(&mut self, waker: &Waker) -> Poll<()> {
-        self.taker.poll(!self.items.is_empty() || self.closed, waker)
+        self.reader.poll(!self.items.is_empty() || self.closed, waker)
     }
 }
 
@@ -301,7 +301,7 @@ mod tests {
         ) {
             let keep = if last { BufferKeep::Last } else { BufferKeep::First };
             let mut state = state(capacity, keep);
-            let mut line: VecDeque<Ticket> = VecDeque::new();
+            let mut waiting: VecDeque<Ticket> = VecDeque::new();
             let (mut next, mut out, mut back, mut discarded) = (0u32, VecDeque::new(), 0u32, 0u32);
             let mut offered = std::collections::HashSet::new();
             for (step, n) in steps {
@@ -319,21 +319,21 @@ mod tests {
                     2 => {
                         next += 1;
                         if let Pushed::Waits(ticket) = state.push(next, Waker::noop()) {
-                            line.push_back(ticket);
+                            waiting.push_back(ticket);
                         }
                     }
                     3 => { state.take(n, &mut out); }
-                    _ => if let Some(ticket) = line.pop_back() {
+                    _ => if let Some(ticket) = waiting.pop_back() {
                         back += u32::from(state.leave(ticket).is_some());
                     },
                 }
                 prop_assert!(state.len() <= capacity);
-                prop_assert!(state.line.is_empty() || state.len() == capacity);
+                prop_assert!(state.wait_list.is_empty() || state.len() == capacity);
             }
             while state.len() > 0 {
                 state.take(usize::MAX, &mut out);
             }
-            prop_assert!(state.line.is_empty());
+            prop_assert!(state.wait_list.is_empty());
             let (jumped, queued): (Vec<u32>, Vec<u32>) =
                 out.iter().partition(|item| offered.contains(item));
             prop_assert!(jumped.is_sorted() && queued.is_sorted());

@@ -21,7 +21,7 @@ where
     /// [`CallError`] if the supervisor is not running.
     ///
     /// ```
-    /// use pipeline_core::{ConsumerSupervisor, Graph};
+    /// use pipeline_core::{Graph, supervisor::ConsumerSupervisor};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,7 +47,10 @@ where
     /// [`TerminateError`] if the child or the supervisor does not exist.
     ///
     /// ```
-    /// use pipeline_core::{ConsumerSupervisor, Graph, TerminateError};
+    /// use pipeline_core::{
+    ///     Graph,
+    ///     supervisor::{ConsumerSupervisor, TerminateError},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

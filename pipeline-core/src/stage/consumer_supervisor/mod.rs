@@ -66,13 +66,13 @@ use crate::{
 /// up](Self::on_given_up) when it has failed three times; all others continue.
 /// [`tries`](Self::tries) sets the number of tries and [`backoff`](Self::backoff) the delay.
 /// Given-up events are counted in the metric `pipeline.worker.given_up` and in the
-/// [report](crate::StageReport::given_up).
+/// [report](crate::report::StageReport::given_up).
 ///
 /// GenStage's rule is different: a child is restarted at once and without limit, but when there are
 /// more restarts within a time than [`max_restarts`](Self::max_restarts) allows, the supervisor
 /// ends, because restarting does not fix the problem. That is a failure of the stage,
 /// [`TooManyRestarts`], and with it of its pipeline, unless
-/// [`Stage::restarting`](crate::Stage::restarting) restarts it. Its producers receive
+/// [`Stage::restarting`](crate::stage::Stage::restarting) restarts it. Its producers receive
 /// [`ExitReason::Shutdown`].
 ///
 /// When its producer ends with [`ExitReason::Normal`], the supervisor lets its children finish and
@@ -86,7 +86,7 @@ use crate::{
 /// ```
 /// use std::time::Duration;
 ///
-/// use pipeline_core::{ConsumerSupervisor, ExitReason};
+/// use pipeline_core::{ExitReason, supervisor::ConsumerSupervisor};
 ///
 /// let resize = async |image: &Vec<u8>| {
 ///     if image.is_empty() {
@@ -146,8 +146,11 @@ pub struct ConsumerSupervisor<E, W> {
 /// The handle of a [`ConsumerSupervisor`].
 ///
 /// ```
-/// use pipeline_core::{CallError, SupervisorHandle, Worker};
-/// # use pipeline_core::{ConsumerSupervisor, Graph};
+/// use pipeline_core::{
+///     stage::CallError,
+///     supervisor::{SupervisorHandle, Worker},
+/// };
+/// # use pipeline_core::{Graph, supervisor::ConsumerSupervisor};
 ///
 /// /// Whether the supervisor has no children.
 /// async fn is_idle<W: Worker<u64>>(jobs: &SupervisorHandle<u64, W>) -> Result<bool, CallError> {
@@ -168,7 +171,10 @@ pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infal
 /// The id of a supervisor's child. A restarted child keeps its id.
 ///
 /// ```
-/// use pipeline_core::{ChildState, ConsumerSupervisor, Graph};
+/// use pipeline_core::{
+///     Graph,
+///     supervisor::{ChildState, ConsumerSupervisor},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -190,7 +196,10 @@ pub struct ChildId(u64);
 /// The state of a supervisor's child.
 ///
 /// ```
-/// use pipeline_core::{ChildState, ConsumerSupervisor, Graph};
+/// use pipeline_core::{
+///     Graph,
+///     supervisor::{ChildState, ConsumerSupervisor},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -222,7 +231,7 @@ pub enum ChildState {
 /// `count_children`, without `specs` and `supervisors`, which would always be 1 and 0.
 ///
 /// ```
-/// use pipeline_core::{ConsumerSupervisor, Graph};
+/// use pipeline_core::{Graph, supervisor::ConsumerSupervisor};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -249,7 +258,10 @@ pub struct ChildCount {
 /// Why a child was not terminated.
 ///
 /// ```
-/// use pipeline_core::{ConsumerSupervisor, ExitReason, Graph, TerminateError};
+/// use pipeline_core::{
+///     ExitReason, Graph,
+///     supervisor::{ConsumerSupervisor, TerminateError},
+/// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -418,8 +430,8 @@ where
     }
 
     /// The delay before an event is tried again; it keeps its slot meanwhile. Default from 100
-    /// milliseconds to 5 seconds with [`Jitter::Equal`](crate::Jitter::Equal), and no delay with
-    /// [`max_restarts`](Self::max_restarts).
+    /// milliseconds to 5 seconds with [`Jitter::Equal`](crate::backoff::Jitter::Equal), and no
+    /// delay with [`max_restarts`](Self::max_restarts).
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.tries.backoff = Some(backoff);
         self
@@ -430,15 +442,17 @@ where
     /// so it should not block.
     ///
     /// An event is given up when it has failed as often as [`tries`](Self::tries) allows, and when
-    /// its worker's `start` returns an error. It is logged and counted in any case.
+    /// its worker's `admit` returns an error. It is logged and counted in any case.
     ///
     /// A queue for such events has a pipeline of its own. Drain that pipeline after this one, which
     /// may give up events until it has ended.
     ///
     /// ```
     /// use pipeline_core::{
-    ///     Closed, ConsumerSupervisor, ExitReason, Pipeline, QueueOptions, SubscribeOptions, from_iter,
-    ///     queue,
+    ///     ExitReason, Pipeline,
+    ///     source::{Closed, QueueOptions, from_iter, queue},
+    ///     subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -502,7 +516,10 @@ where
     /// If it is 0.
     ///
     /// ```
-    /// use pipeline_core::{ConsumerSupervisor, Graph, SubscribeOptions, from_iter};
+    /// use pipeline_core::{
+    ///     Graph, source::from_iter, subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -533,7 +550,12 @@ where
     /// the number is fixed.
     ///
     /// ```
-    /// use pipeline_core::{Adaptive, ConsumerSupervisor, Pipeline, SubscribeOptions, from_iter};
+    /// use pipeline_core::{
+    ///     Pipeline,
+    ///     source::from_iter,
+    ///     subscription::SubscribeOptions,
+    ///     supervisor::{Adaptive, ConsumerSupervisor},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -559,7 +581,7 @@ where
     /// supervisor and all other children. If your workers may block, call this.
     ///
     /// ```
-    /// use pipeline_core::ConsumerSupervisor;
+    /// use pipeline_core::supervisor::ConsumerSupervisor;
     ///
     /// // Usually the value is cached. If not, it is read from disk.
     /// let load = async |path: &String| Ok(drop(std::fs::read(path)?));
@@ -698,7 +720,7 @@ where
         let mut context = self.context(0);
         let worker = &self.shared.worker;
         let accepted = contained_now(|| {
-            Ok(match worker.start(&event, &context)? {
+            Ok(match worker.admit(&event, &context)? {
                 Admission::Run => Some(worker.reserve(&event)),
                 Admission::Ignore => None,
             })
@@ -746,9 +768,9 @@ where
         self.waiting.len().min(free)
     }
 
-    /// Calls the worker's `start`.
+    /// Calls the worker's `admit`.
     fn attempt(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
-        contained_now(|| self.shared.worker.start(event, context))
+        contained_now(|| self.shared.worker.admit(event, context))
     }
 
     fn context(&self, restarts: u32) -> ChildContext {

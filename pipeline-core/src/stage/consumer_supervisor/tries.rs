@@ -39,15 +39,19 @@ fn usual() -> Backoff {
     Backoff::new(Duration::from_millis(100), Duration::from_secs(5)).jitter(Jitter::Equal)
 }
 
-/// The reason for which a [`ConsumerSupervisor`](crate::ConsumerSupervisor) ended whose children
-/// failed more often than its [`max_restarts`](crate::ConsumerSupervisor::max_restarts) allow. It
-/// is the error of an [`ExitReason::Failed`]. Its source is the error of the last child.
+/// The reason for which a [`ConsumerSupervisor`](crate::supervisor::ConsumerSupervisor) ended whose
+/// children failed more often than its
+/// [`max_restarts`](crate::supervisor::ConsumerSupervisor::max_restarts) allow. It is the error of
+/// an [`ExitReason::Failed`]. Its source is the error of the last child.
 ///
 /// ```
 /// use std::time::Duration;
 ///
 /// use pipeline_core::{
-///     ConsumerSupervisor, ExitReason, Pipeline, SubscribeOptions, TooManyRestarts, from_iter,
+///     ExitReason, Pipeline,
+///     source::from_iter,
+///     subscription::SubscribeOptions,
+///     supervisor::{ConsumerSupervisor, TooManyRestarts},
 /// };
 ///
 /// # #[tokio::main(flavor = "current_thread")]

@@ -23,7 +23,7 @@ use crate::{dispatcher::Dispatcher, exit::ExitReason, subscription::SubscribeOpt
 /// If the contract is broken, with the rule and the shortest failing sequence.
 ///
 /// ```
-/// use pipeline_core::{DemandDispatcher, testkit};
+/// use pipeline_core::{dispatcher::DemandDispatcher, testkit};
 ///
 /// testkit::check_dispatcher(DemandDispatcher::new);
 /// ```
@@ -36,7 +36,7 @@ pub fn check_dispatcher<D: Dispatcher<u64>>(make: impl Fn() -> D) {
 ///
 /// ```
 /// use pipeline_core::{
-///     BroadcastDispatcher,
+///     dispatcher::BroadcastDispatcher,
 ///     testkit::{Delivering, DispatcherCheck},
 /// };
 ///
@@ -73,12 +73,13 @@ pub enum Delivering {
 ///   that no subscriber wants are discarded;
 /// - in the end, when all are subscribed and ask for more than there is, everything is sent.
 ///
-/// One rule of the contract needs no check: [`Deliveries`](crate::Deliveries) sends no empty
-/// message.
+/// One rule of the contract needs no check: [`Deliveries`](crate::dispatcher::Deliveries) sends no
+/// empty message.
 ///
 /// ```
 /// use pipeline_core::{
-///     BroadcastDispatcher, PartitionDispatcher, SubscribeOptions,
+///     dispatcher::{BroadcastDispatcher, PartitionDispatcher},
+///     subscription::SubscribeOptions,
 ///     testkit::{Delivering, DispatcherCheck},
 /// };
 ///

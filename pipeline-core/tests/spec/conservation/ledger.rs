@@ -7,7 +7,9 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Deliveries, Delivery, Dispatcher, ExitReason, Marker, Subscriber, Subscription, SubscriptionId,
+    ExitReason,
+    dispatcher::{Deliveries, Delivery, Dispatcher, Marker, Subscriber},
+    subscription::{Subscription, SubscriptionId},
 };
 
 /// The `n`th event emitted by an incarnation of a stage.
@@ -248,8 +250,8 @@ impl<D: Dispatcher<Event>> Dispatcher<Event> for Watched<D> {
     }
 }
 
-/// A dispatcher with queues of its own: even events go to one subscriber, odd ones to another, and a
-/// third is refused.
+/// A dispatcher with queues of its own: even events go to one subscriber, odd ones to another, and
+/// a third is refused.
 #[derive(Default)]
 pub(super) struct Lanes {
     lanes: [Lane; 2],

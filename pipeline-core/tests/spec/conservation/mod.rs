@@ -1,8 +1,8 @@
 //! Random pipelines with random disturbances: every lost event is counted.
 //!
 //! The tested law (decision 8): every emitted event was handled, or is counted in a stage's report
-//! as pending, in progress or discarded. Also tested: the order on each subscription, that no consumer
-//! is sent more than it asked for, and that no task is left when a pipeline has ended.
+//! as pending, in progress or discarded. Also tested: the order on each subscription, that no
+//! consumer is sent more than it asked for, and that no task is left when a pipeline has ended.
 //!
 //! The plans are always the same. For others, set `PROPTEST_RNG_SEED`, and for more of them,
 //! `PROPTEST_CASES`.
@@ -14,7 +14,7 @@ mod stages;
 
 use std::{env, time::Duration};
 
-use pipeline_core::PipelineReport;
+use pipeline_core::report::PipelineReport;
 use proptest::{
     prelude::*,
     test_runner::{Config, RngSeed, TestCaseResult},

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use pipeline_core::{
-    Backoff, BufferKeep, Cancel, DemandMode, ExitReason, Jitter, RateLimit, SubscribeOptions,
-    WhenUnsubscribed,
+    ExitReason,
+    backoff::{Backoff, Jitter},
+    stage::{BufferKeep, DemandMode, RateLimit, WhenUnsubscribed},
+    subscription::{Cancel, SubscribeOptions},
 };
 use proptest::prelude::*;
 

@@ -3,9 +3,14 @@
 use std::{future::Future, thread, time::Duration};
 
 use pipeline_core::{
-    ConsumerHandle, ConsumerSupervisor, DemandDispatcher, DemandMode, ExitReason, Graph, Pipeline,
-    ProducerConsumerHandle, ProducerHandle, Stage, StageHandle, SubscribeOptions, Subscription,
-    SupervisorHandle, testkit::settle,
+    ExitReason, Graph, Pipeline,
+    dispatcher::DemandDispatcher,
+    stage::{
+        ConsumerHandle, DemandMode, ProducerConsumerHandle, ProducerHandle, Stage, StageHandle,
+    },
+    subscription::{SubscribeOptions, Subscription},
+    supervisor::{ConsumerSupervisor, SupervisorHandle},
+    testkit::settle,
 };
 use tokio::{
     runtime::{Builder, Handle},

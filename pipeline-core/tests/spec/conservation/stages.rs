@@ -4,8 +4,10 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Admission, Cancellation, ChildContext, Consumer, Emitter, ExitReason, HandleCast, HandleInfo,
-    Producer, ProducerConsumer, SubscribeOptions, Subscription, Worker,
+    ExitReason,
+    stage::{Consumer, Emitter, HandleCast, HandleInfo, Producer, ProducerConsumer},
+    subscription::{Cancellation, SubscribeOptions, Subscription},
+    supervisor::{Admission, ChildContext, Worker},
 };
 use tokio::time::{self, Instant};
 
@@ -340,7 +342,7 @@ impl Work {
 }
 
 impl Worker<Event> for Work {
-    fn start(&self, event: &Event, context: &ChildContext) -> Result<Admission, ExitReason> {
+    fn admit(&self, event: &Event, context: &ChildContext) -> Result<Admission, ExitReason> {
         if context.restarts() == 0 {
             self.kit.ledger.arrived(None, &[*event]);
         }

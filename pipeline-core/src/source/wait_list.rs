@@ -1,16 +1,16 @@
-//! The tasks that wait at a queue: pushers and the taker. Pure.
+//! The tasks that wait at a queue: pushers, and its reader. Pure.
 
 use std::{
     collections::BTreeMap,
     task::{Poll, Waker},
 };
 
-use super::outcome::Closed;
+use super::Closed;
 
 /// Items that wait for room, in the order of their arrival.
 #[derive(Debug)]
-pub(super) struct Line<T> {
-    places: BTreeMap<Ticket, Place<T>>,
+pub(super) struct WaitList<T> {
+    waiters: BTreeMap<Ticket, Waiter<T>>,
 }
 
 /// A place in the wait list.
@@ -24,37 +24,37 @@ pub(super) struct Tickets {
 }
 
 #[derive(Debug)]
-struct Place<T> {
+struct Waiter<T> {
     item: T,
     waker: Waker,
 }
 
-/// The waker of the taker, while it waits for items.
+/// The waker of the task that reads the queue, while it waits for items.
 #[derive(Debug, Default)]
-pub(super) struct Taker {
+pub(super) struct ReaderWaker {
     waker: Option<Waker>,
 }
 
-impl<T> Line<T> {
+impl<T> WaitList<T> {
     pub(super) fn new() -> Self {
-        Self { places: BTreeMap::new() }
+        Self { waiters: BTreeMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.waiters.is_empty()
     }
 
     pub(super) fn first(&self) -> Option<&T> {
-        self.places.first_key_value().map(|(_, place)| &place.item)
+        self.waiters.first_key_value().map(|(_, waiter)| &waiter.item)
     }
 
     pub(super) fn join(&mut self, ticket: Ticket, item: T, waker: Waker) {
-        self.places.insert(ticket, Place { item, waker });
+        self.waiters.insert(ticket, Waiter { item, waker });
     }
 
     /// Removes the first waiting item, with the waker of its pusher.
     pub(super) fn pop(&mut self) -> Option<(T, Waker)> {
-        self.places.pop_first().map(|(_, place)| (place.item, place.waker))
+        self.waiters.pop_first().map(|(_, waiter)| (waiter.item, waiter.waker))
     }
 
     /// The state of an item: moved up, still waiting, or returned because the queue is closed.
@@ -67,9 +67,9 @@ impl<T> Line<T> {
         if closed {
             return Poll::Ready(self.leave(ticket).map_or(Ok(()), |item| Err(Closed(item))));
         }
-        match self.places.get_mut(&ticket) {
-            Some(place) => {
-                place.waker.clone_from(waker);
+        match self.waiters.get_mut(&ticket) {
+            Some(waiter) => {
+                waiter.waker.clone_from(waker);
                 Poll::Pending
             }
             None => Poll::Ready(Ok(())),
@@ -78,11 +78,11 @@ impl<T> Line<T> {
 
     /// Leaves the wait list, with the item if it has not moved up yet.
     pub(super) fn leave(&mut self, ticket: Ticket) -> Option<T> {
-        self.places.remove(&ticket).map(|place| place.item)
+        self.waiters.remove(&ticket).map(|waiter| waiter.item)
     }
 
     pub(super) fn wakers(&self) -> impl Iterator<Item = Waker> {
-        self.places.values().map(|place| place.waker.clone())
+        self.waiters.values().map(|waiter| waiter.waker.clone())
     }
 }
 
@@ -94,14 +94,14 @@ impl Tickets {
     }
 }
 
-impl Taker {
+impl ReaderWaker {
     /// Ready, or registers the waker.
     pub(super) fn poll(&mut self, is_ready: bool, waker: &Waker) -> Poll<()> {
         if is_ready {
             return Poll::Ready(());
         }
         match &mut self.waker {
-            Some(taker) => taker.clone_from(waker),
+            Some(reader) => reader.clone_from(waker),
             None => self.waker = Some(waker.clone()),
         }
         Poll::Pending
@@ -128,13 +128,13 @@ mod tests {
     #[test]
     fn the_waker_of_the_last_poll_is_woken() {
         let [first, last]: [Waker; 2] = [Arc::new(Task).into(), Arc::new(Task).into()];
-        let mut line = Line::new();
+        let mut list = WaitList::new();
         let ticket = Tickets::default().draw();
-        line.join(ticket, 1, first.clone());
-        assert!(line.poll(ticket, &last, false).is_pending());
-        assert!(line.pop().unwrap().1.will_wake(&last));
-        let mut taker = Taker::default();
-        assert!(taker.poll(false, &first).is_pending() && taker.poll(false, &last).is_pending());
-        assert!(taker.take().unwrap().will_wake(&last));
+        list.join(ticket, 1, first.clone());
+        assert!(list.poll(ticket, &last, false).is_pending());
+        assert!(list.pop().unwrap().1.will_wake(&last));
+        let mut reader = ReaderWaker::default();
+        assert!(reader.poll(false, &first).is_pending() && reader.poll(false, &last).is_pending());
+        assert!(reader.take().unwrap().will_wake(&last));
     }
 }

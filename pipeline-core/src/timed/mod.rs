@@ -1,17 +1,24 @@
-//! An item with its times.
+//! An item with its times on its way through a pipeline.
+
+mod timeline;
+mod trace_context;
 
 use std::ops::Deref;
 
 use tokio::time::Instant;
 
-use crate::{stage::started_at, timeline::Timeline, trace_context::TraceContext};
+pub use self::{
+    timeline::Timeline,
+    trace_context::{TraceContext, TraceContextError, TraceId},
+};
+use crate::stage::started_at;
 
 /// An item with the time at which it entered the pipeline, so that its whole way can be timed.
 ///
 /// It derefs to the item.
 ///
 /// ```
-/// use pipeline_core::Timed;
+/// use pipeline_core::timed::Timed;
 ///
 /// let timed = Timed::now("hello");
 /// assert_eq!(timed.len(), 5);
@@ -35,7 +42,10 @@ impl<T> Timed<T> {
     /// written to a socket. Items without a trace are not logged.
     ///
     /// ```
-    /// use pipeline_core::{QueueOptions, Timed, TraceContext, queue};
+    /// use pipeline_core::{
+    ///     source::{QueueOptions, queue},
+    ///     timed::{Timed, TraceContext},
+    /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -66,12 +76,17 @@ impl<T> Timed<T> {
     /// The times of the item on its way.
     ///
     /// The time at which it left its queue is known for a [queue of timed
-    /// items](crate::Queue::timed). The start of its worker is known in the worker: in the future
-    /// that [`Worker::run`](crate::Worker::run) returns, and not in tasks that it spawns.
+    /// items](crate::source::Queue::timed). The start of its worker is known in the worker: in the
+    /// future that [`Worker::run`](crate::supervisor::Worker::run) returns, and not in tasks that
+    /// it spawns.
     ///
     /// ```
     /// use pipeline_core::{
-    ///     ConsumerSupervisor, Pipeline, QueueOptions, SubscribeOptions, Timed, queue,
+    ///     Pipeline,
+    ///     source::{QueueOptions, queue},
+    ///     subscription::SubscribeOptions,
+    ///     supervisor::ConsumerSupervisor,
+    ///     timed::Timed,
     /// };
     ///
     /// # #[tokio::main(flavor = "current_thread")]

@@ -4,10 +4,14 @@
 /// S-023: `NotAConsumer`. A producer receives nothing, so there is nothing it could subscribe to.
 ///
 /// ```compile_fail,E0308
-/// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
+/// # use pipeline_core::{
+/// #     stage::ProducerHandle,
+/// #     subscription::{SubscribeError, SubscribeOptions},
+/// #     testkit::{RecordingConsumer, ScriptedProducer},
+/// # };
 /// # async fn subscribe(
 /// #     producer: ProducerHandle<ScriptedProducer<u64>>,
-/// #     consumer: pipeline_core::ConsumerHandle<RecordingConsumer<u64>>,
+/// #     consumer: pipeline_core::stage::ConsumerHandle<RecordingConsumer<u64>>,
 /// #     another: ProducerHandle<ScriptedProducer<u64>>,
 /// # ) -> Result<(), SubscribeError> {
 /// producer.subscribe(&another, SubscribeOptions::new()).await?;
@@ -16,10 +20,14 @@
 /// ```
 ///
 /// ```
-/// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
+/// # use pipeline_core::{
+/// #     stage::ProducerHandle,
+/// #     subscription::{SubscribeError, SubscribeOptions},
+/// #     testkit::{RecordingConsumer, ScriptedProducer},
+/// # };
 /// # async fn subscribe(
 /// #     producer: ProducerHandle<ScriptedProducer<u64>>,
-/// #     consumer: pipeline_core::ConsumerHandle<RecordingConsumer<u64>>,
+/// #     consumer: pipeline_core::stage::ConsumerHandle<RecordingConsumer<u64>>,
 /// #     another: ProducerHandle<ScriptedProducer<u64>>,
 /// # ) -> Result<(), SubscribeError> {
 /// consumer.subscribe(&another, SubscribeOptions::new()).await?;
@@ -30,10 +38,14 @@
 /// Neither a producer nor any other stage can subscribe to a consumer.
 ///
 /// ```compile_fail,E0308
-/// # use pipeline_core::{ProducerHandle, SubscribeError, SubscribeOptions, testkit::{RecordingConsumer, ScriptedProducer}};
+/// # use pipeline_core::{
+/// #     stage::ProducerHandle,
+/// #     subscription::{SubscribeError, SubscribeOptions},
+/// #     testkit::{RecordingConsumer, ScriptedProducer},
+/// # };
 /// # async fn subscribe(
 /// #     producer: ProducerHandle<ScriptedProducer<u64>>,
-/// #     consumer: pipeline_core::ConsumerHandle<RecordingConsumer<u64>>,
+/// #     consumer: pipeline_core::stage::ConsumerHandle<RecordingConsumer<u64>>,
 /// # ) -> Result<(), SubscribeError> {
 /// producer.subscribe(&consumer, SubscribeOptions::new()).await?;
 /// # Ok(())
@@ -46,7 +58,11 @@ fn s_023_a_producer_cannot_subscribe() {}
 ///
 /// ```compile_fail,E0308
 /// # use std::convert::Infallible;
-/// # use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+/// # use pipeline_core::{
+/// #     ExitReason,
+/// #     stage::{Consumer, Emitter, HandleCast},
+/// #     subscription::Subscription,
+/// # };
 /// # struct Last;
 /// # impl HandleCast<u64> for Last {
 /// async fn handle_cast(&mut self, message: u64, out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
@@ -58,7 +74,11 @@ fn s_023_a_producer_cannot_subscribe() {}
 ///
 /// ```
 /// # use std::convert::Infallible;
-/// # use pipeline_core::{Consumer, Emitter, ExitReason, HandleCast, Subscription};
+/// # use pipeline_core::{
+/// #     ExitReason,
+/// #     stage::{Consumer, Emitter, HandleCast},
+/// #     subscription::Subscription,
+/// # };
 /// # struct Last;
 /// # impl HandleCast<u64> for Last {
 /// async fn handle_cast(&mut self, message: u64, out: &mut Emitter<'_, Infallible>) -> Result<(), ExitReason> {
@@ -68,7 +88,7 @@ fn s_023_a_producer_cannot_subscribe() {}
 /// ```
 ///
 /// ```compile_fail,E0271
-/// # use pipeline_core::{Consumer, ExitReason, Subscription};
+/// # use pipeline_core::{ExitReason, stage::Consumer, subscription::Subscription};
 /// # struct Last;
 /// # impl Consumer for Last {
 /// # type Event = u64;
@@ -79,7 +99,7 @@ fn s_023_a_producer_cannot_subscribe() {}
 /// ```
 ///
 /// ```
-/// # use pipeline_core::{Consumer, ExitReason, Subscription};
+/// # use pipeline_core::{ExitReason, stage::Consumer, subscription::Subscription};
 /// # struct Last;
 /// # impl Consumer for Last {
 /// # type Event = u64;
@@ -94,13 +114,13 @@ fn s_060_a_consumer_cannot_emit() {}
 /// restarted with it forever.
 ///
 /// ```compile_fail,E0599
-/// # use pipeline_core::{ConsumerSupervisor, Restart};
+/// # use pipeline_core::supervisor::{ConsumerSupervisor, Restart};
 /// # let worker = async |_: &u64| Ok(());
 /// let supervisor = ConsumerSupervisor::<u64, _>::new(worker).restart(Restart::Permanent);
 /// ```
 ///
 /// ```
-/// # use pipeline_core::{ConsumerSupervisor, Restart};
+/// # use pipeline_core::supervisor::{ConsumerSupervisor, Restart};
 /// # let worker = async |_: &u64| Ok(());
 /// let supervisor = ConsumerSupervisor::<u64, _>::new(worker).restart(Restart::Temporary);
 /// ```
@@ -109,18 +129,18 @@ fn s_151_children_that_are_always_restarted() {}
 /// S-152: no worker, or two.
 ///
 /// ```compile_fail,E0061
-/// # use pipeline_core::ConsumerSupervisor;
+/// # use pipeline_core::supervisor::ConsumerSupervisor;
 /// let supervisor = ConsumerSupervisor::<u64, _>::new();
 /// ```
 ///
 /// ```compile_fail,E0061
-/// # use pipeline_core::ConsumerSupervisor;
+/// # use pipeline_core::supervisor::ConsumerSupervisor;
 /// # let (one, two) = (async |_: &u64| Ok(()), async |_: &u64| Ok(()));
 /// let supervisor = ConsumerSupervisor::<u64, _>::new(one, two);
 /// ```
 ///
 /// ```
-/// # use pipeline_core::ConsumerSupervisor;
+/// # use pipeline_core::supervisor::ConsumerSupervisor;
 /// # let one = async |_: &u64| Ok(());
 /// let supervisor = ConsumerSupervisor::<u64, _>::new(one);
 /// ```

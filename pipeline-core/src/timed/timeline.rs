@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{timed::Timed, trace_context::TraceContext};
+use super::{Timed, TraceContext};
 
 /// The times at which an item was enqueued, left its queue, and reached a worker, as far as they
 /// are known, and its trace.
@@ -18,7 +18,7 @@ use crate::{timed::Timed, trace_context::TraceContext};
 /// restarted.
 ///
 /// ```
-/// use pipeline_core::{Timed, Timeline};
+/// use pipeline_core::timed::{Timed, Timeline};
 ///
 /// let item = Timed::now("hello");
 /// let timeline = item.timeline();

@@ -2,18 +2,19 @@
 
 use std::{
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
+    mem,
+    pin::Pin,
     sync::{Arc as StdArc, OnceLock},
-    task::Waker,
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{task::coop, time::Instant};
 
 use super::{
-    outcome::{Closed, OfferOutcome, TryPushError},
-    push::Push,
-    store::{Bounded, Offered, Store},
+    Closed, OfferOutcome, TryPushError,
+    store::{Bounded, Offered, Pushed, Store},
 };
 use crate::{
     discarding::Seldom,
@@ -33,7 +34,7 @@ pub(super) fn ends<S: Bounded>(state: S) -> (PushEnd<S>, TakeEnd<S>) {
 
 /// The state shared by both ends.
 pub(super) struct Shared<S: Bounded> {
-    pub(super) state: Mutex<S>,
+    state: Mutex<S>,
     discarded: AtomicU64,
     /// Called on each item that leaves the queue, if set.
     stamp: OnceLock<Stamp<S::Item>>,
@@ -154,8 +155,8 @@ impl<S: Store> PushEnd<S> {
     }
 
     pub(super) fn try_push(&self, entry: S::Entry) -> Result<(), TryPushError<S::Item>> {
-        let taker = self.shared().state.lock().try_push(entry)?;
-        taker.into_iter().for_each(Waker::wake);
+        let reader = self.shared().state.lock().try_push(entry)?;
+        reader.into_iter().for_each(Waker::wake);
         Ok(())
     }
 
@@ -164,8 +165,8 @@ impl<S: Store> PushEnd<S> {
         let shared = self.shared();
         let offered = shared.state.lock().offer(entry)?;
         match offered {
-            Offered::Kept(taker) => {
-                taker.into_iter().for_each(Waker::wake);
+            Offered::Kept(reader) => {
+                reader.into_iter().for_each(Waker::wake);
                 Ok(OfferOutcome::Kept)
             }
             Offered::Discarded { item, displaced, first } => {
@@ -194,6 +195,76 @@ impl<S: Bounded> TakeEnd<S> {
 }
 
 /// The callbacks of the producer.
+/// The future of a push that waits for room.
+pub(super) struct Push<S: Store> {
+    shared: Arc<Shared<S>>,
+    step: Step<S>,
+}
+
+/// `Start` => `Waiting` (no room) => `Done`, or `Start` => `Done`.
+enum Step<S: Store> {
+    Start(S::Entry),
+    Waiting(S::Ticket),
+    Done,
+}
+
+impl<S: Store> Push<S> {
+    pub(super) fn new(shared: Arc<Shared<S>>, entry: S::Entry) -> Self {
+        Self { shared, step: Step::Start(entry) }
+    }
+}
+
+// Nothing in it is pinned: the item is moved out of it.
+impl<S: Store> Unpin for Push<S> {}
+
+impl<S: Store> Future for Push<S> {
+    type Output = Result<(), Closed<S::Item>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        // A task that pushes in a loop yields to others even if there is always room.
+        let coop = ready!(coop::poll_proceed(cx));
+        let outcome = match mem::replace(&mut this.step, Step::Done) {
+            Step::Start(entry) => {
+                let pushed = this.shared.state.lock().push(entry, cx.waker());
+                match pushed {
+                    Pushed::In(reader) => {
+                        reader.into_iter().for_each(Waker::wake);
+                        Poll::Ready(Ok(()))
+                    }
+                    Pushed::Closed(item) => Poll::Ready(Err(Closed(item))),
+                    Pushed::Waits(ticket) => {
+                        this.step = Step::Waiting(ticket);
+                        Poll::Pending
+                    }
+                }
+            }
+            Step::Waiting(ticket) => {
+                let outcome = this.shared.state.lock().poll(ticket, cx.waker());
+                if outcome.is_pending() {
+                    this.step = Step::Waiting(ticket);
+                }
+                outcome
+            }
+            Step::Done => Poll::Pending,
+        };
+        if outcome.is_ready() {
+            coop.made_progress();
+        }
+        outcome
+    }
+}
+
+impl<S: Store> Drop for Push<S> {
+    fn drop(&mut self) {
+        if let Step::Waiting(ticket) = self.step {
+            // The item is dropped outside the lock.
+            let item = self.shared.state.lock().leave(ticket);
+            drop(item);
+        }
+    }
+}
+
 impl<S: Store> TakeEnd<S> {
     pub(super) fn init<H>(&mut self, context: &StageContext<H>)
     where

@@ -12,27 +12,27 @@ use thiserror::Error;
 /// The trace of an item: its trace id and its parent id.
 ///
 /// It is the value of the HTTP header `traceparent`, as defined by W3C's [Trace Context]. An item
-/// carries it through a pipeline ([`Timed::with_trace`](crate::Timed::with_trace)), so that a push
-/// can be followed by one id from an HTTP request to the write to a socket: at the level `trace`,
-/// the steps of the item are logged with the field `trace_id`.
+/// carries it through a pipeline ([`Timed::with_trace`](crate::timed::Timed::with_trace)), so that
+/// a push can be followed by one id from an HTTP request to the write to a socket: at the level
+/// `trace`, the steps of the item are logged with the field `trace_id`.
 ///
 /// [Trace Context]: https://www.w3.org/TR/trace-context/
 ///
 /// ```
-/// use pipeline_core::TraceContext;
+/// use pipeline_core::timed::TraceContext;
 ///
 /// let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 /// let trace: TraceContext = header.parse()?;
 /// assert_eq!(trace.trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
 /// assert!(trace.is_sampled());
 /// assert_eq!(trace.to_string(), header);
-/// # Ok::<(), pipeline_core::TraceContextError>(())
+/// # Ok::<(), pipeline_core::timed::TraceContextError>(())
 /// ```
 ///
 /// An invalid header should be ignored, and a new trace started:
 ///
 /// ```
-/// use pipeline_core::TraceContext;
+/// use pipeline_core::timed::TraceContext;
 ///
 /// let trace: TraceContext = "nonsense".parse().unwrap_or_else(|_| TraceContext::random());
 /// assert!(!trace.is_sampled());
@@ -47,7 +47,7 @@ pub struct TraceContext {
 /// The id of a trace: 16 bytes, not all zero. It is displayed as 32 hexadecimal digits.
 ///
 /// ```
-/// use pipeline_core::TraceContext;
+/// use pipeline_core::timed::TraceContext;
 ///
 /// let id = TraceContext::random().trace_id();
 /// assert_eq!(id.to_string().len(), 32);
@@ -64,7 +64,7 @@ pub struct TraceId {
 /// Why a text is not a valid value of a `traceparent` header.
 ///
 /// ```
-/// use pipeline_core::{TraceContext, TraceContextError};
+/// use pipeline_core::timed::{TraceContext, TraceContextError};
 ///
 /// let fault = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01".parse::<TraceContext>();
 /// assert_eq!(fault, Err(TraceContextError::NoParentId));
