@@ -101,7 +101,7 @@ impl Sockets {
         self.closing.cancelled().await;
     }
 
-    /// Stops accepting sockets. OpenSocket sockets end when the draining runs. The first draining has all
+    /// Stops accepting sockets. Open sockets end when the draining runs. The first draining has all
     /// of them; another that begins meanwhile only waits.
     pub(crate) fn drain(&self) -> Draining {
         let mut table = self.table.lock();

@@ -57,7 +57,7 @@ pub(super) struct Backlog {
     taken: BatchLoad,
     /// How many bytes of the first frame have been written.
     written: usize,
-    /// PushStamp when the socket has been blocked, if it is.
+    /// Since when the socket has been blocked, if it is.
     blocked_since: Option<Instant>,
     /// Set when there was no room, until half of the room is free again.
     full: Option<Full>,

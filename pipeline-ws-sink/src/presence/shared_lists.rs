@@ -1,4 +1,4 @@
-//! SharedLists of topics with many presences.
+//! Lists of topics with many presences.
 
 use std::{
     collections::HashMap,
@@ -15,13 +15,13 @@ use tokio::{
 
 use super::PresenceList;
 
-/// SharedLists of topics with many presences.
+/// Lists of topics with many presences.
 ///
 /// Listing, encoding and sending a long list takes long, and when many clients join at once each of
 /// them is sent one. So tasks that ask for a topic at about the same time share a list, and only a
 /// few tasks at a time receive theirs. The tasks of other clients run in between.
 pub(super) struct SharedLists {
-    /// SharedLists that have been requested and are not done.
+    /// Lists that have been requested and are not done.
     asked: Mutex<HashMap<Arc<str>, Weak<OnceCell<PresenceList>>>>,
     turns: Semaphore,
 }

@@ -261,7 +261,7 @@ impl fmt::Display for Expected {
         match &self.kind {
             ExpectedKind::Push { event, .. } => write!(f, "push of {event:?}")?,
             ExpectedKind::Reply { reference, status } => {
-                write!(f, "reply {status:?} to {reference}")?
+                write!(f, "reply {status:?} to {reference}")?;
             }
             ExpectedKind::Broadcast { event } => write!(f, "broadcast of {event:?}")?,
         }
