@@ -18,7 +18,7 @@
 //!
 //! # A whole program
 //!
-#![doc = concat!("```no_run\n", include_str!("../examples/forty_lines.rs"), "```")]
+#![doc = concat!("```no_run\n", include_str!("../examples/quickstart.rs"), "```")]
 //!
 //! # Features
 //!

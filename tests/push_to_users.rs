@@ -410,20 +410,19 @@ async fn a_second_signal_skips_the_rest_of_the_drain() {
     assert_eq!(status.code(), Some(1));
 }
 
-/// A project folder with only the files that npm needs to install the page's packages.
-fn bare_project(name: &str) -> PathBuf {
+/// A folder with only the files that npm needs to install the page's packages.
+fn bare_folder(name: &str) -> PathBuf {
     let bare = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
-    let (from, to) = ("examples/push_to_users", bare.join("examples/push_to_users"));
-    fs::create_dir_all(&to).unwrap();
+    fs::create_dir_all(&bare).unwrap();
     for file in ["package.json", "package-lock.json", ".npmrc"] {
-        fs::copy(project().join(from).join(file), to.join(file)).unwrap();
+        fs::copy(project().join("examples/support").join(file), bare.join(file)).unwrap();
     }
     bare
 }
 
 #[tokio::test]
 async fn the_phoenix_client_is_installed_when_it_is_missing() {
-    let bare = bare_project("installs");
+    let bare = bare_folder("installs");
     let example = Example::start_in(&bare, std::env::var_os("PATH"), &[]).await;
     let module = example.request("GET", "/phoenix.mjs", "", "").await;
     assert_eq!(module.status, 200);
@@ -434,7 +433,7 @@ async fn the_phoenix_client_is_installed_when_it_is_missing() {
 
 #[tokio::test]
 async fn without_npm_it_reports_that_and_still_works() {
-    let bare = bare_project("no-npm");
+    let bare = bare_folder("no-npm");
     let mut example = Example::start_in(&bare, None, &[]).await;
     let told = example.line_with("client ").await;
     assert!(told.contains("npm is not installed"), "{told}");

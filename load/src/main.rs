@@ -1,6 +1,6 @@
 //! Load tests of the project, compared with hand-written programs.
 //!
-//! `cargo xtask load` builds this and the server `examples/load_target.rs`, and prints the table in the
+//! `cargo xtask load` builds this and the server `examples/load_target`, and prints the table in the
 //! README. `docs/performance.md` describes the method. It runs on Linux.
 
 mod bench;
@@ -75,7 +75,7 @@ enum Command {
 /// The options of all measurements.
 #[derive(Debug, clap::Args)]
 struct How {
-    /// The program of the server to measure, `examples/load_target.rs`
+    /// The program of the server to measure, `examples/load_target`
     #[arg(long)]
     target: PathBuf,
     /// The number of rounds

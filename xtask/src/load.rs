@@ -15,9 +15,14 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
     };
     step(
         "build the load tool and its server",
-        cargo()
-            .args(["build", "--release", "--package", "pipeline", "--package", "pipeline-load"])
-            .args(["--example", "load_target", "--bin", "pipeline-load"]),
+        cargo().args([
+            "build",
+            "--release",
+            "--package",
+            "load_target",
+            "--package",
+            "pipeline-load",
+        ]),
     )?;
     let built = target_folder().join("release");
     step(
@@ -25,7 +30,7 @@ pub(crate) fn run(mut arguments: Vec<String>) -> Outcome {
         program(built.join("pipeline-load"))
             .arg(command)
             .arg("--target")
-            .arg(built.join("examples/load_target"))
+            .arg(built.join("load_target"))
             .args(arguments),
     )
 }

@@ -16,7 +16,10 @@ pub(crate) fn all() -> Outcome {
     quick()?;
     step("tests", cargo().args(["test", "--workspace", "--all-features"]))?;
     interleavings()?;
-    step("benches, once through", cargo().args(["test", "--benches", "--quiet"]))?;
+    step(
+        "benches, once through",
+        cargo().args(["test", "--package", "pipeline-benches", "--benches", "--quiet"]),
+    )?;
     first_command()?;
     let deny = setup::cargo_deny()?;
     let mut deny = program(deny);
@@ -74,11 +77,11 @@ fn was_handled(line: &str) -> bool {
 /// The README's first command, except for the port: it has to start, push an item, and end cleanly on
 /// SIGTERM.
 fn first_command() -> Outcome {
-    let build = ["build", "--release", "--example", "push_to_users"];
+    let build = ["build", "--release", "--package", "push_to_users"];
     step("build the README's first command", cargo().args(build))?;
     println!("\n=== the README's first command");
     let mut child = cargo()
-        .args(["run", "--release", "--quiet", "--example", "push_to_users"])
+        .args(["run", "--release", "--quiet", "--package", "push_to_users"])
         .args(["--", "--port", "0", "--demo"])
         .stdout(Stdio::piped())
         .spawn()?;

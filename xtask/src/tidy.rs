@@ -326,14 +326,14 @@ fn test_kits_bring_a_clock(files: &Files) -> Vec<String> {
     faults.map(|path| format!("{path}: test-kit does not turn on tokio's test-util")).collect()
 }
 
-/// The README shows the forty-line example as it is.
+/// The README shows the quickstart as it is.
 fn readme_shows_the_program(files: &Files) -> Vec<String> {
-    let program = files.text("examples/forty_lines.rs");
+    let program = files.text("examples/quickstart.rs");
     let shown = program.split_once("\n\n").map_or(program, |(_, code)| code).trim();
     if !shown.is_empty() && files.text("README.md").contains(shown) {
         Vec::new()
     } else {
-        vec!["README.md: does not show examples/forty_lines.rs as it is".to_owned()]
+        vec!["README.md: does not show examples/quickstart.rs as it is".to_owned()]
     }
 }
 

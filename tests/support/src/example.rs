@@ -33,13 +33,13 @@ impl Example {
     /// Starts `push_to_users` with these flags, and waits until it is listening, on a free port by
     /// default.
     pub async fn start(flags: &[&str]) -> Self {
-        Self::start_in(&project(), env::var_os("PATH"), flags).await
+        Self::spawn(Command::new(path("push_to_users").await), flags, "page ").await
     }
 
-    /// The same, in another folder and with another PATH.
-    pub async fn start_in(project: &Path, programs: Option<OsString>, flags: &[&str]) -> Self {
+    /// The same, with the Phoenix client in another folder, and with another PATH.
+    pub async fn start_in(client: &Path, programs: Option<OsString>, flags: &[&str]) -> Self {
         let mut command = Command::new(path("push_to_users").await);
-        command.env("CARGO_MANIFEST_DIR", project).env("PATH", programs.unwrap_or_default());
+        command.env("PHOENIX_CLIENT", client).env("PATH", programs.unwrap_or_default());
         Self::spawn(command, flags, "page ").await
     }
 
@@ -198,8 +198,12 @@ async fn next_with(lines: &mut Lines<impl AsyncBufRead + Unpin>, text: &str) -> 
     timeout(PATIENCE, reading).await.unwrap_or_else(|_| panic!("no line with {text:?}"))
 }
 
-/// The path of an example: next to the folder of the tests. Builds it first, because `cargo test --test
-/// ..` does not.
+/// The examples that tests start.
+const EXAMPLES: [&str; 5] = ["channels", "load_target", "push_to_users", "room", "top"];
+
+/// The path of an example: next to the folder of the tests. Builds it first, because `cargo test` builds
+/// only its tests. All examples are built together: alone, each would build the libraries once more, with
+/// other features.
 async fn path(example: &str) -> PathBuf {
     let mut folder = env::current_exe().unwrap();
     folder.pop();
@@ -208,10 +212,10 @@ async fn path(example: &str) -> PathBuf {
     }
     let profile = if folder.ends_with("debug") { "dev" } else { "release" };
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "--package", "pipeline", "--profile", profile]);
-    cargo.args(["--example", example]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    assert!(cargo.status().await.unwrap().success(), "the example does not build");
-    folder.join("examples").join(example)
+    cargo.args(["build", "--quiet", "--profile", profile]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.args(EXAMPLES.iter().flat_map(|name| ["--package", name]));
+    assert!(cargo.status().await.unwrap().success(), "the examples do not build");
+    folder.join(example)
 }
 
 /// The folder of the project.

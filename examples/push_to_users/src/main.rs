@@ -1,6 +1,6 @@
 //! Pushes items to the users they are meant for, and shows how long each takes.
 //!
-//! `cargo run --release --example push_to_users -- --help` explains the flags.
+//! `cargo run --release -p push_to_users -- --help` explains the flags.
 //!
 //! Items come from `POST /push`, standard input, or `--demo`. They wait in a bounded queue until a
 //! worker is free; the worker broadcasts to the topic of the item's user. A client that reads too slowly
@@ -9,23 +9,16 @@
 #![allow(unreachable_pub, reason = "its modules are used by the program only")]
 
 mod args;
-mod client;
 mod demo;
 mod http;
 mod lines;
-mod output;
 mod printed;
 mod push;
 mod statsd;
 mod stdin;
 mod users;
 
-use std::{
-    error::Error,
-    io::{ErrorKind, IsTerminal},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{error::Error, io::ErrorKind, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use pipeline::{
@@ -38,11 +31,10 @@ use pipeline::{
     supervisor::ConsumerSupervisor,
     ws::{Endpoint, Mount, listen, token::Signer},
 };
+use pipeline_example_support::{PhoenixClient, complain, finish, log_to_stderr, say};
 
 use self::{
     args::Args,
-    client::PhoenixClient,
-    output::{complain, say},
     printed::Printed,
     statsd::Statsd,
     users::{PushToUser, UserChannel, UserSocket},
@@ -50,13 +42,7 @@ use self::{
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()),
-        )
-        .with_writer(output::err)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log_to_stderr("info");
     let code = match run(Args::parse()).await {
         Ok(true) => ExitCode::SUCCESS,
         // Items were left unprocessed; the report has been printed.
@@ -71,7 +57,7 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     };
-    output::finish();
+    finish();
     code
 }
 

@@ -10,17 +10,11 @@ use axum::{
     routing::get,
 };
 use pipeline::ws::token::Signer;
+use pipeline_example_support::{COLORS, PhoenixClient, javascript};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{
-    phoenix::{self, PhoenixClient, javascript},
-    visitor::{MAX_NAME, is_name},
-};
-
-/// The colours shared by all examples, and the page's own style.
-const STYLE: &str =
-    concat!(include_str!("../push_to_users/page/colors.css"), include_str!("page/style.css"));
+use crate::visitor::{MAX_NAME, is_name};
 
 pub fn router(signer: Signer, client: Option<PhoenixClient>) -> Router {
     Router::new()
@@ -28,11 +22,11 @@ pub fn router(signer: Signer, client: Option<PhoenixClient>) -> Router {
         .route("/app.js", get(async || javascript(include_str!("page/app.js").to_owned())))
         .route("/style.css", get(style))
         .route("/token", get(async move |query| token(&signer, query)))
-        .route("/phoenix.mjs", get(async move || phoenix::serve(client)))
+        .route("/phoenix.mjs", get(async move || PhoenixClient::respond(client)))
 }
 
 async fn style() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], [COLORS, include_str!("page/style.css")].concat())
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,6 @@
 //! A server with one example of each channel feature, for any client of Phoenix Channels.
 //!
-//! `cargo run --example channels -- --port 4010`, then connect to `ws://127.0.0.1:4010/socket`.
+//! `cargo run -p channels -- --port 4010`, then connect to `ws://127.0.0.1:4010/socket`.
 //!
 //! It is the application of the recorded conversations in `tests/golden/`, whose README describes it,
 //! with some more channels. A test replays the recordings against it.
@@ -11,27 +11,24 @@ mod control;
 mod dedup;
 mod farewell;
 mod mounts;
-#[path = "../push_to_users/output.rs"]
-mod output;
 mod present;
 mod room;
 mod slow;
 mod small;
 mod socket;
-#[cfg(all(test, feature = "test-kit"))]
+#[cfg(test)]
 mod tests;
 mod token;
 
-use std::{error::Error, io::IsTerminal, sync::Arc, time::Duration};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use clap::Parser;
 use pipeline::{
     serve, shutdown_signal,
     ws::{listen, token::Signer},
 };
+use pipeline_example_support::{finish, log_to_stderr, say};
 use tokio::sync::Notify;
-
-use self::output::say;
 
 /// A server with one example of each channel feature.
 #[derive(Debug, Parser)]
@@ -48,13 +45,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
-        )
-        .with_writer(output::err)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log_to_stderr("warn");
     let args = Args::parse();
     let listener = listen(("127.0.0.1", args.port)).await?;
     let endpoint = mounts::endpoint(&Signer::new(&args.secret, "user socket")?)?;
@@ -75,6 +66,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .until(told)
         .await?;
     say(report.to_string());
-    output::finish();
+    finish();
     Ok(())
 }

@@ -3,6 +3,7 @@
 use std::{error::Error, fmt, io, time::Duration};
 
 use pipeline::statsd::{Dialect, StatsdFlusher, StatsdRecorder};
+use pipeline_example_support::{complain, say};
 use tokio::{
     net::UdpSocket,
     sync::oneshot,
@@ -10,10 +11,7 @@ use tokio::{
     time::{interval, timeout},
 };
 
-use crate::{
-    output::{complain, say},
-    printed::Printed,
-};
+use crate::printed::Printed;
 
 /// How long the socket stays silent after the last line.
 const QUIET: Duration = Duration::from_millis(100);

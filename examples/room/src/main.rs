@@ -1,6 +1,6 @@
 //! A chat room that shows its visitors, their devices, and who is typing.
 //!
-//! `cargo run --example room`, then open the printed page in two windows, as two visitors.
+//! `cargo run -p room`, then open the printed page in two windows, as two visitors.
 //!
 //! The page uses the official Phoenix client: its sockets, its `Presence`, and its fallback to long
 //! polling where WebSockets are blocked.
@@ -8,16 +8,12 @@
 
 mod history;
 mod http;
-#[path = "../push_to_users/output.rs"]
-mod output;
-#[path = "../push_to_users/client.rs"]
-mod phoenix;
 mod room;
-#[cfg(all(test, feature = "test-kit"))]
+#[cfg(test)]
 mod tests;
 mod visitor;
 
-use std::{error::Error, io::IsTerminal, sync::Arc};
+use std::{error::Error, sync::Arc};
 
 use clap::Parser;
 use pipeline::{
@@ -30,10 +26,9 @@ use pipeline::{
         token::Signer,
     },
 };
+use pipeline_example_support::{PhoenixClient, finish, log_to_stderr, say};
 
 use self::{
-    output::say,
-    phoenix::PhoenixClient,
     room::{Lobby, Room},
     visitor::VisitorSocket,
 };
@@ -63,13 +58,7 @@ fn endpoint(signer: &Signer) -> EndpointBuilder {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into()),
-        )
-        .with_writer(output::err)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    log_to_stderr("warn");
     let args = Args::parse();
     let listener = listen(("127.0.0.1", args.port)).await?;
     let signer = Signer::new(&args.secret, "visitor")?;
@@ -85,6 +74,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = http::router(signer, client.ok()).fallback_service(endpoint.clone());
     let report = serve(listener, app).endpoint(endpoint).await?;
     say(report.to_string());
-    output::finish();
+    finish();
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The socket: authenticates a connection.
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use pipeline::ws::{
     Socket,
     socket::{ConnectError, ConnectInfo, Params},

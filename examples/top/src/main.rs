@@ -1,6 +1,6 @@
 //! A terminal view of running pipelines: stages, bottlenecks, and delivery times.
 //!
-//! `cargo run --example top -- http://127.0.0.1:4000/inspect` watches the program with an inspector at
+//! `cargo run -p top -- http://127.0.0.1:4000/inspect` watches the program with an inspector at
 //! that URL, for instance `push_to_users`. With `--once` it prints one frame as text and exits.
 #![allow(unreachable_pub, reason = "its modules are used by the program only")]
 

@@ -29,6 +29,7 @@ use pipeline::{
     timed::{Timed, TraceContext},
     ws::token::Signer,
 };
+use pipeline_example_support::{COLORS, PhoenixClient, javascript};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::{
@@ -38,7 +39,6 @@ use tokio::{
 };
 
 use crate::{
-    client::{self, PhoenixClient, javascript},
     lines::{LineCutter, PushLine},
     push::{Fault, MAX_BYTES, Push},
 };
@@ -67,9 +67,6 @@ const MAX_ERRORS: usize = 20;
 
 /// Maximum length of an error's text in characters: it may quote the client's input.
 const MAX_ERROR: usize = 200;
-
-/// The colours shared with other examples, and the page's own style.
-const STYLE: &str = concat!(include_str!("page/colors.css"), include_str!("page/style.css"));
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -198,7 +195,7 @@ async fn page() -> impl IntoResponse {
 }
 
 async fn style() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/css; charset=utf-8")], STYLE)
+    ([(CONTENT_TYPE, "text/css; charset=utf-8")], [COLORS, include_str!("page/style.css")].concat())
 }
 
 async fn script() -> Response {
@@ -206,7 +203,7 @@ async fn script() -> Response {
 }
 
 async fn phoenix(State(app): State<App>) -> Response {
-    client::serve(app.client)
+    PhoenixClient::respond(app.client)
 }
 
 #[derive(Deserialize)]

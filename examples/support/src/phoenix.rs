@@ -9,26 +9,24 @@ use axum::{
 };
 use tokio::process::Command;
 
-/// The client's source code, which the page loads. Cheap to clone: each request has a clone.
-#[derive(Clone)]
+/// The environment variable with the folder of the npm package, if it is not the one of this crate.
+const FOLDER: &str = "PHOENIX_CLIENT";
+
+/// The client's source code, which a page loads. Cheap to clone: each request has a clone.
+#[derive(Clone, Debug)]
 pub struct PhoenixClient {
-    pub module: Bytes,
+    module: Bytes,
 }
 
 /// Why the client is missing.
 #[derive(Debug)]
 pub enum NoClient {
+    /// npm is not installed.
     NoNpm,
+    /// npm could not install the client; its error.
     NpmFailed(String),
+    /// The client's file cannot be read.
     Unreadable(std::io::Error),
-}
-
-/// Answers with the client, or with 404.
-pub fn serve(client: Option<PhoenixClient>) -> Response {
-    match client {
-        Some(client) => javascript(client.module),
-        None => (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response(),
-    }
 }
 
 /// A response with a script.
@@ -38,11 +36,13 @@ pub fn javascript(source: impl Into<Body>) -> Response {
 
 impl PhoenixClient {
     /// Reads the client, and installs it with npm first if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// If npm cannot install the client, or its file cannot be read.
     pub async fn find_or_install() -> Result<Self, NoClient> {
-        // `cargo run` sets the project's folder; a binary that runs alone uses the folder of its build.
-        let project = std::env::var_os("CARGO_MANIFEST_DIR");
-        let project = project.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-        let folder = PathBuf::from(project).join("examples/push_to_users");
+        let folder = std::env::var_os(FOLDER).unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        let folder = PathBuf::from(folder);
         let path = folder.join("node_modules/phoenix/priv/static/phoenix.mjs");
         if !path.exists() {
             println!("client   installing the Phoenix client from npm");
@@ -56,6 +56,17 @@ impl PhoenixClient {
         }
         let module = std::fs::read_to_string(path).map_err(NoClient::Unreadable)?;
         Ok(Self { module: module.into() })
+    }
+
+    /// Answers a request for the client, with 404 if it is missing.
+    #[must_use]
+    pub fn respond(client: Option<Self>) -> Response {
+        match client {
+            Some(client) => javascript(client.module),
+            None => {
+                (StatusCode::NOT_FOUND, "the Phoenix client is not installed\n").into_response()
+            }
+        }
     }
 }
 

@@ -1,5 +1,4 @@
 //! The program's output, written by separate threads: a terminal that does not read blocks nothing else.
-#![allow(dead_code, reason = "each example uses its part")]
 
 use std::{
     io::{self, Write},
@@ -22,7 +21,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Text is dropped while the queue is full, and after the reader has closed its end: a broken pipe is no
 /// error.
 #[derive(Clone, Debug)]
-pub struct Output {
+pub(crate) struct Output {
     texts: SyncSender<Text>,
 }
 
@@ -44,7 +43,7 @@ pub fn complain(line: impl AsRef<str>) {
 }
 
 /// Standard error, for log lines.
-pub fn err() -> &'static Output {
+pub(crate) fn err() -> &'static Output {
     static ERR: OnceLock<Output> = OnceLock::new();
     ERR.get_or_init(|| Output::to(io::stderr()))
 }

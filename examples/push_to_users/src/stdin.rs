@@ -3,11 +3,11 @@
 use std::{io, thread};
 
 use pipeline::{source::Queue, timed::Timed};
+use pipeline_example_support::complain;
 use tokio::runtime::Handle;
 
 use crate::{
     lines::{PushLine, PushLines},
-    output::complain,
     push::Push,
 };
 
