@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
@@ -11,7 +13,7 @@ use std::{
 
 use metrics::{Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
 use pipeline::statsd::{Dialect, StatsdRecorder};
-use pipeline_test_support::PATIENCE;
+use pipeline_test_support::{PATIENCE, project};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -44,6 +46,9 @@ impl Netdata {
         let mut command = Command::new(program);
         command.arg("-D").arg("-c").arg(&file).arg("-P").arg(folder.join("pid"));
         command.arg("-u").arg(String::from_utf8(user).unwrap().trim());
+        if program.starts_with(unpacked()) {
+            command.env("LD_LIBRARY_PATH", unpacked_libraries());
+        }
         command.kill_on_drop(true).stdout(Stdio::null()).stderr(Stdio::null());
         let netdata = Self { _child: command.spawn().unwrap(), statsd, web, folder };
         let up = async {
@@ -147,11 +152,23 @@ fn config(folder: &Path, statsd: u16, web: u16) -> String {
     )
 }
 
+/// The folder into which `cargo xtask setup` unpacks netdata.
+fn unpacked() -> PathBuf {
+    project().join("target/tools/netdata")
+}
+
+/// The folders of the libraries that are unpacked with it.
+fn unpacked_libraries() -> OsString {
+    let roots = ["lib", "usr/lib"].map(|root| fs::read_dir(unpacked().join(root)));
+    let folders = roots.into_iter().flatten().flatten().map(|folder| folder.unwrap().path());
+    env::join_paths(folders).unwrap()
+}
+
 /// The path of netdata.
 fn program() -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // This folder is not always in PATH.
-    let folders = env::split_paths(&path).chain(["/usr/sbin".into()]);
+    let folders = env::split_paths(&path).chain(["/usr/sbin".into(), unpacked().join("usr/sbin")]);
     folders.map(|folder| folder.join("netdata")).find(|program| program.is_file())
 }
 

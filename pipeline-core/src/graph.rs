@@ -196,7 +196,7 @@ impl Graph {
     }
 
     /// Starts all stages. With `together`, the end of one stage stops all, unless it is a source
-    /// that has come to its end.
+    /// that has ended.
     pub(crate) fn start_with(mut self, together: bool) -> Result<Pipeline, StartError> {
         Handle::try_current().map_err(|_| StartError::NoRuntime)?;
         let mut names = HashSet::new();

@@ -2,6 +2,7 @@
 
 mod cases;
 mod load;
+mod packages;
 mod run;
 mod setup;
 mod test;
@@ -12,17 +13,16 @@ use std::process::ExitCode;
 use self::run::{Failure, Outcome};
 
 const HELP: &str = "\
-cargo xtask COMMAND
+Usage: cargo xtask COMMAND
 
-  test    run setup, then all checks and tests
-  setup   install dependencies of the tests: npm packages, a browser, cargo-deny
-  check   the fast checks of test: tidiness, format, lints, docs
-  interleavings
-          only the tests that explore all interleavings of tasks at a queue
-  load    run the load tests, and print the table of the README; with --growth, measure how cost
-          grows, and draw a chart (--help lists further options)
-  tidy    only the checks of the project's own invariants, and of the claims in its texts
-  help    this text
+  test           run all checks and tests; installs missing tools first, with setup
+  check          run the checks without the tests: tidy, format, lints, features, docs, packages
+  tidy           check the project's own rules, and that its texts are true
+  interleavings  test a queue in every order in which its tasks can run
+  load           measure the project and its baselines under load, and print a table;
+                 --growth draws how cost grows with sockets and topics; --help lists all options
+  setup          install the tools of the tests: npm packages, Chromium, netdata, cargo-deny
+  help           print this text
 ";
 
 fn main() -> ExitCode {

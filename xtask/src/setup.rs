@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use crate::run::{Failure, Outcome, cargo, is_installed, program, root, step};
@@ -14,12 +14,38 @@ const NPM_FOLDERS: [&str; 2] = ["examples/support", "tests/interop"];
 /// The version of cargo-deny.
 const CARGO_DENY: &str = "0.20.2";
 
+/// A dependency of the tests.
+struct Tool {
+    name: &'static str,
+    is_there: fn() -> bool,
+    install: fn() -> Outcome,
+}
+
+const TOOLS: [Tool; 4] = [
+    Tool { name: "the packages from npm", is_there: has_npm_packages, install: npm_packages },
+    Tool { name: "Chromium and its driver", is_there: has_browser, install: browser },
+    Tool { name: "netdata", is_there: has_netdata, install: netdata },
+    Tool { name: "cargo-deny", is_there: has_cargo_deny, install: install_cargo_deny },
+];
+
+/// Installs missing tools. Nothing else on the machine changes: no service is started, enabled or disabled.
 pub(crate) fn all() -> Outcome {
-    npm_packages()?;
-    browser()?;
-    netdata()?;
-    cargo_deny()?;
-    Ok(())
+    TOOLS.iter().filter(|tool| !(tool.is_there)()).try_for_each(|tool| (tool.install)())
+}
+
+/// Installs missing tools, and says so first.
+pub(crate) fn if_needed() -> Outcome {
+    let missing = TOOLS.iter().filter(|tool| !(tool.is_there)()).map(|tool| tool.name);
+    let missing: Vec<_> = missing.collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("\nmissing: {}; running `cargo xtask setup`", missing.join(", "));
+    all()
+}
+
+fn has_npm_packages() -> bool {
+    NPM_FOLDERS.iter().all(|folder| is_current(&root().join(folder)))
 }
 
 /// The official Phoenix client, and the original StatsD daemon.
@@ -49,44 +75,79 @@ fn is_current(folder: &Path) -> bool {
     installed.is_some() && installed >= modified(folder.join("package-lock.json"))
 }
 
-/// Chromium and its driver, from the system's packages.
+fn has_browser() -> bool {
+    is_installed("chromium") && is_installed("chromedriver")
+}
+
+/// Chromium and its driver, from the system's packages. They have no service.
 fn browser() -> Outcome {
-    if is_installed("chromium") && is_installed("chromedriver") {
-        return Ok(());
-    }
     if !is_installed("apt-get") {
         return Err(Failure::new(
             "chromium and chromedriver are needed to test the page: install them so that they are found in PATH",
         ));
     }
-    apt_get_install("chromium", &["chromium", "chromium-driver"])
+    apt_get_update()?;
+    let install =
+        ["install", "-y", "-qq", "--no-install-recommends", "chromium", "chromium-driver"];
+    step("apt-get install chromium", &mut as_root("apt-get", &install))
 }
 
-/// A second StatsD server, from the system's packages. Its test is skipped where it is not installed.
-fn netdata() -> Outcome {
+/// The folder into which netdata is unpacked.
+fn netdata_folder() -> PathBuf {
+    root().join("target/tools/netdata")
+}
+
+fn has_netdata() -> bool {
     // It has no `--version`, and is in a folder that is not always in PATH.
-    let is_there = |name| program(name).arg("-v").output().is_ok_and(|run| run.status.success());
-    if is_there("netdata") || is_there("/usr/sbin/netdata") {
-        return Ok(());
-    }
+    let runs = |name: &Path| program(name).arg("-v").output().is_ok_and(|run| run.status.success());
+    let unpacked = netdata_folder().join("usr/sbin/netdata");
+    runs(Path::new("netdata")) || runs(Path::new("/usr/sbin/netdata")) || unpacked.is_file()
+}
+
+/// A second StatsD server, from the system's packages. They are unpacked, not installed: on installation,
+/// netdata starts and enables a service. Its test is skipped where there is no netdata.
+fn netdata() -> Outcome {
     if !is_installed("apt-get") {
         println!("\nnetdata is not installed: its test will be skipped");
         return Ok(());
     }
-    apt_get_install("netdata", &["netdata-core"])?;
-    // The test starts its own instance. Without systemd, no service was started.
-    if is_installed("systemctl") {
-        let mut disable = as_root("systemctl", &["disable", "--quiet", "--now", "netdata"]);
-        println!("netdata's own service is not needed: {:?}", disable.status()?);
+    apt_get_update()?;
+    let folder = netdata_folder();
+    let downloads = folder.with_file_name("netdata-packages");
+    fs::create_dir_all(&downloads)?;
+    let mut names = vec!["netdata-core".to_owned()];
+    names.extend(libraries("netdata-core")?);
+    let mut download = program("apt-get");
+    download.args(["download", "-qq"]).args(&names).current_dir(&downloads);
+    step("download netdata", &mut download)?;
+    for package in fs::read_dir(&downloads)? {
+        let mut unpack = program("dpkg-deb");
+        unpack.arg("--extract").arg(package?.path()).arg(&folder);
+        step("unpack netdata", &mut unpack)?;
     }
+    fs::remove_dir_all(downloads)?;
     Ok(())
 }
 
-fn apt_get_install(what: &str, packages: &[&str]) -> Outcome {
-    step("apt-get update", &mut as_root("apt-get", &["update", "-qq"]))?;
-    let install = ["install", "-y", "-qq", "--no-install-recommends"];
-    let install: Vec<&str> = install.into_iter().chain(packages.iter().copied()).collect();
-    step(&format!("apt-get install {what}"), &mut as_root("apt-get", &install))
+/// The libraries that a package depends on and that are not installed.
+fn libraries(package: &str) -> Outcome<Vec<String>> {
+    let depends = program("apt-cache").args(["depends", "--important", package]).output()?;
+    let depends = String::from_utf8_lossy(&depends.stdout).into_owned();
+    let names = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    let is_missing = |name: &&str| {
+        let mut query = program("dpkg-query");
+        query.args(["--show", name]).stdout(Stdio::null()).stderr(Stdio::null());
+        !query.status().is_ok_and(|status| status.success())
+    };
+    Ok(names
+        .filter(|name| name.starts_with("lib") || name.starts_with("zlib"))
+        .filter(is_missing)
+        .map(str::to_owned)
+        .collect())
+}
+
+fn apt_get_update() -> Outcome {
+    step("apt-get update", &mut as_root("apt-get", &["update", "-qq"]))
 }
 
 /// Root needs no sudo, which may be missing.
@@ -99,19 +160,23 @@ fn as_root(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// The checker of licences and sources. Returns its path.
-pub(crate) fn cargo_deny() -> Outcome<PathBuf> {
+fn has_cargo_deny() -> bool {
+    is_installed(cargo_deny())
+}
+
+fn install_cargo_deny() -> Outcome {
+    let mut install = cargo();
+    // Unoptimised: it is built more often than it runs.
+    install.args(["install", "--quiet", "--locked", "--debug", "--version", CARGO_DENY]);
+    install.arg("--root").arg(root().join("target/tools")).arg("cargo-deny");
+    step("install cargo-deny", &mut install)
+}
+
+/// The path of cargo-deny, the checker of licences and sources.
+pub(crate) fn cargo_deny() -> PathBuf {
     if is_installed("cargo-deny") {
-        return Ok("cargo-deny".into());
+        "cargo-deny".into()
+    } else {
+        root().join("target/tools/bin/cargo-deny")
     }
-    let folder = root().join("target/tools");
-    let tool = folder.join("bin/cargo-deny");
-    if !is_installed(&tool) {
-        let mut install = cargo();
-        // Unoptimised: it is built more often than it runs.
-        install.args(["install", "--quiet", "--locked", "--debug", "--version", CARGO_DENY]);
-        install.arg("--root").arg(&folder).arg("cargo-deny");
-        step("install cargo-deny", &mut install)?;
-    }
-    Ok(tool)
 }

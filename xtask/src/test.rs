@@ -6,23 +6,22 @@ use std::{
 };
 
 use crate::{
-    load,
+    load, packages,
     run::{Failure, Outcome, cargo, program, step},
     setup, tidy,
 };
 
 pub(crate) fn all() -> Outcome {
-    setup::all()?;
+    setup::if_needed()?;
     quick()?;
     step("tests", cargo().args(["test", "--workspace", "--all-features"]))?;
     interleavings()?;
     step(
-        "benches, once through",
+        "each bench once",
         cargo().args(["test", "--package", "pipeline-benches", "--benches", "--quiet"]),
     )?;
     first_command()?;
-    let deny = setup::cargo_deny()?;
-    let mut deny = program(deny);
+    let mut deny = program(setup::cargo_deny());
     step("licences and sources", deny.args(["check", "bans", "licenses", "sources"]))?;
     println!("\neverything passed");
     Ok(())
@@ -31,28 +30,20 @@ pub(crate) fn all() -> Outcome {
 pub(crate) fn quick() -> Outcome {
     tidy::all()?;
     step("format", cargo().args(["fmt", "--all", "--check"]))?;
-    let deny_warnings = ["--", "--deny", "warnings"];
     step(
         "lints",
         cargo()
             .args(["clippy", "--workspace", "--all-targets", "--all-features"])
-            .args(deny_warnings),
+            .args(["--", "--deny", "warnings"]),
     )?;
-    for features in ["", "ws", "statsd", "inspect"] {
-        step(
-            &format!("lints with only these features: {features:?}"),
-            cargo()
-                .args(["clippy", "--package", "pipeline", "--lib", "--no-default-features"])
-                .args(["--features", features])
-                .args(deny_warnings),
-        )?;
-    }
+    packages::features()?;
     step(
         "documentation",
         cargo()
             .args(["doc", "--workspace", "--no-deps", "--all-features"])
             .env("RUSTDOCFLAGS", "--deny warnings"),
-    )
+    )?;
+    packages::contents()
 }
 
 /// The tests that explore all interleavings of tasks. Their build shares nothing with other builds, so

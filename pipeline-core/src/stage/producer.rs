@@ -83,7 +83,7 @@ pub trait Producer: Sized + Send + 'static {
         out: &mut Emitter<'_, Self::Event>,
     ) -> impl Future<Output = Result<(), ExitReason>> + Send;
 
-    /// Completes when a waiting source has events, or has come to its end.
+    /// Completes when a waiting source has events, or has ended.
     ///
     /// Awaited only while demand is owed and a consumer would take the events, and followed by
     /// [`handle_ready`](Self::handle_ready). The default never completes.

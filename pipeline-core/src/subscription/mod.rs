@@ -197,7 +197,7 @@ impl fmt::Display for Cancellation {
     }
 }
 
-/// Who sends the demand of a subscription.
+/// The sender of a subscription's demand.
 ///
 /// ```
 /// # use pipeline_core::{ExitReason, stage::Consumer};

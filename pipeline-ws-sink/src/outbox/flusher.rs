@@ -67,7 +67,7 @@ enum Task {
     #[default]
     Absent,
     Writing,
-    /// It has nothing to do, and stays for a moment.
+    /// Has nothing to do, and stays for a moment.
     Waiting,
 }
 

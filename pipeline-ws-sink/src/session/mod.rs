@@ -517,7 +517,7 @@ pub(crate) enum SessionEvent {
         topic: Arc<str>,
         id: u64,
     },
-    /// It ended, or its join was refused.
+    /// The channel ended, or its join was refused.
     Ended {
         topic: Arc<str>,
         id: u64,

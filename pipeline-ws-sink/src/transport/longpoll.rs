@@ -64,9 +64,9 @@ pub(crate) struct Whole {
 /// A body was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unread {
-    /// It was too large, or incomplete.
+    /// The body was too large, or incomplete.
     Broken,
-    /// It did not arrive in time.
+    /// The body did not arrive in time.
     Late,
     /// There was no room for it.
     NoRoom,

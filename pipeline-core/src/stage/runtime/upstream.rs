@@ -140,7 +140,7 @@ impl<B: Behaviour> StageTask<B> {
         if B::KIND == StageKind::ConsumerSupervisor {
             options = options.for_slots();
         }
-        // A planned subscription may find that its producer has already come to its end.
+        // A planned subscription may find that its producer has already ended.
         let planned = answer.is_none() && backoff.is_none();
         let mut gone = None;
         let port = match target.occupant() {
@@ -366,7 +366,7 @@ impl<B: Behaviour> StageTask<B> {
                     self.subscribe(subscribing, Some(backoff)).await?;
                     continue;
                 }
-                // The producer may have been back in the meantime and come to its end.
+                // The producer may have been back in the meantime and ended.
                 Occupant::Ended(reason) => reason,
                 _ => reason,
             };

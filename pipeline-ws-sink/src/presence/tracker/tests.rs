@@ -94,7 +94,7 @@ enum Act {
         shutdown_message: bool,
         earlier: bool,
     },
-    /// It ends without an announcement, and only a restart starts it again.
+    /// The node ends without an announcement, and only a restart starts it again.
     Stop {
         node: usize,
     },
