@@ -253,7 +253,7 @@ impl Calm {
     }
 
     /// Asserts that its response time is about the same as without the attack.
-    fn is_answered_beside(&mut self, calm: Duration) {
+    fn is_answered_nearly_as_fast_as(&mut self, calm: Duration) {
         let attacked = self.median();
         let bound = calm * 20 + FLOOR;
         assert!(attacked < bound, "a median of {attacked:?} under attack, and of {calm:?} without");
@@ -342,7 +342,7 @@ fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
         let mut client = Calm::connect(&server);
         let calm = client.median();
         let attack = Attack::begin(&server, beginning, again);
-        client.is_answered_beside(calm);
+        client.is_answered_nearly_as_fast_as(calm);
         let held = server.endpoint.snapshot().inbox_bytes;
         assert!(held <= HOSTILE * ((4 << 20) + 2 * LARGE), "{held} bytes are buffered");
         drains(&server);
@@ -425,7 +425,7 @@ fn clients_that_send_too_fast_are_slowed_down() {
         let calm = client.median();
         let (begun, before) = (Instant::now(), server.endpoint.snapshot().frames_in);
         let attack = Attack::begin(&server, &[], &[text(&heartbeat())]);
-        client.is_answered_beside(calm);
+        client.is_answered_nearly_as_fast_as(calm);
         server.runtime.block_on(async { sleep(Duration::from_secs(1)).await });
         let read = server.endpoint.snapshot().frames_in - before;
         // Each may be ahead by ten seconds' worth. Without the limit it is about ten thousand a second.
@@ -451,7 +451,7 @@ fn silent_clients_and_half_frames_do_not_block_other_clients() {
                 idle
             })
             .collect();
-        client.is_answered_beside(calm);
+        client.is_answered_nearly_as_fast_as(calm);
         drains(&server);
         drop(idle);
     }
@@ -487,7 +487,7 @@ fn clients_that_never_read_hold_no_more_than_their_outbox() {
         while !looking.is_finished() {
             // A closed client cannot write any more.
             deaf.iter_mut().for_each(|stream| drop(stream.write_all(&again)));
-            client.is_answered_beside(calm);
+            client.is_answered_nearly_as_fast_as(calm);
         }
         let most = server.runtime.block_on(looking).unwrap();
         let bound = OUTBOXES + deaf.len() * (128 << 10);

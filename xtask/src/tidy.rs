@@ -340,7 +340,7 @@ fn texts_are_plain_english(files: &Files) -> Vec<String> {
 
 /// The first of the words of [`DIALECT`] in a line, in any case. A word in the name of a test counts too.
 fn dialect(line: &str) -> Option<&'static str> {
-    let line = line.to_lowercase().replace('_', " ");
+    let line = line.to_lowercase();
     let is_word = |(at, found): (usize, &str)| {
         let (before, after) = (&line[..at], &line[at + found.len()..]);
         !before.ends_with(char::is_alphanumeric) && !after.starts_with(char::is_alphanumeric)
@@ -425,7 +425,7 @@ mod tests {
             for line in [
                 format!("/// {word} waits is woken."),
                 format!("// It is for {}.", word.to_uppercase()),
-                format!("fn {}_waits() {{", word.replace(' ', "_")),
+                format!("fn {word}_waits() {{"),
                 format!("No{word}, but {word}\u{2019}s too."),
             ] {
                 assert_eq!(dialect(&line), Some(word), "{line}");
