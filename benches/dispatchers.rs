@@ -1,8 +1,8 @@
 //! Throughput of each dispatcher with four consumers, and the cost of a fair queue.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
-#[path = "common/by_hand.rs"]
-mod by_hand;
+#[path = "common/baseline.rs"]
+mod baseline;
 mod common;
 
 use criterion::{
@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use self::{
-    by_hand::{batches, count_all},
+    baseline::{batches, count_all},
     common::{Count, EVENTS, Numbers},
 };
 
@@ -43,7 +43,7 @@ fn dispatchers(c: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let mut group = group(c, "one producer to four consumers, demand");
     stages(&mut group, &runtime, EVENTS, |stage| stage.dispatcher(DemandDispatcher::default));
-    by_hand(&mut group, &runtime, EVENTS, "mpsc in turn", async |senders| {
+    baseline(&mut group, &runtime, EVENTS, "mpsc in turn", async |senders| {
         // A shared queue would need a lock around the receiver.
         for (events, sender) in batches(BATCH).zip(senders.iter().cycle()) {
             sender.send(events).await.unwrap();
@@ -54,7 +54,7 @@ fn dispatchers(c: &mut Criterion) {
     let mut group = self::group(c, "one producer to four consumers, broadcast");
     let received = EVENTS * CONSUMERS;
     stages(&mut group, &runtime, received, |stage| stage.dispatcher(BroadcastDispatcher::new));
-    by_hand(&mut group, &runtime, received, "mpsc and clones", async |senders| {
+    baseline(&mut group, &runtime, received, "mpsc and clones", async |senders| {
         for events in batches(BATCH) {
             for sender in &senders {
                 sender.send(events.clone()).await.unwrap();
@@ -89,7 +89,7 @@ fn dispatchers(c: &mut Criterion) {
     stages(&mut group, &runtime, EVENTS, |stage| {
         stage.dispatcher(|| PartitionDispatcher::by_key(0..CONSUMERS, |n| Some(n % CONSUMERS)))
     });
-    by_hand(&mut group, &runtime, EVENTS, "mpsc by key", async |senders| {
+    baseline(&mut group, &runtime, EVENTS, "mpsc by key", async |senders| {
         for events in batches(BATCH) {
             let mut parts = vec![Vec::with_capacity(BATCH.div_ceil(senders.len())); senders.len()];
             for event in events {
@@ -134,7 +134,7 @@ fn stages(
 }
 
 /// Measures the hand-written equivalent: a channel to each consumer.
-fn by_hand(
+fn baseline(
     group: &mut BenchmarkGroup<'_, WallTime>,
     runtime: &Runtime,
     received: u64,

@@ -13,12 +13,12 @@ const T: &str = "room:lobby";
 
 /// The hand-written equivalent for one node: metas by key, and a broadcast for each change.
 #[derive(Default)]
-struct ByHand {
+struct Baseline {
     keys: Mutex<BTreeMap<String, Vec<Value>>>,
     count: u64,
 }
 
-impl ByHand {
+impl Baseline {
     fn come(&mut self, endpoint: &Endpoint, key: &str, device: &str) -> Value {
         self.count += 1;
         let meta = json!({ "device": device, "phx_ref": self.count.to_string() });
@@ -63,11 +63,11 @@ fn comes_and_goes(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("here", watching), |b| {
             b.iter(|| presence.track_detached(T, "ada", &json!({ "device": "phone" })).unwrap());
         });
-        let mut by_hand = ByHand::default();
-        group.bench_function(BenchmarkId::new("by hand", watching), |b| {
+        let mut baseline = Baseline::default();
+        group.bench_function(BenchmarkId::new("baseline", watching), |b| {
             b.iter(|| {
-                let meta = by_hand.come(&endpoint, "ada", "phone");
-                by_hand.go(&endpoint, "ada", &meta);
+                let meta = baseline.come(&endpoint, "ada", "phone");
+                baseline.go(&endpoint, "ada", &meta);
             });
         });
     }
@@ -78,18 +78,18 @@ fn who_is_here(c: &mut Criterion) {
     let mut group = c.benchmark_group("list of presences");
     for many in [10, 1000] {
         let (presence, endpoint, _) = endpoint(0);
-        let mut by_hand = ByHand::default();
+        let mut baseline = Baseline::default();
         let mut entered = Vec::new();
         for n in 0..many {
             let key = format!("u{n}");
             entered.push(presence.track_detached(T, &key, &json!({ "device": "phone" })).unwrap());
-            by_hand.come(&endpoint, &key, "phone");
+            baseline.come(&endpoint, &key, "phone");
         }
         group.bench_function(BenchmarkId::new("here", many), |b| {
             b.iter(|| black_box(Payload::new(&runtime.block_on(presence.list(T))).unwrap()));
         });
-        group.bench_function(BenchmarkId::new("by hand", many), |b| {
-            b.iter(|| black_box(by_hand.list()));
+        group.bench_function(BenchmarkId::new("baseline", many), |b| {
+            b.iter(|| black_box(baseline.list()));
         });
     }
 }

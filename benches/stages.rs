@@ -2,8 +2,8 @@
 //! producer-consumer, and through supervised workers.
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run has failed")]
 
-#[path = "common/by_hand.rs"]
-mod by_hand;
+#[path = "common/baseline.rs"]
+mod baseline;
 mod common;
 
 use std::{
@@ -28,7 +28,7 @@ use tokio::{
 };
 
 use self::{
-    by_hand::{batches, count_all},
+    baseline::{batches, count_all},
     common::{Count, EVENTS, Numbers},
 };
 

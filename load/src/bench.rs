@@ -17,20 +17,20 @@ const REST: Duration = Duration::from_millis(300);
 /// The default number of concurrent connection attempts.
 const AT_ONCE: usize = 100;
 
-/// The floor accepts one connection at a time.
-const AT_ONCE_TO_THE_FLOOR: usize = 50;
+/// The server of raw writes accepts one connection at a time.
+const AT_ONCE_TO_RAW: usize = 50;
 
 /// The server under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contender {
     /// The project's own server.
     Target,
-    /// axum and tokio's broadcast channel.
-    ByHand,
-    /// One thread, one write for each frame.
-    Floor,
-    /// One thread, one write for ten frames.
-    Glued,
+    /// The hand-written baseline: axum and tokio's broadcast channel.
+    Baseline,
+    /// Raw writes: one thread, one write per frame.
+    Raw,
+    /// Raw writes: one thread, one write per ten frames.
+    RawTens,
 }
 
 /// The scale of the loads.
@@ -161,8 +161,8 @@ impl Bench {
         let process = server.process();
         let empty = resident(process)?;
         let at_once = match contender {
-            Contender::Floor | Contender::Glued => load.at_once.min(AT_ONCE_TO_THE_FLOOR),
-            Contender::Target | Contender::ByHand => load.at_once,
+            Contender::Raw | Contender::RawTens => load.at_once.min(AT_ONCE_TO_RAW),
+            Contender::Target | Contender::Baseline => load.at_once,
         };
         let topics = |number| load.topics.of(number);
         let crowd = Crowd { sockets: load.sockets, at_once, topics: &topics, within: load.within };
@@ -190,9 +190,9 @@ impl Bench {
     fn command(&self, contender: Contender) -> Result<Command, LoadError> {
         let arguments: &[&str] = match contender {
             Contender::Target => &["--port", "0"],
-            Contender::ByHand => &["by-hand"],
-            Contender::Floor => &["floor"],
-            Contender::Glued => &["floor", "--glue", "10"],
+            Contender::Baseline => &["baseline"],
+            Contender::Raw => &["raw"],
+            Contender::RawTens => &["raw", "--glue", "10"],
         };
         let program = match contender {
             Contender::Target => self.target.clone(),

@@ -55,14 +55,14 @@ enum Command {
         #[arg(long, default_value = "docs")]
         into: PathBuf,
     },
-    /// Run the hand-written server
-    ByHand {
+    /// Run the hand-written baseline server
+    Baseline {
         /// The port to serve on; a free one by default
         #[arg(long, default_value_t = 0)]
         port: u16,
     },
-    /// Run the floor: one thread with the least possible work
-    Floor {
+    /// Run the server of raw writes: one thread with the least possible work
+    Raw {
         /// The port to serve on; a free one by default
         #[arg(long, default_value_t = 0)]
         port: u16,
@@ -109,8 +109,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     match Args::parse().command {
         Command::Table(asked) => table(&asked)?,
         Command::Growth { how, into } => growth::measure(&how.bench(), &into)?,
-        Command::ByHand { port } => Runtime::new()?.block_on(peers::by_hand::serve(port))?,
-        Command::Floor { port, glue } => peers::floor::serve(port, glue)?,
+        Command::Baseline { port } => Runtime::new()?.block_on(peers::baseline::serve(port))?,
+        Command::Raw { port, glue } => peers::raw::serve(port, glue)?,
     }
     Ok(())
 }
@@ -141,7 +141,9 @@ fn table(asked: &Table) -> Result<(), LoadError> {
         let (began, before) = (Instant::now(), Machine::now()?);
         lines.extend(rows.measure(&bench)?);
         let (took, others) = (round(began.elapsed()), Machine::now()?.others_since(&before));
-        eprintln!("measured {rows:?} in {took:.0?}; others took {others:.0} % of the machine");
+        eprintln!(
+            "measured {rows:?} in {took:.0?}; other programs used {others:.0} % of the machine"
+        );
     }
     if let Some(file) = &asked.json {
         fs::write(file, serde_json::to_string_pretty(&lines)?)?;
@@ -150,8 +152,8 @@ fn table(asked: &Table) -> Result<(), LoadError> {
     let (rounds, took) = (bench.rounds, round(began.elapsed()));
     let others = Machine::now()?.others_since(&before);
     let text = format!(
-        "{}\n{cores} cores; the median of {rounds} rounds each, {took:.0?} in all, in which other programs \
-         took {others:.0} % of the machine. BEAM is Phoenix 1.7 and GenStage 1.3, measured once on another \
+        "{}\nMedians of {rounds} rounds on {cores} cores. All rounds took {took:.0?}, and other programs used \
+         {others:.0} % of the machine meanwhile. BEAM: Phoenix 1.7 and GenStage 1.3, measured once on another \
          machine with two cores.\n",
         table::markdown(&lines)
     );

@@ -7,8 +7,8 @@ use serde::Serialize;
 use crate::figure::{Figure, Short};
 
 /// The table is between these lines of a text.
-const BEGIN: &str = "<!-- what `cargo xtask load` has printed -->\n";
-const END: &str = "<!-- until here -->\n";
+const BEGIN: &str = "<!-- printed by `cargo xtask load` -->\n";
+const END: &str = "<!-- end of the table -->\n";
 
 /// A row of the table.
 #[derive(Debug, Serialize)]
@@ -16,55 +16,55 @@ pub(crate) struct Line {
     pub(crate) work: String,
     /// The figure of Phoenix or GenStage, measured once. Empty if there is none.
     pub(crate) beam: &'static str,
-    pub(crate) by_hand: Option<Figure>,
-    pub(crate) floor: Option<Figure>,
+    pub(crate) baseline: Option<Figure>,
+    pub(crate) raw: Option<Figure>,
     pub(crate) ours: Figure,
-    pub(crate) reach: Reach,
+    pub(crate) target: Target,
 }
 
 /// The targets, and whether they are met.
 #[derive(Debug, Serialize)]
-pub(crate) struct Reach {
+pub(crate) struct Target {
     words: String,
     pub(crate) met: bool,
 }
 
 impl Line {
     pub(crate) fn new(work: impl Into<String>, ours: Figure) -> Self {
-        let reach = Reach { words: String::new(), met: true };
-        Self { work: work.into(), beam: "", by_hand: None, floor: None, ours, reach }
+        let target = Target { words: String::new(), met: true };
+        Self { work: work.into(), beam: "", baseline: None, raw: None, ours, target }
     }
 
     pub(crate) fn beam(self, beam: &'static str) -> Self {
         Self { beam, ..self }
     }
 
-    pub(crate) fn by_hand(self, by_hand: Figure) -> Self {
-        Self { by_hand: Some(by_hand), ..self }
+    pub(crate) fn baseline(self, baseline: Figure) -> Self {
+        Self { baseline: Some(baseline), ..self }
     }
 
-    pub(crate) fn floor(self, floor: Figure) -> Self {
-        Self { floor: Some(floor), ..self }
+    pub(crate) fn raw(self, raw: Figure) -> Self {
+        Self { raw: Some(raw), ..self }
     }
 
     /// Adds an upper limit as a target.
     pub(crate) fn at_most(self, limit: f64, words: &str) -> Self {
         let met = self.ours.median <= limit;
-        self.reaching(words, met)
+        self.with_target(words, met)
     }
 
     /// Adds a lower limit as a target.
     pub(crate) fn at_least(self, limit: f64, words: &str) -> Self {
         let met = self.ours.median >= limit;
-        self.reaching(words, met)
+        self.with_target(words, met)
     }
 
-    fn reaching(mut self, words: &str, met: bool) -> Self {
-        if !self.reach.words.is_empty() {
-            self.reach.words.push_str(", ");
+    fn with_target(mut self, words: &str, met: bool) -> Self {
+        if !self.target.words.is_empty() {
+            self.target.words.push_str(", ");
         }
-        self.reach.words.push_str(words);
-        self.reach.met &= met;
+        self.target.words.push_str(words);
+        self.target.met &= met;
         self
     }
 }
@@ -72,7 +72,7 @@ impl Line {
 /// Writes the table.
 pub(crate) fn markdown(lines: &[Line]) -> String {
     let mut text = String::from(
-        "| work | BEAM | by hand | floor | here | to by hand | to the floor | to reach | reached |\n\
+        "| work | BEAM | baseline | raw | pipeline | to baseline | to raw | target | met |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
     for line in lines {
@@ -86,21 +86,21 @@ pub(crate) fn markdown(lines: &[Line]) -> String {
                 .map_or("–".to_owned(), |figure| format!("{} ×", Short(ours / figure.median)))
         };
         let beam = if line.beam.is_empty() { "–" } else { line.beam };
-        let reached = match (line.reach.words.as_str(), line.reach.met) {
+        let met = match (line.target.words.as_str(), line.target.met) {
             ("", _) => "–",
             (_, true) => "yes",
             (_, false) => "**no**",
         };
         writeln!(
             text,
-            "| {} | {beam} | {} | {} | {} | {} | {} | {} | {reached} |",
+            "| {} | {beam} | {} | {} | {} | {} | {} | {} | {met} |",
             line.work,
-            cell(&line.by_hand),
-            cell(&line.floor),
+            cell(&line.baseline),
+            cell(&line.raw),
             Short(ours),
-            ratio(&line.by_hand),
-            ratio(&line.floor),
-            line.reach.words,
+            ratio(&line.baseline),
+            ratio(&line.raw),
+            line.target.words,
         )
         .expect("a String takes any text");
     }
@@ -123,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_shows_ratios_and_whether_all_is_reached() {
-        let line = Line::new("burst", figure(0.3)).beam("12.8").floor(figure(2.0));
+    fn a_line_shows_ratios_and_whether_all_targets_are_met() {
+        let line = Line::new("burst", figure(0.3)).beam("12.8").raw(figure(2.0));
         let line = line.at_most(0.4, "≤ 0.4").at_least(1.0, "≥ 1");
         let text = markdown(&[line]);
         let last = text.lines().last().unwrap();

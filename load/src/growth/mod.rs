@@ -13,8 +13,8 @@ use crate::{
 /// The numbers of sockets on a topic.
 const SOCKETS: [usize; 6] = [100, 300, 1000, 3000, 10_000, 18_000];
 
-/// The hand-written server is not measured above this number of sockets.
-const SOCKETS_BY_HAND: usize = 10_000;
+/// The baseline is not measured above this number of sockets.
+const BASELINE_SOCKETS: usize = 10_000;
 
 /// The approximate number of frames in a burst.
 const FRAMES: usize = 500_000;
@@ -40,15 +40,15 @@ pub(crate) fn measure(bench: &Bench, folder: &Path) -> Result<(), LoadError> {
 fn by_sockets(bench: &Bench) -> Result<Panel, LoadError> {
     let contenders = [
         (Contender::Target, "pipeline"),
-        (Contender::ByHand, "by hand: axum, tokio's broadcast"),
-        (Contender::Floor, "floor: a thread, a write a frame"),
+        (Contender::Baseline, "baseline: axum, tokio's broadcast"),
+        (Contender::Raw, "raw: one thread, one write per frame"),
     ];
     let mut curves = contenders.map(|(_, name)| Curve::new(name));
     for sockets in SOCKETS.map(|sockets| bench.sockets(sockets)) {
         let messages = bench.scaled((FRAMES / sockets).clamp(100, 2000) as u64);
         let load = Load::broadcasts(sockets, messages, None);
         let measured: Vec<usize> = (0..contenders.len())
-            .filter(|n| contenders[*n].0 != Contender::ByHand || sockets <= SOCKETS_BY_HAND)
+            .filter(|n| contenders[*n].0 != Contender::Baseline || sockets <= BASELINE_SOCKETS)
             .collect();
         let loads: Vec<_> = measured.iter().map(|n| (contenders[*n].0, &load)).collect();
         for (n, series) in measured.iter().zip(bench.rounds(&loads)?) {
@@ -92,7 +92,7 @@ fn by_topics(bench: &Bench) -> Result<Panel, LoadError> {
 }
 
 fn csv(panels: &[Panel]) -> String {
-    let mut text = String::from("chart,who,x,y\n");
+    let mut text = String::from("chart,series,x,y\n");
     for panel in panels {
         for curve in &panel.curves {
             for (x, y) in &curve.points {

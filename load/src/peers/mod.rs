@@ -1,7 +1,7 @@
 //! The servers that the project is compared with.
 
-pub(crate) mod by_hand;
-pub(crate) mod floor;
+pub(crate) mod baseline;
+pub(crate) mod raw;
 
 /// The reply to any join.
 const JOINED: &str = r#"["1","1","room:1","phx_reply",{"status":"ok","response":{}}]"#;

@@ -12,26 +12,26 @@ pub(super) fn burst(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let load = Load::broadcasts(bench.sockets(1000), bench.scaled(500), None);
     let series = bench.rounds(&[
         (Contender::Target, &load),
-        (Contender::ByHand, &load),
-        (Contender::Floor, &load),
-        (Contender::Glued, &load),
+        (Contender::Baseline, &load),
+        (Contender::Raw, &load),
+        (Contender::RawTens, &load),
     ])?;
     let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
     let rate = |n: usize| series[n].figure(|measured| measured.frames_per_second);
     let work = "burst, 1 topic × 1000 sockets × 500 messages";
     Ok(vec![
-        Line::new(format!("{work}: CPU-s per million frames (floor: a write a frame)"), cpu(0))
+        Line::new(format!("{work}: CPU-s per million frames (raw: one write per frame)"), cpu(0))
             .beam("12.8")
-            .by_hand(cpu(1))
-            .floor(cpu(2))
-            .at_most(0.12 * cpu(2).median, "≤ 0.12 × the floor"),
-        Line::new("the same (floor: a write for ten frames)", cpu(0)).floor(cpu(3)),
-        Line::new("the same: frames/s (floor: a write a frame)", rate(0))
+            .baseline(cpu(1))
+            .raw(cpu(2))
+            .at_most(0.12 * cpu(2).median, "≤ 0.12 × raw"),
+        Line::new("the same (raw: one write per ten frames)", cpu(0)).raw(cpu(3)),
+        Line::new("the same: frames/s (raw: one write per frame)", rate(0))
             .beam("105 k")
-            .by_hand(rate(1))
-            .floor(rate(2))
+            .baseline(rate(1))
+            .raw(rate(2))
             .at_least(2e6, "≥ 2 M"),
-        Line::new("the same (floor: a write for ten frames)", rate(0)).floor(rate(3)),
+        Line::new("the same (raw: one write per ten frames)", rate(0)).raw(rate(3)),
     ])
 }
 
@@ -40,8 +40,8 @@ pub(super) fn trickle(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let load = Load::broadcasts(bench.sockets(1000), bench.scaled(150), every);
     let series = bench.rounds(&[
         (Contender::Target, &load),
-        (Contender::ByHand, &load),
-        (Contender::Floor, &load),
+        (Contender::Baseline, &load),
+        (Contender::Raw, &load),
     ])?;
     let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
     let p50 = |n: usize| series[n].figure(|measured| measured.p50_ms);
@@ -50,19 +50,19 @@ pub(super) fn trickle(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     Ok(vec![
         Line::new(format!("{work}: CPU-s per million frames"), cpu(0))
             .beam("19.4")
-            .by_hand(cpu(1))
-            .floor(cpu(2))
-            .at_most(1.25 * cpu(2).median, "≤ 1.25 × the floor"),
-        Line::new("the same: ms until a socket has it, p50", p50(0))
+            .baseline(cpu(1))
+            .raw(cpu(2))
+            .at_most(1.25 * cpu(2).median, "≤ 1.25 × raw"),
+        Line::new("the same: latency in ms, p50", p50(0))
             .beam("8.3")
-            .by_hand(p50(1))
-            .floor(p50(2))
-            .at_most(1.15 * p50(2).median, "≤ 1.15 × the floor"),
+            .baseline(p50(1))
+            .raw(p50(2))
+            .at_most(1.15 * p50(2).median, "≤ 1.15 × raw"),
         Line::new("the same, p99", p99(0))
             .beam("18.6")
-            .by_hand(p99(1))
-            .floor(p99(2))
-            .at_most(1.15 * p99(2).median, "≤ 1.15 × the floor"),
+            .baseline(p99(1))
+            .raw(p99(2))
+            .at_most(1.15 * p99(2).median, "≤ 1.15 × raw"),
     ])
 }
 
@@ -73,7 +73,7 @@ pub(super) fn many(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let series = bench.rounds(&[
         (Contender::Target, &thousand),
         (Contender::Target, &ten),
-        (Contender::ByHand, &ten),
+        (Contender::Baseline, &ten),
         (Contender::Target, &most),
     ])?;
     let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
@@ -81,7 +81,7 @@ pub(super) fn many(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let work = |sockets: usize| format!("burst to {sockets} sockets: CPU-s per million frames");
     let reach = "≤ 1.2 × that at 1000";
     Ok(vec![
-        Line::new(work(ten.sockets), cpu(1)).beam("21").by_hand(cpu(2)).at_most(limit, reach),
+        Line::new(work(ten.sockets), cpu(1)).beam("21").baseline(cpu(2)).at_most(limit, reach),
         Line::new(work(most.sockets), cpu(3)).beam("18").at_most(limit, reach),
     ])
 }

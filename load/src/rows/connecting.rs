@@ -17,7 +17,7 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let many = Load { at_once: 1000, within: LONG, ..few.clone() };
     let series = bench.rounds(&[
         (Contender::Target, &few),
-        (Contender::ByHand, &few),
+        (Contender::Baseline, &few),
         (Contender::Target, &many),
     ])?;
     let memory = |n: usize| series[n].figure(|measured| measured.kilobytes_per_socket);
@@ -26,17 +26,17 @@ pub(super) fn lines(bench: &Bench) -> Result<Vec<Line>, LoadError> {
     let work = |at_once: usize| {
         format!("{sockets} sockets connected and joined, {at_once} at once: seconds")
     };
-    let hundred = Line::new(work(few.at_once), joined(0)).beam("3.0").by_hand(joined(1));
+    let hundred = Line::new(work(few.at_once), joined(0)).beam("3.0").baseline(joined(1));
     let mut thousand = Line::new(work(many.at_once), joined(2)).beam("3.0");
     if bench.size == Size::Full {
         // One round is enough for a measurement of a minute.
-        let by_hand = bench.measure(Contender::ByHand, &many)?;
-        thousand.by_hand = Figure::new(vec![by_hand.joined_in_seconds]);
+        let baseline = bench.measure(Contender::Baseline, &many)?;
+        thousand.baseline = Figure::new(vec![baseline.joined_in_seconds]);
     }
     Ok(vec![
         Line::new("RSS per idle joined socket, kB", memory(0))
             .beam("30–36")
-            .by_hand(memory(1))
+            .baseline(memory(1))
             .at_most(8.0, "≤ 8"),
         hundred.at_most(1.2, "≤ 1.2"),
         thousand.at_most(1.2, "≤ 1.2"),

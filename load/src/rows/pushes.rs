@@ -3,7 +3,7 @@
 use crate::{
     bench::{Bench, Contender, Load, Size, Topics},
     error::LoadError,
-    peers::floor::STAMPED_TOGETHER,
+    peers::raw::STAMPED_TOGETHER,
     table::Line,
 };
 
@@ -16,18 +16,18 @@ pub(super) fn fast(bench: &Bench) -> Result<Vec<Line>, LoadError> {
         frames: pushes,
         ..Load::connecting(users, Topics::Users)
     };
-    let series = bench.rounds(&[(Contender::Target, &load), (Contender::Floor, &load)])?;
+    let series = bench.rounds(&[(Contender::Target, &load), (Contender::Raw, &load)])?;
     let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
     let rate = |n: usize| series[n].figure(|measured| measured.frames_per_second);
     let work = "pipeline to 1000 user topics, timed, 200 k pushes";
     Ok(vec![
-        Line::new(format!("{work}: CPU-s per million (floor: a write a push)"), cpu(0))
+        Line::new(format!("{work}: CPU-s per million (raw: one write per push)"), cpu(0))
             .beam("36")
-            .floor(cpu(1))
+            .raw(cpu(1))
             .at_most(4.0, "≤ 4"),
         Line::new("the same: pushes/s delivered", rate(0))
             .beam("40 k")
-            .floor(rate(1))
+            .raw(rate(1))
             .at_least(4e5, "≥ 400 k"),
     ])
 }
@@ -58,30 +58,29 @@ pub(super) fn paced(bench: &Bench) -> Result<Vec<Line>, LoadError> {
         };
         let series = bench.rounds(&[
             (Contender::Target, &load),
-            (Contender::Floor, &load),
-            (Contender::Floor, &together),
+            (Contender::Raw, &load),
+            (Contender::Raw, &together),
         ])?;
         let cpu = |n: usize| series[n].figure(|measured| measured.cpu_seconds_per_million);
         let p50 = |n: usize| series[n].figure(|measured| measured.p50_ms);
         let p99 = |n: usize| series[n].figure(|measured| measured.p99_ms);
         let work = format!("timed pushes to 1000 user topics, {short} a second");
-        let soon = "≤ 1.5 × the floor + 0.1 ms";
+        let soon = "≤ 1.5 × raw + 0.1 ms";
         lines.extend([
             Line::new(format!("{work}: ms from enqueue to client, p50"), p50(0))
                 .beam(beam_p50)
-                .floor(p50(1))
+                .raw(p50(1))
                 .at_most(1.5 * p50(1).median + 0.1, soon),
             Line::new("the same, p99", p99(0))
                 .beam(beam_p99)
-                .floor(p99(1))
+                .raw(p99(1))
                 .at_most(1.5 * p99(1).median + 0.1, soon),
-            Line::new("the same, p50 (floor: its bursts are enqueued at once too)", p50(0))
-                .floor(p50(2)),
-            Line::new("the same, p99", p99(0)).floor(p99(2)),
+            Line::new("the same, p50 (raw: one enqueue time per burst)", p50(0)).raw(p50(2)),
+            Line::new("the same, p99", p99(0)).raw(p99(2)),
             Line::new("the same: CPU-s per million pushes", cpu(0))
                 .beam(beam_cpu)
-                .floor(cpu(1))
-                .at_most(2.0 * cpu(1).median, "≤ 2 × the floor"),
+                .raw(cpu(1))
+                .at_most(2.0 * cpu(1).median, "≤ 2 × raw"),
         ]);
     }
     Ok(lines)

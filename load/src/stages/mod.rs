@@ -1,6 +1,6 @@
 //! Throughput of stages per second: those of the library, and hand-written equivalents.
 
-pub(crate) mod by_hand;
+pub(crate) mod baseline;
 pub(crate) mod library;
 
 use std::{
