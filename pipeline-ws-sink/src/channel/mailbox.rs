@@ -223,7 +223,7 @@ impl Mailbox {
         self.broadcast(ChannelMessage::Foreign(broadcast), Room::Usual);
     }
 
-    /// It never waits: one slow channel must not delay the others.
+    /// Stores a broadcast without waiting: one slow channel must not delay the others.
     fn broadcast(&self, message: ChannelMessage, room: Room) {
         let mut state = self.state.lock();
         if state.closed || state.overflowed {

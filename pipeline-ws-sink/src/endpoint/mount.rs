@@ -574,7 +574,7 @@ impl<S: Socket> Mount<S> {
     ///
     /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not
     /// held against clients if the deadline passes during the stop, and the stop ends more than a
-    /// second after it. Any other stop counts: it should be short beside this time.
+    /// second after it. Any other stop counts: it should be short compared to this time.
     ///
     /// ```
     /// # use pipeline_ws_sink::{Mount, Socket};

@@ -10,7 +10,7 @@ use super::tracker::{Diff, Meta};
 /// The field with the metas of a key.
 const METAS: &str = "metas";
 
-/// Who is on a topic: for each key a list of metas, one for each time it is tracked, and the data
+/// The presences of a topic: for each key a list of metas, one for each time it is tracked, and the data
 /// that [`fetch`](crate::presence::PresenceBuilder::fetch) has added.
 ///
 /// Its JSON is the format that the official client's `Presence` expects: `{"ada": {"metas":

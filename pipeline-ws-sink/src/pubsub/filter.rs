@@ -94,7 +94,7 @@ impl PubSub {
 }
 
 impl PubSub {
-    /// What is unknown counts as a subscriber.
+    /// Whether another node may have subscribers. An unknown state counts as one.
     fn has_subscribers_elsewhere(&self, topic: &str) -> bool {
         match &self.shared.topics {
             Some(topics) => topics.may_have(topic),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Ok,
-    /// It refused, or stopped for a reason that is not graceful.
+    /// The callback refused, or stopped for a reason that is not graceful.
     Rejected,
     Panicked,
 }
