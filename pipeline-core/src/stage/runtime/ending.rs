@@ -52,12 +52,14 @@ impl<B: Behaviour> StageTask<B> {
         if B::KIND != StageKind::Producer || self.finishing.is_some() {
             return Ok(());
         }
+        self.allow();
+        let owed = self.owed();
         if self.outlet.withholds() {
             // The producer is notified of the drain before it receives recorded demand. Events that it
             // emits now come after the recorded ones.
             self.outlet.set_mode(DemandMode::Accumulate);
         }
-        let outcome = self.call(Callback::Drain).await;
+        let outcome = self.call_owing(owed, Callback::Drain).await;
         self.outlet.set_mode(DemandMode::Forward);
         match outcome {
             Err(ExitReason::Normal) => self.finish(ExitReason::Normal),
@@ -102,7 +104,9 @@ impl<B: Behaviour> StageTask<B> {
             Some(Pending::Letter(posted)) => self.call(Callback::Letter(posted.letter)).await,
             Some(Pending::Finish) => {
                 let Some(finishing) = &mut self.finishing else { return Ok(()) };
-                if finishing.step == Step::Output && !self.outlet.is_empty() {
+                if finishing.step == Step::Output
+                    && (!self.outlet.is_empty() || self.outlet.held() > 0)
+                {
                     // Messages that waited among the last events have emitted more. Only once: calls may
                     // emit without end.
                     finishing.step = Step::Rest;

@@ -686,7 +686,15 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Runs a callback and sends the events it emitted, even if it ends the stage.
     async fn call(&mut self, callback: Callback<'_, B>) -> Result<(), ExitReason> {
-        let owed = self.owed();
+        self.call_owing(self.owed(), callback).await
+    }
+
+    /// The same, for a callback that sees this demand.
+    async fn call_owing(
+        &mut self,
+        owed: usize,
+        callback: Callback<'_, B>,
+    ) -> Result<(), ExitReason> {
         let mut out = Emitter::new(&mut self.staged, owed);
         let behaviour = &mut self.behaviour;
         let mut answer = None;

@@ -76,6 +76,10 @@ impl<B: Behaviour> StageTask<B> {
             // When several stages are restarted, the consumer may be the first to be back.
             subscribing.target.settled().await;
             self.subscribe(subscribing, None).await?;
+            if self.finishing.is_some() {
+                // It takes nothing more.
+                break;
+            }
         }
         Ok(())
     }
@@ -149,12 +153,15 @@ impl<B: Behaviour> StageTask<B> {
                 let subscription = self.subscription(&options, Arc::new(NoProducer));
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
+                    if let Cancel::Reconnect(_) = options.mode() {
+                        self.remember(&target, &options, origin);
+                    }
                 }
                 if options.mode() == Cancel::Temporary {
                     return Ok(());
                 }
                 let source = Source { target, options, origin, backoff, let_go: false };
-                return self.carry_on(source, ExitReason::NotRunning);
+                return self.carry_on(source, Cancellation::Down(ExitReason::NotRunning));
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason)
@@ -193,8 +200,7 @@ impl<B: Behaviour> StageTask<B> {
             sent
         });
         if answer.is_some() {
-            let (target, options) = (target.clone(), options.clone());
-            self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
+            self.remember(&target, &options, origin);
         }
         let source = Source { target, options: options.clone(), origin, backoff, let_go: false };
         self.inlet.add(Upstream {
@@ -267,6 +273,17 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
+    /// Keeps a subscription that was made at runtime, so that the next incarnation makes it.
+    fn remember(
+        &self,
+        target: &Arc<dyn Target<B::In>>,
+        options: &SubscribeOptions,
+        origin: Origin,
+    ) {
+        let (target, options) = (target.clone(), options.clone());
+        self.subscriptions.lock().push(PlannedSubscription { target, options, origin });
+    }
+
     /// Forgets a subscription that was made at runtime, so that the next incarnation does not make
     /// it.
     fn forget(&self, origin: Origin) {
@@ -279,14 +296,15 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) fn carry_on(
         &mut self,
         source: Source<B::In>,
-        reason: ExitReason,
+        how: Cancellation,
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
-        let Some((source, reason)) = self.come_back(source, reason) else { return Ok(()) };
+        let is_cancelled = matches!(how, Cancellation::Cancel(_));
+        let Some((source, reason)) = self.come_back(source, how) else { return Ok(()) };
         // A drain does not fail a consumer that would otherwise still wait for its producer.
         let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
-        if survives || reason.is_graceful() || !source.target.restarts() {
+        if survives || is_cancelled || reason.is_graceful() || !source.target.restarts() {
             self.forget(source.origin);
         }
         if survives {
@@ -311,14 +329,16 @@ impl<B: Behaviour> StageTask<B> {
     fn come_back(
         &mut self,
         source: Source<B::In>,
-        reason: ExitReason,
+        how: Cancellation,
     ) -> Option<(Source<B::In>, ExitReason)> {
         let Source { target, options, origin, backoff, .. } = source;
+        let is_down = matches!(how, Cancellation::Down(_));
+        let reason = how.reason().clone();
         let policy = match options.mode() {
             // The time limit of the drain applies.
             Cancel::Reconnect(_) if self.draining => Some(row_backoff()),
             Cancel::Reconnect(policy) => Some(policy),
-            _ if origin.is_row() && target.restarts() && !reason.is_graceful() => {
+            _ if origin.is_row() && target.restarts() && is_down && !reason.is_graceful() => {
                 Some(row_backoff())
             }
             _ => None,
@@ -335,9 +355,9 @@ impl<B: Behaviour> StageTask<B> {
             Occupant::Running(port) => {
                 port.ended().filter(|last| last.is_graceful() || !target.restarts())
             }
-            Occupant::Restarting => None,
+            // It may still be started.
+            Occupant::Vacant | Occupant::Restarting => None,
             Occupant::Ended(last) => Some(last),
-            Occupant::Vacant => Some(reason.clone()),
         };
         if let Some(last) = last {
             // A consumer that has cancelled gracefully does not fail for a later failure of the producer.
@@ -359,19 +379,16 @@ impl<B: Behaviour> StageTask<B> {
         while let Some(place) = self.retries.iter().position(|retry| retry.at.has_passed(now)) {
             let Retry { target, options, origin, backoff, reason, .. } =
                 self.retries.swap_remove(place);
-            let reason = match target.occupant() {
-                Occupant::Running(port) if port.ended().is_none() => {
-                    let subscribing =
-                        Subscribing { target, options, origin, replaces: None, answer: None };
-                    self.subscribe(subscribing, Some(backoff)).await?;
-                    continue;
-                }
-                // The producer may have been back in the meantime and ended.
-                Occupant::Ended(reason) => reason,
-                _ => reason,
-            };
-            let backoff = Some(backoff);
-            self.carry_on(Source { target, options, origin, backoff, let_go: false }, reason)?;
+            if let Occupant::Running(port) = target.occupant()
+                && port.ended().is_none()
+            {
+                let subscribing =
+                    Subscribing { target, options, origin, replaces: None, answer: None };
+                self.subscribe(subscribing, Some(backoff)).await?;
+                continue;
+            }
+            let source = Source { target, options, origin, backoff: Some(backoff), let_go: false };
+            self.carry_on(source, Cancellation::Down(reason))?;
         }
         Ok(())
     }
@@ -384,7 +401,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
         let Upstream { subscription, extra, .. } = upstream;
-        if extra.let_go || matches!(how, Cancellation::Cancel(_)) {
+        if extra.let_go {
             self.forget(extra.origin);
         }
         if !self.inlet.upstreams().iter().any(|upstream| upstream.extra.let_go) {
@@ -394,7 +411,7 @@ impl<B: Behaviour> StageTask<B> {
         if extra.let_go || self.finishing.is_some() {
             return Ok(());
         }
-        self.carry_on(extra, how.reason().clone())
+        self.carry_on(extra, how)
     }
 
     /// Handles a message of events chunk by chunk, and sends demand between the chunks.

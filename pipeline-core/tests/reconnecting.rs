@@ -1,0 +1,345 @@
+//! Subscriptions that end and come back, and what a stage's end owes to its last events.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests too")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use pipeline_core::{
+    Asking, Backoff, Caller, Cancel, Consumer, DemandMode, Emitter, ExitReason, Graph, HandleCall,
+    HandleInfo, PartitionDispatcher, Pipeline, Producer, ProducerConsumer, QueueOptions, Stage,
+    SubscribeOptions, Subscription, for_each, from_iter, queue,
+    testkit::{recording, settle},
+};
+use tokio::time;
+
+fn demand(max: usize, min: usize) -> SubscribeOptions {
+    SubscribeOptions::new().max_demand(max).min_demand(min)
+}
+
+fn reconnecting(within: Duration) -> Cancel {
+    Cancel::Reconnect(Backoff::new(within, within))
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Cancels the subscription of its first event with this reason, and counts all events.
+struct CancelsFirst(Arc<AtomicUsize>, ExitReason);
+
+impl Consumer for CancelsFirst {
+    type Event = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        if self.0.fetch_add(events.len(), Ordering::SeqCst) == 0 {
+            from.cancel(self.1.clone());
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_has_cancelled_gracefully_survives_the_end_of_its_producer_in_its_back_off()
+{
+    for dropped in [false, true] {
+        let mut feeding = Graph::new("feeding");
+        let (first_queue, producer) = queue(QueueOptions::new());
+        let first = feeding.producer("first", producer);
+        let feeding = feeding.start().unwrap();
+        let mut graph = Graph::new("graph");
+        let (second_queue, producer) = queue(QueueOptions::new());
+        let second = graph.producer("second", producer);
+        let seen = Arc::<AtomicUsize>::default();
+        let sink = graph.consumer("sink", CancelsFirst(seen.clone(), ExitReason::Normal));
+        graph.subscribe(&sink, &second, demand(10, 5).cancel(Cancel::Temporary));
+        let _pipeline = graph.start().unwrap();
+        sink.subscribe(&first, demand(1, 0).cancel(reconnecting(MINUTE))).await.unwrap();
+        first_queue.push(1).await.unwrap();
+        settle().await;
+        if dropped {
+            drop(feeding);
+        } else {
+            first.stop(ExitReason::failed("no route")).await;
+        }
+        time::sleep(2 * MINUTE).await;
+        second_queue.push(2).await.unwrap();
+        settle().await;
+        assert_eq!((seen.load(Ordering::SeqCst), sink.is_running()), (2, true), "{dropped}");
+    }
+}
+
+/// Cancels gracefully at event 10 and fails at event 50, once each.
+struct CancelsAndFails {
+    seen: Arc<AtomicUsize>,
+    cancelled: Arc<AtomicBool>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Consumer for CancelsAndFails {
+    type Event = u64;
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        from: &Subscription,
+    ) -> Result<(), ExitReason> {
+        for event in events {
+            if event == 50 && !self.failed.swap(true, Ordering::SeqCst) {
+                return Err(ExitReason::failed("once"));
+            }
+            self.seen.fetch_add(1, Ordering::SeqCst);
+            if event == 10 && !self.cancelled.swap(true, Ordering::SeqCst) {
+                from.cancel(ExitReason::Normal);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_by_handle_that_was_cancelled_and_is_back_survives_a_restart() {
+    let mut graph = Graph::new("graph");
+    let (queue, producer) = queue(QueueOptions::new());
+    let source = graph.producer("source", producer);
+    let seen = Arc::<AtomicUsize>::default();
+    let (counted, cancelled, failed) = (seen.clone(), Arc::default(), Arc::default());
+    let stage = Stage::restarting(move || CancelsAndFails {
+        seen: counted.clone(),
+        cancelled: Arc::clone(&cancelled),
+        failed: Arc::clone(&failed),
+    });
+    let sink = graph.consumer_with(stage.named("sink"));
+    let _pipeline = graph.start().unwrap();
+    let options = demand(1, 0).cancel(reconnecting(Duration::from_millis(100)));
+    sink.subscribe(&source, options).await.unwrap();
+    for event in 0..200 {
+        queue.push(event).await.unwrap();
+    }
+    time::sleep(MINUTE).await;
+    assert_eq!((seen.load(Ordering::SeqCst), queue.len()), (199, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_of_a_row_that_cancels_with_a_failure_ends_with_it() {
+    for restarting in [false, true] {
+        let seen = Arc::<AtomicUsize>::default();
+        let refuses = CancelsFirst(seen.clone(), ExitReason::failed("bad schema"));
+        let builder = Pipeline::builder("row");
+        let builder = if restarting {
+            builder.producer_with(Stage::restarting(|| from_iter(0u64..100)))
+        } else {
+            builder.producer(from_iter(0u64..100))
+        };
+        let mut pipeline = builder.consumer(refuses, demand(1, 0)).start().unwrap();
+        let report = pipeline.ended().await;
+        let reason = report.failure().unwrap().reason.to_string();
+        assert_eq!((seen.load(Ordering::SeqCst), &*reason), (1, "failed: bad schema"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reconnecting_subscription_waits_for_a_producer_that_has_not_been_started() {
+    let mut feeding = Graph::new("feeding");
+    let source = feeding.producer("source", from_iter(0u64..10));
+    let mut graph = Graph::new("graph");
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    let _pipeline = graph.start().unwrap();
+    let options = demand(10, 5).cancel(reconnecting(Duration::from_secs(1)));
+    sink.subscribe(&source, options).await.unwrap();
+    settle().await;
+    let _feeding = feeding.start().unwrap();
+    time::sleep(MINUTE).await;
+    assert_eq!(seen.events().len(), 10);
+}
+
+/// Finishes when it subscribes for the first time.
+struct FinishesAtOnce(Arc<AtomicUsize>);
+
+impl ProducerConsumer for FinishesAtOnce {
+    type In = u64;
+    type Out = u64;
+
+    async fn handle_subscribe(
+        &mut self,
+        _: &SubscribeOptions,
+        _: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<Asking, ExitReason> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        out.finish();
+        Ok(Asking::Automatic)
+    }
+
+    async fn handle_events(
+        &mut self,
+        events: Vec<u64>,
+        _: &Subscription,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(events);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stage_that_finishes_while_it_subscribes_makes_no_more_subscriptions_and_ends() {
+    let mut graph = Graph::new("graph");
+    let (_first, producer) = queue::<u64>(QueueOptions::new());
+    let first = graph.producer("first", producer);
+    let (_second, producer) = queue::<u64>(QueueOptions::new());
+    let second = graph.producer("second", producer);
+    let subscribed = Arc::<AtomicUsize>::default();
+    let relay = graph.producer_consumer("relay", FinishesAtOnce(subscribed.clone()));
+    graph.subscribe(&relay, &first, demand(10, 5));
+    graph.subscribe(&relay, &second, demand(10, 5));
+    let _pipeline = graph.start().unwrap();
+    settle().await;
+    assert_eq!((subscribed.load(Ordering::SeqCst), relay.is_running()), (1, false));
+}
+
+struct Emit(Vec<u64>);
+struct Stock(u64);
+
+/// Emits as it is told, and its stock only as far as there is demand.
+struct Told {
+    stock: u64,
+    draining: bool,
+}
+
+impl Told {
+    fn flush(&mut self, out: &mut Emitter<'_, u64>) {
+        while out.owed() > 0 && self.stock > 0 {
+            self.stock -= 1;
+            out.emit(self.stock);
+        }
+        if self.draining && self.stock == 0 {
+            out.finish();
+        }
+    }
+}
+
+impl Producer for Told {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.flush(out);
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        self.draining = true;
+        self.flush(out);
+        Ok(())
+    }
+}
+
+impl HandleCall<Emit, u64> for Told {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        message: Emit,
+        caller: &mut Caller<()>,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit_all(message.0);
+        caller.reply(());
+        Ok(())
+    }
+}
+
+impl HandleCall<Stock, u64> for Told {
+    type Reply = ();
+
+    async fn handle_call(
+        &mut self,
+        message: Stock,
+        caller: &mut Caller<()>,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.stock += message.0;
+        caller.reply(());
+        Ok(())
+    }
+}
+
+impl HandleInfo<u64, u64> for Told {
+    async fn handle_info(
+        &mut self,
+        event: u64,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        out.emit(event);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_producer_sees_its_demand_although_it_was_paused_or_has_recorded_events() {
+    for paused in [false, true] {
+        let mut graph = Graph::new("graph");
+        let source = graph.producer("source", Told { stock: 0, draining: false });
+        let (consumer, seen) = recording::<u64>();
+        let sink = graph.consumer("sink", consumer);
+        graph.subscribe(&sink, &source, demand(10, 5));
+        let pipeline = graph.start().unwrap();
+        settle().await;
+        if paused {
+            source.pause();
+        } else {
+            source.demand(DemandMode::Accumulate);
+        }
+        source.call(Emit(vec![99])).await.unwrap();
+        source.call(Stock(5)).await.unwrap();
+        settle().await;
+        let report = pipeline.drain(MINUTE).await;
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(seen.events(), [99, 4, 3, 2, 1, 0], "paused: {paused}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_infos_emit_at_the_end_are_delivered_behind_a_partition_that_waits() {
+    let mut graph = Graph::new("graph");
+    let stage = Stage::new(Told { stock: 0, draining: false }).named("source");
+    let dispatcher = || PartitionDispatcher::by_key(0..2u64, |event: &u64| Some(event % 2));
+    let source = graph.producer_with(stage.dispatcher(dispatcher));
+    let seen = Arc::<Mutex<Vec<u64>>>::default();
+    let slow = {
+        let seen = seen.clone();
+        for_each(move |event: u64| {
+            let seen = seen.clone();
+            async move {
+                time::sleep(Duration::from_millis(10)).await;
+                seen.lock().push(event);
+            }
+        })
+    };
+    let slow = graph.consumer("slow", slow);
+    let idle = graph.consumer("idle", for_each(async |_: u64| ()));
+    graph.subscribe(&slow, &source, demand(1, 0).partition(0u64));
+    graph.subscribe(&idle, &source, demand(100, 50).partition(1u64));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    source.call(Emit(vec![0, 2, 4, 6])).await.unwrap();
+    for event in [100, 102, 104] {
+        source.async_info(event).unwrap();
+        source.call(Emit(vec![8])).await.unwrap();
+    }
+    let report = pipeline.drain(MINUTE).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(seen.lock().len(), 10);
+}
