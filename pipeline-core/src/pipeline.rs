@@ -561,8 +561,10 @@ impl Stages {
         let running = &self.stages[stage];
         let mut left = running.planned.observed().left();
         // The gauges include the stage's earlier incarnations.
-        let earlier = running.earlier.as_ref().map_or(0, |earlier| earlier.given_up);
-        left.given_up = left.given_up.saturating_sub(earlier);
+        if let Some(earlier) = &running.earlier {
+            left.given_up = left.given_up.saturating_sub(earlier.given_up);
+            left.discarded = left.discarded.saturating_sub(earlier.discarded);
+        }
         left
     }
 

@@ -20,8 +20,8 @@ use pipeline_core::{
     snapshot::{PipelineObserver, PipelinePhase, StageSnapshot},
     source::{FairQueueOptions, Queue, QueueOptions, fair_queue, from_iter, queue},
     stage::{
-        CallError, Caller, Consumer, ConsumerHandle, Emitter, EventStream, HandleCall, Producer,
-        ProducerConsumer, Stage, StageContext,
+        CallError, Caller, Consumer, ConsumerHandle, Emitter, EventStream, HandleCall, HandleCast,
+        Producer, ProducerConsumer, Stage, StageContext,
     },
     step::{for_each, map},
     subscription::{
@@ -799,14 +799,20 @@ struct Blocks {
     let_go: Arc<AtomicBool>,
 }
 
-impl Worker<u64> for Blocks {
-    fn admit(&self, n: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
-        if *n == 70 {
+impl Blocks {
+    fn block_at(&self, n: u64) {
+        if n == 70 {
             self.blocks.store(true, Ordering::SeqCst);
             while !self.let_go.load(Ordering::SeqCst) {
                 std::thread::yield_now();
             }
         }
+    }
+}
+
+impl Worker<u64> for Blocks {
+    fn admit(&self, n: &u64, _: &ChildContext) -> Result<Admission, ExitReason> {
+        self.block_at(*n);
         Ok(Admission::Run)
     }
 
@@ -969,6 +975,53 @@ async fn an_event_is_counted_if_its_stage_is_killed_before_the_function_receives
     let done = done.load(Ordering::SeqCst);
     assert!(done < EVENTS);
     assert_eq!(done + report.unprocessed(), EVENTS, "{report}");
+}
+
+/// Emits as many events as it is told, and blocks its thread at 70 until it is released.
+struct Bursts(Blocks);
+
+impl Producer for Bursts {
+    type Event = u64;
+
+    async fn handle_demand(
+        &mut self,
+        _: usize,
+        _: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        Ok(())
+    }
+}
+
+impl HandleCast<u64, u64> for Bursts {
+    async fn handle_cast(
+        &mut self,
+        events: u64,
+        out: &mut Emitter<'_, u64>,
+    ) -> Result<(), ExitReason> {
+        self.0.block_at(events);
+        out.emit_all(0..events);
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_report_of_a_stage_that_blocks_its_thread_has_its_discarded_events() {
+    let blocks = Blocks::default();
+    let _let_go = LetGo(blocks.let_go.clone());
+    let mut graph = Graph::new("graph");
+    let stage = Stage::new(Bursts(blocks.clone())).buffer_size(10).named("source");
+    let source = graph.producer_with(stage);
+    let pipeline = graph.start().unwrap();
+    source.cast(100).await.unwrap();
+    source.cast(70).await.unwrap();
+    let blocked = async {
+        while !blocks.blocks.load(Ordering::SeqCst) {
+            time::sleep(MOMENT).await;
+        }
+    };
+    time::timeout(PATIENCE, blocked).await.unwrap();
+    let report = pipeline.drain(MOMENT).await;
+    assert_eq!((report.stages[0].pending, report.stages[0].discarded), (10, 90), "{report}");
 }
 
 /// A graph whose middle stage is restarted after a failure at this event, and the recording of its

@@ -11,9 +11,16 @@ use std::{
 
 use parking_lot::Mutex;
 use pipeline_core::{
-    Asking, Backoff, Caller, Cancel, Consumer, DemandMode, Emitter, ExitReason, Graph, HandleCall,
-    HandleInfo, PartitionDispatcher, Pipeline, Producer, ProducerConsumer, QueueOptions, Stage,
-    SubscribeOptions, Subscription, for_each, from_iter, queue,
+    ExitReason, Graph, Pipeline,
+    backoff::Backoff,
+    dispatcher::PartitionDispatcher,
+    source::{QueueOptions, from_iter, queue},
+    stage::{
+        Caller, Consumer, DemandMode, Emitter, HandleCall, HandleInfo, Producer, ProducerConsumer,
+        Stage,
+    },
+    step::for_each,
+    subscription::{Cancel, DemandControl, SubscribeOptions, Subscription},
     testkit::{recording, settle},
 };
 use tokio::time;
@@ -139,7 +146,7 @@ async fn a_consumer_of_a_row_that_cancels_with_a_failure_ends_with_it() {
             builder.producer(from_iter(0u64..100))
         };
         let mut pipeline = builder.consumer(refuses, demand(1, 0)).start().unwrap();
-        let report = pipeline.ended().await;
+        let report = pipeline.join().await;
         let reason = report.failure().unwrap().reason.to_string();
         assert_eq!((seen.load(Ordering::SeqCst), &*reason), (1, "failed: bad schema"));
     }
@@ -173,10 +180,10 @@ impl ProducerConsumer for FinishesAtOnce {
         _: &SubscribeOptions,
         _: &Subscription,
         out: &mut Emitter<'_, u64>,
-    ) -> Result<Asking, ExitReason> {
+    ) -> Result<DemandControl, ExitReason> {
         self.0.fetch_add(1, Ordering::SeqCst);
         out.finish();
-        Ok(Asking::Automatic)
+        Ok(DemandControl::Automatic)
     }
 
     async fn handle_events(
@@ -300,7 +307,7 @@ async fn a_draining_producer_sees_its_demand_although_it_was_paused_or_has_recor
         if paused {
             source.pause();
         } else {
-            source.demand(DemandMode::Accumulate);
+            source.set_demand_mode(DemandMode::Accumulate);
         }
         source.call(Emit(vec![99])).await.unwrap();
         source.call(Stock(5)).await.unwrap();

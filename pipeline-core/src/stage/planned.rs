@@ -107,6 +107,7 @@ impl Observed {
         let mut report = StageReport::new(self.stage.clone(), ExitReason::Killed);
         report.pending = seen.queued + seen.waiting + seen.buffered;
         report.in_progress = seen.workers.unwrap_or_default() + self.gauges.in_hand();
+        report.discarded = self.gauges.reported_discards();
         report.given_up = usize::try_from(seen.given_up).unwrap_or(usize::MAX);
         report
     }

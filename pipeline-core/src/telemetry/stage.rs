@@ -32,6 +32,10 @@ impl Discard {
         Self::Unroutable,
     ];
 
+    /// The reasons that a stage's report counts: the others are no loss of accepted events, or the
+    /// queue's own.
+    pub(crate) const REPORTED: [Self; 3] = [Self::BufferFull, Self::Unsubscribed, Self::Unroutable];
+
     /// The name of the reason in metrics and snapshots.
     pub(crate) const fn reason(self) -> &'static str {
         match self {

@@ -153,6 +153,13 @@ impl Gauges {
         self.discarded[why as usize].add(events);
     }
 
+    /// The discarded events that the stage's report counts.
+    pub(crate) fn reported_discards(&self) -> usize {
+        let discarded = |why: Discard| self.discarded[why as usize].get();
+        let events: u64 = Discard::REPORTED.map(discarded).into_iter().sum();
+        usize::try_from(events).unwrap_or(usize::MAX)
+    }
+
     pub(crate) fn subscribed(&self, subscription: Subscription, consumer: Arc<str>) {
         self.consumers.lock().push((subscription, consumer));
     }
