@@ -300,7 +300,7 @@ impl<B: Behaviour> StageTask<B> {
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
         let is_cancelled = matches!(how, Cancellation::Cancel(_));
-        let Some((source, reason)) = self.come_back(source, how) else { return Ok(()) };
+        let Some((source, reason)) = self.come_back(source, &how) else { return Ok(()) };
         // A drain does not fail a consumer that would otherwise still wait for its producer.
         let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
@@ -329,7 +329,7 @@ impl<B: Behaviour> StageTask<B> {
     fn come_back(
         &mut self,
         source: Source<B::In>,
-        how: Cancellation,
+        how: &Cancellation,
     ) -> Option<(Source<B::In>, ExitReason)> {
         let Source { target, options, origin, backoff, .. } = source;
         let is_down = matches!(how, Cancellation::Down(_));
