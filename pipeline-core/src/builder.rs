@@ -5,16 +5,16 @@ use std::{convert::Infallible, fmt, marker::PhantomData, sync::Arc, time::Durati
 use thiserror::Error;
 
 use crate::{
-    event_stream::EventStream,
     exit::ExitReason,
     graph::Graph,
     pipeline::Pipeline,
     stage::{
-        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, ConsumerSupervisor,
-        Origin, Producer, Stage, Target, Worker,
+        AsConsumer, AsProducer, AsProducerConsumer, Behaviour, EventStream, Origin, Producer,
+        Stage, Target,
     },
     step::{batch, filter, map},
     subscription::{SubscribeError, SubscribeOptions},
+    supervisor::{AsSupervisor, ConsumerSupervisor, Worker},
     telemetry::Telemetry,
     wiring::{ConsumerOf, Events, Flow, HasEnd, ProducerConsumerOf, Source},
 };

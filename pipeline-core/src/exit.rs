@@ -2,7 +2,7 @@
 
 use std::{any::Any, error::Error, fmt, sync::Arc};
 
-use crate::stage::consumer_supervisor::TooManyRestarts;
+use crate::supervisor::TooManyRestarts;
 
 /// The reason why a stage or a worker ended: a closed list, so that supervisors can match on it.
 ///

@@ -8,12 +8,12 @@ use crate::{
     builder::StartError,
     pipeline::{Pipeline, Stages},
     stage::{
-        AsConsumer, AsProducer, AsProducerConsumer, AsSupervisor, Behaviour, Consumer,
-        ConsumerHandle, ConsumerSupervisor, Gauges, Origin, Phase, Planned, PlannedStage, Producer,
-        ProducerConsumer, ProducerConsumerHandle, ProducerHandle, Slot, Stage, StageHandle,
-        SupervisorHandle, Whole, Worker, next_id,
+        AsConsumer, AsProducer, AsProducerConsumer, Behaviour, Consumer, ConsumerHandle, Gauges,
+        Origin, Phase, Planned, PlannedStage, Producer, ProducerConsumer, ProducerConsumerHandle,
+        ProducerHandle, Slot, Stage, StageHandle, Whole, next_id,
     },
     subscription::SubscribeOptions,
+    supervisor::{AsSupervisor, ConsumerSupervisor, SupervisorHandle, Worker},
     telemetry::Telemetry,
 };
 

@@ -45,23 +45,16 @@
 // Arithmetic on instants and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-mod adaptive;
 pub mod backoff;
-mod buffer;
 pub mod builder;
 #[cfg(doctest)]
 mod compile_fail;
 mod deadline;
-mod demand;
 mod discarding;
 pub mod dispatcher;
-mod event_stream;
 mod exit;
 mod graph;
-mod inlet;
-mod outlet;
 mod pipeline;
-mod rate_limit;
 pub mod report;
 // Public for the other crates of this workspace, like `Deadline`.
 #[doc(hidden)]
@@ -71,6 +64,7 @@ pub mod source;
 pub mod stage;
 pub mod step;
 pub mod subscription;
+pub mod supervisor;
 mod sync;
 mod tally;
 pub mod telemetry;
@@ -80,21 +74,6 @@ pub mod testkit;
 pub mod timed;
 #[doc(hidden)]
 pub mod wiring;
-
-/// Consumer supervisors: a child task for each event, and how many at once.
-pub mod supervisor {
-    pub use crate::{
-        adaptive::Adaptive,
-        stage::{
-            consumer_supervisor::{
-                ChildCount, ChildId, ChildState, ConsumerSupervisor, SupervisorHandle,
-                TerminateError, TooManyRestarts,
-            },
-            restart::Restart,
-            worker::{Admission, ChildContext, Reserved, Worker},
-        },
-    };
-}
 
 /// The names that most programs use.
 ///

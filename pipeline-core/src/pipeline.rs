@@ -23,10 +23,10 @@ use tracing::{Instrument, Span, info_span};
 use crate::{
     deadline::Deadline,
     exit::ExitReason,
-    report::PipelineReport,
+    report::{PipelineReport, StageReport},
     shown::shown,
     snapshot::{PipelineObserver, PipelineSnapshot, StageKind},
-    stage::{Observed, Phase, Planned, Prepared, StageHandle, StageReport, Whole, contained_now},
+    stage::{Observed, Phase, Planned, Prepared, StageHandle, Whole, contained_now},
     telemetry::{StageSamples, stage_labels},
 };
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-pub use crate::stage::{report::Unprocessed, worker::Job};
+pub use crate::supervisor::worker::Job;
 use crate::{
     builder::Complete,
     stage::{Consumer, ProducerConsumer, Target},
@@ -109,3 +109,12 @@ pub trait Sealed {}
 impl Sealed for Complete {}
 
 impl Sealed for Events {}
+
+/// The events that a callback received and has not finished.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unprocessed {
+    /// Events that were not begun.
+    pub pending: usize,
+    /// Events that were begun.
+    pub in_progress: usize,
+}

@@ -18,10 +18,7 @@ use super::{
     Closed, FairQueue, FairQueueOptions, OfferOutcome, Queue, QueueOptions, TryPushError,
     fair_queue, queue,
 };
-use crate::{
-    buffer::BufferKeep,
-    stage::{Emitter, Producer},
-};
+use crate::stage::{BufferKeep, Emitter, Producer};
 
 /// How often a task may be preempted at a point where it need not wait. Most faults need one or
 /// two.

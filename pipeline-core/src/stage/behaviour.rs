@@ -7,11 +7,13 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Emitter, Phase, StageContext, StageHandle, StageReport, Unprocessed};
+use super::{Emitter, Phase, StageContext, StageHandle};
 use crate::{
     exit::ExitReason,
+    report::StageReport,
     snapshot::StageKind,
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
+    wiring::Unprocessed,
 };
 
 /// A stage of one kind. The public traits are small and only cover their own kind; each has an

@@ -4,11 +4,12 @@ use std::{convert::Infallible, future::Future};
 
 use tokio::sync::watch;
 
-use super::{ConsumerHandle, Emitter, Phase, StageContext, Unprocessed, behaviour::Behaviour};
+use super::{ConsumerHandle, Emitter, Phase, StageContext, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
     snapshot::StageKind,
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
+    wiring::Unprocessed,
 };
 
 /// A stage that receives events and emits none.

@@ -14,8 +14,7 @@ use super::{
 use crate::{
     deadline::Deadline,
     exit::ExitReason,
-    outlet::DemandMode,
-    rate_limit::RateLimit,
+    stage::{DemandMode, RateLimit},
     subscription::{SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
 };
 

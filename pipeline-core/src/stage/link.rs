@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     exit::ExitReason,
-    outlet::DemandMode,
+    stage::DemandMode,
     subscription::{Link, StageId, SubscribeOptions, Subscription, SubscriptionId},
 };
 

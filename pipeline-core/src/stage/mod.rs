@@ -1,27 +1,30 @@
 //! Stages: the traits that users implement, their options and handles.
 
 mod behaviour;
+pub(crate) mod buffer;
 mod consumer;
-pub(crate) mod consumer_supervisor;
 mod context;
+pub(crate) mod demand;
 mod emitter;
+mod event_stream;
 mod gauges;
 mod handle;
+mod inlet;
 mod link;
 mod mailbox;
 mod message;
 mod options;
+pub(crate) mod outlet;
 mod planned;
 mod producer;
 mod producer_consumer;
-pub(crate) mod report;
-pub(crate) mod restart;
+mod rate_limit;
+mod restart;
 mod runtime;
 #[cfg(test)]
 mod runtime_tests;
 mod slot;
 mod times;
-pub(crate) mod worker;
 
 use std::{
     future::{Future, poll_fn},
@@ -32,35 +35,31 @@ use std::{
 };
 
 pub(crate) use self::{
-    behaviour::Behaviour,
+    behaviour::{Behaviour, HandleOf},
     consumer::AsConsumer,
-    consumer_supervisor::{AsSupervisor, ConsumerSupervisor, SupervisorHandle, started_at},
     gauges::{Gauges, Queue, Queued},
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
     planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
-    report::{StageReport, Unprocessed},
+    restart::RestartBudget,
     slot::{Occupant, Origin, Slot, Target, next_id},
-    worker::{Admission, ChildContext, Reserved, Worker},
 };
 pub use self::{
+    buffer::BufferKeep,
     consumer::Consumer,
     context::StageContext,
     emitter::Emitter,
+    event_stream::EventStream,
     handle::{ConsumerHandle, ProducerConsumerHandle, ProducerHandle, StageHandle},
     message::{CallError, Caller, HandleCall, HandleCast, HandleInfo},
     options::Stage,
+    outlet::{DemandMode, WhenUnsubscribed},
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
-};
-use crate::exit::ExitReason;
-pub use crate::{
-    buffer::BufferKeep,
-    event_stream::EventStream,
-    outlet::{DemandMode, WhenUnsubscribed},
     rate_limit::RateLimit,
 };
+use crate::exit::ExitReason;
 
 /// Runs a callback and turns a panic in it into an [`ExitReason`].
 ///

@@ -4,11 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use super::restart::RestartBudget;
 use crate::{
-    buffer::{Buffer, BufferKeep},
     dispatcher::{DemandDispatcher, Dispatcher},
-    outlet::{DemandMode, Outlet, WhenUnsubscribed},
-    rate_limit::RateLimit,
     snapshot::StageKind,
+    stage::{BufferKeep, DemandMode, RateLimit, WhenUnsubscribed, buffer::Buffer, outlet::Outlet},
 };
 
 /// The default buffer size of a producer. It is GenStage's.

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    Phase, Stage, StageContext, StageHandle, StageReport,
+    Phase, Stage, StageContext, StageHandle,
     behaviour::Behaviour,
     contained_now,
     gauges::Gauges,
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     builder::StartError,
     exit::ExitReason,
+    report::StageReport,
     snapshot::{StageKind, StageSnapshot},
     subscription::Cancel,
     telemetry::Telemetry,

@@ -4,9 +4,10 @@ use std::future::{Future, pending};
 
 use tokio::sync::watch;
 
-use super::{Emitter, Phase, ProducerHandle, StageContext, StageReport, behaviour::Behaviour};
+use super::{Emitter, Phase, ProducerHandle, StageContext, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
+    report::StageReport,
     snapshot::StageKind,
     subscription::{Cancellation, SubscribeOptions, Subscription},
 };

@@ -4,11 +4,10 @@ use std::future::{Future, pending};
 
 use tokio::sync::watch;
 
-use super::{
-    Emitter, Phase, ProducerConsumerHandle, StageContext, StageReport, behaviour::Behaviour,
-};
+use super::{Emitter, Phase, ProducerConsumerHandle, StageContext, behaviour::Behaviour};
 use crate::{
     exit::ExitReason,
+    report::StageReport,
     snapshot::StageKind,
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
 };

@@ -1,28 +1,8 @@
-//! Restarts of children. Pure: callers pass the time in.
+//! A limit on restarts. Pure: callers pass the time in.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
-
-/// What happens to a child that ends.
-///
-/// ```
-/// use pipeline_core::supervisor::{ConsumerSupervisor, Restart};
-///
-/// let once = async |_: &u64| Ok(());
-/// let supervisor = ConsumerSupervisor::<u64, _>::new(once).restart(Restart::Temporary);
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Restart {
-    /// A child that fails is restarted with the same event, in the same slot, as often as
-    /// [`ConsumerSupervisor::tries`](crate::supervisor::ConsumerSupervisor::tries) allows; after a
-    /// graceful end it is done. The default.
-    #[default]
-    Transient,
-    /// A child is done after any end; if it fails, its event is given up.
-    Temporary,
-}
 
 /// A limit on restarts within a time.
 #[derive(Debug)]

@@ -16,7 +16,6 @@ use tokio::{
 };
 
 use super::{
-    consumer_supervisor::started_at,
     gauges::Gauges,
     link::{DemandPort, EventPort, ToConsumer, ToProducer},
     mailbox::{self, Letterbox, mailbox},
@@ -24,9 +23,9 @@ use super::{
 };
 use crate::{
     exit::ExitReason,
-    outlet::DemandMode,
-    rate_limit::RateLimit,
+    stage::{DemandMode, RateLimit},
     subscription::{StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId},
+    supervisor::started_at,
 };
 
 /// The number of calls and casts in a stage's mailbox, and of infos there and behind events.

@@ -6,8 +6,9 @@ use tokio::{sync::watch, task::coop};
 
 use crate::{
     exit::ExitReason,
-    stage::{Consumer, ConsumerHandle, Phase, StageContext, Unprocessed},
+    stage::{Consumer, ConsumerHandle, Phase, StageContext},
     subscription::Subscription,
+    wiring::Unprocessed,
 };
 
 /// The return type of a [`for_each`] function: nothing, or a `Result` whose error ends the stage.

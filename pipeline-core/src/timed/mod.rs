@@ -11,7 +11,7 @@ pub use self::{
     timeline::Timeline,
     trace_context::{TraceContext, TraceContextError, TraceId},
 };
-use crate::stage::started_at;
+use crate::supervisor::started_at;
 
 /// An item with the time at which it entered the pipeline, so that its whole way can be timed.
 ///

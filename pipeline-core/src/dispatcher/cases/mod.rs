@@ -17,10 +17,10 @@ use parking_lot::Mutex;
 
 use super::{Deliveries, Delivery, Dispatcher, Marker, Subscriber};
 use crate::{
-    buffer::{Buffer, BufferKeep},
-    demand::Window,
     exit::ExitReason,
-    outlet::{DemandMode, Outlet, WhenUnsubscribed},
+    stage::{
+        BufferKeep, DemandMode, WhenUnsubscribed, buffer::Buffer, demand::Window, outlet::Outlet,
+    },
     subscription::{StageId, SubscribeError, SubscribeOptions, SubscriptionId},
 };
 

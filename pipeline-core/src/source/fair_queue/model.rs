@@ -14,11 +14,11 @@ use proptest::prelude::*;
 
 use super::state::{Entry, KeyTicket, Limits, State};
 use crate::{
-    buffer::BufferKeep,
     source::{
         Closed, TryPushError,
         store::{Bounded, Offered, Pushed, Store},
     },
+    stage::BufferKeep,
 };
 
 type Item = (char, u32);

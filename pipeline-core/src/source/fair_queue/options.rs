@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::state::{Entry, Limits};
-use crate::buffer::BufferKeep;
+use crate::stage::BufferKeep;
 
 /// The default capacity of a fair queue.
 const DEFAULT_CAPACITY: usize = 10_000;

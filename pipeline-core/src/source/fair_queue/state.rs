@@ -12,13 +12,13 @@ use super::{
     rounds::Rounds,
 };
 use crate::{
-    buffer::BufferKeep,
     discarding::Discarding,
     source::{
         Closed, TryPushError,
         store::{Bounded, Offered, Pushed, Store, Taken},
         wait_list::{ReaderWaker, Ticket, Tickets},
     },
+    stage::BufferKeep,
 };
 
 /// A bounded queue for each key, with a common bound.

@@ -11,9 +11,8 @@ use super::{
     store::Bounded,
 };
 use crate::{
-    buffer::BufferKeep,
     exit::ExitReason,
-    stage::{Emitter, Producer, ProducerHandle, StageContext},
+    stage::{BufferKeep, Emitter, Producer, ProducerHandle, StageContext},
     timed::Timed,
 };
 

@@ -7,13 +7,13 @@ use std::{
 };
 
 use crate::{
-    buffer::BufferKeep,
     discarding::Discarding,
     source::{
         Closed, TryPushError,
         store::{Bounded, Offered, Pushed, Store, Taken},
         wait_list::{ReaderWaker, Ticket, Tickets, WaitList},
     },
+    stage::BufferKeep,
 };
 
 /// A bounded FIFO queue.

@@ -12,8 +12,8 @@ use super::{
 use crate::{
     dispatcher::{Delivery, Subscriber},
     exit::ExitReason,
-    outlet::Emitted,
     shown::shown,
+    stage::outlet::Emitted,
     subscription::{Cancellation, SubscribeError, Subscription, SubscriptionId},
     telemetry::Discard,
 };

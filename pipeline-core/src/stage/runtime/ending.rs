@@ -4,15 +4,19 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        Unprocessed, behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer,
-        message::Posted, slot::Mail,
+        behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer, message::Posted,
+        slot::Mail,
     },
     Callback, StageTask,
     upstream::Retry,
 };
 use crate::{
-    dispatcher::Marker, exit::ExitReason, inlet::Input, outlet::DemandMode, snapshot::StageKind,
+    dispatcher::Marker,
+    exit::ExitReason,
+    snapshot::StageKind,
+    stage::{DemandMode, inlet::Input},
     subscription::Cancellation,
+    wiring::Unprocessed,
 };
 
 /// What happens when a marker is reached.

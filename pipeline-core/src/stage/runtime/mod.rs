@@ -29,7 +29,7 @@ use self::{
     upstream::{Retry, Source},
 };
 use super::{
-    Emitter, Phase, StageContext, StageReport,
+    Emitter, Phase, StageContext,
     behaviour::{Behaviour, HandleOf},
     contained, contained_now,
     gauges::Gauges,
@@ -44,10 +44,14 @@ use crate::{
     discarding::{Discarding, Seldom},
     dispatcher::{Deliveries, Marker},
     exit::ExitReason,
-    inlet::{Inlet, Input},
-    outlet::{DemandMode, Outlet},
-    rate_limit::RateLimiter,
+    report::StageReport,
     snapshot::{Activity, StageKind},
+    stage::{
+        DemandMode,
+        inlet::{Inlet, Input},
+        outlet::Outlet,
+        rate_limit::RateLimiter,
+    },
     subscription::{
         Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,
     },

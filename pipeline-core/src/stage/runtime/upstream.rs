@@ -22,11 +22,13 @@ use super::{
 use crate::{
     backoff::{Backoff, BackoffState},
     deadline::Deadline,
-    demand::{Chunk, Window},
     exit::ExitReason,
-    inlet::{Input, Upstream},
     shown::shown,
     snapshot::StageKind,
+    stage::{
+        demand::{Chunk, Window},
+        inlet::{Input, Upstream},
+    },
     subscription::{
         Cancel, Cancellation, DemandControl, SubscribeError, SubscribeOptions, Subscription,
         SubscriptionId,

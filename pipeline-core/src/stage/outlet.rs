@@ -4,9 +4,9 @@
 use std::collections::VecDeque;
 
 use crate::{
-    buffer::Buffer,
     dispatcher::{Deliveries, Dispatcher, Marker, Subscriber},
     exit::ExitReason,
+    stage::buffer::Buffer,
     subscription::SubscriptionId,
 };
 
@@ -468,8 +468,8 @@ impl<E> std::fmt::Debug for Outlet<E> {
 mod tests {
     use super::*;
     use crate::{
-        buffer::BufferKeep,
         dispatcher::{Delivery, DemandDispatcher},
+        stage::BufferKeep,
         subscription::{StageId, SubscribeOptions},
     };
     use proptest::prelude::*;

@@ -13,11 +13,12 @@ use futures::{Stream, stream::FusedStream};
 use tokio::{sync::mpsc, task::coop};
 
 use crate::{
-    demand::{Batch, Window},
     exit::ExitReason,
-    outlet::DemandMode,
     stage::{
-        EventPort, Occupant, Ports, StageHandle, Subscribe, Target, ToConsumer, ToProducer, next_id,
+        DemandMode, EventPort, Occupant, Ports, StageHandle, Subscribe, Target, ToConsumer,
+        ToProducer,
+        demand::{Batch, Window},
+        next_id,
     },
     subscription::{
         Cancel, StageId, SubscribeError, SubscribeOptions, Subscription, SubscriptionId,

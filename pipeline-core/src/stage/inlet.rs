@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::{
-    demand::Window,
     dispatcher::Marker,
+    stage::demand::Window,
     subscription::{Cancellation, Subscription, SubscriptionId},
 };
 

@@ -4,17 +4,12 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task, time::Instant};
 
-use super::{
-    super::{
-        Emitter, Phase, StageContext, StageReport, Worker,
-        behaviour::{Behaviour, HandleOf},
-    },
-    ConsumerSupervisor,
-};
+use super::{ConsumerSupervisor, Worker};
 use crate::{
-    demand::Slots,
     exit::ExitReason,
+    report::StageReport,
     snapshot::StageKind,
+    stage::{Behaviour, Emitter, HandleOf, Phase, StageContext, demand::Slots},
     subscription::{Cancellation, DemandControl, SubscribeOptions, Subscription},
     telemetry::{Telemetry, WorkerMetrics},
 };

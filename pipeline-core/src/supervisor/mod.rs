@@ -1,5 +1,6 @@
-//! A stage that starts one supervised child per event.
+//! Consumer supervisors: a child for each event, and how many at once.
 
+mod adaptive;
 mod behaviour;
 mod brevity;
 mod calls;
@@ -7,6 +8,7 @@ mod reused;
 mod started;
 mod tries;
 mod turns;
+pub(crate) mod worker;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,23 +31,30 @@ use tokio::{
 };
 use tracing::{Instrument, Span};
 
-pub use self::tries::TooManyRestarts;
-pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
-use self::{brevity::Brevity, reused::Reused, started::Running, tries::Tries, turns::Turns};
-use super::{
-    Admission, Caller, ChildContext, Phase, Reserved, StageHandle, Worker, contained_now,
-    gauges::Gauges,
-    poll_contained, random,
-    restart::{Restart, RestartBudget},
+pub use self::{
+    adaptive::Adaptive,
+    tries::TooManyRestarts,
+    worker::{Admission, ChildContext, Reserved, Worker},
 };
+use self::{
+    adaptive::{AdaptiveLimit, Piece},
+    brevity::Brevity,
+    reused::Reused,
+    started::Running,
+    tries::Tries,
+    turns::Turns,
+};
+pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
 use crate::{
-    adaptive::{Adaptive, AdaptiveLimit, Piece},
     backoff::Backoff,
     deadline::Deadline,
-    demand::Slots,
     exit::ExitReason,
     shown::shown,
     snapshot::StageKind,
+    stage::demand::Slots,
+    stage::{
+        Caller, Gauges, Phase, RestartBudget, StageHandle, contained_now, poll_contained, random,
+    },
     subscription::{Subscription, SubscriptionId},
     telemetry::WorkerMetrics,
 };
@@ -192,6 +201,26 @@ pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infal
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildId(u64);
+
+/// What happens to a child that ends.
+///
+/// ```
+/// use pipeline_core::supervisor::{ConsumerSupervisor, Restart};
+///
+/// let once = async |_: &u64| Ok(());
+/// let supervisor = ConsumerSupervisor::<u64, _>::new(once).restart(Restart::Temporary);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restart {
+    /// A child that fails is restarted with the same event, in the same slot, as often as
+    /// [`ConsumerSupervisor::tries`](crate::supervisor::ConsumerSupervisor::tries) allows; after a
+    /// graceful end it is done. The default.
+    #[default]
+    Transient,
+    /// A child is done after any end; if it fails, its event is given up.
+    Temporary,
+}
 
 /// The state of a supervisor's child.
 ///

@@ -2,11 +2,11 @@
 
 use std::convert::Infallible;
 
-use super::{
-    super::{CallError, Caller, Emitter, HandleCall, StageHandle, Worker},
-    Child, ChildCount, ChildId, ChildState, ConsumerSupervisor, TerminateError,
+use super::{Child, ChildCount, ChildId, ChildState, ConsumerSupervisor, TerminateError, Worker};
+use crate::{
+    exit::ExitReason,
+    stage::{CallError, Caller, Emitter, HandleCall, StageHandle},
 };
-use crate::exit::ExitReason;
 
 impl<E, W> StageHandle<ConsumerSupervisor<E, W>, E, Infallible>
 where
