@@ -163,7 +163,7 @@ impl<B: Behaviour> StageTask<B> {
                     return Ok(());
                 }
                 let source = Source { target, options, origin, backoff, let_go: false };
-                return self.carry_on(source, Cancellation::Down(ExitReason::NotRunning));
+                return self.carry_on(source, &Cancellation::Down(ExitReason::NotRunning));
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason)
@@ -298,11 +298,11 @@ impl<B: Behaviour> StageTask<B> {
     pub(super) fn carry_on(
         &mut self,
         source: Source<B::In>,
-        how: Cancellation,
+        how: &Cancellation,
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
         let is_cancelled = matches!(how, Cancellation::Cancel(_));
-        let Some((source, reason)) = self.come_back(source, &how) else { return Ok(()) };
+        let Some((source, reason)) = self.come_back(source, how) else { return Ok(()) };
         // A drain does not fail a consumer that would otherwise still wait for its producer.
         let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
@@ -390,7 +390,7 @@ impl<B: Behaviour> StageTask<B> {
                 continue;
             }
             let source = Source { target, options, origin, backoff: Some(backoff), let_go: false };
-            self.carry_on(source, Cancellation::Down(reason))?;
+            self.carry_on(source, &Cancellation::Down(reason))?;
         }
         Ok(())
     }
@@ -413,7 +413,7 @@ impl<B: Behaviour> StageTask<B> {
         if extra.let_go || self.finishing.is_some() {
             return Ok(());
         }
-        self.carry_on(extra, how)
+        self.carry_on(extra, &how)
     }
 
     /// Handles a message of events chunk by chunk, and sends demand between the chunks.
