@@ -1,7 +1,7 @@
 //! Load tests of the project, compared with hand-written programs.
 //!
-//! `cargo xtask load` builds this and the server `examples/load_target`, and prints the table in the
-//! README. `docs/performance.md` describes the method. It runs on Linux.
+//! `cargo xtask load` builds this and the server `examples/load_target`, and prints the table in
+//! `docs/performance.md`, which describes the method. It runs on Linux.
 
 mod bench;
 mod client;
