@@ -9,8 +9,8 @@ use crate::{
     pipeline::{Pipeline, Stages},
     stage::{
         AsConsumer, AsProducer, AsProducerConsumer, Behaviour, Consumer, ConsumerHandle, Gauges,
-        Origin, Phase, Planned, PlannedStage, Producer, ProducerConsumer, ProducerConsumerHandle,
-        ProducerHandle, Slot, Stage, StageHandle, Whole, next_id,
+        Origin, Phase, PipelineShared, Producer, ProducerConsumer, ProducerConsumerHandle,
+        ProducerHandle, Slot, Stage, StageHandle, StageSpec, TypedStageSpec, next_id,
     },
     subscription::SubscribeOptions,
     supervisor::{AsSupervisor, ConsumerSupervisor, SupervisorHandle, Worker},
@@ -56,7 +56,7 @@ pub struct Graph {
     id: u64,
     telemetry: Telemetry,
     stop_within: Duration,
-    stages: Vec<Box<dyn Planned>>,
+    stages: Vec<Box<dyn StageSpec>>,
 }
 
 impl Graph {
@@ -205,7 +205,7 @@ impl Graph {
         }
         self.stages.iter().try_for_each(|stage| stage.check_options())?;
         let phase = watch::Sender::new(Phase::Run);
-        let whole = Whole {
+        let shared = PipelineShared {
             pipeline: self.name,
             telemetry: self.telemetry,
             phase,
@@ -214,7 +214,7 @@ impl Graph {
         };
         let mut prepared = Vec::with_capacity(self.stages.len());
         let outcome = self.stages.iter_mut().try_for_each(|stage| {
-            prepared.push(stage.prepare(&whole)?);
+            prepared.push(stage.prepare(&shared)?);
             Ok(())
         });
         let producers = || self.stages.iter().try_for_each(|stage| stage.check_producers());
@@ -223,7 +223,7 @@ impl Graph {
             self.stages.iter().for_each(|stage| stage.vacate(false));
             return Err(error);
         }
-        let mut stages = Stages::new(whole, together);
+        let mut stages = Stages::new(shared, together);
         for (planned, prepared) in self.stages.into_iter().zip(prepared) {
             stages.add(planned, prepared);
         }
@@ -238,7 +238,7 @@ impl Graph {
         let gauges = Gauges::new(B::KIND, stage.options.buffer_capacity(B::KIND));
         let restarts = stage.budget.restarts() > 0;
         let slot = Arc::new(Slot::new(name, self.id, restarts, gauges));
-        self.stages.push(Box::new(PlannedStage::new(stage, slot.clone())));
+        self.stages.push(Box::new(TypedStageSpec::new(stage, slot.clone())));
         StageHandle { slot }
     }
 

@@ -26,20 +26,20 @@ use crate::{
     report::{PipelineReport, StageReport},
     shown::shown,
     snapshot::{PipelineObserver, PipelineSnapshot, StageKind},
-    stage::{Observed, Phase, Planned, Prepared, StageHandle, Whole, contained_now},
+    stage::{Observed, Phase, PipelineShared, Prepared, StageHandle, StageSpec, catch_panic_now},
     telemetry::{StageSamples, stage_labels},
 };
 
 /// How long stages have to report after the deadline. A stage that is still in a callback by then
 /// is aborted.
-const LAST_CALL: Duration = Duration::from_secs(1);
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long aborted stages have to report their unprocessed events. A stage that blocks its thread
 /// does not notice the abort.
-const LAST_WORDS: Duration = Duration::from_millis(250);
+const ABORT_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The interval at which the stages' gauges are recorded.
-const LOOK: Duration = Duration::from_secs(1);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A running pipeline. It owns the tasks of its stages.
 ///
@@ -232,17 +232,17 @@ impl Pipeline {
             return report.clone();
         }
         let ended = (&mut self.supervisor).await;
-        let report = ended.unwrap_or_else(|error| self.lost(error));
+        let report = ended.unwrap_or_else(|error| self.report_of_lost_task(error));
         self.report = Some(report.clone());
         report
     }
 
     /// The report if the pipeline task is gone because the runtime is shutting down. That is a
     /// failure; the gauges of the stages show the events they held.
-    fn lost(&self, error: JoinError) -> PipelineReport {
+    fn report_of_lost_task(&self, error: JoinError) -> PipelineReport {
         let reason = reason_of(error);
         let mut report = PipelineReport::new(self.observer.shared_name());
-        report.stages.extend(self.observer.stages().iter().map(Observed::left));
+        report.stages.extend(self.observer.stages().iter().map(Observed::report));
         report.fail_as_a_whole(reason);
         report
     }
@@ -273,13 +273,13 @@ impl Drop for Pipeline {
 
 /// The stages of a pipeline, and their tasks.
 pub(crate) struct Stages {
-    whole: Whole,
+    shared: PipelineShared,
     /// Whether the end of one stage stops all.
-    together: bool,
-    stages: Vec<Running>,
+    ends_together: bool,
+    stages: Vec<RunningStage>,
     tasks: JoinSet<StageReport>,
     /// The stage of each task, and the task's channels.
-    by_task: HashMap<Id, Told>,
+    by_task: HashMap<Id, TaskChannels>,
     samples: Vec<(Observed, StageSamples)>,
     /// Whether a stage has failed for good.
     failed: Arc<AtomicBool>,
@@ -293,17 +293,17 @@ pub(crate) struct Stages {
 }
 
 /// The data that a stage's task reports besides its result.
-struct Told {
+struct TaskChannels {
     stage: usize,
     /// Why the stage fails, while its `terminate` still runs.
     failing: Arc<OnceLock<ExitReason>>,
     /// The report, if the task was aborted.
-    last_words: Arc<OnceLock<StageReport>>,
+    final_report: Arc<OnceLock<StageReport>>,
 }
 
 /// A stage and its state.
-struct Running {
-    planned: Box<dyn Planned>,
+struct RunningStage {
+    spec: Box<dyn StageSpec>,
     /// The report of the earlier incarnations.
     earlier: Option<StageReport>,
     /// Whether its final failure has been recorded.
@@ -313,12 +313,12 @@ struct Running {
 }
 
 impl Stages {
-    pub(crate) fn new(whole: Whole, together: bool) -> Self {
-        let span = info_span!("pipeline", pipeline = %whole.pipeline);
-        let report = PipelineReport::new(whole.pipeline.clone());
+    pub(crate) fn new(shared: PipelineShared, ends_together: bool) -> Self {
+        let span = info_span!("pipeline", pipeline = %shared.pipeline);
+        let report = PipelineReport::new(shared.pipeline.clone());
         Self {
-            whole,
-            together,
+            shared,
+            ends_together,
             stages: Vec::new(),
             tasks: JoinSet::new(),
             by_task: HashMap::new(),
@@ -332,21 +332,21 @@ impl Stages {
     }
 
     /// Adds a stage and starts it.
-    pub(crate) fn add(&mut self, planned: Box<dyn Planned>, prepared: Prepared) {
-        self.stages.push(Running { planned, earlier: None, failed: false, ended: false });
+    pub(crate) fn add(&mut self, spec: Box<dyn StageSpec>, prepared: Prepared) {
+        self.stages.push(RunningStage { spec, earlier: None, failed: false, ended: false });
         self.spawn(self.stages.len() - 1, prepared);
     }
 
     /// Supervises the stages from now on, in a task of its own.
     pub(crate) fn run(mut self) -> Pipeline {
         let (commands, receiver) = mpsc::channel(1);
-        let name = self.whole.pipeline.clone();
-        let planned = || self.stages.iter().map(|stage| &stage.planned);
-        let slots = planned().map(|stage| (stage.name().clone(), stage.slot())).collect();
-        let observed: Vec<_> = planned().map(|stage| stage.observed()).collect();
+        let name = self.shared.pipeline.clone();
+        let specs = || self.stages.iter().map(|stage| &stage.spec);
+        let slots = specs().map(|stage| (stage.name().clone(), stage.slot())).collect();
+        let observed: Vec<_> = specs().map(|stage| stage.observed()).collect();
         self.samples =
             observed.iter().map(|stage| (stage.clone(), self.samples_of(stage))).collect();
-        let phase = self.whole.phase.subscribe();
+        let phase = self.shared.phase.subscribe();
         let observer = PipelineObserver::new(name, phase, self.failed.clone(), observed);
         let span = self.span.clone();
         let supervisor = tokio::spawn(self.supervise(receiver).instrument(span));
@@ -354,14 +354,14 @@ impl Stages {
     }
 
     fn spawn(&mut self, stage: usize, prepared: Prepared) {
-        let Prepared { task, handle, failing, last_words, workers_stop_within } = prepared;
+        let Prepared { task, handle, failing, final_report, workers_stop_within } = prepared;
         self.workers_stop_within = self.workers_stop_within.max(workers_stop_within);
-        let planned = &self.stages[stage].planned;
-        let (name, kind) = (planned.name(), planned.kind().name());
-        let pipeline = &self.whole.pipeline;
+        let spec = &self.stages[stage].spec;
+        let (name, kind) = (spec.name(), spec.kind().name());
+        let pipeline = &self.shared.pipeline;
         let span = info_span!(parent: &self.span, "stage", %pipeline, stage = %name, kind);
         let task = self.tasks.spawn(task.instrument(span));
-        self.by_task.insert(task.id(), Told { stage, failing, last_words });
+        self.by_task.insert(task.id(), TaskChannels { stage, failing, final_report });
         // A new incarnation has a new handle.
         let _ = handle.set(task);
     }
@@ -369,45 +369,45 @@ impl Stages {
     /// Supervises all stages until they have ended. A panic on the way, for example in a metrics
     /// recorder, kills them and is a failure.
     async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
-        let seen = AssertUnwindSafe(self.see_to_the_end(&mut commands)).catch_unwind().await;
+        let seen = AssertUnwindSafe(self.run_stages(&mut commands)).catch_unwind().await;
         if let Err(panic) = seen {
             let reason = ExitReason::from_panic(&*panic);
-            tracing::error!(pipeline = %self.whole.pipeline, reason = shown(&reason), "the pipeline task panicked, killing its stages");
+            tracing::error!(pipeline = %self.shared.pipeline, reason = shown(&reason), "the pipeline task panicked, killing its stages");
             self.failed.store(true, Relaxed);
             self.enter(Phase::Kill);
             self.abort().await;
             self.report.fail_as_a_whole(reason);
         }
-        self.look_once_more();
+        self.try_record_gauges();
         // Set before the phase channel closes, which happens when `self` is dropped.
         self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
         self.report.clone()
     }
 
-    async fn see_to_the_end(&mut self, commands: &mut mpsc::Receiver<Command>) {
-        let mut look = time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let failing = self.whole.failing.clone();
+    async fn run_stages(&mut self, commands: &mut mpsc::Receiver<Command>) {
+        let mut sample = time::interval(SAMPLE_INTERVAL);
+        sample.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let failing = self.shared.failing.clone();
         while !self.tasks.is_empty() {
             let deadline = self.deadline;
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
-                () = failing.notified() => self.look_for_failures(),
+                () = failing.notified() => self.check_for_failures(),
                 Some(Command::Drain { within }) = commands.recv() => {
                     self.deadline = self.deadline.min(Deadline::from_now(within));
                     self.enter(Phase::Drain);
                     // This includes stages that are not polled because another one blocks their
                     // thread.
-                    self.stages.iter().for_each(|stage| stage.planned.observed().close_queue());
+                    self.stages.iter().for_each(|stage| stage.spec.observed().close_queue());
                 }
-                _ = look.tick() => self.look(),
+                _ = sample.tick() => self.record_gauges(),
                 () = deadline.passed() => {
                     self.report.completed = false;
-                    if *self.whole.phase.borrow() == Phase::Kill {
+                    if *self.shared.phase.borrow() == Phase::Kill {
                         return self.abort().await;
                     }
                     self.enter(Phase::Kill);
-                    self.deadline = Deadline::from_now(LAST_CALL);
+                    self.deadline = Deadline::from_now(KILL_TIMEOUT);
                 }
             }
         }
@@ -417,47 +417,48 @@ impl Stages {
     /// gauges; its task ends when it can.
     async fn abort(&mut self) {
         self.tasks.abort_all();
-        let deadline = Deadline::from_now(LAST_WORDS);
+        let deadline = Deadline::from_now(ABORT_TIMEOUT);
         while !self.tasks.is_empty() {
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => self.task_ended(ended),
                 () = deadline.passed() => break,
             }
         }
-        for (_, Told { stage, last_words, .. }) in mem::take(&mut self.by_task) {
-            let left = last_words.get().cloned().unwrap_or_else(|| self.left(stage));
+        for (_, TaskChannels { stage, final_report, .. }) in mem::take(&mut self.by_task) {
+            let left = final_report.get().cloned().unwrap_or_else(|| self.last_report(stage));
             self.stage_ended(stage, left);
         }
     }
 
     fn samples_of(&self, stage: &Observed) -> StageSamples {
-        let labels = stage_labels(&self.whole.pipeline, stage.name());
-        StageSamples::register(&self.whole.telemetry, &labels, &stage.snapshot())
+        let labels = stage_labels(&self.shared.pipeline, stage.name());
+        StageSamples::register(&self.shared.telemetry, &labels, &stage.snapshot())
     }
 
     /// Records the gauges of the stages.
-    fn look(&mut self) {
+    fn record_gauges(&mut self) {
         for (stage, samples) in &mut self.samples {
             samples.record(&stage.snapshot());
         }
     }
 
     /// The same, ignoring a panic of the recorder.
-    fn look_once_more(&mut self) {
-        let _ = contained_now(|| {
-            self.look();
+    fn try_record_gauges(&mut self) {
+        let _ = catch_panic_now(|| {
+            self.record_gauges();
             Ok(())
         });
     }
 
     /// Finds stages that have failed and still run their `terminate`. If such a stage is not
     /// restarted, the others do not wait for its `terminate`.
-    fn look_for_failures(&mut self) {
-        let failing = |told: &Told| Some((told.stage, told.failing.get()?.clone()));
+    fn check_for_failures(&mut self) {
+        let failing =
+            |channels: &TaskChannels| Some((channels.stage, channels.failing.get()?.clone()));
         let failing: Vec<_> = self.by_task.values().filter_map(failing).collect();
         for (stage, reason) in failing {
-            let planned = &mut self.stages[stage].planned;
-            if *self.whole.phase.borrow() < Phase::Stop && !planned.would_restart(Instant::now()) {
+            let spec = &mut self.stages[stage].spec;
+            if *self.shared.phase.borrow() < Phase::Stop && !spec.would_restart(Instant::now()) {
                 self.failed_for_good(stage, &reason);
             }
         }
@@ -470,17 +471,17 @@ impl Stages {
         if mem::replace(&mut running.failed, true) {
             return;
         }
-        let observed = running.planned.observed();
+        let observed = running.spec.observed();
         // A stage that is killed together with all others has not failed itself.
-        if *self.whole.phase.borrow() < Phase::Kill {
+        if *self.shared.phase.borrow() < Phase::Kill {
             observed.failed();
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed, not restarting it");
+            tracing::error!(pipeline = %self.shared.pipeline, stage = %observed.name(), reason = shown(reason), "a stage failed, not restarting it");
         }
         observed.failed_for_good(reason);
         self.failed.store(true, Relaxed);
-        let restarts = running.planned.restarts();
-        self.look_once_more();
-        if self.together || restarts {
+        let restarts = running.spec.restarts();
+        self.try_record_gauges();
+        if self.ends_together || restarts {
             self.enter(Phase::Stop);
         }
     }
@@ -490,46 +491,48 @@ impl Stages {
             Ok((id, _)) => *id,
             Err(error) => error.id(),
         };
-        let Some(Told { stage, last_words, .. }) = self.by_task.remove(&id) else { return };
+        let Some(TaskChannels { stage, final_report, .. }) = self.by_task.remove(&id) else {
+            return;
+        };
         let ended = match ended {
             Ok((_, ended)) => ended,
-            Err(error) => self.report_of(stage, &last_words, error),
+            Err(error) => self.report_of(stage, &final_report, error),
         };
         self.stage_ended(stage, ended);
     }
 
     /// Restarts a failed stage, or decides what its end means for the others.
     fn stage_ended(&mut self, stage: usize, ended: StageReport) {
-        let phase = *self.whole.phase.borrow();
+        let phase = *self.shared.phase.borrow();
         let running = &mut self.stages[stage];
         let ended = ended.after(running.earlier.take());
-        tracing::debug!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "stage ended");
+        tracing::debug!(pipeline = %self.shared.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "stage ended");
         let failed = !ended.reason.is_graceful();
         self.report.completed &= ended.terminated;
-        if failed && phase < Phase::Stop && running.planned.may_restart(Instant::now()) {
-            running.planned.vacate(true);
-            tracing::error!(pipeline = %self.whole.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, restarting it");
-            match running.planned.prepare(&self.whole) {
+        if failed && phase < Phase::Stop && running.spec.may_restart(Instant::now()) {
+            running.spec.vacate(true);
+            tracing::error!(pipeline = %self.shared.pipeline, stage = %ended.stage, reason = shown(&ended.reason), "a stage failed, restarting it");
+            match running.spec.prepare(&self.shared) {
                 Ok(prepared) => {
-                    running.planned.observed().failed();
+                    running.spec.observed().failed();
                     running.earlier = Some(ended);
                     return self.spawn(stage, prepared);
                 }
                 Err(error) => {
-                    tracing::error!(pipeline = %self.whole.pipeline, error = shown(&error), "a stage failed to restart");
+                    tracing::error!(pipeline = %self.shared.pipeline, error = shown(&error), "a stage failed to restart");
                 }
             }
         }
-        running.planned.vacate(false);
+        running.spec.vacate(false);
         running.ended = true;
-        let expected = running.planned.kind().emits() && matches!(ended.reason, ExitReason::Normal);
+        let expected = running.spec.kind().emits() && matches!(ended.reason, ExitReason::Normal);
         if failed {
             self.failed_for_good(stage, &ended.reason);
         }
         self.report.stages.push(ended);
-        if self.together && !expected {
+        if self.ends_together && !expected {
             self.enter(Phase::Stop);
-        } else if self.together && self.sources_have_ended() {
+        } else if self.ends_together && self.sources_have_ended() {
             // Stages that still wait for a source no longer need to.
             self.enter(Phase::SourcesEnded);
         }
@@ -537,13 +540,13 @@ impl Stages {
 
     /// Whether all producers have ended.
     fn sources_have_ended(&self) -> bool {
-        let is_source = |stage: &&Running| stage.planned.kind() == StageKind::Producer;
+        let is_source = |stage: &&RunningStage| stage.spec.kind() == StageKind::Producer;
         self.stages.iter().filter(is_source).all(|stage| stage.ended)
     }
 
     /// Enters a later phase. Earlier phases are ignored.
     fn enter(&mut self, next: Phase) {
-        let is_later = self.whole.phase.send_if_modified(|phase| {
+        let is_later = self.shared.phase.send_if_modified(|phase| {
             let later = next > *phase;
             if later {
                 *phase = next;
@@ -551,15 +554,15 @@ impl Stages {
             later
         });
         if is_later && next == Phase::Stop {
-            let within = self.whole.stop_within.saturating_add(self.workers_stop_within);
+            let within = self.shared.stop_within.saturating_add(self.workers_stop_within);
             self.deadline = self.deadline.min(Deadline::from_now(within));
         }
     }
 
     /// The report of a stage's last incarnation, as far as its gauges have it.
-    fn left(&self, stage: usize) -> StageReport {
+    fn last_report(&self, stage: usize) -> StageReport {
         let running = &self.stages[stage];
-        let mut left = running.planned.observed().left();
+        let mut left = running.spec.observed().report();
         // The gauges include the stage's earlier incarnations.
         if let Some(earlier) = &running.earlier {
             left.given_up = left.given_up.saturating_sub(earlier.given_up);
@@ -573,10 +576,10 @@ impl Stages {
     fn report_of(
         &self,
         stage: usize,
-        last_words: &OnceLock<StageReport>,
+        final_report: &OnceLock<StageReport>,
         error: JoinError,
     ) -> StageReport {
-        let left = last_words.get().cloned().unwrap_or_else(|| self.left(stage));
+        let left = final_report.get().cloned().unwrap_or_else(|| self.last_report(stage));
         StageReport { reason: reason_of(error), ..left }
     }
 }
@@ -584,7 +587,7 @@ impl Stages {
 /// Handles of a dropped pipeline's stages report that the stage is not running.
 impl Drop for Stages {
     fn drop(&mut self) {
-        self.stages.iter().for_each(|stage| stage.planned.vacate(false));
+        self.stages.iter().for_each(|stage| stage.spec.vacate(false));
     }
 }
 

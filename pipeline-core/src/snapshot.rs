@@ -381,10 +381,10 @@ impl PipelineObserver {
     }
 
     fn phase(&self) -> PipelinePhase {
-        let told = *self.0.phase.borrow();
+        let phase = *self.0.phase.borrow();
         if self.0.phase.has_changed().is_err() {
             PipelinePhase::Ended
-        } else if told >= Phase::Drain {
+        } else if phase >= Phase::Drain {
             PipelinePhase::Draining
         } else if self.stages().iter().all(Observed::has_begun) {
             PipelinePhase::Running

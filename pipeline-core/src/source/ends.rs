@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     discarding::Seldom,
-    stage::{Emitter, Gauges, Queue, Queued, StageContext},
+    stage::{Emitter, Gauges, QueueProbe, QueueState, StageContext},
     sync::{Arc, AtomicU64, Mutex, Ordering},
     telemetry::{Discard, StageMetrics},
 };
@@ -72,14 +72,14 @@ pub(super) struct TakeEnd<S: Bounded> {
 }
 
 /// A queue as its stage's gauges see it. Dropping it does not close the queue.
-struct Seen<S: Bounded>(Arc<Shared<S>>);
+struct Probe<S: Bounded>(Arc<Shared<S>>);
 
-impl<S: Bounded + Send> Queue for Seen<S> {
-    fn look(&self) -> Queued {
+impl<S: Bounded + Send> QueueProbe for Probe<S> {
+    fn state(&self) -> QueueState {
         let state = self.0.state.lock();
         let (items, capacity) = (state.len(), Some(state.capacity()));
         drop(state);
-        Queued { items, capacity, discarded: self.0.discarded.load(Ordering::Relaxed) }
+        QueueState { items, capacity, discarded: self.0.discarded.load(Ordering::Relaxed) }
     }
 
     fn close(&self) {
@@ -272,7 +272,7 @@ impl<S: Store> TakeEnd<S> {
     {
         let metrics = StageMetrics::register(context.telemetry(), &context.labels());
         self.counts = Some((metrics, context.gauges.clone()));
-        context.gauges.queue(Seen(self.end.0.clone()));
+        context.gauges.set_queue(Probe(self.end.0.clone()));
     }
 
     /// Emits as many items as there is demand for.

@@ -88,7 +88,7 @@ pub(crate) trait Behaviour: Send + 'static {
     }
 
     /// Whether `ready` is to be awaited.
-    fn waits(&self, _owed: usize) -> bool {
+    fn awaits_ready(&self, _owed: usize) -> bool {
         false
     }
 

@@ -6,10 +6,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
     consumer::Consumer,
-    message::{Call, CallError, Cast, HandleCall, HandleCast, HandleInfo, Info, Letter, Posted},
+    message::{
+        Call, CallError, Cast, Envelope, HandleCall, HandleCast, HandleInfo, Info, UserMessage,
+    },
     producer::{NoInput, Producer},
     producer_consumer::ProducerConsumer,
-    slot::{Address, Control, Mail, Occupant, Origin, Slot, Subscribing, next_id},
+    slot::{Address, Control, Message, Occupant, Origin, Slot, Subscribing, next_id},
 };
 use crate::{
     deadline::Deadline,
@@ -265,8 +267,8 @@ where
     {
         self.waits_for_another()?;
         let (answer, reply) = oneshot::channel();
-        let place = place(&self.slot.places).await;
-        let opened = self.post(Call { message, answer }, place, Mail::Letter);
+        let permit = permit(&self.slot.permits).await;
+        let opened = self.send(Call { message, answer }, permit, Message::User);
         opened.map_err(|_| CallError::NotRunning)?;
         reply
             .await
@@ -348,12 +350,12 @@ where
         S: HandleCast<M, Out>,
         M: Send + 'static,
     {
-        let place = match self.waits_for_another() {
-            Ok(()) => place(&self.slot.places).await,
+        let permit = match self.waits_for_another() {
+            Ok(()) => permit(&self.slot.permits).await,
             // The stage would have to make room itself.
-            Err(own) => self.slot.places.clone().try_acquire_owned().map_err(|_| own)?,
+            Err(own) => self.slot.permits.clone().try_acquire_owned().map_err(|_| own)?,
         };
-        self.post(Cast(message), place, Mail::Letter)
+        self.send(Cast(message), permit, Message::User)
     }
 
     /// Queues a message behind all events that the stage holds now, and returns when it is queued.
@@ -414,8 +416,8 @@ where
     {
         self.waits_for_another()?;
         let (queued, wait) = oneshot::channel();
-        let place = place(&self.slot.info_places).await;
-        self.post(Info(message), place, |posted| Mail::Info(posted, Some(queued)))?;
+        let permit = permit(&self.slot.info_permits).await;
+        self.send(Info(message), permit, |envelope| Message::Info(envelope, Some(queued)))?;
         wait.await.map_err(|_| CallError::NotRunning)
     }
 
@@ -430,9 +432,9 @@ where
         S: HandleInfo<M, Out>,
         M: Send + 'static,
     {
-        let place = self.slot.info_places.clone().try_acquire_owned();
-        self.post(Info(message), place.map_err(|_| CallError::Full)?, |posted| {
-            Mail::Info(posted, None)
+        let permit = self.slot.info_permits.clone().try_acquire_owned();
+        self.send(Info(message), permit.map_err(|_| CallError::Full)?, |envelope| {
+            Message::Info(envelope, None)
         })
     }
 
@@ -634,7 +636,7 @@ where
         let mut occupant = self.slot.occupant.subscribe();
         let Some(address) = self.slot.address() else { return };
         // If it has just ended, there is nothing to wait for, or not for long.
-        let _ = address.send(Mail::Control(control));
+        let _ = address.send(Message::Control(control));
         if address.is_own_callback() {
             return;
         }
@@ -653,15 +655,15 @@ where
         }
     }
 
-    fn post<L: Letter<S, Out> + 'static>(
+    fn send<M: UserMessage<S, Out> + 'static>(
         &self,
-        letter: L,
-        place: OwnedSemaphorePermit,
-        mail: impl FnOnce(Posted<S, Out>) -> Mail<S, In, Out>,
+        message: M,
+        permit: OwnedSemaphorePermit,
+        wrap: impl FnOnce(Envelope<S, Out>) -> Message<S, In, Out>,
     ) -> Result<(), CallError> {
         let address = self.slot.address().ok_or(CallError::NotRunning)?;
-        let posted = Posted { letter: Box::new(letter), _place: place };
-        address.send(mail(posted)).map_err(|_| CallError::NotRunning)
+        let envelope = Envelope { message: Box::new(message), _permit: permit };
+        address.send(wrap(envelope)).map_err(|_| CallError::NotRunning)
     }
 
     async fn ask<R>(
@@ -671,14 +673,14 @@ where
         self.waits_for_another()?;
         let (answer, reply) = oneshot::channel();
         let address = self.slot.address().ok_or(CallError::NotRunning)?;
-        address.send(Mail::Control(control(answer))).map_err(|_| CallError::NotRunning)?;
+        address.send(Message::Control(control(answer))).map_err(|_| CallError::NotRunning)?;
         reply.await.map_err(|_| CallError::NotRunning)
     }
 
     fn tell(&self, control: Control<In>) {
         if let Some(address) = self.slot.address() {
             // A stage that has just ended needs no notification.
-            let _ = address.send(Mail::Control(control));
+            let _ = address.send(Message::Control(control));
         }
     }
 
@@ -801,9 +803,9 @@ where
     }
 }
 
-/// Waits for a place for a message.
-async fn place(places: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    places.clone().acquire_owned().await.expect("the semaphore is never closed")
+/// Waits for room for a message in the mailbox.
+async fn permit(permits: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    permits.clone().acquire_owned().await.expect("the semaphore is never closed")
 }
 
 impl<S, In, Out> Clone for StageHandle<S, In, Out> {

@@ -40,7 +40,7 @@ pub(crate) struct Inlet<E, T> {
     upstreams: Vec<Upstream<T>>,
     queue: VecDeque<Input<E>>,
     /// Events in the queue.
-    held: usize,
+    event_count: usize,
 }
 
 /// A subscription at its consumer's end.
@@ -50,12 +50,12 @@ pub(crate) struct Upstream<T> {
     /// None while the consumer asks for events manually.
     pub(crate) window: Option<Window>,
     pub(crate) paused: bool,
-    pub(crate) extra: T,
+    pub(crate) state: T,
 }
 
 impl<E, T> Inlet<E, T> {
     pub(crate) fn new() -> Self {
-        Self { upstreams: Vec::new(), queue: VecDeque::new(), held: 0 }
+        Self { upstreams: Vec::new(), queue: VecDeque::new(), event_count: 0 }
     }
 
     pub(crate) fn add(&mut self, upstream: Upstream<T>) {
@@ -83,7 +83,7 @@ impl<E, T> Inlet<E, T> {
     }
 
     pub(crate) fn queue(&mut self, input: Input<E>) {
-        self.held += input.events();
+        self.event_count += input.events();
         self.queue.push_back(input);
     }
 
@@ -109,7 +109,7 @@ impl<E, T> Inlet<E, T> {
                 0 => self.queue.pop_front(),
                 _ => self.queue.remove(place),
             };
-            self.held -= input.as_ref().map_or(0, Input::events);
+            self.event_count -= input.as_ref().map_or(0, Input::events);
             return input;
         }
         None
@@ -130,8 +130,8 @@ impl<E, T> Inlet<E, T> {
     }
 
     /// The number of received events in the queue.
-    pub(crate) fn held(&self) -> usize {
-        self.held
+    pub(crate) fn event_count(&self) -> usize {
+        self.event_count
     }
 }
 
@@ -140,19 +140,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn held_counts_the_queued_events() {
+    fn event_count_is_the_number_of_queued_events() {
         let mut inlet = Inlet::<u32, ()>::new();
         let from = SubscriptionId::new(1);
         inlet.queue(Input::Events { from, events: vec![1, 2] });
         inlet.queue(Input::Info(Marker::new(1)));
         inlet.queue(Input::Events { from, events: vec![3] });
-        assert_eq!(inlet.held(), 3);
+        assert_eq!(inlet.event_count(), 3);
         assert!(inlet.next(false).is_none());
-        assert_eq!(inlet.held(), 3);
+        assert_eq!(inlet.event_count(), 3);
         assert!(matches!(inlet.next(true), Some(Input::Events { events, .. }) if events == [1, 2]));
         assert!(matches!(inlet.next(true), Some(Input::Info(_))));
-        assert_eq!(inlet.held(), 1);
+        assert_eq!(inlet.event_count(), 1);
         assert!(inlet.next(true).is_some());
-        assert_eq!((inlet.held(), inlet.is_empty()), (0, true));
+        assert_eq!((inlet.event_count(), inlet.is_empty()), (0, true));
     }
 }

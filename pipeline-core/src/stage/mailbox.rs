@@ -12,14 +12,14 @@ use std::{
 use crate::sync::{Arc, Mutex};
 
 /// Creates a mailbox: its sending and its receiving half.
-pub(super) fn mailbox<T>() -> (Letterbox<T>, Mailbox<T>) {
+pub(super) fn mailbox<T>() -> (MailboxSender<T>, Mailbox<T>) {
     let shared =
-        Arc::new(Mutex::new(Shared { mail: VecDeque::new(), reader: None, closed: false }));
-    (Letterbox(shared.clone()), Mailbox { shared, taken: VecDeque::new() })
+        Arc::new(Mutex::new(Shared { messages: VecDeque::new(), reader: None, closed: false }));
+    (MailboxSender(shared.clone()), Mailbox { shared, taken: VecDeque::new() })
 }
 
 /// The sending half.
-pub(super) struct Letterbox<T>(Arc<Mutex<Shared<T>>>);
+pub(super) struct MailboxSender<T>(Arc<Mutex<Shared<T>>>);
 
 /// The receiving half. Dropping it closes the mailbox.
 pub(crate) struct Mailbox<T> {
@@ -29,20 +29,20 @@ pub(crate) struct Mailbox<T> {
 }
 
 struct Shared<T> {
-    mail: VecDeque<T>,
+    messages: VecDeque<T>,
     /// The waker of the waiting stage. The first message takes it; later ones have nothing to wake.
     reader: Option<Waker>,
     closed: bool,
 }
 
-impl<T> Letterbox<T> {
+impl<T> MailboxSender<T> {
     /// Returns the message if the mailbox is closed.
-    pub(super) fn send(&self, mail: T) -> Result<(), T> {
+    pub(super) fn send(&self, message: T) -> Result<(), T> {
         let mut shared = self.0.lock();
         if shared.closed {
-            return Err(mail);
+            return Err(message);
         }
-        shared.mail.push_back(mail);
+        shared.messages.push_back(message);
         let reader = shared.reader.take();
         drop(shared);
         if let Some(reader) = reader {
@@ -52,7 +52,7 @@ impl<T> Letterbox<T> {
     }
 }
 
-impl<T> Clone for Letterbox<T> {
+impl<T> Clone for MailboxSender<T> {
     fn clone(&self) -> Self {
         Self(self.0.clone())
     }
@@ -73,14 +73,14 @@ impl<T> Mailbox<T> {
     /// message.
     pub(super) fn take(&mut self) -> bool {
         if !self.has_next() {
-            mem::swap(&mut self.shared.lock().mail, &mut self.taken);
+            mem::swap(&mut self.shared.lock().messages, &mut self.taken);
         }
         self.has_next()
     }
 
     /// Whether there is a message of a kind, taken or not.
     pub(super) fn has(&self, mut kind: impl FnMut(&T) -> bool) -> bool {
-        self.taken.iter().any(&mut kind) || self.shared.lock().mail.iter().any(kind)
+        self.taken.iter().any(&mut kind) || self.shared.lock().messages.iter().any(kind)
     }
 
     /// Waits for messages and takes them.
@@ -89,7 +89,7 @@ impl<T> Mailbox<T> {
             return Poll::Ready(());
         }
         let mut shared = self.shared.lock();
-        if shared.mail.is_empty() {
+        if shared.messages.is_empty() {
             match &mut shared.reader {
                 Some(reader) => reader.clone_from(context.waker()),
                 None => shared.reader = Some(context.waker().clone()),
@@ -97,7 +97,7 @@ impl<T> Mailbox<T> {
             return Poll::Pending;
         }
         // Both buffers keep their allocation.
-        mem::swap(&mut shared.mail, &mut self.taken);
+        mem::swap(&mut shared.messages, &mut self.taken);
         Poll::Ready(())
     }
 
@@ -105,7 +105,7 @@ impl<T> Mailbox<T> {
     pub(super) fn close(&mut self) {
         let mut shared = self.shared.lock();
         shared.closed = true;
-        self.taken.append(&mut shared.mail);
+        self.taken.append(&mut shared.messages);
     }
 }
 
@@ -125,13 +125,13 @@ mod tests {
 
     #[test]
     fn messages_are_read_in_the_order_of_arrival() {
-        let (letterbox, mut mailbox) = mailbox();
+        let (sender, mut mailbox) = mailbox();
         let context = Context::from_waker(Waker::noop());
         assert!(mailbox.poll_take(&context).is_pending());
-        assert!(letterbox.send(1).is_ok() && letterbox.send(2).is_ok());
+        assert!(sender.send(1).is_ok() && sender.send(2).is_ok());
         assert!(mailbox.poll_take(&context).is_ready());
         assert_eq!(mailbox.next(), Some(1));
-        assert!(letterbox.send(3).is_ok());
+        assert!(sender.send(3).is_ok());
         assert!(mailbox.poll_take(&context).is_ready(), "earlier messages are left");
         assert_eq!(all(&mut mailbox), [2]);
         assert!(mailbox.poll_take(&context).is_ready());
@@ -141,10 +141,10 @@ mod tests {
 
     #[test]
     fn messages_can_be_taken_without_waiting() {
-        let (letterbox, mut mailbox) = mailbox();
+        let (sender, mut mailbox) = mailbox();
         assert!(!mailbox.take());
-        assert!(letterbox.send(1).is_ok() && mailbox.take());
-        assert!(letterbox.send(2).is_ok() && mailbox.take(), "earlier messages are left");
+        assert!(sender.send(1).is_ok() && mailbox.take());
+        assert!(sender.send(2).is_ok() && mailbox.take(), "earlier messages are left");
         assert_eq!(all(&mut mailbox), [1]);
         assert!(mailbox.take());
         assert_eq!(all(&mut mailbox), [2]);
@@ -152,23 +152,23 @@ mod tests {
 
     #[test]
     fn a_closed_mailbox_returns_new_messages_and_yields_pending_ones() {
-        let (letterbox, mut mailbox) = mailbox();
-        assert!(letterbox.send(1).is_ok());
+        let (sender, mut mailbox) = mailbox();
+        assert!(sender.send(1).is_ok());
         assert!(mailbox.poll_take(&Context::from_waker(Waker::noop())).is_ready());
-        assert!(letterbox.send(2).is_ok());
+        assert!(sender.send(2).is_ok());
         mailbox.close();
-        assert_eq!(letterbox.send(3), Err(3));
+        assert_eq!(sender.send(3), Err(3));
         assert_eq!(all(&mut mailbox), [1, 2]);
     }
 
     #[test]
     fn pending_messages_are_dropped_with_the_mailbox() {
-        let (letterbox, mailbox) = mailbox();
-        let mail = Arc::new(());
-        assert!(letterbox.send(mail.clone()).is_ok());
+        let (sender, mailbox) = mailbox();
+        let message = Arc::new(());
+        assert!(sender.send(message.clone()).is_ok());
         drop(mailbox);
-        assert_eq!(Arc::strong_count(&mail), 1);
-        assert!(letterbox.send(mail).is_err());
+        assert_eq!(Arc::strong_count(&message), 1);
+        assert!(sender.send(message).is_err());
     }
 }
 
@@ -191,11 +191,11 @@ mod interleavings {
     #[test]
     fn a_reader_gets_all_messages_of_each_sender_in_order() {
         in_every_order(|| {
-            let (letterbox, mut mailbox) = mailbox();
+            let (sender, mut mailbox) = mailbox();
             let senders = [10, 20].map(|first| {
-                let letterbox = letterbox.clone();
+                let sender = sender.clone();
                 thread::spawn(move || {
-                    assert!(letterbox.send(first).is_ok() && letterbox.send(first + 1).is_ok());
+                    assert!(sender.send(first).is_ok() && sender.send(first + 1).is_ok());
                 })
             });
             let read = block_on(async {
@@ -218,15 +218,15 @@ mod interleavings {
     #[test]
     fn messages_to_a_closing_mailbox_are_read_or_returned() {
         in_every_order(|| {
-            let (letterbox, mut mailbox) = mailbox();
-            let sender = thread::spawn(move || [1, 2].map(|mail| letterbox.send(mail).is_ok()));
+            let (sender, mut mailbox) = mailbox();
+            let sender = thread::spawn(move || [1, 2].map(|message| sender.send(message).is_ok()));
             mailbox.close();
             let read: Vec<u32> = std::iter::from_fn(|| mailbox.next()).collect();
             let sent = sender.join().expect("the sender does not panic");
             let expected: Vec<u32> = [1, 2]
                 .into_iter()
                 .zip(sent)
-                .filter_map(|(mail, sent)| sent.then_some(mail))
+                .filter_map(|(message, sent)| sent.then_some(message))
                 .collect();
             assert_eq!(read, expected);
         });

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::{Emitter, contained};
+use super::{Emitter, catch_panic};
 use crate::exit::ExitReason;
 
 /// Answers messages of type `M`, sent by [`StageHandle::call`](crate::stage::StageHandle::call).
@@ -294,25 +294,25 @@ pub enum CallError {
 }
 
 /// A message in the mailbox of a stage of type `S`, of any type.
-pub(crate) trait Letter<S, E>: Send {
-    fn open<'a, 'e: 'a>(
+pub(crate) trait UserMessage<S, E>: Send {
+    fn handle<'a, 'e: 'a>(
         self: Box<Self>,
         stage: &'a mut S,
         out: &'a mut Emitter<'e, E>,
-    ) -> BoxFuture<'a, Opened>;
+    ) -> BoxFuture<'a, Handled>;
 }
 
 /// The result of handling a message.
-pub(crate) struct Opened {
+pub(crate) struct Handled {
     pub(crate) outcome: Result<(), ExitReason>,
     /// To be dropped when the emitted events have been sent.
     pub(crate) answer: Option<Box<dyn Send>>,
 }
 
-/// A message with its place in the mailbox.
-pub(crate) struct Posted<S, E> {
-    pub(crate) letter: Box<dyn Letter<S, E>>,
-    pub(crate) _place: OwnedSemaphorePermit,
+/// A message with its permit to be in the mailbox.
+pub(crate) struct Envelope<S, E> {
+    pub(crate) message: Box<dyn UserMessage<S, E>>,
+    pub(crate) _permit: OwnedSemaphorePermit,
 }
 
 pub(crate) struct Call<M, R> {
@@ -320,62 +320,62 @@ pub(crate) struct Call<M, R> {
     pub(crate) answer: oneshot::Sender<R>,
 }
 
-impl<S, E, M> Letter<S, E> for Call<M, S::Reply>
+impl<S, E, M> UserMessage<S, E> for Call<M, S::Reply>
 where
     S: HandleCall<M, E>,
     E: Send + 'static,
     M: Send + 'static,
 {
-    fn open<'a, 'e: 'a>(
+    fn handle<'a, 'e: 'a>(
         self: Box<Self>,
         stage: &'a mut S,
         out: &'a mut Emitter<'e, E>,
-    ) -> BoxFuture<'a, Opened> {
+    ) -> BoxFuture<'a, Handled> {
         let Self { message, answer } = *self;
         let mut caller = Caller { sender: Some(answer), reply: None };
         Box::pin(async move {
-            let outcome = contained(stage.handle_call(message, &mut caller, out)).await;
-            Opened { outcome, answer: Some(Box::new(caller)) }
+            let outcome = catch_panic(stage.handle_call(message, &mut caller, out)).await;
+            Handled { outcome, answer: Some(Box::new(caller)) }
         })
     }
 }
 
 pub(crate) struct Cast<M>(pub(crate) M);
 
-impl<S, E, M> Letter<S, E> for Cast<M>
+impl<S, E, M> UserMessage<S, E> for Cast<M>
 where
     S: HandleCast<M, E>,
     E: Send + 'static,
     M: Send + 'static,
 {
-    fn open<'a, 'e: 'a>(
+    fn handle<'a, 'e: 'a>(
         self: Box<Self>,
         stage: &'a mut S,
         out: &'a mut Emitter<'e, E>,
-    ) -> BoxFuture<'a, Opened> {
+    ) -> BoxFuture<'a, Handled> {
         Box::pin(async move {
-            let outcome = contained(stage.handle_cast(self.0, out)).await;
-            Opened { outcome, answer: None }
+            let outcome = catch_panic(stage.handle_cast(self.0, out)).await;
+            Handled { outcome, answer: None }
         })
     }
 }
 
 pub(crate) struct Info<M>(pub(crate) M);
 
-impl<S, E, M> Letter<S, E> for Info<M>
+impl<S, E, M> UserMessage<S, E> for Info<M>
 where
     S: HandleInfo<M, E>,
     E: Send + 'static,
     M: Send + 'static,
 {
-    fn open<'a, 'e: 'a>(
+    fn handle<'a, 'e: 'a>(
         self: Box<Self>,
         stage: &'a mut S,
         out: &'a mut Emitter<'e, E>,
-    ) -> BoxFuture<'a, Opened> {
+    ) -> BoxFuture<'a, Handled> {
         Box::pin(async move {
-            let outcome = contained(stage.handle_info(self.0, out)).await;
-            Opened { outcome, answer: None }
+            let outcome = catch_panic(stage.handle_info(self.0, out)).await;
+            Handled { outcome, answer: None }
         })
     }
 }

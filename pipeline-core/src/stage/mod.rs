@@ -15,7 +15,6 @@ mod mailbox;
 mod message;
 mod options;
 pub(crate) mod outlet;
-mod planned;
 mod producer;
 mod producer_consumer;
 mod rate_limit;
@@ -24,6 +23,7 @@ mod runtime;
 #[cfg(test)]
 mod runtime_tests;
 mod slot;
+mod spec;
 mod times;
 
 use std::{
@@ -37,13 +37,13 @@ use std::{
 pub(crate) use self::{
     behaviour::{Behaviour, HandleOf},
     consumer::AsConsumer,
-    gauges::{Gauges, Queue, Queued},
+    gauges::{Gauges, QueueProbe, QueueState},
     link::{EventPort, Phase, Ports, Subscribe, ToConsumer, ToProducer},
-    planned::{Observed, Planned, PlannedStage, Prepared, Whole},
     producer::AsProducer,
     producer_consumer::AsProducerConsumer,
     restart::RestartBudget,
     slot::{Occupant, Origin, Slot, Target, next_id},
+    spec::{Observed, PipelineShared, Prepared, StageSpec, TypedStageSpec},
 };
 pub use self::{
     buffer::BufferKeep,
@@ -65,7 +65,7 @@ use crate::exit::ExitReason;
 ///
 /// A stage or worker that panicked is not called again, except for its `terminate`, so no code sees
 /// state that the panic left inconsistent.
-pub(crate) async fn contained<F, T>(callback: F) -> Result<T, ExitReason>
+pub(crate) async fn catch_panic<F, T>(callback: F) -> Result<T, ExitReason>
 where
     F: Future<Output = Result<T, ExitReason>>,
 {
@@ -83,7 +83,7 @@ pub(crate) fn poll_contained<T>(
 }
 
 /// The same for a synchronous callback.
-pub(crate) fn contained_now<T>(
+pub(crate) fn catch_panic_now<T>(
     callback: impl FnOnce() -> Result<T, ExitReason>,
 ) -> Result<T, ExitReason> {
     let outcome = catch_unwind(AssertUnwindSafe(callback));

@@ -449,7 +449,7 @@ impl<E: 'static> Outlet<E> {
     }
 
     /// Events that have not left yet, including the dispatcher's own queues.
-    pub(crate) fn held(&self) -> usize {
+    pub(crate) fn undelivered(&self) -> usize {
         self.buffered() + self.dispatcher.queued()
     }
 }

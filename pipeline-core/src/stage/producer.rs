@@ -224,7 +224,7 @@ impl<P: Producer> Behaviour for AsProducer<P> {
         self.0.handle_cancel(ended, to, out)
     }
 
-    fn waits(&self, owed: usize) -> bool {
+    fn awaits_ready(&self, owed: usize) -> bool {
         owed > 0
     }
 

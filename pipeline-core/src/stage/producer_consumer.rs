@@ -253,7 +253,7 @@ impl<T: ProducerConsumer> Behaviour for AsProducerConsumer<T> {
         self.0.handle_consumer_gone(ended, to, out)
     }
 
-    fn waits(&self, _owed: usize) -> bool {
+    fn awaits_ready(&self, _owed: usize) -> bool {
         true
     }
 

@@ -18,8 +18,8 @@ use tokio::{
 use super::{
     gauges::Gauges,
     link::{DemandPort, EventPort, ToConsumer, ToProducer},
-    mailbox::{self, Letterbox, mailbox},
-    message::Posted,
+    mailbox::{self, MailboxSender, mailbox},
+    message::Envelope,
 };
 use crate::{
     exit::ExitReason,
@@ -29,16 +29,16 @@ use crate::{
 };
 
 /// The number of calls and casts in a stage's mailbox, and of infos there and behind events.
-const ROOM: usize = 1024;
+const MAX_MESSAGES: usize = 1024;
 
 /// The messages in the mailbox of a stage of type `S`.
-pub(crate) enum Mail<S, In, Out> {
+pub(crate) enum Message<S, In, Out> {
     FromConsumer(ToProducer<Out>),
     FromProducer(ToConsumer<In>),
-    Letter(Posted<S, Out>),
+    User(Envelope<S, Out>),
     /// A message that waits behind the current events. The sender is notified when it has been
     /// queued.
-    Info(Posted<S, Out>, Option<oneshot::Sender<()>>),
+    Info(Envelope<S, Out>, Option<oneshot::Sender<()>>),
     Control(Control<In>),
 }
 
@@ -62,8 +62,8 @@ pub(crate) enum Origin {
     /// The same in a linear pipeline, where it is also made again when the producer is back after a
     /// failure.
     Row(u64),
-    /// A subscription made by a handle while the consumer ran. It is made again when the consumer is
-    /// restarted, unless it has ended before.
+    /// A subscription made by a handle while the consumer ran. It is made again when the consumer
+    /// is restarted, unless it has ended before.
     Handle(u64),
 }
 
@@ -121,10 +121,10 @@ pub(crate) enum Occupant<A> {
 ///
 /// The mailbox has no bound of its own. Between stages, demand bounds it: no more events are in
 /// transit than were asked for, and no more asks than events were handled. A message from outside
-/// takes one of [`ROOM`] places, and an info keeps its place until it is handled.
+/// takes one of [`MAX_MESSAGES`] permits, and an info keeps its own until it is handled.
 pub(crate) struct Address<S, In, Out> {
     pub(crate) id: StageId,
-    mailbox: Letterbox<Mail<S, In, Out>>,
+    mailbox: MailboxSender<Message<S, In, Out>>,
     /// Aborts the stage's task, once there is one.
     task: Arc<OnceLock<AbortHandle>>,
     /// The task in which the stage's callbacks run, once they do.
@@ -133,18 +133,18 @@ pub(crate) struct Address<S, In, Out> {
     reason: Arc<OnceLock<ExitReason>>,
 }
 
-pub(crate) type Mailbox<S, In, Out> = mailbox::Mailbox<Mail<S, In, Out>>;
+pub(crate) type Mailbox<S, In, Out> = mailbox::Mailbox<Message<S, In, Out>>;
 
 impl<S, In, Out> Address<S, In, Out> {
     pub(crate) fn new() -> (Self, Mailbox<S, In, Out>) {
-        let (letterbox, mailbox) = mailbox();
+        let (sender, mailbox) = mailbox();
         let id = StageId::new(next_id());
         let (task, runs_in, reason) = Default::default();
-        (Self { id, mailbox: letterbox, task, runs_in, reason }, mailbox)
+        (Self { id, mailbox: sender, task, runs_in, reason }, mailbox)
     }
 
-    pub(crate) fn send(&self, mail: Mail<S, In, Out>) -> Result<(), Mail<S, In, Out>> {
-        self.mailbox.send(mail)
+    pub(crate) fn send(&self, message: Message<S, In, Out>) -> Result<(), Message<S, In, Out>> {
+        self.mailbox.send(message)
     }
 
     /// Receives the handle of the stage's task.
@@ -197,8 +197,8 @@ where
     Out: Send + 'static,
 {
     fn send(&self, message: ToConsumer<In>) -> Result<(), ToConsumer<In>> {
-        self.send(Mail::FromProducer(message)).map_err(|mail| match mail {
-            Mail::FromProducer(message) => message,
+        self.send(Message::FromProducer(message)).map_err(|message| match message {
+            Message::FromProducer(message) => message,
             _ => unreachable!("send returns the same message"),
         })
     }
@@ -211,8 +211,8 @@ where
     Out: Send + 'static,
 {
     fn send(&self, message: ToProducer<Out>) -> Result<(), ToProducer<Out>> {
-        self.send(Mail::FromConsumer(message)).map_err(|mail| match mail {
-            Mail::FromConsumer(message) => message,
+        self.send(Message::FromConsumer(message)).map_err(|message| match message {
+            Message::FromConsumer(message) => message,
             _ => unreachable!("send returns the same message"),
         })
     }
@@ -228,11 +228,11 @@ pub(crate) struct Slot<S, In, Out> {
     pub(crate) pipeline: u64,
     restarts: bool,
     pub(crate) occupant: watch::Sender<Occupant<Address<S, In, Out>>>,
-    /// The places for calls and casts.
-    pub(crate) places: Arc<Semaphore>,
-    /// The places for infos, which may wait for events to leave. They must not take the places of
-    /// the others.
-    pub(crate) info_places: Arc<Semaphore>,
+    /// The permits for calls and casts.
+    pub(crate) permits: Arc<Semaphore>,
+    /// The permits for infos, which may wait for events to leave. They must not take those of the
+    /// others.
+    pub(crate) info_permits: Arc<Semaphore>,
     pub(crate) gauges: Arc<Gauges>,
     /// The subscriptions that a stage in this slot makes when it starts.
     pub(crate) subscriptions: Subscriptions<In>,
@@ -251,10 +251,10 @@ pub(crate) struct PlannedSubscription<In> {
 impl<S, In, Out> Slot<S, In, Out> {
     pub(crate) fn new(name: Arc<str>, pipeline: u64, restarts: bool, gauges: Gauges) -> Self {
         let occupant = watch::Sender::new(Occupant::Vacant);
-        let [places, info_places] = [ROOM; 2].map(|room| Arc::new(Semaphore::new(room)));
+        let [permits, info_permits] = [MAX_MESSAGES; 2].map(|room| Arc::new(Semaphore::new(room)));
         let gauges = Arc::new(gauges);
         let subscriptions = Arc::default();
-        Self { name, pipeline, restarts, occupant, places, info_places, gauges, subscriptions }
+        Self { name, pipeline, restarts, occupant, permits, info_permits, gauges, subscriptions }
     }
 
     /// The address of the current stage, if there is one.

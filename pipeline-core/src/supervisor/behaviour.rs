@@ -77,7 +77,7 @@ where
         Ok(())
     }
 
-    fn waits(&self, _owed: usize) -> bool {
+    fn awaits_ready(&self, _owed: usize) -> bool {
         self.is_busy()
     }
 

@@ -53,7 +53,7 @@ use crate::{
     snapshot::StageKind,
     stage::demand::Slots,
     stage::{
-        Caller, Gauges, Phase, RestartBudget, StageHandle, contained_now, poll_contained, random,
+        Caller, Gauges, Phase, RestartBudget, StageHandle, catch_panic_now, poll_contained, random,
     },
     subscription::{Subscription, SubscriptionId},
     telemetry::WorkerMetrics,
@@ -349,7 +349,7 @@ impl<W> Shared<W> {
         W: Worker<E>,
     {
         // A worker that panics is not waited for.
-        contained_now(|| Ok(self.worker.poll_reserved(cx))).unwrap_or(Poll::Ready(()))
+        catch_panic_now(|| Ok(self.worker.poll_reserved(cx))).unwrap_or(Poll::Ready(()))
     }
 }
 
@@ -654,7 +654,7 @@ where
             }
             let Some((event, from)) = self.waiting.pop() else { break };
             // For the report, if the worker never returns.
-            self.gauges.runs_itself(1, self.waiting.len());
+            self.gauges.set_inline(1, self.waiting.len());
             if !brief || is_over {
                 self.begin(event, Some(from));
                 continue;
@@ -678,7 +678,7 @@ where
             };
             spell = Some((begun, now));
         }
-        self.gauges.runs_itself(0, self.waiting.len());
+        self.gauges.set_inline(0, self.waiting.len());
     }
 
     /// Whether the supervisor runs the next child itself.
@@ -748,7 +748,7 @@ where
     ) -> Option<(E, ChildContext)> {
         let mut context = self.context(0);
         let worker = &self.shared.worker;
-        let accepted = contained_now(|| {
+        let accepted = catch_panic_now(|| {
             Ok(match worker.admit(&event, &context)? {
                 Admission::Run => Some(worker.reserve(&event)),
                 Admission::Ignore => None,
@@ -777,7 +777,7 @@ where
         self.gauges.given_up.add(1);
         self.given_up += 1;
         let Some(tell) = &mut self.on_given_up else { return };
-        let told = contained_now(|| {
+        let told = catch_panic_now(|| {
             tell.get_mut()(event, reason);
             Ok(())
         });
@@ -799,7 +799,7 @@ where
 
     /// Calls the worker's `admit`.
     fn attempt(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
-        contained_now(|| self.shared.worker.admit(event, context))
+        catch_panic_now(|| self.shared.worker.admit(event, context))
     }
 
     fn context(&self, restarts: u32) -> ChildContext {
@@ -821,7 +821,7 @@ where
             let started = started.unwrap_or_else(Instant::now);
             let mut polls = 0u64;
             let outcome = {
-                let run = contained_now(|| {
+                let run = catch_panic_now(|| {
                     let _running = Running::since(started);
                     Ok(worker.run(&event, context))
                 });

@@ -25,25 +25,27 @@ pub(super) struct Downstream<Out> {
 }
 
 impl<B: Behaviour> StageTask<B> {
-    pub(super) async fn consumer_says(
+    pub(super) async fn receive_from_consumer(
         &mut self,
         message: ToProducer<B::Out>,
     ) -> Result<(), ExitReason> {
         match message {
             ToProducer::Ask { id, demand, consumer } => {
-                self.asked(id, demand, consumer);
+                self.receive_ask(id, demand, consumer);
                 Ok(())
             }
             ToProducer::Mode(mode) => self.set_mode(mode).await,
-            ToProducer::Subscribe(subscribe) => self.accept(*subscribe).await,
+            ToProducer::Subscribe(subscribe) => self.accept_consumer(*subscribe).await,
             ToProducer::Cancel { id, reason } => {
-                self.dismiss(id, Cancellation::Cancel(reason)).await
+                self.remove_consumer(id, Cancellation::Cancel(reason)).await
             }
-            ToProducer::Down { id, reason } => self.dismiss(id, Cancellation::Down(reason)).await,
+            ToProducer::Down { id, reason } => {
+                self.remove_consumer(id, Cancellation::Down(reason)).await
+            }
         }
     }
 
-    pub(super) fn asked(
+    pub(super) fn receive_ask(
         &mut self,
         id: SubscriptionId,
         demand: usize,
@@ -59,10 +61,13 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Accepts a consumer, unless the dispatcher refuses it.
-    pub(super) async fn accept(&mut self, subscribe: Subscribe<B::Out>) -> Result<(), ExitReason> {
+    pub(super) async fn accept_consumer(
+        &mut self,
+        subscribe: Subscribe<B::Out>,
+    ) -> Result<(), ExitReason> {
         let Subscribe { subscription, replaces, stage, name, options, consumer } = subscribe;
         if let Some((old, reason)) = replaces {
-            self.dismiss(old, Cancellation::Cancel(reason)).await?;
+            self.remove_consumer(old, Cancellation::Cancel(reason)).await?;
         }
         let id = subscription.id();
         let accepted = if self.consumers.contains_key(&id) {
@@ -83,7 +88,7 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Removes a consumer. If it is still running, it is notified.
-    pub(super) async fn dismiss(
+    pub(super) async fn remove_consumer(
         &mut self,
         id: SubscriptionId,
         ended: Cancellation,
@@ -165,13 +170,13 @@ impl<B: Behaviour> StageTask<B> {
             }
         }
         if !self.deliveries.is_untouched() {
-            self.tell_of_the_rest();
+            self.report_discards();
         }
     }
 
     /// Counts and logs the dispatcher's discards and warnings.
     #[cold]
-    fn tell_of_the_rest(&mut self) {
+    fn report_discards(&mut self) {
         let (filtered, unroutable) = self.deliveries.take_discarded();
         if filtered > 0 {
             self.gauges.discarded(Discard::Filtered, filtered);

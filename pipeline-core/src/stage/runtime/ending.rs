@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use super::{
     super::{
-        behaviour::Behaviour, contained_now, link::ToConsumer, link::ToProducer, message::Posted,
-        slot::Mail,
+        behaviour::Behaviour, catch_panic_now, link::ToConsumer, link::ToProducer,
+        message::Envelope, slot::Message,
     },
     Callback, StageTask,
     upstream::Retry,
@@ -21,8 +21,8 @@ use crate::{
 
 /// What happens when a marker is reached.
 pub(super) enum Pending<B: Behaviour> {
-    /// A message, which keeps its place in the mailbox while it waits.
-    Letter(Posted<B::Stage, B::Out>),
+    /// A message, which keeps its permit while it waits.
+    User(Envelope<B::Stage, B::Out>),
     Finish,
 }
 
@@ -30,11 +30,11 @@ pub(super) enum Pending<B: Behaviour> {
 #[derive(Debug)]
 pub(super) struct Finishing {
     pub(super) reason: ExitReason,
-    pub(super) step: Step,
+    pub(super) step: EndStep,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum EndStep {
     /// Received events, and those in transit, are still to be handled.
     Input,
     /// Emitted events are still to be delivered.
@@ -48,7 +48,7 @@ pub(super) enum Step {
 impl<B: Behaviour> StageTask<B> {
     /// Takes nothing new, and removes all delays.
     pub(super) async fn drain(&mut self) -> Result<(), ExitReason> {
-        self.hurries = true;
+        self.ignores_pauses = true;
         self.paused = false;
         self.inlet.resume();
         self.wind_down();
@@ -82,9 +82,11 @@ impl<B: Behaviour> StageTask<B> {
         self.retries.retain(|retry| retry.target.pipeline() == pipeline);
         self.retries.iter_mut().for_each(Retry::hurry);
         for upstream in self.inlet.upstreams_mut() {
-            upstream.extra.backoff = None;
+            upstream.state.backoff = None;
         }
-        self.let_go(&ExitReason::Normal, |source| source.target.pipeline() != pipeline);
+        self.cancel_subscriptions(&ExitReason::Normal, |source| {
+            source.target.pipeline() != pipeline
+        });
     }
 
     pub(super) fn marker(&mut self, pending: Pending<B>) -> Marker {
@@ -103,21 +105,21 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    pub(super) async fn reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
+    pub(super) async fn marker_reached(&mut self, marker: Marker) -> Result<(), ExitReason> {
         match self.markers.remove(&marker) {
-            Some(Pending::Letter(posted)) => self.call(Callback::Letter(posted.letter)).await,
+            Some(Pending::User(envelope)) => self.call(Callback::User(envelope.message)).await,
             Some(Pending::Finish) => {
                 let Some(finishing) = &mut self.finishing else { return Ok(()) };
-                if finishing.step == Step::Output
-                    && (!self.outlet.is_empty() || self.outlet.held() > 0)
+                if finishing.step == EndStep::Output
+                    && (!self.outlet.is_empty() || self.outlet.undelivered() > 0)
                 {
                     // Messages that waited among the last events have emitted more. Only once: calls may
                     // emit without end.
-                    finishing.step = Step::Rest;
+                    finishing.step = EndStep::Rest;
                     let marker = self.marker(Pending::Finish);
                     self.outlet.info(marker);
                 } else {
-                    finishing.step = Step::Work;
+                    finishing.step = EndStep::Work;
                 }
                 Ok(())
             }
@@ -134,13 +136,13 @@ impl<B: Behaviour> StageTask<B> {
             // Events that arrive from now on were in transit, and no more are asked for.
             self.behaviour.asks_no_more();
             self.outlet.finish();
-            self.let_go(&reason, |_| true);
-            self.finishing = Some(Finishing { reason, step: Step::Input });
+            self.cancel_subscriptions(&reason, |_| true);
+            self.finishing = Some(Finishing { reason, step: EndStep::Input });
         }
     }
 
     /// Continues to end the stage. Returns whether there is more to do at once.
-    pub(super) async fn come_to_an_end(&mut self) -> Result<bool, ExitReason> {
+    pub(super) async fn continue_ending(&mut self) -> Result<bool, ExitReason> {
         let Some(finishing) = &mut self.finishing else {
             let abandoned = B::KIND != StageKind::Producer
                 && self.inlet.upstreams().is_empty()
@@ -152,8 +154,8 @@ impl<B: Behaviour> StageTask<B> {
             return Ok(false);
         };
         match finishing.step {
-            Step::Input if self.inlet.is_empty() && self.inlet.upstreams().is_empty() => {
-                finishing.step = Step::Output;
+            EndStep::Input if self.inlet.is_empty() && self.inlet.upstreams().is_empty() => {
+                finishing.step = EndStep::Output;
                 if B::KIND == StageKind::ProducerConsumer {
                     self.call(Callback::Drain).await?;
                 }
@@ -161,8 +163,8 @@ impl<B: Behaviour> StageTask<B> {
                 self.outlet.info(marker);
                 Ok(true)
             }
-            Step::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
-            Step::Input | Step::Output | Step::Rest | Step::Work => Ok(false),
+            EndStep::Work if !self.behaviour.is_busy() => Err(finishing.reason.clone()),
+            EndStep::Input | EndStep::Output | EndStep::Rest | EndStep::Work => Ok(false),
         }
     }
 
@@ -170,13 +172,13 @@ impl<B: Behaviour> StageTask<B> {
     /// subscriptions.
     pub(super) fn waits_for_confirmations(&self) -> bool {
         let ends = match &self.finishing {
-            Some(finishing) => finishing.step == Step::Input,
+            Some(finishing) => finishing.step == EndStep::Input,
             None => self.draining && self.retries.is_empty(),
         };
         let upstreams = self.inlet.upstreams();
         ends && self.inlet.is_empty()
             && !upstreams.is_empty()
-            && upstreams.iter().all(|upstream| upstream.extra.let_go)
+            && upstreams.iter().all(|upstream| upstream.state.cancelled)
     }
 
     /// Continues without the confirmations if they are overdue. Events that still arrive are
@@ -188,7 +190,7 @@ impl<B: Behaviour> StageTask<B> {
         }
         self.confirmed_by = None;
         // They may have confirmed in messages that the stage has not read yet.
-        if self.mailbox.has(|mail| matches!(mail, Mail::FromProducer(_))) {
+        if self.mailbox.has(|message| matches!(message, Message::FromProducer(_))) {
             return;
         }
         let late: Vec<_> =
@@ -208,23 +210,24 @@ impl<B: Behaviour> StageTask<B> {
         // The stage may have a more exact count than the number of events given to a failed
         // callback.
         let known = self.behaviour.unprocessed();
-        let unprocessed = known.unwrap_or(Unprocessed { pending: 0, in_progress: self.in_hand });
+        let unprocessed =
+            known.unwrap_or(Unprocessed { pending: 0, in_progress: self.in_callback });
         self.report.in_progress += unprocessed.in_progress;
         self.report.pending += unprocessed.pending
-            + self.behind
+            + self.rest_of_message
             + self.staged.len()
-            + self.outlet.held()
-            + self.inlet.held();
+            + self.outlet.undelivered()
+            + self.inlet.event_count();
         self.address.end(reason);
         let reason = &reason.for_peers();
         // Closed first, so that nothing can arrive uncounted.
         self.mailbox.close();
-        while let Some(mail) = self.mailbox.next() {
-            match mail {
-                Mail::FromProducer(ToConsumer::Events { events, .. }) => {
+        while let Some(message) = self.mailbox.next() {
+            match message {
+                Message::FromProducer(ToConsumer::Events { events, .. }) => {
                     self.report.pending += events.len();
                 }
-                Mail::FromConsumer(ToProducer::Subscribe(subscribe)) => {
+                Message::FromConsumer(ToProducer::Subscribe(subscribe)) => {
                     let from = subscribe.subscription.id();
                     let reason = reason.clone();
                     let _ = subscribe.consumer.send(ToConsumer::Down { from, reason });
@@ -253,10 +256,10 @@ impl<B: Behaviour> Drop for StageTask<B> {
             Ok(())
         };
         // This calls a method of the user's stage; a partial count is better than none.
-        let _ = contained_now(reporting);
+        let _ = catch_panic_now(reporting);
         self.end(&ExitReason::Killed);
         self.report.reason = ExitReason::Killed;
         // This is the only place that sets it.
-        let _ = self.last_words.set(self.report.clone());
+        let _ = self.final_report.set(self.report.clone());
     }
 }

@@ -24,20 +24,20 @@ use tokio::{
 
 use self::{
     downstream::Downstream,
-    ending::{Finishing, Pending, Step},
+    ending::{EndStep, Finishing, Pending},
     phase::PhaseWatch,
-    upstream::{Retry, Source},
+    upstream::{Retry, UpstreamState},
 };
 use super::{
     Emitter, Phase, StageContext,
     behaviour::{Behaviour, HandleOf},
-    contained, contained_now,
+    catch_panic, catch_panic_now,
     gauges::Gauges,
     link::ToProducer,
     mailbox,
-    message::{Letter, Opened},
+    message::{Handled, UserMessage},
     options::StageOptions,
-    slot::{Address, Control, Mail, Mailbox, Slot, Subscribing, Subscriptions},
+    slot::{Address, Control, Mailbox, Message, Slot, Subscribing, Subscriptions},
 };
 use crate::{
     deadline::Deadline,
@@ -64,7 +64,7 @@ pub(crate) struct StageTask<B: Behaviour> {
     address: Address<B::Stage, B::In, B::Out>,
     mailbox: Mailbox<B::Stage, B::In, B::Out>,
     phase: PhaseWatch,
-    inlet: Inlet<B::In, Source<B::In>>,
+    inlet: Inlet<B::In, UpstreamState<B::In>>,
     retries: Vec<Retry<B::In>>,
     /// The subscriptions of the next incarnation.
     subscriptions: Subscriptions<B::In>,
@@ -83,7 +83,7 @@ pub(crate) struct StageTask<B: Behaviour> {
     /// Set when the stage takes nothing new, because the pipeline drains or its sources have ended.
     draining: bool,
     /// Set when the stage ignores pauses, because the pipeline drains.
-    hurries: bool,
+    ignores_pauses: bool,
     /// The time limit for its `terminate` after a failure, and for its producers to confirm that
     /// they send nothing more.
     stop_within: Duration,
@@ -102,33 +102,33 @@ pub(crate) struct StageTask<B: Behaviour> {
     warnings: Seldom,
     report: StageReport,
     /// The number of events in the current callback.
-    in_hand: usize,
+    in_callback: usize,
     /// The number of events behind them in the same message.
-    behind: usize,
+    rest_of_message: usize,
     /// The work since the stage last waited or yielded: messages, and whatever else needs a
     /// callback. A completed `ready` counts as several, because that is work that it was not sent.
-    handled: usize,
+    since_yield: usize,
     /// Callbacks since the stage last polled `ready` and its timers.
-    unlooked: usize,
+    since_poll: usize,
     /// Whether mailbox messages come before the inlet. The two take turns: all pending messages,
     /// then one message of the inlet.
-    mail_first: bool,
+    mailbox_first: bool,
     /// Whether it was just determined that the stage does not end yet, although it is about to.
-    goes_on: bool,
+    defer_end: bool,
     /// Whether all peers have been notified of the end.
     ended: bool,
     /// The report of a stage that was ended without its cooperation.
-    last_words: Arc<OnceLock<StageReport>>,
+    final_report: Arc<OnceLock<StageReport>>,
 }
 
 /// How many messages a stage handles before it yields.
-const TURN: usize = 128;
+const YIELD_AFTER: usize = 128;
 
 /// After how many callbacks a stage polls `ready` and its timers first.
-const LOOK: usize = 16;
+const POLL_AFTER: usize = 16;
 
-/// The place of a stage: its address and its mailbox.
-type Place<B> = (
+/// The address and the mailbox of one incarnation of a stage.
+type AddressAndMailbox<B> = (
     Address<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
     Mailbox<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>,
 );
@@ -138,7 +138,7 @@ enum Woken {
     /// The stage has only looked.
     Nothing,
     Phase(Phase),
-    Mail,
+    Message,
     Ready(Result<(), ExitReason>),
     Timer,
 }
@@ -151,13 +151,13 @@ enum Next<B: Behaviour> {
     },
     Demand(usize),
     /// Check whether the phase has changed, the stage is ready or a timer is due, without waiting.
-    Look,
+    Poll,
     Wait,
     /// Yield to other tasks.
     Yield,
     /// Any message except events and asks, which are the most frequent.
-    Mail(Box<MailOf<B>>),
-    Ended {
+    Message(Box<MessageOf<B>>),
+    SubscriptionEnded {
         from: SubscriptionId,
         how: Cancellation,
     },
@@ -166,7 +166,7 @@ enum Next<B: Behaviour> {
     End,
 }
 
-type MailOf<B> = Mail<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>;
+type MessageOf<B> = Message<<B as Behaviour>::Stage, <B as Behaviour>::In, <B as Behaviour>::Out>;
 
 /// A callback and its arguments.
 enum Callback<'a, B: Behaviour> {
@@ -176,14 +176,14 @@ enum Callback<'a, B: Behaviour> {
     ConsumerGone(&'a Cancellation, &'a Subscription),
     Ready,
     Drain,
-    Letter(Box<dyn Letter<B::Stage, B::Out>>),
+    User(Box<dyn UserMessage<B::Stage, B::Out>>),
 }
 impl<B: Behaviour> StageTask<B> {
     pub(crate) fn new(
         behaviour: B,
         options: &StageOptions<B::Out>,
         slot: &Slot<B::Stage, B::In, B::Out>,
-        (address, mailbox): Place<B>,
+        (address, mailbox): AddressAndMailbox<B>,
         phase: watch::Receiver<Phase>,
         context: &StageContext<HandleOf<B>>,
     ) -> Self {
@@ -204,7 +204,7 @@ impl<B: Behaviour> StageTask<B> {
             limiter: options.rate_limit.map(|limit| RateLimiter::new(limit, Instant::now())),
             paused: false,
             draining: false,
-            hurries: false,
+            ignores_pauses: false,
             stop_within: Duration::MAX,
             finishing: None,
             confirmed_by: None,
@@ -220,20 +220,20 @@ impl<B: Behaviour> StageTask<B> {
             pipeline: slot.pipeline,
             subscriptions: slot.subscriptions.clone(),
             report: StageReport::new(context.stage.clone(), ExitReason::Normal),
-            in_hand: 0,
-            behind: 0,
-            handled: 0,
-            unlooked: 0,
-            mail_first: false,
-            goes_on: false,
+            in_callback: 0,
+            rest_of_message: 0,
+            since_yield: 0,
+            since_poll: 0,
+            mailbox_first: false,
+            defer_end: false,
             ended: false,
-            last_words: Arc::default(),
+            final_report: Arc::default(),
         }
     }
 
     /// The report if `run` does not complete.
-    pub(crate) fn last_words(&self) -> Arc<OnceLock<StageReport>> {
-        self.last_words.clone()
+    pub(crate) fn final_report(&self) -> Arc<OnceLock<StageReport>> {
+        self.final_report.clone()
     }
 
     /// Receives the handle of this stage's task, used to kill it.
@@ -253,13 +253,13 @@ impl<B: Behaviour> StageTask<B> {
         self.address.runs_here();
         self.gauges.enter(Activity::Busy);
         // A dispatcher may panic too.
-        let Err(reason) = contained(self.live(subscriptions)).await;
+        let Err(reason) = catch_panic(self.live(subscriptions)).await;
         let terminated = {
             let terminating = async {
                 self.behaviour.terminate(&reason, self.phase.receiver()).await;
                 Ok(())
             };
-            let mut terminating = pin!(contained(terminating));
+            let mut terminating = pin!(catch_panic(terminating));
             let waits =
                 poll_fn(|context| Poll::Ready(terminating.as_mut().poll(context).is_pending()));
             if !waits.await {
@@ -280,7 +280,7 @@ impl<B: Behaviour> StageTask<B> {
             self.behaviour.report(&mut self.report);
             Ok(())
         };
-        let _ = contained_now(reporting);
+        let _ = catch_panic_now(reporting);
         self.end(&reason);
         self.report.reason = reason;
         self.report.clone()
@@ -294,21 +294,21 @@ impl<B: Behaviour> StageTask<B> {
         self.gauges.begun();
         loop {
             let next = self.next();
-            self.unlooked += usize::from(!matches!(next, Next::Look | Next::Wait));
+            self.since_poll += usize::from(!matches!(next, Next::Poll | Next::Wait));
             match next {
                 Next::Events { from, events } => self.handle_events(from, events).await?,
                 Next::Demand(demand) => self.call_demand(demand).await?,
-                Next::Look => self.wait(true).await?,
+                Next::Poll => self.wait(true).await?,
                 Next::Wait => self.wait(false).await?,
                 Next::Yield => {
-                    self.handled = 0;
-                    self.unlooked = LOOK;
+                    self.since_yield = 0;
+                    self.since_poll = POLL_AFTER;
                     task::yield_now().await;
                 }
-                Next::Mail(mail) => self.receive(*mail).await?,
-                Next::Ended { from, how } => self.ended(from, how).await?,
-                Next::Marker(marker) => self.reached(marker).await?,
-                Next::End => self.goes_on = !self.come_to_an_end().await?,
+                Next::Message(message) => self.receive(*message).await?,
+                Next::SubscriptionEnded { from, how } => self.subscription_ended(from, how).await?,
+                Next::Marker(marker) => self.marker_reached(marker).await?,
+                Next::End => self.defer_end = !self.continue_ending().await?,
             }
         }
     }
@@ -316,33 +316,33 @@ impl<B: Behaviour> StageTask<B> {
     /// Does everything that needs neither a callback nor waiting. Returns the next thing that does.
     #[inline]
     fn next(&mut self) -> Next<B> {
-        let mut goes_on = mem::take(&mut self.goes_on);
+        let mut defer_end = mem::take(&mut self.defer_end);
         loop {
-            if self.handled >= TURN {
+            if self.since_yield >= YIELD_AFTER {
                 return Next::Yield;
             }
             if B::KIND.emits() || !self.outlet.is_empty() {
                 self.deliver();
             }
             if let Some(marker) = self.due.pop_front() {
-                self.handled += 1;
+                self.since_yield += 1;
                 return Next::Marker(marker);
             }
-            if self.unlooked >= LOOK || self.phase.has_changed() {
-                return Next::Look;
+            if self.since_poll >= POLL_AFTER || self.phase.has_changed() {
+                return Next::Poll;
             }
-            self.mail_first &= self.mailbox.has_next();
-            if !self.paused && !self.inlet.is_empty() && !self.mail_first {
+            self.mailbox_first &= self.mailbox.has_next();
+            if !self.paused && !self.inlet.is_empty() && !self.mailbox_first {
                 let may = B::KIND != StageKind::ProducerConsumer || self.outlet.unmet() > 0;
                 if let Some(input) = self.inlet.next(may) {
-                    self.handled += 1;
-                    self.mail_first = self.mailbox.take();
+                    self.since_yield += 1;
+                    self.mailbox_first = self.mailbox.take();
                     match input {
                         Input::Events { from, events } => return Next::Events { from, events },
-                        Input::Ended { from, how } => return Next::Ended { from, how },
+                        Input::Ended { from, how } => return Next::SubscriptionEnded { from, how },
                         Input::Info(marker) => {
                             self.outlet.info(marker);
-                            goes_on = false;
+                            defer_end = false;
                             continue;
                         }
                     }
@@ -351,29 +351,29 @@ impl<B: Behaviour> StageTask<B> {
             if B::KIND == StageKind::Producer && self.finishing.is_none() {
                 let demand = self.outlet.new_demand();
                 if demand > 0 {
-                    self.handled += 1;
+                    self.since_yield += 1;
                     return Next::Demand(demand);
                 }
             }
             let ends = self.draining || self.finishing.is_some();
-            if ends && !mem::take(&mut goes_on) {
+            if ends && !mem::take(&mut defer_end) {
                 return Next::End;
             }
-            self.show_held();
+            self.update_gauges();
             if !self.mailbox.has_next() {
                 return Next::Wait;
             }
-            self.handled += 1;
+            self.since_yield += 1;
             match self.mailbox.next() {
-                Some(Mail::FromProducer(message)) => {
-                    if let Some((from, events)) = self.producer_says(message) {
+                Some(Message::FromProducer(message)) => {
+                    if let Some((from, events)) = self.receive_from_producer(message) {
                         return Next::Events { from, events };
                     }
                 }
-                Some(Mail::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
-                    self.asked(id, demand, consumer);
+                Some(Message::FromConsumer(ToProducer::Ask { id, demand, consumer })) => {
+                    self.receive_ask(id, demand, consumer);
                 }
-                Some(mail) => return Next::Mail(Box::new(mail)),
+                Some(message) => return Next::Message(Box::new(message)),
                 None => {}
             }
         }
@@ -390,38 +390,38 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Updates the gauges of waiting events.
-    fn show_held(&self) {
+    fn update_gauges(&self) {
         if B::KIND != StageKind::Producer {
-            self.gauges.waiting.store(self.inlet.held(), Relaxed);
+            self.gauges.waiting.store(self.inlet.event_count(), Relaxed);
         }
         if B::KIND.emits() {
-            self.gauges.buffered.store(self.outlet.held(), Relaxed);
+            self.gauges.buffered.store(self.outlet.undelivered(), Relaxed);
         }
     }
 
-    /// Waits for one event and handles it, unless it is a message. A stage that only `looks` does
+    /// Waits for one event and handles it, unless it is a message. A stage that `only_polls` does
     /// not wait, and leaves its messages in the mailbox.
-    async fn wait(&mut self, looks: bool) -> Result<(), ExitReason> {
+    async fn wait(&mut self, only_polls: bool) -> Result<(), ExitReason> {
         let confirms = self.waits_for_confirmations();
         if confirms {
             self.confirmed_by.get_or_insert_with(|| Deadline::from_now(self.stop_within));
         }
         let waits_for_more =
-            confirms || self.waits() || self.limiter.is_some() || !self.retries.is_empty();
+            confirms || self.awaits_ready() || self.limiter.is_some() || !self.retries.is_empty();
         let woken = if waits_for_more {
-            self.wait_for_all(looks).await
+            self.wait_for_all(only_polls).await
         } else {
-            self.wait_for_mail(looks).await
+            self.wait_for_message(only_polls).await
         };
         match woken {
-            Woken::Nothing | Woken::Mail => Ok(()),
+            Woken::Nothing | Woken::Message => Ok(()),
             Woken::Phase(phase) => {
                 self.enter(phase).await?;
                 self.replay().await
             }
             Woken::Ready(ready) => {
                 ready?;
-                self.handled += LOOK;
+                self.since_yield += POLL_AFTER;
                 self.call(Callback::Ready).await
             }
             Woken::Timer => {
@@ -432,11 +432,11 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Waits for a message or a phase change: usually there is nothing else to wait for.
-    async fn wait_for_mail(&mut self, looks: bool) -> Woken {
+    async fn wait_for_message(&mut self, only_polls: bool) -> Woken {
         let mut idle = false;
         let woken = poll_fn(|context| {
-            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, looks, context);
-            if arrival.is_pending() && looks {
+            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, only_polls, context);
+            if arrival.is_pending() && only_polls {
                 return Poll::Ready(Woken::Nothing);
             }
             // The clock is read only if there is something to time.
@@ -446,35 +446,35 @@ impl<B: Behaviour> StageTask<B> {
             arrival
         })
         .await;
-        self.unlooked = 0;
+        self.since_poll = 0;
         if idle {
-            self.handled = 0;
+            self.since_yield = 0;
             self.gauges.enter(Activity::Busy);
         }
         woken
     }
 
     /// Whether the stage's `ready` is to be awaited.
-    fn waits(&self) -> bool {
+    fn awaits_ready(&self) -> bool {
         let works = |finishing: &Finishing| {
-            finishing.step == Step::Work || B::KIND == StageKind::ConsumerSupervisor
+            finishing.step == EndStep::Work || B::KIND == StageKind::ConsumerSupervisor
         };
         self.finishing.as_ref().is_none_or(works)
             && !self.paused
-            && self.behaviour.waits(self.outlet.wanted())
+            && self.behaviour.awaits_ready(self.outlet.wanted())
     }
 
     /// Waits for the first of all events, the most urgent first. Messages come before the timer and
     /// `ready`, but cannot starve them: after some callbacks the stage polls only those.
-    async fn wait_for_all(&mut self, looks: bool) -> Woken {
-        let waits = self.waits();
+    async fn wait_for_all(&mut self, only_polls: bool) -> Woken {
+        let waits = self.awaits_ready();
         let timer = self.next_timer();
         let activity = self.activity();
-        let mut ready = pin!(waits.then(|| is_ready(&mut self.behaviour)));
+        let mut ready = pin!(waits.then(|| wait_until_ready(&mut self.behaviour)));
         let mut timer = pin!(timer.map(time::sleep_until));
         let mut idle = false;
         let woken = poll_fn(|context| {
-            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, looks, context);
+            let arrival = poll_arrival(&mut self.phase, &mut self.mailbox, only_polls, context);
             if arrival.is_ready() {
                 return arrival;
             }
@@ -489,7 +489,7 @@ impl<B: Behaviour> StageTask<B> {
             {
                 return Poll::Ready(Woken::Ready(ready));
             }
-            if looks {
+            if only_polls {
                 return Poll::Ready(Woken::Nothing);
             }
             if !mem::replace(&mut idle, true) {
@@ -498,11 +498,11 @@ impl<B: Behaviour> StageTask<B> {
             Poll::Pending
         })
         .await;
-        if looks || idle {
-            self.unlooked = 0;
+        if only_polls || idle {
+            self.since_poll = 0;
         }
         if idle {
-            self.handled = 0;
+            self.since_yield = 0;
             self.gauges.enter(Activity::Busy);
         }
         woken
@@ -545,18 +545,18 @@ impl<B: Behaviour> StageTask<B> {
         }
     }
 
-    async fn receive(&mut self, mail: MailOf<B>) -> Result<(), ExitReason> {
-        match mail {
-            Mail::FromProducer(message) => {
-                if let Some((from, events)) = self.producer_says(message) {
+    async fn receive(&mut self, message: MessageOf<B>) -> Result<(), ExitReason> {
+        match message {
+            Message::FromProducer(message) => {
+                if let Some((from, events)) = self.receive_from_producer(message) {
                     self.inlet.queue(Input::Events { from, events });
                 }
                 Ok(())
             }
-            Mail::FromConsumer(message) => self.consumer_says(message).await,
-            Mail::Letter(posted) => self.call(Callback::Letter(posted.letter)).await,
-            Mail::Info(posted, queued) => {
-                let marker = self.marker(Pending::Letter(posted));
+            Message::FromConsumer(message) => self.receive_from_consumer(message).await,
+            Message::User(envelope) => self.call(Callback::User(envelope.message)).await,
+            Message::Info(envelope, queued) => {
+                let marker = self.marker(Pending::User(envelope));
                 self.mark(marker);
                 if let Some(queued) = queued {
                     // A caller that no longer waits is ignored.
@@ -564,7 +564,7 @@ impl<B: Behaviour> StageTask<B> {
                 }
                 Ok(())
             }
-            Mail::Control(control) => self.control(control).await,
+            Message::Control(control) => self.control(control).await,
         }
     }
 
@@ -596,7 +596,7 @@ impl<B: Behaviour> StageTask<B> {
                     }
                 }
             }
-            Control::Pause(paused) => self.paused = paused && !self.hurries,
+            Control::Pause(paused) => self.paused = paused && !self.ignores_pauses,
             // A producer keeps its items itself, and emits them as they are asked for.
             Control::Finish if B::KIND == StageKind::Producer => self.drain().await?,
             Control::Finish => self.finish(ExitReason::Normal),
@@ -608,7 +608,7 @@ impl<B: Behaviour> StageTask<B> {
     async fn set_mode(&mut self, mode: DemandMode) -> Result<(), ExitReason> {
         match (B::KIND, mode) {
             // A draining stage ignores pauses.
-            (StageKind::Producer, DemandMode::Accumulate) if self.hurries => {}
+            (StageKind::Producer, DemandMode::Accumulate) if self.ignores_pauses => {}
             (StageKind::Producer, _) => {
                 self.outlet.set_mode(mode);
                 return self.replay().await;
@@ -632,7 +632,7 @@ impl<B: Behaviour> StageTask<B> {
             }
             self.deliver();
             if let Some(marker) = self.due.pop_front() {
-                self.reached(marker).await?;
+                self.marker_reached(marker).await?;
             } else if self.outlet.replays() {
                 let demand = self.outlet.new_demand();
                 self.call_demand(demand).await?;
@@ -671,15 +671,15 @@ impl<B: Behaviour> StageTask<B> {
         let mut out = Emitter::new(&mut self.staged, self.outlet.wanted());
         let behaviour = &mut self.behaviour;
         let begun = self.timer.begin();
-        let outcome = contained(async { behaviour.handle_demand(demand, &mut out).await }).await;
+        let outcome = catch_panic(async { behaviour.handle_demand(demand, &mut out).await }).await;
         self.timer.end(begun);
         let finishes = out.finishes();
-        self.called(finishes && outcome.is_ok());
+        self.after_callback(finishes && outcome.is_ok());
         outcome
     }
 
     /// Sends the events that a callback emitted, and begins to end the stage if it asked for it.
-    fn called(&mut self, finishes: bool) {
+    fn after_callback(&mut self, finishes: bool) {
         if B::KIND.emits() {
             self.emit();
         }
@@ -702,7 +702,7 @@ impl<B: Behaviour> StageTask<B> {
         let mut out = Emitter::new(&mut self.staged, owed);
         let behaviour = &mut self.behaviour;
         let mut answer = None;
-        let outcome = contained(async {
+        let outcome = catch_panic(async {
             match callback {
                 Callback::Subscribed(options, from, demand_control) => {
                     *demand_control = behaviour.handle_subscribe(options, from, &mut out).await?;
@@ -719,9 +719,9 @@ impl<B: Behaviour> StageTask<B> {
                 }
                 Callback::Ready => behaviour.handle_ready(&mut out).await,
                 Callback::Drain => behaviour.handle_drain(&mut out).await,
-                Callback::Letter(letter) => {
-                    let Opened { outcome, answer: late } =
-                        letter.open(behaviour.stage(), &mut out).await;
+                Callback::User(message) => {
+                    let Handled { outcome, answer: late } =
+                        message.handle(behaviour.stage(), &mut out).await;
                     answer = late;
                     outcome
                 }
@@ -729,7 +729,7 @@ impl<B: Behaviour> StageTask<B> {
         })
         .await;
         let finishes = out.finishes();
-        self.called(finishes && outcome.is_ok());
+        self.after_callback(finishes && outcome.is_ok());
         drop(answer);
         outcome
     }
@@ -739,21 +739,21 @@ impl<B: Behaviour> StageTask<B> {
 fn poll_arrival<T>(
     phase: &mut PhaseWatch,
     mailbox: &mut mailbox::Mailbox<T>,
-    leaves_mail: bool,
+    leaves_messages: bool,
     context: &mut Context<'_>,
 ) -> Poll<Woken> {
     if let Poll::Ready(phase) = phase.poll_change(context) {
         return Poll::Ready(Woken::Phase(phase));
     }
-    if leaves_mail {
+    if leaves_messages {
         return Poll::Pending;
     }
-    mailbox.poll_take(context).map(|()| Woken::Mail)
+    mailbox.poll_take(context).map(|()| Woken::Message)
 }
 
 /// Waits until a stage is ready; a panic in it ends the stage like one in a callback.
-async fn is_ready<B: Behaviour>(behaviour: &mut B) -> Result<(), ExitReason> {
-    contained(async {
+async fn wait_until_ready<B: Behaviour>(behaviour: &mut B) -> Result<(), ExitReason> {
+    catch_panic(async {
         behaviour.ready().await;
         Ok(())
     })

@@ -12,7 +12,7 @@ use super::{
     super::{
         Emitter,
         behaviour::Behaviour,
-        contained,
+        catch_panic,
         link::{DemandPort, Ports, Subscribe, ToConsumer, ToProducer},
         random,
         slot::{Occupant, Origin, PlannedSubscription, Subscribing, Target, next_id},
@@ -36,13 +36,13 @@ use crate::{
 };
 
 /// The stage's data of one of its subscriptions.
-pub(super) struct Source<In> {
+pub(super) struct UpstreamState<In> {
     pub(super) target: Arc<dyn Target<In>>,
     pub(super) options: SubscribeOptions,
     pub(super) origin: Origin,
     pub(super) backoff: Option<BackoffState>,
     /// The stage itself has cancelled it, so its end does not end the stage.
-    pub(super) let_go: bool,
+    pub(super) cancelled: bool,
 }
 
 /// A subscription that is to be made again.
@@ -88,7 +88,7 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Queues a message from a producer. Events that nothing precedes are returned instead: they
     /// are next.
-    pub(super) fn producer_says(
+    pub(super) fn receive_from_producer(
         &mut self,
         message: ToConsumer<B::In>,
     ) -> Option<(SubscriptionId, Vec<B::In>)> {
@@ -101,7 +101,7 @@ impl<B: Behaviour> StageTask<B> {
                     }
                     return None;
                 };
-                if upstream.extra.let_go {
+                if upstream.state.cancelled {
                     // The producers have the full time again after this message is handled.
                     self.confirmed_by = None;
                 }
@@ -120,7 +120,7 @@ impl<B: Behaviour> StageTask<B> {
                 self.inlet.queue(Input::Ended { from, how: Cancellation::Down(reason) });
             }
             ToConsumer::Pause { from, paused } => {
-                let ending = self.hurries || self.finishing.is_some();
+                let ending = self.ignores_pauses || self.finishing.is_some();
                 if let Some(upstream) = self.inlet.get(from) {
                     upstream.paused = paused && !ending;
                 }
@@ -162,8 +162,9 @@ impl<B: Behaviour> StageTask<B> {
                 if options.mode() == Cancel::Temporary {
                     return Ok(());
                 }
-                let source = Source { target, options, origin, backoff, let_go: false };
-                return self.carry_on(source, &Cancellation::Down(ExitReason::NotRunning));
+                let source = UpstreamState { target, options, origin, backoff, cancelled: false };
+                return self
+                    .resubscribe_or_end(source, &Cancellation::Down(ExitReason::NotRunning));
             }
             Occupant::Restarting => None,
             Occupant::Ended(reason)
@@ -204,12 +205,13 @@ impl<B: Behaviour> StageTask<B> {
         if answer.is_some() {
             self.remember(&target, &options, origin);
         }
-        let source = Source { target, options: options.clone(), origin, backoff, let_go: false };
+        let source =
+            UpstreamState { target, options: options.clone(), origin, backoff, cancelled: false };
         self.inlet.add(Upstream {
             subscription: subscription.clone(),
             window: None,
             paused: false,
-            extra: source,
+            state: source,
         });
         let mut demand_control = DemandControl::Automatic;
         self.call(Callback::Subscribed(&options, &subscription, &mut demand_control)).await?;
@@ -250,10 +252,10 @@ impl<B: Behaviour> StageTask<B> {
         origin: &mut Origin,
     ) -> Option<(SubscriptionId, ExitReason)> {
         let upstream = self.inlet.get(old)?;
-        upstream.extra.let_go = true;
-        let replaced = upstream.extra.origin;
+        upstream.state.cancelled = true;
+        let replaced = upstream.state.origin;
         self.subscriptions.lock().retain(|planned| planned.origin != replaced);
-        if Arc::ptr_eq(&upstream.extra.target, target) {
+        if Arc::ptr_eq(&upstream.state.target, target) {
             if replaced.is_row() {
                 *origin = replaced;
             }
@@ -264,9 +266,13 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Cancels subscriptions. Events in transit arrive before their ends.
-    pub(super) fn let_go(&mut self, reason: &ExitReason, which: impl Fn(&Source<B::In>) -> bool) {
+    pub(super) fn cancel_subscriptions(
+        &mut self,
+        reason: &ExitReason,
+        which: impl Fn(&UpstreamState<B::In>) -> bool,
+    ) {
         for upstream in self.inlet.upstreams_mut() {
-            if which(&upstream.extra) && !std::mem::replace(&mut upstream.extra.let_go, true) {
+            if which(&upstream.state) && !std::mem::replace(&mut upstream.state.cancelled, true) {
                 upstream.subscription.cancel(reason.clone());
                 // The time starts now, so that the times of stages that wait for each other do
                 // not add up.
@@ -295,14 +301,14 @@ impl<B: Behaviour> StageTask<B> {
     }
 
     /// Continues or ends after a subscription has ended, as its mode says.
-    pub(super) fn carry_on(
+    pub(super) fn resubscribe_or_end(
         &mut self,
-        source: Source<B::In>,
+        source: UpstreamState<B::In>,
         how: &Cancellation,
     ) -> Result<(), ExitReason> {
         let mode = source.options.mode();
         let is_cancelled = matches!(how, Cancellation::Cancel(_));
-        let Some((source, reason)) = self.come_back(source, how) else { return Ok(()) };
+        let Some((source, reason)) = self.schedule_retry(source, how) else { return Ok(()) };
         // A drain does not fail a consumer that would otherwise still wait for its producer.
         let waited = self.draining && matches!(mode, Cancel::Reconnect(_));
         let survives = waited || mode.survives(&reason);
@@ -328,12 +334,12 @@ impl<B: Behaviour> StageTask<B> {
 
     /// Waits for a producer to come back. If there is none to wait for, returns the source and the
     /// end reason of the producer's last incarnation.
-    fn come_back(
+    fn schedule_retry(
         &mut self,
-        source: Source<B::In>,
+        source: UpstreamState<B::In>,
         how: &Cancellation,
-    ) -> Option<(Source<B::In>, ExitReason)> {
-        let Source { target, options, origin, backoff, .. } = source;
+    ) -> Option<(UpstreamState<B::In>, ExitReason)> {
+        let UpstreamState { target, options, origin, backoff, .. } = source;
         let is_down = matches!(how, Cancellation::Down(_));
         let reason = how.reason().clone();
         let policy = match options.mode() {
@@ -347,7 +353,13 @@ impl<B: Behaviour> StageTask<B> {
         };
         let give_up = |target, backoff, reason| {
             Some((
-                Source { target, options: options.clone(), origin, backoff, let_go: false },
+                UpstreamState {
+                    target,
+                    options: options.clone(),
+                    origin,
+                    backoff,
+                    cancelled: false,
+                },
                 reason,
             ))
         };
@@ -389,31 +401,32 @@ impl<B: Behaviour> StageTask<B> {
                 self.subscribe(subscribing, Some(backoff)).await?;
                 continue;
             }
-            let source = Source { target, options, origin, backoff: Some(backoff), let_go: false };
-            self.carry_on(source, &Cancellation::Down(reason))?;
+            let source =
+                UpstreamState { target, options, origin, backoff: Some(backoff), cancelled: false };
+            self.resubscribe_or_end(source, &Cancellation::Down(reason))?;
         }
         Ok(())
     }
 
     /// Handles the end of a subscription, after its last event has been handled.
-    pub(super) async fn ended(
+    pub(super) async fn subscription_ended(
         &mut self,
         from: SubscriptionId,
         how: Cancellation,
     ) -> Result<(), ExitReason> {
         let Some(upstream) = self.inlet.remove(from) else { return Ok(()) };
-        let Upstream { subscription, extra, .. } = upstream;
-        if extra.let_go {
-            self.forget(extra.origin);
+        let Upstream { subscription, state, .. } = upstream;
+        if state.cancelled {
+            self.forget(state.origin);
         }
-        if !self.inlet.upstreams().iter().any(|upstream| upstream.extra.let_go) {
+        if !self.inlet.upstreams().iter().any(|upstream| upstream.state.cancelled) {
             self.confirmed_by = None;
         }
         self.call(Callback::Cancelled(&how, &subscription)).await?;
-        if extra.let_go || self.finishing.is_some() {
+        if state.cancelled || self.finishing.is_some() {
             return Ok(());
         }
-        self.carry_on(extra, &how)
+        self.resubscribe_or_end(state, &how)
     }
 
     /// Handles a message of events chunk by chunk, and sends demand between the chunks.
@@ -427,7 +440,7 @@ impl<B: Behaviour> StageTask<B> {
             self.report.pending += events.len();
             return Ok(());
         };
-        if let Some(backoff) = &mut upstream.extra.backoff {
+        if let Some(backoff) = &mut upstream.state.backoff {
             backoff.reset();
         }
         let mut batch = upstream.window.as_ref().map(|window| window.receive(events.len()));
@@ -436,7 +449,7 @@ impl<B: Behaviour> StageTask<B> {
         let (mut whole, mut rest) = (Some(events), Vec::new().into_iter());
         loop {
             let owed = if B::KIND.emits() { self.owed() } else { 0 };
-            let held = self.inlet.held();
+            let held = self.inlet.event_count();
             let upstream = self.inlet.get(from).expect("a subscription is removed only by its end");
             let chunk = match (&mut upstream.window, &mut batch) {
                 (Some(window), Some(batch)) => window.next_chunk(batch),
@@ -458,30 +471,33 @@ impl<B: Behaviour> StageTask<B> {
                     rest.by_ref().take(chunk.size).collect()
                 }
             };
-            self.behind = left;
-            self.in_hand = chunk.size;
+            self.rest_of_message = left;
+            self.in_callback = chunk.size;
             if B::KIND == StageKind::ConsumerSupervisor {
                 // The stage counts the events it takes itself.
-                self.gauges.waiting.store(held + self.behind, Relaxed);
+                self.gauges.waiting.store(held + self.rest_of_message, Relaxed);
             } else {
                 // For the report, if the callback does not return.
-                self.gauges.take_in_hand(chunk.size, held + self.behind);
+                self.gauges.set_in_callback(chunk.size, held + self.rest_of_message);
             }
             let mut out = Emitter::new(&mut self.staged, owed);
             let (behaviour, from_whom) = (&mut self.behaviour, &upstream.subscription);
             let begun = self.timer.begin();
             let outcome =
-                contained(async { behaviour.handle_events(events, from_whom, &mut out).await })
+                catch_panic(async { behaviour.handle_events(events, from_whom, &mut out).await })
                     .await;
             self.timer.end(begun);
             let finishes = out.finishes();
-            self.called(finishes && outcome.is_ok());
+            self.after_callback(finishes && outcome.is_ok());
             // After a graceful end, the callback has finished its events.
             if outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
-                self.in_hand = 0;
+                self.in_callback = 0;
             }
             if B::KIND != StageKind::ConsumerSupervisor {
-                self.gauges.take_in_hand(self.in_hand, self.inlet.held() + self.behind);
+                self.gauges.set_in_callback(
+                    self.in_callback,
+                    self.inlet.event_count() + self.rest_of_message,
+                );
             }
             outcome?;
             if chunk.ask > 0

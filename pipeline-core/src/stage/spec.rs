@@ -16,7 +16,7 @@ use tokio::{
 use super::{
     Phase, Stage, StageContext, StageHandle,
     behaviour::Behaviour,
-    contained_now,
+    catch_panic_now,
     gauges::Gauges,
     options::StageOptions,
     restart::RestartBudget,
@@ -34,7 +34,7 @@ use crate::{
 
 /// The state that a stage shares with the others of its pipeline.
 #[derive(Clone)]
-pub(crate) struct Whole {
+pub(crate) struct PipelineShared {
     pub(crate) pipeline: Arc<str>,
     pub(crate) telemetry: Telemetry,
     pub(crate) phase: watch::Sender<Phase>,
@@ -45,14 +45,14 @@ pub(crate) struct Whole {
 }
 
 /// A stage of a pipeline, of any type.
-pub(crate) trait Planned: Send {
+pub(crate) trait StageSpec: Send {
     fn name(&self) -> &Arc<str>;
 
     /// The kind of stage.
     fn kind(&self) -> StageKind;
 
     /// Runs the stage's `init`, and makes the task that runs the stage.
-    fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError>;
+    fn prepare(&mut self, shared: &PipelineShared) -> Result<Prepared, StartError>;
 
     /// Checks the options of its subscriptions.
     fn check_options(&self) -> Result<(), StartError>;
@@ -102,12 +102,12 @@ impl Observed {
 
     /// The report of a stage that is ended now, from its gauges. Closes its queue, because items
     /// pushed later would be in no report.
-    pub(crate) fn left(&self) -> StageReport {
+    pub(crate) fn report(&self) -> StageReport {
         self.close_queue();
         let seen = self.snapshot();
         let mut report = StageReport::new(self.stage.clone(), ExitReason::Killed);
         report.pending = seen.queued + seen.waiting + seen.buffered;
-        report.in_progress = seen.workers.unwrap_or_default() + self.gauges.in_hand();
+        report.in_progress = seen.workers.unwrap_or_default() + self.gauges.in_callback();
         report.discarded = self.gauges.reported_discards();
         report.given_up = usize::try_from(seen.given_up).unwrap_or(usize::MAX);
         report
@@ -137,20 +137,20 @@ pub(crate) struct Prepared {
     /// Why the stage fails, while its `terminate` still runs.
     pub(crate) failing: Arc<OnceLock<ExitReason>>,
     /// The report of a task that did not return one.
-    pub(crate) last_words: Arc<OnceLock<StageReport>>,
+    pub(crate) final_report: Arc<OnceLock<StageReport>>,
     /// How long its workers have to stop.
     pub(crate) workers_stop_within: Duration,
 }
 
 /// A stage of a pipeline.
-pub(crate) struct PlannedStage<B: Behaviour> {
+pub(crate) struct TypedStageSpec<B: Behaviour> {
     slot: Arc<Slot<B::Stage, B::In, B::Out>>,
     make: Box<dyn FnMut() -> Option<B> + Send>,
     budget: RestartBudget,
     options: StageOptions<B::Out>,
 }
 
-impl<B: Behaviour> PlannedStage<B> {
+impl<B: Behaviour> TypedStageSpec<B> {
     /// Plans a stage in this slot.
     pub(crate) fn new(stage: Stage<B, B::Out>, slot: Arc<Slot<B::Stage, B::In, B::Out>>) -> Self {
         let Stage { make, budget, options, .. } = stage;
@@ -158,7 +158,7 @@ impl<B: Behaviour> PlannedStage<B> {
     }
 }
 
-impl<B: Behaviour> Planned for PlannedStage<B> {
+impl<B: Behaviour> StageSpec for TypedStageSpec<B> {
     fn name(&self) -> &Arc<str> {
         &self.slot.name
     }
@@ -167,18 +167,18 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
         B::KIND
     }
 
-    fn prepare(&mut self, whole: &Whole) -> Result<Prepared, StartError> {
+    fn prepare(&mut self, shared: &PipelineShared) -> Result<Prepared, StartError> {
         let context = StageContext {
-            pipeline: whole.pipeline.clone(),
+            pipeline: shared.pipeline.clone(),
             stage: self.slot.name.clone(),
-            telemetry: whole.telemetry.clone(),
+            telemetry: shared.telemetry.clone(),
             handle: StageHandle { slot: self.slot.clone() },
             gauges: self.slot.gauges.clone(),
-            phase: whole.phase.subscribe(),
+            phase: shared.phase.subscribe(),
         };
         // Before `init`, so that the stage can send messages to itself.
-        let place = self.slot.occupy();
-        let made = contained_now(|| {
+        let address = self.slot.occupy();
+        let made = catch_panic_now(|| {
             let mut behaviour =
                 (self.make)().expect("a stage without a constructor has no restarts");
             behaviour.init(&context)?;
@@ -189,28 +189,28 @@ impl<B: Behaviour> Planned for PlannedStage<B> {
             StartError::Init { stage: self.slot.name.clone(), reason }
         })?;
         let workers_stop_within = behaviour.workers_stop_within();
-        let mut phase = whole.phase.subscribe();
+        let mut phase = shared.phase.subscribe();
         if *phase.borrow() != Phase::Run {
             // An incarnation that starts while the pipeline drains has to drain, too.
             phase.mark_changed();
         }
         self.slot.gauges.started();
-        let task = StageTask::new(behaviour, &self.options, &self.slot, place, phase, &context);
+        let task = StageTask::new(behaviour, &self.options, &self.slot, address, phase, &context);
         let subscribing = |planned: &PlannedSubscription<B::In>| {
             let (target, options) = (planned.target.clone(), planned.options.clone());
             Subscribing { target, options, origin: planned.origin, replaces: None, answer: None }
         };
         let subscriptions = self.slot.subscriptions.lock().iter().map(subscribing).collect();
-        let (handle, last_words) = (task.task(), task.last_words());
+        let (handle, final_report) = (task.task(), task.final_report());
         let failing = Arc::<OnceLock<_>>::default();
-        let (reason, pipeline) = (failing.clone(), whole.failing.clone());
+        let (reason, pipeline) = (failing.clone(), shared.failing.clone());
         let fails = move |why: &ExitReason| {
             let _ = reason.set(why.clone());
             pipeline.notify_one();
         };
-        let stop_within = whole.stop_within.saturating_add(workers_stop_within);
+        let stop_within = shared.stop_within.saturating_add(workers_stop_within);
         let task = Box::pin(task.run(subscriptions, fails, stop_within));
-        Ok(Prepared { handle, last_words, task, failing, workers_stop_within })
+        Ok(Prepared { handle, final_report, task, failing, workers_stop_within })
     }
 
     fn check_options(&self) -> Result<(), StartError> {

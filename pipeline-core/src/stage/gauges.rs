@@ -1,15 +1,16 @@
 //! The gauges of a running stage.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
 };
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use self::front::Front;
-pub(crate) use self::front::{Queue, Queued};
 use super::times::Times;
 use crate::{
     exit::ExitReason,
@@ -18,8 +19,6 @@ use crate::{
     tally::Tally,
     telemetry::Discard,
 };
-
-mod front;
 
 /// Numbers that the stage writes and a snapshot reads. They do not synchronize anything.
 #[derive(Debug)]
@@ -37,7 +36,7 @@ pub(crate) struct Gauges {
     /// Events whose workers failed too often.
     pub(crate) given_up: Tally,
     /// The number of events in a callback, for stages whose callbacks may take long.
-    in_hand: AtomicUsize,
+    in_callback: AtomicUsize,
     /// How often an incarnation has failed.
     pub(crate) failures: Tally,
     /// Why it has failed for good.
@@ -47,7 +46,7 @@ pub(crate) struct Gauges {
     starts: AtomicU64,
     begun: AtomicBool,
     times: Times,
-    front: Mutex<Front>,
+    queue: Mutex<QueueGauge>,
     consumers: Mutex<Vec<(Subscription, Arc<str>)>>,
 }
 
@@ -65,14 +64,14 @@ impl Gauges {
             workers: AtomicUsize::default(),
             worker_failures: Tally::default(),
             given_up: Tally::default(),
-            in_hand: AtomicUsize::default(),
+            in_callback: AtomicUsize::default(),
             failures: Tally::default(),
             failure: Mutex::default(),
             discarded: Default::default(),
             starts: AtomicU64::default(),
             begun: AtomicBool::default(),
             times: Times::default(),
-            front: Mutex::default(),
+            queue: Mutex::default(),
             consumers: Mutex::default(),
         }
     }
@@ -87,7 +86,7 @@ impl Gauges {
         self.starts.fetch_add(1, Relaxed);
         self.waiting.store(0, Relaxed);
         self.childless.store(0, Relaxed);
-        self.in_hand.store(0, Relaxed);
+        self.in_callback.store(0, Relaxed);
         self.buffered.store(0, Relaxed);
         self.enter(Activity::Starting);
     }
@@ -106,7 +105,7 @@ impl Gauges {
     pub(crate) fn vacated(&self, restarting: bool) {
         self.consumers.lock().clear();
         self.workers.store(0, Relaxed);
-        self.front.lock().leave();
+        self.queue.lock().clear();
         self.enter(if restarting { Activity::Starting } else { Activity::Ended });
     }
 
@@ -118,32 +117,32 @@ impl Gauges {
     /// Records the number of events in a callback, 0 for none, and the number of events behind them
     /// in the same message.
     #[inline]
-    pub(crate) fn take_in_hand(&self, events: usize, behind: usize) {
-        self.in_hand.store(events, Relaxed);
+    pub(crate) fn set_in_callback(&self, events: usize, behind: usize) {
+        self.in_callback.store(events, Relaxed);
         self.waiting.store(behind, Relaxed);
     }
 
     /// Records how many children a supervisor runs itself, one or none, and how many events wait
     /// for a child.
     #[inline]
-    pub(crate) fn runs_itself(&self, children: usize, childless: usize) {
-        self.in_hand.store(children, Relaxed);
+    pub(crate) fn set_inline(&self, children: usize, childless: usize) {
+        self.in_callback.store(children, Relaxed);
         self.childless.store(childless, Relaxed);
     }
 
-    pub(crate) fn in_hand(&self) -> usize {
-        self.in_hand.load(Relaxed)
+    pub(crate) fn in_callback(&self) -> usize {
+        self.in_callback.load(Relaxed)
     }
 
-    /// Sets the queue in front of the stage.
-    pub(crate) fn queue(&self, queue: impl Queue + 'static) {
-        self.front.lock().stand(Arc::new(queue));
+    /// Sets the queue before the stage.
+    pub(crate) fn set_queue(&self, queue: impl QueueProbe + 'static) {
+        self.queue.lock().set(Arc::new(queue));
     }
 
-    /// Closes the queue in front of the stage, if there is one.
+    /// Closes the queue before the stage, if there is one.
     pub(crate) fn close_queue(&self) {
         // A waker may read the snapshot, so the lock is released before the queue wakes the waiting tasks.
-        let queue = self.front.lock().queue();
+        let queue = self.queue.lock().queue();
         if let Some(queue) = queue {
             queue.close();
         }
@@ -177,7 +176,7 @@ impl Gauges {
         };
         let subscriptions = consumers.iter().map(subscription).collect();
         drop(consumers);
-        let queued = self.front.lock().queued();
+        let queued = self.queue.lock().queued();
         let discarded = |why: Discard| {
             let by_queue = if why == Discard::QueueFull { queued.discarded } else { 0 };
             (why.reason(), self.discarded[why as usize].get() + by_queue)
@@ -210,5 +209,103 @@ impl Gauges {
             waiting_for_demand: times.waiting_for_demand,
             subscriptions,
         }
+    }
+}
+
+/// The queue before a stage, if there is one, or its last state.
+#[derive(Default)]
+struct QueueGauge {
+    queue: Option<Arc<dyn QueueProbe>>,
+    last: QueueState,
+    /// The items discarded by earlier queues of the same stage.
+    before: u64,
+}
+
+/// A queue as its stage's gauges see it.
+pub(crate) trait QueueProbe: Send + Sync {
+    fn state(&self) -> QueueState;
+
+    /// Closes the queue, and wakes the tasks that wait to push.
+    fn close(&self);
+}
+
+/// The state of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct QueueState {
+    pub(crate) items: usize,
+    /// The capacity of the queue; `None` if there is no queue.
+    pub(crate) capacity: Option<usize>,
+    pub(crate) discarded: u64,
+}
+
+impl QueueGauge {
+    /// Sets the current queue.
+    fn set(&mut self, queue: Arc<dyn QueueProbe>) {
+        self.before = self.queued().discarded;
+        self.queue = Some(queue);
+    }
+
+    /// Drops the queue and keeps its last state.
+    fn clear(&mut self) {
+        self.last = self.queued();
+        self.before = 0;
+        self.queue = None;
+    }
+
+    /// The current queue, if there is one.
+    fn queue(&self) -> Option<Arc<dyn QueueProbe>> {
+        self.queue.clone()
+    }
+
+    fn queued(&self) -> QueueState {
+        let now = self.queue.as_ref().map_or(self.last, |queue| queue.state());
+        QueueState { discarded: self.before + now.discarded, ..now }
+    }
+}
+
+impl fmt::Debug for QueueGauge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.queued().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Holding(Arc<usize>, u64);
+
+    impl QueueProbe for Holding {
+        fn state(&self) -> QueueState {
+            QueueState { items: *self.0, capacity: Some(9), discarded: self.1 }
+        }
+
+        fn close(&self) {}
+    }
+
+    fn queue(items: usize, discarded: u64) -> Arc<dyn QueueProbe> {
+        Arc::new(Holding(Arc::new(items), discarded))
+    }
+
+    #[test]
+    fn the_last_state_of_a_dropped_queue_is_kept() {
+        let mut gauge = QueueGauge::default();
+        assert_eq!(gauge.queued(), QueueState::default());
+        let items = Arc::new(3);
+        gauge.set(Arc::new(Holding(items.clone(), 1)));
+        gauge.clear();
+        assert_eq!(gauge.queued(), QueueState { items: 3, capacity: Some(9), discarded: 1 });
+        assert_eq!(Arc::strong_count(&items), 1, "the queue must be dropped");
+    }
+
+    #[test]
+    fn discarded_items_are_counted_across_queues() {
+        let mut gauge = QueueGauge::default();
+        gauge.set(queue(3, 5));
+        gauge.clear();
+        gauge.set(queue(1, 2));
+        assert_eq!(gauge.queued(), QueueState { items: 1, capacity: Some(9), discarded: 7 });
+        gauge.clear();
+        assert_eq!(gauge.queued().discarded, 7);
     }
 }
