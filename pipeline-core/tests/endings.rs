@@ -977,7 +977,7 @@ async fn an_event_is_counted_if_its_stage_is_killed_before_the_function_receives
     assert_eq!(done + report.unprocessed(), EVENTS, "{report}");
 }
 
-/// Emits as many events as it is told, and blocks its thread at 70 until it is released.
+/// Emits the number of events that a cast asks for, and blocks its thread at 70 until it is released.
 struct Bursts(Blocks);
 
 impl Producer for Bursts {

@@ -216,7 +216,7 @@ async fn a_stage_that_finishes_while_it_subscribes_makes_no_more_subscriptions_a
 struct Emit(Vec<u64>);
 struct Stock(u64);
 
-/// Emits as it is told, and its stock only as far as there is demand.
+/// Emits on command, and its stock only as far as there is demand.
 struct Told {
     stock: u64,
     draining: bool,
