@@ -60,7 +60,7 @@ where
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
         self.0.waiting.extend(from.id(), events);
-        self.0.fill();
+        self.0.start_waiting();
         self.0.ask();
         Ok(())
     }
@@ -101,7 +101,7 @@ where
         if supervisor.next_restart().has_passed(Instant::now()) {
             // It may be tried again at once, but other tasks are scheduled first.
             task::yield_now().await;
-            supervisor.start_again()?;
+            supervisor.restart_due()?;
         }
         while let Some(ended) =
             supervisor.ended.pop_front().or_else(|| supervisor.tasks.try_join_next_with_id())
@@ -139,7 +139,7 @@ where
         while let Some(ended) =
             supervisor.ended.pop_front().or_else(|| supervisor.tasks.try_join_next_with_id())
         {
-            supervisor.count_unfinished(&ended);
+            supervisor.count_interrupted(&ended);
         }
         // A supervisor that was killed did not wait for these.
         let left = supervisor.tasks.len() + supervisor.restarting.len();

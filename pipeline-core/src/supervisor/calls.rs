@@ -120,7 +120,7 @@ where
         caller: &mut Caller<Option<ChildId>>,
         _out: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
-        caller.reply(self.begin(event, None));
+        caller.reply(self.start(event, None));
         Ok(())
     }
 }
@@ -148,7 +148,7 @@ where
                     Some(task) => task.abort(),
                     None => {
                         self.restarting.retain(|(_, other), _| *other != id);
-                        self.done(id);
+                        self.child_done(id);
                         self.ask();
                     }
                 }

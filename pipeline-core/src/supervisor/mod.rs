@@ -2,12 +2,12 @@
 
 mod adaptive;
 mod behaviour;
-mod brevity;
 mod calls;
+mod inline_estimate;
 mod reused;
+mod round_robin;
 mod started;
 mod tries;
-mod turns;
 pub(crate) mod worker;
 
 use std::{
@@ -38,11 +38,11 @@ pub use self::{
 };
 use self::{
     adaptive::{AdaptiveLimit, Piece},
-    brevity::Brevity,
+    inline_estimate::InlineEstimate,
     reused::Reused,
+    round_robin::RoundRobin,
     started::Running,
     tries::Tries,
-    turns::Turns,
 };
 pub(crate) use self::{behaviour::AsSupervisor, started::started_at};
 use crate::{
@@ -121,14 +121,14 @@ pub struct ConsumerSupervisor<E, W> {
     /// The adaptive limit on children, if there is one.
     adaptive: Option<AdaptiveLimit>,
     /// The children's tasks. A task owns its event, and returns it with the outcome.
-    tasks: JoinSet<Done<E>>,
+    tasks: JoinSet<Finished<E>>,
     /// Tasks that have ended and are not processed yet.
     ended: VecDeque<Ended<E>>,
     children: foldhash::HashMap<ChildId, Child>,
     /// The child of each task, for tasks that end without a result.
     by_task: foldhash::HashMap<Id, ChildId>,
     /// Predicts whether the next child needs a task.
-    brevity: Brevity,
+    inline_estimate: InlineEstimate,
     /// Whether each child gets a task regardless.
     always_spawn: bool,
     /// Whether the worker reserves something for its children, so that they wait for each other.
@@ -137,14 +137,14 @@ pub struct ConsumerSupervisor<E, W> {
     pauses: Pause,
     next_child: u64,
     /// The number of children started by hand.
-    by_hand: usize,
+    manual: usize,
     slots: foldhash::HashMap<SubscriptionId, (Subscription, Slots)>,
     /// The [spare](ChildContext::spare) children.
     spare: usize,
     /// Children that have failed, by the time of their restart, with the number of failures.
     restarting: BTreeMap<(Deadline, ChildId), (E, u32)>,
     /// Events that wait for one of `max_children` places.
-    waiting: Turns<E>,
+    waiting: RoundRobin<E>,
     stopping: Stopping,
     stage: Arc<str>,
     gauges: Arc<Gauges>,
@@ -354,10 +354,10 @@ impl<W> Shared<W> {
 }
 
 /// How a child's task ended.
-type Ended<E> = Result<(Id, Done<E>), JoinError>;
+type Ended<E> = Result<(Id, Finished<E>), JoinError>;
 
 /// The result of a child's task.
-struct Done<E> {
+struct Finished<E> {
     event: E,
     restarts: u32,
     outcome: Result<(), ExitReason>,
@@ -383,7 +383,7 @@ enum Pause {
     /// Some children have not used their reservations yet.
     Reserved,
     /// The supervisor yields to other tasks.
-    Spell,
+    Yield,
 }
 
 impl Pause {
@@ -392,7 +392,7 @@ impl Pause {
         match self {
             Self::No => pending().await,
             Self::Reserved => poll_fn(|cx| shared.poll_reserved::<E>(cx)).await,
-            Self::Spell => yield_now().await,
+            Self::Yield => yield_now().await,
         }
     }
 }
@@ -400,7 +400,7 @@ impl Pause {
 /// How long a supervisor runs children itself, one after the other, before it spawns tasks for the
 /// next ones, which other cores may run. Children that keep an order would wait for each other
 /// there: they wait until the supervisor is scheduled again.
-const SPELL: Duration = Duration::from_millis(1);
+const INLINE_TIME: Duration = Duration::from_millis(1);
 
 impl<E, W: Worker<E>> ConsumerSupervisor<E, W>
 where
@@ -422,16 +422,16 @@ where
             ended: VecDeque::new(),
             children: foldhash::HashMap::default(),
             by_task: foldhash::HashMap::default(),
-            brevity: Brevity::new(),
+            inline_estimate: InlineEstimate::new(),
             always_spawn: false,
             reserves: false,
             pauses: Pause::No,
             next_child: 0,
-            by_hand: 0,
+            manual: 0,
             slots: foldhash::HashMap::default(),
             spare: usize::MAX,
             restarting: BTreeMap::new(),
-            waiting: Turns::new(),
+            waiting: RoundRobin::new(),
             stopping: Stopping::default(),
             stage: "".into(),
             gauges: Arc::new(Gauges::new(StageKind::ConsumerSupervisor, None)),
@@ -628,8 +628,8 @@ where
     }
 
     /// Passes the latency of an ended child to the adaptive limit.
-    fn learn(&mut self, latency: Duration, failed: bool) {
-        let in_flight = self.children.len() - self.by_hand;
+    fn record_latency(&mut self, latency: Duration, failed: bool) {
+        let in_flight = self.children.len() - self.manual;
         if let Some(adaptive) = &mut self.adaptive {
             adaptive.record(latency, in_flight, failed, Instant::now());
             #[expect(
@@ -641,13 +641,13 @@ where
     }
 
     /// Starts children for waiting events, as far as there is room.
-    fn fill(&mut self) {
+    fn start_waiting(&mut self) {
         // When it began to run children itself, and the current time.
-        let mut spell: Option<(Instant, Instant)> = None;
+        let mut burst: Option<(Instant, Instant)> = None;
         let mut reused = Reused::new();
-        while self.children.len() - self.by_hand < self.limit() && !self.waiting.is_empty() {
-            let brief = self.is_brief();
-            let is_over = spell.is_some_and(|(begun, now)| now - begun >= SPELL);
+        while self.children.len() - self.manual < self.limit() && !self.waiting.is_empty() {
+            let brief = self.runs_inline();
+            let is_over = burst.is_some_and(|(begun, now)| now - begun >= INLINE_TIME);
             self.pauses = if brief { self.pause(is_over) } else { Pause::No };
             if self.pauses != Pause::No {
                 break;
@@ -656,14 +656,14 @@ where
             // For the report, if the worker never returns.
             self.gauges.set_inline(1, self.waiting.len());
             if !brief || is_over {
-                self.begin(event, Some(from));
+                self.start(event, Some(from));
                 continue;
             }
-            let (begun, now) = spell.unwrap_or_else(|| {
+            let (begun, now) = burst.unwrap_or_else(|| {
                 let now = Instant::now();
                 (now, now)
             });
-            let Some((event, context)) = self.take_on(event, Some(from)) else { continue };
+            let Some((event, context)) = self.admit(event, Some(from)) else { continue };
             let reserved = context.reserved.clone();
             // A child that waits gets a task, which polls it again with a waker of its own.
             let now = match reused.poll_once(self.job(event, context, Some(now))) {
@@ -671,30 +671,30 @@ where
                 Err(job) => {
                     let then = Instant::now();
                     // Recorded now and not when it is done: the next child is about to be started.
-                    self.brevity.guessed_wrong(then - now, self.behind());
+                    self.inline_estimate.record_wrong_guess(then - now, self.behind());
                     self.spawn_new(Some(from), reserved, job);
                     then
                 }
             };
-            spell = Some((begun, now));
+            burst = Some((begun, now));
         }
         self.gauges.set_inline(0, self.waiting.len());
     }
 
     /// Whether the supervisor runs the next child itself.
-    fn is_brief(&self) -> bool {
+    fn runs_inline(&self) -> bool {
         // The adaptive limit cannot learn from children that complete at once.
-        self.brevity.is_likely() && !self.always_spawn && self.adaptive.is_none()
+        self.inline_estimate.is_likely() && !self.always_spawn && self.adaptive.is_none()
     }
 
     /// Whether children that the supervisor runs itself have to wait, and for what.
-    fn pause(&self, spell_is_over: bool) -> Pause {
+    fn pause(&self, time_is_up: bool) -> Pause {
         if !self.reserves {
             return Pause::No;
         }
         match self.shared.poll_reserved(&mut Context::from_waker(Waker::noop())) {
             Poll::Pending => Pause::Reserved,
-            Poll::Ready(()) if spell_is_over => Pause::Spell,
+            Poll::Ready(()) if time_is_up => Pause::Yield,
             Poll::Ready(()) => Pause::No,
         }
     }
@@ -702,13 +702,13 @@ where
     /// Starts the children that had to wait.
     fn resume(&mut self) {
         if mem::replace(&mut self.pauses, Pause::No) != Pause::No {
-            self.fill();
+            self.start_waiting();
         }
     }
 
     /// Starts a child for an event. If the child does not start, the event is done.
-    fn begin(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
-        let (event, context) = self.take_on(event, subscription)?;
+    fn start(&mut self, event: E, subscription: Option<SubscriptionId>) -> Option<ChildId> {
+        let (event, context) = self.admit(event, subscription)?;
         let reserved = context.reserved.clone();
         let job = self.job(event, context, None);
         Some(self.spawn_new(subscription, reserved, job))
@@ -718,7 +718,7 @@ where
     /// current time.
     fn ran_here(
         &mut self,
-        done: Done<E>,
+        done: Finished<E>,
         from: SubscriptionId,
         reserved: Option<Reserved>,
         started: Instant,
@@ -727,9 +727,9 @@ where
         let now = started.checked_add(done.took).unwrap_or(started);
         if done.outcome.as_ref().err().is_none_or(ExitReason::is_graceful) {
             if reserved.is_some() {
-                self.brevity.learn_reserved(false, done.took, self.behind());
+                self.inline_estimate.record_reserved(false, done.took, self.behind());
             } else {
-                self.brevity.learn(done.at_once, done.took, self.behind());
+                self.inline_estimate.record(done.at_once, done.took, self.behind());
             }
             self.free(Some(from));
         } else {
@@ -741,7 +741,7 @@ where
 
     /// The event and the context of a child, if the worker accepts the event. If not, the event is
     /// done.
-    fn take_on(
+    fn admit(
         &mut self,
         event: E,
         subscription: Option<SubscriptionId>,
@@ -793,12 +793,12 @@ where
 
     /// How many children have to wait for one that the supervisor runs itself.
     fn behind(&self) -> usize {
-        let free = self.limit().saturating_sub(self.children.len() - self.by_hand);
+        let free = self.limit().saturating_sub(self.children.len() - self.manual);
         self.waiting.len().min(free)
     }
 
     /// Calls the worker's `admit`.
-    fn attempt(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
+    fn call_admit(&self, event: &E, context: &ChildContext) -> Result<Admission, ExitReason> {
         catch_panic_now(|| self.shared.worker.admit(event, context))
     }
 
@@ -814,7 +814,7 @@ where
         event: E,
         context: ChildContext,
         started: Option<Instant>,
-    ) -> impl Future<Output = Done<E>> + Send + use<E, W> {
+    ) -> impl Future<Output = Finished<E>> + Send + use<E, W> {
         let (shared, restarts) = (self.shared.clone(), context.restarts);
         async move {
             let Shared { worker, metrics } = &*shared;
@@ -840,7 +840,7 @@ where
             };
             let took = started.elapsed();
             metrics.process_time.record(took.as_secs_f64() * 1e3);
-            Done { event, restarts, outcome, took, at_once: polls <= 1 }
+            Finished { event, restarts, outcome, took, at_once: polls <= 1 }
         }
     }
 
@@ -849,11 +849,11 @@ where
         &mut self,
         subscription: Option<SubscriptionId>,
         reserved: Option<Reserved>,
-        job: impl Future<Output = Done<E>> + Send + 'static,
+        job: impl Future<Output = Finished<E>> + Send + 'static,
     ) -> ChildId {
         let id = ChildId(self.next_child);
         self.next_child += 1;
-        self.by_hand += usize::from(subscription.is_none());
+        self.manual += usize::from(subscription.is_none());
         self.children.insert(
             id,
             Child { subscription, reserved, task: None, piece: None, terminated: Vec::new() },
@@ -863,7 +863,7 @@ where
         id
     }
 
-    fn spawn(&mut self, id: ChildId, job: impl Future<Output = Done<E>> + Send + 'static) {
+    fn spawn(&mut self, id: ChildId, job: impl Future<Output = Finished<E>> + Send + 'static) {
         let span = Span::current();
         // Without the span, the future is smaller.
         let task = if span.is_disabled() {
@@ -890,22 +890,22 @@ where
             (Some(limit), Some(piece)) => limit.end(piece),
             _ => true,
         };
-        if let Ok((_, Done { took, outcome, at_once, .. })) = &ended {
+        if let Ok((_, Finished { took, outcome, at_once, .. })) = &ended {
             // Without a task, it would have held up the others.
             let others = self.children.len().saturating_sub(1);
             if self.reserves {
-                self.brevity.learn_reserved(true, *took, others);
+                self.inline_estimate.record_reserved(true, *took, others);
             } else {
-                self.brevity.learn(*at_once, *took, others);
+                self.inline_estimate.record(*at_once, *took, others);
             }
             let failed = outcome.as_ref().is_err_and(|reason| !reason.is_graceful());
             if counts {
-                self.learn(*took, failed);
+                self.record_latency(*took, failed);
             }
         }
         let terminated = self.children.get(&id).is_some_and(|child| !child.terminated.is_empty());
         match ended {
-            Ok((_, Done { event, restarts, outcome: Err(reason), .. }))
+            Ok((_, Finished { event, restarts, outcome: Err(reason), .. }))
                 if !reason.is_graceful() && !terminated =>
             {
                 self.count_failure();
@@ -930,7 +930,7 @@ where
             }
             _ => {}
         }
-        self.done(id);
+        self.child_done(id);
         Ok(())
     }
 
@@ -945,14 +945,14 @@ where
     ) -> Result<(), ExitReason> {
         if !self.may_try_again(failed) {
             self.give_up(event, reason);
-            self.done(id);
+            self.child_done(id);
             return Ok(());
         }
         let now = Instant::now();
         if self.budget.as_mut().is_some_and(|budget| !budget.spend(now)) {
             // The event was being processed and is not retried.
             self.in_progress += 1;
-            self.forget(id);
+            self.remove_child(id);
             tracing::error!(stage = %self.stage, "too many restarts, stopping");
             return Err(TooManyRestarts::new(reason).into());
         }
@@ -975,7 +975,7 @@ where
     }
 
     /// Restarts the children whose delay has passed.
-    fn start_again(&mut self) -> Result<(), ExitReason> {
+    fn restart_due(&mut self) -> Result<(), ExitReason> {
         let now = Instant::now();
         // A child that fails to start is retried in the next call, even without a delay.
         for _ in 0..self.restarting.len() {
@@ -983,21 +983,21 @@ where
                 break;
             }
             let Some(((_, id), (event, failed))) = self.restarting.pop_first() else { break };
-            self.start_one_again(id, event, failed)?;
+            self.restart_child(id, event, failed)?;
         }
         Ok(())
     }
 
-    fn start_one_again(&mut self, id: ChildId, event: E, failed: u32) -> Result<(), ExitReason> {
+    fn restart_child(&mut self, id: ChildId, event: E, failed: u32) -> Result<(), ExitReason> {
         self.shared.metrics.restarted.increment(1);
         let mut context = self.context(failed);
         context.reserved = self.children.get(&id).and_then(|child| child.reserved.clone());
-        match self.attempt(&event, &context) {
+        match self.call_admit(&event, &context) {
             Ok(Admission::Run) => {
                 let job = self.job(event, context, None);
                 self.spawn(id, job);
             }
-            Ok(Admission::Ignore) => self.done(id),
+            Ok(Admission::Ignore) => self.child_done(id),
             Err(reason) => {
                 self.count_failure();
                 let failed = failed.saturating_add(1);
@@ -1012,21 +1012,21 @@ where
         Ok(())
     }
 
-    fn forget(&mut self, id: ChildId) -> Option<Child> {
+    fn remove_child(&mut self, id: ChildId) -> Option<Child> {
         let child = self.children.remove(&id)?;
         self.gauges.workers.store(self.children.len(), Relaxed);
-        self.by_hand -= usize::from(child.subscription.is_none());
+        self.manual -= usize::from(child.subscription.is_none());
         Some(child)
     }
 
     /// Removes a child that is done with its event.
-    fn done(&mut self, id: ChildId) {
-        let Some(child) = self.forget(id) else { return };
+    fn child_done(&mut self, id: ChildId) {
+        let Some(child) = self.remove_child(id) else { return };
         for mut caller in child.terminated {
             caller.reply(Ok(()));
         }
         self.free(child.subscription);
-        self.fill();
+        self.start_waiting();
     }
 
     /// Updates the number of spare children after a subscription was added or removed.
@@ -1062,7 +1062,7 @@ where
             }
         }
         while let Some(ended) = self.ended.pop_front() {
-            self.count_unfinished(&ended);
+            self.count_interrupted(&ended);
         }
         if self.shutdown.is_zero() {
             return;
@@ -1074,7 +1074,7 @@ where
                 biased;
                 _ = phase.wait_for(|phase| *phase == Phase::Kill) => return,
                 ended = self.tasks.join_next_with_id() => match ended {
-                    Some(ended) => self.count_unfinished(&ended),
+                    Some(ended) => self.count_interrupted(&ended),
                     None => return,
                 },
                 () = &mut deadline => return,
@@ -1086,12 +1086,12 @@ where
     async fn kill_children(&mut self) {
         self.tasks.abort_all();
         while let Some(ended) = self.tasks.join_next_with_id().await {
-            self.count_unfinished(&ended);
+            self.count_interrupted(&ended);
         }
     }
 
     /// Counts a child that ended while the supervisor was stopping.
-    fn count_unfinished(&mut self, ended: &Ended<E>) {
+    fn count_interrupted(&mut self, ended: &Ended<E>) {
         let task = match ended {
             Ok((task, _)) => *task,
             Err(error) => error.id(),
@@ -1101,7 +1101,7 @@ where
             // It is not retried.
             child.reserved = None;
         }
-        if !matches!(ended, Ok((_, Done { outcome: Ok(()), .. }))) {
+        if !matches!(ended, Ok((_, Finished { outcome: Ok(()), .. }))) {
             self.in_progress += 1;
         }
     }

@@ -7,15 +7,15 @@ use crate::subscription::SubscriptionId;
 /// Events that wait for a child. Subscriptions take turns, one event each, so that the events of
 /// one do not wait behind all events of another; those of one subscription keep their order.
 #[derive(Debug)]
-pub(super) struct Turns<E> {
+pub(super) struct RoundRobin<E> {
     /// The next one is first. No queue in it is empty.
-    lines: VecDeque<(SubscriptionId, VecDeque<E>)>,
+    queues: VecDeque<(SubscriptionId, VecDeque<E>)>,
     len: usize,
 }
 
-impl<E> Turns<E> {
+impl<E> RoundRobin<E> {
     pub(super) fn new() -> Self {
-        Self { lines: VecDeque::new(), len: 0 }
+        Self { queues: VecDeque::new(), len: 0 }
     }
 
     /// Puts events behind those of the same subscription.
@@ -24,21 +24,21 @@ impl<E> Turns<E> {
             return;
         }
         self.len += events.len();
-        match self.lines.iter_mut().find(|(other, _)| *other == from) {
-            Some((_, line)) => line.extend(events),
-            None => self.lines.push_back((from, events.into())),
+        match self.queues.iter_mut().find(|(other, _)| *other == from) {
+            Some((_, queue)) => queue.extend(events),
+            None => self.queues.push_back((from, events.into())),
         }
     }
 
     /// Takes the next event.
     pub(super) fn pop(&mut self) -> Option<(E, SubscriptionId)> {
-        let (from, line) = self.lines.front_mut()?;
-        let (event, from) = (line.pop_front()?, *from);
+        let (from, queue) = self.queues.front_mut()?;
+        let (event, from) = (queue.pop_front()?, *from);
         self.len -= 1;
-        if line.is_empty() {
-            self.lines.pop_front();
-        } else if self.lines.len() > 1 {
-            self.lines.rotate_left(1);
+        if queue.is_empty() {
+            self.queues.pop_front();
+        } else if self.queues.len() > 1 {
+            self.queues.rotate_left(1);
         }
         Some((event, from))
     }
@@ -59,14 +59,14 @@ mod tests {
     #[test]
     fn subscriptions_take_turns_and_each_keeps_its_order() {
         let [many, few] = [1, 2].map(SubscriptionId::new);
-        let mut turns = Turns::new();
-        turns.extend(many, vec![1, 2, 3, 4]);
-        turns.extend(few, vec![10]);
-        turns.extend(few, vec![11]);
-        turns.extend(few, vec![]);
-        assert_eq!(turns.len(), 6);
-        let taken: Vec<u32> = std::iter::from_fn(|| turns.pop()).map(|(event, _)| event).collect();
+        let mut events = RoundRobin::new();
+        events.extend(many, vec![1, 2, 3, 4]);
+        events.extend(few, vec![10]);
+        events.extend(few, vec![11]);
+        events.extend(few, vec![]);
+        assert_eq!(events.len(), 6);
+        let taken: Vec<u32> = std::iter::from_fn(|| events.pop()).map(|(event, _)| event).collect();
         assert_eq!(taken, [1, 10, 2, 11, 3, 4]);
-        assert!(turns.is_empty());
+        assert!(events.is_empty());
     }
 }

@@ -41,13 +41,13 @@ const LONGEST: i64 = 60_000_000_000;
 /// blocks, its time is also lost once for each child that waits behind it, and all of that has to
 /// be gained again.
 #[derive(Debug)]
-pub(super) struct Brevity {
+pub(super) struct InlineEstimate {
     gained: i64,
     /// The debt of children that have blocked, still to be gained back.
     debt: i64,
 }
 
-impl Brevity {
+impl InlineEstimate {
     pub(super) const fn new() -> Self {
         Self { gained: 0, debt: 0 }
     }
@@ -60,7 +60,7 @@ impl Brevity {
     /// Records a completed child and its duration; `at_once` if it completed in its first poll.
     /// `others` are the children that wait for one without a task, or would have waited if it had
     /// none.
-    pub(super) fn learn(&mut self, at_once: bool, took: Duration, others: usize) {
+    pub(super) fn record(&mut self, at_once: bool, took: Duration, others: usize) {
         if at_once {
             self.debt = (self.debt - TASK).max(0);
             self.add(TASK, took.saturating_sub(AWAY));
@@ -73,15 +73,15 @@ impl Brevity {
     /// Records a completed child with a reservation, in a task of its own or not. Later children
     /// wait for it in either case, and with tasks they wake each other. So a long child without a
     /// task counts little, and one with a task counts only if it blocked.
-    pub(super) fn learn_reserved(&mut self, in_task: bool, took: Duration, others: usize) {
+    pub(super) fn record_reserved(&mut self, in_task: bool, took: Duration, others: usize) {
         let own = if in_task { Duration::ZERO } else { took.min(RESERVED) };
-        self.learn(true, own, 0);
+        self.record(true, own, 0);
         self.blocked(took, others);
     }
 
     /// Records a child that was tried without a task and waits, after holding up `others` for this
     /// time.
-    pub(super) fn guessed_wrong(&mut self, took: Duration, others: usize) {
+    pub(super) fn record_wrong_guess(&mut self, took: Duration, others: usize) {
         self.add(-WAITS, took);
         self.blocked(took, others);
     }
@@ -94,8 +94,8 @@ impl Brevity {
 
     fn blocked(&mut self, took: Duration, others: usize) {
         if took > INTERRUPTED {
-            let held_up = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
-            let lost = i64::try_from(took.saturating_mul(held_up).as_nanos()).unwrap_or(i64::MAX);
+            let delayed = u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1);
+            let lost = i64::try_from(took.saturating_mul(delayed).as_nanos()).unwrap_or(i64::MAX);
             self.debt = self.debt.saturating_add(lost).min(LONGEST);
         }
     }
@@ -109,61 +109,61 @@ mod tests {
     const LONG: Duration = Duration::from_millis(10);
 
     /// Whether the next child is likely to be brief after a number of brief ones.
-    fn after(brevity: &mut Brevity, children: usize) -> bool {
-        (0..children).for_each(|_| brevity.learn(true, BRIEF, 9));
-        brevity.is_likely()
+    fn after(estimate: &mut InlineEstimate, children: usize) -> bool {
+        (0..children).for_each(|_| estimate.record(true, BRIEF, 9));
+        estimate.is_likely()
     }
 
     #[test]
     fn brief_children_predict_brief_children() {
-        let mut brevity = Brevity::new();
-        assert!(!after(&mut brevity, 30));
-        assert!(after(&mut brevity, 30));
+        let mut estimate = InlineEstimate::new();
+        assert!(!after(&mut estimate, 30));
+        assert!(after(&mut estimate, 30));
     }
 
     #[test]
     fn children_that_work_longer_than_a_task_costs_are_not_brief() {
-        let mut brevity = Brevity::new();
+        let mut estimate = InlineEstimate::new();
         for _ in 0..1000 {
-            brevity.learn(true, Duration::from_micros(21), 9);
+            estimate.record(true, Duration::from_micros(21), 9);
         }
-        assert!(!brevity.is_likely());
+        assert!(!estimate.is_likely());
     }
 
     #[test]
     fn a_child_that_works_before_it_waits_counts_at_once() {
-        let mut brevity = Brevity::new();
-        assert!(after(&mut brevity, 10_000));
-        brevity.guessed_wrong(LONG, 0);
-        assert!(!brevity.is_likely());
+        let mut estimate = InlineEstimate::new();
+        assert!(after(&mut estimate, 10_000));
+        estimate.record_wrong_guess(LONG, 0);
+        assert!(!estimate.is_likely());
     }
 
     #[test]
     fn one_waiting_child_in_ten_is_too_many() {
-        let mut brevity = Brevity::new();
+        let mut estimate = InlineEstimate::new();
         for _ in 0..1000 {
-            brevity.learn(false, BRIEF, 9);
-            assert!(!after(&mut brevity, 9));
+            estimate.record(false, BRIEF, 9);
+            assert!(!after(&mut estimate, 9));
         }
     }
 
     #[test]
     fn a_long_child_is_outweighed_by_brief_ones_of_the_same_total_time() {
-        let mut brevity = Brevity::new();
-        assert!(after(&mut brevity, 10_000));
-        brevity.learn(true, LONG, 0);
-        assert!(!after(&mut brevity, 1_700));
-        assert!(after(&mut brevity, 700));
+        let mut estimate = InlineEstimate::new();
+        assert!(after(&mut estimate, 10_000));
+        estimate.record(true, LONG, 0);
+        assert!(!after(&mut estimate, 1_700));
+        assert!(after(&mut estimate, 700));
     }
 
     #[test]
     fn a_child_that_blocks_counts_once_for_each_child_that_waited_behind_it() {
         const BLOCKS: Duration = Duration::from_millis(300);
-        let mut brevity = Brevity::new();
+        let mut estimate = InlineEstimate::new();
         // One child in 30,000 blocks, of four at a time. It holds up the others once.
         let guesses = (0..10).filter(|_| {
-            let guessed = after(&mut brevity, 30_000);
-            brevity.learn(true, BLOCKS, 3);
+            let guessed = after(&mut estimate, 30_000);
+            estimate.record(true, BLOCKS, 3);
             guessed
         });
         assert_eq!(guesses.count(), 1);
@@ -171,18 +171,18 @@ mod tests {
 
     #[test]
     fn a_long_block_is_not_forgotten_after_a_second() {
-        let mut brevity = Brevity::new();
-        assert!(after(&mut brevity, 10_000));
-        brevity.guessed_wrong(Duration::from_secs(10), 0);
-        assert!(!after(&mut brevity, 1_000_000));
+        let mut estimate = InlineEstimate::new();
+        assert!(after(&mut estimate, 10_000));
+        estimate.record_wrong_guess(Duration::from_secs(10), 0);
+        assert!(!after(&mut estimate, 1_000_000));
     }
 
     #[test]
     fn one_long_child_in_a_thousand_is_run_without_a_task_only_once() {
-        let mut brevity = Brevity::new();
+        let mut estimate = InlineEstimate::new();
         let guesses = (0..100).filter(|_| {
-            let guessed = after(&mut brevity, 1000);
-            brevity.learn(true, LONG, 0);
+            let guessed = after(&mut estimate, 1000);
+            estimate.record(true, LONG, 0);
             guessed
         });
         assert_eq!(guesses.count(), 1);
@@ -190,33 +190,33 @@ mod tests {
 
     #[test]
     fn waiting_for_an_order_in_tasks_does_not_count() {
-        let mut brevity = Brevity::new();
-        (0..100).for_each(|_| brevity.learn_reserved(true, Duration::from_micros(200), 9));
-        assert!(brevity.is_likely());
-        (0..100).for_each(|_| brevity.learn_reserved(true, BRIEF, 9));
-        brevity.learn_reserved(false, LONG, 9);
-        assert!(brevity.is_likely(), "it was preempted, or it is an exception");
-        brevity.learn_reserved(false, LONG, 9);
-        assert!(!brevity.is_likely());
+        let mut estimate = InlineEstimate::new();
+        (0..100).for_each(|_| estimate.record_reserved(true, Duration::from_micros(200), 9));
+        assert!(estimate.is_likely());
+        (0..100).for_each(|_| estimate.record_reserved(true, BRIEF, 9));
+        estimate.record_reserved(false, LONG, 9);
+        assert!(estimate.is_likely(), "it was preempted, or it is an exception");
+        estimate.record_reserved(false, LONG, 9);
+        assert!(!estimate.is_likely());
     }
 
     #[test]
     fn a_child_in_order_that_blocks_counts() {
-        let mut brevity = Brevity::new();
-        assert!(after(&mut brevity, 10_000));
-        brevity.learn_reserved(true, Duration::from_millis(100), 9);
-        assert!(!brevity.is_likely());
+        let mut estimate = InlineEstimate::new();
+        assert!(after(&mut estimate, 10_000));
+        estimate.record_reserved(true, Duration::from_millis(100), 9);
+        assert!(!estimate.is_likely());
     }
 
     #[test]
     fn a_preempted_child_does_not_count() {
-        let mut brevity = Brevity::new();
-        assert!(after(&mut brevity, 10_000));
-        brevity.learn(true, Duration::from_micros(100), 1000);
-        assert!(brevity.is_likely());
+        let mut estimate = InlineEstimate::new();
+        assert!(after(&mut estimate, 10_000));
+        estimate.record(true, Duration::from_micros(100), 1000);
+        assert!(estimate.is_likely());
         // A child that took extremely long is forgotten eventually, too.
-        brevity.learn(true, Duration::MAX, usize::MAX);
-        assert!(!after(&mut brevity, 11_000_000));
-        assert!(after(&mut brevity, 2_000_000));
+        estimate.record(true, Duration::MAX, usize::MAX);
+        assert!(!after(&mut estimate, 11_000_000));
+        assert!(after(&mut estimate, 2_000_000));
     }
 }
