@@ -26,7 +26,7 @@ use crate::{
     report::{PipelineReport, StageReport},
     shown::shown,
     snapshot::{PipelineObserver, PipelineSnapshot, StageKind},
-    stage::{Observed, Phase, PipelineShared, Prepared, StageHandle, StageSpec, catch_panic_now},
+    stage::{Observed, Phase, PipelineShared, Prepared, StageHandle, StageSpec},
     telemetry::{StageSamples, stage_labels},
 };
 
@@ -366,8 +366,8 @@ impl Stages {
         let _ = handle.set(task);
     }
 
-    /// Supervises all stages until they have ended. A panic on the way, for example in a metrics
-    /// recorder, kills them and is a failure.
+    /// Supervises all stages until they have ended. A panic on the way, for example in the log's
+    /// subscriber, kills them and is a failure.
     async fn supervise(mut self, mut commands: mpsc::Receiver<Command>) -> PipelineReport {
         let seen = AssertUnwindSafe(self.run_stages(&mut commands)).catch_unwind().await;
         if let Err(panic) = seen {
@@ -378,7 +378,7 @@ impl Stages {
             self.abort().await;
             self.report.fail_as_a_whole(reason);
         }
-        self.try_record_gauges();
+        self.record_gauges();
         // Set before the phase channel closes, which happens when `self` is dropped.
         self.failed.fetch_or(self.report.failure().is_some(), Relaxed);
         self.report.clone()
@@ -442,14 +442,6 @@ impl Stages {
         }
     }
 
-    /// The same, ignoring a panic of the recorder.
-    fn try_record_gauges(&mut self) {
-        let _ = catch_panic_now(|| {
-            self.record_gauges();
-            Ok(())
-        });
-    }
-
     /// Finds stages that have failed and still run their `terminate`. If such a stage is not
     /// restarted, the others do not wait for its `terminate`.
     fn check_for_failures(&mut self) {
@@ -480,7 +472,7 @@ impl Stages {
         observed.failed_for_good(reason);
         self.failed.store(true, Relaxed);
         let restarts = running.spec.restarts();
-        self.try_record_gauges();
+        self.record_gauges();
         if self.ends_together || restarts {
             self.enter(Phase::Stop);
         }

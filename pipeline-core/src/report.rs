@@ -40,7 +40,7 @@ pub struct PipelineReport {
     /// The pipeline's name.
     pub pipeline: Arc<str>,
     /// The stages in the order of their ends, each once. If the pipeline's own task failed, for
-    /// example because a metrics recorder panicked, there is one more entry with the pipeline's
+    /// example because the log's subscriber panicked, there is one more entry with the pipeline's
     /// name.
     pub stages: Vec<StageReport>,
     /// Whether all stages ran to their end, `terminate` included. False if a deadline passed first,

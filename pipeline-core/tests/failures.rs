@@ -6,14 +6,11 @@ use std::{
     future::pending,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use metrics::{
-    Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
-};
 use parking_lot::Mutex;
 use pipeline_core::{
     ExitReason, Graph, Pipeline,
@@ -23,7 +20,6 @@ use pipeline_core::{
     step::{for_each, for_each_batch},
     subscription::{SubscribeOptions, Subscription},
     supervisor::{Admission, ChildContext, ConsumerSupervisor, Restart, TooManyRestarts, Worker},
-    telemetry::Telemetry,
     testkit::settle,
 };
 use pipeline_test_support::{Log, PATIENCE, Recorded};
@@ -96,53 +92,30 @@ async fn a_batch_without_a_time_limit_waits_for_its_size() {
     assert_eq!(*seen.lock(), [vec![0, 1, 2], vec![3, 4]]);
 }
 
-/// A recorder whose gauges panic once the flag is set.
-#[derive(Clone, Default)]
-struct Trap(Arc<AtomicBool>);
-
-impl GaugeFn for Trap {
-    fn increment(&self, _: f64) {}
-    fn decrement(&self, _: f64) {}
-    fn set(&self, _: f64) {
-        assert!(!self.0.load(Ordering::SeqCst), "the recorder is broken");
-    }
-}
-
-impl Recorder for Trap {
-    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
-    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::noop()
-    }
-    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(Arc::new(self.clone()))
-    }
-    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::noop()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_the_pipeline_task_is_a_failure_that_reports_held_events() {
-    let (queue, producer) = queue::<u64>(QueueOptions::new());
-    let trap = Trap::default();
-    let mut pipeline = Pipeline::builder("trapped")
-        .telemetry(Telemetry::with_recorder(trap.clone()))
-        .producer(producer)
-        .consumer(for_each(async |_| pending::<()>().await), demand(2, 1))
-        .start()
-        .unwrap();
+    let (log, _guard) = Log::keep();
+    let (numbers, producer) = queue::<u64>(QueueOptions::new());
+    let (other, ends) = queue::<u64>(QueueOptions::new());
+    let mut graph = Graph::new("trapped");
+    let stuck = graph.consumer("stuck", for_each(async |_| pending::<()>().await));
+    let producer = graph.producer("numbers", producer);
+    graph.subscribe(&stuck, &producer, demand(2, 1));
+    let ends = graph.producer("ends", ends);
+    let done = graph.consumer("done", for_each(async |_| ()));
+    graph.subscribe(&done, &ends, demand(2, 1));
+    let mut pipeline = graph.start().unwrap();
     for item in 0..10 {
-        queue.push(item).await.unwrap();
+        numbers.push(item).await.unwrap();
     }
     settle().await;
-    trap.0.store(true, Ordering::SeqCst);
+    log.panic_at("stage ended");
+    drop(other);
     let report = pipeline.join().await;
     assert!(!report.completed && !report.is_clean());
     assert_eq!(report.unprocessed(), 10, "{report}");
     let own = report.stages.iter().find(|entry| *entry.stage == *report.pipeline).unwrap();
-    assert_eq!(own.reason.to_string(), "panicked: the recorder is broken");
+    assert!(own.reason.to_string().starts_with("panicked: the log panics"), "{}", own.reason);
     assert!(pipeline.snapshot().failed);
 }
 

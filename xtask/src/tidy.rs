@@ -59,6 +59,7 @@ pub(crate) fn all() -> Outcome {
     let checks = [
         pure_files_are_pure(&files),
         log_fields_are_escaped(&files),
+        metrics_are_registered_by_telemetry(&files),
         manifests_share_the_lints(&files),
         manifests_list_every_test(&files),
         published_packages_are_complete(&files),
@@ -216,6 +217,36 @@ fn writes_a_field_as_it_is(code: &str) -> bool {
     code.contains("field::display")
         || code.contains("as &dyn")
         || code.match_indices('%').filter(sigil).any(|it| !is_known(&it))
+}
+
+/// Code that gets a metric from a recorder. Only `Telemetry` does that, because its handles catch panics.
+const REGISTERS: [&str; 6] = [
+    ".register_counter(",
+    ".register_gauge(",
+    ".register_histogram(",
+    "counter!(",
+    "gauge!(",
+    "histogram!(",
+];
+
+/// A recorder may panic, also while a value is dropped, and then the process would abort.
+fn metrics_are_registered_by_telemetry(files: &Files) -> Vec<String> {
+    let mut faults = Vec::new();
+    let crates = ["pipeline-core/src", "pipeline-ws-sink/src", "pipeline-inspect/src", "src"];
+    let is_checked = |path: &Path| {
+        crates.iter().any(|it| path.starts_with(it))
+            && path != Path::new("pipeline-core/src/telemetry/mod.rs")
+    };
+    for (path, text) in files.named(".rs").filter(|(path, _)| is_checked(path)) {
+        for (at, line) in lines_of_code(text) {
+            let code = line.split("//").next().unwrap_or_default();
+            if REGISTERS.iter().any(|it| code.contains(it)) {
+                let path = path.display();
+                faults.push(format!("{path}:{at}: registers a metric without `Telemetry`"));
+            }
+        }
+    }
+    faults
 }
 
 fn manifests_share_the_lints(files: &Files) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! Metrics: the recorder of a component, and the metrics of stages and supervisors.
 
 mod batch_timer;
+mod handle;
 mod samples;
 mod stage;
 mod worker;
@@ -9,6 +10,7 @@ use std::{fmt, sync::Arc};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
+use self::handle::Handle;
 pub(crate) use self::{
     batch_timer::BatchTimer,
     samples::StageSamples,
@@ -20,6 +22,8 @@ pub(crate) use self::{
 ///
 /// Components register their metrics once, when they start, and keep the handles. So a global
 /// recorder has to be installed before that.
+///
+/// A panic of the recorder is caught and logged: the value is not recorded, and nothing else happens.
 ///
 /// ```
 /// use metrics::NoopRecorder;
@@ -53,7 +57,7 @@ impl Telemetry {
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Counter {
         let key = key(name, labels);
-        self.with(|recorder| {
+        self.register(name, |recorder| {
             recorder.describe_counter(name.into(), Some(Unit::Count), description.into());
             recorder.register_counter(&key, &METADATA)
         })
@@ -67,7 +71,7 @@ impl Telemetry {
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Gauge {
         let key = key(name, labels);
-        self.with(|recorder| {
+        self.register(name, |recorder| {
             recorder.describe_gauge(name.into(), Some(Unit::Count), description.into());
             recorder.register_gauge(&key, &METADATA)
         })
@@ -81,17 +85,21 @@ impl Telemetry {
         labels: impl IntoIterator<Item = (&'static str, String)>,
     ) -> Histogram {
         let key = key(name, labels);
-        self.with(|recorder| {
+        self.register(name, |recorder| {
             recorder.describe_histogram(name.into(), Some(Unit::Milliseconds), description.into());
             recorder.register_histogram(&key, &METADATA)
         })
     }
 
-    fn with<T>(&self, register: impl FnOnce(&dyn Recorder) -> T) -> T {
-        match &self.recorder {
+    fn register<H: Handle>(
+        &self,
+        name: &'static str,
+        register: impl FnOnce(&dyn Recorder) -> H,
+    ) -> H {
+        handle::register(name, || match &self.recorder {
             Some(recorder) => register(&**recorder),
             None => metrics::with_recorder(register),
-        }
+        })
     }
 }
 

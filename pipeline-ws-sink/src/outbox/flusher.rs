@@ -201,7 +201,7 @@ impl FlushTask {
         if has_more {
             self.sockets.push_back(outbox.clone());
         }
-        // Recorded last: a recorder may panic, and then the next task finds a consistent state.
+        // Recorded last: a recorder may block.
         outbox.metrics.write_time.end(begun.filter(|_| wrote), now);
         outbox.complete(&mut self.batch, now);
         unrecorded.record(&outbox.metrics);
@@ -227,8 +227,8 @@ impl FlushTask {
 }
 
 impl Drop for FlushTask {
-    /// Without a regular end, a recorder has panicked, or the task's runtime ends. In the latter
-    /// case the sockets of that runtime end too, but others may be in the same queue.
+    /// Without a regular end, the task has panicked, or its runtime ends. In the latter case the
+    /// sockets of that runtime end too, but others may be in the same queue.
     fn drop(&mut self) {
         if self.done {
             return;

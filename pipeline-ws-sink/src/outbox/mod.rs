@@ -408,7 +408,9 @@ impl Outbox {
         let backlog = if state.is_flushing { None } else { state.backlog.take() };
         drop(state);
         let dropped = backlog.as_ref().map_or(0, |backlog| backlog.load().frames);
-        self.metrics.dropped_by_end.increment(dropped as u64);
+        if dropped > 0 {
+            self.metrics.dropped_by_end.increment(dropped as u64);
+        }
         drop((writer, backlog));
     }
 

@@ -1,17 +1,11 @@
 //! Metrics and log lines that are recorded once no lock is held.
 
-use std::{
-    cell::Cell,
-    mem,
-    panic::{AssertUnwindSafe, catch_unwind},
-    thread,
-};
+use std::{cell::Cell, mem, thread};
 
-use pipeline_core::ExitReason;
 use tokio::time::Instant;
 
 use super::backlog::{Dropped, Outgoing};
-use crate::telemetry::{SocketMetrics, limited, push_times::PushStamp, shown};
+use crate::telemetry::{SocketMetrics, push_times::PushStamp};
 
 /// How many entries a thread keeps memory for.
 const KEPT: usize = 4096;
@@ -24,8 +18,8 @@ thread_local! {
 /// The writes to sockets of an endpoint, and the dropped frames, until they are
 /// [recorded](Self::record).
 ///
-/// The recorder and the log's subscribers are code of the application: they may broadcast, block or
-/// panic. So nothing is recorded while an outbox is locked, or the topic of a broadcast.
+/// The recorder and the log's subscribers are code of the application: they may broadcast or block. So
+/// nothing is recorded while an outbox is locked, or the topic of a broadcast.
 #[derive(Default)]
 #[must_use]
 pub(crate) struct PendingMetrics {
@@ -87,17 +81,7 @@ impl PendingMetrics {
     }
 
     /// Records everything. The caller holds no lock.
-    ///
-    /// A panic of the recorder is logged and caught here: the frames are written, and a sender that
-    /// panicked would skip the clients that it still has to wait for.
-    pub(crate) fn record(self, metrics: &SocketMetrics) {
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.record_all(metrics))) {
-            let reason = ExitReason::from_panic(&*payload);
-            limited!(metrics.lines, ERROR, reason = shown(&reason), "recording metrics panicked");
-        }
-    }
-
-    fn record_all(mut self, metrics: &SocketMetrics) {
+    pub(crate) fn record(mut self, metrics: &SocketMetrics) {
         let Dropped { oldest, newest, superseded } = mem::take(&mut self.dropped);
         let counts = [
             (&metrics.frames_out, mem::take(&mut self.frames)),
@@ -131,5 +115,30 @@ impl Drop for PendingMetrics {
             // A thread that is ending keeps nothing.
             let _ = SPARE.try_with(|spare| spare.set(timed));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pipeline_test_support::Recorded;
+
+    use super::*;
+
+    #[test]
+    fn a_metric_whose_recorder_panics_takes_no_other_with_it() {
+        let (telemetry, recorded) = Recorded::new();
+        let metrics = SocketMetrics::register(&telemetry);
+        recorded.panic_at("socket.frames_out");
+        let mut pending = PendingMetrics::default();
+        (pending.frames, pending.dropped_by_overflow, pending.closed_slow) = (1, 10, 1);
+        pending.timed.push(Timed::Frame(PushStamp::now(), Instant::now()));
+        pending.record(&metrics);
+        assert_eq!(recorded.panics(), 1);
+        assert_eq!(metrics.frames_out.get(), 1);
+        assert_eq!((metrics.closed_slow.get(), metrics.dropped_by_overflow.get()), (1, 10));
+        assert_eq!(recorded.counters("socket.closed_slow"), [(String::new(), 1)]);
+        let overflow = "reason=overflow".to_owned();
+        assert_eq!(recorded.counters("socket.frames_dropped"), [(overflow, 10)]);
+        assert_eq!(recorded.samples("pipeline.push_delivered").len(), 1);
     }
 }

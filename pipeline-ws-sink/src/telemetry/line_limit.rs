@@ -6,6 +6,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{Dispatch, Level, dispatcher, subscriber::NoSubscriber};
 
+use super::log;
 use crate::session::token_bucket::{Bucket, Rate};
 
 /// How many lines may be written at once.
@@ -46,7 +47,7 @@ impl LineLimit {
         if (is_enabled || has_no_subscriber())
             && let Some(left_out) = self.admit(level)
         {
-            line((left_out > 0).then_some(left_out));
+            log::contained(|| line((left_out > 0).then_some(left_out)));
         }
     }
 

@@ -4,7 +4,10 @@
 //! and `socket_drain` of Phoenix, and are written at the same moments. Each kind has a target of
 //! its own, so that a filter can leave it out.
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use pipeline_core::shown::{shown, with_causes};
 use tracing::{Level, Span, field::Empty};
@@ -140,6 +143,12 @@ impl MessageLog {
             );
         }
     }
+}
+
+/// Writes a line in the middle of other work. A panic of the log's subscriber stops none of it: the panic hook has
+/// reported it.
+pub(crate) fn contained(write_line: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(write_line));
 }
 
 /// Whether a topic is logged. Lines about the server's own topics would only show that the log is

@@ -68,8 +68,6 @@ pub(crate) struct SocketMetrics {
     pub(crate) reads_paused_by_rate: Counter,
     /// Sockets that were closed because their client was too slow.
     pub(crate) closed_slow: Tally,
-    /// Lines about a recorder that panics.
-    pub(crate) lines: LineLimit,
 }
 
 impl SocketMetrics {
@@ -117,7 +115,6 @@ impl SocketMetrics {
                 "socket.closed_slow",
                 "Sockets closed because the client read too slowly",
             ),
-            lines: LineLimit::new(),
         }
     }
 

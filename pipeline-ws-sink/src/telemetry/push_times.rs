@@ -9,7 +9,7 @@ use pipeline_core::{
 };
 use tokio::time::Instant;
 
-use super::{Deliveries, shown};
+use super::{Deliveries, log, shown};
 use crate::protocol::message::Encoded;
 
 /// The start time of a timed event, and its trace: the data that is needed once its frame has been
@@ -71,15 +71,17 @@ impl BroadcastTimes {
             }
         }
         if let Some(trace) = timeline.trace() {
-            tracing::trace!(
-                trace_id = %trace.trace_id(),
-                topic = shown(event.topic()),
-                event = shown(event.event()),
-                queued_ms = queued.map(milliseconds),
-                waited_ms = waited.map(milliseconds),
-                worked_ms = worked.map(milliseconds),
-                "broadcast"
-            );
+            log::contained(|| {
+                tracing::trace!(
+                    trace_id = %trace.trace_id(),
+                    topic = shown(event.topic()),
+                    event = shown(event.event()),
+                    queued_ms = queued.map(milliseconds),
+                    waited_ms = waited.map(milliseconds),
+                    worked_ms = worked.map(milliseconds),
+                    "broadcast"
+                );
+            });
         }
     }
 }
@@ -106,12 +108,14 @@ impl WriteTimes {
         self.written.record(written);
         self.delivered.record(delivered);
         if let Some(trace) = since.trace {
-            tracing::trace!(
-                trace_id = %trace.trace_id(),
-                written_ms = written,
-                delivered_ms = delivered,
-                "written to a socket"
-            );
+            log::contained(|| {
+                tracing::trace!(
+                    trace_id = %trace.trace_id(),
+                    written_ms = written,
+                    delivered_ms = delivered,
+                    "written to a socket"
+                );
+            });
         }
     }
 }

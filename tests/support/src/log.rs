@@ -20,6 +20,7 @@ use tracing_core::span::Current;
 pub struct Log {
     events: Arc<Mutex<Vec<String>>>,
     up_to: Option<LevelFilter>,
+    panic_at: Arc<Mutex<Option<&'static str>>>,
 }
 
 impl Log {
@@ -42,6 +43,11 @@ impl Log {
         OTHER.get_or_init(|| Dispatch::new(Self::default()));
         let guard = tracing::subscriber::set_default(self.clone());
         (self, guard)
+    }
+
+    /// Panics at the next event with this text, once, instead of recording it.
+    pub fn panic_at(&self, text: &'static str) {
+        *self.panic_at.lock() = Some(text);
     }
 
     /// The events since the last call: `LEVEL field=value ..`, with fields ordered by name.
@@ -69,7 +75,10 @@ impl Subscriber for Log {
         event.record(&mut fields);
         fields.0.sort();
         let level = event.metadata().level();
-        self.events.lock().push(format!("{level} {}", fields.0.join(" ")));
+        let line = format!("{level} {}", fields.0.join(" "));
+        let panics = self.panic_at.lock().take_if(|text| line.contains(*text)).is_some();
+        assert!(!panics, "the log panics at {line}");
+        self.events.lock().push(line);
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

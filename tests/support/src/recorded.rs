@@ -1,8 +1,17 @@
 //! A recorder of metrics for tests.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
 
-use metrics::Key;
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, Recorder,
+    SharedString, Unit,
+};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use parking_lot::Mutex;
 use pipeline_core::telemetry::Telemetry;
@@ -12,6 +21,7 @@ use pipeline_core::telemetry::Telemetry;
 pub struct Recorded {
     snapshotter: Snapshotter,
     seen: Mutex<Seen>,
+    faults: Arc<Faults>,
 }
 
 /// A series of a metric.
@@ -39,9 +49,21 @@ impl Recorded {
     /// A telemetry with a recorder, and its reader.
     #[must_use]
     pub fn new() -> (Telemetry, Self) {
-        let recorder = DebuggingRecorder::new();
+        let (recorder, faults) = (DebuggingRecorder::new(), Arc::<Faults>::default());
         let snapshotter = recorder.snapshotter();
-        (Telemetry::with_recorder(recorder), Self { snapshotter, seen: Mutex::default() })
+        let telemetry = Telemetry::with_recorder(Faulty { recorder, faults: faults.clone() });
+        (telemetry, Self { snapshotter, seen: Mutex::default(), faults })
+    }
+
+    /// From now on, the recorder panics instead of recording a metric whose name begins with this.
+    pub fn panic_at(&self, name: &'static str) {
+        *self.faults.at.lock() = Some(name);
+    }
+
+    /// How often the recorder has panicked.
+    #[must_use]
+    pub fn panics(&self) -> usize {
+        self.faults.panics.load(Relaxed)
     }
 
     /// The increase of each series of a counter since the last call: its labels, as `name=value` ordered
@@ -161,4 +183,102 @@ fn labels(key: &Key) -> String {
         key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
     labels.sort();
     labels.join(",")
+}
+
+/// When the recorder panics.
+#[derive(Debug, Default)]
+struct Faults {
+    at: Mutex<Option<&'static str>>,
+    panics: AtomicUsize,
+}
+
+/// A recorder that may panic.
+struct Faulty<R> {
+    recorder: R,
+    faults: Arc<Faults>,
+}
+
+/// A metric of it.
+struct Metric<H> {
+    handle: H,
+    name: KeyName,
+    faults: Arc<Faults>,
+}
+
+impl<R> Faulty<R> {
+    fn metric<H>(&self, key: &Key, handle: H) -> Arc<Metric<H>> {
+        let name = key.name().to_owned().into();
+        Arc::new(Metric { handle, name, faults: self.faults.clone() })
+    }
+}
+
+impl<H> Metric<H> {
+    fn handle(&self) -> &H {
+        let at = *self.faults.at.lock();
+        if at.is_some_and(|at| self.name.as_str().starts_with(at)) {
+            self.faults.panics.fetch_add(1, Relaxed);
+            panic!("the recorder panics at {}", self.name.as_str());
+        }
+        &self.handle
+    }
+}
+
+impl<R: Recorder> Recorder for Faulty<R> {
+    fn describe_counter(&self, name: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.recorder.describe_counter(name, unit, description);
+    }
+
+    fn describe_gauge(&self, name: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.recorder.describe_gauge(name, unit, description);
+    }
+
+    fn describe_histogram(&self, name: KeyName, unit: Option<Unit>, description: SharedString) {
+        self.recorder.describe_histogram(name, unit, description);
+    }
+
+    fn register_counter(&self, key: &Key, metadata: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.metric(key, self.recorder.register_counter(key, metadata)))
+    }
+
+    fn register_gauge(&self, key: &Key, metadata: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.metric(key, self.recorder.register_gauge(key, metadata)))
+    }
+
+    fn register_histogram(&self, key: &Key, metadata: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.metric(key, self.recorder.register_histogram(key, metadata)))
+    }
+}
+
+impl CounterFn for Metric<Counter> {
+    fn increment(&self, value: u64) {
+        self.handle().increment(value);
+    }
+
+    fn absolute(&self, value: u64) {
+        self.handle().absolute(value);
+    }
+}
+
+impl GaugeFn for Metric<Gauge> {
+    fn increment(&self, value: f64) {
+        self.handle().increment(value);
+    }
+
+    fn decrement(&self, value: f64) {
+        self.handle().decrement(value);
+    }
+
+    fn set(&self, value: f64) {
+        self.handle().set(value);
+    }
+}
+
+impl HistogramFn for Metric<Histogram> {
+    fn record(&self, value: f64) {
+        self.handle().record(value);
+    }
+
+    fn record_many(&self, value: f64, count: usize) {
+        self.handle().record_many(value, count);
+    }
 }
