@@ -1,6 +1,8 @@
 //! Snapshots of a running pipeline, and the observer that takes them.
 
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -56,31 +58,12 @@ pub struct PipelineSnapshot {
 }
 
 /// The state of a stage. Counts and times continue across restarts.
-///
-/// ```
-/// use pipeline_core::{
-///     Pipeline, snapshot::Activity, source::from_iter, step::for_each,
-///     subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut pipeline = Pipeline::builder("numbers")
-///     .producer(from_iter(0..10))
-///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
-///     .start()?;
-/// pipeline.join().await;
-///
-/// let stages = pipeline.snapshot().stages;
-/// assert_eq!((stages[0].events_out, stages[1].events_in), (10, 10));
-/// assert_eq!((stages[1].activity, stages[1].waiting), (Activity::Ended, 0));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct StageSnapshot {
-    /// The stage's name.
+    /// The stage's name, serialized as `name`.
+    #[cfg_attr(feature = "serde", serde(rename = "name"))]
     pub stage: Arc<str>,
     /// What kind of stage it is.
     pub kind: StageKind,
@@ -105,7 +88,7 @@ pub struct StageSnapshot {
     pub discarded: u64,
     /// The discarded events by reason, without reasons that did not occur. The names are those of
     /// the label `reason` of the metric `pipeline.events_discarded`.
-    pub discarded_by: Vec<(&'static str, u64)>,
+    pub discarded_by: BTreeMap<Cow<'static, str>, u64>,
     /// The number of its children, if it is a consumer supervisor. A child that completes at once
     /// never shows.
     pub workers: Option<usize>,
@@ -118,15 +101,21 @@ pub struct StageSnapshot {
     pub restarts: u64,
     /// How often it has failed, whether it was restarted or not.
     pub failures: u64,
-    /// Why it has failed for good, if it has.
+    /// Why it has failed for good, if it has. Not serialized: the text may have data of users.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub failure: Option<ExitReason>,
-    /// The total time it has worked.
+    /// The total time it has worked, serialized as `busy_seconds`.
+    #[cfg_attr(feature = "serde", serde(rename = "busy_seconds", with = "seconds"))]
     pub busy: Duration,
-    /// The total time it has waited for events or for messages.
+    /// The total time it has waited for events or for messages, serialized as
+    /// `waiting_for_events_seconds`.
+    #[cfg_attr(feature = "serde", serde(rename = "waiting_for_events_seconds", with = "seconds"))]
     pub waiting_for_events: Duration,
-    /// The total time it has waited for demand.
+    /// The total time it has waited for demand, serialized as `waiting_for_demand_seconds`.
+    #[cfg_attr(feature = "serde", serde(rename = "waiting_for_demand_seconds", with = "seconds"))]
     pub waiting_for_demand: Duration,
-    /// The subscriptions of its consumers.
+    /// The subscriptions of its consumers. Not serialized.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub subscriptions: Vec<SubscriptionSnapshot>,
 }
 
@@ -192,10 +181,13 @@ pub struct SubscriptionSnapshot {
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum PipelinePhase {
     /// Not all stages have made their first subscriptions yet.
+    #[default]
     Starting,
     /// All stages run, or are being restarted.
     Running,
@@ -206,33 +198,13 @@ pub enum PipelinePhase {
 }
 
 /// The kinds of stages.
-///
-/// ```
-/// use pipeline_core::{
-///     Pipeline,
-///     snapshot::StageKind,
-///     source::from_iter,
-///     step::{for_each, map},
-///     subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let pipeline = Pipeline::builder("numbers")
-///     .producer(from_iter(0..10))
-///     .producer_consumer(map(|n: u64| n + 1), SubscribeOptions::new())
-///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
-///     .start()?;
-/// let kinds: Vec<_> = pipeline.snapshot().stages.iter().map(|stage| stage.kind).collect();
-/// assert_eq!(kinds, [StageKind::Producer, StageKind::ProducerConsumer, StageKind::Consumer]);
-/// assert_eq!(kinds[1].name(), "producer_consumer");
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum StageKind {
     /// Emits events.
+    #[default]
     Producer,
     /// Receives events and emits others.
     ProducerConsumer,
@@ -289,6 +261,8 @@ impl StageKind {
 /// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Activity {
     /// The stage has not started yet, or is being restarted.
@@ -391,5 +365,21 @@ impl PipelineObserver {
         } else {
             PipelinePhase::Starting
         }
+    }
+}
+
+/// A duration as seconds with fractions.
+#[cfg(feature = "serde")]
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_f64(time.as_secs_f64())
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Duration, D::Error> {
+        Duration::try_from_secs_f64(f64::deserialize(from)?).map_err(D::Error::custom)
     }
 }

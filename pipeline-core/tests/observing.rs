@@ -24,7 +24,7 @@ fn seen<const N: usize>(observer: &PipelineObserver) -> [StageSnapshot; N] {
 #[tokio::test(start_paused = true)]
 async fn queued_items_show_before_and_after_the_end() {
     let (queue, producer) = queue(QueueOptions::new().capacity(2));
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let pipeline = Pipeline::builder("test")
         .producer(producer)
@@ -33,14 +33,14 @@ async fn queued_items_show_before_and_after_the_end() {
         .unwrap();
     let observer = pipeline.observer();
     queue.push(0).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     for event in 1..6 {
         let _ = queue.offer(event).unwrap();
     }
     // The source has not read its queue since, because it has no demand.
     let [source, supervisor] = seen(&observer);
     assert_eq!((source.queued, source.queue_capacity), (2, Some(2)));
-    assert_eq!((source.discarded, &source.discarded_by[..]), (3, &[("queue_full", 3)][..]));
+    assert_eq!((source.discarded, &source.discarded_by), (3, &[("queue_full".into(), 3)].into()));
     assert_eq!((source.workers, supervisor.workers), (None, Some(1)));
     assert_eq!((supervisor.queued, supervisor.queue_capacity), (0, None));
 
@@ -63,7 +63,7 @@ async fn items_in_a_fair_queue_show() {
     queue.push("Joe", 3).await.unwrap();
     let [source] = seen(&pipeline.observer());
     assert_eq!((source.queued, source.queue_capacity), (2, Some(10)));
-    assert_eq!(source.discarded_by, [("queue_full", 2)]);
+    assert_eq!(source.discarded_by, [("queue_full".into(), 2)].into());
 }
 
 #[tokio::test(start_paused = true)]
@@ -87,7 +87,7 @@ async fn an_observer_keeps_nothing_alive() {
 #[tokio::test(start_paused = true)]
 async fn a_pipeline_starts_runs_drains_and_has_ended() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let pipeline = Pipeline::builder("test")
         .producer(producer)
@@ -98,7 +98,7 @@ async fn a_pipeline_starts_runs_drains_and_has_ended() {
     let phase = || observer.snapshot().phase;
     assert_eq!(phase(), PipelinePhase::Starting);
     queue.push(0).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     assert_eq!(phase(), PipelinePhase::Running);
     let drain = tokio::spawn(pipeline.drain(Duration::from_secs(1)));
     settle().await;
@@ -188,7 +188,7 @@ async fn discarded_events_are_counted_by_reason() {
     settle().await;
     script.emit([2, 3, 4, 5]).await;
     let [source, _] = seen(&pipeline.observer());
-    assert_eq!(source.discarded_by, [("buffer_full", 2), ("unsubscribed", 1)]);
+    assert_eq!(source.discarded_by, [("buffer_full".into(), 2), ("unsubscribed".into(), 1)].into());
     assert_eq!((source.discarded, source.buffered, source.buffer_capacity), (3, 2, Some(2)));
     drop(recording);
 }
@@ -250,7 +250,7 @@ async fn one_of_sixteen_short_batches_is_timed_and_counts_for_all() {
 async fn workers_and_queued_items_are_recorded_for_stages_that_have_them() {
     let (telemetry, recorded) = Recorded::new();
     let (queue, producer) = queue(QueueOptions::new());
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let _pipeline = Pipeline::builder("test")
         .telemetry(telemetry)
@@ -261,7 +261,7 @@ async fn workers_and_queued_items_are_recorded_for_stages_that_have_them() {
     for event in 0..5 {
         queue.push(event).await.unwrap();
     }
-    keeper.started(2).await;
+    control.started(2).await;
     sleep(Duration::from_secs(2)).await;
     recorded.look();
     let gauge = |name| recorded.gauges(name);

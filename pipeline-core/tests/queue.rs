@@ -19,13 +19,13 @@ use tokio::{sync::mpsc, time::Instant};
 #[tokio::test]
 async fn push_waits_for_room_and_is_served_in_order() {
     let (queue, producer) = queue(QueueOptions::new().capacity(2));
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 1, 0);
 
     // One item is with the worker, two are in the queue, and the fourth finds no room.
     queue.push(0).await.unwrap();
-    assert_eq!(keeper.started(1).await, [0]);
+    assert_eq!(control.started(1).await, [0]);
     queue.push(1).await.unwrap();
     queue.push(2).await.unwrap();
     let waiting = tokio::spawn(queue.push(3));
@@ -33,10 +33,10 @@ async fn push_waits_for_room_and_is_served_in_order() {
     assert!(!waiting.is_finished());
     assert_eq!(queue.try_push(9).unwrap_err(), TryPushError::Full(9));
 
-    keeper.let_go(1);
+    control.release(1);
     waiting.await.unwrap().unwrap();
-    keeper.let_go(3);
-    assert_eq!(keeper.started(3).await, [1, 2, 3]);
+    control.release(3);
+    assert_eq!(control.started(3).await, [1, 2, 3]);
 }
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn items_older_than_max_age_are_discarded_and_counted() {
     let labels = "pipeline=test,reason=too_old,stage=producer";
     let counted = recorded.counters("pipeline.events_discarded");
     assert_eq!(counted, [(labels.to_owned(), 30)]);
-    assert_eq!(pipeline.snapshot().stages[0].discarded_by, [("too_old", 30)]);
+    assert_eq!(pipeline.snapshot().stages[0].discarded_by, [("too_old".into(), 30)].into());
     let told = log.take().into_iter().filter(|line| line.contains("max_age"));
     assert!((1..=5).contains(&told.count()), "old items must be logged, but not each of them");
     drop(queue);
@@ -189,7 +189,7 @@ async fn discarding_is_logged_when_it_begins_and_ends() {
 async fn items_discarded_until_the_end_are_counted() {
     let (telemetry, recorded) = Recorded::new();
     let (queue, producer) = queue(QueueOptions::new().capacity(1));
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let pipeline = Pipeline::builder("test")
         .telemetry(telemetry)
@@ -198,7 +198,7 @@ async fn items_discarded_until_the_end_are_counted() {
         .start()
         .unwrap();
     queue.push(0).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     for item in 1..4 {
         let _ = queue.offer(item).unwrap();
     }

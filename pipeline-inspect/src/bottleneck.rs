@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::model::{ActivityView, KindView, PhaseView, PipelineView, StageView};
+use pipeline_core::snapshot::{Activity, PipelinePhase, StageKind, StageSnapshot};
+
+use crate::model::{PipelineView, StageView};
 
 /// The share of the window from which a stage counts as always busy.
 const OCCUPIED: f64 = 0.8;
@@ -13,24 +15,24 @@ const HELD_BACK: f64 = 0.2;
 /// The bottleneck of a pipeline whose shares are filled in, if there is one; `before` is the pipeline at
 /// the beginning of the window. The documentation of the crate states the rules.
 pub(crate) fn bottleneck(pipeline: &PipelineView, before: &PipelineView) -> Option<String> {
-    if pipeline.phase == PhaseView::Ended {
+    if pipeline.phase == PipelinePhase::Ended {
         return None;
     }
     let waited = Waited::new(pipeline, before);
     let occupied = || pipeline.stages.iter().filter(|stage| is_occupied(stage));
     let pressed = occupied().filter(|stage| waited.is_pressed(stage)).max_by(|a, b| {
-        (a.layer.cmp(&b.layer)).then(a.busy.total_cmp(&b.busy)).then(b.name.cmp(&a.name))
+        (a.layer.cmp(&b.layer)).then(a.busy.total_cmp(&b.busy)).then(b.name().cmp(a.name()))
     });
     let behind = || {
         occupied().filter(|stage| waited.falls_behind(stage)).min_by(|a, b| {
-            (a.layer.cmp(&b.layer)).then(b.busy.total_cmp(&a.busy)).then(a.name.cmp(&b.name))
+            (a.layer.cmp(&b.layer)).then(b.busy.total_cmp(&a.busy)).then(a.name().cmp(b.name()))
         })
     };
-    pressed.or_else(behind).map(|stage| stage.name.clone())
+    pressed.or_else(behind).map(|stage| stage.name().to_owned())
 }
 
 fn is_occupied(stage: &StageView) -> bool {
-    stage.busy >= OCCUPIED && stage.activity != ActivityView::Ended
+    stage.busy >= OCCUPIED && stage.snapshot.activity != Activity::Ended
 }
 
 /// Which stages are waited for.
@@ -44,7 +46,7 @@ struct Waited<'a> {
 impl<'a> Waited<'a> {
     fn new(pipeline: &'a PipelineView, before: &'a PipelineView) -> Self {
         let by_name = |pipeline: &'a PipelineView| -> HashMap<&'a str, &'a StageView> {
-            pipeline.stages.iter().map(|stage| (&*stage.name, stage)).collect()
+            pipeline.stages.iter().map(|stage| (stage.name(), stage)).collect()
         };
         let mut waited = Self { before: by_name(before), pressed: HashSet::new() };
         let stages = by_name(pipeline);
@@ -63,23 +65,23 @@ impl<'a> Waited<'a> {
 
     /// Whether a producer of this stage waits for its demand.
     fn is_pressed(&self, stage: &StageView) -> bool {
-        self.pressed.contains(&*stage.name)
+        self.pressed.contains(stage.name())
     }
 
     /// Whether the stage is the first that cannot do more.
     fn falls_behind(&self, stage: &StageView) -> bool {
-        match stage.kind {
-            KindView::Producer => true,
+        match stage.snapshot.kind {
+            StageKind::Producer => true,
             // A single worker of many makes a supervisor busy.
-            KindView::ConsumerSupervisor => false,
+            StageKind::ConsumerSupervisor => false,
             _ => self.always(stage, |stage| stage.waiting),
         }
     }
 
     /// Whether a count is above zero both at the beginning and at the end of the window.
-    fn always(&self, stage: &StageView, count: impl Fn(&StageView) -> usize) -> bool {
-        let before = self.before.get(&*stage.name);
-        count(stage) > 0 && before.is_some_and(|before| count(before) > 0)
+    fn always(&self, stage: &StageView, count: impl Fn(&StageSnapshot) -> usize) -> bool {
+        let before = self.before.get(stage.name());
+        count(&stage.snapshot) > 0 && before.is_some_and(|before| count(&before.snapshot) > 0)
     }
 }
 
@@ -97,23 +99,26 @@ mod tests {
     const STARVED: Shares = (0.05, 0.95, 0.0);
     const BLOCKED: Shares = (0.05, 0.0, 0.95);
 
-    fn kind(at: usize, length: usize) -> KindView {
+    fn kind(at: usize, length: usize) -> StageKind {
         match at {
-            0 => KindView::Producer,
-            _ if at + 1 == length => KindView::Consumer,
-            _ => KindView::ProducerConsumer,
+            0 => StageKind::Producer,
+            _ if at + 1 == length => StageKind::Consumer,
+            _ => StageKind::ProducerConsumer,
         }
     }
 
     fn chain(shares: &[Shares]) -> PipelineView {
-        let stage = |(at, (busy, events, demand)): (usize, &Shares)| StageView {
-            name: at.to_string(),
-            kind: kind(at, shares.len()),
-            activity: ActivityView::Busy,
-            busy: *busy,
-            waiting_for_events: *events,
-            waiting_for_demand: *demand,
-            ..StageView::default()
+        let stage = |(at, (busy, events, demand)): (usize, &Shares)| {
+            let mut stage = StageView {
+                busy: *busy,
+                waiting_for_events: *events,
+                waiting_for_demand: *demand,
+                ..StageView::default()
+            };
+            stage.snapshot.stage = at.to_string().into();
+            (stage.snapshot.kind, stage.snapshot.activity) =
+                (kind(at, shares.len()), Activity::Busy);
+            stage
         };
         let edge = |at: usize| EdgeView {
             from: at.to_string(),
@@ -121,7 +126,7 @@ mod tests {
             ..EdgeView::default()
         };
         let mut pipeline = PipelineView {
-            phase: PhaseView::Running,
+            phase: PipelinePhase::Running,
             stages: shares.iter().enumerate().map(stage).collect(),
             edges: (0..shares.len().saturating_sub(1)).map(edge).collect(),
             ..PipelineView::default()
@@ -172,7 +177,7 @@ mod tests {
     #[test]
     fn a_supervisor_with_workers_is_named_only_if_it_is_waited_for() {
         let mut pipeline = chain(&[STARVED, SLOW]);
-        pipeline.stages[1].kind = KindView::ConsumerSupervisor;
+        pipeline.stages[1].snapshot.kind = StageKind::ConsumerSupervisor;
         assert_eq!(named(&pipeline), None, "a single worker of many makes it busy");
         pipeline.stages[0].waiting_for_events = 0.6;
         pipeline.stages[0].waiting_for_demand = 0.4;
@@ -183,10 +188,10 @@ mod tests {
     fn a_stage_with_events_always_waiting_is_named_before_its_producer_is_held_back() {
         let mut pipeline = chain(&[STARVED, SLOW]);
         assert_eq!(named(&pipeline), None, "the stage keeps up");
-        pipeline.stages[1].waiting = 400;
+        pipeline.stages[1].snapshot.waiting = 400;
         assert_eq!(named(&pipeline), Some(1));
         let mut empty = pipeline.clone();
-        empty.stages[1].waiting = 0;
+        empty.stages[1].snapshot.waiting = 0;
         assert_eq!(bottleneck(&pipeline, &empty), None, "the events have only just arrived");
     }
 
@@ -194,7 +199,7 @@ mod tests {
     fn buffered_events_count_as_waiting_too() {
         let mut pipeline = chain(&[SLOW, SLOW]);
         assert_eq!(named(&pipeline), Some(0));
-        pipeline.stages[0].buffered = 10;
+        pipeline.stages[0].snapshot.buffered = 10;
         assert_eq!(named(&pipeline), Some(1));
     }
 
@@ -209,7 +214,7 @@ mod tests {
     #[test]
     fn an_ended_stage_is_never_named() {
         let mut pipeline = chain(&[BLOCKED, SLOW]);
-        pipeline.phase = PhaseView::Ended;
+        pipeline.phase = PipelinePhase::Ended;
         assert_eq!(named(&pipeline), None);
     }
 

@@ -1,6 +1,6 @@
 //! The samples of the last minutes, as far as they are needed. Pure.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, mem, time::Duration};
 
 use pipeline_ws_sink::endpoint::Latencies;
 
@@ -36,12 +36,11 @@ pub(crate) struct History {
 
 impl History {
     /// Adds a view, and fills in its rates, shares and percentiles from earlier ones.
-    pub(crate) fn add(
-        &mut self,
-        at: Duration,
-        mut view: View,
-        delivered: Option<Latencies>,
-    ) -> View {
+    pub(crate) fn add(&mut self, at: Duration, mut view: View) -> View {
+        if let Some(endpoint) = &mut view.endpoint {
+            let delivered = mem::take(&mut endpoint.snapshot.delivered);
+            endpoint.delivered = self.delivered(at, delivered);
+        }
         view.uptime_seconds = at.as_secs_f64();
         while self.views.front().is_some_and(|(then, _)| at.saturating_sub(*then) > WINDOW) {
             self.views.pop_front();
@@ -51,12 +50,6 @@ impl History {
             rates::fill(&mut view, before, at.saturating_sub(*then));
             for (pipeline, before) in view.pipelines.iter_mut().zip(&before.pipelines) {
                 pipeline.bottleneck = bottleneck::bottleneck(pipeline, before);
-            }
-        }
-        if let Some(delivered) = delivered {
-            let seen = self.delivered(at, delivered);
-            if let Some(endpoint) = &mut view.endpoint {
-                endpoint.delivered = seen;
             }
         }
         view
@@ -126,13 +119,16 @@ mod tests {
     use crate::model::{EndpointView, PipelineView, StageView};
 
     fn view(events_in: u64) -> View {
-        let stage = StageView { name: "work".into(), events_in, ..StageView::default() };
+        let mut stage = StageView::default();
+        (stage.snapshot.stage, stage.snapshot.events_in) = ("work".into(), events_in);
         let pipeline = PipelineView { stages: vec![stage], ..PipelineView::default() };
-        View {
-            pipelines: vec![pipeline],
-            endpoint: Some(EndpointView::default()),
-            ..View::default()
-        }
+        View { pipelines: vec![pipeline], ..View::default() }
+    }
+
+    fn deliveries(all: &Latencies) -> View {
+        let mut endpoint = EndpointView::default();
+        endpoint.snapshot.delivered = all.clone();
+        View { endpoint: Some(endpoint), ..View::default() }
     }
 
     fn per_second(view: &View) -> f64 {
@@ -143,7 +139,7 @@ mod tests {
     fn deliver(history: &mut History, seconds: std::ops::Range<u64>, all: &mut Latencies, ms: u64) {
         for second in seconds {
             all.extend([Duration::from_millis(ms); 10]);
-            history.add(Duration::from_secs(second), view(0), Some(all.clone()));
+            history.add(Duration::from_secs(second), deliveries(all));
         }
     }
 
@@ -151,23 +147,23 @@ mod tests {
     fn rates_are_those_of_the_last_three_seconds() {
         let mut history = History::default();
         let at = Duration::from_secs;
-        assert_eq!(per_second(&history.add(at(0), view(0), None)), 0.0);
-        assert_eq!(per_second(&history.add(at(1), view(100), None)), 100.0);
-        assert_eq!(per_second(&history.add(at(2), view(100), None)), 50.0);
-        let third = history.add(at(3), view(300), None);
+        assert_eq!(per_second(&history.add(at(0), view(0))), 0.0);
+        assert_eq!(per_second(&history.add(at(1), view(100))), 100.0);
+        assert_eq!(per_second(&history.add(at(2), view(100))), 50.0);
+        let third = history.add(at(3), view(300));
         assert_eq!((per_second(&third), third.window_seconds), (100.0, 3.0));
         // The first second is out of the window.
-        assert_eq!(per_second(&history.add(at(4), view(400), None)), 100.0);
-        assert_eq!(per_second(&history.add(at(60), view(400), None)), 0.0);
+        assert_eq!(per_second(&history.add(at(4), view(400))), 100.0);
+        assert_eq!(per_second(&history.add(at(60), view(400))), 0.0);
     }
 
     #[test]
     fn percentiles_are_those_of_their_window() {
         let (mut history, mut all) = (History::default(), Latencies::default());
-        history.add(Duration::ZERO, view(0), Some(all.clone()));
+        history.add(Duration::ZERO, deliveries(&all));
         deliver(&mut history, 1..100, &mut all, 10);
         deliver(&mut history, 100..105, &mut all, 1000);
-        let seen = history.add(Duration::from_secs(105), view(0), Some(all.clone()));
+        let seen = history.add(Duration::from_secs(105), deliveries(&all));
         let delivered = seen.endpoint.unwrap().delivered;
         let counts: Vec<u64> = delivered.windows.iter().map(|window| window.count).collect();
         assert_eq!((delivered.count, counts), (1040, vec![90, 590, 1040]));
@@ -186,9 +182,9 @@ mod tests {
     #[test]
     fn a_point_of_the_history_is_five_seconds() {
         let (mut history, mut all) = (History::default(), Latencies::default());
-        history.add(Duration::ZERO, view(0), Some(all.clone()));
+        history.add(Duration::ZERO, deliveries(&all));
         deliver(&mut history, 1..21, &mut all, 10);
-        let seen = history.add(Duration::from_secs(21), view(0), Some(all.clone()));
+        let seen = history.add(Duration::from_secs(21), deliveries(&all));
         let counts: Vec<u64> =
             seen.endpoint.unwrap().delivered.history.iter().map(|point| point.count).collect();
         assert_eq!(counts, [50, 50, 50, 50]);
@@ -210,7 +206,7 @@ mod tests {
 
     #[test]
     fn without_a_delivery_there_are_no_percentiles() {
-        let seen = History::default().add(Duration::ZERO, view(0), Some(Latencies::default()));
+        let seen = History::default().add(Duration::ZERO, deliveries(&Latencies::default()));
         let delivered = seen.endpoint.unwrap().delivered;
         assert_eq!(delivered.windows.len(), 3);
         assert!(delivered.windows.iter().all(|window| window.count == 0 && window.p50.is_none()));

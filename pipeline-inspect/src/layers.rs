@@ -11,7 +11,7 @@ pub(crate) fn assign(pipeline: &mut PipelineView) {
     for stage in stages.iter_mut() {
         stage.layer = 0;
     }
-    let names = stages.iter().enumerate().map(|(place, stage)| (&*stage.name, place));
+    let names = stages.iter().enumerate().map(|(place, stage)| (stage.name(), place));
     let places: HashMap<&str, usize> = names.collect();
     let mut next = vec![Vec::new(); stages.len()];
     let mut missing = vec![0_usize; stages.len()];
@@ -49,7 +49,11 @@ mod tests {
     use crate::model::{EdgeView, StageView};
 
     fn layers(stages: &[&str], edges: &[(&str, &str)]) -> Vec<usize> {
-        let stage = |name: &&str| StageView { name: (*name).into(), ..StageView::default() };
+        let stage = |name: &&str| {
+            let mut stage = StageView::default();
+            stage.snapshot.stage = (*name).into();
+            stage
+        };
         let edge = |(from, to): &(&str, &str)| EdgeView {
             from: (*from).into(),
             to: (*to).into(),

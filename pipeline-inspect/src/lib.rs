@@ -94,13 +94,12 @@ mod layers;
 mod model;
 mod page;
 mod rates;
-mod read;
 mod sampler;
 
 pub use self::{
     inspector::{Inspector, InspectorBuilder},
     model::{
-        ActivityView, ChannelView, DeliveredView, EdgeView, EndpointView, KindView, MountView,
-        PercentilesView, PhaseView, PipelineView, StageView, VERSION, View,
+        ChannelView, DeliveredView, EdgeView, EndpointView, MountView, PercentilesView,
+        PipelineView, StageView, VERSION, View,
     },
 };

@@ -1,8 +1,12 @@
-//! The JSON model of `data.json`. Pure.
+//! The JSON model of `data.json`: the snapshots, with what is computed from them. Pure.
 
 use std::collections::BTreeMap;
 
+use pipeline_core::snapshot::{Activity, PipelinePhase, PipelineSnapshot, StageSnapshot};
+use pipeline_ws_sink::endpoint::{EndpointSnapshot, MountSnapshot, RouteSnapshot};
 use serde::{Deserialize, Serialize};
+
+use crate::layers;
 
 /// The version of the JSON form. It is incremented when a field is renamed, removed or changes its
 /// meaning, and not for new fields.
@@ -11,8 +15,9 @@ pub const VERSION: u32 = 1;
 /// A snapshot of the running system: the contents of `data.json`, and of the channel's event once a
 /// second.
 ///
-/// Totals count from the start, and continue when a stage is restarted. Rates (`.._per_second`) and
-/// shares cover the last [`window_seconds`](Self::window_seconds).
+/// The numbers of a stage, a mount, a route and the endpoint are those of their snapshots. Totals count
+/// from the start, and continue when a stage is restarted. Rates (`.._per_second`) and shares cover the
+/// last [`window_seconds`](Self::window_seconds).
 ///
 /// ```
 /// use pipeline_inspect::View;
@@ -27,7 +32,7 @@ pub const VERSION: u32 = 1;
 /// }
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct View {
     /// The [`VERSION`] of the program that wrote it.
@@ -48,14 +53,14 @@ pub struct View {
 }
 
 /// A pipeline.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct PipelineView {
     /// The pipeline's name.
     pub name: String,
     /// The pipeline's phase.
-    pub phase: PhaseView,
+    pub phase: PipelinePhase,
     /// The bottleneck: the stage that the others wait for, if there is one. See [the
     /// crate](crate#the-bottleneck).
     pub bottleneck: Option<String>,
@@ -65,69 +70,41 @@ pub struct PipelineView {
     pub edges: Vec<EdgeView>,
 }
 
-/// The phase of a pipeline.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum PhaseView {
-    /// Not all stages have started.
-    #[default]
-    Starting,
-    /// All stages have started.
-    Running,
-    /// The pipeline accepts no new items, and processes those that it has.
-    Draining,
-    /// All stages have ended.
-    Ended,
+impl PipelineView {
+    /// The view of a snapshot, without rates.
+    pub(crate) fn new(snapshot: PipelineSnapshot) -> Self {
+        let mut view = Self {
+            name: snapshot.pipeline.to_string(),
+            phase: snapshot.phase,
+            bottleneck: None,
+            edges: snapshot.stages.iter().flat_map(edges).collect(),
+            stages: snapshot.stages.into_iter().map(StageView::new).collect(),
+        };
+        layers::assign(&mut view);
+        view
+    }
 }
 
-/// A stage.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// A stage: its snapshot, and its rates.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct StageView {
-    /// The stage's name.
-    pub name: String,
-    /// The kind of stage.
-    pub kind: KindView,
-    /// The current activity.
-    pub activity: ActivityView,
+    /// The snapshot, without subscriptions: those are [edges](PipelineView::edges).
+    #[serde(flatten)]
+    pub snapshot: StageSnapshot,
     /// The activity with the largest share of the window.
-    pub mostly: ActivityView,
+    pub mostly: Activity,
     /// The distance from the source: 0, or one more than the farthest stage that it is subscribed to.
     pub layer: usize,
-    /// Events received.
-    pub events_in: u64,
-    /// Events received per second.
-    pub in_per_second: f64,
-    /// Events sent; an event sent to several consumers counts for each.
-    pub events_out: u64,
-    /// Events sent per second.
-    pub out_per_second: f64,
-    /// Items in the stage's queue.
-    pub queued: usize,
-    /// The capacity of that queue, if there is one.
-    pub queue_capacity: Option<usize>,
-    /// Received events that wait to be handled.
-    pub waiting: usize,
-    /// Emitted events that wait for demand.
-    pub buffered: usize,
-    /// The capacity of that buffer, if it is bounded.
-    pub buffer_capacity: Option<usize>,
     /// Demand of its consumers that is not satisfied yet.
     pub demand: usize,
-    /// Events discarded.
-    pub discarded: u64,
-    /// Events discarded, by reason.
-    pub discarded_by: BTreeMap<String, u64>,
+    /// Events received per second.
+    pub in_per_second: f64,
+    /// Events sent per second.
+    pub out_per_second: f64,
     /// Events discarded per second, for all reasons.
     pub discarded_per_second: f64,
-    /// The number of restarts.
-    pub restarts: u64,
-    /// Live workers, if it is a supervisor.
-    pub workers: Option<usize>,
-    /// The number of workers that have failed.
-    pub worker_failures: u64,
     /// The share of the window in which the stage was busy, from 0 to 1. A supervisor is busy while it
     /// has workers.
     pub busy: f64,
@@ -135,48 +112,24 @@ pub struct StageView {
     pub waiting_for_events: f64,
     /// The share in which the stage waited for demand.
     pub waiting_for_demand: f64,
-    /// Busy time since the start, in seconds.
-    pub busy_seconds: f64,
-    /// Time spent waiting for events since the start, in seconds.
-    pub waiting_for_events_seconds: f64,
-    /// Time spent waiting for demand since the start, in seconds.
-    pub waiting_for_demand_seconds: f64,
 }
 
-/// The kind of a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum KindView {
-    /// Emits events.
-    #[default]
-    Producer,
-    /// Receives and emits events.
-    ProducerConsumer,
-    /// Receives events.
-    Consumer,
-    /// Runs a worker for every event.
-    ConsumerSupervisor,
-}
+impl StageView {
+    /// The stage's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.snapshot.stage
+    }
 
-/// The activity of a stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum ActivityView {
-    /// Not started yet, or restarting.
-    #[default]
-    Starting,
-    /// Handling events or running workers.
-    Busy,
-    /// Ready, without events.
-    WaitingForEvents,
-    /// Ready, without demand.
-    WaitingForDemand,
-    /// Paused.
-    Paused,
-    /// Ended for good.
-    Ended,
+    fn new(mut snapshot: StageSnapshot) -> Self {
+        let subscriptions = std::mem::take(&mut snapshot.subscriptions);
+        Self {
+            mostly: snapshot.activity,
+            demand: subscriptions.iter().map(|subscription| subscription.pending).sum(),
+            snapshot,
+            ..Self::default()
+        }
+    }
 }
 
 /// The subscriptions of one stage to another.
@@ -196,43 +149,58 @@ pub struct EdgeView {
     pub pending: usize,
 }
 
-/// The endpoint: its sockets, channels and frames.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// One edge for every subscribed stage, ordered by name.
+fn edges(stage: &StageSnapshot) -> Vec<EdgeView> {
+    let mut edges: BTreeMap<&str, EdgeView> = BTreeMap::new();
+    for subscription in &stage.subscriptions {
+        let edge = edges.entry(&subscription.consumer).or_insert_with(|| EdgeView {
+            from: stage.stage.to_string(),
+            to: subscription.consumer.to_string(),
+            ..EdgeView::default()
+        });
+        edge.sent += subscription.sent;
+        edge.pending += subscription.pending;
+    }
+    edges.into_values().collect()
+}
+
+/// The endpoint: its snapshot, and its rates.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct EndpointView {
-    /// Whether the endpoint refuses new sockets and closes those it has.
-    pub draining: bool,
+    /// The snapshot, without its parts that are fields of the view.
+    #[serde(flatten)]
+    pub snapshot: EndpointSnapshot,
     /// Its sockets by mount.
     pub sockets: Vec<MountView>,
-    /// Its channels by pattern.
+    /// Its channels by pattern. Topics are not listed: there may be one for every user.
     pub channels: Vec<ChannelView>,
-    /// Topics with subscribers.
-    pub topics: usize,
-    /// Broadcasts so far.
-    pub broadcasts: u64,
-    /// Broadcasts per second.
-    pub broadcasts_per_second: f64,
-    /// Frames received.
-    pub frames_in: u64,
-    /// Frames received per second.
-    pub frames_in_per_second: f64,
-    /// Frames written.
-    pub frames_out: u64,
-    /// Frames written per second.
-    pub frames_out_per_second: f64,
-    /// Frames waiting to be written.
-    pub frames_waiting: usize,
-    /// Bytes of the frames waiting to be written.
-    pub bytes_waiting: usize,
-    /// Frames dropped, by reason.
-    pub dropped: BTreeMap<String, u64>,
-    /// Frames dropped per second, for all reasons.
-    pub dropped_per_second: f64,
-    /// Sockets closed because their client was too slow.
-    pub closed_slow: u64,
     /// Delivery times of timed pushes.
     pub delivered: DeliveredView,
+    /// Broadcasts per second.
+    pub broadcasts_per_second: f64,
+    /// Frames received per second.
+    pub frames_in_per_second: f64,
+    /// Frames written per second.
+    pub frames_out_per_second: f64,
+    /// Frames dropped per second, for all reasons.
+    pub dropped_per_second: f64,
+}
+
+impl EndpointView {
+    /// The view of a snapshot, without rates.
+    pub(crate) fn new(mut snapshot: EndpointSnapshot) -> Self {
+        let (sockets, channels) = (&mut snapshot.sockets, &mut snapshot.channels);
+        let mount = |snapshot| MountView { snapshot, connected_per_second: 0.0 };
+        let channel = |snapshot| ChannelView { snapshot, joined_per_second: 0.0 };
+        Self {
+            sockets: sockets.drain(..).map(mount).collect(),
+            channels: channels.drain(..).map(channel).collect(),
+            snapshot,
+            ..Self::default()
+        }
+    }
 }
 
 /// The sockets of a mount.
@@ -240,41 +208,23 @@ pub struct EndpointView {
 #[serde(default)]
 #[non_exhaustive]
 pub struct MountView {
-    /// The path of the mount.
-    pub path: String,
-    /// The name of the socket type.
-    pub socket: String,
-    /// Sockets open now.
-    pub open: usize,
-    /// Clients accepted so far.
-    pub connected: u64,
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: MountSnapshot,
     /// Clients accepted per second.
     pub connected_per_second: f64,
-    /// Clients refused so far.
-    pub refused: u64,
 }
 
-/// The channels of a pattern. Topics are not listed: there may be one for every user.
+/// The channels of a pattern.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct ChannelView {
-    /// The path of the mount.
-    pub path: String,
-    /// The pattern: `user:*`.
-    pub pattern: String,
-    /// The name of the channel type.
-    pub channel: String,
-    /// Channels joined now.
-    pub open: usize,
-    /// Distinct topics of the joined channels.
-    pub topics: usize,
-    /// Successful joins so far.
-    pub joined: u64,
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: RouteSnapshot,
     /// Successful joins per second.
     pub joined_per_second: f64,
-    /// Refused joins so far.
-    pub refused: u64,
 }
 
 /// Delivery times of timed pushes, from the enqueue until the operating system has the last byte.
@@ -307,4 +257,61 @@ pub struct PercentilesView {
     pub p99: Option<f64>,
     /// The maximum.
     pub max: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// The names of an object's fields, in alphabetical order.
+    fn fields(value: &Value) -> String {
+        let names: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+        names.join(" ")
+    }
+
+    #[test]
+    fn the_json_form_has_these_fields() {
+        let endpoint = EndpointView {
+            sockets: vec![MountView::default()],
+            channels: vec![ChannelView::default()],
+            ..EndpointView::default()
+        };
+        let pipeline = PipelineView {
+            stages: vec![StageView::default()],
+            edges: vec![EdgeView::default()],
+            ..PipelineView::default()
+        };
+        let view = View { pipelines: vec![pipeline], endpoint: Some(endpoint), ..View::default() };
+        let view = json!(view);
+        assert_eq!(fields(&view), "endpoint pipelines uptime_seconds version window_seconds");
+        let (pipeline, endpoint) = (&view["pipelines"][0], &view["endpoint"]);
+        assert_eq!(fields(pipeline), "edges bottleneck name phase stages");
+        assert_eq!(
+            fields(&pipeline["stages"][0]),
+            "activity buffer_capacity buffered busy busy_seconds demand discarded discarded_by \
+             discarded_per_second events_in events_out failures given_up in_per_second kind layer \
+             mostly name out_per_second queue_capacity queued restarts waiting waiting_for_demand \
+             waiting_for_demand_seconds waiting_for_events waiting_for_events_seconds \
+             worker_failures workers"
+        );
+        assert_eq!(fields(&pipeline["edges"][0]), "from pending per_second sent to");
+        assert_eq!(
+            fields(endpoint),
+            "broadcasts broadcasts_per_second bytes_waiting channels closed_slow \
+             connects_limited delivered draining dropped dropped_per_second frames_in \
+             frames_in_per_second frames_out frames_out_per_second frames_waiting inbox_bytes \
+             outbox_bytes sockets topics"
+        );
+        assert_eq!(
+            fields(&endpoint["sockets"][0]),
+            "connected connected_per_second messages_refused open path refused socket"
+        );
+        assert_eq!(
+            fields(&endpoint["channels"][0]),
+            "channel joined joined_per_second open path pattern refused topics"
+        );
+        assert_eq!(fields(&endpoint["delivered"]), "count history windows");
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use crate::model::{ActivityView, EndpointView, PipelineView, StageView, View};
+use pipeline_core::snapshot::Activity;
+
+use crate::model::{EndpointView, PipelineView, StageView, View};
 
 /// Fills in the rates and shares of a view from an older one, taken `passed` before.
 pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
@@ -22,10 +24,10 @@ pub(crate) fn fill(view: &mut View, before: &View, passed: Duration) {
 }
 
 fn of_pipeline(pipeline: &mut PipelineView, before: &PipelineView, seconds: f64) {
-    let stages = before.stages.iter().map(|stage| (&*stage.name, stage));
+    let stages = before.stages.iter().map(|stage| (stage.name(), stage));
     let stages: HashMap<&str, &StageView> = stages.collect();
     for stage in &mut pipeline.stages {
-        if let Some(before) = stages.get(&*stage.name) {
+        if let Some(before) = stages.get(stage.name()) {
             of_stage(stage, before, seconds);
         }
     }
@@ -43,23 +45,25 @@ fn of_pipeline(pipeline: &mut PipelineView, before: &PipelineView, seconds: f64)
 }
 
 fn of_stage(stage: &mut StageView, before: &StageView, seconds: f64) {
-    stage.in_per_second = per_second(stage.events_in, before.events_in, seconds);
-    stage.out_per_second = per_second(stage.events_out, before.events_out, seconds);
-    stage.discarded_per_second = per_second(stage.discarded, before.discarded, seconds);
-    let share = |now: f64, before: f64| ((now - before) / seconds).clamp(0.0, 1.0);
-    stage.busy = share(stage.busy_seconds, before.busy_seconds);
-    stage.waiting_for_events =
-        share(stage.waiting_for_events_seconds, before.waiting_for_events_seconds);
-    stage.waiting_for_demand =
-        share(stage.waiting_for_demand_seconds, before.waiting_for_demand_seconds);
+    let (now, before) = (&stage.snapshot, &before.snapshot);
+    stage.in_per_second = per_second(now.events_in, before.events_in, seconds);
+    stage.out_per_second = per_second(now.events_out, before.events_out, seconds);
+    stage.discarded_per_second = per_second(now.discarded, before.discarded, seconds);
+    let share = |now: Duration, before: Duration| {
+        (now.saturating_sub(before).as_secs_f64() / seconds).clamp(0.0, 1.0)
+    };
+    stage.busy = share(now.busy, before.busy);
+    stage.waiting_for_events = share(now.waiting_for_events, before.waiting_for_events);
+    stage.waiting_for_demand = share(now.waiting_for_demand, before.waiting_for_demand);
     stage.mostly = mostly(stage);
 }
 
 /// The activity with the largest share; the current one where no activity has a share.
-fn mostly(stage: &StageView) -> ActivityView {
-    use ActivityView::{Busy, Ended, Paused, Starting, WaitingForDemand, WaitingForEvents};
-    if matches!(stage.activity, Starting | Paused | Ended) {
-        return stage.activity;
+fn mostly(stage: &StageView) -> Activity {
+    use Activity::{Busy, WaitingForDemand, WaitingForEvents};
+    let now = stage.snapshot.activity;
+    if !matches!(now, Busy | WaitingForDemand | WaitingForEvents) {
+        return now;
     }
     let shares = [
         (stage.busy, Busy),
@@ -67,20 +71,23 @@ fn mostly(stage: &StageView) -> ActivityView {
         (stage.waiting_for_events, WaitingForEvents),
     ];
     let longest = shares.into_iter().max_by(|(a, _), (b, _)| a.total_cmp(b));
-    longest.filter(|(share, _)| *share > 0.0).map_or(stage.activity, |(_, activity)| activity)
+    longest.filter(|(share, _)| *share > 0.0).map_or(now, |(_, activity)| activity)
 }
 
 fn of_endpoint(endpoint: &mut EndpointView, before: &EndpointView, seconds: f64) {
-    endpoint.broadcasts_per_second = per_second(endpoint.broadcasts, before.broadcasts, seconds);
-    endpoint.frames_in_per_second = per_second(endpoint.frames_in, before.frames_in, seconds);
-    endpoint.frames_out_per_second = per_second(endpoint.frames_out, before.frames_out, seconds);
-    let dropped = |endpoint: &EndpointView| endpoint.dropped.values().sum();
-    endpoint.dropped_per_second = per_second(dropped(endpoint), dropped(before), seconds);
+    let per_second = |now, before| per_second(now, before, seconds);
+    let (now, was) = (&endpoint.snapshot, &before.snapshot);
+    endpoint.broadcasts_per_second = per_second(now.broadcasts, was.broadcasts);
+    endpoint.frames_in_per_second = per_second(now.frames_in, was.frames_in);
+    endpoint.frames_out_per_second = per_second(now.frames_out, was.frames_out);
+    endpoint.dropped_per_second =
+        per_second(now.dropped.values().sum(), was.dropped.values().sum());
     for (mount, before) in endpoint.sockets.iter_mut().zip(&before.sockets) {
-        mount.connected_per_second = per_second(mount.connected, before.connected, seconds);
+        mount.connected_per_second =
+            per_second(mount.snapshot.connected, before.snapshot.connected);
     }
     for (channel, before) in endpoint.channels.iter_mut().zip(&before.channels) {
-        channel.joined_per_second = per_second(channel.joined, before.joined, seconds);
+        channel.joined_per_second = per_second(channel.snapshot.joined, before.snapshot.joined);
     }
 }
 
@@ -95,17 +102,15 @@ mod tests {
     use crate::model::EdgeView;
 
     fn stage(events: u64, busy: f64, events_wait: f64, demand_wait: f64) -> StageView {
-        StageView {
-            name: "work".into(),
-            activity: ActivityView::WaitingForEvents,
-            events_in: events,
-            events_out: 2 * events,
-            discarded: events / 10,
-            busy_seconds: busy,
-            waiting_for_events_seconds: events_wait,
-            waiting_for_demand_seconds: demand_wait,
-            ..StageView::default()
-        }
+        let mut stage = StageView::default();
+        let snapshot = &mut stage.snapshot;
+        (snapshot.stage, snapshot.activity) = ("work".into(), Activity::WaitingForEvents);
+        (snapshot.events_in, snapshot.events_out) = (events, 2 * events);
+        snapshot.discarded = events / 10;
+        snapshot.busy = Duration::from_secs_f64(busy);
+        snapshot.waiting_for_events = Duration::from_secs_f64(events_wait);
+        snapshot.waiting_for_demand = Duration::from_secs_f64(demand_wait);
+        stage
     }
 
     fn view(stage: StageView, sent: u64) -> View {
@@ -125,7 +130,7 @@ mod tests {
         assert_eq!((seen.discarded_per_second, edge.per_second), (10.0, 20.0));
         let shares = (seen.busy, seen.waiting_for_events, seen.waiting_for_demand);
         assert_eq!(shares, (0.25, 0.5, 0.25));
-        assert_eq!(seen.mostly, ActivityView::WaitingForEvents);
+        assert_eq!(seen.mostly, Activity::WaitingForEvents);
         assert_eq!(now.window_seconds, 2.0);
     }
 
@@ -147,12 +152,12 @@ mod tests {
 
     #[test]
     fn a_new_endpoint_has_no_rates() {
-        let endpoint = EndpointView { frames_out: 10, ..EndpointView::default() };
-        let mut now = View { endpoint: Some(endpoint), ..View::default() };
+        let mut endpoint = EndpointView::default();
+        endpoint.snapshot.frames_out = 10;
+        let mut now = View { endpoint: Some(endpoint.clone()), ..View::default() };
         fill(&mut now, &View::default(), Duration::from_secs(1));
         assert_eq!(now.endpoint.unwrap().frames_out_per_second, 0.0);
         let before = View { endpoint: Some(EndpointView::default()), ..View::default() };
-        let endpoint = EndpointView { frames_out: 10, ..EndpointView::default() };
         let mut now = View { endpoint: Some(endpoint), ..View::default() };
         fill(&mut now, &before, Duration::from_secs(1));
         assert_eq!(now.endpoint.unwrap().frames_out_per_second, 10.0);

@@ -12,8 +12,7 @@ use tokio::{
 use crate::{
     channel::{EVENT, Shown, TOPIC},
     history::History,
-    model::{PipelineView, VERSION, View},
-    read,
+    model::{EndpointView, PipelineView, VERSION, View},
 };
 
 /// The sampling interval.
@@ -38,8 +37,8 @@ impl Sampler {
 
     /// Takes a snapshot.
     pub(crate) fn look(&mut self) -> View {
-        let pipelines = self.pipelines.iter().map(|observer| read::pipeline(&observer.snapshot()));
-        let pipelines = pipelines.collect();
+        let pipelines = self.pipelines.iter();
+        let pipelines = pipelines.map(|observer| PipelineView::new(observer.snapshot())).collect();
         self.put_together(pipelines)
     }
 
@@ -47,7 +46,7 @@ impl Sampler {
     async fn look_politely(&mut self) -> View {
         let mut pipelines = Vec::with_capacity(self.pipelines.len());
         for observer in &self.pipelines {
-            pipelines.push(read::pipeline(&observer.snapshot()));
+            pipelines.push(PipelineView::new(observer.snapshot()));
             consume_budget().await;
         }
         self.put_together(pipelines)
@@ -56,13 +55,9 @@ impl Sampler {
     fn put_together(&mut self, pipelines: Vec<PipelineView>) -> View {
         let at = self.since.elapsed();
         let endpoint = self.endpoint.as_ref().and_then(EndpointObserver::snapshot);
-        let view = View {
-            version: VERSION,
-            pipelines,
-            endpoint: endpoint.as_ref().map(read::endpoint),
-            ..View::default()
-        };
-        self.history.add(at, view, endpoint.map(|endpoint| endpoint.delivered))
+        let endpoint = endpoint.map(EndpointView::new);
+        let view = View { version: VERSION, pipelines, endpoint, ..View::default() };
+        self.history.add(at, view)
     }
 
     /// Samples periodically and broadcasts to the viewers. Never returns: the inspector aborts it.

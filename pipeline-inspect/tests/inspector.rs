@@ -6,48 +6,23 @@ use std::time::Duration;
 use axum::Router;
 use pipeline_core::{
     ExitReason, Graph, Pipeline,
+    snapshot::{Activity, PipelinePhase, StageKind},
     source::{QueueOptions, from_iter, queue},
     step::{for_each, map},
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
 };
-use pipeline_inspect::{ActivityView, Inspector, KindView, PhaseView, VERSION, View};
-use pipeline_test_support::{PATIENCE, connect, eventually, gate};
-use pipeline_ws_sink::{
-    Channel, Endpoint, Mount, Payload, Socket, Topic,
-    channel::{JoinContext, JoinError},
-    mount::CheckOrigin,
-    socket::{ConnectError, ConnectInfo, Params},
-};
+use pipeline_inspect::{Inspector, VERSION, View};
+use pipeline_test_support::{AnyChannel, AnySocket, PATIENCE, connect, eventually, gate};
+use pipeline_ws_sink::{Endpoint, Mount, mount::CheckOrigin};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::timeout,
 };
 
-struct UserSocket;
-
-impl Socket for UserSocket {
-    type Assigns = ();
-
-    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
-        Ok(())
-    }
-}
-
-struct UserChannel;
-
-impl Channel for UserChannel {
-    type Socket = UserSocket;
-    type Config = ();
-
-    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
-        Ok(Self)
-    }
-}
-
 fn endpoint() -> Endpoint {
-    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+    let sockets = Mount::new(AnySocket).channel::<AnyChannel>("user:*");
     Endpoint::builder().mount("/socket", sockets).build().unwrap()
 }
 
@@ -87,7 +62,7 @@ async fn until(address: &str, shows: impl Fn(&View) -> bool) -> View {
 #[tokio::test]
 async fn json_and_channel_agree_with_the_pushed_events() {
     let (queue, producer) = queue::<u64>(QueueOptions::new().capacity(50));
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let pipeline = Pipeline::builder("push")
         .producer(producer)
@@ -111,7 +86,7 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     for event in 0..10 {
         queue.push(event).await.unwrap();
     }
-    keeper.started(4).await;
+    control.started(4).await;
     let start = tokio::time::Instant::now();
     endpoint.broadcast_timed(start, "user:1", "push", json!({})).unwrap();
     user.receive().await;
@@ -124,22 +99,24 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     assert_eq!(view.version, VERSION);
     let push = &view.pipelines[0];
     let [source, work] = &push.stages[..] else { panic!("two stages: {push:?}") };
-    assert_eq!((&*push.name, push.phase), ("push", PhaseView::Running));
-    assert_eq!(push.bottleneck.as_deref(), Some(&*work.name));
-    assert_eq!((source.kind, work.kind), (KindView::Producer, KindView::ConsumerSupervisor));
-    assert_eq!((source.queued, source.queue_capacity, source.demand), (6, Some(50), 0));
-    assert_eq!((source.events_out, work.events_in, work.workers), (4, 4, Some(4)));
-    assert_eq!(source.mostly, ActivityView::WaitingForDemand);
+    assert_eq!((&*push.name, push.phase), ("push", PipelinePhase::Running));
+    assert_eq!(push.bottleneck.as_deref(), Some(work.name()));
+    let (seen, busy) = (&source.snapshot, &work.snapshot);
+    assert_eq!((seen.kind, busy.kind), (StageKind::Producer, StageKind::ConsumerSupervisor));
+    assert_eq!((seen.queued, seen.queue_capacity, source.demand), (6, Some(50), 0));
+    assert_eq!((seen.events_out, busy.events_in, busy.workers), (4, 4, Some(4)));
+    assert_eq!(source.mostly, Activity::WaitingForDemand);
     assert_eq!((source.layer, work.layer), (0, 1));
     let [edge] = &push.edges[..] else { panic!("one edge: {push:?}") };
-    assert_eq!((&edge.from, &edge.to), (&source.name, &work.name));
+    assert_eq!((&*edge.from, &*edge.to), (source.name(), work.name()));
     assert_eq!((edge.sent, edge.pending), (4, 0));
 
     let seen = view.endpoint.unwrap();
-    assert_eq!((seen.sockets[0].open, seen.sockets[0].connected), (1, 1));
-    let users = &seen.channels[0];
+    let users = &seen.sockets[0].snapshot;
+    assert_eq!((users.open, users.connected), (1, 1));
+    let users = &seen.channels[0].snapshot;
     assert_eq!((&*users.pattern, users.open, users.topics, users.joined), ("user:*", 1, 1, 1));
-    assert_eq!((seen.topics, seen.broadcasts), (1, 1));
+    assert_eq!((seen.snapshot.topics, seen.snapshot.broadcasts), (1, 1));
     assert!(seen.delivered.windows.iter().all(|window| window.count == 1 && window.p50.is_some()));
 
     // A new viewer receives the view at once, and again every second.
@@ -150,17 +127,17 @@ async fn json_and_channel_agree_with_the_pushed_events() {
     assert_eq!((&joined[3], &joined[4]["status"]), (&json!("phx_reply"), &json!("ok")));
     let told: View = serde_json::from_value(joined[4]["response"].clone()).unwrap();
     assert_eq!(told.pipelines[0].edges, push.edges);
-    keeper.let_go(10);
+    control.release(10);
     loop {
         let message = viewer.receive().await;
         assert_eq!((&message[2], &message[3]), (&json!("inspect"), &json!("view")));
         let view: View = serde_json::from_value(message[4].clone()).unwrap();
-        if view.pipelines[0].stages[1].events_in == 10 {
+        if view.pipelines[0].stages[1].snapshot.events_in == 10 {
             break;
         }
     }
     // The inspector's own viewers are not observed.
-    assert_eq!(data(&address).await.endpoint.unwrap().sockets[0].open, 1);
+    assert_eq!(data(&address).await.endpoint.unwrap().sockets[0].snapshot.open, 1);
 }
 
 #[tokio::test]
@@ -178,7 +155,7 @@ async fn the_page_is_served_with_and_without_a_slash_and_nothing_else_is() {
     let (head, body) = request(&address, "GET", "/ops/inspect/data.json").await;
     assert!(head.contains("content-type: application/json"), "{head}");
     assert!(head.contains("cache-control: no-store"), "{head}");
-    assert_eq!(serde_json::from_str::<View>(&body).unwrap().pipelines, []);
+    assert!(serde_json::from_str::<View>(&body).unwrap().pipelines.is_empty());
     let (head, _) = request(&address, "GET", "/ops/inspect/other").await;
     assert!(head.starts_with("http/1.1 404"), "{head}");
     let (head, _) = request(&address, "POST", "/ops/inspect/").await;
@@ -201,10 +178,10 @@ async fn stages_in_any_shape_have_their_edges() {
     // The inspector also works after the pipeline has ended.
     let view = Inspector::builder().pipeline(observer).build().unwrap().view();
     let fan = &view.pipelines[0];
-    let totals: Vec<_> =
-        fan.stages.iter().map(|stage| (stage.events_in, stage.events_out)).collect();
+    let stages = fan.stages.iter().map(|stage| &stage.snapshot);
+    let totals: Vec<_> = stages.map(|stage| (stage.events_in, stage.events_out)).collect();
     assert_eq!(totals, [(0, 10), (10, 10), (10, 0)]);
-    assert_eq!((fan.phase, &fan.bottleneck), (PhaseView::Ended, &None));
+    assert_eq!((fan.phase, &fan.bottleneck), (PipelinePhase::Ended, &None));
 }
 
 #[tokio::test(start_paused = true)]

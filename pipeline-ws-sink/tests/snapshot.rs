@@ -36,7 +36,7 @@ async fn sockets_are_counted_by_mount_and_connections_by_result() {
     let mounts: Vec<_> = seen
         .sockets
         .iter()
-        .map(|mount| (&*mount.path, mount.socket, mount.open, mount.connected, mount.refused))
+        .map(|mount| (&*mount.path, &*mount.socket, mount.open, mount.connected, mount.refused))
         .collect();
     assert_eq!(
         mounts,
@@ -70,8 +70,11 @@ async fn channels_and_their_topics_are_counted_by_route_and_joins_by_result() {
     }
 
     let seen = server.endpoint.snapshot();
-    let names: Vec<_> =
-        seen.channels.iter().map(|route| (&*route.path, &*route.pattern, route.channel)).collect();
+    let names: Vec<_> = seen
+        .channels
+        .iter()
+        .map(|route| (&*route.path, &*route.pattern, &*route.channel))
+        .collect();
     assert_eq!(
         names,
         [
@@ -184,7 +187,7 @@ async fn dropped_frames_are_counted_by_reason() {
         server.endpoint.broadcast(T, "news", json!({ "text": text })).unwrap();
     }
     let seen = server.endpoint.snapshot();
-    assert!(matches!(seen.dropped[..], [("drop_oldest", 1..)]), "{seen:?}");
+    assert!(seen.dropped.len() == 1 && seen.dropped["drop_oldest"] >= 1, "{seen:?}");
     assert_eq!(seen.closed_slow, 0);
 
     let (builder, _gate) = endpoint_with(policy);
@@ -195,7 +198,7 @@ async fn dropped_frames_are_counted_by_reason() {
         server.endpoint.broadcast(T, "news", json!({ "text": text })).unwrap();
     }
     let seen = server.endpoint.snapshot();
-    assert!(matches!(seen.dropped[..], [("overflow", 2..)]), "{seen:?}");
+    assert!(seen.dropped.len() == 1 && seen.dropped["overflow"] >= 2, "{seen:?}");
 }
 
 #[tokio::test]

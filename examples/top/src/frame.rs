@@ -1,7 +1,8 @@
 //! Draws one frame of a view in a terminal. Pure.
 
-use pipeline::inspect::{
-    ActivityView, EndpointView, KindView, PercentilesView, PhaseView, PipelineView, StageView, View,
+use pipeline::{
+    inspect::{EndpointView, PercentilesView, PipelineView, StageView, View},
+    snapshot::{Activity, PipelinePhase, StageKind},
 };
 use ratatui::{
     Frame,
@@ -68,7 +69,7 @@ fn pipeline_rows(pipeline: &PipelineView) -> u16 {
 }
 
 fn endpoint_rows(endpoint: &EndpointView) -> u16 {
-    let rows = endpoint.sockets.len() + endpoint.channels.len() + endpoint.dropped.len();
+    let rows = endpoint.sockets.len() + endpoint.channels.len() + endpoint.snapshot.dropped.len();
     u16::try_from(rows).unwrap_or(u16::MAX).saturating_add(3)
 }
 
@@ -100,14 +101,19 @@ const COLUMNS: [Column; 9] = [
         name: "queue",
         width: 9,
         rank: 3,
-        cell: |stage| of(stage.queued, stage.queue_capacity),
+        cell: |stage| of(stage.snapshot.queued, stage.snapshot.queue_capacity),
     },
-    Column { name: "waiting", width: 7, rank: 7, cell: |stage| short(stage.waiting as f64) },
+    Column {
+        name: "waiting",
+        width: 7,
+        rank: 7,
+        cell: |stage| short(stage.snapshot.waiting as f64),
+    },
     Column {
         name: "buffer",
         width: 9,
         rank: 8,
-        cell: |stage| of(stage.buffered, stage.buffer_capacity),
+        cell: |stage| of(stage.snapshot.buffered, stage.snapshot.buffer_capacity),
     },
     Column { name: "demand", width: 12, rank: 6, cell: demand },
     Column {
@@ -116,15 +122,24 @@ const COLUMNS: [Column; 9] = [
         rank: 4,
         cell: |stage| format!("{:.0} %", stage.busy * 100.0),
     },
-    Column { name: "lost", width: 4, rank: 5, cell: |stage| short(stage.discarded as f64) },
+    Column {
+        name: "lost",
+        width: 4,
+        rank: 5,
+        cell: |stage| short(stage.snapshot.discarded as f64),
+    },
 ];
 
 fn arrived(stage: &StageView) -> String {
-    if stage.kind == KindView::Producer { String::new() } else { rate(stage.in_per_second) }
+    if stage.snapshot.kind == StageKind::Producer {
+        String::new()
+    } else {
+        rate(stage.in_per_second)
+    }
 }
 
 fn demand(stage: &StageView) -> String {
-    match stage.workers {
+    match stage.snapshot.workers {
         Some(workers) => format!("{} workers", short(workers as f64)),
         None => short(stage.demand as f64),
     }
@@ -146,10 +161,11 @@ fn columns(width: u16) -> Vec<&'static Column> {
 
 fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
     let phase = match pipeline.phase {
-        PhaseView::Starting => "starting",
-        PhaseView::Draining => "draining",
-        PhaseView::Ended => "ended",
-        _ => "running",
+        PipelinePhase::Starting => "starting",
+        PipelinePhase::Running => "running",
+        PipelinePhase::Draining => "draining",
+        PipelinePhase::Ended => "ended",
+        _ => "unknown",
     };
     let verdict = match &pipeline.bottleneck {
         Some(stage) => format!("bottleneck: {stage} ").red().bold(),
@@ -165,14 +181,14 @@ fn stages(pipeline: &PipelineView, width: u16) -> Table<'_> {
     // From the source downstream, as on the page.
     stages.sort_by_key(|stage| stage.layer);
     let rows = stages.into_iter().map(|stage| {
-        let is_bottleneck = pipeline.bottleneck.as_ref() == Some(&stage.name);
+        let is_bottleneck = pipeline.bottleneck.as_deref() == Some(stage.name());
         let mark = if is_bottleneck { "▲ " } else { "  " };
         let style = if is_bottleneck {
             Style::new().red().add_modifier(Modifier::BOLD)
         } else {
             Style::new()
         };
-        let name = Cell::from(format!("{mark}{}", stage.name)).style(style);
+        let name = Cell::from(format!("{mark}{}", stage.name())).style(style);
         let cells = columns.iter().map(|column| match column.name {
             "" => Cell::from((column.cell)(stage)).style(Style::new().fg(doing(stage.mostly).1)),
             _ => right((column.cell)(stage)),
@@ -207,7 +223,7 @@ fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
             rate(endpoint.frames_out_per_second),
             rate(endpoint.frames_in_per_second),
             rate(endpoint.broadcasts_per_second),
-            endpoint.frames_waiting,
+            endpoint.snapshot.frames_waiting,
         )),
     ]);
     let table = Table::new(rows, vec![Constraint::Length(TIME); fit])
@@ -217,15 +233,15 @@ fn delivery(frame: &mut Frame<'_>, area: Rect, endpoint: &EndpointView) {
 }
 
 fn sockets(endpoint: &EndpointView) -> Table<'_> {
-    let mounts = endpoint.sockets.iter().map(|mount| {
+    let mounts = endpoint.sockets.iter().map(|mount| &mount.snapshot).map(|mount| {
         let open = format!("{} sockets", mount.open);
         [mount.path.clone(), open, format!("{} refused", mount.refused)]
     });
-    let channels = endpoint.channels.iter().map(|channel| {
+    let channels = endpoint.channels.iter().map(|channel| &channel.snapshot).map(|channel| {
         let open = format!("{} channels", channel.open);
         [channel.pattern.clone(), open, format!("{} topics", channel.topics)]
     });
-    let dropped = endpoint.dropped.iter().map(|(reason, count)| {
+    let dropped = endpoint.snapshot.dropped.iter().map(|(reason, count)| {
         [format!("dropped: {reason}"), format!("{count} frames"), String::new()]
     });
     let rows = mounts.chain(channels).chain(dropped).map(Row::new);
@@ -235,14 +251,15 @@ fn sockets(endpoint: &EndpointView) -> Table<'_> {
         .block(Block::bordered().title(" sockets ".bold()))
 }
 
-fn doing(activity: ActivityView) -> (&'static str, Color) {
+fn doing(activity: Activity) -> (&'static str, Color) {
     match activity {
-        ActivityView::Busy => ("busy", Color::Green),
-        ActivityView::WaitingForDemand => ("waits for demand", Color::Yellow),
-        ActivityView::WaitingForEvents => ("waits for events", Color::Blue),
-        ActivityView::Paused => ("paused", Color::Magenta),
-        ActivityView::Ended => ("ended", Color::DarkGray),
-        _ => ("starting", Color::DarkGray),
+        Activity::Busy => ("busy", Color::Green),
+        Activity::WaitingForDemand => ("waits for demand", Color::Yellow),
+        Activity::WaitingForEvents => ("waits for events", Color::Blue),
+        Activity::Paused => ("paused", Color::Magenta),
+        Activity::Ended => ("ended", Color::DarkGray),
+        Activity::Starting => ("starting", Color::DarkGray),
+        _ => ("unknown", Color::DarkGray),
     }
 }
 

@@ -1,6 +1,8 @@
 //! The gauges of a running stage.
 
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     fmt,
     sync::{
         Arc,
@@ -179,10 +181,10 @@ impl Gauges {
         let queued = self.queue.lock().queued();
         let discarded = |why: Discard| {
             let by_queue = if why == Discard::QueueFull { queued.discarded } else { 0 };
-            (why.reason(), self.discarded[why as usize].get() + by_queue)
+            (Cow::from(why.reason()), self.discarded[why as usize].get() + by_queue)
         };
-        let mut discarded_by: Vec<_> = Discard::ALL.map(discarded).into();
-        discarded_by.retain(|(_, events)| *events > 0);
+        let discarded = Discard::ALL.map(discarded).into_iter();
+        let discarded_by: BTreeMap<_, _> = discarded.filter(|(_, events)| *events > 0).collect();
         let times = self.times.at(Instant::now());
         let supervises = self.kind == StageKind::ConsumerSupervisor;
         StageSnapshot {
@@ -196,7 +198,7 @@ impl Gauges {
             waiting: self.waiting.load(Relaxed) + self.childless.load(Relaxed),
             buffered: self.buffered.load(Relaxed),
             buffer_capacity: self.buffer_capacity,
-            discarded: discarded_by.iter().map(|(_, events)| events).sum(),
+            discarded: discarded_by.values().sum(),
             discarded_by,
             workers: supervises.then(|| self.workers.load(Relaxed)),
             worker_failures: self.worker_failures.get(),

@@ -394,6 +394,8 @@ impl Inner {
         }
         let metrics = &self.state.metrics;
         let waiting = self.state.sockets.waiting();
+        let dropped = metrics.dropped().into_iter().filter(|(_, frames)| *frames > 0);
+        let dropped = dropped.map(|(reason, frames)| (reason.into(), frames));
         EndpointSnapshot {
             draining: self.state.sockets.are_closed(),
             sockets,
@@ -407,7 +409,7 @@ impl Inner {
             bytes_waiting: waiting.bytes,
             inbox_bytes: self.state.inboxes.bytes(),
             outbox_bytes: self.state.outboxes.bytes(),
-            dropped: metrics.dropped().into_iter().filter(|(_, frames)| *frames > 0).collect(),
+            dropped: dropped.collect(),
             closed_slow: metrics.closed_slow.get(),
             delivered: metrics.write_times.delivered.get(),
         }

@@ -704,7 +704,7 @@ impl<S> Routes<S> {
         self.routes.iter().map(|RegisteredRoute { pattern, metrics, .. }| RouteSnapshot {
             path: path.to_owned(),
             pattern: pattern.to_string(),
-            channel: metrics.channel,
+            channel: metrics.channel.into(),
             open: metrics.open(),
             topics: metrics.topics(),
             joined: metrics.joins.succeeded(),

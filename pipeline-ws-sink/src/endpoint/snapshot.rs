@@ -1,9 +1,13 @@
 //! Snapshots of the sockets and channels of an endpoint.
 
 use std::{
+    borrow::Cow,
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Weak},
 };
+
+use serde::{Deserialize, Serialize};
 
 use super::Inner;
 use crate::telemetry::latencies::Latencies;
@@ -25,14 +29,18 @@ use crate::telemetry::latencies::Latencies;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct EndpointSnapshot {
     /// Whether the endpoint [drains](crate::Endpoint::drain), and accepts no more clients.
     pub draining: bool,
-    /// The sockets of each mount, in the order in which they were mounted.
+    /// The sockets of each mount, in the order in which they were mounted. Not serialized.
+    #[serde(skip)]
     pub sockets: Vec<MountSnapshot>,
-    /// The channels of each route: mount after mount, and in the order of its routes.
+    /// The channels of each route: mount after mount, and in the order of its routes. Not
+    /// serialized.
+    #[serde(skip)]
     pub channels: Vec<RouteSnapshot>,
     /// Topics with subscribers: channels, or tasks that have
     /// [subscribed](crate::PubSub::subscribe).
@@ -59,11 +67,12 @@ pub struct EndpointSnapshot {
     /// Frames that were dropped instead of written, by reason: `overflow`, `drop_oldest`,
     /// `drop_newest`, `superseded`, `mailbox` or `ended`, as in the metric `socket.frames_dropped`.
     /// Reasons without dropped frames are left out.
-    pub dropped: Vec<(&'static str, u64)>,
+    pub dropped: BTreeMap<Cow<'static, str>, u64>,
     /// Sockets that were closed because the client was too slow.
     pub closed_slow: u64,
     /// The metric `pipeline.push_delivered`: from when an item was enqueued until its frame was
-    /// written, one sample for each socket.
+    /// written, one sample for each socket. Not serialized.
+    #[serde(skip)]
     pub delivered: Latencies,
 }
 
@@ -76,13 +85,14 @@ pub struct EndpointSnapshot {
 ///     seen.sockets.iter().map(|mount| mount.open).sum()
 /// }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct MountSnapshot {
     /// The full path, including the transport: `/socket/websocket`.
     pub path: String,
     /// The sockets' [name](crate::Socket::name) in metrics.
-    pub socket: &'static str,
+    pub socket: Cow<'static, str>,
     /// The number of open sockets.
     pub open: usize,
     /// Clients that [`connect`](crate::Socket::connect) accepted.
@@ -104,7 +114,8 @@ pub struct MountSnapshot {
 ///     routes.map(|route| route.open).sum()
 /// }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct RouteSnapshot {
     /// The path of its mount: see [`MountSnapshot::path`].
@@ -112,7 +123,7 @@ pub struct RouteSnapshot {
     /// The pattern of its topics, such as `room:*`.
     pub pattern: String,
     /// The channels' [name](crate::Channel::name) in metrics.
-    pub channel: &'static str,
+    pub channel: Cow<'static, str>,
     /// Channels that are joined.
     pub open: usize,
     /// The number of topics that they are joined on.

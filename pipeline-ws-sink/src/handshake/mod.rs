@@ -322,7 +322,7 @@ impl<S: Socket> Mounted<S> {
         let MountMetrics { socket, connects, open, .. } = &self.metrics;
         let sockets = MountSnapshot {
             path: self.path.clone(),
-            socket,
+            socket: (*socket).into(),
             open: open.get(),
             connected: connects.succeeded(),
             refused: connects.failed(),
