@@ -4,17 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::aggregate::Aggregate;
-use crate::common::{Common, Limits};
-use crate::dialect::Dialect;
+use crate::config::{Limits, SampleRates, SharedConfig};
 use crate::error::{BuildError, InstallError};
-use crate::event_queue::EventQueue;
 use crate::exporter::{BoxSink, Exporter};
 use crate::flusher::StatsdFlusher;
+use crate::line::Dialect;
 use crate::name::Naming;
-use crate::per_event::PerEvent;
 use crate::recorder::StatsdRecorder;
-use crate::sample_rate::SampleRates;
 use crate::store::Store;
 use crate::udp::{self, UdpSink};
 #[cfg(unix)]
@@ -46,10 +42,8 @@ pub(crate) enum Sink {
 }
 
 impl Sink {
-    /// The sink, with a limit on the time that a flush may wait for its receiver: half the interval, so
-    /// that flushes are on time, and at most the time that a program may take to exit.
-    fn waiting(self, interval: Duration) -> BoxSink {
-        let patience = (interval / 2).min(LONGEST_WAIT);
+    /// The sink, with a limit on the time that a flush may wait for its receiver.
+    fn waiting(self, patience: Duration) -> BoxSink {
         match self {
             Self::Given(sink) => sink,
             Self::Udp(sink) => Box::new(sink.patience(patience)),
@@ -59,6 +53,7 @@ impl Sink {
     }
 }
 
+/// The longest time that a flush may wait for its receiver: a program should not take longer to exit.
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 impl StatsdBuilder {
@@ -141,7 +136,7 @@ impl StatsdBuilder {
     /// Packed lines need a fifth of the bytes, and a receiver that supports them: the Datadog agent from
     /// 7.25 on (version 1.1 of DogStatsD's protocol) and Prometheus's `statsd_exporter` do. Other
     /// receivers take the first sample for all of them. It has no effect in [`Dialect::StatsD`], which
-    /// has no such lines, and with [`per_event`](Self::per_event).
+    /// has no such lines.
     pub fn packed_values(mut self, packed: bool) -> Self {
         self.packed_values = packed;
         self
@@ -164,8 +159,7 @@ impl StatsdBuilder {
     /// computes from them is exact. The rate is rounded to one divided by a whole number, as Datadog's
     /// agent does: 0.3 becomes a third.
     ///
-    /// Counters are aggregated before they are sent, so a rate would save nothing. It applies to them
-    /// only with [`per_event`](Self::per_event), and never to gauges.
+    /// It does not apply to counters, which are aggregated before they are sent, nor to gauges.
     ///
     /// # Examples
     ///
@@ -201,12 +195,14 @@ impl StatsdBuilder {
     /// Sends every recorded value at once, in a line of its own, for development and tests. Default:
     /// values are aggregated.
     ///
-    /// Counters send each increment, gauges each change of their value, histograms each sample.
-    /// Recording still never blocks: up to 10,000 values wait for the flush thread, and further ones are
-    /// dropped and counted in [`FlushReport::events_dropped`]. With a [`sample_rate`](Self::sample_rate)
-    /// of one in N, one of each N consecutive values is sent, including those of counters.
+    /// Counters send each increment, gauges each change of their value, histograms each sample, whatever
+    /// their [`sample_rate`](Self::sample_rate). Flushes do not repeat gauges.
     ///
-    /// [`FlushReport::events_dropped`]: crate::FlushReport::events_dropped
+    /// The recording thread calls the sink, one thread at a time. UDP and Unix sockets then do not wait
+    /// for their receiver: what finds no room is lost, and counted in [`FlushReport::lines_lost`]. A sink
+    /// of your own that blocks blocks recording, and must not record anything itself.
+    ///
+    /// [`FlushReport::lines_lost`]: crate::FlushReport::lines_lost
     ///
     /// # Examples
     ///
@@ -221,8 +217,8 @@ impl StatsdBuilder {
     ///     counter!("joins").increment(1);
     ///     counter!("joins").increment(2);
     /// });
-    /// assert_eq!(sent.recv()?, b"joins:1|c"); // without an explicit flush
-    /// assert_eq!(sent.recv()?, b"joins:2|c");
+    /// assert_eq!(sent.try_recv()?, b"joins:1|c"); // without a flush
+    /// assert_eq!(sent.try_recv()?, b"joins:2|c");
     /// # Ok(())
     /// # }
     /// ```
@@ -308,22 +304,22 @@ impl StatsdBuilder {
         let rates =
             SampleRates::new(self.sample_rate, &self.sample_rates).ok_or(BuildError::SampleRate)?;
         let naming = Naming::new(self.dialect, &self.prefix, &self.tags);
-        let mut common = Common::new(naming, self.limits, rates);
+        let mut config = SharedConfig::new(naming, self.limits, rates);
         if self.packed_values && self.dialect == Dialect::DogStatsD {
-            common = common.packed(self.packet_bytes.unwrap_or(udp::PACKET_BYTES));
+            config = config.packed(self.packet_bytes.unwrap_or(udp::PACKET_BYTES));
         }
-        let queue = Arc::new(EventQueue::default());
-        let store = Arc::new(if self.per_event {
-            Store::PerEvent(PerEvent::new(common, Arc::clone(&queue)))
-        } else {
-            Store::Aggregate(Aggregate::new(common))
-        });
-        let sink = self.sink.waiting(self.flush_every);
+        config.repeats_gauges = !self.per_event;
+        let store = Arc::new(Store::new(config));
+        // Half the interval, so that flushes are on time. A thread that records must not wait.
+        let patience = if self.per_event { Duration::ZERO } else { self.flush_every / 2 };
+        let sink = self.sink.waiting(patience.min(LONGEST_WAIT));
         let exporter =
             Exporter::new(Arc::clone(&store), sink, self.packet_bytes, self.own_counters);
+        let exporter = Arc::new(exporter);
+        let immediate = self.per_event.then(|| Arc::downgrade(&exporter));
         let flusher =
-            StatsdFlusher::start(exporter, queue, self.flush_every).map_err(BuildError::Thread)?;
-        Ok((StatsdRecorder::new(store), flusher))
+            StatsdFlusher::start(exporter, self.flush_every).map_err(BuildError::Thread)?;
+        Ok((StatsdRecorder::new(store, immediate), flusher))
     }
 
     /// Starts the flush thread and installs the recorder for the whole process. Keep the returned

@@ -6,16 +6,14 @@ use std::collections::HashSet;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use cadence::MetricSink;
 use parking_lot::Mutex;
 
-use crate::health::{Change, Health};
-use crate::own::OwnCounters;
 use crate::packet::{self, Packet, Place};
-use crate::report::FlushReport;
-use crate::store::{Drained, Occasion, Store};
+use crate::report::{Change, FlushReport, Health, SelfMetrics};
+use crate::store::{Drain, Store};
 use crate::table::{MAX_NAMES, Refused};
 
 pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
@@ -33,11 +31,11 @@ struct Output {
     /// None if the sink receives one line at a time, and may pack lines itself.
     packet: Option<Packet>,
     /// None if own counters are turned off.
-    own: Option<OwnCounters>,
+    own: Option<SelfMetrics>,
     /// Reused for every line of every flush.
     line: String,
-    /// Whether there are lines that own counters can travel with.
-    said: bool,
+    /// Whether lines were sent since own counters were: those are sent only together with others.
+    has_sent: bool,
     health: Health,
     /// The metrics for which refused series have been logged.
     warned_of: HashSet<Box<str>>,
@@ -53,43 +51,53 @@ impl Exporter {
         let output = Output {
             sink,
             packet: packet_bytes.map(Packet::new),
-            own: own_counters.then(|| OwnCounters::new(&store.common().naming)),
+            own: own_counters.then(|| SelfMetrics::new(&store.config().naming)),
             line: String::new(),
-            said: false,
+            has_sent: false,
             health: Health::Good,
             warned_of: HashSet::new(),
         };
         Self { store, output: Mutex::new(output), began: Instant::now() }
     }
 
-    pub(crate) fn flush(&self, occasion: Occasion) -> FlushReport {
+    /// Sends the values of all series, and the recorder's own counters.
+    pub(crate) fn flush(&self) -> FlushReport {
+        self.send(true, |now, line, emit| self.store.drain(now, line, emit))
+    }
+
+    /// Sends the values that `take` drains.
+    pub(crate) fn send_value(&self, take: impl FnOnce(&mut Drain<'_>)) {
+        self.send(false, |now, line, emit| {
+            let mut drain = self.store.begin_drain(now, line, emit);
+            take(&mut drain);
+            drain.samples_skipped
+        });
+    }
+
+    /// Sends the lines that `drain` emits. It returns the number of samples without a line.
+    fn send(
+        &self,
+        with_own: bool,
+        drain: impl FnOnce(Duration, &mut String, &mut dyn FnMut(&str)) -> u64,
+    ) -> FlushReport {
         let mut output = self.output.lock();
-        let Output { sink, packet, own, line, said, health, warned_of } = &mut *output;
+        let Output { sink, packet, own, line, has_sent, health, warned_of } = &mut *output;
         let mut sending = Sending::new(&**sink, packet.as_mut());
 
-        let now = self.began.elapsed();
-        let drained = self.store.drain(occasion, now, line, |text| sending.push(text, 0));
-        let Drained { samples_skipped, events_dropped } = drained;
-        let room = &self.store.common().room;
-        let refused = room.take_refused();
+        let samples_skipped = drain(self.began.elapsed(), line, &mut |text| sending.push(text, 0));
+        let limit = &self.store.config().limit;
+        let refused = limit.take_refused();
         let series_refused = refused.values().fold(0, |sum: u64, n| sum.saturating_add(*n));
-        let series = room.used();
-        let counted = FlushReport {
-            samples_skipped,
-            events_dropped,
-            series_refused,
-            series,
-            ..sending.report
-        };
-        sending.report = counted;
-        *said |= sending.has_begun;
-        if let Some(own) = own.as_ref().filter(|_| *said && occasion == Occasion::Due) {
-            own.tell(series, line, |text, marks| sending.push(text, marks));
-            *said = false;
+        let series = limit.used();
+        sending.report = FlushReport { samples_skipped, series_refused, series, ..sending.report };
+        *has_sent |= sending.has_begun;
+        if let Some(own) = own.as_ref().filter(|_| *has_sent && with_own) {
+            own.write(series, line, |text, marks| sending.push(text, marks));
+            *has_sent = false;
         }
-        let Sent { report, told, error } = sending.finish();
+        let Sent { report, sent, error } = sending.finish();
         if let Some(own) = own {
-            own.told(told);
+            own.mark_sent(sent);
             own.count(&report, &refused);
         }
 
@@ -107,7 +115,7 @@ impl Exporter {
             _ => {}
         }
         for metric in news {
-            let (max_series, max_per_name) = (room.max(), room.max_per_name());
+            let (max_series, max_per_name) = (limit.max(), limit.max_per_name());
             tracing::warn!(
                 metric = &*metric,
                 series,
@@ -139,8 +147,8 @@ struct Sending<'a> {
     has_begun: bool,
     report: FlushReport,
     /// Marks of the counters in sent packets, and of those in lost ones.
-    told: u16,
-    untold: u16,
+    sent: u16,
+    lost: u16,
     /// The first error.
     error: Option<io::Error>,
 }
@@ -148,14 +156,15 @@ struct Sending<'a> {
 /// The result of a flush.
 struct Sent {
     report: FlushReport,
-    told: u16,
+    /// Marks of the counters of which all lines were sent.
+    sent: u16,
     error: Option<io::Error>,
 }
 
 impl<'a> Sending<'a> {
     fn new(sink: &'a (dyn MetricSink + Send + Sync), packet: Option<&'a mut Packet>) -> Self {
         let report = FlushReport::default();
-        Self { sink, packet, has_begun: false, report, told: 0, untold: 0, error: None }
+        Self { sink, packet, has_begun: false, report, sent: 0, lost: 0, error: None }
     }
 
     /// Adds a line, or several that must stay in one packet.
@@ -185,7 +194,7 @@ impl<'a> Sending<'a> {
         if let Err(error) = unless_it_panics(|| self.sink.flush()) {
             self.failed(error);
         }
-        Sent { report: self.report, told: self.told & !self.untold, error: self.error }
+        Sent { report: self.report, sent: self.sent & !self.lost, error: self.error }
     }
 
     fn emit(&mut self, text: &str, lines: u64, marks: u16) {
@@ -194,11 +203,11 @@ impl<'a> Sending<'a> {
                 self.report.lines += lines;
                 self.report.packets += 1;
                 self.report.bytes += text.len() as u64;
-                self.told |= marks;
+                self.sent |= marks;
             }
             Err(error) => {
                 self.report.lines_lost += lines;
-                self.untold |= marks;
+                self.lost |= marks;
                 self.failed(error);
             }
         }

@@ -1,18 +1,15 @@
 //! The thread that flushes once per interval.
 
-#![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
-
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::event_queue::{EventQueue, Woken};
 use crate::exporter::{Exporter, message};
 use crate::report::FlushReport;
-use crate::store::Occasion;
 
 /// A handle of the thread that sends what a [`StatsdRecorder`](crate::StatsdRecorder) has recorded, once
 /// per interval.
@@ -25,23 +22,19 @@ use crate::store::Occasion;
 #[must_use = "dropping the flusher stops it"]
 pub struct StatsdFlusher {
     exporter: Arc<Exporter>,
-    /// Wakes the thread. Closing it ends the thread.
-    queue: Arc<EventQueue>,
+    /// Its drop ends the thread.
+    running: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl StatsdFlusher {
-    pub(crate) fn start(
-        exporter: Exporter,
-        queue: Arc<EventQueue>,
-        interval: Duration,
-    ) -> io::Result<Self> {
-        let exporter = Arc::new(exporter);
+    pub(crate) fn start(exporter: Arc<Exporter>, interval: Duration) -> io::Result<Self> {
+        let (running, dropped) = mpsc::channel();
         let thread = thread::Builder::new().name("statsd-flush".to_owned()).spawn({
-            let (exporter, queue) = (Arc::clone(&exporter), Arc::clone(&queue));
-            move || flush_until_closed(&exporter, &queue, interval)
+            let exporter = Arc::clone(&exporter);
+            move || flush_until_dropped(&exporter, &dropped, interval)
         })?;
-        Ok(Self { exporter, queue, thread: Some(thread) })
+        Ok(Self { exporter, running: Some(running), thread: Some(thread) })
     }
 
     /// Flushes now, on the calling thread. The thread's own flushes are not affected.
@@ -66,13 +59,13 @@ impl StatsdFlusher {
     /// ```
     #[expect(clippy::must_use_candidate, reason = "flushing is the point, the report is extra")]
     pub fn flush(&self) -> FlushReport {
-        self.exporter.flush(Occasion::Due)
+        self.exporter.flush()
     }
 }
 
 impl Drop for StatsdFlusher {
     fn drop(&mut self) {
-        self.queue.close();
+        drop(self.running.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("statsd flush thread panicked");
         }
@@ -85,31 +78,20 @@ impl fmt::Debug for StatsdFlusher {
     }
 }
 
-fn flush_until_closed(exporter: &Exporter, queue: &EventQueue, interval: Duration) {
-    // An interval too long for an `Instant` never elapses.
-    let next = || Instant::now().checked_add(interval);
-    let mut due = next();
+fn flush_until_dropped(exporter: &Exporter, dropped: &Receiver<()>, interval: Duration) {
     let mut has_panicked = false;
     // The exporter handles a sink that panics. Any other panic, for instance in a log subscriber, costs
     // one flush.
-    let mut flush = |occasion| {
-        let flushed = catch_unwind(AssertUnwindSafe(|| exporter.flush(occasion)));
+    let mut flush = || {
+        let flushed = catch_unwind(AssertUnwindSafe(|| exporter.flush()));
         if let Err(panic) = flushed
             && !std::mem::replace(&mut has_panicked, true)
         {
             tracing::error!(panic = message(&*panic), "statsd flush panicked");
         }
     };
-    loop {
-        match queue.wait(due) {
-            Woken::Event if due.is_none_or(|due| Instant::now() < due) => flush(Occasion::Event),
-            // A steady stream of events must not delay the regular flush.
-            Woken::Event | Woken::Due => {
-                flush(Occasion::Due);
-                due = next();
-            }
-            Woken::Closed => break,
-        }
+    while let Err(RecvTimeoutError::Timeout) = dropped.recv_timeout(interval) {
+        flush();
     }
-    flush(Occasion::Due);
+    flush();
 }

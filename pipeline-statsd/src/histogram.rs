@@ -3,9 +3,8 @@
 use metrics::HistogramFn;
 use parking_lot::Mutex;
 
-use crate::idle::Idle;
 use crate::name::SeriesName;
-use crate::random::Random;
+use crate::table::Idle;
 
 /// The samples of a histogram between two flushes.
 #[derive(Debug)]
@@ -162,10 +161,36 @@ impl Reservoir {
     }
 }
 
+/// `SplitMix64`. The choice of samples has to be fair, not unpredictable.
+#[derive(Debug)]
+pub(crate) struct Random {
+    state: u64,
+}
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { state: seed }
+    }
+
+    /// A number below `bound`, which is at least one.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        let scaled = (u128::from(self.next()) * u128::from(bound)) >> 64;
+        u64::try_from(scaled).expect("the upper half of 128 bits fits 64")
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dialect::Dialect;
+    use crate::line::Dialect;
     use crate::name::Naming;
     use proptest::prelude::*;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -82,7 +82,6 @@
 //! | `statsd.client.lines_lost` | lines that were lost in these calls |
 //! | `statsd.client.lines_oversized` | lines longer than a packet |
 //! | `statsd.client.samples_skipped` | samples that the dialect has no line for |
-//! | `statsd.client.events_dropped` | values that did not fit into the queue of [`per_event`](StatsdBuilder::per_event) |
 //! | `statsd.client.series_refused` | refused series, by name in the tag `metric`; beyond 64 names, the others are counted as `_others` |
 //! | `statsd.client.series` | a gauge: the number of series |
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -90,39 +89,30 @@
 // Instants and durations: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
-mod aggregate;
 mod builder;
-mod common;
-mod dialect;
+mod config;
 mod error;
-mod event_queue;
 mod exporter;
 mod flusher;
-mod health;
 mod histogram;
-mod idle;
+mod immediate;
 mod line;
 mod name;
-mod own;
 mod pace;
 mod packet;
-mod per_event;
-mod random;
 mod recorder;
 mod report;
-mod sample_rate;
 mod series;
 mod store;
 mod table;
-mod time_unit;
 mod udp;
 #[cfg(unix)]
 mod unix;
 
 pub use crate::builder::StatsdBuilder;
-pub use crate::dialect::Dialect;
 pub use crate::error::{BuildError, InstallError, UdpError};
 pub use crate::flusher::StatsdFlusher;
+pub use crate::line::Dialect;
 pub use crate::recorder::StatsdRecorder;
 pub use crate::report::FlushReport;
 

@@ -1,12 +1,48 @@
-//! One line of StatsD text, in either dialect.
+//! One line of StatsD text, and the two dialects.
 //!
 //! Pure: no clock, no lock, no I/O. A line consists of the head of its series' name, a value, a type, an
 //! optional sample rate, and the tail of the name.
 
 use std::fmt::{self, Write as _};
 
-use crate::dialect::Dialect;
 use crate::name::SeriesName;
+
+/// The format of the lines, by the receiver.
+///
+/// # Characters
+///
+/// ASCII letters and digits, `_`, `-` and `.` stay in every position. Any other character becomes
+/// one `_`, except those that the dialect can carry there:
+///
+/// | position | [`StatsD`](Self::StatsD) | [`DogStatsD`](Self::DogStatsD) |
+/// | --- | --- | --- |
+/// | name, prefix | – | – |
+/// | tag key | – | `/` |
+/// | tag value | – | `/` `:` |
+///
+/// An empty name becomes `_`. A tag with an empty key or value is omitted. Series whose names become
+/// equal are sent under one name, and the receiver treats them as one series.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Dialect {
+    /// The original daemon (npm `statsd`) and receivers modelled on it.
+    ///
+    /// - Tags are part of the name, as graphite writes them: `name;k=v;k2=v2:1|c`.
+    /// - Every histogram is sent as `ms`, because this daemon takes `h` for a counter.
+    /// - It has no negative timings: negative samples are dropped and counted in
+    ///   [`FlushReport::samples_skipped`](crate::FlushReport::samples_skipped).
+    /// - A leading minus means "less than now" in a gauge, so a gauge below zero is sent as two
+    ///   lines, `name:0|g` and `name:-3|g`. They are handed to the sink as one text, and so
+    ///   travel in one datagram.
+    StatsD,
+
+    /// The Datadog agent and receivers that understand its tags: `name:1|c|#k:v,k2:v2`.
+    ///
+    /// Histograms with a time unit are sent as `ms`, others as `h`. A gauge below zero is sent
+    /// unchanged. A receiver that treats a leading minus as a decrement, such as netdata, misreads it.
+    #[default]
+    DogStatsD,
+}
 
 /// The unit of a histogram's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,17 +54,9 @@ pub(crate) enum SampleKind {
 }
 
 impl Dialect {
-    /// Appends the line of a counter that grew by `value` times `weight`.
-    pub(crate) fn write_counter(
-        self,
-        out: &mut String,
-        series: &SeriesName,
-        value: u64,
-        weight: u64,
-    ) {
-        append(out, format_args!("{}:{value}|c", series.head()));
-        write_rate(out, weight);
-        out.push_str(series.tail());
+    /// Appends the line of a counter that grew by `value`.
+    pub(crate) fn write_counter(self, out: &mut String, series: &SeriesName, value: u64) {
+        append(out, format_args!("{}:{value}|c{}", series.head(), series.tail()));
     }
 
     /// Appends the line of a gauge, or the two lines of a negative one in StatsD.
@@ -198,16 +226,12 @@ mod tests {
     #[test]
     fn counters_are_written_in_each_dialect() {
         let mut out = String::new();
-        Dialect::DogStatsD.write_counter(&mut out, &series(Dialect::DogStatsD), 5, 1);
+        Dialect::DogStatsD.write_counter(&mut out, &series(Dialect::DogStatsD), 5);
         assert_eq!(out, "push.ws.time:5|c|#k:v,k2:v2");
 
         out.clear();
-        Dialect::StatsD.write_counter(&mut out, &series(Dialect::StatsD), u64::MAX, 1);
+        Dialect::StatsD.write_counter(&mut out, &series(Dialect::StatsD), u64::MAX);
         assert_eq!(out, "push.ws.time;k=v;k2=v2:18446744073709551615|c");
-
-        out.clear();
-        Dialect::DogStatsD.write_counter(&mut out, &series(Dialect::DogStatsD), 5, 10);
-        assert_eq!(out, "push.ws.time:5|c|@0.1|#k:v,k2:v2");
     }
 
     #[test]

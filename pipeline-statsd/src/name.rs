@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use metrics::{Key, Label};
 
-use crate::dialect::Dialect;
+use crate::line::Dialect;
 
 /// An encoded name in two parts, with the value between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -288,7 +288,7 @@ mod tests {
             let series = naming.series(&name, pairs);
 
             let (mut counter, mut gauge, mut sample) = Default::default();
-            dialect.write_counter(&mut counter, &series, counted, weight);
+            dialect.write_counter(&mut counter, &series, counted);
             prop_assert!(dialect.write_gauge(&mut gauge, &series, value));
             let kind = SampleKind::Timing;
             prop_assert!(dialect.write_sample(&mut sample, &series, kind, value, weight));

@@ -5,13 +5,15 @@ use std::io;
 use std::net::ToSocketAddrs;
 #[cfg(unix)]
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use cadence::MetricSink;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use crate::builder::{Sink, StatsdBuilder};
 use crate::error::UdpError;
+use crate::exporter::Exporter;
+use crate::immediate::Immediate;
 use crate::store::Store;
 use crate::udp::{self, UdpSink};
 #[cfg(unix)]
@@ -47,6 +49,8 @@ use crate::unix::{self, UnixSink};
 #[derive(Clone, Debug)]
 pub struct StatsdRecorder {
     store: Arc<Store>,
+    /// Where each value is sent at once, if it is.
+    immediate: Option<Weak<Exporter>>,
 }
 
 impl StatsdRecorder {
@@ -147,8 +151,8 @@ impl StatsdRecorder {
         StatsdBuilder::new(Sink::Given(Box::new(sink)), None)
     }
 
-    pub(crate) fn new(store: Arc<Store>) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Arc<Store>, immediate: Option<Weak<Exporter>>) -> Self {
+        Self { store, immediate }
     }
 }
 
@@ -163,19 +167,37 @@ impl Recorder for StatsdRecorder {
     /// labels of the name. A description without a unit changes nothing.
     fn describe_histogram(&self, key: KeyName, unit: Option<Unit>, _description: SharedString) {
         if let Some(unit) = unit {
-            self.store.common().describe_histogram(key, unit);
+            self.store.config().describe_histogram(key, unit);
         }
     }
 
+    // A refused series has a handle without effect.
+
     fn register_counter(&self, key: &Key, _metadata: &Metadata<'_>) -> Counter {
-        self.store.counter(key)
+        match (self.store.counter(key), &self.immediate) {
+            (None, _) => Counter::noop(),
+            (Some(series), None) => Counter::from_arc(series),
+            (Some(series), Some(to)) => {
+                Counter::from_arc(Arc::new(Immediate::new(series, key, to)))
+            }
+        }
     }
 
     fn register_gauge(&self, key: &Key, _metadata: &Metadata<'_>) -> Gauge {
-        self.store.gauge(key)
+        match (self.store.gauge(key), &self.immediate) {
+            (None, _) => Gauge::noop(),
+            (Some(series), None) => Gauge::from_arc(series),
+            (Some(series), Some(to)) => Gauge::from_arc(Arc::new(Immediate::new(series, key, to))),
+        }
     }
 
     fn register_histogram(&self, key: &Key, _metadata: &Metadata<'_>) -> Histogram {
-        self.store.histogram(key)
+        match (self.store.histogram(key), &self.immediate) {
+            (None, _) => Histogram::noop(),
+            (Some(series), None) => Histogram::from_arc(series),
+            (Some(series), Some(to)) => {
+                Histogram::from_arc(Arc::new(Immediate::new(series, key, to)))
+            }
+        }
     }
 }

@@ -6,8 +6,8 @@ use metrics::atomics::AtomicU64;
 use metrics::{CounterFn, GaugeFn};
 use parking_lot::Mutex;
 
-use crate::idle::Idle;
 use crate::name::SeriesName;
+use crate::table::Idle;
 
 /// A counter. The sum of all takes is always a value that the counter had.
 #[derive(Debug)]
@@ -160,7 +160,7 @@ impl GaugeFn for GaugeSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dialect::Dialect;
+    use crate::line::Dialect;
     use crate::name::Naming;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicBool;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use std::thread;
+use std::time::Duration;
 
 use metrics::Key;
 use parking_lot::{Mutex, RwLock};
@@ -15,16 +16,16 @@ use parking_lot::{Mutex, RwLock};
 /// Sharded with a lock per shard, so that threads that look up different series seldom contend.
 pub(crate) struct Table<S> {
     shards: Box<[RwLock<Shard<S>>]>,
-    room: Arc<Room>,
+    limit: Arc<SeriesLimit>,
 }
 
 type Shard<S> = HashMap<Key, Arc<S>, BuildHasherDefault<KnownHash>>;
 
 impl<S> Table<S> {
-    pub(crate) fn new(room: Arc<Room>) -> Self {
+    pub(crate) fn new(limit: Arc<SeriesLimit>) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let shards = (0..cores).map(|_| RwLock::default()).collect();
-        Self { shards, room }
+        Self { shards, limit }
     }
 
     /// The series of a key, created if necessary. None if a limit is reached; that is counted, and costs
@@ -34,14 +35,14 @@ impl<S> Table<S> {
         if let Some(series) = shard.read().get(key) {
             return Some(Arc::clone(series));
         }
-        if self.room.refuses(key.name()) {
+        if self.limit.refuses(key.name()) {
             return None;
         }
         let mut shard = shard.write();
         if let Some(series) = shard.get(key) {
             return Some(Arc::clone(series));
         }
-        if !self.room.take(key.name()) {
+        if !self.limit.reserve(key.name()) {
             return None;
         }
         let series = Arc::new(make());
@@ -75,7 +76,7 @@ impl<S> Table<S> {
                 fence(Ordering::Acquire);
                 let leaves = may_leave(key, series);
                 if leaves {
-                    self.room.give_back(key.name());
+                    self.limit.release(key.name());
                 }
                 !leaves
             });
@@ -92,13 +93,13 @@ impl<S> Table<S> {
 
 impl<S> fmt::Debug for Table<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Table").field("room", &self.room).finish_non_exhaustive()
+        f.debug_struct("Table").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 
 /// The limits of series, for all tables of a recorder together.
 #[derive(Debug)]
-pub(crate) struct Room {
+pub(crate) struct SeriesLimit {
     max: usize,
     max_per_name: usize,
     /// Changed only under the lock of the names.
@@ -139,7 +140,7 @@ impl Full {
     }
 }
 
-impl Room {
+impl SeriesLimit {
     pub(crate) fn new(max: usize, max_per_name: usize) -> Self {
         Self {
             max,
@@ -191,7 +192,7 @@ impl Room {
     }
 
     /// Takes a slot, or counts the refusal.
-    fn take(&self, name: &str) -> bool {
+    fn reserve(&self, name: &str) -> bool {
         let mut names = self.names.lock();
         if self.is_full(&names, name) {
             names.refuse(name);
@@ -209,7 +210,7 @@ impl Room {
         true
     }
 
-    fn give_back(&self, name: &str) {
+    fn release(&self, name: &str) {
         let mut names = self.names.lock();
         if let Some(used) = names.used.get_mut(name) {
             if *used == self.max_per_name {
@@ -261,14 +262,48 @@ impl Hasher for KnownHash {
     }
 }
 
+/// The time of a series' last use, as a duration since the recorder was created. Only flushes access it,
+/// one at a time.
+#[derive(Debug)]
+pub(crate) struct Idle(AtomicU64);
+
+/// No flush has seen the series yet.
+const NEVER: u64 = u64::MAX;
+
+impl Idle {
+    /// Records whether the series is held or was recorded into. The first call counts as a use.
+    pub(crate) fn note(&self, in_use: bool, now: Duration) {
+        if in_use || self.0.load(Ordering::Relaxed) == NEVER {
+            self.0.store(nanos(now), Ordering::Relaxed);
+        }
+    }
+
+    /// How long the series has been unused.
+    pub(crate) fn time(&self, now: Duration) -> Duration {
+        let since = self.0.load(Ordering::Relaxed);
+        Duration::from_nanos(nanos(now).saturating_sub(since))
+    }
+}
+
+impl Default for Idle {
+    fn default() -> Self {
+        Self(AtomicU64::new(NEVER))
+    }
+}
+
+/// Enough for five hundred years.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(NEVER - 1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use metrics::Label;
 
-    fn table(max: usize) -> (Table<u64>, Arc<Room>) {
-        let room = Arc::new(Room::new(max, usize::MAX));
-        (Table::new(Arc::clone(&room)), room)
+    fn table(max: usize) -> (Table<u64>, Arc<SeriesLimit>) {
+        let limit = Arc::new(SeriesLimit::new(max, usize::MAX));
+        (Table::new(Arc::clone(&limit)), limit)
     }
 
     fn key(n: u64) -> Key {
@@ -277,54 +312,54 @@ mod tests {
 
     #[test]
     fn a_key_has_one_series_which_is_created_once() {
-        let (table, room) = table(10);
+        let (table, limit) = table(10);
         let first = table.get_or_make(&key(1), || 7).unwrap();
         let again = table.get_or_make(&key(1), || panic!("the series exists")).unwrap();
         assert!(Arc::ptr_eq(&first, &again));
-        assert_eq!((*first, room.used()), (7, 1));
+        assert_eq!((*first, limit.used()), (7, 1));
     }
 
     #[test]
     fn at_its_limit_it_refuses_new_series_only() {
-        let (table, room) = table(2);
+        let (table, limit) = table(2);
         assert!((0..2).all(|n| table.get_or_make(&key(n), || n).is_some()));
         assert!((2..5).all(|n| table.get_or_make(&key(n), || panic!("{n}")).is_none()));
         assert!(table.get_or_make(&key(1), || panic!("the series exists")).is_some());
-        assert_eq!((room.used(), refused(&room), refused(&room)), (2, 3, 0));
+        assert_eq!((limit.used(), refused(&limit), refused(&limit)), (2, 3, 0));
     }
 
-    fn refused(room: &Room) -> u64 {
-        room.take_refused().values().sum()
+    fn refused(limit: &SeriesLimit) -> u64 {
+        limit.take_refused().values().sum()
     }
 
     #[test]
     fn a_name_with_too_many_labels_leaves_room_for_others_and_is_reported() {
-        let room = Arc::new(Room::new(10, 3));
-        let table = Table::new(Arc::clone(&room));
+        let limit = Arc::new(SeriesLimit::new(10, 3));
+        let table = Table::new(Arc::clone(&limit));
         let made = (0..8).filter(|n| table.get_or_make(&key(*n), || *n).is_some()).count();
-        assert_eq!((made, room.full()), (3, Full::Names(["n".into()].into())));
+        assert_eq!((made, limit.full()), (3, Full::Names(["n".into()].into())));
         assert!(table.get_or_make(&Key::from_name("other"), || 0).is_some());
-        assert_eq!(room.take_refused(), Refused::from([("n".into(), 5)]));
+        assert_eq!(limit.take_refused(), Refused::from([("n".into(), 5)]));
         table.sweep(|_, n| *n == 1);
-        assert_eq!((room.used(), room.full()), (3, Full::Names(HashSet::new())));
+        assert_eq!((limit.used(), limit.full()), (3, Full::Names(HashSet::new())));
         assert!(table.get_or_make(&key(7), || 7).is_some());
     }
 
     #[test]
     fn refusals_of_further_names_are_counted_together() {
-        let room = Room::new(1, 1);
-        assert!(room.take("first"));
+        let limit = SeriesLimit::new(1, 1);
+        assert!(limit.reserve("first"));
         for n in 0..MAX_NAMES + 10 {
-            assert!(room.refuses(&n.to_string()));
+            assert!(limit.refuses(&n.to_string()));
         }
-        let refused = room.take_refused();
+        let refused = limit.take_refused();
         assert_eq!((refused.len(), refused[OTHERS]), (MAX_NAMES + 1, 10));
     }
 
     #[test]
     fn the_limits_are_shared_between_tables() {
-        let (one, room) = table(2);
-        let other = Table::new(Arc::clone(&room));
+        let (one, limit) = table(2);
+        let other = Table::new(Arc::clone(&limit));
         assert!(one.get_or_make(&key(1), || 1).is_some());
         assert!(other.get_or_make(&key(1), || "1").is_some());
         assert!(one.get_or_make(&key(2), || 2).is_none());
@@ -332,11 +367,11 @@ mod tests {
 
     #[test]
     fn held_series_are_kept_and_removed_ones_make_room() {
-        let (table, room) = table(3);
+        let (table, limit) = table(3);
         let held = table.get_or_make(&key(0), || 0);
         (1..3).for_each(|n| drop(table.get_or_make(&key(n), || n)));
         table.sweep(|_, n| *n != 2);
-        assert_eq!(room.used(), 2);
+        assert_eq!(limit.used(), 2);
         assert!(table.get_or_make(&key(1), || 10).is_some_and(|n| *n == 10), "a new series");
         assert!(table.get_or_make(&key(2), || 20).is_some_and(|n| *n == 2), "it was not removed");
         assert!(held.is_some_and(|held| *held == 0));
@@ -345,7 +380,7 @@ mod tests {
     #[test]
     fn concurrent_creation_never_exceeds_the_limit() {
         const MAX: usize = 100;
-        let (table, room) = table(MAX);
+        let (table, limit) = table(MAX);
         let made: usize = thread::scope(|scope| {
             let threads: Vec<_> = (0..4_u64)
                 .map(|thread| {
@@ -357,7 +392,7 @@ mod tests {
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!((made, room.used(), refused(&room)), (MAX, MAX, 700));
+        assert_eq!((made, limit.used(), refused(&limit)), (MAX, MAX, 700));
         assert_eq!(table.all(|_, _, _| ()).len(), MAX);
     }
 
@@ -369,5 +404,16 @@ mod tests {
         let mut all = table.all(|_, series, is_held| (*series, is_held));
         all.sort_unstable();
         assert_eq!(all, [(1, true), (2, false)]);
+    }
+
+    #[test]
+    fn idle_time_starts_at_the_last_use_and_the_first_call_is_one() {
+        let (idle, at) = (Idle::default(), Duration::from_secs);
+        assert_eq!(idle.time(at(100)), Duration::ZERO);
+        idle.note(false, at(100));
+        idle.note(false, at(130));
+        assert_eq!(idle.time(at(130)), at(30));
+        idle.note(true, at(150));
+        assert_eq!(idle.time(at(160)), at(10));
     }
 }

@@ -52,6 +52,11 @@ impl Collector {
         lines
     }
 
+    /// The number of lines since the last `take`.
+    pub(crate) fn count(&self) -> usize {
+        self.state.lock().lines.len()
+    }
+
     /// The number of handles to this collector; the sink holds one.
     pub(crate) fn handles(&self) -> usize {
         Arc::strong_count(&self.state)

@@ -93,3 +93,19 @@ fn a_server_that_does_not_read_costs_lines_and_half_an_interval() {
     counter.increment(1);
     assert_eq!(flusher.flush().errors, 0, "the queue has room again");
 }
+
+#[test]
+fn a_single_value_that_finds_no_room_is_lost_and_counted_and_recording_does_not_wait() {
+    const VALUES: usize = 10_000;
+    let path = Path::new("per-event");
+    let server = path.bind();
+    let (recorder, flusher) = to(&path).per_event().own_counters(true).build().unwrap();
+    // Nothing reads from the server's queue.
+    with_local_recorder(&recorder, || (0..VALUES).for_each(|_| counter!("c").increment(1)));
+    server.set_nonblocking(true).unwrap();
+    let received = std::iter::from_fn(|| server.recv(&mut [0; 100]).ok()).count();
+    assert!((1..VALUES).contains(&received), "{received}");
+    flusher.flush();
+    let (own, lost) = (packet(&server), VALUES - received);
+    assert!(own.lines().any(|line| line == format!("statsd.client.lines_lost:{lost}|c")), "{own}");
+}
