@@ -107,25 +107,6 @@ impl PipelineReport {
 }
 
 /// A pipeline that failed or has unprocessed events: the error of [`PipelineReport::into_result`].
-///
-/// ```
-/// use pipeline_core::{
-///     ExitReason, Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let fail = for_each(async |_: u64| Err::<(), _>(ExitReason::failed("no route")));
-/// let mut pipeline = Pipeline::builder("numbers")
-///     .producer(from_iter(0..1))
-///     .consumer(fail, SubscribeOptions::new())
-///     .start()?;
-/// let error = pipeline.join().await.into_result().unwrap_err();
-/// assert!(error.to_string().contains("consumer ended (failed: no route)"));
-/// assert_eq!(error.report().unprocessed(), 1);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Error)]
 #[error("{0}")]
 pub struct NotClean(PipelineReport);

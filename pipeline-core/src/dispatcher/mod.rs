@@ -132,22 +132,6 @@ pub trait Dispatcher<E>: Send + 'static {
 }
 
 /// A new subscriber, as a [`Dispatcher`] sees it.
-///
-/// ```
-/// use pipeline_core::{
-///     dispatcher::Subscriber,
-///     subscription::{StageId, SubscribeOptions, SubscriptionId},
-/// };
-///
-/// struct Region(&'static str);
-///
-/// let options = SubscribeOptions::new().extension(Region("eu"));
-/// let subscriber = Subscriber::new(SubscriptionId::new(1), StageId::new(7), &options);
-///
-/// // In a dispatcher's `subscribe`:
-/// let region = subscriber.options.get_extension::<Region>();
-/// assert_eq!(region.map(|region| region.0), Some("eu"));
-/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Subscriber<'a> {
@@ -169,18 +153,6 @@ impl<'a> Subscriber<'a> {
 
 /// A message of a stage to itself, placed among its events. It comes back to the stage when all
 /// events before it have been sent.
-///
-/// ```
-/// use pipeline_core::dispatcher::{Deliveries, Delivery, DemandDispatcher, Dispatcher, Marker};
-///
-/// let mut dispatcher = DemandDispatcher::new();
-/// let mut out = Deliveries::<u64>::new();
-///
-/// // This dispatcher queues nothing that could precede the marker.
-/// dispatcher.info(Marker::new(1), &mut out);
-/// let sent: Vec<Delivery<u64>> = out.drain().collect();
-/// assert_eq!(sent, [Delivery::Info(Marker::new(1))]);
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Marker(u64);
 

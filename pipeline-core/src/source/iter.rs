@@ -40,33 +40,6 @@ where
 }
 
 /// The producer returned by [`from_iter`].
-///
-/// ```
-/// use std::ops::Range;
-///
-/// use pipeline_core::{
-///     Pipeline,
-///     source::{FromIter, from_iter},
-///     stage::ProducerHandle,
-///     step::for_each,
-///     subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let pipeline = Pipeline::builder("numbers")
-///     .producer(from_iter(0..1_000_000_u64))
-///     .consumer(for_each(async |n| assert!(n < 1_000_000)), SubscribeOptions::new())
-///     .start()?;
-///
-/// // The type is needed to look up the stage.
-/// let source: ProducerHandle<FromIter<Range<u64>>> =
-///     pipeline.stage("producer").ok_or("no source")?;
-/// source.pause();
-/// # assert!(source.is_running());
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct FromIter<I> {
     items: I,

@@ -41,29 +41,6 @@ where
 }
 
 /// The producer returned by [`from_stream`].
-///
-/// ```
-/// use futures::stream::{self, Repeat};
-/// use pipeline_core::{
-///     Graph,
-///     source::{FromStream, from_stream},
-///     stage::ProducerHandle,
-/// };
-///
-/// /// The part of a pipeline that the program keeps.
-/// struct Clock {
-///     ticks: ProducerHandle<FromStream<Repeat<()>>>,
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut graph = Graph::new("clock");
-/// let clock = Clock { ticks: graph.producer("ticks", from_stream(stream::repeat(()))) };
-/// let _pipeline = graph.start()?;
-/// assert!(clock.ticks.is_running());
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct FromStream<S: Stream> {
     stream: Pin<Box<S>>,

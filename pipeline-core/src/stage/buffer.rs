@@ -5,13 +5,6 @@ use std::collections::VecDeque;
 use crate::dispatcher::Marker;
 
 /// Which events a full buffer keeps.
-///
-/// ```
-/// use pipeline_core::{source::QueueOptions, stage::BufferKeep};
-///
-/// // Only the newest prices matter.
-/// let prices = QueueOptions::new().capacity(100).keep(BufferKeep::Last);
-/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BufferKeep {
     /// Keeps the events it has and discards new ones.

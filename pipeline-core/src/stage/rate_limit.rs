@@ -87,15 +87,10 @@ impl RateLimiter {
         if self.left(now) == 0 { self.refill } else { None }
     }
 
-    /// Changes the limit: from the next refill on, or with `reset` at once, with a new first
-    /// interval.
-    pub(crate) fn update(&mut self, limit: RateLimit, reset: bool, now: Instant) {
-        if reset {
-            *self = Self::new(limit, now);
-        } else {
-            self.refill_if_due(now);
-            self.limit = limit;
-        }
+    /// Changes the limit from the next refill on.
+    pub(crate) fn update(&mut self, limit: RateLimit, now: Instant) {
+        self.refill_if_due(now);
+        self.limit = limit;
     }
 
     fn refill_if_due(&mut self, now: Instant) {
@@ -150,26 +145,24 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_applies_at_once_and_any_other_change_from_the_next_refill() {
+    fn a_change_applies_from_the_next_refill() {
         let start = Instant::now();
         let at = |milliseconds| start + ms(milliseconds);
         let mut limiter = RateLimiter::new(RateLimit::new(1, ms(5000)), start);
         assert_eq!(pass(&mut limiter, 5, at(0)), 1);
-        limiter.update(RateLimit::new(3, ms(5000)), true, at(100));
-        assert_eq!(pass(&mut limiter, 4, at(100)), 3);
-        limiter.update(RateLimit::new(5, ms(1000)), false, at(200));
+        limiter.update(RateLimit::new(5, ms(1000)), at(200));
         assert_eq!(limiter.limit, RateLimit::new(5, ms(1000)));
         assert_eq!(pass(&mut limiter, 1, at(200)), 0);
-        assert_eq!(limiter.next_refill(at(200)), Some(at(5100)), "the old interval, as reset");
-        assert_eq!(pass(&mut limiter, 9, at(5100)), 5);
-        assert_eq!(limiter.next_refill(at(5100)), Some(at(6100)), "the new interval");
+        assert_eq!(limiter.next_refill(at(200)), Some(at(5000)), "the old interval");
+        assert_eq!(pass(&mut limiter, 9, at(5000)), 5);
+        assert_eq!(limiter.next_refill(at(5000)), Some(at(6000)), "the new interval");
     }
 
     #[test]
     fn a_change_after_the_end_of_an_interval_waits_for_the_next_one() {
         let start = Instant::now();
         let mut limiter = RateLimiter::new(RateLimit::new(1, ms(100)), start);
-        limiter.update(RateLimit::new(9, ms(100)), false, start + ms(150));
+        limiter.update(RateLimit::new(9, ms(100)), start + ms(150));
         assert_eq!(limiter.left(start + ms(150)), 1, "the refill was before the change");
         assert_eq!(limiter.left(start + ms(200)), 9);
     }
@@ -197,8 +190,6 @@ mod tests {
         let mut limiter = RateLimiter::new(RateLimit::new(1, Duration::MAX), start);
         assert_eq!(pass(&mut limiter, 1, start), 1);
         assert_eq!(limiter.next_refill(start + ms(1 << 40)), None);
-        limiter.update(RateLimit::new(1, ms(1)), true, start);
-        assert_eq!(limiter.left(start), 1);
     }
 
     #[test]
@@ -219,7 +210,7 @@ mod tests {
         fn a_limiter_is_the_same_as_a_clock_that_ticks(
             events in 1usize..6, interval in 1u64..20,
             steps in prop::collection::vec(
-                (0u64..50, 0usize..8, prop::option::weighted(0.2, (1usize..6, 1u64..20, any::<bool>()))),
+                (0u64..50, 0usize..8, prop::option::weighted(0.2, (1usize..6, 1u64..20))),
                 0..60,
             )
         ) {
@@ -239,12 +230,9 @@ mod tests {
                 let passed = left.min(wanted);
                 prop_assert_eq!(pass(&mut limiter, wanted, now), passed);
                 left -= passed;
-                if let Some((events, interval, reset)) = change {
-                    next = (events, interval);
-                    limiter.update(limit(next), reset, now);
-                    if reset {
-                        (left, refill) = (events, time + interval);
-                    }
+                if let Some(change) = change {
+                    next = change;
+                    limiter.update(limit(next), now);
                 }
                 prop_assert_eq!(limiter.left(now), left);
                 let expected = (left == 0).then_some(start + ms(refill));

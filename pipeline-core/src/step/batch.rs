@@ -41,32 +41,6 @@ pub fn batch<E>(size: usize, within: Duration) -> Batch<E> {
 }
 
 /// The stage returned by [`batch`].
-///
-/// ```
-/// use std::time::Duration;
-///
-/// use futures::TryStreamExt;
-/// use pipeline_core::{
-///     Pipeline,
-///     source::from_iter,
-///     step::{Batch, batch},
-///     subscription::{Cancel, SubscribeOptions},
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// // With options, which `PipelineBuilder::batch` does not take.
-/// let fours: Batch<u64> = batch(4, Duration::from_secs(1));
-/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
-/// let (_pipeline, batches) = Pipeline::builder("batches")
-///     .producer(from_iter(0..6))
-///     .producer_consumer(fours, SubscribeOptions::new().max_demand(8))
-///     .into_stream(options)?;
-/// let batches: Vec<Vec<u64>> = batches.try_collect().await?;
-/// assert_eq!(batches, [vec![0, 1, 2, 3], vec![4, 5]]);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct Batch<E> {

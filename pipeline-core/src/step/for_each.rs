@@ -108,32 +108,6 @@ where
 }
 
 /// The consumer returned by [`for_each`].
-///
-/// ```
-/// use std::future::{Ready, ready};
-///
-/// use pipeline_core::{
-///     Graph,
-///     stage::ConsumerHandle,
-///     step::{ForEach, for_each},
-/// };
-///
-/// /// A named function, so that the type of its consumer's handle can be written.
-/// fn print(line: String) -> Ready<()> {
-///     println!("{line}");
-///     ready(())
-/// }
-/// type Print = ForEach<String, fn(String) -> Ready<()>>;
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut graph = Graph::new("lines");
-/// let lines: ConsumerHandle<Print> = graph.consumer("print", for_each(print as fn(_) -> _));
-/// let _pipeline = graph.start()?;
-/// assert!(lines.is_running());
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct ForEach<E, F> {
     function: F,
@@ -222,29 +196,6 @@ where
 }
 
 /// The consumer returned by [`for_each_batch`].
-///
-/// ```
-/// use pipeline_core::{
-///     Pipeline,
-///     source::from_iter,
-///     step::{ForEachBatch, for_each_batch},
-///     subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let store: ForEachBatch<u64, _> = for_each_batch(async |rows: Vec<u64>| {
-///     assert!(rows.len() <= 50);
-///     println!("{} rows stored", rows.len());
-/// });
-/// let mut pipeline = Pipeline::builder("rows")
-///     .producer(from_iter(0..1000))
-///     .consumer(store, SubscribeOptions::new().max_demand(100).min_demand(50))
-///     .start()?;
-/// assert_eq!(pipeline.join().await.unprocessed(), 0);
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct ForEachBatch<E, F> {
     function: F,

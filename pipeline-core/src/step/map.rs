@@ -34,33 +34,6 @@ pub fn map<E, T, F: FnMut(E) -> T>(function: F) -> Map<E, T, F> {
 }
 
 /// The stage returned by [`map`].
-///
-/// ```
-/// use pipeline_core::{
-///     Pipeline,
-///     source::from_iter,
-///     stage::ProducerConsumerHandle,
-///     step::{Map, map},
-///     subscription::SubscribeOptions,
-/// };
-/// # use pipeline_core::step::for_each;
-///
-/// /// A function pointer, so that the type can be written.
-/// type Render = Map<u64, String, fn(u64) -> String>;
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let render: Render = map(|n| format!("#{n}"));
-/// let pipeline = Pipeline::builder("numbers")
-///     .producer(from_iter(0..10))
-///     .producer_consumer(render, SubscribeOptions::new())
-///     .consumer(for_each(async |line| println!("{line}")), SubscribeOptions::new())
-///     .start()?;
-/// let render: Option<ProducerConsumerHandle<Render>> = pipeline.stage("producer_consumer");
-/// assert!(render.is_some());
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct Map<E, T, F> {
     function: F,
@@ -122,32 +95,6 @@ pub fn filter<E, F: FnMut(&E) -> bool>(function: F) -> Filter<E, F> {
 }
 
 /// The stage returned by [`filter`].
-///
-/// ```
-/// use futures::TryStreamExt;
-/// use pipeline_core::{
-///     Pipeline,
-///     source::from_iter,
-///     step::{Filter, filter},
-///     subscription::{Cancel, SubscribeOptions},
-/// };
-///
-/// /// The filter of all pipelines.
-/// fn even() -> Filter<u64, fn(&u64) -> bool> {
-///     filter(|n| n % 2 == 0)
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
-/// let (_pipeline, numbers) = Pipeline::builder("evens")
-///     .producer(from_iter(0..6))
-///     .producer_consumer(even(), SubscribeOptions::new())
-///     .into_stream(options)?;
-/// assert_eq!(numbers.try_collect::<Vec<_>>().await?, [0, 2, 4]);
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct Filter<E, F> {
     function: F,

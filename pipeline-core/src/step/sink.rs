@@ -39,31 +39,6 @@ where
 }
 
 /// The consumer returned by [`into_sink`].
-///
-/// ```
-/// use futures::{StreamExt, channel::mpsc};
-/// use pipeline_core::{
-///     Pipeline,
-///     source::from_iter,
-///     step::{IntoSink, into_sink},
-///     subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let (sender, receiver) = mpsc::channel(100);
-/// let sink: IntoSink<u64, mpsc::Sender<u64>> = into_sink(sender);
-/// let mut pipeline = Pipeline::builder("channel")
-///     .producer(from_iter(0..3))
-///     .consumer(sink, SubscribeOptions::new())
-///     .start()?;
-/// pipeline.join().await;
-///
-/// // The stage has closed the sink, so the receiver ends too.
-/// assert_eq!(receiver.collect::<Vec<u64>>().await, [0, 1, 2]);
-/// # Ok(())
-/// # }
-/// ```
 #[must_use]
 pub struct IntoSink<E, S> {
     sink: Pin<Box<S>>,

@@ -66,14 +66,6 @@ impl SubscribeError {
 }
 
 /// Why the partition of a subscription is invalid.
-///
-/// ```
-/// use pipeline_core::subscription::{BadPartition, SubscribeError};
-///
-/// let taken = BadPartition::Taken { given: "eu".to_owned() };
-/// let error = SubscribeError::from(taken);
-/// assert_eq!(error.to_string(), "partition eu already has a subscriber, expected at most one");
-/// ```
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BadPartition {

@@ -16,42 +16,6 @@ use crate::{backoff::Backoff, exit::ExitReason, tally::Tally};
 
 /// The id of a subscription in a pipeline: a consumer may hold several, and a pair of stages may
 /// share several.
-///
-/// ```
-/// use std::collections::HashMap;
-///
-/// use pipeline_core::{
-///     ExitReason,
-///     stage::Consumer,
-///     subscription::{Subscription, SubscriptionId},
-/// };
-///
-/// /// Counts the events of each subscription.
-/// struct Tally(HashMap<SubscriptionId, usize>);
-///
-/// impl Consumer for Tally {
-///     type Event = u64;
-///
-///     async fn handle_events(
-///         &mut self,
-///         events: Vec<u64>,
-///         from: &Subscription,
-///     ) -> Result<(), ExitReason> {
-///         *self.0.entry(from.id()).or_default() += events.len();
-///         Ok(())
-///     }
-/// }
-/// # use pipeline_core::{Pipeline, source::from_iter, subscription::SubscribeOptions};
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let mut pipeline = Pipeline::builder("tally")
-/// #     .producer(from_iter(0..10))
-/// #     .consumer(Tally(HashMap::new()), SubscribeOptions::new())
-/// #     .start()?;
-/// # assert_eq!(pipeline.join().await.unprocessed(), 0);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SubscriptionId(u64);
 
@@ -64,21 +28,6 @@ impl SubscriptionId {
 }
 
 /// The id of a stage in a pipeline. A restarted stage keeps its name and gets a new id.
-///
-/// ```
-/// use pipeline_core::{
-///     dispatcher::{BroadcastDispatcher, Dispatcher, Subscriber},
-///     subscription::{StageId, SubscribeOptions, SubscriptionId},
-/// };
-///
-/// // A test of a dispatcher that accepts each stage once.
-/// let (stage, options) = (StageId::new(7), SubscribeOptions::new());
-/// let mut dispatcher = BroadcastDispatcher::<u64>::new();
-/// let first = Subscriber::new(SubscriptionId::new(1), stage, &options);
-/// let second = Subscriber::new(SubscriptionId::new(2), stage, &options);
-/// assert!(dispatcher.subscribe(first).is_ok());
-/// assert!(dispatcher.subscribe(second).is_err());
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StageId(u64);
 

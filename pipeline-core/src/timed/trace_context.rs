@@ -45,15 +45,6 @@ pub struct TraceContext {
 }
 
 /// The id of a trace: 16 bytes, not all zero. It is displayed as 32 hexadecimal digits.
-///
-/// ```
-/// use pipeline_core::timed::TraceContext;
-///
-/// let id = TraceContext::random().trace_id();
-/// assert_eq!(id.to_string().len(), 32);
-/// assert_eq!(u128::from_be_bytes(id.to_bytes()), u128::from_str_radix(&id.to_string(), 16)?);
-/// # Ok::<(), std::num::ParseIntError>(())
-/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceId {
     // Two halves, because a `u128` would have an alignment of 16 bytes.

@@ -1,78 +1,67 @@
 //! The lanes by length. Pure.
 
-use super::{
-    lane::{LaneId, SPARE},
-    links::Links,
-};
+use std::{cmp::Reverse, collections::BTreeSet};
 
-/// The lanes by the number of their items. O(1), because lanes grow and shrink by one.
+use super::lane::{LaneId, SPARE};
+
+/// A length, and when a lane got it: of equal lengths, the older one is greater.
+type Rank = (usize, Reverse<u64>);
+
+/// The lanes by the number of their items.
 #[derive(Debug, Default)]
 pub(super) struct Lengths {
-    links: Links,
+    /// The lanes that are not empty.
+    sorted: BTreeSet<(Rank, LaneId)>,
     /// Indexed by lane; missing lanes are empty.
-    lengths: Vec<usize>,
-    /// Indexed by length: the first lane of the list with that length.
-    lists: Vec<Option<LaneId>>,
-    max: usize,
+    ranks: Vec<Rank>,
+    changes: u64,
 }
 
 impl Lengths {
     /// Records the length of a lane.
     pub(super) fn set(&mut self, lane: LaneId, length: usize) {
-        let old = self.of(lane);
-        if length == old {
+        if length == self.of(lane) {
             return;
         }
-        if old > 0 {
-            self.links.remove(&mut self.lists[old], lane);
+        if self.ranks.len() <= lane {
+            self.ranks.resize(lane + 1, Rank::default());
         }
-        if self.lengths.len() <= lane {
-            self.lengths.resize(lane + 1, 0);
-        }
-        self.lengths[lane] = length;
+        self.changes += 1;
+        self.sorted.remove(&(self.ranks[lane], lane));
+        self.ranks[lane] = (length, Reverse(self.changes));
         if length > 0 {
-            if self.lists.len() <= length {
-                self.lists.resize(length + 1, None);
-            }
-            self.links.push(&mut self.lists[length], lane);
-        }
-        self.max = self.max.max(length);
-        while self.max > 0 && self.lists[self.max].is_none() {
-            self.max -= 1;
+            self.sorted.insert((self.ranks[lane], lane));
         }
     }
 
     pub(super) fn of(&self, lane: LaneId) -> usize {
-        self.lengths.get(lane).copied().unwrap_or(0)
+        self.ranks.get(lane).map_or(0, |(length, _)| *length)
     }
 
     /// The length of the longest lane.
     pub(super) fn max(&self) -> usize {
-        self.max
+        self.sorted.last().map_or(0, |((length, _), _)| *length)
     }
 
     /// The lane with the most items; of several, the one that has had that length for the longest
     /// time.
     pub(super) fn longest(&self) -> Option<LaneId> {
-        self.lists.get(self.max).copied().flatten()
+        self.sorted.last().map(|(_, lane)| *lane)
     }
 
     /// Removes all lanes.
     pub(super) fn clear(&mut self) {
-        self.links.clear();
-        self.lengths.clear();
-        self.lengths.shrink_to(SPARE);
-        self.lists.clear();
-        self.lists.shrink_to(SPARE);
-        self.max = 0;
+        self.sorted.clear();
+        self.ranks.clear();
+        self.ranks.shrink_to(SPARE);
     }
 }
 
 #[cfg(test)]
 impl Lengths {
-    /// The number of lanes and lengths that memory is allocated for.
+    /// The number of lanes that memory is allocated for.
     pub(super) fn room(&self) -> usize {
-        self.lengths.capacity().max(self.lists.capacity()).max(self.links.room())
+        self.ranks.capacity()
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod lane;
 mod lengths;
-mod links;
 #[cfg(test)]
 mod model;
 mod options;
@@ -34,7 +33,8 @@ use crate::{
 /// the memory that its tables took for many keys is released.
 ///
 /// The turns follow deficit round robin (M. Shreedhar and G. Varghese, "Efficient Fair Queuing
-/// using Deficit Round Robin", 1996). The work for an item does not grow with the number of keys.
+/// using Deficit Round Robin", 1996). The work for an item grows with the logarithm of the number of
+/// keys.
 ///
 /// Items that consumers have asked for have left the queue, and come before all items that are
 /// still in it. So keep demand low: workers of a
@@ -327,31 +327,6 @@ impl<K, T> fmt::Debug for FairQueue<K, T> {
 
 /// The taking end of a fair queue: a [`Producer`] that emits the pushed items without their keys,
 /// key by key in turn, as fast as there is demand.
-///
-/// ```
-/// use futures::TryStreamExt;
-/// use pipeline_core::{
-///     Pipeline,
-///     source::{FairQueueOptions, FairQueueProducer, fair_queue},
-///     subscription::{Cancel, SubscribeOptions},
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let (queue, producer) = fair_queue(FairQueueOptions::new());
-/// for n in [1, 2, 3] {
-///     queue.push("Ada", n).await?;
-/// }
-/// queue.push("Joe", 4).await?;
-/// queue.close();
-///
-/// let producer: FairQueueProducer<&str, u64> = producer;
-/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
-/// let (_pipeline, numbers) = Pipeline::builder("turns").producer(producer).into_stream(options)?;
-/// assert_eq!(numbers.try_collect::<Vec<_>>().await?, [1, 4, 2, 3]);
-/// # Ok(())
-/// # }
-/// ```
 pub struct FairQueueProducer<K, T> {
     end: TakeEnd<State<K, T>>,
 }

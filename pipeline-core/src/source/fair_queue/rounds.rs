@@ -1,71 +1,67 @@
 //! Deficit round robin. Pure.
 
-use std::iter;
+use std::collections::BTreeMap;
 
-use super::{
-    lane::{LaneId, SPARE},
-    links::Links,
-};
+use super::lane::{LaneId, SPARE};
 
 /// Lanes that take turns. In its turn a lane receives a quantum for each unit of its weight, and
 /// spends it on its items; a rest that is too small for the next item is kept for its next turn. A
 /// new lane has its turn after all others; a lane that leaves loses its rest.
 ///
 /// From M. Shreedhar and G. Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1996.
-/// O(1) if no item costs more than the quantum. Rounds in which no lane could spend are not
-/// iterated but skipped.
+/// O(log n) for n lanes, if no item costs more than the quantum. Rounds in which no lane could
+/// spend are not iterated but skipped.
 #[derive(Debug)]
 pub(super) struct Rounds {
     quantum: u32,
-    links: Links,
-    turns: Vec<Turn>,
-    /// The lane whose turn it is, the first of the list.
-    current: Option<LaneId>,
-    /// Whether the current turn has begun, and its quantum has been added.
+    /// The lanes in the order of their turns, by the numbers of these.
+    order: BTreeMap<u64, LaneId>,
+    /// Indexed by lane.
+    turns: Vec<Option<Turn>>,
+    /// The number of the last turn.
+    last: u64,
+    /// Whether the first turn has begun, and its quantum has been added.
     has_begun: bool,
-    lanes: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// The next turn of a lane.
+#[derive(Clone, Copy, Debug)]
 struct Turn {
-    is_here: bool,
+    number: u64,
     weight: u32,
     deficit: u64,
 }
 
 impl Rounds {
     pub(super) fn new(quantum: u32) -> Self {
-        Self {
-            quantum,
-            links: Links::default(),
-            turns: Vec::new(),
-            current: None,
-            has_begun: false,
-            lanes: 0,
-        }
+        let (order, turns) = (BTreeMap::new(), Vec::new());
+        Self { quantum, order, turns, last: 0, has_begun: false }
     }
 
     /// Adds a lane; if it is present, its weight changes from its next turn on.
     pub(super) fn join(&mut self, lane: LaneId, weight: u32) {
         if self.turns.len() <= lane {
-            self.turns.resize(lane + 1, Turn::default());
+            self.turns.resize(lane + 1, None);
         }
-        let turn = &mut self.turns[lane];
-        turn.weight = weight;
-        if !turn.is_here {
-            *turn = Turn { is_here: true, weight, deficit: 0 };
-            self.links.push(&mut self.current, lane);
-            self.lanes += 1;
+        match &mut self.turns[lane] {
+            Some(turn) => turn.weight = weight,
+            None => self.append(lane, Turn { number: 0, weight, deficit: 0 }),
         }
+    }
+
+    /// Gives a lane the last turn.
+    fn append(&mut self, lane: LaneId, turn: Turn) {
+        self.last += 1;
+        self.order.insert(self.last, lane);
+        self.turns[lane] = Some(Turn { number: self.last, ..turn });
     }
 
     /// Removes a lane, if it is present.
     pub(super) fn leave(&mut self, lane: LaneId) {
-        if self.turns.get(lane).is_some_and(|turn| turn.is_here) {
-            self.turns[lane].is_here = false;
-            self.has_begun &= self.current != Some(lane);
-            self.links.remove(&mut self.current, lane);
-            self.lanes -= 1;
+        if let Some(turn) = self.turns.get_mut(lane).and_then(Option::take) {
+            let first = self.order.first_key_value().map(|(number, _)| *number);
+            self.has_begun &= first != Some(turn.number);
+            self.order.remove(&turn.number);
         }
     }
 
@@ -73,21 +69,22 @@ impl Rounds {
     pub(super) fn next(&mut self, cost: impl Fn(LaneId) -> u32) -> Option<LaneId> {
         let mut in_vain = 0;
         loop {
-            let lane = self.current?;
-            let share = self.share(lane);
-            let turn = &mut self.turns[lane];
+            let lane = *self.order.first_key_value()?.1;
+            let turn = self.turns[lane].as_mut()?;
             if !self.has_begun {
                 self.has_begun = true;
-                turn.deficit += share;
+                turn.deficit += turn.share(self.quantum);
                 in_vain += 1;
             }
             if let Some(rest) = turn.deficit.checked_sub(cost(lane).into()) {
                 turn.deficit = rest;
                 return Some(lane);
             }
+            let turn = *turn;
             self.has_begun = false;
-            self.current = Some(self.links.after(lane));
-            if in_vain == self.lanes {
+            self.order.pop_first();
+            self.append(lane, turn);
+            if in_vain == self.order.len() {
                 // In the round after it, some lane can spend.
                 self.skip(&cost);
             }
@@ -96,27 +93,33 @@ impl Rounds {
 
     /// Removes all lanes.
     pub(super) fn clear(&mut self) {
-        self.links.clear();
+        self.order.clear();
         self.turns.clear();
         self.turns.shrink_to(SPARE);
-        (self.current, self.has_begun, self.lanes) = (None, false, 0);
-    }
-
-    /// The share of a lane in a turn: at least 1. Together with the rest, which is less than a
-    /// cost, it does not overflow.
-    fn share(&self, lane: LaneId) -> u64 {
-        u64::from(self.quantum) * u64::from(self.turns[lane].weight)
+        self.has_begun = false;
     }
 
     /// Adds the shares of as many rounds at once that some lane can spend in the next one.
     fn skip(&mut self, cost: impl Fn(LaneId) -> u32) {
-        let lanes = iter::successors(self.current, |lane| Some(self.links.after(*lane)));
-        let lanes: Vec<LaneId> = lanes.take(self.lanes).collect();
-        let missing = |lane: LaneId| u64::from(cost(lane)) - self.turns[lane].deficit;
-        let rounds = lanes.iter().map(|lane| missing(*lane).div_ceil(self.share(*lane)) - 1).min();
-        for lane in lanes {
-            self.turns[lane].deficit += self.share(lane) * rounds.unwrap_or(0);
+        let turns = self.order.values().filter_map(|lane| Some((*lane, self.turns[*lane]?)));
+        let rounds = turns.map(|(lane, turn)| {
+            let missing = u64::from(cost(lane)) - turn.deficit;
+            missing.div_ceil(turn.share(self.quantum)) - 1
+        });
+        let rounds = rounds.min().unwrap_or(0);
+        for lane in self.order.values() {
+            if let Some(turn) = &mut self.turns[*lane] {
+                turn.deficit += turn.share(self.quantum) * rounds;
+            }
         }
+    }
+}
+
+impl Turn {
+    /// The share of the lane in a turn: at least 1. Together with the rest, which is less than a
+    /// cost, it does not overflow.
+    fn share(&self, quantum: u32) -> u64 {
+        u64::from(quantum) * u64::from(self.weight)
     }
 }
 
@@ -124,7 +127,7 @@ impl Rounds {
 impl Rounds {
     /// The number of lanes that memory is allocated for.
     pub(super) fn room(&self) -> usize {
-        self.turns.capacity().max(self.links.room())
+        self.turns.capacity()
     }
 }
 

@@ -590,7 +590,7 @@ impl<B: Behaviour> StageTask<B> {
             Control::Limit(limit) => {
                 let now = Instant::now();
                 match (&mut self.limiter, limit) {
-                    (Some(limiter), Some(limit)) => limiter.update(limit, false, now),
+                    (Some(limiter), Some(limit)) => limiter.update(limit, now),
                     (limiter, limit) => {
                         *limiter = limit.map(|limit| RateLimiter::new(limit, now));
                     }
