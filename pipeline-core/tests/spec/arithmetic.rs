@@ -12,8 +12,8 @@ use pipeline_core::{
 use pipeline_test_support::Log;
 
 use crate::support::{
-    Diary, NO_BATCH, NOTHING, NotingConsumer, NotingProducer, acting, alone, auto, automatic,
-    count, emit, ended, finite, manual, only, oops, silent, silent_with,
+    CallLog, LoggingConsumer, LoggingProducer, NO_BATCH, NO_DEMAND, acting, alone, auto, automatic,
+    ended, finite, manual, only, oops, silent, silent_with,
 };
 
 fn range(events: Range<u64>) -> Vec<u64> {
@@ -88,7 +88,7 @@ async fn s_007_the_minimum_is_half_of_the_maximum_rounded_down() {
         let (producer, consumer) = (silent(), automatic());
         consumer.subscribe(producer.handle(), SubscribeOptions::new().max_demand(max)).await;
         assert_eq!(producer.demands(), [max]);
-        emit(&producer, 0..max as u64).await;
+        producer.emit(0..max as u64).await;
         assert_eq!(consumer.batches()[0].len(), max - min);
         assert_eq!(producer.demands()[0], max - min);
         let shown = format!("{:?}", producer.subscribed()[0].1);
@@ -103,7 +103,7 @@ async fn s_008_a_push_that_crosses_the_minimum_is_not_split() {
     assert_eq!(producer.demands(), [100]);
     for (n, demands) in [vec![], vec![], vec![30], vec![], vec![], vec![30]].iter().enumerate() {
         let push = range(n as u64 * 10..n as u64 * 10 + 10);
-        emit(&producer, push.clone()).await;
+        producer.emit(push.clone()).await;
         assert_eq!(consumer.batches(), [push]);
         assert_eq!(producer.demands(), *demands);
     }
@@ -115,7 +115,7 @@ async fn s_009_the_demand_is_topped_up_to_the_maximum() {
     consumer.subscribe(producer.handle(), auto(10, 7)).await;
     assert_eq!(producer.demands(), [10]);
     for (first, demands) in [(1, [3]), (5, [4]), (9, [4]), (13, [4])] {
-        emit(&producer, first..first + 4).await;
+        producer.emit(first..first + 4).await;
         assert_eq!(consumer.batches(), [range(first..first + 3), vec![first + 3]]);
         assert_eq!(producer.demands(), demands);
     }
@@ -129,7 +129,7 @@ async fn s_010_a_minimum_of_zero_asks_when_everything_is_handled() {
     for (push, demands) in
         [(vec![1, 2], vec![]), (vec![3, 4], vec![]), (vec![5], vec![5]), (vec![6, 7, 8], vec![])]
     {
-        emit(&producer, push.clone()).await;
+        producer.emit(push.clone()).await;
         assert_eq!(consumer.batches(), [push]);
         assert_eq!(producer.demands(), demands);
     }
@@ -140,22 +140,22 @@ async fn s_011_buffered_events_are_sent_before_the_producer_is_asked() {
     let (producer, consumer) = (silent(), automatic());
     consumer.subscribe(producer.handle(), SubscribeOptions::new()).await;
     assert_eq!(producer.demands(), [1000]);
-    emit(&producer, 1..=1200).await;
+    producer.emit(1..=1200).await;
     assert_eq!(consumer.batches(), [range(1..501), range(501..1001), range(1001..1201)]);
     assert_eq!(producer.demands(), [300, 500]);
-    assert_eq!(count(&producer).await, 0);
+    assert_eq!(producer.count().await, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_012_each_chunk_is_handled_before_its_ask_and_the_ask_comes_before_the_next_chunk() {
-    let diary = Diary::default();
+    let calls = CallLog::default();
     let (producer, _pipeline) =
-        alone(|graph| graph.producer("producer", NotingProducer(diary.clone())));
+        alone(|graph| graph.producer("producer", LoggingProducer(calls.clone())));
     let (consumer, _pipeline) =
-        alone(|graph| graph.consumer("consumer", NotingConsumer(diary.clone())));
+        alone(|graph| graph.consumer("consumer", LoggingConsumer(calls.clone())));
     consumer.subscribe(&producer, auto(6, 4)).await.unwrap();
     settle().await;
-    assert_eq!(diary.take(), ["demand 6"]);
+    assert_eq!(calls.take(), ["demand 6"]);
     producer.sync_info((1..=6).collect::<Vec<u64>>()).await.unwrap();
     // Each chunk takes a while.
     for _ in 0..4 {
@@ -163,7 +163,7 @@ async fn s_012_each_chunk_is_handled_before_its_ask_and_the_ask_comes_before_the
     }
     let order =
         ["handle [1, 2]", "demand 2", "handle [3, 4]", "demand 2", "handle [5, 6]", "demand 2"];
-    assert_eq!(diary.take(), order);
+    assert_eq!(calls.take(), order);
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,11 +189,11 @@ async fn s_013_subscriptions_of_one_consumer_share_nothing() {
     assert_eq!(taken_from(from_b), NO_BATCH);
     assert_eq!((a.demands(), b.demands()), (vec![4, 2, 2, 2], vec![3]));
 
-    emit(&b, [X, X + 1]).await;
+    b.emit([X, X + 1]).await;
     assert_eq!(taken_from(from_b), [[X, X + 1]]);
     assert_eq!((a.demands(), b.demands()), (vec![], vec![]));
 
-    emit(&b, [X + 2, X + 3]).await;
+    b.emit([X + 2, X + 3]).await;
     assert_eq!(taken_from(from_b), [[X + 2], [X + 3]]);
     assert_eq!((a.demands(), b.demands()), (vec![], vec![2]));
 }
@@ -248,20 +248,20 @@ async fn s_014_excess_events_are_handled_but_not_counted() {
     let logged = || log.take().into_iter().filter(|line| line.starts_with("ERROR")).collect();
     assert_eq!(asked(), [3]);
 
-    emit(&producer, 1..=5).await;
+    producer.emit(1..=5).await;
     assert_eq!(consumer.batches(), [vec![1, 2], vec![3, 4], vec![5]]);
     assert_eq!(asked(), [2]);
     let excess = "ERROR excess=1 message=received more events than requested stage=consumer";
     let reports: Vec<String> = logged();
     assert_eq!(reports, [excess, excess]);
 
-    emit(&producer, [6]).await;
+    producer.emit([6]).await;
     assert_eq!(consumer.batches(), [[6]]);
     assert_eq!(asked(), [2]);
 
-    emit(&producer, [7]).await;
+    producer.emit([7]).await;
     assert_eq!(consumer.batches(), [[7]]);
-    assert_eq!(asked(), NOTHING);
+    assert_eq!(asked(), NO_DEMAND);
     let reports: Vec<String> = logged();
     assert!(reports.is_empty(), "{reports:?}");
 }
@@ -272,15 +272,15 @@ async fn s_015_a_handler_that_stops_the_stage_drops_the_rest_and_asks_for_nothin
     let (producer, mut consumer) = (silent(), acting(move |_, _| Err(enough())));
     let subscription = consumer.subscribe(producer.handle(), auto(6, 4)).await;
     assert_eq!(producer.demands(), [6]);
-    emit(&producer, 1..=6).await;
+    producer.emit(1..=6).await;
     assert_eq!(consumer.batches(), [[1, 2]]);
-    assert_eq!(producer.demands(), NOTHING);
+    assert_eq!(producer.demands(), NO_DEMAND);
     assert_eq!(ended(producer.cancelled()), [(subscription, "down (shutdown: enough)".to_owned())]);
     let report = consumer.pipeline.join().await;
     assert_eq!(only(&report).reason.to_string(), "shutdown: enough");
     // Events 3..6 are lost and counted.
     assert_eq!(only(&report).unprocessed(), 4);
-    assert_eq!(count(&producer).await, 0);
+    assert_eq!(producer.count().await, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -295,15 +295,15 @@ async fn s_016_events_in_transit_are_handled_after_ones_own_cancel() {
     let options = auto(6, 4).cancel(Cancel::Temporary);
     let subscription = consumer.subscribe(producer.handle(), options).await;
     assert_eq!(producer.demands(), [6]);
-    emit(&producer, 1..=6).await;
+    producer.emit(1..=6).await;
     assert_eq!(consumer.batches(), [[1, 2], [3, 4], [5, 6]]);
     let cancelled = [(subscription, "cancelled (failed: oops)".to_owned())];
     assert_eq!(ended(consumer.cancelled()), cancelled);
-    emit(&producer, 7..=8).await;
+    producer.emit(7..=8).await;
     assert_eq!(consumer.batches(), NO_BATCH);
     assert_eq!(ended(consumer.cancelled()), []);
-    assert_eq!(count(&producer).await, 2);
-    assert_eq!(producer.demands(), NOTHING);
+    assert_eq!(producer.count().await, 2);
+    assert_eq!(producer.demands(), NO_DEMAND);
     assert_eq!(ended(producer.cancelled()), cancelled);
     assert_eq!(consumer.fate().await, "alive");
 }
@@ -318,18 +318,18 @@ async fn s_017_a_manual_subscription_asks_only_by_calls() {
     let watched = silent_with(|stage| stage.dispatcher(watched));
     let (producer, consumer) = (silent(), manual());
     consumer.subscribe(producer.handle(), SubscribeOptions::new()).await;
-    assert_eq!(producer.demands(), NOTHING);
+    assert_eq!(producer.demands(), NO_DEMAND);
     consumer.ask(10).await;
     assert_eq!(producer.demands(), [10]);
-    emit(&producer, 1..=7).await;
+    producer.emit(1..=7).await;
     assert_eq!(consumer.batches(), [range(1..8)]);
     consumer.ask(0).await;
-    assert_eq!(producer.demands(), NOTHING);
+    assert_eq!(producer.demands(), NO_DEMAND);
 
     // An ask of 0 is not sent at all.
     consumer.subscribe(watched.handle(), SubscribeOptions::new()).await;
     consumer.ask(0).await;
-    assert_eq!(*asks.lock(), NOTHING);
+    assert_eq!(*asks.lock(), NO_DEMAND);
     consumer.ask(1).await;
     assert_eq!(*asks.lock(), [1]);
 }

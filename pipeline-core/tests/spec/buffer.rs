@@ -12,11 +12,17 @@ use pipeline_core::{
 };
 use pipeline_test_support::Log;
 
-use crate::stages::{Reader, Relay, Source, auto, complaints, dropped, list};
+use crate::{
+    mapper::Mapper,
+    support::{
+        Sink, Source, auto, automatic, complaints, dropped, list, manual, manual_of, silent,
+        silent_with,
+    },
+};
 
 /// `silent` with a buffer of this size.
 fn buffering<E: Send + 'static>(size: usize, keep: BufferKeep) -> Source<E> {
-    Source::with(|stage| stage.buffer_size(size).buffer_keep(keep))
+    silent_with(|stage| stage.buffer_size(size).buffer_keep(keep))
 }
 
 /// The letters of each message.
@@ -27,16 +33,16 @@ fn words(batches: Vec<Vec<char>>) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn s_062_a_producer_keeps_10_000_events_and_a_producer_consumer_any_number() {
     let (log, _guard) = Log::keep();
-    let source = Source::silent();
+    let source = silent();
     source.emit(0..10_000).await;
     assert_eq!((source.count().await, complaints(&log)), (10_000, vec![]));
     source.emit([10_000]).await;
     assert_eq!((source.count().await, complaints(&log)), (10_000, vec![dropped(1)]));
 
-    let relay = Relay::identity();
-    relay.emit(0..100_000).await;
-    relay.emit(0..100_000).await;
-    assert_eq!((relay.count().await, complaints(&log)), (200_000, vec![]));
+    let mapper = Mapper::identity();
+    mapper.emit(0..100_000).await;
+    mapper.emit(0..100_000).await;
+    assert_eq!((mapper.count().await, complaints(&log)), (200_000, vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -47,9 +53,9 @@ async fn s_063_with_keep_last_the_oldest_events_are_dropped_and_reported_once() 
     assert_eq!(complaints(&log), [""; 0]);
     source.emit("fgh".chars()).await;
     assert_eq!(complaints(&log), [dropped(3)]);
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(words(consumer.got()), ["defg", "h"]);
+    assert_eq!(words(consumer.batches()), ["defg", "h"]);
     assert_eq!(complaints(&log), [""; 0]);
 }
 
@@ -60,40 +66,40 @@ async fn s_064_with_keep_first_new_events_are_dropped() {
     source.emit("abcde".chars()).await;
     source.emit("fgh".chars()).await;
     assert_eq!(complaints(&log), [dropped(3)]);
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(words(consumer.got()), ["abcd", "e"]);
+    assert_eq!(words(consumer.batches()), ["abcd", "e"]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_065_the_tail_of_a_batch_larger_than_the_buffer_is_kept() {
     let (log, _guard) = Log::keep();
     let source = buffering(3, BufferKeep::Last);
-    let raw = Reader::raw_of(source.handle()).await;
+    let raw = manual_of(source.handle()).await;
     source.emit(1..=10).await;
     assert_eq!(complaints(&log), [dropped(7)]);
     assert_eq!(source.count().await, 3);
     assert_eq!(raw.asks(10).await, [[8, 9, 10]]);
-    assert_eq!(source.script.demands(), [7]);
+    assert_eq!(source.demands(), [7]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_066_with_keep_first_a_batch_fills_the_remaining_room() {
     let (log, _guard) = Log::keep();
     let source = buffering(5, BufferKeep::First);
-    let raw = Reader::raw_of(source.handle()).await;
+    let raw = manual_of(source.handle()).await;
     source.emit([1, 2, 3]).await;
     source.emit([4, 5, 6, 7]).await;
     assert_eq!(complaints(&log), [dropped(2)]);
     assert_eq!(raw.asks(10).await, [[1, 2, 3, 4, 5]]);
-    assert_eq!(source.script.demands(), [5]);
+    assert_eq!(source.demands(), [5]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_repeatedly_full_buffer_is_logged_when_it_begins_and_ends() {
     let (log, _guard) = Log::keep();
     let source = buffering(4, BufferKeep::Last);
-    let raw = Reader::raw_of(source.handle()).await;
+    let raw = manual_of(source.handle()).await;
     for _ in 0..1000 {
         source.emit(0..6).await;
         raw.asks(4).await;
@@ -116,9 +122,9 @@ async fn s_067_an_unlimited_buffer_keeps_all_events() {
     assert_eq!(source.count().await, 5);
     source.emit("fgh".chars()).await;
     assert_eq!(source.count().await, 8);
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(words(consumer.got()), ["abcd", "efgh"]);
+    assert_eq!(words(consumer.batches()), ["abcd", "efgh"]);
     assert_eq!(source.count().await, 0);
     assert_eq!(complaints(&log), [""; 0]);
 }
@@ -191,25 +197,28 @@ async fn s_069_drops_are_logged_if_format_discarded_returns_true() {
 #[tokio::test(start_paused = true)]
 async fn s_070_a_consumer_has_no_buffered_events_and_logs_the_question() {
     let (log, _guard) = Log::keep();
-    let consumer = Reader::<u64>::auto();
+    let consumer = automatic::<u64>();
     assert_eq!(consumer.handle.estimate_buffered_count().await, Ok(0));
-    assert_eq!(complaints(&log), ["ERROR message=a consumer has no buffer to count stage=reader"]);
+    assert_eq!(
+        complaints(&log),
+        ["ERROR message=a consumer has no buffer to count stage=consumer"]
+    );
     assert!(consumer.handle.is_running());
 }
 
 /// a asks for 10 and leaves; then [1..4] are emitted, and b asks for 3.
-async fn after_a_leaver() -> (Source<u64>, Reader<u64>) {
-    let source = Source::silent();
-    let a = Reader::raw();
+async fn after_a_leaver() -> (Source<u64>, Sink<u64>) {
+    let source = silent();
+    let a = manual();
     a.subscribe(source.handle(), SubscribeOptions::new().cancel(Cancel::Temporary)).await;
     assert_eq!(a.asks(10).await, [[0; 0]; 0]);
-    assert_eq!(source.script.demands(), [10]);
-    a.recording.subscription().cancel(ExitReason::Normal);
+    assert_eq!(source.demands(), [10]);
+    a.subscription().cancel(ExitReason::Normal);
     settle().await;
     source.emit(1..=4).await;
     assert_eq!(source.count().await, 4);
-    let b = Reader::raw_of(source.handle()).await;
-    assert_eq!(a.got(), [[0; 0]; 0]);
+    let b = manual_of(source.handle()).await;
+    assert_eq!(a.batches(), [[0; 0]; 0]);
     (source, b)
 }
 
@@ -218,7 +227,7 @@ async fn x_001_events_emitted_for_a_cancelled_consumer_go_to_the_next_one_that_a
     let (source, b) = after_a_leaver().await;
     assert_eq!(b.asks(3).await, [[1, 2, 3]]);
     assert_eq!(source.count().await, 1);
-    assert_eq!(source.script.demands(), [0; 0], "6 are still owed");
+    assert_eq!(source.demands(), [0; 0], "6 are still owed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,10 +235,10 @@ async fn x_002_new_events_do_not_overtake_buffered_ones() {
     let (source, b) = after_a_leaver().await;
     b.asks(3).await;
     source.emit([5, 6]).await;
-    assert_eq!(b.got(), [[0; 0]; 0]);
+    assert_eq!(b.batches(), [[0; 0]; 0]);
     assert_eq!(source.count().await, 3);
     assert_eq!(b.asks(10).await, [[4, 5, 6]]);
-    assert_eq!(source.script.demands(), [3]);
+    assert_eq!(source.demands(), [3]);
     assert_eq!(source.count().await, 0);
 }
 
@@ -274,35 +283,34 @@ impl<E> Dispatcher<E> for OneByOne {
 
 #[tokio::test(start_paused = true)]
 async fn x_004_events_that_a_dispatcher_leaves_go_back_to_the_front() {
-    let source = Source::with(|stage: Stage<ScriptedProducer<u64>, u64>| {
-        stage.dispatcher(OneByOne::default)
-    });
+    let source =
+        silent_with(|stage: Stage<ScriptedProducer<u64>, u64>| stage.dispatcher(OneByOne::default));
     source.emit(1..=5).await;
     assert_eq!(source.count().await, 5);
-    let c = Reader::raw_of(source.handle()).await;
+    let c = manual_of(source.handle()).await;
     assert_eq!(c.asks(2).await, [[1], [2]]);
     assert_eq!(source.count().await, 3);
     assert_eq!(c.asks(3).await, [[3], [4], [5]]);
     assert_eq!(source.count().await, 0);
-    assert_eq!(source.script.demands(), [0; 0]);
+    assert_eq!(source.demands(), [0; 0]);
 
     // The same before a marker: the remaining events stay before it.
     source.emit(1..=3).await;
     source.mark("m").await;
     source.emit([4, 5]).await;
     assert_eq!(c.asks(2).await, [[1], [2]]);
-    assert_eq!(source.script.infos(), [""; 0]);
+    assert_eq!(source.infos(), [""; 0]);
     assert_eq!(c.asks(3).await, [[3], [4], [5]]);
-    assert_eq!(source.script.infos(), ["m"]);
+    assert_eq!(source.infos(), ["m"]);
 
     // The same between two chunks: events of the second do not overtake those of the first.
-    let source = Source::silent();
-    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage).dispatcher(OneByOne::default));
-    relay.subscribe(&source, auto(4, 2)).await;
-    let c = Reader::raw_of(relay.handle()).await;
+    let source = silent();
+    let mapper = Mapper::with(|n| vec![n], |stage| Stage::new(stage).dispatcher(OneByOne::default));
+    mapper.subscribe(&source, auto(4, 2)).await;
+    let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(4).await, [[0; 0]; 0]);
     source.emit(1..=4).await;
-    assert_eq!(c.got(), [[1], [2], [3], [4]]);
+    assert_eq!(c.batches(), [[1], [2], [3], [4]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -313,13 +321,13 @@ async fn x_020_markers_are_not_counted_and_withheld_events_are() {
     source.emit([3, 4]).await;
     assert_eq!(source.count().await, 4);
 
-    let source = Source::with(|stage| stage.demand_mode(DemandMode::Accumulate));
-    let raw = Reader::raw_of(source.handle()).await;
+    let source = silent_with(|stage| stage.demand_mode(DemandMode::Accumulate));
+    let raw = manual_of(source.handle()).await;
     raw.asks(10).await;
     source.emit([1, 2, 3]).await;
     source.mark("m").await;
     source.emit([4]).await;
-    assert_eq!((source.count().await, raw.got()), (4, vec![]));
+    assert_eq!((source.count().await, raw.batches()), (4, vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,13 +335,13 @@ async fn x_021_without_a_buffer_events_without_demand_are_dropped_and_counted_an
     let (log, _guard) = Log::keep();
     for keep in [BufferKeep::First, BufferKeep::Last] {
         let source = buffering(0, keep);
-        let raw = Reader::raw_of(source.handle()).await;
+        let raw = manual_of(source.handle()).await;
         source.emit([1]).await;
         assert_eq!(complaints(&log), [dropped(1)]);
         assert_eq!(raw.asks(2).await, [[0; 0]; 0]);
-        assert_eq!(source.script.demands(), [2]);
+        assert_eq!(source.demands(), [2]);
         source.emit([2, 3, 4, 5, 6]).await;
-        assert_eq!(raw.got(), [[2, 3]]);
+        assert_eq!(raw.batches(), [[2, 3]]);
         // It was logged when it began.
         assert_eq!(complaints(&log), [""; 0]);
         assert_eq!(source.count().await, 0);

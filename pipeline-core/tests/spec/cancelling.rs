@@ -14,8 +14,8 @@ use pipeline_core::{
 };
 
 use crate::support::{
-    Diary, NO_BATCH, NotingConsumer, NotingProducer, alone, auto, automatic, count, emit, ended,
-    fate, four_reasons, manual, oops, silent,
+    CallLog, LoggingConsumer, LoggingProducer, NO_BATCH, alone, auto, automatic, ended, fate,
+    four_reasons, manual, oops, silent,
 };
 
 const MODES: [Cancel; 3] = [Cancel::Permanent, Cancel::Transient, Cancel::Temporary];
@@ -88,9 +88,9 @@ async fn s_045_a_temporary_consumer_survives_every_end_of_its_producer() {
 #[tokio::test(start_paused = true)]
 async fn s_046_a_consumer_sees_that_its_producer_was_killed_before_it_stops() {
     for mode in MODES {
-        let (diary, producer) = (Diary::default(), silent());
+        let (calls, producer) = (CallLog::default(), silent());
         let (consumer, _pipeline) =
-            alone(|graph| graph.consumer("consumer", NotingConsumer(diary.clone())));
+            alone(|graph| graph.consumer("consumer", LoggingConsumer(calls.clone())));
         let options = auto(4, 2).cancel(mode);
         let subscription = consumer.subscribe(producer.handle(), options).await.unwrap();
         settle().await;
@@ -101,18 +101,18 @@ async fn s_046_a_consumer_sees_that_its_producer_was_killed_before_it_stops() {
         if mode != Cancel::Temporary {
             expected.push("consumer ends: killed".to_owned());
         }
-        assert_eq!(diary.take(), expected);
+        assert_eq!(calls.take(), expected);
         assert_eq!(consumer.is_running(), mode == Cancel::Temporary);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_047_the_producer_sees_a_cancel_before_the_consumer_does() {
-    let diary = Diary::default();
+    let calls = CallLog::default();
     let (producer, _pipeline) =
-        alone(|graph| graph.producer("producer", NotingProducer(diary.clone())));
+        alone(|graph| graph.producer("producer", LoggingProducer(calls.clone())));
     let (consumer, _pipeline) =
-        alone(|graph| graph.consumer("consumer", NotingConsumer(diary.clone())));
+        alone(|graph| graph.consumer("consumer", LoggingConsumer(calls.clone())));
     let subscription = consumer.subscribe(&producer, auto(4, 2)).await.unwrap();
     settle().await;
     subscription.cancel(oops());
@@ -124,7 +124,7 @@ async fn s_047_the_producer_sees_a_cancel_before_the_consumer_does() {
         format!("consumer: {subscription:?} cancelled (failed: oops)"),
         "consumer ends: failed: oops".to_owned(),
     ];
-    assert_eq!(diary.take(), expected);
+    assert_eq!(calls.take(), expected);
 }
 
 /// The unit tests of the runtime show that nothing is sent to the consumer.
@@ -136,8 +136,8 @@ async fn s_048_a_producer_sees_that_its_consumer_was_killed() {
     settle().await;
     assert_eq!(ended(producer.cancelled()), [(subscription, "down (killed)".to_owned())]);
     assert_eq!(ended(consumer.cancelled()), []);
-    emit(&producer, [1]).await;
-    assert_eq!(count(&producer).await, 1);
+    producer.emit([1]).await;
+    assert_eq!(producer.count().await, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,7 +145,7 @@ async fn s_049_a_consumer_can_subscribe_again_and_asks_for_everything_again() {
     let (producer, mut consumer) = (silent(), automatic());
     let options = auto(5, 0).cancel(Cancel::Temporary);
     let first = consumer.subscribe(producer.handle(), options.clone()).await;
-    emit(&producer, [1, 2, 3]).await;
+    producer.emit([1, 2, 3]).await;
     assert_eq!(consumer.batches(), [[1, 2, 3]]);
     assert_eq!(producer.demands(), [5]);
     first.cancel(oops());
@@ -155,7 +155,7 @@ async fn s_049_a_consumer_can_subscribe_again_and_asks_for_everything_again() {
     consumer.subscribe(producer.handle(), options).await;
     // Two events are still owed.
     assert_eq!(producer.demands(), [3]);
-    emit(&producer, [4, 5, 6, 7, 8, 9]).await;
+    producer.emit([4, 5, 6, 7, 8, 9]).await;
     assert_eq!(consumer.batches(), [vec![4, 5, 6, 7, 8], vec![9]]);
     assert_eq!(consumer.fate().await, "alive");
 }
@@ -165,20 +165,20 @@ async fn s_050_events_after_a_cancel_are_buffered() {
     let (producer, consumer) = (silent(), automatic());
     let options = auto(4, 0).cancel(Cancel::Temporary);
     let subscription = consumer.subscribe(producer.handle(), options).await;
-    emit(&producer, [1]).await;
+    producer.emit([1]).await;
     assert_eq!(consumer.batches(), [[1]]);
     subscription.cancel(oops());
     settle().await;
-    emit(&producer, [2]).await;
+    producer.emit([2]).await;
     assert_eq!(consumer.batches(), NO_BATCH);
-    assert_eq!(count(&producer).await, 1);
+    assert_eq!(producer.count().await, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_051_events_that_were_sent_are_handled_before_the_end() {
-    let (diary, producer) = (Diary::default(), silent());
+    let (calls, producer) = (CallLog::default(), silent());
     let (consumer, _pipeline) =
-        alone(|graph| graph.consumer("consumer", NotingConsumer(diary.clone())));
+        alone(|graph| graph.consumer("consumer", LoggingConsumer(calls.clone())));
     let options = auto(3, 0).cancel(Cancel::Temporary);
     let subscription = consumer.subscribe(producer.handle(), options).await.unwrap();
     settle().await;
@@ -189,7 +189,7 @@ async fn s_051_events_that_were_sent_are_handled_before_the_end() {
     settle().await;
     let expected =
         ["handle [1, 2, 3]".to_owned(), format!("consumer: {subscription:?} down (normal)")];
-    assert_eq!(diary.take(), expected);
+    assert_eq!(calls.take(), expected);
     assert!(consumer.is_running());
 }
 
@@ -540,7 +540,7 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
         let _ = fragile.subscribe(producer.handle(), options()).await;
         let leaving = fragile.subscribe(other.handle(), options()).await;
         settle().await;
-        emit(&producer, [1, 2]).await;
+        producer.emit([1, 2]).await;
         if let Ok(leaving) = leaving {
             leaving.cancel(ExitReason::Normal);
             settle().await;
@@ -555,7 +555,7 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
         assert_eq!(seen, [format!("down ({end})")]);
         // Its producers and their other consumers continue.
         assert!(producer.handle().is_running());
-        emit(&other, [1]).await;
+        other.emit([1]).await;
         assert_eq!((sibling.batches(), sibling.fate().await), (vec![vec![1]], "alive".to_owned()));
     }
 }

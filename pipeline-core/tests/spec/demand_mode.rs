@@ -21,16 +21,22 @@ use pipeline_core::{
 use pipeline_test_support::Log;
 use tokio::time;
 
-use crate::stages::{Reader, Relay, Source, auto, complaints};
+use crate::{
+    mapper::Mapper,
+    support::{
+        NO_BATCH, NO_DEMAND, Source, auto, automatic, complaints, finite_with, manual, manual_of,
+        silent, silent_with,
+    },
+};
 
 /// The relevant part of `counter`.
 fn counter(mode: DemandMode) -> Source<u64> {
-    Source::finite_with(6, |stage| stage.demand_mode(mode))
+    finite_with(6, |stage| stage.demand_mode(mode))
 }
 
 /// `silent`, accumulating.
 fn accumulating() -> Source<u64> {
-    Source::with(|stage| stage.demand_mode(DemandMode::Accumulate))
+    silent_with(|stage| stage.demand_mode(DemandMode::Accumulate))
 }
 
 /// Sets the mode, and waits until all effects have happened.
@@ -39,17 +45,14 @@ async fn set(source: &Source<u64>, mode: DemandMode) {
     settle().await;
 }
 
-const NOTHING: [[u64; 0]; 0] = [];
-const NO_DEMAND: [usize; 0] = [];
-
 #[tokio::test(start_paused = true)]
 async fn s_082_demand_waits_while_a_producer_accumulates() {
     let source = counter(DemandMode::Accumulate);
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -57,11 +60,11 @@ async fn s_083_the_mode_can_be_changed_and_read_while_the_producer_runs() {
     let source = counter(DemandMode::Forward);
     set(&source, DemandMode::Accumulate).await;
     assert_eq!(source.handle().demand_mode().await, Ok(DemandMode::Accumulate));
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
     assert_eq!(source.handle().demand_mode().await, Ok(DemandMode::Forward));
 }
 
@@ -69,100 +72,100 @@ async fn s_083_the_mode_can_be_changed_and_read_while_the_producer_runs() {
 async fn s_084_a_mode_may_be_set_before_the_first_subscription() {
     let source = counter(DemandMode::Accumulate);
     set(&source, DemandMode::Forward).await;
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
-    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_085_accumulating_twice_changes_nothing() {
     let source = counter(DemandMode::Accumulate);
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(4, 0)).await;
     set(&source, DemandMode::Accumulate).await;
-    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.got(), [vec![0, 1, 2, 3], vec![4, 5]]);
-    assert_eq!(source.script.demands(), [4, 4]);
+    assert_eq!(consumer.batches(), [vec![0, 1, 2, 3], vec![4, 5]]);
+    assert_eq!(source.demands(), [4, 4]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_086_recorded_demands_are_not_summed() {
     let source = accumulating();
-    let consumers = [Reader::auto(), Reader::auto()];
+    let consumers = [automatic(), automatic()];
     for consumer in &consumers {
         consumer.subscribe(source.handle(), SubscribeOptions::new().max_demand(2)).await;
     }
-    assert_eq!(source.script.demands(), NO_DEMAND);
+    assert_eq!(source.demands(), NO_DEMAND);
     set(&source, DemandMode::Forward).await;
-    assert_eq!(source.script.demands(), [2, 2]);
+    assert_eq!(source.demands(), [2, 2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_087_demands_and_emissions_are_replayed_in_order() {
     let (x, y, z) = (1, 2, 3);
     let source = accumulating();
-    let (c1, c2) = (Reader::raw_of(source.handle()).await, Reader::raw_of(source.handle()).await);
-    assert_eq!(c1.asks(3).await, NOTHING);
+    let (c1, c2) = (manual_of(source.handle()).await, manual_of(source.handle()).await);
+    assert_eq!(c1.asks(3).await, NO_BATCH);
     source.emit([x]).await;
-    assert_eq!(c2.asks(5).await, NOTHING);
+    assert_eq!(c2.asks(5).await, NO_BATCH);
     source.emit([y, z]).await;
-    assert_eq!((c1.got(), c2.got(), source.script.demands()), (vec![], vec![], vec![]));
+    assert_eq!((c1.batches(), c2.batches(), source.demands()), (vec![], vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(source.script.demands(), [3, 5]);
-    assert_eq!((c1.got(), c2.got()), (vec![], vec![vec![x], vec![y, z]]));
+    assert_eq!(source.demands(), [3, 5]);
+    assert_eq!((c1.batches(), c2.batches()), (vec![], vec![vec![x], vec![y, z]]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_emitted_while_a_producer_accumulates_come_after_the_demand_that_came_before_them() {
     let source = counter(DemandMode::Accumulate);
-    let raw = Reader::raw_of(source.handle()).await;
-    assert_eq!(raw.asks(3).await, NOTHING);
+    let raw = manual_of(source.handle()).await;
+    assert_eq!(raw.asks(3).await, NO_BATCH);
     source.emit([100, 101]).await;
     source.mark("m").await;
-    assert_eq!((source.count().await, source.script.infos().len()), (2, 0));
+    assert_eq!((source.count().await, source.infos().len()), (2, 0));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(raw.got(), [[0, 1, 2]]);
-    assert_eq!((source.count().await, source.script.infos().len()), (2, 0));
+    assert_eq!(raw.batches(), [[0, 1, 2]]);
+    assert_eq!((source.count().await, source.infos().len()), (2, 0));
     assert_eq!(raw.asks(2).await, [[100, 101]]);
-    assert_eq!(source.script.infos(), ["m"]);
+    assert_eq!(source.infos(), ["m"]);
     assert_eq!(raw.asks(1).await, [[3]]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_emitted_while_accumulating_take_room_in_the_buffer() {
     for (keep, kept) in [(BufferKeep::First, [1, 2, 3, 4]), (BufferKeep::Last, [4, 5, 6, 7])] {
-        let source = Source::with(|stage| {
+        let source = silent_with(|stage| {
             stage.demand_mode(DemandMode::Accumulate).buffer_size(4).buffer_keep(keep)
         });
-        let raw = Reader::raw_of(source.handle()).await;
-        assert_eq!(raw.asks(9).await, NOTHING);
+        let raw = manual_of(source.handle()).await;
+        assert_eq!(raw.asks(9).await, NO_BATCH);
         source.emit([1, 2]).await;
         source.emit([3, 4, 5]).await;
         source.emit([6, 7]).await;
         assert_eq!(source.count().await, 4);
         set(&source, DemandMode::Forward).await;
-        assert_eq!(raw.got().concat(), kept);
+        assert_eq!(raw.batches().concat(), kept);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_088_demand_that_the_buffer_covers_is_not_recorded() {
-    let source = Source::silent();
+    let source = silent();
     source.emit([1, 2, 3]).await;
     set(&source, DemandMode::Accumulate).await;
-    let consumer = Reader::auto();
+    let consumer = automatic();
     consumer.subscribe(source.handle(), auto(2, 0)).await;
-    assert_eq!((consumer.got(), source.script.demands()), (vec![], vec![]));
+    assert_eq!((consumer.batches(), source.demands()), (vec![], vec![]));
     set(&source, DemandMode::Forward).await;
-    assert_eq!(consumer.got(), [vec![1, 2], vec![3]]);
-    assert_eq!(source.script.demands(), [1]);
+    assert_eq!(consumer.batches(), [vec![1, 2], vec![3]]);
+    assert_eq!(source.demands(), [1]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_089_events_emitted_without_subscribers_go_to_all_later_ones() {
-    let source = Source::with(|stage| stage.dispatcher(BroadcastDispatcher::new));
-    let (old, new) = ([Reader::auto(), Reader::auto()], [Reader::auto(), Reader::auto()]);
+    let source = silent_with(|stage| stage.dispatcher(BroadcastDispatcher::new));
+    let (old, new) = ([automatic(), automatic()], [automatic(), automatic()]);
     for consumer in &old {
         consumer.subscribe(source.handle(), auto(10, 0)).await;
     }
@@ -177,11 +180,11 @@ async fn s_089_events_emitted_without_subscribers_go_to_all_later_ones() {
         consumer.subscribe(source.handle(), auto(10, 0)).await;
     }
     for consumer in old.iter().chain(&new) {
-        assert_eq!(consumer.got(), NOTHING);
+        assert_eq!(consumer.batches(), NO_BATCH);
     }
     set(&source, DemandMode::Forward).await;
     for consumer in &new {
-        assert_eq!(consumer.got().concat(), [1, 2, 3, 4]);
+        assert_eq!(consumer.batches().concat(), [1, 2, 3, 4]);
     }
 }
 
@@ -192,36 +195,36 @@ async fn s_090_the_demand_mode_of_other_stages_cannot_be_set() {
         let what = "only producers have a demand mode";
         format!("ERROR message={what} mode={mode} stage={stage}")
     };
-    let (source, relay, consumer) = (Source::silent(), Relay::identity(), Reader::auto());
-    relay.subscribe(&source, auto(10, 5)).await;
-    consumer.subscribe(relay.handle(), auto(10, 5)).await;
-    assert_eq!(source.script.demands(), [10]);
+    let (source, mapper, consumer) = (silent(), Mapper::identity(), automatic());
+    mapper.subscribe(&source, auto(10, 5)).await;
+    consumer.subscribe(mapper.handle(), auto(10, 5)).await;
+    assert_eq!(source.demands(), [10]);
 
-    relay.handle().set_demand_mode(DemandMode::Forward);
+    mapper.handle().set_demand_mode(DemandMode::Forward);
     settle().await;
     assert_eq!(complaints(&log), [""; 0]);
-    relay.handle().set_demand_mode(DemandMode::Accumulate);
+    mapper.handle().set_demand_mode(DemandMode::Accumulate);
     settle().await;
-    assert_eq!(complaints(&log), [complaint("Accumulate", "relay")]);
+    assert_eq!(complaints(&log), [complaint("Accumulate", "mapper")]);
     consumer.handle.set_demand_mode(DemandMode::Forward);
     settle().await;
-    assert_eq!(complaints(&log), [complaint("Forward", "reader")]);
+    assert_eq!(complaints(&log), [complaint("Forward", "consumer")]);
     consumer.handle.set_demand_mode(DemandMode::Accumulate);
     settle().await;
-    assert_eq!(complaints(&log), [complaint("Accumulate", "reader")]);
+    assert_eq!(complaints(&log), [complaint("Accumulate", "consumer")]);
 
     source.emit([1, 2]).await;
-    assert_eq!(consumer.got(), [[1, 2]]);
+    assert_eq!(consumer.batches(), [[1, 2]]);
     assert_eq!(consumer.handle.demand_mode().await, Ok(DemandMode::Forward));
 }
 
 #[tokio::test(start_paused = true)]
 async fn x_023_the_mode_of_a_producer_consumer_reads_forward() {
-    let relay = Relay::identity();
-    assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
-    let relay =
-        Relay::with(|n| vec![n], |stage| Stage::new(stage).demand_mode(DemandMode::Accumulate));
-    assert_eq!(relay.handle().demand_mode().await, Ok(DemandMode::Forward));
+    let mapper = Mapper::identity();
+    assert_eq!(mapper.handle().demand_mode().await, Ok(DemandMode::Forward));
+    let mapper =
+        Mapper::with(|n| vec![n], |stage| Stage::new(stage).demand_mode(DemandMode::Accumulate));
+    assert_eq!(mapper.handle().demand_mode().await, Ok(DemandMode::Forward));
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,7 +233,7 @@ async fn an_accumulating_producer_that_ends_delivers_its_events() {
     for subscribed_first in [true, false] {
         for how in ["drain", "finish", "emit and finish"] {
             let mut source = accumulating();
-            let consumer = Reader::auto();
+            let consumer = automatic();
             if subscribed_first {
                 consumer.subscribe(source.handle(), auto(10, 5)).await;
             }
@@ -246,13 +249,13 @@ async fn an_accumulating_producer_that_ends_delivers_its_events() {
                     source.pipeline.join().await
                 }
                 _ => {
-                    source.script.tell(Command::EmitAndFinish(vec![4])).await.unwrap();
+                    source.tell(Command::EmitAndFinish(vec![4])).await.unwrap();
                     set(&source, DemandMode::Forward).await;
                     time::timeout(HOUR, source.pipeline.join()).await.unwrap()
                 }
             };
             assert!(report.completed && report.is_clean(), "{how}: {report}");
-            assert_eq!(consumer.got().concat()[..3], [1, 2, 3], "{how}");
+            assert_eq!(consumer.batches().concat()[..3], [1, 2, 3], "{how}");
         }
     }
 }
@@ -264,10 +267,10 @@ async fn recorded_demand_of_a_cancelled_consumer_takes_no_items_from_a_queue() {
     let stage = Stage::new(producer).named("queue").buffer_size(1);
     let stage = graph.producer_with(stage.demand_mode(DemandMode::Accumulate));
     let pipeline = graph.start().unwrap();
-    let consumer = Reader::raw();
+    let consumer = manual();
     consumer.subscribe(&stage, auto(50, 25).cancel(Cancel::Temporary)).await;
     assert!(consumer.asks(50).await.is_empty());
-    consumer.recording.subscription().cancel(ExitReason::Normal);
+    consumer.subscription().cancel(ExitReason::Normal);
     settle().await;
     for n in 0..60 {
         pushes.push(n).await.unwrap();
@@ -282,125 +285,26 @@ async fn recorded_demand_of_a_cancelled_consumer_takes_no_items_from_a_queue() {
 async fn an_answer_to_recorded_demand_without_a_consumer_is_discarded_and_counted() {
     let (producer, script) = pipeline_core::testkit::scripted();
     let stage = Stage::new(producer.from_iter(0..)).buffer_size(10);
-    let source = Source::of(stage.demand_mode(DemandMode::Accumulate), script);
-    let consumer = Reader::raw_of(source.handle()).await;
-    assert_eq!(consumer.asks(5).await, NOTHING);
+    let source = Source::start(stage.demand_mode(DemandMode::Accumulate), script);
+    let consumer = manual_of(source.handle()).await;
+    assert_eq!(consumer.asks(5).await, NO_BATCH);
     source.emit(100..110).await;
-    consumer.recording.subscription().cancel(ExitReason::Normal);
+    consumer.subscription().cancel(ExitReason::Normal);
     settle().await;
     set(&source, DemandMode::Forward).await;
     let seen = source.pipeline.snapshot().stages[0].clone();
     assert_eq!((seen.buffered, seen.discarded), (10, 5));
 }
 
-/// Emits what the test passes in when it is ready, and 99 when it drains.
-#[derive(Default)]
-struct Sensor {
-    ready: bool,
-}
-
-struct Measured(u64);
-
-impl Producer for Sensor {
-    type Event = u64;
-
-    async fn handle_demand(
-        &mut self,
-        _: usize,
-        _: &mut Emitter<'_, u64>,
-    ) -> Result<(), ExitReason> {
-        // An event arrives as soon as there is demand.
-        self.ready = true;
-        Ok(())
-    }
-
-    async fn ready(&mut self) {
-        if !self.ready {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    async fn handle_ready(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
-        self.ready = false;
-        out.emit(50);
-        Ok(())
-    }
-
-    async fn handle_drain(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
-        out.emit(99);
-        out.finish();
-        Ok(())
-    }
-}
-
-impl HandleCall<Measured, u64> for Sensor {
-    type Reply = ();
-
-    async fn handle_call(
-        &mut self,
-        Measured(n): Measured,
-        caller: &mut Caller<()>,
-        out: &mut Emitter<'_, u64>,
-    ) -> Result<(), ExitReason> {
-        out.emit(n);
-        caller.reply(());
-        Ok(())
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn events_emitted_while_accumulating_come_before_later_ones() {
-    const EVENTS: u64 = 25;
-    for drains in [true, false] {
-        let mut graph = pipeline_core::Graph::new("graph");
-        let stage = Stage::new(Sensor::default()).demand_mode(DemandMode::Accumulate);
-        let sensor = graph.producer_with(stage);
-        let pipeline = graph.start().unwrap();
-        let consumer = Reader::raw_of(&sensor).await;
-        for n in 0..EVENTS {
-            // Each demand is recorded separately, and the event behind it.
-            assert_eq!(consumer.asks(2).await, NOTHING);
-            sensor.call(Measured(n)).await.unwrap();
-        }
-        if drains {
-            assert!(pipeline.drain(Duration::from_secs(3600)).await.completed);
-        } else {
-            sensor.set_demand_mode(DemandMode::Forward);
-            settle().await;
-        }
-        let got = consumer.got().concat();
-        let measured = got.iter().position(|&n| n == EVENTS - 1).unwrap();
-        assert!(got[..=measured].iter().copied().eq(0..EVENTS), "{got:?}");
-        assert_eq!(got.last(), Some(if drains { &99 } else { &50 }));
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_draining_producer_no_longer_accumulates() {
-    let (queue, producer) = queue::<u64>(QueueOptions::new());
-    let mut graph = pipeline_core::Graph::new("graph");
-    let stage = Stage::new(producer).rate_limit(RateLimit::new(1, Duration::from_secs(1)));
-    let source = graph.producer_with(stage);
-    let pipeline = graph.start().unwrap();
-    let consumer = Reader::raw_of(&source).await;
-    for n in 0..3 {
-        queue.push(n).await.unwrap();
-    }
-    assert_eq!(consumer.asks(3).await, [[0]]);
-    let drained = pipeline.drain(Duration::from_secs(3600));
-    let (report, ()) = tokio::join!(drained, async {
-        settle().await;
-        source.set_demand_mode(DemandMode::Accumulate);
-    });
-    assert!(report.completed && report.is_clean(), "{report}");
-    assert_eq!(consumer.got().concat(), [1, 2]);
-}
-
-/// Emits the next number on each demand and each message.
+/// Emits the next number on each message, and when it is ready, which it is after each demand.
 #[derive(Default)]
 struct Counter {
     next: u64,
+    /// Whether each demand emits a number as well.
+    eager: bool,
     ready: bool,
+    /// The last event of a drain.
+    last: Option<u64>,
 }
 
 struct Count;
@@ -421,7 +325,9 @@ impl Producer for Counter {
         out: &mut Emitter<'_, u64>,
     ) -> Result<(), ExitReason> {
         self.ready = true;
-        self.emit(out);
+        if self.eager {
+            self.emit(out);
+        }
         Ok(())
     }
 
@@ -434,6 +340,12 @@ impl Producer for Counter {
     async fn handle_ready(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         self.ready = false;
         self.emit(out);
+        Ok(())
+    }
+
+    async fn handle_drain(&mut self, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
+        out.emit_all(self.last);
+        out.finish();
         Ok(())
     }
 }
@@ -465,16 +377,65 @@ impl HandleInfo<Count, u64> for Counter {
 }
 
 #[tokio::test(start_paused = true)]
+async fn events_emitted_while_accumulating_come_before_later_ones() {
+    const EVENTS: u64 = 25;
+    for drains in [true, false] {
+        let mut graph = pipeline_core::Graph::new("graph");
+        let counter = Counter { last: Some(99), ..Counter::default() };
+        let counter = graph.producer_with(Stage::new(counter).demand_mode(DemandMode::Accumulate));
+        let pipeline = graph.start().unwrap();
+        let consumer = manual_of(&counter).await;
+        for _ in 0..EVENTS {
+            // Each demand is recorded separately, and the event behind it.
+            assert_eq!(consumer.asks(2).await, NO_BATCH);
+            counter.call(Count).await.unwrap();
+        }
+        if drains {
+            assert!(pipeline.drain(Duration::from_secs(3600)).await.completed);
+        } else {
+            counter.set_demand_mode(DemandMode::Forward);
+            settle().await;
+        }
+        let got = consumer.batches().concat();
+        let (early, later) = got.split_at(got.iter().position(|&n| n >= EVENTS).unwrap());
+        assert!(early.iter().copied().eq(0..EVENTS), "{got:?}");
+        assert!(later.is_sorted() && (later.last() == Some(&99)) == drains, "{got:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_producer_no_longer_accumulates() {
+    let (queue, producer) = queue::<u64>(QueueOptions::new());
+    let mut graph = pipeline_core::Graph::new("graph");
+    let stage = Stage::new(producer).rate_limit(RateLimit::new(1, Duration::from_secs(1)));
+    let source = graph.producer_with(stage);
+    let pipeline = graph.start().unwrap();
+    let consumer = manual_of(&source).await;
+    for n in 0..3 {
+        queue.push(n).await.unwrap();
+    }
+    assert_eq!(consumer.asks(3).await, [[0]]);
+    let drained = pipeline.drain(Duration::from_secs(3600));
+    let (report, ()) = tokio::join!(drained, async {
+        settle().await;
+        source.set_demand_mode(DemandMode::Accumulate);
+    });
+    assert!(report.completed && report.is_clean(), "{report}");
+    assert_eq!(consumer.batches().concat(), [1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
     const EVENTS: u64 = 30;
     for info_after in [None, Some(1)] {
         let mut graph = pipeline_core::Graph::new("graph");
-        let stage = Stage::new(Counter::default()).demand_mode(DemandMode::Accumulate);
+        let stage = Stage::new(Counter { eager: true, ..Counter::default() })
+            .demand_mode(DemandMode::Accumulate);
         let counter = graph.producer_with(stage);
         let _pipeline = graph.start().unwrap();
-        let consumer = Reader::raw_of(&counter).await;
+        let consumer = manual_of(&counter).await;
         for n in 0..EVENTS {
-            assert_eq!(consumer.asks(3).await, NOTHING);
+            assert_eq!(consumer.asks(3).await, NO_BATCH);
             counter.call(Count).await.unwrap();
             if info_after == Some(n) {
                 counter.async_info(Count).unwrap();
@@ -483,7 +444,7 @@ async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
         }
         counter.set_demand_mode(DemandMode::Forward);
         settle().await;
-        let got = consumer.got().concat();
+        let got = consumer.batches().concat();
         assert!(got.len() as u64 > 2 * EVENTS, "{got:?}");
         // Events emitted while accumulating keep their place among the demands.
         let later: Vec<_> = got.into_iter().filter(|&n| n >= EVENTS).collect();
@@ -516,9 +477,9 @@ async fn a_drain_comes_before_recorded_demand() {
         let stage = Stage::new(Deliberate(made.clone())).demand_mode(DemandMode::Accumulate);
         let producer = graph.producer_with(stage);
         let pipeline = graph.start().unwrap();
-        let consumer = Reader::raw_of(&producer).await;
+        let consumer = manual_of(&producer).await;
         for _ in 0..200 {
-            assert_eq!(consumer.asks(1).await, NOTHING);
+            assert_eq!(consumer.asks(1).await, NO_BATCH);
         }
         if forwards {
             producer.set_demand_mode(DemandMode::Forward);
@@ -570,23 +531,23 @@ async fn a_producer_that_finishes_in_a_replay_receives_no_more_demand() {
     let stage = Stage::new(Ends(told.clone())).demand_mode(DemandMode::Accumulate).buffer_size(1);
     let producer = graph.producer_with(stage);
     let _pipeline = graph.start().unwrap();
-    let consumer = Reader::raw_of(&producer).await;
-    assert_eq!(consumer.asks(5).await, NOTHING);
+    let consumer = manual_of(&producer).await;
+    assert_eq!(consumer.asks(5).await, NO_BATCH);
     producer.call(Count).await.unwrap();
     producer.set_demand_mode(DemandMode::Forward);
     settle().await;
-    assert_eq!(consumer.got().concat(), [100, 3]);
+    assert_eq!(consumer.batches().concat(), [100, 3]);
     assert_eq!(told.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn events_that_infos_emit_while_a_stage_finishes_are_delivered() {
     let mut graph = pipeline_core::Graph::new("graph");
-    let stage = Stage::new(Counter::default());
+    let stage = Stage::new(Counter { eager: true, ..Counter::default() });
     let stage = stage.rate_limit(RateLimit::new(1, Duration::from_secs(1)));
     let counter = graph.producer_with(stage);
     let pipeline = graph.start().unwrap();
-    let consumer = Reader::raw_of(&counter).await;
+    let consumer = manual_of(&counter).await;
     for _ in 0..5 {
         counter.call(Count).await.unwrap();
         counter.async_info(Count).unwrap();
@@ -595,17 +556,17 @@ async fn events_that_infos_emit_while_a_stage_finishes_are_delivered() {
     consumer.asks(100).await;
     let report = pipeline.drain(Duration::from_secs(3600)).await;
     assert!(report.completed && report.is_clean(), "{report}");
-    let got = consumer.got().concat();
+    let got = consumer.batches().concat();
     assert!(got.len() >= 9 && got.is_sorted(), "{got:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_go_on_emitting_do_not_keep_a_stage_that_finishes() {
     let mut graph = pipeline_core::Graph::new("graph");
-    let stage = Stage::new(Counter::default());
+    let stage = Stage::new(Counter { eager: true, ..Counter::default() });
     let counter = graph.producer_with(stage.rate_limit(RateLimit::new(1, Duration::from_secs(1))));
     let pipeline = graph.start().unwrap();
-    let consumer = Reader::raw_of(&counter).await;
+    let consumer = manual_of(&counter).await;
     consumer.asks(1_000).await;
     let (report, ()) = tokio::join!(pipeline.drain(Duration::from_secs(3600)), async {
         while counter.call(Count).await.is_ok() {

@@ -15,7 +15,7 @@ use pipeline_core::{
 };
 
 use crate::support::{
-    Diary, NO_BATCH, NOTHING, alone, auto, automatic, count, counting, emit, ended, manual, silent,
+    CallLog, NO_BATCH, NO_DEMAND, alone, auto, automatic, counting, ended, manual, silent,
 };
 
 /// Emits 1, 2 and 3 on a call.
@@ -58,7 +58,7 @@ impl HandleCall<Answer, u64> for Answering {
 }
 
 /// Records when it is sent.
-struct Bell(&'static str, Diary);
+struct Bell(&'static str, CallLog);
 
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
@@ -68,8 +68,8 @@ impl Wake for Bell {
 
 /// The order in which the events and the reply are sent.
 async fn order_of(answer: Answer) -> Vec<String> {
-    let diary = Diary::default();
-    let bell = |name| Waker::from(Arc::new(Bell(name, diary.clone())));
+    let calls = CallLog::default();
+    let bell = |name| Waker::from(Arc::new(Bell(name, calls.clone())));
     let (producer, _pipeline) = alone(|graph| graph.producer("answering", Answering));
     let mut events = EventStream::new();
     events.subscribe(&producer, auto(3, 0)).unwrap();
@@ -85,7 +85,7 @@ async fn order_of(answer: Answer) -> Vec<String> {
     assert_eq!(call.await, Ok("done"));
     let events: Vec<u64> = events.take(3).map(Result::unwrap).collect().await;
     assert_eq!(events, [1, 2, 3]);
-    diary.take()
+    calls.take()
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,9 +103,9 @@ async fn s_055_events_without_demand_are_buffered() {
     let (producer, raw) = (silent(), manual());
     raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
     raw.ask(1).await;
-    emit(&producer, [1, 2, 3]).await;
+    producer.emit([1, 2, 3]).await;
     assert_eq!(raw.batches(), [[1]]);
-    assert_eq!(count(&producer).await, 2);
+    assert_eq!(producer.count().await, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,20 +114,20 @@ async fn s_056_a_producer_receives_demand_once() {
     raw.subscribe(producer.handle(), SubscribeOptions::new()).await;
     raw.ask(5).await;
     assert_eq!(producer.demands(), [5]);
-    emit(&producer, [1, 2]).await;
+    producer.emit([1, 2]).await;
     assert_eq!(raw.batches(), [[1, 2]]);
-    assert_eq!(producer.demands(), NOTHING);
-    emit(&producer, [3, 4, 5]).await;
+    assert_eq!(producer.demands(), NO_DEMAND);
+    producer.emit([3, 4, 5]).await;
     assert_eq!(raw.batches(), [[3, 4, 5]]);
-    assert_eq!(producer.demands(), NOTHING);
+    assert_eq!(producer.demands(), NO_DEMAND);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_057_the_buffer_is_served_before_the_producer_is_asked() {
     let producer = counting(["0", "1", "2", "3", "4", "5", "6"]);
     let consumer = automatic();
-    emit(&producer, ["a", "b", "c", "d", "e"]).await;
-    assert_eq!(count(&producer).await, 5);
+    producer.emit(["a", "b", "c", "d", "e"]).await;
+    assert_eq!(producer.count().await, 5);
     consumer.subscribe(producer.handle(), auto(4, 0)).await;
     let batches =
         [vec!["a", "b", "c", "d"], vec!["e"], vec!["0", "1", "2"], vec!["3", "4", "5", "6"]];
@@ -144,11 +144,11 @@ async fn s_058_excess_events_are_used_up_first() {
     raw.ask(5).await;
     assert_eq!(producer.demands(), [5]);
     assert_eq!(raw.batches(), [[0, 1, 2, 3, 4]]);
-    assert_eq!(count(&producer).await, 3);
+    assert_eq!(producer.count().await, 3);
     raw.ask(5).await;
     assert_eq!(producer.demands(), [2]);
     assert_eq!(raw.batches(), [vec![5, 6, 7], vec![8, 9]]);
-    assert_eq!(count(&producer).await, 6);
+    assert_eq!(producer.count().await, 6);
 }
 
 #[tokio::test(start_paused = true)]

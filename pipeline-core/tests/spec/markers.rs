@@ -8,31 +8,36 @@ use pipeline_core::{
 };
 use pipeline_test_support::Log;
 
-use crate::stages::{Reader, Relay, Seen, Source, auto, complaints, dropped, list};
+use crate::{
+    mapper::{Mapper, Seen},
+    support::{
+        NO_BATCH, Sink, Source, auto, automatic, complaints, consumer_with, dropped, list,
+        manual_of, reasons, silent, silent_with,
+    },
+};
 
 /// `silent` with a buffer of this size, and a manual consumer.
-async fn buffering(size: usize, keep: BufferKeep) -> (Source<u64>, Reader<u64>) {
-    let source = Source::with(|stage| stage.buffer_size(size).buffer_keep(keep));
-    let raw = Reader::raw_of(source.handle()).await;
+async fn buffering(size: usize, keep: BufferKeep) -> (Source<u64>, Sink<u64>) {
+    let source = silent_with(|stage| stage.buffer_size(size).buffer_keep(keep));
+    let raw = manual_of(source.handle()).await;
     (source, raw)
 }
 
 const NONE: [&str; 0] = [];
-const NOTHING: [[u64; 0]; 0] = [];
 
 #[tokio::test(start_paused = true)]
 async fn s_071_a_marker_without_earlier_events_arrives_at_once() {
-    let source = Source::<u64>::silent();
+    let source = silent();
     source.handle().sync_info("m".to_owned()).await.unwrap();
     source.handle().async_info("n".to_owned()).unwrap();
     settle().await;
-    assert_eq!(source.script.infos(), ["m", "n"]);
+    assert_eq!(source.infos(), ["m", "n"]);
 
-    let consumer = Reader::<u64>::auto();
+    let consumer = automatic::<u64>();
     consumer.handle.sync_info("m".to_owned()).await.unwrap();
     consumer.handle.async_info("n".to_owned()).unwrap();
     settle().await;
-    assert_eq!(consumer.recording.infos(), ["m", "n"]);
+    assert_eq!(consumer.infos(), ["m", "n"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -41,22 +46,22 @@ async fn s_072_a_marker_waits_for_the_events_before_it() {
         let (source, raw) = buffering(3, BufferKeep::Last).await;
         source.emit(1..=events).await;
         source.mark("m").await;
-        assert_eq!(source.script.infos(), NONE);
-        let consumer = Reader::auto();
+        assert_eq!(source.infos(), NONE);
+        let consumer = automatic();
         consumer.subscribe(source.handle(), SubscribeOptions::new()).await;
-        assert_eq!(consumer.got(), [list(1..=events)]);
-        assert_eq!(source.script.infos(), ["m"]);
-        assert_eq!(raw.got(), NOTHING);
+        assert_eq!(consumer.batches(), [list(1..=events)]);
+        assert_eq!(source.infos(), ["m"]);
+        assert_eq!(raw.batches(), NO_BATCH);
 
         // It has waited for the very last event.
         let (source, raw) = buffering(3, BufferKeep::Last).await;
         source.emit(1..=events).await;
         source.mark("m").await;
         for event in 1..=events {
-            assert_eq!(source.script.infos(), NONE);
+            assert_eq!(source.infos(), NONE);
             assert_eq!(raw.asks(1).await, [[event]]);
         }
-        assert_eq!(source.script.infos(), ["m"]);
+        assert_eq!(source.infos(), ["m"]);
     }
 }
 
@@ -70,11 +75,11 @@ async fn s_073_markers_split_messages_and_take_no_room() {
     assert_eq!(raw.asks(2).await, [[a, b]]);
     source.emit([d, e]).await;
     source.mark("m2").await;
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
     assert_eq!(raw.asks(1).await, [[c]]);
-    assert_eq!(source.script.infos(), ["m1"]);
+    assert_eq!(source.infos(), ["m1"]);
     assert_eq!(raw.asks(2).await, [[d, e]]);
-    assert_eq!(source.script.infos(), ["m2"]);
+    assert_eq!(source.infos(), ["m2"]);
     assert_eq!(complaints(&log), NONE);
 }
 
@@ -84,11 +89,11 @@ async fn s_074_a_marker_fires_when_its_event_is_dropped() {
     let (source, raw) = buffering(3, BufferKeep::Last).await;
     source.emit([a, b]).await;
     source.mark("m").await;
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
     source.emit([c, d, e]).await;
-    assert_eq!(source.script.infos(), ["m"]);
+    assert_eq!(source.infos(), ["m"]);
     assert_eq!(raw.asks(10).await, [[c, d, e]]);
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,7 +109,7 @@ async fn s_075_each_marker_fires_when_the_last_event_before_it_is_dropped() {
     assert_eq!(complaints(&log), NONE);
     for (event, fired) in [(d, vec![]), (e, vec!["m1", "m2"]), (f, vec!["m3"])] {
         source.emit([event]).await;
-        assert_eq!(source.script.infos(), fired);
+        assert_eq!(source.infos(), fired);
     }
     // The first drop is logged, and the total when dropping ends.
     assert_eq!(complaints(&log), [dropped(1)]);
@@ -121,9 +126,9 @@ async fn s_076_a_marker_behind_a_dropped_event_waits_for_the_kept_ones() {
     source.emit([c]).await;
     assert_eq!(complaints(&log), [dropped(1)]);
     source.mark("m2").await;
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
     assert_eq!(raw.asks(10).await, [[a, b]]);
-    assert_eq!(source.script.infos(), ["m1", "m2"]);
+    assert_eq!(source.infos(), ["m1", "m2"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -134,9 +139,9 @@ async fn s_077_events_before_and_after_a_marker_never_share_a_message() {
     source.emit([3, 4]).await;
     source.mark("m2").await;
     source.emit([5]).await;
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
     assert_eq!(raw.asks(10).await, [vec![1, 2], vec![3, 4], vec![5]]);
-    assert_eq!(source.script.infos(), ["m1", "m2"]);
+    assert_eq!(source.infos(), ["m1", "m2"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -149,9 +154,9 @@ async fn s_078_several_markers_in_one_place_keep_their_order() {
     }
     source.emit([g, h]).await;
     source.mark("i").await;
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
     assert_eq!(raw.asks(5).await, [vec![a, b, c], vec![g, h]]);
-    assert_eq!(source.script.infos(), ["d", "e", "f", "i"]);
+    assert_eq!(source.infos(), ["d", "e", "f", "i"]);
 }
 
 /// [a,b,c], a marker, [d]; then demand for three events.
@@ -161,9 +166,9 @@ async fn three_before_a_marker(size: usize) {
     source.emit([a, b, c]).await;
     source.mark("m").await;
     source.emit([d]).await;
-    assert_eq!(source.script.infos(), NONE);
+    assert_eq!(source.infos(), NONE);
     assert_eq!(raw.asks(3).await, [[a, b, c]]);
-    assert_eq!(source.script.infos(), ["m"]);
+    assert_eq!(source.infos(), ["m"]);
     assert_eq!(source.count().await, 1);
 }
 
@@ -179,18 +184,18 @@ async fn x_019_a_marker_in_an_unlimited_buffer_needs_no_demand_of_its_own() {
 
 #[tokio::test(start_paused = true)]
 async fn s_080_markers_of_a_producer_consumer_wait_for_its_unprocessed_events() {
-    let (source, relay) = (Source::silent(), Relay::identity());
-    relay.subscribe(&source, auto(10, 5)).await;
+    let (source, mapper) = (silent(), Mapper::identity());
+    mapper.subscribe(&source, auto(10, 5)).await;
     source.emit(0..=9).await;
-    relay.handle().sync_info("m".to_owned()).await.unwrap();
-    relay.handle().async_info("n".to_owned()).unwrap();
+    mapper.handle().sync_info("m".to_owned()).await.unwrap();
+    mapper.handle().async_info("n".to_owned()).unwrap();
     settle().await;
-    assert_eq!(relay.seen(), []);
-    let consumer = Reader::auto();
-    consumer.subscribe(relay.handle(), SubscribeOptions::new()).await;
-    assert_eq!(consumer.got().concat(), list(0..=9));
+    assert_eq!(mapper.seen(), []);
+    let consumer = automatic();
+    consumer.subscribe(mapper.handle(), SubscribeOptions::new()).await;
+    assert_eq!(consumer.batches().concat(), list(0..=9));
     assert_eq!(
-        relay.seen(),
+        mapper.seen(),
         [
             Seen::Events(list(0..=4)),
             Seen::Events(list(5..=9)),
@@ -241,7 +246,7 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
     let last = graph.producer("last", Last { events: list(1..=10), me: None });
     let mut pipeline = graph.start().unwrap();
     // Also checks that the end comes after every event.
-    let consumer = Reader::with(|consumer, recording| {
+    let consumer = consumer_with(|consumer, recording| {
         let recording = recording.clone();
         consumer.on_events(move |_, _| {
             assert!(recording.cancelled().is_empty());
@@ -249,8 +254,8 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
         })
     });
     consumer.subscribe(&last, auto(4, 2).cancel(Cancel::Transient)).await;
-    assert_eq!(consumer.got().concat(), list(1..=10));
-    assert_eq!(consumer.cancelled(), ["down (normal)"]);
+    assert_eq!(consumer.batches().concat(), list(1..=10));
+    assert_eq!(reasons(consumer.cancelled()), ["down (normal)"]);
     assert!(consumer.handle.is_running());
     let report = pipeline.join().await;
     assert!(matches!(report.stages[0].reason, ExitReason::Normal));
@@ -259,13 +264,13 @@ async fn s_081_all_events_of_a_producer_that_stops_behind_them_are_handled() {
 
 #[tokio::test(start_paused = true)]
 async fn x_022_a_marker_waits_for_events_withheld_while_accumulating() {
-    let source = Source::with(|stage| stage.demand_mode(DemandMode::Accumulate));
-    let raw = Reader::raw_of(source.handle()).await;
-    assert_eq!(raw.asks(1).await, NOTHING);
+    let source = silent_with(|stage| stage.demand_mode(DemandMode::Accumulate));
+    let raw = manual_of(source.handle()).await;
+    assert_eq!(raw.asks(1).await, NO_BATCH);
     source.emit([1]).await;
     source.mark("m").await;
-    assert_eq!((source.script.infos(), raw.got()), (vec![], vec![]));
+    assert_eq!((source.infos(), raw.batches()), (vec![], vec![]));
     source.handle().set_demand_mode(DemandMode::Forward);
     settle().await;
-    assert_eq!((source.script.infos(), raw.got()), (vec!["m".to_owned()], vec![vec![1]]));
+    assert_eq!((source.infos(), raw.batches()), (vec!["m".to_owned()], vec![vec![1]]));
 }

@@ -9,10 +9,13 @@ use pipeline_core::{
 };
 use pipeline_test_support::Log;
 
-use crate::stages::{Reader, Relay, Seen, Source, auto, complaints, doubled, list};
-
-const NOTHING: [[u64; 0]; 0] = [];
-const NO_DEMAND: [usize; 0] = [];
+use crate::{
+    mapper::{Mapper, Seen},
+    support::{
+        NO_BATCH, NO_DEMAND, Sink, auto, automatic, complaints, consumer_with, doubled, finite,
+        list, manual, manual_of, reasons, silent,
+    },
+};
 
 fn double(n: u64) -> Vec<u64> {
     vec![n, n]
@@ -27,136 +30,136 @@ fn temporary(max: usize, min: usize) -> SubscribeOptions {
 }
 
 /// Checks that a consumer with outstanding demand will get exactly this many events.
-async fn demand_is_left(relay: &Relay, c: &Reader<u64>, left: usize) {
-    assert_eq!(relay.count().await, 0);
-    relay.emit(900..=900 + left as u64).await;
-    assert_eq!(c.got(), [list(900..900 + left as u64)]);
-    assert_eq!(relay.count().await, 1);
+async fn demand_is_left(mapper: &Mapper, c: &Sink<u64>, left: usize) {
+    assert_eq!(mapper.count().await, 0);
+    mapper.emit(900..=900 + left as u64).await;
+    assert_eq!(c.batches(), [list(900..900 + left as u64)]);
+    assert_eq!(mapper.count().await, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_091_it_asks_upstream_without_a_consumer_and_handles_nothing() {
-    let (source, relay) = (Source::finite(1000), Relay::identity());
-    relay.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(source.script.demands(), [10]);
-    assert_eq!(relay.handled(), NOTHING);
+    let (source, mapper) = (finite(1000), Mapper::identity());
+    mapper.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(source.demands(), [10]);
+    assert_eq!(mapper.handled(), NO_BATCH);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_092_a_message_is_taken_on_demand_and_then_handled_whole() {
-    let (source, relay) = (Source::finite(1000), Relay::identity());
-    relay.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(source.script.demands(), [10]);
-    let c = Reader::raw_of(relay.handle()).await;
+    let (source, mapper) = (finite(1000), Mapper::identity());
+    mapper.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(source.demands(), [10]);
+    let c = manual_of(mapper.handle()).await;
 
     assert_eq!(c.asks(2).await, [[0, 1]]);
-    assert_eq!(relay.handled(), [list(0..=4), list(5..=9)]);
-    assert_eq!(relay.count().await, 8);
-    assert_eq!(source.script.demands(), [5, 5]);
+    assert_eq!(mapper.handled(), [list(0..=4), list(5..=9)]);
+    assert_eq!(mapper.count().await, 8);
+    assert_eq!(source.demands(), [5, 5]);
 
     assert_eq!(c.asks(3).await, [[2, 3, 4]]);
-    assert_eq!(relay.handled(), NOTHING);
-    assert_eq!(relay.count().await, 5);
-    assert_eq!(source.script.demands(), NO_DEMAND);
+    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.count().await, 5);
+    assert_eq!(source.demands(), NO_DEMAND);
 
     assert_eq!(c.asks(6).await, [list(5..=9), vec![10]]);
-    assert_eq!(relay.handled(), [list(10..=14)]);
-    assert_eq!(relay.count().await, 4);
-    assert_eq!(source.script.demands(), [5]);
+    assert_eq!(mapper.handled(), [list(10..=14)]);
+    assert_eq!(mapper.count().await, 4);
+    assert_eq!(source.demands(), [5]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_093_new_demand_is_served_from_the_buffer_before_a_message_is_taken() {
-    let (source, relay) = (Source::silent(), Relay::identity());
-    relay.subscribe(&source, auto(6, 4)).await;
-    let c = Reader::raw_of(relay.handle()).await;
-    assert_eq!(source.script.demands(), [6]);
+    let (source, mapper) = (silent(), Mapper::identity());
+    mapper.subscribe(&source, auto(6, 4)).await;
+    let c = manual_of(mapper.handle()).await;
+    assert_eq!(source.demands(), [6]);
     source.emit(1..=6).await;
-    assert_eq!(relay.handled(), NOTHING);
+    assert_eq!(mapper.handled(), NO_BATCH);
 
     assert_eq!(c.asks(1).await, [[1]]);
-    assert_eq!(relay.handled(), [[1, 2], [3, 4], [5, 6]]);
-    assert_eq!(relay.count().await, 5);
-    assert_eq!(source.script.demands(), [2, 2, 2]);
+    assert_eq!(mapper.handled(), [[1, 2], [3, 4], [5, 6]]);
+    assert_eq!(mapper.count().await, 5);
+    assert_eq!(source.demands(), [2, 2, 2]);
 
     source.emit([7, 8]).await;
-    assert_eq!((relay.handled(), c.got()), (vec![], vec![]));
+    assert_eq!((mapper.handled(), c.batches()), (vec![], vec![]));
 
     assert_eq!(c.asks(4).await, [[2, 3, 4, 5]]);
-    assert_eq!(relay.handled(), NOTHING);
+    assert_eq!(mapper.handled(), NO_BATCH);
 
     assert_eq!(c.asks(2).await, [[6], [7]]);
-    assert_eq!(relay.handled(), [[7, 8]]);
-    assert_eq!(relay.count().await, 1);
+    assert_eq!(mapper.handled(), [[7, 8]]);
+    assert_eq!(mapper.count().await, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_094_emitting_more_than_received_fills_the_buffer_and_slows_upstream() {
-    let (source, relay) = (Source::finite(1000), Relay::new(triple));
-    relay.subscribe(&source, auto(4, 2)).await;
-    let c = Reader::raw_of(relay.handle()).await;
-    assert_eq!(source.script.demands(), [4]);
+    let (source, mapper) = (finite(1000), Mapper::new(triple));
+    mapper.subscribe(&source, auto(4, 2)).await;
+    let c = manual_of(mapper.handle()).await;
+    assert_eq!(source.demands(), [4]);
 
     assert_eq!(c.asks(5).await, [[0, 0, 0, 1, 1]]);
-    assert_eq!(relay.handled(), [[0, 1], [2, 3]]);
-    assert_eq!(relay.count().await, 7);
-    assert_eq!(source.script.demands(), [2, 2]);
+    assert_eq!(mapper.handled(), [[0, 1], [2, 3]]);
+    assert_eq!(mapper.count().await, 7);
+    assert_eq!(source.demands(), [2, 2]);
 
     assert_eq!(c.asks(5).await, [[1, 2, 2, 2, 3]]);
-    assert_eq!(relay.handled(), NOTHING);
-    assert_eq!(relay.count().await, 2);
-    assert_eq!(source.script.demands(), NO_DEMAND);
+    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.count().await, 2);
+    assert_eq!(source.demands(), NO_DEMAND);
 
     assert_eq!(c.asks(10).await, [vec![3, 3], vec![4, 4, 4, 5, 5, 5], vec![6, 6]]);
-    assert_eq!(relay.handled(), [[4, 5], [6, 7]]);
-    assert_eq!(relay.count().await, 4);
-    assert_eq!(source.script.demands(), [2, 2]);
+    assert_eq!(mapper.handled(), [[4, 5], [6, 7]]);
+    assert_eq!(mapper.count().await, 4);
+    assert_eq!(source.demands(), [2, 2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_095_emitting_nothing_keeps_the_demand_open_and_upstream_going() {
-    let (source, relay) = (Source::finite(14), Relay::new(|_| vec![]));
-    relay.subscribe(&source, auto(4, 2)).await;
-    let c = Reader::raw_of(relay.handle()).await;
-    assert_eq!(c.asks(3).await, NOTHING);
+    let (source, mapper) = (finite(14), Mapper::new(|_| vec![]));
+    mapper.subscribe(&source, auto(4, 2)).await;
+    let c = manual_of(mapper.handle()).await;
+    assert_eq!(c.asks(3).await, NO_BATCH);
     let pairs: Vec<_> = (0..7).map(|n| vec![2 * n, 2 * n + 1]).collect();
-    assert_eq!(relay.handled(), pairs);
-    assert_eq!(source.script.demands(), [4, 2, 2, 2, 2, 2, 2, 2]);
-    demand_is_left(&relay, &c, 3).await;
+    assert_eq!(mapper.handled(), pairs);
+    assert_eq!(source.demands(), [4, 2, 2, 2, 2, 2, 2, 2]);
+    demand_is_left(&mapper, &c, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_096_a_stage_that_drops_everything_continues_to_take_events() {
-    let (source, relay) = (Source::finite(1020), Relay::new(|_| vec![]));
-    let consumer = Reader::auto();
-    consumer.subscribe(relay.handle(), auto(100, 50)).await;
-    relay.subscribe(&source, auto(100, 80)).await;
-    let handled = relay.handled();
+    let (source, mapper) = (finite(1020), Mapper::new(|_| vec![]));
+    let consumer = automatic();
+    consumer.subscribe(mapper.handle(), auto(100, 50)).await;
+    mapper.subscribe(&source, auto(100, 80)).await;
+    let handled = mapper.handled();
     assert_eq!(handled[0], list(0..=19));
     assert_eq!(handled[5], list(100..=119));
     assert_eq!(handled[50], list(1000..=1019));
     let all: Vec<_> = (0..51).map(|n| list(20 * n..20 * n + 20)).collect();
     assert_eq!(handled, all);
-    assert_eq!(consumer.got(), NOTHING);
+    assert_eq!(consumer.batches(), NO_BATCH);
 }
 
-/// `counter` → doubling relay → `auto(100,50)`, subscribed in this order. Returns the events that
-/// the relay handled and that the consumer received.
+/// `counter` → doubling mapper → `auto(100,50)`, subscribed in this order. Returns the events that
+/// the mapper handled and that the consumer received.
 async fn doubling(
     upstream: SubscribeOptions,
     consumer_first: bool,
 ) -> (Vec<Vec<u64>>, Vec<Vec<u64>>) {
-    let (source, relay, consumer) = (Source::finite(400), Relay::new(double), Reader::auto());
+    let (source, mapper, consumer) = (finite(400), Mapper::new(double), automatic());
     if consumer_first {
-        consumer.subscribe(relay.handle(), auto(100, 50)).await;
-        relay.subscribe(&source, upstream).await;
+        consumer.subscribe(mapper.handle(), auto(100, 50)).await;
+        mapper.subscribe(&source, upstream).await;
     } else {
-        relay.subscribe(&source, upstream).await;
-        consumer.subscribe(relay.handle(), auto(100, 50)).await;
+        mapper.subscribe(&source, upstream).await;
+        consumer.subscribe(mapper.handle(), auto(100, 50)).await;
     }
-    let got = consumer.got();
+    let got = consumer.batches();
     assert_eq!(got.concat(), doubled(0..400));
-    (relay.handled(), got)
+    (mapper.handled(), got)
 }
 
 #[tokio::test(start_paused = true)]
@@ -183,48 +186,48 @@ async fn s_098_a_message_in_large_chunks_is_split_again_downstream() {
 
 #[tokio::test(start_paused = true)]
 async fn s_099_events_emitted_later_count_against_the_demand_too() {
-    let source = Source::finite(1000);
-    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.later()));
-    let consumer = Reader::with(|consumer, _| consumer.stuck());
-    consumer.subscribe(relay.handle(), auto(10, 5)).await;
-    relay.subscribe(&source, auto(10, 8)).await;
-    assert_eq!(relay.handled(), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]);
-    assert_eq!(consumer.got(), [[0, 1]]);
+    let source = finite(1000);
+    let mapper = Mapper::with(|n| vec![n], |stage| Stage::new(stage.later()));
+    let consumer = consumer_with(|consumer, _| consumer.stuck());
+    consumer.subscribe(mapper.handle(), auto(10, 5)).await;
+    mapper.subscribe(&source, auto(10, 8)).await;
+    assert_eq!(mapper.handled(), [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]);
+    assert_eq!(consumer.batches(), [[0, 1]]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_100_the_end_of_an_upstream_is_handled_after_its_events() {
-    let (source, relay) = (Source::finite(1000), Relay::new(double));
-    relay.subscribe(&source, temporary(100, 50)).await;
-    relay.upstream().cancel(ExitReason::failed("done"));
+    let (source, mapper) = (finite(1000), Mapper::new(double));
+    mapper.subscribe(&source, temporary(100, 50)).await;
+    mapper.upstream().cancel(ExitReason::failed("done"));
     settle().await;
-    assert_eq!(relay.seen(), []);
-    let consumer = Reader::auto();
-    consumer.subscribe(relay.handle(), auto(100, 50)).await;
+    assert_eq!(mapper.seen(), []);
+    let consumer = automatic();
+    consumer.subscribe(mapper.handle(), auto(100, 50)).await;
     assert_eq!(
-        relay.seen(),
+        mapper.seen(),
         [
             Seen::Events(list(0..=49)),
             Seen::Events(list(50..=99)),
             Seen::Cancelled("cancelled (failed: done)".to_owned())
         ]
     );
-    let got = consumer.got();
+    let got = consumer.batches();
     assert_eq!(got[..2], [doubled(0..=24), doubled(25..=49)]);
     assert_eq!(got.concat(), doubled(0..=99));
 }
 
 /// [1,2,3], a marker, [4] and the end of their producer, unprocessed.
-async fn a_producer_behind_its_events(options: SubscribeOptions, end: ExitReason) -> Relay {
-    let (source, relay) = (Source::silent(), Relay::identity());
-    relay.subscribe(&source, options).await;
+async fn a_producer_behind_its_events(options: SubscribeOptions, end: ExitReason) -> Mapper {
+    let (source, mapper) = (silent(), Mapper::identity());
+    mapper.subscribe(&source, options).await;
     source.emit([1, 2, 3]).await;
-    relay.mark("m").await;
+    mapper.mark("m").await;
     source.emit([4]).await;
     source.handle().stop(end).await;
     settle().await;
-    assert_eq!(relay.seen(), []);
-    relay
+    assert_eq!(mapper.seen(), []);
+    mapper
 }
 
 fn in_order(end: &str) -> [Seen; 4] {
@@ -238,25 +241,25 @@ fn in_order(end: &str) -> [Seen; 4] {
 
 #[tokio::test(start_paused = true)]
 async fn s_101_events_of_an_ended_producer_are_handled_in_order_with_its_end_last() {
-    let relay = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
-    let c = Reader::raw_of(relay.handle()).await;
+    let mapper = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
+    let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(5).await, [vec![1, 2, 3], vec![4]]);
-    assert_eq!(relay.seen(), in_order("down (normal)"));
-    assert!(relay.handle().is_running());
+    assert_eq!(mapper.seen(), in_order("down (normal)"));
+    assert!(mapper.handle().is_running());
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_102_a_permanent_stage_lives_until_it_has_passed_on_its_producers_events() {
-    let mut relay = a_producer_behind_its_events(auto(10, 5), ExitReason::Shutdown).await;
-    assert!(relay.handle().is_running());
-    let c = Reader::raw();
-    c.subscribe(relay.handle(), SubscribeOptions::new().cancel(Cancel::Temporary)).await;
+    let mut mapper = a_producer_behind_its_events(auto(10, 5), ExitReason::Shutdown).await;
+    assert!(mapper.handle().is_running());
+    let c = manual();
+    c.subscribe(mapper.handle(), SubscribeOptions::new().cancel(Cancel::Temporary)).await;
     assert_eq!(c.asks(5).await, [vec![1, 2, 3], vec![4]]);
-    let seen = relay.seen();
+    let seen = mapper.seen();
     assert_eq!(seen[..4], in_order("down (shutdown)"));
     assert_eq!(seen[4..], [Seen::Terminated("shutdown".to_owned())]);
-    assert_eq!(c.cancelled(), ["down (shutdown)"]);
-    let report = relay.pipeline.join().await;
+    assert_eq!(reasons(c.cancelled()), ["down (shutdown)"]);
+    let report = mapper.pipeline.join().await;
     assert!(matches!(report.stages[0].reason, ExitReason::Shutdown));
     assert_eq!(report.unprocessed(), 0);
 }
@@ -264,18 +267,19 @@ async fn s_102_a_permanent_stage_lives_until_it_has_passed_on_its_producers_even
 #[tokio::test(start_paused = true)]
 async fn s_103_a_bounded_output_buffer_drops_events_without_room() {
     let (log, _guard) = Log::keep();
-    let source = Source::silent();
-    let relay =
-        Relay::with(triple, |stage| Stage::new(stage).buffer_size(3).buffer_keep(BufferKeep::Last));
-    relay.subscribe(&source, auto(4, 0)).await;
+    let source = silent();
+    let mapper = Mapper::with(triple, |stage| {
+        Stage::new(stage).buffer_size(3).buffer_keep(BufferKeep::Last)
+    });
+    mapper.subscribe(&source, auto(4, 0)).await;
     source.emit([1, 2, 3]).await;
-    let c = Reader::raw_of(relay.handle()).await;
+    let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(2).await, [[1, 1]]);
     assert_eq!(
         complaints(&log),
-        ["WARN discarded=4 message=the buffer is full, discarding stage=relay"]
+        ["WARN discarded=4 message=the buffer is full, discarding stage=mapper"]
     );
-    assert_eq!(relay.count().await, 3);
+    assert_eq!(mapper.count().await, 3);
     assert_eq!(c.asks(9).await, [[3, 3, 3]]);
     // An ask larger than the first one is logged as a warning, which is another case.
     assert!(!complaints(&log).iter().any(|line| line.contains("discarded")));
@@ -283,60 +287,62 @@ async fn s_103_a_bounded_output_buffer_drops_events_without_room() {
 
 #[tokio::test(start_paused = true)]
 async fn s_104_it_emits_from_a_call_with_nothing_upstream() {
-    let relay = Relay::identity();
-    relay.emit([1, 2]).await;
-    assert_eq!(relay.count().await, 2);
-    let c = Reader::raw_of(relay.handle()).await;
+    let mapper = Mapper::identity();
+    mapper.emit([1, 2]).await;
+    assert_eq!(mapper.count().await, 2);
+    let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(5).await, [[1, 2]]);
-    demand_is_left(&relay, &c, 3).await;
+    demand_is_left(&mapper, &c, 3).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_105_a_manual_stage_asks_upstream_by_itself() {
-    let source = Source::silent();
-    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.manual()));
-    relay.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(source.script.demands(), NO_DEMAND);
-    relay.upstream().ask(3);
+    let source = silent();
+    let mapper = Mapper::with(|n| vec![n], |stage| Stage::new(stage.manual()));
+    mapper.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(source.demands(), NO_DEMAND);
+    mapper.upstream().ask(3);
     settle().await;
-    assert_eq!(source.script.demands(), [3]);
+    assert_eq!(source.demands(), [3]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn s_106_consumers_of_a_broadcasting_stage_get_the_same_once_both_are_subscribed() {
-    let source = Source::finite(100);
-    let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
-    let (early, late) = (Reader::auto(), Reader::auto());
-    early.subscribe(relay.handle(), auto(10, 0)).await;
-    relay.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(early.got().concat(), doubled(0..100));
-    late.subscribe(relay.handle(), auto(20, 0)).await;
+    let source = finite(100);
+    let mapper =
+        Mapper::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
+    let (early, late) = (automatic(), automatic());
+    early.subscribe(mapper.handle(), auto(10, 0)).await;
+    mapper.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(early.batches().concat(), doubled(0..100));
+    late.subscribe(mapper.handle(), auto(20, 0)).await;
     // Both have asked by now, each for at least as many events as are emitted.
     source.emit(100..110).await;
-    assert_eq!(early.got().concat(), doubled(100..110));
-    assert_eq!(late.got().concat(), doubled(100..110));
+    assert_eq!(early.batches().concat(), doubled(100..110));
+    assert_eq!(late.batches().concat(), doubled(100..110));
 
-    let source = Source::finite(100);
-    let relay = Relay::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
-    let consumers = [Reader::auto(), Reader::auto()];
-    consumers[0].subscribe(relay.handle(), auto(10, 0)).await;
-    consumers[1].subscribe(relay.handle(), auto(20, 0)).await;
-    relay.subscribe(&source, auto(10, 5)).await;
+    let source = finite(100);
+    let mapper =
+        Mapper::with(double, |stage| Stage::new(stage).dispatcher(BroadcastDispatcher::new));
+    let consumers = [automatic(), automatic()];
+    consumers[0].subscribe(mapper.handle(), auto(10, 0)).await;
+    consumers[1].subscribe(mapper.handle(), auto(20, 0)).await;
+    mapper.subscribe(&source, auto(10, 5)).await;
     for consumer in &consumers {
-        assert_eq!(consumer.got().concat(), doubled(0..100));
+        assert_eq!(consumer.batches().concat(), doubled(0..100));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn x_003_demand_of_a_killed_consumer_does_not_reorder_the_buffer() {
-    let (source, relay) = (Source::silent(), Relay::identity());
-    relay.subscribe(&source, auto(10, 5)).await;
-    let c = Reader::raw_of(relay.handle()).await;
-    assert_eq!(c.asks(6).await, NOTHING);
+    let (source, mapper) = (silent(), Mapper::identity());
+    mapper.subscribe(&source, auto(10, 5)).await;
+    let c = manual_of(mapper.handle()).await;
+    assert_eq!(c.asks(6).await, NO_BATCH);
     c.handle.kill();
     settle().await;
     source.emit(1..=8).await;
-    let d = Reader::raw_of(relay.handle()).await;
+    let d = manual_of(mapper.handle()).await;
     for pair in [[1, 2], [3, 4], [5, 6], [7, 8]] {
         assert_eq!(d.asks(2).await, [pair]);
     }
@@ -344,50 +350,50 @@ async fn x_003_demand_of_a_killed_consumer_does_not_reorder_the_buffer() {
 
 #[tokio::test(start_paused = true)]
 async fn x_024_demand_of_a_cancelled_consumer_takes_no_messages() {
-    let (source, relay) = (Source::finite(1000), Relay::identity());
-    let c = Reader::raw_of(relay.handle()).await;
-    assert_eq!(c.asks(3).await, NOTHING);
+    let (source, mapper) = (finite(1000), Mapper::identity());
+    let c = manual_of(mapper.handle()).await;
+    assert_eq!(c.asks(3).await, NO_BATCH);
     c.handle.stop(ExitReason::Normal).await;
     settle().await;
-    relay.subscribe(&source, auto(10, 5)).await;
-    assert_eq!(relay.handled(), NOTHING);
-    assert_eq!(relay.count().await, 0);
-    assert_eq!(source.script.demands(), [10]);
+    mapper.subscribe(&source, auto(10, 5)).await;
+    assert_eq!(mapper.handled(), NO_BATCH);
+    assert_eq!(mapper.count().await, 0);
+    assert_eq!(source.demands(), [10]);
 
-    let d = Reader::raw_of(relay.handle()).await;
+    let d = manual_of(mapper.handle()).await;
     assert_eq!(d.asks(7).await, [list(0..=4), vec![5, 6]]);
-    assert_eq!(relay.handled(), [list(0..=4), list(5..=9)]);
-    assert_eq!(relay.count().await, 3);
-    assert_eq!(source.script.demands(), [5, 5]);
+    assert_eq!(mapper.handled(), [list(0..=4), list(5..=9)]);
+    assert_eq!(mapper.count().await, 3);
+    assert_eq!(source.demands(), [5, 5]);
 
     // The two later events are still unprocessed.
-    let mut relay = relay;
-    relay.handle().stop(ExitReason::Normal).await;
-    assert_eq!(relay.pipeline.join().await.unprocessed(), 3 + 10);
+    let mut mapper = mapper;
+    mapper.handle().stop(ExitReason::Normal).await;
+    assert_eq!(mapper.pipeline.join().await.unprocessed(), 3 + 10);
 }
 
 #[tokio::test(start_paused = true)]
 async fn x_025_markers_and_ends_need_no_demand() {
-    let relay = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
-    let c = Reader::raw_of(relay.handle()).await;
+    let mapper = a_producer_behind_its_events(temporary(10, 5), ExitReason::Normal).await;
+    let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(3).await, [[1, 2, 3]]);
-    assert_eq!(relay.seen(), in_order("")[..2]);
+    assert_eq!(mapper.seen(), in_order("")[..2]);
     assert_eq!(c.asks(1).await, [[4]]);
-    assert_eq!(relay.seen(), in_order("down (normal)")[2..]);
+    assert_eq!(mapper.seen(), in_order("down (normal)")[2..]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn x_027_events_emitted_in_handle_cancel_count_against_the_demand() {
     let (x, y) = (10, 11);
-    let source = Source::silent();
-    let relay = Relay::with(|n| vec![n], |stage| Stage::new(stage.farewell([x, y])));
-    relay.subscribe(&source, temporary(10, 5)).await;
+    let source = silent();
+    let mapper = Mapper::with(|n| vec![n], |stage| Stage::new(stage.farewell([x, y])));
+    mapper.subscribe(&source, temporary(10, 5)).await;
     source.emit([1]).await;
     // Its producer ends by itself, not by a message from outside.
-    let _ = source.script.tell(Command::End(ExitReason::Normal)).await;
+    let _ = source.tell(Command::End(ExitReason::Normal)).await;
     settle().await;
-    assert_eq!(relay.seen(), []);
-    let c = Reader::raw_of(relay.handle()).await;
+    assert_eq!(mapper.seen(), []);
+    let c = manual_of(mapper.handle()).await;
     assert_eq!(c.asks(5).await, [vec![1], vec![x, y]]);
-    demand_is_left(&relay, &c, 2).await;
+    demand_is_left(&mapper, &c, 2).await;
 }

@@ -16,7 +16,7 @@ use pipeline_core::{
 };
 
 use crate::support::{
-    Diary, NO_BATCH, NOTHING, Source, alone, auto, automatic, emit, ended, manual, oops, silent,
+    CallLog, NO_BATCH, NO_DEMAND, Source, alone, auto, automatic, ended, manual, oops, silent,
     silent_with,
 };
 
@@ -50,7 +50,7 @@ async fn refused(options: SubscribeOptions) -> String {
     settle().await;
     assert_eq!(consumer.fate().await, "alive");
     assert_eq!((consumer.subscriptions(), producer.subscribed().len()), (0, 0));
-    assert_eq!(producer.demands(), NOTHING);
+    assert_eq!(producer.demands(), NO_DEMAND);
     // The consumer is unaffected.
     consumer.subscribe(producer.handle(), auto(2, 0)).await;
     assert_eq!(producer.demands(), [2]);
@@ -162,14 +162,14 @@ async fn s_035_a_consumer_may_subscribe_twice() {
     let second = consumer.subscribe(producer.handle(), options).await;
     assert_ne!(first, second);
     assert_eq!(producer.demands(), [3, 3]);
-    emit(&producer, 1..=5).await;
+    producer.emit(1..=5).await;
     assert_eq!(consumer.batches(), [vec![1, 2, 3], vec![4, 5]]);
     // The first has asked for 3 again, the second has 1 left. One ends, the other does not.
     assert_eq!(producer.demands(), [3]);
     first.cancel(ExitReason::Normal);
     settle().await;
     assert_eq!(ended(consumer.cancelled()), [(first, "cancelled (normal)".to_owned())]);
-    emit(&producer, [6]).await;
+    producer.emit([6]).await;
     assert_eq!(consumer.batches(), [[6]]);
 }
 
@@ -221,7 +221,7 @@ async fn s_037_a_subscription_replaces_another() {
     assert_eq!(producer.demands(), [6]);
     assert_eq!(ended(consumer.cancelled()), replaced);
 
-    emit(&producer, 1..=12).await;
+    producer.emit(1..=12).await;
     assert_eq!(consumer.batches(), [(1..=10).collect::<Vec<_>>(), vec![11, 12]]);
     // It asked for 10 again: two were in the buffer.
     assert_eq!(producer.demands(), [8]);
@@ -297,10 +297,10 @@ async fn s_039_a_custom_option_reaches_the_producer_and_its_dispatcher() {
     assert_eq!(*heard.lock(), [Some(Foo(1)), None]);
 }
 
-/// Passes on its events, and records their subscriptions.
-struct Relay(Diary);
+/// Passes on its events, and logs their subscriptions.
+struct LoggingStage(CallLog);
 
-impl ProducerConsumer for Relay {
+impl ProducerConsumer for LoggingStage {
     type In = u64;
     type Out = u64;
 
@@ -330,20 +330,21 @@ impl ProducerConsumer for Relay {
 
 #[tokio::test(start_paused = true)]
 async fn x_026_queued_events_of_a_dropped_producer_come_with_its_subscription() {
-    let diary = Diary::default();
+    let calls = CallLog::default();
     let (producer, consumer) = (silent(), manual());
-    let (relay, _pipeline) = alone(|graph| graph.producer_consumer("relay", Relay(diary.clone())));
+    let (stage, _pipeline) =
+        alone(|graph| graph.producer_consumer("stage", LoggingStage(calls.clone())));
     let options = auto(10, 5).cancel(Cancel::Temporary);
-    let subscription = relay.subscribe(producer.handle(), options).await.unwrap();
+    let subscription = stage.subscribe(producer.handle(), options).await.unwrap();
     settle().await;
-    emit(&producer, [1, 2, 3]).await;
+    producer.emit([1, 2, 3]).await;
     producer.handle().stop(ExitReason::Normal).await;
-    consumer.subscribe(&relay, SubscribeOptions::new()).await;
-    assert_eq!(diary.take(), [""; 0]);
+    consumer.subscribe(&stage, SubscribeOptions::new()).await;
+    assert_eq!(calls.take(), [""; 0]);
     consumer.ask(5).await;
     let expected =
         [format!("{subscription:?}: [1, 2, 3]"), format!("{subscription:?}: down (normal)")];
-    assert_eq!(diary.take(), expected);
+    assert_eq!(calls.take(), expected);
     assert_eq!(consumer.batches(), [[1, 2, 3]]);
 }
 
@@ -357,7 +358,7 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
     assert_eq!(ended(producer.cancelled()), replaced);
     assert_eq!(ended(consumer.cancelled()), replaced);
     assert_eq!(consumer.fate().await, "alive");
-    emit(&producer, [1, 2]).await;
+    producer.emit([1, 2]).await;
     assert_eq!(consumer.batches(), [[1, 2]]);
 
     // By a subscription to another producer, too.
@@ -371,8 +372,8 @@ async fn x_028_a_permanent_subscription_can_be_replaced() {
     assert_eq!(ended(consumer.cancelled()), replaced);
     assert_eq!(consumer.fate().await, "alive");
     assert_eq!(another.demands(), [4]);
-    emit(&producer, [3]).await;
-    emit(&another, [4]).await;
+    producer.emit([3]).await;
+    another.emit([4]).await;
     assert_eq!(consumer.batches(), [[4]]);
 
     // The consumer now needs the newest subscription.

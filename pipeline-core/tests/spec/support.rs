@@ -1,4 +1,5 @@
-//! The notation of docs/spec/stages.md, section 5.
+//! The notation of docs/spec/stages.md, section 5: stages, each in a pipeline of its own, so that the
+//! case decides when they subscribe.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -12,9 +13,10 @@ use pipeline_core::{
         Recording, RecordingConsumer, Script, ScriptedProducer, recording, scripted, settle,
     },
 };
+use pipeline_test_support::Log;
 
 /// No demand.
-pub(crate) const NOTHING: [usize; 0] = [];
+pub(crate) const NO_DEMAND: [usize; 0] = [];
 
 /// No events.
 pub(crate) const NO_BATCH: [Vec<u64>; 0] = [];
@@ -31,9 +33,9 @@ pub(crate) fn silent() -> Source<u64> {
 }
 
 /// `silent`, with options.
-pub(crate) fn silent_with(
-    options: impl FnOnce(Stage<ScriptedProducer<u64>, u64>) -> Stage<ScriptedProducer<u64>, u64>,
-) -> Source<u64> {
+pub(crate) fn silent_with<E: Send + 'static>(
+    options: impl FnOnce(Stage<ScriptedProducer<E>, E>) -> Stage<ScriptedProducer<E>, E>,
+) -> Source<E> {
     let (producer, script) = scripted();
     Source::start(options(Stage::new(producer)), script)
 }
@@ -41,6 +43,15 @@ pub(crate) fn silent_with(
 /// `finite k`. It is also the `counter` for a consumer that takes k events.
 pub(crate) fn finite(k: u64) -> Source<u64> {
     counting(0..k)
+}
+
+/// `finite k`, with options.
+pub(crate) fn finite_with(
+    k: u64,
+    options: impl FnOnce(Stage<ScriptedProducer<u64>, u64>) -> Stage<ScriptedProducer<u64>, u64>,
+) -> Source<u64> {
+    let (producer, script) = scripted();
+    Source::start(options(Stage::new(producer.from_iter(0..k))), script)
 }
 
 /// A producer that emits exactly as many of these as requested.
@@ -52,22 +63,40 @@ pub(crate) fn counting<E: Send + 'static>(
 }
 
 /// A consumer, to be subscribed with `auto(max,min)`.
-pub(crate) fn automatic<E: Send + 'static>() -> Drain<E> {
-    Drain::start(recording())
+pub(crate) fn automatic<E: Send + 'static>() -> Sink<E> {
+    Sink::start(recording())
 }
 
 /// `manual`, and `raw` too.
-pub(crate) fn manual() -> Drain<u64> {
+pub(crate) fn manual<E: Send + 'static>() -> Sink<E> {
+    consumer_with(|consumer, _| consumer.manual())
+}
+
+/// A manual consumer of this stage.
+pub(crate) async fn manual_of<P, In, E>(to: &StageHandle<P, In, E>) -> Sink<E>
+where
+    P: Send + 'static,
+    In: Send + 'static,
+    E: Send + 'static,
+{
+    let consumer = manual();
+    consumer.subscribe(to, SubscribeOptions::new()).await;
+    consumer
+}
+
+/// A consumer with options, which may read its recording.
+pub(crate) fn consumer_with<E: Send + 'static>(
+    options: impl FnOnce(RecordingConsumer<E>, &Recording<E>) -> RecordingConsumer<E>,
+) -> Sink<E> {
     let (consumer, recording) = recording();
-    Drain::start((consumer.manual(), recording))
+    Sink::start((options(consumer, &recording), recording))
 }
 
 /// A consumer that calls a function with each chunk.
 pub(crate) fn acting(
     act: impl FnMut(&[u64], &Subscription) -> Result<(), ExitReason> + Send + 'static,
-) -> Drain<u64> {
-    let (consumer, recording) = recording();
-    Drain::start((consumer.on_events(act), recording))
+) -> Sink<u64> {
+    consumer_with(|consumer, _| consumer.on_events(act))
 }
 
 /// A stage in a pipeline of its own.
@@ -84,9 +113,26 @@ pub(crate) struct Source<E: Send + 'static> {
 }
 
 impl<E: Send + 'static> Source<E> {
-    fn start(stage: Stage<ScriptedProducer<E>, E>, script: Script<E>) -> Self {
-        let (_, pipeline) = alone(|graph| graph.producer_with(stage));
+    pub(crate) fn start(stage: Stage<ScriptedProducer<E>, E>, script: Script<E>) -> Self {
+        let (_, pipeline) = alone(|graph| graph.producer_with(stage.named("source")));
         Self { script, pipeline }
+    }
+
+    /// Emits, and waits for the effects.
+    pub(crate) async fn emit(&self, events: impl IntoIterator<Item = E>) {
+        self.script.emit(events).await;
+        settle().await;
+    }
+
+    /// `sync_info` of this name.
+    pub(crate) async fn mark(&self, name: &str) {
+        self.script.mark(name).await;
+        settle().await;
+    }
+
+    /// `count`.
+    pub(crate) async fn count(&self) -> usize {
+        self.handle().estimate_buffered_count().await.unwrap()
     }
 }
 
@@ -99,13 +145,13 @@ impl<E: Send + 'static> Deref for Source<E> {
 }
 
 /// A running recording consumer.
-pub(crate) struct Drain<E: Send + 'static> {
+pub(crate) struct Sink<E: Send + 'static> {
     recording: Recording<E>,
     pub(crate) handle: ConsumerHandle<RecordingConsumer<E>>,
     pub(crate) pipeline: Pipeline,
 }
 
-impl<E: Send + 'static> Drain<E> {
+impl<E: Send + 'static> Sink<E> {
     fn start((consumer, recording): (RecordingConsumer<E>, Recording<E>)) -> Self {
         let (handle, pipeline) = alone(|graph| graph.consumer("consumer", consumer));
         Self { recording, handle, pipeline }
@@ -132,13 +178,19 @@ impl<E: Send + 'static> Drain<E> {
         settle().await;
     }
 
+    /// Asks for events, and returns the batches received in response.
+    pub(crate) async fn asks(&self, events: usize) -> Vec<Vec<E>> {
+        self.ask(events).await;
+        self.batches()
+    }
+
     /// `alive`, or why it ended.
     pub(crate) async fn fate(&mut self) -> String {
         fate(&self.handle, &mut self.pipeline).await
     }
 }
 
-impl<E: Send + 'static> Deref for Drain<E> {
+impl<E: Send + 'static> Deref for Sink<E> {
     type Target = Recording<E>;
 
     fn deref(&self) -> &Recording<E> {
@@ -168,23 +220,35 @@ pub(crate) fn only(report: &PipelineReport) -> &StageReport {
     &report.stages[0]
 }
 
-/// Emits, and waits for the effects.
-pub(crate) async fn emit<E: Send + 'static>(
-    script: &Script<E>,
-    events: impl IntoIterator<Item = E>,
-) {
-    script.emit(events).await;
-    settle().await;
-}
-
-/// `count n`.
-pub(crate) async fn count<E: Send + 'static>(script: &Script<E>) -> usize {
-    script.handle().estimate_buffered_count().await.unwrap()
-}
-
 /// The ended subscriptions and their reasons: `[(a, "down (normal)")]`.
 pub(crate) fn ended(cancelled: Vec<(Subscription, Cancellation)>) -> Vec<(Subscription, String)> {
     cancelled.into_iter().map(|(which, how)| (which, how.to_string())).collect()
+}
+
+/// The reasons of the ended subscriptions.
+pub(crate) fn reasons(cancelled: Vec<(Subscription, Cancellation)>) -> Vec<String> {
+    cancelled.into_iter().map(|(_, how)| how.to_string()).collect()
+}
+
+/// The warnings and errors logged since the last call.
+pub(crate) fn complaints(log: &Log) -> Vec<String> {
+    let complains = |line: &String| line.starts_with("WARN") || line.starts_with("ERROR");
+    log.take().into_iter().filter(complains).collect()
+}
+
+/// The warning of a producer whose full buffer has discarded this many events.
+pub(crate) fn dropped(events: usize) -> String {
+    format!("WARN discarded={events} message=the buffer is full, discarding stage=source")
+}
+
+/// A range as the list of its numbers.
+pub(crate) fn list(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+    numbers.collect()
+}
+
+/// The numbers of a range, each twice.
+pub(crate) fn doubled(numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+    numbers.flat_map(|n| [n, n]).collect()
 }
 
 /// The reasons that the cases about cancel modes use.
@@ -197,25 +261,25 @@ pub(crate) fn oops() -> ExitReason {
     ExitReason::failed("oops")
 }
 
-/// The records of several stages in one order.
+/// The calls of several stages' callbacks, in one order.
 #[derive(Clone, Default)]
-pub(crate) struct Diary(Arc<Mutex<Vec<String>>>);
+pub(crate) struct CallLog(Arc<Mutex<Vec<String>>>);
 
-impl Diary {
+impl CallLog {
     pub(crate) fn note(&self, line: impl fmt::Display) {
         self.0.lock().push(line.to_string());
     }
 
-    /// The records since the last call.
+    /// The calls since the last `take`.
     pub(crate) fn take(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock())
     }
 }
 
-/// A `silent` producer that records its callbacks.
-pub(crate) struct NotingProducer(pub(crate) Diary);
+/// A `silent` producer that logs its callbacks.
+pub(crate) struct LoggingProducer(pub(crate) CallLog);
 
-impl Producer for NotingProducer {
+impl Producer for LoggingProducer {
     type Event = u64;
 
     async fn handle_demand(
@@ -239,7 +303,7 @@ impl Producer for NotingProducer {
 }
 
 /// The events to emit.
-impl HandleInfo<Vec<u64>, u64> for NotingProducer {
+impl HandleInfo<Vec<u64>, u64> for LoggingProducer {
     async fn handle_info(
         &mut self,
         events: Vec<u64>,
@@ -250,11 +314,11 @@ impl HandleInfo<Vec<u64>, u64> for NotingProducer {
     }
 }
 
-/// A consumer that records its callbacks. Before it handles events it lets all other tasks run, so
-/// that the effects of its demand are recorded first.
-pub(crate) struct NotingConsumer(pub(crate) Diary);
+/// A consumer that logs its callbacks. Before it handles events it lets all other tasks run, so
+/// that the effects of its demand are logged first.
+pub(crate) struct LoggingConsumer(pub(crate) CallLog);
 
-impl Consumer for NotingConsumer {
+impl Consumer for LoggingConsumer {
     type Event = u64;
 
     async fn handle_events(
