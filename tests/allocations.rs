@@ -14,13 +14,9 @@ use axum::Router;
 use pipeline::{
     statsd::{StatsdFlusher, StatsdRecorder, cadence::NopMetricSink},
     telemetry::Telemetry,
-    ws::{
-        Channel, Endpoint, Mount, Payload, Socket, Topic,
-        channel::{JoinContext, JoinError},
-        listen,
-        socket::{ConnectError, ConnectInfo, Params},
-    },
+    ws::{Endpoint, Mount, listen},
 };
+use pipeline_test_support::{AnyChannel, AnySocket};
 use serde::Serialize;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -35,27 +31,6 @@ const BROADCASTS: u64 = 100;
 
 /// The number of broadcasts before them, after which all reused memory is allocated.
 const BEFORE: u64 = 300;
-
-struct Anyone;
-
-impl Socket for Anyone {
-    type Assigns = ();
-
-    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
-        Ok(())
-    }
-}
-
-struct Room;
-
-impl Channel for Room {
-    type Socket = Anyone;
-    type Config = ();
-
-    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
-        Ok(Self)
-    }
-}
 
 #[derive(Serialize)]
 struct Message {
@@ -87,7 +62,7 @@ impl Server {
             Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         let statsd = StatsdRecorder::sink(NopMetricSink).flush_every(Duration::from_secs(3600));
         let (recorder, statsd) = statsd.build().unwrap();
-        let mount = Mount::new(Anyone).channel::<Room>("room:*");
+        let mount = Mount::new(AnySocket).channel::<AnyChannel>("room:*");
         let builder = Endpoint::builder().mount("/socket", mount);
         let endpoint = builder.telemetry(Telemetry::with_recorder(recorder)).build().unwrap();
         let clients = runtime.block_on(async {

@@ -28,7 +28,7 @@ use pipeline::{
         token::Signer,
     },
 };
-use pipeline_test_support::{Client, Gate, Keeper, Recorded, connect, gate, reply};
+use pipeline_test_support::{Client, Gate, GateControl, Recorded, connect, gate, reply};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
@@ -229,7 +229,7 @@ async fn each_delivery_and_each_worker_is_timed() {
 #[tokio::test]
 async fn the_parts_of_a_push_time_add_up_and_show_the_delay() {
     const HELD_UP: Duration = Duration::from_millis(50);
-    let (gate, mut keeper): (Gate, Keeper) = gate();
+    let (gate, mut control): (Gate, GateControl) = gate();
     let app = App::new(1, Some(gate)).await;
     let mut ada = app.user(1).await;
     let recorded = async |name: &str| loop {
@@ -240,13 +240,13 @@ async fn the_parts_of_a_push_time_add_up_and_show_the_delay() {
         tokio::task::yield_now().await;
     };
     app.push(1, json!({ "n": 1 })).await;
-    keeper.started(1).await;
+    control.started(1).await;
     // The only worker is busy, and there is no demand.
     app.push(1, json!({ "n": 2 })).await;
     tokio::time::sleep(HELD_UP).await;
     let at_least = HELD_UP.as_secs_f64() * 1e3;
     for (n, slow) in [(1, "worked"), (2, "queued")] {
-        keeper.let_go(1);
+        control.release(1);
         ada.expect([pushed(1, json!({ "n": n }))]).await;
         let whole = recorded("pipeline.push_delivered").await;
         let mut sum = 0.0;
@@ -261,22 +261,22 @@ async fn the_parts_of_a_push_time_add_up_and_show_the_delay() {
 
 #[tokio::test]
 async fn max_demand_bounds_the_workers_exactly() {
-    let (gate, mut keeper): (Gate, Keeper) = gate();
+    let (gate, mut control): (Gate, GateControl) = gate();
     let app = App::new(3, Some(gate)).await;
     let mut ada = app.user(1).await;
     for n in 0..10 {
         app.push(1, json!({ "n": n })).await;
     }
-    keeper.started(3).await;
-    keeper.assert_none_starts().await;
+    control.started(3).await;
+    control.assert_none_starts().await;
     ada.expect_nothing_else().await;
     for _ in 0..7 {
-        keeper.let_go(1);
+        control.release(1);
         assert_eq!(ada.receive().await[3], "push_timed");
-        keeper.started(1).await;
-        keeper.assert_none_starts().await;
+        control.started(1).await;
+        control.assert_none_starts().await;
     }
-    keeper.let_go(3);
+    control.release(3);
     for _ in 0..3 {
         assert_eq!(ada.receive().await[3], "push_timed");
     }
@@ -373,12 +373,12 @@ async fn shutdown_under_load_delivers_or_reports_every_accepted_item() {
 
 #[tokio::test]
 async fn the_exact_number_of_unprocessed_items_is_reported() {
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let mut app = App::new(2, Some(gate)).await;
     for n in 0..10 {
         app.push(1, json!({ "n": n })).await;
     }
-    keeper.started(2).await;
+    control.started(2).await;
     let report = app.stop().await;
     assert!(!report.is_clean());
     assert_eq!(report.pipelines[0].unprocessed(), 10);

@@ -48,12 +48,12 @@ async fn it_is_alive_and_not_ready_until_all_stages_have_started() {
 
 #[tokio::test]
 async fn it_is_not_ready_while_a_queue_is_full_with_overloaded_at() {
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let (queue, pipeline) = narrow(gate);
     let default = Health::new().pipeline(pipeline.observer());
     let (health, half) = (default.clone().overloaded_at(1.0), default.clone().overloaded_at(0.5));
     queue.push(1).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     assert_eq!((health.readiness(), half.readiness()), (Ok(()), Ok(())));
 
     queue.push(2).await.unwrap();
@@ -68,14 +68,14 @@ async fn it_is_not_ready_while_a_queue_is_full_with_overloaded_at() {
     assert_eq!(default.readiness(), Ok(()), "or all processes would leave a balancer together");
     assert_eq!(health.liveness(), Ok(()), "a restart would lose the items that it holds");
 
-    keeper.let_go(1);
-    keeper.started(1).await;
+    control.release(1);
+    control.started(1).await;
     assert_eq!(health.readiness(), Ok(()));
 }
 
 #[tokio::test]
 async fn while_draining_it_answers_on_the_admin_listener_until_the_end() {
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let (queue, pipeline) = narrow(gate);
     let endpoint = Endpoint::builder().build().unwrap();
     let health = Health::new().pipeline(pipeline.observer()).endpoint(endpoint.observer());
@@ -93,7 +93,7 @@ async fn while_draining_it_answers_on_the_admin_listener_until_the_end() {
         .until(async { drop(stopped.await) });
     let serving = tokio::spawn(serving.into_future());
     queue.push(1).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     for address in [&public.to_string(), &private] {
         assert_eq!(said(&get(address, "/readyz").await), (200, "ready"));
         assert_eq!(said(&get(address, "/livez").await), (200, "alive"));
@@ -109,7 +109,7 @@ async fn while_draining_it_answers_on_the_admin_listener_until_the_end() {
     assert!(ready.head.contains("cache-control: no-store"), "{}", ready.head);
     assert_eq!(said(&get(&private, "/livez").await), (200, "alive"));
 
-    keeper.let_go(1);
+    control.release(1);
     assert!(serving.await.unwrap().unwrap().is_clean());
     let why = health.readiness().unwrap_err().to_string();
     assert!(why.ends_with("pipeline push has ended; the endpoint is gone"), "{why}");

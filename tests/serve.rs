@@ -30,15 +30,11 @@ use pipeline::{
     step::for_each,
     subscription::SubscribeOptions,
     supervisor::ConsumerSupervisor,
-    ws::{
-        Channel, Endpoint, Mount, Payload, Socket, Topic,
-        channel::{JoinContext, JoinError},
-        listen,
-        mount::LongPoll,
-        socket::{ConnectError, Params},
-    },
+    ws::{Endpoint, Mount, listen, mount::LongPoll},
 };
-use pipeline_test_support::{Log, PATIENCE, Recorded, eventually, gate, request};
+use pipeline_test_support::{
+    AnyChannel, AnySocket, Log, PATIENCE, Recorded, eventually, gate, request,
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -348,7 +344,7 @@ async fn incomplete_requests_do_not_delay_the_shutdown() {
 
 #[tokio::test]
 async fn a_pending_request_is_answered_during_the_shutdown() {
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let waits = get(async move || {
         gate.pass(1).await.unwrap();
         "done"
@@ -356,9 +352,9 @@ async fn a_pending_request_is_answered_during_the_shutdown() {
     let mut server = Server::start(app().route("/waits", waits), |serve| serve).await;
     let mut stream = server.connect().await;
     stream.write_all(b"GET /waits HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     server.stop();
-    keeper.let_go(1);
+    control.release(1);
     assert!(until_the_end(&mut stream).await.ends_with("done"));
     assert!(server.stopped().await.is_clean());
 }
@@ -446,7 +442,7 @@ async fn the_drain_timeout_covers_all_pipelines() {
 #[tokio::test]
 async fn the_first_signal_during_a_shutdown_without_one_does_not_interrupt_it() {
     let (log, _guard) = Log::keep();
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let (queue, producer) = queue::<u64>(QueueOptions::new());
     let work = async move |n: &u64| gate.pass(*n).await;
     let pipeline = Pipeline::builder("slow")
@@ -459,7 +455,7 @@ async fn the_first_signal_during_a_shutdown_without_one_does_not_interrupt_it() 
         Server::start(app(), |serve| serve.health(&health).pipeline(pipeline).drain_within(DAY))
             .await;
     queue.push(1).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     server.stop();
     eventually(|| health.readiness().is_err()).await;
     // An orchestrator sees that the process is not ready, and signals it to stop.
@@ -471,7 +467,7 @@ async fn the_first_signal_during_a_shutdown_without_one_does_not_interrupt_it() 
         lines.iter().any(|line: &String| line.contains("already stopping"))
     })
     .await;
-    keeper.let_go(1);
+    control.release(1);
     let report = server.stopped().await;
     assert!(report.is_clean() && !report.interrupted, "{report}");
 }
@@ -505,37 +501,12 @@ async fn it_logs_its_address() {
     }
 }
 
-struct UserSocket;
-
-impl Socket for UserSocket {
-    type Assigns = ();
-
-    async fn connect(
-        &self,
-        _: &Params,
-        _: &pipeline::ws::socket::ConnectInfo,
-    ) -> Result<(), ConnectError> {
-        Ok(())
-    }
-}
-
-struct UserChannel;
-
-impl Channel for UserChannel {
-    type Socket = UserSocket;
-    type Config = ();
-
-    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
-        Ok(Self)
-    }
-}
-
 #[tokio::test]
 async fn a_polling_client_can_fetch_messages_of_a_draining_pipeline() {
-    let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+    let sockets = Mount::new(AnySocket).channel::<AnyChannel>("user:*");
     let sockets = sockets.longpoll(LongPoll::new().window(SHORT * 10));
     let endpoint = Endpoint::builder().mount("/socket", sockets).build().unwrap();
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let (queue, producer) = queue::<u64>(QueueOptions::new());
     let users = endpoint.clone();
     let push = async move |n: &u64| {
@@ -563,11 +534,11 @@ async fn a_polling_client_can_fetch_messages_of_a_draining_pipeline() {
     assert_eq!(joined["status"], 200, "{joined}");
 
     queue.push(7).await.unwrap();
-    keeper.started(1).await;
+    control.started(1).await;
     server.stop();
     eventually(|| queue.is_closed()).await;
     // No poll is pending when it is sent.
-    keeper.let_go(1);
+    control.release(1);
     sleep(SHORT).await;
     let fetched = pipeline_test_support::get(&address, &path).await.json();
     assert_eq!(fetched["status"], 200, "{fetched}");

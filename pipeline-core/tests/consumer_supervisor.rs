@@ -30,19 +30,19 @@ use tokio::{
 #[tokio::test]
 async fn exactly_max_demand_workers_live_at_once() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 5, 4);
     for item in 0..20 {
         queue.push(item).await.unwrap();
     }
-    let mut started = keeper.started(5).await;
-    keeper.assert_none_starts().await;
+    let mut started = control.started(5).await;
+    control.assert_none_starts().await;
     while started.len() < 20 {
-        keeper.let_go(1);
-        started.extend(keeper.started(1).await);
+        control.release(1);
+        started.extend(control.started(1).await);
         if started.len() < 20 {
-            keeper.assert_none_starts().await;
+            control.assert_none_starts().await;
         }
     }
     started.sort_unstable();
@@ -93,18 +93,18 @@ async fn the_bound_holds_on_many_threads() {
 #[tokio::test]
 async fn more_events_are_requested_when_workers_fall_to_min_demand() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let _pipeline = supervised(producer, ConsumerSupervisor::new(worker), 4, 2);
     for item in 0..20 {
         queue.push(item).await.unwrap();
     }
-    keeper.started(4).await;
-    keeper.let_go(1);
-    keeper.assert_none_starts().await;
-    keeper.let_go(1);
-    keeper.started(2).await;
-    keeper.assert_none_starts().await;
+    control.started(4).await;
+    control.release(1);
+    control.assert_none_starts().await;
+    control.release(1);
+    control.started(2).await;
+    control.assert_none_starts().await;
 }
 
 #[tokio::test]

@@ -24,20 +24,20 @@ const LONG: Duration = Duration::from_secs(3600);
 #[tokio::test]
 async fn draining_processes_accepted_items_and_takes_no_more() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 2, 1);
     for item in 0..10 {
         queue.push(item).await.unwrap();
     }
-    keeper.started(2).await;
+    control.started(2).await;
     let draining = tokio::spawn(pipeline.drain(LONG));
     while !queue.is_closed() {
         tokio::task::yield_now().await;
     }
     assert_eq!(queue.push(10).await, Err(Closed(10)));
-    keeper.let_go(10);
-    assert_eq!(keeper.started(8).await, Vec::from_iter(2..10));
+    control.release(10);
+    assert_eq!(control.started(8).await, Vec::from_iter(2..10));
     let report = draining.await.unwrap();
     assert!(report.completed);
     assert_eq!(report.unprocessed(), 0);
@@ -50,13 +50,13 @@ async fn draining_processes_accepted_items_and_takes_no_more() {
 #[tokio::test(start_paused = true)]
 async fn unfinished_events_at_the_deadline_are_counted_exactly() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
     let pipeline = supervised(producer, ConsumerSupervisor::new(worker), 3, 2);
     for item in 0..10 {
         queue.push(item).await.unwrap();
     }
-    keeper.started(3).await;
+    control.started(3).await;
     let report = pipeline.drain(Duration::from_millis(50)).await;
     assert!(!report.completed);
     let producer = report.stages.iter().find(|stage| &*stage.stage == "producer").unwrap();
@@ -132,7 +132,7 @@ impl Drop for Alive {
 async fn dropping_a_pipeline_ends_its_stages_and_workers() {
     let (queue, producer) = queue(QueueOptions::new());
     let alive = Arc::new(AtomicUsize::new(0));
-    let (gate, mut keeper) = gate();
+    let (gate, mut control) = gate();
     let counter = alive.clone();
     let worker = async move |event: &u64| {
         let _alive = Alive::new(&counter);
@@ -142,7 +142,7 @@ async fn dropping_a_pipeline_ends_its_stages_and_workers() {
     for item in 0..10 {
         queue.push(item).await.unwrap();
     }
-    keeper.started(3).await;
+    control.started(3).await;
     assert_eq!(alive.load(Ordering::SeqCst), 3);
     drop(pipeline);
     while alive.load(Ordering::SeqCst) > 0 || !queue.is_closed() {

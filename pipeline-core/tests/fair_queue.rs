@@ -12,15 +12,18 @@ use pipeline_core::{
     supervisor::ConsumerSupervisor,
     timed::Timed,
 };
-use pipeline_test_support::{Keeper, Log, Recorded, gate, settle};
+use pipeline_test_support::{GateControl, Log, Recorded, gate, settle};
 use support::supervised;
 use tokio::{sync::mpsc, time::Instant};
 
-/// Workers, `workers` of them at once, that the keeper releases.
-fn gated(producer: FairQueueProducer<&'static str, u64>, workers: usize) -> (Pipeline, Keeper) {
-    let (gate, keeper) = gate();
+/// Workers, `workers` of them at once, that the gate releases.
+fn gated(
+    producer: FairQueueProducer<&'static str, u64>,
+    workers: usize,
+) -> (Pipeline, GateControl) {
+    let (gate, control) = gate();
     let worker = async move |event: &u64| gate.pass(*event).await;
-    (supervised(producer, ConsumerSupervisor::new(worker), workers, 0), keeper)
+    (supervised(producer, ConsumerSupervisor::new(worker), workers, 0), control)
 }
 
 /// All items that leave a queue, once its pushing end is gone.
@@ -46,32 +49,32 @@ async fn a_key_with_one_item_does_not_wait_for_a_key_with_ten_thousand() {
     for item in 0..10_000 {
         queue.try_push("flood", item).unwrap();
     }
-    let (_pipeline, mut keeper) = gated(producer, 1);
-    assert_eq!(keeper.started(1).await, [0]);
-    keeper.let_go(5);
-    assert_eq!(keeper.started(5).await, [1, 2, 3, 4, 5]);
+    let (_pipeline, mut control) = gated(producer, 1);
+    assert_eq!(control.started(1).await, [0]);
+    control.release(5);
+    assert_eq!(control.started(5).await, [1, 2, 3, 4, 5]);
 
     queue.try_push("other", 77_777).unwrap();
-    keeper.let_go(2);
-    let next = keeper.started(2).await;
+    control.release(2);
+    let next = control.started(2).await;
     assert!(next.contains(&77_777), "{next:?}");
 }
 
 #[tokio::test]
 async fn a_key_with_one_item_does_not_wait_for_callers_that_wait_for_room() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(10).key_capacity(10));
-    let (_pipeline, mut keeper) = gated(producer, 1);
+    let (_pipeline, mut control) = gated(producer, 1);
     for item in 0..500 {
         tokio::spawn(queue.push("flood", item));
     }
-    keeper.started(1).await;
+    control.started(1).await;
     settle().await;
     assert_eq!(queue.len(), 10);
     let single = tokio::spawn(queue.push("other", 77_777));
     settle().await;
     assert!(!single.is_finished());
-    keeper.let_go(2);
-    let next = keeper.started(2).await;
+    control.release(2);
+    let next = control.started(2).await;
     assert!(next.contains(&77_777), "{next:?}");
     single.await.unwrap().unwrap();
 }
@@ -109,9 +112,9 @@ async fn an_item_uses_its_keys_share_by_its_cost() {
 #[tokio::test]
 async fn push_waits_for_room_in_its_key_and_does_not_block_other_keys() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().capacity(9).key_capacity(1));
-    let (_pipeline, mut keeper) = gated(producer, 1);
+    let (_pipeline, mut control) = gated(producer, 1);
     queue.push("a", 0).await.unwrap();
-    assert_eq!(keeper.started(1).await, [0]);
+    assert_eq!(control.started(1).await, [0]);
     queue.push("a", 1).await.unwrap();
     let waiting = tokio::spawn(queue.push("a", 2));
     settle().await;
@@ -119,10 +122,10 @@ async fn push_waits_for_room_in_its_key_and_does_not_block_other_keys() {
     assert_eq!(queue.try_push("a", 9), Err(TryPushError::KeyFull(9)));
     queue.push("b", 3).await.unwrap();
 
-    keeper.let_go(1);
+    control.release(1);
     waiting.await.unwrap().unwrap();
-    keeper.let_go(2);
-    assert_eq!(keeper.started(3).await, [1, 3, 2]);
+    control.release(2);
+    assert_eq!(control.started(3).await, [1, 3, 2]);
 }
 
 #[tokio::test]
@@ -228,15 +231,15 @@ async fn a_closed_queue_returns_every_item() {
 #[tokio::test]
 async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty() {
     let (queue, producer) = fair_queue(FairQueueOptions::new());
-    let (mut pipeline, mut keeper) = gated(producer, 9);
+    let (mut pipeline, mut control) = gated(producer, 9);
     let second = queue.clone();
     drop(queue);
     for item in 0..3 {
         second.push("a", item).await.unwrap();
     }
     drop(second);
-    assert_eq!(keeper.started(3).await, [0, 1, 2]);
-    keeper.let_go(3);
+    assert_eq!(control.started(3).await, [0, 1, 2]);
+    control.release(3);
     let report = pipeline.join().await;
     assert!(report.stages.iter().all(|stage| matches!(stage.reason, ExitReason::Normal)));
     assert_eq!(report.unprocessed(), 0);
@@ -245,12 +248,12 @@ async fn the_pipeline_ends_when_the_last_handle_is_gone_and_the_queue_is_empty()
 #[tokio::test(start_paused = true)]
 async fn draining_takes_no_more_items_and_reports_the_held_ones() {
     let (queue, producer) = fair_queue(FairQueueOptions::new().key_capacity(4));
-    let (pipeline, mut keeper) = gated(producer, 1);
+    let (pipeline, mut control) = gated(producer, 1);
     for item in 0..4 {
         queue.push("a", item).await.unwrap();
         queue.push("b", item).await.unwrap();
     }
-    keeper.started(1).await;
+    control.started(1).await;
     queue.push("a", 4).await.unwrap();
     let waiting = tokio::spawn(queue.push("a", 5));
     settle().await;

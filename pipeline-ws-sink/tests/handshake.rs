@@ -15,7 +15,7 @@ use pipeline_ws_sink::{
 use serde_json::json;
 use support::{
     channels::{NamedSocket, endpoint},
-    door::Door,
+    handshake_server::HandshakeServer,
     server::Server,
 };
 
@@ -24,7 +24,9 @@ const EVIL: (&str, &str) = ("origin", "http://evil.test");
 const OFFER: &str = "sec-websocket-protocol";
 
 /// A host without pages, so that pages of other hosts are refused.
-fn strict(mount: Mount<support::door::Doorman>) -> pipeline_ws_sink::endpoint::EndpointBuilder {
+fn strict(
+    mount: Mount<support::handshake_server::ReportingSocket>,
+) -> pipeline_ws_sink::endpoint::EndpointBuilder {
     Endpoint::builder().host("localhost").mount("/socket", mount)
 }
 
@@ -38,67 +40,67 @@ async fn c_001_a_client_of_version_2_is_accepted() {
 
 #[tokio::test]
 async fn c_007_a_version_that_is_not_a_string_is_refused() {
-    let mut door = Door::open(|mount| mount).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
     for query in ["vsn[]=2.0.0", "vsn[a]=2.0.0", "vsn=2.0.0&vsn[]=2.0.0"] {
-        let answer = door.upgrade(&format!("{SOCKET}?{query}"), &[]).await;
+        let answer = server.upgrade(&format!("{SOCKET}?{query}"), &[]).await;
         assert!(answer.is_forbidden(), "{query}: {answer:?}");
     }
-    door.saw_no_connection();
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn c_008_a_post_is_answered_with_400_and_an_empty_body() {
-    let mut door = Door::open(|mount| mount).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
     for method in ["POST", "PUT", "OPTIONS"] {
-        let answer = door.request(method, &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
+        let answer = server.request(method, &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
         assert_eq!((answer.status, &*answer.body), (400, ""), "{method}");
     }
-    door.saw_no_connection();
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn c_009_a_get_without_an_upgrade_gets_an_explanation() {
-    let mut door = Door::open(|mount| mount).await;
-    let answer = door.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[]).await;
     assert_eq!(answer.status, 400);
     assert!(answer.body.contains("pgrade"), "{answer:?}");
     assert!(answer.header("content-type").unwrap().starts_with("text/plain"), "{answer:?}");
-    door.saw_no_connection();
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn c_010_another_version_of_websockets_is_refused_with_400() {
-    let mut door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(SOCKET, &[("sec-websocket-version", "12"), (OFFER, "any")]).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(SOCKET, &[("sec-websocket-version", "12"), (OFFER, "any")]).await;
     assert_eq!(answer.status, 400);
     assert!(!answer.body.is_empty());
-    door.saw_no_connection();
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn c_012_a_refused_client_gets_403_and_an_empty_body() {
-    let mut door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(&format!("{SOCKET}?reject=error"), &[]).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=error"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
-    door.seen();
+    server.seen();
 }
 
 #[tokio::test]
 async fn c_013_a_refusal_can_have_its_own_response() {
-    let door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(&format!("{SOCKET}?reject=limit"), &[]).await;
+    let server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=limit"), &[]).await;
     assert_eq!((answer.status, &*answer.body), (429, "Too many requests"));
-    let answer = door.upgrade(&format!("{SOCKET}?reject=later"), &[]).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=later"), &[]).await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("60")));
-    let answer = door.upgrade(&format!("{SOCKET}?reject=switch"), &[]).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=switch"), &[]).await;
     assert!(answer.is_forbidden(), "a refusal does not switch protocols: {answer:?}");
 }
 
 #[tokio::test]
 async fn c_014_a_reason_without_a_response_is_403_and_logged() {
     let (log, _guard) = Log::keep();
-    let door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(&format!("{SOCKET}?reject=other"), &[]).await;
+    let server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=other"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
     let log = log.take();
     assert!(log.iter().any(|line| line.contains("error=\"refused: other\"")), "{log:?}");
@@ -106,26 +108,26 @@ async fn c_014_a_reason_without_a_response_is_403_and_logged() {
 
 #[tokio::test]
 async fn c_015_an_error_of_another_kind_refuses() {
-    let door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(&format!("{SOCKET}?reject=number"), &[]).await;
+    let server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=number"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
 }
 
 #[tokio::test]
 async fn c_016_a_panic_refuses_and_is_logged() {
     let (log, _guard) = Log::keep();
-    let door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(&format!("{SOCKET}?reject=crash"), &[]).await;
+    let server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(&format!("{SOCKET}?reject=crash"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
     let log = log.take();
     assert!(log.iter().any(|line| line.contains("crash requested")), "{log:?}");
-    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101, "others are accepted");
+    assert_eq!(server.upgrade(SOCKET, &[]).await.status, 101, "others are accepted");
 }
 
 #[tokio::test]
 async fn c_017_a_client_without_a_valid_id_is_refused() {
-    let door = Door::open(|mount| mount).await;
-    let answer = door.upgrade(&format!("{SOCKET}?id=bad"), &[]).await;
+    let server = HandshakeServer::open(|mount| mount).await;
+    let answer = server.upgrade(&format!("{SOCKET}?id=bad"), &[]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
 }
 
@@ -133,19 +135,19 @@ async fn c_017_a_client_without_a_valid_id_is_refused() {
 async fn c_018_path_variables_override_the_query() {
     let tenants =
         |mount: Mount<_>| Endpoint::builder().mount("/tenant/:tenant", mount.path("/live/:lane"));
-    let mut door = Door::build(tenants).await;
+    let mut server = HandshakeServer::build(tenants).await;
     let path = "/tenant/acme/live/fast?tenant=evil&x=1&lane[a]=b";
-    assert_eq!(door.upgrade(path, &[]).await.status, 101);
+    assert_eq!(server.upgrade(path, &[]).await.status, 101);
     let expected = json!({"tenant": "acme", "lane": "fast", "x": "1", "vsn": "2.0.0"});
-    assert_eq!(json!(door.seen().0), expected);
-    assert_eq!(door.upgrade("/tenant/%ff/live/fast", &[]).await.status, 400);
-    assert_eq!(door.upgrade("/tenant/acme/websocket", &[]).await.status, 404);
-    door.saw_no_connection();
+    assert_eq!(json!(server.seen().0), expected);
+    assert_eq!(server.upgrade("/tenant/%ff/live/fast", &[]).await.status, 400);
+    assert_eq!(server.upgrade("/tenant/acme/websocket", &[]).await.status, 404);
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn c_020_only_harmless_headers_are_passed_on() {
-    let mut door = Door::open(|mount| mount).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let headers = [
         ("x-forwarded-for", "1.2.3.4"),
@@ -155,8 +157,8 @@ async fn c_020_only_harmless_headers_are_passed_on() {
         ("cookie", "secret=1"),
         ("authorization", "Bearer z"),
     ];
-    assert_eq!(door.upgrade(&format!("{SOCKET}?vsn=2.0.0&q=1"), &headers).await.status, 101);
-    let (_, info) = door.seen();
+    assert_eq!(server.upgrade(&format!("{SOCKET}?vsn=2.0.0&q=1"), &headers).await.status, 101);
+    let (_, info) = server.seen();
     fn pairs<'a>(
         headers: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
     ) -> Vec<(&'a str, &'a str)> {
@@ -170,7 +172,7 @@ async fn c_020_only_harmless_headers_are_passed_on() {
     );
     assert_eq!(info.user_agent.as_deref(), Some("golden/1.0"));
     assert_eq!(info.auth_token, None);
-    assert_eq!(info.uri.to_string(), format!("http://{}{SOCKET}?vsn=2.0.0&q=1", door.address()));
+    assert_eq!(info.uri.to_string(), format!("http://{}{SOCKET}?vsn=2.0.0&q=1", server.address()));
     if cfg!(feature = "axum") {
         assert!(info.peer_addr.is_some_and(|peer| peer.ip().is_loopback() && peer.port() != 0));
     }
@@ -178,31 +180,31 @@ async fn c_020_only_harmless_headers_are_passed_on() {
 
 #[tokio::test]
 async fn c_021_without_an_origin_a_client_is_accepted() {
-    let door = Door::build(strict).await;
-    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101);
+    let server = HandshakeServer::build(strict).await;
+    assert_eq!(server.upgrade(SOCKET, &[]).await.status, 101);
 }
 
 #[tokio::test]
 async fn a_foreign_origin_is_refused_and_the_expected_ones_are_logged() {
     let (log, _guard) = Log::keep();
-    let mut door = Door::build(strict).await;
-    let answer = door.upgrade(SOCKET, &[EVIL]).await;
+    let mut server = HandshakeServer::build(strict).await;
+    let answer = server.upgrade(SOCKET, &[EVIL]).await;
     assert!(answer.is_forbidden(), "{answer:?}");
-    door.saw_no_connection();
+    server.saw_no_connection();
     let log = log.take();
     let expected = "ERROR expected=\"the host localhost, set by EndpointBuilder::host\" \
                     message=refused a page from another origin \
-                    origin=\"http://evil.test\" socket=\"Doorman\"";
+                    origin=\"http://evil.test\" socket=\"ReportingSocket\"";
     assert!(log.iter().any(|line| line == expected), "{log:#?}");
-    assert_eq!(door.upgrade(SOCKET, &[("origin", "https://localhost:9")]).await.status, 101);
+    assert_eq!(server.upgrade(SOCKET, &[("origin", "https://localhost:9")]).await.status, 101);
 }
 
 #[tokio::test]
 async fn foreign_origins_do_not_fill_the_log() {
     let (log, _guard) = Log::keep();
-    let door = Door::build(strict).await;
+    let server = HandshakeServer::build(strict).await;
     for _ in 0..300 {
-        assert!(door.upgrade(SOCKET, &[EVIL]).await.is_forbidden());
+        assert!(server.upgrade(SOCKET, &[EVIL]).await.is_forbidden());
     }
     let lines = log.take();
     let written = lines.iter().filter(|line| line.contains("refused a page")).count();
@@ -223,8 +225,8 @@ async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own(
             .mount("/own", own)
             .mount("/function", broken)
     };
-    let door = Door::build(paths).await;
-    let own = format!("http://{}", door.address());
+    let server = HandshakeServer::build(paths).await;
+    let own = format!("http://{}", server.address());
     let cases = [
         ("/socket", "http://a.wild.test", 101),
         ("/socket", &*own, 403),
@@ -238,7 +240,7 @@ async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own(
     ];
     for (path, origin, status) in cases {
         let path = format!("{path}/websocket?name=ada");
-        let answer = door.upgrade(&path, &[("origin", origin)]).await;
+        let answer = server.upgrade(&path, &[("origin", origin)]).await;
         assert_eq!(answer.status, status, "{path} {origin}");
     }
 }
@@ -246,7 +248,7 @@ async fn origins_are_checked_by_the_endpoints_rule_unless_the_mount_has_its_own(
 #[tokio::test]
 async fn without_a_configured_host_only_localhost_and_the_requested_address_are_accepted() {
     let (log, _guard) = Log::keep();
-    let door = Door::open(|mount| mount).await;
+    let server = HandshakeServer::open(|mount| mount).await;
     for (host, origin, status) in [
         ("localhost", "https://localhost", 101),
         ("localhost:4000", "http://localhost:3000", 101),
@@ -256,7 +258,7 @@ async fn without_a_configured_host_only_localhost_and_the_requested_address_are_
         ("evil.test", "http://evil.test", 403),
         ("evil test", "http://evil.test", 403),
     ] {
-        let answer = door.upgrade(SOCKET, &[("host", host), ("origin", origin)]).await;
+        let answer = server.upgrade(SOCKET, &[("host", host), ("origin", origin)]).await;
         assert_eq!(answer.status, status, "{host} {origin}");
     }
     let refused: Vec<_> =
@@ -269,7 +271,7 @@ async fn without_a_configured_host_only_localhost_and_the_requested_address_are_
 
 #[tokio::test]
 async fn an_ambiguous_request_is_answered_with_400() {
-    let mut door = Door::open(|mount| mount).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
     let ask = |headers: &str| {
         format!(
             "GET {SOCKET}?vsn=2.0.0 HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -290,29 +292,29 @@ async fn an_ambiguous_request_is_answered_with_400() {
             "an upgrade request must not have a body",
         ),
     ] {
-        let answer = door.send(&ask(headers)).await;
+        let answer = server.send(&ask(headers)).await;
         assert_eq!((answer.status, &*answer.body), (400, fault), "{headers}");
     }
-    door.saw_no_connection();
+    server.saw_no_connection();
     for headers in ["host: localhost\r\n", "host: localhost\r\ncontent-length: 0\r\n"] {
-        assert_eq!(door.send(&ask(headers)).await.status, 101, "{headers}");
+        assert_eq!(server.send(&ask(headers)).await.status, 101, "{headers}");
     }
 }
 
 #[tokio::test]
 async fn subprotocols_may_be_offered_in_several_headers() {
-    let door = Door::open(|mount| mount.subprotocols(["mqtt"])).await;
-    let answer = door.upgrade(SOCKET, &[(OFFER, "sip"), (OFFER, "other, mqtt")]).await;
+    let server = HandshakeServer::open(|mount| mount.subprotocols(["mqtt"])).await;
+    let answer = server.upgrade(SOCKET, &[(OFFER, "sip"), (OFFER, "other, mqtt")]).await;
     assert_eq!((answer.status, answer.header(OFFER)), (101, Some("mqtt")));
 }
 
 #[tokio::test]
 async fn an_auth_token_may_be_in_any_of_several_headers() {
-    let mut door = Door::open(|mount| mount.auth_token(true)).await;
+    let mut server = HandshakeServer::open(|mount| mount.auth_token(true)).await;
     let token = "base64url.bearer.phx.bXktdG9rZW4";
-    let answer = door.upgrade(SOCKET, &[(OFFER, "phoenix"), (OFFER, token)]).await;
+    let answer = server.upgrade(SOCKET, &[(OFFER, "phoenix"), (OFFER, token)]).await;
     assert_eq!((answer.status, answer.header(OFFER)), (101, Some("phoenix")));
-    assert_eq!(door.seen().1.auth_token.as_deref(), Some("my-token"));
+    assert_eq!(server.seen().1.auth_token.as_deref(), Some("my-token"));
 }
 
 #[tokio::test]
@@ -320,29 +322,30 @@ async fn compression_is_declined_for_the_clients_that_a_function_names() {
     let is_safari = |info: &pipeline_ws_sink::socket::ConnectInfo| {
         info.user_agent.as_deref().expect("crash requested").contains("Safari")
     };
-    let door = Door::open(|mount| mount.compress_when(move |info| !is_safari(info))).await;
+    let server =
+        HandshakeServer::open(|mount| mount.compress_when(move |info| !is_safari(info))).await;
     let extensions = "sec-websocket-extensions";
     for (agent, compresses) in [(Some("Firefox"), true), (Some("Safari"), false), (None, false)] {
         let mut headers = vec![(extensions, "permessage-deflate")];
         headers.extend(agent.map(|agent| ("user-agent", agent)));
-        let answer = door.upgrade(SOCKET, &headers).await;
+        let answer = server.upgrade(SOCKET, &headers).await;
         assert_eq!(answer.status, 101, "{agent:?}");
         assert_eq!(answer.header(extensions).is_some(), compresses, "{agent:?}");
     }
 }
 
 /// The offered subprotocols, the status, and the selected one.
-async fn offers(door: &Door, cases: &[(Option<&str>, u16, Option<&str>)]) {
+async fn offers(server: &HandshakeServer, cases: &[(Option<&str>, u16, Option<&str>)]) {
     for (offered, status, spoken) in cases {
         let headers: Vec<_> = offered.iter().map(|offered| (OFFER, *offered)).collect();
-        let answer = door.upgrade(SOCKET, &headers).await;
+        let answer = server.upgrade(SOCKET, &headers).await;
         assert_eq!((answer.status, answer.header(OFFER)), (*status, *spoken), "{offered:?}");
         assert!(answer.body.is_empty());
     }
 }
 
-async fn sip_and_mqtt() -> Door {
-    Door::open(|mount| mount.subprotocols(["sip", "mqtt"])).await
+async fn sip_and_mqtt() -> HandshakeServer {
+    HandshakeServer::open(|mount| mount.subprotocols(["sip", "mqtt"])).await
 }
 
 #[tokio::test]
@@ -367,95 +370,96 @@ async fn c_036_without_a_supported_subprotocol_a_client_is_refused() {
 
 #[tokio::test]
 async fn without_a_list_subprotocols_are_ignored() {
-    let mut door = Door::open(|mount| mount).await;
+    let mut server = HandshakeServer::open(|mount| mount).await;
     let token = "phoenix, base64url.bearer.phx.bXktdG9rZW4";
-    offers(&door, &[(Some(token), 101, None)]).await;
-    assert_eq!(door.seen().1.auth_token, None);
+    offers(&server, &[(Some(token), 101, None)]).await;
+    assert_eq!(server.seen().1.auth_token, None);
 }
 
 /// The token, and the offers that `connect` still sees.
-fn token(door: &mut Door) -> (Option<String>, Option<String>) {
-    let (_, info) = door.seen();
+fn token(server: &mut HandshakeServer) -> (Option<String>, Option<String>) {
+    let (_, info) = server.seen();
     let mut offered = info.sec_websocket_headers().filter(|(name, _)| *name == OFFER);
     let offered = offered.next().map(|(_, value)| value.to_str().unwrap().to_owned());
     (info.auth_token.clone(), offered)
 }
 
-async fn with_token() -> Door {
-    Door::open(|mount| mount.auth_token(true)).await
+async fn with_token() -> HandshakeServer {
+    HandshakeServer::open(|mount| mount.auth_token(true)).await
 }
 
 const TOKEN: &str = "base64url.bearer.phx.bXktdG9rZW4";
 
 #[tokio::test]
 async fn c_037_a_token_is_passed_on_and_not_sent_back() {
-    let mut door = with_token().await;
+    let mut server = with_token().await;
     let offer = format!("phoenix, {TOKEN}");
-    offers(&door, &[(Some(&offer), 101, Some("phoenix"))]).await;
-    assert_eq!(token(&mut door), (Some("my-token".into()), Some("phoenix".into())));
+    offers(&server, &[(Some(&offer), 101, Some("phoenix"))]).await;
+    assert_eq!(token(&mut server), (Some("my-token".into()), Some("phoenix".into())));
 }
 
 #[tokio::test]
 async fn c_038_a_token_is_ignored_where_it_is_not_enabled() {
-    let mut door = with_token().await;
+    let mut server = with_token().await;
     for offered in [None, Some("phoenix")] {
-        offers(&door, &[(offered, 101, offered)]).await;
-        assert_eq!(token(&mut door), (None, offered.map(str::to_owned)));
+        offers(&server, &[(offered, 101, offered)]).await;
+        assert_eq!(token(&mut server), (None, offered.map(str::to_owned)));
     }
 }
 
 #[tokio::test]
 async fn c_039_a_token_may_be_the_only_offer() {
-    let mut door = with_token().await;
-    offers(&door, &[(Some(TOKEN), 101, None)]).await;
-    assert_eq!(token(&mut door), (Some("my-token".into()), None));
+    let mut server = with_token().await;
+    offers(&server, &[(Some(TOKEN), 101, None)]).await;
+    assert_eq!(token(&mut server), (Some("my-token".into()), None));
 }
 
 #[tokio::test]
 async fn c_040_a_token_does_not_replace_a_subprotocol() {
-    let mut door = with_token().await;
-    offers(&door, &[(Some(&format!("other, {TOKEN}")), 403, None)]).await;
-    door.saw_no_connection();
+    let mut server = with_token().await;
+    offers(&server, &[(Some(&format!("other, {TOKEN}")), 403, None)]).await;
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn c_041_two_tokens_count_as_none() {
-    let mut door = with_token().await;
+    let mut server = with_token().await;
     let two = format!("phoenix, {TOKEN}, base64url.bearer.phx.dHdv");
-    offers(&door, &[(Some(&two), 101, Some("phoenix"))]).await;
-    assert_eq!(token(&mut door), (None, Some(two)));
+    offers(&server, &[(Some(&two), 101, Some("phoenix"))]).await;
+    assert_eq!(token(&mut server), (None, Some(two)));
 }
 
 #[tokio::test]
 async fn c_042_a_token_that_is_not_base64_is_refused() {
-    let mut door = with_token().await;
-    offers(&door, &[(Some("phoenix, base64url.bearer.phx.!!!"), 403, None)]).await;
-    door.saw_no_connection();
+    let mut server = with_token().await;
+    offers(&server, &[(Some("phoenix, base64url.bearer.phx.!!!"), 403, None)]).await;
+    server.saw_no_connection();
 }
 
 #[tokio::test]
 async fn a_token_does_not_affect_the_subprotocols_of_the_mount() {
-    let mut door = Door::open(|mount| mount.subprotocols(["sip"]).auth_token(true)).await;
-    offers(&door, &[(Some(&format!("sip, {TOKEN}")), 101, Some("sip"))]).await;
-    assert_eq!(token(&mut door), (Some("my-token".into()), Some("sip".into())));
+    let mut server =
+        HandshakeServer::open(|mount| mount.subprotocols(["sip"]).auth_token(true)).await;
+    offers(&server, &[(Some(&format!("sip, {TOKEN}")), 101, Some("sip"))]).await;
+    assert_eq!(token(&mut server), (Some("my-token".into()), Some("sip".into())));
 }
 
 #[tokio::test]
 async fn the_first_failing_check_determines_the_response() {
-    let mut door = Door::build(strict).await;
+    let mut server = HandshakeServer::build(strict).await;
     let cases = [
         // Neither an upgrade nor an accepted origin: the origin is checked first.
-        (door.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[EVIL]).await, 403),
-        (door.request("GET", &format!("{SOCKET}?vsn=3.0.0"), &[]).await, 403),
-        (door.request("POST", SOCKET, &[EVIL]).await, 400),
-        (door.upgrade(&format!("{SOCKET}?a=%zz"), &[EVIL]).await, 400),
-        (door.upgrade(&format!("{SOCKET}?a=%ff"), &[]).await, 400),
-        (door.upgrade(&format!("{SOCKET}?{}", "a&".repeat(1001)), &[]).await, 400),
+        (server.request("GET", &format!("{SOCKET}?vsn=2.0.0"), &[EVIL]).await, 403),
+        (server.request("GET", &format!("{SOCKET}?vsn=3.0.0"), &[]).await, 403),
+        (server.request("POST", SOCKET, &[EVIL]).await, 400),
+        (server.upgrade(&format!("{SOCKET}?a=%zz"), &[EVIL]).await, 400),
+        (server.upgrade(&format!("{SOCKET}?a=%ff"), &[]).await, 400),
+        (server.upgrade(&format!("{SOCKET}?{}", "a&".repeat(1001)), &[]).await, 400),
     ];
     for (answer, status) in cases {
         assert_eq!((answer.status, &*answer.body), (status, ""));
     }
-    door.saw_no_connection();
+    server.saw_no_connection();
 }
 
 #[tokio::test]
@@ -471,20 +475,20 @@ async fn an_endpoint_works_at_any_path_of_a_router() {
         }),
     ];
     for (prefix, router) in routers {
-        let mut door = Door::route(socket, |endpoint| {
+        let mut server = HandshakeServer::route(socket, |endpoint| {
             router(endpoint).route("/socket", axum::routing::get(async || "the app's own"))
         })
         .await;
-        assert_eq!(door.upgrade(&format!("{prefix}{SOCKET}"), &[]).await.status, 101);
-        let info = door.seen().1;
+        assert_eq!(server.upgrade(&format!("{prefix}{SOCKET}"), &[]).await.status, 101);
+        let info = server.seen().1;
         if cfg!(feature = "axum") {
             assert_eq!(info.uri.path(), format!("{prefix}{SOCKET}"));
         }
-        assert_eq!(door.request("GET", "/socket", &[]).await.body, "the app's own");
-        assert_eq!(door.upgrade(&format!("{prefix}/socket"), &[]).await.status, {
+        assert_eq!(server.request("GET", "/socket", &[]).await.body, "the app's own");
+        assert_eq!(server.upgrade(&format!("{prefix}/socket"), &[]).await.status, {
             if prefix.is_empty() { 200 } else { 404 }
         });
-        door.saw_no_connection();
+        server.saw_no_connection();
     }
 }
 
@@ -496,9 +500,9 @@ async fn any_server_can_set_the_peer_address() {
         let router = axum::Router::new().fallback_service(endpoint);
         router.layer(axum::Extension(PeerAddr(peer)))
     };
-    let mut door = Door::route(socket, told).await;
-    assert_eq!(door.upgrade(SOCKET, &[]).await.status, 101);
-    assert_eq!(door.seen().1.peer_addr, Some(peer));
+    let mut server = HandshakeServer::route(socket, told).await;
+    assert_eq!(server.upgrade(SOCKET, &[]).await.status, 101);
+    assert_eq!(server.seen().1.peer_addr, Some(peer));
 }
 
 #[tokio::test]
@@ -507,12 +511,12 @@ async fn of_two_mounts_that_match_the_first_wins() {
         let named = Mount::new(NamedSocket);
         Endpoint::builder().mount("/tenant/acme", named).mount("/tenant/:tenant", mount)
     };
-    let mut door = Door::build(both).await;
-    assert_eq!(door.upgrade("/tenant/other/websocket", &[]).await.status, 101);
-    assert_eq!(door.seen().0.get("tenant"), Some("other"));
-    assert_eq!(door.upgrade("/tenant/acme/websocket?name=ada", &[]).await.status, 101);
-    door.saw_no_connection();
-    let url = format!("ws://{}/tenant/acme/websocket?vsn=2.0.0", door.address());
+    let mut server = HandshakeServer::build(both).await;
+    assert_eq!(server.upgrade("/tenant/other/websocket", &[]).await.status, 101);
+    assert_eq!(server.seen().0.get("tenant"), Some("other"));
+    assert_eq!(server.upgrade("/tenant/acme/websocket?name=ada", &[]).await.status, 101);
+    server.saw_no_connection();
+    let url = format!("ws://{}/tenant/acme/websocket?vsn=2.0.0", server.address());
     assert_eq!(connect(&url).await.err(), Some(403), "this one requires a name");
 }
 

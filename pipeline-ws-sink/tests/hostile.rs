@@ -21,12 +21,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use pipeline_test_support::PATIENCE;
+use pipeline_test_support::{AnySocket, PATIENCE};
 use pipeline_ws_sink::{
-    Channel, Endpoint, Mount, Payload, Socket, Topic,
+    Channel, Endpoint, Mount, Payload, Topic,
     channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
     endpoint::EndpointBuilder,
-    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::{Value, json};
 use socket2::{Domain, Socket as Socket2, Type};
@@ -53,21 +52,11 @@ const LARGE: usize = 1 << 19;
 /// The number of hostile clients in each attack.
 const HOSTILE: usize = 2;
 
-struct Anyone;
-
-impl Socket for Anyone {
-    type Assigns = ();
-
-    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
-        Ok(())
-    }
-}
-
 /// Replies at once, at length, or never, depending on the event.
 struct Room;
 
 impl Channel for Room {
-    type Socket = Anyone;
+    type Socket = AnySocket;
     type Config = ();
 
     async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
@@ -101,18 +90,21 @@ impl Server {
         Self::start_with(workers, |mount| mount.frame_rate_limit(u32::MAX))
     }
 
-    fn start_with(workers: usize, options: impl FnOnce(Mount<Anyone>) -> Mount<Anyone>) -> Self {
+    fn start_with(
+        workers: usize,
+        options: impl FnOnce(Mount<AnySocket>) -> Mount<AnySocket>,
+    ) -> Self {
         Self::start_in(workers, Endpoint::builder(), options)
     }
 
     fn start_in(
         workers: usize,
         builder: EndpointBuilder,
-        options: impl FnOnce(Mount<Anyone>) -> Mount<Anyone>,
+        options: impl FnOnce(Mount<AnySocket>) -> Mount<AnySocket>,
     ) -> Self {
         let runtime =
             Builder::new_multi_thread().worker_threads(workers).enable_all().build().unwrap();
-        let mount = Mount::new(Anyone).channel::<Room>("room:*").compress(true);
+        let mount = Mount::new(AnySocket).channel::<Room>("room:*").compress(true);
         let endpoint = builder.mount("/socket", options(mount)).build().unwrap();
         let app: axum::Router = axum::Router::new().fallback_service(endpoint.clone());
         let listener = runtime.block_on(pipeline_ws_sink::listen("127.0.0.1:0")).unwrap();

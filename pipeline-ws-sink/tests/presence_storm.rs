@@ -5,10 +5,10 @@ mod support;
 
 use std::{fs, time::Duration};
 
+use pipeline_test_support::AnySocket;
 use pipeline_ws_sink::{
-    Channel, Endpoint, Mount, Payload, Presence, Socket, Topic,
+    Channel, Endpoint, Mount, Payload, Presence, Topic,
     channel::{ChannelContext, HandleMessage, JoinContext, JoinError, Stop},
-    socket::{ConnectError, ConnectInfo, Params},
 };
 use serde_json::json;
 use support::{
@@ -17,16 +17,6 @@ use support::{
 };
 
 const ROOM: &str = "room:lobby";
-
-struct AnySocket;
-
-impl Socket for AnySocket {
-    type Assigns = ();
-
-    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
-        Ok(())
-    }
-}
 
 /// Tracks each client under its own name, and sends it the state.
 struct Room(Presence);

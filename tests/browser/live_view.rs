@@ -15,15 +15,9 @@ use pipeline::{
     supervisor::ConsumerSupervisor,
     telemetry::Telemetry,
     timed::Timed,
-    ws::{
-        Channel, Endpoint, Mount, Payload, Socket, Topic,
-        channel::{JoinContext, JoinError},
-        listen,
-        pubsub::PreparedBroadcast,
-        socket::{ConnectError, ConnectInfo, Params},
-    },
+    ws::{Endpoint, Mount, listen, pubsub::PreparedBroadcast},
 };
-use pipeline_test_support::{Client, PATIENCE, connect, get};
+use pipeline_test_support::{AnyChannel, AnySocket, Client, PATIENCE, connect, get};
 use serde_json::json;
 use tokio::{
     sync::Semaphore,
@@ -43,27 +37,6 @@ const AT_ONCE: usize = 4;
 /// The tolerance of a rate. A rate covers three seconds, in which the slow stage gets 150 permits; the
 /// rest is for a busy machine.
 const ERROR: f64 = 0.25;
-
-struct UserSocket;
-
-impl Socket for UserSocket {
-    type Assigns = ();
-
-    async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
-        Ok(())
-    }
-}
-
-struct UserChannel;
-
-impl Channel for UserChannel {
-    type Socket = UserSocket;
-    type Config = ();
-
-    async fn join(_: &Topic, _: Payload, _: &mut JoinContext<'_, Self>) -> Result<Self, JoinError> {
-        Ok(Self)
-    }
-}
 
 /// The slow stage: it waits for a permit for every item.
 struct Render {
@@ -109,7 +82,7 @@ impl System {
             lines.flat_map(|lines| lines.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
         });
         let telemetry = Telemetry::with_recorder(recorder);
-        let sockets = Mount::new(UserSocket).channel::<UserChannel>("user:*");
+        let sockets = Mount::new(AnySocket).channel::<AnyChannel>("user:*");
         let endpoint = Endpoint::builder()
             .telemetry(telemetry.clone())
             .mount("/socket", sockets)
@@ -180,7 +153,7 @@ impl System {
 }
 
 fn stage<'a>(view: &'a View, name: &str) -> &'a StageView {
-    view.pipelines[0].stages.iter().find(|stage| stage.name == name).unwrap()
+    view.pipelines[0].stages.iter().find(|stage| stage.name() == name).unwrap()
 }
 
 fn is_about(rate: f64, expected: usize) -> bool {
@@ -258,10 +231,10 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
                 && stage(view, "parse").waiting_for_demand > 0.8
                 && stage(view, "to_user").waiting_for_events > 0.5
                 // A background task refills the queue.
-                && stage(view, "source").queued > 50
+                && stage(view, "source").snapshot.queued > 50
         })
         .await;
-    assert_eq!(stage(&seen, "source").queue_capacity, Some(100));
+    assert_eq!(stage(&seen, "source").snapshot.queue_capacity, Some(100));
 
     // The page.
     browser.client.goto(&format!("http://{}/inspect", system.address)).await.unwrap();
@@ -286,13 +259,13 @@ async fn the_page_the_json_and_statsd_name_the_slow_stage_and_agree_with_the_loa
     timeout(PATIENCE, reading).await.unwrap().unwrap();
     let seen = system.until(|view| view.endpoint.as_ref().unwrap().delivered.count == MANY).await;
     for name in ["source", "parse", "render"] {
-        assert_eq!(stage(&seen, name).events_out, MANY, "{name}");
+        assert_eq!(stage(&seen, name).snapshot.events_out, MANY, "{name}");
     }
-    assert_eq!(stage(&seen, "to_user").events_in, MANY);
-    assert_eq!(stage(&seen, "source").discarded, 0);
+    assert_eq!(stage(&seen, "to_user").snapshot.events_in, MANY);
+    assert_eq!(stage(&seen, "source").snapshot.discarded, 0);
     assert_eq!(seen.pipelines[0].edges.iter().map(|edge| edge.sent).collect::<Vec<_>>(), [MANY; 3]);
     let seen = system.until(|view| view.pipelines[0].bottleneck.is_none()).await;
-    assert_eq!(stage(&seen, "render").waiting, 0);
+    assert_eq!(stage(&seen, "render").snapshot.waiting, 0);
 
     // StatsD, after the end of the pipeline.
     tasks.abort_all();

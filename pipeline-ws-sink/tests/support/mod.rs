@@ -2,7 +2,7 @@
 
 pub(crate) mod channels;
 pub(crate) mod cluster;
-pub(crate) mod door;
+pub(crate) mod handshake_server;
 pub(crate) mod memory;
 pub(crate) mod poller;
 pub(crate) mod raw;

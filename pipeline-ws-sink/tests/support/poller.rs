@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{door::Response, memory::MemoryServer};
+use super::{handshake_server::Response, memory::MemoryServer};
 
 /// The content type of a body with one message per line.
 pub const BATCH: (&str, &str) = ("content-type", "application/x-ndjson");

@@ -19,17 +19,17 @@ pub struct Gate {
 
 /// The test's side.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct GateControl {
     started: mpsc::Receiver<u64>,
     leave: Arc<Semaphore>,
 }
 
-/// A gate and its keeper.
+/// A gate and its control.
 #[must_use]
-pub fn gate() -> (Gate, Keeper) {
+pub fn gate() -> (Gate, GateControl) {
     let (sender, started) = mpsc::channel(1000);
     let leave = Arc::new(Semaphore::new(0));
-    (Gate { started: sender, leave: leave.clone() }, Keeper { started, leave })
+    (Gate { started: sender, leave: leave.clone() }, GateControl { started, leave })
 }
 
 impl Gate {
@@ -37,7 +37,7 @@ impl Gate {
     ///
     /// # Errors
     ///
-    /// If the keeper was dropped.
+    /// If the control was dropped.
     pub async fn pass(&self, event: u64) -> Result<(), ExitReason> {
         self.started.send(event).await?;
         self.leave.acquire().await?.forget();
@@ -45,7 +45,7 @@ impl Gate {
     }
 }
 
-impl Keeper {
+impl GateControl {
     /// Waits for `count` workers to start. Returns their events.
     pub async fn started(&mut self, count: usize) -> Vec<u64> {
         let mut events = Vec::new();
@@ -56,7 +56,7 @@ impl Keeper {
     }
 
     /// Releases `count` workers.
-    pub fn let_go(&self, count: usize) {
+    pub fn release(&self, count: usize) {
         self.leave.add_permits(count);
     }
 

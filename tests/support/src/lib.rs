@@ -1,5 +1,5 @@
 //! Shared helpers of the project's tests: a scriptable client, recorders of metrics and logs, workers
-//! that wait at a gate, and examples as processes.
+//! that wait at a gate, sockets that accept every client, and examples as processes.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -14,13 +14,17 @@ mod gate;
 mod http;
 mod log;
 mod recorded;
+#[cfg(feature = "ws")]
+mod sockets;
 
 use std::time::Duration;
 
+#[cfg(feature = "ws")]
+pub use self::sockets::{AnyChannel, AnySocket};
 pub use self::{
     client::{Client, connect, reply},
     example::{Example, interop, project},
-    gate::{Gate, Keeper, eventually, gate, settle},
+    gate::{Gate, GateControl, eventually, gate, settle},
     http::{Response, get, request},
     log::{Log, Spans},
     recorded::{Recorded, Series},

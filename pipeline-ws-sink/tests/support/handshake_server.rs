@@ -20,9 +20,9 @@ use tokio::{
 };
 
 /// Reports every client that calls connect.
-pub struct Doorman(mpsc::Sender<(Params, ConnectInfo)>);
+pub struct ReportingSocket(mpsc::Sender<(Params, ConnectInfo)>);
 
-impl Socket for Doorman {
+impl Socket for ReportingSocket {
     type Assigns = bool;
 
     async fn connect(&self, params: &Params, info: &ConnectInfo) -> Result<bool, ConnectError> {
@@ -54,29 +54,31 @@ impl Socket for Doorman {
 }
 
 /// An endpoint with such sockets behind a real server.
-pub struct Door {
+pub struct HandshakeServer {
     seen: mpsc::Receiver<(Params, ConnectInfo)>,
     address: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl Door {
+impl HandshakeServer {
     /// Mounted at `/socket`.
-    pub async fn open(options: impl FnOnce(Mount<Doorman>) -> Mount<Doorman>) -> Self {
+    pub async fn open(
+        options: impl FnOnce(Mount<ReportingSocket>) -> Mount<ReportingSocket>,
+    ) -> Self {
         Self::build(|mount| Endpoint::builder().mount("/socket", options(mount))).await
     }
 
-    pub async fn build(builder: impl FnOnce(Mount<Doorman>) -> EndpointBuilder) -> Self {
+    pub async fn build(builder: impl FnOnce(Mount<ReportingSocket>) -> EndpointBuilder) -> Self {
         let fallback = |endpoint| axum::Router::new().fallback_service(endpoint);
         Self::route(builder, fallback).await
     }
 
     pub async fn route(
-        builder: impl FnOnce(Mount<Doorman>) -> EndpointBuilder,
+        builder: impl FnOnce(Mount<ReportingSocket>) -> EndpointBuilder,
         router: impl FnOnce(Endpoint) -> axum::Router,
     ) -> Self {
-        let (doorman, seen) = mpsc::channel(100);
-        let app = router(builder(Mount::new(Doorman(doorman))).build().unwrap());
+        let (reports, seen) = mpsc::channel(100);
+        let app = router(builder(Mount::new(ReportingSocket(reports))).build().unwrap());
         let listener = pipeline_ws_sink::listen("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let app = app.into_make_service_with_connect_info::<SocketAddr>();
@@ -138,7 +140,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for HandshakeServer {
     fn drop(&mut self) {
         self.task.abort();
     }
