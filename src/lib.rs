@@ -13,8 +13,9 @@
 //! - [`pipeline_inspect`], as [`inspect`]: a live view of pipelines and sockets, mounted next to the
 //!   endpoint.
 //!
-//! The crate itself adds [`serve`], which runs everything until the process is asked to stop and then
-//! stops it in the right order, and [`Health`], which reports liveness and readiness.
+//! The crate itself adds [`serve`](serve()), which runs everything until the process is asked to stop
+//! and then stops it in the right order, and [`Health`](health::Health), which reports liveness and
+//! readiness.
 //!
 //! # A whole program
 //!
@@ -24,7 +25,7 @@
 //!
 //! The first three are on by default.
 //!
-//! - `ws`: sockets, channels, and [`serve`].
+//! - `ws`: sockets, channels, and [`serve`](serve()).
 //! - `statsd`: the StatsD recorder.
 //! - `inspect`: the live view. It brings `ws`.
 //! - `jwt`: JSON Web Tokens. It brings `ws`.

@@ -223,7 +223,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     }
 
     /// Maps each event to another. The stage asks for up to 1000 events at a time; for other
-    /// options, see [`map`](crate::step::map).
+    /// options, see [`map`].
     pub fn map<T, F>(self, function: F) -> PipelineBuilder<Open<T>>
     where
         T: Send + 'static,
@@ -233,7 +233,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     }
 
     /// Keeps the events for which the function returns `true`. The stage asks for up to 1000 events
-    /// at a time; for other options, see [`filter`](crate::step::filter).
+    /// at a time; for other options, see [`filter`].
     pub fn filter<F>(self, function: F) -> PipelineBuilder<Open<E>>
     where
         F: FnMut(&E) -> bool + Send + 'static,
@@ -242,7 +242,7 @@ impl<E: Send + 'static> PipelineBuilder<Open<E>> {
     }
 
     /// Collects events into batches of up to `size`. No event waits for longer than `within`. See
-    /// [`batch`](crate::step::batch).
+    /// [`batch`].
     ///
     /// # Panics
     ///

@@ -143,7 +143,7 @@ impl fmt::Display for PipelineReport {
 }
 
 /// How a stage ended, and the events it left unprocessed. Part of a
-/// [`PipelineReport`](crate::report::PipelineReport).
+/// [`PipelineReport`].
 ///
 /// ```
 /// use std::{future::pending, time::Duration};

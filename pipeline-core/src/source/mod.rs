@@ -48,7 +48,7 @@ pub enum OfferOutcome {
     /// The item was put into the queue.
     Kept,
     /// The item was put into the queue, and the oldest item was discarded for it: in a
-    /// [`FairQueue`](crate::source::FairQueue), the oldest of one key.
+    /// [`FairQueue`], the oldest of one key.
     DisplacedOldest,
     /// The item was discarded.
     Discarded,
@@ -93,7 +93,7 @@ pub enum TryPushError<T> {
     /// The queue is full.
     #[error("the queue is full")]
     Full(T),
-    /// The queue is full for the item's key. Only a [`FairQueue`](crate::source::FairQueue) has
+    /// The queue is full for the item's key. Only a [`FairQueue`] has
     /// keys.
     #[error("the queue is full for this key")]
     KeyFull(T),
