@@ -52,7 +52,7 @@ struct Server {
 enum Pace {
     /// Each is written by the task that broadcasts it.
     Slow,
-    /// Ten at once. All but the first are left to the sweeper, which joins them into one write.
+    /// Ten at once. All but the first are left to the flusher, which joins them into one write.
     TenAtOnce,
 }
 

@@ -551,7 +551,7 @@ async fn a_client_that_was_full_when_the_process_was_stopped_is_not_closed_by_th
 
 #[tokio::test(start_paused = true)]
 async fn clients_of_a_process_that_was_stopped_have_time_to_read_together() {
-    // The lane is held for this long, and no longer with more clients.
+    // The topic is held up for this long, and no longer with more clients.
     for (stopped, stalled, held) in [(0, 1, 1), (0, 10, 1), (3, 1, 8), (3, 2, 8), (3, 10, 8)] {
         let server = server(Duration::from_secs(1));
         let mut clients = Vec::new();

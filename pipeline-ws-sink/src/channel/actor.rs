@@ -323,13 +323,13 @@ impl<C: Channel> RunningChannel<C> {
                 let stop = self.answer(&reference, reply).err().or(stop);
                 stop.map(End::Stopped)
             }
-            ChannelMessage::Intercepted(Intercepted { event, payload, since }) => {
+            ChannelMessage::Intercepted(Intercepted { event, payload, stamp }) => {
                 // With `WhenFull::Block`, a channel that intercepts waits too: its broadcasts stay
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
-                context.since = since;
+                context.stamp = stamp;
                 let outcome = contained(channel.handle_out(&event, payload, context)).await;
-                context.since = None;
+                context.stamp = None;
                 stopped(outcome)
             }
             ChannelMessage::Foreign(broadcast) => {

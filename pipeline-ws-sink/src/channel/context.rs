@@ -109,7 +109,7 @@ pub struct ChannelContext<C: Channel> {
     /// The reference of the message that is being handled.
     pub(super) reference: Ref,
     /// The start time of the push that is being handled, if it is timed.
-    pub(super) since: Option<PushStamp>,
+    pub(super) stamp: Option<PushStamp>,
     own: Mutex<Resources>,
 }
 
@@ -134,8 +134,8 @@ impl<C: Channel> ChannelContext<C> {
         // It lives as long as the channel.
         topic_json.shrink_to_fit();
         let id = SubscriberId::new();
-        let (reference, since, own) = (Ref::NULL, None, Mutex::default());
-        Self { connection, topic, topic_json, join_ref, id, mailbox, reference, since, own }
+        let (reference, stamp, own) = (Ref::NULL, None, Mutex::default());
+        Self { connection, topic, topic_json, join_ref, id, mailbox, reference, stamp, own }
     }
 
     /// The topic of the channel.
@@ -234,7 +234,7 @@ impl<C: Channel> ChannelContext<C> {
         }
         let frame = self.address().push(event, payload)?;
         let key = EventKey::new(&self.topic, event);
-        self.connection.outbox.send_event(&frame, key, self.since);
+        self.connection.outbox.send_event(&frame, key, self.stamp);
         if self.connection.outbox.has_ended() { Err(PushError::Ended) } else { Ok(()) }
     }
 
@@ -269,7 +269,7 @@ impl<C: Channel> ChannelContext<C> {
         payload: impl IntoPayload,
         except: Option<SubscriberId>,
     ) -> Result<(), BroadcastError> {
-        let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.since);
+        let broadcast = Encoded::by_application(&self.topic, event, payload)?.timed(self.stamp);
         self.pubsub().broadcast_encoded(&broadcast, except)
     }
 

@@ -118,13 +118,13 @@ pub(crate) enum NotSent {
 pub(crate) struct Intercepted {
     pub(crate) event: Box<str>,
     pub(crate) payload: Payload,
-    pub(crate) since: Option<PushStamp>,
+    pub(crate) stamp: Option<PushStamp>,
 }
 
 impl Intercepted {
     pub(crate) fn new(broadcast: &Encoded) -> Self {
         let (event, payload) = (broadcast.event().into(), broadcast.payload());
-        Self { event, payload, since: broadcast.since() }
+        Self { event, payload, stamp: broadcast.stamp() }
     }
 }
 

@@ -87,7 +87,7 @@ struct BatchLoad {
 pub(crate) struct Outgoing {
     pub(super) frame: Frame,
     /// The start time of its push, if it is timed.
-    pub(super) since: Option<PushStamp>,
+    pub(super) stamp: Option<PushStamp>,
     pub(super) kind: Kind,
     /// Its cost in bytes for each socket that it waits for.
     weight: usize,
@@ -375,7 +375,7 @@ impl Backlog {
     /// Takes out all frames, and passes each to `whole`. None has been partly written.
     pub(super) fn take(self, mut whole: impl FnMut(Option<&PushStamp>)) -> Vec<Frame> {
         let taken = self.queue.into_iter().map(|outgoing| {
-            whole(outgoing.since.as_ref());
+            whole(outgoing.stamp.as_ref());
             outgoing.frame.clone()
         });
         taken.collect()
@@ -513,7 +513,7 @@ impl WriteBatch {
     /// Releases the written frames, and passes each to `whole`.
     pub(super) fn complete(&mut self, mut whole: impl FnMut(Option<&PushStamp>)) {
         for done in self.done.drain(..) {
-            whole(done.since.as_ref());
+            whole(done.stamp.as_ref());
         }
     }
 }
@@ -545,15 +545,15 @@ const OVERHEAD: usize = 256;
 
 impl Outgoing {
     /// A frame for one socket.
-    pub(super) fn alone(frame: Frame, since: Option<PushStamp>, kind: Kind) -> Self {
+    pub(super) fn alone(frame: Frame, stamp: Option<PushStamp>, kind: Kind) -> Self {
         let weight = frame.held() + OVERHEAD;
-        Self { frame, since, kind, weight, held: OnceLock::new() }
+        Self { frame, stamp, kind, weight, held: OnceLock::new() }
     }
 
     /// A frame for many sockets.
     pub(super) fn shared(frame: Frame, kind: Kind) -> Self {
         let weight = frame.len();
-        Self { frame, since: None, kind, weight, held: OnceLock::new() }
+        Self { frame, stamp: None, kind, weight, held: OnceLock::new() }
     }
 
     /// The memory of the frame.
@@ -574,9 +574,9 @@ impl Outgoing {
 impl Clone for Outgoing {
     /// A frame with the same bytes, which is counted separately.
     fn clone(&self) -> Self {
-        let Self { frame, since, kind, weight, .. } = self;
-        let (frame, since) = (frame.clone(), *since);
-        Self { frame, since, kind: *kind, weight: *weight, held: OnceLock::new() }
+        let Self { frame, stamp, kind, weight, .. } = self;
+        let (frame, stamp) = (frame.clone(), *stamp);
+        Self { frame, stamp, kind: *kind, weight: *weight, held: OnceLock::new() }
     }
 }
 
@@ -996,7 +996,7 @@ mod tests {
                 let bound = match when_full {
                     WhenFull::DropOldest | WhenFull::DropNewest | WhenFull::KeepLatest
                         if may_be_dropped && !was_written_to => LIMITS,
-                    // Frames that arrived while events were in hand could not drop those.
+                    // Frames that arrived while events were being written could not drop those.
                     _ => LIMITS.twice(),
                 };
                 prop_assert!(counted.is_within(bound), "{:?}", counted);

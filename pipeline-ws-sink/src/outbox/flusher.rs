@@ -302,8 +302,8 @@ mod tests {
     }
 
     fn news(fill: u8, length: usize) -> SharedFrame {
-        let since = Some(PushStamp::now());
-        SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(since)
+        let stamp = Some(PushStamp::now());
+        SharedFrame::new(frame(fill, length), EventKey::new("t", "e")).timed(stamp)
     }
 
     fn keeps_memory(outbox: &Outbox) -> bool {

@@ -105,7 +105,7 @@ pub(crate) struct Outbox {
 
 /// The deadlines of a client that is behind.
 #[derive(Default)]
-struct Watched {
+struct SlowDeadlines {
     /// The deadline of a blocked socket, if there is one.
     blocked_until: Option<Instant>,
     /// The deadline of a full outbox, if there is one.
@@ -193,10 +193,10 @@ impl Outbox {
         self.compresses
     }
 
-    /// Sends a frame that is never dropped. If `since` is set, the time from then until the
+    /// Sends a frame that is never dropped. If `stamp` is set, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
-    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, since: Option<PushStamp>) {
-        self.accept(&self.compressed(frame), Kind::Essential, since);
+    pub(crate) fn send(self: &Arc<Self>, frame: &Frame, stamp: Option<PushStamp>) {
+        self.accept(&self.compressed(frame), Kind::Essential, stamp);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
@@ -204,9 +204,9 @@ impl Outbox {
         self: &Arc<Self>,
         frame: &Frame,
         key: EventKey,
-        since: Option<PushStamp>,
+        stamp: Option<PushStamp>,
     ) {
-        self.accept(&self.compressed(frame), Kind::Event(key), since);
+        self.accept(&self.compressed(frame), Kind::Event(key), stamp);
     }
 
     /// Sends an event that other sockets receive too. It may be dropped if the client is behind.
@@ -306,7 +306,7 @@ impl Outbox {
                 if let Poll::Ready(end) = self.poll_write(cx) {
                     return Poll::Ready(end);
                 }
-                let Watched { blocked_until, full_until } = self.watch();
+                let SlowDeadlines { blocked_until, full_until } = self.watch();
                 match full_until {
                     None => full = None,
                     Some(until) => {
@@ -353,12 +353,12 @@ impl Outbox {
 
     /// The deadlines that the socket's task waits for. A passed deadline of a full outbox is
     /// recorded here, for the next sender that finds no room.
-    fn watch(&self) -> Watched {
+    fn watch(&self) -> SlowDeadlines {
         let mut state = self.state.lock();
-        let Some(backlog) = state.waiting() else { return Watched::default() };
+        let Some(backlog) = state.waiting() else { return SlowDeadlines::default() };
         let blocked_until = backlog.blocked_until(self.send_timeout).and_then(Deadline::instant);
         let full_until = backlog.watch_full(self.send_timeout, Instant::now());
-        Watched { blocked_until, full_until }
+        SlowDeadlines { blocked_until, full_until }
     }
 
     /// Writes the waiting frames. Completes when the socket has to end. For the socket's task only.
@@ -478,7 +478,7 @@ impl Outbox {
     /// Records the frames that this write completed.
     fn complete(&self, batch: &mut WriteBatch, now: Instant) {
         self.metrics.frames_out.increment(batch.done() as u64);
-        batch.complete(|since| self.delivered(since, now));
+        batch.complete(|stamp| self.delivered(stamp, now));
     }
 
     /// Frees the memory that was kept while frames came fast. For the [`Flusher`] only.
@@ -501,7 +501,7 @@ impl Outbox {
         drop(state);
         self.notify_room();
         self.metrics.frames_out.increment(backlog.load().frames as u64);
-        Poll::Ready(backlog.take(|since| self.delivered(since, now)))
+        Poll::Ready(backlog.take(|stamp| self.delivered(stamp, now)))
     }
 
     /// A frame for this socket alone, compressed if that was negotiated and makes it smaller.
@@ -510,8 +510,8 @@ impl Outbox {
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
     }
 
-    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, since: Option<PushStamp>) {
-        let outgoing = Arc::new(Outgoing::alone(frame.clone(), since, kind));
+    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, stamp: Option<PushStamp>) {
+        let outgoing = Arc::new(Outgoing::alone(frame.clone(), stamp, kind));
         let mut unrecorded = PendingMetrics::default();
         self.accept_in(self.state.lock(), &outgoing, WriteMode::Inline, &mut unrecorded);
         unrecorded.record(&self.metrics);
@@ -687,9 +687,9 @@ impl Outbox {
         if self.all.are_full() { limits.of_share() } else { limits }
     }
 
-    fn delivered(&self, since: Option<&PushStamp>, now: Instant) {
-        if let Some(since) = since {
-            self.metrics.write_times.record(since, now);
+    fn delivered(&self, stamp: Option<&PushStamp>, now: Instant) {
+        if let Some(stamp) = stamp {
+            self.metrics.write_times.record(stamp, now);
         }
     }
 }

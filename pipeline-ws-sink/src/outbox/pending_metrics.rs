@@ -48,8 +48,8 @@ impl PendingMetrics {
     /// Adds a completed frame.
     pub(super) fn frame(&mut self, outgoing: &Outgoing, now: Instant) {
         self.frames += 1;
-        if let Some(since) = outgoing.since {
-            self.push(Timed::Frame(since, now));
+        if let Some(stamp) = outgoing.stamp {
+            self.push(Timed::Frame(stamp, now));
         }
     }
 
@@ -100,7 +100,7 @@ impl PendingMetrics {
         for timed in self.timed.drain(..) {
             match timed {
                 Timed::Write(begun, ended) => metrics.write_time.end(Some(begun), ended),
-                Timed::Frame(since, now) => metrics.write_times.record(&since, now),
+                Timed::Frame(stamp, now) => metrics.write_times.record(&stamp, now),
             }
         }
     }

@@ -23,8 +23,8 @@ impl SharedFrame {
     }
 
     /// Sets the start time of its push, if it is timed.
-    pub(crate) fn timed(mut self, since: Option<PushStamp>) -> Self {
-        Arc::make_mut(&mut self.plain).since = since;
+    pub(crate) fn timed(mut self, stamp: Option<PushStamp>) -> Self {
+        Arc::make_mut(&mut self.plain).stamp = stamp;
         Self { plain: self.plain, deflated: OnceLock::new() }
     }
 
@@ -36,7 +36,7 @@ impl SharedFrame {
         let deflate = || {
             let frame = self.plain.frame.deflated()?;
             let mut deflated = Outgoing::shared(frame, self.plain.kind);
-            deflated.since.clone_from(&self.plain.since);
+            deflated.stamp.clone_from(&self.plain.stamp);
             Some(Arc::new(deflated))
         };
         self.deflated.get_or_init(deflate).as_ref().unwrap_or(&self.plain)

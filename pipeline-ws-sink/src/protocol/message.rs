@@ -261,7 +261,7 @@ pub(crate) struct Encoded {
     v2: SharedFrame,
     /// Built when the first subscriber needs it; `None` if this version cannot express it.
     v1: OnceLock<Option<SharedFrame>>,
-    since: Option<PushStamp>,
+    stamp: Option<PushStamp>,
 }
 
 impl Encoded {
@@ -298,15 +298,15 @@ impl Encoded {
         };
         let key = EventKey::new(topic, event);
         let (topic, event, v2) = (topic.into(), event.into(), SharedFrame::new(v2, key));
-        let (v1, since) = (OnceLock::new(), None);
-        Ok(Self { topic, event, payload: start, is_binary, key, v2, v1, since })
+        let (v1, stamp) = (OnceLock::new(), None);
+        Ok(Self { topic, event, payload: start, is_binary, key, v2, v1, stamp })
     }
 
     /// Enables timing: for each socket, the time from `since` until the operating system has taken
     /// the last byte of the frame is recorded.
-    pub(crate) fn timed(mut self, since: Option<PushStamp>) -> Self {
-        self.since = since;
-        self.v2 = self.v2.timed(since);
+    pub(crate) fn timed(mut self, stamp: Option<PushStamp>) -> Self {
+        self.stamp = stamp;
+        self.v2 = self.v2.timed(stamp);
         self.v1 = OnceLock::new();
         self
     }
@@ -335,8 +335,8 @@ impl Encoded {
     }
 
     /// The start time of the push, if it is timed.
-    pub(crate) fn since(&self) -> Option<PushStamp> {
-        self.since
+    pub(crate) fn stamp(&self) -> Option<PushStamp> {
+        self.stamp
     }
 
     /// The frame for clients of a version, or `None` if that version cannot express it.
@@ -354,7 +354,7 @@ impl Encoded {
             out.extend_from_slice(json.as_bytes());
             Ok::<_, std::convert::Infallible>(())
         });
-        Some(SharedFrame::new(written.ok()?, self.key).timed(self.since))
+        Some(SharedFrame::new(written.ok()?, self.key).timed(self.stamp))
     }
 }
 

@@ -102,12 +102,12 @@ impl WriteTimes {
     }
 
     /// Records a write to one socket.
-    pub(crate) fn record(&self, since: &PushStamp, now: Instant) {
-        let written = milliseconds(now.saturating_duration_since(since.broadcast_at));
-        let delivered = milliseconds(now.saturating_duration_since(since.enqueued_at));
+    pub(crate) fn record(&self, stamp: &PushStamp, now: Instant) {
+        let written = milliseconds(now.saturating_duration_since(stamp.broadcast_at));
+        let delivered = milliseconds(now.saturating_duration_since(stamp.enqueued_at));
         self.written.record(written);
         self.delivered.record(delivered);
-        if let Some(trace) = since.trace {
+        if let Some(trace) = stamp.trace {
             log::contained(|| {
                 tracing::trace!(
                     trace_id = %trace.trace_id(),
