@@ -468,7 +468,7 @@ pub struct EndpointBuilder {
     telemetry: Telemetry,
     host: Option<String>,
     check_origin: CheckOrigin,
-    mounts: Vec<(Vec<Asked>, Build)>,
+    mounts: Vec<(Vec<RequestedPath>, Build)>,
     adapter: Option<Arc<dyn Adapter>>,
     presences: Vec<Presence>,
     synced_subscriptions: Option<TrackerOptions>,
@@ -476,7 +476,7 @@ pub struct EndpointBuilder {
 }
 
 /// The transport and the path of a mount that is still to be built.
-type Asked = (Transport, Result<MountPath, PathError>);
+type RequestedPath = (Transport, Result<MountPath, PathError>);
 
 /// Registers a mount's metrics and builds the mount.
 type Build = Box<dyn FnOnce(&Shared) -> Result<Arc<dyn ErasedMount>, BuildError> + Send>;

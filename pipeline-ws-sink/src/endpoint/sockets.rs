@@ -220,7 +220,7 @@ impl MountDraining {
         let total = self.channels.iter().sum();
         for (index, batch) in (1..).zip(batches) {
             let count = self.channels[batch.clone()].iter().sum();
-            log::Batch { socket, count, total, index, rounds, interval }.drains();
+            log::DrainBatch { socket, count, total, index, rounds, interval }.drains();
             Self::end(&self.with_channels[batch]);
             if index < rounds {
                 time::sleep(interval).await;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{
     late::is_late,
     outboxes::{OutboxBytes, Outboxes, SHARE},
-    when_full::Kind,
+    when_full::FrameKind,
     when_full::WhenFull,
 };
 use crate::{protocol::frame::Frame, telemetry::push_times::PushStamp};
@@ -88,7 +88,7 @@ pub(crate) struct Outgoing {
     pub(super) frame: Frame,
     /// The start time of its push, if it is timed.
     pub(super) stamp: Option<PushStamp>,
-    pub(super) kind: Kind,
+    pub(super) kind: FrameKind,
     /// Its cost in bytes for each socket that it waits for.
     weight: usize,
     /// Its bytes that count for the endpoint, once they do.
@@ -186,23 +186,23 @@ impl Backlog {
         let twice = limits.twice();
         let fits_twice = self.behind_front(self.cost).plus(new).is_within(twice);
         match (when_full, outgoing.kind) {
-            (WhenFull::Disconnect, Kind::Essential) | (WhenFull::Block { .. }, _) if fits_twice => {
-            }
+            (WhenFull::Disconnect, FrameKind::Essential) | (WhenFull::Block { .. }, _)
+                if fits_twice => {}
             (WhenFull::Disconnect | WhenFull::Block { .. }, _) => return Err(TooSlow),
-            (WhenFull::DropNewest, Kind::Event(_)) => {
+            (WhenFull::DropNewest, FrameKind::Event(_)) => {
                 return Ok(Dropped { newest: 1, ..dropped });
             }
             // It would not fit even if all droppable frames were dropped.
-            (_, Kind::Event(_)) if !self.undroppable().plus(new).is_within(limits) => {
+            (_, FrameKind::Event(_)) if !self.undroppable().plus(new).is_within(limits) => {
                 return Ok(Dropped { newest: 1, ..dropped });
             }
-            (_, Kind::Essential) if !self.undroppable().plus(new).is_within(twice) => {
+            (_, FrameKind::Essential) if !self.undroppable().plus(new).is_within(twice) => {
                 return Err(TooSlow);
             }
-            (WhenFull::DropNewest, Kind::Essential) => {
+            (WhenFull::DropNewest, FrameKind::Essential) => {
                 dropped.newest = self.drop_newest(new, limits);
             }
-            (WhenFull::DropOldest, _) | (WhenFull::KeepLatest, Kind::Essential) => {
+            (WhenFull::DropOldest, _) | (WhenFull::KeepLatest, FrameKind::Essential) => {
                 dropped.oldest = self.drop_oldest(new, limits);
             }
             (WhenFull::KeepLatest, kind) => {
@@ -344,7 +344,7 @@ impl Backlog {
             let cost = self.cost_of(outgoing);
             self.taken.load = self.taken.load.plus(outgoing.load());
             self.taken.cost = self.taken.cost.plus(cost);
-            if outgoing.kind == Kind::Essential {
+            if outgoing.kind == FrameKind::Essential {
                 self.essential = self.essential.minus(cost);
             }
         }
@@ -390,7 +390,7 @@ impl Backlog {
     fn undroppable(&self) -> Cost {
         let kept = self.essential.plus(self.taken.cost);
         match self.queue.front() {
-            Some(first) if first.kind == Kind::Essential => self.behind_front(kept),
+            Some(first) if first.kind == FrameKind::Essential => self.behind_front(kept),
             Some(first) if self.written > 0 => self.behind_front(kept.plus(self.cost_of(first))),
             _ if self.taken.cost.frames > 0 => self.behind_front(kept),
             _ => kept,
@@ -422,7 +422,7 @@ impl Backlog {
         let before = self.queue.len();
         let mut at = self.begun();
         while at < self.queue.len() && !self.fits(new, limits) {
-            if self.queue[at].kind == Kind::Essential {
+            if self.queue[at].kind == FrameKind::Essential {
                 at += 1;
             } else {
                 self.remove(at);
@@ -437,7 +437,7 @@ impl Backlog {
         let mut at = self.queue.len();
         while at > self.begun() && !self.fits(new, limits) {
             at -= 1;
-            if self.queue[at].kind != Kind::Essential {
+            if self.queue[at].kind != FrameKind::Essential {
                 self.remove(at);
             }
         }
@@ -445,7 +445,7 @@ impl Backlog {
     }
 
     /// Drops all events with this key.
-    fn drop_all(&mut self, kind: Kind) -> usize {
+    fn drop_all(&mut self, kind: FrameKind) -> usize {
         let mut queue = std::mem::take(&mut self.queue);
         let (before, mut at, begun) = (queue.len(), 0, self.begun());
         queue.retain(|outgoing| {
@@ -470,7 +470,7 @@ impl Backlog {
         let cost = self.cost_of(outgoing);
         self.total = self.total.plus(outgoing.load());
         self.cost = self.cost.plus(cost);
-        if outgoing.kind == Kind::Essential {
+        if outgoing.kind == FrameKind::Essential {
             self.essential = self.essential.plus(cost);
         }
     }
@@ -479,7 +479,7 @@ impl Backlog {
         let cost = self.cost_of(outgoing);
         self.total = self.total.minus(outgoing.load());
         self.cost = self.cost.minus(cost);
-        if outgoing.kind == Kind::Essential {
+        if outgoing.kind == FrameKind::Essential {
             self.essential = self.essential.minus(cost);
         }
     }
@@ -545,13 +545,13 @@ const OVERHEAD: usize = 256;
 
 impl Outgoing {
     /// A frame for one socket.
-    pub(super) fn alone(frame: Frame, stamp: Option<PushStamp>, kind: Kind) -> Self {
+    pub(super) fn alone(frame: Frame, stamp: Option<PushStamp>, kind: FrameKind) -> Self {
         let weight = frame.held() + OVERHEAD;
         Self { frame, stamp, kind, weight, held: OnceLock::new() }
     }
 
     /// A frame for many sockets.
-    pub(super) fn shared(frame: Frame, kind: Kind) -> Self {
+    pub(super) fn shared(frame: Frame, kind: FrameKind) -> Self {
         let weight = frame.len();
         Self { frame, stamp: None, kind, weight, held: OnceLock::new() }
     }
@@ -690,7 +690,7 @@ mod tests {
         CurrentLimits { frames: MOST.frames, bytes: MOST.bytes, memory: usize::MAX };
 
     /// A frame as a client would see it: with a number and a length.
-    fn outgoing(number: u8, length: usize, kind: Kind) -> Arc<Outgoing> {
+    fn outgoing(number: u8, length: usize, kind: FrameKind) -> Arc<Outgoing> {
         let write = |out: &mut Vec<u8>| {
             let header = if length <= 127 { 2 } else { 4 };
             out.resize(out.len() + length - header, number);
@@ -699,8 +699,8 @@ mod tests {
         Arc::new(Outgoing::shared(Frame::text(write).unwrap(), kind))
     }
 
-    fn event(key: u8) -> Kind {
-        Kind::Event(EventKey::new("t", &key.to_string()))
+    fn event(key: u8) -> FrameKind {
+        FrameKind::Event(EventKey::new("t", &key.to_string()))
     }
 
     fn numbers(backlog: &Backlog) -> Vec<u8> {
@@ -708,13 +708,13 @@ mod tests {
     }
 
     /// A backlog of these kinds, numbered from 0, of 10 bytes each.
-    fn backlog(kinds: &[Kind]) -> Backlog {
+    fn backlog(kinds: &[FrameKind]) -> Backlog {
         let mut backlog = Backlog::new(MOST, 0);
         (0..).zip(kinds).for_each(|(number, kind)| backlog.push(outgoing(number, 10, *kind)));
         backlog
     }
 
-    const REPLY: Kind = Kind::Essential;
+    const REPLY: FrameKind = FrameKind::Essential;
 
     #[test]
     fn each_policy_makes_room() {
@@ -890,7 +890,7 @@ mod tests {
     enum Op {
         Send {
             length: usize,
-            kind: Kind,
+            kind: FrameKind,
         },
         Write(usize),
         /// Begins to write this number, unless some are being written.

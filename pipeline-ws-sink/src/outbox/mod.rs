@@ -46,7 +46,7 @@ pub(crate) use self::{
     outboxes::Outboxes,
     pending_metrics::PendingMetrics,
     shared_frame::SharedFrame,
-    when_full::{EventKey, Kind},
+    when_full::{EventKey, FrameKind},
     writer::Writer,
 };
 use crate::{
@@ -196,7 +196,7 @@ impl Outbox {
     /// Sends a frame that is never dropped. If `stamp` is set, the time from then until the
     /// operating system has taken the frame's last byte is recorded.
     pub(crate) fn send(self: &Arc<Self>, frame: &Frame, stamp: Option<PushStamp>) {
-        self.accept(&self.compressed(frame), Kind::Essential, stamp);
+        self.accept(&self.compressed(frame), FrameKind::Essential, stamp);
     }
 
     /// Sends an event to this socket alone. It may be dropped if the client is behind.
@@ -206,7 +206,7 @@ impl Outbox {
         key: EventKey,
         stamp: Option<PushStamp>,
     ) {
-        self.accept(&self.compressed(frame), Kind::Event(key), stamp);
+        self.accept(&self.compressed(frame), FrameKind::Event(key), stamp);
     }
 
     /// Sends an event that other sockets receive too. It may be dropped if the client is behind.
@@ -234,7 +234,7 @@ impl Outbox {
     pub(crate) fn finish(&self, frame: &Frame) {
         let mut state = self.state.lock();
         if !state.finished {
-            let last = Outgoing::alone(frame.clone(), None, Kind::Essential);
+            let last = Outgoing::alone(frame.clone(), None, FrameKind::Essential);
             state.backlog(self.limits, 0).push(Arc::new(last));
             state.finished = true;
             state.wake();
@@ -510,7 +510,7 @@ impl Outbox {
         deflated.map_or(Cow::Borrowed(frame), Cow::Owned)
     }
 
-    fn accept(self: &Arc<Self>, frame: &Frame, kind: Kind, stamp: Option<PushStamp>) {
+    fn accept(self: &Arc<Self>, frame: &Frame, kind: FrameKind, stamp: Option<PushStamp>) {
         let outgoing = Arc::new(Outgoing::alone(frame.clone(), stamp, kind));
         let mut unrecorded = PendingMetrics::default();
         self.accept_in(self.state.lock(), &outgoing, WriteMode::Inline, &mut unrecorded);

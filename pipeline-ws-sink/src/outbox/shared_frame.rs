@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::{
     backlog::Outgoing,
-    when_full::{EventKey, Kind},
+    when_full::{EventKey, FrameKind},
 };
 use crate::{protocol::frame::Frame, telemetry::push_times::PushStamp};
 
@@ -18,7 +18,7 @@ pub(crate) struct SharedFrame {
 
 impl SharedFrame {
     pub(crate) fn new(plain: Frame, key: EventKey) -> Self {
-        let plain = Outgoing::shared(plain, Kind::Event(key));
+        let plain = Outgoing::shared(plain, FrameKind::Event(key));
         Self { plain: Arc::new(plain), deflated: OnceLock::new() }
     }
 

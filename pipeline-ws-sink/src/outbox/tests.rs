@@ -214,7 +214,7 @@ async fn a_sender_that_finds_the_outbox_full_writes_first() {
             outbox.state.lock().backlog(limits, 0).push(Arc::new(Outgoing::alone(
                 small(10),
                 None,
-                Kind::Essential,
+                FrameKind::Essential,
             )));
             for _ in 0..100 {
                 send_event(&outbox, 10);

@@ -87,7 +87,7 @@ impl WhenFull {
 
 /// Whether a frame may be dropped when its receiver is behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum FrameKind {
     /// A reply, a channel's end, a control frame: the client waits for it.
     Essential,
     /// A push or a broadcast, with the key that a later one supersedes it by.
@@ -105,7 +105,7 @@ impl EventKey {
     pub(crate) fn new(topic: &str, event: &str) -> Self {
         static HASHERS: LazyLock<[RandomState; 2]> = LazyLock::new(Default::default);
         let [first, second] = HASHERS.each_ref().map(|hasher| hasher.hash_one((topic, event)));
-        // Never 0, so that `Kind` takes no more memory than its key.
+        // Never 0, so that `FrameKind` takes no more memory than its key.
         Self(NonZeroU64::MIN.saturating_add(first), second)
     }
 }
@@ -122,6 +122,6 @@ mod tests {
         {
             assert_ne!(key, EventKey::new(topic, event));
         }
-        assert_eq!(size_of::<Kind>(), 16);
+        assert_eq!(size_of::<FrameKind>(), 16);
     }
 }

@@ -19,7 +19,7 @@ use pipeline_core::{telemetry::Telemetry, timed::Timeline};
 use thiserror::Error;
 use tokio::time::Instant;
 
-pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriptionGuard, Table};
+pub(crate) use self::table::{JoinedChannel, Subscriber, SubscriberTable, SubscriptionGuard};
 pub use self::{
     adapter::{Adapter, AdapterError, LocalNode},
     broadcast::Broadcast,
@@ -77,7 +77,7 @@ pub struct PubSub {
 }
 
 struct Shared {
-    table: Arc<Table>,
+    table: Arc<SubscriberTable>,
     sockets: Arc<Sockets>,
     adapter: Option<Arc<dyn Adapter>>,
     turns: Arc<TopicTurns>,
@@ -98,7 +98,7 @@ impl PubSub {
         let topics = topics
             .map(|(adapter, options)| Arc::new(SyncedTopics::new(adapter.node_name(), options)));
         let changed = topics.as_ref().map(|topics| topics.changed());
-        let (table, turns) = (Arc::new(Table::new(metrics, changed)), Arc::default());
+        let (table, turns) = (Arc::new(SubscriberTable::new(metrics, changed)), Arc::default());
         if let Some(topics) = &topics {
             topics.watch(&table);
         }
@@ -145,8 +145,8 @@ impl PubSub {
     /// - `pipeline.push_waited`: from then until its worker was started.
     /// - `pipeline.push_worked`: from then until this call.
     ///
-    /// If the item belongs to a [trace](pipeline_core::timed::TraceContext), the call and each write are
-    /// logged at the level `trace`, with its `trace_id`.
+    /// If the item belongs to a [trace](pipeline_core::timed::TraceContext), the call and each
+    /// write are logged at the level `trace`, with its `trace_id`.
     ///
     /// ```
     /// use pipeline_core::timed::Timed;
@@ -356,7 +356,7 @@ impl PubSub {
         self.deliver_locally(&event, None)
     }
 
-    pub(crate) fn table(&self) -> &Arc<Table> {
+    pub(crate) fn table(&self) -> &Arc<SubscriberTable> {
         &self.shared.table
     }
 

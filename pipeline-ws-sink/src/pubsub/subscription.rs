@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use super::{
     broadcast::Broadcast,
-    table::{Subscriber, SubscriberId, SubscriptionGuard, Table},
+    table::{Subscriber, SubscriberId, SubscriberTable, SubscriptionGuard},
 };
 
 /// How many broadcasts may wait for a task. Beyond that, the oldest are dropped and counted.
@@ -66,7 +66,7 @@ struct State {
 }
 
 impl TopicSubscription {
-    pub(super) fn new(table: &Arc<Table>, topic: &str) -> Self {
+    pub(super) fn new(table: &Arc<SubscriberTable>, topic: &str) -> Self {
         let inbox = Arc::new(BroadcastQueue::default());
         let listening =
             table.subscribe(&topic.into(), SubscriberId::new(), Subscriber::Task(inbox.clone()));
@@ -186,14 +186,14 @@ mod tests {
     use super::*;
     use crate::protocol::message::Encoded;
 
-    fn broadcast(table: &Table, n: usize) {
+    fn broadcast(table: &SubscriberTable, n: usize) {
         let encoded = Encoded::new("t", "e", json!({ "n": n })).unwrap();
         table.dispatch(&encoded, None);
     }
 
     #[tokio::test]
     async fn a_task_that_reads_too_slowly_loses_the_oldest_and_receives_their_number() {
-        let table = Arc::new(Table::silent());
+        let table = Arc::new(SubscriberTable::silent());
         let mut subscription = TopicSubscription::new(&table, "t");
         (0..CAPACITY + 3).for_each(|n| broadcast(&table, n));
         assert_eq!(subscription.recv().await, Err(Lagged(3)));
@@ -208,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_broadcasts_are_bounded_in_bytes() {
-        let table = Arc::new(Table::silent());
+        let table = Arc::new(SubscriberTable::silent());
         let mut subscription = TopicSubscription::new(&table, "t");
         let large = |bytes| {
             let payload = json!({ "padding": "x".repeat(bytes) });
@@ -224,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_task_is_woken_by_a_broadcast() {
-        let table = Arc::new(Table::silent());
+        let table = Arc::new(SubscriberTable::silent());
         let mut subscription = TopicSubscription::new(&table, "t");
         let receiving = tokio::spawn(async move { subscription.recv().await });
         tokio::task::yield_now().await;

@@ -10,7 +10,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
-use super::{PubSub, table::Table};
+use super::{PubSub, table::SubscriberTable};
 use crate::presence::tracker::{
     Input, Meta, OutboundMessage, Replica, StepOutput, TRACKERS, Tracker, TrackerOptions,
     replicate, send_all,
@@ -33,7 +33,7 @@ pub(crate) struct SyncedTopics {
     key: Arc<str>,
     meta: Meta,
     started: Instant,
-    table: OnceLock<Weak<Table>>,
+    table: OnceLock<Weak<SubscriberTable>>,
     replication: Mutex<Replication>,
 }
 
@@ -80,7 +80,7 @@ impl SyncedTopics {
         self.changed.clone()
     }
 
-    pub(super) fn watch(&self, table: &Arc<Table>) {
+    pub(super) fn watch(&self, table: &Arc<SubscriberTable>) {
         // Set only once, right after the table is made.
         let _ = self.table.set(Arc::downgrade(table));
     }

@@ -35,7 +35,7 @@ const SHARDS: usize = 64;
 ///
 /// A shard is locked only to look up a topic. While a topic dispatches a broadcast, only joins and
 /// leaves of that topic wait for it.
-pub(crate) struct Table {
+pub(crate) struct SubscriberTable {
     shards: [Shard; SHARDS],
     /// The reference moment of all burst detection.
     epoch: Instant,
@@ -107,7 +107,7 @@ pub(super) enum SlowReceiver {
 
 /// A subscription, until it is dropped.
 pub(crate) struct SubscriptionGuard {
-    table: Arc<Table>,
+    table: Arc<SubscriberTable>,
     topic: Arc<str>,
     listeners: Arc<RwLock<Listeners>>,
     id: SubscriberId,
@@ -141,7 +141,7 @@ impl SubscriberId {
     }
 }
 
-impl Table {
+impl SubscriberTable {
     pub(super) fn new(metrics: Arc<SocketMetrics>, changed: Option<Arc<Changed>>) -> Self {
         Self {
             metrics,
@@ -414,7 +414,7 @@ impl Drop for SubscriptionGuard {
 }
 
 #[cfg(test)]
-impl Table {
+impl SubscriberTable {
     /// A table that records nothing.
     pub(super) fn silent() -> Self {
         Self::new(
@@ -459,7 +459,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_topic_without_subscribers_takes_no_memory() {
-        let table = Arc::new(Table::silent());
+        let table = Arc::new(SubscriberTable::silent());
         let topic: Arc<str> = "t".into();
         let first = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
         let mut second = table.subscribe(&topic, SubscriberId::new(), subscriber(&[]).0);
@@ -494,7 +494,7 @@ mod tests {
             let recorder = LockProbe::default();
             let metrics =
                 Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
-            let table = Arc::new(Table::new(metrics.clone(), None));
+            let table = Arc::new(SubscriberTable::new(metrics.clone(), None));
             // The first takes everything at once, the second on request, and the third nothing.
             let writers = [
                 Writer::Tcp(stream.clone()),
@@ -543,7 +543,7 @@ mod tests {
         let recorder = LockProbe::default();
         let metrics =
             Arc::new(SocketMetrics::register(&Telemetry::with_recorder(recorder.clone())));
-        let table = Arc::new(Table::new(metrics.clone(), None));
+        let table = Arc::new(SubscriberTable::new(metrics.clone(), None));
         let topic: Arc<str> = "t".into();
         let _listening = [WhenFull::block(), WhenFull::DropOldest].map(|when_full| {
             let limits = OutboxLimits { frames: 2, bytes: 1000 };
@@ -562,7 +562,7 @@ mod tests {
     #[tokio::test]
     async fn a_subscriber_receives_every_broadcast_while_others_join_and_leave() {
         const ROUNDS: usize = 2_000;
-        let table = Arc::new(Table::silent());
+        let table = Arc::new(SubscriberTable::silent());
         let topic: Arc<str> = "t".into();
         thread::scope(|scope| {
             for intercept in [&["a"], &["b"], &["c"]] {

@@ -42,7 +42,7 @@ pub(crate) struct MessageLog {
 }
 
 /// A batch of sockets that are closed because the endpoint drains.
-pub(crate) struct Batch {
+pub(crate) struct DrainBatch {
     pub(crate) socket: &'static str,
     /// The number of their channels.
     pub(crate) count: usize,
@@ -145,8 +145,8 @@ impl MessageLog {
     }
 }
 
-/// Writes a line in the middle of other work. A panic of the log's subscriber stops none of it: the panic hook has
-/// reported it.
+/// Writes a line in the middle of other work. A panic of the log's subscriber stops none of it: the
+/// panic hook has reported it.
 pub(crate) fn contained(write_line: impl FnOnce()) {
     let _ = catch_unwind(AssertUnwindSafe(write_line));
 }
@@ -157,7 +157,7 @@ fn is_logged(topic: &Topic) -> bool {
     !topic.as_str().starts_with("phoenix")
 }
 
-impl Batch {
+impl DrainBatch {
     pub(crate) fn drains(&self) {
         let Self { socket, count, total, index, rounds, interval } = self;
         tracing::info!(target: DRAIN, socket, count, total, index, rounds, ?interval, "draining batch");

@@ -30,7 +30,7 @@ pub(super) struct ListedEntry {
 /// The entries that can be listed.
 #[derive(Default)]
 pub(super) struct Store {
-    topics: ByName<Topic>,
+    topics: ByName<TopicEntries>,
     /// The entries of each actor of this node.
     actors: HashMap<u64, ByName<ByName<Position>>, RandomState>,
     next: u64,
@@ -38,7 +38,7 @@ pub(super) struct Store {
 }
 
 #[derive(Default)]
-struct Topic {
+struct TopicEntries {
     entries: BTreeMap<Position, ListedEntry>,
     keys: ByName<BTreeSet<Position>>,
 }
