@@ -1,22 +1,14 @@
 //! Metrics: the recorder of a component, and the metrics of stages and supervisors.
 
-mod batch_timer;
 mod handle;
-mod samples;
 mod stage;
-mod worker;
 
 use std::{fmt, sync::Arc};
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 
 use self::handle::Handle;
-pub(crate) use self::{
-    batch_timer::BatchTimer,
-    samples::StageSamples,
-    stage::{Discard, StageMetrics},
-    worker::WorkerMetrics,
-};
+pub(crate) use self::stage::{BatchTimer, Discard, StageMetrics, StageSamples, WorkerMetrics};
 
 /// The metrics recorder of a component: the global recorder, or an explicit one.
 ///
