@@ -287,7 +287,7 @@ mod tests {
         let view = json!(view);
         assert_eq!(fields(&view), "endpoint pipelines uptime_seconds version window_seconds");
         let (pipeline, endpoint) = (&view["pipelines"][0], &view["endpoint"]);
-        assert_eq!(fields(pipeline), "edges bottleneck name phase stages");
+        assert_eq!(fields(pipeline), "bottleneck edges name phase stages");
         assert_eq!(
             fields(&pipeline["stages"][0]),
             "activity buffer_capacity buffered busy busy_seconds demand discarded discarded_by \
