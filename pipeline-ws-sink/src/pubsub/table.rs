@@ -96,6 +96,24 @@ impl JoinedChannel {
     fn intercepts(&self, broadcast: &Encoded) -> bool {
         self.intercept.contains(&broadcast.event())
     }
+
+    /// Passes a broadcast to the channel that intercepts it. With `slow`, a channel without room
+    /// whose client senders wait for is put there.
+    fn offer_intercepted(&self, broadcast: &Encoded, slow: Option<&mut Vec<SlowReceiver>>) {
+        let intercepted = Intercepted::new(broadcast);
+        let waits = self.outbox.wait_limit().is_some();
+        match slow {
+            Some(slow) if waits => {
+                if self.mailbox.offer(intercepted).is_err() {
+                    let (mailbox, outbox) = (self.mailbox.clone(), self.outbox.clone());
+                    slow.push(SlowReceiver::Channel(mailbox, outbox));
+                }
+            }
+            // Where senders wait for the client, the usual room is reserved for them.
+            None if waits => self.mailbox.intercepted(intercepted, Room::Twice),
+            _ => self.mailbox.intercepted(intercepted, Room::Usual),
+        }
+    }
 }
 
 /// A subscriber without room that the sender has to wait for.
@@ -187,6 +205,25 @@ impl SubscriberTable {
     ///
     /// It never waits for a socket: frames that a socket cannot take now wait in its outbox.
     pub(crate) fn dispatch(&self, broadcast: &Encoded, except: Option<SubscriberId>) {
+        self.offer(broadcast, except, None);
+    }
+
+    /// Like [`dispatch`](Self::dispatch), but skips and returns the subscribers without room that
+    /// the sender has to wait for.
+    pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<SlowReceiver> {
+        let mut slow = Vec::new();
+        self.offer(broadcast, None, Some(&mut slow));
+        slow
+    }
+
+    /// Dispatches a broadcast. With `slow`, subscribers without room that the sender has to wait
+    /// for are put there.
+    fn offer(
+        &self,
+        broadcast: &Encoded,
+        except: Option<SubscriberId>,
+        mut slow: Option<&mut Vec<SlowReceiver>>,
+    ) {
         let mut passes_over = false;
         self.each(broadcast.topic(), |id, subscriber, mode, unrecorded| {
             if except == Some(id) {
@@ -194,14 +231,16 @@ impl SubscriberTable {
             }
             match subscriber {
                 Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                    // Where senders wait for the client, the usual room is reserved for them.
-                    let waits = joined.outbox.wait_limit().is_some();
-                    let room = if waits { Room::Twice } else { Room::Usual };
-                    joined.mailbox.intercepted(Intercepted::new(broadcast), room);
+                    joined.offer_intercepted(broadcast, slow.as_deref_mut());
                 }
-                Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                    Some(frame) => joined.outbox.send_shared(frame, mode, unrecorded),
-                    None => passes_over = true,
+                Subscriber::Joined(joined) => match (broadcast.frame(joined.version), &mut slow) {
+                    (None, _) => passes_over = true,
+                    (Some(frame), None) => joined.outbox.send_shared(frame, mode, unrecorded),
+                    (Some(frame), Some(slow)) => {
+                        if joined.outbox.offer_shared(frame, mode, unrecorded).is_err() {
+                            slow.push(SlowReceiver::Socket(joined.outbox.clone(), joined.version));
+                        }
+                    }
                 },
                 Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
                 Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
@@ -210,37 +249,6 @@ impl SubscriberTable {
         if passes_over {
             self.pass_over(broadcast);
         }
-    }
-
-    /// Like [`dispatch`](Self::dispatch), but skips and returns the subscribers without room that
-    /// the sender has to wait for.
-    pub(super) fn dispatch_to_all_with_room(&self, broadcast: &Encoded) -> Vec<SlowReceiver> {
-        let (mut slow, mut passes_over) = (Vec::new(), false);
-        self.each(broadcast.topic(), |_, subscriber, mode, unrecorded| match subscriber {
-            Subscriber::Joined(joined) if joined.intercepts(broadcast) => {
-                let intercepted = Intercepted::new(broadcast);
-                if joined.outbox.wait_limit().is_none() {
-                    joined.mailbox.intercepted(intercepted, Room::Usual);
-                } else if joined.mailbox.offer(intercepted).is_err() {
-                    let (outbox, mailbox) = (joined.outbox.clone(), joined.mailbox.clone());
-                    slow.push(SlowReceiver::Channel(mailbox, outbox));
-                }
-            }
-            Subscriber::Joined(joined) => match broadcast.frame(joined.version) {
-                Some(frame) => {
-                    if joined.outbox.offer_shared(frame, mode, unrecorded).is_err() {
-                        slow.push(SlowReceiver::Socket(joined.outbox.clone(), joined.version));
-                    }
-                }
-                None => passes_over = true,
-            },
-            Subscriber::Channel(mailbox) => mailbox.foreign(broadcast.into()),
-            Subscriber::Task(inbox) => inbox.put(Broadcast::from(broadcast)),
-        });
-        if passes_over {
-            self.pass_over(broadcast);
-        }
-        slow
     }
 
     /// Waits until a subscriber has room, and delivers the broadcast. Closes the socket if it has
