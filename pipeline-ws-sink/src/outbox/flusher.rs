@@ -270,7 +270,7 @@ mod tests {
     };
 
     use super::{
-        super::{EventKey, OutboxLimits, SharedFrame, WhenFull, WriteMode, Writer},
+        super::{EventKey, FlushState, OutboxLimits, SharedFrame, WhenFull, WriteMode, Writer},
         *,
     };
     use crate::{
@@ -369,7 +369,7 @@ mod tests {
         let mut received = vec![0; 10_004];
         others_client.read_exact(&mut received).await.unwrap();
 
-        eventually(|| !outbox.state.lock().is_queued && !outbox.state.lock().is_flushing).await;
+        eventually(|| outbox.state.lock().flush == FlushState::Idle).await;
         assert!(outbox.state.lock().waiting().is_some(), "the system has taken everything");
         for _ in 0..COUNT {
             client.read_exact(&mut received).await.unwrap();

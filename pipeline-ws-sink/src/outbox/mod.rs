@@ -112,16 +112,24 @@ struct SlowDeadlines {
     full_until: Option<Instant>,
 }
 
+/// What the [`Flusher`] does for a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlushState {
+    /// Nothing: senders and the socket's own task write.
+    Idle,
+    /// The socket is queued, so no task has to be woken for new frames.
+    Queued,
+    /// The flusher is writing, and no other task may.
+    Writing,
+}
+
 struct State {
     writer: Writer,
     /// The waiting frames. Usually there are none, and most sockets hold no memory for them.
     backlog: Option<Box<Backlog>>,
     /// The socket's task, while it waits.
     task: Option<Waker>,
-    /// Whether it is queued at the flusher, so no task has to be woken.
-    is_queued: bool,
-    /// Whether the flusher is writing.
-    is_flushing: bool,
+    flush: FlushState,
     /// Whether it is written to again and again, so it keeps its memory.
     keep_buffer: bool,
     /// The reason of the socket's end, once it has to end.
@@ -139,8 +147,7 @@ impl Outbox {
             writer,
             backlog: None,
             task: None,
-            is_queued: false,
-            is_flushing: false,
+            flush: FlushState::Idle,
             keep_buffer: false,
             end: None,
             finished: false,
@@ -369,7 +376,7 @@ impl Outbox {
         match self.poll_flush(&mut state, cx, &mut unrecorded) {
             Poll::Ready(Ok(())) => {}
             Poll::Ready(Err(_)) => self.end_in(&mut state, SocketEnd::Lost),
-            Poll::Pending if !state.is_flushing => state.is_blocked(),
+            Poll::Pending if !state.is_flushing() => state.is_blocked(),
             Poll::Pending => {}
         }
         let end = state.end;
@@ -405,7 +412,7 @@ impl Outbox {
         self.end_in(&mut state, SocketEnd::Lost);
         let writer = mem::replace(&mut state.writer, Writer::Gone);
         // Frames that the flusher is writing come back to the backlog first.
-        let backlog = if state.is_flushing { None } else { state.backlog.take() };
+        let backlog = if state.is_flushing() { None } else { state.backlog.take() };
         drop(state);
         let dropped = backlog.as_ref().map_or(0, |backlog| backlog.load().frames);
         if dropped > 0 {
@@ -419,12 +426,12 @@ impl Outbox {
     /// [shrunk](Self::shrink) later. For the [`Flusher`] only.
     fn begin_write(&self, batch: &mut WriteBatch) -> Option<(Arc<TcpStream>, bool)> {
         let mut state = self.state.lock();
-        state.is_queued = false;
+        state.flush = FlushState::Idle;
         // A socket that has to end is left to its own task.
         let (None, Writer::Tcp(stream)) = (state.end, &state.writer) else { return None };
         let stream = stream.clone();
         state.waiting()?.begin_write(GATHER, batch);
-        state.is_flushing = true;
+        state.flush = FlushState::Writing;
         let is_new = !mem::replace(&mut state.keep_buffer, true);
         Some((stream, is_new))
     }
@@ -440,7 +447,7 @@ impl Outbox {
     ) -> bool {
         let limits = self.limits();
         let mut state = self.state.lock();
-        state.is_flushing = false;
+        state.flush = FlushState::Idle;
         if let Ok(count) = written {
             batch.wrote(count);
         }
@@ -459,7 +466,9 @@ impl Outbox {
         match written {
             Ok(1..) => {
                 state.last_active = now;
-                state.is_queued = state.waiting().is_some() && state.end.is_none();
+                if state.waiting().is_some() && state.end.is_none() {
+                    state.flush = FlushState::Queued;
+                }
             }
             // The socket's task waits until there is room.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => state.wake(),
@@ -472,7 +481,7 @@ impl Outbox {
         if !state.is_full(limits) {
             self.notify_room();
         }
-        state.is_queued
+        state.flush == FlushState::Queued
     }
 
     /// Records the frames that this write completed.
@@ -550,7 +559,8 @@ impl Outbox {
             let backlog = state.backlog(self.limits, IN_A_WRITE);
             backlog.push(outgoing.clone());
             backlog.count_in(&self.all);
-            if !mem::replace(&mut state.is_queued, true) {
+            if state.flush == FlushState::Idle {
+                state.flush = FlushState::Queued;
                 drop(state);
                 slot.enqueue(self);
             }
@@ -589,7 +599,7 @@ impl Outbox {
         state: &mut MutexGuard<'_, State>,
         unrecorded: &mut PendingMetrics,
     ) -> bool {
-        if state.is_flushing {
+        if state.is_flushing() {
             // The flusher is writing. It holds this lock for the time of one write.
             MutexGuard::unlocked(state, || drop(self.flushing.lock()));
             return true;
@@ -642,7 +652,7 @@ impl Outbox {
         unrecorded: &mut PendingMetrics,
     ) -> Poll<io::Result<()>> {
         while let Some(backlog) = state.backlog.as_ref().filter(|backlog| !backlog.is_empty()) {
-            if state.is_flushing {
+            if state.is_flushing() {
                 // The flusher wakes the task if there is work left.
                 return Poll::Pending;
             }
@@ -698,6 +708,11 @@ impl State {
     /// Whether frames are still accepted.
     fn is_open(&self) -> bool {
         !self.finished && self.end.is_none()
+    }
+
+    /// Whether the flusher is writing.
+    fn is_flushing(&self) -> bool {
+        self.flush == FlushState::Writing
     }
 
     /// Frees the backlog of a socket that has caught up, unless it will be needed again soon.
