@@ -70,79 +70,16 @@ pub struct PipelineBuilder<S> {
 }
 
 /// The state of a [`PipelineBuilder`] that has no producer yet.
-///
-/// ```
-/// use metrics::NoopRecorder;
-/// use pipeline_core::{
-///     Pipeline,
-///     builder::{Empty, PipelineBuilder},
-///     telemetry::Telemetry,
-/// };
-///
-/// /// The common beginning of a program's pipelines.
-/// fn silent(name: &'static str) -> PipelineBuilder<Empty> {
-///     Pipeline::builder(name).telemetry(Telemetry::with_recorder(NoopRecorder))
-/// }
-/// # let _ = silent("numbers");
-/// ```
 #[derive(Debug)]
 pub struct Empty(());
 
 /// The state of a [`PipelineBuilder`] whose last stage emits events of type `E`, which need a
 /// consumer.
-///
-/// ```
-/// use futures::TryStreamExt;
-/// use pipeline_core::{
-///     Pipeline,
-///     builder::{Open, PipelineBuilder},
-///     source::from_iter,
-///     subscription::{Cancel, SubscribeOptions},
-/// };
-///
-/// /// Counts the words of lines from any source.
-/// fn count_words(lines: PipelineBuilder<Open<String>>) -> PipelineBuilder<Open<usize>> {
-///     lines.map(|line| line.split_whitespace().count()).filter(|words| *words > 0)
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let lines = ["to the screen", "", "at once"].map(str::to_owned);
-/// let lines = Pipeline::builder("words").producer(from_iter(lines));
-/// let options = SubscribeOptions::new().cancel(Cancel::Transient);
-/// let (_pipeline, counts) = count_words(lines).into_stream(options)?;
-/// assert_eq!(counts.try_collect::<Vec<_>>().await?, [3, 2]);
-/// # Ok(())
-/// # }
-/// ```
 pub struct Open<E> {
     last: Arc<dyn Target<E>>,
 }
 
 /// The state of a [`PipelineBuilder`] that can be started.
-///
-/// ```
-/// use pipeline_core::{
-///     builder::{Complete, PipelineBuilder, StartError},
-///     report::PipelineReport,
-/// };
-/// # use pipeline_core::{
-/// #     Pipeline, source::from_iter, step::for_each, subscription::SubscribeOptions,
-/// # };
-///
-/// /// Runs a pipeline to its end.
-/// async fn run(pipeline: PipelineBuilder<Complete>) -> Result<PipelineReport, StartError> {
-///     Ok(pipeline.start()?.join().await)
-/// }
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let count = Pipeline::builder("count")
-/// #     .producer(from_iter(0..10))
-/// #     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new());
-/// # assert_eq!(run(count).await?.unprocessed(), 0);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Debug)]
 pub struct Complete(());
 

@@ -53,11 +53,6 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// A failure with a message only.
-    ///
-    /// ```
-    /// # use pipeline_core::ExitReason;
-    /// assert_eq!(ExitReason::failed("no route").to_string(), "failed: no route");
-    /// ```
     #[must_use]
     pub fn failed(message: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed(Arc::from(message.into()))

@@ -135,61 +135,12 @@ impl Pipeline {
     }
 
     /// The current state of the stages, without stopping them.
-    ///
-    /// ```
-    /// # use pipeline_core::{
-    /// #     Pipeline,
-    /// #     source::{QueueOptions, queue},
-    /// #     step::for_each,
-    /// #     subscription::SubscribeOptions,
-    /// # };
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
-    /// let pipeline = Pipeline::builder("numbers")
-    ///     .producer(producer)
-    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
-    ///     .start()?;
-    /// let snapshot = pipeline.snapshot();
-    /// let names: Vec<&str> = snapshot.stages.iter().map(|stage| &*stage.stage).collect();
-    /// assert_eq!(names, ["producer", "consumer"]);
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn snapshot(&self) -> PipelineSnapshot {
         self.observer.snapshot()
     }
 
     /// A cloneable read-only observer, for dashboards and health checks.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// # use pipeline_core::{
-    /// #     Pipeline,
-    /// #     source::{QueueOptions, queue},
-    /// #     step::for_each,
-    /// #     subscription::SubscribeOptions,
-    /// # };
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let (_queue, producer) = queue::<u64>(QueueOptions::new());
-    /// let pipeline = Pipeline::builder("numbers")
-    ///     .producer(producer)
-    ///     .consumer(for_each(async |n| println!("{n}")), SubscribeOptions::new())
-    ///     .start()?;
-    /// let observer = pipeline.observer();
-    /// tokio::spawn(async move {
-    ///     loop {
-    ///         let waiting: usize = observer.snapshot().stages.iter().map(|s| s.queued).sum();
-    ///         println!("{waiting} in the queue");
-    ///         tokio::time::sleep(Duration::from_secs(10)).await;
-    ///     }
-    /// });
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn observer(&self) -> PipelineObserver {
         self.observer.clone()

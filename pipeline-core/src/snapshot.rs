@@ -120,32 +120,6 @@ pub struct StageSnapshot {
 }
 
 /// A subscription, as seen by its producer.
-///
-/// ```
-/// use pipeline_core::{
-///     Graph,
-///     source::{QueueOptions, queue},
-///     step::for_each,
-///     subscription::SubscribeOptions,
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let (_queue, producer) = queue::<u64>(QueueOptions::new());
-/// let mut graph = Graph::new("numbers");
-/// let numbers = graph.producer("numbers", producer);
-/// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
-/// let pipeline = graph.start()?;
-/// let subscription = print.subscribe(&numbers, SubscribeOptions::new().max_demand(50)).await?;
-/// # numbers.estimate_buffered_count().await?;
-///
-/// // No event has been sent yet, so all demand is pending.
-/// let seen = &pipeline.snapshot().stages[0].subscriptions[0];
-/// assert_eq!((&*seen.consumer, seen.pending), ("print", 50));
-/// assert_eq!(seen.id, subscription.id());
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SubscriptionSnapshot {

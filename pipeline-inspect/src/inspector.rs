@@ -267,16 +267,6 @@ impl InspectorBuilder {
     ///
     /// By default only requests for `localhost` and for addresses are answered: see [the
     /// crate](crate#access-control). Pages of these hosts may connect to the channel.
-    ///
-    /// ```
-    /// # use pipeline_inspect::Inspector;
-    /// # use pipeline_ws_sink::endpoint::BuildError;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), BuildError> {
-    /// let inspector = Inspector::builder().host("ops.example.com").build()?;
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.hosts.known.push(host.into().to_ascii_lowercase());
         self
@@ -300,17 +290,6 @@ impl InspectorBuilder {
     /// The origins that may connect to the channel. Default: pages of the requested host, if requests
     /// for it are answered, and pages of the [hosts](Self::host) that were added. Other pages request
     /// `data.json` every second instead.
-    ///
-    /// ```
-    /// # use pipeline_inspect::Inspector;
-    /// # use pipeline_ws_sink::{endpoint::BuildError, mount::CheckOrigin};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), BuildError> {
-    /// let ours = CheckOrigin::list(["https://ops.example.com"]);
-    /// let inspector = Inspector::builder().check_origin(ours).build()?;
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn check_origin(mut self, check: CheckOrigin) -> Self {
         self.check_origin = Some(check);
         self

@@ -112,33 +112,6 @@ pub type ProducerHandle<P> = StageHandle<P, NoInput, <P as Producer>::Event>;
 pub type ConsumerHandle<C> = StageHandle<C, <C as Consumer>::Event, Infallible>;
 
 /// The handle of a [`ProducerConsumer`].
-///
-/// ```
-/// use pipeline_core::{
-///     Graph,
-///     source::from_iter,
-///     stage::ProducerConsumerHandle,
-///     step::{Map, map},
-///     subscription::SubscribeOptions,
-/// };
-/// # use pipeline_core::step::for_each;
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut graph = Graph::new("squares");
-/// let numbers = graph.producer("numbers", from_iter(0..10));
-/// let squares: ProducerConsumerHandle<Map<u64, u64, _>> =
-///     graph.producer_consumer("squares", map(|n| n * n));
-/// let print = graph.consumer("print", for_each(async |n| println!("{n}")));
-///
-/// // It is the consumer of one stage and the producer of another.
-/// graph.subscribe(&squares, &numbers, SubscribeOptions::new());
-/// graph.subscribe(&print, &squares, SubscribeOptions::new());
-/// # let mut pipeline = graph.start()?;
-/// # assert_eq!(pipeline.join().await.unprocessed(), 0);
-/// # Ok(())
-/// # }
-/// ```
 pub type ProducerConsumerHandle<T> =
     StageHandle<T, <T as ProducerConsumer>::In, <T as ProducerConsumer>::Out>;
 

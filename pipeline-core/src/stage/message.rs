@@ -259,20 +259,6 @@ impl<R> Drop for Caller<R> {
 }
 
 /// Why a call has no answer.
-///
-/// ```
-/// use pipeline_core::{ExitReason, Graph, source::from_iter, stage::CallError};
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut graph = Graph::new("numbers");
-/// let numbers = graph.producer("numbers", from_iter(0..10));
-/// let _pipeline = graph.start()?;
-/// numbers.stop(ExitReason::Shutdown).await;
-/// assert_eq!(numbers.demand_mode().await, Err(CallError::NotRunning));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallError {

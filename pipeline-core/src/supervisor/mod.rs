@@ -178,27 +178,6 @@ pub struct ConsumerSupervisor<E, W> {
 pub type SupervisorHandle<E, W> = StageHandle<ConsumerSupervisor<E, W>, E, Infallible>;
 
 /// The id of a supervisor's child. A restarted child keeps its id.
-///
-/// ```
-/// use pipeline_core::{
-///     Graph,
-///     supervisor::{ChildState, ConsumerSupervisor},
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let mut graph = Graph::new("jobs");
-/// # let work = async |_: &u64| std::future::pending().await;
-/// let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
-/// let _pipeline = graph.start()?;
-///
-/// let first = jobs.spawn_child(7).await?.ok_or("not taken on")?;
-/// let second = jobs.spawn_child(8).await?.ok_or("not taken on")?;
-/// jobs.terminate_child(first).await?;
-/// assert_eq!(jobs.children().await?, [(second, ChildState::Running)]);
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ChildId(u64);
 
@@ -223,30 +202,6 @@ pub enum Restart {
 }
 
 /// The state of a supervisor's child.
-///
-/// ```
-/// use pipeline_core::{
-///     Graph,
-///     supervisor::{ChildState, ConsumerSupervisor},
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let mut graph = Graph::new("jobs");
-/// # let work = async |_: &u64| std::future::pending().await;
-/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
-/// # let _pipeline = graph.start()?;
-/// # jobs.spawn_child(7).await?;
-/// for (child, state) in jobs.children().await? {
-///     match state {
-///         ChildState::Running => println!("{child:?} runs"),
-///         ChildState::Restarting => panic!("nothing has failed"),
-///         _ => {}
-///     }
-/// }
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ChildState {
@@ -258,23 +213,6 @@ pub enum ChildState {
 
 /// The number of children of a supervisor. The names are those of an Elixir supervisor's
 /// `count_children`, without `specs` and `supervisors`, which would always be 1 and 0.
-///
-/// ```
-/// use pipeline_core::{Graph, supervisor::ConsumerSupervisor};
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let mut graph = Graph::new("jobs");
-/// # let work = async |_: &u64| std::future::pending().await;
-/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
-/// # let _pipeline = graph.start()?;
-/// jobs.spawn_child(7).await?;
-/// jobs.spawn_child(8).await?;
-/// let count = jobs.child_count().await?;
-/// assert_eq!((count.active, count.workers), (2, 2));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ChildCount {
@@ -285,28 +223,6 @@ pub struct ChildCount {
 }
 
 /// Why a child was not terminated.
-///
-/// ```
-/// use pipeline_core::{
-///     ExitReason, Graph,
-///     supervisor::{ConsumerSupervisor, TerminateError},
-/// };
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let mut graph = Graph::new("jobs");
-/// # let work = async |_: &u64| std::future::pending().await;
-/// # let jobs = graph.consumer_supervisor("jobs", ConsumerSupervisor::new(work));
-/// # let _pipeline = graph.start()?;
-/// let child = jobs.spawn_child(7).await?.ok_or("not taken on")?;
-/// jobs.terminate_child(child).await?;
-/// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NotFound));
-///
-/// jobs.stop(ExitReason::Shutdown).await;
-/// assert_eq!(jobs.terminate_child(child).await, Err(TerminateError::NotRunning));
-/// # Ok(())
-/// # }
-/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TerminateError {

@@ -53,13 +53,6 @@ pub struct TraceId {
 }
 
 /// Why a text is not a valid value of a `traceparent` header.
-///
-/// ```
-/// use pipeline_core::timed::{TraceContext, TraceContextError};
-///
-/// let fault = "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01".parse::<TraceContext>();
-/// assert_eq!(fault, Err(TraceContextError::NoParentId));
-/// ```
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TraceContextError {
