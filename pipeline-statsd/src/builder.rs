@@ -1,20 +1,20 @@
 //! The builder of a recorder.
 
-use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
-use crate::config::{Limits, SampleRates, SharedConfig};
-use crate::error::{BuildError, InstallError};
-use crate::exporter::{BoxSink, Exporter};
-use crate::flusher::StatsdFlusher;
-use crate::line::Dialect;
-use crate::name::Naming;
-use crate::recorder::StatsdRecorder;
-use crate::store::Store;
-use crate::udp::{self, UdpSink};
 #[cfg(unix)]
 use crate::unix::UnixSink;
+use crate::{
+    config::{Limits, SampleRates, SharedConfig},
+    error::{BuildError, InstallError},
+    exporter::{BoxSink, Exporter},
+    flusher::StatsdFlusher,
+    line::Dialect,
+    name::Naming,
+    recorder::StatsdRecorder,
+    store::Store,
+    udp::{self, UdpSink},
+};
 
 /// Options of a [`StatsdRecorder`], from [`StatsdRecorder::udp`] or [`StatsdRecorder::sink`].
 #[must_use = "a builder does nothing until `install` or `build`"]
@@ -161,8 +161,6 @@ impl StatsdBuilder {
     ///
     /// It does not apply to counters, which are aggregated before they are sent, nor to gauges.
     ///
-    /// # Examples
-    ///
     /// ```
     /// use metrics::{histogram, with_local_recorder};
     /// use pipeline_statsd::{StatsdRecorder, cadence::SpyMetricSink};
@@ -203,8 +201,6 @@ impl StatsdBuilder {
     /// of your own that blocks blocks recording, and must not record anything itself.
     ///
     /// [`FlushReport::lines_lost`]: crate::FlushReport::lines_lost
-    ///
-    /// # Examples
     ///
     /// ```
     /// use metrics::{counter, with_local_recorder};
@@ -275,16 +271,6 @@ impl StatsdBuilder {
     /// started.
     ///
     /// # Examples
-    ///
-    /// ```
-    /// use pipeline_statsd::{StatsdRecorder, cadence::NopMetricSink};
-    ///
-    /// # fn main() -> Result<(), pipeline_statsd::BuildError> {
-    /// let (recorder, flusher) = StatsdRecorder::sink(NopMetricSink).prefix("push").build()?;
-    /// # drop((recorder, flusher));
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn build(self) -> Result<(StatsdRecorder, StatsdFlusher), BuildError> {
         if self.flush_every.is_zero() {
             return Err(BuildError::ZeroInterval);

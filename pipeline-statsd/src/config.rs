@@ -1,15 +1,15 @@
 //! Options that all series of a recorder share: names, limits, sample rates and time units.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use metrics::{KeyName, Unit};
 use parking_lot::RwLock;
 
-use crate::line::SampleKind;
-use crate::name::{self, Naming};
-use crate::table::{SeriesLimit, Table};
+use crate::{
+    line::SampleKind,
+    name::{self, Naming},
+    table::{SeriesLimit, Table},
+};
 
 /// Configuration that all series of a recorder share.
 #[derive(Debug)]

@@ -1,20 +1,24 @@
 //! The flush: recorded values become lines, lines become packets, packets go to the sink.
 #![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
-use std::any::Any;
-use std::collections::HashSet;
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::{
+    any::Any,
+    collections::HashSet,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cadence::MetricSink;
 use parking_lot::Mutex;
 
-use crate::packet::{self, Packet, Place};
-use crate::report::{Change, FlushReport, Health, SelfMetrics};
-use crate::store::{Drain, Store};
-use crate::table::{MAX_NAMES, Refused};
+use crate::{
+    packet::{self, Packet, Place},
+    report::{Change, FlushReport, Health, SelfMetrics},
+    store::{Drain, Store},
+    table::{MAX_NAMES, Refused},
+};
 
 pub(crate) type BoxSink = Box<dyn MetricSink + Send + Sync>;
 

@@ -1,15 +1,20 @@
 //! The thread that flushes once per interval.
 
-use std::fmt;
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::{
+    fmt, io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, RecvTimeoutError, Sender},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
-use crate::exporter::{Exporter, message};
-use crate::report::FlushReport;
+use crate::{
+    exporter::{Exporter, message},
+    report::FlushReport,
+};
 
 /// A handle of the thread that sends what a [`StatsdRecorder`](crate::StatsdRecorder) has recorded, once
 /// per interval.
@@ -42,8 +47,6 @@ impl StatsdFlusher {
     /// Waits for a flush in progress. A flush takes as long as the sink does. UDP and Unix sockets wait
     /// for their receiver: half the [interval](crate::StatsdBuilder::flush_every), and five seconds at
     /// most. In async code, call it in `spawn_blocking`.
-    ///
-    /// # Examples
     ///
     /// ```
     /// use pipeline_statsd::{StatsdRecorder, cadence::NopMetricSink};

@@ -3,8 +3,7 @@
 use metrics::HistogramFn;
 use parking_lot::Mutex;
 
-use crate::name::SeriesName;
-use crate::table::Idle;
+use crate::{name::SeriesName, table::Idle};
 
 /// The samples of a histogram between two flushes.
 #[derive(Debug)]
@@ -190,11 +189,12 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::Dialect;
-    use crate::name::Naming;
+    use crate::{line::Dialect, name::Naming};
     use proptest::prelude::*;
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    use std::thread;
+    use std::{
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+        thread,
+    };
 
     fn histogram(limit: usize) -> HistogramSeries {
         let name = Naming::new(Dialect::DogStatsD, "", &[]).series("n", []);

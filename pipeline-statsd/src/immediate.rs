@@ -1,15 +1,19 @@
 //! Handles that send each value as soon as it is recorded, for development and tests.
 
-use std::fmt;
-use std::sync::{Arc, Weak};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName};
 
-use crate::exporter::Exporter;
-use crate::histogram::HistogramSeries;
-use crate::name;
-use crate::series::{CounterSeries, GaugeSeries};
-use crate::store::Drain;
+use crate::{
+    exporter::Exporter,
+    histogram::HistogramSeries,
+    name,
+    series::{CounterSeries, GaugeSeries},
+    store::Drain,
+};
 
 /// A handle of a series that sends each value at once.
 pub(crate) struct Immediate<S> {

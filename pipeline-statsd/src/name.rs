@@ -2,8 +2,7 @@
 //!
 //! Pure. [`Dialect`] documents the rules.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use metrics::{Key, Label};
 

@@ -10,14 +10,16 @@ use std::sync::{Arc, Weak};
 use cadence::MetricSink;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
-use crate::builder::{Sink, StatsdBuilder};
-use crate::error::UdpError;
-use crate::exporter::Exporter;
-use crate::immediate::Immediate;
-use crate::store::Store;
-use crate::udp::{self, UdpSink};
 #[cfg(unix)]
 use crate::unix::{self, UnixSink};
+use crate::{
+    builder::{Sink, StatsdBuilder},
+    error::UdpError,
+    exporter::Exporter,
+    immediate::Immediate,
+    store::Store,
+    udp::{self, UdpSink},
+};
 
 /// A [`metrics::Recorder`] that aggregates recorded values until a
 /// [`StatsdFlusher`](crate::StatsdFlusher) sends them.
@@ -27,8 +29,6 @@ use crate::unix::{self, UnixSink};
 /// are never sent.
 ///
 /// [`install`]: StatsdBuilder::install
-///
-/// # Examples
 ///
 /// A recorder for one thread, as a test would use it:
 ///
@@ -72,8 +72,6 @@ impl StatsdRecorder {
     /// `addr` is not a valid address, for instance without a port, or no socket can be bound. A receiver
     /// that does not listen is no error: where the system reports it, packets are counted as lost.
     ///
-    /// # Examples
-    ///
     /// ```no_run
     /// use pipeline_statsd::StatsdRecorder;
     ///
@@ -103,8 +101,6 @@ impl StatsdRecorder {
     ///
     /// The system cannot create a socket.
     ///
-    /// # Examples
-    ///
     /// ```no_run
     /// use pipeline_statsd::StatsdRecorder;
     ///
@@ -130,8 +126,6 @@ impl StatsdRecorder {
     ///
     /// [`cadence::QueuingMetricSink`] is not needed to keep recording fast, because recording never
     /// calls the sink. It hides errors, and does not wait for its queue when it is dropped.
-    ///
-    /// # Examples
     ///
     /// For a network of jumbo frames:
     ///

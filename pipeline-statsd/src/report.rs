@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::name::{Naming, SeriesName};
-use crate::table::{MAX_NAMES, OTHERS, Refused};
+use crate::{
+    name::{Naming, SeriesName},
+    table::{MAX_NAMES, OTHERS, Refused},
+};
 
 /// The result of one flush, with the counts since the flush before it.
 ///

@@ -2,12 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use metrics::atomics::AtomicU64;
-use metrics::{CounterFn, GaugeFn};
+use metrics::{CounterFn, GaugeFn, atomics::AtomicU64};
 use parking_lot::Mutex;
 
-use crate::name::SeriesName;
-use crate::table::Idle;
+use crate::{name::SeriesName, table::Idle};
 
 /// A counter. The sum of all takes is always a value that the counter had.
 #[derive(Debug)]
@@ -160,11 +158,9 @@ impl GaugeFn for GaugeSeries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::line::Dialect;
-    use crate::name::Naming;
+    use crate::{line::Dialect, name::Naming};
     use proptest::prelude::*;
-    use std::sync::atomic::AtomicBool;
-    use std::thread;
+    use std::{sync::atomic::AtomicBool, thread};
 
     fn name() -> SeriesName {
         Naming::new(Dialect::DogStatsD, "", &[]).series("n", [])

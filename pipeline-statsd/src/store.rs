@@ -1,15 +1,16 @@
 //! All series of a recorder. A drain turns their values into lines.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics::Key;
 
-use crate::config::{SharedConfig, TimeUnit};
-use crate::histogram::{HistogramSeries, Samples};
-use crate::name::within_bounds;
-use crate::series::{CounterSeries, GaugeSeries};
-use crate::table::{Full, Idle, Table};
+use crate::{
+    config::{SharedConfig, TimeUnit},
+    histogram::{HistogramSeries, Samples},
+    name::within_bounds,
+    series::{CounterSeries, GaugeSeries},
+    table::{Full, Idle, Table},
+};
 
 /// The store of recorded values: handles record into its series, flushes drain them.
 #[derive(Debug)]
@@ -219,11 +220,12 @@ impl Drain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Limits, SampleRates};
-    use crate::line::Dialect;
-    use crate::name::Naming;
-    use std::cell::Cell;
-    use std::ops::Deref;
+    use crate::{
+        config::{Limits, SampleRates},
+        line::Dialect,
+        name::Naming,
+    };
+    use std::{cell::Cell, ops::Deref};
 
     use metrics::{CounterFn as _, GaugeFn as _, HistogramFn as _, Label, Unit};
 

@@ -1,18 +1,18 @@
 //! The sink behind `StatsdRecorder::udp`.
 #![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
-use std::fmt;
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
-use std::sync::{Arc, mpsc};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    sync::{Arc, mpsc},
+    thread,
+    time::{Duration, Instant},
+};
 
 use cadence::MetricSink;
 use parking_lot::Mutex;
 
-use crate::error::UdpError;
-use crate::pace::Pace;
+use crate::{error::UdpError, pace::Pace};
 
 /// The payload of an Ethernet frame of 1500 bytes after IP and UDP, with room for a tunnel's headers.
 pub(crate) const PACKET_BYTES: usize = 1432;

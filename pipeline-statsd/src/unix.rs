@@ -1,10 +1,12 @@
 //! The sink behind `StatsdRecorder::unix`.
 #![expect(clippy::disallowed_types, reason = "a thread of its own knows no runtime's clock")]
 
-use std::io;
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
 
 use cadence::MetricSink;
 use parking_lot::Mutex;

@@ -1,7 +1,6 @@
 //! The recorder of the whole process, in a file of its own because there can be only one.
 
-use pipeline_statsd::cadence::SpyMetricSink;
-use pipeline_statsd::{InstallError, StatsdRecorder};
+use pipeline_statsd::{InstallError, StatsdRecorder, cadence::SpyMetricSink};
 
 #[test]
 fn an_installed_recorder_serves_the_process_and_a_second_one_is_refused() {

@@ -1,13 +1,19 @@
 //! Log lines of a failing sink and of refused series.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use metrics::{gauge, with_local_recorder};
-use pipeline_statsd::StatsdRecorder;
-use pipeline_statsd::cadence::{MetricSink, NopMetricSink};
+use pipeline_statsd::{
+    StatsdRecorder,
+    cadence::{MetricSink, NopMetricSink},
+};
 use pipeline_test_support::Log;
 
 struct Switch {

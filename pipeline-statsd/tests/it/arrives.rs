@@ -2,11 +2,13 @@
 //! lines.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests too")]
 
-use std::collections::HashMap;
-use std::io;
-use std::net::UdpSocket;
-use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    io,
+    net::UdpSocket,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use metrics::{counter, histogram, with_local_recorder};
 use parking_lot::Mutex;

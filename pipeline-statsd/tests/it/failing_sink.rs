@@ -1,10 +1,11 @@
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use metrics::{counter, gauge, with_local_recorder};
-use pipeline_statsd::StatsdRecorder;
-use pipeline_statsd::cadence::MetricSink;
+use pipeline_statsd::{StatsdRecorder, cadence::MetricSink};
 
 use crate::support::{Collector, PATIENCE, quiet};
 

@@ -1,6 +1,5 @@
 use metrics::{Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
-use pipeline_statsd::cadence::SpyMetricSink;
-use pipeline_statsd::{Dialect, StatsdBuilder, StatsdRecorder};
+use pipeline_statsd::{Dialect, StatsdBuilder, StatsdRecorder, cadence::SpyMetricSink};
 
 use crate::support::Collector;
 

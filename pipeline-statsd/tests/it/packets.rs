@@ -1,5 +1,4 @@
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use metrics::{Recorder as _, counter, gauge, with_local_recorder};
 use parking_lot::Mutex;

@@ -1,12 +1,16 @@
-use std::io;
-use std::sync::mpsc::{self, Receiver};
-use std::thread;
-use std::time::Duration;
+use std::{
+    io,
+    sync::mpsc::{self, Receiver},
+    thread,
+    time::Duration,
+};
 
 use metrics::{Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
 use parking_lot::Mutex;
-use pipeline_statsd::cadence::{MetricSink, SpyMetricSink};
-use pipeline_statsd::{Dialect, StatsdRecorder};
+use pipeline_statsd::{
+    Dialect, StatsdRecorder,
+    cadence::{MetricSink, SpyMetricSink},
+};
 
 use crate::support::{Collector, quiet, value};
 

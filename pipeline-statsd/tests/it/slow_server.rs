@@ -1,12 +1,13 @@
-use std::io;
-use std::net::UdpSocket;
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::time::Duration;
+use std::{
+    io,
+    net::UdpSocket,
+    sync::mpsc::{self, Receiver, SyncSender},
+    time::Duration,
+};
 
 use metrics::{counter, gauge, histogram, with_local_recorder};
 use parking_lot::Mutex;
-use pipeline_statsd::StatsdRecorder;
-use pipeline_statsd::cadence::MetricSink;
+use pipeline_statsd::{StatsdRecorder, cadence::MetricSink};
 
 use crate::support::{PATIENCE, value, weight};
 

@@ -1,13 +1,16 @@
 //! A sink that collects lines, and helpers that parse them.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::time::Duration;
+use std::{
+    io,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver, Sender},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
-use pipeline_statsd::cadence::MetricSink;
-use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
+use pipeline_statsd::{StatsdBuilder, StatsdRecorder, cadence::MetricSink};
 
 /// How long to wait for an expected event before the test fails.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,5 +1,4 @@
-use std::net::UdpSocket;
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use metrics::{Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
 use pipeline_statsd::StatsdRecorder;

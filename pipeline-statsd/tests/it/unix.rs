@@ -1,8 +1,4 @@
-use std::fs;
-use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
-use std::process;
-use std::time::Duration;
+use std::{fs, os::unix::net::UnixDatagram, path::PathBuf, process, time::Duration};
 
 use metrics::{counter, gauge, with_local_recorder};
 use pipeline_statsd::{StatsdBuilder, StatsdRecorder};
