@@ -2,19 +2,94 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
-use pipeline_test_support::{eventually, reply};
-use pipeline_ws_sink::mount::LongPoll;
-use serde_json::json;
-use support::{channels::endpoint_with, memory::MemoryServer, poller::Poller};
-use tokio::time::Instant;
+use pipeline_test_support::{Client, Log, eventually, reply};
+use pipeline_ws_sink::{
+    Channel, Payload, Topic,
+    channel::{ChannelContext, JoinContext, JoinError, Reply, Stop},
+    mount::LongPoll,
+    pubsub::Broadcast,
+    testkit::TestEndpoint,
+};
+use serde_json::{Value, json};
+use support::{
+    channels::{NamedSocket, endpoint, endpoint_with},
+    memory::MemoryServer,
+    poller::Poller,
+};
+use tokio::{io::DuplexStream, time::Instant};
 
 const T: &str = "room:lobby";
+const HASTY: &str = "hasty:1";
+
+/// A channel whose callbacks may panic before they return their futures.
+struct Hasty;
+
+impl Channel for Hasty {
+    type Socket = NamedSocket;
+    type Config = ();
+
+    const INTERCEPT: &'static [&'static str] = &["cursed"];
+
+    fn join(
+        _: &Topic,
+        payload: Payload,
+        cx: &mut JoinContext<'_, Self>,
+    ) -> impl Future<Output = Result<Self, JoinError>> + Send {
+        let params: Value = payload.parse().unwrap_or_default();
+        assert!(params["crash"].is_null(), "a bug before the future");
+        cx.subscribe("elsewhere");
+        async { Ok(Self) }
+    }
+
+    fn handle_in(
+        &mut self,
+        event: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> impl Future<Output = Result<Reply, Stop>> + Send {
+        assert!(event == "ping", "a bug before the future");
+        async { Ok(Reply::ok()) }
+    }
+
+    fn handle_out(
+        &mut self,
+        _: &str,
+        _: Payload,
+        _: &ChannelContext<Self>,
+    ) -> impl Future<Output = Result<(), Stop>> + Send {
+        assert!(HASTY.is_empty(), "a bug before the future");
+        async { Ok(()) }
+    }
+
+    fn handle_broadcast(
+        &mut self,
+        _: Broadcast,
+        _: &ChannelContext<Self>,
+    ) -> impl Future<Output = Result<(), Stop>> + Send {
+        assert!(HASTY.is_empty(), "a bug before the future");
+        async { Ok(()) }
+    }
+}
 
 fn server() -> MemoryServer {
     let longpoll = LongPoll::new().window(Duration::from_secs(1));
-    MemoryServer::start(endpoint_with(|mount| mount.longpoll(longpoll)).0)
+    let options = |mount: pipeline_ws_sink::Mount<NamedSocket>| {
+        mount.longpoll(longpoll).channel::<Hasty>("hasty:*")
+    };
+    MemoryServer::start(endpoint_with(options).0)
+}
+
+/// Asserts that the client receives the end of its channel, and can join again.
+async fn expect_an_end(client: &mut Client<DuplexStream>, topic: &str) {
+    let mut message = client.receive().await;
+    while message[3] == "farewell" {
+        message = client.receive().await;
+    }
+    let crashed = json!({"reason": "channel_crash"});
+    assert_eq!(message, json!(["1", "1", topic, "phx_error", crashed]));
+    client.join("1", topic).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -48,4 +123,87 @@ async fn a_recorder_that_always_panics_costs_clients_nothing() {
     let seen = server.endpoint.snapshot();
     assert_eq!((seen.topics, seen.channels[0].open), (0, 0));
     assert!(server.recorded.panics() > 50, "{}", server.recorded.panics());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callback_that_panics_before_its_future_ends_its_channel_as_any_panic_does() {
+    let server = server();
+    let mut client = server.connect(1 << 16).await;
+    client.send(json!(["1", "1", HASTY, "phx_join", {"crash": true}])).await;
+    let crashed = json!({"reason": "join crashed"});
+    client.expect([reply("1", "1", HASTY, "error", crashed)]).await;
+    client.join("1", HASTY).await;
+    client.send(json!(["1", "2", HASTY, "boom", {}])).await;
+    expect_an_end(&mut client, HASTY).await;
+    server.endpoint.broadcast(HASTY, "cursed", json!({})).unwrap();
+    expect_an_end(&mut client, HASTY).await;
+    server.endpoint.broadcast("elsewhere", "news", json!({})).unwrap();
+    expect_an_end(&mut client, HASTY).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_join_that_panics_before_its_future_does_not_stop_a_polling_client() {
+    let server = server();
+    let poller = Poller::connect(&server, "vsn=2.0.0&name=eve").await;
+    let join = json!(["1", "1", HASTY, "phx_join", {"crash": true}]).to_string();
+    assert_eq!(poller.post(&join).await, json!({ "status": 200 }));
+    let crashed = json!({"reason": "join crashed"});
+    assert_eq!(poller.messages().await, [reply("1", "1", HASTY, "error", crashed)]);
+    let beat = json!([null, "2", "phoenix", "heartbeat", {}]).to_string();
+    assert_eq!(poller.post(&beat).await, json!({ "status": 200 }));
+    poller.messages().await;
+    poller.join(HASTY).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_panics_during_a_join_refuses_the_join() {
+    let (log, _guard) = Log::keep();
+    let server = server();
+    let mut client = server.connect(1 << 16).await;
+    log.panic_at("message=joined");
+    client.send(json!(["1", "1", T, "phx_join", {}])).await;
+    let crashed = json!({"reason": "join crashed"});
+    client.expect([reply("1", "1", T, "error", crashed.clone())]).await;
+    assert_eq!(server.endpoint.snapshot().topics, 0);
+    client.join("1", T).await;
+    client.send(json!(["2", "2", T, "phx_join", {"crash": true}])).await;
+    log.panic_at("a join crashed");
+    client.expect([reply("2", "2", T, "error", crashed)]).await;
+    client.expect([json!(["1", "1", T, "phx_close", {}])]).await;
+    client.join("1", T).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_panics_during_an_event_ends_the_channel_and_tells_the_client() {
+    let (log, _guard) = Log::keep();
+    let server = server();
+    let mut client = server.connect(1 << 16).await;
+    client.join("1", T).await;
+    log.panic_at("message=handled");
+    client.send(json!(["1", "2", T, "ping", {}])).await;
+    expect_an_end(&mut client, T).await;
+    client.send(json!(["1", "3", T, "ping", {}])).await;
+    client.expect([reply("1", "3", T, "ok", json!({}))]).await;
+    assert_eq!(server.endpoint.snapshot().channels[0].open, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_causes_errors_keeps_no_panic_out_of_the_log() {
+    let (log, _guard) = Log::keep();
+    let kit = TestEndpoint::of(endpoint().0.build().unwrap());
+    let socket = kit.connect(json!({"name": "eve"})).await.unwrap();
+    for _ in 0..150 {
+        socket.join(T, json!({})).await.unwrap().push("no_such_event", json!({}));
+        kit.connect(json!({})).await.unwrap_err();
+    }
+    eventually(|| kit.endpoint().snapshot().topics == 0).await;
+    let lines = log.take();
+    let of = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((of("a channel crashed"), of("refused a connection")), (100, 100));
+    socket.join(T, json!({})).await.unwrap().push("crash", json!({}));
+    kit.connect(json!({"name": "panic"})).await.unwrap_err();
+    eventually(|| kit.endpoint().snapshot().topics == 0).await;
+    let lines = log.take();
+    let of = |text: &str| lines.iter().any(|line| line.contains(text));
+    assert!(of("reason=\"panicked: crash requested\"") && of("no luck"), "{lines:?}");
 }

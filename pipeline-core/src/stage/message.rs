@@ -320,7 +320,8 @@ where
         let Self { message, answer } = *self;
         let mut caller = Caller { sender: Some(answer), reply: None };
         Box::pin(async move {
-            let outcome = catch_panic(stage.handle_call(message, &mut caller, out)).await;
+            let outcome =
+                catch_panic(async { stage.handle_call(message, &mut caller, out).await }).await;
             Handled { outcome, answer: Some(Box::new(caller)) }
         })
     }
@@ -340,7 +341,7 @@ where
         out: &'a mut Emitter<'e, E>,
     ) -> BoxFuture<'a, Handled> {
         Box::pin(async move {
-            let outcome = catch_panic(stage.handle_cast(self.0, out)).await;
+            let outcome = catch_panic(async { stage.handle_cast(self.0, out).await }).await;
             Handled { outcome, answer: None }
         })
     }
@@ -360,7 +361,7 @@ where
         out: &'a mut Emitter<'e, E>,
     ) -> BoxFuture<'a, Handled> {
         Box::pin(async move {
-            let outcome = catch_panic(stage.handle_info(self.0, out)).await;
+            let outcome = catch_panic(async { stage.handle_info(self.0, out).await }).await;
             Handled { outcome, answer: None }
         })
     }

@@ -2,15 +2,16 @@
 
 use std::{
     future::Future,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, future};
 use pipeline_core::ExitReason;
 use serde_json::json;
 use tokio::{
@@ -112,10 +113,19 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
     let context_ref = join_ref.or(&reference);
     let context = ChannelContext::new(connection.clone(), topic, context_ref, mailbox.clone());
     let address = Address { join_ref: &join_ref, ..context.address() };
+    let topic = context.topic.shared();
+    let answer = JoinAnswer {
+        connection: &connection,
+        address,
+        reference: &reference,
+        topic,
+        instance: &instance,
+        replaced,
+    };
     let mut cx = JoinContext { channel: &context, config, reply: Ok(Payload::empty()) };
     let entry = MessageLog::join(&payload, &metrics.filter);
     let (begun, span) = (Instant::now(), log::join_span());
-    let joining = contained(C::join(&context.topic, payload, &mut cx)).instrument(span.clone());
+    let joining = contained(|| C::join(&context.topic, payload, &mut cx)).instrument(span.clone());
     let (joined, took) = (joining.await, begun.elapsed());
     drop(held);
     let accepted = cx.reply.and_then(|response| address.reply(&reference, "ok", &response));
@@ -139,13 +149,6 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
         Outcome::Panicked => {}
     }
 
-    let close_replaced = || {
-        if let Some(old) = &replaced {
-            let frame = Address { join_ref: old, ..address }.close();
-            connection.outbox.send(&frame, None);
-        }
-    };
-    let topic = context.topic.shared();
     let (channel, accepted) = match joined {
         Ok(joined) => joined,
         Err(refusal) => {
@@ -158,10 +161,7 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             let refused = refuse(refusal, &metrics, &context.topic, |response| {
                 address.reply(&reference, "error", response)
             });
-            // Notify the session first: when the client reads the answer, the topic is free.
-            connection.events.send(SessionEvent::Ended { topic: topic.clone(), id: instance.id() });
-            connection.outbox.send(&refused, None);
-            close_replaced();
+            answer.refuse(&refused);
             return None;
         }
     };
@@ -176,11 +176,55 @@ async fn enter<C: Channel>(join: Join<C::Socket>, config: &C::Config) -> Option<
             route: metrics.clone(),
         }),
     );
-    connection.events.send(SessionEvent::Joined { topic: topic.clone(), id: instance.id() });
-    connection.outbox.send(&accepted, None);
-    close_replaced();
-
+    answer.accept(&accepted);
     Some(RunningChannel { channel, context, join_ref, instance, listening, metrics })
+}
+
+/// The answer to a join. If the join panics outside of its callback, for example in the log's
+/// subscriber, dropping the answer refuses the join: an unanswered one would block its topic for as
+/// long as the socket lives.
+struct JoinAnswer<'a, S: Socket> {
+    connection: &'a Connection<S>,
+    address: Address<'a>,
+    reference: &'a Ref,
+    topic: &'a Arc<str>,
+    instance: &'a Instance,
+    /// The join reference of the channel that was replaced, if its end has to be announced.
+    replaced: Option<Ref>,
+}
+
+impl<S: Socket> JoinAnswer<'_, S> {
+    fn accept(self, frame: &Frame) {
+        self.send(
+            SessionEvent::Joined { topic: self.topic.clone(), id: self.instance.id() },
+            frame,
+        );
+    }
+
+    fn refuse(&self, frame: &Frame) {
+        self.send(SessionEvent::Ended { topic: self.topic.clone(), id: self.instance.id() }, frame);
+    }
+
+    /// Notifies the session first: when the client reads the answer, the session knows.
+    fn send(&self, event: SessionEvent, frame: &Frame) {
+        let Connection { events, outbox, .. } = self.connection;
+        events.send(event);
+        outbox.send(frame, None);
+        if let Some(old) = &self.replaced {
+            outbox.send(&Address { join_ref: old, ..self.address }.close(), None);
+        }
+    }
+}
+
+impl<S: Socket> Drop for JoinAnswer<'_, S> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let response = join_crashed();
+            if let Ok(frame) = self.address.reply(self.reference, "error", &response) {
+                self.refuse(&frame);
+            }
+        }
+    }
 }
 
 impl Replaced {
@@ -210,7 +254,7 @@ fn refuse(
     written: impl Fn(&Payload) -> Result<Frame, PayloadError>,
 ) -> Frame {
     let crashed = |reason: ExitReason| {
-        let (lines, channel) = (&metrics.join_crash_lines, metrics.channel);
+        let (lines, channel) = (metrics.join_crash_lines.of_reason(&reason), metrics.channel);
         limited!(
             lines,
             ERROR,
@@ -219,9 +263,7 @@ fn refuse(
             reason = shown(&reason),
             "a join crashed"
         );
-        let response = json!({ "reason": "join crashed" }).into_payload();
-        let response = response.expect("a literal is JSON");
-        written(&response).expect("every version can carry JSON")
+        written(&join_crashed()).expect("every version can carry JSON")
     };
     match refusal {
         Refusal::Refused(response) => {
@@ -229,6 +271,11 @@ fn refuse(
         }
         Refusal::Crashed(reason) => crashed(reason),
     }
+}
+
+/// The response to a join that crashed.
+fn join_crashed() -> Payload {
+    json!({ "reason": "join crashed" }).into_payload().expect("a literal is JSON")
 }
 
 /// A channel that was joined.
@@ -307,7 +354,7 @@ impl<C: Channel> RunningChannel<C> {
                 context.reference = reference.clone();
                 let outcome = match begin_event() {
                     None if !log::events_are_seen() => {
-                        contained(channel.handle_in(&event, payload, context)).await
+                        contained(|| channel.handle_in(&event, payload, context)).await
                     }
                     // Boxed, so that an idle channel is no larger for it.
                     begun => {
@@ -328,12 +375,12 @@ impl<C: Channel> RunningChannel<C> {
                 // in the mailbox meanwhile, and their senders wait for room there.
                 context.connection.outbox.wait_for_room().await;
                 context.stamp = stamp;
-                let outcome = contained(channel.handle_out(&event, payload, context)).await;
+                let outcome = contained(|| channel.handle_out(&event, payload, context)).await;
                 context.stamp = None;
                 stopped(outcome)
             }
             ChannelMessage::Foreign(broadcast) => {
-                stopped(contained(channel.handle_broadcast(broadcast, context)).await)
+                stopped(contained(|| channel.handle_broadcast(broadcast, context)).await)
             }
             ChannelMessage::Internal(message) => self.handle_message(message).await,
             ChannelMessage::Leave { reference, held: _held } => Some(End::Left(reference)),
@@ -343,7 +390,7 @@ impl<C: Channel> RunningChannel<C> {
 
     async fn handle_message(&mut self, message: BoxedMessage) -> Option<End> {
         let Self { channel, context, .. } = self;
-        stopped(contained(handle::deliver(message, channel, context)).await)
+        stopped(contained(|| handle::deliver(message, channel, context)).await)
     }
 
     fn answer(&self, reference: &Ref, reply: Reply) -> Result<(), ExitReason> {
@@ -370,7 +417,8 @@ impl<C: Channel> RunningChannel<C> {
                 self.terminate(&reason).await;
             }
             End::Stopped(reason) => {
-                let (lines, channel) = (&self.metrics.crash_lines, self.metrics.channel);
+                let (lines, channel) =
+                    (self.metrics.crash_lines.of_reason(&reason), self.metrics.channel);
                 let topic = &self.context.topic;
                 limited!(
                     lines,
@@ -413,7 +461,7 @@ impl<C: Channel> RunningChannel<C> {
             probe.ended(context.topic.shared(), context.join_ref(), reason);
         }
         let terminated =
-            time::timeout(TERMINATE, contained(channel.terminate(reason, context))).await;
+            time::timeout(TERMINATE, contained(|| channel.terminate(reason, context))).await;
         let (lines, channel) = (&self.metrics.terminate_lines, self.metrics.channel);
         let topic = &self.context.topic;
         match terminated {
@@ -435,6 +483,16 @@ impl<C: Channel> RunningChannel<C> {
     }
 }
 
+impl<C: Channel> Drop for RunningChannel<C> {
+    /// Announces the end of a channel that panics outside of its callbacks, for example in the log's
+    /// subscriber.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = catch_unwind(AssertUnwindSafe(|| self.announce(FinalFrame::Error)));
+        }
+    }
+}
+
 /// Runs `handle_in`, and records it.
 async fn watched<C: Channel>(
     channel: &mut C,
@@ -448,7 +506,8 @@ async fn watched<C: Channel>(
     let entry = MessageLog::event(topic, &payload, &metrics.filter);
     let span = log::handle_in_span(event, reference);
     let timed = begun.unwrap_or_else(Instant::now);
-    let handling = contained(channel.handle_in(event, payload, context)).instrument(span.clone());
+    let handling =
+        contained(|| channel.handle_in(event, payload, context)).instrument(span.clone());
     let (outcome, took) = (handling.await, timed.elapsed());
     let result = match &outcome {
         Ok(Err(stop)) if !stop.reason.is_graceful() && !is_socket_end(&stop.reason) => {
@@ -500,12 +559,14 @@ fn stopped(outcome: Result<Result<(), Stop>, ExitReason>) -> Option<End> {
     }
 }
 
-/// Runs a callback; a panic in it becomes an [`ExitReason`].
+/// Runs a callback; a panic in it becomes an [`ExitReason`], also before it returns its future.
 ///
 /// After a panic only the channel's `terminate` is called, as in Phoenix.
-async fn contained<T>(callback: impl Future<Output = T>) -> Result<T, ExitReason> {
-    let outcome = AssertUnwindSafe(callback).catch_unwind().await;
-    outcome.map_err(|payload| ExitReason::from_panic(&*payload))
+fn contained<F: Future>(
+    callback: impl FnOnce() -> F,
+) -> impl Future<Output = Result<F::Output, ExitReason>> {
+    let running = AssertUnwindSafe(future::lazy(|_| callback()).flatten()).catch_unwind();
+    running.map(|outcome| outcome.map_err(|payload| ExitReason::from_panic(&*payload)))
 }
 
 #[cfg(test)]

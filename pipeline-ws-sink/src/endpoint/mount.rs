@@ -564,7 +564,7 @@ impl<S: Socket> Mount<S> {
         self
     }
 
-    /// How long a client may take none of its pending frames. Default 30 seconds; with
+    /// How long a client may take no byte of its pending frames. Default 30 seconds; with
     /// [`Duration::MAX`] there is no limit.
     ///
     /// Such a client is closed with 1011, and counted in `socket.closed_slow`. With
@@ -572,9 +572,11 @@ impl<S: Socket> Mount<S> {
     /// being half empty in between: otherwise senders, which wait for one push after the other,
     /// would wait without end for a client that is always a little too slow.
     ///
-    /// The time in which the whole process is stopped (`docker pause`, a suspended machine) is not
-    /// held against clients if the deadline passes during the stop, and the stop ends more than a
-    /// second after it. Any other stop counts: it should be short compared to this time.
+    /// The time in which the whole process is stopped (`docker pause`, a suspended machine) counts,
+    /// so a stop should be short compared to this time. Only if the deadline passes during the stop,
+    /// and the stop ends more than a second after it, is the client given more time: five seconds to
+    /// take something, and with [`WhenFull::Block`] the whole time again until its outbox has to be
+    /// half empty.
     ///
     /// ```
     /// # use pipeline_ws_sink::{Mount, Socket};

@@ -225,7 +225,10 @@ impl<S: Socket> Mounted<S> {
                 }
                 span.in_scope(|| client.connected(id.as_deref()));
             }
-            Err(error) => span.in_scope(|| client.refused(error, &self.metrics.connect_lines)),
+            Err(error) => {
+                let lines = self.metrics.connect_lines.of(went == Outcome::Panicked);
+                span.in_scope(|| client.refused(error, lines));
+            }
         }
         connected
     }

@@ -190,14 +190,15 @@ impl SubscriberTable {
             let is_new = open.subscribers.is_empty();
             let key = open.subscribers.insert((id, who));
             drop(open);
+            let (table, topic) = (self.clone(), topic.clone());
+            let guard = SubscriptionGuard { table, topic, listeners, id, key, cancelled: false };
             if let Some(changed) = self.changed.as_ref().filter(|_| is_new) {
-                changed.mark(topic);
+                changed.mark(&guard.topic);
             }
             if let Some(route) = route {
                 route.joined(is_first);
             }
-            let (table, topic) = (self.clone(), topic.clone());
-            return SubscriptionGuard { table, topic, listeners, id, key, cancelled: false };
+            return guard;
         }
     }
 

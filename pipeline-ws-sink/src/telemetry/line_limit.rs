@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pipeline_core::ExitReason;
 use tokio::time::Instant;
-use tracing::{Dispatch, Level, dispatcher, subscriber::NoSubscriber};
+use tracing::Level;
 
 use super::log;
 use crate::session::token_bucket::{Bucket, Rate};
@@ -40,13 +41,10 @@ impl LineLimit {
     /// Writes a line, unless too many were written recently: then the line is counted. The line
     /// receives the number of lines left out since the last one, if any.
     ///
-    /// A line whose level is not enabled is neither written nor counted, and does not use up the
-    /// limit. Without a tracing subscriber no level is enabled, but lines may still go to the `log`
-    /// crate.
+    /// A line that is not [enabled](log_enabled) is neither written nor counted, and does not use up
+    /// the limit.
     pub(crate) fn write(&self, level: Level, is_enabled: bool, line: impl FnOnce(Option<u64>)) {
-        if (is_enabled || has_no_subscriber())
-            && let Some(left_out) = self.admit(level)
-        {
+        if is_enabled && let Some(left_out) = self.admit(level) {
             log::contained(|| line((left_out > 0).then_some(left_out)));
         }
     }
@@ -71,9 +69,29 @@ impl LineLimit {
     }
 }
 
-/// Whether tracing has no subscriber here.
-fn has_no_subscriber() -> bool {
-    dispatcher::get_default(Dispatch::is::<NoSubscriber>)
+/// Decides which lines about failed callbacks are written.
+///
+/// Errors that a callback returns have a limit of their own: a client causes them at will, for
+/// example with a payload that cannot be parsed, and they must not keep a panic out of the log.
+pub(crate) struct CrashLines {
+    panics: LineLimit,
+    errors: LineLimit,
+}
+
+impl CrashLines {
+    pub(crate) fn new() -> Self {
+        Self { panics: LineLimit::new(), errors: LineLimit::new() }
+    }
+
+    /// The limit of lines about panics, or about errors.
+    pub(crate) fn of(&self, is_panic: bool) -> &LineLimit {
+        if is_panic { &self.panics } else { &self.errors }
+    }
+
+    /// The limit of lines about crashes for such a reason.
+    pub(crate) fn of_reason(&self, reason: &ExitReason) -> &LineLimit {
+        self.of(matches!(reason, ExitReason::Panicked(_)))
+    }
 }
 
 /// Writes a line that clients can cause at will, within its rate limit: `limited!(lines, WARN,
@@ -81,7 +99,7 @@ fn has_no_subscriber() -> bool {
 macro_rules! limited {
     ($lines:expr, target: $target:expr, $level:ident, $($line:tt)+) => {{
         const LEVEL: tracing::Level = tracing::Level::$level;
-        $lines.write(LEVEL, tracing::enabled!(target: $target, LEVEL), |left_out| {
+        $lines.write(LEVEL, $crate::telemetry::log_enabled!(target: $target, LEVEL), |left_out| {
             tracing::event!(target: $target, LEVEL, left_out, $($line)+);
         });
     }};
@@ -97,6 +115,7 @@ mod tests {
     use tracing::level_filters::LevelFilter;
 
     use super::*;
+    use crate::telemetry::log_enabled;
 
     const NONE: Vec<String> = Vec::new();
 
@@ -140,8 +159,30 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_subscriber_lines_are_written_for_the_log_crate_as_often_as_otherwise() {
+        ::log::set_max_level(::log::LevelFilter::Warn);
         let (limit, mut written) = (LineLimit::new(), 0);
-        (0..1000).for_each(|_| limit.write(Level::ERROR, false, |_| written += 1));
+        for _ in 0..1000 {
+            limit.write(Level::ERROR, log_enabled!(target: "here", Level::ERROR), |_| written += 1);
+            limit.write(Level::INFO, log_enabled!(target: "here", Level::INFO), |_| written += 1);
+        }
         assert_eq!(written, 100);
+        assert!(!log::events_are_seen());
+        ::log::set_max_level(::log::LevelFilter::Debug);
+        assert!(log::events_are_seen(), "the line `handled` goes to the log crate, too");
+        ::log::set_max_level(::log::LevelFilter::Off);
+        assert!(!log::events_are_seen());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_returned_errors_leaves_out_no_panic() {
+        let (log, _guard) = Log::keep();
+        let lines = CrashLines::new();
+        let crash = |reason: &ExitReason| {
+            limited!(lines.of_reason(reason), ERROR, %reason, "a channel crashed");
+        };
+        (0..1000).for_each(|_| crash(&ExitReason::failed("cannot parse")));
+        assert_eq!(log.take().len(), 100);
+        crash(&ExitReason::Panicked("a bug".into()));
+        assert_eq!(log.take(), ["ERROR message=a channel crashed reason=panicked: a bug"]);
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use pipeline_core::shown::{shown, with_causes};
-use tracing::{Level, Span, field::Empty};
+use tracing::{Dispatch, Level, Span, dispatcher, field::Empty, subscriber::NoSubscriber};
 
 use super::{LineLimit, ParamFilter, RouteMetrics, limited};
 use crate::{
@@ -57,7 +57,7 @@ pub(crate) struct DrainBatch {
 impl Connecting<'_> {
     pub(crate) fn connected(&self, id: Option<&str>) {
         let Self { socket, transport, version, filter, took, .. } = self;
-        if tracing::enabled!(target: CONNECT, Level::INFO) {
+        if log_enabled!(target: CONNECT, Level::INFO) {
             let params = filter.params(self.params.as_map());
             let id = id.map(shown);
             tracing::info!(
@@ -97,13 +97,13 @@ pub(crate) fn handle_in_span(event: &str, reference: &Ref) -> Span {
 
 /// Whether log lines of events, or their spans, are enabled.
 pub(crate) fn events_are_seen() -> bool {
-    tracing::enabled!(target: HANDLE_IN, Level::DEBUG)
+    log_enabled!(target: HANDLE_IN, Level::DEBUG)
 }
 
 impl MessageLog {
     /// A join. Its payload is logged at level `DEBUG` only.
     pub(crate) fn join(payload: &Payload, filter: &ParamFilter) -> Self {
-        let seen = tracing::enabled!(target: JOIN, Level::DEBUG);
+        let seen = log_enabled!(target: JOIN, Level::DEBUG);
         Self { params: seen.then(|| filter.payload(payload)) }
     }
 
@@ -143,6 +143,30 @@ impl MessageLog {
             );
         }
     }
+}
+
+/// Whether lines of a target and a level are written: `log_enabled!(target: TARGET, LEVEL)`.
+///
+/// Without a tracing subscriber, `tracing` writes them to the `log` crate if its feature `log` is on,
+/// which `tracing::enabled!` does not know.
+macro_rules! log_enabled {
+    (target: $target:expr, $level:expr) => {
+        tracing::enabled!(target: $target, $level) || $crate::telemetry::log::goes_to_log_crate($level)
+    };
+}
+pub(crate) use log_enabled;
+
+/// Whether there is no tracing subscriber, and the `log` crate wants lines of this level.
+pub(crate) fn goes_to_log_crate(level: Level) -> bool {
+    let wanted = match ::log::max_level() {
+        ::log::LevelFilter::Off => return false,
+        ::log::LevelFilter::Error => Level::ERROR,
+        ::log::LevelFilter::Warn => Level::WARN,
+        ::log::LevelFilter::Info => Level::INFO,
+        ::log::LevelFilter::Debug => Level::DEBUG,
+        ::log::LevelFilter::Trace => Level::TRACE,
+    };
+    level <= wanted && dispatcher::get_default(Dispatch::is::<NoSubscriber>)
 }
 
 /// Writes a line in the middle of other work. A panic of the log's subscriber stops none of it: the

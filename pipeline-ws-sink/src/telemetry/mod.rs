@@ -22,6 +22,7 @@ pub(crate) use self::lock_probe::LockProbe;
 pub(crate) use self::{
     deliveries::Deliveries,
     line_limit::{LineLimit, limited},
+    log::log_enabled,
     mount_metrics::{LimitMetrics, MountMetrics, RouteMetrics},
     tally::{Level, Tally},
     timers::{Outcome, begin_event},

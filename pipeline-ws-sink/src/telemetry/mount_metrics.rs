@@ -9,7 +9,7 @@ use pipeline_core::telemetry::Telemetry;
 
 use super::{
     filter::ParamFilter,
-    line_limit::LineLimit,
+    line_limit::{CrashLines, LineLimit},
     tally::{Level, Tally},
     timers::CallbackTimes,
 };
@@ -26,7 +26,7 @@ pub(crate) struct MountMetrics {
     /// The rate limit of lines about requests that the handshake refuses.
     pub(crate) handshake_lines: LineLimit,
     /// The rate limit of lines about clients that the socket refuses.
-    pub(crate) connect_lines: LineLimit,
+    pub(crate) connect_lines: CrashLines,
     /// The rate limit of lines about answers to long-polling clients.
     pub(crate) polled_lines: LineLimit,
     /// The filter of its clients' parameters in the log.
@@ -46,9 +46,9 @@ pub(crate) struct RouteMetrics {
     pub(crate) join_lines: LineLimit,
     /// The rate limit of lines about joins that crash. Clients can cause them at will, so these lines
     /// have a limit of their own.
-    pub(crate) join_crash_lines: LineLimit,
+    pub(crate) join_crash_lines: CrashLines,
     /// The rate limit of lines about channels that crash.
-    pub(crate) crash_lines: LineLimit,
+    pub(crate) crash_lines: CrashLines,
     /// The rate limit of lines about a `terminate` that crashes or takes too long.
     pub(crate) terminate_lines: LineLimit,
     /// The filter of its clients' parameters in the log.
@@ -99,7 +99,7 @@ impl MountMetrics {
                 )
                 .into(),
             handshake_lines: LineLimit::new(),
-            connect_lines: LineLimit::new(),
+            connect_lines: CrashLines::new(),
             polled_lines: LineLimit::new(),
             filter: filter.clone(),
         }
@@ -134,8 +134,8 @@ impl RouteMetrics {
                 .into(),
             topics: AtomicUsize::new(0),
             join_lines: LineLimit::new(),
-            join_crash_lines: LineLimit::new(),
-            crash_lines: LineLimit::new(),
+            join_crash_lines: CrashLines::new(),
+            crash_lines: CrashLines::new(),
             terminate_lines: LineLimit::new(),
             filter: filter.clone(),
         }
