@@ -43,7 +43,7 @@ pub enum ExitReason {
     ShutdownWith(Arc<str>),
     /// The stage or worker was killed from outside.
     Killed,
-    /// A stage that it needed does not exist, or no longer exists.
+    /// A stage that it needed is not running.
     NotRunning,
     /// A panic, with its message.
     Panicked(Arc<str>),
@@ -121,7 +121,7 @@ impl fmt::Display for ExitReason {
             Self::Shutdown => f.write_str("shutdown"),
             Self::ShutdownWith(detail) => write!(f, "shutdown: {detail}"),
             Self::Killed => f.write_str("killed"),
-            Self::NotRunning => f.write_str("no such stage"),
+            Self::NotRunning => f.write_str("a needed stage is not running"),
             Self::Panicked(message) => write!(f, "panicked: {message}"),
             Self::Failed(error) => write!(f, "failed: {error}"),
         }

@@ -88,7 +88,7 @@ async fn s_025_a_consumer_that_needs_a_producer_that_never_existed_stops() {
         let mut consumer = automatic();
         consumer.handle.subscribe(&missing(), auto(2, 0).cancel(mode)).await.unwrap();
         settle().await;
-        assert_eq!(consumer.fate().await, "no such stage");
+        assert_eq!(consumer.fate().await, "a needed stage is not running");
     }
 }
 
@@ -97,8 +97,11 @@ async fn s_026_a_consumer_that_needs_a_stopped_producer_stops() {
     let (producer, mut consumer) = (stopped().await, automatic());
     let subscription = consumer.handle.subscribe(producer.handle(), auto(2, 0)).await.unwrap();
     settle().await;
-    assert_eq!(ended(consumer.cancelled()), [(subscription, "down (no such stage)".to_owned())]);
-    assert_eq!(consumer.fate().await, "no such stage");
+    assert_eq!(
+        ended(consumer.cancelled()),
+        [(subscription, "down (a needed stage is not running)".to_owned())]
+    );
+    assert_eq!(consumer.fate().await, "a needed stage is not running");
 }
 
 #[tokio::test(start_paused = true)]
@@ -120,7 +123,10 @@ async fn s_028_a_temporary_consumer_of_a_stopped_producer_is_notified_and_contin
     settle().await;
     assert_eq!(consumer.subscriptions(), 1);
     assert_eq!(consumer.subscription(), subscription);
-    assert_eq!(ended(consumer.cancelled()), [(subscription, "down (no such stage)".to_owned())]);
+    assert_eq!(
+        ended(consumer.cancelled()),
+        [(subscription, "down (a needed stage is not running)".to_owned())]
+    );
     assert_eq!(consumer.fate().await, "alive");
 }
 
