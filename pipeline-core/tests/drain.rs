@@ -152,9 +152,9 @@ async fn dropping_a_pipeline_ends_its_stages_and_workers() {
 }
 
 /// Ends when it is notified to stop, or never.
-struct Obedient(mpsc::Sender<u64>);
+struct EndsOnRequest(mpsc::Sender<u64>);
 
-impl Worker<u64> for Obedient {
+impl Worker<u64> for EndsOnRequest {
     async fn run(&self, event: &u64, context: ChildContext) -> Result<(), ExitReason> {
         self.0.send(*event).await?;
         if *event == 0 {
@@ -170,7 +170,7 @@ impl Worker<u64> for Obedient {
 async fn workers_are_notified_to_stop_and_dropped_if_they_do_not() {
     let (queue, producer) = queue(QueueOptions::new());
     let (started, mut starting) = mpsc::channel(9);
-    let supervisor = ConsumerSupervisor::new(Obedient(started))
+    let supervisor = ConsumerSupervisor::new(EndsOnRequest(started))
         .max_restarts(0, LONG)
         .shutdown(Duration::from_secs(30));
     let mut pipeline = supervised(producer, supervisor, 3, 0);

@@ -389,14 +389,14 @@ async fn a_pipeline_fed_by_another_drains_at_once_and_loses_nothing() {
 }
 
 /// Tries to wait for itself in every possible way.
-struct Narcissus {
+struct WaitsForItself {
     me: Option<ConsumerHandle<Self>>,
     failed: Arc<Mutex<Vec<String>>>,
 }
 
-struct Reflect;
+struct Wait;
 
-impl Consumer for Narcissus {
+impl Consumer for WaitsForItself {
     type Event = u64;
 
     fn init(&mut self, context: &StageContext<ConsumerHandle<Self>>) -> Result<(), ExitReason> {
@@ -409,12 +409,12 @@ impl Consumer for Narcissus {
     }
 }
 
-impl HandleCall<Reflect> for Narcissus {
+impl HandleCall<Wait> for WaitsForItself {
     type Reply = ();
 
     async fn handle_call(
         &mut self,
-        _: Reflect,
+        _: Wait,
         caller: &mut Caller<()>,
         _: &mut Emitter<'_, Infallible>,
     ) -> Result<(), ExitReason> {
@@ -422,7 +422,7 @@ impl HandleCall<Reflect> for Narcissus {
         let Some(me) = &self.me else { return Ok(()) };
         let mut graph = Graph::new("other");
         let numbers = graph.producer("numbers", from_iter(0..3u64));
-        let called = me.call(Reflect).await.unwrap_err();
+        let called = me.call(Wait).await.unwrap_err();
         let asked = me.estimate_buffered_count().await.unwrap_err();
         let subscribed = me.subscribe(&numbers, SubscribeOptions::new()).await.unwrap_err();
         let told = [called.to_string(), asked.to_string(), subscribed.to_string()];
@@ -439,9 +439,9 @@ impl HandleCall<Reflect> for Narcissus {
 async fn a_stage_that_would_wait_for_itself_gets_an_error() {
     let failed = Arc::new(Mutex::new(vec![]));
     let mut graph = Graph::new("graph");
-    let stage = graph.consumer("stage", Narcissus { me: None, failed: failed.clone() });
+    let stage = graph.consumer("stage", WaitsForItself { me: None, failed: failed.clone() });
     let mut pipeline = graph.start().unwrap();
-    stage.call(Reflect).await.unwrap();
+    stage.call(Wait).await.unwrap();
     let report = time::timeout(DAY, pipeline.join()).await.unwrap();
     assert!(report.stages[0].reason.is_graceful(), "{report}");
     assert_eq!(failed.lock().len(), 3);
@@ -1076,9 +1076,9 @@ async fn a_drain_does_not_wait_for_a_restarted_stage_without_work() {
 }
 
 /// Cancels its subscription after ten events.
-struct TakesARest(Arc<AtomicUsize>, Duration);
+struct CancelsAfterTen(Arc<AtomicUsize>, Duration);
 
-impl Consumer for TakesARest {
+impl Consumer for CancelsAfterTen {
     type Event = u64;
 
     async fn handle_events(
@@ -1100,7 +1100,7 @@ async fn a_temporarily_cancelled_consumer_is_back_when_the_drain_begins() {
     for row in [true, false] {
         let (queue, producer) = queue(QueueOptions::new());
         let seen = Arc::new(AtomicUsize::new(0));
-        let consumer = TakesARest(seen.clone(), Duration::ZERO);
+        let consumer = CancelsAfterTen(seen.clone(), Duration::ZERO);
         let minute = Duration::from_secs(60);
         let options = demand(10, 5).cancel(Cancel::Reconnect(Backoff::new(minute, minute)));
         let pipeline = if row {
@@ -1172,9 +1172,9 @@ async fn a_queue_is_closed_when_a_drain_begins_although_its_stage_is_not_polled(
 }
 
 /// Always reports that it is ready.
-struct Restless;
+struct AlwaysReady;
 
-impl ProducerConsumer for Restless {
+impl ProducerConsumer for AlwaysReady {
     type In = u64;
     type Out = u64;
 
@@ -1198,7 +1198,7 @@ async fn a_stage_that_is_always_ready_gives_up_a_stuck_producer() {
     let _feeding = feeding.start().unwrap();
     let mut fed = Graph::new("fed");
     fed.stop_within(MOMENT);
-    let restless = fed.producer_consumer("restless", Restless);
+    let restless = fed.producer_consumer("restless", AlwaysReady);
     let fed = fed.start().unwrap();
     restless.subscribe(&stuck, demand(10, 5)).await.unwrap();
     let report = time::timeout(PATIENCE, fed.drain(DAY)).await.unwrap();
@@ -1390,9 +1390,9 @@ async fn a_producer_has_its_full_time_to_confirm_after_earlier_cancels() {
 }
 
 /// Takes a snapshot of the pipeline when it is woken.
-struct Looking(PipelineObserver, AtomicBool);
+struct SnapshotsWhenWoken(PipelineObserver, AtomicBool);
 
-impl Wake for Looking {
+impl Wake for SnapshotsWhenWoken {
     fn wake(self: Arc<Self>) {
         let _ = self.0.snapshot();
         self.1.store(true, Ordering::SeqCst);
@@ -1407,7 +1407,7 @@ async fn a_waker_of_a_push_may_take_a_snapshot_of_the_draining_pipeline() {
     let pipeline = pipeline.start().unwrap();
     push_all(&queue, 0..2).await;
     settle().await;
-    let looking = Arc::new(Looking(pipeline.observer(), AtomicBool::new(false)));
+    let looking = Arc::new(SnapshotsWhenWoken(pipeline.observer(), AtomicBool::new(false)));
     let mut push = std::pin::pin!(queue.push(2));
     let waker = looking.clone().into();
     assert!(push.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
@@ -1421,7 +1421,7 @@ async fn a_consumer_that_has_cancelled_gracefully_does_not_fail_when_its_produce
     let mut graph = Graph::new("graph");
     let source = graph.producer("source", producer);
     let seen = Arc::new(AtomicUsize::new(0));
-    let sink = graph.consumer("sink", TakesARest(seen.clone(), Duration::from_secs(1)));
+    let sink = graph.consumer("sink", CancelsAfterTen(seen.clone(), Duration::from_secs(1)));
     let minute = Duration::from_secs(60);
     graph.subscribe(
         &sink,

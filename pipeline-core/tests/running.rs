@@ -420,11 +420,11 @@ async fn maps_and_filters_can_be_chained() {
 }
 
 /// Answers calls with the number of its events, from a later callback.
-struct Later(Option<pipeline_core::stage::Caller<u32>>);
+struct AnswersLater(Option<pipeline_core::stage::Caller<u32>>);
 struct HowMany;
 struct Answer;
 
-impl Producer for Later {
+impl Producer for AnswersLater {
     type Event = u32;
 
     fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
@@ -441,7 +441,7 @@ impl Producer for Later {
     }
 }
 
-impl HandleCall<HowMany, u32> for Later {
+impl HandleCall<HowMany, u32> for AnswersLater {
     type Reply = u32;
 
     async fn handle_call(
@@ -455,7 +455,7 @@ impl HandleCall<HowMany, u32> for Later {
     }
 }
 
-impl HandleCall<Answer, u32> for Later {
+impl HandleCall<Answer, u32> for AnswersLater {
     type Reply = ();
 
     async fn handle_call(
@@ -475,7 +475,7 @@ impl HandleCall<Answer, u32> for Later {
 #[tokio::test(start_paused = true)]
 async fn a_call_with_a_limit_times_out_when_the_answer_is_late() {
     let mut graph = Graph::new("test");
-    let later = graph.producer("later", Later(None));
+    let later = graph.producer("later", AnswersLater(None));
     let _pipeline = graph.start().unwrap();
     let start = Instant::now();
     let late = later.call_within(HowMany, Duration::from_secs(5)).await;
@@ -488,7 +488,7 @@ async fn a_call_with_a_limit_times_out_when_the_answer_is_late() {
 #[tokio::test(start_paused = true)]
 async fn a_call_can_be_answered_from_a_later_callback() {
     let mut graph = Graph::new("test");
-    let later = graph.producer("later", Later(None));
+    let later = graph.producer("later", AnswersLater(None));
     let _pipeline = graph.start().unwrap();
     let asking = tokio::spawn({
         let later = later.clone();

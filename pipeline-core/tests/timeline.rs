@@ -23,19 +23,19 @@ const fn ms(milliseconds: u64) -> Duration {
 
 /// Records the timelines of its items, each at the beginning and after waiting.
 #[derive(Clone)]
-struct Looking {
+struct RecordsTimelines {
     seen: Sender<[Timeline; 2]>,
     takes: Duration,
 }
 
-impl Looking {
+impl RecordsTimelines {
     fn new(takes: Duration) -> (Self, Receiver<[Timeline; 2]>) {
         let (seen, timelines) = channel(1000);
         (Self { seen, takes }, timelines)
     }
 }
 
-impl Worker<Timed<u64>> for Looking {
+impl Worker<Timed<u64>> for RecordsTimelines {
     async fn run(&self, item: &Timed<u64>, context: ChildContext) -> Result<(), ExitReason> {
         let first = item.timeline();
         if !self.takes.is_zero() {
@@ -56,7 +56,7 @@ async fn of_one(
     queue: Queue<Timed<u64>>,
     producer: pipeline_core::source::QueueProducer<Timed<u64>>,
 ) -> Timeline {
-    let (worker, mut seen) = Looking::new(ms(0));
+    let (worker, mut seen) = RecordsTimelines::new(ms(0));
     let mut pipeline = Pipeline::builder("one")
         .producer(producer)
         .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
@@ -74,7 +74,7 @@ async fn every_leg_of_the_way_is_measured_separately() {
         queue.push_timed(0).await.unwrap();
     }
     advance(ms(1000)).await;
-    let (worker, mut seen) = Looking::new(ms(100));
+    let (worker, mut seen) = RecordsTimelines::new(ms(100));
     let supervisor = ConsumerSupervisor::new(worker).max_children(1);
     let _pipeline = Pipeline::builder("legs")
         .producer(producer)
@@ -97,7 +97,7 @@ async fn every_worker_knows_its_own_start_wherever_it_runs() {
     const MANY: usize = 1000;
     // First in tasks, then in the supervisor's task, because they are brief.
     let (queue, producer) = queue(QueueOptions::new());
-    let (worker, mut seen) = Looking::new(ms(0));
+    let (worker, mut seen) = RecordsTimelines::new(ms(0));
     let _pipeline = Pipeline::builder("many")
         .producer(producer)
         .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())
@@ -140,7 +140,7 @@ async fn a_task_spawned_by_a_worker_is_no_worker() {
 #[tokio::test(start_paused = true)]
 async fn a_retried_item_has_waited_until_its_restart() {
     let (queue, producer) = queue(QueueOptions::new());
-    let (worker, mut seen) = Looking::new(ms(100));
+    let (worker, mut seen) = RecordsTimelines::new(ms(100));
     // It is retried at once.
     let supervisor = ConsumerSupervisor::new(worker).max_restarts(3, ms(5000));
     let _pipeline = Pipeline::builder("failing")
@@ -182,7 +182,7 @@ async fn a_timed_fair_queue_records_when_an_item_leaves() {
             queue.clone().timed().try_push("ada", Timed::now(0)).unwrap();
         }
         advance(ms(7)).await;
-        let (worker, mut seen) = Looking::new(ms(0));
+        let (worker, mut seen) = RecordsTimelines::new(ms(0));
         let _pipeline = Pipeline::builder("fair")
             .producer(producer)
             .consumer_supervisor(ConsumerSupervisor::new(worker), SubscribeOptions::new())

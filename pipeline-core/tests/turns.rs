@@ -35,14 +35,14 @@ const TOO_MANY: usize = 10_000;
 const LOOK: usize = 16;
 
 /// A stage that sends itself a message for each one it receives, so that there is always one.
-struct Chatty {
+struct MessagesItself {
     handle: Option<ProducerHandle<Self>>,
     /// The messages since `ready` was last polled.
     messages: usize,
     ticks: Arc<AtomicUsize>,
 }
 
-impl Producer for Chatty {
+impl Producer for MessagesItself {
     type Event = u64;
 
     fn init(&mut self, context: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
@@ -72,7 +72,7 @@ impl Producer for Chatty {
 
 struct Again;
 
-impl HandleInfo<Again, u64> for Chatty {
+impl HandleInfo<Again, u64> for MessagesItself {
     async fn handle_info(&mut self, _: Again, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         self.messages += 1;
         if self.messages > LOOK {
@@ -86,7 +86,7 @@ impl HandleInfo<Again, u64> for Chatty {
 #[tokio::test]
 async fn endless_messages_do_not_starve_ready() {
     let ticks = Arc::new(AtomicUsize::new(0));
-    let chatty = Chatty { handle: None, messages: 0, ticks: ticks.clone() };
+    let chatty = MessagesItself { handle: None, messages: 0, ticks: ticks.clone() };
     let mut pipeline = Pipeline::builder("test")
         .producer(chatty)
         .consumer(for_each(async |_: u64| {}), SubscribeOptions::new())
@@ -98,9 +98,9 @@ async fn endless_messages_do_not_starve_ready() {
 }
 
 /// A source that reports that it is ready, and has no events.
-struct Hasty(Arc<AtomicUsize>);
+struct AlwaysReady(Arc<AtomicUsize>);
 
-impl Producer for Hasty {
+impl Producer for AlwaysReady {
     type Event = u64;
 
     async fn handle_demand(
@@ -125,7 +125,7 @@ impl Producer for Hasty {
 async fn a_source_that_is_always_ready_yields_to_other_tasks() {
     let ready = Arc::new(AtomicUsize::new(0));
     let pipeline = Pipeline::builder("test")
-        .producer(Hasty(ready.clone()))
+        .producer(AlwaysReady(ready.clone()))
         .consumer(for_each(async |_: u64| {}), SubscribeOptions::new())
         .start()
         .unwrap();
@@ -216,9 +216,9 @@ async fn a_loop_over_a_stream_of_events_yields_to_other_tasks() {
 }
 
 /// A producer that never emits, so that infos wait behind the events it holds.
-struct Holding;
+struct NeverEmits;
 
-impl Producer for Holding {
+impl Producer for NeverEmits {
     type Event = u64;
 
     async fn handle_demand(
@@ -232,14 +232,14 @@ impl Producer for Holding {
 
 struct Emit;
 
-impl HandleCast<Emit, u64> for Holding {
+impl HandleCast<Emit, u64> for NeverEmits {
     async fn handle_cast(&mut self, _: Emit, out: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         out.emit(1);
         Ok(())
     }
 }
 
-impl HandleInfo<Again, u64> for Holding {
+impl HandleInfo<Again, u64> for NeverEmits {
     async fn handle_info(&mut self, _: Again, _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         Ok(())
     }
@@ -248,7 +248,7 @@ impl HandleInfo<Again, u64> for Holding {
 #[tokio::test(start_paused = true)]
 async fn infos_behind_events_are_bounded_and_leave_room_for_casts() {
     let mut graph = Graph::new("test");
-    let holding = graph.producer("holding", Holding);
+    let holding = graph.producer("holding", NeverEmits);
     let consumer = graph.consumer("consumer", for_each(async |_: u64| {}));
     let _pipeline = graph.start().unwrap();
     holding.cast(Emit).await.unwrap();

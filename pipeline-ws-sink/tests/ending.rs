@@ -89,18 +89,18 @@ impl Channel for Lasting {
 }
 
 /// Takes 10 ms for each event.
-struct Plodding(Arc<Plodded>);
+struct SlowChannel(Arc<SlowReports>);
 
 /// Reports of a slow channel.
 #[derive(Default)]
-struct Plodded {
+struct SlowReports {
     events: AtomicUsize,
     terminates: AtomicUsize,
 }
 
-impl Channel for Plodding {
+impl Channel for SlowChannel {
     type Socket = NamedSocket;
-    type Config = Arc<Plodded>;
+    type Config = Arc<SlowReports>;
 
     async fn join(
         _: &Topic,
@@ -131,9 +131,9 @@ impl Channel for Plodding {
 }
 
 /// A client sends this many events and disconnects. Returns the reports of its channel, and the time.
-async fn plods(event: &str, count: usize) -> (Arc<Plodded>, Duration) {
-    let plodded = Arc::<Plodded>::default();
-    let mount = Mount::new(NamedSocket).channel_with::<Plodding>("plodding:*", plodded.clone());
+async fn plods(event: &str, count: usize) -> (Arc<SlowReports>, Duration) {
+    let plodded = Arc::<SlowReports>::default();
+    let mount = Mount::new(NamedSocket).channel_with::<SlowChannel>("plodding:*", plodded.clone());
     let server = MemoryServer::start(Endpoint::builder().mount("/socket", mount));
     let mut client = server.connect(1 << 20).await;
     client.join("1", "plodding:1").await;

@@ -220,9 +220,9 @@ fn join(topic: &str) -> Value {
 }
 
 /// The measurements of the calm client.
-struct Calm(Client);
+struct CalmClient(Client);
 
-impl Calm {
+impl CalmClient {
     fn connect(server: &Server) -> Self {
         let mut client = Client::connect(server.address).unwrap();
         client.ask(&join("room:calm")).unwrap();
@@ -331,7 +331,7 @@ fn withstands(beginning: &[Vec<u8>], again: &[Vec<u8>]) {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start(workers);
-        let mut client = Calm::connect(&server);
+        let mut client = CalmClient::connect(&server);
         let calm = client.median();
         let attack = Attack::begin(&server, beginning, again);
         client.is_answered_nearly_as_fast_as(calm);
@@ -413,7 +413,7 @@ fn clients_that_send_too_fast_are_slowed_down() {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start_with(workers, |mount| mount.frame_rate_limit(100));
-        let mut client = Calm::connect(&server);
+        let mut client = CalmClient::connect(&server);
         let calm = client.median();
         let (begun, before) = (Instant::now(), server.endpoint.snapshot().frames_in);
         let attack = Attack::begin(&server, &[], &[text(&heartbeat())]);
@@ -433,7 +433,7 @@ fn silent_clients_and_half_frames_do_not_block_other_clients() {
     let _alone = ARENA.lock();
     for workers in [1, 2] {
         let server = Server::start(workers);
-        let mut client = Calm::connect(&server);
+        let mut client = CalmClient::connect(&server);
         let calm = client.median();
         let whole = text(&json!(["1", "1", "room:slow", "ask", { "padding": "x".repeat(LARGE) }]));
         let idle: Vec<_> = (0..100)
@@ -457,7 +457,7 @@ fn clients_that_never_read_hold_no_more_than_their_outbox() {
     for (again, times, clients) in [(large, 40, 10), (text(&heartbeat()), 20_000, 3)] {
         let builder = Endpoint::builder().max_outboxes(OUTBOXES);
         let server = Server::start_in(2, builder, |mount| mount.frame_rate_limit(u32::MAX));
-        let mut client = Calm::connect(&server);
+        let mut client = CalmClient::connect(&server);
         let calm = client.median();
         let mut deaf: Vec<_> = (0..clients)
             .map(|_| {

@@ -130,9 +130,9 @@ async fn frames_are_logged_only_on_request() {
 }
 
 /// Logs in its callbacks.
-struct Talkative;
+struct LogsInCallbacks;
 
-impl Socket for Talkative {
+impl Socket for LogsInCallbacks {
     type Assigns = ();
 
     async fn connect(&self, _: &Params, _: &ConnectInfo) -> Result<(), ConnectError> {
@@ -141,7 +141,7 @@ impl Socket for Talkative {
     }
 }
 
-impl Channel for Talkative {
+impl Channel for LogsInCallbacks {
     type Socket = Self;
     type Config = ();
 
@@ -164,7 +164,7 @@ impl Channel for Talkative {
 #[tokio::test]
 async fn callbacks_have_nested_spans() {
     let (written, _guards) = Written::at(Level::DEBUG);
-    let mount = Mount::new(Talkative).channel::<Talkative>("room:*");
+    let mount = Mount::new(LogsInCallbacks).channel::<LogsInCallbacks>("room:*");
     let server = Server::start(Endpoint::builder().mount("/socket", mount)).await;
     let mut ada = server.connect("").await;
     ada.join("1", T).await;

@@ -199,12 +199,12 @@ async fn s_013_subscriptions_of_one_consumer_share_nothing() {
 }
 
 /// Sends everything to the last subscriber, whether it asked or not.
-struct Careless {
+struct SendsUnasked {
     to: Option<SubscriptionId>,
     asks: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Dispatcher<u64> for Careless {
+impl Dispatcher<u64> for SendsUnasked {
     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
         self.to = Some(subscriber.id);
         Ok(())
@@ -239,7 +239,7 @@ async fn s_014_excess_events_are_handled_but_not_counted() {
     let asks = Arc::new(Mutex::new(Vec::new()));
     let careless = {
         let asks = asks.clone();
-        move || Careless { to: None, asks: asks.clone() }
+        move || SendsUnasked { to: None, asks: asks.clone() }
     };
     let producer = silent_with(|stage| stage.dispatcher(careless));
     let consumer = automatic();
@@ -313,7 +313,7 @@ async fn s_017_a_manual_subscription_asks_only_by_calls() {
     let asks = Arc::new(Mutex::new(Vec::new()));
     let watched = {
         let asks = asks.clone();
-        move || Careless { to: None, asks: asks.clone() }
+        move || SendsUnasked { to: None, asks: asks.clone() }
     };
     let watched = silent_with(|stage| stage.dispatcher(watched));
     let (producer, consumer) = (silent(), manual());

@@ -130,12 +130,12 @@ async fn s_067_an_unlimited_buffer_keeps_all_events() {
 }
 
 /// A producer controlled by the test that decides whether drops are logged.
-struct Careful {
+struct DecidesOnLogging {
     logs: bool,
     told: Arc<Mutex<Vec<usize>>>,
 }
 
-impl Producer for Careful {
+impl Producer for DecidesOnLogging {
     type Event = u64;
 
     async fn handle_demand(
@@ -152,7 +152,7 @@ impl Producer for Careful {
     }
 }
 
-impl HandleCall<Vec<u64>, u64> for Careful {
+impl HandleCall<Vec<u64>, u64> for DecidesOnLogging {
     type Reply = ();
 
     async fn handle_call(
@@ -172,10 +172,10 @@ impl HandleCall<Vec<u64>, u64> for Careful {
 async fn careful(logs: bool) -> (Vec<usize>, Vec<String>) {
     let (log, _guard) = Log::keep();
     let told = Arc::default();
-    let producer = Careful { logs, told: Arc::clone(&told) };
+    let producer = DecidesOnLogging { logs, told: Arc::clone(&told) };
     let stage = Stage::new(producer).named("source").buffer_size(5).buffer_keep(BufferKeep::First);
     let mut graph = Graph::new("test");
-    let producer: ProducerHandle<Careful> = graph.producer_with(stage);
+    let producer: ProducerHandle<DecidesOnLogging> = graph.producer_with(stage);
     let _pipeline: Pipeline = graph.start().unwrap();
     producer.call(list(1..=8)).await.unwrap();
     settle().await;

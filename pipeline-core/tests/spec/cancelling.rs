@@ -209,9 +209,9 @@ async fn s_052_the_end_of_one_producer_reaches_the_other() {
 }
 
 /// Emits 9 when a subscription ends.
-struct Parting;
+struct EmitsOnCancel;
 
-impl ProducerConsumer for Parting {
+impl ProducerConsumer for EmitsOnCancel {
     type In = u64;
     type Out = u64;
 
@@ -240,7 +240,8 @@ async fn fates_of_parting(mode: Cancel, end: End) -> Vec<String> {
     let mut fates = Vec::new();
     for reason in four_reasons() {
         let (producer, consumer) = (silent(), manual());
-        let (parting, mut pipeline) = alone(|graph| graph.producer_consumer("parting", Parting));
+        let (parting, mut pipeline) =
+            alone(|graph| graph.producer_consumer("parting", EmitsOnCancel));
         consumer.subscribe(&parting, auto(4, 2).cancel(Cancel::Temporary)).await;
         consumer.ask(4).await;
         let options = auto(4, 2).cancel(mode);
@@ -269,9 +270,9 @@ async fn x_030_the_cancel_mode_applies_whatever_handle_cancel_returns() {
 }
 
 /// Ends in its `handle_cancel`, for its own reason.
-struct Offended;
+struct FailsOnCancel;
 
-impl Consumer for Offended {
+impl Consumer for FailsOnCancel {
     type Event = u64;
 
     async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
@@ -291,7 +292,7 @@ impl Consumer for Offended {
 async fn x_030_a_reason_that_handle_cancel_returns_ends_the_stage() {
     for mode in MODES {
         let producer = silent();
-        let (consumer, mut pipeline) = alone(|graph| graph.consumer("offended", Offended));
+        let (consumer, mut pipeline) = alone(|graph| graph.consumer("offended", FailsOnCancel));
         let options = auto(4, 2).cancel(mode);
         let subscription = consumer.subscribe(producer.handle(), options).await.unwrap();
         subscription.cancel(ExitReason::Normal);
@@ -301,15 +302,15 @@ async fn x_030_a_reason_that_handle_cancel_returns_ends_the_stage() {
 }
 
 /// Panics in the callback with this name.
-struct Fragile(&'static str);
+struct PanicsIn(&'static str);
 
-impl Fragile {
+impl PanicsIn {
     fn enter(&self, callback: &'static str) {
         assert!(self.0 != callback, "not in {callback}");
     }
 }
 
-impl Producer for Fragile {
+impl Producer for PanicsIn {
     type Event = u64;
 
     async fn handle_demand(
@@ -377,7 +378,7 @@ impl Producer for Fragile {
 /// The number of events to emit.
 struct Emit(u64);
 
-impl HandleCall<Emit, u64> for Fragile {
+impl HandleCall<Emit, u64> for PanicsIn {
     type Reply = ();
 
     async fn handle_call(
@@ -393,21 +394,21 @@ impl HandleCall<Emit, u64> for Fragile {
     }
 }
 
-impl HandleCast<(), u64> for Fragile {
+impl HandleCast<(), u64> for PanicsIn {
     async fn handle_cast(&mut self, (): (), _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         self.enter("handle_cast");
         Ok(())
     }
 }
 
-impl HandleInfo<(), u64> for Fragile {
+impl HandleInfo<(), u64> for PanicsIn {
     async fn handle_info(&mut self, (): (), _: &mut Emitter<'_, u64>) -> Result<(), ExitReason> {
         self.enter("handle_info");
         Ok(())
     }
 }
 
-impl Consumer for Fragile {
+impl Consumer for PanicsIn {
     type Event = u64;
 
     async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
@@ -452,7 +453,7 @@ async fn reasons(mut pipeline: Pipeline) -> Vec<(String, String)> {
 async fn producer_panics(callback: &'static str, end: &str) {
     let mut graph = Graph::new("test");
     let fragile =
-        graph.producer_with(Stage::new(Fragile(callback)).named("fragile").buffer_size(0));
+        graph.producer_with(Stage::new(PanicsIn(callback)).named("fragile").buffer_size(0));
     let ((producer, script), (consumer, siblings)) = (scripted::<u64>(), recording::<u64>());
     let sibling = graph.producer("sibling", producer.from_iter(0..));
     let sibling_consumer = graph.consumer("sibling consumer", consumer.manual());
@@ -512,7 +513,7 @@ async fn x_041_a_panic_in_a_producer_ends_it_with_the_message_and_nothing_else()
 
 #[tokio::test(start_paused = true)]
 async fn x_041_a_panic_while_draining_ends_the_stage_with_the_message() {
-    let (fragile, pipeline) = alone(|graph| graph.producer("fragile", Fragile("handle_drain")));
+    let (fragile, pipeline) = alone(|graph| graph.producer("fragile", PanicsIn("handle_drain")));
     let watcher = automatic();
     let options = auto(4, 2).cancel(Cancel::Temporary);
     let watched = watcher.subscribe(&fragile, options).await;
@@ -534,7 +535,7 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
         let (producer, other, mut sibling) = (silent(), silent(), automatic());
         sibling.subscribe(other.handle(), auto(1, 0)).await;
         let (fragile, mut pipeline) =
-            alone(|graph| Graph::consumer(graph, "fragile", Fragile(callback)));
+            alone(|graph| Graph::consumer(graph, "fragile", PanicsIn(callback)));
         let options = || auto(4, 2).cancel(Cancel::Temporary);
         // A consumer that panics while subscribing does not handle the end.
         let _ = fragile.subscribe(producer.handle(), options()).await;
@@ -561,9 +562,9 @@ async fn x_041_a_panic_in_a_consumer_ends_it_with_the_message_and_nothing_else()
 }
 
 /// Panics in its `init` if requested, else fails later.
-struct Unborn(bool);
+struct PanicsInInit(bool);
 
-impl Producer for Unborn {
+impl Producer for PanicsInInit {
     type Event = u64;
 
     fn init(&mut self, _: &StageContext<ProducerHandle<Self>>) -> Result<(), ExitReason> {
@@ -583,7 +584,7 @@ impl Producer for Unborn {
 #[tokio::test(start_paused = true)]
 async fn x_041_a_panic_in_init_fails_the_start() {
     let mut graph = Graph::new("test");
-    let unborn = graph.producer("unborn", Unborn(true));
+    let unborn = graph.producer("unborn", PanicsInInit(true));
     match graph.start().unwrap_err() {
         StartError::Init { stage, reason } => {
             assert_eq!((&*stage, &*reason.to_string()), ("unborn", "panicked: not in init"));
@@ -602,7 +603,7 @@ async fn x_041_a_panic_in_the_init_of_a_restart_is_reported_like_any_other_failu
         let unborn = Stage::restarting(move || {
             made += 1;
             assert!(!in_factory || made == 1, "not in the factory");
-            Unborn(made > 1)
+            PanicsInInit(made > 1)
         });
         let mut graph = Graph::new("test");
         let unborn = graph.producer_with(unborn.named("unborn"));

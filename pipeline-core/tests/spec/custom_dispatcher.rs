@@ -127,9 +127,9 @@ async fn s_148_demand_released_by_a_cancelled_subscriber_reaches_the_producer() 
 }
 
 /// Records its callbacks in the dispatcher's journal.
-struct Journaling(Journal);
+struct RecordsInJournal(Journal);
 
-impl Producer for Journaling {
+impl Producer for RecordsInJournal {
     type Event = u64;
 
     async fn handle_demand(
@@ -157,8 +157,9 @@ async fn s_149_initial_demand_comes_after_the_subscription() {
     let dispatcher = Custom { welcome: 3, ..Custom::default() };
     let journal = dispatcher.journal.clone();
     let mut graph = Graph::new("test");
-    let stage = Stage::new(Journaling(journal.clone())).dispatcher(move || dispatcher.clone());
-    let producer: ProducerHandle<Journaling> = graph.producer_with(stage);
+    let stage =
+        Stage::new(RecordsInJournal(journal.clone())).dispatcher(move || dispatcher.clone());
+    let producer: ProducerHandle<RecordsInJournal> = graph.producer_with(stage);
     let consumer = graph.consumer("consumer", recording::<u64>().0.manual());
     graph.subscribe(&consumer, &producer, SubscribeOptions::new());
     let _pipeline = graph.start().unwrap();

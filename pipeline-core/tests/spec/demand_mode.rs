@@ -453,9 +453,9 @@ async fn events_emitted_during_the_replay_of_demand_arrive_in_order() {
 }
 
 /// Handles each demand slowly, and ends when it is asked to drain.
-struct Deliberate(Arc<AtomicUsize>);
+struct SlowOnDemand(Arc<AtomicUsize>);
 
-impl Producer for Deliberate {
+impl Producer for SlowOnDemand {
     type Event = u64;
 
     async fn handle_demand(
@@ -474,7 +474,7 @@ async fn a_drain_comes_before_recorded_demand() {
     for forwards in [false, true] {
         let made = Arc::new(AtomicUsize::new(0));
         let mut graph = pipeline_core::Graph::new("graph");
-        let stage = Stage::new(Deliberate(made.clone())).demand_mode(DemandMode::Accumulate);
+        let stage = Stage::new(SlowOnDemand(made.clone())).demand_mode(DemandMode::Accumulate);
         let producer = graph.producer_with(stage);
         let pipeline = graph.start().unwrap();
         let consumer = manual_of(&producer).await;
@@ -561,7 +561,7 @@ async fn events_that_infos_emit_while_a_stage_finishes_are_delivered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_go_on_emitting_do_not_keep_a_stage_that_finishes() {
+async fn calls_that_keep_emitting_do_not_keep_a_finishing_stage_running() {
     let mut graph = pipeline_core::Graph::new("graph");
     let stage = Stage::new(Counter { eager: true, ..Counter::default() });
     let counter = graph.producer_with(stage.rate_limit(RateLimit::new(1, Duration::from_secs(1))));

@@ -58,9 +58,9 @@ impl HandleCall<Answer, u64> for Answering {
 }
 
 /// Records when it is sent.
-struct Bell(&'static str, CallLog);
+struct LogsWhenSent(&'static str, CallLog);
 
-impl Wake for Bell {
+impl Wake for LogsWhenSent {
     fn wake(self: Arc<Self>) {
         self.1.note(self.0);
     }
@@ -69,7 +69,7 @@ impl Wake for Bell {
 /// The order in which the events and the reply are sent.
 async fn order_of(answer: Answer) -> Vec<String> {
     let calls = CallLog::default();
-    let bell = |name| Waker::from(Arc::new(Bell(name, calls.clone())));
+    let bell = |name| Waker::from(Arc::new(LogsWhenSent(name, calls.clone())));
     let (producer, _pipeline) = alone(|graph| graph.producer("answering", Answering));
     let mut events = EventStream::new();
     events.subscribe(&producer, auto(3, 0)).unwrap();
@@ -174,9 +174,9 @@ async fn s_061_handle_demand_can_end_the_stage() {
 }
 
 /// Emits 9 whenever a consumer leaves.
-struct Parting;
+struct EmitsOnCancel;
 
-impl Producer for Parting {
+impl Producer for EmitsOnCancel {
     type Event = u64;
 
     async fn handle_demand(
@@ -201,7 +201,7 @@ impl Producer for Parting {
 #[tokio::test(start_paused = true)]
 async fn x_018_events_emitted_in_handle_cancel_go_to_the_remaining_consumers() {
     for stops in [false, true] {
-        let (producer, _pipeline) = alone(|graph| graph.producer("parting", Parting));
+        let (producer, _pipeline) = alone(|graph| graph.producer("parting", EmitsOnCancel));
         let (a, b) = (manual(), manual());
         for (raw, demand) in [(&a, 5), (&b, 2)] {
             raw.subscribe(&producer, SubscribeOptions::new().cancel(Cancel::Temporary)).await;

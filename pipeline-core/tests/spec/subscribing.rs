@@ -180,9 +180,9 @@ async fn s_035_a_consumer_may_subscribe_twice() {
 }
 
 /// Asks for events automatically or manually, by the options of each subscription.
-struct Choosy;
+struct ControlsByOptions;
 
-impl Consumer for Choosy {
+impl Consumer for ControlsByOptions {
     type Event = u64;
 
     async fn handle_events(&mut self, _: Vec<u64>, _: &Subscription) -> Result<(), ExitReason> {
@@ -201,7 +201,7 @@ impl Consumer for Choosy {
 #[tokio::test(start_paused = true)]
 async fn s_036_each_subscription_is_automatic_or_manual_by_itself() {
     let (x, y) = (silent(), silent());
-    let (consumer, _pipeline) = alone(|graph| graph.consumer("choosy", Choosy));
+    let (consumer, _pipeline) = alone(|graph| graph.consumer("choosy", ControlsByOptions));
     consumer.subscribe(x.handle(), auto(7, 3).extension(DemandControl::Manual)).await.unwrap();
     consumer.subscribe(y.handle(), auto(7, 3).extension(DemandControl::Automatic)).await.unwrap();
     settle().await;
@@ -255,12 +255,12 @@ async fn s_038_replacing_an_unknown_subscription_subscribes() {
 struct Foo(u32);
 
 /// The default dispatcher, which also records the custom options.
-struct Listening {
+struct RecordsExtensions {
     inner: DemandDispatcher,
     heard: Arc<Mutex<Vec<Option<Foo>>>>,
 }
 
-impl Dispatcher<u64> for Listening {
+impl Dispatcher<u64> for RecordsExtensions {
     fn subscribe(&mut self, subscriber: Subscriber<'_>) -> Result<(), ExitReason> {
         self.heard.lock().push(subscriber.options.get_extension().copied());
         Dispatcher::<u64>::subscribe(&mut self.inner, subscriber)
@@ -292,7 +292,7 @@ async fn s_039_a_custom_option_reaches_the_producer_and_its_dispatcher() {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let listening = {
         let heard = heard.clone();
-        move || Listening { inner: DemandDispatcher::new(), heard: heard.clone() }
+        move || RecordsExtensions { inner: DemandDispatcher::new(), heard: heard.clone() }
     };
     let (producer, consumer) = (silent_with(|stage| stage.dispatcher(listening)), automatic());
     consumer.subscribe(producer.handle(), auto(2, 0).extension(Foo(1))).await;

@@ -148,14 +148,14 @@ impl Model {
         let taken = self.state.take(count, &mut self.out);
         assert!(self.out.len() - before <= count);
         taken.wake.into_iter().for_each(Waker::wake);
-        self.notice_who_moved_up();
+        self.check_woken_pushers();
         for item in self.out.range(before..).copied().collect::<Vec<_>>() {
             assert_eq!(self.held(item.0).pop_front(), Some(item));
         }
     }
 
     /// Checks that exactly the woken pushers have moved up or have their item back.
-    fn notice_who_moved_up(&mut self) {
+    fn check_woken_pushers(&mut self) {
         for (ticket, item, woken) in mem::take(&mut self.waiting) {
             let outcome = self.state.poll(ticket, &woken.clone().into());
             assert_eq!(outcome.is_ready(), woken.0.load(Ordering::Relaxed), "{item:?}");
@@ -179,7 +179,7 @@ impl Model {
 
     fn close(&mut self) {
         self.state.close().into_iter().for_each(Waker::wake);
-        self.notice_who_moved_up();
+        self.check_woken_pushers();
         assert!(self.waiting.is_empty());
     }
 
