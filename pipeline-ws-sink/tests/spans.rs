@@ -170,8 +170,8 @@ async fn callbacks_have_nested_spans() {
     ada.join("1", T).await;
     ada.send(json!(["1", "2", T, "ping", {}])).await;
     ada.expect([reply("1", "2", T, "ok", json!({}))]).await;
-    let socket = r#"socket{socket="Talkative" path="/socket/websocket"}"#;
-    let channel = r#"channel{channel="Talkative" topic="room:lobby"}"#;
+    let socket = r#"socket{socket="LogsInCallbacks" path="/socket/websocket"}"#;
+    let channel = r#"channel{channel="LogsInCallbacks" topic="room:lobby"}"#;
     assert_eq!(written.line("in connect"), format!("INFO {socket}:connect: in connect"));
     assert_eq!(written.line("in join"), format!("INFO {socket}:{channel}:join: in join"));
     let event = r#"handle_in{event="ping" ref="2"}"#;
