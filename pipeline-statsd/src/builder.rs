@@ -198,7 +198,8 @@ impl StatsdBuilder {
     ///
     /// The recording thread calls the sink, one thread at a time. UDP and Unix sockets then do not wait
     /// for their receiver: what finds no room is lost, and counted in [`FlushReport::lines_lost`]. A sink
-    /// of your own that blocks blocks recording, and must not record anything itself.
+    /// of your own that blocks blocks recording. Values that the sink itself records are sent with the
+    /// next value of their series, or the next flush. Flushes report all values since the last one.
     ///
     /// [`FlushReport::lines_lost`]: crate::FlushReport::lines_lost
     ///

@@ -3,8 +3,9 @@
 
 use std::{
     any::Any,
+    cell::Cell,
     collections::HashSet,
-    io,
+    io, mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -43,6 +44,38 @@ struct Output {
     health: Health,
     /// The metrics for which refused series have been logged.
     warned_of: HashSet<Box<str>>,
+    /// The values that were sent by themselves since the last flush.
+    unreported: FlushReport,
+    /// The first error since the last flush.
+    failure: Option<io::Error>,
+}
+
+thread_local! {
+    /// Whether this thread is sending.
+    static SENDS_HERE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is sending. What the sink itself records must not be sent by itself: it would
+/// wait for its own thread.
+pub(crate) fn sends_here() -> bool {
+    SENDS_HERE.get()
+}
+
+/// A guard: while it lives, its thread is sending.
+struct SendsHere {
+    before: bool,
+}
+
+impl SendsHere {
+    fn begin() -> Self {
+        Self { before: SENDS_HERE.replace(true) }
+    }
+}
+
+impl Drop for SendsHere {
+    fn drop(&mut self) {
+        SENDS_HERE.set(self.before);
+    }
 }
 
 impl Exporter {
@@ -60,6 +93,8 @@ impl Exporter {
             has_sent: false,
             health: Health::Good,
             warned_of: HashSet::new(),
+            unreported: FlushReport::default(),
+            failure: None,
         };
         Self { store, output: Mutex::new(output), began: Instant::now() }
     }
@@ -69,7 +104,7 @@ impl Exporter {
         self.send(true, |now, line, emit| self.store.drain(now, line, emit))
     }
 
-    /// Sends the values that `take` drains.
+    /// Sends the values that `take` drains. The next flush reports them.
     pub(crate) fn send_value(&self, take: impl FnOnce(&mut Drain<'_>)) {
         self.send(false, |now, line, emit| {
             let mut drain = self.store.begin_drain(now, line, emit);
@@ -81,30 +116,38 @@ impl Exporter {
     /// Sends the lines that `drain` emits. It returns the number of samples without a line.
     fn send(
         &self,
-        with_own: bool,
+        flushes: bool,
         drain: impl FnOnce(Duration, &mut String, &mut dyn FnMut(&str)) -> u64,
     ) -> FlushReport {
+        let _sends = SendsHere::begin();
         let mut output = self.output.lock();
-        let Output { sink, packet, own, line, has_sent, health, warned_of } = &mut *output;
+        let Output { sink, packet, own, line, has_sent, health, warned_of, unreported, failure } =
+            &mut *output;
         let mut sending = Sending::new(&**sink, packet.as_mut());
 
         let samples_skipped = drain(self.began.elapsed(), line, &mut |text| sending.push(text, 0));
         let limit = &self.store.config().limit;
-        let refused = limit.take_refused();
+        let refused = if flushes { limit.take_refused() } else { Refused::default() };
         let series_refused = refused.values().fold(0, |sum: u64, n| sum.saturating_add(*n));
         let series = limit.used();
-        sending.report = FlushReport { samples_skipped, series_refused, series, ..sending.report };
         *has_sent |= sending.has_begun;
-        if let Some(own) = own.as_ref().filter(|_| *has_sent && with_own) {
+        if let Some(own) = own.as_ref().filter(|_| *has_sent && flushes) {
             own.write(series, line, |text, marks| sending.push(text, marks));
             *has_sent = false;
         }
         let Sent { report, sent, error } = sending.finish();
+        let report = FlushReport { samples_skipped, series_refused, series, ..report };
         if let Some(own) = own {
             own.mark_sent(sent);
             own.count(&report, &refused);
         }
+        unreported.add(report);
+        *failure = failure.take().or(error);
+        if !flushes {
+            return report;
+        }
 
+        let (report, error) = (mem::take(unreported), failure.take());
         let change = health.observe(&report);
         let news = news(&refused, warned_of);
         drop(output); // a log subscriber may be slow

@@ -8,7 +8,7 @@ use std::{
 use metrics::{CounterFn, GaugeFn, HistogramFn, Key, KeyName};
 
 use crate::{
-    exporter::Exporter,
+    exporter::{Exporter, sends_here},
     histogram::HistogramSeries,
     name,
     series::{CounterSeries, GaugeSeries},
@@ -33,11 +33,12 @@ impl<S> Immediate<S> {
     /// line, and lines are in the order of recording.
     fn send(&self, record: impl FnOnce(&S), take: impl FnOnce(&mut Drain<'_>, &S)) {
         match self.exporter.upgrade() {
-            Some(exporter) => exporter.send_value(|drain| {
+            Some(exporter) if !sends_here() => exporter.send_value(|drain| {
                 record(&self.series);
                 take(drain, &self.series);
             }),
-            None => record(&self.series),
+            // What the sink or its log lines record is sent with the next value or flush.
+            _ => record(&self.series),
         }
     }
 }

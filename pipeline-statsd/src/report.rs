@@ -40,6 +40,24 @@ pub struct FlushReport {
     pub series: usize,
 }
 
+impl FlushReport {
+    /// Adds the numbers of a later report.
+    pub(crate) fn add(&mut self, later: Self) {
+        let sum = |one: u64, other: u64| one.saturating_add(other);
+        *self = Self {
+            lines: sum(self.lines, later.lines),
+            packets: sum(self.packets, later.packets),
+            bytes: sum(self.bytes, later.bytes),
+            errors: sum(self.errors, later.errors),
+            lines_lost: sum(self.lines_lost, later.lines_lost),
+            lines_oversized: sum(self.lines_oversized, later.lines_oversized),
+            samples_skipped: sum(self.samples_skipped, later.samples_skipped),
+            series_refused: sum(self.series_refused, later.series_refused),
+            series: later.series,
+        };
+    }
+}
+
 /// Reads a counter's value from a report.
 type Counted = fn(&FlushReport) -> u64;
 

@@ -1,11 +1,14 @@
 use std::{
     io,
-    sync::mpsc::{self, Receiver},
+    sync::{
+        Arc, OnceLock,
+        mpsc::{self, Receiver},
+    },
     thread,
     time::Duration,
 };
 
-use metrics::{Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
+use metrics::{Counter, Unit, counter, describe_histogram, gauge, histogram, with_local_recorder};
 use parking_lot::Mutex;
 use pipeline_statsd::{
     Dialect, StatsdRecorder,
@@ -115,6 +118,34 @@ fn recording_waits_for_a_sink_that_blocks_and_no_value_is_lost() {
     });
     drop((release, flusher));
     assert_eq!(collector.take(), ["c:1|c"; VALUES]);
+}
+
+/// Fails, and records a metric with each line, as a log subscriber may that counts lines.
+struct Recording(Arc<OnceLock<Counter>>);
+
+impl MetricSink for Recording {
+    fn emit(&self, _: &str) -> io::Result<usize> {
+        if let Some(counter) = self.0.get() {
+            counter.increment(1);
+        }
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
+}
+
+#[test]
+fn a_sink_may_record_and_the_next_flush_reports_all_values() {
+    let own = Arc::<OnceLock<Counter>>::default();
+    let (recorder, flusher) = StatsdRecorder::sink(Recording(own.clone()))
+        .per_event()
+        .own_counters(false)
+        .flush_every(Duration::MAX)
+        .build()
+        .unwrap();
+    let (values, lines) = with_local_recorder(&recorder, || (counter!("c"), counter!("lines")));
+    assert!(own.set(lines).is_ok());
+    (0..3).for_each(|_| values.increment(1));
+    let report = flusher.flush();
+    assert_eq!((report.lines, report.lines_lost), (0, 4), "three values, and those of the sink");
 }
 
 #[test]
