@@ -319,6 +319,24 @@ async fn a_draining_producer_sees_its_demand_although_it_was_paused_or_has_recor
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_draining_producer_with_recorded_demand_loses_nothing_behind_a_small_buffer() {
+    let mut graph = Graph::new("graph");
+    let stage = Stage::new(Told { stock: 0, draining: false }).named("source");
+    let source = graph.producer_with(stage.buffer_size(10).demand_mode(DemandMode::Accumulate));
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    graph.subscribe(&sink, &source, demand(1000, 500));
+    let pipeline = graph.start().unwrap();
+    settle().await;
+    source.call(Emit(vec![1000])).await.unwrap();
+    source.call(Stock(100)).await.unwrap();
+    settle().await;
+    let report = pipeline.drain(MINUTE).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((seen.events().len(), report.stages[0].discarded), (101, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_that_infos_emit_at_the_end_are_delivered_behind_a_partition_that_waits() {
     let mut graph = Graph::new("graph");
     let stage = Stage::new(Told { stock: 0, draining: false }).named("source");

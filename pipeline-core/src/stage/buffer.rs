@@ -54,6 +54,11 @@ impl<E> Buffer<E> {
         self.events.len() <= self.limit / 2
     }
 
+    /// How many events have room here besides `others`.
+    pub(crate) fn free(&self, others: usize) -> usize {
+        self.limit.saturating_sub(self.events.len() + others)
+    }
+
     pub(crate) fn has_markers(&self) -> bool {
         !self.markers.is_empty()
     }

@@ -428,6 +428,21 @@ impl<E: 'static> Outlet<E> {
         }
     }
 
+    /// The demand that a callback may answer before recorded arrivals are replayed: what the producer
+    /// has received, as far as its answer has room behind recorded events.
+    pub(crate) fn answerable(&self) -> usize {
+        let recorded = self.recorded.iter().map(|recorded| match recorded {
+            Recorded::Demand(demand) => *demand,
+            Recorded::Events(_) | Recorded::Marker(_) => 0,
+        });
+        let received = self.wanted().saturating_sub(recorded.sum());
+        if self.withholds() {
+            received.min(self.buffer.free(self.withheld.len()))
+        } else {
+            received
+        }
+    }
+
     /// Whether there are neither events nor markers to deliver.
     pub(crate) fn is_empty(&self) -> bool {
         self.buffer.is_empty() && !self.withholds() && !self.buffer.has_markers()

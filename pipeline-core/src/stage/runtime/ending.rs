@@ -57,7 +57,7 @@ impl<B: Behaviour> StageTask<B> {
             return Ok(());
         }
         self.allow();
-        let owed = self.owed();
+        let owed = self.outlet.answerable();
         if self.outlet.withholds() {
             // The producer is notified of the drain before it receives recorded demand. Events that it
             // emits now come after the recorded ones.
