@@ -69,7 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .consumer_supervisor(ConsumerSupervisor::new(push_to_user), workers)
         .start()?;
 
-    // Any task may push. It waits when the pipeline is full.
+    // Any task may push. It waits when the queue is full.
     pushes.push_timed((1, "hello".into())).await?;
 
     let app = Router::new().fallback_service(endpoint.clone());

@@ -78,7 +78,7 @@ impl Graph {
     /// A stage that is in a callback at the deadline is aborted within another second, and the
     /// report says so. The same limit applies to the `terminate` of a failed stage, whether the
     /// others continue or not, and to a finishing stage that waits for producers that are in a
-    /// callback: events that they emit for it after that are counted as held. With
+    /// callback: events that they emit for it after that are counted as pending. With
     /// [`Duration::MAX`] there is no limit.
     pub fn stop_within(&mut self, deadline: Duration) {
         self.stop_within = deadline;

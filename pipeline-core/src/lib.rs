@@ -20,7 +20,7 @@
 //! // Any task may push; a full queue makes it wait.
 //! let (queue, producer) = queue(QueueOptions::new());
 //!
-//! // One task per event, never more than ten at once.
+//! // One worker per event, never more than ten at once.
 //! let greet = async |name: &String| {
 //!     println!("hello {name}");
 //!     Ok(())

@@ -75,7 +75,8 @@
 //! A browser lets any page open a socket to any server. By default, therefore, only pages from the
 //! endpoint's own host may connect, which is the host given to
 //! [`EndpointBuilder::host`](endpoint::EndpointBuilder::host); see
-//! [`CheckOrigin`](mount::CheckOrigin). Set the host behind a proxy that sends another `host`
+//! [`CheckOrigin`](mount::CheckOrigin). Without a host, only pages of `localhost` and of IP
+//! addresses may connect, each to its own host. Set the host behind a proxy that sends another `host`
 //! header than the browser did.
 //!
 //! # TLS
@@ -128,7 +129,7 @@
 //!
 //! - `axum`: [`ConnectInfo`](socket::ConnectInfo) takes the peer's address and the full request
 //!   path from axum's extensions. Off by default; sockets work behind axum without it.
-//! - `jwt`: `JwtVerifier`, for JSON Web Tokens, where [`Signer`](token::Signer) is for Phoenix
+//! - `jwt`: `token::JwtVerifier`, for JSON Web Tokens, where [`Signer`](token::Signer) is for Phoenix
 //!   tokens. Off by default.
 //! - `test-kit`: the module `testkit`, for tests of channels. Off by default.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -136,7 +136,7 @@ pub trait Worker<E>: Send + Sync + 'static {
     /// # Cancel safety
     ///
     /// When the pipeline runs out of time, the future is dropped at one of its `.await`s, and the
-    /// event is reported as unfinished.
+    /// event is counted as in progress.
     fn run(
         &self,
         event: &E,
