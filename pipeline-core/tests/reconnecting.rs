@@ -168,6 +168,29 @@ async fn a_reconnecting_subscription_waits_for_a_producer_that_has_not_been_star
     assert_eq!(seen.events().len(), 10);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_subscription_is_replaced_by_one_to_a_producer_that_has_not_been_started() {
+    let mut later = Graph::new("later");
+    let (second_queue, producer) = queue(QueueOptions::new());
+    let second = later.producer("second", producer);
+    let mut graph = Graph::new("graph");
+    let (first_queue, producer) = queue(QueueOptions::new());
+    let first = graph.producer("first", producer);
+    let (consumer, seen) = recording::<u64>();
+    let sink = graph.consumer("sink", consumer);
+    let pipeline = graph.start().unwrap();
+    let options = demand(10, 5).cancel(reconnecting(Duration::from_secs(1)));
+    let old = sink.subscribe(&first, options.clone()).await.unwrap();
+    sink.resubscribe(&old, ExitReason::Normal, &second, options).await.unwrap();
+    first_queue.push(1).await.unwrap();
+    second_queue.push(2).await.unwrap();
+    settle().await;
+    assert_eq!(pipeline.snapshot().stages[0].subscriptions.len(), 0);
+    let _later = later.start().unwrap();
+    time::sleep(MINUTE).await;
+    assert_eq!(seen.events(), [2]);
+}
+
 /// Finishes when it subscribes for the first time.
 struct FinishesAtOnce(Arc<AtomicUsize>);
 

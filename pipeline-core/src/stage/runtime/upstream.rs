@@ -152,6 +152,10 @@ impl<B: Behaviour> StageTask<B> {
         let port = match target.occupant() {
             Occupant::Running(port) => Some(port),
             Occupant::Vacant => {
+                if let Some((old, reason)) = replaces {
+                    // It has another producer, which is notified.
+                    self.replace(old, reason, &target, &mut origin);
+                }
                 let subscription = self.subscription(&options, Arc::new(NoProducer));
                 if let Some(answer) = answer {
                     let _ = answer.send(Ok(subscription));
